@@ -1,0 +1,1 @@
+"""How a kernel comes to exist, speaks and ends."""

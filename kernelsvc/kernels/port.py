@@ -1,0 +1,160 @@
+"""The port between a session and whatever runs its cells.
+
+Three adapters stand behind it: ``forked`` (a fork of a template, on the kernel
+wire), ``cold`` (any Jupyter kernelspec through ``jupyter_client``) and ``fake``
+(for tests of what lies above; held to the same contract suite).
+
+Delivery: the adapter calls ``sink.deliver(batch)`` with everything that one
+read brought, in order. When it returns, the batch is in the journal and the
+adapter acknowledges it to the kernel. When it raises, nothing of the batch
+counts as held; the adapter stops reading and calls ``deliver`` again with the
+same batch when ``resume()`` is called. A sink may be called at any time between
+``start`` and ``exited``, never after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from kernelsvc.model.events import KernelInfo, SandboxReport
+from kernelsvc.model.limits import Limits
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One Jupyter message from a kernel. Nothing in it is trusted.
+
+    ``content`` is a JSON object whose fields may have any type. ``parent`` is
+    the ``msg_id`` of the request it claims to answer ("" if none).
+    """
+
+    channel: str
+    msg_type: str
+    parent: str
+    content: dict[str, Any]
+    metadata: dict[str, Any] = {}
+    buffers: Sequence[bytes] = ()
+    msg_id: str = ""
+    frame: int | None = None
+
+
+class Text(msgspec.Struct, frozen=True, kw_only=True):
+    """Text for stdout or stderr.
+
+    ``parent`` is "" for what C code and subprocesses wrote straight to file
+    descriptors 1 and 2; it then belongs to the running cell.
+    """
+
+    name: Literal["stdout", "stderr"]
+    text: str
+    parent: str = ""
+    frame: int | None = None
+
+
+Output = Message | Text
+
+
+class Cause(StrEnum):
+    """How a kernel's process ended."""
+
+    EXITED = "exited"          # os._exit, sys.exit in C, end of main
+    SIGNALLED = "signalled"    # segfault, abort, SIGKILL from inside or outside
+    MEMORY = "memory"          # the machine's OOM killer, or our watchdog
+    PROTOCOL = "protocol"      # it broke the wire: forged, oversized or garbled frames
+    LOST = "lost"              # nobody can say
+
+
+class Exit(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a kernel, as the machine reports it, not as the kernel does."""
+
+    cause: Cause
+    message: str
+    signal: int | None = None
+    exit_code: int | None = None
+
+
+class Sink(Protocol):
+    """What a kernel's adapter calls; implemented by the session."""
+
+    def deliver(self, batch: Sequence[Output]) -> None:
+        """Journal this batch.
+
+        Raises:
+            OSError: it could not be written; deliver the same again after ``resume``.
+        """
+
+    def exited(self, exit: Exit) -> None:
+        """The kernel is gone; everything it had sent was delivered before."""
+
+
+class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What it takes to start a kernel."""
+
+    session: str
+    kernel: str
+    template: str
+    workdir: str
+    limits: Limits
+    env: dict[str, str] = {}
+
+
+class Kernel(Protocol):
+    """A running kernel. Every method is called from the server's event loop."""
+
+    info: KernelInfo
+    sandbox: SandboxReport
+    forkable: bool
+
+    def execute(
+        self, msg_id: str, code: str, *, silent: bool = False, allow_stdin: bool = False, store_history: bool = True
+    ) -> None:
+        """Send an ``execute_request``; its replies arrive at the sink."""
+
+    def send(
+        self,
+        channel: Literal["shell", "control", "stdin"],
+        msg_type: str,
+        content: dict[str, Any],
+        *,
+        msg_id: str,
+        metadata: dict[str, Any] | None = None,
+        buffers: Sequence[bytes] = (),
+    ) -> None:
+        """Send any other Jupyter message; replies arrive at the sink."""
+
+    def interrupt(self) -> None:
+        """SIGINT to the kernel (its own interrupt message for cold ones that want it)."""
+
+    def kill(self) -> None:
+        """SIGKILL to everything in the session; ``exited`` follows."""
+
+    def resume(self) -> None:
+        """Deliver again what ``deliver`` refused."""
+
+    def detach(self) -> None:
+        """Let go without ending it: the server stops or restarts. No ``exited`` follows."""
+
+    async def end(self) -> None:
+        """End the kernel and all it started, and free what it held. Safe to cancel; it ends anyway."""
+
+    def seen(self, msg_id: str) -> bool:
+        """Whether the kernel says that it has received this request (known after adoption)."""
+
+
+class Launcher(Protocol):
+    """Starts and adopts kernels of one kind."""
+
+    async def start(self, request: StartRequest, sink: Sink) -> Kernel:
+        """A kernel that is ready for its first cell.
+
+        Cancelling it ends whatever was started.
+
+        Raises:
+            KernelsvcError: ``sandbox_unavailable``, ``at_capacity``, ``timeout``, ``internal``.
+        """
+
+    async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> Kernel | None:
+        """The kernel that an earlier server started, or None if it is gone."""

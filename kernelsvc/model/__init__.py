@@ -1,0 +1,1 @@
+"""Pure values and decisions: no clock, task, socket or file below this name."""

@@ -1,0 +1,97 @@
+"""What a session may use, what it has used, and who says stop.
+
+All sizes are bytes, all times seconds. ``None`` means "no limit of ours".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from kernelsvc.errors import LimitTooHigh
+
+MiB = 1024 * 1024
+
+PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+Enforcement = Literal["hard", "per process", "supervised", "none"]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The caps of one session. A request may lower the server's, never raise them."""
+
+    memory_bytes: int | None = 2048 * MiB
+    cpu_cores: float | None = None
+    cell_seconds: float | None = 600.0
+    cpu_seconds: float | None = None
+    processes: int | None = 128
+    open_files: int | None = 1024
+    disk_bytes: int | None = 2048 * MiB
+    output_bytes: int | None = 1 * MiB
+    idle_seconds: float | None = 3600.0
+    lifetime_seconds: float | None = 24 * 3600.0
+    network: Literal["none", "host"] = "none"
+
+    def lowered(self, wanted: LimitsRequest) -> Limits:
+        """These limits with each wanted one put in its place.
+
+        Raises:
+            LimitTooHigh: a wanted limit is above this one (or asks for a network
+                that this one does not grant).
+        """
+        changes: dict[str, object] = {}
+        for name in wanted.__struct_fields__:
+            value = getattr(wanted, name)
+            if value is None:
+                continue
+            ceiling = getattr(self, name)
+            too_high = (
+                value == "host" and ceiling == "none"
+                if name == "network"
+                else ceiling is not None and value > ceiling
+            )
+            if too_high:
+                raise LimitTooHigh(
+                    f"{name} = {value} is above this server's {ceiling}; ask for at most that.",
+                    limit=name,
+                    wanted=value,
+                    allowed=ceiling,
+                )
+            changes[name] = value
+        return msgspec.structs.replace(self, **changes)
+
+
+class LimitsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The limits that a client asks for; what is left out stays the server's."""
+
+    memory_bytes: PositiveInt | None = None
+    cpu_cores: PositiveFloat | None = None
+    cell_seconds: PositiveFloat | None = None
+    cpu_seconds: PositiveFloat | None = None
+    processes: PositiveInt | None = None
+    open_files: PositiveInt | None = None
+    disk_bytes: PositiveInt | None = None
+    output_bytes: PositiveInt | None = None
+    idle_seconds: PositiveFloat | None = None
+    lifetime_seconds: PositiveFloat | None = None
+    network: Literal["none", "host"] | None = None
+
+
+class CellUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What one cell used."""
+
+    wall_ms: float = 0.0
+    cpu_ms: float | None = None
+    peak_rss_bytes: int | None = None
+    output_bytes: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session uses now; ``None`` where nothing has measured it yet."""
+
+    memory_bytes: int | None = None
+    cpu_seconds: float | None = None
+    processes: int | None = None
+    disk_bytes: int | None = None
+    output_bytes: int = 0

@@ -1,0 +1,165 @@
+"""What the API accepts and shows: sessions, cells, and the requests for them.
+
+Every transport decodes into these and encodes from them; OpenAPI and OpenRPC
+documents are generated from them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from kernelsvc.model.events import KernelInfo, Reason, SandboxReport
+from kernelsvc.model.limits import CellUsage, Limits, LimitsRequest, Usage
+
+Scope = Literal["run", "read", "admin"]
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
+Label = Annotated[str, msgspec.Meta(max_length=256)]
+Code = Annotated[str, msgspec.Meta(description="Source text as in a Jupyter cell.")]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 24 * 3600)]
+
+
+class SessionState(StrEnum):
+    """Where a session is in its life."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    RESTORING = "restoring"
+    DEAD = "dead"
+    CLOSED = "closed"
+
+
+class CellState(StrEnum):
+    """Where a cell is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """Who a token names."""
+
+    name: str
+    scopes: frozenset[str] = frozenset({"run", "read", "admin"})
+    max_sessions: int | None = None
+
+
+class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """``session.create``."""
+
+    template: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+    name: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    labels: dict[Label, Label] = {}
+    limits: LimitsRequest = LimitsRequest()
+    env: dict[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    idempotency_key: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+
+
+class CellRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One cell of ``session.execute`` or ``session.batch``."""
+
+    code: Code
+    cell: Id | None = None
+    timeout_seconds: Seconds | None = None
+    on_error: Literal["stop", "continue"] = "stop"
+    silent: bool = False
+    allow_stdin: bool = False
+    on_disconnect: Literal["keep", "interrupt"] = "keep"
+    metadata: dict[str, Any] = {}
+
+
+class CellError(msgspec.Struct, kw_only=True):
+    """What the cell raised."""
+
+    ename: str
+    evalue: str
+    traceback: list[str]
+
+
+class SeqRange(msgspec.Struct, kw_only=True):
+    """The events of a cell lie within these positions of the log."""
+
+    first: int
+    last: int
+
+
+class Cell(msgspec.Struct, kw_only=True):
+    """A cell as the API shows it."""
+
+    id: str
+    session: str
+    code: str
+    state: CellState
+    reason: Reason | None = None
+    execution_count: int | None = None
+    outputs: list[dict[str, Any]] = []
+    text: str = ""
+    error: CellError | None = None
+    usage: CellUsage = CellUsage()
+    seq: SeqRange
+    metadata: dict[str, Any] = {}
+    message: str | None = None
+    variables_kept: bool | None = None
+
+
+class Checkpoint(msgspec.Struct, kw_only=True):
+    """A parked copy of a session's kernel."""
+
+    id: str
+    name: str | None = None
+    auto: bool = False
+    after_cell: str | None = None
+    seq: int = 0
+    cost_ms: float = 0.0
+    private_bytes: int | None = None
+    warnings: list[str] = []
+
+
+class Session(msgspec.Struct, kw_only=True):
+    """A session as the API shows it."""
+
+    id: str
+    name: str | None
+    template: str
+    state: SessionState
+    created_at: str
+    last_activity_at: str
+    expires_at: str | None
+    principal: str
+    labels: dict[str, str]
+    limits: Limits
+    usage: Usage
+    last_seq: int
+    execution_count: int
+    parent: dict[str, Any] | None
+    kernel: KernelInfo | None
+    sandbox: SandboxReport
+    checkpoints: list[Checkpoint]
+    queued: int = 0
+    running: str | None = None
+
+
+class Variable(msgspec.Struct, kw_only=True):
+    """One name in the session's namespace."""
+
+    name: str
+    type: str
+    summary: str
+    size_bytes: int | None = None
+
+
+class Call(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """``POST /v1/execute``: code, or a function with arguments."""
+
+    code: Code | None = None
+    function: Code | None = None
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    template: str | None = None
+    files: dict[str, str] = {}
+    limits: LimitsRequest = LimitsRequest()
+    timeout_seconds: Seconds | None = None

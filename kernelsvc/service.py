@@ -1,0 +1,134 @@
+"""The composition root: everything a transport may call, and nothing else.
+
+Signatures first; the implementation lands with the session. A transport knows
+this class, ``model`` and ``protocol``, and not one name more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from kernelsvc.model.objects import (
+    Call,
+    Cell,
+    CellRequest,
+    Checkpoint,
+    Principal,
+    Session,
+    SessionRequest,
+    Variable,
+)
+
+NotebookFormat = Literal["ipynb", "html", "py"]
+
+
+class Subscription(Protocol):
+    """A reader of one session's log: a cursor, never a queue."""
+
+    last_seq: int
+
+    async def next(self) -> list[bytes]:
+        """Journal lines (JSON objects, no newline) after the cursor, at least one; waits for it.
+
+        An empty list says that the session is closed and all was read. Safe to cancel: nothing is skipped.
+        """
+
+    def close(self) -> None:
+        """Let go."""
+
+
+class ServiceApi(Protocol):
+    """What transports call. Every method raises ``KernelsvcError`` for what the caller must know.
+
+    ``who`` owns what it makes; another's session is ``not_found``. Awaiting
+    methods may be cancelled: what was accepted goes on.
+    """
+
+    def authenticate(self, token: str | None) -> Principal: ...
+    def info(self) -> dict[str, Any]: ...
+    def templates(self) -> list[dict[str, Any]]: ...
+    def ready(self) -> bool: ...
+
+    async def create(self, who: Principal, request: SessionRequest) -> Session: ...
+    def get(self, who: Principal, session: str) -> Session: ...
+    def list(
+        self,
+        who: Principal,
+        *,
+        state: str | None = None,
+        label: str | None = None,
+        limit: int = 100,
+        page: str | None = None,
+    ) -> tuple[list[Session], str | None]: ...
+    async def close(self, who: Principal, session: str, *, reason: str = "closed") -> Session: ...
+    async def interrupt(self, who: Principal, session: str) -> Session: ...
+    async def restart(self, who: Principal, session: str) -> Session: ...
+
+    async def execute(
+        self,
+        who: Principal,
+        session: str,
+        request: CellRequest,
+        *,
+        wait: Literal["finished", "queued"] = "finished",
+        client: object | None = None,
+    ) -> Cell: ...
+    async def batch(
+        self,
+        who: Principal,
+        session: str,
+        cells: Sequence[CellRequest],
+        *,
+        on_error: Literal["stop", "continue"] = "stop",
+        wait: Literal["finished", "queued"] = "finished",
+        client: object | None = None,
+    ) -> list[Cell]: ...
+    def client_gone(self, client: object) -> None:
+        """A connection that submitted cells is gone: those with on_disconnect="interrupt" are interrupted."""
+
+    async def call(self, who: Principal, call: Call) -> dict[str, Any]:
+        """``POST /v1/execute``: the cell as JSON, plus ``value`` for a function."""
+
+    async def input(self, who: Principal, session: str, cell: str, text: str) -> None: ...
+    def cell(self, who: Principal, session: str, cell: str) -> Cell: ...
+    def cells(self, who: Principal, session: str) -> list[Cell]: ...
+    def output(
+        self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536
+    ) -> dict[str, Any]:
+        """``{name, offset, text, next_offset, total}`` in characters, from the journal."""
+
+    def attach(self, who: Principal, session: str, *, after: int = 0) -> Subscription: ...
+    def events(self, who: Principal, session: str, *, after: int = 0, limit: int = 1000) -> list[bytes]: ...
+
+    async def complete(self, who: Principal, session: str, code: str, cursor_pos: int | None) -> dict[str, Any]: ...
+    async def inspect(
+        self, who: Principal, session: str, code: str, cursor_pos: int | None, detail_level: int
+    ) -> dict[str, Any]: ...
+    async def variables(self, who: Principal, session: str) -> list[Variable]: ...
+
+    async def checkpoint(self, who: Principal, session: str, name: str | None = None) -> Checkpoint: ...
+    def checkpoints(self, who: Principal, session: str) -> list[Checkpoint]: ...
+    async def drop_checkpoint(self, who: Principal, session: str, checkpoint: str) -> None: ...
+    async def rollback(self, who: Principal, session: str, to: str | None = None) -> Session: ...
+    async def branch(
+        self,
+        who: Principal,
+        session: str,
+        *,
+        at: str | None = None,
+        count: int = 1,
+        labels: dict[str, str] | None = None,
+        force: bool = False,
+    ) -> list[Session]: ...
+    async def hibernate(self, who: Principal, session: str) -> Session: ...
+
+    async def notebook(self, who: Principal, session: str, format: NotebookFormat = "ipynb") -> bytes: ...
+    def journal_path(self, who: Principal, session: str) -> Path: ...
+    def files_dir(self, who: Principal, session: str) -> Path:
+        """The session's working directory as the server sees it; hostile content, open it with ``transports.files``."""
+
+    def files_changed(self, who: Principal, session: str, files: Sequence[dict[str, Any]]) -> None:
+        """Record an upload or a deletion."""
+
