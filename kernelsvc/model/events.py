@@ -345,7 +345,7 @@ class Branched(Event):
     """New sessions were forked from this one."""
 
     sessions: list[str] = []
-    at: str | None = None
+    checkpoint: str | None = None
 
 
 class Hibernated(Event):

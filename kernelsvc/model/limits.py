@@ -47,9 +47,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
                 continue
             ceiling = getattr(self, name)
             too_high = (
-                value == "host" and ceiling == "none"
-                if name == "network"
-                else ceiling is not None and value > ceiling
+                value == "host" and ceiling == "none" if name == "network" else ceiling is not None and value > ceiling
             )
             if too_high:
                 raise LimitTooHigh(

@@ -1,0 +1,631 @@
+"""What a session does next: a pure state machine.
+
+Theory of operation
+-------------------
+``decide(stimulus, now)`` looks at the machine and a stimulus and returns an
+``Outcome``: the events that have now happened and the effects to carry out. It
+changes nothing and raises a ``KernelsvcError`` for an illegal move. The session
+writes the events to the journal, then calls ``commit(outcome, now)``, which is
+the only thing that changes the machine, then carries out the effects. A failed
+write therefore leaves machine and journal as they were.
+
+Everything durable follows from the events alone: ``evolve`` over a journal's
+events rebuilds the machine after a crash of the server. What the events don't
+hold (has the reply come, when is the grace over) is volatile and changes by
+``effects``; after a crash it is made good by the kernel, which says again what
+was not acknowledged.
+
+A cell ends on the kernel's reply *and* its idle status, both naming the cell,
+whichever comes first; so output that was sent before either is in the log
+before the end. The kernel is hostile: messages about cells that are not the
+running one change nothing here.
+
+What must change together: a new state needs a row in ``MOVES``; the diagram in
+``docs/reference/states.md`` is drawn from that table.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from kernelsvc.errors import CellExists, Conflict, KernelDead, QuotaExceeded, SessionClosed
+from kernelsvc.model import events as ev
+from kernelsvc.model.events import Event, Reason
+from kernelsvc.model.limits import CellUsage
+from kernelsvc.model.objects import CellRequest, CellState, Checkpoint, SessionState
+from kernelsvc.model.stimuli import (
+    Began,
+    Close,
+    Effect,
+    EndKernel,
+    Exited,
+    Interrupt,
+    InterruptKernel,
+    KernelReady,
+    KillKernel,
+    NoteIdle,
+    NoteReply,
+    Outcome,
+    Record,
+    Replace,
+    Replied,
+    Restart,
+    SendCell,
+    StartFailed,
+    StartKernel,
+    Stimulus,
+    Submit,
+    Tick,
+    WakeCheckpoint,
+    WentIdle,
+)
+
+S = SessionState
+
+#: state -> states that it may move to. Read by the machine, the tests and the docs.
+MOVES: dict[SessionState, frozenset[SessionState]] = {
+    S.STARTING: frozenset({S.IDLE, S.DEAD, S.CLOSED}),
+    S.IDLE: frozenset({S.BUSY, S.STARTING, S.RESTORING, S.DEAD, S.CLOSED}),
+    S.BUSY: frozenset({S.IDLE, S.STARTING, S.RESTORING, S.DEAD, S.CLOSED}),
+    S.RESTORING: frozenset({S.IDLE, S.STARTING, S.DEAD, S.CLOSED}),
+    S.DEAD: frozenset({S.STARTING, S.RESTORING, S.CLOSED}),
+    S.CLOSED: frozenset(),
+}
+
+
+# --- the machine ------------------------------------------------------------------
+
+
+@dataclass
+class CellRecord:
+    """What the machine keeps of a cell for the session's whole life: small, and flat in time."""
+
+    id: str
+    state: CellState
+    first: int
+    last: int
+    digest: int
+    reason: Reason | None = None
+    execution_count: int | None = None
+    undone: bool = False
+
+
+@dataclass
+class Running:
+    """The cell that the kernel has: volatile but for its id."""
+
+    id: str
+    sent_at: float
+    began: bool = False
+    began_at: float = 0.0
+    reply: Replied | None = None
+    idle: bool = False
+    stop: Reason | None = None
+    kill_at: float | None = None
+    errored: bool = False
+    output_bytes: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The figures that decisions need. Seconds; bytes; counts."""
+
+    cell_seconds: float | None = 600.0
+    idle_seconds: float | None = 3600.0
+    lifetime_seconds: float | None = 24 * 3600.0
+    grace_seconds: float = 1.5
+    max_queued: int = 1000
+    output_bytes: int | None = 1024 * 1024
+
+
+def digest(code: str) -> int:
+    """A cell's code as a number, to tell a retry from another cell with the same id."""
+    return hash(("cell", code))
+
+
+class Machine:
+    """One session's state. See the module's docstring for how it is used."""
+
+    def __init__(self, policy: Policy, now: float = 0.0) -> None:
+        self.policy = policy
+        self.state = S.STARTING
+        self.cells: dict[str, CellRecord] = {}
+        self.queue: OrderedDict[str, ev.CellQueued] = OrderedDict()
+        self.running: Running | None = None
+        self.checkpoints: OrderedDict[str, Checkpoint] = OrderedDict()
+        self.execution_count = 0
+        self.last_finished: str | None = None
+        self.born = now
+        self.active = now
+        self.frame = 0
+        self.close_reason: str | None = None
+
+    # -- decisions ---------------------------------------------------------------
+
+    def decide(self, stimulus: Stimulus, now: float) -> Outcome:
+        """What follows from ``stimulus``; changes nothing.
+
+        Raises:
+            SessionClosed, KernelDead, Conflict, CellExists, QuotaExceeded: an illegal move.
+        """
+        match stimulus:
+            case Submit():
+                return self._submit(stimulus)
+            case Began():
+                return self._began(stimulus)
+            case Replied():
+                return self._replied(stimulus, now)
+            case WentIdle():
+                return self._went_idle(stimulus, now)
+            case Exited():
+                return self._exited(stimulus, now)
+            case KernelReady():
+                return self._ready(stimulus)
+            case StartFailed():
+                return self._start_failed(stimulus)
+            case Interrupt():
+                return self._interrupt(stimulus, now)
+            case Restart():
+                return self._restart(stimulus)
+            case Replace():
+                self._must_be_quiet("roll back")
+                return Outcome([stimulus.event])
+            case Close():
+                return self._close(stimulus)
+            case Tick():
+                return self._tick(now)
+            case Record():
+                return Outcome(list(stimulus.events))
+
+    def _must_live(self) -> None:
+        if self.state is S.CLOSED:
+            raise SessionClosed()
+        if self.state is S.DEAD:
+            raise KernelDead()
+
+    def _must_be_quiet(self, wish: str) -> None:
+        self._must_live()
+        if self.running or self.queue or self.state is not S.IDLE:
+            raise Conflict(
+                f"The session is {self.state}; to {wish}, wait until its cells have finished or interrupt them."
+            )
+
+    def _submit(self, stimulus: Submit) -> Outcome:
+        if len(set(stimulus.ids)) != len(stimulus.ids):
+            raise CellExists("Two cells of one batch have the same id; choose another for one of them.")
+        fresh = []
+        for request, cell in zip(stimulus.requests, stimulus.ids, strict=True):
+            known = self.cells.get(cell)
+            if known is None:
+                fresh.append((cell, request))
+            elif known.digest != digest(request.code):
+                raise CellExists(cell=cell)
+        if not fresh:
+            return Outcome()
+        self._must_live()
+        if len(self.queue) + len(fresh) > self.policy.max_queued:
+            raise QuotaExceeded(
+                f"{len(self.queue)} cells wait and at most {self.policy.max_queued} may; wait until some finish.",
+                queued=len(self.queue),
+                allowed=self.policy.max_queued,
+            )
+        events: list[Event] = [self._queued(cell, request, stimulus.principal) for cell, request in fresh]
+        idle = self.state is S.IDLE and not self.running and not self.queue
+        return Outcome(events, [SendCell(fresh[0][0])] if idle else [])
+
+    def _queued(self, cell: str, request: CellRequest, principal: str) -> ev.CellQueued:
+        ceiling = self.policy.cell_seconds
+        wanted = request.timeout_seconds
+        timeout = ceiling if wanted is None else wanted if ceiling is None else min(wanted, ceiling)
+        return ev.CellQueued(
+            cell=cell,
+            code=request.code,
+            timeout_seconds=timeout,
+            on_error=request.on_error,
+            on_disconnect=request.on_disconnect,
+            silent=request.silent,
+            allow_stdin=request.allow_stdin,
+            metadata=request.metadata,
+            principal=principal,
+        )
+
+    def _is_running(self, cell: str) -> bool:
+        return self.running is not None and self.running.id == cell
+
+    def _began(self, stimulus: Began) -> Outcome:
+        if not self._is_running(stimulus.cell) or (self.running and self.running.began):
+            return Outcome()
+        event = ev.CellStarted(cell=stimulus.cell, execution_count=stimulus.execution_count)
+        if stimulus.frame is not None:
+            event.frame = stimulus.frame
+        return Outcome([event])
+
+    def _replied(self, stimulus: Replied, now: float) -> Outcome:
+        run = self.running
+        if run is None or run.id != stimulus.cell or run.reply is not None:
+            return Outcome()
+        if run.idle:
+            return self._finish_by_reply(stimulus, stimulus.frame, now)
+        return Outcome([], [NoteReply(stimulus)])
+
+    def _went_idle(self, stimulus: WentIdle, now: float) -> Outcome:
+        run = self.running
+        if run is None or run.id != stimulus.cell or run.idle:
+            return Outcome()
+        if run.reply is None:
+            return Outcome([], [NoteIdle()])
+        return self._finish_by_reply(run.reply, stimulus.frame, now)
+
+    def _finish_by_reply(self, reply: Replied, frame: int | None, now: float) -> Outcome:
+        run = self.running
+        assert run is not None
+        events: list[Event] = []
+        reason, message, kept = self._reason(reply, run)
+        if reply.status == "error" and not run.errored:
+            events.append(
+                ev.Error(cell=run.id, ename=reply.ename, evalue=reply.evalue, traceback=list(reply.traceback))
+            )
+        usage = self._usage(run, now, reply)
+        finished = ev.CellFinished(
+            cell=run.id,
+            reason=reason,
+            execution_count=reply.execution_count,
+            usage=usage,
+            message=message,
+            variables_kept=kept,
+        )
+        if frame is not None:
+            finished.frame = frame
+        return self._after(events, finished)
+
+    def _reason(self, reply: Replied, run: Running) -> tuple[Reason, str | None, bool | None]:
+        if reply.status == "ok":
+            return Reason.OK, None, None
+        if reply.status != "error":
+            return Reason.CANCELLED, "The kernel did not run the cell.", None
+        if run.stop is Reason.TIMEOUT:
+            return Reason.TIMEOUT, f"{self._timeout_text(run.id)} reached; interrupted, variables kept.", True
+        if run.stop is not None:
+            return run.stop, "Interrupted; variables kept.", True
+        if reply.ename == "MemoryError":
+            return Reason.MEMORY, "An allocation was refused; variables kept. Free some or use less at once.", True
+        return Reason.ERROR, None, None
+
+    def _timeout_text(self, cell: str) -> str:
+        queued = self.queue.get(cell)
+        seconds = queued.timeout_seconds if queued else self.policy.cell_seconds
+        return f"cell_seconds: {seconds:g} s" if seconds else "cell_seconds"
+
+    def _usage(self, run: Running, now: float, reply: Replied | None = None) -> CellUsage:
+        since = run.began_at if run.began else run.sent_at
+        return CellUsage(
+            wall_ms=round(max(0.0, now - since) * 1000, 3),
+            cpu_ms=reply.cpu_ms if reply else None,
+            peak_rss_bytes=reply.peak_rss_bytes if reply else None,
+            output_bytes=run.output_bytes,
+        )
+
+    def _after(self, before: list[Event], finished: ev.CellFinished) -> Outcome:
+        """The end of the running cell, what it cancels, and the next one."""
+        run = self.running
+        assert run is not None
+        if run.dropped:
+            kept = max(0, run.output_bytes - run.dropped)
+            before.append(ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped))
+        out = Outcome([*before, finished])
+        waiting = [c for c in self.queue if c != run.id]
+        spec = self.queue.get(run.id)
+        if finished.reason is not Reason.OK and spec is not None and spec.on_error == "stop":
+            text = f"Cell {run.id} before it ended in {finished.reason}."
+            out.events += [ev.CellFinished(cell=c, reason=Reason.CANCELLED, message=text) for c in waiting]
+            waiting = []
+        if waiting and self.state is S.BUSY:
+            out.effects.append(SendCell(waiting[0]))
+        return out
+
+    def _exited(self, stimulus: Exited, now: float) -> Outcome:
+        if self.state in (S.CLOSED, S.DEAD):
+            return Outcome()
+        died = ev.KernelDied(
+            cause=stimulus.cause, message=stimulus.message, signal=stimulus.signal, exit_code=stimulus.exit_code
+        )
+        next_: Effect = WakeCheckpoint() if stimulus.restorable else StartKernel(f"died: {stimulus.message}")
+        out = Outcome([died])
+        run = self.running
+        if run is not None:
+            kept = stimulus.restorable
+            reason, text = self._death_reason(stimulus, run)
+            fate = "variables are those from before the cell" if kept else "variables are lost"
+            finished = ev.CellFinished(
+                cell=run.id,
+                reason=reason,
+                usage=self._usage(run, now),
+                message=f"{text}; {fate}.",
+                variables_kept=kept,
+            )
+            ended = self._after([], finished)
+            out.events += ended.events
+        out.effects.append(next_)
+        return out
+
+    def _death_reason(self, stimulus: Exited, run: Running) -> tuple[Reason, str]:
+        if stimulus.cause == "memory":
+            return Reason.MEMORY, stimulus.message
+        if run.stop is Reason.TIMEOUT:
+            return (
+                Reason.TIMEOUT,
+                f"{self._timeout_text(run.id)} reached; the interrupt was ignored and the kernel killed",
+            )
+        if run.stop is not None:
+            return run.stop, "The interrupt was ignored and the kernel killed"
+        return Reason.KERNEL_DIED, stimulus.message
+
+    def _ready(self, stimulus: KernelReady) -> Outcome:
+        if self.state is S.CLOSED:
+            return Outcome([], [EndKernel()])
+        out = Outcome([stimulus.event])
+        waiting = next(iter(self.queue), None)
+        adopted = isinstance(stimulus.event, ev.SessionAdopted)
+        if waiting is not None and not (adopted and self.running):
+            out.effects.append(SendCell(waiting))
+        return out
+
+    def _start_failed(self, stimulus: StartFailed) -> Outcome:
+        out = Outcome([ev.KernelDied(cause="start", message=stimulus.message)])
+        out.events += [
+            ev.CellFinished(cell=c, reason=Reason.KERNEL_DIED, message=stimulus.message, variables_kept=False)
+            for c in self.queue
+        ]
+        return out
+
+    def _interrupt(self, stimulus: Interrupt, now: float) -> Outcome:
+        self._must_live()
+        run = self.running
+        if run is None or run.stop is not None:
+            return Outcome()
+        effect = InterruptKernel(stimulus.reason, now + self.policy.grace_seconds)
+        return Outcome([ev.Interrupted(cell=run.id, why=stimulus.why)], [effect])
+
+    def _restart(self, stimulus: Restart) -> Outcome:
+        if self.state is S.CLOSED:
+            raise SessionClosed()
+        out = self._cancel_all(Reason.CANCELLED, "The kernel was restarted.")
+        out.effects.append(StartKernel(stimulus.why))
+        return out
+
+    def _cancel_all(self, reason: Reason, message: str) -> Outcome:
+        out = Outcome()
+        for cell in self.queue:
+            run = self.running if self._is_running(cell) else None
+            usage = CellUsage(output_bytes=run.output_bytes) if run else CellUsage()
+            out.events.append(ev.CellFinished(cell=cell, reason=reason, message=message, usage=usage))
+        return out
+
+    def _close(self, stimulus: Close) -> Outcome:
+        if self.state is S.CLOSED:
+            return Outcome()
+        out = self._cancel_all(Reason.SESSION_CLOSED, f"The session was closed: {stimulus.reason}.")
+        out.events.append(ev.SessionClosed(reason=stimulus.reason))
+        out.effects.append(EndKernel())
+        return out
+
+    # -- time ----------------------------------------------------------------------
+
+    def _cell_deadline(self) -> float | None:
+        run = self.running
+        if run is None or run.stop is not None:
+            return None
+        spec = self.queue.get(run.id)
+        if spec is None or spec.timeout_seconds is None:
+            return None
+        return (run.began_at if run.began else run.sent_at) + spec.timeout_seconds
+
+    def _expiry(self) -> list[tuple[float, str]]:
+        found = []
+        if self.policy.lifetime_seconds is not None:
+            found.append((self.born + self.policy.lifetime_seconds, "lifetime"))
+        if self.policy.idle_seconds is not None and not self.queue:
+            found.append((self.active + self.policy.idle_seconds, "idle"))
+        return found
+
+    def expires_at(self) -> float | None:
+        """When the session ends by itself if nothing happens (monotonic seconds)."""
+        return min((at for at, _ in self._expiry()), default=None)
+
+    def next_deadline(self) -> float | None:
+        """When ``Tick`` is wanted next (monotonic seconds)."""
+        if self.state is S.CLOSED:
+            return None
+        kill = self.running.kill_at if self.running else None
+        times = [t for t in (self._cell_deadline(), kill, self.expires_at()) if t is not None]
+        return min(times, default=None)
+
+    def _tick(self, now: float) -> Outcome:
+        if self.state is S.CLOSED:
+            return Outcome()
+        run = self.running
+        if run is not None and run.kill_at is not None and now >= run.kill_at:
+            return Outcome([], [KillKernel()])
+        deadline = self._cell_deadline()
+        if run is not None and deadline is not None and now >= deadline:
+            spec = self.queue[run.id]
+            reached = ev.LimitReached(
+                cell=run.id,
+                limit="cell_seconds",
+                value=round(now - (run.began_at if run.began else run.sent_at), 3),
+                bound=spec.timeout_seconds,
+                enforced_by="server",
+                message=f"{self._timeout_text(run.id)} reached",
+            )
+            out = self._interrupt(Interrupt(why="timeout", reason=Reason.TIMEOUT), now)
+            out.events.insert(0, reached)
+            return out
+        for at, why in self._expiry():
+            if now >= at:
+                return self._close(Close(why))
+        return Outcome()
+
+    # -- changes ---------------------------------------------------------------------
+
+    def commit(self, outcome: Outcome, now: float) -> None:
+        """Make the outcome true. Call it when its events are in the journal."""
+        for event in outcome.events:
+            self.evolve(event, now)
+        for effect in outcome.effects:
+            self._mark(effect, now)
+
+    def evolve(self, event: Event, now: float) -> None:
+        """Apply one event that is in the journal; over a whole journal this rebuilds the machine."""
+        if event.frame and isinstance(event.frame, int):
+            self.frame = max(self.frame, event.frame)
+        match event:
+            case ev.CellQueued():
+                self._evolve_queued(event, now)
+            case ev.CellStarted():
+                self._evolve_started(event, now)
+            case ev.CellFinished():
+                self._evolve_finished(event, now)
+            case ev.Stream() | ev.Display() | ev.DisplayUpdated() | ev.Result() | ev.Error():
+                self._evolve_output(event)
+            case ev.SessionStarted() | ev.KernelRestarted() | ev.KernelRestored() | ev.RolledBack() | ev.Woken():
+                self._evolve_kernel(event, now)
+            case ev.SessionAdopted():
+                self._move(S.BUSY if self.running else S.IDLE)
+            case ev.KernelDied():
+                self._evolve_died(event)
+            case ev.SessionClosed():
+                self.close_reason = event.reason
+                self.running = None
+                self.checkpoints.clear()
+                self._move(S.CLOSED)
+            case ev.CheckpointMade():
+                self.checkpoints[event.checkpoint] = Checkpoint(
+                    id=event.checkpoint,
+                    name=event.name,
+                    auto=event.auto,
+                    after_cell=event.after_cell,
+                    seq=event.seq,
+                    cost_ms=event.cost_ms,
+                    private_bytes=event.private_bytes,
+                    warnings=event.warnings,
+                )
+            case ev.CheckpointDropped():
+                self.checkpoints.pop(event.checkpoint, None)
+            case _:
+                pass
+
+    def _move(self, state: SessionState) -> None:
+        if state is not self.state:
+            if state not in MOVES[self.state]:
+                raise Conflict(f"A session can't go from {self.state} to {state}.")
+            self.state = state
+
+    def _evolve_queued(self, event: ev.CellQueued, now: float) -> None:
+        assert isinstance(event.cell, str)
+        self.active = now
+        self.queue[event.cell] = event
+        self.cells[event.cell] = CellRecord(event.cell, CellState.QUEUED, event.seq, event.seq, digest(event.code))
+
+    def _evolve_started(self, event: ev.CellStarted, now: float) -> None:
+        assert isinstance(event.cell, str)
+        record = self.cells[event.cell]
+        record.state, record.last, record.execution_count = CellState.RUNNING, event.seq, event.execution_count
+        if event.execution_count is not None:
+            self.execution_count = max(self.execution_count, event.execution_count)
+        if not self._is_running(event.cell):
+            self.running = Running(event.cell, now)
+        run = self.running
+        assert run is not None
+        run.began, run.began_at = True, now
+        if self.state is S.IDLE:
+            self._move(S.BUSY)
+
+    def _evolve_finished(self, event: ev.CellFinished, now: float) -> None:
+        assert isinstance(event.cell, str)
+        self.active = now
+        record = self.cells[event.cell]
+        record.state, record.last, record.reason = CellState.FINISHED, event.seq, event.reason
+        if event.execution_count is not None:
+            record.execution_count = event.execution_count
+            self.execution_count = max(self.execution_count, event.execution_count)
+        self.queue.pop(event.cell, None)
+        self.last_finished = event.cell
+        if self._is_running(event.cell):
+            self.running = None
+            if self.state is S.BUSY:
+                self._move(S.IDLE)
+
+    def _evolve_output(self, event: Event) -> None:
+        if not isinstance(event.cell, str) or event.cell not in self.cells:
+            return
+        self.cells[event.cell].last = event.seq
+        run = self.running
+        if run is None or run.id != event.cell:
+            return
+        if isinstance(event, ev.Error):
+            run.errored = True
+        run.output_bytes += output_size(event)
+        budget = self.policy.output_bytes
+        if budget is not None and run.output_bytes > budget:
+            run.dropped = run.output_bytes - budget
+
+    def _evolve_kernel(self, event: Event, now: float) -> None:
+        self.frame = 0
+        self.running = None
+        self.active = now
+        if isinstance(event, ev.RolledBack):
+            for cell in event.undone:
+                if cell in self.cells:
+                    self.cells[cell].undone = True
+        if isinstance(event, ev.KernelRestarted):
+            self.checkpoints.clear()
+            self.execution_count = 0
+        self._move(S.IDLE)
+
+    def _evolve_died(self, event: ev.KernelDied) -> None:
+        # The cell that ran ends by its own event, which follows and finds it still there.
+        self._move(S.DEAD if event.cause == "start" else S.RESTORING if self.checkpoints else S.STARTING)
+
+    def _mark(self, effect: Effect, now: float) -> None:
+        run = self.running
+        match effect:
+            case SendCell():
+                self.running = Running(effect.cell, now)
+                self._move(S.BUSY)
+            case InterruptKernel() if run is not None:
+                run.stop, run.kill_at = effect.reason, effect.kill_at
+            case KillKernel() if run is not None:
+                run.kill_at = None
+            case NoteReply() if run is not None:
+                run.reply = effect.reply
+            case NoteIdle() if run is not None:
+                run.idle = True
+            case StartKernel():
+                self.running = None
+                self.checkpoints.clear()
+                self._move(S.STARTING)
+            case WakeCheckpoint():
+                self.running = None
+                self._move(S.RESTORING)
+            case _:
+                pass
+
+
+def output_size(event: Event) -> int:
+    """How much of the output budget an event uses, in characters of what was sent."""
+    match event:
+        case ev.Stream():
+            return len(event.text)
+        case ev.Display() | ev.DisplayUpdated() | ev.Result():
+            return _bundle_size(event.data)
+        case ev.Error():
+            return sum(len(line) for line in event.traceback)
+        case _:
+            return 0
+
+
+def _bundle_size(data: dict[str, Any]) -> int:
+    return sum(len(v) if isinstance(v, str) else len(str(v)) for v in data.values())

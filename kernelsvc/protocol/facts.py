@@ -1,0 +1,152 @@
+"""What a kernel's message means, as an event: pure, and trusting nothing.
+
+A kernel's JSON is well formed when it arrives here, but any field may be
+missing or of any type. Whatever can't be read as what the protocol says is
+coerced or dropped; nothing raises. Source: the Jupyter messaging protocol 5.4.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from kernelsvc.model import events as ev
+from kernelsvc.model.events import Event
+from kernelsvc.model.stimuli import Replied
+
+#: Longest traceback that is recorded, in lines; deep recursion makes thousands.
+MAX_TRACEBACK_LINES = 500
+
+Content = Mapping[str, Any]
+
+
+def text(value: object, limit: int = 1 << 20) -> str:
+    """``value`` as text of at most ``limit`` characters."""
+    return value[:limit] if isinstance(value, str) else "" if value is None else str(value)[:limit]
+
+
+def number(value: object) -> int | None:
+    """``value`` if it is a whole number of reasonable size, else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53 else None
+
+
+def figure(value: object) -> float | None:
+    """``value`` if it is a finite, not negative number, else None."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15
+    return float(cast("float", value)) if good else None
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """``value`` if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def lines(value: object) -> list[str]:
+    """A traceback: a list of text, cut in the middle when it is very long."""
+    found = [text(v) for v in value] if isinstance(value, list) else []
+    if len(found) > MAX_TRACEBACK_LINES:
+        half = MAX_TRACEBACK_LINES // 2
+        found = [*found[:half], f"... {len(found) - 2 * half} lines ...", *found[-half:]]
+    return found
+
+
+def bundle(value: object) -> dict[str, Any]:
+    """A MIME bundle: values stay text or JSON, lists of text (nbformat's multiline form) are joined."""
+    out = {}
+    for key, item in mapping(value).items():
+        if isinstance(item, list) and not key.endswith("json") and all(isinstance(v, str) for v in item):
+            item = "".join(item)
+        out[key] = item
+    return out
+
+
+def _stream(content: Content) -> Event | None:
+    name = "stderr" if content.get("name") == "stderr" else "stdout"
+    said = content.get("text")
+    return ev.Stream(name=name, text=said) if isinstance(said, str) and said else None
+
+
+def _display(content: Content) -> Event:
+    shown = mapping(content.get("transient")).get("display_id")
+    return ev.Display(
+        data=bundle(content.get("data")),
+        metadata=mapping(content.get("metadata")),
+        display_id=text(shown, 256) if shown is not None else None,
+    )
+
+
+def _display_update(content: Content) -> Event:
+    shown = mapping(content.get("transient")).get("display_id")
+    return ev.DisplayUpdated(
+        data=bundle(content.get("data")),
+        metadata=mapping(content.get("metadata")),
+        display_id=text(shown, 256) if shown is not None else None,
+    )
+
+
+def _result(content: Content) -> Event:
+    return ev.Result(
+        data=bundle(content.get("data")),
+        metadata=mapping(content.get("metadata")),
+        execution_count=number(content.get("execution_count")),
+    )
+
+
+def _error(content: Content) -> Event:
+    return ev.Error(
+        ename=text(content.get("ename"), 1024),
+        evalue=text(content.get("evalue")),
+        traceback=lines(content.get("traceback")),
+    )
+
+
+def _clear(content: Content) -> Event:
+    return ev.OutputCleared(wait=content.get("wait") is True)
+
+
+def _input(content: Content) -> Event:
+    return ev.InputRequested(prompt=text(content.get("prompt"), 65536), password=content.get("password") is True)
+
+
+_EVENTS: dict[str, Callable[[Content], Event | None]] = {
+    "stream": _stream,
+    "display_data": _display,
+    "update_display_data": _display_update,
+    "execute_result": _result,
+    "error": _error,
+    "clear_output": _clear,
+    "input_request": _input,
+}
+
+
+def event_of(
+    msg_type: str, content: Content, metadata: Content | None = None, buffers: Sequence[bytes] = ()
+) -> Event | None:
+    """The event that a message stands for, without envelope; None if it is none."""
+    if msg_type in ("comm_open", "comm_msg", "comm_close"):
+        return ev.Comm(
+            msg_type=cast("Any", msg_type),
+            content=dict(content),
+            metadata=dict(metadata or {}),
+            buffers=[base64.b64encode(b).decode() for b in buffers],
+        )
+    make = _EVENTS.get(msg_type)
+    return make(content) if make else None
+
+
+def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) -> Replied:
+    """An ``execute_reply`` as a stimulus. Usage is the kernel's own word and only shown, never billed."""
+    usage = mapping(metadata.get("kernelsvc"))
+    status = content.get("status")
+    return Replied(
+        cell,
+        status=status if status in ("ok", "error") else "aborted",
+        execution_count=number(content.get("execution_count")),
+        ename=text(content.get("ename"), 1024),
+        evalue=text(content.get("evalue")),
+        traceback=tuple(lines(content.get("traceback"))),
+        cpu_ms=figure(usage.get("cpu_ms")),
+        peak_rss_bytes=number(usage.get("peak_rss_bytes")),
+        frame=frame,
+    )
