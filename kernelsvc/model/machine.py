@@ -107,6 +107,7 @@ class Running:
     errored: bool = False
     output_bytes: int = 0
     dropped: int = 0
+    told_truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -327,16 +328,17 @@ class Machine:
         return out
 
     def _exited(self, stimulus: Exited, now: float) -> Outcome:
-        if self.state in (S.CLOSED, S.DEAD):
+        if self.state not in (S.IDLE, S.BUSY):
             return Outcome()
+        restorable = stimulus.restorable and bool(self.checkpoints)
         died = ev.KernelDied(
             cause=stimulus.cause, message=stimulus.message, signal=stimulus.signal, exit_code=stimulus.exit_code
         )
-        next_: Effect = WakeCheckpoint() if stimulus.restorable else StartKernel(f"died: {stimulus.message}")
+        next_: Effect = WakeCheckpoint() if restorable else StartKernel(f"died: {stimulus.message}")
         out = Outcome([died])
         run = self.running
         if run is not None:
-            kept = stimulus.restorable
+            kept = restorable
             reason, text = self._death_reason(stimulus, run)
             fate = "variables are those from before the cell" if kept else "variables are lost"
             finished = ev.CellFinished(
@@ -374,6 +376,8 @@ class Machine:
         return out
 
     def _start_failed(self, stimulus: StartFailed) -> Outcome:
+        if self.state not in (S.STARTING, S.RESTORING):
+            return Outcome()
         out = Outcome([ev.KernelDied(cause="start", message=stimulus.message)])
         out.events += [
             ev.CellFinished(cell=c, reason=Reason.KERNEL_DIED, message=stimulus.message, variables_kept=False)
@@ -490,6 +494,8 @@ class Machine:
                 self._evolve_finished(event, now)
             case ev.Stream() | ev.Display() | ev.DisplayUpdated() | ev.Result() | ev.Error():
                 self._evolve_output(event)
+            case ev.OutputTruncated() if self.running is not None:
+                self.running.told_truncated = True
             case ev.SessionStarted() | ev.KernelRestarted() | ev.KernelRestored() | ev.RolledBack() | ev.Woken():
                 self._evolve_kernel(event, now)
             case ev.SessionAdopted():
@@ -583,6 +589,8 @@ class Machine:
         if isinstance(event, ev.KernelRestarted):
             self.checkpoints.clear()
             self.execution_count = 0
+        if self.state is S.DEAD:  # in a replay: that a restart was asked for left no event
+            self._move(S.STARTING)
         self._move(S.IDLE)
 
     def _evolve_died(self, event: ev.KernelDied) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
@@ -62,7 +62,7 @@ def bundle(value: object) -> dict[str, Any]:
 
 
 def _stream(content: Content) -> Event | None:
-    name = "stderr" if content.get("name") == "stderr" else "stdout"
+    name: Literal["stdout", "stderr"] = "stderr" if content.get("name") == "stderr" else "stdout"
     said = content.get("text")
     return ev.Stream(name=name, text=said) if isinstance(said, str) and said else None
 

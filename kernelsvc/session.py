@@ -1,0 +1,686 @@
+"""One session: a kernel, a log and a machine, held together.
+
+The way of one cell::
+
+    submit ─> machine.decide ─> log.append (code is on record) ─> kernel.execute
+    kernel ─> deliver(batch) ─> facts ─> log.append ─> readers wake
+    reply + idle ─> machine.decide ─> log.append + sync ─> waiters wake
+
+Everything below runs in the server's event loop; nothing here awaits between a
+decision, its journal entry and its commit, so no lock is needed. Effects that
+take time (a new kernel, the end of one) run as tasks that the session owns and
+whose end is a stimulus again.
+
+When the disk refuses, ``deliver`` raises, the kernel is not acknowledged and
+soon blocks; the session takes no cells, tries to recover once a second, and
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+
+from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed, Timeout
+from kernelsvc.kernels.port import Exit, Kernel, Launcher, Message, Output, StartRequest, Text
+from kernelsvc.model import events as ev
+from kernelsvc.model.events import Event, KernelInfo, SandboxReport
+from kernelsvc.model.limits import Limits
+from kernelsvc.model.machine import Machine, Policy
+from kernelsvc.model.notebook import CellFold
+from kernelsvc.model.objects import Cell, CellRequest, CellState, SessionState
+from kernelsvc.model.stimuli import (
+    Began,
+    Close,
+    Effect,
+    EndKernel,
+    Exited,
+    Interrupt,
+    InterruptKernel,
+    KernelReady,
+    KillKernel,
+    Outcome,
+    Record,
+    Restart,
+    SendCell,
+    StartFailed,
+    StartKernel,
+    Stimulus,
+    Submit,
+    Tick,
+    WakeCheckpoint,
+    WentIdle,
+)
+from kernelsvc.protocol import facts
+
+log = logging.getLogger(__name__)
+
+#: Folded cells kept in memory per session; older ones are folded again from the journal.
+FOLDS_KEPT = 8
+#: Seconds between attempts to write again after the disk refused.
+RECOVER_SECONDS = 1.0
+
+
+class Log(Protocol):
+    """What a session needs of its journal (``store.journal.Journal``)."""
+
+    last_seq: int
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Stamp and write all, or raise OSError and write none."""
+
+    def sync(self) -> None:
+        """Make what was written durable, or raise OSError."""
+
+    def recover(self) -> None:
+        """Make a journal that failed writable again, or raise OSError."""
+
+    def lines(self, first: int, last: int) -> Iterable[bytes]:
+        """Entries ``first`` to ``last``, inclusive."""
+
+    def close(self) -> None:
+        """No more entries; readers come to an end."""
+
+
+@dataclass
+class About:
+    """What a session is, apart from what happens in it. Kept in ``session.json``."""
+
+    id: str
+    principal: str
+    template: str
+    workdir: str
+    kernel: str
+    created_at: str
+    limits: Limits
+    name: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    parent: dict[str, Any] | None = None
+
+
+Observer = Callable[["Session", Sequence[Event]], None]
+
+
+class Session:
+    """See the module's docstring. Made by ``service``; called by nothing else."""
+
+    def __init__(
+        self,
+        about: About,
+        journal: Log,
+        launcher: Launcher,
+        policy: Policy,
+        *,
+        sync: Literal["ack", "run", "off"] = "ack",
+        observer: Observer = lambda _session, _events: None,
+        versions: dict[str, str] | None = None,
+    ) -> None:
+        self.about = about
+        self.log = journal
+        self.launcher = launcher
+        self.machine = Machine(policy, asyncio.get_running_loop().time())
+        self.kernel: Kernel | None = None
+        self.fault: OSError | None = None
+        self.report = SandboxReport()
+        self._loop = asyncio.get_running_loop()
+        self._sync = sync
+        self._observer = observer
+        self._versions = versions or {}
+        self._folds: OrderedDict[str, CellFold] = OrderedDict()
+        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._requests: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._clients: dict[int, set[str]] = {}
+        self._early: list[Output] = []
+        self._handled = 0
+        self._input: ev.InputRequested | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._exit: Exit | None = None
+        self.closed = asyncio.Event()
+
+    # -- life ------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """The session's id."""
+        return self.about.id
+
+    @property
+    def state(self) -> SessionState:
+        """Where the session is in its life."""
+        return self.machine.state
+
+    @property
+    def info(self) -> KernelInfo | None:
+        """The kernel's process, while there is one."""
+        return self.kernel.info if self.kernel else None
+
+    def start_request(self) -> StartRequest:
+        """What it takes to start this session's kernel."""
+        about = self.about
+        return StartRequest(
+            session=about.id,
+            kernel=about.kernel,
+            template=about.template,
+            workdir=about.workdir,
+            limits=about.limits,
+            env=about.env,
+        )
+
+    async def start(self) -> None:
+        """Start the first kernel and write the first event. Cancelling it ends the kernel.
+
+        Raises:
+            KernelsvcError: no kernel could be started; nothing was written.
+        """
+        kernel = await self.launcher.start(self.start_request(), self)
+        about = self.about
+        first = ev.SessionStarted(
+            principal=about.principal,
+            template=about.template,
+            name=about.name,
+            labels=about.labels,
+            limits=about.limits,
+            env_names=sorted(about.env),
+            kernel=kernel.info,
+            sandbox=kernel.sandbox,
+            versions=self._versions,
+            parent=about.parent,
+        )
+        try:
+            self._adopt_kernel(kernel, first)
+        except OSError as error:
+            await kernel.end()
+            raise AtCapacity("The log can't be written; free disk space and try again.") from error
+
+    def _adopt_kernel(self, kernel: Kernel, event: Event) -> None:
+        self.kernel, self.report, self._exit = kernel, kernel.sandbox, None
+        self._handled = 0
+        self._do(KernelReady(event))
+        early, self._early = self._early, []
+        if early:
+            self.deliver(early)
+
+    def rebuild(self, events: Iterable[Event]) -> None:
+        """Replay a journal into the machine, after a restart of the server."""
+        now = self._loop.time()
+        for event in events:
+            self.machine.evolve(event, now)
+
+    async def adopt(self) -> None:
+        """Find the kernel that an earlier server started; start a new one if it is gone. Safe to cancel."""
+        if self.state in (SessionState.CLOSED, SessionState.DEAD):
+            return
+        kernel = await self.launcher.adopt(self.start_request(), self, last_frame=self.machine.frame)
+        if kernel is None:
+            self.exited_lost()
+            return
+        pending = next(iter(self.machine.queue), None)
+        if pending and self.machine.running is None and kernel.seen(pending):
+            self.machine.commit(Outcome([], [SendCell(pending)]), self._loop.time())
+        self._adopt_kernel(kernel, ev.SessionAdopted(kernel=kernel.info))
+
+    def exited_lost(self) -> None:
+        """The kernel ended while no server watched."""
+        self._do(Exited(cause="lost", message="The kernel ended while no server was there to see how."))
+
+    def detach(self) -> None:
+        """Let go of the kernel without ending it: the server stops, the session lives on."""
+        self._cancel_timer()
+        for task in self._tasks:
+            task.cancel()
+        if self.kernel:
+            self.kernel.detach()
+        self.log.close()
+
+    # -- decisions ----------------------------------------------------------------------
+
+    def _do(self, stimulus: Stimulus) -> Outcome:
+        now = self._loop.time()
+        outcome = self.machine.decide(stimulus, now)
+        self._apply(outcome, now)
+        return outcome
+
+    def _apply(self, outcome: Outcome, now: float) -> None:
+        """Journal, then commit, then carry out. Raises OSError with nothing changed."""
+        events = outcome.events
+        if events:
+            try:
+                self.log.append(events)
+            except OSError as error:
+                self._failed(error)
+                raise
+        self.machine.commit(outcome, now)
+        if events:
+            self._project(events)
+        for effect in outcome.effects:
+            self._perform(effect)
+        self._arm()
+
+    def _project(self, events: Sequence[Event]) -> None:
+        ended = [e for e in events if isinstance(e, ev.CellFinished | ev.SessionClosed | ev.SessionStarted)]
+        if ended and self._sync != "off":
+            self._sync_log()
+        for event in events:
+            self._fold(event)
+        self._observer(self, events)
+        for event in ended:
+            if isinstance(event.cell, str):
+                self._wake(event.cell)
+
+    def _sync_log(self) -> None:
+        try:
+            self.log.sync()
+        except OSError as error:
+            self._failed(error)
+
+    def _fold(self, event: Event) -> None:
+        cell = event.cell
+        if not isinstance(cell, str):
+            return
+        if isinstance(event, ev.CellQueued):
+            self._folds[cell] = CellFold(self.about.limits.output_bytes)
+            while len(self._folds) > FOLDS_KEPT:
+                oldest = next((c for c in self._folds if c not in self.machine.queue), None)
+                if oldest is None:
+                    break
+                del self._folds[oldest]
+        fold = self._folds.get(cell)
+        if fold is not None:
+            fold.feed(event)
+
+    def _wake(self, cell: str) -> None:
+        if self.fault is not None:
+            return  # not durable yet; ``_recover`` wakes them
+        for waiter in self._waiters.pop(cell, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- effects -------------------------------------------------------------------------
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case SendCell():
+                self._send(effect.cell)
+            case InterruptKernel() if self.kernel:
+                self.kernel.interrupt()
+            case KillKernel() if self.kernel:
+                self.kernel.kill()
+            case StartKernel():
+                self._own(self._replace(effect.why))
+            case WakeCheckpoint():
+                self._own(self._replace("died"))
+            case EndKernel():
+                self._own(self._finish())
+            case _:
+                pass
+
+    def _send(self, cell: str) -> None:
+        spec = self.machine.queue[cell]
+        if self._sync == "run":
+            self._sync_log()
+        self._input = None
+        if self.kernel:
+            self.kernel.execute(
+                cell,
+                spec.code,
+                silent=spec.silent,
+                allow_stdin=spec.allow_stdin,
+                store_history=not spec.silent,
+            )
+
+    def _own(self, work: Awaitable[None]) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[assignment]
+        self._tasks.add(task)
+        task.add_done_callback(self._disown)
+
+    def _disown(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("session %s: a task failed", self.id, exc_info=task.exception())
+
+    async def _replace(self, why: str) -> None:
+        """A new kernel in place of the old one."""
+        old, self.kernel = self.kernel, None
+        self._fail_requests(KernelDead("The kernel was replaced before it answered; ask again."))
+        if old is not None:
+            await old.end()
+        try:
+            self.about.kernel = new_kernel_id()
+            kernel = await self.launcher.start(self.start_request(), self)
+        except KernelsvcError as error:
+            if self.state is not SessionState.CLOSED:
+                self._do(StartFailed(error.message))
+            return
+        if self.state is SessionState.CLOSED:
+            await kernel.end()
+            return
+        self._adopt_kernel(kernel, ev.KernelRestarted(why=why, kernel=kernel.info))
+
+    async def _finish(self) -> None:
+        kernel, self.kernel = self.kernel, None
+        self._cancel_timer()
+        self._fail_requests(SessionClosed())
+        try:
+            if kernel is not None:
+                await kernel.end()
+        finally:
+            for cell in list(self._waiters):
+                self._wake(cell)
+            self.log.close()
+            self.closed.set()
+
+    def _fail_requests(self, error: KernelsvcError) -> None:
+        for waiting in self._requests.values():
+            if not waiting.done():
+                waiting.set_exception(error)
+        self._requests.clear()
+
+    # -- time ----------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """One timer, set to the earliest deadline; a later deadline is noticed when it fires."""
+        at = self.machine.next_deadline()
+        if at is None or (self._timer is not None and self._timer_at <= at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        try:
+            self._do(Tick())
+        except OSError:
+            self._timer_at = self._loop.time() + RECOVER_SECONDS
+            self._timer = self._loop.call_at(self._timer_at, self._tick)
+        self._arm()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- the disk refuses -------------------------------------------------------------------
+
+    def _failed(self, error: OSError) -> None:
+        if self.fault is None:
+            log.error("session %s: the journal can't be written: %s", self.id, error)
+            self._loop.call_later(RECOVER_SECONDS, self._recover)
+        self.fault = error
+
+    def _recover(self) -> None:
+        if self.state is SessionState.CLOSED and self.closed.is_set():
+            return
+        try:
+            self.log.recover()
+            self.log.sync()
+        except OSError as error:
+            self.fault = error
+            self._loop.call_later(RECOVER_SECONDS, self._recover)
+            return
+        log.warning("session %s: the journal can be written again", self.id)
+        self.fault = None
+        for cell in list(self._waiters):
+            record = self.machine.cells.get(cell)
+            if record is not None and record.state is CellState.FINISHED:
+                self._wake(cell)
+        if self.kernel:
+            self.kernel.resume()
+
+    def _must_record(self) -> None:
+        if self.fault is not None:
+            raise AtCapacity(
+                f"The session's log can't be written ({self.fault.strerror}); free disk space, it goes on by itself.",
+                disk=True,
+            )
+
+    # -- the kernel speaks (port.Sink) ----------------------------------------------------------
+
+    def deliver(self, batch: Sequence[Output]) -> None:
+        """Journal a batch; see ``port``. ``_handled`` remembers how far a refused batch had come."""
+        if self.state is SessionState.CLOSED:
+            return
+        if self.kernel is None:
+            self._early.extend(batch)
+            return
+        pending: list[Event] = []
+        for index in range(self._handled, len(batch)):
+            item = batch[index]
+            stimulus = None if isinstance(item, Text) else self._stimulus(item)
+            if stimulus is None:
+                self._collect(item, pending)
+                continue
+            if pending:
+                self._record(pending, index)
+                pending = []
+            self._do(stimulus)
+            self._handled = index + 1
+        if pending:
+            self._record(pending, len(batch))
+        self._handled = 0
+
+    def _record(self, pending: list[Event], handled: int) -> None:
+        self._apply(Outcome(pending), self._loop.time())
+        self._handled = handled
+        run = self.machine.running
+        if run is not None and run.dropped and not run.told_truncated:
+            kept = run.output_bytes - run.dropped
+            self._do(Record((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
+
+    def _stimulus(self, message: Message) -> Stimulus | None:
+        """The message as a stimulus if it is about the life of the running cell, else None."""
+        run = self.machine.running
+        if run is None or message.parent != run.id:
+            return None
+        kind = message.msg_type
+        if kind == "execute_input":
+            return Began(run.id, facts.number(message.content.get("execution_count")), message.frame)
+        if kind == "execute_reply" and message.channel == "shell":
+            return facts.reply_of(run.id, message.content, message.metadata, message.frame)
+        if kind == "status":
+            status = message.content.get("execution_state")
+            if status == "idle":
+                return WentIdle(run.id, message.frame)
+            if status == "busy" and self.machine.queue[run.id].silent:
+                return Began(run.id, None, message.frame)
+        return None
+
+    def _collect(self, item: Output, pending: list[Event]) -> None:
+        event: Event | None
+        if isinstance(item, Text):
+            event = ev.Stream(name=item.name, text=item.text)
+        elif item.parent in self._requests:
+            self._answer(item)
+            return
+        else:
+            event = facts.event_of(item.msg_type, item.content, item.metadata, item.buffers)
+        if event is None:
+            return
+        cell = self._cell_of(item.parent)
+        if cell is not None:
+            event.cell = cell
+        if item.frame is not None:
+            event.frame = item.frame
+        if isinstance(event, ev.InputRequested):
+            self._input = event
+        pending.append(event)
+
+    def _cell_of(self, parent: str) -> str | None:
+        """The cell that output belongs to: the one it names if that is known, else the running one."""
+        if parent in self.machine.cells:
+            return parent
+        return self.machine.running.id if self.machine.running else None
+
+    def _answer(self, message: Message) -> None:
+        if message.channel == "shell" and message.msg_type.endswith("_reply"):
+            waiting = self._requests[message.parent]
+            if not waiting.done():
+                waiting.set_result(message.content)
+
+    def exited(self, exit: Exit) -> None:
+        """The kernel is gone; see ``port``."""
+        self._exit = exit
+        stimulus = Exited(str(exit.cause), exit.message, exit.signal, exit.exit_code, self._restorable())
+        try:
+            self._do(stimulus)
+        except OSError:
+            self._loop.call_later(RECOVER_SECONDS, self.exited, exit)
+
+    def _restorable(self) -> bool:
+        return False
+
+    # -- what clients ask for ---------------------------------------------------------------------
+
+    def submit(
+        self, requests: Sequence[CellRequest], *, principal: str = "", client: object | None = None
+    ) -> list[str]:
+        """Accept cells, all or none, and return their ids. They are on record when this returns.
+
+        Raises:
+            SessionClosed, KernelDead, CellExists, QuotaExceeded, AtCapacity: nothing was accepted.
+        """
+        self._must_record()
+        ids = tuple(r.cell or new_cell_id() for r in requests)
+        try:
+            self._do(Submit(tuple(requests), ids, principal))
+        except OSError:
+            self._must_record()
+            raise
+        for request, cell in zip(requests, ids, strict=True):
+            if client is not None and request.on_disconnect == "interrupt":
+                self._clients.setdefault(id(client), set()).add(cell)
+        return list(ids)
+
+    async def wait(self, cell: str) -> None:
+        """Wait until the cell has finished, on record. Safe to cancel: the cell goes on."""
+        record = self.machine.cells.get(cell)
+        if record is None:
+            raise NotFound(f"There is no cell {cell!r} in this session.")
+        if record.state is CellState.FINISHED and self.fault is None:
+            return
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.setdefault(cell, []).append(waiter)
+        await waiter
+
+    def cell(self, cell: str) -> Cell:
+        """A cell as the API shows it, folded from the log.
+
+        Raises:
+            NotFound: no such cell.
+        """
+        record = self.machine.cells.get(cell)
+        if record is None:
+            raise NotFound(f"There is no cell {cell!r} in this session; list its cells.")
+        fold = self._folds.get(cell)
+        if fold is None:
+            fold = CellFold(self.about.limits.output_bytes)
+            for line in self.log.lines(record.first, record.last):
+                if cell.encode() in line:
+                    event = ev.decode(line)
+                    if event.cell == cell:
+                        fold.feed(event)
+            if record.state is CellState.FINISHED:
+                self._folds[cell] = fold
+        return fold.cell(session=self.id)
+
+    def client_gone(self, client: object) -> None:
+        """Interrupt what this client wanted interrupted when it leaves."""
+        cells = self._clients.pop(id(client), set())
+        run = self.machine.running
+        if run is not None and run.id in cells:
+            with contextlib.suppress(KernelsvcError, OSError):
+                self._do(Interrupt(why="client gone"))
+
+    def interrupt(self, why: str = "requested") -> None:
+        """Interrupt the running cell; nothing happens if none runs.
+
+        Raises:
+            SessionClosed, KernelDead: there is nothing to interrupt.
+        """
+        self._must_record()
+        self._do(Interrupt(why=why))
+
+    def restart(self) -> None:
+        """A new kernel with empty variables; what ran or waited is cancelled."""
+        self._must_record()
+        self._do(Restart())
+
+    def record(self, *events: Event) -> None:
+        """Put events that change nothing but the record into the log.
+
+        Raises:
+            SessionClosed: the log is complete.
+        """
+        if self.state is SessionState.CLOSED:
+            raise SessionClosed()
+        self._must_record()
+        self._do(Record(events))
+
+    async def close(self, reason: str) -> None:
+        """End the session and its kernel. Safe to cancel: it ends anyway."""
+        if self.state is not SessionState.CLOSED:
+            self._must_record()
+            self._do(Close(reason))
+        await self.closed.wait()
+
+    def give_input(self, cell: str, text: str) -> None:
+        """Answer the running cell's ``input()``.
+
+        Raises:
+            Conflict: the cell does not wait for input.
+        """
+        run, asked = self.machine.running, self._input
+        if run is None or run.id != cell or asked is None or self.kernel is None:
+            raise Conflict(f"Cell {cell!r} does not wait for input; wait for its input_requested event.")
+        self._must_record()
+        self._do(Record((ev.InputGiven(cell=cell, text=None if asked.password else text),)))
+        self._input = None
+        self.kernel.send("stdin", "input_reply", {"value": text, "status": "ok"}, msg_id=new_id("i"))
+
+    async def request(self, msg_type: str, content: dict[str, Any], *, timeout: float = 10.0) -> dict[str, Any]:
+        """Ask the kernel something that is not a cell; answered between cells. Safe to cancel.
+
+        Raises:
+            KernelDead, SessionClosed, Timeout: no answer.
+        """
+        if self.state is SessionState.CLOSED:
+            raise SessionClosed()
+        if self.kernel is None:
+            raise KernelDead()
+        msg_id = new_id("r")
+        waiting: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._requests[msg_id] = waiting
+        try:
+            self.kernel.send("shell", msg_type, content, msg_id=msg_id)
+            async with asyncio.timeout(timeout):
+                return await waiting
+        except TimeoutError:
+            raise Timeout("The kernel did not answer in time; a cell may be running. Try again when it is idle.")
+        finally:
+            self._requests.pop(msg_id, None)
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id, unguessable enough to never collide."""
+    return f"{prefix}_{uuid.uuid4().hex[:16]}"
+
+
+def new_cell_id() -> str:
+    """An id for a cell whose client gave none."""
+    return new_id("c")
+
+
+def new_kernel_id() -> str:
+    """An id for a kernel; short, because it names a socket."""
+    return new_id("k")

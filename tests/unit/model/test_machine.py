@@ -1,0 +1,266 @@
+"""The machine as values: legal moves, illegal moves, and any sequence of stimuli at all."""
+
+import copy
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernelsvc.errors import CellExists, KernelDead, KernelsvcError, QuotaExceeded, SessionClosed
+from kernelsvc.model import events as ev
+from kernelsvc.model.events import Reason
+from kernelsvc.model.machine import MOVES, Machine, Policy
+from kernelsvc.model.objects import CellRequest, SessionState
+from kernelsvc.model.stimuli import (
+    Began,
+    Close,
+    EndKernel,
+    Exited,
+    Interrupt,
+    InterruptKernel,
+    KernelReady,
+    KillKernel,
+    Record,
+    Replied,
+    Restart,
+    SendCell,
+    StartFailed,
+    StartKernel,
+    Submit,
+    Tick,
+    WakeCheckpoint,
+    WentIdle,
+)
+
+
+def drive(machine, *stimuli, now=0.0):
+    """Decide and commit each; return all events and effects."""
+    events, effects = [], []
+    for stimulus in stimuli:
+        outcome = machine.decide(stimulus, now)
+        machine.commit(outcome, now)
+        events += outcome.events
+        effects += outcome.effects
+    return events, effects
+
+
+def ready(policy=None):
+    machine = Machine(policy or Policy())
+    drive(machine, KernelReady(ev.SessionStarted()))
+    return machine
+
+
+def submit(*cells, **options):
+    return Submit(tuple(CellRequest(code=f"code {c}", **options) for c in cells), cells)
+
+
+def types(events):
+    return [type(e).__name__ for e in events]
+
+
+def test_a_cell_goes_from_queued_to_finished():
+    machine = ready()
+    events, effects = drive(
+        machine, submit("a"), Began("a", 1), Replied("a", "ok", 1), WentIdle("a", frame=5), now=10.0
+    )
+    assert types(events) == ["CellQueued", "CellStarted", "CellFinished"]
+    assert effects[0] == SendCell("a")
+    assert events[-1].reason is Reason.OK
+    assert events[-1].frame == 5
+    assert machine.state is SessionState.IDLE
+    assert machine.execution_count == 1
+
+
+def test_idle_before_reply_ends_the_cell_too():
+    machine = ready()
+    events, _ = drive(machine, submit("a"), Began("a", 1), WentIdle("a"), Replied("a", "ok", 1))
+    assert types(events)[-1] == "CellFinished"
+
+
+@pytest.mark.parametrize("forged", [Replied("b", "ok"), WentIdle("b"), Began("b", 7), Replied("zzz", "ok")])
+def test_messages_about_other_cells_change_nothing(forged):
+    machine = ready()
+    drive(machine, submit("a"), submit("b"))
+    assert machine.decide(forged, 0.0).events == []
+    assert machine.decide(forged, 0.0).effects == []
+
+
+def test_the_same_id_again_runs_nothing():
+    machine = ready()
+    drive(machine, submit("a"))
+    assert machine.decide(submit("a"), 0.0).events == []
+
+
+def test_the_same_id_with_other_code_is_refused():
+    machine = ready()
+    drive(machine, submit("a"))
+    with pytest.raises(CellExists):
+        machine.decide(Submit((CellRequest(code="other"),), ("a",)), 0.0)
+
+
+def test_an_error_cancels_what_waits_behind_it():
+    machine = ready()
+    events, _ = drive(machine, submit("a"), submit("b", "c"), Began("a", 1), Replied("a", "error"), WentIdle("a"))
+    ends = {e.cell: e.reason for e in events if isinstance(e, ev.CellFinished)}
+    assert ends == {"a": Reason.ERROR, "b": Reason.CANCELLED, "c": Reason.CANCELLED}
+    assert machine.state is SessionState.IDLE
+
+
+def test_on_error_continue_goes_on_with_the_next():
+    machine = ready()
+    _, effects = drive(machine, submit("a", on_error="continue"), submit("b"), Replied("a", "error"), WentIdle("a"))
+    assert effects[-1] == SendCell("b")
+
+
+def test_an_error_that_was_not_published_is_taken_from_the_reply():
+    machine = ready()
+    events, _ = drive(machine, submit("a"), Replied("a", "error", 1, "ValueError", "no", ("tb",)), WentIdle("a"))
+    assert types(events) == ["CellQueued", "Error", "CellFinished"]
+
+
+def test_the_time_limit_interrupts_then_kills():
+    machine = ready(Policy(cell_seconds=2.0, grace_seconds=1.5))
+    drive(machine, submit("a"), Began("a", 1), now=100.0)
+    assert machine.next_deadline() == 102.0
+    events, effects = drive(machine, Tick(), now=102.0)
+    assert types(events) == ["LimitReached", "Interrupted"]
+    assert effects == [InterruptKernel(Reason.TIMEOUT, 103.5)]
+    assert drive(machine, Tick(), now=103.4)[1] == []
+    assert drive(machine, Tick(), now=103.5)[1] == [KillKernel()]
+    events, effects = drive(machine, Exited("signalled", "killed"), now=103.6)
+    assert [e.reason for e in events if isinstance(e, ev.CellFinished)] == [Reason.TIMEOUT]
+    assert isinstance(effects[-1], StartKernel)
+
+
+def test_an_interrupted_cell_keeps_its_variables():
+    machine = ready()
+    events, _ = drive(
+        machine, submit("a"), Began("a", 1), Interrupt(), Replied("a", "error", 1, "KeyboardInterrupt"), WentIdle("a")
+    )
+    assert events[-1].reason is Reason.INTERRUPTED
+    assert events[-1].variables_kept is True
+
+
+def test_a_cell_that_ends_well_in_spite_of_an_interrupt_is_ok():
+    machine = ready()
+    events, _ = drive(machine, submit("a"), Interrupt(), Replied("a", "ok"), WentIdle("a"))
+    assert events[-1].reason is Reason.OK
+
+
+def test_death_ends_the_cell_with_its_cause_and_starts_a_new_kernel():
+    machine = ready()
+    drive(machine, submit("a"), Began("a", 1))
+    events, effects = drive(machine, Exited("signalled", "segmentation fault", signal=11))
+    assert types(events) == ["KernelDied", "CellFinished"]
+    assert events[1].reason is Reason.KERNEL_DIED
+    assert events[1].variables_kept is False
+    assert isinstance(effects[-1], StartKernel)
+    assert machine.state is SessionState.STARTING
+    _, effects = drive(machine, submit("b"), KernelReady(ev.KernelRestarted()))
+    assert effects == [SendCell("b")]
+
+
+def test_death_with_a_checkpoint_wakes_it():
+    machine = ready()
+    drive(machine, Record((ev.CheckpointMade(checkpoint="p"),)), submit("a"), Began("a", 1))
+    events, effects = drive(machine, Exited("memory", "512 MiB reached", restorable=True))
+    assert events[1].reason is Reason.MEMORY
+    assert events[1].variables_kept is True
+    assert effects == [WakeCheckpoint()]
+    assert machine.state is SessionState.RESTORING
+
+
+def test_a_dead_session_says_so_and_can_be_restarted():
+    machine = ready()
+    drive(machine, submit("a"), Exited("lost", "gone"), StartFailed("no host"))
+    assert machine.state is SessionState.DEAD
+    with pytest.raises(KernelDead):
+        machine.decide(submit("b"), 0.0)
+    drive(machine, Restart(), KernelReady(ev.KernelRestarted()))
+    assert machine.state is SessionState.IDLE
+
+
+def test_close_ends_every_cell_and_then_nothing_is_taken():
+    machine = ready()
+    drive(machine, submit("a"), submit("b"), Began("a", 1))
+    events, effects = drive(machine, Close("done"))
+    assert [e.reason for e in events[:2]] == [Reason.SESSION_CLOSED] * 2
+    assert types(events)[-1] == "SessionClosed"
+    assert effects == [EndKernel()]
+    with pytest.raises(SessionClosed):
+        machine.decide(submit("c"), 0.0)
+    assert machine.decide(submit("a"), 0.0).events == []
+
+
+def test_the_queue_is_bounded_and_a_batch_is_taken_whole_or_not():
+    machine = ready(Policy(max_queued=3))
+    drive(machine, submit("a", "b"))
+    before = copy.deepcopy(machine.__dict__)
+    with pytest.raises(QuotaExceeded):
+        machine.decide(submit("c", "d"), 0.0)
+    assert machine.__dict__ == before
+
+
+def test_idle_and_lifetime_expire():
+    machine = ready(Policy(idle_seconds=10, lifetime_seconds=100))
+    events, _ = drive(machine, Tick(), now=10.0)
+    assert events[-1].reason == "idle"
+    machine = ready(Policy(idle_seconds=None, lifetime_seconds=100))
+    drive(machine, submit("a"), now=99.0)
+    events, _ = drive(machine, Tick(), now=100.0)
+    assert events[-1].reason == "lifetime"
+
+
+STIMULI = st.one_of(
+    st.lists(st.sampled_from("abcdef"), min_size=1, max_size=3, unique=True).map(lambda cs: submit(*cs)),
+    st.sampled_from("abcdef").map(lambda c: submit(c, on_error="continue")),
+    st.builds(Began, st.sampled_from("abcdef"), st.integers(0, 9)),
+    st.builds(Replied, st.sampled_from("abcdef"), st.sampled_from(["ok", "error", "aborted"])),
+    st.builds(WentIdle, st.sampled_from("abcdef")),
+    st.builds(Exited, st.just("signalled"), st.just("m"), restorable=st.booleans()),
+    st.just(KernelReady(ev.KernelRestarted())),
+    st.just(StartFailed("m")),
+    st.just(Interrupt()),
+    st.just(Restart()),
+    st.just(Close("x")),
+    st.just(Tick()),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(STIMULI, st.floats(0, 500)), max_size=40))
+def test_whatever_happens_each_cell_ends_at_most_once_and_replay_agrees(steps):
+    machine = ready(Policy(max_queued=4, cell_seconds=20, idle_seconds=300, lifetime_seconds=2000))
+    now, journal = 0.0, []
+    for stimulus, passed in steps:
+        now += passed
+        before = copy.deepcopy(machine.__dict__)
+        state = machine.state
+        try:
+            outcome = machine.decide(stimulus, now)
+        except KernelsvcError:
+            assert machine.__dict__ == before
+            continue
+        assert machine.__dict__ == before, "decide changed the machine"
+        if isinstance(stimulus, KernelReady) and state not in (SessionState.STARTING, SessionState.RESTORING):
+            continue  # the session starts kernels only when the machine asked for one
+        machine.commit(outcome, now)
+        journal += outcome.events
+    queued = [e.cell for e in journal if isinstance(e, ev.CellQueued)]
+    ended = [e.cell for e in journal if isinstance(e, ev.CellFinished)]
+    assert len(queued) == len(set(queued))
+    assert len(ended) == len(set(ended))
+    assert set(queued) - set(ended) == set(machine.queue)
+    again = Machine(machine.policy)
+    again.evolve(ev.SessionStarted(), 0.0)
+    for event in journal:
+        again.evolve(event, 0.0)
+    assert list(again.queue) == list(machine.queue)
+    assert {c: r.reason for c, r in again.cells.items()} == {c: r.reason for c, r in machine.cells.items()}
+    if machine.state is SessionState.CLOSED:
+        assert not machine.queue
+        assert again.state is SessionState.CLOSED
+
+
+def test_every_state_has_a_row():
+    assert set(MOVES) == set(SessionState)

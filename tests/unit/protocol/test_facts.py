@@ -1,0 +1,87 @@
+"""A kernel may send anything: each message becomes an event that encodes, or nothing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernelsvc.model import events as ev
+from kernelsvc.protocol import facts
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = [
+    "name",
+    "text",
+    "data",
+    "metadata",
+    "transient",
+    "ename",
+    "evalue",
+    "traceback",
+    "wait",
+    "prompt",
+    "password",
+    "execution_count",
+    "status",
+]
+KINDS = [
+    "stream",
+    "display_data",
+    "update_display_data",
+    "execute_result",
+    "error",
+    "clear_output",
+    "input_request",
+    "comm_open",
+    "nonsense",
+]
+
+
+@given(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6))
+def test_any_content_gives_an_event_that_survives_the_journal(kind, content):
+    event = facts.event_of(kind, content, {}, [b"\x00\xff"])
+    if event is not None:
+        assert type(ev.decode(ev.encode(event))) is type(event)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6), st.dictionaries(st.just("kernelsvc"), JSON))
+def test_any_reply_can_be_read(content, metadata):
+    assert facts.reply_of("c", content, metadata, 3).status in ("ok", "error", "aborted")
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "expected"),
+    [
+        ("stream", {"name": "stderr", "text": "x"}, ev.Stream(name="stderr", text="x")),
+        ("stream", {"name": "stdout", "text": ""}, None),
+        ("clear_output", {"wait": True}, ev.OutputCleared(wait=True)),
+        (
+            "execute_result",
+            {"data": {"text/plain": ["a", "b"]}, "execution_count": 2},
+            ev.Result(data={"text/plain": "ab"}, execution_count=2),
+        ),
+        ("update_display_data", {"data": {}, "transient": {"display_id": "d"}}, ev.DisplayUpdated(display_id="d")),
+        (
+            "execute_result",
+            {"data": {"application/json": ["a"]}, "execution_count": True},
+            ev.Result(data={"application/json": ["a"]}),
+        ),
+        ("status", {"execution_state": "busy"}, None),
+    ],
+)
+def test_known_messages(kind, content, expected):
+    assert facts.event_of(kind, content) == expected
+
+
+def test_a_traceback_without_end_is_cut_in_the_middle():
+    cut = facts.lines([str(n) for n in range(10_000)])
+    assert len(cut) == facts.MAX_TRACEBACK_LINES + 1
+    assert cut[0] == "0"
+    assert cut[-1] == "9999"
