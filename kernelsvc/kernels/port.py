@@ -60,11 +60,11 @@ Output = Message | Text
 class Cause(StrEnum):
     """How a kernel's process ended."""
 
-    EXITED = "exited"          # os._exit, sys.exit in C, end of main
-    SIGNALLED = "signalled"    # segfault, abort, SIGKILL from inside or outside
-    MEMORY = "memory"          # the machine's OOM killer, or our watchdog
-    PROTOCOL = "protocol"      # it broke the wire: forged, oversized or garbled frames
-    LOST = "lost"              # nobody can say
+    EXITED = "exited"  # os._exit, sys.exit in C, end of main
+    SIGNALLED = "signalled"  # segfault, abort, SIGKILL from inside or outside
+    MEMORY = "memory"  # the machine's OOM killer, or our watchdog
+    PROTOCOL = "protocol"  # it broke the wire: forged, oversized or garbled frames
+    LOST = "lost"  # nobody can say
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
