@@ -27,7 +27,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed, Timeout
 from kernelsvc.kernels.port import Exit, Kernel, Launcher, Message, Output, StartRequest, Text
 from kernelsvc.model import events as ev
@@ -339,7 +338,7 @@ class Session:
             )
 
     def _own(self, work: Awaitable[None]) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[assignment]
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._disown)
 
