@@ -1,0 +1,269 @@
+"""Apply a confinement plan, in the forked child, before the first byte of user code.
+
+Theory of operation. ``kernelsvc.sandbox.plan`` decides, here it is done. A plan
+is a JSON object; each layer that it lists is applied or ``StepFailed`` is raised
+with the step's name, and the caller then must not go on. Nothing is skipped in
+silence, nothing is decided here.
+
+The process tree, and who calls what::
+
+    template ── fork ──> middle     enter(plan)     cgroup, session, namespaces, id maps
+                           └─ fork ──> init         build(plan)     private root, /proc, lo, user, capabilities
+                                         ├─ fork ──> kernel         seal(plan)   rlimits, Landlock, environment, seccomp
+                                         └─ ...      guard_init(plan)   after that fork: closes itself to the kernel
+
+A pid namespace takes hold of children only, which is why the middle exists; it
+exits when it has forked the init. The init is pid 1 of the namespace, is trusted,
+and the kernel is never pid 1. ``enter``, ``build`` and ``seal`` each need a
+process with a single thread. ``seal`` comes last: after it no step of this
+module works any more, and that is the point; ``tighten`` alone still does,
+because Landlock can always be narrowed.
+
+Rules that are easy to break: uid and gid are read before ``unshare``; the cgroup
+is joined before the view of it is lost; the bounding set goes before the user,
+the user before ``no_new_privs``, seccomp last of all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from kernelsvc.guest import linux as lx
+from kernelsvc.guest.view import build_view
+
+#: Of the plan's format; a plan of another version is refused.
+PLAN_VERSION = 1
+
+
+class StepFailed(Exception):
+    """A layer of confinement could not be applied; the session must not start.
+
+    Attributes:
+        step: the layer's name as in the sandbox report.
+    """
+
+    def __init__(self, step: str, why: str) -> None:
+        super().__init__(f"confinement: {step}: {why}")
+        self.step = step
+
+
+@contextlib.contextmanager
+def _step(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StepFailed(name, f"{type(error).__name__}: {error}") from error
+
+
+def enter(plan: dict[str, Any]) -> None:
+    """The middle process: own session, cgroup, namespaces, id maps.
+
+    The next ``fork`` makes the init.
+
+    Raises:
+        StepFailed: a layer could not be applied.
+    """
+    with _step("plan"):
+        if plan["version"] != PLAN_VERSION:
+            raise ValueError(f"version {plan['version']}, this guest knows {PLAN_VERSION}")
+    with _step("session"):
+        if os.getsid(0) != os.getpid():
+            os.setsid()
+    with _step("cgroup"):
+        for path in plan["cgroup"]:
+            lx.write_file(path, "0")
+    if plan["namespaces"]:
+        _unshare(plan)
+
+
+def _unshare(plan: dict[str, Any]) -> None:
+    uid, gid = os.getuid(), os.getgid()  # afterwards both are the overflow id
+    with _step("namespaces"):
+        lx.unshare(plan["namespaces"])
+    if "user" in plan["namespaces"]:
+        with _step("user namespace"):
+            inside = plan["inside"]
+            lx.write_file("/proc/self/setgroups", "deny")
+            lx.write_file("/proc/self/uid_map", f"{inside['uid']} {uid} 1")
+            lx.write_file("/proc/self/gid_map", f"{inside['gid']} {gid} 1")
+
+
+def build(plan: dict[str, Any]) -> None:
+    """The init: private root, loopback, host name, user, capabilities, no_new_privs.
+
+    Afterwards the working directory is ``plan["home"]``. The next ``fork`` makes
+    the kernel; only then call ``guard_init``.
+
+    Raises:
+        StepFailed: a layer could not be applied.
+    """
+    if plan["data_bytes"] is not None:
+        with _step("rlimits"):
+            # Read while /proc is surely there: the new root may have none.
+            plan["data_idle_bytes"] = _data_bytes()
+    if "pid" not in plan["namespaces"]:
+        with _step("subreaper"):
+            lx.prctl(lx.PR_SET_CHILD_SUBREAPER, 1)
+    if plan["view"] is not None:
+        with _step("filesystem"):
+            build_view(plan["view"])
+    if "net" in plan["namespaces"]:
+        with _step("loopback"):
+            lx.raise_loopback()
+    if "uts" in plan["namespaces"]:
+        with _step("hostname"):
+            lx.set_hostname(plan["hostname"])
+    _drop(plan)
+    with _step("home"):
+        os.chdir(plan["home"])
+
+
+def _drop(plan: dict[str, Any]) -> None:
+    if plan["bounding"]:
+        with _step("bounding set"):
+            lx.drop_bounding_set()
+    if plan["become"] is not None:
+        with _step("user"):
+            lx.become(plan["become"]["uid"], plan["become"]["gid"])
+    if plan["capabilities"]:
+        with _step("capabilities"):
+            lx.drop_capabilities()
+    if plan["no_new_privs"]:
+        with _step("no_new_privs"):
+            lx.prctl(lx.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def guard_init(plan: dict[str, Any]) -> None:
+    """The init, after it has forked the kernel: close itself to it.
+
+    Not dumpable: ``/proc/1/mem``, ``fd`` and ``environ`` then belong to root and
+    ptrace is refused. Its own filter has no exec, no new socket, no new file.
+    Import and prepare everything before.
+
+    Raises:
+        StepFailed: a layer could not be applied.
+    """
+    with _step("init guard"):
+        lx.prctl(lx.PR_SET_DUMPABLE, 0)
+        if plan["seccomp"] is not None:
+            lx.install_filter(bytes.fromhex(plan["seccomp"]["init"]))
+
+
+def seal(plan: dict[str, Any]) -> None:
+    """The kernel, last before user code: session, rlimits, Landlock, environment, seccomp.
+
+    Descriptors are the caller's matter (``linux.close_others``).
+
+    Raises:
+        StepFailed: a layer could not be applied.
+    """
+    with _step("session"):
+        if os.getsid(0) != os.getpid():
+            os.setsid()
+    if "pid" not in plan["namespaces"]:
+        with _step("parent death signal"):
+            # Nothing else ends the kernel with its init where there is no pid namespace.
+            lx.prctl(lx.PR_SET_PDEATHSIG, 9)
+    if plan["oom_score_adj"] is not None:
+        with _step("oom score"):
+            # The kernel goes before its init and its checkpoints.
+            lx.write_file("/proc/self/oom_score_adj", str(plan["oom_score_adj"]))
+    _limit(plan)
+    if plan["landlock"] is not None:
+        with _step("landlock"):
+            lx.landlock([(p, k) for p, k in plan["landlock"]["grants"]], scope=plan["landlock"]["scope"])
+    with _step("environment"):
+        os.environ.clear()
+        os.environ.update(plan["env"])
+    _reseed()
+    if plan["seccomp"] is not None:
+        with _step("seccomp"):
+            lx.install_filter(bytes.fromhex(plan["seccomp"]["kernel"]))
+
+
+def tighten(write: list[str]) -> None:
+    """A branch: keep the right to write beneath these directories only.
+
+    Adds a Landlock layer on top of the session's; reading stays as it was. At
+    most 16 layers fit on one another, so branches nest at most that deep.
+
+    Args:
+        write: directories as seen inside.
+
+    Raises:
+        StepFailed: Landlock refused.
+    """
+    with _step("landlock"):
+        grants = [("/", "read"), *((path, "device") for path in ("/dev", "/proc") if os.path.isdir(path))]
+        lx.landlock(grants + [(path, "write") for path in write], scope=False)
+
+
+def exec_confined(
+    plan: dict[str, Any], argv: list[str], env: dict[str, str], *, init: Callable[[int, dict[str, Any]], NoReturn]
+) -> NoReturn:
+    """Run a program under the plan: what a cold kernel is started with.
+
+    Called in the middle process (a fresh fork with a single thread, descriptors
+    0 to 2 already those of the kernel). The program gets ``env`` on top of the
+    plan's environment, less what would make it look for its starter.
+
+    Args:
+        plan: as for ``enter``.
+        argv: the program and its arguments; looked up on the plan's PATH.
+        env: additions to the environment.
+        init: called in the init with the kernel's pid, after which it must call
+            ``guard_init``, reap, report and exit.
+
+    Raises:
+        StepFailed: in the middle or the init; in the kernel it is written to
+            descriptor 2 and the exit status is 126 (127: program not found).
+    """
+    enter(plan)
+    if os.fork():
+        os._exit(0)
+    build(plan)
+    kernel = os.fork()
+    if kernel:
+        init(kernel, plan)
+    _exec(plan, argv, env)
+
+
+def _exec(plan: dict[str, Any], argv: list[str], env: dict[str, str]) -> NoReturn:
+    try:
+        plan["env"] = {**plan["env"], **env}
+        # ipykernel would exit at once: its starter's pid means nothing in this namespace.
+        plan["env"].pop("JPY_PARENT_PID", None)
+        seal(plan)
+        os.execvpe(argv[0], argv, dict(os.environ))
+    except BaseException as error:
+        os.write(2, f"{error}\n".encode())
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def _data_bytes() -> int:
+    with open("/proc/self/statm", "rb") as f:
+        return int(f.read().split()[5]) * resource.getpagesize()
+
+
+def _limit(plan: dict[str, Any]) -> None:
+    with _step("rlimits"):
+        for name, (soft, hard) in plan["rlimits"].items():
+            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (soft, hard))
+        if plan["data_bytes"] is not None:
+            # On top of what a fork of the template has mapped already, or it could allocate nothing.
+            most = plan["data_bytes"] + plan["data_idle_bytes"]
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def _reseed() -> None:
+    """Siblings of one template must not draw the same numbers; numpy keeps its state over a fork."""
+    random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()

@@ -1,0 +1,270 @@
+"""The Linux calls that confinement needs and Python 3.11 doesn't offer.
+
+Theory of operation. Everything here runs in a freshly forked child that is
+about to run hostile code, so the rules are short: standard library and ctypes
+only; every call raises ``OSError`` with what was tried; nothing is retried and
+nothing is skipped. Numbers are those of the kernel's UAPI headers. Since Linux
+5.1 new system calls have one number on every architecture; the older ones that
+differ are in ``_NUMBERS``.
+
+Control files under ``/proc`` and ``/sys`` are written with ``os.write`` on a
+bare descriptor: a buffered file object would report the error at close, where
+it is easily lost.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import platform
+import socket
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+CLONE_NEWNS = 0x0002_0000
+CLONE_NEWCGROUP = 0x0200_0000
+CLONE_NEWUTS = 0x0400_0000
+CLONE_NEWIPC = 0x0800_0000
+CLONE_NEWUSER = 0x1000_0000
+CLONE_NEWPID = 0x2000_0000
+CLONE_NEWNET = 0x4000_0000
+
+#: The names a plan uses, in no particular order: one ``unshare`` makes them all.
+NAMESPACES = {
+    "user": CLONE_NEWUSER,
+    "mount": CLONE_NEWNS,
+    "pid": CLONE_NEWPID,
+    "net": CLONE_NEWNET,
+    "ipc": CLONE_NEWIPC,
+    "uts": CLONE_NEWUTS,
+    "cgroup": CLONE_NEWCGROUP,
+}
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 32, 4096, 16384, 1 << 19
+MNT_DETACH = 2
+
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
+ATTR_IDMAP = 0x0010_0000
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
+PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_SECUREBITS = 23, 24, 28
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+# NOROOT, NO_SETUID_FIXUP, NO_CAP_AMBIENT_RAISE with their locks, and KEEP_CAPS locked off.
+_SECUREBITS = 0x1 | 0x2 | 0x4 | 0x8 | 0x20 | 0x40 | 0x80
+_CAPABILITY_VERSION_3 = 0x2008_0522
+
+_NUMBERS = {
+    "x86_64": {"pivot_root": 155, "seccomp": 317},
+    "aarch64": {"pivot_root": 41, "seccomp": 277},
+}.get(platform.machine(), {})
+_MOUNT_SETATTR, _CLOSE_RANGE = 442, 436
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
+
+LANDLOCK_EXECUTE, LANDLOCK_WRITE_FILE, LANDLOCK_READ_FILE, LANDLOCK_READ_DIR = 1, 2, 4, 8
+_LANDLOCK_TRUNCATE, _LANDLOCK_IOCTL = 1 << 14, 1 << 15
+#: Rights on files that each Landlock version knows; a newer kernel is used as version 5.
+_LANDLOCK_FS = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}
+_LANDLOCK_FILE_RIGHTS = (
+    LANDLOCK_EXECUTE | LANDLOCK_WRITE_FILE | LANDLOCK_READ_FILE | _LANDLOCK_TRUNCATE | _LANDLOCK_IOCTL
+)
+_LANDLOCK_SCOPE_ABI = 6
+_LANDLOCK_SCOPES = 0b11  # abstract Unix sockets, signals
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def _path(value: str | None) -> bytes | None:
+    return None if value is None else os.fsencode(value)
+
+
+def _number(name: str) -> int:
+    if name not in _NUMBERS:
+        raise OSError(38, f"{name}: no system call number known for {platform.machine()}")
+    return _NUMBERS[name]
+
+
+def write_file(path: str, text: str) -> None:
+    """Write ``text`` to a control file in one ``write``; its error is raised here and now."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def unshare(names: list[str]) -> None:
+    """Leave the named namespaces (keys of ``NAMESPACES``) for new ones."""
+    flags = 0
+    for name in names:
+        flags |= NAMESPACES[name]
+    _check(_libc.unshare(ctypes.c_int(flags)), f"unshare({'+'.join(names)})")
+
+
+def mount(source: str | None, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
+    """Mount something; see mount(2)."""
+    result = _libc.mount(_path(source), _path(target), _path(kind), ctypes.c_ulong(flags), _path(data))
+    _check(result, f"mount {kind or source} on {target}")
+
+
+def bind(source: str, target: str, attributes: int, *, idmap: int | None = None) -> None:
+    """Bind ``source`` with all that is mounted in it, and set attributes on every part.
+
+    A remount would reach the top mount only; ``mount_setattr`` is recursive.
+
+    Args:
+        source: what to show.
+        target: where, an existing file or directory of the same kind.
+        attributes: ``ATTR_*`` to set; none is ever cleared.
+        idmap: descriptor of a user namespace whose maps translate the owners.
+    """
+    mount(source, target, None, MS_BIND | MS_REC)
+    set_attributes(target, attributes, idmap=idmap)
+
+
+def set_attributes(target: str, attributes: int, *, idmap: int | None = None) -> None:
+    """mount_setattr(2), recursively."""
+    if idmap is not None:
+        attributes |= ATTR_IDMAP
+    request = struct.pack("=QQQQ", attributes, 0, 0, idmap or 0)
+    flags = _AT_RECURSIVE if idmap is None else 0
+    result = _libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, _path(target), flags, request, len(request))
+    _check(result, f"mount_setattr {target}")
+
+
+def pivot_into(root: str) -> None:
+    """Make ``root`` the root of this mount namespace and drop the old one.
+
+    ``pivot_root(".", ".")`` needs no directory for the old root: it is stacked
+    on the new one and detached from there (pivot_root(2), NOTES).
+    """
+    os.chdir(root)
+    _check(_libc.syscall(_number("pivot_root"), b".", b"."), "pivot_root")
+    _check(_libc.umount2(b".", MNT_DETACH), "detach the old root")
+    os.chdir("/")
+
+
+def prctl(option: int, a: int = 0, b: int = 0) -> int:
+    """Call prctl; see prctl(2)."""
+    zero = ctypes.c_ulong(0)
+    return _check(_libc.prctl(option, ctypes.c_ulong(a), ctypes.c_ulong(b), zero, zero), f"prctl({option})")
+
+
+def set_hostname(name: str) -> None:
+    """sethostname(2)."""
+    encoded = name.encode()
+    _check(_libc.sethostname(encoded, len(encoded)), "sethostname")
+
+
+def raise_loopback() -> None:
+    """Bring ``lo`` up: a new network namespace has it, but down."""
+    get_flags, set_flags, up = 0x8913, 0x8914, 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        answer = fcntl.ioctl(s, get_flags, struct.pack("16sh22x", b"lo", 0))
+        flags = struct.unpack("16sh22x", answer)[1]
+        fcntl.ioctl(s, set_flags, struct.pack("16sh22x", b"lo", flags | up))
+
+
+def drop_bounding_set() -> None:
+    """Empty the bounding set and lock the secure bits: no exec can ever give a capability.
+
+    The end of the list is found by asking, so that a newer kernel's
+    capabilities are dropped too and ``/proc`` isn't needed.
+    """
+    prctl(PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    capability = 0
+    while _libc.prctl(PR_CAPBSET_READ, ctypes.c_ulong(capability), 0, 0, 0) >= 0:
+        prctl(PR_CAPBSET_DROP, capability)
+        capability += 1
+    prctl(PR_SET_SECUREBITS, _SECUREBITS)
+
+
+def drop_capabilities() -> None:
+    """Give up every permitted, effective and inheritable capability."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(header, b"\0" * 24), "capset")
+
+
+def become(uid: int, gid: int) -> None:
+    """Change to another user of the host, with no supplementary group. Root only."""
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    # setuid cleared "dumpable", which would leave /proc/self owned by root.
+    prctl(PR_SET_DUMPABLE, 1)
+
+
+def landlock_abi() -> int:
+    """The version of Landlock that this kernel speaks; 0 where there is none."""
+    return int(max(_libc.syscall(_LANDLOCK_CREATE, None, 0, 1), 0))
+
+
+def landlock(grants: list[tuple[str, str]], *, scope: bool) -> None:
+    """Restrict this process, for good, to the paths that are granted.
+
+    Args:
+        grants: (path, "read" | "write" | "device"): read and execute beneath it;
+            also everything that changes files; or read and write existing files
+            without making or removing any.
+        scope: also keep signals and abstract sockets from reaching outside,
+            where the kernel can (version 6).
+    """
+    abi = landlock_abi()
+    if abi < 1:
+        raise OSError(38, "landlock: not available in this kernel")
+    every = _LANDLOCK_FS[min(abi, 5)]
+    read = LANDLOCK_EXECUTE | LANDLOCK_READ_FILE | LANDLOCK_READ_DIR
+    device = LANDLOCK_READ_FILE | LANDLOCK_READ_DIR | LANDLOCK_WRITE_FILE | _LANDLOCK_TRUNCATE | _LANDLOCK_IOCTL
+    rights = {"read": read, "write": every, "device": device & every}
+    attributes = struct.pack("=QQQ", every, 0, _LANDLOCK_SCOPES if scope and abi >= _LANDLOCK_SCOPE_ABI else 0)
+    size = 8 if abi < 4 else 16 if abi < _LANDLOCK_SCOPE_ABI else 24
+    ruleset = _check(_libc.syscall(_LANDLOCK_CREATE, attributes[:size], size, 0), "landlock_create_ruleset")
+    try:
+        for path, kind in grants:
+            _landlock_grant(ruleset, path, rights[kind] & every)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        _check(_libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0), "landlock_restrict_self")
+    finally:
+        os.close(ruleset)
+
+
+def _landlock_grant(ruleset: int, path: str, rights: int) -> None:
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not os.path.isdir(path):
+            rights &= _LANDLOCK_FILE_RIGHTS  # rights of directories are refused on a file
+        rule = struct.pack("=Qi", rights, fd)
+        _check(_libc.syscall(_LANDLOCK_ADD, ruleset, 1, rule, 0), f"landlock_add_rule {path}")
+    finally:
+        os.close(fd)
+
+
+def install_filter(program: bytes) -> None:
+    """Install a seccomp filter on this thread (which must be the only one).
+
+    Args:
+        program: ``struct sock_filter`` instructions, 8 bytes each.
+    """
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
+    _check(_libc.syscall(_number("seccomp"), 1, 0, fprog), "seccomp")
+
+
+def close_others(keep: set[int]) -> None:
+    """Close every descriptor that is not in ``keep``."""
+    low = 0
+    for fd in [*sorted(keep), 1 << 31]:
+        if fd > low:
+            _check(_libc.syscall(_CLOSE_RANGE, ctypes.c_uint(low), ctypes.c_uint(fd - 1), 0), "close_range")
+        low = fd + 1

@@ -1,0 +1,124 @@
+"""A filesystem view of a session's own, built by its init before user code exists.
+
+A small tmpfs becomes the root. Into it are bound, and nothing else: the system's
+programs and the Python environment (read-only), the session's directory
+(writable, under ``/home``), a few device nodes, a sized ``/tmp`` and
+``/dev/shm``, a ``/proc`` of the session's own pid namespace, and an ``/etc`` made
+of a handful of files. Then ``pivot_root``, and the old root is gone. What was
+not bound can't be named, so this is an allow-list of files.
+
+Order matters: binds are made while the old root can still be reached, masks
+after what they cover, and the root turns read-only last.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from kernelsvc.guest import linux as lx
+
+_SYSTEM = lx.ATTR_RDONLY | lx.ATTR_NOSUID | lx.ATTR_NODEV
+_OWN = lx.ATTR_NOSUID | lx.ATTR_NODEV
+_DEVICE = lx.ATTR_NOSUID | lx.ATTR_NOEXEC
+_SEALED = lx.MS_REMOUNT | lx.MS_BIND | lx.MS_RDONLY | lx.MS_NOSUID
+
+
+def build_view(view: dict[str, Any]) -> None:
+    """Build the view that a plan describes and enter it; the working directory is then ``/``.
+
+    Args:
+        view: ``plan["view"]`` (see ``kernelsvc.sandbox.plan``).
+
+    Raises:
+        OSError: a step failed; the text names the call and the path.
+    """
+    root = view["root"]
+    # Nothing mounted here reaches the host; what the host mounts later is not propagated in
+    # either once the old root is detached.
+    lx.mount(None, "/", None, lx.MS_REC | lx.MS_SLAVE)
+    lx.mount("tmpfs", root, "tmpfs", lx.MS_NOSUID | lx.MS_NODEV, "size=2m,nr_inodes=1024,mode=755")
+    for link, target in view["links"].items():
+        os.makedirs(os.path.dirname(root + link), exist_ok=True)
+        os.symlink(target, root + link)
+    for source, target in view["readonly"]:
+        _bind(root, source, target, _SYSTEM)
+    _mount_devices(root, view)
+    _mount_scratch(root, "/tmp", view["tmp_bytes"], lx.MS_NOSUID | lx.MS_NODEV)
+    if view["proc"]:
+        _mount_proc(root, view["proc_masks"])
+    for path, text in view["files"].items():
+        os.makedirs(os.path.dirname(root + path), exist_ok=True)
+        _create(root + path, text)
+    _bind_own(root, view)
+    for path in view["hidden"]:
+        if os.path.isdir(root + path):
+            lx.mount("tmpfs", root + path, "tmpfs", lx.MS_RDONLY | _OWN, "size=4k,nr_inodes=2,mode=755")
+    lx.pivot_into(root)
+    lx.mount(None, "/", None, _SEALED | lx.MS_NODEV)
+    lx.mount(None, "/dev", None, _SEALED | lx.MS_NOEXEC)
+
+
+def _create(path: str, text: str = "") -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _bind(root: str, source: str, target: str, attributes: int, idmap: int | None = None) -> None:
+    inside = root + target
+    if os.path.isdir(source):
+        os.makedirs(inside, exist_ok=True)
+    elif not os.path.exists(inside):
+        os.makedirs(os.path.dirname(inside), exist_ok=True)
+        _create(inside)
+    lx.bind(source, inside, attributes, idmap=idmap)
+
+
+def _bind_own(root: str, view: dict[str, Any]) -> None:
+    idmap = os.open(view["idmap"], os.O_RDONLY | os.O_CLOEXEC) if view["idmap"] else None
+    try:
+        for source, target in view["writable"]:
+            _bind(root, source, target, _OWN, idmap)
+    finally:
+        if idmap is not None:
+            os.close(idmap)
+
+
+def _mount_scratch(root: str, path: str, size: int, flags: int) -> None:
+    os.makedirs(root + path, exist_ok=True)
+    inodes = max(1024, size // 8192)
+    lx.mount("tmpfs", root + path, "tmpfs", flags, f"size={size},nr_inodes={inodes},mode=1777")
+
+
+def _mount_devices(root: str, view: dict[str, Any]) -> None:
+    os.makedirs(root + "/dev", exist_ok=True)
+    lx.mount("tmpfs", root + "/dev", "tmpfs", lx.MS_NOSUID | lx.MS_NOEXEC, "size=64k,nr_inodes=64,mode=755")
+    for name in view["devices"]:
+        _create(f"{root}/dev/{name}")
+        lx.bind(f"/dev/{name}", f"{root}/dev/{name}", _DEVICE)
+    for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        os.symlink(f"/proc/self/{target}", f"{root}/dev/{name}")
+    os.mkdir(root + "/dev/pts")
+    # IPython's "!command" opens a pseudo-terminal.
+    options = "newinstance,ptmxmode=0666,mode=620"
+    lx.mount("devpts", root + "/dev/pts", "devpts", lx.MS_NOSUID | lx.MS_NOEXEC, options)
+    os.symlink("pts/ptmx", root + "/dev/ptmx")
+    _mount_scratch(root, "/dev/shm", view["shm_bytes"], lx.MS_NOSUID | lx.MS_NODEV | lx.MS_NOEXEC)
+
+
+def _mount_proc(root: str, masks: list[str]) -> None:
+    """Mount this pid namespace's /proc; cover what tells of the host.
+
+    A mask that this kernel doesn't have is no step left out: there is nothing to cover.
+    """
+    os.mkdir(root + "/proc")
+    lx.mount("proc", root + "/proc", "proc", lx.MS_NOSUID | lx.MS_NODEV | lx.MS_NOEXEC)
+    for name in masks:
+        path = f"{root}/proc/{name}"
+        if os.path.isdir(path):
+            lx.mount("tmpfs", path, "tmpfs", lx.MS_RDONLY | lx.MS_NOSUID | lx.MS_NODEV, "size=4k,nr_inodes=2")
+        elif os.path.exists(path):
+            lx.bind("/dev/null", path, lx.ATTR_NOSUID | lx.ATTR_NOEXEC | lx.ATTR_RDONLY)
