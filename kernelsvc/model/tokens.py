@@ -1,0 +1,77 @@
+"""Who a token names. Tokens are random, so a plain SHA-256 of one is enough to keep."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from typing import Annotated
+
+import msgspec
+
+from kernelsvc.errors import Unauthenticated
+from kernelsvc.model.objects import Principal, Scope
+
+#: A token longer than this is refused before it is hashed.
+MAX_TOKEN_LENGTH = 1024
+
+_IMPLIED: dict[Scope, frozenset[Scope]] = {
+    "read": frozenset({"read"}),
+    "run": frozenset({"read", "run"}),
+    "admin": frozenset({"read", "run", "admin"}),
+}
+
+
+class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A principal and the hash of its token.
+
+    Attributes:
+        name: the principal's name; sessions belong to it, so keep it when the token changes.
+        sha256: hex digest of the token.
+        scopes: what it may do; ``run`` includes ``read``, ``admin`` includes both.
+        max_sessions: open sessions at once; None takes the server's setting.
+    """
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+    scopes: frozenset[Scope] = frozenset({"run", "read", "admin"})
+    max_sessions: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+    def principal(self) -> Principal:
+        """The principal, with every scope that its scopes include."""
+        granted: set[str] = set()
+        for scope in self.scopes:
+            granted |= _IMPLIED[scope]
+        return Principal(name=self.name, scopes=frozenset(granted), max_sessions=self.max_sessions)
+
+
+def hash_token(token: str) -> str:
+    """What is kept in place of a token: its SHA-256 in hex."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def record_for(token: str, name: str | None = None) -> TokenRecord:
+    """A record with every scope for a plain token; unnamed, it is named after its own hash."""
+    digest = hash_token(token)
+    return TokenRecord(name=name or f"token-{digest[:12]}", sha256=digest)
+
+
+def authenticate(records: Iterable[TokenRecord], token: str | None) -> Principal:
+    """Who this token names.
+
+    Every record is compared, each in constant time, so that the time taken says
+    nothing about which one matched.
+
+    Raises:
+        Unauthenticated: there is no token, or nobody has it.
+    """
+    if not token or len(token) > MAX_TOKEN_LENGTH:
+        raise Unauthenticated
+    digest = hash_token(token)
+    found: TokenRecord | None = None
+    for record in records:
+        if hmac.compare_digest(record.sha256, digest):
+            found = record
+    if found is None:
+        raise Unauthenticated("This token is not known here; check it against the one that 'kernelsvc serve' printed.")
+    return found.principal()

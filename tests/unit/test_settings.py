@@ -1,0 +1,157 @@
+"""The table of settings: precedence, sources, bad values, platform rules, no token kept."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+
+import pytest
+
+from kernelsvc import settings as s
+from kernelsvc.errors import BadRequest
+from kernelsvc.model.limits import Limits
+from kernelsvc.model.tokens import hash_token
+
+
+def test_precedence_and_sources(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('port = 1\nhost = "0.0.0.0"\nmax_sessions = 7\n[limits]\ncell_seconds = 3\n')
+    env = {"KERNELSVC_PORT": "2", "KERNELSVC_MAX_SESSIONS": "8"}
+    got = s.load({"port": "3"}, env, file)
+    assert (got.port, got.host, got.max_sessions, got.limits.cell_seconds) == (3, "0.0.0.0", 8, 3.0)
+    assert got.sources["port"] == "option --port"
+    assert got.sources["max_sessions"] == "environment KERNELSVC_MAX_SESSIONS"
+    assert got.sources["host"] == f"file {file}"
+    assert got.sources["origins"] == "default"
+
+
+def test_file_named_by_option_or_environment(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("port = 9\n")
+    assert s.load({"config": str(file)}).port == 9
+    assert s.load({}, {"KERNELSVC_CONFIG": str(file)}).port == 9
+
+
+@pytest.mark.parametrize(
+    ("cli", "words"),
+    [
+        ({"port": "x"}, ["port", "--port"]),
+        ({"port": "70000"}, ["65535"]),
+        ({"limits_memory_bytes": "-1"}, ["limits.memory_bytes", "--limits-memory-bytes"]),
+        ({"journal_sync": "perhaps"}, ["journal_sync"]),
+        ({"limits_network": "all"}, ["limits.network"]),
+        ({"templates": "{"}, ["templates"]),
+        ({"runtime_dir": "/" + "x" * 100}, ["runtime_dir", "short"]),
+    ],
+)
+def test_bad_values_name_their_source(cli, words):
+    with pytest.raises(BadRequest) as caught:
+        s.load(cli)
+    assert all(word in caught.value.message for word in words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 1", ["prot", "port"]),
+        ("[limits]\nmemory = 1", ["limits.memory"]),
+        ("port = '8'", ["port", "int"]),
+        ("= 1", ["TOML"]),
+        ("[[tokens]]\nname = 'a'\nsha256 = 'zz'", ["tokens"]),
+    ],
+)
+def test_bad_files_name_the_file(tmp_path, text, words):
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    with pytest.raises(BadRequest) as caught:
+        s.load({}, {}, file)
+    assert all(word in caught.value.message for word in [*words, str(file)])
+
+
+def test_missing_file_is_said(tmp_path):
+    with pytest.raises(BadRequest, match="can't be read"):
+        s.load({}, {}, tmp_path / "none.toml")
+
+
+def test_tokens_are_hashed_and_never_shown(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('[[tokens]]\nname = "ana"\ntoken = "s3cret-one"\nscopes = ["read"]\nmax_sessions = 2\n')
+    got = s.load({"token": ["s3cret-two", "s3cret-two"]}, {}, file)
+    assert [t.name for t in got.tokens] == ["ana", f"token-{hash_token('s3cret-two')[:12]}"]
+    assert "s3cret" not in repr(got)
+    assert "s3cret" not in repr(s.describe(got))
+
+
+def test_a_bad_token_is_not_echoed():
+    with pytest.raises(BadRequest) as caught:
+        s.load({"tokens": '[{"name": "a", "token": "s3cret", "scopes": ["all"]}]'})
+    assert "s3cret" not in caught.value.message
+
+
+def test_fresh_token_only_when_none_is_configured():
+    bare = s.load()
+    first, token = s.with_fresh_token(bare)
+    assert token is not None
+    assert first.tokens[0].name == "local"
+    assert first.tokens[0].sha256 == hash_token(token)
+    assert s.with_fresh_token(first) == (first, None)
+
+
+def test_none_clears_an_optional_limit_but_network_none_is_a_value():
+    got = s.load({"limits_memory_bytes": "none", "limits_network": "none"})
+    assert got.limits.memory_bytes is None
+    assert got.limits.network == "none"
+
+
+def test_platform_rules(tmp_path):
+    got = s.load({}, {"STATE_DIRECTORY": "/var/lib/kernelsvc:/x", "RUNTIME_DIRECTORY": "/run/kernelsvc"})
+    assert str(got.data_dir) == "/var/lib/kernelsvc"
+    assert str(got.runtime_dir) == "/run/kernelsvc"
+    a = s.load({"data_dir": str(tmp_path / "a")}, {"XDG_RUNTIME_DIR": "/run/user/7"})
+    b = s.load({"data_dir": str(tmp_path / "b")}, {"XDG_RUNTIME_DIR": "/run/user/7"})
+    assert str(a.runtime_dir).startswith("/run/user/7/kernelsvc/")
+    assert a.runtime_dir != b.runtime_dir
+    assert s.load({}, {}).sandbox == "best-effort"
+    assert s.load({}, {"SYSTEMD_EXEC_PID": str(os.getpid())}).sandbox == "required"
+    assert s.load({"sandbox": "off"}, {"SYSTEMD_EXEC_PID": str(os.getpid())}).sandbox == "off"
+
+
+def test_prepared_directories_are_private(tmp_path):
+    settings = s.load({"data_dir": str(tmp_path / "d" / "e"), "runtime_dir": str(tmp_path / "r")})
+    s.prepare_directories(settings)
+    assert stat.S_IMODE(settings.data_path().stat().st_mode) == 0o700
+    assert stat.S_IMODE(settings.runtime_path().stat().st_mode) == 0o700
+
+
+def test_a_link_in_place_of_the_runtime_directory_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "r").symlink_to(tmp_path / "elsewhere")
+    settings = s.load({"data_dir": str(tmp_path / "d"), "runtime_dir": str(tmp_path / "r")})
+    with pytest.raises(BadRequest, match="runtime_dir"):
+        s.prepare_directories(settings)
+
+
+def test_every_setting_has_an_option_an_environment_name_and_a_help_line():
+    parser = argparse.ArgumentParser()
+    s.add_options(parser)
+    options = {o for action in parser._actions for o in action.option_strings}
+    assert {row.option for row in s.TABLE} <= options
+    assert len({row.env for row in s.TABLE}) == len(s.TABLE)
+    assert all(row.help.endswith(".") for row in s.TABLE)
+    assert {r.name.partition(".")[2] for r in s.TABLE if r.name.startswith("limits.")} == set(Limits.__struct_fields__)
+    parser.format_help()
+    assert vars(parser.parse_args([])) == {}
+    got = s.load(vars(parser.parse_args(["--token", "aaaaaaaa", "--token", "bbbbbbbb", "--limits-cpu-cores", "1.5"])))
+    assert len(got.tokens) == 2
+    assert got.limits.cpu_cores == 1.5
+
+
+def test_table_is_documented():
+    text = s.markdown()
+    assert all(f"`{row.name}`" in text for row in s.TABLE)
+
+
+def test_templates_add_to_the_default():
+    got = s.load({"templates": '{"bare": {"python": "/usr/bin/python3"}}'})
+    assert set(got.templates) == {"python3", "bare"}
