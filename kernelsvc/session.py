@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -31,10 +32,12 @@ from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, N
 from kernelsvc.kernels.port import Exit, Kernel, Launcher, Message, Output, StartRequest, Text
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, KernelInfo, SandboxReport
-from kernelsvc.model.limits import Limits
+from kernelsvc.model.limits import Limits, Usage
+from kernelsvc.model.log import timestamp
 from kernelsvc.model.machine import Machine, Policy
 from kernelsvc.model.notebook import CellFold
 from kernelsvc.model.objects import Cell, CellRequest, CellState, SessionState
+from kernelsvc.model.objects import Session as ApiSession
 from kernelsvc.model.stimuli import (
     Began,
     Close,
@@ -584,14 +587,72 @@ class Session:
         fold = self._folds.get(cell)
         if fold is None:
             fold = CellFold(self.about.limits.output_bytes)
-            for line in self.log.lines(record.first, record.last):
-                if cell.encode() in line:
-                    event = ev.decode(line)
-                    if event.cell == cell:
-                        fold.feed(event)
+            for event in self._events_of(record.first, record.last, cell):
+                fold.feed(event)
             if record.state is CellState.FINISHED:
                 self._folds[cell] = fold
         return fold.cell(session=self.id)
+
+    def output(self, cell: str, name: str, offset: int, limit: int) -> dict[str, Any]:
+        """A page of what a cell wrote to one stream, in characters, read from the journal.
+
+        Raises:
+            NotFound: no such cell.
+        """
+        record = self.machine.cells.get(cell)
+        if record is None:
+            raise NotFound(f"There is no cell {cell!r} in this session; list its cells.")
+        position, page = 0, []
+        for event in self._events_of(record.first, record.last, cell):
+            if isinstance(event, ev.Stream) and event.name == name:
+                start = max(0, offset - position)
+                stop = max(0, offset + limit - position)
+                page.append(event.text[start:stop])
+                position += len(event.text)
+        text = "".join(page)
+        following = offset + len(text) if offset + len(text) < position else None
+        return {"name": name, "offset": offset, "text": text, "next_offset": following, "total": position}
+
+    def _events_of(self, first: int, last: int, cell: str) -> Iterable[Event]:
+        mark = cell.encode()
+        for line in self.log.lines(first, last):
+            if mark in line:
+                event = ev.decode(line)
+                if event.cell == cell:
+                    yield event
+
+    def view(self, usage: Usage) -> ApiSession:
+        """The session as the API shows it."""
+        about, machine = self.about, self.machine
+        now, wall = self._loop.time(), time.time()
+        expires = machine.expires_at()
+        closed = self.state is SessionState.CLOSED
+        return ApiSession(
+            id=about.id,
+            name=about.name,
+            template=about.template,
+            state=self.state,
+            created_at=about.created_at,
+            last_activity_at=timestamp(wall - (now - machine.active)),
+            expires_at=None if closed or expires is None else timestamp(wall + expires - now),
+            principal=about.principal,
+            labels=about.labels,
+            limits=about.limits,
+            usage=usage,
+            last_seq=self.log.last_seq,
+            execution_count=machine.execution_count,
+            parent=about.parent,
+            kernel=self.info,
+            sandbox=self.report,
+            checkpoints=list(machine.checkpoints.values()),
+            queued=len(machine.queue) - (machine.running is not None),
+            running=machine.running.id if machine.running else None,
+        )
+
+    async def settled(self) -> None:
+        """Wait until no kernel is being started or woken. Safe to cancel."""
+        while self.state in (SessionState.STARTING, SessionState.RESTORING) and self._tasks:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
     def client_gone(self, client: object) -> None:
         """Interrupt what this client wanted interrupted when it leaves."""

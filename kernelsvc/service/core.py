@@ -1,0 +1,516 @@
+"""The composition root: everything a transport may call, and nothing else.
+
+``ServiceApi`` is the port that transports are written against; ``Service`` is
+what stands behind it. A transport knows this module, ``model`` and ``protocol``,
+and not one name more. The service addresses everything by session id, so that
+a front on another machine could route by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from kernelsvc import __version__
+from kernelsvc.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    KernelsvcError,
+    NotFound,
+    NotSupported,
+    SessionClosed,
+    TooLarge,
+)
+from kernelsvc.kernels.launchers import Launchers
+from kernelsvc.model import events as ev
+from kernelsvc.model.admission import Ceilings, Live, admit
+from kernelsvc.model.events import SCHEMA, Event
+from kernelsvc.model.limits import Limits, Usage
+from kernelsvc.model.log import timestamp
+from kernelsvc.model.machine import Policy
+from kernelsvc.model.objects import (
+    Call,
+    Cell,
+    CellRequest,
+    CellState,
+    Checkpoint,
+    Principal,
+    Scope,
+    SessionRequest,
+    SessionState,
+    Variable,
+)
+from kernelsvc.model.objects import Session as ApiSession
+from kernelsvc.model.tokens import authenticate
+from kernelsvc.protocol import call as call_protocol
+from kernelsvc.service.api import NotebookFormat, ServiceApi, Subscription
+from kernelsvc.session import About, Session, new_id, new_kernel_id
+from kernelsvc.settings import Settings
+from kernelsvc.store.journal import Journal
+
+log = logging.getLogger(__name__)
+
+
+#: Idempotency keys remembered at once.
+KEYS_KEPT = 10_000
+#: Closed sessions kept open for reading.
+PAST_KEPT = 64
+#: Seconds given to sessions to end at a stop of the server.
+STOP_SECONDS = 10.0
+
+
+def versions() -> dict[str, str]:
+    """What runs here, for the record."""
+    names = ("ipykernel", "ipython", "jupyter_client", "tornado", "nbformat")
+    return {"kernelsvc": __version__, "python": sys.version.split()[0], **{n: version(n) for n in names}}
+
+
+class Service:
+    """Sessions by id, and everything that may be done with them. Implements ``ServiceApi``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.versions = versions()
+        self._store = SessionStore(settings.data_path())
+        self._projections = Projections(settings, self._store)
+        self._launchers = Launchers(settings)
+        self._live: dict[str, Session] = {}
+        self._past: OrderedDict[str, Session] = OrderedDict()
+        self._promised: dict[str, Live] = {}
+        self._made: dict[tuple[str, str], asyncio.Future[Session]] = {}
+        self._clients: dict[int, set[str]] = {}
+        self._stopping = False
+
+    # -- life ------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the kernel host and find again every session that an earlier server left.
+
+        Raises:
+            KernelsvcError: the kernel host can't be started.
+        """
+        await self._launchers.start()
+        found = [about for about in self._store.scan() if about.state is not SessionState.CLOSED]
+        await asyncio.gather(*(self._adopt(about) for about in found))
+
+    async def _adopt(self, about: About) -> None:
+        try:
+            session = self._open(about)
+        except (OSError, KernelsvcError) as error:
+            log.error("session %s can't be read: %s", about.id, error)
+            return
+        if session.state is SessionState.CLOSED:
+            session.log.close()
+            self._settle(session)
+            return
+        self._live[about.id] = session
+        try:
+            await session.adopt()
+        except (OSError, KernelsvcError) as error:
+            log.error("session %s can't be adopted: %s", about.id, error)
+
+    async def stop(self, *, end_sessions: bool) -> None:
+        """Let go of every session, or end them all. Nothing is accepted any more."""
+        self._stopping = True
+        if end_sessions:
+            ending = [s.close("server stopped") for s in list(self._live.values())]
+            async with asyncio.timeout(STOP_SECONDS):
+                await asyncio.gather(*ending, return_exceptions=True)
+        for session in self._live.values():
+            session.detach()
+        self._projections.close()
+        await self._launchers.stop(end_kernels=end_sessions)
+
+    def ready(self) -> bool:
+        """Whether a session asked for now would not wait for its template."""
+        return self._launchers.ready() and not self._stopping
+
+    # -- who and what ------------------------------------------------------------------
+
+    def authenticate(self, token: str | None) -> Principal:
+        """Who this token names.
+
+        Raises:
+            Unauthenticated: nobody.
+        """
+        return authenticate(self.settings.tokens, token)
+
+    def info(self) -> dict[str, Any]:
+        """What this server is, allows and enforces."""
+        return {
+            "name": "kernelsvc",
+            "version": __version__,
+            "schema": SCHEMA,
+            "versions": self.versions,
+            "limits": self.settings.limits,
+            "sandbox": self._launchers.sandbox(),
+            "journal_sync": self.settings.journal_sync,
+            "public_key": self._projections.public_key,
+            "default_template": self.settings.default_template,
+        }
+
+    def templates(self) -> list[dict[str, Any]]:
+        """What a session can be made from."""
+        return self._launchers.templates()
+
+    def _may(self, who: Principal, scope: Scope) -> None:
+        if scope not in who.scopes:
+            raise Forbidden(f"This token lacks the scope '{scope}'; use one that has it.", scope=scope)
+
+    def _find(self, who: Principal, session: str, scope: Scope = "read") -> Session:
+        self._may(who, scope)
+        found = self._live.get(session) or self._reopen(session)
+        if found is None or found.about.principal != who.name:
+            raise NotFound(f"There is no session {session!r}; list your sessions.")
+        return found
+
+    def _reopen(self, session: str) -> Session | None:
+        """A closed session, read back from its directory."""
+        found = self._past.get(session)
+        if found is None:
+            about = self._store.load(session)
+            if about is None or about.id in self._live:
+                return None
+            found = self._open(about, read_only=True)
+            self._keep(found)
+        return found
+
+    def _keep(self, session: Session) -> None:
+        self._past[session.id] = session
+        while len(self._past) > PAST_KEPT:
+            self._past.popitem(last=False)
+
+    def _open(self, about: About, *, read_only: bool = False) -> Session:
+        journal = Journal.open(self._store.journal(about.id), about.id, read_only=read_only)
+        session = self._session(about, journal)
+        session.rebuild(self._store.life(journal))
+        return session
+
+    def _session(self, about: About, journal: Journal) -> Session:
+        limits = about.limits
+        policy = Policy(
+            cell_seconds=limits.cell_seconds,
+            idle_seconds=limits.idle_seconds,
+            lifetime_seconds=limits.lifetime_seconds,
+            grace_seconds=self.settings.interrupt_grace_seconds,
+            max_queued=self.settings.max_queued_cells,
+            output_bytes=limits.output_bytes,
+        )
+        return Session(
+            about,
+            journal,
+            self._launchers.launcher(about.template),
+            policy,
+            sync=self.settings.journal_sync,
+            observer=self._observe,
+            versions=self.versions,
+        )
+
+    # -- sessions ----------------------------------------------------------------------
+
+    async def create(self, who: Principal, request: SessionRequest) -> ApiSession:
+        """A new session, ready for its first cell. Cancelling it leaves nothing behind.
+
+        Raises:
+            NotFound: no such template.
+            Conflict: the idempotency key belongs to another request.
+            LimitTooHigh, QuotaExceeded, AtCapacity, SandboxUnavailable, Timeout: nothing was made.
+        """
+        self._may(who, "run")
+        if request.idempotency_key is None:
+            return self._view(await self._create(who, request))
+        key = (who.name, request.idempotency_key)
+        made = self._made.get(key)
+        if made is None:
+            made = asyncio.ensure_future(self._create(who, request))
+            self._remember(key, made)
+        return self._view(await asyncio.shield(made))
+
+    def _remember(self, key: tuple[str, str], made: asyncio.Future[Session]) -> None:
+        def forget_failure(done: asyncio.Future[Session]) -> None:
+            if done.cancelled() or done.exception() is not None:
+                self._made.pop(key, None)
+
+        self._made[key] = made
+        made.add_done_callback(forget_failure)
+        while len(self._made) > KEYS_KEPT:
+            self._made.pop(next(iter(self._made)))
+
+    async def _create(self, who: Principal, request: SessionRequest) -> Session:
+        if self._stopping:
+            raise Conflict("The server is stopping; try again when it is back.")
+        template = request.template or self.settings.default_template
+        self._launchers.launcher(template)
+        limits = self.settings.limits.lowered(request.limits)
+        session_id = new_id("s")
+        self._admit(who, limits)
+        self._promised[session_id] = Live(principal=who.name, memory_bytes=limits.memory_bytes)
+        try:
+            about = About(
+                id=session_id,
+                principal=who.name,
+                template=template,
+                workdir="",
+                kernel=new_kernel_id(),
+                created_at=timestamp(self._store.clock()),
+                limits=limits,
+                name=request.name,
+                labels=request.labels,
+                env=request.env,
+            )
+            return await self._begin(about)
+        finally:
+            del self._promised[session_id]
+
+    def _admit(self, who: Principal, limits: Limits, count: int = 1) -> None:
+        settings = self.settings
+        ceilings = Ceilings(
+            sessions=settings.max_sessions,
+            sessions_per_principal=who.max_sessions or settings.max_sessions_per_principal,
+            memory_bytes=settings.max_total_memory_bytes,
+        )
+        live = (Live(principal=s.about.principal, memory_bytes=s.about.limits.memory_bytes) for s in self._live.values())
+        admit([*live, *self._promised.values()], ceilings, who.name, limits, count=count)
+
+    async def _begin(self, about: About) -> Session:
+        journal = self._store.create(about)
+        session = self._session(about, journal)
+        try:
+            async with asyncio.timeout(self.settings.start_seconds):
+                await session.start()
+        except BaseException:
+            session.detach()
+            self._store.remove(about.id)
+            raise
+        self._live[about.id] = session
+        return session
+
+    def get(self, who: Principal, session: str) -> ApiSession:
+        """One session; also a closed one."""
+        return self._view(self._find(who, session))
+
+    def list(
+        self,
+        who: Principal,
+        *,
+        state: str | None = None,
+        label: str | None = None,
+        limit: int = 100,
+        page: str | None = None,
+    ) -> tuple[list[ApiSession], str | None]:
+        """The caller's sessions, newest first, and the next page's name."""
+        self._may(who, "read")
+        ids, following = self._projections.index.find(
+            principal=who.name, state=state, label=label, limit=limit, page=page
+        )
+        found = []
+        for one in ids:
+            with contextlib.suppress(NotFound):
+                found.append(self._view(self._find(who, one)))
+        return found, following
+
+    async def close(self, who: Principal, session: str, *, reason: str = "closed") -> ApiSession:
+        """End a session; its record stays. Closing a closed one changes nothing."""
+        found = self._find(who, session, "run")
+        if found.state is not SessionState.CLOSED:
+            await found.close(reason)
+        return self._view(found)
+
+    async def interrupt(self, who: Principal, session: str) -> ApiSession:
+        """Interrupt the running cell."""
+        found = self._find(who, session, "run")
+        found.interrupt()
+        return self._view(found)
+
+    async def restart(self, who: Principal, session: str) -> ApiSession:
+        """A new kernel with empty variables; waits until it is there. Safe to cancel: it comes anyway."""
+        found = self._find(who, session, "run")
+        found.restart()
+        async with asyncio.timeout(self.settings.start_seconds):
+            await found.settled()
+        return self._view(found)
+
+    def _view(self, session: Session) -> ApiSession:
+        return session.view(self._projections.usage(session))
+
+    # -- cells ----------------------------------------------------------------------------
+
+    def _check_code(self, requests: Sequence[CellRequest]) -> None:
+        for request in requests:
+            if len(request.code) > self.settings.max_code_bytes:
+                raise TooLarge(
+                    f"The code has {len(request.code)} characters and may have {self.settings.max_code_bytes}; "
+                    "upload data as a file instead.",
+                    limit=self.settings.max_code_bytes,
+                )
+
+    async def execute(
+        self,
+        who: Principal,
+        session: str,
+        request: CellRequest,
+        *,
+        wait: Literal["finished", "queued"] = "finished",
+        client: object | None = None,
+    ) -> Cell:
+        """Run one cell. Cancelling it, or losing the connection, leaves the cell running."""
+        return (await self.batch(who, session, [request], on_error=request.on_error, wait=wait, client=client))[0]
+
+    async def batch(
+        self,
+        who: Principal,
+        session: str,
+        cells: Sequence[CellRequest],
+        *,
+        on_error: Literal["stop", "continue"] = "stop",
+        wait: Literal["finished", "queued"] = "finished",
+        client: object | None = None,
+    ) -> list[Cell]:
+        """Run cells in order in one trip; accepted all or none."""
+        found = self._find(who, session, "run")
+        if not cells:
+            raise BadRequest("A batch needs at least one cell.")
+        self._check_code(cells)
+        if len(cells) > 1:
+            cells = [msgspec.structs.replace(c, on_error=on_error) for c in cells]
+        ids = found.submit(cells, principal=who.name, client=client)
+        if client is not None:
+            self._clients.setdefault(id(client), set()).add(session)
+        if wait == "finished":
+            for cell in ids:
+                await found.wait(cell)
+        return [found.cell(cell) for cell in ids]
+
+    def client_gone(self, client: object) -> None:
+        """A connection that submitted cells is gone: what wanted to be interrupted then is."""
+        for session in self._clients.pop(id(client), ()):
+            if session in self._live:
+                self._live[session].client_gone(client)
+
+    async def call(self, who: Principal, call: Call) -> dict[str, Any]:
+        """One shot: a session is made, used, recorded and closed."""
+        if (call.code is None) == (call.function is None):
+            raise BadRequest("Give either 'code' or 'function'.")
+        source = call.code
+        if source is None:
+            source = call_protocol.function_cell(call.function or "", call.args, call.kwargs)
+        request = SessionRequest(template=call.template, limits=call.limits, name="execute")
+        session = (await self.create(who, request)).id
+        try:
+            self._put_files(who, session, call.files)
+            cell = await self.execute(who, session, CellRequest(code=source, timeout_seconds=call.timeout_seconds))
+        finally:
+            await asyncio.shield(self.close(who, session, reason="executed"))
+        result: dict[str, Any] = msgspec.to_builtins(cell)
+        if call.function is not None:
+            result["value"] = call_protocol.value_of(cell)
+        return result
+
+    def _put_files(self, who: Principal, session: str, files: dict[str, str]) -> None:
+        for name, text in files.items():
+            self._store.put_text(session, name, text)
+        if files:
+            self.files_changed(who, session, [{"path": name, "action": "put"} for name in files])
+
+    async def input(self, who: Principal, session: str, cell: str, text: str) -> None:
+        """Answer a cell's ``input()``."""
+        self._find(who, session, "run").give_input(cell, text)
+
+    def cell(self, who: Principal, session: str, cell: str) -> Cell:
+        """One cell."""
+        return self._find(who, session).cell(cell)
+
+    def cells(self, who: Principal, session: str) -> list[Cell]:
+        """Every cell, in the order they were accepted."""
+        found = self._find(who, session)
+        return [found.cell(cell) for cell in found.machine.cells]
+
+    def output(
+        self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536
+    ) -> dict[str, Any]:
+        """A page of what a cell wrote, from the journal, whatever the budget cut."""
+        return self._find(who, session).output(cell, name, offset, limit)
+
+    # -- the log ------------------------------------------------------------------------------
+
+    def attach(self, who: Principal, session: str, *, after: int = 0) -> Subscription:
+        """A reader of the log from ``after`` on.
+
+        Raises:
+            CursorUnknown: the log has no such position.
+        """
+        return self._find(who, session).log.reader(after)
+
+    def events(self, who: Principal, session: str, *, after: int = 0, limit: int = 1000) -> list[bytes]:
+        """A page of the log."""
+        journal = self._find(who, session).log
+        journal.reader(after).close()
+        return [*journal.lines(after + 1, after + limit)]
+
+    # -- asking the kernel ------------------------------------------------------------------------
+
+    async def complete(self, who: Principal, session: str, code: str, cursor_pos: int | None) -> dict[str, Any]:
+        """Jupyter's ``complete_reply``."""
+        found = self._find(who, session, "run")
+        content = {"code": code, "cursor_pos": len(code) if cursor_pos is None else cursor_pos}
+        return await found.request("complete_request", content)
+
+    async def inspect(
+        self, who: Principal, session: str, code: str, cursor_pos: int | None, detail_level: int
+    ) -> dict[str, Any]:
+        """Jupyter's ``inspect_reply``."""
+        found = self._find(who, session, "run")
+        position = len(code) if cursor_pos is None else cursor_pos
+        content = {"code": code, "cursor_pos": position, "detail_level": detail_level}
+        return await found.request("inspect_request", content)
+
+    async def variables(self, who: Principal, session: str) -> list[Variable]:
+        """The session's variables, without running any code of theirs."""
+        found = self._find(who, session, "run")
+        if found.info is not None and found.info.kind != "forked":
+            raise NotSupported("Only forked kernels list their variables; run a cell that prints them.")
+        reply = await found.request("kernelsvc_variables_request", {})
+        try:
+            return msgspec.convert(reply.get("variables", []), list[Variable])
+        except msgspec.ValidationError:
+            return []
+
+    # -- notebook and files ---------------------------------------------------------------------------
+
+    async def notebook(self, who: Principal, session: str, format: NotebookFormat = "ipynb") -> bytes:
+        """The session as a notebook, at any time."""
+        return await self._projections.export(self._find(who, session), format)
+
+    def journal_path(self, who: Principal, session: str) -> Path:
+        """The journal's file."""
+        return self._store.journal(self._find(who, session).id)
+
+    def files_dir(self, who: Principal, session: str) -> Path:
+        """The working directory as the server sees it; hostile content."""
+        return self._store.files(self._find(who, session).id)
+
+    def files_changed(self, who: Principal, session: str, files: Sequence[dict[str, Any]]) -> None:
+        """Record an upload or a deletion; a closed session's files can't change."""
+        self._find(who, session, "run").record(ev.FilesChanged(files=list(files)))
+
+    # -- after an event -----------------------------------------------------------------------------------
+
+    def _observe(self, session: Session, events: Sequence[Event]) -> None:
+        self._projections.feed(session, events)
+        if isinstance(events[-1], ev.SessionClosed):
+            self._settle(session)
+
+    def _settle(self, session: Session) -> None:
+        """A session has closed: it no longer counts, and is read from memory while it is fresh."""
+        self._live.pop(session.id, None)
+        self._keep(session)
