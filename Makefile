@@ -1,0 +1,64 @@
+# Everything a person or CI runs here, by one word. `make` alone lists the words.
+#
+#   make test ARGS='-k journal'     some of the tests
+#   make serve ARGS='--port 9000'   the server with other settings
+#   VENV=/some/venv                 use an environment of your own
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+TESTS := tests/unit tests/integration tests/acceptance $(wildcard tests/attack)
+
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help demo test check bench bench-smoke fix serve docs lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
+	  while IFS=$$'\t' read -r word what; do printf '  make %-12s %s\n' "$$word" "$$what"; done
+
+# One stamp for each set of packages, so that the environment is made once and again only when what it is made from
+# has changed.
+$(VENV)/.run: pyproject.toml requirements/constraints.txt scripts/bootstrap
+	@scripts/bootstrap run $(VENV)
+
+$(VENV)/.dev: pyproject.toml requirements/constraints.txt scripts/bootstrap
+	@scripts/bootstrap dev $(VENV)
+
+demo: $(VENV)/.run ## install what is needed and watch a real analysis run in a session
+	@$(BIN)/kernelsvc demo $(ARGS)
+
+test: $(VENV)/.dev ## every test but those of foreign clients: unit, integration, acceptance, attacks
+	@$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+check: $(VENV)/.dev ## what needs no running: style, types, the direction of imports, generated docs
+	@scripts/check $(VENV)
+
+fix: $(VENV)/.dev ## put right what a program can: format, import order, generated docs
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+	@$(BIN)/python docs/generate.py
+
+docs: $(VENV)/.dev ## write the generated reference pages anew
+	@$(BIN)/python docs/generate.py
+
+serve: $(VENV)/.run ## start the server
+	@$(BIN)/kernelsvc serve $(ARGS)
+
+bench: $(VENV)/.dev ## measure beside the peers, each in an environment of its own; writes the README's table
+	@$(BIN)/python -m benchmarks run $(ARGS)
+
+bench-smoke: $(VENV)/.dev ## that the harness runs, not what it times
+	@$(BIN)/python -m benchmarks smoke $(ARGS)
+
+lock: $(VENV)/.dev ## write requirements/constraints.txt anew from the newest releases that fit
+	@scripts/lock
+
+clean: ## remove what these words made
+	@rm -rf .venv .benchmarks out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,89 @@
+"""What all tests share: a served instance, and a watch over what a run leaves behind and leaves out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import leaks
+import pytest
+from served import Served, serving
+
+#: More skipped tests than this and the run fails: a machine on which so much can't be tried proves too little. Each
+#: skip names what is missing (a privilege, a kernel feature), and the run's end lists them.
+MAX_SKIPS = 40
+
+_RUN = leaks.mark(os.environ)
+_CGROUPS_BEFORE = leaks.empty_cgroups()
+_OUTERMOST = _RUN.startswith(f"{os.getpid()}-")
+
+
+@pytest.fixture(scope="session")
+def short_tmp() -> Iterator[Path]:
+    """A directory with a short path, for sockets: unix(7) gives them 108 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="k", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def served(short_tmp: Path) -> Iterator[Served]:
+    """A server that the tests of one run share; make sessions of your own in it and leave its settings alone."""
+    with serving(short_tmp / "shared") as instance:
+        yield instance
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run that skipped too much or left something behind."""
+    found = _left_behind() if _OUTERMOST else []
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skips = len(reporter.stats.get("skipped", [])) if reporter else 0
+    session.config.stash[_LEFT] = found
+    if (found or skips > MAX_SKIPS) and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+_LEFT = pytest.StashKey[list[str]]()
+
+
+def _left_behind() -> list[str]:
+    # One that is just ending is no leak: give it a moment.
+    processes = leaks.processes(_RUN)
+    if processes:
+        leaks.psutil.wait_procs(processes, timeout=3)
+        processes = leaks.processes(_RUN)
+    found = [leaks.describe(process) for process in processes]
+    leaks.end(processes)
+    cgroups = leaks.empty_cgroups() - _CGROUPS_BEFORE
+    if cgroups:
+        # Another run on this machine may be about to fill it.
+        time.sleep(1)
+        cgroups &= leaks.empty_cgroups()
+    return found + [f"cgroup {path}" for path in sorted(cgroups)]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """List what was skipped, by reason, and what was left behind."""
+    reasons = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    if reasons:
+        total = sum(reasons.values())
+        terminalreporter.section(f"skipped: {total}, at most {MAX_SKIPS} allowed")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:4d}  {reason}", yellow=True)
+        if total > MAX_SKIPS:
+            terminalreporter.line("FAILED: more was skipped than allowed", red=True)
+    if left := config.stash.get(_LEFT, []):
+        terminalreporter.section("left behind by this run (now ended)")
+        for line in left:
+            terminalreporter.line(f"FAILED: {line}", red=True)
+
+
+def _reason(report: pytest.TestReport) -> str:
+    where = report.longrepr
+    text = where[2] if isinstance(where, tuple) else str(where)
+    return text.removeprefix("Skipped: ")

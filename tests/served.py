@@ -1,0 +1,143 @@
+"""A real server, started through the command line as a user would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from waiting import wait_for
+
+#: Longer than the service promises (5 s), for a machine that does much else.
+READY_SECONDS = 60.0
+STOP_SECONDS = 30.0
+
+
+class Served:
+    """One ``kernelsvc serve`` on a free port, with directories and a token of its own.
+
+    Attributes:
+        url: where it listens, ``http://127.0.0.1:PORT``.
+        token: its only token, with every scope.
+        data_dir: where its sessions lie.
+        process: the server itself.
+    """
+
+    def __init__(self, root: Path, *args: str, env: dict[str, str] | None = None, token: str = "test-token") -> None:
+        self.root, self.args, self.token = root, args, token
+        self.data_dir = root / "data"
+        self.runtime_dir = root / "run"
+        self.log = root / "serve.log"
+        self.env = {**os.environ, **(env or {})}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+        self.ready_after = 0.0
+
+    def command(self) -> list[str]:
+        """What is run, without the descriptor that says when it is ready."""
+        where = ["--port", "0", "--data-dir", str(self.data_dir), "--runtime-dir", str(self.runtime_dir)]
+        return [sys.executable, "-m", "kernelsvc", "serve", *where, "--token", self.token, *self.args]
+
+    def start(self) -> Served:
+        """Start it and wait until it says that it is ready."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        ready, ready_end = os.pipe()
+        # A log of its own: nobody reads a pipe here, and a full pipe would stop the server.
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.command(), "--ready-fd", str(ready_end)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.env,
+                pass_fds=[ready_end],
+                start_new_session=True,
+            )
+        os.close(ready_end)
+        try:
+            self._wait_ready(ready)
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            os.close(ready)
+        self.ready_after = time.monotonic() - started
+        return self
+
+    def _wait_ready(self, ready: int) -> None:
+        readable, _, _ = select.select([ready], [], [], READY_SECONDS)
+        if not readable or not os.read(ready, 4096):
+            raise AssertionError(f"kernelsvc serve is not ready; its log says:\n{self.output()}")
+        found = wait_for(lambda: re.search(r"https?://[\w.\[\]:-]+:\d+", self.output()), what="the address in the log")
+        self.url = found.group(0)
+
+    def output(self) -> str:
+        """All it has printed."""
+        return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        assert self.process is not None
+        return self.process.pid
+
+    def stop(self) -> int:
+        """As Ctrl-C would; returns its exit status."""
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"kernelsvc serve did not stop within {STOP_SECONDS} s:\n{self.output()}") from None
+
+    def kill(self) -> None:
+        """As the OOM killer would: kernels live on and wait for the next server."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+        if self.process is not None:
+            self.process.wait()
+
+    def call(self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None) -> Any:
+        """One REST call with the token; the JSON that came back, None for an empty answer.
+
+        Raises:
+            urllib.error.HTTPError: the status was not 2xx.
+        """
+        request = urllib.request.Request(
+            self.url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json", **(headers or {})},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            data = answer.read()
+        return json.loads(data) if data else None
+
+    @property
+    def client_env(self) -> dict[str, str]:
+        """An environment in which the command line and the client find this server."""
+        return {**self.env, "KERNELSVC_URL": self.url, "KERNELSVC_TOKEN": self.token}
+
+
+@contextlib.contextmanager
+def serving(root: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[Served]:
+    """A server for the length of a ``with``; nothing of it is left after."""
+    served = Served(root, *args, env=env)
+    try:
+        yield served.start()
+    finally:
+        served.stop()
