@@ -1,0 +1,302 @@
+"""The chain of journal lines: stamping, cursors, and what is wrong with a broken one.
+
+Theory of operation
+-------------------
+A line is one event as JSON. It carries ``seq`` (1, 2, 3, …) and ``prev``, the
+SHA-256 of the line before it, so the digest of the last line, the *head*,
+vouches for every byte before it. Whoever keeps a head elsewhere (a signature, an
+export) can tell later that nothing was changed, removed, added or reordered.
+
+A chain alone can't show that its end was cut off, nor that somebody computed the
+whole of it anew: both need a head that was kept. ``check`` takes such heads as
+``anchors``.
+
+Hashes are of bytes as written, never of a value encoded again, so that no later
+version of an encoder can break an old journal.
+
+What goes into a line came from a hostile kernel: ``stamp`` replaces what JSON
+can't carry (lone surrogates) and what a reader with a deeper stack couldn't read
+back (deep nesting), so that whatever is in a journal can be read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from kernelsvc.errors import CursorExpired, CursorUnknown
+from kernelsvc.model import events as ev
+from kernelsvc.model.events import Event
+
+#: Levels of arrays and objects that an event's data may have. Vega and plotly
+#: specifications stay below 30; msgspec and json give up near 1,000.
+MAX_DEPTH = 64
+
+_TOO_DEEP = "… (nested more than 64 levels; left out by kernelsvc)"
+_FREE_FORM = (ev.Display, ev.DisplayUpdated, ev.Result, ev.Comm, ev.CellQueued, ev.FilesChanged, ev.SessionStarted)
+
+
+class Head(NamedTuple):
+    """The end of a chain: the last entry's number and its line's digest."""
+
+    seq: int = 0
+    digest: str = ""
+
+
+class Envelope(msgspec.Struct, kw_only=True):
+    """What every line carries, whatever its type."""
+
+    type: str
+    session: str
+    seq: int
+    at: str
+    prev: str
+
+
+Kind = Literal["changed", "removed", "added", "reordered", "truncated"]
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """The first thing that is wrong with a chain.
+
+    Attributes:
+        kind: what was done.
+        seq: the number of the first entry that was changed, removed, added or moved.
+        line: the line (from 1) at which it shows.
+        message: the same in words.
+    """
+
+    kind: Kind
+    seq: int
+    line: int
+    message: str
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``check`` found. ``head`` is that of the part before the fault."""
+
+    session: str
+    head: Head
+    fault: Fault | None = None
+    last_type: str = ""
+
+
+# --- making lines -----------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)
+def _second(epoch: int) -> str:
+    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def timestamp(now: float) -> str:
+    """Seconds since the epoch as UTC, ISO 8601, microseconds and ``Z``."""
+    micros = round(now * 1_000_000)
+    return f"{_second(micros // 1_000_000)}.{micros % 1_000_000:06d}Z"
+
+
+def digest(line: bytes) -> str:
+    """SHA-256 (hex) of a line without its newline."""
+    return sha256(line).hexdigest()
+
+
+def stamp(events: Sequence[Event], session: str, head: Head, at: str) -> tuple[list[bytes], Head]:
+    """Put each event into its envelope and give its line (no newline), and the new head.
+
+    The events are changed in place: ``session``, ``seq``, ``at``, ``prev`` are set,
+    and text that JSON can't carry is replaced.
+    """
+    seq, prev = head
+    lines = []
+    for event in events:
+        seq += 1
+        event.session, event.seq, event.at, event.prev = session, seq, at, prev
+        line = _encode(event)
+        prev = sha256(line).hexdigest()
+        lines.append(line)
+    return lines, Head(seq, prev)
+
+
+def unstamp(events: Iterable[Event]) -> None:
+    """Take the envelopes off again: the lines could not be written."""
+    for event in events:
+        event.session, event.seq, event.at, event.prev = "", 0, "", ""
+
+
+def _encode(event: Event) -> bytes:
+    try:
+        line = ev.encode(event)
+    except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):
+        return _encode_tamed(event)
+    if isinstance(event, _FREE_FORM) and line.count(b"{") + line.count(b"[") > MAX_DEPTH:
+        return _encode_tamed(event)
+    return line
+
+
+def _encode_tamed(event: Event) -> bytes:
+    for name in event.__struct_fields__:
+        value = getattr(event, name)
+        if isinstance(value, str | dict | list):
+            setattr(event, name, tame(value))
+    return ev.encode(event)
+
+
+def tame(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """The value with everything replaced that JSON, or a reader of it, can't take."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return value if value.bit_length() < 1024 else f"an integer of {value.bit_length()} bits"
+    if isinstance(value, dict):
+        return {tame(str(k)): tame(v, depth - 1) for k, v in value.items()} if depth else _TOO_DEEP
+    if isinstance(value, list | tuple):
+        return [tame(v, depth - 1) for v in value] if depth else _TOO_DEEP
+    if isinstance(value, msgspec.Struct):
+        return value
+    return tame(str(value))
+
+
+# --- reading lines ------------------------------------------------------------------
+
+_envelopes = msgspec.json.Decoder(Envelope)
+
+
+def envelope(line: bytes) -> Envelope | None:
+    """A line's envelope, or None if it isn't a journal line."""
+    try:
+        return _envelopes.decode(line)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+def follow(head: Head, line: bytes, session: str) -> Head | None:
+    """The head after ``line``, or None if the line does not continue the chain.
+
+    An empty ``session`` takes any.
+    """
+    env = envelope(line)
+    if env is None or env.seq != head.seq + 1 or env.prev != head.digest or (session and env.session != session):
+        return None
+    return Head(env.seq, sha256(line).hexdigest())
+
+
+def check_cursor(after: int, last_seq: int, first_seq: int = 1) -> None:
+    """Whether a reader may start after ``after``.
+
+    Raises:
+        CursorUnknown: the log has never had that position.
+        CursorExpired: retention has removed what comes next.
+    """
+    if not 0 <= after <= last_seq:
+        raise CursorUnknown(after=after, last_seq=last_seq)
+    if after + 1 < first_seq:
+        raise CursorExpired(after=after, first_seq=first_seq)
+
+
+def check(lines: Iterable[bytes], *, session: str = "", anchors: Iterable[Head] = ()) -> Check:
+    """Walk a chain from its first line and name the first fault.
+
+    Args:
+        lines: whole lines without newline; consumed one by one, not kept.
+        session: the id that each must carry; empty: that of the first.
+        anchors: heads that are known from elsewhere to be genuine.
+    """
+    rest = iter(lines)
+    known = {a.seq: a.digest for a in anchors if a.seq}
+    before, head, confirmed, kind = Head(), Head(), 0, ""
+    for line in rest:
+        session = session or _session_of(line)
+        after = follow(head, line, session)
+        if after is None:
+            fault = _diagnose(before, head, line, rest, session)
+            return Check(session=session, head=head, fault=fault, last_type=kind)
+        if known.get(after.seq, after.digest) != after.digest:
+            return Check(session=session, head=head, fault=_rewritten(confirmed, after.seq), last_type=kind)
+        confirmed = after.seq if after.seq in known else confirmed
+        before, head, kind = head, after, _type_of(line)
+    missing = [seq for seq in known if seq > head.seq]
+    fault_ = _truncated(head.seq, max(missing)) if missing else None
+    return Check(session=session, head=head, fault=fault_, last_type=kind)
+
+
+def _session_of(line: bytes) -> str:
+    env = envelope(line)
+    return env.session if env else ""
+
+
+def _type_of(line: bytes) -> str:
+    # Every encoder of ours puts the tag first; the envelope has been validated already.
+    return line[9 : line.find(b'"', 9)].decode() if line.startswith(b'{"type":"') else json.loads(line)["type"]
+
+
+def _rewritten(confirmed: int, seq: int) -> Fault:
+    return Fault(
+        kind="changed",
+        seq=confirmed + 1,
+        line=seq,
+        message=f"The chain was computed anew: an entry from {confirmed + 1} to {seq} is not the one that was signed.",
+    )
+
+
+def _truncated(last: int, wanted: int) -> Fault:
+    text = f"Entries {last + 1} to {wanted} were removed from the end."
+    return Fault(kind="truncated", seq=last + 1, line=last + 1, message=text)
+
+
+def _diagnose(before: Head, head: Head, line: bytes, rest: Iterator[bytes], session: str) -> Fault:
+    """Name what happened, from the line that does not follow and its neighbours.
+
+    ``before`` is the head one line earlier. The rules rest on what a single act
+    leaves behind: a changed entry breaks the link of the one after it; an added
+    one is linked by nobody; a removed one leaves a gap in the numbers; a moved
+    one leaves a gap and turns up later.
+    """
+    want, position = head.seq + 1, head.seq + 1
+    env = envelope(line)
+
+    def fault(kind: Kind, seq: int, message: str) -> Fault:
+        return Fault(kind=kind, seq=seq, line=position, message=message)
+
+    if env is None:
+        return fault("changed", want, f"Entry {want} was changed: it can't be read.")
+    if env.prev == head.digest:
+        what = "its session" if env.seq == want else f"its number ({env.seq})"
+        return fault("changed", want, f"Entry {want} was changed: {what} is not what it was.")
+    following = next(rest, None)
+    after = envelope(following) if following is not None else None
+    if session and env.session != session:
+        return fault("added", want, f"Entry {want} was added: it is of another session.")
+    if env.seq > want:
+        moved = (after is not None and after.seq == want) or any(_seq_of(later) == want for later in rest)
+        if moved:
+            return fault("reordered", want, f"Entry {want} was moved: it comes after entry {env.seq}.")
+        gone = f"Entry {want} was" if env.seq == want + 1 else f"Entries {want} to {env.seq - 1} were"
+        return fault("removed", want, f"{gone} removed.")
+    if env.seq == head.seq and env.prev == before.digest:
+        return fault("added", head.seq, f"Entry {head.seq} is there twice: one of the two was added.")
+    if env.seq < want:
+        return fault("added", want, f"An entry numbered {env.seq} was added after entry {head.seq}.")
+    if after is not None and after.seq == want and after.prev == head.digest:
+        return fault("added", want, f"Entry {want} was added: the genuine entry {want} follows it.")
+    if head.seq == 0 or not _is_digest(env.prev):
+        return fault("changed", want, f"Entry {want} was changed: its link to the one before is not what it was.")
+    if after is not None and after.prev == digest(line):
+        return fault("changed", head.seq, f"Entry {head.seq} was changed.")
+    return fault("changed", head.seq, f"Entry {head.seq} was changed, or the link to it in entry {want}.")
+
+
+def _seq_of(line: bytes) -> int:
+    env = envelope(line)
+    return env.seq if env else 0
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)

@@ -1,0 +1,570 @@
+"""The notebook: a fold of a session's events into nbformat 4.5.
+
+Theory of operation
+-------------------
+``CellFold`` folds the events of one cell; the API's ``Cell`` and the notebook's
+cell are two renderings of it. ``NotebookFold`` folds a whole session and is fed
+one event at a time, so that a running session pays for each event once. Every
+event type has a rule in ``RULES``; a test fails when one is missing.
+
+A cell takes its place in the notebook when it starts (or ends without having
+started). Notes in Markdown stand between cells for what an auditor must see:
+deaths and restores of the kernel, restarts, roll-backs, files that came in.
+A cell that has ended stays open for late output (a background task that prints)
+until the next one ends; what comes later still becomes an entry of its own, so
+that what is settled never changes but by a ``Patch``: a mark that the cell was
+undone, or a new content for a display that it shows.
+
+``take`` hands settled entries to whoever writes the file and forgets them; that
+keeps the memory of a long session flat.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from kernelsvc.model import events as ev
+from kernelsvc.model.events import Event, Reason
+from kernelsvc.model.limits import CellUsage, Limits
+from kernelsvc.model.objects import Cell, CellError, CellState, SeqRange
+from kernelsvc.model.outputs import Outputs, clean_bundle, clean_count, error_output, slim, text_of
+
+NbCell = dict[str, Any]
+
+#: Display ids of settled cells that can still be updated; older ones can't.
+DISPLAYS_KEPT = 1000
+
+_CELL_ID = re.compile(r"^(?!kernelsvc-)[a-zA-Z0-9_-]{1,64}$")
+
+
+def nb_id(cell: str, *, session: str = "") -> str:
+    """A cell's id as nbformat allows it; stable, and different for different cells.
+
+    Args:
+        cell: the id that the client chose.
+        session: the session it comes from, for cells that a branch has from its parent.
+    """
+    if not session and _CELL_ID.match(cell):
+        return cell
+    return f"kernelsvc-{sha256(f'{session}/{cell}'.encode()).hexdigest()[:32]}"
+
+
+class CellFold:
+    """One cell, folded from its events.
+
+    Args:
+        budget: characters of output that are kept; None for all.
+    """
+
+    def __init__(self, budget: int | None = None) -> None:
+        self.id = ""
+        self.queued = ev.CellQueued()
+        self.state = CellState.QUEUED
+        self.first = self.last = 0
+        self.started_at = self.finished_at = ""
+        self.finished: ev.CellFinished | None = None
+        self.execution_count: int | None = None
+        self.error: CellError | None = None
+        self.undone: dict[str, Any] | None = None
+        self.outputs = Outputs(budget)
+        self._session = ""
+
+    def feed(self, event: Event) -> None:
+        """Take the cell's next event. What isn't about a cell is ignored."""
+        self._session = event.session or self._session
+        self.first = self.first or event.seq
+        self.last = event.seq or self.last
+        match event:
+            case ev.CellQueued():
+                self.queued = event
+                self.id = event.cell if isinstance(event.cell, str) else ""
+            case ev.CellStarted():
+                self.state, self.started_at = CellState.RUNNING, event.at
+                self.execution_count = clean_count(event.execution_count)
+            case ev.CellFinished():
+                self._finish(event)
+            case ev.InputGiven():
+                self.outputs.write("stdout", f"{event.text if event.text is not None else '········'}\n")
+            case ev.InputRequested():
+                self.outputs.write("stdout", event.prompt)
+            case _:
+                self.outputs.feed(event)
+        if isinstance(event, ev.Error):
+            small = slim(error_output(event), 64 * 1024)
+            self.error = CellError(ename=small["ename"], evalue=small["evalue"], traceback=small["traceback"])
+
+    def _finish(self, event: ev.CellFinished) -> None:
+        self.state, self.finished, self.finished_at = CellState.FINISHED, event, event.at
+        count = clean_count(event.execution_count)
+        self.execution_count = self.execution_count if count is None else count
+
+    def render(self) -> list[dict[str, Any]]:
+        """The outputs as nbformat has them."""
+        return self.outputs.render(f"; all of it: GET /v1/sessions/{self._session}/cells/{self.id}/output")
+
+    def text(self) -> str:
+        """Output, results and error as text in order; then why it ended, if that isn't plain from them."""
+        text = text_of(self.render())
+        end = self.finished
+        if end is None or not end.message or end.reason in (Reason.OK, Reason.ERROR):
+            return text
+        return f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}[{end.reason}] {end.message}\n"
+
+    def cell(self, session: str) -> Cell:
+        """The cell as the API shows it."""
+        end = self.finished
+        return Cell(
+            id=self.id,
+            session=session,
+            code=self.queued.code,
+            state=self.state,
+            reason=end.reason if end else None,
+            execution_count=self.execution_count,
+            outputs=self.render(),
+            text=self.text(),
+            error=self.error,
+            usage=end.usage if end else CellUsage(),
+            seq=SeqRange(first=self.first, last=self.last),
+            metadata=self.queued.metadata,
+            message=end.message if end else None,
+            variables_kept=end.variables_kept if end else None,
+        )
+
+    def nb_cell(self) -> NbCell:
+        """The cell as the notebook holds it."""
+        return {
+            "cell_type": "code",
+            "execution_count": self.execution_count,
+            "id": nb_id(self.id),
+            "metadata": self._metadata(),
+            "outputs": self.render(),
+            "source": self.queued.code,
+        }
+
+    def _metadata(self) -> dict[str, Any]:
+        end, own = self.finished, self._own_metadata()
+        meta: dict[str, Any] = {"kernelsvc": own}
+        if self.started_at:
+            meta["execution"] = {"iopub.execute_input": self.started_at}
+            if self.finished_at:
+                meta["execution"]["shell.execute_reply"] = self.finished_at
+        tags = ["raises-exception"] * bool(end and end.reason is Reason.ERROR) + ["undone"] * bool(self.undone)
+        return {**meta, "tags": tags} if tags else meta
+
+    def _own_metadata(self) -> dict[str, Any]:
+        end = self.finished
+        own: dict[str, Any] = {
+            "cell": self.id,
+            "state": str(self.state),
+            "seq": {"first": self.first, "last": self.last},
+            "queued_at": self.queued.at,
+            "started_at": self.started_at or None,
+            "finished_at": self.finished_at or None,
+            "principal": self.queued.principal,
+            "metadata": self.queued.metadata,
+        }
+        if end:
+            own |= {"reason": str(end.reason), "usage": msgspec.to_builtins(end.usage)}
+            own |= {"message": end.message} if end.message else {}
+            own |= {"variables_kept": end.variables_kept} if end.variables_kept is not None else {}
+        return {**own, "undone": self.undone} if self.undone else own
+
+
+class Note:
+    """A Markdown cell of ours."""
+
+    def __init__(self, text: str, event: Event, seq: int) -> None:
+        self.first = self.last = seq
+        self._text = text
+        self._at = event.at
+        self._type = type(event).__name__
+
+    def nb_cell(self) -> NbCell:
+        """The note as the notebook holds it."""
+        own = {"note": self._type, "seq": {"first": self.first, "last": self.last}, "at": self._at}
+        return {
+            "cell_type": "markdown",
+            "id": f"kernelsvc-note-{self.first}",
+            "metadata": {"kernelsvc": own},
+            "source": f"> **kernelsvc:** {self._text}",
+        }
+
+
+class Late:
+    """Output that no open cell can take: of a background task, long after its cell."""
+
+    def __init__(self, cell: str | None, budget: int | None, seq: int) -> None:
+        self.cell = cell
+        self.first = self.last = seq
+        self.outputs = Outputs(budget)
+
+    def nb_cell(self) -> NbCell:
+        """The output as a cell without code."""
+        of = f"cell {self.cell}, which had finished before" if self.cell else "no cell"
+        own = {"late_output_of": self.cell, "seq": {"first": self.first, "last": self.last}}
+        return {
+            "cell_type": "code",
+            "execution_count": None,
+            "id": f"kernelsvc-late-{self.first}",
+            "metadata": {"kernelsvc": own},
+            "outputs": self.outputs.render("; the journal holds all of it"),
+            "source": f"# output of {of}",
+        }
+
+
+Entry = CellFold | Note | Late
+
+
+class Patch(msgspec.Struct, frozen=True, kw_only=True):
+    """A change to an entry that was handed out: an undone mark, or a display's new content."""
+
+    id: str
+    undone: dict[str, Any] | None = None
+    output: int | None = None
+    data: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+
+    def apply(self, cell: NbCell) -> None:
+        """Change a notebook cell in place; what does not fit is left as it is."""
+        if self.undone is not None:
+            cell["metadata"]["kernelsvc"]["undone"] = self.undone
+            cell["metadata"]["tags"] = sorted({*cell["metadata"].get("tags", ()), "undone"})
+        if self.output is not None and self.output < len(cell.get("outputs", ())):
+            cell["outputs"][self.output] |= {"data": self.data, "metadata": self.metadata}
+
+
+class NotebookFold:
+    """A session's notebook, fed one event at a time.
+
+    Attributes:
+        about: the session's first event.
+        last_seq: the last event that was fed.
+    """
+
+    def __init__(self) -> None:
+        self.about = ev.SessionStarted()
+        self.last_seq = 0
+        self.last_at = ""
+        self.closed: str | None = None
+        self._kernel = ev.KernelInfo()
+        self._entries: list[Entry] = []
+        self._waiting: dict[str, CellFold] = {}
+        self._open: dict[str, CellFold] = {}
+        self._resting: str | None = None
+        self._seen: set[str] = set()
+        self._silent: set[str] = set()
+        self._displays: OrderedDict[str, list[tuple[str, int]]] = OrderedDict()
+        self._patches: dict[tuple[str, int | None], Patch] = {}
+
+    @property
+    def limits(self) -> Limits:
+        """The session's limits."""
+        return self.about.limits
+
+    def feed(self, event: Event) -> None:
+        """Take the session's next event."""
+        self.last_seq, self.last_at = event.seq or self.last_seq + 1, event.at or self.last_at
+        rule = RULES[type(event)]
+        if rule is not None:
+            rule(self, event)
+
+    # -- rules ------------------------------------------------------------------
+
+    def _on_session_started(self, event: Event) -> None:
+        assert isinstance(event, ev.SessionStarted)
+        self.about, self._kernel = event, event.kernel
+
+    def _on_session_closed(self, event: Event) -> None:
+        assert isinstance(event, ev.SessionClosed)
+        self.closed = event.reason or "closed"
+
+    def _on_queued(self, event: Event) -> None:
+        assert isinstance(event, ev.CellQueued)
+        if not isinstance(event.cell, str) or event.cell in self._seen:
+            return
+        self._seen.add(event.cell)
+        self._waiting[event.cell] = fold = CellFold(self.limits.output_bytes)
+        fold.feed(event)
+        if event.silent:
+            self._silent.add(event.cell)
+
+    def _on_cell_event(self, event: Event) -> None:
+        """Whatever goes into the cell it names and shows nothing by itself."""
+        fold = self._find(event)
+        if fold is not None and (fold.finished is None or not isinstance(event, ev.CellStarted)):
+            fold.feed(event)
+
+    def _find(self, event: Event) -> CellFold | None:
+        """The open cell that an event names; one that waits takes its place in the notebook now."""
+        cell = event.cell
+        if not isinstance(cell, str):
+            return None
+        waiting = self._waiting.pop(cell, None)
+        if waiting is not None:
+            self._open[cell] = waiting
+            if not waiting.queued.silent:
+                self._entries.append(waiting)
+        return self._open.get(cell)
+
+    def _on_output(self, event: Event) -> None:
+        fold = self._find(event)
+        if fold is not None:
+            fold.feed(event)
+        elif event.cell not in self._silent:
+            self._late(event).outputs.feed(event)
+
+    def _late(self, event: Event) -> Late:
+        cell = event.cell if isinstance(event.cell, str) else None
+        last = self._entries[-1] if self._entries else None
+        if not isinstance(last, Late) or last.cell != cell:
+            last = Late(cell, self.limits.output_bytes, self.last_seq)
+            self._entries.append(last)
+        last.last = self.last_seq
+        return last
+
+    def _on_display_updated(self, event: Event) -> None:
+        assert isinstance(event, ev.DisplayUpdated)
+        if event.display_id is None:
+            return
+        for entry in self._entries:
+            if not isinstance(entry, Note):
+                entry.outputs.update(event.display_id, event.data, event.metadata)
+        for cell, place in self._displays.get(event.display_id, ()):
+            output: dict[str, Any] = {"output_type": "display_data", "data": clean_bundle(event.data)}
+            if self.limits.output_bytes is not None:
+                output = slim(output, self.limits.output_bytes // 2)
+            patch = Patch(id=cell, output=place, data=output["data"], metadata=dict(event.metadata))
+            self._patches[cell, place] = patch
+
+    def _on_finished(self, event: Event) -> None:
+        assert isinstance(event, ev.CellFinished)
+        fold = self._find(event)
+        if fold is None or fold.finished is not None:
+            return
+        fold.feed(event)
+        if self._resting is not None:
+            self._open.pop(self._resting, None)
+        self._resting = fold.id
+        if not fold.queued.silent and event.reason not in (Reason.OK, Reason.ERROR):
+            self._note(event, f"the cell above ended: {event.reason}. {_plain(event.message or '')}")
+
+    def _note(self, event: Event, text: str) -> None:
+        self._entries.append(Note(text.strip(), event, self.last_seq))
+
+    def _on_kernel_died(self, event: Event) -> None:
+        assert isinstance(event, ev.KernelDied)
+        self._note(event, f"the kernel died ({_plain(event.cause)}). {_plain(event.message)}")
+
+    def _on_kernel_restored(self, event: Event) -> None:
+        assert isinstance(event, ev.KernelRestored)
+        after = f" as they were after cell {_plain(event.after_cell)}" if event.after_cell else ""
+        self._note(event, f"a checkpoint was woken: the variables are back{after}.")
+
+    def _on_kernel_restarted(self, event: Event) -> None:
+        assert isinstance(event, ev.KernelRestarted)
+        self._kernel = event.kernel
+        self._note(event, f"the kernel was restarted; its variables are empty. {_plain(event.why)}")
+
+    def _on_rolled_back(self, event: Event) -> None:
+        assert isinstance(event, ev.RolledBack)
+        for cell in event.undone:
+            self._undo(cell, {"seq": event.seq, "at": event.at, "to": event.to})
+        after = f"after cell {_plain(event.after_cell)}" if event.after_cell else "at the start"
+        undone = f" {len(event.undone)} cells above are undone; they stay on record." if event.undone else ""
+        self._note(event, f"rolled back: the variables are as they were {after}.{undone}")
+
+    def _undo(self, cell: str, mark: dict[str, Any]) -> None:
+        for entry in self._entries:
+            if isinstance(entry, CellFold) and entry.id == cell:
+                entry.undone = mark
+                return
+        if cell in self._seen and cell not in self._waiting:
+            self._patches[nb_id(cell), None] = Patch(id=nb_id(cell), undone=mark)
+
+    def _on_limit(self, event: Event) -> None:
+        assert isinstance(event, ev.LimitReached)
+        if event.cell is UNSET:
+            self._note(event, f"limit reached: {_plain(event.limit)}. {_plain(event.message)}")
+
+    def _on_files(self, event: Event) -> None:
+        assert isinstance(event, ev.FilesChanged)
+        names = [_plain(str(f.get("path") or f.get("name") or "?")) for f in event.files[:20]]
+        more = f" and {len(event.files) - 20} more" if len(event.files) > 20 else ""
+        self._note(event, f"files changed through the API: {', '.join(names)}{more}.")
+
+    def _on_hibernated(self, event: Event) -> None:
+        assert isinstance(event, ev.Hibernated)
+        self._note(event, f"hibernated: {event.saved} variables saved.{_lost(event.lost)}")
+
+    def _on_woken(self, event: Event) -> None:
+        assert isinstance(event, ev.Woken)
+        self._note(event, f"woken: the saved variables are back.{_lost(event.lost)}")
+
+    def _on_branched(self, event: Event) -> None:
+        assert isinstance(event, ev.Branched)
+        names = ", ".join(_plain(s) for s in event.sessions[:20])
+        self._note(event, f"branched into {len(event.sessions)} sessions: {names}.")
+
+    # -- what comes out -----------------------------------------------------------
+
+    def take(self) -> list[NbCell]:
+        """The settled cells at the start, in order; they are forgotten here."""
+        count = 0
+        while count < len(self._entries) and self._settled(count):
+            count += 1
+        taken, self._entries = self._entries[:count], self._entries[count:]
+        for entry in taken:
+            self._remember_displays(entry)
+        return [entry.nb_cell() for entry in taken]
+
+    def _settled(self, index: int) -> bool:
+        entry = self._entries[index]
+        if isinstance(entry, CellFold):
+            return entry.id not in self._open
+        return isinstance(entry, Note) or index + 1 < len(self._entries)
+
+    def _remember_displays(self, entry: Entry) -> None:
+        if isinstance(entry, Note):
+            return
+        where = nb_id(entry.id) if isinstance(entry, CellFold) else f"kernelsvc-late-{entry.first}"
+        for display_id, place in entry.outputs.display_ids():
+            self._displays.setdefault(display_id, []).append((where, place))
+            self._displays.move_to_end(display_id)
+            del self._displays[display_id][:-16]
+        while len(self._displays) > DISPLAYS_KEPT:
+            self._displays.popitem(last=False)
+
+    def take_patches(self) -> list[Patch]:
+        """Changes to entries that ``take`` gave, the last one for each place; forgotten here."""
+        patches, self._patches = list(self._patches.values()), {}
+        return patches
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether ``take_patches`` would give any."""
+        return bool(self._patches)
+
+    def rest(self) -> list[NbCell]:
+        """Cells that ``take`` did not give: open ones, then those that wait."""
+        waiting = [f for f in self._waiting.values() if not f.queued.silent]
+        return [entry.nb_cell() for entry in (*self._entries, *waiting)]
+
+    def metadata(self) -> dict[str, Any]:
+        """The notebook's own metadata."""
+        about = self.about
+        own = {
+            "session": about.session,
+            "name": about.name,
+            "template": about.template,
+            "principal": about.principal,
+            "labels": about.labels,
+            "created_at": about.at,
+            "updated_at": self.last_at,
+            "closed": self.closed,
+            "versions": about.versions,
+            "parent": about.parent,
+            "sandbox": msgspec.to_builtins(about.sandbox),
+            "limits": msgspec.to_builtins(about.limits),
+            "last_seq": self.last_seq,
+        }
+        return {**_language(about, self._kernel), "kernelsvc": own}
+
+
+def _language(about: ev.SessionStarted, kernel: ev.KernelInfo) -> dict[str, Any]:
+    language = kernel.language or "python"
+    if language != "python":
+        name = about.template or language
+        return {
+            "kernelspec": {"name": name, "display_name": name, "language": language},
+            "language_info": {"name": language},
+        }
+    name = about.template if kernel.kind == "cold" and about.template else "python3"
+    info = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"}
+    version = re.match(r"\d+(\.\d+)*", about.versions.get("python") or kernel.python)
+    return {
+        "kernelspec": {"name": name, "display_name": "Python 3 (ipykernel)", "language": "python"},
+        "language_info": {**info, "version": version.group()} if version else info,
+    }
+
+
+def _plain(text: str) -> str:
+    """Text from anywhere, harmless in Markdown and short."""
+    flat = " ".join(text.split())
+    return re.sub(
+        r"([\\`*_\[\]#|~])", r"\\\1", html.escape(flat if len(flat) <= 500 else flat[:500] + " …", quote=False)
+    )
+
+
+def _lost(lost: dict[str, str]) -> str:
+    return f" Not saved: {', '.join(_plain(n) for n in sorted(lost)[:50])}." if lost else ""
+
+
+Rule = Callable[[NotebookFold, Event], None]
+
+#: What each event does to the notebook; None: nothing, and on purpose.
+RULES: dict[type[Event], Rule | None] = {
+    ev.SessionStarted: NotebookFold._on_session_started,
+    ev.SessionClosed: NotebookFold._on_session_closed,
+    ev.KernelDied: NotebookFold._on_kernel_died,
+    ev.KernelRestored: NotebookFold._on_kernel_restored,
+    ev.KernelRestarted: NotebookFold._on_kernel_restarted,
+    ev.SessionAdopted: None,
+    ev.LimitReached: NotebookFold._on_limit,
+    ev.ClientAttached: None,
+    ev.ClientDetached: None,
+    ev.FilesChanged: NotebookFold._on_files,
+    ev.JournalSigned: None,
+    ev.CellQueued: NotebookFold._on_queued,
+    ev.CellStarted: NotebookFold._on_cell_event,
+    ev.Stream: NotebookFold._on_output,
+    ev.Display: NotebookFold._on_output,
+    ev.DisplayUpdated: NotebookFold._on_display_updated,
+    ev.OutputCleared: NotebookFold._on_cell_event,
+    ev.Result: NotebookFold._on_output,
+    ev.Error: NotebookFold._on_output,
+    ev.Comm: None,
+    ev.OutputTruncated: NotebookFold._on_cell_event,
+    ev.InputRequested: NotebookFold._on_cell_event,
+    ev.InputGiven: NotebookFold._on_cell_event,
+    ev.Interrupted: None,
+    ev.CellFinished: NotebookFold._on_finished,
+    ev.CheckpointMade: None,
+    ev.CheckpointSkipped: None,
+    ev.CheckpointDropped: None,
+    ev.RolledBack: NotebookFold._on_rolled_back,
+    ev.Branched: NotebookFold._on_branched,
+    ev.Hibernated: NotebookFold._on_hibernated,
+    ev.Woken: NotebookFold._on_woken,
+}
+
+
+def inherited(cell: NbCell, session: str) -> NbCell:
+    """A parent's cell as its branch's notebook shows it: marked, with an id of its own."""
+    own = {"parent": session, **cell["metadata"].get("kernelsvc", {})}
+    return {**cell, "id": nb_id(cell["id"], session=session), "metadata": {**cell["metadata"], "kernelsvc": own}}
+
+
+def notebook(cells: list[NbCell], metadata: dict[str, Any]) -> dict[str, Any]:
+    """Cells and metadata as one nbformat 4.5 document."""
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def fold(events: Iterable[Event], parent: Iterable[NbCell] = ()) -> dict[str, Any]:
+    """A session's whole notebook.
+
+    Args:
+        events: all of the session's events, in order.
+        parent: for a branch, the parent's cells up to the fork (``inherited``).
+    """
+    whole = NotebookFold()
+    for event in events:
+        whole.feed(event)
+    return notebook([*parent, *whole.rest()], whole.metadata())

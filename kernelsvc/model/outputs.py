@@ -1,0 +1,349 @@
+"""What a cell printed and showed, as nbformat 4.5 outputs, within a budget.
+
+Theory of operation
+-------------------
+Past its budget a cell keeps its head and its tail. The head takes outputs until
+half of the budget is used; everything later goes to the tail, from whose old end
+as much is dropped as the budget demands. Text is cut to the character, so the
+result does not depend on how the kernel happened to split it; an image or a
+table is kept whole, made smaller (its largest forms left out, its text kept) or
+dropped. Nothing is lost by that: the journal holds it all, and a marker between
+head and tail says how much is missing and where it is.
+
+Memory stays within about twice the budget whatever a kernel sends. Bundles are
+made valid for nbformat as they come in: nothing a kernel sends is trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from kernelsvc.model import events as ev
+
+#: Separate outputs that one cell keeps at most, in each of head and tail.
+MAX_PARTS = 5000
+
+_JSON_TYPE = re.compile(r"^application/(.*\+)?json$")
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+#: Small pieces of text that are joined into one.
+_JOIN = 256
+#: What one of an error's strings keeps at most when it must be cut.
+_ERROR_FIELD = 2000
+
+Output = dict[str, Any]
+
+
+def strip_ansi(text: str) -> str:
+    """Text without terminal escape sequences."""
+    return _ANSI.sub("", text) if "\x1b" in text else text
+
+
+def clean_bundle(data: Mapping[Any, Any]) -> dict[str, Any]:
+    """A MIME bundle that nbformat accepts: text for every type but JSON ones."""
+    return {str(mime): _clean_value(str(mime), value) for mime, value in data.items()}
+
+
+def _clean_value(mime: str, value: Any) -> Any:
+    if isinstance(value, str) or _JSON_TYPE.match(mime):
+        return value
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return "".join(value)
+    return json.dumps(value, default=str)
+
+
+def clean_count(value: object) -> int | None:
+    """An execution count that nbformat accepts."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def size_of(output: Output) -> int:
+    """How much of a budget an output uses, in characters."""
+    if output["output_type"] == "error":
+        return len(output["ename"]) + len(output["evalue"]) + sum(map(len, output["traceback"]))
+    return sum(len(v) if isinstance(v, str) else len(str(v)) for v in output["data"].values())
+
+
+def slim(output: Output, room: int) -> Output:
+    """The output with its largest forms left out until it fits, and a word about each."""
+    if size_of(output) <= room:
+        return output
+    if output["output_type"] == "error":
+        return {**output, **_slim_error(output)}
+    data, gone = dict(output["data"]), []
+    for mime, value in sorted(data.items(), key=lambda item: -len(str(item[1]))):
+        if sum(len(str(v)) for v in data.values()) <= room:
+            break
+        gone.append(f"{mime} ({len(str(value)):,} characters)")
+        del data[mime]
+    note = f"[left out, over the output budget: {', '.join(gone)[:500]}]"
+    data["text/plain"] = f"{data['text/plain']}\n{note}" if isinstance(data.get("text/plain"), str) else note
+    return {**output, "data": data}
+
+
+def _slim_error(output: Output) -> Output:
+    def cut(text: str) -> str:
+        keep = _ERROR_FIELD // 2
+        return (
+            text if len(text) <= _ERROR_FIELD else f"{text[:keep]} … {len(text) - 2 * keep:,} left out … {text[-keep:]}"
+        )
+
+    lines = output["traceback"]
+    few = lines if len(lines) <= 20 else [*lines[:10], f"… {len(lines) - 20:,} frames left out …", *lines[-10:]]
+    return {"ename": cut(output["ename"]), "evalue": cut(output["evalue"]), "traceback": [cut(line) for line in few]}
+
+
+class _Text:
+    """Text of one stream, in pieces; grows at the end, is cut at the start."""
+
+    __slots__ = ("_blocks", "_small", "name", "size")
+    display_id = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.size = 0
+        self._blocks: deque[str] = deque()
+        self._small: list[str] = []
+
+    def add(self, text: str) -> None:
+        self.size += len(text)
+        self._small.append(text)
+        if len(self._small) >= _JOIN:
+            self._blocks.append("".join(self._small))
+            self._small.clear()
+
+    def cut_start(self, count: int) -> None:
+        self.size -= count
+        if self._small:
+            self._blocks.append("".join(self._small))
+            self._small.clear()
+        while count:
+            block = self._blocks.popleft()
+            if len(block) > count:
+                self._blocks.appendleft(block[count:])
+            count -= min(count, len(block))
+
+    def output(self) -> Output:
+        return {"output_type": "stream", "name": self.name, "text": "".join([*self._blocks, *self._small])}
+
+
+class _Rich:
+    """A display, a result or an error."""
+
+    __slots__ = ("_output", "display_id", "size")
+
+    def __init__(self, output: Output, display_id: str | None = None) -> None:
+        self._output = output
+        self.display_id = display_id
+        self.size = size_of(output)
+
+    def replace(self, output: Output) -> None:
+        self._output = output
+        self.size = size_of(output)
+
+    def output(self) -> Output:
+        return self._output
+
+
+class Outputs:
+    """A cell's outputs. ``budget`` is in characters; None keeps all.
+
+    Attributes:
+        cut: characters that were left out.
+    """
+
+    def __init__(self, budget: int | None) -> None:
+        self._budget = budget
+        self._reset()
+
+    def _reset(self) -> None:
+        self._head: list[_Text | _Rich] = []
+        self._tail: deque[_Text | _Rich] = deque()
+        self._head_size = self._tail_size = self.cut = 0
+        self._head_open = True
+        self._clear_next = False
+
+    def clear(self, *, wait: bool) -> None:
+        """``clear_output``: now, or when the next output comes."""
+        if wait:
+            self._clear_next = True
+        else:
+            self._reset()
+
+    def feed(self, event: ev.Event) -> None:
+        """Take one output event; others are ignored."""
+        match event:
+            case ev.Stream():
+                self.write(event.name, event.text)
+            case ev.Display():
+                self._show("display_data", event)
+            case ev.Result():
+                self._show("execute_result", event, execution_count=clean_count(event.execution_count))
+            case ev.DisplayUpdated():
+                self.update(event.display_id, event.data, event.metadata)
+            case ev.OutputCleared():
+                self.clear(wait=event.wait)
+            case ev.Error():
+                self._put(_Rich(error_output(event)))
+            case _:
+                pass
+
+    def write(self, name: Literal["stdout", "stderr"], text: str) -> None:
+        """Text of a stream; adjoining text of one stream is one output."""
+        self._begin()
+        room = self._head_room()
+        if self._head_open and (room is None or len(text) <= room):
+            self._head_size += len(text)
+            self._write_to(self._head, name, text)
+            return
+        if self._head_open and room:
+            self._head_size += room
+            self._write_to(self._head, name, text[:room])
+            text = text[room:]
+        self._head_open = False
+        self._tail_size += len(text)
+        self._write_to(self._tail, name, text)
+        self._trim(slack=True)
+
+    @staticmethod
+    def _write_to(parts: list[_Text | _Rich] | deque[_Text | _Rich], name: str, text: str) -> None:
+        if not text:
+            return
+        last = parts[-1] if parts else None
+        if not isinstance(last, _Text) or last.name != name:
+            last = _Text(name)
+            parts.append(last)
+        last.add(text)
+
+    def _show(self, kind: str, event: ev.Display | ev.Result, **more: Any) -> None:
+        output = {"output_type": kind, "data": clean_bundle(event.data), "metadata": dict(event.metadata), **more}
+        self._put(_Rich(output, event.display_id if isinstance(event, ev.Display) else None))
+
+    def _put(self, part: _Rich) -> None:
+        self._begin()
+        if self._budget is not None and part.size > self._budget // 2:
+            before = part.size
+            part.replace(slim(part.output(), self._budget // 2))
+            self.cut += max(0, before - part.size)
+        room = self._head_room()
+        if self._head_open and (room is None or part.size <= room):
+            self._head.append(part)
+            self._head_size += part.size
+            return
+        self._head_open = False
+        self._tail.append(part)
+        self._tail_size += part.size
+        self._trim(slack=True)
+
+    def _begin(self) -> None:
+        if self._clear_next:
+            self._reset()
+
+    def _head_room(self) -> int | None:
+        """What the head still takes; None for no bound."""
+        if len(self._head) >= MAX_PARTS:
+            return 0
+        return None if self._budget is None else max(0, self._budget // 2 - self._head_size)
+
+    def _trim(self, *, slack: bool = False) -> None:
+        """Drop from the tail's old end; with ``slack`` only when much is over, so that it costs little."""
+        if self._budget is None:
+            while len(self._tail) > MAX_PARTS:
+                self._drop_oldest()
+            return
+        bound = max(0, self._budget - self._head_size)
+        if slack and self._tail_size <= 2 * bound + 4096 and len(self._tail) <= 2 * MAX_PARTS:
+            return
+        while len(self._tail) > MAX_PARTS:
+            self._drop_oldest()
+        while self._tail_size > bound:
+            over, first = self._tail_size - bound, self._tail[0]
+            if isinstance(first, _Text) and first.size > over:
+                first.cut_start(over)
+                self._tail_size -= over
+                self.cut += over
+            else:
+                self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        part = self._tail.popleft()
+        self._tail_size -= part.size
+        self.cut += part.size
+
+    def update(self, display_id: str | None, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
+        """Give every output with this display id new content; whether there was one."""
+        parts = [
+            p for p in (*self._head, *self._tail) if isinstance(p, _Rich) and display_id and p.display_id == display_id
+        ]
+        for part in parts:
+            before = part.size
+            output = {**part.output(), "data": clean_bundle(data), "metadata": dict(metadata)}
+            if self._budget is not None:
+                output = slim(output, max(before, self._budget - self._head_size - self._tail_size))
+            part.replace(output)
+            self._resized(part, part.size - before)
+        return bool(parts)
+
+    def _resized(self, part: _Rich, by: int) -> None:
+        if any(p is part for p in self._head):
+            self._head_size += by
+        else:
+            self._tail_size += by
+
+    def display_ids(self) -> Iterator[tuple[str, int]]:
+        """Each display id with the place of its output in ``render()``."""
+        self._trim()
+        skip = len(self._head) + bool(self.cut)
+        for place, part in [*enumerate(self._head), *enumerate(self._tail, skip)]:
+            if part.display_id is not None:
+                yield part.display_id, place
+
+    def render(self, where: str = "") -> list[Output]:
+        """The outputs; ``where`` completes the marker's sentence about where the rest is."""
+        self._trim()
+        head, tail = [p.output() for p in self._head], [p.output() for p in self._tail]
+        return [*head, cut_marker(self.cut, where), *tail] if self.cut else [*head, *tail]
+
+
+def cut_marker(cut: int, where: str) -> Output:
+    """The output that stands for what was left out."""
+    text = f"[… {cut:,} characters of output left out here{where} …]"
+    return {"output_type": "display_data", "data": {"text/plain": text}, "metadata": {"kernelsvc": {"cut": cut}}}
+
+
+def error_output(event: ev.Error) -> Output:
+    """An error event as an nbformat output."""
+    return {
+        "output_type": "error",
+        "ename": event.ename,
+        "evalue": event.evalue,
+        "traceback": [str(line) for line in event.traceback],
+    }
+
+
+def text_of(outputs: list[Output]) -> str:
+    """What a model wants to read of these outputs: text in order, no escape sequences."""
+    text = ""
+    for output in outputs:
+        piece = strip_ansi(_text_of_one(output))
+        if output["output_type"] != "stream":
+            text += "" if not text or text.endswith("\n") else "\n"
+            piece += "" if not piece or piece.endswith("\n") else "\n"
+        text += piece
+    return text
+
+
+def _text_of_one(output: Output) -> str:
+    kind = output["output_type"]
+    if kind == "stream":
+        return str(output["text"])
+    if kind == "error":
+        return "\n".join(output["traceback"]) or f"{output['ename']}: {output['evalue']}"
+    data = output["data"]
+    plain = data.get("text/plain")
+    if plain is None:
+        plain = data.get("text/markdown") or data.get("text/latex")
+    return str(plain) if plain is not None else f"[{', '.join(sorted(data))}]" if data else ""

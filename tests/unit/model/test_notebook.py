@@ -1,0 +1,352 @@
+import typing
+from itertools import pairwise
+
+import nbformat
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kernelsvc.model import events as ev
+from kernelsvc.model import log
+from kernelsvc.model.events import Reason
+from kernelsvc.model.limits import CellUsage, Limits
+from kernelsvc.model.notebook import RULES, CellFold, NotebookFold, fold, inherited, nb_id, notebook
+from kernelsvc.model.objects import CellState
+
+EVENTS = typing.get_args(ev.AnyEvent)
+
+
+def stamped(*events):
+    for n, event in enumerate(events, 1):
+        event.session, event.seq, event.at = "s", n, log.timestamp(n)
+    return list(events)
+
+
+def run(cell, *inside, reason=Reason.OK, code="1", count=1, **finish):
+    for event in inside:
+        event.cell = cell
+    return [
+        ev.CellQueued(cell=cell, code=code),
+        ev.CellStarted(cell=cell, execution_count=count),
+        *inside,
+        ev.CellFinished(cell=cell, reason=reason, execution_count=count, **finish),
+    ]
+
+
+def folded(*inside, budget=None, **kw):
+    cell = CellFold(budget)
+    for event in stamped(*run("c", *inside, **kw)):
+        cell.feed(event)
+    return cell
+
+
+def valid(document):
+    nb = nbformat.from_dict(document)
+    nbformat.validate(nb, relax_add_props=False)
+    ids = [c["id"] for c in document["cells"]]
+    assert len(set(ids)) == len(ids)
+    return document
+
+
+# --- the union is closed -----------------------------------------------------------
+
+
+def test_every_event_has_a_rule():
+    assert set(RULES) == set(EVENTS)
+
+
+# --- any sequence gives a valid notebook ----------------------------------------------
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+mimes = st.sampled_from(["text/plain", "text/html", "image/png", "application/json", "application/x+json", "", "a/b"])
+bundles = st.dictionaries(mimes | st.text(max_size=5), json_values, max_size=3)
+cell_ids = st.sampled_from(["a", "b", "c:1", "x" * 100, "kernelsvc-note-2", nb_id("c:1"), "d.e"])
+SPECIAL = {
+    "data": bundles,
+    "metadata": st.dictionaries(st.text(max_size=5), json_values, max_size=2),
+    "display_id": st.none() | st.sampled_from(["d1", "d2"]),
+    "content": bundles,
+    "sandbox": st.just(ev.SandboxReport(enforced=["seccomp"])),
+    "usage": st.just(CellUsage(wall_ms=1.0)),
+    "kernel": st.builds(ev.KernelInfo, language=st.text(max_size=3), python=st.text(max_size=3), kind=st.just("cold")),
+    "text": st.text(max_size=30),
+    "code": st.text(max_size=20),
+    "undone": st.lists(cell_ids, max_size=3),
+    "limits": st.builds(Limits, output_bytes=st.none() | st.integers(1, 200)),
+    "files": st.lists(st.dictionaries(st.text(max_size=3), json_values, max_size=2), max_size=3),
+    "parent": st.none() | st.just({"session": "p", "seq": 3}),
+    "execution_count": st.none() | st.integers(-2, 50),
+}
+
+
+def event_of(cls):
+    hints = typing.get_type_hints(cls)
+    fields = {}
+    for name in cls.__struct_fields__:
+        if name in ("session", "seq", "at", "prev", "frame", "cell"):
+            continue
+        fields[name] = SPECIAL[name] if name in SPECIAL else st.from_type(hints[name])
+    if cls is ev.InputGiven:
+        fields["text"] = st.none() | st.text(max_size=5)
+    return st.builds(cls, cell=st.just(ev.UNSET) | cell_ids, **fields)
+
+
+sequences = st.lists(st.one_of([event_of(cls) for cls in EVENTS]), max_size=25)
+likely = st.lists(
+    st.one_of([event_of(c) for c in (ev.CellQueued, ev.CellStarted, ev.Stream, ev.Display, ev.DisplayUpdated)])
+    | st.one_of([event_of(c) for c in (ev.OutputCleared, ev.Result, ev.Error, ev.CellFinished, ev.RolledBack)]),
+    max_size=40,
+)
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+@given(sequences | likely)
+def test_any_sequence_of_events_gives_a_valid_notebook(events):
+    valid(fold(stamped(*events)))
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+@given(likely, st.randoms(use_true_random=False))
+def test_taking_settled_cells_on_the_way_changes_nothing(events, random):
+    whole = fold(stamped(*events))
+    piecewise, cells = NotebookFold(), []
+    for event in events:
+        piecewise.feed(event)
+        if random.random() < 0.5:
+            cells += piecewise.take()
+            by_id = {c["id"]: c for c in cells}
+            for patch in piecewise.take_patches():
+                patch.apply(by_id[patch.id])
+    cells += piecewise.take()
+    by_id = {c["id"]: c for c in cells}
+    for patch in piecewise.take_patches():
+        patch.apply(by_id[patch.id])
+    got = notebook(cells + piecewise.rest(), piecewise.metadata())
+    assert valid(got) == whole
+
+
+@given(bundles)
+def test_any_bundle_is_made_valid(data):
+    valid(fold(stamped(*run("c", ev.Display(data=data), ev.Result(data=data)))))
+
+
+@given(st.lists(st.text(alphabet="ab:._-X9", min_size=1, max_size=70), unique=True, max_size=20))
+def test_cell_ids_stay_different(ids):
+    assert len({nb_id(i) for i in ids}) == len(ids)
+    assert nb_id("plain-Id_9") == "plain-Id_9"
+
+
+# --- what a cell looks like ----------------------------------------------------------
+
+
+def test_streams_are_merged_and_left_as_they_are():
+    cell = folded(
+        ev.Stream(text="10%\r"), ev.Stream(text="20%\b"), ev.Stream(name="stderr", text="e"), ev.Stream(text="x")
+    )
+    assert cell.render() == [
+        {"output_type": "stream", "name": "stdout", "text": "10%\r20%\b"},
+        {"output_type": "stream", "name": "stderr", "text": "e"},
+        {"output_type": "stream", "name": "stdout", "text": "x"},
+    ]
+
+
+def test_text_is_what_a_model_wants():
+    cell = folded(
+        ev.Stream(text="working"),
+        ev.Display(data={"image/png": "aGk=", "text/plain": "<Figure>"}),
+        ev.Display(data={"image/png": "aGk="}),
+        ev.Result(data={"text/plain": "42", "text/html": "<b>42</b>"}, execution_count=1),
+        ev.Error(ename="E", evalue="v", traceback=["\x1b[31mTraceback\x1b[0m", "E: v"]),
+        reason=Reason.ERROR,
+    )
+    assert cell.text() == "working\n<Figure>\n[image/png]\n42\nTraceback\nE: v\n"
+
+
+def test_text_ends_with_a_cause_that_the_outputs_do_not_show():
+    cell = folded(ev.Stream(text="…"), reason=Reason.TIMEOUT, message="cell_seconds: 2 s reached")
+    assert cell.text() == "…\n[timeout] cell_seconds: 2 s reached\n"
+
+
+def test_the_api_cell():
+    cell = folded(ev.Error(ename="E", evalue="v", traceback=["t"]), reason=Reason.ERROR, code="boom").cell("s")
+    assert (cell.id, cell.session, cell.code, cell.state, cell.reason) == ("c", "s", "boom", "finished", "error")
+    assert (cell.seq.first, cell.seq.last, cell.error.ename, cell.execution_count) == (1, 4, "E", 1)
+
+
+def test_states_on_the_way():
+    cell, states = CellFold(), []
+    for event in stamped(*run("c")):
+        cell.feed(event)
+        states.append(cell.state)
+    assert states == [CellState.QUEUED, CellState.RUNNING, CellState.FINISHED]
+
+
+def test_clear_output_at_once_and_with_the_next():
+    at_once = folded(ev.Stream(text="a"), ev.OutputCleared(), ev.Stream(text="b"))
+    assert at_once.text() == "b"
+    waits = folded(ev.Stream(text="a"), ev.OutputCleared(wait=True))
+    assert waits.text() == "a"
+    comes = folded(ev.Stream(text="a"), ev.OutputCleared(wait=True), ev.Stream(text="b"))
+    assert comes.text() == "b"
+
+
+def test_input_is_on_record_and_a_password_is_not():
+    cell = folded(
+        ev.InputRequested(prompt="name? "),
+        ev.InputGiven(text="Ada"),
+        ev.InputRequested(prompt="key? ", password=True),
+        ev.InputGiven(),
+    )
+    assert cell.text() == "name? Ada\nkey? ········\n"
+
+
+def test_an_update_reaches_displays_of_other_cells():
+    show, update = (
+        ev.Display(data={"text/plain": "1"}, display_id="d"),
+        ev.DisplayUpdated(data={"text/plain": "2"}, display_id="d"),
+    )
+    document = fold(stamped(*run("a", show), *run("b"), *run("c", update)))
+    assert document["cells"][0]["outputs"][0]["data"] == {"text/plain": "2"}
+    assert document["cells"][2]["outputs"] == []
+
+
+# --- the budget ------------------------------------------------------------------
+
+
+@settings(max_examples=200)
+@given(st.text(alphabet="abc", max_size=400), st.integers(2, 100), st.lists(st.integers(0, 400), max_size=10))
+def test_head_and_tail_do_not_depend_on_how_text_is_split(text, budget, cuts):
+    places = sorted({0, len(text), *(min(c, len(text)) for c in cuts)})
+    pieces = [text[a:b] for a, b in pairwise(places)]
+    outputs = folded(*(ev.Stream(text=p) for p in pieces), budget=budget).render()
+    if len(text) <= budget:
+        assert "".join(o["text"] for o in outputs) == text
+        return
+    head, marker, *tail = outputs
+    assert head["text"] == text[: budget // 2]
+    assert "".join(t["text"] for t in tail) == text[len(text) - (budget - budget // 2) :]
+    assert marker["metadata"]["kernelsvc"]["cut"] == len(text) - budget
+
+
+def test_the_marker_says_how_much_and_where():
+    cell = folded(ev.Stream(text="x" * 3000), budget=1000)
+    assert "2,000 characters of output left out here; all of it: GET /v1/sessions/s/cells/c/output" in cell.text()
+
+
+def test_a_large_table_keeps_its_text():
+    big = ev.Result(data={"text/html": "<td>" * 10_000, "text/plain": "a b\n1 2"}, execution_count=1)
+    text = folded(big, budget=2000).text()
+    assert text.startswith("a b\n1 2\n[left out, over the output budget: text/html (40,000 characters)]")
+
+
+def test_a_hostile_cell_stays_bounded():
+    cell = CellFold(10_000)
+    for n in range(30_000):
+        cell.feed(ev.Stream(name=("stdout", "stderr")[n % 2], text="x"))
+        cell.feed(ev.Display(data={"text/plain": ""}, display_id="d"))
+    cell.feed(ev.DisplayUpdated(data={"text/plain": "y" * 9000}, display_id="d"))
+    cell.feed(ev.Error(ename="E" * 10**6, evalue="v" * 10**6, traceback=["t" * 10**6] * 50))
+    outputs = cell.render()
+    assert len(outputs) <= 10_001
+    assert sum(len(str(o)) for o in outputs) < 3_000_000
+    assert len(cell.error.traceback) == 21
+
+
+# --- the notebook --------------------------------------------------------------------
+
+
+def test_metadata_tells_an_auditor_what_ran_where():
+    started = ev.SessionStarted(template="data", principal="ada", versions={"python": "3.11.9"}, limits=Limits())
+    document = valid(fold(stamped(started, *run("a", code="1+1"), ev.SessionClosed(reason="idle"))))
+    own = document["metadata"]["kernelsvc"]
+    assert (own["session"], own["template"], own["closed"], own["last_seq"]) == ("s", "data", "idle", 5)
+    assert document["metadata"]["language_info"]["version"] == "3.11.9"
+    assert document["metadata"]["kernelspec"]["name"] == "python3"
+    cell = document["cells"][0]["metadata"]["kernelsvc"]
+    assert (cell["reason"], cell["seq"]) == ("ok", {"first": 2, "last": 4})
+
+
+def test_a_cold_kernel_of_another_language():
+    started = ev.SessionStarted(template="bash", kernel=ev.KernelInfo(kind="cold", language="bash"))
+    metadata = valid(fold(stamped(started)))["metadata"]
+    assert (metadata["kernelspec"]["name"], metadata["language_info"]["name"]) == ("bash", "bash")
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (
+            ev.KernelDied(cause="signalled", message="SIGSEGV <script>"),
+            "the kernel died (signalled). SIGSEGV &lt;script&gt;",
+        ),
+        (ev.KernelRestored(after_cell="a"), "the variables are back as they were after cell a"),
+        (ev.KernelRestarted(why="asked"), "the kernel was restarted"),
+        (ev.RolledBack(to="k", after_cell=None, undone=["a"]), "rolled back"),
+        (ev.LimitReached(limit="disk_bytes", message="full"), "limit reached: disk\\_bytes"),
+        (ev.FilesChanged(files=[{"path": "a.csv"}]), "files changed through the API: a.csv."),
+        (ev.Hibernated(saved=3, lost={"f": "open file"}), "Not saved: f."),
+        (ev.Woken(), "woken"),
+        (ev.Branched(sessions=["t"]), "branched into 1 sessions: t."),
+    ],
+)
+def test_what_an_auditor_must_see_is_a_note(event, words):
+    cells = valid(fold(stamped(*run("a"), event, *run("b"))))["cells"]
+    assert [c["cell_type"] for c in cells] == ["code", "markdown", "code"]
+    assert words in cells[1]["source"]
+
+
+def test_a_death_stands_after_the_cell_that_ran_and_before_those_that_waited():
+    events = [
+        ev.CellQueued(cell="a"),
+        ev.CellQueued(cell="b"),
+        ev.CellStarted(cell="a"),
+        ev.KernelDied(cause="memory"),
+        ev.CellFinished(cell="a", reason=Reason.KERNEL_DIED, message="gone"),
+        ev.CellStarted(cell="b"),
+    ]
+    cells = fold(stamped(*events))["cells"]
+    assert [c["id"] for c in cells] == ["a", "kernelsvc-note-4", "kernelsvc-note-5", "b"]
+
+
+def test_undone_cells_are_marked_and_stay():
+    cells = valid(fold(stamped(*run("a"), *run("b"), ev.RolledBack(to="k", after_cell="a", undone=["b"]))))["cells"]
+    assert cells[1]["metadata"]["kernelsvc"]["undone"]["to"] == "k"
+    assert cells[1]["metadata"]["tags"] == ["undone"]
+    assert "tags" not in cells[0]["metadata"]
+
+
+def test_silent_cells_are_not_in_the_notebook():
+    quiet = [ev.CellQueued(cell="q", silent=True), ev.CellStarted(cell="q"), ev.Stream(cell="q", text="x")]
+    end = ev.CellFinished(cell="q", reason=Reason.INTERRUPTED, message="m")
+    cells = fold(stamped(*run("a"), *quiet, end, *run("b"), ev.Stream(cell="q", text="late")))["cells"]
+    assert [c["id"] for c in cells] == ["a", "b"]
+
+
+def test_late_output_goes_to_its_cell_until_the_next_ends_and_then_stands_alone():
+    soon, later = ev.Stream(cell="a", text="soon "), ev.Stream(cell="a", text="later")
+    nobody = ev.Stream(text="nobody's")
+    cells = valid(fold(stamped(*run("a"), soon, *run("b"), later, nobody)))["cells"]
+    assert cells[0]["outputs"][0]["text"] == "soon "
+    assert cells[2]["outputs"][0]["text"] == "later"
+    assert cells[2]["metadata"]["kernelsvc"]["late_output_of"] == "a"
+    assert cells[3]["source"] == "# output of no cell"
+
+
+def test_running_and_waiting_cells_are_shown():
+    cells = valid(fold(stamped(*run("a")[:2], ev.CellQueued(cell="b", code="2"))))["cells"]
+    assert [(c["id"], c["metadata"]["kernelsvc"]["state"]) for c in cells] == [("a", "running"), ("b", "queued")]
+
+
+def test_a_cell_that_raised_may_raise_again_when_the_notebook_is_executed():
+    cells = fold(stamped(*run("a", reason=Reason.ERROR)))["cells"]
+    assert cells[0]["metadata"]["tags"] == ["raises-exception"]
+
+
+def test_a_branch_begins_with_its_parents_cells():
+    parent = [inherited(c, "p") for c in fold(stamped(*run("a")))["cells"]]
+    document = valid(fold(stamped(*run("a")), parent=parent))
+    assert [c["metadata"]["kernelsvc"].get("parent") for c in document["cells"]] == ["p", None]
