@@ -34,7 +34,9 @@ async def test_an_awaitable_condition() -> None:
 
 def test_an_orphan_of_a_run_is_found_and_ended() -> None:
     orphan = [sys.executable, "-c", "import time; time.sleep(60)"]
-    starter = f"import subprocess as s; print(s.Popen({orphan!r}, stdout=s.DEVNULL, start_new_session=True).pid)"
+    # An orphan that kept the pipe would keep this test waiting for its end.
+    quiet = "stdout=s.DEVNULL, stderr=s.DEVNULL, start_new_session=True"
+    starter = f"import subprocess as s; print(s.Popen({orphan!r}, {quiet}).pid)"
     out = subprocess.run([sys.executable, "-c", starter], capture_output=True, text=True, check=True).stdout
     found = [process for process in leaks.processes(os.environ[leaks.MARK]) if process.pid == int(out)]
     assert len(found) == 1
