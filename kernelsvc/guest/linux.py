@@ -113,7 +113,7 @@ def unshare(names: list[str]) -> None:
 
 
 def mount(source: str | None, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
-    """Mount something; see mount(2)."""
+    """Attach a filesystem; flags and data as in the manual page of the call."""
     result = _libc.mount(_path(source), _path(target), _path(kind), ctypes.c_ulong(flags), _path(data))
     _check(result, f"mount {kind or source} on {target}")
 
@@ -156,7 +156,7 @@ def pivot_into(root: str) -> None:
 
 
 def prctl(option: int, a: int = 0, b: int = 0) -> int:
-    """Call prctl; see prctl(2)."""
+    """Change one attribute of this process and raise when Linux refuses."""
     zero = ctypes.c_ulong(0)
     return _check(_libc.prctl(option, ctypes.c_ulong(a), ctypes.c_ulong(b), zero, zero), f"prctl({option})")
 

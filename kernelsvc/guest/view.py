@@ -43,6 +43,9 @@ def build_view(view: dict[str, Any]) -> None:
         os.symlink(target, root + link)
     for source, target in view["readonly"]:
         _bind(root, source, target, _SYSTEM)
+    for path in view["hidden"]:
+        if os.path.isdir(root + path):
+            lx.mount("tmpfs", root + path, "tmpfs", lx.MS_RDONLY | _OWN, "size=4k,nr_inodes=2,mode=755")
     _mount_devices(root, view)
     _mount_scratch(root, "/tmp", view["tmp_bytes"], lx.MS_NOSUID | lx.MS_NODEV)
     if view["proc"]:
@@ -51,9 +54,6 @@ def build_view(view: dict[str, Any]) -> None:
         os.makedirs(os.path.dirname(root + path), exist_ok=True)
         _create(root + path, text)
     _bind_own(root, view)
-    for path in view["hidden"]:
-        if os.path.isdir(root + path):
-            lx.mount("tmpfs", root + path, "tmpfs", lx.MS_RDONLY | _OWN, "size=4k,nr_inodes=2,mode=755")
     lx.pivot_into(root)
     lx.mount(None, "/", None, _SEALED | lx.MS_NODEV)
     lx.mount(None, "/dev", None, _SEALED | lx.MS_NOEXEC)

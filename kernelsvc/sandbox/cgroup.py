@@ -1,0 +1,443 @@
+"""Caps that this machine's kernel itself holds: one cgroup for each session.
+
+Version 2 needs a delegated subtree (``Delegate=`` under systemd, or a cgroup
+that nobody else lives in). Processes may only live in leaves there, so the host
+moves itself into ``supervisor`` and sessions become its siblings. Version 1 has a
+hierarchy per controller; a session gets a directory in each, below whatever
+cgroup the host is in. Both are one ``Group`` to callers: files by controller.
+
+Every host keeps its groups below one directory of its own, named by ``tag``, so
+that cleaning up after a crash never touches another host's.
+
+A group is limited before a process joins it (the child writes itself into
+``procs_files``), and never raised from inside: no session can see these files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from kernelsvc.sandbox.verdicts import Layer
+
+Controller = Literal["memory", "pids", "cpu", "cpuacct"]
+_WANTED: tuple[Controller, ...] = ("memory", "pids", "cpu", "cpuacct")
+_PERIOD_US = 100_000
+_LEAST_QUOTA_US = 1_000  # the kernel's own minimum
+_KILL_ROUNDS = 100
+#: The fixes that doctor shows.
+_FIX_V2 = (
+    "run the kernel host as kernelsvc-kernels.service (Delegate=memory pids cpu), or try: "
+    "systemd-run --user --scope -p Delegate=yes kernelsvc kernel-host"
+)
+_FIX_V1 = "run the kernel host as root, or boot with systemd.unified_cgroup_hierarchy=1 and delegate a cgroup to it"
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """What a group uses; None where its controller is missing.
+
+    Attributes:
+        memory_bytes: what can't be dropped: without the page cache of files.
+        peak_bytes: the most so far, page cache included.
+        cpu_seconds: since the group was made.
+        tasks: processes and threads.
+        oom_kills: how often Linux killed in it for want of memory.
+        refused_forks: how often ``pids.max`` said no.
+    """
+
+    memory_bytes: int | None = None
+    peak_bytes: int | None = None
+    cpu_seconds: float | None = None
+    tasks: int | None = None
+    oom_kills: int = 0
+    refused_forks: int = 0
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """One session's cgroup. Plain data, so that a host can write it down and find it again.
+
+    Attributes:
+        version: 1 or 2.
+        directories: by controller; with version 2 all the same.
+    """
+
+    version: Literal[1, 2]
+    directories: dict[str, str]
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        """What it limits: of memory, pids, cpu."""
+        return frozenset(self.directories) - {"cpuacct"}
+
+    @property
+    def procs_files(self) -> list[str]:
+        """The files a process writes itself into."""
+        return [f"{directory}/cgroup.procs" for directory in dict.fromkeys(self.directories.values())]
+
+    def limit(self, *, memory_bytes: int | None, tasks: int | None) -> None:
+        """Set the hard caps. Swap is taken away with the memory.
+
+        Raises:
+            OSError: Linux refused a value.
+        """
+        if memory_bytes is not None and "memory" in self.directories:
+            self._limit_memory(str(memory_bytes))
+        if tasks is not None:
+            self._write("pids", "pids.max", str(tasks))
+
+    def _limit_memory(self, most: str) -> None:
+        if self.version == 2:
+            self._write("memory", "memory.max", most)
+            self._write_if_there("memory", "memory.swap.max", "0")
+            # Only the process that overdraws dies; the init lives to tell.
+            self._write_if_there("memory", "memory.oom.group", "0")
+        else:
+            self._write("memory", "memory.limit_in_bytes", most)
+            self._write_if_there("memory", "memory.memsw.limit_in_bytes", most)
+
+    def limit_cpu(self, cores: float | None) -> None:
+        """Set the CPU share; after the session is ready, or a tight one slows its start.
+
+        Raises:
+            OSError: Linux refused the value.
+        """
+        if cores is None:
+            return
+        quota = max(_LEAST_QUOTA_US, round(cores * _PERIOD_US))
+        if self.version == 2:
+            self._write("cpu", "cpu.max", f"{quota} {_PERIOD_US}")
+        else:
+            self._write("cpu", "cpu.cfs_period_us", str(_PERIOD_US))
+            self._write("cpu", "cpu.cfs_quota_us", str(quota))
+
+    def sample(self) -> Sample:
+        """Read what it uses. A group that is gone reads as nothing."""
+        read = _read_v2 if self.version == 2 else _read_v1
+        return read(self.directories)
+
+    def members(self) -> list[int]:
+        """Pids in it, as this process sees them."""
+        pids: set[int] = set()
+        for path in self.procs_files:
+            pids.update(int(line) for line in _text(path).split())
+        return sorted(pids - {0})
+
+    def kill(self) -> None:
+        """SIGKILL to every member; new ones can't come up meanwhile."""
+        if self.version == 2 and self._write_if_there("memory", "cgroup.kill", "1", any_directory=True):
+            return
+        self._write_if_there("pids", "pids.max", "0")
+        for _ in range(_KILL_ROUNDS):
+            members = self.members()
+            if not members:
+                return
+            for pid in members:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def remove(self) -> bool:
+        """Remove it if it is empty. Call again a little later when not: the last exits take their time.
+
+        Returns:
+            Whether nothing of it is left.
+        """
+        gone = True
+        for directory in set(self.directories.values()):
+            try:
+                os.rmdir(directory)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                gone = False
+        return gone
+
+    def _write(self, controller: str, name: str, value: str) -> None:
+        if controller in self.directories:
+            _write(f"{self.directories[controller]}/{name}", value)
+
+    def _write_if_there(self, controller: str, name: str, value: str, *, any_directory: bool = False) -> bool:
+        directory = self.directories.get(controller)
+        if directory is None and any_directory:
+            directory = next(iter(self.directories.values()), None)
+        if directory is None or not os.path.exists(f"{directory}/{name}"):
+            return False
+        _write(f"{directory}/{name}", value)
+        return True
+
+
+class GroupMaker:
+    """Where a host makes its sessions' groups.
+
+    Attributes:
+        version: 1 or 2; 0 where there is none.
+        layers: one verdict each for memory, pids, cpu, with reason and fix.
+    """
+
+    def __init__(self, version: Literal[0, 1, 2], parents: dict[str, str], layers: list[Layer]) -> None:
+        self.version = version
+        self.layers = layers
+        self._parents = parents
+
+    def make(self, name: str) -> Group | None:
+        """A new, empty, unlimited group; None where this machine has none for us.
+
+        Raises:
+            OSError: Linux refused.
+        """
+        if self.version == 0:
+            return None
+        directories = {controller: f"{parent}/{name}" for controller, parent in self._parents.items()}
+        for directory in dict.fromkeys(directories.values()):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(directory)
+        return Group(version=1 if self.version == 1 else 2, directories=directories)
+
+    def leftovers(self) -> Iterator[Group]:
+        """Every group below ours, as a crash left them."""
+        names = {entry.name for parent in set(self._parents.values()) for entry in _subdirectories(parent)}
+        for name in sorted(names - {"supervisor"}):
+            directories = {controller: f"{parent}/{name}" for controller, parent in self._parents.items()}
+            yield Group(version=1 if self.version == 1 else 2, directories=directories)
+
+    def close(self) -> None:
+        """Remove the parents, where they are empty."""
+        for parent in set(self._parents.values()):
+            with contextlib.suppress(OSError):
+                os.rmdir(parent)
+
+
+def open_cgroups(tag: str, *, dry: bool = False) -> GroupMaker:
+    """Find what this process may use, and prepare it.
+
+    Moves this process (and its children) into a leaf, with version 2.
+
+    Args:
+        tag: names this host's own directory; the same after a restart.
+        dry: look only, change nothing; the maker then only has verdicts.
+    """
+    mounts, own = _mounts(), _own_paths()
+    if dry:
+        return GroupMaker(0, {}, _look(mounts, own))
+    v2 = _try_v2(mounts, own, tag)
+    if v2 is not None:
+        return v2
+    return _v1(mounts, own, tag)
+
+
+def _look(mounts: dict[str, tuple[str, str]], own: dict[str, str]) -> list[Layer]:
+    base = _place("", mounts, own)
+    delegated = _text(f"{base}/cgroup.controllers").split() if base else []
+    if delegated and base:
+        why = _refusal_v2(base.removesuffix("/supervisor"))
+        there = set() if why else set(delegated)
+        return _verdicts(there, why or "the controller is not delegated to this cgroup", _FIX_V2)
+    places = {controller: _place(controller, mounts, own) for controller in _WANTED}
+    writable = {controller for controller, place in places.items() if place and os.access(place, os.W_OK)}
+    return _verdicts(set(writable), "no cgroup with this controller is writable for this user", _FIX_V1)
+
+
+def _try_v2(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -> GroupMaker | None:
+    base = _place("", mounts, own)
+    if base is None:
+        return None
+    base = base.removesuffix("/supervisor")
+    there: list[str] = [c for c in ("memory", "pids", "cpu") if c in _text(f"{base}/cgroup.controllers").split()]
+    if not there:
+        return None
+    why = _refusal_v2(base)
+    if why:
+        layers = [Layer(name=f"{c} cgroup", ok=False, why=why, fix=_FIX_V2) for c in ("memory", "pids", "cpu")]
+        return GroupMaker(0, {}, layers)
+    try:
+        parent = _prepare_v2(base, there, tag)
+    except OSError as error:
+        layers = [Layer(name=f"{c} cgroup", ok=False, why=str(error), fix=_FIX_V2) for c in ("memory", "pids", "cpu")]
+        return GroupMaker(0, {}, layers)
+    parents = dict.fromkeys(there, parent)
+    return GroupMaker(2, parents, _verdicts(set(there), "the controller is not delegated to this cgroup", _FIX_V2))
+
+
+def _refusal_v2(base: str) -> str:
+    if not os.access(f"{base}/cgroup.procs", os.W_OK) or not os.access(f"{base}/cgroup.subtree_control", os.W_OK):
+        return f"{base} is not delegated to this user"
+    ours = _descendants(os.getpid())
+    foreign = [pid for pid in _pids(f"{base}/cgroup.procs") if pid not in ours]
+    if foreign:
+        return f"{base} is shared with other processes ({len(foreign)})"
+    return ""
+
+
+def _prepare_v2(base: str, controllers: list[str], tag: str) -> str:
+    leaf = f"{base}/supervisor"
+    os.makedirs(leaf, exist_ok=True)
+    for pid in _pids(f"{base}/cgroup.procs"):
+        _write(f"{leaf}/cgroup.procs", str(pid))
+    enable = " ".join(f"+{controller}" for controller in controllers)
+    _write(f"{base}/cgroup.subtree_control", enable)
+    parent = f"{base}/kernelsvc.{tag}"
+    os.makedirs(parent, exist_ok=True)
+    _write(f"{parent}/cgroup.subtree_control", enable)
+    return parent
+
+
+def _v1(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -> GroupMaker:
+    parents: dict[str, str] = {}
+    why = "no cgroup hierarchy with this controller is mounted"
+    for controller in _WANTED:
+        base = _place(controller, mounts, own)
+        if base is None:
+            continue
+        try:
+            os.makedirs(f"{base}/kernelsvc.{tag}", exist_ok=True)
+        except OSError as error:
+            why = f"{base}: {error.strerror}"
+            continue
+        parents[controller] = f"{base}/kernelsvc.{tag}"
+    version: Literal[0, 1] = 1 if set(parents) - {"cpuacct"} else 0
+    return GroupMaker(version, parents if version else {}, _verdicts(set(parents), why, _FIX_V1))
+
+
+def _verdicts(there: set[str], why: str, fix: str) -> list[Layer]:
+    return [
+        Layer(name=f"{c} cgroup", ok=True) if c in there else Layer(name=f"{c} cgroup", ok=False, why=why, fix=fix)
+        for c in ("memory", "pids", "cpu")
+    ]
+
+
+# --- reading -----------------------------------------------------------------------
+
+
+def parse_own(text: str) -> dict[str, str]:
+    """``/proc/self/cgroup`` as controller → path; version 2 under ``""``."""
+    paths: dict[str, str] = {}
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            paths[controller] = path
+    return paths
+
+
+def parse_mounts(text: str) -> dict[str, tuple[str, str]]:
+    """``/proc/self/mountinfo`` as controller → (mount point, root within the hierarchy)."""
+    mounts: dict[str, tuple[str, str]] = {}
+    for line in text.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, (kind, _, options) = before.split(), after.split(" ", 2)
+        if kind == "cgroup2":
+            mounts.setdefault("", (fields[4], fields[3]))
+        elif kind == "cgroup":
+            for option in options.split(","):
+                if option in _WANTED:
+                    mounts.setdefault(option, (fields[4], fields[3]))
+    return mounts
+
+
+def _mounts() -> dict[str, tuple[str, str]]:
+    return parse_mounts(_text("/proc/self/mountinfo"))
+
+
+def _own_paths() -> dict[str, str]:
+    return parse_own(_text("/proc/self/cgroup"))
+
+
+def _place(controller: str, mounts: dict[str, tuple[str, str]], own: dict[str, str]) -> str | None:
+    if controller not in mounts or controller not in own:
+        return None
+    point, root = mounts[controller]
+    inside = os.path.relpath(own[controller], root)
+    # In a container the path may lie above what is mounted; then the mount's own root is where we are.
+    place = point if inside.startswith("..") else os.path.normpath(f"{point}/{inside}")
+    return place if os.path.isdir(place) else None
+
+
+def parse_pairs(text: str) -> dict[str, int]:
+    """A file of "name number" lines."""
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].lstrip("-").isdigit()}
+
+
+def _read_v2(directories: dict[str, str]) -> Sample:
+    directory = next(iter(directories.values()))
+    stat = parse_pairs(_text(f"{directory}/memory.stat"))
+    current = _number(f"{directory}/memory.current")
+    cpu = parse_pairs(_text(f"{directory}/cpu.stat")).get("usage_usec")
+    return Sample(
+        memory_bytes=None if current is None else max(0, current - stat.get("file", 0) + stat.get("shmem", 0)),
+        peak_bytes=_number(f"{directory}/memory.peak"),
+        cpu_seconds=None if cpu is None else cpu / 1e6,
+        tasks=_number(f"{directory}/pids.current"),
+        oom_kills=parse_pairs(_text(f"{directory}/memory.events")).get("oom_kill", 0),
+        refused_forks=parse_pairs(_text(f"{directory}/pids.events")).get("max", 0),
+    )
+
+
+def _read_v1(directories: dict[str, str]) -> Sample:
+    memory, pids = directories.get("memory", ""), directories.get("pids", "")
+    stat = parse_pairs(_text(f"{memory}/memory.stat"))
+    current = _number(f"{memory}/memory.usage_in_bytes")
+    cpu = _number(f"{directories.get('cpuacct', '')}/cpuacct.usage")
+    cache = stat.get("total_cache", 0) - stat.get("total_shmem", 0)
+    return Sample(
+        memory_bytes=None if current is None else max(0, current - cache),
+        peak_bytes=_number(f"{memory}/memory.max_usage_in_bytes"),
+        cpu_seconds=None if cpu is None else cpu / 1e9,
+        tasks=_number(f"{pids}/pids.current"),
+        oom_kills=parse_pairs(_text(f"{memory}/memory.oom_control")).get("oom_kill", 0),
+        refused_forks=parse_pairs(_text(f"{pids}/pids.events")).get("max", 0),
+    )
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+
+
+def _number(path: str) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _pids(path: str) -> list[int]:
+    return [int(line) for line in _text(path).split()]
+
+
+def _subdirectories(path: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def _descendants(root: int) -> set[int]:
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            fields = _text(f"/proc/{name}/stat").rpartition(")")[2].split()
+            if fields:
+                children.setdefault(int(fields[1]), []).append(int(name))
+    found, todo = set(), [root]
+    while todo:
+        pid = todo.pop()
+        found.add(pid)
+        todo += children.get(pid, [])
+    return found
+
+
+def _write(path: str, value: str) -> None:
+    """One write to a control file; the error names the file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    except OSError as error:
+        raise OSError(error.errno, f"{path} = {value}: {error.strerror}") from error
+    finally:
+        os.close(fd)

@@ -1,0 +1,132 @@
+"""Which parts of this machine's filesystem a session may see, read-only.
+
+An allow-list: the system's programs and libraries, the handful of files in
+``/etc`` that programs need, and the prefixes of the Python environment. The
+functions that look at the disk are here; ``outermost`` is pure.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
+
+import msgspec
+
+#: Roots of programs and libraries. On most systems all but ``/usr`` are links into it.
+_SYSTEM_ROOTS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/gnu", "/nix/store")
+#: What programs read in /etc. Nothing of accounts, keys or services.
+_ETC = (
+    "/etc/alternatives",
+    "/etc/ca-certificates",
+    "/etc/fonts",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/localtime",
+    "/etc/mime.types",
+    "/etc/pki/ca-trust/extracted",
+    "/etc/pki/tls/certs",
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+    "/etc/timezone",
+    "/etc/R",
+    "/etc/terminfo",
+)
+#: joblib and lscpu count cores there.
+_SYS = ("/sys/devices/system/cpu",)
+#: Never bound whole, whatever claims to be a Python prefix.
+_TOO_WIDE = frozenset({"/", "/home", "/root", "/etc", "/var", "/run", "/tmp", "/dev", "/proc", "/sys", "/opt", "/srv"})
+
+
+class Places(msgspec.Struct, frozen=True, kw_only=True):
+    """What every session of one environment sees.
+
+    Attributes:
+        links: path inside → target, for roots that are links on this machine.
+        readonly: (source, path inside).
+        path: the value of ``PATH``.
+    """
+
+    links: dict[str, str]
+    readonly: list[tuple[str, str]]
+    path: str
+
+
+def outermost(paths: Iterable[str]) -> list[str]:
+    """The paths that no other one of them contains, sorted.
+
+    >>> outermost(["/usr/lib/python3", "/usr", "/opt/env"])
+    ['/opt/env', '/usr']
+    """
+    kept: list[str] = []
+    for path in sorted(set(paths)):
+        if not any(is_beneath(path, other) for other in kept):
+            kept.append(path)
+    return kept
+
+
+def is_beneath(path: str, root: str) -> bool:
+    """Whether ``path`` is ``root`` or lies in it; by name only."""
+    return PurePosixPath(path).is_relative_to(root)
+
+
+def find_places(python: str = sys.executable, *, prefixes: Sequence[str] = ()) -> Places:
+    """Look what of the allow-list exists here.
+
+    Args:
+        python: the environment's interpreter.
+        prefixes: directories with its modules, as ``python_prefixes`` or the
+            template itself reports them.
+
+    Raises:
+        ValueError: a prefix is so wide that it would show what is not Python's.
+    """
+    links, binds = {}, []
+    for root in _SYSTEM_ROOTS:
+        if os.path.islink(root):
+            links[root] = os.readlink(root)
+        elif os.path.isdir(root):
+            binds.append(root)
+    binds += [path for path in (*_ETC, *_SYS) if os.path.exists(path)]
+    wanted = {*prefixes, *python_prefixes(python), *_guest_package()}
+    for prefix in sorted(wanted):
+        if prefix in _TOO_WIDE:
+            raise ValueError(f"{prefix} can't be a Python prefix of a confined session; use a virtual environment.")
+        # Both names: the one that the environment was made with, and the real one that its links lead to.
+        binds += [path for path in {prefix, os.path.realpath(prefix)} if os.path.exists(path)]
+    shown = [path for path in outermost(binds) if not any(is_beneath(path, link) for link in links)]
+    return Places(links=links, readonly=[(path, path) for path in shown], path=_search_path(python))
+
+
+def python_prefixes(python: str) -> list[str]:
+    """The prefixes of an interpreter, told from its files without running it.
+
+    A virtual environment names its base in ``pyvenv.cfg``; else the prefix is
+    what holds ``bin``.
+    """
+    prefix = os.path.dirname(os.path.dirname(os.path.abspath(python)))
+    found = [prefix]
+    try:
+        with open(os.path.join(prefix, "pyvenv.cfg"), encoding="utf-8") as f:
+            home = dict(line.partition("=")[::2] for line in f.read().replace(" = ", "=").splitlines()).get("home")
+    except OSError:
+        home = None
+    if home:
+        found.append(os.path.dirname(home.strip()))
+    found.append(os.path.dirname(os.path.dirname(os.path.realpath(python))))
+    return [path for path in dict.fromkeys(found) if path not in ("/", "")]
+
+
+def _guest_package() -> list[str]:
+    """Our own code that runs inside, wherever it was installed from."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return [os.path.join(package, "guest"), os.path.join(package, "__init__.py")]
+
+
+def _search_path(python: str) -> str:
+    own = os.path.dirname(os.path.abspath(python))
+    return ":".join(dict.fromkeys([own, "/usr/local/bin", "/usr/bin", "/bin"]))

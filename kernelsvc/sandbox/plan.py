@@ -1,0 +1,384 @@
+"""Decide what confines a session: policy, probe, limits and places in; a plan and a report out.
+
+Theory of operation. This module is pure. A layer is wanted when the policy is
+not ``off`` and the probe found that it works here. What is wanted is put in the
+plan, and what is in the plan is applied or the session does not start
+(``kernelsvc.guest.confine``). What is not in the plan is in the report's
+``not_enforced`` with the probe's reason. The report therefore never claims more
+than what was done.
+
+``isolation`` is one word for the whole:
+
+========== ======================================================================
+full       private root; own pid, network and ipc namespaces; no capability,
+           no_new_privs, seccomp; a hard cap on tasks; as root, a user of its own
+networked  the same, but for the host's network, which was asked for
+files      no namespaces: Landlock keeps it from files, seccomp from the network
+process    less than that: rlimits and the watchdog, perhaps seccomp
+none       the policy is ``off``
+========== ======================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from kernelsvc.errors import SandboxUnavailable
+from kernelsvc.guest.confine import PLAN_VERSION
+from kernelsvc.model.events import NotEnforced, SandboxReport
+from kernelsvc.model.limits import Enforcement, Limits, MiB
+from kernelsvc.sandbox import seccomp
+from kernelsvc.sandbox.places import Places
+from kernelsvc.sandbox.verdicts import Layer, Probe
+
+Policy = Literal["required", "best-effort", "off"]
+
+#: The namespaces without which there is no private view at all; "user" joins them for ordinary users.
+_CORE_NAMESPACES = ("mount", "pid", "ipc")
+_DEVICES = ["null", "zero", "full", "random", "urandom"]
+#: What tells of the host, or is root's; covered in the session's /proc.
+_PROC_MASKS = [
+    *("acpi", "asound", "bus", "cmdline", "config.gz", "driver", "dynamic_debug", "fs", "interrupts", "iomem"),
+    *("ioports", "irq", "kallsyms", "kcore", "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount", "kpageflags"),
+    *("latency_stats", "modules", "mtrr", "pagetypeinfo", "sched_debug", "schedstat", "scsi", "slabinfo", "softirqs"),
+    *("sysrq-trigger", "sysvipc", "timer_list", "tty", "vmallocinfo", "zoneinfo"),
+]
+_INSIDE_ID = 1000
+_LIVE_OOM_SCORE = 500
+_SCRATCH_SHARE = 4  # /tmp and /dev/shm may each hold a quarter of the session's memory
+_LEAST_SCRATCH, _MOST_SCRATCH = 16 * MiB, 4096 * MiB
+#: The init and parked checkpoints count as the session's tasks too.
+SPARE_TASKS = 8
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One session to confine.
+
+    Attributes:
+        policy: how much confinement its start depends on.
+        limits: its caps.
+        places: what it sees read-only.
+        root: an existing empty directory, mounted over in the session's namespace only.
+        workdir: its directory on this machine.
+        home: where that is inside; below ``/home``.
+        family: a directory that holds ``workdir`` and those of its branches, shown
+            as ``/home`` instead; ``home`` is then ``/home`` + the part below it.
+        share: directories shown writable at their own path (a cold kernel's sockets).
+        hidden: directories that must not be seen although a read-only place holds them.
+        uid: user and group of the host for this session, when the host runs as root.
+        idmap: path of a user namespace that maps the directory's owner to ``uid``.
+        cgroup: ``cgroup.procs`` files to join.
+        controllers: what those cgroups really limit: memory, pids, cpu.
+        env: the whole environment, on top of a small default one.
+        hostname: the name that ``uname`` tells.
+    """
+
+    policy: Policy
+    limits: Limits
+    places: Places
+    root: str
+    workdir: str
+    home: str = "/home/user"
+    family: str | None = None
+    share: list[str] = []
+    hidden: list[str] = []
+    uid: int | None = None
+    idmap: str | None = None
+    cgroup: list[str] = []
+    controllers: frozenset[str] = frozenset()
+    env: dict[str, str] = {}
+    hostname: str = "session"
+
+
+class Confinement(msgspec.Struct, frozen=True, kw_only=True):
+    """What was decided.
+
+    Attributes:
+        plan: for ``kernelsvc.guest.confine``; plain JSON.
+        report: for people, clients and the journal.
+    """
+
+    plan: dict[str, Any]
+    report: SandboxReport
+
+
+def confine(request: Request, probe: Probe) -> Confinement:
+    """The plan and the report for one session.
+
+    Raises:
+        SandboxUnavailable: the policy is ``required`` and this machine can't.
+    """
+    wanted = _Wanted(request, probe)
+    report = _report(request, probe, wanted)
+    if request.policy == "required" and report.isolation not in ("full", "networked"):
+        missing = "; ".join(f"{lack.layer}: {lack.why}" for lack in report.not_enforced) or "see kernelsvc doctor"
+        raise SandboxUnavailable(
+            f"This machine can't confine a session as required ({missing}). Run 'kernelsvc doctor'.",
+            isolation=report.isolation,
+            not_enforced=[msgspec.to_builtins(lack) for lack in report.not_enforced],
+        )
+    return Confinement(plan=_plan(request, probe, wanted), report=report)
+
+
+class _Wanted:
+    """Which layers this session gets: the decisions, each once."""
+
+    def __init__(self, request: Request, probe: Probe) -> None:
+        limits = request.limits
+        on = request.policy != "off"
+        self.root = probe.root
+        self.user_namespace = on and not probe.root and probe.works("user namespace")
+        core = all(probe.works(f"{name} namespace") for name in _CORE_NAMESPACES) and probe.works("filesystem")
+        self.become = on and probe.root and probe.works("user") and request.uid is not None
+        self.view = on and core and (self.user_namespace or self.become)
+        self.proc = self.view and probe.works("proc")
+        self.net = self.view and limits.network == "none" and probe.works("net namespace")
+        self.seccomp = on and probe.works("seccomp")
+        self.landlock = on and probe.works("landlock")
+        self.capabilities = on and probe.works("capabilities")
+        # The kernel's own cap on tasks counts one user, or one user namespace, only
+        # when this session is alone in it.
+        self.task_rlimit = limits.processes is not None and (
+            self.become or (self.user_namespace and probe.works("task rlimit"))
+        )
+        self.inet = limits.network == "host" or self.net
+        self.memory_is_hard = "memory" in request.controllers
+        self.namespaces = self._namespaces(probe)
+
+    def _namespaces(self, probe: Probe) -> list[str]:
+        if not self.view:
+            return []
+        extra = [name for name in ("uts", "cgroup") if probe.works(f"{name} namespace")]
+        user = ["user"] if self.user_namespace else []
+        return [*user, *_CORE_NAMESPACES, *(["net"] if self.net else []), *extra]
+
+
+# --- the plan ----------------------------------------------------------------------
+
+
+def _plan(request: Request, probe: Probe, wanted: _Wanted) -> dict[str, Any]:
+    inside = _ids_inside(request, wanted)
+    become = {"uid": request.uid, "gid": request.uid} if wanted.become else None
+    home = _home(request) if wanted.view else request.workdir
+    filters = {
+        "kernel": seccomp.kernel_program(
+            probe.arch, inet=wanted.inet, memfd=wanted.memory_is_hard or request.limits.memory_bytes is None
+        ).hex(),
+        "init": seccomp.init_program(probe.arch).hex(),
+    }
+    return {
+        "version": PLAN_VERSION,
+        "cgroup": list(request.cgroup),
+        "namespaces": wanted.namespaces,
+        "inside": inside,
+        "become": become,
+        "view": _view(request, wanted, inside) if wanted.view else None,
+        "hostname": request.hostname,
+        # Emptying the bounding set takes CAP_SETPCAP: root has it, and whoever made the user namespace.
+        "bounding": wanted.capabilities and (wanted.become or wanted.user_namespace),
+        "capabilities": wanted.capabilities,
+        "no_new_privs": request.policy != "off",
+        "home": home,
+        "oom_score_adj": _LIVE_OOM_SCORE if wanted.proc or not wanted.view else None,
+        "rlimits": _rlimits(request.limits, wanted),
+        "data_bytes": _data_bytes(request.limits, wanted),
+        "landlock": _landlock(request, wanted, home) if wanted.landlock else None,
+        "seccomp": filters if wanted.seccomp else None,
+        "env": _environment(request, home, confined=wanted.view),
+    }
+
+
+def _ids_inside(request: Request, wanted: _Wanted) -> dict[str, int]:
+    number = request.uid if wanted.become and request.uid is not None else _INSIDE_ID
+    return {"uid": number, "gid": number}
+
+
+def _home(request: Request) -> str:
+    if request.family is None:
+        return request.home
+    return "/home/" + request.workdir.removeprefix(request.family).strip("/")
+
+
+def _view(request: Request, wanted: _Wanted, inside: dict[str, int]) -> dict[str, Any]:
+    own = (request.workdir, request.home) if request.family is None else (request.family, "/home")
+    return {
+        "root": request.root,
+        "links": request.places.links | {"/var/tmp": "../tmp"},
+        "readonly": [list(pair) for pair in request.places.readonly],
+        "writable": [list(own), *([path, path] for path in request.share)],
+        "hidden": request.hidden,
+        "idmap": request.idmap,
+        "files": _etc_files(inside, networked=request.limits.network == "host", hostname=request.hostname),
+        "devices": _DEVICES,
+        "proc": wanted.proc,
+        "proc_masks": _PROC_MASKS,
+        "tmp_bytes": _scratch(request.limits),
+        "shm_bytes": _scratch(request.limits),
+    }
+
+
+def _etc_files(inside: dict[str, int], *, networked: bool, hostname: str) -> dict[str, str]:
+    uid, gid = inside["uid"], inside["gid"]
+    return {
+        "/etc/passwd": f"user:x:{uid}:{gid}:user:/home/user:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n",
+        "/etc/group": f"user:x:{gid}:\nnogroup:x:65534:\n",
+        "/etc/hosts": f"127.0.0.1 localhost {hostname}\n::1 localhost\n",
+        "/etc/hostname": hostname + "\n",
+        "/etc/nsswitch.conf": f"passwd: files\ngroup: files\nhosts: files{' dns' if networked else ''}\n",
+    }
+
+
+def _scratch(limits: Limits) -> int:
+    share = _MOST_SCRATCH if limits.memory_bytes is None else limits.memory_bytes // _SCRATCH_SHARE
+    return max(_LEAST_SCRATCH, min(share, _MOST_SCRATCH))
+
+
+def _rlimits(limits: Limits, wanted: _Wanted) -> dict[str, tuple[int, int]]:
+    most: dict[str, int | None] = {
+        "CORE": 0,
+        "MSGQUEUE": 0,
+        "RTPRIO": 0,
+        "MEMLOCK": 64 * 1024,
+        "NOFILE": limits.open_files,
+        "FSIZE": limits.disk_bytes,
+        "CPU": None if limits.cpu_seconds is None else max(1, round(limits.cpu_seconds)),
+        "NPROC": limits.processes + SPARE_TASKS if wanted.task_rlimit and limits.processes else None,
+    }
+    return {name: (value, value) for name, value in most.items() if value is not None}
+
+
+def _data_bytes(limits: Limits, wanted: _Wanted) -> int | None:
+    """RLIMIT_DATA beyond what is mapped at the start.
+
+    A little below a hard cap, so that a greedy allocation meets ``MemoryError``,
+    with every variable kept, before it meets the OOM killer.
+    """
+    if limits.memory_bytes is None:
+        return None
+    if not wanted.memory_is_hard:
+        return limits.memory_bytes
+    return limits.memory_bytes - max(16 * MiB, limits.memory_bytes // 16)
+
+
+def _landlock(request: Request, wanted: _Wanted, home: str) -> dict[str, Any]:
+    if wanted.view:
+        own = home if request.family is None else "/home"
+        grants = [["/", "read"], [own, "write"], ["/tmp", "write"], ["/dev/shm", "write"], ["/dev", "device"]]
+        grants += [["/proc", "device"]] if wanted.proc else []
+        grants += [[path, "write"] for path in request.share]
+        return {"grants": grants, "scope": True}
+    # Without a private root the host's own paths are granted one by one.
+    readable = [source for source, _ in request.places.readonly]
+    grants = [[path, "read"] for path in [*readable, *request.places.links, "/proc"]]
+    grants += [[f"/dev/{name}", "device"] for name in _DEVICES]
+    grants += [[path, "write"] for path in [request.workdir, *request.share]]
+    return {"grants": grants, "scope": True}
+
+
+def _environment(request: Request, home: str, *, confined: bool) -> dict[str, str]:
+    scratch = "/tmp" if confined else home
+    user = {"USER": "user", "LOGNAME": "user"} if confined else {}
+    return {
+        "LANG": "C.UTF-8",
+        "PATH": request.places.path,
+        "SHELL": "/bin/sh",
+        "TERM": "xterm-256color",
+        **user,
+        **request.env,
+        "HOME": home,
+        "PWD": home,
+        "TMPDIR": scratch,
+    }
+
+
+# --- the report ----------------------------------------------------------------------
+
+
+def _report(request: Request, probe: Probe, wanted: _Wanted) -> SandboxReport:
+    if request.policy == "off":
+        return SandboxReport(policy="off", isolation="none", limits=_enforcement(request, wanted))
+    enforced, lacking = [], []
+    for name, there in _layers(request, wanted).items():
+        if there:
+            enforced.append(name)
+        elif (why := _why_not(name, request, probe)) is not None:
+            lacking.append(NotEnforced(layer=name, why=why))
+    return SandboxReport(
+        policy=request.policy,
+        isolation=_isolation(request, wanted),
+        enforced=enforced,
+        not_enforced=lacking,
+        limits=_enforcement(request, wanted),
+    )
+
+
+def _layers(request: Request, wanted: _Wanted) -> dict[str, bool]:
+    spaces = wanted.namespaces
+    return {
+        "memory cgroup": "memory" in request.controllers,
+        "pids cgroup": "pids" in request.controllers,
+        "cpu cgroup": "cpu" in request.controllers,
+        "user namespace": wanted.user_namespace,
+        "user": wanted.become,
+        "mount namespace": "mount" in spaces,
+        "pid namespace": "pid" in spaces,
+        "ipc namespace": "ipc" in spaces,
+        "net namespace": wanted.net,
+        "uts namespace": "uts" in spaces,
+        "cgroup namespace": "cgroup" in spaces,
+        "filesystem": wanted.view,
+        "proc": wanted.proc,
+        "rlimits": True,
+        "capabilities": wanted.capabilities,
+        "no_new_privs": True,
+        "landlock": wanted.landlock,
+        "seccomp": wanted.seccomp,
+    }
+
+
+def _why_not(name: str, request: Request, probe: Probe) -> str | None:
+    """Why a layer is missing; None when it has no place here and nothing is lost."""
+    if name == ("user namespace" if probe.root else "user"):
+        return None  # one stands in for the other
+    if name == "net namespace" and request.limits.network == "host":
+        return "the session asked for the host's network"
+    layer = probe.layers.get(name, Layer(name=name, ok=False, why="not tried"))
+    if layer.ok:
+        return "needs the layers above that are missing"
+    return layer.why
+
+
+def _isolation(request: Request, wanted: _Wanted) -> str:
+    tasks = wanted.task_rlimit or "pids" in request.controllers
+    if wanted.view and wanted.seccomp and wanted.capabilities and tasks:
+        if wanted.net:
+            return "full"
+        if request.limits.network == "host":
+            return "networked"
+    if wanted.landlock and wanted.seccomp:
+        return "files"
+    return "process"
+
+
+def _enforcement(request: Request, wanted: _Wanted) -> dict[str, str]:
+    """How each limit is held, by the names of ``Limits``; limits that are not set are left out."""
+    controllers = request.controllers
+    sealed_off = wanted.net or (wanted.seccomp and not wanted.inet)
+    held: dict[str, Enforcement] = {
+        "memory_bytes": "hard" if "memory" in controllers else "supervised",
+        "cpu_cores": "hard" if "cpu" in controllers else "none",
+        "cell_seconds": "supervised",
+        "cpu_seconds": "per process",
+        "processes": "hard" if "pids" in controllers or wanted.task_rlimit else "supervised",
+        "open_files": "per process",
+        "disk_bytes": "supervised",
+        "output_bytes": "supervised",
+        "idle_seconds": "supervised",
+        "lifetime_seconds": "supervised",
+    }
+    words: dict[str, str] = {name: word for name, word in held.items() if getattr(request.limits, name) is not None}
+    if request.limits.network == "none":
+        words["network"] = "hard" if sealed_off else "none"
+    return words

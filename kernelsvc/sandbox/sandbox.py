@@ -1,0 +1,222 @@
+"""What a kernel host holds to confine its kernels: one object, from probe to clean-up.
+
+``prepare`` before a spawn gives a ``Ticket``: the plan for the child, the report
+for everybody else, and what must be given back. ``release`` after the last
+process is gone. A ticket is plain data: a host writes it down with the kernel's
+record, and the next host calls ``restore`` with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from kernelsvc.errors import Internal
+from kernelsvc.model.events import SandboxReport
+from kernelsvc.model.limits import Limits
+from kernelsvc.sandbox.cgroup import Group, GroupMaker, open_cgroups
+from kernelsvc.sandbox.identity import Identities, give, users_of_processes
+from kernelsvc.sandbox.places import Places, find_places
+from kernelsvc.sandbox.plan import SPARE_TASKS, Policy, Request, confine
+from kernelsvc.sandbox.probe import probe
+from kernelsvc.sandbox.verdicts import Layer, Probe
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """One kernel's confinement.
+
+    Attributes:
+        kernel: its id.
+        plan: for ``kernelsvc.guest.confine``.
+        report: for the session's first event.
+        limits: the caps it was made for.
+        group: its cgroup, where there is one.
+        uid: its user of the host, where it has one.
+    """
+
+    kernel: str
+    plan: dict[str, Any]
+    report: SandboxReport
+    limits: Limits
+    group: Group | None = None
+    uid: int | None = None
+
+
+class Sandbox:
+    """Probe once, then confine each kernel.
+
+    Args:
+        policy: how much a session's start depends on confinement.
+        runtime_dir: an existing directory of the host's own; its name also tells
+            this host's cgroups from another's.
+        hidden: directories that no session may see, wherever they lie: the data
+            directory, the runtime directory, keys.
+        found: a probe made before, or None to make one now (0.1 s).
+    """
+
+    def __init__(
+        self, *, policy: Policy, runtime_dir: str, hidden: Iterable[str] = (), found: Probe | None = None
+    ) -> None:
+        self.policy = policy
+        self._tag = hashlib.sha256(os.path.realpath(runtime_dir).encode()).hexdigest()[:12]
+        self._groups: GroupMaker = open_cgroups(self._tag)
+        self.probe = with_cgroups(found or probe(directory=runtime_dir), self._groups)
+        self._hidden = sorted({os.path.realpath(path) for path in (*hidden, runtime_dir)})
+        self._identities = Identities(taken=users_of_processes() if self.probe.root else ())
+        self._root = os.path.join(runtime_dir, "view")
+        os.makedirs(self._root, mode=0o755, exist_ok=True)
+        self._places: dict[tuple[str, ...], Places] = {}
+
+    def report(self, limits: Limits) -> SandboxReport:
+        """What a session with these limits would get; for ``hello`` and ``/v1/info``.
+
+        Raises:
+            SandboxUnavailable: the policy is ``required`` and this machine can't.
+        """
+        request = Request(
+            policy=self.policy,
+            limits=limits,
+            places=Places(links={}, readonly=[], path=""),
+            root=self._root,
+            workdir="/nonexistent",
+            uid=0 if self.probe.root else None,
+            controllers=frozenset(layer.name.split()[0] for layer in self._groups.layers if layer.ok),
+        )
+        return confine(request, self.probe).report
+
+    def prepare(
+        self,
+        kernel: str,
+        *,
+        workdir: str,
+        limits: Limits,
+        python: str,
+        env: dict[str, str] | None = None,
+        prefixes: Sequence[str] = (),
+        family: str | None = None,
+        share: Sequence[str] = (),
+    ) -> Ticket:
+        """Decide and make ready: a user id, the directory's owner, a cgroup with its caps.
+
+        When it raises, what was taken is given back.
+
+        Args:
+            kernel: its id; names the cgroup.
+            workdir: the session's directory, existing; nothing may run in it now.
+            limits: the caps.
+            python: the interpreter whose environment is shown (a cold kernel's
+                ``argv[0]``).
+            env: the environment inside, on top of a small default one.
+            prefixes: further directories with the environment's modules.
+            family: see ``plan.Request``.
+            share: see ``plan.Request``.
+
+        Raises:
+            SandboxUnavailable: the policy is ``required`` and this machine can't.
+            AtCapacity: no user id is left.
+            Internal: Linux refused something; the message says what.
+        """
+        uid = self._identities.acquire() if self.probe.root and self.policy != "off" else None
+        group: Group | None = None
+        try:
+            group = self._groups.make(kernel)
+            request = Request(
+                policy=self.policy,
+                limits=limits,
+                places=self._find_places(python, tuple(prefixes)),
+                root=self._root,
+                workdir=os.path.realpath(workdir),
+                family=None if family is None else os.path.realpath(family),
+                share=list(share),
+                hidden=self._hidden,
+                uid=uid,
+                cgroup=group.procs_files if group else [],
+                controllers=group.controllers if group else frozenset(),
+                env=env or {},
+            )
+            confinement = confine(request, self.probe)
+            self._make_ready(group, limits, request, confinement.plan)
+        except BaseException as error:
+            self._give_back(group, uid)
+            if isinstance(error, OSError | ValueError):
+                raise Internal(f"Confinement could not be prepared: {error}") from error
+            raise
+        return Ticket(
+            kernel=kernel, plan=confinement.plan, report=confinement.report, limits=limits, group=group, uid=uid
+        )
+
+    def _make_ready(self, group: Group | None, limits: Limits, request: Request, plan: dict[str, Any]) -> None:
+        if group is not None:
+            tasks = None if limits.processes is None else limits.processes + SPARE_TASKS
+            group.limit(memory_bytes=limits.memory_bytes, tasks=tasks)
+        if plan["become"] is not None:
+            for path in (request.workdir, *request.share):
+                give(path, plan["become"]["uid"])
+
+    def ready(self, ticket: Ticket) -> None:
+        """The kernel answers: from now on its CPU share holds (a tight one would slow the start).
+
+        Raises:
+            OSError: Linux refused.
+        """
+        if ticket.group is not None:
+            ticket.group.limit_cpu(ticket.limits.cpu_cores)
+
+    def restore(self, ticket: Ticket) -> None:
+        """Take over a kernel that an earlier host started."""
+        if ticket.uid is not None:
+            self._identities.claim(ticket.uid)
+
+    def release(self, ticket: Ticket) -> bool:
+        """Give back what the ticket holds, once its processes are gone.
+
+        Returns:
+            False while Linux still counts a process in the cgroup: call again shortly.
+        """
+        return self._give_back(ticket.group, ticket.uid)
+
+    def _give_back(self, group: Group | None, uid: int | None) -> bool:
+        if group is not None and not group.remove():
+            return False
+        if uid is not None:
+            self._identities.release(uid)
+        return True
+
+    def sweep(self, live: Iterable[str]) -> list[str]:
+        """After a crash: kill and remove this host's cgroups of kernels that are not ``live``.
+
+        Returns:
+            The names that were found.
+        """
+        keep, found = set(live), []
+        for group in self._groups.leftovers():
+            name = os.path.basename(next(iter(group.directories.values())))
+            if name not in keep:
+                group.kill()
+                group.remove()
+                found.append(name)
+        return found
+
+    def close(self) -> None:
+        """Remove this host's own cgroup directories, if no session is left in them."""
+        self._groups.close()
+
+    def _find_places(self, python: str, prefixes: tuple[str, ...]) -> Places:
+        key = (python, *prefixes)
+        if key not in self._places:
+            self._places[key] = find_places(python, prefixes=prefixes)
+        return self._places[key]
+
+
+def with_cgroups(found: Probe, groups: GroupMaker) -> Probe:
+    """The probe's verdicts with those on cgroups."""
+    return msgspec.structs.replace(found, layers=found.layers | {layer.name: layer for layer in groups.layers})
+
+
+def examine() -> list[Layer]:
+    """Every layer with verdict, reason and fix, for ``kernelsvc doctor``; changes nothing."""
+    return list(with_cgroups(probe(), open_cgroups("doctor", dry=True)).layers.values())

@@ -1,0 +1,307 @@
+"""Which system calls a kernel and its init may make, assembled into a BPF filter.
+
+Theory of operation. The policy is an allow-list by name (``_FILES``, ``_MEMORY``
+and so on). A call that is known but not on it fails with ``EPERM``; a number that
+the frozen tables don't know fails with ``ENOSYS``, so that programs fall back as
+on an older Linux; another architecture's calls kill the process. Some calls are
+allowed by argument (``_checks``): no new namespace through ``clone``, no set-uid
+bit through any call that takes a mode, no socket families but those of the
+loopback, no terminal injection.
+
+A filter sees numbers, not memory. Calls whose arguments lie in memory and that
+we would have to look into (``clone3``, ``openat2``) answer ``ENOSYS``: the C
+library then uses the older call, which can be checked.
+
+The program is a binary search over runs of numbers with one verdict each, seven
+comparisons deep. Linux caches, per number, what is allowed without looking at
+arguments, so most calls cost nothing. Everything here is pure; the guest only
+installs the bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kernelsvc.sandbox.syscalls import AUDIT_ARCH, NUMBERS
+
+ALLOW = 0x7FFF_0000
+KILL = 0x8000_0000
+_ERRNO = 0x0005_0000
+
+
+def refuse(number: int) -> int:
+    """The verdict "fail with this errno"."""
+    return _ERRNO | number
+
+
+EPERM = refuse(errno.EPERM)
+ENOSYS = refuse(errno.ENOSYS)
+
+_FILES = """
+read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 close close_range lseek stat fstat lstat
+newfstatat statx access faccessat faccessat2 readlink readlinkat getdents getdents64 getcwd chdir fchdir rename
+renameat renameat2 rmdir link linkat unlink unlinkat symlink symlinkat chown fchown lchown fchownat umask truncate
+ftruncate fallocate fadvise64 readahead cachestat fsync fdatasync syncfs sync_file_range sendfile splice tee vmsplice
+copy_file_range dup dup2 dup3 fcntl flock pipe pipe2 utime utimes utimensat futimesat statfs fstatfs getxattr
+lgetxattr fgetxattr listxattr llistxattr flistxattr setxattr lsetxattr fsetxattr removexattr lremovexattr
+fremovexattr inotify_init inotify_init1 inotify_add_watch inotify_rm_watch
+"""
+_MEMORY = """
+mmap mprotect munmap mremap brk madvise mincore msync mlock mlock2 munlock mlockall munlockall pkey_alloc pkey_free
+pkey_mprotect membarrier get_mempolicy mseal map_shadow_stack
+"""
+_PROCESS = """
+fork vfork execve execveat exit exit_group wait4 waitid kill tkill tgkill getpid getppid gettid getpgid getpgrp
+setpgid getsid setsid getuid geteuid getgid getegid getgroups setgroups setuid setgid setreuid setregid setresuid
+setresgid getresuid getresgid setfsuid setfsgid capget capset arch_prctl set_tid_address set_robust_list
+get_robust_list futex futex_waitv futex_wait futex_wake futex_requeue rseq getrlimit setrlimit getrusage sched_yield
+sched_getaffinity sched_setaffinity sched_getparam sched_setparam sched_getscheduler sched_setscheduler
+sched_get_priority_max sched_get_priority_min sched_rr_get_interval sched_getattr sched_setattr getpriority
+setpriority ioprio_get pidfd_open pidfd_send_signal times getcpu uname sysinfo getrandom restart_syscall
+landlock_create_ruleset landlock_add_rule landlock_restrict_self
+"""
+_SIGNALS_AND_TIME = """
+rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_tgsigqueueinfo
+rt_sigsuspend sigaltstack signalfd signalfd4 pause alarm setitimer getitimer timer_create timer_settime timer_gettime
+timer_getoverrun timer_delete timerfd_create timerfd_settime timerfd_gettime clock_gettime clock_getres
+clock_nanosleep nanosleep gettimeofday time poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl
+epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2
+"""
+_SOCKETS = """
+connect bind listen accept accept4 getsockname getpeername sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg
+setsockopt getsockopt shutdown
+"""
+#: All that an init does: wait, read its lifeline, signal, report. No exec, no new socket.
+_INIT = """
+read write readv writev close close_range lseek stat fstat lstat newfstatat statx access faccessat faccessat2
+readlink readlinkat getdents64 getcwd dup dup2 dup3 fcntl pipe2 mmap mprotect munmap mremap brk madvise membarrier
+exit exit_group wait4 waitid kill tkill tgkill getpid getppid gettid getpgid getpgrp getsid getuid geteuid getgid
+getegid set_robust_list futex rseq getrusage sched_yield pidfd_open pidfd_send_signal times getcpu uname sysinfo
+getrandom restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend
+sigaltstack signalfd signalfd4 pause timerfd_create timerfd_settime timerfd_gettime clock_gettime clock_getres
+clock_nanosleep nanosleep gettimeofday time poll ppoll select pselect6 epoll_create1 epoll_ctl epoll_wait epoll_pwait
+epoll_pwait2 eventfd2 accept accept4 getsockname getpeername sendto recvfrom sendmsg recvmsg setsockopt getsockopt
+shutdown
+"""
+#: Known, refused, and better answered as if they didn't exist: callers have a fallback for that.
+_ABSENT = "clone3 openat2 io_uring_setup io_uring_enter io_uring_register userfaultfd"
+
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+_NETLINK_ROUTE = 0
+_NEW_NAMESPACES = 0x7E02_0000  # NEWNS NEWCGROUP NEWUTS NEWIPC NEWUSER NEWPID NEWNET
+_SET_ID_BITS = 0o6000
+_S_IFMT, _S_IFIFO, _S_IFREG, _S_IFSOCK = 0o170000, 0o010000, 0o100000, 0o140000
+_WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # O_WRONLY O_RDWR O_CREAT O_TRUNC
+# Push characters into a terminal's input, or take its line discipline or console.
+_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
+_PR_SET_SECCOMP, _PR_SET_MM, _PR_SET_PTRACER = 22, 35, 0x5961_6D61
+_PERSONALITY_ASK = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True)
+class Check:
+    """Decide by one argument's low half: ``(argument & mask) in values``.
+
+    Attributes:
+        argument: 0 to 5.
+        values: what is compared.
+        match: the verdict, or the next check, when one of them is equal.
+        other: likewise when none is.
+        mask: bits to look at.
+        high: look at the upper 32 bits instead.
+    """
+
+    argument: int
+    values: tuple[int, ...]
+    match: int | Check
+    other: int | Check
+    mask: int = 0xFFFF_FFFF
+    high: bool = False
+
+
+Verdict = int | Check
+
+
+def _mode(argument: int) -> Check:
+    return Check(argument, (0,), ALLOW, EPERM, mask=_SET_ID_BITS)
+
+
+def _node(argument: int) -> Check:
+    kinds = (_S_IFIFO, _S_IFREG, _S_IFSOCK, 0)
+    return Check(argument, kinds, ALLOW, EPERM, mask=_S_IFMT | _SET_ID_BITS)
+
+
+def _reading(argument: int) -> Check:
+    return Check(argument, (0,), ALLOW, EPERM, mask=_WRITING)
+
+
+def _socket(inet: bool) -> Check:
+    families = (AF_UNIX, AF_INET, AF_INET6) if inet else (AF_UNIX,)
+    rest = Check(0, families, ALLOW, refuse(errno.EAFNOSUPPORT))
+    # The C library asks netlink for the interfaces; libzmq aborts without it.
+    return Check(0, (AF_NETLINK,), Check(2, (_NETLINK_ROUTE,), ALLOW, EPERM), rest) if inet else rest
+
+
+def _checks(inet: bool) -> dict[str, Verdict]:
+    null = Check(2, (0,), Check(2, (0,), ALLOW, EPERM, high=True), EPERM)
+    return {
+        "clone": Check(0, (0,), ALLOW, EPERM, mask=_NEW_NAMESPACES),
+        "ioctl": Check(1, (_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD), EPERM, ALLOW),
+        "prctl": Check(0, (_PR_SET_SECCOMP, _PR_SET_MM, _PR_SET_PTRACER), EPERM, ALLOW),
+        "personality": Check(0, (0, _PERSONALITY_ASK), ALLOW, EPERM),
+        # Its own limits, or reading another's: never changing another process's.
+        "prlimit64": Check(0, (0,), ALLOW, null),
+        "socket": _socket(inet),
+        "socketpair": Check(0, (AF_UNIX,), ALLOW, refuse(errno.EAFNOSUPPORT)),
+        "open": _mode(2),
+        "openat": _mode(3),
+        "creat": _mode(1),
+        "mkdir": _mode(1),
+        "mkdirat": _mode(2),
+        "chmod": _mode(1),
+        "fchmod": _mode(1),
+        "fchmodat": _mode(2),
+        "fchmodat2": _mode(2),
+        "mknod": _node(1),
+        "mknodat": _node(2),
+    }
+
+
+def kernel_policy(*, inet: bool, memfd: bool) -> dict[str, Verdict]:
+    """What the kernel of a session, and everything it starts, may call.
+
+    Args:
+        inet: internet sockets, for a network namespace of its own or the host's.
+        memfd: memory files; they escape every accounting but a memory cgroup's.
+    """
+    allowed = " ".join((_FILES, _MEMORY, _PROCESS, _SIGNALS_AND_TIME, _SOCKETS)).split()
+    policy: dict[str, Verdict] = dict.fromkeys(allowed, ALLOW)
+    policy |= dict.fromkeys(_ABSENT.split(), ENOSYS)
+    policy["memfd_create"] = ALLOW if memfd else ENOSYS
+    return policy | _checks(inet)
+
+
+def init_policy() -> dict[str, Verdict]:
+    """What the init may call once the kernel runs: nothing that makes anything new."""
+    policy: dict[str, Verdict] = dict.fromkeys(_INIT.split(), ALLOW)
+    policy |= dict.fromkeys(_ABSENT.split(), ENOSYS)
+    return policy | {"open": _reading(1), "openat": _reading(2)}
+
+
+# --- the assembler -------------------------------------------------------------
+
+_LOAD, _AND = 0x20, 0x54
+_JUMP, _JUMP_EQUAL, _JUMP_GREATER_EQUAL = 0x05, 0x15, 0x35
+_RETURN = 0x06
+_NUMBER_OFFSET, _ARCH_OFFSET, _ARGUMENTS_OFFSET = 0, 4, 16
+_FURTHEST = 255
+_LAST_NUMBER = 0xFFFF_FFFF
+
+Instruction = tuple[int, int, int, int]
+
+
+def assemble(policy: Mapping[str, Verdict], arch: str) -> bytes:
+    """A filter program for one architecture.
+
+    Args:
+        policy: name → verdict. Names that the architecture lacks are left out;
+            calls that it has and the policy doesn't name fail with ``EPERM``.
+        arch: ``x86_64`` or ``aarch64``.
+
+    Raises:
+        KeyError: no table for that architecture.
+    """
+    program: list[Instruction] = [
+        (_LOAD, 0, 0, _ARCH_OFFSET),
+        (_JUMP_EQUAL, 1, 0, AUDIT_ARCH[arch]),
+        (_RETURN, 0, 0, KILL),
+        (_LOAD, 0, 0, _NUMBER_OFFSET),
+    ]
+    program += _search(_runs(policy, NUMBERS[arch]))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+@functools.cache
+def kernel_program(arch: str, *, inet: bool, memfd: bool) -> bytes:
+    """``kernel_policy`` assembled; made once."""
+    return assemble(kernel_policy(inet=inet, memfd=memfd), arch)
+
+
+@functools.cache
+def init_program(arch: str) -> bytes:
+    """``init_policy`` assembled; made once."""
+    return assemble(init_policy(), arch)
+
+
+def _runs(policy: Mapping[str, Verdict], numbers: Mapping[str, int]) -> list[tuple[int, Verdict]]:
+    """(first number, verdict) of each run; together they cover every number there is.
+
+    The x32 calls (0x40000000 and up) fall into the last run, ``ENOSYS``.
+    """
+    by_number = {number: policy.get(name, EPERM) for name, number in numbers.items()}
+    runs: list[tuple[int, Verdict]] = []
+    for number in range(max(by_number) + 2):
+        verdict = by_number.get(number, ENOSYS)
+        if not runs or runs[-1][1] != verdict:
+            runs.append((number, verdict))
+    return runs
+
+
+def _search(runs: list[tuple[int, Verdict]]) -> list[Instruction]:
+    if len(runs) == 1:
+        return _decide(runs[0][1])
+    middle = len(runs) // 2
+    low, high = _search(runs[:middle]), _search(runs[middle:])
+    first = runs[middle][0]
+    if len(low) <= _FURTHEST:
+        return [(_JUMP_GREATER_EQUAL, len(low), 0, first), *low, *high]
+    # A conditional jump reaches 255 instructions; a plain one reaches any.
+    return [(_JUMP_GREATER_EQUAL, 0, 1, first), (_JUMP, 0, 0, len(low)), *low, *high]
+
+
+def _decide(verdict: Verdict) -> list[Instruction]:
+    if isinstance(verdict, int):
+        return [(_RETURN, 0, 0, verdict)]
+    offset = _ARGUMENTS_OFFSET + 8 * verdict.argument + (4 if verdict.high else 0)  # little-endian
+    code: list[Instruction] = [(_LOAD, 0, 0, offset)]
+    if verdict.mask != 0xFFFF_FFFF:
+        code.append((_AND, 0, 0, verdict.mask))
+    other, match = _decide(verdict.other), _decide(verdict.match)
+    tests = len(verdict.values)
+    for i, value in enumerate(verdict.values):
+        code.append((_JUMP_EQUAL, tests - i - 1 + len(other), 0, value))
+    return [*code, *other, *match]
+
+
+def simulate(program: bytes, number: int, arguments: tuple[int, ...] = (), *, arch: str = "x86_64") -> int:
+    """What Linux would answer for this call: runs the program as the kernel does.
+
+    Raises:
+        IndexError: the program jumps out of itself or never returns.
+        ValueError: it holds an instruction that ours never do.
+    """
+    padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
+    data = struct.pack("=IIQ6Q", number, AUDIT_ARCH[arch], 0, *(a & 0xFFFF_FFFF_FFFF_FFFF for a in padded))
+    code = [struct.unpack_from("=HBBI", program, at) for at in range(0, len(program), 8)]
+    accumulator = at = 0
+    while True:
+        operation, yes, no, operand = code[at]
+        at += 1
+        if operation == _LOAD:
+            accumulator = struct.unpack_from("=I", data, operand)[0]
+        elif operation == _AND:
+            accumulator &= operand
+        elif operation == _JUMP:
+            at += operand
+        elif operation == _JUMP_EQUAL:
+            at += yes if accumulator == operand else no
+        elif operation == _JUMP_GREATER_EQUAL:
+            at += yes if accumulator >= operand else no
+        elif operation == _RETURN:
+            return int(operand)
+        else:
+            raise ValueError(f"instruction {operation:#x} at {at - 1}")
