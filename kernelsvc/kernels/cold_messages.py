@@ -1,0 +1,292 @@
+"""Jupyter messages as ZMQ parts: reading, writing and putting in order. Pure.
+
+Everything that is read here was written by a hostile kernel. What is forged,
+oversized, truncated or not JSON raises ``Garbled`` and ends the kernel. What an
+honest kernel may send though a strict reader refuses it (NaN, lone surrogates,
+integers beyond 64 bits: all from values that a user printed) is mended instead.
+
+Two sockets have no order between them, so a reply can overtake the outputs that
+were sent before it. ``Ordering`` holds the reply to an ``execute_request`` until
+the idle status of the same request has come, and idle until the reply has come.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import math
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, cast
+
+import msgspec
+
+from kernelsvc.kernels.port import Message, Output, Text
+
+Channel = Literal["shell", "control", "iopub", "stdin"]
+
+DELIMITER = b"<IDS|MSG>"
+PROTOCOL_VERSION = "5.4"
+#: Parts of one message, buffers included. ipywidgets sends a handful.
+MAX_PARTS = 512
+#: Routing parts before the delimiter; a PUB socket has one topic.
+MAX_ROUTING = 8
+#: Nesting of a message's JSON. Vega specifications reach about 20.
+MAX_DEPTH = 128
+#: Longest identifier or message type.
+MAX_NAME = 512
+#: Characters of output that are joined into one ``Text``.
+MAX_JOINED = 256 * 1024
+#: Requests whose reply is put in order at the same time; the server sends one cell at a time.
+MAX_TRACKED = 256
+
+_OBJECT = msgspec.json.Decoder(dict)
+_INT_LOW, _INT_HIGH = -(1 << 63), (1 << 64) - 1
+
+
+class Garbled(Exception):
+    """The kernel broke the protocol; the text says how."""
+
+
+class Key:
+    """The key that both sides of a connection sign with."""
+
+    def __init__(self, key: bytes, scheme: str = "hmac-sha256") -> None:
+        """Raises ``ValueError`` for a scheme that is not ``hmac-<hash>``."""
+        if not scheme.startswith("hmac-"):
+            raise ValueError(f"unknown signature scheme {scheme!r}")
+        self._mac = hmac.new(key, digestmod=scheme.removeprefix("hmac-"))
+
+    def sign(self, parts: Iterable[bytes]) -> bytes:
+        """The signature of header, parent, metadata and content."""
+        mac = self._mac.copy()
+        for part in parts:
+            mac.update(part)
+        return mac.hexdigest().encode()
+
+
+# --- writing ---------------------------------------------------------------------------
+
+
+def encode(
+    key: Key,
+    session: str,
+    msg_type: str,
+    content: dict[str, Any],
+    *,
+    msg_id: str,
+    metadata: dict[str, Any] | None = None,
+    buffers: Sequence[bytes] = (),
+) -> list[bytes]:
+    """A request as parts, ready to send."""
+    header = {
+        "msg_id": msg_id,
+        "msg_type": msg_type,
+        "username": "kernelsvc",
+        "session": session,
+        "date": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        "version": PROTOCOL_VERSION,
+    }
+    body = [_dump(header), _dump({}), _dump(metadata or {}), _dump(content)]
+    return [DELIMITER, key.sign(body), *body, *buffers]
+
+
+def _dump(value: dict[str, Any]) -> bytes:
+    # ASCII, so that a lone surrogate in a cell's code travels as an escape instead of failing here.
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+
+
+# --- reading ---------------------------------------------------------------------------
+
+
+def decode(channel: Channel, parts: Sequence[bytes], key: Key) -> Message:
+    """One message from a kernel.
+
+    Raises:
+        Garbled: forged, truncated, too many parts, too deep, or not the JSON it should be.
+    """
+    if len(parts) > MAX_PARTS:
+        raise Garbled(f"a message of more than {MAX_PARTS} parts")
+    try:
+        start = parts.index(DELIMITER, 0, MAX_ROUTING + 1) + 1
+    except ValueError:
+        raise Garbled("a message without its delimiter") from None
+    if len(parts) < start + 5:
+        raise Garbled("a truncated message")
+    body = parts[start + 1 : start + 5]
+    if not hmac.compare_digest(key.sign(body), parts[start]):
+        raise Garbled("a message with a false signature")
+    header, parent, metadata, content = (_object(part) for part in body)
+    return Message(
+        channel=channel,
+        msg_type=_name(header.get("msg_type"), "msg_type"),
+        msg_id=_name(header.get("msg_id"), "msg_id"),
+        parent=_name(parent.get("msg_id", ""), "parent's msg_id"),
+        content=content,
+        metadata=metadata,
+        buffers=tuple(parts[start + 5 :]),
+    )
+
+
+def _name(value: object, what: str) -> str:
+    if not isinstance(value, str) or len(value) > MAX_NAME:
+        raise Garbled(f"a message whose {what} is not a short text")
+    return value
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        value = _OBJECT.decode(raw)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        value = _mended_object(raw)
+    if _deeper(value, MAX_DEPTH):
+        raise Garbled(f"JSON nested deeper than {MAX_DEPTH}")
+    return cast("dict[str, Any]", value)
+
+
+def _mended_object(raw: bytes) -> dict[str, Any]:
+    """The slow way, for what the strict reader refuses; ``null`` counts as empty."""
+    try:
+        value = json.loads(raw.decode("utf-8", "replace"), parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        raise Garbled("a message that is not JSON, or nested too deep") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise Garbled("a message whose part is not a JSON object")
+    if _deeper(value, MAX_DEPTH):
+        raise Garbled(f"JSON nested deeper than {MAX_DEPTH}")
+    return cast("dict[str, Any]", _mend(value))
+
+
+def _deeper(value: object, limit: int) -> bool:
+    """Whether containers nest deeper than ``limit``. Level by level: no recursion of ours to attack."""
+    level: list[object] = [value]
+    for _ in range(limit):
+        inner: list[object] = []
+        for item in level:
+            children = item.values() if isinstance(item, dict) else cast("list[object]", item)
+            inner += [child for child in children if isinstance(child, dict | list)]
+        if not inner:
+            return False
+        level = inner
+    return True
+
+
+def _mend(value: object) -> object:
+    match value:
+        case str():
+            return value if value.isascii() else _without_surrogates(value)
+        case dict():
+            return {_without_surrogates(k): _mend(v) for k, v in value.items()}
+        case list():
+            return [_mend(v) for v in value]
+        case bool():
+            return value
+        case int():
+            return value if _INT_LOW <= value <= _INT_HIGH else _finite(value)
+        case float():
+            return _finite(value)
+        case _:
+            return value
+
+
+def _finite(value: float) -> float | None:
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _without_surrogates(text: str) -> str:
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+# --- order -----------------------------------------------------------------------------
+
+
+class Ordering:
+    """Puts what the sockets brought into the order in which the kernel meant it."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, list[Message | None]] = {}
+
+    @property
+    def open(self) -> list[str]:
+        """Ids of execute requests that have not ended, oldest first."""
+        return list(self._open)
+
+    def sent(self, msg_id: str) -> None:
+        """An ``execute_request`` was sent."""
+        if len(self._open) < MAX_TRACKED:
+            self._open[msg_id] = [None, None]
+
+    def arrange(self, messages: Iterable[Message]) -> list[Output]:
+        """What may be delivered now."""
+        out: list[Output] = []
+        for message in messages:
+            slot = _slot(message)
+            waiting = self._open.get(message.parent) if slot is not None else None
+            if waiting is None or slot is None or waiting[slot] is not None:
+                out.append(_output(message))
+                continue
+            waiting[slot] = message
+            if None not in waiting:
+                out += cast("list[Message]", self._open.pop(message.parent))
+        return out
+
+    def answered(self, msg_id: str) -> bool:
+        """Whether the reply is here and only idle is missing."""
+        waiting = self._open.get(msg_id)
+        return waiting is not None and waiting[0] is not None
+
+    def close(self, msg_id: str) -> list[Message]:
+        """Stop waiting for this request and give what there is of its end."""
+        return [m for m in self._open.pop(msg_id, []) if m is not None]
+
+    def flush(self) -> list[Output]:
+        """What was held; the kernel is gone and nothing else comes."""
+        return [m for msg_id in list(self._open) for m in self.close(msg_id)]
+
+
+def _slot(message: Message) -> int | None:
+    """0 for the end of a request on shell, 1 for its end on iopub, None for all else."""
+    if message.channel == "shell" and message.msg_type == "execute_reply":
+        return 0
+    idle = message.msg_type == "status" and message.content.get("execution_state") == "idle"
+    return 1 if idle and message.channel == "iopub" else None
+
+
+def _output(message: Message) -> Output:
+    """A stream message as ``Text``, so that the session sees one shape whatever kernel it has."""
+    content = message.content
+    name, text = content.get("name"), content.get("text")
+    is_text = message.msg_type == "stream" and message.channel == "iopub" and isinstance(text, str)
+    if not is_text or name not in ("stdout", "stderr"):
+        return message
+    return Text(name=name, text=cast("str", text), parent=message.parent)
+
+
+def joined(batch: Iterable[Output]) -> list[Output]:
+    """The same output with neighbouring texts of one stream and one cell made one."""
+    out: list[Output] = []
+    run: list[Text] = []
+    size = 0
+    for item in batch:
+        goes_on = run and isinstance(item, Text) and (item.name, item.parent) == (run[0].name, run[0].parent)
+        if not goes_on or size >= MAX_JOINED:
+            out += _one(run)
+            run, size = [], 0
+        if isinstance(item, Text):
+            run.append(item)
+            size += len(item.text)
+        else:
+            out.append(item)
+    return out + _one(run)
+
+
+def _one(run: list[Text]) -> list[Output]:
+    if len(run) <= 1:
+        return list(run)
+    return [Text(name=run[0].name, text="".join(t.text for t in run), parent=run[0].parent)]

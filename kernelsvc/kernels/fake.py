@@ -1,0 +1,390 @@
+"""A scripted kernel in this process, for tests of what lies above the port.
+
+It keeps the whole contract of ``port`` (the same suite runs on it and on the
+real ones), numbers its frames, and outlives a ``detach`` like a real process.
+A cell is a script, one command a line:
+
+=====================  ==================================================
+``print TEXT``         a line on stdout; ``err TEXT`` on stderr
+``raw TEXT``           a line on stdout from no cell, as C code writes it
+``lines N``            N numbered lines, one delivery each
+``big N``              one text of N characters
+``show MIME DATA``     a display; ``clear`` clears
+``result TEXT``        the value of the cell
+``error NAME TEXT``    raise
+``set NAME VALUE``     a variable; ``get NAME`` makes it the result
+``input PROMPT``       ask, and print the answer; ``password PROMPT``
+``wait NAME``          until ``FakeLauncher.release(NAME)``, or an interrupt
+``hang``               for ever, deaf to interrupts
+``die SIGNUM``         as by a signal; ``exit CODE``; ``oom``; ``garble``
+=====================  ==================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
+
+from kernelsvc.errors import KernelsvcError
+from kernelsvc.kernels.port import Cause, Exit, Message, Output, Sink, StartRequest, Text
+from kernelsvc.model.events import KernelInfo, SandboxReport
+
+Channel = Literal["shell", "control", "stdin"]
+Reply = dict[str, Any]
+
+
+class Raised(Exception):
+    """The script raises: name and text."""
+
+
+class Died(Exception):
+    """The script ends its process; ``args[0]`` is the ``Exit``."""
+
+
+class FakeProcess:
+    """What stands for the kernel's process: it lives on while no server is attached."""
+
+    def __init__(self, kernel: str, pid: int, gates: dict[str, asyncio.Event]) -> None:
+        self.kernel, self.pid, self._gates = kernel, pid, gates
+        self.variables: dict[str, str] = {}
+        self.seen: list[str] = []
+        self.sink: Sink | None = None
+        self.exit: Exit | None = None
+        self._loop = asyncio.get_running_loop()
+        self._frames = itertools.count(1)
+        self._kept: list[Output] = []
+        self._refused: list[Output] | None = None
+        self._pumping: asyncio.Handle | None = None
+        self._count = 0
+        self._cell = ""
+        self._deaf = False
+        self._allow_stdin = False
+        self._answer: asyncio.Future[str] | None = None
+        self._requests: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
+        self._interrupted = asyncio.Event()
+        self._task = self._loop.create_task(self._run(), name=f"fake kernel {kernel}")
+
+    # -- the server's side ----------------------------------------------------------------
+
+    def attach(self, sink: Sink, last_frame: int = 0) -> None:
+        """Give everything above ``last_frame`` to ``sink``, and what follows."""
+        self.sink = sink
+        self._kept = [o for o in self._kept if (o.frame or 0) > last_frame]
+        self._wake()
+
+    def detach(self) -> None:
+        """Keep what comes until somebody attaches."""
+        self.sink, self._refused = None, None
+
+    def resume(self) -> None:
+        """Deliver again what was refused."""
+        self._pump()
+
+    def request(self, msg_id: str, content: dict[str, Any]) -> None:
+        """Queue a cell."""
+        self.seen.append(msg_id)
+        self._requests.put_nowait((msg_id, content))
+
+    def interrupt(self) -> None:
+        """As SIGINT: raises in the running cell, or does nothing."""
+        if not self._deaf and self._cell:
+            self._interrupted.set()
+
+    def answer(self, value: str) -> None:
+        """An ``input_reply``; ignored if nobody asked."""
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(value)
+
+    def end(self, how: Exit) -> None:
+        """End the process at once."""
+        if self.exit is None:
+            self.exit = how
+            self._task.cancel()
+            self._wake()
+
+    def emit(self, output: Output) -> None:
+        """Number an output and send it."""
+        values = {name: getattr(output, name) for name in output.__struct_fields__}
+        self._kept.append(type(output)(**values | {"frame": next(self._frames)}))
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._pumping is None and self._refused is None and self.sink is not None:
+            self._pumping = self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = None
+        if self.sink is None:
+            return
+        batch = self._refused or list(self._kept)
+        self._refused = None
+        if batch:
+            try:
+                self.sink.deliver(batch)
+            except OSError:
+                self._refused = batch
+                return
+            del self._kept[: len(batch)]
+        if self._kept:
+            self._wake()
+        elif self.exit is not None:
+            sink, self.sink = self.sink, None
+            sink.exited(self.exit)
+
+    # -- the script -----------------------------------------------------------------------
+
+    def _message(self, channel: str, msg_type: str, content: dict[str, Any], parent: str | None = None) -> None:
+        parent = self._cell if parent is None else parent
+        self.emit(Message(channel=channel, msg_type=msg_type, parent=parent, content=content))
+
+    def reply(self, msg_type: str, content: dict[str, Any], parent: str) -> None:
+        """Answer a request that is not a cell, with the status messages around it."""
+        for state in ("busy", "idle"):
+            self._message("iopub", "status", {"execution_state": state}, parent)
+        self._message("shell", msg_type, {"status": "ok"} | content, parent)
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._cell_of(*await self._requests.get())
+        except Died as death:
+            self.exit = death.args[0]
+            self._wake()
+
+    async def _cell_of(self, msg_id: str, content: dict[str, Any]) -> None:
+        self._cell, self._allow_stdin = msg_id, bool(content["allow_stdin"])
+        self._message("iopub", "status", {"execution_state": "busy"})
+        count = self._count
+        if not content["silent"]:
+            count = self._count = self._count + 1
+            self._message("iopub", "execute_input", {"code": content["code"], "execution_count": count})
+        reply: Reply = {"status": "ok", "execution_count": count, "payload": [], "user_expressions": {}}
+        try:
+            for line in content["code"].splitlines():
+                await self._command(*line.strip().partition(" ")[::2])
+        except Raised as error:
+            name, text = error.args
+            failure = {"ename": name, "evalue": text, "traceback": [f"{name}: {text}"]}
+            self._message("iopub", "error", failure)
+            reply |= {"status": "error"} | failure
+        self._message("shell", "execute_reply", reply)
+        self._message("iopub", "status", {"execution_state": "idle"})
+        self._interrupted.clear()
+        self._cell = ""
+
+    async def _command(self, word: str, rest: str) -> None:
+        await asyncio.sleep(0)  # a real kernel never answers within the call
+        if not word or word.startswith("#"):
+            return
+        run: Callable[[str], Awaitable[None] | None] | None = getattr(self, f"_do_{word}", None)
+        if run is None:
+            raise Raised("SyntaxError", f"unknown command {word!r}")
+        waiting = run(rest)
+        if waiting is not None:
+            await waiting
+
+    def _do_print(self, rest: str) -> None:
+        self.emit(Text(name="stdout", text=rest + "\n", parent=self._cell))
+
+    def _do_err(self, rest: str) -> None:
+        self.emit(Text(name="stderr", text=rest + "\n", parent=self._cell))
+
+    def _do_raw(self, rest: str) -> None:
+        self.emit(Text(name="stdout", text=rest + "\n"))
+
+    def _do_big(self, rest: str) -> None:
+        self.emit(Text(name="stdout", text="x" * int(rest), parent=self._cell))
+
+    async def _do_lines(self, rest: str) -> None:
+        for number in range(int(rest)):
+            self._do_print(str(number))
+            await asyncio.sleep(0)
+
+    def _do_show(self, rest: str) -> None:
+        mime, _, data = rest.partition(" ")
+        self._message("iopub", "display_data", {"data": {mime: data}, "metadata": {}, "transient": {}})
+
+    def _do_clear(self, _rest: str) -> None:
+        self._message("iopub", "clear_output", {"wait": False})
+
+    def _do_result(self, rest: str) -> None:
+        value = {"data": {"text/plain": rest}, "metadata": {}, "execution_count": self._count}
+        self._message("iopub", "execute_result", value)
+
+    def _do_error(self, rest: str) -> None:
+        name, _, text = rest.partition(" ")
+        raise Raised(name, text)
+
+    def _do_set(self, rest: str) -> None:
+        name, _, value = rest.partition(" ")
+        self.variables[name] = value
+
+    def _do_get(self, rest: str) -> None:
+        if rest not in self.variables:
+            raise Raised("NameError", f"name {rest!r} is not defined")
+        self._do_result(self.variables[rest])
+
+    async def _do_input(self, prompt: str, password: bool = False) -> None:
+        if not self._allow_stdin:
+            raise Raised("StdinNotImplementedError", "this cell may not ask for input")
+        self._answer = self._loop.create_future()
+        self._message("stdin", "input_request", {"prompt": prompt, "password": password})
+        try:
+            await self._or_interrupt(self._answer)
+            self._do_print(self._answer.result())
+        finally:
+            self._answer = None
+
+    async def _do_password(self, prompt: str) -> None:
+        await self._do_input(prompt, password=True)
+
+    async def _do_wait(self, name: str) -> None:
+        await self._or_interrupt(self._gates.setdefault(name, asyncio.Event()).wait())
+
+    async def _do_hang(self, _rest: str) -> None:
+        self._deaf = True
+        await self._loop.create_future()
+
+    async def _or_interrupt(self, what: Awaitable[Any]) -> None:
+        waiting = asyncio.ensure_future(what)
+        stop = asyncio.ensure_future(self._interrupted.wait())
+        try:
+            await asyncio.wait({waiting, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise Raised("KeyboardInterrupt", "")
+        finally:
+            waiting.cancel()
+            stop.cancel()
+
+    def _do_die(self, rest: str) -> None:
+        raise Died(killed(int(rest or signal.SIGSEGV)))
+
+    def _do_exit(self, rest: str) -> None:
+        code = int(rest or 0)
+        raise Died(Exit(cause=Cause.EXITED, message=f"The kernel's process ended with status {code}.", exit_code=code))
+
+    def _do_oom(self, _rest: str) -> None:
+        text = "memory: 64 MiB reached; the kernel was killed by the OOM killer"
+        raise Died(Exit(cause=Cause.MEMORY, message=text, signal=signal.SIGKILL))
+
+    def _do_garble(self, _rest: str) -> None:
+        raise Died(Exit(cause=Cause.PROTOCOL, message="The kernel broke the protocol (garbled) and was ended."))
+
+
+def killed(signum: int) -> Exit:
+    """The end of a process by a signal."""
+    name = signal.Signals(signum).name
+    return Exit(cause=Cause.SIGNALLED, message=f"The kernel was killed by {name}.", signal=signum)
+
+
+class FakeKernel:
+    """``port.Kernel`` on a ``FakeProcess``."""
+
+    forkable = False
+
+    def __init__(self, process: FakeProcess) -> None:
+        self.process = process
+        self.info = KernelInfo(kind="forked", pid=process.pid, python="3.11.0", id=process.kernel, language="fake")
+        self.sandbox = SandboxReport()
+
+    def execute(
+        self, msg_id: str, code: str, *, silent: bool = False, allow_stdin: bool = False, store_history: bool = True
+    ) -> None:
+        """See ``port.Kernel``."""
+        self.process.request(msg_id, {"code": code, "silent": silent, "allow_stdin": allow_stdin})
+
+    def send(
+        self,
+        channel: Channel,
+        msg_type: str,
+        content: dict[str, Any],
+        *,
+        msg_id: str,
+        metadata: dict[str, Any] | None = None,
+        buffers: Sequence[bytes] = (),
+    ) -> None:
+        """See ``port.Kernel``."""
+        if msg_type == "input_reply":
+            self.process.answer(str(content.get("value", "")))
+        elif msg_type == "execute_request":
+            self.process.request(msg_id, {"silent": False, "allow_stdin": False} | content)
+        elif msg_type.endswith("_request"):
+            names = sorted(self.process.variables)
+            self.process.reply(msg_type.removesuffix("request") + "reply", {"matches": names}, msg_id)
+
+    def interrupt(self) -> None:
+        """See ``port.Kernel``."""
+        self.process.interrupt()
+
+    def kill(self) -> None:
+        """See ``port.Kernel``."""
+        self.process.end(killed(signal.SIGKILL))
+
+    def resume(self) -> None:
+        """See ``port.Kernel``."""
+        self.process.resume()
+
+    def detach(self) -> None:
+        """See ``port.Kernel``."""
+        self.process.detach()
+
+    async def end(self) -> None:
+        """See ``port.Kernel``."""
+        self.process.detach()
+        self.process.end(killed(signal.SIGKILL))
+
+    def seen(self, msg_id: str) -> bool:
+        """See ``port.Kernel``."""
+        return msg_id in self.process.seen
+
+
+class FakeLauncher:
+    """``port.Launcher`` of fake kernels.
+
+    Attributes:
+        processes: every process ever started, by kernel id; tests look into them.
+        refusals: errors that the next starts raise, first first.
+        delay: an event that starts wait for, or None.
+    """
+
+    def __init__(self) -> None:
+        self.processes: dict[str, FakeProcess] = {}
+        self.refusals: list[KernelsvcError] = []
+        self.delay: asyncio.Event | None = None
+        self._gates: dict[str, asyncio.Event] = {}
+
+    def release(self, name: str) -> None:
+        """Let cells that ``wait NAME`` go on, now and later."""
+        self._gates.setdefault(name, asyncio.Event()).set()
+
+    def alive(self) -> list[str]:
+        """Kernels that have not ended."""
+        return [name for name, process in self.processes.items() if process.exit is None]
+
+    async def start(self, request: StartRequest, sink: Sink) -> FakeKernel:
+        """See ``port.Launcher``."""
+        if self.delay is not None:
+            await self.delay.wait()
+        if self.refusals:
+            raise self.refusals.pop(0)
+        process = FakeProcess(request.kernel, 100_000 + len(self.processes), self._gates)
+        self.processes[request.kernel] = process
+        process.attach(sink)
+        return FakeKernel(process)
+
+    async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> FakeKernel | None:
+        """See ``port.Launcher``."""
+        process = self.processes.get(request.kernel)
+        if process is None or process.exit is not None:
+            return None
+        process.attach(sink, last_frame)
+        return FakeKernel(process)
+
+    def close(self) -> None:
+        """End every process, without telling anybody. For the end of a test."""
+        for process in self.processes.values():
+            process.detach()
+            process.end(killed(signal.SIGKILL))
