@@ -70,10 +70,24 @@ FOLDS_KEPT = 8
 RECOVER_SECONDS = 1.0
 
 
+class Reader(Protocol):
+    """A cursor in a log; see ``service.api.Subscription``."""
+
+    last_seq: int
+
+    async def next(self) -> list[bytes]:
+        """Lines after the cursor, at least one; none when the log is closed and read."""
+
+    def close(self) -> None:
+        """Let go."""
+
+
 class Log(Protocol):
     """What a session needs of its journal (``store.journal.Journal``)."""
 
-    last_seq: int
+    @property
+    def last_seq(self) -> int:
+        """The last entry's position."""
 
     def append(self, events: Sequence[Event]) -> None:
         """Stamp and write all, or raise OSError and write none."""
@@ -81,11 +95,14 @@ class Log(Protocol):
     def sync(self) -> None:
         """Make what was written durable, or raise OSError."""
 
-    def recover(self) -> None:
+    def recover(self) -> object:
         """Make a journal that failed writable again, or raise OSError."""
 
     def lines(self, first: int, last: int) -> Iterable[bytes]:
         """Entries ``first`` to ``last``, inclusive."""
+
+    def reader(self, after: int) -> Reader:
+        """A cursor behind entry ``after``."""
 
     def close(self) -> None:
         """No more entries; readers come to an end."""
@@ -242,6 +259,7 @@ class Session:
             task.cancel()
         if self.kernel:
             self.kernel.detach()
+            self.kernel = None
         self.log.close()
 
     # -- decisions ----------------------------------------------------------------------

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 
@@ -28,32 +28,28 @@ from kernelsvc.errors import (
     KernelsvcError,
     NotFound,
     NotSupported,
-    SessionClosed,
     TooLarge,
 )
 from kernelsvc.kernels.launchers import Launchers
 from kernelsvc.model import events as ev
 from kernelsvc.model.admission import Ceilings, Live, admit
 from kernelsvc.model.events import SCHEMA, Event
-from kernelsvc.model.limits import Limits, Usage
+from kernelsvc.model.limits import Limits
 from kernelsvc.model.log import timestamp
 from kernelsvc.model.machine import Policy
 from kernelsvc.model.objects import (
     Call,
     Cell,
     CellRequest,
-    CellState,
-    Checkpoint,
     Principal,
     Scope,
     SessionRequest,
     SessionState,
-    Variable,
 )
 from kernelsvc.model.objects import Session as ApiSession
 from kernelsvc.model.tokens import authenticate
 from kernelsvc.protocol import call as call_protocol
-from kernelsvc.service.api import NotebookFormat, ServiceApi, Subscription
+from kernelsvc.service.api import Cells, Lines, NotebookFormat, Page, Subscription, Variables
 from kernelsvc.session import About, Session, new_id, new_kernel_id
 from kernelsvc.settings import Settings
 from kernelsvc.store.journal import Journal
@@ -279,7 +275,9 @@ class Service:
             sessions_per_principal=who.max_sessions or settings.max_sessions_per_principal,
             memory_bytes=settings.max_total_memory_bytes,
         )
-        live = (Live(principal=s.about.principal, memory_bytes=s.about.limits.memory_bytes) for s in self._live.values())
+        live = (
+            Live(principal=s.about.principal, memory_bytes=s.about.limits.memory_bytes) for s in self._live.values()
+        )
         admit([*live, *self._promised.values()], ceilings, who.name, limits, count=count)
 
     async def _begin(self, about: About) -> Session:
@@ -307,7 +305,7 @@ class Service:
         label: str | None = None,
         limit: int = 100,
         page: str | None = None,
-    ) -> tuple[list[ApiSession], str | None]:
+    ) -> Page:
         """The caller's sessions, newest first, and the next page's name."""
         self._may(who, "read")
         ids, following = self._projections.index.find(
@@ -375,7 +373,7 @@ class Service:
         on_error: Literal["stop", "continue"] = "stop",
         wait: Literal["finished", "queued"] = "finished",
         client: object | None = None,
-    ) -> list[Cell]:
+    ) -> Cells:
         """Run cells in order in one trip; accepted all or none."""
         found = self._find(who, session, "run")
         if not cells:
@@ -430,7 +428,7 @@ class Service:
         """One cell."""
         return self._find(who, session).cell(cell)
 
-    def cells(self, who: Principal, session: str) -> list[Cell]:
+    def cells(self, who: Principal, session: str) -> Cells:
         """Every cell, in the order they were accepted."""
         found = self._find(who, session)
         return [found.cell(cell) for cell in found.machine.cells]
@@ -451,7 +449,7 @@ class Service:
         """
         return self._find(who, session).log.reader(after)
 
-    def events(self, who: Principal, session: str, *, after: int = 0, limit: int = 1000) -> list[bytes]:
+    def events(self, who: Principal, session: str, *, after: int = 0, limit: int = 1000) -> Lines:
         """A page of the log."""
         journal = self._find(who, session).log
         journal.reader(after).close()
@@ -474,14 +472,14 @@ class Service:
         content = {"code": code, "cursor_pos": position, "detail_level": detail_level}
         return await found.request("inspect_request", content)
 
-    async def variables(self, who: Principal, session: str) -> list[Variable]:
+    async def variables(self, who: Principal, session: str) -> Variables:
         """The session's variables, without running any code of theirs."""
         found = self._find(who, session, "run")
         if found.info is not None and found.info.kind != "forked":
             raise NotSupported("Only forked kernels list their variables; run a cell that prints them.")
         reply = await found.request("kernelsvc_variables_request", {})
         try:
-            return msgspec.convert(reply.get("variables", []), list[Variable])
+            return msgspec.convert(reply.get("variables", []), Variables)
         except msgspec.ValidationError:
             return []
 

@@ -1,0 +1,275 @@
+"""A session over a scripted kernel and a real journal."""
+
+import asyncio
+import json
+import os
+import resource
+import signal
+
+import pytest
+
+from kernelsvc.errors import AtCapacity, CellExists, Conflict, NotFound, SessionClosed
+from kernelsvc.kernels.fake import FakeLauncher
+from kernelsvc.model import events as ev
+from kernelsvc.model.events import Reason
+from kernelsvc.model.limits import Limits, Usage
+from kernelsvc.model.machine import Policy
+from kernelsvc.model.objects import CellRequest, CellState, SessionState
+from kernelsvc.session import About, Session
+from kernelsvc.store.journal import Journal
+
+DEADLINE = 5.0
+
+
+class Bench:
+    """Makes sessions in one directory and ends them."""
+
+    def __init__(self, path):
+        self.path, self.launcher, self.sessions = path, FakeLauncher(), []
+
+    def about(self, **changes):
+        fields = {"id": "s_1", "principal": "p", "template": "t", "workdir": str(self.path), "kernel": "k_1"}
+        return About(**{**fields, "created_at": "2026-01-01T00:00:00Z", "limits": Limits(output_bytes=1000), **changes})
+
+    def session(self, journal, **policy):
+        made = Session(self.about(), journal, self.launcher, Policy(output_bytes=1000, **policy))
+        self.sessions.append(made)
+        return made
+
+    async def start(self, **policy):
+        made = self.session(Journal.create(self.path / "journal.jsonl", "s_1"), **policy)
+        await made.start()
+        return made
+
+    def again(self):
+        """What a restarted server does."""
+        journal = Journal.open(self.path / "journal.jsonl", "s_1")
+        made = self.session(journal)
+        made.rebuild(ev.decode(line) for line in journal.lines())
+        return made
+
+
+@pytest.fixture
+async def bench(tmp_path):
+    made = Bench(tmp_path)
+    yield made
+    for session in made.sessions:
+        if not session.closed.is_set() and session.kernel is not None:
+            await session.close("test over")
+    made.launcher.close()
+
+
+async def run(session, code, **options):
+    (cell,) = session.submit([CellRequest(code=code, **options)])
+    async with asyncio.timeout(DEADLINE):
+        await session.wait(cell)
+    return session.cell(cell)
+
+
+def types(session):
+    return [json.loads(line)["type"] for line in session.log.lines(1, session.log.last_seq)]
+
+
+async def until(condition):
+    async with asyncio.timeout(DEADLINE):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def test_a_cell_from_end_to_end(bench):
+    session = await bench.start()
+    cell = await run(session, "print hello\nresult 42")
+    assert (cell.state, cell.reason, cell.execution_count) == (CellState.FINISHED, Reason.OK, 1)
+    assert "hello" in cell.text
+    assert "42" in cell.text
+    assert types(session) == ["session_started", "cell_queued", "cell_started", "stream", "result", "cell_finished"]
+    assert session.state is SessionState.IDLE
+    view = session.view(Usage())
+    assert (view.execution_count, view.last_seq, view.queued, view.running) == (1, 6, 0, None)
+
+
+async def test_the_code_is_on_record_before_it_runs_and_the_end_before_it_is_told(bench):
+    session = await bench.start()
+    (cell,) = session.submit([CellRequest(code="wait gate")])
+    assert types(session)[-1] == "cell_queued"
+    waiting = asyncio.ensure_future(session.wait(cell))
+    bench.launcher.release("gate")
+    async with asyncio.timeout(DEADLINE):
+        await waiting
+    assert types(session)[-1] == "cell_finished"
+    assert session.log.unsynced == 0
+
+
+async def test_the_same_cell_id_runs_once(bench):
+    session = await bench.start()
+    await run(session, "set x 1", cell="c1")
+    again = await run(session, "set x 1", cell="c1")
+    assert again.seq.first == 2
+    assert types(session).count("cell_queued") == 1
+    with pytest.raises(CellExists):
+        session.submit([CellRequest(code="set x 2", cell="c1")])
+
+
+async def test_an_error_stops_what_waits_and_the_next_submission_runs(bench):
+    session = await bench.start()
+    ids = session.submit([CellRequest(code="error ValueError no"), CellRequest(code="print never")])
+    async with asyncio.timeout(DEADLINE):
+        await session.wait(ids[1])
+    assert [session.cell(c).reason for c in ids] == [Reason.ERROR, Reason.CANCELLED]
+    assert session.cell(ids[0]).error.ename == "ValueError"
+    assert (await run(session, "print yes")).reason is Reason.OK
+
+
+async def test_the_time_limit_with_a_cell_that_obeys(bench):
+    session = await bench.start(cell_seconds=0.05)
+    cell = await run(session, "wait for-ever")
+    assert cell.reason is Reason.TIMEOUT
+    assert cell.variables_kept is True
+    assert "0.05 s" in cell.message
+
+
+async def test_the_time_limit_with_a_cell_that_does_not(bench):
+    session = await bench.start(cell_seconds=0.05, grace_seconds=0.05)
+    await run(session, "set x 1")
+    cell = await run(session, "hang")
+    assert cell.reason is Reason.TIMEOUT
+    assert cell.variables_kept is False
+    assert (await run(session, "print back")).reason is Reason.OK
+    assert "kernel_restarted" in types(session)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [("die 11", Reason.KERNEL_DIED), ("oom", Reason.MEMORY), ("exit 3", Reason.KERNEL_DIED)]
+)
+async def test_death_in_a_cell(bench, code, reason):
+    session = await bench.start()
+    cell = await run(session, "print before\n" + code)
+    assert cell.reason is reason
+    assert cell.variables_kept is False
+    assert "before" in cell.text
+    assert (await run(session, "print after")).reason is Reason.OK
+
+
+async def test_output_past_its_budget_is_told_and_can_be_paged(bench):
+    session = await bench.start()
+    cell = await run(session, "big 5000")
+    assert "output_truncated" in types(session)
+    assert len(cell.text) < 2500
+    first = session.output(cell.id, "stdout", 0, 3000)
+    second = session.output(cell.id, "stdout", first["next_offset"], 3000)
+    assert len(first["text"]) == 3000
+    assert len(first["text"] + second["text"]) == second["total"] >= 5000
+    assert second["next_offset"] is None
+
+
+async def test_input_is_asked_and_given(bench):
+    session = await bench.start()
+    (cell,) = session.submit([CellRequest(code="input name?", allow_stdin=True)])
+    with pytest.raises(Conflict):
+        session.give_input("other", "x")
+    await until(lambda: "input_requested" in types(session))
+    session.give_input(cell, "ada")
+    async with asyncio.timeout(DEADLINE):
+        await session.wait(cell)
+    assert "ada" in session.cell(cell).text
+
+
+async def test_a_password_is_not_recorded(bench):
+    session = await bench.start()
+    (cell,) = session.submit([CellRequest(code="password pin?", allow_stdin=True)])
+    await until(lambda: "input_requested" in types(session))
+    session.give_input(cell, "hunter2")
+    await until(lambda: "input_given" in types(session))
+    given = [json.loads(x) for x in session.log.lines(1, session.log.last_seq) if b"input_given" in x]
+    assert given[0]["text"] is None
+
+
+async def test_close_ends_everything_and_says_so(bench):
+    session = await bench.start()
+    (cell,) = session.submit([CellRequest(code="hang")])
+    await session.close("done")
+    assert session.cell(cell).reason is Reason.SESSION_CLOSED
+    assert bench.launcher.alive() == []
+    with pytest.raises(SessionClosed):
+        session.submit([CellRequest(code="print no")])
+    assert session.log.closed
+
+
+async def test_unknown_cells_are_not_found(bench):
+    session = await bench.start()
+    with pytest.raises(NotFound):
+        session.cell("nope")
+    with pytest.raises(NotFound):
+        await session.wait("nope")
+
+
+async def test_a_client_that_leaves_takes_its_cell_with_it_if_it_wished(bench):
+    session = await bench.start()
+    client = object()
+    (cell,) = session.submit([CellRequest(code="wait x", on_disconnect="interrupt")], client=client)
+    await until(lambda: "cell_started" in types(session))
+    session.client_gone(client)
+    async with asyncio.timeout(DEADLINE):
+        await session.wait(cell)
+    assert session.cell(cell).reason is Reason.INTERRUPTED
+
+
+async def test_a_restarted_server_goes_on_where_it_was(bench):
+    session = await bench.start()
+    await run(session, "set x 7")
+    running, queued = session.submit([CellRequest(code="print one\nwait gate\nprint two"), CellRequest(code="get x")])
+    await until(lambda: "stream" in types(session))
+    session.detach()
+    bench.launcher.release("gate")
+    again = bench.again()
+    await again.adopt()
+    async with asyncio.timeout(DEADLINE):
+        await again.wait(queued)
+    assert again.cell(running).text.split() == ["one", "two"]
+    assert "7" in again.cell(queued).text
+    kinds = types(again)
+    assert kinds.count("cell_finished") == 3
+    assert kinds.count("session_adopted") == 1
+
+
+async def test_a_kernel_that_died_unwatched_is_replaced(bench):
+    session = await bench.start()
+    (cell,) = session.submit([CellRequest(code="hang")])
+    await until(lambda: "cell_started" in types(session))
+    session.detach()
+    bench.launcher.close()
+    bench.launcher = FakeLauncher()
+    again = bench.again()
+    await again.adopt()
+    async with asyncio.timeout(DEADLINE):
+        await again.wait(cell)
+    assert again.cell(cell).reason is Reason.KERNEL_DIED
+    assert (await run(again, "print ok")).reason is Reason.OK
+
+
+async def test_a_full_disk_stops_the_session_and_it_goes_on_when_there_is_room(bench, monkeypatch):
+    """RLIMIT_FSIZE makes the write fail for real (EFBIG), as a full disk does (ENOSPC)."""
+    monkeypatch.setattr("kernelsvc.session.RECOVER_SECONDS", 0.02)
+    session = await bench.start()
+    await run(session, "print before")
+    old, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    (cell,) = session.submit([CellRequest(code="wait gate\nlines 5")])
+    await until(lambda: types(session)[-1] == "cell_started")
+    size = os.path.getsize(bench.path / "journal.jsonl")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
+        bench.launcher.release("gate")
+        await until(lambda: session.fault is not None)
+        with pytest.raises(AtCapacity):
+            session.submit([CellRequest(code="print no")])
+        assert os.path.getsize(bench.path / "journal.jsonl") == size
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (old, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    async with asyncio.timeout(DEADLINE):
+        await session.wait(cell)
+    lines = [json.loads(x) for x in session.log.lines(1, session.log.last_seq)]
+    text = "".join(e["text"] for e in lines if e["type"] == "stream" and e["cell"] == cell)
+    assert len(text.split("\n")) == 6, "each line once"
+    assert [e["seq"] for e in lines] == list(range(1, len(lines) + 1))
