@@ -1,0 +1,263 @@
+"""Frames of the kernel wire as values: what is kept, what is sent, what came in.
+
+The format is in ``docs/reference/wire.md``. Nothing here touches a socket.
+
+The outbox holds every frame that the server has not acknowledged, as runs of
+bytes: a printed line costs its 50 bytes and no object. Its invariants hold
+between any two bytecodes at which CPython may run a signal handler, so that a
+handler that raises (a user's alarm, say) can't leave half a frame behind: bytes
+past a run's ``end`` don't count and are cut off by the next ``put``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import struct
+from typing import Any, NamedTuple
+
+VERSION = 1
+HELLO, MESSAGE, ACK, CONTROL, STREAM, REPLY = range(1, 7)
+
+HEADER = struct.Struct("<IBQ")
+#: Largest payload in either direction.
+MAX_FRAME = 64 * 1024 * 1024
+#: Most bytes kept for a server that does not acknowledge; past it the writer blocks.
+MAX_UNACKED = 8 * 1024 * 1024
+#: Longest text of one STREAM frame.
+MAX_TEXT = 256 * 1024
+#: A run of frames grows to about this size before the next begins; runs are freed whole.
+RUN_BYTES = 64 * 1024
+
+_pack = HEADER.pack
+_HEADER_SIZE = HEADER.size
+
+
+class WireError(Exception):
+    """The server sent what the wire's description does not allow."""
+
+
+class _Run:
+    """Consecutive frames ``first`` to ``last`` as one piece of memory, ``end`` bytes of it valid."""
+
+    __slots__ = ("data", "end", "first", "last", "next")
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.last = first - 1
+        self.data = bytearray()
+        self.end = 0
+        self.next: _Run | None = None
+
+    def offset_after(self, number: int) -> int:
+        """Where the frame that follows ``number`` begins."""
+        at = 0
+        while at < self.end:
+            length, _, found = HEADER.unpack_from(self.data, at)
+            if found > number:
+                break
+            at += _HEADER_SIZE + length
+        return at
+
+
+class Outbox:
+    """Numbered frames from the first that is not acknowledged to the last, and how far they are sent.
+
+    Attributes:
+        last: number of the newest frame; 0 before the first.
+        total: bytes ever put.
+        clear: everything that was put is with the socket.
+    """
+
+    def __init__(self, limit: int = MAX_UNACKED) -> None:
+        self.limit = limit
+        self.last = 0
+        self.total = 0
+        self.clear = True
+        self._freed = 0  # bytes ever let go
+        self._head = self._tail = self._sending = _Run(1)
+        self._offset = 0  # unless clear: how much of the run that is being sent is with the socket
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return self.total - self._freed
+
+    @property
+    def first(self) -> int:
+        """Number of the oldest frame held; one past ``last`` when none is."""
+        return self._head.first
+
+    def has_room(self, length: int) -> bool:
+        """Whether a frame with this payload may be put. A frame larger than the limit is let in alone."""
+        return self.size + length + _HEADER_SIZE <= self.limit or not self.size
+
+    def put(self, kind: int, payload: bytes) -> bytes:
+        """Add a frame and return its bytes; the caller has asked ``has_room``.
+
+        The caller sends the frame if the outbox is ``clear``, and says with
+        ``left`` what the socket did not take.
+        """
+        number = self.last + 1
+        frame = _pack(len(payload), kind, number) + payload
+        run = self._tail
+        if run.end + len(frame) > RUN_BYTES and run.end:
+            run = self._grow()
+        try:
+            data = run.data
+            if len(data) > run.end:
+                del data[run.end :]
+            data += frame
+        except BufferError:  # a view of it is still held by some traceback
+            run = self._grow()
+            data = run.data
+            data += frame
+        end, total = len(data), self.total + len(frame)
+        # No call from here on: CPython runs signal handlers at calls and jumps only.
+        run.last = self.last = number
+        run.end = end
+        self.total = total
+        return frame
+
+    def _grow(self) -> _Run:
+        run = _Run(self.last + 1)
+        self._tail.next = run
+        self._tail = run
+        return run
+
+    def ack(self, number: int) -> None:
+        """The server holds every frame up to ``number``: let go of the runs that are covered whole."""
+        while self._head.end and self._head.last <= number:
+            following = self._head.next or self._grow()
+            self._freed, self._head = self._freed + self._head.end, following
+
+    def left(self, count: int) -> None:
+        """Of the frame just put into a clear outbox, the last ``count`` bytes are not with the socket."""
+        self._sending, self._offset, self.clear = self._tail, self._tail.end - count, False
+
+    def rewind(self, number: int) -> int:
+        """Send again from the frame after ``number``; return the number of the first that will be sent."""
+        self.ack(number)
+        offset = self._head.offset_after(number)
+        self._sending, self._offset, self.clear = self._head, offset, False
+        return min(max(number + 1, self._head.first), self.last + 1)
+
+    def unsent(self) -> memoryview | None:
+        """The next bytes to send; None, and ``clear``, when all are sent. Release the view before ``put``."""
+        if self.clear:
+            return None
+        while self._offset >= self._sending.end:
+            following = self._sending.next
+            if following is None:
+                self.clear = True
+                return None
+            self._sending, self._offset = following, 0
+        return memoryview(self._sending.data)[self._offset : self._sending.end]
+
+    def sent(self, count: int) -> None:
+        """``count`` bytes of what ``unsent`` returned are with the socket."""
+        self._offset += count
+
+
+# --- what comes in -------------------------------------------------------------------
+
+
+class Frame(NamedTuple):
+    """One frame from the server."""
+
+    kind: int
+    number: int
+    payload: bytes
+
+
+def parse(data: bytearray) -> list[Frame]:
+    """Take every whole frame from the front of ``data``.
+
+    Raises:
+        WireError: a frame is larger than allowed.
+    """
+    frames = []
+    at = 0
+    while len(data) - at >= _HEADER_SIZE:
+        length, kind, number = HEADER.unpack_from(data, at)
+        if length > MAX_FRAME:
+            raise WireError(f"a frame of {length} bytes; at most {MAX_FRAME} are allowed")
+        end = at + _HEADER_SIZE + length
+        if len(data) < end:
+            break
+        frames.append(Frame(kind, number, bytes(data[at + _HEADER_SIZE : end])))
+        at = end
+    del data[:at]
+    return frames
+
+
+class Request(NamedTuple):
+    """A Jupyter message from the server. ``raw_header`` is the header's JSON as it came."""
+
+    channel: str
+    header: dict[str, Any]
+    raw_header: bytes
+    metadata: dict[str, Any]
+    content: dict[str, Any]
+    buffers: list[bytes]
+
+    @property
+    def msg_id(self) -> str:
+        """The id that answers name as their parent."""
+        return str(self.header["msg_id"])
+
+    @property
+    def msg_type(self) -> str:
+        """What is asked."""
+        return str(self.header["msg_type"])
+
+    def message(self) -> dict[str, Any]:
+        """The form that ipykernel's handlers take."""
+        return {
+            "header": self.header,
+            "msg_id": self.msg_id,
+            "msg_type": self.msg_type,
+            "parent_header": {},
+            "metadata": self.metadata,
+            "content": self.content,
+            "buffers": self.buffers,
+        }
+
+
+def parse_request(payload: bytes) -> Request:
+    """A MESSAGE frame's payload.
+
+    Raises:
+        WireError: it is not in the v1 framing, or its parts are not JSON objects.
+    """
+    try:
+        (count,) = struct.unpack_from("<Q", payload)
+        if not 6 <= count <= 2048:
+            raise WireError(f"a message with {count} offsets")
+        offsets = struct.unpack_from(f"<{count}Q", payload, 8)
+        parts = [payload[a:b] for a, b in itertools.pairwise(offsets)]
+        header, metadata, content = json.loads(parts[1]), json.loads(parts[3]), json.loads(parts[4])
+        if not (isinstance(header, dict) and isinstance(metadata, dict) and isinstance(content, dict)):
+            raise WireError("a message whose parts are not JSON objects")
+        if not (isinstance(header.get("msg_id"), str) and isinstance(header.get("msg_type"), str)):
+            raise WireError("a message without msg_id or msg_type")
+        return Request(parts[0].decode(), header, parts[1], metadata, content, parts[5:])
+    except (struct.error, ValueError, RecursionError) as error:
+        raise WireError(f"a message that can't be read: {error}") from None
+
+
+def join(channel: bytes, *parts: bytes) -> bytes:
+    """A MESSAGE frame's payload from parts that are JSON already, then buffers."""
+    count = len(parts) + 2
+    offset = 8 * (count + 1)
+    offsets = [offset]
+    for part in (channel, *parts):
+        offset += len(part)
+        offsets.append(offset)
+    return b"".join((struct.pack(f"<{count + 1}Q", count, *offsets), channel, *parts))
+
+
+def stream_prefix(name: str, parent: str) -> bytes:
+    """What comes before the text in a STREAM frame."""
+    wanted = parent.encode("utf-8", "replace")[:0xFFFF]
+    return struct.pack("<BH", 1 if name == "stdout" else 2, len(wanted)) + wanted

@@ -1,0 +1,122 @@
+"""What the namespace holds, told safely and quickly.
+
+A summary never runs code of the user's: no ``__repr__``, no ``__len__`` or
+property of a class that is not known. Known are the builtin types and, when they
+are imported anyway, numpy and pandas; exact types only, since a subclass may
+redefine anything.
+"""
+
+from __future__ import annotations
+
+import reprlib
+import sys
+import types
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from typing import Any
+
+MAX_SUMMARY = 200
+MAX_VARIABLES = 1000
+MAX_NAME = 200
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 80
+_SCALARS = (int, float, complex, bool, type(None), range)
+_SIZED = (list, tuple, dict, set, frozenset, deque, OrderedDict)
+
+
+def describe(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Name, type, summary and size in bytes of each variable that the user made.
+
+    Args:
+        namespace: the user's globals.
+        hidden: names that were there before the user (``In``, ``exit``, ...), and their values.
+    """
+    found = []
+    for name, value in list(namespace.items()):
+        if not isinstance(name, str) or name.startswith("_") or hidden.get(name, found) is value:
+            continue
+        if type(value) is types.ModuleType:
+            continue
+        found.append(
+            {
+                "name": name[:MAX_NAME],
+                "type": type_name(value),
+                "summary": summary(value)[:MAX_SUMMARY],
+                "size_bytes": size(value),
+            }
+        )
+        if len(found) == MAX_VARIABLES:
+            break
+    return found
+
+
+def type_name(value: object) -> str:
+    """The type's name, with its module unless builtin or the user's own."""
+    kind = type(value)
+    module, name = type.__dict__["__module__"].__get__(kind), type.__dict__["__qualname__"].__get__(kind)
+    plain = module in ("builtins", "__main__") or not isinstance(module, str)
+    return str(name)[:MAX_SUMMARY] if plain else f"{module.split('.')[0]}.{name}"[:MAX_SUMMARY]
+
+
+def summary(value: Any) -> str:
+    """One line about a value."""
+    kind = type(value)
+    if kind in _SCALARS or kind in (str, bytes):
+        return _scalar(value)
+    if kind in _SIZED:
+        return f"{len(value)} items"
+    known = _numpy(value, kind) or _pandas(value, kind)
+    if known:
+        return known
+    if kind is types.FunctionType:
+        return f"def {value.__code__.co_name}(...)"
+    if isinstance(value, type):
+        return "class"
+    return ""
+
+
+def _scalar(value: Any) -> str:
+    if type(value) is int and value.bit_length() > 4096:
+        return f"int of {value.bit_length()} bits"
+    if type(value) is str and len(value) > 80:
+        return f"{value[:70]!r}... {len(value)} characters"
+    return _short.repr(value)
+
+
+def _numpy(value: Any, kind: type) -> str | None:
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return None
+    if kind is getattr(numpy, "ndarray", None):
+        return f"shape {value.shape}, {value.dtype.name}"
+    if kind.__module__ == "numpy" and isinstance(value, numpy.generic) and not isinstance(value, numpy.void):
+        return str(_short.repr(value.item()))
+    return None
+
+
+def _pandas(value: Any, kind: type) -> str | None:
+    pandas = sys.modules.get("pandas")
+    if pandas is None:
+        return None
+    if kind is getattr(pandas, "DataFrame", None):
+        names = ", ".join(_short.repr(c) if type(c) is str else type(c).__name__ for c in list(value.columns)[:8])
+        more = ", ..." if value.shape[1] > 8 else ""
+        return f"{value.shape[0]} rows x {value.shape[1]} columns: {names}{more}"
+    if kind is getattr(pandas, "Series", None):
+        return f"{value.shape[0]} values, {value.dtype}"
+    return None
+
+
+def size(value: Any) -> int | None:
+    """Bytes that the object itself takes, not what it refers to; None where asking would run code."""
+    kind = type(value)
+    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
+    if numpy is not None and kind is getattr(numpy, "ndarray", None):
+        return int(value.nbytes)
+    if pandas is not None and kind in (getattr(pandas, "DataFrame", None), getattr(pandas, "Series", None)):
+        used = value.memory_usage(deep=False)
+        return int(used if kind is pandas.Series else used.sum())
+    if "__sizeof__" in kind.__dict__ and kind.__module__ != "builtins":
+        return None
+    return object.__sizeof__(value) if kind.__module__ != "builtins" else sys.getsizeof(value)

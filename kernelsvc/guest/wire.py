@@ -1,0 +1,478 @@
+"""The kernel's end of the kernel wire: one socket, no thread.
+
+Theory of operation. The kernel listens; whichever server connects and says
+HELLO becomes the one connection, and is told everything it does not hold yet.
+Frames go into the outbox and to the socket at once. A writer waits, in
+``poll``, for two things only: a socket that takes no more, and an outbox that
+is full. While it waits it serves the listener and reads acknowledgements, so a
+server may come and go in the middle of a cell.
+
+Two further ways lead in here when the cell does not write: the event loop, when
+the kernel is idle or awaits (``Watcher``), and SIGURG, which Linux sends when a
+server knocks at the listener (fcntl(2), ``F_SETSIG``) while the cell computes.
+
+Signals. State is changed under a lock. Our own handlers ask ``guarded`` and wait
+for the lock's end instead of acting inside; a handler of the user's that raises
+inside costs the connection, never a frame: the server connects again and goes on
+after the last frame it holds.
+
+Processes that user code forks inherit all of this and own none of it. An at-fork
+hook closes the sockets in them; ``foreign`` says so from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from kernelsvc.guest import frames
+from kernelsvc.guest.frames import ACK, CONTROL, HELLO, MAX_FRAME, MAX_TEXT, MESSAGE, REPLY, STREAM, Frame, Request
+
+#: Bytes put between two looks at what the server has acknowledged.
+ACK_EVERY = 256 * 1024
+#: Requests that are remembered for a server that asks which ones arrived.
+SEEN = 32
+
+_F_SETSIG = 10  # fcntl.h; Python has no name for it
+_READ = 256 * 1024
+_MAX_FDS = 16
+
+
+class Watcher(Protocol):
+    """Who polls the descriptors while the kernel is idle: an event loop."""
+
+    def watch(self, fd: int) -> None:
+        """Call ``Wire.serve`` when this is readable."""
+
+    def unwatch(self, fd: int) -> None:
+        """No more."""
+
+    def arrived(self) -> None:
+        """Something was read elsewhere; look at ``Wire.inbox``."""
+
+
+class Control:
+    """A CONTROL request with the descriptors that came with it. Close what you don't keep."""
+
+    def __init__(self, number: int, body: dict[str, Any], fds: list[int]) -> None:
+        self.number = number
+        self.body = body
+        self.fds = fds
+
+    @property
+    def op(self) -> str:
+        """What is asked."""
+        return str(self.body.get("op"))
+
+    def close(self) -> None:
+        """Close the descriptors that nobody took."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+
+
+class _Connection:
+    """A socket with what was read from it and is not whole yet."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.data = bytearray()
+        self.fds: list[int] = []
+
+    def read(self) -> bool:
+        """Read what is there; False when the other side has closed."""
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self.sock, _READ, _MAX_FDS)
+            except (BlockingIOError, InterruptedError):
+                return True
+            except OSError:
+                return False
+            self.fds += fds
+            if not data:
+                return False
+            self.data += data
+            if len(data) < _READ and not fds:
+                return True
+
+    def close(self) -> None:
+        self.sock.close()
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+
+
+class Wire:
+    """See the module's docstring.
+
+    Attributes:
+        inbox: what the server sent and nobody has taken yet.
+        foreign: True in a process that user code forked.
+        watcher: polls while the kernel is idle.
+        seen: ids of the last requests.
+        woken: the last HELLO's body, for a checkpoint that waits for one.
+    """
+
+    def __init__(self, listener: socket.socket, raw: Sequence[int], describe: Callable[[], dict[str, Any]]) -> None:
+        """Listen.
+
+        Args:
+            listener: bound; ``listen`` is called here so that the peer's credentials are this process's.
+            raw: read ends of the pipes behind descriptors 1 and 2, handed to each server.
+            describe: what WELCOME says beyond ``version`` and ``seen``.
+        """
+        self.inbox: deque[Request | Control] = deque()
+        self.seen: deque[str] = deque(maxlen=SEEN)
+        self.foreign = False
+        self.watcher: Watcher | None = None
+        self.corked = False
+        self.woken: dict[str, Any] | None = None
+        self.outbox = frames.Outbox()
+        self._raw = list(raw)
+        self._describe = describe
+        self._lock = threading.RLock()
+        self._deferred: list[Callable[[], None]] = []
+        self._conn: _Connection | None = None
+        self._guests: list[_Connection] = []
+        self._look_at = 0  # when so much was put, look at what the server says
+        self._direct: Callable[[bytes], int] | None = None  # the socket's send, when it may be used at once
+        self._listen(listener)
+
+    # -- guards -----------------------------------------------------------------------
+
+    def guarded(self, act: Callable[[], None]) -> None:
+        """Do ``act`` now, or, when a signal came in the middle of our own work, right after it."""
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            self._deferred.append(act)
+        else:
+            act()
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        self._lock.release()
+        if self._deferred and not self._lock._is_owned():  # type: ignore[attr-defined]
+            self._deferred.pop(0)()
+
+    def knocked(self) -> None:
+        """SIGURG: a server is at the door."""
+        if not self.foreign:
+            self.guarded(self.serve)
+
+    def disown(self) -> None:
+        """In a process that the user forked: leave the wire to the parent."""
+        self.foreign = True
+        self.watcher = self._direct = None
+        self._lock = threading.RLock()
+        for connection in self._all_connections():
+            connection.close()
+        self._listener.close()
+
+    # -- the door -----------------------------------------------------------------------
+
+    def _listen(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        listener.listen(16)
+        self._listener = listener
+        fd = listener.fileno()
+        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+
+    def adopt(self, listener: socket.socket, raw: Sequence[int]) -> None:
+        """In a fork of the kernel: another door, other pipes, nothing sent or received yet."""
+        for connection in self._all_connections():
+            self._unwatch(connection)
+            connection.close()
+        self._conn, self._guests = None, []
+        if self.watcher:
+            self.watcher.unwatch(self._listener.fileno())
+        self._listener.close()
+        self.inbox.clear()
+        self.seen.clear()
+        self.woken = None
+        self._deferred = []
+        self._lock = threading.RLock()
+        self.outbox = frames.Outbox(self.outbox.limit)
+        self._look_at = 0
+        self._direct = None
+        self._raw = list(raw)
+        self._listen(listener)
+
+    def watch_all(self, watcher: Watcher) -> None:
+        """Let a new watcher poll what is open."""
+        self.watcher = watcher
+        watcher.watch(self._listener.fileno())
+        for connection in self._all_connections():
+            watcher.watch(connection.sock.fileno())
+
+    def _all_connections(self) -> list[_Connection]:
+        return [*self._guests, self._conn] if self._conn else list(self._guests)
+
+    def _unwatch(self, connection: _Connection) -> None:
+        if self.watcher and connection.sock.fileno() >= 0:
+            self.watcher.unwatch(connection.sock.fileno())
+
+    def fds(self) -> set[int]:
+        """Every descriptor that is the wire's own."""
+        own = {c.sock.fileno() for c in self._all_connections()}
+        return own | {self._listener.fileno(), *self._raw}
+
+    def serve(self) -> None:
+        """Let in who knocks, read what came. Never blocks."""
+        with self._guard():
+            self._serve()
+
+    def _serve(self) -> None:
+        self._accept()
+        for guest in list(self._guests):
+            self._read_hello(guest)
+        if self._conn:
+            self._read(self._conn)
+        if not self.corked:
+            self._pump()
+        box = self.outbox
+        self._look_at = box.total + (ACK_EVERY if box.size + 2 * ACK_EVERY <= box.limit else 0)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in (errno.EBADF, errno.ENOTSOCK, errno.EINVAL) and self._conn is None:
+                    os._exit(70)  # user code closed the door: nobody can ever reach this kernel again
+                return
+            sock.setblocking(False)
+            guest = _Connection(sock)
+            self._guests.append(guest)
+            if self.watcher:
+                self.watcher.watch(sock.fileno())
+
+    def _read_hello(self, guest: _Connection) -> None:
+        alive = guest.read()
+        try:
+            found = frames.parse(guest.data)
+            if found:
+                self._welcome(guest, found)
+                return
+        except (frames.WireError, ValueError, OSError):
+            alive = False
+        if not alive:
+            self._unwatch(guest)
+            self._guests.remove(guest)
+            guest.close()
+
+    def _welcome(self, guest: _Connection, found: list[Frame]) -> None:
+        hello = found[0]
+        body = json.loads(hello.payload or b"{}")
+        if hello.kind != HELLO or not isinstance(body, dict):
+            raise frames.WireError("the first frame must be HELLO")
+        if self._conn:
+            self._read(self._conn)  # what the old server asked before it went counts as seen
+            self._hang_up()
+        self.woken = body
+        first = self.outbox.rewind(hello.number)
+        payload = json.dumps({"version": frames.VERSION, **self._describe(), "seen": list(self.seen)}).encode()
+        welcome = frames.HEADER.pack(len(payload), HELLO, first) + payload
+        guest.sock.setblocking(True)
+        socket.send_fds(guest.sock, [welcome], self._raw)
+        guest.sock.setblocking(False)
+        self._guests.remove(guest)
+        self._conn = guest
+        self._direct = None if self.corked else guest.sock.send
+        self._take(guest, found[1:])
+        self._pump()
+
+    def _hang_up(self) -> None:
+        conn, self._conn, self._direct = self._conn, None, None
+        if conn:
+            self._unwatch(conn)
+            conn.close()
+
+    # -- what comes in --------------------------------------------------------------------
+
+    def _read(self, conn: _Connection) -> None:
+        alive = conn.read()
+        try:
+            self._take(conn, frames.parse(conn.data))
+        except frames.WireError:
+            alive = False
+        if not alive and conn is self._conn:
+            self._hang_up()
+
+    def _take(self, conn: _Connection, found: list[Frame]) -> None:
+        before = len(self.inbox)
+        for frame in found:
+            if frame.kind == ACK:
+                self.outbox.ack(frame.number)
+            elif frame.kind == MESSAGE:
+                request = frames.parse_request(frame.payload)
+                self.seen.append(request.msg_id)
+                self.inbox.append(request)
+            elif frame.kind == CONTROL:
+                self.inbox.append(self._control(conn, frame))
+        if len(self.inbox) > before and self.watcher:
+            self.watcher.arrived()
+
+    def _control(self, conn: _Connection, frame: Frame) -> Control:
+        try:
+            body = json.loads(frame.payload)
+        except (ValueError, RecursionError):
+            body = None
+        if not isinstance(body, dict):
+            raise frames.WireError("a control request that is not a JSON object")
+        wanted = body.get("fds", 0)
+        count = wanted if isinstance(wanted, int) else 0
+        taken, conn.fds = conn.fds[:count], conn.fds[count:]
+        return Control(frame.number, body, taken)
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until something can be read or written, and serve it. A signal's handler may raise out of here."""
+        poller = select.poll()
+        poller.register(self._listener.fileno(), select.POLLIN)
+        for guest in self._guests:
+            poller.register(guest.sock.fileno(), select.POLLIN)
+        conn = self._conn
+        if conn:
+            poller.register(conn.sock.fileno(), select.POLLIN | (0 if self.outbox.clear else select.POLLOUT))
+        poller.poll(None if seconds is None else max(0, seconds * 1000))
+        self.serve()
+
+    def receive(self, seconds: float | None = None) -> Request | Control | None:
+        """The next request; waits for it. None when the time is over or a server connected meanwhile."""
+        if not self.inbox:
+            self.wait(seconds)
+        return self.inbox.popleft() if self.inbox else None
+
+    # -- what goes out --------------------------------------------------------------------
+
+    def send(self, kind: int, payload: bytes) -> None:
+        """Send one frame. Blocks while the outbox is full or the socket takes no more.
+
+        An exception that a signal handler raises while this blocks leaves the
+        frame either unsent and unnumbered, or accepted whole.
+        """
+        self._lock.acquire()
+        try:
+            box, frame = self.outbox, b""
+            if box.total < self._look_at and box.clear and self._direct and len(payload) < frames.RUN_BYTES:
+                # What a print takes: room is certain, the socket is free.
+                frame = box.put(kind, payload)
+                left = len(frame) - self._direct(frame)
+                if left:
+                    box.left(left)
+                else:
+                    return
+            elif self.foreign:
+                return
+        except BlockingIOError:
+            box.left(len(frame))
+        except OSError:
+            self._hang_up()
+        except BaseException:
+            self._hang_up()  # how much was sent is not known any more; the server comes back for the rest
+            raise
+        finally:
+            self._release()
+        self._send_slowly(kind, payload, accepted=bool(frame))
+
+    def _send_slowly(self, kind: int, payload: bytes, *, accepted: bool) -> None:
+        while not (accepted or self._accepted(kind, payload)):
+            self.wait()
+        while self._conn and not self.corked and not self.outbox.clear:
+            self.wait()
+
+    def _accepted(self, kind: int, payload: bytes) -> bool:
+        with self._guard():
+            box = self.outbox
+            if box.total >= self._look_at:
+                self._serve()
+            if not box.has_room(len(payload)):
+                return False
+            was_clear = box.clear
+            frame = box.put(kind, payload)
+            if was_clear:
+                box.left(len(frame))
+            if not self.corked:
+                self._pump()
+            return True
+
+    def _pump(self) -> None:
+        """Give the socket what it takes. Whatever goes wrong costs the connection, never a frame."""
+        while self._conn:
+            view = self.outbox.unsent()
+            if view is None:
+                return
+            try:
+                self.outbox.sent(self._conn.sock.send(view))
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self._hang_up()
+            except BaseException:
+                self._hang_up()
+                raise
+            finally:
+                view.release()
+
+    def cork(self) -> None:
+        """Hold back what is sent from now on, to send several frames at once."""
+        self.corked = True
+        self._direct = None
+
+    def uncork(self) -> None:
+        """Send what was held back."""
+        self.corked = False
+        with self._guard():
+            self._direct = self._conn.sock.send if self._conn else None
+            self._pump()
+        while self._conn and not self.outbox.clear:
+            self.wait()
+
+    def text(self, prefix: bytes, text: str) -> None:
+        """Send text as STREAM frames, split where it is long. ``prefix`` is ``frames.stream_prefix``'s."""
+        if len(text) <= MAX_TEXT // 4:
+            self.send(STREAM, prefix + text.encode("utf-8", "replace"))
+            return
+        step = MAX_TEXT if text.isascii() else MAX_TEXT // 4
+        for at in range(0, len(text), step):
+            self.send(STREAM, prefix + text[at : at + step].encode("utf-8", "replace"))
+
+    def message(self, payload: bytes) -> None:
+        """Send a Jupyter message (``frames.join``).
+
+        Raises:
+            ValueError: it is larger than a frame may be.
+        """
+        if len(payload) > MAX_FRAME:
+            raise ValueError(f"a message of {len(payload)} bytes; at most {MAX_FRAME} can be sent")
+        self.send(MESSAGE, payload)
+
+    def reply(self, request: int, body: dict[str, Any]) -> None:
+        """Answer a CONTROL request."""
+        self.send(REPLY, json.dumps({"request": request, **body}).encode())
+
+    def drain(self, seconds: float) -> None:
+        """Wait until the server holds everything, or the time is over."""
+        end = time.monotonic() + seconds
+        while self.outbox.first <= self.outbox.last and time.monotonic() < end:
+            self.wait(end - time.monotonic())

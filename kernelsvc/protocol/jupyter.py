@@ -1,0 +1,266 @@
+"""Jupyter messages on a socket: the two framings, as functions of values.
+
+``v1``: the subprotocol ``v1.kernel.websocket.jupyter.org``, also the payload of
+MESSAGE frames on the kernel wire. Little-endian u64s: how many offsets follow,
+then where each part begins, the last being the end; then the parts: channel,
+header, parent header, metadata, content, buffers.
+
+``json``: the older framing. Without buffers the message is one JSON text with a
+``channel`` field. With buffers it is binary: big-endian u32s, how many parts
+and where each begins, then the JSON, then the buffers.
+
+Whatever comes in may be hostile. Decoding raises ``BadRequest`` and nothing
+else, and what it accepts is bounded in depth and in the number of values, since
+64 MiB of ``[[],[],...]`` would otherwise become gigabytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import struct
+from collections.abc import Sequence
+from typing import Any, cast
+
+import msgspec
+
+from kernelsvc.errors import BadRequest, TooLarge
+
+SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
+CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})
+
+#: Most bytes of one message; the kernel wire has the same bound.
+MAX_BYTES = 64 * 1024 * 1024
+#: Binary buffers of one message; ipywidgets with images use a handful.
+MAX_BUFFERS = 1024
+#: Nesting of JSON. Vega and plotly figures stay below 20.
+MAX_DEPTH = 100
+#: Values in one JSON text: keeps what is decoded below some 200 MB.
+MAX_VALUES = 2_000_000
+
+_FIXED_PARTS = 5  # channel, header, parent header, metadata, content
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NOT_BRACKETS = bytes(b for b in range(256) if b not in b"[]{}")
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+class JupyterMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of the Jupyter protocol, with the channel it belongs to."""
+
+    channel: str
+    header: dict[str, Any]
+    parent_header: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+    content: dict[str, Any] = {}
+    buffers: tuple[bytes, ...] = ()
+
+    @property
+    def msg_id(self) -> str:
+        """The id in the header; "" if it has none."""
+        return text_field(self.header, "msg_id")
+
+    @property
+    def msg_type(self) -> str:
+        """The type in the header; "" if it has none."""
+        return text_field(self.header, "msg_type")
+
+    @property
+    def parent(self) -> str:
+        """The ``msg_id`` of the request that this answers; "" if none."""
+        return text_field(self.parent_header, "msg_id")
+
+
+def text_field(mapping: dict[str, Any], name: str) -> str:
+    """``mapping[name]`` if it is text, else ""."""
+    value = mapping.get(name)
+    return value if isinstance(value, str) else ""
+
+
+# --- JSON, bounded -----------------------------------------------------------------
+
+
+def _structure(data: bytes) -> bytes:
+    return _STRING.sub(b"", data)
+
+
+def _values(data: bytes) -> int:
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
+
+
+def _depth(structure: bytes) -> int:
+    depth = deepest = 0
+    for byte in structure.translate(None, _NOT_BRACKETS):
+        depth += 1 if byte in b"[{" else -1
+        if depth > deepest:
+            deepest = depth
+    return deepest
+
+
+def check_json(data: bytes) -> None:
+    """Refuse a JSON text that is too deep or holds too many values. Cheap for ordinary ones.
+
+    Raises:
+        BadRequest: it is.
+    """
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH and _values(data) <= MAX_VALUES:
+        return
+    structure = _structure(data)
+    if _values(structure) > MAX_VALUES:
+        raise TooLarge(f"A message holds more than {MAX_VALUES} JSON values; send less, or in a buffer.")
+    if _depth(structure) > MAX_DEPTH:
+        raise BadRequest(f"A message's JSON is nested deeper than {MAX_DEPTH}; flatten it.")
+
+
+def parse_json(data: bytes) -> Any:
+    """A JSON text as a value. NaN, infinity and invalid UTF-8 are refused.
+
+    Raises:
+        BadRequest: it is not JSON, or beyond the bounds.
+    """
+    check_json(data)
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise BadRequest(f"A message is not valid JSON: {error}.") from None
+
+
+def _object(data: bytes, what: str) -> dict[str, Any]:
+    value = parse_json(data)
+    if not isinstance(value, dict):
+        raise BadRequest(f"A message's {what} must be a JSON object.")
+    return value
+
+
+# --- v1 ------------------------------------------------------------------------------
+
+
+def join_v1(channel: str, parts: Sequence[bytes]) -> bytes:
+    """The v1 framing of parts that are encoded already: header, parent header, metadata, content, buffers."""
+    pieces = [channel.encode(), *parts]
+    offset = 8 * (len(pieces) + 2)
+    offsets = [offset]
+    for piece in pieces:
+        offset += len(piece)
+        offsets.append(offset)
+    return b"".join([struct.pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets), *pieces])
+
+
+def split_v1(data: bytes) -> tuple[str, list[bytes]]:
+    """The channel and the parts, nothing decoded: header, parent header, metadata, content, buffers.
+
+    Raises:
+        BadRequest: the framing is wrong or beyond the bounds.
+    """
+    if len(data) > MAX_BYTES:
+        raise TooLarge(f"A message may have {MAX_BYTES} bytes, not {len(data)}; send less.")
+    if len(data) < 8:
+        raise BadRequest("A message's frame is cut short.")
+    count = int.from_bytes(data[:8], "little")
+    if not _FIXED_PARTS < count <= _FIXED_PARTS + MAX_BUFFERS + 1 or len(data) < 8 * (count + 1):
+        raise BadRequest(f"A message's frame names {count} offsets; that can't be.")
+    offsets = struct.unpack_from(f"<{count}Q", data, 8)
+    if offsets[0] != 8 * (count + 1) or offsets[-1] != len(data):
+        raise BadRequest("A message's offsets do not cover its frame.")
+    if any(a > b for a, b in itertools.pairwise(offsets)):
+        raise BadRequest("A message's offsets do not ascend.")
+    parts = [data[a:b] for a, b in itertools.pairwise(offsets)]
+    channel = parts[0].decode("ascii", "replace")
+    if channel not in CHANNELS:
+        raise BadRequest(f"There is no channel {channel[:20]!r}; use one of {', '.join(sorted(CHANNELS))}.")
+    return channel, parts[1:]
+
+
+def encode_v1(message: JupyterMessage) -> bytes:
+    """A message in the v1 framing."""
+    fields = (message.header, message.parent_header, message.metadata, message.content)
+    return join_v1(message.channel, [*map(_encode, fields), *message.buffers])
+
+
+def decode_v1(data: bytes) -> JupyterMessage:
+    """A message from the v1 framing.
+
+    Raises:
+        BadRequest: anything is wrong with it.
+    """
+    channel, parts = split_v1(data)
+    return JupyterMessage(
+        channel=channel,
+        header=_object(parts[0], "header"),
+        parent_header=_object(parts[1], "parent header"),
+        metadata=_object(parts[2], "metadata"),
+        content=_object(parts[3], "content"),
+        buffers=tuple(parts[4:]),
+    )
+
+
+# --- json ------------------------------------------------------------------------------
+
+
+def _plain(message: JupyterMessage) -> dict[str, Any]:
+    return {
+        "channel": message.channel,
+        "header": message.header,
+        "msg_id": message.msg_id,
+        "msg_type": message.msg_type,
+        "parent_header": message.parent_header,
+        "metadata": message.metadata,
+        "content": message.content,
+    }
+
+
+def encode_json(message: JupyterMessage) -> str | bytes:
+    """A message in the older framing: text, or binary when it has buffers."""
+    if not message.buffers:
+        return _encode({**_plain(message), "buffers": []}).decode()
+    parts = [_encode(_plain(message)), *message.buffers]
+    offset = 4 * (len(parts) + 1)
+    offsets = []
+    for part in parts:
+        offsets.append(offset)
+        offset += len(part)
+    return b"".join([struct.pack(f">{len(parts) + 1}I", len(parts), *offsets), *parts])
+
+
+def _split_json(data: bytes) -> list[bytes]:
+    if len(data) < 4:
+        raise BadRequest("A message's frame is cut short.")
+    count = int.from_bytes(data[:4], "big")
+    if not 0 < count <= MAX_BUFFERS + 1 or len(data) < 4 * (count + 1):
+        raise BadRequest(f"A message's frame names {count} parts; that can't be.")
+    offsets = [*struct.unpack_from(f">{count}I", data, 4), len(data)]
+    if offsets[0] != 4 * (count + 1) or any(a > b for a, b in itertools.pairwise(offsets)):
+        raise BadRequest("A message's offsets do not fit its frame.")
+    return [data[a:b] for a, b in itertools.pairwise(offsets)]
+
+
+def _field(plain: dict[str, Any], name: str) -> dict[str, Any]:
+    value = plain.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise BadRequest(f"A message's {name.replace('_', ' ')} must be a JSON object.")
+    return value
+
+
+def decode_json(data: str | bytes) -> JupyterMessage:
+    """A message from the older framing. A missing ``channel`` means ``shell``, as clients expect.
+
+    Raises:
+        BadRequest: anything is wrong with it.
+    """
+    if len(data) > MAX_BYTES:
+        raise TooLarge(f"A message may have {MAX_BYTES} bytes, not {len(data)}; send less.")
+    parts = [data.encode("utf-8", "replace")] if isinstance(data, str) else _split_json(data)
+    plain = _object(parts[0], "text")
+    channel = plain.get("channel") or "shell"
+    if channel not in CHANNELS if isinstance(channel, str) else True:
+        raise BadRequest(f"There is no such channel; use one of {', '.join(sorted(CHANNELS))}.")
+    return JupyterMessage(
+        channel=cast("str", channel),
+        header=_field(plain, "header"),
+        parent_header=_field(plain, "parent_header"),
+        metadata=_field(plain, "metadata"),
+        content=_field(plain, "content"),
+        buffers=tuple(parts[1:]),
+    )
