@@ -25,9 +25,10 @@ p50 with a p99 four times as long under load: two changes of thread cost more
 than what they hide. A disk with slow flushes would shift that; ``sync`` may be
 called from a thread as long as nothing else is called meanwhile.
 
-**Opening** walks the file in pieces, checks every link and cuts a torn tail back
-to the last whole entry. More than a torn line is never thrown away: it is moved
-to ``<journal>.cut-N`` beside it, for whoever wants to know.
+**Opening** cuts a torn tail back to the last whole entry (``recovery``). More
+than a torn line is never thrown away: it is moved to ``<journal>.cut-N`` beside
+it, for whoever wants to know. What is not synced never grows past a bound, so
+that only the end of a long journal can be in doubt.
 
 **Readers** hold a position, never a queue. Those that are near the end are
 served from a small ring of recent lines, the others from the file (which is in
@@ -56,6 +57,7 @@ from kernelsvc.model import log
 from kernelsvc.model.events import Event
 from kernelsvc.model.log import Head
 from kernelsvc.store.linefile import CHUNK, SparseIndex, read_lines, walk
+from kernelsvc.store.recovery import UNSYNCED_BYTES, Recovery, count, cut_tail, last_line, scan
 
 Clock = Callable[[], float]
 
@@ -65,26 +67,6 @@ RING_BYTES = 32 * 1024
 BATCH_BYTES = 256 * 1024
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-class Recovery(msgspec.Struct, frozen=True, kw_only=True):
-    """What opening a journal found and did.
-
-    Attributes:
-        last_seq: entries that are there now.
-        cut_bytes: how much was cut from the end.
-        cut_lines: whole lines among it (0 for an ordinary torn tail).
-        kept_as: the file that holds what was cut, if it was more than a torn line.
-        lost: entries that had been appended and are gone (after a failed sync).
-        message: the same in words; empty if there was nothing to do.
-    """
-
-    last_seq: int
-    cut_bytes: int = 0
-    cut_lines: int = 0
-    kept_as: str | None = None
-    lost: int = 0
-    message: str = ""
 
 
 class Journal:
@@ -97,7 +79,16 @@ class Journal:
         damaged: why it takes nothing more until ``recover``; None if it does.
     """
 
-    def __init__(self, path: Path, session: str, fd: int, clock: Clock, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        session: str,
+        fd: int,
+        clock: Clock,
+        *,
+        read_only: bool = False,
+        sync_bytes: int | None = UNSYNCED_BYTES,
+    ) -> None:
         self.path = path
         self.session = session
         self.recovery = Recovery(last_seq=0)
@@ -108,6 +99,7 @@ class Journal:
         self._head = Head()
         self._size = 0
         self._synced_size = 0
+        self._sync_bytes = sync_bytes
         self._directory_synced = False
         self._index = SparseIndex()
         self._ring: deque[bytes] = deque()
@@ -138,8 +130,8 @@ class Journal:
     ) -> Journal:
         """An existing journal, recovered: see ``recovery`` for what was done.
 
-        Reads the file in pieces; 1 GB takes a few seconds, so call it in a thread
-        when the file is large.
+        Reads the file in pieces, about a second per GB; call it in a thread when the
+        file is large.
 
         Args:
             path: the file.
@@ -157,7 +149,7 @@ class Journal:
             _lock(fd, path)
         journal = cls(path, session_id or path.absolute().parent.name, fd, clock, read_only=read_only)
         try:
-            journal.recovery = journal._load(cut=not read_only)
+            journal._load()
         except BaseException:
             os.close(fd)
             raise
@@ -165,34 +157,20 @@ class Journal:
             os.close(fd)
         return journal
 
-    def _load(self, *, cut: bool) -> Recovery:
+    def _load(self) -> None:
+        """Find the end of the whole entries; a read-only journal is only counted."""
         size = os.fstat(self._fd).st_size
-        self._index, self._head, self._size = SparseIndex(), Head(), 0
+        if self._closed:
+            self._index, seq, self._size = count(self._fd, size)
+            self._head = Head(seq, log.digest(last_line(self._fd, self._index, seq, self._size)) if seq else "")
+            self.recovery = Recovery(last_seq=seq)
+        else:
+            found = scan(self._fd, size, self.session)
+            self.recovery = cut_tail(self._fd, self.path, found, size)
+            self._index, self._head, self._size = found.index, found.head, found.end
+        self._synced_size = self._size
         self._ring.clear()
         self._ring_bytes = 0
-        for line in walk(self._fd, 0, size):
-            head = log.follow(self._head, line, self.session)
-            if head is None:
-                break
-            self._note(line, head)
-        report = self._cut_tail(size) if cut and size > self._size else Recovery(last_seq=self._head.seq)
-        self._synced_size = self._size
-        return report
-
-    def _cut_tail(self, size: int) -> Recovery:
-        good, seq = self._size, self._head.seq
-        lines = sum(1 for _ in walk(self._fd, good, size))
-        kept = _keep(self._fd, good, size, self.path) if lines > 1 else None
-        os.ftruncate(self._fd, good)
-        os.fsync(self._fd)
-        text = f"{size - good} bytes after entry {seq} were not a whole entry and were cut"
-        return Recovery(
-            last_seq=seq,
-            cut_bytes=size - good,
-            cut_lines=lines,
-            kept_as=kept.name if kept else None,
-            message=f"{text}; {lines} lines of them are kept in {kept.name}." if kept else f"{text}.",
-        )
 
     # -- writing ------------------------------------------------------------------
 
@@ -241,9 +219,7 @@ class Journal:
         except BaseException:
             log.unstamp(events)
             raise
-        first = self._head.seq
-        for n, line in enumerate(lines, first + 1):
-            self._note(line, Head(n, ""))
+        self._note(lines)
         self._head = head
         self._wake()
 
@@ -253,17 +229,23 @@ class Journal:
         if self.damaged:
             raise OSError(errno.EIO, f"the journal needs recover() before it takes more: {self.damaged}")
 
-    def _note(self, line: bytes, head: Head) -> None:
-        self._index.add(head.seq, self._size)
-        self._size += len(line) + 1
-        self._head = head
-        self._ring.append(line)
-        self._ring_bytes += len(line)
+    def _note(self, lines: list[bytes]) -> None:
+        seq, offset, size = self._head.seq, self._size, 0
+        for line in lines:
+            seq += 1
+            self._index.add(seq, offset + size)
+            size += len(line) + 1
+        self._size += size
+        self._ring.extend(lines)
+        self._ring_bytes += size
         while self._ring_bytes > RING_BYTES:
-            self._ring_bytes -= len(self._ring.popleft())
+            self._ring_bytes -= len(self._ring.popleft()) + 1
 
     def _write(self, data: bytes) -> None:
         """All of ``data``, or nothing of it and an exception (write(2): a short write is no error)."""
+        unsynced = self._size - self._synced_size
+        if self._sync_bytes is not None and unsynced and unsynced + len(data) > self._sync_bytes:
+            self.sync()
         try:
             written = os.write(self._fd, data)
             while written < len(data):
@@ -316,13 +298,13 @@ class Journal:
         had = self._head
         self._rewrite_unsynced()
         self._reopen()
-        fd = self._fd
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        report = self._load(cut=True)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        self._load()
         self.damaged = None
         lost = had.seq - self._head.seq
-        text = f"{report.message} {lost} entries after {self._head.seq} were lost." if lost else report.message
-        self.recovery = msgspec.structs.replace(report, lost=lost, message=text.strip())
+        if lost:
+            text = f"{self.recovery.message} {lost} entries after {self._head.seq} were lost.".strip()
+            self.recovery = msgspec.structs.replace(self.recovery, lost=lost, message=text)
         self._wake()
         return self.recovery
 
@@ -512,17 +494,3 @@ def _sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _keep(fd: int, start: int, end: int, path: Path) -> Path:
-    """Copy a part of a journal to the first free ``<journal>.cut-N`` and make it durable."""
-    n = 1
-    while (target := path.with_name(f"{path.name}.cut-{n}")).exists():
-        n += 1
-    out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(out, "wb") as file:
-        for offset in range(start, end, CHUNK):
-            file.write(os.pread(fd, min(CHUNK, end - offset), offset))
-        file.flush()
-        os.fsync(file.fileno())
-    return target
