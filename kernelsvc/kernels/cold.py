@@ -39,7 +39,7 @@ import msgspec
 import zmq
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
-from kernelsvc.errors import Internal, NotFound, NotSupported, Timeout
+from kernelsvc.errors import Internal, KernelDead, NotFound, NotSupported, Timeout
 from kernelsvc.kernels.cold_channels import Channels, Sending
 from kernelsvc.kernels.cold_messages import Ordering, encode, joined
 from kernelsvc.kernels.cold_place import Place, RawOutput, Record, connection_of
@@ -51,7 +51,7 @@ from kernelsvc.kernels.cold_process import (
     Started,
     environment,
 )
-from kernelsvc.kernels.port import Cause, Exit, Message, Output, Sink, StartRequest, Text
+from kernelsvc.kernels.port import Cause, Exit, Forked, Kernel, Message, Output, Sink, StartRequest, Text
 from kernelsvc.model.events import KernelInfo
 
 log = logging.getLogger(__name__)
@@ -427,6 +427,10 @@ class ColdKernel:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def fork(self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False) -> Forked:
+        """Not for cold kernels."""
+        raise NotSupported("A cold kernel can't be forked; use a forked template for checkpoints and branches.")
+
 
 def _is_noise(message: Message) -> bool:
     """Whether it is about the kernel's own start."""
@@ -597,6 +601,13 @@ class ColdLauncher:
         kernel = ColdKernel(place, record, started, self._processes, sink, max_message_bytes=self._max)
         kernel.adopted()
         return kernel
+
+    async def wake(self, request: StartRequest, sink: Sink) -> Kernel:
+        """Not for cold kernels: there are no copies."""
+        raise KernelDead()
+
+    async def discard(self, kernel: str) -> None:
+        """Nothing to end: there are no copies."""
 
 
 def _record(kernel: str, info: dict[str, Any], spec: KernelSpec) -> Record:

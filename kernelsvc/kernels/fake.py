@@ -28,8 +28,8 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
-from kernelsvc.errors import KernelsvcError
-from kernelsvc.kernels.port import Cause, Exit, Message, Output, Sink, StartRequest, Text
+from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError
+from kernelsvc.kernels.port import Cause, Exit, Forked, Message, Output, Sink, StartRequest, Text
 from kernelsvc.model.events import KernelInfo, SandboxReport
 
 Channel = Literal["shell", "control", "stdin"]
@@ -63,7 +63,7 @@ class FakeProcess:
         self._deaf = False
         self._allow_stdin = False
         self._answer: asyncio.Future[str] | None = None
-        self._requests: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
+        self._requests: asyncio.Queue[tuple[str, dict[str, Any]] | asyncio.Future[None]] = asyncio.Queue()
         self._interrupted = asyncio.Event()
         self._task = self._loop.create_task(self._run(), name=f"fake kernel {kernel}")
 
@@ -92,6 +92,18 @@ class FakeProcess:
         """As SIGINT: raises in the running cell, or does nothing."""
         if not self._deaf and self._cell:
             self._interrupted.set()
+
+    async def quiet(self) -> None:
+        """Wait until every cell sent so far has ended, or the process has."""
+        reached: asyncio.Future[None] = self._loop.create_future()
+        self._requests.put_nowait(reached)
+        await asyncio.wait([reached, self._task], return_when="FIRST_COMPLETED")
+
+    def copy(self, kernel: str, processes: dict[str, FakeProcess]) -> None:
+        """A process with the same variables and count, to which nobody is attached."""
+        made = FakeProcess(kernel, 100_000 + len(processes), self._gates)
+        made.variables, made._count = dict(self.variables), self._count
+        processes[kernel] = made
 
     def answer(self, value: str) -> None:
         """An ``input_reply``; ignored if nobody asked."""
@@ -149,7 +161,11 @@ class FakeProcess:
     async def _run(self) -> None:
         try:
             while True:
-                await self._cell_of(*await self._requests.get())
+                wanted = await self._requests.get()
+                if isinstance(wanted, asyncio.Future):
+                    wanted.set_result(None)
+                else:
+                    await self._cell_of(*wanted)
         except Died as death:
             self.exit = death.args[0]
             self._wake()
@@ -283,10 +299,11 @@ def killed(signum: int) -> Exit:
 class FakeKernel:
     """``port.Kernel`` on a ``FakeProcess``."""
 
-    forkable = False
+    forkable = True
 
-    def __init__(self, process: FakeProcess) -> None:
+    def __init__(self, process: FakeProcess, processes: dict[str, FakeProcess]) -> None:
         self.process = process
+        self.processes = processes
         self.info = KernelInfo(kind="forked", pid=process.pid, python="3.11.0", id=process.kernel, language="fake")
         self.sandbox = SandboxReport()
 
@@ -340,6 +357,16 @@ class FakeKernel:
         """See ``port.Kernel``."""
         return msg_id in self.process.seen
 
+    async def fork(self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False) -> Forked:
+        """See ``port.Kernel``. A variable named ``thread`` is what can't be forked."""
+        await self.process.quiet()
+        if self.process.exit is not None:
+            raise KernelDead()
+        if "thread" in self.process.variables and not force:
+            raise CannotFork(reasons=["the thread 'thread' is running"])
+        self.process.copy(copy.kernel, self.processes)
+        return Forked(cost_ms=1.0)
+
 
 class FakeLauncher:
     """``port.Launcher`` of fake kernels.
@@ -373,7 +400,7 @@ class FakeLauncher:
         process = FakeProcess(request.kernel, 100_000 + len(self.processes), self._gates)
         self.processes[request.kernel] = process
         process.attach(sink)
-        return FakeKernel(process)
+        return FakeKernel(process, self.processes)
 
     async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> FakeKernel | None:
         """See ``port.Launcher``."""
@@ -381,7 +408,19 @@ class FakeLauncher:
         if process is None or process.exit is not None:
             return None
         process.attach(sink, last_frame)
-        return FakeKernel(process)
+        return FakeKernel(process, self.processes)
+
+    async def wake(self, request: StartRequest, sink: Sink) -> FakeKernel:
+        """See ``port.Launcher``."""
+        kernel = await self.adopt(request, sink, last_frame=0)
+        if kernel is None:
+            raise KernelDead()
+        return kernel
+
+    async def discard(self, kernel: str) -> None:
+        """See ``port.Launcher``."""
+        if kernel in self.processes:
+            self.processes[kernel].end(killed(signal.SIGKILL))
 
     def close(self) -> None:
         """End every process, without telling anybody. For the end of a test."""

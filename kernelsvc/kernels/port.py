@@ -101,6 +101,20 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
 
 
+class Forked(msgspec.Struct, frozen=True, kw_only=True):
+    """A copy of a live kernel.
+
+    Attributes:
+        cost_ms: how long the original was held up.
+        private_bytes: memory that is the copy's alone, where it could be measured.
+        warnings: what runs on in both copies, or was lost by ``force``.
+    """
+
+    cost_ms: float
+    private_bytes: int | None = None
+    warnings: list[str] = []
+
+
 class Kernel(Protocol):
     """A running kernel. Every method is called from the server's event loop."""
 
@@ -129,7 +143,7 @@ class Kernel(Protocol):
         """SIGINT to the kernel (its own interrupt message for cold ones that want it)."""
 
     def kill(self) -> None:
-        """SIGKILL to everything in the session; ``exited`` follows."""
+        """SIGKILL to the kernel and what it started, not to its copies; ``exited`` follows."""
 
     def resume(self) -> None:
         """Deliver again what ``deliver`` refused."""
@@ -138,7 +152,22 @@ class Kernel(Protocol):
         """Let go without ending it: the server stops or restarts. No ``exited`` follows."""
 
     async def end(self) -> None:
-        """End the kernel and all it started, and free what it held. Safe to cancel; it ends anyway."""
+        """End the kernel and all it started, and free what it held; its copies live on.
+
+        Safe to cancel; it ends anyway.
+        """
+
+    async def fork(self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False) -> Forked:
+        """Copy the kernel between two cells, after everything that was sent to it before.
+
+        A copy waits on its own socket until ``Launcher.wake``; a checkpoint is
+        parked, a branch keeps its background tasks running.
+
+        Raises:
+            CannotFork: what the kernel holds would not survive; ``details["reasons"]``.
+            NotSupported: not a forkable kernel.
+            KernelDead, Timeout: it did not answer.
+        """
 
     def seen(self, msg_id: str) -> bool:
         """Whether the kernel says that it has received this request (known after adoption)."""
@@ -158,3 +187,14 @@ class Launcher(Protocol):
 
     async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> Kernel | None:
         """The kernel that an earlier server started, or None if it is gone."""
+
+    async def wake(self, request: StartRequest, sink: Sink) -> Kernel:
+        """A copy that ``Kernel.fork`` made, named by ``request.kernel``, as a kernel of its own.
+
+        Raises:
+            KernelDead: the copy is gone.
+            Timeout: it did not wake in time; it is ended.
+        """
+
+    async def discard(self, kernel: str) -> None:
+        """End a copy that nobody woke. Nothing happens if it is gone."""

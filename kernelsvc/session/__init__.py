@@ -1,0 +1,5 @@
+"""One session: a kernel, a log and a machine, held together. Called by ``service`` and nothing else."""
+
+from kernelsvc.session.core import About, Session, new_id, new_kernel_id
+
+__all__ = ["About", "Session", "new_id", "new_kernel_id"]
