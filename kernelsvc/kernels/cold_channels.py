@@ -71,6 +71,10 @@ class Channels:
         on_garbled: the kernel broke the protocol; nothing is read any more.
         on_lag: asked to stop (True) and to continue (False) the kernel.
         on_hangup: a connection broke.
+
+    Attributes:
+        gone: set when both shell and iopub broke, with all that came before read by libzmq.
+        lagging: whether the kernel is asked to stop.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class Channels:
         self._on_messages, self._on_garbled = on_messages, on_garbled
         self._on_lag, self._on_hangup = on_lag, on_hangup
         self._loop = asyncio.get_running_loop()
-        self._paused = self._lagging = self._closed = False
+        self.lagging = self._paused = self._closed = False
         self._behind_since: float | None = None
         self._scheduled: asyncio.Handle | None = None
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
@@ -203,11 +207,11 @@ class Channels:
         elif self._behind_since is None:
             self._behind_since = now
         lagging = self._behind_since is not None and now - self._behind_since > LAG_SECONDS
-        if lagging and not self._lagging:
-            self._lagging = True
+        if lagging and not self.lagging:
+            self.lagging = True
             self._on_lag(True)
-        elif empty and self._lagging:
-            self._lagging = False
+        elif empty and self.lagging:
+            self.lagging = False
             self._on_lag(False)
 
     # -- the end ------------------------------------------------------------------------
