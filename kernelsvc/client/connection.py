@@ -1,0 +1,413 @@
+"""JSON-RPC over one WebSocket that comes back by itself.
+
+Theory of operation. One task, ``_keep``, owns the socket: it connects, brings
+back what the connection was for, reads until the socket ends, and begins again
+with growing pauses. It ends when nothing has answered for ``retry_seconds``;
+everything that waits then fails with ``Unreachable``, and the next call starts
+it anew.
+
+A call that the server may safely get twice (it carries its own cell id or
+idempotency key, or only reads) is sent again on the next socket. Any other
+call that was on its way when the socket ended fails with ``ConnectionLost``:
+whether it was done, only the session's state can tell.
+
+For each session that is read, ``_steer`` brings the attachment to what the
+``Feed`` wants, one request at a time, so that the order "detach answered, then
+attach sent" holds and no event of an older attachment can be taken for one of
+a newer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.netutil import Resolver
+from tornado.websocket import (
+    WebSocketClientConnection,
+    WebSocketClosedError,
+    WebSocketError,
+    WebSocketProtocol,
+    websocket_connect,
+)
+
+from kernelsvc import errors
+from kernelsvc.client.address import Address
+from kernelsvc.client.feed import Feed, Gap, Reader
+from kernelsvc.client.rest import UnixResolver, error_of
+from kernelsvc.client.values import ConnectionLost, Unreachable, event_of
+from kernelsvc.errors import KernelsvcError
+
+#: The server's own bound on a frame is 64 MiB; an answer may hold several cells.
+MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+#: A link that carries nothing is asked at this pace, and taken for broken when it stays silent as long again.
+PING_SECONDS = 20.0
+CONNECT_SECONDS = 10.0
+GOODBYE_SECONDS = 1.0
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Incoming(msgspec.Struct):
+    """Any message from the server; its parts stay undecoded until somebody wants them."""
+
+    id: int | None = None
+    method: str = ""
+    params: msgspec.Raw = msgspec.Raw(b"null")
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: dict[str, Any] | None = None
+
+
+_decode = msgspec.json.Decoder(_Incoming).decode
+
+
+class _Call:
+    """A request that waits for its answer."""
+
+    def __init__(self, method: str, params: dict[str, Any], *, repeat: bool) -> None:
+        self.method = method
+        self.params = params
+        self.repeat = repeat
+        self.sent = False
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+
+def backoff(attempt: int, chance: float) -> float:
+    """Seconds to wait before connecting again.
+
+    Args:
+        attempt: 0 for the first time after a loss.
+        chance: from 0 to 1, so that many clients of one server don't come back in step.
+    """
+    return float(min(5.0, 0.05 * 2 ** min(attempt, 10)) * (0.5 + 0.5 * chance))
+
+
+class Connection:
+    """See the module's docstring. Belongs to the loop that made it."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        connect_seconds: float,
+        retry_seconds: float,
+        on_state: Callable[[str], None] | None = None,
+    ) -> None:
+        self.address = address
+        self.reconnects = 0
+        self._patience = connect_seconds
+        self._retry_seconds = retry_seconds
+        self._on_state = on_state or (lambda state: None)
+        self._resolver: Resolver | None = UnixResolver(address.uds) if address.uds else None
+        self._socket: WebSocketClientConnection | None = None
+        self._calls: dict[int, _Call] = {}
+        self._next_id = 1
+        self._feeds: dict[str, Feed] = {}
+        self._steering: set[str] = set()
+        self._wakers: dict[Reader, asyncio.Event] = {}
+        self._keeper: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop
+
+    # --- calls ------------------------------------------------------------------
+
+    async def call(self, method: str, params: dict[str, Any], *, repeat: bool, timeout: float | None = None) -> Any:
+        """Ask and wait for the answer, across reconnects.
+
+        Safe to cancel: the answer is dropped; what the server accepted goes on.
+
+        Args:
+            method: of the API.
+            params: as JSON holds them.
+            repeat: whether the server may get it twice.
+            timeout: seconds to wait at most; None waits as long as it takes.
+
+        Raises:
+            KernelsvcError: the server's error, ``Unreachable``, ``ConnectionLost`` or ``Timeout``.
+        """
+        request = _Call(method, params, repeat=repeat)
+        number = self._next_id
+        self._next_id += 1
+        self._calls[number] = request
+        try:
+            self._ensure_keeper()
+            if self._socket is not None:
+                await self._send(self._socket, number, request)
+            async with asyncio.timeout(timeout):
+                return await request.answer
+        except TimeoutError:
+            raise errors.Timeout(f"{method} was not answered within {timeout:g} s; look at the session's state.")
+        finally:
+            self._calls.pop(number, None)
+
+    async def _send(self, socket: WebSocketClientConnection, number: int, request: _Call) -> None:
+        message = _encode({"jsonrpc": "2.0", "id": number, "method": request.method, "params": request.params})
+        request.sent = True
+        # A socket that ends meanwhile is seen by the keeper, which then decides about this call.
+        with contextlib.suppress(WebSocketClosedError):
+            await socket.write_message(message.decode())
+
+    # --- readers ------------------------------------------------------------------
+
+    def follow(self, session: str, after: int, cell: str | None = None) -> Reader:
+        """A reader of this session's events after a position; end it with ``forget``."""
+        reader = Reader(after, cell)
+        self._wakers[reader] = asyncio.Event()
+        self._feeds.setdefault(session, Feed(session)).readers.append(reader)
+        self._ensure_keeper()
+        self._start_steering(session)
+        return reader
+
+    async def read(self, session: str, reader: Reader) -> list[Any]:
+        """The events that came since the last call, at least one; empty when none will follow.
+
+        Safe to cancel: nothing is lost.
+
+        Raises:
+            KernelsvcError: why the reader ended early.
+        """
+        waker = self._wakers[reader]
+        while not reader.waiting and not reader.done:
+            waker.clear()
+            await waker.wait()
+        was_full = reader.full
+        events = reader.drain()
+        if was_full:
+            self._start_steering(session)
+        if not events and reader.error is not None:
+            raise reader.error
+        return events
+
+    def rewind(self, session: str, reader: Reader, after: int) -> None:
+        """Move a reader back before it has taken anything."""
+        reader.rewind(after)
+        self._start_steering(session)
+
+    def forget(self, session: str, reader: Reader) -> None:
+        """The reader wants no more."""
+        reader.done = True
+        self._wakers.pop(reader, None)
+        feed = self._feeds.get(session)
+        if feed is not None and reader in feed.readers:
+            feed.readers.remove(reader)
+            self._start_steering(session)
+            self._tidy(feed)
+
+    def forget_soon(self, session: str, reader: Reader) -> None:
+        """``forget`` from any thread, as a finalizer runs in any."""
+        with contextlib.suppress(RuntimeError):  # The loop is closed: there is nothing left to tell.
+            self._loop.call_soon_threadsafe(self.forget, session, reader)
+
+    def _start_steering(self, session: str) -> None:
+        if session in self._steering or self._socket is None or self._closed:
+            return
+        feed = self._feeds.get(session)
+        if feed is None or feed.step() is None:
+            return
+        self._steering.add(session)
+        self._spawn(self._steer(feed), f"steer {session}")
+
+    async def _steer(self, feed: Feed) -> None:
+        try:
+            while self._socket is not None and (step := feed.step()) is not None:
+                action, after = step
+                if action == "attach":
+                    feed.attached(after)
+                    await self.call("session.attach", {"session": feed.session, "after": after}, repeat=False)
+                else:
+                    feed.lost()
+                    await self.call("session.detach", {"session": feed.session}, repeat=False)
+        except (ConnectionLost, Unreachable):
+            pass  # The keeper has marked the feed as lost; the next socket steers again.
+        except KernelsvcError as error:
+            self._fail_readers(feed, error)
+        finally:
+            self._steering.discard(feed.session)
+            self._tidy(feed)
+        self._start_steering(feed.session)
+
+    def _tidy(self, feed: Feed) -> None:
+        if not feed.readers and not feed.live and feed.session not in self._steering:
+            self._feeds.pop(feed.session, None)
+
+    def _fail_readers(self, feed: Feed, error: KernelsvcError) -> None:
+        feed.lost()
+        for reader in feed.readers:
+            reader.fail(error)
+            self._wake(reader)
+
+    def _wake(self, reader: Reader) -> None:
+        if waker := self._wakers.get(reader):
+            waker.set()
+
+    # --- the socket's life ----------------------------------------------------------
+
+    def _spawn(self, work: Any, name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=f"kernelsvc client: {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _ensure_keeper(self) -> None:
+        if self._closed:
+            raise Unreachable("This client is closed; make a new one.")
+        self._loop = asyncio.get_running_loop()
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.get_running_loop().create_task(self._keep(), name="kernelsvc client: keep")
+
+    async def _keep(self) -> None:
+        try:
+            while not self._closed and (self._calls or self._feeds):
+                socket = await self._connect(self._patience)
+                self._patience = self._retry_seconds
+                try:
+                    await self._serve(socket)
+                finally:
+                    self._drop()
+                _abort(socket)
+                self.reconnects += 1
+                self._on_state("lost")
+        except KernelsvcError as error:
+            self._give_up(error)
+
+    async def _connect(self, patience: float) -> WebSocketClientConnection:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        attempt = 0
+        while True:
+            try:
+                return await self._connect_once()
+            except (OSError, WebSocketError, HTTPClientError, TimeoutError) as error:
+                known = await _refusal(error)
+                pause = backoff(attempt, random.random())
+                if (known is not None and not known.retryable) or loop.time() + pause > deadline:
+                    raise known or Unreachable(
+                        f"No server answers at {self.address.shown} ({error or type(error).__name__}); "
+                        "start one with 'kernelsvc serve', or give its address."
+                    )
+                attempt += 1
+                await asyncio.sleep(pause)
+
+    async def _connect_once(self) -> WebSocketClientConnection:
+        request = HTTPRequest(
+            self.address.websocket,
+            headers=self.address.headers(),
+            connect_timeout=CONNECT_SECONDS,
+            request_timeout=CONNECT_SECONDS,
+        )
+        return await websocket_connect(
+            request,
+            ping_interval=PING_SECONDS,
+            ping_timeout=PING_SECONDS,
+            max_message_size=MAX_MESSAGE_BYTES,
+            resolver=self._resolver,
+        )
+
+    async def _serve(self, socket: WebSocketClientConnection) -> None:
+        """Bring back what the connection is for, then read until the socket ends."""
+        self._socket = socket
+        self._on_state("connected")
+        for number, request in list(self._calls.items()):
+            if number in self._calls:
+                await self._send(socket, number, request)
+        for session in list(self._feeds):
+            self._start_steering(session)
+        while (message := await socket.read_message()) is not None:
+            try:
+                self._handle(message.encode() if isinstance(message, str) else message)
+            except (Gap, msgspec.DecodeError):
+                return  # Attach again after the last event that was taken.
+
+    def _handle(self, message: bytes) -> None:
+        incoming = _decode(message)
+        if incoming.method == "event":
+            self._dispatch(bytes(incoming.params))
+        elif incoming.id is not None and (request := self._calls.get(incoming.id)) and not request.answer.done():
+            if incoming.error is not None:
+                request.answer.set_exception(_rpc_error(incoming.error))
+            else:
+                request.answer.set_result(msgspec.json.decode(incoming.result))
+
+    def _dispatch(self, raw: bytes) -> None:
+        event = event_of(raw)
+        feed = self._feeds.get(event.session)
+        if feed is None:
+            return
+        for reader in feed.take(event, len(raw)):
+            self._wake(reader)
+            if reader.full:
+                self._start_steering(event.session)
+
+    def _drop(self) -> None:
+        """The socket is over: nothing is attached, and what can't be sent twice fails."""
+        self._socket = None
+        for feed in self._feeds.values():
+            feed.lost()
+        for request in self._calls.values():
+            if request.sent and not request.repeat and not request.answer.done():
+                request.answer.set_exception(ConnectionLost(method=request.method))
+
+    def _give_up(self, error: KernelsvcError) -> None:
+        self._on_state("gone")
+        for request in self._calls.values():
+            if not request.answer.done():
+                request.answer.set_exception(error)
+        for feed in self._feeds.values():
+            self._fail_readers(feed, error)
+        self._feeds.clear()
+
+    async def close(self) -> None:
+        """Let go of the socket. Sessions live on. What still waits fails with ``Unreachable``."""
+        if self._closed:
+            return
+        self._closed = True
+        tasks = [*self._tasks, *([self._keeper] if self._keeper else [])]
+        socket = self._socket
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._give_up(Unreachable("The client was closed meanwhile."))
+        if socket is not None:
+            await _finish(socket)
+
+
+async def _finish(socket: WebSocketClientConnection) -> None:
+    """Say goodbye and wait a moment for the other end's, then close the socket without it."""
+    protocol = socket.protocol
+    socket.close()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GOODBYE_SECONDS):
+            while await socket.read_message() is not None:
+                pass
+    _close_stream(protocol)
+
+
+def _abort(socket: WebSocketClientConnection) -> None:
+    """Close it at once. A reply that nobody reads would keep Tornado's own farewell waiting."""
+    protocol = socket.protocol
+    socket.close()
+    _close_stream(protocol)
+
+
+def _close_stream(protocol: WebSocketProtocol | None) -> None:
+    if protocol is not None and protocol.stream is not None:
+        protocol.stream.close()
+
+
+def _rpc_error(error: dict[str, Any]) -> KernelsvcError:
+    data = error.get("data")
+    if isinstance(data, dict) and "code" in data:
+        return errors.from_json(data)
+    return errors.BadRequest(str(error.get("message") or "The server refused the request and did not say why."))
+
+
+async def _refusal(error: BaseException) -> KernelsvcError | None:
+    """The server's own word on why it did not let us in, if that was it."""
+    if isinstance(error, HTTPClientError) and error.code != 599:
+        return error_of(error.code, error.response.body if error.response else b"")
+    return None

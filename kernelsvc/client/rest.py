@@ -1,0 +1,202 @@
+"""Plain HTTP to the same server: files, notebooks, one-shot calls."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
+from tornado.iostream import StreamClosedError
+from tornado.netutil import Resolver
+
+from kernelsvc import errors
+from kernelsvc.client.address import Address
+from kernelsvc.client.values import ConnectionLost, Unreachable
+from kernelsvc.errors import KernelsvcError
+
+CONNECT_SECONDS = 10.0
+#: A download is handed on in pieces and may be as large as the disk; this only keeps Tornado from saying no.
+_NO_BOUND = 1 << 50
+
+Body = bytes | Callable[[], AsyncIterator[bytes]]
+
+
+class UnixResolver(Resolver):
+    """Every name leads to one Unix socket."""
+
+    def initialize(self, path: str) -> None:
+        """Take the socket's path."""
+        self.path = path
+
+    async def resolve(self, host: str, port: int, family: int = 0) -> list[tuple[int, Any]]:
+        """The one address."""
+        return [(socket.AF_UNIX, self.path)]
+
+
+def error_of(status: int, body: bytes) -> KernelsvcError:
+    """An error from an answer: the one shape where the server sent it, else the nearest by status."""
+    try:
+        data = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        data = None
+    if isinstance(data, dict):
+        data = data.get("error", data)
+        if isinstance(data, dict) and "code" in data:
+            return errors.from_json(data)
+    nearest = next((cls for cls in errors.BY_CODE.values() if cls.http_status == status), errors.Internal)
+    return nearest(f"The server answered with status {status}; is this address a kernelsvc server?")
+
+
+class Rest:
+    """Requests to one address. Belongs to the loop that made it."""
+
+    def __init__(self, address: Address, *, connect_seconds: float, retry_seconds: float) -> None:
+        self.address = address
+        self._patience = connect_seconds
+        self._retry_seconds = retry_seconds
+        options: dict[str, Any] = {"resolver": UnixResolver(address.uds)} if address.uds else {}
+        self._http = AsyncHTTPClient(
+            force_instance=True, max_clients=16, max_body_size=_NO_BOUND, max_buffer_size=64 * 1024 * 1024, **options
+        )
+
+    async def json(self, method: str, path: str, body: Any = None, *, repeat: bool | None = None) -> Any:
+        """Ask with JSON (or nothing) and get JSON.
+
+        Args:
+            method: GET, POST, …
+            path: below the address, with its query.
+            body: what JSON can hold; None sends nothing.
+            repeat: whether the server may get it twice; None says so of GET alone.
+
+        Raises:
+            KernelsvcError: the server's error, ``Unreachable`` or ``ConnectionLost``.
+        """
+        headers = {"Accept": "application/json"}
+        payload = None
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            payload = msgspec.json.encode(body)
+        answer = await self.raw(method, path, payload, headers=headers, repeat=repeat)
+        return msgspec.json.decode(answer) if answer else None
+
+    async def raw(
+        self,
+        method: str,
+        path: str,
+        body: Body | None = None,
+        *,
+        headers: dict[str, str] | None = None,
+        repeat: bool | None = None,
+        sink: Callable[[bytes], None] | None = None,
+        restart: Callable[[], None] | None = None,
+    ) -> bytes:
+        """Ask and get bytes.
+
+        Args:
+            method: GET, PUT, …
+            path: below the address, with its query.
+            body: bytes, or a function that gives the pieces afresh at each try.
+            headers: besides the token's.
+            repeat: whether the server may get it twice; None says so of GET alone.
+            sink: takes the pieces of a good answer as they come, instead of the result.
+            restart: called before a second try, to throw away what ``sink`` got.
+
+        Raises:
+            KernelsvcError: as ``json``.
+        """
+        repeat = method in ("GET", "HEAD") if repeat is None else repeat
+        deadline = asyncio.get_running_loop().time() + self._patience
+        pause = 0.05
+        while True:
+            try:
+                answer = await self._once(method, path, body, headers or {}, sink)
+                self._patience = self._retry_seconds
+                return answer
+            except (OSError, StreamClosedError, HTTPClientError) as error:
+                never_sent = isinstance(error, ConnectionRefusedError | FileNotFoundError)
+                if asyncio.get_running_loop().time() + pause > deadline or not (repeat or never_sent):
+                    raise self._broken(error, method, path, never_sent=never_sent or repeat)
+            if restart is not None:
+                restart()
+            await asyncio.sleep(pause)
+            pause = min(5.0, pause * 2)
+
+    def _broken(self, error: BaseException, method: str, path: str, *, never_sent: bool) -> KernelsvcError:
+        if never_sent:
+            return Unreachable(
+                f"No server answers at {self.address.shown} ({error}); "
+                "start one with 'kernelsvc serve', or give its address."
+            )
+        return ConnectionLost(method=f"{method} {path}")
+
+    async def _once(
+        self, method: str, path: str, body: Body | None, headers: dict[str, str], sink: Callable[[bytes], None] | None
+    ) -> bytes:
+        answer = _Answer(sink)
+        request = HTTPRequest(
+            self.address.base + path,
+            method=method,
+            headers={**self.address.headers(), **headers},
+            connect_timeout=CONNECT_SECONDS,
+            request_timeout=0,
+            header_callback=answer.header,
+            streaming_callback=answer.piece,
+            allow_nonstandard_methods=True,
+            decompress_response=sink is None,
+            **_body_options(body),
+        )
+        response: HTTPResponse = await self._http.fetch(request, raise_error=False)
+        if response.code == 599 or (response.error and not isinstance(response.error, HTTPClientError)):
+            raise response.error or OSError("no answer")
+        if response.code >= 400:
+            raise error_of(response.code, answer.kept())
+        return answer.kept()
+
+    def close(self) -> None:
+        """Let go of the sockets."""
+        self._http.close()
+
+
+def _body_options(body: Body | None) -> dict[str, Any]:
+    if body is None or isinstance(body, bytes):
+        return {"body": body}
+
+    async def produce(write: Callable[[bytes], Any]) -> None:
+        async for piece in body():
+            await write(piece)
+
+    return {"body_producer": produce}
+
+
+class _Answer:
+    """Keeps an answer's body, or passes it on once the status says that it is what was asked for."""
+
+    def __init__(self, sink: Callable[[bytes], None] | None) -> None:
+        self._sink = sink
+        self._status = 0
+        self._pieces: list[bytes] = []
+
+    def header(self, line: str) -> None:
+        if line.startswith("HTTP/"):
+            self._status = int(line.split()[1])
+
+    def piece(self, piece: bytes) -> None:
+        if self._sink is not None and self._status < 400:
+            self._sink(piece)
+        else:
+            self._pieces.append(piece)
+
+    def kept(self) -> bytes:
+        return b"".join(self._pieces)
+
+
+def query(path: str, **params: Any) -> str:
+    """A path with its query; parameters that are None are left out."""
+    pairs = {name: str(value) for name, value in params.items() if value is not None}
+    if not pairs:
+        return path
+    return f"{path}?{urlencode(pairs)}"

@@ -1,0 +1,117 @@
+"""A session's events as async iterators, and the line to one session that they share with it."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Self
+
+from kernelsvc.client.address import without_none
+from kernelsvc.client.connection import Connection
+from kernelsvc.client.feed import Reader
+from kernelsvc.client.values import Cell, read
+from kernelsvc.model.events import Event
+
+
+class Line:
+    """Requests about one session.
+
+    Attributes:
+        session: its id.
+        seen: a position of its log that is known to exist; where a new reader may begin without missing anything.
+    """
+
+    def __init__(self, rpc: Connection, session: str, seen: int) -> None:
+        self.rpc = rpc
+        self.session = session
+        self.seen = seen
+
+    async def ask(self, method: str, *, repeat: bool = False, **params: Any) -> Any:
+        """Call ``session.<method>``; parameters that are None are left out."""
+        params = {"session": self.session, **without_none(**params)}
+        return await self.rpc.call(f"session.{method}", params, repeat=repeat)
+
+    def cell(self, data: Any) -> Cell:
+        """A cell from an answer."""
+        cell = read(data, Cell)
+        self.seen = max(self.seen, cell.seq.last)
+        return cell
+
+
+class AsyncEvents:
+    """A session's events from a position on; iterate over it. ``aclose`` (or the end of a ``with``) lets go early."""
+
+    def __init__(self, line: Line, after: int, cell: str | None = None) -> None:
+        self._line = line
+        self._after = after
+        self._cell = cell
+        self._reader: Reader | None = None
+        self._ready: list[Event] = []
+        self._let_go: Any = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        if not self._ready:
+            self._ready = (await self.next_batch())[::-1]
+        if not self._ready:
+            raise StopAsyncIteration
+        return self._ready.pop()
+
+    async def next_batch(self) -> list[Event]:
+        """All events that are there, at least one; empty at the end. Safe to cancel: nothing is lost."""
+        reader = self._reader or await self._begin()
+        events = await self._line.rpc.read(self._line.session, reader)
+        if events:
+            self._line.seen = max(self._line.seen, events[-1].seq)
+        else:
+            await self.aclose()
+        return events
+
+    async def _begin(self) -> Reader:
+        rpc = self._line.rpc
+        self._reader = reader = rpc.follow(self._line.session, self._after, self._cell)
+        # Whoever breaks out of the loop and forgets the iterator lets go of the reader too.
+        self._let_go = weakref.finalize(self, rpc.forget_soon, self._line.session, reader)
+        return reader
+
+    async def aclose(self) -> None:
+        """Read no more. A cell that runs goes on."""
+        if self._let_go is not None:
+            self._let_go()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+
+class AsyncStream(AsyncEvents):
+    """The events of one cell; made by ``AsyncSession.stream``.
+
+    Attributes:
+        id: the cell's id, for ``input``.
+    """
+
+    def __init__(self, line: Line, request: dict[str, Any]) -> None:
+        super().__init__(line, line.seen, request["cell"])
+        self.id: str = request["cell"]
+        self._request = request
+
+    async def _begin(self) -> Reader:
+        # The attachment is asked for first and the cell sent right behind it: one trip.
+        reader = await super()._begin()
+        try:
+            accepted = await self._line.ask("execute", repeat=True, wait="queued", **self._request)
+        except BaseException:
+            await self.aclose()
+            raise
+        first = read(accepted, Cell).seq.first
+        if first <= self._after:  # An id that was used before: its events are the old ones.
+            self._line.rpc.rewind(self._line.session, reader, first - 1)
+        return reader
+
+    async def cell(self) -> Cell:
+        """The whole cell; waits for its end."""
+        return self._line.cell(await self._line.ask("execute", repeat=True, wait="finished", **self._request))

@@ -1,0 +1,300 @@
+"""The async client against a server that speaks the contract and can be told to misbehave."""
+
+import asyncio
+
+import pytest
+from rpc_server import TOKEN
+from waiting import wait_until
+
+from kernelsvc import errors
+from kernelsvc.client import AsyncClient, CellFailed, ConnectionLost, Unreachable
+from kernelsvc.client import feed as feeds
+from kernelsvc.model import events as ev
+
+
+def numbers(events):
+    return [int(line) for e in events if isinstance(e, ev.Stream) for line in e.text.split()]
+
+
+async def test_a_cell_runs_and_comes_back(connect, server):
+    client = await connect()
+    session = await client.create_session()
+    cell = await session.run("6 * 7")
+    assert (cell.ok, cell.text, str(cell)) == (True, "6 * 7", "6 * 7")
+    assert cell.raise_for_error() is cell
+
+
+async def test_a_failed_cell_is_no_exception_until_asked(connect):
+    session = await (await connect()).create_session()
+    cell = await session.run("fail")
+    assert cell.error.ename == "ValueError"
+    with pytest.raises(CellFailed, match="ValueError: no") as caught:
+        cell.raise_for_error()
+    assert caught.value.cell is cell
+
+
+async def test_a_stream_is_the_cells_events_in_order(connect):
+    session = await (await connect()).create_session()
+    stream = session.stream("lines 3")
+    events = [event async for event in stream]
+    assert isinstance(events[0], ev.CellQueued)
+    assert isinstance(events[-1], ev.CellFinished)
+    assert numbers(events) == [0, 1, 2]
+    assert {event.cell for event in events} == {stream.id}
+    assert (await stream.cell()).text == "0\n1\n2\n"
+
+
+async def test_streams_side_by_side_in_one_session_each_get_their_own(connect):
+    session = await (await connect()).create_session()
+
+    async def read(n):
+        return numbers([event async for event in session.stream(f"lines {n}")])
+
+    assert await asyncio.gather(*(read(n) for n in (5, 50, 500))) == [list(range(n)) for n in (5, 50, 500)]
+
+
+async def test_a_cut_connection_loses_and_repeats_nothing(connect, server):
+    client = await connect()
+    session = await client.create_session()
+    got = []
+    async for event in session.stream("lines 2000"):
+        got.append(event)
+        if len(got) in (100, 500, 1500):
+            server.cut()
+    assert numbers(got) == list(range(2000))
+    assert client.reconnects == 3
+    assert server.sessions[session.id].runs == 1
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 7])
+async def test_a_cut_at_any_early_event(connect, server, after):
+    server.drop_after = after
+    session = await (await connect()).create_session()
+    assert numbers([event async for event in session.stream("lines 20")]) == list(range(20))
+
+
+async def test_a_hole_in_the_numbers_makes_the_client_attach_again(connect, server):
+    server.skip = 10
+    client = await connect()
+    session = await client.create_session()
+    assert numbers([event async for event in session.stream("lines 20")]) == list(range(20))
+    assert client.reconnects == 1
+
+
+async def test_a_waiting_run_survives_the_cut_and_runs_once(connect, server):
+    session = await (await connect()).create_session()
+    waiting = asyncio.create_task(session.run("ask"))
+    await wait_until(lambda: server.sessions[session.id].runs)
+    server.cut()
+    await wait_until(lambda: server.calls.count("session.execute") == 2)
+    await session.input(next(iter(server.sessions[session.id].cells)), "Ada")
+    assert (await waiting).text == "Ada"
+    assert server.sessions[session.id].runs == 1
+
+
+async def test_create_is_sent_again_with_its_key(connect, server):
+    server.mute = {"session.create"}
+    client = await connect()
+    making = asyncio.create_task(client.create_session())
+    await wait_until(lambda: "session.create" in server.calls)
+    server.mute = set()
+    server.cut()
+    await making
+    assert len(server.sessions) == 1
+
+
+async def test_what_cannot_be_sent_twice_says_so(connect, server):
+    server.mute = {"session.interrupt"}
+    session = await (await connect()).create_session()
+    asking = asyncio.create_task(session.interrupt())
+    await wait_until(lambda: "session.interrupt" in server.calls)
+    server.cut()
+    with pytest.raises(ConnectionLost):
+        await asking
+    assert (await session.run("still here")).ok
+
+
+async def test_a_server_that_comes_back_is_found_again(connect, server):
+    client = await connect()
+    session = await client.create_session()
+    stream = session.stream("lines 300")
+    got = [await anext(stream) for _ in range(5)]
+    port = server.port
+    await server.stop()
+    log = server.sessions[session.id]
+    await server.start(port)
+    if not log.ended[stream.id].is_set():  # the "kernel" went with the server: let it end
+        log.add("cell_finished", cell=stream.id, reason="ok")
+    got += [event async for event in stream]
+    assert numbers(got) == list(range(len(numbers(got))))
+    assert isinstance(got[-1], ev.CellFinished)
+
+
+async def test_a_server_that_stays_away_ends_the_waiting(connect, server):
+    client = await connect(retry_seconds=0.2)
+    session = await client.create_session()
+    waiting = asyncio.create_task(session.run("wait"))
+    stream = session.events(0)
+    await anext(stream)
+    await server.stop()
+    with pytest.raises(Unreachable):
+        await waiting
+    with pytest.raises(Unreachable):
+        async for _ in stream:
+            pass
+
+
+async def test_no_server_at_all():
+    async with AsyncClient("http://127.0.0.1:9", "x", connect_seconds=0.0) as client:
+        with pytest.raises(Unreachable, match="kernelsvc serve"):
+            await client.sessions()
+
+
+async def test_a_wrong_token_is_told_at_once(server):
+    url = await server.start()
+    async with AsyncClient(url, "wrong", connect_seconds=30.0) as client:
+        async with asyncio.timeout(5):
+            with pytest.raises(errors.Unauthenticated):
+                await client.create_session()
+            with pytest.raises(errors.Unauthenticated):
+                await client._rest.raw("GET", "/v1/sessions/s0/files/a")
+
+
+async def test_errors_come_back_typed(connect):
+    client = await connect()
+    with pytest.raises(errors.NotFound, match="no session nowhere"):
+        await client.session("nowhere")
+    session = await client.create_session()
+    await session.close()
+    with pytest.raises(errors.SessionClosed):
+        await session.run("1")
+    with pytest.raises(errors.SessionClosed):
+        async for _ in session.stream("1"):
+            pass
+    with pytest.raises(errors.CannotFork) as caught:
+        await session.branch(at="nowhere")
+    assert caught.value.details["reasons"] == ["thread 'worker' runs"]
+
+
+async def test_a_reader_that_lags_is_paused_and_loses_nothing(connect, server, monkeypatch):
+    monkeypatch.setattr(feeds, "MAX_EVENTS", 100)
+    session = await (await connect()).create_session()
+    stream = session.stream("lines 5000")
+    first = await anext(stream)
+    await wait_until(lambda: server.sessions[session.id].cells[stream.id]["state"] == "finished")
+    await wait_until(lambda: "session.detach" in server.calls)
+    assert (await session.run("others go on")).ok
+    assert numbers([first] + [event async for event in stream]) == list(range(5000))
+
+
+async def test_events_from_the_beginning_while_a_stream_runs(connect, server):
+    session = await (await connect()).create_session()
+    await session.run("lines 10")
+    stream = session.stream("ask")
+    await anext(stream)
+    events = session.events()
+    seen = [await anext(events) for _ in range(15)]
+    assert [event.seq for event in seen] == list(range(1, 16))
+    await session.input(stream.id, "x")
+    rest = [event async for event in stream]
+    assert isinstance(rest[-1], ev.CellFinished)
+    await session.close()
+    seen += [event async for event in events]
+    assert [event.seq for event in seen] == list(range(1, len(server.sessions[session.id].events) + 1))
+
+
+async def test_the_same_cell_id_again_streams_the_old_events(connect, server):
+    session = await (await connect()).create_session()
+    first = [event async for event in session.stream("lines 5", cell="mine")]
+    again = [event async for event in session.stream("lines 5", cell="mine")]
+    assert [event.seq for event in again] == [event.seq for event in first]
+    assert server.sessions[session.id].runs == 1
+    with pytest.raises(errors.CellExists):
+        await session.run("lines 6", cell="mine")
+
+
+async def test_breaking_out_of_a_stream_detaches(connect, server):
+    client = await connect()
+    session = await client.create_session()
+    async for _ in session.stream("ask"):
+        break
+    await wait_until(lambda: "session.detach" in server.calls)
+    assert not client._rpc._feeds
+
+
+async def test_batch(connect):
+    session = await (await connect()).create_session()
+    cells = await session.batch(["1", {"code": "lines 2", "cell": "two"}])
+    assert [cell.text for cell in cells] == ["1", "0\n1\n"]
+    assert cells[1].id == "two"
+
+
+async def test_branches_are_sessions(connect):
+    session = await (await connect()).create_session()
+    branches = await session.branch(count=3)
+    assert len({branch.id for branch in branches}) == 3
+    assert (await branches[2].run("1")).ok
+
+
+async def test_files(connect, tmp_path):
+    session = await (await connect()).create_session()
+    big = tmp_path / "big.bin"
+    big.write_bytes(bytes(range(256)) * 4096)
+    assert await session.upload(big) == "big.bin"
+    await session.upload(b"x,y\n", "a dir/täble#1.csv")
+    assert {info.path: info.size for info in await session.files()} == {"big.bin": 1 << 20, "a dir/täble#1.csv": 4}
+    assert await session.download("a dir/täble#1.csv") == b"x,y\n"
+    (tmp_path / "out").mkdir()
+    saved = await session.save("big.bin", tmp_path / "out")
+    assert saved.read_bytes() == big.read_bytes()
+    await session.delete("big.bin")
+    with pytest.raises(errors.NotFound):
+        await session.save("big.bin", tmp_path / "out" / "no.bin")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["big.bin"]
+    assert await session.notebook("py") == b"py"
+    with pytest.raises(errors.BadRequest):
+        await session.upload(b"nameless")
+    with pytest.raises(errors.BadRequest):
+        await session.upload(tmp_path / "none")
+
+
+async def test_a_unix_socket(server, tmp_path):
+    url = await server.start(uds=str(tmp_path / "s.sock"))
+    async with AsyncClient(url, TOKEN) as client:
+        session = await client.create_session()
+        assert (await session.run("1")).ok
+        await session.upload(b"1", "a")
+        assert await session.download("a") == b"1"
+
+
+async def test_a_session_closes_with_its_block_unless_kept(connect, server):
+    client = await connect()
+    async with await client.create_session() as session:
+        pass
+    assert server.sessions[session.id].closed
+    async with await client.create_session(keep=True) as kept:
+        pass
+    async with await client.session(kept.id):
+        pass
+    assert not server.sessions[kept.id].closed
+
+
+async def test_closing_the_client_ends_what_waits(connect):
+    client = await connect()
+    session = await client.create_session()
+    waiting = asyncio.create_task(session.run("wait"))
+    await asyncio.sleep(0)
+    await client.close()
+    with pytest.raises(Unreachable):
+        await waiting
+    with pytest.raises(Unreachable):
+        await session.run("1")
+
+
+async def test_a_timeout_of_the_call_is_typed(connect):
+    client = await connect()
+    session = await client.create_session()
+    with pytest.raises(errors.Timeout):
+        await client._rpc.call(
+            "session.execute", {"session": session.id, "code": "wait", "cell": "c"}, repeat=True, timeout=0.05
+        )
