@@ -1,0 +1,112 @@
+"""The peers, each installed from the registry into an environment of its own below ``.benchmarks/``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.processes import free_port
+from benchmarks.subjects import TOKEN, JupyterServer, Kernelsvc, PlainZmq, Subject
+
+ROOT = Path(__file__).parents[1]
+CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
+NODELAY = Path(__file__).with_name("gateway_nodelay.py")
+
+#: What a peer's kernels need beside the peer itself; the same releases as ours, by the same constraints.
+KERNEL = ("ipykernel", "numpy", "pandas", "matplotlib")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment and what is installed in it.
+
+    Attributes:
+        name: of its directory.
+        packages: what is asked of the registry.
+        shows: packages whose version the report tells.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    shows: tuple[str, ...]
+
+    def prepared(self, below: Path) -> Path:
+        """Its ``bin`` directory, made on first use.
+
+        Raises:
+            RuntimeError: the packages could not be installed.
+        """
+        place = below / self.name
+        stamp = place / ".ready"
+        wanted = "\n".join(self.packages)
+        if not stamp.exists() or stamp.read_text() != wanted:
+            print(f"benchmarks: installing {', '.join(self.packages)} into {place.name}", file=sys.stderr)
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=True)
+            command = [place / "bin" / "python", "-m", "pip", "install", "-qqq", "--disable-pip-version-check"]
+            done = subprocess.run([*command, "-c", CONSTRAINTS, *self.packages, *KERNEL], check=False)
+            if done.returncode:
+                raise RuntimeError(f"{self.name}: its packages could not be installed")
+            stamp.write_text(wanted)
+        return place / "bin"
+
+    def versions(self, below: Path) -> dict[str, str]:
+        """Package to release, as installed."""
+        code = "import sys, importlib.metadata as m\nfor n in sys.argv[1:]: print(n, m.version(n))"
+        command = [below / self.name / "bin" / "python", "-c", code, *self.shows]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return dict(line.split() for line in out.splitlines())
+
+
+GATEWAY = Environment(
+    "gateway", ("jupyter_kernel_gateway>=3", "jupyter_server"), ("jupyter_kernel_gateway", "jupyter_server")
+)
+JUPYVERSE = Environment("jupyverse", ("jupyverse[jupyterlab,noauth]",), ("jupyverse",))
+
+
+def gateway(bin: Path, scratch: Path, *, nodelay: bool) -> Subject:
+    """Kernel Gateway as it is, or with its Nagle delay taken away."""
+    port = free_port()
+    start = [str(bin / "python"), str(NODELAY)] if nodelay else [str(bin / "jupyter-kernelgateway")]
+    options = {"ip": "127.0.0.1", "port": port, "auth_token": TOKEN}
+    command = [*start, *(f"--KernelGatewayApp.{name}={value}" for name, value in options.items())]
+    name = "Kernel Gateway, no Nagle" if nodelay else "Kernel Gateway"
+    return JupyterServer(name, command, scratch, port, _apart(bin, scratch))
+
+
+def jupyter_server(bin: Path, scratch: Path) -> Subject:
+    """jupyter_server, what JupyterLab runs on."""
+    port = free_port()
+    options = {
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "IdentityProvider.token": TOKEN,
+        "ServerApp.allow_root": True,
+        "ServerApp.open_browser": False,
+        "ServerApp.root_dir": scratch,
+        "ServerApp.disable_check_xsrf": True,
+    }
+    command = [str(bin / "jupyter-server"), *(f"--{name}={value}" for name, value in options.items())]
+    return JupyterServer("jupyter_server", command, scratch, port, _apart(bin, scratch))
+
+
+def _apart(bin: Path, scratch: Path) -> dict[str, str]:
+    """An environment in which a peer reads nobody's configuration and starts its own Python's kernels."""
+    home = scratch / "jupyter"
+    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    return {name: str(home / name.lower()) for name in names} | {"JUPYTER_PREFER_ENV_PATH": "1", "VIRTUAL_ENV": ""}
+
+
+def ours(scratch: Path, *settings: str) -> Subject:
+    """This checkout."""
+    return Kernelsvc(sys.executable, scratch, *settings)
+
+
+def everyone(below: Path, scratch: Path) -> tuple[list[Subject], dict[str, str]]:
+    """Every subject that can be had here, and the peers' releases. One that can't is named and left out."""
+    subjects: list[Subject] = [ours(scratch)]
+    bin = GATEWAY.prepared(below)
+    subjects += [gateway(bin, scratch, nodelay=False), gateway(bin, scratch, nodelay=True)]
+    subjects += [jupyter_server(bin, scratch), PlainZmq()]
+    return subjects, GATEWAY.versions(below)

@@ -1,0 +1,372 @@
+"""Who is measured: ourselves and the peers, each driven by a plain client of its own protocol.
+
+A subject gives sessions; a session runs code and says what arrived. Every
+client reads each message and parses its JSON, as any real one must; none does
+more than that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import signal
+import tempfile
+import time
+import uuid
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
+from websockets.asyncio.client import ClientConnection, connect
+
+from benchmarks.processes import Server, free_port, uss
+
+IMPORTS = "import numpy, pandas\nimport matplotlib.pyplot as plt"
+TOKEN = "benchmark-token"
+#: A peer may lose the message that ends a cell; after so long without any other it counts as ended.
+SILENCE_SECONDS = 6.0
+CELL_SECONDS = 120.0
+
+
+@dataclass
+class Ran:
+    """What came of a cell.
+
+    Attributes:
+        seconds: from sending it until its end was told, or until its last output if the end never came.
+        text: characters of stdout that arrived.
+        lines: of them, line ends.
+        ended: False when its end never arrived.
+        output: stdout, if it was asked for.
+    """
+
+    seconds: float
+    text: int = 0
+    lines: int = 0
+    ended: bool = True
+    output: str = ""
+
+
+class Session(ABC):
+    """One live session of a subject."""
+
+    pids: list[int]
+
+    @abstractmethod
+    async def run(self, code: str, *, keep: bool = False) -> Ran:
+        """Run a cell to its end; ``keep`` its output."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End it."""
+
+
+class Subject(ABC):
+    """Something that gives sessions."""
+
+    name: str
+    server: Server | None = None
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Make it ready to be measured."""
+
+    @abstractmethod
+    async def open(self) -> Session:
+        """A session that is ready, numpy, pandas and pyplot imported."""
+
+    async def stop(self) -> None:
+        """End it and all it started."""
+        if self.server is not None:
+            await self.server.stop()
+
+
+async def http(method: str, url: str, *, token: str = TOKEN, body: Any = None) -> Any:
+    """One call; the answer's JSON, or None."""
+    data = json.dumps(body) if body is not None else ("" if method in ("POST", "PUT", "PATCH") else None)
+    headers = {"Authorization": f"token {token}", "Content-Type": "application/json"}
+    request = HTTPRequest(url, method=method, headers=headers, body=data, request_timeout=120)
+    answer = await AsyncHTTPClient().fetch(request)
+    return json.loads(answer.body) if answer.body else None
+
+
+# --- ourselves ---------------------------------------------------------------------------
+
+
+class Kernelsvc(Subject):
+    """``kernelsvc serve`` as its users run it, by JSON-RPC over one plain WebSocket as in the API's reference."""
+
+    name = "kernelsvc"
+
+    def __init__(self, python: str, scratch: Path, *settings: str) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        # Sockets want a short path (unix(7)); the data lies where a user's would.
+        self._runtime = tempfile.TemporaryDirectory(prefix="kb", dir="/tmp")
+        where = ["--data-dir", str(scratch / "data"), "--runtime-dir", self._runtime.name]
+        command = [python, "-m", "kernelsvc", "serve", "--port", str(port), "--token", TOKEN, *where, *settings]
+        self.server = Server(command, f"{self.url}/readyz", scratch / "kernelsvc.log")
+        self.ids = itertools.count(1)
+        self.waiting: dict[int, asyncio.Future[Any]] = {}
+        self.watchers: dict[str, OurSession] = {}
+
+    async def start(self) -> None:
+        assert self.server is not None
+        await self.server.start()
+        self.socket = await connect(
+            f"{self.url.replace('http', 'ws')}/v1/ws",
+            additional_headers={"Authorization": f"Bearer {TOKEN}"},
+            max_size=None,
+            compression=None,
+        )
+        self.reader = asyncio.create_task(self._read(), name="reader")
+
+    async def _read(self) -> None:
+        async for text in self.socket:
+            message = json.loads(text)
+            if message.get("method") == "event":
+                event = message["params"]
+                if watcher := self.watchers.get(event["session"]):
+                    watcher.saw(event)
+            elif (future := self.waiting.pop(message.get("id"), None)) and not future.done():
+                if "error" in message:
+                    future.set_exception(RuntimeError(json.dumps(message["error"])))
+                else:
+                    future.set_result(message["result"])
+
+    async def call(self, method: str, **params: Any) -> Any:
+        """One JSON-RPC request and its result."""
+        id = next(self.ids)
+        future = self.waiting[id] = asyncio.get_running_loop().create_future()
+        await self.socket.send(json.dumps({"jsonrpc": "2.0", "id": id, "method": method, "params": params}))
+        return await asyncio.wait_for(future, CELL_SECONDS)
+
+    async def open(self) -> Session:
+        details = await self.call("session.create")
+        return OurSession(self, details)
+
+    async def stop(self) -> None:
+        if hasattr(self, "reader"):
+            self.reader.cancel()
+            await self.socket.close()
+        await super().stop()
+        self._runtime.cleanup()
+
+
+class OurSession(Session):
+    """A session of kernelsvc."""
+
+    def __init__(self, subject: Kernelsvc, details: dict[str, Any]) -> None:
+        self.subject, self.id = subject, details["id"]
+        self.pids = [details["kernel"]["pid"]]
+        self.ran = Ran(0)
+        self.keep = False
+        self.parts: list[str] = []
+        subject.watchers[self.id] = self
+
+    def saw(self, event: dict[str, Any]) -> None:
+        """One event of this session."""
+        if event["type"] == "stream" and event.get("name") == "stdout":
+            text = event["text"]
+            self.ran.text += len(text)
+            self.ran.lines += text.count("\n")
+            if self.keep:
+                self.parts.append(text)
+
+    async def run(self, code: str, *, keep: bool = False) -> Ran:
+        self.ran, self.keep, self.parts = Ran(0), keep, []
+        begun = time.perf_counter()
+        cell = await self.subject.call("session.execute", session=self.id, code=code)
+        self.ran.seconds = time.perf_counter() - begun
+        self.ran.ended = cell["reason"] == "ok"
+        self.ran.output = "".join(self.parts)
+        return self.ran
+
+    async def close(self) -> None:
+        await self.subject.call("session.close", session=self.id)
+        self.subject.watchers.pop(self.id, None)
+
+
+# --- what speaks Jupyter's messages ------------------------------------------------------
+
+
+class JupyterCell:
+    """Follows one request through Jupyter's messages: it has ended when reply and idle have both come."""
+
+    def __init__(self, id: str, *, keep: bool) -> None:
+        self.id, self.keep = id, keep
+        self.replied = self.idle = False
+        self.begun = self.last = time.perf_counter()
+        self.ran = Ran(0)
+        self.parts: list[str] = []
+
+    def saw(self, message: dict[str, Any]) -> bool:
+        """Take a message; True when it was the last."""
+        if message.get("parent_header", {}).get("msg_id") != self.id:
+            return False
+        self.last = time.perf_counter()
+        kind, content = message["header"]["msg_type"], message["content"]
+        if kind == "stream" and content["name"] == "stdout":
+            self.ran.text += len(content["text"])
+            self.ran.lines += content["text"].count("\n")
+            if self.keep:
+                self.parts.append(content["text"])
+        elif kind == "status":
+            self.idle |= content["execution_state"] == "idle"
+        elif kind.endswith("_reply"):
+            self.replied = True
+        return self.replied and self.idle
+
+    def result(self) -> Ran:
+        """What came of it."""
+        self.ran.ended = self.replied and self.idle
+        self.ran.seconds = self.last - self.begun
+        self.ran.output = "".join(self.parts)
+        return self.ran
+
+
+def request(kind: str, content: dict[str, Any], session: str) -> dict[str, Any]:
+    """A Jupyter request in the plain JSON framing."""
+    header = {
+        "msg_id": uuid.uuid4().hex,
+        "msg_type": kind,
+        "username": "benchmark",
+        "session": session,
+        "version": "5.3",
+        "date": "2025-01-01T00:00:00.000000Z",
+    }
+    parts = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
+    return {**parts, "channel": "shell", "buffers": []}
+
+
+def execution(code: str) -> dict[str, Any]:
+    """The content of an ``execute_request``."""
+    options = {"silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
+    return {"code": code, "stop_on_error": True, **options}
+
+
+class JupyterServer(Subject):
+    """Kernel Gateway, jupyter_server and whatever else has ``/api/kernels`` and its WebSocket."""
+
+    def __init__(self, name: str, command: list[str], scratch: Path, port: int, env: dict[str, str]) -> None:
+        self.name = name
+        self.url = f"http://127.0.0.1:{port}"
+        log = scratch / f"{name.replace(' ', '-')}.log"
+        self.server = Server(command, f"{self.url}/api?token={TOKEN}", log, env)
+        self.server.stop_signal = signal.SIGTERM
+
+    async def start(self) -> None:
+        assert self.server is not None
+        await self.server.start()
+
+    async def open(self) -> Session:
+        kernel = await http("POST", f"{self.url}/api/kernels", body={"name": "python3"})
+        session = uuid.uuid4().hex
+        socket = await connect(
+            f"{self.url.replace('http', 'ws')}/api/kernels/{kernel['id']}/channels?session_id={session}&token={TOKEN}",
+            max_size=None,
+            compression=None,
+        )
+        found = JupyterSession(self, kernel["id"], session, socket)
+        await found.ask("kernel_info_request", {})
+        await found.run(IMPORTS)
+        return found
+
+
+class JupyterSession(Session):
+    """A kernel behind a WebSocket."""
+
+    def __init__(self, subject: JupyterServer, kernel: str, session: str, socket: ClientConnection) -> None:
+        self.subject, self.kernel, self.session, self.socket = subject, kernel, session, socket
+        self._pids: list[int] = []
+
+    @property
+    def pids(self) -> list[int]:  # type: ignore[override]
+        """Known once ``learn_pids`` was asked."""
+        return self._pids
+
+    async def learn_pids(self) -> None:
+        """Ask the kernel for its process id."""
+        self._pids = [int((await self.run("import os; print(os.getpid())", keep=True)).output)]
+
+    async def ask(self, kind: str, content: dict[str, Any], *, keep: bool = False) -> Ran:
+        """Send a request and follow it to its end, or to its last message if the end is lost."""
+        message = request(kind, content, self.session)
+        cell = JupyterCell(message["header"]["msg_id"], keep=keep)
+        await self.socket.send(json.dumps(message))
+        with contextlib.suppress(asyncio.TimeoutError):
+            # A deadline that moves on is dear to set for each message: look now and then instead.
+            async with asyncio.timeout(SILENCE_SECONDS) as silence:
+                async for text in self.socket:
+                    if cell.saw(json.loads(text)):
+                        break
+                    silence.reschedule(asyncio.get_running_loop().time() + SILENCE_SECONDS)
+        return cell.result()
+
+    async def run(self, code: str, *, keep: bool = False) -> Ran:
+        return await self.ask("execute_request", execution(code), keep=keep)
+
+    async def close(self) -> None:
+        await self.socket.close()
+        await http("DELETE", f"{self.subject.url}/api/kernels/{self.kernel}")
+
+
+class PlainZmq(Subject):
+    """``jupyter_client`` and a kernel over ZMQ, with no server between."""
+
+    name = "ZMQ, no server"
+
+    async def start(self) -> None:
+        """Nothing to start."""
+
+    async def open(self) -> Session:
+        from jupyter_client.manager import AsyncKernelManager
+
+        # Two managers over ipc would share a path and never come up: each gets a connection file of its own.
+        place = tempfile.TemporaryDirectory(prefix="kb", dir="/tmp")
+        manager = AsyncKernelManager(kernel_name="python3", connection_file=f"{place.name}/c.json", transport="ipc")
+        await manager.start_kernel(stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL)
+        client = manager.client()
+        client.start_channels()
+        await client.wait_for_ready(timeout=60)
+        found = ZmqSession(place, manager, client)
+        await found.run(IMPORTS)
+        return found
+
+
+class ZmqSession(Session):
+    """A kernel over ZMQ."""
+
+    def __init__(self, place: tempfile.TemporaryDirectory[str], manager: Any, client: Any) -> None:
+        self.place, self.manager, self.client = place, manager, client
+        self.pids = [manager.provisioner.pid]
+
+    async def run(self, code: str, *, keep: bool = False) -> Ran:
+        cell = JupyterCell(self.client.execute(code, allow_stdin=False), keep=keep)
+        readers = (self.client.get_shell_msg, self.client.get_iopub_msg)
+        with contextlib.suppress(asyncio.TimeoutError, Exception):
+            await asyncio.gather(*(self._follow(cell, reader) for reader in readers))
+        return cell.result()
+
+    async def _follow(self, cell: JupyterCell, reader: Any) -> None:
+        shell = reader == self.client.get_shell_msg
+        while not (cell.replied if shell else cell.idle):
+            try:
+                cell.saw(await reader(timeout=SILENCE_SECONDS))
+            except Exception:  # jupyter_client raises queue.Empty: silence
+                if time.perf_counter() - cell.last > SILENCE_SECONDS:
+                    return
+
+    async def close(self) -> None:
+        self.client.stop_channels()
+        await self.manager.shutdown_kernel(now=True)
+        self.place.cleanup()
+
+
+def memory_of(sessions: list[Session]) -> int:
+    """Bytes that these sessions' kernels have to themselves."""
+    return uss([pid for session in sessions for pid in session.pids])

@@ -1,0 +1,326 @@
+"""Write the reference pages that can be read off the code, or check that they are as the code says.
+
+    python docs/generate.py            write them
+    python docs/generate.py --check    exit 1 and name each page that is out of date
+
+A page is a function without arguments that returns its text; ``PAGES`` maps
+file to function. What stands in two places (the README's list of commands, for
+one) goes between a pair of markers, ``<!-- generated: NAME -->`` and
+``<!-- end -->``; ``PARTS`` maps the name to a function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kernelsvc import errors, settings
+from kernelsvc.model import events as ev
+from kernelsvc.model.machine import MOVES
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+NOTE = "<!-- Written by docs/generate.py from the code; `make docs` writes it anew. -->\n\n"
+
+
+# --- events ----------------------------------------------------------------------------
+
+
+def events_page() -> str:
+    """Every event: its meaning, its fields, their types and defaults."""
+    lines = [
+        "# Events",
+        "",
+        "One journal line is one event, and its JSON is what every client receives: over the WebSocket as "
+        "`params` of an `event` notification, over server-sent events as `data`. A field that is not set keeps "
+        "the default shown. A client must tolerate types and fields that it does not know.",
+        "",
+        f"The journal's format is version {ev.SCHEMA}.",
+        "",
+        "## Envelope",
+        "",
+        *_fields(ev.Event, ev.Event, {"type": "which of the types below"}),
+        "",
+        "## Reasons",
+        "",
+        "Every accepted cell ends in exactly one `cell_finished`, with one of: "
+        + ", ".join(f"`{reason.value}`" for reason in ev.Reason)
+        + ".",
+        "",
+        "## Types",
+        "",
+    ]
+    for kind in typing.get_args(ev.AnyEvent):
+        tag = kind.__struct_config__.tag
+        lines += [f"### {tag}", "", *_prose(kind), "", *_fields(kind, ev.Event), ""]
+    return "\n".join(lines)
+
+
+def _prose(kind: type) -> list[str]:
+    """A docstring without its ``Attributes`` section, which the table of fields shows."""
+    return _code_marks(inspect.getdoc(kind) or "").split("\nAttributes:")[0].strip().split("\n")
+
+
+def _code_marks(text: str) -> str:
+    return text.replace("``", "`")
+
+
+def _described(kind: type) -> dict[str, str]:
+    """Field to text, from the docstring's ``Attributes`` section."""
+    section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)", section, re.MULTILINE)
+    return {name: _code_marks(" ".join(text.split())) for name, text in found}
+
+
+def _fields(kind: type[msgspec.Struct], base: type, extra: dict[str, str] | None = None) -> list[str]:
+    described = _described(kind)
+    inherited = set() if kind is base else {field.name for field in msgspec.structs.fields(base)}
+    rows = [("type", "string", "", (extra or {})["type"])] if extra else []
+    rows += [
+        (field.encode_name, _type(field.type), _default(field), described.get(field.name, ""))
+        for field in msgspec.structs.fields(kind)
+        if field.name not in inherited
+    ]
+    if not rows:
+        return ["No fields of its own."]
+    head = ["| field | type | default | |", "|---|---|---|---|"]
+    return head + [f"| `{name}` | {kind} | {default} | {text} |" for name, kind, default, text in rows]
+
+
+def _default(field: msgspec.structs.FieldInfo) -> str:
+    value = field.default
+    if value is msgspec.NODEFAULT:
+        if field.default_factory is msgspec.NODEFAULT:
+            return "required"
+        value = field.default_factory()
+    if value is msgspec.UNSET:
+        return "absent"
+    if isinstance(value, msgspec.Struct):
+        return ""
+    return f"`{msgspec.json.encode(value).decode()}`"
+
+
+def _type(kind: Any) -> str:
+    """A type as JSON's reader would name it."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _type(args[0])
+    if origin is typing.Literal:
+        return " or ".join(f"`{arg}`" for arg in args)
+    if origin in (list, tuple):
+        return f"list of {_type(args[0])}"
+    if origin is dict:
+        return "object" if args[1] is Any else f"object of {_type(args[1])}"
+    if args:
+        return " or ".join(_type(arg) for arg in args if arg is not msgspec.UnsetType)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return " or ".join(f"`{member.value}`" for member in kind)
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        inner = ", ".join(f"`{field.encode_name}`" for field in msgspec.structs.fields(kind))
+        return f"object: {inner}"
+    names = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null", Any: "anything"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+# --- errors, settings, states -----------------------------------------------------------
+
+
+def errors_page() -> str:
+    """The tree of errors and what each one means."""
+    tree = textwrap.dedent((errors.__doc__ or "").partition("::\n\n")[2].partition("\n\nThe first")[0])
+    lines = [
+        "# Errors",
+        "",
+        "Every transport carries one shape, `{code, message, retryable, details}`: REST under `error` with the "
+        "status shown, JSON-RPC in `error.data`. The message says what to do next. `retryable` means that the same "
+        "request may succeed later, unchanged.",
+        "",
+        "```text",
+        tree.rstrip(),
+        "```",
+        "",
+        "| code | status | retryable | whose fault | default message |",
+        "|---|---|---|---|---|",
+    ]
+    for code, kind in sorted(errors.BY_CODE.items()):
+        if not kind.__module__.endswith(".errors"):
+            continue
+        retry = "yes" if kind.retryable else "no"
+        message = _code_marks(kind().message)
+        lines.append(f"| `{code}` | {kind.http_status} | {retry} | {kind.fault} | {message} |")
+    return "\n".join(lines) + "\n"
+
+
+def settings_page() -> str:
+    """The table of settings."""
+    return (
+        "# Settings\n\n"
+        "Each is an option of `kernelsvc serve` (`--max-sessions 50`), an environment variable "
+        "(`KERNELSVC_MAX_SESSIONS=50`) and a key of the TOML file (`max_sessions = 50`; `limits.memory_bytes` stands "
+        "in the table `[limits]`). The command line wins over the environment, that over the file, that over what "
+        "the platform says. `kernelsvc settings` prints each with its value and where that came from.\n\n"
+        + settings.markdown()
+    )
+
+
+def states_page() -> str:
+    """The session's state machine, drawn from its table."""
+    lines = [
+        "# States of a session",
+        "",
+        "Only `kernelsvc/model/machine.py` changes a session's state; this diagram is drawn from its table `MOVES`. "
+        "An illegal move is an error and changes nothing.",
+        "",
+        "```mermaid",
+        "stateDiagram-v2",
+        "    [*] --> starting",
+        *(f"    {here.value} --> {there.value}" for here, to in MOVES.items() for there in sorted(to)),
+        *(f"    {state.value} --> [*]" for state, to in MOVES.items() if not to),
+        "```",
+        "",
+        "| from | to |",
+        "|---|---|",
+        *(f"| `{here.value}` | {_listed(to)} |" for here, to in MOVES.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _listed(states: Iterable[StrEnum]) -> str:
+    return ", ".join(f"`{state.value}`" for state in sorted(states)) or "final"
+
+
+# --- the command line -------------------------------------------------------------------
+
+
+def _help(*words: str) -> str:
+    """What ``kernelsvc WORDS --help`` prints, at a fixed width."""
+    # The defaults that help texts show must not be this machine's.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("KERNELSVC_")}
+    env |= {"COLUMNS": "100", "NO_COLOR": "1", "PYTHON_COLORS": "0"}
+    command = [sys.executable, "-m", "kernelsvc", *words, "--help"]
+    out = subprocess.run(command, env=env, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return "\n".join(line.rstrip() for line in out.strip().splitlines())
+
+
+def _commands(text: str) -> list[str]:
+    """The subcommands that a help text lists in its usage line."""
+    found = re.search(r"\{([\w,-]+)\}", text)
+    return found.group(1).split(",") if found else []
+
+
+def cli_page() -> str:
+    """The help of every command."""
+    top = _help()
+    lines = ["# Command line", "", "```text", top, "```", ""]
+    for name in _commands(top):
+        lines += [f"## kernelsvc {name}", "", "```text", _help(name), "```", ""]
+    return "\n".join(lines)
+
+
+# --- the client ---------------------------------------------------------------------------
+
+
+def client_page() -> str:
+    """The public methods of the client, from their docstrings."""
+    client = importlib.import_module("kernelsvc.client")
+    lines = [
+        "# Client",
+        "",
+        "`from kernelsvc import Client` blocks; `from kernelsvc import AsyncClient` has the same methods to await. "
+        "Both come back by themselves after a lost connection and go on after the last event that they saw.",
+        "",
+    ]
+    for name in ("AsyncClient", "AsyncSession", "AsyncStream", "Cell", "Image", "FileInfo"):
+        kind = getattr(client, name)
+        lines += [f"## {name.removeprefix('Async')}", "", _docstring(kind), ""]
+        lines += [line for method in _methods(kind) for line in (*method, "")]
+    return "\n".join(lines)
+
+
+def _docstring(thing: object) -> str:
+    """A Google-style docstring as Markdown: each section a heading, each entry a list item."""
+    lines, section = [], False
+    for line in _code_marks(inspect.getdoc(thing) or "").splitlines():
+        if re.fullmatch(r"(Args|Attributes|Returns|Raises|Yields):", line):
+            lines += [f"*{line[:-1]}*", ""]
+            section = True
+        elif section and (entry := re.match(r" {4}(\*{0,2}\w[\w, .]*): (.*)", line)):
+            lines.append(f"- `{entry[1]}`: {entry[2]}")
+        elif section and line.startswith("    "):
+            lines.append(line.strip() if not lines[-1].startswith(("-", " ")) else f"  {line.strip()}")
+        else:
+            section = False
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _methods(kind: type) -> Iterator[list[str]]:
+    for name, method in vars(kind).items():
+        if name.startswith("_") or not (inspect.isfunction(method) or isinstance(method, property)):
+            continue
+        target = method.fget if isinstance(method, property) else method
+        shown = name if isinstance(method, property) else f"{name}{_signature(target)}"
+        yield [f"### {name}", "", "```text", shown, "```", "", _docstring(target)]
+
+
+def _signature(method: Callable[..., Any]) -> str:
+    signature = inspect.signature(method)
+    parameters = [p for p in signature.parameters.values() if p.name != "self"]
+    text = str(signature.replace(parameters=parameters))
+    for noise in ("kernelsvc.client.values.", "kernelsvc.model.objects.", "typing.", "'", '"'):
+        text = text.replace(noise, "")
+    return text
+
+
+# --- writing -------------------------------------------------------------------------------
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/reference/events.md": events_page,
+    "docs/reference/errors.md": errors_page,
+    "docs/reference/settings.md": settings_page,
+    "docs/reference/states.md": states_page,
+    "docs/reference/cli.md": cli_page,
+    "docs/reference/client.md": client_page,
+}
+
+
+def drifted(*, write: bool) -> list[str]:
+    """The pages whose text is not what the code says; with ``write`` they are put right."""
+    found = []
+    for name, page in PAGES.items():
+        path = ROOT / name
+        text = NOTE + page().rstrip() + "\n"
+        if not path.exists() or path.read_text("utf-8") != text:
+            found.append(name)
+            if write:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, "utf-8")
+    return found
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; fail when a page is out of date")
+    check = parser.parse_args().check
+    found = drifted(write=not check)
+    for name in found:
+        print(f"{name}: {'out of date; run make docs' if check else 'written'}")
+    return 1 if check and found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
