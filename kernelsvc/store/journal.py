@@ -56,6 +56,7 @@ from kernelsvc.errors import Conflict, CursorExpired, CursorUnknown, Internal, S
 from kernelsvc.model import log
 from kernelsvc.model.events import Event
 from kernelsvc.model.log import Head
+from kernelsvc.store.atomic import sync_directory
 from kernelsvc.store.linefile import CHUNK, SparseIndex, read_lines, walk
 from kernelsvc.store.recovery import UNSYNCED_BYTES, Recovery, count, cut_tail, last_line, scan
 
@@ -276,7 +277,7 @@ class Journal:
         try:
             os.fdatasync(self._fd)
             if not self._directory_synced:
-                _sync_directory(self.path.parent)
+                sync_directory(self.path.parent)
                 self._directory_synced = True
         except OSError as error:
             self.damaged = f"a sync failed ({error})"
@@ -486,11 +487,3 @@ def _open_to_read(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         raise CursorExpired() from None
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

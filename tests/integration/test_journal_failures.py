@@ -145,7 +145,7 @@ def test_a_failed_fsync_damages_the_journal_until_it_was_verified(tmp_path):
             journal.sync()
             synced = journal.head
             ballast = under / "ballast"
-            with ballast.open("wb") as file, pytest.raises(OSError, match="No space"):
+            with ballast.open("wb") as file, pytest.raises(OSError, match="No space"):  # noqa: PT012
                 while True:
                     file.write(b"b" * 65536)
                     file.flush()

@@ -1,0 +1,205 @@
+import asyncio
+import json
+import os
+
+import nbformat
+import pytest
+
+from kernelsvc.model import events as ev
+from kernelsvc.model.events import Reason
+from kernelsvc.model.notebook import fold
+from kernelsvc.store import notebooks
+from kernelsvc.store.journal import Journal
+from kernelsvc.store.notebooks import NotebookFile, Pace, cells_of, write_inherited
+
+
+@pytest.fixture
+def session(tmp_path):
+    path = tmp_path / "s"
+    path.mkdir()
+    journal = Journal.create(path / "journal.jsonl", "s")
+    journal.append([ev.SessionStarted(template="t")])
+    yield journal
+    journal.close()
+
+
+def run(cell, *inside, reason=Reason.OK):
+    for event in inside:
+        event.cell = cell
+    start = [ev.CellQueued(cell=cell, code=f"# {cell}"), ev.CellStarted(cell=cell, execution_count=1)]
+    return [*start, *inside, ev.CellFinished(cell=cell, reason=reason)]
+
+
+def go(journal, file, *events):
+    journal.append(list(events))
+    file.feed(list(events))
+
+
+def read(file):
+    nb = json.loads(file.path.read_bytes())
+    nbformat.validate(nbformat.from_dict(nb), relax_add_props=False)
+    return nb
+
+
+def expected(journal):
+    return json.loads(json.dumps(fold(ev.decode(line) for line in journal.lines())))
+
+
+async def test_the_file_is_the_fold_after_every_cell(session, monkeypatch):
+    monkeypatch.setattr(notebooks, "CREDIT", 60)
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
+    file.feed([ev.decode(line) for line in session.lines()])
+    for n in range(30):
+        show = ev.Display(data={"text/plain": str(n)}, display_id="d" if n == 3 else None)
+        go(session, file, *run(f"c{n}", ev.Stream(text="x" * 2000), show))
+        if n == 20:
+            go(session, file, *run("u", ev.DisplayUpdated(data={"text/plain": "new"}, display_id="d")))
+            go(session, file, ev.RolledBack(to="k", undone=["c18", "c19"]))
+        assert read(file) == expected(session)
+    assert (file.path.stat().st_mode & 0o777) == 0o600
+    assert sorted(os.listdir(file.path.parent)) == ["journal.jsonl", "notebook.ipynb"]
+    file.close()
+
+
+async def test_it_catches_up_with_what_it_did_not_see(session):
+    session.append([e for n in range(300) for e in run(f"c{n}", ev.Stream(text="x" * 300))])
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
+    last = run("last")
+    session.append(last)
+    file.feed(last)
+    session.append(run("later"))
+    assert json.loads(await file.export()) == expected(session)
+    file.write()
+    assert read(file) == expected(session)
+    file.close()
+
+
+async def test_it_is_made_again_when_entries_were_taken_back(session):
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
+    gone = run("gone")
+    for n, event in enumerate(gone, 2):
+        event.seq = n
+    file.feed([ev.decode(line) for line in session.lines()])
+    file.feed(gone)
+    go(session, file, *run("a"))
+    assert json.loads(await file.export()) == expected(session)
+    file.close()
+
+
+def test_it_catches_up_without_an_event_loop(session):
+    session.append(run("a"))
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
+    file.catch_up_now()
+    file.write(durable=True)
+    assert read(file) == expected(session)
+    file.close()
+
+
+async def test_a_long_notebook_is_written_less_often_and_never_lost(session, monkeypatch):
+    monkeypatch.setattr(notebooks, "INLINE_BYTES", 50_000)
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
+    file.feed([ev.decode(line) for line in session.lines()])
+    for n in range(100):
+        go(session, file, *run(f"c{n}", ev.Stream(text="x" * 2000)))
+        await asyncio.sleep(0)
+    await file.finish()
+    assert read(file) == expected(session)
+
+
+async def test_a_disk_without_room_is_logged_and_made_good(session, monkeypatch, caplog):
+    monkeypatch.setattr(notebooks, "RETRY", 0.01)
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
+    file.feed([ev.decode(line) for line in session.lines()])
+    go(session, file, *run("a"))
+
+    def refuses(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(notebooks, "replace", refuses)
+        go(session, file, *run("b"))
+        assert len(read(file)["cells"]) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(file._cells, "add", refuses)
+        go(session, file, *run("c"))
+    assert "No space" in caplog.text
+    async with asyncio.timeout(5):
+        while read(file) != expected(session):
+            await asyncio.sleep(0.01)
+    file.close()
+
+
+async def test_cancelling_an_export_leaves_it_usable(session):
+    session.append([e for n in range(2000) for e in run(f"c{n}")])
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
+    task = asyncio.ensure_future(file.export())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert json.loads(await file.export()) == expected(session)
+    file.close()
+
+
+async def test_an_entry_that_can_not_be_read_is_left_out(session, caplog):
+    session.append(run("a"))
+    path = session.path
+    data = path.read_bytes().replace(b'"cell_started"', b'"cell_tampers"')
+    session.close()
+    path.write_bytes(data)
+    journal = Journal.open(path, read_only=True)
+    file = NotebookFile(path.with_name("notebook.ipynb"), journal)
+    assert len(json.loads(await file.export())["cells"]) == 1
+    assert "entry 3 can't be read" in caplog.text
+    file.close()
+
+
+async def test_an_empty_session_has_a_notebook(session):
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
+    await file.finish()
+    assert read(file)["cells"] == []
+
+
+async def test_a_branch_begins_with_its_parents_cells_as_they_were(session, tmp_path):
+    session.append(run("a", ev.Stream(text="A")))
+    at = session.last_seq
+    session.append(run("b"))
+    (tmp_path / "t").mkdir()
+    write_inherited(tmp_path / "t" / "parent.cells", "s", cells_of(session, at))
+    child = Journal.create(tmp_path / "t" / "journal.jsonl", "t")
+    child.append([ev.SessionStarted(parent={"session": "s", "seq": at}), *run("a", ev.Stream(text="B"))])
+    file = NotebookFile(tmp_path / "t" / "notebook.ipynb", child, parent=tmp_path / "t" / "parent.cells")
+    file.catch_up_now()
+    file.write()
+    cells = read(file)["cells"]
+    assert [c["outputs"][0]["text"] for c in cells] == ["A", "B"]
+    assert cells[0]["metadata"]["kernelsvc"]["parent"] == "s"
+    (tmp_path / "u").mkdir()
+    write_inherited(
+        tmp_path / "u" / "parent.cells", "t", cells_of(child, child.last_seq), tmp_path / "t" / "parent.cells"
+    )
+    grandchild = Journal.create(tmp_path / "u" / "journal.jsonl", "u")
+    late = NotebookFile(tmp_path / "u" / "notebook.ipynb", grandchild, parent=tmp_path / "u" / "parent.cells")
+    late.write()
+    assert [c["metadata"]["kernelsvc"]["parent"] for c in read(late)["cells"]] == ["s", "t"]
+    for each in (file, late, child, grandchild):
+        each.close()
+
+
+def test_pace_keeps_writing_to_its_share():
+    now, pace, spent = 0.0, Pace(0.0), 0.0
+    while now < 60:
+        wait = pace.wait(now)
+        if wait == 0:
+            pace.spent(0.2)
+            spent += 0.2
+        now += max(0.01, wait)
+    assert spent / 60 < 0.06
+
+
+def test_pace_does_not_delay_what_is_cheap():
+    pace, now = Pace(0.0), 0.0
+    for _ in range(100):
+        assert pace.wait(now) == 0
+        pace.spent(0.0004)
+        now += 0.001
