@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import struct
 from typing import Any, NamedTuple
 
@@ -29,6 +30,12 @@ MAX_TEXT = 256 * 1024
 #: A run of frames grows to about this size before the next begins; runs are freed whole.
 RUN_BYTES = 64 * 1024
 
+#: Bounds of the JSON in a message.
+MAX_DEPTH = 100
+MAX_VALUES = 2_000_000
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NOT_BRACKETS = bytes(b for b in range(256) if b not in b"[]{}")
 _pack = HEADER.pack
 _HEADER_SIZE = HEADER.size
 
@@ -255,6 +262,23 @@ def join(channel: bytes, *parts: bytes) -> bytes:
         offset += len(part)
         offsets.append(offset)
     return b"".join((struct.pack(f"<{count + 1}Q", count, *offsets), channel, *parts))
+
+
+def misfit(part: bytes) -> str | None:
+    """Why the server would refuse this JSON, or None. The bounds are those of ``protocol.jupyter``."""
+    brackets = part.count(b"[") + part.count(b"{")
+    if brackets <= MAX_DEPTH and brackets + part.count(b",") <= MAX_VALUES:
+        return None
+    structure = _STRING.sub(b"", part)
+    values = structure.count(b"[") + structure.count(b"{") + structure.count(b",")
+    if values > MAX_VALUES:
+        return f"it holds {values} values and at most {MAX_VALUES} can be sent"
+    depth = 0
+    for byte in structure.translate(None, _NOT_BRACKETS):
+        depth += 1 if byte in b"[{" else -1
+        if depth > MAX_DEPTH:
+            return f"it is nested deeper than {MAX_DEPTH}"
+    return None
 
 
 def stream_prefix(name: str, parent: str) -> bytes:

@@ -32,7 +32,7 @@ def describe(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> list[di
         namespace: the user's globals.
         hidden: names that were there before the user (``In``, ``exit``, ...), and their values.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for name, value in list(namespace.items()):
         if not isinstance(name, str) or name.startswith("_") or hidden.get(name, found) is value:
             continue

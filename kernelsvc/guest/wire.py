@@ -183,6 +183,7 @@ class Wire:
         self._lock = threading.RLock()
         for connection in self._all_connections():
             connection.close()
+        self._conn, self._guests = None, []
         self._listener.close()
 
     # -- the door -----------------------------------------------------------------------

@@ -1,44 +1,201 @@
-"""The server's end of the kernel wire (``docs/reference/wire.md``)."""
+"""The server's end of the kernel wire (``docs/reference/wire.md``).
+
+One ``Wire`` belongs to one kernel for as long as that lives. It reads in large
+pieces, hands whole batches to ``deliver``, and acknowledges what was taken. When
+``deliver`` refuses, nothing more is read until ``resume``, the kernel's buffer
+fills and its prints block: back-pressure without a queue.
+
+A connection that ends while the kernel lives is made again: the kernel names
+the requests that it saw, those it did not see are sent once more, and the
+frames go on after the last that was delivered. Only a kernel that can't be
+reached any more is ``lost``.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from kernelsvc.kernels.port import Output
+import msgspec
+
+from kernelsvc.errors import AtCapacity, KernelDead, Timeout
+from kernelsvc.kernels import wire_frames as frames
+from kernelsvc.kernels.port import Message, Output
+from kernelsvc.kernels.raw import RawPipe
+from kernelsvc.kernels.wire_frames import ACK, CONTROL, HEADER, HELLO, MESSAGE, Parser, Violation, Welcome
+from kernelsvc.protocol import jupyter
+
+log = logging.getLogger(__name__)
 
 Deliver = Callable[[Sequence[Output]], None]
 Lost = Callable[["WireLoss"], None]
 
+#: Most bytes of one read.
+READ = 256 * 1024
+#: Most bytes that wait for a kernel that does not read its requests.
+MAX_OUTGOING = 64 * 1024 * 1024
+#: Requests kept until the kernel is known to have seen them; it names its last 32.
+KEPT_REQUESTS = 32
+#: Seconds between attempts to connect: first, and at the most.
+RETRY_SECONDS = 0.002, 0.05
+#: Seconds in which a connection that ended must be accepted again.
+HEAL_SECONDS = 1.0
 
-class WireLoss(Exception):
-    """Why a wire ended.
+_encode = msgspec.json.Encoder().encode
+_UCRED = struct.Struct("3i")
+
+
+class WireLoss(KernelDead):
+    """The wire to the kernel ended.
 
     Attributes:
         violation: True when the kernel broke the protocol (end it with cause
             ``protocol``), False when its end of the socket is simply gone.
     """
 
-    def __init__(self, message: str, *, violation: bool) -> None:
+    def __init__(self, message: str, *, violation: bool = False) -> None:
         super().__init__(message)
         self.violation = violation
 
 
-class Wire:
-    """One connection to one kernel. Every method is called from the event loop that connected it."""
+class _Link:
+    """One connected socket that was welcomed."""
 
-    welcome: dict[str, Any]
-    """What the kernel said of itself: ``version, kernel, python, ipykernel, seen, busy``. Not to be trusted."""
-    peer_pid: int
-    """The kernel's pid as Linux vouches for it (``SO_PEERCRED``), in the server's pid namespace."""
-    last_frame: int
-    """The highest frame that was delivered."""
+    def __init__(self, sock: socket.socket, peer_pid: int) -> None:
+        self.sock = sock
+        self.peer_pid = peer_pid
+        self.rest = bytearray()
+        self.fds: list[int] = []
+        self.welcome = Welcome(version=0)
+        self.first = 0
+
+    def close(self) -> None:
+        self.sock.close()
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock.fileno(), wake)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock.fileno())
+
+
+async def _knock(path: str, *, patient: bool) -> socket.socket:
+    """Connect. If ``patient``, also to a listener that is not there yet; otherwise raise OSError."""
+    loop = asyncio.get_running_loop()
+    pause, longest = RETRY_SECONDS
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            await loop.sock_connect(sock, path)
+            return sock
+        except (ConnectionRefusedError, FileNotFoundError, BlockingIOError) as error:
+            sock.close()
+            if not (patient or isinstance(error, BlockingIOError)):
+                raise
+        except BaseException:
+            sock.close()
+            raise
+        await asyncio.sleep(pause)
+        pause = min(longest, pause * 2)
+
+
+async def _link(path: str, last_frame: int, identity: dict[str, Any] | None, *, patient: bool) -> _Link:
+    """Connect, say HELLO, await WELCOME.
+
+    Raises:
+        Violation: it is answered with something else.
+        OSError: nobody listens.
+        EOFError: the kernel hung up.
+    """
+    sock = await _knock(path, patient=patient)
+    try:
+        pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        link = _Link(sock, pid)
+        body = _encode({"version": frames.VERSION, **({"identity": identity} if identity else {})})
+        await asyncio.get_running_loop().sock_sendall(sock, HEADER.pack(len(body), HELLO, last_frame) + body)
+        while True:
+            found = _receive_welcome(link)
+            if found is not None:
+                link.welcome, link.first = found
+                return link
+            await _readable(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _receive_welcome(link: _Link) -> tuple[Welcome, int] | None:
+    try:
+        data, fds, _, _ = socket.recv_fds(link.sock, READ, 8)
+    except (BlockingIOError, InterruptedError):
+        return None
+    link.fds += fds
+    if not data:
+        raise EOFError
+    link.rest += data
+    return frames.welcome(link.rest)
+
+
+class Wire:
+    """The wire to one kernel. Every method is called from the event loop that connected it.
+
+    Attributes:
+        peer_pid: the kernel's pid as Linux vouches for it (``SO_PEERCRED``), in the server's pid namespace.
+    """
+
+    def __init__(self, path: str, link: _Link, *, last_frame: int, max_frame: int) -> None:
+        self.peer_pid = link.peer_pid
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._parser = Parser(last=last_frame, max_frame=max_frame)
+        self._deliver: Deliver | None = None
+        self._lost: Lost | None = None
+        self._link: _Link | None = None
+        self._raw: list[RawPipe] = []
+        self._loss: WireLoss | None = None
+        self._refused: list[Output] = []
+        self._outgoing: deque[tuple[memoryview, list[int]]] = deque()
+        self._outgoing_bytes = 0
+        self._acked = last_frame
+        self._controls: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._control_number = 0
+        self._requests: deque[tuple[str, bytes]] = deque(maxlen=KEPT_REQUESTS)
+        self._healing: asyncio.Task[None] | None = None
+        self._adopt(link)
+
+    # -- connecting -----------------------------------------------------------------------
 
     @classmethod
     async def connect(
-        cls, path: str, *, last_frame: int = 0, deadline: float = 10.0, identity: dict[str, Any] | None = None
+        cls,
+        path: str,
+        *,
+        last_frame: int = 0,
+        deadline: float = 10.0,
+        identity: dict[str, Any] | None = None,
+        max_frame: int = jupyter.MAX_BYTES,
     ) -> Wire:
         """Connect to a kernel's listener, say HELLO, await WELCOME. A HELLO wakes a parked checkpoint.
+
+        Safe to cancel.
 
         Args:
             path: the listener's socket.
@@ -46,17 +203,166 @@ class Wire:
             deadline: seconds from now; until then a refused connection is tried again.
             identity: for a parked checkpoint only: who it is from now on (``kernel``,
                 ``session``, ``workdir``, ``env``); None keeps what the fork request said.
+            max_frame: most bytes of one message.
 
         Raises:
             Timeout: nobody answered in time.
             WireLoss: it answered, but not as the protocol says.
         """
-        raise NotImplementedError
+        try:
+            async with asyncio.timeout(deadline):
+                link = await _link(path, last_frame, identity, patient=True)
+        except TimeoutError:
+            raise Timeout("The kernel did not answer in time; try again, or restart the session.") from None
+        except Violation as error:
+            raise WireLoss(f"The kernel broke its protocol: {error}.", violation=True) from None
+        except (OSError, EOFError) as error:
+            raise WireLoss(f"The kernel hung up: {error}.") from None
+        if link.first <= last_frame:
+            link.close()
+            raise WireLoss(f"The kernel never sent frame {last_frame}; it is not the one it was.", violation=True)
+        return cls(path, link, last_frame=link.first - 1, max_frame=max_frame)
+
+    @property
+    def welcome(self) -> dict[str, Any]:
+        """What the kernel said of itself: ``version, kernel, session, pid, python, ipykernel, seen, busy``."""
+        return msgspec.to_builtins(self._welcome)  # type: ignore[no-any-return]
+
+    @property
+    def last_frame(self) -> int:
+        """The highest frame that was delivered."""
+        return self._acked
+
+    def _adopt(self, link: _Link) -> None:
+        self._link = link
+        self._welcome = link.welcome
+        self._parser.reset()
+        for pipe, fd in zip(self._raw, link.fds, strict=False):
+            pipe.close()
+            pipe.fd = fd
+            os.set_blocking(fd, False)
+        if not self._raw and len(link.fds) >= 2:
+            self._raw = [RawPipe(link.fds[0], "stdout"), RawPipe(link.fds[1], "stderr")]
+        for fd in link.fds[2:]:
+            os.close(fd)
+        link.fds = []
 
     def start(self, deliver: Deliver, lost: Lost) -> None:
-        """Begin to read. ``deliver`` as in ``port.Sink``; ``lost`` is called once, with the reason, after the last
-        batch (raw pipes included), and not after ``close``."""
-        raise NotImplementedError
+        """Begin to read.
+
+        Args:
+            deliver: as in ``port.Sink``.
+            lost: called once, with the reason, after the last batch (raw pipes included); not after ``close``.
+        """
+        self._deliver, self._lost = deliver, lost
+        self._watch()
+        if self._link is not None and self._link.rest:
+            rest, self._link.rest = bytes(self._link.rest), bytearray()
+            self._loop.call_soon(self._feed, rest)
+
+    def _watch(self) -> None:
+        if self._link is not None:
+            self._loop.add_reader(self._link.sock.fileno(), self._read)
+        for pipe in self._raw:
+            if pipe.fd >= 0:
+                self._loop.add_reader(pipe.fd, self._read_raw, pipe)
+
+    def _unwatch(self) -> None:
+        if self._link is not None:
+            self._loop.remove_reader(self._link.sock.fileno())
+        for pipe in self._raw:
+            if pipe.fd >= 0:
+                self._loop.remove_reader(pipe.fd)
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        if self._link is None or self._refused:
+            return
+        try:
+            chunk = self._link.sock.recv(READ)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            chunk = b""
+        if chunk:
+            self._feed(chunk)
+        else:
+            self._hung_up()
+
+    def _feed(self, chunk: bytes) -> None:
+        try:
+            batch = self._parser.feed(chunk)
+        except Violation as error:
+            self._lose(WireLoss(f"The kernel broke its protocol: {error}.", violation=True))
+            return
+        for reply in self._parser.replies:
+            self._answered(reply)
+        self._parser.replies.clear()
+        self._forget_answered(batch)
+        end = next((i for i, item in enumerate(batch) if _ends_cell(item)), None)
+        if end is not None:
+            batch[end:end] = [text for pipe in self._raw for text in pipe.drain()]
+        self._give(batch)
+
+    def _read_raw(self, pipe: RawPipe) -> None:
+        if self._refused:
+            return
+        text = pipe.read()
+        if text is not None:
+            self._give([text])
+        elif pipe.ended:
+            self._loop.remove_reader(pipe.fd)
+
+    def _give(self, batch: list[Output]) -> None:
+        """Deliver, then acknowledge; what is refused waits for ``resume``."""
+        if self._deliver is None:
+            return
+        if batch:
+            try:
+                self._deliver(batch)
+            except OSError:
+                self._refused = batch
+                self._unwatch()
+                return
+            except Exception:
+                log.exception("a batch from kernel %s could not be taken", self._path)
+                self._lose(WireLoss("The server failed on what the kernel sent; its log has the details."))
+                return
+        if self._parser.last != self._acked:
+            self._acked = self._parser.last
+            self._send(HEADER.pack(0, ACK, self._acked))
+
+    def resume(self) -> None:
+        """Deliver again what ``deliver`` refused, and read on."""
+        batch, self._refused = self._refused, []
+        if not batch:
+            return
+        self._give(batch)
+        if self._loss is not None:
+            self._finish()
+        elif not self._refused and self._lost is not None:
+            self._watch()
+
+    def drain(self) -> bool:
+        """Deliver all that is there, now; for when the process is known to have ended.
+
+        Returns:
+            False if ``deliver`` refused; call it again after ``resume``.
+        """
+        while self._link is not None and self._lost is not None and not self._refused:
+            try:
+                chunk = self._link.sock.recv(READ)
+            except OSError:
+                break
+            if not chunk:
+                break
+            self._feed(chunk)
+        if not self._refused and self._lost is not None:
+            self._give([text for pipe in self._raw for text in pipe.drain()])
+        return not self._refused
+
+    # -- sending ----------------------------------------------------------------------------
 
     def send_message(
         self,
@@ -68,11 +374,26 @@ class Wire:
         metadata: dict[str, Any] | None = None,
         buffers: Sequence[bytes] = (),
     ) -> None:
-        """Send a Jupyter message. What the socket does not take at once is kept, and sent when it does."""
-        raise NotImplementedError
+        """Send a Jupyter message. What the socket does not take at once is kept, and sent when it does.
 
-    async def control(self, op: str, fds: Sequence[int] = (), *, timeout: float = 10.0, **fields: Any) -> dict[str, Any]:
+        Raises:
+            AtCapacity: the kernel has not read the last 64 MiB that were sent to it.
+        """
+        header = {"msg_id": msg_id, "msg_type": msg_type, "username": "", "session": "", "version": "5.4"}
+        parts = [_encode(header), b"{}", _encode(metadata or {}), _encode(content), *buffers]
+        payload = jupyter.join_v1(channel, parts)
+        frame = HEADER.pack(len(payload), MESSAGE, 0) + payload
+        if self._outgoing_bytes + len(frame) > MAX_OUTGOING:
+            raise AtCapacity("The kernel does not take more requests; wait for the running cell, or interrupt it.")
+        self._requests.append((msg_id, frame))
+        self._send(frame)
+
+    async def control(
+        self, op: str, fds: Sequence[int] = (), *, timeout: float = 10.0, **fields: Any
+    ) -> dict[str, Any]:
         """Send a CONTROL request and await its REPLY. ``fds`` are duplicated to the kernel; the caller closes its own.
+
+        Cancelling it leaves the request with the kernel.
 
         Ops: ``survey``; ``fork`` (``mode="checkpoint"|"branch", force: bool, identity: {kernel, session, workdir,
         env}``, ``fds`` = bound listener, stdout read, stdout write, stderr read, stderr write).
@@ -81,16 +402,144 @@ class Wire:
             Timeout: no reply in time.
             KernelDead: the wire was lost meanwhile.
         """
-        raise NotImplementedError
+        self._control_number += 1
+        number = self._control_number
+        answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._controls[number] = answer
+        payload = _encode({"op": op, "fds": len(fds), **fields})
+        try:
+            self._send(HEADER.pack(len(payload), CONTROL, number) + payload, fds)
+            async with asyncio.timeout(timeout):
+                return await answer
+        except TimeoutError:
+            raise Timeout(f"The kernel did not answer {op!r} in {timeout} seconds; wait for its cell to end.") from None
+        finally:
+            del self._controls[number]
 
-    def resume(self) -> None:
-        """Deliver again what ``deliver`` refused, and read on."""
-        raise NotImplementedError
+    def _forget_answered(self, batch: list[Output]) -> None:
+        """A request that the kernel speaks of need not be kept."""
+        if self._requests:
+            parents = {item.parent for item in batch}
+            if any(msg_id in parents for msg_id, _ in self._requests):
+                kept = [r for r in self._requests if r[0] not in parents]
+                self._requests = deque(kept, maxlen=KEPT_REQUESTS)
+
+    def _answered(self, reply: frames.Reply) -> None:
+        waiting = self._controls.get(reply.request)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(reply.body)
+
+    def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        if self._link is None and data[4] != CONTROL:
+            return  # requests are sent again when the kernel is back; acknowledgements come with HELLO
+        self._outgoing.append((memoryview(data), [os.dup(fd) for fd in fds]))
+        self._outgoing_bytes += len(data)
+        if len(self._outgoing) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._outgoing and self._link is not None:
+            view, fds = self._outgoing[0]
+            sock = self._link.sock
+            try:
+                count = socket.send_fds(sock, [view], fds) if fds else sock.send(view)
+            except (BlockingIOError, InterruptedError):
+                self._loop.add_writer(sock.fileno(), self._flush)
+                return
+            except OSError:
+                return  # the reader finds out, and connects again
+            for fd in fds:
+                os.close(fd)
+            self._outgoing_bytes -= count
+            if count == len(view):
+                self._outgoing.popleft()
+            else:
+                self._outgoing[0] = (view[count:], [])
+        if self._link is not None:
+            self._loop.remove_writer(self._link.sock.fileno())
+
+    def _drop_outgoing(self) -> None:
+        for _, fds in self._outgoing:
+            for fd in fds:
+                os.close(fd)
+        self._outgoing.clear()
+        self._outgoing_bytes = 0
 
     def seen(self, msg_id: str) -> bool:
         """Whether the kernel said, when it was connected, that it had received this request."""
-        raise NotImplementedError
+        return msg_id in self._welcome.seen or msg_id == self._welcome.busy
+
+    # -- ends -------------------------------------------------------------------------------
+
+    def _disconnect(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            self._loop.remove_reader(link.sock.fileno())
+            self._loop.remove_writer(link.sock.fileno())
+            link.close()
+        self._drop_outgoing()
+
+    def _hung_up(self) -> None:
+        """The connection ended; the kernel may still live."""
+        self._disconnect()
+        self._healing = self._loop.create_task(self._heal(), name=f"heal {self._path}")
+
+    async def _heal(self) -> None:
+        try:
+            link = await _link(self._path, self._parser.last, None, patient=False)
+        except Violation as error:
+            self._lose(WireLoss(f"The kernel broke its protocol: {error}.", violation=True))
+            return
+        except (OSError, EOFError):
+            self._lose(WireLoss("The kernel closed its socket and can't be reached any more."))
+            return
+        if link.first != self._parser.last + 1:
+            link.close()
+            self._lose(WireLoss("The kernel lost frames that were not acknowledged.", violation=True))
+            return
+        self._unwatch()
+        self._adopt(link)
+        for msg_id, frame in self._requests:
+            if not self.seen(msg_id):
+                self._send(frame)
+        if self._lost is not None and not self._refused:
+            self._watch()
+            if link.rest:
+                rest, link.rest = bytes(link.rest), bytearray()
+                self._feed(rest)
+
+    def _lose(self, loss: WireLoss) -> None:
+        self._loss = loss
+        self._disconnect()
+        if not loss.violation:
+            self._give([text for pipe in self._raw for text in pipe.drain()])
+        self._finish()
+
+    def _finish(self) -> None:
+        """Say that the wire is lost, once everything before that is delivered."""
+        lost, loss = self._lost, self._loss
+        if loss is not None and not self._refused:
+            self.close()
+            if lost is not None:
+                lost(loss)
 
     def close(self) -> None:
         """Let go of the kernel; it lives on, and keeps what was not acknowledged."""
-        raise NotImplementedError
+        if self._healing is not None and self._healing is not asyncio.current_task():
+            self._healing.cancel()
+        self._unwatch()
+        self._lost = self._deliver = None
+        self._disconnect()
+        for pipe in self._raw:
+            pipe.close()
+        for waiting in self._controls.values():
+            if not waiting.done():
+                waiting.set_exception(KernelDead("The kernel is gone; restart the session."))
+
+
+def _ends_cell(item: Output) -> bool:
+    if not isinstance(item, Message):
+        return False
+    if item.msg_type == "execute_reply":
+        return True
+    return item.msg_type == "status" and item.content.get("execution_state") == "idle"

@@ -1,0 +1,495 @@
+"""IPython as ipykernel runs it, on one wire instead of five ZMQ sockets.
+
+Everything that couples this project to ipykernel's classes is in this module.
+Three classes are replaced where they touch the transport: ``Session.send``
+writes a frame, the shell keeps no second copy of what is printed, the kernel
+reads ``input()`` from the wire and knows when an interrupt may strike.
+
+Interrupts. SIGINT raises ``KeyboardInterrupt`` in the cell's own code and nowhere
+else. While an async cell waits for the loop, it is cancelled instead, and the
+``CancelledError`` is shown as what it means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fnmatch
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import threading
+import types
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+from kernelsvc.guest import variables
+from kernelsvc.guest.frames import Request, join, misfit, stream_prefix
+from kernelsvc.guest.wire import Wire
+
+
+def _without_debugpy() -> None:
+    """Keep debugpy out: 110 ms and a thread that ipykernel would else bring."""
+    if "ipykernel.debugger" not in sys.modules:
+        stand_in = types.ModuleType("ipykernel.debugger")
+        stand_in._is_debugpy_available = False  # type: ignore[attr-defined]
+        stand_in.Debugger = object  # type: ignore[attr-defined]
+        sys.modules["ipykernel.debugger"] = stand_in
+
+
+_without_debugpy()
+
+import ipykernel  # noqa: E402
+from ipykernel.ipkernel import IPythonKernel  # noqa: E402
+from ipykernel.zmqshell import ZMQInteractiveShell  # noqa: E402
+from jupyter_client.jsonutil import json_clean, json_default  # noqa: E402
+from jupyter_client.session import Session, utcnow  # noqa: E402
+from traitlets import Any as AnyTrait  # noqa: E402
+from traitlets import Bool, Type  # noqa: E402
+from traitlets.config import Config  # noqa: E402
+
+IPYKERNEL_VERSION: str = ipykernel.__version__
+VARIABLES_REQUEST = "kernelsvc_variables_request"
+#: Request headers whose JSON is kept for the answers that quote them.
+_PARENTS_KEPT = 32
+
+_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=json_default).encode
+
+
+def encode(value: Any) -> bytes:
+    """``value`` as JSON, cleaned as Jupyter does it where JSON has no word for it (NaN, bytes, dates)."""
+    try:
+        text = _dumps(value)
+    except (TypeError, ValueError):
+        text = _dumps(json_clean(value))
+    return text.encode("utf-8", "replace")
+
+
+class Channel:
+    """Stands where ipykernel expects a socket; its name is all that matters."""
+
+    closed = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name.encode()
+
+    def flush(self, *_: Any) -> None:
+        """Nothing is held back."""
+
+
+SHELL, CONTROL, IOPUB, STDIN = (Channel(name) for name in ("shell", "control", "iopub", "stdin"))
+
+
+class WireSession(Session):  # type: ignore[misc]
+    """Builds Jupyter messages and sends them as MESSAGE frames."""
+
+    wire: Wire | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._parents: OrderedDict[str, bytes] = OrderedDict()
+        self.check_pid = False
+
+    def renew(self) -> None:
+        """Another process now: other ids."""
+        self.session = os.urandom(16).hex()
+        self._parents.clear()
+
+    def quote(self, request: Request) -> None:
+        """Answers to this request will quote its header exactly as it came."""
+        self._parents[request.msg_id] = request.raw_header
+        if len(self._parents) > _PARENTS_KEPT:
+            self._parents.popitem(last=False)
+
+    def _parent(self, header: dict[str, Any]) -> bytes:
+        known = self._parents.get(header.get("msg_id", ""))
+        return known if known is not None else encode(header)
+
+    def send(
+        self,
+        stream: Any,
+        msg_or_type: Any,
+        content: Any = None,
+        parent: Any = None,
+        ident: Any = None,
+        buffers: Any = None,
+        track: bool = False,
+        header: Any = None,
+        metadata: Any = None,
+    ) -> dict[str, Any]:
+        """Send one message on the channel that ``stream`` names."""
+        if isinstance(msg_or_type, dict):
+            msg = msg_or_type
+            buffers = buffers or msg.get("buffers")
+        else:
+            msg = self.msg(msg_or_type, content=content, parent=parent, header=header, metadata=metadata)
+        wire = self.wire
+        if wire is not None and not wire.foreign:
+            self._send(wire, getattr(stream, "name", b"iopub"), msg, [bytes(b) for b in buffers or ()])
+        return msg
+
+    def _send(self, wire: Wire, channel: bytes, msg: dict[str, Any], buffers: list[bytes]) -> None:
+        head = (encode(msg["header"]), self._parent(msg["parent_header"]))
+        metadata, content = encode(msg["metadata"]), encode(msg["content"])
+        why = misfit(content) or misfit(metadata)
+        if why is None:
+            try:
+                wire.message(join(channel, *head, metadata, content, *buffers))
+                return
+            except ValueError as error:
+                why = str(error)
+        self._send_instead(wire, channel, head, msg, why)
+
+    def _send_instead(
+        self, wire: Wire, channel: bytes, head: tuple[bytes, bytes], msg: dict[str, Any], why: str
+    ) -> None:
+        """What is too large for the wire becomes a text that says so; a reply stays a reply."""
+        kind = msg["header"]["msg_type"]
+        said = f"A {kind} message was not sent: {why}. Show less of it, or write it to a file."
+        if channel == b"iopub":
+            wire.text(stream_prefix("stderr", msg["parent_header"].get("msg_id", "")), said + "\n")
+            return
+        count = msg["content"].get("execution_count")
+        content = {"status": "error", "ename": "TooLarge", "evalue": said, "traceback": [], "execution_count": count}
+        wire.message(join(channel, *head, b"{}", encode(content)))
+
+
+class Shell(ZMQInteractiveShell):  # type: ignore[misc]
+    """The shell of a session."""
+
+    @contextlib.contextmanager
+    def _tee(self, channel: str) -> Iterator[None]:
+        """IPython 9 keeps all that is printed for ``%notebook``; the session's journal does that."""
+        yield
+
+    def _showtraceback(self, etype: Any, evalue: Any, stb: Any) -> None:
+        if etype is asyncio.CancelledError and self.kernel.gate.cancelled:
+            etype, evalue = KeyboardInterrupt, "Interrupted"
+            stb = [*stb[:-1], "KeyboardInterrupt: the cell was interrupted while it waited"]
+        if self.kernel.foreign:
+            os.write(2, ("\n".join(stb) + "\n").encode("utf-8", "replace"))
+        else:
+            super()._showtraceback(etype, evalue, stb)
+
+    def _update_exit_now(self, change: Any) -> None:
+        """Stop no loop, as ipykernel would; the main loop looks at ``exit_now`` itself."""
+
+
+class Gate:
+    """Whether an interrupt may strike, and what it strikes."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self.waiting: asyncio.Future[Any] | None = None
+        self.cancelled = False
+
+    def strike(self) -> None:
+        """SIGINT arrived: raise in the cell's code, or cancel what it awaits.
+
+        Raises:
+            KeyboardInterrupt: the cell's code was running.
+        """
+        if not self.open:
+            return
+        cell = self.waiting
+        if cell is None or cell.done():
+            raise KeyboardInterrupt
+        loop = cell.get_loop()
+        current = asyncio.current_task(loop)
+        if current is cell or (self.cancelled and current is not None):
+            raise KeyboardInterrupt
+        self.cancelled = True
+        loop.call_soon_threadsafe(cell.cancel)
+
+
+class Usage:
+    """What one cell used. Figures for the user, not for the bill: they come from inside."""
+
+    def __init__(self) -> None:
+        self._cpu = 0.0
+        self._reset: int | None = None
+
+    def reopen(self) -> None:
+        """In a new process: find the file that resets the peak (proc(5), ``clear_refs``)."""
+        if self._reset is not None:
+            os.close(self._reset)
+        try:
+            self._reset = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError:
+            self._reset = None
+
+    def fds(self) -> set[int]:
+        """Descriptors that are ours."""
+        return set() if self._reset is None else {self._reset}
+
+    def begin(self) -> None:
+        """A cell begins."""
+        self._cpu = self._spent()
+        if self._reset is not None:
+            try:
+                os.write(self._reset, b"5")
+            except OSError:
+                self._reset = None
+
+    def end(self) -> dict[str, Any]:
+        """The cell ended: processor time of it and of its children that ended, and the most memory it held."""
+        return {
+            "cpu_ms": round((self._spent() - self._cpu) * 1000, 3),
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+    @staticmethod
+    def _spent() -> float:
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+class Kernel(IPythonKernel):  # type: ignore[misc]
+    """IPython's kernel without sockets, threads or debugger."""
+
+    shell_class = Type(Shell)
+    shell_stream = AnyTrait(SHELL)
+    control_stream = AnyTrait(CONTROL)
+    iopub_socket = AnyTrait(IOPUB)
+    stdin_socket = AnyTrait(STDIN)
+    debugpy_stream = AnyTrait(None)
+    _supports_kernel_subshells = Bool(False)
+    _execute_sleep = 0
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.gate = Gate()
+        self.usage = Usage()
+        super().__init__(**kwargs)
+        self.shell_channel_thread = types.SimpleNamespace(parent_thread=threading.main_thread())
+        self.shell_handlers[VARIABLES_REQUEST] = self.variables_request
+
+    @property
+    def foreign(self) -> bool:
+        """Whether this is a process that user code forked."""
+        wire = self.session.wire
+        return wire is not None and bool(wire.foreign)
+
+    # -- one request -------------------------------------------------------------------
+
+    async def handle(self, request: Request, *, concurrent: bool = False) -> None:
+        """Answer one request: busy, reply, idle. Never raises.
+
+        Args:
+            request: from any channel.
+            concurrent: it came while an async cell runs; that cell keeps its place.
+        """
+        message = request.message()
+        channel = CONTROL if request.channel == "control" else SHELL
+        handlers = self.control_handlers if channel is CONTROL else self.shell_handlers
+        handler = handlers.get(request.msg_type) or self.shell_handlers.get(request.msg_type)
+        self.session.quote(request)
+        self.set_parent([b""], message, channel="control" if concurrent or channel is CONTROL else "shell")
+        self._status("busy", message)
+        try:
+            if handler is None:
+                self._refuse(channel, message, f"There is no request {request.msg_type!r}.")
+            else:
+                result = handler(channel, [b""], message)
+                if result is not None:
+                    await result
+        except KeyboardInterrupt:
+            self.log.debug("interrupted outside of a cell")
+        except Exception as error:
+            self.log.debug("a request failed", exc_info=True)
+            self._refuse(channel, message, f"{type(error).__name__}: {error}")
+        finally:
+            self._status("idle", message)
+
+    def _status(self, state: str, message: dict[str, Any]) -> None:
+        self.session.send(IOPUB, "status", {"execution_state": state}, parent=message)
+
+    def _refuse(self, channel: Channel, message: dict[str, Any], why: str) -> None:
+        if message["msg_type"].endswith("_request"):
+            kind = message["msg_type"].removesuffix("_request") + "_reply"
+            content = {"status": "error", "ename": "BadRequest", "evalue": why, "traceback": []}
+            self.session.send(channel, kind, content, parent=message)
+
+    def set_parent(self, ident: Any, parent: Any, channel: str = "shell") -> None:
+        """Remember whose request this is; its outputs will say so."""
+        super().set_parent(ident, parent, channel)
+
+    # -- cells ----------------------------------------------------------------------------
+
+    async def execute_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Run a cell; frames are held back outside of user code, so that a small cell costs three writes."""
+        self.usage.begin()
+        await super().execute_request(stream, ident, parent)
+
+    async def do_execute(self, code: str, silent: bool, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Run user code. From here on an interrupt may strike, until this returns."""
+        gate, wire = self.gate, self.session.wire
+        signal.signal(signal.SIGINT, self.interrupted)
+        if wire is not None:
+            wire.uncork()
+        gate.cancelled = False
+        gate.open = True
+        try:
+            reply: dict[str, Any] = await super().do_execute(code, silent, *args, **kwargs)
+            gate.open = False
+        except KeyboardInterrupt:
+            gate.open = False
+            self.shell.showtraceback()
+            reply = self._interrupted_reply()
+        finally:
+            gate.open = False
+        if self.foreign:
+            self._end_foreign(reply)
+        if wire is not None:
+            wire.cork()
+        if gate.cancelled and reply.get("ename") == "CancelledError":
+            reply["ename"] = "KeyboardInterrupt"
+        return reply
+
+    def _interrupted_reply(self) -> dict[str, Any]:
+        shell = self.shell
+        shell.payload_manager.clear_payload()
+        return {
+            "status": "error",
+            "ename": "KeyboardInterrupt",
+            "evalue": "",
+            "traceback": shell._last_traceback or [],
+            "execution_count": shell.execution_count - 1,
+            "user_expressions": {},
+            "payload": [],
+        }
+
+    def _end_foreign(self, reply: dict[str, Any]) -> None:
+        """A process that the user forked fell out of its cell: it ends, as a script's would."""
+        error = getattr(self.shell.last_execution_result, "error_in_exec", None)
+        code = 1 if reply["status"] == "error" else 0
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        with contextlib.suppress(Exception):
+            sys.__stdout__.flush()  # type: ignore[union-attr]
+        os._exit(code & 0xFF)
+
+    def interrupted(self, signum: int, frame: Any) -> None:
+        """The handler of SIGINT."""
+        wire = self.session.wire
+        if wire is None or wire.foreign:
+            raise KeyboardInterrupt
+        wire.guarded(self.gate.strike)
+
+    @contextlib.contextmanager
+    def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:
+        self.gate.waiting = future
+        try:
+            yield
+        finally:
+            self.gate.waiting = None
+
+    def init_metadata(self, parent: Any) -> dict[str, Any]:
+        """Metadata of an execute_reply."""
+        return {"started": utcnow()}
+
+    def finish_metadata(self, parent: Any, metadata: dict[str, Any], reply_content: Any) -> dict[str, Any]:
+        """Add what the cell used."""
+        metadata["status"] = reply_content["status"]
+        metadata["kernelsvc"] = self.usage.end()
+        return metadata
+
+    def _abort_queues(self, subshell_id: Any = None) -> None:
+        """The server owns the queue."""
+
+    # -- input -----------------------------------------------------------------------------
+
+    def _input_request(self, prompt: str, ident: Any, parent: Any, password: bool = False) -> str:
+        if self.foreign or self.session.wire is None:
+            raise EOFError("a forked process has no input; ask in the cell itself")
+        wire = self.session.wire
+        while self._take_input(wire) is not None:
+            pass  # an answer to a question that was interrupted
+        content = {"prompt": str(prompt), "password": password}
+        self.session.send(STDIN, "input_request", content, parent)
+        while (value := self._take_input(wire)) is None:
+            wire.wait()
+        if value == "\x04":
+            raise EOFError
+        return value
+
+    @staticmethod
+    def _take_input(wire: Wire) -> str | None:
+        for item in wire.inbox:
+            if isinstance(item, Request) and item.channel == "stdin":
+                wire.inbox.remove(item)
+                return str(item.content.get("value", ""))
+        return None
+
+    # -- what is asked between cells ----------------------------------------------------------
+
+    def do_complete(self, code: str, cursor_pos: int | None) -> Any:
+        """Completions."""
+        return _done(super().do_complete(code, cursor_pos))
+
+    def do_inspect(self, code: str, cursor_pos: int, detail_level: int = 0, omit_sections: Any = ()) -> Any:
+        """Documentation."""
+        return _done(super().do_inspect(code, cursor_pos, detail_level, omit_sections))
+
+    def do_is_complete(self, code: str) -> Any:
+        """Whether the code can run as it is."""
+        return _done(super().do_is_complete(code))
+
+    def do_shutdown(self, restart: bool) -> Any:
+        """The main loop ends after this request."""
+        return _done(super().do_shutdown(restart))
+
+    async def shutdown_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Answer, and let the main loop end. Its children are the host's to end, with the cgroup."""
+        content = await self.do_shutdown(bool(parent["content"].get("restart")))
+        self.session.send(stream, "shutdown_reply", content, parent)
+        self.session.send(IOPUB, "shutdown_reply", content, parent)
+
+    async def interrupt_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Interrupt the cell that runs; between cells there is nothing to interrupt."""
+        self.session.send(stream, "interrupt_reply", {"status": "ok"}, parent)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def do_history(self, hist_access_type: str, output: bool, raw: bool, **kwargs: Any) -> Any:
+        """This session's history; there is no database, so that nothing is shared between sessions."""
+        history = self.shell.history_manager
+        n, pattern = kwargs.get("n"), kwargs.get("pattern") or "*"
+        if hist_access_type == "range":
+            found = list(history.get_range(0, kwargs.get("start") or 1, kwargs.get("stop"), raw=raw, output=output))
+        else:
+            found = [e for e in history.get_range(0, 1, None, raw=raw, output=output) if e[1]]
+        if hist_access_type == "search":
+            found = [e for e in found if fnmatch.fnmatchcase(e[2][0] if output else e[2], pattern)]
+            if kwargs.get("unique"):
+                found = list({e[2]: e for e in found}.values())
+        if hist_access_type in ("tail", "search") and isinstance(n, int):
+            found = found[-n:] if n > 0 else []
+        if output:
+            found = [(s, line, (i, None if o is None else repr(o))) for s, line, (i, o) in found]
+        return _done({"status": "ok", "history": found})
+
+    async def variables_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Our own request: what the namespace holds (``variables.describe``)."""
+        found = variables.describe(self.shell.user_ns, self.shell.user_ns_hidden)
+        self.session.send(stream, "kernelsvc_variables_reply", {"status": "ok", "variables": found}, parent)
+
+
+def _done(value: Any) -> asyncio.Future[Any]:
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.set_result(value)
+    return future
+
+
+def make_kernel() -> Kernel:
+    """The process's one kernel, silent until its session has a wire."""
+    config = Config()
+    config.HistoryManager.enabled = False
+    session = WireSession(key=b"", username="kernel")
+    kernel: Kernel = Kernel.instance(
+        session=session, config=config, log=logging.getLogger("kernelsvc.guest"), user_ns=None
+    )
+    return kernel

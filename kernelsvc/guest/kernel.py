@@ -1,0 +1,398 @@
+"""A session's process: prepared once in the template, served in each fork of it.
+
+``prepare`` runs in the template and leaves one thread, no socket, no event loop
+and a kernel that has run every path a first cell takes. ``serve`` runs in the
+forked child and never returns. Its main loop stands at the top of the main
+thread's stack whenever no request is being answered, which is where a live
+kernel may be forked (``fork``)::
+
+    serve ─ Runner.run ─┬─ idle: the event loop runs until a request arrives
+                        ├─ request: the loop runs until it is answered
+                        └─ control: survey, fork; loop not running, nothing on the stack
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import faulthandler
+import gc
+import importlib
+import os
+import platform
+import random
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from typing import Any, NoReturn
+
+from kernelsvc.guest.frames import Request
+from kernelsvc.guest.streams import Stream
+from kernelsvc.guest.wire import Control, Wire
+
+BACKEND = "module://matplotlib_inline.backend_inline"
+#: Seconds that a kernel which ends waits for the server to take its last frames.
+LAST_WORDS = 5.0
+
+#: One cell for each path that costs milliseconds when it is first taken.
+_WARM = (
+    "import asyncio\n1 + 1",
+    "from IPython.display import HTML, display\ndisplay(HTML('<b>x</b>'))",
+    "print('x')\nawait asyncio.sleep(0)",
+    "def broken():\n    return 1 / 0\nbroken()",
+    "raise KeyError('x')",
+)
+_WARM_PANDAS = "import pandas as pd\ndf = pd.DataFrame({'a': [1, 2], 'b': ['x', 'y']})\ndf\ndf.groupby('b').a.mean()"
+_WARM_PLOT = "import matplotlib.pyplot as plt\nplt.figure()\nplt.plot([1, 2])\nplt.title('x')\nplt.show()"
+
+
+class Prepared:
+    """What a template holds for its forks."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+
+
+class _Silence:
+    """A wire that leads nowhere, for the template."""
+
+    foreign = False
+
+    def text(self, prefix: bytes, text: str) -> None:
+        """Drop it."""
+
+    def message(self, payload: bytes) -> None:
+        """Drop it."""
+
+    def cork(self) -> None:
+        """Nothing to hold back."""
+
+    def uncork(self) -> None:
+        """Nothing was held back."""
+
+
+# --- in the template ------------------------------------------------------------------
+
+
+def prepare(preload: Sequence[str]) -> Prepared:
+    """Import, warm, freeze. The process has one thread afterwards.
+
+    Args:
+        preload: modules that every session finds imported already.
+
+    Raises:
+        ImportError: one of them is not there.
+        RuntimeError: one of them started a thread, which no fork would have.
+    """
+    os.environ["MPLBACKEND"] = BACKEND
+    for name in preload:
+        importlib.import_module(name)
+    from kernelsvc.guest.ipython import make_kernel
+
+    kernel = make_kernel()
+    _warm(kernel, preload)
+    _shed_threads()
+    names = [_read(f"/proc/self/task/{task}/comm") for task in os.listdir("/proc/self/task")]
+    if len(names) != 1:
+        raise RuntimeError(f"A template must have one thread, not {names}; a module of {list(preload)} starts others.")
+    gc.collect()
+    gc.freeze()
+    return Prepared(kernel)
+
+
+def _shed_threads() -> None:
+    """OpenBLAS starts its pool at import and ends it before any fork (pthread_atfork); so fork once, for nothing."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read().strip()
+
+
+def _warm(kernel: Any, preload: Sequence[str]) -> None:
+    streams = sys.stdout, sys.stderr
+    silence: Any = _Silence()
+    kernel.session.wire = silence
+    sys.stdout, sys.stderr = Stream("stdout", silence), Stream("stderr", silence)
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        for request in _warming(preload):
+            loop.run_until_complete(kernel.handle(request))
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        sys.stdout, sys.stderr = streams
+        asyncio.set_event_loop(None)
+        loop.close()
+        kernel.session.wire = None
+    _forget(kernel)
+
+
+def _warming(preload: Sequence[str]) -> list[Request]:
+    cells = [*_WARM]
+    if "pandas" in preload:
+        cells.append(_WARM_PANDAS)
+    if any(name.startswith("matplotlib") for name in preload):
+        cells.append(_WARM_PLOT)
+    at = {"code": "asyncio.sl", "cursor_pos": 10}
+    requests = [("execute_request", {"code": code, "silent": False, "allow_stdin": False}) for code in cells]
+    requests += [
+        ("complete_request", at),
+        ("inspect_request", {**at, "detail_level": 0}),
+        ("is_complete_request", at),
+        ("kernel_info_request", {}),
+        ("kernelsvc_variables_request", {}),
+    ]
+    return [
+        Request("shell", {"msg_id": f"warm{i}", "msg_type": kind}, b"{}", {}, content, [])
+        for i, (kind, content) in enumerate(requests)
+    ]
+
+
+def _forget(kernel: Any) -> None:
+    """Leave no trace of warming: names, history, counts, tracebacks, figures."""
+    shell = kernel.shell
+    shell.reset(new_session=True)
+    history = shell.history_manager
+    for kept in (history.outputs, history.exceptions, history.output_hist_reprs):
+        kept.clear()
+    shell.last_execution_result = None
+    shell._last_traceback = None
+    shell.execution_count = 1
+    kernel.session.renew()
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        if hasattr(sys, name):
+            delattr(sys, name)
+
+
+# --- in the session --------------------------------------------------------------------
+
+
+def serve(
+    prepared: Prepared,
+    identity: Mapping[str, Any],
+    listener: socket.socket,
+    raw: Sequence[int],
+    on_ready: Callable[[], None],
+) -> NoReturn:
+    """Be a session's kernel until the process ends. For the child of a template, single-threaded.
+
+    Args:
+        prepared: from ``prepare``, before the fork.
+        identity: ``kernel``, ``session``; ``workdir`` to change to; ``env`` to add; all optional.
+        listener: bound, not listening.
+        raw: descriptors: stdout read, stdout write, stderr read, stderr write. They are the kernel's from here on.
+        on_ready: called once, when the listener listens.
+    """
+    code = 70
+    try:
+        runner = Runner(prepared.kernel)
+        runner.begin(identity, listener, raw)
+        on_ready()
+        code = runner.run()
+    except BaseException:
+        os.write(2, traceback.format_exc().encode("utf-8", "replace"))
+    finally:
+        os._exit(code)
+
+
+class Runner:
+    """The main loop, and what a fork of it must renew.
+
+    Attributes:
+        identity: who this kernel is.
+        busy: id of the request that is being answered.
+        ours: set while this process forks itself, so that the at-fork hook lets the child be.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.identity: dict[str, Any] = {}
+        self.wire: Wire
+        self.loop: asyncio.AbstractEventLoop
+        self.busy: str | None = None
+        self.ours = False
+        self._context = copy_context()
+        self._reading = False
+        self._libc = ctypes.CDLL(None)
+        self._c_stdout = ctypes.c_void_p()
+
+    # -- beginnings ------------------------------------------------------------------------
+
+    def begin(self, identity: Mapping[str, Any], listener: socket.socket, raw: Sequence[int]) -> None:
+        """Take over the process: identity, streams, wire, loop, signals."""
+        self.take_identity(identity)
+        reads = self.take_raw(raw)
+        self._reseed()
+        kernel = self.kernel
+        self.wire = kernel.session.wire = Wire(listener, reads, self._describe)
+        sys.stdout, sys.stderr = Stream("stdout", self.wire), Stream("stderr", self.wire)
+        kernel._stdout, kernel._stderr = sys.stdout, sys.stderr
+        kernel.session.renew()
+        kernel.usage.reopen()
+        if "" not in sys.path[:1]:
+            sys.path.insert(0, "")
+        self.loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self.loop)
+        self.wire.watch_all(self)
+        faulthandler.enable(2)
+        self._unbuffer_c()
+        os.register_at_fork(after_in_child=self._forked)
+        signal.signal(signal.SIGINT, kernel.interrupted)
+        signal.signal(signal.SIGURG, lambda *_: self.wire.knocked())
+
+    def take_identity(self, identity: Mapping[str, Any]) -> None:
+        """Become this session: directory, environment."""
+        self.identity.update({k: v for k, v in identity.items() if v is not None})
+        os.environ.update({str(k): str(v) for k, v in (identity.get("env") or {}).items()})
+        workdir = identity.get("workdir")
+        if workdir:
+            os.chdir(workdir)
+            self.kernel.shell.user_ns["_dh"] = [os.getcwd()]
+
+    @staticmethod
+    def take_raw(raw: Sequence[int]) -> list[int]:
+        """Put the write ends at 1 and 2; return the read ends, which no subprocess inherits."""
+        out_read, out_write, err_read, err_write = raw
+        for write, target in ((out_write, 1), (err_write, 2)):
+            os.dup2(write, target)
+            if write != target:
+                os.close(write)
+        for read in (out_read, err_read):
+            os.set_inheritable(read, False)
+        return [out_read, err_read]
+
+    @staticmethod
+    def _reseed() -> None:
+        """Sessions from one template must not share random numbers; CPython reseeds ``random`` alone."""
+        random.seed()
+        numpy = sys.modules.get("numpy")
+        if numpy is not None:
+            numpy.random.seed()
+
+    def _unbuffer_c(self) -> None:
+        """What C code prints should be seen when it is a line, though descriptor 1 is a pipe (setvbuf(3))."""
+        try:
+            self._c_stdout = ctypes.c_void_p.in_dll(self._libc, "stdout")
+            self._libc.setvbuf(self._c_stdout, None, 1, 0)
+        except ValueError:
+            self._c_stdout = ctypes.c_void_p()
+
+    def _forked(self) -> None:
+        if not self.ours:
+            self.wire.disown()
+
+    def _describe(self) -> dict[str, Any]:
+        from kernelsvc.guest.ipython import IPYKERNEL_VERSION
+
+        return {
+            "kernel": self.identity.get("kernel", ""),
+            "session": self.identity.get("session", ""),
+            "pid": os.getpid(),
+            "python": platform.python_version(),
+            "ipykernel": IPYKERNEL_VERSION,
+            "execution_count": self.kernel.shell.execution_count,
+            "busy": self.busy,
+        }
+
+    # -- the main loop ------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Answer until told to end; return the exit code."""
+        while not self.kernel.shell.exit_now:
+            while self.wire.inbox:
+                self._take(self.wire.inbox.popleft())
+                if self.kernel.shell.exit_now:
+                    break
+            else:
+                self._until(self.loop.run_forever)
+        self.wire.uncork()
+        self.wire.drain(LAST_WORDS)
+        return 0
+
+    def _take(self, item: Request | Control) -> None:
+        if isinstance(item, Control):
+            self._control(item)
+            return
+        self.busy = item.msg_id
+        self.wire.cork()
+        task = self.loop.create_task(self.kernel.handle(item), context=self._context)
+        while not task.done():
+            self._until(lambda: self.loop.run_until_complete(task))
+        self._flush_c()
+        self.busy = None
+        self.wire.uncork()
+
+    def _until(self, run: Callable[[], Any]) -> None:
+        """Run the loop; what a background task throws at it is shown and doesn't end the session."""
+        try:
+            run()
+        except (KeyboardInterrupt, SystemExit):
+            self.kernel.log.debug("a task broke out of the loop", exc_info=True)
+        except RuntimeError as error:
+            if "stopped before" not in str(error):  # user code may stop the loop; the request goes on
+                raise
+
+    def _flush_c(self) -> None:
+        if self._c_stdout:
+            self._libc.fflush(self._c_stdout)
+
+    def _control(self, control: Control) -> None:
+        from kernelsvc.guest import fork
+
+        try:
+            fork.answer(self, control)
+        finally:
+            control.close()
+
+    # -- while the loop runs (wire.Watcher) -------------------------------------------------------
+
+    def watch(self, fd: int) -> None:
+        """Poll this."""
+        self.loop.add_reader(fd, self._readable)
+
+    def unwatch(self, fd: int) -> None:
+        """No more."""
+        self.loop.remove_reader(fd)
+
+    def arrived(self) -> None:
+        """The wire read something outside of ``_readable``."""
+        if not self._reading and self.loop.is_running():
+            self.loop.call_soon_threadsafe(self._dispatch)
+
+    def _readable(self) -> None:
+        if self.wire.foreign:
+            return
+        self._reading = True
+        try:
+            self.wire.serve()
+        finally:
+            self._reading = False
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Idle: leave the loop. In an async cell: answer what need not wait for its end."""
+        if not self.wire.inbox:
+            return
+        if self.busy is None:
+            self.loop.stop()
+            return
+        for item in [i for i in self.wire.inbox if _at_once(i)]:
+            self.wire.inbox.remove(item)
+            if isinstance(item, Control):
+                self.wire.reply(item.number, {"ok": False, "refused": ["A cell is still running; wait for its end."]})
+                item.close()
+            else:
+                self.loop.create_task(self.kernel.handle(item, concurrent=True))
+
+
+def _at_once(item: Request | Control) -> bool:
+    return isinstance(item, Control) or item.channel == "control" or item.msg_type.startswith("comm_")
