@@ -149,6 +149,8 @@ def guard_init(plan: dict[str, Any]) -> None:
     Raises:
         StepFailed: a layer could not be applied.
     """
+    if not plan["guard_init"]:
+        return
     with _step("init guard"):
         lx.prctl(lx.PR_SET_DUMPABLE, 0)
         if plan["seccomp"] is not None:
@@ -181,6 +183,10 @@ def seal(plan: dict[str, Any]) -> None:
     with _step("environment"):
         os.environ.clear()
         os.environ.update(plan["env"])
+        # The directory for temporary files was looked up in another filesystem view.
+        tempfile: Any = sys.modules.get("tempfile")
+        if tempfile is not None:
+            tempfile.tempdir = None
     _reseed()
     if plan["seccomp"] is not None:
         with _step("seccomp"):

@@ -102,8 +102,8 @@ def _mount_devices(root: str, view: dict[str, Any]) -> None:
     for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         os.symlink(f"/proc/self/{target}", f"{root}/dev/{name}")
     os.mkdir(root + "/dev/pts")
-    # IPython's "!command" opens a pseudo-terminal.
-    options = "newinstance,ptmxmode=0666,mode=620"
+    # IPython's "!command" opens a pseudo-terminal; all sessions draw on one pool of them.
+    options = "newinstance,ptmxmode=0666,mode=620,max=256"
     lx.mount("devpts", root + "/dev/pts", "devpts", lx.MS_NOSUID | lx.MS_NOEXEC, options)
     os.symlink("pts/ptmx", root + "/dev/ptmx")
     _mount_scratch(root, "/dev/shm", view["shm_bytes"], lx.MS_NOSUID | lx.MS_NODEV | lx.MS_NOEXEC)

@@ -288,7 +288,7 @@ def _prepare_v2(base: str, controllers: list[str], tag: str) -> str:
 
 def _v1(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -> GroupMaker:
     parents: dict[str, str] = {}
-    why = "no cgroup hierarchy with this controller is mounted"
+    why = dict.fromkeys(_WANTED, "no cgroup hierarchy with this controller is mounted")
     for controller in _WANTED:
         base = _place(controller, mounts, own)
         if base is None:
@@ -296,17 +296,19 @@ def _v1(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -> Gr
         try:
             os.makedirs(f"{base}/kernelsvc.{tag}", exist_ok=True)
         except OSError as error:
-            why = f"{base}: {error.strerror}"
+            why[controller] = f"{base}: {error.strerror}"
             continue
         parents[controller] = f"{base}/kernelsvc.{tag}"
     version: Literal[0, 1] = 1 if set(parents) - {"cpuacct"} else 0
     return GroupMaker(version, parents if version else {}, _verdicts(set(parents), why, _FIX_V1))
 
 
-def _verdicts(there: set[str], why: str, fix: str) -> list[Layer]:
+def _verdicts(there: set[str], why: str | dict[Controller, str], fix: str) -> list[Layer]:
+    names: tuple[Controller, ...] = ("memory", "pids", "cpu")
+    reasons = why if isinstance(why, dict) else dict.fromkeys(names, why)
     return [
-        Layer(name=f"{c} cgroup", ok=True) if c in there else Layer(name=f"{c} cgroup", ok=False, why=why, fix=fix)
-        for c in ("memory", "pids", "cpu")
+        Layer(name=f"{c} cgroup", ok=c in there, why="" if c in there else reasons[c], fix="" if c in there else fix)
+        for c in names
     ]
 
 

@@ -8,6 +8,7 @@ functions that look at the disk are here; ``outermost`` is pure.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
@@ -72,6 +73,12 @@ def outermost(paths: Iterable[str]) -> list[str]:
 def is_beneath(path: str, root: str) -> bool:
     """Whether ``path`` is ``root`` or lies in it; by name only."""
     return PurePosixPath(path).is_relative_to(root)
+
+
+def is_reachable(paths: Iterable[str]) -> bool:
+    """Whether every user may walk to these paths: each directory above is searchable by all."""
+    above = {str(parent) for path in paths for parent in PurePosixPath(os.path.realpath(path)).parents}
+    return all(os.stat(directory).st_mode & stat.S_IXOTH for directory in above)
 
 
 def find_places(python: str = sys.executable, *, prefixes: Sequence[str] = ()) -> Places:

@@ -68,6 +68,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         share: directories shown writable at their own path (a cold kernel's sockets).
         hidden: directories that must not be seen although a read-only place holds them.
         uid: user and group of the host for this session, when the host runs as root.
+        reachable: any user may walk to ``workdir`` and to what is read-only.
         idmap: path of a user namespace that maps the directory's owner to ``uid``.
         cgroup: ``cgroup.procs`` files to join.
         controllers: what those cgroups really limit: memory, pids, cpu.
@@ -85,6 +86,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     share: list[str] = []
     hidden: list[str] = []
     uid: int | None = None
+    reachable: bool = True
     idmap: str | None = None
     cgroup: list[str] = []
     controllers: frozenset[str] = frozenset()
@@ -129,9 +131,12 @@ class _Wanted:
         limits = request.limits
         on = request.policy != "off"
         self.root = probe.root
-        self.user_namespace = on and not probe.root and probe.works("user namespace")
         core = all(probe.works(f"{name} namespace") for name in _CORE_NAMESPACES) and probe.works("filesystem")
-        self.become = on and probe.root and probe.works("user") and request.uid is not None
+        # Another user sees through a private root whatever was bound into it; without one it
+        # needs the right to walk to the session's directory and to Python.
+        may_become = on and probe.root and probe.works("user") and request.uid is not None
+        self.become = may_become and (core or request.reachable)
+        self.user_namespace = on and core and not probe.root and probe.works("user namespace")
         self.view = on and core and (self.user_namespace or self.become)
         self.proc = self.view and probe.works("proc")
         self.net = self.view and limits.network == "none" and probe.works("net namespace")
@@ -145,6 +150,7 @@ class _Wanted:
         )
         self.inet = limits.network == "host" or self.net
         self.memory_is_hard = "memory" in request.controllers
+        self.memfd = self.memory_is_hard or limits.memory_bytes is None
         self.namespaces = self._namespaces(probe)
 
     def _namespaces(self, probe: Probe) -> list[str]:
@@ -164,7 +170,7 @@ def _plan(request: Request, probe: Probe, wanted: _Wanted) -> dict[str, Any]:
     home = _home(request) if wanted.view else request.workdir
     filters = {
         "kernel": seccomp.kernel_program(
-            probe.arch, inet=wanted.inet, memfd=wanted.memory_is_hard or request.limits.memory_bytes is None
+            probe.arch, inet=wanted.inet, memfd=wanted.memfd, connect=wanted.view or wanted.inet
         ).hex(),
         "init": seccomp.init_program(probe.arch).hex(),
     }
@@ -180,6 +186,7 @@ def _plan(request: Request, probe: Probe, wanted: _Wanted) -> dict[str, Any]:
         "bounding": wanted.capabilities and (wanted.become or wanted.user_namespace),
         "capabilities": wanted.capabilities,
         "no_new_privs": request.policy != "off",
+        "guard_init": request.policy != "off",
         "home": home,
         "oom_score_adj": _LIVE_OOM_SCORE if wanted.proc or not wanted.view else None,
         "rlimits": _rlimits(request.limits, wanted),
@@ -344,6 +351,8 @@ def _why_not(name: str, request: Request, probe: Probe) -> str | None:
         return None  # one stands in for the other
     if name == "net namespace" and request.limits.network == "host":
         return "the session asked for the host's network"
+    if name == "user" and not request.reachable and probe.works("user"):
+        return f"another user can't walk to {request.workdir} or to Python; make the directories above searchable"
     layer = probe.layers.get(name, Layer(name=name, ok=False, why="not tried"))
     if layer.ok:
         return "needs the layers above that are missing"

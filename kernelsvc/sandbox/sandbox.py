@@ -20,7 +20,7 @@ from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.cgroup import Group, GroupMaker, open_cgroups
 from kernelsvc.sandbox.identity import Identities, give, users_of_processes
-from kernelsvc.sandbox.places import Places, find_places
+from kernelsvc.sandbox.places import Places, find_places, is_reachable
 from kernelsvc.sandbox.plan import SPARE_TASKS, Policy, Request, confine
 from kernelsvc.sandbox.probe import probe
 from kernelsvc.sandbox.verdicts import Layer, Probe
@@ -124,16 +124,18 @@ class Sandbox:
         group: Group | None = None
         try:
             group = self._groups.make(kernel)
+            places = self._find_places(python, tuple(prefixes))
             request = Request(
                 policy=self.policy,
                 limits=limits,
-                places=self._find_places(python, tuple(prefixes)),
+                places=places,
                 root=self._root,
                 workdir=os.path.realpath(workdir),
                 family=None if family is None else os.path.realpath(family),
                 share=list(share),
                 hidden=self._hidden,
                 uid=uid,
+                reachable=uid is None or is_reachable([workdir, *(source for source, _ in places.readonly)]),
                 cgroup=group.procs_files if group else [],
                 controllers=group.controllers if group else frozenset(),
                 env=env or {},

@@ -72,7 +72,7 @@ clock_nanosleep nanosleep gettimeofday time poll ppoll select pselect6 epoll_cre
 epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2
 """
 _SOCKETS = """
-connect bind listen accept accept4 getsockname getpeername sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg
+bind listen accept accept4 getsockname getpeername sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg
 setsockopt getsockopt shutdown
 """
 #: All that an init does: wait, read its lifeline, signal, report. No exec, no new socket.
@@ -92,6 +92,7 @@ _ABSENT = "clone3 openat2 io_uring_setup io_uring_enter io_uring_register userfa
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 _NETLINK_ROUTE = 0
+_SOCK_STREAM, _SOCK_SEQPACKET = 1, 5
 _NEW_NAMESPACES = 0x7E02_0000  # NEWNS NEWCGROUP NEWUTS NEWIPC NEWUSER NEWPID NEWNET
 _SET_ID_BITS = 0o6000
 _S_IFMT, _S_IFIFO, _S_IFREG, _S_IFSOCK = 0o170000, 0o010000, 0o100000, 0o140000
@@ -139,14 +140,18 @@ def _reading(argument: int) -> Check:
     return Check(argument, (0,), ALLOW, EPERM, mask=_WRITING)
 
 
-def _socket(inet: bool) -> Check:
+def _socket(inet: bool, connect: bool) -> Check:
+    if not connect:
+        # A datagram socket needs no connect to reach another's.
+        pairs = Check(1, (_SOCK_STREAM, _SOCK_SEQPACKET), ALLOW, EPERM, mask=0xF)
+        return Check(0, (AF_UNIX,), pairs, refuse(errno.EAFNOSUPPORT))
     families = (AF_UNIX, AF_INET, AF_INET6) if inet else (AF_UNIX,)
     rest = Check(0, families, ALLOW, refuse(errno.EAFNOSUPPORT))
     # The C library asks netlink for the interfaces; libzmq aborts without it.
     return Check(0, (AF_NETLINK,), Check(2, (_NETLINK_ROUTE,), ALLOW, EPERM), rest) if inet else rest
 
 
-def _checks(inet: bool) -> dict[str, Verdict]:
+def _checks(inet: bool, connect: bool) -> dict[str, Verdict]:
     null = Check(2, (0,), Check(2, (0,), ALLOW, EPERM, high=True), EPERM)
     return {
         "clone": Check(0, (0,), ALLOW, EPERM, mask=_NEW_NAMESPACES),
@@ -155,7 +160,8 @@ def _checks(inet: bool) -> dict[str, Verdict]:
         "personality": Check(0, (0, _PERSONALITY_ASK), ALLOW, EPERM),
         # Its own limits, or reading another's: never changing another process's.
         "prlimit64": Check(0, (0,), ALLOW, null),
-        "socket": _socket(inet),
+        "socket": _socket(inet, connect),
+        "connect": ALLOW if connect else refuse(errno.EACCES),
         "socketpair": Check(0, (AF_UNIX,), ALLOW, refuse(errno.EAFNOSUPPORT)),
         "open": _mode(2),
         "openat": _mode(3),
@@ -171,18 +177,20 @@ def _checks(inet: bool) -> dict[str, Verdict]:
     }
 
 
-def kernel_policy(*, inet: bool, memfd: bool) -> dict[str, Verdict]:
+def kernel_policy(*, inet: bool, memfd: bool, connect: bool = True) -> dict[str, Verdict]:
     """What the kernel of a session, and everything it starts, may call.
 
     Args:
         inet: internet sockets, for a network namespace of its own or the host's.
         memfd: memory files; they escape every accounting but a memory cgroup's.
+        connect: connecting sockets; without a private root, a path may lead to the
+            server's own socket, which Landlock doesn't guard.
     """
     allowed = " ".join((_FILES, _MEMORY, _PROCESS, _SIGNALS_AND_TIME, _SOCKETS)).split()
     policy: dict[str, Verdict] = dict.fromkeys(allowed, ALLOW)
     policy |= dict.fromkeys(_ABSENT.split(), ENOSYS)
     policy["memfd_create"] = ALLOW if memfd else ENOSYS
-    return policy | _checks(inet)
+    return policy | _checks(inet and connect, connect)
 
 
 def init_policy() -> dict[str, Verdict]:
@@ -226,9 +234,9 @@ def assemble(policy: Mapping[str, Verdict], arch: str) -> bytes:
 
 
 @functools.cache
-def kernel_program(arch: str, *, inet: bool, memfd: bool) -> bytes:
+def kernel_program(arch: str, *, inet: bool, memfd: bool, connect: bool = True) -> bytes:
     """``kernel_policy`` assembled; made once."""
-    return assemble(kernel_policy(inet=inet, memfd=memfd), arch)
+    return assemble(kernel_policy(inet=inet, memfd=memfd, connect=connect), arch)
 
 
 @functools.cache

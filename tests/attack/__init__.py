@@ -1,0 +1,1 @@
+"""Hostile cells, each with its expected verdict."""

@@ -1,0 +1,274 @@
+"""Ordinary cells that a wall too high would break."""
+
+from __future__ import annotations
+
+from attack.cell import harmless
+
+HARMLESS = [
+    harmless(
+        "write and read in the session's directory",
+        """
+open('a.txt', 'w').write('x')
+os.rename('a.txt', 'b.txt')
+need(open('b.txt').read() == 'x', '?')
+""",
+    ),
+    harmless(
+        "links and pipes in the directory",
+        """
+open('l1', 'w').close()
+os.symlink('l1', 'l2')
+os.link('l1', 'l3')
+os.mkfifo('l4')
+os.mkdir('l5')
+os.chmod('l5', 448)
+""",
+    ),
+    harmless(
+        "temporary files",
+        """
+import tempfile
+with tempfile.NamedTemporaryFile() as f:
+    f.write(b'x')
+with tempfile.TemporaryDirectory() as d:
+    open(d + '/x', 'w').close()
+""",
+    ),
+    harmless(
+        "a shell command",
+        r"""
+import subprocess
+need(subprocess.run('echo $((6*7)) | cat', shell=True, capture_output=True, text=True).stdout == '42\n', '?')
+""",
+    ),
+    harmless(
+        "a bash script with a substitution",
+        r"""
+import subprocess
+need(subprocess.run(['bash', '-c', 'cat <(echo hi)'], capture_output=True, text=True).stdout == 'hi\n', '?')
+""",
+    ),
+    harmless(
+        "a pseudo-terminal",
+        """
+import pty
+p, fd = pty.fork()
+if p == 0:
+    os.execvp('echo', ['echo', 'tty'])
+need(b'tty' in os.read(fd, 100), '?')
+os.waitpid(p, 0)
+""",
+    ),
+    harmless(
+        "matplotlib",
+        """
+import matplotlib
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+plt.plot([1, 2])
+plt.savefig('p.png')
+need(os.path.getsize('p.png') > 1000, '?')
+""",
+    ),
+    harmless(
+        "numpy with BLAS",
+        """
+import numpy as np
+a = np.ones((500, 500))
+need((a @ a)[0, 0] == 500, '?')
+""",
+    ),
+    harmless(
+        "pandas",
+        """
+import pandas as pd
+d = pd.DataFrame({'a': [1, 2]})
+d.to_csv('d.csv')
+need(pd.read_csv('d.csv').a.sum() == 3, '?')
+""",
+    ),
+    harmless(
+        "sqlite",
+        """
+import sqlite3
+c = sqlite3.connect('x.db')
+c.execute('pragma journal_mode=wal')
+c.execute('create table t(a)')
+c.execute('insert into t values (1)')
+c.commit()
+need(c.execute('select count(*) from t').fetchone() == (1,), '?')
+c.close()
+""",
+    ),
+    harmless(
+        "threads",
+        """
+import concurrent.futures as f
+with f.ThreadPoolExecutor(8) as e:
+    need(sum(e.map(abs, range(100))) == 4950, '?')
+""",
+    ),
+    harmless(
+        "multiprocessing",
+        """
+import multiprocessing as mp
+with mp.get_context('fork').Pool(2) as p:
+    need(p.map(abs, [-1, -2]) == [1, 2], '?')
+""",
+    ),
+    harmless(
+        "shared memory",
+        """
+from multiprocessing import shared_memory as s
+m = s.SharedMemory(create=True, size=4096)
+m.buf[0] = 1
+m.close()
+m.unlink()
+""",
+    ),
+    harmless(
+        "joblib",
+        """
+import warnings
+warnings.simplefilter('error')
+from joblib import Parallel, delayed
+need(Parallel(n_jobs=2)((delayed(abs)(-i) for i in range(4))) == [0, 1, 2, 3], '?')
+from joblib.externals.loky import get_reusable_executor
+get_reusable_executor().shutdown(wait=True)
+""",
+        needs="joblib",
+    ),
+    harmless(
+        "counting physical cores",
+        """
+import warnings
+warnings.simplefilter('error')
+import joblib
+need(joblib.cpu_count(only_physical_cores=True) >= 1, '?')
+""",
+        needs="joblib",
+    ),
+    harmless(
+        "a web server on loopback",
+        """
+import http.server, threading, urllib.request
+s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), http.server.SimpleHTTPRequestHandler)
+threading.Thread(target=s.serve_forever, daemon=True).start()
+need(urllib.request.urlopen(f'http://127.0.0.1:{s.server_port}/').status == 200, '?')
+s.shutdown()
+s.server_close()
+""",
+    ),
+    harmless(
+        "asyncio with a subprocess",
+        """
+import asyncio, subprocess
+
+async def f():
+    p = await asyncio.create_subprocess_exec('true')
+    return await p.wait()
+import threading
+r = []
+t = threading.Thread(target=lambda: r.append(asyncio.run(f())))
+t.start()
+t.join()
+need(r == [0], r)
+""",
+    ),
+    harmless(
+        "a Python subprocess",
+        r"""
+import subprocess
+code = 'import numpy; print(numpy.ones(3).sum())'
+need(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == '3.0\n', '?')
+""",
+    ),
+    harmless(
+        "compiling and running C",
+        """
+import shutil, subprocess
+if shutil.which('gcc'):
+    open('c.c', 'w').write('int main(){return 7;}')
+    subprocess.run(['gcc', 'c.c', '-o', 'c'], check=True)
+    need(subprocess.run(['./c']).returncode == 7, '?')
+""",
+    ),
+    harmless(
+        "git",
+        """
+import shutil, subprocess
+if shutil.which('git'):
+    who = '-c user.name=a -c user.email=a@b'
+    subprocess.run(f'git init -q r && cd r && git {who} commit -q --allow-empty -m x', shell=True, check=True)
+""",
+    ),
+    harmless(
+        "what psutil tells",
+        """
+import psutil
+need(psutil.virtual_memory().total > 0 and psutil.cpu_count() >= 1, '?')
+need(psutil.Process().memory_info().rss > 0 and psutil.pids(), '?')
+""",
+    ),
+    harmless(
+        "who and where I am",
+        """
+import getpass, pathlib, pwd
+need(getpass.getuser() and pathlib.Path.home() == pathlib.Path.cwd() == pathlib.Path(C['inside']), pathlib.Path.home())
+""",
+    ),
+    harmless(
+        "time zones and locales",
+        """
+import zoneinfo, locale, time
+zoneinfo.ZoneInfo('Europe/Berlin')
+time.localtime()
+locale.setlocale(locale.LC_ALL, 'C.UTF-8')
+""",
+    ),
+    harmless(
+        "TLS certificates",
+        """
+import ssl
+ssl.create_default_context()
+""",
+    ),
+    harmless(
+        "file locks and memory maps",
+        """
+import fcntl, mmap
+f = open('m', 'w+b')
+f.truncate(4096)
+fcntl.flock(f, fcntl.LOCK_EX)
+m = mmap.mmap(f.fileno(), 4096)
+m[0] = 1
+m.close()
+""",
+    ),
+    harmless(
+        "signals and timers",
+        """
+import signal, threading
+need(signal.getitimer(signal.ITIMER_REAL)[0] == 0, '?')
+os.kill(os.getpid(), 0)
+""",
+    ),
+    harmless(
+        "lowering my own limits",
+        """
+import resource
+s, h = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (s - 1, h))
+resource.prlimit(0, resource.RLIMIT_CORE)
+""",
+    ),
+    harmless(
+        "ending my own child",
+        """
+import subprocess
+p = subprocess.Popen(['sleep', '60'])
+p.kill()
+need(p.wait() == -9, '?')
+""",
+    ),
+]
