@@ -25,13 +25,14 @@ is stuck for ever.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
 import re
 import signal
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,8 @@ SETTLE_SECONDS = 0.5
 #: ZMQ sockets of all kernels: four and two monitors each.
 MAX_SOCKETS = 16384
 
+#: The provisioner that means "a process on this machine"; any other brings a way of starting that can't be confined.
+LOCAL = "local-provisioner"
 #: Begins the ids of requests of ours. A cell's id begins with a letter or digit, so none can look like it.
 OURS = "_"
 
@@ -311,6 +314,7 @@ class ColdKernel:
 
     def last_line(self) -> str:
         """The last line that it wrote before it was ready, for the error that says why it is not."""
+        self._tail += "".join(text for _name, text in self._raw.read_rest())
         lines = self._tail.strip().splitlines()
         return lines[-1][:300] if lines else ""
 
@@ -510,28 +514,42 @@ class ColdLauncher:
     async def start(self, request: StartRequest, sink: Sink) -> ColdKernel:
         """See ``port.Launcher``."""
         spec = self._spec(request.template)
-        if spec.metadata.get("kernel_provisioner"):
+        provisioner = spec.metadata.get("kernel_provisioner") or {}
+        if provisioner.get("provisioner_name", LOCAL) != LOCAL:
             raise NotSupported(f"The kernelspec {request.template!r} brings its own provisioner; it can't be confined.")
         place = Place(self._runtime, request.kernel)
         place.make()
         kernel: ColdKernel | None = None
+        manager = self._manager(request, place)
         try:
-            manager, started = await self._launch(request, spec, place)
-            record = _record(request.kernel, manager.get_connection_info(), spec)
-            place.write_record(record)
-            kernel = ColdKernel(place, record, started, self._processes, sink, max_message_bytes=self._max)
-            # The manager must live so long: when it goes it removes the connection file, which the kernel reads first.
+            with _kernel_fds(place) as fds:  # open until ours are: a FIFO that nobody holds forgets what it has
+                started = await self._launch(manager, request, place, fds)
+                record = _record(request.kernel, manager.get_connection_info(), spec)
+                place.write_record(record)
+                kernel = ColdKernel(place, record, started, self._processes, sink, max_message_bytes=self._max)
             await self._get_ready(kernel)
-            del manager
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self._undo(request.kernel, place, kernel)))
             raise
+        # Only now: when the manager goes it removes the connection file, which the kernel reads first.
+        del manager
         info = kernel.info
         place.write_record(msgspec.structs.replace(record, language=info.language, python=info.python))
         return kernel
 
-    async def _launch(self, request: StartRequest, spec: KernelSpec, place: Place) -> tuple[Manager, Started]:
-        fds = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), place.kernel_fd("stdout"), place.kernel_fd("stderr")]
+    def _manager(self, request: StartRequest, place: Place) -> Manager:
+        return Manager(
+            kernel_name=request.template,
+            kernel_spec_manager=self._specs,
+            transport="ipc",
+            ip=place.socket_prefix,
+            connection_file=place.connection_file,
+            autorestart=False,
+        )
+
+    async def _launch(
+        self, manager: Manager, request: StartRequest, place: Place, fds: tuple[int, int, int]
+    ) -> Started:
         prototype = ProcessRequest(
             kernel=request.kernel,
             session=request.session,
@@ -544,24 +562,16 @@ class ColdLauncher:
             stdout=fds[1],
             stderr=fds[2],
         )
-        manager = Manager(
-            kernel_name=request.template,
-            kernel_spec_manager=self._specs,
-            transport="ipc",
-            ip=place.socket_prefix,
-            connection_file=place.connection_file,
-            autorestart=False,
+        manager.provisioner = provisioner = HostProvisioner(
+            processes=self._processes,
+            prototype=prototype,
+            parent=manager,
+            kernel_id=request.kernel,
+            kernel_spec=manager.kernel_spec,
         )
-        provisioner = manager.provisioner = HostProvisioner(
-            processes=self._processes, prototype=prototype, parent=manager, kernel_id=request.kernel, kernel_spec=spec
-        )
-        try:
-            await manager.start_kernel(env=environment(request.workdir, place.ipython))
-        finally:
-            for fd in fds:
-                os.close(fd)
+        await manager.start_kernel(env=environment(request.workdir, place.ipython))
         assert provisioner.started is not None
-        return manager, provisioner.started
+        return provisioner.started
 
     async def _get_ready(self, kernel: ColdKernel) -> None:
         """Wait for readiness, for its end, or for the time to be over; whichever comes first."""
@@ -608,6 +618,19 @@ class ColdLauncher:
 
     async def discard(self, kernel: str) -> None:
         """Nothing to end: there are no copies."""
+
+
+@contextlib.contextmanager
+def _kernel_fds(place: Place) -> Iterator[tuple[int, int, int]]:
+    """What becomes the kernel's stdin, stdout and stderr."""
+    fds: list[int] = []
+    try:
+        fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        fds += [place.kernel_fd("stdout"), place.kernel_fd("stderr")]
+        yield fds[0], fds[1], fds[2]
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def _record(kernel: str, info: dict[str, Any], spec: KernelSpec) -> Record:

@@ -11,8 +11,8 @@ sends must be stopped instead: when a drain has not caught up for
 
 A ZMQ socket's descriptor is edge-triggered: it says that *something* happened,
 and after any send or receive the socket must be asked again. So every wake-up
-drains all sockets until they are empty, at most ``SLICE_MESSAGES`` at a time
-before the loop gets its turn.
+drains all sockets until they are empty, at most ``SLICE_MESSAGES`` and about
+``SLICE_BYTES`` at a time before the loop gets its turn.
 
 A connection that breaks while the process lives is a message above the limit
 (libzmq then hangs up) or a kernel that closed its socket: neither can go on.
@@ -36,6 +36,8 @@ from kernelsvc.kernels.port import Message
 
 #: Messages handled before the event loop gets its turn.
 SLICE_MESSAGES = 256
+#: And bytes.
+SLICE_BYTES = 4 * 1024 * 1024
 #: Seconds of unbroken draining after which the kernel is stopped.
 LAG_SECONDS = 0.05
 #: Milliseconds between attempts to connect to a kernel that is starting.
@@ -73,7 +75,7 @@ class Channels:
         on_hangup: a connection broke.
 
     Attributes:
-        gone: set when both shell and iopub broke, with all that came before read by libzmq.
+        gone: set when both shell and iopub broke, with all that came before read by libzmq, and by ``close``.
         lagging: whether the kernel is asked to stop.
     """
 
@@ -166,10 +168,12 @@ class Channels:
     def _slice(self) -> bool:
         """Read and hand on one slice; whether all sockets are empty now."""
         messages: list[Message] = []
+        room = SLICE_BYTES
         empty = True
         try:
             for channel, socket in self._sockets.items():
-                empty = self._read(channel, socket, messages) and empty
+                room = self._read(channel, socket, messages, room)
+                empty = empty and room > 0
         except Garbled as error:
             self.close()
             self._on_messages(messages)
@@ -179,17 +183,19 @@ class Channels:
             self._on_messages(messages)
         return empty
 
-    def _read(self, channel: Channel, socket: zmq.Socket[bytes], messages: list[Message]) -> bool:
-        while len(messages) < SLICE_MESSAGES:
+    def _read(self, channel: Channel, socket: zmq.Socket[bytes], messages: list[Message], room: int) -> int:
+        """Read one socket until it is empty or the slice is full; how many bytes may still come, 0 if it is full."""
+        while room > 0 and len(messages) < SLICE_MESSAGES:
             try:
-                parts = self._parts(socket)
+                parts, size = self._parts(socket)
             except zmq.Again:
-                return True
+                return room
             messages.append(decode(channel, parts, self._key))
-        return False
+            room -= size
+        return 0
 
-    def _parts(self, socket: zmq.Socket[bytes]) -> list[bytes]:
-        """One message; bounded in parts and in all, whatever its sender claims."""
+    def _parts(self, socket: zmq.Socket[bytes]) -> tuple[list[bytes], int]:
+        """One message and its size; bounded in parts and in all, whatever its sender claims."""
         parts = [socket.recv(zmq.NOBLOCK)]
         size = len(parts[0])
         while socket.rcvmore:
@@ -198,7 +204,7 @@ class Channels:
             if len(parts) >= MAX_PARTS or size > self._max:
                 raise Garbled(f"a message above {self._max} bytes or {MAX_PARTS} parts")
             parts.append(part)
-        return parts
+        return parts, size
 
     def _judge_lag(self, empty: bool) -> None:
         now = self._loop.time()
@@ -239,6 +245,7 @@ class Channels:
         if self._closed:
             return
         self._closed = True
+        self.gone.set()
         if self._scheduled is not None:
             self._scheduled.cancel()
         for channel, socket in self._sockets.items():
