@@ -63,7 +63,7 @@ class FakeProcess:
         self._deaf = False
         self._allow_stdin = False
         self._answer: asyncio.Future[str] | None = None
-        self._requests: asyncio.Queue[tuple[str, dict[str, Any]] | asyncio.Future[None]] = asyncio.Queue()
+        self._requests: asyncio.Queue[tuple[str, dict[str, Any]] | Callable[[], None]] = asyncio.Queue()
         self._interrupted = asyncio.Event()
         self._task = self._loop.create_task(self._run(), name=f"fake kernel {kernel}")
 
@@ -93,17 +93,24 @@ class FakeProcess:
         if not self._deaf and self._cell:
             self._interrupted.set()
 
-    async def quiet(self) -> None:
-        """Wait until every cell sent so far has ended, or the process has."""
-        reached: asyncio.Future[None] = self._loop.create_future()
-        self._requests.put_nowait(reached)
-        await asyncio.wait([reached, self._task], return_when="FIRST_COMPLETED")
+    async def copy(self, kernel: str, processes: dict[str, FakeProcess], force: bool) -> None:
+        """A process with the same variables and count, to which nobody is attached, made between two cells."""
+        made: asyncio.Future[None] = self._loop.create_future()
 
-    def copy(self, kernel: str, processes: dict[str, FakeProcess]) -> None:
-        """A process with the same variables and count, to which nobody is attached."""
-        made = FakeProcess(kernel, 100_000 + len(processes), self._gates)
-        made.variables, made._count = dict(self.variables), self._count
-        processes[kernel] = made
+        def fork() -> None:
+            if "thread" in self.variables and not force:
+                made.set_exception(CannotFork(reasons=["the thread 'thread' is running"]))
+                return
+            child = FakeProcess(kernel, 100_000 + len(processes), self._gates)
+            child.variables, child._count = dict(self.variables), self._count
+            processes[kernel] = child
+            made.set_result(None)
+
+        self._requests.put_nowait(fork)
+        await asyncio.wait([made, self._task], return_when="FIRST_COMPLETED")
+        if not made.done():
+            raise KernelDead()
+        made.result()
 
     def answer(self, value: str) -> None:
         """An ``input_reply``; ignored if nobody asked."""
@@ -162,8 +169,8 @@ class FakeProcess:
         try:
             while True:
                 wanted = await self._requests.get()
-                if isinstance(wanted, asyncio.Future):
-                    wanted.set_result(None)
+                if callable(wanted):
+                    wanted()
                 else:
                     await self._cell_of(*wanted)
         except Died as death:
@@ -359,12 +366,7 @@ class FakeKernel:
 
     async def fork(self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False) -> Forked:
         """See ``port.Kernel``. A variable named ``thread`` is what can't be forked."""
-        await self.process.quiet()
-        if self.process.exit is not None:
-            raise KernelDead()
-        if "thread" in self.process.variables and not force:
-            raise CannotFork(reasons=["the thread 'thread' is running"])
-        self.process.copy(copy.kernel, self.processes)
+        await self.process.copy(copy.kernel, self.processes, force)
         return Forked(cost_ms=1.0)
 
 

@@ -308,9 +308,10 @@ class CellFinished(Event):
 
 
 class CheckpointMade(Event):
-    """A parked copy of the kernel exists."""
+    """A parked copy of the kernel exists; ``kernel`` is the copy's own id."""
 
     checkpoint: str = ""
+    kernel: str = ""
     name: str | None = None
     auto: bool = False
     after_cell: str | None = None

@@ -41,6 +41,7 @@ from kernelsvc.model.stimuli import (
     Effect,
     EndKernel,
     Exited,
+    Hold,
     Interrupt,
     InterruptKernel,
     KernelReady,
@@ -49,14 +50,16 @@ from kernelsvc.model.stimuli import (
     NoteReply,
     Outcome,
     Record,
-    Replace,
+    Release,
     Replied,
     Restart,
     SendCell,
     StartFailed,
     StartKernel,
+    Stay,
     Stimulus,
     Submit,
+    Switch,
     Tick,
     WakeCheckpoint,
     WentIdle,
@@ -89,6 +92,7 @@ class CellRecord:
     digest: int
     reason: Reason | None = None
     execution_count: int | None = None
+    ran: bool = False
     undone: bool = False
 
 
@@ -138,7 +142,9 @@ class Machine:
         self.running: Running | None = None
         self.checkpoints: OrderedDict[str, Checkpoint] = OrderedDict()
         self.execution_count = 0
+        self.copies: dict[str, str] = {}  # checkpoint -> the kernel id of the parked process
         self.last_finished: str | None = None
+        self.present: str | None = None  # the cell after which the variables are as they are now
         self.born = now
         self.active = now
         self.frame = 0
@@ -171,9 +177,11 @@ class Machine:
                 return self._interrupt(stimulus, now)
             case Restart():
                 return self._restart(stimulus)
-            case Replace():
+            case Switch():
                 self._must_be_quiet("roll back")
-                return Outcome([stimulus.event])
+                return Outcome([], [Hold()])
+            case Stay():
+                return self._stay()
             case Close():
                 return self._close(stimulus)
             case Tick():
@@ -375,6 +383,12 @@ class Machine:
             out.effects.append(SendCell(waiting))
         return out
 
+    def _stay(self) -> Outcome:
+        if self.state is not S.RESTORING:
+            return Outcome()
+        waiting = next(iter(self.queue), None)
+        return Outcome([], [Release(), *([SendCell(waiting)] if waiting else [])])
+
     def _start_failed(self, stimulus: StartFailed) -> Outcome:
         if self.state not in (S.STARTING, S.RESTORING):
             return Outcome()
@@ -508,6 +522,7 @@ class Machine:
                 self.checkpoints.clear()
                 self._move(S.CLOSED)
             case ev.CheckpointMade():
+                self.copies[event.checkpoint] = event.kernel
                 self.checkpoints[event.checkpoint] = Checkpoint(
                     id=event.checkpoint,
                     name=event.name,
@@ -520,6 +535,7 @@ class Machine:
                 )
             case ev.CheckpointDropped():
                 self.checkpoints.pop(event.checkpoint, None)
+                self.copies.pop(event.checkpoint, None)
             case _:
                 pass
 
@@ -560,6 +576,8 @@ class Machine:
         self.queue.pop(event.cell, None)
         self.last_finished = event.cell
         if self._is_running(event.cell):
+            self.present = event.cell
+            record.ran = True
             self.running = None
             if self.state is S.BUSY:
                 self._move(S.IDLE)
@@ -582,16 +600,27 @@ class Machine:
         self.frame = 0
         self.running = None
         self.active = now
-        if isinstance(event, ev.RolledBack):
-            for cell in event.undone:
-                if cell in self.cells:
-                    self.cells[cell].undone = True
+        if isinstance(event, ev.RolledBack | ev.KernelRestored):
+            self.present = event.after_cell
+            for cell in self.since(event.after_cell):
+                self.cells[cell].undone = True
         if isinstance(event, ev.KernelRestarted):
-            self.checkpoints.clear()
+            self.present = None
+            self._forget_copies()
             self.execution_count = 0
         if self.state is S.DEAD:  # in a replay: that a restart was asked for left no event
             self._move(S.STARTING)
         self._move(S.IDLE)
+
+    def since(self, cell: str | None) -> list[str]:
+        """Cells that finished after ``cell`` and whose effects stand; all of them for None."""
+        ended = [r for r in self.cells.values() if r.ran and not r.undone]
+        after = next((i + 1 for i, r in enumerate(ended) if r.id == cell), 0)
+        return [r.id for r in ended[after:]]
+
+    def _forget_copies(self) -> None:
+        self.checkpoints.clear()
+        self.copies.clear()
 
     def _evolve_died(self, event: ev.KernelDied) -> None:
         # The cell that ran ends by its own event, which follows and finds it still there.
@@ -611,9 +640,12 @@ class Machine:
                 run.reply = effect.reply
             case NoteIdle() if run is not None:
                 run.idle = True
+            case Hold():
+                self._move(S.RESTORING)
+            case Release():
+                self._move(S.IDLE)
             case StartKernel():
                 self.running = None
-                self.checkpoints.clear()
                 self._move(S.STARTING)
             case WakeCheckpoint():
                 self.running = None

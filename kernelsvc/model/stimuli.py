@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.objects import CellRequest
 
@@ -96,10 +95,13 @@ class Restart:
 
 
 @dataclass(frozen=True)
-class Replace:
-    """Another copy of the kernel takes over (rollback); refused while a cell runs."""
+class Switch:
+    """Another copy of the kernel is about to take over (rollback); refused while a cell runs or waits."""
 
-    event: ev.RolledBack
+
+@dataclass(frozen=True)
+class Stay:
+    """The switch came to nothing; the old kernel goes on."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ Stimulus = (
     | StartFailed
     | Interrupt
     | Restart
-    | Replace
+    | Switch
+    | Stay
     | Close
     | Tick
     | Record
@@ -186,11 +189,32 @@ class WakeCheckpoint:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """Send no cell until a kernel is ready."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """Cells may be sent again."""
+
+
+@dataclass(frozen=True)
 class EndKernel:
     """End the kernel for good."""
 
 
-Effect = SendCell | InterruptKernel | KillKernel | NoteReply | NoteIdle | StartKernel | WakeCheckpoint | EndKernel
+Effect = (
+    SendCell
+    | InterruptKernel
+    | KillKernel
+    | NoteReply
+    | NoteIdle
+    | StartKernel
+    | WakeCheckpoint
+    | Hold
+    | Release
+    | EndKernel
+)
 
 
 @dataclass

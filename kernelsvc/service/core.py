@@ -387,7 +387,7 @@ class Service:
         if wait == "finished":
             for cell in ids:
                 await found.wait(cell)
-        return [found.cell(cell) for cell in ids]
+        return [found.reading.cell(cell) for cell in ids]
 
     def client_gone(self, client: object) -> None:
         """A connection that submitted cells is gone: what wanted to be interrupted then is."""
@@ -426,18 +426,18 @@ class Service:
 
     def cell(self, who: Principal, session: str, cell: str) -> Cell:
         """One cell."""
-        return self._find(who, session).cell(cell)
+        return self._find(who, session).reading.cell(cell)
 
     def cells(self, who: Principal, session: str) -> Cells:
         """Every cell, in the order they were accepted."""
         found = self._find(who, session)
-        return [found.cell(cell) for cell in found.machine.cells]
+        return [found.reading.cell(cell) for cell in found.machine.cells]
 
     def output(
         self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536
     ) -> dict[str, Any]:
         """A page of what a cell wrote, from the journal, whatever the budget cut."""
-        return self._find(who, session).output(cell, name, offset, limit)
+        return self._find(who, session).reading.output(cell, name, offset, limit)
 
     # -- the log ------------------------------------------------------------------------------
 

@@ -22,21 +22,18 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed, Timeout
-from kernelsvc.kernels.port import Exit, Kernel, Launcher, Message, Output, StartRequest, Text
+from kernelsvc.kernels.port import Cause, Exit, Kernel, Launcher, Message, Output, StartRequest, Text
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, KernelInfo, SandboxReport
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.log import timestamp
 from kernelsvc.model.machine import Machine, Policy
-from kernelsvc.model.notebook import CellFold
-from kernelsvc.model.objects import Cell, CellRequest, CellState, SessionState
+from kernelsvc.model.objects import CellRequest, CellState, SessionState
 from kernelsvc.model.objects import Session as ApiSession
 from kernelsvc.model.stimuli import (
     Began,
@@ -54,58 +51,23 @@ from kernelsvc.model.stimuli import (
     SendCell,
     StartFailed,
     StartKernel,
+    Stay,
     Stimulus,
     Submit,
+    Switch,
     Tick,
     WakeCheckpoint,
     WentIdle,
 )
 from kernelsvc.protocol import facts
+from kernelsvc.session.copies import Copies
+from kernelsvc.session.ids import new_cell_id, new_id, new_kernel_id
+from kernelsvc.session.reading import Log, Reading
 
 log = logging.getLogger(__name__)
 
-#: Folded cells kept in memory per session; older ones are folded again from the journal.
-FOLDS_KEPT = 8
 #: Seconds between attempts to write again after the disk refused.
 RECOVER_SECONDS = 1.0
-
-
-class Reader(Protocol):
-    """A cursor in a log; see ``service.api.Subscription``."""
-
-    last_seq: int
-
-    async def next(self) -> list[bytes]:
-        """Lines after the cursor, at least one; none when the log is closed and read."""
-
-    def close(self) -> None:
-        """Let go."""
-
-
-class Log(Protocol):
-    """What a session needs of its journal (``store.journal.Journal``)."""
-
-    @property
-    def last_seq(self) -> int:
-        """The last entry's position."""
-
-    def append(self, events: Sequence[Event]) -> None:
-        """Stamp and write all, or raise OSError and write none."""
-
-    def sync(self) -> None:
-        """Make what was written durable, or raise OSError."""
-
-    def recover(self) -> object:
-        """Make a journal that failed writable again, or raise OSError."""
-
-    def lines(self, first: int, last: int) -> Iterable[bytes]:
-        """Entries ``first`` to ``last``, inclusive."""
-
-    def reader(self, after: int) -> Reader:
-        """A cursor behind entry ``after``."""
-
-    def close(self) -> None:
-        """No more entries; readers come to an end."""
 
 
 @dataclass
@@ -141,6 +103,8 @@ class Session:
         sync: Literal["ack", "run", "off"] = "ack",
         observer: Observer = lambda _session, _events: None,
         versions: dict[str, str] | None = None,
+        checkpoints: int = 0,
+        checkpoint_max_bytes: int | None = None,
     ) -> None:
         self.about = about
         self.log = journal
@@ -149,11 +113,12 @@ class Session:
         self.kernel: Kernel | None = None
         self.fault: OSError | None = None
         self.report = SandboxReport()
+        self.reading = Reading(about.id, journal, self.machine, about.limits.output_bytes)
+        self.copies = Copies(self, checkpoints, checkpoint_max_bytes)
         self._loop = asyncio.get_running_loop()
         self._sync = sync
         self._observer = observer
         self._versions = versions or {}
-        self._folds: OrderedDict[str, CellFold] = OrderedDict()
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._requests: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._clients: dict[int, set[str]] = {}
@@ -163,7 +128,6 @@ class Session:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._exit: Exit | None = None
         self.closed = asyncio.Event()
 
     # -- life ------------------------------------------------------------------------
@@ -195,13 +159,17 @@ class Session:
             env=about.env,
         )
 
-    async def start(self) -> None:
+    async def start(self, *, copy: bool = False) -> None:
         """Start the first kernel and write the first event. Cancelling it ends the kernel.
+
+        Args:
+            copy: the kernel is a copy of another session's, already forked; wake it.
 
         Raises:
             KernelsvcError: no kernel could be started; nothing was written.
         """
-        kernel = await self.launcher.start(self.start_request(), self)
+        begin = self.launcher.wake if copy else self.launcher.start
+        kernel = await begin(self.start_request(), self)
         about = self.about
         first = ev.SessionStarted(
             principal=about.principal,
@@ -222,7 +190,7 @@ class Session:
             raise AtCapacity("The log can't be written; free disk space and try again.") from error
 
     def _adopt_kernel(self, kernel: Kernel, event: Event) -> None:
-        self.kernel, self.report, self._exit = kernel, kernel.sandbox, None
+        self.kernel, self.report = kernel, kernel.sandbox
         self._handled = 0
         self._do(KernelReady(event))
         early, self._early = self._early, []
@@ -234,6 +202,11 @@ class Session:
         now = self._loop.time()
         for event in events:
             self.machine.evolve(event, now)
+            started = getattr(event, "kernel", None)
+            if isinstance(started, KernelInfo) and started.id:
+                self.about.kernel = started.id
+            if isinstance(event, ev.SessionStarted):
+                self.report = event.sandbox
 
     async def adopt(self) -> None:
         """Find the kernel that an earlier server started; start a new one if it is gone. Safe to cancel."""
@@ -241,16 +214,19 @@ class Session:
             return
         kernel = await self.launcher.adopt(self.start_request(), self, last_frame=self.machine.frame)
         if kernel is None:
-            self.exited_lost()
+            self._lost()
             return
         pending = next(iter(self.machine.queue), None)
         if pending and self.machine.running is None and kernel.seen(pending):
             self.machine.commit(Outcome([], [SendCell(pending)]), self._loop.time())
         self._adopt_kernel(kernel, ev.SessionAdopted(kernel=kernel.info))
 
-    def exited_lost(self) -> None:
-        """The kernel ended while no server watched."""
-        self._do(Exited(cause="lost", message="The kernel ended while no server was there to see how."))
+    def _lost(self) -> None:
+        """The kernel ended while no server watched, or before it was ready."""
+        if self.state in (SessionState.STARTING, SessionState.RESTORING):
+            self.own(self._restore() if self.machine.copies else self._replace("not found after a restart"))
+        else:
+            self.exited(Exit(cause=Cause.LOST, message="The kernel ended while no server was there to see how."))
 
     def detach(self) -> None:
         """Let go of the kernel without ending it: the server stops, the session lives on."""
@@ -291,32 +267,20 @@ class Session:
         if ended and self._sync != "off":
             self._sync_log()
         for event in events:
-            self._fold(event)
+            self.reading.feed(event)
         self._observer(self, events)
         for event in ended:
             if isinstance(event.cell, str):
                 self._wake(event.cell)
+        last = events[-1]
+        if isinstance(last, ev.CellFinished) and self.state is SessionState.IDLE:
+            self.copies.cell_ended(self._loop.time(), last.usage.wall_ms, last.usage.peak_rss_bytes)
 
     def _sync_log(self) -> None:
         try:
             self.log.sync()
         except OSError as error:
             self._failed(error)
-
-    def _fold(self, event: Event) -> None:
-        cell = event.cell
-        if not isinstance(cell, str):
-            return
-        if isinstance(event, ev.CellQueued):
-            self._folds[cell] = CellFold(self.about.limits.output_bytes)
-            while len(self._folds) > FOLDS_KEPT:
-                oldest = next((c for c in self._folds if c not in self.machine.queue), None)
-                if oldest is None:
-                    break
-                del self._folds[oldest]
-        fold = self._folds.get(cell)
-        if fold is not None:
-            fold.feed(event)
 
     def _wake(self, cell: str) -> None:
         if self.fault is not None:
@@ -329,6 +293,8 @@ class Session:
 
     def _perform(self, effect: Effect) -> None:
         match effect:
+            case SendCell() if self.copies.starting:
+                self._loop.call_soon(self._send, effect.cell)  # behind the request for a copy, so that it is of before
             case SendCell():
                 self._send(effect.cell)
             case InterruptKernel() if self.kernel:
@@ -336,19 +302,22 @@ class Session:
             case KillKernel() if self.kernel:
                 self.kernel.kill()
             case StartKernel():
-                self._own(self._replace(effect.why))
+                self.own(self._replace(effect.why))
             case WakeCheckpoint():
-                self._own(self._replace("died"))
+                self.own(self._restore())
             case EndKernel():
-                self._own(self._finish())
+                self.own(self._finish())
             case _:
                 pass
 
     def _send(self, cell: str) -> None:
-        spec = self.machine.queue[cell]
+        spec = self.machine.queue.get(cell)
+        if spec is None:
+            return
         if self._sync == "run":
             self._sync_log()
         self._input = None
+        self.copies.cell_sent(self._loop.time())
         if self.kernel:
             self.kernel.execute(
                 cell,
@@ -358,7 +327,8 @@ class Session:
                 store_history=not spec.silent,
             )
 
-    def _own(self, work: Awaitable[None]) -> None:
+    def own(self, work: Awaitable[None]) -> None:
+        """Run ``work`` as a task of this session; its failure is logged."""
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._disown)
@@ -374,6 +344,7 @@ class Session:
         self._fail_requests(KernelDead("The kernel was replaced before it answered; ask again."))
         if old is not None:
             await old.end()
+        await self.copies.discard_all()
         try:
             self.about.kernel = new_kernel_id()
             kernel = await self.launcher.start(self.start_request(), self)
@@ -386,11 +357,67 @@ class Session:
             return
         self._adopt_kernel(kernel, ev.KernelRestarted(why=why, kernel=kernel.info))
 
+    async def _restore(self) -> None:
+        """Wake the newest checkpoint in place of a kernel that died; a new kernel if none wakes."""
+        old, self.kernel = self.kernel, None
+        self._fail_requests(KernelDead("The kernel died before it answered; ask again."))
+        if old is not None:
+            await old.end()
+        while (newest := self.copies.newest()) is not None:
+            try:
+                kernel, request = await self.copies.wake(newest)
+            except KernelsvcError as error:
+                self.record_quietly(ev.CheckpointDropped(checkpoint=newest.id, why=error.message))
+                self.machine.copies.pop(newest.id, None)
+                continue
+            self.about.kernel = request.kernel
+            event = ev.KernelRestored(checkpoint=newest.id, after_cell=newest.after_cell, kernel=kernel.info)
+            self.copies.hold()
+            self._adopt_kernel(kernel, event)
+            await self.copies.remake(newest)
+            return
+        await self._replace("died, and no checkpoint could be woken")
+
+    async def rollback(self, to: str | None = None) -> None:
+        """Make the variables those of an earlier moment.
+
+        Args:
+            to: a checkpoint's id or name, or a cell's id: the state before it. Default: before the last cell.
+
+        Raises:
+            NotFound: no such checkpoint, or that moment is not kept.
+            Conflict: a cell runs or waits.
+            KernelDead, Timeout: the copy could not be woken; nothing has changed.
+        """
+        self._must_record()
+        known = to is not None and (to in self.machine.checkpoints or self.copies.named(to))
+        target = self.copies.find(to) if known and to else self.copies.before(to)
+        self._do(Switch())
+        try:
+            kernel, request = await self.copies.wake(target)
+        except BaseException:
+            self._do(Stay())
+            raise
+        old, self.kernel = self.kernel, None
+        self.about.kernel = request.kernel
+        event = ev.RolledBack(
+            to=target.id,
+            after_cell=target.after_cell,
+            undone=self.machine.since(target.after_cell),
+            kernel=kernel.info,
+        )
+        self.copies.hold()
+        self._adopt_kernel(kernel, event)
+        await self.copies.remake(target)
+        if old is not None:
+            await old.end()
+
     async def _finish(self) -> None:
         kernel, self.kernel = self.kernel, None
         self._cancel_timer()
         self._fail_requests(SessionClosed())
         try:
+            await self.copies.discard_all()
             if kernel is not None:
                 await kernel.end()
         finally:
@@ -549,16 +576,24 @@ class Session:
                 waiting.set_result(message.content)
 
     def exited(self, exit: Exit) -> None:
-        """The kernel is gone; see ``port``."""
-        self._exit = exit
+        """The kernel is gone; see ``port``. A copy that it was just making may be what brings it back: wait for it."""
+        if self.copies.busy:
+            self.own(self._exited_later(exit))
+            return
         stimulus = Exited(str(exit.cause), exit.message, exit.signal, exit.exit_code, self._restorable())
         try:
             self._do(stimulus)
         except OSError:
             self._loop.call_later(RECOVER_SECONDS, self.exited, exit)
 
+    async def _exited_later(self, exit: Exit) -> None:
+        while self.copies.busy:
+            await self.copies.wait_made()
+            await asyncio.sleep(0)
+        self.exited(exit)
+
     def _restorable(self) -> bool:
-        return False
+        return bool(self.machine.copies)
 
     # -- what clients ask for ---------------------------------------------------------------------
 
@@ -592,52 +627,6 @@ class Session:
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters.setdefault(cell, []).append(waiter)
         await waiter
-
-    def cell(self, cell: str) -> Cell:
-        """A cell as the API shows it, folded from the log.
-
-        Raises:
-            NotFound: no such cell.
-        """
-        record = self.machine.cells.get(cell)
-        if record is None:
-            raise NotFound(f"There is no cell {cell!r} in this session; list its cells.")
-        fold = self._folds.get(cell)
-        if fold is None:
-            fold = CellFold(self.about.limits.output_bytes)
-            for event in self._events_of(record.first, record.last, cell):
-                fold.feed(event)
-            if record.state is CellState.FINISHED:
-                self._folds[cell] = fold
-        return fold.cell(session=self.id)
-
-    def output(self, cell: str, name: str, offset: int, limit: int) -> dict[str, Any]:
-        """A page of what a cell wrote to one stream, in characters, read from the journal.
-
-        Raises:
-            NotFound: no such cell.
-        """
-        record = self.machine.cells.get(cell)
-        if record is None:
-            raise NotFound(f"There is no cell {cell!r} in this session; list its cells.")
-        position, page = 0, []
-        for event in self._events_of(record.first, record.last, cell):
-            if isinstance(event, ev.Stream) and event.name == name:
-                start = max(0, offset - position)
-                stop = max(0, offset + limit - position)
-                page.append(event.text[start:stop])
-                position += len(event.text)
-        text = "".join(page)
-        following = offset + len(text) if offset + len(text) < position else None
-        return {"name": name, "offset": offset, "text": text, "next_offset": following, "total": position}
-
-    def _events_of(self, first: int, last: int, cell: str) -> Iterable[Event]:
-        mark = cell.encode()
-        for line in self.log.lines(first, last):
-            if mark in line:
-                event = ev.decode(line)
-                if event.cell == cell:
-                    yield event
 
     def view(self, usage: Usage) -> ApiSession:
         """The session as the API shows it."""
@@ -705,6 +694,11 @@ class Session:
         self._must_record()
         self._do(Record(events))
 
+    def record_quietly(self, event: Event) -> None:
+        """Put an event into the log that nobody waits for; when the disk refuses, it is left out."""
+        with contextlib.suppress(KernelsvcError, OSError):
+            self.record(event)
+
     async def close(self, reason: str) -> None:
         """End the session and its kernel. Safe to cancel: it ends anyway."""
         if self.state is not SessionState.CLOSED:
@@ -747,18 +741,3 @@ class Session:
             raise Timeout("The kernel did not answer in time; a cell may be running. Try again when it is idle.")
         finally:
             self._requests.pop(msg_id, None)
-
-
-def new_id(prefix: str) -> str:
-    """A fresh id, unguessable enough to never collide."""
-    return f"{prefix}_{uuid.uuid4().hex[:16]}"
-
-
-def new_cell_id() -> str:
-    """An id for a cell whose client gave none."""
-    return new_id("c")
-
-
-def new_kernel_id() -> str:
-    """An id for a kernel; short, because it names a socket."""
-    return new_id("k")

@@ -31,8 +31,9 @@ class Bench:
         fields = {"id": "s_1", "principal": "p", "template": "t", "workdir": str(self.path), "kernel": "k_1"}
         return About(**{**fields, "created_at": "2026-01-01T00:00:00Z", "limits": Limits(output_bytes=1000), **changes})
 
-    def session(self, journal, **policy):
-        made = Session(self.about(), journal, self.launcher, Policy(output_bytes=1000, **policy))
+    def session(self, journal, checkpoints=0, **policy):
+        policy = Policy(output_bytes=1000, **policy)
+        made = Session(self.about(), journal, self.launcher, policy, checkpoints=checkpoints)
         self.sessions.append(made)
         return made
 
@@ -63,7 +64,7 @@ async def run(session, code, **options):
     (cell,) = session.submit([CellRequest(code=code, **options)])
     async with asyncio.timeout(DEADLINE):
         await session.wait(cell)
-    return session.cell(cell)
+    return session.reading.cell(cell)
 
 
 def types(session):
@@ -115,8 +116,8 @@ async def test_an_error_stops_what_waits_and_the_next_submission_runs(bench):
     ids = session.submit([CellRequest(code="error ValueError no"), CellRequest(code="print never")])
     async with asyncio.timeout(DEADLINE):
         await session.wait(ids[1])
-    assert [session.cell(c).reason for c in ids] == [Reason.ERROR, Reason.CANCELLED]
-    assert session.cell(ids[0]).error.ename == "ValueError"
+    assert [session.reading.cell(c).reason for c in ids] == [Reason.ERROR, Reason.CANCELLED]
+    assert session.reading.cell(ids[0]).error.ename == "ValueError"
     assert (await run(session, "print yes")).reason is Reason.OK
 
 
@@ -155,8 +156,8 @@ async def test_output_past_its_budget_is_told_and_can_be_paged(bench):
     cell = await run(session, "big 5000")
     assert "output_truncated" in types(session)
     assert len(cell.text) < 2500
-    first = session.output(cell.id, "stdout", 0, 3000)
-    second = session.output(cell.id, "stdout", first["next_offset"], 3000)
+    first = session.reading.output(cell.id, "stdout", 0, 3000)
+    second = session.reading.output(cell.id, "stdout", first["next_offset"], 3000)
     assert len(first["text"]) == 3000
     assert len(first["text"] + second["text"]) == second["total"] >= 5000
     assert second["next_offset"] is None
@@ -171,7 +172,7 @@ async def test_input_is_asked_and_given(bench):
     session.give_input(cell, "ada")
     async with asyncio.timeout(DEADLINE):
         await session.wait(cell)
-    assert "ada" in session.cell(cell).text
+    assert "ada" in session.reading.cell(cell).text
 
 
 async def test_a_password_is_not_recorded(bench):
@@ -188,7 +189,7 @@ async def test_close_ends_everything_and_says_so(bench):
     session = await bench.start()
     (cell,) = session.submit([CellRequest(code="hang")])
     await session.close("done")
-    assert session.cell(cell).reason is Reason.SESSION_CLOSED
+    assert session.reading.cell(cell).reason is Reason.SESSION_CLOSED
     assert bench.launcher.alive() == []
     with pytest.raises(SessionClosed):
         session.submit([CellRequest(code="print no")])
@@ -198,7 +199,7 @@ async def test_close_ends_everything_and_says_so(bench):
 async def test_unknown_cells_are_not_found(bench):
     session = await bench.start()
     with pytest.raises(NotFound):
-        session.cell("nope")
+        session.reading.cell("nope")
     with pytest.raises(NotFound):
         await session.wait("nope")
 
@@ -211,7 +212,7 @@ async def test_a_client_that_leaves_takes_its_cell_with_it_if_it_wished(bench):
     session.client_gone(client)
     async with asyncio.timeout(DEADLINE):
         await session.wait(cell)
-    assert session.cell(cell).reason is Reason.INTERRUPTED
+    assert session.reading.cell(cell).reason is Reason.INTERRUPTED
 
 
 async def test_a_restarted_server_goes_on_where_it_was(bench):
@@ -225,8 +226,8 @@ async def test_a_restarted_server_goes_on_where_it_was(bench):
     await again.adopt()
     async with asyncio.timeout(DEADLINE):
         await again.wait(queued)
-    assert again.cell(running).text.split() == ["one", "two"]
-    assert "7" in again.cell(queued).text
+    assert again.reading.cell(running).text.split() == ["one", "two"]
+    assert "7" in again.reading.cell(queued).text
     kinds = types(again)
     assert kinds.count("cell_finished") == 3
     assert kinds.count("session_adopted") == 1
@@ -243,7 +244,7 @@ async def test_a_kernel_that_died_unwatched_is_replaced(bench):
     await again.adopt()
     async with asyncio.timeout(DEADLINE):
         await again.wait(cell)
-    assert again.cell(cell).reason is Reason.KERNEL_DIED
+    assert again.reading.cell(cell).reason is Reason.KERNEL_DIED
     assert (await run(again, "print ok")).reason is Reason.OK
 
 
@@ -273,3 +274,113 @@ async def test_a_full_disk_stops_the_session_and_it_goes_on_when_there_is_room(b
     text = "".join(e["text"] for e in lines if e["type"] == "stream" and e["cell"] == cell)
     assert len(text.split("\n")) == 6, "each line once"
     assert [e["seq"] for e in lines] == list(range(1, len(lines) + 1))
+
+
+# --- checkpoints ------------------------------------------------------------------------
+
+
+async def copied(session, count=1):
+    await until(lambda: types(session).count("checkpoint_made") >= count)
+
+
+@pytest.mark.parametrize("death", ["die 11", "oom", "exit 1"])
+async def test_a_crash_costs_one_cell(bench, death):
+    session = await bench.start(checkpoints=1)
+    await run(session, "set x 41")
+    crashed = await run(session, "set x 0\n" + death)
+    assert crashed.variables_kept is True
+    assert "41" in (await run(session, "get x")).text
+    restored = [json.loads(x) for x in session.log.lines(1, session.log.last_seq) if b"kernel_restored" in x]
+    assert len(restored) == 1
+    assert session.machine.cells[crashed.id].undone
+
+
+async def test_crash_after_crash(bench):
+    session = await bench.start(checkpoints=1)
+    await run(session, "set x 1")
+    for _ in range(3):
+        await run(session, "die 9")
+    assert "1" in (await run(session, "get x")).text
+
+
+async def test_rollback_goes_back_one_cell_and_marks_what_it_undid(bench):
+    session = await bench.start(checkpoints=1)
+    await run(session, "set x 1")
+    await copied(session)
+    second = await run(session, "set x 2")
+    await copied(session, 2)
+    await session.rollback()
+    assert "1" in (await run(session, "get x")).text
+    assert session.machine.cells[second.id].undone
+    assert types(session).count("rolled_back") == 1
+
+
+async def test_rollback_to_a_name_again_and_again(bench):
+    session = await bench.start(checkpoints=1)
+    await run(session, "set x 1")
+    await session.copies.make("start")
+    for value in (5, 6):
+        await run(session, f"set x {value}")
+        await session.rollback("start")
+        assert "1" in (await run(session, "get x")).text
+    await session.copies.drop("start")
+    with pytest.raises(NotFound):
+        await session.rollback("start")
+
+
+async def test_rollback_to_a_moment_that_is_gone_changes_nothing(bench):
+    session = await bench.start(checkpoints=1)
+    first = await run(session, "set x 1")
+    for value in range(4):
+        await run(session, f"set x {value}")
+        await copied(session, value + 2)
+    with pytest.raises(NotFound):
+        await session.rollback(first.id)
+    assert session.state is SessionState.IDLE
+
+
+async def test_rollback_while_a_cell_runs_is_refused(bench):
+    session = await bench.start(checkpoints=1)
+    await run(session, "set x 1")
+    await copied(session)
+    session.submit([CellRequest(code="wait gate")])
+    with pytest.raises(Conflict):
+        await session.rollback(session.copies.newest().id)
+    bench.launcher.release("gate")
+
+
+async def test_a_copy_that_can_not_be_made_is_skipped_and_said_once(bench):
+    session = await bench.start(checkpoints=1)
+    await run(session, "set thread 1")
+    await until(lambda: "checkpoint_skipped" in types(session))
+    await run(session, "set y 1")
+    await run(session, "set y 2")
+    assert types(session).count("checkpoint_skipped") == 1
+
+
+async def test_copies_do_not_outlive_their_session(bench):
+    session = await bench.start(checkpoints=2)
+    for value in range(4):
+        await run(session, f"set x {value}")
+        await copied(session, value + 1)
+    assert len(session.machine.checkpoints) == 3
+    await session.close("done")
+    assert bench.launcher.alive() == []
+
+
+async def test_a_restart_drops_the_copies(bench):
+    session = await bench.start(checkpoints=1)
+    await run(session, "set x 1")
+    await copied(session)
+    session.restart()
+    await session.settled()
+    assert len(bench.launcher.alive()) == 1
+    assert (await run(session, "print ok")).reason is Reason.OK
+
+
+async def test_a_stream_of_cells_is_not_held_up_by_copies(bench):
+    session = await bench.start(checkpoints=1)
+    for value in range(60):
+        await run(session, f"set x {value}")
+    await until(lambda: session.copies.newest().after_cell == session.machine.present)
+    assert types(session).count("checkpoint_made") < 60

@@ -1,0 +1,264 @@
+"""Checkpoints: copies of the kernel that wait, and the waking of one.
+
+A copy is made by ``Kernel.fork`` between two cells and costs the kernel a few
+milliseconds, so *when* matters more than *how*:
+
+* The automatic one is asked for the moment a cell has ended, while its client
+  reads the answer and thinks. Whoever thinks longer than a fork takes never
+  notices it, and a crash then costs exactly the cell that crashed.
+* A client that sends cell after cell without a pause would wait for every fork.
+  After ``STREAK`` such cells a copy is made only when the kernel rests, or when
+  what it would save is worth ten times its cost; a crash meanwhile goes back to
+  the last copy, and the event says to which cell.
+
+``keep`` earlier states are kept for undo, besides the copy of the present one
+that a crash needs. Waking uses a copy up, so after each waking a new one is
+made of the same moment; a checkpoint's id is therefore not its kernel's id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kernelsvc.errors import CannotFork, Conflict, KernelDead, KernelsvcError, NotFound, NotSupported
+from kernelsvc.kernels.port import Kernel, StartRequest
+from kernelsvc.model import events as ev
+from kernelsvc.model.objects import Checkpoint, SessionState
+from kernelsvc.session.ids import new_id, new_kernel_id
+
+if TYPE_CHECKING:
+    from kernelsvc.session.core import Session
+
+log = logging.getLogger(__name__)
+
+#: Cells in a row, each sent within ``PAUSE`` seconds of the last one's end, that make a stream of cells.
+STREAK, PAUSE = 20, 0.005
+#: In such a stream: seconds of rest after which a copy is made.
+REST = 0.02
+#: In such a stream: how many times its cost the unsaved work must be worth.
+WORTH = 10.0
+
+
+class Copies:
+    """The checkpoints of one session. Events hold the truth; this holds which process is which."""
+
+    def __init__(self, session: Session, keep: int, max_bytes: int | None) -> None:
+        self._session = session
+        self._keep = keep
+        self._max_bytes = max_bytes
+        self._lock = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._streak = 0
+        self._ended = 0.0
+        self._unsaved = 0.0
+        self._cost = 0.005
+        self._told: list[str] = []
+        self.starting = False
+
+    # -- when ------------------------------------------------------------------------
+
+    def cell_sent(self, now: float) -> None:
+        """A cell goes to the kernel."""
+        self._streak = self._streak + 1 if now - self._ended < PAUSE else 0
+        self._cancel()
+
+    def cell_ended(self, now: float, wall_ms: float, rss: int | None) -> None:
+        """A cell has ended; make a copy now, later, or not."""
+        self._ended = now
+        self._unsaved += wall_ms / 1000
+        kernel = self._session.kernel
+        if self._keep <= 0 or kernel is None or not kernel.forkable:
+            return
+        if self._max_bytes is not None and rss is not None and rss > self._max_bytes:
+            self._skip([f"the kernel has {rss} bytes and copies are made up to {self._max_bytes}"])
+        elif self._streak < STREAK or self._unsaved > WORTH * self._cost:
+            self._begin()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(REST, self._begin)
+
+    def _begin(self) -> None:
+        self.hold()
+        self._session.own(self._automatic(self._session.machine.present))
+
+    def hold(self) -> None:
+        """Hold cells back until the request for a copy, which comes next, is with the kernel."""
+        self._cancel()
+        self.starting = True
+
+    def _started(self) -> None:
+        self.starting = False
+
+    async def wait_made(self) -> None:
+        """Wait until no copy is being made. Safe to cancel."""
+        async with self._lock:
+            return
+
+    @property
+    def busy(self) -> bool:
+        """Whether a copy is being asked for, or made."""
+        return self.starting or self._lock.locked()
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _automatic(self, after: str | None) -> None:
+        # Up to its first real wait, this runs in one go: the request is with the kernel when ``starting`` ends.
+        asyncio.get_running_loop().call_soon(self._started)
+        try:
+            async with self._lock:
+                await self._fork(new_id("p"), None, True, after)
+        except CannotFork as refused:
+            self._skip([str(r) for r in refused.details.get("reasons", [])] or [refused.message])
+        except KernelsvcError as error:
+            log.info("session %s: no checkpoint: %s", self._session.id, error.message)
+
+    def _skip(self, why: list[str]) -> None:
+        """Say why there is no copy, once for the same reasons in a row."""
+        if why != self._told and self._session.state is not SessionState.CLOSED:
+            self._told = why
+            self._session.record_quietly(ev.CheckpointSkipped(why=why))
+
+    # -- making ---------------------------------------------------------------------------
+
+    async def make(self, name: str | None = None, *, force: bool = False) -> Checkpoint:
+        """A copy of the kernel as it is after everything sent so far.
+
+        Raises:
+            CannotFork, NotSupported, KernelDead, Timeout: there is none.
+            Conflict: the name is taken.
+        """
+        if name is not None and self.named(name):
+            raise Conflict(f"There is a checkpoint named {name!r}; drop it or choose another name.")
+        machine = self._session.machine
+        after = machine.running.id if machine.running else machine.present
+        async with self._lock:
+            return await self._fork(new_id("p"), name, False, after, force)
+
+    async def _fork(
+        self, checkpoint: str, name: str | None, auto: bool, after: str | None, force: bool = False
+    ) -> Checkpoint:
+        session = self._session
+        kernel = session.kernel
+        if kernel is None:
+            raise KernelDead()
+        if not kernel.forkable:
+            raise NotSupported()
+        request = msgspec.structs.replace(session.start_request(), kernel=new_kernel_id())
+        forked = await kernel.fork(request, mode="checkpoint", force=force)
+        if session.kernel is not kernel:
+            await session.launcher.discard(request.kernel)
+            raise KernelDead()
+        self._cost, self._unsaved, self._told = max(0.001, forked.cost_ms / 1000), 0.0, []
+        made = ev.CheckpointMade(
+            checkpoint=checkpoint,
+            kernel=request.kernel,
+            name=name,
+            auto=auto,
+            after_cell=after,
+            cost_ms=round(forked.cost_ms, 3),
+            private_bytes=forked.private_bytes,
+            warnings=forked.warnings,
+        )
+        session.record(made)
+        await self._thin()
+        return session.machine.checkpoints[checkpoint]
+
+    async def _thin(self) -> None:
+        """Drop automatic checkpoints past ``keep``, besides the newest."""
+        automatic = [c.id for c in self._session.machine.checkpoints.values() if c.auto]
+        for old in automatic[: -(self._keep + 1)]:
+            await self._drop(old, "replaced by a newer one")
+
+    async def drop(self, which: str) -> None:
+        """Drop a checkpoint by id or name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        await self._drop(self.find(which).id, "requested")
+
+    async def _drop(self, checkpoint: str, why: str) -> None:
+        kernel = self._session.machine.copies.get(checkpoint)
+        self._session.record(ev.CheckpointDropped(checkpoint=checkpoint, why=why))
+        if kernel is not None:
+            await self._session.launcher.discard(kernel)
+
+    async def discard_all(self) -> None:
+        """End every copy, without a word in the log: the session or its kernel has ended."""
+        self._cancel()
+        copies = list(self._session.machine.copies.values())
+        await asyncio.gather(*(self._session.launcher.discard(kernel) for kernel in copies))
+
+    # -- finding ------------------------------------------------------------------------------
+
+    def named(self, name: str) -> Checkpoint | None:
+        """The checkpoint of that name."""
+        return next((c for c in self._session.machine.checkpoints.values() if c.name == name), None)
+
+    def find(self, which: str) -> Checkpoint:
+        """The checkpoint of that id or name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        found = self._session.machine.checkpoints.get(which) or self.named(which)
+        if found is None:
+            raise NotFound(f"There is no checkpoint {which!r}; list the session's checkpoints.")
+        return found
+
+    def newest(self) -> Checkpoint | None:
+        """The copy of the latest moment."""
+        return max(self._session.machine.checkpoints.values(), key=lambda c: c.seq, default=None)
+
+    def before(self, cell: str | None) -> Checkpoint:
+        """The copy of the state before a cell; by default before the last one that finished.
+
+        Raises:
+            NotFound: no such cell, or no copy of that moment is kept.
+        """
+        machine = self._session.machine
+        standing = machine.since(None)
+        wanted = cell or machine.present
+        if wanted not in standing:
+            raise NotFound(f"There is no finished cell {wanted!r} to go back behind; list the session's cells.")
+        position = standing.index(wanted)
+        previous = standing[position - 1] if position else None
+        kept = [c for c in machine.checkpoints.values() if c.after_cell == previous]
+        if not kept:
+            names = (
+                ", ".join(f"{c.name or c.id} (after {c.after_cell})" for c in machine.checkpoints.values()) or "none"
+            )
+            raise NotFound(f"The state before cell {wanted} is not kept any more; checkpoints are: {names}.")
+        return kept[-1]
+
+    # -- waking ---------------------------------------------------------------------------------
+
+    async def wake(self, checkpoint: Checkpoint) -> tuple[Kernel, StartRequest]:
+        """The copy as a live kernel. The checkpoint is used up until ``remake``.
+
+        Raises:
+            KernelDead, Timeout: it could not be woken.
+        """
+        session = self._session
+        kernel = session.machine.copies.get(checkpoint.id)
+        if kernel is None:
+            raise KernelDead(f"The checkpoint {checkpoint.id} is gone.")
+        request = msgspec.structs.replace(session.start_request(), kernel=kernel)
+        return await session.launcher.wake(request, session), request
+
+    async def remake(self, checkpoint: Checkpoint) -> None:
+        """Make the copy again that waking has used up, from the kernel that it became. ``hold`` comes first."""
+        asyncio.get_running_loop().call_soon(self._started)
+        try:
+            async with self._lock:
+                await self._fork(checkpoint.id, checkpoint.name, checkpoint.auto, checkpoint.after_cell)
+        except KernelsvcError as error:
+            log.info("session %s: checkpoint %s not made again: %s", self._session.id, checkpoint.id, error.message)
+            if checkpoint.id in self._session.machine.checkpoints:
+                self._session.record_quietly(ev.CheckpointDropped(checkpoint=checkpoint.id, why=error.message))

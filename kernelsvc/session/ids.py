@@ -1,0 +1,20 @@
+"""Ids of sessions, cells, kernels and checkpoints."""
+
+from __future__ import annotations
+
+import uuid
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id, unguessable enough to never collide."""
+    return f"{prefix}_{uuid.uuid4().hex[:16]}"
+
+
+def new_cell_id() -> str:
+    """An id for a cell whose client gave none."""
+    return new_id("c")
+
+
+def new_kernel_id() -> str:
+    """An id for a kernel; short, because it names a socket (unix(7): 108 bytes)."""
+    return new_id("k")

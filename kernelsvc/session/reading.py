@@ -1,0 +1,136 @@
+"""What a session's log says of its cells: folded while they run, read back later.
+
+``Log`` is what a session needs of its journal (``store.journal.Journal``); it is
+stated here because the session and the store don't know each other.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from kernelsvc.errors import NotFound
+from kernelsvc.model import events as ev
+from kernelsvc.model.events import Event
+from kernelsvc.model.machine import CellRecord, Machine
+from kernelsvc.model.notebook import CellFold
+from kernelsvc.model.objects import Cell, CellState
+
+#: Folded cells kept in memory per session; older ones are folded again from the journal.
+FOLDS_KEPT = 8
+
+
+class Reader(Protocol):
+    """A cursor in a log; see ``service.api.Subscription``."""
+
+    last_seq: int
+
+    async def next(self) -> list[bytes]:
+        """Lines after the cursor, at least one; none when the log is closed and read."""
+
+    def close(self) -> None:
+        """Let go."""
+
+
+class Log(Protocol):
+    """What a session needs of its journal (``store.journal.Journal``)."""
+
+    @property
+    def last_seq(self) -> int:
+        """The last entry's position."""
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Stamp and write all, or raise OSError and write none."""
+
+    def sync(self) -> None:
+        """Make what was written durable, or raise OSError."""
+
+    def recover(self) -> object:
+        """Make a journal that failed writable again, or raise OSError."""
+
+    def lines(self, first: int, last: int) -> Iterable[bytes]:
+        """Entries ``first`` to ``last``, inclusive."""
+
+    def reader(self, after: int) -> Reader:
+        """A cursor behind entry ``after``."""
+
+    def close(self) -> None:
+        """No more entries; readers come to an end."""
+
+
+class Reading:
+    """The cells of one session as the API shows them."""
+
+    def __init__(self, session: str, log: Log, machine: Machine, budget: int | None) -> None:
+        self._session = session
+        self._log = log
+        self._machine = machine
+        self._budget = budget
+        self._folds: OrderedDict[str, CellFold] = OrderedDict()
+
+    def feed(self, event: Event) -> None:
+        """Fold one appended event."""
+        cell = event.cell
+        if not isinstance(cell, str):
+            return
+        if isinstance(event, ev.CellQueued):
+            self._keep(cell, CellFold(self._budget))
+        fold = self._folds.get(cell)
+        if fold is not None:
+            fold.feed(event)
+
+    def _keep(self, cell: str, fold: CellFold) -> None:
+        self._folds[cell] = fold
+        while len(self._folds) > FOLDS_KEPT:
+            oldest = next((c for c in self._folds if c not in self._machine.queue), None)
+            if oldest is None:
+                break
+            del self._folds[oldest]
+
+    def _record(self, cell: str) -> CellRecord:
+        record = self._machine.cells.get(cell)
+        if record is None:
+            raise NotFound(f"There is no cell {cell!r} in this session; list its cells.")
+        return record
+
+    def cell(self, cell: str) -> Cell:
+        """A cell, folded from the log.
+
+        Raises:
+            NotFound: no such cell.
+        """
+        record = self._record(cell)
+        fold = self._folds.get(cell)
+        if fold is None:
+            fold = CellFold(self._budget)
+            for event in self._events(record, cell):
+                fold.feed(event)
+            if record.state is CellState.FINISHED:
+                self._keep(cell, fold)
+        return fold.cell(self._session)
+
+    def output(self, cell: str, name: str, offset: int, limit: int) -> dict[str, Any]:
+        """A page of what a cell wrote to one stream, in characters, read from the journal.
+
+        Raises:
+            NotFound: no such cell.
+        """
+        record = self._record(cell)
+        position, page = 0, []
+        for event in self._events(record, cell):
+            if isinstance(event, ev.Stream) and event.name == name:
+                start, stop = max(0, offset - position), max(0, offset + limit - position)
+                page.append(event.text[start:stop])
+                position += len(event.text)
+        text = "".join(page)
+        following = offset + len(text) if offset + len(text) < position else None
+        return {"name": name, "offset": offset, "text": text, "next_offset": following, "total": position}
+
+    def _events(self, record: CellRecord, cell: str) -> Iterable[Event]:
+        mark = cell.encode()
+        for line in self._log.lines(record.first, record.last):
+            if mark in line:
+                event = ev.decode(line)
+                if event.cell == cell:
+                    yield event
