@@ -1,0 +1,115 @@
+"""The server's signing key: Ed25519, made on first start, never leaves its file.
+
+A signature says that a head, or a notebook, was made by the server that holds
+this key. Whoever can read the key file can sign too; the kernels can't see it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from kernelsvc.errors import Internal
+from kernelsvc.model.audit import Audit, head_statement
+from kernelsvc.model.events import JournalSigned
+from kernelsvc.model.log import Head
+from kernelsvc.store.atomic import sync_directory, write_all
+
+NAME = "ed25519.pem"
+
+
+class SigningKey:
+    """A private key. Get one with ``load_or_create``."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+
+    @classmethod
+    def load_or_create(cls, directory: Path) -> SigningKey:
+        """The key of this data directory (``keys/``); made if there is none yet.
+
+        Two servers that start at once get the same key.
+
+        Raises:
+            OSError: it can't be read or made.
+            Internal: others can read it, or it is no Ed25519 key.
+        """
+        path = directory / NAME
+        if not path.exists():
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _create(path)
+        return cls(_load(path))
+
+    @property
+    def public(self) -> str:
+        """The public key: base64 of its 32 raw bytes."""
+        return base64.b64encode(self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+
+    def sign(self, statement: bytes) -> str:
+        """A signature, base64."""
+        return base64.b64encode(self._key.sign(statement)).decode()
+
+    def sign_head(self, session: str, head: Head) -> JournalSigned:
+        """The event that signs a journal up to ``head``; append it next, with nothing between."""
+        signature = self.sign(head_statement(session, head))
+        return JournalSigned(head=head.digest, key=self.public, signature=signature)
+
+    def sign_audit(self, audit: Audit) -> Audit:
+        """The audit with key and signature; a ``notebooks.Signer``."""
+        return msgspec.structs.replace(audit, key=self.public, signature=self.sign(audit.statement()))
+
+
+def is_good(statement: bytes, key: str, signature: str) -> bool:
+    """Whether ``signature`` is that of ``statement`` by ``key``; anything malformed is not."""
+    try:
+        public = Ed25519PublicKey.from_public_bytes(base64.b64decode(key, validate=True))
+        public.verify(base64.b64decode(signature, validate=True), statement)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _load(path: Path) -> Ed25519PrivateKey:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with os.fdopen(fd, "rb") as file:
+        if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
+            raise Internal(
+                f"Others can read the signing key keys/{NAME}; run chmod 600 on it, or remove it for a new one."
+            )
+        try:
+            key = load_pem_private_key(file.read(), password=None)
+        except ValueError:
+            key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise Internal(f"keys/{NAME} is no Ed25519 key; put the right one back, or remove it for a new one.")
+    return key
+
+
+def _create(path: Path) -> None:
+    pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        write_all(fd, pem)
+        os.fsync(fd)
+        # link(2) never replaces: of two servers that start at once, the first one's key stays.
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(temporary)
+    finally:
+        os.close(fd)
+        temporary.unlink()
+    sync_directory(path.parent)

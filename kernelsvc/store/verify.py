@@ -1,0 +1,303 @@
+"""Is this journal, or this exported notebook, what the server wrote? Works without the server.
+
+A journal's chain shows any entry that was changed, removed, added or moved
+(``model.log``); its signatures show that the chain was not computed anew. A
+notebook carries the digests of its cells under a signature (``model.audit``);
+with the journal beside it, each cell is also compared with what the journal
+says. What can't be shown is said: an unsigned journal may have lost its end.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from kernelsvc.errors import BadRequest
+from kernelsvc.model import events as ev
+from kernelsvc.model import log
+from kernelsvc.model.audit import Audit, CellFault, audit, compare, head_statement
+from kernelsvc.model.log import Fault, Head
+from kernelsvc.store.journal import Journal
+from kernelsvc.store.keys import is_good
+from kernelsvc.store.notebooks import cells_of
+
+Signature = Literal["good", "bad", "none"]
+
+_SIGNED = b'{"type":"journal_signed"'
+_GZIP = b"\x1f\x8b"
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found.
+
+    Attributes:
+        ok: nothing speaks against it.
+        what: which of the two it is.
+        session: the session's id.
+        entries: whole entries of the journal, or cells of the notebook, before the fault.
+        head: digest of the last of these entries, or the head that the notebook names.
+        fault: the first thing that is wrong.
+        signature: whether it is signed, and whether the signature is good.
+        key: the signer's public key.
+        trusted: whether that is the key the caller named; None if none was named.
+        signed: entries (cells) that the last good signature covers.
+        closed: whether the session had been closed.
+        torn_bytes: what follows the last whole entry.
+        message: the verdict in sentences.
+    """
+
+    ok: bool
+    what: Literal["journal", "notebook"]
+    session: str
+    entries: int
+    head: str
+    fault: Fault | CellFault | None = None
+    signature: Signature = "none"
+    key: str | None = None
+    trusted: bool | None = None
+    signed: int = 0
+    closed: bool = False
+    torn_bytes: int = 0
+    message: str = ""
+
+
+class _Signatures(msgspec.Struct):
+    anchors: list[Head] = []
+    state: Signature = "none"
+    key: str | None = None
+    trusted: bool | None = None
+    bad_seq: int = 0
+
+
+def verify(path: Path, *, public_key: str | None = None, journal: Path | None = None) -> Verdict:
+    """Verify a file, whichever of the two it is.
+
+    Args:
+        path: a journal (also compressed by gzip) or a notebook.
+        public_key: the key that must have signed it (``/v1/info`` shows a server's).
+        journal: for a notebook, the journal that it must agree with.
+
+    Raises:
+        OSError: it can't be read.
+        BadRequest: it is neither.
+    """
+    with _open(path) as file:
+        start = file.read(4096)
+    if start[:1] == b"{" and not start.startswith(b'{"type":"'):
+        return verify_notebook(path, public_key=public_key, journal=journal)
+    return verify_journal(path, public_key=public_key)
+
+
+# --- journals ------------------------------------------------------------------
+
+
+def verify_journal(source: Path | Iterable[bytes], *, public_key: str | None = None) -> Verdict:
+    """Verify a journal.
+
+    Args:
+        source: the file (read twice, in bounded memory), or its lines without newlines.
+        public_key: the key that must have signed it.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    lines = source if isinstance(source, Path) else list(source)
+    signatures = _signatures(_lines_of(lines), public_key)
+    torn: list[int] = []
+    found = log.check(_lines_of(lines, torn), anchors=signatures.anchors)
+    closed = _is_closed(found, signatures)
+    trusted_enough = signatures.state != "bad" and signatures.trusted is not False
+    if public_key is not None and signatures.state == "none":
+        trusted_enough = False
+    signed = max((a.seq for a in signatures.anchors if a.seq <= found.head.seq), default=0)
+    verdict = Verdict(
+        ok=found.fault is None and trusted_enough and not sum(torn),
+        what="journal",
+        session=found.session,
+        entries=found.head.seq,
+        head=found.head.digest,
+        fault=found.fault,
+        signature=signatures.state,
+        key=signatures.key,
+        trusted=signatures.trusted,
+        signed=signed,
+        closed=closed,
+        torn_bytes=sum(torn),
+    )
+    return msgspec.structs.replace(verdict, message=_journal_message(verdict, signatures))
+
+
+def _is_closed(found: log.Check, signatures: _Signatures) -> bool:
+    if found.last_type == "session_closed":
+        return True
+    return found.last_type == "journal_signed" and found.fault is None and bool(signatures.anchors)
+
+
+def _open(path: Path) -> Any:
+    file = path.open("rb")
+    if file.read(2) != _GZIP:
+        file.seek(0)
+        return file
+    file.close()
+    return gzip.open(path)
+
+
+def _lines_of(source: Path | list[bytes], torn: list[int] | None = None) -> Iterator[bytes]:
+    if not isinstance(source, Path):
+        yield from source
+        return
+    with _open(source) as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line[:-1]
+            elif torn is not None:
+                torn.append(len(line))
+
+
+def _signatures(lines: Iterable[bytes], public_key: str | None) -> _Signatures:
+    """Every good signature as an anchor, and the first bad one."""
+    result = _Signatures(anchors=[])
+    for line in lines:
+        if not line.startswith(_SIGNED):
+            continue
+        event = _signed_event(line)
+        if event is None:
+            continue
+        head = Head(event.seq - 1, event.head)
+        good = is_good(head_statement(event.session, head), event.key, event.signature)
+        if good and public_key in (None, event.key):
+            result.anchors.append(head)
+        if not good and result.state != "bad":
+            result.state, result.bad_seq, result.key = "bad", event.seq, event.key
+        elif result.state != "bad":
+            result.state, result.key = "good", event.key
+        if public_key is not None:
+            result.trusted = event.key == public_key and result.trusted is not False
+    return result
+
+
+def _signed_event(line: bytes) -> ev.JournalSigned | None:
+    try:
+        event = ev.decode(line)
+    except msgspec.DecodeError:
+        return None
+    return event if isinstance(event, ev.JournalSigned) else None
+
+
+def _journal_message(verdict: Verdict, signatures: _Signatures) -> str:
+    if verdict.fault is not None:
+        return verdict.fault.message
+    said = [f"{verdict.entries} entries, chain unbroken."]
+    if verdict.torn_bytes:
+        said.append(f"{verdict.torn_bytes} bytes at the end are not a whole entry.")
+    if verdict.signature == "bad":
+        said.append(
+            f"The signature in entry {signatures.bad_seq} is not good: the entries before it are not those signed."
+        )
+    elif verdict.signature == "none":
+        said.append("It is not signed: entries may be missing from its end.")
+    else:
+        said.append(f"Signed up to entry {verdict.signed} by {verdict.key}.")
+    return " ".join([*said, *_trust(verdict.trusted)])
+
+
+def _trust(trusted: bool | None) -> list[str]:
+    return ["That is not the key you named."] if trusted is False else []
+
+
+# --- notebooks --------------------------------------------------------------------
+
+
+def verify_notebook(
+    source: Path | bytes | dict[str, Any], *, public_key: str | None = None, journal: Path | None = None
+) -> Verdict:
+    """Verify an exported notebook.
+
+    Args:
+        source: the file, its bytes, or the parsed document.
+        public_key: the key that must have signed it.
+        journal: the journal that its cells must agree with (not compressed).
+
+    Raises:
+        OSError: it can't be read.
+        BadRequest: it is no notebook, or none that this service exported.
+    """
+    document = _document(source)
+    recorded = _audit_of(document)
+    cells = document["cells"]
+    fault: CellFault | None = compare(recorded, cells)
+    state: Signature = "none"
+    if recorded.signature:
+        state = "good" if is_good(recorded.statement(), recorded.key, recorded.signature) else "bad"
+    trusted = None if public_key is None else bool(recorded.signature) and recorded.key == public_key
+    against = _against_journal(recorded, cells, journal) if journal is not None and fault is None else ""
+    message = fault.message if fault else _notebook_message(recorded, len(cells), state, trusted, against)
+    return Verdict(
+        ok=fault is None and state != "bad" and trusted is not False and not against,
+        what="notebook",
+        session=recorded.session,
+        entries=fault.place - 1 if fault else len(cells),
+        head=recorded.head,
+        fault=fault,
+        signature=state,
+        key=recorded.key or None,
+        trusted=trusted,
+        signed=len(recorded.cells) if state == "good" else 0,
+        closed=bool(document["metadata"]["kernelsvc"].get("closed")),
+        message=message,
+    )
+
+
+def _document(source: Path | bytes | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(source, dict):
+        document: Any = source
+    else:
+        try:
+            document = json.loads(source.read_bytes() if isinstance(source, Path) else source)
+        except (ValueError, RecursionError):
+            raise BadRequest("This is not a notebook: it is not JSON.") from None
+    cells = document.get("cells") if isinstance(document, dict) else None
+    if not isinstance(cells, list) or not all(isinstance(c, dict) for c in cells):
+        raise BadRequest("This is not a notebook: it has no list of cells.")
+    return dict(document)
+
+
+def _audit_of(document: dict[str, Any]) -> Audit:
+    try:
+        return msgspec.convert(document["metadata"]["kernelsvc"]["audit"], Audit)
+    except (KeyError, TypeError, msgspec.ValidationError):
+        raise BadRequest(
+            "The notebook carries nothing to verify it by; export it again with 'kernelsvc export'."
+        ) from None
+
+
+def _notebook_message(recorded: Audit, count: int, state: Signature, trusted: bool | None, against: str) -> str:
+    said = [f"{count} cells as they were exported."]
+    if state == "bad":
+        said = ["The list of cells, or the signature over it, was changed."]
+    elif state == "none":
+        said.append("It is not signed: anybody could have made it so.")
+    else:
+        said.append(f"Signed by {recorded.key}.")
+    return " ".join([*said, *_trust(trusted), *([against] if against else [])])
+
+
+def _against_journal(recorded: Audit, cells: list[dict[str, Any]], path: Path) -> str:
+    """What the journal says against the notebook; empty if nothing."""
+    found = log.check(_lines_of(path), anchors=[Head(recorded.seq, recorded.head)])
+    if found.fault is not None:
+        return f"It is not of this journal: {found.fault.message}"
+    own = [c for c in cells if not _inherited(c)]
+    journal = Journal.open(path, recorded.session, read_only=True)
+    fault = compare(audit(recorded.session, Head(), cells_of(journal, recorded.seq)), own)
+    return f"The journal says otherwise: {fault.message}" if fault else ""
+
+
+def _inherited(cell: dict[str, Any]) -> bool:
+    own = cell.get("metadata", {}).get("kernelsvc", {})
+    return isinstance(own, dict) and "parent" in own
