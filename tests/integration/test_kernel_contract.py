@@ -24,6 +24,7 @@ import pytest
 import pytest_asyncio
 from waiting import wait_until
 
+from kernelsvc.errors import KernelDead, NotSupported
 from kernelsvc.kernels.cold import ColdLauncher
 from kernelsvc.kernels.cold_process import LocalProcesses
 from kernelsvc.kernels.fake import FakeLauncher
@@ -224,6 +225,8 @@ class Backend:
     dialect: ClassVar[Python] = Python()
     template = ""
     keeps_output = True
+    #: What this adapter can't, whatever the language.
+    cannot: ClassVar[frozenset[str]] = frozenset()
 
     async def launcher(self) -> Launcher:
         raise NotImplementedError
@@ -253,6 +256,7 @@ class Fake(Backend):
 
 class Cold(Backend):
     dialect, template, keeps_output = ColdPython(), "python3", False
+    cannot = frozenset({"fork"})
 
     def __init__(self, runtime: Path) -> None:
         self._runtime, self._processes = runtime, LocalProcesses()
@@ -292,7 +296,7 @@ def can(what: str) -> Callable[[Test], Test]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stage" in metafunc.fixturenames:
         what = getattr(metafunc.function, "can", "say")
-        able = [name for name, kind in BACKENDS.items() if what not in kind.dialect.cannot]
+        able = [name for name, kind in BACKENDS.items() if what not in kind.dialect.cannot | kind.cannot]
         metafunc.parametrize("stage", able, indirect=True, scope="module")
 
 
@@ -364,6 +368,11 @@ class Bench:
         if found is not None:
             self._kernels.append(found)
         return found
+
+    async def wake(self, request: StartRequest, sink: Recorder) -> Kernel:
+        kernel = await (await self.backend.launcher()).wake(request, sink)
+        self._kernels.append(kernel)
+        return kernel
 
     async def run(self, kernel: Kernel, code: str, **options: Any) -> str:
         """Run a cell to its end."""
@@ -717,3 +726,67 @@ async def test_the_death_of_an_adopted_kernel_is_told(bench: Bench) -> None:
     await wait_until(lambda: sink.exits, what="the end")
     assert sink.exits[0].signal == 9
     assert not bench.sink.exits
+
+
+# --- copies ----------------------------------------------------------------------------------------------
+
+
+async def values(bench: Bench, kernel: Kernel, sink: Recorder) -> str:
+    """What ``kept`` shows of the variable, as text or as a result."""
+    cell = bench.send(kernel, bench.dialect.kept())
+    await wait_until(lambda: sink.ended(cell), what="the cell's end")
+    shown = [m.content["data"]["text/plain"] for m in sink.messages(cell, "execute_result")]
+    return sink.text(parent=cell).strip() or "".join(shown)
+
+
+@can("fork")
+async def test_a_copy_has_the_variables_and_its_own_life(bench: Bench) -> None:
+    kernel = await bench.start()
+    assert kernel.forkable
+    await bench.run(kernel, bench.dialect.keep())
+    request = bench.request()
+    forked = await kernel.fork(request, mode="branch")
+    assert forked.cost_ms >= 0
+    sink = Recorder()
+    copy = await bench.wake(request, sink)
+    assert copy.info.id == request.kernel
+    assert copy.info.pid != kernel.info.pid
+    assert await values(bench, copy, sink) == "42"
+    assert await values(bench, kernel, bench.sink) == "42"
+    copy.kill()
+    await wait_until(lambda: sink.exits, what="the copy's end")
+    await bench.run(kernel, bench.dialect.say("still here"))
+    assert not bench.sink.exits
+
+
+@can("fork")
+async def test_a_copy_outlives_its_original(bench: Bench) -> None:
+    kernel = await bench.start()
+    await bench.run(kernel, bench.dialect.keep())
+    request = bench.request()
+    await kernel.fork(request, mode="checkpoint")
+    kernel.kill()
+    await wait_until(lambda: bench.sink.exits, what="the original's end")
+    await kernel.end()
+    sink = Recorder()
+    copy = await bench.wake(request, sink)
+    assert await values(bench, copy, sink) == "42"
+
+
+@can("fork")
+async def test_a_copy_nobody_wants_is_discarded(bench: Bench) -> None:
+    kernel = await bench.start()
+    request = bench.request()
+    await kernel.fork(request, mode="checkpoint")
+    launcher = await bench.backend.launcher()
+    await launcher.discard(request.kernel)
+    await launcher.discard(request.kernel)
+    with pytest.raises(KernelDead):
+        await launcher.wake(request, Recorder())
+
+
+async def test_a_kernel_that_can_t_fork_says_so(bench: Bench) -> None:
+    kernel = await bench.shared()
+    if not kernel.forkable:
+        with pytest.raises(NotSupported):
+            await kernel.fork(bench.request(), mode="checkpoint")
