@@ -1,0 +1,64 @@
+"""What the package imports is declared, and what is declared is used."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+#: Declared for the sake of the code that runs in sessions.
+FOR_CELLS = {"numpy", "pandas", "matplotlib"}
+#: Imported from a declared package that is made of them, and released with it.
+COMES_WITH = {"ipython": "ipykernel", "traitlets": "ipykernel", "comm": "ipykernel", "jupyter-core": "jupyter-client"}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared() -> set[str]:
+    return {canonical(re.match(r"[\w.-]+", text)[0]) for text in PROJECT["dependencies"]}
+
+
+def imported() -> dict[str, set[str]]:
+    """Distribution to the modules of ours that import it."""
+    owners = packages_distributions()
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "kernelsvc").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            else:
+                continue
+            for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"kernelsvc"}:
+                for owner in owners.get(top, [top])[:1]:
+                    found.setdefault(canonical(owner), set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_what_is_imported_is_declared() -> None:
+    known = declared()
+    undeclared = {name: sorted(users) for name, users in imported().items() if COMES_WITH.get(name, name) not in known}
+    assert not undeclared
+
+
+def test_what_is_declared_is_imported() -> None:
+    assert declared() - FOR_CELLS <= set(imported())
+
+
+def test_every_declared_package_is_held_to_a_version_in_a_fresh_clone() -> None:
+    lines = (ROOT / "requirements" / "constraints.txt").read_text("utf-8").splitlines()
+    constrained = {canonical(line.split("==")[0]) for line in lines if not line.startswith("#")}
+    assert all("==" in line for line in lines if not line.startswith("#"))
+    assert declared() | {canonical(re.match(r"[\w.-]+", text)[0]) for text in dev()} <= constrained
+
+
+def dev() -> list[str]:
+    return list(PROJECT["optional-dependencies"]["dev"])
