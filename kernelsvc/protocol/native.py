@@ -1,0 +1,568 @@
+"""The native protocol: JSON-RPC 2.0 in WebSocket text frames. Pure.
+
+``METHODS`` is the whole API as data: the WebSocket dispatcher, the OpenRPC
+document and the reference page all read it. Adding a method is adding a row.
+
+Rules of the codec:
+
+* ``decode`` either gives a ``Request`` whose params have passed their types, or
+  raises ``Refused`` with the id (when one could be read) and an error of the one
+  tree. Nothing else escapes it, whatever the bytes are.
+* An event notification is a journal line with a prefix and a suffix. It is never
+  decoded and encoded again, so what a client receives is what the audit keeps.
+* Strict where a mistake would otherwise be silent: unknown fields, positional
+  params, batch arrays, NaN, invalid UTF-8 and a second meaning of an id are
+  refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from kernelsvc.errors import BadRequest, Internal, KernelsvcError, NotFound, TooLarge
+from kernelsvc.model.objects import (
+    Call,
+    Cell,
+    CellRequest,
+    Checkpoint,
+    Id,
+    Label,
+    Scope,
+    Session,
+    SessionRequest,
+    SessionState,
+    Variable,
+)
+
+#: Deeper JSON in a client's own data (metadata, arguments) is refused: readers of the journal recurse.
+MAX_DEPTH = 64
+#: Cells of one batch; more belong into several trips.
+MAX_BATCH = 1000
+MAX_BRANCHES = 256
+
+PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND = -32700, -32600, -32601
+INVALID_PARAMS, INTERNAL_ERROR, SERVER_ERROR = -32602, -32603, -32000
+
+RpcId = Annotated[str, Meta(max_length=256)] | int | float | None
+Position = Annotated[int, Meta(ge=0, le=2**53)]
+Text = Annotated[str, Meta(max_length=1024 * 1024)]
+PageSize = Annotated[int, Meta(ge=1, le=1000)]
+
+
+# --- params and results ---------------------------------------------------------------
+
+
+class NoParams(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A method without parameters."""
+
+
+class SessionParams(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A method on one session."""
+
+    session: Id
+
+
+class CreateParams(SessionRequest, kw_only=True, forbid_unknown_fields=True):
+    """``session.create``."""
+
+    attach: bool = True
+
+
+class ListParams(Struct, kw_only=True, forbid_unknown_fields=True):
+    """``session.list``; ``label`` is ``name=value`` or ``name``."""
+
+    state: SessionState | None = None
+    label: Annotated[str, Meta(max_length=513)] | None = None
+    limit: PageSize = 100
+    page: Annotated[str, Meta(max_length=256)] | None = None
+
+
+class AttachParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.attach``: every event with ``seq > after``."""
+
+    after: Position = 0
+
+
+class CloseParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.close``."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=256)] = "closed"
+
+
+class ExecuteParams(CellRequest, kw_only=True, forbid_unknown_fields=True):
+    """``session.execute``."""
+
+    session: Id
+    wait: Literal["finished", "queued"] = "finished"
+
+
+class BatchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.batch``: many steps in one trip."""
+
+    cells: Annotated[list[CellRequest], Meta(min_length=1, max_length=MAX_BATCH)]
+    on_error: Literal["stop", "continue"] = "stop"
+    wait: Literal["finished", "queued"] = "finished"
+
+
+class CellParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """A method on one cell."""
+
+    cell: Id
+
+
+class CellsParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.cells``: a page of them, oldest first."""
+
+    limit: PageSize = 100
+    offset: Position = 0
+
+
+class OutputParams(CellParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.output``: a cell's text from the log, in characters."""
+
+    name: Literal["stdout", "stderr"] = "stdout"
+    offset: Position = 0
+    limit: Annotated[int, Meta(ge=1, le=4 * 1024 * 1024)] = 65536
+
+
+class InputParams(CellParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.input``: the answer to an ``input_requested``."""
+
+    text: Text
+
+
+class CompleteParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.complete``; ``cursor_pos`` is in characters, default the end."""
+
+    code: Text
+    cursor_pos: Position | None = None
+
+
+class InspectParams(CompleteParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.inspect``."""
+
+    detail_level: Literal[0, 1] = 0
+
+
+class CheckpointParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.checkpoint``."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+class DropCheckpointParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.drop_checkpoint``: by id (``checkpoint``) or by ``name``."""
+
+    checkpoint: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    name: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+class RollbackParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.rollback``: to a checkpoint, or to before a cell; default before the last."""
+
+    to: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+class BranchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.branch``."""
+
+    at: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    count: Annotated[int, Meta(ge=1, le=MAX_BRANCHES)] = 1
+    labels: dict[Label, Label] | None = None
+    force: bool = False
+
+
+class SessionPage(Struct, kw_only=True):
+    """Some sessions, and where the rest begins (None: there is no more)."""
+
+    sessions: list[Session]
+    next_page: str | None = None
+
+
+class CellPage(Struct, kw_only=True):
+    """Some cells, oldest first, and where the rest begins."""
+
+    cells: list[Cell]
+    next_offset: int | None = None
+
+
+class Attached(Struct, kw_only=True):
+    """``session.attach`` is accepted; events up to ``last_seq`` are old, later ones live."""
+
+    session: str
+    last_seq: int
+
+
+class Output(Struct, kw_only=True):
+    """A piece of a cell's text, in characters; ``next_offset`` is None at the end."""
+
+    name: str
+    offset: int
+    text: str
+    next_offset: int | None
+    total: int
+
+
+# --- the table ----------------------------------------------------------------------------
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _fields(params: Any) -> Arguments:
+    """``session`` by position, the rest by name: how most of ``ServiceApi`` is called."""
+    named = {name: getattr(params, name) for name in params.__struct_fields__}
+    session = named.pop("session", None)
+    return ((session,) if session is not None else ()), named
+
+
+def _in_order(*names: str) -> Callable[[Any], Arguments]:
+    """These fields by position."""
+    return lambda params: (tuple(getattr(params, name) for name in names), {})
+
+
+def _request_of(kind: type[Struct], params: Any) -> Any:
+    return kind(**{name: getattr(params, name) for name in kind.__struct_fields__})
+
+
+def _create(params: CreateParams) -> Arguments:
+    return (_request_of(SessionRequest, params),), {}
+
+
+def _execute(params: ExecuteParams) -> Arguments:
+    return (params.session, _request_of(CellRequest, params)), {"wait": params.wait}
+
+
+def _batch(params: BatchParams) -> Arguments:
+    return (params.session, params.cells), {"on_error": params.on_error, "wait": params.wait}
+
+
+def _output(params: OutputParams) -> Arguments:
+    return (params.session, params.cell), {"name": params.name, "offset": params.offset, "limit": params.limit}
+
+
+def _call(params: Call) -> Arguments:
+    return (params,), {}
+
+
+def _drop(params: DropCheckpointParams) -> Arguments:
+    chosen = params.checkpoint or params.name
+    if not chosen:
+        raise BadRequest("Say which checkpoint to drop: give 'checkpoint' (its id) or 'name'.")
+    return (params.session, chosen), {}
+
+
+class Method(Struct, frozen=True, kw_only=True):
+    """One row of the API.
+
+    Attributes:
+        name: on the wire.
+        params: what the params object is decoded into.
+        result: the type of the result, for the documents.
+        scope: what the caller's token must allow.
+        calls: the method of ``ServiceApi``.
+        summary: one sentence.
+        arguments: the call's positional and keyword arguments (after ``who``).
+        client: whether the call is told which connection it came from.
+        who: whether the call takes the principal.
+    """
+
+    name: str
+    params: type[Struct]
+    result: Any
+    scope: Scope
+    calls: str
+    summary: str
+    arguments: Callable[[Any], Arguments] = _fields
+    client: bool = False
+    who: bool = True
+
+
+def _row(name: str, params: type[Struct], result: Any, scope: Scope, summary: str, **more: Any) -> Method:
+    calls = more.pop("calls", name.rpartition(".")[2])
+    return Method(name=name, params=params, result=result, scope=scope, summary=summary, calls=calls, **more)
+
+
+_ROWS = (
+    _row("info", NoParams, dict[str, Any], "read", "Version, limits, and what the sandbox enforces.", who=False),
+    _row("templates", NoParams, list[dict[str, Any]], "read", "Environments that a session can start from.", who=False),
+    _row("call", Call, dict[str, Any], "run", "One shot: code, or a function with arguments.", arguments=_call),
+    _row("session.create", CreateParams, Session, "run", "A new session, ready for a cell.", arguments=_create),
+    _row("session.attach", AttachParams, Attached, "read", "Every event after a position, old ones first, then live."),
+    _row("session.detach", SessionParams, None, "read", "No more events of this session on this connection."),
+    _row("session.get", SessionParams, Session, "read", "A session as it is now."),
+    _row("session.list", ListParams, SessionPage, "read", "The principal's sessions, newest first."),
+    _row("session.close", CloseParams, Session, "run", "End a session; its record stays."),
+    _row("session.interrupt", SessionParams, Session, "run", "Interrupt the running cell."),
+    _row("session.restart", SessionParams, Session, "run", "A new kernel with empty variables; the log goes on."),
+    _row(
+        "session.execute", ExecuteParams, Cell, "run", "Run a cell; the same cell id again runs nothing.",
+        arguments=_execute, client=True,
+    ),
+    _row(
+        "session.batch", BatchParams, list[Cell], "run", "Run several cells in one trip.",
+        arguments=_batch, client=True,
+    ),
+    _row("session.cell", CellParams, Cell, "read", "One cell.", arguments=_in_order("session", "cell")),
+    _row("session.cells", CellsParams, CellPage, "read", "The cells of a session.", arguments=_in_order("session")),
+    _row("session.output", OutputParams, Output, "read", "A cell's whole text, a piece at a time.", arguments=_output),
+    _row(
+        "session.input", InputParams, None, "run", "Answer a cell that waits for input.",
+        arguments=_in_order("session", "cell", "text"),
+    ),
+    _row(
+        "session.complete", CompleteParams, dict[str, Any], "run", "Completions.",
+        arguments=_in_order("session", "code", "cursor_pos"),
+    ),
+    _row(
+        "session.inspect", InspectParams, dict[str, Any], "run", "Documentation of a name.",
+        arguments=_in_order("session", "code", "cursor_pos", "detail_level"),
+    ),
+    _row("session.variables", SessionParams, list[Variable], "run", "The names that the user's code has set."),
+    _row("session.checkpoint", CheckpointParams, Checkpoint, "run", "Park a copy of the kernel."),
+    _row("session.checkpoints", SessionParams, list[Checkpoint], "read", "The parked copies."),
+    _row("session.drop_checkpoint", DropCheckpointParams, None, "run", "Let a parked copy go.", arguments=_drop),
+    _row("session.rollback", RollbackParams, Session, "run", "Back to an earlier state; the record keeps both."),
+    _row("session.branch", BranchParams, list[Session], "run", "New sessions from this one's live state."),
+    _row("session.hibernate", SessionParams, Session, "run", "Give the memory back; the next cell wakes it."),
+)  # fmt: skip
+
+
+METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
+
+
+def shape(method: Method, params: Any, value: Any) -> Any:
+    """What ``ServiceApi`` returned, as the method's result type."""
+    if method.name == "session.list":
+        sessions, page = value
+        return SessionPage(sessions=sessions, next_page=page)
+    if method.name == "session.cells":
+        return page_of_cells(value, params.offset, params.limit)
+    return None if method.result is None else value
+
+
+def page_of_cells(cells: list[Cell], offset: int, limit: int) -> CellPage:
+    """One page of a session's cells."""
+    end = offset + limit
+    return CellPage(cells=cells[offset:end], next_offset=end if end < len(cells) else None)
+
+
+# --- the codec -----------------------------------------------------------------------------
+
+
+class Refused(Exception):
+    """A frame that is no request we can serve.
+
+    Attributes:
+        id: the request's id, None when none could be read.
+        code: the number that JSON-RPC wants.
+        error: the one shape.
+    """
+
+    def __init__(self, id: RpcId, code: int, error: KernelsvcError) -> None:
+        super().__init__(error.message)
+        self.id, self.code, self.error = id, code, error
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """A call that has passed its types. ``id`` is UNSET for a notification, which gets no answer."""
+
+    id: RpcId | UnsetType
+    method: Method
+    params: Any
+
+
+class Bounds(Struct, frozen=True, kw_only=True):
+    """How much a request may hold, in bytes of UTF-8 and levels."""
+
+    frame_bytes: int = 64 * 1024 * 1024
+    code_bytes: int = 4 * 1024 * 1024
+    depth: int = MAX_DEPTH
+
+
+class _Envelope(Struct, kw_only=True, forbid_unknown_fields=True):
+    jsonrpc: Literal["2.0"]
+    method: Annotated[str, Meta(max_length=128)]
+    params: Raw = Raw(b"{}")
+    id: RpcId | UnsetType = UNSET
+
+
+class _IdOnly(Struct, kw_only=True):
+    id: RpcId = None
+
+
+_envelopes = msgspec.json.Decoder(_Envelope)
+_ids = msgspec.json.Decoder(_IdOnly)
+_params = {name: msgspec.json.Decoder(row.params) for name, row in METHODS.items()}
+_encoder = msgspec.json.Encoder()
+
+#: What msgspec raises for hostile text: broken JSON and types, invalid UTF-8, depth bombs, huge numbers.
+DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError, OverflowError)
+
+
+DEFAULT_BOUNDS = Bounds()
+
+
+def decode(frame: bytes | str, bounds: Bounds = DEFAULT_BOUNDS) -> Request:
+    """One frame as a request.
+
+    Raises:
+        Refused: it is none; whatever the bytes are, nothing else is raised.
+    """
+    try:
+        raw = frame.encode() if isinstance(frame, str) else frame
+    except UnicodeEncodeError:
+        raise Refused(None, PARSE_ERROR, BadRequest("The frame is not UTF-8; encode the JSON text in UTF-8.")) from None
+    if len(raw) > bounds.frame_bytes:
+        raise Refused(None, INVALID_REQUEST, too_large("The frame", len(raw), bounds.frame_bytes))
+    envelope = _envelope(raw)
+    id = None if isinstance(envelope.id, UnsetType) else envelope.id
+    method = METHODS.get(envelope.method)
+    if method is None:
+        unknown = NotFound(f"There is no method {envelope.method!r}; GET /v1/openrpc.json lists them.")
+        raise Refused(id, METHOD_NOT_FOUND, unknown)
+    try:
+        params = decode_json(_params[method.name], bytes(envelope.params), "params")
+        check(params, bounds)
+    except KernelsvcError as error:
+        raise Refused(id, INVALID_PARAMS, error) from None
+    return Request(id=envelope.id, method=method, params=params)
+
+
+def _envelope(raw: bytes) -> _Envelope:
+    try:
+        return _envelopes.decode(raw)
+    except msgspec.ValidationError as error:
+        raise Refused(_id_of(raw), INVALID_REQUEST, BadRequest(_envelope_advice(raw, error))) from None
+    except DECODE_ERRORS as error:
+        raise Refused(None, PARSE_ERROR, BadRequest(f"The frame is not JSON: {_reason(error)}.")) from None
+
+
+def _envelope_advice(raw: bytes, error: Exception) -> str:
+    if raw.lstrip()[:1] == b"[":
+        return "JSON-RPC batch arrays are not supported; send one request per frame, or use session.batch."
+    return f"The frame is not a JSON-RPC 2.0 request: {_reason(error)}."
+
+
+def _id_of(raw: bytes) -> RpcId:
+    try:
+        return _ids.decode(raw).id
+    except DECODE_ERRORS:
+        return None
+
+
+def decode_json(decoder: msgspec.json.Decoder[Any], raw: bytes, what: str) -> Any:
+    """Decode a client's JSON.
+
+    Raises:
+        BadRequest: it is not JSON, or not of the type; the message says where.
+    """
+    try:
+        return decoder.decode(raw)
+    except DECODE_ERRORS as error:
+        raise BadRequest(f"The {what} can't be read: {_reason(error)}.") from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return str(error).rstrip(".")
+
+
+def too_large(what: str, size: int, bound: int) -> TooLarge:
+    """The error for something over its bound, with both figures."""
+    return TooLarge(
+        f"{what} has {size} bytes and the bound is {bound}; send less, or in parts.", size=size, bound=bound
+    )
+
+
+def check(params: Any, bounds: Bounds) -> None:
+    """Bounds that types alone can't say.
+
+    Raises:
+        TooLarge: code over its bound.
+        BadRequest: the client's own data is nested too deep.
+    """
+    for cell in (params, *getattr(params, "cells", ())):
+        for field in ("code", "function"):
+            code = getattr(cell, field, None)
+            # A character takes at most four bytes: the exact count is needed only near the bound.
+            if code is not None and len(code) * 4 > bounds.code_bytes and len(code.encode()) > bounds.code_bytes:
+                raise too_large("The code", len(code.encode()), bounds.code_bytes)
+        for field in ("metadata", "args", "kwargs"):
+            if too_deep(getattr(cell, field, None), bounds.depth):
+                raise BadRequest(f"{field} is nested deeper than {bounds.depth} levels; flatten it.")
+
+
+def too_deep(value: Any, limit: int) -> bool:
+    """Whether JSON-like data has more levels than this; walks without recursion."""
+    level: list[Any] = [value] if isinstance(value, (dict, list)) and value else []
+    depth = 0
+    while level:
+        depth += 1
+        if depth > limit:
+            return True
+        inner = (item for box in level for item in (box.values() if isinstance(box, dict) else box))
+        level = [item for item in inner if isinstance(item, (dict, list))]
+    return False
+
+
+_RESULT = b'{"jsonrpc":"2.0","id":%b,"result":%b}'
+_EVENT = b'{"jsonrpc":"2.0","method":"event","params":%b}'
+_NUMBERS = {"internal": INTERNAL_ERROR, "bad_request": INVALID_PARAMS}
+
+
+def encode_result(id: RpcId, value: Any) -> bytes:
+    """The answer to a request.
+
+    Raises:
+        Internal: the value has no JSON (a lone surrogate, say).
+    """
+    try:
+        return _RESULT % (_encoder.encode(id), _encoder.encode(value))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise Internal("The result can't be written as JSON; read the cell's output in pieces instead.") from error
+
+
+def encode_error(id: RpcId, error: KernelsvcError, code: int | None = None) -> bytes:
+    """The refusal of a request; the one shape stands in ``error.data``."""
+    number = _NUMBERS.get(error.code, SERVER_ERROR) if code is None else code
+    data = error_json(error)
+    body = {"code": number, "message": data["message"], "data": data}
+    return _encoder.encode({"jsonrpc": "2.0", "id": id, "error": body})
+
+
+def error_json(error: KernelsvcError) -> dict[str, Any]:
+    """``to_json`` with details that are sure to have a JSON form."""
+    shape = error.to_json()
+    try:
+        _encoder.encode(shape)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return {**shape, "message": error.message.encode("utf-8", "replace").decode(), "details": {}}
+    return shape
+
+
+def encode_event(line: bytes) -> bytes:
+    """A journal line as a notification, byte for byte."""
+    return _EVENT % line
+
+
+def text_frame(payload: bytes) -> bytes:
+    """A whole WebSocket text frame from a server (RFC 6455, section 5.2): FIN, opcode 1, no mask."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81" + size.to_bytes(1, "big") + payload
+    if size < 1 << 16:
+        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+
+
+def encode_detached(session: str, error: KernelsvcError) -> bytes:
+    """A notification that no more events of a session follow, and why."""
+    params = {"session": session, "error": error_json(error)}
+    return _encoder.encode({"jsonrpc": "2.0", "method": "detached", "params": params})

@@ -1,0 +1,192 @@
+"""The Tornado application, and the server that listens for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from kernelsvc.errors import Conflict
+from kernelsvc.metrics import Metrics
+from kernelsvc.settings import Settings
+from kernelsvc.transports.door import Context, UnknownRoute
+from kernelsvc.transports.websocket import ApiSocket
+
+if TYPE_CHECKING:
+    from kernelsvc.service import ServiceApi
+
+log = logging.getLogger(__name__)
+
+#: sd_listen_fds(3): the first descriptor that systemd passes.
+LISTEN_FDS_START = 3
+#: A body that no handler takes (a WebSocket's opening has none).
+MAX_STRAY_BODY = 64 * 1024
+
+
+def make_app(service: ServiceApi, settings: Settings, metrics: Metrics | None = None) -> Application:
+    """Every route over this service.
+
+    Args:
+        service: what the routes call.
+        settings: bounds, origins and times.
+        metrics: what ``/metrics`` shows; a new one when None.
+    """
+    context = Context(service, settings, metrics or Metrics())
+    shared = {"context": context}
+    routes: list[Any] = [(r"/v1/ws", ApiSocket, shared)]
+    app = Application(
+        routes,
+        default_handler_class=UnknownRoute,
+        default_handler_args=shared,
+        log_function=_log_request,
+        websocket_max_message_size=settings.max_frame_bytes,
+        compress_response=False,
+    )
+    app.settings["context"] = context
+    return app
+
+
+def _log_request(handler: RequestHandler) -> None:
+    """One line a request, at debug level, without the query: a token may be in it."""
+    request = handler.request
+    log.debug(
+        "%s %s %d",
+        request.method,
+        request.path,
+        handler.get_status(),
+        extra={"action": "request", "status": handler.get_status(), "seconds": request.request_time()},
+    )
+
+
+class Server:
+    """Listens, serves and stops. Prints nothing: ``addresses`` says where it is."""
+
+    def __init__(self, app: Application, settings: Settings, env: Mapping[str, str] | None = None) -> None:
+        self.addresses: list[str] = []
+        self._settings = settings
+        self._env = env or {}
+        self._context: Context = app.settings["context"]
+        self._unlink: Path | None = None
+        self._http = HTTPServer(
+            app,
+            max_body_size=MAX_STRAY_BODY,
+            max_header_size=64 * 1024,
+            idle_connection_timeout=600,
+            chunk_size=256 * 1024,
+        )
+
+    def start(self) -> list[str]:
+        """Listen on what systemd passed, else on the Unix socket, else on TCP.
+
+        Returns:
+            the addresses, as clients write them.
+
+        Raises:
+            Conflict: the address is taken or not ours.
+        """
+        sockets = activated_sockets(self._env)
+        if not sockets:
+            sockets = [self._bind_uds(self._settings.uds)] if self._settings.uds else self._bind_tcp()
+        self._http.add_sockets(sockets)
+        self.addresses = [address_of(each) for each in sockets]
+        return self.addresses
+
+    def _bind_tcp(self) -> list[socket.socket]:
+        host, port = self._settings.host, self._settings.port
+        try:
+            return bind_sockets(port, host, reuse_port=False)
+        except OSError as error:
+            raise Conflict(f"Can't listen on {host}:{port}: {error.strerror}; choose another with --port.") from None
+
+    def _bind_uds(self, path: Path) -> socket.socket:
+        try:
+            bound = bind_private(path)
+        except OSError as error:
+            raise Conflict(f"Can't listen on {path}: {error.strerror}; choose another with --uds.") from None
+        self._unlink = path
+        return bound
+
+    async def stop(self) -> None:
+        """Take nothing new, let requests under way end within ``shutdown_seconds``, then close what is left.
+
+        Event streams and sockets are told at once; their clients resume by cursor.
+        """
+        self._context.stopping = True
+        self._http.stop()
+        for handler in list(self._context.sockets):
+            handler.close(1001, "the server stops")
+        for task in list(self._context.streams):
+            task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.shutdown_seconds):
+                await self._http.close_all_connections()
+        if self._unlink is not None:
+            with contextlib.suppress(OSError):
+                self._unlink.unlink()
+
+
+def activated_sockets(env: Mapping[str, str]) -> list[socket.socket]:
+    """The listening sockets that systemd passed to this very process, if any."""
+    if env.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    found = []
+    for fd in range(LISTEN_FDS_START, LISTEN_FDS_START + int(env.get("LISTEN_FDS", "0"))):
+        passed = socket.socket(fileno=fd)
+        passed.setblocking(False)
+        os.set_inheritable(fd, False)
+        found.append(passed)
+    return found
+
+
+def bind_private(path: Path) -> socket.socket:
+    """A listening Unix socket that is 0600 from its first moment on; a dead server's is replaced.
+
+    Raises:
+        OSError: somebody listens there, or something else has the name.
+    """
+    if path.exists() or path.is_symlink():
+        _remove_dead(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # fchmod before bind gives the file its mode at birth (unix(7)); a chmod after it would leave a gap.
+    os.fchmod(listener.fileno(), 0o600)
+    try:
+        listener.bind(str(path))
+        listener.listen(128)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _remove_dead(path: Path) -> None:
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise FileExistsError(errno.EEXIST, "the name is taken by something that is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+    raise OSError(errno.EADDRINUSE, "a server listens there")
+
+
+def address_of(listener: socket.socket) -> str:
+    """``http://127.0.0.1:8888`` or ``unix:/path``."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{os.fsdecode(name)}"
+    host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
+    return f"http://{host}:{name[1]}"

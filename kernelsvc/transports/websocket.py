@@ -1,0 +1,392 @@
+"""``/v1/ws``: JSON-RPC 2.0, many sessions on one connection.
+
+Theory of operation. Each request is a task of its own; tasks begin in the order
+in which their frames arrived, and the service accepts a cell before its first
+await, so the order of submission is the order of execution. Answers come as
+they are ready.
+
+An attachment is a task that pumps journal lines from a ``Subscription`` (a
+cursor) to the socket, at most ``CHUNK_BYTES`` at a time, and waits until those
+have left the process before it takes more. There is no queue of events: a
+reader that doesn't read stops its pump, and the log waits on disk.
+
+Two promises about order, both kept by ``Attachment``:
+
+* The answer to ``session.attach`` (or ``create``) is sent before the first event.
+* The events of a cell are sent before the answer to the ``execute`` that ran it,
+  if this connection is attached to the session.
+
+Frames are written to the stream as bytes that we frame ourselves (RFC 6455,
+no compression): Tornado's ``write_message`` costs a task per message, which
+100,000 printed lines would pay 100,000 times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from msgspec import UnsetType
+from tornado.iostream import StreamClosedError
+from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
+
+from kernelsvc.errors import BadRequest, Internal, KernelsvcError, QuotaExceeded
+from kernelsvc.model.objects import Cell
+from kernelsvc.protocol import native
+from kernelsvc.transports import auth
+from kernelsvc.transports.door import Context, Door, as_error, invoke
+
+if TYPE_CHECKING:
+    from kernelsvc.service import Subscription
+
+log = logging.getLogger(__name__)
+
+#: What one attachment may have in the socket's buffer. Enough to fill a fast link; the log holds the rest.
+CHUNK_BYTES = 256 * 1024
+#: Answers that may wait for a reader before its next request is looked at.
+UNSENT_BYTES = 4 * 1024 * 1024
+MAX_ATTACHMENTS = 10_000
+
+
+class Gone(Exception):
+    """The other end is not there any more."""
+
+
+def chunks(lines: Iterable[bytes], bound: int) -> Iterator[tuple[int, bytes]]:
+    """Event frames joined up to about ``bound`` bytes each, with the number of events in each."""
+    count, size, parts = 0, 0, []
+    for line in lines:
+        framed = native.text_frame(native.encode_event(line))
+        parts.append(framed)
+        count += 1
+        size += len(framed)
+        if size >= bound:
+            yield count, b"".join(parts)
+            count, size, parts = 0, 0, []
+    if parts:
+        yield count, b"".join(parts)
+
+
+class Attachment:
+    """A pump from one session's log to one connection."""
+
+    def __init__(self, session: str, subscription: Subscription, after: int, wire: ApiSocket) -> None:
+        self.session = session
+        self.sent = after
+        self.ended = False
+        self._subscription = subscription
+        self._wire = wire
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to send events; called after the answer that announced them."""
+        if not self.ended:
+            self._task = asyncio.create_task(self._pump(), name=f"events of {self.session}")
+
+    def stop(self) -> None:
+        """Send nothing more. At once: a cancelled task runs no further line of the pump."""
+        self.ended = True
+        self._subscription.close()
+        if self._task is not None:
+            self._task.cancel()
+        self._release()
+
+    async def reached(self, seq: int) -> None:
+        """Wait until everything up to ``seq`` is sent, or the attachment has ended. Safe to cancel."""
+        if self.ended or self.sent >= seq:
+            return
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((seq, future))
+        await future
+
+    async def _pump(self) -> None:
+        try:
+            while lines := await self._subscription.next():
+                # The numbers have no gap, so that counting lines is knowing the position.
+                for count, data in chunks(lines, CHUNK_BYTES):
+                    await self._wire.send_raw(data)
+                    self.sent += count
+                    self._release()
+        except Gone:
+            pass
+        except Exception as error:
+            await self._tell(error)
+        finally:
+            self.ended = True
+            self._subscription.close()
+            self._release()
+
+    async def _tell(self, error: Exception) -> None:
+        """The reader must know that no event will follow, and why."""
+        if not isinstance(error, KernelsvcError):
+            log.error("attachment failed", exc_info=error, extra={"action": "pump_failed", "session": self.session})
+        try:
+            await self._wire.send_raw(native.text_frame(native.encode_detached(self.session, as_error(error))))
+        except Gone:
+            return
+
+    def _release(self) -> None:
+        ready = [pair for pair in self._waiting if self.ended or pair[0] <= self.sent]
+        if ready:
+            self._waiting = [pair for pair in self._waiting if pair not in ready]
+            for _, future in ready:
+                if not future.done():
+                    future.set_result(None)
+
+
+class _Protocol(WebSocketProtocol13):
+    """Tornado's protocol, which leaves decoding to us and says why it closes."""
+
+    def _handle_message(self, opcode: int, data: bytes) -> asyncio.Future[None] | None:
+        """Hand text over as bytes: invalid UTF-8 then gets an answer instead of a dead line."""
+        if opcode == 0x1 and not self.client_terminated and not self._frame_compressed:
+            self._message_bytes_in += len(data)
+            return self._run_callback(self.handler.on_message, data)
+        return super()._handle_message(opcode, data)
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Before the close frame of a too large message, the error in the one shape."""
+        if code == 1009 and not self.server_terminated:
+            bound = self.max_message_size
+            error = native.encode_error(None, native.too_large("The frame", bound + 1, bound), native.INVALID_REQUEST)
+            self.stream.write(native.text_frame(error))
+        super().close(code, reason)
+
+    @property
+    def max_message_size(self) -> int:
+        """The bound that was configured."""
+        return self.params.max_message_size
+
+
+class ApiSocket(Door, WebSocketHandler):
+    """One connection."""
+
+    query_token = True
+    transport = "websocket"
+    route = "/v1/ws"
+
+    def initialize(self, context: Context, **more: Any) -> None:
+        """Tornado's hook."""
+        super().initialize(context, **more)
+        self._attachments: dict[str, Attachment] = {}
+        self._requests: set[asyncio.Task[None]] = set()
+        self._unsent = 0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._heard = time.monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- opening and closing -------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Tornado's hook: origin and token are checked before the upgrade."""
+        self.admit()
+        if "upgrade" not in self.request.headers.get("Connection", "").lower():
+            raise BadRequest("This route speaks WebSocket only; connect with a WebSocket client.")
+
+    def check_origin(self, origin: str) -> bool:
+        """Tornado's hook; ``admit`` has done it."""
+        return True
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        """Tornado's hook: ours in place of its own."""
+        protocol = super().get_websocket_protocol()
+        if isinstance(protocol, WebSocketProtocol13):
+            return _Protocol(self, mask_outgoing=False, params=protocol.params)
+        return None
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        """Tornado's hook: the socket is there."""
+        # Without this, Nagle and delayed acknowledgement cost 40 ms per cell.
+        self.set_nodelay(True)
+        self.context.sockets.add(self)
+        self.context.metrics.connections.labels("websocket").inc()
+        self._arm()
+        if self.context.stopping:
+            self.close(1001, "the server stops")
+
+    def on_close(self) -> None:
+        """Tornado's hook: the other end left, or we did."""
+        if self in self.context.sockets:
+            self.context.sockets.discard(self)
+            self.context.metrics.connections.labels("websocket").dec()
+        if self._timer is not None:
+            self._timer.cancel()
+        for attachment in list(self._attachments.values()):
+            attachment.stop()
+        self._attachments.clear()
+        for task in self._requests:
+            task.cancel()
+        self._room.set()
+        self.context.service.client_gone(self)
+
+    # --- is anybody there? ------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self.context.settings.ping_seconds, self._tick)
+
+    def _tick(self) -> None:
+        """Ping what is silent, give up on what stays silent. What takes our bytes, however slowly, is alive."""
+        silent = time.monotonic() - self._heard
+        if silent > self.context.settings.ping_timeout_seconds:
+            self._cut()
+            return
+        try:
+            self.ping()
+        except WebSocketClosedError:
+            return
+        self._arm()
+
+    def _cut(self) -> None:
+        connection = self.ws_connection
+        stream = getattr(connection, "stream", None)
+        if stream is not None:
+            stream.close()
+
+    def on_pong(self, data: bytes) -> None:
+        """Tornado's hook: somebody is there."""
+        self._heard = time.monotonic()
+
+    def on_ping(self, data: bytes) -> None:
+        """Tornado's hook: so is this one."""
+        self._heard = time.monotonic()
+
+    # --- sending ------------------------------------------------------------------------------
+
+    async def send_raw(self, frames: bytes) -> None:
+        """Write whole frames and wait until they have left the process.
+
+        Cancelling it stops the wait, not the writing: frames are never cut.
+
+        Raises:
+            Gone: the connection is closed.
+        """
+        stream = getattr(self.ws_connection, "stream", None)
+        if stream is None or self.ws_connection is None or self.ws_connection.is_closing():
+            raise Gone
+        try:
+            await stream.write(frames)
+        except StreamClosedError:
+            raise Gone from None
+        self._heard = time.monotonic()
+
+    async def _reply(self, payload: bytes) -> None:
+        self._unsent += len(payload)
+        self._room.clear()
+        try:
+            await self.send_raw(native.text_frame(payload))
+        finally:
+            self._unsent -= len(payload)
+            if self._unsent <= UNSENT_BYTES:
+                self._room.set()
+
+    # --- requests -------------------------------------------------------------------------------
+
+    async def on_message(self, message: str | bytes) -> None:
+        """Tornado's hook: a whole frame. The next one is read when this returns."""
+        self._heard = time.monotonic()
+        try:
+            request = native.decode(message, self.context.bounds)
+        except native.Refused as refused:
+            await self._refuse(refused)
+            return
+        if len(self._requests) >= self.context.settings.max_requests:
+            busy = QuotaExceeded(f"{len(self._requests)} requests are under way on this connection; await some first.")
+            await self._send_error(request.id, busy)
+            return
+        task = asyncio.create_task(self._serve(request), name=request.method.name)
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+        if self._unsent > UNSENT_BYTES:
+            # A client that asks and doesn't read waits for itself, not in our memory.
+            await self._room.wait()
+
+    async def _refuse(self, refused: native.Refused) -> None:
+        self.context.metrics.request(self.transport, "refused", refused.error.code, 0.0)
+        try:
+            await self._reply(native.encode_error(refused.id, refused.error, refused.code))
+        except Gone:
+            return
+        if refused.code == native.PARSE_ERROR and "UTF-8" in refused.error.message:
+            # RFC 6455, 8.1: an endpoint must fail a connection whose text isn't UTF-8.
+            self.close(1007, "not UTF-8")
+
+    async def _serve(self, request: native.Request) -> None:
+        began = time.perf_counter()
+        code = "ok"
+        after: Callable[[], None] | None = None
+        try:
+            value, after = await self._perform(request)
+            payload = None if isinstance(request.id, UnsetType) else native.encode_result(request.id, value)
+        except Exception as error:
+            known = self._known(error, request)
+            code = known.code
+            payload = None if isinstance(request.id, UnsetType) else native.encode_error(request.id, known)
+        self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
+        try:
+            if payload is not None:
+                await self._reply(payload)
+            if after is not None:
+                after()
+        except Gone:
+            return
+
+    async def _send_error(self, id: Any, error: KernelsvcError) -> None:
+        if not isinstance(id, UnsetType):
+            try:
+                await self._reply(native.encode_error(id, error))
+            except Gone:
+                return
+
+    def _known(self, error: Exception, request: native.Request) -> KernelsvcError:
+        if not isinstance(error, KernelsvcError):
+            extra = {"action": "request_failed", "method": request.method.name}
+            log.error("%s failed", request.method.name, exc_info=error, extra=extra)
+            return Internal()
+        return error
+
+    async def _perform(self, request: native.Request) -> tuple[Any, Callable[[], None] | None]:
+        """The result, and what to do when it has been sent."""
+        name, params = request.method.name, request.params
+        if name == "session.attach":
+            auth.require_scope(self.who, request.method.scope)
+            last = self.context.service.get(self.who, params.session).last_seq
+            attachment = self._attach(params.session, params.after)
+            return native.Attached(session=params.session, last_seq=last), attachment.start
+        if name == "session.detach":
+            self._detach(params.session)
+            return None, None
+        value = await invoke(self.context, self.who, request.method, params, self)
+        if name == "session.create" and params.attach and value.id not in self._attachments:
+            return value, self._attach(value.id, 0).start
+        if name in ("session.execute", "session.batch") and params.wait == "finished":
+            await self._told(params.session, value if isinstance(value, list) else [value])
+        return value, None
+
+    def _attach(self, session: str, after: int) -> Attachment:
+        if len(self._attachments) >= MAX_ATTACHMENTS:
+            raise QuotaExceeded(f"This connection is attached to {MAX_ATTACHMENTS} sessions; open another one.")
+        subscription = self.context.service.attach(self.who, session, after=after)
+        self._detach(session)
+        attachment = self._attachments[session] = Attachment(session, subscription, after, self)
+        return attachment
+
+    def _detach(self, session: str) -> None:
+        if attachment := self._attachments.pop(session, None):
+            attachment.stop()
+
+    async def _told(self, session: str, cells: list[Cell]) -> None:
+        """Wait until this connection, if it is attached, has been sent the events of these cells."""
+        if (attachment := self._attachments.get(session)) and cells:
+            await attachment.reached(max(cell.seq.last for cell in cells))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """A refused upgrade, in the one shape."""
+        if status_code == HTTPStatus.UPGRADE_REQUIRED:
+            kwargs["exc_info"] = (BadRequest, BadRequest("Only WebSocket version 13 is spoken here."), None)
+        super().write_error(status_code, **kwargs)

@@ -1,0 +1,231 @@
+"""The native codec: what passes, what is refused, and that nothing else ever escapes it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernelsvc.errors import BY_CODE, Internal, KernelsvcError, NotFound
+from kernelsvc.protocol import native
+
+NESTED = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def frame(method="session.get", params=None, **more):
+    body = {"jsonrpc": "2.0", "id": 1, "method": method, **more}
+    if params is not None:
+        body["params"] = params
+    return json.dumps(body).encode()
+
+
+def refused(raw, bounds=native.DEFAULT_BOUNDS):
+    with pytest.raises(native.Refused) as caught:
+        native.decode(raw, bounds)
+    return caught.value
+
+
+def test_execute_is_decoded_with_its_defaults():
+    got = native.decode(frame("session.execute", {"session": "s1", "code": "1+1", "metadata": {"a": [1]}}))
+    assert got.id == 1
+    args, kwargs = got.method.arguments(got.params)
+    assert args[0] == "s1"
+    assert (args[1].code, args[1].on_error, args[1].on_disconnect, args[1].metadata) == (
+        "1+1",
+        "stop",
+        "keep",
+        {"a": [1]},
+    )
+    assert kwargs == {"wait": "finished"}
+
+
+@pytest.mark.parametrize("id", [1, 1.5, "x", None, -3])
+def test_ids_come_back_as_they_were(id):
+    got = native.decode(frame(params={"session": "s"}, id=id))
+    assert got.id == id
+    assert json.loads(native.encode_result(got.id, {})) == {"jsonrpc": "2.0", "id": id, "result": {}}
+
+
+def test_a_notification_has_no_id():
+    raw = b'{"jsonrpc":"2.0","method":"session.get","params":{"session":"s"}}'
+    assert native.decode(raw).id is msgspec.UNSET
+
+
+BAD = [
+    (b"", native.PARSE_ERROR, "bad_request"),
+    (b"{", native.PARSE_ERROR, "bad_request"),
+    (b"\xff\xfe", native.PARSE_ERROR, "bad_request"),
+    (
+        '{"jsonrpc":"2.0","id":1,"method":"session.get","params":{"session":"\udfff"}}',
+        native.PARSE_ERROR,
+        "bad_request",
+    ),
+    (b"[]", native.INVALID_REQUEST, "bad_request"),
+    (b"[" + frame() + b"]", native.INVALID_REQUEST, "bad_request"),
+    (b"null", native.INVALID_REQUEST, "bad_request"),
+    (b'{"id":1}', native.INVALID_REQUEST, "bad_request"),
+    (frame(jsonrpc="1.0"), native.INVALID_REQUEST, "bad_request"),
+    (frame(extra=1), native.INVALID_REQUEST, "bad_request"),
+    (frame("nothing.here"), native.METHOD_NOT_FOUND, "not_found"),
+    (frame(7), native.INVALID_REQUEST, "bad_request"),
+    (frame(), native.INVALID_PARAMS, "bad_request"),
+    (frame(params=["s1"]), native.INVALID_PARAMS, "bad_request"),
+    (frame(params={"session": 1}), native.INVALID_PARAMS, "bad_request"),
+    (frame(params={"session": "../x"}), native.INVALID_PARAMS, "bad_request"),
+    (frame(params={"session": "s", "sesion": "t"}), native.INVALID_PARAMS, "bad_request"),
+    (
+        frame("session.execute", {"session": "s", "code": "", "timeout_seconds": -1}),
+        native.INVALID_PARAMS,
+        "bad_request",
+    ),
+    (frame("session.execute", {"session": "s", "code": "", "metadata": {"a": float("nan")}}), None, "bad_request"),
+    (
+        b'{"jsonrpc":"2.0","id":1,"method":"session.execute","params":{"session":"s","code":"\xff"}}',
+        None,
+        "bad_request",
+    ),
+    (frame("session.branch", {"session": "s", "count": 0}), native.INVALID_PARAMS, "bad_request"),
+    (frame("session.create", {"limits": {"memory_bytes": -1}}), native.INVALID_PARAMS, "bad_request"),
+    (frame("session.create", {"env": {"A=B": "c"}}), native.INVALID_PARAMS, "bad_request"),
+    (frame("session.batch", {"session": "s", "cells": []}), native.INVALID_PARAMS, "bad_request"),
+    (frame("session.drop_checkpoint", {"session": "s"}), "arguments", "bad_request"),
+]
+
+
+@pytest.mark.parametrize(("raw", "code", "error"), BAD)
+def test_bad_input_is_refused_with_the_one_shape(raw, code, error):
+    if code == "arguments":
+        with pytest.raises(KernelsvcError):
+            (request := native.decode(raw)).method.arguments(request.params)
+        return
+    got = refused(raw)
+    assert code in (None, got.code)
+    shape = json.loads(native.encode_error(got.id, got.error, got.code))
+    assert set(shape) == {"jsonrpc", "id", "error"}
+    assert set(shape["error"]["data"]) == {"code", "message", "retryable", "details"}
+    assert shape["error"]["data"]["code"] == error
+
+
+def test_the_id_is_kept_when_it_can_be_read():
+    assert refused(frame("nothing.here", id="abc")).id == "abc"
+    assert refused(frame(jsonrpc="1.0", id=5)).id == 5
+    assert refused(b"[1]").id is None
+
+
+@pytest.mark.parametrize("deep", [b"[", b'{"a":'])
+def test_depth_bombs_are_harmless(deep):
+    bomb = b'{"jsonrpc":"2.0","id":1,"method":"session.execute","params":{"session":"s","code":"","metadata":{"a":'
+    refused(bomb + deep * 200_000)
+    tail = b"]" if deep == b"[" else b"}"
+    refused(bomb + deep * 100_000 + b"1" + tail * 100_000 + b"}}}")
+    refused(bomb + deep * 70 + b"1" + tail * 70 + b"}}}")
+    native.decode(bomb + deep * 50 + b"1" + tail * 50 + b"}}}")
+
+
+def test_bounds_are_in_bytes():
+    bounds = native.Bounds(frame_bytes=1000, code_bytes=100)
+    assert refused(frame("session.execute", {"session": "s", "code": "x" * 101}), bounds).error.code == "too_large"
+    native.decode(frame("session.execute", {"session": "s", "code": "x" * 100}), bounds)
+    wide = json.dumps({"session": "s", "code": "\u00e9" * 60}, ensure_ascii=False)
+    raw = '{"jsonrpc":"2.0","id":1,"method":"session.execute","params":' + wide + "}"
+    assert refused(raw, bounds).error.code == "too_large"
+    assert refused(b" " * 1001, bounds).error.code == "too_large"
+    batch = {"session": "s", "cells": [{"code": ""}, {"code": "x" * 101}]}
+    assert refused(frame("session.batch", batch), bounds).error.code == "too_large"
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise_anything_but_refused(raw):
+    with contextlib.suppress(native.Refused):
+        native.decode(raw)
+
+
+@given(
+    st.sampled_from(sorted(native.METHODS)),
+    st.dictionaries(
+        st.sampled_from(
+            ["session", "code", "cell", "cells", "after", "limit", "name", "text", "metadata", "labels", "count"]
+        ),
+        NESTED,
+    ),
+)
+def test_no_params_raise_anything_but_refused(method, params):
+    try:
+        native.decode(frame(method, params))
+    except native.Refused as caught:
+        json.loads(native.encode_error(caught.id, caught.error, caught.code))
+
+
+@given(NESTED)
+def test_results_survive_the_round_trip(value):
+    assert json.loads(native.encode_result(1, value)) == {"jsonrpc": "2.0", "id": 1, "result": value}
+
+
+@given(st.dictionaries(st.text(), NESTED))
+def test_an_event_is_spliced_byte_for_byte(value):
+    line = json.dumps(value).encode()
+    raw = native.encode_event(line)
+    assert line in raw
+    assert json.loads(raw) == {"jsonrpc": "2.0", "method": "event", "params": value}
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536])
+def test_text_frames_are_what_the_websockets_library_reads(size):
+    from websockets.frames import Frame, Opcode
+    from websockets.streams import StreamReader
+
+    reader = StreamReader()
+    reader.feed_data(native.text_frame(b"a" * size))
+    parsing = Frame.parse(reader.read_exact, mask=False)
+    with pytest.raises(StopIteration) as done:
+        next(parsing)
+    assert done.value.value == Frame(Opcode.TEXT, b"a" * size)
+
+
+def test_a_result_without_json_is_an_internal_error():
+    with pytest.raises(Internal):
+        native.encode_result(1, "\udc80")
+
+
+def test_every_error_has_a_frame_even_with_details_that_have_no_json():
+    for cls in BY_CODE.values():
+        assert json.loads(native.encode_error(1, cls()))["error"]["data"]["code"] == cls.code
+    assert json.loads(native.encode_error(1, NotFound("a\udc80", x=object())))["error"]["data"]["details"] == {}
+
+
+def test_every_method_calls_the_service_with_arguments_it_takes():
+    from kernelsvc.service import ServiceApi
+
+    samples = {
+        "session": "s", "cell": "c", "code": "1", "text": "t", "cells": [{"code": "1"}], "checkpoint": "k",
+    }  # fmt: skip
+    for row in native.METHODS.values():
+        if row.calls == "detach":
+            continue
+        wanted = {f.encode_name for f in msgspec.structs.fields(row.params) if f.required}
+        extra = {"checkpoint"} if "drop" in row.name else set()
+        params = msgspec.convert({name: samples[name] for name in wanted | extra}, row.params)
+        args, kwargs = row.arguments(params)
+        who = ("who",) if row.who else ()
+        client = {"client": None} if row.client else {}
+        inspect.signature(getattr(ServiceApi, row.calls)).bind("self", *who, *args, **kwargs, **client)
+
+
+def test_cells_are_paged():
+    cells = list(range(5))
+    assert native.page_of_cells(cells, 0, 2).next_offset == 2
+    assert native.page_of_cells(cells, 4, 2).next_offset is None
+    assert native.page_of_cells(cells, 9, 2).cells == []
