@@ -14,6 +14,7 @@ kernel may be forked (``fork``)::
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -29,6 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, NoReturn
 
+from kernelsvc.guest import fork
 from kernelsvc.guest.frames import Request
 from kernelsvc.guest.streams import Stream
 from kernelsvc.guest.wire import Control, Wire
@@ -210,6 +212,8 @@ class Runner:
     Attributes:
         identity: who this kernel is.
         busy: id of the request that is being answered.
+        promised: who a copy becomes at its first HELLO.
+        forks: pids of the copies that this process made of itself.
         ours: set while this process forks itself, so that the at-fork hook lets the child be.
     """
 
@@ -220,6 +224,8 @@ class Runner:
         self.loop: asyncio.AbstractEventLoop
         self.busy: str | None = None
         self.ours = False
+        self.promised: dict[str, Any] = {}
+        self.forks: list[int] = []
         self._context = copy_context()
         self._reading = False
         self._libc = ctypes.CDLL(None)
@@ -244,6 +250,7 @@ class Runner:
         asyncio.set_event_loop(self.loop)
         self.wire.watch_all(self)
         faulthandler.enable(2)
+        fork.set_oom_score(fork.OOM_LIVE)
         self._unbuffer_c()
         os.register_at_fork(after_in_child=self._forked)
         signal.signal(signal.SIGINT, kernel.interrupted)
@@ -255,7 +262,8 @@ class Runner:
         os.environ.update({str(k): str(v) for k, v in (identity.get("env") or {}).items()})
         workdir = identity.get("workdir")
         if workdir:
-            os.chdir(workdir)
+            with contextlib.suppress(OSError):  # WELCOME tells where we are
+                os.chdir(workdir)
             self.kernel.shell.user_ns["_dh"] = [os.getcwd()]
 
     @staticmethod
@@ -269,6 +277,13 @@ class Runner:
         for read in (out_read, err_read):
             os.set_inheritable(read, False)
         return [out_read, err_read]
+
+    def own_fds(self) -> set[int]:
+        """Every descriptor that is the kernel's and not the user's."""
+        loop: Any = self.loop
+        asyncio_fds = {loop._selector.fileno(), loop._ssock.fileno(), loop._csock.fileno()}
+        usage: set[int] = self.kernel.usage.fds()
+        return self.wire.fds() | usage | asyncio_fds
 
     @staticmethod
     def _reseed() -> None:
@@ -290,7 +305,12 @@ class Runner:
         if not self.ours:
             self.wire.disown()
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self, hello: dict[str, Any]) -> dict[str, Any]:
+        """What WELCOME says. With the first HELLO a copy becomes who it is told to be."""
+        if self.wire.woken is None:
+            said = hello.get("identity")
+            self.take_identity({**self.promised, **(said if isinstance(said, dict) else {})})
+            self.promised = {}
         from kernelsvc.guest.ipython import IPYKERNEL_VERSION
 
         return {
@@ -300,6 +320,7 @@ class Runner:
             "python": platform.python_version(),
             "ipykernel": IPYKERNEL_VERSION,
             "execution_count": self.kernel.shell.execution_count,
+            "workdir": os.getcwd(),
             "busy": self.busy,
         }
 
@@ -327,7 +348,7 @@ class Runner:
         task = self.loop.create_task(self.kernel.handle(item), context=self._context)
         while not task.done():
             self._until(lambda: self.loop.run_until_complete(task))
-        self._flush_c()
+        self.flush_c()
         self.busy = None
         self.wire.uncork()
 
@@ -341,13 +362,12 @@ class Runner:
             if "stopped before" not in str(error):  # user code may stop the loop; the request goes on
                 raise
 
-    def _flush_c(self) -> None:
+    def flush_c(self) -> None:
+        """Write out what C code printed."""
         if self._c_stdout:
             self._libc.fflush(self._c_stdout)
 
     def _control(self, control: Control) -> None:
-        from kernelsvc.guest import fork
-
         try:
             fork.answer(self, control)
         finally:

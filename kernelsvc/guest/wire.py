@@ -49,6 +49,10 @@ _READ = 256 * 1024
 _MAX_FDS = 16
 
 
+#: Given HELLO's body: what WELCOME says beyond ``version`` and ``seen``.
+Describe = Callable[[dict[str, Any]], dict[str, Any]]
+
+
 class Watcher(Protocol):
     """Who polls the descriptors while the kernel is idle: an event loop."""
 
@@ -124,13 +128,15 @@ class Wire:
         woken: the last HELLO's body, for a checkpoint that waits for one.
     """
 
-    def __init__(self, listener: socket.socket, raw: Sequence[int], describe: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, listener: socket.socket, raw: Sequence[int], describe: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> None:
         """Listen.
 
         Args:
             listener: bound; ``listen`` is called here so that the peer's credentials are this process's.
             raw: read ends of the pipes behind descriptors 1 and 2, handed to each server.
-            describe: what WELCOME says beyond ``version`` and ``seen``.
+            describe: called for each HELLO.
         """
         self.inbox: deque[Request | Control] = deque()
         self.seen: deque[str] = deque(maxlen=SEEN)
@@ -197,14 +203,15 @@ class Wire:
         fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
 
-    def adopt(self, listener: socket.socket, raw: Sequence[int]) -> None:
-        """In a fork of the kernel: another door, other pipes, nothing sent or received yet."""
+    def adopt(self, listener: socket.socket, raw: Sequence[int]) -> list[int]:
+        """In a fork of the kernel: another door, other pipes, nothing sent or received yet. No watcher is told.
+
+        Returns:
+            the read ends of the original's pipes, which the caller closes.
+        """
         for connection in self._all_connections():
-            self._unwatch(connection)
             connection.close()
         self._conn, self._guests = None, []
-        if self.watcher:
-            self.watcher.unwatch(self._listener.fileno())
         self._listener.close()
         self.inbox.clear()
         self.seen.clear()
@@ -214,8 +221,9 @@ class Wire:
         self.outbox = frames.Outbox(self.outbox.limit)
         self._look_at = 0
         self._direct = None
-        self._raw = list(raw)
+        old, self._raw = self._raw, list(raw)
         self._listen(listener)
+        return old
 
     def watch_all(self, watcher: Watcher) -> None:
         """Let a new watcher poll what is open."""
@@ -290,9 +298,10 @@ class Wire:
         if self._conn:
             self._read(self._conn)  # what the old server asked before it went counts as seen
             self._hang_up()
+        described = self._describe(body)
         self.woken = body
         first = self.outbox.rewind(hello.number)
-        payload = json.dumps({"version": frames.VERSION, **self._describe(), "seen": list(self.seen)}).encode()
+        payload = json.dumps({"version": frames.VERSION, **described, "seen": list(self.seen)}).encode()
         welcome = frames.HEADER.pack(len(payload), HELLO, first) + payload
         guest.sock.setblocking(True)
         socket.send_fds(guest.sock, [welcome], self._raw)

@@ -56,6 +56,7 @@ class Welcome(msgspec.Struct):
     python: str = ""
     ipykernel: str = ""
     execution_count: int = 0
+    workdir: str = ""
     seen: list[str] = []
     busy: str | None = None
 

@@ -1,0 +1,289 @@
+"""What this process holds that a fork would break or share.
+
+Obstacles are refused: the fork would hang, crash or corrupt something later, at
+a place nobody would connect with the fork. Warnings are told: both copies work,
+in a way that may surprise. Each is one sentence for the model whose session it
+is, and ends in what to do.
+
+Nothing here may be slow, since it runs after every cell: descriptors, threads
+and modules are looked at; the heap is walked only when an open file gives
+reason to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import os
+import socket
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+MAX_NAMED = 10
+
+_POOL_THREADS = ("ThreadPoolExecutor", "ExecutorManagerThread", "QueueFeederThread", "QueueManagerThread")
+
+
+class Survey(NamedTuple):
+    """``obstacles`` prevent a fork, ``warnings`` don't."""
+
+    obstacles: list[str]
+    warnings: list[str]
+
+
+class Descriptor(NamedTuple):
+    """An open descriptor that is not the kernel's own."""
+
+    fd: int
+    target: str
+    mode: int
+    writable: bool
+
+    @property
+    def regular(self) -> bool:
+        """A file on disk."""
+        return stat.S_ISREG(self.mode)
+
+
+def survey(loop: asyncio.AbstractEventLoop, own: set[int], forks: Iterable[int]) -> Survey:
+    """Look at the process between cells.
+
+    Args:
+        loop: the session's event loop.
+        own: descriptors of the kernel itself.
+        forks: pids of copies that the kernel made of itself.
+    """
+    open_files = list(descriptors(own))
+    obstacles = [
+        *_threads(),
+        *_libraries(),
+        *_databases(open_files),
+        *_connections(open_files),
+    ]
+    warnings = [
+        *_tasks(loop),
+        *_children(set(forks)),
+        *_shared(open_files),
+        *_shared_memory(),
+    ]
+    return Survey(_bounded(obstacles), _bounded(warnings))
+
+
+def _bounded(found: list[str]) -> list[str]:
+    return found if len(found) <= MAX_NAMED else [*found[:MAX_NAMED], f"and {len(found) - MAX_NAMED} more like these"]
+
+
+def descriptors(own: set[int]) -> Iterator[Descriptor]:
+    """What is open apart from 0, 1, 2 and the kernel's own."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd < 3 or fd in own:
+            continue
+        try:
+            mode, flags = os.fstat(fd).st_mode, fcntl.fcntl(fd, fcntl.F_GETFL)
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the listing's own descriptor
+        yield Descriptor(fd, target, mode, flags & os.O_ACCMODE != os.O_RDONLY)
+
+
+# --- obstacles -------------------------------------------------------------------------
+
+
+def _threads() -> Iterator[str]:
+    for thread in threading.enumerate():
+        if thread is threading.main_thread():
+            continue
+        name = thread.name
+        if name.startswith("asyncio_") or name.startswith(_POOL_THREADS):
+            yield f"Executor thread {name!r} is alive; shut the executor down, or use it in a 'with' block."
+        else:
+            yield f"Thread {name!r} is running and would not exist in a copy; end and join it."
+
+
+def _libraries() -> Iterator[str]:
+    for name, check in _CHECKS.items():
+        module = sys.modules.get(name)
+        if module is not None:
+            try:
+                found = check(module)
+            except Exception:
+                found = None  # a version whose insides look different
+            if found:
+                yield found
+
+
+def thread_names() -> list[str]:
+    """The names that native threads gave themselves."""
+    names = []
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/comm") as file:
+                names.append(file.read().strip())
+        except OSError:
+            continue
+    return names
+
+
+def _polars(_: Any) -> str | None:
+    if any(name.startswith("polars") for name in thread_names()):
+        return (
+            "polars has started its thread pool, and polars calls would hang in a copy; use pandas or pyarrow instead."
+        )
+    return None
+
+
+def _process_pool(module: Any) -> str | None:
+    if getattr(module, "_threads_wakeups", None):
+        return "A ProcessPoolExecutor is alive; shut it down (joblib's: get_reusable_executor().shutdown())."
+    return None
+
+
+def _numba(module: Any) -> str | None:
+    layer = getattr(module, "_threading_layer", None)
+    if getattr(module, "_is_initialized", False) and layer and "omp" in str(layer):
+        return "numba runs on OpenMP, which aborts in a copy; import it with NUMBA_THREADING_LAYER=workqueue."
+    return None
+
+
+def _torch(module: Any) -> str | None:
+    if module.cuda.is_initialized():
+        return "torch has opened a GPU, and CUDA can't be used in a copy; restart and use device='cpu'."
+    return None
+
+
+def _jax(module: Any) -> str | None:
+    return "jax has started its threads and would hang in a copy." if getattr(module, "_backends", None) else None
+
+
+def _tensorflow(_: Any) -> str:
+    return "tensorflow is loaded and its threads would be missing in a copy."
+
+
+def _grpc(_: Any) -> str:
+    return "grpc is loaded and its threads would be missing in a copy."
+
+
+_CHECKS: dict[str, Callable[[Any], str | None]] = {
+    "polars": _polars,
+    "concurrent.futures.process": _process_pool,
+    "numba.np.ufunc.parallel": _numba,
+    "torch": _torch,
+    "jax._src.xla_bridge": _jax,
+    "tensorflow": _tensorflow,
+    "grpc": _grpc,
+}
+
+
+def _databases(open_files: list[Descriptor]) -> Iterator[str]:
+    suspects = [d for d in open_files if d.regular and d.writable]
+    if not suspects:
+        return
+    for suspect in suspects:
+        if _magic(suspect.fd, 8, 4) == b"DUCK":
+            yield f"A DuckDB connection to {suspect.target} can write; close it, or open it read-only."
+    if "sqlite3" in sys.modules and any(_may_be_sqlite(d) for d in suspects):
+        yield from _sqlite()
+
+
+def _may_be_sqlite(suspect: Descriptor) -> bool:
+    return _magic(suspect.fd, 0, 16) in (b"", b"SQLite format 3\0")
+
+
+def _magic(fd: int, at: int, length: int) -> bytes:
+    """What a file says it is; its descriptor may be for writing only, so it is opened again."""
+    try:
+        again = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    try:
+        return os.pread(again, length, at)
+    except OSError:
+        return b""
+    finally:
+        os.close(again)
+
+
+def _sqlite() -> Iterator[str]:
+    kind = sys.modules["sqlite3"].Connection
+    for found in [o for o in gc.get_objects() if isinstance(o, kind)]:
+        try:
+            path = next((row[2] for row in found.execute("PRAGMA database_list") if row[2]), "")
+            readonly = path and found.execute("PRAGMA query_only").fetchone()[0]
+            open_transaction = found.in_transaction
+        except Exception:
+            continue  # closed, or of another thread, which is refused anyway
+        if path and not readonly:
+            what = " has an open transaction" if open_transaction else " can write"
+            yield f"An SQLite connection to {path}{what}; close it, or both copies would corrupt the file."
+
+
+def _connections(open_files: list[Descriptor]) -> Iterator[str]:
+    for found in open_files:
+        if not stat.S_ISSOCK(found.mode):
+            continue
+        peer = _peer(found.fd)
+        if peer:
+            yield f"A network connection to {peer} is open and both copies would talk on it; close it."
+
+
+def _peer(fd: int) -> str | None:
+    try:
+        sock = socket.socket(fileno=os.dup(fd))
+    except OSError:
+        return None
+    with sock:
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return None
+        try:
+            name = sock.getpeername()
+        except OSError:
+            return None
+        return f"{name[0]}:{name[1]}"
+
+
+# --- warnings ----------------------------------------------------------------------------
+
+
+def _tasks(loop: asyncio.AbstractEventLoop) -> Iterator[str]:
+    for task in asyncio.all_tasks(loop):
+        what = getattr(task.get_coro(), "__qualname__", "?")
+        yield f"The background task {what} runs on in both copies."
+
+
+def _children(forks: set[int]) -> Iterator[str]:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            pids = {int(pid) for pid in file.read().split()} - forks
+    except (OSError, ValueError):
+        return
+    for pid in sorted(pids):
+        yield f"Child process {pid} stays with the original; a copy can't wait for it."
+
+
+def _shared(open_files: list[Descriptor]) -> Iterator[str]:
+    here = os.getcwd()
+    for found in open_files:
+        if stat.S_ISSOCK(found.mode):
+            yield f"Socket {found.fd} is shared by both copies."
+        elif stat.S_ISFIFO(found.mode):
+            yield f"Pipe {found.fd} is shared by both copies."
+        elif found.regular and found.writable and not found.target.startswith((here + "/", "/memfd:")):
+            yield f"The file {found.target} is open for writing; both copies write into the same file."
+
+
+def _shared_memory() -> Iterator[str]:
+    for line in maps():
+        fields = line.split(None, 5)
+        if len(fields) == 6 and fields[1].startswith("rw-s") and fields[5].startswith("/") and "(deleted)" not in line:
+            yield f"The memory-mapped file {fields[5].strip()} is shared: a write in one copy shows in the other."
+
+
+def maps() -> list[str]:
+    """What is mapped into this process (proc(5))."""
+    with open("/proc/self/maps", errors="replace") as file:
+        return file.readlines()
