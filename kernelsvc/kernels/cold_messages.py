@@ -21,7 +21,9 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from kernelsvc.errors import BadRequest
 from kernelsvc.kernels.port import Message, Output, Text
+from kernelsvc.protocol.jupyter import check_json
 
 Channel = Literal["shell", "control", "iopub", "stdin"]
 
@@ -31,8 +33,6 @@ PROTOCOL_VERSION = "5.4"
 MAX_PARTS = 512
 #: Routing parts before the delimiter; a PUB socket has one topic.
 MAX_ROUTING = 8
-#: Nesting of a message's JSON. Vega specifications reach about 20.
-MAX_DEPTH = 128
 #: Longest identifier or message type.
 MAX_NAME = 512
 #: Characters of output that are joined into one ``Text``.
@@ -136,12 +136,13 @@ def _name(value: object, what: str) -> str:
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        value = _OBJECT.decode(raw)
+        check_json(raw)
+    except BadRequest as error:
+        raise Garbled(f"a message beyond the bounds: {error.message}") from None
+    try:
+        return cast("dict[str, Any]", _OBJECT.decode(raw))
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        value = _mended_object(raw)
-    if _deeper(value, MAX_DEPTH):
-        raise Garbled(f"JSON nested deeper than {MAX_DEPTH}")
-    return cast("dict[str, Any]", value)
+        return _mended_object(raw)
 
 
 def _mended_object(raw: bytes) -> dict[str, Any]:
@@ -149,28 +150,12 @@ def _mended_object(raw: bytes) -> dict[str, Any]:
     try:
         value = json.loads(raw.decode("utf-8", "replace"), parse_constant=lambda _: None)
     except (ValueError, RecursionError):
-        raise Garbled("a message that is not JSON, or nested too deep") from None
+        raise Garbled("a message that is not JSON") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise Garbled("a message whose part is not a JSON object")
-    if _deeper(value, MAX_DEPTH):
-        raise Garbled(f"JSON nested deeper than {MAX_DEPTH}")
     return cast("dict[str, Any]", _mend(value))
-
-
-def _deeper(value: object, limit: int) -> bool:
-    """Whether containers nest deeper than ``limit``. Level by level: no recursion of ours to attack."""
-    level: list[object] = [value]
-    for _ in range(limit):
-        inner: list[object] = []
-        for item in level:
-            children = item.values() if isinstance(item, dict) else cast("list[object]", item)
-            inner += [child for child in children if isinstance(child, dict | list)]
-        if not inner:
-            return False
-        level = inner
-    return True
 
 
 def _mend(value: object) -> object:

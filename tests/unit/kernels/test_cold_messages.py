@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from kernelsvc.kernels.cold_messages import (
     DELIMITER,
-    MAX_DEPTH,
     MAX_JOINED,
     MAX_PARTS,
     MAX_TRACKED,
@@ -24,6 +23,7 @@ from kernelsvc.kernels.cold_messages import (
     joined,
 )
 from kernelsvc.kernels.port import Message, Output, Text
+from kernelsvc.protocol.jupyter import MAX_DEPTH, MAX_VALUES
 
 KEY = Key(b"secret")
 
@@ -70,6 +70,7 @@ def test_the_parent_is_named() -> None:
         (raw(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "deep"),
         (raw(b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"), "deep"),
         (raw(b'{"n":NaN,"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"), "deep"),
+        (raw(b'{"a":[' + b"[]," * MAX_VALUES + b"[]]}"), "values"),
         (raw(b'{"a":' + b"9" * 5000 + b"}"), "JSON"),
         (raw(header=b"{}"), "msg_type"),
         (raw(header=b'{"msg_type":3}'), "msg_type"),
