@@ -31,6 +31,8 @@ _WANTED: tuple[Controller, ...] = ("memory", "pids", "cpu", "cpuacct")
 _PERIOD_US = 100_000
 _LEAST_QUOTA_US = 1_000  # the kernel's own minimum
 _KILL_ROUNDS = 100
+#: A bare name could be that of a control file ("tasks").
+_PREFIX = "k-"
 #: The fixes that doctor shows.
 _FIX_V2 = (
     "run the kernel host as kernelsvc-kernels.service (Delegate=memory pids cpu), or try: "
@@ -69,6 +71,11 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
     version: Literal[1, 2]
     directories: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """As given to ``make``."""
+        return os.path.basename(next(iter(self.directories.values()))).removeprefix(_PREFIX)
 
     @property
     def controllers(self) -> frozenset[str]:
@@ -192,7 +199,7 @@ class GroupMaker:
         """
         if self.version == 0:
             return None
-        directories = {controller: f"{parent}/{name}" for controller, parent in self._parents.items()}
+        directories = {controller: f"{parent}/{_PREFIX}{name}" for controller, parent in self._parents.items()}
         for directory in dict.fromkeys(directories.values()):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(directory)
@@ -201,7 +208,7 @@ class GroupMaker:
     def leftovers(self) -> Iterator[Group]:
         """Every group below ours, as a crash left them."""
         names = {entry.name for parent in set(self._parents.values()) for entry in _subdirectories(parent)}
-        for name in sorted(names - {"supervisor"}):
+        for name in sorted(name for name in names if name.startswith(_PREFIX)):
             directories = {controller: f"{parent}/{name}" for controller, parent in self._parents.items()}
             yield Group(version=1 if self.version == 1 else 2, directories=directories)
 

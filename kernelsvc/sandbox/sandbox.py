@@ -196,11 +196,10 @@ class Sandbox:
         """
         keep, found = set(live), []
         for group in self._groups.leftovers():
-            name = os.path.basename(next(iter(group.directories.values())))
-            if name not in keep:
+            if group.name not in keep:
                 group.kill()
                 group.remove()
-                found.append(name)
+                found.append(group.name)
         return found
 
     def close(self) -> None:

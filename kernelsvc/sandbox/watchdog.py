@@ -1,0 +1,298 @@
+"""The second line: look at what sessions use, and say which ones went too far.
+
+Where a cgroup holds a cap, Linux enforces it and this only reports. Where none
+does, a poll is all there is: it supervises, it can't enforce, since memory fills
+at gigabytes a second. So it must be cheap enough to run often, and never strike an
+innocent.
+
+The cheap pass: one walk over /proc (11 ms for 200 kernels; asking psutil for each
+kernel's children takes 2,000) groups every process under its session's init and
+adds up resident memory. Forked kernels share most of that, so the sum overcounts
+several times: it only makes a *suspect*. For suspects alone the proportional set
+size is read, which shares fairly, and that decides. The same for disk: a
+directory is walked only now and then, with a bound on how far.
+
+``judge`` is pure. Reading is here too, and on systems without /proc it falls back
+to psutil.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from kernelsvc.model.limits import Limits
+from kernelsvc.sandbox.plan import SPARE_TASKS
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
+_MOST_ENTRIES = 200_000
+
+
+class Process(msgspec.Struct, frozen=True):
+    """One line of the walk over /proc."""
+
+    pid: int
+    parent: int
+    resident_bytes: int
+    cpu_seconds: float
+    threads: int
+
+
+class Use(msgspec.Struct, frozen=True, kw_only=True):
+    """What one session uses.
+
+    Attributes:
+        pids: its processes, the init first.
+        resident_bytes: sum of resident memory; shared pages counted again and again.
+        memory_bytes: the fair figure, where it was worth reading.
+        cpu_seconds: of the processes that live now.
+        tasks: threads of all processes.
+        disk_bytes: of its directory, where it was walked.
+    """
+
+    pids: tuple[int, ...] = ()
+    resident_bytes: int = 0
+    memory_bytes: int | None = None
+    cpu_seconds: float = 0.0
+    tasks: int = 0
+    disk_bytes: int | None = None
+
+
+class Breach(msgspec.Struct, frozen=True, kw_only=True):
+    """A cap that was passed.
+
+    Attributes:
+        limit: its name in ``Limits``.
+        value: what was seen.
+        bound: what was allowed.
+        message: the cause in words, with the figures.
+    """
+
+    limit: str
+    value: float
+    bound: float
+    message: str
+
+
+def judge(limits: Limits, use: Use, *, hard: Iterable[str] = ()) -> list[Breach]:
+    """Which caps a session has passed.
+
+    Args:
+        limits: its caps.
+        use: what was seen.
+        hard: names of limits that Linux itself holds; they are not judged here.
+    """
+    tasks = None if limits.processes is None else limits.processes + SPARE_TASKS
+    checks: list[tuple[str, float | None, float | None, Callable[[float], str]]] = [
+        ("memory_bytes", use.memory_bytes, limits.memory_bytes, _mebibytes),
+        ("processes", use.tasks, tasks, str),
+        ("disk_bytes", use.disk_bytes, limits.disk_bytes, _mebibytes),
+        ("cpu_seconds", use.cpu_seconds, limits.cpu_seconds, lambda seconds: f"{seconds:.0f} s"),
+    ]
+    return [
+        Breach(limit=name, value=value, bound=bound, message=f"{_WORDS[name]}: {say(value)} used of {say(bound)}")
+        for name, value, bound, say in checks
+        if value is not None and bound is not None and value > bound and name not in hard
+    ]
+
+
+def suspect(limits: Limits, use: Use) -> bool:
+    """Whether a session's resident sum is high enough to read its fair share."""
+    return limits.memory_bytes is not None and use.resident_bytes > limits.memory_bytes
+
+
+_WORDS = {"memory_bytes": "memory", "processes": "processes and threads", "disk_bytes": "disk", "cpu_seconds": "CPU"}
+
+
+def _mebibytes(value: float) -> str:
+    return f"{value / (1 << 20):.0f} MiB"
+
+
+def group(processes: Iterable[Process], roots: Iterable[int]) -> dict[int, Use]:
+    """Every root with all that descends from it, summed. Pure.
+
+    A root that is gone has an empty ``Use``.
+    """
+    table = {process.pid: process for process in processes}
+    children: dict[int, list[int]] = {}
+    for process in table.values():
+        children.setdefault(process.parent, []).append(process.pid)
+    return {root: _sum([table[pid] for pid in _tree(root, children) if pid in table]) for root in roots}
+
+
+def _tree(root: int, children: Mapping[int, list[int]]) -> list[int]:
+    found, at = [root], 0
+    while at < len(found):
+        found += children.get(found[at], ())
+        at += 1
+    return found
+
+
+def _sum(members: list[Process]) -> Use:
+    return Use(
+        pids=tuple(member.pid for member in members),
+        resident_bytes=sum(member.resident_bytes for member in members),
+        cpu_seconds=sum(member.cpu_seconds for member in members),
+        tasks=sum(member.threads for member in members),
+    )
+
+
+def walk() -> list[Process]:
+    """Every process of the machine, once over /proc."""
+    if not os.path.exists("/proc/self/stat"):
+        return _walk_psutil()
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            process = _stat(name)
+            if process is not None:
+                found.append(process)
+    return found
+
+
+def _stat(pid: str) -> Process | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            text = f.read()
+    except OSError:
+        return None  # it ended meanwhile
+    # The name in brackets may hold anything, brackets and spaces too: split after the last one.
+    fields = text[text.rindex(b")") + 2 :].split()
+    return Process(
+        pid=int(pid),
+        parent=int(fields[1]),
+        resident_bytes=int(fields[21]) * _PAGE,
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
+        threads=int(fields[17]),
+    )
+
+
+def _walk_psutil() -> list[Process]:
+    found = []
+    for process in psutil.process_iter(["pid", "ppid", "memory_info", "cpu_times", "num_threads"]):
+        info = process.info
+        if info["memory_info"] is None or info["cpu_times"] is None:
+            continue
+        found.append(
+            Process(
+                pid=info["pid"],
+                parent=info["ppid"] or 0,
+                resident_bytes=info["memory_info"].rss,
+                cpu_seconds=info["cpu_times"].user + info["cpu_times"].system,
+                threads=info["num_threads"] or 1,
+            )
+        )
+    return found
+
+
+def fair_memory(pids: Iterable[int]) -> int:
+    """The proportional set size of these processes together, in bytes; those that ended or refuse count 0."""
+    total = 0
+    for pid in pids:
+        try:
+            memory = psutil.Process(pid).memory_full_info()
+        except (psutil.Error, OSError):
+            continue
+        total += getattr(memory, "pss", memory.uss)
+    return total
+
+
+def disk_usage(directory: str, *, entries: int = _MOST_ENTRIES) -> int:
+    """Bytes that a directory's files take up on disk, links not followed.
+
+    Hard links are counted once, sparse files by what they hold. Stops at
+    ``entries`` names: who makes more has used the disk well enough to be judged
+    on those.
+    """
+    total, left, seen, todo = 0, entries, set[tuple[int, int]](), [directory]
+    while todo and left > 0:
+        try:
+            with os.scandir(todo.pop()) as found:
+                for entry in found:
+                    left -= 1
+                    if left < 0:
+                        break
+                    status = entry.stat(follow_symlinks=False)
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(entry.path)
+                    elif status.st_nlink > 1:
+                        if (status.st_dev, status.st_ino) in seen:
+                            continue
+                        seen.add((status.st_dev, status.st_ino))
+                    total += status.st_blocks * 512
+        except OSError:
+            continue  # removed meanwhile
+    return total
+
+
+class Watched(msgspec.Struct, frozen=True, kw_only=True):
+    """A session to look after.
+
+    Attributes:
+        root: pid of its init, as this process sees it.
+        limits: its caps.
+        workdir: its directory.
+        hard: limits that Linux itself holds.
+    """
+
+    root: int
+    limits: Limits
+    workdir: str
+    hard: frozenset[str] = frozenset()
+
+
+class Watchdog:
+    """Keeps what is remembered between passes: disks are walked in turn, a few a pass.
+
+    Args:
+        disks_per_pass: how many sessions' directories one pass walks.
+    """
+
+    def __init__(self, *, disks_per_pass: int = 4) -> None:
+        self._disks_per_pass = disks_per_pass
+        self._disks: dict[str, int] = {}
+        self._turn: list[str] = []
+
+    def look(self, sessions: Mapping[str, Watched]) -> tuple[dict[str, Use], dict[str, list[Breach]]]:
+        """One pass over all sessions; blocks for about 10 ms at 200 of them.
+
+        Returns:
+            What each uses, and the breaches of those that have any.
+        """
+        uses = group(walk(), [watched.root for watched in sessions.values()])
+        self._walk_disks(sessions)
+        seen: dict[str, Use] = {}
+        breaches: dict[str, list[Breach]] = {}
+        for name, watched in sessions.items():
+            use = uses[watched.root]
+            if "memory_bytes" not in watched.hard and suspect(watched.limits, use):
+                use = msgspec.structs.replace(use, memory_bytes=fair_memory(use.pids))
+            seen[name] = msgspec.structs.replace(use, disk_bytes=self._disks.get(name))
+            found = judge(watched.limits, seen[name], hard=watched.hard)
+            if found:
+                breaches[name] = found
+        return seen, breaches
+
+    def _walk_disks(self, sessions: Mapping[str, Watched]) -> None:
+        self._disks = {name: size for name, size in self._disks.items() if name in sessions}
+        self._turn = [name for name in self._turn if name in sessions] or list(sessions)
+        for name in self._turn[: self._disks_per_pass]:
+            if sessions[name].limits.disk_bytes is not None and "disk_bytes" not in sessions[name].hard:
+                self._disks[name] = disk_usage(sessions[name].workdir)
+        self._turn = self._turn[self._disks_per_pass :]
+
+
+def hard_limits(words: Mapping[str, str]) -> frozenset[str]:
+    """The limits that a sandbox report calls hard."""
+    return frozenset(name for name, word in words.items() if word == "hard")
+
+
+def free_bytes(directory: str) -> int:
+    """Free space for ordinary users on the filesystem of ``directory``."""
+    status = os.statvfs(Path(directory))
+    return status.f_bavail * status.f_frsize

@@ -1,0 +1,53 @@
+"""User ids for sessions."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kernelsvc.errors import AtCapacity
+from kernelsvc.sandbox.identity import Identities, give, users_of_processes
+
+
+def test_an_id_is_held_by_one_session_at_a_time() -> None:
+    ids = Identities(range(10, 13), taken=[11])
+    assert [ids.acquire(), ids.acquire()] == [10, 12]
+    with pytest.raises(AtCapacity, match="close a session"):
+        ids.acquire()
+    ids.release(12)
+    assert ids.acquire() == 12
+
+
+def test_an_id_is_not_reused_while_others_are_free() -> None:
+    ids = Identities(range(10, 13))
+    first = ids.acquire()
+    ids.release(first)
+    assert ids.acquire() != first
+
+
+def test_a_session_found_again_keeps_its_id() -> None:
+    ids = Identities(range(10, 12))
+    ids.claim(10)
+    assert ids.acquire() == 11
+
+
+def test_running_users_are_seen() -> None:
+    assert os.getuid() in users_of_processes()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="changing owners takes root")
+def test_a_directory_is_given_without_following_links(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("x")
+    inside = tmp_path / "inside"
+    (inside / "sub").mkdir(parents=True)
+    (inside / "sub" / "f").write_text("x")
+    (inside / "link").symlink_to(outside)
+    (inside / "dirlink").symlink_to(tmp_path)
+    give(str(inside), 70_500)
+    assert outside.stat().st_uid == 0
+    assert tmp_path.stat().st_uid == 0
+    owners = {p.lstat().st_uid for p in [inside, *inside.rglob("*")]}
+    assert owners == {70_500}

@@ -1,0 +1,197 @@
+"""Policy, probe, limits in; plan and report out."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernelsvc.errors import SandboxUnavailable
+from kernelsvc.model.limits import Limits, MiB
+from kernelsvc.sandbox.places import Places
+from kernelsvc.sandbox.plan import SPARE_TASKS, Confinement, Request, confine
+from kernelsvc.sandbox.verdicts import Layer, Probe
+
+LAYERS = [
+    *("user", "user namespace", "task rlimit", "mount namespace", "pid namespace", "ipc namespace", "uts namespace"),
+    *("cgroup namespace", "net namespace", "filesystem", "proc", "capabilities", "no_new_privs", "landlock", "seccomp"),
+]
+ALL_CONTROLLERS = frozenset({"memory", "pids", "cpu"})
+
+
+def probe(*, root: bool = False, without: tuple[str, ...] = ()) -> Probe:
+    layers = {name: Layer(name=name, ok=name not in without, why=f"no {name} here") for name in LAYERS}
+    return Probe(root=root, arch="x86_64", release="6.1", layers=layers, landlock_abi=6)
+
+
+def request(**changes: object) -> Request:
+    base = Request(
+        policy="best-effort",
+        limits=Limits(),
+        places=Places(links={"/bin": "usr/bin"}, readonly=[("/usr", "/usr")], path="/usr/bin"),
+        root="/run/view",
+        workdir="/data/sessions/s/files",
+        uid=70_001,
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_a_machine_with_everything_confines_fully(root: bool) -> None:
+    made = confine(request(policy="required", controllers=ALL_CONTROLLERS), probe(root=root))
+    assert made.report.isolation == "full"
+    assert made.report.not_enforced == []
+    assert ("user" in made.report.enforced) is root
+    assert ("user" in made.plan["namespaces"]) is not root
+    assert made.plan["become"] == ({"uid": 70_001, "gid": 70_001} if root else None)
+    assert made.plan["home"] == "/home/user"
+    assert made.report.limits["memory_bytes"] == "hard"
+    assert made.report.limits["network"] == "hard"
+    json.dumps(made.plan)
+
+
+def test_without_cgroups_an_ordinary_user_still_has_a_hard_cap_on_tasks() -> None:
+    made = confine(request(policy="required"), probe())
+    assert made.report.isolation == "full"
+    assert made.report.limits["processes"] == "hard"
+    assert made.report.limits["memory_bytes"] == "supervised"
+    assert made.plan["rlimits"]["NPROC"] == (128 + SPARE_TASKS,) * 2
+    assert {lack.layer for lack in made.report.not_enforced} == {"memory cgroup", "pids cgroup", "cpu cgroup"}
+
+
+def test_without_any_cap_on_tasks_it_is_not_full() -> None:
+    made = confine(request(), probe(without=("task rlimit",)))
+    assert made.report.isolation != "full"
+    assert "NPROC" not in made.plan["rlimits"]
+    assert made.report.limits["processes"] == "supervised"
+
+
+@pytest.mark.parametrize("lost", ["mount namespace", "pid namespace", "ipc namespace", "filesystem", "user namespace"])
+def test_a_view_takes_all_its_namespaces_or_none(lost: str) -> None:
+    made = confine(request(), probe(without=(lost,)))
+    assert made.report.isolation == "files"
+    assert made.plan["namespaces"] == []
+    assert made.plan["view"] is None
+    assert made.plan["home"] == "/data/sessions/s/files"
+    assert not made.plan["bounding"]
+    assert f"no {lost} here" in {lack.why for lack in made.report.not_enforced}
+    assert made.report.limits["network"] == "hard", "seccomp keeps it from internet sockets"
+
+
+def test_with_little_it_is_called_a_process() -> None:
+    made = confine(request(), probe(without=("mount namespace", "landlock", "seccomp")))
+    assert made.report.isolation == "process"
+    assert made.plan["seccomp"] is None
+    assert made.plan["landlock"] is None
+    assert made.report.limits["network"] == "none"
+
+
+@pytest.mark.parametrize("lost", ["mount namespace", "seccomp", "capabilities", "net namespace"])
+def test_required_refuses_less_and_says_what_is_missing(lost: str) -> None:
+    with pytest.raises(SandboxUnavailable, match=f"no {lost} here") as refused:
+        confine(request(policy="required"), probe(without=(lost,)))
+    assert refused.value.details["isolation"] != "full"
+
+
+@pytest.mark.parametrize("lost", ["proc", "uts namespace", "cgroup namespace", "landlock"])
+def test_required_does_not_depend_on(lost: str) -> None:
+    made = confine(request(policy="required"), probe(without=(lost,)))
+    assert made.report.isolation == "full"
+    assert lost in {lack.layer for lack in made.report.not_enforced}
+
+
+def test_the_hosts_network_has_another_name_and_is_said() -> None:
+    made = confine(request(policy="required", limits=Limits(network="host")), probe())
+    assert made.report.isolation == "networked"
+    assert "net" not in made.plan["namespaces"]
+    assert "network" not in made.report.limits
+    assert {lack.why for lack in made.report.not_enforced} >= {"the session asked for the host's network"}
+    assert "dns" in made.plan["view"]["files"]["/etc/nsswitch.conf"]
+
+
+def test_off_confines_nothing_but_keeps_the_limits() -> None:
+    made = confine(request(policy="off", controllers=ALL_CONTROLLERS, cgroup=["/c/cgroup.procs"]), probe(root=True))
+    assert made.report.isolation == "none"
+    assert made.report.enforced == []
+    assert made.plan["become"] is None
+    assert made.plan["seccomp"] is made.plan["landlock"] is made.plan["view"] is None
+    assert not made.plan["no_new_privs"]
+    assert made.plan["cgroup"] == ["/c/cgroup.procs"]
+    assert made.plan["rlimits"]["CORE"] == (0, 0)
+
+
+def test_a_user_that_could_not_walk_to_its_files_is_not_taken() -> None:
+    made = confine(request(reachable=False), probe(root=True, without=("filesystem",)))
+    assert made.plan["become"] is None
+    assert any(lack.layer == "user" and "searchable" in lack.why for lack in made.report.not_enforced)
+
+
+def test_a_family_shows_its_directories_side_by_side() -> None:
+    made = confine(request(family="/data/families/f", workdir="/data/families/f/b1"), probe())
+    assert made.plan["home"] == "/home/b1"
+    assert ["/data/families/f", "/home"] in made.plan["view"]["writable"]
+    assert ["/home", "write"] in made.plan["landlock"]["grants"]
+
+
+def test_a_shared_directory_keeps_its_path_and_can_be_written() -> None:
+    made = confine(request(share=["/run/k/1"]), probe())
+    assert ["/run/k/1", "/run/k/1"] in made.plan["view"]["writable"]
+    assert ["/run/k/1", "write"] in made.plan["landlock"]["grants"]
+
+
+def test_memory_runs_out_softly_before_it_runs_out_hard() -> None:
+    limits = Limits(memory_bytes=1024 * MiB)
+    hard = confine(request(limits=limits, controllers=ALL_CONTROLLERS), probe()).plan["data_bytes"]
+    soft = confine(request(limits=limits), probe()).plan["data_bytes"]
+    assert soft == 1024 * MiB
+    assert 900 * MiB < hard < 1024 * MiB
+
+
+def test_the_environment_is_the_sessions_but_its_home_is_ours() -> None:
+    made = confine(request(env={"KEY": "v", "HOME": "/root", "PATH": "/opt/bin"}), probe())
+    assert made.plan["env"]["KEY"] == "v"
+    assert made.plan["env"]["PATH"] == "/opt/bin"
+    assert made.plan["env"]["HOME"] == made.plan["env"]["PWD"] == "/home/user"
+
+
+@given(
+    root=st.booleans(),
+    policy=st.sampled_from(["best-effort", "off"]),
+    without=st.sets(st.sampled_from(LAYERS)),
+    controllers=st.sets(st.sampled_from(sorted(ALL_CONTROLLERS))),
+    network=st.sampled_from(["none", "host"]),
+    reachable=st.booleans(),
+)
+def test_the_report_never_claims_more_than_the_plan_does(
+    root: bool, policy: str, without: set[str], controllers: set[str], network: str, reachable: bool
+) -> None:
+    made: Confinement = confine(
+        request(
+            policy=policy,
+            controllers=frozenset(controllers),
+            limits=Limits(network=network),  # type: ignore[arg-type]
+            reachable=reachable,
+        ),
+        probe(root=root, without=tuple(without)),
+    )
+    plan, report = made.plan, made.report
+    assert not set(report.enforced) & {lack.layer for lack in report.not_enforced}
+    for space in ("user", "mount", "pid", "net", "ipc", "uts", "cgroup"):
+        assert (f"{space} namespace" in report.enforced) == (space in plan["namespaces"])
+        assert f"{space} namespace" not in without or space not in plan["namespaces"]
+    assert ("seccomp" in report.enforced) == (plan["seccomp"] is not None)
+    assert ("landlock" in report.enforced) == (plan["landlock"] is not None)
+    assert ("filesystem" in report.enforced) == (plan["view"] is not None)
+    assert ("user" in report.enforced) == (plan["become"] is not None)
+    assert ("capabilities" in report.enforced) == plan["capabilities"]
+    if report.isolation == "full":
+        assert {"mount", "pid", "net", "ipc"} <= set(plan["namespaces"])
+        assert plan["seccomp"]
+        assert plan["no_new_privs"]
+        assert "pids" in controllers or "NPROC" in plan["rlimits"]
+        assert plan["become"] or "user" in plan["namespaces"]
+    if plan["view"] is None and plan["seccomp"] is not None:
+        assert report.isolation != "full"

@@ -1,0 +1,119 @@
+"""The filters, run by the simulator against every number there is."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernelsvc.sandbox import seccomp
+from kernelsvc.sandbox.seccomp import ALLOW, ENOSYS, EPERM, KILL, Check, refuse, simulate
+from kernelsvc.sandbox.syscalls import AUDIT_ARCH, NUMBERS
+
+ARCHES = sorted(NUMBERS)
+POLICIES = {
+    "kernel": seccomp.kernel_policy(inet=True, memfd=True),
+    "kernel without network or memory files": seccomp.kernel_policy(inet=False, memfd=False),
+    "kernel without a private root": seccomp.kernel_policy(inet=False, memfd=False, connect=False),
+    "init": seccomp.init_policy(),
+}
+
+
+def expected(verdict: seccomp.Verdict, arguments: tuple[int, ...]) -> int:
+    """The policy's own meaning, told without the assembler."""
+    while isinstance(verdict, Check):
+        value = arguments[verdict.argument] >> (32 if verdict.high else 0) & verdict.mask
+        verdict = verdict.match if value in verdict.values else verdict.other
+    return verdict
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_call_gets_its_policy_and_every_other_number_is_absent(name: str, arch: str) -> None:
+    policy = POLICIES[name]
+    program = seccomp.assemble(policy, arch)
+    by_number = {number: call for call, number in NUMBERS[arch].items()}
+    for number in [*range(600), 0x40000000, 0x40000000 + 39, 0xFFFF_FFFF]:
+        call = by_number.get(number)
+        wanted = ENOSYS if call is None else expected(policy.get(call, EPERM), (0,) * 6)
+        assert simulate(program, number, arch=arch) == wanted, call
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(
+    number=st.sampled_from(sorted(NUMBERS["x86_64"].values())),
+    arguments=st.tuples(*[st.one_of(st.integers(0, 70), st.integers(0, 2**64 - 1))] * 6),
+)
+def test_arguments_decide_as_the_policy_says(name: str, number: int, arguments: tuple[int, ...]) -> None:
+    program = seccomp.assemble(POLICIES[name], "x86_64")
+    call = next(call for call, n in NUMBERS["x86_64"].items() if n == number)
+    assert simulate(program, number, arguments) == expected(POLICIES[name].get(call, EPERM), arguments)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_another_architecture_is_killed(arch: str) -> None:
+    other = next(a for a in ARCHES if a != arch)
+    assert simulate(seccomp.assemble(POLICIES["kernel"], arch), 0, arch=other) == KILL
+
+
+def test_a_policy_names_only_calls_that_exist_somewhere() -> None:
+    known = set(NUMBERS["x86_64"]) | set(NUMBERS["aarch64"])
+    for policy in POLICIES.values():
+        assert set(policy) <= known
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "wanted"),
+    [
+        ("clone", (0x003D_0F00,), ALLOW),  # what pthread_create passes
+        ("clone", (0x1000_0011,), EPERM),  # a new user namespace
+        ("clone", (0x1_0000_0000 | 0x11,), ALLOW),  # the kernel ignores the upper half too
+        ("ioctl", (0, 0x5412), EPERM),
+        ("ioctl", (0, 0xFFFF_FFFF_0000_5412), EPERM),  # it looks at 32 bits, so do we
+        ("ioctl", (0, 0x5401), ALLOW),
+        ("socket", (2, 1), ALLOW),
+        ("socket", (16, 3, 0), ALLOW),
+        ("socket", (16, 3, 12), EPERM),
+        ("socket", (40, 1), refuse(errno.EAFNOSUPPORT)),
+        ("openat", (0, 0, 0o101, 0o644), ALLOW),
+        ("openat", (0, 0, 0o101, 0o4755), EPERM),
+        ("prlimit64", (0, 7, 1), ALLOW),
+        ("prlimit64", (1, 7, 0), ALLOW),
+        ("prlimit64", (1, 7, 1 << 32), EPERM),
+        ("mknod", (0, 0o010644), ALLOW),
+        ("mknod", (0, 0o060644), EPERM),
+        ("clone3", (), ENOSYS),
+        ("ptrace", (), EPERM),
+    ],
+)
+def test_what_the_kernel_may(call: str, arguments: tuple[int, ...], wanted: int) -> None:
+    program = seccomp.kernel_program("x86_64", inet=True, memfd=True)
+    assert simulate(program, NUMBERS["x86_64"][call], arguments) == wanted
+
+
+@pytest.mark.parametrize("call", ["execve", "socket", "connect", "clone", "fork", "unlink", "chmod", "memfd_create"])
+def test_the_init_makes_nothing_new(call: str) -> None:
+    assert simulate(seccomp.init_program("x86_64"), NUMBERS["x86_64"][call]) == EPERM
+
+
+def test_a_far_jump_is_assembled_over_the_limit_of_conditional_ones() -> None:
+    values = tuple(range(300))
+    check = Check(0, values[:120], EPERM, Check(0, values[120:240], EPERM, ALLOW))
+    policy = {name: check for i, name in enumerate(sorted(NUMBERS["x86_64"])) if i % 2}
+    program = seccomp.assemble(policy, "x86_64")
+    for name, number in NUMBERS["x86_64"].items():
+        assert simulate(program, number, (5,)) == EPERM
+        assert simulate(program, number, (250,)) == (ALLOW if name in policy else EPERM)
+
+
+def test_the_simulator_refuses_what_we_never_emit() -> None:
+    with pytest.raises(ValueError, match="instruction"):
+        simulate(bytes([0x99, 0, 0, 0, 0, 0, 0, 0]), 0)
+
+
+def test_tables_are_frozen_for_both_architectures() -> None:
+    assert NUMBERS["x86_64"]["execve"] == 59
+    assert NUMBERS["aarch64"]["execve"] == 221
+    assert set(AUDIT_ARCH) == set(NUMBERS)

@@ -1,0 +1,153 @@
+"""Judging is pure; reading is tried on real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernelsvc.model.limits import Limits, MiB
+from kernelsvc.sandbox import watchdog
+from kernelsvc.sandbox.plan import SPARE_TASKS
+from kernelsvc.sandbox.watchdog import Process, Use, Watchdog, Watched, disk_usage, group, judge, suspect, walk
+
+NONE = Limits(memory_bytes=None, processes=None, disk_bytes=None)
+
+
+def test_nothing_is_judged_without_a_cap_or_a_figure() -> None:
+    assert judge(NONE, Use(memory_bytes=1 << 50, tasks=10**6, disk_bytes=1 << 50)) == []
+    assert judge(Limits(), Use()) == []
+
+
+def test_a_breach_says_the_figures() -> None:
+    (breach,) = judge(Limits(memory_bytes=512 * MiB), Use(memory_bytes=600 * MiB))
+    assert (breach.limit, breach.value, breach.bound) == ("memory_bytes", 600 * MiB, 512 * MiB)
+    assert breach.message == "memory: 600 MiB used of 512 MiB"
+
+
+def test_what_linux_holds_is_left_to_linux() -> None:
+    use = Use(memory_bytes=600 * MiB, disk_bytes=600 * MiB)
+    limits = Limits(memory_bytes=512 * MiB, disk_bytes=512 * MiB)
+    assert [b.limit for b in judge(limits, use, hard={"memory_bytes"})] == ["disk_bytes"]
+    assert watchdog.hard_limits({"memory_bytes": "hard", "disk_bytes": "supervised"}) == {"memory_bytes"}
+
+
+def test_the_init_and_checkpoints_are_not_counted_against_a_session() -> None:
+    limits = Limits(processes=4)
+    assert judge(limits, Use(tasks=4 + SPARE_TASKS)) == []
+    assert judge(limits, Use(tasks=5 + SPARE_TASKS))
+
+
+def test_resident_memory_makes_a_suspect_only() -> None:
+    limits = Limits(memory_bytes=100)
+    assert suspect(limits, Use(resident_bytes=101))
+    assert not suspect(limits, Use(resident_bytes=100))
+    assert judge(limits, Use(resident_bytes=101)) == []
+    assert not suspect(NONE, Use(resident_bytes=1 << 50))
+
+
+@given(st.lists(st.integers(1, 30), unique=True), st.data())
+def test_every_process_below_a_root_is_counted_once(pids: list[int], data: st.DataObject) -> None:
+    processes = [
+        Process(pid, data.draw(st.sampled_from([0, *[p for p in pids if p < pid]])), 10, 0.5, 1) for pid in pids
+    ]
+    roots = [process.pid for process in processes if process.parent == 0]
+    uses = group(processes, roots)
+    counted = [pid for use in uses.values() for pid in use.pids]
+    assert sorted(counted) == sorted(pids)
+    assert sum(use.resident_bytes for use in uses.values()) == 10 * len(pids)
+
+
+def test_a_root_that_is_gone_uses_nothing() -> None:
+    assert group([], [7]) == {7: Use()}
+
+
+@pytest.fixture
+def family() -> Iterator[subprocess.Popen[str]]:
+    """A process with a child that has 64 MiB of its own; it says when they are touched."""
+    code = (
+        "import os, sys\n"
+        "r, w = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    b = bytearray(64 << 20); os.write(w, b'x'); sys.stdin.read(); os._exit(0)\n"
+        "os.read(r, 1); print('ready', flush=True); sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    for child in psutil.Process(process.pid).children():
+        child.kill()
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+def test_the_walk_sees_what_psutil_sees(family: subprocess.Popen[str]) -> None:
+    use = group(walk(), [family.pid])[family.pid]
+    child = psutil.Process(family.pid).children()[0]
+    assert use.pids == (family.pid, child.pid)
+    assert use.tasks == 2
+    seen = sum(psutil.Process(pid).memory_info().rss for pid in use.pids)
+    assert abs(use.resident_bytes - seen) < 2 * MiB
+    assert 60 * MiB < watchdog.fair_memory(use.pids) <= use.resident_bytes + MiB
+
+
+def test_the_fallback_sees_the_same(family: subprocess.Popen[str]) -> None:
+    use = group(watchdog._walk_psutil(), [family.pid])[family.pid]
+    assert use.tasks == 2
+    assert use.resident_bytes > 60 * MiB
+
+
+def test_a_pass_strikes_who_took_too_much_and_nobody_else(family: subprocess.Popen[str], tmp_path: Path) -> None:
+    greedy = Watched(root=family.pid, limits=Limits(memory_bytes=32 * MiB), workdir=str(tmp_path))
+    modest = Watched(root=family.pid, limits=Limits(memory_bytes=1024 * MiB), workdir=str(tmp_path))
+    held = Watched(root=family.pid, limits=greedy.limits, workdir=str(tmp_path), hard=frozenset({"memory_bytes"}))
+    uses, breaches = Watchdog().look({"greedy": greedy, "modest": modest, "held": held})
+    assert list(breaches) == ["greedy"]
+    assert breaches["greedy"][0].limit == "memory_bytes"
+    assert uses["modest"].memory_bytes is None, "nobody's fair share is read without suspicion"
+
+
+def test_disks_are_walked_in_turn(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_bytes(b"x" * 100_000)
+    sessions = {
+        name: Watched(root=os.getpid(), limits=Limits(memory_bytes=None, disk_bytes=1000), workdir=str(tmp_path / name))
+        for name in "abc"
+    }
+    dog = Watchdog(disks_per_pass=2)
+    assert sorted(dog.look(sessions)[1]) == ["a", "b"]
+    assert sorted(dog.look(sessions)[1]) == ["a", "b", "c"]
+    del sessions["b"]
+    assert sorted(dog.look(sessions)[1]) == ["a", "c"]
+
+
+def test_a_disk_is_counted_by_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "f").write_bytes(b"x" * 50_000)
+    os.link(tmp_path / "d" / "f", tmp_path / "again")
+    with (tmp_path / "sparse").open("wb") as f:
+        f.truncate(1 << 40)
+    (tmp_path / "out").symlink_to("/usr")
+    assert 50_000 < disk_usage(str(tmp_path)) < 200_000
+    assert disk_usage(str(tmp_path / "absent")) == 0
+    assert watchdog.free_bytes(str(tmp_path)) > 0
+
+
+def test_a_disk_with_endless_names_is_not_walked_endlessly(tmp_path: Path) -> None:
+    for i in range(50):
+        (tmp_path / str(i)).touch()
+    assert disk_usage(str(tmp_path), entries=10) >= 0
