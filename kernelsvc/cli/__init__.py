@@ -1,0 +1,55 @@
+"""The command line. ``parser`` says what there is; each command's module is imported when it is called.
+
+Exit codes: 0 all went well; 1 a cell failed, a record does not verify, a
+replay differs, confinement lacks a layer; 2 the command line is wrong; 3 the
+server or this machine refused, and the message says why; 4 no server answers;
+130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+
+from kernelsvc.cli.parser import build_parser
+from kernelsvc.cli.terminal import Terminal
+from kernelsvc.errors import KernelsvcError
+
+OK, FAILED, USAGE, REFUSED, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after ``kernelsvc``; None takes the process's own.
+
+    Returns:
+        the exit code.
+    """
+    args = build_parser().parse_args(argv)
+    terminal = Terminal()
+    try:
+        command = getattr(importlib.import_module(args.module), args.function)
+        result = command(args, terminal)
+        return int(asyncio.run(result) if inspect.iscoroutine(result) else result)
+    except KernelsvcError as error:
+        return _told(error, terminal)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output is gone ("| head"): nothing is left to say, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _told(error: KernelsvcError, terminal: Terminal) -> int:
+    terminal.progress("")
+    terminal.say(f"kernelsvc: {error.message}", "red")
+    for reason in error.details.get("reasons", []):
+        terminal.say(f"  {reason}", "red")
+    return {"unreachable": UNREACHABLE, "bad_request": USAGE}.get(error.code, REFUSED)

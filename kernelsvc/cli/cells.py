@@ -1,0 +1,108 @@
+"""One cell, from the terminal's side: sent, shown as it runs, interrupted by Ctrl-C, answered when it asks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from kernelsvc.cli.terminal import CellView, Terminal
+from kernelsvc.client import AsyncSession
+from kernelsvc.errors import KernelsvcError
+from kernelsvc.model import events as ev
+
+#: Asks the person at the terminal; the flag says whether the answer is a secret.
+Ask = Callable[[str, bool], Awaitable[str]]
+
+
+async def run_cell(
+    session: AsyncSession,
+    code: str,
+    view: CellView,
+    terminal: Terminal,
+    *,
+    ask: Ask | None = None,
+    on_event: Callable[[ev.Event], None] | None = None,
+    **options: Any,
+) -> ev.CellFinished:
+    """Run a cell and show it. Ctrl-C interrupts the cell; a second one lets go of it.
+
+    Args:
+        session: where.
+        code: what.
+        view: shows the events.
+        terminal: where to say that it was interrupted.
+        ask: answers ``input()``; None lets it fail.
+        on_event: sees every event before it is shown.
+        options: more of ``AsyncSession.stream``'s.
+
+    Raises:
+        KeyboardInterrupt: the second Ctrl-C.
+        KernelsvcError: the cell was refused.
+    """
+    stream = session.stream(code, allow_stdin=ask is not None, **options)
+    last = ev.CellFinished()
+    with interrupting(session, terminal):
+        async for event in stream:
+            if on_event is not None:
+                on_event(event)
+            view.show(event)
+            if isinstance(event, ev.InputRequested) and ask is not None:
+                await _answer(session, stream.id, event, ask)
+            if isinstance(event, ev.CellFinished):
+                last = event
+    return last
+
+
+async def _answer(session: AsyncSession, cell: str, event: ev.InputRequested, ask: Ask) -> None:
+    try:
+        text = await ask(event.prompt, event.password)
+    except (KeyboardInterrupt, EOFError):
+        await session.interrupt()
+        return
+    # The cell may have been interrupted, or answered by another client, meanwhile.
+    with contextlib.suppress(KernelsvcError):
+        await session.input(cell, text)
+
+
+@contextlib.contextmanager
+def interrupting(session: AsyncSession, terminal: Terminal) -> Iterator[None]:
+    """Ctrl-C goes to the cell instead of to us; the second one to us.
+
+    Raises:
+        KeyboardInterrupt: the second one came.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    asked: list[asyncio.Task[None]] = []
+    given_up = False
+
+    def pressed() -> None:
+        nonlocal given_up
+        if asked:
+            given_up = True
+            task.cancel()
+            return
+        asked.append(loop.create_task(_interrupt(session, terminal)))
+
+    loop.add_signal_handler(signal.SIGINT, pressed)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not given_up:
+            raise
+        task.uncancel()
+        raise KeyboardInterrupt from None
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        for one in asked:
+            one.cancel()
+
+
+async def _interrupt(session: AsyncSession, terminal: Terminal) -> None:
+    try:
+        await session.interrupt()
+    except KernelsvcError as error:
+        terminal.say(error.message, "yellow")

@@ -1,0 +1,92 @@
+"""Did a cell come out as it did before? Pure.
+
+Compared is what a reader would notice: printed text, results, pictures, the
+kind and message of an error. Left out is what differs from run to run without
+meaning anything: execution counts, memory addresses, tracebacks, the order of
+stdout against stderr, how text was split on its way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Output = Mapping[str, Any]
+
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+#: Richest first: the first of these that both sides have decides.
+_MIMES = (
+    "image/png",
+    "image/jpeg",
+    "image/svg+xml",
+    "text/html",
+    "text/latex",
+    "text/markdown",
+    "application/json",
+    "text/plain",
+)
+
+
+def difference(before: Iterable[Output], now: Iterable[Output]) -> str | None:
+    """The first thing that differs, in words; None when nothing does."""
+    old, new = _digest(before), _digest(now)
+    for name in ("stdout", "stderr"):
+        if old[name] != new[name]:
+            return f"{name}: {_first_line(old[name], new[name])}"
+    if old["error"] != new["error"]:
+        return f"error: {old['error'] or 'none'} before, {new['error'] or 'none'} now"
+    if len(old["shown"]) != len(new["shown"]):
+        return f"{len(old['shown'])} results and displays before, {len(new['shown'])} now"
+    for was, came in zip(old["shown"], new["shown"], strict=True):
+        if (found := _bundle_difference(was, came)) is not None:
+            return found
+    return None
+
+
+def _digest(outputs: Iterable[Output]) -> dict[str, Any]:
+    found: dict[str, Any] = {"stdout": "", "stderr": "", "error": "", "shown": []}
+    for output in outputs:
+        kind = output.get("output_type")
+        if kind == "stream":
+            name = "stderr" if output.get("name") == "stderr" else "stdout"
+            found[name] += _plain(output.get("text", ""))
+        elif kind == "error":
+            found["error"] = _plain(f"{output.get('ename')}: {output.get('evalue')}")
+        elif kind in ("display_data", "execute_result"):
+            found["shown"].append(output.get("data") or {})
+    return found
+
+
+def _plain(value: Any) -> str:
+    text = "".join(value) if isinstance(value, list) else str(value)
+    return _ADDRESS.sub("0x…", _ANSI.sub("", text))
+
+
+def _bundle_difference(was: Mapping[str, Any], came: Mapping[str, Any]) -> str | None:
+    mime = next((mime for mime in _MIMES if mime in was and mime in came), None)
+    if mime is None:
+        return (
+            None
+            if set(was) == set(came)
+            else f"{', '.join(was) or 'nothing'} before, {', '.join(came) or 'nothing'} now"
+        )
+    before, now = _plain(was[mime]), _plain(came[mime])
+    if mime.startswith("image/"):
+        return None if "".join(before.split()) == "".join(now.split()) else f"{mime}: another picture"
+    return None if before.rstrip() == now.rstrip() else f"{mime}: {_first_line(before, now)}"
+
+
+def _first_line(before: str, now: str) -> str:
+    old, new = before.splitlines(), now.splitlines()
+    for number in range(max(len(old), len(new))):
+        was = old[number] if number < len(old) else "nothing"
+        came = new[number] if number < len(new) else "nothing"
+        if was != came:
+            return f"line {number + 1}: {_short(was)} before, {_short(came)} now"
+    return "line ends differ"
+
+
+def _short(line: str) -> str:
+    return repr(line if len(line) <= 60 else line[:59] + "…") if line != "nothing" else line

@@ -1,0 +1,44 @@
+"""Telling others that the server is ready: a descriptor, and systemd's notification socket (sd_notify(3))."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+
+
+def ready_fd(fd: int | None) -> None:
+    """Write one line to a descriptor that the caller gave, and close it."""
+    if fd is None:
+        return
+    with contextlib.suppress(OSError):
+        os.write(fd, b"ready\n")
+        os.close(fd)
+
+
+class Systemd:
+    """What systemd wants to hear; does nothing where systemd did not ask."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._path = env.get("NOTIFY_SOCKET", "")
+        self.watchdog_seconds = int(env.get("WATCHDOG_USEC", "0")) / 1e6
+        # systemd.exec(5): the unit's own process. Whatever it starts inherits the variable with a number not its own.
+        self.manages_us = env.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+
+    def tell(self, *lines: str) -> None:
+        """Send ``READY=1`` and the like."""
+        if not self._path:
+            return
+        address = "\0" + self._path[1:] if self._path.startswith("@") else self._path
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto("\n".join(lines).encode(), address)
+
+    async def feed_watchdog(self) -> None:
+        """Say at half the asked interval that the loop is alive; until cancelled."""
+        if not self.watchdog_seconds:
+            return
+        while True:
+            self.tell("WATCHDOG=1")
+            await asyncio.sleep(self.watchdog_seconds / 2)

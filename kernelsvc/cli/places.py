@@ -1,0 +1,158 @@
+"""Which server a command talks to: the one that is named, your own running one, or one just for this command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from kernelsvc.cli.terminal import Terminal
+from kernelsvc.client import AsyncClient, Unreachable
+from kernelsvc.client.address import Address, find
+
+READY_SECONDS = 60.0
+STOP_SECONDS = 15.0
+
+
+@contextlib.asynccontextmanager
+async def client_of(args: argparse.Namespace) -> AsyncIterator[AsyncClient]:
+    """A client of the server that the options, the environment or the running local server name.
+
+    Raises:
+        Unreachable: there is none.
+    """
+    async with AsyncClient(args.url, args.token, connect_seconds=0.0) as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def client_or_own_server(args: argparse.Namespace, terminal: Terminal) -> AsyncIterator[AsyncClient]:
+    """``client_of``, or a client of a server that lives as long as this block."""
+    try:
+        address = None if args.private else find(args.url, args.token)
+    except Unreachable:
+        address = None
+    if address is not None:
+        async with AsyncClient(_url(address), address.token, connect_seconds=0.0) as client:
+            yield client
+        return
+    async with private_server(terminal) as address, AsyncClient(_url(address), address.token) as client:
+        yield client
+
+
+def _url(address: Address) -> str:
+    return f"unix:{address.uds}" if address.uds else address.base
+
+
+@contextlib.asynccontextmanager
+async def private_server(terminal: Terminal, data_dir: Path | None = None, *options: str) -> AsyncIterator[Address]:
+    """A server process on a Unix socket of its own, ended with all its sessions at the end of the block.
+
+    Args:
+        terminal: where to say what is being waited for.
+        data_dir: what stays after it; None leaves nothing.
+        options: more of ``kernelsvc serve``'s.
+
+    Raises:
+        Unreachable: it did not start; its own words say why.
+    """
+    # unix(7) allows 108 bytes for a socket's path, so not in whatever long TMPDIR there is.
+    home = Path(tempfile.mkdtemp(prefix="kernelsvc-", dir="/tmp"))
+    token = secrets.token_urlsafe(24)
+    command = [
+        *(sys.executable, "-m", "kernelsvc", "serve", "--uds", str(home / "s"), "--runtime-dir", str(home / "run")),
+        *("--data-dir", str(data_dir or home / "data"), *options),
+    ]
+    log = home / "log"
+    try:
+        terminal.progress("starting a server for this run …")
+        alive_end, alive = os.pipe()
+        try:
+            process = await _spawn(command, log, token, alive_end)
+            terminal.progress("")
+            try:
+                yield Address(base="http://localhost", token=token, uds=str(home / "s"))
+            finally:
+                await _end(process)
+        finally:
+            os.close(alive)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+async def _spawn(command: list[str], log: Path, token: str, alive_end: int) -> asyncio.subprocess.Process:
+    ready, ready_end = os.pipe()
+    # In a session of its own, so that a Ctrl-C at the terminal reaches the cell through us and not the server.
+    with log.open("wb") as file:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            "--ready-fd",
+            str(ready_end),
+            # When we are killed, the pipe's other end closes and the server ends with us.
+            "--while-fd",
+            str(alive_end),
+            env={**os.environ, "KERNELSVC_TOKEN": token},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            pass_fds=[ready_end, alive_end],
+            start_new_session=True,
+        )
+    os.close(ready_end)
+    os.close(alive_end)
+    try:
+        told = await _first_byte(ready)
+    except BaseException:
+        await _end(process)
+        raise
+    finally:
+        os.close(ready)
+    if not told:
+        await _end(process)
+        raise Unreachable(f"A server for this run did not start. It said:\n{_last_words(log)}")
+    return process
+
+
+def _last_words(log: Path) -> str:
+    return log.read_text("utf-8", "replace").strip()[-2000:]
+
+
+async def _first_byte(fd: int) -> bool:
+    """Whether something came before the other end closed; safe to cancel."""
+    loop = asyncio.get_running_loop()
+    came: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, _settle, came)
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            await came
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(fd)
+    return bool(os.read(fd, 1))
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM, time to end its sessions, then SIGKILL."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()

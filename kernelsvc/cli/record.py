@@ -1,0 +1,131 @@
+"""``kernelsvc export``, ``verify`` and ``replay``: the record of a session, out, checked, and run again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kernelsvc.cli.cells import interrupting
+from kernelsvc.cli.compare import difference
+from kernelsvc.cli.places import client_of, client_or_own_server
+from kernelsvc.cli.screen import one_line, safe, seconds, size
+from kernelsvc.cli.source import code_cells, source_of
+from kernelsvc.cli.terminal import Terminal
+from kernelsvc.client import AsyncSession
+from kernelsvc.errors import BadRequest
+from kernelsvc.store import atomic
+
+#: Why a recorded cell is not run again: it never ran, or it would take the session down again.
+_NOT_AGAIN = ("cancelled", "session_closed", "kernel_died", "memory", "timeout", "interrupted")
+
+
+async def export(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Write a session's notebook, log or code."""
+    target = args.output or f"{args.id}.ipynb"
+    async with client_of(args) as client:
+        session = await client.session(args.id)
+        if target == "-":
+            sys.stdout.buffer.write(await session.notebook())
+            sys.stdout.flush()
+        else:
+            await write_notebook(session, Path(target), terminal)
+    return 0
+
+
+async def write_notebook(session: AsyncSession, path: Path, terminal: Terminal) -> None:
+    """Write a session in the form that the name's ending says; whole or not at all.
+
+    Raises:
+        BadRequest: the ending says no form that we have, or the place can't be written to.
+    """
+    data = await _document(session, path)
+    try:
+        atomic.replace_bytes(path, data, mode=0o644)
+    except OSError as error:
+        raise BadRequest(f"{path} can't be written: {error.strerror}.") from None
+    terminal.say(f"wrote {path} ({size(len(data))})")
+
+
+async def _document(session: AsyncSession, path: Path) -> bytes:
+    match path.suffix:
+        case ".ipynb":
+            return await session.notebook("ipynb")
+        case ".html":
+            return await session.notebook("html")
+        case ".py":
+            return await session.notebook("py")
+        case ".jsonl":
+            return await session.journal()
+    raise BadRequest(f"{path.name} ends in none of .ipynb, .html, .py and .jsonl, so its form is not known.")
+
+
+def verify(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Check a log or a notebook, without a server."""
+    # Cryptography takes a moment to import, and no other command needs it.
+    from kernelsvc.store.verify import verify as check
+
+    journal = Path(args.journal) if args.journal else None
+    try:
+        verdict = check(Path(args.file), public_key=args.key, journal=journal)
+    except OSError as error:
+        raise BadRequest(f"{error.filename or args.file} can't be read: {error.strerror}.") from None
+    if args.json:
+        terminal.line(msgspec.json.encode(verdict).decode())
+    else:
+        mark = terminal.style("verified", "green") if verdict.ok else terminal.style("NOT AS WRITTEN", "red")
+        terminal.line(f"{mark}: {verdict.what} of session {safe(verdict.session)}. {safe(verdict.message)}")
+    return 0 if verdict.ok else 1
+
+
+async def replay(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Run a notebook's cells again and compare."""
+    from kernelsvc.cli.run import read_source, session_of
+
+    cells = code_cells(read_source(args.file), args.file)
+    verdicts: list[dict[str, Any]] = []
+    async with client_or_own_server(args, terminal) as client, session_of(args, client) as session:
+        for number, cell in enumerate(cells, 1):
+            terminal.progress(f"cell {number} of {len(cells)}: {one_line(source_of(cell), 60)}")
+            verdict = {"cell": number, "id": cell.get("id"), **await _again(session, cell, terminal)}
+            verdicts.append(verdict)
+            terminal.progress("")
+            terminal.line(
+                msgspec.json.encode(verdict).decode() if args.json else _verdict_line(verdict, cell, terminal)
+            )
+        if args.save:
+            await write_notebook(session, Path(args.save), terminal)
+    counts = {word: sum(v["outcome"] == word for v in verdicts) for word in ("same", "different", "skipped")}
+    if not args.json:
+        terminal.line(f"{counts['same']} of {len(verdicts)} cells came out the same, {counts['different']} different, "
+                      f"{counts['skipped']} were not run.", "bold")  # fmt: skip
+    return 1 if counts["different"] else 0
+
+
+async def _again(session: AsyncSession, cell: dict[str, Any], terminal: Terminal) -> dict[str, Any]:
+    if why := _why_not(cell):
+        return {"outcome": "skipped", "why": why}
+    with interrupting(session, terminal):
+        now = await session.run(source_of(cell), on_error="continue")
+    found = difference(cell.get("outputs", []), now.outputs)
+    took = round(now.usage.wall_ms / 1000, 4)
+    return {"outcome": "same" if found is None else "different", "why": found, "seconds": took}
+
+
+def _why_not(cell: dict[str, Any]) -> str | None:
+    metadata = cell.get("metadata", {})
+    reason = metadata.get("kernelsvc", {}).get("reason")
+    if "undone" in metadata.get("tags", []):
+        return "it was undone"
+    return f"it ended with {reason}" if reason in _NOT_AGAIN else None
+
+
+def _verdict_line(verdict: dict[str, Any], cell: dict[str, Any], terminal: Terminal) -> str:
+    style = {"same": "green", "different": "red", "skipped": "yellow"}[verdict["outcome"]]
+    took = seconds(verdict["seconds"]) if "seconds" in verdict else ""
+    head = f"{verdict['cell']:>4}  {terminal.style(verdict['outcome'].ljust(9), style)}  {took:>9}  "
+    why = f"\n      {safe(verdict['why'])}" if verdict["why"] else ""
+    return head + one_line(source_of(cell), max(20, terminal.columns - 30)) + why

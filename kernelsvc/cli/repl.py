@@ -1,0 +1,350 @@
+"""``kernelsvc repl``: a session by hand, as in IPython.
+
+The editing is prompt_toolkit's, which IPython's own terminal is built on; the
+variables, the completions and the help come from the live kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+
+import platformdirs
+from IPython.core.inputtransformer2 import TransformerManager
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.formatted_text import ANSI
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.lexers import PygmentsLexer
+from prompt_toolkit.output import ColorDepth
+from pygments.lexers.python import PythonLexer  # type: ignore[import-untyped]
+
+from kernelsvc.cli.asking import asker
+from kernelsvc.cli.cells import run_cell
+from kernelsvc.cli.places import client_or_own_server
+from kernelsvc.cli.record import write_notebook
+from kernelsvc.cli.run import session_of
+from kernelsvc.cli.screen import one_line, safe, seconds, size, table
+from kernelsvc.cli.terminal import CellView, Terminal
+from kernelsvc.client import AsyncClient, AsyncSession
+from kernelsvc.errors import BadRequest, KernelsvcError
+
+_HELP_MARK = re.compile(r"^\s*(\?{1,2})?\s*([\w.\[\]'\"]+)\s*(\?{1,2})?\s*$")
+#: A cell that took longer says how long.
+_WORTH_SAYING = 1.0
+
+_blocks = TransformerManager()
+
+
+def is_whole(code: str) -> bool:
+    """Whether Enter runs this, or opens a new line: IPython's own rule, and a blank line ends a block."""
+    if code.startswith(":"):
+        return True
+    status, _ = _blocks.check_complete(code + "\n" if code.endswith("\n") else code)
+    return status != "incomplete" or code.endswith("\n\n")
+
+
+def indent_after(code: str) -> str:
+    """What the next line of an unfinished block begins with."""
+    _, indent = _blocks.check_complete(code)
+    return " " * (indent or 0)
+
+
+def help_wanted(code: str) -> tuple[str, int] | None:
+    """``name?`` and ``name??`` as a name and a level of detail; None for anything else."""
+    match = _HELP_MARK.match(code)
+    marks = match and (match[1] or match[3])
+    return (match[2], len(marks) - 1) if match and marks else None
+
+
+class KernelCompleter(Completer):
+    """Asks the live kernel; a kernel that is busy or gone has no completions."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> list[Completion]:
+        """Nothing: only the asynchronous way is used."""
+        return []
+
+    async def get_completions_async(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> AsyncGenerator[Completion, None]:
+        """What the kernel offers here."""
+        if document.text.startswith(":"):
+            begun = document.text[1:]
+            for name in COMMANDS:
+                if name.startswith(begun):
+                    yield Completion(name, -len(begun), display_meta=summary_of(name))
+            return
+        try:
+            found = await self.session.complete(document.text, document.cursor_position)
+        except KernelsvcError:
+            return
+        start = int(found.get("cursor_start", document.cursor_position)) - document.cursor_position
+        types = found.get("metadata", {}).get("_jupyter_types_experimental", [])
+        kinds = {one.get("text"): one.get("type", "") for one in types if isinstance(one, dict)}
+        for match in found.get("matches", []):
+            text = safe(str(match))
+            yield Completion(text, start, display_meta=str(kinds.get(match, "")).replace("<unknown>", ""))
+
+
+class Repl:
+    """One sitting: a session, its prompt, and the commands that speak to the session itself."""
+
+    def __init__(self, client: AsyncClient, session: AsyncSession, terminal: Terminal) -> None:
+        self.client = client
+        self.session = session
+        self.terminal = terminal
+        self.count = session.details.execution_count
+        self.leaving = False
+        self._ask = asker()
+        self._completer = KernelCompleter(session)
+        self._prompt: PromptSession[str] = PromptSession(
+            message=self._message,
+            prompt_continuation=self._continuation,
+            multiline=True,
+            lexer=PygmentsLexer(PythonLexer),
+            completer=self._completer,
+            complete_while_typing=False,
+            history=_history(),
+            enable_open_in_editor=True,
+            key_bindings=_keys(),
+            color_depth=None if terminal.colour else ColorDepth.DEPTH_1_BIT,
+        )
+
+    def _message(self) -> ANSI:
+        return ANSI(self.terminal.style(f"In [{self.count + 1}]: ", "prompt"))
+
+    def _continuation(self, width: int, line: int, wrapped: int) -> ANSI:
+        return ANSI(self.terminal.style("...: ".rjust(width), "prompt"))
+
+    async def talk(self) -> None:
+        """Read and run until the person leaves."""
+        while not self.leaving:
+            try:
+                text = await self._prompt.prompt_async()
+            except KeyboardInterrupt:
+                continue
+            except EOFError:
+                return
+            try:
+                await self.obey(text)
+            except KernelsvcError as error:
+                self.terminal.say(error.message, "red")
+                for reason in error.details.get("reasons", []):
+                    self.terminal.say(f"  {reason}", "red")
+            except KeyboardInterrupt:
+                self.terminal.say("the cell goes on; ':interrupt' ends it, ':restart' takes a new kernel", "yellow")
+
+    async def obey(self, text: str) -> None:
+        """Carry out what was typed: a cell, a question, or a command."""
+        code = text.strip("\n")
+        if not code.strip():
+            return
+        if code.strip() in ("exit", "quit", "exit()", "quit()"):
+            self.leaving = True
+        elif code.startswith(":"):
+            await self.command(code[1:])
+        elif (wanted := help_wanted(code)) is not None:
+            await self._help(*wanted)
+        else:
+            await self._run(code)
+
+    async def _run(self, code: str) -> None:
+        view = CellView(self.terminal, prompts=True)
+        end = await run_cell(self.session, code, view, self.terminal, ask=self._ask)
+        self.count = end.execution_count if end.execution_count is not None else self.count
+        took = end.usage.wall_ms / 1000
+        if took >= _WORTH_SAYING:
+            self.terminal.say(f"{seconds(took)}", "dim")
+        self.terminal.line()
+
+    async def _help(self, name: str, level: int) -> None:
+        found = await self.session.inspect(name, len(name), level)
+        if not found.get("found"):
+            self.terminal.say(f"there is no {name!r} in this session")
+            return
+        text = str(found.get("data", {}).get("text/plain", ""))
+        self.terminal.line(safe(text, colour=self.terminal.colour))
+
+    async def command(self, text: str) -> None:
+        """One ``:command``.
+
+        Raises:
+            BadRequest: there is no such command.
+        """
+        name, _, argument = text.strip().partition(" ")
+        chosen = COMMANDS.get(name)
+        if chosen is None:
+            raise BadRequest(f"There is no command ':{name}'; ':help' lists them.")
+        await chosen(self, argument.strip())
+
+    def use(self, session: AsyncSession) -> None:
+        """Go on in another session."""
+        self.session = self._completer.session = session
+        self.count = session.details.execution_count
+
+
+def _history() -> History:
+    try:
+        home = Path(platformdirs.user_state_dir("kernelsvc"))
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (home / "history").touch(mode=0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(home / "history"))
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state:
+            buffer.complete_state = None
+        elif buffer.document.is_cursor_at_the_end and is_whole(buffer.text):
+            buffer.validate_and_handle()
+        else:
+            buffer.insert_text("\n" + indent_after(buffer.document.text_before_cursor))
+
+    @keys.add("tab")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if not buffer.document.current_line_before_cursor.strip():
+            buffer.insert_text("    ")
+        elif buffer.complete_state:
+            buffer.complete_next()
+        else:
+            buffer.start_completion(insert_common_part=True)
+
+    return keys
+
+
+# --- commands -----------------------------------------------------------------------------
+
+
+async def _commands(repl: Repl, argument: str) -> None:
+    """List these commands."""
+    for name in COMMANDS:
+        repl.terminal.line(f"  :{name:<12} {summary_of(name)}")
+
+
+async def _interrupt(repl: Repl, argument: str) -> None:
+    """Interrupt the running cell."""
+    await repl.session.interrupt()
+
+
+async def _restart(repl: Repl, argument: str) -> None:
+    """Take a new kernel with empty variables."""
+    await repl.session.restart()
+    repl.count = 0
+    repl.terminal.say("a new kernel; the log goes on")
+
+
+async def _undo(repl: Repl, argument: str) -> None:
+    """Go back to before the last cell, or to a checkpoint's name."""
+    details = await repl.session.rollback(argument or None)
+    repl.count = details.execution_count
+    repl.terminal.say(f"back to {argument or 'before the last cell'}; the record keeps what was undone")
+
+
+async def _checkpoint(repl: Repl, argument: str) -> None:
+    """Keep the present state under a name."""
+    made = await repl.session.checkpoint(argument or None)
+    repl.terminal.say(f"checkpoint {made.name or made.id}, {made.cost_ms:.1f} ms")
+
+
+async def _branch(repl: Repl, argument: str) -> None:
+    """Go on in a branch of this session; the original stays as it is."""
+    before = repl.session.id
+    [branch] = await repl.session.branch()
+    repl.use(branch)
+    repl.terminal.say(f"now in {branch.id}; ':switch {before}' goes back")
+
+
+async def _switch(repl: Repl, argument: str) -> None:
+    """Go on in another session, by its id."""
+    repl.use(await repl.client.session(argument))
+    repl.terminal.say(f"now in {repl.session.id}")
+
+
+async def _variables(repl: Repl, argument: str) -> None:
+    """List the session's variables."""
+    found = await repl.session.variables()
+    rows = [
+        [safe(v.name), safe(v.type), "" if v.size_bytes is None else size(v.size_bytes), one_line(v.summary, 60)]
+        for v in found
+    ]
+    for line in table(rows, ["NAME", "TYPE", "SIZE", "VALUE"]):
+        repl.terminal.line(line)
+
+
+async def _upload(repl: Repl, argument: str) -> None:
+    """Put a file of this machine into the working directory."""
+    name = await repl.session.upload(os.path.expanduser(argument))  # noqa: ASYNC240 - looks at no file
+    repl.terminal.say(f"uploaded {name}")
+
+
+async def _download(repl: Repl, argument: str) -> None:
+    """Copy a file of the session here."""
+    repl.terminal.say(f"wrote {await repl.session.save(argument)}")
+
+
+async def _files(repl: Repl, argument: str) -> None:
+    """List the working directory."""
+    for info in await repl.session.files():
+        repl.terminal.line(f"{size(info.size):>10}  {safe(info.path)}")
+
+
+async def _save(repl: Repl, argument: str) -> None:
+    """Write the notebook: F.ipynb, F.html or F.py."""
+    await write_notebook(repl.session, Path(argument or f"{repl.session.id}.ipynb"), repl.terminal)
+
+
+async def _quit(repl: Repl, argument: str) -> None:
+    """Leave."""
+    repl.leaving = True
+
+
+COMMANDS: dict[str, Callable[[Repl, str], Awaitable[None]]] = {
+    "help": _commands,
+    "interrupt": _interrupt,
+    "restart": _restart,
+    "undo": _undo,
+    "checkpoint": _checkpoint,
+    "branch": _branch,
+    "switch": _switch,
+    "vars": _variables,
+    "files": _files,
+    "upload": _upload,
+    "download": _download,
+    "save": _save,
+    "quit": _quit,
+}
+
+
+def summary_of(name: str) -> str:
+    """A command's meaning, in one line."""
+    return (COMMANDS[name].__doc__ or "").partition(".")[0]
+
+
+async def main(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Work in a session until the person leaves."""
+    async with client_or_own_server(args, terminal) as client, session_of(args, client) as session:
+        details = session.details
+        kernel = details.kernel
+        what = f"{kernel.language} {kernel.python}".strip() if kernel else details.template
+        terminal.say(
+            f"session {session.id}: {what}, isolation {details.sandbox.isolation}. ':help' lists commands.", "dim"
+        )
+        await Repl(client, session, terminal).talk()
+        if args.keep or args.session:
+            terminal.say(f"the session lives on: kernelsvc repl --session {session.id}")
+    return 0

@@ -1,0 +1,106 @@
+"""``kernelsvc run``: a file or standard input, cell by cell."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from kernelsvc.cli.asking import asker
+from kernelsvc.cli.cells import run_cell
+from kernelsvc.cli.places import client_or_own_server
+from kernelsvc.cli.record import write_notebook
+from kernelsvc.cli.source import cells_of, limits_of
+from kernelsvc.cli.terminal import CellView, Terminal
+from kernelsvc.client import AsyncClient, AsyncSession, Image
+from kernelsvc.client.values import UnknownEvent
+from kernelsvc.errors import BadRequest
+from kernelsvc.model import events as ev
+
+
+async def main(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Run the cells until one fails."""
+    cells = cells_of(read_source(args.file), args.file)
+    async with client_or_own_server(args, terminal) as client, session_of(args, client) as session:
+        try:
+            return await _run(args, terminal, session, cells)
+        finally:
+            if args.save:
+                await write_notebook(session, Path(args.save), terminal)
+
+
+async def _run(args: argparse.Namespace, terminal: Terminal, session: AsyncSession, cells: list[str]) -> int:
+    # What came in by standard input has used it up: input() then has nobody to ask.
+    ask = asker() if sys.stdin.isatty() and args.file != "-" and not args.json else None
+    view = CellView(_Silent(terminal) if args.json else terminal)
+    for code in cells:
+        end = await run_cell(
+            session, code, view, terminal, ask=ask, timeout=args.timeout,
+            on_event=(lambda event: _print_json(event, terminal)) if args.json else None,
+        )  # fmt: skip
+        if end.reason is not ev.Reason.OK:
+            break
+    _keep_images(args.images, view.images, terminal)
+    return 0 if not cells or end.reason is ev.Reason.OK else 1
+
+
+class _Silent(Terminal):
+    """Shows nothing; the events are printed as JSON instead."""
+
+    def __init__(self, behind: Terminal) -> None:
+        super().__init__(behind.out, behind.err)
+        self.pictures = "words"
+
+    def write(self, text: str) -> None:
+        """Nothing."""
+
+    def say(self, text: str, *styles: str) -> None:
+        """Nothing."""
+
+
+def _print_json(event: ev.Event, terminal: Terminal) -> None:
+    data = event.data if isinstance(event, UnknownEvent) else event
+    terminal.line(msgspec.json.encode(data).decode())
+
+
+def _keep_images(directory: str | None, images: list[Image], terminal: Terminal) -> None:
+    if not directory or not images:
+        return
+    home = Path(directory)
+    home.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images, 1):
+        path = home / f"{number:03}{image.suffix}"
+        path.write_bytes(image.data)
+        terminal.say(f"wrote {path}")
+
+
+def read_source(name: str) -> str:
+    """The text of a file, or of standard input for ``-``.
+
+    Raises:
+        BadRequest: it can't be read, or is not UTF-8.
+    """
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise BadRequest(f"{name} can't be read: {why}.") from None
+
+
+@contextlib.asynccontextmanager
+async def session_of(args: argparse.Namespace, client: AsyncClient) -> AsyncIterator[AsyncSession]:
+    """The session that the options name, or a new one that ends with the block."""
+    if args.session:
+        session = await client.session(args.session)
+    else:
+        session = await client.create_session(
+            template=args.template, name=args.name, limits=limits_of(args.limit), keep=args.keep
+        )
+    async with session:
+        for name in args.upload:
+            await session.upload(name)
+        yield session

@@ -1,0 +1,103 @@
+"""What a kernel may do to the terminal of whoever watches: colours and plain motion, nothing else. Pure.
+
+A cell's output was written by a model and may have been written by its
+attacker. Terminals obey escape sequences that set the clipboard, the window's
+title or the answer-back string; those are shown, not obeyed.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: Obeyed: SGR (colour), erase in line and display, cursor up, down, forth, back, to a column.
+_ALLOWED = re.compile(r"\x1b\[[0-9;:]*[mKJABCDG]")
+#: A sequence that may yet become an allowed one, at the end of a piece.
+_OPEN = re.compile(r"\x1b(\[[0-9;:]*)?\Z")
+_LONGEST = 64
+#: C0 but for BS, TAB, LF, CR and ESC; DEL; C1, which some terminals obey like ESC sequences.
+_CONTROLS = {
+    code: f"\\x{code:02x}" for code in [*range(8), *range(11, 13), *range(14, 27), *range(28, 32), *range(127, 160)]
+}
+_CONTROLS[7] = ""
+#: Unicode's direction overrides can make code read as other code ("Trojan source").
+_CONTROLS |= {code: f"\\u{code:04x}" for code in [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]}
+
+
+class Sieve:
+    """Makes a stream of text safe to print, piece by piece; a sequence may lie across pieces."""
+
+    def __init__(self, *, colour: bool) -> None:
+        self._colour = colour
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """What of this piece (and of what was held back) can be printed now."""
+        text = self._held + text
+        self._held = ""
+        if (tail := _OPEN.search(text)) and len(tail[0]) < _LONGEST:
+            text, self._held = text[: tail.start()], tail[0]
+        return _clean(text, colour=self._colour)
+
+    def flush(self) -> str:
+        """What was held back, as there will be no more."""
+        held, self._held = self._held, ""
+        return _clean(held, colour=self._colour)
+
+
+def _clean(text: str, *, colour: bool) -> str:
+    if "\x1b" not in text:
+        return text.translate(_CONTROLS)
+    parts = []
+    position = 0
+    for match in _ALLOWED.finditer(text):
+        parts.append(_shown(text[position : match.start()]))
+        parts.append(match[0] if colour else "")
+        position = match.end()
+    parts.append(_shown(text[position:]))
+    return "".join(parts)
+
+
+def _shown(text: str) -> str:
+    return text.replace("\x1b", "\\x1b").translate(_CONTROLS)
+
+
+def safe(text: str, *, colour: bool = False) -> str:
+    """A whole text, safe to print."""
+    sieve = Sieve(colour=colour)
+    return sieve.feed(text) + sieve.flush()
+
+
+def one_line(text: str, width: int = 80) -> str:
+    """The beginning of a text on one line, plain."""
+    flat = " ".join(safe(text).split())
+    return flat if len(flat) <= width else flat[: max(1, width - 1)] + "…"
+
+
+def seconds(value: float) -> str:
+    """A duration as a person would say it."""
+    if value < 0.1:
+        return f"{value * 1000:.1f} ms"
+    if value < 60:
+        return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(value: float) -> str:
+    """A number of bytes as a person would say it."""
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def table(rows: list[list[str]], header: list[str]) -> list[str]:
+    """Lines of a table, each column as wide as it must be; the last one is not padded."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: list[str]) -> str:
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)]
+        return "  ".join([*cells, row[-1]]).rstrip()
+
+    return [line(header), *(line(row) for row in rows)]

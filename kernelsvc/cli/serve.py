@@ -1,0 +1,164 @@
+"""``kernelsvc serve``: the server in the foreground, what it prints, and what its signals mean.
+
+=================  =============================  ==================================
+signal             started by a person            started by systemd
+=================  =============================  ==================================
+SIGINT (Ctrl-C)    stop; every session is ended   stop; every session is ended
+SIGTERM            stop; every session is ended   stop; sessions wait for the next
+SIGHUP             stop; sessions wait            stop; sessions wait for the next
+=================  =============================  ==================================
+
+A second SIGINT or SIGTERM stops at once; what is then left alive, the kernel
+host ends after ``adoption_seconds``. A crash ends no session either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+from kernelsvc import settings as conf
+from kernelsvc.cli.notify import Systemd, ready_fd
+from kernelsvc.cli.screen import seconds
+from kernelsvc.cli.terminal import Terminal
+from kernelsvc.client.address import INFO_FILE, ServerInfo, write_info
+from kernelsvc.errors import Conflict
+from kernelsvc.metrics import Metrics
+from kernelsvc.model.events import SandboxReport
+from kernelsvc.service import Service
+from kernelsvc.transports.app import Server, make_app
+
+#: How often a template that is starting is looked at.
+LOOK_SECONDS = 0.02
+FORCED = 130
+
+
+def main(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Serve until told to stop."""
+    started = time.monotonic()
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = conf.load(vars(args), os.environ)
+    settings, fresh = conf.with_fresh_token(settings)
+    conf.prepare_directories(settings)
+    known = fresh or next(iter(getattr(args, "token", None) or []), None) or os.environ.get("KERNELSVC_TOKEN")
+    with _only_one(settings):
+        return asyncio.run(_Serving(settings, args, terminal, started, fresh=fresh, known=known).run())
+
+
+@contextlib.contextmanager
+def _only_one(settings: conf.Settings) -> Iterator[None]:
+    """Two servers on one data directory would both write its journals; the second one is refused."""
+    path = settings.data_path() / "server.lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Conflict(
+                f"A server already works on {settings.data_path()}; stop it, or give another --data-dir.",
+            ) from None
+        yield
+
+
+class _Serving:
+    """One run of the server, from the first line printed to the last session ended."""
+
+    def __init__(
+        self,
+        settings: conf.Settings,
+        args: argparse.Namespace,
+        terminal: Terminal,
+        started: float,
+        *,
+        fresh: str | None,
+        known: str | None,
+    ) -> None:
+        self.settings, self.args, self.terminal = settings, args, terminal
+        self.started, self.fresh, self.known = started, fresh, known
+        self.systemd = Systemd(os.environ)
+        self.stopping = asyncio.Event()
+        self.end_sessions = True
+
+    async def run(self) -> int:
+        """Start, serve, stop."""
+        self._catch_signals()
+        service = Service(self.settings)
+        await service.start()
+        server = Server(make_app(service, self.settings, Metrics()), self.settings, os.environ)
+        info = self.settings.runtime_path() / INFO_FILE
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            self._announce(server.start())
+            tasks = [asyncio.create_task(self._tell_ready(service)), asyncio.create_task(self.systemd.feed_watchdog())]
+            await self.stopping.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            info.unlink(missing_ok=True)
+            await self._stop(server, service)
+        return 0
+
+    def _announce(self, addresses: list[str]) -> None:
+        url = addresses[0]
+        self.terminal.line(f"kernelsvc listens on {' and '.join(addresses)}" + self._token_said())
+        write_info(self.settings.runtime_path(), ServerInfo(url=url, token=self.known, pid=os.getpid()))
+        self.systemd.tell("STATUS=starting the template", f"MAINPID={os.getpid()}")
+
+    def _token_said(self) -> str:
+        return f" with token {self.fresh}" if self.fresh else ""
+
+    async def _tell_ready(self, service: Service) -> None:
+        while not service.ready():  # noqa: ASYNC110 - for seconds, once
+            await asyncio.sleep(LOOK_SECONDS)
+        for line in missing_layers(service.info()["sandbox"]):
+            self.terminal.say(line, "yellow")
+        took = seconds(time.monotonic() - self.started)
+        names = ", ".join(one["name"] for one in service.templates() if one.get("kind") == "forked")
+        self.terminal.line(f"ready after {took}; templates: {names}. Ctrl-C ends it and its sessions.")
+        ready_fd(self.args.ready_fd)
+        self.systemd.tell("READY=1", f"STATUS=ready; templates: {names}")
+
+    async def _stop(self, server: Server, service: Service) -> None:
+        self.systemd.tell("STOPPING=1")
+        await server.stop()
+        await service.stop(end_sessions=self.end_sessions)
+
+    # --- signals --------------------------------------------------------------------
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._told_to_stop, True)
+        loop.add_signal_handler(signal.SIGTERM, self._told_to_stop, not self.systemd.manages_us)
+        loop.add_signal_handler(signal.SIGHUP, self._told_to_stop, False)
+        if self.args.while_fd is not None:
+            loop.add_reader(self.args.while_fd, self._other_end_closed)
+
+    def _told_to_stop(self, end_sessions: bool) -> None:
+        if self.stopping.is_set():
+            self.terminal.say("stopped at once; what is left, the kernel host ends", "yellow")
+            os._exit(FORCED)
+        self.end_sessions = end_sessions
+        what = "ending every session" if end_sessions else "sessions wait for the next server"
+        self.terminal.say(f"stopping: {what} …")
+        self.stopping.set()
+
+    def _other_end_closed(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.args.while_fd)
+        if not self.stopping.is_set():
+            self._told_to_stop(True)
+
+
+def missing_layers(report: SandboxReport) -> list[str]:
+    """A warning about each layer of confinement that this machine lacks; none where the policy says ``off``."""
+    if report.policy == "off":
+        return ["Sessions are not confined (sandbox = off): run only code that you would run yourself."]
+    return [
+        f"Not enforced here: {one.layer} ({one.why}). 'kernelsvc doctor' tells more." for one in report.not_enforced
+    ]

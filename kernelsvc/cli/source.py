@@ -1,0 +1,63 @@
+"""Cells out of files: Python with ``# %%`` lines, or a notebook. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from kernelsvc.errors import BadRequest
+
+_MARK = re.compile(r"^# ?%%.*$", re.MULTILINE)
+
+
+def cells_of(text: str, name: str) -> list[str]:
+    """The code cells of a file; empty ones are left out.
+
+    Raises:
+        BadRequest: a file named ``.ipynb`` is no notebook.
+    """
+    if name.endswith(".ipynb"):
+        return [source_of(cell) for cell in code_cells(text, name)]
+    pieces = [piece.strip("\n") for piece in _MARK.split(text)]
+    return [piece + "\n" for piece in pieces if piece.strip()]
+
+
+def code_cells(text: str, name: str) -> list[dict[str, Any]]:
+    """The code cells of a notebook that hold code.
+
+    Raises:
+        BadRequest: it is no notebook.
+    """
+    try:
+        notebook = json.loads(text)
+        cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code" and source_of(cell).strip()]
+    except (ValueError, KeyError, TypeError):
+        raise BadRequest(f"{name} is not a notebook (nbformat 4); export it again, or give a .py file.") from None
+    return cells
+
+
+def source_of(cell: dict[str, Any]) -> str:
+    """A cell's code; nbformat keeps it as a text or as lines."""
+    source = cell["source"]
+    return "".join(source) if isinstance(source, list) else str(source)
+
+
+def limits_of(pairs: list[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs as the limits of a session.
+
+    Raises:
+        BadRequest: a pair is none, or a value is no number.
+    """
+    limits: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            if name != "network" or not equals:
+                raise BadRequest(f"--limit {pair!r} is not NAME=NUMBER, such as memory_bytes=1e9.") from None
+            limits[name] = value
+        else:
+            limits[name] = int(number) if number.is_integer() else number
+    return limits

@@ -1,0 +1,187 @@
+"""The terminal: where text goes, what it can show, and how a cell's events look on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from kernelsvc.cli import picture
+from kernelsvc.cli.screen import Sieve, safe
+from kernelsvc.client.values import Image, images_of
+from kernelsvc.model import events as ev
+
+_STYLES = {
+    "bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36",
+    "prompt": "32;1", "out": "31;1",
+}  # fmt: skip
+
+
+class Terminal:
+    """Standard output and standard error, with what the output can do.
+
+    Attributes:
+        out: for what was asked for.
+        err: for what is said about it.
+        tty: whether a person watches ``out``.
+        colour: whether ``out`` shows colour (``NO_COLOR`` and ``FORCE_COLOR`` are obeyed, see no-color.org).
+    """
+
+    def __init__(
+        self, out: TextIO | None = None, err: TextIO | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        env = os.environ if env is None else env
+        self.out = out or sys.stdout
+        self.err = err or sys.stderr
+        self.tty = self.out.isatty()
+        plain = bool(env.get("NO_COLOR")) or env.get("TERM") == "dumb"
+        self.colour = bool(env.get("FORCE_COLOR")) or (self.tty and not plain)
+        self.pictures: picture.Way = picture.way(env, tty=self.tty, colour=self.colour)
+
+    @property
+    def columns(self) -> int:
+        """Width of the terminal, in characters."""
+        return shutil.get_terminal_size((100, 24)).columns
+
+    def style(self, text: str, *names: str) -> str:
+        """Text in colour, where there is colour."""
+        if not self.colour or not text:
+            return text
+        return f"\x1b[{';'.join(_STYLES[name] for name in names)}m{text}\x1b[0m"
+
+    def write(self, text: str) -> None:
+        """Put text out at once, without adding a line's end."""
+        self.out.write(text)
+        self.out.flush()
+
+    def line(self, text: str = "", *styles: str) -> None:
+        """One line of what was asked for."""
+        self.write((self.style(text, *styles) if styles else text) + "\n")
+
+    def say(self, text: str, *styles: str) -> None:
+        """One line about what is going on, on standard error."""
+        shown = self.style(text, *styles) if styles and self.err.isatty() else text
+        self.err.write(shown + "\n")
+        self.err.flush()
+
+    def progress(self, text: str) -> None:
+        """A line that the next one replaces; nothing where nobody watches."""
+        if self.err.isatty():
+            self.err.write(f"\r\x1b[K{text[: self.columns - 1]}")
+            self.err.flush()
+
+
+class CellView:
+    """Shows one cell's events as they come.
+
+    Args:
+        terminal: where.
+        prompts: whether results are marked with ``Out[n]:`` as IPython does.
+        columns: width of pictures; None means most of the terminal's.
+    """
+
+    def __init__(self, terminal: Terminal, *, prompts: bool = False, columns: int | None = None) -> None:
+        self.images: list[Image] = []
+        self._terminal = terminal
+        self._prompts = prompts
+        self._columns = columns
+        self._sieves = {name: Sieve(colour=terminal.colour) for name in ("stdout", "stderr")}
+        self._at_start = True
+        self._clear = False
+
+    def show(self, event: ev.Event) -> None:
+        """Show one event; those that a watcher need not see show nothing."""
+        match event:
+            case ev.Stream(name=name, text=text):
+                self._text(name, text)
+            case ev.Display(data=data) | ev.DisplayUpdated(data=data):
+                self._bundle(data, "")
+            case ev.Result(data=data, execution_count=count):
+                self._bundle(data, f"Out[{count}]: " if self._prompts else "")
+            case ev.Error():
+                self._error(event)
+            case ev.OutputCleared(wait=wait):
+                self._clear = True
+                if not wait:
+                    self._wipe()
+            case ev.OutputTruncated(dropped=dropped) if dropped:
+                self._note(f"output is over its budget: {dropped:,} characters are kept in the log only")
+            case ev.LimitReached() | ev.KernelDied():
+                self._note(event.message)
+            case ev.KernelRestored():
+                self._note("the kernel was restored from its checkpoint; variables are those from before this cell")
+            case ev.CellFinished():
+                self._finished(event)
+            case _:
+                pass
+
+    def _text(self, name: str, text: str) -> None:
+        self._wipe()
+        shown = self._sieves[name].feed(text)
+        if not shown:
+            return
+        stream = self._terminal.err if name == "stderr" else self._terminal.out
+        stream.write(shown)
+        stream.flush()
+        self._at_start = shown.endswith("\n")
+
+    def _bundle(self, data: dict[str, Any], prompt: str) -> None:
+        self._wipe()
+        self._fresh_line()
+        images = images_of(data)
+        if images:
+            self.images.append(images[0])
+            columns = self._columns or min(self._terminal.columns - 1, 100)
+            for line in picture.lines(images[0], self._terminal.pictures, columns):
+                self._terminal.line(line)
+            return
+        text = _plain(data)
+        if prompt:
+            self._terminal.write(self._terminal.style(prompt, "out"))
+            text = "\n" + text if "\n" in text else text
+        self._terminal.line(safe(text, colour=self._terminal.colour))
+
+    def _error(self, event: ev.Error) -> None:
+        self._wipe()
+        self._fresh_line()
+        text = "\n".join(event.traceback) or f"{event.ename}: {event.evalue}"
+        self._terminal.err.write(safe(text, colour=self._terminal.colour) + "\n")
+        self._terminal.err.flush()
+
+    def _finished(self, event: ev.CellFinished) -> None:
+        for sieve in self._sieves.values():
+            self._terminal.write(sieve.flush())
+        self._fresh_line()
+        if event.reason not in (ev.Reason.OK, ev.Reason.ERROR):
+            kept = {True: " Variables were kept.", False: " Variables were lost.", None: ""}[event.variables_kept]
+            self._note(f"{event.reason}: {event.message or 'the cell ended early'}.{kept}".replace("..", "."))
+
+    def _note(self, text: str) -> None:
+        self._fresh_line()
+        self._terminal.say(safe(text), "yellow")
+
+    def _wipe(self) -> None:
+        """What ``clear_output`` asks for, as far as a terminal can: the line that was begun."""
+        if not self._clear:
+            return
+        self._clear = False
+        if self._terminal.tty and not self._at_start:
+            self._terminal.write("\r\x1b[K")
+            self._at_start = True
+
+    def _fresh_line(self) -> None:
+        if not self._at_start:
+            self._terminal.write("\n")
+            self._at_start = True
+
+
+def _plain(data: dict[str, Any]) -> str:
+    for mime in ("text/plain", "text/markdown", "text/latex", "text/html", "application/json"):
+        value = data.get(mime)
+        if isinstance(value, list):
+            value = "".join(str(part) for part in value)
+        if value is not None:
+            return str(value)
+    return f"[{', '.join(data) or 'an empty display'}]"
