@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.processes import free_port
-from benchmarks.subjects import TOKEN, JupyterServer, Kernelsvc, PlainZmq, Subject
+from benchmarks.subjects import TOKEN, JupyterServer, JupyverseServer, Kernelsvc, PlainZmq, Subject
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
@@ -91,6 +94,14 @@ def jupyter_server(bin: Path, scratch: Path) -> Subject:
     return JupyterServer("jupyter_server", command, scratch, port, _apart(bin, scratch))
 
 
+def jupyverse(bin: Path, scratch: Path) -> Subject:
+    """jupyverse, Jupyter's server rewritten on ASGI."""
+    port = free_port()
+    # Its kernelspec starts "python": the one on the path.
+    env = _apart(bin, scratch) | {"PATH": f"{bin}{os.pathsep}{os.environ.get('PATH', '')}"}
+    return JupyverseServer("jupyverse", [str(bin / "jupyverse"), "--port", str(port)], scratch, port, env)
+
+
 def _apart(bin: Path, scratch: Path) -> dict[str, str]:
     """An environment in which a peer reads nobody's configuration and starts its own Python's kernels."""
     home = scratch / "jupyter"
@@ -104,9 +115,21 @@ def ours(scratch: Path, *settings: str) -> Subject:
 
 
 def everyone(below: Path, scratch: Path) -> tuple[list[Subject], dict[str, str]]:
-    """Every subject that can be had here, and the peers' releases. One that can't is named and left out."""
+    """Ourselves and every peer that can be had here, with the peers' releases. One that can't is named and left out."""
     subjects: list[Subject] = [ours(scratch)]
-    bin = GATEWAY.prepared(below)
-    subjects += [gateway(bin, scratch, nodelay=False), gateway(bin, scratch, nodelay=True)]
-    subjects += [jupyter_server(bin, scratch), PlainZmq()]
-    return subjects, GATEWAY.versions(below)
+    versions: dict[str, str] = {}
+    for environment, makers in PEERS:
+        try:
+            bin = environment.prepared(below)
+        except RuntimeError as error:
+            print(f"benchmarks: not measured: {error}", file=sys.stderr)
+            continue
+        versions |= environment.versions(below)
+        subjects += [maker(bin, scratch) for maker in makers]
+    return [*subjects, PlainZmq()], versions
+
+
+PEERS: tuple[tuple[Environment, tuple[Callable[[Path, Path], Subject], ...]], ...] = (
+    (GATEWAY, (partial(gateway, nodelay=False), partial(gateway, nodelay=True), jupyter_server)),
+    (JUPYVERSE, (jupyverse,)),
+)

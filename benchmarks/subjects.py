@@ -252,36 +252,56 @@ def execution(code: str) -> dict[str, Any]:
 class JupyterServer(Subject):
     """Kernel Gateway, jupyter_server and whatever else has ``/api/kernels`` and its WebSocket."""
 
+    #: Answered with 200 once the server can be used.
+    ready = "/api"
+
     def __init__(self, name: str, command: list[str], scratch: Path, port: int, env: dict[str, str]) -> None:
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
         log = scratch / f"{name.replace(' ', '-')}.log"
-        self.server = Server(command, f"{self.url}/api?token={TOKEN}", log, env)
+        self.server = Server(command, f"{self.url}{self.ready}?token={TOKEN}", log, env)
         self.server.stop_signal = signal.SIGTERM
 
     async def start(self) -> None:
         assert self.server is not None
         await self.server.start()
 
+    async def make(self) -> tuple[str, str]:
+        """A new kernel: its id, and the path to delete it by."""
+        kernel = (await http("POST", f"{self.url}/api/kernels", body={"name": "python3"}))["id"]
+        return kernel, f"/api/kernels/{kernel}"
+
     async def open(self) -> Session:
-        kernel = await http("POST", f"{self.url}/api/kernels", body={"name": "python3"})
+        kernel, path = await self.make()
         session = uuid.uuid4().hex
         socket = await connect(
-            f"{self.url.replace('http', 'ws')}/api/kernels/{kernel['id']}/channels?session_id={session}&token={TOKEN}",
+            f"{self.url.replace('http', 'ws')}/api/kernels/{kernel}/channels?session_id={session}&token={TOKEN}",
             max_size=None,
             compression=None,
         )
-        found = JupyterSession(self, kernel["id"], session, socket)
+        found = JupyterSession(socket, session, f"{self.url}{path}")
         await found.ask("kernel_info_request", {})
         await found.run(IMPORTS)
         return found
 
 
+class JupyverseServer(JupyterServer):
+    """jupyverse: its kernels come with a session that names a notebook."""
+
+    ready = "/api/kernelspecs"
+
+    async def make(self) -> tuple[str, str]:
+        name = f"{uuid.uuid4().hex}.ipynb"
+        body = {"kernel": {"name": "python3"}, "name": name, "path": name, "type": "notebook"}
+        session = await http("POST", f"{self.url}/api/sessions", body=body)
+        return session["kernel"]["id"], f"/api/sessions/{session['id']}"
+
+
 class JupyterSession(Session):
     """A kernel behind a WebSocket."""
 
-    def __init__(self, subject: JupyterServer, kernel: str, session: str, socket: ClientConnection) -> None:
-        self.subject, self.kernel, self.session, self.socket = subject, kernel, session, socket
+    def __init__(self, socket: ClientConnection, session: str, url: str) -> None:
+        self.socket, self.session, self.url = socket, session, url
         self._pids: list[int] = []
 
     @property
@@ -312,7 +332,7 @@ class JupyterSession(Session):
 
     async def close(self) -> None:
         await self.socket.close()
-        await http("DELETE", f"{self.subject.url}/api/kernels/{self.kernel}")
+        await http("DELETE", self.url)
 
 
 class PlainZmq(Subject):
