@@ -86,11 +86,12 @@ def find_places(python: str = sys.executable, *, prefixes: Sequence[str] = ()) -
 
     Args:
         python: the environment's interpreter.
-        prefixes: directories with its modules, as ``python_prefixes`` or the
-            template itself reports them.
+        prefixes: directories with its modules, as the template itself reports them
+            (its ``sys.path``). Those that would show what is not Python's are left
+            out: whole homes, and the checkout that we ourselves may run from.
 
     Raises:
-        ValueError: a prefix is so wide that it would show what is not Python's.
+        ValueError: the interpreter's own prefix is as wide as that.
     """
     links, binds = {}, []
     for root in _SYSTEM_ROOTS:
@@ -99,10 +100,12 @@ def find_places(python: str = sys.executable, *, prefixes: Sequence[str] = ()) -
         elif os.path.isdir(root):
             binds.append(root)
     binds += [path for path in (*_ETC, *_SYS) if os.path.exists(path)]
-    wanted = {*prefixes, *python_prefixes(python), *_guest_package()}
-    for prefix in sorted(wanted):
+    own = python_prefixes(python)
+    for prefix in own:
         if prefix in _TOO_WIDE:
             raise ValueError(f"{prefix} can't be a Python prefix of a confined session; use a virtual environment.")
+    apart = {prefix for prefix in prefixes if prefix not in _TOO_WIDE and prefix != _checkout()}
+    for prefix in sorted({*own, *apart, *_guest_package()}):
         # Both names: the one that the environment was made with, and the real one that its links lead to.
         binds += [path for path in {prefix, os.path.realpath(prefix)} if os.path.exists(path)]
     shown = [path for path in outermost(binds) if not any(is_beneath(path, link) for link in links)]
@@ -128,9 +131,19 @@ def python_prefixes(python: str) -> list[str]:
     return [path for path in dict.fromkeys(found) if path not in ("/", "")]
 
 
+def _package() -> str:
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _checkout() -> str | None:
+    """The source tree we are imported from, if we aren't installed; it holds more than modules."""
+    above = os.path.dirname(_package())
+    return None if os.path.basename(above) in ("site-packages", "dist-packages") else above
+
+
 def _guest_package() -> list[str]:
     """Our own code that runs inside, wherever it was installed from."""
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    package = _package()
     return [os.path.join(package, "guest"), os.path.join(package, "__init__.py")]
 
 

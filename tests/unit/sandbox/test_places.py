@@ -31,9 +31,16 @@ def test_places_hold_python_and_no_secrets() -> None:
     assert places.path.split(":")[0] == os.path.dirname(os.path.abspath(sys.executable))
 
 
-def test_a_prefix_that_would_show_everything_is_refused() -> None:
+def test_a_module_path_that_would_show_everything_is_left_out() -> None:
+    checkout = str(Path(__file__).parents[3])
+    shown = [source for source, _ in find_places(sys.executable, prefixes=["/home", checkout]).readonly]
+    assert not {"/home", checkout} & set(shown)
+    assert f"{checkout}/kernelsvc/guest" in shown
+
+
+def test_an_interpreter_whose_prefix_shows_everything_is_refused() -> None:
     with pytest.raises(ValueError, match="virtual environment"):
-        find_places(sys.executable, prefixes=["/home"])
+        find_places("/home/bin/python")
 
 
 def test_a_closed_directory_above_is_noticed(tmp_path: Path) -> None:
