@@ -219,7 +219,7 @@ def check(lines: Iterable[bytes], *, session: str = "", anchors: Iterable[Head] 
             fault = _diagnose(before, head, line, rest, session)
             return Check(session=session, head=head, fault=fault, last_type=kind)
         if known.get(after.seq, after.digest) != after.digest:
-            return Check(session=session, head=head, fault=_rewritten(confirmed, after.seq), last_type=kind)
+            return Check(session=session, head=head, fault=_disowned(confirmed, after, next(rest, b"")), last_type=kind)
         confirmed = after.seq if after.seq in known else confirmed
         before, head, kind = head, after, _type_of(line)
     missing = [seq for seq in known if seq > head.seq]
@@ -237,13 +237,13 @@ def _type_of(line: bytes) -> str:
     return line[9 : line.find(b'"', 9)].decode() if line.startswith(b'{"type":"') else json.loads(line)["type"]
 
 
-def _rewritten(confirmed: int, seq: int) -> Fault:
-    return Fault(
-        kind="changed",
-        seq=confirmed + 1,
-        line=seq,
-        message=f"The chain was computed anew: an entry from {confirmed + 1} to {seq} is not the one that was signed.",
-    )
+def _disowned(confirmed: int, found: Head, following: bytes) -> Fault:
+    """An entry that links well to those before it, but isn't the one that was signed."""
+    env, seq = envelope(following), found.seq
+    if env is not None and env.prev != found.digest:
+        return Fault(kind="changed", seq=seq, line=seq, message=f"Entry {seq} was changed: it is not the one signed.")
+    text = f"The chain was computed anew: an entry from {confirmed + 1} to {seq} is not the one that was signed."
+    return Fault(kind="changed", seq=confirmed + 1, line=seq, message=text)
 
 
 def _truncated(last: int, wanted: int) -> Fault:

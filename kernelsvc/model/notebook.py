@@ -42,7 +42,7 @@ NbCell = dict[str, Any]
 #: Display ids of settled cells that can still be updated; older ones can't.
 DISPLAYS_KEPT = 1000
 
-_CELL_ID = re.compile(r"^(?!kernelsvc-)[a-zA-Z0-9_-]{1,64}$")
+_CELL_ID = re.compile(r"(?!kernelsvc-)[a-zA-Z0-9_-]{1,64}")
 
 
 def nb_id(cell: str, *, session: str = "") -> str:
@@ -52,7 +52,7 @@ def nb_id(cell: str, *, session: str = "") -> str:
         cell: the id that the client chose.
         session: the session it comes from, for cells that a branch has from its parent.
     """
-    if not session and _CELL_ID.match(cell):
+    if not session and _CELL_ID.fullmatch(cell):
         return cell
     return f"kernelsvc-{sha256(f'{session}/{cell}'.encode()).hexdigest()[:32]}"
 

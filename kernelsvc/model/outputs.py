@@ -27,7 +27,7 @@ from kernelsvc.model import events as ev
 #: Separate outputs that one cell keeps at most, in each of head and tail.
 MAX_PARTS = 5000
 
-_JSON_TYPE = re.compile(r"^application/(.*\+)?json$")
+_JSON_TYPE = re.compile(r"application/(.*\+)?json")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 #: Small pieces of text that are joined into one.
 _JOIN = 256
@@ -48,7 +48,7 @@ def clean_bundle(data: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _clean_value(mime: str, value: Any) -> Any:
-    if isinstance(value, str) or _JSON_TYPE.match(mime):
+    if isinstance(value, str) or _JSON_TYPE.fullmatch(mime):
         return value
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
         return "".join(value)
