@@ -75,10 +75,11 @@ def encode(
     content: dict[str, Any],
     *,
     msg_id: str,
+    parent: dict[str, Any] | None = None,
     metadata: dict[str, Any] | None = None,
     buffers: Sequence[bytes] = (),
 ) -> list[bytes]:
-    """A request as parts, ready to send."""
+    """A message as parts, ready to send; ``parent`` is the header of what it answers."""
     header = {
         "msg_id": msg_id,
         "msg_type": msg_type,
@@ -87,7 +88,7 @@ def encode(
         "date": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
         "version": PROTOCOL_VERSION,
     }
-    body = [_dump(header), _dump({}), _dump(metadata or {}), _dump(content)]
+    body = [_dump(header), _dump(parent or {}), _dump(metadata or {}), _dump(content)]
     return [DELIMITER, key.sign(body), *body, *buffers]
 
 
@@ -99,11 +100,22 @@ def _dump(value: dict[str, Any]) -> bytes:
 # --- reading ---------------------------------------------------------------------------
 
 
-def decode(channel: Channel, parts: Sequence[bytes], key: Key) -> Message:
-    """One message from a kernel.
+class Packet(msgspec.Struct, frozen=True, kw_only=True):
+    """A message as it was signed. ``routing`` is who sent it, to whom a ROUTER socket answers."""
+
+    routing: list[bytes]
+    header: dict[str, Any]
+    parent: dict[str, Any]
+    metadata: dict[str, Any]
+    content: dict[str, Any]
+    buffers: tuple[bytes, ...]
+
+
+def unpack(parts: Sequence[bytes], key: Key) -> Packet:
+    """Check a message's parts and read its JSON.
 
     Raises:
-        Garbled: forged, truncated, too many parts, too deep, or not the JSON it should be.
+        Garbled: forged, truncated, too many parts, beyond the bounds, or not the JSON it should be.
     """
     if len(parts) > MAX_PARTS:
         raise Garbled(f"a message of more than {MAX_PARTS} parts")
@@ -117,14 +129,31 @@ def decode(channel: Channel, parts: Sequence[bytes], key: Key) -> Message:
     if not hmac.compare_digest(key.sign(body), parts[start]):
         raise Garbled("a message with a false signature")
     header, parent, metadata, content = (_object(part) for part in body)
+    return Packet(
+        routing=list(parts[: start - 1]),
+        header=header,
+        parent=parent,
+        metadata=metadata,
+        content=content,
+        buffers=tuple(parts[start + 5 :]),
+    )
+
+
+def decode(channel: Channel, parts: Sequence[bytes], key: Key) -> Message:
+    """One message from a kernel.
+
+    Raises:
+        Garbled: see ``unpack``; or its ids and type are not short texts.
+    """
+    packet = unpack(parts, key)
     return Message(
         channel=channel,
-        msg_type=_name(header.get("msg_type"), "msg_type"),
-        msg_id=_name(header.get("msg_id"), "msg_id"),
-        parent=_name(parent.get("msg_id", ""), "parent's msg_id"),
-        content=content,
-        metadata=metadata,
-        buffers=tuple(parts[start + 5 :]),
+        msg_type=_name(packet.header.get("msg_type"), "msg_type"),
+        msg_id=_name(packet.header.get("msg_id"), "msg_id"),
+        parent=_name(packet.parent.get("msg_id", ""), "parent's msg_id"),
+        content=packet.content,
+        metadata=packet.metadata,
+        buffers=packet.buffers,
     )
 
 

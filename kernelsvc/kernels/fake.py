@@ -336,8 +336,12 @@ class FakeKernel:
         elif msg_type == "execute_request":
             self.process.request(msg_id, {"silent": False, "allow_stdin": False} | content)
         elif msg_type.endswith("_request"):
-            names = sorted(self.process.variables)
-            self.process.reply(msg_type.removesuffix("request") + "reply", {"matches": names}, msg_id)
+            about = {
+                "protocol_version": "5.4",
+                "language_info": {"name": "fake"},
+                "matches": sorted(self.process.variables),
+            }
+            self.process.reply(msg_type.removesuffix("request") + "reply", about, msg_id)
 
     def interrupt(self) -> None:
         """See ``port.Kernel``."""
