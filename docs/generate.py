@@ -30,6 +30,7 @@ import msgspec
 from kernelsvc import errors, settings
 from kernelsvc.model import events as ev
 from kernelsvc.model.machine import MOVES
+from kernelsvc.protocol import native
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -202,6 +203,106 @@ def _listed(states: Iterable[StrEnum]) -> str:
     return ", ".join(f"`{state.value}`" for state in sorted(states)) or "final"
 
 
+# --- the API ------------------------------------------------------------------------------
+
+
+WEBSOCKET_CLIENT = """
+import asyncio, json, os
+
+from websockets.asyncio.client import connect
+
+
+async def main():
+    url = os.environ["KERNELSVC_URL"].replace("http", "ws", 1) + "/v1/ws"
+    token = {"Authorization": "Bearer " + os.environ["KERNELSVC_TOKEN"]}
+    async with connect(url, additional_headers=token) as socket:
+
+        async def call(id, method, **params):
+            await socket.send(json.dumps({"jsonrpc": "2.0", "id": id, "method": method, "params": params}))
+            while (message := json.loads(await socket.recv())).get("id") != id:
+                print(message["params"]["seq"], message["params"]["type"])
+            return message["result"]
+
+        session = await call(1, "session.create")
+        cell = await call(2, "session.execute", session=session["id"], code="print(6 * 7)")
+        print(cell["reason"], cell["text"])
+        await call(3, "session.close", session=session["id"])
+
+
+asyncio.run(main())
+"""
+
+
+def websocket_page() -> str:
+    """Every method of the WebSocket, from the table that dispatches them."""
+    lines = [
+        "# WebSocket",
+        "",
+        "`/v1/ws` speaks JSON-RPC 2.0 in text frames, for many sessions on one connection. Events of the sessions "
+        'that this connection is attached to arrive as `{"jsonrpc": "2.0", "method": "event", "params": EVENT}`, in '
+        "order of `seq` for each session, without gap or repeat ([events](events.md)). Errors carry the "
+        "[one shape](errors.md) in `error.data`. Parameters are named, never positional, and unknown ones are refused.",
+        "",
+        "The token goes into `Authorization: Bearer TOKEN`; a browser's WebSocket may use `?token=TOKEN`.",
+        "",
+        "A whole client, with a package that is not one of ours:",
+        "",
+        "```python",
+        *WEBSOCKET_CLIENT.strip().splitlines(),
+        "```",
+        "",
+        "| method | scope | result | |",
+        "|---|---|---|---|",
+        *(
+            f"| [`{row.name}`](#{_anchor(row.name)}) | `{row.scope}` | {_result(row.result)} | {row.summary} |"
+            for row in native.METHODS.values()
+        ),
+        "",
+    ]
+    for row in native.METHODS.values():
+        lines += [f"## {row.name}", "", row.summary, "", *_fields(row.params, msgspec.Struct), ""]
+    return "\n".join(lines)
+
+
+def _anchor(heading: str) -> str:
+    return heading.lower().replace(".", "")
+
+
+def _result(kind: Any) -> str:
+    if kind is None:
+        return "null"
+    if typing.get_origin(kind) is list and _is_struct(typing.get_args(kind)[0]):
+        return f"list of {_result(typing.get_args(kind)[0])}"
+    if _is_struct(kind):
+        return f"[{kind.__name__}](objects.md#{kind.__name__.lower()})"
+    return _type(kind)
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def objects_page() -> str:
+    """The objects that requests are answered with."""
+    kinds: dict[str, type[msgspec.Struct]] = {}
+    for row in native.METHODS.values():
+        _gather(row.result, kinds)
+    lines = ["# Objects", "", "What the API answers with, over every transport.", ""]
+    for name, kind in sorted(kinds.items()):
+        lines += [f"## {name}", "", *_prose(kind), "", *_fields(kind, kind), ""]
+    return "\n".join(lines)
+
+
+def _gather(kind: Any, kinds: dict[str, type[msgspec.Struct]]) -> None:
+    """The structs of ours that a type is made of."""
+    for part in typing.get_args(kind):
+        _gather(part, kinds)
+    if _is_struct(kind) and kind.__name__ not in kinds:
+        kinds[kind.__name__] = kind
+        for field in msgspec.structs.fields(kind):
+            _gather(field.type, kinds)
+
+
 # --- the command line -------------------------------------------------------------------
 
 
@@ -285,6 +386,9 @@ def _signature(method: Callable[..., Any]) -> str:
     return text
 
 
+#: argparse breaks its lines differently from one Python to the next: this one's are in the page.
+CLI_PYTHON = (3, 11)
+
 # --- writing -------------------------------------------------------------------------------
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -292,6 +396,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/errors.md": errors_page,
     "docs/reference/settings.md": settings_page,
     "docs/reference/states.md": states_page,
+    "docs/reference/websocket.md": websocket_page,
+    "docs/reference/objects.md": objects_page,
     "docs/reference/cli.md": cli_page,
     "docs/reference/client.md": client_page,
 }
@@ -301,6 +407,8 @@ def drifted(*, write: bool) -> list[str]:
     """The pages whose text is not what the code says; with ``write`` they are put right."""
     found = []
     for name, page in PAGES.items():
+        if page is cli_page and not write and sys.version_info[:2] != CLI_PYTHON:
+            continue
         path = ROOT / name
         text = NOTE + page().rstrip() + "\n"
         if not path.exists() or path.read_text("utf-8") != text:
