@@ -157,7 +157,7 @@ def _running(commands: _Commands) -> None:
 
 
 def _looking(commands: _Commands) -> None:
-    sessions = commands.add("sessions", "show:sessions", "list sessions")
+    sessions = commands.add("sessions", "show:sessions", "list your sessions, newest first")
     sessions.add_argument("--state", help="only those in this state: starting, idle, busy, restoring, dead, closed")
     sessions.add_argument("--label", metavar="NAME[=VALUE]", help="only those with this label")
     sessions.add_argument("--all", action="store_true", help="closed ones too")

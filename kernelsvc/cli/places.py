@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client import AsyncClient, Unreachable
-from kernelsvc.client.address import Address, find
+from kernelsvc.client.address import Address, find, parse, read_info
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
@@ -53,13 +53,16 @@ def _url(address: Address) -> str:
 
 
 @contextlib.asynccontextmanager
-async def private_server(terminal: Terminal, data_dir: Path | None = None, *options: str) -> AsyncIterator[Address]:
-    """A server process on a Unix socket of its own, ended with all its sessions at the end of the block.
+async def private_server(
+    terminal: Terminal, *options: str, data_dir: Path | None = None, tcp: bool = False
+) -> AsyncIterator[Address]:
+    """A server process of our own, ended with all its sessions at the end of the block.
 
     Args:
         terminal: where to say what is being waited for.
-        data_dir: what stays after it; None leaves nothing.
         options: more of ``kernelsvc serve``'s.
+        data_dir: what stays after it; None leaves nothing.
+        tcp: listen on a free port instead of a Unix socket that only we can open.
 
     Raises:
         Unreachable: it did not start; its own words say why.
@@ -67,25 +70,30 @@ async def private_server(terminal: Terminal, data_dir: Path | None = None, *opti
     # unix(7) allows 108 bytes for a socket's path, so not in whatever long TMPDIR there is.
     home = Path(tempfile.mkdtemp(prefix="kernelsvc-", dir="/tmp"))
     token = secrets.token_urlsafe(24)
+    listen = ["--port", "0"] if tcp else ["--uds", str(home / "s")]
     command = [
-        *(sys.executable, "-m", "kernelsvc", "serve", "--uds", str(home / "s"), "--runtime-dir", str(home / "run")),
-        *("--data-dir", str(data_dir or home / "data"), *options),
+        *(sys.executable, "-m", "kernelsvc", "serve", *listen),
+        *("--runtime-dir", str(home / "run"), "--data-dir", str(data_dir or home / "data"), *options),
     ]
-    log = home / "log"
+    alive_end, alive = os.pipe()
     try:
-        terminal.progress("starting a server for this run …")
-        alive_end, alive = os.pipe()
+        terminal.progress("starting a server …")
+        process = await _spawn(command, home / "log", token, alive_end)
+        terminal.progress("")
         try:
-            process = await _spawn(command, log, token, alive_end)
-            terminal.progress("")
-            try:
-                yield Address(base="http://localhost", token=token, uds=str(home / "s"))
-            finally:
-                await _end(process)
+            yield _address(home, token)
         finally:
-            os.close(alive)
+            await _end(process)
     finally:
+        os.close(alive)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _address(home: Path, token: str) -> Address:
+    info = read_info(home / "run")
+    if info is None:
+        raise Unreachable("A server for this run started and was gone at once; try again.")
+    return parse(info.url, token)
 
 
 async def _spawn(command: list[str], log: Path, token: str, alive_end: int) -> asyncio.subprocess.Process:

@@ -25,7 +25,7 @@ class AsyncSession:
     """One session: variables that live from cell to cell, a log, a notebook.
 
     Get one from ``AsyncClient.create_session`` or ``AsyncClient.session``. As a
-    context manager it closes what ``create_session`` made.
+    context manager it closes what ``create_session`` or ``branch`` made.
 
     Attributes:
         id: the session's id.
@@ -227,7 +227,7 @@ class AsyncSession:
             "branch", at=at, count=count, labels=dict(labels or {}) or None, force=True if force else None
         )
         found = read(answer, list[Info])
-        return [AsyncSession(self._line.rpc, self._rest, info, keep=True) for info in found]
+        return [AsyncSession(self._line.rpc, self._rest, info, keep=False) for info in found]
 
     async def hibernate(self) -> Info:
         """Give the memory back; the next cell wakes the session with its variables."""

@@ -1,0 +1,150 @@
+"""``kernelsvc demo``: a real analysis in a real session, to watch."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from pygments import highlight  # type: ignore[import-untyped]
+from pygments.formatters import Terminal256Formatter  # type: ignore[import-untyped]
+from pygments.lexers import PythonLexer  # type: ignore[import-untyped]
+
+from kernelsvc.cli.cells import run_cell
+from kernelsvc.cli.penguins import BRANCHES, LAST, TURNS, Turn
+from kernelsvc.cli.places import private_server
+from kernelsvc.cli.record import write_notebook
+from kernelsvc.cli.screen import seconds
+from kernelsvc.cli.terminal import CellView, Terminal
+from kernelsvc.client import AsyncClient, AsyncSession, Image
+from kernelsvc.errors import CannotFork, NotSupported
+from kernelsvc.model import events as ev
+
+_PICTURE_COLUMNS = 76
+_NAME = "penguins"
+
+
+class Demo:
+    """The run: what is shown, and what is counted for the end."""
+
+    def __init__(self, terminal: Terminal, out: Path) -> None:
+        self.terminal = terminal
+        self.out = out
+        self.cells = 0
+        self.events = 0
+        self.seconds = 0.0
+        self.pictures: list[Path] = []
+        self.unexpected: list[str] = []
+
+    async def play(self, client: AsyncClient) -> None:
+        """The whole analysis, from a new session to its exported notebook."""
+        began = time.perf_counter()
+        async with await client.create_session(name=_NAME) as session:
+            took = seconds(time.perf_counter() - began)
+            self.say(f"session {session.id} is ready after {took}: numpy, pandas and pyplot are imported already")
+            with as_file(files("kernelsvc") / "data" / "penguins.csv") as data:
+                await session.upload(data)
+            for turn in TURNS:
+                await self.turn(session, turn, fails=turn is TURNS[4])
+            await self.think_twice(session)
+            await self.turn(session, LAST)
+            await session.close()
+            for suffix in (".ipynb", ".html", ".jsonl"):
+                await write_notebook(session, self.out / f"{_NAME}{suffix}", self.terminal)
+
+    async def think_twice(self, session: AsyncSession) -> None:
+        """Two branches of the live session, each trying something of its own."""
+        began = time.perf_counter()
+        try:
+            branches = await session.branch(count=len(BRANCHES), labels={"demo": "branch"})
+        except (NotSupported, CannotFork) as error:
+            self.say(f"no branches here: {error.message}")
+            return
+        took = seconds(time.perf_counter() - began)
+        self.say(
+            f"two thoughts at once: {len(branches)} branches of the live session in {took}, every variable in both"
+        )
+        for branch, turn in zip(branches, BRANCHES, strict=True):
+            async with branch:
+                await self.turn(branch, turn, where=f"branch {branch.id}")
+
+    async def turn(self, session: AsyncSession, turn: Turn, *, where: str = "", fails: bool = False) -> None:
+        """One cell: the thought, the code, what comes of it and how long it took."""
+        self.cells += 1
+        terminal = self.terminal
+        terminal.line()
+        terminal.line(f"{self.cells:>2}  {turn.thought}" + (f"  [{where}]" if where else ""), "bold")
+        terminal.line(self._code(turn.code))
+        view = CellView(terminal, columns=min(_PICTURE_COLUMNS, terminal.columns - 1))
+        end = await run_cell(
+            session, turn.code, view, terminal, metadata={"thought": turn.thought}, on_event=self._count,
+            on_error="continue",
+        )  # fmt: skip
+        self._keep(view.images)
+        self.seconds += end.usage.wall_ms / 1000
+        terminal.line(f"    {end.reason}, {seconds(end.usage.wall_ms / 1000)}", "red" if fails else "dim")
+        if (end.reason is not ev.Reason.OK) != fails:
+            self.unexpected.append(f"cell {self.cells} ended with {end.reason}")
+
+    def _count(self, event: ev.Event) -> None:
+        self.events += 1
+
+    def _code(self, code: str) -> str:
+        if self.terminal.colour:
+            code = str(highlight(code, PythonLexer(), Terminal256Formatter(style="monokai")))
+        return "\n".join(f"    {line}" for line in code.rstrip().splitlines())
+
+    def _keep(self, images: list[Image]) -> None:
+        for image in images:
+            path = self.out / f"{_NAME}-{len(self.pictures) + 1}{image.suffix}"
+            path.write_bytes(image.data)
+            self.pictures.append(path)
+            self.terminal.line(f"    the picture: {path}", "dim")
+
+    def say(self, text: str) -> None:
+        """What goes on around the cells."""
+        self.terminal.line()
+        self.terminal.line(f"--  {text}", "cyan")
+
+
+async def main(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Play the demo; 1 if a cell ended as it should not have."""
+    out = Path(args.out)
+    _prepare(out)
+    demo = Demo(terminal, out)
+    began = time.perf_counter()
+    async with _server(terminal) as client:
+        ready = time.perf_counter()
+        demo.say(f"a server listens on {client.address.shown}, ready after {seconds(ready - began)}")
+        await demo.play(client)
+    _tell_end(demo, time.perf_counter() - ready)
+    return 1 if demo.unexpected else 0
+
+
+def _prepare(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def _server(terminal: Terminal) -> AsyncIterator[AsyncClient]:
+    async with private_server(terminal, tcp=True) as address, AsyncClient(address.base, address.token) as client:
+        yield client
+
+
+def _tell_end(demo: Demo, took: float) -> None:
+    terminal, out = demo.terminal, demo.out
+    demo.say(
+        f"{demo.cells} cells in {seconds(took)}, {seconds(demo.seconds)} of it in the kernel; "
+        f"{demo.events} events over one WebSocket"
+    )
+    terminal.line()
+    terminal.line(f"The session is a notebook now: {out / _NAME}.ipynb", "bold")
+    terminal.line(f"  to look at it:  {out / _NAME}.html, or open the .ipynb in Jupyter")
+    terminal.line(f"  to verify it:   kernelsvc verify {out / _NAME}.ipynb --journal {out / _NAME}.jsonl")
+    terminal.line(f"  to repeat it:   kernelsvc replay {out / _NAME}.ipynb --upload kernelsvc/data/penguins.csv")
+    terminal.line("  to try it:      kernelsvc repl")
+    for problem in demo.unexpected:
+        terminal.say(f"unexpected: {problem}", "red")
