@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 import time
@@ -25,6 +26,9 @@ class Counts:
     cells: int = 100
     warmup: int = 5
     lines: int = 100_000
+    delays: int = 40
+    busy: int = 20
+    busy_seconds: int = 3
     print_rounds: int = 3
     big_bytes: int = 100_000_000
     idle: int = 200
@@ -35,12 +39,25 @@ class Counts:
         """In words, for the report."""
         return (
             f"{self.rounds} rounds of {self.creates} new sessions ({self.slow_creates} for the peers) and "
-            f"{self.cells} cells each, {self.print_rounds} of {self.lines:,} lines, {self.idle} idle sessions "
-            f"({self.slow_idle} for the peers)"
+            f"{self.cells} cells each, {self.print_rounds} of {self.lines:,} lines, "
+            f"{self.idle} idle sessions ({self.slow_idle} for the peers)"
         )
 
 
-SMOKE = Counts(rounds=1, creates=2, cells=5, warmup=1, lines=2000, print_rounds=1, big_bytes=2_000_000, idle=3)
+SMOKE = Counts(
+    rounds=1,
+    creates=2,
+    slow_creates=1,
+    cells=5,
+    warmup=1,
+    delays=3,
+    busy=2,
+    busy_seconds=1,
+    lines=2000,
+    print_rounds=1,
+    big_bytes=2_000_000,
+    idle=2,
+)
 
 
 @dataclass
@@ -55,7 +72,7 @@ class Bench:
         self.samples = {subject.name: Samples() for subject in subjects}
         async with contextlib.AsyncExitStack() as stack:
             alive = [subject for subject in subjects if await self._started(subject, stack)]
-            steps = [self._cells, self._creates]
+            steps = [self._cells, self._creates, self._delays]
             for number in range(self.counts.rounds):
                 say(f"round {number + 1} of {self.counts.rounds}")
                 # Whoever goes first finds another machine than whoever goes last.
@@ -63,7 +80,7 @@ class Bench:
                 for subject in order:
                     for step in [*steps, *([self._prints] if number < self.counts.print_rounds else [])]:
                         await self._tried(step, subject)
-            for step in (self._big_print, self._idle):
+            for step in (self._busy, self._big_print, self._idle):
                 for subject in alive:
                     await self._tried(step, subject)
         return self.samples
@@ -108,6 +125,29 @@ class Bench:
                 await session.run("1+1")
             for _ in range(self.counts.cells):
                 samples.add("cell", (await session.run("1+1")).seconds * 1e3)
+
+    async def _delays(self, subject: Subject, samples: Samples) -> None:
+        code = f"import time\nfor _ in range({self.counts.delays}): print(time.time()); time.sleep(0.02)"
+        async with opened(subject) as session:
+            ran = await session.run(code, keep=True)
+        for arrived, text in ran.parts:
+            samples.add("delay", *((arrived - float(line)) * 1e3 for line in text.split()))
+
+    async def _busy(self, subject: Subject, samples: Samples) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            begun = time.perf_counter()
+            opening = [stack.enter_async_context(opened(subject)) for _ in range(self.counts.busy)]
+            sessions = await asyncio.gather(*opening)
+            samples.add("burst", time.perf_counter() - begun)
+            end = time.perf_counter() + self.counts.busy_seconds
+
+            async def work(session: Session) -> None:
+                while time.perf_counter() < end:
+                    samples.add("busy_cell", (await session.run("1+1")).seconds * 1e3)
+
+            begun = time.perf_counter()
+            await asyncio.gather(*(work(session) for session in sessions))
+            samples.add("busy", len(samples.values["busy_cell"]) / (time.perf_counter() - begun))
 
     async def _prints(self, subject: Subject, samples: Samples) -> None:
         async with opened(subject) as session:

@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,26 @@ class Ran:
         text: characters of stdout that arrived.
         lines: of them, line ends.
         ended: False when its end never arrived.
-        output: stdout, if it was asked for.
+        parts: stdout with the time at which each part arrived, if it was asked for.
     """
 
     seconds: float
     text: int = 0
     lines: int = 0
     ended: bool = True
-    output: str = ""
+    parts: list[tuple[float, str]] = field(default_factory=list)
+
+    @property
+    def output(self) -> str:
+        """All parts."""
+        return "".join(text for _, text in self.parts)
+
+    def saw(self, text: str, *, keep: bool) -> None:
+        """A part of stdout arrived."""
+        self.text += len(text)
+        self.lines += text.count("\n")
+        if keep:
+            self.parts.append((time.time(), text))
 
 
 class Session(ABC):
@@ -165,25 +177,19 @@ class OurSession(Session):
         self.pids = [details["kernel"]["pid"]]
         self.ran = Ran(0)
         self.keep = False
-        self.parts: list[str] = []
         subject.watchers[self.id] = self
 
     def saw(self, event: dict[str, Any]) -> None:
         """One event of this session."""
         if event["type"] == "stream" and event.get("name") == "stdout":
-            text = event["text"]
-            self.ran.text += len(text)
-            self.ran.lines += text.count("\n")
-            if self.keep:
-                self.parts.append(text)
+            self.ran.saw(event["text"], keep=self.keep)
 
     async def run(self, code: str, *, keep: bool = False) -> Ran:
-        self.ran, self.keep, self.parts = Ran(0), keep, []
+        self.ran, self.keep = Ran(0), keep
         begun = time.perf_counter()
         cell = await self.subject.call("session.execute", session=self.id, code=code)
         self.ran.seconds = time.perf_counter() - begun
         self.ran.ended = cell["reason"] == "ok"
-        self.ran.output = "".join(self.parts)
         return self.ran
 
     async def close(self) -> None:
@@ -202,7 +208,6 @@ class JupyterCell:
         self.replied = self.idle = False
         self.begun = self.last = time.perf_counter()
         self.ran = Ran(0)
-        self.parts: list[str] = []
 
     def saw(self, message: dict[str, Any]) -> bool:
         """Take a message; True when it was the last."""
@@ -211,10 +216,7 @@ class JupyterCell:
         self.last = time.perf_counter()
         kind, content = message["header"]["msg_type"], message["content"]
         if kind == "stream" and content["name"] == "stdout":
-            self.ran.text += len(content["text"])
-            self.ran.lines += content["text"].count("\n")
-            if self.keep:
-                self.parts.append(content["text"])
+            self.ran.saw(content["text"], keep=self.keep)
         elif kind == "status":
             self.idle |= content["execution_state"] == "idle"
         elif kind.endswith("_reply"):
@@ -225,7 +227,6 @@ class JupyterCell:
         """What came of it."""
         self.ran.ended = self.replied and self.idle
         self.ran.seconds = self.last - self.begun
-        self.ran.output = "".join(self.parts)
         return self.ran
 
 
