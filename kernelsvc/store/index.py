@@ -243,6 +243,23 @@ class Index:
         more = encode_page(rows[limit - 1].created_at, rows[limit - 1].id) if len(rows) > limit > 0 else None
         return rows[:limit], more
 
+    def find(
+        self,
+        *,
+        principal: str,
+        state: str | None = None,
+        label: str | None = None,
+        limit: int = 100,
+        page: str | None = None,
+    ) -> tuple[list[str], str | None]:
+        """``page``, ids only.
+
+        Raises:
+            BadRequest: the page is not one that was given out.
+        """
+        rows, more = self.page(principal, state=state, label=label, limit=limit, page=page)
+        return [row.id for row in rows], more
+
     def children(self, session: str) -> list[Row]:
         """The branches of a session, oldest first."""
         sql = f"SELECT {_COLUMNS} FROM session WHERE parent = ? ORDER BY created_at, id"
@@ -281,6 +298,16 @@ def _event(line: bytes) -> Event | None:
         return None
 
 
+#: What an event says about its session's state; the machine knows better, and ``set_state`` tells.
+_STATES: dict[type[Event], str] = {
+    ev.CellStarted: "busy",
+    ev.KernelDied: "restoring",
+    ev.KernelRestored: "idle",
+    ev.KernelRestarted: "idle",
+    ev.SessionClosed: "closed",
+}
+
+
 def _changes(session: str, event: Event) -> list[tuple[str, Sequence[Any]]]:
     match event:
         case ev.SessionStarted():
@@ -296,12 +323,12 @@ def _changes(session: str, event: Event) -> list[tuple[str, Sequence[Any]]]:
                 ("INSERT INTO code (session, cell, seq, text) VALUES (?, ?, ?, ?)", code),
                 ("UPDATE session SET cells = cells + 1 WHERE id = ?", (session,)),
             ]
-        case ev.CellFinished() if event.reason is not ev.Reason.OK:
-            return [("UPDATE session SET failed = failed + 1 WHERE id = ?", (session,))]
-        case ev.SessionClosed():
-            return [("UPDATE session SET state = 'closed' WHERE id = ?", (session,))]
+        case ev.CellFinished():
+            failed = int(event.reason is not ev.Reason.OK)
+            return [("UPDATE session SET failed = failed + ?, state = 'idle' WHERE id = ?", (failed, session))]
         case _:
-            return []
+            state = _STATES.get(type(event))
+            return [("UPDATE session SET state = ? WHERE id = ?", (state, session))] if state else []
 
 
 def _touched(session: str, event: Event) -> tuple[str, Sequence[Any]]:

@@ -58,6 +58,9 @@ def test_filters(index):
     assert len(index.page("ada", label="team")[0]) == 6
     assert index.page("ada", label="other")[0] == []
     assert index.page("eve") == ([], None)
+    assert index.find(principal="ada", state="dead") == (["s3"], None)
+    index.feed("s4", [ev.CellStarted(cell="x", seq=9)])
+    assert index.find(principal="ada", state="busy") == (["s4"], None)
 
 
 def test_branches_know_their_parent(index):

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from kernelsvc.errors import Conflict, CursorExpired, CursorUnknown, SessionClosed
+from kernelsvc.errors import Conflict, CursorExpired, CursorUnknown, NotSupported, SessionClosed
 from kernelsvc.model import events as ev
 from kernelsvc.model import log
 from kernelsvc.store.journal import BATCH_BYTES, RING_BYTES, Journal
@@ -290,3 +290,11 @@ def test_no_descriptor_is_left(path):
     again = Journal.open(path)
     again.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_journal_of_a_later_version_is_refused(journal, path, read_only):
+    journal.append([ev.SessionStarted(schema=ev.SCHEMA + 1)])
+    journal.close()
+    with pytest.raises(NotSupported, match="upgrade"):
+        Journal.open(path, read_only=read_only)
