@@ -42,6 +42,8 @@ IOPUB_WAITING = 10_000
 RETRY_SECONDS = 0.02
 #: Seconds after which a full reader loses messages.
 STALL_SECONDS = 10.0
+#: Milliseconds in which a client may still fetch what was sent before the end.
+LINGER_MS = 200
 
 DOORS: tuple[Door, ...] = ("shell", "control", "stdin")
 
@@ -85,7 +87,7 @@ class Bridge:
         kinds = {"shell": zmq.ROUTER, "control": zmq.ROUTER, "stdin": zmq.ROUTER, "hb": zmq.ROUTER, "iopub": zmq.XPUB}
         for name, kind in kinds.items():
             socket = self._sockets[name] = self._context.socket(kind)
-            socket.linger = 1000
+            socket.linger = LINGER_MS
             if name == "iopub":
                 socket.sndhwm = IOPUB_WAITING
                 socket.set(zmq.XPUB_NODROP, 1)
@@ -118,7 +120,7 @@ class Bridge:
             log.error("%s failed", task.get_name(), exc_info=error)
 
     def close(self) -> None:
-        """Close the sockets; what was sent still goes out, for at most a second. May be called twice."""
+        """Close the sockets; what was sent may still be fetched for a moment. May be called twice."""
         for task in self._tasks:
             task.cancel()
         for socket in self._sockets.values():
