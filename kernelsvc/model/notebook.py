@@ -35,12 +35,25 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import CellUsage, Limits
 from kernelsvc.model.objects import Cell, CellError, CellState, SeqRange
-from kernelsvc.model.outputs import Outputs, clean_bundle, clean_count, error_output, slim, text_of
+from kernelsvc.model.outputs import (
+    Outputs,
+    clean_bundle,
+    clean_count,
+    clean_metadata,
+    error_output,
+    size_of,
+    slim,
+    text_of,
+)
 
 NbCell = dict[str, Any]
 
 #: Display ids of settled cells that can still be updated; older ones can't.
 DISPLAYS_KEPT = 1000
+#: Cells that are named as the source of late output.
+LATE_CELLS = 16
+#: Characters of patches that wait before ``heavy`` asks for them to be taken.
+HEAVY = 1 << 20
 
 _CELL_ID = re.compile(r"(?!kernelsvc-)[a-zA-Z0-9_-]{1,64}")
 
@@ -110,9 +123,9 @@ class CellFold:
         """The outputs as nbformat has them."""
         return self.outputs.render(f"; all of it: GET /v1/sessions/{self._session}/cells/{self.id}/output")
 
-    def text(self) -> str:
+    def text(self, outputs: list[dict[str, Any]] | None = None) -> str:
         """Output, results and error as text in order; then why it ended, if that isn't plain from them."""
-        text = text_of(self.render())
+        text = text_of(self.render() if outputs is None else outputs)
         end = self.finished
         if end is None or not end.message or end.reason in (Reason.OK, Reason.ERROR):
             return text
@@ -120,7 +133,7 @@ class CellFold:
 
     def cell(self, session: str) -> Cell:
         """The cell as the API shows it."""
-        end = self.finished
+        end, outputs = self.finished, self.render()
         return Cell(
             id=self.id,
             session=session,
@@ -128,8 +141,8 @@ class CellFold:
             state=self.state,
             reason=end.reason if end else None,
             execution_count=self.execution_count,
-            outputs=self.render(),
-            text=self.text(),
+            outputs=outputs,
+            text=self.text(outputs),
             error=self.error,
             usage=end.usage if end else CellUsage(),
             seq=SeqRange(first=self.first, last=self.last),
@@ -199,24 +212,30 @@ class Note:
 
 
 class Late:
-    """Output that no open cell can take: of a background task, long after its cell."""
+    """Output that no open cell can take: of background tasks, long after their cells."""
 
-    def __init__(self, cell: str | None, budget: int | None, seq: int) -> None:
-        self.cell = cell
+    def __init__(self, budget: int | None, seq: int) -> None:
+        self.cells: dict[str, None] = {}
         self.first = self.last = seq
         self.outputs = Outputs(budget)
 
+    def feed(self, event: Event, seq: int) -> None:
+        """Take one output event."""
+        self.last = seq
+        if isinstance(event.cell, str) and len(self.cells) < LATE_CELLS:
+            self.cells[event.cell] = None
+        self.outputs.feed(event)
+
     def nb_cell(self) -> NbCell:
         """The output as a cell without code."""
-        of = f"cell {self.cell}, which had finished before" if self.cell else "no cell"
-        own = {"late_output_of": self.cell, "seq": {"first": self.first, "last": self.last}}
+        own = {"late_output_of": list(self.cells), "seq": {"first": self.first, "last": self.last}}
         return {
             "cell_type": "code",
             "execution_count": None,
             "id": f"kernelsvc-late-{self.first}",
             "metadata": {"kernelsvc": own},
             "outputs": self.outputs.render("; the journal holds all of it"),
-            "source": f"# output of {of}",
+            "source": f"# output that came after its cell had ended: {', '.join(self.cells) or 'of no cell'}",
         }
 
 
@@ -263,6 +282,7 @@ class NotebookFold:
         self._silent: set[str] = set()
         self._displays: OrderedDict[str, list[tuple[str, int]]] = OrderedDict()
         self._patches: dict[tuple[str, int | None], Patch] = {}
+        self._patch_size = 0
 
     @property
     def limits(self) -> Limits:
@@ -319,15 +339,13 @@ class NotebookFold:
         if fold is not None:
             fold.feed(event)
         elif event.cell not in self._silent:
-            self._late(event).outputs.feed(event)
+            self._late().feed(event, self.last_seq)
 
-    def _late(self, event: Event) -> Late:
-        cell = event.cell if isinstance(event.cell, str) else None
+    def _late(self) -> Late:
         last = self._entries[-1] if self._entries else None
-        if not isinstance(last, Late) or last.cell != cell:
-            last = Late(cell, self.limits.output_bytes, self.last_seq)
+        if not isinstance(last, Late):
+            last = Late(self.limits.output_bytes, self.last_seq)
             self._entries.append(last)
-        last.last = self.last_seq
         return last
 
     def _on_display_updated(self, event: Event) -> None:
@@ -337,12 +355,14 @@ class NotebookFold:
         for entry in self._entries:
             if not isinstance(entry, Note):
                 entry.outputs.update(event.display_id, event.data, event.metadata)
-        for cell, place in self._displays.get(event.display_id, ()):
+        places = self._displays.get(event.display_id, ())
+        if places:
             output: dict[str, Any] = {"output_type": "display_data", "data": clean_bundle(event.data)}
-            if self.limits.output_bytes is not None:
-                output = slim(output, self.limits.output_bytes // 2)
-            patch = Patch(id=cell, output=place, data=output["data"], metadata=dict(event.metadata))
-            self._patches[cell, place] = patch
+            output = output if self.limits.output_bytes is None else slim(output, self.limits.output_bytes // 2)
+            metadata = clean_metadata(event.metadata)
+            self._patch_size += size_of(output)
+            for cell, place in places:
+                self._patches[cell, place] = Patch(id=cell, output=place, data=output["data"], metadata=metadata)
 
     def _on_finished(self, event: Event) -> None:
         assert isinstance(event, ev.CellFinished)
@@ -444,13 +464,13 @@ class NotebookFold:
 
     def take_patches(self) -> list[Patch]:
         """Changes to entries that ``take`` gave, the last one for each place; forgotten here."""
-        patches, self._patches = list(self._patches.values()), {}
+        patches, self._patches, self._patch_size = list(self._patches.values()), {}, 0
         return patches
 
     @property
-    def has_patches(self) -> bool:
-        """Whether ``take_patches`` would give any."""
-        return bool(self._patches)
+    def heavy(self) -> bool:
+        """Whether ``take`` and ``take_patches`` should be called soon, to keep memory bounded."""
+        return self._patch_size > HEAVY
 
     def rest(self) -> list[NbCell]:
         """Cells that ``take`` did not give: open ones, then those that wait."""

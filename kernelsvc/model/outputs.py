@@ -31,6 +31,12 @@ _JSON_TYPE = re.compile(r"application/(.*\+)?json")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 #: Small pieces of text that are joined into one.
 _JOIN = 256
+#: Outputs with one display id that an update reaches, the latest ones.
+SAME_ID = 64
+#: A longer display id is none.
+ID_LENGTH = 256
+#: Metadata of an output that is larger is left out, in characters.
+METADATA_LENGTH = 64 * 1024
 #: What one of an error's strings keeps at most when it must be cut.
 _ERROR_FIELD = 2000
 
@@ -64,7 +70,18 @@ def size_of(output: Output) -> int:
     """How much of a budget an output uses, in characters."""
     if output["output_type"] == "error":
         return len(output["ename"]) + len(output["evalue"]) + sum(map(len, output["traceback"]))
-    return sum(len(v) if isinstance(v, str) else len(str(v)) for v in output["data"].values())
+    size = sum(len(k) + (len(v) if isinstance(v, str) else len(str(v))) for k, v in output["data"].items())
+    return size + (len(str(output["metadata"])) if output.get("metadata") else 0)
+
+
+def clean_metadata(metadata: Mapping[Any, Any]) -> dict[str, Any]:
+    """An output's metadata; none if it is out of proportion."""
+    return dict(metadata) if metadata and len(str(metadata)) <= METADATA_LENGTH else {}
+
+
+def clean_id(display_id: str | None) -> str | None:
+    """A display id that can be kept."""
+    return display_id if display_id and len(display_id) <= ID_LENGTH else None
 
 
 def slim(output: Output, room: int) -> Output:
@@ -101,6 +118,7 @@ class _Text:
 
     __slots__ = ("_blocks", "_small", "name", "size")
     display_id = None
+    in_head = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -133,9 +151,10 @@ class _Text:
 class _Rich:
     """A display, a result or an error."""
 
-    __slots__ = ("_output", "display_id", "size")
+    __slots__ = ("_output", "display_id", "in_head", "size")
 
     def __init__(self, output: Output, display_id: str | None = None) -> None:
+        self.in_head = False
         self._output = output
         self.display_id = display_id
         self.size = size_of(output)
@@ -162,6 +181,7 @@ class Outputs:
     def _reset(self) -> None:
         self._head: list[_Text | _Rich] = []
         self._tail: deque[_Text | _Rich] = deque()
+        self._by_id: dict[str, deque[_Rich]] = {}
         self._head_size = self._tail_size = self.cut = 0
         self._head_open = True
         self._clear_next = False
@@ -219,8 +239,13 @@ class Outputs:
         last.add(text)
 
     def _show(self, kind: str, event: ev.Display | ev.Result, **more: Any) -> None:
-        output = {"output_type": kind, "data": clean_bundle(event.data), "metadata": dict(event.metadata), **more}
-        self._put(_Rich(output, event.display_id if isinstance(event, ev.Display) else None))
+        output = {
+            "output_type": kind,
+            "data": clean_bundle(event.data),
+            "metadata": clean_metadata(event.metadata),
+            **more,
+        }
+        self._put(_Rich(output, clean_id(event.display_id) if isinstance(event, ev.Display) else None))
 
     def _put(self, part: _Rich) -> None:
         self._begin()
@@ -228,8 +253,11 @@ class Outputs:
             before = part.size
             part.replace(slim(part.output(), self._budget // 2))
             self.cut += max(0, before - part.size)
+        if part.display_id is not None:
+            self._by_id.setdefault(part.display_id, deque(maxlen=SAME_ID)).append(part)
         room = self._head_room()
         if self._head_open and (room is None or part.size <= room):
+            part.in_head = True
             self._head.append(part)
             self._head_size += part.size
             return
@@ -272,26 +300,27 @@ class Outputs:
         part = self._tail.popleft()
         self._tail_size -= part.size
         self.cut += part.size
+        if part.display_id is not None:
+            same = self._by_id[part.display_id]
+            if same[0] is part:
+                same.popleft()
+            if not same:
+                del self._by_id[part.display_id]
 
     def update(self, display_id: str | None, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
         """Give every output with this display id new content; whether there was one."""
-        parts = [
-            p for p in (*self._head, *self._tail) if isinstance(p, _Rich) and display_id and p.display_id == display_id
-        ]
+        parts = self._by_id.get(display_id or "", ())
         for part in parts:
             before = part.size
-            output = {**part.output(), "data": clean_bundle(data), "metadata": dict(metadata)}
+            output = {**part.output(), "data": clean_bundle(data), "metadata": clean_metadata(metadata)}
             if self._budget is not None:
                 output = slim(output, max(before, self._budget - self._head_size - self._tail_size))
             part.replace(output)
-            self._resized(part, part.size - before)
+            if part.in_head:
+                self._head_size += part.size - before
+            else:
+                self._tail_size += part.size - before
         return bool(parts)
-
-    def _resized(self, part: _Rich, by: int) -> None:
-        if any(p is part for p in self._head):
-            self._head_size += by
-        else:
-            self._tail_size += by
 
     def display_ids(self) -> Iterator[tuple[str, int]]:
         """Each display id with the place of its output in ``render()``."""

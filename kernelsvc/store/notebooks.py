@@ -119,7 +119,7 @@ class NotebookFile:
         for event in events:
             self._fold.feed(event)
             step = step or isinstance(event, STEPS)
-        if step:
+        if step or self._fold.heavy:
             self._step()
 
     def _step(self) -> None:
@@ -133,9 +133,7 @@ class NotebookFile:
             self._write_when_due()
 
     def _settle(self) -> None:
-        self._cells.add(self._fold.take())
-        for patch in self._fold.take_patches() if self._fold.has_patches else ():
-            self._cells.change(patch.id, patch.apply)
+        _settle(self._fold, self._cells)
 
     def _failed(self, error: OSError) -> None:
         log.warning(
@@ -172,6 +170,8 @@ class NotebookFile:
         while self._fold.last_seq < self._journal.last_seq:
             for line in self._journal.lines(self._fold.last_seq + 1):
                 self._fold.feed(_decode(line, self._fold.last_seq + 1))
+                if self._fold.heavy:
+                    self._settle()
                 if self._clock() >= pause:
                     self._settle()
                     yield
@@ -379,6 +379,12 @@ class Document:
             yield from lines
 
 
+def _settle(fold: NotebookFold, store: CellStore) -> None:
+    store.add(fold.take())
+    for patch in fold.take_patches():
+        store.change(patch.id, patch.apply)
+
+
 def _decode(line: bytes, seq: int) -> Event:
     try:
         return ev.decode(line)
@@ -397,9 +403,9 @@ def cells_of(journal: Journal, until: int) -> Iterator[NbCell]:
     try:
         for seq, line in enumerate(journal.lines(1, until), 1):
             fold.feed(_decode(line, seq))
-            store.add(fold.take())
-        for patch in fold.take_patches():
-            store.change(patch.id, patch.apply)
+            if fold.heavy or seq % 64 == 0:
+                _settle(fold, store)
+        _settle(fold, store)
         yield from store
         yield from fold.rest()
     finally:

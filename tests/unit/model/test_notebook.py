@@ -248,12 +248,38 @@ def test_a_hostile_cell_stays_bounded():
     for n in range(30_000):
         cell.feed(ev.Stream(name=("stdout", "stderr")[n % 2], text="x"))
         cell.feed(ev.Display(data={"text/plain": ""}, display_id="d"))
-    cell.feed(ev.DisplayUpdated(data={"text/plain": "y" * 9000}, display_id="d"))
+    for _ in range(10_000):
+        cell.feed(ev.DisplayUpdated(data={"text/plain": "y" * 9000}, display_id="d"))
+    for _ in range(100):
+        cell.feed(ev.Display(data={}, metadata={"m": "z" * 10**6}, display_id="i" * 10**6))
     cell.feed(ev.Error(ename="E" * 10**6, evalue="v" * 10**6, traceback=["t" * 10**6] * 50))
     outputs = cell.render()
     assert len(outputs) <= 10_001
     assert sum(len(str(o)) for o in outputs) < 3_000_000
     assert len(cell.error.traceback) == 21
+    assert len(cell.outputs._by_id) <= 1
+
+
+def test_a_hostile_session_stays_bounded():
+    fold = NotebookFold()
+    fold.feed(ev.SessionStarted(limits=Limits(output_bytes=10_000)))
+    for event in [*run("a", ev.Display(data={"text/plain": "1"}, display_id="d")), *run("b"), *run("c")]:
+        fold.feed(event)
+    taken = fold.take()
+    for n in range(5000):
+        fold.feed(ev.Stream(cell="ab"[n % 2], text="late"))
+    assert len(fold.rest()) == 2
+    asked = 0
+    for _ in range(2000):
+        fold.feed(ev.DisplayUpdated(data={"text/plain": "y" * 10**6}, display_id="d"))
+        if fold.heavy:
+            asked += 1
+            (patch,) = fold.take_patches()
+            patch.apply(taken[0])
+            assert len(str(taken[0])) < 20_000
+    fold.feed(ev.DisplayUpdated(data={"text/plain": "2"}, display_id="d"))
+    fold.take_patches()[-1].apply(taken[0])
+    assert taken[0]["outputs"][0]["data"] == {"text/plain": "2"}
 
 
 # --- the notebook --------------------------------------------------------------------
@@ -331,9 +357,9 @@ def test_late_output_goes_to_its_cell_until_the_next_ends_and_then_stands_alone(
     nobody = ev.Stream(text="nobody's")
     cells = valid(fold(stamped(*run("a"), soon, *run("b"), later, nobody)))["cells"]
     assert cells[0]["outputs"][0]["text"] == "soon "
-    assert cells[2]["outputs"][0]["text"] == "later"
-    assert cells[2]["metadata"]["kernelsvc"]["late_output_of"] == "a"
-    assert cells[3]["source"] == "# output of no cell"
+    assert cells[2]["outputs"][0]["text"] == "laternobody's"
+    assert cells[2]["metadata"]["kernelsvc"]["late_output_of"] == ["a"]
+    assert cells[2]["source"] == "# output that came after its cell had ended: a"
 
 
 def test_running_and_waiting_cells_are_shown():
