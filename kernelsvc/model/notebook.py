@@ -25,28 +25,18 @@ import html
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from hashlib import sha256
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
 from kernelsvc.model import events as ev
+from kernelsvc.model.cellfold import CellFold, NbCell, nb_id
 from kernelsvc.model.events import Event, Reason
-from kernelsvc.model.limits import CellUsage, Limits
-from kernelsvc.model.objects import Cell, CellError, CellState, SeqRange
-from kernelsvc.model.outputs import (
-    Outputs,
-    clean_bundle,
-    clean_count,
-    clean_metadata,
-    error_output,
-    size_of,
-    slim,
-    text_of,
-)
+from kernelsvc.model.limits import Limits
+from kernelsvc.model.outputs import Outputs, clean_bundle, clean_metadata, size_of, slim
 
-NbCell = dict[str, Any]
+__all__ = ["RULES", "CellFold", "NbCell", "NotebookFold", "Patch", "fold", "inherited", "nb_id", "notebook"]
 
 #: Display ids of settled cells that can still be updated; older ones can't.
 DISPLAYS_KEPT = 1000
@@ -54,141 +44,6 @@ DISPLAYS_KEPT = 1000
 LATE_CELLS = 16
 #: Characters of patches that wait before ``heavy`` asks for them to be taken.
 HEAVY = 1 << 20
-
-_CELL_ID = re.compile(r"(?!kernelsvc-)[a-zA-Z0-9_-]{1,64}")
-
-
-def nb_id(cell: str, *, session: str = "") -> str:
-    """A cell's id as nbformat allows it; stable, and different for different cells.
-
-    Args:
-        cell: the id that the client chose.
-        session: the session it comes from, for cells that a branch has from its parent.
-    """
-    if not session and _CELL_ID.fullmatch(cell):
-        return cell
-    return f"kernelsvc-{sha256(f'{session}/{cell}'.encode()).hexdigest()[:32]}"
-
-
-class CellFold:
-    """One cell, folded from its events.
-
-    Args:
-        budget: characters of output that are kept; None for all.
-    """
-
-    def __init__(self, budget: int | None = None) -> None:
-        self.id = ""
-        self.queued = ev.CellQueued()
-        self.state = CellState.QUEUED
-        self.first = self.last = 0
-        self.started_at = self.finished_at = ""
-        self.finished: ev.CellFinished | None = None
-        self.execution_count: int | None = None
-        self.error: CellError | None = None
-        self.undone: dict[str, Any] | None = None
-        self.outputs = Outputs(budget)
-        self._session = ""
-
-    def feed(self, event: Event) -> None:
-        """Take the cell's next event. What isn't about a cell is ignored."""
-        self._session = event.session or self._session
-        self.first = self.first or event.seq
-        self.last = event.seq or self.last
-        match event:
-            case ev.CellQueued():
-                self.queued = event
-                self.id = event.cell if isinstance(event.cell, str) else ""
-            case ev.CellStarted():
-                self.state, self.started_at = CellState.RUNNING, event.at
-                self.execution_count = clean_count(event.execution_count)
-            case ev.CellFinished():
-                self._finish(event)
-            case ev.InputGiven():
-                self.outputs.write("stdout", f"{event.text if event.text is not None else '········'}\n")
-            case ev.InputRequested():
-                self.outputs.write("stdout", event.prompt)
-            case _:
-                self.outputs.feed(event)
-        if isinstance(event, ev.Error):
-            small = slim(error_output(event), 64 * 1024)
-            self.error = CellError(ename=small["ename"], evalue=small["evalue"], traceback=small["traceback"])
-
-    def _finish(self, event: ev.CellFinished) -> None:
-        self.state, self.finished, self.finished_at = CellState.FINISHED, event, event.at
-        count = clean_count(event.execution_count)
-        self.execution_count = self.execution_count if count is None else count
-
-    def render(self) -> list[dict[str, Any]]:
-        """The outputs as nbformat has them."""
-        return self.outputs.render(f"; all of it: GET /v1/sessions/{self._session}/cells/{self.id}/output")
-
-    def text(self, outputs: list[dict[str, Any]] | None = None) -> str:
-        """Output, results and error as text in order; then why it ended, if that isn't plain from them."""
-        text = text_of(self.render() if outputs is None else outputs)
-        end = self.finished
-        if end is None or not end.message or end.reason in (Reason.OK, Reason.ERROR):
-            return text
-        return f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}[{end.reason}] {end.message}\n"
-
-    def cell(self, session: str) -> Cell:
-        """The cell as the API shows it."""
-        end, outputs = self.finished, self.render()
-        return Cell(
-            id=self.id,
-            session=session,
-            code=self.queued.code,
-            state=self.state,
-            reason=end.reason if end else None,
-            execution_count=self.execution_count,
-            outputs=outputs,
-            text=self.text(outputs),
-            error=self.error,
-            usage=end.usage if end else CellUsage(),
-            seq=SeqRange(first=self.first, last=self.last),
-            metadata=self.queued.metadata,
-            message=end.message if end else None,
-            variables_kept=end.variables_kept if end else None,
-        )
-
-    def nb_cell(self) -> NbCell:
-        """The cell as the notebook holds it."""
-        return {
-            "cell_type": "code",
-            "execution_count": self.execution_count,
-            "id": nb_id(self.id),
-            "metadata": self._metadata(),
-            "outputs": self.render(),
-            "source": self.queued.code,
-        }
-
-    def _metadata(self) -> dict[str, Any]:
-        end, own = self.finished, self._own_metadata()
-        meta: dict[str, Any] = {"kernelsvc": own}
-        if self.started_at:
-            meta["execution"] = {"iopub.execute_input": self.started_at}
-            if self.finished_at:
-                meta["execution"]["shell.execute_reply"] = self.finished_at
-        tags = ["raises-exception"] * bool(end and end.reason is Reason.ERROR) + ["undone"] * bool(self.undone)
-        return {**meta, "tags": tags} if tags else meta
-
-    def _own_metadata(self) -> dict[str, Any]:
-        end = self.finished
-        own: dict[str, Any] = {
-            "cell": self.id,
-            "state": str(self.state),
-            "seq": {"first": self.first, "last": self.last},
-            "queued_at": self.queued.at,
-            "started_at": self.started_at or None,
-            "finished_at": self.finished_at or None,
-            "principal": self.queued.principal,
-            "metadata": self.queued.metadata,
-        }
-        if end:
-            own |= {"reason": str(end.reason), "usage": msgspec.to_builtins(end.usage)}
-            own |= {"message": end.message} if end.message else {}
-            own |= {"variables_kept": end.variables_kept} if end.variables_kept is not None else {}
-        return {**own, "undone": self.undone} if self.undone else own
 
 
 class Note:
