@@ -50,7 +50,6 @@ from kernelsvc.kernels.cold_process import (
     Processes,
     ProcessRequest,
     Started,
-    environment,
 )
 from kernelsvc.kernels.port import Cause, Exit, Forked, Kernel, Message, Output, Sink, StartRequest, Text
 from kernelsvc.model.events import KernelInfo
@@ -554,7 +553,7 @@ class ColdLauncher:
             kernel=request.kernel,
             session=request.session,
             argv=[],
-            env=dict(request.env),
+            env={"IPYTHONDIR": place.ipython} | request.env,
             cwd=request.workdir,
             limits=request.limits,
             share=str(place.share),
@@ -569,7 +568,7 @@ class ColdLauncher:
             kernel_id=request.kernel,
             kernel_spec=manager.kernel_spec,
         )
-        await manager.start_kernel(env=environment(request.workdir, place.ipython))
+        await manager.start_kernel()
         assert provisioner.started is not None
         return provisioner.started
 

@@ -35,7 +35,8 @@ INHERITED = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY
 class ProcessRequest:
     """A process to start. ``share`` is the one directory that it has in common with the server.
 
-    The descriptors are the caller's and are closed by the caller.
+    ``env`` is what comes on top of the environment that a process has anyway. The
+    descriptors are the caller's and are closed by the caller.
     """
 
     kernel: str
@@ -105,7 +106,7 @@ class LocalProcesses:
         try:
             popen = subprocess.Popen(  # noqa: ASYNC220
                 request.argv,
-                env=request.env | {MARK: request.kernel},
+                env=inherited() | {"HOME": request.cwd} | request.env | {MARK: request.kernel},
                 cwd=request.cwd,
                 stdin=request.stdin,
                 stdout=request.stdout,
@@ -182,10 +183,9 @@ def exit_of(status: int) -> Exit:
 # --- jupyter_client's side -------------------------------------------------------------------
 
 
-def environment(home: str, ipython: str) -> dict[str, str]:
-    """What a cold kernel inherits: a few names of the server's environment and its own directories."""
-    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    return inherited | {"HOME": home, "IPYTHONDIR": ipython}
+def inherited() -> dict[str, str]:
+    """The few names of the server's environment that an unconfined kernel gets and a kernelspec may refer to."""
+    return {name: os.environ[name] for name in INHERITED if name in os.environ}
 
 
 class HostProvisioner(KernelProvisionerBase):  # type: ignore[misc]
@@ -209,10 +209,13 @@ class HostProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         polls for its parent, and exits when the server does or at once in a pid namespace.
         """
         manager: AsyncKernelManager = self.parent
-        kwargs = await super().pre_launch(**kwargs)  # adds the kernelspec's variables
-        kwargs["env"] |= self.prototype.env
+        base = inherited()
+        kwargs = await super().pre_launch(**kwargs | {"env": base})  # adds the kernelspec's variables
+        env = kwargs["env"] | self.prototype.env
+        own = {name: value for name, value in env.items() if base.get(name) != value}
         for name in ("JPY_PARENT_PID", "JPY_INTERRUPT_EVENT"):
-            kwargs["env"].pop(name, None)
+            own.pop(name, None)
+        kwargs["env"] = own
         manager.write_connection_file()
         self.connection_info = manager.get_connection_info()
         return kwargs | {"cmd": manager.format_kernel_cmd()}
@@ -220,7 +223,7 @@ class HostProvisioner(KernelProvisionerBase):  # type: ignore[misc]
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
         """Ask for the process."""
         env = dict(kwargs["env"])
-        program = shutil.which(cmd[0], path=env.get("PATH"))
+        program = shutil.which(cmd[0], path=env.get("PATH") or os.environ.get("PATH"))
         if program is None:
             raise NotSupported(f"The kernelspec's program {cmd[0]!r} is not installed; install it or remove the spec.")
         values = self.prototype.__dict__ | {"argv": [program, *cmd[1:]], "env": env}
