@@ -104,3 +104,13 @@ async def test_the_event_loop_goes_on_and_a_cancelled_child_is_ended():
 async def test_what_is_no_notebook_is_a_clear_error():
     with pytest.raises(Internal, match="could not be converted to html"):
         await convert(b"{}", "html")
+
+
+async def test_another_language_as_a_script():
+    events = [
+        ev.SessionStarted(template="bash", kernel=ev.KernelInfo(kind="cold", language="bash")),
+        ev.CellQueued(cell="a", code="echo hello"),
+        ev.CellFinished(cell="a"),
+    ]
+    script = (await convert(json.dumps(fold(events)).encode(), "py")).decode()
+    assert "echo hello" in script
