@@ -1,0 +1,166 @@
+"""The template: imports once, waits with one thread, forks for every session.
+
+The kernel host starts it with the environment's own interpreter and talks to it
+over one ``SOCK_SEQPACKET`` socket. First it is told what to import; then each
+datagram of one byte carries one descriptor, the *spawn channel*. The template
+forks and **the child** reads the plan from that channel, so that no session's
+environment ever lies in the heap from which the next one is forked.
+
+::
+
+    host ── plan, descriptors ──> child (the middle) ── enter ── fork ──> init ── build ── fork ──> kernel
+
+The middle exits once it has forked the init; the template only reaps it. The
+init belongs to the host (a subreaper), so sessions outlive their template.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+# All of them here: once a session is confined, no file of ours can be read any more.
+from kernelsvc.guest import confine, fork, imports, init, ipython, linux, variables
+from kernelsvc.guest.kernel import Prepared, prepare, serve
+
+_LOADED = (fork, imports, ipython, variables)
+
+#: Largest datagram: the plan with its filters, the environment, the identity.
+DATAGRAM = 192 * 1024
+#: Descriptors of a spawn: kernel listener, init listener, then stdout and stderr, read and write ends.
+DESCRIPTORS = 6
+
+
+def main(control_fd: int) -> None:
+    """Be a template until the host's end of the socket closes."""
+    control = socket.socket(fileno=control_fd)
+    wishes = json.loads(control.recv(DATAGRAM))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        prepared = prepare(wishes["preload"])
+    except BaseException as error:
+        control.send(json.dumps({"failed": f"{type(error).__name__}: {error}"[:4000]}).encode())
+        raise
+    sys.path[:] = [p for p in sys.path if p != wishes.get("path")]
+    control.send(json.dumps(_about()).encode())
+    _wait(control, prepared)
+
+
+def _about() -> dict[str, Any]:
+    packages = ("ipykernel", "IPython", "numpy", "pandas", "matplotlib")
+    found = {name: getattr(sys.modules.get(name), "__version__", None) for name in packages}
+    return {
+        "ready": True,
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "prefixes": sorted({sys.prefix, sys.base_prefix, *(p for p in sys.path if os.path.isdir(p))}),
+        "versions": {name: version for name, version in found.items() if version},
+        "threads": len(os.listdir("/proc/self/task")),
+    }
+
+
+def _wait(control: socket.socket, prepared: Prepared) -> None:
+    """Fork for each descriptor that arrives; reap the middles."""
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(wake_read, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == wake_read:
+                os.read(wake_read, 4096)
+                init.ended_children()
+                continue
+            byte, fds, _, _ = socket.recv_fds(control, 16, 1)
+            if not byte:
+                return
+            if os.fork() == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                _child(fds[0], prepared)
+            os.close(fds[0])
+
+
+def _child(channel_fd: int, prepared: Prepared) -> NoReturn:
+    channel = socket.socket(fileno=channel_fd)
+    try:
+        data, fds, _, _ = socket.recv_fds(channel, DATAGRAM, DESCRIPTORS)
+        spawn = json.loads(data)
+        if len(fds) != DESCRIPTORS:
+            raise ValueError(f"{len(fds)} descriptors came with the plan, {DESCRIPTORS} were expected")
+        _quiet()
+        linux.close_others({0, 1, 2, channel_fd, *fds})
+        start(channel, spawn, fds, prepared)
+    except BaseException as error:
+        fail(channel, error)
+
+
+def _quiet() -> None:
+    """Descriptors 0 to 2 lead to the host's log; the session must not write there."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def fail(channel: socket.socket, error: BaseException) -> NoReturn:
+    """Tell the host why there is no kernel, and end."""
+    step = getattr(error, "step", "start")
+    text = f"{type(error).__name__}: {error}"
+    body = {"failed": text[:2000], "step": step, "trace": traceback.format_exc()[-3000:]}
+    try:
+        channel.send(json.dumps(body).encode())
+    finally:
+        os._exit(70)
+
+
+def start(channel: socket.socket, spawn: dict[str, Any], fds: Sequence[int], prepared: Prepared) -> NoReturn:
+    """In the middle: confine, fork the init, which forks the kernel."""
+    plan = spawn["plan"]
+    confine.enter(plan)
+    if os.fork():
+        os._exit(0)
+    listener, door, *raw = fds
+    guarding = init.Init(channel, socket.socket(fileno=door), plan, grace=spawn["grace"])
+    confine.build(plan)
+    kernel = os.fork()
+    if kernel == 0:
+        guarding.forget()
+        _kernel(channel, spawn, listener, raw, prepared)
+    for fd in (listener, *raw):
+        os.close(fd)
+    guarding.run(kernel)
+
+
+def _kernel(
+    channel: socket.socket, spawn: dict[str, Any], listener: int, raw: Sequence[int], prepared: Prepared
+) -> NoReturn:
+    """In the kernel: what remains of confinement, then serve. The channel closes before the first byte of user code."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        plan, identity = spawn["plan"], dict(spawn["identity"])
+        bound = socket.socket(fileno=listener)
+        # After ``seal`` no socket may be made to listen by path; it is bound already, and listens here.
+        confine.seal(plan)
+        identity["workdir"] = plan["home"]
+        rules = spawn.get("imports") or {}
+        if rules:
+            imports.install(rules.get("allow"), rules.get("deny") or [])
+    except BaseException as error:
+        fail(channel, error)
+
+    def ready() -> None:
+        channel.send(b'{"ready": true}')
+        channel.close()
+
+    serve(prepared, identity, bound, raw, ready)

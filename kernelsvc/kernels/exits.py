@@ -1,0 +1,60 @@
+"""How a kernel ended, in words: a decision on what the machine saw, never on what the kernel said.
+
+Sources: wait(2) for the status, the cgroup's own counters for memory. "Killed by
+the OOM killer" is only said when the cgroup counts such a kill.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from kernelsvc.kernels.port import Cause, Exit
+
+MiB = 1024 * 1024
+
+_MEANING = {
+    signal.SIGSEGV: "a segmentation fault",
+    signal.SIGABRT: "an abort",
+    signal.SIGBUS: "a bus error",
+    signal.SIGFPE: "an arithmetic error in native code",
+    signal.SIGILL: "an illegal instruction",
+    signal.SIGSYS: "a forbidden system call",
+    signal.SIGXCPU: "the end of its CPU time",
+    signal.SIGXFSZ: "a file over its size limit",
+}
+
+
+def exit_of(status: int | None, *, oom_kills: int = 0, memory_bytes: int | None = None) -> Exit:
+    """What a wait status means.
+
+    Args:
+        status: as waitpid(2) gives it; None if nobody could wait for it.
+        oom_kills: how often the OOM killer struck in the session's cgroup since the kernel began.
+        memory_bytes: the session's cap, for the words.
+    """
+    if status is None:
+        if oom_kills:
+            return _out_of_memory(None, memory_bytes)
+        return Exit(cause=Cause.LOST, message="The kernel's process is gone, and nobody saw how it ended.")
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return Exit(
+            cause=Cause.EXITED, message=f"The kernel's process exited by itself with status {code}", exit_code=code
+        )
+    if -code == signal.SIGKILL and oom_kills:
+        return _out_of_memory(-code, memory_bytes)
+    return Exit(cause=Cause.SIGNALLED, message=f"The kernel was ended by {_words(-code)}", signal=-code)
+
+
+def _out_of_memory(number: int | None, memory_bytes: int | None) -> Exit:
+    cap = f"{memory_bytes // MiB} MiB" if memory_bytes else "the cap"
+    return Exit(
+        cause=Cause.MEMORY, message=f"memory: {cap} reached; the kernel was killed by the OOM killer", signal=number
+    )
+
+
+def _words(number: int) -> str:
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    meaning = next((text for one, text in _MEANING.items() if one == number), None)
+    return f"{name} ({meaning})" if meaning else name

@@ -1,0 +1,320 @@
+"""Forked kernels: the adapter between ``port`` and the kernel wire.
+
+Linux says when a kernel has ended (its pidfd), the kernel host says how. Neither
+is told to the session before everything that the kernel had sent was delivered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError, NotFound, TooLarge
+from kernelsvc.kernels import channel
+from kernelsvc.kernels.exits import exit_of
+from kernelsvc.kernels.host_client import Found, HostClient
+from kernelsvc.kernels.port import Cause, Exit, Forked, Output, Sink, StartRequest
+from kernelsvc.kernels.wire import Wire, WireLoss
+from kernelsvc.model.events import KernelInfo, SandboxReport
+
+log = logging.getLogger(__name__)
+
+#: Seconds that the host gets to say how a kernel ended.
+TELL_SECONDS = 1.0
+#: Seconds a copy gets to be made, and to wake.
+FORK_SECONDS, WAKE_SECONDS = 15.0, 10.0
+#: Largest environment of a session; it travels in one datagram.
+MAX_ENV_BYTES = 64 * 1024
+
+
+class ForkedKernel:
+    """``port.Kernel`` on the kernel wire."""
+
+    forkable = True
+
+    def __init__(self, launcher: ForkedLauncher, request: StartRequest, wire: Wire, found: Found, sink: Sink) -> None:
+        welcome = wire.welcome
+        self.info = KernelInfo(
+            kind="forked", pid=found.pid, python=str(welcome.get("python", ""))[:32], id=request.kernel
+        )
+        self.sandbox: SandboxReport = found.sandbox
+        self._launcher = launcher
+        self._request = request
+        self._wire = wire
+        self._pidfd = found.pidfd
+        self._sink: Sink | None = sink
+        self._loss: WireLoss | None = None
+        self._told: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._lost = asyncio.Event()
+        self._killed_for: str | None = None
+        launcher.host.on_end(request.kernel, self._host_said)
+        self._watching = asyncio.ensure_future(self._watch())
+        wire.start(self._deliver, self._wire_lost)
+
+    # -- the wire ----------------------------------------------------------------------
+
+    def _deliver(self, batch: Sequence[Output]) -> None:
+        if self._sink is not None:
+            self._sink.deliver(batch)
+
+    def _wire_lost(self, loss: WireLoss) -> None:
+        self._loss = loss
+        self._lost.set()
+        self.kill()  # one that can't be talked to is of no use, and one that breaks the protocol is none of ours
+
+    def execute(
+        self, msg_id: str, code: str, *, silent: bool = False, allow_stdin: bool = False, store_history: bool = True
+    ) -> None:
+        """See ``port.Kernel``."""
+        content = {
+            "code": code,
+            "silent": silent,
+            "store_history": store_history,
+            "user_expressions": {},
+            "allow_stdin": allow_stdin,
+            "stop_on_error": True,
+        }
+        self.send("shell", "execute_request", content, msg_id=msg_id)
+
+    def send(
+        self,
+        channel: Literal["shell", "control", "stdin"],
+        msg_type: str,
+        content: dict[str, Any],
+        *,
+        msg_id: str,
+        metadata: dict[str, Any] | None = None,
+        buffers: Sequence[bytes] = (),
+    ) -> None:
+        """See ``port.Kernel``."""
+        with contextlib.suppress(KernelDead):  # its end is told to the sink
+            self._wire.send_message(channel, msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
+
+    def resume(self) -> None:
+        """See ``port.Kernel``."""
+        self._wire.resume()
+
+    def seen(self, msg_id: str) -> bool:
+        """See ``port.Kernel``."""
+        return self._wire.seen(msg_id)
+
+    # -- its end -------------------------------------------------------------------------
+
+    def _host_said(self, exit: Exit) -> None:
+        if not self._told.done():
+            self._told.set_result(exit)
+
+    async def _watch(self) -> None:
+        """Wait for the process's end, then for the last of what it sent, then for the host's word."""
+        await channel.wait_pidfd(self._pidfd)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TELL_SECONDS):
+                await self._lost.wait()
+        exit = await self._how()
+        sink, self._sink = self._sink, None
+        self._wire.close()
+        if sink is not None:
+            sink.exited(exit)
+
+    async def _how(self) -> Exit:
+        try:
+            async with asyncio.timeout(TELL_SECONDS):
+                exit = await asyncio.shield(self._told)
+        except TimeoutError:
+            exit = exit_of(None)
+        if self._loss is not None and self._loss.violation:
+            return Exit(cause=Cause.PROTOCOL, message=self._loss.message, signal=exit.signal)
+        return exit
+
+    def _signal(self, number: int) -> None:
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            return
+        except PermissionError:  # it runs as another user: its host may
+            self._launcher.host.signal(self.info.id, number)
+
+    def interrupt(self) -> None:
+        """See ``port.Kernel``."""
+        self._signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """See ``port.Kernel``."""
+        self._signal(signal.SIGKILL)
+
+    def detach(self) -> None:
+        """See ``port.Kernel``."""
+        self._sink = None
+        self._close()
+
+    def _close(self) -> None:
+        self._launcher.host.forget(self.info.id)
+        self._watching.cancel()
+        self._wire.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    async def end(self) -> None:
+        """See ``port.Kernel``."""
+        self._sink = None
+        self._close()
+        await asyncio.shield(self._launcher.end(self.info.id))
+
+    # -- copies --------------------------------------------------------------------------
+
+    async def fork(self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False) -> Forked:
+        """See ``port.Kernel``."""
+        ends = self._launcher.make_ends(copy.kernel)
+        identity = {"kernel": copy.kernel, "session": copy.session}
+        try:
+            said = await self._wire.control(
+                "fork", ends, timeout=FORK_SECONDS, mode=mode, force=force, identity=identity
+            )
+            if not said.get("ok"):
+                reasons = [str(reason)[:500] for reason in said.get("refused") or ["it gave no reason"]][:32]
+                raise CannotFork(f"The session can't be forked now: {'; '.join(reasons)}", reasons=reasons)
+            await self._launcher.enlist(copy.kernel, self.info.id)
+        except BaseException:
+            self._launcher.path(copy.kernel).unlink(missing_ok=True)
+            raise
+        finally:
+            for fd in ends:
+                os.close(fd)
+        return Forked(cost_ms=_figure(said.get("cost_ms")), warnings=[str(w)[:500] for w in said.get("warnings") or []])
+
+
+def _figure(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e9 else 0.0
+
+
+class ForkedLauncher:
+    """``port.Launcher`` for forked kernels. The server makes every socket and pipe, and hands them on."""
+
+    def __init__(self, host: HostClient, runtime: Path) -> None:
+        self.host = host
+        self._runtime = runtime
+
+    def path(self, kernel: str) -> Path:
+        """Where a kernel listens."""
+        return self._runtime / f"{kernel}.k"
+
+    def make_ends(self, kernel: str) -> list[int]:
+        """A bound socket and two pipes: the five descriptors that a kernel gets."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        path = self.path(kernel)
+        path.unlink(missing_ok=True)
+        try:
+            listener.bind(str(path))
+            path.chmod(0o600)
+        except BaseException:
+            listener.close()
+            raise
+        return [listener.detach(), *os.pipe2(os.O_CLOEXEC), *os.pipe2(os.O_CLOEXEC)]
+
+    async def start(self, request: StartRequest, sink: Sink) -> ForkedKernel:
+        """See ``port.Launcher``."""
+        size = sum(len(name) + len(value) for name, value in request.env.items())
+        if size > MAX_ENV_BYTES:
+            raise TooLarge(f"The environment has {size} bytes and may have {MAX_ENV_BYTES}; put data into a file.")
+        ends = self.make_ends(request.kernel)
+        try:
+            found = await self.host.spawn(
+                ends,
+                kernel=request.kernel,
+                session=request.session,
+                template=request.template,
+                workdir=request.workdir,
+                env=request.env,
+                limits=msgspec.to_builtins(request.limits),
+            )
+        except BaseException:
+            self.path(request.kernel).unlink(missing_ok=True)
+            asyncio.ensure_future(self._end_quietly(request.kernel))
+            raise
+        finally:
+            for fd in ends:
+                os.close(fd)
+        return await self._connect(request, found, sink, 0)
+
+    async def _end_quietly(self, kernel: str) -> None:
+        with contextlib.suppress(KernelsvcError):
+            await self.end(kernel)
+
+    async def _connect(self, request: StartRequest, found: Found, sink: Sink, last_frame: int) -> ForkedKernel:
+        try:
+            wire = await Wire.connect(str(self.path(request.kernel)), last_frame=last_frame, deadline=WAKE_SECONDS)
+        except BaseException:
+            os.close(found.pidfd)
+            await asyncio.shield(self._end_quietly(request.kernel))
+            raise
+        return ForkedKernel(self, request, wire, found, sink)
+
+    async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> ForkedKernel | None:
+        """See ``port.Launcher``."""
+        try:
+            found = await self.host.find(request.kernel)
+        except NotFound:
+            self.path(request.kernel).unlink(missing_ok=True)
+            return None
+        try:
+            return await self._connect(request, found, sink, last_frame)
+        except KernelsvcError as error:
+            log.warning("kernel %s can't be adopted: %s", request.kernel, error.message)
+            return None
+
+    async def wake(self, request: StartRequest, sink: Sink) -> ForkedKernel:
+        """See ``port.Launcher``."""
+        try:
+            found = await self.host.find(request.kernel)
+        except NotFound:
+            self.path(request.kernel).unlink(missing_ok=True)
+            raise KernelDead("The checkpoint's process is gone.") from None
+        return await self._connect(request, found, sink, 0)
+
+    async def enlist(self, kernel: str, of: str) -> None:
+        """Find out which process a copy is, from Linux and not from the kernel, and tell the host."""
+        pid = await _listener_pid(self.path(kernel))
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            raise KernelDead("The copy ended as soon as it was made.") from error
+        try:
+            await self.host.enlist(kernel, of, pidfd)
+        finally:
+            os.close(pidfd)
+
+    async def discard(self, kernel: str) -> None:
+        """See ``port.Launcher``."""
+        await self._end_quietly(kernel)
+
+    async def end(self, kernel: str) -> None:
+        """End a kernel through the host, and remove its socket."""
+        try:
+            await self.host.end(kernel)
+        finally:
+            self.path(kernel).unlink(missing_ok=True)
+
+
+async def _listener_pid(path: Path) -> int:
+    """The process that listens at ``path``: SO_PEERCRED of a connection to it (unix(7))."""
+    async with asyncio.timeout(FORK_SECONDS):
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            with sock:
+                try:
+                    sock.connect(str(path))
+                except (ConnectionRefusedError, BlockingIOError):
+                    await asyncio.sleep(0.001)
+                    continue
+                credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                return int.from_bytes(credentials[:4], "little")

@@ -1,0 +1,524 @@
+"""The kernel host: the process that owns templates, forks sessions and confines them.
+
+It is small, has no network, and outlives the server, so that the part that is
+restarted often is not the part that kernels depend on, and the part that faces
+the network is not the part with privileges. Its protocol is the second half of
+``docs/reference/wire.md``.
+
+Nothing here lives for ever. A kernel that no server has named since the last
+one left is ended after ``adoption_seconds``; a host that nobody needs any more
+ends itself; and if the host is gone, each session's init waits the same time at
+its door for the next host and then ends its session.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import msgspec
+
+from kernelsvc import __version__
+from kernelsvc.errors import BadRequest, Conflict, Internal, KernelsvcError, NotFound
+from kernelsvc.guest import confine, linux
+from kernelsvc.guest import init as guest_init
+from kernelsvc.kernels import channel
+from kernelsvc.kernels.templates import Template, TemplateSettings, install_guest
+from kernelsvc.kernels.ward import Member, Record, Ward
+from kernelsvc.model.limits import Limits
+from kernelsvc.sandbox.sandbox import Sandbox, Ticket
+
+log = logging.getLogger(__name__)
+
+#: Of the host protocol.
+VERSION = 1
+#: Seconds for a kernel to be ready once its template is.
+START_SECONDS = 20.0
+#: Seconds a found init has to introduce itself.
+FIND_SECONDS = 2.0
+
+
+class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a host is started with.
+
+    Attributes:
+        runtime_dir: where its sockets lie; mode 0700.
+        templates: environments by name.
+        sandbox: how much a session's start depends on confinement.
+        hidden: directories that no session may see.
+        adoption_seconds: how long kernels live without a server.
+        limits: the server's caps, for the report of what would be enforced.
+        stay: do not end when nobody is left (systemd runs it).
+    """
+
+    runtime_dir: str
+    templates: dict[str, TemplateSettings]
+    sandbox: Literal["required", "best-effort", "off"] = "best-effort"
+    hidden: list[str] = []
+    adoption_seconds: float = 600.0
+    limits: Limits = Limits()
+    stay: bool = False
+
+
+class Spawn(msgspec.Struct, frozen=True, kw_only=True):
+    """``spawn``: a forked kernel."""
+
+    kernel: str
+    session: str
+    template: str
+    workdir: str
+    env: dict[str, str]
+    limits: Limits
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """``start``: a cold kernel's process."""
+
+    kernel: str
+    session: str
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    limits: Limits
+    share: str
+
+
+Answer = tuple[dict[str, Any], list[int]]
+
+
+class Host:
+    """One running kernel host."""
+
+    def __init__(self, settings: HostSettings) -> None:
+        self.settings = settings
+        self.runtime = Path(settings.runtime_dir)
+        self.sandbox = Sandbox(policy=settings.sandbox, runtime_dir=settings.runtime_dir, hidden=settings.hidden)
+        guest = install_guest(self.runtime)
+        self.templates = {
+            name: Template(name, one, guest, self._template_changed) for name, one in settings.templates.items()
+        }
+        self.wards: dict[str, Ward] = {}
+        self.stopped = asyncio.Event()
+        self._servers: dict[channel.Channel, set[str]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._grace: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._end_kernels = False
+
+    # -- life ----------------------------------------------------------------------------
+
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until told to stop."""
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self.stopped.set)
+        for template in self.templates.values():
+            template.start()
+        await self._find_sandboxes()
+        listener = self._listen()
+        ready()
+        self._begin_grace()
+        await self.stopped.wait()
+        self._loop.remove_reader(listener.fileno())
+        listener.close()
+        await self._stop()
+
+    def _listen(self) -> socket.socket:
+        path = self.runtime / "host.sock"
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(16)
+        self._loop.add_reader(listener.fileno(), self._accept, listener)
+        return listener
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            sock, _ = listener.accept()
+            server: channel.Channel
+
+            def received(body: dict[str, Any], fds: list[int]) -> None:
+                self._own(self._answer(server, body, fds))
+
+            def closed() -> None:
+                self._left(server)
+
+            server = channel.Channel(sock, received, closed)
+            self._servers[server] = set()
+            if self._grace is not None:
+                self._grace.cancel()
+                self._grace = None
+
+    def _left(self, server: channel.Channel) -> None:
+        self._servers.pop(server, None)
+        if not self._servers:
+            self._begin_grace()
+
+    def _begin_grace(self) -> None:
+        if self._grace is None and not self._servers:
+            self._grace = self._loop.call_later(self.settings.adoption_seconds, self._grace_over)
+
+    def _grace_over(self) -> None:
+        self._grace = None
+        log.warning("no server for %g s: ending %d kernels", self.settings.adoption_seconds, len(self.wards))
+        for ward in set(self.wards.values()):
+            self._own(ward.end())
+        if not self.settings.stay:
+            self.stopped.set()
+
+    async def _stop(self) -> None:
+        if self._end_kernels or self._grace is None:
+            wards = set(self.wards.values()) if self._end_kernels else set()
+            await asyncio.gather(*(ward.end() for ward in wards))
+        for template in self.templates.values():
+            template.stop()
+        if not self.wards:
+            self.sandbox.close()
+        for server in list(self._servers):
+            server.close()
+
+    def _own(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _reap(self) -> None:
+        for pid, _ in guest_init.ended_children():
+            for template in self.templates.values():
+                if template.reaped(pid):
+                    log.warning("template %s ended", template.name)
+
+    # -- finding what an earlier host left ---------------------------------------------------
+
+    async def _find_sandboxes(self) -> None:
+        records = sorted(self.runtime.glob("k*.json"))
+        await asyncio.gather(*(self._find_sandbox(path) for path in records))
+        self.sandbox.sweep(ward.record.kernel for ward in self.wards.values())
+
+    async def _find_sandbox(self, path: Path) -> None:
+        record = _read_record(path)
+        if record is None:
+            return
+        ward = self._ward(record)
+        self.sandbox.restore(record.ticket)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.connect(str(Ward.door_path(self.runtime, record.kernel)))
+            ward.listen(sock)
+            await ward.wait_introduced(FIND_SECONDS)
+        except (OSError, TimeoutError, KernelsvcError):
+            sock.close()
+            await ward.end()
+            return
+        self.wards[record.kernel] = ward
+
+    def _ward(self, record: Record) -> Ward:
+        return Ward(record, self.sandbox, self.runtime, self._exited)
+
+    # -- notices ------------------------------------------------------------------------------
+
+    def _tell(self, body: dict[str, Any]) -> None:
+        for server in list(self._servers):
+            server.send(body)
+
+    def _template_changed(self, template: Template) -> None:
+        self._tell({"notice": "template", **template.describe()})
+
+    def _exited(self, ward: Ward, member: Member) -> None:
+        self._tell({"notice": "exited", "kernel": member.kernel, "exit": msgspec.to_builtins(member.exit)})
+
+    # -- the protocol -----------------------------------------------------------------------------
+
+    async def _answer(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> None:
+        number, given = body.get("id"), list(fds)
+        result: list[int] = []
+        try:
+            handler = self._HANDLERS.get(str(body.get("op")))
+            if handler is None:
+                raise BadRequest(f"The kernel host knows no operation {body.get('op')!r}.")
+            said, result = await handler(self, server, body, given)
+            answer = {"id": number, "ok": said}
+        except KernelsvcError as error:
+            answer = {"id": number, "error": error.to_json()}
+        except (msgspec.ValidationError, KeyError, TypeError, ValueError) as error:
+            answer = {"id": number, "error": BadRequest(f"The request does not fit: {error}").to_json()}
+        except Exception:
+            log.exception("%s failed", body.get("op"))
+            answer = {"id": number, "error": Internal("The kernel host failed; its log says why.").to_json()}
+        finally:
+            for fd in given:
+                os.close(fd)
+        server.send(answer, result)
+        for fd in result:
+            os.close(fd)
+
+    async def _hello(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+        if body.get("version") != VERSION:
+            raise Conflict(
+                f"This kernel host speaks version {VERSION} of its protocol; restart it with the server's version."
+            )
+        report = self.sandbox.report(self.settings.limits) if self.settings.sandbox != "required" else None
+        if report is None:
+            with contextlib.suppress(KernelsvcError):
+                report = self.sandbox.report(self.settings.limits)
+        return {
+            "pid": os.getpid(),
+            "version": __version__,
+            "templates": [template.describe() for template in self.templates.values()],
+            "sandbox": msgspec.to_builtins(report),
+        }, []
+
+    async def _spawn(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+        request = msgspec.convert(body, Spawn)
+        if len(fds) != 5:
+            raise BadRequest("spawn needs five descriptors.")
+        template = self.templates.get(request.template)
+        if template is None:
+            raise NotFound(f"This kernel host has no template {request.template!r}.")
+        await template.wait_ready(START_SECONDS)
+        ticket = self.sandbox.prepare(
+            request.kernel,
+            workdir=request.workdir,
+            limits=request.limits,
+            python=template.python,
+            env=request.env,
+            prefixes=template.about.get("prefixes", []),
+        )
+        record = Record(kernel=request.kernel, session=request.session, kind="forked", ticket=ticket)
+        spawn = {
+            "plan": ticket.plan,
+            "grace": self.settings.adoption_seconds,
+            "identity": {"kernel": request.kernel, "session": request.session},
+            "imports": _imports(template.settings),
+        }
+
+        def begin(theirs: socket.socket) -> None:
+            template.fork(theirs)
+
+        return await self._begin(server, record, spawn, fds, begin)
+
+    async def _begin(
+        self,
+        server: channel.Channel,
+        record: Record,
+        spawn: dict[str, Any],
+        fds: Sequence[int],
+        begin: Callable[[socket.socket], None],
+    ) -> Answer:
+        """Give a fresh child its plan; answer when its kernel is ready."""
+        ward = self._ward(record)
+        ours, theirs = channel.pair()
+        ward.listen(ours)
+        try:
+            with ward.make_door() as door:
+                socket.send_fds(ours, [channel.encode(spawn)], [fds[0], door.fileno(), *fds[1:]])
+            begin(theirs)
+            theirs.close()
+            ward.write()
+            member = await ward.wait_ready(START_SECONDS)
+            self.sandbox.ready(record.ticket)
+        except BaseException:
+            theirs.close()
+            await asyncio.shield(ward.end())
+            raise
+        self.wards[record.kernel] = ward
+        return self._held(server, member, ward)
+
+    def _held(self, server: channel.Channel, member: Member, ward: Ward) -> Answer:
+        self._servers.get(server, set()).add(member.kernel)
+        said = {"pid": member.pid, "sandbox": msgspec.to_builtins(ward.record.ticket.report)}
+        return said, [os.dup(member.pidfd)]
+
+    async def _start(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+        request = msgspec.convert(body, Start)
+        if len(fds) != 3:
+            raise BadRequest("start needs three descriptors.")
+        ticket = self.sandbox.prepare(
+            request.kernel,
+            workdir=request.cwd,
+            limits=request.limits,
+            python=request.argv[0],
+            env=request.env,
+            share=[request.share],
+        )
+        record = Record(kernel=request.kernel, session=request.session, kind="cold", ticket=ticket)
+        ward = self._ward(record)
+        ours, theirs = channel.pair()
+        ward.listen(ours)
+        try:
+            with ward.make_door() as door:
+                if os.fork() == 0:
+                    _cold_child(theirs, door, ticket, request, fds, self.settings.adoption_seconds)
+            theirs.close()
+            ward.write()
+            await ward.wait_introduced(START_SECONDS)
+        except BaseException:
+            theirs.close()
+            await asyncio.shield(ward.end())
+            raise
+        self.sandbox.ready(ticket)
+        self.wards[request.kernel] = ward
+        return self._held(server, ward.members[request.kernel], ward)
+
+    def _find_ward(self, kernel: str) -> Ward:
+        ward = self.wards.get(kernel)
+        if ward is None or kernel not in ward.members:
+            raise NotFound(f"This kernel host has no kernel {kernel!r}.")
+        return ward
+
+    async def _find(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+        ward = self._find_ward(str(body["kernel"]))
+        member = ward.members[str(body["kernel"])]
+        if member.exit is not None:
+            raise NotFound(f"The kernel {member.kernel!r} has ended.", exit=msgspec.to_builtins(member.exit))
+        return self._held(server, member, ward)
+
+    async def _enlist(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+        ward = self._find_ward(str(body["of"]))
+        kernel = str(body["kernel"])
+        member = ward.enlist(kernel, fds.pop(0))
+        self.wards[kernel] = ward
+        return self._held(server, member, ward)
+
+    async def _signal(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+        kernel = str(body["kernel"])
+        self._find_ward(kernel).signal(kernel, int(body["signum"]), everyone=bool(body.get("all")))
+        return {}, []
+
+    async def _end(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+        kernel = str(body["kernel"])
+        ward = self.wards.get(kernel)
+        if ward is None:
+            return {"exit": None}, []
+        ended = await ward.leave(kernel)
+        self.wards.pop(kernel, None)
+        if ward.ended.is_set():
+            self.wards = {k: w for k, w in self.wards.items() if w is not ward}
+        return {"exit": msgspec.to_builtins(ended)}, []
+
+    async def _list(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+        found = [
+            {"kernel": kernel, "session": ward.record.session, "pid": ward.members[kernel].pid}
+            for kernel, ward in self.wards.items()
+            if kernel in ward.members
+        ]
+        return {"kernels": found}, []
+
+    async def _shutdown(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+        self._end_kernels = bool(body.get("end_kernels"))
+        if self._end_kernels:
+            await asyncio.gather(*(ward.end() for ward in set(self.wards.values())))
+            self.wards.clear()
+        self._loop.call_soon(self.stopped.set)
+        return {}, []
+
+    _HANDLERS = {
+        "hello": _hello,
+        "spawn": _spawn,
+        "start": _start,
+        "find": _find,
+        "enlist": _enlist,
+        "signal": _signal,
+        "end": _end,
+        "list": _list,
+        "shutdown": _shutdown,
+    }
+
+
+def _read_record(path: Path) -> Record | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError) as error:
+        log.error("the record %s can't be read and is removed: %s", path.name, error)
+        path.unlink(missing_ok=True)
+        return None
+
+
+def _imports(settings: TemplateSettings) -> dict[str, Any] | None:
+    if settings.allow_modules is None and not settings.deny_modules:
+        return None
+    return {"allow": settings.allow_modules, "deny": settings.deny_modules}
+
+
+def _cold_child(
+    theirs: socket.socket, door: socket.socket, ticket: Ticket, request: Start, fds: Sequence[int], grace: float
+) -> NoReturn:
+    """In a fork of the host: become the middle of a cold kernel's sandbox."""
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        for target, fd in enumerate(fds):
+            os.dup2(fd, target)
+        linux.close_others({0, 1, 2, theirs.fileno(), door.fileno()})
+        guard = guest_init.Init(theirs, door, ticket.plan, grace=grace)
+
+        def init(kernel: int, plan: dict[str, Any]) -> NoReturn:
+            null = os.open(os.devnull, os.O_RDWR)
+            for target in (0, 1, 2):
+                os.dup2(null, target)
+            guard.run(kernel)
+
+        confine.exec_confined(ticket.plan, request.argv, request.env, init=init)
+    except BaseException as error:
+        body = {"failed": f"{type(error).__name__}: {error}"[:2000], "step": getattr(error, "step", "start")}
+        theirs.send(channel.encode(body))
+        os._exit(70)
+
+
+@contextlib.contextmanager
+def _only_one(runtime: Path) -> Any:
+    """One host to a runtime directory."""
+    runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (runtime / "host.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Conflict(f"A kernel host already runs in {runtime}.") from None
+        yield
+
+
+def run(settings: HostSettings, ready: Callable[[], None] = lambda: None) -> None:
+    """Be a kernel host until told to stop (SIGTERM, SIGINT, ``shutdown``).
+
+    SIGTERM leaves the kernels to the next host.
+
+    Raises:
+        Conflict: one runs there already.
+    """
+
+    async def main() -> None:
+        await Host(settings).run(ready)
+
+    with _only_one(Path(settings.runtime_dir)):
+        asyncio.run(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m kernelsvc.kernels.host``: how a server starts one; settings come as JSON on standard input."""
+    parser = argparse.ArgumentParser(description="A kernel host; 'kernelsvc kernel-host' is for people.")
+    parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=HostSettings)
+    try:
+        run(settings)
+    except Conflict as error:
+        log.warning("%s", error)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

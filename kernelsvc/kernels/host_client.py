@@ -1,0 +1,286 @@
+"""The server's side of the host protocol: find the kernel host or start one, ask it, hear from it.
+
+When the host dies, its sessions run on; the client connects to the next one
+(which systemd starts, or this client where there is no systemd), and names again
+every kernel that the server holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kernelsvc.errors import Internal, KernelsvcError, NotFound, Timeout, from_json
+from kernelsvc.kernels import channel
+from kernelsvc.kernels.host import VERSION, HostSettings
+from kernelsvc.kernels.port import Exit
+from kernelsvc.model.events import SandboxReport
+
+log = logging.getLogger(__name__)
+
+#: Seconds for a host to answer its first ``hello``: it probes the machine first.
+CONNECT_SECONDS = 20.0
+#: Seconds for one request; a spawn waits for its template too.
+REQUEST_SECONDS = 60.0
+_RETRY_SECONDS = 0.02, 1.0
+
+Ended = Callable[[Exit], None]
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """A kernel's process. Whoever gets it owns ``pidfd``."""
+
+    pid: int
+    pidfd: int
+    sandbox: SandboxReport
+
+
+class HostClient:
+    """One server's connection to its kernel host.
+
+    Attributes:
+        templates: what the host says of each, by name.
+        sandbox: what the host enforces.
+    """
+
+    def __init__(self, settings: HostSettings, *, start: bool = True) -> None:
+        self.templates: dict[str, dict[str, Any]] = {
+            name: {"name": name, "state": "starting", "preload": one.preload}
+            for name, one in settings.templates.items()
+        }
+        self.sandbox = SandboxReport(policy=settings.sandbox)
+        self._settings = settings
+        self._may_start = start
+        self._channel: channel.Channel | None = None
+        self._connected = asyncio.Event()
+        self._connecting: asyncio.Task[None] | None = None
+        self._number = 0
+        self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
+        self._ended: dict[str, Ended] = {}
+        self._closed = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    # -- connecting --------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect to the host, starting one where that is ours to do. Safe to cancel.
+
+        Raises:
+            Internal: there is none and none can be started.
+        """
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._connect()
+        except TimeoutError:
+            log_path = Path(self._settings.runtime_dir) / "host.log"
+            raise Internal(f"The kernel host does not answer; see {log_path}.") from None
+
+    async def _connect(self) -> None:
+        pause, longest = _RETRY_SECONDS
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                sock.connect(str(Path(self._settings.runtime_dir) / "host.sock"))
+                break
+            except OSError:
+                sock.close()
+                self._start_host()
+            await asyncio.sleep(pause)
+            pause = min(longest, pause * 1.5)
+        self._channel = channel.Channel(sock, self._received, self._gone)
+        said, _ = await self._ask("hello", version=VERSION)
+        self.templates = {one["name"]: one for one in said["templates"]}
+        if said.get("sandbox"):
+            self.sandbox = msgspec.convert(said["sandbox"], SandboxReport)
+        self._connected.set()
+
+    def _start_host(self) -> None:
+        """Start a host of our own, detached: it outlives this server."""
+        running = self._process is not None and self._process.poll() is None
+        if not self._may_start or running:
+            return
+        runtime = Path(self._settings.runtime_dir)
+        runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (runtime / "host.log").open("ab") as log_file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "kernelsvc.kernels.host"],
+                stdin=subprocess.PIPE,
+                stdout=log_file,
+                stderr=log_file,
+                start_new_session=True,
+                cwd="/",
+            )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(msgspec.json.encode(self._settings))
+            self._process.stdin.close()
+
+    def _gone(self) -> None:
+        log.warning("the kernel host is gone; sessions run on, new ones wait for the next host")
+        self._channel = None
+        self._connected.clear()
+        waiting, self._waiting = self._waiting, {}
+        for one in waiting.values():
+            if not one.done():
+                one.set_exception(Internal("The kernel host died while it was asked; try again."))
+                one.exception()
+        for about in self.templates.values():
+            about["state"] = "starting"
+        if not self._closed:
+            self._connecting = asyncio.ensure_future(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        while not self._closed:
+            try:
+                await self.start()
+                break
+            except KernelsvcError as error:
+                log.error("%s", error.message)
+        for kernel in list(self._ended):
+            try:
+                os.close((await self.find(kernel)).pidfd)
+            except NotFound:
+                self._tell_ended(kernel, None)
+            except KernelsvcError as error:
+                log.error("kernel %s: %s", kernel, error.message)
+
+    async def close(self) -> None:
+        """Let go; the host and its kernels live on."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    # -- asking -------------------------------------------------------------------------
+
+    async def _ask(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[dict[str, Any], list[int]]:
+        self._number += 1
+        number = self._number
+        answer: asyncio.Future[tuple[dict[str, Any], list[int]]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            if self._channel is None or not self._channel.send({"id": number, "op": op, **fields}, fds):
+                raise Internal("The kernel host can't be reached; try again in a moment.")
+            async with asyncio.timeout(REQUEST_SECONDS):
+                return await answer
+        except TimeoutError:
+            raise Timeout("The kernel host did not answer in time; try again.") from None
+        finally:
+            self._waiting.pop(number, None)
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                pass
+            else:
+                answer.cancel()
+
+    async def ask(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[dict[str, Any], list[int]]:
+        """One request; waits for the host to be there. Safe to cancel: the host goes on.
+
+        Returns:
+            The answer and the descriptors that came with it, which are the caller's.
+
+        Raises:
+            KernelsvcError: as the host says; ``Internal`` or ``Timeout`` when it can't be asked.
+        """
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._connected.wait()
+        except TimeoutError:
+            raise Internal("There is no kernel host; see its log, and 'kernelsvc doctor'.") from None
+        return await self._ask(op, fds, **fields)
+
+    async def _ask_for_process(self, op: str, fds: Sequence[int] = (), **fields: Any) -> Found:
+        said, given = await self.ask(op, fds, **fields)
+        for fd in given[1:]:
+            os.close(fd)
+        return Found(pid=int(said["pid"]), pidfd=given[0], sandbox=msgspec.convert(said["sandbox"], SandboxReport))
+
+    async def spawn(self, fds: Sequence[int], **fields: Any) -> Found:
+        """A forked kernel that listens."""
+        return await self._ask_for_process("spawn", fds, **fields)
+
+    async def start_process(self, fds: Sequence[int], **fields: Any) -> Found:
+        """A cold kernel's process."""
+        return await self._ask_for_process("start", fds, **fields)
+
+    async def find(self, kernel: str) -> Found:
+        """A kernel that runs.
+
+        Raises:
+            NotFound: it is gone; ``details["exit"]`` if the host knows how.
+        """
+        return await self._ask_for_process("find", kernel=kernel)
+
+    async def enlist(self, kernel: str, of: str, pidfd: int) -> None:
+        """Tell the host of a copy that ``of`` made of itself."""
+        _, given = await self.ask("enlist", [pidfd], kernel=kernel, of=of)
+        for fd in given:
+            os.close(fd)
+
+    def signal(self, kernel: str, signum: int, *, everyone: bool = False) -> None:
+        """Ask the host to send a signal; does not wait."""
+        if self._channel is not None:
+            self._channel.send({"id": None, "op": "signal", "kernel": kernel, "signum": signum, "all": everyone})
+
+    async def end(self, kernel: str) -> None:
+        """End a kernel and what it started, and free what it held."""
+        self._ended.pop(kernel, None)
+        await self.ask("end", kernel=kernel)
+
+    async def shutdown(self, *, end_kernels: bool) -> None:
+        """End the host."""
+        self._closed = True
+        with contextlib.suppress(KernelsvcError):
+            await self._ask("shutdown", end_kernels=end_kernels)
+        if self._process is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5.0):
+                    while self._process.poll() is None:  # noqa: ASYNC110 - it is our own child and ends now
+                        await asyncio.sleep(0.005)
+
+    # -- hearing --------------------------------------------------------------------------
+
+    def on_end(self, kernel: str, ended: Ended) -> None:
+        """Call ``ended`` once when the host says that this kernel has ended."""
+        self._ended[kernel] = ended
+
+    def forget(self, kernel: str) -> None:
+        """Call nobody any more."""
+        self._ended.pop(kernel, None)
+
+    def _tell_ended(self, kernel: str, said: Any) -> None:
+        ended = self._ended.pop(kernel, None)
+        if ended is not None:
+            ended(msgspec.convert(said, Exit) if said else _unseen())
+
+    def _received(self, body: dict[str, Any], fds: list[int]) -> None:
+        waiting = self._waiting.get(body.get("id") or -1)
+        if waiting is not None and not waiting.done():
+            if "error" in body:
+                waiting.set_exception(from_json(body["error"]))
+            else:
+                waiting.set_result((body.get("ok") or {}, fds))
+                fds = []
+        elif body.get("notice") == "exited":
+            self._tell_ended(str(body["kernel"]), body.get("exit"))
+        elif body.get("notice") == "template":
+            self.templates[str(body["name"])] = {k: v for k, v in body.items() if k != "notice"}
+        for fd in fds:
+            os.close(fd)
+
+
+def _unseen() -> Exit:
+    from kernelsvc.kernels.exits import exit_of
+
+    return exit_of(None)
