@@ -20,7 +20,9 @@ from tornado.web import Application, RequestHandler
 from kernelsvc.errors import Conflict
 from kernelsvc.metrics import Metrics
 from kernelsvc.settings import Settings
-from kernelsvc.transports.door import Context, UnknownRoute
+from kernelsvc.transports import http, rest
+from kernelsvc.transports.door import ApiHandler, Context, UnknownRoute
+from kernelsvc.transports.files import FileHandler
 from kernelsvc.transports.websocket import ApiSocket
 
 if TYPE_CHECKING:
@@ -44,9 +46,8 @@ def make_app(service: ServiceApi, settings: Settings, metrics: Metrics | None = 
     """
     context = Context(service, settings, metrics or Metrics())
     shared = {"context": context}
-    routes: list[Any] = [(r"/v1/ws", ApiSocket, shared)]
     app = Application(
-        routes,
+        [(r"/v1/ws", ApiSocket, shared), *_rest_routes(shared)],
         default_handler_class=UnknownRoute,
         default_handler_args=shared,
         log_function=_log_request,
@@ -55,6 +56,38 @@ def make_app(service: ServiceApi, settings: Settings, metrics: Metrics | None = 
     )
     app.settings["context"] = context
     return app
+
+
+#: Handlers of the routes that are more than a method of the native protocol.
+_SPECIAL: dict[str, tuple[type[ApiHandler], dict[str, Any]]] = {
+    "healthz": (http.HealthHandler, {}),
+    "readyz": (http.ReadyHandler, {}),
+    "metrics": (http.MetricsHandler, {}),
+    "openapi": (http.DocumentHandler, {"kind": "openapi", "route": "/v1/openapi.json"}),
+    "openrpc": (http.DocumentHandler, {"kind": "openrpc", "route": "/v1/openrpc.json"}),
+    "session.events": (http.EventsHandler, {}),
+    "session.notebook": (http.NotebookHandler, {}),
+    "session.journal": (http.JournalHandler, {}),
+    "files.list": (FileHandler, {}),
+    "files.get": (FileHandler, {}),
+}
+
+
+def _rest_routes(shared: dict[str, Any]) -> list[Any]:
+    """One Tornado route for each path of the table."""
+    paths: dict[str, dict[str, rest.Route]] = {}
+    for route in rest.ROUTES:
+        paths.setdefault(route.path, {})[route.verb] = route
+    routes = []
+    for path, verbs in paths.items():
+        first = next(iter(verbs.values()))
+        if first.id in _SPECIAL:
+            handler, more = _SPECIAL[first.id]
+        else:
+            handler = http.CellsHandler if path.endswith("/cells") else http.MethodHandler
+            more = {"routes": verbs}
+        routes.append((rest.pattern(path), handler, {**shared, **more}))
+    return routes
 
 
 def _log_request(handler: RequestHandler) -> None:

@@ -162,6 +162,14 @@ class Door(RequestHandler):
             token = given[-1].decode("utf-8", "replace") if given else None
         return token
 
+    def auth_scope(self, scope: Scope) -> None:
+        """Ask for a scope.
+
+        Raises:
+            Forbidden: the token lacks it.
+        """
+        auth.require_scope(self.who, scope)
+
     def options(self, *args: str) -> None:
         """A browser's preflight; the origin was checked."""
         self.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE, OPTIONS")

@@ -1,0 +1,274 @@
+"""The REST surface as data: one row per verb and path.
+
+Most rows are a method of the native protocol under another name: path, query
+and body are merged into the same params, so that the two can't drift. The
+handlers, the OpenAPI document and the reference page all read this table.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from kernelsvc.errors import BadRequest
+from kernelsvc.model.objects import Cell, Scope, SessionRequest
+from kernelsvc.protocol import native
+
+JSON = "application/json"
+SSE = "text/event-stream"
+
+
+class WaitQuery(Struct, kw_only=True, forbid_unknown_fields=True):
+    """``queued`` answers 202 as soon as the cell is on record."""
+
+    wait: Literal["finished", "queued"] = "finished"
+
+
+class EventsQuery(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Which events; ``follow`` goes on with live ones, as an event stream."""
+
+    after: native.Position = 0
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
+    follow: bool | None = None
+
+
+class NotebookQuery(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The form of the export."""
+
+    format: Literal["ipynb", "html", "py"] = "ipynb"
+
+
+class ListFilesQuery(Struct, kw_only=True, forbid_unknown_fields=True):
+    """How far to list."""
+
+    recursive: bool = False
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
+
+
+class DeleteFileQuery(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Whether a directory goes with all that is in it."""
+
+    recursive: bool = False
+
+
+class NoQuery(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Nothing in the query."""
+
+
+class FileEntry(Struct, kw_only=True):
+    """One name in a session's directory.
+
+    Attributes:
+        path: relative to the session's directory; bytes that are not UTF-8 are shown as U+FFFD.
+        url: the same, percent-encoded: what to put after ``files/``.
+        kind: links and devices are listed, never followed.
+        size: bytes.
+        modified: UTC.
+    """
+
+    path: str
+    url: str
+    kind: Literal["file", "directory", "link", "other"]
+    size: int
+    modified: str
+
+
+class FileList(Struct, kw_only=True):
+    """A directory; ``truncated`` when it holds more than the limit."""
+
+    path: str
+    files: list[FileEntry]
+    truncated: bool
+
+
+class FileWritten(Struct, kw_only=True):
+    """A file as it was put."""
+
+    path: str
+    size: int
+    sha256: str
+    etag: str
+
+
+class EventPage(Struct, kw_only=True):
+    """Some events; the next page begins after ``next_after``."""
+
+    events: list[dict[str, Any]]
+    next_after: int
+    last_seq: int
+
+
+class Health(Struct, kw_only=True):
+    """That the server answers."""
+
+    status: str
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """One verb on one path.
+
+    Attributes:
+        verb: HTTP's.
+        path: with ``{names}``.
+        id: the operation's name in OpenAPI.
+        summary: one sentence.
+        scope: what the token must allow; None: no token is asked for.
+        query: the query's type.
+        body: the JSON body's type; None: no body.
+        result: the answer's type.
+        status: of a good answer.
+        media: of a good answer; the first is the default.
+        takes: media type of a body that is no JSON.
+        method: the native method behind it.
+    """
+
+    verb: str
+    path: str
+    id: str
+    summary: str
+    scope: Scope | None
+    query: type[Struct] = NoQuery
+    body: Any = None
+    result: Any = None
+    status: int = 200
+    media: tuple[str, ...] = (JSON,)
+    takes: str | None = None
+    method: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The names in the path."""
+        return re.findall(r"\{(\w+)\}", self.path)
+
+
+_S = "/v1/sessions/{session}"
+
+
+def _native(verb: str, path: str, name: str, status: int = 200, **more: Any) -> Route:
+    row = native.METHODS[name]
+    params = more.pop("params", row.params)
+    where = {"body" if verb == "POST" else "query": params}
+    return Route(
+        verb=verb,
+        path=path,
+        id=name,
+        summary=row.summary,
+        scope=row.scope,
+        result=row.result,
+        status=status,
+        method=name,
+        **where,
+        **more,
+    )
+
+
+ROUTES: tuple[Route, ...] = (
+    Route(verb="GET", path="/healthz", id="healthz", summary="The server answers.", scope=None, result=Health),
+    Route(verb="GET", path="/readyz", id="readyz", summary="Sessions can be created.", scope=None, result=Health),
+    Route(
+        verb="GET", path="/metrics", id="metrics", summary="Counters in Prometheus' text format; no session's data.",
+        scope=None, media=("text/plain",),
+    ),
+    Route(
+        verb="GET", path="/v1/openapi.json", id="openapi", summary="This document.", scope=None, result=dict[str, Any],
+    ),
+    Route(
+        verb="GET", path="/v1/openrpc.json", id="openrpc", summary="The WebSocket's methods and every event.",
+        scope=None, result=dict[str, Any],
+    ),
+    _native("GET", "/v1/info", "info"),
+    _native("GET", "/v1/templates", "templates"),
+    _native("POST", "/v1/execute", "call"),
+    _native("POST", "/v1/sessions", "session.create", 201, params=SessionRequest),
+    _native("GET", "/v1/sessions", "session.list"),
+    _native("GET", _S, "session.get"),
+    _native("DELETE", _S, "session.close"),
+    _native("POST", f"{_S}/interrupt", "session.interrupt"),
+    _native("POST", f"{_S}/restart", "session.restart"),
+    _native("POST", f"{_S}/hibernate", "session.hibernate"),
+    Route(
+        verb="POST", path=f"{_S}/cells", id="session.execute", scope="run", query=WaitQuery,
+        summary="Run a cell, or several ('cells'); answers when they have ended, or streams their events.",
+        body=native.ExecuteParams, result=Cell | list[Cell], media=(JSON, SSE),
+    ),
+    _native("GET", f"{_S}/cells", "session.cells"),
+    _native("GET", f"{_S}/cells/{{cell}}", "session.cell"),
+    _native("GET", f"{_S}/cells/{{cell}}/output", "session.output"),
+    _native("POST", f"{_S}/cells/{{cell}}/input", "session.input", 204),
+    Route(
+        verb="GET", path=f"{_S}/events", id="session.events", scope="read", query=EventsQuery, result=EventPage,
+        summary="The log: a page of it, or from a position on as an event stream.", media=(JSON, SSE),
+    ),
+    _native("POST", f"{_S}/complete", "session.complete"),
+    _native("POST", f"{_S}/inspect", "session.inspect"),
+    _native("GET", f"{_S}/variables", "session.variables"),
+    _native("POST", f"{_S}/checkpoints", "session.checkpoint", 201),
+    _native("GET", f"{_S}/checkpoints", "session.checkpoints"),
+    _native("DELETE", f"{_S}/checkpoints/{{checkpoint}}", "session.drop_checkpoint", 204),
+    _native("POST", f"{_S}/rollback", "session.rollback"),
+    _native("POST", f"{_S}/branches", "session.branch", 201),
+    Route(
+        verb="GET", path=f"{_S}/notebook", id="session.notebook", scope="read", query=NotebookQuery,
+        summary="The session as a notebook, at any time, also when it is closed.",
+        media=("application/x-ipynb+json", "text/html", "text/x-python"),
+    ),
+    Route(
+        verb="GET", path=f"{_S}/journal", id="session.journal", scope="read",
+        summary="The log itself, one JSON object a line: what 'kernelsvc verify' checks.",
+        media=("application/x-ndjson",),
+    ),
+    Route(
+        verb="GET", path=f"{_S}/files/", id="files.list", scope="read", query=ListFilesQuery, result=FileList,
+        summary="What is in the session's directory.",
+    ),
+    Route(
+        verb="GET", path=f"{_S}/files/{{path}}", id="files.get", scope="read", query=ListFilesQuery,
+        summary="A file, or a part of it (Range); a directory is listed.", media=("application/octet-stream", JSON),
+    ),
+    Route(
+        verb="HEAD", path=f"{_S}/files/{{path}}", id="files.head", scope="read", summary="A file's size and ETag.",
+        media=("application/octet-stream",),
+    ),
+    Route(
+        verb="PUT", path=f"{_S}/files/{{path}}", id="files.put", scope="run", result=FileWritten, status=201,
+        summary="Write a file; directories on its way are made.", takes="application/octet-stream",
+    ),
+    Route(
+        verb="DELETE", path=f"{_S}/files/{{path}}", id="files.delete", scope="run", query=DeleteFileQuery, status=204,
+        summary="Delete a file, or a directory.",
+    ),
+)  # fmt: skip
+
+BY_ID: dict[str, Route] = {route.id: route for route in ROUTES}
+
+
+def pattern(path: str) -> str:
+    """A path with ``{names}`` as a regular expression; a file's path may hold slashes."""
+    return re.sub(r"\\{(\w+)\\}", lambda m: "(.+)" if m[1] == "path" else "([^/]+)", re.escape(path))
+
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+
+
+def is_id(text: str) -> bool:
+    """Whether this could name anything of ours."""
+    return _ID.fullmatch(text) is not None
+
+
+def check_body(fields: dict[str, msgspec.Raw], kind: type[Struct], extra: dict[str, Any], bounds: native.Bounds) -> Any:
+    """A JSON body together with what path, query and headers say, as params.
+
+    Raises:
+        BadRequest: the body says something else about them, or doesn't fit the type.
+        TooLarge: code over its bound.
+    """
+    doubled = sorted(fields.keys() & extra.keys())
+    if doubled:
+        raise BadRequest(f"{', '.join(doubled)} stands in the path, query or a header; leave it out of the body.")
+    merged = msgspec.json.encode({**fields, **extra})
+    params = native.decode_json(msgspec.json.Decoder(kind), merged, "body")
+    native.check(params, bounds)
+    return params
