@@ -42,6 +42,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 
 from kernelsvc.errors import Internal, KernelDead, NotFound, NotSupported, Timeout
 from kernelsvc.kernels.cold_channels import Channels, Sending
+from kernelsvc.kernels.cold_host import HostProcesses
 from kernelsvc.kernels.cold_messages import Ordering, encode, joined
 from kernelsvc.kernels.cold_place import Place, RawOutput, Record, connection_of
 from kernelsvc.kernels.cold_process import (
@@ -51,6 +52,7 @@ from kernelsvc.kernels.cold_process import (
     ProcessRequest,
     Started,
 )
+from kernelsvc.kernels.host_client import HostClient
 from kernelsvc.kernels.port import Cause, Exit, Forked, Kernel, Message, Output, Sink, StartRequest, Text
 from kernelsvc.model.events import KernelInfo
 
@@ -469,7 +471,7 @@ class ColdLauncher:
     """Starts and adopts kernels of installed kernelspecs (``port.Launcher``); a template is a kernelspec's name.
 
     Args:
-        processes: who runs the processes.
+        processes: who runs the processes: a kernel host, or something in its place.
         runtime: directory for sockets and records; short, private to the server.
         kernel_dirs: where to look for kernelspecs; by default where Jupyter looks.
         start_seconds: time to the first answer.
@@ -478,7 +480,7 @@ class ColdLauncher:
 
     def __init__(
         self,
-        processes: Processes,
+        processes: Processes | HostClient,
         runtime: Path,
         *,
         kernel_dirs: Sequence[str] | None = None,
@@ -486,7 +488,7 @@ class ColdLauncher:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._runtime = runtime
-        self._processes = processes
+        self._processes = HostProcesses(processes) if isinstance(processes, HostClient) else processes
         self._specs = KernelSpecManager() if kernel_dirs is None else KernelSpecManager(kernel_dirs=list(kernel_dirs))
         self._seconds = start_seconds
         self._max = max_message_bytes
