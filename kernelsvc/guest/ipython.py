@@ -46,6 +46,7 @@ _without_debugpy()
 import ipykernel  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.zmqshell import ZMQInteractiveShell  # noqa: E402
+from IPython.core.error import UsageError  # noqa: E402
 from jupyter_client.jsonutil import json_clean, json_default  # noqa: E402
 from jupyter_client.session import Session, utcnow  # noqa: E402
 from traitlets import Any as AnyTrait  # noqa: E402
@@ -175,6 +176,12 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         else:
             super()._showtraceback(etype, evalue, stb)
 
+    def enable_gui(self, gui: Any = None) -> None:
+        """There is no screen in a session; figures are inline anyway."""
+        if gui not in (None, "inline", "asyncio"):
+            raise UsageError(f"A session has no screen, so {gui!r} can't run in it; figures appear inline without it.")
+        self.active_eventloop = gui
+
     def _update_exit_now(self, change: Any) -> None:
         """Stop no loop, as ipykernel would; the main loop looks at ``exit_now`` itself."""
 
@@ -264,6 +271,7 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         self.gate = Gate()
         self.usage = Usage()
+        self._open: dict[str, Request] = {}
         super().__init__(**kwargs)
         self.shell_channel_thread = types.SimpleNamespace(parent_thread=threading.main_thread())
         self.shell_handlers[VARIABLES_REQUEST] = self.variables_request
@@ -289,6 +297,7 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         handler = handlers.get(request.msg_type) or self.shell_handlers.get(request.msg_type)
         self.session.quote(request)
         self.set_parent([b""], message, channel="control" if concurrent or channel is CONTROL else "shell")
+        self._open[request.msg_id] = request
         self._status("busy", message)
         try:
             if handler is None:
@@ -297,13 +306,16 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
                 result = handler(channel, [b""], message)
                 if result is not None:
                     await result
-        except KeyboardInterrupt:
-            self.log.debug("interrupted outside of a cell")
-        except Exception as error:
+        except BaseException as error:  # a SystemExit of some object's too, when it is only looked at
             self.log.debug("a request failed", exc_info=True)
             self._refuse(channel, message, f"{type(error).__name__}: {error}")
         finally:
-            self._status("idle", message)
+            self.ensure_idle(request)
+
+    def ensure_idle(self, request: Request) -> None:
+        """Say, once, that the request is done."""
+        if self._open.pop(request.msg_id, None) is not None:
+            self._status("idle", request.message())
 
     def _status(self, state: str, message: dict[str, Any]) -> None:
         self.session.send(IOPUB, "status", {"execution_state": state}, parent=message)

@@ -211,7 +211,7 @@ class Runner:
 
     Attributes:
         identity: who this kernel is.
-        busy: id of the request that is being answered.
+        busy: the request that is being answered.
         promised: who a copy becomes at its first HELLO.
         forks: pids of the copies that this process made of itself.
         ours: set while this process forks itself, so that the at-fork hook lets the child be.
@@ -222,7 +222,7 @@ class Runner:
         self.identity: dict[str, Any] = {}
         self.wire: Wire
         self.loop: asyncio.AbstractEventLoop
-        self.busy: str | None = None
+        self.busy: Request | None = None
         self.ours = False
         self.promised: dict[str, Any] = {}
         self.forks: list[int] = []
@@ -302,8 +302,11 @@ class Runner:
             self._c_stdout = ctypes.c_void_p()
 
     def _forked(self) -> None:
+        """In every child: one that the user forked has no part in the session but its text."""
         if not self.ours:
             self.wire.disown()
+            if self.busy is None:  # forked by a background task: it ends when that gives way
+                self.loop.call_soon(os._exit, 0)
 
     def _describe(self, hello: dict[str, Any]) -> dict[str, Any]:
         """What WELCOME says. With the first HELLO a copy becomes who it is told to be."""
@@ -321,7 +324,7 @@ class Runner:
             "ipykernel": IPYKERNEL_VERSION,
             "execution_count": self.kernel.shell.execution_count,
             "workdir": os.getcwd(),
-            "busy": self.busy,
+            "busy": self.busy.msg_id if self.busy else None,
         }
 
     # -- the main loop ------------------------------------------------------------------------
@@ -329,38 +332,47 @@ class Runner:
     def run(self) -> int:
         """Answer until told to end; return the exit code."""
         while not self.kernel.shell.exit_now:
-            while self.wire.inbox:
-                self._take(self.wire.inbox.popleft())
-                if self.kernel.shell.exit_now:
-                    break
-            else:
-                self._until(self.loop.run_forever)
+            try:
+                self._run()
+            except BaseException:  # a handler of the user's that raised between two cells, or a task that did
+                self.kernel.log.debug("the main loop goes on", exc_info=True)
+                self._finish_request()
         self.wire.uncork()
         self.wire.drain(LAST_WORDS)
         return 0
+
+    def _run(self) -> None:
+        while not self.kernel.shell.exit_now:
+            if self.wire.inbox:
+                self._take(self.wire.inbox.popleft())
+            else:
+                self.loop.run_forever()
 
     def _take(self, item: Request | Control) -> None:
         if isinstance(item, Control):
             self._control(item)
             return
-        self.busy = item.msg_id
+        self.busy = item
         self.wire.cork()
         task = self.loop.create_task(self.kernel.handle(item), context=self._context)
         while not task.done():
-            self._until(lambda: self.loop.run_until_complete(task))
-        self.flush_c()
-        self.busy = None
-        self.wire.uncork()
+            self._until_done(task)
+        self._finish_request()
 
-    def _until(self, run: Callable[[], Any]) -> None:
-        """Run the loop; what a background task throws at it is shown and doesn't end the session."""
+    def _until_done(self, task: asyncio.Task[None]) -> None:
+        """Run the loop; what a background task throws at it, or user code that stops it, ends no request."""
         try:
-            run()
-        except (KeyboardInterrupt, SystemExit):
-            self.kernel.log.debug("a task broke out of the loop", exc_info=True)
-        except RuntimeError as error:
-            if "stopped before" not in str(error):  # user code may stop the loop; the request goes on
-                raise
+            self.loop.run_until_complete(task)
+        except BaseException:
+            self.kernel.log.debug("the loop goes on", exc_info=True)
+
+    def _finish_request(self) -> None:
+        """Every request ends with idle, and what it brought is sent."""
+        self.flush_c()
+        if self.busy is not None:
+            self.kernel.ensure_idle(self.busy)
+            self.busy = None
+        self.wire.uncork()
 
     def flush_c(self) -> None:
         """Write out what C code printed."""

@@ -54,9 +54,18 @@ def describe(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> list[di
 def type_name(value: object) -> str:
     """The type's name, with its module unless builtin or the user's own."""
     kind = type(value)
-    module, name = type.__dict__["__module__"].__get__(kind), type.__dict__["__qualname__"].__get__(kind)
-    plain = module in ("builtins", "__main__") or not isinstance(module, str)
+    module, name = _module(kind), type.__dict__["__qualname__"].__get__(kind)
+    plain = module in ("builtins", "__main__", "")
     return str(name)[:MAX_SUMMARY] if plain else f"{module.split('.')[0]}.{name}"[:MAX_SUMMARY]
+
+
+def _module(kind: type) -> str:
+    """Where a class is from, past whatever its metaclass says."""
+    try:
+        found = type.__dict__["__module__"].__get__(kind)
+    except AttributeError:
+        found = ""
+    return found if type(found) is str else ""
 
 
 def summary(value: Any) -> str:
@@ -71,7 +80,7 @@ def summary(value: Any) -> str:
         return known
     if kind is types.FunctionType:
         return f"def {value.__code__.co_name}(...)"
-    if isinstance(value, type):
+    if issubclass(kind, type):
         return "class"
     return ""
 
@@ -90,7 +99,7 @@ def _numpy(value: Any, kind: type) -> str | None:
         return None
     if kind is getattr(numpy, "ndarray", None):
         return f"shape {value.shape}, {value.dtype.name}"
-    if kind.__module__ == "numpy" and isinstance(value, numpy.generic) and not isinstance(value, numpy.void):
+    if _module(kind) == "numpy" and issubclass(kind, numpy.generic) and not issubclass(kind, numpy.void):
         return str(_short.repr(value.item()))
     return None
 
@@ -117,6 +126,6 @@ def size(value: Any) -> int | None:
     if pandas is not None and kind in (getattr(pandas, "DataFrame", None), getattr(pandas, "Series", None)):
         used = value.memory_usage(deep=False)
         return int(used if kind is pandas.Series else used.sum())
-    if "__sizeof__" in kind.__dict__ and kind.__module__ != "builtins":
-        return None
-    return object.__sizeof__(value) if kind.__module__ != "builtins" else sys.getsizeof(value)
+    if _module(kind) == "builtins":
+        return sys.getsizeof(value)
+    return None if "__sizeof__" in type.__dict__["__dict__"].__get__(kind) else object.__sizeof__(value)

@@ -11,10 +11,12 @@ Two further ways lead in here when the cell does not write: the event loop, when
 the kernel is idle or awaits (``Watcher``), and SIGURG, which Linux sends when a
 server knocks at the listener (fcntl(2), ``F_SETSIG``) while the cell computes.
 
-Signals. State is changed under a lock. Our own handlers ask ``guarded`` and wait
-for the lock's end instead of acting inside; a handler of the user's that raises
-inside costs the connection, never a frame: the server connects again and goes on
-after the last frame it holds.
+Signals. A handler of the user's may raise between any two bytecodes (a time-out by
+SIGALRM does). Serving is done with signals masked. Sending, which must be fast,
+is not: what is interrupted there costs the connection, never a frame; the server
+connects again and goes on after the last frame it holds. A lock is taken with
+``with`` and never with ``acquire``, after which CPython would look for signals
+before the ``try``. Our own handlers ask ``guarded`` and wait for the lock's end.
 
 Processes that user code forks inherit all of this and own none of it. An at-fork
 hook closes the sockets in them; ``foreign`` says so from then on.
@@ -22,7 +24,6 @@ hook closes the sockets in them; ``foreign`` says so from then on.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -33,7 +34,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from kernelsvc.guest import frames
@@ -117,6 +118,27 @@ class _Connection:
         self.fds = []
 
 
+class _Masked:
+    """While it is entered no signal's handler runs in this thread. Entered under the wire's lock only."""
+
+    _ALL = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+
+    def __init__(self) -> None:
+        self._before: list[set[int | signal.Signals]] = []
+
+    def __enter__(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, self._ALL)  # runs the handlers that are due
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            raise
+        self._before.append(before)
+
+    def __exit__(self, *_: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._before.pop())
+
+
 class Wire:
     """See the module's docstring.
 
@@ -148,6 +170,7 @@ class Wire:
         self._raw = list(raw)
         self._describe = describe
         self._lock = threading.RLock()
+        self._masked = _Masked()
         self._deferred: list[Callable[[], None]] = []
         self._conn: _Connection | None = None
         self._guests: list[_Connection] = []
@@ -164,17 +187,9 @@ class Wire:
         else:
             act()
 
-    @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        self._lock.acquire()
-        try:
-            yield
-        finally:
-            self._release()
-
-    def _release(self) -> None:
-        self._lock.release()
-        if self._deferred and not self._lock._is_owned():  # type: ignore[attr-defined]
+    def _act(self) -> None:
+        """Do what ``guarded`` put off."""
+        while self._deferred and not self._lock._is_owned():  # type: ignore[attr-defined]
             self._deferred.pop(0)()
 
     def knocked(self) -> None:
@@ -246,8 +261,9 @@ class Wire:
 
     def serve(self) -> None:
         """Let in who knocks, read what came. Never blocks."""
-        with self._guard():
+        with self._lock, self._masked:
             self._serve()
+        self._act()
 
     def _serve(self) -> None:
         self._accept()
@@ -381,38 +397,37 @@ class Wire:
         An exception that a signal handler raises while this blocks leaves the
         frame either unsent and unnumbered, or accepted whole.
         """
-        self._lock.acquire()
-        try:
-            box, frame = self.outbox, b""
-            if box.total < self._look_at and box.clear and self._direct and len(payload) < frames.RUN_BYTES:
-                # What a print takes: room is certain, the socket is free.
-                frame = box.put(kind, payload)
-                left = len(frame) - self._direct(frame)
-                if left:
-                    box.left(left)
-                else:
-                    return
-            elif self.foreign:
-                return
-        except BlockingIOError:
-            box.left(len(frame))
-        except OSError:
-            self._hang_up()
-        except BaseException:
-            self._hang_up()  # how much was sent is not known any more; the server comes back for the rest
-            raise
-        finally:
-            self._release()
-        self._send_slowly(kind, payload, accepted=bool(frame))
+        frame = b""
+        with self._lock:
+            try:
+                box = self.outbox
+                if box.total < self._look_at and box.clear and self._direct and len(payload) < frames.RUN_BYTES:
+                    # What a print takes: room is certain, the socket is free.
+                    frame = box.put(kind, payload)
+                    left = len(frame) - self._direct(frame)
+                    if left:
+                        box.left(left)
+            except BlockingIOError:
+                box.left(len(frame))
+            except BaseException as error:
+                # How much was sent is not known any more; the server comes back for the rest.
+                with self._masked:
+                    self._hang_up()
+                if not isinstance(error, OSError):
+                    raise
+        if self._deferred:
+            self._act()
+        if not frame or not box.clear:
+            self._send_slowly(kind, payload, accepted=bool(frame))
 
     def _send_slowly(self, kind: int, payload: bytes, *, accepted: bool) -> None:
-        while not (accepted or self._accepted(kind, payload)):
+        while not (accepted or self.foreign or self._accepted(kind, payload)):
             self.wait()
         while self._conn and not self.corked and not self.outbox.clear:
             self.wait()
 
     def _accepted(self, kind: int, payload: bytes) -> bool:
-        with self._guard():
+        with self._lock, self._masked:
             box = self.outbox
             if box.total >= self._look_at:
                 self._serve()
@@ -438,9 +453,6 @@ class Wire:
                 return
             except OSError:
                 self._hang_up()
-            except BaseException:
-                self._hang_up()
-                raise
             finally:
                 view.release()
 
@@ -452,7 +464,7 @@ class Wire:
     def uncork(self) -> None:
         """Send what was held back."""
         self.corked = False
-        with self._guard():
+        with self._lock, self._masked:
             self._direct = self._conn.sock.send if self._conn else None
             self._pump()
         while self._conn and not self.outbox.clear:

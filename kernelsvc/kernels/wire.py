@@ -26,7 +26,7 @@ import msgspec
 
 from kernelsvc.errors import AtCapacity, KernelDead, Timeout
 from kernelsvc.kernels import wire_frames as frames
-from kernelsvc.kernels.port import Message, Output
+from kernelsvc.kernels.port import Message, Output, Text
 from kernelsvc.kernels.raw import RawPipe
 from kernelsvc.kernels.wire_frames import ACK, CONTROL, HEADER, HELLO, MESSAGE, Parser, Violation, Welcome
 from kernelsvc.protocol import jupyter
@@ -38,6 +38,8 @@ Lost = Callable[["WireLoss"], None]
 
 #: Most bytes of one read.
 READ = 256 * 1024
+#: A read below this brought what was written in one go.
+SMALL = 4096
 #: Most bytes that wait for a kernel that does not read its requests.
 MAX_OUTGOING = 64 * 1024 * 1024
 #: Requests kept until the kernel is known to have seen them; it names its last 32.
@@ -279,20 +281,29 @@ class Wire:
     def _read(self) -> None:
         if self._link is None or self._refused:
             return
-        try:
-            chunk = self._link.sock.recv(READ)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            chunk = b""
-        if chunk:
-            self._feed(chunk)
-        else:
+        chunk = self._receive()
+        if chunk == b"":
             self._hung_up()
+        elif chunk:
+            self._feed(chunk)
+
+    def _receive(self) -> bytes | None:
+        """What is there; b"" at the end, None if nothing is."""
+        if self._link is None:
+            return None
+        try:
+            return self._link.sock.recv(READ)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return b""
 
     def _feed(self, chunk: bytes) -> None:
         try:
             batch = self._parser.feed(chunk)
+            if batch and len(chunk) < SMALL and _mid_line(batch[-1]) and (more := self._receive()):
+                # A print is two writes; the line's end has most likely come meanwhile.
+                batch = frames.joined(batch, self._parser.feed(more))
         except Violation as error:
             self._lose(WireLoss(f"The kernel broke its protocol: {error}.", violation=True))
             return
@@ -535,6 +546,10 @@ class Wire:
         for waiting in self._controls.values():
             if not waiting.done():
                 waiting.set_exception(KernelDead("The kernel is gone; restart the session."))
+
+
+def _mid_line(item: Output) -> bool:
+    return isinstance(item, Text) and not item.text.endswith("\n")
 
 
 def _ends_cell(item: Output) -> bool:

@@ -155,6 +155,16 @@ def _text(prefix: bytes, pieces: list[bytearray], number: int) -> Text:
     return Text(name=name, text=text, parent=prefix[3:].decode("utf-8", "replace")[:MAX_ID], frame=number)
 
 
+def joined(one: list[Output], two: list[Output]) -> list[Output]:
+    """Two batches as one; text that goes on over the seam is one text."""
+    if not one or not two:
+        return one + two
+    last, first = one[-1], two[0]
+    if isinstance(last, Text) and isinstance(first, Text) and (last.name, last.parent) == (first.name, first.parent):
+        return [*one[:-1], msgspec.structs.replace(first, text=last.text + first.text), *two[1:]]
+    return one + two
+
+
 def message(payload: bytes, number: int | None) -> Message:
     """A MESSAGE frame's payload.
 
