@@ -303,7 +303,7 @@ class HostedCold(Hosted):
         return ColdLauncher(self._host, self._runtime)
 
 
-class ColdBash(Cold):
+class ColdBash(HostedCold):
     dialect, template = Bash(), "bash"
 
     async def launcher(self) -> Launcher:
@@ -313,7 +313,7 @@ class ColdBash(Cold):
         argv = [sys.executable, "-m", "bash_kernel", "-f", "{connection_file}"]
         spec = {"argv": argv, "display_name": "Bash", "language": "bash"}
         (specs / "bash" / "kernel.json").write_text(json.dumps(spec))
-        return ColdLauncher(self._processes, self._runtime, kernel_dirs=[str(specs)])
+        return ColdLauncher(self._host, self._runtime, kernel_dirs=[str(specs)])
 
 
 CELLS = itertools.count(1)
