@@ -68,6 +68,7 @@ class Server:
         self.calls: list[str] = []
         self.drop_after: int | None = None
         self.skip: int | None = None
+        self.refuse_at: int | None = None
         self.mute: set[str] = set()
         self.tasks: set[asyncio.Task] = set()
         self.http: HTTPServer | None = None
@@ -216,6 +217,11 @@ class Door(WebSocketHandler):
             changed = log.changed
             for event in log.events[after:]:
                 after = event["seq"]
+                if server.refuse_at == after:
+                    error = errors.CursorExpired().to_json()
+                    params = {"session": log.id, "error": error}
+                    await self.write_message(json.dumps({"jsonrpc": "2.0", "method": "detached", "params": params}))
+                    return
                 if server.skip == after:
                     server.skip = None
                     continue
@@ -282,7 +288,11 @@ class Files(RequestHandler):
     def get(self, session: str, what: str) -> None:
         log = self.server.find(session)
         name = what.removeprefix("files/")
-        if what == "files/":
+        if what == "events":
+            after = int(self.get_argument("after"))
+            page = log.events[after : after + 4]
+            self.write({"events": page, "next_after": after + len(page), "last_seq": len(log.events)})
+        elif what == "files/":
             self.write({"files": [{"path": name, "size": len(data)} for name, data in log.files.items()]})
         elif what == "notebook":
             self.write(self.get_argument("format").encode())

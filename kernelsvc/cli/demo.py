@@ -80,7 +80,7 @@ class Demo:
         terminal.line(self._code(turn.code))
         view = CellView(terminal, columns=min(_PICTURE_COLUMNS, terminal.columns - 1))
         end = await run_cell(
-            session, turn.code, view, terminal, metadata={"thought": turn.thought}, on_event=self._count,
+            session, turn.source, view, terminal, on_event=self._count,
             on_error="continue",
         )  # fmt: skip
         self._keep(view.images)

@@ -11,6 +11,11 @@ class Turn(NamedTuple):
     thought: str
     code: str
 
+    @property
+    def source(self) -> str:
+        """The cell as it is sent: the notebook keeps the thought as a comment."""
+        return f"# {self.thought}\n{self.code}"
+
 
 TURNS = (
     Turn(

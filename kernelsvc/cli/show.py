@@ -111,14 +111,9 @@ def _show_cell(cell: Cell, terminal: Terminal) -> None:
 
 
 async def _show_events(args: argparse.Namespace, terminal: Terminal, session: AsyncSession) -> int:
-    last = session.details.last_seq
-    if last == 0 and not args.follow:
-        return 0
-    async with session.events() as events:
+    async with session.events(follow=args.follow) as events:
         async for event in events:
             terminal.line(_event_line(event, terminal, as_json=args.json))
-            if event.seq >= last and not args.follow:
-                break
     return 0
 
 

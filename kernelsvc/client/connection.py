@@ -63,6 +63,11 @@ class _Incoming(msgspec.Struct):
     error: dict[str, Any] | None = None
 
 
+class _Detached(msgspec.Struct):
+    session: str
+    error: dict[str, Any]
+
+
 _decode = msgspec.json.Decoder(_Incoming).decode
 
 
@@ -327,6 +332,8 @@ class Connection:
         incoming = _decode(message)
         if incoming.method == "event":
             self._dispatch(bytes(incoming.params))
+        elif incoming.method == "detached":
+            self._detached(msgspec.json.decode(incoming.params, type=_Detached))
         elif incoming.id is not None and (request := self._calls.get(incoming.id)) and not request.answer.done():
             if incoming.error is not None:
                 request.answer.set_exception(_rpc_error(incoming.error))
@@ -342,6 +349,11 @@ class Connection:
             self._wake(reader)
             if reader.full:
                 self._start_steering(event.session)
+
+    def _detached(self, said: _Detached) -> None:
+        """The server can't go on sending this session's events."""
+        if feed := self._feeds.get(said.session):
+            self._fail_readers(feed, errors.from_json(said.error))
 
     def _drop(self) -> None:
         """The socket is over: nothing is attached, and what can't be sent twice fails."""

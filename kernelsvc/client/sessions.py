@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from kernelsvc.client.address import quoted, without_none
 from kernelsvc.client.connection import Connection
 from kernelsvc.client.rest import Rest, query
-from kernelsvc.client.streams import AsyncEvents, AsyncStream, Line
+from kernelsvc.client.streams import AsyncEvents, AsyncPages, AsyncStream, Line
 from kernelsvc.client.transfer import save, target_of, upload_body
 from kernelsvc.client.values import Cell, FileInfo, new_id, read
 from kernelsvc.model.objects import Checkpoint, Variable
@@ -153,9 +153,14 @@ class AsyncSession:
         answer = await self._ask("output", repeat=True, cell=cell, name=name, offset=offset, limit=limit)
         return read(answer, dict[str, Any])
 
-    def events(self, after: int = 0) -> AsyncEvents:
-        """Every event of the session after a position, old ones first, then live, until the session is closed."""
-        return AsyncEvents(self._line, after)
+    def events(self, after: int = 0, *, follow: bool = True) -> AsyncEvents:
+        """Every event of the session after a position, old ones first, then live, until the session is closed.
+
+        Args:
+            after: the ``seq`` of the last event that is known already.
+            follow: False ends with the last event that there is now.
+        """
+        return AsyncEvents(self._line, after) if follow else AsyncPages(self._line, self._rest, after)
 
     async def input(self, cell: str, text: str) -> None:
         """Answer a cell that waits in ``input()``."""
@@ -272,9 +277,11 @@ class AsyncSession:
         """Remove a file from the session's working directory."""
         await self._rest.raw("DELETE", f"{self._path}/files/{quoted(name)}", repeat=True)
 
-    async def files(self) -> list[FileInfo]:
-        """What lies in the session's working directory."""
-        return read((await self._rest.json("GET", f"{self._path}/files/"))["files"], list[FileInfo])
+    async def files(self, path: str = "", *, recursive: bool = False) -> list[FileInfo]:
+        """What lies in the session's working directory, or in a directory of it; the first 10,000 names."""
+        where = f"{self._path}/files/{quoted(path)}"
+        options = {"limit": 10_000, "recursive": "true" if recursive else None}
+        return read((await self._rest.json("GET", query(where, **options)))["files"], list[FileInfo])
 
     async def notebook(self, format: Format = "ipynb") -> bytes:
         """The session as a notebook, at any time, also when it is closed."""

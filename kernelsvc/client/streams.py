@@ -5,10 +5,13 @@ from __future__ import annotations
 import weakref
 from typing import Any, Self
 
-from kernelsvc.client.address import without_none
+import msgspec
+
+from kernelsvc.client.address import quoted, without_none
 from kernelsvc.client.connection import Connection
 from kernelsvc.client.feed import Reader
-from kernelsvc.client.values import Cell, read
+from kernelsvc.client.rest import Rest, query
+from kernelsvc.client.values import Cell, event_of, read
 from kernelsvc.model.events import Event
 
 
@@ -85,6 +88,26 @@ class AsyncEvents:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
+
+
+class AsyncPages(AsyncEvents):
+    """The events that a session's log holds now, a page at a time."""
+
+    def __init__(self, line: Line, rest: Rest, after: int) -> None:
+        super().__init__(line, after)
+        self._rest = rest
+
+    async def next_batch(self) -> list[Event]:
+        """The next page; empty at the end. Safe to cancel: nothing is lost."""
+        path = f"/v1/sessions/{quoted(self._line.session)}/events"
+        page = msgspec.json.decode(await self._rest.raw("GET", query(path, after=self._after)), type=_Page)
+        self._after = page.next_after
+        return [event_of(bytes(raw)) for raw in page.events]
+
+
+class _Page(msgspec.Struct):
+    events: list[msgspec.Raw]
+    next_after: int
 
 
 class AsyncStream(AsyncEvents):

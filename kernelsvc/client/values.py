@@ -144,14 +144,14 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         path: relative, with ``/``.
         size: bytes.
-        kind: ``file``, ``directory`` or ``other``.
-        modified: when it was last written; the server's own form.
+        kind: ``file``, ``directory``, ``link`` or ``other``.
+        modified: when it was last written, UTC.
     """
 
     path: str
     size: int = 0
     kind: str = "file"
-    modified: str | float | None = None
+    modified: str = ""
 
 
 class UnknownEvent(ev.Event):

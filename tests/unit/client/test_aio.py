@@ -213,6 +213,21 @@ async def test_the_same_cell_id_again_streams_the_old_events(connect, server):
         await session.run("lines 6", cell="mine")
 
 
+async def test_events_that_there_are_now(connect, server):
+    session = await (await connect()).create_session()
+    await session.run("lines 7")
+    seqs = [event.seq async for event in session.events(3, follow=False)]
+    assert seqs == list(range(4, len(server.sessions[session.id].events) + 1))
+
+
+async def test_the_server_ends_an_attachment_with_a_reason(connect, server):
+    session = await (await connect()).create_session()
+    server.refuse_at = 5
+    with pytest.raises(errors.CursorExpired):
+        async for _ in session.stream("lines 9"):
+            pass
+
+
 async def test_breaking_out_of_a_stream_detaches(connect, server):
     client = await connect()
     session = await client.create_session()

@@ -1,0 +1,324 @@
+"""The command line as a user meets it: real processes, a real server."""
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from served import Served
+from waiting import wait_for
+
+from kernelsvc import Client
+
+pytestmark = pytest.mark.timeout(120)
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(*words, env, **options):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([sys.executable, "-m", "kernelsvc", *words], env=env, text=True, **pipes)
+
+
+def kernelsvc(*words, env, input="", code=0, **options):
+    process = start(*words, env=env, **options)
+    try:
+        out, err = process.communicate(input, timeout=100)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(process.communicate()) from None
+    assert process.returncode == code, f"{words}: {process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def read_until(stream, wanted, deadline=20.0):
+    """Read a pipe until it has said something."""
+    end, text = time.monotonic() + deadline, ""
+    while wanted not in text:
+        ready, _, _ = select.select([stream], [], [], max(0, end - time.monotonic()))
+        assert ready, f"not said within {deadline} s: {wanted!r}; only {text!r}"
+        piece = os.read(stream.fileno(), 4096).decode()
+        assert piece, f"ended without saying {wanted!r}: {text!r}"
+        text += piece
+    return text
+
+
+@pytest.fixture
+def env(served: Served):
+    return served.client_env
+
+
+@pytest.fixture
+def client(served: Served):
+    with Client(served.url, served.token) as client:
+        yield client
+
+
+# --- run -----------------------------------------------------------------------------
+
+
+def test_run_standard_input(env):
+    out, err = kernelsvc("run", "-", env=env, input="print(6 * 7)")
+    assert (out, err) == ("42\n", "")
+
+
+def test_run_shows_output_as_it_comes(env, client):
+    session = client.create_session()
+    looking = "while not os.path.exists('go'):\n    time.sleep(0.01)"
+    waiting = f"import os, time\nprint('first', flush=True)\n{looking}\nprint('last')\n"
+    process = start("run", "-", "--session", session.id, env=env)
+    process.stdin.write(waiting)
+    process.stdin.close()
+    read_until(process.stdout, "first")
+    session.upload(b"", "go")
+    read_until(process.stdout, "last")
+    assert process.wait(20) == 0
+    process.stdout.close()
+    process.stderr.close()
+    assert session.info().state == "idle"
+    session.close()
+
+
+def test_run_stops_at_the_cell_that_fails(env, tmp_path):
+    file = tmp_path / "cells.py"
+    file.write_text("# %%\nx = 1\nprint('one')\n# %%\nprint(x); 1 / 0\n# %%\nprint('never')\n")
+    out, err = kernelsvc("run", str(file), env=env, code=1)
+    assert out == "one\n1\n"
+    assert "ZeroDivisionError" in err
+    assert "\x1b" not in out + err
+
+
+def test_run_keeps_standard_error_apart(env):
+    out, err = kernelsvc("run", "-", env=env, input="import sys\nprint('o')\nprint('e', file=sys.stderr)\n'value'")
+    assert (out, err) == ("o\n'value'\n", "e\n")
+
+
+def test_run_as_json_is_the_sessions_events(env):
+    out, _ = kernelsvc("run", "-", "--json", env=env, input="print('a')\n1/0", code=1)
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [e["type"] for e in events][:2] == ["cell_queued", "cell_started"]
+    assert [e["seq"] for e in events] == sorted({e["seq"] for e in events})
+    assert (events[-1]["type"], events[-1]["reason"]) == ("cell_finished", "error")
+
+
+def test_run_with_limits_files_pictures_and_a_notebook(env, tmp_path):
+    (tmp_path / "n.txt").write_text("5")
+    code = "import matplotlib.pyplot as plt\nplt.plot(range(int(open('n.txt').read())))\nplt.show()"
+    kernelsvc(
+        "run", "-", "--upload", str(tmp_path / "n.txt"), "--limit", "memory_bytes=1e9", "--name", "plot",
+        "--images", str(tmp_path / "pictures"), "--save", str(tmp_path / "plot.ipynb"), env=env, input=code,
+    )  # fmt: skip
+    assert (tmp_path / "pictures" / "001.png").read_bytes().startswith(b"\x89PNG")
+    notebook = nbformat.read(tmp_path / "plot.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert "image/png" in notebook.cells[-1].outputs[-1].data
+
+
+def test_run_is_interrupted_by_ctrl_c(env):
+    process = start("run", "-", env=env)
+    process.stdin.write("print('running', flush=True)\nwhile True: pass\n")
+    process.stdin.close()
+    read_until(process.stdout, "running")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 1
+    assert "KeyboardInterrupt" in process.stderr.read()
+    process.stdout.close()
+    process.stderr.close()
+
+
+def test_run_finds_your_own_running_server(served, tmp_path):
+    env = {**served.env, "KERNELSVC_RUNTIME_DIR": str(served.runtime_dir), "KERNELSVC_DATA_DIR": str(served.data_dir)}
+    out, _ = kernelsvc("run", "-", env=env, input="print('found')")
+    assert out == "found\n"
+
+
+def test_run_without_any_server_starts_one_for_itself(short_tmp, tmp_path):
+    (short_tmp / "nobody").mkdir()
+    env = {**os.environ, "KERNELSVC_RUNTIME_DIR": str(short_tmp / "nobody"), "HOME": str(tmp_path)}
+    out, _ = kernelsvc("run", "-", "--save", str(tmp_path / "x.py"), env=env, input="print('alone')")
+    assert out == "alone\n"
+    assert "print('alone')" in (tmp_path / "x.py").read_text()
+
+
+def test_a_wrong_limit_is_refused(env):
+    _, err = kernelsvc("run", "-", "--limit", "memory_bytes=1e18", env=env, input="1", code=2)
+    assert "memory_bytes" in err
+
+
+# --- looking ----------------------------------------------------------------------------
+
+
+def test_sessions_show_and_tree(env, client):
+    with client.create_session(name="looked at") as session:
+        session.run("x = 20\nx + 22")
+        session.run("1 / 0")
+        out, _ = kernelsvc("sessions", env=env)
+        assert re.search(rf"^{session.id} +idle +python3 +2 .*looked at$", out, re.MULTILINE)
+        rows = json.loads(kernelsvc("sessions", "--json", env=env)[0])
+        assert session.id in {row["id"] for row in rows}
+        out, _ = kernelsvc("show", session.id, env=env)
+        assert "In [1]: x = 20\n   ...: x + 22\n" in out
+        assert "ZeroDivisionError" in out
+        shown = json.loads(kernelsvc("show", session.id, "--json", env=env)[0])
+        assert [cell["reason"] for cell in shown["cells"]] == ["ok", "error"]
+        out, _ = kernelsvc("show", session.id, "--events", "--json", env=env)
+        assert [json.loads(line)["seq"] for line in out.splitlines()] == list(range(1, session.info().last_seq + 1))
+        out, _ = kernelsvc("tree", session.id, env=env)
+        assert out.startswith(f"{session.id} idle, 2 cells  looked at")
+    assert session.id not in kernelsvc("sessions", env=env)[0]
+    assert session.id in kernelsvc("sessions", "--all", env=env)[0]
+
+
+def test_what_does_not_exist(env):
+    _, err = kernelsvc("show", "nothing", env=env, code=3)
+    assert "nothing" in err
+    _, err = kernelsvc("sessions", env={**env, "KERNELSVC_TOKEN": "wrong"}, code=3)
+    assert "token" in err
+
+
+# --- records ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorded(client):
+    with client.create_session(name="record") as session:
+        session.run("print('kept')\n6 * 7")
+        session.run("import random\nrandom.random()")
+    return session.id
+
+
+def test_export_verify_and_tampering(env, recorded, tmp_path):
+    for suffix in ("ipynb", "html", "py", "jsonl"):
+        kernelsvc("export", recorded, "-o", str(tmp_path / f"r.{suffix}"), env=env)
+    nbformat.validate(nbformat.read(tmp_path / "r.ipynb", as_version=4))
+    assert "kept" in (tmp_path / "r.html").read_text()
+    assert "6 * 7" in (tmp_path / "r.py").read_text()
+    for name in ("r.ipynb", "r.jsonl"):
+        out, _ = kernelsvc("verify", str(tmp_path / name), env=env)
+        assert out.startswith("verified")
+    journal = tmp_path / "r.jsonl"
+    kernelsvc("verify", str(tmp_path / "r.ipynb"), "--journal", str(journal), env=env)
+    journal.write_bytes(journal.read_bytes().replace(b"kept", b"kepT"))
+    out, _ = kernelsvc("verify", str(journal), "--json", env=env, code=1)
+    assert json.loads(out)["ok"] is False
+    notebook = tmp_path / "r.ipynb"
+    notebook.write_bytes(notebook.read_bytes().replace(b"kept", b"kepT"))
+    out, _ = kernelsvc("verify", str(notebook), env=env, code=1)
+    assert out.startswith("NOT AS WRITTEN")
+
+
+def test_export_to_standard_output(env, recorded):
+    out, _ = kernelsvc("export", recorded, "-o", "-", env=env)
+    assert nbformat.reads(out, as_version=4).cells
+
+
+def test_replay_says_what_came_out_different(env, recorded, tmp_path):
+    kernelsvc("export", recorded, "-o", str(tmp_path / "r.ipynb"), env=env)
+    out, _ = kernelsvc("replay", str(tmp_path / "r.ipynb"), "--json", env=env, code=1)
+    verdicts = [json.loads(line) for line in out.splitlines()]
+    assert [verdict["outcome"] for verdict in verdicts] == ["same", "different"]
+    assert verdicts[1]["why"].startswith("text/plain: line 1: '0.")
+
+
+# --- demo -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    env = {k: v for k, v in os.environ.items() if k not in ("KERNELSVC_URL", "KERNELSVC_TOKEN")}
+    out, err = kernelsvc("demo", "--out", str(tmp_path / "out"), env={**env, "FORCE_COLOR": "1"})
+    assert "Simpson" in out
+    assert "unexpected" not in err
+    notebook = nbformat.read(tmp_path / "out" / "penguins.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert (tmp_path / "out" / "penguins-1.png").read_bytes().startswith(b"\x89PNG")
+    assert "Simpson" in (tmp_path / "out" / "penguins.html").read_text()
+    journal = str(tmp_path / "out" / "penguins.jsonl")
+    kernelsvc("verify", str(tmp_path / "out" / "penguins.ipynb"), "--journal", journal, env=env)
+
+
+# --- serve ------------------------------------------------------------------------------------
+
+
+class Bare:
+    """``kernelsvc serve`` without a configured token."""
+
+    def __init__(self, home: Path, *options: str, **more) -> None:
+        self.env = {k: v for k, v in os.environ.items() if k not in ("KERNELSVC_URL", "KERNELSVC_TOKEN")}
+        where = ("--data-dir", str(home / "d"), "--runtime-dir", str(home / "r"))
+        self.process = start("serve", "--port", "0", *where, *options, env=self.env, stdin=subprocess.DEVNULL, **more)
+        self.runtime = home / "r"
+
+    def __enter__(self):
+        self.said = read_until(self.process.stdout, "ready after", 60)
+        return self
+
+    def __exit__(self, *exc):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        self.process.communicate(timeout=30)
+
+    def stop(self, *signals: int) -> int:
+        for number in signals:
+            self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+def test_serve_says_where_it_is_and_ctrl_c_ends_everything(short_tmp):
+    with Bare(short_tmp / "bare") as server:
+        first = server.said.splitlines()[0]
+        url, token = re.search(r"(http://127\.0\.0\.1:\d+) with token (\S+)", first).groups()
+        assert re.search(r"ready after [\d.]+ m?s", server.said)
+        info = json.loads((server.runtime / "server.json").read_text())
+        assert (info["url"], info["token"]) == (url, token)
+        assert (server.runtime / "server.json").stat().st_mode & 0o777 == 0o600
+        with Client(url, token) as client:
+            pid = client.create_session().details.kernel.pid
+        assert server.stop(signal.SIGINT) == 0
+        wait_for(lambda: not _alive(pid), what="the kernel's end")
+        assert not (server.runtime / "server.json").exists()
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_second_server_on_the_same_data_is_refused(short_tmp):
+    with Bare(short_tmp / "twice") as server:
+        where = ("--data-dir", str(short_tmp / "twice" / "d"), "--runtime-dir", str(short_tmp / "twice" / "r2"))
+        _, err = kernelsvc("serve", "--port", "0", *where, env=server.env, code=3)
+        assert "--data-dir" in err
+
+
+def test_hangup_ends_no_session_and_the_next_server_finds_it(short_tmp):
+    home = short_tmp / "again"
+    with Bare(home, "--token", "same") as server:
+        url = json.loads((server.runtime / "server.json").read_text())["url"]
+        with Client(url, "same") as client:
+            session = client.create_session()
+            session.run("kept = 41")
+        assert server.stop(signal.SIGHUP) == 0
+    with Bare(home, "--token", "same") as server:
+        url = json.loads((server.runtime / "server.json").read_text())["url"]
+        with Client(url, "same") as client:
+            again = client.session(session.id)
+            assert again.run("kept + 1").text.strip() == "42"
+
+
+def test_a_server_ends_with_the_one_who_holds_its_pipe(short_tmp):
+    alive_end, alive = os.pipe()
+    with Bare(short_tmp / "pipe", "--while-fd", str(alive_end), pass_fds=[alive_end]) as server:
+        os.close(alive_end)
+        os.close(alive)
+        assert server.process.wait(30) == 0

@@ -1,0 +1,57 @@
+"""The worked examples: valid, run again by nbclient, and they print what they printed."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from kernelsvc.cli.compare import difference
+from kernelsvc.model.events import Reason
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+#: Cells that ended so are not run again: they would run for ever, or take the kernel down.
+NOT_AGAIN = {Reason.TIMEOUT, Reason.KERNEL_DIED, Reason.MEMORY, Reason.INTERRUPTED, Reason.CANCELLED}
+
+
+def reason_of(cell):
+    return cell["metadata"].get("kernelsvc", {}).get("reason")
+
+
+def code_of(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_there_are_examples():
+    assert {"analysis", "streaming", "recovery"} <= {path.stem for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_is_a_record_of_a_session(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    about = notebook.metadata["kernelsvc"]
+    assert about["session"]
+    assert all(reason_of(cell) for cell in code_of(notebook))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.timeout(120)
+def test_it_runs_again_and_prints_the_same(path, tmp_path):
+    shutil.copy(ROOT / "kernelsvc" / "data" / "penguins.csv", tmp_path)
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if reason_of(cell) not in NOT_AGAIN]
+    before = [[dict(output) for output in cell.outputs] for cell in code_of(notebook)]
+    # Cells that raised carry the tag "raises-exception", which nbclient obeys; any other error ends the test.
+    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for cell, was in zip(code_of(notebook), before, strict=True):
+        assert difference(_without_pictures(was), _without_pictures(cell.outputs)) is None, cell.source
+
+
+def _without_pictures(outputs):
+    # Another release of matplotlib or its fonts draws other pixels; that there is a picture is compared.
+    for output in outputs:
+        data = {mime: "" if mime.startswith("image/") else value for mime, value in output.get("data", {}).items()}
+        yield {**output, "data": data} if "data" in output else output
