@@ -41,13 +41,14 @@ def build_view(view: dict[str, Any]) -> None:
     for link, target in view["links"].items():
         os.makedirs(os.path.dirname(root + link), exist_ok=True)
         os.symlink(target, root + link)
+    # What is mounted whole comes first: a Python environment may lie below /tmp.
+    _mount_devices(root, view)
+    _mount_scratch(root, "/tmp", view["tmp_bytes"], lx.MS_NOSUID | lx.MS_NODEV)
     for source, target in view["readonly"]:
         _bind(root, source, target, _SYSTEM)
     for path in view["hidden"]:
         if os.path.isdir(root + path):
             lx.mount("tmpfs", root + path, "tmpfs", lx.MS_RDONLY | _OWN, "size=4k,nr_inodes=2,mode=755")
-    _mount_devices(root, view)
-    _mount_scratch(root, "/tmp", view["tmp_bytes"], lx.MS_NOSUID | lx.MS_NODEV)
     if view["proc"]:
         _mount_proc(root, view["proc_masks"])
     for path, text in view["files"].items():

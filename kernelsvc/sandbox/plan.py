@@ -64,7 +64,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         workdir: its directory on this machine.
         home: where that is inside; below ``/home``.
         family: a directory that holds ``workdir`` and those of its branches, shown
-            as ``/home`` instead; ``home`` is then ``/home`` + the part below it.
+            as ``/home`` instead (``/sessions`` where Python itself lies below
+            ``/home``); ``home`` is then that + the part below it.
         share: directories shown writable at their own path (a cold kernel's sockets).
         hidden: directories that must not be seen although a read-only place holds them.
         uid: user and group of the host for this session, when the host runs as root.
@@ -205,11 +206,17 @@ def _ids_inside(request: Request, wanted: _Wanted) -> dict[str, int]:
 def _home(request: Request) -> str:
     if request.family is None:
         return request.home
-    return "/home/" + request.workdir.removeprefix(request.family).strip("/")
+    return f"{_family_home(request)}/{request.workdir.removeprefix(request.family).strip('/')}"
+
+
+def _family_home(request: Request) -> str:
+    """Where a family is shown: it covers what lies there, so not over a Python environment."""
+    taken = any(target.startswith("/home/") for _, target in request.places.readonly)
+    return "/sessions" if taken else "/home"
 
 
 def _view(request: Request, wanted: _Wanted, inside: dict[str, int]) -> dict[str, Any]:
-    own = (request.workdir, request.home) if request.family is None else (request.family, "/home")
+    own = (request.workdir, request.home) if request.family is None else (request.family, _family_home(request))
     return {
         "root": request.root,
         "links": request.places.links | {"/var/tmp": "../tmp"},
@@ -271,7 +278,7 @@ def _data_bytes(limits: Limits, wanted: _Wanted) -> int | None:
 
 def _landlock(request: Request, wanted: _Wanted, home: str) -> dict[str, Any]:
     if wanted.view:
-        own = home if request.family is None else "/home"
+        own = home if request.family is None else _family_home(request)
         grants = [["/", "read"], [own, "write"], ["/tmp", "write"], ["/dev/shm", "write"], ["/dev", "device"]]
         grants += [["/proc", "device"]] if wanted.proc else []
         grants += [[path, "write"] for path in request.share]

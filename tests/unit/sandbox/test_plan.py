@@ -136,6 +136,12 @@ def test_a_family_shows_its_directories_side_by_side() -> None:
     assert ["/home", "write"] in made.plan["landlock"]["grants"]
 
 
+def test_a_family_does_not_cover_python() -> None:
+    places = Places(links={}, readonly=[("/home/me/venv", "/home/me/venv")], path="/usr/bin")
+    made = confine(request(family="/data/f", workdir="/data/f/user", places=places), probe())
+    assert made.plan["home"] == made.plan["env"]["HOME"] == "/sessions/user"
+
+
 def test_a_shared_directory_keeps_its_path_and_can_be_written() -> None:
     made = confine(request(share=["/run/k/1"]), probe())
     assert ["/run/k/1", "/run/k/1"] in made.plan["view"]["writable"]
