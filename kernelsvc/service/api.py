@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - what each method does stands once, on ``service.core.Service``
 """The port that transports are written against.
 
 A transport knows this module, ``model`` and ``protocol``, and not one name more.

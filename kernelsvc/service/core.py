@@ -11,36 +11,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
 from kernelsvc import __version__
 from kernelsvc.errors import (
+    AtCapacity,
     BadRequest,
     Conflict,
     Forbidden,
     KernelsvcError,
     NotFound,
     NotSupported,
+    SessionClosed,
+    Timeout,
     TooLarge,
 )
+from kernelsvc.kernels.host import HostSettings
 from kernelsvc.kernels.launchers import Launchers
+from kernelsvc.kernels.templates import TemplateSettings
+from kernelsvc.metrics import Metrics
 from kernelsvc.model import events as ev
 from kernelsvc.model.admission import Ceilings, Live, admit
 from kernelsvc.model.events import SCHEMA, Event
-from kernelsvc.model.limits import Limits
+from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.log import timestamp
 from kernelsvc.model.machine import Policy
 from kernelsvc.model.objects import (
     Call,
     Cell,
     CellRequest,
+    Checkpoint,
     Principal,
     Scope,
     SessionRequest,
@@ -49,10 +58,13 @@ from kernelsvc.model.objects import (
 from kernelsvc.model.objects import Session as ApiSession
 from kernelsvc.model.tokens import authenticate
 from kernelsvc.protocol import call as call_protocol
-from kernelsvc.service.api import Cells, Lines, NotebookFormat, Page, Subscription, Variables
+from kernelsvc.sandbox.watchdog import Watchdog, Watched, hard_limits
+from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
+from kernelsvc.service.projections import Projections
 from kernelsvc.session import About, Session, new_id, new_kernel_id
 from kernelsvc.settings import Settings
 from kernelsvc.store.journal import Journal
+from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
 
 log = logging.getLogger(__name__)
 
@@ -74,17 +86,20 @@ def versions() -> dict[str, str]:
 class Service:
     """Sessions by id, and everything that may be done with them. Implements ``ServiceApi``."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, metrics: Metrics | None = None) -> None:
         self.settings = settings
         self.versions = versions()
-        self._store = SessionStore(settings.data_path())
-        self._projections = Projections(settings, self._store)
-        self._launchers = Launchers(settings)
+        self.metrics = metrics or Metrics()
+        self._store = SessionDirectories(settings.data_path())
+        self._projections = Projections(self._store, self.metrics)
+        self._launchers = Launchers(host_settings(settings))
         self._live: dict[str, Session] = {}
         self._past: OrderedDict[str, Session] = OrderedDict()
         self._promised: dict[str, Live] = {}
         self._made: dict[tuple[str, str], asyncio.Future[Session]] = {}
         self._clients: dict[int, set[str]] = {}
+        self._usage: dict[str, Usage] = {}
+        self._watching: asyncio.Future[None] | None = None
         self._stopping = False
 
     # -- life ------------------------------------------------------------------------
@@ -96,35 +111,38 @@ class Service:
             KernelsvcError: the kernel host can't be started.
         """
         await self._launchers.start()
-        found = [about for about in self._store.scan() if about.state is not SessionState.CLOSED]
-        await asyncio.gather(*(self._adopt(about) for about in found))
+        self._store.sweep()
+        found = list(self._store.scan())
+        await asyncio.to_thread(self._projections.catch_up_index, found)
+        closed = self._projections.index.closed()
+        await asyncio.gather(*(self._adopt(directory) for directory in found if directory.id not in closed))
+        self._watching = asyncio.ensure_future(self._watch())
 
-    async def _adopt(self, about: About) -> None:
+    async def _adopt(self, directory: SessionDirectory) -> None:
         try:
-            session = self._open(about)
-        except (OSError, KernelsvcError) as error:
-            log.error("session %s can't be read: %s", about.id, error)
-            return
-        if session.state is SessionState.CLOSED:
-            session.log.close()
-            self._settle(session)
-            return
-        self._live[about.id] = session
-        try:
+            session = self._open(directory)
+            if session.state is SessionState.CLOSED:
+                session.log.close()
+                self._keep(session)
+                return
+            self._live[session.id] = session
             await session.adopt()
-        except (OSError, KernelsvcError) as error:
-            log.error("session %s can't be adopted: %s", about.id, error)
+        except (OSError, KernelsvcError, msgspec.ValidationError) as error:
+            log.error("session %s can't be adopted: %s", directory.id, error)
 
     async def stop(self, *, end_sessions: bool) -> None:
         """Let go of every session, or end them all. Nothing is accepted any more."""
         self._stopping = True
         if end_sessions:
             ending = [s.close("server stopped") for s in list(self._live.values())]
-            async with asyncio.timeout(STOP_SECONDS):
-                await asyncio.gather(*ending, return_exceptions=True)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await asyncio.gather(*ending, return_exceptions=True)
+        if self._watching is not None:
+            self._watching.cancel()
         for session in self._live.values():
             session.detach()
-        self._projections.close()
+        await self._projections.close()
         await self._launchers.stop(end_kernels=end_sessions)
 
     def ready(self) -> bool:
@@ -174,10 +192,11 @@ class Service:
         """A closed session, read back from its directory."""
         found = self._past.get(session)
         if found is None:
-            about = self._store.load(session)
-            if about is None or about.id in self._live:
+            try:
+                directory = self._store.directory(session)
+                found = self._open(directory, read_only=True)
+            except (NotFound, OSError, msgspec.ValidationError):
                 return None
-            found = self._open(about, read_only=True)
             self._keep(found)
         return found
 
@@ -186,14 +205,17 @@ class Service:
         while len(self._past) > PAST_KEPT:
             self._past.popitem(last=False)
 
-    def _open(self, about: About, *, read_only: bool = False) -> Session:
-        journal = Journal.open(self._store.journal(about.id), about.id, read_only=read_only)
-        session = self._session(about, journal)
-        session.rebuild(self._store.life(journal))
+    def _open(self, directory: SessionDirectory, *, read_only: bool = False) -> Session:
+        about = msgspec.convert(directory.read_about(), About)
+        journal = Journal.open(directory.journal, directory.id, read_only=read_only)
+        session = self._session(about, directory, journal, live=not read_only)
+        session.rebuild(life_of(journal))
         return session
 
-    def _session(self, about: About, journal: Journal) -> Session:
+    def _session(self, about: About, directory: SessionDirectory, journal: Journal, *, live: bool = True) -> Session:
         limits = about.limits
+        if live:
+            self._projections.open(directory, journal)
         policy = Policy(
             cell_seconds=limits.cell_seconds,
             idle_seconds=limits.idle_seconds,
@@ -205,11 +227,14 @@ class Service:
         return Session(
             about,
             journal,
-            self._launchers.launcher(about.template),
+            self._launchers.launcher(about.template) if live else None,
             policy,
             sync=self.settings.journal_sync,
             observer=self._observe,
             versions=self.versions,
+            checkpoints=self.settings.checkpoints,
+            checkpoint_max_bytes=self.settings.checkpoint_max_bytes,
+            sign=self._projections.signer(about.id, journal),
         )
 
     # -- sessions ----------------------------------------------------------------------
@@ -263,6 +288,7 @@ class Service:
                 name=request.name,
                 labels=request.labels,
                 env=request.env,
+                idempotency_key=request.idempotency_key,
             )
             return await self._begin(about)
         finally:
@@ -280,17 +306,31 @@ class Service:
         )
         admit([*live, *self._promised.values()], ceilings, who.name, limits, count=count)
 
-    async def _begin(self, about: About) -> Session:
-        journal = self._store.create(about)
-        session = self._session(about, journal)
+    async def _begin(self, about: About, *, copy: bool = False) -> Session:
+        started = time.perf_counter()
         try:
+            directory, journal = self._store.create(about.id, {})
+        except OSError as error:
+            raise AtCapacity(
+                f"No session can be recorded ({error.strerror}); free disk space and try again."
+            ) from error
+        about.workdir = str(directory.files)
+        session = self._session(about, directory, journal)
+        try:
+            directory.write_about(msgspec.to_builtins(about))
             async with asyncio.timeout(self.settings.start_seconds):
-                await session.start()
-        except BaseException:
+                await session.start(copy=copy)
+        except BaseException as error:
             session.detach()
-            self._store.remove(about.id)
+            self._projections.forget(about.id)
+            self._store.discard(about.id)
+            if isinstance(error, TimeoutError):
+                raise Timeout("The session did not start in time; try again.") from None
+            if isinstance(error, OSError):
+                raise AtCapacity("No session can be recorded; free disk space and try again.") from error
             raise
         self._live[about.id] = session
+        self.metrics.create_seconds.observe(time.perf_counter() - started)
         return session
 
     def get(self, who: Principal, session: str) -> ApiSession:
@@ -339,7 +379,7 @@ class Service:
         return self._view(found)
 
     def _view(self, session: Session) -> ApiSession:
-        return session.view(self._projections.usage(session))
+        return session.view(self._usage.get(session.id, Usage()))
 
     # -- cells ----------------------------------------------------------------------------
 
@@ -415,8 +455,15 @@ class Service:
         return result
 
     def _put_files(self, who: Principal, session: str, files: dict[str, str]) -> None:
+        directory = self._store.directory(session).files
+        owner = directory.stat()
         for name, text in files.items():
-            self._store.put_text(session, name, text)
+            if not name or "/" in name or name in (".", "..") or "\0" in name:
+                raise BadRequest(f"The file name {name!r} has a path in it; give a plain name.")
+            # The session has run nothing yet, so the directory holds what we put there and nothing else.
+            path = directory / name
+            path.write_text(text, "utf-8")
+            os.chown(path, owner.st_uid, owner.st_gid)
         if files:
             self.files_changed(who, session, [{"path": name, "action": "put"} for name in files])
 
@@ -487,15 +534,16 @@ class Service:
 
     async def notebook(self, who: Principal, session: str, format: NotebookFormat = "ipynb") -> bytes:
         """The session as a notebook, at any time."""
-        return await self._projections.export(self._find(who, session), format)
+        found = self._find(who, session)
+        return await self._projections.export(self._store.directory(session), cast("Journal", found.log), format)
 
     def journal_path(self, who: Principal, session: str) -> Path:
         """The journal's file."""
-        return self._store.journal(self._find(who, session).id)
+        return self._store.directory(self._find(who, session).id).journal
 
     def files_dir(self, who: Principal, session: str) -> Path:
         """The working directory as the server sees it; hostile content."""
-        return self._store.files(self._find(who, session).id)
+        return self._store.directory(self._find(who, session).id).files
 
     def files_changed(self, who: Principal, session: str, files: Sequence[dict[str, Any]]) -> None:
         """Record an upload or a deletion; a closed session's files can't change."""
@@ -504,11 +552,113 @@ class Service:
     # -- after an event -----------------------------------------------------------------------------------
 
     def _observe(self, session: Session, events: Sequence[Event]) -> None:
-        self._projections.feed(session, events)
-        if isinstance(events[-1], ev.SessionClosed):
-            self._settle(session)
+        self._projections.feed(session.id, events)
+        last = events[-1]
+        if isinstance(last, ev.SessionClosed):
+            self._live.pop(session.id, None)
+            self._usage.pop(session.id, None)
+            self._keep(session)
+        elif isinstance(last, ev.JournalSigned):
+            self._projections.finish(session.id)
 
-    def _settle(self, session: Session) -> None:
-        """A session has closed: it no longer counts, and is read from memory while it is fresh."""
-        self._live.pop(session.id, None)
-        self._keep(session)
+    # -- checkpoints, undo, branches --------------------------------------------------------
+
+    async def checkpoint(self, who: Principal, session: str, name: str | None = None) -> Checkpoint:
+        """A parked copy of the session as it is after everything sent so far."""
+        found = self._find_live(who, session)
+        return await found.copies.make(name)
+
+    def checkpoints(self, who: Principal, session: str) -> Checkpoints:
+        """The copies that are kept."""
+        return [*self._find(who, session).machine.checkpoints.values()]
+
+    async def drop_checkpoint(self, who: Principal, session: str, checkpoint: str) -> None:
+        """End a copy."""
+        await self._find_live(who, session).copies.drop(checkpoint)
+
+    async def rollback(self, who: Principal, session: str, to: str | None = None) -> ApiSession:
+        """Make the variables those of an earlier moment; the record keeps everything."""
+        found = self._find_live(who, session)
+        await found.rollback(to)
+        return self._view(found)
+
+    async def branch(
+        self,
+        who: Principal,
+        session: str,
+        *,
+        at: str | None = None,
+        count: int = 1,
+        labels: dict[str, str] | None = None,
+        force: bool = False,
+    ) -> Sessions:
+        """New sessions from this one's live state."""
+        raise NotSupported("Branches are not there yet.")
+
+    async def hibernate(self, who: Principal, session: str) -> ApiSession:
+        """Save the variables to disk and give the memory back."""
+        raise NotSupported("Hibernation is not there yet; idle sessions keep their memory.")
+
+    def _find_live(self, who: Principal, session: str) -> Session:
+        found = self._find(who, session, "run")
+        if found.state is SessionState.CLOSED:
+            raise SessionClosed()
+        return found
+
+    # -- the second line of caps -----------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Look after what Linux does not enforce by itself, and measure what is used."""
+        dog = Watchdog()
+        while True:
+            await asyncio.sleep(self.settings.watch_seconds)
+            watched = {
+                s.id: Watched(
+                    root=s.info.pid,
+                    limits=s.about.limits,
+                    workdir=s.about.workdir,
+                    hard=hard_limits(s.report.limits),
+                )
+                for s in self._live.values()
+                if s.info is not None and s.info.pid
+            }
+            if not watched:
+                continue
+            try:
+                uses, breaches = await asyncio.to_thread(dog.look, watched)
+            except OSError as error:
+                log.warning("the watchdog could not look: %s", error)
+                continue
+            for name, use in uses.items():
+                self._usage[name] = Usage(
+                    memory_bytes=use.memory_bytes or use.resident_bytes,
+                    cpu_seconds=use.cpu_seconds,
+                    processes=len(use.pids),
+                    disk_bytes=use.disk_bytes,
+                )
+            for name, found in breaches.items():
+                if name in self._live:
+                    self._live[name].breached(found[0])
+
+
+def life_of(journal: Journal) -> Iterator[Event]:
+    """A journal's events without their bulk: enough to rebuild the machine."""
+    for line in journal.lines():
+        yield ev.decode(line)
+
+
+def host_settings(settings: Settings) -> HostSettings:
+    """What the kernel host is started with, for these settings."""
+    return HostSettings(
+        runtime_dir=str(settings.runtime_path()),
+        templates={
+            name: TemplateSettings(
+                python=one.python, preload=one.preload, allow_modules=one.allow_modules, deny_modules=one.deny_modules
+            )
+            for name, one in settings.templates.items()
+        },
+        sandbox=settings.sandbox,
+        hidden=[str(settings.data_path())],
+        adoption_seconds=settings.adoption_seconds,
+        limits=settings.limits,
+    )

@@ -23,13 +23,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import msgspec
 
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed, Timeout
 from kernelsvc.kernels.port import Cause, Exit, Kernel, Launcher, Message, Output, StartRequest, Text
 from kernelsvc.model import events as ev
-from kernelsvc.model.events import Event, KernelInfo, SandboxReport
+from kernelsvc.model.events import Event, KernelInfo, Reason, SandboxReport
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.log import timestamp
 from kernelsvc.model.machine import Machine, Policy
@@ -60,6 +61,7 @@ from kernelsvc.model.stimuli import (
     WentIdle,
 )
 from kernelsvc.protocol import facts
+from kernelsvc.sandbox.watchdog import Breach
 from kernelsvc.session.copies import Copies
 from kernelsvc.session.ids import new_cell_id, new_id, new_kernel_id
 from kernelsvc.session.reading import Log, Reading
@@ -70,8 +72,7 @@ log = logging.getLogger(__name__)
 RECOVER_SECONDS = 1.0
 
 
-@dataclass
-class About:
+class About(msgspec.Struct, kw_only=True):
     """What a session is, apart from what happens in it. Kept in ``session.json``."""
 
     id: str
@@ -82,9 +83,10 @@ class About:
     created_at: str
     limits: Limits
     name: str | None = None
-    labels: dict[str, str] = field(default_factory=dict)
-    env: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = {}
+    env: dict[str, str] = {}
     parent: dict[str, Any] | None = None
+    idempotency_key: str | None = None
 
 
 Observer = Callable[["Session", Sequence[Event]], None]
@@ -97,7 +99,7 @@ class Session:
         self,
         about: About,
         journal: Log,
-        launcher: Launcher,
+        launcher: Launcher | None,
         policy: Policy,
         *,
         sync: Literal["ack", "run", "off"] = "ack",
@@ -105,10 +107,11 @@ class Session:
         versions: dict[str, str] | None = None,
         checkpoints: int = 0,
         checkpoint_max_bytes: int | None = None,
+        sign: Callable[[], Event] | None = None,
     ) -> None:
         self.about = about
         self.log = journal
-        self.launcher = launcher
+        self._launcher = launcher
         self.machine = Machine(policy, asyncio.get_running_loop().time())
         self.kernel: Kernel | None = None
         self.fault: OSError | None = None
@@ -118,6 +121,7 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._sync = sync
         self._observer = observer
+        self._sign = sign
         self._versions = versions or {}
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._requests: dict[str, asyncio.Future[dict[str, Any]]] = {}
@@ -131,6 +135,13 @@ class Session:
         self.closed = asyncio.Event()
 
     # -- life ------------------------------------------------------------------------
+
+    @property
+    def launcher(self) -> Launcher:
+        """Who starts this session's kernels; a closed session has none."""
+        if self._launcher is None:
+            raise SessionClosed()
+        return self._launcher
 
     @property
     def id(self) -> str:
@@ -421,10 +432,24 @@ class Session:
             if kernel is not None:
                 await kernel.end()
         finally:
+            self._seal()
             for cell in list(self._waiters):
                 self._wake(cell)
             self.log.close()
             self.closed.set()
+
+    def _seal(self) -> None:
+        """Sign the head of a journal that is complete."""
+        if self._sign is None:
+            return
+        try:
+            signed = [self._sign()]
+            self.log.append(signed)
+            self.log.sync()
+        except OSError as error:
+            log.error("session %s: its journal could not be signed: %s", self.id, error)
+            return
+        self._observer(self, signed)
 
     def _fail_requests(self, error: KernelsvcError) -> None:
         for waiting in self._requests.values():
@@ -585,6 +610,28 @@ class Session:
             self._do(stimulus)
         except OSError:
             self._loop.call_later(RECOVER_SECONDS, self.exited, exit)
+
+    def breached(self, breach: Breach) -> None:
+        """A cap that Linux does not hold by itself was passed: stop what passes it."""
+        run = self.machine.running
+        reached = ev.LimitReached(
+            limit=breach.limit,
+            value=breach.value,
+            bound=breach.bound,
+            enforced_by="watchdog",
+            message=breach.message,
+        )
+        if run is not None:
+            if run.stop is not None:
+                return
+            reached.cell = run.id
+        memory = breach.limit == "memory_bytes"
+        self.record_quietly(reached)
+        with contextlib.suppress(KernelsvcError, OSError):
+            if run is not None:
+                self._do(Interrupt(why=breach.limit, reason=Reason.MEMORY if memory else Reason.INTERRUPTED))
+            if self.kernel is not None and (memory or run is None):
+                self.kernel.kill()
 
     async def _exited_later(self, exit: Exit) -> None:
         while self.copies.busy:

@@ -173,6 +173,10 @@ class Index:
         """The last entry of each session that the index has seen. Never raises."""
         return {row[0]: row[1] for row in self._query("SELECT id, last_seq FROM session", ())}
 
+    def closed(self) -> set[str]:
+        """Sessions that are known to be closed. Never raises."""
+        return {row[0] for row in self._query("SELECT id FROM session WHERE state = 'closed'", ())}
+
     def rebuild(self, sessions: Iterable[tuple[str, Iterable[bytes]]]) -> None:
         """Make everything anew from journals; takes their sizes' time, call it in a thread at start.
 

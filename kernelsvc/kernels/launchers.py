@@ -1,0 +1,77 @@
+"""Which launcher a template belongs to: forked environments first, then installed kernelspecs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from kernelsvc.errors import NotFound
+from kernelsvc.kernels.cold import ColdLauncher
+from kernelsvc.kernels.cold_host import HostProcesses
+from kernelsvc.kernels.forked import ForkedLauncher
+from kernelsvc.kernels.host import HostSettings
+from kernelsvc.kernels.host_client import HostClient
+from kernelsvc.kernels.port import Launcher
+from kernelsvc.model.events import SandboxReport
+
+#: Seconds for which the list of installed kernelspecs is believed.
+SPECS_SECONDS = 5.0
+
+
+class Launchers:
+    """Every way to start a kernel on this machine. One kernel host stands behind them all."""
+
+    def __init__(self, settings: HostSettings, *, start_host: bool = True) -> None:
+        self.host = HostClient(settings, start=start_host)
+        runtime = Path(settings.runtime_dir)
+        self._forked = ForkedLauncher(self.host, runtime)
+        self._cold = ColdLauncher(HostProcesses(self.host), runtime)
+        self._specs: list[str] = []
+        self._specs_at = -SPECS_SECONDS
+
+    async def start(self) -> None:
+        """Connect to the kernel host, or start one.
+
+        Raises:
+            Internal: there is none.
+        """
+        await self.host.start()
+
+    async def stop(self, *, end_kernels: bool) -> None:
+        """Let go of the host; with ``end_kernels`` it and everything it runs ends."""
+        if end_kernels:
+            await self.host.shutdown(end_kernels=True)
+        await self.host.close()
+
+    def _kernelspecs(self) -> list[str]:
+        now = time.monotonic()
+        if now - self._specs_at > SPECS_SECONDS:
+            self._specs, self._specs_at = self._cold.list_kernelspecs(), now
+        return [name for name in self._specs if name not in self.host.templates]
+
+    def launcher(self, template: str) -> Launcher:
+        """The launcher for a template's name.
+
+        Raises:
+            NotFound: neither a configured environment nor an installed kernelspec.
+        """
+        if template in self.host.templates:
+            return self._forked
+        if template in self._kernelspecs():
+            return self._cold
+        names = ", ".join([*self.host.templates, *self._kernelspecs()])
+        raise NotFound(f"There is no template {template!r}; there are {names}.")
+
+    def templates(self) -> list[dict[str, Any]]:
+        """What a session can be made from, as ``GET /v1/templates`` shows it."""
+        forked = [{**about, "kind": "forked"} for about in self.host.templates.values()]
+        return [*forked, *({"name": name, "kind": "cold", "state": "ready"} for name in self._kernelspecs())]
+
+    def ready(self) -> bool:
+        """Whether every template is up, so that a session would not wait for one."""
+        return all(about.get("state") == "ready" for about in self.host.templates.values())
+
+    def sandbox(self) -> SandboxReport:
+        """What this machine enforces."""
+        return self.host.sandbox

@@ -1,0 +1,123 @@
+"""What is derived from the journals: index, notebooks, metrics, signatures.
+
+A projection may fail and be rebuilt; the journal may not. Nothing here raises
+into the way of a cell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from kernelsvc.errors import AtCapacity
+from kernelsvc.metrics import Metrics
+from kernelsvc.model.events import Event, JournalSigned
+from kernelsvc.service.api import NotebookFormat
+from kernelsvc.store.convert import convert
+from kernelsvc.store.index import Index
+from kernelsvc.store.journal import Journal
+from kernelsvc.store.keys import SigningKey
+from kernelsvc.store.notebooks import NotebookFile
+from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
+
+log = logging.getLogger(__name__)
+
+#: Seconds between writes of the index, when there is something to write.
+FLUSH_SECONDS = 0.5
+
+
+class Projections:
+    """Every derived thing of one data directory."""
+
+    def __init__(self, store: SessionDirectories, metrics: Metrics) -> None:
+        self.index = Index(store.data / "index.sqlite")
+        self.metrics = metrics
+        self._store = store
+        self._key = SigningKey.load_or_create(store.data / "keys")
+        self._notebooks: dict[str, NotebookFile] = {}
+        self._finishing: set[asyncio.Task[None]] = set()
+        self._flusher: asyncio.TimerHandle | None = None
+
+    @property
+    def public_key(self) -> str:
+        """With which every signature of this server can be checked."""
+        return self._key.public
+
+    def catch_up_index(self, sessions: Iterable[SessionDirectory]) -> None:
+        """Read what the index missed from the journals, after a crash. Takes their sizes' time."""
+        seen = self.index.seqs()
+        for directory in sessions:
+            journal = Journal.open(directory.journal, directory.id, read_only=True)
+            if self.index.stale or seen.get(directory.id) != journal.last_seq:
+                self.index.learn(directory.id, journal.lines())
+        self.index.flush()
+
+    def open(self, directory: SessionDirectory, journal: Journal) -> None:
+        """Keep the notebook of a live session."""
+        inherited = directory.inherited if directory.inherited.exists() else None
+        self._notebooks[directory.id] = NotebookFile(directory.notebook, journal, parent=inherited)
+
+    def signer(self, session: str, journal: Journal) -> Callable[[], JournalSigned]:
+        """What signs the head of a journal when its session closes."""
+        return lambda: self._key.sign_head(session, journal.head)
+
+    def feed(self, session: str, events: Sequence[Event]) -> None:
+        """Take in what was just appended."""
+        self.index.feed(session, events)
+        for event in events:
+            self.metrics.record(event)
+        notebook = self._notebooks.get(session)
+        if notebook is not None:
+            notebook.feed(events)
+        if self._flusher is None:
+            self._flusher = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        self._flusher = None
+        self.index.flush()
+
+    def finish(self, session: str) -> None:
+        """The session has closed and its journal is complete: write the last notebook."""
+        notebook = self._notebooks.pop(session, None)
+        if notebook is not None:
+            task = asyncio.ensure_future(notebook.finish(self._key.sign_audit))
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+
+    async def export(self, directory: SessionDirectory, journal: Journal, format: NotebookFormat) -> bytes:
+        """The notebook as it is now, signed.
+
+        Raises:
+            Internal, Timeout: it could not be converted.
+            AtCapacity: the disk refuses.
+        """
+        notebook = self._notebooks.get(directory.id)
+        passing = notebook is None
+        if notebook is None:
+            inherited = directory.inherited if directory.inherited.exists() else None
+            notebook = NotebookFile(directory.notebook, journal, parent=inherited)
+        try:
+            data = await notebook.export(self._key.sign_audit)
+        except OSError as error:
+            raise AtCapacity(f"The notebook can't be made now ({error.strerror}); try again.") from error
+        finally:
+            if passing:
+                notebook.close()
+        return data if format == "ipynb" else await convert(data, format)
+
+    def forget(self, session: str) -> None:
+        """The session's start failed; nothing of it stays."""
+        notebook = self._notebooks.pop(session, None)
+        if notebook is not None:
+            notebook.close()
+
+    async def close(self) -> None:
+        """Write what waits and let go."""
+        if self._finishing:
+            await asyncio.wait(self._finishing, timeout=5.0)
+        for notebook in self._notebooks.values():
+            notebook.close()
+        if self._flusher is not None:
+            self._flusher.cancel()
+        self.index.close()
