@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 
 import msgspec
 
 from kernelsvc import settings as conf
+from kernelsvc.cli.notify import Systemd, ready_fd
 from kernelsvc.cli.screen import table
 from kernelsvc.cli.terminal import Terminal
 
@@ -57,5 +59,20 @@ def _shown(one: dict[str, object]) -> str:
 
 
 def kernel_host(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Run the kernel host in the foreground."""
-    raise NotImplementedError
+    """Run the kernel host in the foreground until told to stop."""
+    from kernelsvc.kernels.host import run
+    from kernelsvc.service import host_settings
+
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    found = conf.load(vars(args), os.environ)
+    conf.prepare_directories(found)
+
+    def ready() -> None:
+        terminal.line(f"kernel host in {found.runtime_path()}; templates: {', '.join(found.templates)}")
+        ready_fd(args.ready_fd)
+        Systemd(os.environ).tell("READY=1")
+
+    # It is asked for by name here, so it stays when the last server leaves.
+    run(msgspec.structs.replace(host_settings(found), stay=True), ready)
+    return 0

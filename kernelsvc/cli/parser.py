@@ -98,6 +98,7 @@ def _serving(commands: _Commands) -> None:
         "Ctrl-C and SIGTERM end it and every session; SIGHUP, a restart under systemd and a crash end no session: the\n"
         "next server on the same data directory finds them. A second Ctrl-C does not wait.",
     )
+    serve.add_argument("--while-fd", type=int, metavar="N", help="stop when the other end of this pipe closes")
     _serve_options(serve)
     host = commands.add(
         "kernel-host",
@@ -111,7 +112,6 @@ def _serving(commands: _Commands) -> None:
 
 def _serve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
-    parser.add_argument("--while-fd", type=int, metavar="N", help="stop when the other end of this pipe closes")
     parser.add_argument("--verbose", "-v", action="count", default=0, help="log more, to standard error")
     _settings(parser, "'kernelsvc settings' prints what holds, and why")
 

@@ -30,7 +30,6 @@ from kernelsvc.cli.screen import seconds
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client.address import INFO_FILE, ServerInfo, write_info
 from kernelsvc.errors import Conflict
-from kernelsvc.metrics import Metrics
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.service import Service
 from kernelsvc.transports.app import Server, make_app
@@ -91,7 +90,7 @@ class _Serving:
         self._catch_signals()
         service = Service(self.settings)
         await service.start()
-        server = Server(make_app(service, self.settings, Metrics()), self.settings, os.environ)
+        server = Server(make_app(service, self.settings, service.metrics), self.settings, os.environ)
         info = self.settings.runtime_path() / INFO_FILE
         tasks: list[asyncio.Task[None]] = []
         try:
