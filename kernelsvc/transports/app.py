@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from kernelsvc.errors import Conflict
@@ -32,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: sd_listen_fds(3): the first descriptor that systemd passes.
 LISTEN_FDS_START = 3
+#: Connections that may wait to be accepted; hundreds may come at once after a restart.
+BACKLOG = 1024
 #: A body that no handler takes (a WebSocket's opening has none).
 MAX_STRAY_BODY = 64 * 1024
 
@@ -138,7 +139,7 @@ class Server:
     def _bind_tcp(self) -> list[socket.socket]:
         host, port = self._settings.host, self._settings.port
         try:
-            return bind_sockets(port, host, reuse_port=False)
+            return bind_tcp(host, port)
         except OSError as error:
             raise Conflict(f"Can't listen on {host}:{port}: {error.strerror}; choose another with --port.") from None
 
@@ -182,6 +183,32 @@ def activated_sockets(env: Mapping[str, str]) -> list[socket.socket]:
     return found
 
 
+def bind_tcp(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets for every address of a host, all on one port (0: a free one).
+
+    Raises:
+        OSError: an address is taken or not this machine's; nothing is left open.
+    """
+    found: list[socket.socket] = []
+    infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        for family, _, _, _, address in sorted(set(infos)):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            found.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind((address[0], port, *address[2:]))
+            port = listener.getsockname()[1]
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+    except OSError:
+        for listener in found:
+            listener.close()
+        raise
+    return found
+
+
 def bind_private(path: Path) -> socket.socket:
     """A listening Unix socket that is 0600 from its first moment on; a dead server's is replaced.
 
@@ -195,7 +222,7 @@ def bind_private(path: Path) -> socket.socket:
     os.fchmod(listener.fileno(), 0o600)
     try:
         listener.bind(str(path))
-        listener.listen(128)
+        listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError:
         listener.close()

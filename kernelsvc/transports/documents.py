@@ -28,7 +28,7 @@ ERROR: Schema = {
         "details": {"type": "object"},
     },
 }
-_ERROR_REF = {"$ref": "#/components/schemas/Error"}
+_ERROR_REF = {"$ref": "#/components/schemas/Refusal"}
 
 
 @functools.cache
@@ -41,7 +41,7 @@ def _schemas() -> tuple[dict[Any, Schema], dict[str, Schema]]:
         types += [kind for kind in (route.query, route.body, route.result) if kind is not None]
     unique = list(dict.fromkeys(kind for kind in types if kind is not None))
     schemas, components = msgspec.json.schema_components(unique, ref_template=_REF)
-    return dict(zip(unique, schemas, strict=True)), {**components, "Error": ERROR}
+    return dict(zip(unique, schemas, strict=True)), {**components, "Refusal": ERROR}
 
 
 def schema_of(kind: Any) -> Schema:

@@ -118,6 +118,7 @@ class Door(RequestHandler):
     #: Whether ``?token=`` counts (browsers' WebSockets).
     query_token = False
     transport = "http"
+    kept_headers: dict[str, str] = {}
     _began = 0.0
     _code = "ok"
 
@@ -130,9 +131,16 @@ class Door(RequestHandler):
 
     def set_default_headers(self) -> None:
         """Headers that keep a browser from making more of an answer than it is."""
-        for name, value in SECURITY_HEADERS.items():
+        for name, value in (SECURITY_HEADERS | self.kept_headers).items():
             self.set_header(name, value)
         self.clear_header("Server")
+
+    def keep_headers(self, **headers: str) -> None:
+        """Set headers that an error's answer carries too (Tornado clears the others)."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.kept_headers = self.kept_headers | named
+        for name, value in named.items():
+            self.set_header(name, value)
 
     # --- the way in ------------------------------------------------------------------
 
@@ -148,9 +156,8 @@ class Door(RequestHandler):
         if not auth.origin_allowed(origin, headers.get("Host"), self.context.settings.origins):
             raise Forbidden(f"The origin {origin} is not allowed here; add it to the setting 'origins'.")
         if origin is not None:
-            self.set_header("Access-Control-Allow-Origin", origin)
-            self.set_header("Vary", "Origin")
-            self.set_header("Access-Control-Expose-Headers", "ETag, Location, Retry-After, Content-Disposition")
+            exposed = "ETag, Location, Retry-After, Content-Disposition, Content-Range"
+            self.keep_headers(Access_Control_Allow_Origin=origin, Vary="Origin", Access_Control_Expose_Headers=exposed)
         if self.scope is not None:
             self.who = self.context.service.authenticate(self.token())
 

@@ -176,7 +176,7 @@ class FileHandler(ApiHandler):
         try:
             span = parse_range(header, size)
         except ValueError:
-            self.set_header("Content-Range", f"bytes */{size}")
+            self.keep_headers(Content_Range=f"bytes */{size}")
             raise HTTPError(416) from None
         if span is None:
             return Span(0, size)

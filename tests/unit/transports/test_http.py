@@ -175,8 +175,8 @@ async def test_a_client_that_leaves_while_its_cell_runs(doors, then, state):
     body = json.dumps({"code": "await asyncio.sleep(60)", "on_disconnect": then}).encode()
     port = urllib.parse.urlsplit(doors.url).port
     _, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = "POST /v1/sessions/%s/cells HTTP/1.1\r\nAuthorization: Bearer alice-token\r\nContent-Length: %d\r\n\r\n"
-    writer.write((head % (session, len(body))).encode() + body)
+    head = f"POST /v1/sessions/{session}/cells HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-token\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     await wait_until(lambda: doors.service.sessions[session].running)
     writer.close()
     await wait_until(lambda: doors.service.gone)
@@ -247,7 +247,8 @@ async def test_a_bad_cell_changes_nothing(doors):
     path = f"/v1/sessions/{session}/cells"
     for body in (
         {}, {"code": 1}, {"code": "1", "cell": "../x"}, {"code": "1", "session": "other"},
-        {"code": "1", "wait": "queued"}, {"cells": []}, {"cells": [{"code": "1"}], "code": "2"}, {"code": "1", "timeout_seconds": 0},
+        {"code": "1", "wait": "queued"}, {"cells": []}, {"cells": [{"code": "1"}], "code": "2"},
+        {"code": "1", "timeout_seconds": 0},
     ):  # fmt: skip
         assert await doors.refused("POST", path, body) == (400, "bad_request"), body
     assert (await doors.json("GET", f"/v1/sessions/{session}"))["last_seq"] == 1
@@ -380,6 +381,9 @@ async def test_foreign_origins(open_doors, origin, allowed, good):
         response = await doors.fetch(verb, "/v1/sessions", headers={"Origin": origin}, token="alice-token")
         assert response.headers.get("Access-Control-Allow-Origin") == (origin if good else None)
         assert (response.code < 300) is good
+    response = await doors.fetch("GET", "/v1/sessions/nope", headers={"Origin": origin})
+    assert response.code == (404 if good else 403)
+    assert response.headers.get("Access-Control-Allow-Origin") == (origin if good else None)
     assert (await doors.fetch("OPTIONS", "/v1/sessions", headers={"Origin": origin}, token=None)).code == (
         204 if good else 403
     )

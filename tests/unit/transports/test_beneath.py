@@ -1,0 +1,204 @@
+"""The directory that nobody trusts: links, races, owners, with openat2 and without."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+
+import pytest
+
+from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound
+from kernelsvc.transports import beneath
+from kernelsvc.transports.beneath import Directory, parse_path
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+RENAME_EXCHANGE = 2
+
+
+@pytest.fixture(params=["openat2", "walk"])
+def way(request, monkeypatch):
+    """Both ways of opening; the second is what old machines get."""
+    if request.param == "walk":
+        monkeypatch.setattr(beneath, "HAS_OPENAT2", False)
+    elif not beneath.HAS_OPENAT2:
+        pytest.skip("this machine has no openat2")
+    return request.param
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "f").write_text("the secret")
+    return tmp_path / "home"
+
+
+def read(directory, *parts):
+    fd, info = directory.open_file(tuple(part.encode() for part in parts))
+    try:
+        return os.read(fd, info.st_size)
+    finally:
+        os.close(fd)
+
+
+def test_plain_files(way, root):
+    (root / "a").mkdir()
+    (root / "a" / "f").write_bytes(b"hello")
+    with Directory(root) as directory:
+        assert read(directory, "a", "f") == b"hello"
+        assert directory.is_directory((b"a",))
+        assert not directory.is_directory((b"a", b"f"))
+        for parts, error in (((b"a",), Conflict), ((b"b",), NotFound), ((b"a", b"f", b"x"), NotFound)):
+            with pytest.raises(error):
+                directory.open_file(parts)
+
+
+def test_no_link_is_followed(way, root):
+    (root / "abs").symlink_to(root.parent / "outside")
+    (root / "rel").symlink_to("../outside")
+    (root / "file").symlink_to("../outside/f")
+    (root / "magic").symlink_to("/proc/self/root")
+    (root / "loop").symlink_to("loop")
+    with Directory(root) as directory:
+        for parts in ((b"abs", b"f"), (b"rel", b"f"), (b"file",), (b"magic", b"etc", b"passwd"), (b"loop",)):
+            with pytest.raises((BadRequest, NotFound)):
+                directory.open_file(parts)
+            with pytest.raises((BadRequest, NotFound)):
+                directory.list(parts, recursive=True, limit=10)
+        for parts in ((b"abs", b"new"), (b"rel", b"sub", b"new")):
+            with pytest.raises((BadRequest, NotFound)):
+                directory.upload(parts)
+            with pytest.raises((BadRequest, NotFound)):
+                directory.delete(parts, recursive=True)
+        entries, _ = directory.list((), recursive=True, limit=100)
+        assert {entry.kind for entry in entries} == {"link"}
+    assert os.listdir(root.parent / "outside") == ["f"]
+
+
+def test_no_other_filesystem_is_entered(way, tmp_path):
+    with Directory(tmp_path.__class__("/")) as directory, pytest.raises(BadRequest):
+        directory.open_file((b"proc", b"self", b"status"))
+
+
+def exchange(a, b):
+    """Swap two names at once (renameat2(2)); nothing is ever missing in between."""
+    return _LIBC.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), RENAME_EXCHANGE)
+
+
+def test_a_directory_swapped_for_a_link_in_the_middle_never_leads_out(way, root):
+    """The race that ``realpath`` loses: one thread swaps as fast as it can, the other reads, writes and lists."""
+    (root / "d").mkdir()
+    (root / "d" / "f").write_text("mine")
+    (root / "swap").symlink_to(root.parent / "outside")
+    if exchange(root / "d", root / "swap") != 0:
+        pytest.skip("this filesystem can't exchange names")
+    done = threading.Event()
+
+    def attack():
+        while not done.is_set():
+            exchange(root / "d", root / "swap")
+
+    thread = threading.Thread(target=attack)
+    thread.start()
+    seen = set()
+    end = time.monotonic() + 1.0
+    try:
+        with Directory(root) as directory:
+            while time.monotonic() < end:
+                seen.add(attempt(lambda: read(directory, "d", "f")))
+                attempt(lambda: [entry.path for entry in directory.list((b"d",), recursive=True, limit=9)[0]])
+                attempt(lambda: put(directory, (b"d", b"new")))
+                attempt(lambda: directory.delete((b"d", b"new"), recursive=True))
+    finally:
+        done.set()
+        thread.join()
+    assert b"mine" in seen
+    assert b"the secret" not in seen
+    assert os.listdir(root.parent / "outside") == ["f"]
+    assert (root.parent / "outside" / "f").read_text() == "the secret"
+
+
+def attempt(action):
+    try:
+        return action()
+    except KernelsvcError:
+        return None
+
+
+def put(directory, parts, data=b"x"):
+    upload = directory.upload(parts)
+    try:
+        upload.write(data)
+        return upload.commit()
+    finally:
+        upload.abort()
+
+
+def test_an_upload_replaces_the_name_not_what_it_points_to(way, root):
+    (root / "f").symlink_to(root.parent / "outside" / "f")
+    with Directory(root) as directory:
+        put(directory, (b"f",), b"new")
+        assert read(directory, "f") == b"new"
+    assert (root.parent / "outside" / "f").read_text() == "the secret"
+
+
+def test_an_abandoned_upload_leaves_nothing(way, root):
+    with Directory(root) as directory:
+        upload = directory.upload((b"a", b"f"))
+        upload.write(b"x" * 1000)
+        upload.abort()
+        upload.abort()
+    assert os.listdir(root / "a") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_files_belong_to_whom_the_directory_belongs_to(way, root):
+    os.chown(root, 12345, 12345)
+    with Directory(root) as directory:
+        put(directory, (b"a", b"f"))
+    for path in (root / "a", root / "a" / "f"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12345)
+
+
+def test_a_tree_too_deep_or_wide_is_listed_in_part(way, root):
+    deep = root
+    for _ in range(80):
+        deep = deep / "d"
+        deep.mkdir()
+    for number in range(300):
+        (root / f"f{number}").touch()
+    with Directory(root) as directory:
+        entries, truncated = directory.list((), recursive=True, limit=10_000)
+        assert not truncated
+        assert len(entries) == 300 + 65
+        assert directory.list((), recursive=False, limit=100)[1]
+
+
+def test_odd_times_and_kinds(way, root):
+    (root / "f").touch()
+    os.utime(root / "f", ns=(2**62, 2**62))
+    os.mkfifo(root / "p")
+    with Directory(root) as directory:
+        entries, _ = directory.list((), recursive=False, limit=10)
+        assert [(entry.kind, entry.modified[-1]) for entry in entries] == [("file", "Z"), ("other", "Z")]
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"/a", b"a//b", b"a/", b"..", b"a/../b", b".", b"a/./b", b"a\0b", b"x" * 256, b"a/" * 64 + b"b"]
+)
+def test_paths_that_are_refused(raw):
+    with pytest.raises(BadRequest):
+        parse_path(raw)
+
+
+@pytest.mark.parametrize("raw", [b"a", b"a/b", b"...", b"a..b", b"\xff", b"a\nb", b"-rf", b"~", b"$HOME"])
+def test_paths_that_are_fine(raw):
+    assert b"/".join(parse_path(raw)) == raw
+
+
+def test_a_missing_directory_is_told_without_its_path(tmp_path):
+    with pytest.raises(NotFound) as caught:
+        Directory(tmp_path / "nothing")
+    assert str(tmp_path) not in caught.value.message
