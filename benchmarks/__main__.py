@@ -48,15 +48,15 @@ def measured(subjects: list[Subject], counts: Counts, scratch: Path, found: dict
 
 def run(args: argparse.Namespace, scratch: Path) -> int:
     """Everything, beside every peer."""
-    subjects, found = peers.everyone(ENVIRONMENTS, scratch)
+    subjects, found = peers.everyone(ENVIRONMENTS, scratch, *args.setting)
     if args.only:
         subjects = [subject for subject in subjects if any(part in subject.name for part in args.only)]
     counts = Counts(**{name: value for name, value in vars(args).items() if name in vars(Counts()) and value})
     text, data, samples = measured(subjects, counts, scratch, found)
     print(text)
     tell_goals(samples)
-    if any(getattr(counts, name) != getattr(Counts, name) for name in ("lines", "big_bytes", "busy")):
-        say("nothing is written: the table's titles speak of other amounts")
+    if args.setting or any(getattr(counts, name) != getattr(Counts, name) for name in ("lines", "big_bytes", "busy")):
+        say("nothing is written: the table speaks of other amounts, or of other settings")
     elif args.write:
         for path in report.write(ROOT / "docs" / "benchmarks", ROOT / "README.md", text, data):
             say(f"written: {path.relative_to(ROOT)}")
@@ -86,6 +86,7 @@ def main() -> int:
     full = commands.add_parser("run", help="everything, beside every peer")
     full.set_defaults(do=run)
     full.add_argument("--only", action="append", help="subjects whose name holds this; may be given again")
+    full.add_argument("--setting", action="append", default=[], metavar="--NAME=VALUE", help="for our own server")
     full.add_argument("--no-write", dest="write", action="store_false", help="print the table and change no file")
     for name, value in vars(Counts()).items():
         full.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {value}")

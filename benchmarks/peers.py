@@ -114,9 +114,9 @@ def ours(scratch: Path, *settings: str) -> Subject:
     return Kernelsvc(sys.executable, scratch, *settings)
 
 
-def everyone(below: Path, scratch: Path) -> tuple[list[Subject], dict[str, str]]:
+def everyone(below: Path, scratch: Path, *settings: str) -> tuple[list[Subject], dict[str, str]]:
     """Ourselves and every peer that can be had here, with the peers' releases. One that can't is named and left out."""
-    subjects: list[Subject] = [ours(scratch)]
+    subjects: list[Subject] = [ours(scratch, *settings)]
     versions: dict[str, str] = {}
     for environment, makers in PEERS:
         try:

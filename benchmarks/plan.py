@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.figures import Samples
 from benchmarks.processes import MiB, peak
-from benchmarks.subjects import IMPORTS, JupyterSession, Kernelsvc, Session, Subject, memory_of
+from benchmarks.subjects import Kernelsvc, Session, Subject, memory_of
 
 CHECK = "import sys; print(all(name in sys.modules for name in ('numpy', 'pandas', 'matplotlib.pyplot')))"
 
@@ -174,9 +174,9 @@ class Bench:
             for _ in range(count):
                 session = await stack.enter_async_context(opened(subject))
                 await session.run("1+1")
-                if isinstance(session, JupyterSession):
-                    await session.learn_pids()
                 sessions.append(session)
+            for session in sessions:
+                await session.learn_pids()
             samples.add("idle_kernel", memory_of(sessions) / MiB / count)
             if subject.server is not None:
                 samples.add("idle_server", (subject.server.rss() - before) / 1024 / count)
@@ -200,6 +200,3 @@ async def opened(subject: Subject) -> AsyncIterator[Session]:
 def say(text: str) -> None:
     """Progress, where it doesn't mix with the result."""
     print(text, file=sys.stderr, flush=True)
-
-
-__all__ = ["IMPORTS", "SMOKE", "Bench", "Counts", "is_ours", "opened"]

@@ -109,7 +109,8 @@ def markdown(subjects: Mapping[str, Samples], limits: Mapping[str, float], facts
         f"Measured by `make bench` on {facts['date']}: {where}, load before the run {here['load_before'][0]}. All "
         f"subjects ran in one run, taking turns; {facts['settings']}. {peers}. *Limit*: the floor of the same machine "
         "in the same run: `run_cell` in process for a cell, a bare `fork` of a process with the same imports for a "
-        "session, a bare pipe for printed lines.\n"
+        f"session, a bare pipe for printed lines. A synced append of 300 bytes to the same disk took "
+        f"{shown(limits.get('fdatasync'))} ms, an echo over a Unix socket {shown(limits.get('socket_echo'))} ms.\n"
     )
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -64,9 +65,17 @@ class Ran:
 
 
 class Session(ABC):
-    """One live session of a subject."""
+    """One live session of a subject.
+
+    Attributes:
+        pids: its processes, once ``learn_pids`` was asked.
+    """
 
     pids: list[int]
+
+    @abstractmethod
+    async def learn_pids(self) -> None:
+        """Find out which processes it consists of."""
 
     @abstractmethod
     async def run(self, code: str, *, keep: bool = False) -> Ran:
@@ -174,7 +183,7 @@ class OurSession(Session):
 
     def __init__(self, subject: Kernelsvc, details: dict[str, Any]) -> None:
         self.subject, self.id = subject, details["id"]
-        self.pids = [details["kernel"]["pid"]]
+        self.kernel = details["kernel"]["pid"]
         self.ran = Ran(0)
         self.keep = False
         subject.watchers[self.id] = self
@@ -191,6 +200,11 @@ class OurSession(Session):
         self.ran.seconds = time.perf_counter() - begun
         self.ran.ended = cell["reason"] == "ok"
         return self.ran
+
+    async def learn_pids(self) -> None:
+        # The kernel's parent is the session's own init, whose other descendants are the parked copies.
+        init = psutil.Process(self.kernel).parent()
+        self.pids = [init.pid, *(child.pid for child in init.children(recursive=True))] if init else [self.kernel]
 
     async def close(self) -> None:
         await self.subject.call("session.close", session=self.id)
@@ -303,16 +317,9 @@ class JupyterSession(Session):
 
     def __init__(self, socket: ClientConnection, session: str, url: str) -> None:
         self.socket, self.session, self.url = socket, session, url
-        self._pids: list[int] = []
-
-    @property
-    def pids(self) -> list[int]:  # type: ignore[override]
-        """Known once ``learn_pids`` was asked."""
-        return self._pids
 
     async def learn_pids(self) -> None:
-        """Ask the kernel for its process id."""
-        self._pids = [int((await self.run("import os; print(os.getpid())", keep=True)).output)]
+        self.pids = [int((await self.run("import os; print(os.getpid())", keep=True)).output)]
 
     async def ask(self, kind: str, content: dict[str, Any], *, keep: bool = False) -> Ran:
         """Send a request and follow it to its end, or to its last message if the end is lost."""
@@ -364,7 +371,9 @@ class ZmqSession(Session):
 
     def __init__(self, place: tempfile.TemporaryDirectory[str], manager: Any, client: Any) -> None:
         self.place, self.manager, self.client = place, manager, client
-        self.pids = [manager.provisioner.pid]
+
+    async def learn_pids(self) -> None:
+        self.pids = [self.manager.provisioner.pid]
 
     async def run(self, code: str, *, keep: bool = False) -> Ran:
         cell = JupyterCell(self.client.execute(code, allow_stdin=False), keep=keep)
