@@ -12,6 +12,9 @@ The kernel is read at the pace of its readers: a send to a reader that is full
 is refused (XPUB without dropping), the batch counts as not held, and the kernel
 soon blocks. A reader that is stuck for ``STALL_SECONDS`` loses messages, as
 with any Jupyter kernel, so that it can't hold up the others for ever.
+
+Text is gathered for a moment, as ipykernel does: a ``print`` of two values is
+four writes, and clients such as nbclient make an output of each message.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ IOPUB_WAITING = 10_000
 RETRY_SECONDS = 0.02
 #: Seconds after which a full reader loses messages.
 STALL_SECONDS = 10.0
+#: Seconds in which text is gathered, and characters after which it is sent at once.
+GATHER_SECONDS, GATHER_TEXT = 0.02, 64 * 1024
 #: Milliseconds in which a client may still fetch what was sent before the end.
 LINGER_MS = 200
 
@@ -70,6 +75,9 @@ class Bridge:
         self._running = ""
         self._early: list[Output] = []
         self._handled = 0
+        self._gathered: list[Text] = []
+        self._gathered_size = 0
+        self._flushing: asyncio.TimerHandle | None = None
         self._stalled_since: float | None = None
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,6 +131,8 @@ class Bridge:
         """Close the sockets; what was sent may still be fetched for a moment. May be called twice."""
         for task in self._tasks:
             task.cancel()
+        if self._flushing is not None:
+            self._flushing.cancel()
         for socket in self._sockets.values():
             socket.close()
         self._sockets.clear()
@@ -203,6 +213,8 @@ class Bridge:
 
     def exited(self, exit: Exit) -> None:
         """See ``port.Sink``."""
+        with contextlib.suppress(zmq.Again):
+            self._flush()
         self._on_exit(exit)
 
     def _stall(self) -> None:
@@ -217,12 +229,36 @@ class Bridge:
         if self.kernel is not None and self._sockets:
             self.kernel.resume()
 
+    def _gather(self, text: Text) -> None:
+        first = self._gathered[0] if self._gathered else text
+        if (first.name, first.parent) != (text.name, text.parent) or self._gathered_size > GATHER_TEXT:
+            self._flush()
+        self._gathered.append(text)
+        self._gathered_size += len(text.text)
+        if self._flushing is None:
+            self._flushing = self._loop.call_later(GATHER_SECONDS, self._flush_later)
+
+    def _flush(self) -> None:
+        """Publish the gathered text. Raises ``zmq.Again`` with nothing changed."""
+        if self._gathered:
+            first = self._gathered[0]
+            header, _ = self._headers.get(first.parent or self._running, ({}, []))
+            content = {"name": first.name, "text": "".join(t.text for t in self._gathered)}
+            self._publish("stream", content, header)
+            self._gathered, self._gathered_size = [], 0
+
+    def _flush_later(self) -> None:
+        self._flushing = None
+        try:
+            self._flush()
+        except zmq.Again:  # what follows is refused meanwhile, or joins it up to the bound
+            self._flushing = self._loop.call_later(GATHER_SECONDS, self._flush_later)
+
     def _pass(self, output: Output) -> None:
         if isinstance(output, Text):
-            header, _ = self._headers.get(output.parent or self._running, ({}, []))
-            content = {"name": output.name, "text": output.text}
-            self._publish("stream", content, header)
+            self._gather(output)
             return
+        self._flush()
         header, routing = self._headers.get(output.parent, ({}, []))
         if output.channel == "iopub":
             if output.msg_type == "status" and output.content.get("execution_state") == "busy":

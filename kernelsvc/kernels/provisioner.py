@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
@@ -26,13 +27,15 @@ from typing import Any, ClassVar, TypeVar
 
 from jupyter_client.connect import LocalPortCache
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
-from traitlets import Unicode
+from traitlets import List, Unicode
 
 from kernelsvc.kernels.bridge import Bridge
 from kernelsvc.kernels.port import Cause, Exit, Kernel, Launcher, StartRequest
+from kernelsvc.kernels.standalone import TEMPLATE, Environment, connect
 from kernelsvc.model.limits import Limits
 
 T = TypeVar("T")
+Connect = Callable[[Environment], Awaitable[Launcher]]
 
 #: A Jupyter application's kernels are its user's own: no cap but what the machine has.
 NO_LIMITS = Limits(
@@ -57,7 +60,7 @@ class Background:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.launchers: dict[str, asyncio.Task[Launcher]] = {}
+        self.launchers: dict[Environment, asyncio.Task[Launcher]] = {}
         self._thread = threading.Thread(target=self.loop.run_forever, name="kernelsvc-fork", daemon=True)
         self._thread.start()
 
@@ -65,16 +68,16 @@ class Background:
         """Do this there and wait for it here. Cancelling cancels it there."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
 
-    async def launcher(self, runtime: str, connect: Callable[[str], Awaitable[Launcher]]) -> Launcher:
-        """The launcher of this runtime directory's host, made when first asked for. Called there."""
-        task = self.launchers.get(runtime)
+    async def launcher(self, environment: Environment, connect: Connect) -> Launcher:
+        """The launcher of this environment's host, made when first asked for. Called there."""
+        task = self.launchers.get(environment)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
-            task = self.launchers[runtime] = asyncio.ensure_future(_made(connect, runtime))
+            task = self.launchers[environment] = asyncio.ensure_future(_made(connect, environment))
         return await asyncio.shield(task)
 
 
-async def _made(connect: Callable[[str], Awaitable[Launcher]], runtime: str) -> Launcher:
-    return await connect(runtime)
+async def _made(connect: Connect, environment: Environment) -> Launcher:
+    return await connect(environment)
 
 
 _lock = threading.Lock()
@@ -144,11 +147,11 @@ def status_of(exit: Exit) -> int:
 class ForkProvisioner(KernelProvisionerBase):  # type: ignore[misc]
     """See the module. Configured in a kernelspec's ``metadata.kernel_provisioner.config``."""
 
-    template = Unicode("python3", config=True, help="The environment to fork, as the kernel host names it.")
-    runtime = Unicode("", config=True, help="The kernel host's runtime directory; by default one of your own.")
+    python = Unicode(sys.executable, config=True, help="The interpreter to fork; it needs ipykernel.")
+    preload = List(Unicode(), config=True, help="Modules that are imported once, for all kernels.")
 
-    #: How to come to a launcher for a runtime directory. Tests put their own here.
-    connect: ClassVar[Callable[[str], Awaitable[Launcher]]]
+    #: How to come to a launcher. Tests put their own here.
+    connect: ClassVar[Connect] = staticmethod(connect)
 
     def __init__(self, **traits: Any) -> None:
         super().__init__(**traits)
@@ -182,7 +185,7 @@ class ForkProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         request = StartRequest(
             session=f"jupyter-{self.kernel_id}",
             kernel=uuid.uuid4().hex,
-            template=self.template,
+            template=TEMPLATE,
             workdir=str(kwargs.get("cwd") or os.getcwd()),
             limits=NO_LIMITS,
             env=env,
@@ -191,7 +194,8 @@ class ForkProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         return dict(self.connection_info)
 
     async def _serve(self, request: StartRequest) -> Served:
-        launcher = await background().launcher(self.runtime, type(self).connect)
+        environment = Environment(python=self.python, preload=tuple(self.preload))
+        launcher = await background().launcher(environment, type(self).connect)
         served = Served(dict(self.connection_info))
         await served.start(launcher, request)
         return served

@@ -21,6 +21,9 @@ from kernelsvc.kernels.fake import FakeKernel, FakeLauncher
 from kernelsvc.kernels.port import Exit, StartRequest
 from kernelsvc.model.limits import Limits
 
+#: More displays than may wait for one reader.
+MANY = "\n".join(["show text/plain x"] * (bridge_module.IOPUB_WAITING + 5000) + ["show text/plain last"])
+
 
 @dataclass
 class Rig:
@@ -158,19 +161,19 @@ async def test_a_reader_that_is_slow_blocks_the_kernel_and_loses_nothing(rig: Ri
     reader.subscribe(b"")
     reader.connect(f"ipc://{rig.info['ip']}-{rig.info['iopub_port']}")
     await wait_until(lambda: reader.poll(0), what="the welcome")
-    rig.client.execute("lines 25000")
+    rig.client.execute(MANY)
     await wait_until(lambda: rig.bridge.stalled, deadline=30, what="a full reader")
     texts: list[bytes] = []
 
     def drained() -> bool:
         while reader.poll(0):
             parts = reader.recv_multipart()
-            if parts[0].endswith(b".stream"):
+            if parts[0].endswith(b".display_data"):
                 texts.append(parts[-1])
-        return len(texts) == 25000
+        return len(texts) == MANY.count("\n") + 1
 
-    await wait_until(drained, deadline=30, what="every line")
-    assert b'"24999\\n"' in texts[-1]
+    await wait_until(drained, deadline=30, what="every display")
+    assert b'"last"' in texts[-1]
     reader.close(0)
 
 
@@ -181,7 +184,7 @@ async def test_a_reader_that_is_stuck_does_not_hold_up_the_others(rig: Rig, monk
     reader.subscribe(b"")
     reader.connect(f"ipc://{rig.info['ip']}-{rig.info['iopub_port']}")
     await wait_until(lambda: reader.poll(0), what="the welcome")
-    msg_id = rig.client.execute("lines 25000")
+    msg_id = rig.client.execute(MANY)
     reply = await rig.client.get_shell_msg(timeout=30)
     assert reply["parent_header"].get("msg_id") == msg_id
     assert reply["content"]["status"] == "ok"

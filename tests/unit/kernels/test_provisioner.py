@@ -17,6 +17,7 @@ from kernelsvc.errors import AtCapacity
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.kernels.port import Cause, Exit, Launcher, StartRequest
 from kernelsvc.kernels.provisioner import ForkProvisioner, background, status_of
+from kernelsvc.kernels.standalone import Environment
 
 
 class Host:
@@ -27,7 +28,7 @@ class Host:
         self.requests: list[StartRequest] = []
         self.refusal: Exception | None = None
 
-    async def connect(self, runtime: str) -> Launcher:
+    async def connect(self, environment: Environment) -> Launcher:
         if self.refusal is not None:
             raise self.refusal
         self.launcher = self.launcher or Remembering(self)
@@ -58,9 +59,7 @@ def managed(kind: type[KernelManager], tmp: Path, **traits: Any) -> KernelManage
     spec.joinpath("kernel.json").write_text(json.dumps({"argv": ["kernelsvc"], "display_name": "F", "language": "x"}))
     specs = KernelSpecManager(kernel_dirs=[str(spec.parent)])
     manager = kind(kernel_name="forked", kernel_spec_manager=specs, **traits)
-    manager.provisioner = ForkProvisioner(
-        parent=manager, kernel_id="k", kernel_spec=specs.get_kernel_spec("forked"), template="mine"
-    )
+    manager.provisioner = ForkProvisioner(parent=manager, kernel_id="k", kernel_spec=specs.get_kernel_spec("forked"))
     return manager
 
 
@@ -76,7 +75,7 @@ async def manager(host: Host, tmp_path: Path) -> AsyncIterator[AsyncKernelManage
 async def test_a_kernel_starts_runs_and_ends_like_any_other(manager: AsyncKernelManager, host: Host) -> None:
     await manager.start_kernel(env={"MINE": "1", "JPY_PARENT_PID": "7"}, cwd="/tmp")
     (request,) = host.requests
-    assert (request.template, request.workdir) == ("mine", "/tmp")
+    assert request.workdir == "/tmp"
     assert request.env == {"MINE": "1"}
     assert request.limits.memory_bytes is None
     client = manager.client()
