@@ -112,7 +112,8 @@ class NotFound(KernelsvcError):
 class Conflict(KernelsvcError):
     """The request does not fit the present state; read the state and try again."""
 
-    code, http_status, fault = "conflict", 409, "caller"
+    code, http_status = "conflict", 409
+    fault: ClassVar[Fault] = "caller"
 
 
 class CellExists(Conflict):

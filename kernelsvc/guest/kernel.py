@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, NoReturn
 
-from kernelsvc.guest import fork
+from kernelsvc.guest import confine, folder, fork
 from kernelsvc.guest.frames import Request
 from kernelsvc.guest.streams import Stream
 from kernelsvc.guest.wire import Control, Wire
@@ -261,10 +261,14 @@ class Runner:
         self.identity.update({k: v for k, v in identity.items() if v is not None})
         os.environ.update({str(k): str(v) for k, v in (identity.get("env") or {}).items()})
         workdir = identity.get("workdir")
+        if workdir and identity.get("copy_from"):
+            folder.copy(identity["copy_from"], workdir, identity.get("copy_bytes"))
         if workdir:
             with contextlib.suppress(OSError):  # WELCOME tells where we are
                 os.chdir(workdir)
             self.kernel.shell.user_ns["_dh"] = [os.getcwd()]
+        if identity.get("write"):
+            confine.tighten([path for path in identity["write"] if os.path.isdir(path)])
 
     @staticmethod
     def take_raw(raw: Sequence[int]) -> list[int]:
@@ -343,6 +347,8 @@ class Runner:
 
     def _run(self) -> None:
         while not self.kernel.shell.exit_now:
+            if self.wire.foreign:
+                os._exit(0)
             if self.wire.inbox:
                 self._take(self.wire.inbox.popleft())
             else:
@@ -397,7 +403,7 @@ class Runner:
 
     def arrived(self) -> None:
         """The wire read something outside of ``_readable``."""
-        if not self._reading and self.loop.is_running():
+        if not self._reading:  # also when the loop is not running: it may be about to
             self.loop.call_soon_threadsafe(self._dispatch)
 
     def _readable(self) -> None:

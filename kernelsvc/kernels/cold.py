@@ -87,6 +87,7 @@ class ColdKernel:
     """A running cold kernel (``port.Kernel``)."""
 
     forkable = False
+    home = "/home/user"
 
     def __init__(
         self,

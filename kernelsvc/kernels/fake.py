@@ -311,6 +311,7 @@ class FakeKernel:
     def __init__(self, process: FakeProcess, processes: dict[str, FakeProcess]) -> None:
         self.process = process
         self.processes = processes
+        self.home = "/home/user"
         self.info = KernelInfo(kind="forked", pid=process.pid, python="3.11.0", id=process.kernel, language="fake")
         self.sandbox = SandboxReport()
 

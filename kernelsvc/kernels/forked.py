@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 TELL_SECONDS = 1.0
 #: Seconds a copy gets to be made, and to wake.
 FORK_SECONDS, WAKE_SECONDS = 15.0, 10.0
+#: Seconds a branch gets to copy its parent's directory.
+COPY_SECONDS = 120.0
 #: Largest environment of a session; it travels in one datagram.
 MAX_ENV_BYTES = 64 * 1024
 
@@ -47,6 +49,7 @@ class ForkedKernel:
             kind="forked", pid=found.pid, python=str(welcome.get("python", ""))[:32], id=request.kernel
         )
         self.sandbox: SandboxReport = found.sandbox
+        self.home = found.home
         self._launcher = launcher
         self._request = request
         self._wire = wire
@@ -183,7 +186,7 @@ class ForkedKernel:
             if not said.get("ok"):
                 reasons = [str(reason)[:500] for reason in said.get("refused") or ["it gave no reason"]][:32]
                 raise CannotFork(f"The session can't be forked now: {'; '.join(reasons)}", reasons=reasons)
-            await self._launcher.enlist(copy.kernel, self.info.id)
+            await self._launcher.enlist(copy.kernel, self.info.id, copy.home or self.home)
         except BaseException:
             self._launcher.path(copy.kernel).unlink(missing_ok=True)
             raise
@@ -203,6 +206,7 @@ class ForkedLauncher:
     def __init__(self, host: HostClient, runtime: Path) -> None:
         self.host = host
         self._runtime = runtime
+        self._tasks: set[asyncio.Future[None]] = set()
 
     def path(self, kernel: str) -> Path:
         """Where a kernel listens."""
@@ -236,23 +240,39 @@ class ForkedLauncher:
                 workdir=request.workdir,
                 env=request.env,
                 limits=msgspec.to_builtins(request.limits),
+                family=request.family,
             )
         except BaseException:
             self.path(request.kernel).unlink(missing_ok=True)
-            asyncio.ensure_future(self._end_quietly(request.kernel))
+            self._own(self._end_quietly(request.kernel))
             raise
         finally:
             for fd in ends:
                 os.close(fd)
         return await self._connect(request, found, sink, 0)
 
+    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _end_quietly(self, kernel: str) -> None:
         with contextlib.suppress(KernelsvcError):
             await self.end(kernel)
 
-    async def _connect(self, request: StartRequest, found: Found, sink: Sink, last_frame: int) -> ForkedKernel:
+    async def _connect(
+        self,
+        request: StartRequest,
+        found: Found,
+        sink: Sink,
+        last_frame: int,
+        *,
+        identity: dict[str, Any] | None = None,
+        seconds: float = WAKE_SECONDS,
+    ) -> ForkedKernel:
+        path = str(self.path(request.kernel))
         try:
-            wire = await Wire.connect(str(self.path(request.kernel)), last_frame=last_frame, deadline=WAKE_SECONDS)
+            wire = await Wire.connect(path, last_frame=last_frame, deadline=seconds, identity=identity)
         except BaseException:
             os.close(found.pidfd)
             await asyncio.shield(self._end_quietly(request.kernel))
@@ -279,9 +299,13 @@ class ForkedLauncher:
         except NotFound:
             self.path(request.kernel).unlink(missing_ok=True)
             raise KernelDead("The checkpoint's process is gone.") from None
-        return await self._connect(request, found, sink, 0)
+        if not request.home:
+            return await self._connect(request, found, sink, 0)
+        return await self._connect(
+            request, found, sink, 0, identity=_branch_identity(request, found), seconds=COPY_SECONDS
+        )
 
-    async def enlist(self, kernel: str, of: str) -> None:
+    async def enlist(self, kernel: str, of: str, home: str) -> None:
         """Find out which process a copy is, from Linux and not from the kernel, and tell the host."""
         pid = await _listener_pid(self.path(kernel))
         try:
@@ -289,7 +313,7 @@ class ForkedLauncher:
         except OSError as error:
             raise KernelDead("The copy ended as soon as it was made.") from error
         try:
-            await self.host.enlist(kernel, of, pidfd)
+            await self.host.enlist(kernel, of, pidfd, home)
         finally:
             os.close(pidfd)
 
@@ -303,6 +327,21 @@ class ForkedLauncher:
             await self.host.end(kernel)
         finally:
             self.path(kernel).unlink(missing_ok=True)
+
+
+def _branch_identity(request: StartRequest, found: Found) -> dict[str, Any]:
+    """Who a branch is from now on. It copies its parent's directory itself, with no more rights than it has."""
+    identity: dict[str, Any] = {
+        "kernel": request.kernel,
+        "session": request.session,
+        "workdir": request.home,
+        "copy_from": request.copy_from,
+        "copy_bytes": request.limits.disk_bytes,
+        "env": {"HOME": request.home},
+    }
+    if "landlock" in found.sandbox.enforced:
+        identity["write"] = [request.home, f"{request.home}.d", "/tmp", "/dev/shm"]
+    return identity
 
 
 async def _listener_pid(path: Path) -> int:

@@ -79,6 +79,7 @@ class Spawn(msgspec.Struct, frozen=True, kw_only=True):
     workdir: str
     env: dict[str, str]
     limits: Limits
+    family: str = ""
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
@@ -295,6 +296,7 @@ class Host:
             python=template.python,
             env=request.env,
             prefixes=template.about.get("prefixes", []),
+            family=request.family or None,
         )
         record = Record(kernel=request.kernel, session=request.session, kind="forked", ticket=ticket)
         spawn = {
@@ -338,7 +340,7 @@ class Host:
 
     def _held(self, server: channel.Channel, member: Member, ward: Ward) -> Answer:
         self._servers.get(server, set()).add(member.kernel)
-        said = {"pid": member.pid, "sandbox": msgspec.to_builtins(ward.record.ticket.report)}
+        said = {"pid": member.pid, "home": member.home, "sandbox": msgspec.to_builtins(ward.record.ticket.report)}
         return said, [os.dup(member.pidfd)]
 
     async def _start(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
@@ -388,7 +390,7 @@ class Host:
     async def _enlist(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
         ward = self._find_ward(str(body["of"]))
         kernel = str(body["kernel"])
-        member = ward.enlist(kernel, fds.pop(0))
+        member = ward.enlist(kernel, fds.pop(0), str(body.get("home") or ward.members[str(body["of"])].home))
         self.wards[kernel] = ward
         return self._held(server, member, ward)
 

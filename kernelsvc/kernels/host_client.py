@@ -43,6 +43,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     pidfd: int
     sandbox: SandboxReport
+    home: str = ""
 
 
 class HostClient:
@@ -204,7 +205,8 @@ class HostClient:
         said, given = await self.ask(op, fds, **fields)
         for fd in given[1:]:
             os.close(fd)
-        return Found(pid=int(said["pid"]), pidfd=given[0], sandbox=msgspec.convert(said["sandbox"], SandboxReport))
+        report = msgspec.convert(said["sandbox"], SandboxReport)
+        return Found(pid=int(said["pid"]), pidfd=given[0], sandbox=report, home=str(said.get("home", "")))
 
     async def spawn(self, fds: Sequence[int], **fields: Any) -> Found:
         """A forked kernel that listens."""
@@ -222,9 +224,9 @@ class HostClient:
         """
         return await self._ask_for_process("find", kernel=kernel)
 
-    async def enlist(self, kernel: str, of: str, pidfd: int) -> None:
-        """Tell the host of a copy that ``of`` made of itself."""
-        _, given = await self.ask("enlist", [pidfd], kernel=kernel, of=of)
+    async def enlist(self, kernel: str, of: str, pidfd: int, home: str) -> None:
+        """Tell the host of a copy that ``of`` made of itself; ``home`` is its directory as seen inside."""
+        _, given = await self.ask("enlist", [pidfd], kernel=kernel, of=of, home=home)
         for fd in given:
             os.close(fd)
 

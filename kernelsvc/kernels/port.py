@@ -91,7 +91,14 @@ class Sink(Protocol):
 
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What it takes to start a kernel."""
+    """What it takes to start a kernel, or to wake a copy of one.
+
+    Attributes:
+        workdir: the session's directory on this machine.
+        family: the directory that holds ``workdir`` and those of its branches.
+        home: for a branch: its directory as seen inside, made but empty.
+        copy_from: for a branch: its parent's directory as seen inside, to be copied.
+    """
 
     session: str
     kernel: str
@@ -99,6 +106,9 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     workdir: str
     limits: Limits
     env: dict[str, str] = {}
+    family: str = ""
+    home: str = ""
+    copy_from: str = ""
 
 
 class Forked(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +131,7 @@ class Kernel(Protocol):
     info: KernelInfo
     sandbox: SandboxReport
     forkable: bool
+    home: str  # the session's directory as the kernel sees it
 
     def execute(
         self, msg_id: str, code: str, *, silent: bool = False, allow_stdin: bool = False, store_history: bool = True

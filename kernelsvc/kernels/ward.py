@@ -54,6 +54,7 @@ class Member:
     pidfd: int
     pid: int
     inner_pid: int
+    home: str = ""
     exit: Exit | None = None
 
 
@@ -178,14 +179,15 @@ class Ward:
         self._init_pidfd = fds[0]
         if body.get("status") is not None:
             self._status(0).set_result(int(body["status"]))
-        self._add(Member(self.record.kernel, fds[1], channel.pid_of(fds[1]), 0))
+        home = str(self.record.ticket.plan["home"])
+        self._add(Member(self.record.kernel, fds[1], channel.pid_of(fds[1]), 0, home))
         if not self._introduced.done():
             self._introduced.set_result(None)
 
-    def enlist(self, kernel: str, pidfd: int) -> Member:
+    def enlist(self, kernel: str, pidfd: int, home: str) -> Member:
         """Take a copy of a kernel into this sandbox; ``pidfd`` is the ward's from now on."""
         pid = channel.pid_of(pidfd)
-        member = Member(kernel, pidfd, pid, _inner_pid(pid))
+        member = Member(kernel, pidfd, pid, _inner_pid(pid), home)
         self._add(member)
         return member
 

@@ -219,7 +219,7 @@ class Wire:
         except Violation as error:
             raise WireLoss(f"The kernel broke its protocol: {error}.", violation=True) from None
         except (OSError, EOFError) as error:
-            raise WireLoss(f"The kernel hung up: {error}.") from None
+            raise WireLoss(f"The kernel ended before it answered ({error or 'end of file'}).") from None
         if link.first <= last_frame:
             link.close()
             raise WireLoss(f"The kernel never sent frame {last_frame}; it is not the one it was.", violation=True)

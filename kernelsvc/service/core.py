@@ -61,7 +61,7 @@ from kernelsvc.protocol import call as call_protocol
 from kernelsvc.sandbox.watchdog import Watchdog, Watched, hard_limits
 from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
 from kernelsvc.service.projections import Projections
-from kernelsvc.session import About, Session, new_id, new_kernel_id
+from kernelsvc.session import About, Session, new_id, new_kernel_id, start_request_of
 from kernelsvc.settings import Settings
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
@@ -306,15 +306,17 @@ class Service:
         )
         admit([*live, *self._promised.values()], ceilings, who.name, limits, count=count)
 
-    async def _begin(self, about: About, *, copy: bool = False) -> Session:
+    async def _begin(self, about: About, *, copy: bool = False, parent: Path | None = None) -> Session:
         started = time.perf_counter()
         try:
-            directory, journal = self._store.create(about.id, {})
+            directory, journal = self._store.create(about.id, {}, parent=parent)
         except OSError as error:
             raise AtCapacity(
                 f"No session can be recorded ({error.strerror}); free disk space and try again."
             ) from error
-        about.workdir = str(directory.files)
+        about.workdir = str(directory.files.resolve())
+        if parent is None:
+            about.family = str(directory.home.resolve())
         session = self._session(about, directory, journal)
         try:
             directory.write_about(msgspec.to_builtins(about))
@@ -543,7 +545,7 @@ class Service:
 
     def files_dir(self, who: Principal, session: str) -> Path:
         """The working directory as the server sees it; hostile content."""
-        return self._store.directory(self._find(who, session).id).files
+        return self._store.directory(self._find(who, session).id).files.resolve()
 
     def files_changed(self, who: Principal, session: str, files: Sequence[dict[str, Any]]) -> None:
         """Record an upload or a deletion; a closed session's files can't change."""
@@ -592,8 +594,54 @@ class Service:
         labels: dict[str, str] | None = None,
         force: bool = False,
     ) -> Sessions:
-        """New sessions from this one's live state."""
-        raise NotSupported("Branches are not there yet.")
+        """New sessions from this one's live state or a checkpoint, independent from then on.
+
+        Raises:
+            CannotFork: what the session holds would not survive; nothing was made.
+            NotSupported: a cold kernel.
+            QuotaExceeded, AtCapacity: they don't fit.
+        """
+        found = self._find_live(who, session)
+        self._admit(who, found.about.limits, count)
+        parent_files = self._store.directory(session).files.resolve()
+        abouts = [self._branch_about(found, parent_files, labels) for _ in range(count)]
+        for about in abouts:
+            self._promised[about.id] = Live(principal=who.name, memory_bytes=about.limits.memory_bytes)
+        try:
+            requests = [start_request_of(about) for about in abouts]
+            await found.copies.branch(requests, at=at, force=force)
+            results = await asyncio.gather(
+                *(self._begin(about, copy=True, parent=parent_files) for about in abouts), return_exceptions=True
+            )
+        finally:
+            for about in abouts:
+                del self._promised[about.id]
+        made = [one for one in results if isinstance(one, Session)]
+        failed = [one for one in results if isinstance(one, BaseException)]
+        if failed:
+            await asyncio.gather(*(one.close("a sibling could not be made") for one in made))
+            raise failed[0]
+        found.record(ev.Branched(sessions=[one.id for one in made], checkpoint=at))
+        for one in made:
+            self._projections.inherit(self._store.directory(one.id), self._store.directory(session), one.about.parent)
+        return [self._view(one) for one in made]
+
+    def _branch_about(self, parent: Session, parent_files: Path, labels: dict[str, str] | None) -> About:
+        session_id = new_id("s")
+        about = parent.about
+        home = parent.kernel.home if parent.kernel is not None else ""
+        return msgspec.structs.replace(
+            about,
+            id=session_id,
+            kernel=new_kernel_id(),
+            created_at=timestamp(self._store.clock()),
+            labels={**about.labels, **(labels or {})},
+            parent={"session": parent.id, "seq": parent.log.last_seq},
+            idempotency_key=None,
+            home=f"{home}.d/{session_id}",
+            copy_from=home,
+            workdir=str(parent_files.with_name(f"{parent_files.name}.d") / session_id),
+        )
 
     async def hibernate(self, who: Principal, session: str) -> ApiSession:
         """Save the variables to disk and give the memory back."""

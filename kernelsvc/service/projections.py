@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from kernelsvc.errors import AtCapacity
 from kernelsvc.metrics import Metrics
@@ -18,7 +19,7 @@ from kernelsvc.store.convert import convert
 from kernelsvc.store.index import Index
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.keys import SigningKey
-from kernelsvc.store.notebooks import NotebookFile
+from kernelsvc.store.notebooks import NotebookFile, cells_of, write_inherited
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,28 @@ class Projections:
             if passing:
                 notebook.close()
         return data if format == "ipynb" else await convert(data, format)
+
+    def inherit(self, branch: SessionDirectory, parent: SessionDirectory, at: dict[str, Any] | None) -> None:
+        """Give a branch's notebook its parent's cells up to the fork, in the background."""
+        until = int((at or {}).get("seq", 0))
+
+        def fill() -> None:
+            journal = Journal.open(parent.journal, parent.id, read_only=True)
+            write_inherited(branch.inherited, parent.id, cells_of(journal, until), parents=parent.inherited)
+
+        async def work() -> None:
+            try:
+                await asyncio.to_thread(fill)
+            except OSError as error:
+                log.warning("the branch %s has no cells of its parent: %s", branch.id, error)
+                return
+            notebook = self._notebooks.get(branch.id)
+            if notebook is not None:
+                notebook.inherit(branch.inherited)
+
+        task = asyncio.ensure_future(work())
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
 
     def forget(self, session: str) -> None:
         """The session's start failed; nothing of it stays."""

@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from kernelsvc.errors import CannotFork, Conflict, KernelDead, KernelsvcError, NotFound, NotSupported
-from kernelsvc.kernels.port import Kernel, StartRequest
+from kernelsvc.kernels.port import Exit, Forked, Kernel, Output, Sink, StartRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import Checkpoint, SessionState
 from kernelsvc.session.ids import new_id, new_kernel_id
@@ -41,6 +42,16 @@ STREAK, PAUSE = 20, 0.005
 REST = 0.02
 #: In such a stream: how many times its cost the unsaved work must be worth.
 WORTH = 10.0
+
+
+class Nobody:
+    """A sink for a copy that is woken only to be forked: it runs no cell."""
+
+    def deliver(self, batch: Sequence[Output]) -> None:
+        """Nothing is expected."""
+
+    def exited(self, exit: Exit) -> None:
+        """Its fork requests fail by themselves."""
 
 
 class Copies:
@@ -237,9 +248,59 @@ class Copies:
             raise NotFound(f"The state before cell {wanted} is not kept any more; checkpoints are: {names}.")
         return kept[-1]
 
+    async def branch(self, copies: Sequence[StartRequest], *, at: str | None, force: bool) -> list[Forked]:
+        """Fork copies that other sessions will wake, all from one moment.
+
+        Args:
+            copies: one request each, named by its kernel.
+            at: a checkpoint's id or name, or None for now, after everything sent so far.
+            force: fork although something would be lost.
+
+        Raises:
+            CannotFork, KernelDead, NotFound, Timeout: none of them is left.
+        """
+        source = await self._branching_kernel(at)
+        made: list[Forked] = []
+        try:
+            for request in copies:
+                mode: Literal["checkpoint", "branch"] = "branch" if at is None else "checkpoint"
+                made.append(await source.fork(request, mode=mode, force=force))
+        except BaseException:
+            await asyncio.gather(*(self._session.launcher.discard(r.kernel) for r in copies[: len(made)]))
+            raise
+        finally:
+            if source is not self._session.kernel:
+                await source.end()
+        return made
+
+    async def _branching_kernel(self, at: str | None) -> Kernel:
+        """The kernel to fork from: the live one, or a copy of a checkpoint woken just for that."""
+        kernel = self._session.kernel
+        if kernel is None:
+            raise KernelDead()
+        if not kernel.forkable:
+            raise NotSupported()
+        if at is None:
+            return kernel
+        checkpoint = self.find(at)
+        woken, request = await self.wake(checkpoint, Nobody())
+        again = msgspec.structs.replace(request, kernel=new_kernel_id())
+        forked = await woken.fork(again, mode="checkpoint", force=True)
+        self._session.record(
+            ev.CheckpointMade(
+                checkpoint=checkpoint.id,
+                kernel=again.kernel,
+                name=checkpoint.name,
+                auto=checkpoint.auto,
+                after_cell=checkpoint.after_cell,
+                cost_ms=round(forked.cost_ms, 3),
+            )
+        )
+        return woken
+
     # -- waking ---------------------------------------------------------------------------------
 
-    async def wake(self, checkpoint: Checkpoint) -> tuple[Kernel, StartRequest]:
+    async def wake(self, checkpoint: Checkpoint, sink: Sink | None = None) -> tuple[Kernel, StartRequest]:
         """The copy as a live kernel. The checkpoint is used up until ``remake``.
 
         Raises:
@@ -249,8 +310,8 @@ class Copies:
         kernel = session.machine.copies.get(checkpoint.id)
         if kernel is None:
             raise KernelDead(f"The checkpoint {checkpoint.id} is gone.")
-        request = msgspec.structs.replace(session.start_request(), kernel=kernel)
-        return await session.launcher.wake(request, session), request
+        request = msgspec.structs.replace(session.start_request(), kernel=kernel, home="")
+        return await session.launcher.wake(request, sink or session), request
 
     async def remake(self, checkpoint: Checkpoint) -> None:
         """Make the copy again that waking has used up, from the kernel that it became. ``hold`` comes first."""

@@ -87,6 +87,24 @@ class About(msgspec.Struct, kw_only=True):
     env: dict[str, str] = {}
     parent: dict[str, Any] | None = None
     idempotency_key: str | None = None
+    family: str = ""
+    home: str = ""
+    copy_from: str = ""
+
+
+def start_request_of(about: About) -> StartRequest:
+    """What it takes to start the kernel of such a session, or to wake the copy that it begins as."""
+    return StartRequest(
+        session=about.id,
+        kernel=about.kernel,
+        template=about.template,
+        workdir=about.workdir,
+        limits=about.limits,
+        env=about.env,
+        family=about.family,
+        home=about.home,
+        copy_from=about.copy_from,
+    )
 
 
 Observer = Callable[["Session", Sequence[Event]], None]
@@ -160,15 +178,7 @@ class Session:
 
     def start_request(self) -> StartRequest:
         """What it takes to start this session's kernel."""
-        about = self.about
-        return StartRequest(
-            session=about.id,
-            kernel=about.kernel,
-            template=about.template,
-            workdir=about.workdir,
-            limits=about.limits,
-            env=about.env,
-        )
+        return start_request_of(self.about)
 
     async def start(self, *, copy: bool = False) -> None:
         """Start the first kernel and write the first event. Cancelling it ends the kernel.

@@ -104,6 +104,11 @@ class NotebookFile:
         """The last entry that is folded in (not: written)."""
         return self._fold.last_seq
 
+    def inherit(self, parent: Path) -> None:
+        """Begin with these cells from now on; for a branch, when its parent's are written."""
+        self._parent = parent
+        self._step()
+
     # -- folding ---------------------------------------------------------------
 
     def feed(self, events: Sequence[Event]) -> None:

@@ -72,6 +72,7 @@ class SessionDirectory:
         self.about = path / "session.json"
         self.inherited = path / "parent.cells"
         self.files = path / "files"
+        self.home = path / "home"
 
     def read_about(self) -> dict[str, Any]:
         """``session.json``; empty if it is missing or no JSON object (a crash at the first write)."""
@@ -126,8 +127,19 @@ class SessionDirectories:
             raise NotFound("This is not the id of a session; list your sessions.")
         return SessionDirectory(self.sessions / session)
 
-    def create(self, session: str, about: dict[str, Any]) -> tuple[SessionDirectory, Journal]:
+    def create(
+        self, session: str, about: dict[str, Any], *, parent: Path | None = None
+    ) -> tuple[SessionDirectory, Journal]:
         """A new session's directory, its ``session.json``, ``files/`` and empty journal.
+
+        ``files`` is a link: all of a family lie below the first one's ``home/``, which
+        is the one directory that its namespace shows. A session's own lies at
+        ``user``, those of its branches beside it in ``user.d``, and so on.
+
+        Args:
+            session: its id.
+            about: for ``session.json``.
+            parent: for a branch: its parent's directory, as ``files`` resolves.
 
         Raises:
             OSError: nothing was made.
@@ -139,7 +151,7 @@ class SessionDirectories:
         except FileExistsError:
             raise Conflict(f"Session {session!r} exists already; choose another id.") from None
         try:
-            made.files.mkdir(mode=0o700)
+            _make_files(made, session, parent)
             made.write_about(about)
             return made, Journal.create(made.journal, session, clock=self.clock)
         except BaseException:
@@ -240,6 +252,25 @@ class SessionDirectories:
         finally:
             os.close(fd)
         sync_directory(self.data)
+
+
+def _make_files(made: SessionDirectory, session: str, parent: Path | None) -> None:
+    if parent is None:
+        made.home.mkdir(mode=0o755)
+        real = made.home / "user"
+    else:
+        beside = parent.with_name(f"{parent.name}.d")
+        if not beside.exists():
+            beside.mkdir(mode=0o755)
+        real = beside / session
+        # A branch's Landlock names the directory of its own branches, so it must be there when that is laid.
+        real.with_name(f"{session}.d").mkdir(mode=0o755)
+    real.mkdir(mode=0o700)
+    if parent is not None:
+        owner = parent.stat()
+        if owner.st_uid != real.stat().st_uid:
+            os.chown(real, owner.st_uid, owner.st_gid)
+    made.files.symlink_to(os.path.relpath(real, made.path), target_is_directory=True)
 
 
 def _cut_torn(fd: int) -> bytes:

@@ -27,7 +27,7 @@ def made(data, name, *events):
 
 def test_a_session_is_a_private_directory(data):
     found = made(data, "s-1")
-    assert sorted(os.listdir(found.path)) == ["files", "journal.jsonl", "notebook.ipynb", "session.json"]
+    assert sorted(os.listdir(found.path)) == ["files", "home", "journal.jsonl", "notebook.ipynb", "session.json"]
     assert all(p.stat().st_mode & 0o077 == 0 for p in (data.data, found.path, found.files, found.journal, found.about))
     assert data.directory("s-1").read_about() == {"name": "s-1"}
     assert [d.id for d in data.scan()] == ["s-1"]
