@@ -2,7 +2,7 @@
 
 A program of its own, so that the tests can run it as root and as an ordinary user::
 
-    python -m attack.driver required|off [--without LAYER ...] [NAME ...]
+    python -m attack.driver required|off|sessions [--without LAYER ...] [NAME ...]
 
 Each cell gets a fresh kernel: forked, confined by the real hooks, and thrown away.
 """
@@ -10,6 +10,7 @@ Each cell gets a fresh kernel: forked, confined by the real hooks, and thrown aw
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -131,36 +132,57 @@ def _without(found: Probe, names: list[str]) -> Probe:
     return msgspec.structs.replace(found, layers=found.layers | lost)
 
 
+def run_plain(given: argparse.Namespace, cells: list[Cell], base: str, canaries: Canaries) -> dict[str, Any]:
+    """Each cell in a plain Python under the hooks."""
+    run, results = os.path.join(base, "run"), {}
+    found = _without(probe(directory=run), given.without)
+    sandbox = Sandbox(policy=given.policy, runtime_dir=run, hidden=[os.path.join(base, "data")], found=found)
+    with contextlib.closing(sandbox):
+        for number, cell in enumerate(cells):
+            workdir = os.path.join(base, "work", str(number))
+            os.mkdir(workdir)
+            ticket = sandbox.prepare(f"c{number}", workdir=workdir, limits=LIMITS, python=sys.executable)
+            result = run_cell(ticket, cell, canaries.facts)
+            result["oom_kills"] = ticket.group.sample().oom_kills if ticket.group else 0
+            result["clean"] = _release(sandbox, ticket)
+            result["victim"] = canaries.victim_lives()
+            results[cell.name] = result
+            report = ticket.report
+    return {"cells": results, "report": msgspec.to_builtins(report), "facts": canaries.facts}
+
+
+def run_sessions(cells: list[Cell], base: str, canaries: Canaries) -> dict[str, Any]:
+    """Each cell in a session of the real kernel host."""
+    from attack import sessions
+
+    facts = {**canaries.facts, "memory": LIMITS.memory_bytes, "disk_bytes": LIMITS.disk_bytes}
+    run, work, data = (os.path.join(base, name) for name in ("run", "work", "data"))
+    results = asyncio.run(sessions.run(cells, facts, LIMITS, run, work, data))
+    for result in results.values():
+        result["victim"] = canaries.victim_lives()
+    return {"cells": results, "facts": canaries.facts}
+
+
 def main() -> None:
     """Run the cells that are named, or all; print the verdicts."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("policy", choices=["required", "best-effort", "off"])
+    parser.add_argument("policy", choices=["required", "best-effort", "off", "sessions"])
     parser.add_argument("--without", action="append", default=[])
     parser.add_argument("--names", help="JSON list; all when left out")
     given = parser.parse_args()
     names = json.loads(given.names) if given.names else [cell.name for cell in ALL]
+    cells = [cell for cell in ALL if cell.name in names]
     os.environ[VARIABLE] = "secret"
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="kernelsvc-attack-", ignore_cleanup_errors=True) as base:
-        run, work = os.path.join(base, "run"), os.path.join(base, "work")
-        os.mkdir(run)
-        os.mkdir(work)
+    with tempfile.TemporaryDirectory(prefix="kat-", ignore_cleanup_errors=True) as base:
+        for name in ("run", "work"):
+            os.mkdir(os.path.join(base, name), 0o700)
         with Canaries(base) as canaries:
-            found = _without(probe(directory=run), given.without)
-            sandbox = Sandbox(policy=given.policy, runtime_dir=run, hidden=[os.path.join(base, "data")], found=found)
-            with contextlib.closing(sandbox):
-                for number, cell in enumerate(cell for cell in ALL if cell.name in names):
-                    workdir = os.path.join(work, str(number))
-                    os.mkdir(workdir)
-                    ticket = sandbox.prepare(f"c{number}", workdir=workdir, limits=LIMITS, python=sys.executable)
-                    result = run_cell(ticket, cell, canaries.facts)
-                    result["oom_kills"] = ticket.group.sample().oom_kills if ticket.group else 0
-                    result["clean"] = _release(sandbox, ticket)
-                    result["victim"] = canaries.victim_lives()
-                    results[cell.name] = result
-                    report = ticket.report
-    sys.stdout.write(json.dumps({"cells": results, "report": msgspec.to_builtins(report), "facts": canaries.facts}))
+            if given.policy == "sessions":
+                answer = run_sessions(cells, base, canaries)
+            else:
+                answer = run_plain(given, cells, base, canaries)
+    sys.stdout.write(json.dumps(answer))
 
 
 if __name__ == "__main__":

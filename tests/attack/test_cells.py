@@ -1,4 +1,4 @@
-"""Every hostile cell against its wall, and, where that is safe, without it.
+"""Every hostile cell against its wall, as a real session's cell, and, where that is safe, without the wall.
 
 Run as root and as an ordinary user: the cells run in a program of their own
 (``driver``), under whichever user a test asks for. Without a wall each attack
@@ -81,6 +81,16 @@ def test_behind_the_wall(who: Who, cell: Cell) -> None:
     assert answer["report"]["isolation"] == "full"
     wanted = "reached" if cell.confined == "works" else cell.confined
     check(cell, answer["cells"][cell.name], wanted)
+
+
+@pytest.mark.parametrize(("who", "cell"), CONFINED, ids=ids(CONFINED))
+def test_as_a_real_cell_of_a_real_session(who: Who, cell: Cell) -> None:
+    answer = run(who, "sessions", tuple(c.name for w, c in CONFINED if w == who))
+    if cell.needs == "joblib":
+        skip_without(cell, answer)
+    result = answer["cells"][cell.name]
+    assert result["isolation"] == "full"
+    check(cell, result, "reached" if cell.confined == "works" else cell.confined)
 
 
 @pytest.mark.parametrize(("who", "cell"), BARE, ids=ids(BARE))

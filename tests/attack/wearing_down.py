@@ -193,19 +193,25 @@ RESOURCES = [
         layer="memory cgroup",
         code="""
 import time
+r, w = os.pipe()
 ps = []
 for _ in range(8):
     p = os.fork()
     if p == 0:
         b = bytearray(C['memory'] // 4)
+        os.write(w, b'x')
+        os.close(w)
         time.sleep(60)
         os._exit(0)
     ps.append(p)
-time.sleep(0.5)
-dead = [p for p in ps if os.waitpid(p, os.WNOHANG)[0]]
+os.close(w)
+done = 0
+while os.read(r, 1):
+    done += 1
 for p in ps:
-    os.kill(p, 9) if p not in dead else None
-need(not dead, f'{len(dead)} killed')
+    os.kill(p, 9)
+    os.waitpid(p, 0)
+need(done == 8, f'{8 - done} were killed')
 """,
         confined="blocked",
         bare=UNSAFE,

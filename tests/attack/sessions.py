@@ -1,0 +1,112 @@
+"""The same cells as real cells: through the kernel host, a template, a confined fork and IPython."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from attack.cell import Cell
+from kernelsvc.kernels.forked import ForkedLauncher
+from kernelsvc.kernels.launchers import HostSettings, Launchers
+from kernelsvc.kernels.port import Exit, Kernel, Message, Output, StartRequest, Text
+from kernelsvc.kernels.templates import TemplateSettings
+from kernelsvc.model.limits import Limits
+
+CELL_SECONDS = 40.0
+#: Sessions side by side; each must not notice the others' attacks.
+AT_ONCE = 2
+
+
+@dataclass
+class Listener:
+    """A sink that waits for a cell's end, or the kernel's."""
+
+    text: list[str] = field(default_factory=list)
+    replies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    exit: Exit | None = None
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def deliver(self, batch: Sequence[Output]) -> None:
+        for output in batch:
+            if isinstance(output, Text):
+                self.text.append(output.text)
+            elif isinstance(output, Message) and output.msg_type == "execute_reply":
+                self.replies[output.parent] = output.content
+        self.news.set()
+
+    def exited(self, exit: Exit) -> None:
+        self.exit = exit
+        self.news.set()
+
+    async def wait(self, msg_id: str) -> str:
+        """Until that cell has ended: ``ok``, ``error``, or ``died``."""
+        while msg_id not in self.replies and self.exit is None:
+            self.news.clear()
+            await self.news.wait()
+        return str(self.replies[msg_id]["status"]) if msg_id in self.replies else "died"
+
+
+async def run_cell(
+    launcher: ForkedLauncher, name: str, workdir: str, limits: Limits, cell: Cell, code: str
+) -> dict[str, Any]:
+    """One cell in a session of its own."""
+    listener = Listener()
+    request = StartRequest(session=name, kernel=name, template="t", workdir=workdir, limits=limits)
+    kernel = await launcher.start(request, listener)
+    try:
+        async with asyncio.timeout(CELL_SECONDS):
+            kernel.execute("cell", code)
+            status = await listener.wait("cell")
+            text = "".join(listener.text) + str(listener.replies.get("cell", listener.exit))
+            survived = await _survives(kernel, listener)
+    except TimeoutError:
+        status, text, survived = "timeout", "".join(listener.text), False
+    finally:
+        await kernel.end()
+    verdict = {"ok": "reached", "error": "blocked"}.get(status, status)
+    if cell.survives and not survived:
+        verdict = f"{verdict}, then the kernel was gone"
+    isolation = kernel.sandbox.isolation
+    return {"verdict": verdict, "text": text[-2000:], "isolation": isolation, "exit": str(listener.exit), "clean": True}
+
+
+async def _survives(kernel: Kernel, listener: Listener) -> bool:
+    if listener.exit is not None:
+        return False
+    kernel.execute("after", "assert 1 + 1 == 2")
+    return await listener.wait("after") == "ok"
+
+
+async def run(
+    cells: Sequence[Cell], facts: dict[str, Any], limits: Limits, run: str, work: str, hidden: str
+) -> dict[str, Any]:
+    """All cells, one session each, on one kernel host."""
+    template = TemplateSettings(python=sys.executable, preload=["numpy", "pandas", "matplotlib.pyplot"])
+    settings = HostSettings(
+        runtime_dir=run, templates={"t": template}, sandbox="required", hidden=[hidden], limits=limits
+    )
+    launchers = Launchers(settings)
+    room = asyncio.Semaphore(AT_ONCE)
+    await launchers.start()
+    try:
+        launcher = launchers.launcher("t")
+        assert isinstance(launcher, ForkedLauncher)
+
+        async def one(number: int, cell: Cell) -> dict[str, Any]:
+            async with room:
+                workdir = os.path.join(work, str(number))
+                os.mkdir(workdir)
+                code = cell.source({**facts, "inside": "/home/user"})
+                started = time.monotonic()
+                result = await run_cell(launcher, f"s{number}", workdir, limits, cell, code)
+                return {**result, "seconds": round(time.monotonic() - started, 3)}
+
+        results = await asyncio.gather(*(one(number, cell) for number, cell in enumerate(cells)))
+    finally:
+        await launchers.stop(end_kernels=True)
+    return {cell.name: result for cell, result in zip(cells, results, strict=True)}
