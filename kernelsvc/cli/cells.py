@@ -8,7 +8,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from kernelsvc.cli.terminal import CellView, Terminal
+from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client import AsyncSession
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model import events as ev
@@ -20,11 +20,10 @@ Ask = Callable[[str, bool], Awaitable[str]]
 async def run_cell(
     session: AsyncSession,
     code: str,
-    view: CellView,
+    show: Callable[[ev.Event], None],
     terminal: Terminal,
     *,
     ask: Ask | None = None,
-    on_event: Callable[[ev.Event], None] | None = None,
     **options: Any,
 ) -> ev.CellFinished:
     """Run a cell and show it. Ctrl-C interrupts the cell; a second one lets go of it.
@@ -32,10 +31,9 @@ async def run_cell(
     Args:
         session: where.
         code: what.
-        view: shows the events.
+        show: sees every event as it comes; ``CellView.show`` shows it.
         terminal: where to say that it was interrupted.
         ask: answers ``input()``; None lets it fail.
-        on_event: sees every event before it is shown.
         options: more of ``AsyncSession.stream``'s.
 
     Raises:
@@ -46,9 +44,7 @@ async def run_cell(
     last = ev.CellFinished()
     with interrupting(session, terminal):
         async for event in stream:
-            if on_event is not None:
-                on_event(event)
-            view.show(event)
+            show(event)
             if isinstance(event, ev.InputRequested) and ask is not None:
                 await _answer(session, stream.id, event, ask)
             if isinstance(event, ev.CellFinished):

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
 
 from pygments import highlight  # type: ignore[import-untyped]
@@ -45,8 +45,10 @@ class Demo:
         async with await client.create_session(name=_NAME) as session:
             took = seconds(time.perf_counter() - began)
             self.say(f"session {session.id} is ready after {took}: numpy, pandas and pyplot are imported already")
-            with as_file(files("kernelsvc") / "data" / "penguins.csv") as data:
-                await session.upload(data)
+            # A copy beside the notebook, so that it runs again where it lies.
+            data = (files("kernelsvc") / "data" / "penguins.csv").read_bytes()
+            (self.out / "penguins.csv").write_bytes(data)
+            await session.upload(data, "penguins.csv")
             for turn in TURNS:
                 await self.turn(session, turn, fails=turn is TURNS[4])
             await self.think_twice(session)
@@ -78,19 +80,18 @@ class Demo:
         terminal.line()
         terminal.line(f"{self.cells:>2}  {turn.thought}" + (f"  [{where}]" if where else ""), "bold")
         terminal.line(self._code(turn.code))
-        view = CellView(terminal, columns=min(_PICTURE_COLUMNS, terminal.columns - 1))
-        end = await run_cell(
-            session, turn.source, view, terminal, on_event=self._count,
-            on_error="continue",
-        )  # fmt: skip
+        view = CellView(terminal, columns=min(_PICTURE_COLUMNS, terminal.columns - 1), short_errors=True)
+
+        def show(event: ev.Event) -> None:
+            self.events += 1
+            view.show(event)
+
+        end = await run_cell(session, turn.source, show, terminal, on_error="continue")
         self._keep(view.images)
         self.seconds += end.usage.wall_ms / 1000
         terminal.line(f"    {end.reason}, {seconds(end.usage.wall_ms / 1000)}", "red" if fails else "dim")
         if (end.reason is not ev.Reason.OK) != fails:
             self.unexpected.append(f"cell {self.cells} ended with {end.reason}")
-
-    def _count(self, event: ev.Event) -> None:
-        self.events += 1
 
     def _code(self, code: str) -> str:
         if self.terminal.colour:
@@ -144,7 +145,7 @@ def _tell_end(demo: Demo, took: float) -> None:
     terminal.line(f"The session is a notebook now: {out / _NAME}.ipynb", "bold")
     terminal.line(f"  to look at it:  {out / _NAME}.html, or open the .ipynb in Jupyter")
     terminal.line(f"  to verify it:   kernelsvc verify {out / _NAME}.ipynb --journal {out / _NAME}.jsonl")
-    terminal.line(f"  to repeat it:   kernelsvc replay {out / _NAME}.ipynb --upload kernelsvc/data/penguins.csv")
+    terminal.line(f"  to repeat it:   kernelsvc replay {out / _NAME}.ipynb --upload {out / _NAME}.csv")
     terminal.line("  to try it:      kernelsvc repl")
     for problem in demo.unexpected:
         terminal.say(f"unexpected: {problem}", "red")

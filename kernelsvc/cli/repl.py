@@ -158,7 +158,7 @@ class Repl:
 
     async def _run(self, code: str) -> None:
         view = CellView(self.terminal, prompts=True)
-        end = await run_cell(self.session, code, view, self.terminal, ask=self._ask)
+        end = await run_cell(self.session, code, view.show, self.terminal, ask=self._ask)
         self.count = end.execution_count if end.execution_count is not None else self.count
         took = end.usage.wall_ms / 1000
         if took >= _WORTH_SAYING:

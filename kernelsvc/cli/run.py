@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -36,33 +37,17 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
 async def _run(args: argparse.Namespace, terminal: Terminal, session: AsyncSession, cells: list[str]) -> int:
     # What came in by standard input has used it up: input() then has nobody to ask.
     ask = asker() if sys.stdin.isatty() and args.file != "-" and not args.json else None
-    view = CellView(_Silent(terminal) if args.json else terminal)
+    view = CellView(terminal)
+    show = functools.partial(_print_json, terminal) if args.json else view.show
     for code in cells:
-        end = await run_cell(
-            session, code, view, terminal, ask=ask, timeout=args.timeout,
-            on_event=(lambda event: _print_json(event, terminal)) if args.json else None,
-        )  # fmt: skip
+        end = await run_cell(session, code, show, terminal, ask=ask, timeout=args.timeout)
         if end.reason is not ev.Reason.OK:
             break
     _keep_images(args.images, view.images, terminal)
     return 0 if not cells or end.reason is ev.Reason.OK else 1
 
 
-class _Silent(Terminal):
-    """Shows nothing; the events are printed as JSON instead."""
-
-    def __init__(self, behind: Terminal) -> None:
-        super().__init__(behind.out, behind.err)
-        self.pictures = "words"
-
-    def write(self, text: str) -> None:
-        """Nothing."""
-
-    def say(self, text: str, *styles: str) -> None:
-        """Nothing."""
-
-
-def _print_json(event: ev.Event, terminal: Terminal) -> None:
+def _print_json(terminal: Terminal, event: ev.Event) -> None:
     data = event.data if isinstance(event, UnknownEvent) else event
     terminal.line(msgspec.json.encode(data).decode())
 

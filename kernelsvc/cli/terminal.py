@@ -80,13 +80,17 @@ class CellView:
         terminal: where.
         prompts: whether results are marked with ``Out[n]:`` as IPython does.
         columns: width of pictures; None means most of the terminal's.
+        short_errors: show an error's message alone, among the output, and not its traceback.
     """
 
-    def __init__(self, terminal: Terminal, *, prompts: bool = False, columns: int | None = None) -> None:
+    def __init__(
+        self, terminal: Terminal, *, prompts: bool = False, columns: int | None = None, short_errors: bool = False
+    ) -> None:
         self.images: list[Image] = []
         self._terminal = terminal
         self._prompts = prompts
         self._columns = columns
+        self._short_errors = short_errors
         self._sieves = {name: Sieve(colour=terminal.colour) for name in ("stdout", "stderr")}
         self._at_start = True
         self._clear = False
@@ -146,6 +150,9 @@ class CellView:
     def _error(self, event: ev.Error) -> None:
         self._wipe()
         self._fresh_line()
+        if self._short_errors:
+            self._terminal.line(safe(f"{event.ename}: {event.evalue}"), "red")
+            return
         text = "\n".join(event.traceback) or f"{event.ename}: {event.evalue}"
         self._terminal.err.write(safe(text, colour=self._terminal.colour) + "\n")
         self._terminal.err.flush()

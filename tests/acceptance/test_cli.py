@@ -148,7 +148,7 @@ def test_run_without_any_server_starts_one_for_itself(short_tmp, tmp_path):
 
 
 def test_a_wrong_limit_is_refused(env):
-    _, err = kernelsvc("run", "-", "--limit", "memory_bytes=1e18", env=env, input="1", code=2)
+    _, err = kernelsvc("run", "-", "--limit", "memory_bytes=1e18", env=env, input="1", code=3)
     assert "memory_bytes" in err
 
 
