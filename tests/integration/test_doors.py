@@ -1,0 +1,170 @@
+"""The doors in front of the real service: what a plain client sees, as ``api.md`` writes it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.error
+from pathlib import Path
+
+import pytest
+import requests
+import websockets
+from doors import Rpc
+from served import Served, serving
+
+HEADERS = {"Authorization": "Bearer test-token"}
+
+
+def connect(served: Served, token: str = "test-token", **more):
+    url = served.url.replace("http", "ws") + "/v1/ws"
+    headers = {"Authorization": f"Bearer {token}"}
+    return websockets.connect(url, additional_headers=headers, compression=None, max_size=None, close_timeout=1, **more)
+
+
+@pytest.fixture
+async def rpc(served):
+    async with connect(served) as socket:
+        yield Rpc(socket)
+
+
+@pytest.fixture
+async def session(rpc):
+    id = (await rpc.call("session.create"))["id"]
+    yield id
+    await rpc.call("session.close", session=id)
+
+
+async def rest(served, verb, path, **more):
+    headers = {**HEADERS, **more.pop("headers", {})}
+    return await asyncio.to_thread(requests.request, verb, served.url + path, headers=headers, timeout=60, **more)
+
+
+async def test_stream_journal_and_pages_are_the_same_bytes(served, rpc, session):
+    code = "print('a')\nfrom IPython.display import display, HTML\ndisplay(HTML('<b>x</b>'))\n1/0"
+    cell = await rpc.call("session.execute", session=session, code=code)
+    assert (cell["reason"], cell["error"]["ename"]) == ("error", "ZeroDivisionError")
+    last = cell["seq"]["last"]
+    live = [event for event in rpc.events(session) if event["seq"] <= last]
+    assert [event["seq"] for event in live] == list(range(1, last + 1))
+    journal = (await rest(served, "GET", f"/v1/sessions/{session}/journal")).text.splitlines()
+    page = (await rest(served, "GET", f"/v1/sessions/{session}/events")).json()["events"]
+    stream = await rest(
+        served, "GET", f"/v1/sessions/{session}/events?follow=false", headers={"Accept": "text/event-stream"}
+    )
+    data = [json.loads(line[6:]) for line in stream.text.splitlines() if line.startswith("data: ")]
+    assert live == [json.loads(line) for line in journal][:last] == page[:last] == data[:last]
+
+
+async def test_a_reader_that_comes_back_misses_nothing_and_sees_nothing_twice(served, rpc, session):
+    running = await rpc.send("session.execute", {"session": session, "code": "for n in range(5000): print(n)"})
+    seen: list[dict] = []
+    while True:
+        async with connect(served) as socket:
+            reader = Rpc(socket)
+            await reader.call("session.attach", session=session, after=seen[-1]["seq"] if seen else 0)
+            while len(reader.events(session)) < 40:
+                await reader.hear()
+                if reader.events(session) and reader.events(session)[-1]["type"] == "cell_finished":
+                    break
+            seen += reader.events(session)
+        if seen[-1]["type"] == "cell_finished":
+            break
+    await rpc.answer(running)
+    assert [event["seq"] for event in seen] == list(range(1, len(seen) + 1))
+    text = "".join(event["text"] for event in seen if event["type"] == "stream")
+    assert text.split() == [str(n) for n in range(5000)]
+
+
+async def test_files_go_to_the_cell_and_come_from_it(served, rpc, session):
+    base = f"/v1/sessions/{session}/files/"
+    assert (await rest(served, "PUT", base + "in/data.csv", data=b"a,b\n1,2\n")).status_code == 201
+    code = (
+        "import os\nprint(open('in/data.csv').read())\nopen('in/out.txt', 'w').write('made')\nos.remove('in/data.csv')"
+    )
+    cell = await rpc.call("session.execute", session=session, code=code)
+    assert cell["reason"] == "ok", cell["text"]
+    assert (await rest(served, "GET", base + "in/out.txt")).text == "made"
+    assert (await rest(served, "GET", base + "in/data.csv")).status_code == 404
+    listed = (await rest(served, "GET", base + "?recursive=true")).json()["files"]
+    assert "in/out.txt" in [entry["path"] for entry in listed]
+    changes = [event for event in rpc.events(session) if event["type"] == "files_changed"]
+    assert changes[0]["files"][0]["path"] == "in/data.csv"
+
+
+async def test_a_hostile_directory_gives_away_nothing(served, rpc, session):
+    secret = Path(served.root) / "secret.txt"
+    secret.write_text("the secret")
+    code = f"""
+import os
+os.symlink({str(secret)!r}, 'link')
+os.symlink({str(secret.parent)!r}, 'dir')
+os.symlink('/proc/self/environ', 'environ')
+os.mkfifo('fifo')
+open('new\\nline', 'w').write('odd')
+open(b'\\xff\\xfe', 'w').write('odd')
+"""
+    cell = await rpc.call("session.execute", session=session, code=code)
+    assert cell["reason"] == "ok", cell["text"]
+    base = f"/v1/sessions/{session}/files/"
+    for name in ("link", "dir/secret.txt", "environ", "fifo"):
+        answer = await asyncio.wait_for(rest(served, "GET", base + name), 10)
+        assert answer.status_code in (400, 404), name
+        assert "the secret" not in answer.text
+    assert (await rest(served, "PUT", base + "dir/planted", data=b"x")).status_code == 400
+    assert not (secret.parent / "planted").exists()
+    plain = [entry for entry in (await rest(served, "GET", base)).json()["files"] if entry["kind"] == "file"]
+    assert len(plain) == 2
+    for entry in plain:
+        assert (await rest(served, "GET", base + entry["url"])).text == "odd"
+
+
+async def test_ten_thousand_queued_cells_are_bounded_and_nothing_else_suffers(rpc, served):
+    session = (await rpc.call("session.create", attach=False))["id"]
+    first = await rpc.send(
+        "session.execute", {"session": session, "code": "input()", "allow_stdin": True, "wait": "queued"}
+    )
+    await rpc.answer(first)
+    codes = []
+    for _ in range(10):
+        batch = {"session": session, "cells": [{"code": "1"}] * 1000, "wait": "queued"}
+        message = await rpc.answer(await rpc.send("session.batch", batch))
+        codes.append(message.get("error", {}).get("data", {}).get("code"))
+    assert codes[-1] in ("quota_exceeded", "at_capacity", "conflict")
+    assert (await rpc.call("session.get", session=session))["queued"] <= 1000
+    await rpc.call("session.close", session=session)
+
+
+async def test_an_html_export_is_inert_and_a_closed_session_is_still_there(served, rpc):
+    session = (await rpc.call("session.create"))["id"]
+    await rpc.call("session.execute", session=session, code="print('kept')")
+    await rpc.call("session.close", session=session)
+    page = await rest(served, "GET", f"/v1/sessions/{session}/notebook?format=html")
+    assert page.headers["Content-Security-Policy"].startswith("sandbox")
+    assert "kept" in page.text
+    notebook = (await rest(served, "GET", f"/v1/sessions/{session}/notebook")).json()
+    assert notebook["nbformat"] == 4
+    assert "print" in (await rest(served, "GET", f"/v1/sessions/{session}/notebook?format=py")).text
+    assert (await rpc.refused("session.execute", session=session, code="1"))["code"] == "session_closed"
+
+
+async def test_metrics_count_cells_and_name_nobody(served, rpc, session):
+    await rpc.call("session.execute", session=session, code="1")
+    text = (await rest(served, "GET", "/metrics")).text
+    assert 'kernelsvc_cells_total{reason="ok"}' in text
+    assert session not in text
+
+
+def test_what_one_principal_makes_the_other_does_not_see(short_tmp):
+    with serving(short_tmp / "two", "--token", "other-token") as served:
+        session = served.call("POST", "/v1/sessions", {})["id"]
+        other = {"Authorization": "Bearer other-token"}
+        assert served.call("GET", "/v1/sessions", headers=other)["sessions"] == []
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            served.call("GET", f"/v1/sessions/{session}", headers=other)
+        assert caught.value.code == 404
+        caught.value.close()
+        assert "test-token" not in served.output()
+        for path in served.data_dir.rglob("*"):
+            if path.is_file():
+                assert b"test-token" not in path.read_bytes(), path
