@@ -261,7 +261,7 @@ class NotebookFold:
             if isinstance(entry, CellFold) and entry.id == cell:
                 entry.undone = mark
                 return
-        if cell in self._seen and cell not in self._waiting:
+        if cell in self._seen and cell not in self._waiting and cell not in self._silent:
             self._patches[nb_id(cell), None] = Patch(id=nb_id(cell), undone=mark)
 
     def _on_limit(self, event: Event) -> None:

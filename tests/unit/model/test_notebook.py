@@ -376,3 +376,16 @@ def test_a_branch_begins_with_its_parents_cells():
     parent = [inherited(c, "p") for c in fold(stamped(*run("a")))["cells"]]
     document = valid(fold(stamped(*run("a")), parent=parent))
     assert [c["metadata"]["kernelsvc"].get("parent") for c in document["cells"]] == ["p", None]
+
+
+def test_undoing_a_silent_cell_changes_no_cell_that_was_given():
+    piecewise = NotebookFold()
+    events = stamped(
+        ev.CellQueued(cell="a", silent=True),
+        ev.CellStarted(cell="a"),
+        ev.CellFinished(cell="a"),
+        ev.RolledBack(undone=["a"]),
+    )
+    for event in events:
+        piecewise.feed(event)
+    assert piecewise.take_patches() == []
