@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: sd_listen_fds(3): the first descriptor that systemd passes.
 LISTEN_FDS_START = 3
+#: How often a stop looks whether all requests are answered, and how long closing the rest may take.
+LOOK_SECONDS, CLOSE_SECONDS = 0.01, 5.0
 #: Connections that may wait to be accepted; hundreds may come at once after a restart.
 BACKLOG = 1024
 #: A body that no handler takes (a WebSocket's opening has none).
@@ -103,6 +105,19 @@ def _log_request(handler: RequestHandler) -> None:
     )
 
 
+class _WithoutValues(logging.Filter):
+    """Tornado's line on a malformed request quotes it, and a token may stand in what it quotes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep the line, drop the quote."""
+        if isinstance(record.args, tuple) and str(record.msg).startswith("Malformed HTTP message"):
+            record.msg, record.args = "Malformed HTTP message from %s", record.args[:1]
+        return True
+
+
+_WITHOUT_VALUES = _WithoutValues()
+
+
 class Server:
     """Listens, serves and stops. Prints nothing: ``addresses`` says where it is."""
 
@@ -112,6 +127,7 @@ class Server:
         self._env = env or {}
         self._context: Context = app.settings["context"]
         self._unlink: Path | None = None
+        logging.getLogger("tornado.general").addFilter(_WITHOUT_VALUES)
         self._http = HTTPServer(
             app,
             max_body_size=MAX_STRAY_BODY,
@@ -160,10 +176,14 @@ class Server:
         self._http.stop()
         for handler in list(self._context.sockets):
             handler.close(1001, "the server stops")
-        for task in list(self._context.streams):
-            task.cancel()
+        deadline = asyncio.get_running_loop().time() + self._settings.shutdown_seconds
+        while self._context.requests and asyncio.get_running_loop().time() < deadline:
+            # Again and again: a request that was still arriving may begin to wait only now.
+            for task in list(self._context.streams):
+                task.cancel()
+            await asyncio.sleep(LOOK_SECONDS)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.shutdown_seconds):
+            async with asyncio.timeout(CLOSE_SECONDS):
                 await self._http.close_all_connections()
         if self._unlink is not None:
             with contextlib.suppress(OSError):

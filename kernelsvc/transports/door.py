@@ -21,7 +21,7 @@ from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
-from kernelsvc.errors import BadRequest, Forbidden, Internal, KernelsvcError, NotFound, TooLarge
+from kernelsvc.errors import AtCapacity, BadRequest, Forbidden, Internal, KernelsvcError, NotFound, TooLarge
 from kernelsvc.metrics import Metrics
 from kernelsvc.model.objects import Principal, Scope
 from kernelsvc.protocol import native
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: How much of a refused body is still read, so that the refusal can be read at all.
-DISCARD_BYTES = 1 << 30
+DISCARD_BYTES = 256 * 1024 * 1024
 
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -52,7 +52,10 @@ class Context:
         service: the only thing behind a transport.
         settings: bounds, origins, times.
         metrics: what is counted.
-        streams: answers and sockets that go on until told; ended at a stop.
+        streams: answers that go on until told; ended at a stop.
+        requests: handlers that have not answered yet.
+        sockets: open WebSockets.
+        stopping: whether nothing new is taken any more.
     """
 
     def __init__(self, service: ServiceApi, settings: Settings, metrics: Metrics) -> None:
@@ -61,6 +64,7 @@ class Context:
         self.metrics = metrics
         self.bounds = native.Bounds(frame_bytes=settings.max_frame_bytes, code_bytes=settings.max_code_bytes)
         self.streams: set[asyncio.Task[Any]] = set()
+        self.requests: set[Any] = set()
         self.sockets: set[Any] = set()
         self.stopping = False
 
@@ -237,6 +241,7 @@ class ApiHandler(Door):
         """Tornado's hook: refuse before a byte of body is kept."""
         self._body: list[bytes] = []
         self._kept = 0
+        self.context.requests.add(self)
         connection = self.request.connection
         if isinstance(connection, HTTP1Connection):
             connection.set_max_body_size(DISCARD_BYTES)
@@ -307,19 +312,30 @@ class ApiHandler(Door):
 
         Raises:
             ClientGone: nobody is left to answer.
+            AtCapacity: the server stops.
         """
         self._work = task = asyncio.ensure_future(work)
         self.context.streams.add(task)
         try:
             return await task
-        except (asyncio.CancelledError, StreamClosedError):
+        except asyncio.CancelledError:
+            if self.context.stopping and not self._headers_written:
+                raise AtCapacity("The server stops; what was accepted goes on, send the request again.") from None
+            raise ClientGone from None
+        except StreamClosedError:
             raise ClientGone from None
         finally:
             self._work = None
             self.context.streams.discard(task)
 
+    def on_finish(self) -> None:
+        """Tornado's hook: answered."""
+        self.context.requests.discard(self)
+        super().on_finish()
+
     def on_connection_close(self) -> None:
         """Tornado's hook: the client left."""
+        self.context.requests.discard(self)
         self.context.service.client_gone(self)
         if self._work is not None:
             self._work.cancel()

@@ -115,7 +115,7 @@ class FileHandler(ApiHandler):
 
     def _parts(self) -> tuple[bytes, ...]:
         """The path below ``files/``, from the raw URL: names may be any bytes."""
-        raw = self.request.path.split("/files/", 1)[1]
+        raw = self.request.path.partition("/files/")[2]
         return parse_path(unquote_to_bytes(raw).removesuffix(b"/"))
 
     def _directory(self) -> Directory:

@@ -281,6 +281,8 @@ class HealthHandler(ApiHandler):
         """The loop runs."""
         self.answer(rest.Health(status="ok"))
 
+    head = get
+
 
 class ReadyHandler(ApiHandler):
     """``/readyz``."""
@@ -293,6 +295,8 @@ class ReadyHandler(ApiHandler):
         if self.context.stopping or not self.context.service.ready():
             raise AtCapacity("The server is not ready (starting, or about to stop); try again in a moment.")
         self.answer(rest.Health(status="ready"))
+
+    head = get
 
 
 class MetricsHandler(ApiHandler):

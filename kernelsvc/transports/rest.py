@@ -247,7 +247,8 @@ BY_ID: dict[str, Route] = {route.id: route for route in ROUTES}
 
 def pattern(path: str) -> str:
     """A path with ``{names}`` as a regular expression; a file's path may hold slashes."""
-    return re.sub(r"\\{(\w+)\\}", lambda m: "(.+)" if m[1] == "path" else "([^/]+)", re.escape(path))
+    found = re.sub(r"\\{(\w+)\\}", lambda m: "(.+)" if m[1] == "path" else "([^/]+)", re.escape(path))
+    return found + "?" if path.endswith("/") else found
 
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")

@@ -73,6 +73,7 @@ async def test_lists(doors, home):
     assert [(e["path"], e["kind"]) for e in top["files"]] == [
         ("b.txt", "file"), ("fifo", "other"), ("link", "link"), ("sub", "directory"),
     ]  # fmt: skip
+    assert await doors.json("GET", url.removesuffix("/")) == top
     for path in ("sub", "sub/"):
         assert [e["path"] for e in (await doors.json("GET", url + path))["files"]] == ["sub/c.txt", "sub/deep"]
     everything = await doors.json("GET", url + "?recursive=true")
@@ -258,6 +259,8 @@ async def test_directories_are_deleted_on_purpose_only(doors, home):
     assert await doors.refused("DELETE", url + "d") == (409, "conflict")
     assert await doors.refused("DELETE", url) == (400, "bad_request")
     assert await doors.refused("PUT", url + "d", b"1") == (409, "conflict")
+    assert await doors.refused("PUT", url, b"1") == (400, "bad_request")
+    assert await doors.refused("PUT", url.removesuffix("/"), b"1") == (400, "bad_request")
     assert (await doors.fetch("DELETE", url + "d?recursive=true")).code == 204
     assert list(files.iterdir()) == []
 

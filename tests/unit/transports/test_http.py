@@ -195,9 +195,32 @@ async def test_a_stop_ends_streams_and_long_waits(open_doors):
     await wait_until(
         lambda: doors.service.sessions[session].running and len(doors.app.settings["context"].streams) == 2
     )
+    began = asyncio.get_running_loop().time()
     await doors.server.stop()
+    assert asyncio.get_running_loop().time() - began < 0.4
     done, _ = await asyncio.wait(waits, timeout=5)
     assert len(done) == 2
+    answer = waits[1].result()
+    assert (answer.code, json.loads(answer.body)["retryable"]) == (503, True)
+
+
+async def test_a_request_under_way_is_answered_before_a_stop_ends(open_doors):
+    doors = open_doors(shutdown_seconds=10.0)
+    session = await make(doors)
+    gate = asyncio.Event()
+
+    async def produce(write):
+        await write(b"x" * 1000)
+        await gate.wait()
+        await write(b"x" * 1000)
+
+    put = asyncio.ensure_future(doors.fetch("PUT", f"/v1/sessions/{session}/files/f", body_producer=produce))
+    await wait_until(lambda: list(doors.service.sessions[session].files.iterdir()))
+    stop = asyncio.ensure_future(doors.server.stop())
+    await wait_until(lambda: doors.app.settings["context"].stopping)
+    gate.set()
+    assert (await put).code == 201
+    await stop
 
 
 # --- bad input ------------------------------------------------------------------------------
@@ -300,10 +323,12 @@ async def test_a_bug_of_ours_shows_nothing_of_itself(doors, caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_garbage_on_the_wire_does_not_stop_the_server(doors):
+async def test_garbage_on_the_wire_does_not_stop_the_server_and_is_not_logged(doors, caplog):
+    caplog.set_level("DEBUG")
     for garbage in (
         b"\x00\xff\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-token\x01\r\n\r\n",
         b"POST /v1/sessions HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
     ):
         port = urllib.parse.urlsplit(doors.url).port
@@ -312,6 +337,8 @@ async def test_garbage_on_the_wire_does_not_stop_the_server(doors):
         await asyncio.wait_for(reader.read(), 5)
         writer.close()
     assert (await doors.json("GET", "/healthz"))["status"] == "ok"
+    assert (await doors.fetch("HEAD", "/healthz")).code == 200
+    assert "alice-token" not in caplog.text
 
 
 # --- who may come in ----------------------------------------------------------------------------
