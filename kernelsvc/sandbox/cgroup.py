@@ -10,7 +10,7 @@ Every host keeps its groups below one directory of its own, named by ``tag``, so
 that cleaning up after a crash never touches another host's.
 
 A group is limited before a process joins it (the child writes itself into
-``procs_files``), and never raised from inside: no session can see these files.
+``join_files``), and never raised from inside: no session can see these files.
 """
 
 from __future__ import annotations
@@ -83,9 +83,17 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         return frozenset(self.directories) - {"cpuacct"}
 
     @property
-    def procs_files(self) -> list[str]:
-        """The files a process writes itself into."""
-        return [f"{directory}/cgroup.procs" for directory in dict.fromkeys(self.directories.values())]
+    def join_files(self) -> list[str]:
+        """The files a process with a single thread writes "0" into, to become a member.
+
+        Moving a whole process takes a lock that waits for a grace period of RCU: 12 ms
+        here, as much as the rest of a session's start. A thread that moves itself
+        doesn't take it (cgroup_procs_write_start() in Linux), and with version 1 there
+        is a file for that. With version 2 a domain's threads can't be moved alone;
+        mounting with ``favordynmods`` makes it cheap there.
+        """
+        name = "tasks" if self.version == 1 else "cgroup.procs"
+        return [f"{directory}/{name}" for directory in dict.fromkeys(self.directories.values())]
 
     def limit(self, *, memory_bytes: int | None, tasks: int | None) -> None:
         """Set the hard caps. Swap is taken away with the memory.
@@ -131,8 +139,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     def members(self) -> list[int]:
         """Pids in it, as this process sees them."""
         pids: set[int] = set()
-        for path in self.procs_files:
-            pids.update(int(line) for line in _text(path).split())
+        for directory in self.directories.values():
+            pids.update(_pids(f"{directory}/cgroup.procs"))
         return sorted(pids - {0})
 
     def kill(self) -> None:
@@ -191,15 +199,24 @@ class GroupMaker:
         self.layers = layers
         self._parents = parents
 
-    def make(self, name: str) -> Group | None:
+    def make(self, name: str, *, cpu: bool = True) -> Group | None:
         """A new, empty, unlimited group; None where this machine has none for us.
+
+        Args:
+            name: unique among this host's.
+            cpu: whether the processor share will be limited; joining that hierarchy
+                has its price.
 
         Raises:
             OSError: Linux refused.
         """
         if self.version == 0:
             return None
-        directories = {controller: f"{parent}/{_PREFIX}{name}" for controller, parent in self._parents.items()}
+        directories = {
+            controller: f"{parent}/{_PREFIX}{name}"
+            for controller, parent in self._parents.items()
+            if cpu or controller != "cpu"
+        }
         for directory in dict.fromkeys(directories.values()):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(directory)

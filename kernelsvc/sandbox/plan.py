@@ -71,7 +71,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         uid: user and group of the host for this session, when the host runs as root.
         reachable: any user may walk to ``workdir`` and to what is read-only.
         idmap: path of a user namespace that maps the directory's owner to ``uid``.
-        cgroup: ``cgroup.procs`` files to join.
+        cgroup: files of cgroups to join, by writing "0".
         controllers: what those cgroups really limit: memory, pids, cpu.
         env: the whole environment, on top of a small default one.
         hostname: the name that ``uname`` tells.
@@ -356,6 +356,8 @@ def _why_not(name: str, request: Request, probe: Probe) -> str | None:
     """Why a layer is missing; None when it has no place here and nothing is lost."""
     if name == ("user namespace" if probe.root else "user"):
         return None  # one stands in for the other
+    if name == "cpu cgroup" and request.limits.cpu_cores is None:
+        return None  # no share was asked for
     if name == "net namespace" and request.limits.network == "host":
         return "the session asked for the host's network"
     if name == "user" and not request.reachable and probe.works("user"):

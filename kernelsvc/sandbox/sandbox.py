@@ -123,7 +123,7 @@ class Sandbox:
         uid = self._identities.acquire() if self.probe.root and self.policy != "off" else None
         group: Group | None = None
         try:
-            group = self._groups.make(kernel)
+            group = self._groups.make(kernel, cpu=limits.cpu_cores is not None)
             places = self._find_places(python, tuple(prefixes))
             request = Request(
                 policy=self.policy,
@@ -136,7 +136,7 @@ class Sandbox:
                 hidden=self._hidden,
                 uid=uid,
                 reachable=uid is None or is_reachable([workdir, *(source for source, _ in places.readonly)]),
-                cgroup=group.procs_files if group else [],
+                cgroup=group.join_files if group else [],
                 controllers=group.controllers if group else frozenset(),
                 env=env or {},
             )

@@ -66,7 +66,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
 
 def run_in(group: Group, code: str) -> subprocess.CompletedProcess[str]:
     """Run Python code as a member of the group."""
-    joined = "".join(f"open({path!r}, 'w').write('0')\n" for path in group.procs_files)
+    joined = "".join(f"open({path!r}, 'w').write('0')\n" for path in group.join_files)
     return subprocess.run(
         [sys.executable, "-S", "-c", joined + code], capture_output=True, text=True, check=False, timeout=30
     )
@@ -98,7 +98,7 @@ def test_tasks_above_the_cap_are_refused_and_counted(maker: GroupMaker) -> None:
         "        if os.fork() == 0: time.sleep(30); os._exit(0)\n        n += 1\n"
         "except OSError: print(n, flush=True)\nos._exit(0)"
     )
-    joined = "".join(f"open({path!r}, 'w').write('0')\n" for path in group.procs_files)
+    joined = "".join(f"open({path!r}, 'w').write('0')\n" for path in group.join_files)
     process = subprocess.Popen([sys.executable, "-S", "-c", joined + code], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "4\n"

@@ -59,7 +59,15 @@ def test_without_cgroups_an_ordinary_user_still_has_a_hard_cap_on_tasks() -> Non
     assert made.report.limits["processes"] == "hard"
     assert made.report.limits["memory_bytes"] == "supervised"
     assert made.plan["rlimits"]["NPROC"] == (128 + SPARE_TASKS,) * 2
-    assert {lack.layer for lack in made.report.not_enforced} == {"memory cgroup", "pids cgroup", "cpu cgroup"}
+    assert {lack.layer for lack in made.report.not_enforced} == {"memory cgroup", "pids cgroup"}
+
+
+def test_a_share_of_the_processor_is_told_only_where_one_is_set() -> None:
+    lacking = confine(request(limits=Limits(cpu_cores=0.5)), probe()).report
+    assert lacking.limits["cpu_cores"] == "none"
+    assert "cpu cgroup" in {lack.layer for lack in lacking.not_enforced}
+    held = confine(request(limits=Limits(cpu_cores=0.5), controllers=ALL_CONTROLLERS), probe()).report
+    assert held.limits["cpu_cores"] == "hard"
 
 
 def test_without_any_cap_on_tasks_it_is_not_full() -> None:

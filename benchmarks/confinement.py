@@ -1,0 +1,122 @@
+"""What each layer of confinement adds to a fork.
+
+    python -m benchmarks.confinement [rounds]
+
+Forks a process that holds what a template holds (numpy, pandas, pyplot), as a
+session's start does: middle, init, kernel. From the fork to the kernel's word that
+it is sealed, for: no layer, each layer alone, all of them. Interleaved, medians.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any
+
+from kernelsvc.guest import confine
+from kernelsvc.model.limits import Limits
+from kernelsvc.sandbox.sandbox import Sandbox
+
+ROUNDS = 40
+
+
+def variants(full: dict[str, Any], bare: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Plans by what they hold: nothing, one layer, everything."""
+    spaces = full["namespaces"]
+    needed = [name for name in ("user",) if name in spaces]
+    plans = {"no layer": bare}
+    for layer, changes in {
+        "cgroup": {"cgroup": full["cgroup"]},
+        "namespaces, empty": {"namespaces": spaces},
+        "namespaces and private root": {"namespaces": spaces, "view": full["view"], "home": full["home"]},
+        "net namespace alone": {"namespaces": [*needed, "net"]},
+        "capabilities and user": {key: full[key] for key in ("become", "no_new_privs")}
+        | ({} if needed else {key: full[key] for key in ("bounding", "capabilities")}),
+        "rlimits": {"rlimits": full["rlimits"], "data_bytes": full["data_bytes"]},
+        "landlock": {
+            "landlock": {**full["landlock"], "grants": [["/", "read"], ["/tmp", "write"]]},
+            "no_new_privs": True,
+        },
+        "seccomp": {"seccomp": full["seccomp"], "no_new_privs": True},
+    }.items():
+        plans[layer] = {**copy.deepcopy(bare), **copy.deepcopy(changes)}
+    return plans | {"all layers": full}
+
+
+def spawn(plan: dict[str, Any]) -> float:
+    """Milliseconds from the fork to a sealed kernel."""
+    reader, writer = os.pipe()
+    started = time.perf_counter()
+    middle = os.fork()
+    if middle == 0:
+        try:
+            confine.enter(plan)
+            if os.fork():
+                os._exit(0)
+            confine.build(plan)
+            kernel = os.fork()
+            if kernel == 0:
+                confine.seal(plan)
+                os.write(writer, b"sealed")
+                os._exit(0)
+            confine.guard_init(plan)
+            os.waitpid(kernel, 0)
+        except BaseException as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.close(writer)
+    said = os.read(reader, 1000)
+    took = (time.perf_counter() - started) * 1e3
+    os.close(reader)
+    os.waitpid(middle, 0)
+    if said != b"sealed":
+        raise RuntimeError(said.decode())
+    return took
+
+
+def main() -> None:
+    """Measure and print a table."""
+    import matplotlib.pyplot
+    import numpy
+    import pandas
+
+    print(f"forking a process with {', '.join(m.__name__ for m in (numpy, pandas, matplotlib.pyplot))}")
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
+    with tempfile.TemporaryDirectory() as base:
+        run, work = os.path.join(base, "run"), os.path.join(base, "work")
+        os.chmod(base, 0o755)  # without a private root another user must be able to walk to it
+        os.mkdir(run)
+        os.mkdir(work)
+        sandbox = Sandbox(policy="best-effort", runtime_dir=run)
+        ticket = sandbox.prepare("bench", workdir=work, limits=Limits(), python=sys.executable)
+        off = Sandbox(policy="off", runtime_dir=run, found=sandbox.probe).prepare(
+            "bare", workdir=work, limits=Limits(memory_bytes=None, processes=None), python=sys.executable
+        )
+        bare = {**off.plan, "cgroup": [], "rlimits": {}, "oom_score_adj": None}
+        plans = variants(ticket.plan, bare)
+        gc.collect()
+        gc.freeze()
+        times: dict[str, list[float]] = {name: [] for name in plans}
+        for _ in range(rounds):
+            for name, plan in plans.items():
+                times[name].append(spawn(plan))
+        floor = statistics.median(times["no layer"])
+        print(f"{'':32}{'median ms':>10}{'adds':>8}{'least':>8}{'p95':>8}")
+        for name, values in times.items():
+            median = statistics.median(values)
+            p95 = sorted(values)[int(len(values) * 0.95)]
+            print(f"{name:32}{median:10.1f}{median - floor:8.1f}{min(values):8.1f}{p95:8.1f}")
+        print(f"isolation: {ticket.report.isolation}; {'root' if sandbox.probe.root else 'ordinary user'}")
+        for one in (ticket, off):
+            while not sandbox.release(one):
+                time.sleep(0.01)
+        sandbox.close()
+
+
+if __name__ == "__main__":
+    main()
