@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -21,6 +22,8 @@ from kernelsvc.kernels.port import Message, Output, Text
 from kernelsvc.kernels.wire import Wire, WireLoss
 
 DEADLINE = 30.0
+
+_numbers = itertools.count(1)
 
 _TEMPLATE = """
 import json, os, signal, socket, sys
@@ -146,7 +149,6 @@ class Client:
         self.refusing = False
         self.pid = int(wire.welcome["pid"])
         self._news = asyncio.Event()
-        self._count = 0
         wire.start(self.deliver, self._lost)
 
     @classmethod
@@ -168,17 +170,30 @@ class Client:
 
     async def until(self, condition: Callable[[], Any], deadline: float = DEADLINE) -> Any:
         """Wait for something that a delivery makes true."""
-        async with asyncio.timeout(deadline):
-            while not (value := condition()):
-                if self.loss is not None:
-                    raise self.loss
-                self._news.clear()
-                await self._news.wait()
-            return value
+        end = now() + deadline
+        while not (value := condition()):
+            if self.loss is not None:
+                raise self.loss
+            self._news.clear()
+            try:
+                await asyncio.wait_for(self._news.wait(), end - now())
+            except TimeoutError:
+                raise AssertionError(f"not within {deadline} s; the kernel was at:\n{await self._where()}") from None
+        return value
+
+    async def _where(self) -> str:
+        """Where a kernel that does not answer is; it does not survive the question."""
+        before = len(self.got)
+        os.kill(self.pid, signal.SIGABRT)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                while self.loss is None:
+                    self._news.clear()
+                    await self._news.wait()
+        return "".join(i.text for i in self.got[before:] if isinstance(i, Text))
 
     def send(self, msg_type: str, content: dict[str, Any], channel: Any = "shell", **options: Any) -> str:
-        self._count += 1
-        msg_id = f"{self.pid}-{self._count}"
+        msg_id = f"request-{next(_numbers)}"
         self.wire.send_message(channel, msg_type, content, msg_id=msg_id, **options)
         return msg_id
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import importlib
 import json
 import os
 import select
@@ -46,6 +47,8 @@ ACK_EVERY = 256 * 1024
 SEEN = 32
 
 _F_SETSIG = 10  # fcntl.h; Python has no name for it
+#: Without the conversion to enums, which costs more than the call.
+_sigmask: Callable[..., Any] = importlib.import_module("_signal").pthread_sigmask
 _READ = 256 * 1024
 _MAX_FDS = 16
 
@@ -118,25 +121,31 @@ class _Connection:
         self.fds = []
 
 
-class _Masked:
-    """While it is entered no signal's handler runs in this thread. Entered under the wire's lock only."""
+class _Guard:
+    """The wire's lock, with no signal's handler running in this thread while it is held; those due run after it."""
 
-    _ALL = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+    _ALL = tuple(int(s) for s in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
-    def __init__(self) -> None:
-        self._before: list[set[int | signal.Signals]] = []
+    def __init__(self, lock: threading.RLock, after: Callable[[], None]) -> None:
+        self._lock = lock
+        self._after = after
+        self._before: list[Any] = []
 
     def __enter__(self) -> None:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        before = _sigmask(signal.SIG_BLOCK, ())
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, self._ALL)  # runs the handlers that are due
+            _sigmask(signal.SIG_BLOCK, self._ALL)  # runs the handlers that are due
+            self._lock.acquire()
         except BaseException:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            _sigmask(signal.SIG_SETMASK, before)
             raise
         self._before.append(before)
 
     def __exit__(self, *_: object) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._before.pop())
+        before = self._before.pop()
+        self._lock.release()
+        _sigmask(signal.SIG_SETMASK, before)
+        self._after()
 
 
 class Wire:
@@ -170,7 +179,7 @@ class Wire:
         self._raw = list(raw)
         self._describe = describe
         self._lock = threading.RLock()
-        self._masked = _Masked()
+        self._guard = _Guard(self._lock, self._act)
         self._deferred: list[Callable[[], None]] = []
         self._conn: _Connection | None = None
         self._guests: list[_Connection] = []
@@ -192,6 +201,12 @@ class Wire:
         while self._deferred and not self._lock._is_owned():  # type: ignore[attr-defined]
             self._deferred.pop(0)()
 
+    def _renew_lock(self) -> None:
+        """In a fork: some thread that does not exist here may have held it."""
+        self._deferred = []
+        self._lock = threading.RLock()
+        self._guard = _Guard(self._lock, self._act)
+
     def knocked(self) -> None:
         """SIGURG: a server is at the door."""
         if not self.foreign:
@@ -201,7 +216,7 @@ class Wire:
         """In a process that the user forked: leave the wire to the parent."""
         self.foreign = True
         self.watcher = self._direct = None
-        self._lock = threading.RLock()
+        self._renew_lock()
         for connection in self._all_connections():
             connection.close()
         self._conn, self._guests = None, []
@@ -231,8 +246,7 @@ class Wire:
         self.inbox.clear()
         self.seen.clear()
         self.woken = None
-        self._deferred = []
-        self._lock = threading.RLock()
+        self._renew_lock()
         self.outbox = frames.Outbox(self.outbox.limit)
         self._look_at = 0
         self._direct = None
@@ -261,9 +275,8 @@ class Wire:
 
     def serve(self) -> None:
         """Let in who knocks, read what came. Never blocks."""
-        with self._lock, self._masked:
+        with self._guard:
             self._serve()
-        self._act()
 
     def _serve(self) -> None:
         self._accept()
@@ -379,15 +392,10 @@ class Wire:
             poller.register(guest.sock.fileno(), select.POLLIN)
         conn = self._conn
         if conn:
-            poller.register(conn.sock.fileno(), select.POLLIN | (0 if self.outbox.clear else select.POLLOUT))
+            waits = not (self.corked or self.outbox.clear)
+            poller.register(conn.sock.fileno(), select.POLLIN | (select.POLLOUT if waits else 0))
         poller.poll(None if seconds is None else max(0, seconds * 1000))
         self.serve()
-
-    def receive(self, seconds: float | None = None) -> Request | Control | None:
-        """The next request; waits for it. None when the time is over or a server connected meanwhile."""
-        if not self.inbox:
-            self.wait(seconds)
-        return self.inbox.popleft() if self.inbox else None
 
     # -- what goes out --------------------------------------------------------------------
 
@@ -404,14 +412,15 @@ class Wire:
                 if box.total < self._look_at and box.clear and self._direct and len(payload) < frames.RUN_BYTES:
                     # What a print takes: room is certain, the socket is free.
                     frame = box.put(kind, payload)
-                    left = len(frame) - self._direct(frame)
-                    if left:
-                        box.left(left)
-            except BlockingIOError:
-                box.left(len(frame))
+                    try:
+                        taken = self._direct(frame)
+                    except BlockingIOError:
+                        taken = 0
+                    if taken != len(frame):
+                        box.left(len(frame) - taken)
             except BaseException as error:
                 # How much was sent is not known any more; the server comes back for the rest.
-                with self._masked:
+                with self._guard:
                     self._hang_up()
                 if not isinstance(error, OSError):
                     raise
@@ -427,11 +436,12 @@ class Wire:
             self.wait()
 
     def _accepted(self, kind: int, payload: bytes) -> bool:
-        with self._lock, self._masked:
+        with self._guard:
             box = self.outbox
             if box.total >= self._look_at:
                 self._serve()
             if not box.has_room(len(payload)):
+                self._open_tap()  # what is held back can't be acknowledged
                 return False
             was_clear = box.clear
             frame = box.put(kind, payload)
@@ -463,12 +473,15 @@ class Wire:
 
     def uncork(self) -> None:
         """Send what was held back."""
-        self.corked = False
-        with self._lock, self._masked:
-            self._direct = self._conn.sock.send if self._conn else None
-            self._pump()
+        with self._guard:
+            self._open_tap()
         while self._conn and not self.outbox.clear:
             self.wait()
+
+    def _open_tap(self) -> None:
+        self.corked = False
+        self._direct = self._conn.sock.send if self._conn else None
+        self._pump()
 
     def text(self, prefix: bytes, text: str) -> None:
         """Send text as STREAM frames, split where it is long. ``prefix`` is ``frames.stream_prefix``'s."""

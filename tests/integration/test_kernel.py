@@ -549,7 +549,7 @@ async def _started(k: Client, code: str) -> str:
         "import asyncio; await asyncio.sleep(30)",
         "import asyncio\nawait asyncio.sleep(0)\nprint('busy')\nwhile True: pass",
         "while True: print('x')",
-        "import subprocess; subprocess.run(['sleep', '30'])",
+        "import subprocess; subprocess.run(['sleep', '3'])",
         "import threading; threading.Event().wait()",
     ],
 )
@@ -591,8 +591,8 @@ def ring(*_): raise Alarm
 signal.signal(signal.SIGALRM, ring)
 rung, n = 0, 0
 while rung < 150:
-    signal.setitimer(signal.ITIMER_REAL, 0.0005)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005)
         while True:
             n += 1
             line = f'{n};'
