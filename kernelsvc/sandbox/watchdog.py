@@ -6,7 +6,7 @@ at gigabytes a second. So it must be cheap enough to run often, and never strike
 innocent.
 
 The cheap pass: one walk over /proc (11 ms for 200 kernels; asking psutil for each
-kernel's children takes 2,000) groups every process under its session's init and
+kernel's children takes 2,000) groups every process under its session's kernel and
 adds up resident memory. Forked kernels share most of that, so the sum overcounts
 several times: it only makes a *suspect*. For suspects alone the proportional set
 size is read, which shares fairly, and that decides. The same for disk: a
@@ -19,7 +19,7 @@ to psutil.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -47,7 +47,7 @@ class Use(msgspec.Struct, frozen=True, kw_only=True):
     """What one session uses.
 
     Attributes:
-        pids: its processes, the init first.
+        pids: its processes, the kernel first.
         resident_bytes: sum of resident memory; shared pages counted again and again.
         memory_bytes: the fair figure, where it was worth reading.
         cpu_seconds: of the processes that live now.
@@ -113,22 +113,55 @@ def _mebibytes(value: float) -> str:
     return f"{value / (1 << 20):.0f} MiB"
 
 
-def group(processes: Iterable[Process], roots: Iterable[int]) -> dict[int, Use]:
-    """Every root with all that descends from it, summed. Pure.
+def group(processes: Iterable[Process], roots: Iterable[int], *, own: int = 0) -> dict[int, Use]:
+    """Every kernel with all that descends from it, summed. Pure.
 
-    A root that is gone has an empty ``Use``.
+    A branch descends from its parent's kernel and yet is a session of its own, so
+    the walk stops at other roots. A daemon has left its parents and hangs on the
+    session's init, which is the parent of the kernel: it is charged to that
+    kernel, or to the eldest where branches share the init.
+
+    Args:
+        processes: all there are.
+        roots: pids of kernels.
+        own: our pid; where a kernel is our own child there is no init, and our other
+            children are none of its.
+
+    Returns:
+        By root; one that is gone has an empty ``Use``.
     """
     table = {process.pid: process for process in processes}
+    kernels = set(roots)
     children: dict[int, list[int]] = {}
     for process in table.values():
         children.setdefault(process.parent, []).append(process.pid)
-    return {root: _sum([table[pid] for pid in _tree(root, children) if pid in table]) for root in roots}
+    members = {root: _tree([root], children, kernels - {root}) for root in sorted(kernels)}
+    charged: set[int] = set()
+    for root in members:
+        init = table[root].parent if root in table else 0
+        if init <= 1 or init == own or init in charged or _within(init, kernels, table):
+            continue
+        charged.add(init)
+        orphans = [pid for pid in children.get(init, ()) if pid not in kernels]
+        members[root] += _tree(orphans, children, kernels)
+    return {root: _sum([table[pid] for pid in pids if pid in table]) for root, pids in members.items()}
 
 
-def _tree(root: int, children: Mapping[int, list[int]]) -> list[int]:
-    found, at = [root], 0
+def _within(pid: int, kernels: set[int], table: Mapping[int, Process]) -> bool:
+    """Whether a process is a kernel or descends from one: then it is no init."""
+    seen: set[int] = set()
+    while pid in table and pid not in seen:
+        if pid in kernels:
+            return True
+        seen.add(pid)
+        pid = table[pid].parent
+    return False
+
+
+def _tree(start: Sequence[int], children: Mapping[int, list[int]], other: set[int]) -> list[int]:
+    found, at = list(start), 0
     while at < len(found):
-        found += children.get(found[at], ())
+        found += [pid for pid in children.get(found[at], ()) if pid not in other]
         at += 1
     return found
 
@@ -234,7 +267,8 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     """A session to look after.
 
     Attributes:
-        root: pid of its init, as this process sees it.
+        root: pid of its kernel, as this process sees it; the kernel's parent is an init
+            that no other session but branches of this one share.
         limits: its caps.
         workdir: its directory.
         hard: limits that Linux itself holds.
@@ -264,7 +298,7 @@ class Watchdog:
         Returns:
             What each uses, and the breaches of those that have any.
         """
-        uses = group(walk(), [watched.root for watched in sessions.values()])
+        uses = group(walk(), [watched.root for watched in sessions.values()], own=os.getpid())
         self._walk_disks(sessions)
         seen: dict[str, Use] = {}
         breaches: dict[str, list[Breach]] = {}

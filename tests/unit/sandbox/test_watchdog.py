@@ -58,11 +58,35 @@ def test_every_process_below_a_root_is_counted_once(pids: list[int], data: st.Da
     processes = [
         Process(pid, data.draw(st.sampled_from([0, *[p for p in pids if p < pid]])), 10, 0.5, 1) for pid in pids
     ]
-    roots = [process.pid for process in processes if process.parent == 0]
+    roots = data.draw(st.lists(st.sampled_from(pids), unique=True) if pids else st.just([]))
+    roots += [process.pid for process in processes if process.parent == 0 and process.pid not in roots]
     uses = group(processes, roots)
     counted = [pid for use in uses.values() for pid in use.pids]
     assert sorted(counted) == sorted(pids)
     assert sum(use.resident_bytes for use in uses.values()) == 10 * len(pids)
+
+
+def test_daemons_and_branches_are_charged_to_whom_they_belong() -> None:
+    init, kernel, branch = 100, 101, 110
+    processes = [
+        Process(50, 1, 1, 0.0, 1),  # the kernel host
+        Process(init, 50, 1, 0.0, 1),
+        Process(kernel, init, 1, 0.0, 1),
+        Process(102, kernel, 1, 0.0, 1),  # its child
+        Process(103, init, 1, 0.0, 1),  # a daemon
+        Process(104, 103, 1, 0.0, 1),
+        Process(branch, kernel, 1, 0.0, 1),
+        Process(111, branch, 1, 0.0, 1),
+        Process(200, 50, 1, 0.0, 1),  # another session's init
+        Process(201, 200, 1, 0.0, 1),
+    ]
+    uses = group(processes, [kernel, branch, 201])
+    assert {root: set(use.pids) for root, use in uses.items()} == {
+        kernel: {kernel, 102, 103, 104},
+        branch: {branch, 111},
+        201: {201},
+    }
+    assert 103 not in group(processes, [kernel], own=init)[kernel].pids, "our other children are none of a kernel's"
 
 
 def test_a_root_that_is_gone_uses_nothing() -> None:
@@ -95,7 +119,7 @@ def family() -> Iterator[subprocess.Popen[str]]:
 
 
 def test_the_walk_sees_what_psutil_sees(family: subprocess.Popen[str]) -> None:
-    use = group(walk(), [family.pid])[family.pid]
+    use = group(walk(), [family.pid], own=os.getpid())[family.pid]
     child = psutil.Process(family.pid).children()[0]
     assert use.pids == (family.pid, child.pid)
     assert use.tasks == 2
@@ -105,7 +129,7 @@ def test_the_walk_sees_what_psutil_sees(family: subprocess.Popen[str]) -> None:
 
 
 def test_the_fallback_sees_the_same(family: subprocess.Popen[str]) -> None:
-    use = group(watchdog._walk_psutil(), [family.pid])[family.pid]
+    use = group(watchdog._walk_psutil(), [family.pid], own=os.getpid())[family.pid]
     assert use.tasks == 2
     assert use.resident_bytes > 60 * MiB
 
