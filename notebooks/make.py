@@ -10,6 +10,7 @@ this file are what the service exported at the end; tests run them again
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import sys
@@ -42,8 +43,11 @@ class Step(NamedTuple):
         return f"# {self.why}\n{self.code}"
 
 
+SHORT_ERRORS = Step("Short errors: for a model, the message says enough.", "%xmode Minimal\n")
+
 ANALYSIS = [
-    Step(turn.thought, turn.code, ev.Reason.ERROR if turn is TURNS[4] else ev.Reason.OK) for turn in (*TURNS, LAST)
+    SHORT_ERRORS,
+    *(Step(turn.thought, turn.code, ev.Reason.ERROR if turn is TURNS[4] else ev.Reason.OK) for turn in (*TURNS, LAST)),
 ]
 
 STREAMING = [
@@ -159,6 +163,7 @@ total = sum(price(order) * order.get("count", 1) for order in orders)
 print(f"{total:.2f}")
 """,
     ),
+    SHORT_ERRORS,
     Step(
         "Which sets of items sell best together? A first idea, tried within half a second.",
         """\
@@ -186,11 +191,11 @@ Counter(order["item"] for order in orders).most_common()
 """,
     ),
     Step(
-        "The whole process is brought down, as a bug in C code would do it.",
+        "The whole process is brought down, as a bug in C code or the OOM killer would do it.",
         """\
-import os
+import os, signal
 
-os.abort()
+os.kill(os.getpid(), signal.SIGKILL)
 """,
         ev.Reason.KERNEL_DIED,
     ),
@@ -202,7 +207,74 @@ print("still here:", f"{total:.2f}", [order["item"] for order in orders], price(
     ),
 ]
 
-EXAMPLES = {"analysis": ANALYSIS, "streaming": STREAMING, "recovery": RECOVERY}
+TREE = [
+    Step(
+        "Data and a learner that has two knobs: how smooth, and how wide its bumps are.",
+        """\
+import numpy as np
+
+rng = np.random.default_rng(5)
+x = np.sort(rng.uniform(-3, 3, 120))
+y = np.sin(2 * x) + 0.4 * x + rng.normal(0, 0.35, x.size)
+test = rng.permutation(x.size) < 40
+
+def bumps(x, width):
+    return np.exp(-(((x[:, None] - np.linspace(-3.2, 3.2, 40)) / width) ** 2))
+
+def learn(width, smooth):
+    B = bumps(x[~test], width)
+    return np.linalg.solve(B.T @ B + smooth * np.eye(40), B.T @ y[~test])
+
+def error(width, weights):
+    return float(np.sqrt(np.mean((bumps(x[test], width) @ weights - y[test]) ** 2)))
+
+print(x.size, "points,", int(test.sum()), "of them kept for the test")
+""",
+    ),
+]
+
+WIDTHS, SMOOTH = (0.1, 0.3, 1.0, 2.5), (1e-4, 1e-2, 1.0, 30.0)
+
+TRY = """\
+width, smooth = {width}, {smooth}
+weights = learn(width, smooth)
+{{"width": width, "smooth": smooth, "error": round(error(width, weights), 4)}}
+"""
+
+BEST = Step(
+    "The best of the sixteen goes on; the others are gone. This branch's notebook is complete.",
+    """\
+import matplotlib.pyplot as plt
+
+grid = np.linspace(-3, 3, 400)
+fig, ax = plt.subplots(figsize=(7, 3.6))
+ax.scatter(x[~test], y[~test], s=10, label="learned from")
+ax.scatter(x[test], y[test], s=10, label="tested on")
+ax.plot(grid, bumps(grid, width) @ weights, "k", lw=1.5, label=f"width {width}, smooth {smooth}")
+ax.legend(frameon=False)
+plt.show()
+""",
+)
+
+EXAMPLES = {"analysis": ANALYSIS, "streaming": STREAMING, "recovery": RECOVERY, "tree_search": TREE}
+
+
+async def best_branch(session: AsyncSession) -> AsyncSession:
+    """Sixteen branches of one live session, each with knobs of its own; the best one, the others closed."""
+    knobs = [(width, smooth) for width in WIDTHS for smooth in SMOOTH]
+    branches = await session.branch(count=len(knobs), labels={"example": "tree search"})
+
+    async def attempt(branch: AsyncSession, width: float, smooth: float) -> float:
+        step = Step("One of sixteen, in a branch of its own.", TRY.format(width=width, smooth=smooth))
+        cell = (await branch.run(step.source)).raise_for_error()
+        return float(ast.literal_eval(cell.text.strip())["error"])
+
+    errors = await asyncio.gather(*(attempt(b, w, s) for b, (w, s) in zip(branches, knobs, strict=True)))
+    for (width, smooth), error in sorted(zip(knobs, errors, strict=True), key=lambda pair: pair[1]):
+        _say(f"  width {width:<4} smooth {smooth:<7} error {error:.4f}")
+    best = branches[errors.index(min(errors))]
+    await asyncio.gather(*(branch.close() for branch in branches if branch is not best))
+    return best
 
 
 def _say(text: str) -> None:
@@ -231,6 +303,9 @@ async def make(client: AsyncClient, name: str) -> None:
             with as_file(files("kernelsvc") / "data" / "penguins.csv") as data:
                 await session.upload(data)
         await play(session, EXAMPLES[name])
+        if name == "tree_search":
+            session = await best_branch(session)
+            await play(session, [BEST])
         await session.close()
         notebook = await session.notebook()
     (HERE / f"{name}.ipynb").write_bytes(notebook)
