@@ -14,7 +14,7 @@ from kernelsvc.model.objects import Cell
 #: MIME type under which the cell publishes the function's value.
 VALUE_MIME = "application/vnd.kernelsvc.value+json"
 
-_CELL = '''\
+_CELL = """\
 import ast as _ast, json as _json
 from IPython.display import publish_display_data as _publish
 _call = _json.loads({payload!r})
@@ -38,9 +38,11 @@ def _plain(v):
             return getattr(v, name)()
     if isinstance(v, (set, frozenset)):
         return sorted(v)
-    raise TypeError(f"the function returned a {{type(v).__name__}}, which JSON can't hold; return numbers, text, lists or dicts")
-_publish({{{mime!r}: {{"value": _json.loads(_json.dumps(_value, default=_plain, allow_nan=False))}}}})
-'''
+    kind = type(v).__name__
+    raise TypeError(f"the function returned a {{kind}}, which JSON can't hold; return numbers, text, lists or dicts")
+_value = _json.loads(_json.dumps(_value, default=_plain, allow_nan=False))
+_publish({{{mime!r}: {{"value": _value}}}})
+"""
 
 
 def function_cell(source: str, args: list[Any], kwargs: dict[str, Any]) -> str:
