@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 from kernelsvc.cli.screen import size
 from kernelsvc.client import Image
 
-Way = Literal["kitty", "iterm", "blocks", "words"]
+Way = Literal["kitty", "iterm", "blocks", "blocks256", "words"]
 
 #: A picture from a kernel is hostile too: one that unfolds to more pixels than this is only described.
 MAX_PIXELS = 40_000_000
@@ -25,7 +25,7 @@ def way(env: Mapping[str, str], *, tty: bool, colour: bool) -> Way:
         return "kitty"
     if env.get("TERM_PROGRAM") in ("iTerm.app", "WezTerm"):
         return "iterm"
-    return "blocks"
+    return "blocks" if env.get("COLORTERM") in ("truecolor", "24bit") else "blocks256"
 
 
 def described(image: Image) -> str:
@@ -57,7 +57,7 @@ def lines(image: Image, how: Way, columns: int) -> Iterator[str]:
     elif how == "iterm":
         yield f"\x1b]1337;File=inline=1;size={len(image.data)}:{base64.b64encode(image.data).decode()}\a"
     else:
-        yield from _blocks(image.data, columns)
+        yield from _blocks(image.data, columns, _cell if how != "blocks256" else _cell256)
 
 
 def _kitty(data: bytes) -> str:
@@ -69,7 +69,7 @@ def _kitty(data: bytes) -> str:
     )
 
 
-def _blocks(data: bytes, columns: int) -> Iterator[str]:
+def _blocks(data: bytes, columns: int, cell: Callable[[bytes, bytes], str]) -> Iterator[str]:
     """Two pixels a character: the upper one is the letter's colour, the lower one its ground."""
     from PIL import Image as Pillow
 
@@ -82,9 +82,23 @@ def _blocks(data: bytes, columns: int) -> Iterator[str]:
     small = flat.resize((width, height), Pillow.Resampling.LANCZOS)
     pixels = small.tobytes()
     for row in range(0, height, 2):
-        yield "".join(_cell(pixels, (row * width + x) * 3, width * 3) for x in range(width)) + "\x1b[0m"
+        starts = [(row * width + x) * 3 for x in range(width)]
+        pairs = [(pixels[at : at + 3], pixels[at + width * 3 : at + width * 3 + 3]) for at in starts]
+        yield "".join(cell(upper, lower) for upper, lower in pairs) + "\x1b[0m"
 
 
-def _cell(pixels: bytes, at: int, row: int) -> str:
-    upper, lower = pixels[at : at + 3], pixels[at + row : at + row + 3]
+def _cell(upper: bytes, lower: bytes) -> str:
     return f"\x1b[38;2;{upper[0]};{upper[1]};{upper[2]};48;2;{lower[0]};{lower[1]};{lower[2]}m▀"
+
+
+def _cell256(upper: bytes, lower: bytes) -> str:
+    return f"\x1b[38;5;{_nearest(upper)};48;5;{_nearest(lower)}m▀"
+
+
+def _nearest(pixel: bytes) -> int:
+    """The nearest of xterm's 256 colours: a cube of 6 by 6 by 6 (steps 0, 95, 135 … 255) and 24 greys (8, 18 … 238)."""
+    if max(pixel) - min(pixel) < 12:
+        grey = sum(pixel) // 3
+        return 231 if grey > 243 else 16 if grey < 4 else 232 + min(23, max(0, round((grey - 8) / 10)))
+    red, green, blue = (0 if value < 48 else 1 if value < 115 else (value - 35) // 40 for value in pixel)
+    return 16 + 36 * red + 6 * green + blue

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from kernelsvc.cli.terminal import Terminal
@@ -41,11 +41,26 @@ async def client_or_own_server(args: argparse.Namespace, terminal: Terminal) -> 
     except Unreachable:
         address = None
     if address is not None:
-        async with AsyncClient(_url(address), address.token, connect_seconds=0.0) as client:
+        async with AsyncClient(_url(address), address.token, connect_seconds=0.0, on_state=_told(terminal)) as client:
             yield client
         return
     async with private_server(terminal) as address, AsyncClient(_url(address), address.token) as client:
         yield client
+
+
+def _told(terminal: Terminal) -> Callable[[str], None]:
+    """Says when the link breaks, and when it stands again."""
+    broken = False
+
+    def told(state: str) -> None:
+        nonlocal broken
+        if state == "lost":
+            terminal.say("the link to the server broke; the session goes on, trying again …", "yellow")
+        elif state == "connected" and broken:
+            terminal.say("the link stands again", "dim")
+        broken = state == "lost"
+
+    return told
 
 
 def _url(address: Address) -> str:

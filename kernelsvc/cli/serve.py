@@ -97,6 +97,10 @@ class _Serving:
             self._announce(server.start())
             tasks = [asyncio.create_task(self._tell_ready(service)), asyncio.create_task(self.systemd.feed_watchdog())]
             await self.stopping.wait()
+        except BaseException:
+            # A port that is taken, say: no reason to end what an earlier server left alive.
+            self.end_sessions = False
+            raise
         finally:
             for task in tasks:
                 task.cancel()
@@ -120,7 +124,8 @@ class _Serving:
             self.terminal.say(line, "yellow")
         took = seconds(time.monotonic() - self.started)
         names = ", ".join(one["name"] for one in service.templates() if one.get("kind") == "forked")
-        self.terminal.line(f"ready after {took}; templates: {names}. Ctrl-C ends it and its sessions.")
+        hint = ". Ctrl-C ends it and its sessions." if self.terminal.tty else ""
+        self.terminal.line(f"ready after {took}; templates: {names}{hint}")
         ready_fd(self.args.ready_fd)
         self.systemd.tell("READY=1", f"STATUS=ready; templates: {names}")
 

@@ -78,14 +78,25 @@ def test_pictures_are_described_where_they_cannot_be_shown():
 
 def test_pictures_in_half_blocks():
     data = {"image/png": base64.b64encode(png()).decode()}
-    out, _, _ = played(ev.Display(data=data), tty=True, columns=4)
+    out, _, _ = played(ev.Display(data=data), tty=True, columns=4, env={"COLORTERM": "truecolor"})
     assert out == ("\x1b[38;2;255;0;0;48;2;255;0;0m▀" * 4 + "\x1b[0m\n")
+    out, _, _ = played(ev.Display(data=data), tty=True, columns=4)
+    assert out == ("\x1b[38;5;196;48;5;196m▀" * 4 + "\x1b[0m\n")
+
+
+@pytest.mark.parametrize(
+    ("pixel", "colour"),
+    [((255, 255, 255), 231), ((0, 0, 0), 16), ((128, 128, 128), 244), ((0, 0, 255), 21), ((31, 119, 180), 31)],
+)
+def test_the_nearest_of_256_colours(pixel, colour):
+    assert picture._nearest(bytes(pixel)) == colour
 
 
 @pytest.mark.parametrize(
     ("env", "way"),
     [
-        ({}, "blocks"),
+        ({}, "blocks256"),
+        ({"COLORTERM": "truecolor"}, "blocks"),
         ({"KITTY_WINDOW_ID": "1"}, "kitty"),
         ({"TERM_PROGRAM": "iTerm.app"}, "iterm"),
         ({"NO_COLOR": "1"}, "words"),
