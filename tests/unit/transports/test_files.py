@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import resource
 import socket
 import urllib.parse
 from pathlib import Path
@@ -219,6 +220,17 @@ async def test_an_upload_over_its_bound_leaves_nothing(doors, small):
     assert await doors.refused("PUT", url + "f", body_producer=produce) == (413, "too_large")
     assert list(files.iterdir()) == []
     assert doors.service.changed == []
+
+
+async def test_a_filesystem_that_takes_no_more_is_told_and_left_clean(doors, home):
+    url, files = home
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        assert await doors.refused("PUT", url + "f", b"x" * 1_000_000) == (413, "too_large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(files.iterdir()) == []
 
 
 async def test_a_client_that_leaves_in_the_middle_leaves_nothing(doors, home):

@@ -12,6 +12,7 @@ import pytest
 from doors import Rpc
 from waiting import wait_until
 
+from kernelsvc.errors import CursorExpired
 from kernelsvc.transports.http import accepts_stream, whole_lines
 from kernelsvc.transports.rest import ROUTES, is_id, pattern
 
@@ -167,6 +168,22 @@ async def test_a_stream_goes_on_live_with_comments_in_silence_and_ends_with_the_
     await doors.json("DELETE", f"/v1/sessions/{session}")
     await stream
     assert sse(b"".join(pieces))[-1][1]["type"] == "session_closed"
+
+
+async def test_a_stream_that_fails_says_so_in_the_one_shape(doors):
+    session = await make(doors)
+
+    class Broken:
+        async def next(self):
+            raise CursorExpired
+
+        def close(self):
+            pass
+
+    doors.service.attach = lambda *args, **more: Broken()
+    response = await doors.fetch("GET", f"/v1/sessions/{session}/events?follow=true")
+    assert b"event: error" in response.body
+    assert sse(response.body)[0][1]["code"] == "cursor_expired"
 
 
 @pytest.mark.parametrize(("then", "state"), [("interrupt", "idle"), ("keep", "busy")])

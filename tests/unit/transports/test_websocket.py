@@ -11,6 +11,7 @@ import websockets
 from doors import Rpc
 from waiting import wait_until
 
+from kernelsvc.errors import CursorExpired
 from kernelsvc.transports.websocket import chunks
 
 CREATE = '{"jsonrpc":"2.0","id":901,"method":"session.create","params":%s}'
@@ -368,3 +369,79 @@ def test_chunks_keep_every_line_in_order():
     joined = b"".join(data for _, data in parts)
     assert [joined.find(line + b"}") for line in lines] == sorted(joined.find(line + b"}") for line in lines)
     assert list(chunks([], 10)) == []
+
+
+class Broken:
+    """A subscription that fails in the middle, as one does when retention removes the log under a slow reader."""
+
+    last_seq = 0
+
+    def __init__(self, error):
+        self.error, self.left = error, 1
+
+    async def next(self):
+        if self.left:
+            self.left = 0
+            return [b'{"session":"s1","seq":1,"type":"session_started"}']
+        raise self.error
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(("error", "code"), [(CursorExpired(), "cursor_expired"), (OSError(5, "EIO"), "internal")])
+async def test_an_attachment_that_fails_says_so_and_the_answer_of_a_cell_still_comes(doors, rpc, error, code):
+    session = await make(rpc, attach=False)
+    doors.service.attach = lambda *args, **more: Broken(error)
+    await rpc.call("session.attach", session=session)
+    while rpc.heard[-1].get("method") != "detached":
+        await rpc.hear()
+    assert rpc.heard[-1]["params"]["session"] == session
+    assert rpc.heard[-1]["params"]["error"]["code"] == code
+    assert (await rpc.call("session.execute", session=session, code="1"))["reason"] == "ok"
+
+
+async def test_a_bug_of_ours_is_an_internal_error_and_the_connection_lives(doors, rpc, caplog):
+    doors.service.info = lambda: 1 / 0
+    error = await rpc.refused("info")
+    assert (error["code"], error["details"]) == ("internal", {})
+    assert "ZeroDivisionError" not in json.dumps(error)
+    assert "ZeroDivisionError" in caplog.text
+    assert await rpc.call("templates")
+
+
+async def test_a_result_without_json_is_an_internal_error(doors, rpc):
+    doors.service.info = lambda: {"text": "\udc80"}
+    assert (await rpc.refused("info"))["code"] == "internal"
+
+
+async def test_attachments_are_bounded(rpc, monkeypatch):
+    monkeypatch.setattr("kernelsvc.transports.websocket.MAX_ATTACHMENTS", 2)
+    sessions = [await make(rpc) for _ in range(2)]
+    assert (await rpc.refused("session.attach", session=await make(rpc, attach=False)))["code"] == "quota_exceeded"
+    await rpc.call("session.detach", session=sessions[0])
+    await rpc.call("session.attach", session=sessions[0])
+
+
+async def test_a_client_that_asks_and_does_not_read_waits_for_itself(open_doors):
+    doors = open_doors()
+    async with doors.socket(max_queue=1, ping_interval=None) as socket, doors.socket() as other:
+        doors.service.info = lambda: {"text": "x" * 1_000_000}
+        greedy = Rpc(socket)
+
+        async def ask():
+            for _ in range(300):
+                await greedy.send("info")
+
+        asking = asyncio.ensure_future(ask())
+        context = doors.app.settings["context"]
+        await wait_until(lambda: len(context.sockets) == 2)
+        handler = await wait_until(lambda: next((each for each in context.sockets if each._unsent), None))
+        sent = await until_still(lambda: handler._unsent)
+        assert sent < 20_000_000
+        doors.service.info = lambda: {}
+        assert await Rpc(other).call("info") == {}
+        for number in range(1, 301):
+            await greedy.answer(number)
+            greedy.heard.clear()
+        await asking
