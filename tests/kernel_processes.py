@@ -71,6 +71,7 @@ class Template:
         self.control.settimeout(DEADLINE)
         assert self.control.recv(64) == b"ready"
         self.pids: list[int] = []
+        self.clients: list[Client] = []
         self._count = 0
 
     def path(self) -> Path:
@@ -155,6 +156,7 @@ class Client:
     async def open(cls, template: Template, path: Path, **options: Any) -> Client:
         client = cls(await Wire.connect(str(path), **options), template)
         template.pids.append(client.pid)
+        template.clients.append(client)
         return client
 
     def deliver(self, batch: Sequence[Output]) -> None:
@@ -226,6 +228,19 @@ class Client:
     def interrupt(self) -> None:
         os.kill(self.pid, signal.SIGINT)
 
+    async def interrupted(self, msg_id: str) -> Answer:
+        """Interrupt a cell until it ends: a signal that comes just before a blocking call only strikes after it."""
+        for _ in range(int(DEADLINE)):
+            self.interrupt()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    while not self.idle(msg_id):
+                        self._news.clear()
+                        await self._news.wait()
+            if self.idle(msg_id):
+                break
+        return await self.finish(msg_id)
+
     async def fork(self, mode: str = "branch", **fields: Any) -> tuple[Path, dict[str, Any]]:
         """Ask for a copy: where it listens, and what the original answered."""
         path = self.template.path()
@@ -252,13 +267,17 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def kernel(template: Template, **identity: Any) -> AsyncIterator[Client]:
-    """A fresh kernel, killed at the end."""
+    """A fresh kernel; it and its copies are killed at the end."""
+    known, pids = len(template.clients), len(template.pids)
     client = await Client.open(template, template.spawn(**identity))
     try:
         yield client
     finally:
-        client.wire.close()
-        client.kill()
+        for made in template.clients[known:]:
+            made.wire.close()
+        for pid in template.pids[pids:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def rss(pid: int) -> int:

@@ -149,8 +149,7 @@ def _become(runner: Runner, control: Control) -> None:
     runner.kernel.usage.reopen()
     runner.promised = control.body.get("identity") or {}
     set_oom_score(OOM_PARKED)
-    while runner.wire.woken is None:
-        runner.wire.wait()
+    runner.wire.wait_for(lambda: runner.wire.woken is not None)
     set_oom_score(OOM_LIVE)
     runner.wire.watch_all(runner)
     if collecting:

@@ -419,23 +419,24 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         if self.foreign or self.session.wire is None:
             raise EOFError("a forked process has no input; ask in the cell itself")
         wire = self.session.wire
-        while self._take_input(wire) is not None:
+        while self._take_input(wire, []):
             pass  # an answer to a question that was interrupted
         content = {"prompt": str(prompt), "password": password}
         self.session.send(STDIN, "input_request", content, parent)
-        while (value := self._take_input(wire)) is None:
-            wire.wait()
-        if value == "\x04":
+        answer: list[str] = []
+        wire.wait_for(lambda: bool(answer) or self._take_input(wire, answer))
+        if answer[0] == "\x04":
             raise EOFError
-        return value
+        return answer[0]
 
     @staticmethod
-    def _take_input(wire: Wire) -> str | None:
+    def _take_input(wire: Wire, into: list[str]) -> bool:
         for item in wire.inbox:
             if isinstance(item, Request) and item.channel == "stdin":
                 wire.inbox.remove(item)
-                return str(item.content.get("value", ""))
-        return None
+                into.append(str(item.content.get("value", "")))
+                return True
+        return False
 
     # -- what is asked between cells ----------------------------------------------------------
 

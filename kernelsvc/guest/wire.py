@@ -180,6 +180,7 @@ class Wire:
         self._describe = describe
         self._lock = threading.RLock()
         self._guard = _Guard(self._lock, self._act)
+        self._waiting = 0  # calls of ``wait_for``: they poll the listener, so SIGURG has nothing to add
         self._deferred: list[Callable[[], None]] = []
         self._conn: _Connection | None = None
         self._guests: list[_Connection] = []
@@ -204,12 +205,13 @@ class Wire:
     def _renew_lock(self) -> None:
         """In a fork: some thread that does not exist here may have held it."""
         self._deferred = []
+        self._waiting = 0
         self._lock = threading.RLock()
         self._guard = _Guard(self._lock, self._act)
 
     def knocked(self) -> None:
         """SIGURG: a server is at the door."""
-        if not self.foreign:
+        if not (self.foreign or self._waiting):
             self.guarded(self.serve)
 
     def disown(self) -> None:
@@ -384,8 +386,26 @@ class Wire:
         taken, conn.fds = conn.fds[:count], conn.fds[count:]
         return Control(frame.number, body, taken)
 
-    def wait(self, seconds: float | None = None) -> None:
-        """Wait until something can be read or written, and serve it. A signal's handler may raise out of here."""
+    def wait_for(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Wait until a condition is true that serving the wire makes true; False when the time is over.
+
+        A signal's handler may raise out of here. SIGURG's does nothing meanwhile:
+        if it served between the condition and the poll, the poll would wait for
+        what has come already.
+        """
+        end = None if seconds is None else time.monotonic() + seconds
+        self._waiting += 1
+        try:
+            while not condition():
+                if end is not None and time.monotonic() >= end:
+                    return False
+                self._poll(end)
+                self.serve()
+            return True
+        finally:
+            self._waiting -= 1
+
+    def _poll(self, end: float | None) -> None:
         poller = select.poll()
         poller.register(self._listener.fileno(), select.POLLIN)
         for guest in self._guests:
@@ -394,8 +414,7 @@ class Wire:
         if conn:
             waits = not (self.corked or self.outbox.clear)
             poller.register(conn.sock.fileno(), select.POLLIN | (select.POLLOUT if waits else 0))
-        poller.poll(None if seconds is None else max(0, seconds * 1000))
-        self.serve()
+        poller.poll(None if end is None else max(0.0, end - time.monotonic()) * 1000)
 
     # -- what goes out --------------------------------------------------------------------
 
@@ -430,10 +449,13 @@ class Wire:
             self._send_slowly(kind, payload, accepted=bool(frame))
 
     def _send_slowly(self, kind: int, payload: bytes, *, accepted: bool) -> None:
-        while not (accepted or self.foreign or self._accepted(kind, payload)):
-            self.wait()
-        while self._conn and not self.corked and not self.outbox.clear:
-            self.wait()
+        if not accepted:
+            self.wait_for(lambda: self.foreign or self._accepted(kind, payload))
+        self._wait_until_sent()
+
+    def _wait_until_sent(self) -> None:
+        if self._conn and not self.corked and not self.outbox.clear:
+            self.wait_for(lambda: self._conn is None or self.corked or self.outbox.clear)
 
     def _accepted(self, kind: int, payload: bytes) -> bool:
         with self._guard:
@@ -475,8 +497,7 @@ class Wire:
         """Send what was held back."""
         with self._guard:
             self._open_tap()
-        while self._conn and not self.outbox.clear:
-            self.wait()
+        self._wait_until_sent()
 
     def _open_tap(self) -> None:
         self.corked = False
@@ -508,6 +529,4 @@ class Wire:
 
     def drain(self, seconds: float) -> None:
         """Wait until the server holds everything, or the time is over."""
-        end = time.monotonic() + seconds
-        while self.outbox.first <= self.outbox.last and time.monotonic() < end:
-            self.wait(end - time.monotonic())
+        self.wait_for(lambda: self.outbox.first > self.outbox.last, seconds)

@@ -446,8 +446,7 @@ async def test_getpass(k: Client) -> None:
 async def test_input_can_be_interrupted_and_its_late_answer_is_dropped(k: Client) -> None:
     msg_id = k.execute("input()")
     await _asked(k, msg_id)
-    k.interrupt()
-    assert (await k.finish(msg_id)).error == "KeyboardInterrupt"
+    assert (await k.interrupted(msg_id)).error == "KeyboardInterrupt"
     k.send("input_reply", {"value": "late"}, "stdin")
     msg_id = k.execute("input('again')")
     await _asked(k, msg_id)
@@ -558,8 +557,7 @@ async def test_an_interrupt_ends_a_cell_and_nothing_else(k: Client, code: str) -
     msg_id = await _started(k, code)
     if "busy" in code:
         await k.until(lambda: "busy" in k.answer(msg_id).stdout)
-    k.interrupt()
-    answer = await k.finish(msg_id)
+    answer = await k.interrupted(msg_id)
     assert answer.reply.content["ename"] == "KeyboardInterrupt"
     assert answer.error == "KeyboardInterrupt"
     assert (await k.run("kept")).result == "1"

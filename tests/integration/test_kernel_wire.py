@@ -239,8 +239,7 @@ async def test_requests_that_the_kernel_does_not_read_are_bounded(k: Client) -> 
         k.send("is_complete_request", big)
     with pytest.raises(AtCapacity):
         k.send("is_complete_request", big)
-    k.interrupt()
-    await k.finish(msg_id)
+    await k.interrupted(msg_id)
     assert (await k.finish(k.execute("x"))).result == "1"
 
 
