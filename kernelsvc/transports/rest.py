@@ -273,3 +273,15 @@ def check_body(fields: dict[str, msgspec.Raw], kind: type[Struct], extra: dict[s
     params = native.decode_json(msgspec.json.Decoder(kind), merged, "body")
     native.check(params, bounds)
     return params
+
+
+def markdown() -> str:
+    """The reference page's table: every verb and path, in the order of the table."""
+    lines = ["| request | query | body | answer | scope | |", "|---|---|---|---|---|---|"]
+    for route in ROUTES:
+        query = ", ".join(f"`{name}`" for name in route.query.__struct_fields__ if name not in route.names)
+        body = f"`{route.takes or route.body.__name__}`" if route.takes or route.body else ""
+        answer = f"{route.status}" + ("" if route.status == 204 else f" {' or '.join(route.media)}")
+        cells = (f"`{route.verb} {route.path}`", query, body, answer, route.scope or "open", route.summary)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

@@ -88,3 +88,9 @@ async def test_events_fit_the_document(doors):
     await doors.json("POST", f"/v1/sessions/{session['id']}/cells", {"code": "print(1)\n1/0"})
     for event in (await doors.json("GET", f"/v1/sessions/{session['id']}/events"))["events"]:
         jsonschema.validate(event, schema)
+
+
+def test_the_reference_table_has_every_route():
+    text = rest.markdown()
+    assert text.count("\n") == len(rest.ROUTES) + 2
+    assert all(f"`{route.verb} {route.path}`" in text for route in rest.ROUTES)
