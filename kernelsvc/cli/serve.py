@@ -37,6 +37,8 @@ from kernelsvc.transports.app import Server, make_app
 #: How often a template that is starting is looked at.
 LOOK_SECONDS = 0.02
 FORCED = 130
+#: One Ctrl-C may arrive twice: from the terminal, and again from a wrapper that passes its own on (timeout(1), npm).
+ONE_PRESS_SECONDS = 0.5
 
 
 def main(args: argparse.Namespace, terminal: Terminal) -> int:
@@ -84,6 +86,7 @@ class _Serving:
         self.systemd = Systemd(os.environ)
         self.stopping = asyncio.Event()
         self.end_sessions = True
+        self.told_at = 0.0
 
     async def run(self) -> int:
         """Start, serve, stop."""
@@ -145,10 +148,13 @@ class _Serving:
             loop.add_reader(self.args.while_fd, self._other_end_closed)
 
     def _told_to_stop(self, end_sessions: bool) -> None:
+        now = asyncio.get_running_loop().time()
+        if self.stopping.is_set() and now < self.told_at + ONE_PRESS_SECONDS:
+            return
         if self.stopping.is_set():
             self.terminal.say("stopped at once; what is left, the kernel host ends", "yellow")
             os._exit(FORCED)
-        self.end_sessions = end_sessions
+        self.told_at, self.end_sessions = now, end_sessions
         what = "ending every session" if end_sessions else "sessions wait for the next server"
         self.terminal.say(f"stopping: {what} …")
         self.stopping.set()
