@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,11 +58,7 @@ def _left_behind() -> list[str]:
         processes = leaks.processes(_RUN)
     found = [leaks.describe(process) for process in processes]
     leaks.end(processes)
-    cgroups = leaks.empty_cgroups() - _CGROUPS_BEFORE
-    if cgroups:
-        # Another run on this machine may be about to fill it.
-        time.sleep(1)
-        cgroups &= leaks.empty_cgroups()
+    cgroups = set() if leaks.others(_RUN) else leaks.empty_cgroups() - _CGROUPS_BEFORE
     return found + [f"cgroup {path}" for path in sorted(cgroups)]
 
 

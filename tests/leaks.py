@@ -79,6 +79,20 @@ def _directories(top: Path, depth: int) -> list[Path]:
     return found + [inner for path in found for inner in _directories(path, depth - 1)]
 
 
+def others(run: str) -> bool:
+    """Whether somebody else works with kernelsvc on this machine, so that a cgroup can't be told to be this run's."""
+    mine = {process.pid for process in processes(run)} | {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    return any(process.pid not in mine and _works_with_us(process) for process in psutil.process_iter())
+
+
+def _works_with_us(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    return any(word in ("kernelsvc", "pytest") or word.endswith(("/pytest", "/kernelsvc")) for word in words)
+
+
 def describe(process: psutil.Process) -> str:
     """One line on a process, for a report."""
     try:

@@ -17,6 +17,6 @@ def test_the_harness_measures_us_and_a_plain_kernel_and_loses_nothing() -> None:
         [sys.executable, "-m", "benchmarks", "smoke"], cwd=ROOT, capture_output=True, text=True, timeout=220
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and "`1+1`" in line]
+    rows = [line for line in done.stdout.splitlines() if "`1+1` there and back" in line]
     assert len(rows) == 1, done.stdout
     assert "| **-** |" not in done.stdout, done.stdout
