@@ -9,13 +9,17 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from kernelsvc.errors import LimitTooHigh
+from kernelsvc.errors import BadRequest, LimitTooHigh
 
 MiB = 1024 * 1024
 
 PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 Enforcement = Literal["hard", "per process", "supervised", "none"]
+
+
+#: Below these a session could not even start.
+FLOORS: dict[str, int] = {"memory_bytes": 64 * MiB, "open_files": 64}
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +41,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         """These limits with each wanted one put in its place.
 
         Raises:
+            BadRequest: a wanted limit is so low that no session could start.
             LimitTooHigh: a wanted limit is above this one (or asks for a network
                 that this one does not grant).
         """
@@ -45,6 +50,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(wanted, name)
             if value is None:
                 continue
+            floor = FLOORS.get(name)
+            if floor is not None and value < floor:
+                raise BadRequest(
+                    f"{name} = {value} is too little to start a session; ask for {floor} or more.",
+                    limit=name,
+                    wanted=value,
+                    least=floor,
+                )
             ceiling = getattr(self, name)
             too_high = (
                 value == "host" and ceiling == "none" if name == "network" else ceiling is not None and value > ceiling

@@ -645,6 +645,7 @@ class Service:
 
     async def hibernate(self, who: Principal, session: str) -> ApiSession:
         """Save the variables to disk and give the memory back."""
+        self._find_live(who, session)
         raise NotSupported("Hibernation is not there yet; idle sessions keep their memory.")
 
     def _find_live(self, who: Principal, session: str) -> Session:
