@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -185,8 +186,11 @@ class Host:
             await asyncio.gather(*(ward.end() for ward in wards))
         for template in self.templates.values():
             template.stop()
+        (self.runtime / "host.sock").unlink(missing_ok=True)
         if not self.wards:
             self.sandbox.close()
+            shutil.rmtree(self.runtime / "guest", ignore_errors=True)
+            shutil.rmtree(self.runtime / "view", ignore_errors=True)
         for server in list(self._servers):
             server.close()
 

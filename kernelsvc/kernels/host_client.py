@@ -127,7 +127,8 @@ class HostClient:
             self._process.stdin.close()
 
     def _gone(self) -> None:
-        log.warning("the kernel host is gone; sessions run on, new ones wait for the next host")
+        if not self._closed:
+            log.warning("the kernel host is gone; sessions run on, new ones wait for the next host")
         self._channel = None
         self._connected.clear()
         waiting, self._waiting = self._waiting, {}
