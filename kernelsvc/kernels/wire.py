@@ -119,6 +119,11 @@ async def _knock(path: str, *, patient: bool) -> socket.socket:
         pause = min(longest, pause * 2)
 
 
+def _peer_pid(sock: socket.socket) -> int:
+    pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(pid)
+
+
 async def _link(path: str, last_frame: int, identity: dict[str, Any] | None, *, patient: bool) -> _Link:
     """Connect, say HELLO, await WELCOME.
 
@@ -129,8 +134,7 @@ async def _link(path: str, last_frame: int, identity: dict[str, Any] | None, *, 
     """
     sock = await _knock(path, patient=patient)
     try:
-        pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        link = _Link(sock, pid)
+        link = _Link(sock, _peer_pid(sock))
         body = _encode({"version": frames.VERSION, **({"identity": identity} if identity else {})})
         await asyncio.get_running_loop().sock_sendall(sock, HEADER.pack(len(body), HELLO, last_frame) + body)
         while True:
@@ -224,6 +228,21 @@ class Wire:
             link.close()
             raise WireLoss(f"The kernel never sent frame {last_frame}; it is not the one it was.", violation=True)
         return cls(path, link, last_frame=link.first - 1, max_frame=max_frame)
+
+    @staticmethod
+    async def peer(path: str, *, deadline: float = 10.0) -> int:
+        """The pid behind a listener, in the server's pid namespace. A parked checkpoint sleeps on. Safe to cancel.
+
+        Raises:
+            Timeout: nobody listened in time.
+        """
+        try:
+            async with asyncio.timeout(deadline):
+                sock = await _knock(path, patient=True)
+        except TimeoutError:
+            raise Timeout("The kernel did not listen in time; try again.") from None
+        with sock:
+            return _peer_pid(sock)
 
     @property
     def welcome(self) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""What a process holds, found without a kernel; what each finding means for a fork is in test_kernel_fork."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from kernelsvc.guest import survey
+
+
+def test_descriptors_leave_out_the_standard_three_and_the_own(tmp_path: Path) -> None:
+    with open(tmp_path / "f", "w") as file:
+        found = {d.fd: d for d in survey.descriptors(set())}
+        assert found[file.fileno()].regular
+        assert found[file.fileno()].writable
+        assert found[file.fileno()].target == str(tmp_path / "f")
+        assert not {0, 1, 2} & set(found)
+        assert file.fileno() not in {d.fd for d in survey.descriptors({file.fileno()})}
+
+
+async def test_many_findings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [asyncio.create_task(asyncio.sleep(10)) for _ in range(30)]
+    found = survey.survey(asyncio.get_running_loop(), set(), [])
+    assert len(found.warnings) == survey.MAX_NAMED + 1
+    assert found.warnings[-1].startswith("and ")
+    for task in tasks:
+        task.cancel()
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "said"),
+    [
+        ("torch", types.SimpleNamespace(cuda=types.SimpleNamespace(is_initialized=lambda: True)), "CUDA"),
+        ("jax._src.xla_bridge", types.SimpleNamespace(_backends={"cpu": 1}), "jax"),
+        ("tensorflow", types.SimpleNamespace(), "tensorflow"),
+        ("grpc", types.SimpleNamespace(), "grpc"),
+        ("numba.np.ufunc.parallel", types.SimpleNamespace(_is_initialized=True, _threading_layer="omp"), "OpenMP"),
+    ],
+)
+async def test_libraries_that_can_not_be_forked_are_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: object, said: str
+) -> None:
+    monkeypatch.setitem(sys.modules, name, module)
+    found = survey.survey(asyncio.get_running_loop(), set(), [])
+    assert any(said in obstacle for obstacle in found.obstacles)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("torch", types.SimpleNamespace(cuda=types.SimpleNamespace(is_initialized=lambda: False))),
+        ("torch", types.SimpleNamespace()),
+        ("jax._src.xla_bridge", types.SimpleNamespace(_backends={})),
+        ("polars", types.SimpleNamespace()),
+        ("numba.np.ufunc.parallel", types.SimpleNamespace(_is_initialized=True, _threading_layer="workqueue")),
+    ],
+)
+async def test_libraries_at_rest_or_of_unknown_insides_are_no_obstacle(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: object
+) -> None:
+    monkeypatch.setitem(sys.modules, name, module)
+    found = survey.survey(asyncio.get_running_loop(), set(), [])
+    assert not any(name.split(".")[0] in obstacle for obstacle in found.obstacles)
+
+
+def test_a_writable_duckdb_file_is_recognised(tmp_path: Path) -> None:
+    path = tmp_path / "a.duckdb"
+    path.write_bytes(b"\0" * 8 + b"DUCK" + b"\0" * 100)
+    fd = os.open(path, os.O_RDWR)
+    try:
+        found = (
+            survey.survey(asyncio.new_event_loop(), set(), [])
+            if False
+            else list(survey._databases([d for d in survey.descriptors(set()) if d.fd == fd]))
+        )
+    finally:
+        os.close(fd)
+    assert found == [f"A DuckDB connection to {path} can write; close it, or open it read-only."]

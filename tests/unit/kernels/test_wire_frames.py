@@ -1,0 +1,140 @@
+"""Frames from a kernel, as values: coalescing, bounds, violations."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernelsvc.kernels.port import Message, Text
+from kernelsvc.kernels.wire_frames import (
+    HEADER,
+    HELLO,
+    MAX_STREAM,
+    MESSAGE,
+    REPLY,
+    STREAM,
+    Parser,
+    Violation,
+    joined,
+    welcome,
+)
+from kernelsvc.protocol.jupyter import join_v1
+
+
+def frame(kind: int, number: int, payload: bytes) -> bytes:
+    return HEADER.pack(len(payload), kind, number) + payload
+
+
+def text(number: int, said: bytes, name: int = 1, parent: bytes = b"p") -> bytes:
+    return frame(STREAM, number, bytes([name]) + len(parent).to_bytes(2, "little") + parent + said)
+
+
+def status(number: int, state: bytes = b"idle") -> bytes:
+    header, content = b'{"msg_id":"a","msg_type":"status"}', b'{"execution_state":"' + state + b'"}'
+    return frame(MESSAGE, number, join_v1("iopub", [header, b'{"msg_id":"p"}', b"{}", content]))
+
+
+def test_text_of_one_kind_in_one_read_is_one_text_with_the_last_number() -> None:
+    got = Parser().feed(text(1, b"a") + text(2, b"b") + text(3, b"c", name=2) + text(4, b"d", name=2, parent=b"q"))
+    assert got == [
+        Text(name="stdout", text="ab", parent="p", frame=2),
+        Text(name="stderr", text="c", parent="p", frame=3),
+        Text(name="stderr", text="d", parent="q", frame=4),
+    ]
+
+
+def test_a_message_ends_a_text() -> None:
+    got = Parser().feed(text(1, b"a") + status(2) + text(3, b"b"))
+    assert [type(item) for item in got] == [Text, Message, Text]
+    assert got[1].frame == 2
+    assert got[1].parent == "p"
+
+
+@given(st.lists(st.integers(1, 40), min_size=1), st.integers(1, 50))
+def test_any_cut_of_the_stream_gives_the_same(sizes: list[int], count: int) -> None:
+    data = b"".join(text(i, b"%d;" % i) for i in range(1, count + 1))
+    parser, said, at = Parser(), "", 0
+    for index in range(len(data)):
+        size = sizes[index % len(sizes)]
+        said += "".join(item.text for item in parser.feed(data[at : at + size]) if isinstance(item, Text))
+        at += size
+        if at >= len(data):
+            break
+    assert said == "".join(f"{i};" for i in range(1, count + 1))
+    assert parser.last == count
+    assert parser.pending == 0
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_a_violation_or_waits(data: bytes) -> None:
+    with contextlib.suppress(Violation):
+        Parser().feed(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        text(2, b"a"),
+        text(1, b"a") + text(1, b"a"),
+        text(1, b"a") + text(3, b"a"),
+        frame(STREAM, 1, b""),
+        frame(STREAM, 1, b"\x01\x05\x00abc"),
+        HEADER.pack(MAX_STREAM + 1, STREAM, 1),
+        HEADER.pack(1 << 31, MESSAGE, 1),
+        HEADER.pack(1 << 21, REPLY, 1),
+        frame(7, 1, b""),
+        frame(HELLO, 1, b"{}"),
+        frame(REPLY, 1, b'{"request":"1"}'),
+        frame(MESSAGE, 1, b""),
+    ],
+)
+def test_violations(data: bytes) -> None:
+    with pytest.raises(Violation):
+        Parser().feed(data)
+
+
+def test_a_lower_bound_on_frames_holds() -> None:
+    with pytest.raises(Violation):
+        Parser(max_frame=100).feed(HEADER.pack(101, MESSAGE, 1))
+
+
+def test_replies_are_kept_apart() -> None:
+    parser = Parser(last=5)
+    assert parser.feed(frame(REPLY, 6, b'{"request": 3, "ok": true}')) == []
+    (reply,) = parser.replies
+    assert (reply.request, reply.body) == (3, {"ok": True})
+    assert parser.last == 6
+
+
+def test_a_new_connection_forgets_half_a_frame() -> None:
+    parser = Parser()
+    parser.feed(text(1, b"a") + text(2, b"b")[:5])
+    assert parser.pending == 5
+    parser.reset()
+    assert parser.feed(text(2, b"b")) == [Text(name="stdout", text="b", parent="p", frame=2)]
+
+
+def test_invalid_utf8_is_replaced() -> None:
+    (got,) = Parser().feed(text(1, b"\xff", parent=b"\xff"))
+    assert (got.text, got.parent) == ("�", "�")
+
+
+def test_welcome_is_taken_from_the_front() -> None:
+    data = bytearray(frame(HELLO, 9, b'{"version":1,"pid":5}')[:10])
+    assert welcome(data) is None
+    data[:] = frame(HELLO, 9, b'{"version":1,"pid":5}') + b"rest"
+    said = welcome(data)
+    assert said is not None
+    assert (said[0].pid, said[1]) == (5, 9)
+    assert data == b"rest"
+
+
+def test_batches_are_joined_over_the_seam() -> None:
+    a, b = Text(name="stdout", text="a", parent="p", frame=1), Text(name="stdout", text="b", parent="p", frame=2)
+    other = Text(name="stderr", text="c", parent="p", frame=3)
+    assert joined([a], [b, other]) == [Text(name="stdout", text="ab", parent="p", frame=2), other]
+    assert joined([a], [other]) == [a, other]
+    assert joined([], [a]) == joined([a], []) == [a]
