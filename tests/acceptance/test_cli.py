@@ -316,6 +316,24 @@ def test_hangup_ends_no_session_and_the_next_server_finds_it(short_tmp):
             assert again.run("kept + 1").text.strip() == "42"
 
 
+def test_a_stop_by_systemd_ends_no_session(short_tmp, tmp_path):
+    where = ("--data-dir", str(short_tmp / "unit" / "d"), "--runtime-dir", str(short_tmp / "unit" / "r"))
+    words = ["serve", "--port", "0", *where, "--sandbox", "best-effort", "--token", "unit"]
+    # The unit's own process carries its own number in this variable (systemd.exec(5)).
+    shell = 'SYSTEMD_EXEC_PID=$$ exec "$0" -m kernelsvc "$@"'
+    process = subprocess.Popen(["sh", "-c", shell, sys.executable, *words], stdout=subprocess.PIPE, text=True)
+    said = read_until(process.stdout, "ready after", 60)
+    with Client(re.search(r"http://\S+", said)[0], "unit") as client:
+        pid = client.create_session().details.kernel.pid
+    process.terminate()
+    assert process.wait(30) == 0
+    process.stdout.close()
+    assert _alive(pid)
+    with Bare(short_tmp / "unit", "--token", "unit") as server:
+        assert server.stop(signal.SIGTERM) == 0
+    wait_for(lambda: not _alive(pid), what="the kernel's end")
+
+
 def test_a_server_ends_with_the_one_who_holds_its_pipe(short_tmp):
     alive_end, alive = os.pipe()
     with Bare(short_tmp / "pipe", "--while-fd", str(alive_end), pass_fds=[alive_end]) as server:

@@ -2,10 +2,12 @@
 
 import asyncio
 import random
+import socket
 from urllib.parse import urlsplit
 
 import pytest
 from cutting_proxy import CuttingProxy
+from served import Served
 
 from kernelsvc import AsyncClient
 from kernelsvc.model import events as ev
@@ -68,6 +70,45 @@ async def test_a_cell_that_waits_goes_on_while_nobody_is_there(served, proxy):
         events += [event async for event in stream]
         assert numbers(events) == list(range(20))
         assert client.reconnects == 1
+
+
+@pytest.fixture
+def own_server(short_tmp):
+    """A server on a port of its own, which can be killed and started again."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Served(short_tmp / f"own{port}", "--port", str(port))
+    yield server.start()
+    server.stop()
+
+
+async def test_the_server_is_killed_in_mid_stream_and_comes_back(own_server):
+    code = "import time\nfor number in range(4000):\n    print(number)\n    time.sleep(0.0005)\n"
+    async with AsyncClient(own_server.url, own_server.token) as client, await client.create_session() as session:
+        await session.run("kept = 1")
+        stream = session.stream(code)
+        events = []
+        async for event in stream:
+            events.append(event)
+            if len(numbers(events)) > 300 and own_server.process.poll() is None and not client.reconnects:
+                own_server.kill()
+                await asyncio.to_thread(own_server.start)
+        assert numbers(events) == list(range(4000))
+        assert client.reconnects == 1
+        assert (await stream.cell()).ok
+        assert (await session.run("kept + number")).text.strip() == "4000"
+
+
+async def test_a_run_that_waits_outlives_the_server(own_server):
+    async with AsyncClient(own_server.url, own_server.token) as client, await client.create_session() as session:
+        waiting = asyncio.create_task(session.run("import time; time.sleep(3); 'slept'"))
+        while session.details.state != "busy":
+            await session.info()
+        own_server.kill()
+        await asyncio.to_thread(own_server.start)
+        assert (await waiting).text.strip() == "'slept'"
+        assert len(await session.cells()) == 1
 
 
 async def test_many_sessions_on_one_broken_link(served, proxy):
