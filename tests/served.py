@@ -42,6 +42,7 @@ class Served:
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
         self.ready_after = 0.0
+        self._said_before = 0
 
     def command(self) -> list[str]:
         """What is run, without the descriptor that says when it is ready."""
@@ -52,6 +53,7 @@ class Served:
         """Start it and wait until it says that it is ready."""
         self.root.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
+        self._said_before = len(self.output())
         ready, ready_end = os.pipe()
         # A log of its own: nobody reads a pipe here, and a full pipe would stop the server.
         with self.log.open("ab") as log:
@@ -79,7 +81,10 @@ class Served:
         readable, _, _ = select.select([ready], [], [], READY_SECONDS)
         if not readable or not os.read(ready, 4096):
             raise AssertionError(f"kernelsvc serve is not ready; its log says:\n{self.output()}")
-        found = wait_for(lambda: re.search(r"https?://[\w.\[\]:-]+:\d+", self.output()), what="the address in the log")
+        said = self._said_before  # an earlier run's address is in the same log
+        found = wait_for(
+            lambda: re.search(r"https?://[\w.\[\]:-]+:\d+", self.output()[said:]), what="the address in the log"
+        )
         self.url = found.group(0)
 
     def output(self) -> str:

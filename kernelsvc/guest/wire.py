@@ -230,10 +230,7 @@ class Wire:
         listener.setblocking(False)
         listener.listen(16)
         self._listener = listener
-        fd = listener.fileno()
-        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+        _signal_when_readable(listener.fileno())
 
     def adopt(self, listener: socket.socket, raw: Sequence[int]) -> list[int]:
         """In a fork of the kernel: another door, other pipes, nothing sent or received yet. No watcher is told.
@@ -302,6 +299,7 @@ class Wire:
                     os._exit(70)  # user code closed the door: nobody can ever reach this kernel again
                 return
             sock.setblocking(False)
+            _signal_when_readable(sock.fileno())  # HELLO may come after our look, and the cell compute for an hour
             guest = _Connection(sock)
             self._guests.append(guest)
             if self.watcher:
@@ -337,6 +335,7 @@ class Wire:
         guest.sock.setblocking(True)
         socket.send_fds(guest.sock, [welcome], self._raw)
         guest.sock.setblocking(False)
+        _signal_no_more(guest.sock.fileno())
         self._guests.remove(guest)
         self._conn = guest
         self._direct = None if self.corked else guest.sock.send
@@ -530,3 +529,13 @@ class Wire:
     def drain(self, seconds: float) -> None:
         """Wait until the server holds everything, or the time is over."""
         self.wait_for(lambda: self.outbox.first > self.outbox.last, seconds)
+
+
+def _signal_when_readable(fd: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def _signal_no_more(fd: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_ASYNC)
