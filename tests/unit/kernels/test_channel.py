@@ -1,0 +1,77 @@
+"""Datagrams with descriptors between the host and those it talks to."""
+
+import asyncio
+import os
+import signal
+import socket
+
+import pytest
+
+from kernelsvc.kernels import channel
+
+DEADLINE = 5.0
+
+
+async def test_a_datagram_arrives_whole_with_its_descriptors():
+    ours, theirs = channel.pair()
+    got: asyncio.Future = asyncio.get_running_loop().create_future()
+    reader, writer = os.pipe()
+    there = channel.Channel(theirs, lambda body, fds: got.set_result((body, fds)), lambda: None)
+    here = channel.Channel(ours, lambda *_: None, lambda: None)
+    assert here.send({"a": "x" * 100_000}, [writer])
+    async with asyncio.timeout(DEADLINE):
+        body, fds = await got
+    assert body == {"a": "x" * 100_000}
+    os.write(fds[0], b"hi")
+    assert os.read(reader, 2) == b"hi"
+    for fd in (reader, writer, *fds):
+        os.close(fd)
+    here.close()
+    there.close()
+
+
+@pytest.mark.parametrize("garbage", [b"nonsense", b"[1]", b"\xff", b'{"a":' * 100_000, None])
+async def test_garbage_and_an_end_close_the_channel(garbage):
+    ours, theirs = channel.pair()
+    closed = asyncio.Event()
+    there = channel.Channel(theirs, lambda *_: None, closed.set)
+    if garbage is not None:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        try:
+            ours.send(garbage)
+        except OSError:  # larger than a datagram may be here
+            ours.send(b"nonsense")
+    else:
+        ours.close()
+    async with asyncio.timeout(DEADLINE):
+        await closed.wait()
+    assert not there.is_open
+    assert not there.send({"a": 1})
+    ours.close()
+
+
+async def test_a_reader_that_does_not_read_is_told_of_and_does_not_block():
+    ours, theirs = channel.pair()
+    here = channel.Channel(ours, lambda *_: None, lambda: None)
+    sent = 0
+    while here.send({"a": "x" * 1000}) and sent < 10_000:
+        sent += 1
+    assert 0 < sent < 10_000
+    here.close()
+    theirs.close()
+
+
+async def test_a_pidfd_tells_its_pid_and_its_end():
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    pidfd = os.pidfd_open(pid)
+    assert channel.pid_of(pidfd) == pid
+    ended = asyncio.ensure_future(channel.wait_pidfd(pidfd))
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(DEADLINE):
+        await ended
+    os.waitpid(pid, 0)
+    assert channel.pid_of(pidfd) == 0
+    os.close(pidfd)
