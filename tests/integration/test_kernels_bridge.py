@@ -21,8 +21,8 @@ from kernelsvc.kernels.fake import FakeKernel, FakeLauncher
 from kernelsvc.kernels.port import Exit, StartRequest
 from kernelsvc.model.limits import Limits
 
-#: More displays than may wait for one reader.
-MANY = "\n".join(["show text/plain x"] * (bridge_module.IOPUB_WAITING + 5000) + ["show text/plain last"])
+#: More displays than may wait for one reader in these tests, in the socket's buffers included.
+MANY = "\n".join(["show text/plain " + "x" * 1000] * 2000 + ["show text/plain last"])
 
 
 @dataclass
@@ -52,7 +52,8 @@ class Rig:
 
 
 @pytest.fixture
-async def rig(short_tmp: Path) -> AsyncIterator[Rig]:
+async def rig(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(bridge_module, "IOPUB_WAITING", 500)
     info = {
         "transport": "ipc",
         "ip": str(short_tmp / uuid.uuid4().hex[:8]),

@@ -115,9 +115,10 @@ async def test_nbclient_runs_a_notebook_with_it(specs: KernelSpecManager, tmp_pa
     ]
     manager = AsyncKernelManager(kernel_name="forked", kernel_spec_manager=specs)
     client = NotebookClient(notebook, km=manager, timeout=20, resources={"metadata": {"path": str(tmp_path)}})
-    await client.async_execute()
+    await client.async_execute(cleanup_kc=True)
     assert notebook.cells[0].outputs[0].text == "sum 10\n"
     assert notebook.cells[1].outputs[0].data["text/html"] == "<b>x</b>"
+    await manager.cleanup_resources()
     manager.context.destroy(linger=0)
 
 

@@ -69,6 +69,7 @@ async def manager(host: Host, tmp_path: Path) -> AsyncIterator[AsyncKernelManage
     yield made
     if made.has_kernel:
         await made.shutdown_kernel(now=True)
+    await made.cleanup_resources()
     made.context.destroy(linger=0)
 
 
