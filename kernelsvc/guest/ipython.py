@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fnmatch
+import inspect
 import json
 import logging
 import os
@@ -48,7 +49,7 @@ from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.zmqshell import ZMQInteractiveShell  # noqa: E402
 from IPython.core.error import UsageError  # noqa: E402
 from jupyter_client.jsonutil import json_clean, json_default  # noqa: E402
-from jupyter_client.session import Session, utcnow  # noqa: E402
+from jupyter_client.session import Session, protocol_version, utcnow  # noqa: E402
 from traitlets import Any as AnyTrait  # noqa: E402
 from traitlets import Bool, Type  # noqa: E402
 from traitlets.config import Config  # noqa: E402
@@ -63,6 +64,8 @@ _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", 
 
 def encode(value: Any) -> bytes:
     """``value`` as JSON, cleaned as Jupyter does it where JSON has no word for it (NaN, bytes, dates)."""
+    if not value:
+        return b"{}"
     try:
         text = _dumps(value)
     except (TypeError, ValueError):
@@ -99,6 +102,17 @@ class WireSession(Session):  # type: ignore[misc]
         """Another process now: other ids."""
         self.session = os.urandom(16).hex()
         self._parents.clear()
+
+    def msg_header(self, msg_type: str) -> dict[str, Any]:
+        """The header of a message; its date is text already, which is cheaper to encode."""
+        return {
+            "msg_id": self.msg_id,
+            "msg_type": msg_type,
+            "username": self.username,
+            "session": self.session,
+            "date": utcnow().isoformat(),
+            "version": protocol_version,
+        }
 
     def quote(self, request: Request) -> None:
         """Answers to this request will quote its header exactly as it came."""
@@ -166,6 +180,18 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
     def _tee(self, channel: str) -> Iterator[None]:
         """IPython 9 keeps all that is printed for ``%notebook``; the session's journal does that."""
         yield
+
+    def transform_cell(self, raw_cell: str) -> str:
+        """Transform a cell; ipykernel asks for it, and then IPython again, in the same cell."""
+        known, self._transformed = self._transformed, None
+        if known is not None and known[0] == raw_cell:
+            return known[1]
+        transformed: str = super().transform_cell(raw_cell)
+        if self.kernel.gate.open:
+            self._transformed = raw_cell, transformed
+        return transformed
+
+    _transformed: tuple[str, str] | None = None
 
     def _showtraceback(self, etype: Any, evalue: Any, stb: Any) -> None:
         if etype is asyncio.CancelledError and self.kernel.gate.cancelled:
@@ -343,6 +369,7 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         signal.signal(signal.SIGINT, self.interrupted)
         if wire is not None:
             wire.uncork()
+        self.shell._transformed = None
         gate.cancelled = False
         gate.open = True
         try:
@@ -402,7 +429,7 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
 
     def init_metadata(self, parent: Any) -> dict[str, Any]:
         """Metadata of an execute_reply."""
-        return {"started": utcnow()}
+        return {"started": utcnow().isoformat()}
 
     def finish_metadata(self, parent: Any, metadata: dict[str, Any], reply_content: Any) -> dict[str, Any]:
         """Add what the cell used."""
@@ -501,6 +528,8 @@ def make_kernel() -> Kernel:
     """The process's one kernel, silent until its session has a wire."""
     config = Config()
     config.HistoryManager.enabled = False
+    # Do_execute asks for it at every cell, which costs more than all our frames.
+    ZMQInteractiveShell.run_cell_async.__signature__ = inspect.signature(ZMQInteractiveShell.run_cell_async)
     session = WireSession(key=b"", username="kernel")
     kernel: Kernel = Kernel.instance(
         session=session, config=config, log=logging.getLogger("kernelsvc.guest"), user_ns=None

@@ -423,19 +423,33 @@ class Wire:
         An exception that a signal handler raises while this blocks leaves the
         frame either unsent and unnumbered, or accepted whole.
         """
-        frame = b""
+        if not self._sent_at_once(kind, payload):
+            self._send_slowly(kind, payload)
+        elif not (self.outbox.clear or self.corked):
+            self._wait_until_sent()
+
+    def _sent_at_once(self, kind: int, payload: bytes) -> bool:
+        """What a print takes: put the frame, and give it to a free socket. False if more must be looked at first."""
+        accepted = False
         with self._lock:
             try:
-                box = self.outbox
-                if box.total < self._look_at and box.clear and self._direct and len(payload) < frames.RUN_BYTES:
-                    # What a print takes: room is certain, the socket is free.
-                    frame = box.put(kind, payload)
-                    try:
-                        taken = self._direct(frame)
-                    except BlockingIOError:
-                        taken = 0
-                    if taken != len(frame):
-                        box.left(len(frame) - taken)
+                box, direct = self.outbox, self._direct
+                if box.total < self._look_at and len(payload) < frames.RUN_BYTES:
+                    if self.corked:
+                        clear = box.clear
+                        frame = box.put(kind, payload)
+                        accepted = True
+                        if clear:
+                            box.left(len(frame))
+                    elif direct and box.clear:
+                        frame = box.put(kind, payload)
+                        accepted = True
+                        try:
+                            taken = direct(frame)
+                        except BlockingIOError:
+                            taken = 0
+                        if taken != len(frame):
+                            box.left(len(frame) - taken)
             except BaseException as error:
                 # How much was sent is not known any more; the server comes back for the rest.
                 with self._guard:
@@ -444,11 +458,10 @@ class Wire:
                     raise
         if self._deferred:
             self._act()
-        if not frame or not box.clear:
-            self._send_slowly(kind, payload, accepted=bool(frame))
+        return accepted
 
-    def _send_slowly(self, kind: int, payload: bytes, *, accepted: bool) -> None:
-        if not accepted:
+    def _send_slowly(self, kind: int, payload: bytes) -> None:
+        if not self.foreign:
             self.wait_for(lambda: self.foreign or self._accepted(kind, payload))
         self._wait_until_sent()
 
