@@ -55,6 +55,7 @@ MEASURES = (
     Measure("next_cell", "the cell after it, p50"),
     Measure("cell", "`1+1` there and back, p50", goal=2.5),
     Measure("cell_p99", "the same, p99", share=0.99, source="cell"),
+    Measure("cell_cpu", "CPU of the server for it"),
     Measure("delay", "a printed line to the client, p50"),
     Measure("delay_p99", "the same, p99", share=0.99, source="delay"),
     Measure("burst", "20 sessions asked for at once, all ready", unit="s"),
@@ -64,7 +65,8 @@ MEASURES = (
     Measure("big_print", "one print of 100 MB to the last byte", unit="s"),
     Measure("big_print_lost", "of these bytes lost", unit="MB", share=1.0, goal=0),
     Measure("big_print_memory", "growth of the server meanwhile", unit="MB", share=1.0, goal=64),
-    Measure("idle_kernel", "memory of an idle session (USS)", unit="MB", goal=12),
+    Measure("idle_kernel", "memory of an idle session: its kernel alone, USS", unit="MB", goal=12),
+    Measure("idle_session", "all its processes, PSS", unit="MB"),
     Measure("idle_server", "memory of an idle session in the server", unit="KB", goal=200),
 )
 

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.figures import Samples
-from benchmarks.processes import MiB, peak
-from benchmarks.subjects import Kernelsvc, Session, Subject, memory_of
+from benchmarks.processes import MiB, peak, pss, uss
+from benchmarks.subjects import Kernelsvc, Session, Subject
 
 CHECK = "import sys; print(all(name in sys.modules for name in ('numpy', 'pandas', 'matplotlib.pyplot')))"
 
@@ -123,8 +123,11 @@ class Bench:
         async with opened(subject) as session:
             for _ in range(self.counts.warmup):
                 await session.run("1+1")
+            before = subject.server.cpu() if subject.server else 0
             for _ in range(self.counts.cells):
                 samples.add("cell", (await session.run("1+1")).seconds * 1e3)
+            if subject.server:
+                samples.add("cell_cpu", (subject.server.cpu() - before) * 1e3 / self.counts.cells)
 
     async def _delays(self, subject: Subject, samples: Samples) -> None:
         code = f"import time\nfor _ in range({self.counts.delays}): print(time.time()); time.sleep(0.02)"
@@ -177,7 +180,8 @@ class Bench:
                 sessions.append(session)
             for session in sessions:
                 await session.learn_pids()
-            samples.add("idle_kernel", memory_of(sessions) / MiB / count)
+            samples.add("idle_kernel", uss([session.kernel for session in sessions]) / MiB / count)
+            samples.add("idle_session", pss([pid for session in sessions for pid in session.pids]) / MiB / count)
             if subject.server is not None:
                 samples.add("idle_server", (subject.server.rss() - before) / 1024 / count)
 

@@ -76,6 +76,12 @@ class Server:
             with contextlib.suppress(psutil.Error):
                 child.kill()
 
+    def cpu(self) -> float:
+        """Seconds of CPU that the server itself has used, without its children."""
+        assert self.process is not None
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
     def rss(self) -> int:
         """Bytes of the server's own resident memory, without its children."""
         assert self.process is not None
@@ -105,6 +111,15 @@ def uss(pids: Sequence[int]) -> int:
     for pid in pids:
         with contextlib.suppress(psutil.Error):
             total += psutil.Process(pid).memory_full_info().uss
+    return total
+
+
+def pss(pids: Sequence[int]) -> int:
+    """Bytes of these processes, a page that several share counted in equal parts."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            total += psutil.Process(pid).memory_full_info().pss
     return total
 
 

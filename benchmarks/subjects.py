@@ -24,7 +24,7 @@ import psutil
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from websockets.asyncio.client import ClientConnection, connect
 
-from benchmarks.processes import Server, free_port, uss
+from benchmarks.processes import Server, free_port
 
 IMPORTS = "import numpy, pandas\nimport matplotlib.pyplot as plt"
 TOKEN = "benchmark-token"
@@ -68,9 +68,11 @@ class Session(ABC):
     """One live session of a subject.
 
     Attributes:
-        pids: its processes, once ``learn_pids`` was asked.
+        kernel: the process id of its kernel, and
+        pids: those of all its processes, once ``learn_pids`` was asked.
     """
 
+    kernel: int
     pids: list[int]
 
     @abstractmethod
@@ -319,7 +321,8 @@ class JupyterSession(Session):
         self.socket, self.session, self.url = socket, session, url
 
     async def learn_pids(self) -> None:
-        self.pids = [int((await self.run("import os; print(os.getpid())", keep=True)).output)]
+        self.kernel = int((await self.run("import os; print(os.getpid())", keep=True)).output)
+        self.pids = [self.kernel]
 
     async def ask(self, kind: str, content: dict[str, Any], *, keep: bool = False) -> Ran:
         """Send a request and follow it to its end, or to its last message if the end is lost."""
@@ -373,7 +376,8 @@ class ZmqSession(Session):
         self.place, self.manager, self.client = place, manager, client
 
     async def learn_pids(self) -> None:
-        self.pids = [self.manager.provisioner.pid]
+        self.kernel = self.manager.provisioner.pid
+        self.pids = [self.kernel]
 
     async def run(self, code: str, *, keep: bool = False) -> Ran:
         cell = JupyterCell(self.client.execute(code, allow_stdin=False), keep=keep)
@@ -395,8 +399,3 @@ class ZmqSession(Session):
         self.client.stop_channels()
         await self.manager.shutdown_kernel(now=True)
         self.place.cleanup()
-
-
-def memory_of(sessions: list[Session]) -> int:
-    """Bytes that these sessions' kernels have to themselves."""
-    return uss([pid for session in sessions for pid in session.pids])
