@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code.
     """
     args = build_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A kernel may print what this terminal's encoding lacks; that is no reason to stop.
+            stream.reconfigure(errors="backslashreplace")
     terminal = Terminal()
     try:
         command = getattr(importlib.import_module(args.module), args.function)

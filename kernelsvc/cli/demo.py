@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from pygments import highlight  # type: ignore[import-untyped]
-from pygments.formatters import Terminal256Formatter  # type: ignore[import-untyped]
+from pygments.formatters import TerminalFormatter  # type: ignore[import-untyped]
 from pygments.lexers import PythonLexer  # type: ignore[import-untyped]
 
 from kernelsvc.cli.cells import run_cell
@@ -44,7 +44,10 @@ class Demo:
         began = time.perf_counter()
         async with await client.create_session(name=_NAME) as session:
             took = seconds(time.perf_counter() - began)
-            self.say(f"session {session.id} is ready after {took}: numpy, pandas and pyplot are imported already")
+            self.say(
+                f"session {session.id} is ready after {took}, numpy, pandas and pyplot imported; "
+                f"isolation: {session.details.sandbox.isolation}"
+            )
             # A copy beside the notebook, so that it runs again where it lies.
             data = (files("kernelsvc") / "data" / "penguins.csv").read_bytes()
             (self.out / "penguins.csv").write_bytes(data)
@@ -95,7 +98,7 @@ class Demo:
 
     def _code(self, code: str) -> str:
         if self.terminal.colour:
-            code = str(highlight(code, PythonLexer(), Terminal256Formatter(style="monokai")))
+            code = str(highlight(code, PythonLexer(), TerminalFormatter()))
         return "\n".join(f"    {line}" for line in code.rstrip().splitlines())
 
     def _keep(self, images: list[Image]) -> None:

@@ -45,6 +45,8 @@ async def client_or_own_server(args: argparse.Namespace, terminal: Terminal) -> 
             yield client
         return
     async with private_server(terminal) as address, AsyncClient(_url(address), address.token) as client:
+        if terminal.err.isatty():
+            terminal.say("a server for this command alone; what you don't save goes with it", "dim")
         yield client
 
 

@@ -92,8 +92,10 @@ class _Serving:
         """Start, serve, stop."""
         self._catch_signals()
         service = Service(self.settings)
-        await service.start()
         server = Server(make_app(service, self.settings, service.metrics), self.settings, os.environ)
+        # Before anything is started: an address that is taken then costs nothing. Who connects now waits.
+        server.bind()
+        await service.start()
         info = self.settings.runtime_path() / INFO_FILE
         tasks: list[asyncio.Task[None]] = []
         try:

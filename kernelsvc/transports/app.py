@@ -127,6 +127,7 @@ class Server:
         self._env = env or {}
         self._context: Context = app.settings["context"]
         self._unlink: Path | None = None
+        self._sockets: list[socket.socket] = []
         logging.getLogger("tornado.general").addFilter(_WITHOUT_VALUES)
         self._http = HTTPServer(
             app,
@@ -136,8 +137,8 @@ class Server:
             chunk_size=256 * 1024,
         )
 
-    def start(self) -> list[str]:
-        """Listen on what systemd passed, else on the Unix socket, else on TCP.
+    def bind(self) -> list[str]:
+        """Listen on what systemd passed, else on the Unix socket, else on TCP; who connects waits for ``start``.
 
         Returns:
             the addresses, as clients write them.
@@ -145,11 +146,24 @@ class Server:
         Raises:
             Conflict: the address is taken or not ours.
         """
-        sockets = activated_sockets(self._env)
-        if not sockets:
-            sockets = [self._bind_uds(self._settings.uds)] if self._settings.uds else self._bind_tcp()
-        self._http.add_sockets(sockets)
-        self.addresses = [address_of(each) for each in sockets]
+        self._sockets = activated_sockets(self._env)
+        if not self._sockets:
+            self._sockets = [self._bind_uds(self._settings.uds)] if self._settings.uds else self._bind_tcp()
+        self.addresses = [address_of(each) for each in self._sockets]
+        return self.addresses
+
+    def start(self) -> list[str]:
+        """Serve, after ``bind`` if that was not done.
+
+        Returns:
+            the addresses, as clients write them.
+
+        Raises:
+            Conflict: the address is taken or not ours.
+        """
+        if not self._sockets:
+            self.bind()
+        self._http.add_sockets(self._sockets)
         return self.addresses
 
     def _bind_tcp(self) -> list[socket.socket]:

@@ -301,6 +301,29 @@ def test_a_second_server_on_the_same_data_is_refused(short_tmp):
         assert "--data-dir" in err
 
 
+def test_a_port_that_is_taken(served, short_tmp):
+    where = ("--data-dir", str(short_tmp / "taken" / "d"), "--runtime-dir", str(short_tmp / "taken" / "r"))
+    _, err = kernelsvc("serve", "--port", served.url.rpartition(":")[2], *where, env=served.env, code=3)
+    assert "--port" in err
+
+
+def test_a_kernel_host_of_its_own_outlives_the_server(short_tmp):
+    home = short_tmp / "host"
+    where = ("--data-dir", str(home / "d"), "--runtime-dir", str(home / "r"))
+    host = start("kernel-host", *where, env=dict(os.environ), stdin=subprocess.DEVNULL)
+    assert "templates: python3" in read_until(host.stdout, "templates", 30)
+    with Bare(home, "--token", "t") as server:
+        url = json.loads((server.runtime / "server.json").read_text())["url"]
+        with Client(url, "t") as client:
+            assert client.execute_once("6 * 7").text.strip() == "42"
+        assert server.stop(signal.SIGHUP) == 0
+    assert host.poll() is None
+    host.terminate()
+    assert host.wait(30) == 0
+    host.stdout.close()
+    host.stderr.close()
+
+
 def test_hangup_ends_no_session_and_the_next_server_finds_it(short_tmp):
     home = short_tmp / "again"
     with Bare(home, "--token", "same") as server:
