@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 TELL_SECONDS = 1.0
 #: Seconds a copy gets to be made, and to wake.
 FORK_SECONDS, WAKE_SECONDS = 15.0, 10.0
+#: Seconds an adopted kernel gets to answer before its server asks again: C code may keep it from listening.
+ADOPT_SECONDS = 2.0
 #: Seconds a branch gets to copy its parent's directory.
 COPY_SECONDS = 120.0
 #: Largest environment of a session; it travels in one datagram.
@@ -269,12 +271,15 @@ class ForkedLauncher:
         *,
         identity: dict[str, Any] | None = None,
         seconds: float = WAKE_SECONDS,
+        patient: bool = False,
     ) -> ForkedKernel:
         path = str(self.path(request.kernel))
         try:
             wire = await Wire.connect(path, last_frame=last_frame, deadline=seconds, identity=identity)
-        except BaseException:
+        except BaseException as error:
             os.close(found.pidfd)
+            if patient and not isinstance(error, WireLoss):
+                raise
             await asyncio.shield(self._end_quietly(request.kernel))
             raise
         return ForkedKernel(self, request, wire, found, sink)
@@ -287,8 +292,8 @@ class ForkedLauncher:
             self.path(request.kernel).unlink(missing_ok=True)
             return None
         try:
-            return await self._connect(request, found, sink, last_frame)
-        except KernelsvcError as error:
+            return await self._connect(request, found, sink, last_frame, seconds=ADOPT_SECONDS, patient=True)
+        except WireLoss as error:
             log.warning("kernel %s can't be adopted: %s", request.kernel, error.message)
             return None
 

@@ -334,6 +334,8 @@ class Host:
             theirs.close()
             ward.write()
             member = await ward.wait_ready(START_SECONDS)
+            if server not in self._servers:
+                raise Conflict("The server that asked for this kernel is gone.")
             self.sandbox.ready(record.ticket)
         except BaseException:
             theirs.close()
@@ -415,8 +417,14 @@ class Host:
         return {"exit": msgspec.to_builtins(ended)}, []
 
     async def _list(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+        held = set().union(*self._servers.values())
         found = [
-            {"kernel": kernel, "session": ward.record.session, "pid": ward.members[kernel].pid}
+            {
+                "kernel": kernel,
+                "session": ward.record.session,
+                "pid": ward.members[kernel].pid,
+                "held": kernel in held,
+            }
             for kernel, ward in self.wards.items()
             if kernel in ward.members
         ]

@@ -231,6 +231,16 @@ class HostClient:
         for fd in given:
             os.close(fd)
 
+    async def kernels(self) -> list[str]:
+        """Ids of all kernels of the host."""
+        said, _ = await self.ask("list")
+        return [str(one["kernel"]) for one in said["kernels"]]
+
+    async def strays(self) -> list[str]:
+        """Ids of the kernels that no server which is connected has started or found."""
+        said, _ = await self.ask("list")
+        return [str(one["kernel"]) for one in said["kernels"] if not one.get("held")]
+
     def signal(self, kernel: str, signum: int, *, everyone: bool = False) -> None:
         """Ask the host to send a signal; does not wait."""
         if self._channel is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
-from kernelsvc.errors import NotFound
+from kernelsvc.errors import KernelsvcError, NotFound
 from kernelsvc.kernels.cold import ColdLauncher
 from kernelsvc.kernels.cold_host import HostProcesses
 from kernelsvc.kernels.forked import ForkedLauncher
@@ -14,6 +16,8 @@ from kernelsvc.kernels.host import HostSettings
 from kernelsvc.kernels.host_client import HostClient
 from kernelsvc.kernels.port import Launcher
 from kernelsvc.model.events import SandboxReport
+
+log = logging.getLogger(__name__)
 
 #: Seconds for which the list of installed kernelspecs is believed.
 SPECS_SECONDS = 5.0
@@ -24,7 +28,7 @@ class Launchers:
 
     def __init__(self, settings: HostSettings, *, start_host: bool = True) -> None:
         self.host = HostClient(settings, start=start_host)
-        runtime = Path(settings.runtime_dir)
+        self._runtime = runtime = Path(settings.runtime_dir)
         self._forked = ForkedLauncher(self.host, runtime)
         self._cold = ColdLauncher(HostProcesses(self.host), runtime)
         self._specs: list[str] = []
@@ -43,6 +47,18 @@ class Launchers:
         if end_kernels:
             await self.host.shutdown(end_kernels=True)
         await self.host.close()
+
+    async def end_strays(self, known: set[str]) -> None:
+        """End kernels that no server holds and no session knows: what a crash left of starts and replacements."""
+        for kernel in await self.host.strays():
+            if kernel not in known:
+                log.warning("kernel %s belongs to no session; it is ended", kernel)
+                with contextlib.suppress(KernelsvcError):
+                    await self._forked.end(kernel)
+        listed = {*known, *await self.host.kernels()}
+        for path in self._runtime.glob("k_*.k"):
+            if path.stem not in listed:
+                path.unlink(missing_ok=True)
 
     def _kernelspecs(self) -> list[str]:
         now = time.monotonic()

@@ -197,7 +197,11 @@ class Launcher(Protocol):
         """
 
     async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> Kernel | None:
-        """The kernel that an earlier server started, or None if it is gone."""
+        """The kernel that an earlier server started, or None if it is gone.
+
+        Raises:
+            KernelsvcError: it lives and does not answer now, or nobody could be asked; it is left alone.
+        """
 
     async def wake(self, request: StartRequest, sink: Sink) -> Kernel:
         """A copy that ``Kernel.fork`` made, named by ``request.kernel``, as a kernel of its own.

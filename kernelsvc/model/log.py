@@ -101,6 +101,14 @@ def timestamp(now: float) -> str:
     return f"{_second(micros // 1_000_000)}.{micros % 1_000_000:06d}Z"
 
 
+def seconds_of(at: str, otherwise: float) -> float:
+    """What ``timestamp`` made, as seconds since the epoch again; ``otherwise`` for what is no moment."""
+    try:
+        return datetime.fromisoformat(at).timestamp()
+    except ValueError:
+        return otherwise
+
+
 def digest(line: bytes) -> str:
     """SHA-256 (hex) of a line without its newline."""
     return sha256(line).hexdigest()

@@ -78,6 +78,10 @@ MOVES: dict[SessionState, frozenset[SessionState]] = {
 }
 
 
+#: Why a cell was interrupted -> how it ends, for those that are not ``interrupted``.
+STOPS: dict[str, Reason] = {"timeout": Reason.TIMEOUT, "memory_bytes": Reason.MEMORY}
+
+
 # --- the machine ------------------------------------------------------------------
 
 
@@ -170,7 +174,7 @@ class Machine:
             case Exited():
                 return self._exited(stimulus, now)
             case KernelReady():
-                return self._ready(stimulus)
+                return self._ready(stimulus, now)
             case StartFailed():
                 return self._start_failed(stimulus)
             case Interrupt():
@@ -373,13 +377,16 @@ class Machine:
             return run.stop, "The interrupt was ignored and the kernel killed"
         return Reason.KERNEL_DIED, stimulus.message
 
-    def _ready(self, stimulus: KernelReady) -> Outcome:
+    def _ready(self, stimulus: KernelReady, now: float) -> Outcome:
         if self.state is S.CLOSED:
             return Outcome([], [EndKernel()])
         out = Outcome([stimulus.event])
         waiting = next(iter(self.queue), None)
-        adopted = isinstance(stimulus.event, ev.SessionAdopted)
-        if waiting is not None and not (adopted and self.running):
+        run = self.running if isinstance(stimulus.event, ev.SessionAdopted) else None
+        if run is not None and run.stop is not None:
+            # The server that decided to interrupt it may have died before it did.
+            out.effects.append(InterruptKernel(run.stop, now + self.policy.grace_seconds))
+        elif run is None and waiting is not None:
             out.effects.append(SendCell(waiting))
         return out
 
@@ -508,6 +515,9 @@ class Machine:
                 self._evolve_finished(event, now)
             case ev.Stream() | ev.Display() | ev.DisplayUpdated() | ev.Result() | ev.Error():
                 self._evolve_output(event)
+            case ev.Interrupted() if self.running is not None and event.cell == self.running.id:
+                self.running.stop = STOPS.get(event.why, Reason.INTERRUPTED)
+                self.running.kill_at = now + self.policy.grace_seconds
             case ev.OutputTruncated() if self.running is not None:
                 self.running.told_truncated = True
             case ev.SessionStarted() | ev.KernelRestarted() | ev.KernelRestored() | ev.RolledBack() | ev.Woken():

@@ -73,6 +73,8 @@ log = logging.getLogger(__name__)
 KEYS_KEPT = 10_000
 #: Closed sessions kept open for reading.
 PAST_KEPT = 64
+#: Seconds between attempts to reach a kernel that an earlier server started.
+ADOPT_AGAIN_SECONDS = 1.0
 #: Seconds given to sessions to end at a stop of the server.
 STOP_SECONDS = 10.0
 
@@ -115,20 +117,47 @@ class Service:
         found = list(self._store.scan())
         await asyncio.to_thread(self._projections.catch_up_index, found)
         closed = self._projections.index.closed()
-        await asyncio.gather(*(self._adopt(directory) for directory in found if directory.id not in closed))
+        adopting = (self._adopt(directory) for directory in found if directory.id not in closed)
+        if all(await asyncio.gather(*adopting)):  # else a kernel may belong to a session that can't be opened now
+            await self._launchers.end_strays({kernel for s in self._live.values() for kernel in s.kernels()})
         self._watching = asyncio.ensure_future(self._watch())
 
-    async def _adopt(self, directory: SessionDirectory) -> None:
+    async def _adopt(self, directory: SessionDirectory) -> bool:
+        """Take a session up again; False if it can't be read. What is wrong with one must not stop the others."""
         try:
-            session = self._open(directory)
-            if session.state is SessionState.CLOSED:
-                session.log.close()
-                self._keep(session)
-                return
-            self._live[session.id] = session
+            journal = Journal.open(directory.journal, directory.id)
+            if journal.last_seq == 0:  # it never began, and nobody was told of it
+                journal.close()
+                self._store.discard(directory.id)
+                return True
+            session = self._opened(directory, journal)
+        except Exception as error:
+            log.error("session %s can't be opened: %s", directory.id, error, exc_info=not isinstance(error, OSError))
+            return False
+        if session.state is SessionState.CLOSED:
+            session.log.close()
+            self._keep(session)
+            return True
+        self._live[session.id] = session
+        about = session.about
+        if about.idempotency_key is not None:
+            made = self._made[about.principal, about.idempotency_key] = asyncio.get_running_loop().create_future()
+            made.set_result(session)
+        if not await self._adopted(session):
+            session.own(self._adopt_later(session))
+        return True
+
+    async def _adopted(self, session: Session) -> bool:
+        try:
             await session.adopt()
-        except (OSError, KernelsvcError, msgspec.ValidationError) as error:
-            log.error("session %s can't be adopted: %s", directory.id, error)
+        except (OSError, KernelsvcError) as error:
+            log.warning("session %s can't be adopted yet: %s", session.id, error)
+            return False
+        return True
+
+    async def _adopt_later(self, session: Session) -> None:
+        while session.state is not SessionState.CLOSED and not await self._adopted(session):  # noqa: ASYNC110
+            await asyncio.sleep(ADOPT_AGAIN_SECONDS)
 
     async def stop(self, *, end_sessions: bool) -> None:
         """Let go of every session, or end them all. Nothing is accepted any more."""
@@ -194,7 +223,8 @@ class Service:
         if found is None:
             try:
                 directory = self._store.directory(session)
-                found = self._open(directory, read_only=True)
+                journal = Journal.open(directory.journal, directory.id, read_only=True)
+                found = self._opened(directory, journal, live=False)
             except (NotFound, OSError, msgspec.ValidationError):
                 return None
             self._keep(found)
@@ -205,10 +235,8 @@ class Service:
         while len(self._past) > PAST_KEPT:
             self._past.popitem(last=False)
 
-    def _open(self, directory: SessionDirectory, *, read_only: bool = False) -> Session:
-        about = msgspec.convert(directory.read_about(), About)
-        journal = Journal.open(directory.journal, directory.id, read_only=read_only)
-        session = self._session(about, directory, journal, live=not read_only)
+    def _opened(self, directory: SessionDirectory, journal: Journal, *, live: bool = True) -> Session:
+        session = self._session(about_of(directory, journal), directory, journal, live=live)
         session.rebuild(life_of(journal))
         return session
 
@@ -688,6 +716,36 @@ class Service:
             for name, found in breaches.items():
                 if name in self._live:
                     self._live[name].breached(found[0])
+
+
+def about_of(directory: SessionDirectory, journal: Journal) -> About:
+    """What a session is, from ``session.json``, or from its first entry if a crash left that empty.
+
+    Raises:
+        msgspec.ValidationError: neither says.
+    """
+    try:
+        return msgspec.convert(directory.read_about(), About)
+    except msgspec.ValidationError:
+        first = next(iter(journal.lines(1, 1)), None)
+        started = ev.decode(first) if first else None
+        if not isinstance(started, ev.SessionStarted):
+            raise
+        log.warning("session %s: session.json was lost; made again from the journal", directory.id)
+        about = About(
+            id=directory.id,
+            principal=started.principal,
+            template=started.template,
+            workdir=str(directory.files),
+            kernel=started.kernel.id if started.kernel else "",
+            created_at=started.at,
+            limits=started.limits,
+            name=started.name,
+            labels=started.labels,
+            parent=started.parent,
+        )
+        directory.write_about(msgspec.to_builtins(about))
+        return about
 
 
 def life_of(journal: Journal) -> Iterator[Event]:

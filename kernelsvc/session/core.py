@@ -32,7 +32,7 @@ from kernelsvc.kernels.port import Cause, Exit, Kernel, Launcher, Message, Outpu
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, KernelInfo, Reason, SandboxReport
 from kernelsvc.model.limits import Limits, Usage
-from kernelsvc.model.log import timestamp
+from kernelsvc.model.log import seconds_of, timestamp
 from kernelsvc.model.machine import Machine, Policy
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
 from kernelsvc.model.objects import Session as ApiSession
@@ -67,6 +67,9 @@ from kernelsvc.session.ids import new_cell_id, new_id, new_kernel_id
 from kernelsvc.session.reading import Log, Reading
 
 log = logging.getLogger(__name__)
+
+#: Events whose moments the machine goes by.
+_TIMED = (ev.SessionStarted, ev.CellStarted, ev.Interrupted)
 
 #: Seconds between attempts to write again after the disk refused.
 RECOVER_SECONDS = 1.0
@@ -180,6 +183,10 @@ class Session:
         """What it takes to start this session's kernel."""
         return start_request_of(self.about)
 
+    def kernels(self) -> set[str]:
+        """Ids of every process that is this session's: the kernel and its copies."""
+        return {self.about.kernel, *self.machine.copies.values()}
+
     async def start(self, *, copy: bool = False) -> None:
         """Start the first kernel and write the first event. Cancelling it ends the kernel.
 
@@ -219,28 +226,61 @@ class Session:
             self.deliver(early)
 
     def rebuild(self, events: Iterable[Event]) -> None:
-        """Replay a journal into the machine, after a restart of the server."""
-        now = self._loop.time()
+        """Replay a journal into the machine, after a restart of the server. Clocks go on as if there had been none."""
+        now, wall = self._loop.time(), time.time()
         for event in events:
-            self.machine.evolve(event, now)
+            moment = now
+            if isinstance(event, _TIMED):
+                moment = min(now, now - wall + seconds_of(event.at, wall))
+            self.machine.evolve(event, moment)
             started = getattr(event, "kernel", None)
             if isinstance(started, KernelInfo) and started.id:
                 self.about.kernel = started.id
             if isinstance(event, ev.SessionStarted):
                 self.report = event.sandbox
+                self.machine.born = moment
+        self.machine.active = now  # nobody could use it while there was no server
+        if self.machine.running is not None and self.machine.running.kill_at is not None:
+            self.machine.running.kill_at = now + self.machine.policy.grace_seconds
 
     async def adopt(self) -> None:
-        """Find the kernel that an earlier server started; start a new one if it is gone. Safe to cancel."""
-        if self.state in (SessionState.CLOSED, SessionState.DEAD):
+        """Find the kernel that an earlier server started; start a new one if it is gone. Safe to cancel.
+
+        Raises:
+            KernelsvcError: it lives and does not answer now, or nobody could be asked; try again.
+            OSError: the log can't be written; try again.
+        """
+        if self.state in (SessionState.CLOSED, SessionState.DEAD) or self.kernel is not None:
             return
-        kernel = await self.launcher.adopt(self.start_request(), self, last_frame=self.machine.frame)
+        try:
+            kernel = await self.launcher.adopt(self.start_request(), self, last_frame=self.machine.frame)
+        except KernelsvcError:
+            self._arm()  # its time is not stopped by its silence
+            raise
         if kernel is None:
             self._lost()
-            return
-        pending = next(iter(self.machine.queue), None)
-        if pending and self.machine.running is None and kernel.seen(pending):
-            self.machine.commit(Outcome([], [SendCell(pending)]), self._loop.time())
-        self._adopt_kernel(kernel, ev.SessionAdopted(kernel=kernel.info))
+        elif self._ended():  # meanwhile
+            await kernel.end()
+        else:
+            self._resume(kernel)
+
+    def _resume(self, kernel: Kernel) -> None:
+        """Go on with an adopted kernel: whether it has the first cell is what it says, not what we meant to send."""
+        machine = self.machine
+        pending = next(iter(machine.queue), None)
+        if machine.running is not None and not machine.running.began and not kernel.seen(machine.running.id):
+            machine.running = None
+        if pending and machine.running is None and kernel.seen(pending):
+            machine.commit(Outcome([], [SendCell(pending)]), self._loop.time())
+        try:
+            self._adopt_kernel(kernel, ev.SessionAdopted(kernel=kernel.info))
+        except OSError:
+            self.kernel = None
+            kernel.detach()
+            raise
+
+    def _ended(self) -> bool:
+        return self.state is SessionState.CLOSED
 
     def _lost(self) -> None:
         """The kernel ended while no server watched, or before it was ready."""
@@ -322,6 +362,8 @@ class Session:
                 self.kernel.interrupt()
             case KillKernel() if self.kernel:
                 self.kernel.kill()
+            case KillKernel():  # it lives and did not answer since the server came back
+                self.own(self.launcher.discard(self.about.kernel))
             case StartKernel():
                 self.own(self._replace(effect.why))
             case WakeCheckpoint():
@@ -441,6 +483,8 @@ class Session:
             await self.copies.discard_all()
             if kernel is not None:
                 await kernel.end()
+            else:  # between two kernels, or not adopted yet
+                await self.launcher.discard(self.about.kernel)
         finally:
             self._seal()
             for cell in list(self._waiters):
