@@ -148,7 +148,7 @@ class Client:
         self.batches: list[list[Output]] = []
         self.loss: WireLoss | None = None
         self.refusing = False
-        self.pid = int(wire.welcome["pid"])
+        self.pid = wire.peer_pid
         self._news = asyncio.Event()
         wire.start(self.deliver, self._lost)
 

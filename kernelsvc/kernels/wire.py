@@ -17,40 +17,35 @@ import asyncio
 import logging
 import os
 import socket
-import struct
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from kernelsvc.errors import AtCapacity, KernelDead, Timeout
 from kernelsvc.kernels import wire_frames as frames
+from kernelsvc.kernels.link import READ, Link, knock, peer_pid
 from kernelsvc.kernels.port import Message, Output, Text
 from kernelsvc.kernels.raw import RawPipe
-from kernelsvc.kernels.wire_frames import ACK, CONTROL, HEADER, HELLO, MESSAGE, Parser, Violation, Welcome
+from kernelsvc.kernels.wire_frames import ACK, CONTROL, HEADER, MESSAGE, Parser, Violation
 from kernelsvc.protocol import jupyter
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 Deliver = Callable[[Sequence[Output]], None]
 Lost = Callable[["WireLoss"], None]
 
-#: Most bytes of one read.
-READ = 256 * 1024
 #: A read below this brought what was written in one go.
 SMALL = 4096
 #: Most bytes that wait for a kernel that does not read its requests.
 MAX_OUTGOING = 64 * 1024 * 1024
 #: Requests kept until the kernel is known to have seen them; it names its last 32.
 KEPT_REQUESTS = 32
-#: Seconds between attempts to connect: first, and at the most.
-RETRY_SECONDS = 0.002, 0.05
-#: Seconds in which a connection that ended must be accepted again.
-HEAL_SECONDS = 1.0
 
 _encode = msgspec.json.Encoder().encode
-_UCRED = struct.Struct("3i")
 
 
 class WireLoss(KernelDead):
@@ -66,98 +61,26 @@ class WireLoss(KernelDead):
         self.violation = violation
 
 
-class _Link:
-    """One connected socket that was welcomed."""
-
-    def __init__(self, sock: socket.socket, peer_pid: int) -> None:
-        self.sock = sock
-        self.peer_pid = peer_pid
-        self.rest = bytearray()
-        self.fds: list[int] = []
-        self.welcome = Welcome(version=0)
-        self.first = 0
-
-    def close(self) -> None:
-        self.sock.close()
-        for fd in self.fds:
-            os.close(fd)
-        self.fds = []
+_GONE = "The kernel closed its socket and can't be reached any more."
 
 
-async def _readable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
+def _loss(error: Exception) -> WireLoss:
+    if isinstance(error, Violation):
+        return WireLoss(f"The kernel broke its protocol: {error}.", violation=True)
+    return WireLoss(_GONE)
 
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
 
-    loop.add_reader(sock.fileno(), wake)
+async def _within(end: float, work: Awaitable[T]) -> T:
+    """``work``, if it is done before ``end`` on the loop's clock; its failures as those of ``connect``."""
     try:
-        await ready
-    finally:
-        loop.remove_reader(sock.fileno())
-
-
-async def _knock(path: str, *, patient: bool) -> socket.socket:
-    """Connect. If ``patient``, also to a listener that is not there yet; otherwise raise OSError."""
-    loop = asyncio.get_running_loop()
-    pause, longest = RETRY_SECONDS
-    while True:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            await loop.sock_connect(sock, path)
-            return sock
-        except (ConnectionRefusedError, FileNotFoundError, BlockingIOError) as error:
-            sock.close()
-            if not (patient or isinstance(error, BlockingIOError)):
-                raise
-        except BaseException:
-            sock.close()
-            raise
-        await asyncio.sleep(pause)
-        pause = min(longest, pause * 2)
-
-
-def _peer_pid(sock: socket.socket) -> int:
-    pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return int(pid)
-
-
-async def _link(path: str, last_frame: int, identity: dict[str, Any] | None, *, patient: bool) -> _Link:
-    """Connect, say HELLO, await WELCOME.
-
-    Raises:
-        Violation: it is answered with something else.
-        OSError: nobody listens.
-        EOFError: the kernel hung up.
-    """
-    sock = await _knock(path, patient=patient)
-    try:
-        link = _Link(sock, _peer_pid(sock))
-        body = _encode({"version": frames.VERSION, **({"identity": identity} if identity else {})})
-        await asyncio.get_running_loop().sock_sendall(sock, HEADER.pack(len(body), HELLO, last_frame) + body)
-        while True:
-            found = _receive_welcome(link)
-            if found is not None:
-                link.welcome, link.first = found
-                return link
-            await _readable(sock)
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _receive_welcome(link: _Link) -> tuple[Welcome, int] | None:
-    try:
-        data, fds, _, _ = socket.recv_fds(link.sock, READ, 8)
-    except (BlockingIOError, InterruptedError):
-        return None
-    link.fds += fds
-    if not data:
-        raise EOFError
-    link.rest += data
-    return frames.welcome(link.rest)
+        async with asyncio.timeout_at(end):
+            return await work
+    except TimeoutError:
+        raise Timeout("The kernel did not answer in time; try again, or restart the session.") from None
+    except Violation as error:
+        raise _loss(error) from None
+    except (OSError, EOFError) as error:
+        raise WireLoss(f"The kernel ended before it answered ({error or 'end of file'}).") from None
 
 
 class Wire:
@@ -167,14 +90,14 @@ class Wire:
         peer_pid: the kernel's pid as Linux vouches for it (``SO_PEERCRED``), in the server's pid namespace.
     """
 
-    def __init__(self, path: str, link: _Link, *, last_frame: int, max_frame: int) -> None:
+    def __init__(self, path: str, link: Link, *, last_frame: int, max_frame: int) -> None:
         self.peer_pid = link.peer_pid
         self._path = path
         self._loop = asyncio.get_running_loop()
         self._parser = Parser(last=last_frame, max_frame=max_frame)
         self._deliver: Deliver | None = None
         self._lost: Lost | None = None
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._raw: list[RawPipe] = []
         self._loss: WireLoss | None = None
         self._refused: list[Output] = []
@@ -185,7 +108,11 @@ class Wire:
         self._control_number = 0
         self._requests: deque[tuple[str, bytes]] = deque(maxlen=KEPT_REQUESTS)
         self._healing: asyncio.Task[None] | None = None
-        self._adopt(link)
+        self._welcome = link.welcome
+        if link.first:
+            self._adopt(link)
+        else:
+            self._healing = self._loop.create_task(self._complete(link), name=f"wait for {path}")
 
     # -- connecting -----------------------------------------------------------------------
 
@@ -197,6 +124,7 @@ class Wire:
         last_frame: int = 0,
         deadline: float = 10.0,
         identity: dict[str, Any] | None = None,
+        busy_ok: bool = False,
         max_frame: int = jupyter.MAX_BYTES,
     ) -> Wire:
         """Connect to a kernel's listener, say HELLO, await WELCOME. A HELLO wakes a parked checkpoint.
@@ -209,25 +137,30 @@ class Wire:
             deadline: seconds from now; until then a refused connection is tried again.
             identity: for a parked checkpoint only: who it is from now on (``kernel``,
                 ``session``, ``workdir``, ``env``); None keeps what the fork request said.
+            busy_ok: a kernel that is there but answers late, since its cell sits in C
+                code, is good too: ``welcome`` is empty until it does, what is sent waits,
+                and requests that it turns out to have seen are not sent again.
             max_frame: most bytes of one message.
 
         Raises:
             Timeout: nobody answered in time.
             WireLoss: it answered, but not as the protocol says.
         """
+        end = asyncio.get_running_loop().time() + deadline
+        link = await _within(end, Link.open(path, last_frame, identity, patient=True))
         try:
-            async with asyncio.timeout(deadline):
-                link = await _link(path, last_frame, identity, patient=True)
-        except TimeoutError:
-            raise Timeout("The kernel did not answer in time; try again, or restart the session.") from None
-        except Violation as error:
-            raise WireLoss(f"The kernel broke its protocol: {error}.", violation=True) from None
-        except (OSError, EOFError) as error:
-            raise WireLoss(f"The kernel ended before it answered ({error or 'end of file'}).") from None
-        if link.first <= last_frame:
+            await _within(end, link.welcomed())
+        except Timeout:
+            if not busy_ok:
+                link.close()
+                raise
+        except BaseException:
+            link.close()
+            raise
+        if link.first and link.first <= last_frame:
             link.close()
             raise WireLoss(f"The kernel never sent frame {last_frame}; it is not the one it was.", violation=True)
-        return cls(path, link, last_frame=link.first - 1, max_frame=max_frame)
+        return cls(path, link, last_frame=link.first - 1 if link.first else last_frame, max_frame=max_frame)
 
     @staticmethod
     async def peer(path: str, *, deadline: float = 10.0) -> int:
@@ -238,11 +171,11 @@ class Wire:
         """
         try:
             async with asyncio.timeout(deadline):
-                sock = await _knock(path, patient=True)
+                sock = await knock(path, patient=True)
         except TimeoutError:
             raise Timeout("The kernel did not listen in time; try again.") from None
         with sock:
-            return _peer_pid(sock)
+            return peer_pid(sock)
 
     @property
     def welcome(self) -> dict[str, Any]:
@@ -254,7 +187,7 @@ class Wire:
         """The highest frame that was delivered."""
         return self._acked
 
-    def _adopt(self, link: _Link) -> None:
+    def _adopt(self, link: Link) -> None:
         self._link = link
         self._welcome = link.welcome
         self._parser.reset()
@@ -277,9 +210,7 @@ class Wire:
         """
         self._deliver, self._lost = deliver, lost
         self._watch()
-        if self._link is not None and self._link.rest:
-            rest, self._link.rest = bytes(self._link.rest), bytearray()
-            self._loop.call_soon(self._feed, rest)
+        self._loop.call_soon(self._feed_rest)
 
     def _watch(self) -> None:
         if self._link is not None:
@@ -516,16 +447,26 @@ class Wire:
 
     async def _heal(self) -> None:
         try:
-            link = await _link(self._path, self._parser.last, None, patient=False)
-        except Violation as error:
-            self._lose(WireLoss(f"The kernel broke its protocol: {error}.", violation=True))
-            return
-        except (OSError, EOFError):
-            self._lose(WireLoss("The kernel closed its socket and can't be reached any more."))
+            link = await Link.open(self._path, self._parser.last, patient=False)
+        except OSError:
+            self._lose(WireLoss(_GONE))
+        else:
+            await self._complete(link)
+
+    async def _complete(self, link: Link) -> None:
+        """Wait, for as long as it takes, for WELCOME; go on where the last connection ended."""
+        try:
+            await link.welcomed()
+        except asyncio.CancelledError:
+            link.close()
+            raise
+        except (Violation, OSError, EOFError) as error:
+            link.close()
+            self._lose(_loss(error))
             return
         if link.first != self._parser.last + 1:
             link.close()
-            self._lose(WireLoss("The kernel lost frames that were not acknowledged.", violation=True))
+            self._lose(WireLoss("The kernel does not go on where it ended.", violation=True))
             return
         self._unwatch()
         self._adopt(link)
@@ -534,9 +475,13 @@ class Wire:
                 self._send(frame)
         if self._lost is not None and not self._refused:
             self._watch()
-            if link.rest:
-                rest, link.rest = bytes(link.rest), bytearray()
-                self._feed(rest)
+            self._feed_rest()
+
+    def _feed_rest(self) -> None:
+        """What came together with WELCOME."""
+        if self._link is not None and self._link.rest:
+            rest, self._link.rest = bytes(self._link.rest), bytearray()
+            self._feed(rest)
 
     def _lose(self, loss: WireLoss) -> None:
         self._loss = loss

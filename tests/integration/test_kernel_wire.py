@@ -131,6 +131,25 @@ async def test_a_sleeping_cell_lets_a_server_in_at_once(k: Client) -> None:
     again.wire.close()
 
 
+async def test_a_kernel_that_sits_in_c_code_is_adopted_and_nothing_runs_twice(k: Client) -> None:
+    # One call: no bytecode ends in it, so no handler runs.
+    await k.run("n = 0; long = range(150_000_000)")
+    msg_id = k.execute("print('on'); n += 1; sum(long); print('off')")
+    await k.until(lambda: "on" in k.answer(msg_id).stdout)
+    k.wire.close()
+    began = now()
+    again = await Client.open(k.template, path_of(k), last_frame=k.wire.last_frame, deadline=0.2, busy_ok=True)
+    assert now() - began < 2
+    assert again.wire.peer_pid == k.pid
+    content = {"code": "n += 1", "silent": False, "store_history": True, "allow_stdin": False}
+    again.wire.send_message("shell", "execute_request", content, msg_id=msg_id)
+    later = again.execute("n")
+    answer = await again.finish(msg_id)
+    assert answer.stdout == "off\n"
+    assert (await again.finish(later)).result == "1"
+    assert again.wire.seen(msg_id)
+
+
 async def test_the_kernel_says_which_requests_it_saw(k: Client) -> None:
     msg_id = k.execute("import time; time.sleep(0.3)")
     await k.until(lambda: k.answer(msg_id).messages("execute_input"))
