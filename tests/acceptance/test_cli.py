@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes, a real server."""
 
+import contextlib
 import json
 import os
 import re
@@ -307,21 +308,28 @@ def test_a_port_that_is_taken(served, short_tmp):
     assert "--port" in err
 
 
+@contextlib.contextmanager
+def ended(process):
+    """A process that does not outlive its test, whatever happens in it."""
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
 def test_a_kernel_host_of_its_own_outlives_the_server(short_tmp):
     home = short_tmp / "host"
     where = ("--data-dir", str(home / "d"), "--runtime-dir", str(home / "r"))
-    host = start("kernel-host", *where, env=dict(os.environ), stdin=subprocess.DEVNULL)
-    assert "templates: python3" in read_until(host.stdout, "templates", 30)
-    with Bare(home, "--token", "t") as server:
-        url = json.loads((server.runtime / "server.json").read_text())["url"]
-        with Client(url, "t") as client:
-            assert client.execute_once("6 * 7").text.strip() == "42"
-        assert server.stop(signal.SIGHUP) == 0
-    assert host.poll() is None
-    host.terminate()
-    assert host.wait(30) == 0
-    host.stdout.close()
-    host.stderr.close()
+    with ended(start("kernel-host", *where, env=dict(os.environ), stdin=subprocess.DEVNULL)) as host:
+        assert "templates: python3" in read_until(host.stdout, "templates", 60)
+        with Bare(home, "--token", "t") as server:
+            url = json.loads((server.runtime / "server.json").read_text())["url"]
+            with Client(url, "t") as client:
+                assert client.execute_once("6 * 7").text.strip() == "42"
+            assert server.stop(signal.SIGHUP) == 0
+        assert host.poll() is None
+    assert host.returncode == 0
 
 
 def test_hangup_ends_no_session_and_the_next_server_finds_it(short_tmp):
@@ -344,13 +352,13 @@ def test_a_stop_by_systemd_ends_no_session(short_tmp, tmp_path):
     words = ["serve", "--port", "0", *where, "--sandbox", "best-effort", "--token", "unit"]
     # The unit's own process carries its own number in this variable (systemd.exec(5)).
     shell = 'SYSTEMD_EXEC_PID=$$ exec "$0" -m kernelsvc "$@"'
-    process = subprocess.Popen(["sh", "-c", shell, sys.executable, *words], stdout=subprocess.PIPE, text=True)
-    said = read_until(process.stdout, "ready after", 60)
-    with Client(re.search(r"http://\S+", said)[0], "unit") as client:
-        pid = client.create_session().details.kernel.pid
-    process.terminate()
-    assert process.wait(30) == 0
-    process.stdout.close()
+    with ended(
+        subprocess.Popen(["sh", "-c", shell, sys.executable, *words], stdout=subprocess.PIPE, text=True)
+    ) as unit:
+        said = read_until(unit.stdout, "ready after", 60)
+        with Client(re.search(r"http://\S+", said)[0], "unit") as client:
+            pid = client.create_session().details.kernel.pid
+    assert unit.returncode == 0
     assert _alive(pid)
     with Bare(short_tmp / "unit", "--token", "unit") as server:
         assert server.stop(signal.SIGTERM) == 0
