@@ -16,6 +16,10 @@ drains all sockets until they are empty, at most ``SLICE_MESSAGES`` and about
 
 A connection that breaks while the process lives is a message above the limit
 (libzmq then hangs up) or a kernel that closed its socket: neither can go on.
+Not bounded here: parts of one message that never ends. libzmq keeps them until
+the last part, and no option of it limits their sum; only a program that speaks
+ZMTP by hand can send them, since libzmq as a sender keeps them itself.
+
 A connection that breaks because the process died tells that all it had sent has
 been read, which is how the last words of a kernel are known to be complete.
 """

@@ -40,17 +40,27 @@ RAW_SLICE = 64 * 1024
 #: Bytes of the file of open requests; it is overwritten in place.
 OPEN_BYTES = 8192
 
-#: Read by every kernel that is built on ipykernel. It would capture descriptors 1 and 2 itself, publish what it
-#: reads and echo it to the originals, which are ours: all would come twice. Without its capture ``fileno()`` raises,
-#: and ``subprocess.run(..., stdout=sys.stdout)`` with it, so it gets the true descriptors.
+#: Read by every kernel that is built on ipykernel, in whatever language.
+#:
+#: It would capture descriptors 1 and 2 itself, publish what it reads and echo it to the originals, which are ours: all
+#: would come twice. Without its capture ``fileno()`` raises, and ``subprocess.run(..., stdout=sys.stdout)`` with it, so
+#: it gets the true descriptors. And its iopub would drop output when this machine is so busy that 1,000 messages wait
+#: in the kernel; without a high-water mark they wait in the kernel's own memory, which is capped.
 IPYTHON_CONFIG = """\
 c.IPKernelApp.capture_fd_output = False
 c.HistoryManager.hist_file = ":memory:"
 try:
+    import zmq
     from ipykernel.iostream import OutStream
-except ImportError:
+    from ipykernel.kernelapp import IPKernelApp
+
+    def init_iopub(self, context, original=IPKernelApp.init_iopub):
+        context.setsockopt(zmq.SNDHWM, 0)
+        return original(self, context)
+except (ImportError, AttributeError):
     pass
 else:
+    IPKernelApp.init_iopub = init_iopub
     OutStream.fileno = lambda self: 1 if self.name == "stdout" else 2
 """
 

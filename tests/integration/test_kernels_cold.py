@@ -17,7 +17,8 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc.errors import Internal, KernelDead, NotFound, NotSupported, Timeout
-from kernelsvc.kernels.cold import ColdKernel, ColdLauncher, list_kernelspecs
+from kernelsvc.kernels.cold import ColdLauncher, list_kernelspecs
+from kernelsvc.kernels.cold_kernel import ColdKernel
 from kernelsvc.kernels.cold_process import LocalProcesses
 from kernelsvc.kernels.port import Cause, Exit, Message, Output, StartRequest, Text
 from kernelsvc.model.limits import Limits
@@ -269,6 +270,12 @@ async def test_a_flood_does_not_fill_the_server(lab: Lab) -> None:
     await lab.run(kernel, "for i in range(300): print('x' * 1_000_000, flush=True)")
     assert lab.sink.size == 300 * 1_000_001
     assert peak - before < 200_000_000
+
+
+async def test_output_that_waits_in_the_kernel_is_not_dropped(lab: Lab) -> None:
+    kernel = await lab.start()
+    await lab.run(kernel, "print(get_ipython().kernel.iopub_thread.socket.sndhwm)")
+    assert lab.sink.text() == "0\n"
 
 
 async def test_its_links_are_not_followed_when_its_directory_is_removed(lab: Lab, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc.errors import TooLarge
-from kernelsvc.kernels.cold import ColdKernel, ColdLauncher
+from kernelsvc.kernels.cold import ColdLauncher
 from kernelsvc.kernels.cold_host import MAX_ENV_BYTES, HostProcesses
+from kernelsvc.kernels.cold_kernel import ColdKernel
 from kernelsvc.kernels.host import HostSettings
 from kernelsvc.kernels.host_client import HostClient
 from kernelsvc.kernels.port import Cause, Exit, Message, Output, StartRequest, Text
