@@ -31,6 +31,7 @@ from kernelsvc import errors, settings
 from kernelsvc.model import events as ev
 from kernelsvc.model.machine import MOVES
 from kernelsvc.protocol import native
+from kernelsvc.transports import documents
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -264,6 +265,52 @@ def websocket_page() -> str:
     return "\n".join(lines)
 
 
+def rest_page() -> str:
+    """Every route, from the OpenAPI document."""
+    document = documents.openapi("")
+    lines = [
+        "# REST",
+        "",
+        "The same operations as over the [WebSocket](websocket.md), answered with the same [objects](objects.md). "
+        "`GET /v1/openapi.json` is this page for machines, types and all. The token goes into `Authorization: Bearer "
+        'TOKEN`; an error is `{"error": ...}` in the [one shape](errors.md).',
+        "",
+        "A whole turn with curl:",
+        "",
+        "```bash",
+        *REST_CLIENT.strip().splitlines(),
+        "```",
+        "",
+        "| | query and headers | answers | |",
+        "|---|---|---|---|",
+    ]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            names = [p["name"] for p in operation.get("parameters", []) if p["in"] != "path"]
+            codes = sorted(code for code in operation["responses"] if code != "default")
+            told = (", ".join(f"`{name}`" for name in names), ", ".join(codes), operation["summary"])
+            lines.append(f"| `{method.upper()} {path}` | {' | '.join(told)} |")
+    return "\n".join(lines) + "\n"
+
+
+REST_CLIENT = r"""
+call() { curl -sS --fail-with-body -H "Authorization: Bearer $KERNELSVC_TOKEN" "$@"; }
+
+session=$(call -X POST "$KERNELSVC_URL/v1/sessions" | python -c 'import json, sys; print(json.load(sys.stdin)["id"])')
+cells=$KERNELSVC_URL/v1/sessions/$session/cells
+
+# wait for the cell ...
+call "$cells" -H 'Content-Type: application/json' -d '{"code": "x = 6 * 7\nprint(x)"}'
+# ... or watch it
+call -N "$cells" -H 'Content-Type: application/json' -H 'Accept: text/event-stream' -d '{"code": "print(x + 1)"}'
+
+echo 'a,b' | call -T - "$KERNELSVC_URL/v1/sessions/$session/files/data.csv"
+call "$KERNELSVC_URL/v1/sessions/$session/events?after=2&limit=3"
+call -o session.ipynb "$KERNELSVC_URL/v1/sessions/$session/notebook"
+call -X DELETE "$KERNELSVC_URL/v1/sessions/$session"
+"""
+
+
 def _anchor(heading: str) -> str:
     return heading.lower().replace(".", "")
 
@@ -397,6 +444,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/settings.md": settings_page,
     "docs/reference/states.md": states_page,
     "docs/reference/websocket.md": websocket_page,
+    "docs/reference/rest.md": rest_page,
     "docs/reference/objects.md": objects_page,
     "docs/reference/cli.md": cli_page,
     "docs/reference/client.md": client_page,
