@@ -39,7 +39,7 @@ import traceback
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from kernelsvc.guest import survey
+from kernelsvc.guest import saved, survey
 from kernelsvc.guest.survey import Survey
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def answer(runner: Runner, control: Control) -> None:
         runner.wire.reply(control.number, {"ok": True, "obstacles": found.obstacles, "warnings": found.warnings})
     elif control.op == "fork":
         _fork(runner, control)
+    elif control.op in ("save", "load") and len(control.fds) == 1:
+        runner.wire.reply(control.number, saved.answer(runner.kernel.shell, control.op, control.fds.pop()))
     else:
         runner.wire.reply(control.number, {"ok": False, "refused": [f"There is no operation {control.op!r}."]})
 

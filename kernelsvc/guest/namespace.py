@@ -1,0 +1,342 @@
+"""The user's variables as one pickle, and back: what hibernation and resumption stand on.
+
+One *joint* pickle keeps shared objects shared: a view stays a view of its array,
+a class in a list is still the class of its instances. An object that can't be
+pickled would spoil all the others, so each name is first tried alone, dumped and
+loaded, and what fails is left out and named. After loading, a name that was lost
+holds a ``Lost``, which says what happened when it is used.
+
+Reducers stand in for what notebooks hold and pickle refuses: open files, locks,
+events, queues, in-memory SQLite, weak references, idle thread pools, modules
+made by hand, views of arrays. Loading happens in the confined kernel, nowhere
+else: a pickle is a program.
+
+Needs cloudpickle in the environment; without it hibernation is refused.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import gc
+import io
+import json
+import os
+import pickle
+import queue
+import sqlite3
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+try:
+    import cloudpickle
+except ImportError:  # an environment of the user's
+    cloudpickle = None
+
+#: Longest reason that is told for one name.
+_REASON = 200
+_LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
+_FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
+_QUEUES = (queue.Queue, queue.LifoQueue, queue.PriorityQueue)
+_THE_NAMESPACE = "namespace"
+
+
+class NotPortable(Exception):
+    """This object's state lies outside of it and can't be saved."""
+
+
+class Lost:
+    """Stands where an object could not be kept; any use of it explains that."""
+
+    def __init__(self, name: str, why: str) -> None:
+        self.__dict__.update(_name=name, _why=why)
+
+    def __repr__(self) -> str:
+        return f"<{self._name} was lost when the session was saved: {self._why}>"
+
+    def _refuse(self, *_args: Any, **_kwargs: Any) -> Any:
+        raise RuntimeError(f"{self._name} was lost when the session was saved ({self._why}); make it again.")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._refuse()
+
+    __call__ = __getitem__ = __iter__ = __len__ = __add__ = __enter__ = __next__ = _refuse
+
+
+# --- what is rebuilt on loading; plain functions, so that they pickle by name ------------
+
+
+def _file(path: str, mode: str, position: int, encoding: str | None) -> Any:
+    mode = mode.replace("x", "w")
+    if "w" in mode:
+        mode = mode.replace("w", "r" if "+" in mode else "r+")
+    opened = open(path, mode, encoding=encoding)  # noqa: SIM115 - it is the variable's
+    opened.seek(position)
+    return opened
+
+
+def _function(code: Any, namespace: dict[str, Any], name: str, defaults: Any, closure: Any) -> types.FunctionType:
+    return types.FunctionType(code, namespace, name, defaults, closure)
+
+
+def _set_function(made: Any, state: Any) -> None:
+    kwdefaults, attributes, qualname, doc, annotations, module = state
+    made.__kwdefaults__, made.__qualname__, made.__doc__ = kwdefaults, qualname, doc
+    made.__annotations__, made.__module__ = annotations, module
+    made.__dict__.update(attributes)
+
+
+def _database(image: bytes) -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:")
+    connection.deserialize(image)
+    return connection
+
+
+def _view(base: Any, offset: int, dtype: Any, shape: Any, strides: Any) -> Any:
+    import numpy
+
+    return numpy.ndarray(shape, dtype, buffer=base, offset=offset, strides=strides)
+
+
+def _event(is_set: bool) -> threading.Event:
+    made = threading.Event()
+    if is_set:
+        made.set()
+    return made
+
+
+def _queue(kind: Any, items: list[Any], size: int) -> Any:
+    made = kind(size)
+    for item in items:
+        made.put_nowait(item)
+    return made
+
+
+def _cached(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _module(name: str, content: dict[str, Any]) -> types.ModuleType:
+    made = types.ModuleType(name)
+    made.__dict__.update(content)
+    return made
+
+
+# --- how each kind is reduced -----------------------------------------------------------------
+
+
+def _reduce_file(file: Any) -> Any:
+    if not isinstance(file.name, str) or not os.path.isfile(file.name):
+        raise NotPortable("an open file that has no path")
+    if file.closed:
+        raise NotPortable("a closed file")
+    if file.writable():
+        file.flush()
+    position = file.tell() if file.seekable() else 0
+    return _file, (os.path.abspath(file.name), file.mode, position, getattr(file, "encoding", None))
+
+
+def _reduce_database(connection: sqlite3.Connection) -> Any:
+    if connection.in_transaction:
+        raise NotPortable("a database connection in an open transaction; commit it first")
+    path = connection.execute("pragma database_list").fetchone()[2]
+    return (sqlite3.connect, (path,)) if path else (_database, (connection.serialize(),))
+
+
+def _reduce_lock(lock: Any) -> Any:
+    if lock.locked():
+        raise NotPortable("a lock that is held")
+    return threading.Lock, ()
+
+
+def _reduce_pool(pool: Any) -> Any:
+    if pool._work_queue.qsize():
+        raise NotPortable("a thread pool with work in it")
+    return concurrent.futures.ThreadPoolExecutor, (pool._max_workers,)
+
+
+_REDUCERS: dict[type, Callable[[Any], Any]] = {
+    sqlite3.Connection: _reduce_database,
+    _LOCK: _reduce_lock,
+    _RLOCK: lambda _: (threading.RLock, ()),
+    threading.Event: lambda event: (_event, (event.is_set(),)),
+    concurrent.futures.ThreadPoolExecutor: _reduce_pool,
+    functools._lru_cache_wrapper: lambda f: (_cached, (f.__wrapped__, f.cache_parameters())),
+    **dict.fromkeys(_FILES, _reduce_file),
+    **dict.fromkeys(_QUEUES, lambda q: (_queue, (type(q), list(q.queue), q.maxsize))),
+}
+_OUTSIDE = {"Popen": "a running process", "socket": "a socket", "Task": "an asyncio task", "Connection": "a connection"}
+
+
+def _reduce_array(array: Any) -> Any:
+    """A view of a plain array, so that both share memory again."""
+    import numpy
+
+    base = array
+    while isinstance(base.base, numpy.ndarray):
+        base = base.base
+    if base is array or type(base) is not numpy.ndarray or base.base is not None or not base.flags.c_contiguous:
+        return NotImplemented
+    if array.dtype.hasobject:
+        return NotImplemented
+    offset = array.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+    return _view, (base, offset, array.dtype, array.shape, array.strides)
+
+
+def _pickler(namespace: dict[str, Any]) -> type:
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def persistent_id(self, value: Any) -> Any:
+            return _THE_NAMESPACE if value is namespace else None
+
+        def reducer_override(self, value: Any) -> Any:
+            kind = type(value)
+            if kind is types.FunctionType and value.__globals__ is namespace:
+                return _reduce_function(value, namespace)
+            if kind in _REDUCERS:
+                return _REDUCERS[kind](value)
+            if kind.__name__ in _OUTSIDE and kind.__module__.split(".")[0] in ("subprocess", "socket", "asyncio"):
+                raise NotPortable(_OUTSIDE[kind.__name__])
+            if kind is weakref.ref and value() is not None:
+                return weakref.ref, (value(),)
+            if kind is types.ModuleType and getattr(value, "__spec__", None) is None:
+                content = {k: v for k, v in value.__dict__.items() if not k.startswith("__")}
+                return _module, (value.__name__, content)
+            numpy = sys.modules.get("numpy")
+            if numpy is not None and kind is numpy.ndarray and value.base is not None:
+                found = _reduce_array(value)
+                if found is not NotImplemented:
+                    return found
+            return super().reducer_override(value)
+
+    return Pickler
+
+
+def _reduce_function(value: Any, namespace: dict[str, Any]) -> Any:
+    made = (value.__code__, namespace, value.__name__, value.__defaults__, value.__closure__)
+    state = (
+        value.__kwdefaults__,
+        dict(value.__dict__),
+        value.__qualname__,
+        value.__doc__,
+        dict(value.__annotations__),
+        value.__module__,
+    )
+    return _function, made, state, None, None, _set_function
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, namespace: dict[str, Any]) -> None:
+        super().__init__(file)
+        self._namespace = namespace
+
+    def persistent_load(self, name: Any) -> Any:
+        return self._namespace
+
+
+# --- the two ways -------------------------------------------------------------------------------
+
+
+def user_names(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> list[str]:
+    """Names that the user made: not IPython's, not private, no imported modules that another import gives back."""
+    found = object()
+    return [
+        name
+        for name, value in namespace.items()
+        if not name.startswith("_") and hidden.get(name, found) is not value and name not in ("In", "Out")
+    ]
+
+
+def _dumps(value: Any, namespace: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    _pickler(namespace)(buffer, protocol=5).dump(value)
+    return buffer.getvalue()
+
+
+def dump(namespace: dict[str, Any], names: list[str], file: Any) -> dict[str, str]:
+    """Write these variables to ``file``; return what was lost, name to reason.
+
+    Raises:
+        NotPortable: cloudpickle is not there.
+        OSError: the disk refused.
+    """
+    if cloudpickle is None:
+        raise NotPortable("this environment has no cloudpickle; install it to save sessions")
+    lost = _find_lost(namespace, names)
+    kept = {name: namespace[name] for name in names if name not in lost}
+    _pickler(namespace)(file, protocol=5).dump((kept, lost))
+    return lost
+
+
+def _find_lost(namespace: dict[str, Any], names: list[str]) -> dict[str, str]:
+    """Dump and load each name alone, in a fork.
+
+    Loading a class changes the one that is there (cloudpickle knows it again), and
+    an object may take the process down with it. Who dies takes only its own name along.
+    """
+    _flush()
+    lost: dict[str, str] = {}
+    waiting = list(names)
+    while waiting:
+        tried = _try_in_fork(namespace, waiting, lost)
+        if tried < len(waiting):
+            lost[waiting[tried]] = "saving it ended the process"
+        waiting = waiting[tried + 1 :]
+    return lost
+
+
+def _flush() -> None:
+    """What is buffered for a file would be written by the fork too."""
+    for found in gc.get_objects():
+        if type(found) in _FILES and not found.closed and found.writable():
+            with contextlib.suppress(OSError, ValueError):
+                found.flush()
+
+
+def _try_in_fork(namespace: dict[str, Any], names: list[str], lost: dict[str, str]) -> int:
+    """How many names were tried before the fork ended; what they lost is put into ``lost``."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read)
+        with os.fdopen(write, "w", buffering=1, encoding="utf-8", errors="replace") as report:
+            for name in names:
+                report.write(json.dumps(_try(namespace, name)) + "\n")
+        os._exit(0)
+    os.close(write)
+    tried = 0
+    with os.fdopen(read, encoding="utf-8", errors="replace") as report:
+        for name, line in zip(names, report, strict=False):
+            why = json.loads(line)
+            if why is not None:
+                lost[name] = why
+            tried += 1
+    os.waitpid(pid, 0)
+    return tried
+
+
+def _try(namespace: dict[str, Any], name: str) -> str | None:
+    try:
+        _Unpickler(io.BytesIO(_dumps(namespace[name], namespace)), dict(namespace)).load()
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"[:_REASON]
+    return None
+
+
+def load(file: Any, namespace: dict[str, Any]) -> tuple[int, dict[str, str]]:
+    """Put the variables of a ``dump`` into ``namespace``; return how many, and what was lost.
+
+    Raises:
+        Exception: whatever unpickling raises; nothing was put in.
+    """
+    kept, lost = _Unpickler(file, namespace).load()
+    namespace.update(kept)
+    for name, why in lost.items():
+        namespace[name] = Lost(name, why)
+    return len(kept), lost

@@ -1,0 +1,39 @@
+"""Saving a session's variables to a descriptor that came with the request, and loading them."""
+
+from __future__ import annotations
+
+import gc
+import os
+from typing import Any
+
+from kernelsvc.guest import namespace
+
+
+def answer(shell: Any, op: str, fd: int) -> dict[str, Any]:
+    """Answer a ``save`` or ``load`` request. The descriptor is closed. Never raises."""
+    act = _save if op == "save" else _load
+    try:
+        return act(shell, fd)
+    except Exception as error:
+        return {"ok": False, "refused": [f"{type(error).__name__}: {error}"[:500]]}
+
+
+def _save(shell: Any, fd: int) -> dict[str, Any]:
+    names = namespace.user_names(shell.user_ns, shell.user_ns_hidden)
+    with os.fdopen(fd, "wb") as file:
+        lost = namespace.dump(shell.user_ns, names, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"ok": True, "saved": len(names) - len(lost), "lost": lost, "count": shell.execution_count}
+
+
+def _load(shell: Any, fd: int) -> dict[str, Any]:
+    collecting = gc.isenabled()
+    gc.disable()  # a large pickle makes many objects and no garbage
+    try:
+        with os.fdopen(fd, "rb") as file:
+            count, lost = namespace.load(file, shell.user_ns)
+    finally:
+        if collecting:
+            gc.enable()
+    return {"ok": True, "saved": count, "lost": lost}

@@ -1,0 +1,216 @@
+"""Variables to one pickle and back: shared objects stay shared, and what is lost says so."""
+
+import io
+import json
+import os
+import pathlib
+import queue
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kernelsvc.guest import namespace as ns
+
+SETUP = """
+import functools, threading, queue
+import numpy as np, pandas as pd
+number, text, nothing = 42, "é", None
+array = np.arange(12.0).reshape(3, 4)
+view = array[1]
+frame = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+alias = frame
+class Point:
+    made = []
+    def __init__(self, x): self.x = x; Point.made.append(self)
+    def double(self): return self.x * 2
+point = Point(3)
+bound = point.double
+def function(x, k=2, *, j=1): return x * k + j + number
+square = lambda x: x * x
+def counter():
+    n = 0
+    def tick():
+        nonlocal n
+        n += 1
+        return n
+    return tick
+tick = counter(); tick()
+@functools.lru_cache
+def cached(n): return n + number
+lock, event = threading.Lock(), threading.Event(); event.set()
+line = queue.Queue(); line.put(7)
+generator = (i for i in range(3))
+"""
+
+
+def around(space, names=None):
+    file = io.BytesIO()
+    lost = ns.dump(space, names or ns.user_names(space, {"__builtins__": None}), file)
+    fresh = {"__name__": "__main__", "__builtins__": __builtins__}
+    file.seek(0)
+    ns.load(file, fresh)
+    return fresh, lost
+
+
+CLAIMS = [
+    "number == 42 and text == 'é' and nothing is None",
+    "array.sum() == 66",
+    "alias is frame and frame.b[1] == 'y'",
+    "isinstance(point, Point) and Point.made[0] is point",
+    "bound.__self__ is point and bound() == 6",
+    "function(2) == 2 * 2 + 1 + 42 and function.__kwdefaults__ == {'j': 1}",
+    "square(5) == 25",
+    "tick() == 2",
+    "cached(1) == 43",
+    "lock.acquire(False) and event.is_set()",
+    "line.get_nowait() == 7",
+]
+LOADER = """
+import json, sys
+from kernelsvc.guest import namespace
+import __main__
+with open(sys.argv[1], "rb") as file:
+    namespace.load(file, __main__.__dict__)
+print(json.dumps({claim: bool(eval(claim)) for claim in json.loads(sys.argv[2])}))
+"""
+
+
+@pytest.fixture(scope="module")
+def space():
+    made = {"__name__": "__main__", "__builtins__": __builtins__}
+    exec(SETUP, made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def claims(space, tmp_path_factory):
+    """Loaded where it is meant to be: in another process."""
+    path = tmp_path_factory.mktemp("saved") / "pickle"
+    with path.open("wb") as file:
+        ns.dump(space, ns.user_names(space, {"__builtins__": None}), file)
+    found = subprocess.run(
+        [sys.executable, "-c", LOADER, str(path), json.dumps(CLAIMS)], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+@pytest.fixture(scope="module")
+def both(space):
+    return space, *around(space)
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_what_comes_back(claims, claim):
+    assert claims[claim]
+
+
+def test_saving_changes_nothing(space):
+    point = space["Point"].made[0]
+    ns.dump(space, ["point", "Point", "frame"], io.BytesIO())
+    assert space["Point"].made[0] is point
+
+
+def test_a_view_is_a_view_again(both):
+    fresh = both[1]
+    fresh["array"][1, 0] = -1
+    assert fresh["view"][0] == -1
+
+
+def test_functions_see_the_new_variables(both):
+    fresh = both[1]
+    fresh["number"] = 100
+    assert fresh["function"](0) == 101
+    fresh["number"] = 42
+
+
+def test_what_is_lost_is_named_and_explains_itself(both):
+    _, fresh, lost = both
+    assert set(lost) == {"generator"}
+    with pytest.raises(RuntimeError, match="generator was lost"):
+        next(fresh["generator"])
+    with pytest.raises(RuntimeError, match="lost"):
+        _ = fresh["generator"].anything
+    assert "lost" in repr(fresh["generator"])
+
+
+def test_files_go_on_where_they_were(tmp_path):
+    path = tmp_path / "f.txt"
+    path.write_text("one\ntwo\n")
+    with path.open() as reader, (tmp_path / "w.txt").open("w") as writer:
+        reader.readline()
+        writer.write("buffered ")
+        fresh, lost = around({"reader": reader, "writer": writer})
+    assert lost == {}
+    assert fresh["reader"].readline() == "two\n"
+    fresh["writer"].write("more")
+    fresh["writer"].close()
+    fresh["reader"].close()
+    assert (tmp_path / "w.txt").read_text() == "buffered more"
+
+
+def test_databases(tmp_path):
+    memory, disk = sqlite3.connect(":memory:"), sqlite3.connect(tmp_path / "d.db")
+    memory.execute("create table t(a)")
+    memory.execute("insert into t values (7)")
+    memory.commit()
+    open_one = sqlite3.connect(":memory:")
+    open_one.execute("create table t(a)")
+    open_one.execute("insert into t values (1)")
+    fresh, lost = around({"memory": memory, "disk": disk, "open_one": open_one})
+    assert fresh["memory"].execute("select a from t").fetchone() == (7,)
+    assert "transaction" in lost["open_one"]
+    for one in (memory, disk, open_one, fresh["memory"], fresh["disk"]):
+        one.close()
+
+
+def test_what_lies_outside_is_lost_with_a_reason():
+    held = threading.Lock()
+    held.acquire()
+    one, two = socket.socketpair()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        fresh, lost = around({"held": held, "one": one, "process": process, "fine": 1, "path": pathlib.Path("/x")})
+        assert process.stdin is not None
+        process.stdin.close()
+    one.close()
+    two.close()
+    assert set(lost) == {"held", "one", "process"}
+    assert "held" in lost["held"]
+    assert fresh["fine"] == 1
+    assert fresh["path"] == pathlib.Path("/x")
+
+
+def test_a_bomb_in_one_name_spares_the_others():
+    class Bomb:
+        def __reduce__(self):
+            raise ValueError("no")
+
+    class Slow:
+        def __getstate__(self):
+            return self.__getstate__()
+
+    class Deadly:
+        def __reduce__(self):
+            os._exit(9)
+
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    fresh, lost = around({"bomb": Bomb(), "deadly": Deadly(), "slow": Slow(), "deep": deep, "fine": np.ones(3)})
+    assert {"bomb", "deadly", "slow", "deep"} == set(lost)
+    assert "ended the process" in lost["deadly"]
+    assert fresh["fine"].sum() == 3
+    while deep:
+        deep = deep.pop()
+
+
+def test_what_is_not_the_users_is_left_out():
+    hidden = {"exit": 1, "quit": 2}
+    space = {"exit": 1, "quit": 5, "_i1": "x", "In": [], "Out": {}, "mine": pd.DataFrame(), "q": queue}
+    assert ns.user_names(space, hidden) == ["quit", "mine", "q"]
