@@ -62,7 +62,7 @@ def answer(runner: Runner, control: Control) -> None:
     elif control.op == "fork":
         _fork(runner, control)
     elif control.op in ("save", "load") and len(control.fds) == 1:
-        runner.wire.reply(control.number, saved.answer(runner.kernel.shell, control.op, control.fds.pop()))
+        runner.wire.reply(control.number, saved.answer(runner.kernel.shell, control.body, control.fds.pop()))
     else:
         runner.wire.reply(control.number, {"ok": False, "refused": [f"There is no operation {control.op!r}."]})
 

@@ -9,11 +9,10 @@ from typing import Any
 from kernelsvc.guest import namespace
 
 
-def answer(shell: Any, op: str, fd: int) -> dict[str, Any]:
+def answer(shell: Any, body: dict[str, Any], fd: int) -> dict[str, Any]:
     """Answer a ``save`` or ``load`` request. The descriptor is closed. Never raises."""
-    act = _save if op == "save" else _load
     try:
-        return act(shell, fd)
+        return _save(shell, fd) if body["op"] == "save" else _load(shell, fd, int(body.get("count") or 1))
     except Exception as error:
         return {"ok": False, "refused": [f"{type(error).__name__}: {error}"[:500]]}
 
@@ -24,16 +23,17 @@ def _save(shell: Any, fd: int) -> dict[str, Any]:
         lost = namespace.dump(shell.user_ns, names, file)
         file.flush()
         os.fsync(file.fileno())
-    return {"ok": True, "saved": len(names) - len(lost), "lost": lost, "count": shell.execution_count}
+    return {"ok": True, "saved": len(names) - len(lost), "lost": lost}
 
 
-def _load(shell: Any, fd: int) -> dict[str, Any]:
+def _load(shell: Any, fd: int, count: int) -> dict[str, Any]:
     collecting = gc.isenabled()
     gc.disable()  # a large pickle makes many objects and no garbage
     try:
         with os.fdopen(fd, "rb") as file:
-            count, lost = namespace.load(file, shell.user_ns)
+            found, lost = namespace.load(file, shell.user_ns)
     finally:
         if collecting:
             gc.enable()
-    return {"ok": True, "saved": count, "lost": lost}
+    shell.execution_count = count
+    return {"ok": True, "saved": found, "lost": lost}

@@ -42,7 +42,7 @@ from kernelsvc.kernels.cold_process import (
     Processes,
     Started,
 )
-from kernelsvc.kernels.port import Cause, Exit, Forked, Message, Output, Sink, StartRequest, Text
+from kernelsvc.kernels.port import Cause, Exit, Forked, Message, Output, Saved, Sink, StartRequest, Text
 from kernelsvc.model.events import KernelInfo
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,12 @@ MAX_SOCKETS = 16384
 OURS = "_"
 
 LOST_OUTPUT = "kernelsvc: the server was away; what this cell printed meanwhile is lost (cold kernels keep nothing).\n"
-LOST_END = "The cell ended while the server was away; how it ended and what it printed meanwhile is lost."
+#: How a cell ended whose end was not heard: name and text of its error.
+LOST_END = (
+    "OutcomeLost",
+    "The cell ended while the server was away; how it ended and what it printed meanwhile is lost.",
+)
+INTERRUPTED = ("KeyboardInterrupt", "The cell was interrupted before the kernel had begun it or as it ended.")
 
 
 class ColdKernel:
@@ -174,10 +179,24 @@ class ColdKernel:
         if self._record.interrupt_mode == "message":
             self._ask("control", "interrupt_request", f"{OURS}interrupt")
         else:
-            self._processes.signal(self._record.kernel, signal.SIGINT)
+            self._signal(signal.SIGINT)
+        if self._order.open:
+            self._own(self._settle(self._order.open, INTERRUPTED))
+
+    def _signal(self, signum: int) -> None:
+        """Signal the kernel's process, at once: a signal that comes by way of the host may strike the next cell."""
+        if self._pidfd < 0:
+            return
+        try:
+            signal.pidfd_send_signal(self._pidfd, signum)
+        except ProcessLookupError:
+            return
+        except PermissionError:  # it runs as another user
+            self._processes.signal(self._record.kernel, signum)
 
     def kill(self) -> None:
         """See ``port.Kernel``."""
+        self._signal(signal.SIGKILL)  # even if there is no host now
         self._processes.signal(self._record.kernel, signal.SIGKILL, everyone=True)
 
     def _ask(self, channel: Sending, msg_type: str, prefix: str) -> asyncio.Future[Message]:
@@ -319,17 +338,22 @@ class ColdKernel:
         if left_open:
             notes: list[Output] = [Text(name="stderr", text=LOST_OUTPUT, parent=i) for i in left_open]
             self._loop.call_soon(self._deliver, notes)
-            self._own(self._settle(left_open))
+            self._own(self._settle(left_open, LOST_END))
 
-    async def _settle(self, left_open: Iterable[str]) -> None:
-        """End what ended while no server was there, once the kernel shows that it is past it."""
-        await self._ask("shell", "kernel_info_request", f"{OURS}adopt")
+    async def _settle(self, left_open: Iterable[str], ending: tuple[str, str]) -> None:
+        """End the cells whose end is not heard, once the kernel shows that it is past them.
+
+        After an adoption it was said while nobody was there. After an interrupt it
+        may never be said: ipykernel forgets a request that the signal strikes
+        between two steps of its own.
+        """
+        await self._ask("shell", "kernel_info_request", f"{OURS}settle")
         await asyncio.sleep(SETTLE_SECONDS)
         for msg_id in left_open:
             if msg_id not in self._order.open:
                 continue
             ends = {m.msg_type: m for m in self._order.close(msg_id)}
-            reply, idle = _lost_end(msg_id)
+            reply, idle = _unheard_end(msg_id, *ending)
             self._deliver([ends.get("execute_reply", reply), ends.get("status", idle)])
 
     # -- the end -----------------------------------------------------------------------------
@@ -421,6 +445,14 @@ class ColdKernel:
         """Not for cold kernels."""
         raise NotSupported("A cold kernel can't be forked; use a forked template for checkpoints and branches.")
 
+    async def save(self, fd: int) -> Saved:
+        """Not for cold kernels."""
+        raise NotSupported("A cold kernel's variables can't be saved; use a forked template to hibernate.")
+
+    async def load(self, fd: int, *, execution_count: int) -> Saved:
+        """Not for cold kernels."""
+        raise NotSupported("A cold kernel's variables can't be loaded; use a forked template to hibernate.")
+
 
 def _is_noise(message: Message) -> bool:
     """Whether it is about the kernel's own start."""
@@ -432,8 +464,8 @@ def _word(value: object) -> str:
     return value if isinstance(value, str) and re.fullmatch(r"[\w.+#-]{1,64}", value) else ""
 
 
-def _lost_end(msg_id: str) -> tuple[Message, Message]:
-    failed = {"status": "error", "ename": "OutcomeLost", "evalue": LOST_END, "traceback": [LOST_END]}
+def _unheard_end(msg_id: str, name: str, text: str) -> tuple[Message, Message]:
+    failed = {"status": "error", "ename": name, "evalue": text, "traceback": [f"{name}: {text}"]}
     return (
         Message(channel="shell", msg_type="execute_reply", parent=msg_id, content=failed),
         Message(channel="iopub", msg_type="status", parent=msg_id, content={"execution_state": "idle"}),

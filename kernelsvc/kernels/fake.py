@@ -24,12 +24,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError
-from kernelsvc.kernels.port import Cause, Exit, Forked, Message, Output, Sink, StartRequest, Text
+from kernelsvc.kernels.port import Cause, Exit, Forked, Message, Output, Saved, Sink, StartRequest, Text
 from kernelsvc.model.events import KernelInfo, SandboxReport
 
 Channel = Literal["shell", "control", "stdin"]
@@ -373,6 +375,17 @@ class FakeKernel:
         """See ``port.Kernel``. A variable named ``thread`` is what can't be forked."""
         await self.process.copy(copy.kernel, self.processes, force)
         return Forked(cost_ms=1.0)
+
+    async def save(self, fd: int) -> Saved:
+        """See ``port.Kernel``."""
+        os.write(fd, json.dumps(self.process.variables).encode())
+        return Saved(count=len(self.process.variables))
+
+    async def load(self, fd: int, *, execution_count: int) -> Saved:
+        """See ``port.Kernel``."""
+        self.process.variables = json.loads(os.read(fd, 1 << 20))
+        self.process._count = execution_count
+        return Saved(count=len(self.process.variables))
 
 
 class FakeLauncher:

@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError, NotFound, TooLarge
+from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError, NotFound, NotSupported, TooLarge
 from kernelsvc.kernels import channel
 from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.host_client import Found, HostClient
-from kernelsvc.kernels.port import Cause, Exit, Forked, Output, Sink, StartRequest
+from kernelsvc.kernels.port import Cause, Exit, Forked, Output, Saved, Sink, StartRequest
 from kernelsvc.kernels.wire import Wire, WireLoss
 from kernelsvc.model.events import KernelInfo, SandboxReport
 
@@ -36,6 +36,8 @@ FORK_SECONDS, WAKE_SECONDS = 15.0, 10.0
 ADOPT_SECONDS = 2.0
 #: Seconds a branch gets to copy its parent's directory.
 COPY_SECONDS = 120.0
+#: Seconds for saving or loading the variables, and most lost ones that are named.
+SAVE_SECONDS, MAX_LOST = 300.0, 1000
 #: Largest environment of a session; it travels in one datagram.
 MAX_ENV_BYTES = 64 * 1024
 
@@ -196,6 +198,28 @@ class ForkedKernel:
             for fd in ends:
                 os.close(fd)
         return Forked(cost_ms=_figure(said.get("cost_ms")), warnings=[str(w)[:500] for w in said.get("warnings") or []])
+
+    async def save(self, fd: int) -> Saved:
+        """See ``port.Kernel``."""
+        return _saved(await self._wire.control("save", [fd], timeout=SAVE_SECONDS))
+
+    async def load(self, fd: int, *, execution_count: int) -> Saved:
+        """See ``port.Kernel``."""
+        said = await self._wire.control("load", [fd], timeout=SAVE_SECONDS, count=execution_count)
+        return _saved(said)
+
+
+def _saved(said: dict[str, Any]) -> Saved:
+    if not said.get("ok"):
+        reasons = "; ".join(str(reason)[:500] for reason in said.get("refused") or ["no reason was given"])
+        raise NotSupported(f"The session's variables can't be saved or loaded: {reasons}.")
+    lost = said.get("lost")
+    pairs = list(lost.items())[:MAX_LOST] if isinstance(lost, dict) else []
+    count = said.get("saved")
+    return Saved(
+        count=count if isinstance(count, int) and 0 <= count < 1 << 31 else 0,
+        lost={str(name)[:200]: str(why)[:500] for name, why in pairs},
+    )
 
 
 def _figure(value: object) -> float:

@@ -125,6 +125,13 @@ class Forked(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str] = []
 
 
+class Saved(msgspec.Struct, frozen=True, kw_only=True):
+    """Variables that were saved or loaded: how many, and which were lost, name to reason."""
+
+    count: int
+    lost: dict[str, str] = {}
+
+
 class Kernel(Protocol):
     """A running kernel. Every method is called from the server's event loop."""
 
@@ -182,6 +189,22 @@ class Kernel(Protocol):
 
     def seen(self, msg_id: str) -> bool:
         """Whether the kernel says that it has received this request (known after adoption)."""
+
+    async def save(self, fd: int) -> Saved:
+        """Write the variables to ``fd``, durably, between two cells. The descriptor stays the caller's.
+
+        Raises:
+            NotSupported: this kernel or its environment can't.
+            KernelDead, Timeout: it did not answer; what was written is of no use.
+        """
+
+    async def load(self, fd: int, *, execution_count: int) -> Saved:
+        """Put saved variables into this fresh kernel and go on counting cells from there.
+
+        Raises:
+            NotSupported: they can't be loaded; nothing was put in.
+            KernelDead, Timeout: it did not answer.
+        """
 
 
 class Launcher(Protocol):

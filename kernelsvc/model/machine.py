@@ -41,6 +41,7 @@ from kernelsvc.model.stimuli import (
     Effect,
     EndKernel,
     Exited,
+    FellAsleep,
     Hold,
     Interrupt,
     InterruptKernel,
@@ -54,6 +55,7 @@ from kernelsvc.model.stimuli import (
     Replied,
     Restart,
     SendCell,
+    Sleep,
     StartFailed,
     StartKernel,
     Stay,
@@ -62,6 +64,7 @@ from kernelsvc.model.stimuli import (
     Switch,
     Tick,
     WakeCheckpoint,
+    WakeSaved,
     WentIdle,
 )
 
@@ -128,6 +131,7 @@ class Policy:
     grace_seconds: float = 1.5
     max_queued: int = 1000
     output_bytes: int | None = 1024 * 1024
+    hibernate_seconds: float | None = None
 
 
 def digest(code: str) -> int:
@@ -153,6 +157,8 @@ class Machine:
         self.active = now
         self.frame = 0
         self.close_reason: str | None = None
+        self.asleep = False  # the variables are on disk and there is no kernel
+        self.sleepless = False  # it could not be put to sleep; not tried again before the next cell
 
     # -- decisions ---------------------------------------------------------------
 
@@ -186,6 +192,8 @@ class Machine:
                 return Outcome([], [Hold()])
             case Stay():
                 return self._stay()
+            case FellAsleep():
+                return self._fell_asleep(stimulus)
             case Close():
                 return self._close(stimulus)
             case Tick():
@@ -227,7 +235,8 @@ class Machine:
             )
         events: list[Event] = [self._queued(cell, request, stimulus.principal) for cell, request in fresh]
         idle = self.state is S.IDLE and not self.running and not self.queue
-        return Outcome(events, [SendCell(fresh[0][0])] if idle else [])
+        first: Effect = WakeSaved() if self.asleep else SendCell(fresh[0][0])
+        return Outcome(events, [first] if idle else [])
 
     def _queued(self, cell: str, request: CellRequest, principal: str) -> ev.CellQueued:
         ceiling = self.policy.cell_seconds
@@ -390,6 +399,11 @@ class Machine:
             out.effects.append(SendCell(waiting))
         return out
 
+    def _fell_asleep(self, stimulus: FellAsleep) -> Outcome:
+        if self.state is not S.RESTORING:
+            return Outcome()
+        return Outcome([stimulus.event], [Release(), *([WakeSaved()] if self.queue else [])])
+
     def _stay(self) -> Outcome:
         if self.state is not S.RESTORING:
             return Outcome()
@@ -460,12 +474,18 @@ class Machine:
         """When the session ends by itself if nothing happens (monotonic seconds)."""
         return min((at for at, _ in self._expiry()), default=None)
 
+    def _rests_until(self) -> float | None:
+        """When it has rested long enough to be put to sleep."""
+        rest = self.policy.hibernate_seconds
+        awake = self.state is S.IDLE and not self.asleep and not self.sleepless and not self.queue
+        return self.active + rest if rest is not None and awake else None
+
     def next_deadline(self) -> float | None:
         """When ``Tick`` is wanted next (monotonic seconds)."""
         if self.state is S.CLOSED:
             return None
         kill = self.running.kill_at if self.running else None
-        times = [t for t in (self._cell_deadline(), kill, self.expires_at()) if t is not None]
+        times = [t for t in (self._cell_deadline(), kill, self.expires_at(), self._rests_until()) if t is not None]
         return min(times, default=None)
 
     def _tick(self, now: float) -> Outcome:
@@ -491,7 +511,8 @@ class Machine:
         for at, why in self._expiry():
             if now >= at:
                 return self._close(Close(why))
-        return Outcome()
+        rest = self._rests_until()
+        return Outcome([], [Sleep()] if rest is not None and now >= rest else [])
 
     # -- changes ---------------------------------------------------------------------
 
@@ -531,6 +552,9 @@ class Machine:
                 self.running = None
                 self.checkpoints.clear()
                 self._move(S.CLOSED)
+            case ev.Hibernated():
+                self.asleep = True
+                self._forget_copies()
             case ev.CheckpointMade():
                 self.copies[event.checkpoint] = event.kernel
                 self.checkpoints[event.checkpoint] = Checkpoint(
@@ -558,6 +582,7 @@ class Machine:
     def _evolve_queued(self, event: ev.CellQueued, now: float) -> None:
         assert isinstance(event.cell, str)
         self.active = now
+        self.sleepless = False
         self.queue[event.cell] = event
         self.cells[event.cell] = CellRecord(event.cell, CellState.QUEUED, event.seq, event.seq, digest(event.code))
 
@@ -610,6 +635,7 @@ class Machine:
         self.frame = 0
         self.running = None
         self.active = now
+        self.asleep = False
         if isinstance(event, ev.RolledBack | ev.KernelRestored):
             self.present = event.after_cell
             for cell in self.since(event.after_cell):
@@ -650,6 +676,10 @@ class Machine:
                 run.reply = effect.reply
             case NoteIdle() if run is not None:
                 run.idle = True
+            case Sleep():
+                self.sleepless = True
+            case WakeSaved():
+                self._move(S.RESTORING)
             case Hold():
                 self._move(S.RESTORING)
             case Release():

@@ -105,6 +105,13 @@ class Stay:
 
 
 @dataclass(frozen=True)
+class FellAsleep:
+    """The variables are saved; the kernel is let go."""
+
+    event: Event
+
+
+@dataclass(frozen=True)
 class Close:
     """End the session."""
 
@@ -135,6 +142,7 @@ Stimulus = (
     | Restart
     | Switch
     | Stay
+    | FellAsleep
     | Close
     | Tick
     | Record
@@ -199,6 +207,16 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Sleep:
+    """It has rested for long: save the variables and let the kernel go."""
+
+
+@dataclass(frozen=True)
+class WakeSaved:
+    """Start a kernel and load the saved variables into it."""
+
+
+@dataclass(frozen=True)
 class EndKernel:
     """End the kernel for good."""
 
@@ -213,6 +231,8 @@ Effect = (
     | WakeCheckpoint
     | Hold
     | Release
+    | Sleep
+    | WakeSaved
     | EndKernel
 )
 

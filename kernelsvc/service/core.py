@@ -251,6 +251,7 @@ class Service:
             grace_seconds=self.settings.interrupt_grace_seconds,
             max_queued=self.settings.max_queued_cells,
             output_bytes=limits.output_bytes,
+            hibernate_seconds=self.settings.hibernate_seconds,
         )
         return Session(
             about,
@@ -263,6 +264,7 @@ class Service:
             checkpoints=self.settings.checkpoints,
             checkpoint_max_bytes=self.settings.checkpoint_max_bytes,
             sign=self._projections.signer(about.id, journal),
+            saved=directory.saved,
         )
 
     # -- sessions ----------------------------------------------------------------------
@@ -609,7 +611,7 @@ class Service:
     async def rollback(self, who: Principal, session: str, to: str | None = None) -> ApiSession:
         """Make the variables those of an earlier moment; the record keeps everything."""
         found = self._find_live(who, session)
-        await found.rollback(to)
+        await found.succession.rollback(to)
         return self._view(found)
 
     async def branch(
@@ -672,9 +674,10 @@ class Service:
         )
 
     async def hibernate(self, who: Principal, session: str) -> ApiSession:
-        """Save the variables to disk and give the memory back."""
-        self._find_live(who, session)
-        raise NotSupported("Hibernation is not there yet; idle sessions keep their memory.")
+        """Save the variables to disk and give the memory back; the next cell wakes the session."""
+        found = self._find_live(who, session)
+        await found.succession.sleep()
+        return self._view(found)
 
     def _find_live(self, who: Principal, session: str) -> Session:
         found = self._find(who, session, "run")

@@ -23,6 +23,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -50,21 +51,21 @@ from kernelsvc.model.stimuli import (
     Record,
     Restart,
     SendCell,
-    StartFailed,
+    Sleep,
     StartKernel,
-    Stay,
     Stimulus,
     Submit,
-    Switch,
     Tick,
     WakeCheckpoint,
+    WakeSaved,
     WentIdle,
 )
 from kernelsvc.protocol import facts
 from kernelsvc.sandbox.watchdog import Breach
 from kernelsvc.session.copies import Copies
-from kernelsvc.session.ids import new_cell_id, new_id, new_kernel_id
+from kernelsvc.session.ids import new_cell_id, new_id
 from kernelsvc.session.reading import Log, Reading
+from kernelsvc.session.succession import Succession
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,7 @@ class Session:
         checkpoints: int = 0,
         checkpoint_max_bytes: int | None = None,
         sign: Callable[[], Event] | None = None,
+        saved: Path | None = None,
     ) -> None:
         self.about = about
         self.log = journal
@@ -138,6 +140,7 @@ class Session:
         self.fault: OSError | None = None
         self.report = SandboxReport()
         self.reading = Reading(about.id, journal, self.machine, about.limits.output_bytes)
+        self.succession = Succession(self, saved)
         self.copies = Copies(self, checkpoints, checkpoint_max_bytes)
         self._loop = asyncio.get_running_loop()
         self._sync = sync
@@ -212,15 +215,16 @@ class Session:
             parent=about.parent,
         )
         try:
-            self._adopt_kernel(kernel, first)
+            self.adopt_kernel(kernel, first)
         except OSError as error:
             await kernel.end()
             raise AtCapacity("The log can't be written; free disk space and try again.") from error
 
-    def _adopt_kernel(self, kernel: Kernel, event: Event) -> None:
+    def adopt_kernel(self, kernel: Kernel, event: Event) -> None:
+        """This is the session's kernel from now on, and ``event`` says how it came to be."""
         self.kernel, self.report = kernel, kernel.sandbox
         self._handled = 0
-        self._do(KernelReady(event))
+        self.do(KernelReady(event))
         early, self._early = self._early, []
         if early:
             self.deliver(early)
@@ -252,6 +256,9 @@ class Session:
         """
         if self.state in (SessionState.CLOSED, SessionState.DEAD) or self.kernel is not None:
             return
+        if self.machine.asleep:
+            self._arm()
+            return
         try:
             kernel = await self.launcher.adopt(self.start_request(), self, last_frame=self.machine.frame)
         except KernelsvcError:
@@ -273,7 +280,7 @@ class Session:
         if pending and machine.running is None and kernel.seen(pending):
             machine.commit(Outcome([], [SendCell(pending)]), self._loop.time())
         try:
-            self._adopt_kernel(kernel, ev.SessionAdopted(kernel=kernel.info))
+            self.adopt_kernel(kernel, ev.SessionAdopted(kernel=kernel.info))
         except OSError:
             self.kernel = None
             kernel.detach()
@@ -285,7 +292,8 @@ class Session:
     def _lost(self) -> None:
         """The kernel ended while no server watched, or before it was ready."""
         if self.state in (SessionState.STARTING, SessionState.RESTORING):
-            self.own(self._restore() if self.machine.copies else self._replace("not found after a restart"))
+            again = self.succession
+            self.own(again.restore() if self.machine.copies else again.replace("not found after a restart"))
         else:
             self.exited(Exit(cause=Cause.LOST, message="The kernel ended while no server was there to see how."))
 
@@ -301,7 +309,13 @@ class Session:
 
     # -- decisions ----------------------------------------------------------------------
 
-    def _do(self, stimulus: Stimulus) -> Outcome:
+    def do(self, stimulus: Stimulus) -> Outcome:
+        """Decide, journal, commit and carry out.
+
+        Raises:
+            KernelsvcError: an illegal move; nothing changed.
+            OSError: it could not be written; nothing changed.
+        """
         now = self._loop.time()
         outcome = self.machine.decide(stimulus, now)
         self._apply(outcome, now)
@@ -365,9 +379,13 @@ class Session:
             case KillKernel():  # it lives and did not answer since the server came back
                 self.own(self.launcher.discard(self.about.kernel))
             case StartKernel():
-                self.own(self._replace(effect.why))
+                self.own(self.succession.replace(effect.why))
             case WakeCheckpoint():
-                self.own(self._restore())
+                self.own(self.succession.restore())
+            case Sleep():
+                self.own(self.succession.sleep_if_possible())
+            case WakeSaved():
+                self.own(self.succession.wake_saved())
             case EndKernel():
                 self.own(self._finish())
             case _:
@@ -401,84 +419,10 @@ class Session:
         if not task.cancelled() and task.exception() is not None:
             log.error("session %s: a task failed", self.id, exc_info=task.exception())
 
-    async def _replace(self, why: str) -> None:
-        """A new kernel in place of the old one."""
-        old, self.kernel = self.kernel, None
-        self._fail_requests(KernelDead("The kernel was replaced before it answered; ask again."))
-        if old is not None:
-            await old.end()
-        await self.copies.discard_all()
-        try:
-            self.about.kernel = new_kernel_id()
-            kernel = await self.launcher.start(self.start_request(), self)
-        except KernelsvcError as error:
-            if self.state is not SessionState.CLOSED:
-                self._do(StartFailed(error.message))
-            return
-        if self.state is SessionState.CLOSED:
-            await kernel.end()
-            return
-        self._adopt_kernel(kernel, ev.KernelRestarted(why=why, kernel=kernel.info))
-
-    async def _restore(self) -> None:
-        """Wake the newest checkpoint in place of a kernel that died; a new kernel if none wakes."""
-        old, self.kernel = self.kernel, None
-        self._fail_requests(KernelDead("The kernel died before it answered; ask again."))
-        if old is not None:
-            await old.end()
-        while (newest := self.copies.newest()) is not None:
-            try:
-                kernel, request = await self.copies.wake(newest)
-            except KernelsvcError as error:
-                self.record_quietly(ev.CheckpointDropped(checkpoint=newest.id, why=error.message))
-                self.machine.copies.pop(newest.id, None)
-                continue
-            self.about.kernel = request.kernel
-            event = ev.KernelRestored(checkpoint=newest.id, after_cell=newest.after_cell, kernel=kernel.info)
-            self.copies.hold()
-            self._adopt_kernel(kernel, event)
-            await self.copies.remake(newest)
-            return
-        await self._replace("died, and no checkpoint could be woken")
-
-    async def rollback(self, to: str | None = None) -> None:
-        """Make the variables those of an earlier moment.
-
-        Args:
-            to: a checkpoint's id or name, or a cell's id: the state before it. Default: before the last cell.
-
-        Raises:
-            NotFound: no such checkpoint, or that moment is not kept.
-            Conflict: a cell runs or waits.
-            KernelDead, Timeout: the copy could not be woken; nothing has changed.
-        """
-        self._must_record()
-        known = to is not None and (to in self.machine.checkpoints or self.copies.named(to))
-        target = self.copies.find(to) if known and to else self.copies.before(to)
-        self._do(Switch())
-        try:
-            kernel, request = await self.copies.wake(target)
-        except BaseException:
-            self._do(Stay())
-            raise
-        old, self.kernel = self.kernel, None
-        self.about.kernel = request.kernel
-        event = ev.RolledBack(
-            to=target.id,
-            after_cell=target.after_cell,
-            undone=self.machine.since(target.after_cell),
-            kernel=kernel.info,
-        )
-        self.copies.hold()
-        self._adopt_kernel(kernel, event)
-        await self.copies.remake(target)
-        if old is not None:
-            await old.end()
-
     async def _finish(self) -> None:
         kernel, self.kernel = self.kernel, None
         self._cancel_timer()
-        self._fail_requests(SessionClosed())
+        self.fail_requests(SessionClosed())
         try:
             await self.copies.discard_all()
             if kernel is not None:
@@ -505,7 +449,8 @@ class Session:
             return
         self._observer(self, signed)
 
-    def _fail_requests(self, error: KernelsvcError) -> None:
+    def fail_requests(self, error: KernelsvcError) -> None:
+        """Nobody will answer what the kernel was asked."""
         for waiting in self._requests.values():
             if not waiting.done():
                 waiting.set_exception(error)
@@ -526,7 +471,7 @@ class Session:
     def _tick(self) -> None:
         self._timer = None
         try:
-            self._do(Tick())
+            self.do(Tick())
         except OSError:
             self._timer_at = self._loop.time() + RECOVER_SECONDS
             self._timer = self._loop.call_at(self._timer_at, self._tick)
@@ -564,7 +509,12 @@ class Session:
         if self.kernel:
             self.kernel.resume()
 
-    def _must_record(self) -> None:
+    def must_record(self) -> None:
+        """Go on only if the log can be written.
+
+        Raises:
+            AtCapacity: it can't now.
+        """
         if self.fault is not None:
             raise AtCapacity(
                 f"The session's log can't be written ({self.fault.strerror}); free disk space, it goes on by itself.",
@@ -590,7 +540,7 @@ class Session:
             if pending:
                 self._record(pending, index)
                 pending = []
-            self._do(stimulus)
+            self.do(stimulus)
             self._handled = index + 1
         if pending:
             self._record(pending, len(batch))
@@ -602,7 +552,7 @@ class Session:
         run = self.machine.running
         if run is not None and run.dropped and not run.told_truncated:
             kept = run.output_bytes - run.dropped
-            self._do(Record((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
+            self.do(Record((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
 
     def _stimulus(self, message: Message) -> Stimulus | None:
         """The message as a stimulus if it is about the life of the running cell, else None."""
@@ -661,7 +611,7 @@ class Session:
             return
         stimulus = Exited(str(exit.cause), exit.message, exit.signal, exit.exit_code, self._restorable())
         try:
-            self._do(stimulus)
+            self.do(stimulus)
         except OSError:
             self._loop.call_later(RECOVER_SECONDS, self.exited, exit)
 
@@ -683,7 +633,7 @@ class Session:
         self.record_quietly(reached)
         with contextlib.suppress(KernelsvcError, OSError):
             if run is not None:
-                self._do(Interrupt(why=breach.limit, reason=Reason.MEMORY if memory else Reason.INTERRUPTED))
+                self.do(Interrupt(why=breach.limit, reason=Reason.MEMORY if memory else Reason.INTERRUPTED))
             if self.kernel is not None and (memory or run is None):
                 self.kernel.kill()
 
@@ -706,12 +656,12 @@ class Session:
         Raises:
             SessionClosed, KernelDead, CellExists, QuotaExceeded, AtCapacity: nothing was accepted.
         """
-        self._must_record()
+        self.must_record()
         ids = tuple(r.cell or new_cell_id() for r in requests)
         try:
-            self._do(Submit(tuple(requests), ids, principal))
+            self.do(Submit(tuple(requests), ids, principal))
         except OSError:
-            self._must_record()
+            self.must_record()
             raise
         for request, cell in zip(requests, ids, strict=True):
             if client is not None and request.on_disconnect == "interrupt":
@@ -768,7 +718,7 @@ class Session:
         run = self.machine.running
         if run is not None and run.id in cells:
             with contextlib.suppress(KernelsvcError, OSError):
-                self._do(Interrupt(why="client gone"))
+                self.do(Interrupt(why="client gone"))
 
     def interrupt(self, why: str = "requested") -> None:
         """Interrupt the running cell; nothing happens if none runs.
@@ -776,13 +726,13 @@ class Session:
         Raises:
             SessionClosed, KernelDead: there is nothing to interrupt.
         """
-        self._must_record()
-        self._do(Interrupt(why=why))
+        self.must_record()
+        self.do(Interrupt(why=why))
 
     def restart(self) -> None:
         """A new kernel with empty variables; what ran or waited is cancelled."""
-        self._must_record()
-        self._do(Restart())
+        self.must_record()
+        self.do(Restart())
 
     def record(self, *events: Event) -> None:
         """Put events that change nothing but the record into the log.
@@ -792,8 +742,8 @@ class Session:
         """
         if self.state is SessionState.CLOSED:
             raise SessionClosed()
-        self._must_record()
-        self._do(Record(events))
+        self.must_record()
+        self.do(Record(events))
 
     def record_quietly(self, event: Event) -> None:
         """Put an event into the log that nobody waits for; when the disk refuses, it is left out."""
@@ -803,8 +753,8 @@ class Session:
     async def close(self, reason: str) -> None:
         """End the session and its kernel. Safe to cancel: it ends anyway."""
         if self.state is not SessionState.CLOSED:
-            self._must_record()
-            self._do(Close(reason))
+            self.must_record()
+            self.do(Close(reason))
         await self.closed.wait()
 
     def give_input(self, cell: str, text: str) -> None:
@@ -816,8 +766,8 @@ class Session:
         run, asked = self.machine.running, self._input
         if run is None or run.id != cell or asked is None or self.kernel is None:
             raise Conflict(f"Cell {cell!r} does not wait for input; wait for its input_requested event.")
-        self._must_record()
-        self._do(Record((ev.InputGiven(cell=cell, text=None if asked.password else text),)))
+        self.must_record()
+        self.do(Record((ev.InputGiven(cell=cell, text=None if asked.password else text),)))
         self._input = None
         self.kernel.send("stdin", "input_reply", {"value": text, "status": "ok"}, msg_id=new_id("i"))
 
@@ -830,7 +780,9 @@ class Session:
         if self.state is SessionState.CLOSED:
             raise SessionClosed()
         if self.kernel is None:
-            raise KernelDead()
+            raise KernelDead(
+                "The session has no kernel now; run a cell to wake or restore it." if self.machine.asleep else None
+            )
         msg_id = new_id("r")
         waiting: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._requests[msg_id] = waiting

@@ -73,6 +73,7 @@ class SessionDirectory:
         self.inherited = path / "parent.cells"
         self.files = path / "files"
         self.home = path / "home"
+        self.saved = path / "variables.pickle"
 
     def read_about(self) -> dict[str, Any]:
         """``session.json``; empty if it is missing or no JSON object (a crash at the first write)."""

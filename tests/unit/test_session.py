@@ -33,7 +33,9 @@ class Bench:
 
     def session(self, journal, checkpoints=0, **policy):
         policy = Policy(output_bytes=1000, **policy)
-        made = Session(self.about(), journal, self.launcher, policy, checkpoints=checkpoints)
+        made = Session(
+            self.about(), journal, self.launcher, policy, checkpoints=checkpoints, saved=self.path / "variables.pickle"
+        )
         self.sessions.append(made)
         return made
 
@@ -309,7 +311,7 @@ async def test_rollback_goes_back_one_cell_and_marks_what_it_undid(bench):
     await copied(session)
     second = await run(session, "set x 2")
     await copied(session, 2)
-    await session.rollback()
+    await session.succession.rollback()
     assert "1" in (await run(session, "get x")).text
     assert session.machine.cells[second.id].undone
     assert types(session).count("rolled_back") == 1
@@ -321,11 +323,11 @@ async def test_rollback_to_a_name_again_and_again(bench):
     await session.copies.make("start")
     for value in (5, 6):
         await run(session, f"set x {value}")
-        await session.rollback("start")
+        await session.succession.rollback("start")
         assert "1" in (await run(session, "get x")).text
     await session.copies.drop("start")
     with pytest.raises(NotFound):
-        await session.rollback("start")
+        await session.succession.rollback("start")
 
 
 async def test_rollback_to_a_moment_that_is_gone_changes_nothing(bench):
@@ -335,7 +337,7 @@ async def test_rollback_to_a_moment_that_is_gone_changes_nothing(bench):
         await run(session, f"set x {value}")
         await copied(session, value + 2)
     with pytest.raises(NotFound):
-        await session.rollback(first.id)
+        await session.succession.rollback(first.id)
     assert session.state is SessionState.IDLE
 
 
@@ -345,7 +347,7 @@ async def test_rollback_while_a_cell_runs_is_refused(bench):
     await copied(session)
     session.submit([CellRequest(code="wait gate")])
     with pytest.raises(Conflict):
-        await session.rollback(session.copies.newest().id)
+        await session.succession.rollback(session.copies.newest().id)
     bench.launcher.release("gate")
 
 
@@ -384,3 +386,66 @@ async def test_a_stream_of_cells_is_not_held_up_by_copies(bench):
         await run(session, f"set x {value}")
     await until(lambda: session.copies.newest().after_cell == session.machine.present)
     assert types(session).count("checkpoint_made") < 60
+
+
+# --- sleep --------------------------------------------------------------------------------
+
+
+async def test_a_session_sleeps_and_the_next_cell_wakes_it(bench):
+    session = await bench.start(checkpoints=1)
+    await run(session, "set x 41")
+    await copied(session)
+    await session.succession.sleep()
+    assert bench.launcher.alive() == []
+    assert session.state is SessionState.IDLE
+    cell = await run(session, "get x")
+    assert "41" in cell.text
+    assert cell.execution_count == 3
+    assert [t for t in types(session) if t in ("hibernated", "woken")] == ["hibernated", "woken"]
+
+
+async def test_a_session_that_rests_is_put_to_sleep(bench):
+    session = await bench.start(hibernate_seconds=0.05)
+    await run(session, "set x 1")
+    await until(lambda: "hibernated" in types(session))
+    assert "1" in (await run(session, "get x")).text
+
+
+async def test_a_busy_session_is_not_put_to_sleep(bench):
+    session = await bench.start()
+    session.submit([CellRequest(code="wait gate")])
+    with pytest.raises(Conflict):
+        await session.succession.sleep()
+    bench.launcher.release("gate")
+
+
+async def test_a_sleeping_session_survives_a_restart_of_the_server(bench):
+    session = await bench.start()
+    await run(session, "set x 7")
+    await session.succession.sleep()
+    session.detach()
+    again = bench.again()
+    await again.adopt()
+    assert bench.launcher.alive() == []
+    assert "7" in (await run(again, "get x")).text
+
+
+async def test_saved_variables_that_are_gone_give_an_empty_kernel_that_says_so(bench):
+    session = await bench.start()
+    await run(session, "set x 7")
+    await session.succession.sleep()
+    (bench.path / "variables.pickle").unlink()
+    assert "NameError" in (await run(session, "get x")).text
+    restarted = [json.loads(x) for x in session.log.lines(1, session.log.last_seq) if b"kernel_restarted" in x]
+    assert "could not be loaded" in restarted[0]["why"]
+
+
+async def test_a_sleeping_session_can_be_closed_and_restarted(bench):
+    session = await bench.start()
+    await run(session, "set x 7")
+    await session.succession.sleep()
+    session.restart()
+    await session.settled()
+    assert "NameError" in (await run(session, "get x")).text
+    await session.succession.sleep()
+    await session.close("done")
