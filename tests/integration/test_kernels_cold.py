@@ -201,6 +201,19 @@ async def test_an_interrupt_by_message(lab: Lab) -> None:
     assert (lab.sink.reply("c") or {})["ename"] == "KeyboardInterrupt"
 
 
+async def test_a_request_that_an_interrupt_swallows_still_ends(lab: Lab) -> None:
+    kernel = await lab.start()
+    # What ipykernel does when SIGINT strikes outside of the user's code: no reply, no idle.
+    code = "k = get_ipython().kernel\nasync def forget(*a): raise KeyboardInterrupt\n"
+    code += "k.shell_handlers['execute_request'], kept = forget, k.shell_handlers['execute_request']"
+    await lab.run(kernel, code)
+    kernel.execute("c", "1")
+    kernel.interrupt()
+    await wait_until(lambda: lab.sink.reply("c"))
+    assert (lab.sink.reply("c") or {})["ename"] == "KeyboardInterrupt"
+    assert not lab.sink.exits
+
+
 async def test_output_below_python_comes_once(lab: Lab) -> None:
     kernel = await lab.start()
     await lab.run(
