@@ -42,7 +42,7 @@ from kernelsvc.kernels.cold_process import (
     Processes,
     Started,
 )
-from kernelsvc.kernels.port import Cause, Exit, Forked, Message, Output, Sink, StartRequest, Text
+from kernelsvc.kernels.port import Cause, Exit, Forked, Message, Output, Saved, Sink, StartRequest, Text
 from kernelsvc.model.events import KernelInfo
 
 log = logging.getLogger(__name__)
@@ -444,6 +444,14 @@ class ColdKernel:
     async def fork(self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False) -> Forked:
         """Not for cold kernels."""
         raise NotSupported("A cold kernel can't be forked; use a forked template for checkpoints and branches.")
+
+    async def save(self, fd: int) -> Saved:
+        """Not for cold kernels."""
+        raise NotSupported("A cold kernel's variables can't be saved; use a forked template to hibernate.")
+
+    async def load(self, fd: int, *, execution_count: int) -> Saved:
+        """Not for cold kernels."""
+        raise NotSupported("A cold kernel's variables can't be loaded; use a forked template to hibernate.")
 
 
 def _is_noise(message: Message) -> bool:
