@@ -34,7 +34,7 @@ demo: $(VENV)/.run ## install what is needed and watch a real analysis run in a 
 	@$(BIN)/kernelsvc demo $(ARGS)
 
 test: $(VENV)/.dev ## every test but those of foreign clients: unit, integration, acceptance, attacks
-	@$(BIN)/python -m pytest $(TESTS) $(ARGS)
+	@$(BIN)/python -m pytest --durations=10 --durations-min=5 $(TESTS) $(ARGS)
 
 check: $(VENV)/.dev ## what needs no running: style, types, the direction of imports, generated docs
 	@scripts/check $(VENV)
