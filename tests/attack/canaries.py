@@ -72,7 +72,7 @@ class Canaries:
             "port": tcp.getsockname()[1],
             "socket": name,
             "abstract": abstract,
-            "interfaces": len(socket.if_nameindex()),
+            "interfaces": len(socket.if_nameindex()) > 1,
         }
         return self
 

@@ -463,7 +463,8 @@ s.connect(C['socket'])
     attack(
         "net namespace",
         "see the host's interfaces",
-        "need(sorted(socket.if_nameindex())[1:] or C['interfaces'] == 1, 'only lo')",
+        "need(sorted(socket.if_nameindex())[1:], 'only lo')",
+        needs="interfaces",
     ),
     attack(
         "net namespace",

@@ -1,0 +1,1 @@
+"""A virtual machine with systemd and cgroup version 2."""
