@@ -15,7 +15,7 @@ from served import Served, serving
 
 #: More skipped tests than this and the run fails: a machine on which so much can't be tried proves too little. Each
 #: skip names what is missing (a privilege, a kernel feature), and the run's end lists them.
-MAX_SKIPS = 40
+MAX_SKIPS = 20
 
 _RUN = leaks.mark(os.environ)
 _CGROUPS_BEFORE = leaks.empty_cgroups()

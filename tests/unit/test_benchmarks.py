@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks import report
@@ -66,3 +68,8 @@ def test_a_peers_cell_has_ended_with_its_reply_and_idle_whichever_is_first() -> 
     assert cell.saw(message("execute_reply", "me", status="ok"))
     ran = cell.result()
     assert (ran.ended, ran.lines, ran.output) == (True, 2, "1\n2\n")
+
+
+def test_the_readme_has_a_place_for_the_table() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    assert "new figures" in report.between(readme, "new figures")
