@@ -257,6 +257,58 @@ async def test_magics(k: Client) -> None:
     assert (await k.run("%nosuchmagic")).stderr.startswith("UsageError")
 
 
+async def test_output_can_be_captured(k: Client) -> None:
+    answer = await k.run("%%capture out\nprint('a')\ndisplay('b')\n3")
+    assert (answer.stdout, answer.displays, answer.result) == ("", [], None)
+    assert await _result(k, "out.stdout, len(out.outputs)") == "('a\\n', 2)"
+    code = "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as s: print('c')\ns.getvalue()"
+    assert await _result(k, code) == "'c\\n'"
+
+
+async def _result(k: Client, code: str) -> str | None:
+    return (await k.run(code)).result
+
+
+async def test_logging_and_warnings_go_to_stderr(k: Client) -> None:
+    answer = await k.run("import logging, warnings\nlogging.warning('careful')\nwarnings.warn('odd')")
+    assert "WARNING:root:careful" in answer.stderr
+    assert "UserWarning: odd" in answer.stderr
+
+
+async def test_the_debugger_asks_as_input_does(k: Client) -> None:
+    await k.run("def f(x):\n    return 1 / x\n")
+    await k.run("f(0)")
+    msg_id = k.execute("%debug")
+    await _asked(k, msg_id)
+    k.send("input_reply", {"value": "p x + 41"}, "stdin")
+    await k.until(lambda: len(k.answer(msg_id).messages("input_request")) == 2)
+    k.send("input_reply", {"value": "q"}, "stdin")
+    assert "41" in (await k.finish(msg_id)).stdout
+
+
+async def test_a_nested_loop_lets_nothing_be_lost(k: Client) -> None:
+    """Code that runs the loop again from inside a cell, as nest_asyncio lets it."""
+    code = """
+import asyncio
+loop = asyncio.get_running_loop()
+def nested(coro):
+    task = loop.create_task(coro)
+    previous = asyncio.current_task()
+    asyncio.tasks._leave_task(loop, previous)
+    while not task.done():
+        loop._run_once()
+    asyncio.tasks._enter_task(loop, previous)
+    return task.result()
+print('on')
+print(nested(asyncio.sleep(0.3, 'nested')))
+"""
+    msg_id = k.execute(code)
+    await k.until(lambda: "on" in k.answer(msg_id).stdout)
+    other = k.execute("'after'")
+    assert (await k.finish(msg_id)).stdout == "on\nnested\n"
+    assert (await k.finish(other)).result == "'after'"
+
+
 async def test_shell_escapes(k: Client) -> None:
     assert "hello" in (await k.run("!echo hello")).stdout
     assert (await k.run("files = !printf 'a\\nb'\nlist(files)")).result == "['a', 'b']"

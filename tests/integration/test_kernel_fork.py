@@ -378,6 +378,7 @@ async def test_what_would_break_is_refused_in_words(k: Client, code: str, reason
     survey = await k.wire.control("survey")
     assert survey["obstacles"] == reply["refused"]
     assert await value(k, "1 + 1") == "2"
+    await k.run("e.shutdown()" if "Executor" in code else "")
 
 
 async def test_force_goes_on_and_says_what_is_lost(k: Client) -> None:
