@@ -11,19 +11,22 @@ the host is gone: the init then waits ``grace`` seconds at its door (a listening
 socket in the runtime directory) for the next host, and if none comes ends the
 session.
 
-Datagrams, JSON. To the host: ``{"kernel": true}`` with the pidfds of init and
-kernel, ``{"exited": {"pid", "status"}}``. From the host: ``{"signal": n, "all":
-bool}``, ``{"end": true}``.
+Datagrams, JSON. To the host: ``{"kernel": true, "status"}`` with the pidfds of
+init and kernel, ``{"exited": {"pid", "status", "kernel"}}`` for the kernel and its
+copies, ``{"failed", "step", "trace"}`` if there will be none. From the host:
+``{"member": pid}`` for each copy, ``{"signal": n, "all": bool}``, ``{"end": true}``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import signal
 import socket
 import time
+import traceback
 from typing import Any, NoReturn
 
 from kernelsvc.guest import confine
@@ -45,6 +48,23 @@ def ended_children() -> list[tuple[int, int]]:
         ended.append((pid, status))
 
 
+def say_failed(channel: socket.socket, error: BaseException) -> None:
+    """Tell the host why there is no kernel, if it is still there."""
+    step = getattr(error, "step", "start")
+    text = f"{type(error).__name__}: {error}"
+    body = {"failed": text[:2000], "step": step, "trace": traceback.format_exc()[-3000:]}
+    with contextlib.suppress(OSError):
+        channel.send(json.dumps(body).encode())
+
+
+def fail(channel: socket.socket, error: BaseException) -> NoReturn:
+    """``say_failed``, and end this process."""
+    try:
+        say_failed(channel, error)
+    finally:
+        os._exit(70)
+
+
 class Init:
     """Made before confinement is built, run after the kernel was forked."""
 
@@ -58,6 +78,7 @@ class Init:
         self._kernel = 0
         self._kernel_status: int | None = None
         self._kernel_pidfd = -1
+        self._copies: set[int] = set()
         door.listen(4)
 
     def forget(self) -> None:
@@ -118,9 +139,12 @@ class Init:
 
     def _reap(self) -> None:
         for pid, status in ended_children():
-            if pid == self._kernel:
+            kernel = pid == self._kernel and self._kernel_status is None
+            if kernel:
                 self._kernel_status = status
-            self._say({"exited": {"pid": pid, "status": status, "kernel": pid == self._kernel}})
+            if kernel or pid in self._copies:  # not of whatever the user's code leaves behind
+                self._copies.discard(pid)
+                self._say({"exited": {"pid": pid, "status": status, "kernel": kernel}})
 
     def _listen(self, poll: select.poll) -> None:
         channel = self._channel
@@ -137,6 +161,8 @@ class Init:
         order = json.loads(data)
         if order.get("end"):
             self._end()
+        if "member" in order:
+            self._copies.add(int(order["member"]))
         if "signal" in order:
             self._signal(int(order["signal"]), bool(order.get("all")))
 

@@ -22,8 +22,8 @@ import platform
 import select
 import signal
 import socket
+import subprocess
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -37,6 +37,15 @@ _LOADED = (folder, fork, imports, ipython, namespace, saved, survey, variables)
 DATAGRAM = 192 * 1024
 #: Descriptors of a spawn: kernel listener, init listener, then stdout and stderr, read and write ends.
 DESCRIPTORS = 6
+#: Import a module and count threads. The fork is for OpenBLAS, whose pool ends with the first one.
+_COUNT = """
+import importlib, os, sys
+importlib.import_module(sys.argv[1])
+os.fork() or os._exit(0)
+os.wait()
+print(len(os.listdir("/proc/self/task")), flush=True)
+os._exit(0)
+"""
 
 
 def main(control_fd: int) -> None:
@@ -47,11 +56,35 @@ def main(control_fd: int) -> None:
     try:
         prepared = prepare(wishes["preload"])
     except BaseException as error:
-        control.send(json.dumps({"failed": f"{type(error).__name__}: {error}"[:4000]}).encode())
+        threads = _threads_of(wishes["preload"]) if isinstance(error, RuntimeError) else ""
+        why = threads or f"{type(error).__name__}: {error}"
+        control.send(json.dumps({"failed": why[:4000]}).encode())
         raise
     sys.path[:] = [p for p in sys.path if p != wishes.get("path")]
     control.send(json.dumps(_about()).encode())
     _wait(control, prepared)
+
+
+def _threads_of(preload: Sequence[str]) -> str:
+    """Which modules can't be in a template because they start threads, in words; each is tried by itself."""
+    found = {name: _count_threads(name) for name in preload}
+    return "; ".join(
+        f"{name} starts {count - 1} thread{'s' * (count > 2)} when it is imported, which no fork would have: "
+        "take it out of preload, sessions can import it themselves"
+        for name, count in found.items()
+        if count > 1
+    )
+
+
+def _count_threads(name: str) -> int:
+    """Threads that are left when this module is imported; 0 if it can't be."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _COUNT, name], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+        )
+        return int(done.stdout.split()[-1])
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return 0
 
 
 def _about() -> dict[str, Any]:
@@ -84,25 +117,35 @@ def _wait(control: socket.socket, prepared: Prepared) -> None:
             byte, fds, _, _ = socket.recv_fds(control, 16, 1)
             if not byte:
                 return
-            if os.fork() == 0:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                _child(fds[0], prepared)
-            os.close(fds[0])
+            for channel_fd in fds:
+                _fork(socket.socket(fileno=channel_fd), prepared)
 
 
-def _child(channel_fd: int, prepared: Prepared) -> NoReturn:
-    channel = socket.socket(fileno=channel_fd)
+def _fork(channel: socket.socket, prepared: Prepared) -> None:
+    """Fork the middle. What goes wrong is said to the host and does not end the template."""
+    with channel:
+        try:
+            pid = os.fork()
+        except OSError as error:  # no memory, or no more processes for this user
+            init.say_failed(channel, error)
+            return
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _child(channel, prepared)
+
+
+def _child(channel: socket.socket, prepared: Prepared) -> NoReturn:
     try:
         data, fds, _, _ = socket.recv_fds(channel, DATAGRAM, DESCRIPTORS)
         spawn = json.loads(data)
         if len(fds) != DESCRIPTORS:
             raise ValueError(f"{len(fds)} descriptors came with the plan, {DESCRIPTORS} were expected")
         _quiet()
-        linux.close_others({0, 1, 2, channel_fd, *fds})
+        linux.close_others({0, 1, 2, channel.fileno(), *fds})
         start(channel, spawn, fds, prepared)
     except BaseException as error:
-        fail(channel, error)
+        init.fail(channel, error)
 
 
 def _quiet() -> None:
@@ -111,17 +154,6 @@ def _quiet() -> None:
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
-
-
-def fail(channel: socket.socket, error: BaseException) -> NoReturn:
-    """Tell the host why there is no kernel, and end."""
-    step = getattr(error, "step", "start")
-    text = f"{type(error).__name__}: {error}"
-    body = {"failed": text[:2000], "step": step, "trace": traceback.format_exc()[-3000:]}
-    try:
-        channel.send(json.dumps(body).encode())
-    finally:
-        os._exit(70)
 
 
 def start(channel: socket.socket, spawn: dict[str, Any], fds: Sequence[int], prepared: Prepared) -> NoReturn:
@@ -157,7 +189,7 @@ def _kernel(
         if rules:
             imports.install(rules.get("allow"), rules.get("deny") or [])
     except BaseException as error:
-        fail(channel, error)
+        init.fail(channel, error)
 
     def ready() -> None:
         channel.send(b'{"ready": true}')

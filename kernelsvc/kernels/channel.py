@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,18 +17,25 @@ import msgspec
 
 #: Largest datagram that is read; writers are bounded by what they write.
 DATAGRAM = 192 * 1024
+#: Most descriptors that come with one.
 FDS = 8
+#: What a socket is asked to hold (Linux gives at most twice ``net.core.wmem_max``): a datagram must fit in whole.
+BUFFER = 1 << 20
+#: Datagrams that wait for a peer that does not read; one that leaves more unread is given up.
+BACKLOG = 4096
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 Received = Callable[[dict[str, Any], list[int]], None]
-_PID = re.compile(rb"^Pid:\t(-?\d+)$", re.MULTILINE)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two connected ends."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+    return ends
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
@@ -36,10 +43,10 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
 
     Raises:
         BlockingIOError: there is none yet.
-        ValueError: it is not a JSON object.
+        ValueError: it is not a JSON object, or too long.
     """
     try:
-        data, fds, _, _ = socket.recv_fds(sock, DATAGRAM, FDS)
+        data, fds, flags, _ = socket.recv_fds(sock, DATAGRAM, FDS)
     except BlockingIOError:
         raise
     except OSError:
@@ -47,11 +54,18 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     if not data:
         return None
     try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ValueError("a datagram was cut off")
         return decode(data), list(fds)
-    except (msgspec.DecodeError, RecursionError) as error:
-        for fd in fds:
-            os.close(fd)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        close_all(fds)
         raise ValueError(f"not a JSON object: {error}") from None
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close every one of these descriptors."""
+    for fd in fds:
+        os.close(fd)
 
 
 class Channel:
@@ -59,9 +73,11 @@ class Channel:
 
     def __init__(self, sock: socket.socket, received: Received, closed: Callable[[], None]) -> None:
         sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         self.sock = sock
         self._received = received
         self._closed = closed
+        self._waiting: deque[tuple[bytes, list[int]]] = deque()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._read)
 
@@ -71,14 +87,44 @@ class Channel:
         return self.sock.fileno() >= 0
 
     def send(self, body: dict[str, Any], fds: Sequence[int] = ()) -> bool:
-        """Send one datagram; False if the other end is gone or does not read."""
+        """Send one datagram, later if the other end is slow; False if it is gone or reads nothing at all.
+
+        The descriptors are duplicated where they must wait; the caller closes its own.
+        """
         if not self.is_open:
             return False
+        data = encode(body)
         try:
-            socket.send_fds(self.sock, [encode(body)], list(fds))
+            if not self._waiting and self._put(data, fds):
+                return True
         except OSError:
             return False
+        if len(self._waiting) >= BACKLOG:
+            return False
+        if not self._waiting:
+            self._loop.add_writer(self.sock.fileno(), self._flush)
+        self._waiting.append((data, [os.dup(fd) for fd in fds]))
         return True
+
+    def _put(self, data: bytes, fds: Sequence[int]) -> bool:
+        try:
+            socket.send_fds(self.sock, [data], list(fds))
+        except BlockingIOError:
+            return False
+        return True
+
+    def _flush(self) -> None:
+        with contextlib.suppress(OSError):  # the reader finds out
+            while self._waiting and self._put(*self._waiting[0]):
+                close_all(self._waiting.popleft()[1])
+            if self._waiting:
+                return
+        self._drop_waiting()
+
+    def _drop_waiting(self) -> None:
+        self._loop.remove_writer(self.sock.fileno())
+        while self._waiting:
+            close_all(self._waiting.popleft()[1])
 
     def _read(self) -> None:
         try:
@@ -96,30 +142,6 @@ class Channel:
     def close(self) -> None:
         """Let go, without calling ``closed``."""
         if self.is_open:
+            self._drop_waiting()
             self._loop.remove_reader(self.sock.fileno())
             self.sock.close()
-
-
-def pid_of(pidfd: int) -> int:
-    """The pid that a pidfd stands for, as this process sees it; 0 if it is reaped or out of sight."""
-    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
-        found = _PID.search(file.read())
-        if found:
-            return max(0, int(found[1]))
-    return 0
-
-
-async def wait_pidfd(pidfd: int) -> None:
-    """Wait until the process has ended. Safe to cancel."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not ended.done():
-            ended.set_result(None)
-
-    loop.add_reader(pidfd, wake)
-    try:
-        await ended
-    finally:
-        loop.remove_reader(pidfd)

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError, NotFound, NotSupported, TooLarge
-from kernelsvc.kernels import channel
+from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError, NotFound, NotSupported, Timeout, TooLarge
+from kernelsvc.kernels import processes
 from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.host_client import Found, HostClient
 from kernelsvc.kernels.port import Cause, Exit, Forked, Output, Saved, Sink, StartRequest
@@ -40,6 +40,7 @@ COPY_SECONDS = 120.0
 SAVE_SECONDS, MAX_LOST = 300.0, 1000
 #: Largest environment of a session; it travels in one datagram.
 MAX_ENV_BYTES = 64 * 1024
+_SO_PEERPIDFD = 77
 
 
 class ForkedKernel:
@@ -62,7 +63,7 @@ class ForkedKernel:
         self._loss: WireLoss | None = None
         self._told: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._lost = asyncio.Event()
-        self._killed_for: str | None = None
+        self._resumed = asyncio.Event()
         launcher.host.on_end(request.kernel, self._host_said)
         self._watching = asyncio.ensure_future(self._watch())
         wire.start(self._deliver, self._wire_lost)
@@ -109,6 +110,7 @@ class ForkedKernel:
     def resume(self) -> None:
         """See ``port.Kernel``."""
         self._wire.resume()
+        self._resumed.set()
 
     def seen(self, msg_id: str) -> bool:
         """See ``port.Kernel``."""
@@ -122,10 +124,13 @@ class ForkedKernel:
 
     async def _watch(self) -> None:
         """Wait for the process's end, then for the last of what it sent, then for the host's word."""
-        await channel.wait_pidfd(self._pidfd)
+        await processes.wait_pidfd(self._pidfd)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TELL_SECONDS):
                 await self._lost.wait()
+        while not (self._lost.is_set() or self._wire.drain()):
+            self._resumed.clear()
+            await self._resumed.wait()
         exit = await self._how()
         sink, self._sink = self._sink, None
         self._wire.close()
@@ -133,16 +138,19 @@ class ForkedKernel:
             sink.exited(exit)
 
     async def _how(self) -> Exit:
-        try:
+        exit = exit_of(None)
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TELL_SECONDS):
                 exit = await asyncio.shield(self._told)
-        except TimeoutError:
-            exit = exit_of(None)
+        if exit.cause is Cause.LOST:  # the host is gone too, or never knew it; Linux may still know
+            exit = exit_of(processes.exit_status(self._pidfd))
         if self._loss is not None and self._loss.violation:
             return Exit(cause=Cause.PROTOCOL, message=self._loss.message, signal=exit.signal)
         return exit
 
     def _signal(self, number: int) -> None:
+        if self._pidfd < 0:
+            return
         try:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
@@ -336,11 +344,7 @@ class ForkedLauncher:
 
     async def enlist(self, kernel: str, of: str, home: str) -> None:
         """Find out which process a copy is, from Linux and not from the kernel, and tell the host."""
-        pid = await _listener_pid(self.path(kernel))
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            raise KernelDead("The copy ended as soon as it was made.") from error
+        pidfd = await _listener(self.path(kernel))
         try:
             await self.host.enlist(kernel, of, pidfd, home)
         finally:
@@ -373,16 +377,34 @@ def _branch_identity(request: StartRequest, found: Found) -> dict[str, Any]:
     return identity
 
 
-async def _listener_pid(path: Path) -> int:
-    """The process that listens at ``path``: SO_PEERCRED of a connection to it (unix(7))."""
-    async with asyncio.timeout(FORK_SECONDS):
-        while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            with sock:
-                try:
-                    sock.connect(str(path))
-                except (ConnectionRefusedError, BlockingIOError):
-                    await asyncio.sleep(0.001)
-                    continue
-                credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-                return int.from_bytes(credentials[:4], "little")
+async def _listener(path: Path) -> int:
+    """A pidfd of the process that listens at ``path``, as Linux vouches for it on a connection to it (unix(7)).
+
+    Raises:
+        KernelDead: it is gone.
+        Timeout: nobody listens.
+    """
+    try:
+        async with asyncio.timeout(FORK_SECONDS):
+            while True:
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                with sock:
+                    try:
+                        sock.connect(str(path))
+                        return _peer(sock)
+                    except (ConnectionRefusedError, BlockingIOError):
+                        pass
+                await asyncio.sleep(0.001)
+    except TimeoutError:
+        raise Timeout("The copy does not listen; wait for the running cell, and try again.") from None
+
+
+def _peer(sock: socket.socket) -> int:
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:  # before Linux 6.5: by number, which might just have been used again; the host looks whose it is
+        pid = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise KernelDead("The copy ended as soon as it was made.") from error

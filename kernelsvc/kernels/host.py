@@ -5,10 +5,10 @@ restarted often is not the part that kernels depend on, and the part that faces
 the network is not the part with privileges. Its protocol is the second half of
 ``docs/reference/wire.md``.
 
-Nothing here lives for ever. A kernel that no server has named since the last
-one left is ended after ``adoption_seconds``; a host that nobody needs any more
-ends itself; and if the host is gone, each session's init waits the same time at
-its door for the next host and then ends its session.
+Nothing here lives for ever. A sandbox of which no connected server holds a
+kernel ends after ``adoption_seconds``, and a host without any server too; if the
+host is gone, each session's init waits the same time at its door for the next
+host and then ends its session.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from typing import Any, Literal, NoReturn
 import msgspec
 
 from kernelsvc import __version__
-from kernelsvc.errors import BadRequest, Conflict, Internal, KernelsvcError, NotFound
+from kernelsvc.errors import BadRequest, Conflict, Internal, KernelDead, KernelsvcError, NotFound
 from kernelsvc.guest import confine, linux
 from kernelsvc.guest import init as guest_init
 from kernelsvc.kernels import channel
+from kernelsvc.kernels.nursery import Nursery
 from kernelsvc.kernels.templates import Template, TemplateSettings, install_guest
-from kernelsvc.kernels.ward import Member, Record, Ward
+from kernelsvc.kernels.ward import Member, Record, Vanished, Ward
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket
 
@@ -43,10 +44,10 @@ log = logging.getLogger(__name__)
 
 #: Of the host protocol.
 VERSION = 1
-#: Seconds for a kernel to be ready once its template is.
-START_SECONDS = 20.0
-#: Seconds a found init has to introduce itself.
-FIND_SECONDS = 2.0
+#: Seconds for a template to be ready.
+TEMPLATE_SECONDS = 20.0
+#: How often a spawn is tried when its template dies meanwhile.
+SPAWN_ATTEMPTS = 3
 
 
 class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,13 +110,18 @@ class Host:
         self.templates = {
             name: Template(name, one, guest, self._template_changed) for name, one in settings.templates.items()
         }
-        self.wards: dict[str, Ward] = {}
+        self.nursery = Nursery(
+            self.runtime,
+            self.sandbox,
+            settings.adoption_seconds,
+            self._exited,
+            lambda: {template.pid for template in self.templates.values()},
+        )
         self.stopped = asyncio.Event()
         self._servers: dict[channel.Channel, set[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._grace: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._end_kernels = False
 
     # -- life ----------------------------------------------------------------------------
 
@@ -127,10 +133,10 @@ class Host:
             self._loop.add_signal_handler(number, self.stopped.set)
         for template in self.templates.values():
             template.start()
-        await self._find_sandboxes()
+        await self.nursery.find_old()
         listener = self._listen()
         ready()
-        self._begin_grace()
+        self._look_for_orphans()
         await self.stopped.wait()
         self._loop.remove_reader(listener.fileno())
         listener.close()
@@ -165,29 +171,29 @@ class Host:
 
     def _left(self, server: channel.Channel) -> None:
         self._servers.pop(server, None)
-        if not self._servers:
-            self._begin_grace()
+        self._look_for_orphans()
 
-    def _begin_grace(self) -> None:
-        if self._grace is None and not self._servers:
-            self._grace = self._loop.call_later(self.settings.adoption_seconds, self._grace_over)
+    def _look_for_orphans(self) -> None:
+        """Begin the grace time of what no server needs now."""
+        self.nursery.look_for_orphans({kernel for held in self._servers.values() for kernel in held})
+        if not self._servers and not self.settings.stay and self._grace is None:
+            self._grace = self._loop.call_later(self.settings.adoption_seconds, self._own_leaving)
 
-    def _grace_over(self) -> None:
+    def _own_leaving(self) -> None:
         self._grace = None
-        log.warning("no server for %g s: ending %d kernels", self.settings.adoption_seconds, len(self.wards))
-        for ward in set(self.wards.values()):
-            self._own(ward.end())
-        if not self.settings.stay:
-            self.stopped.set()
+        self._own(self._leave())
+
+    async def _leave(self) -> None:
+        """Nobody needs this host any more."""
+        log.warning("no server for %g s: ending", self.settings.adoption_seconds)
+        await self.nursery.end_all()
+        self.stopped.set()
 
     async def _stop(self) -> None:
-        if self._end_kernels or self._grace is None:
-            wards = set(self.wards.values()) if self._end_kernels else set()
-            await asyncio.gather(*(ward.end() for ward in wards))
         for template in self.templates.values():
             template.stop()
         (self.runtime / "host.sock").unlink(missing_ok=True)
-        if not self.wards:
+        if not self.nursery.wards:
             self.sandbox.close()
             shutil.rmtree(self.runtime / "guest", ignore_errors=True)
             shutil.rmtree(self.runtime / "view", ignore_errors=True)
@@ -204,33 +210,6 @@ class Host:
             for template in self.templates.values():
                 if template.reaped(pid):
                     log.warning("template %s ended", template.name)
-
-    # -- finding what an earlier host left ---------------------------------------------------
-
-    async def _find_sandboxes(self) -> None:
-        records = sorted(self.runtime.glob("k*.json"))
-        await asyncio.gather(*(self._find_sandbox(path) for path in records))
-        self.sandbox.sweep(ward.record.kernel for ward in self.wards.values())
-
-    async def _find_sandbox(self, path: Path) -> None:
-        record = _read_record(path)
-        if record is None:
-            return
-        ward = self._ward(record)
-        self.sandbox.restore(record.ticket)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            sock.connect(str(Ward.door_path(self.runtime, record.kernel)))
-            ward.listen(sock)
-            await ward.wait_introduced(FIND_SECONDS)
-        except (OSError, TimeoutError, KernelsvcError):
-            sock.close()
-            await ward.end()
-            return
-        self.wards[record.kernel] = ward
-
-    def _ward(self, record: Record) -> Ward:
-        return Ward(record, self.sandbox, self.runtime, self._exited)
 
     # -- notices ------------------------------------------------------------------------------
 
@@ -257,17 +236,17 @@ class Host:
             answer = {"id": number, "ok": said}
         except KernelsvcError as error:
             answer = {"id": number, "error": error.to_json()}
+        except asyncio.CancelledError:
+            answer = {"id": number, "error": KernelDead("The kernel was ended while it was started.").to_json()}
         except (msgspec.ValidationError, KeyError, TypeError, ValueError) as error:
             answer = {"id": number, "error": BadRequest(f"The request does not fit: {error}").to_json()}
         except Exception:
             log.exception("%s failed", body.get("op"))
             answer = {"id": number, "error": Internal("The kernel host failed; its log says why.").to_json()}
         finally:
-            for fd in given:
-                os.close(fd)
+            channel.close_all(given)
         server.send(answer, result)
-        for fd in result:
-            os.close(fd)
+        channel.close_all(result)
 
     async def _hello(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
         if body.get("version") != VERSION:
@@ -292,7 +271,18 @@ class Host:
         template = self.templates.get(request.template)
         if template is None:
             raise NotFound(f"This kernel host has no template {request.template!r}.")
-        await template.wait_ready(START_SECONDS)
+        with self.nursery.claim(request.kernel):
+            for attempt in range(1, SPAWN_ATTEMPTS + 1):
+                await template.wait_ready(TEMPLATE_SECONDS)
+                try:
+                    ward = await self._fork(template, request, fds)
+                    break
+                except Vanished:
+                    if attempt == SPAWN_ATTEMPTS:
+                        raise
+        return await self._hand_over(server, ward, request.kernel)
+
+    async def _fork(self, template: Template, request: Spawn, fds: Sequence[int]) -> Ward:
         ticket = self.sandbox.prepare(
             request.kernel,
             workdir=request.workdir,
@@ -302,7 +292,6 @@ class Host:
             prefixes=template.about.get("prefixes", []),
             family=request.family or None,
         )
-        record = Record(kernel=request.kernel, session=request.session, kind="forked", ticket=ticket)
         spawn = {
             "plan": ticket.plan,
             "grace": self.settings.adoption_seconds,
@@ -310,110 +299,74 @@ class Host:
             "imports": _imports(template.settings),
         }
 
-        def begin(theirs: socket.socket) -> None:
-            template.fork(theirs)
+        def launch(ours: socket.socket, theirs: socket.socket, door: socket.socket) -> None:
+            socket.send_fds(ours, [channel.encode(spawn)], [fds[0], door.fileno(), *fds[1:]])
+            if not template.fork(theirs):
+                raise Vanished(f"The template {template.name!r} is being started again; try again in a moment.")
 
-        return await self._begin(server, record, spawn, fds, begin)
-
-    async def _begin(
-        self,
-        server: channel.Channel,
-        record: Record,
-        spawn: dict[str, Any],
-        fds: Sequence[int],
-        begin: Callable[[socket.socket], None],
-    ) -> Answer:
-        """Give a fresh child its plan; answer when its kernel is ready."""
-        ward = self._ward(record)
-        ours, theirs = channel.pair()
-        ward.listen(ours)
-        try:
-            with ward.make_door() as door:
-                socket.send_fds(ours, [channel.encode(spawn)], [fds[0], door.fileno(), *fds[1:]])
-            begin(theirs)
-            theirs.close()
-            ward.write()
-            member = await ward.wait_ready(START_SECONDS)
-            if server not in self._servers:
-                raise Conflict("The server that asked for this kernel is gone.")
-            self.sandbox.ready(record.ticket)
-        except BaseException:
-            theirs.close()
-            await asyncio.shield(ward.end())
-            raise
-        self.wards[record.kernel] = ward
-        return self._held(server, member, ward)
-
-    def _held(self, server: channel.Channel, member: Member, ward: Ward) -> Answer:
-        self._servers.get(server, set()).add(member.kernel)
-        said = {"pid": member.pid, "home": member.home, "sandbox": msgspec.to_builtins(ward.record.ticket.report)}
-        return said, [os.dup(member.pidfd)]
+        return await self.nursery.make(_record(request, "forked", ticket), launch, listens=True)
 
     async def _start(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
         request = msgspec.convert(body, Start)
         if len(fds) != 3:
             raise BadRequest("start needs three descriptors.")
-        ticket = self.sandbox.prepare(
-            request.kernel,
-            workdir=request.cwd,
-            limits=request.limits,
-            python=request.argv[0],
-            env=request.env,
-            share=[request.share],
-        )
-        record = Record(kernel=request.kernel, session=request.session, kind="cold", ticket=ticket)
-        ward = self._ward(record)
-        ours, theirs = channel.pair()
-        ward.listen(ours)
-        try:
-            with ward.make_door() as door:
+        with self.nursery.claim(request.kernel):
+            ticket = self.sandbox.prepare(
+                request.kernel,
+                workdir=request.cwd,
+                limits=request.limits,
+                python=request.argv[0],
+                env=request.env,
+                share=[request.share],
+            )
+
+            def launch(ours: socket.socket, theirs: socket.socket, door: socket.socket) -> None:
                 if os.fork() == 0:
                     _cold_child(theirs, door, ticket, request, fds, self.settings.adoption_seconds)
-            theirs.close()
-            ward.write()
-            await ward.wait_introduced(START_SECONDS)
-        except BaseException:
-            theirs.close()
-            await asyncio.shield(ward.end())
-            raise
-        self.sandbox.ready(ticket)
-        self.wards[request.kernel] = ward
-        return self._held(server, ward.members[request.kernel], ward)
 
-    def _find_ward(self, kernel: str) -> Ward:
-        ward = self.wards.get(kernel)
-        if ward is None or kernel not in ward.members:
-            raise NotFound(f"This kernel host has no kernel {kernel!r}.")
-        return ward
+            ward = await self.nursery.make(_record(request, "cold", ticket), launch, listens=False)
+        return await self._hand_over(server, ward, request.kernel)
+
+    async def _hand_over(self, server: channel.Channel, ward: Ward, kernel: str) -> Answer:
+        """A kernel that was made, unless the server that asked for it is gone."""
+        if server not in self._servers:
+            await self.nursery.end(kernel)
+            raise Conflict("The server that asked for this kernel is gone.")
+        return self._held(server, ward, kernel)
+
+    def _held(self, server: channel.Channel, ward: Ward, kernel: str) -> Answer:
+        """The answer that hands a kernel to a server, which holds it from now on."""
+        member = ward.members[kernel]
+        if server in self._servers:
+            self._servers[server].add(kernel)
+            self.nursery.adopted(ward)
+        said = {"pid": member.pid, "home": member.home, "sandbox": msgspec.to_builtins(ward.record.ticket.report)}
+        return said, [os.dup(member.pidfd)]
 
     async def _find(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
-        ward = self._find_ward(str(body["kernel"]))
-        member = ward.members[str(body["kernel"])]
+        ward, member = self.nursery.find(str(body["kernel"]))
         if member.exit is not None:
             raise NotFound(f"The kernel {member.kernel!r} has ended.", exit=msgspec.to_builtins(member.exit))
-        return self._held(server, member, ward)
+        return self._held(server, ward, member.kernel)
 
     async def _enlist(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
-        ward = self._find_ward(str(body["of"]))
+        if len(fds) != 1:
+            raise BadRequest("enlist needs one descriptor.")
         kernel = str(body["kernel"])
-        member = ward.enlist(kernel, fds.pop(0), str(body.get("home") or ward.members[str(body["of"])].home))
-        self.wards[kernel] = ward
-        return self._held(server, member, ward)
+        self.nursery.enlist(kernel, str(body["of"]), fds[0], str(body.get("home") or ""))
+        fds.clear()
+        return self._held(server, self.nursery.wards[kernel], kernel)
 
     async def _signal(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
-        kernel = str(body["kernel"])
-        self._find_ward(kernel).signal(kernel, int(body["signum"]), everyone=bool(body.get("all")))
+        ward, member = self.nursery.find(str(body["kernel"]))
+        ward.signal(member.kernel, int(body["signum"]), everyone=bool(body.get("all")))
         return {}, []
 
     async def _end(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
         kernel = str(body["kernel"])
-        ward = self.wards.get(kernel)
-        if ward is None:
-            return {"exit": None}, []
-        ended = await ward.leave(kernel)
-        self.wards.pop(kernel, None)
-        if ward.ended.is_set():
-            self.wards = {k: w for k, w in self.wards.items() if w is not ward}
+        for held in self._servers.values():
+            held.discard(kernel)
+        ended = await self.nursery.end(kernel)
         return {"exit": msgspec.to_builtins(ended)}, []
 
     async def _list(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
@@ -425,16 +378,14 @@ class Host:
                 "pid": ward.members[kernel].pid,
                 "held": kernel in held,
             }
-            for kernel, ward in self.wards.items()
+            for kernel, ward in self.nursery.wards.items()
             if kernel in ward.members
         ]
         return {"kernels": found}, []
 
     async def _shutdown(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
-        self._end_kernels = bool(body.get("end_kernels"))
-        if self._end_kernels:
-            await asyncio.gather(*(ward.end() for ward in set(self.wards.values())))
-            self.wards.clear()
+        if body.get("end_kernels"):
+            await self.nursery.end_all()
         self._loop.call_soon(self.stopped.set)
         return {}, []
 
@@ -451,13 +402,10 @@ class Host:
     }
 
 
-def _read_record(path: Path) -> Record | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Record)
-    except (OSError, msgspec.DecodeError) as error:
-        log.error("the record %s can't be read and is removed: %s", path.name, error)
-        path.unlink(missing_ok=True)
-        return None
+def _record(request: Spawn | Start, kind: str, ticket: Ticket) -> Record:
+    """What is kept of a sandbox: all but the plan, which has the session's environment in it."""
+    slim = msgspec.structs.replace(ticket, plan={})
+    return Record(kernel=request.kernel, session=request.session, kind=kind, ticket=slim, home=ticket.plan["home"])
 
 
 def _imports(settings: TemplateSettings) -> dict[str, Any] | None:
@@ -487,9 +435,7 @@ def _cold_child(
 
         confine.exec_confined(ticket.plan, request.argv, request.env, init=init)
     except BaseException as error:
-        body = {"failed": f"{type(error).__name__}: {error}"[:2000], "step": getattr(error, "step", "start")}
-        theirs.send(channel.encode(body))
-        os._exit(70)
+        guest_init.fail(theirs, error)
 
 
 @contextlib.contextmanager

@@ -14,14 +14,16 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+import kernelsvc
 from kernelsvc.errors import Internal, KernelsvcError, NotFound, Timeout, from_json
 from kernelsvc.kernels import channel
+from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.host import VERSION, HostSettings
 from kernelsvc.kernels.port import Exit
 from kernelsvc.model.events import SandboxReport
@@ -78,32 +80,47 @@ class HostClient:
 
         Raises:
             Internal: there is none and none can be started.
+            Conflict: it speaks another version.
         """
+        pause, longest = _RETRY_SECONDS
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await self._connect()
+                while not await self._connect():
+                    self._start_host()
+                    await asyncio.sleep(pause)
+                    pause = min(longest, pause * 1.5)
         except TimeoutError:
             log_path = Path(self._settings.runtime_dir) / "host.log"
             raise Internal(f"The kernel host does not answer; see {log_path}.") from None
 
-    async def _connect(self) -> None:
-        pause, longest = _RETRY_SECONDS
-        while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            try:
-                sock.connect(str(Path(self._settings.runtime_dir) / "host.sock"))
-                break
-            except OSError:
-                sock.close()
-                self._start_host()
-            await asyncio.sleep(pause)
-            pause = min(longest, pause * 1.5)
+    async def _connect(self) -> bool:
+        """Try once; False if there is no host, or it ended before it could say anything."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(str(Path(self._settings.runtime_dir) / "host.sock"))
+        except OSError:
+            sock.close()
+            return False
         self._channel = channel.Channel(sock, self._received, self._gone)
-        said, _ = await self._ask("hello", version=VERSION)
+        try:
+            said, _ = await self._ask("hello", version=VERSION)
+        except (Internal, Timeout):
+            self._let_go()
+            return False
+        except BaseException:
+            self._let_go()
+            raise
         self.templates = {one["name"]: one for one in said["templates"]}
         if said.get("sandbox"):
             self.sandbox = msgspec.convert(said["sandbox"], SandboxReport)
         self._connected.set()
+        return True
+
+    def _let_go(self) -> None:
+        self._connected.clear()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
     def _start_host(self) -> None:
         """Start a host of our own, detached: it outlives this server."""
@@ -118,6 +135,7 @@ class HostClient:
                 stdin=subprocess.PIPE,
                 stdout=log_file,
                 stderr=log_file,
+                env=_host_environment(os.environ),
                 start_new_session=True,
                 cwd="/",
             )
@@ -127,32 +145,31 @@ class HostClient:
             self._process.stdin.close()
 
     def _gone(self) -> None:
-        if not self._closed:
-            log.warning("the kernel host is gone; sessions run on, new ones wait for the next host")
-        self._channel = None
-        self._connected.clear()
+        lost = self._connected.is_set()
+        self._let_go()
         waiting, self._waiting = self._waiting, {}
         for one in waiting.values():
             if not one.done():
                 one.set_exception(Internal("The kernel host died while it was asked; try again."))
                 one.exception()
-        for about in self.templates.values():
-            about["state"] = "starting"
-        if not self._closed:
+        if lost and not self._closed:
+            log.warning("the kernel host is gone; sessions run on, new ones wait for the next host")
+            for about in self.templates.values():
+                about["state"] = "starting"
             self._connecting = asyncio.ensure_future(self._reconnect())
 
     async def _reconnect(self) -> None:
-        while not self._closed:
+        """Find the next host, and name to it every kernel that we hold."""
+        while not self._connected.is_set():
             try:
                 await self.start()
-                break
             except KernelsvcError as error:
                 log.error("%s", error.message)
         for kernel in list(self._ended):
             try:
                 os.close((await self.find(kernel)).pidfd)
-            except NotFound:
-                self._tell_ended(kernel, None)
+            except NotFound as error:
+                self._tell_ended(kernel, error.details.get("exit"))
             except KernelsvcError as error:
                 log.error("kernel %s: %s", kernel, error.message)
 
@@ -161,9 +178,10 @@ class HostClient:
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        self._let_go()
+        if self._process is not None and self._process.poll() is None:
+            self._process.returncode = 0  # it outlives us on purpose, of which ``Popen`` would complain
+            self._process = None
 
     # -- asking -------------------------------------------------------------------------
 
@@ -179,12 +197,12 @@ class HostClient:
                 return await answer
         except TimeoutError:
             raise Timeout("The kernel host did not answer in time; try again.") from None
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                channel.close_all(answer.result()[1])  # it came at the last moment
+            raise
         finally:
             self._waiting.pop(number, None)
-            if answer.done() and not answer.cancelled() and answer.exception() is None:
-                pass
-            else:
-                answer.cancel()
 
     async def ask(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[dict[str, Any], list[int]]:
         """One request; waits for the host to be there. Safe to cancel: the host goes on.
@@ -204,8 +222,7 @@ class HostClient:
 
     async def _ask_for_process(self, op: str, fds: Sequence[int] = (), **fields: Any) -> Found:
         said, given = await self.ask(op, fds, **fields)
-        for fd in given[1:]:
-            os.close(fd)
+        channel.close_all(given[1:])
         report = msgspec.convert(said["sandbox"], SandboxReport)
         return Found(pid=int(said["pid"]), pidfd=given[0], sandbox=report, home=str(said.get("home", "")))
 
@@ -228,8 +245,7 @@ class HostClient:
     async def enlist(self, kernel: str, of: str, pidfd: int, home: str) -> None:
         """Tell the host of a copy that ``of`` made of itself; ``home`` is its directory as seen inside."""
         _, given = await self.ask("enlist", [pidfd], kernel=kernel, of=of, home=home)
-        for fd in given:
-            os.close(fd)
+        channel.close_all(given)
 
     async def kernels(self) -> list[str]:
         """Ids of all kernels of the host."""
@@ -275,7 +291,7 @@ class HostClient:
     def _tell_ended(self, kernel: str, said: Any) -> None:
         ended = self._ended.pop(kernel, None)
         if ended is not None:
-            ended(msgspec.convert(said, Exit) if said else _unseen())
+            ended(msgspec.convert(said, Exit) if said else exit_of(None))
 
     def _received(self, body: dict[str, Any], fds: list[int]) -> None:
         waiting = self._waiting.get(body.get("id") or -1)
@@ -289,11 +305,11 @@ class HostClient:
             self._tell_ended(str(body["kernel"]), body.get("exit"))
         elif body.get("notice") == "template":
             self.templates[str(body["name"])] = {k: v for k, v in body.items() if k != "notice"}
-        for fd in fds:
-            os.close(fd)
+        channel.close_all(fds)
 
 
-def _unseen() -> Exit:
-    from kernelsvc.kernels.exits import exit_of
-
-    return exit_of(None)
+def _host_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The server's, without its tokens; and the way to this package, which may not be installed."""
+    kept = {name: value for name, value in env.items() if not (name.startswith("KERNELSVC_") and "TOKEN" in name)}
+    paths = [str(Path(kernelsvc.__file__).parent.parent), *filter(None, [env.get("PYTHONPATH")])]
+    return kept | {"PYTHONPATH": os.pathsep.join(paths)}

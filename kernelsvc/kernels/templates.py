@@ -173,19 +173,15 @@ class Template:
     def _failure(self) -> KernelsvcError:
         return Internal(f"The template {self.name!r} can't be started: {self.message}. Check its python and preload.")
 
-    def fork(self, spawn_channel: socket.socket) -> None:
-        """Have a child forked that reads its plan from ``spawn_channel``.
-
-        Raises:
-            Internal: the template died just now; try again.
-        """
+    def fork(self, spawn_channel: socket.socket) -> bool:
+        """Have a child forked that reads its plan from ``spawn_channel``; False if the template died just now."""
         if self._channel is not None:
             try:
                 socket.send_fds(self._channel.sock, [b"F"], [spawn_channel.fileno()])
-                return
+                return True
             except OSError:
                 log.info("template %s: gone when asked to fork", self.name)
-        raise Internal(f"The template {self.name!r} is being started again; try again in a moment.")
+        return False
 
     def reaped(self, pid: int) -> bool:
         """Whether this pid was the template's process."""

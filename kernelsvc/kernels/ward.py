@@ -4,6 +4,9 @@ A sandbox begins with one kernel. Copies of that kernel (checkpoints, branches)
 live in the same namespaces under the same init and are *enlisted*; the sandbox
 ends with its last member. What the host must know to find it again after a crash
 of its own is written beside the init's door: ``<runtime>/<kernel>.json``.
+
+What a kernel started ends with it: those of its processes that stayed in its
+session (setsid(2)). Daemons that left it belong to the sandbox and end with that.
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import Internal, KernelsvcError, SandboxUnavailable, Timeout
-from kernelsvc.kernels import channel
+from kernelsvc.errors import Internal, KernelDead, KernelsvcError, SandboxUnavailable, Timeout
+from kernelsvc.kernels import channel, processes
 from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.port import Exit
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket
@@ -37,18 +40,38 @@ RELEASE_PAUSE, RELEASE_SECONDS = 0.005, 5.0
 STATUS_SECONDS = 0.5
 
 
+class Vanished(Internal):
+    """The kernel's process ended while it was started; try again."""
+
+
+class Known(msgspec.Struct, frozen=True):
+    """A copy of a kernel, so that a later host can be sure of its process."""
+
+    pid: int
+    started: int
+    home: str
+
+
 class Record(msgspec.Struct, kw_only=True):
-    """What a host writes down of a sandbox."""
+    """What a host writes down of a sandbox. Its ticket holds no plan: that has the session's environment in it."""
 
     kernel: str
     session: str
     kind: str
     ticket: Ticket
+    home: str
+    copies: dict[str, Known] = {}
+    oom_kills: int = 0
 
 
 @dataclass
 class Member:
-    """One kernel of a sandbox."""
+    """One kernel of a sandbox.
+
+    Attributes:
+        exit: how it ended.
+        over: set when that is known and what it started is gone too.
+    """
 
     kernel: str
     pidfd: int
@@ -56,6 +79,7 @@ class Member:
     inner_pid: int
     home: str = ""
     exit: Exit | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Ward:
@@ -63,6 +87,7 @@ class Ward:
 
     Attributes:
         members: kernels that live here, by id.
+        init_pid: of the sandbox's init; 0 if it is gone or not there yet.
         ended: set when every process is gone and everything given back.
     """
 
@@ -74,12 +99,13 @@ class Ward:
         self._runtime = runtime
         self._exited = exited
         self._channel: channel.Channel | None = None
+        self.init_pid = 0
         self._init_pidfd = -1
         self._introduced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._statuses: dict[int, asyncio.Future[int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._oom_before = self._oom_kills()
+        self._gone = asyncio.Event()
         self._ending = False
 
     # -- beginnings -----------------------------------------------------------------
@@ -122,37 +148,37 @@ class Ward:
         """Take the host's end of the channel to the init."""
         self._channel = channel.Channel(sock, self._received, self._init_gone)
 
-    async def wait_ready(self, seconds: float) -> Member:
+    async def wait_ready(self, seconds: float) -> None:
         """Wait until the kernel listens. Safe to cancel.
 
         Raises:
             KernelsvcError: it could not be started or confined.
         """
+        await self._wait(self._introduced, seconds)
+        await self._wait(self._ready, seconds)
+
+    async def _wait(self, news: asyncio.Future[None], seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self._introduced
-                await self._ready
+                await asyncio.shield(news)
         except TimeoutError:
             raise Timeout("The kernel did not start in time; try again.") from None
-        return self.members[self.record.kernel]
 
     async def wait_introduced(self, seconds: float) -> None:
         """Wait until the init has said who it is. Safe to cancel.
 
         Raises:
-            TimeoutError: it did not.
+            KernelsvcError: it could not be made, or not in time.
         """
-        async with asyncio.timeout(seconds):
-            await self._introduced
+        await self._wait(self._introduced, seconds)
 
     # -- what the init says ------------------------------------------------------------
 
     def _received(self, body: dict[str, Any], fds: list[int]) -> None:
-        if "kernel" in body and len(fds) == 2:
+        if "kernel" in body and len(fds) == 2 and self._init_pidfd < 0:
             self._introduce(body, fds)
             return
-        for fd in fds:
-            os.close(fd)
+        channel.close_all(fds)
         if body.get("ready"):
             if not self._ready.done():
                 self._ready.set_result(None)
@@ -160,39 +186,63 @@ class Ward:
             self._failed(body)
         elif isinstance(body.get("exited"), dict):
             said = body["exited"]
-            pid = 0 if said.get("kernel") else int(said.get("pid", -1))
-            self._status(pid).set_result(int(said.get("status", 0))) if not self._status(pid).done() else None
+            self._tell_status(0 if said.get("kernel") else int(said["pid"]), int(said["status"]))
 
-    def _status(self, inner_pid: int) -> asyncio.Future[int]:
-        """The wait status of a process, by its pid inside; 0 stands for the first kernel."""
-        if inner_pid not in self._statuses:
-            self._statuses[inner_pid] = asyncio.get_running_loop().create_future()
-        if len(self._statuses) > 1000:  # strays that nobody asks about
-            self._statuses = {k: f for k, f in self._statuses.items() if not f.done() or k == 0}
-        return self._statuses[inner_pid]
+    def _tell_status(self, inner_pid: int, status: int) -> None:
+        """The init waited for a process; 0 stands for the first kernel."""
+        waiting = self._statuses.get(inner_pid)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(status)
 
     def _introduce(self, body: dict[str, Any], fds: list[int]) -> None:
-        if self._init_pidfd >= 0:
-            for fd in fds:
-                os.close(fd)
-            return
-        self._init_pidfd = fds[0]
+        self._init_pidfd, self.init_pid = fds[0], processes.pid_of(fds[0])
+        self._add(Member(self.record.kernel, fds[1], processes.pid_of(fds[1]), 0, self.record.home))
         if body.get("status") is not None:
-            self._status(0).set_result(int(body["status"]))
-        home = str(self.record.ticket.plan["home"])
-        self._add(Member(self.record.kernel, fds[1], channel.pid_of(fds[1]), 0, home))
+            self._tell_status(0, int(body["status"]))
+        for kernel, known in list(self.record.copies.items()):
+            self._find_copy(kernel, known)
         if not self._introduced.done():
             self._introduced.set_result(None)
 
+    def _find_copy(self, kernel: str, known: Known) -> None:
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(known.pid)
+            about = processes.stat(known.pid)
+            if about is not None and about.started == known.started:
+                self._add_copy(Member(kernel, pidfd, known.pid, processes.inner_pid(known.pid), known.home))
+                return
+            os.close(pidfd)
+        del self.record.copies[kernel]
+
     def enlist(self, kernel: str, pidfd: int, home: str) -> Member:
-        """Take a copy of a kernel into this sandbox; ``pidfd`` is the ward's from now on."""
-        pid = channel.pid_of(pidfd)
-        member = Member(kernel, pidfd, pid, _inner_pid(pid), home)
-        self._add(member)
+        """Take a copy of a kernel into this sandbox.
+
+        Args:
+            kernel: the copy's id.
+            pidfd: of its process; the ward's from now on, unless it raises.
+            home: its directory as seen inside.
+
+        Raises:
+            KernelDead: it has ended already, or is none of this sandbox's processes.
+        """
+        pid = processes.pid_of(pidfd)
+        about = processes.stat(pid)
+        if about is None or not processes.descends(pid, self.init_pid):
+            raise KernelDead("The copy ended as soon as it was made.")
+        member = Member(kernel, pidfd, pid, processes.inner_pid(pid), home)
+        self._add_copy(member)
+        self.record.copies[kernel] = Known(pid, about.started, home)
+        self.write()
         return member
+
+    def _add_copy(self, member: Member) -> None:
+        self._add(member)
+        if self._channel is not None:
+            self._channel.send({"member": member.inner_pid})
 
     def _add(self, member: Member) -> None:
         self.members[member.kernel] = member
+        self._statuses[member.inner_pid] = asyncio.get_running_loop().create_future()
         self._own(self._watch(member))
 
     def _own(self, work: Any) -> None:
@@ -201,17 +251,36 @@ class Ward:
         task.add_done_callback(self._tasks.discard)
 
     async def _watch(self, member: Member) -> None:
-        await channel.wait_pidfd(member.pidfd)
-        status: int | None = None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STATUS_SECONDS):
-                status = await asyncio.shield(self._status(member.inner_pid))
-        self._statuses.pop(member.inner_pid, None)
+        await processes.wait_pidfd(member.pidfd)
+        status = await self._status_of(member)
+        del self._statuses[member.inner_pid]
         kills = self._oom_kills()
-        struck, self._oom_before = kills - self._oom_before, kills
-        memory = self.record.ticket.limits.memory_bytes
-        member.exit = exit_of(status, oom_kills=struck, memory_bytes=memory)
+        struck, self.record.oom_kills = kills - self.record.oom_kills, kills
+        member.exit = exit_of(status, oom_kills=struck, memory_bytes=self.record.ticket.limits.memory_bytes)
+        if struck and not self._ending:
+            self.write()
         self._exited(self, member)
+        await self._end_session_of(member)
+        member.over.set()
+
+    async def _status_of(self, member: Member) -> int | None:
+        """From Linux where it tells, else from the init that waited for it."""
+        status = processes.exit_status(member.pidfd)
+        if status is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STATUS_SECONDS):
+                    status = await asyncio.shield(self._statuses[member.inner_pid])
+        return processes.exit_status(member.pidfd) if status is None else status
+
+    async def _end_session_of(self, member: Member) -> None:
+        """End what a kernel that is gone had started. A pid is not used again while it names a session."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + END_SECONDS
+        while processes.kill_those(processes.below(self.init_pid), lambda about: about.session == member.pid):
+            if loop.time() > deadline:
+                log.error("processes of %s are still there; they end with the sandbox", member.kernel)
+                return
+            await asyncio.sleep(RELEASE_PAUSE)
 
     def _oom_kills(self) -> int:
         group = self.record.ticket.group
@@ -235,7 +304,12 @@ class Ward:
 
     def _init_gone(self) -> None:
         self._channel = None
-        self._fail(Internal("The kernel's process ended while it was started; try again."))
+        self._gone.set()
+        self._fail(Vanished())
+        if self._init_pidfd >= 0 and not self._ending:
+            log.error("the init of %s is gone; its sandbox ends", self.record.kernel)
+            self._ending = True
+            self._own(self._end())
 
     # -- orders ---------------------------------------------------------------------------
 
@@ -249,20 +323,27 @@ class Ward:
             signal.pidfd_send_signal(self.members[kernel].pidfd, number)
 
     async def leave(self, kernel: str) -> Exit:
-        """End one member; with the last one the sandbox ends. Safe to cancel: it goes on."""
+        """End one member and what it started; with the last one the sandbox ends. Safe to cancel: it goes on."""
         member = self.members.get(kernel)
         if member is None:
             return exit_of(None)
-        others = [m for m in self.members.values() if m is not member and m.exit is None]
-        if not others:
-            await self.end()
-        else:
+        if self._live() - {kernel}:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(member.pidfd, signal.SIGKILL)
-            await channel.wait_pidfd(member.pidfd)
-            self.members.pop(kernel, None)
-            os.close(member.pidfd)
+            await member.over.wait()
+            self._drop(member)
+        if not self._live() - {kernel}:
+            await self.end()
         return member.exit or exit_of(None)
+
+    def _live(self) -> set[str]:
+        return {member.kernel for member in self.members.values() if member.exit is None}
+
+    def _drop(self, member: Member) -> None:
+        if self.members.pop(member.kernel, None) is not None:
+            os.close(member.pidfd)
+        if self.record.copies.pop(member.kernel, None) is not None and not self._ending:
+            self.write()
 
     async def end(self) -> None:
         """End every process and give everything back. May be called again; safe to cancel: it goes on."""
@@ -276,34 +357,52 @@ class Ward:
             await self._end_processes()
             await self._release()
         finally:
-            for member in self.members.values():
-                os.close(member.pidfd)
-            if self._init_pidfd >= 0:
-                os.close(self._init_pidfd)
-            if self._channel is not None:
-                self._channel.close()
             for path in (self.record_path, self.door_path):
                 path(self._runtime, self.record.kernel).unlink(missing_ok=True)
             self.ended.set()
             for task in self._tasks - {asyncio.current_task()}:
                 task.cancel()
+            for member in self.members.values():
+                os.close(member.pidfd)
+            if self._init_pidfd >= 0:
+                os.close(self._init_pidfd)
+                self._init_pidfd, self.init_pid = -1, 0
+            if self._channel is not None:
+                self._channel.close()
 
     async def _end_processes(self) -> None:
-        if self._init_pidfd < 0:
-            return  # it never came to life
         if self._channel is not None:
+            # One that is only just being made reads this when it has become an init.
             self._channel.send({"end": True})
+        elif self._init_pidfd < 0:
+            return
+        if await self._wait_gone():
+            return
+        log.error("the sandbox of %s did not end in time; it is killed", self.record.kernel)
+        for pidfd in (self._init_pidfd, *(member.pidfd for member in self.members.values())):
+            with contextlib.suppress(OSError):  # gone, or there never was one
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        await self._wait_gone()
+
+    async def _wait_gone(self) -> bool:
+        """Whether init and kernels ended in time. Until there is an init, its end of the channel stands for it."""
         try:
             async with asyncio.timeout(END_SECONDS):
-                await channel.wait_pidfd(self._init_pidfd)
+                if self._channel is not None:
+                    await self._gone.wait()
+                if self._init_pidfd >= 0:
+                    await processes.wait_pidfd(self._init_pidfd)
+                await self._wait_over()
         except TimeoutError:
-            log.error("the init of %s did not end; it is killed", self.record.kernel)
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._init_pidfd, signal.SIGKILL)
-            await channel.wait_pidfd(self._init_pidfd)
-        for member in self.members.values():  # without a pid namespace they may have survived their init
+            return False
+        return True
+
+    async def _wait_over(self) -> None:
+        """Without a pid namespace a kernel can outlive its init for a moment."""
+        for member in list(self.members.values()):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(member.pidfd, signal.SIGKILL)
+            await member.over.wait()
 
     async def _release(self) -> None:
         ticket = self.record.ticket
@@ -315,15 +414,3 @@ class Ward:
             if ticket.group is not None:
                 ticket.group.kill()
             await asyncio.sleep(RELEASE_PAUSE)
-
-
-def _inner_pid(pid: int) -> int:
-    """A process's pid in its own pid namespace (proc(5), ``NSpid``)."""
-    try:
-        with open(f"/proc/{pid}/status") as file:
-            for line in file:
-                if line.startswith("NSpid:"):
-                    return int(line.split()[-1])
-    except OSError:
-        return -1
-    return -1

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import socket
 
 import pytest
@@ -61,17 +60,39 @@ async def test_a_reader_that_does_not_read_is_told_of_and_does_not_block():
     theirs.close()
 
 
-async def test_a_pidfd_tells_its_pid_and_its_end():
-    pid = os.fork()
-    if pid == 0:
-        signal.pause()
-        os._exit(0)
-    pidfd = os.pidfd_open(pid)
-    assert channel.pid_of(pidfd) == pid
-    ended = asyncio.ensure_future(channel.wait_pidfd(pidfd))
-    os.kill(pid, signal.SIGKILL)
+async def test_what_a_slow_reader_leaves_waits_its_turn_with_its_descriptors():
+    ours, theirs = channel.pair()
+    here = channel.Channel(ours, lambda *_: None, lambda: None)
+    reader, writer = os.pipe()
+    for number in range(2000):
+        assert here.send({"n": number, "a": "x" * 1000}, [writer] if number == 1999 else ())
+    os.close(writer)
+    got: list[int] = []
+    done = asyncio.Event()
+
+    def received(body, fds):
+        got.append(body["n"])
+        if fds:
+            os.write(fds[0], b"hi")
+            channel.close_all(fds)
+            done.set()
+
+    there = channel.Channel(theirs, received, lambda: None)
     async with asyncio.timeout(DEADLINE):
-        await ended
-    os.waitpid(pid, 0)
-    assert channel.pid_of(pidfd) == 0
-    os.close(pidfd)
+        await done.wait()
+    assert got == list(range(2000))
+    assert os.read(reader, 3) == b"hi"
+    os.close(reader)
+    here.close()
+    there.close()
+
+
+async def test_closing_drops_what_waits():
+    ours, theirs = channel.pair()
+    here = channel.Channel(ours, lambda *_: None, lambda: None)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(1000):
+        here.send({"a": "x" * 1000}, [0])
+    here.close()
+    theirs.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 2
