@@ -50,14 +50,13 @@ if TYPE_CHECKING:
 OOM_LIVE, OOM_PARKED = 300, 0
 _FDS = 5
 _OMP_PAUSE_HARD = 2
-_OMP = ("libgomp", "libomp", "libiomp")
 
 
 def answer(runner: Runner, control: Control) -> None:
     """Answer a CONTROL request; in a copy, return when it is live."""
     reap(runner)
     if control.op == "survey":
-        found = take_survey(runner, set())
+        found = take_survey(runner, set(), survey.maps())
         runner.wire.reply(control.number, {"ok": True, "obstacles": found.obstacles, "warnings": found.warnings})
     elif control.op == "fork":
         _fork(runner, control)
@@ -67,10 +66,10 @@ def answer(runner: Runner, control: Control) -> None:
         runner.wire.reply(control.number, {"ok": False, "refused": [f"There is no operation {control.op!r}."]})
 
 
-def take_survey(runner: Runner, given: set[int]) -> Survey:
+def take_survey(runner: Runner, given: set[int], mapped: str) -> Survey:
     """What this process holds that a copy would break or share; ``given`` came with the request."""
     _quiesce_pools(runner.loop)
-    return survey.survey(runner.loop, runner.own_fds() | given, runner.forks)
+    return survey.survey(runner.loop, runner.own_fds() | given, runner.forks, mapped)
 
 
 def reap(runner: Runner) -> None:
@@ -100,12 +99,13 @@ def _fork(runner: Runner, control: Control) -> None:
         refused = ["A fork request carries five descriptors, and a mode that is 'checkpoint' or 'branch'."]
         runner.wire.reply(control.number, {"ok": False, "refused": refused})
         return
-    found = take_survey(runner, set(control.fds))
+    mapped = survey.maps()
+    found = take_survey(runner, set(control.fds), mapped)
     if found.obstacles and not body.get("force"):
         said = {"ok": False, "refused": found.obstacles, "warnings": found.warnings}
         runner.wire.reply(control.number, said)
         return
-    warned = [*found.obstacles, *found.warnings, *_quiesce()]
+    warned = [*found.obstacles, *found.warnings, *_quiesce(survey.openmp(mapped))]
     flush_files(runner)
     state = random.getstate()
     pid = _copy(runner)
@@ -180,11 +180,10 @@ def _idle(executor: Any) -> bool:
     return bool(queue.empty() and idle._value >= len(threads))
 
 
-def _quiesce() -> list[str]:
-    """End the idle teams of every OpenMP library (``omp_pause_resource_all``); a copy would wait for them for ever."""
-    paths = {line.split(None, 5)[5].strip() for line in survey.maps() if any(name in line for name in _OMP)}
+def _quiesce(libraries: list[str]) -> list[str]:
+    """End the idle teams of OpenMP libraries (``omp_pause_resource_all``); a copy would wait for them for ever."""
     failed = []
-    for path in sorted(paths):
+    for path in libraries:
         try:
             paused = ctypes.CDLL(path).omp_pause_resource_all(_OMP_PAUSE_HARD) == 0
         except (OSError, AttributeError):

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 MAX_NAMED = 10
 
+_OPENMP = ("libgomp", "libomp", "libiomp")
 _POOL_THREADS = ("ThreadPoolExecutor", "ExecutorManagerThread", "QueueFeederThread", "QueueManagerThread")
 
 
@@ -49,13 +50,14 @@ class Descriptor(NamedTuple):
         return stat.S_ISREG(self.mode)
 
 
-def survey(loop: asyncio.AbstractEventLoop, own: set[int], forks: Iterable[int]) -> Survey:
+def survey(loop: asyncio.AbstractEventLoop, own: set[int], forks: Iterable[int], mapped: str) -> Survey:
     """Look at the process between cells.
 
     Args:
         loop: the session's event loop.
         own: descriptors of the kernel itself.
         forks: pids of copies that the kernel made of itself.
+        mapped: what ``maps`` says.
     """
     open_files = list(descriptors(own))
     obstacles = [
@@ -68,7 +70,7 @@ def survey(loop: asyncio.AbstractEventLoop, own: set[int], forks: Iterable[int])
         *_tasks(loop),
         *_children(set(forks)),
         *_shared(open_files),
-        *_shared_memory(),
+        *_shared_memory(mapped),
     ]
     return Survey(_bounded(obstacles), _bounded(warnings))
 
@@ -276,14 +278,25 @@ def _shared(open_files: list[Descriptor]) -> Iterator[str]:
             yield f"The file {found.target} is open for writing; both copies write into the same file."
 
 
-def _shared_memory() -> Iterator[str]:
-    for line in maps():
-        fields = line.split(None, 5)
-        if len(fields) == 6 and fields[1].startswith("rw-s") and fields[5].startswith("/") and "(deleted)" not in line:
-            yield f"The memory-mapped file {fields[5].strip()} is shared: a write in one copy shows in the other."
+def _shared_memory(mapped: str) -> Iterator[str]:
+    for path in _mapped(mapped, lambda line: " rw-s " in line):
+        if not path.endswith("(deleted)"):
+            yield f"The memory-mapped file {path} is shared: a write in one copy shows in the other."
 
 
-def maps() -> list[str]:
-    """What is mapped into this process (proc(5))."""
+def maps() -> str:
+    """What is mapped into this process (proc(5)); some thousand lines."""
     with open("/proc/self/maps", errors="replace") as file:
-        return file.readlines()
+        return file.read()
+
+
+def _mapped(mapped: str, wanted: Callable[[str], bool]) -> list[str]:
+    if not wanted(mapped):  # most often none is, and the text need not be taken apart
+        return []
+    lines = [line.split(None, 5) for line in mapped.splitlines() if wanted(line)]
+    return sorted({line[5] for line in lines if len(line) == 6 and line[5].startswith("/")})
+
+
+def openmp(mapped: str) -> list[str]:
+    """The OpenMP libraries that are loaded; wheels bring their own, under any name that begins like these."""
+    return _mapped(mapped, lambda text: any(name in text for name in _OPENMP))

@@ -25,7 +25,7 @@ def test_descriptors_leave_out_the_standard_three_and_the_own(tmp_path: Path) ->
 
 async def test_many_findings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [asyncio.create_task(asyncio.sleep(10)) for _ in range(30)]
-    found = survey.survey(asyncio.get_running_loop(), set(), [])
+    found = survey.survey(asyncio.get_running_loop(), set(), [], "")
     assert len(found.warnings) == survey.MAX_NAMED + 1
     assert found.warnings[-1].startswith("and ")
     for task in tasks:
@@ -46,7 +46,7 @@ async def test_libraries_that_can_not_be_forked_are_named(
     monkeypatch: pytest.MonkeyPatch, name: str, module: object, said: str
 ) -> None:
     monkeypatch.setitem(sys.modules, name, module)
-    found = survey.survey(asyncio.get_running_loop(), set(), [])
+    found = survey.survey(asyncio.get_running_loop(), set(), [], "")
     assert any(said in obstacle for obstacle in found.obstacles)
 
 
@@ -64,7 +64,7 @@ async def test_libraries_at_rest_or_of_unknown_insides_are_no_obstacle(
     monkeypatch: pytest.MonkeyPatch, name: str, module: object
 ) -> None:
     monkeypatch.setitem(sys.modules, name, module)
-    found = survey.survey(asyncio.get_running_loop(), set(), [])
+    found = survey.survey(asyncio.get_running_loop(), set(), [], "")
     assert not any(name.split(".")[0] in obstacle for obstacle in found.obstacles)
 
 
@@ -74,10 +74,26 @@ def test_a_writable_duckdb_file_is_recognised(tmp_path: Path) -> None:
     fd = os.open(path, os.O_RDWR)
     try:
         found = (
-            survey.survey(asyncio.new_event_loop(), set(), [])
+            survey.survey(asyncio.new_event_loop(), set(), [], "")
             if False
             else list(survey._databases([d for d in survey.descriptors(set()) if d.fd == fd]))
         )
     finally:
         os.close(fd)
     assert found == [f"A DuckDB connection to {path} can write; close it, or open it read-only."]
+
+
+def test_mapped_files_are_found_in_the_text_of_proc() -> None:
+    text = (
+        "7f00-7f01 r-xp 00000000 fe:00 12 /opt/x y/libgomp-24e.so.1.0\n"
+        "7f01-7f02 rw-p 00000000 fe:00 12 /opt/x y/libgomp-24e.so.1.0\n"
+        "7f02-7f03 rw-s 00000000 fe:00 13 /home/user/m.bin\n"
+        "7f03-7f04 rw-s 00000000 00:01 14 /dev/zero (deleted)\n"
+        "7f04-7f05 rw-p 00000000 00:00 0\n"
+    )
+    assert survey.openmp(text) == ["/opt/x y/libgomp-24e.so.1.0"]
+    assert [w.split(" is shared")[0] for w in survey._shared_memory(text)] == [
+        "The memory-mapped file /home/user/m.bin"
+    ]
+    assert survey.openmp("") == []
+    assert survey.openmp(survey.maps()) is not None
