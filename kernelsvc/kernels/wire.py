@@ -104,6 +104,7 @@ class Wire:
         self._outgoing: deque[tuple[memoryview, list[int]]] = deque()
         self._outgoing_bytes = 0
         self._acked = last_frame
+        self._half: tuple[str, int] | None = None  # a reply without its idle: parent, frame
         self._controls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._control_number = 0
         self._requests: deque[tuple[str, bytes]] = deque(maxlen=KEPT_REQUESTS)
@@ -290,9 +291,29 @@ class Wire:
                 log.exception("a batch from kernel %s could not be taken", self._path)
                 self._lose(WireLoss("The server failed on what the kernel sent; its log has the details."))
                 return
-        if self._parser.last != self._acked:
-            self._acked = self._parser.last
+        settled = self._settled(batch)
+        if settled > self._acked:
+            self._acked = settled
             self._send(HEADER.pack(0, ACK, self._acked))
+
+    def _settled(self, batch: list[Output]) -> int:
+        """Up to which frame nothing has to be said again to the next server.
+
+        A cell ends, in the log, on its reply *and* its idle status. A reply that was
+        acknowledged by a server which died before the idle came would be lost.
+        """
+        for item in batch:
+            if isinstance(item, Message) and item.frame is not None and _ends_cell(item):
+                if item.msg_type == "execute_reply":
+                    self._half = (item.parent, item.frame)
+                elif self._half is not None and self._half[0] == item.parent:
+                    self._half = None
+        return self._parser.last if self._half is None else self._half[1] - 1
+
+    @property
+    def refused(self) -> bool:
+        """Whether something that was read waits for ``resume``."""
+        return bool(self._refused)
 
     def resume(self) -> None:
         """Deliver again what ``deliver`` refused, and read on."""
