@@ -30,7 +30,7 @@ from kernelsvc.kernels.cold_process import (
     Started,
 )
 from kernelsvc.kernels.host_client import HostClient
-from kernelsvc.kernels.port import Kernel, Sink, StartRequest
+from kernelsvc.kernels.port import Exit, Kernel, Sink, StartRequest
 
 #: Seconds that a kernel may take to its first answer; R and Julia need several.
 START_SECONDS = 60.0
@@ -188,6 +188,10 @@ class ColdLauncher:
         kernel = ColdKernel(place, record, started, self._processes, sink, max_message_bytes=self._max)
         kernel.adopted()
         return kernel
+
+    async def how_ended(self, kernel: str) -> Exit | None:
+        """See ``port.Launcher``."""
+        return None
 
     async def wake(self, request: StartRequest, sink: Sink) -> Kernel:
         """Not for cold kernels: there are no copies."""

@@ -430,6 +430,10 @@ class FakeLauncher:
         process.attach(sink, last_frame)
         return FakeKernel(process, self.processes)
 
+    async def how_ended(self, kernel: str) -> Exit | None:
+        """See ``port.Launcher``."""
+        return None
+
     async def wake(self, request: StartRequest, sink: Sink) -> FakeKernel:
         """See ``port.Launcher``."""
         kernel = await self.adopt(request, sink, last_frame=0)

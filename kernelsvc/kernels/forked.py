@@ -329,6 +329,17 @@ class ForkedLauncher:
             log.warning("kernel %s can't be adopted: %s", request.kernel, error.message)
             return None
 
+    async def how_ended(self, kernel: str) -> Exit | None:
+        """See ``port.Launcher``."""
+        try:
+            os.close((await self.host.find(kernel)).pidfd)
+        except NotFound as error:
+            said = error.details.get("exit")
+            return msgspec.convert(said, Exit) if said else None
+        except KernelsvcError:
+            return None
+        return None
+
     async def wake(self, request: StartRequest, sink: Sink) -> ForkedKernel:
         """See ``port.Launcher``."""
         try:

@@ -226,6 +226,9 @@ class Launcher(Protocol):
             KernelsvcError: it lives and does not answer now, or nobody could be asked; it is left alone.
         """
 
+    async def how_ended(self, kernel: str) -> Exit | None:
+        """How a kernel that is gone ended, if anybody saw it."""
+
     async def wake(self, request: StartRequest, sink: Sink) -> Kernel:
         """A copy that ``Kernel.fork`` made, named by ``request.kernel``, as a kernel of its own.
 

@@ -310,11 +310,6 @@ class Wire:
                     self._half = None
         return self._parser.last if self._half is None else self._half[1] - 1
 
-    @property
-    def refused(self) -> bool:
-        """Whether something that was read waits for ``resume``."""
-        return bool(self._refused)
-
     def resume(self) -> None:
         """Deliver again what ``deliver`` refused, and read on."""
         batch, self._refused = self._refused, []

@@ -265,7 +265,7 @@ class Session:
             self._arm()  # its time is not stopped by its silence
             raise
         if kernel is None:
-            self._lost()
+            self._lost(await self.launcher.how_ended(self.about.kernel))
         elif self._ended():  # meanwhile
             await kernel.end()
         else:
@@ -289,13 +289,13 @@ class Session:
     def _ended(self) -> bool:
         return self.state is SessionState.CLOSED
 
-    def _lost(self) -> None:
+    def _lost(self, exit: Exit | None) -> None:
         """The kernel ended while no server watched, or before it was ready."""
         if self.state in (SessionState.STARTING, SessionState.RESTORING):
             again = self.succession
             self.own(again.restore() if self.machine.copies else again.replace("not found after a restart"))
         else:
-            self.exited(Exit(cause=Cause.LOST, message="The kernel ended while no server was there to see how."))
+            self.exited(exit or Exit(cause=Cause.LOST, message="The kernel ended, and nobody was there to see how"))
 
     def detach(self) -> None:
         """Let go of the kernel without ending it: the server stops, the session lives on."""
