@@ -102,6 +102,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_total_memory_bytes: Annotated[
         int | None, _meta("Memory of all sessions together, above which none is created.", "bytes", ge=MiB)
     ] = None
+    max_cell_output_bytes: Annotated[
+        int | None,
+        _meta("Output of one cell that the log takes; past it the cell is interrupted, then ended.", "bytes", ge=MiB),
+    ] = 1024 * MiB
     max_queued_cells: Annotated[int, _meta("Cells that may wait in one session.", ge=1)] = 1000
     max_body_bytes: Annotated[int, _meta("Largest request body (files apart).", "bytes", ge=1024)] = 64 * MiB
     max_frame_bytes: Annotated[int, _meta("Largest WebSocket message.", "bytes", ge=1024)] = 64 * MiB

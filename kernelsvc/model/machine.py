@@ -42,6 +42,7 @@ from kernelsvc.model.stimuli import (
     EndKernel,
     Exited,
     FellAsleep,
+    Flood,
     Hold,
     Interrupt,
     InterruptKernel,
@@ -81,6 +82,8 @@ MOVES: dict[SessionState, frozenset[SessionState]] = {
 }
 
 
+#: The limit on what the log takes of one cell.
+FLOOD = "max_cell_output_bytes"
 #: Why a cell was interrupted -> how it ends, for those that are not ``interrupted``.
 STOPS: dict[str, Reason] = {"timeout": Reason.TIMEOUT, "memory_bytes": Reason.MEMORY}
 
@@ -131,6 +134,7 @@ class Policy:
     grace_seconds: float = 1.5
     max_queued: int = 1000
     output_bytes: int | None = 1024 * 1024
+    max_cell_output_bytes: int | None = None
     hibernate_seconds: float | None = None
 
 
@@ -156,6 +160,8 @@ class Machine:
         self.born = now
         self.active = now
         self.frame = 0
+        self.flow = 0  # output since the last cell began
+        self.flooded = False
         self.close_reason: str | None = None
         self.asleep = False  # the variables are on disk and there is no kernel
         self.sleepless = False  # it could not be put to sleep; not tried again before the next cell
@@ -198,6 +204,8 @@ class Machine:
                 return self._close(stimulus)
             case Tick():
                 return self._tick(now)
+            case Flood():
+                return self._flood(now)
             case Record():
                 return Outcome(list(stimulus.events))
 
@@ -311,7 +319,8 @@ class Machine:
         if run.stop is Reason.TIMEOUT:
             return Reason.TIMEOUT, f"{self._timeout_text(run.id)} reached; interrupted, variables kept.", True
         if run.stop is not None:
-            return run.stop, "Interrupted; variables kept.", True
+            why = f"{self._flood_text()}; interrupted" if self.flooded else "Interrupted"
+            return run.stop, f"{why}; variables kept.", True
         if reply.ename == "MemoryError":
             return Reason.MEMORY, "An allocation was refused; variables kept. Free some or use less at once.", True
         return Reason.ERROR, None, None
@@ -383,7 +392,8 @@ class Machine:
                 f"{self._timeout_text(run.id)} reached; the interrupt was ignored and the kernel killed",
             )
         if run.stop is not None:
-            return run.stop, "The interrupt was ignored and the kernel killed"
+            why = f"{self._flood_text()}; the" if self.flooded else "The"
+            return run.stop, f"{why} interrupt was ignored and the kernel killed"
         return Reason.KERNEL_DIED, stimulus.message
 
     def _ready(self, stimulus: KernelReady, now: float) -> Outcome:
@@ -514,6 +524,31 @@ class Machine:
         rest = self._rests_until()
         return Outcome([], [Sleep()] if rest is not None and now >= rest else [])
 
+    def _flood(self, now: float) -> Outcome:
+        """More output than the log may take of one cell: interrupt it, or end the kernel if no cell runs."""
+        bound = self.policy.max_cell_output_bytes
+        if bound is None or self.flow <= bound or self.flooded or self.state is S.CLOSED:
+            return Outcome()
+        run = self.running
+        reached = ev.LimitReached(
+            limit=FLOOD,
+            value=self.flow,
+            bound=bound,
+            enforced_by="server",
+            message=f"{self._flood_text()}; " + ("the cell is interrupted" if run else "the kernel is ended"),
+        )
+        if run is None:
+            return Outcome([reached], [KillKernel()])
+        reached.cell = run.id
+        if run.stop is not None:  # it is being ended already
+            return Outcome([reached])
+        out = self._interrupt(Interrupt(why=FLOOD), now)
+        out.events.insert(0, reached)
+        return out
+
+    def _flood_text(self) -> str:
+        return f"{FLOOD}: {self.policy.max_cell_output_bytes} bytes of output reached"
+
     # -- changes ---------------------------------------------------------------------
 
     def commit(self, outcome: Outcome, now: float) -> None:
@@ -539,6 +574,8 @@ class Machine:
             case ev.Interrupted() if self.running is not None and event.cell == self.running.id:
                 self.running.stop = STOPS.get(event.why, Reason.INTERRUPTED)
                 self.running.kill_at = now + self.policy.grace_seconds
+            case ev.LimitReached() if event.limit == FLOOD:
+                self.flooded = True
             case ev.OutputTruncated() if self.running is not None:
                 self.running.told_truncated = True
             case ev.SessionStarted() | ev.KernelRestarted() | ev.KernelRestored() | ev.RolledBack() | ev.Woken():
@@ -594,6 +631,7 @@ class Machine:
             self.execution_count = max(self.execution_count, event.execution_count)
         if not self._is_running(event.cell):
             self.running = Running(event.cell, now)
+            self.flow, self.flooded = 0, False
         run = self.running
         assert run is not None
         run.began, run.began_at = True, now
@@ -618,6 +656,8 @@ class Machine:
                 self._move(S.IDLE)
 
     def _evolve_output(self, event: Event) -> None:
+        size = output_size(event)
+        self.flow += size  # whichever cell it says it belongs to
         if not isinstance(event.cell, str) or event.cell not in self.cells:
             return
         self.cells[event.cell].last = event.seq
@@ -626,13 +666,14 @@ class Machine:
             return
         if isinstance(event, ev.Error):
             run.errored = True
-        run.output_bytes += output_size(event)
+        run.output_bytes += size
         budget = self.policy.output_bytes
         if budget is not None and run.output_bytes > budget:
             run.dropped = run.output_bytes - budget
 
     def _evolve_kernel(self, event: Event, now: float) -> None:
         self.frame = 0
+        self.flow, self.flooded = 0, False
         self.running = None
         self.active = now
         self.asleep = False
@@ -667,6 +708,7 @@ class Machine:
         match effect:
             case SendCell():
                 self.running = Running(effect.cell, now)
+                self.flow, self.flooded = 0, False
                 self._move(S.BUSY)
             case InterruptKernel() if run is not None:
                 run.stop, run.kill_at = effect.reason, effect.kill_at

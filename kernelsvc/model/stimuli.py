@@ -124,6 +124,11 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Flood:
+    """Output has come: is it more than the log may take of one cell?"""
+
+
+@dataclass(frozen=True)
 class Record:
     """Something happened that the machine only has to know of."""
 
@@ -145,6 +150,7 @@ Stimulus = (
     | FellAsleep
     | Close
     | Tick
+    | Flood
     | Record
 )
 

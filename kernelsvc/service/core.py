@@ -251,6 +251,7 @@ class Service:
             grace_seconds=self.settings.interrupt_grace_seconds,
             max_queued=self.settings.max_queued_cells,
             output_bytes=limits.output_bytes,
+            max_cell_output_bytes=self.settings.max_cell_output_bytes,
             hibernate_seconds=self.settings.hibernate_seconds,
         )
         return Session(

@@ -43,6 +43,7 @@ from kernelsvc.model.stimuli import (
     Effect,
     EndKernel,
     Exited,
+    Flood,
     Interrupt,
     InterruptKernel,
     KernelReady,
@@ -553,6 +554,7 @@ class Session:
         if run is not None and run.dropped and not run.told_truncated:
             kept = run.output_bytes - run.dropped
             self.do(Record((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
+        self.do(Flood())
 
     def _stimulus(self, message: Message) -> Stimulus | None:
         """The message as a stimulus if it is about the life of the running cell, else None."""

@@ -17,6 +17,7 @@ from kernelsvc.model.stimuli import (
     EndKernel,
     Exited,
     FellAsleep,
+    Flood,
     Interrupt,
     InterruptKernel,
     KernelReady,
@@ -271,3 +272,43 @@ def test_whatever_happens_each_cell_ends_at_most_once_and_replay_agrees(steps):
 
 def test_every_state_has_a_row():
     assert set(MOVES) == set(SessionState)
+
+
+def print_some(machine, size, cell="a"):
+    return drive(machine, Record((ev.Stream(cell=cell, name="stdout", text="x" * size),)), Flood())
+
+
+def test_output_without_end_is_interrupted_and_then_killed():
+    machine = ready(Policy(max_cell_output_bytes=100, grace_seconds=1.0))
+    drive(machine, submit("a"), Began("a", 1, 1))
+    assert print_some(machine, 100) == ([machine_last(100)], [])
+    events, effects = print_some(machine, 1)
+    assert types(events) == ["Stream", "LimitReached", "Interrupted"]
+    assert (events[1].limit, events[1].value, events[1].bound) == ("max_cell_output_bytes", 101, 100)
+    assert types(effects) == ["InterruptKernel"]
+    assert print_some(machine, 500)[1] == [], "said once"
+    assert types(drive(machine, Tick(), now=2.0)[1]) == ["KillKernel"]
+    events, _ = drive(machine, Exited("signalled", "SIGKILL"), now=2.0)
+    end = next(e for e in events if isinstance(e, ev.CellFinished))
+    assert end.reason is Reason.INTERRUPTED
+    assert "max_cell_output_bytes: 100 bytes" in end.message
+
+
+def machine_last(size):
+    return ev.Stream(cell="a", name="stdout", text="x" * size)
+
+
+def test_output_between_cells_without_end_ends_the_kernel():
+    machine = ready(Policy(max_cell_output_bytes=100))
+    events, effects = print_some(machine, 101, cell="nobody's")
+    assert types(events) == ["Stream", "LimitReached"]
+    assert types(effects) == ["KillKernel"]
+    assert print_some(machine, 101, cell="nobody's")[1] == []
+
+
+def test_each_cell_may_print_as_much_as_the_log_takes():
+    machine = ready(Policy(max_cell_output_bytes=100))
+    for cell in "abc":
+        drive(machine, submit(cell), Began(cell, 1, 1))
+        assert print_some(machine, 90, cell)[1] == []
+        drive(machine, Replied(cell, "ok", 1, None), WentIdle(cell, None))
