@@ -307,7 +307,7 @@ class ForkedLauncher:
     ) -> ForkedKernel:
         path = str(self.path(request.kernel))
         try:
-            wire = await Wire.connect(path, last_frame=last_frame, deadline=seconds, identity=identity)
+            wire = await Wire.connect(path, last_frame=last_frame, deadline=seconds, identity=identity, busy_ok=patient)
         except BaseException as error:
             os.close(found.pidfd)
             if patient and not isinstance(error, WireLoss):

@@ -26,13 +26,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed, Timeout
 from kernelsvc.kernels.port import Cause, Exit, Kernel, Launcher, Message, Output, StartRequest, Text
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, KernelInfo, Reason, SandboxReport
-from kernelsvc.model.limits import Limits, Usage
+from kernelsvc.model.limits import Usage
 from kernelsvc.model.log import seconds_of, timestamp
 from kernelsvc.model.machine import Machine, Policy
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
@@ -63,6 +61,7 @@ from kernelsvc.model.stimuli import (
 )
 from kernelsvc.protocol import facts
 from kernelsvc.sandbox.watchdog import Breach
+from kernelsvc.session.about import About, start_request_of
 from kernelsvc.session.copies import Copies
 from kernelsvc.session.ids import new_cell_id, new_id
 from kernelsvc.session.reading import Log, Reading
@@ -75,41 +74,8 @@ _TIMED = (ev.SessionStarted, ev.CellStarted, ev.Interrupted)
 
 #: Seconds between attempts to write again after the disk refused.
 RECOVER_SECONDS = 1.0
-
-
-class About(msgspec.Struct, kw_only=True):
-    """What a session is, apart from what happens in it. Kept in ``session.json``."""
-
-    id: str
-    principal: str
-    template: str
-    workdir: str
-    kernel: str
-    created_at: str
-    limits: Limits
-    name: str | None = None
-    labels: dict[str, str] = {}
-    env: dict[str, str] = {}
-    parent: dict[str, Any] | None = None
-    idempotency_key: str | None = None
-    family: str = ""
-    home: str = ""
-    copy_from: str = ""
-
-
-def start_request_of(about: About) -> StartRequest:
-    """What it takes to start the kernel of such a session, or to wake the copy that it begins as."""
-    return StartRequest(
-        session=about.id,
-        kernel=about.kernel,
-        template=about.template,
-        workdir=about.workdir,
-        limits=about.limits,
-        env=about.env,
-        family=about.family,
-        home=about.home,
-        copy_from=about.copy_from,
-    )
+#: Seconds between the interrupts of a cell that goes on.
+STRIKE_SECONDS = 1.0
 
 
 Observer = Callable[["Session", Sequence[Event]], None]
@@ -373,8 +339,8 @@ class Session:
                 self._loop.call_soon(self._send, effect.cell)  # behind the request for a copy, so that it is of before
             case SendCell():
                 self._send(effect.cell)
-            case InterruptKernel() if self.kernel:
-                self.kernel.interrupt()
+            case InterruptKernel() if self.kernel and self.machine.running:
+                self._strike(self.machine.running.id)
             case KillKernel() if self.kernel:
                 self.kernel.kill()
             case KillKernel():  # it lives and did not answer since the server came back
@@ -391,6 +357,13 @@ class Session:
                 self.own(self._finish())
             case _:
                 pass
+
+    def _strike(self, cell: str) -> None:
+        """Interrupt, and again while the grace lasts: a signal just before a blocking C call strikes only after it."""
+        run = self.machine.running
+        if run is not None and run.id == cell and run.kill_at is not None and self.kernel is not None:
+            self.kernel.interrupt()
+            self._loop.call_later(STRIKE_SECONDS, self._strike, cell)
 
     def _send(self, cell: str) -> None:
         spec = self.machine.queue.get(cell)
