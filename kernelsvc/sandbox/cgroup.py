@@ -218,8 +218,7 @@ class GroupMaker:
             if cpu or controller != "cpu"
         }
         for directory in dict.fromkeys(directories.values()):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(directory)
+            os.makedirs(directory, exist_ok=True)
         return Group(version=1 if self.version == 1 else 2, directories=directories)
 
     def leftovers(self) -> Iterator[Group]:
@@ -228,6 +227,15 @@ class GroupMaker:
         for name in sorted(name for name in names if name.startswith(_PREFIX)):
             directories = {controller: f"{parent}/{name}" for controller, parent in self._parents.items()}
             yield Group(version=1 if self.version == 1 else 2, directories=directories)
+
+    def trim(self) -> None:
+        """A group was removed: leave nothing behind when it was the last, should this host be killed.
+
+        With version 2 the parents go with the unit that they are in, and would have to
+        be given their controllers again.
+        """
+        if self.version == 1:
+            self.close()
 
     def close(self) -> None:
         """Remove the parents, where they are empty."""
@@ -323,6 +331,8 @@ def _v1(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -> Gr
             why[controller] = f"{base}: {error.strerror}"
             continue
         parents[controller] = f"{base}/kernelsvc.{tag}"
+        with contextlib.suppress(OSError):
+            os.rmdir(parents[controller])  # it was to see whether we may; ``make`` makes it again
     version: Literal[0, 1] = 1 if set(parents) - {"cpuacct"} else 0
     return GroupMaker(version, parents if version else {}, _verdicts(set(parents), why, _FIX_V1))
 

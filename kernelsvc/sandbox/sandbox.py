@@ -182,8 +182,10 @@ class Sandbox:
         return self._give_back(ticket.group, ticket.uid)
 
     def _give_back(self, group: Group | None, uid: int | None) -> bool:
-        if group is not None and not group.remove():
-            return False
+        if group is not None:
+            if not group.remove():
+                return False
+            self._groups.trim()
         if uid is not None:
             self._identities.release(uid)
         return True
@@ -200,6 +202,7 @@ class Sandbox:
                 group.kill()
                 group.remove()
                 found.append(group.name)
+        self._groups.trim()
         return found
 
     def close(self) -> None:

@@ -140,6 +140,24 @@ def test_another_hosts_groups_are_not_ours(maker: GroupMaker) -> None:
         other.close()
 
 
+@pytest.mark.needs_cgroup
+def test_nothing_stays_when_the_last_group_is_gone(maker: GroupMaker) -> None:
+    if maker.version != 1:
+        pytest.skip("version 2 keeps its parents")
+    group = maker.make("last")
+    assert group
+    parents = {os.path.dirname(directory) for directory in group.directories.values()}
+    maker.trim()
+    assert all(os.path.isdir(parent) for parent in parents)
+    assert group.remove()
+    maker.trim()
+    assert not any(os.path.exists(parent) for parent in parents)
+    again = maker.make("again")
+    assert again
+    again.limit(memory_bytes=64 * MiB, tasks=5)
+    assert again.remove()
+
+
 def test_looking_changes_nothing() -> None:
     made = open_cgroups("dry", dry=True)
     assert made.make("x") is None
