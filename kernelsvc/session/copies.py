@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Cells in a row, each sent within ``PAUSE`` seconds of the last one's end, that make a stream of cells.
-STREAK, PAUSE = 20, 0.005
+#: Cells in a row, each sent within ``PAUSE`` seconds of the last one's end, that make a stream of cells: nobody who
+#: reads the answers is that quick, a program is, also on a busy machine.
+STREAK, PAUSE = 20, 0.05
 #: In such a stream: seconds of rest after which a copy is made.
-REST = 0.02
+REST = 0.1
 #: In such a stream: how many times its cost the unsaved work must be worth.
 WORTH = 10.0
 
