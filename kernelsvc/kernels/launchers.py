@@ -31,6 +31,7 @@ class Launchers:
         self._runtime = runtime = Path(settings.runtime_dir)
         self._forked = ForkedLauncher(self.host, runtime)
         self._cold = ColdLauncher(HostProcesses(self.host), runtime)
+        self._found: set[Path] = set()
         self._specs: list[str] = []
         self._specs_at = -SPECS_SECONDS
 
@@ -40,6 +41,7 @@ class Launchers:
         Raises:
             Internal: there is none.
         """
+        self._found = set(self._runtime.glob("k_*.k"))
         await self.host.start()
 
     async def stop(self, *, end_kernels: bool) -> None:
@@ -56,7 +58,7 @@ class Launchers:
                 with contextlib.suppress(KernelsvcError):
                     await self._forked.end(kernel)
         listed = {*known, *await self.host.kernels()}
-        for path in self._runtime.glob("k_*.k"):
+        for path in self._found:  # and not what was made since
             if path.stem not in listed:
                 path.unlink(missing_ok=True)
 
