@@ -61,6 +61,7 @@ from kernelsvc.protocol import call as call_protocol
 from kernelsvc.sandbox.watchdog import Watchdog, Watched, hard_limits
 from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
 from kernelsvc.service.projections import Projections
+from kernelsvc.service.retention import Retention
 from kernelsvc.session import About, Session, new_id, new_kernel_id, start_request_of
 from kernelsvc.settings import Settings
 from kernelsvc.store.journal import Journal
@@ -102,6 +103,7 @@ class Service:
         self._clients: dict[int, set[str]] = {}
         self._usage: dict[str, Usage] = {}
         self._watching: asyncio.Future[None] | None = None
+        self._retiring: asyncio.Future[None] | None = None
         self._stopping = False
 
     # -- life ------------------------------------------------------------------------
@@ -121,6 +123,14 @@ class Service:
         if all(await asyncio.gather(*adopting)):  # else a kernel may belong to a session that can't be opened now
             await self._launchers.end_strays({kernel for s in self._live.values() for kernel in s.kernels()})
         self._watching = asyncio.ensure_future(self._watch())
+        if self.settings.retention_seconds is not None:
+            self._retiring = asyncio.ensure_future(self._retention(self.settings.retention_seconds).run())
+
+    def _retention(self, age: float) -> Retention:
+        def forget(session: str) -> None:
+            self._past.pop(session, None)
+
+        return Retention(self._store, self._projections.index, age, self.settings.retention_action, forget)
 
     async def _adopt(self, directory: SessionDirectory) -> bool:
         """Take a session up again; False if it can't be read. What is wrong with one must not stop the others."""
@@ -167,8 +177,9 @@ class Service:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     await asyncio.gather(*ending, return_exceptions=True)
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._watching, self._retiring):
+            if task is not None:
+                task.cancel()
         for session in self._live.values():
             session.detach()
         await self._projections.close()

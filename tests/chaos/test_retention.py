@@ -1,0 +1,55 @@
+"""Closed sessions that are old are archived or removed, on purpose and on record; also across a crash."""
+
+import gzip
+import json
+
+import pytest
+from waiting import wait_until
+
+from chaos.arena import Arena, counting
+from kernelsvc.errors import NotFound
+from kernelsvc.service.retention import due
+from kernelsvc.store.verify import verify
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def test_due_is_oldest_first_and_only_what_is_over_age():
+    assert due([("young", 95.0), ("old", 10.0), ("older", 5.0), ("just", 90.0)], 100.0, 10.0) == [
+        "older",
+        "old",
+        "just",
+    ]
+
+
+@pytest.mark.parametrize("action", ["archive", "remove"])
+async def test_a_closed_session_goes_and_that_is_on_record(place, action):
+    async with (
+        Arena(place, "--retention-seconds", "2", "--retention-action", action) as arena,
+        arena.client() as client,
+    ):
+        stays = await client.create_session()
+        session = await client.create_session(name="old")
+        await session.run(counting("one", 5), cell="one")
+        await session.close()
+        await arena.restart()
+        path = arena.session_path(session.id)
+        await wait_until(lambda: not path.exists(), deadline=20, what="the session's end")
+
+        async def forgotten():
+            return session.id not in {one.id for one in await client.sessions()}
+
+        await wait_until(forgotten)
+        with pytest.raises(NotFound):
+            await client.session(session.id)
+        (line,) = (arena.served.data_dir / "retention.jsonl").read_text().splitlines()
+        told = json.loads(line)
+        assert (told["session"], told["action"]) == (session.id, {"archive": "archived", "remove": "removed"}[action])
+        archived = arena.served.data_dir / "archive" / session.id / "journal.jsonl.gz"
+        assert archived.exists() == (action == "archive")
+        if action == "archive":
+            assert verify(archived).ok
+            last = json.loads(gzip.decompress(archived.read_bytes()).splitlines()[-1])
+            assert told["seq"] == last["seq"]
+        assert (await stays.run("1 + 1")).text.strip() == "2", "open ones are left alone"
+        await stays.close()
