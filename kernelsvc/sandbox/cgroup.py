@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,8 @@ _WANTED: tuple[Controller, ...] = ("memory", "pids", "cpu", "cpuacct")
 _PERIOD_US = 100_000
 _LEAST_QUOTA_US = 1_000  # the kernel's own minimum
 _KILL_ROUNDS = 100
+#: Age from which an empty group of another host is taken for abandoned.
+ABANDONED_SECONDS = 600.0
 #: A bare name could be that of a control file ("tasks").
 _PREFIX = "k-"
 #: The fixes that doctor shows.
@@ -227,6 +230,26 @@ class GroupMaker:
         for name in sorted(name for name in names if name.startswith(_PREFIX)):
             directories = {controller: f"{parent}/{name}" for controller, parent in self._parents.items()}
             yield Group(version=1 if self.version == 1 else 2, directories=directories)
+
+    def clear_abandoned(self, *, older_than: float = ABANDONED_SECONDS) -> int:
+        """Remove the empty groups of hosts that were killed and have no successor in their runtime directory.
+
+        Nobody lives in them, or Linux would refuse; their age keeps us from one that a
+        living host has just made and not yet filled.
+
+        Returns:
+            How many directories are gone.
+        """
+        oldest, gone = time.time() - older_than, 0
+        for base in {os.path.dirname(parent) for parent in self._parents.values()}:
+            hosts = [entry for entry in _subdirectories(base) if entry.name.startswith("kernelsvc.")]
+            found = [[entry.path for entry in _subdirectories(host.path)] + [host.path] for host in hosts]
+            # Ages first: removing a group makes its parent look young.
+            for directory in [path for paths in found for path in paths if _made(path) < oldest]:
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+                    gone += 1
+        return gone
 
     def trim(self) -> None:
         """A group was removed: leave nothing behind when it was the last, should this host be killed.
@@ -451,6 +474,13 @@ def _subdirectories(path: str) -> list[os.DirEntry[str]]:
             return [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError:
         return []
+
+
+def _made(directory: str) -> float:
+    try:
+        return os.stat(directory).st_mtime
+    except OSError:
+        return time.time()
 
 
 def _descendants(root: int) -> set[int]:

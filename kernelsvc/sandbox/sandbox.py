@@ -203,6 +203,7 @@ class Sandbox:
                 group.remove()
                 found.append(group.name)
         self._groups.trim()
+        self._groups.clear_abandoned()
         return found
 
     def close(self) -> None:

@@ -158,6 +158,20 @@ def test_nothing_stays_when_the_last_group_is_gone(maker: GroupMaker) -> None:
     assert again.remove()
 
 
+@pytest.mark.needs_cgroup
+def test_what_a_killed_host_left_is_cleared_when_it_is_old_and_empty(maker: GroupMaker) -> None:
+    killed = open_cgroups(f"killed{os.getpid()}")
+    group = killed.make("left")
+    assert group
+    maker.clear_abandoned()
+    assert all(os.path.isdir(directory) for directory in group.directories.values()), "it may be about to be used"
+    for directory in group.directories.values():
+        for path in (directory, os.path.dirname(directory)):
+            os.utime(path, (0, 0))
+    maker.clear_abandoned()
+    assert not any(os.path.exists(os.path.dirname(directory)) for directory in group.directories.values())
+
+
 def test_looking_changes_nothing() -> None:
     made = open_cgroups("dry", dry=True)
     assert made.make("x") is None
