@@ -31,8 +31,10 @@ from typing import Any, NoReturn
 
 from kernelsvc.guest import confine
 
-#: Seconds between attempts to kill what keeps being born, and for how long.
-_KILL_PAUSE, _KILL_SECONDS = 0.005, 5.0
+#: Milliseconds to wait for news of a child between two attempts to kill what keeps being born.
+_KILL_PAUSE_MS = 5
+#: Seconds for which that is tried.
+_KILL_SECONDS = 5.0
 
 
 def ended_children() -> list[tuple[int, int]]:
@@ -90,6 +92,7 @@ class Init:
         self._kernel = kernel
         self._kernel_pidfd = os.pidfd_open(kernel)
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake = wake_read
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -106,7 +109,6 @@ class Init:
         while True:
             for fd, _ in poll.poll(self._patience()):
                 if fd == wake_read:
-                    os.read(wake_read, 4096)
                     self._reap()
                 elif fd == self._door.fileno():
                     self._open_door(poll, own)
@@ -138,6 +140,8 @@ class Init:
                 return  # full or gone: what matters is found out by pidfd too
 
     def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 4096)
         for pid, status in ended_children():
             kernel = pid == self._kernel and self._kernel_status is None
             if kernel:
@@ -194,6 +198,8 @@ class Init:
     def _end(self) -> NoReturn:
         """End all and exit. In a pid namespace the exit alone does it, and Linux vouches for that."""
         deadline = time.monotonic() + _KILL_SECONDS
+        news = select.poll()
+        news.register(self._wake, select.POLLIN)
         while not self._own_namespace and time.monotonic() < deadline:
             left = _descendants(os.getpid())
             if not left:
@@ -203,8 +209,8 @@ class Init:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
+            news.poll(_KILL_PAUSE_MS)
             self._reap()
-            time.sleep(_KILL_PAUSE)
         self._reap()
         os._exit(0)
 

@@ -11,7 +11,9 @@ environment ever lies in the heap from which the next one is forked.
     host ── plan, descriptors ──> child (the middle) ── enter ── fork ──> init ── build ── fork ──> kernel
 
 The middle exits once it has forked the init; the template only reaps it. The
-init belongs to the host (a subreaper), so sessions outlive their template.
+init falls to the host (a subreaper), so sessions outlive their template. Without
+a pid namespace there is no middle, and the init falls to the host when the
+template ends.
 """
 
 from __future__ import annotations
@@ -160,8 +162,8 @@ def start(channel: socket.socket, spawn: dict[str, Any], fds: Sequence[int], pre
     """In the middle: confine, fork the init, which forks the kernel."""
     plan = spawn["plan"]
     confine.enter(plan)
-    if os.fork():
-        os._exit(0)
+    if "pid" in plan["namespaces"] and os.fork():
+        os._exit(0)  # only a child is in the new pid namespace; without one the middle itself becomes the init
     listener, door, *raw = fds
     guarding = init.Init(channel, socket.socket(fileno=door), plan, grace=spawn["grace"])
     confine.build(plan)

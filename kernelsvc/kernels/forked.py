@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError, NotFound, NotSupported, Timeout, TooLarge
-from kernelsvc.kernels import processes
+from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError, NotFound, NotSupported, Timeout
+from kernelsvc.kernels import channel, processes
 from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.host_client import Found, HostClient
 from kernelsvc.kernels.port import Cause, Exit, Forked, Output, Saved, Sink, StartRequest
@@ -38,8 +38,6 @@ ADOPT_SECONDS = 2.0
 COPY_SECONDS = 120.0
 #: Seconds for saving or loading the variables, and most lost ones that are named.
 SAVE_SECONDS, MAX_LOST = 300.0, 1000
-#: Largest environment of a session; it travels in one datagram.
-MAX_ENV_BYTES = 64 * 1024
 _SO_PEERPIDFD = 77
 
 
@@ -248,22 +246,21 @@ class ForkedLauncher:
 
     def make_ends(self, kernel: str) -> list[int]:
         """A bound socket and two pipes: the five descriptors that a kernel gets."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path = self.path(kernel)
         path.unlink(missing_ok=True)
-        try:
+        with contextlib.ExitStack() as undo:
+            listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             listener.bind(str(path))
+            undo.callback(path.unlink)
             path.chmod(0o600)
-        except BaseException:
-            listener.close()
-            raise
-        return [listener.detach(), *os.pipe2(os.O_CLOEXEC), *os.pipe2(os.O_CLOEXEC)]
+            ends = list(os.pipe2(os.O_CLOEXEC))
+            undo.callback(channel.close_all, ends)
+            ends = [*ends, *os.pipe2(os.O_CLOEXEC)]
+            undo.pop_all()
+        return [listener.detach(), *ends]
 
     async def start(self, request: StartRequest, sink: Sink) -> ForkedKernel:
         """See ``port.Launcher``."""
-        size = sum(len(name) + len(value) for name, value in request.env.items())
-        if size > MAX_ENV_BYTES:
-            raise TooLarge(f"The environment has {size} bytes and may have {MAX_ENV_BYTES}; put data into a file.")
         ends = self.make_ends(request.kernel)
         try:
             found = await self.host.spawn(

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 import kernelsvc
-from kernelsvc.errors import Internal, KernelsvcError, NotFound, Timeout, from_json
+from kernelsvc.errors import Internal, KernelsvcError, NotFound, Timeout, TooLarge, from_json
 from kernelsvc.kernels import channel
 from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.host import VERSION, HostSettings
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 CONNECT_SECONDS = 20.0
 #: Seconds for one request; a spawn waits for its template too.
 REQUEST_SECONDS = 60.0
+#: Largest environment of a session, as JSON; it travels in one datagram.
+MAX_ENV_BYTES = 64 * 1024
 _RETRY_SECONDS = 0.02, 1.0
 
 Ended = Callable[[Exit], None]
@@ -221,6 +223,9 @@ class HostClient:
         return await self._ask(op, fds, **fields)
 
     async def _ask_for_process(self, op: str, fds: Sequence[int] = (), **fields: Any) -> Found:
+        size = len(channel.encode(fields.get("env") or {}))
+        if size > MAX_ENV_BYTES:
+            raise TooLarge(f"The environment takes {size} bytes and may take {MAX_ENV_BYTES}; put data into a file.")
         said, given = await self.ask(op, fds, **fields)
         channel.close_all(given[1:])
         report = msgspec.convert(said["sandbox"], SandboxReport)

@@ -24,7 +24,7 @@ import pytest_asyncio
 from hosted import Bench, bench, gone, kill
 from waiting import wait_until
 
-from kernelsvc.errors import BadRequest, Conflict, Internal, KernelDead, KernelsvcError, NotFound
+from kernelsvc.errors import BadRequest, Conflict, Internal, KernelDead, KernelsvcError, NotFound, TooLarge
 from kernelsvc.kernels import channel, processes
 from kernelsvc.kernels.port import Cause
 from kernelsvc.model.limits import Limits
@@ -317,6 +317,17 @@ async def test_a_start_that_is_cancelled_leaves_nothing(host: Bench, pause: floa
         return await host.kernels() == {} and below == [template.pid] and host.left() == set()
 
     await wait_until(alone, what="no trace")
+
+
+async def test_an_environment_has_a_bound_in_bytes_as_they_travel(host: Bench) -> None:
+    for value in ("x" * 65_536, "\x01" * 12_000, "\N{SNOWMAN}" * 22_000):
+        with pytest.raises(TooLarge, match="environment"):
+            await host.start(env={"A": value})
+    assert host.left() == set()
+    value = "\N{SNOWMAN}" * 20_000
+    one = await host.start(env={"A": value})
+    assert await one.run("import os; print(len(os.environ['A']))") == "20000\n"
+    await one.kernel.end()
 
 
 async def test_what_makes_no_sense_is_refused_and_changes_nothing(host: Bench) -> None:

@@ -1,0 +1,190 @@
+"""Sandboxes as a kernel host keeps them: real inits with a sleeping child for a kernel, no template and no server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from waiting import wait_until
+
+from kernelsvc.errors import Conflict, Internal, KernelDead, NotFound
+from kernelsvc.guest import init, linux
+from kernelsvc.kernels import processes
+from kernelsvc.kernels.nursery import Nursery
+from kernelsvc.kernels.ward import Member, Record, Ward
+from kernelsvc.model.limits import Limits
+from kernelsvc.sandbox.sandbox import Sandbox
+
+
+class Cradle:
+    """A nursery, and what it said."""
+
+    def __init__(self, runtime: Path, adoption_seconds: float = 60.0) -> None:
+        self.runtime = runtime
+        self.sandbox = Sandbox(policy="off", runtime_dir=str(runtime))
+        self.ended: list[str] = []
+        self.nursery = Nursery(runtime, self.sandbox, adoption_seconds, self._exited, self._own)
+
+    def _exited(self, ward: Ward, member: Member) -> None:
+        self.ended.append(member.kernel)
+
+    @staticmethod
+    def _own() -> set[int]:
+        """All children of this process: other tests' too, which must be left alone."""
+        return set(processes.children(os.getpid()))
+
+    def record(self, kernel: str) -> Record:
+        workdir = self.runtime / f"w-{kernel}"
+        workdir.mkdir()
+        ticket = self.sandbox.prepare(kernel, workdir=str(workdir), limits=Limits(), python=sys.executable)
+        slim = msgspec.structs.replace(ticket, plan={})
+        return Record(kernel=kernel, session=f"s-{kernel}", kind="forked", ticket=slim, home=str(workdir))
+
+    async def make(self, kernel: str, *, fail: str = "") -> Ward:
+        def launch(ours: socket.socket, theirs: socket.socket, door: socket.socket) -> None:
+            if os.fork() == 0:
+                _be_a_sandbox(theirs, door, fail)
+
+        with self.nursery.claim(kernel):
+            return await self.nursery.make(self.record(kernel), launch, listens=False)
+
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.runtime.iterdir() if path.suffix in (".i", ".json"))
+
+
+def _be_a_sandbox(channel: socket.socket, door: socket.socket, fail: str) -> None:
+    try:
+        os.setsid()
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+        linux.close_others({0, 1, 2, channel.fileno(), door.fileno()})
+        if fail == "silent":
+            os._exit(1)
+        if fail:
+            raise ValueError(fail)
+        guard = init.Init(channel, door, {"namespaces": [], "guard_init": False}, grace=60.0)
+        kernel = os.fork()
+        if kernel:
+            guard.run(kernel)
+        os.setsid()
+        while True:
+            signal.pause()
+    except BaseException as error:
+        init.fail(channel, error)
+
+
+@pytest.fixture
+async def cradle(short_tmp: Path, request: pytest.FixtureRequest) -> AsyncIterator[Cradle]:
+    runtime = short_tmp / f"n{abs(hash(request.node.name)) % 10_000}"
+    runtime.mkdir()
+    made = Cradle(runtime)
+    yield made
+    await made.nursery.end_all()
+    made.sandbox.close()
+    init.ended_children()
+
+
+async def test_a_sandbox_is_made_found_and_ended(cradle: Cradle) -> None:
+    ward = await cradle.make("k1")
+    found, member = cradle.nursery.find("k1")
+    assert found is ward
+    assert processes.stat(member.pid)
+    assert cradle.left() == ["k1.i", "k1.json"]
+    exit = await cradle.nursery.end("k1")
+    assert exit is not None
+    assert exit.signal == signal.SIGKILL
+    assert cradle.left() == []
+    assert await cradle.nursery.end("k1") is None
+    with pytest.raises(NotFound):
+        cradle.nursery.find("k1")
+
+
+async def test_an_id_is_taken_once_also_while_it_is_being_made(cradle: Cradle) -> None:
+    making = asyncio.ensure_future(cradle.make("k1"))
+    await asyncio.sleep(0)
+    with pytest.raises(Conflict):
+        await cradle.make("k1")
+    await making
+    with pytest.raises(Conflict):
+        await cradle.make("k1")
+
+
+async def test_an_end_reaches_what_is_being_made(cradle: Cradle) -> None:
+    making = asyncio.ensure_future(cradle.make("k1"))
+    await asyncio.sleep(0)
+    await cradle.nursery.end("k1")
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert cradle.left() == []
+    assert cradle.nursery.wards == {}
+
+
+@pytest.mark.parametrize(("fail", "words"), [("no room", "no room"), ("silent", "ended while it was started")])
+async def test_one_that_can_t_be_made_leaves_nothing(cradle: Cradle, fail: str, words: str) -> None:
+    with pytest.raises(Internal, match=words):
+        await cradle.make("k1", fail=fail)
+    assert cradle.left() == []
+    assert (await cradle.make("k2")).members
+
+
+async def test_what_no_server_holds_ends_and_what_one_holds_does_not(short_tmp: Path) -> None:
+    runtime = short_tmp / "orphans"
+    runtime.mkdir()
+    cradle = Cradle(runtime, adoption_seconds=0.1)
+    held, adopted, _ = [await cradle.make(f"k{n}") for n in range(3)]
+    cradle.nursery.look_for_orphans({"k0"})
+    cradle.nursery.adopted(adopted)
+    await wait_until(lambda: cradle.ended)
+    await wait_until(lambda: set(cradle.nursery.wards) == {"k0", "k1"})
+    assert cradle.ended == ["k2"]
+    await asyncio.sleep(0.2)  # long enough for the others, had they been forgotten
+    assert cradle.nursery.find("k0")[0] is held
+    await cradle.nursery.end_all()
+    assert cradle.left() == []
+    cradle.sandbox.close()
+    init.ended_children()
+
+
+async def test_the_next_host_takes_over_what_it_can_and_ends_the_rest(cradle: Cradle) -> None:
+    for number in range(3):
+        await cradle.make(f"k{number}")
+    pids = {kernel: ward.members[kernel].pid for kernel, ward in cradle.nursery.wards.items()}
+    (cradle.runtime / "k1.json").write_text("{")
+    (cradle.runtime / "k2.json").unlink()
+    (cradle.runtime / "k3.json").write_bytes(msgspec.json.encode(cradle.record("k3")))
+    after = Cradle(cradle.runtime)
+    await after.nursery.find_old()
+    assert set(after.nursery.wards) == {"k0"}
+    assert after.nursery.find("k0")[1].pid == pids["k0"]
+    assert after.left() == ["k0.i", "k0.json"]
+    await wait_until(lambda: not any(_alive(pids[kernel]) for kernel in ("k1", "k2")))
+    assert _alive(pids["k0"])
+    await after.nursery.end_all()
+    assert not _alive(pids["k0"])
+
+
+def _alive(pid: int) -> bool:
+    about = processes.stat(pid)
+    return about is not None and about.state != "Z"
+
+
+async def test_a_copy_is_one_of_the_sandbox_s_own_processes(cradle: Cradle) -> None:
+    ward = await cradle.make("k1")
+    own = os.pidfd_open(ward.members["k1"].pid)
+    other = os.pidfd_open(os.getpid())
+    with pytest.raises(KernelDead):
+        cradle.nursery.enlist("k2", "k1", other, "")
+    with pytest.raises(NotFound):
+        cradle.nursery.enlist("k2", "k9", other, "")
+    with pytest.raises(Conflict):
+        cradle.nursery.enlist("k1", "k1", other, "")
+    os.close(other)
+    cradle.nursery.enlist("k2", "k1", own, "")
+    assert set(cradle.nursery.wards) == {"k1", "k2"}
+    assert cradle.nursery.find("k2")[1].home == ward.record.home
