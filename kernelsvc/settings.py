@@ -91,6 +91,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["required", "best-effort", "off"],
         _meta("Confinement of sessions; under systemd the default is required."),
     ] = "best-effort"
+    start_host: Annotated[
+        bool, _meta("Start a kernel host when none answers; under systemd the default is false, its unit does.")
+    ] = True
     default_template: Annotated[str, _meta("Template of a session that names none.", min_length=1)] = "python3"
     templates: Annotated[dict[str, Template], _meta("Environments to fork sessions from: name to python, preload.")] = (
         msgspec.field(default_factory=lambda: dict(DEFAULT_TEMPLATES))
@@ -420,8 +423,10 @@ def _assemble(found: dict[str, tuple[Any, str]], env: Mapping[str, str]) -> Sett
     if values.get("runtime_dir") is None:
         values["runtime_dir"], sources["runtime_dir"] = _default_runtime_dir(env, values["data_dir"]), "platform"
     # INVOCATION_ID is inherited by every shell under a unit; this one names the unit's own process.
-    if "sandbox" not in values and env.get("SYSTEMD_EXEC_PID") == str(os.getpid()):
-        values["sandbox"], sources["sandbox"] = "required", "platform"
+    if env.get("SYSTEMD_EXEC_PID") == str(os.getpid()):
+        for name, value in (("sandbox", "required"), ("start_host", False)):
+            if name not in values:
+                values[name], sources[name] = value, "platform"
     if plain and sources["tokens"] == "default":
         sources["tokens"] = sources["token"]
     settings = Settings(limits=Limits(**limits), tokens=tokens, templates=templates, sources=sources, **values)

@@ -208,7 +208,7 @@ class Host:
     def _reap(self) -> None:
         for pid, _ in guest_init.ended_children():
             for template in self.templates.values():
-                if template.reaped(pid):
+                if template.reaped(pid) and not self.stopped.is_set():
                     log.warning("template %s ended", template.name)
 
     # -- notices ------------------------------------------------------------------------------

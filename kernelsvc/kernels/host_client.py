@@ -93,7 +93,8 @@ class HostClient:
                     pause = min(longest, pause * 1.5)
         except TimeoutError:
             log_path = Path(self._settings.runtime_dir) / "host.log"
-            raise Internal(f"The kernel host does not answer; see {log_path}.") from None
+            hint = f"see {log_path}" if self._may_start else "start kernelsvc-kernels.service, or set start_host"
+            raise Internal(f"The kernel host does not answer; {hint}.") from None
 
     async def _connect(self) -> bool:
         """Try once; False if there is no host, or it ended before it could say anything."""

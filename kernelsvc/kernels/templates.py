@@ -35,8 +35,6 @@ _INHERITED = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
 #: Keeps libraries from starting threads at import, which no fork would have.
 _ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/nonexistent",
-    "MPLCONFIGDIR": "/tmp",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "NUMBA_THREADING_LAYER": "workqueue",
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -60,6 +58,7 @@ def install_guest(directory: Path) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     source = Path(kernelsvc.__file__).parent
     shutil.copytree(source / "guest", package / "guest", ignore=shutil.ignore_patterns("__pycache__"))
+    (target / "home").mkdir(mode=0o700)
     (package / "__init__.py").write_text('"""The guest part of kernelsvc, alone."""\n')
     return target
 
@@ -94,11 +93,12 @@ class Template:
         self.state, self.message = "starting", ""
         self._settled.clear()
         ours, theirs = channel.pair()
+        home = str(self._guest / "home")  # caches of the libraries it imports; no session sees it
         env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         try:
             self._process = subprocess.Popen(
                 [self.python, "-P", "-c", _BOOT, str(theirs.fileno()), str(self._guest)],
-                env={"LANG": "C.UTF-8"} | env | _ENVIRONMENT,
+                env={"LANG": "C.UTF-8"} | env | _ENVIRONMENT | {"HOME": home, "MPLCONFIGDIR": home, "IPYTHONDIR": home},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,

@@ -95,7 +95,7 @@ class Service:
         self.metrics = metrics or Metrics()
         self._store = SessionDirectories(settings.data_path())
         self._projections = Projections(self._store, self.metrics)
-        self._launchers = Launchers(host_settings(settings))
+        self._launchers = Launchers(host_settings(settings), start_host=settings.start_host)
         self._live: dict[str, Session] = {}
         self._past: OrderedDict[str, Session] = OrderedDict()
         self._promised: dict[str, Live] = {}

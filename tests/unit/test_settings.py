@@ -155,3 +155,11 @@ def test_table_is_documented():
 def test_templates_add_to_the_default():
     got = s.load({"templates": '{"bare": {"python": "/usr/bin/python3"}}'})
     assert set(got.templates) == {"python3", "bare"}
+
+
+def test_under_systemd_the_kernel_host_is_a_unit_of_its_own():
+    env = {"SYSTEMD_EXEC_PID": str(os.getpid())}
+    assert s.load({}, env).start_host is False
+    assert s.load({}, env).sandbox == "required"
+    assert s.load({"start_host": "true"}, env).start_host is True
+    assert s.load({}, {"SYSTEMD_EXEC_PID": "1"}).start_host is True
