@@ -77,8 +77,19 @@ class Retention:
         return gone
 
     def _closed(self) -> Iterable[tuple[str, float]]:
-        for session in self._index.closed():
+        """Closed sessions, but for those in whose directory the files of a branch lie."""
+        for session in self._index.closed() - self._hosts():
             try:
                 yield session, self._store.directory(session).journal.stat().st_mtime
             except (OSError, KernelsvcError):
                 continue  # going already, or removed by hand
+
+    def _hosts(self) -> set[str]:
+        """Sessions below whose ``home`` another one's files lie: the first ones of families."""
+        top = self._store.sessions.resolve()
+        hosts = set()
+        for found in self._store.scan():
+            files = found.files.resolve()
+            if files.is_relative_to(top) and (host := files.relative_to(top).parts[0]) != found.id:
+                hosts.add(host)
+        return hosts

@@ -22,6 +22,22 @@ def test_due_is_oldest_first_and_only_what_is_over_age():
     ]
 
 
+async def test_a_parent_stays_as_long_as_its_branches(place):
+    """A branch's files lie in the directory of its family's first session."""
+    async with Arena(place, "--retention-seconds", "1.5") as arena, arena.client() as client:
+        parent = await client.create_session()
+        await parent.run("open('note', 'w').write('kept')")
+        (branch,) = await parent.branch()
+        await parent.close()
+        other = await client.create_session()
+        await other.close()
+        await wait_until(lambda: not arena.session_path(other.id).exists(), deadline=20, what="the other's end")
+        assert (await branch.run("open('note').read()")).text.strip() == "'kept'"
+        assert arena.session_path(parent.id).exists()
+        await branch.close()
+        await wait_until(lambda: not arena.session_path(parent.id).exists(), deadline=20, what="the parent's end")
+
+
 @pytest.mark.parametrize("action", ["archive", "remove"])
 async def test_a_closed_session_goes_and_that_is_on_record(place, action):
     async with (
