@@ -6,9 +6,9 @@ import random
 import signal
 
 import pytest
-from chaos.arena import Arena, Witness, check, counting, journal_of
 from waiting import wait_until
 
+from chaos.arena import Arena, Witness, check, counting, journal_of
 from kernelsvc.model import events as ev
 
 pytestmark = pytest.mark.timeout(180)
