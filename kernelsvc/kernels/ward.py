@@ -364,6 +364,8 @@ class Ward:
                 task.cancel()
             for member in self.members.values():
                 os.close(member.pidfd)
+                member.over.set()  # one that leaves meanwhile waits for it, and must not close the descriptor again
+            self.members.clear()
             if self._init_pidfd >= 0:
                 os.close(self._init_pidfd)
                 self._init_pidfd, self.init_pid = -1, 0

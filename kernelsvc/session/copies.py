@@ -177,7 +177,11 @@ class Copies:
             private_bytes=forked.private_bytes,
             warnings=forked.warnings,
         )
-        session.record(made)
+        try:
+            session.record(made)
+        except BaseException:  # closed in this moment, or the disk is full: nobody will ever name it
+            await asyncio.shield(session.launcher.discard(request.kernel))
+            raise
         await self._thin()
         return session.machine.checkpoints[checkpoint]
 
