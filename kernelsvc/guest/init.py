@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -48,6 +49,12 @@ def ended_children() -> list[tuple[int, int]]:
         if pid == 0:
             return ended
         ended.append((pid, status))
+
+
+def limit_descriptors(soft: int) -> None:
+    """Back to the usual soft limit of open files, which the host has raised for itself."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def say_failed(channel: socket.socket, error: BaseException) -> None:

@@ -161,6 +161,7 @@ def _quiet() -> None:
 def start(channel: socket.socket, spawn: dict[str, Any], fds: Sequence[int], prepared: Prepared) -> NoReturn:
     """In the middle: confine, fork the init, which forks the kernel."""
     plan = spawn["plan"]
+    init.limit_descriptors(spawn["descriptors"])
     confine.enter(plan)
     if "pid" in plan["namespaces"] and os.fork():
         os._exit(0)  # only a child is in the new pid namespace; without one the middle itself becomes the init

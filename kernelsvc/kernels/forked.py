@@ -180,6 +180,7 @@ class ForkedKernel:
     async def end(self) -> None:
         """See ``port.Kernel``."""
         self._sink = None
+        self.kill()  # now, whether or not there is a host to see to the rest
         self._close()
         await asyncio.shield(self._launcher.end(self.info.id))
 

@@ -17,8 +17,10 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -71,6 +73,11 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     stay: bool = False
 
+    def digest(self) -> str:
+        """The same for hosts that would do the same: of one version, with the same settings but for ``stay``."""
+        text = msgspec.json.encode(msgspec.structs.replace(self, stay=False), order="sorted")
+        return hashlib.sha256(__version__.encode() + text).hexdigest()
+
 
 class Spawn(msgspec.Struct, frozen=True, kw_only=True):
     """``spawn``: a forked kernel."""
@@ -100,10 +107,16 @@ Answer = tuple[dict[str, Any], list[int]]
 
 
 class Host:
-    """One running kernel host."""
+    """One running kernel host.
 
-    def __init__(self, settings: HostSettings) -> None:
+    Args:
+        settings: what it does.
+        descriptors: the soft limit of open files that sessions begin with.
+    """
+
+    def __init__(self, settings: HostSettings, descriptors: int) -> None:
         self.settings = settings
+        self.descriptors = descriptors
         self.runtime = Path(settings.runtime_dir)
         self.sandbox = Sandbox(policy=settings.sandbox, runtime_dir=settings.runtime_dir, hidden=settings.hidden)
         guest = install_guest(self.runtime)
@@ -260,6 +273,7 @@ class Host:
         return {
             "pid": os.getpid(),
             "version": __version__,
+            "settings": self.settings.digest(),
             "templates": [template.describe() for template in self.templates.values()],
             "sandbox": msgspec.to_builtins(report),
         }, []
@@ -295,6 +309,7 @@ class Host:
         spawn = {
             "plan": ticket.plan,
             "grace": self.settings.adoption_seconds,
+            "descriptors": self.descriptors,
             "identity": {"kernel": request.kernel, "session": request.session},
             "imports": _imports(template.settings),
         }
@@ -322,7 +337,7 @@ class Host:
 
             def launch(ours: socket.socket, theirs: socket.socket, door: socket.socket) -> None:
                 if os.fork() == 0:
-                    _cold_child(theirs, door, ticket, request, fds, self.settings.adoption_seconds)
+                    _cold_child(theirs, door, ticket, request, fds, self)
 
             ward = await self.nursery.make(_record(request, "cold", ticket), launch, listens=False)
         return await self._hand_over(server, ward, request.kernel)
@@ -415,7 +430,7 @@ def _imports(settings: TemplateSettings) -> dict[str, Any] | None:
 
 
 def _cold_child(
-    theirs: socket.socket, door: socket.socket, ticket: Ticket, request: Start, fds: Sequence[int], grace: float
+    theirs: socket.socket, door: socket.socket, ticket: Ticket, request: Start, fds: Sequence[int], host: Host
 ) -> NoReturn:
     """In a fork of the host: become the middle of a cold kernel's sandbox."""
     try:
@@ -425,7 +440,8 @@ def _cold_child(
         for target, fd in enumerate(fds):
             os.dup2(fd, target)
         linux.close_others({0, 1, 2, theirs.fileno(), door.fileno()})
-        guard = guest_init.Init(theirs, door, ticket.plan, grace=grace)
+        guest_init.limit_descriptors(host.descriptors)
+        guard = guest_init.Init(theirs, door, ticket.plan, grace=host.settings.adoption_seconds)
 
         def init(kernel: int, plan: dict[str, Any]) -> NoReturn:
             null = os.open(os.devnull, os.O_RDWR)
@@ -436,6 +452,13 @@ def _cold_child(
         confine.exec_confined(ticket.plan, request.argv, request.env, init=init)
     except BaseException as error:
         guest_init.fail(theirs, error)
+
+
+def _raise_descriptors() -> int:
+    """Have room for more than the 200 sandboxes that the usual limit holds; returns what it was, for them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft
 
 
 @contextlib.contextmanager
@@ -458,9 +481,10 @@ def run(settings: HostSettings, ready: Callable[[], None] = lambda: None) -> Non
     Raises:
         Conflict: one runs there already.
     """
+    descriptors = _raise_descriptors()
 
     async def main() -> None:
-        await Host(settings).run(ready)
+        await Host(settings, descriptors).run(ready)
 
     with _only_one(Path(settings.runtime_dir)):
         asyncio.run(main())

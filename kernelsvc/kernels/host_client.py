@@ -73,6 +73,7 @@ class HostClient:
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
         self._ended: dict[str, Ended] = {}
         self._closed = False
+        self._first = True
         self._process: subprocess.Popen[bytes] | None = None
 
     # -- connecting --------------------------------------------------------------------
@@ -113,11 +114,26 @@ class HostClient:
         except BaseException:
             self._let_go()
             raise
+        if said.get("settings") != self._settings.digest() and not await self._keep_other(said):
+            return False
         self.templates = {one["name"]: one for one in said["templates"]}
         if said.get("sandbox"):
             self.sandbox = msgspec.convert(said["sandbox"], SandboxReport)
+        self._first = False
         self._connected.set()
         return True
+
+    async def _keep_other(self, said: dict[str, Any]) -> bool:
+        """A host runs that an earlier server has started with other settings: have ours take over its kernels."""
+        if not (self._may_start and self._first):
+            log.warning("the kernel host %s runs with other settings than this server's; restart it", said.get("pid"))
+            return True
+        log.info("the kernel host runs with other settings; the next one takes over its kernels")
+        self._first = False
+        with contextlib.suppress(KernelsvcError):
+            await self._ask("shutdown", end_kernels=False)
+        self._let_go()
+        return False
 
     def _let_go(self) -> None:
         self._connected.clear()

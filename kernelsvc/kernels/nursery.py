@@ -32,6 +32,9 @@ START_SECONDS = 20.0
 #: Seconds a found init has to introduce itself.
 FIND_SECONDS = 2.0
 
+#: How many sandboxes are made at once, for each core: more would only keep one another waiting.
+STARTS_PER_CORE = 3
+
 #: Starts the first process of a sandbox: the host's and the guest's end of the channel, the init's door.
 Launch = Callable[[socket.socket, socket.socket, socket.socket], None]
 
@@ -65,6 +68,7 @@ class Nursery:
         self._exited = exited
         self._own_children = own
         self._starting: dict[str, asyncio.Task[Any]] = {}
+        self._turns = asyncio.Semaphore(STARTS_PER_CORE * len(os.sched_getaffinity(0)))
         self._orphans: dict[Ward, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -108,12 +112,14 @@ class Nursery:
         ours, theirs = channel.pair()
         ward.listen(ours)
         try:
-            with theirs, ward.make_door() as door:
-                ward.write()
-                launch(ours, theirs, door)
-            await (ward.wait_ready(START_SECONDS) if listens else ward.wait_introduced(START_SECONDS))
+            async with self._turns:
+                with theirs, ward.make_door() as door:
+                    ward.write()
+                    launch(ours, theirs, door)
+                await (ward.wait_ready(START_SECONDS) if listens else ward.wait_introduced(START_SECONDS))
             self._sandbox.ready(record.ticket)
         except BaseException:
+            theirs.close()
             await asyncio.shield(ward.end())
             raise
         self._keep(ward)

@@ -144,6 +144,15 @@ class Ward:
             os.close(fd)
         fresh.rename(path)
 
+    def _write_again(self) -> None:
+        """Write what has changed. A later host knows less if that fails, and nobody else is harmed."""
+        if self._ending:
+            return
+        try:
+            self.write()
+        except OSError as error:
+            log.error("the record of %s can't be written: %s", self.record.kernel, error)
+
     def listen(self, sock: socket.socket) -> None:
         """Take the host's end of the channel to the init."""
         self._channel = channel.Channel(sock, self._received, self._init_gone)
@@ -232,7 +241,7 @@ class Ward:
         member = Member(kernel, pidfd, pid, processes.inner_pid(pid), home)
         self._add_copy(member)
         self.record.copies[kernel] = Known(pid, about.started, home)
-        self.write()
+        self._write_again()
         return member
 
     def _add_copy(self, member: Member) -> None:
@@ -257,8 +266,8 @@ class Ward:
         kills = self._oom_kills()
         struck, self.record.oom_kills = kills - self.record.oom_kills, kills
         member.exit = exit_of(status, oom_kills=struck, memory_bytes=self.record.ticket.limits.memory_bytes)
-        if struck and not self._ending:
-            self.write()
+        if struck:
+            self._write_again()
         self._exited(self, member)
         await self._end_session_of(member)
         member.over.set()
@@ -342,8 +351,8 @@ class Ward:
     def _drop(self, member: Member) -> None:
         if self.members.pop(member.kernel, None) is not None:
             os.close(member.pidfd)
-        if self.record.copies.pop(member.kernel, None) is not None and not self._ending:
-            self.write()
+        if self.record.copies.pop(member.kernel, None) is not None:
+            self._write_again()
 
     async def end(self) -> None:
         """End every process and give everything back. May be called again; safe to cancel: it goes on."""

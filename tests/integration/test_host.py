@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -291,6 +292,35 @@ async def test_an_id_is_taken_once(host: Bench) -> None:
     await one.kernel.end()
 
 
+async def test_sessions_get_the_usual_limit_of_descriptors(host: Bench) -> None:
+    code = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    here = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    for limits, expected in ((Limits(open_files=None), here), (Limits(open_files=200), 200)):
+        one = await host.start(limits=limits)
+        assert await one.run(code) == f"{expected}\n"
+        await one.kernel.end()
+    assert resource.prlimit((await host.host()).pid, resource.RLIMIT_NOFILE)[0] >= here
+
+
+async def test_a_burst_of_starts(host: Bench) -> None:
+    started = await asyncio.gather(*(host.start() for _ in range(25)))
+    assert len({one.pid for one in started}) == 25
+    await asyncio.gather(*(one.kernel.end() for one in started))
+    assert host.left() == set()
+
+
+async def test_a_kernel_ends_also_while_there_is_no_host(own: Bench) -> None:
+    one = await own.start()
+    own.client._may_start = False
+    kill((await own.host()).pid)
+    ending = asyncio.ensure_future(one.kernel.end())
+    await gone(one.pid)
+    assert not ending.done()
+    own.client._may_start = True
+    await ending
+    assert own.left() == set()
+
+
 async def test_an_unknown_template(host: Bench) -> None:
     with pytest.raises(NotFound, match="no template 'nothing'"):
         await host.start(template="nothing")
@@ -498,6 +528,27 @@ async def test_what_an_earlier_host_left_and_can_t_be_taken_over_is_ended(own: B
     assert await own.kernels() == {}
     for running in (one, two):
         await running.kernel.end()
+
+
+async def test_a_host_with_other_settings_is_replaced_and_its_kernels_live(own: Bench) -> None:
+    one = await own.start()
+    await one.run("x = 7")
+    before = await own.host()
+    one.kernel.detach()
+    await own.client.close()
+    settings = msgspec.structs.replace(own.settings, adoption_seconds=120.0, stay=True)
+    own.client = own.launcher.host = type(own.client)(settings)
+    await own.client.start()
+    assert (await own.host()).pid != before.pid
+    again = await own.adopt(one)
+    assert again is not None
+    assert await again.run("print(x)") == "7\n"
+    # Where another starts the hosts, it is left alone, and told of.
+    other = type(own.client)(own.settings, start=False)
+    await other.start()
+    assert (await other.ask("hello", version=1))[0]["pid"] == (await own.host()).pid
+    await other.close()
+    await again.kernel.end()
 
 
 # --- a server that goes -----------------------------------------------------------------------------------------
