@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import signal
 import socket
@@ -147,9 +148,9 @@ class Arena:
         return [line for line in lines if str(self.served.root) in line]
 
     def cgroups(self) -> set[str]:
-        """Cgroups of sessions; whichever hierarchy."""
-        found = Path("/sys/fs/cgroup").rglob("*kernelsvc*")
-        return {str(inner) for group in found for inner in [group, *group.rglob("k_*")] if inner.is_dir()}
+        """Cgroups of this server's sessions, in whichever hierarchy; its kernel host names them after its directory."""
+        tag = hashlib.sha256(os.path.realpath(self.served.runtime_dir).encode()).hexdigest()[:12]
+        return {where for where, _, _ in os.walk("/sys/fs/cgroup") if f"kernelsvc.{tag}/k-" in where}
 
 
 def _cmdline(pid: int) -> bytes:
