@@ -6,8 +6,13 @@ import json
 import re
 from typing import Any
 
-from kernelsvc.errors import BadRequest
+import msgspec
 
+from kernelsvc.errors import BadRequest
+from kernelsvc.model import events as ev
+from kernelsvc.model.notebook import fold
+
+_JOURNAL = '{"type":"'
 _MARK = re.compile(r"^# ?%%.*$", re.MULTILINE)
 
 
@@ -24,17 +29,30 @@ def cells_of(text: str, name: str) -> list[str]:
 
 
 def code_cells(text: str, name: str) -> list[dict[str, Any]]:
-    """The code cells of a notebook that hold code.
+    """The code cells of a notebook, or of a session's log, that hold code.
 
     Raises:
-        BadRequest: it is no notebook.
+        BadRequest: it is neither.
     """
     try:
-        notebook = json.loads(text)
+        notebook = fold_journal(text) if text.startswith(_JOURNAL) else json.loads(text)
         cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code" and source_of(cell).strip()]
     except (ValueError, KeyError, TypeError):
         raise BadRequest(f"{name} is not a notebook (nbformat 4); export it again, or give a .py file.") from None
     return cells
+
+
+def fold_journal(text: str) -> dict[str, Any]:
+    """A session's log as the notebook that it makes; a torn last line is left out.
+
+    Raises:
+        ValueError: a line of it is no event.
+    """
+    lines = text.encode().split(b"\n")[:-1]
+    try:
+        return fold(ev.decode(line) for line in lines)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
 
 
 def source_of(cell: dict[str, Any]) -> str:

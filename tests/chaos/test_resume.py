@@ -1,0 +1,50 @@
+"""A session whose kernel is gone: read, exported, verified, and run again from its log or its notebook."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from chaos.arena import check, counting
+
+pytestmark = pytest.mark.timeout(120)
+
+
+async def kernelsvc(arena, *args):
+    """The command line, with this server."""
+    command = [sys.executable, "-m", "kernelsvc", *args]
+    env = {**os.environ, **arena.served.client_env}
+    return await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True, timeout=60)
+
+
+async def test_from_its_journal_and_its_notebook(arena, tmp_path):
+    async with arena.client() as client:
+        session = await client.create_session()
+        await session.run(counting("one", 5), cell="one")
+        await session.run("import random; print(random.random())")
+        await session.run("print(6 * 7)")
+        arena.kill()
+        arena.kill_host()
+        for process in arena.processes():
+            process.kill()
+        journal = arena.session_path(session.id) / "journal.jsonl"
+        before = tmp_path / "journal.jsonl"
+        before.write_bytes(journal.read_bytes())
+        await arena.start()
+        await session.close()
+        notebook = tmp_path / "session.ipynb"
+        notebook.write_bytes(await session.notebook())
+        for file in (notebook, journal):
+            done = await kernelsvc(arena, "verify", str(file))
+            assert done.returncode == 0, done.stdout + done.stderr
+        for file in (notebook, journal, before):
+            done = await kernelsvc(arena, "replay", "--json", str(file))
+            assert done.returncode == 1, done.stdout + done.stderr
+            verdicts = [json.loads(line) for line in done.stdout.splitlines()]
+            assert [v["outcome"] for v in verdicts] == ["same", "different", "same"]
+            assert "stdout" in verdicts[1]["why"]
+        assert (await kernelsvc(arena, "show", session.id)).stdout.count("ok in") == 3
+        check(arena.session_path(session.id), {"one": 5})
