@@ -16,7 +16,7 @@ TESTS := tests/unit tests/integration tests/acceptance $(wildcard tests/attack)
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test test-vm check bench bench-smoke fix serve docs lock clean
+.PHONY: help demo test test-chaos test-vm check bench bench-smoke fix serve docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
@@ -35,6 +35,9 @@ demo: $(VENV)/.run ## install what is needed and watch a real analysis run in a 
 
 test: $(VENV)/.dev ## every test but those of foreign clients: unit, integration, acceptance, attacks
 	@$(BIN)/python -m pytest --durations=10 --durations-min=5 $(TESTS) $(ARGS)
+
+test-chaos: $(VENV)/.dev ## faults, caused for real: kills, restarts, full disks, soaks; takes minutes
+	@$(BIN)/python -m pytest tests/chaos $(ARGS)
 
 test-vm: ## the systemd units and cgroup v2, in a virtual machine that the test makes; takes minutes
 	@scripts/bootstrap vm $(VENV)
