@@ -147,19 +147,21 @@ async def test_a_kernel_that_ends_at_once_says_why(lab: Lab) -> None:
 
 async def test_a_kernel_that_never_answers_is_ended(lab: Lab) -> None:
     mute = lab.spec("mute", [sys.executable, "-c", "import time; time.sleep(100)", "{connection_file}"])
+    before = set(psutil.Process().children())  # other tests' servers
     with pytest.raises(Timeout, match="not ready"):
         await lab.start(mute, start_seconds=0.5)
-    assert not psutil.Process().children()
+    assert not set(psutil.Process().children()) - before
 
 
 async def test_a_start_that_is_cancelled_ends_what_it_started(lab: Lab) -> None:
     mute = lab.spec("mute", [sys.executable, "-c", "import time; time.sleep(100)", "{connection_file}"])
+    before = set(psutil.Process().children())  # other tests' servers
     task = asyncio.ensure_future(lab.start(mute))
-    await wait_until(lambda: psutil.Process().children(), what="the process")
+    await wait_until(lambda: set(psutil.Process().children()) - before, what="the process")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await wait_until(lambda: not psutil.Process().children(), what="its end")
+    await wait_until(lambda: not set(psutil.Process().children()) - before, what="its end")
 
 
 async def test_a_runtime_directory_whose_path_is_too_long(lab: Lab) -> None:
