@@ -51,6 +51,7 @@ class Event(msgspec.Struct, kw_only=True, tag_field="type", tag=_snake):
         frame: the number of the last kernel frame that this event completes;
             the highest since the kernel's start is what the server holds
             (``docs/reference/wire.md``).
+        request: the client's message that caused it, where that was no cell (a comm message); absent otherwise.
         prev: SHA-256 (hex) of the line before; empty in the first.
     """
 
@@ -59,6 +60,7 @@ class Event(msgspec.Struct, kw_only=True, tag_field="type", tag=_snake):
     at: str = ""
     cell: str | UnsetType = UNSET
     frame: int | UnsetType = UNSET
+    request: str | UnsetType = UNSET
     prev: str = ""
 
 

@@ -135,6 +135,11 @@ def event_of(
     return make(content) if make else None
 
 
+def is_idle(msg_type: str, content: Content) -> bool:
+    """Whether a message says that its request was handled."""
+    return msg_type == "status" and content.get("execution_state") == "idle"
+
+
 def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) -> Replied:
     """An ``execute_reply`` as a stimulus. Usage is the kernel's own word and only shown, never billed."""
     usage = mapping(metadata.get("kernelsvc"))

@@ -105,6 +105,20 @@ class ServiceApi(Protocol):
     async def inspect(
         self, who: Principal, session: str, code: str, cursor_pos: int | None, detail_level: int
     ) -> dict[str, Any]: ...
+    async def ask(
+        self, who: Principal, session: str, msg_type: str, content: dict[str, Any], *, timeout: float = 10.0
+    ) -> dict[str, Any]: ...
+    async def comm(
+        self,
+        who: Principal,
+        session: str,
+        msg_type: str,
+        content: dict[str, Any],
+        *,
+        msg_id: str,
+        metadata: dict[str, Any] | None = None,
+        buffers: Sequence[bytes] = (),
+    ) -> None: ...
     async def variables(self, who: Principal, session: str) -> Variables: ...
 
     async def checkpoint(self, who: Principal, session: str, name: str | None = None) -> Checkpoint: ...

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -60,6 +60,7 @@ from kernelsvc.model.tokens import authenticate
 from kernelsvc.protocol import call as call_protocol
 from kernelsvc.sandbox.watchdog import Watchdog, Watched, hard_limits
 from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
+from kernelsvc.service.opening import about_of, life_of
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.retention import Retention
 from kernelsvc.session import About, Session, new_id, new_kernel_id, start_request_of
@@ -70,6 +71,11 @@ from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
 log = logging.getLogger(__name__)
 
 
+#: What clients of the Jupyter protocol may ask a kernel besides running cells.
+QUESTIONS = frozenset(
+    f"{name}_request" for name in ("kernel_info", "complete", "inspect", "is_complete", "history", "comm_info")
+)
+COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
 #: Idempotency keys remembered at once.
 KEYS_KEPT = 10_000
 #: Closed sessions kept open for reading.
@@ -563,6 +569,32 @@ class Service:
         content = {"code": code, "cursor_pos": position, "detail_level": detail_level}
         return await found.request("inspect_request", content)
 
+    async def ask(
+        self, who: Principal, session: str, msg_type: str, content: dict[str, Any], *, timeout: float = 10.0
+    ) -> dict[str, Any]:
+        """What the kernel answers to one of Jupyter's questions (``QUESTIONS``), as it is."""
+        found = self._find(who, session, "run")
+        if msg_type not in QUESTIONS:
+            raise BadRequest(f"{msg_type[:64]!r} can't be asked; there are {', '.join(sorted(QUESTIONS))}.")
+        return await found.request(msg_type, content, timeout=timeout)
+
+    async def comm(
+        self,
+        who: Principal,
+        session: str,
+        msg_type: str,
+        content: dict[str, Any],
+        *,
+        msg_id: str,
+        metadata: dict[str, Any] | None = None,
+        buffers: Sequence[bytes] = (),
+    ) -> None:
+        """Give the kernel a comm message; returns when it was handled. What it causes is on record."""
+        found = self._find(who, session, "run")
+        if msg_type not in COMMS:
+            raise BadRequest(f"{msg_type[:64]!r} is no comm message; there are {', '.join(sorted(COMMS))}.")
+        await found.tell(msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
+
     async def variables(self, who: Principal, session: str) -> Variables:
         """The session's variables, without running any code of theirs."""
         found = self._find(who, session, "run")
@@ -731,43 +763,6 @@ class Service:
             for name, found in breaches.items():
                 if name in self._live:
                     self._live[name].breached(found[0])
-
-
-def about_of(directory: SessionDirectory, journal: Journal) -> About:
-    """What a session is, from ``session.json``, or from its first entry if a crash left that empty.
-
-    Raises:
-        msgspec.ValidationError: neither says.
-    """
-    try:
-        return msgspec.convert(directory.read_about(), About)
-    except msgspec.ValidationError:
-        first = next(iter(journal.lines(1, 1)), None)
-        started = ev.decode(first) if first else None
-        if not isinstance(started, ev.SessionStarted):
-            raise
-        log.warning("session %s: session.json was lost; made again from the journal", directory.id)
-        about = About(
-            id=directory.id,
-            principal=started.principal,
-            template=started.template,
-            workdir=str(directory.files.resolve()),
-            family="" if started.parent else str(directory.home.resolve()),
-            kernel=started.kernel.id if started.kernel else "",
-            created_at=started.at,
-            limits=started.limits,
-            name=started.name,
-            labels=started.labels,
-            parent=started.parent,
-        )
-        directory.write_about(msgspec.to_builtins(about))
-        return about
-
-
-def life_of(journal: Journal) -> Iterator[Event]:
-    """A journal's events without their bulk: enough to rebuild the machine."""
-    for line in journal.lines():
-        yield ev.decode(line)
 
 
 def host_settings(settings: Settings) -> HostSettings:

@@ -26,7 +26,14 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed, Timeout
+from kernelsvc.errors import (
+    AtCapacity,
+    Conflict,
+    KernelDead,
+    KernelsvcError,
+    NotFound,
+    SessionClosed,
+)
 from kernelsvc.kernels.port import Cause, Exit, Kernel, Launcher, Message, Output, StartRequest, Text
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, KernelInfo, Reason, SandboxReport
@@ -64,6 +71,7 @@ from kernelsvc.sandbox.watchdog import Breach
 from kernelsvc.session.about import About, start_request_of
 from kernelsvc.session.copies import Copies
 from kernelsvc.session.ids import new_cell_id, new_id
+from kernelsvc.session.questions import Questions
 from kernelsvc.session.reading import Log, Reading
 from kernelsvc.session.succession import Succession
 
@@ -115,7 +123,7 @@ class Session:
         self._sign = sign
         self._versions = versions or {}
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
-        self._requests: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._questions = Questions()
         self._clients: dict[int, set[str]] = {}
         self._early: list[Output] = []
         self._handled = 0
@@ -425,10 +433,7 @@ class Session:
 
     def fail_requests(self, error: KernelsvcError) -> None:
         """Nobody will answer what the kernel was asked."""
-        for waiting in self._requests.values():
-            if not waiting.done():
-                waiting.set_exception(error)
-        self._requests.clear()
+        self._questions.fail(error)
 
     # -- time ----------------------------------------------------------------------------
 
@@ -551,15 +556,16 @@ class Session:
         event: Event | None
         if isinstance(item, Text):
             event = ev.Stream(name=item.name, text=item.text)
-        elif item.parent in self._requests:
-            self._answer(item)
+        elif self._questions.heard(item):
             return
         else:
             event = facts.event_of(item.msg_type, item.content, item.metadata, item.buffers)
         if event is None:
             return
         cell = self._cell_of(item.parent)
-        if cell is not None:
+        if item.parent in self._questions.told:
+            event.request = item.parent
+        elif cell is not None:
             event.cell = cell
         if item.frame is not None:
             event.frame = item.frame
@@ -572,12 +578,6 @@ class Session:
         if parent in self.machine.cells:
             return parent
         return self.machine.running.id if self.machine.running else None
-
-    def _answer(self, message: Message) -> None:
-        if message.channel == "shell" and message.msg_type.endswith("_reply"):
-            waiting = self._requests[message.parent]
-            if not waiting.done():
-                waiting.set_result(message.content)
 
     def exited(self, exit: Exit) -> None:
         """The kernel is gone; see ``port``. A copy that it was just making may be what brings it back: wait for it."""
@@ -752,20 +752,37 @@ class Session:
         Raises:
             KernelDead, SessionClosed, Timeout: no answer.
         """
+        return await self._questions.ask(self._present(), msg_type, content, timeout)
+
+    async def tell(
+        self,
+        msg_type: str,
+        content: dict[str, Any],
+        *,
+        msg_id: str,
+        metadata: dict[str, Any] | None = None,
+        buffers: Sequence[bytes] = (),
+    ) -> None:
+        """Give the kernel a message that has no answer (comms); returns when it was handled. Safe to cancel.
+
+        What it causes is on record with ``request`` set to ``msg_id``.
+
+        Raises:
+            Conflict: ``msg_id`` is in use.
+            QuotaExceeded: too many are under way.
+            KernelDead, SessionClosed: nobody is there.
+        """
+        kernel = self._present()
+        self.must_record()
+        if msg_id in self.machine.cells:
+            raise Conflict(f"There is a cell {msg_id!r}; give each message an id of its own.")
+        await self._questions.tell(kernel, msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
+
+    def _present(self) -> Kernel:
         if self.state is SessionState.CLOSED:
             raise SessionClosed()
         if self.kernel is None:
             raise KernelDead(
                 "The session has no kernel now; run a cell to wake or restore it." if self.machine.asleep else None
             )
-        msg_id = new_id("r")
-        waiting: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        self._requests[msg_id] = waiting
-        try:
-            self.kernel.send("shell", msg_type, content, msg_id=msg_id)
-            async with asyncio.timeout(timeout):
-                return await waiting
-        except TimeoutError:
-            raise Timeout("The kernel did not answer in time; a cell may be running. Try again when it is idle.")
-        finally:
-            self._requests.pop(msg_id, None)
+        return self.kernel

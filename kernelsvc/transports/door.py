@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 import time
 from collections.abc import Coroutine
 from http import HTTPStatus
@@ -106,6 +107,11 @@ def _from_tornado(error: HTTPError) -> KernelsvcError:
     if error.status_code in known:
         return known[error.status_code]
     return BadRequest() if 400 <= error.status_code < 500 else Internal()
+
+
+def without_token(path: str) -> str:
+    """A path as it may be logged: a capability URL (``/t/<token>/...``) has the token in it."""
+    return re.sub(r"^/t/[^/]*", "/t/...", path)
 
 
 class ClientGone(Exception):
@@ -221,7 +227,7 @@ class Door(RequestHandler):
         log.error("%s failed", self._request_summary(), exc_info=value, extra={"action": "request_failed"})
 
     def _request_summary(self) -> str:
-        return f"{self.request.method} {self.request.path}"
+        return f"{self.request.method} {without_token(self.request.path)}"
 
     def on_finish(self) -> None:
         """Tornado's hook: count it."""

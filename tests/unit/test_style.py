@@ -88,6 +88,7 @@ TESTED_THROUGH = {
     "kernelsvc.model.outputs": "tests/unit/model/test_notebook.py",
     "kernelsvc.service.api": "tests/unit/protocol/test_native.py",
     "kernelsvc.service.core": "tests/acceptance/test_docs.py",
+    "kernelsvc.service.opening": "tests/chaos/test_server_dies.py",
     "kernelsvc.service.projections": "tests/acceptance/test_docs.py",
     "kernelsvc.session.about": "tests/unit/test_session.py",
     "kernelsvc.session.succession": "tests/unit/test_session.py",
@@ -95,6 +96,8 @@ TESTED_THROUGH = {
     "kernelsvc.session.core": "tests/unit/test_session.py",
     "kernelsvc.session.ids": "tests/unit/test_session.py",
     "kernelsvc.session.reading": "tests/unit/test_session.py",
+    "kernelsvc.session.questions": "tests/compat/test_jupyter_channels.py",
+    "kernelsvc.transports.jupyter.handlers": "tests/compat/test_jupyter_channels.py",
     "kernelsvc.transports.door": "tests/unit/transports/test_http.py",
 }
 

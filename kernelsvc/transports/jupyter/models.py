@@ -1,0 +1,109 @@
+"""Sessions and templates as Jupyter's REST shows them: functions of values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from kernelsvc.model.objects import Session, SessionState
+
+#: jupyter_server routes only ids with the shape of a UUID. "ksvc" in hexadecimal, and version 8: a custom one.
+_UUID = "6b737663-0000-8000-"
+#: A session's id is "s_" and 16 hexadecimal digits.
+_DIGITS = 16
+
+_STATES = {
+    SessionState.STARTING: "starting",
+    SessionState.IDLE: "idle",
+    SessionState.BUSY: "busy",
+    SessionState.RESTORING: "restarting",
+    SessionState.DEAD: "dead",
+    SessionState.CLOSED: "dead",
+}
+
+#: Labels that keep what a client said of a notebook's session.
+PATH, TYPE = "jupyter.path", "jupyter.type"
+#: Longest label.
+_LABEL = 256
+
+LOGO = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64">'
+    '<rect width="64" height="64" rx="12" fill="#306998"/>'
+    '<path d="M18 14v36M18 34l24-20M26 28l18 22" stroke="#ffd43b" stroke-width="7" fill="none"/></svg>'
+)
+
+
+def kernel_id(session: str) -> str:
+    """A session's id in the shape that Jupyter's routes want."""
+    digits = session.removeprefix("s_")
+    if len(digits) != _DIGITS or digits == session:
+        return session
+    return f"{_UUID}{digits[:4]}-{digits[4:]}"
+
+
+def session_id(kernel: str) -> str:
+    """The session behind a kernel's id; its own id is taken as well."""
+    if not kernel.startswith(_UUID):
+        return kernel
+    return "s_" + kernel.removeprefix(_UUID).replace("-", "")
+
+
+def kernel_model(session: Session, connections: int = 0) -> dict[str, Any]:
+    """``/api/kernels/{id}``."""
+    return {
+        "id": kernel_id(session.id),
+        "name": session.template,
+        "last_activity": session.last_activity_at,
+        "execution_state": _STATES[session.state],
+        "connections": connections,
+    }
+
+
+def session_model(session: Session, connections: int = 0) -> dict[str, Any]:
+    """``/api/sessions/{id}``; a session and its kernel have one id."""
+    path = session.labels.get(PATH, session.name or session.id)
+    name = session.name or path.rpartition("/")[2]
+    kind = session.labels.get(TYPE, "notebook")
+    return {
+        "id": kernel_id(session.id),
+        "path": path,
+        "name": name,
+        "type": kind,
+        "kernel": kernel_model(session, connections),
+        "notebook": {"path": path, "name": name},
+    }
+
+
+def labels(asked: Mapping[str, Any]) -> dict[str, str]:
+    """What to keep of a client's request for a session."""
+    found = {PATH: asked.get("path"), TYPE: asked.get("type")}
+    return {name: value[:_LABEL] for name, value in found.items() if isinstance(value, str) and value}
+
+
+def spec_model(template: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``/api/kernelspecs/{name}``.
+
+    Args:
+        template: as the service lists it.
+        prefix: what stands before the path in the client's URLs.
+    """
+    name = str(template["name"])
+    forked = template.get("kind") == "forked"
+    return {
+        "name": name,
+        "spec": {
+            "argv": [],
+            "env": {},
+            "display_name": f"Python 3 (kernelsvc, {name})" if forked else name,
+            "language": "python" if forked else str(template.get("language") or name),
+            "interrupt_mode": "signal",
+            "metadata": {"debugger": False, "kernelsvc": {"kind": template.get("kind")}},
+        },
+        "resources": {"logo-svg": f"{prefix}/kernelspecs/{quote(name, safe='')}/logo-svg.svg"},
+    }
+
+
+def specs_model(templates: Sequence[Mapping[str, Any]], default: str, prefix: str = "") -> dict[str, Any]:
+    """``/api/kernelspecs``."""
+    return {"default": default, "kernelspecs": {str(each["name"]): spec_model(each, prefix) for each in templates}}

@@ -1,0 +1,231 @@
+"""Events of a session's log as Jupyter messages: the same events give the same messages, always.
+
+A message's id is made of the session, the event's number and a count, its date
+is the event's, and its parent header is what the client sent, which is kept in
+the cell's metadata. So a socket that reads an event twice is sent the same
+message twice, and one that was away is sent what it would have been sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from msgspec import UnsetType
+
+from kernelsvc.model import events as ev
+from kernelsvc.model.events import Event, Reason
+from kernelsvc.model.objects import Cell
+from kernelsvc.protocol.jupyter import JupyterMessage
+
+VERSION = "5.4"
+#: Where a cell's metadata keeps the header of the request.
+KEPT = "jupyter"
+_FIELDS = ("msg_id", "msg_type", "username", "session", "date", "version")
+_FIELD_LENGTH = 256
+#: Headers remembered per socket; older cells are looked up.
+_HEADERS = 1024
+
+Header = dict[str, Any]
+Content = dict[str, Any]
+
+
+def kept_header(header: Mapping[str, Any]) -> Header:
+    """What is kept of a client's header: the protocol's fields, bounded."""
+    return {name: header[name][:_FIELD_LENGTH] for name in _FIELDS if isinstance(header.get(name), str)}
+
+
+def make(
+    session: str, name: str, at: str, channel: str, msg_type: str, content: Content, parent: Header
+) -> JupyterMessage:
+    """A message from us, with a header of the protocol's form."""
+    header = {
+        "msg_id": name,
+        "msg_type": msg_type,
+        "username": "kernelsvc",
+        "session": session,
+        "date": at,
+        "version": VERSION,
+    }
+    return JupyterMessage(channel=channel, header=header, parent_header=parent, content=content)
+
+
+def failure(ename: str, evalue: str, traceback: list[str] | None = None) -> Content:
+    """The content of a reply that says what failed."""
+    return {"status": "error", "ename": ename, "evalue": evalue, "traceback": traceback or [f"{ename}: {evalue}"]}
+
+
+def _transient(display_id: str | None) -> Content:
+    return {"display_id": display_id} if display_id is not None else {}
+
+
+def output_of(event: Event) -> tuple[str, str, Content] | None:
+    """Channel, type and content of an output event; None for any other."""
+    match event:
+        case ev.Stream():
+            return "iopub", "stream", {"name": event.name, "text": event.text}
+        case ev.Display() | ev.DisplayUpdated():
+            kind = "display_data" if isinstance(event, ev.Display) else "update_display_data"
+            shown = {"data": event.data, "metadata": event.metadata, "transient": _transient(event.display_id)}
+            return "iopub", kind, shown
+        case ev.Result():
+            result = {"data": event.data, "metadata": event.metadata, "execution_count": event.execution_count}
+            return "iopub", "execute_result", result
+        case ev.Error():
+            return "iopub", "error", {"ename": event.ename, "evalue": event.evalue, "traceback": event.traceback}
+        case ev.OutputCleared():
+            return "iopub", "clear_output", {"wait": event.wait}
+        case ev.Comm():
+            return "iopub", event.msg_type, event.content
+        case ev.InputRequested():
+            return "stdin", "input_request", {"prompt": event.prompt, "password": event.password}
+        case _:
+            return None
+
+
+def buffers_of(event: ev.Comm) -> tuple[bytes, ...]:
+    """A comm's buffers; those that can't be read (nobody but a broken kernel makes them) are empty."""
+    found = []
+    for each in event.buffers:
+        try:
+            found.append(base64.b64decode(each, validate=True))
+        except binascii.Error:
+            found.append(b"")
+    return tuple(found)
+
+
+class Replay:
+    """Turns one session's events into messages, in order, for one socket."""
+
+    def __init__(self, session: str, look_up: Callable[[str], Cell]) -> None:
+        self._session = session
+        self._look_up = look_up
+        self._cells: OrderedDict[str, tuple[Header, bool, str]] = OrderedDict()
+        self._errors: dict[str, ev.Error] = {}
+        self._started: set[str] = set()
+
+    def messages(self, event: Event) -> list[JupyterMessage]:
+        """What this event says to a Jupyter client; nothing for most of a session's life."""
+        parts = self._parts(event)
+        parent = self._parent(event)
+        out = [
+            make(self._session, f"{self._session}_{event.seq}_{i}", event.at, channel, kind, content, parent)
+            for i, (channel, kind, content) in enumerate(parts)
+        ]
+        return [_with(message, event) for message in out] if isinstance(event, ev.Comm) else out
+
+    def _parent(self, event: Event) -> Header:
+        if isinstance(event.cell, str):
+            return self._cell(event.cell)[0]
+        if not isinstance(event.request, UnsetType):
+            return {"msg_id": event.request, "msg_type": "comm_msg", "session": "", "username": "", "version": VERSION}
+        return {}
+
+    def _cell(self, cell: str) -> tuple[Header, bool, str]:
+        """Header, silence and code of a cell's request."""
+        if cell not in self._cells:
+            found = self._look_up(cell)
+            self._keep(cell, found.metadata, False, found.code)
+        return self._cells[cell]
+
+    def _keep(self, cell: str, metadata: dict[str, Any], silent: bool, code: str) -> None:
+        kept = metadata.get(KEPT)
+        header = kept_header(kept["header"]) if isinstance(kept, dict) and isinstance(kept.get("header"), dict) else {}
+        if not header:  # it came through another door
+            header = {"msg_id": cell, "msg_type": "execute_request", "session": "", "username": "", "version": VERSION}
+        silent = silent or (isinstance(kept, dict) and kept.get("silent") is True)
+        self._cells[cell] = (header, silent, code)
+        while len(self._cells) > _HEADERS:
+            self._cells.popitem(last=False)
+
+    def _parts(self, event: Event) -> list[tuple[str, str, Content]]:
+        output = output_of(event)
+        if output is not None:
+            if isinstance(event, ev.Error) and isinstance(event.cell, str):
+                self._errors[event.cell] = event
+            return [output]
+        match event:
+            case ev.CellQueued():
+                if isinstance(event.cell, str):
+                    self._keep(event.cell, event.metadata, event.silent, event.code)
+                return []
+            case ev.CellStarted() if isinstance(event.cell, str):
+                return self._started_parts(event.cell, event.execution_count)
+            case ev.CellFinished() if isinstance(event.cell, str):
+                return self._finished(event.cell, event)
+            # Nothing for KernelDied: at "restarting" JupyterLab drops its cells, and a checkpoint may bring all back.
+            case ev.KernelRestarted():
+                return [("iopub", "status", {"execution_state": s}) for s in ("restarting", "starting", "idle")]
+            case ev.KernelRestored() | ev.Woken() | ev.RolledBack():
+                return [("iopub", "status", {"execution_state": "idle"})]
+            case ev.SessionClosed():
+                return [("iopub", "status", {"execution_state": "dead"})]
+            case _:
+                return []
+
+    def _started_parts(self, cell: str, count: int | None) -> list[tuple[str, str, Content]]:
+        self._started.add(cell)
+        _, silent, code = self._cell(cell)
+        busy = ("iopub", "status", {"execution_state": "busy"})
+        return [busy] if silent else [busy, ("iopub", "execute_input", {"code": code, "execution_count": count})]
+
+    def _finished(self, cell: str, event: ev.CellFinished) -> list[tuple[str, str, Content]]:
+        error = self._errors.pop(cell, None) or self._earlier_error(cell, event)
+        began = cell in self._started or event.execution_count is not None
+        self._started.discard(cell)
+        parts: list[tuple[str, str, Content]] = []
+        if not began:
+            parts.append(("iopub", "status", {"execution_state": "busy"}))
+        if event.message and event.reason not in (Reason.OK, Reason.ERROR) and began:
+            parts.append(("iopub", "stream", {"name": "stderr", "text": f"{event.message}\n"}))
+        reply = reply_of(event, error, began)
+        if error is None and reply["status"] == "error":
+            shown = {name: reply[name] for name in ("ename", "evalue", "traceback")}
+            parts.append(("iopub", "error", shown))
+        parts += [("shell", "execute_reply", reply), ("iopub", "status", {"execution_state": "idle"})]
+        return parts
+
+    def _earlier_error(self, cell: str, event: ev.CellFinished) -> ev.Error | None:
+        """The error of a cell whose outputs this socket was sent before it came back."""
+        if event.reason is Reason.OK or cell in self._started or event.execution_count is None:
+            return None
+        found = self._look_up(cell).error
+        return ev.Error(ename=found.ename, evalue=found.evalue, traceback=found.traceback) if found else None
+
+
+def _with(message: JupyterMessage, event: ev.Comm) -> JupyterMessage:
+    return JupyterMessage(
+        channel=message.channel,
+        header=message.header,
+        parent_header=message.parent_header,
+        metadata=event.metadata,
+        content=message.content,
+        buffers=buffers_of(event),
+    )
+
+
+#: How a client that knows only exceptions is told of an end that was none.
+_NAMES = {
+    Reason.INTERRUPTED: "KeyboardInterrupt",
+    Reason.TIMEOUT: "CellTimeout",
+    Reason.MEMORY: "CellOutOfMemory",
+    Reason.KERNEL_DIED: "KernelDied",
+    Reason.CANCELLED: "Cancelled",
+    Reason.SESSION_CLOSED: "SessionClosed",
+    Reason.ERROR: "Error",
+}
+
+
+def reply_of(event: ev.CellFinished, error: ev.Error | None, began: bool) -> Content:
+    """The ``execute_reply`` of a cell that has ended."""
+    count = {"execution_count": event.execution_count}
+    if event.reason is Reason.OK:
+        return {"status": "ok", **count, "user_expressions": {}, "payload": []}
+    if not began and event.reason is Reason.CANCELLED:
+        return failure("Cancelled", event.message or "an earlier cell failed") | {"status": "aborted", **count}
+    if error is not None:
+        return failure(error.ename, error.evalue, error.traceback) | count
+    return failure(_NAMES[event.reason], event.message or f"the cell ended: {event.reason}") | count
