@@ -134,6 +134,8 @@ def _copy(runner: Runner) -> int:
 
 def _become(runner: Runner, control: Control) -> None:
     """In the copy: nothing kernel-side may be shared with the original; then wait for HELLO."""
+    # A server may knock as soon as the new door is there; it must not be let in before the copy is who it is to be.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
     collecting = gc.isenabled()
     gc.disable()
     listener, raw = socket.socket(fileno=control.fds[0]), control.fds[1:]
@@ -154,6 +156,7 @@ def _become(runner: Runner, control: Control) -> None:
     runner.wire.wait_for(lambda: runner.wire.woken is not None)
     set_oom_score(OOM_LIVE)
     runner.wire.watch_all(runner)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if collecting:
         gc.enable()
 

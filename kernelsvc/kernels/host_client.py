@@ -37,8 +37,14 @@ REQUEST_SECONDS = 60.0
 #: Largest environment of a session, as JSON; it travels in one datagram.
 MAX_ENV_BYTES = 64 * 1024
 _RETRY_SECONDS = 0.02, 1.0
+#: How often what changes nothing, or only for the first time, is asked of the next host.
+ATTEMPTS = 3
 
 Ended = Callable[[Exit], None]
+
+
+class HostGone(Internal):
+    """The kernel host died while it was asked; try again."""
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +175,7 @@ class HostClient:
         waiting, self._waiting = self._waiting, {}
         for one in waiting.values():
             if not one.done():
-                one.set_exception(Internal("The kernel host died while it was asked; try again."))
+                one.set_exception(HostGone())
                 one.exception()
         if lost and not self._closed:
             log.warning("the kernel host is gone; sessions run on, new ones wait for the next host")
@@ -211,7 +217,7 @@ class HostClient:
         self._waiting[number] = answer
         try:
             if self._channel is None or not self._channel.send({"id": number, "op": op, **fields}, fds):
-                raise Internal("The kernel host can't be reached; try again in a moment.")
+                raise HostGone("The kernel host can't be reached; try again in a moment.")
             async with asyncio.timeout(REQUEST_SECONDS):
                 return await answer
         except TimeoutError:
@@ -239,11 +245,18 @@ class HostClient:
             raise Internal("There is no kernel host; see its log, and 'kernelsvc doctor'.") from None
         return await self._ask(op, fds, **fields)
 
+    async def _ask_again(self, op: str, **fields: Any) -> tuple[dict[str, Any], list[int]]:
+        """A request that may be made twice: the next host is asked where one dies meanwhile."""
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(HostGone):
+                return await self.ask(op, **fields)
+        return await self.ask(op, **fields)
+
     async def _ask_for_process(self, op: str, fds: Sequence[int] = (), **fields: Any) -> Found:
         size = len(channel.encode(fields.get("env") or {}))
         if size > MAX_ENV_BYTES:
             raise TooLarge(f"The environment takes {size} bytes and may take {MAX_ENV_BYTES}; put data into a file.")
-        said, given = await self.ask(op, fds, **fields)
+        said, given = await (self.ask(op, fds, **fields) if fds else self._ask_again(op, **fields))
         channel.close_all(given[1:])
         report = msgspec.convert(said["sandbox"], SandboxReport)
         return Found(pid=int(said["pid"]), pidfd=given[0], sandbox=report, home=str(said.get("home", "")))
@@ -287,7 +300,7 @@ class HostClient:
     async def end(self, kernel: str) -> None:
         """End a kernel and what it started, and free what it held."""
         self._ended.pop(kernel, None)
-        await self.ask("end", kernel=kernel)
+        await self._ask_again("end", kernel=kernel)
 
     async def shutdown(self, *, end_kernels: bool) -> None:
         """End the host."""

@@ -127,6 +127,22 @@ async def test_how_a_kernel_ended_is_told_once(
     assert len(one.sink.exits) == 1
 
 
+async def test_one_that_closes_all_its_descriptors_is_given_up(host: Bench) -> None:
+    for _ in range(5):  # what is closed before the server is back differs from time to time
+        one = await host.start()
+        one.send("print('on')\nimport os, time\nos.closerange(3, 100)\ntime.sleep(30)")
+        await one.exit(5)
+        assert one.sink.text() == "on\n"
+        two = await host.start()
+        two.send(
+            "print('on')\nimport os, time\nfor fd in range(3, 100):\n    try: os.close(fd)\n"
+            "    except OSError: pass\ntime.sleep(30)"
+        )
+        await two.exit(5)
+        await one.kernel.end()
+        await two.kernel.end()
+
+
 async def test_memory_that_ran_out_is_named(host: Bench) -> None:
     one = await host.start(limits=Limits(memory_bytes=256 << 20))
     if one.kernel.sandbox.limits["memory_bytes"] != "hard":
