@@ -135,7 +135,7 @@ async def test_a_kernel_that_sits_in_c_code_is_adopted_and_nothing_runs_twice(k:
     # One call: no bytecode ends in it, so no handler runs.
     await k.run("n = 0; long = range(150_000_000)")
     msg_id = k.execute("print('on'); n += 1; sum(long); print('off')")
-    await k.until(lambda: "on" in k.answer(msg_id).stdout)
+    await k.until(lambda: "on\n" in k.answer(msg_id).stdout)
     k.wire.close()
     began = now()
     again = await Client.open(k.template, path_of(k), last_frame=k.wire.last_frame, deadline=0.2, busy_ok=True)
