@@ -302,14 +302,8 @@ class Wire:
             _signal_when_readable(sock.fileno())  # HELLO may come after our look, and the cell compute for an hour
             guest = _Connection(sock)
             self._guests.append(guest)
-            self._watch_guest(sock)
-
-    def _watch_guest(self, sock: socket.socket) -> None:
-        if self.watcher:
-            try:
+            if self.watcher:
                 self.watcher.watch(sock.fileno())
-            except (OSError, ValueError):
-                os._exit(70)  # user code closed what the loop polls with: it could never hear anybody again
 
     def _read_hello(self, guest: _Connection) -> None:
         alive = guest.read()
