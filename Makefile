@@ -11,12 +11,13 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 ARGS ?=
+NEWEST ?=
 BIN := $(VENV)/bin
 TESTS := tests/unit tests/integration tests/acceptance $(wildcard tests/attack)
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test test-chaos test-vm check bench bench-smoke fix serve docs lock clean
+.PHONY: help demo test test-chaos test-compat test-vm check bench bench-smoke fix serve docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
@@ -38,6 +39,10 @@ test: $(VENV)/.dev ## every test but those of foreign clients: unit, integration
 
 test-chaos: $(VENV)/.dev ## faults, caused for real: kills, restarts, full disks, soaks; takes minutes
 	@$(BIN)/python -m pytest tests/chaos $(ARGS)
+
+test-compat: $(VENV)/.dev ## other people's clients, each from its registry in an environment of its own; NEWEST=1 for their newest
+	@scripts/bootstrap compat $(VENV)
+	@KERNELSVC_NEWEST=$(NEWEST) $(BIN)/python -m pytest tests/compat $(ARGS)
 
 test-vm: ## the systemd units and cgroup v2, in a virtual machine that the test makes; takes minutes
 	@scripts/bootstrap vm $(VENV)
