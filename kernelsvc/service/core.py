@@ -41,6 +41,7 @@ from kernelsvc.kernels.templates import TemplateSettings
 from kernelsvc.metrics import Metrics
 from kernelsvc.model import events as ev
 from kernelsvc.model.admission import Ceilings, Live, admit
+from kernelsvc.model.copying import Account
 from kernelsvc.model.events import SCHEMA, Event
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.log import timestamp
@@ -104,6 +105,7 @@ class Service:
         self._launchers = Launchers(host_settings(settings), start_host=settings.start_host)
         self._live: dict[str, Session] = {}
         self._past: OrderedDict[str, Session] = OrderedDict()
+        self._account = Account(len(os.sched_getaffinity(0)), asyncio.get_running_loop().time())
         self._promised: dict[str, Live] = {}
         self._made: dict[tuple[str, str], asyncio.Future[Session]] = {}
         self._clients: dict[int, set[str]] = {}
@@ -281,6 +283,7 @@ class Service:
             versions=self.versions,
             checkpoints=self.settings.checkpoints,
             checkpoint_max_bytes=self.settings.checkpoint_max_bytes,
+            account=self._account,
             sign=self._projections.signer(about.id, journal),
             saved=directory.saved,
         )

@@ -6,10 +6,10 @@ milliseconds, so *when* matters more than *how*:
 * The automatic one is asked for the moment a cell has ended, while its client
   reads the answer and thinks. Whoever thinks longer than a fork takes never
   notices it, and a crash then costs exactly the cell that crashed.
-* A client that sends cell after cell without a pause would wait for every fork.
-  After ``STREAK`` such cells a copy is made only when the kernel rests, or when
-  what it would save is worth ten times its cost; a crash meanwhile goes back to
-  the last copy, and the event says to which cell.
+* A program that sends cell after cell without a pause would wait for every fork,
+  and many of them would keep a machine busy with copies. ``model.copying``
+  decides when theirs are made; a crash meanwhile goes back to the last copy, and
+  the event says to which cell.
 
 ``keep`` earlier states are kept for undo, besides the copy of the present one
 that a crash needs. Waking uses a copy up, so after each waking a new one is
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -28,6 +28,8 @@ import msgspec
 from kernelsvc.errors import CannotFork, Conflict, KernelDead, KernelsvcError, NotFound, NotSupported
 from kernelsvc.kernels.port import Exit, Forked, Kernel, Output, Sink, StartRequest
 from kernelsvc.model import events as ev
+from kernelsvc.model.copying import Account, Habit
+from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import Checkpoint, SessionState
 from kernelsvc.session.ids import new_id, new_kernel_id
 
@@ -35,14 +37,6 @@ if TYPE_CHECKING:
     from kernelsvc.session.core import Session
 
 log = logging.getLogger(__name__)
-
-#: Cells in a row, each sent within ``PAUSE`` seconds of the last one's end, that make a stream of cells: nobody who
-#: reads the answers is that quick, a program is, also on a busy machine.
-STREAK, PAUSE = 20, 0.05
-#: In such a stream: seconds of rest after which a copy is made.
-REST = 0.1
-#: In such a stream: how many times its cost the unsaved work must be worth.
-WORTH = 10.0
 
 
 class Nobody:
@@ -58,16 +52,15 @@ class Nobody:
 class Copies:
     """The checkpoints of one session. Events hold the truth; this holds which process is which."""
 
-    def __init__(self, session: Session, keep: int, max_bytes: int | None) -> None:
+    def __init__(self, session: Session, keep: int, max_bytes: int | None, account: Account) -> None:
         self._session = session
         self._keep = keep
         self._max_bytes = max_bytes
+        self._account = account
+        self._habit = Habit()
+        self._booked = 0.0
         self._lock = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
-        self._streak = 0
-        self._ended = 0.0
-        self._unsaved = 0.0
-        self._cost = 0.005
         self._told: list[str] = []
         self.starting = False
 
@@ -75,24 +68,39 @@ class Copies:
 
     def cell_sent(self, now: float) -> None:
         """A cell goes to the kernel."""
-        self._streak = self._streak + 1 if now - self._ended < PAUSE else 0
+        self._account.sent(self._session.id, now)
+        self._habit.sent(now, self._account.crowd(now))
         self._cancel()
 
-    def cell_ended(self, now: float, wall_ms: float, rss: int | None) -> None:
+    def cell_ended(self, now: float, usage: CellUsage) -> None:
         """A cell has ended; make a copy now, later, or not."""
-        self._ended = now
-        self._unsaved += wall_ms / 1000
-        kernel = self._session.kernel
+        account, habit = self._account, self._habit
+        cpu = None if usage.cpu_ms is None else usage.cpu_ms / 1000
+        habit.ended(now, usage.wall_ms / 1000, cpu, account.crowd(now))
+        kernel, rss = self._session.kernel, usage.peak_rss_bytes
         if self._keep <= 0 or kernel is None or not kernel.forkable:
             return
         if self._max_bytes is not None and rss is not None and rss > self._max_bytes:
             self._skip([f"the kernel has {rss} bytes and copies are made up to {self._max_bytes}"])
-        elif self._streak < STREAK or self._unsaved > WORTH * self._cost:
+        elif habit.worth_it and account.overdraw(now, habit.cost):
             self._begin()
         else:
-            self._timer = asyncio.get_running_loop().call_later(REST, self._begin)
+            self._after(habit.rest(account.crowd(now)), self._take_turn)
+
+    def _take_turn(self) -> None:
+        """Make a copy when the account has what it costs."""
+        cost = self._booked = self._habit.cost
+        self._after(self._account.book(asyncio.get_running_loop().time(), cost), self._begin)
+
+    def _after(self, seconds: float, act: Callable[[], None]) -> None:
+        self._timer = None
+        if seconds:
+            self._timer = asyncio.get_running_loop().call_later(seconds, act)
+        else:
+            act()
 
     def _begin(self) -> None:
+        self._booked = 0.0
         self.hold()
         self._session.own(self._automatic(self._session.machine.present))
 
@@ -118,6 +126,8 @@ class Copies:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._account.give_back(self._booked)
+        self._booked = 0.0
 
     async def _automatic(self, after: str | None) -> None:
         # Up to its first real wait, this runs in one go: the request is with the kernel when ``starting`` ends.
@@ -166,7 +176,8 @@ class Copies:
         if session.kernel is not kernel:
             await session.launcher.discard(request.kernel)
             raise KernelDead()
-        self._cost, self._unsaved, self._told = max(0.001, forked.cost_ms / 1000), 0.0, []
+        self._habit.saved(forked.cost_ms / 1000)
+        self._told = []
         made = ev.CheckpointMade(
             checkpoint=checkpoint,
             kernel=request.kernel,

@@ -36,6 +36,7 @@ from kernelsvc.errors import (
 )
 from kernelsvc.kernels.port import Cause, Exit, Kernel, Launcher, Message, Output, StartRequest, Text
 from kernelsvc.model import events as ev
+from kernelsvc.model.copying import Account
 from kernelsvc.model.events import Event, KernelInfo, Reason, SandboxReport
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.log import seconds_of, timestamp
@@ -104,20 +105,21 @@ class Session:
         versions: dict[str, str] | None = None,
         checkpoints: int = 0,
         checkpoint_max_bytes: int | None = None,
+        account: Account | None = None,
         sign: Callable[[], Event] | None = None,
         saved: Path | None = None,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self.about = about
         self.log = journal
         self._launcher = launcher
-        self.machine = Machine(policy, asyncio.get_running_loop().time())
+        self.machine = Machine(policy, self._loop.time())
         self.kernel: Kernel | None = None
         self.fault: OSError | None = None
         self.report = SandboxReport()
         self.reading = Reading(about.id, journal, self.machine, about.limits.output_bytes)
         self.succession = Succession(self, saved)
-        self.copies = Copies(self, checkpoints, checkpoint_max_bytes)
-        self._loop = asyncio.get_running_loop()
+        self.copies = Copies(self, checkpoints, checkpoint_max_bytes, account or Account(1, self._loop.time()))
         self._sync = sync
         self._observer = observer
         self._sign = sign
@@ -324,7 +326,7 @@ class Session:
                 self._wake(event.cell)
         last = events[-1]
         if isinstance(last, ev.CellFinished) and self.state is SessionState.IDLE:
-            self.copies.cell_ended(self._loop.time(), last.usage.wall_ms, last.usage.peak_rss_bytes)
+            self.copies.cell_ended(self._loop.time(), last.usage)
 
     def _sync_log(self) -> None:
         try:

@@ -11,6 +11,7 @@ import pytest
 from kernelsvc.errors import AtCapacity, CellExists, Conflict, NotFound, SessionClosed
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.model import events as ev
+from kernelsvc.model.copying import COST, Account
 from kernelsvc.model.events import Reason
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.machine import Policy
@@ -31,10 +32,16 @@ class Bench:
         fields = {"id": "s_1", "principal": "p", "template": "t", "workdir": str(self.path), "kernel": "k_1"}
         return About(**{**fields, "created_at": "2026-01-01T00:00:00Z", "limits": Limits(output_bytes=1000), **changes})
 
-    def session(self, journal, checkpoints=0, **policy):
+    def session(self, journal, checkpoints=0, account=None, **policy):
         policy = Policy(output_bytes=1000, **policy)
         made = Session(
-            self.about(), journal, self.launcher, policy, checkpoints=checkpoints, saved=self.path / "variables.pickle"
+            self.about(),
+            journal,
+            self.launcher,
+            policy,
+            checkpoints=checkpoints,
+            account=account,
+            saved=self.path / "variables.pickle",
         )
         self.sessions.append(made)
         return made
@@ -386,6 +393,20 @@ async def test_a_stream_of_cells_is_not_held_up_by_copies(bench):
         await run(session, f"set x {value}")
     await until(lambda: session.copies.newest().after_cell == session.machine.present)
     assert types(session).count("checkpoint_made") < 60
+
+
+async def test_copies_wait_for_their_turn_when_the_server_has_spent_its_share(bench):
+    now = asyncio.get_running_loop().time()
+    account = Account(2, now)
+    account.book(now, account.credit(now) + 0.1)  # others have taken the next 0.2 seconds
+    session = await bench.start(checkpoints=1, account=account)
+    await run(session, "set x 1")
+    assert session.copies.newest() is None
+    await run(session, "set x 2")
+    await copied(session)
+    assert types(session).count("checkpoint_made") == 1
+    assert session.copies.newest().after_cell == session.machine.present
+    assert account.credit(asyncio.get_running_loop().time()) >= -COST, "the turn of the first cell was given back"
 
 
 # --- sleep --------------------------------------------------------------------------------
