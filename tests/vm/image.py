@@ -1,17 +1,21 @@
 """Make the disk of a small Debian with systemd, cgroup version 2 and this checkout installed.
 
-Needs root, ``mmdebstrap``, ``mkfs.ext4`` and a Debian mirror. The base system is
-kept in a cache directory and made once; the checkout is installed anew each time.
+Needs root, ``mmdebstrap``, ``mkfs.ext4`` and Debian's packages: from where this machine gets its
+own, if it is a Debian, else from where mmdebstrap takes them by itself. The base system is kept in
+a cache directory and made once; the checkout is installed anew each time.
 """
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
+SUITE = "bookworm"
+#: Where a Debian names what it gets its packages from, Debian's own and nobody else's.
+SOURCES = (Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d/debian.sources"))
 PACKAGES = [
     *("systemd", "systemd-sysv", "dbus", "udev", "linux-image-cloud-amd64", "python3", "python3-venv"),
     *("openssl", "curl", "procps", "util-linux", "bash"),
@@ -41,12 +45,22 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
+def sources() -> list[Path]:
+    """This machine's own package sources, when they are those of the system to make; else none."""
+    try:
+        about = platform.freedesktop_os_release()
+    except OSError:
+        return []
+    ours = about.get("ID") == "debian" and about.get("VERSION_CODENAME") == SUITE
+    return [path for path in SOURCES if path.is_file() and path.read_text().strip()] if ours else []
+
+
 def make_base(cache: Path) -> Path:
     """The base system's directory; made when it isn't there."""
     base = cache / f"{SUITE}-base"
     if not (base / "boot").is_dir():
         shutil.rmtree(base, ignore_errors=True)
-        run("mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, base, MIRROR)
+        run("mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, base, *sources())
     return base
 
 
