@@ -43,6 +43,7 @@ from kernelsvc.model.objects import (
     Variable,
 )
 from kernelsvc.model.tokens import TokenRecord, authenticate, hash_token
+from kernelsvc.service.access import Access
 
 AT = "2026-01-01T00:00:00.000000Z"
 TOKENS = {
@@ -193,6 +194,13 @@ class FakeService:
         self.gone: list[object] = []
         self.changed: list[Any] = []
         self.batch_size = 1000
+        self.access = Access(b"k" * 32, [*TOKENS.values()], self.owner, self.live)
+
+    def owner(self, session: str) -> str | None:
+        return self.sessions[session].owner if session in self.sessions else None
+
+    def live(self) -> list[str]:
+        return [id for id, each in self.sessions.items() if each.state is not SessionState.CLOSED]
 
     async def aclose(self) -> None:
         for session in self.sessions.values():

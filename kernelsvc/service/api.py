@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from kernelsvc.model.objects import Call, Cell, CellRequest, Checkpoint, Principal, SessionRequest, Variable
 from kernelsvc.model.objects import Session as ApiSession
+from kernelsvc.service.access import Access
 
 NotebookFormat = Literal["ipynb", "html", "py"]
 # Named, because ``list`` means a method inside the class below.
@@ -44,6 +45,10 @@ class ServiceApi(Protocol):
     ``who`` owns what it makes; another's session is ``not_found``. Awaiting
     methods may be cancelled: what was accepted goes on.
     """
+
+    @property
+    def access(self) -> Access:
+        """Secrets that stand for one session, for doors whose clients show one."""
 
     def authenticate(self, token: str | None) -> Principal: ...
     def info(self) -> dict[str, Any]: ...

@@ -60,6 +60,7 @@ from kernelsvc.model.objects import Session as ApiSession
 from kernelsvc.model.tokens import authenticate
 from kernelsvc.protocol import call as call_protocol
 from kernelsvc.sandbox.watchdog import Watchdog, Watched, hard_limits
+from kernelsvc.service.access import Access
 from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
 from kernelsvc.service.opening import about_of, life_of
 from kernelsvc.service.projections import Projections
@@ -113,6 +114,7 @@ class Service:
         self._watching: asyncio.Future[None] | None = None
         self._retiring: asyncio.Future[None] | None = None
         self._stopping = False
+        self.access = Access(self._projections.secret("access"), settings.tokens, self._owner, lambda: [*self._live])
 
     # -- life ------------------------------------------------------------------------
 
@@ -248,6 +250,10 @@ class Service:
                 return None
             self._keep(found)
         return found
+
+    def _owner(self, session: str) -> str | None:
+        found = self._live.get(session) or self._reopen(session)
+        return found.about.principal if found else None
 
     def _keep(self, session: Session) -> None:
         self._past[session.id] = session

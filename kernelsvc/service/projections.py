@@ -45,6 +45,10 @@ class Projections:
         """With which every signature of this server can be checked."""
         return self._key.public
 
+    def secret(self, purpose: str) -> bytes:
+        """A secret of this server for a purpose, the same after a restart."""
+        return self._key.secret(purpose)
+
     def catch_up_index(self, sessions: Iterable[SessionDirectory]) -> None:
         """Read what the index missed from the journals, after a crash. Takes their sizes' time."""
         seen = self.index.seqs()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
+import hmac
 import os
 import stat
 from pathlib import Path
@@ -58,6 +60,11 @@ class SigningKey:
     def public(self) -> str:
         """The public key: base64 of its 32 raw bytes."""
         return base64.b64encode(self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+
+    def secret(self, purpose: str) -> bytes:
+        """A secret of 32 bytes that only this key's holder can make; one per purpose, the same after a restart."""
+        raw = self._key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+        return hmac.new(raw, purpose.encode(), hashlib.sha256).digest()
 
     def sign(self, statement: bytes) -> str:
         """A signature, base64."""

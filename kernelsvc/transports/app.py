@@ -19,7 +19,7 @@ from tornado.web import Application, RequestHandler
 from kernelsvc.errors import Conflict
 from kernelsvc.metrics import Metrics
 from kernelsvc.settings import Settings
-from kernelsvc.transports import http, jupyter, rest
+from kernelsvc.transports import e2b, http, jupyter, rest
 from kernelsvc.transports.door import ApiHandler, Context, UnknownRoute, without_token
 from kernelsvc.transports.files import FileHandler
 from kernelsvc.transports.websocket import ApiSocket
@@ -50,7 +50,7 @@ def make_app(service: ServiceApi, settings: Settings, metrics: Metrics | None = 
     context = Context(service, settings, metrics or Metrics())
     shared = {"context": context}
     app = Application(
-        [(r"/v1/ws", ApiSocket, shared), *_rest_routes(shared), *jupyter.routes(shared)],
+        [(r"/v1/ws", ApiSocket, shared), *_rest_routes(shared), *jupyter.routes(shared), *e2b.routes(shared)],
         default_handler_class=UnknownRoute,
         default_handler_args=shared,
         log_function=_log_request,

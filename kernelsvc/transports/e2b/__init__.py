@@ -1,0 +1,27 @@
+"""The E2B door: its control plane, interpreter, files and commands over the one service.
+
+A sandbox of this door *is* a session, with the further contexts that belong to
+it. E2B's clients speak to one address, and say by headers which sandbox and
+which of its ports they mean (``protocol.e2b``).
+
+``door`` is what all handlers share. Each other module has ``ROUTES``: pairs of a
+path's pattern and its handler.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernelsvc.transports.e2b import health
+
+#: The modules whose routes this door has.
+MODULES: tuple[Any, ...] = (health,)
+
+
+def routes(shared: dict[str, Any]) -> list[Any]:
+    """Tornado's routes of this door.
+
+    Args:
+        shared: what every handler is initialised with.
+    """
+    return [(path, handler, shared) for module in MODULES for path, handler in module.ROUTES]
