@@ -197,7 +197,7 @@ class ForkedKernel:
             if not said.get("ok"):
                 reasons = [str(reason)[:500] for reason in said.get("refused") or ["it gave no reason"]][:32]
                 raise CannotFork(f"The session can't be forked now: {'; '.join(reasons)}", reasons=reasons)
-            await self._launcher.enlist(copy.kernel, self.info.id, copy.home or self.home)
+            await self._launcher.enlist(copy, of=self.info.id, home=copy.home or self.home)
         except BaseException:
             self._launcher.path(copy.kernel).unlink(missing_ok=True)
             raise
@@ -351,11 +351,13 @@ class ForkedLauncher:
             request, found, sink, 0, identity=_branch_identity(request, found), seconds=COPY_SECONDS
         )
 
-    async def enlist(self, kernel: str, of: str, home: str) -> None:
+    async def enlist(self, copy: StartRequest, *, of: str, home: str) -> None:
         """Find out which process a copy is, from Linux and not from the kernel, and tell the host."""
-        pidfd = await _listener(self.path(kernel))
+        pidfd = await _listener(self.path(copy.kernel))
+        # One with a directory of its own is a branch, and has its caps to itself.
+        limits = msgspec.to_builtins(copy.limits) if copy.home else None
         try:
-            await self.host.enlist(kernel, of, pidfd, home)
+            await self.host.enlist(copy.kernel, of, pidfd, home, limits)
         finally:
             os.close(pidfd)
 

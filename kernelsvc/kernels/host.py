@@ -103,6 +103,15 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     share: str
 
 
+class Enlist(msgspec.Struct, frozen=True, kw_only=True):
+    """``enlist``: a copy that a kernel made of itself; with ``limits`` one that is a session of its own."""
+
+    kernel: str
+    of: str
+    home: str = ""
+    limits: Limits | None = None
+
+
 Answer = tuple[dict[str, Any], list[int]]
 
 
@@ -360,6 +369,8 @@ class Host:
 
     async def _find(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
         ward, member = self.nursery.find(str(body["kernel"]))
+        if member.placed is not None:
+            await asyncio.shield(member.placed)
         if member.exit is not None:
             raise NotFound(f"The kernel {member.kernel!r} has ended.", exit=msgspec.to_builtins(member.exit))
         return self._held(server, ward, member.kernel)
@@ -367,10 +378,10 @@ class Host:
     async def _enlist(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
         if len(fds) != 1:
             raise BadRequest("enlist needs one descriptor.")
-        kernel = str(body["kernel"])
-        self.nursery.enlist(kernel, str(body["of"]), fds[0], str(body.get("home") or ""))
+        request = msgspec.convert(body, Enlist)
+        self.nursery.enlist(request.kernel, request.of, fds[0], request.home, request.limits)
         fds.clear()
-        return self._held(server, self.nursery.wards[kernel], kernel)
+        return self._held(server, self.nursery.wards[request.kernel], request.kernel)
 
     async def _signal(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
         ward, member = self.nursery.find(str(body["kernel"]))

@@ -277,9 +277,17 @@ class HostClient:
         """
         return await self._ask_for_process("find", kernel=kernel)
 
-    async def enlist(self, kernel: str, of: str, pidfd: int, home: str) -> None:
-        """Tell the host of a copy that ``of`` made of itself; ``home`` is its directory as seen inside."""
-        _, given = await self.ask("enlist", [pidfd], kernel=kernel, of=of, home=home)
+    async def enlist(self, kernel: str, of: str, pidfd: int, home: str, limits: dict[str, Any] | None = None) -> None:
+        """Tell the host of a copy that ``of`` made of itself.
+
+        Args:
+            kernel: the copy's id.
+            of: whose copy it is.
+            pidfd: of its process; stays the caller's.
+            home: its directory as seen inside.
+            limits: of a copy that is a session of its own: ``find`` answers when it lives in a cgroup of its own.
+        """
+        _, given = await self.ask("enlist", [pidfd], kernel=kernel, of=of, home=home, limits=limits)
         channel.close_all(given)
 
     async def kernels(self) -> list[str]:

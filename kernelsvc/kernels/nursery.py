@@ -23,6 +23,7 @@ from kernelsvc.errors import Conflict, KernelsvcError, NotFound
 from kernelsvc.kernels import channel, processes
 from kernelsvc.kernels.port import Exit
 from kernelsvc.kernels.ward import Member, Record, Ward
+from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket
 
 log = logging.getLogger(__name__)
@@ -133,8 +134,10 @@ class Nursery:
         await ward.ended.wait()
         self._forget(ward)
 
-    def enlist(self, kernel: str, of: str, pidfd: int, home: str) -> Member:
+    def enlist(self, kernel: str, of: str, pidfd: int, home: str, limits: Limits | None = None) -> Member:
         """Take a copy that the kernel ``of`` made of itself into its sandbox; ``pidfd`` is taken over.
+
+        With ``limits`` it is a session of its own and gets a cgroup of its own; wait for ``Member.placed``.
 
         Raises:
             NotFound: there is no such kernel.
@@ -144,7 +147,7 @@ class Nursery:
         ward, original = self.find(of)
         if kernel in self.wards or kernel in self._starting:
             raise Conflict(f"There is a kernel {kernel!r} already; choose another id.")
-        member = ward.enlist(kernel, pidfd, home or original.home)
+        member = ward.enlist(kernel, of, pidfd, home or original.home, limits)
         self.wards[kernel] = ward
         return member
 
@@ -165,7 +168,8 @@ class Nursery:
         """Find what an earlier host left; end what can't be taken over."""
         names = {path.stem for pattern in ("*.i", "*.json") for path in self._runtime.glob(pattern)}
         await asyncio.gather(*(self._find_old(name) for name in sorted(names)))
-        self._sandbox.sweep({ward.record.kernel for ward in self.wards.values()})
+        wards = set(self.wards.values())
+        self._sandbox.sweep({name for ward in wards for name in (ward.record.kernel, *ward.record.quarters)})
 
     async def _find_old(self, name: str) -> None:
         record = _read_record(Ward.record_path(self._runtime, name))

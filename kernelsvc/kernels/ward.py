@@ -28,6 +28,8 @@ from kernelsvc.errors import Internal, KernelDead, KernelsvcError, SandboxUnavai
 from kernelsvc.kernels import channel, processes
 from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.port import Exit
+from kernelsvc.kernels.quarters import Quarters, clear, move_in
+from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class Known(msgspec.Struct, frozen=True):
     pid: int
     started: int
     home: str
+    quarters: str = ""
 
 
 class Record(msgspec.Struct, kw_only=True):
@@ -62,6 +65,7 @@ class Record(msgspec.Struct, kw_only=True):
     home: str
     copies: dict[str, Known] = {}
     oom_kills: int = 0
+    quarters: dict[str, Quarters] = {}
 
 
 @dataclass
@@ -69,6 +73,8 @@ class Member:
     """One kernel of a sandbox.
 
     Attributes:
+        quarters: the name of the branch's cgroup in which it lives; "" for the sandbox's own.
+        placed: done when it lives there.
         exit: how it ended.
         over: set when that is known and what it started is gone too.
     """
@@ -78,6 +84,8 @@ class Member:
     pid: int
     inner_pid: int
     home: str = ""
+    quarters: str = ""
+    placed: asyncio.Future[None] | None = None
     exit: Exit | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -218,31 +226,55 @@ class Ward:
             pidfd = os.pidfd_open(known.pid)
             about = processes.stat(known.pid)
             if about is not None and about.started == known.started:
-                self._add_copy(Member(kernel, pidfd, known.pid, processes.inner_pid(known.pid), known.home))
+                inner = processes.inner_pid(known.pid)
+                self._add_copy(Member(kernel, pidfd, known.pid, inner, known.home, known.quarters))
                 return
             os.close(pidfd)
         del self.record.copies[kernel]
 
-    def enlist(self, kernel: str, pidfd: int, home: str) -> Member:
+    def enlist(self, kernel: str, of: str, pidfd: int, home: str, limits: Limits | None = None) -> Member:
         """Take a copy of a kernel into this sandbox.
 
         Args:
             kernel: the copy's id.
+            of: the kernel that it is a copy of; they share their cgroup.
             pidfd: of its process; the ward's from now on, unless it raises.
             home: its directory as seen inside.
+            limits: unless the copy is a session of its own, with these caps: see ``Member.placed``.
 
         Raises:
             KernelDead: it has ended already, or is none of this sandbox's processes.
+            Internal: there is no cgroup to be had.
         """
         pid = processes.pid_of(pidfd)
         about = processes.stat(pid)
         if about is None or not processes.descends(pid, self.init_pid):
             raise KernelDead("The copy ended as soon as it was made.")
-        member = Member(kernel, pidfd, pid, processes.inner_pid(pid), home)
+        quarters = self.members[of].quarters
+        if limits is not None:
+            quarters = kernel
+            self.record.quarters[kernel] = self._quarters(kernel, limits, pidfd)
+        member = Member(kernel, pidfd, pid, processes.inner_pid(pid), home, quarters)
         self._add_copy(member)
-        self.record.copies[kernel] = Known(pid, about.started, home)
+        self.record.copies[kernel] = Known(pid, about.started, home, quarters)
         self._write_again()
+        if limits is not None:
+            member.placed = asyncio.ensure_future(self._place(member))
+            member.placed.add_done_callback(_look_at)
         return member
+
+    def _quarters(self, kernel: str, limits: Limits, pidfd: int) -> Quarters:
+        try:
+            return Quarters(group=self._sandbox.subdivide(kernel, limits), limits=limits)
+        except Internal:
+            with contextlib.suppress(ProcessLookupError):  # nobody will know of it
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            raise
+
+    async def _place(self, member: Member) -> None:
+        group = self.record.quarters[member.quarters].group
+        if group is not None:
+            await move_in(group, member.pid)
 
     def _add_copy(self, member: Member) -> None:
         self._add(member)
@@ -263,9 +295,8 @@ class Ward:
         await processes.wait_pidfd(member.pidfd)
         status = await self._status_of(member)
         del self._statuses[member.inner_pid]
-        kills = self._oom_kills()
-        struck, self.record.oom_kills = kills - self.record.oom_kills, kills
-        member.exit = exit_of(status, oom_kills=struck, memory_bytes=self.record.ticket.limits.memory_bytes)
+        struck, limits = self._oom_kills(member)
+        member.exit = exit_of(status, oom_kills=struck, memory_bytes=limits.memory_bytes)
         if struck:
             self._write_again()
         self._exited(self, member)
@@ -291,9 +322,15 @@ class Ward:
                 return
             await asyncio.sleep(RELEASE_PAUSE)
 
-    def _oom_kills(self) -> int:
+    def _oom_kills(self, member: Member) -> tuple[int, Limits]:
+        """How often the OOM killer struck where a kernel lived that has just ended, and the caps there."""
+        quarters = self.record.quarters.get(member.quarters)
+        if quarters is not None:
+            return quarters.struck(), quarters.limits
         group = self.record.ticket.group
-        return group.sample().oom_kills if group is not None else 0
+        kills = group.sample().oom_kills if group is not None else 0
+        struck, self.record.oom_kills = kills - self.record.oom_kills, kills
+        return struck, self.record.ticket.limits
 
     def _failed(self, body: dict[str, Any]) -> None:
         log.error("kernel %s could not be started: %s\n%s", self.record.kernel, body["failed"], body.get("trace", ""))
@@ -353,6 +390,17 @@ class Ward:
             os.close(member.pidfd)
         if self.record.copies.pop(member.kernel, None) is not None:
             self._write_again()
+        if member.quarters and all(one.quarters != member.quarters for one in self.members.values()):
+            self._own(self._vacate(member.quarters))
+
+    async def _vacate(self, name: str) -> None:
+        """The last of a branch's kernels has gone: end what it left behind, and give its cgroup back."""
+        group = self.record.quarters[name].group
+        if group is not None and not await clear(group):
+            log.error("the cgroup of %s is still not empty; it goes with its family's", name)
+            return
+        del self.record.quarters[name]
+        self._write_again()
 
     async def end(self) -> None:
         """End every process and give everything back. May be called again; safe to cancel: it goes on."""
@@ -416,6 +464,9 @@ class Ward:
             await member.over.wait()
 
     async def _release(self) -> None:
+        groups = [one.group for one in self.record.quarters.values() if one.group is not None]
+        if not all(await asyncio.gather(*(clear(group) for group in groups))):
+            log.error("the cgroup of a branch of %s is still not empty; it is left", self.record.kernel)
         ticket = self.record.ticket
         deadline = asyncio.get_running_loop().time() + RELEASE_SECONDS
         while not self._sandbox.release(ticket):
@@ -425,3 +476,9 @@ class Ward:
             if ticket.group is not None:
                 ticket.group.kill()
             await asyncio.sleep(RELEASE_PAUSE)
+
+
+def _look_at(done: asyncio.Future[None]) -> None:
+    """A failure that nobody asks for is no error of the loop's."""
+    if not done.cancelled():
+        done.exception()

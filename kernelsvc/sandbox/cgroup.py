@@ -98,6 +98,17 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         name = "tasks" if self.version == 1 else "cgroup.procs"
         return [f"{directory}/{name}" for directory in dict.fromkeys(self.directories.values())]
 
+    def admit(self, pid: int) -> None:
+        """Make another process a member, with all its threads; its memory so far stays charged where it was.
+
+        Blocks for a grace period of RCU, see ``join_files``.
+
+        Raises:
+            OSError: Linux refused, or the process is gone.
+        """
+        for directory in dict.fromkeys(self.directories.values()):
+            _write(f"{directory}/cgroup.procs", str(pid))
+
     def limit(self, *, memory_bytes: int | None, tasks: int | None) -> None:
         """Set the hard caps. Swap is taken away with the memory.
 

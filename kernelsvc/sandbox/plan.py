@@ -149,6 +149,8 @@ class _Wanted:
         self.task_rlimit = limits.processes is not None and (
             self.become or (self.user_namespace and probe.works("task rlimit"))
         )
+        # It also counts a session and all its branches as one; where each has a cgroup, that counts them apart.
+        self.shared_tasks = self.task_rlimit and "pids" not in request.controllers
         self.inet = limits.network == "host" or self.net
         self.memory_is_hard = "memory" in request.controllers
         self.memfd = self.memory_is_hard or limits.memory_bytes is None
@@ -258,7 +260,7 @@ def _rlimits(limits: Limits, wanted: _Wanted) -> dict[str, tuple[int, int]]:
         "NOFILE": limits.open_files,
         "FSIZE": limits.disk_bytes,
         "CPU": None if limits.cpu_seconds is None else max(1, round(limits.cpu_seconds)),
-        "NPROC": limits.processes + SPARE_TASKS if wanted.task_rlimit and limits.processes else None,
+        "NPROC": limits.processes + SPARE_TASKS if wanted.shared_tasks and limits.processes else None,
     }
     return {name: (value, value) for name, value in most.items() if value is not None}
 

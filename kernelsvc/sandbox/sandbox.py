@@ -159,6 +159,28 @@ class Sandbox:
             for path in (request.workdir, *request.share):
                 give(path, plan["become"]["uid"])
 
+    def subdivide(self, name: str, limits: Limits) -> Group | None:
+        """A cgroup for a branch, beside its family's, with its caps; None where this machine has none for us.
+
+        Args:
+            name: unique among this host's.
+            limits: the caps.
+
+        Raises:
+            Internal: Linux refused something; the message says what.
+        """
+        group: Group | None = None
+        try:
+            group = self._groups.make(name, cpu=limits.cpu_cores is not None)
+            if group is not None:
+                tasks = None if limits.processes is None else limits.processes + SPARE_TASKS
+                group.limit(memory_bytes=limits.memory_bytes, tasks=tasks)
+                group.limit_cpu(limits.cpu_cores)
+        except OSError as error:
+            self._give_back(group, None)
+            raise Internal(f"The branch's cgroup could not be made: {error}") from error
+        return group
+
     def ready(self, ticket: Ticket) -> None:
         """The kernel answers: from now on its CPU share holds (a tight one would slow the start).
 

@@ -62,6 +62,10 @@ def test_without_cgroups_an_ordinary_user_still_has_a_hard_cap_on_tasks() -> Non
     assert {lack.layer for lack in made.report.not_enforced} == {"memory cgroup", "pids cgroup"}
 
 
+def test_where_a_cgroup_counts_the_tasks_no_rlimit_counts_a_family_as_one() -> None:
+    assert "NPROC" not in confine(request(controllers=ALL_CONTROLLERS), probe()).plan["rlimits"]
+
+
 def test_a_share_of_the_processor_is_told_only_where_one_is_set() -> None:
     lacking = confine(request(limits=Limits(cpu_cores=0.5)), probe()).report
     assert lacking.limits["cpu_cores"] == "none"
