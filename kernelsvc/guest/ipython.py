@@ -28,7 +28,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-from kernelsvc.guest import variables
+from kernelsvc.guest import caps, variables
 from kernelsvc.guest.frames import Request, join, misfit, stream_prefix
 from kernelsvc.guest.wire import Wire
 
@@ -434,7 +434,11 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
     def finish_metadata(self, parent: Any, metadata: dict[str, Any], reply_content: Any) -> dict[str, Any]:
         """Add what the cell used."""
         metadata["status"] = reply_content["status"]
-        metadata["kernelsvc"] = self.usage.end()
+        used = metadata["kernelsvc"] = self.usage.end()
+        if reply_content["status"] == "error":
+            strike = caps.struck(getattr(self.shell.last_execution_result, "error_in_exec", None))
+            if strike is not None:
+                used["struck"] = strike
         return metadata
 
     def _abort_queues(self, subshell_id: Any = None) -> None:

@@ -30,10 +30,23 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 # All of them here: once a session is confined, no file of ours can be read any more.
-from kernelsvc.guest import confine, folder, fork, imports, init, ipython, linux, namespace, saved, survey, variables
+from kernelsvc.guest import (
+    caps,
+    confine,
+    folder,
+    fork,
+    imports,
+    init,
+    ipython,
+    linux,
+    namespace,
+    saved,
+    survey,
+    variables,
+)
 from kernelsvc.guest.kernel import Prepared, prepare, serve
 
-_LOADED = (folder, fork, imports, ipython, namespace, saved, survey, variables)
+_LOADED = (caps, folder, fork, imports, ipython, namespace, saved, survey, variables)
 
 #: Largest datagram: the plan with its filters, the environment, the identity.
 DATAGRAM = 192 * 1024

@@ -88,7 +88,7 @@ class CellFold:
         """Output, results and error as text in order; then why it ended, if that isn't plain from them."""
         text = text_of(self.render() if outputs is None else outputs)
         end = self.finished
-        if end is None or not end.message or end.reason in (Reason.OK, Reason.ERROR):
+        if end is None or not end.message or end.reason is Reason.OK:
             return text
         return f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}[{end.reason}] {end.message}\n"
 

@@ -27,13 +27,14 @@ What must change together: a new state needs a row in ``MOVES``; the diagram in
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kernelsvc.errors import CellExists, Conflict, KernelDead, QuotaExceeded, SessionClosed
+from kernelsvc.model import caps
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, Reason
-from kernelsvc.model.limits import CellUsage
+from kernelsvc.model.limits import CellUsage, Limits
 from kernelsvc.model.objects import CellRequest, CellState, Checkpoint, SessionState
 from kernelsvc.model.stimuli import (
     Began,
@@ -85,7 +86,7 @@ MOVES: dict[SessionState, frozenset[SessionState]] = {
 #: The limit on what the log takes of one cell.
 FLOOD = "max_cell_output_bytes"
 #: Why a cell was interrupted -> how it ends, for those that are not ``interrupted``.
-STOPS: dict[str, Reason] = {"timeout": Reason.TIMEOUT, "memory_bytes": Reason.MEMORY}
+STOPS: dict[str, Reason] = {"timeout": Reason.TIMEOUT, **caps.REASONS}
 
 
 # --- the machine ------------------------------------------------------------------
@@ -117,11 +118,13 @@ class Running:
     reply: Replied | None = None
     idle: bool = False
     stop: Reason | None = None
+    why: str = ""
     kill_at: float | None = None
     errored: bool = False
     output_bytes: int = 0
     dropped: int = 0
     told_truncated: bool = False
+    struck: dict[str, str] = field(default_factory=dict)  # limits that struck, with the words
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class Policy:
     output_bytes: int | None = 1024 * 1024
     max_cell_output_bytes: int | None = None
     hibernate_seconds: float | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 def digest(code: str) -> int:
@@ -293,7 +297,11 @@ class Machine:
         run = self.running
         assert run is not None
         events: list[Event] = []
-        reason, message, kept = self._reason(reply, run)
+        hit = caps.of_reply(reply, self.policy.limits) if run.stop is None else None
+        if hit is not None and hit.limit not in run.struck:
+            hit.cell = run.id
+            events.append(hit)
+        reason, message, kept = self._reason(reply, run, hit)
         if reply.status == "error" and not run.errored:
             events.append(
                 ev.Error(cell=run.id, ename=reply.ename, evalue=reply.evalue, traceback=list(reply.traceback))
@@ -311,19 +319,28 @@ class Machine:
             finished.frame = frame
         return self._after(events, finished)
 
-    def _reason(self, reply: Replied, run: Running) -> tuple[Reason, str | None, bool | None]:
+    def _reason(
+        self, reply: Replied, run: Running, hit: ev.LimitReached | None
+    ) -> tuple[Reason, str | None, bool | None]:
         if reply.status == "ok":
             return Reason.OK, None, None
         if reply.status != "error":
             return Reason.CANCELLED, "The kernel did not run the cell.", None
-        if run.stop is Reason.TIMEOUT:
-            return Reason.TIMEOUT, f"{self._timeout_text(run.id)} reached; interrupted, variables kept.", True
         if run.stop is not None:
-            why = f"{self._flood_text()}; interrupted" if self.flooded else "Interrupted"
-            return run.stop, f"{why}; variables kept.", True
-        if reply.ename == "MemoryError":
-            return Reason.MEMORY, "An allocation was refused; variables kept. Free some or use less at once.", True
-        return Reason.ERROR, None, None
+            why = self._cause(run)
+            return run.stop, f"{why}; interrupted, variables kept." if why else "Interrupted; variables kept.", True
+        memory = reply.ename == "MemoryError" or (hit is not None and hit.limit == "memory_bytes")
+        text = f"{hit.message}; variables kept." if hit is not None else None
+        if memory:
+            return Reason.MEMORY, f"{text or 'An allocation was refused; variables kept.'} Use less at once.", True
+        return Reason.ERROR, text, None
+
+    def _cause(self, run: Running) -> str | None:
+        """The limit for which a cell is stopped, with the figure; None if somebody asked for it."""
+        if self.flooded:
+            return self._flood_text()
+        timeout = f"{self._timeout_text(run.id)} reached" if run.stop is Reason.TIMEOUT else None
+        return run.struck.get(run.why, timeout)
 
     def _timeout_text(self, cell: str) -> str:
         queued = self.queue.get(cell)
@@ -365,11 +382,14 @@ class Machine:
             cause=stimulus.cause, message=stimulus.message, signal=stimulus.signal, exit_code=stimulus.exit_code
         )
         next_: Effect = WakeCheckpoint() if restorable else StartKernel(f"died: {stimulus.message}")
-        out = Outcome([died])
         run = self.running
+        hit = caps.of_exit(stimulus, self.policy.limits)
+        if hit is not None and run is not None:
+            hit.cell = run.id
+        out = Outcome([died] if hit is None else [hit, died])
         if run is not None:
             kept = restorable
-            reason, text = self._death_reason(stimulus, run)
+            reason, text = self._death_reason(stimulus, run, hit)
             fate = "variables are those from before the cell" if kept else "variables are lost"
             finished = ev.CellFinished(
                 cell=run.id,
@@ -383,17 +403,14 @@ class Machine:
         out.effects.append(next_)
         return out
 
-    def _death_reason(self, stimulus: Exited, run: Running) -> tuple[Reason, str]:
-        if stimulus.cause == "memory":
-            return Reason.MEMORY, stimulus.message
-        if run.stop is Reason.TIMEOUT:
-            return (
-                Reason.TIMEOUT,
-                f"{self._timeout_text(run.id)} reached; the interrupt was ignored and the kernel killed",
-            )
+    def _death_reason(self, stimulus: Exited, run: Running, hit: ev.LimitReached | None) -> tuple[Reason, str]:
+        if hit is not None:
+            return caps.REASONS[hit.limit], hit.message
         if run.stop is not None:
-            why = f"{self._flood_text()}; the" if self.flooded else "The"
-            return run.stop, f"{why} interrupt was ignored and the kernel killed"
+            why = self._cause(run)
+            if why and run.why in caps.ENDED_AT_ONCE:
+                return run.stop, f"{why}; the kernel was ended"
+            return run.stop, f"{f'{why}; the' if why else 'The'} interrupt was ignored and the kernel killed"
         return Reason.KERNEL_DIED, stimulus.message
 
     def _ready(self, stimulus: KernelReady, now: float) -> Outcome:
@@ -572,10 +589,12 @@ class Machine:
             case ev.Stream() | ev.Display() | ev.DisplayUpdated() | ev.Result() | ev.Error():
                 self._evolve_output(event)
             case ev.Interrupted() if self.running is not None and event.cell == self.running.id:
-                self.running.stop = STOPS.get(event.why, Reason.INTERRUPTED)
+                self.running.stop, self.running.why = STOPS.get(event.why, Reason.INTERRUPTED), event.why
                 self.running.kill_at = now + self.policy.grace_seconds
             case ev.LimitReached() if event.limit == FLOOD:
                 self.flooded = True
+            case ev.LimitReached() if self.running is not None and event.cell == self.running.id:
+                self.running.struck[event.limit] = event.message
             case ev.OutputTruncated() if self.running is not None:
                 self.running.told_truncated = True
             case ev.SessionStarted() | ev.KernelRestarted() | ev.KernelRestored() | ev.RolledBack() | ev.Woken():

@@ -44,6 +44,8 @@ class Replied:
     cpu_ms: float | None = None
     peak_rss_bytes: int | None = None
     frame: int | None = None
+    struck: str = ""  # of ``caps.STRIKES``: the cap that its exception tells of
+    room: int | None = None  # size of the scratch space that was full, bytes
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
+from kernelsvc.model import caps
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 from kernelsvc.model.stimuli import Replied
@@ -143,6 +144,7 @@ def is_idle(msg_type: str, content: Content) -> bool:
 def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) -> Replied:
     """An ``execute_reply`` as a stimulus. Usage is the kernel's own word and only shown, never billed."""
     usage = mapping(metadata.get("kernelsvc"))
+    strike = mapping(usage.get("struck"))
     status = content.get("status")
     return Replied(
         cell,
@@ -154,4 +156,6 @@ def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) 
         cpu_ms=figure(usage.get("cpu_ms")),
         peak_rss_bytes=number(usage.get("peak_rss_bytes")),
         frame=frame,
+        struck=strike["limit"] if strike.get("limit") in caps.STRIKES else "",
+        room=number(strike.get("bytes")),
     )

@@ -51,6 +51,8 @@ _SCRATCH_SHARE = 4  # /tmp and /dev/shm may each hold a quarter of the session's
 _LEAST_SCRATCH, _MOST_SCRATCH = 16 * MiB, 4096 * MiB
 #: The init and parked checkpoints count as the session's tasks too.
 SPARE_TASKS = 8
+#: CPU seconds from the signal that can be ignored to the one that can't.
+_CPU_GRACE_SECONDS = 5
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,7 +264,12 @@ def _rlimits(limits: Limits, wanted: _Wanted) -> dict[str, tuple[int, int]]:
         "CPU": None if limits.cpu_seconds is None else max(1, round(limits.cpu_seconds)),
         "NPROC": limits.processes + SPARE_TASKS if wanted.shared_tasks and limits.processes else None,
     }
-    return {name: (value, value) for name, value in most.items() if value is not None}
+    found = {name: (value, value) for name, value in most.items() if value is not None}
+    if "CPU" in found:
+        # At the first Linux sends SIGXCPU, which tells what happened; at the second SIGKILL, which doesn't.
+        # Who ignores the one is seen by the watchdog before the other.
+        found["CPU"] = (found["CPU"][0], found["CPU"][0] + _CPU_GRACE_SECONDS)
+    return found
 
 
 def _data_bytes(limits: Limits, wanted: _Wanted) -> int | None:

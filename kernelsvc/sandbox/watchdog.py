@@ -90,12 +90,12 @@ def judge(limits: Limits, use: Use, *, hard: Iterable[str] = ()) -> list[Breach]
     tasks = None if limits.processes is None else limits.processes + SPARE_TASKS
     checks: list[tuple[str, float | None, float | None, Callable[[float], str]]] = [
         ("memory_bytes", use.memory_bytes, limits.memory_bytes, _mebibytes),
-        ("processes", use.tasks, tasks, str),
+        ("processes", use.tasks, tasks, lambda count: f"{count:.0f}"),
         ("disk_bytes", use.disk_bytes, limits.disk_bytes, _mebibytes),
         ("cpu_seconds", use.cpu_seconds, limits.cpu_seconds, lambda seconds: f"{seconds:.0f} s"),
     ]
     return [
-        Breach(limit=name, value=value, bound=bound, message=f"{_WORDS[name]}: {say(value)} used of {say(bound)}")
+        Breach(limit=name, value=value, bound=bound, message=f"{_WORDS[name]}: {say(bound)} reached, {say(value)} used")
         for name, value, bound, say in checks
         if value is not None and bound is not None and value > bound and name not in hard
     ]

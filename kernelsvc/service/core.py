@@ -278,6 +278,7 @@ class Service:
             output_bytes=limits.output_bytes,
             max_cell_output_bytes=self.settings.max_cell_output_bytes,
             hibernate_seconds=self.settings.hibernate_seconds,
+            limits=limits,
         )
         return Session(
             about,
@@ -769,9 +770,8 @@ class Service:
                     processes=len(use.pids),
                     disk_bytes=use.disk_bytes,
                 )
-            for name, found in breaches.items():
-                if name in self._live:
-                    self._live[name].breached(found[0])
+            for name in uses.keys() & self._live.keys():
+                self._live[name].guard.looked(breaches.get(name, []))
 
 
 def host_settings(settings: Settings) -> HostSettings:

@@ -37,7 +37,7 @@ from kernelsvc.errors import (
 from kernelsvc.kernels.port import Cause, Exit, Kernel, Launcher, Message, Output, StartRequest, Text
 from kernelsvc.model import events as ev
 from kernelsvc.model.copying import Account
-from kernelsvc.model.events import Event, KernelInfo, Reason, SandboxReport
+from kernelsvc.model.events import Event, KernelInfo, SandboxReport
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.log import seconds_of, timestamp
 from kernelsvc.model.machine import Machine, Policy
@@ -68,9 +68,9 @@ from kernelsvc.model.stimuli import (
     WentIdle,
 )
 from kernelsvc.protocol import facts
-from kernelsvc.sandbox.watchdog import Breach
 from kernelsvc.session.about import About, start_request_of
 from kernelsvc.session.copies import Copies
+from kernelsvc.session.guard import Guard
 from kernelsvc.session.ids import new_cell_id, new_id
 from kernelsvc.session.questions import Questions
 from kernelsvc.session.reading import Log, Reading
@@ -119,6 +119,7 @@ class Session:
         self.report = SandboxReport()
         self.reading = Reading(about.id, journal, self.machine, about.limits.output_bytes)
         self.succession = Succession(self, saved)
+        self.guard = Guard(self)
         self.copies = Copies(self, checkpoints, checkpoint_max_bytes, account or Account(1, self._loop.time()))
         self._sync = sync
         self._observer = observer
@@ -586,33 +587,12 @@ class Session:
         if self.copies.busy:
             self.own(self._exited_later(exit))
             return
+        exit = self.guard.explain(exit)
         stimulus = Exited(str(exit.cause), exit.message, exit.signal, exit.exit_code, self._restorable())
         try:
             self.do(stimulus)
         except OSError:
             self._loop.call_later(RECOVER_SECONDS, self.exited, exit)
-
-    def breached(self, breach: Breach) -> None:
-        """A cap that Linux does not hold by itself was passed: stop what passes it."""
-        run = self.machine.running
-        reached = ev.LimitReached(
-            limit=breach.limit,
-            value=breach.value,
-            bound=breach.bound,
-            enforced_by="watchdog",
-            message=breach.message,
-        )
-        if run is not None:
-            if run.stop is not None:
-                return
-            reached.cell = run.id
-        memory = breach.limit == "memory_bytes"
-        self.record_quietly(reached)
-        with contextlib.suppress(KernelsvcError, OSError):
-            if run is not None:
-                self.do(Interrupt(why=breach.limit, reason=Reason.MEMORY if memory else Reason.INTERRUPTED))
-            if self.kernel is not None and (memory or run is None):
-                self.kernel.kill()
 
     async def _exited_later(self, exit: Exit) -> None:
         while self.copies.busy:

@@ -168,8 +168,10 @@ def test_death_with_a_checkpoint_wakes_it():
     machine = ready()
     drive(machine, Record((ev.CheckpointMade(checkpoint="p"),)), submit("a"), Began("a", 1))
     events, effects = drive(machine, Exited("memory", "512 MiB reached", restorable=True))
-    assert events[1].reason is Reason.MEMORY
-    assert events[1].variables_kept is True
+    assert types(events) == ["LimitReached", "KernelDied", "CellFinished"]
+    assert (events[0].limit, events[0].cell, events[0].enforced_by) == ("memory_bytes", "a", "linux")
+    assert events[-1].reason is Reason.MEMORY
+    assert events[-1].variables_kept is True
     assert effects == [WakeCheckpoint()]
     assert machine.state is SessionState.RESTORING
 

@@ -29,7 +29,7 @@ def test_nothing_is_judged_without_a_cap_or_a_figure() -> None:
 def test_a_breach_says_the_figures() -> None:
     (breach,) = judge(Limits(memory_bytes=512 * MiB), Use(memory_bytes=600 * MiB))
     assert (breach.limit, breach.value, breach.bound) == ("memory_bytes", 600 * MiB, 512 * MiB)
-    assert breach.message == "memory: 600 MiB used of 512 MiB"
+    assert breach.message == "memory: 512 MiB reached, 600 MiB used"
 
 
 def test_what_linux_holds_is_left_to_linux() -> None:

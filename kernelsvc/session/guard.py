@@ -1,0 +1,95 @@
+"""What a session does about a cap that was passed: the watchdog's word, and the kernel host's.
+
+Where Linux holds a cap it has struck already, and this puts it on record. Where it
+does not, somebody has looked and this stops what went too far: a cell is
+interrupted, or the kernel is ended where an interrupt can't help. A session never
+pays twice for the same excess: files that are over the limit stay where they are
+until somebody deletes them, and cells run on meanwhile as long as nothing grows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kernelsvc.errors import KernelsvcError
+from kernelsvc.kernels.port import Cause, Exit
+from kernelsvc.model import caps
+from kernelsvc.model.events import LimitReached, Reason
+from kernelsvc.model.limits import MiB
+from kernelsvc.model.stimuli import Interrupt
+from kernelsvc.sandbox.watchdog import Breach
+
+if TYPE_CHECKING:
+    from kernelsvc.session.core import Session
+
+#: Growth of the files, in bytes, below which one that is over its limit is left alone.
+DISK_SLACK = 1 * MiB
+
+
+class Guard:
+    """One session's. Called from the server's event loop."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._disk: float | None = None
+        self._after: str | None = None
+        self._killed_for = ""
+
+    def looked(self, breaches: Sequence[Breach]) -> None:
+        """The watchdog has looked, and these limits are passed."""
+        disk = next((breach.value for breach in breaches if breach.limit == "disk_bytes"), None)
+        first, grown = self._disk is None, disk is not None and disk > (self._disk or 0) + DISK_SLACK
+        self._disk = disk
+        for breach in breaches:
+            if breach.limit != "disk_bytes":
+                self._breached(breach, kill=True)
+            elif grown:
+                # What a cell that has ended wrote is seen only now; what grows without a cell is ended.
+                self._breached(breach, kill=not first and self._after == self._session.machine.last_finished)
+            else:
+                continue
+            break
+        self._after = self._session.machine.last_finished
+
+    def _breached(self, breach: Breach, *, kill: bool) -> None:
+        session, run = self._session, self._session.machine.running
+        if session.kernel is None or (run is not None and run.stop is not None):
+            return  # it is being ended already
+        reached = LimitReached(
+            limit=breach.limit,
+            value=breach.value,
+            bound=breach.bound,
+            enforced_by="watchdog",
+            message=breach.message,
+        )
+        self._record(reached)
+        with contextlib.suppress(KernelsvcError, OSError):
+            if run is not None:
+                session.do(Interrupt(why=breach.limit, reason=caps.REASONS.get(breach.limit, Reason.INTERRUPTED)))
+            if breach.limit in caps.ENDED_AT_ONCE or (run is None and kill):
+                self._killed_for = breach.message
+                session.kernel.kill()
+
+    def explain(self, exit: Exit) -> Exit:
+        """How a kernel ended, with the cap for which we ended it."""
+        said, self._killed_for = self._killed_for, ""
+        ours = said and exit.cause is Cause.SIGNALLED and exit.signal == signal.SIGKILL
+        return msgspec.structs.replace(exit, message=f"{said}; the kernel was ended") if ours else exit
+
+    def counted(self, limit: str) -> None:
+        """The session's cgroup says that a cap of Linux's has struck something other than the kernel."""
+        reached = caps.of_counters(limit, self._session.about.limits)
+        run = self._session.machine.running
+        if reached is not None and (run is None or limit not in run.struck):
+            self._record(reached)
+
+    def _record(self, reached: LimitReached) -> None:
+        run = self._session.machine.running
+        if run is not None:
+            reached.cell = run.id
+        self._session.record_quietly(reached)

@@ -1,0 +1,196 @@
+"""Every cap, made to strike as a user would: the cause with its figure, an event, and a session that goes on.
+
+Through the client and a real server. Where a cgroup holds a cap here, Linux strikes;
+elsewhere the watchdog does, and says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import Served, serving
+from waiting import wait_for
+
+from kernelsvc import Client
+from kernelsvc.model.limits import MiB
+
+pytestmark = pytest.mark.timeout(120)
+
+LIMITS: dict[str, Any] = {
+    "memory_bytes": 512 * MiB,
+    "processes": 64,
+    "open_files": 256,
+    "disk_bytes": 200 * MiB,
+    "cell_seconds": 60,
+}
+FLOOD = 4 * MiB
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A cell that runs into a cap.
+
+    Attributes:
+        reasons: how it may end; which, can be a matter of who strikes first.
+        says: what the cell's end says.
+        limit: of the ``limit_reached`` event.
+        keeps: whether what the cell itself assigned before is still there.
+    """
+
+    name: str
+    code: str
+    limit: str
+    reasons: tuple[str, ...]
+    says: str
+    limits: dict[str, Any] = field(default_factory=dict)
+    keeps: bool = False
+
+
+_HOG = "m = mmap.mmap(-1, 1 << 30)\nfor i in range(0, 1 << 30, 4096): m[i] = 1"
+STRIKES = [
+    Strike(
+        "an allocation", "kept = 42\nbytearray(1 << 30)", "memory_bytes", ("memory",), "512 MiB reached", keeps=True
+    ),
+    Strike("an array", "import numpy\nnumpy.ones(1 << 28)", "memory_bytes", ("memory",), "memory: 512 MiB reached"),
+    Strike("shared memory", f"import mmap\n{_HOG}", "memory_bytes", ("memory",), "memory: 512 MiB reached"),
+    Strike(
+        "a fork bomb",
+        "kept = 42\nimport os, time\nwhile True:\n    if os.fork() == 0:\n        time.sleep(60)\n        os._exit(0)",
+        "processes",
+        ("error",),
+        "processes: 64 reached",
+        keeps=True,
+    ),
+    Strike(
+        "too many threads",
+        "import threading\nwait = threading.Event().wait\n"
+        "for _ in range(500): threading.Thread(target=wait, args=(20,), daemon=True).start()",
+        "processes",
+        ("error",),
+        "processes: 64 reached",
+    ),
+    Strike(
+        "too many files",
+        "kept = 42\nfiles = [open('/dev/null') for _ in range(10_000)]",
+        "open_files",
+        ("error",),
+        "open files: 256 reached",
+        keeps=True,
+    ),
+    Strike(
+        "one large file",
+        "with open('big', 'wb') as f:\n    while True: f.write(bytes(1 << 20))",
+        "disk_bytes",
+        ("error",),
+        "disk: 200 MiB",
+    ),
+    Strike(
+        "many files",
+        "import time\nfor n in range(1_000):\n    open(f'f{n}', 'wb').write(bytes(8 << 20))\n    time.sleep(0.1)",
+        "disk_bytes",
+        ("interrupted", "error"),
+        "disk: 200 MiB",
+    ),
+    Strike(
+        "scratch space",
+        "with open('/tmp/big', 'wb') as f:\n    while True: f.write(bytes(1 << 20))",
+        "disk_bytes",
+        ("error",),
+        "scratch space reached",
+    ),
+    Strike("a busy loop", "while True: pass", "cpu_seconds", ("timeout",), "CPU: 2 s reached", {"cpu_seconds": 2}),
+    Strike(
+        "a busy loop that ignores the signal",
+        "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+        "cpu_seconds",
+        ("timeout",),
+        "CPU: 2 s reached",
+        {"cpu_seconds": 2},
+    ),
+    Strike(
+        "busy children",
+        "import os, time\nfor _ in range(3):\n    if os.fork() == 0:\n        while True: pass\ntime.sleep(60)",
+        "cpu_seconds",
+        ("timeout",),
+        "CPU: 2 s reached",
+        {"cpu_seconds": 2},
+    ),
+    Strike(
+        "a flood of output",
+        "while True: print('x' * 1000)",
+        "max_cell_output_bytes",
+        ("interrupted",),
+        f"{FLOOD} bytes of output reached",
+    ),
+    Strike(
+        "a cell that takes too long",
+        "kept = 42\nimport time\ntime.sleep(60)",
+        "cell_seconds",
+        ("timeout",),
+        "cell_seconds: 1 s reached",
+        {"cell_seconds": 1},
+        keeps=True,
+    ),
+    Strike(
+        "C code that is stuck",
+        "import ctypes, signal\nctypes.PyDLL(None).signal(2, 1)\nctypes.PyDLL(None).sleep(60)",
+        "cell_seconds",
+        ("timeout",),
+        "cell_seconds: 1 s reached",
+        {"cell_seconds": 1},
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("caps")
+    with serving(root, env={"KERNELSVC_MAX_CELL_OUTPUT_BYTES": str(FLOOD)}) as served:
+        yield served
+
+
+def events(server: Served, session: str, kind: str) -> list[dict[str, Any]]:
+    found, after = [], 0
+    while True:
+        page = server.call("GET", f"/v1/sessions/{session}/events?after={after}&limit=1000")["events"]
+        if not page:
+            return found
+        found += [event for event in page if event["type"] == kind]
+        after = page[-1]["seq"]
+
+
+@pytest.mark.parametrize("strike", STRIKES, ids=lambda strike: strike.name)
+def test_the_cause_is_told_and_the_session_goes_on(server: Served, strike: Strike) -> None:
+    with Client(server.url, token=server.token) as client:
+        session = client.create_session(limits=LIMITS | strike.limits)
+        assert session.run("kept = 41").reason == "ok"
+        wait_for(lambda: events(server, session.id, "checkpoint_made"), what="a checkpoint")
+        cell = session.run(strike.code)
+        said = server.call("GET", f"/v1/sessions/{session.id}/cells/{cell.id}")["message"]
+        assert cell.reason in strike.reasons, (cell.reason, said, cell.text[-500:])
+        assert strike.says in said
+        assert strike.says in cell.text
+        reached = [one for one in events(server, session.id, "limit_reached") if one.get("cell") == cell.id]
+        assert [one["limit"] for one in reached] == [strike.limit]
+        assert reached[0]["bound"]
+        after = session.run("print(kept)")
+        assert (after.reason, after.text) == ("ok", "42\n" if strike.keeps else "41\n")
+        session.close()
+
+
+def test_files_over_the_limit_do_not_end_what_does_not_add_to_them(server: Served, tmp_path: Path) -> None:
+    with Client(server.url, token=server.token) as client:
+        session = client.create_session(limits=LIMITS)
+        session.run("for n in range(40): open(f'f{n}', 'wb').write(bytes(8 << 20))")
+        wait_for(lambda: events(server, session.id, "limit_reached"), what="the watchdog's word")
+        struck = len(events(server, session.id, "limit_reached"))
+        slow = session.run("import time\nfor n in range(25): time.sleep(0.1)\nprint('slept')")
+        assert (slow.reason, slow.text) == ("ok", "slept\n")
+        clean = session.run("import os\nfor n in range(40): os.remove(f'f{n}')\nprint(len(os.listdir()))")
+        assert (clean.reason, clean.text) == ("ok", "0\n")
+        assert len(events(server, session.id, "limit_reached")) == struck
+        session.close()
