@@ -366,6 +366,20 @@ class Woken(Event):
     lost: dict[str, str] = {}
 
 
+class Leased(Event):
+    """The session's time was set by its owner: how long it has, what happens then, and whether it is paused.
+
+    Attributes:
+        seconds: from now; the session's own lifetime and idle time count no more.
+        then: closed, or paused: its variables go to disk.
+        paused: it takes no cells through the door that paused it until it is given time again.
+    """
+
+    seconds: float = 0.0
+    then: Literal["close", "pause"] = "close"
+    paused: bool = False
+
+
 AnyEvent = (
     SessionStarted
     | KernelDied
@@ -399,6 +413,7 @@ AnyEvent = (
     | Branched
     | Hibernated
     | Woken
+    | Leased
 )
 
 encode = msgspec.json.Encoder().encode

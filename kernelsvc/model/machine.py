@@ -83,6 +83,8 @@ MOVES: dict[SessionState, frozenset[SessionState]] = {
 }
 
 
+#: How long a paused session waits to be wanted again: as long as E2B keeps a paused sandbox.
+PAUSED_SECONDS = 30 * 24 * 3600.0
 #: The limit on what the log takes of one cell.
 FLOOD = "max_cell_output_bytes"
 #: Why a cell was interrupted -> how it ends, for those that are not ``interrupted``.
@@ -169,6 +171,9 @@ class Machine:
         self.close_reason: str | None = None
         self.asleep = False  # the variables are on disk and there is no kernel
         self.sleepless = False  # it could not be put to sleep; not tried again before the next cell
+        self.lease: ev.Leased | None = None
+        self.leased_until = now
+        self.run_since: float | None = None  # when it was last taken out of a pause
 
     # -- decisions ---------------------------------------------------------------
 
@@ -490,6 +495,8 @@ class Machine:
         return (run.began_at if run.began else run.sent_at) + spec.timeout_seconds
 
     def _expiry(self) -> list[tuple[float, str]]:
+        if self.lease is not None:
+            return [(self.leased_until, "lifetime")]
         found = []
         if self.policy.lifetime_seconds is not None:
             found.append((self.born + self.policy.lifetime_seconds, "lifetime"))
@@ -505,6 +512,8 @@ class Machine:
         """When it has rested long enough to be put to sleep."""
         rest = self.policy.hibernate_seconds
         awake = self.state is S.IDLE and not self.asleep and not self.sleepless and not self.queue
+        if self.lease is not None and self.lease.paused:
+            rest = 0.0
         return self.active + rest if rest is not None and awake else None
 
     def next_deadline(self) -> float | None:
@@ -536,6 +545,8 @@ class Machine:
             out.events.insert(0, reached)
             return out
         for at, why in self._expiry():
+            if now >= at and self.lease is not None and self.lease.then == "pause" and not self.lease.paused:
+                return Outcome([ev.Leased(seconds=PAUSED_SECONDS, paused=True)])
             if now >= at:
                 return self._close(Close(why))
         rest = self._rests_until()
@@ -608,6 +619,10 @@ class Machine:
                 self.running = None
                 self.checkpoints.clear()
                 self._move(S.CLOSED)
+            case ev.Leased():
+                if self.lease is not None and self.lease.paused and not event.paused:
+                    self.run_since = now
+                self.lease, self.leased_until = event, now + event.seconds
             case ev.Hibernated():
                 self.asleep = True
                 self._forget_copies()

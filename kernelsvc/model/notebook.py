@@ -418,6 +418,7 @@ RULES: dict[type[Event], Rule | None] = {
     ev.Branched: NotebookFold._on_branched,
     ev.Hibernated: NotebookFold._on_hibernated,
     ev.Woken: NotebookFold._on_woken,
+    ev.Leased: None,
 }
 
 

@@ -57,6 +57,9 @@ class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     limits: LimitsRequest = LimitsRequest()
     env: dict[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
     idempotency_key: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    beside: Annotated[str, msgspec.Meta(max_length=128, description="A session whose directory it shares.")] | None = (
+        None
+    )
 
 
 class CellRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -141,6 +144,8 @@ class Session(msgspec.Struct, kw_only=True):
     checkpoints: list[Checkpoint]
     queued: int = 0
     running: str | None = None
+    beside: str | None = None
+    paused: bool = False
 
 
 class Variable(msgspec.Struct, kw_only=True):

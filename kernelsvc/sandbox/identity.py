@@ -1,13 +1,15 @@
 """A user of the host for each live session, when the kernel host runs as root.
 
 Then no two sessions share a user id, and Linux itself keeps their files and
-processes apart and counts their tasks. The range lies above the ids of people
+processes apart and counts their tasks. Only sessions that were made to share a
+directory are one user: they are one principal's. The range lies above the ids of people
 and services and below those that container managers hand out.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 
 from kernelsvc.errors import AtCapacity
@@ -17,7 +19,7 @@ UIDS = range(70_000, 80_000)
 
 
 class Identities:
-    """Hands out user ids; each to one session at a time.
+    """Hands out user ids: one for each directory, to as many sessions as share it.
 
     Args:
         among: the range to take from.
@@ -27,30 +29,50 @@ class Identities:
     def __init__(self, among: range = UIDS, *, taken: Iterable[int] = ()) -> None:
         self._among = among
         self._taken = set(taken)
+        self._holders: Counter[int] = Counter()
+        self._owners: dict[str, int] = {}
         self._next = 0
 
-    def acquire(self) -> int:
-        """A free id; the one that was freed longest ago.
+    def acquire(self, directory: str = "") -> int:
+        """The id of this directory, if a session has it already; else a free one, freed longest ago.
 
         Raises:
             AtCapacity: all are in use.
         """
+        uid = self._owners.get(directory)
+        if uid is None:
+            uid = self._free()
+        self.claim(uid, directory)
+        return uid
+
+    def is_shared(self, uid: int) -> bool:
+        """Whether more than one session has this id."""
+        return self._holders[uid] > 1
+
+    def _free(self) -> int:
         for step in range(len(self._among)):
             at = (self._next + step) % len(self._among)
             uid = self._among[at]
             if uid not in self._taken:
                 self._next = at + 1
-                self._taken.add(uid)
                 return uid
         raise AtCapacity(f"All {len(self._among)} user ids for sessions are in use; close a session first.")
 
-    def claim(self, uid: int) -> None:
-        """Note that a session found again holds this id."""
+    def claim(self, uid: int, directory: str = "") -> None:
+        """Note that a session, found again perhaps, holds this id for its directory."""
         self._taken.add(uid)
+        self._holders[uid] += 1
+        if directory:
+            self._owners[directory] = uid
 
     def release(self, uid: int) -> None:
-        """The session is gone with all its processes."""
+        """A session is gone with all its processes."""
+        self._holders[uid] -= 1
+        if self._holders[uid] > 0:
+            return
+        del self._holders[uid]
         self._taken.discard(uid)
+        self._owners = {directory: owner for directory, owner in self._owners.items() if owner != uid}
 
 
 def users_of_processes() -> set[int]:

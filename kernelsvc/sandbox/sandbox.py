@@ -36,6 +36,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
         limits: the caps it was made for.
         group: its cgroup, where there is one.
         uid: its user of the host, where it has one.
+        directory: what that user is for; who shares it is the same user.
     """
 
     kernel: str
@@ -44,6 +45,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     group: Group | None = None
     uid: int | None = None
+    directory: str = ""
 
 
 class Sandbox:
@@ -120,7 +122,8 @@ class Sandbox:
             AtCapacity: no user id is left.
             Internal: Linux refused something; the message says what.
         """
-        uid = self._identities.acquire() if self.probe.root and self.policy != "off" else None
+        directory = os.path.realpath(workdir)
+        uid = self._identities.acquire(directory) if self.probe.root and self.policy != "off" else None
         group: Group | None = None
         try:
             group = self._groups.make(kernel, cpu=limits.cpu_cores is not None)
@@ -130,7 +133,7 @@ class Sandbox:
                 limits=limits,
                 places=places,
                 root=self._root,
-                workdir=os.path.realpath(workdir),
+                workdir=directory,
                 family=None if family is None else os.path.realpath(family),
                 share=list(share),
                 hidden=self._hidden,
@@ -148,7 +151,13 @@ class Sandbox:
                 raise Internal(f"Confinement could not be prepared: {error}") from error
             raise
         return Ticket(
-            kernel=kernel, plan=confinement.plan, report=confinement.report, limits=limits, group=group, uid=uid
+            kernel=kernel,
+            plan=confinement.plan,
+            report=confinement.report,
+            limits=limits,
+            group=group,
+            uid=uid,
+            directory=directory,
         )
 
     def _make_ready(self, group: Group | None, limits: Limits, request: Request, plan: dict[str, Any]) -> None:
@@ -156,8 +165,11 @@ class Sandbox:
             tasks = None if limits.processes is None else limits.processes + SPARE_TASKS
             group.limit(memory_bytes=limits.memory_bytes, tasks=tasks)
         if plan["become"] is not None:
-            for path in (request.workdir, *request.share):
-                give(path, plan["become"]["uid"])
+            uid = plan["become"]["uid"]
+            # What is shared is this user's already, and others work in it.
+            own = [] if self._identities.is_shared(uid) else [request.workdir]
+            for path in (*own, *request.share):
+                give(path, uid)
 
     def subdivide(self, name: str, limits: Limits) -> Group | None:
         """A cgroup for a branch, beside its family's, with its caps; None where this machine has none for us.
@@ -193,7 +205,7 @@ class Sandbox:
     def restore(self, ticket: Ticket) -> None:
         """Take over a kernel that an earlier host started."""
         if ticket.uid is not None:
-            self._identities.claim(ticket.uid)
+            self._identities.claim(ticket.uid, ticket.directory)
 
     def release(self, ticket: Ticket) -> bool:
         """Give back what the ticket holds, once its processes are gone.

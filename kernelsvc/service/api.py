@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from kernelsvc.model.objects import Call, Cell, CellRequest, Checkpoint, Principal, SessionRequest, Variable
 from kernelsvc.model.objects import Session as ApiSession
 from kernelsvc.service.access import Access
+from kernelsvc.service.leases import Leases
 
 NotebookFormat = Literal["ipynb", "html", "py"]
 # Named, because ``list`` means a method inside the class below.
@@ -49,6 +50,10 @@ class ServiceApi(Protocol):
     @property
     def access(self) -> Access:
         """Secrets that stand for one session, for doors whose clients show one."""
+
+    @property
+    def leases(self) -> Leases:
+        """Sessions' time, and sessions beside others."""
 
     def authenticate(self, token: str | None) -> Principal: ...
     def info(self) -> dict[str, Any]: ...

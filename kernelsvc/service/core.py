@@ -35,9 +35,7 @@ from kernelsvc.errors import (
     Timeout,
     TooLarge,
 )
-from kernelsvc.kernels.host import HostSettings
 from kernelsvc.kernels.launchers import Launchers
-from kernelsvc.kernels.templates import TemplateSettings
 from kernelsvc.metrics import Metrics
 from kernelsvc.model import events as ev
 from kernelsvc.model.admission import Ceilings, Live, admit
@@ -62,6 +60,8 @@ from kernelsvc.protocol import call as call_protocol
 from kernelsvc.sandbox.watchdog import Watchdog, Watched, hard_limits
 from kernelsvc.service.access import Access
 from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
+from kernelsvc.service.hosting import host_settings
+from kernelsvc.service.leases import Leases
 from kernelsvc.service.opening import about_of, life_of
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.retention import Retention
@@ -114,6 +114,7 @@ class Service:
         self._watching: asyncio.Future[None] | None = None
         self._retiring: asyncio.Future[None] | None = None
         self._stopping = False
+        self.leases = Leases(self._find, self._live, self._view, settings.limits)
         self.access = Access(self._projections.secret("access"), settings.tokens, self._owner, lambda: [*self._live])
 
     # -- life ------------------------------------------------------------------------
@@ -328,9 +329,10 @@ class Service:
     async def _create(self, who: Principal, request: SessionRequest) -> Session:
         if self._stopping:
             raise Conflict("The server is stopping; try again when it is back.")
-        template = request.template or self.settings.default_template
+        host = self._find_live(who, request.beside) if request.beside else None
+        template = request.template or (host.about.template if host else self.settings.default_template)
         self._launchers.launcher(template)
-        limits = self.settings.limits.lowered(request.limits)
+        limits = (host.about.limits if host else self.settings.limits).lowered(request.limits)
         session_id = new_id("s")
         self._admit(who, limits)
         self._promised[session_id] = Live(principal=who.name, memory_bytes=limits.memory_bytes)
@@ -345,10 +347,12 @@ class Service:
                 limits=limits,
                 name=request.name,
                 labels=request.labels,
-                env=request.env,
+                env={**(host.about.env if host else {}), **request.env},
                 idempotency_key=request.idempotency_key,
+                beside=request.beside,
+                family=host.about.family if host else "",
             )
-            return await self._begin(about)
+            return await self._begin(about, beside=Path(host.about.workdir) if host else None)
         finally:
             del self._promised[session_id]
 
@@ -364,16 +368,18 @@ class Service:
         )
         admit([*live, *self._promised.values()], ceilings, who.name, limits, count=count)
 
-    async def _begin(self, about: About, *, copy: bool = False, parent: Path | None = None) -> Session:
+    async def _begin(
+        self, about: About, *, copy: bool = False, parent: Path | None = None, beside: Path | None = None
+    ) -> Session:
         started = time.perf_counter()
         try:
-            directory, journal = self._store.create(about.id, {}, parent=parent)
+            directory, journal = self._store.create(about.id, {}, parent=parent, beside=beside)
         except OSError as error:
             raise AtCapacity(
                 f"No session can be recorded ({error.strerror}); free disk space and try again."
             ) from error
         about.workdir = str(directory.files.resolve())
-        if parent is None:
+        if parent is None and beside is None:
             about.family = str(directory.home.resolve())
         session = self._session(about, directory, journal)
         try:
@@ -390,6 +396,7 @@ class Service:
                 raise AtCapacity("No session can be recorded; free disk space and try again.") from error
             raise
         self._live[about.id] = session
+        self.leases.began(session)
         self.metrics.create_seconds.observe(time.perf_counter() - started)
         return session
 
@@ -644,6 +651,7 @@ class Service:
             self._live.pop(session.id, None)
             self._usage.pop(session.id, None)
             self._keep(session)
+            self.leases.ended(session.id)
         elif isinstance(last, ev.JournalSigned):
             self._projections.finish(session.id)
 
@@ -722,6 +730,7 @@ class Service:
             labels={**about.labels, **(labels or {})},
             parent={"session": parent.id, "seq": parent.log.last_seq},
             idempotency_key=None,
+            beside=None,
             home=f"{home}.d/{session_id}",
             copy_from=home,
             workdir=str(parent_files.with_name(f"{parent_files.name}.d") / session_id),
@@ -772,20 +781,3 @@ class Service:
                 )
             for name in uses.keys() & self._live.keys():
                 self._live[name].guard.looked(breaches.get(name, []))
-
-
-def host_settings(settings: Settings) -> HostSettings:
-    """What the kernel host is started with, for these settings."""
-    return HostSettings(
-        runtime_dir=str(settings.runtime_path()),
-        templates={
-            name: TemplateSettings(
-                python=one.python, preload=one.preload, allow_modules=one.allow_modules, deny_modules=one.deny_modules
-            )
-            for name, one in settings.templates.items()
-        },
-        sandbox=settings.sandbox,
-        hidden=[str(settings.data_path())],
-        adoption_seconds=settings.adoption_seconds,
-        limits=settings.limits,
-    )

@@ -28,6 +28,7 @@ class About(msgspec.Struct, kw_only=True):
     family: str = ""
     home: str = ""
     copy_from: str = ""
+    beside: str | None = None
 
 
 def start_request_of(about: About) -> StartRequest:

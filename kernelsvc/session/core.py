@@ -79,7 +79,7 @@ from kernelsvc.session.succession import Succession
 log = logging.getLogger(__name__)
 
 #: Events whose moments the machine goes by.
-_TIMED = (ev.SessionStarted, ev.CellStarted, ev.Interrupted)
+_TIMED = (ev.SessionStarted, ev.CellStarted, ev.Interrupted, ev.Leased)
 
 #: Seconds between attempts to write again after the disk refused.
 RECOVER_SECONDS = 1.0
@@ -662,6 +662,8 @@ class Session:
             checkpoints=list(machine.checkpoints.values()),
             queued=len(machine.queue) - (machine.running is not None),
             running=machine.running.id if machine.running else None,
+            beside=about.beside,
+            paused=machine.lease is not None and machine.lease.paused,
         )
 
     async def settled(self) -> None:

@@ -129,7 +129,7 @@ class SessionDirectories:
         return SessionDirectory(self.sessions / session)
 
     def create(
-        self, session: str, about: dict[str, Any], *, parent: Path | None = None
+        self, session: str, about: dict[str, Any], *, parent: Path | None = None, beside: Path | None = None
     ) -> tuple[SessionDirectory, Journal]:
         """A new session's directory, its ``session.json``, ``files/`` and empty journal.
 
@@ -141,6 +141,7 @@ class SessionDirectories:
             session: its id.
             about: for ``session.json``.
             parent: for a branch: its parent's directory, as ``files`` resolves.
+            beside: for a session that shares another's directory: that, as ``files`` resolves.
 
         Raises:
             OSError: nothing was made.
@@ -152,7 +153,7 @@ class SessionDirectories:
         except FileExistsError:
             raise Conflict(f"Session {session!r} exists already; choose another id.") from None
         try:
-            _make_files(made, session, parent)
+            _make_files(made, session, parent, beside)
             made.write_about(about)
             return made, Journal.create(made.journal, session, clock=self.clock)
         except BaseException:
@@ -255,7 +256,10 @@ class SessionDirectories:
         sync_directory(self.data)
 
 
-def _make_files(made: SessionDirectory, session: str, parent: Path | None) -> None:
+def _make_files(made: SessionDirectory, session: str, parent: Path | None, beside: Path | None) -> None:
+    if beside is not None:
+        made.files.symlink_to(os.path.relpath(beside, made.path), target_is_directory=True)
+        return
     if parent is None:
         made.home.mkdir(mode=0o755)
         real = made.home / "user"

@@ -88,6 +88,7 @@ TESTED_THROUGH = {
     "kernelsvc.model.outputs": "tests/unit/model/test_notebook.py",
     "kernelsvc.service.api": "tests/unit/protocol/test_native.py",
     "kernelsvc.service.core": "tests/acceptance/test_docs.py",
+    "kernelsvc.service.hosting": "tests/acceptance/test_cli.py",
     "kernelsvc.service.opening": "tests/chaos/test_server_dies.py",
     "kernelsvc.service.projections": "tests/acceptance/test_docs.py",
     "kernelsvc.session.about": "tests/unit/test_session.py",
@@ -98,6 +99,7 @@ TESTED_THROUGH = {
     "kernelsvc.session.reading": "tests/unit/test_session.py",
     "kernelsvc.session.questions": "tests/compat/test_jupyter_channels.py",
     "kernelsvc.transports.jupyter.handlers": "tests/compat/test_jupyter_channels.py",
+    "kernelsvc.transports.e2b.health": "tests/unit/transports/test_e2b_door.py",
     "kernelsvc.transports.door": "tests/unit/transports/test_http.py",
 }
 

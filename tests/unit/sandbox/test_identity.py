@@ -33,6 +33,20 @@ def test_a_session_found_again_keeps_its_id() -> None:
     assert ids.acquire() == 11
 
 
+def test_sessions_that_share_a_directory_are_one_user() -> None:
+    ids = Identities(range(10, 13), taken=[10])
+    ids.claim(10, "/a")
+    assert ids.acquire("/a") == 10
+    assert ids.is_shared(10)
+    assert (ids.acquire("/b"), ids.acquire()) == (11, 12)
+    ids.release(10)
+    assert ids.acquire("/a") == 10
+    for _ in range(2):
+        ids.release(10)
+    assert not ids.is_shared(10)
+    assert ids.acquire("/c") == 10
+
+
 def test_running_users_are_seen() -> None:
     assert os.getuid() in users_of_processes()
 

@@ -1,0 +1,24 @@
+"""What the kernel host is started with: settings in its own words."""
+
+from __future__ import annotations
+
+from kernelsvc.kernels.host import HostSettings
+from kernelsvc.kernels.templates import TemplateSettings
+from kernelsvc.settings import Settings
+
+
+def host_settings(settings: Settings) -> HostSettings:
+    """What the kernel host is started with, for these settings."""
+    return HostSettings(
+        runtime_dir=str(settings.runtime_path()),
+        templates={
+            name: TemplateSettings(
+                python=one.python, preload=one.preload, allow_modules=one.allow_modules, deny_modules=one.deny_modules
+            )
+            for name, one in settings.templates.items()
+        },
+        sandbox=settings.sandbox,
+        hidden=[str(settings.data_path())],
+        adoption_seconds=settings.adoption_seconds,
+        limits=settings.limits,
+    )
