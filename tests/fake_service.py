@@ -392,7 +392,7 @@ class FakeService:
     async def rollback(self, who, session, to=None) -> Session:
         return self.shown(self.find(who, session))
 
-    async def branch(self, who, session, *, at=None, count=1, labels=None, force=False):
+    async def branch(self, who, session, *, at=None, count=1, labels=None, limits=None, force=False):
         from kernelsvc.model.objects import SessionRequest
 
         self.find(who, session)

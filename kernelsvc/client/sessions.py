@@ -215,6 +215,7 @@ class AsyncSession:
         at: str | None = None,
         count: int = 1,
         labels: Mapping[str, str] | None = None,
+        limits: Mapping[str, Any] | None = None,
         force: bool = False,
     ) -> list[AsyncSession]:
         """New sessions that start from this one's live state, independent from then on.
@@ -223,13 +224,19 @@ class AsyncSession:
             at: a checkpoint to start from instead.
             count: how many.
             labels: for finding them again.
+            limits: for each of them, where they are to be lower than this session's.
             force: go on although something will be lost.
 
         Raises:
             CannotFork: ``details["reasons"]`` says what stands in the way.
         """
         answer = await self._ask(
-            "branch", at=at, count=count, labels=dict(labels or {}) or None, force=True if force else None
+            "branch",
+            at=at,
+            count=count,
+            labels=dict(labels or {}) or None,
+            limits=dict(limits or {}) or None,
+            force=True if force else None,
         )
         found = read(answer, list[Info])
         return [AsyncSession(self._line.rpc, self._rest, info, keep=False) for info in found]

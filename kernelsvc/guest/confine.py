@@ -193,21 +193,34 @@ def seal(plan: dict[str, Any]) -> None:
             lx.install_filter(bytes.fromhex(plan["seccomp"]["kernel"]))
 
 
-def tighten(write: list[str]) -> None:
-    """A branch: keep the right to write beneath these directories only.
+def tighten(write: list[str], *, scope: bool) -> None:
+    """A branch or its parent: keep the right to write beneath these directories only.
 
-    Adds a Landlock layer on top of the session's; reading stays as it was. At
-    most 16 layers fit on one another, so branches nest at most that deep.
+    Adds a Landlock layer on top of the session's; reading stays as it was. It also
+    keeps this process out of the memory of every relative that does not descend
+    from it (``/proc/PID/mem``), since Linux lets a process into another one only from
+    the same layers or fewer. At most 16 layers fit on one another.
 
     Args:
         write: directories as seen inside.
+        scope: also keep its signals from every process that does not descend from it
+            from now on, where the kernel can.
 
     Raises:
         StepFailed: Landlock refused.
     """
     with _step("landlock"):
         grants = [("/", "read"), *((path, "device") for path in ("/dev", "/proc") if os.path.isdir(path))]
-        lx.landlock(grants + [(path, "write") for path in write], scope=False)
+        lx.landlock(grants + [(path, "write") for path in write], scope=scope)
+
+
+def lower_data(most: int) -> None:
+    """A branch: at most so much more than its parent had, and no more than its parent may have (``RLIMIT_DATA``)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = _data_bytes() + most
+    if hard == resource.RLIM_INFINITY or wanted < hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_DATA, (wanted, wanted))
 
 
 def exec_confined(

@@ -39,7 +39,7 @@ import traceback
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from kernelsvc.guest import saved, survey
+from kernelsvc.guest import confine, saved, survey
 from kernelsvc.guest.survey import Survey
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 #: The live kernel offers itself to the OOM killer before its checkpoints (proc(5), ``oom_score_adj``).
 OOM_LIVE, OOM_PARKED = 300, 0
+#: Landlock's own bound on its layers, and how many of them parents may use up, so that some are left for branches.
+MAX_FENCES, PARENTS_FENCES = 16, 10
 _FDS = 5
 _OMP_PAUSE_HARD = 2
 
@@ -60,10 +62,34 @@ def answer(runner: Runner, control: Control) -> None:
         runner.wire.reply(control.number, {"ok": True, "obstacles": found.obstacles, "warnings": found.warnings})
     elif control.op == "fork":
         _fork(runner, control)
+    elif control.op == "fence":
+        runner.wire.reply(control.number, fence(runner, [str(path) for path in control.body.get("write") or []]))
     elif control.op in ("save", "load") and len(control.fds) == 1:
         runner.wire.reply(control.number, saved.answer(runner.kernel.shell, control.body, control.fds.pop()))
     else:
         runner.wire.reply(control.number, {"ok": False, "refused": [f"There is no operation {control.op!r}."]})
+
+
+def fence(runner: Runner, write: list[str]) -> dict[str, Any]:
+    """Leave branches alone from now on: keep the right to write to these directories only.
+
+    A branch has been taken the right to touch its parent's files already. Here the
+    parent gives up its right to its branches': a process may always tighten, and never
+    undo it, so each group of branches costs a layer and the directories of later ones
+    must be among ``write``.
+    """
+    if write == runner.fenced:
+        return {"ok": True}
+    if runner.fences >= PARENTS_FENCES:
+        return {"ok": False, "refused": ["This session has been fenced off from its branches too often."]}
+    # A layer that scoped signals would also keep it from ending what it has started itself.
+    alone = not survey.children(set(runner.forks))
+    try:
+        confine.tighten([path for path in write if os.path.isdir(path)], scope=alone)
+    except confine.StepFailed as error:
+        return {"ok": False, "refused": [str(error)]}
+    runner.fences, runner.fenced = runner.fences + 1, write
+    return {"ok": True}
 
 
 def take_survey(runner: Runner, given: set[int], mapped: str) -> Survey:
@@ -97,6 +123,10 @@ def _fork(runner: Runner, control: Control) -> None:
     body = control.body
     if len(control.fds) != _FDS or body.get("mode") not in ("checkpoint", "branch"):
         refused = ["A fork request carries five descriptors, and a mode that is 'checkpoint' or 'branch'."]
+        runner.wire.reply(control.number, {"ok": False, "refused": refused})
+        return
+    if body["mode"] == "branch" and runner.fences >= MAX_FENCES:
+        refused = ["Branches of branches can't go deeper: Linux fences a process 16 times. Branch from an earlier one."]
         runner.wire.reply(control.number, {"ok": False, "refused": refused})
         return
     mapped = survey.maps()

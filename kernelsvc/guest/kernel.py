@@ -214,6 +214,8 @@ class Runner:
         busy: the request that is being answered.
         promised: who a copy becomes at its first HELLO.
         forks: pids of the copies that this process made of itself.
+        fences: how often Landlock was laid on this process, the session's own confinement included.
+        fenced: what it may write to since the last time, when it was the parent of branches.
         ours: set while this process forks itself, so that the at-fork hook lets the child be.
     """
 
@@ -225,6 +227,8 @@ class Runner:
         self.busy: Request | None = None
         self.ours = False
         self.promised: dict[str, Any] = {}
+        self.fences = 1
+        self.fenced: list[str] = []
         self.forks: list[int] = []
         self._context = copy_context()
         self._reading = False
@@ -267,8 +271,11 @@ class Runner:
             with contextlib.suppress(OSError):  # WELCOME tells where we are
                 os.chdir(workdir)
             self.kernel.shell.user_ns["_dh"] = [os.getcwd()]
+        if identity.get("data_bytes"):
+            confine.lower_data(int(identity["data_bytes"]))
         if identity.get("write"):
-            confine.tighten([path for path in identity["write"] if os.path.isdir(path)])
+            confine.tighten([path for path in identity["write"] if os.path.isdir(path)], scope=True)
+            self.fences += 1
 
     @staticmethod
     def take_raw(raw: Sequence[int]) -> list[int]:
@@ -425,7 +432,9 @@ class Runner:
             return
         for item in [i for i in self.wire.inbox if _at_once(i)]:
             self.wire.inbox.remove(item)
-            if isinstance(item, Control):
+            if isinstance(item, Control) and item.op == "fence":
+                self._control(item)
+            elif isinstance(item, Control):
                 self.wire.reply(item.number, {"ok": False, "refused": ["A cell is still running; wait for its end."]})
                 item.close()
             else:

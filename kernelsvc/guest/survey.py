@@ -257,13 +257,17 @@ def _tasks(loop: asyncio.AbstractEventLoop) -> Iterator[str]:
         yield f"The background task {what} runs on in both copies."
 
 
-def _children(forks: set[int]) -> Iterator[str]:
+def children(forks: set[int]) -> set[int]:
+    """The user's child processes, as far as can be seen."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            pids = {int(pid) for pid in file.read().split()} - forks
+            return {int(pid) for pid in file.read().split()} - forks
     except (OSError, ValueError):
-        return
-    for pid in sorted(pids):
+        return set()
+
+
+def _children(forks: set[int]) -> Iterator[str]:
+    for pid in sorted(children(forks)):
         yield f"Child process {pid} stays with the original; a copy can't wait for it."
 
 

@@ -441,6 +441,10 @@ class ColdKernel:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def fence(self, write: Sequence[str]) -> str:
+        """See ``port.Kernel``; it has no branches."""
+        return ""
+
     async def fork(self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False) -> Forked:
         """Not for cold kernels."""
         raise NotSupported("A cold kernel can't be forked; use a forked template for checkpoints and branches.")

@@ -376,6 +376,10 @@ class FakeKernel:
         await self.process.copy(copy.kernel, self.processes, force)
         return Forked(cost_ms=1.0)
 
+    async def fence(self, write: Sequence[str]) -> str:
+        """See ``port.Kernel``; nothing confines it."""
+        return ""
+
     async def save(self, fd: int) -> Saved:
         """See ``port.Kernel``."""
         os.write(fd, json.dumps(self.process.variables).encode())

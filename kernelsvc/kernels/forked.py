@@ -25,6 +25,7 @@ from kernelsvc.kernels.host_client import Found, HostClient
 from kernelsvc.kernels.port import Cause, Exit, Forked, Output, Saved, Sink, StartRequest
 from kernelsvc.kernels.wire import Wire, WireLoss
 from kernelsvc.model.events import KernelInfo, SandboxReport
+from kernelsvc.sandbox.plan import data_bytes
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,10 @@ TELL_SECONDS = 1.0
 FORK_SECONDS, WAKE_SECONDS = 15.0, 10.0
 #: Seconds an adopted kernel gets to answer before its server asks again: C code may keep it from listening.
 ADOPT_SECONDS = 2.0
+#: Seconds a busy parent is waited for until it is fenced off from its branches; it may be done later.
+FENCE_SECONDS = 1.0
+#: What every session of a family may write to.
+SCRATCH = ("/tmp", "/dev/shm")
 #: Seconds a branch gets to copy its parent's directory.
 COPY_SECONDS = 120.0
 #: Seconds for saving or loading the variables, and most lost ones that are named.
@@ -205,6 +210,16 @@ class ForkedKernel:
             for fd in ends:
                 os.close(fd)
         return Forked(cost_ms=_figure(said.get("cost_ms")), warnings=[str(w)[:500] for w in said.get("warnings") or []])
+
+    async def fence(self, write: Sequence[str]) -> str:
+        """See ``port.Kernel``."""
+        if "landlock" not in self.sandbox.enforced:
+            return ""
+        try:
+            said = await self._wire.control("fence", timeout=FENCE_SECONDS, write=[*write, *SCRATCH])
+        except (KernelDead, Timeout) as error:  # it is busy, and does it when its cell has ended
+            return error.message
+        return "" if said.get("ok") else "; ".join(str(reason)[:500] for reason in said.get("refused") or ["no reason"])
 
     async def save(self, fd: int) -> Saved:
         """See ``port.Kernel``."""
@@ -382,9 +397,10 @@ def _branch_identity(request: StartRequest, found: Found) -> dict[str, Any]:
         "copy_from": request.copy_from,
         "copy_bytes": request.limits.disk_bytes,
         "env": {"HOME": request.home},
+        "data_bytes": data_bytes(request.limits, hard=found.sandbox.limits.get("memory_bytes") == "hard"),
     }
     if "landlock" in found.sandbox.enforced:
-        identity["write"] = [request.home, f"{request.home}.d", "/tmp", "/dev/shm"]
+        identity["write"] = [request.home, f"{request.home}.d", *SCRATCH]
     return identity
 
 

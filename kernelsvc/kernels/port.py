@@ -187,6 +187,19 @@ class Kernel(Protocol):
             KernelDead, Timeout: it did not answer.
         """
 
+    async def fence(self, write: Sequence[str]) -> str:
+        """Take from the kernel, for good, the right to write anywhere but beneath these directories.
+
+        A parent is fenced off from its branches so. Where nothing confines the kernel,
+        nothing happens.
+
+        Args:
+            write: as seen inside.
+
+        Returns:
+            Why it could not be done; "" if it was.
+        """
+
     def seen(self, msg_id: str) -> bool:
         """Whether the kernel says that it has received this request (known after adoption)."""
 

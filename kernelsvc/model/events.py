@@ -349,6 +349,7 @@ class Branched(Event):
 
     sessions: list[str] = []
     checkpoint: str | None = None
+    warnings: list[str] = []
 
 
 class Hibernated(Event):

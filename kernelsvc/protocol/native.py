@@ -24,6 +24,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from kernelsvc.errors import BadRequest, Internal, KernelsvcError, NotFound, TooLarge
+from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import (
     Call,
     Cell,
@@ -173,6 +174,7 @@ class BranchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
     at: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
     count: Annotated[int, Meta(ge=1, le=MAX_BRANCHES)] = 1
     labels: dict[Label, Label] | None = None
+    limits: LimitsRequest | None = None
     force: bool = False
 
 

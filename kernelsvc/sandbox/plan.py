@@ -195,7 +195,7 @@ def _plan(request: Request, probe: Probe, wanted: _Wanted) -> dict[str, Any]:
         "home": home,
         "oom_score_adj": _LIVE_OOM_SCORE if wanted.proc or not wanted.view else None,
         "rlimits": _rlimits(request.limits, wanted),
-        "data_bytes": _data_bytes(request.limits, wanted),
+        "data_bytes": data_bytes(request.limits, hard=wanted.memory_is_hard),
         "landlock": _landlock(request, wanted, home) if wanted.landlock else None,
         "seccomp": filters if wanted.seccomp else None,
         "env": _environment(request, home, confined=wanted.view),
@@ -272,7 +272,7 @@ def _rlimits(limits: Limits, wanted: _Wanted) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _data_bytes(limits: Limits, wanted: _Wanted) -> int | None:
+def data_bytes(limits: Limits, *, hard: bool) -> int | None:
     """RLIMIT_DATA beyond what is mapped at the start.
 
     A little below a hard cap, so that a greedy allocation meets ``MemoryError``,
@@ -280,15 +280,16 @@ def _data_bytes(limits: Limits, wanted: _Wanted) -> int | None:
     """
     if limits.memory_bytes is None:
         return None
-    if not wanted.memory_is_hard:
+    if not hard:
         return limits.memory_bytes
     return limits.memory_bytes - max(16 * MiB, limits.memory_bytes // 16)
 
 
 def _landlock(request: Request, wanted: _Wanted, home: str) -> dict[str, Any]:
     if wanted.view:
-        own = home if request.family is None else _family_home(request)
-        grants = [["/", "read"], [own, "write"], ["/tmp", "write"], ["/dev/shm", "write"], ["/dev", "device"]]
+        # Of a family's directory only its own and that for its branches: nobody may put a link in their place.
+        own = [home] if request.family is None else [home, f"{home}.d"]
+        grants = [["/", "read"], *([path, "write"] for path in [*own, "/tmp", "/dev/shm"]), ["/dev", "device"]]
         grants += [["/proc", "device"]] if wanted.proc else []
         grants += [[path, "write"] for path in request.share]
         return {"grants": grants, "scope": True}
@@ -296,7 +297,7 @@ def _landlock(request: Request, wanted: _Wanted, home: str) -> dict[str, Any]:
     readable = [source for source, _ in request.places.readonly]
     grants = [[path, "read"] for path in [*readable, *request.places.links, "/proc"]]
     grants += [[f"/dev/{name}", "device"] for name in _DEVICES]
-    grants += [[path, "write"] for path in [request.workdir, *request.share]]
+    grants += [[path, "write"] for path in [request.family or request.workdir, *request.share]]
     return {"grants": grants, "scope": True}
 
 

@@ -164,6 +164,8 @@ class Sandbox:
         if group is not None:
             tasks = None if limits.processes is None else limits.processes + SPARE_TASKS
             group.limit(memory_bytes=limits.memory_bytes, tasks=tasks)
+        if request.family is not None:
+            os.makedirs(f"{request.workdir}.d", mode=0o755, exist_ok=True)  # for branches; the plan names it
         if plan["become"] is not None:
             uid = plan["become"]["uid"]
             # What is shared is this user's already, and others work in it.

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import Call, Cell, CellRequest, Checkpoint, Principal, SessionRequest, Variable
 from kernelsvc.model.objects import Session as ApiSession
 from kernelsvc.service.access import Access
@@ -143,6 +144,7 @@ class ServiceApi(Protocol):
         at: str | None = None,
         count: int = 1,
         labels: dict[str, str] | None = None,
+        limits: LimitsRequest | None = None,
         force: bool = False,
     ) -> Sessions: ...
     async def hibernate(self, who: Principal, session: str) -> ApiSession: ...

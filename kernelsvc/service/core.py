@@ -41,7 +41,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.admission import Ceilings, Live, admit
 from kernelsvc.model.copying import Account
 from kernelsvc.model.events import SCHEMA, Event
-from kernelsvc.model.limits import Limits, Usage
+from kernelsvc.model.limits import Limits, LimitsRequest, Usage
 from kernelsvc.model.log import timestamp
 from kernelsvc.model.machine import Policy
 from kernelsvc.model.objects import (
@@ -60,12 +60,13 @@ from kernelsvc.protocol import call as call_protocol
 from kernelsvc.sandbox.watchdog import Watchdog, Watched, hard_limits
 from kernelsvc.service.access import Access
 from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
+from kernelsvc.service.branching import Branching, branch_about
 from kernelsvc.service.hosting import host_settings
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.opening import about_of, life_of
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.retention import Retention
-from kernelsvc.session import About, Session, new_id, new_kernel_id, start_request_of
+from kernelsvc.session import About, Session, new_id, new_kernel_id
 from kernelsvc.settings import Settings
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
@@ -111,6 +112,7 @@ class Service:
         self._made: dict[tuple[str, str], asyncio.Future[Session]] = {}
         self._clients: dict[int, set[str]] = {}
         self._usage: dict[str, Usage] = {}
+        self._branching = Branching(self._store, self._promised, self._begin_copy)
         self._watching: asyncio.Future[None] | None = None
         self._retiring: asyncio.Future[None] | None = None
         self._stopping = False
@@ -368,12 +370,15 @@ class Service:
         )
         admit([*live, *self._promised.values()], ceilings, who.name, limits, count=count)
 
+    async def _begin_copy(self, about: About, parent: Path, place: Path) -> Session:
+        return await self._begin(about, parent=parent, place=place)
+
     async def _begin(
-        self, about: About, *, copy: bool = False, parent: Path | None = None, beside: Path | None = None
+        self, about: About, *, parent: Path | None = None, place: Path | None = None, beside: Path | None = None
     ) -> Session:
         started = time.perf_counter()
         try:
-            directory, journal = self._store.create(about.id, {}, parent=parent, beside=beside)
+            directory, journal = self._store.create(about.id, {}, parent=parent, place=place, beside=beside)
         except OSError as error:
             raise AtCapacity(
                 f"No session can be recorded ({error.strerror}); free disk space and try again."
@@ -385,7 +390,7 @@ class Service:
         try:
             directory.write_about(msgspec.to_builtins(about))
             async with asyncio.timeout(self.settings.start_seconds):
-                await session.start(copy=copy)
+                await session.start(copy=parent is not None)
         except BaseException as error:
             session.detach()
             self._projections.forget(about.id)
@@ -660,6 +665,7 @@ class Service:
     async def checkpoint(self, who: Principal, session: str, name: str | None = None) -> Checkpoint:
         """A parked copy of the session as it is after everything sent so far."""
         found = self._find_live(who, session)
+        await found.succession.awake()
         return await found.copies.make(name)
 
     def checkpoints(self, who: Principal, session: str) -> Checkpoints:
@@ -684,57 +690,37 @@ class Service:
         at: str | None = None,
         count: int = 1,
         labels: dict[str, str] | None = None,
+        limits: LimitsRequest | None = None,
         force: bool = False,
     ) -> Sessions:
         """New sessions from this one's live state or a checkpoint, independent from then on.
 
+        Args:
+            who: the caller.
+            session: the parent.
+            at: a checkpoint's id or name, or None for now.
+            count: how many.
+            labels: on top of the parent's.
+            limits: each branch's, where they are to be lower than the parent's.
+            force: go on although something will be lost.
+
         Raises:
             CannotFork: what the session holds would not survive; nothing was made.
             NotSupported: a cold kernel.
+            LimitTooHigh: a branch can't have more than its parent.
+            TooLarge: the directory holds more than a branch may have.
             QuotaExceeded, AtCapacity: they don't fit.
         """
         found = self._find_live(who, session)
-        self._admit(who, found.about.limits, count)
-        parent_files = self._store.directory(session).files.resolve()
-        abouts = [self._branch_about(found, parent_files, labels) for _ in range(count)]
-        for about in abouts:
-            self._promised[about.id] = Live(principal=who.name, memory_bytes=about.limits.memory_bytes)
-        try:
-            requests = [start_request_of(about) for about in abouts]
-            await found.copies.branch(requests, at=at, force=force)
-            results = await asyncio.gather(
-                *(self._begin(about, copy=True, parent=parent_files) for about in abouts), return_exceptions=True
-            )
-        finally:
-            for about in abouts:
-                del self._promised[about.id]
-        made = [one for one in results if isinstance(one, Session)]
-        failed = [one for one in results if isinstance(one, BaseException)]
-        if failed:
-            await asyncio.gather(*(one.close("a sibling could not be made") for one in made))
-            raise failed[0]
-        found.record(ev.Branched(sessions=[one.id for one in made], checkpoint=at))
+        now = self._store.clock()
+        abouts = [branch_about(found, now, at=at, labels=labels, limits=limits) for _ in range(count)]
+        self._admit(who, abouts[0].limits, count)
+        await found.succession.awake()
+        made, warnings = await self._branching.branch(found, abouts, at=at, force=force)
+        found.record(ev.Branched(sessions=[one.id for one in made], checkpoint=at, warnings=warnings))
         for one in made:
             self._projections.inherit(self._store.directory(one.id), self._store.directory(session), one.about.parent)
         return [self._view(one) for one in made]
-
-    def _branch_about(self, parent: Session, parent_files: Path, labels: dict[str, str] | None) -> About:
-        session_id = new_id("s")
-        about = parent.about
-        home = parent.kernel.home if parent.kernel is not None else ""
-        return msgspec.structs.replace(
-            about,
-            id=session_id,
-            kernel=new_kernel_id(),
-            created_at=timestamp(self._store.clock()),
-            labels={**about.labels, **(labels or {})},
-            parent={"session": parent.id, "seq": parent.log.last_seq},
-            idempotency_key=None,
-            beside=None,
-            home=f"{home}.d/{session_id}",
-            copy_from=home,
-            workdir=str(parent_files.with_name(f"{parent_files.name}.d") / session_id),
-        )
 
     async def hibernate(self, who: Principal, session: str) -> ApiSession:
         """Save the variables to disk and give the memory back; the next cell wakes the session."""

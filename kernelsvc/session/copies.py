@@ -21,7 +21,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -31,6 +32,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.copying import Account, Habit
 from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import Checkpoint, SessionState
+from kernelsvc.sandbox import family
 from kernelsvc.session.ids import new_id, new_kernel_id
 
 if TYPE_CHECKING:
@@ -264,8 +266,8 @@ class Copies:
             raise NotFound(f"The state before cell {wanted} is not kept any more; checkpoints are: {names}.")
         return kept[-1]
 
-    async def branch(self, copies: Sequence[StartRequest], *, at: str | None, force: bool) -> list[Forked]:
-        """Fork copies that other sessions will wake, all from one moment.
+    async def branch(self, copies: Sequence[StartRequest], *, at: str | None, force: bool) -> list[str]:
+        """Fork copies that other sessions will wake, all from one moment; returns what runs on in both, or is lost.
 
         Args:
             copies: one request each, named by its kernel.
@@ -276,18 +278,35 @@ class Copies:
             CannotFork, KernelDead, NotFound, Timeout: none of them is left.
         """
         source = await self._branching_kernel(at)
-        made: list[Forked] = []
         try:
-            for request in copies:
-                mode: Literal["checkpoint", "branch"] = "branch" if at is None else "checkpoint"
-                made.append(await source.fork(request, mode=mode, force=force))
-        except BaseException:
-            await asyncio.gather(*(self._session.launcher.discard(r.kernel) for r in copies[: len(made)]))
-            raise
+            # All requests are with the kernel before any cell that comes later.
+            forking = (source.fork(request, mode="branch", force=force) for request in copies)
+            made = await asyncio.gather(*forking, return_exceptions=True)
         finally:
             if source is not self._session.kernel:
                 await source.end()
-        return made
+        failed = [one for one in made if isinstance(one, BaseException)]
+        if failed:
+            there = [r.kernel for r, one in zip(copies, made, strict=True) if isinstance(one, Forked)]
+            await asyncio.gather(*(self._session.launcher.discard(kernel) for kernel in there))
+            raise failed[0]
+        return list(dict.fromkeys(w for one in made if isinstance(one, Forked) for w in one.warnings))
+
+    async def fence(self, kernel: Kernel | None = None) -> list[str]:
+        """Take from the kernel the right to write where the session's branches have their directories.
+
+        A kernel that was copied before they were made has it still: it comes back with
+        a rollback, or after a crash.
+
+        Returns:
+            What the model should know, if it could not be done.
+        """
+        kernel = kernel or self._session.kernel
+        depth = family.times(Path(self._session.about.workdir))
+        if kernel is None or not kernel.forkable or not depth:
+            return []
+        why = await kernel.fence([kernel.home, str(family.later(Path(kernel.home), depth))])
+        return [f"The parent can still write into its branches' directories: {why}"] if why else []
 
     async def _branching_kernel(self, at: str | None) -> Kernel:
         """The kernel to fork from: the live one, or a copy of a checkpoint woken just for that."""

@@ -64,6 +64,7 @@ class Succession:
         if session.state is SessionState.CLOSED:
             await kernel.end()
             return None
+        await session.copies.fence(kernel)
         return kernel
 
     async def restore(self) -> None:
@@ -77,6 +78,7 @@ class Succession:
                 session.record_quietly(ev.CheckpointDropped(checkpoint=newest.id, why=error.message))
                 session.machine.copies.pop(newest.id, None)
                 continue
+            await session.copies.fence(kernel)
             session.about.kernel = request.kernel
             event = ev.KernelRestored(checkpoint=newest.id, after_cell=newest.after_cell, kernel=kernel.info)
             session.copies.hold()
@@ -107,6 +109,7 @@ class Succession:
         except BaseException:
             session.do(Stay())
             raise
+        await session.copies.fence(kernel)
         old, session.kernel = session.kernel, None
         session.about.kernel = request.kernel
         event = ev.RolledBack(
@@ -170,6 +173,16 @@ class Succession:
         except OSError as error:
             raise AtCapacity(f"The variables can't be saved ({error.strerror}); free disk space.") from error
         return saved, size
+
+    async def awake(self) -> None:
+        """Wake a session that sleeps, for what needs a kernel and is no cell.
+
+        Raises:
+            Conflict: it is on its way to sleep, or back; try again in a moment.
+        """
+        if self._session.machine.asleep:
+            self._session.do(Switch())
+            await self.wake_saved()
 
     async def wake_saved(self) -> None:
         """A fresh kernel with the saved variables; they are read by it and by nobody else."""

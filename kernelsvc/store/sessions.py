@@ -33,6 +33,7 @@ import msgspec
 from kernelsvc.errors import Conflict, NotFound
 from kernelsvc.model import log
 from kernelsvc.model.log import Head
+from kernelsvc.sandbox.family import make_place
 from kernelsvc.store.atomic import replace, replace_bytes, sync_directory, write_all
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.removal import remove_tree
@@ -129,18 +130,25 @@ class SessionDirectories:
         return SessionDirectory(self.sessions / session)
 
     def create(
-        self, session: str, about: dict[str, Any], *, parent: Path | None = None, beside: Path | None = None
+        self,
+        session: str,
+        about: dict[str, Any],
+        *,
+        parent: Path | None = None,
+        place: Path | None = None,
+        beside: Path | None = None,
     ) -> tuple[SessionDirectory, Journal]:
         """A new session's directory, its ``session.json``, ``files/`` and empty journal.
 
         ``files`` is a link: all of a family lie below the first one's ``home/``, which
         is the one directory that its namespace shows. A session's own lies at
-        ``user``, those of its branches beside it in ``user.d``, and so on.
+        ``user``, those of its branches beside it in ``user.d``, and so on (``sandbox.family``).
 
         Args:
             session: its id.
             about: for ``session.json``.
             parent: for a branch: its parent's directory, as ``files`` resolves.
+            place: for a branch: where its own is made.
             beside: for a session that shares another's directory: that, as ``files`` resolves.
 
         Raises:
@@ -153,7 +161,7 @@ class SessionDirectories:
         except FileExistsError:
             raise Conflict(f"Session {session!r} exists already; choose another id.") from None
         try:
-            _make_files(made, session, parent, beside)
+            _make_files(made, session, parent, place, beside)
             made.write_about(about)
             return made, Journal.create(made.journal, session, clock=self.clock)
         except BaseException:
@@ -256,7 +264,9 @@ class SessionDirectories:
         sync_directory(self.data)
 
 
-def _make_files(made: SessionDirectory, session: str, parent: Path | None, beside: Path | None) -> None:
+def _make_files(
+    made: SessionDirectory, session: str, parent: Path | None, place: Path | None, beside: Path | None
+) -> None:
     if beside is not None:
         made.files.symlink_to(os.path.relpath(beside, made.path), target_is_directory=True)
         return
@@ -264,10 +274,7 @@ def _make_files(made: SessionDirectory, session: str, parent: Path | None, besid
         made.home.mkdir(mode=0o755)
         real = made.home / "user"
     else:
-        beside = parent.with_name(f"{parent.name}.d")
-        if not beside.exists():
-            beside.mkdir(mode=0o755)
-        real = beside / session
+        real = (place or make_place(parent)) / session
         # A branch's Landlock names the directory of its own branches, so it must be there when that is laid.
         real.with_name(f"{session}.d").mkdir(mode=0o755)
     real.mkdir(mode=0o700)

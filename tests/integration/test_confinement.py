@@ -282,13 +282,13 @@ def test_siblings_draw_different_numbers(sandbox: Sandbox, tmp_path: Path) -> No
 
 def test_a_branch_can_read_its_relatives_and_write_only_its_own(sandbox: Sandbox, tmp_path: Path) -> None:
     family = tmp_path / "family"
-    for name in ("user", "b1"):
+    for name in ("user", "user.d/b1"):
         (family / name).mkdir(parents=True)
         (family / name / "f").write_text(name)
 
     def branch() -> None:
-        confine.tighten(["/home/b1", "/tmp", "/dev/shm"])
-        os.chdir("/home/b1")
+        confine.tighten(["/home/user.d/b1", "/tmp", "/dev/shm"], scope=True)
+        os.chdir("/home/user.d/b1")
         say(Path("/home/user/f").read_text())
         Path("f").write_text("mine")
         Path("/tmp/t").write_text("x")
@@ -321,7 +321,7 @@ def test_a_branch_can_read_its_relatives_and_write_only_its_own(sandbox: Sandbox
             os.chown(path, ticket.uid, ticket.uid)
     assert ticket.plan["home"] == "/home/user"
     assert said_by(ticket.plan, kernel).split() == ["parent", *["refused"] * 6]
-    assert (family / "b1" / "f").read_text() == "mine"
+    assert (family / "user.d" / "b1" / "f").read_text() == "mine"
     assert (family / "user" / "after").exists()
     eventually(lambda: sandbox.release(ticket))
 

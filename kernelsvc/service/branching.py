@@ -1,0 +1,163 @@
+"""How one live session becomes several.
+
+Order: room for them is promised, the directory's size is looked at, the live
+kernel (or a checkpoint) is forked once for each, all from one moment; then each
+copy gets its directory, its log and its "go" at the same time as its siblings. If
+one can't be made, none is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from kernelsvc.errors import AtCapacity, KernelDead, TooLarge
+from kernelsvc.model.admission import Live
+from kernelsvc.model.limits import Limits, LimitsRequest
+from kernelsvc.model.log import timestamp
+from kernelsvc.model.objects import Checkpoint
+from kernelsvc.sandbox import family
+from kernelsvc.sandbox.watchdog import disk_usage, free_bytes
+from kernelsvc.session import About, Session, new_id, new_kernel_id, start_request_of
+from kernelsvc.store.sessions import SessionDirectories
+
+MiB = 1024 * 1024
+
+#: Makes a session of a copy that waits: what it is, its parent's directory, where its own is made.
+Begin = Callable[[About, Path, Path], Awaitable[Session]]
+
+
+class Branching:
+    """See the module's docstring.
+
+    Args:
+        store: where sessions lie.
+        promised: sessions that are being made, by id; they count as there.
+        begin: makes a session of a copy.
+    """
+
+    def __init__(self, store: SessionDirectories, promised: dict[str, Live], begin: Begin) -> None:
+        self._store = store
+        self._promised = promised
+        self._begin = begin
+
+    async def branch(
+        self, parent: Session, abouts: list[About], *, at: str | None, force: bool
+    ) -> tuple[list[Session], list[str]]:
+        """Make the branches that ``abouts`` describe; returns them and what the model should know of them.
+
+        Raises:
+            KernelsvcError: nothing was made.
+        """
+        files = self._store.directory(parent.id).files.resolve()
+        self._promised |= {a.id: Live(principal=a.principal, memory_bytes=a.limits.memory_bytes) for a in abouts}
+        try:
+            await asyncio.to_thread(_must_fit, files, abouts)
+            place = self._place(parent, files, abouts)
+            warnings = await parent.copies.branch([start_request_of(about) for about in abouts], at=at, force=force)
+            warnings += await parent.copies.fence()
+            for about in abouts:
+                about.parent = {**(about.parent or {}), **({"warnings": warnings} if warnings else {})}
+            return await self._wake(parent, abouts, files, place), warnings
+        finally:
+            for about in abouts:
+                del self._promised[about.id]
+
+    def _place(self, parent: Session, files: Path, abouts: list[About]) -> Path:
+        """Where their directories will lie, as this machine sees it; ``abouts`` are told how they see it."""
+        if parent.kernel is None:
+            raise KernelDead()
+        try:
+            place = family.make_place(files)
+        except OSError as error:
+            raise AtCapacity(f"No branch can be recorded ({error.strerror}); free disk space.") from error
+        home = Path(parent.kernel.home)
+        inside = family.branches_root(home) / place.relative_to(family.branches_root(files))
+        for about in abouts:
+            about.home, about.copy_from = str(inside / about.id), parent.kernel.home
+            about.workdir = str(place / about.id)
+        return place
+
+    async def _wake(self, parent: Session, abouts: list[About], files: Path, place: Path) -> list[Session]:
+        beginning = (self._begin(about, files, place) for about in abouts)
+        results = await asyncio.gather(*beginning, return_exceptions=True)
+        made = [one for one in results if isinstance(one, Session)]
+        failed = [one for one in results if isinstance(one, BaseException)]
+        if failed:
+            await asyncio.gather(*(one.close("a sibling could not be made") for one in made))
+            left = [a.kernel for a, one in zip(abouts, results, strict=True) if isinstance(one, BaseException)]
+            await asyncio.gather(*(parent.launcher.discard(kernel) for kernel in left))
+            raise failed[0]
+        return made
+
+
+def branch_about(
+    parent: Session, now: float, *, at: str | None, labels: dict[str, str] | None, limits: LimitsRequest | None
+) -> About:
+    """What a branch is to be; its directory comes later.
+
+    Raises:
+        NotFound: no such checkpoint.
+        BadRequest, LimitTooHigh: the limits are none that its parent could give.
+    """
+    about = parent.about
+    return msgspec.structs.replace(
+        about,
+        id=new_id("s"),
+        kernel=new_kernel_id(),
+        created_at=timestamp(now),
+        labels={**about.labels, **(labels or {})},
+        limits=about.limits if limits is None else _lowered(about.limits, limits),
+        parent={"session": parent.id, "seq": position(parent, parent.copies.find(at) if at else None)},
+        idempotency_key=None,
+        beside=None,
+    )
+
+
+def _lowered(limits: Limits, wanted: LimitsRequest) -> Limits:
+    # The network is the family's namespace; it can't be left by one of them.
+    return limits.lowered(msgspec.structs.replace(wanted, network=None))
+
+
+def position(parent: Session, checkpoint: Checkpoint | None) -> int:
+    """How much of its parent's log a branch has behind it: all of it, or up to the checkpoint's last cell."""
+    if checkpoint is None:
+        return parent.log.last_seq
+    last = parent.machine.cells.get(checkpoint.after_cell or "")
+    return last.last if last is not None else 1
+
+
+def _must_fit(files: Path, abouts: list[About]) -> None:
+    """Refuse before anything is forked what could not be copied.
+
+    Raises:
+        TooLarge: more than a branch may have.
+        AtCapacity: more than the disk holds.
+    """
+    size = disk_usage(str(files))
+    most = abouts[0].limits.disk_bytes
+    if most is not None and size > most:
+        raise TooLarge(
+            f"The session's directory holds {size} bytes and a branch may have {most}; delete some files first.",
+            size=size,
+            allowed=most,
+        )
+    if size > MiB and size * len(abouts) > free_bytes(str(files)) and not _shares_blocks(files):
+        raise AtCapacity(
+            f"{len(abouts)} copies of the session's directory, {size} bytes each, do not fit on the disk; "
+            "branch fewer, or delete some files.",
+        )
+
+
+def _shares_blocks(files: Path) -> bool:
+    """Whether copies on this filesystem take no room at first (FICLONE)."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return False
+    kinds = {line.split()[4]: line.partition(" - ")[2].split()[0] for line in mounts}
+    at = next((str(path) for path in (files, *files.parents) if str(path) in kinds), "")
+    return kinds.get(at) in ("btrfs", "xfs", "bcachefs")
