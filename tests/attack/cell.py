@@ -3,8 +3,8 @@
 An attack is code that raises when it meets a wall and comes to its end when it
 doesn't. The same text is run confined and, where that is safe, unconfined: an
 attack that fails without the wall proves nothing. In a cell, ``C`` holds the
-canaries (``canaries.py``), ``call`` makes a system call by name, ``need`` raises
-when something doesn't hold.
+canaries (``canaries.py``), ``INIT`` is the pid of the session's init, ``call`` makes
+a system call by name, ``need`` raises when something doesn't hold.
 
 Verdicts: ``blocked`` (it raised), ``reached`` (it came through), ``works``
 (harmless code that confinement must not break), ``died`` (the kernel's process was
@@ -40,6 +40,8 @@ def need(ok, what):
     if not ok:
         raise AssertionError(what)
 """
+#: A branch is its parent's child, and a woken checkpoint an orphan; their init is that of the pid namespace.
+_INIT = "INIT = 1 if C.get('copy') else os.getppid()\n"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Cell:
         """The whole text to run: helpers, canaries, cell."""
         wanted = re.findall(r"(?:call\(|NUMBERS\[)'(\w+)'", self.code)
         numbers = {name: NUMBERS[platform.machine()].get(name, -1) for name in wanted}
-        return f"{_PREAMBLE}NUMBERS = {numbers!r}\nC = {facts!r}\n{self.code}\n"
+        return f"{_PREAMBLE}NUMBERS = {numbers!r}\nC = {facts!r}\n{_INIT}{self.code}\n"
 
 
 def attack(layer: str, name: str, code: str, bare: tuple[Who, ...] = BOTH, needs: str = "") -> Cell:

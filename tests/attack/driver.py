@@ -2,7 +2,7 @@
 
 A program of its own, so that the tests can run it as root and as an ordinary user::
 
-    python -m attack.driver required|off|sessions [--without LAYER ...] [NAME ...]
+    python -m attack.driver required|off|session|branch|woken [--without LAYER ...] [NAME ...]
 
 Each cell gets a fresh kernel: forked, confined by the real hooks, and thrown away.
 """
@@ -26,7 +26,7 @@ import msgspec
 
 from attack.canaries import VARIABLE, Canaries
 from attack.cell import Cell
-from attack.cells import ALL
+from attack.cells import ALL, COPIES
 from kernelsvc.guest import confine
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.sandbox.probe import probe
@@ -151,13 +151,13 @@ def run_plain(given: argparse.Namespace, cells: list[Cell], base: str, canaries:
     return {"cells": results, "report": msgspec.to_builtins(report), "facts": canaries.facts}
 
 
-def run_sessions(cells: list[Cell], base: str, canaries: Canaries) -> dict[str, Any]:
-    """Each cell in a session of the real kernel host."""
+def run_sessions(as_: str, cells: list[Cell], base: str, canaries: Canaries) -> dict[str, Any]:
+    """Each cell in a session of the real kernel host, or in a copy of one."""
     from attack import sessions
 
     facts = {**canaries.facts, "memory": LIMITS.memory_bytes, "disk_bytes": LIMITS.disk_bytes}
     run, work, data = (os.path.join(base, name) for name in ("run", "work", "data"))
-    results = asyncio.run(sessions.run(cells, facts, LIMITS, run, work, data))
+    results = asyncio.run(sessions.run(cells, facts, LIMITS, run, work, data, as_))
     for result in results.values():
         result["victim"] = canaries.victim_lives()
     return {"cells": results, "facts": canaries.facts}
@@ -166,20 +166,20 @@ def run_sessions(cells: list[Cell], base: str, canaries: Canaries) -> dict[str, 
 def main() -> None:
     """Run the cells that are named, or all; print the verdicts."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("policy", choices=["required", "best-effort", "off", "sessions"])
+    parser.add_argument("policy", choices=["required", "best-effort", "off", "session", "branch", "woken"])
     parser.add_argument("--without", action="append", default=[])
     parser.add_argument("--names", help="JSON list; all when left out")
     given = parser.parse_args()
     names = json.loads(given.names) if given.names else [cell.name for cell in ALL]
-    cells = [cell for cell in ALL if cell.name in names]
+    cells = [cell for cell in COPIES if cell.name in names]
     os.environ[VARIABLE] = "secret"
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with tempfile.TemporaryDirectory(prefix="kat-", ignore_cleanup_errors=True) as base:
         for name in ("run", "work"):
             os.mkdir(os.path.join(base, name), 0o700)
         with Canaries(base) as canaries:
-            if given.policy == "sessions":
-                answer = run_sessions(cells, base, canaries)
+            if given.policy in ("session", "branch", "woken"):
+                answer = run_sessions(given.policy, cells, base, canaries)
             else:
                 answer = run_plain(given, cells, base, canaries)
     sys.stdout.write(json.dumps(answer))

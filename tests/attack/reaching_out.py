@@ -26,7 +26,7 @@ open('s').read()
     attack(
         "filesystem",
         "read it through init's root",
-        "open(f'/proc/{os.getppid()}/root' + C['secret']).read()",
+        "open(f'/proc/{INIT}/root' + C['secret']).read()",
     ),
     attack(
         "filesystem",
@@ -265,7 +265,7 @@ os.waitpid(r, 0)
         "seccomp",
         "join init's namespaces",
         """
-fd = os.open(f'/proc/{os.getppid()}/ns/net', os.O_RDONLY)
+fd = os.open(f'/proc/{INIT}/ns/net', os.O_RDONLY)
 need(_libc.setns(fd, 0) == 0, 'refused')
 """,
         ROOT,
@@ -276,6 +276,17 @@ need(_libc.setns(fd, 0) == 0, 'refused')
         "socket.sethostname(socket.gethostname())",
         ROOT,
     ),
+]
+
+#: A branch against its parent; run there only.
+FAMILY = [
+    attack("landlock", "open the parent's memory", "os.open(f'/proc/{os.getppid()}/mem', os.O_RDWR)"),
+    attack("landlock", "look through the parent's root", "os.listdir(f'/proc/{os.getppid()}/root')"),
+    attack("landlock", "open what the parent has open", "os.open(f'/proc/{os.getppid()}/fd/0', os.O_RDONLY)"),
+    attack("seccomp", "take a descriptor of the parent", "call('pidfd_getfd', os.pidfd_open(os.getppid()), 0, 0)"),
+    attack("landlock", "write into the parent's directory", "open('/home/user/planted', 'w')"),
+    attack("landlock", "put a link into the parent's directory", "os.symlink('/etc/passwd', '/home/user/planted')"),
+    attack("landlock", "replace the parent's directory", "os.rename('/home/user', '/home/elsewhere')"),
 ]
 
 PROCESSES = [
@@ -335,41 +346,41 @@ need(os.waitpid(p, 0)[1] == 0, 'refused')
         """
 b = ctypes.create_string_buffer(8)
 here, there = (struct.pack('QQ', ctypes.addressof(b), 8), struct.pack('QQ', id(os), 8))
-call('process_vm_readv', os.getppid(), here, 1, there, 1, 0)
+call('process_vm_readv', INIT, here, 1, there, 1, 0)
 """,
     ),
     attack(
         "init guard",
         "open init's memory",
-        "os.open(f'/proc/{os.getppid()}/mem', os.O_RDWR)",
+        "os.open(f'/proc/{INIT}/mem', os.O_RDWR)",
     ),
     attack(
         "init guard",
         "read init's environment",
-        "open(f'/proc/{os.getppid()}/environ').read()",
+        "open(f'/proc/{INIT}/environ').read()",
     ),
     attack(
         "init guard",
         "list init's descriptors",
-        "os.listdir(f'/proc/{os.getppid()}/fd')",
+        "os.listdir(f'/proc/{INIT}/fd')",
     ),
     attack(
         "seccomp",
         "take a descriptor of init",
-        "call('pidfd_getfd', os.pidfd_open(os.getppid()), 0, 0)",
+        "call('pidfd_getfd', os.pidfd_open(INIT), 0, 0)",
     ),
     attack(
         "seccomp",
         "lower init's limits",
         """
 import resource
-resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (99, 99))
+resource.prlimit(INIT, resource.RLIMIT_NOFILE, (99, 99))
 """,
     ),
     attack(
         "seccomp",
         "compare kernel objects",
-        "call('kcmp', os.getpid(), os.getppid(), 0, 0, 0)",
+        "call('kcmp', os.getpid(), INIT, 0, 0, 0)",
     ),
     attack(
         "capabilities",

@@ -1,14 +1,22 @@
-"""The same cells as real cells: through the kernel host, a template, a confined fork and IPython."""
+"""The same cells as real cells: through the kernel host, a template, a confined fork and IPython.
+
+Also in the copies that such a session can become: a branch, and a checkpoint that was
+woken when the kernel it was made of had died. No copy may have a right that its
+original had lost.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from attack.cell import Cell
 from kernelsvc.kernels.forked import ForkedLauncher
@@ -18,6 +26,8 @@ from kernelsvc.kernels.templates import TemplateSettings
 from kernelsvc.model.limits import Limits
 
 CELL_SECONDS = 40.0
+#: What a cell runs in: a fresh session, a branch of one, a checkpoint that replaced its dead original.
+As = Literal["session", "branch", "woken"]
 #: Sessions side by side; each must not notice the others' attacks.
 AT_ONCE = 2
 
@@ -51,13 +61,53 @@ class Listener:
         return str(self.replies[msg_id]["status"]) if msg_id in self.replies else "died"
 
 
+async def begin(launcher: ForkedLauncher, request: StartRequest, as_: As) -> tuple[Kernel, Listener, Kernel | None]:
+    """The kernel that an attack is to run in, its sink, and its parent where that lives on."""
+    listener = Listener()
+    kernel = await launcher.start(request, listener)
+    if as_ == "session":
+        return kernel, listener, None
+    kernel.execute("before", "kept = 41")
+    assert await listener.wait("before") == "ok"
+    copied = Listener()
+    if as_ == "woken":
+        copy = msgspec.structs.replace(request, kernel=f"{request.kernel}p")
+        await kernel.fork(copy, mode="checkpoint")
+        kernel.kill()
+        await listener.wait("never")
+        await kernel.end()
+        return await launcher.wake(copy, copied), copied, None
+    return await launcher.wake(await _branch(kernel, request), copied), copied, kernel
+
+
+async def _branch(kernel: Kernel, request: StartRequest) -> StartRequest:
+    """A branch as the service asks for one: a directory of its own beside its parent's."""
+    name = f"{request.kernel}b"
+    workdir = os.path.join(f"{request.workdir}.d", name)
+    os.makedirs(workdir)
+    owner = os.stat(request.workdir)
+    for made in (os.path.dirname(workdir), workdir):
+        os.chown(made, owner.st_uid, owner.st_gid)
+    copy = msgspec.structs.replace(
+        request,
+        session=name,
+        kernel=name,
+        workdir=workdir,
+        home=f"{kernel.home}.d/{name}",
+        copy_from=kernel.home,
+    )
+    await kernel.fork(copy, mode="branch")
+    return copy
+
+
 async def run_cell(
-    launcher: ForkedLauncher, name: str, workdir: str, limits: Limits, cell: Cell, code: str
+    launcher: ForkedLauncher, request: StartRequest, cell: Cell, facts: dict[str, Any], as_: As
 ) -> dict[str, Any]:
     """One cell in a session of its own."""
-    listener = Listener()
-    request = StartRequest(session=name, kernel=name, template="t", workdir=workdir, limits=limits)
-    kernel = await launcher.start(request, listener)
+    kernel, listener, parent = await begin(launcher, request, as_)
+    code = cell.source({**facts, "inside": kernel.home, "copy": as_ != "session"})
+    if as_ != "session":
+        code = f"assert kept == 41\n{code}"
     try:
         async with asyncio.timeout(CELL_SECONDS):
             kernel.execute("cell", code)
@@ -68,6 +118,8 @@ async def run_cell(
         status, text, survived = "timeout", "".join(listener.text), False
     finally:
         await kernel.end()
+        if parent is not None:
+            await parent.end()
     verdict = {"ok": "reached", "error": "blocked"}.get(status, status)
     if cell.survives and not survived:
         verdict = f"{verdict}, then the kernel was gone"
@@ -83,7 +135,7 @@ async def _survives(kernel: Kernel, listener: Listener) -> bool:
 
 
 async def run(
-    cells: Sequence[Cell], facts: dict[str, Any], limits: Limits, run: str, work: str, hidden: str
+    cells: Sequence[Cell], facts: dict[str, Any], limits: Limits, run: str, work: str, hidden: str, as_: As
 ) -> dict[str, Any]:
     """All cells, one session each, on one kernel host."""
     template = TemplateSettings(python=sys.executable, preload=["numpy", "pandas", "matplotlib.pyplot"])
@@ -99,11 +151,17 @@ async def run(
 
         async def one(number: int, cell: Cell) -> dict[str, Any]:
             async with room:
-                workdir = os.path.join(work, str(number))
+                family = os.path.join(work, str(number))
+                workdir = os.path.join(family, "user")
+                os.makedirs(f"{workdir}.d")
                 os.mkdir(workdir)
-                code = cell.source({**facts, "inside": "/home/user"})
+                name = f"s{number}"
+                request = StartRequest(
+                    session=name, kernel=name, template="t", workdir=workdir, limits=limits, family=family
+                )
                 started = time.monotonic()
-                result = await run_cell(launcher, f"s{number}", workdir, limits, cell, code)
+                result = await run_cell(launcher, request, cell, facts, as_)
+                shutil.rmtree(family, ignore_errors=True)
                 return {**result, "seconds": round(time.monotonic() - started, 3)}
 
         results = await asyncio.gather(*(one(number, cell) for number, cell in enumerate(cells)))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from attack.cell import Cell, Who
-from attack.cells import ALL
+from attack.cells import ALL, FAMILY
 from attack.ordinary import as_ordinary_user
 
 HERE = Path(__file__).parent
@@ -83,9 +83,14 @@ def test_behind_the_wall(who: Who, cell: Cell) -> None:
     check(cell, answer["cells"][cell.name], wanted)
 
 
-@pytest.mark.parametrize(("who", "cell"), CONFINED, ids=ids(CONFINED))
-def test_as_a_real_cell_of_a_real_session(who: Who, cell: Cell) -> None:
-    answer = run(who, "sessions", tuple(c.name for w, c in CONFINED if w == who))
+REAL = [(who, cell, kind) for kind in ("session", "branch", "woken") for who, cell in CONFINED]
+REAL += [(who, cell, "branch") for who in WHO for cell in FAMILY]
+
+
+@pytest.mark.parametrize(("who", "cell", "kind"), REAL, ids=[f"{who}: {kind}: {cell.name}" for who, cell, kind in REAL])
+def test_as_a_real_cell_of_a_real_session(who: Who, cell: Cell, kind: str) -> None:
+    """Also in a branch of one, and in a checkpoint that took the place of its dead kernel."""
+    answer = run(who, kind, tuple(c.name for w, c, k in REAL if (w, k) == (who, kind)))
     if cell.needs == "joblib":
         skip_without(cell, answer)
     result = answer["cells"][cell.name]
