@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     _serving(commands)
     _running(commands)
     _looking(commands)
+    _turning(commands)
     _recording(commands)
     _machine(commands)
     return parser
@@ -174,6 +175,39 @@ def _looking(commands: _Commands) -> None:
     tree.add_argument("id", metavar="ID", nargs="?", help="only this session's family")
     _json(tree)
     _server(tree)
+
+
+def _turning(commands: _Commands) -> None:
+    branch = commands.add(
+        "branch",
+        "turning:branch",
+        "make new sessions from one's live state",
+        "Fork a session's live kernel: each branch has its variables, a copy of its files, its notebook so far, and\n"
+        "goes its own way. Prints their ids, one a line; 'kernelsvc tree ID' shows the family.",
+    )
+    branch.add_argument("id", metavar="ID", help="the session")
+    branch.add_argument("--count", type=int, metavar="N", default=1, help="how many (default: 1)")
+    branch.add_argument("--at", metavar="CHECKPOINT", help="from this checkpoint, by name or id, and not from now")
+    branch.add_argument("--label", metavar="NAME=VALUE", action="append", default=[], help="for finding them again")
+    branch.add_argument("--force", action="store_true", help="go on although something will be lost")
+    _json(branch)
+    _server(branch)
+    checkpoint = commands.add("checkpoint", "turning:checkpoint", "keep a session's present state")
+    checkpoint.add_argument("id", metavar="ID", help="the session")
+    checkpoint.add_argument("name", metavar="NAME", nargs="?", help="what to call it")
+    _json(checkpoint)
+    _server(checkpoint)
+    rollback = commands.add(
+        "rollback",
+        "turning:rollback",
+        "make a session's variables those of an earlier moment",
+        "Undo: back to the state before the last cell, or before a cell, or to a checkpoint. The log and the notebook\n"
+        "keep what was undone, marked so.",
+    )
+    rollback.add_argument("id", metavar="ID", help="the session")
+    rollback.add_argument("to", metavar="TO", nargs="?", help="a checkpoint's name or id, or a cell's id")
+    _json(rollback)
+    _server(rollback)
 
 
 def _recording(commands: _Commands) -> None:

@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, NoReturn
 
-from kernelsvc.guest import confine, folder, fork
+from kernelsvc.guest import charts, confine, folder, fork
 from kernelsvc.guest.frames import Request
 from kernelsvc.guest.streams import Stream
 from kernelsvc.guest.wire import Control, Wire
@@ -250,6 +250,8 @@ class Runner:
         kernel.usage.reopen()
         if "" not in sys.path[:1]:
             sys.path.insert(0, "")
+        if charts.wanted():
+            charts.install(kernel.shell)
         self.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self.loop)
         self.wire.watch_all(self)
@@ -323,8 +325,11 @@ class Runner:
         """What WELCOME says. With the first HELLO a copy becomes who it is told to be."""
         if self.wire.woken is None:
             said = hello.get("identity")
-            self.take_identity({**self.promised, **(said if isinstance(said, dict) else {})})
-            self.promised = {}
+            promised, self.promised = self.promised, {}
+            try:
+                self.take_identity({**promised, **(said if isinstance(said, dict) else {})})
+            except (folder.FolderTooLarge, confine.StepFailed, OSError) as error:
+                return {"refused": str(error)}  # its server says so and ends it
         from kernelsvc.guest.ipython import IPYKERNEL_VERSION
 
         return {

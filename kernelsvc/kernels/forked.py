@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError, NotFound, NotSupported, Timeout
+from kernelsvc.errors import AtCapacity, CannotFork, KernelDead, KernelsvcError, NotFound, NotSupported, Timeout
 from kernelsvc.kernels import channel, processes
 from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.host_client import Found, HostClient
@@ -327,6 +327,12 @@ class ForkedLauncher:
                 raise
             await asyncio.shield(self._end_quietly(request.kernel))
             raise
+        refused = wire.welcome.get("refused")
+        if refused:
+            wire.close()
+            os.close(found.pidfd)
+            await asyncio.shield(self._end_quietly(request.kernel))
+            raise AtCapacity(f"The branch could not be made: {str(refused)[:500]}.")
         return ForkedKernel(self, request, wire, found, sink)
 
     async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> ForkedKernel | None:

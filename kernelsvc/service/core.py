@@ -713,7 +713,8 @@ class Service:
         """
         found = self._find_live(who, session)
         now = self._store.clock()
-        abouts = [branch_about(found, now, at=at, labels=labels, limits=limits) for _ in range(count)]
+        # A microsecond apart, so that lists show siblings in the order in which they were given.
+        abouts = [branch_about(found, now + n / 1e6, at=at, labels=labels, limits=limits) for n in range(count)]
         self._admit(who, abouts[0].limits, count)
         await found.succession.awake()
         made, warnings = await self._branching.branch(found, abouts, at=at, force=force)

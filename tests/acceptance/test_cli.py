@@ -177,6 +177,34 @@ def test_sessions_show_and_tree(env, client):
     assert session.id in kernelsvc("sessions", "--all", env=env)[0]
 
 
+def test_branches_checkpoints_and_the_tree_of_them(env, client):
+    with client.create_session(name="root") as session:
+        session.run("n = 1")
+        out, _ = kernelsvc("checkpoint", session.id, "one", env=env)
+        assert out.rstrip().endswith("one")
+        session.run("n = 2")
+        made = kernelsvc("branch", session.id, "--count", "2", "--label", "try=a", env=env)[0].split()
+        (early,) = kernelsvc("branch", session.id, "--at", "one", env=env)[0].split()
+        (below,) = json.loads(kernelsvc("branch", made[0], "--json", env=env)[0])
+        assert below["parent"]["session"] == made[0]
+        values = [client.session(id).run("n").text.strip() for id in (*made, early, below["id"])]
+        assert values == ["2", "2", "1", "2"]
+        kernelsvc("rollback", session.id, "one", env=env)
+        assert session.run("n").text.strip() == "1"
+        out, _ = kernelsvc("tree", below["id"], env=env)
+        lines = [re.sub(r" (idle|busy|closed).*", "", line) for line in out.splitlines()]
+        below_id = below["id"]
+        assert lines == [session.id, f"├─ {made[0]}", f"│  └─ {below_id}", f"├─ {made[1]}", f"└─ {early}"]
+        found = {one.id for one in client.sessions(label="try=a")}
+        assert found >= set(made)
+        for id in (*made, early, below_id):
+            client.session(id).close()
+    _, err = kernelsvc("branch", session.id, env=env, code=3)
+    assert "closed" in err
+    _, err = kernelsvc("branch", session.id, "--label", "x", env=env, code=2)
+    assert "NAME=VALUE" in err
+
+
 def test_what_does_not_exist(env):
     _, err = kernelsvc("show", "nothing", env=env, code=3)
     assert "nothing" in err

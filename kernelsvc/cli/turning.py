@@ -1,0 +1,60 @@
+"""``kernelsvc branch``, ``checkpoint`` and ``rollback``: other ways for a session to go on."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from kernelsvc.cli.places import client_of
+from kernelsvc.cli.screen import safe
+from kernelsvc.cli.terminal import Terminal
+from kernelsvc.errors import BadRequest
+
+
+async def branch(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Make new sessions from one's live state, and print their ids, one a line."""
+    async with client_of(args) as client:
+        session = await client.session(args.id)
+        made = await session.branch(at=args.at, count=args.count, labels=labels_of(args.label), force=args.force)
+    if args.json:
+        terminal.line(_json([one.details for one in made]))
+        return 0
+    for one in made:
+        terminal.line(one.id)
+    for warning in (made[0].details.parent or {}).get("warnings", []):
+        terminal.say(safe(str(warning)))
+    return 0
+
+
+async def checkpoint(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Keep a session's present state."""
+    async with client_of(args) as client:
+        made = await (await client.session(args.id)).checkpoint(args.name)
+    terminal.line(_json(made) if args.json else f"{made.id}" + (f"  {made.name}" if made.name else ""))
+    return 0
+
+
+async def rollback(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Make a session's variables those of an earlier moment."""
+    async with client_of(args) as client:
+        info = await (await client.session(args.id)).rollback(args.to)
+    terminal.line(_json(info) if args.json else f"{info.id} {info.state}")
+    return 0
+
+
+def labels_of(given: list[str]) -> dict[str, str]:
+    """``NAME=VALUE`` words as labels.
+
+    Raises:
+        BadRequest: one has no ``=``.
+    """
+    pairs = [word.partition("=") for word in given]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise BadRequest(f"A label is NAME=VALUE, not {name!r}.")
+    return {name: value for name, _, value in pairs}
+
+
+def _json(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
