@@ -66,6 +66,8 @@ class Metrics:
         self.connections = Gauge(
             "kernelsvc_connections", "Open connections, by kind.", ("kind",), registry=self.registry
         )
+        self._by_type: dict[type, Counter] = {}
+        self._by_outcome: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
     def watch(self, ask: Callable[[], Statistics]) -> None:
         """Ask this for gauges at each scrape, such as ``{"sessions": {"idle": 3}, "memory_bytes": 5}``."""
@@ -73,7 +75,11 @@ class Metrics:
 
     def record(self, event: ev.Event) -> None:
         """Count one appended event."""
-        self.events.labels(type(event).__struct_config__.tag).inc()
+        kind = type(event)
+        counter = self._by_type.get(kind)  # looking a label up costs more than counting
+        if counter is None:
+            counter = self._by_type[kind] = self.events.labels(kind.__struct_config__.tag)
+        counter.inc()
         if isinstance(event, ev.CellFinished):
             self.cells.labels(event.reason.value).inc()
             self.cell_seconds.observe(event.usage.wall_ms / 1000)
@@ -85,8 +91,13 @@ class Metrics:
 
     def request(self, transport: str, method: str, code: str, seconds: float) -> None:
         """Count one request; ``code`` is ``ok`` or an error's code."""
-        self.requests.labels(transport, method, code).inc()
-        self.request_seconds.labels(transport).observe(seconds)
+        known = self._by_outcome.get((transport, method, code))
+        if known is None:
+            known = self.requests.labels(transport, method, code), self.request_seconds.labels(transport)
+            self._by_outcome[transport, method, code] = known
+        counter, histogram = known
+        counter.inc()
+        histogram.observe(seconds)
 
     def exposition(self) -> bytes:
         """Everything, in the text format."""

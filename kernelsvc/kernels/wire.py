@@ -1,7 +1,9 @@
 """The server's end of the kernel wire (``docs/reference/wire.md``).
 
 One ``Wire`` belongs to one kernel for as long as that lives. It reads in large
-pieces, hands whole batches to ``deliver``, and acknowledges what was taken. When
+pieces, hands whole batches to ``deliver``, and acknowledges what was taken, with the
+next request or soon: an acknowledgement of its own wakes a kernel that has nothing
+to do. When
 ``deliver`` refuses, nothing more is read until ``resume``, the kernel's buffer
 fills and its prints block: back-pressure without a queue.
 
@@ -42,6 +44,8 @@ Lost = Callable[["WireLoss"], None]
 SMALL = 4096
 #: Most bytes that wait for a kernel that does not read its requests.
 MAX_OUTGOING = 64 * 1024 * 1024
+#: Taken frames are acknowledged after so many bytes, or seconds, unless a request goes out before.
+ACK_BYTES, ACK_SECONDS = 64 * 1024, 0.05
 #: Requests kept until the kernel is known to have seen them; it names its last 32.
 KEPT_REQUESTS = 32
 
@@ -104,6 +108,8 @@ class Wire:
         self._outgoing: deque[tuple[memoryview, list[int]]] = deque()
         self._outgoing_bytes = 0
         self._acked = last_frame
+        self._owed = 0  # bytes taken since the kernel was told
+        self._ack_timer: asyncio.TimerHandle | None = None
         self._half: tuple[str, int] | None = None  # a reply without its idle: parent, frame
         self._controls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._control_number = 0
@@ -191,6 +197,7 @@ class Wire:
     def _adopt(self, link: Link) -> None:
         self._link = link
         self._welcome = link.welcome
+        self._owed = 0  # HELLO has told it
         self._parser.reset()
         for pipe, fd in zip(self._raw, link.fds, strict=False):
             pipe.close()
@@ -250,6 +257,7 @@ class Wire:
             return b""
 
     def _feed(self, chunk: bytes) -> None:
+        self._owed += len(chunk)
         try:
             batch = self._parser.feed(chunk)
             if batch and len(chunk) < SMALL and _mid_line(batch[-1]) and (more := self._receive()):
@@ -294,7 +302,22 @@ class Wire:
         settled = self._settled(batch)
         if settled > self._acked:
             self._acked = settled
-            self._send(HEADER.pack(0, ACK, self._acked))
+            if self._owed >= ACK_BYTES:
+                self._send(self._acknowledgement())
+            elif self._ack_timer is None:
+                self._ack_timer = self._loop.call_later(ACK_SECONDS, self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        self._ack_timer = None
+        if owed := self._acknowledgement():
+            self._send(owed)
+
+    def _acknowledgement(self) -> bytes:
+        """The frame that tells the kernel what was taken; empty if it knows."""
+        if not self._owed or self._link is None:
+            return b""
+        self._owed = 0
+        return HEADER.pack(0, ACK, self._acked)
 
     def _settled(self, batch: list[Output]) -> int:
         """Up to which frame nothing has to be said again to the next server.
@@ -363,7 +386,7 @@ class Wire:
         if self._outgoing_bytes + len(frame) > MAX_OUTGOING:
             raise AtCapacity("The kernel does not take more requests; wait for the running cell, or interrupt it.")
         self._requests.append((msg_id, frame))
-        self._send(frame)
+        self._send(self._acknowledgement() + frame)
 
     async def control(
         self, op: str, fds: Sequence[int] = (), *, timeout: float = 10.0, **fields: Any
@@ -518,6 +541,9 @@ class Wire:
         """Let go of the kernel; it lives on, and keeps what was not acknowledged."""
         if self._healing is not None and self._healing is not asyncio.current_task():
             self._healing.cancel()
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
         self._unwatch()
         self._lost = self._deliver = None
         self._disconnect()

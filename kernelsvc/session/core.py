@@ -81,6 +81,9 @@ log = logging.getLogger(__name__)
 #: Events whose moments the machine goes by.
 _TIMED = (ev.SessionStarted, ev.CellStarted, ev.Interrupted, ev.Leased)
 
+#: Events that are on disk before anybody is told.
+_SYNCED = (ev.CellFinished, ev.SessionClosed, ev.SessionStarted)
+
 #: Seconds between attempts to write again after the disk refused.
 RECOVER_SECONDS = 1.0
 #: Seconds between the interrupts of a cell that goes on.
@@ -130,6 +133,7 @@ class Session:
         self._clients: dict[int, set[str]] = {}
         self._early: list[Output] = []
         self._handled = 0
+        self._delivering = False
         self._input: ev.InputRequested | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -313,10 +317,11 @@ class Session:
             self._project(events)
         for effect in outcome.effects:
             self._perform(effect)
-        self._arm()
+        if not self._delivering:
+            self._arm()
 
     def _project(self, events: Sequence[Event]) -> None:
-        ended = [e for e in events if isinstance(e, ev.CellFinished | ev.SessionClosed | ev.SessionStarted)]
+        ended = [e for e in events if isinstance(e, _SYNCED)]
         if ended and self._sync != "off":
             self._sync_log()
         for event in events:
@@ -512,12 +517,23 @@ class Session:
         if self.kernel is None:
             self._early.extend(batch)
             return
+        self._delivering = True
+        try:
+            self._take(batch)
+        finally:
+            self._delivering = False
+            self._arm()
+
+    def _take(self, batch: Sequence[Output]) -> None:
         pending: list[Event] = []
         for index in range(self._handled, len(batch)):
             item = batch[index]
             stimulus = None if isinstance(item, Text) else self._stimulus(item)
             if stimulus is None:
                 self._collect(item, pending)
+                continue
+            if isinstance(stimulus, Began) and not pending:  # it goes into the log with the output that follows
+                pending.extend(self.machine.decide(stimulus, self._loop.time()).events)
                 continue
             if pending:
                 self._record(pending, index)
@@ -535,7 +551,9 @@ class Session:
         if run is not None and run.dropped and not run.told_truncated:
             kept = run.output_bytes - run.dropped
             self.do(Record((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
-        self.do(Flood())
+        bound = self.machine.policy.max_cell_output_bytes
+        if bound is not None and self.machine.flow > bound:
+            self.do(Flood())
 
     def _stimulus(self, message: Message) -> Stimulus | None:
         """The message as a stimulus if it is about the life of the running cell, else None."""

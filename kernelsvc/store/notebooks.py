@@ -10,7 +10,8 @@ replaced atomically, so a reader always finds a whole one.
 It is written as soon as a cell ends while that is cheap. Each write spends
 credit, which comes back at a twentieth of the time that passes: a long notebook
 in a busy session is written less often, and never costs more than 5 % of the
-time. A file over a megabyte is written in a thread.
+time. A session that sends cell after cell has it written once a second. A file
+over a megabyte is written in a thread.
 
 A projection may fail: what goes wrong here is logged, and the notebook is made
 again from the journal, which holds everything. The same path serves a server
@@ -45,6 +46,9 @@ STEPS = (ev.CellFinished, ev.SessionStarted, ev.SessionClosed, ev.KernelDied, ev
 #: The share of time that writing may take, and the credit to begin with, seconds.
 SHARE = 0.05
 CREDIT = 0.05
+#: Writes that may follow each other at once, and how many more each second: a hundred busy sessions write a hundred
+#: notebooks, and each costs most of a millisecond however short it is.
+BURST, PER_SECOND = 10.0, 1.0
 #: A notebook larger than this is written in a thread.
 INLINE_BYTES = 1 << 20
 #: Seconds of folding before the event loop gets a turn, when there is much to catch up with.
@@ -60,17 +64,21 @@ class Pace:
 
     def __init__(self, now: float) -> None:
         self._credit = CREDIT
+        self._writes = BURST
         self._at = now
 
     def wait(self, now: float) -> float:
         """Seconds until a write is due; 0 if it is now."""
-        self._credit = min(CREDIT, self._credit + SHARE * max(0.0, now - self._at))
+        passed = max(0.0, now - self._at)
+        self._credit = min(CREDIT, self._credit + SHARE * passed)
+        self._writes = min(BURST, self._writes + PER_SECOND * passed)
         self._at = now
-        return max(0.0, -self._credit / SHARE)
+        return max(0.0, -self._credit / SHARE, (1.0 - self._writes) / PER_SECOND)
 
     def spent(self, seconds: float) -> None:
         """A write took this long."""
         self._credit -= seconds
+        self._writes -= 1.0
 
 
 class NotebookFile:

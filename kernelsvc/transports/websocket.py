@@ -18,7 +18,7 @@ Two promises about order, both kept by ``Attachment``:
 
 Frames are written to the stream as bytes that we frame ourselves (RFC 6455,
 no compression): Tornado's ``write_message`` costs a task per message, which
-100,000 printed lines would pay 100,000 times.
+100,000 printed lines would pay 100,000 times. ``outlet`` joins those of one turn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from kernelsvc.model.objects import Cell
 from kernelsvc.protocol import native
 from kernelsvc.transports import auth
 from kernelsvc.transports.door import Context, Door, as_error, invoke
+from kernelsvc.transports.outlet import Outlet
 
 if TYPE_CHECKING:
     from kernelsvc.service import Subscription
@@ -49,7 +50,13 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = 256 * 1024
 #: Answers that may wait for a reader before its next request is looked at.
 UNSENT_BYTES = 4 * 1024 * 1024
+#: Requests that begin in one turn of the event loop.
+AT_ONCE = 4
 MAX_ATTACHMENTS = 10_000
+#: Seconds that the news of a cell's beginning wait for its output, or for its end: most cells are done by then.
+LINGER = 0.002
+#: What such a line begins with.
+_BEGINNINGS = (b'{"type":"cell_queued"', b'{"type":"cell_started"')
 
 
 class Gone(Exception):
@@ -107,9 +114,10 @@ class Attachment:
     async def _pump(self) -> None:
         try:
             while lines := await self._subscription.next():
+                linger = LINGER if len(lines) < 3 and all(line.startswith(_BEGINNINGS) for line in lines) else 0.0
                 # The numbers have no gap, so that counting lines is knowing the position.
                 for count, data in chunks(lines, CHUNK_BYTES):
-                    await self._wire.send_raw(data)
+                    await self._wire.send_raw(data, linger)
                     self.sent += count
                     self._release()
         except Gone:
@@ -154,6 +162,8 @@ class _Protocol(WebSocketProtocol13):
         if code == 1009 and not self.server_terminated:
             bound = self.max_message_size
             error = native.encode_error(None, native.too_large("The frame", bound + 1, bound), native.INVALID_REQUEST)
+            if isinstance(self.handler, ApiSocket):
+                self.handler.send_waiting()
             self.stream.write(native.text_frame(error))
         super().close(code, reason)
 
@@ -180,6 +190,7 @@ class ApiSocket(Door, WebSocketHandler):
         self._room.set()
         self._heard = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
+        self._outlet = Outlet(self._give_stream, self._bytes_left)
 
     # --- opening and closing -------------------------------------------------------------
 
@@ -258,22 +269,45 @@ class ApiSocket(Door, WebSocketHandler):
 
     # --- sending ------------------------------------------------------------------------------
 
-    async def send_raw(self, frames: bytes) -> None:
-        """Write whole frames and wait until they have left the process.
+    async def send_raw(self, frames: bytes, linger: float = 0.0) -> None:
+        """Write whole frames, after all that were given before; waits while much has not left the process yet.
 
         Cancelling it stops the wait, not the writing: frames are never cut.
+
+        Args:
+            frames: one or more.
+            linger: seconds that they may wait for others to go with.
 
         Raises:
             Gone: the connection is closed.
         """
-        stream = getattr(self.ws_connection, "stream", None)
-        if stream is None or self.ws_connection is None or self.ws_connection.is_closing():
+        if self.ws_connection is None or self.ws_connection.is_closing() or self._outlet.closed:
             raise Gone
-        try:
-            await stream.write(frames)
-        except StreamClosedError:
-            raise Gone from None
+        self._outlet.put(frames, linger)
+        if self._outlet.backlog >= CHUNK_BYTES:
+            await self._outlet.drained()
+            if self._outlet.closed:
+                raise Gone
+
+    def _give_stream(self, data: bytes) -> asyncio.Future[None]:
+        stream = getattr(self.ws_connection, "stream", None)
+        if stream is None:
+            raise StreamClosedError
+        written: asyncio.Future[None] = stream.write(data)
+        return written
+
+    def send_waiting(self) -> None:
+        """Send what waits, before something that goes another way."""
+        self._outlet.flush()
+
+    def _bytes_left(self) -> None:
+        """The other end took bytes of ours, so somebody is there."""
         self._heard = time.monotonic()
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Close, after everything that was to be sent."""
+        self.send_waiting()
+        super().close(code, reason)
 
     async def _reply(self, payload: bytes) -> None:
         self._unsent += len(payload)
@@ -287,24 +321,25 @@ class ApiSocket(Door, WebSocketHandler):
 
     # --- requests -------------------------------------------------------------------------------
 
-    async def on_message(self, message: str | bytes) -> None:
-        """Tornado's hook: a whole frame. The next one is read when this returns."""
+    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
+        """Tornado's hook: a whole frame. The next one is read when what this returns is done."""
         self._heard = time.monotonic()
         try:
             request = native.decode(message, self.context.bounds)
         except native.Refused as refused:
-            await self._refuse(refused)
-            return
+            return self._refuse(refused)
         if len(self._requests) >= self.context.settings.max_requests:
             busy = QuotaExceeded(f"{len(self._requests)} requests are under way on this connection; await some first.")
-            await self._send_error(request.id, busy)
-            return
+            return self._send_error(request.id, busy)
         task = asyncio.create_task(self._serve(request), name=request.method.name)
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
-        if self._unsent > UNSENT_BYTES:
-            # A client that asks and doesn't read waits for itself, not in our memory.
-            await self._room.wait()
+        return self._wait_for_room() if self._unsent > UNSENT_BYTES or len(self._requests) > AT_ONCE else None
+
+    async def _wait_for_room(self) -> None:
+        """A client that asks and doesn't read waits for itself, not in our memory."""
+        await asyncio.sleep(0)  # what was asked already begins
+        await self._room.wait()
 
     async def _refuse(self, refused: native.Refused) -> None:
         self.context.metrics.request(self.transport, "refused", refused.error.code, 0.0)

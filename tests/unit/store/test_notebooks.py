@@ -47,6 +47,7 @@ def expected(journal):
 
 async def test_the_file_is_the_fold_after_every_cell(session, monkeypatch):
     monkeypatch.setattr(notebooks, "CREDIT", 60)
+    monkeypatch.setattr(notebooks, "BURST", 60)
     file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
     file.feed([ev.decode(line) for line in session.lines()])
     for n in range(30):
@@ -202,4 +203,18 @@ def test_pace_does_not_delay_what_is_cheap():
     for _ in range(100):
         assert pace.wait(now) == 0
         pace.spent(0.0004)
+        now += 1.0
+    for _ in range(int(notebooks.BURST)):
+        assert pace.wait(now) == 0
+        pace.spent(0.0004)
         now += 0.001
+
+
+def test_pace_writes_once_a_second_in_a_stream_of_cells():
+    pace, now, writes = Pace(0.0), 0.0, 0
+    while now < 60:
+        if pace.wait(now) == 0:
+            pace.spent(0.0004)
+            writes += 1
+        now += 0.003
+    assert writes <= 60 * notebooks.PER_SECOND + notebooks.BURST

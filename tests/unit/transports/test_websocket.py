@@ -67,8 +67,11 @@ async def test_requests_run_beside_each_other_and_cells_in_the_order_of_submissi
     session = await make(rpc)
     first = await rpc.send("session.execute", {"session": session, "code": "gate = asyncio.Event()\nawait gate.wait()"})
     others = [await rpc.send("session.execute", {"session": session, "code": f"{n}"}) for n in range(50)]
-    state = await rpc.call("session.get", session=session)
-    assert state["state"] == "busy"
+
+    async def busy() -> bool:
+        return (await rpc.call("session.get", session=session))["state"] == "busy"
+
+    await wait_until(busy)
     await rpc.call("session.interrupt", session=session)
     assert (await rpc.answer(first))["result"]["reason"] == "interrupted"
     for number in others:

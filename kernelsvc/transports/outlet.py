@@ -1,0 +1,104 @@
+"""What leaves through a socket: the frames of one turn of the event loop, in one write.
+
+A write to a TCP socket costs more processor time than everything else that is done
+for an event (0.15 to 0.2 ms on the machine this was measured on, most of it in
+Linux), so frames that are ready together go together: a cell's last events and the
+answer to the request that ran it. Frames that nobody waits for may *linger* for
+some that follow soon; whatever does not linger takes them along at once. Order is
+the order of ``put``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tornado.iostream import StreamClosedError
+
+#: Gives bytes to the stream; done when they have left the process.
+Write = Callable[[bytes], asyncio.Future[None]]
+
+
+class Outlet:
+    """See the module's docstring.
+
+    Args:
+        write: the stream's.
+        moved: called when bytes have left the process.
+
+    Attributes:
+        backlog: bytes that have not left the process.
+        closed: the stream is gone; nothing leaves any more.
+    """
+
+    def __init__(self, write: Write, moved: Callable[[], None]) -> None:
+        self.backlog = 0
+        self.closed = False
+        self._write = write
+        self._moved = moved
+        self._frames: list[bytes] = []
+        self._due: asyncio.Handle | None = None
+        self._lingers = False
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def put(self, frames: bytes, linger: float = 0.0) -> None:
+        """Send whole frames in this turn of the loop, or within ``linger`` seconds if nothing else goes before."""
+        if self.closed:
+            return
+        self._frames.append(frames)
+        self.backlog += len(frames)
+        if self._due is not None and not (self._lingers and not linger):
+            return
+        if self._due is not None:
+            self._due.cancel()
+        loop = asyncio.get_running_loop()
+        self._lingers = linger > 0
+        self._due = loop.call_later(linger, self.flush) if linger else loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Give everything to the stream now."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        frames, self._frames = self._frames, []
+        if not frames:
+            return
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        try:
+            written = self._write(data)
+        except StreamClosedError:
+            self._gone()
+            return
+        if written.done():
+            self._left(written, len(data))
+        else:
+            written.add_done_callback(lambda done: self._left(done, len(data)))
+
+    def _left(self, written: asyncio.Future[None], size: int) -> None:
+        if written.cancelled() or written.exception() is not None:
+            self._gone()
+            return
+        self.backlog -= size
+        self._moved()
+        if not self.backlog:
+            self._release()
+
+    def _gone(self) -> None:
+        self.closed = True
+        self._frames.clear()
+        self.backlog = 0
+        self._release()
+
+    def _release(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def drained(self) -> None:
+        """Wait until everything has left the process, or nothing can any more. Safe to cancel: it leaves anyway."""
+        self.flush()
+        if self.backlog and not self.closed:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            await future
