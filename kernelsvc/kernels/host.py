@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 #: Seconds for a template to be ready.
 TEMPLATE_SECONDS = 20.0
+#: Between looks at what the sessions' cgroups have counted; and how many kernels one notice names.
+LOOK_SECONDS, MOST_NAMED = 1.0, 1000
 #: How often a spawn is tried when its template dies meanwhile.
 SPAWN_ATTEMPTS = 3
 
@@ -159,6 +161,7 @@ class Host:
         listener = self._listen()
         ready()
         self._look_for_orphans()
+        self._look()
         await self.stopped.wait()
         self._loop.remove_reader(listener.fileno())
         listener.close()
@@ -241,6 +244,14 @@ class Host:
 
     def _template_changed(self, template: Template) -> None:
         self._tell({"notice": "template", **template.describe()})
+
+    def _look(self) -> None:
+        """Tell of caps that nobody else would notice, once a second."""
+        if self.stopped.is_set():
+            return
+        for limit, kernels in self.nursery.look():
+            self._tell({"notice": "struck", "limit": limit, "kernels": kernels[:MOST_NAMED]})
+        self._loop.call_later(LOOK_SECONDS, self._look)
 
     def _exited(self, ward: Ward, member: Member) -> None:
         self._tell({"notice": "exited", "kernel": member.kernel, "exit": msgspec.to_builtins(member.exit)})

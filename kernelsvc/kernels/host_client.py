@@ -62,6 +62,8 @@ class HostClient:
     Attributes:
         templates: what the host says of each, by name.
         sandbox: what the host enforces.
+        on_struck: called with kernels and the name of a limit of theirs that Linux held against something else of
+            their sessions.
     """
 
     def __init__(self, settings: HostSettings, *, start: bool = True) -> None:
@@ -78,6 +80,7 @@ class HostClient:
         self._number = 0
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
         self._ended: dict[str, Ended] = {}
+        self.on_struck: Callable[[list[str], str], None] = lambda _kernels, _limit: None
         self._closed = False
         self._first = True
         self._process: subprocess.Popen[bytes] | None = None
@@ -344,6 +347,8 @@ class HostClient:
             else:
                 waiting.set_result((body.get("ok") or {}, fds))
                 fds = []
+        elif body.get("notice") == "struck":
+            self.on_struck([str(kernel) for kernel in body.get("kernels") or []], str(body.get("limit")))
         elif body.get("notice") == "exited":
             self._tell_ended(str(body["kernel"]), body.get("exit"))
         elif body.get("notice") == "template":

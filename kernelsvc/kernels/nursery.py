@@ -36,6 +36,9 @@ FIND_SECONDS = 2.0
 #: How many sandboxes are made at once, for each core: more would only keep one another waiting.
 STARTS_PER_CORE = 3
 
+#: Sandboxes whose cgroups are looked at in one go, in about 6 ms.
+LOOK_AT_ONCE = 200
+
 #: Starts the first process of a sandbox: the host's and the guest's end of the channel, the init's door.
 Launch = Callable[[socket.socket, socket.socket, socket.socket], None]
 
@@ -71,6 +74,7 @@ class Nursery:
         self._starting: dict[str, asyncio.Task[Any]] = {}
         self._turns = asyncio.Semaphore(STARTS_PER_CORE * len(os.sched_getaffinity(0)))
         self._orphans: dict[Ward, asyncio.TimerHandle] = {}
+        self._turn: list[Ward] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
@@ -187,10 +191,23 @@ class Nursery:
             with contextlib.suppress(KernelsvcError):
                 await ward.wait_introduced(FIND_SECONDS)
         if known and ward.members:
+            ward.settle()
             self._keep(ward)
         else:
             log.warning("what an earlier host left of %s is ended", name)
             await ward.end()
+
+    # -- caps that have struck ------------------------------------------------------------------
+
+    def look(self) -> list[tuple[str, list[str]]]:
+        """Limits that Linux held against something other than a kernel, with the kernels whose limits they are.
+
+        Not more than ``LOOK_AT_ONCE`` sandboxes at a time, each in its turn.
+        """
+        if not self._turn:
+            self._turn = list(set(self.wards.values()))
+        now, self._turn = self._turn[:LOOK_AT_ONCE], self._turn[LOOK_AT_ONCE:]
+        return [struck for ward in now if not ward.ended.is_set() for struck in ward.look()]
 
     # -- what nobody needs any more ------------------------------------------------------------
 

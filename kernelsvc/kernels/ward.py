@@ -29,6 +29,7 @@ from kernelsvc.kernels import channel, processes
 from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.port import Exit
 from kernelsvc.kernels.quarters import Quarters, clear, move_in
+from kernelsvc.kernels.tally import Tally
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket
 
@@ -115,6 +116,7 @@ class Ward:
         self._tasks: set[asyncio.Task[None]] = set()
         self._gone = asyncio.Event()
         self._ending = False
+        self._tally = Tally()
 
     # -- beginnings -----------------------------------------------------------------
 
@@ -321,6 +323,32 @@ class Ward:
                 log.error("processes of %s are still there; they end with the sandbox", member.kernel)
                 return
             await asyncio.sleep(RELEASE_PAUSE)
+
+    def settle(self) -> None:
+        """What the cgroups have counted until now was told by an earlier host."""
+        for place, quarters in self._places().items():
+            if quarters.group is not None:
+                self._tally.settle(place, quarters.group)
+
+    def look(self) -> list[tuple[str, list[str]]]:
+        """Caps of Linux's that have struck something other than a kernel, and the kernels that live there."""
+        found = []
+        for place, quarters in self._places().items():
+            if quarters.group is None:
+                continue
+            limits, known = self._tally.look(place, quarters.group, quarters.oom_kills)
+            if place:
+                quarters.oom_kills = known
+            else:
+                self.record.oom_kills = known
+            kernels = [m.kernel for m in self.members.values() if m.quarters == place and m.exit is None]
+            found += [(limit, kernels) for limit in limits]
+        return found
+
+    def _places(self) -> dict[str, Quarters]:
+        ticket = self.record.ticket
+        own = Quarters(group=ticket.group, limits=ticket.limits, oom_kills=self.record.oom_kills)
+        return {"": own, **self.record.quarters}
 
     def _oom_kills(self, member: Member) -> tuple[int, Limits]:
         """How often the OOM killer struck where a kernel lived that has just ended, and the caps there."""

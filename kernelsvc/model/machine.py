@@ -327,15 +327,16 @@ class Machine:
     def _reason(
         self, reply: Replied, run: Running, hit: ev.LimitReached | None
     ) -> tuple[Reason, str | None, bool | None]:
+        noticed = next(reversed(run.struck.values()), None)
         if reply.status == "ok":
-            return Reason.OK, None, None
+            return Reason.OK, noticed, None
         if reply.status != "error":
             return Reason.CANCELLED, "The kernel did not run the cell.", None
         if run.stop is not None:
             why = self._cause(run)
             return run.stop, f"{why}; interrupted, variables kept." if why else "Interrupted; variables kept.", True
         memory = reply.ename == "MemoryError" or (hit is not None and hit.limit == "memory_bytes")
-        text = f"{hit.message}; variables kept." if hit is not None else None
+        text = f"{hit.message}; variables kept." if hit is not None else noticed
         if memory:
             return Reason.MEMORY, f"{text or 'An allocation was refused; variables kept.'} Use less at once.", True
         return Reason.ERROR, text, None

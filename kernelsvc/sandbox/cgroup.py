@@ -150,6 +150,13 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         read = _read_v2 if self.version == 2 else _read_v1
         return read(self.directories)
 
+    def strikes(self) -> tuple[int, int]:
+        """How often Linux killed in it for want of memory, and how often it refused a fork: the two cheap counters."""
+        name = "memory.events" if self.version == 2 else "memory.oom_control"
+        kills = parse_pairs(_text(f"{self.directories.get('memory', '')}/{name}")).get("oom_kill", 0)
+        refused = parse_pairs(_text(f"{self.directories.get('pids', '')}/pids.events")).get("max", 0)
+        return kills, refused
+
     def members(self) -> list[int]:
         """Pids in it, as this process sees them."""
         pids: set[int] = set()

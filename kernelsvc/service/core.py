@@ -57,7 +57,6 @@ from kernelsvc.model.objects import (
 from kernelsvc.model.objects import Session as ApiSession
 from kernelsvc.model.tokens import authenticate
 from kernelsvc.protocol import call as call_protocol
-from kernelsvc.sandbox.watchdog import Watchdog, Watched, hard_limits
 from kernelsvc.service.access import Access
 from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
 from kernelsvc.service.branching import Branching, branch_about
@@ -66,6 +65,7 @@ from kernelsvc.service.leases import Leases
 from kernelsvc.service.opening import about_of, life_of
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.retention import Retention
+from kernelsvc.service.watching import Watching
 from kernelsvc.session import About, Session, new_id, new_kernel_id
 from kernelsvc.settings import Settings
 from kernelsvc.store.journal import Journal
@@ -111,8 +111,9 @@ class Service:
         self._promised: dict[str, Live] = {}
         self._made: dict[tuple[str, str], asyncio.Future[Session]] = {}
         self._clients: dict[int, set[str]] = {}
-        self._usage: dict[str, Usage] = {}
         self._branching = Branching(self._store, self._promised, self._begin_copy)
+        self._watch = Watching(self._live, settings.watch_seconds)
+        self._launchers.host.on_struck = self._watch.counted
         self._watching: asyncio.Future[None] | None = None
         self._retiring: asyncio.Future[None] | None = None
         self._stopping = False
@@ -135,7 +136,7 @@ class Service:
         adopting = (self._adopt(directory) for directory in found if directory.id not in closed)
         if all(await asyncio.gather(*adopting)):  # else a kernel may belong to a session that can't be opened now
             await self._launchers.end_strays({kernel for s in self._live.values() for kernel in s.kernels()})
-        self._watching = asyncio.ensure_future(self._watch())
+        self._watching = asyncio.ensure_future(self._watch.run())
         if self.settings.retention_seconds is not None:
             self._retiring = asyncio.ensure_future(self._retention(self.settings.retention_seconds).run())
 
@@ -451,7 +452,7 @@ class Service:
         return self._view(found)
 
     def _view(self, session: Session) -> ApiSession:
-        return session.view(self._usage.get(session.id, Usage()))
+        return session.view(self._watch.usage.get(session.id, Usage()))
 
     # -- cells ----------------------------------------------------------------------------
 
@@ -654,7 +655,7 @@ class Service:
         last = events[-1]
         if isinstance(last, ev.SessionClosed):
             self._live.pop(session.id, None)
-            self._usage.pop(session.id, None)
+            self._watch.usage.pop(session.id, None)
             self._keep(session)
             self.leases.ended(session.id)
         elif isinstance(last, ev.JournalSigned):
@@ -734,37 +735,3 @@ class Service:
         if found.state is SessionState.CLOSED:
             raise SessionClosed()
         return found
-
-    # -- the second line of caps -----------------------------------------------------------
-
-    async def _watch(self) -> None:
-        """Look after what Linux does not enforce by itself, and measure what is used."""
-        dog = Watchdog()
-        while True:
-            await asyncio.sleep(self.settings.watch_seconds)
-            watched = {
-                s.id: Watched(
-                    root=s.info.pid,
-                    limits=s.about.limits,
-                    workdir=s.about.workdir,
-                    hard=hard_limits(s.report.limits),
-                )
-                for s in self._live.values()
-                if s.info is not None and s.info.pid
-            }
-            if not watched:
-                continue
-            try:
-                uses, breaches = await asyncio.to_thread(dog.look, watched)
-            except OSError as error:
-                log.warning("the watchdog could not look: %s", error)
-                continue
-            for name, use in uses.items():
-                self._usage[name] = Usage(
-                    memory_bytes=use.memory_bytes or use.resident_bytes,
-                    cpu_seconds=use.cpu_seconds,
-                    processes=len(use.pids),
-                    disk_bytes=use.disk_bytes,
-                )
-            for name in uses.keys() & self._live.keys():
-                self._live[name].guard.looked(breaches.get(name, []))

@@ -182,6 +182,37 @@ def test_the_cause_is_told_and_the_session_goes_on(server: Served, strike: Strik
         session.close()
 
 
+UNNOTICED = {
+    "memory_bytes": (
+        f"import os, time\nif os.fork() == 0:\n    import mmap\n    {_HOG.replace(chr(10), chr(10) + '    ')}\n"
+        "print(os.wait()[1])\ntime.sleep(4)",
+        "memory: 512 MiB reached; a process of the session was killed by the OOM killer",
+    ),
+    "processes": (
+        "import subprocess, time\n"
+        "subprocess.run(['sh', '-c', 'for i in $(seq 200); do sleep 3 & done'], stderr=subprocess.DEVNULL)\n"
+        "time.sleep(4)",
+        "processes: 64 reached; another process or thread was refused",
+    ),
+}
+
+
+@pytest.mark.parametrize("limit", UNNOTICED)
+def test_what_a_cell_does_not_notice_is_told_all_the_same(server: Served, limit: str) -> None:
+    code, says = UNNOTICED[limit]
+    with Client(server.url, token=server.token) as client:
+        session = client.create_session(limits=LIMITS)
+        if server.call("GET", f"/v1/sessions/{session.id}")["sandbox"]["limits"]["memory_bytes"] != "hard":
+            pytest.skip("no cgroup here that counts")
+        cell = session.run(code)
+        assert cell.reason == "ok", cell.text
+        reached = events(server, session.id, "limit_reached")
+        assert [(one["limit"], one["message"], one.get("cell")) for one in reached] == [(limit, says, cell.id)]
+        assert server.call("GET", f"/v1/sessions/{session.id}/cells/{cell.id}")["message"] == says
+        assert session.run("print('on')").text == "on\n"
+        session.close()
+
+
 def test_files_over_the_limit_do_not_end_what_does_not_add_to_them(server: Served, tmp_path: Path) -> None:
     with Client(server.url, token=server.token) as client:
         session = client.create_session(limits=LIMITS)
