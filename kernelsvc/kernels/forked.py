@@ -195,6 +195,8 @@ class ForkedKernel:
         """See ``port.Kernel``."""
         ends = self._launcher.make_ends(copy.kernel)
         identity = {"kernel": copy.kernel, "session": copy.session}
+        if copy.home:
+            self._launcher.host.expect()
         try:
             said = await self._wire.control(
                 "fork", ends, timeout=FORK_SECONDS, mode=mode, force=force, identity=identity

@@ -37,6 +37,7 @@ from kernelsvc.guest import confine, linux
 from kernelsvc.guest import init as guest_init
 from kernelsvc.kernels import channel
 from kernelsvc.kernels.nursery import Nursery
+from kernelsvc.kernels.quarters import in_thread
 from kernelsvc.kernels.templates import Template, TemplateSettings, install_guest
 from kernelsvc.kernels.ward import Member, Record, Vanished, Ward
 from kernelsvc.model.limits import Limits
@@ -145,6 +146,7 @@ class Host:
         self._servers: dict[channel.Channel, set[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._grace: asyncio.TimerHandle | None = None
+        self._expecting = False
         self._loop = asyncio.get_running_loop()
 
     # -- life ----------------------------------------------------------------------------
@@ -394,6 +396,15 @@ class Host:
         fds.clear()
         return self._held(server, self.nursery.wards[request.kernel], request.kernel)
 
+    async def _expect(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+        if not self._expecting:
+            self._expecting = True
+            try:
+                await in_thread(self.sandbox.take_turn)
+            finally:
+                self._expecting = False
+        return {}, []
+
     async def _signal(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
         ward, member = self.nursery.find(str(body["kernel"]))
         ward.signal(member.kernel, int(body["signum"]), everyone=bool(body.get("all")))
@@ -432,6 +443,7 @@ class Host:
         "start": _start,
         "find": _find,
         "enlist": _enlist,
+        "expect": _expect,
         "signal": _signal,
         "end": _end,
         "list": _list,

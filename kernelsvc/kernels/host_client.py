@@ -293,6 +293,11 @@ class HostClient:
         _, given = await self.ask("enlist", [pidfd], kernel=kernel, of=of, home=home, limits=limits)
         channel.close_all(given)
 
+    def expect(self) -> None:
+        """Tell the host that a branch is about to be made; does not wait."""
+        if self._channel is not None:
+            self._channel.send({"id": None, "op": "expect"})
+
     async def kernels(self) -> list[str]:
         """Ids of all kernels of the host."""
         said, _ = await self.ask("list")

@@ -10,9 +10,9 @@ charge. So a branch reads its parent's pages for nothing and pays for what it
 writes, and what was charged before it moved stays with its parent.
 
 Moving another process waits for a grace period of RCU, 5 to 20 ms in which nothing
-is computed. It is therefore done in a thread, while the server makes the
-session's directory and log, and it is waited for when the server asks for the
-copy in order to wake it.
+is computed. It is therefore done in a thread, and as much of the wait as possible
+while the kernel still forks (``Sandbox.take_turn``); the server waits for the rest
+when it asks for the copy in order to wake it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import msgspec
 from kernelsvc.errors import Internal
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.cgroup import Group
+from kernelsvc.sandbox.sandbox import Sandbox
 
 #: Seconds between looks at a cgroup that must become empty, and for how long.
 CLEAR_PAUSE, CLEAR_SECONDS = 0.01, 5.0
@@ -51,16 +52,28 @@ class Quarters(msgspec.Struct, kw_only=True):
         return fresh
 
 
-async def move_in(group: Group, pid: int) -> None:
-    """Make a process, which must be there, a member. Safe to cancel: it may have moved or not.
+async def move_in(sandbox: Sandbox, name: str, pid: int, limits: Limits) -> Quarters:
+    """A cgroup of that name with these caps, and a process in it. Safe to cancel: it may have moved or not.
 
     Raises:
-        Internal: Linux refused.
+        Internal: Linux refused, or the process is gone.
     """
+    made: list[Group | None] = []
+
+    def act() -> None:
+        group = sandbox.subdivide(name, limits)
+        made.append(group)
+        if group is not None:
+            group.admit(pid)
+
     try:
-        await in_thread(lambda: group.admit(pid))
+        await in_thread(act)
     except OSError as error:
+        for group in made:
+            if group is not None:
+                await clear(group)
         raise Internal(f"The branch has no cgroup of its own: {error}; try again.") from error
+    return Quarters(group=made[0], limits=limits)
 
 
 async def clear(group: Group) -> bool:
@@ -78,12 +91,12 @@ async def in_thread(work: Callable[[], None]) -> None:
     """Run ``work`` in a thread that ends with it: the host forks, and keeps no pool.
 
     Raises:
-        OSError: what ``work`` raised.
+        OSError, Internal: what ``work`` raised.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
-    def tell(error: OSError | None) -> None:
+    def tell(error: OSError | Internal | None) -> None:
         if done.cancelled():
             return
         if error is None:
@@ -92,10 +105,10 @@ async def in_thread(work: Callable[[], None]) -> None:
             done.set_exception(error)
 
     def run() -> None:
-        failed: OSError | None = None
+        failed: OSError | Internal | None = None
         try:
             work()
-        except OSError as error:
+        except (OSError, Internal) as error:
             failed = error
         loop.call_soon_threadsafe(tell, failed)
 

@@ -246,37 +246,28 @@ class Ward:
 
         Raises:
             KernelDead: it has ended already, or is none of this sandbox's processes.
-            Internal: there is no cgroup to be had.
         """
         pid = processes.pid_of(pidfd)
         about = processes.stat(pid)
         if about is None or not processes.descends(pid, self.init_pid):
             raise KernelDead("The copy ended as soon as it was made.")
-        quarters = self.members[of].quarters
-        if limits is not None:
-            quarters = kernel
-            self.record.quarters[kernel] = self._quarters(kernel, limits, pidfd)
+        quarters = self.members[of].quarters if limits is None else kernel
         member = Member(kernel, pidfd, pid, processes.inner_pid(pid), home, quarters)
         self._add_copy(member)
         self.record.copies[kernel] = Known(pid, about.started, home, quarters)
         self._write_again()
         if limits is not None:
-            member.placed = asyncio.ensure_future(self._place(member))
+            member.placed = asyncio.ensure_future(self._place(member, limits))
             member.placed.add_done_callback(_look_at)
         return member
 
-    def _quarters(self, kernel: str, limits: Limits, pidfd: int) -> Quarters:
-        try:
-            return Quarters(group=self._sandbox.subdivide(kernel, limits), limits=limits)
-        except Internal:
-            with contextlib.suppress(ProcessLookupError):  # nobody will know of it
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            raise
-
-    async def _place(self, member: Member) -> None:
-        group = self.record.quarters[member.quarters].group
-        if group is not None:
-            await move_in(group, member.pid)
+    async def _place(self, member: Member, limits: Limits) -> None:
+        quarters = await move_in(self._sandbox, member.kernel, member.pid, limits)
+        if member.kernel in self.members:
+            self.record.quarters[member.kernel] = quarters
+            self._write_again()
+        elif quarters.group is not None:  # discarded meanwhile
+            await clear(quarters.group)
 
     def _add_copy(self, member: Member) -> None:
         self._add(member)
@@ -423,8 +414,10 @@ class Ward:
 
     async def _vacate(self, name: str) -> None:
         """The last of a branch's kernels has gone: end what it left behind, and give its cgroup back."""
-        group = self.record.quarters[name].group
-        if group is not None and not await clear(group):
+        quarters = self.record.quarters.get(name)
+        if quarters is None:
+            return
+        if quarters.group is not None and not await clear(quarters.group):
             log.error("the cgroup of %s is still not empty; it goes with its family's", name)
             return
         del self.record.quarters[name]

@@ -242,6 +242,17 @@ class GroupMaker:
             os.makedirs(directory, exist_ok=True)
         return Group(version=1 if self.version == 1 else 2, directories=directories)
 
+    def take_turn(self) -> None:
+        """Wait for a grace period of RCU now, so that ``Group.admit`` soon after this need not.
+
+        Linux takes one lock for every move of another process, and keeps it cheap to take
+        for as long as a further grace period. So move ourselves to where we are. Best effort.
+        """
+        for parent in [*self._parents.values()][:1]:
+            own = f"{os.path.dirname(parent)}{'/supervisor' if self.version == 2 else ''}/cgroup.procs"
+            with contextlib.suppress(OSError):
+                _write(own, str(os.getpid()))
+
     def leftovers(self) -> Iterator[Group]:
         """Every group below ours, as a crash left them."""
         names = {entry.name for parent in set(self._parents.values()) for entry in _subdirectories(parent)}

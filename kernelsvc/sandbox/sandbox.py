@@ -195,6 +195,10 @@ class Sandbox:
             raise Internal(f"The branch's cgroup could not be made: {error}") from error
         return group
 
+    def take_turn(self) -> None:
+        """A branch is about to be made: what moving it waits for can be waited for now. Blocks; for a thread."""
+        self._groups.take_turn()
+
     def ready(self, ticket: Ticket) -> None:
         """The kernel answers: from now on its CPU share holds (a tight one would slow the start).
 

@@ -26,8 +26,8 @@ from kernelsvc.store.sessions import SessionDirectories
 
 MiB = 1024 * 1024
 
-#: Makes a session of a copy that waits: what it is, its parent's directory, where its own is made.
-Begin = Callable[[About, Path, Path], Awaitable[Session]]
+#: Makes a session of a copy that waits: what it is, its parent's directory, where its own is made, when it is forked.
+Begin = Callable[[About, Path, Path, asyncio.Future[list[str]]], Awaitable[Session]]
 
 
 class Branching:
@@ -57,14 +57,34 @@ class Branching:
         try:
             await asyncio.to_thread(_must_fit, files, abouts)
             place = self._place(parent, files, abouts)
-            warnings = await parent.copies.branch([start_request_of(about) for about in abouts], at=at, force=force)
-            warnings += await parent.copies.fence()
-            for about in abouts:
-                about.parent = {**(about.parent or {}), **({"warnings": warnings} if warnings else {})}
-            return await self._wake(parent, abouts, files, place), warnings
+            forking = asyncio.ensure_future(self._fork(parent, abouts, at=at, force=force))
+            try:
+                made, fenced = await asyncio.gather(
+                    self._wake(parent, abouts, files, place, forking), self._fence(parent, forking)
+                )
+            except BaseException:
+                parent.own(self._discard(parent, abouts, forking))
+                raise
+            return made, forking.result() + fenced
         finally:
             for about in abouts:
                 del self._promised[about.id]
+
+    async def _fork(self, parent: Session, abouts: list[About], *, at: str | None, force: bool) -> list[str]:
+        warnings = await parent.copies.branch([start_request_of(about) for about in abouts], at=at, force=force)
+        for about in abouts:
+            about.parent = {**(about.parent or {}), **({"warnings": warnings} if warnings else {})}
+        return warnings
+
+    async def _discard(self, parent: Session, abouts: list[About], forking: asyncio.Future[list[str]]) -> None:
+        await asyncio.wait([forking])
+        if forking.exception() is None:
+            await asyncio.gather(*(parent.launcher.discard(about.kernel) for about in abouts))
+
+    async def _fence(self, parent: Session, forking: asyncio.Future[list[str]]) -> list[str]:
+        """Nobody has to wait for it: it is with the parent before any cell that comes later."""
+        await asyncio.wait([forking])
+        return await parent.copies.fence() if forking.exception() is None else []
 
     def _place(self, parent: Session, files: Path, abouts: list[About]) -> Path:
         """Where their directories will lie, as this machine sees it; ``abouts`` are told how they see it."""
@@ -81,15 +101,15 @@ class Branching:
             about.workdir = str(place / about.id)
         return place
 
-    async def _wake(self, parent: Session, abouts: list[About], files: Path, place: Path) -> list[Session]:
-        beginning = (self._begin(about, files, place) for about in abouts)
+    async def _wake(
+        self, parent: Session, abouts: list[About], files: Path, place: Path, forking: asyncio.Future[list[str]]
+    ) -> list[Session]:
+        beginning = (self._begin(about, files, place, forking) for about in abouts)
         results = await asyncio.gather(*beginning, return_exceptions=True)
         made = [one for one in results if isinstance(one, Session)]
         failed = [one for one in results if isinstance(one, BaseException)]
         if failed:
             await asyncio.gather(*(one.close("a sibling could not be made") for one in made))
-            left = [a.kernel for a, one in zip(abouts, results, strict=True) if isinstance(one, BaseException)]
-            await asyncio.gather(*(parent.launcher.discard(kernel) for kernel in left))
             raise failed[0]
         return made
 

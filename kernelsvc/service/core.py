@@ -371,11 +371,17 @@ class Service:
         )
         admit([*live, *self._promised.values()], ceilings, who.name, limits, count=count)
 
-    async def _begin_copy(self, about: About, parent: Path, place: Path) -> Session:
-        return await self._begin(about, parent=parent, place=place)
+    async def _begin_copy(self, about: About, parent: Path, place: Path, forked: asyncio.Future[list[str]]) -> Session:
+        return await self._begin(about, parent=parent, place=place, forked=forked)
 
     async def _begin(
-        self, about: About, *, parent: Path | None = None, place: Path | None = None, beside: Path | None = None
+        self,
+        about: About,
+        *,
+        parent: Path | None = None,
+        place: Path | None = None,
+        forked: asyncio.Future[list[str]] | None = None,
+        beside: Path | None = None,
     ) -> Session:
         started = time.perf_counter()
         try:
@@ -389,6 +395,8 @@ class Service:
             about.family = str(directory.home.resolve())
         session = self._session(about, directory, journal)
         try:
+            if forked is not None:
+                await asyncio.shield(forked)
             directory.write_about(msgspec.to_builtins(about))
             async with asyncio.timeout(self.settings.start_seconds):
                 await session.start(copy=parent is not None)
