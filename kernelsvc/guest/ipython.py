@@ -28,7 +28,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-from kernelsvc.guest import caps, variables
+from kernelsvc.guest import caps, surroundings, variables
 from kernelsvc.guest.frames import Request, join, misfit, stream_prefix
 from kernelsvc.guest.wire import Wire
 
@@ -56,6 +56,7 @@ from traitlets.config import Config  # noqa: E402
 
 IPYKERNEL_VERSION: str = ipykernel.__version__
 VARIABLES_REQUEST = "kernelsvc_variables_request"
+SURROUNDINGS_REQUEST = "kernelsvc_surroundings_request"
 #: Request headers whose JSON is kept for the answers that quote them.
 _PARENTS_KEPT = 32
 
@@ -301,6 +302,7 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.shell_channel_thread = types.SimpleNamespace(parent_thread=threading.main_thread())
         self.shell_handlers[VARIABLES_REQUEST] = self.variables_request
+        self.shell_handlers[SURROUNDINGS_REQUEST] = self.surroundings_request
 
     @property
     def foreign(self) -> bool:
@@ -520,6 +522,12 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         """Our own request: what the namespace holds (``variables.describe``)."""
         found = variables.describe(self.shell.user_ns, self.shell.user_ns_hidden)
         self.session.send(stream, "kernelsvc_variables_reply", {"status": "ok", "variables": found}, parent)
+
+    async def surroundings_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Our own request: variables of the environment, and the working directory (``surroundings.change``)."""
+        asked = parent["content"]
+        reply = surroundings.change(asked.get("environ") or {}, asked.get("directory"))
+        self.session.send(stream, "kernelsvc_surroundings_reply", reply, parent)
 
 
 def _done(value: Any) -> asyncio.Future[Any]:

@@ -15,6 +15,7 @@ from kernelsvc.model.objects import Call, Cell, CellRequest, Checkpoint, Princip
 from kernelsvc.model.objects import Session as ApiSession
 from kernelsvc.service.access import Access
 from kernelsvc.service.leases import Leases
+from kernelsvc.service.surroundings import Surroundings
 
 NotebookFormat = Literal["ipynb", "html", "py"]
 # Named, because ``list`` means a method inside the class below.
@@ -51,6 +52,10 @@ class ServiceApi(Protocol):
     @property
     def access(self) -> Access:
         """Secrets that stand for one session, for doors whose clients show one."""
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What a session's cells find around them."""
 
     @property
     def leases(self) -> Leases:

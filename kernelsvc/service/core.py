@@ -66,6 +66,7 @@ from kernelsvc.service.opening import about_of, life_of
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.retention import Retention
 from kernelsvc.service.watching import Watching
+from kernelsvc.service.surroundings import Surroundings
 from kernelsvc.session import About, Session, new_id, new_kernel_id
 from kernelsvc.settings import Settings
 from kernelsvc.store.journal import Journal
@@ -117,6 +118,7 @@ class Service:
         self._watching: asyncio.Future[None] | None = None
         self._retiring: asyncio.Future[None] | None = None
         self._stopping = False
+        self.surroundings = Surroundings(self._find)
         self.leases = Leases(self._find, self._live, self._view, settings.limits)
         self.access = Access(self._projections.secret("access"), settings.tokens, self._owner, lambda: [*self._live])
 

@@ -358,6 +358,9 @@ class ApiHandler(Door):
         if gone or self._headers_written:
             self._abort()
             return
+        # Tornado closes the connection of who is answered before all was read, and does not say so.
+        if not getattr(self.request.connection, "_read_finished", True):
+            self.keep_headers(Connection="close")
         super().send_error(status_code, **kwargs)
 
     def _abort(self) -> None:

@@ -99,6 +99,8 @@ TESTED_THROUGH = {
     "kernelsvc.session.reading": "tests/unit/test_session.py",
     "kernelsvc.session.questions": "tests/compat/test_jupyter_channels.py",
     "kernelsvc.transports.jupyter.handlers": "tests/compat/test_jupyter_channels.py",
+    "kernelsvc.transports.e2b.control": "tests/integration/test_e2b.py",
+    "kernelsvc.transports.e2b.interpreter": "tests/integration/test_e2b.py",
     "kernelsvc.transports.e2b.health": "tests/unit/transports/test_e2b_door.py",
     "kernelsvc.transports.door": "tests/unit/transports/test_http.py",
 }

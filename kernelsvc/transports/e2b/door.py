@@ -22,6 +22,7 @@ from kernelsvc.model.objects import Scope, Session, SessionState
 from kernelsvc.protocol import e2b
 from kernelsvc.transports import auth
 from kernelsvc.transports.door import ApiHandler, as_error
+from kernelsvc.transports.e2b import models
 
 
 class NoSandbox(HTTPError):
@@ -203,8 +204,16 @@ class SandboxHandler(E2bHandler):
             session = self.context.service.get(self.who, self.sandbox)
         except NotFound:
             raise NoSandbox(e2b.gone(self.sandbox)) from None
-        if session.state is SessionState.CLOSED:
+        if session.state is SessionState.CLOSED or not models.is_sandbox(session):
             raise NoSandbox(e2b.gone(self.sandbox))
+        if session.paused:
+            session = self._resumed(session)
         if port is not None and port != self.port:
             raise NoSandbox(e2b.closed_port(self.sandbox, port))
         return session
+
+    def _resumed(self, session: Session) -> Session:
+        """A paused sandbox, running again if it was made so that whoever wants it resumes it."""
+        if models.RESUMES not in session.labels:
+            raise NoSandbox(e2b.gone(self.sandbox))
+        return self.context.service.leases.grant(self.who, session.id, models.DEFAULT_SECONDS)

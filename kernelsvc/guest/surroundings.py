@@ -1,0 +1,34 @@
+"""Where cells run and what they find in the environment, changed between two cells.
+
+The values stand in no cell's code, and so neither in the log nor in a notebook.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+
+def change(environ: Mapping[str, Any], directory: str | None = None) -> dict[str, Any]:
+    """Set variables of the environment, and the working directory.
+
+    Args:
+        environ: by name; None removes one.
+        directory: where to go; None stays.
+
+    Returns:
+        the content of a reply, with what the variables were ``before``: what undoes this.
+    """
+    if directory is not None:
+        try:
+            os.chdir(directory)
+        except OSError as error:
+            return {"status": "error", "ename": "OSError", "evalue": f"{directory}: {error.strerror}", "traceback": []}
+    before = {name: os.environ.get(name) for name in environ}
+    for name, value in environ.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = str(value)
+    return {"status": "ok", "before": before, "directory": os.getcwd()}

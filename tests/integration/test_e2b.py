@@ -1,0 +1,427 @@
+"""The E2B door over a real server, by plain HTTP: what its clients rely on, and what an attacker tries."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from served import Served, serving
+from waiting import wait_for
+
+from kernelsvc.transports import e2b as door
+
+Answer = tuple[int, Any]
+
+
+class Box:
+    """One sandbox and what E2B's clients know of it."""
+
+    def __init__(self, door: Door, shown: dict[str, Any]) -> None:
+        self.door, self.id = door, shown["sandboxID"]
+        self.envd, self.traffic = shown["envdAccessToken"], shown["trafficAccessToken"]
+
+    def headers(self, port: int = 49999, **more: str) -> dict[str, str]:
+        secret = {"E2B-Traffic-Access-Token": self.traffic} if port == 49999 else {"X-Access-Token": self.envd}
+        return {"E2b-Sandbox-Id": self.id, "E2b-Sandbox-Port": str(port), **secret, **more}
+
+    def ask(self, method: str, path: str, body: Any = None, port: int = 49999) -> Answer:
+        return self.door.ask(method, path, body, self.headers(port))
+
+    def run(self, code: str, **more: Any) -> list[dict[str, Any]]:
+        status, text = self.door.raw("POST", "/execute", {"code": code, **more}, self.headers())
+        assert status == 200, text
+        return [json.loads(line) for line in text.splitlines()]
+
+    def text(self, code: str, **more: Any) -> str | None:
+        lines = self.run(code, **more)
+        assert not [line for line in lines if line["type"] == "error"], lines
+        return next((line["text"] for line in lines if line.get("is_main_result")), None)
+
+
+class Door:
+    """A plain client."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+
+    def raw(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(self.served.url.removeprefix("http://"), timeout=60)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), headers or {})
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
+        status, text = self.raw(method, path, body, {"X-API-KEY": self.served.token} if headers is None else headers)
+        return status, json.loads(text) if text[:1] in ("{", "[") else text
+
+    def create(self, **asked: Any) -> Box:
+        status, shown = self.ask("POST", "/v2/sandboxes", {"templateID": "base", **asked})
+        assert status == 201, shown
+        return Box(self, shown)
+
+
+@pytest.fixture(scope="module")
+def e2b(served: Served) -> Door:
+    return Door(served)
+
+
+@pytest.fixture
+def box(e2b: Door) -> Iterator[Box]:
+    made = e2b.create()
+    yield made
+    e2b.ask("DELETE", f"/sandboxes/{made.id}")
+
+
+def kinds(lines: list[dict[str, Any]]) -> list[str]:
+    return [line["type"] for line in lines if line["type"] != "keepalive"]
+
+
+# --- who may ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-API-KEY": "wrong"}, {"Authorization": "Bearer wrong"}])
+def test_every_route_is_closed_without_a_key(e2b: Door, box: Box, headers: dict[str, str]) -> None:
+    where = {"E2b-Sandbox-Id": box.id, "E2b-Sandbox-Port": "49999"} | headers
+    paths = [_example(pattern, box.id) for module in door.MODULES for pattern, _ in module.ROUTES]
+    for path in paths:
+        for method in ("GET", "POST", "PUT", "DELETE"):
+            status, said = e2b.ask(method, path, {} if method == "POST" else None, where)
+            assert status == 401, (method, path, status, said)
+            assert said["message"]
+    assert len(paths) > 15
+    assert box.text("1") == "1"
+
+
+def _example(pattern: str, id: str) -> str:
+    """A path that a route's pattern matches."""
+
+    def filled(group: re.Match[str]) -> str:
+        return group[1].partition("|")[0] if re.fullmatch(r"[\w|]+", group[1]) else id
+
+    path = re.sub(r"\(\?P<\w+>([^()]*)\)", filled, pattern.replace("(?:v2/)?", "")).replace("\\", "")
+    assert re.fullmatch(pattern, path), pattern
+    return path
+
+
+def test_one_principals_sandbox_is_not_there_for_another(short_tmp: Any) -> None:
+    with serving(short_tmp / "two", "--token", "other-token") as served:
+        mine = Door(served).create()
+        theirs = {"X-API-KEY": "other-token"}
+        for method, path in (
+            ("GET", ""), ("DELETE", ""), ("POST", "/timeout"), ("POST", "/pause"), ("POST", "/connect"),
+            ("POST", "/fork"), ("POST", "/snapshots"), ("GET", "/metrics"),
+        ):  # fmt: skip
+            status, said = mine.door.ask(method, f"/sandboxes/{mine.id}{path}", {"timeout": 1}, theirs)
+            assert (status, said["code"]) == (404, 404), (method, path, said)
+        assert mine.door.ask("GET", "/v2/sandboxes", None, theirs) == (200, [])
+        where = {"E2b-Sandbox-Id": mine.id, "E2b-Sandbox-Port": "49999"} | theirs
+        for method, path in (("POST", "/execute"), ("GET", "/contexts"), ("GET", "/health")):
+            assert mine.door.ask(method, path, {"code": "1"}, where)[0] == 502
+        assert mine.text("1") == "1"
+
+
+def test_the_secret_for_code_opens_no_files(e2b: Door, box: Box) -> None:
+    headers = {"E2b-Sandbox-Id": box.id, "E2b-Sandbox-Port": "49983", "X-Access-Token": box.traffic}
+    assert e2b.ask("GET", "/files?path=x", None, headers)[0] in (401, 404)
+    assert box.ask("GET", "/contexts")[0] == 200
+
+
+# --- the control plane ----------------------------------------------------------------------
+
+
+def test_a_sandbox_from_beginning_to_end(e2b: Door) -> None:
+    box = e2b.create(metadata={"user": "me", "a b": "c&d"}, envVars={"MINE": "it's"}, timeout=100)
+    status, shown = e2b.ask("GET", f"/sandboxes/{box.id}")
+    assert status == 200
+    assert (shown["state"], shown["metadata"]) == ("running", {"user": "me", "a b": "c&d"})
+    assert box.text("import os; os.environ['MINE'] + os.environ['E2B_SANDBOX']") == "it'strue"
+    status, (metric,) = e2b.ask("GET", f"/sandboxes/{box.id}/metrics")
+    assert metric["memTotal"] > 0
+    assert e2b.ask("GET", f"/sandboxes/metrics?sandbox_ids={box.id},s_none")[1]["sandboxes"].keys() == {box.id}
+    assert e2b.ask("DELETE", f"/sandboxes/{box.id}") == (204, "")
+    assert e2b.ask("DELETE", f"/sandboxes/{box.id}")[0] == 404
+    assert e2b.ask("GET", f"/sandboxes/{box.id}")[0] == 404
+    for port in (49983, 49999):
+        assert box.ask("GET", "/health", port=port)[0] == 502
+    status, said = box.ask("POST", "/execute", {"code": "1"})
+    assert (status, said["message"]) == (502, "The sandbox was not found")
+
+
+def test_a_listing_in_pages_by_metadata(e2b: Door) -> None:
+    boxes = [e2b.create(metadata={"listed": "y s", "n": str(n)}) for n in range(3)]
+    query = f"/v2/sandboxes?limit=2&metadata={quote('listed=y%20s')}"
+    connection = http.client.HTTPConnection(e2b.served.url.removeprefix("http://"))
+    seen, token = [], ""
+    while token is not None:
+        connection.request("GET", query + (f"&nextToken={token}" if token else ""), None, {"X-API-KEY": "test-token"})
+        response = connection.getresponse()
+        seen += [each["sandboxID"] for each in json.loads(response.read())]
+        token = response.getheader("x-next-token")
+    connection.close()
+    assert sorted(seen) == sorted(box.id for box in boxes)
+    e2b.ask("POST", f"/sandboxes/{boxes[0].id}/pause")
+    asked = f"/v2/sandboxes?state=paused&metadata={quote('listed=y%20s')}"
+    assert [each["sandboxID"] for each in e2b.ask("GET", asked)[1]] == [boxes[0].id]
+    older = [each["sandboxID"] for each in e2b.ask("GET", f"/sandboxes?metadata={quote('listed=y%20s')}")[1]]
+    assert sorted(older) == sorted(box.id for box in boxes[1:])
+    for box in boxes:
+        e2b.ask("DELETE", f"/sandboxes/{box.id}")
+
+
+def test_a_sandbox_ends_at_its_time_and_renewing_puts_it_off(e2b: Door) -> None:
+    box = e2b.create(timeout=0.3)
+    assert e2b.ask("POST", f"/sandboxes/{box.id}/timeout", {"timeout": 60})[0] == 204
+    time.sleep(0.5)  # the point is that it does not end in this time
+    assert box.text("1") == "1"
+    e2b.ask("POST", f"/sandboxes/{box.id}/timeout", {"timeout": 0})
+    wait_for(lambda: box.ask("GET", "/health")[0] == 502, what="its end")
+    assert e2b.ask("POST", f"/sandboxes/{box.id}/timeout", {"timeout": 60})[0] == 404
+    status, said = e2b.ask("POST", "/v2/sandboxes", {"timeout": 10**8})
+    assert (status, "above this server's" in said["message"]) == (400, True)
+
+
+def test_at_its_time_a_sandbox_may_be_paused(e2b: Door) -> None:
+    box = e2b.create(timeout=60, autoPause=True)
+    box.run("kept = 7")
+    e2b.ask("POST", f"/sandboxes/{box.id}/timeout", {"timeout": 0})
+    wait_for(lambda: e2b.ask("GET", f"/sandboxes/{box.id}")[1]["state"] == "paused", what="the pause")
+    assert box.ask("GET", "/health")[0] == 502
+    assert e2b.ask("POST", f"/sandboxes/{box.id}/connect", {"timeout": 60})[0] == 201
+    assert box.text("kept") == "7"
+    assert e2b.ask("POST", f"/v2/sandboxes/{box.id}/connect", {"timeout": 1})[0] == 200
+    e2b.ask("DELETE", f"/sandboxes/{box.id}")
+
+
+def test_a_paused_sandbox_that_wakes_itself(e2b: Door) -> None:
+    box = e2b.create(autoResume={"enabled": True}, autoPause=True)
+    box.run("kept = 8")
+    assert e2b.ask("POST", f"/sandboxes/{box.id}/pause")[0] == 204
+    assert e2b.ask("POST", f"/sandboxes/{box.id}/pause")[0] == 409
+    assert box.text("kept") == "8"
+    e2b.ask("DELETE", f"/sandboxes/{box.id}")
+
+
+def test_a_fork_has_the_live_state_and_is_its_own(e2b: Door, box: Box) -> None:
+    box.run("x = [1]; open('f', 'w').write('before')")
+    status, found = e2b.ask("POST", f"/sandboxes/{box.id}/fork", {"count": 2})
+    assert status == 201
+    one, two = (Box(e2b, each["sandbox"]) for each in found)
+    assert one.text("x.append(2); x, open('f').read()") == "([1, 2], 'before')"
+    assert (two.text("x"), box.text("x")) == ("[1]", "[1]")
+    for fork in (one, two):
+        e2b.ask("DELETE", f"/sandboxes/{fork.id}")
+    assert e2b.ask("POST", f"/sandboxes/{box.id}/fork", {"count": 21})[0] == 400
+
+
+def test_what_cannot_be_forked_says_why(e2b: Door, box: Box) -> None:
+    box.run("import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()")
+    _, (found,) = e2b.ask("POST", f"/sandboxes/{box.id}/fork", {})
+    assert found["error"]["code"] == 409
+    assert "thread" in found["error"]["message"].lower()
+
+
+def test_a_snapshot_outlives_its_sandbox(e2b: Door) -> None:
+    box = e2b.create()
+    box.run("x = 1; open('f', 'w').write('then')")
+    status, taken = e2b.ask("POST", f"/sandboxes/{box.id}/snapshots", {"name": "checked"})
+    assert (status, taken["names"]) == (201, ["checked"])
+    box.run("x = 2; open('f', 'w').write('now')")
+    assert e2b.ask("GET", f"/snapshots?sandboxID={box.id}")[1] == [taken]
+    assert box.id in [each["sandboxID"] for each in e2b.ask("GET", "/v2/sandboxes")[1]]
+    assert taken["snapshotID"] not in [each["sandboxID"] for each in e2b.ask("GET", "/v2/sandboxes")[1]]
+    e2b.ask("DELETE", f"/sandboxes/{box.id}")
+    again = e2b.create(templateID=taken["snapshotID"], envVars={"FRESH": "1"})
+    assert again.text("import os; x, open('f').read(), os.environ['FRESH']") == "(1, 'then', '1')"
+    named = e2b.create(templateID="checked")
+    assert named.text("x") == "1"
+    assert e2b.ask("DELETE", f"/templates/{taken['snapshotID']}")[0] == 204
+    assert e2b.ask("DELETE", f"/templates/{taken['snapshotID']}")[0] == 404
+    assert again.text("x") == "1"
+    for each in (again, named):
+        e2b.ask("DELETE", f"/sandboxes/{each.id}")
+
+
+def test_what_is_not_here_is_said(e2b: Door, box: Box) -> None:
+    assert e2b.ask("POST", "/v2/sandboxes", {"templateID": "nothing-of-mine"})[0] == 404
+    assert e2b.ask("POST", "/v2/sandboxes", {"mcp": {"x": {}}})[0] == 501
+    assert e2b.ask("PUT", f"/sandboxes/{box.id}/network", {})[0] == 501
+    assert e2b.ask("POST", "/v2/sandboxes", [1])[0] == 400
+    assert e2b.raw("POST", "/v2/sandboxes", None, {"X-API-KEY": "test-token"})[0] == 201
+
+
+def test_the_same_key_makes_one_sandbox(e2b: Door) -> None:
+    headers = {"X-API-KEY": "test-token", "Idempotency-Key": "one"}
+    found = {e2b.ask("POST", "/v2/sandboxes", {}, headers)[1]["sandboxID"] for _ in range(2)}
+    assert len(found) == 1
+
+
+# --- the interpreter --------------------------------------------------------------------------
+
+
+def test_what_a_cell_says_comes_line_by_line(box: Box) -> None:
+    lines = box.run("import sys\nprint('a')\nprint('b', file=sys.stderr)\n'text'")
+    assert kinds(lines) == ["cell", "number_of_executions", "stdout", "stderr", "result", "end_of_execution"]
+    assert [line.get("text") for line in lines[2:5]] == ["a\n", "b\n", "text"]
+    lines = box.run("1/0")
+    assert kinds(lines) == ["cell", "number_of_executions", "error", "end_of_execution"]
+    assert (lines[2]["name"], "ZeroDivisionError" in lines[2]["traceback"]) == ("ZeroDivisionError", True)
+
+
+def test_what_is_produced_is_sent_at_once_and_silence_is_not_taken_for_death(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = http.client.HTTPConnection(box.door.served.url.removeprefix("http://"), timeout=30)
+    code = "print('now'); import time; time.sleep(5.6)"
+    connection.request("POST", "/execute", json.dumps({"code": code}), box.headers())
+    began = time.monotonic()
+    response = connection.getresponse()
+    when = {}
+    for line in response:
+        when[json.loads(line)["type"]] = time.monotonic() - began
+    connection.close()
+    assert when["stdout"] < 4 < when["keepalive"] < when["end_of_execution"]
+
+
+def test_leaving_interrupts_the_code(box: Box) -> None:
+    connection = http.client.HTTPConnection(box.door.served.url.removeprefix("http://"), timeout=30)
+    code = "n = 0\nwhile True:\n    n += 1\n    if n == 1: print('on')\n    __import__('time').sleep(0.01)"
+    connection.request("POST", "/execute", json.dumps({"code": code}), box.headers())
+    response = connection.getresponse()
+    while json.loads(response.readline())["type"] != "stdout":
+        pass
+    connection.close()
+    assert int(box.text("n") or 0) >= 1
+
+
+def test_cells_wait_for_each_other(box: Box) -> None:
+    order: list[str] = []
+
+    def run(name: str, code: str) -> None:
+        box.run(code)
+        order.append(name)
+
+    first = threading.Thread(target=run, args=("first", "import time; time.sleep(1); x = 1"))
+    first.start()
+    wait_for(lambda: box.door.served.call("GET", f"/v1/sessions/{box.id}")["state"] == "busy", what="the first cell")
+    assert box.text("x") == "1"
+    order.append("second")
+    first.join()
+    assert order == ["first", "second"] or order == ["second", "first"]
+
+
+def test_variables_of_one_run_are_of_that_run_and_on_no_record(box: Box) -> None:
+    value = "sec'ret\"\n$(x)"
+    assert box.text("import os; os.environ['ONE'] == " + repr(value), env_vars={"ONE": value}) == "True"
+    wait_for(lambda: box.text("'ONE' in os.environ") == "False", what="their end")
+    journal = box.door.served.data_dir / "sessions" / box.id / "journal.jsonl"
+    assert 'ret\\"\\n$(x)"}' not in journal.read_text()
+    assert box.ask("POST", "/execute", {"code": "1", "env_vars": {"a=b": "x"}})[0] == 400
+
+
+def test_a_crash_says_its_cause_and_keeps_the_variables(box: Box) -> None:
+    box.run("kept = 1")
+    lines = box.run("import os; os._exit(3)")
+    error = next(line for line in lines if line["type"] == "error")
+    assert error["name"] == "KernelDied"
+    assert kinds(lines)[-1] == "end_of_execution"
+    assert box.text("kept") == "1"
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("from IPython.display import HTML; HTML('<b>x</b>')", "html"),
+        ("from IPython.display import Markdown; Markdown('*x*')", "markdown"),
+        ("from IPython.display import SVG; SVG('<svg xmlns=\"http://www.w3.org/2000/svg\"/>')", "svg"),
+        ("from IPython.display import Latex; Latex('$x$')", "latex"),
+        ("from IPython.display import JSON; JSON({'a': 1})", "json"),
+        ("from IPython.display import Javascript; Javascript('1')", "javascript"),
+        ("from IPython.display import display; display({'application/pdf': 'JVBERi0='}, raw=True)", "pdf"),
+        ("from IPython.display import display; display({'image/jpeg': '/9j/'}, raw=True)", "jpeg"),
+        ("import pandas as pd; pd.DataFrame({'a': [1]})", "data"),
+        ("import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()", "png"),
+        ("import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()", "chart"),
+    ],
+)
+def test_results_in_every_format(box: Box, code: str, name: str) -> None:
+    (found,) = [line for line in box.run(code) if line["type"] == "result"]
+    assert found[name]
+
+
+def test_other_doors_pay_nothing_for_this_one(served: Served) -> None:
+    session = served.call("POST", "/v1/sessions", {})["id"]
+    cell = served.call("POST", f"/v1/sessions/{session}/cells", {"code": "import pandas; pandas.DataFrame({'a': [1]})"})
+    assert set(cell["outputs"][0]["data"]) == {"text/plain", "text/html"}
+    served.call("DELETE", f"/v1/sessions/{session}")
+
+
+def test_notebooks_of_sandboxes_are_valid(box: Box) -> None:
+    import nbformat
+
+    box.run("import pandas as pd, matplotlib.pyplot as plt\nplt.plot([1]); plt.show()\npd.DataFrame({'a': [1]})")
+    notebook = box.door.served.call("GET", f"/v1/sessions/{box.id}/notebook")
+    nbformat.validate(notebook)
+    kept = [data for cell in notebook["cells"] for out in cell.get("outputs", []) for data in out.get("data", {})]
+    assert "application/vnd.e2b.chart+json" in kept
+
+
+# --- contexts -------------------------------------------------------------------------------------
+
+
+def test_contexts_share_files_and_nothing_else(box: Box) -> None:
+    box.run("x = 1; import os; os.mkdir('sub'); open('f', 'w').write('shared')")
+    status, made = box.ask("POST", "/contexts", {"cwd": "/home/user/sub"})
+    assert (status, made["cwd"], made["language"]) == (200, "/home/user/sub", "python")
+    context = made["id"]
+    code = "import os; ('x' in globals(), open('../f').read(), os.getcwd())"
+    assert box.text(code, context_id=context) == "(False, 'shared', '/home/user/sub')"
+    box.run("open('g', 'w').write('too')", context_id=context)
+    assert box.text("open('sub/g').read()") == "too"
+    assert [each["id"] for each in box.ask("GET", "/contexts")[1]] == [box.id, context]
+    assert box.ask("POST", f"/contexts/{context}/restart")[0] == 200
+    assert box.text("import os; os.getcwd()", context_id=context) == "/home/user/sub"
+    assert box.ask("DELETE", f"/contexts/{context}")[0] == 204
+    assert box.ask("DELETE", f"/contexts/{context}")[0] == 404
+    status, said = box.ask("POST", "/execute", {"code": "1", "context_id": context})
+    assert (status, context in said["message"]) == (404, True)
+    assert box.ask("DELETE", f"/contexts/{box.id}")[0] == 400
+
+
+def test_contexts_end_with_their_sandbox_and_are_none_themselves(e2b: Door) -> None:
+    box = e2b.create()
+    context = box.ask("POST", "/contexts", {})[1]["id"]
+    assert context not in [each["sandboxID"] for each in e2b.ask("GET", "/v2/sandboxes")[1]]
+    assert e2b.ask("GET", f"/sandboxes/{context}")[0] == 404
+    e2b.ask("DELETE", f"/sandboxes/{box.id}")
+    wait_for(lambda: e2b.served.call("GET", f"/v1/sessions/{context}")["state"] == "closed", what="its end")
+
+
+def test_what_a_context_cannot_be(box: Box) -> None:
+    assert box.ask("POST", "/contexts", {"cwd": "/nowhere"})[0] == 400
+    assert len(box.ask("GET", "/contexts")[1]) == 1
+    status, said = box.ask("POST", "/contexts", {"language": "cobol"})
+    assert (status, "cobol" in said["message"]) == (501, True)
+    assert box.ask("POST", "/execute", {"code": "1", "language": "cobol"})[0] == 501
+    assert box.ask("POST", "/execute", {"code": "1", "language": "python", "context_id": box.id})[0] == 400
+    assert box.text("1", language="python") == "1"
+    for body in ({}, {"code": 1}, {"code": "1", "env_vars": {"A": 1}}):
+        assert box.ask("POST", "/execute", body)[0] == 400
+
+
+def test_a_sandbox_is_a_session_of_every_other_door(box: Box) -> None:
+    box.run("x = 41")
+    cell = box.door.served.call("POST", f"/v1/sessions/{box.id}/cells", {"code": "x + 1"})
+    assert cell["text"].strip() == "42"
+    line = box.run("print('again')")[0]
+    again = box.door.served.call("GET", f"/v1/sessions/{line['session']}/cells/{line['id']}")
+    assert again["text"] == "again\n"
