@@ -424,6 +424,9 @@ class Runner:
         self._reading = True
         try:
             self.wire.serve()
+        except MemoryError:
+            os.write(2, b"There is no memory left to read a request with; the kernel can't go on.\n")
+            os._exit(70)
         finally:
             self._reading = False
         self._dispatch()

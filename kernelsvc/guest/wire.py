@@ -50,6 +50,7 @@ _F_SETSIG = 10  # fcntl.h; Python has no name for it
 #: Without the conversion to enums, which costs more than the call.
 _sigmask: Callable[..., Any] = importlib.import_module("_signal").pthread_sigmask
 _READ = 256 * 1024
+_FRUGAL = 2048
 _MAX_FDS = 16
 
 
@@ -100,9 +101,15 @@ class _Connection:
 
     def read(self) -> bool:
         """Read what is there; False when the other side has closed."""
+        size = _READ
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self.sock, _READ, _MAX_FDS)
+                data, fds, _, _ = socket.recv_fds(self.sock, size, _MAX_FDS)
+            except MemoryError:  # the session is at its cap: a small request, which may free some, must still get in
+                if size == _FRUGAL:
+                    raise
+                size = _FRUGAL
+                continue
             except (BlockingIOError, InterruptedError):
                 return True
             except OSError:
@@ -111,7 +118,7 @@ class _Connection:
             if not data:
                 return False
             self.data += data
-            if len(data) < _READ and not fds:
+            if len(data) < size and not fds:
                 return True
 
     def close(self) -> None:
@@ -227,6 +234,7 @@ class Wire:
     # -- the door -----------------------------------------------------------------------
 
     def _listen(self, listener: socket.socket) -> None:
+        listener.set_inheritable(False)  # it came through a socket; a program that replaces this one must not keep it
         listener.setblocking(False)
         listener.listen(16)
         self._listener = listener

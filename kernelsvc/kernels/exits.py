@@ -12,6 +12,8 @@ import signal
 from kernelsvc.kernels.port import Cause, Exit
 
 MiB = 1024 * 1024
+#: With this status a kernel ends that user code has made unfit; its standard error says how.
+UNFIT = 70
 
 _MEANING = {
     signal.SIGSEGV: "a segmentation fault",
@@ -38,6 +40,9 @@ def exit_of(status: int | None, *, oom_kills: int = 0, memory_bytes: int | None 
             return _out_of_memory(None, memory_bytes)
         return Exit(cause=Cause.LOST, message="The kernel's process is gone, and nobody saw how it ended.")
     code = os.waitstatus_to_exitcode(status)
+    if code == UNFIT:
+        text = f"The kernel could not go on and ended itself (status {UNFIT})"
+        return Exit(cause=Cause.EXITED, message=text, exit_code=code)
     if code >= 0:
         return Exit(
             cause=Cause.EXITED, message=f"The kernel's process exited by itself with status {code}", exit_code=code

@@ -22,6 +22,7 @@ from kernelsvc.errors import AtCapacity, CannotFork, KernelDead, KernelsvcError,
 from kernelsvc.kernels import channel, processes
 from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.host_client import Found, HostClient
+from kernelsvc.kernels.link import knock
 from kernelsvc.kernels.port import Cause, Exit, Forked, Output, Saved, Sink, StartRequest
 from kernelsvc.kernels.wire import Wire, WireLoss
 from kernelsvc.model.events import KernelInfo, SandboxReport
@@ -44,6 +45,12 @@ COPY_SECONDS = 120.0
 #: Seconds for saving or loading the variables, and most lost ones that are named.
 SAVE_SECONDS, MAX_LOST = 300.0, 1000
 _SO_PEERPIDFD = 77
+#: The end of a kernel that nobody can talk to any more.
+UNREACHABLE = Exit(
+    cause=Cause.UNREACHABLE,
+    message="The kernel closed its own socket, can't be reached any more, and was ended",
+    signal=signal.SIGKILL,
+)
 
 
 class ForkedKernel:
@@ -64,6 +71,7 @@ class ForkedKernel:
         self._pidfd = found.pidfd
         self._sink: Sink | None = sink
         self._loss: WireLoss | None = None
+        self._cut = False  # the wire was lost while the process lived
         self._told: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._lost = asyncio.Event()
         self._resumed = asyncio.Event()
@@ -79,6 +87,7 @@ class ForkedKernel:
 
     def _wire_lost(self, loss: WireLoss) -> None:
         self._loss = loss
+        self._cut = not processes.ending(self.info.pid)
         self._lost.set()
         self.kill()  # one that can't be talked to is of no use, and one that breaks the protocol is none of ours
 
@@ -148,8 +157,9 @@ class ForkedKernel:
         if exit.cause is Cause.LOST:  # the host is gone too, or never knew it; Linux may still know
             exit = exit_of(processes.exit_status(self._pidfd))
         if self._loss is not None and self._loss.violation:
-            return Exit(cause=Cause.PROTOCOL, message=self._loss.message, signal=exit.signal)
-        return exit
+            return Exit(cause=Cause.PROTOCOL, message=self._loss.message.rstrip("."), signal=exit.signal)
+        ours = exit.cause is Cause.LOST or (exit.cause is Cause.SIGNALLED and exit.signal == signal.SIGKILL)
+        return UNREACHABLE if self._cut and ours else exit
 
     def _signal(self, number: int) -> None:
         if self._pidfd < 0:
@@ -257,6 +267,7 @@ class ForkedLauncher:
         self.host = host
         self._runtime = runtime
         self._tasks: set[asyncio.Future[None]] = set()
+        self._deaf: set[str] = set()
 
     def path(self, kernel: str) -> Path:
         """Where a kernel listens."""
@@ -349,9 +360,19 @@ class ForkedLauncher:
         except WireLoss as error:
             log.warning("kernel %s can't be adopted: %s", request.kernel, error.message)
             return None
+        except Timeout:
+            if not await _refuses(self.path(request.kernel)):
+                raise  # it sits in C code and will answer
+            log.warning("kernel %s can't be adopted: it listens no more", request.kernel)
+            await asyncio.shield(self._end_quietly(request.kernel))
+            self._deaf.add(request.kernel)
+            return None
 
     async def how_ended(self, kernel: str) -> Exit | None:
         """See ``port.Launcher``."""
+        if kernel in self._deaf:
+            self._deaf.discard(kernel)
+            return UNREACHABLE
         try:
             os.close((await self.host.find(kernel)).pidfd)
         except NotFound as error:
@@ -410,6 +431,15 @@ def _branch_identity(request: StartRequest, found: Found) -> dict[str, Any]:
     if "landlock" in found.sandbox.enforced:
         identity["write"] = [request.home, f"{request.home}.d", *SCRATCH]
     return identity
+
+
+async def _refuses(path: Path) -> bool:
+    """Whether nobody listens at ``path``."""
+    try:
+        (await knock(str(path), patient=False)).close()
+    except OSError:
+        return True
+    return False
 
 
 async def _listener(path: Path) -> int:

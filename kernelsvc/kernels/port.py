@@ -64,6 +64,8 @@ class Cause(StrEnum):
     SIGNALLED = "signalled"  # segfault, abort, SIGKILL from inside or outside
     MEMORY = "memory"  # the machine's OOM killer, or our watchdog
     PROTOCOL = "protocol"  # it broke the wire: forged, oversized or garbled frames
+    UNREACHABLE = "unreachable"  # it closed its own socket, and was ended
+    STOPPED = "stopped"  # SIGSTOP in the middle of a cell, and it was ended
     LOST = "lost"  # nobody can say
 
 

@@ -22,6 +22,8 @@ _PID = re.compile(rb"^Pid:\t(-?\d+)$", re.MULTILINE)
 _INFO = struct.Struct("=QQ11Ii")
 _GET_INFO = (3 << 30) | (_INFO.size << 16) | (0xFF << 8) | 11
 _INFO_EXIT = 1 << 3
+#: linux/sched.h: set before a process that ends closes its descriptors.
+_PF_EXITING = 4
 
 
 class Stat(msgspec.Struct, frozen=True):
@@ -33,6 +35,7 @@ class Stat(msgspec.Struct, frozen=True):
         session: pid of the session's first process, which may be gone.
         started: ticks since boot.
         status: wait status of a zombie; 0 too where this process may not see it.
+        exiting: it ends, perhaps so newly that it is no zombie yet (``PF_EXITING``).
     """
 
     state: str
@@ -40,6 +43,7 @@ class Stat(msgspec.Struct, frozen=True):
     session: int
     started: int
     status: int
+    exiting: bool = False
 
 
 def stat(pid: int) -> Stat | None:
@@ -51,7 +55,8 @@ def stat(pid: int) -> Stat | None:
         return None
     # The name in brackets may hold anything, brackets too: split after the last one.
     fields = text[text.rindex(b")") + 2 :].split()
-    return Stat(fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]), int(fields[49]))
+    exiting = bool(int(fields[6]) & _PF_EXITING)
+    return Stat(fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]), int(fields[49]), exiting)
 
 
 def pid_of(pidfd: int) -> int:
@@ -83,6 +88,12 @@ def exit_status(pidfd: int) -> int | None:
     about = stat(pid_of(pidfd))
     # Nobody has waited for it yet. 0 may mean that we may not see it, so it is no answer.
     return about.status if about is not None and about.state == "Z" and about.status else None
+
+
+def ending(pid: int) -> bool:
+    """Whether a process has ended, or is just about to."""
+    about = stat(pid)
+    return about is None or about.exiting or about.state in "ZX"
 
 
 async def wait_pidfd(pidfd: int) -> None:

@@ -48,6 +48,8 @@ MAX_OUTGOING = 64 * 1024 * 1024
 ACK_BYTES, ACK_SECONDS = 64 * 1024, 0.05
 #: Requests kept until the kernel is known to have seen them; it names its last 32.
 KEPT_REQUESTS = 32
+#: Seconds after a connection was made again at which the listener is looked at.
+LOOK_AGAIN_SECONDS = 0.5
 
 _encode = msgspec.json.Encoder().encode
 
@@ -482,6 +484,8 @@ class Wire:
     def _hung_up(self) -> None:
         """The connection ended; the kernel may still live."""
         self._disconnect()
+        if self._healing is not None:
+            self._healing.cancel()
         self._healing = self._loop.create_task(self._heal(), name=f"heal {self._path}")
 
     async def _heal(self) -> None:
@@ -491,6 +495,16 @@ class Wire:
             self._lose(WireLoss(_GONE))
         else:
             await self._complete(link)
+            await self._look_again()
+
+    async def _look_again(self) -> None:
+        """Whether the door is still there: code that closes descriptor by descriptor may have let us in on the way."""
+        await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        try:
+            (await knock(self._path, patient=False)).close()
+        except OSError:
+            if self._lost is not None:
+                self._lose(WireLoss(_GONE))
 
     async def _complete(self, link: Link) -> None:
         """Wait, for as long as it takes, for WELCOME; go on where the last connection ended."""

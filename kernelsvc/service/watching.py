@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from kernelsvc.model.limits import Usage
 from kernelsvc.sandbox.watchdog import Use, Watchdog, Watched, hard_limits
+from kernelsvc.service.stillness import Stillness
 from kernelsvc.session.core import Session
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ class Watching:
 
     async def run(self) -> None:
         """Until cancelled."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._look())
+            both.create_task(Stillness(self._live.values).run())
+
+    async def _look(self) -> None:
         dog = Watchdog()
         while True:
             await asyncio.sleep(self._seconds)

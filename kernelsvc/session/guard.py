@@ -27,6 +27,12 @@ from kernelsvc.sandbox.watchdog import Breach
 if TYPE_CHECKING:
     from kernelsvc.session.core import Session
 
+#: The end of a kernel that could not go on.
+STOPPED = Exit(
+    cause=Cause.STOPPED,
+    message="The kernel was stopped by a signal (SIGSTOP), could not go on, and was ended",
+    signal=signal.SIGKILL,
+)
 #: Growth of the files, in bytes, below which one that is over its limit is left alone.
 DISK_SLACK = 1 * MiB
 
@@ -39,6 +45,7 @@ class Guard:
         self._disk: float | None = None
         self._after: str | None = None
         self._killed_for = ""
+        self._stopped = False
 
     def looked(self, breaches: Sequence[Breach]) -> None:
         """The watchdog has looked, and these limits are passed."""
@@ -75,9 +82,18 @@ class Guard:
                 self._killed_for = breach.message
                 session.kernel.kill()
 
+    def stopped(self) -> None:
+        """The kernel was stopped (SIGSTOP) in the middle of a cell: it can do nothing, so it is as good as dead."""
+        if self._session.kernel is not None:
+            self._stopped = True
+            self._session.kernel.kill()
+
     def explain(self, exit: Exit) -> Exit:
-        """How a kernel ended, with the cap for which we ended it."""
+        """How a kernel ended, with the reason for which we ended it."""
         said, self._killed_for = self._killed_for, ""
+        stopped, self._stopped = self._stopped, False
+        if stopped and exit.signal == signal.SIGKILL:
+            return STOPPED
         ours = said and exit.cause is Cause.SIGNALLED and exit.signal == signal.SIGKILL
         return msgspec.structs.replace(exit, message=f"{said}; the kernel was ended") if ours else exit
 

@@ -91,6 +91,15 @@ class Arena:
         self.kill()
         await self.start()
 
+    def power_off(self) -> None:
+        """The machine dies: every process of it at once."""
+        self.kill()
+        if self.host_pid():
+            self.kill_host()
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
     async def stop(self) -> None:
         """A clean stop; a server that is dead is started for it, so that it ends what the dead one left."""
         process = self.served.process

@@ -26,10 +26,7 @@ async def test_from_its_journal_and_its_notebook(arena, tmp_path):
         await session.run(counting("one", 5), cell="one")
         await session.run("import random; print(random.random())")
         await session.run("print(6 * 7)")
-        arena.kill()
-        arena.kill_host()
-        for process in arena.processes():
-            process.kill()
+        arena.power_off()
         journal = arena.session_path(session.id) / "journal.jsonl"
         before = tmp_path / "journal.jsonl"
         before.write_bytes(journal.read_bytes())

@@ -19,10 +19,7 @@ async def test_torn_tails_of_many_journals(place):
     async with Arena(place) as arena, arena.client() as client:
         session = await client.create_session(name="torn")
         await session.run(counting("one", 3), cell="one")
-        arena.kill()
-        arena.kill_host()
-        for process in arena.processes():  # the machine dies: nothing lives on
-            process.kill()
+        arena.power_off()
         path = arena.session_path(session.id)
         whole = (path / "journal.jsonl").read_bytes()
         last = whole.rstrip(b"\n").rfind(b"\n") + 1
@@ -103,10 +100,7 @@ async def test_the_machine_reboots(arena):
     async with arena.client() as client, await client.create_session() as session:
         await session.run(counting("one", 3), cell="one")
         await session.run("x = 7")
-        arena.kill()
-        arena.kill_host()
-        for process in arena.processes():
-            process.kill()
+        arena.power_off()
         shutil.rmtree(arena.served.runtime_dir)
         await arena.start()
         cell = await session.run("'x' in globals()")

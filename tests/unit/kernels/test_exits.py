@@ -13,6 +13,7 @@ from kernelsvc.kernels.port import Cause
     [
         (3 << 8, 0, Cause.EXITED, "status 3"),
         (0, 0, Cause.EXITED, "status 0"),
+        (70 << 8, 0, Cause.EXITED, "could not go on"),
         (signal.SIGSEGV, 0, Cause.SIGNALLED, "segmentation fault"),
         (signal.SIGSEGV | 0x80, 0, Cause.SIGNALLED, "segmentation fault"),
         (signal.SIGABRT, 0, Cause.SIGNALLED, "abort"),

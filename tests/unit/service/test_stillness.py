@@ -1,0 +1,76 @@
+"""Kernels that were stopped in the middle of a cell."""
+
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from waiting import wait_for
+
+from kernelsvc.kernels import processes
+from kernelsvc.service.stillness import Stillness
+
+
+class Sleeper:
+    """Looks like a session, with a real process for a kernel."""
+
+    def __init__(self):
+        self.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        self.id, self.info = "s", SimpleNamespace(pid=self.process.pid)
+        self.machine = SimpleNamespace(running="cell")
+        self.ended = 0
+        self.guard = SimpleNamespace(stopped=self.stopped)
+
+    def stopped(self):
+        self.ended += 1
+
+    def signal(self, number, state):
+        os.kill(self.process.pid, number)
+        wait_for(lambda: processes.stat(self.process.pid).state in state)
+
+
+@pytest.fixture
+def sleeper():
+    one = Sleeper()
+    yield one
+    one.process.kill()
+    one.process.wait()
+
+
+def test_ended_at_the_second_look(sleeper):
+    looks = Stillness(lambda: [sleeper])
+    sleeper.signal(signal.SIGSTOP, "T")
+    looks.look()
+    assert sleeper.ended == 0
+    looks.look()
+    assert sleeper.ended == 1
+
+
+def test_one_that_goes_on_is_left_alone(sleeper):
+    looks = Stillness(lambda: [sleeper])
+    for _ in range(3):
+        sleeper.signal(signal.SIGSTOP, "T")
+        looks.look()
+        sleeper.signal(signal.SIGCONT, "RS")
+        looks.look()
+    assert sleeper.ended == 0
+
+
+def test_without_a_cell_nobody_is_asked(sleeper):
+    looks = Stillness(lambda: [sleeper])
+    sleeper.machine.running = None
+    sleeper.signal(signal.SIGSTOP, "T")
+    looks.look()
+    looks.look()
+    assert sleeper.ended == 0
+
+
+def test_ending():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert not processes.ending(process.pid)
+    process.kill()
+    wait_for(lambda: processes.ending(process.pid))
+    process.wait()
+    assert processes.ending(process.pid)
