@@ -1,10 +1,19 @@
-"""Samples and what is said of them. Values only: no clock, no process."""
+"""Samples, what is kept of them, and the rows of the table. Values only: no clock, no process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+#: What is kept of the samples of one kind: a label and its share.
+SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
+#: Kinds of samples whose whole distribution is kept, for the plots.
+DISTRIBUTED = ("cell", "create", "delay", "busy_cell_10", "busy_cell_100")
+_POINTS = 200
+
+#: One subject's samples by kind, as they stand in the JSON: counts, percentiles, or why there are none.
+Summary = Mapping[str, Mapping[str, Any]]
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
@@ -28,18 +37,21 @@ class Measure:
         name: stable, for the JSON.
         title: what a reader sees.
         unit: of the samples.
-        share: which percentile stands in the table.
+        label: which percentile stands in the table (``SHARES``).
         goal: what the project wants of itself, in the same unit.
         higher_is_better: for rates.
+        source: the kind of samples, where it isn't ``name``.
+        main: stands in the README too.
     """
 
     name: str
     title: str
     unit: str = "ms"
-    share: float = 0.5
+    label: str = "p50"
     goal: float | None = None
     higher_is_better: bool = False
     source: str = ""
+    main: bool = False
 
     @property
     def samples(self) -> str:
@@ -47,33 +59,72 @@ class Measure:
         return self.source or self.name
 
 
+def _cells(count: int) -> list[Measure]:
+    """The rows of so many busy sessions."""
+    name = f"busy_cell_{count}"
+    return [
+        Measure(f"busy_{count}", f"`1+1` in {count} busy sessions", "cells/s", higher_is_better=True, main=True),
+        Measure(f"{name}_p50", "its latency, p50", source=name),
+        Measure(f"{name}_p99", "the same, p99", label="p99", source=name),
+        Measure(f"{name}_p999", "the same, p99.9", label="p999", source=name),
+    ]
+
+
 #: Every row, in the order of the table. A row whose samples nobody gathered is left out.
 MEASURES = (
-    Measure("create", "new session, numpy, pandas and pyplot imported, p50", goal=20),
-    Measure("create_p99", "the same, p99", share=0.99, goal=60, source="create"),
-    Measure("first_cell", "first cell of a new session, p50"),
+    Measure("create", "new session, numpy, pandas and pyplot imported, p50", goal=25, main=True),
+    Measure("create_p99", "the same, p99", label="p99", goal=60, source="create", main=True),
+    Measure("burst", "50 sessions asked for at once, all ready", "s", goal=1.0, main=True),
+    Measure("first_cell", "first cell of a new session, p50", main=True),
     Measure("next_cell", "the cell after it, p50"),
-    Measure("cell", "`1+1` there and back, p50", goal=2.5),
-    Measure("cell_p99", "the same, p99", share=0.99, source="cell"),
-    Measure("cell_cpu", "CPU of the server for it"),
-    Measure("delay", "a printed line to the client, p50"),
-    Measure("delay_p99", "the same, p99", share=0.99, source="delay"),
-    Measure("burst", "20 sessions asked for at once, all ready", unit="s"),
-    Measure("busy", "`1+1` in 20 busy sessions", unit="cells/s", higher_is_better=True),
-    Measure("prints", "100,000 printed lines to the last byte", goal=1500),
-    Measure("prints_lost", "of these lines lost", unit="lines", share=1.0, goal=0),
-    Measure("big_print", "one print of 100 MB to the last byte", unit="s"),
-    Measure("big_print_lost", "of these bytes lost", unit="MB", share=1.0, goal=0),
-    Measure("big_print_memory", "growth of the server meanwhile", unit="MB", share=1.0, goal=64),
-    Measure("idle_kernel", "memory of an idle session: its kernel alone, USS", unit="MB", goal=12),
-    Measure("idle_session", "all its processes, PSS", unit="MB"),
-    Measure("idle_server", "memory of an idle session in the server", unit="KB", goal=200),
+    Measure("cell", "`1+1` there and back, p50", goal=1.5, main=True),
+    Measure("cell_p99", "the same, p99", label="p99", goal=6, source="cell", main=True),
+    Measure("cell_p999", "the same, p99.9", label="p999", source="cell"),
+    Measure("thought_cell", "`1+1` after a pause of 0.2 s, p50"),
+    Measure("cell_cpu", "CPU of the server for `1+1`", goal=0.5, main=True),
+    *_cells(10),
+    *_cells(100),
+    Measure("delay", "a printed line to the client, p50", main=True),
+    Measure("delay_p99", "the same, p99", label="p99", source="delay"),
+    Measure("delay_loaded", "the same under full load, p50"),
+    Measure("delay_loaded_p99", "the same, p99", label="p99", source="delay_loaded"),
+    Measure("prints", "100,000 printed lines to the last byte", goal=500, main=True),
+    Measure("lines", "printed lines", "lines/s", goal=200_000, higher_is_better=True),
+    Measure("prints_lost", "of these lines lost", "lines", "max", goal=0, main=True),
+    Measure("big_print", "one print of 100 MB to the last byte", "s", main=True),
+    Measure("stream", "the same as a rate", "MB/s", higher_is_better=True),
+    Measure("big_print_lost", "of these bytes lost", "MB", "max", goal=0, main=True),
+    Measure("big_print_memory", "growth of the server meanwhile", "MB", "max", goal=64, main=True),
+    Measure("stream_cpu", "CPU of the server for a streamed MB"),
+    Measure("html", "a DataFrame as 10 MB of HTML to the last byte"),
+    Measure("png", "a PNG of 10 MB to the last byte"),
+    Measure("far_trips", "20 cells in 20 trips, client 50 ms away", "s"),
+    Measure("far_batch", "20 cells in one trip, client 50 ms away", "s", main=True),
+    Measure("checkpoint", "a checkpoint on request, p50"),
+    Measure("branch", "a branch to its first answer, p50", main=True),
+    Measure("restore", "from a crash to the next cell's answer, p50", main=True),
+    Measure("long_first", "CPU of the server for a cell, of the first 1,000 of a session"),
+    Measure("long_last", "the same, of the last 1,000 of 10,000"),
+    Measure("long_bytes_first", "bytes written for a cell, of the first 1,000", "bytes"),
+    Measure("long_bytes_last", "the same, of the last 1,000 of 10,000", "bytes"),
+    Measure("idle_kernel", "memory of an idle session: its kernel alone, USS", "MB", goal=12, main=True),
+    Measure("idle_session", "all its processes, PSS", "MB", main=True),
+    Measure("idle_server", "memory of an idle session in the server", "KB", goal=200),
+    *(
+        Measure(f"dense_{count}", f"memory of the machine for an idle session, of {count:,}", "MB", main=count == 1000)
+        for count in (10, 100, 500, 1000)
+    ),
+    Measure("dense_all", "the same, of all that were opened", "MB"),
+    Measure("dense_total", "memory of 1,000 idle sessions", "GB", goal=10, main=True),
+    Measure("dense_create", "a new session beside 1,000 others, p50", main=True),
+    Measure("dense_cell", "`1+1` beside 1,000 others, p50"),
+    Measure("dense_count", "idle sessions that fitted (2,000 were tried at most)", "sessions", higher_is_better=True),
 )
 
 
 @dataclass
 class Samples:
-    """What one subject gave, by measure; and why, where it gave nothing."""
+    """What one subject gave, by kind; and why, where it gave nothing."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
@@ -82,24 +133,24 @@ class Samples:
         """Keep these."""
         self.values.setdefault(name, []).extend(values)
 
-    def figure(self, measure: Measure) -> float | None:
-        """The measure's percentile, None without samples."""
-        values = self.values.get(measure.samples)
-        return percentile(values, measure.share) if values else None
-
-    def summary(self) -> dict[str, Any]:
-        """Count and percentiles of every kind of sample, for the JSON."""
-        return {
-            name: {
-                "count": len(values),
-                **{label: round(percentile(values, share), 4) for label, share in _SHARES.items()},
-            }
-            for name, values in self.values.items()
-            if values
-        } | {name: {"missing": why} for name, why in self.missing.items()}
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Count and percentiles of every kind of sample; the distribution of some."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, values in self.values.items():
+            if values:
+                ordered = sorted(values)
+                found[name] = {"count": len(values)} | {
+                    label: round(percentile(ordered, share), 4) for label, share in SHARES.items()
+                }
+                if name in DISTRIBUTED:
+                    found[name]["points"] = [round(percentile(ordered, (i + 0.5) / _POINTS), 4) for i in range(_POINTS)]
+        return found | {name: {"missing": why} for name, why in self.missing.items() if name not in found}
 
 
-_SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+def figure(summary: Summary, measure: Measure) -> float | None:
+    """What a subject's samples say for a row; None without samples."""
+    value = summary.get(measure.samples, {}).get(measure.label)
+    return float(value) if value is not None else None
 
 
 def ratio(ours: float | None, theirs: float | None, measure: Measure) -> float | None:

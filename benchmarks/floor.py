@@ -107,13 +107,17 @@ def pipe_lines(count: int = 100_000) -> float:
 
 def main() -> None:
     """Measure all of them; fork before anything may have started a thread."""
-    echo = socket_echo()
+    echo, fork, cell = socket_echo(), bare_fork(), run_cell()
+    cores = os.cpu_count() or 1
     found = {
         "socket_echo": echo,
+        "delay": echo,
         "fdatasync": sync(),
-        "create": bare_fork(),
-        "prints": pipe_lines(),
-        "cell": run_cell(),
+        **dict.fromkeys(("create", "checkpoint", "branch"), fork),
+        "prints": (prints := pipe_lines()),
+        "lines": 100_000 / prints * 1e3,
+        "cell": cell,
+        **dict.fromkeys(("busy_10", "busy_100"), cores * 1e3 / cell),
     }
     json.dump(found, sys.stdout)
 

@@ -75,7 +75,9 @@ def gateway(bin: Path, scratch: Path, *, nodelay: bool) -> Subject:
     options = {"ip": "127.0.0.1", "port": port, "auth_token": TOKEN}
     command = [*start, *(f"--KernelGatewayApp.{name}={value}" for name, value in options.items())]
     name = "Kernel Gateway, no Nagle" if nodelay else "Kernel Gateway"
-    return JupyterServer(name, command, scratch, port, _apart(bin, scratch))
+    found = JupyterServer(name, command, scratch, port, _apart(bin, scratch))
+    found.rival = not nodelay
+    return found
 
 
 def jupyter_server(bin: Path, scratch: Path) -> Subject:

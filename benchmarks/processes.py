@@ -82,6 +82,11 @@ class Server:
         times = psutil.Process(self.process.pid).cpu_times()
         return float(times.user + times.system)
 
+    def written(self) -> int:
+        """Bytes that the server itself has written, to files and sockets (proc(5), ``wchar``)."""
+        assert self.process is not None
+        return int(psutil.Process(self.process.pid).io_counters().write_chars)
+
     def rss(self) -> int:
         """Bytes of the server's own resident memory, without its children."""
         assert self.process is not None

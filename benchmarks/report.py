@@ -6,20 +6,36 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.figures import MEASURES, Measure, Samples, ratio, shown
+from benchmarks.figures import MEASURES, Measure, Summary, figure, ratio, shown
+from benchmarks.plots import PLOTS, draw
 
 BEGIN = "<!-- benchmark: written by `make bench`, figures are never typed -->"
 END = "<!-- end of benchmark -->"
 OURS = "kernelsvc"
 #: The peer that ratios are given to first.
 RIVAL = "Kernel Gateway"
+
+#: What is slow and stays so, for the page.
+SLOW = """## What is slow and stays so
+
+* A cell costs the kernel several times what `run_cell` costs in process: ipykernel's request handling around it, a
+  wake-up of a sleeping process whose caches are cold, and five messages. The server's part is one synced append, one or
+  two writes to the client and the event loop's turns.
+* The first cell after a copy was made takes the copy-on-write faults of its pages (about 1,400 in a small session, 5 to
+  7 us each in this virtual machine). That is the price of a crash that costs one cell. Copies of all sessions
+  together take at most a quarter of the processors (`docs/howto/branches.md`).
+* A session is three forks: the middle that makes the namespaces, its init, its kernel. Each copies the page tables of a
+  template with pandas and pyplot, which is most of a new session's time.
+* Short lines go through one frame each: a print's text and its line end are two writes of Python's, and each is with
+  the server before the cell's next bytecode, because there is no thread that could send it later.
+"""
 
 
 def machine() -> dict[str, Any]:
@@ -47,82 +63,117 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def document(subjects: Mapping[str, Samples], limits: Mapping[str, float], facts: Mapping[str, Any]) -> dict[str, Any]:
+def document(subjects: Mapping[str, Summary], limits: Mapping[str, float], facts: Mapping[str, Any]) -> dict[str, Any]:
     """All of a run, for the JSON file."""
-    return {
-        **facts,
-        "limits": dict(limits),
-        "subjects": {name: samples.summary() for name, samples in subjects.items()},
+    return {**facts, "limits": dict(limits), "subjects": {name: dict(found) for name, found in subjects.items()}}
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any], sections: Sequence[str]) -> dict[str, Any]:
+    """A run of some sections put over an earlier run; says of which day and machine its parts are.
+
+    Raises:
+        ValueError: the two are of different machines.
+    """
+    if {**old["machine"], "load_before": 0} != {**new["machine"], "load_before": 0}:
+        raise ValueError("the earlier run was on another machine; run everything")
+    names = [*new["subjects"], *(name for name in old["subjects"] if name not in new["subjects"])]
+    subjects = {name: {**old["subjects"].get(name, {}), **new["subjects"].get(name, {})} for name in names}
+    parts = {
+        **old.get("parts", {}),
+        **dict.fromkeys(sections, f"{new['date']}, load {new['machine']['load_before'][0]}"),
     }
+    return {**old, "versions": {**old["versions"], **new["versions"]}, "subjects": subjects, "parts": parts}
 
 
-def table(subjects: Mapping[str, Samples], limits: Mapping[str, float]) -> str:
-    """The Markdown table: a row a measure, a column a subject, the ratio and the limit beside."""
+def table(data: Mapping[str, Any], *, main: bool = False) -> str:
+    """The Markdown table: a row a measure, a column a subject, the ratio and the limit beside.
+
+    Args:
+        data: of ``document``.
+        main: only the rows that the README shows.
+    """
+    subjects, limits = data["subjects"], data["limits"]
     peers = [name for name in subjects if name != OURS]
     head = ["", f"**{OURS}**", *peers, f"times better than {RIVAL}", "limit"]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for measure in MEASURES:
-        if any(samples.figure(measure) is not None for samples in subjects.values()):
+        if main and not measure.main:
+            continue
+        if any(figure(found, measure) is not None for found in subjects.values()):
             lines.append(_row(measure, subjects, peers, limits))
     return "\n".join(lines)
 
 
-def _row(measure: Measure, subjects: Mapping[str, Samples], peers: list[str], limits: Mapping[str, float]) -> str:
-    ours = subjects[OURS].figure(measure) if OURS in subjects else None
-    rival = subjects[RIVAL].figure(measure) if RIVAL in subjects else None
+def _row(measure: Measure, subjects: Mapping[str, Summary], peers: list[str], limits: Mapping[str, float]) -> str:
+    ours, rival = figure(subjects.get(OURS, {}), measure), figure(subjects.get(RIVAL, {}), measure)
     better = ratio(ours, rival, measure)
-    limit = limits.get(measure.samples) if measure.share == 0.5 else None
+    limit = limits.get(measure.samples) if measure.label == "p50" else None
     cells = [
         f"{measure.title} ({measure.unit})",
         f"**{shown(ours)}**",
-        *(shown(subjects[name].figure(measure)) for name in peers),
+        *(shown(figure(subjects[name], measure)) for name in peers),
         f"{better:.1f}x" if better else "",
         shown(limit) if limit is not None else "",
     ]
     return "| " + " | ".join(cells) + " |"
 
 
-def goals(samples: Samples) -> list[str]:
+def goals(found: Summary) -> list[str]:
     """Each goal, whether it was met, in words."""
     told = []
     for measure in MEASURES:
-        figure = samples.figure(measure)
-        if measure.goal is None or figure is None:
+        value = figure(found, measure)
+        if measure.goal is None or value is None:
             continue
-        met = figure >= measure.goal if measure.higher_is_better else figure <= measure.goal
+        met = value >= measure.goal if measure.higher_is_better else value <= measure.goal
         told.append(
-            f"{'met   ' if met else 'MISSED'}  {measure.title}: {shown(figure)} {measure.unit}, "
+            f"{'met   ' if met else 'MISSED'}  {measure.title}: {shown(value)} {measure.unit}, "
             f"goal {shown(measure.goal)} {measure.unit}"
         )
     return told
 
 
-def markdown(subjects: Mapping[str, Samples], limits: Mapping[str, float], facts: Mapping[str, Any]) -> str:
-    """The table with what a reader must know to judge it."""
-    here = facts["machine"]
-    peers = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+def conditions(data: Mapping[str, Any]) -> str:
+    """What a reader must know to judge the figures."""
+    here, limits = data["machine"], data["limits"]
+    peers = ", ".join(f"{name} {number}" for name, number in data["versions"].items())
     where = (
         f"{here['cores']} cores ({here['cpu']}), {here['memory_gib']} GiB, {here['system']}, Python {here['python']}"
     )
+    parts = "; ".join(f"{name} again on {when}" for name, when in data.get("parts", {}).items())
     return (
-        f"{table(subjects, limits)}\n\n"
-        f"Measured by `make bench` on {facts['date']}: {where}, load before the run {here['load_before'][0]}. All "
-        f"subjects ran in one run, taking turns; {facts['settings']}. {peers}. *Limit*: the floor of the same machine "
-        "in the same run: `run_cell` in process for a cell, a bare `fork` of a process with the same imports for a "
-        f"session, a bare pipe for printed lines. A synced append of 300 bytes to the same disk took "
-        f"{shown(limits.get('fdatasync'))} ms, an echo over a Unix socket {shown(limits.get('socket_echo'))} ms.\n"
+        f"Measured by `make bench` on {data['date']}: {where}, load before the run {here['load_before'][0]}. All "
+        f"subjects ran in one run, taking turns; {data['settings']}{f'; {parts}' if parts else ''}. {peers}. Ours with "
+        "confinement, synced journal and automatic checkpoints on. *Limit*: the floor of the same machine in the same "
+        "run: `run_cell` in process for a cell, as many as the cores can do of them for busy sessions, a bare `fork` "
+        "of a process with the same imports for a session, a checkpoint and a branch, a bare pipe for printed lines, "
+        f"an echo over a Unix socket for a line's delay. A synced append of 300 bytes to the same disk took "
+        f"{shown(limits.get('fdatasync'))} ms.\n"
     )
 
 
-def write(directory: Path, readme: Path | None, text: str, data: Mapping[str, Any]) -> list[Path]:
-    """Write JSON and Markdown, and put the table between the README's markers. Returns what was written."""
+def markdown(data: Mapping[str, Any]) -> str:
+    """The page: table, conditions, plots."""
+    pictures = "\n".join(f"![{title}]({name}.svg)\n" for name, title in PLOTS.items())
+    return f"# Benchmarks\n\n{table(data)}\n\n{conditions(data)}\n{pictures}\n{SLOW}"
+
+
+def excerpt(data: Mapping[str, Any]) -> str:
+    """The README's part: the main rows, the conditions, the plots."""
+    pictures = "\n".join(f"![{title}](docs/benchmarks/{name}.svg)" for name, title in PLOTS.items())
+    more = "Every row, and what is slow and stays so: [docs/benchmarks](docs/benchmarks/latest.md)."
+    return f"{table(data, main=True)}\n\n{conditions(data)}\n{more}\n\n{pictures}\n"
+
+
+def write(directory: Path, readme: Path | None, data: Mapping[str, Any]) -> list[Path]:
+    """Write JSON, Markdown and plots, and put the excerpt between the README's markers. Returns what was written."""
     directory.mkdir(parents=True, exist_ok=True)
-    found = [directory / "latest.json", directory / "latest.md"]
-    found[0].write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    found[1].write_text(f"# Benchmarks\n\n{text}", "utf-8")
+    found = [directory / "latest.json", directory / "latest.md", *draw(data, directory)]
+    found[0].write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    found[1].write_text(markdown(data), "utf-8")
     if readme is not None:
         before = readme.read_text("utf-8")
-        readme.write_text(between(before, text), "utf-8")
+        readme.write_text(between(before, excerpt(data)), "utf-8")
         found.append(readme)
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import json
 import signal
@@ -16,6 +17,7 @@ import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,10 @@ class Subject(ABC):
 
     name: str
     server: Server | None = None
+    #: Where the server listens.
+    port: int = 0
+    #: Whether it is measured as thoroughly as we are, though it is slow.
+    rival: bool = False
 
     @abstractmethod
     async def start(self) -> None:
@@ -101,6 +107,14 @@ class Subject(ABC):
     @abstractmethod
     async def open(self) -> Session:
         """A session that is ready, numpy, pandas and pyplot imported."""
+
+    def from_afar(self, port: int) -> contextlib.AbstractAsyncContextManager[Subject]:
+        """The same server by way of another port, while the block lasts.
+
+        Raises:
+            NotImplementedError: it has no server.
+        """
+        raise NotImplementedError
 
     async def stop(self) -> None:
         """End it and all it started."""
@@ -126,7 +140,7 @@ class Kernelsvc(Subject):
     name = "kernelsvc"
 
     def __init__(self, python: str, scratch: Path, *settings: str) -> None:
-        port = free_port()
+        port = self.port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         # Sockets want a short path (unix(7)); the data lies where a user's would.
         self._runtime = tempfile.TemporaryDirectory(prefix="kb", dir="/tmp")
@@ -140,6 +154,9 @@ class Kernelsvc(Subject):
     async def start(self) -> None:
         assert self.server is not None
         await self.server.start()
+        await self._connect()
+
+    async def _connect(self) -> None:
         self.socket = await connect(
             f"{self.url.replace('http', 'ws')}/v1/ws",
             additional_headers={"Authorization": f"Bearer {TOKEN}"},
@@ -172,10 +189,23 @@ class Kernelsvc(Subject):
         details = await self.call("session.create")
         return OurSession(self, details)
 
+    @contextlib.asynccontextmanager
+    async def from_afar(self, port: int) -> AsyncIterator[Kernelsvc]:
+        distant = copy.copy(self)
+        distant.url, distant.waiting, distant.watchers = f"http://127.0.0.1:{port}", {}, {}
+        await distant._connect()
+        try:
+            yield distant
+        finally:
+            await distant._disconnect()
+
+    async def _disconnect(self) -> None:
+        self.reader.cancel()
+        await self.socket.close()
+
     async def stop(self) -> None:
         if hasattr(self, "reader"):
-            self.reader.cancel()
-            await self.socket.close()
+            await self._disconnect()
         await super().stop()
         self._runtime.cleanup()
 
@@ -202,6 +232,11 @@ class OurSession(Session):
         self.ran.seconds = time.perf_counter() - begun
         self.ran.ended = cell["reason"] == "ok"
         return self.ran
+
+    async def batch(self, codes: Sequence[str]) -> None:
+        """Run cells in one request."""
+        cells = await self.subject.call("session.batch", session=self.id, cells=[{"code": code} for code in codes])
+        assert all(cell["reason"] == "ok" for cell in cells)
 
     async def learn_pids(self) -> None:
         # The kernel's parent is the session's own init, whose other descendants are the parked copies.
@@ -273,7 +308,7 @@ class JupyterServer(Subject):
     ready = "/api"
 
     def __init__(self, name: str, command: list[str], scratch: Path, port: int, env: dict[str, str]) -> None:
-        self.name = name
+        self.name, self.port = name, port
         self.url = f"http://127.0.0.1:{port}"
         log = scratch / f"{name.replace(' ', '-')}.log"
         self.server = Server(command, f"{self.url}{self.ready}?token={TOKEN}", log, env)
@@ -282,6 +317,12 @@ class JupyterServer(Subject):
     async def start(self) -> None:
         assert self.server is not None
         await self.server.start()
+
+    @contextlib.asynccontextmanager
+    async def from_afar(self, port: int) -> AsyncIterator[JupyterServer]:
+        distant = copy.copy(self)
+        distant.url = f"http://127.0.0.1:{port}"
+        yield distant
 
     async def make(self) -> tuple[str, str]:
         """A new kernel: its id, and the path to delete it by."""
