@@ -12,31 +12,85 @@ from kernelsvc import settings as conf
 from kernelsvc.cli.notify import Systemd, ready_fd
 from kernelsvc.cli.screen import table
 from kernelsvc.cli.terminal import Terminal
+from kernelsvc.model.events import SandboxReport
+from kernelsvc.sandbox.sandbox import Examination, examine
+
+#: The words for a session's isolation, in a line each (SECURITY.md).
+ISOLATIONS = {
+    "full": "private files, processes and network; no privilege; a wall of Linux's own",
+    "networked": "as full, but on the host's network",
+    "files": "Landlock and seccomp, no namespaces",
+    "process": "limits and the watchdog, no wall",
+    "none": "nothing",
+}
+#: How a limit may be held.
+WORDS = {
+    "hard": "Linux refuses or kills at the line",
+    "per process": "Linux holds it for each process; many processes may have it many times",
+    "supervised": "we measure, and end what went too far; something may pass the line for a moment",
+    "none": "not held on this machine",
+}
+#: Layers that a session here does without, and loses nothing.
+NOT_USED = {
+    "cpu cgroup": "works, and is used when limits.cpu_cores is set",
+    "user namespace": "a user id of the host's for each session stands in its place",
+    "user": "a user namespace stands in its place",
+    "task rlimit": "works, and holds the cap on processes where no cgroup does",
+}
 
 
 def doctor(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Try each layer of confinement."""
-    from kernelsvc.sandbox.sandbox import examine
-
-    layers = examine()
+    """Try each layer of confinement, as this user, and say what a session would get."""
+    found = conf.load(vars(args), os.environ)
+    seen = examine(found.limits, policy=found.sandbox)
+    needed = {lack.layer for lack in seen.report.not_enforced}
+    missing = [layer for layer in seen.layers if not layer.ok and layer.name in needed]
     if args.json:
-        terminal.line(msgspec.json.format(msgspec.json.encode(layers), indent=2).decode())
-    for layer in layers if not args.json else ():
-        mark = terminal.style("enforced", "green") if layer.ok else terminal.style("missing ", "red")
-        terminal.line(f"{mark}  {layer.name}{'' if layer.ok else ': ' + layer.why}")
-        if layer.fix and not layer.ok:
-            terminal.line(f"          {layer.fix}", "dim")
-    missing = sum(not layer.ok for layer in layers)
-    if not args.json:
-        terminal.line()
-        terminal.line(_summary(len(layers), missing))
+        terminal.line(msgspec.json.format(msgspec.json.encode(seen), indent=2).decode())
+        return 1 if missing else 0
+    _show_layers(seen, terminal)
+    terminal.line()
+    _show_limits(seen.report, terminal)
+    terminal.line()
+    terminal.line(
+        f"isolation: {seen.report.isolation} ({ISOLATIONS[seen.report.isolation]}); {_consequence(seen.report)}"
+    )
     return 1 if missing else 0
 
 
-def _summary(layers: int, missing: int) -> str:
-    if not missing:
-        return f"All {layers} layers are enforced: sessions are fully confined."
-    return f"{missing} of {layers} layers are missing. Sessions run without them unless sandbox = required."
+def _show_layers(seen: Examination, terminal: Terminal) -> None:
+    """Each layer as a session's report has it; what is missing with the reason and the way to it."""
+    why = {lack.layer: lack.why for lack in seen.report.not_enforced}
+    fixes = {layer.name: layer.fix for layer in seen.layers}
+    for name in seen.report.enforced:
+        terminal.line(f"{terminal.style('enforced', 'green')}  {name}")
+    for name, reason in why.items():
+        terminal.line(f"{terminal.style('missing ', 'red')}  {name}: {reason}")
+        if fixes.get(name):
+            terminal.line(f"          {fixes[name]}", "dim")
+    for layer in seen.layers:
+        if layer.name not in why and layer.name not in seen.report.enforced and seen.report.policy != "off":
+            said = NOT_USED.get(layer.name, "works") if layer.ok else layer.why
+            terminal.line(f"{terminal.style('not used', 'dim')}  {layer.name}: {said}")
+
+
+def _show_limits(report: SandboxReport, terminal: Terminal) -> None:
+    """Each limit and the word for how it is held."""
+    for word, meaning in WORDS.items():
+        held = [name for name, one in report.limits.items() if one == word]
+        if held:
+            terminal.line(f"{word + ':':<12} {', '.join(held)}")
+            terminal.line(f"{'':<12} {meaning}", "dim")
+
+
+def _consequence(report: SandboxReport) -> str:
+    full = report.isolation in ("full", "networked")
+    if report.policy == "required":
+        return "sandbox = required: " + ("sessions start" if full else "sessions are refused with sandbox_unavailable")
+    if report.policy == "off":
+        return "sandbox = off: nothing confines a session"
+    missing = "sessions run without what is missing" if report.not_enforced else "nothing is missing"
+    return f"sandbox = best-effort: {missing}"
 
 
 def settings(args: argparse.Namespace, terminal: Terminal) -> int:

@@ -316,10 +316,11 @@ def open_cgroups(tag: str, *, dry: bool = False) -> GroupMaker:
 
 def _look(mounts: dict[str, tuple[str, str]], own: dict[str, str]) -> list[Layer]:
     base = _place("", mounts, own)
-    delegated = _text(f"{base}/cgroup.controllers").split() if base else []
+    # Beside version 1 there may be a tree of version 2 that has none of the controllers, or some other ones.
+    delegated = set(_WANTED) & set(_text(f"{base}/cgroup.controllers").split()) if base else set()
     if delegated and base:
         why = _refusal_v2(base.removesuffix("/supervisor"))
-        there = set() if why else set(delegated)
+        there = set() if why else {str(controller) for controller in delegated}
         return _verdicts(there, why or "the controller is not delegated to this cgroup", _FIX_V2)
     places = {controller: _place(controller, mounts, own) for controller in _WANTED}
     writable = {controller for controller, place in places.items() if place and os.access(place, os.W_OK)}

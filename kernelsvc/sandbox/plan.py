@@ -341,6 +341,7 @@ def _report(request: Request, probe: Probe, wanted: _Wanted) -> SandboxReport:
 def _layers(request: Request, wanted: _Wanted) -> dict[str, bool]:
     spaces = wanted.namespaces
     return {
+        "session": True,
         "memory cgroup": "memory" in request.controllers,
         "pids cgroup": "pids" in request.controllers,
         "cpu cgroup": "cpu" in request.controllers,

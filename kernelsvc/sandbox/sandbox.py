@@ -262,6 +262,35 @@ def with_cgroups(found: Probe, groups: GroupMaker) -> Probe:
     return msgspec.structs.replace(found, layers=found.layers | {layer.name: layer for layer in groups.layers})
 
 
-def examine() -> list[Layer]:
-    """Every layer with verdict, reason and fix, for ``kernelsvc doctor``; changes nothing."""
-    return list(with_cgroups(probe(), open_cgroups("doctor", dry=True)).layers.values())
+class Examination(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``kernelsvc doctor`` finds.
+
+    Attributes:
+        report: what a session would get here and now, as its first event would say it.
+        layers: every layer with verdict, reason and fix.
+    """
+
+    report: SandboxReport
+    layers: list[Layer]
+
+
+def examine(limits: Limits, *, policy: Policy = "best-effort") -> Examination:
+    """Try every layer as whoever runs this; changes nothing.
+
+    Args:
+        limits: the caps that are asked for.
+        policy: ``required`` finds the same as ``best-effort``: it is reported, not refused.
+    """
+    groups = open_cgroups("doctor", dry=True)
+    found = with_cgroups(probe(), groups)
+    request = Request(
+        policy="best-effort" if policy == "required" else policy,
+        limits=limits,
+        places=Places(links={}, readonly=[], path=""),
+        root="",
+        workdir="/nonexistent",
+        uid=0 if found.root else None,
+        controllers=frozenset(layer.name.split()[0] for layer in groups.layers if layer.ok),
+    )
+    report = msgspec.structs.replace(confine(request, found).report, policy=policy)
+    return Examination(report=report, layers=list(found.layers.values()))

@@ -74,9 +74,19 @@ def test_settings_that_are_wrong(capsys):
 
 def test_doctor_says_a_reason_for_each_missing_layer(capsys):
     code = main(["doctor", "--json"])
-    layers = json.loads(capsys.readouterr().out)
-    assert code == (0 if all(layer["ok"] for layer in layers) else 1)
-    assert all(layer["ok"] or layer["why"] for layer in layers)
+    found = json.loads(capsys.readouterr().out)
+    lacking = {lack["layer"]: lack["why"] for lack in found["report"]["not_enforced"]}
+    missing = [layer for layer in found["layers"] if not layer["ok"] and layer["name"] in lacking]
+    assert code == (1 if missing else 0)
+    assert all(layer["why"] and layer["fix"] for layer in missing)
+
+
+def test_doctor_says_how_each_limit_is_held_and_what_follows(capsys):
+    main(["doctor"])
+    said = capsys.readouterr().out
+    assert re.search(r"^(enforced|missing )  seccomp", said, re.MULTILINE)
+    assert re.search(r"^(hard|supervised): +.*memory_bytes", said, re.MULTILINE)
+    assert re.search(r"^isolation: \w+ .*; sandbox = best-effort: ", said, re.MULTILINE)
 
 
 def test_verify_what_is_no_record(capsys, tmp_path):
