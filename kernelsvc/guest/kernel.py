@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 from kernelsvc.guest import charts, confine, folder, fork
 from kernelsvc.guest.frames import Request
 from kernelsvc.guest.streams import Stream
-from kernelsvc.guest.wire import Control, Wire
+from kernelsvc.guest.wire import Control, Wire, give_up
 
 BACKEND = "module://matplotlib_inline.backend_inline"
 #: Seconds that a kernel which ends waits for the server to take its last frames.
@@ -352,6 +352,7 @@ class Runner:
                 self._run()
             except BaseException:  # a handler of the user's that raised between two cells, or a task that did
                 self.kernel.log.debug("the main loop goes on", exc_info=True)
+                self._end_if_deaf()
                 self._finish_request()
         self.wire.uncork()
         self.wire.drain(LAST_WORDS)
@@ -383,6 +384,15 @@ class Runner:
             self.loop.run_until_complete(task)
         except BaseException:
             self.kernel.log.debug("the loop goes on", exc_info=True)
+            self._end_if_deaf()
+
+    def _end_if_deaf(self) -> None:
+        """End when user code closed what the loop polls with: it would fail for ever, and hear nobody."""
+        loop: Any = self.loop
+        try:
+            loop._selector.select(0)
+        except (OSError, ValueError):
+            give_up("event loop")
 
     def _finish_request(self) -> None:
         """Every request ends with idle, and what it brought is sent."""

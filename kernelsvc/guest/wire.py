@@ -24,6 +24,7 @@ hook closes the sockets in them; ``foreign`` says so from then on.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import importlib
@@ -36,7 +37,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from kernelsvc.guest import frames
 from kernelsvc.guest.frames import ACK, CONTROL, HELLO, MAX_FRAME, MAX_TEXT, MESSAGE, REPLY, STREAM, Frame, Request
@@ -71,6 +72,17 @@ class Watcher(Protocol):
         """Something was read elsewhere; look at ``Wire.inbox``."""
 
 
+def give_up(closed: str) -> NoReturn:
+    """End this process, of which user code closed what it hears with; a server would wait for its cell for ever.
+
+    Args:
+        closed: what is gone; told on standard error.
+    """
+    with contextlib.suppress(OSError):
+        os.write(2, f"The kernel's {closed} was closed from inside; it can't go on.\n".encode())
+    os._exit(70)
+
+
 class Control:
     """A CONTROL request with the descriptors that came with it. Close what you don't keep."""
 
@@ -98,6 +110,15 @@ class _Connection:
         self.sock = sock
         self.data = bytearray()
         self.fds: list[int] = []
+        self._inode = os.fstat(sock.fileno()).st_ino
+
+    @property
+    def stolen(self) -> bool:
+        """Whether user code closed our descriptor; its number may be anything's by now, another connection's too."""
+        try:
+            return os.fstat(self.sock.fileno()).st_ino != self._inode
+        except OSError:
+            return True
 
     def read(self) -> bool:
         """Read what is there; False when the other side has closed."""
@@ -286,6 +307,8 @@ class Wire:
             self._serve()
 
     def _serve(self) -> None:
+        if any(connection.stolen for connection in self._all_connections()):
+            give_up("connection")
         self._accept()
         for guest in list(self._guests):
             self._read_hello(guest)
@@ -304,14 +327,20 @@ class Wire:
                 return
             except OSError as error:
                 if error.errno in (errno.EBADF, errno.ENOTSOCK, errno.EINVAL) and self._conn is None:
-                    os._exit(70)  # user code closed the door: nobody can ever reach this kernel again
+                    give_up("door")
                 return
             sock.setblocking(False)
             _signal_when_readable(sock.fileno())  # HELLO may come after our look, and the cell compute for an hour
             guest = _Connection(sock)
             self._guests.append(guest)
+            self._watch(sock)
+
+    def _watch(self, sock: socket.socket) -> None:
+        try:
             if self.watcher:
                 self.watcher.watch(sock.fileno())
+        except (OSError, ValueError):
+            give_up("event loop")
 
     def _read_hello(self, guest: _Connection) -> None:
         alive = guest.read()
