@@ -17,7 +17,7 @@ TESTS := tests/unit tests/integration tests/acceptance $(wildcard tests/attack)
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test test-chaos test-compat test-vm check bench bench-smoke fix serve docs lock clean
+.PHONY: help demo test test-chaos test-compat test-matrix test-vm check bench bench-smoke fix serve docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
@@ -43,6 +43,10 @@ test-chaos: $(VENV)/.dev ## faults, caused for real: kills, restarts, full disks
 test-compat: $(VENV)/.dev ## other people's clients, each from its registry in an environment of its own; NEWEST=1 for their newest
 	@scripts/bootstrap compat $(VENV)
 	@KERNELSVC_NEWEST=$(NEWEST) $(BIN)/python -m pytest tests/compat $(ARGS)
+
+test-matrix: $(VENV)/.dev ## branches of sessions that hold other people's libraries, each from its registry; takes minutes
+	@scripts/bootstrap matrix $(VENV)
+	@KERNELSVC_NEWEST=$(NEWEST) $(BIN)/python -m pytest tests/matrix $(ARGS)
 
 test-vm: ## the systemd units and cgroup v2, in a virtual machine that the test makes; takes minutes
 	@scripts/bootstrap vm $(VENV)

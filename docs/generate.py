@@ -438,7 +438,63 @@ CLI_PYTHON = (3, 11)
 
 # --- writing -------------------------------------------------------------------------------
 
+# --- branching -------------------------------------------------------------------------
+
+BRANCHING = """\
+# What can be branched
+
+A branch, a checkpoint and an undo are forks of the live kernel's process. What a process may hold falls in three
+classes: it works in both copies, it is shared and a *warning* says so, or it is *refused* with `cannot_fork`, before
+anything is made, because a copy would hang, crash or corrupt something later. Each reason names the thread, library,
+file or task, and ends in what to do. A refused automatic checkpoint is left out, and `checkpoint_skipped` says why.
+
+`force` goes on all the same; what was a reason is then a warning. Warnings of a branch stand in its `parent.warnings`
+and in its parent's `branched` event; those of a checkpoint in the checkpoint.
+
+Each row is a test: `make test` runs those that need no library of their own, `make test-matrix` the others, each
+library in an environment of its own.
+
+"""
+
+BETWEEN = """
+## Between relatives
+
+A session and its branches live in one sandbox: one init, one set of namespaces and filters, one `/tmp` and `/dev/shm`.
+Each has its own id, log, notebook, directory, cgroup and limits (`limits` of `session.branch` lowers them; `network`
+stays the family's).
+
+* **Files**: a branch's directory is a copy of its parent's, made by the branch itself with no more rights than it has;
+  where the filesystem can (btrfs, XFS, bcachefs), the copy shares its blocks until one is written. A directory that
+  holds more than the branch's `disk_bytes`, or more than the disk, is refused before anything is made. Everybody may
+  read a relative's directory and nobody may write into it (Landlock). A parent keeps its branches from harm for nine
+  times of branching; Linux lays no more than 16 layers on a process, and some are left for branches of branches. From
+  then on `branched` says that it could write into the later ones' directories.
+* **Memory**: relatives can't look into each other's memory or signal each other, with one exception: a parent that has
+  started programs of its own can still signal its branches, because it could not end those programs otherwise.
+* **What was started before the branch** (a subprocess, a thread that `force` left running) keeps the rights it had.
+* **Accounting**: Linux charges memory to whoever touched it first. A branch reads its parent's pages for nothing and
+  pays, in its own cgroup, for what it writes; a closed parent's pages stay charged to its cgroup for as long as a
+  branch shows them. Memory that runs out in one ends none of the others; without cgroups, caps are supervised.
+* **Random numbers** of a branch continue its parent's until they are seeded anew.
+
+Never undone by a rollback, and never a branch's own: files outside the directory, databases, the network, other
+processes, time.
+"""
+
+
+def branching_page() -> str:
+    """What survives a fork: one row for each test of the matrix."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    rows = importlib.import_module("matrix.rows").ROWS
+    lines = ["| | in a branch | |", "|---|---|---|"]
+    for row in rows:
+        kind = "refused" if row.refused else "warning" if row.told else "works"
+        lines.append(f"| {row.what} | **{kind}** | {row.meaning} |")
+    return BRANCHING + "\n".join(lines) + "\n" + BETWEEN
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "docs/reference/branching.md": branching_page,
     "docs/reference/events.md": events_page,
     "docs/reference/errors.md": errors_page,
     "docs/reference/settings.md": settings_page,
