@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 KEEPALIVE_SECONDS = 5.0
 #: Seconds that the beginning of a printed line waits for its end: ``print`` writes the two apart.
 LINE_SECONDS = 0.02
+#: Longest text in a status line.
+MAX_REASON = 200
 #: Names under which Python is asked for.
 _PYTHON = frozenset({"", "python", "python3", "ipython"})
 
@@ -55,7 +57,19 @@ class InterpreterHandler(SandboxHandler):
 
     route = "/contexts"
     port = e2b.INTERPRETER_PORT
+    reason: str | None = None
     purposes = (e2b.ENVD, e2b.TRAFFIC)
+
+    def set_status(self, status_code: int, reason: str | None = None) -> None:
+        """Tornado's hook: E2B's JavaScript client shows of some errors no more than the status line."""
+        super().set_status(status_code, self.reason if reason is None and status_code >= 400 else reason)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Tornado's hook: a failure, told in the status line too."""
+        info = kwargs.get("exc_info")
+        if info and isinstance(info[1], KernelsvcError):
+            self.reason = "".join(c if " " <= c <= "~" else "?" for c in info[1].message)[:MAX_REASON]
+        super().write_error(status_code, **kwargs)
 
     def decoded(self, kind: type[Any]) -> Any:
         """The body.

@@ -1,0 +1,53 @@
+"""E2B's clients at their current releases, unmodified, each in an environment of its own, with two addresses changed.
+
+What a client does is a script in ``clients/`` that runs in that environment and says "ok".
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from environments import INSTALL_SECONDS, clean_env, node_with, python_with
+from served import Served
+
+from kernelsvc.guest import charts
+
+CLIENTS = Path(__file__).parent / "clients"
+RUN_SECONDS = 180
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(INSTALL_SECONDS + RUN_SECONDS + 60)]
+
+PYTHON = ("e2b-code-interpreter==2.11.5", "e2b==2.63.0", "pytest")
+JAVASCRIPT = ("@e2b/code-interpreter@2.8.0", "e2b@2.51.0")
+SMOLAGENTS = ("smolagents==1.26.0", "e2b-code-interpreter==2.11.5", "python-dotenv", "pytest")
+CHARTS = ("e2b-charts==1.0.0",)
+
+
+def run(*command: Any, **more: Any) -> None:
+    done = subprocess.run(
+        [str(each) for each in command], capture_output=True, text=True, timeout=RUN_SECONDS, env=clean_env(), **more
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.strip().endswith("ok")
+
+
+@pytest.mark.parametrize(
+    ("script", "packages"), [("e2b_sync", PYTHON), ("e2b_async", PYTHON), ("e2b_smolagents", SMOLAGENTS)]
+)
+def test_a_python_client(served: Served, script: str, packages: tuple[str, ...]) -> None:
+    run(python_with(*packages), CLIENTS / f"{script}.py", served.url, served.token)
+
+
+def test_the_javascript_client(served: Served, tmp_path: Path) -> None:
+    # Node looks for packages beside the script.
+    (tmp_path / "node_modules").symlink_to(node_with(*JAVASCRIPT) / "node_modules")
+    script = tmp_path / "e2b_javascript.mjs"
+    script.write_text((CLIENTS / script.name).read_text())
+    run("node", script, served.url, served.token)
+
+
+def test_charts_are_those_of_e2bs_own_extractor() -> None:
+    run(python_with(*CHARTS), CLIENTS / "e2b_charts_peer.py", charts.__file__)
