@@ -13,7 +13,7 @@ import inspect
 import logging
 import re
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -56,6 +56,7 @@ class Context:
         streams: answers that go on until told; ended at a stop.
         requests: handlers that have not answered yet.
         sockets: open WebSockets.
+        closers: what a door wants awaited at a stop, when every request is answered.
         stopping: whether nothing new is taken any more.
     """
 
@@ -67,6 +68,7 @@ class Context:
         self.streams: set[asyncio.Task[Any]] = set()
         self.requests: set[Any] = set()
         self.sockets: set[Any] = set()
+        self.closers: list[Callable[[], Awaitable[None]]] = []
         self.stopping = False
 
 

@@ -14,7 +14,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 #: Declared for the sake of the code that runs in sessions.
 FOR_CELLS = {"numpy", "pandas", "matplotlib"}
 #: Imported from a declared package that is made of them, and released with it.
-COMES_WITH = {"ipython": "ipykernel", "traitlets": "ipykernel", "comm": "ipykernel", "jupyter-core": "jupyter-client"}
+COMES_WITH = {
+    "ipython": "ipykernel",
+    "traitlets": "ipykernel",
+    "comm": "ipykernel",
+    "jupyter-core": "jupyter-client",
+    "mcp-types": "mcp",
+}
 
 
 def canonical(name: str) -> str:

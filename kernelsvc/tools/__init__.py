@@ -1,0 +1,32 @@
+"""What a language model is offered: tools over sessions, the same for every protocol that carries tool calls.
+
+Flow: ``table`` says which tools there are, with their arguments and results as
+types; ``schema`` turns those into JSON Schema and into each vendor's form.
+``Toolbox`` carries a call out over a ``Desk`` (``port``: the service within the
+server, or a client outside of it) and gives an ``Outcome`` (``outcome``): text
+within a budget, pictures, and the same facts for programs. ``choosing`` finds
+the session that a call means.
+
+MCP (``transports.mcp``) and function calling (``integrations``) are adapters
+over this package; no wording and no rule stands in them twice.
+"""
+
+from kernelsvc.tools.outcome import Link, Outcome, Picture, Text
+from kernelsvc.tools.port import Desk, Piece
+from kernelsvc.tools.schema import FORMATS, definitions
+from kernelsvc.tools.table import TOOLS, Tool
+from kernelsvc.tools.toolbox import Toolbox
+
+__all__ = [
+    "FORMATS",
+    "TOOLS",
+    "Desk",
+    "Link",
+    "Outcome",
+    "Picture",
+    "Piece",
+    "Text",
+    "Tool",
+    "Toolbox",
+    "definitions",
+]

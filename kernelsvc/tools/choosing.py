@@ -1,0 +1,110 @@
+"""Which session a call means: an id, a name of the caller's, or its default one; made on first use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import Any
+
+from kernelsvc.errors import NotFound
+from kernelsvc.model.objects import Session, SessionState
+from kernelsvc.protocol.native import SessionPage
+from kernelsvc.tools.port import Desk
+
+#: The label that carries a session's name, so that it is found again by another connection or a later server.
+LABEL = "tool-session"
+_ID = re.compile(r"^s_?[0-9a-f]{8,}$")
+_PAGE = 20
+
+MADE_ANEW = "Your session of that name has ended; this is a new one with empty variables (its files are new too)."
+
+
+class Memory:
+    """What calls of one caller remember of each other: ids by name. May be forgotten; labels find them again.
+
+    Attributes:
+        default: the name that stands for no name.
+        title: what new sessions are called, for people.
+    """
+
+    def __init__(self, default: str, title: str | None = None) -> None:
+        self.default = default
+        self.title = title
+        self.ids: dict[str, str] = {}
+        self.lock = asyncio.Lock()
+
+
+class Chooser:
+    """Finds and makes sessions over one desk."""
+
+    def __init__(self, desk: Desk, memory: Memory) -> None:
+        self._desk, self._memory = desk, memory
+
+    async def find(self, wanted: str | None) -> Session:
+        """A session that exists; closed ones by their id alone.
+
+        Raises:
+            NotFound: there is none; the message says how one is made.
+        """
+        if wanted is not None and (by_id := await self._by_id(wanted)) is not None:
+            return by_id
+        found = await self._named(wanted or self._memory.default)
+        if found is None:
+            raise NotFound(_missing(wanted))
+        return found
+
+    async def open(self, wanted: str | None) -> tuple[Session, str | None]:
+        """A session to work in, made if need be; and something to tell the model.
+
+        Raises:
+            NotFound: an id that is nobody's.
+            KernelsvcError: no session can be made now.
+        """
+        if wanted is not None and (by_id := await self._by_id(wanted)) is not None:
+            return by_id, None
+        name = wanted or self._memory.default
+        async with self._memory.lock:
+            known = name in self._memory.ids
+            found = await self._named(name)
+            if found is not None:
+                return found, None
+            return await self._make(name, wanted), MADE_ANEW if known else None
+
+    async def _make(self, name: str, wanted: str | None) -> Session:
+        params: dict[str, Any] = {"labels": {LABEL: name}}
+        if title := wanted or self._memory.title:
+            params["name"] = title
+        made = await self._desk.call("session.create", params, Session)
+        self._memory.ids[name] = made.id
+        return made
+
+    async def _by_id(self, wanted: str) -> Session | None:
+        try:
+            return await self._desk.call("session.get", {"session": wanted}, Session)
+        except NotFound:
+            if _ID.match(wanted):
+                raise NotFound(
+                    f"There is no session {wanted!r}; list_sessions shows yours, or leave 'session' out."
+                ) from None
+            return None
+
+    async def _named(self, name: str) -> Session | None:
+        if (id := self._memory.ids.get(name)) is not None:
+            with contextlib.suppress(NotFound):
+                found = await self._desk.call("session.get", {"session": id}, Session)
+                if found.state is not SessionState.CLOSED:
+                    return found
+        params = {"label": f"{LABEL}={name}", "limit": _PAGE}
+        page = await self._desk.call("session.list", params, SessionPage)
+        for each in page.sessions:
+            if each.state is not SessionState.CLOSED:
+                self._memory.ids[name] = each.id
+                return each
+        return None
+
+
+def _missing(wanted: str | None) -> str:
+    if wanted is None:
+        return "You have no session yet; run_code makes one."
+    return f"There is no open session {wanted!r}; run_code with that name makes it, list_sessions shows yours."

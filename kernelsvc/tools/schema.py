@@ -1,0 +1,133 @@
+"""The tools as JSON Schema, and in the forms in which vendors' APIs take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from kernelsvc.errors import BadRequest
+from kernelsvc.tools.table import TOOLS, Tool
+
+_REF = "#/$defs/{name}"
+
+
+def input_schema(tool: Tool) -> dict[str, Any]:
+    """What a call's arguments must be. No reference, no null: what is optional may be left out."""
+    return _closed(_plain(tool.arguments))
+
+
+def output_schema(tool: Tool) -> dict[str, Any]:
+    """What the facts of its outcome are."""
+    return _plain(tool.result)
+
+
+def _plain(kind: type[Struct]) -> dict[str, Any]:
+    (top,), parts = msgspec.json.schema_components([kind], ref_template=_REF)
+    found: dict[str, Any] = _inlined(top, parts)
+    found.pop("description", None)
+    return found
+
+
+def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
+    """The schema with each reference replaced by what it names, without titles, and without null as a choice."""
+    if isinstance(schema, list):
+        return [_inlined(each, parts) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
+    choices = [each for each in schema.get("anyOf", []) if each != {"type": "null"}]
+    if len(choices) == 1:
+        rest = {name: value for name, value in schema.items() if name != "anyOf"}
+        return _inlined(choices[0] | rest, parts)
+    if "enum" in schema:
+        schema = {"type": "string", **schema}
+    found = {name: _inlined(value, parts) for name, value in schema.items() if name != "title"}
+    if "properties" in schema:
+        found["properties"] = {name: _inlined(value, parts) for name, value in schema["properties"].items()}
+    if found.get("default", 0) is None:
+        del found["default"]
+    return found
+
+
+def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {}, "required": [], **schema, "additionalProperties": False}
+
+
+def _openai(tool: Tool) -> dict[str, Any]:
+    """Chat Completions."""
+    inner = {"name": tool.name, "description": tool.about, "parameters": input_schema(tool)}
+    return {"type": "function", "function": inner}
+
+
+def _openai_responses(tool: Tool) -> dict[str, Any]:
+    """The Responses API, where optional parameters need ``strict`` off."""
+    return {
+        "type": "function",
+        "name": tool.name,
+        "description": tool.about,
+        "parameters": input_schema(tool),
+        "strict": False,
+    }
+
+
+def _anthropic(tool: Tool) -> dict[str, Any]:
+    """The Messages API."""
+    return {"name": tool.name, "description": tool.about, "input_schema": input_schema(tool)}
+
+
+#: What Gemini's subset of OpenAPI knows of a schema.
+_GEMINI = ("description", "enum", "default", "minimum", "maximum", "pattern")
+
+
+def _gemini_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    kind = schema.get("type") or "string"
+    found: dict[str, Any] = {"type": str(kind).upper()}
+    found |= {name: schema[name] for name in _GEMINI if name in schema}
+    if schema.get("properties"):
+        found["properties"] = {name: _gemini_schema(each) for name, each in schema["properties"].items()}
+        found["required"] = schema.get("required", [])
+    return found
+
+
+def _gemini(tool: Tool) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.about, "parameters": _gemini_schema(input_schema(tool))}
+
+
+def _each(form: Callable[[Tool], dict[str, Any]]) -> Callable[[list[Tool]], list[dict[str, Any]]]:
+    return lambda tools: [form(tool) for tool in tools]
+
+
+def _gemini_tools(tools: list[Tool]) -> list[dict[str, Any]]:
+    """One tool that holds every function, as ``generateContent`` takes it."""
+    return [{"functionDeclarations": [_gemini(tool) for tool in tools]}]
+
+
+#: Each form by its name: what to put under ``tools`` of a request.
+FORMATS: dict[str, Callable[[list[Tool]], list[dict[str, Any]]]] = {
+    "openai": _each(_openai),
+    "openai-responses": _each(_openai_responses),
+    "anthropic": _each(_anthropic),
+    "gemini": _gemini_tools,
+}
+
+
+def definitions(format: str, names: list[str] | None = None) -> list[dict[str, Any]]:
+    """The tools as a vendor's API takes them, ready for a request's ``tools``.
+
+    Args:
+        format: ``openai``, ``openai-responses``, ``anthropic`` or ``gemini``.
+        names: which tools, in this order; None takes all.
+
+    Raises:
+        BadRequest: an unknown format or tool.
+    """
+    if format not in FORMATS:
+        raise BadRequest(f"There is no format {format!r}; choose one of {', '.join(FORMATS)}.")
+    unknown = [name for name in names or [] if name not in TOOLS]
+    if unknown:
+        raise BadRequest(f"There is no tool {unknown[0]!r}; choose of {', '.join(TOOLS)}.")
+    return FORMATS[format]([TOOLS[name] for name in names] if names else list(TOOLS.values()))

@@ -1,0 +1,71 @@
+"""What was sent on MCP's event streams, kept so that a client that lost one gets what it missed.
+
+The SDK names a stream by the request's id alone, which two clients may share.
+Each MCP session therefore has a ``Line`` of its own, which the handler puts
+into the context of its requests (tasks started there inherit it): an event is
+kept under its line, and replayed to that line only.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from contextvars import ContextVar
+
+from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
+from mcp_types import JSONRPCMessage
+from msgspec import Struct
+
+#: Bytes and messages kept for all clients together; the oldest go first.
+MAX_BYTES, MAX_EVENTS = 64 * 1024 * 1024, 100_000
+
+
+class Line:
+    """One MCP session, as an owner of events."""
+
+
+class _Kept(Struct, frozen=True):
+    line: Line
+    stream: str
+    message: JSONRPCMessage | None
+    size: int
+
+
+#: Whose events are being sent or asked for.
+current: ContextVar[Line] = ContextVar("mcp line")
+
+
+class Backlog(EventStore):
+    """Events in memory, bounded; a server that starts again has none, and its clients begin anew."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES, max_events: int = MAX_EVENTS) -> None:
+        self._max_bytes, self._max_events = max_bytes, max_events
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._bytes = 0
+        self._last = 0
+
+    async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
+        """The SDK's hook: keep a message (None: the stream's beginning), and name it."""
+        size = len(message.model_dump_json()) if message is not None else 0
+        self._last += 1
+        self._kept[self._last] = _Kept(current.get(), stream_id, message, size)
+        self._bytes += size
+        while self._bytes > self._max_bytes or len(self._kept) > self._max_events:
+            self._bytes -= self._kept.popitem(last=False)[1].size
+        return str(self._last)
+
+    async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
+        """The SDK's hook: send again what followed an event on its stream; None when it is not known."""
+        known = self._kept.get(int(last_event_id)) if last_event_id.isdecimal() and len(last_event_id) < 20 else None
+        line = current.get()
+        if known is None or known.line is not line:
+            return None
+        after = int(last_event_id)
+        for number, kept in list(self._kept.items()):
+            if number > after and kept.line is line and kept.stream == known.stream and kept.message is not None:
+                await send_callback(EventMessage(kept.message, str(number)))
+        return known.stream
+
+    def forget(self, line: Line) -> None:
+        """Drop what a client that has left was sent."""
+        for number in [number for number, kept in self._kept.items() if kept.line is line]:
+            self._bytes -= self._kept.pop(number).size

@@ -1,0 +1,342 @@
+"""``/mcp`` on a real server, by the official SDK's own client, in both eras of the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from mcp import Client, MCPError
+from mcp.client.streamable_http import streamable_http_client
+from served import Served, serving
+
+from kernelsvc.tools import TOOLS
+
+ERAS = ("legacy", "2026-07-28")
+JSON = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+
+
+@contextlib.asynccontextmanager
+async def connected(served: Served, era: str, token: str | None = None) -> AsyncIterator[Client]:
+    """The SDK's client."""
+    headers = {"Authorization": f"Bearer {token or served.token}"}
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=60) as http,
+        Client(streamable_http_client(served.url + "/mcp", http_client=http), mode=era) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(params=ERAS)
+async def mcp(served: Served, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+    """Calls a tool in a session of the test's own; ``mcp.client`` is the client."""
+
+    async def run() -> None:
+        async with connected(served, request.param) as client:
+            ready.set_result(client)
+            await over.wait()
+
+    # The client's task groups must be left by the task that entered them, which a fixture does not promise.
+    ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+    over = asyncio.Event()
+    running = asyncio.create_task(run())
+    await asyncio.wait({ready, running}, return_when=asyncio.FIRST_COMPLETED)
+    client = ready.result()
+    yield Calls(client, f"t{id(client)}")
+    await client.call_tool("close_session", {"session": f"t{id(client)}"})
+    over.set()
+    await running
+
+
+class Calls:
+    def __init__(self, client: Client, session: str) -> None:
+        self.client, self.session = client, session
+
+    async def __call__(self, tool: str, /, **arguments: Any) -> Any:
+        return await self.client.call_tool(tool, {"session": self.session, **arguments})
+
+    async def text(self, tool: str, /, **arguments: Any) -> str:
+        return "\n".join(part.text for part in (await self(tool, **arguments)).content if part.type == "text")
+
+
+async def test_state_lives_across_calls_and_pictures_come_as_pictures(mcp):
+    first = await mcp("run_code", code="x = 41\nprint('hi')\nx + 1")
+    assert first.structured_content["text"] == "hi\n42\n"
+    assert not first.is_error
+    second = await mcp("run_code", code="import matplotlib.pyplot as plt\nplt.plot([1, x])\nplt.show()")
+    (picture,) = [part for part in second.content if part.type == "image"]
+    assert picture.mime_type == "image/png"
+    assert picture.data.startswith("iVBOR")
+    assert "x: int = 41" in await mcp.text("variables")
+
+
+async def test_every_tool_is_listed_with_its_schemas(mcp):
+    tools = {tool.name: tool for tool in (await mcp.client.list_tools()).tools}
+    assert set(tools) == set(TOOLS)
+    assert tools["variables"].annotations.read_only_hint
+    assert tools["run_code"].output_schema["required"] == ["session", "cell", "state", "text"]
+
+
+async def test_a_long_cell_tells_of_progress_and_is_picked_up_again(mcp):
+    said: list[tuple[float, str | None]] = []
+
+    async def progress(value: float, total: float | None, message: str | None) -> None:
+        said.append((value, message))
+
+    code = "import time\nfor i in range(25):\n    print('step', i, flush=True)\n    time.sleep(0.1)\n'end'"
+    arguments = {"session": mcp.session, "code": code, "wait_seconds": 1.5}
+    half = await mcp.client.call_tool("run_code", arguments, progress_callback=progress)
+    assert half.structured_content["state"] == "running"
+    assert not half.is_error
+    assert said[0][1].startswith("step ")
+    whole = await mcp("wait_for_cell", cell=half.structured_content["cell"])
+    assert whole.structured_content["text"].endswith("step 24\n'end'\n")
+    assert (await mcp("wait_for_cell")).structured_content == whole.structured_content
+
+
+async def test_a_call_whose_client_gave_up_goes_on(mcp):
+    await mcp("run_code", code="n = 0")
+    with pytest.raises(MCPError, match="timed out"):
+        await mcp.client.call_tool(
+            "run_code",
+            {"session": mcp.session, "code": "import time\ntime.sleep(2)\nn += 1\nn"},
+            read_timeout_seconds=0.5,
+        )
+    found = await mcp("wait_for_cell")
+    assert found.structured_content["text"] == "1\n"
+
+
+async def test_errors_tell_the_next_step(mcp):
+    failed = await mcp("run_code", code="1/0")
+    assert failed.is_error
+    assert failed.structured_content["error"] == {"ename": "ZeroDivisionError", "evalue": "division by zero"}
+    assert "run_code" in await mcp.text("variables", session="nobodys")
+    assert "list_sessions" in await mcp.text("run_code", session="s_0123456789abcdef", code="1")
+    assert "unknown field `cod`" in await mcp.text("run_code", cod="1")
+    assert "data.csv" in await mcp.text("upload_file", path="", text="x")
+    assert (await mcp("download_file", path="../../etc/passwd")).is_error
+    with pytest.raises(MCPError, match="run_code"):
+        await mcp("run_cobol")
+
+
+async def test_a_crash_says_so_and_keeps_the_variables(mcp):
+    await mcp("run_code", code="kept = 7")
+    await mcp("checkpoint", name="before")
+    crashed = await mcp("run_code", code="import os\nos.kill(os.getpid(), 9)")
+    assert crashed.is_error
+    assert crashed.structured_content["reason"] == "kernel_died"
+    assert crashed.structured_content["variables_kept"] is True
+    assert (await mcp("run_code", code="kept")).structured_content["text"] == "7\n"
+
+
+async def test_interrupt_restart_rollback_and_branch(mcp):
+    await mcp("run_code", code="x = 1")
+    await mcp("checkpoint", name="one")
+    await mcp("run_code", code="x = 2")
+    await mcp("rollback", to="one")
+    assert (await mcp("run_code", code="x")).structured_content["text"] == "1\n"
+    made = (await mcp("branch", count=2)).structured_content["sessions"]
+    for number, each in enumerate(made):
+        found = await mcp("run_code", session=each["session"], code=f"x + {number}")
+        assert found.structured_content["text"] == f"{1 + number}\n"
+        await mcp("close_session", session=each["session"])
+    await mcp("run_code", code="import time\ntime.sleep(60)", wait_seconds=0.2)
+    await mcp("interrupt")
+    assert (await mcp("wait_for_cell")).structured_content["reason"] == "interrupted"
+    await mcp("restart")
+    assert (await mcp("run_code", code="x")).structured_content["error"]["ename"] == "NameError"
+
+
+async def test_output_is_bounded_and_can_be_paged(mcp):
+    shown = await mcp("run_code", code="for i in range(20_000): print(i)", max_text=1000)
+    assert shown.structured_content["truncated"]
+    assert len(shown.structured_content["text"]) < 1200
+    cell, offset, text = shown.structured_content["cell"], 0, ""
+    while offset is not None:
+        page = (await mcp("read_output", cell=cell, offset=offset, limit=50_000)).structured_content
+        text, offset = text + page["text"], page.get("next_offset")
+    assert text == "".join(f"{i}\n" for i in range(20_000))
+
+
+async def test_files_and_records_as_tools_and_as_resources(mcp):
+    await mcp("upload_file", path="data/in.csv", text="a,b\n1,2\n")
+    await mcp("upload_file", path="raw.bin", base64="AAEC/w==")
+    assert (await mcp("run_code", code="len(open('data/in.csv').read())")).structured_content["text"] == "8\n"
+    listed = (await mcp("list_files", recursive=True)).structured_content["files"]
+    assert {each["path"] for each in listed} == {"data", "data/in.csv", "raw.bin"}
+    assert await mcp.text("download_file", path="data/in.csv") == "a,b\n1,2\n"
+    assert await mcp.text("download_file", path="raw.bin") == "[base64] AAEC/w=="
+    piece = await mcp("download_file", path="data/in.csv", limit=4)
+    assert piece.structured_content["next_offset"] == 4
+    await mcp("run_code", code="plt = __import__('matplotlib.pyplot').pyplot\nplt.plot([1])\nplt.savefig('p.png')")
+    assert [part.type for part in (await mcp("download_file", path="p.png")).content] == ["text", "image"]
+
+    exported = await mcp("export_notebook", save_as="out.ipynb")
+    (link,) = [part for part in exported.content if part.type == "resource_link"]
+    (notebook,) = (await mcp.client.read_resource(link.uri)).contents
+    assert json.loads(notebook.text)["nbformat"] == 4
+    session = exported.structured_content["session"]
+    (read,) = (await mcp.client.read_resource(f"kernelsvc://sessions/{session}/files/data/in.csv")).contents
+    assert read.text == "a,b\n1,2\n"
+    (raw,) = (await mcp.client.read_resource(f"kernelsvc://sessions/{session}/files/raw.bin")).contents
+    assert raw.blob == "AAEC/w=="
+    assert link.uri in {each.uri for each in (await mcp.client.list_resources()).resources}
+    templates = (await mcp.client.list_resource_templates()).resource_templates
+    assert any("{+path}" in each.uri_template for each in templates)
+    for uri in (f"kernelsvc://sessions/{session}/files/none", "kernelsvc://sessions/", "file:///etc/passwd"):
+        with pytest.raises(MCPError):
+            await mcp.client.read_resource(uri)
+
+
+async def test_prompts(mcp):
+    assert {each.name for each in (await mcp.client.list_prompts()).prompts} == {"analyse", "compare", "resume"}
+    got = await mcp.client.get_prompt("resume", {"session": "mine"})
+    assert "session mine" in got.messages[0].content.text
+    with pytest.raises(MCPError, match="needs the argument"):
+        await mcp.client.get_prompt("resume", {})
+
+
+async def test_without_a_name_each_connection_has_a_session_of_its_own(served: Served):
+    async with connected(served, "legacy") as one, connected(served, "legacy") as other:
+        mine = (await one.call_tool("run_code", {"code": "mine = 1"})).structured_content["session"]
+        theirs = (await other.call_tool("run_code", {"code": "'mine' in dir()"})).structured_content
+        assert theirs["text"] == "False\n"
+        again = (await one.call_tool("run_code", {"code": "mine"})).structured_content
+        assert (again["text"], again["session"]) == ("1\n", mine)
+        # By its id, another connection of the same principal goes on in it.
+        shared = await other.call_tool("run_code", {"code": "mine + 1", "session": mine})
+        assert shared.structured_content["text"] == "2\n"
+        await one.call_tool("close_session", {"session": mine})
+        after = (await one.call_tool("run_code", {"code": "'mine' in dir()"})).structured_content
+        assert "has ended" in after["note"]
+        for session in (theirs["session"], after["session"]):
+            await one.call_tool("close_session", {"session": session})
+
+
+async def test_a_name_is_found_again_by_a_later_connection(served: Served):
+    async with connected(served, "legacy") as one:
+        await one.call_tool("run_code", {"code": "y = 5", "session": "later"})
+    async with connected(served, "2026-07-28") as other:
+        found = await other.call_tool("run_code", {"code": "y", "session": "later"})
+        assert found.structured_content["text"] == "5\n"
+        await other.call_tool("close_session", {"session": "later"})
+
+
+# --- the way in ---------------------------------------------------------------------------------
+
+
+def first_message(version: str = "2025-11-25") -> dict[str, Any]:
+    client = {"name": "t", "version": "1"}
+    params = {"protocolVersion": version, "capabilities": {}, "clientInfo": client}
+    return {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}
+
+
+async def send(served: Served, headers: dict[str, str], verb: str = "POST", body: Any = None) -> httpx2.Response:
+    async with httpx2.AsyncClient(timeout=30) as http:
+        content = json.dumps(first_message() if body is None else body) if verb == "POST" else None
+        return await http.request(verb, served.url + "/mcp", headers=JSON | headers, content=content)
+
+
+@pytest.mark.parametrize("token", [None, "wrong"])
+@pytest.mark.parametrize("verb", ["POST", "GET", "DELETE"])
+async def test_it_is_closed_without_a_token(served: Served, verb, token):
+    answer = await send(served, {"Authorization": f"Bearer {token}"} if token is not None else {}, verb)
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert answer.json()["code"] == "unauthenticated"
+
+
+async def test_a_foreign_page_is_refused_also_when_it_has_our_host_name(served: Served):
+    mine = {"Authorization": f"Bearer {served.token}"}
+    port = served.url.rpartition(":")[2]
+    for headers in (
+        {"Origin": "https://evil.example"},
+        # DNS rebinding: the page's own name now leads to us, and so the two agree.
+        {"Origin": f"http://evil.example:{port}", "Host": f"evil.example:{port}"},
+    ):
+        assert (await send(served, mine | headers)).status_code == 403
+    for origin in (served.url, None):
+        answer = await send(served, mine | ({"Origin": origin} if origin else {}))
+        assert answer.status_code == 200
+        left = await send(served, mine | {"Mcp-Session-Id": answer.headers["Mcp-Session-Id"]}, "DELETE")
+        assert left.status_code == 200
+
+
+async def test_another_principals_connection_and_sessions_do_not_exist(tmp_path: Path, short_tmp: Path):
+    config = tmp_path / "kernelsvc.toml"
+    digest = hashlib.sha256(b"eves-token").hexdigest()
+    config.write_text(f'[[tokens]]\nname = "eve"\nsha256 = "{digest}"\nscopes = ["read"]\n')
+    with serving(short_tmp / "mcp", "--token", "bobs-token", "--config", str(config)) as served:
+        async with connected(served, "legacy") as mine, connected(served, "legacy", "bobs-token") as bob:
+            made = (await mine.call_tool("run_code", {"code": "1", "session": "mine"})).structured_content["session"]
+            refused = await bob.call_tool("run_code", {"code": "1", "session": made})
+            assert refused.is_error
+            assert "not_found" in refused.content[0].text
+            assert (await bob.list_resources()).resources == []
+            with pytest.raises(MCPError):
+                await bob.read_resource(f"kernelsvc://sessions/{made}/notebook.ipynb")
+        async with connected(served, "legacy", "eves-token") as eve:
+            refused = await eve.call_tool("run_code", {"code": "1"})
+            assert "forbidden" in refused.content[0].text
+            assert not (await eve.call_tool("list_sessions", {})).is_error
+        opened = await send(served, {"Authorization": f"Bearer {served.token}"})
+        stolen = {"Authorization": "Bearer bobs-token", "Mcp-Session-Id": opened.headers["Mcp-Session-Id"]}
+        body = {"jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {}}
+        assert (await send(served, stolen, body=body)).status_code == 404
+
+
+async def test_a_broken_stream_is_resumed_by_its_last_event(served: Served):
+    mine = JSON | {"Authorization": f"Bearer {served.token}"}
+    url = served.url + "/mcp"
+    async with httpx2.AsyncClient(timeout=30) as http:
+        opened = await http.post(url, headers=mine, content=json.dumps(first_message()))
+        mine |= {"Mcp-Session-Id": opened.headers["Mcp-Session-Id"], "Mcp-Protocol-Version": "2025-11-25"}
+        told = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+        assert (await http.post(url, headers=mine, content=json.dumps(told))).status_code == 202
+        arguments = {"code": "import time\ntime.sleep(1)\n'whole'", "session": "resumed"}
+        call = {"jsonrpc": "2.0", "id": 7, "method": "tools/call"}
+        call["params"] = {"name": "run_code", "arguments": arguments, "_meta": {"progressToken": 1}}
+        async with http.stream("POST", url, headers=mine, content=json.dumps(call)) as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("id: "):
+                    last = line.removeprefix("id: ")
+                    break
+        async with http.stream("GET", url, headers=mine | {"Last-Event-ID": last}) as answer:
+            assert answer.status_code == 200
+            async for line in answer.aiter_lines():
+                if line.startswith("data: ") and '"id":7' in line:
+                    assert "'whole'" in line
+                    break
+        close = {"jsonrpc": "2.0", "id": 8, "method": "tools/call"}
+        close["params"] = {"name": "close_session", "arguments": {"session": "resumed"}}
+        await http.post(url, headers=mine, content=json.dumps(close))
+        assert (await http.delete(url, headers=mine)).status_code == 200
+        assert (await http.post(url, headers=mine, content=json.dumps(call))).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "body", ["", "{", "[]", "[" * 5000, '{"jsonrpc":"2.0"}', '{"jsonrpc":"2.0","id":1,"method":7}']
+)
+@pytest.mark.parametrize("version", ["2025-11-25", "2026-07-28", "1999-01-01"])
+async def test_nonsense_is_refused(served: Served, body, version):
+    headers = JSON | {"Authorization": f"Bearer {served.token}", "Mcp-Protocol-Version": version}
+    async with httpx2.AsyncClient(timeout=30) as http:
+        answer = await http.post(served.url + "/mcp", headers=headers, content=body)
+    assert 400 <= answer.status_code < 500, answer.text
+
+
+def test_the_servers_start_imports_no_sdk():
+    code = (
+        "import sys, kernelsvc.cli.serve, kernelsvc.transports.app; print([m for m in sys.modules if m in"
+        " ('mcp', 'mcp_types', 'pydantic', 'starlette', 'httpx2')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,84 @@
+"""Parts of the MCP door that need no server: prompts, and what is kept for broken streams."""
+
+from __future__ import annotations
+
+import pytest
+from mcp_types import JSONRPCNotification
+
+from kernelsvc.errors import BadRequest, NotFound
+from kernelsvc.transports.mcp.backlog import Backlog, Line, current
+from kernelsvc.transports.mcp.prompts import PROMPTS, filled
+
+
+def note(text: str) -> JSONRPCNotification:
+    return JSONRPCNotification(jsonrpc="2.0", method="m", params={"text": text})
+
+
+async def replayed(backlog: Backlog, after: str) -> tuple[str | None, list[str]]:
+    found: list[str] = []
+
+    async def send(event) -> None:
+        found.append(event.message.params["text"])
+
+    return await backlog.replay_events_after(after, send), found
+
+
+@pytest.fixture
+def line():
+    line = Line()
+    token = current.set(line)
+    yield line
+    current.reset(token)
+
+
+async def test_what_followed_on_the_same_stream_is_sent_again(line):
+    backlog = Backlog()
+    first = await backlog.store_event("1", None)
+    for stream, text in (("1", "a"), ("2", "other"), ("1", "b")):
+        await backlog.store_event(stream, note(text))
+    assert await replayed(backlog, first) == ("1", ["a", "b"])
+
+
+async def test_another_session_with_the_same_request_id_gets_nothing(line):
+    backlog = Backlog()
+    first = await backlog.store_event("1", None)
+    await backlog.store_event("1", note("secret"))
+    current.set(Line())
+    await backlog.store_event("1", note("mine"))
+    assert await replayed(backlog, first) == (None, [])
+
+
+@pytest.mark.parametrize("id", ["", "x", "-1", "9" * 30, "7"])
+async def test_an_unknown_event_gets_nothing(line, id):
+    assert await replayed(Backlog(), id) == (None, [])
+
+
+async def test_it_is_bounded_and_forgets_who_left(line):
+    backlog = Backlog(max_bytes=1000)
+    for _ in range(100):
+        last = await backlog.store_event("1", note("x" * 50))
+    assert len(backlog._kept) < 20
+    backlog.forget(line)
+    assert (backlog._bytes, len(backlog._kept)) == (0, 0)
+    assert await replayed(backlog, last) == (None, [])
+
+
+def test_a_prompt_leaves_out_lines_whose_gap_is_empty():
+    with_question = filled("analyse", {"path": "x.csv", "question": "why {path}?"})
+    assert "The question: why {path}?" in with_question
+    assert "The question" not in filled("analyse", {"path": "x.csv"})
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_every_gap_of_a_prompt_is_an_argument(name):
+    prompt = PROMPTS[name]
+    assert "{" not in filled(name, dict.fromkeys(prompt.arguments, "value"))
+    with pytest.raises(BadRequest, match=prompt.required[0]):
+        filled(name, {})
+    with pytest.raises(BadRequest, match="no argument"):
+        filled(name, {**dict.fromkeys(prompt.required, "v"), "more": "v"})
+
+
+def test_an_unknown_prompt_says_which_there_are():
+    with pytest.raises(NotFound, match="analyse"):
+        filled("nope", {})
