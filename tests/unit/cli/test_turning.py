@@ -1,0 +1,17 @@
+"""Words of the command line that branch; the commands themselves: tests/acceptance/test_cli.py."""
+
+import pytest
+
+from kernelsvc.cli.turning import labels_of
+from kernelsvc.errors import BadRequest
+
+
+def test_labels_are_pairs():
+    assert labels_of([]) == {}
+    assert labels_of(["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
+
+
+@pytest.mark.parametrize("word", ["a", "=1", ""])
+def test_a_label_without_name_or_value_is_refused(word):
+    with pytest.raises(BadRequest, match="NAME=VALUE"):
+        labels_of([word])
