@@ -298,7 +298,13 @@ def _lines(ax: Any, errors: _Errors) -> Json:
 
 
 def _points(xs: Iterable[Any], ys: Iterable[Any]) -> list[list[Any]]:
-    return [[plain(x), plain(y)] for x, y in zip(xs, ys, strict=False)]
+    return [[plain(x), plain(y)] for x, y in zip(_listed(xs), _listed(ys), strict=False)]
+
+
+def _listed(values: Any) -> Iterable[Any]:
+    """An array of numbers as Python's own, which is quicker at once than one by one."""
+    kind = getattr(getattr(values, "dtype", None), "kind", "")
+    return values.tolist() if kind and kind in "fiub" else values
 
 
 def _point_errors(errors: _Errors, line: Any) -> Json:
