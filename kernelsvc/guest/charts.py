@@ -304,7 +304,8 @@ def _points(xs: Iterable[Any], ys: Iterable[Any]) -> list[list[Any]]:
 def _listed(values: Any) -> Iterable[Any]:
     """An array of numbers as Python's own, which is quicker at once than one by one."""
     kind = getattr(getattr(values, "dtype", None), "kind", "")
-    return values.tolist() if kind and kind in "fiub" else values
+    found: Iterable[Any] = values.tolist() if kind and kind in "fiub" else values
+    return found
 
 
 def _point_errors(errors: _Errors, line: Any) -> Json:

@@ -27,6 +27,9 @@ DEFAULT_USER = "user"
 _HOST = re.compile(r"(?P<port>\d{1,5})-(?P<sandbox>[A-Za-z0-9_-]{1,64})\.")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
+#: Characters of a signature: "v1_" and a SHA-256 in base64 without padding.
+_SIGNATURE = 46
+
 Operation = Literal["read", "write"]
 
 
@@ -73,6 +76,8 @@ def signature(path: str, operation: Operation, user: str, secret: str, expires: 
 
 def is_signed(given: str, path: str, operation: Operation, user: str, secret: str, expires: int | None) -> bool:
     """Whether ``given`` is the signature of all this; compared in constant time."""
+    if len(given) != _SIGNATURE:
+        return False
     made = signature(path, operation, user, secret, expires)
     return hmac.compare_digest(made.encode(), given.encode("utf-8", "surrogatepass"))
 

@@ -7,7 +7,6 @@ only as long as the session's owner has a token here.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Callable, Iterable, Sequence
 
@@ -40,7 +39,7 @@ class Access:
 
     def secret(self, session: str, purpose: str) -> str:
         """The secret of a session for a purpose (``[a-z]+``): 64 hexadecimal digits."""
-        return hmac.new(self._key, f"{purpose}:{session}".encode(), hashlib.sha256).hexdigest()
+        return hmac.digest(self._key, f"{purpose}:{session}".encode(), "sha256").hex()
 
     def holder(self, session: str, purposes: Iterable[str], *given: str) -> Principal:
         """Whose rights the holder of a secret has.

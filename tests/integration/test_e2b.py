@@ -425,3 +425,25 @@ def test_a_sandbox_is_a_session_of_every_other_door(box: Box) -> None:
     line = box.run("print('again')")[0]
     again = box.door.served.call("GET", f"/v1/sessions/{line['session']}/cells/{line['id']}")
     assert again["text"] == "again\n"
+
+
+def test_a_sandbox_outlives_its_server(short_tmp: Any) -> None:
+    with serving(short_tmp / "restarted") as served:
+        box = Door(served).create(timeout=500, metadata={"k": "v"})
+        box.run("x = 1; open('f', 'w').write('y')")
+        context = box.ask("POST", "/contexts", {})[1]["id"]
+        box.text("z = 2; z", context_id=context)
+        paused = Door(served).create()
+        paused.run("x = 3")
+        box.door.ask("POST", f"/sandboxes/{paused.id}/pause")
+        ends = box.door.ask("GET", f"/sandboxes/{box.id}")[1]["endAt"]
+        served.kill()
+        served.start()
+        assert box.text("x, open('f').read()") == "(1, 'y')"
+        assert box.text("z", context_id=context) == "2"
+        shown = box.door.ask("GET", f"/sandboxes/{box.id}")[1]
+        assert (shown["metadata"], shown["endAt"][:18]) == ({"k": "v"}, ends[:18])
+        assert paused.ask("GET", "/health")[0] == 502
+        assert box.door.ask("GET", f"/sandboxes/{paused.id}")[1]["state"] == "paused"
+        box.door.ask("POST", f"/sandboxes/{paused.id}/connect", {})
+        assert paused.text("x") == "3"

@@ -24,6 +24,23 @@ from kernelsvc.transports import auth
 from kernelsvc.transports.door import ApiHandler, as_error
 from kernelsvc.transports.e2b import models
 
+#: What a page may send here.
+ALLOWED_HEADERS = (
+    "Authorization",
+    "Connect-Protocol-Version",
+    "Connect-Timeout-Ms",
+    "Content-Type",
+    "E2b-Sandbox-Id",
+    "E2b-Sandbox-Port",
+    "E2b-Traffic-Access-Token",
+    "Idempotency-Key",
+    "Keepalive-Ping-Interval",
+    "Range",
+    "User-Agent",
+    "X-Access-Token",
+    "X-Api-Key",
+)
+
 
 class NoSandbox(HTTPError):
     """The sandbox is not there, or does not listen: 502, as the proxy in front of E2B's sandboxes says it."""
@@ -48,6 +65,12 @@ class E2bHandler(ApiHandler):
         """The token that the request carries."""
         headers = self.request.headers
         return headers.get("X-API-KEY") or auth.bearer(headers.get("Authorization"))
+
+    def options(self, *args: str, **named: str) -> None:
+        """A browser's preflight, for E2B's SDK in a page; the origin was checked."""
+        super().options(*args)
+        self.set_header("Access-Control-Allow-Headers", ", ".join(ALLOWED_HEADERS))
+        self.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Tornado's hook: any failure in E2B's shape, ``{"code", "message"}``."""

@@ -91,3 +91,12 @@ def test_an_error_that_connect_reads_has_a_word() -> None:
     assert [door.connect_code(status) for status in (404, 502, 500, 418)] == [
         "not_found", "unavailable", "internal", "internal",
     ]  # fmt: skip
+
+
+async def test_a_page_of_a_configured_origin_may_send_e2bs_headers(open_doors: Any) -> None:
+    doors = open_doors(origins=["https://app.example"])
+    asking = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    answer = await doors.fetch("OPTIONS", "/sandboxes/s_1", token=None, headers=asking)
+    assert answer.code == 204
+    assert "E2b-Sandbox-Id" in answer.headers["Access-Control-Allow-Headers"]
+    assert (await doors.fetch("OPTIONS", "/execute", token=None, headers={"Origin": "https://x.example"})).code == 403
