@@ -75,6 +75,8 @@ MEASURES = (
     Measure("create", "new session, numpy, pandas and pyplot imported, p50", goal=25, main=True),
     Measure("create_p99", "the same, p99", label="p99", goal=60, source="create", main=True),
     Measure("burst", "50 sessions asked for at once, all ready", "s", goal=1.0, main=True),
+    Measure("warm_create", "new session with a warm pool, p50"),
+    Measure("warm_burst", "50 sessions at once with a warm pool of 50, all ready", "s", goal=1.0, main=True),
     Measure("first_cell", "first cell of a new session, p50", main=True),
     Measure("next_cell", "the cell after it, p50"),
     Measure("cell", "`1+1` there and back, p50", goal=1.5, main=True),

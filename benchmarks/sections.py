@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -130,6 +132,36 @@ async def burst(subject: Subject, samples: Samples, counts: Counts) -> None:
     begun = time.perf_counter()
     async with many(subject, counts.burst):
         samples.add("burst", time.perf_counter() - begun)
+
+
+async def warm(subject: Subject, samples: Samples, counts: Counts) -> None:
+    """The same with a warm pool, in a server of its own."""
+    if not isinstance(subject, Kernelsvc):
+        return
+    with tempfile.TemporaryDirectory(prefix="kw", dir="/tmp") as place:
+        pooled = Kernelsvc(sys.executable, Path(place), f"--warm-pool={counts.burst}")
+        try:
+            await pooled.start()
+            for _ in range(counts.creates):
+                await _filled(pooled, counts.burst)
+                begun = time.perf_counter()
+                async with opened(pooled) as session:
+                    samples.add("warm_create", (time.perf_counter() - begun) * 1e3)
+                    samples.add("warm_first_cell", (await session.run("1+1")).seconds * 1e3)
+            await _filled(pooled, counts.burst)
+            begun = time.perf_counter()
+            async with many(pooled, counts.burst):
+                samples.add("warm_burst", time.perf_counter() - begun)
+        finally:
+            await pooled.stop()
+
+
+async def _filled(subject: Kernelsvc, count: int) -> None:
+    """Wait until so many kernels listen, and rest a moment."""
+    async with asyncio.timeout(120):
+        while subject.listening() < count:
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
 
 
 async def busy(subject: Subject, samples: Samples, counts: Counts) -> None:
@@ -338,6 +370,7 @@ SECTIONS = (
     Section("stream", big_print),
     Section("copies", copies),
     Section("burst", burst),
+    Section("warm", warm),
     Section("busy", busy),
     Section("idle", idle),
     Section("long", long),

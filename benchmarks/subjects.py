@@ -178,6 +178,10 @@ class Kernelsvc(Subject):
                 else:
                     future.set_result(message["result"])
 
+    def listening(self) -> int:
+        """How many kernels and copies listen for the server."""
+        return len(list(Path(self._runtime.name).glob("k_*.k")))
+
     async def call(self, method: str, **params: Any) -> Any:
         """One JSON-RPC request and its result."""
         id = next(self.ids)

@@ -98,7 +98,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     templates: Annotated[dict[str, Template], _meta("Environments to fork sessions from: name to python, preload.")] = (
         msgspec.field(default_factory=lambda: dict(DEFAULT_TEMPLATES))
     )
-    warm_pool: Annotated[int, _meta("Confined, ready forks kept for a burst of new sessions.", ge=0, le=1000)] = 0
+    warm_pool: Annotated[
+        int, _meta("Confined, ready kernels kept for new sessions, at most; as many as were asked for.", ge=0, le=1000)
+    ] = 0
     limits: Annotated[Limits, _meta("The caps of a session; a request may lower them.")] = Limits()
     max_sessions: Annotated[int, _meta("Open sessions on this server.", ge=1)] = 2000
     max_sessions_per_principal: Annotated[int, _meta("Open sessions of one principal.", ge=1)] = 2000

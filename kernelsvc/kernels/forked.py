@@ -85,6 +85,15 @@ class ForkedKernel:
         if self._sink is not None:
             self._sink.deliver(batch)
 
+    @property
+    def alive(self) -> bool:
+        """Whether its end would still be told."""
+        return self._sink is not None
+
+    def hand_over(self, sink: Sink) -> None:
+        """Tell another one from now on; for a kernel that has run nothing."""
+        self._sink = sink
+
     def _wire_lost(self, loss: WireLoss) -> None:
         self._loss = loss
         self._cut = not processes.ending(self.info.pid)
@@ -267,6 +276,7 @@ class ForkedLauncher:
         self.host = host
         self._runtime = runtime
         self._tasks: set[asyncio.Future[None]] = set()
+        self._ready: dict[str, ForkedKernel] = {}
         self._deaf: set[str] = set()
 
     def path(self, kernel: str) -> Path:
@@ -289,7 +299,22 @@ class ForkedLauncher:
         return [listener.detach(), *ends]
 
     async def start(self, request: StartRequest, sink: Sink) -> ForkedKernel:
-        """See ``port.Launcher``."""
+        """See ``port.Launcher``. A kernel of that id that was started for later is handed over."""
+        ready = self._ready.pop(request.kernel, None)
+        if ready is not None and ready.alive:
+            ready.hand_over(sink)
+            return ready
+        return await self._start(request, sink)
+
+    async def start_for_later(self, request: StartRequest, sink: Sink) -> None:
+        """Start a kernel that the next ``start`` of the same id gets at once; until then, or its end, ``sink`` is told.
+
+        Raises:
+            KernelsvcError: as ``start``.
+        """
+        self._ready[request.kernel] = await self._start(request, sink)
+
+    async def _start(self, request: StartRequest, sink: Sink) -> ForkedKernel:
         ends = self.make_ends(request.kernel)
         try:
             found = await self.host.spawn(
@@ -407,6 +432,9 @@ class ForkedLauncher:
 
     async def discard(self, kernel: str) -> None:
         """See ``port.Launcher``."""
+        ready = self._ready.pop(kernel, None)
+        if ready is not None:
+            ready.detach()
         await self._end_quietly(kernel)
 
     async def end(self, kernel: str) -> None:

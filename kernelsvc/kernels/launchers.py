@@ -14,7 +14,7 @@ from kernelsvc.kernels.cold_host import HostProcesses
 from kernelsvc.kernels.forked import ForkedLauncher
 from kernelsvc.kernels.host import HostSettings
 from kernelsvc.kernels.host_client import HostClient
-from kernelsvc.kernels.port import Launcher
+from kernelsvc.kernels.port import Launcher, Sink, StartRequest
 from kernelsvc.model.events import SandboxReport
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,22 @@ class Launchers:
             return self._cold
         names = ", ".join([*self.host.templates, *self._kernelspecs()])
         raise NotFound(f"There is no template {template!r}; there are {names}.")
+
+    def forks(self, template: str) -> bool:
+        """Whether this template is one that is up and forks."""
+        return self.host.templates.get(template, {}).get("state") == "ready"
+
+    async def start_for_later(self, request: StartRequest, sink: Sink) -> None:
+        """Have a forked kernel ready; ``start`` hands it over, ``discard`` ends it.
+
+        Raises:
+            KernelsvcError: it can't be started.
+        """
+        await self._forked.start_for_later(request, sink)
+
+    async def discard(self, kernel: str) -> None:
+        """End a forked kernel that nobody needs."""
+        await self._forked.discard(kernel)
 
     def templates(self) -> list[dict[str, Any]]:
         """What a session can be made from, as ``GET /v1/templates`` shows it."""

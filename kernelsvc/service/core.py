@@ -65,8 +65,9 @@ from kernelsvc.service.leases import Leases
 from kernelsvc.service.opening import about_of, life_of
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.retention import Retention
-from kernelsvc.service.watching import Watching
 from kernelsvc.service.surroundings import Surroundings
+from kernelsvc.service.warm import Member, WarmPool
+from kernelsvc.service.watching import Watching
 from kernelsvc.session import About, Session, new_id, new_kernel_id
 from kernelsvc.settings import Settings
 from kernelsvc.store.journal import Journal
@@ -110,6 +111,7 @@ class Service:
         self._past: OrderedDict[str, Session] = OrderedDict()
         self._account = Account(len(os.sched_getaffinity(0)), asyncio.get_running_loop().time())
         self._promised: dict[str, Live] = {}
+        self._warm = WarmPool(settings.warm_pool, settings.limits, self._store, self._launchers, self._has_room)
         self._made: dict[tuple[str, str], asyncio.Future[Session]] = {}
         self._clients: dict[int, set[str]] = {}
         self._branching = Branching(self._store, self._promised, self._begin_copy)
@@ -139,6 +141,7 @@ class Service:
         if all(await asyncio.gather(*adopting)):  # else a kernel may belong to a session that can't be opened now
             await self._launchers.end_strays({kernel for s in self._live.values() for kernel in s.kernels()})
         self._watching = asyncio.ensure_future(self._watch.run())
+        self._warm.start(self.settings.default_template)
         if self.settings.retention_seconds is not None:
             self._retiring = asyncio.ensure_future(self._retention(self.settings.retention_seconds).run())
 
@@ -196,6 +199,7 @@ class Service:
         for task in (self._watching, self._retiring):
             if task is not None:
                 task.cancel()
+        await self._warm.close()
         for session in self._live.values():
             session.detach()
         await self._projections.close()
@@ -338,8 +342,15 @@ class Service:
         template = request.template or (host.about.template if host else self.settings.default_template)
         self._launchers.launcher(template)
         limits = (host.about.limits if host else self.settings.limits).lowered(request.limits)
-        session_id = new_id("s")
-        self._admit(who, limits)
+        env = {**(host.about.env if host else {}), **request.env}
+        warm = self._warm.take(template, limits, env) if host is None else None
+        try:
+            self._admit(who, limits)
+        except KernelsvcError:
+            if warm is not None:
+                self._warm.put_back(warm)
+            raise
+        session_id = warm.about.id if warm else new_id("s")
         self._promised[session_id] = Live(principal=who.name, memory_bytes=limits.memory_bytes)
         try:
             about = About(
@@ -347,17 +358,17 @@ class Service:
                 principal=who.name,
                 template=template,
                 workdir="",
-                kernel=new_kernel_id(),
+                kernel=warm.about.kernel if warm else new_kernel_id(),
                 created_at=timestamp(self._store.clock()),
                 limits=limits,
                 name=request.name,
                 labels=request.labels,
-                env={**(host.about.env if host else {}), **request.env},
+                env=env,
                 idempotency_key=request.idempotency_key,
                 beside=request.beside,
                 family=host.about.family if host else "",
             )
-            return await self._begin(about, beside=Path(host.about.workdir) if host else None)
+            return await self._begin(about, beside=Path(host.about.workdir) if host else None, warm=warm)
         finally:
             del self._promised[session_id]
 
@@ -368,10 +379,23 @@ class Service:
             sessions_per_principal=who.max_sessions or settings.max_sessions_per_principal,
             memory_bytes=settings.max_total_memory_bytes,
         )
-        live = (
+        live = [
             Live(principal=s.about.principal, memory_bytes=s.about.limits.memory_bytes) for s in self._live.values()
-        )
-        admit([*live, *self._promised.values()], ceilings, who.name, limits, count=count)
+        ] + [*self._promised.values()]
+        try:
+            admit([*live, *self._warm.lives()], ceilings, who.name, limits, count=count)
+        except AtCapacity:
+            if not self._warm.give_way():
+                raise
+            admit(live, ceilings, who.name, limits, count=count)
+
+    def _has_room(self) -> bool:
+        """Whether one more session, of nobody in particular, would be admitted, and none is being made now."""
+        settings, count = self.settings, len(self._live) + len(self._warm)
+        promised = sum(s.about.limits.memory_bytes or 0 for s in self._live.values())
+        promised += (len(self._warm) + 1) * (settings.limits.memory_bytes or 0)
+        most = settings.max_total_memory_bytes
+        return not self._promised and count < settings.max_sessions and (most is None or promised <= most)
 
     async def _begin_copy(self, about: About, parent: Path, place: Path, forked: asyncio.Future[list[str]]) -> Session:
         return await self._begin(about, parent=parent, place=place, forked=forked)
@@ -384,10 +408,14 @@ class Service:
         place: Path | None = None,
         forked: asyncio.Future[list[str]] | None = None,
         beside: Path | None = None,
+        warm: Member | None = None,
     ) -> Session:
         started = time.perf_counter()
         try:
-            directory, journal = self._store.create(about.id, {}, parent=parent, place=place, beside=beside)
+            if warm is not None:
+                directory, journal = warm.directory, warm.journal
+            else:
+                directory, journal = self._store.create(about.id, {}, parent=parent, place=place, beside=beside)
         except OSError as error:
             raise AtCapacity(
                 f"No session can be recorded ({error.strerror}); free disk space and try again."
@@ -404,6 +432,8 @@ class Service:
                 await session.start(copy=parent is not None)
         except BaseException as error:
             session.detach()
+            if warm is not None:
+                await asyncio.shield(self._launchers.discard(about.kernel))
             self._projections.forget(about.id)
             self._store.discard(about.id)
             if isinstance(error, TimeoutError):

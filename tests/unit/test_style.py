@@ -90,6 +90,7 @@ TESTED_THROUGH = {
     "kernelsvc.service.core": "tests/acceptance/test_docs.py",
     "kernelsvc.service.hosting": "tests/acceptance/test_cli.py",
     "kernelsvc.service.opening": "tests/chaos/test_server_dies.py",
+    "kernelsvc.service.warm": "tests/integration/test_warm_pool.py",
     "kernelsvc.service.projections": "tests/acceptance/test_docs.py",
     "kernelsvc.session.about": "tests/unit/test_session.py",
     "kernelsvc.session.succession": "tests/unit/test_session.py",

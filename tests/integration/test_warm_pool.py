@@ -1,0 +1,118 @@
+"""Sessions that were ready before anybody asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from served import Served
+from waiting import wait_for
+
+from kernelsvc import Client
+
+KEPT = 3
+
+
+@pytest.fixture
+def served(tmp_path: Path):
+    """A server that keeps a few kernels ready."""
+    server = Served(tmp_path, f"--warm-pool={KEPT}")
+    server.start()
+    yield server
+    server.stop()
+
+
+def ready(served: Served) -> set[str]:
+    """Sessions that nobody has: a directory, and a journal without an entry."""
+    return {path.parent.name for path in served.data_dir.glob("sessions/*/journal.jsonl") if not path.stat().st_size}
+
+
+def filled(served: Served) -> set[str]:
+    return wait_for(lambda: found if len(found := ready(served)) == KEPT else None, deadline=60)
+
+
+def listening(served: Served) -> int:
+    return len(list(served.runtime_dir.glob("k_*.k")))
+
+
+def test_a_session_is_one_that_was_ready_and_another_takes_its_place(served: Served) -> None:
+    before = filled(served)
+    wait_for(lambda: listening(served) >= KEPT)
+    with Client(served.url, served.token) as client:
+        session = client.create_session(name="mine")
+        assert session.id in before
+        assert session.run("import os; os.getcwd(), os.environ['HOME']").text.strip() == "('/home/user', '/home/user')"
+        session.upload(b"mine", "here.txt")
+        assert session.run("print(open('here.txt').read())").text == "mine\n"
+        first = next(iter(session.events()))
+        assert (first.seq, first.name, first.principal != "") == (1, "mine", True)
+        assert first.sandbox.isolation
+        assert filled(served).isdisjoint({session.id})
+
+
+def test_two_sessions_share_nothing_and_no_random_numbers(served: Served) -> None:
+    filled(served)
+    draw = "import random, numpy, uuid; print(random.random(), numpy.random.rand(), uuid.uuid4())"
+    with Client(served.url, served.token) as client:
+        one, two = client.create_session(), client.create_session()
+        assert one.run(draw).text != two.run(draw).text
+        one.run("open('secret', 'w').write('x')")
+        assert two.run("import os; print(os.listdir('/home/user'))").text.strip() == "[]"
+
+
+def test_other_limits_and_an_environment_of_its_own_are_forked(served: Served) -> None:
+    before = filled(served)
+    with Client(served.url, served.token) as client:
+        small = client.create_session(limits={"memory_bytes": 256 << 20})
+        named = client.create_session(env={"NAME": "value"})
+        assert {small.id, named.id}.isdisjoint(before)
+        assert named.run("import os; print(os.environ['NAME'])").text.strip() == "value"
+
+
+def is_guest(process: psutil.Process, served: Served) -> bool:
+    """Whether it is the template or a fork of it: they keep its command line."""
+    return str(served.runtime_dir / "guest") in " ".join(process.info["cmdline"] or [])
+
+
+def test_one_that_died_waiting_is_replaced_and_nobody_gets_it(served: Served) -> None:
+    before = filled(served)
+    guests = [p for p in psutil.process_iter(["cmdline"]) if is_guest(p, served)]
+    victims = [p for p in guests if p.ppid() in {one.pid for one in guests} and not p.children()]
+    os.kill(victims[0].pid, signal.SIGKILL)
+    wait_for(lambda: not before <= ready(served), deadline=30)
+    with Client(served.url, served.token) as client:
+        for session in [client.create_session() for _ in range(KEPT)]:
+            assert session.run("1+1").text.strip() == "2"
+
+
+def test_they_give_way_to_sessions_when_there_is_no_room(tmp_path: Path) -> None:
+    served = Served(tmp_path, f"--warm-pool={KEPT}", "--max-sessions=4")
+    served.start()
+    try:
+        filled(served)
+        with Client(served.url, served.token) as client:
+            sessions = [client.create_session(env={"N": str(n)}) for n in range(4)]
+            assert all(session.run("1").text.strip() == "1" for session in sessions)
+            wait_for(lambda: not ready(served), deadline=30)
+    finally:
+        served.stop()
+
+
+def test_nothing_is_left_of_them_after_the_server(served: Served) -> None:
+    filled(served)
+    served.stop()
+    assert ready(served) == set()
+    assert listening(served) == 0
+
+
+def test_a_crash_leaves_some_and_the_next_start_removes_them(served: Served) -> None:
+    before = filled(served)
+    served.process.kill()
+    served.process.wait()
+    served.start()
+    wait_for(lambda: ready(served).isdisjoint(before), deadline=60)
+    with Client(served.url, served.token) as client:
+        assert client.create_session().run("1+1").text.strip() == "2"
