@@ -39,6 +39,9 @@ BACKEND = "module://matplotlib_inline.backend_inline"
 #: Seconds that a kernel which ends waits for the server to take its last frames.
 LAST_WORDS = 5.0
 
+#: What HELLO may say of cells that others have run, and that is no part of who a kernel is.
+_PAST = ("execution_count", "ran")
+
 #: One cell for each path that costs milliseconds when it is first taken.
 _WARM = (
     "import asyncio\n1 + 1",
@@ -264,7 +267,9 @@ class Runner:
 
     def take_identity(self, identity: Mapping[str, Any]) -> None:
         """Become this session: directory, environment."""
-        self.identity.update({k: v for k, v in identity.items() if v is not None})
+        if identity.get("execution_count"):
+            self._catch_up(int(identity["execution_count"]), identity.get("ran") or {})
+        self.identity.update({k: v for k, v in identity.items() if v is not None and k not in _PAST})
         os.environ.update({str(k): str(v) for k, v in (identity.get("env") or {}).items()})
         workdir = identity.get("workdir")
         if workdir and identity.get("copy_from"):
@@ -278,6 +283,15 @@ class Runner:
         if identity.get("write"):
             confine.tighten([path for path in identity["write"] if os.path.isdir(path)], scope=True)
             self.fences += 1
+
+    def _catch_up(self, count: int, ran: Mapping[str, str]) -> None:
+        """Go on counting where the kernel did that this one is woken in the place of; its cells are history too."""
+        shell = self.kernel.shell
+        history = shell.history_manager
+        for number in range(shell.execution_count, count + 1):
+            for kept in (history.input_hist_parsed, history.input_hist_raw):
+                kept.append(str(ran.get(str(number), "")))
+        shell.execution_count = max(shell.execution_count, count + 1)
 
     @staticmethod
     def take_raw(raw: Sequence[int]) -> list[int]:

@@ -213,8 +213,10 @@ class ForkedKernel:
     async def fork(self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False) -> Forked:
         """See ``port.Kernel``."""
         ends = self._launcher.make_ends(copy.kernel)
-        identity = {"kernel": copy.kernel, "session": copy.session}
-        if copy.home:
+        identity: dict[str, Any] = {"kernel": copy.kernel, "session": copy.session}
+        if copy.beside:
+            identity = _branch_identity(copy, self.sandbox)
+        elif copy.home:
             self._launcher.host.expect()
         try:
             said = await self._wire.control(
@@ -415,18 +417,22 @@ class ForkedLauncher:
             self.path(request.kernel).unlink(missing_ok=True)
             raise KernelDead("The checkpoint's process is gone.") from None
         if not request.home:
-            return await self._connect(request, found, sink, 0)
+            past = {
+                "execution_count": request.execution_count,
+                "ran": {str(n): code for n, code in request.ran.items()},
+            }
+            return await self._connect(request, found, sink, 0, identity=past if request.execution_count else None)
         return await self._connect(
-            request, found, sink, 0, identity=_branch_identity(request, found), seconds=COPY_SECONDS
+            request, found, sink, 0, identity=_branch_identity(request, found.sandbox), seconds=COPY_SECONDS
         )
 
     async def enlist(self, copy: StartRequest, *, of: str, home: str) -> None:
         """Find out which process a copy is, from Linux and not from the kernel, and tell the host."""
         pidfd = await _listener(self.path(copy.kernel))
         # One with a directory of its own is a branch, and has its caps to itself.
-        limits = msgspec.to_builtins(copy.limits) if copy.home else None
+        limits = msgspec.to_builtins(copy.limits) if copy.home and not copy.beside else None
         try:
-            await self.host.enlist(copy.kernel, of, pidfd, home, limits)
+            await self.host.enlist(copy.kernel, of, pidfd, home, limits, copy.beside)
         finally:
             os.close(pidfd)
 
@@ -445,18 +451,18 @@ class ForkedLauncher:
             self.path(kernel).unlink(missing_ok=True)
 
 
-def _branch_identity(request: StartRequest, found: Found) -> dict[str, Any]:
+def _branch_identity(request: StartRequest, sandbox: SandboxReport) -> dict[str, Any]:
     """Who a branch is from now on. It copies its parent's directory itself, with no more rights than it has."""
     identity: dict[str, Any] = {
         "kernel": request.kernel,
         "session": request.session,
         "workdir": request.home,
-        "copy_from": request.copy_from,
+        "copy_from": request.copy_from or None,
         "copy_bytes": request.limits.disk_bytes,
         "env": {"HOME": request.home},
-        "data_bytes": data_bytes(request.limits, hard=found.sandbox.limits.get("memory_bytes") == "hard"),
+        "data_bytes": data_bytes(request.limits, hard=sandbox.limits.get("memory_bytes") == "hard"),
     }
-    if "landlock" in found.sandbox.enforced:
+    if "landlock" in sandbox.enforced:
         identity["write"] = [request.home, f"{request.home}.d", *SCRATCH]
     return identity
 

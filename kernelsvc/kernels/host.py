@@ -113,6 +113,7 @@ class Enlist(msgspec.Struct, frozen=True, kw_only=True):
     of: str
     home: str = ""
     limits: Limits | None = None
+    beside: str = ""
 
 
 Answer = tuple[dict[str, Any], list[int]]
@@ -392,7 +393,7 @@ class Host:
         if len(fds) != 1:
             raise BadRequest("enlist needs one descriptor.")
         request = msgspec.convert(body, Enlist)
-        self.nursery.enlist(request.kernel, request.of, fds[0], request.home, request.limits)
+        self.nursery.enlist(request.kernel, request.of, fds[0], request.home, request.limits, request.beside)
         fds.clear()
         return self._held(server, self.nursery.wards[request.kernel], request.kernel)
 

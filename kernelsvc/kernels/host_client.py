@@ -280,7 +280,9 @@ class HostClient:
         """
         return await self._ask_for_process("find", kernel=kernel)
 
-    async def enlist(self, kernel: str, of: str, pidfd: int, home: str, limits: dict[str, Any] | None = None) -> None:
+    async def enlist(
+        self, kernel: str, of: str, pidfd: int, home: str, limits: dict[str, Any] | None = None, beside: str = ""
+    ) -> None:
         """Tell the host of a copy that ``of`` made of itself.
 
         Args:
@@ -289,8 +291,9 @@ class HostClient:
             pidfd: of its process; stays the caller's.
             home: its directory as seen inside.
             limits: of a copy that is a session of its own: ``find`` answers when it lives in a cgroup of its own.
+            beside: another copy, in whose cgroup this one is to live.
         """
-        _, given = await self.ask("enlist", [pidfd], kernel=kernel, of=of, home=home, limits=limits)
+        _, given = await self.ask("enlist", [pidfd], kernel=kernel, of=of, home=home, limits=limits, beside=beside)
         channel.close_all(given)
 
     def expect(self) -> None:

@@ -138,10 +138,13 @@ class Nursery:
         await ward.ended.wait()
         self._forget(ward)
 
-    def enlist(self, kernel: str, of: str, pidfd: int, home: str, limits: Limits | None = None) -> Member:
+    def enlist(
+        self, kernel: str, of: str, pidfd: int, home: str, limits: Limits | None = None, beside: str = ""
+    ) -> Member:
         """Take a copy that the kernel ``of`` made of itself into its sandbox; ``pidfd`` is taken over.
 
-        With ``limits`` it is a session of its own and gets a cgroup of its own; wait for ``Member.placed``.
+        With ``limits`` it is a session of its own and gets a cgroup of its own; wait for ``Member.placed``. With
+        ``beside``, another copy, it goes to live in the cgroup of that one.
 
         Raises:
             NotFound: there is no such kernel.
@@ -151,7 +154,7 @@ class Nursery:
         ward, original = self.find(of)
         if kernel in self.wards or kernel in self._starting:
             raise Conflict(f"There is a kernel {kernel!r} already; choose another id.")
-        member = ward.enlist(kernel, of, pidfd, home or original.home, limits)
+        member = ward.enlist(kernel, of, pidfd, home or original.home, limits, beside)
         self.wards[kernel] = ward
         return member
 

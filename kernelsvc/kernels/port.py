@@ -100,6 +100,9 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
         family: the directory that holds ``workdir`` and those of its branches.
         home: for a branch: its directory as seen inside, made but empty.
         copy_from: for a branch: its parent's directory as seen inside, to be copied.
+        beside: for a branch's first checkpoint: the copy that becomes the branch.
+        execution_count: for a copy in whose place others have run cells: how far they have counted.
+        ran: the code of these cells, by their count, for its history.
     """
 
     session: str
@@ -111,6 +114,9 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     family: str = ""
     home: str = ""
     copy_from: str = ""
+    beside: str = ""
+    execution_count: int = 0
+    ran: dict[int, str] = {}
 
 
 class Forked(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from kernelsvc.errors import Internal
+from kernelsvc.errors import Internal, KernelDead
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.cgroup import Group
 from kernelsvc.sandbox.sandbox import Sandbox
@@ -74,6 +74,18 @@ async def move_in(sandbox: Sandbox, name: str, pid: int, limits: Limits) -> Quar
                 await clear(group)
         raise Internal(f"The branch has no cgroup of its own: {error}; try again.") from error
     return Quarters(group=made[0], limits=limits)
+
+
+async def admit(group: Group, pid: int) -> None:
+    """A process in a cgroup that is there. Safe to cancel: it may have moved or not.
+
+    Raises:
+        KernelDead: it is gone.
+    """
+    try:
+        await in_thread(lambda: group.admit(pid))
+    except OSError as error:
+        raise KernelDead("The copy ended before it was in its place.") from error
 
 
 async def clear(group: Group) -> bool:

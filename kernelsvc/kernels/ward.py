@@ -28,7 +28,7 @@ from kernelsvc.errors import Internal, KernelDead, KernelsvcError, SandboxUnavai
 from kernelsvc.kernels import channel, processes
 from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.port import Exit
-from kernelsvc.kernels.quarters import Quarters, clear, move_in
+from kernelsvc.kernels.quarters import Quarters, admit, clear, move_in
 from kernelsvc.kernels.tally import Tally
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket
@@ -234,7 +234,9 @@ class Ward:
             os.close(pidfd)
         del self.record.copies[kernel]
 
-    def enlist(self, kernel: str, of: str, pidfd: int, home: str, limits: Limits | None = None) -> Member:
+    def enlist(
+        self, kernel: str, of: str, pidfd: int, home: str, limits: Limits | None = None, beside: str = ""
+    ) -> Member:
         """Take a copy of a kernel into this sandbox.
 
         Args:
@@ -242,7 +244,8 @@ class Ward:
             of: the kernel that it is a copy of; they share their cgroup.
             pidfd: of its process; the ward's from now on, unless it raises.
             home: its directory as seen inside.
-            limits: unless the copy is a session of its own, with these caps: see ``Member.placed``.
+            limits: for a copy that is a session of its own: its caps, see ``Member.placed``.
+            beside: for one that belongs to such a copy: that one, whose cgroup it shares.
 
         Raises:
             KernelDead: it has ended already, or is none of this sandbox's processes.
@@ -251,15 +254,28 @@ class Ward:
         about = processes.stat(pid)
         if about is None or not processes.descends(pid, self.init_pid):
             raise KernelDead("The copy ended as soon as it was made.")
-        quarters = self.members[of].quarters if limits is None else kernel
+        sharing = self.members.get(beside)
+        quarters = kernel if limits is not None else (sharing or self.members[of]).quarters
         member = Member(kernel, pidfd, pid, processes.inner_pid(pid), home, quarters)
         self._add_copy(member)
         self.record.copies[kernel] = Known(pid, about.started, home, quarters)
         self._write_again()
         if limits is not None:
             member.placed = asyncio.ensure_future(self._place(member, limits))
+        elif sharing is not None:
+            member.placed = asyncio.ensure_future(self._join(member, sharing))
+        if member.placed is not None:
             member.placed.add_done_callback(_look_at)
         return member
+
+    async def _join(self, member: Member, sharing: Member) -> None:
+        if sharing.placed is not None:
+            await asyncio.shield(sharing.placed)
+        quarters = self.record.quarters.get(member.quarters)
+        if quarters is None:
+            raise KernelDead("The branch that this copy belongs to is gone.")
+        if quarters.group is not None:
+            await admit(quarters.group, member.pid)
 
     async def _place(self, member: Member, limits: Limits) -> None:
         quarters = await move_in(self._sandbox, member.kernel, member.pid, limits)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from kernelsvc.errors import AtCapacity, KernelDead, TooLarge
+from kernelsvc.kernels.port import Forked
 from kernelsvc.model.admission import Live
 from kernelsvc.model.limits import Limits, LimitsRequest
 from kernelsvc.model.log import timestamp
@@ -27,7 +29,9 @@ from kernelsvc.store.sessions import SessionDirectories
 MiB = 1024 * 1024
 
 #: Makes a session of a copy that waits: what it is, its parent's directory, where its own is made, when it is forked.
-Begin = Callable[[About, Path, Path, asyncio.Future[list[str]]], Awaitable[Session]]
+Begin = Callable[[About, Path, Path, asyncio.Future[Any]], Awaitable[Session]]
+#: What the model should know of the copies, and the first checkpoint of each, in the making.
+Forks = tuple[list[str], list[asyncio.Task[Forked]]]
 
 
 class Branching:
@@ -65,23 +69,34 @@ class Branching:
             except BaseException:
                 parent.own(self._discard(parent, abouts, forking))
                 raise
-            return made, forking.result() + fenced
+            warnings, spares = forking.result()
+            for one, spare in zip(made, spares, strict=False):
+                one.own(one.copies.receive(one.about.spare, spare))
+            return made, warnings + fenced
         finally:
             for about in abouts:
                 del self._promised[about.id]
 
-    async def _fork(self, parent: Session, abouts: list[About], *, at: str | None, force: bool) -> list[str]:
-        warnings = await parent.copies.branch([start_request_of(about) for about in abouts], at=at, force=force)
+    async def _fork(self, parent: Session, abouts: list[About], *, at: str | None, force: bool) -> Forks:
+        copies = [start_request_of(about) for about in abouts]
+        spares = [
+            msgspec.structs.replace(copy, kernel=about.spare, beside=copy.kernel, copy_from="")
+            for about, copy in zip(abouts, copies, strict=True)
+        ]
+        wanted = spares if parent.copies.wanted else []
+        warnings, making = await parent.copies.branch(copies, wanted, at=at, force=force)
         for about in abouts:
             about.parent = {**(about.parent or {}), **({"warnings": warnings} if warnings else {})}
-        return warnings
+        return warnings, making
 
-    async def _discard(self, parent: Session, abouts: list[About], forking: asyncio.Future[list[str]]) -> None:
+    async def _discard(self, parent: Session, abouts: list[About], forking: asyncio.Future[Forks]) -> None:
         await asyncio.wait([forking])
         if forking.exception() is None:
-            await asyncio.gather(*(parent.launcher.discard(about.kernel) for about in abouts))
+            await asyncio.gather(*forking.result()[1], return_exceptions=True)
+            kernels = [kernel for about in abouts for kernel in (about.kernel, about.spare)]
+            await asyncio.gather(*(parent.launcher.discard(kernel) for kernel in kernels))
 
-    async def _fence(self, parent: Session, forking: asyncio.Future[list[str]]) -> list[str]:
+    async def _fence(self, parent: Session, forking: asyncio.Future[Forks]) -> list[str]:
         """Nobody has to wait for it: it is with the parent before any cell that comes later."""
         await asyncio.wait([forking])
         return await parent.copies.fence() if forking.exception() is None else []
@@ -102,7 +117,7 @@ class Branching:
         return place
 
     async def _wake(
-        self, parent: Session, abouts: list[About], files: Path, place: Path, forking: asyncio.Future[list[str]]
+        self, parent: Session, abouts: list[About], files: Path, place: Path, forking: asyncio.Future[Forks]
     ) -> list[Session]:
         beginning = (self._begin(about, files, place, forking) for about in abouts)
         results = await asyncio.gather(*beginning, return_exceptions=True)
@@ -128,6 +143,7 @@ def branch_about(
         about,
         id=new_id("s"),
         kernel=new_kernel_id(),
+        spare=new_kernel_id(),
         created_at=timestamp(now),
         labels={**about.labels, **(labels or {})},
         limits=about.limits if limits is None else _lowered(about.limits, limits),

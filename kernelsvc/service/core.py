@@ -397,7 +397,7 @@ class Service:
         most = settings.max_total_memory_bytes
         return not self._promised and count < settings.max_sessions and (most is None or promised <= most)
 
-    async def _begin_copy(self, about: About, parent: Path, place: Path, forked: asyncio.Future[list[str]]) -> Session:
+    async def _begin_copy(self, about: About, parent: Path, place: Path, forked: asyncio.Future[Any]) -> Session:
         return await self._begin(about, parent=parent, place=place, forked=forked)
 
     async def _begin(
@@ -406,7 +406,7 @@ class Service:
         *,
         parent: Path | None = None,
         place: Path | None = None,
-        forked: asyncio.Future[list[str]] | None = None,
+        forked: asyncio.Future[Any] | None = None,
         beside: Path | None = None,
         warm: Member | None = None,
     ) -> Session:

@@ -28,6 +28,7 @@ class About(msgspec.Struct, kw_only=True):
     family: str = ""
     home: str = ""
     copy_from: str = ""
+    spare: str = ""
     beside: str | None = None
 
 

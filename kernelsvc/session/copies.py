@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+#: Characters of code that a woken copy is told for its history.
+MAX_HISTORY = 100_000
+
+
 class Nobody:
     """A sink for a copy that is woken only to be forked: it runs no cell."""
 
@@ -266,31 +270,62 @@ class Copies:
             raise NotFound(f"The state before cell {wanted} is not kept any more; checkpoints are: {names}.")
         return kept[-1]
 
-    async def branch(self, copies: Sequence[StartRequest], *, at: str | None, force: bool) -> list[str]:
-        """Fork copies that other sessions will wake, all from one moment; returns what runs on in both, or is lost.
+    async def branch(
+        self, copies: Sequence[StartRequest], spares: Sequence[StartRequest], *, at: str | None, force: bool
+    ) -> tuple[list[str], list[asyncio.Task[Forked]]]:
+        """Fork copies that other sessions will wake, all from one moment.
 
         Args:
             copies: one request each, named by its kernel.
+            spares: more copies, which nobody waits for: a branch's first checkpoint each.
             at: a checkpoint's id or name, or None for now, after everything sent so far.
             force: fork although something would be lost.
 
         Raises:
             CannotFork, KernelDead, NotFound, Timeout: none of them is left.
+
+        Returns:
+            What runs on in both copies, or is lost; and the spares, in the making.
         """
         source = await self._branching_kernel(at)
-        try:
-            # All requests are with the kernel before any cell that comes later.
-            forking = (source.fork(request, mode="branch", force=force) for request in copies)
-            made = await asyncio.gather(*forking, return_exceptions=True)
-        finally:
-            if source is not self._session.kernel:
-                await source.end()
+        # All requests are with the kernel before any cell that comes later.
+        forking = [asyncio.ensure_future(source.fork(request, mode="branch", force=force)) for request in copies]
+        extra = [asyncio.ensure_future(source.fork(request, mode="checkpoint", force=force)) for request in spares]
+        if source is not self._session.kernel:
+            self._session.own(self._end_after(source, [*forking, *extra]))
+        made = await asyncio.gather(*forking, return_exceptions=True)
         failed = [one for one in made if isinstance(one, BaseException)]
         if failed:
-            there = [r.kernel for r, one in zip(copies, made, strict=True) if isinstance(one, Forked)]
+            await asyncio.gather(*extra, return_exceptions=True)
+            asked = zip([*copies, *spares], [*forking, *extra], strict=True)
+            there = [request.kernel for request, one in asked if one.exception() is None]
             await asyncio.gather(*(self._session.launcher.discard(kernel) for kernel in there))
             raise failed[0]
-        return list(dict.fromkeys(w for one in made if isinstance(one, Forked) for w in one.warnings))
+        return list(dict.fromkeys(w for one in made if isinstance(one, Forked) for w in one.warnings)), extra
+
+    async def _end_after(self, source: Kernel, forking: Sequence[asyncio.Future[Forked]]) -> None:
+        await asyncio.wait(forking)
+        await source.end()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether this session keeps automatic checkpoints."""
+        return self._keep > 0
+
+    async def receive(self, kernel: str, spare: asyncio.Future[Forked]) -> None:
+        """Take the copy that was made together with this branch as its first checkpoint, so that no cell is without."""
+        await asyncio.wait([spare])
+        session = self._session
+        if spare.exception() is not None:
+            return
+        late = bool(session.machine.checkpoints) or session.machine.present is not None
+        if late or session.state is SessionState.CLOSED:
+            await session.launcher.discard(kernel)
+            return
+        made = ev.CheckpointMade(
+            checkpoint=new_id("p"), kernel=kernel, auto=True, cost_ms=round(spare.result().cost_ms, 3)
+        )
+        session.record_quietly(made)
 
     async def fence(self, kernel: Kernel | None = None) -> list[str]:
         """Take from the kernel the right to write where the session's branches have their directories.
@@ -346,7 +381,25 @@ class Copies:
         if kernel is None:
             raise KernelDead(f"The checkpoint {checkpoint.id} is gone.")
         request = msgspec.structs.replace(session.start_request(), kernel=kernel, home="")
+        if sink is None:  # it goes on where others have been
+            count, ran = session.machine.execution_count, self._ran_since(checkpoint.after_cell)
+            request = msgspec.structs.replace(request, execution_count=count, ran=ran)
         return await session.launcher.wake(request, sink or session), request
+
+    def _ran_since(self, cell: str | None) -> dict[int, str]:
+        """Code that was run after a cell, by its count, as far as a history is worth it."""
+        records = list(self._session.machine.cells.values())
+        first = next((n + 1 for n, record in enumerate(records) if record.id == cell), 0)
+        ran: dict[int, str] = {}
+        left = MAX_HISTORY
+        for record in reversed(records[first:]):
+            if record.execution_count is not None and record.execution_count not in ran:
+                code = self._session.reading.cell(record.id).code
+                left -= len(code)
+                if left < 0:
+                    break
+                ran[record.execution_count] = code
+        return ran
 
     async def remake(self, checkpoint: Checkpoint) -> None:
         """Make the copy again that waking has used up, from the kernel that it became. ``hold`` comes first."""
