@@ -73,6 +73,15 @@ class ColdLauncher:
         """Names of the installed kernelspecs. Reads the disk."""
         return sorted(self._specs.find_kernel_specs())
 
+    def languages(self) -> dict[str, str]:
+        """The installed kernelspecs, and the language of each, empty where it can't be read. Reads the disk."""
+        found = {}
+        for name in self.list_kernelspecs():
+            found[name] = ""
+            with contextlib.suppress(NotFound, OSError, TypeError):
+                found[name] = self.language(name)
+        return found
+
     def language(self, template: str) -> str:
         """The language that a kernelspec says it runs.
 

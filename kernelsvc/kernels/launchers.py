@@ -32,7 +32,7 @@ class Launchers:
         self._forked = ForkedLauncher(self.host, runtime)
         self._cold = ColdLauncher(HostProcesses(self.host), runtime)
         self._found: set[Path] = set()
-        self._specs: list[str] = []
+        self._specs: dict[str, str] = {}  # name -> language
         self._specs_at = -SPECS_SECONDS
 
     async def start(self) -> None:
@@ -65,7 +65,7 @@ class Launchers:
     def _kernelspecs(self) -> list[str]:
         now = time.monotonic()
         if now - self._specs_at > SPECS_SECONDS:
-            self._specs, self._specs_at = self._cold.list_kernelspecs(), now
+            self._specs, self._specs_at = self._cold.languages(), now
         return [name for name in self._specs if name not in self.host.templates]
 
     def launcher(self, template: str) -> Launcher:
@@ -100,7 +100,8 @@ class Launchers:
     def templates(self) -> list[dict[str, Any]]:
         """What a session can be made from, as ``GET /v1/templates`` shows it."""
         forked = [{**about, "kind": "forked"} for about in self.host.templates.values()]
-        return [*forked, *({"name": name, "kind": "cold", "state": "ready"} for name in self._kernelspecs())]
+        cold = {"kind": "cold", "state": "ready"}
+        return [*forked, *({"name": name, **cold, "language": self._specs[name]} for name in self._kernelspecs())]
 
     def ready(self) -> bool:
         """Whether every template is up, so that a session would not wait for one."""

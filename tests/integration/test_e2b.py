@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -447,3 +448,18 @@ def test_a_sandbox_outlives_its_server(short_tmp: Any) -> None:
         assert box.door.ask("GET", f"/sandboxes/{paused.id}")[1]["state"] == "paused"
         box.door.ask("POST", f"/sandboxes/{paused.id}/connect", {})
         assert paused.text("x") == "3"
+
+
+def test_another_language_is_a_kernel_that_is_installed(short_tmp: Any) -> None:
+    spec = short_tmp / "jupyter" / "kernels" / "other"
+    spec.mkdir(parents=True)
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec.joinpath("kernel.json").write_text(json.dumps({"argv": command, "display_name": "S", "language": "snake"}))
+    with serving(short_tmp / "languages", env={"JUPYTER_PATH": str(short_tmp / "jupyter")}) as served:
+        box = Door(served).create()
+        box.run("open('f', 'w').write('shared')")
+        assert box.text("x = open('f').read(); x", language="snake") == "shared"
+        assert box.text("x", language="snake") == "shared"
+        languages = [each["language"] for each in box.ask("GET", "/contexts")[1]]
+        assert languages == ["python", "snake"]
+        assert box.ask("POST", "/execute", {"code": "1", "language": "snake", "env_vars": {"A": "1"}})[0] == 501

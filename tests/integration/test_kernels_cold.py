@@ -111,6 +111,7 @@ async def test_kernelspecs_are_listed(lab: Lab) -> None:
     lab.spec("mine", IPYKERNEL, language="snake")
     assert "mine" in lab.launcher().list_kernelspecs()
     assert lab.launcher().language("mine") == "snake"
+    assert lab.launcher().languages()["mine"] == "snake"
 
 
 @pytest.mark.parametrize("name", ["nosuch", "../x", "", "a b", "x" * 300])
