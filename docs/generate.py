@@ -31,6 +31,8 @@ from kernelsvc import errors, settings
 from kernelsvc.model import events as ev
 from kernelsvc.model.machine import MOVES
 from kernelsvc.protocol import native
+from kernelsvc.tools import TOOLS
+from kernelsvc.tools.schema import input_schema, output_schema
 from kernelsvc.transports import documents
 
 HERE = Path(__file__).parent
@@ -493,7 +495,37 @@ def branching_page() -> str:
     return BRANCHING + "\n".join(lines) + "\n" + BETWEEN
 
 
+def tools_page() -> str:
+    """Every tool that models are offered: its wording, its arguments, and what its facts are."""
+    lines = [
+        "# Tools",
+        "",
+        "What a model is offered, by [MCP](../howto/mcp.md) and by [function calling](../howto/function-calling.md) "
+        "alike. The wording is what the model reads. Every answer is text (and pictures) for the model; its *facts* "
+        "are the same for programs: MCP's structured content, `Outcome.facts`, LangChain's artifact. `kernelsvc tools` "
+        "prints the definitions as JSON.",
+    ]
+    for tool in TOOLS.values():
+        hints = {"changes nothing": tool.reads, "may lose something": tool.destroys, "safe to repeat": tool.repeats}
+        said = ", ".join(word for word, holds in hints.items() if holds)
+        lines += ["", f"## `{tool.name}`", "", tool.about, "", *([f"*{said}*", ""] if said else [])]
+        given = input_schema(tool)
+        if given["properties"]:
+            lines += ["| argument | type | default | |", "|---|---|---|---|"]
+            lines += [_argument(name, each, name in given["required"]) for name, each in given["properties"].items()]
+            lines.append("")
+        lines.append("Facts: " + ", ".join(f"`{name}`" for name in output_schema(tool)["properties"]) + ".")
+    return "\n".join(lines)
+
+
+def _argument(name: str, schema: dict[str, Any], required: bool) -> str:
+    default = "required" if required else f"`{schema['default']!r}`" if "default" in schema else ""
+    kind = " or ".join(f"`{each}`" for each in schema["enum"]) if "enum" in schema else schema["type"]
+    return f"| `{name}` | {kind} | {default} | {schema['description']} |"
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "docs/reference/tools.md": tools_page,
     "docs/reference/branching.md": branching_page,
     "docs/reference/events.md": events_page,
     "docs/reference/errors.md": errors_page,

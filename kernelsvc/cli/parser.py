@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     _looking(commands)
     _turning(commands)
     _recording(commands)
+    _models(commands)
     _machine(commands)
     return parser
 
@@ -243,6 +244,40 @@ def _recording(commands: _Commands) -> None:
     _json(replay)
     _session_options(replay)
     _own_server(replay)
+
+
+def _models(commands: _Commands) -> None:
+    mcp = commands.add(
+        "mcp",
+        "mcp:main",
+        "give a model sessions: MCP over standard input and output",
+        "Serve one MCP client over standard input and output: for hosts that start their tools as programs. In their\n"
+        'configuration: {"mcpServers": {"kernelsvc": {"command": "kernelsvc", "args": ["mcp"]}}}\n\n'
+        "It works on the server that --url, KERNELSVC_URL or your own running one names; sessions then outlive this\n"
+        "command. With none there it starts one for this client alone, which ends with it; its notebooks and logs\n"
+        "stay in --data-dir. A host that speaks HTTP needs no command: give it the server's address with /mcp behind\n"
+        "it, and the token as 'Authorization: Bearer TOKEN'.",
+    )
+    mcp.add_argument(
+        "--session", metavar="NAME|ID", help="what calls mean that name no session (default: one of this command's own)"
+    )
+    mcp.add_argument(
+        "--data-dir", metavar="DIR", help="where a server of its own keeps its record (default: mcp/1, or the first "
+        "that is free, in the user's data directory)",
+    )  # fmt: skip
+    _own_server(mcp)
+    tools = commands.add(
+        "tools",
+        "mcp:tools",
+        "print the tools that models are offered, for function calling",
+        "Print the definitions of the tools as JSON, as a request to a vendor's API takes them under 'tools'. What\n"
+        "carries out the calls that come back is kernelsvc.integrations.",
+    )
+    tools.add_argument(
+        "--format", choices=["openai", "openai-responses", "anthropic", "gemini"], default="openai",
+        help="whose form (default: openai, which is Chat Completions)",
+    )  # fmt: skip
+    tools.add_argument("tool", metavar="TOOL", nargs="*", help="only these (default: all)")
 
 
 def _machine(commands: _Commands) -> None:

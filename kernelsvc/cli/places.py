@@ -71,7 +71,7 @@ def _url(address: Address) -> str:
 
 @contextlib.asynccontextmanager
 async def private_server(
-    terminal: Terminal, *options: str, data_dir: Path | None = None, tcp: bool = False
+    terminal: Terminal, *options: str, data_dir: Path | None = None, tcp: bool = False, token: str | None = None
 ) -> AsyncIterator[Address]:
     """A server process of our own, ended with all its sessions at the end of the block.
 
@@ -80,13 +80,14 @@ async def private_server(
         options: more of ``kernelsvc serve``'s.
         data_dir: what stays after it; None leaves nothing.
         tcp: listen on a free port instead of a Unix socket that only we can open.
+        token: to be known by, so that an earlier run's sessions are one's own; None makes a fresh one.
 
     Raises:
         Unreachable: it did not start; its own words say why.
     """
     # unix(7) allows 108 bytes for a socket's path, so not in whatever long TMPDIR there is.
     home = Path(tempfile.mkdtemp(prefix="kernelsvc-", dir="/tmp"))
-    token = secrets.token_urlsafe(24)
+    token = token or secrets.token_urlsafe(24)
     listen = ["--port", "0"] if tcp else ["--uds", str(home / "s")]
     command = [
         *(sys.executable, "-m", "kernelsvc", "serve", *listen),

@@ -93,6 +93,7 @@ class Rest:
         repeat: bool | None = None,
         sink: Callable[[bytes], None] | None = None,
         restart: Callable[[], None] | None = None,
+        seen: dict[str, str] | None = None,
     ) -> bytes:
         """Ask and get bytes.
 
@@ -104,6 +105,7 @@ class Rest:
             repeat: whether the server may get it twice; None says so of GET alone.
             sink: takes the pieces of a good answer as they come, instead of the result.
             restart: called before a second try, to throw away what ``sink`` got.
+            seen: takes a good answer's headers, by their names in lower case.
 
         Raises:
             KernelsvcError: as ``json``.
@@ -113,7 +115,7 @@ class Rest:
         pause = 0.05
         while True:
             try:
-                answer = await self._once(method, path, body, headers or {}, sink)
+                answer = await self._once(method, path, body, headers or {}, sink, seen)
                 self._patience = self._retry_seconds
                 return answer
             except (OSError, StreamClosedError, HTTPClientError) as error:
@@ -134,7 +136,13 @@ class Rest:
         return ConnectionLost(method=f"{method} {path}")
 
     async def _once(
-        self, method: str, path: str, body: Body | None, headers: dict[str, str], sink: Callable[[bytes], None] | None
+        self,
+        method: str,
+        path: str,
+        body: Body | None,
+        headers: dict[str, str],
+        sink: Callable[[bytes], None] | None,
+        seen: dict[str, str] | None,
     ) -> bytes:
         answer = _Answer(sink)
         request = HTTPRequest(
@@ -154,6 +162,8 @@ class Rest:
             raise response.error or OSError("no answer")
         if response.code >= 400:
             raise error_of(response.code, answer.kept())
+        if seen is not None:
+            seen.update((name.lower(), value) for name, value in response.headers.get_all())
         return answer.kept()
 
     def close(self) -> None:

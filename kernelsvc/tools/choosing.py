@@ -14,7 +14,8 @@ from kernelsvc.tools.port import Desk
 
 #: The label that carries a session's name, so that it is found again by another connection or a later server.
 LABEL = "tool-session"
-_ID = re.compile(r"^s_?[0-9a-f]{8,}$")
+#: What a session's id looks like; a name of this shape would be taken for one.
+_ID = re.compile(r"^s_[0-9a-f]{16}$")
 _PAGE = 20
 
 MADE_ANEW = "Your session of that name has ended; this is a new one with empty variables (its files are new too)."
@@ -24,7 +25,7 @@ class Memory:
     """What calls of one caller remember of each other: ids by name. May be forgotten; labels find them again.
 
     Attributes:
-        default: the name that stands for no name.
+        default: the name, or the id, that stands for none.
         title: what new sessions are called, for people.
     """
 
@@ -47,7 +48,7 @@ class Chooser:
         Raises:
             NotFound: there is none; the message says how one is made.
         """
-        if wanted is not None and (by_id := await self._by_id(wanted)) is not None:
+        if (by_id := await self._by_id(wanted or self._memory.default)) is not None:
             return by_id
         found = await self._named(wanted or self._memory.default)
         if found is None:
@@ -61,7 +62,7 @@ class Chooser:
             NotFound: an id that is nobody's.
             KernelsvcError: no session can be made now.
         """
-        if wanted is not None and (by_id := await self._by_id(wanted)) is not None:
+        if (by_id := await self._by_id(wanted or self._memory.default)) is not None:
             return by_id, None
         name = wanted or self._memory.default
         async with self._memory.lock:
@@ -80,14 +81,14 @@ class Chooser:
         return made
 
     async def _by_id(self, wanted: str) -> Session | None:
+        """The session of this id; None for what is no id but a name."""
+        if not _ID.match(wanted):
+            return None
         try:
             return await self._desk.call("session.get", {"session": wanted}, Session)
         except NotFound:
-            if _ID.match(wanted):
-                raise NotFound(
-                    f"There is no session {wanted!r}; list_sessions shows yours, or leave 'session' out."
-                ) from None
-            return None
+            advice = f"There is no session {wanted!r}; list_sessions shows yours, or leave 'session' out."
+            raise NotFound(advice) from None
 
     async def _named(self, name: str) -> Session | None:
         if (id := self._memory.ids.get(name)) is not None:

@@ -1,0 +1,96 @@
+"""``kernelsvc mcp``: MCP over standard input and output; ``kernelsvc tools``: the tools' definitions."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+
+from kernelsvc import settings as conf
+from kernelsvc.cli.places import client_of, private_server
+from kernelsvc.cli.terminal import Terminal
+from kernelsvc.client import AsyncClient, Unreachable
+from kernelsvc.client.address import find
+from kernelsvc.client.desk import ClientDesk
+from kernelsvc.client.values import new_id
+from kernelsvc.errors import Conflict
+from kernelsvc.tools import Toolbox, definitions
+from kernelsvc.tools.choosing import Memory
+
+#: Data directories for servers that ``kernelsvc mcp`` starts: each is one server's at a time.
+MAX_PLACES = 64
+
+
+def tools(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Print the tools' definitions."""
+    found = definitions(args.format, args.tool or None)
+    terminal.line(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    return 0
+
+
+async def main(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Serve one MCP client until it closes our standard input."""
+    # Not before somebody speaks MCP: these imports take a second.
+    from mcp.server.stdio import stdio_server
+
+    from kernelsvc.transports.mcp.server import make_server
+
+    async with _client(args, terminal) as client:
+        desk = ClientDesk(client)
+        toolbox = Toolbox(desk, Memory(args.session or new_id("mcp"), "MCP"))
+        server = make_server(lambda ctx: (toolbox, desk))
+        async with stdio_server() as (reading, writing):
+            await server.run(reading, writing, server.create_initialization_options())
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def _client(args: argparse.Namespace, terminal: Terminal) -> AsyncIterator[AsyncClient]:
+    """A client of the server that is meant, else of one that ends with us and leaves its record."""
+    try:
+        address = None if args.private else find(args.url, args.token)
+    except Unreachable:
+        address = None
+    if address is not None:
+        async with client_of(args) as client:
+            yield client
+        return
+    with _place(Path(args.data_dir) if args.data_dir else None) as place:
+        async with (
+            private_server(terminal, data_dir=place, token=_token(place)) as own,
+            AsyncClient(f"unix:{own.uds}", own.token) as client,
+        ):
+            terminal.say(f"kernelsvc mcp: a server for this client alone; its notebooks stay in {place}")
+            yield client
+
+
+def _token(place: Path) -> str:
+    """The token of this directory's servers: its principal owns the sessions of earlier runs too."""
+    path = place / "mcp.token"
+    if not path.exists():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(24))
+    return path.read_text("utf-8").strip() or secrets.token_urlsafe(24)
+
+
+@contextlib.contextmanager
+def _place(chosen: Path | None) -> Iterator[Path]:
+    """A data directory that no other ``kernelsvc mcp`` uses now."""
+    root = conf.load(env=os.environ).data_path() / "mcp"
+    candidates = [chosen] if chosen else [root / str(number) for number in range(1, MAX_PLACES + 1)]
+    for place in candidates:
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (place / "mcp.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            yield place
+            return
+    raise Conflict(f"{candidates[0]} is in use by another 'kernelsvc mcp'; give another --data-dir.")

@@ -1,0 +1,39 @@
+"""Anthropic's Messages API."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from kernelsvc.integrations.calling import Answered, Call, Vendor, field
+from kernelsvc.tools import Outcome
+
+
+def _calls(reply: Any) -> list[Call]:
+    return [
+        Call(id=field(block, "id"), name=field(block, "name"), arguments=field(block, "input"))
+        for block in field(reply, "content", [])
+        if field(block, "type") == "tool_use"
+    ]
+
+
+def _content(outcome: Outcome) -> list[dict[str, Any]]:
+    # The API refuses an empty text block.
+    blocks: list[dict[str, Any]] = [{"type": "text", "text": outcome.text}] if outcome.text.strip() else []
+    for picture in outcome.pictures:
+        source = {"type": "base64", "media_type": picture.mime, "data": base64.b64encode(picture.data).decode()}
+        blocks.append({"type": "image", "source": source})
+    return blocks
+
+
+def _answers(answered: Answered) -> list[dict[str, Any]]:
+    """One user's message with a result for each call."""
+    results = [
+        {"type": "tool_result", "tool_use_id": call.id, "content": _content(outcome), "is_error": outcome.failed}
+        for call, outcome in answered
+    ]
+    return [{"role": "user", "content": results}] if results else []
+
+
+_VENDOR = Vendor("anthropic", _calls, _answers)
+tools, run, arun = _VENDOR.tools, _VENDOR.run, _VENDOR.arun

@@ -1,0 +1,154 @@
+"""What all vendors' formats have in common: the tools, the calls in a reply, and their answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from msgspec import Struct
+
+from kernelsvc.client import AsyncClient
+from kernelsvc.client.blocking import _Loop
+from kernelsvc.client.desk import ClientDesk
+from kernelsvc.client.values import new_id
+from kernelsvc.errors import BadRequest, KernelsvcError
+from kernelsvc.tools import Outcome, Toolbox, definitions
+from kernelsvc.tools.choosing import Memory
+from kernelsvc.tools.outcome import refusal
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """One call that a model asks for.
+
+    Attributes:
+        id: the vendor's, which the answer names.
+        name: the tool.
+        arguments: an object, or the JSON text of one.
+    """
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any] | str | None = None
+
+
+class AsyncTools:
+    """The tools over a server, for code with an event loop.
+
+    Args:
+        url: as ``AsyncClient`` takes it.
+        token: as ``AsyncClient`` takes it.
+        session: the session that calls mean when the model names none: an id, or a name that is found again later.
+            Default: one of this object's own, made at its first use.
+    """
+
+    def __init__(self, url: str | None = None, token: str | None = None, *, session: str | None = None) -> None:
+        self._client = AsyncClient(url, token)
+        self._toolbox = Toolbox(ClientDesk(self._client), Memory(session or new_id("tools"), session or "tools"))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the server. Sessions live on until they are closed or expire."""
+        await self._client.close()
+
+    async def call(self, name: str, arguments: Mapping[str, Any] | str | None = None) -> Outcome:
+        """Carry out one call. Safe to cancel: a cell that was accepted goes on.
+
+        Args:
+            name: the tool.
+            arguments: as the model gave them, an object or its JSON text.
+
+        Returns:
+            what happened; whatever a model can get wrong is an outcome that tells it so.
+        """
+        try:
+            return await self._toolbox.call(name, _object(arguments))
+        except KernelsvcError as error:
+            return refusal(error)
+
+
+def _object(arguments: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(f"The arguments are no JSON ({error}); send them again.") from None
+    if arguments is not None and not isinstance(arguments, Mapping):
+        raise BadRequest("The arguments must be a JSON object; send them again.")
+    return dict(arguments or {})
+
+
+async def _made(url: str | None, token: str | None, session: str | None) -> AsyncTools:
+    return AsyncTools(url, token, session=session)
+
+
+class Tools:
+    """``AsyncTools`` for code without an event loop: the same arguments and methods, awaited for you."""
+
+    def __init__(self, url: str | None = None, token: str | None = None, *, session: str | None = None) -> None:
+        self._loop = _Loop()
+        try:
+            self._inner = self._loop.run(_made(url, token, session))
+        except BaseException:
+            self._loop.stop()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the server. Sessions live on until they are closed or expire."""
+        if not self._loop.closed:
+            self._loop.run(self._inner.close())
+            self._loop.stop()
+
+    def call(self, name: str, arguments: Mapping[str, Any] | str | None = None) -> Outcome:
+        """Carry out one call; see ``AsyncTools.call``."""
+        return self._loop.run(self._inner.call(name, arguments))
+
+
+Answered = list[tuple[Call, Outcome]]
+
+
+class Vendor(Struct, frozen=True):
+    """One vendor's format.
+
+    Attributes:
+        format: of the definitions.
+        calls: the calls in a reply.
+        answers: the messages that answer them; none for no call.
+    """
+
+    format: str
+    calls: Callable[[Any], list[Call]]
+    answers: Callable[[Answered], list[dict[str, Any]]]
+
+    def tools(self, names: list[str] | None = None) -> list[dict[str, Any]]:
+        """What a request's ``tools`` takes; ``names`` chooses some."""
+        return definitions(self.format, names)
+
+    def run(self, tools: Tools, reply: Any) -> list[dict[str, Any]]:
+        """Carry out the calls in a reply, in order.
+
+        Returns:
+            the messages to append after the reply; empty when the model called nothing.
+        """
+        return self.answers([(call, tools.call(call.name, call.arguments)) for call in self.calls(reply)])
+
+    async def arun(self, tools: AsyncTools, reply: Any) -> list[dict[str, Any]]:
+        """``run``, awaited."""
+        return self.answers([(call, await tools.call(call.name, call.arguments)) for call in self.calls(reply)])
+
+
+def field(thing: Any, name: str, default: Any = None) -> Any:
+    """A field of a vendor's object, or of the JSON that it stands for."""
+    found = thing.get(name, default) if isinstance(thing, Mapping) else getattr(thing, name, default)
+    return default if found is None else found

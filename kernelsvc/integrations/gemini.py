@@ -1,0 +1,44 @@
+"""Google's Gemini API (``google-genai``)."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from kernelsvc.integrations.calling import Answered, Call, Vendor, field
+
+
+def _calls(reply: Any) -> list[Call]:
+    """The calls in a response, or in its content."""
+    candidates = field(reply, "candidates", [])
+    content = field(candidates[0], "content") if candidates else reply
+    found = [_either(part, "function_call", "functionCall") for part in field(content, "parts", [])]
+    return [
+        Call(id=field(call, "id", ""), name=field(call, "name"), arguments=field(call, "args"))
+        for call in found
+        if call is not None
+    ]
+
+
+def _either(part: Any, *names: str) -> Any:
+    return next((found for name in names if (found := field(part, name)) is not None), None)
+
+
+def _answers(answered: Answered) -> list[dict[str, Any]]:
+    """One content with a response for each call, pictures behind them."""
+    parts: list[dict[str, Any]] = []
+    for call, outcome in answered:
+        said = {"error" if outcome.failed else "output": outcome.text}
+        answer: dict[str, Any] = {"name": call.name, "response": said}
+        if call.id:
+            answer["id"] = call.id
+        parts.append({"functionResponse": answer})
+    for _, outcome in answered:
+        for picture in outcome.pictures:
+            data = base64.b64encode(picture.data).decode()
+            parts.append({"inlineData": {"mimeType": picture.mime, "data": data}})
+    return [{"role": "user", "parts": parts}] if parts else []
+
+
+_VENDOR = Vendor("gemini", _calls, _answers)
+tools, run, arun = _VENDOR.tools, _VENDOR.run, _VENDOR.arun

@@ -1,0 +1,56 @@
+"""LangChain: the tools as its own, to bind to any of its models or agents."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+from typing import Any
+
+from kernelsvc.integrations.calling import AsyncTools, Tools
+from kernelsvc.tools import TOOLS, Outcome, Tool
+from kernelsvc.tools.schema import input_schema
+
+_Answer = tuple[list[dict[str, Any]], dict[str, Any] | None]
+
+
+def tools(over: Tools | AsyncTools, names: list[str] | None = None) -> list[Any]:
+    """LangChain's ``StructuredTool`` for each tool. Needs the package ``langchain-core``.
+
+    The content of a tool's message is text and pictures as LangChain's content blocks; its artifact are the facts. A
+    failure is content too, so that the model reads it.
+
+    Args:
+        over: the tools to call; ``AsyncTools`` gives tools that can only be awaited.
+        names: which; None takes all.
+    """
+    kind = importlib.import_module("langchain_core.tools").StructuredTool
+    return [_tool(kind, TOOLS[name], over) for name in names or TOOLS]
+
+
+def _tool(kind: Any, tool: Tool, over: Tools | AsyncTools) -> Any:
+    def call(**arguments: Any) -> _Answer:
+        if isinstance(over, AsyncTools):
+            raise TypeError("These tools can only be awaited: use ainvoke, or make them over Tools.")
+        return _answer(over.call(tool.name, arguments))
+
+    async def acall(**arguments: Any) -> _Answer:
+        if isinstance(over, Tools):
+            raise TypeError("These tools can't be awaited: use invoke, or make them over AsyncTools.")
+        return _answer(await over.call(tool.name, arguments))
+
+    more = {"func": call} if isinstance(over, Tools) else {"coroutine": acall}
+    return kind(
+        name=tool.name,
+        description=tool.about,
+        args_schema=input_schema(tool),
+        response_format="content_and_artifact",
+        **more,
+    )
+
+
+def _answer(outcome: Outcome) -> _Answer:
+    content: list[dict[str, Any]] = [{"type": "text", "text": outcome.text}]
+    for picture in outcome.pictures:
+        data = base64.b64encode(picture.data).decode()
+        content.append({"type": "image", "base64": data, "mime_type": picture.mime})
+    return content, outcome.facts

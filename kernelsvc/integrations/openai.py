@@ -1,0 +1,66 @@
+"""OpenAI: Chat Completions (``run``) and the Responses API (``responses.run``), and what is compatible with them."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from kernelsvc.integrations.calling import Answered, Call, Vendor, field
+from kernelsvc.tools import Picture
+
+
+def _calls(reply: Any) -> list[Call]:
+    """The calls in a completion, or in its message."""
+    choices = field(reply, "choices", [])
+    message = field(choices[0], "message") if choices else reply
+    return [
+        Call(id=field(call, "id"), name=field(field(call, "function"), "name"),
+             arguments=field(field(call, "function"), "arguments"))
+        for call in field(message, "tool_calls", [])
+        if field(call, "type", "function") == "function"
+    ]  # fmt: skip
+
+
+def _answers(answered: Answered) -> list[dict[str, Any]]:
+    """A tool message for each call; pictures, which a tool message can't hold, in a user's message behind them."""
+    messages: list[dict[str, Any]] = [
+        {"role": "tool", "tool_call_id": call.id, "content": outcome.text} for call, outcome in answered
+    ]
+    shown = [
+        {"type": "image_url", "image_url": {"url": _url(picture)}}
+        for _, outcome in answered
+        for picture in outcome.pictures
+    ]
+    if shown:
+        words = {"type": "text", "text": "The pictures that the tool calls showed:"}
+        messages.append({"role": "user", "content": [words, *shown]})
+    return messages
+
+
+def _url(picture: Picture) -> str:
+    return f"data:{picture.mime};base64,{base64.b64encode(picture.data).decode()}"
+
+
+def _response_calls(reply: Any) -> list[Call]:
+    return [
+        Call(id=field(item, "call_id"), name=field(item, "name"), arguments=field(item, "arguments"))
+        for item in field(reply, "output", [])
+        if field(item, "type") == "function_call"
+    ]
+
+
+def _response_answers(answered: Answered) -> list[dict[str, Any]]:
+    """An output item for each call, its pictures within."""
+    items = []
+    for call, outcome in answered:
+        parts: list[dict[str, Any]] = [{"type": "input_text", "text": outcome.text}]
+        parts += [{"type": "input_image", "image_url": _url(picture), "detail": "auto"} for picture in outcome.pictures]
+        output: Any = parts if outcome.pictures else outcome.text
+        items.append({"type": "function_call_output", "call_id": call.id, "output": output})
+    return items
+
+
+_CHAT = Vendor("openai", _calls, _answers)
+tools, run, arun = _CHAT.tools, _CHAT.run, _CHAT.arun
+#: The Responses API.
+responses = Vendor("openai-responses", _response_calls, _response_answers)

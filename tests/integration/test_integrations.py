@@ -1,0 +1,81 @@
+"""Function calling against a real server, with replies as the vendors' APIs send them, in plain JSON."""
+
+from __future__ import annotations
+
+import base64
+import json
+from types import SimpleNamespace
+
+import pytest
+from served import Served
+
+from kernelsvc.integrations import AsyncTools, Tools, anthropic, gemini, openai
+
+PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+
+
+@pytest.fixture
+def tools(served: Served):
+    with Tools(served.url, served.token) as tools:
+        yield tools
+        session = tools.call("list_sessions").facts["sessions"][0]["session"]
+        tools.call("close_session", {"session": session})
+
+
+def test_anthropic(tools):
+    calls = [{"type": "text", "text": "Let me see."}]
+    calls += [{"type": "tool_use", "id": "t1", "name": "run_code", "input": {"code": "x = 6\nx * 7"}}]
+    calls += [{"type": "tool_use", "id": "t2", "name": "run_code", "input": {"code": PLOT}}]
+    calls += [{"type": "tool_use", "id": "t3", "name": "run_code", "input": {"code": "1/0"}}]
+    (message,) = anthropic.run(tools, SimpleNamespace(role="assistant", content=calls))
+    first, second, third = message["content"]
+    assert message["role"] == "user"
+    assert (first["type"], first["tool_use_id"], first["is_error"]) == ("tool_result", "t1", False)
+    assert first["content"][0]["text"].startswith("42\n")
+    assert second["content"][1]["source"]["media_type"] == "image/png"
+    assert base64.b64decode(second["content"][1]["source"]["data"]).startswith(b"\x89PNG")
+    assert third["is_error"]
+    assert anthropic.run(tools, {"content": [{"type": "text", "text": "Done."}]}) == []
+
+
+def test_openai(tools):
+    function = {"name": "run_code", "arguments": json.dumps({"code": "print('hi')\n" + PLOT})}
+    broken = {"name": "run_code", "arguments": '{"code": '}
+    unknown = {"name": "run_cobol", "arguments": "{}"}
+    calls = [{"id": str(n), "type": "function", "function": f} for n, f in enumerate([function, broken, unknown])]
+    reply = {"choices": [{"message": {"role": "assistant", "tool_calls": calls}}]}
+    said, wrong, missing, shown = openai.run(tools, reply)
+    assert (said["role"], said["tool_call_id"]) == ("tool", "0")
+    assert said["content"].startswith("hi\n")
+    assert "no JSON" in wrong["content"]
+    assert "run_code" in missing["content"]
+    assert shown["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert openai.run(tools, {"choices": [{"message": {"content": "Done."}}]}) == []
+
+
+def test_openai_responses(tools):
+    call = {"type": "function_call", "call_id": "c1", "name": "run_code", "arguments": json.dumps({"code": PLOT})}
+    (item,) = openai.responses.run(tools, {"output": [{"type": "reasoning"}, call]})
+    assert (item["type"], item["call_id"]) == ("function_call_output", "c1")
+    assert [part["type"] for part in item["output"]] == ["input_text", "input_image"]
+
+
+def test_gemini(tools):
+    parts = [{"functionCall": {"name": "run_code", "args": {"code": PLOT}}}, {"text": "…"}]
+    parts += [{"functionCall": {"id": "g2", "name": "run_code", "args": {"code": "1/0"}}}]
+    (content,) = gemini.run(tools, {"candidates": [{"content": {"role": "model", "parts": parts}}]})
+    first, second, picture = content["parts"]
+    assert "output" in first["functionResponse"]["response"]
+    assert second["functionResponse"]["id"] == "g2"
+    assert "ZeroDivisionError" in second["functionResponse"]["response"]["error"]
+    assert picture["inlineData"]["mimeType"] == "image/png"
+
+
+async def test_awaited_and_in_a_session_of_a_name(served: Served):
+    call = {"type": "tool_use", "id": "t", "name": "run_code", "input": {"code": "n = globals().get('n', 0) + 1\nn"}}
+    for expected in ("1\n", "2\n"):
+        async with AsyncTools(served.url, served.token, session="counting") as tools:
+            (message,) = await anthropic.arun(tools, {"content": [call]})
+            assert message["content"][0]["content"][0]["text"].startswith(expected)
+    async with AsyncTools(served.url, served.token) as tools:
+        assert not (await tools.call("close_session", {"session": "counting"})).failed
