@@ -14,11 +14,9 @@ and after any send or receive the socket must be asked again. So every wake-up
 drains all sockets until they are empty, at most ``SLICE_MESSAGES`` and about
 ``SLICE_BYTES`` at a time before the loop gets its turn.
 
-A connection that breaks while the process lives is a message above the limit
-(libzmq then hangs up) or a kernel that closed its socket: neither can go on.
-Not bounded here: parts of one message that never ends. libzmq keeps them until
-the last part, and no option of it limits their sum; only a program that speaks
-ZMTP by hand can send them, since libzmq as a sender keeps them itself.
+A connection that breaks while the process lives is a message above the limit or a
+kernel that closed its socket: neither can go on. What one message may have, all its
+parts together, is counted before libzmq gets to see it (``cold_relay``).
 
 A connection that breaks because the process died tells that all it had sent has
 been read, which is how the last words of a kernel are known to be complete.
@@ -36,6 +34,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from kernelsvc.kernels.cold_messages import MAX_PARTS, Channel, Garbled, Key, decode
+from kernelsvc.kernels.cold_relay import Relay
 from kernelsvc.kernels.port import Message
 
 #: Messages handled before the event loop gets its turn.
@@ -60,9 +59,13 @@ class Connection:
     ports: dict[Channel, int]
     identity: str
 
+    def socket(self, channel: Channel) -> str:
+        """Where the kernel's socket of a channel lies."""
+        return f"{self.path}-{self.ports[channel]}"
+
     def url(self, channel: Channel) -> str:
-        """The address of a channel."""
-        return f"ipc://{self.path}-{self.ports[channel]}"
+        """Its address as ZMQ has it."""
+        return f"ipc://{self.socket(channel)}"
 
 
 class Channels:
@@ -72,7 +75,7 @@ class Channels:
         context: shared by all kernels of a server.
         connection: where they are.
         key: what both sides sign with.
-        max_message_bytes: a larger part of a message breaks its connection.
+        max_message_bytes: a larger message breaks its connection.
         on_messages: gets what one drain brought, in order per channel, iopub first.
         on_garbled: the kernel broke the protocol; nothing is read any more.
         on_lag: asked to stop (True) and to continue (False) the kernel.
@@ -106,6 +109,7 @@ class Channels:
         self._scheduled: asyncio.Handle | None = None
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._monitors: dict[Channel, zmq.Socket[bytes]] = {}
+        self._relays: dict[Channel, Relay] = {}
         self._hung_up: set[Channel] = set()
         for channel in ("iopub", "shell", "control", "stdin"):
             self._open(context, channel, connection)
@@ -124,7 +128,10 @@ class Channels:
         if channel in ("iopub", "shell"):
             monitor = self._monitors[channel] = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             self._loop.add_reader(monitor.FD, self._wake)
-        socket.connect(connection.url(channel))
+        # The relay keeps the connection while the kernel starts, and libzmq must not lose patience meanwhile.
+        socket.set(zmq.HANDSHAKE_IVL, 0)
+        relay = self._relays[channel] = Relay(connection.socket(channel), self._max, self._garbled)
+        socket.connect(relay.url)
         self._sockets[channel] = socket
         self._loop.add_reader(socket.FD, self._wake)
         self._wake()
@@ -226,6 +233,11 @@ class Channels:
 
     # -- the end ------------------------------------------------------------------------
 
+    def _garbled(self, why: str) -> None:
+        if not self._closed:
+            self.close()
+            self._on_garbled(why)
+
     def _watch_monitors(self) -> None:
         for channel, monitor in self._monitors.items():
             with contextlib.suppress(zmq.Again):
@@ -260,3 +272,5 @@ class Channels:
                 monitor.close(0)
             self._loop.remove_reader(socket.FD)
             socket.close(0)
+        for relay in self._relays.values():
+            relay.close()

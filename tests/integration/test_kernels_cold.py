@@ -410,3 +410,38 @@ async def test_it_can_t_be_forked(lab: Lab) -> None:
     with pytest.raises(KernelDead):
         await lab.launcher().wake(lab.request("python3"), lab.sink)
     await lab.launcher().discard("anything")
+
+
+ENDLESS = """
+import json, os, socket
+from ipykernel.connect import get_connection_file
+
+about = json.load(open(get_connection_file()))
+ours = f"{about['ip']}-{about['iopub_port']}"
+part = b"\\x03" + (1 << 20).to_bytes(8, "big") + bytes(1 << 20)  # ZMTP: a large frame, and more to come
+for fd in sorted(map(int, os.listdir("/proc/self/fd"))):
+    try:
+        connection = socket.socket(fileno=os.dup(fd))
+        connection.getpeername()
+    except OSError:
+        continue
+    if connection.getsockname() == ours:
+        connection.setblocking(True)
+        while True:
+            connection.sendall(part)
+"""
+
+
+async def test_a_message_that_never_ends_costs_no_memory_and_ends_the_kernel(lab: Lab) -> None:
+    kernel = await lab.start(max_message_bytes=8 << 20)
+    await lab.run(kernel, "1")
+    before = psutil.Process().memory_info().rss
+    kernel.execute("c", ENDLESS)
+    most = before
+    async with asyncio.timeout(30):
+        while not lab.sink.exits:
+            most = max(most, psutil.Process().memory_info().rss)
+            await asyncio.sleep(0.01)
+    assert lab.sink.exits[0].cause is Cause.PROTOCOL
+    assert f"a message above {8 << 20} bytes" in lab.sink.exits[0].message
+    assert most - before < 64 << 20
