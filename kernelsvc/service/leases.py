@@ -70,7 +70,7 @@ class Leases:
         most = self._limits.lifetime_seconds
         if most is not None and seconds > most:
             raise LimitTooHigh(
-                f"A lease of {seconds:g} s is above this server's {most:g}; ask for at most that.",
+                f"A lease of {seconds:.0f} s is above this server's {most:.0f}; ask for at most that.",
                 limit="lifetime_seconds",
                 wanted=seconds,
                 allowed=most,

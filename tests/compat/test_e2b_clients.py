@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(INSTALL_SECONDS + RUN_SECOND
 PYTHON = ("e2b-code-interpreter==2.11.5", "e2b==2.63.0", "pytest")
 JAVASCRIPT = ("@e2b/code-interpreter@2.8.0", "e2b@2.51.0")
 SMOLAGENTS = ("smolagents==1.26.0", "e2b-code-interpreter==2.11.5", "python-dotenv", "pytest")
+CLI = ("@e2b/cli@2.19.0",)
 CHARTS = ("e2b-charts==1.0.0",)
 
 
@@ -51,3 +52,20 @@ def test_the_javascript_client(served: Served, tmp_path: Path) -> None:
 
 def test_charts_are_those_of_e2bs_own_extractor() -> None:
     run(python_with(*CHARTS), CLIENTS / "e2b_charts_peer.py", charts.__file__)
+
+
+def test_the_command_line(served: Served, tmp_path: Path) -> None:
+    cli = node_with(*CLI) / "node_modules" / ".bin" / "e2b"
+    env = clean_env(HOME=str(tmp_path), E2B_API_URL=served.url, E2B_SANDBOX_URL=served.url, E2B_API_KEY=served.token)
+
+    def said(*words: str) -> str:
+        done = subprocess.run([cli, "sandbox", *words], capture_output=True, text=True, timeout=RUN_SECONDS, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    session = served.call("POST", "/v1/sessions", {"labels": {"of": "the command line"}})["id"]
+    assert session in said("list")
+    assert "the command line" in said("info", session)
+    assert "Memory" in said("metrics", session)
+    assert "killed" in said("kill", session)
+    assert session not in said("list")

@@ -83,7 +83,7 @@ class ControlHandler(E2bHandler):
             raise BadRequest("timeout must be a number of seconds, 0 or more.")
         most = self.context.settings.limits.lifetime_seconds
         if most is not None and value > most:
-            raise LimitTooHigh(f"A timeout of {value:g} s is above this server's {most:g}; ask for at most that.")
+            raise LimitTooHigh(f"A timeout of {value:.0f} s is above this server's {most:.0f}; ask for at most that.")
         return float(value)
 
     def query_fields(self) -> dict[str, str]:

@@ -42,10 +42,10 @@ ENVD_VERSION = "0.6.4"
 DEFAULT_SECONDS = 300
 #: Fields of a request that ask for what is not here; each may be there and empty.
 _LACKING = {
-    "network": "rules for the network",
-    "iam": "workload identity",
-    "volumeMounts": "volumes",
-    "mcp": "an MCP gateway inside the sandbox; POST /mcp speaks to the whole server",
+    "network": "There are no rules for one sandbox's network here.",
+    "iam": "There is no workload identity here.",
+    "volumeMounts": "There are no volumes here.",
+    "mcp": "There is no MCP gateway in a sandbox; MCP clients speak to this server at /mcp.",
 }
 #: What switches on, in a session's process, the results that only this door shows.
 ENVIRONMENT = {"E2B_SANDBOX": "true"}
@@ -80,7 +80,7 @@ def decode(asked: Mapping[str, Any]) -> NewSandbox:
         raise BadRequest(f"The sandbox can't be made: {error}.") from None
     for name, what in _LACKING.items():
         if getattr(wanted, name):
-            raise NotSupported(f"There is no {what} here; leave {name!r} out.")
+            raise NotSupported(f"{what} Leave {name!r} out.")
     return wanted
 
 
