@@ -19,6 +19,7 @@ to psutil.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -281,16 +282,22 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Watchdog:
-    """Keeps what is remembered between passes: disks are walked in turn, a few a pass.
+    """Keeps what is remembered between passes.
+
+    Directories are walked in turn, those of sessions that have computed something since
+    the last pass before all others: nobody else can have written.
 
     Args:
-        disks_per_pass: how many sessions' directories one pass walks.
+        disks_per_pass: how many directories of sessions at rest one pass walks.
+        disk_seconds: for the directories of the others; who is left over is first the next time.
     """
 
-    def __init__(self, *, disks_per_pass: int = 4) -> None:
+    def __init__(self, *, disks_per_pass: int = 4, disk_seconds: float = 0.05) -> None:
         self._disks_per_pass = disks_per_pass
+        self._disk_seconds = disk_seconds
         self._disks: dict[str, int] = {}
-        self._turn: list[str] = []
+        self._walked: dict[str, float] = {}
+        self._spent: dict[str, float] = {}
 
     def look(self, sessions: Mapping[str, Watched]) -> tuple[dict[str, Use], dict[str, list[Breach]]]:
         """One pass over all sessions; blocks for about 10 ms at 200 of them.
@@ -299,7 +306,7 @@ class Watchdog:
             What each uses, and the breaches of those that have any.
         """
         uses = group(walk(), [watched.root for watched in sessions.values()], own=os.getpid())
-        self._walk_disks(sessions)
+        self._walk_disks(sessions, {name: uses[watched.root].cpu_seconds for name, watched in sessions.items()})
         seen: dict[str, Use] = {}
         breaches: dict[str, list[Breach]] = {}
         for name, watched in sessions.items():
@@ -312,13 +319,28 @@ class Watchdog:
                 breaches[name] = found
         return seen, breaches
 
-    def _walk_disks(self, sessions: Mapping[str, Watched]) -> None:
+    def _walk_disks(self, sessions: Mapping[str, Watched], spent: dict[str, float]) -> None:
         self._disks = {name: size for name, size in self._disks.items() if name in sessions}
-        self._turn = [name for name in self._turn if name in sessions] or list(sessions)
-        for name in self._turn[: self._disks_per_pass]:
-            if sessions[name].limits.disk_bytes is not None and "disk_bytes" not in sessions[name].hard:
-                self._disks[name] = disk_usage(sessions[name].workdir)
-        self._turn = self._turn[self._disks_per_pass :]
+        self._walked = {name: when for name, when in self._walked.items() if name in sessions}
+        wanted = [
+            name
+            for name, watched in sessions.items()
+            if watched.limits.disk_bytes is not None and "disk_bytes" not in watched.hard
+        ]
+        wanted.sort(key=lambda name: self._walked.get(name, 0.0))
+        busy = [name for name in wanted if name in self._spent and spent[name] != self._spent[name]]
+        self._spent = spent
+        until = time.monotonic() + self._disk_seconds
+        for name in busy:
+            self._walk(name, sessions[name])
+            if time.monotonic() > until:
+                break
+        for name in [name for name in wanted if name not in busy][: self._disks_per_pass]:
+            self._walk(name, sessions[name])
+
+    def _walk(self, name: str, watched: Watched) -> None:
+        self._disks[name] = disk_usage(watched.workdir)
+        self._walked[name] = time.monotonic()
 
 
 def hard_limits(words: Mapping[str, str]) -> frozenset[str]:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import wait_for
 
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.sandbox import watchdog
@@ -148,15 +149,36 @@ def test_disks_are_walked_in_turn(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / name).mkdir()
         (tmp_path / name / "f").write_bytes(b"x" * 100_000)
-    sessions = {
-        name: Watched(root=os.getpid(), limits=Limits(memory_bytes=None, disk_bytes=1000), workdir=str(tmp_path / name))
-        for name in "abc"
-    }
-    dog = Watchdog(disks_per_pass=2)
-    assert sorted(dog.look(sessions)[1]) == ["a", "b"]
-    assert sorted(dog.look(sessions)[1]) == ["a", "b", "c"]
-    del sessions["b"]
-    assert sorted(dog.look(sessions)[1]) == ["a", "c"]
+    limits = Limits(memory_bytes=None, disk_bytes=1000)
+    with subprocess.Popen(["sleep", "100"]) as sleeper:
+        sessions = {name: Watched(root=sleeper.pid, limits=limits, workdir=str(tmp_path / name)) for name in "abc"}
+        dog = Watchdog(disks_per_pass=2)
+        assert sorted(dog.look(sessions)[1]) == ["a", "b"]
+        assert sorted(dog.look(sessions)[1]) == ["a", "b", "c"]
+        del sessions["b"]
+        assert sorted(dog.look(sessions)[1]) == ["a", "c"]
+        sleeper.kill()
+
+
+def test_the_disk_of_whoever_computes_is_walked_at_every_pass(tmp_path: Path) -> None:
+    limits = Limits(memory_bytes=None, disk_bytes=1000)
+    with subprocess.Popen(["sleep", "100"]) as sleeper:
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as writer:
+            sessions = {}
+            for number in range(10):
+                place = tmp_path / f"s{number}"
+                place.mkdir()
+                sessions[place.name] = Watched(root=sleeper.pid, limits=limits, workdir=str(place))
+            place = tmp_path / "busy"
+            place.mkdir()
+            sessions["busy"] = Watched(root=writer.pid, limits=limits, workdir=str(place))
+            dog = Watchdog(disks_per_pass=1)
+            dog.look(sessions)
+            (place / "f").write_bytes(b"x" * 100_000)
+            wait_for(lambda: "busy" in dog.look(sessions)[1], what="a look at it")
+            assert sum(use.disk_bytes is not None for use in dog.look(sessions)[0].values()) < 11
+            writer.kill()
+        sleeper.kill()
 
 
 def test_a_disk_is_counted_by_what_it_holds(tmp_path: Path) -> None:
