@@ -61,6 +61,8 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
     if args.subject:
         subjects = [subject for subject in subjects if any(part in subject.name for part in args.subject)]
     given = {name: value for name, value in vars(args).items() if name in vars(Counts()) and value is not None}
+    if args.busy:
+        given["busy"] = tuple(args.busy)
     counts = Counts(**given)
     sections = [section for section in SECTIONS if not args.only or section.name in args.only]
     data = measured(subjects, counts, sections, scratch, found)
@@ -114,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     for name, value in vars(Counts()).items():
         if isinstance(value, int):
             full.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {value}")
+    full.add_argument("--busy", action="append", type=int, help="how many busy sessions; may be given again")
     commands.add_parser("plots", help="table and plots anew from the last figures").set_defaults(do=plots)
     commands.add_parser("smoke", help="a few of each, ourselves and a plain kernel only").set_defaults(do=smoke)
     return made

@@ -48,6 +48,7 @@ import ipykernel  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.zmqshell import ZMQInteractiveShell  # noqa: E402
 from IPython.core.error import UsageError  # noqa: E402
+from IPython.core.formatters import DisplayFormatter  # noqa: E402
 from jupyter_client.jsonutil import json_clean, json_default  # noqa: E402
 from jupyter_client.session import Session, protocol_version, utcnow  # noqa: E402
 from traitlets import Any as AnyTrait  # noqa: E402
@@ -61,6 +62,12 @@ SURROUNDINGS_REQUEST = "kernelsvc_surroundings_request"
 _PARENTS_KEPT = 32
 
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=json_default).encode
+#: The C encoder, made once: ``JSONEncoder.encode`` makes one for each of a cell's fifteen texts. It does not look for
+#: circles, which end in a RecursionError instead.
+_make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)
+_quickly = _make_encoder and _make_encoder(
+    None, json_default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+)
 
 
 def encode(value: Any) -> bytes:
@@ -68,8 +75,8 @@ def encode(value: Any) -> bytes:
     if not value:
         return b"{}"
     try:
-        text = _dumps(value)
-    except (TypeError, ValueError):
+        text = "".join(_quickly(value, 0)) if _quickly else _dumps(value)
+    except (TypeError, ValueError, RecursionError):
         text = _dumps(json_clean(value))
     return text.encode("utf-8", "replace")
 
@@ -97,20 +104,23 @@ class WireSession(Session):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._parents: OrderedDict[str, bytes] = OrderedDict()
+        self._name = ""
         self.check_pid = False
+        self.renew()
 
     def renew(self) -> None:
         """Another process now: other ids."""
-        self.session = os.urandom(16).hex()
+        self._name = self.session = os.urandom(16).hex()
         self._parents.clear()
 
     def msg_header(self, msg_type: str) -> dict[str, Any]:
         """The header of a message; its date is text already, which is cheaper to encode."""
+        self.message_count += 1
         return {
-            "msg_id": self.msg_id,
+            "msg_id": f"{self._name}_{self.message_count}",
             "msg_type": msg_type,
-            "username": self.username,
-            "session": self.session,
+            "username": "kernel",
+            "session": self._name,
             "date": utcnow().isoformat(),
             "version": protocol_version,
         }
@@ -174,8 +184,42 @@ class WireSession(Session):  # type: ignore[misc]
         wire.message(join(channel, *head, b"{}", encode(content)))
 
 
+#: Values that have one form only, unless somebody registered another for their type.
+_PLAIN_TYPES = frozenset((int, float, str, bool, complex, type(None)))
+_WITH_BASES = _PLAIN_TYPES | {object}
+
+
+class Formatter(DisplayFormatter):  # type: ignore[misc]
+    """Asks eleven formatters about a number only if one of them may know more than its text."""
+
+    def format(self, obj: Any, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As IPython's."""
+        if type(obj) in _PLAIN_TYPES and not include and not exclude and not self._knows_plain():
+            text = self.formatters["text/plain"](obj)
+            return ({} if text is None else {"text/plain": text}), {}
+        found: tuple[dict[str, Any], dict[str, Any]] = super().format(obj, include, exclude)
+        return found
+
+    def _knows_plain(self) -> bool:
+        """Whether a form was registered for a plain type, by type, by name or for one value."""
+        others = [f for name, f in self.formatters.items() if name != "text/plain"]
+        for one in (*others, self.ipython_display_formatter, self.mimebundle_formatter):
+            known = one._trait_values  # its traits, without asking each for its value
+            printers, deferred = known.get("type_printers"), known.get("deferred_printers")
+            if printers and not _WITH_BASES.isdisjoint(printers):
+                return True
+            if known.get("singleton_printers") or (deferred and any(module == "builtins" for module, _ in deferred)):
+                return True
+        return False
+
+
 class Shell(ZMQInteractiveShell):  # type: ignore[misc]
     """The shell of a session."""
+
+    def init_display_formatter(self) -> None:
+        """IPython's hook."""
+        self.display_formatter = Formatter(parent=self)
+        self.configurables.append(self.display_formatter)
 
     @contextlib.contextmanager
     def _tee(self, channel: str) -> Iterator[None]:

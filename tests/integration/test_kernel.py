@@ -196,6 +196,23 @@ async def test_pdf_and_any_other_mime_type_can_be_displayed(k: Client) -> None:
     assert (await k.run(code)).displays == [{"application/pdf": pdf, "application/x-own": "y"}]
 
 
+@pytest.mark.parametrize(
+    ("register", "value"),
+    [
+        ("ip.display_formatter.formatters['text/html'].for_type(int, lambda n: f'<b>{n}</b>')", "7"),
+        ("ip.display_formatter.formatters['text/html'].for_type_by_name('builtins', 'str', lambda s: s)", "'<b>7</b>'"),
+        ("ip.display_formatter.formatters['text/html'].for_type(object, lambda n: f'<b>{n}</b>')", "7.5"),
+        ("ip.display_formatter.mimebundle_formatter.for_type(int, lambda n, **_: {'text/html': '<b>'})", "7"),
+    ],
+)
+async def test_a_form_that_the_user_registers_for_a_plain_type_is_used(k: Client, register: str, value: str) -> None:
+    before = (await k.run(value)).messages("execute_result")[0].content["data"]
+    assert list(before) == ["text/plain"]
+    after = (await k.run(f"ip = get_ipython(); {register}\n{value}")).messages("execute_result")[0].content["data"]
+    assert after["text/html"].startswith("<b>")
+    assert (await k.run("%precision 2\n3.14159")).messages("execute_result")[0].content["data"]["text/plain"] == "3.14"
+
+
 async def test_a_display_can_be_updated(k: Client) -> None:
     answer = await k.run("h = display('a', display_id='me')\nh.update('b')")
     (shown,), (updated,) = answer.messages("display_data"), answer.messages("update_display_data")
