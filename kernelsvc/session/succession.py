@@ -6,10 +6,11 @@ machine holds cells back meanwhile, so none is sent to a kernel that is going.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kernelsvc.errors import AtCapacity, KernelDead, KernelsvcError, NotSupported
 from kernelsvc.kernels.port import Kernel, Saved
@@ -35,9 +36,11 @@ class Succession:
     def __init__(self, session: Session, saved: Path | None) -> None:
         self._session = session
         self._saved = saved
+        self._turning: asyncio.Task[Any] | None = None
 
     async def replace(self, why: str) -> None:
         """A new kernel with empty variables in place of the old one."""
+        self._turning = asyncio.current_task()
         await self._let_go(KernelDead("The kernel was replaced before it answered; ask again."))
         await self._session.copies.discard_all()
         kernel = await self._start()
@@ -69,6 +72,7 @@ class Succession:
 
     async def restore(self) -> None:
         """Wake the newest checkpoint in place of a kernel that died; a new kernel if none wakes."""
+        self._turning = asyncio.current_task()
         session = self._session
         await self._let_go(KernelDead("The kernel died before it answered; ask again."))
         while (newest := session.copies.newest()) is not None:
@@ -100,6 +104,7 @@ class Succession:
         """
         session = self._session
         session.must_record()
+        await self.awake()
         copies = session.copies
         known = to is not None and (to in session.machine.checkpoints or copies.named(to))
         target = copies.find(to) if known and to else copies.before(to)
@@ -175,17 +180,23 @@ class Succession:
         return saved, size
 
     async def awake(self) -> None:
-        """Wake a session that sleeps, for what needs a kernel and is no cell.
+        """Wake a session that sleeps, or wait for one that is being restored: for what needs a kernel and is no cell.
+
+        Safe to cancel.
 
         Raises:
             Conflict: it is on its way to sleep, or back; try again in a moment.
         """
+        turning = self._turning
+        if self._session.kernel is None and turning is not None and turning is not asyncio.current_task():
+            await asyncio.wait([turning])
         if self._session.machine.asleep:
             self._session.do(Switch())
             await self.wake_saved()
 
     async def wake_saved(self) -> None:
         """A fresh kernel with the saved variables; they are read by it and by nobody else."""
+        self._turning = asyncio.current_task()
         session = self._session
         kernel = await self._start()
         if kernel is None:
