@@ -29,7 +29,7 @@ from kernelsvc.cli.notify import Systemd, ready_fd
 from kernelsvc.cli.screen import seconds
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client.address import INFO_FILE, ServerInfo, write_info
-from kernelsvc.errors import Conflict
+from kernelsvc.errors import BadRequest, Conflict
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.service import Service
 from kernelsvc.transports.app import Server, make_app
@@ -58,7 +58,14 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
 def _only_one(settings: conf.Settings) -> Iterator[None]:
     """Two servers on one data directory would both write its journals; the second one is refused."""
     path = settings.data_path() / "server.lock"
-    with path.open("w") as lock:
+    try:
+        lock = path.open("w")
+    except OSError as error:
+        raise BadRequest(
+            f"The data directory can't be written ({error.strerror}): {settings.data_path()}; "
+            "make it writable, or give another --data-dir."
+        ) from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -62,7 +62,7 @@ from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Pag
 from kernelsvc.service.branching import Branching, branch_about
 from kernelsvc.service.hosting import host_settings
 from kernelsvc.service.leases import Leases
-from kernelsvc.service.opening import about_of, life_of
+from kernelsvc.service.opening import about_of, life_of, reading_of
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.retention import Retention
 from kernelsvc.service.surroundings import Surroundings
@@ -154,12 +154,14 @@ class Service:
     async def _adopt(self, directory: SessionDirectory) -> bool:
         """Take a session up again; False if it can't be read. What is wrong with one must not stop the others."""
         try:
-            journal = Journal.open(directory.journal, directory.id)
+            read = reading_of(directory.journal)
+            journal = await read(Journal.open, directory.journal, directory.id)
             if journal.last_seq == 0:  # it never began, and nobody was told of it
                 journal.close()
                 self._store.discard(directory.id)
                 return True
-            session = self._opened(directory, journal)
+            session = self._session(about_of(directory, journal), directory, journal)
+            await read(session.rebuild, life_of(journal))
         except Exception as error:
             log.error("session %s can't be opened: %s", directory.id, error, exc_info=not isinstance(error, OSError))
             return False

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ParamSpec, Protocol, TypeVar
 
 import msgspec
 
@@ -14,6 +17,12 @@ from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectory
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Bytes of a journal above which it is read in a thread when the server starts.
+LARGE_BYTES = 1 << 20
 
 
 def about_of(directory: SessionDirectory, journal: Journal) -> About:
@@ -47,7 +56,51 @@ def about_of(directory: SessionDirectory, journal: Journal) -> About:
         return about
 
 
+class _Reading(Protocol):
+    async def __call__(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+
+def reading_of(path: Path) -> _Reading:
+    """How to read a journal: here and now, or, if it is large, in a thread, so that others are not kept waiting.
+
+    Raises:
+        OSError: it is not there.
+    """
+    return asyncio.to_thread if path.stat().st_size > LARGE_BYTES else _at_once
+
+
+async def _at_once(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    return work(*args, **kwargs)
+
+
 def life_of(journal: Journal) -> Iterator[Event]:
-    """A journal's events without their bulk: enough to rebuild the machine."""
+    """A journal's events without their bulk: enough to rebuild the machine.
+
+    What a cell has put out that has ended is skipped unread, which is nearly all of
+    a large journal. What the running one has put out comes last.
+    """
+    running, since = b"", 0
     for line in journal.lines():
-        yield ev.decode(line)
+        if running and line.startswith(_BULK) and _cell_of(line) == running:
+            continue
+        event = ev.decode(line)
+        if isinstance(event, ev.CellStarted) and isinstance(event.cell, str):
+            running, since = event.cell.encode(), event.seq
+        elif isinstance(event, ev.CellFinished):
+            running = b""
+        yield event
+    for line in journal.lines(since) if running else ():
+        if line.startswith(_BULK) and _cell_of(line) == running:
+            yield ev.decode(line)
+
+
+#: How lines of outputs begin.
+_BULK = (b'{"type":"stream"', b'{"type":"display', b'{"type":"result"', b'{"type":"error"')
+#: What stands before the cell's id. The text before it can't hold this: quotes in JSON strings are escaped.
+_CELL = b'"cell":"'
+
+
+def _cell_of(line: bytes) -> bytes:
+    """The cell that a line names in its envelope, which comes after everything else; empty if it names none."""
+    start = line.rfind(_CELL)
+    return line[start + len(_CELL) : line.find(b'"', start + len(_CELL))] if start >= 0 else b""

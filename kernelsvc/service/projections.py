@@ -11,15 +11,16 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from kernelsvc.errors import AtCapacity
+from kernelsvc.errors import AtCapacity, KernelsvcError
 from kernelsvc.metrics import Metrics
-from kernelsvc.model.events import Event, JournalSigned
+from kernelsvc.model.events import Event, JournalSigned, SessionClosed
 from kernelsvc.service.api import NotebookFormat
 from kernelsvc.store.convert import convert
 from kernelsvc.store.index import Index
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.keys import SigningKey
 from kernelsvc.store.notebooks import NotebookFile, cells_of, write_inherited
+from kernelsvc.store.recovery import end_of
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
 
 log = logging.getLogger(__name__)
@@ -50,13 +51,36 @@ class Projections:
         return self._key.secret(purpose)
 
     def catch_up_index(self, sessions: Iterable[SessionDirectory]) -> None:
-        """Read what the index missed from the journals, after a crash. Takes their sizes' time."""
+        """Put right what a loss of power left of the journals' ends, and read what the index missed. For a thread.
+
+        Only the end of a journal is looked at if there is nothing to do.
+        """
         seen = self.index.seqs()
         for directory in sessions:
-            journal = Journal.open(directory.journal, directory.id, read_only=True)
-            if self.index.stale or seen.get(directory.id) != journal.last_seq:
-                self.index.learn(directory.id, journal.lines())
+            try:
+                self._catch_up(directory, seen.get(directory.id))
+            except (OSError, KernelsvcError) as error:
+                log.error("the log of session %s can't be read: %s", directory.id, error)
         self.index.flush()
+
+    def _catch_up(self, directory: SessionDirectory, seen: int | None) -> None:
+        last = end_of(directory.journal)
+        if last is None or isinstance(last, SessionClosed):
+            self._complete(directory)
+            last = end_of(directory.journal)
+        if self.index.stale or last is None or seen != last.seq:
+            journal = Journal.open(directory.journal, directory.id, read_only=True)
+            self.index.learn(directory.id, journal.lines())
+
+    def _complete(self, directory: SessionDirectory) -> None:
+        """Cut a torn end off, also that of a session which is closed; sign what was closed and is not signed."""
+        journal = Journal.open(directory.journal, directory.id)
+        try:
+            if isinstance(end_of(directory.journal), SessionClosed):
+                journal.append([self._key.sign_head(directory.id, journal.head)])
+                journal.sync()
+        finally:
+            journal.close()
 
     def open(self, directory: SessionDirectory, journal: Journal) -> None:
         """Keep the notebook of a live session."""

@@ -199,8 +199,9 @@ class Copies:
         except BaseException:  # closed in this moment, or the disk is full: nobody will ever name it
             await asyncio.shield(session.launcher.discard(request.kernel))
             raise
+        known = session.machine.checkpoints[checkpoint]
         await self._thin()
-        return session.machine.checkpoints[checkpoint]
+        return known
 
     async def _thin(self) -> None:
         """Drop automatic checkpoints past ``keep``, besides the newest."""

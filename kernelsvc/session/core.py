@@ -277,7 +277,14 @@ class Session:
             again = self.succession
             self.own(again.restore() if self.machine.copies else again.replace("not found after a restart"))
         else:
+            self._maybe_sent()
             self.exited(exit or Exit(cause=Cause.LOST, message="The kernel ended, and nobody was there to see how"))
+
+    def _maybe_sent(self) -> None:
+        """A cell that waited for nobody may have been sent, and may have run: it must not run again."""
+        pending = next(iter(self.machine.queue), None)
+        if pending is not None and self.machine.running is None:
+            self.machine.commit(Outcome([], [SendCell(pending)]), self._loop.time())
 
     def detach(self) -> None:
         """Let go of the kernel without ending it: the server stops, the session lives on."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from kernelsvc.model import log
+from kernelsvc.model.events import Event, decode
 from kernelsvc.model.log import Head
 from kernelsvc.store.linefile import CHUNK, SparseIndex, read_lines, walk
 
@@ -96,6 +97,28 @@ def count(fd: int, end: int) -> tuple[SparseIndex, int, int]:
 def last_line(fd: int, index: SparseIndex, seq: int, end: int) -> bytes:
     """Line ``seq``, or nothing if there is none."""
     return next(walk(fd, index.find(fd, seq, end), end), b"") if seq else b""
+
+
+def end_of(path: Path) -> Event | None:
+    """A journal's last entry; None if it ends with anything else, and must be recovered. Reads the end alone.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        size, want = os.fstat(file.fileno()).st_size, CHUNK // 4
+        while True:
+            data = os.pread(file.fileno(), want, max(0, size - want))
+            line, newline, rest = data[:-1].rpartition(b"\n")[-1], data[-1:], want < size
+            if newline != b"\n":
+                return None
+            if len(line) < len(data) - 1 or not rest:
+                break
+            want *= 4
+    try:
+        return decode(line)
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def cut_tail(fd: int, path: Path, found: Scan, size: int) -> Recovery:

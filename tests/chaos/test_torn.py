@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+from waiting import wait_until
 
 from chaos.arena import Arena, check, counting, journal_of
 from kernelsvc.model import events as ev
@@ -93,6 +94,35 @@ async def test_a_half_written_file(arena, name, data):
         assert [one.id for one in await client.sessions()] == [session.id]
         await session.close()
         check(arena.session_path(session.id), {"one": 3})
+
+
+async def test_a_cell_that_may_have_been_sent_does_not_run_again(arena):
+    """The log knows that it was accepted; that it began was never written, and its kernel is gone."""
+    async with arena.client() as client, await client.create_session() as session:
+        code = counting("sent", 1) + "import time; time.sleep(30)"
+        await session.run("1")
+        await session.run(code, cell="sent", wait="queued")
+        ran = arena.session_path(session.id) / "files" / "ran"
+        await wait_until(lambda: ran.exists() and ran.read_text())
+        arena.power_off()
+        path = arena.session_path(session.id) / "journal.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        began = next(n for n, line in enumerate(lines) if b'"cell_started"' in line and b'"sent"' in line)
+        path.write_bytes(b"".join(lines[:began]))
+        await arena.start()
+        await wait_until(lambda: session_idle(arena, session.id))
+        events = journal_of(arena.session_path(session.id))
+        ends = {e.cell: e.reason for e in events if isinstance(e, ev.CellFinished)}
+        assert ends["sent"] == "kernel_died"
+        assert ran.read_text().split().count("sent") == 1
+        assert (await session.run("6 * 7")).text.strip() == "42"
+        await session.close()
+        check(arena.session_path(session.id), {})
+
+
+def session_idle(arena, session):
+    """Whether it waits for a cell."""
+    return arena.served.call("GET", f"/v1/sessions/{session}")["state"] == "idle"
 
 
 async def test_the_machine_reboots(arena):
