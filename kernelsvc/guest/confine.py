@@ -5,6 +5,8 @@ is a JSON object; each layer that it lists is applied or ``StepFailed`` is raise
 with the step's name, and the caller then must not go on. Nothing is skipped in
 silence, nothing is decided here.
 
+A program beside the kernel comes by another way: ``join``, a fork, ``exec_joined``.
+
 The process tree, and who calls what::
 
     template ── fork ──> middle     enter(plan)     cgroup, session, namespaces, id maps
@@ -31,7 +33,7 @@ import os
 import random
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from kernelsvc.guest import linux as lx
@@ -221,6 +223,76 @@ def lower_data(most: int) -> None:
     if hard == resource.RLIM_INFINITY or wanted < hard:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_DATA, (wanted, wanted))
+
+
+def slim(plan: dict[str, Any], secret: Iterable[str]) -> dict[str, Any]:
+    """What it takes to ``join`` a sandbox that is there: no more than a host may write down.
+
+    Args:
+        plan: the sandbox's.
+        secret: variables of the environment that are its session's own, and left out.
+    """
+    left = {name: value for name, value in plan.items() if name not in ("view", "cgroup", "seccomp")}
+    filters = plan["seccomp"]
+    withheld = set(secret)
+    return left | {
+        "seccomp": None if filters is None else {"kernel": filters["kernel"]},
+        "env": {name: value for name, value in plan["env"].items() if name not in withheld},
+    }
+
+
+def join(plan: dict[str, Any], cgroup: list[str], kernel: int) -> None:
+    """Enter the cgroup and the namespaces of a sandbox that is there; a child forked next is in all of them.
+
+    For a fresh fork with a single thread. It keeps its rights: what may be run here is ``exec_joined`` alone.
+
+    Args:
+        plan: the sandbox's, see ``slim``.
+        cgroup: files that make the writer a member.
+        kernel: a pidfd of the sandbox's kernel; not of the init, into which Linux lets nobody.
+
+    Raises:
+        StepFailed: a layer could not be entered.
+    """
+    with _step("session"):
+        os.setsid()
+    with _step("cgroup"):
+        for path in cgroup:
+            lx.write_file(path, "0")
+    if plan["namespaces"]:
+        with _step("namespaces"):
+            lx.join(kernel, plan["namespaces"])
+
+
+def exec_joined(
+    plan: dict[str, Any], argv: list[str], env: dict[str, str], cwd: str, write: list[str] | None
+) -> NoReturn:
+    """Run a program with no more rights than the sandbox's kernel has. In the child of who has called ``join``.
+
+    Args:
+        plan: the sandbox's, see ``slim``.
+        argv: the program and its arguments; looked up on the plan's PATH.
+        env: additions to the environment.
+        cwd: the directory it starts in.
+        write: the only directories that it may write to, of those that the sandbox's sessions share; None for all.
+
+    Raises:
+        StepFailed: a layer could not be applied.
+        OSError: there is no such directory or program.
+    """
+    if plan["data_bytes"] is not None:
+        with _step("rlimits"):
+            plan["data_idle_bytes"] = _data_bytes()
+    _drop(plan)
+    with _step("parent death signal"):
+        lx.prctl(lx.PR_SET_PDEATHSIG, 9)
+    plan["env"] = {**plan["env"], **env}
+    os.chdir(plan["home"])
+    seal(plan)
+    if write is not None and plan["landlock"] is not None:
+        tighten([path for path in write if os.path.isdir(path)], scope=False)
+    os.chdir(cwd)
+    os.execvpe(argv[0], argv, dict(os.environ))
 
 
 def exec_confined(

@@ -112,6 +112,14 @@ def unshare(names: list[str]) -> None:
     _check(_libc.unshare(ctypes.c_int(flags)), f"unshare({'+'.join(names)})")
 
 
+def join(pidfd: int, names: list[str]) -> None:
+    """Enter the named namespaces of the process that a pidfd stands for, all or none (setns(2), Linux 5.8)."""
+    flags = 0
+    for name in names:
+        flags |= NAMESPACES[name]
+    _check(_libc.setns(ctypes.c_int(pidfd), ctypes.c_int(flags)), f"setns({'+'.join(names)})")
+
+
 def mount(source: str | None, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
     """Attach a filesystem; flags and data as in the manual page of the call."""
     result = _libc.mount(_path(source), _path(target), _path(kind), ctypes.c_ulong(flags), _path(data))

@@ -26,7 +26,7 @@ from kernelsvc.kernels.link import knock
 from kernelsvc.kernels.port import Cause, Exit, Forked, Output, Saved, Sink, StartRequest
 from kernelsvc.kernels.wire import Wire, WireLoss
 from kernelsvc.model.events import KernelInfo, SandboxReport
-from kernelsvc.sandbox.plan import data_bytes
+from kernelsvc.sandbox.plan import SCRATCH, data_bytes
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,6 @@ FORK_SECONDS, WAKE_SECONDS = 15.0, 10.0
 ADOPT_SECONDS = 2.0
 #: Seconds a busy parent is waited for until it is fenced off from its branches; it may be done later.
 FENCE_SECONDS = 1.0
-#: What every session of a family may write to.
-SCRATCH = ("/tmp", "/dev/shm")
 #: Seconds a branch gets to copy its parent's directory.
 COPY_SECONDS = 120.0
 #: Seconds for saving or loading the variables, and most lost ones that are named.

@@ -35,7 +35,7 @@ from kernelsvc import __version__
 from kernelsvc.errors import BadRequest, Conflict, Internal, KernelDead, KernelsvcError, NotFound
 from kernelsvc.guest import confine, linux
 from kernelsvc.guest import init as guest_init
-from kernelsvc.kernels import channel
+from kernelsvc.kernels import channel, keepers
 from kernelsvc.kernels.nursery import Nursery
 from kernelsvc.kernels.quarters import in_thread
 from kernelsvc.kernels.templates import Template, TemplateSettings, install_guest
@@ -397,6 +397,14 @@ class Host:
         fds.clear()
         return self._held(server, self.nursery.wards[request.kernel], request.kernel)
 
+    async def _exec(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+        request = msgspec.convert(body, keepers.Exec)
+        if len(fds) != keepers.FDS or not request.argv:
+            raise BadRequest(f"exec needs a program and {keepers.FDS} descriptors.")
+        order = keepers.order_of(request, *self.nursery.find(request.kernel))
+        keepers.launch(order, fds, self.descriptors)
+        return {}, []
+
     async def _expect(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
         if not self._expecting:
             self._expecting = True
@@ -444,6 +452,7 @@ class Host:
         "start": _start,
         "find": _find,
         "enlist": _enlist,
+        "exec": _exec,
         "expect": _expect,
         "signal": _signal,
         "end": _end,
@@ -453,8 +462,8 @@ class Host:
 
 
 def _record(request: Spawn | Start, kind: str, ticket: Ticket) -> Record:
-    """What is kept of a sandbox: all but the plan, which has the session's environment in it."""
-    slim = msgspec.structs.replace(ticket, plan={})
+    """What is kept of a sandbox: of its plan what programs need, and nothing of the session's environment."""
+    slim = msgspec.structs.replace(ticket, plan=confine.slim(ticket.plan, request.env))
     return Record(kernel=request.kernel, session=request.session, kind=kind, ticket=slim, home=ticket.plan["home"])
 
 

@@ -31,6 +31,7 @@ from kernelsvc.kernels.port import Exit
 from kernelsvc.kernels.quarters import Quarters, admit, clear, move_in
 from kernelsvc.kernels.tally import Tally
 from kernelsvc.model.limits import Limits
+from kernelsvc.sandbox.cgroup import Group
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket
 
 log = logging.getLogger(__name__)
@@ -356,6 +357,11 @@ class Ward:
         ticket = self.record.ticket
         own = Quarters(group=ticket.group, limits=ticket.limits, oom_kills=self.record.oom_kills)
         return {"": own, **self.record.quarters}
+
+    def group_of(self, member: Member) -> Group | None:
+        """The cgroup in which a kernel lives."""
+        quarters = self.record.quarters.get(member.quarters)
+        return self.record.ticket.group if quarters is None else quarters.group
 
     def _oom_kills(self, member: Member) -> tuple[int, Limits]:
         """How often the OOM killer struck where a kernel lived that has just ended, and the caps there."""

@@ -21,6 +21,7 @@ none       the policy is ``off``
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -30,6 +31,7 @@ from kernelsvc.guest.confine import PLAN_VERSION
 from kernelsvc.model.events import NotEnforced, SandboxReport
 from kernelsvc.model.limits import Enforcement, Limits, MiB
 from kernelsvc.sandbox import seccomp
+from kernelsvc.sandbox.family import later
 from kernelsvc.sandbox.places import Places
 from kernelsvc.sandbox.verdicts import Layer, Probe
 
@@ -47,6 +49,8 @@ _PROC_MASKS = [
 ]
 _INSIDE_ID = 1000
 _LIVE_OOM_SCORE = 500
+#: Where every session has a place for temporary files, in a confined one its own.
+SCRATCH = ("/tmp", "/dev/shm")
 _SCRATCH_SHARE = 4  # /tmp and /dev/shm may each hold a quarter of the session's memory
 _LEAST_SCRATCH, _MOST_SCRATCH = 16 * MiB, 4096 * MiB
 #: The init and parked checkpoints count as the session's tasks too.
@@ -68,6 +72,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         family: a directory that holds ``workdir`` and those of its branches, shown
             as ``/home`` instead (``/sessions`` where Python itself lies below
             ``/home``); ``home`` is then that + the part below it.
+        branched: how often this session was branched before: those branches' directories it may not write to.
         share: directories shown writable at their own path (a cold kernel's sockets).
         hidden: directories that must not be seen although a read-only place holds them.
         uid: user and group of the host for this session, when the host runs as root.
@@ -86,6 +91,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     workdir: str
     home: str = "/home/user"
     family: str | None = None
+    branched: int = 0
     share: list[str] = []
     hidden: list[str] = []
     uid: int | None = None
@@ -288,8 +294,8 @@ def data_bytes(limits: Limits, *, hard: bool) -> int | None:
 def _landlock(request: Request, wanted: _Wanted, home: str) -> dict[str, Any]:
     if wanted.view:
         # Of a family's directory only its own and that for its branches: nobody may put a link in their place.
-        own = [home] if request.family is None else [home, f"{home}.d"]
-        grants = [["/", "read"], *([path, "write"] for path in [*own, "/tmp", "/dev/shm"]), ["/dev", "device"]]
+        own = [home] if request.family is None else [home, str(later(Path(home), request.branched))]
+        grants = [["/", "read"], *([path, "write"] for path in [*own, *SCRATCH]), ["/dev", "device"]]
         grants += [["/proc", "device"]] if wanted.proc else []
         grants += [[path, "write"] for path in request.share]
         return {"grants": grants, "scope": True}

@@ -1,0 +1,83 @@
+"""The host's part in running a program beside a kernel: find where, fork a keeper (``guest.keeper``), and forget it.
+
+The keeper answers to the server that asked, over a socket of their own, so the
+host holds nothing: a program ends with its sandbox, or when its server lets go.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+from collections.abc import Sequence
+from typing import NoReturn
+
+import msgspec
+
+from kernelsvc.errors import KernelDead, NotSupported
+from kernelsvc.guest import keeper, linux
+from kernelsvc.kernels.ward import Member, Ward
+from kernelsvc.sandbox.plan import SCRATCH
+
+#: Descriptors that come with the request: standard input, output, error, and the keeper's end of the server's socket.
+FDS = 4
+
+
+class Exec(msgspec.Struct, frozen=True, kw_only=True):
+    """``exec``: a program in the sandbox of a kernel."""
+
+    kernel: str
+    argv: list[str]
+    env: dict[str, str] = {}
+    cwd: str = ""
+    terminal: bool = False
+
+
+def order_of(request: Exec, ward: Ward, member: Member) -> keeper.Order:
+    """What the keeper of a program is to do.
+
+    Raises:
+        NotSupported: the sandbox was made by a host that could not run programs.
+        KernelDead: the kernel has ended.
+    """
+    plan = ward.record.ticket.plan
+    if not plan:
+        raise NotSupported("This session began under an older kernel host; restart the session to run programs in it.")
+    if member.exit is not None:
+        raise KernelDead("The session's kernel has ended; run a cell first.")
+    group = ward.group_of(member)
+    home = member.home or plan["home"]
+    return keeper.Order(
+        plan=plan,
+        cgroup=[] if group is None else group.join_files,
+        kernel=member.pidfd,
+        argv=request.argv,
+        env={"HOME": home, **request.env},
+        cwd=request.cwd or home,
+        write=[home, f"{home}.d", *SCRATCH] if "mount" in plan["namespaces"] else None,
+        terminal=request.terminal,
+    )
+
+
+def launch(order: keeper.Order, fds: Sequence[int], descriptors: int) -> None:
+    """Fork the keeper. ``fds`` (see ``FDS``) stay the caller's; ``descriptors`` is the soft limit that programs get."""
+    if os.fork() == 0:
+        _become_keeper(order, fds, descriptors)
+
+
+def _become_keeper(order: keeper.Order, fds: Sequence[int], descriptors: int) -> NoReturn:
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        server = socket.socket(fileno=os.dup(fds[3]))
+        order.kernel = os.dup(order.kernel)
+        for target, fd in enumerate([os.dup(fd) for fd in fds[:3]]):
+            os.dup2(fd, target)
+        linux.close_others({0, 1, 2, server.fileno(), order.kernel})
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
+        keeper.keep(order, server)
+    finally:
+        os._exit(70)
