@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import PurePath
 
 from kernelsvc.errors import AtCapacity
 
@@ -19,7 +20,7 @@ UIDS = range(70_000, 80_000)
 
 
 class Identities:
-    """Hands out user ids: one for each directory, to as many sessions as share it.
+    """Hands out user ids: one for each directory and what lies beneath it, to as many sessions as share it.
 
     Args:
         among: the range to take from.
@@ -33,23 +34,24 @@ class Identities:
         self._owners: dict[str, int] = {}
         self._next = 0
 
-    def acquire(self, directory: str = "") -> int:
-        """The id of this directory, if a session has it already; else a free one, freed longest ago.
+    def acquire(self, *directories: str) -> int:
+        """The id of one of these directories, or of one above, if a session has it already; else a free one.
+
+        Args:
+            directories: absolute, without links; the session's own, and its family's.
 
         Raises:
             AtCapacity: all are in use.
         """
-        uid = self._owners.get(directory)
+        above = (str(each) for path in directories for each in (PurePath(path), *PurePath(path).parents))
+        uid = next((self._owners[each] for each in above if each in self._owners), None)
         if uid is None:
             uid = self._free()
-        self.claim(uid, directory)
+        self.claim(uid, *directories)
         return uid
 
-    def is_shared(self, uid: int) -> bool:
-        """Whether more than one session has this id."""
-        return self._holders[uid] > 1
-
     def _free(self) -> int:
+        """The one that was freed longest ago."""
         for step in range(len(self._among)):
             at = (self._next + step) % len(self._among)
             uid = self._among[at]
@@ -58,11 +60,11 @@ class Identities:
                 return uid
         raise AtCapacity(f"All {len(self._among)} user ids for sessions are in use; close a session first.")
 
-    def claim(self, uid: int, directory: str = "") -> None:
-        """Note that a session, found again perhaps, holds this id for its directory."""
+    def claim(self, uid: int, *directories: str) -> None:
+        """Note that a session, found again perhaps, holds this id for its directories."""
         self._taken.add(uid)
         self._holders[uid] += 1
-        if directory:
+        for directory in directories:
             self._owners[directory] = uid
 
     def release(self, uid: int) -> None:

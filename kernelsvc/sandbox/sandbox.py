@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from kernelsvc.errors import Internal
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.cgroup import Group, GroupMaker, open_cgroups
+from kernelsvc.sandbox.family import times
 from kernelsvc.sandbox.identity import Identities, give, users_of_processes
 from kernelsvc.sandbox.places import Places, find_places, is_reachable
 from kernelsvc.sandbox.plan import SPARE_TASKS, Policy, Request, confine
@@ -36,7 +38,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
         limits: the caps it was made for.
         group: its cgroup, where there is one.
         uid: its user of the host, where it has one.
-        directory: what that user is for; who shares it is the same user.
+        directories: what that user is for; who lives in one of them or beneath is the same user.
     """
 
     kernel: str
@@ -45,7 +47,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     group: Group | None = None
     uid: int | None = None
-    directory: str = ""
+    directories: list[str] = []
 
 
 class Sandbox:
@@ -123,7 +125,8 @@ class Sandbox:
             Internal: Linux refused something; the message says what.
         """
         directory = os.path.realpath(workdir)
-        uid = self._identities.acquire(directory) if self.probe.root and self.policy != "off" else None
+        directories = [directory, *([os.path.realpath(family)] if family else [])]
+        uid = self._identities.acquire(*directories) if self.probe.root and self.policy != "off" else None
         group: Group | None = None
         try:
             group = self._groups.make(kernel, cpu=limits.cpu_cores is not None)
@@ -135,6 +138,7 @@ class Sandbox:
                 root=self._root,
                 workdir=directory,
                 family=None if family is None else os.path.realpath(family),
+                branched=0 if family is None else times(Path(directory)),
                 share=list(share),
                 hidden=self._hidden,
                 uid=uid,
@@ -157,7 +161,7 @@ class Sandbox:
             limits=limits,
             group=group,
             uid=uid,
-            directory=directory,
+            directories=directories,
         )
 
     def _make_ready(self, group: Group | None, limits: Limits, request: Request, plan: dict[str, Any]) -> None:
@@ -168,8 +172,8 @@ class Sandbox:
             os.makedirs(f"{request.workdir}.d", mode=0o755, exist_ok=True)  # for branches; the plan names it
         if plan["become"] is not None:
             uid = plan["become"]["uid"]
-            # What is shared is this user's already, and others work in it.
-            own = [] if self._identities.is_shared(uid) else [request.workdir]
+            # Others of the same user may work in a directory that is this user's already.
+            own = [] if os.stat(request.workdir).st_uid == uid else [request.workdir]
             for path in (*own, *request.share):
                 give(path, uid)
 
@@ -211,7 +215,7 @@ class Sandbox:
     def restore(self, ticket: Ticket) -> None:
         """Take over a kernel that an earlier host started."""
         if ticket.uid is not None:
-            self._identities.claim(ticket.uid, ticket.directory)
+            self._identities.claim(ticket.uid, *ticket.directories)
 
     def release(self, ticket: Ticket) -> bool:
         """Give back what the ticket holds, once its processes are gone.

@@ -463,3 +463,21 @@ def test_another_language_is_a_kernel_that_is_installed(short_tmp: Any) -> None:
         languages = [each["language"] for each in box.ask("GET", "/contexts")[1]]
         assert languages == ["python", "snake"]
         assert box.ask("POST", "/execute", {"code": "1", "language": "snake", "env_vars": {"A": "1"}})[0] == 501
+
+
+def test_relatives_stay_apart_whoever_comes_later(e2b: Door) -> None:
+    box = e2b.create()
+    box.run("open('f', 'w').write('main')")
+    fork = Box(e2b, e2b.ask("POST", f"/sandboxes/{box.id}/fork", {})[1][0]["sandbox"])
+    fork.run("open('f', 'w').write('fork')")
+    contexts = [each.ask("POST", "/contexts", {})[1]["id"] for each in (box, fork)]
+    e2b.served.call("POST", f"/v1/sessions/{box.id}/restart", {})
+    trying = (
+        "import glob\ndef wrote(path):\n    try:\n        open(path, 'a').close()\n        return path.split('/')[-2]\n"
+        "    except OSError:\n        return '-'\n"
+        "[wrote(path) for path in ['/home/user/f', *glob.glob('/home/user.d/*/f')]]"
+    )
+    assert [box.text(trying), box.text(trying, context_id=contexts[0])] == ["['user', '-']"] * 2
+    assert [fork.text(trying), fork.text(trying, context_id=contexts[1])] == [f"['-', '{fork.id}']"] * 2
+    for each in (box, fork):
+        e2b.ask("DELETE", f"/sandboxes/{each.id}")

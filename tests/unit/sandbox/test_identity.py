@@ -37,14 +37,22 @@ def test_sessions_that_share_a_directory_are_one_user() -> None:
     ids = Identities(range(10, 13), taken=[10])
     ids.claim(10, "/a")
     assert ids.acquire("/a") == 10
-    assert ids.is_shared(10)
     assert (ids.acquire("/b"), ids.acquire()) == (11, 12)
     ids.release(10)
     assert ids.acquire("/a") == 10
     for _ in range(2):
         ids.release(10)
-    assert not ids.is_shared(10)
     assert ids.acquire("/c") == 10
+
+
+def test_a_family_is_one_user_wherever_in_it_one_begins() -> None:
+    ids = Identities(range(10, 13))
+    assert ids.acquire("/s/home/user", "/s/home") == 10
+    assert ids.acquire("/s/home/user.d/branch", "/s/home") == 10
+    assert ids.acquire("/s/home/user.d/branch") == 10
+    assert ids.acquire("/t/home/user") == 11
+    assert ids.acquire("/t/home/user", "/t/home") == 11
+    assert ids.acquire("/t/home/user.d/branch") == 11
 
 
 def test_running_users_are_seen() -> None:
