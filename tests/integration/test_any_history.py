@@ -72,18 +72,22 @@ class Model:
     """One session and what must be in it.
 
     Attributes:
-        cells: code whose effects stand.
+        cells: code whose effects stand, and the id of each cell of this session's own.
         kept: the same at the time of each named checkpoint.
     """
 
     def __init__(self, session: AsyncSession, cells: list[str]) -> None:
-        self.session, self.cells = session, cells
-        self.kept: dict[str, list[str]] = {}
+        self.session = session
+        self.cells: list[tuple[str, str | None]] = [(code, None) for code in cells]
+        self.kept: dict[str, list[tuple[str, str | None]]] = {}
+
+    @property
+    def code(self) -> list[str]:
+        return [code for code, _ in self.cells]
 
     async def cell(self, code: str, n: int) -> None:
         code = code.format(n=n)
-        await self.session.run(code)
-        self.cells.append(code)
+        self.cells.append((code, (await self.session.run(code)).id))
 
     async def checkpoint(self, number: int) -> None:
         name = f"c{number}"
@@ -106,13 +110,13 @@ class Model:
         if number is not None and name not in self.kept:
             return None
         (made,) = await self.session.branch(at=None if number is None else name)
-        return Model(made, [*(self.cells if number is None else self.kept[name])])
+        return Model(made, [code for code, _ in (self.cells if number is None else self.kept[name])])
 
     async def crash(self, code: str, before: str) -> None:
         await self.rested()
         cell = await self.session.run(f"{before.format(n=5)}\nimport os; {code}", on_error="continue")
         if cell.reason == "error":  # it failed before it could crash
-            self.cells.append(cell.code)
+            self.cells.append((cell.code, cell.id))
         else:
             assert (cell.reason, cell.variables_kept) == ("kernel_died", True), cell.message
 
@@ -120,10 +124,8 @@ class Model:
         """Until there is a copy of the present: who crashes sooner goes back further, and is told so."""
 
         async def there() -> bool:
-            info = await self.session.info()
-            cells = [one for one in await self.session.cells() if one.reason in ("ok", "error")]
-            newest = max(info.checkpoints, key=lambda one: one.seq, default=None)
-            return newest is not None and (not cells or newest.seq > cells[-1].seq.last)
+            newest = max((await self.session.info()).checkpoints, key=lambda one: one.seq, default=None)
+            return newest is not None and newest.after_cell == self.cells[-1][1]
 
         await wait_until(there, what="the automatic checkpoint")
 
@@ -157,14 +159,13 @@ async def straight(client: AsyncClient, cells: list[str]) -> str:
 
 async def history(served: Served, operations: list[tuple[Any, ...]]) -> None:
     async with AsyncClient(served.url, served.token) as client:
-        session = await client.create_session()
-        await session.run(BEGIN)
-        models = [Model(session, [BEGIN])]
+        models = [Model(await client.create_session(), [])]
         try:
+            await models[0].cell(BEGIN.replace("{", "{{").replace("}", "}}"), 0)
             for operation in operations:
                 await act(models, operation)
             for model in models:
-                assert await show(model.session) == await straight(client, model.cells), model.cells
+                assert await show(model.session) == await straight(client, model.code), model.code
         finally:
             await asyncio.gather(*(model.session.close() for model in models))
 
