@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between writes of the index, when there is something to write.
 FLUSH_SECONDS = 0.5
+#: Seconds by which a notebook is rendered and written after the event: the client has its answer first.
+LINGER = 0.003
 
 
 class Projections:
@@ -85,7 +87,7 @@ class Projections:
     def open(self, directory: SessionDirectory, journal: Journal) -> None:
         """Keep the notebook of a live session."""
         inherited = directory.inherited if directory.inherited.exists() else None
-        self._notebooks[directory.id] = NotebookFile(directory.notebook, journal, parent=inherited)
+        self._notebooks[directory.id] = NotebookFile(directory.notebook, journal, parent=inherited, linger=LINGER)
 
     def signer(self, session: str, journal: Journal) -> Callable[[], JournalSigned]:
         """What signs the head of a journal when its session closes."""

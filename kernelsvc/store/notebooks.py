@@ -10,8 +10,8 @@ replaced atomically, so a reader always finds a whole one.
 It is written as soon as a cell ends while that is cheap. Each write spends
 credit, which comes back at a twentieth of the time that passes: a long notebook
 in a busy session is written less often, and never costs more than 5 % of the
-time. A session that sends cell after cell has it written once a second. A file
-over a megabyte is written in a thread.
+time. A session that sends cell after cell has it written once a second, less often
+once it is large. A file over a megabyte is written in a thread.
 
 A projection may fail: what goes wrong here is logged, and the notebook is made
 again from the journal, which holds everything. The same path serves a server
@@ -49,6 +49,9 @@ CREDIT = 0.05
 #: Writes that may follow each other at once, and how many more each second: a hundred busy sessions write a hundred
 #: notebooks, and each costs most of a millisecond however short it is.
 BURST, PER_SECOND = 10.0, 1.0
+#: A larger notebook's write counts for as many as there are such parts in it, so that the bytes written for a cell
+#: don't grow with the number of cells.
+PART_BYTES = 256 * 1024
 #: A notebook larger than this is written in a thread.
 INLINE_BYTES = 1 << 20
 #: Seconds of folding before the event loop gets a turn, when there is much to catch up with.
@@ -75,10 +78,10 @@ class Pace:
         self._at = now
         return max(0.0, -self._credit / SHARE, (1.0 - self._writes) / PER_SECOND)
 
-    def spent(self, seconds: float) -> None:
-        """A write took this long."""
+    def spent(self, seconds: float, size: int = 0) -> None:
+        """A write of so many bytes took this long."""
         self._credit -= seconds
-        self._writes -= 1.0
+        self._writes -= max(1.0, size / PART_BYTES)
 
 
 class NotebookFile:
@@ -89,21 +92,30 @@ class NotebookFile:
         journal: what it is folded from.
         parent: the file with the parent's cells, for a branch (``write_inherited``).
         clock: monotonic seconds.
+        linger: seconds after an event before anything is rendered or written: its reader goes first.
     """
 
     def __init__(
-        self, path: Path, journal: Journal, *, parent: Path | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path,
+        journal: Journal,
+        *,
+        parent: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        linger: float = 0.0,
     ) -> None:
         self.path = path
         self._journal = journal
         self._parent = parent
         self._clock = clock
+        self._linger = linger
         self._pace = Pace(clock())
         self._fold = NotebookFold()
         self._cells = CellStore(path.parent)
         self._catching_up: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.TimerHandle | None = None
         self._dirty = False
         self._closed = False
 
@@ -132,10 +144,13 @@ class NotebookFile:
         for event in events:
             self._fold.feed(event)
             step = step or isinstance(event, STEPS)
-        if step or self._fold.heavy:
+        if self._fold.heavy or (step and not self._linger):
             self._step()
+        elif step and self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(self._linger, self._step)
 
     def _step(self) -> None:
+        self._rest()
         self._dirty = True
         try:
             self._settle()
@@ -144,6 +159,11 @@ class NotebookFile:
             return
         if self._writing is None and self._timer is None:
             self._write_when_due()
+
+    def _rest(self) -> None:
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
 
     def _settle(self) -> None:
         _settle(self._fold, self._cells)
@@ -261,7 +281,7 @@ class NotebookFile:
             self._dirty = True
             self._later(RETRY)
         finally:
-            self._pace.spent(self._clock() - began)
+            self._pace.spent(self._clock() - began, self._size())
             self._writing = None
         if self._dirty and self._timer is None and not self._closed:
             self._write_when_due()
@@ -281,7 +301,7 @@ class NotebookFile:
             replace(self.path, self._document(sign).write, durable=durable)
             self._dirty = False
         finally:
-            self._pace.spent(self._clock() - began)
+            self._pace.spent(self._clock() - began, self._size())
 
     def _document(self, sign: Signer | None = None) -> Document:
         rest, metadata = self._fold.rest(), self._fold.metadata()
@@ -295,6 +315,7 @@ class NotebookFile:
             OSError: the journal can't be read.
         """
         await self.catch_up()
+        self._settle()
         document = self._document(sign)
         if self._size() <= INLINE_BYTES:
             return document.data()
@@ -306,6 +327,7 @@ class NotebookFile:
             await self.catch_up()
             if self._writing is not None:
                 await asyncio.shield(self._writing)
+            self._settle()
             document = self._document(sign)
             await asyncio.to_thread(replace, self.path, document.write, durable=True)
         except OSError as error:
@@ -316,6 +338,7 @@ class NotebookFile:
     def close(self) -> None:
         """Let go without writing: the server stops, or the session is gone. Idempotent."""
         self._closed = True
+        self._rest()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

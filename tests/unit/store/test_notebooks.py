@@ -62,6 +62,22 @@ async def test_the_file_is_the_fold_after_every_cell(session, monkeypatch):
     file.close()
 
 
+async def test_the_client_goes_first_and_an_export_does_not_wait_for_the_file(session):
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session, linger=0.02)
+    file.feed([ev.decode(line) for line in session.lines()])
+    go(session, file, *run("c1", ev.Display(data={"text/plain": "old"}, display_id="d")))
+    assert not file.path.exists()
+    async with asyncio.timeout(5):
+        while not file.path.exists():
+            await asyncio.sleep(0.001)
+    assert read(file) == expected(session)
+    go(session, file, *run("u", ev.DisplayUpdated(data={"text/plain": "new"}, display_id="d")))
+    exported = json.loads(await file.export())
+    assert exported["cells"] == expected(session)["cells"]
+    assert read(file) != expected(session)
+    file.close()
+
+
 async def test_it_catches_up_with_what_it_did_not_see(session):
     session.append([e for n in range(300) for e in run(f"c{n}", ev.Stream(text="x" * 300))])
     file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
@@ -218,3 +234,16 @@ def test_pace_writes_once_a_second_in_a_stream_of_cells():
             writes += 1
         now += 0.003
     assert writes <= 60 * notebooks.PER_SECOND + notebooks.BURST
+
+
+def test_pace_writes_no_more_bytes_for_a_cell_when_there_are_many():
+    pace, now, size, written = Pace(0.0), 0.0, 0, []
+    for _ in range(20_000):
+        size, now = size + 700, now + 0.003
+        if pace.wait(now) == 0:
+            pace.spent(size / 1e9, size)
+            written.append((now, size))
+    first = sum(bytes for at, bytes in written if at < 15)
+    last = sum(bytes for at, bytes in written if at >= 45)
+    assert last <= 15 * notebooks.PART_BYTES + size
+    assert first <= 15 * notebooks.PART_BYTES + notebooks.BURST * notebooks.PART_BYTES

@@ -1,0 +1,35 @@
+"""What a cell costs does not grow with the cells before it. Counted in bytes, never in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+from served import Served
+
+from kernelsvc import Client
+
+PART = 400
+
+
+@pytest.fixture
+def served(tmp_path: Path):
+    """A server without copies, whose cost depends on pauses and not on the number of cells."""
+    server = Served(tmp_path, "--checkpoints=0")
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_the_bytes_written_for_a_cell_stay_the_same(served: Served) -> None:
+    process = psutil.Process(served.process.pid)
+    costs = []
+    with Client(served.url, served.token) as client:
+        session = client.create_session()
+        for _ in range(4):
+            before = process.io_counters().write_chars
+            for _ in range(PART // 50):
+                assert [cell.reason for cell in session.batch(["1+1"] * 50)] == ["ok"] * 50
+            costs.append((process.io_counters().write_chars - before) / PART)
+    assert costs[-1] < 1.5 * costs[1] + 1000, costs
