@@ -403,6 +403,9 @@ def test_contexts_end_with_their_sandbox_and_are_none_themselves(e2b: Door) -> N
     context = box.ask("POST", "/contexts", {})[1]["id"]
     assert context not in [each["sandboxID"] for each in e2b.ask("GET", "/v2/sandboxes")[1]]
     assert e2b.ask("GET", f"/sandboxes/{context}")[0] == 404
+    for headers in ({"X-API-KEY": "test-token"}, {"X-Access-Token": box.envd}):
+        where = {"E2b-Sandbox-Id": context, "E2b-Sandbox-Port": "49999", **headers}
+        assert e2b.ask("GET", "/health", None, where)[0] in (401, 502)
     e2b.ask("DELETE", f"/sandboxes/{box.id}")
     wait_for(lambda: e2b.served.call("GET", f"/v1/sessions/{context}")["state"] == "closed", what="its end")
 
