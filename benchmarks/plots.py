@@ -30,6 +30,10 @@ def draw(data: Mapping[str, Any], directory: Path) -> list[Path]:
         figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
         paint(axes, data["subjects"])
         axes.set_title(PLOTS[name])
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter("")
         axes.spines["right"].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)

@@ -82,7 +82,8 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any], sections: Sequence[st
         **old.get("parts", {}),
         **dict.fromkeys(sections, f"{new['date']}, load {new['machine']['load_before'][0]}"),
     }
-    return {**old, "versions": {**old["versions"], **new["versions"]}, "subjects": subjects, "parts": parts}
+    both = {key: {**new[key], **old[key]} for key in ("versions", "limits")}
+    return {**old, **both, "subjects": subjects, "parts": parts}
 
 
 def table(data: Mapping[str, Any], *, main: bool = False) -> str:

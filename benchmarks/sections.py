@@ -173,7 +173,9 @@ async def busy(subject: Subject, samples: Samples, counts: Counts) -> None:
 
 async def _busy(subject: Subject, samples: Samples, counts: Counts, count: int) -> None:
     async with many(subject, count) as sessions:
-        await asyncio.gather(*(session.run("1+1") for session in sessions))
+        for _ in range(3):  # warm-up: imports, caches, the first faults
+            await asyncio.gather(*(session.run("1+1") for session in sessions))
+        await asyncio.sleep(counts.busy_seconds / 2)
         begun = time.perf_counter()
         end = begun + counts.busy_seconds
         took: list[float] = []
