@@ -40,6 +40,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from kernelsvc.guest import confine, saved, survey
+from kernelsvc.guest.hot import Hot
 from kernelsvc.guest.survey import Survey
 
 if TYPE_CHECKING:
@@ -137,12 +138,18 @@ def _fork(runner: Runner, control: Control) -> None:
         return
     warned = [*found.obstacles, *found.warnings, *_quiesce(survey.openmp(mapped))]
     flush_files(runner)
+    # Not for a branch: it would make the branch's pages the branch's alone.
+    again = body["mode"] == "checkpoint" and "workdir" not in body.get("identity", {})
+    if again:
+        runner.hot.forking(mapped)
     state = random.getstate()
     pid = _copy(runner)
     if pid:
         runner.forks.append(pid)
         cost = round((time.perf_counter() - began) * 1000, 2)
         runner.wire.reply(control.number, {"ok": True, "pid": pid, "cost_ms": cost, "warnings": warned})
+        if again:
+            runner.hot.forked()
         return
     try:
         random.setstate(state)  # CPython seeds it anew in a child; a copy goes on where its original was
@@ -173,6 +180,7 @@ def _become(runner: Runner, control: Control) -> None:
     os.setsid()
     mine = runner.own_fds() | {listener.fileno(), *raw}
     runner.forks.clear()
+    runner.hot = Hot()
     runner.wire.watcher = None
     renew_loop(runner.loop, runner.wire.fds())
     old_reads = runner.wire.adopt(listener, runner.take_raw(raw))

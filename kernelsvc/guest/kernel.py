@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 
 from kernelsvc.guest import charts, confine, folder, fork
 from kernelsvc.guest.frames import Request
+from kernelsvc.guest.hot import Hot
 from kernelsvc.guest.streams import Stream
 from kernelsvc.guest.wire import Control, Wire, give_up
 
@@ -217,6 +218,7 @@ class Runner:
         busy: the request that is being answered.
         promised: who a copy becomes at its first HELLO.
         forks: pids of the copies that this process made of itself.
+        hot: pages that every cell writes.
         fences: how often Landlock was laid on this process, the session's own confinement included.
         fenced: what it may write to since the last time, when it was the parent of branches.
         ours: set while this process forks itself, so that the at-fork hook lets the child be.
@@ -233,6 +235,7 @@ class Runner:
         self.fences = 1
         self.fenced: list[str] = []
         self.forks: list[int] = []
+        self.hot = Hot()
         self._context = copy_context()
         self._reading = False
         self._libc = ctypes.CDLL(None)

@@ -1,0 +1,101 @@
+"""Pages that are written after a fork: seen, and taken before they are needed."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+from kernelsvc.guest import hot
+from kernelsvc.guest.survey import maps
+
+PAGE = mmap.PAGESIZE
+OURS, SHARED, FILE, ABSENT = 0x81, 0x80, 0xA1, 0x00
+
+
+def entries(*kinds: int) -> bytes:
+    return b"".join(bytes(7) + bytes([kind]) for kind in kinds)
+
+
+def test_short_runs_of_our_own_pages_are_found() -> None:
+    kinds = [SHARED, OURS, OURS, SHARED, OURS, SHARED, SHARED, FILE, OURS, ABSENT]
+    assert list(hot.runs(entries(*kinds))) == [(1, 4), (8, 1)], "a gap of one is taken too"
+    assert list(hot.runs(entries(*[OURS] * hot.MOST_RUN))) == [(0, hot.MOST_RUN)]
+    assert list(hot.runs(entries(*[OURS] * (hot.MOST_RUN + 1)))) == [], "that is data"
+    assert list(hot.runs(b"")) == []
+
+
+@pytest.fixture
+def pages() -> Iterator[tuple[mmap.mmap, int]]:
+    """Sixteen pages between others that are not to be touched, and where they are."""
+    memory = mmap.mmap(-1, 16 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    view = (ctypes.c_char * len(memory)).from_buffer(memory)
+    address = ctypes.addressof(view)
+    del view
+    yield memory, address
+    memory.close()
+
+
+def write(memory: mmap.mmap) -> None:
+    for at in range(0, len(memory), PAGE):
+        memory[at] = 1
+
+
+def ours(address: int) -> bool:
+    return any(begin <= address < begin + length for begin, length in hot.written(maps()))
+
+
+class Sleeper:
+    """A child that holds on to every page, as a parked copy does."""
+
+    def __enter__(self) -> None:
+        ready, self._go = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._go)
+            os.read(ready, 1)
+            os._exit(0)
+        os.close(ready)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._go)
+        os.waitpid(self._pid, 0)
+
+
+def test_what_is_taken_after_a_fork_faults_no_more(pages: tuple[mmap.mmap, int]) -> None:
+    memory, address = pages
+    write(memory)
+    before = hot.written(maps())
+    mine = [(begin, length) for begin, length in before if begin <= address < begin + length]
+    if not mine:
+        pytest.skip("this Linux does not tell which pages are a process's alone")
+    with Sleeper():
+        assert not ours(address)
+        hot.take(mine)
+        assert ours(address)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        write(memory)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 16
+        assert memory[5 * PAGE] == 1
+
+
+def test_what_is_gone_meanwhile_is_passed_over(pages: tuple[mmap.mmap, int]) -> None:
+    hot.take([(1 << 46, PAGE), (pages[1], PAGE)])
+
+
+def test_it_looks_after_a_fork_that_took_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+    taken: list[list[hot.Range]] = []
+    monkeypatch.setattr(hot, "written", lambda mapped: looks.append(mapped) or [(0, PAGE)])
+    monkeypatch.setattr(hot, "take", taken.append)
+    one = hot.Hot()
+    for number in range(hot.LASTS + 3):
+        one.forking(str(number))
+        one.forked()
+    assert looks == ["1", str(hot.LASTS + 2)]
+    assert len(taken) == hot.LASTS + 1
