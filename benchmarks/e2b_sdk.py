@@ -53,6 +53,15 @@ def timed(work):
 print(json.dumps([timed(ours.chart), timed(chart_figure_to_dict)]))
 """
 
+ABOUT = """
+Medians of {rounds} rounds by `python -m benchmarks.e2b_sdk`: {place}, Python {python}, load before the run {load};
+{versions}. Ours with confinement, synced journal and automatic checkpoints on.
+
+E2B's interpreter server is in no registry; jupyter_server, on which it is built, is measured by itself, through a
+WebSocket that is kept open: a floor of E2B's figures. `--against` runs the same script against E2B's cloud or a server
+that you host.
+"""
+
 Sheet = dict[str, dict[str, float]]
 
 
@@ -158,13 +167,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.write:
         versions = ", ".join(f"{name} {release}" for name, release in SDK.versions(ENVIRONMENTS).items())
         here = report.machine()
-        about = (
-            f"\nMedians of {args.rounds} rounds by `python -m benchmarks.e2b_sdk`: {here['cores']} cores "
-            f"({here['cpu']}), {here['memory_gib']} GiB, {here['system']}, Python {here['python']}, load before the run "
-            f"{here['load_before'][0]}; {versions}. Ours with confinement, synced journal and automatic checkpoints "
-            "on.\n\nE2B's interpreter server is in no registry; jupyter_server, on which it is built, is measured by itself, "
-            "through a WebSocket that is kept open: a floor of E2B's figures. `--against` runs the same script against "
-            "E2B's cloud or a server that you host.\n"
+        place = f"{here['cores']} cores ({here['cpu']}), {here['memory_gib']} GiB, {here['system']}"
+        about = ABOUT.format(
+            rounds=args.rounds, place=place, python=here["python"], load=here["load_before"][0], versions=versions
         )
         (ROOT / "docs" / "benchmarks" / "e2b.md").write_text(f"# E2B's SDK\n\n{text}{about}", encoding="utf-8")
     return 0
