@@ -1,0 +1,115 @@
+"""What is done about a cap that was passed: once, and to nobody who does not add to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from kernelsvc.kernels.port import Cause, Exit
+from kernelsvc.model import events as ev
+from kernelsvc.model.limits import Limits, MiB
+from kernelsvc.model.machine import Running
+from kernelsvc.model.stimuli import Interrupt
+from kernelsvc.sandbox.watchdog import Breach
+from kernelsvc.session.guard import Guard
+
+
+@dataclass
+class About:
+    limits: Limits = field(default_factory=lambda: Limits(memory_bytes=512 * MiB, processes=64))
+
+
+@dataclass
+class Machine:
+    running: Running | None = None
+    last_finished: str | None = None
+
+
+@dataclass
+class Session:
+    """A session's surface that the guard touches, and what was done to it."""
+
+    about: About = field(default_factory=About)
+    machine: Machine = field(default_factory=Machine)
+    recorded: list[ev.LimitReached] = field(default_factory=list)
+    interrupts: list[Interrupt] = field(default_factory=list)
+    kills: int = 0
+
+    @property
+    def kernel(self) -> Session:
+        return self
+
+    def kill(self) -> None:
+        self.kills += 1
+
+    def do(self, stimulus: Interrupt) -> None:
+        self.interrupts.append(stimulus)
+
+    def record_quietly(self, event: ev.LimitReached) -> None:
+        self.recorded.append(event)
+
+
+def made() -> tuple[Session, Guard]:
+    session = Session()
+    return session, Guard(cast("Any", session))
+
+
+def disk(mebibytes: float) -> list[Breach]:
+    return [Breach(limit="disk_bytes", value=mebibytes * MiB, bound=100.0 * MiB, message="disk: 100 MiB reached")]
+
+
+def test_files_that_do_not_grow_are_left_alone() -> None:
+    session, guard = made()
+    session.machine.running = Running("a", 0.0)
+    guard.looked(disk(150))
+    assert (len(session.recorded), len(session.interrupts), session.kills) == (1, 1, 0)
+    assert session.recorded[0].cell == "a"
+    guard.looked(disk(150))
+    guard.looked(disk(120))
+    assert len(session.recorded) == 1
+    guard.looked(disk(130))
+    assert len(session.recorded) == 2
+    guard.looked([])
+    guard.looked(disk(101))
+    assert len(session.recorded) == 3, "it was below meanwhile"
+
+
+def test_what_a_cell_has_written_ends_nobody_after_it() -> None:
+    session, guard = made()
+    session.machine.last_finished = "a"
+    guard.looked(disk(150))
+    assert (len(session.recorded), session.kills) == (1, 0)
+
+
+def test_what_writes_without_a_cell_is_ended_when_it_goes_on() -> None:
+    session, guard = made()
+    guard.looked(disk(150))
+    guard.looked(disk(300))
+    assert session.kills == 1
+
+
+def test_memory_ends_the_kernel_and_the_end_is_explained_once() -> None:
+    session, guard = made()
+    guard.looked([Breach(limit="memory_bytes", value=600.0, bound=512.0, message="memory: 512 MiB reached")])
+    assert session.kills == 1
+    killed = Exit(cause=Cause.SIGNALLED, message="SIGKILL", signal=9)
+    assert guard.explain(killed).message == "memory: 512 MiB reached; the kernel was ended"
+    assert guard.explain(killed) is killed
+
+
+def test_a_cell_that_is_being_stopped_is_not_stopped_again() -> None:
+    session, guard = made()
+    session.machine.running = Running("a", 0.0, stop=ev.Reason.TIMEOUT)
+    guard.looked([Breach(limit="cpu_seconds", value=9.0, bound=3.0, message="CPU")])
+    assert (session.recorded, session.interrupts, session.kills) == ([], [], 0)
+
+
+def test_counters_are_told_once_for_a_cell() -> None:
+    session, guard = made()
+    session.machine.running = run = Running("a", 0.0)
+    guard.counted("processes")
+    assert [event.cell for event in session.recorded] == ["a"]
+    run.struck["processes"] = "told"
+    guard.counted("processes")
+    guard.counted("no such limit")
+    assert len(session.recorded) == 1
