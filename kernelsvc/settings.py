@@ -478,15 +478,20 @@ def _default_runtime_dir(env: Mapping[str, str], data_dir: Path) -> Path:
     return base / f"kernelsvc-{os.getuid()}" / name
 
 
-def prepare_directories(settings: Settings) -> None:
+def prepare_directories(settings: Settings, *, of_others: bool = False) -> None:
     """Make the data and runtime directories, mode 0700, and refuse any that somebody else owns.
+
+    Args:
+        settings: name them.
+        of_others: take those that are there as they are: a kernel host that is root works in a server's.
 
     Raises:
         BadRequest: one can't be made, or isn't ours alone.
     """
     for name, path in (("data_dir", settings.data_path()), ("runtime_dir", settings.runtime_path())):
         try:
-            _make_private(path)
+            if not (of_others and path.is_dir() and not path.is_symlink()):
+                _make_private(path)
         except OSError as error:
             raise BadRequest(
                 f"Setting {name} ({settings.sources.get(name, 'default')}): {path} can't be used: {error.strerror}.",

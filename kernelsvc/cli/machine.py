@@ -120,7 +120,7 @@ def kernel_host(args: argparse.Namespace, terminal: Terminal) -> int:
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     found = conf.load(vars(args), os.environ)
-    conf.prepare_directories(found)
+    conf.prepare_directories(found, of_others=os.geteuid() == 0)
 
     def ready() -> None:
         terminal.line(f"kernel host in {found.runtime_path()}; templates: {', '.join(found.templates)}")

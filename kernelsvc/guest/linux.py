@@ -64,7 +64,8 @@ _NUMBERS = {
     "x86_64": {"pivot_root": 155, "seccomp": 317},
     "aarch64": {"pivot_root": 41, "seccomp": 277},
 }.get(platform.machine(), {})
-_MOUNT_SETATTR, _CLOSE_RANGE = 442, 436
+_MOUNT_SETATTR, _CLOSE_RANGE, _OPEN_TREE, _MOVE_MOUNT = 442, 436, 428, 429
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_EMPTY_PATH = 1, 4, 0x1000
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 
 LANDLOCK_EXECUTE, LANDLOCK_WRITE_FILE, LANDLOCK_READ_FILE, LANDLOCK_READ_DIR = 1, 2, 4, 8
@@ -137,18 +138,37 @@ def bind(source: str, target: str, attributes: int, *, idmap: int | None = None)
         attributes: ``ATTR_*`` to set; none is ever cleared.
         idmap: descriptor of a user namespace whose maps translate the owners.
     """
-    mount(source, target, None, MS_BIND | MS_REC)
-    set_attributes(target, attributes, idmap=idmap)
+    if idmap is None:
+        mount(source, target, None, MS_BIND | MS_REC)
+        request = struct.pack("=QQQQ", attributes, 0, 0, 0)
+        result = _libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, _path(target), _AT_RECURSIVE, request, len(request))
+        _check(result, f"mount_setattr {target}")
+        return
+    tree = mapped_tree(source, attributes, idmap)
+    try:
+        result = _libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, _path(target), _MOVE_MOUNT_F_EMPTY_PATH)
+        _check(result, f"move_mount on {target}")
+    finally:
+        os.close(tree)
 
 
-def set_attributes(target: str, attributes: int, *, idmap: int | None = None) -> None:
-    """mount_setattr(2), recursively."""
-    if idmap is not None:
-        attributes |= ATTR_IDMAP
-    request = struct.pack("=QQQQ", attributes, 0, 0, idmap or 0)
-    flags = _AT_RECURSIVE if idmap is None else 0
-    result = _libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, _path(target), flags, request, len(request))
-    _check(result, f"mount_setattr {target}")
+def mapped_tree(source: str, attributes: int, idmap: int) -> int:
+    """A descriptor of a mount of ``source`` whose owners are translated, attached nowhere yet.
+
+    Only such a mount can be given a map (mount_setattr(2)); what is mounted below
+    ``source`` is not in it.
+    """
+    tree = int(_libc.syscall(_OPEN_TREE, _AT_FDCWD, _path(source), _OPEN_TREE_CLONE | os.O_CLOEXEC))
+    _check(tree, f"open_tree {source}")
+    request = struct.pack("=QQQQ", attributes | ATTR_IDMAP, 0, 0, idmap)
+    try:
+        _check(
+            _libc.syscall(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, request, len(request)), f"mount_setattr {source}"
+        )
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
 
 
 def pivot_into(root: str) -> None:

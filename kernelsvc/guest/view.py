@@ -82,7 +82,8 @@ def _bind_own(root: str, view: dict[str, Any]) -> None:
     idmap = os.open(view["idmap"], os.O_RDONLY | os.O_CLOEXEC) if view["idmap"] else None
     try:
         for source, target in view["writable"]:
-            _bind(root, source, target, _OWN, idmap)
+            # The first is the session's directory; what else is shared was given to its user.
+            _bind(root, source, target, _OWN, idmap if [source, target] == view["writable"][0] else None)
     finally:
         if idmap is not None:
             os.close(idmap)

@@ -32,7 +32,7 @@ from typing import Any, Literal, NoReturn
 import msgspec
 
 from kernelsvc import __version__
-from kernelsvc.errors import BadRequest, Conflict, Internal, KernelDead, KernelsvcError, NotFound
+from kernelsvc.errors import BadRequest, Conflict, Forbidden, Internal, KernelDead, KernelsvcError, NotFound
 from kernelsvc.guest import confine, linux
 from kernelsvc.guest import init as guest_init
 from kernelsvc.kernels import channel, keepers
@@ -41,6 +41,7 @@ from kernelsvc.kernels.quarters import in_thread
 from kernelsvc.kernels.templates import Template, TemplateSettings, install_guest
 from kernelsvc.kernels.ward import Member, Record, Vanished, Ward
 from kernelsvc.model.limits import Limits
+from kernelsvc.sandbox.identity import UIDS
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket
 
 log = logging.getLogger(__name__)
@@ -176,6 +177,9 @@ class Host:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         listener.bind(str(path))
         path.chmod(0o600)
+        if os.getuid() == 0:  # a server that is not root has the runtime directory, and is to reach us
+            owner = self.runtime.stat()
+            os.chown(path, owner.st_uid, owner.st_gid)
         listener.listen(16)
         self._loop.add_reader(listener.fileno(), self._accept, listener)
         return listener
@@ -305,6 +309,7 @@ class Host:
         request = msgspec.convert(body, Spawn)
         if len(fds) != 5:
             raise BadRequest("spawn needs five descriptors.")
+        _must_own(server, [request.workdir, *([request.family] if request.family else [])])
         template = self.templates.get(request.template)
         if template is None:
             raise NotFound(f"This kernel host has no template {request.template!r}.")
@@ -348,6 +353,7 @@ class Host:
         request = msgspec.convert(body, Start)
         if len(fds) != 3:
             raise BadRequest("start needs three descriptors.")
+        _must_own(server, [request.cwd, request.share])
         with self.nursery.claim(request.kernel):
             ticket = self.sandbox.prepare(
                 request.kernel,
@@ -459,6 +465,24 @@ class Host:
         "list": _list,
         "shutdown": _shutdown,
     }
+
+
+def _must_own(server: channel.Channel, directories: Sequence[str]) -> None:
+    """A server that is not root must not have a host that is root open to sessions what is not the server's.
+
+    Raises:
+        Forbidden: one of the directories is somebody else's.
+    """
+    peer = server.peer_uid()
+    if os.getuid() != 0 or peer == 0:
+        return
+    for directory in directories:
+        try:
+            owner = os.stat(directory).st_uid
+        except OSError:
+            continue  # what follows says so
+        if owner != peer and owner not in UIDS:
+            raise Forbidden(f"The directory of a session must belong to user {peer}, who asks, and is user {owner}'s.")
 
 
 def _record(request: Spawn | Start, kind: str, ticket: Ticket) -> Record:

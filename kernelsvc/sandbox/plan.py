@@ -78,6 +78,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         uid: user and group of the host for this session, when the host runs as root.
         reachable: any user may walk to ``workdir`` and to what is read-only.
         idmap: path of a user namespace that maps the directory's owner to ``uid``.
+        quota: the directory (the family's, where there is one) has a quota of its own, at ``limits.disk_bytes``.
         cgroup: files of cgroups to join, by writing "0".
         controllers: what those cgroups really limit: memory, pids, cpu.
         env: the whole environment, on top of a small default one.
@@ -97,6 +98,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None = None
     reachable: bool = True
     idmap: str | None = None
+    quota: bool = False
     cgroup: list[str] = []
     controllers: frozenset[str] = frozenset()
     env: dict[str, str] = {}
@@ -408,7 +410,7 @@ def _enforcement(request: Request, wanted: _Wanted) -> dict[str, str]:
         "cpu_seconds": "per process",
         "processes": "hard" if "pids" in controllers or wanted.task_rlimit else "supervised",
         "open_files": "per process",
-        "disk_bytes": "supervised",
+        "disk_bytes": "hard" if request.quota else "supervised",
         "output_bytes": "supervised",
         "idle_seconds": "supervised",
         "lifetime_seconds": "supervised",

@@ -19,9 +19,11 @@ import msgspec
 from kernelsvc.errors import Internal
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits
+from kernelsvc.sandbox import quota
 from kernelsvc.sandbox.cgroup import Group, GroupMaker, open_cgroups
 from kernelsvc.sandbox.family import times
-from kernelsvc.sandbox.identity import Identities, give, users_of_processes
+from kernelsvc.sandbox.identity import UIDS, Identities, give, users_of_processes
+from kernelsvc.sandbox.idmap import can_map, make_map, make_owned
 from kernelsvc.sandbox.places import Places, find_places, is_reachable
 from kernelsvc.sandbox.plan import SPARE_TASKS, Policy, Request, confine
 from kernelsvc.sandbox.probe import probe
@@ -69,11 +71,14 @@ class Sandbox:
         self._tag = hashlib.sha256(os.path.realpath(runtime_dir).encode()).hexdigest()[:12]
         self._groups: GroupMaker = open_cgroups(self._tag)
         self.probe = with_cgroups(found or probe(directory=runtime_dir), self._groups)
+        hidden = list(hidden)
+        self._data = [path for path in hidden if os.path.isdir(path)]
         self._hidden = sorted({os.path.realpath(path) for path in (*hidden, runtime_dir)})
         self._identities = Identities(taken=users_of_processes() if self.probe.root else ())
         self._root = os.path.join(runtime_dir, "view")
         os.makedirs(self._root, mode=0o755, exist_ok=True)
         self._places: dict[tuple[str, ...], Places] = {}
+        self._maps: dict[str, int] = {}
 
     def report(self, limits: Limits) -> SandboxReport:
         """What a session with these limits would get; for ``hello`` and ``/v1/info``.
@@ -88,6 +93,7 @@ class Sandbox:
             root=self._root,
             workdir="/nonexistent",
             uid=0 if self.probe.root else None,
+            quota=any(quota.is_available(path) for path in self._data),
             controllers=frozenset(layer.name.split()[0] for layer in self._groups.layers if layer.ok),
         )
         return confine(request, self.probe).report
@@ -147,10 +153,17 @@ class Sandbox:
                 controllers=group.controllers if group else frozenset(),
                 env=env or {},
             )
+            request = msgspec.structs.replace(request, quota=_limit_disk(request))
+            idmap = self._map_owner(request)
+            if idmap is not None:
+                # The child opens it by that name: descriptors of ours are closed before it reads its plan.
+                request = msgspec.structs.replace(request, idmap=f"/proc/{os.getpid()}/fd/{idmap}")
+                self._maps[kernel] = idmap
             confinement = confine(request, self.probe)
             self._make_ready(group, limits, request, confinement.plan)
         except BaseException as error:
             self._give_back(group, uid)
+            self._drop_map(kernel)
             if isinstance(error, OSError | ValueError):
                 raise Internal(f"Confinement could not be prepared: {error}") from error
             raise
@@ -168,14 +181,33 @@ class Sandbox:
         if group is not None:
             tasks = None if limits.processes is None else limits.processes + SPARE_TASKS
             group.limit(memory_bytes=limits.memory_bytes, tasks=tasks)
-        if request.family is not None:
-            os.makedirs(f"{request.workdir}.d", mode=0o755, exist_ok=True)  # for branches; the plan names it
+        if request.family is not None:  # for branches; the plan names it
+            make_owned(f"{request.workdir}.d", os.stat(request.workdir))
         if plan["become"] is not None:
             uid = plan["become"]["uid"]
             # Others of the same user may work in a directory that is this user's already.
-            own = [] if os.stat(request.workdir).st_uid == uid else [request.workdir]
+            theirs = request.idmap is not None or os.stat(request.workdir).st_uid == uid
+            own = [] if theirs else [request.workdir]
             for path in (*own, *request.share):
                 give(path, uid)
+
+    def _map_owner(self, request: Request) -> int | None:
+        """For a directory that is neither root's nor a session's: the map that makes it the session's inside."""
+        if request.uid is None or not self.probe.works("filesystem"):
+            return None
+        owner = os.stat(request.workdir)
+        if owner.st_uid == 0 or owner.st_uid in UIDS:
+            return None
+        found = make_map((owner.st_uid, owner.st_gid), (request.uid, request.uid))
+        if can_map(request.workdir, found):
+            return found
+        os.close(found)
+        return None
+
+    def _drop_map(self, kernel: str) -> None:
+        found = self._maps.pop(kernel, None)
+        if found is not None:
+            os.close(found)
 
     def subdivide(self, name: str, limits: Limits) -> Group | None:
         """A cgroup for a branch, beside its family's, with its caps; None where this machine has none for us.
@@ -209,6 +241,7 @@ class Sandbox:
         Raises:
             OSError: Linux refused.
         """
+        self._drop_map(ticket.kernel)
         if ticket.group is not None:
             ticket.group.limit_cpu(ticket.limits.cpu_cores)
 
@@ -223,6 +256,7 @@ class Sandbox:
         Returns:
             False while Linux still counts a process in the cgroup: call again shortly.
         """
+        self._drop_map(ticket.kernel)
         return self._give_back(ticket.group, ticket.uid)
 
     def _give_back(self, group: Group | None, uid: int | None) -> bool:
@@ -259,6 +293,19 @@ class Sandbox:
         if key not in self._places:
             self._places[key] = find_places(python, prefixes=prefixes)
         return self._places[key]
+
+
+def _limit_disk(request: Request) -> bool:
+    """Set the quota of a family that begins, where there are quotas; whether it is held so.
+
+    A session that shares a directory that has one may only have less: the first one's stands.
+    """
+    directory = request.family or request.workdir
+    most = request.limits.disk_bytes
+    if request.policy == "off" or most is None or not quota.is_available(directory):
+        return False
+    quota.limit(directory, most)
+    return True
 
 
 def with_cgroups(found: Probe, groups: GroupMaker) -> Probe:

@@ -99,6 +99,8 @@ _S_IFMT, _S_IFIFO, _S_IFREG, _S_IFSOCK = 0o170000, 0o010000, 0o100000, 0o140000
 _WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # O_WRONLY O_RDWR O_CREAT O_TRUNC
 # Push characters into a terminal's input, or take its line discipline or console.
 _TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
+#: FS_IOC_FSSETXATTR: with it a file leaves the project whose quota counts it.
+_FSSETXATTR = 0x401C_5820
 _PR_SET_SECCOMP, _PR_SET_MM, _PR_SET_PTRACER = 22, 35, 0x5961_6D61
 _PERSONALITY_ASK = 0xFFFF_FFFF
 
@@ -155,7 +157,7 @@ def _checks(inet: bool, connect: bool) -> dict[str, Verdict]:
     null = Check(2, (0,), Check(2, (0,), ALLOW, EPERM, high=True), EPERM)
     return {
         "clone": Check(0, (0,), ALLOW, EPERM, mask=_NEW_NAMESPACES),
-        "ioctl": Check(1, (_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD), EPERM, ALLOW),
+        "ioctl": Check(1, (_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD, _FSSETXATTR), EPERM, ALLOW),
         "prctl": Check(0, (_PR_SET_SECCOMP, _PR_SET_MM, _PR_SET_PTRACER), EPERM, ALLOW),
         "personality": Check(0, (0, _PERSONALITY_ASK), ALLOW, EPERM),
         # Its own limits, or reading another's: never changing another process's.

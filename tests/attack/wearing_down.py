@@ -7,6 +7,15 @@ from attack.cell import ROOT, UNSAFE, Cell, attack
 SURFACE = [
     attack(
         "seccomp",
+        "take a file out of its quota",
+        """
+import fcntl
+with open('counted', 'w') as f:
+    fcntl.ioctl(f, 0x401C5820, fcntl.ioctl(f, 0x801C581F, bytes(28)))
+""",
+    ),
+    attack(
+        "seccomp",
         "load a BPF program",
         "call('bpf', 0, struct.pack('IIIII', 2, 4, 4, 1, 0) + bytes(100), 120)",
         ROOT,

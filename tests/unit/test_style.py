@@ -119,6 +119,9 @@ TESTED_THROUGH = {
     "kernelsvc.transports.mcp.desk": "tests/integration/test_mcp.py",
     "kernelsvc.transports.mcp.server": "tests/integration/test_mcp.py",
     "kernelsvc.transports.mcp.serving": "tests/integration/test_mcp.py",
+    "kernelsvc.sandbox.idmap": "tests/integration/test_root_host.py",
+    "kernelsvc.sandbox.quota": "tests/vm/guest_main.py",
+    "kernelsvc.service.watching": "tests/attack/test_caps.py",
     "kernelsvc.transports.door": "tests/unit/transports/test_http.py",
 }
 

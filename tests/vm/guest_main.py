@@ -20,7 +20,7 @@ from typing import Any
 
 SOURCE = Path("/opt/src")
 URL = "http://127.0.0.1:8888"
-PATIENCE = 240.0  # everything is emulated
+PATIENCE = 480.0  # everything is emulated
 
 
 def say(text: str) -> None:
@@ -183,6 +183,116 @@ def a_second_start_waits_for_nobody() -> str:
     return f"the old session is {state}"
 
 
+def caps_that_strike_are_told() -> str:
+    id = session(memory_bytes=256 << 20, processes=30)
+    hog = "import mmap\n    m = mmap.mmap(-1, 1 << 30)\n    for i in range(0, 1 << 30, 4096): m[i] = 1"
+    child = cell(id, f"import os, time\nif os.fork() == 0:\n    {hog}\nprint(os.wait()[1])\ntime.sleep(5)")
+    assert child["reason"] == "ok", child
+    assert child["message"].startswith("memory: 256 MiB reached; a process of the session was killed"), child
+    bomb = cell(id, "import os, time\nwhile True:\n    if os.fork() == 0: time.sleep(100); os._exit(0)")
+    assert bomb["message"].startswith("processes: 30 reached"), bomb
+    events = call("GET", f"/v1/sessions/{id}/events?after=0&limit=1000")["events"]
+    told = [event["limit"] for event in events if event["type"] == "limit_reached"]
+    assert told == ["memory_bytes", "processes"], told
+    call("DELETE", f"/v1/sessions/{id}")
+    return f"{child['message']} {bomb['message']}"
+
+
+def _bytes(method: str, path: str, body: bytes | None = None) -> bytes:
+    request = urllib.request.Request(
+        URL + path, method=method, data=body, headers={"Authorization": f"Bearer {token()}"}
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        return bytes(answer.read())
+
+
+def _files_go_both_ways() -> str:
+    id = session()
+    about = call("GET", f"/v1/sessions/{id}")["sandbox"]
+    assert about["isolation"] == "full", about
+    _bytes("PUT", f"/v1/sessions/{id}/files/in/up.txt", b"from the client")
+    code = (
+        "import os\nprint(open('in/up.txt').read())\nos.makedirs('out', mode=0o700)\n"
+        "open('out/made.txt', 'w').write('by the session'); os.chmod('out/made.txt', 0o600)\n"
+        "open('in/up.txt', 'a').write(', more')\nprint(os.getuid())"
+    )
+    done = cell(id, code)
+    assert done["text"].startswith("from the client"), done
+    assert _bytes("GET", f"/v1/sessions/{id}/files/out/made.txt") == b"by the session"
+    assert _bytes("GET", f"/v1/sessions/{id}/files/in/up.txt") == b"from the client, more"
+    listed = call("GET", f"/v1/sessions/{id}/files/?recursive=true")["files"]
+    assert {"in/up.txt", "out/made.txt"} <= {one["path"] for one in listed}, listed
+    _bytes("DELETE", f"/v1/sessions/{id}/files/out/made.txt")
+    notebook = json.loads(_bytes("GET", f"/v1/sessions/{id}/notebook?format=ipynb"))
+    assert any("from the client" in str(one.get("outputs")) for one in notebook["cells"]), notebook
+    branch = call("POST", f"/v1/sessions/{id}/branches", {})[0]["id"]
+    there = cell(branch, "print(open('in/up.txt').read()); open('b.txt', 'w').write('b')")
+    assert there["text"] == "from the client, more\n", there
+    assert _bytes("GET", f"/v1/sessions/{branch}/files/b.txt") == b"b"
+    for one in (branch, id):
+        call("DELETE", f"/v1/sessions/{one}")
+    return f"as user {done['text'].split()[-1]}, {('user' in about['enforced'] and 'by') or 'without'} an id of its own"
+
+
+def files_go_both_ways() -> str:
+    return _files_go_both_ways()
+
+
+def with_a_root_host_every_session_is_a_user_and_files_stay_the_servers() -> str:
+    drop_in = "/etc/systemd/system/kernelsvc-kernels.service.d"
+    sh(f"install -Dm644 -t {drop_in} systemd/root-host.conf && systemctl daemon-reload")
+    sh("systemctl restart kernelsvc-kernels.service kernelsvc.service")
+    try:
+        eventually(ready)
+        call("DELETE", f"/v1/sessions/{eventually(session)}")
+        said = _files_go_both_ways()
+        assert "by an id of its own" in said, said
+        assert sh("stat -c %U /var/lib/kernelsvc /run/kernelsvc") == "kernelsvc\nkernelsvc"
+        return said
+    finally:
+        sh(f"systemctl stop kernelsvc-kernels.service; rm -r {drop_in}; systemctl daemon-reload", check=False)
+        sh("systemctl restart kernelsvc-kernels.service kernelsvc.service")
+        eventually(ready)
+
+
+def a_quota_is_a_hard_cap_where_there_are_quotas() -> str:
+    """A server that is root, on a filesystem with project quotas."""
+    place = Path("/srv/quota")
+    place.mkdir()
+    sh("truncate -s 600M /srv/quota.img && mkfs.ext4 -q -O quota,project /srv/quota.img")
+    sh(f"modprobe loop; modprobe quota_v2; mount -o loop,prjquota /srv/quota.img {place}")
+    serve = (
+        f"systemd-run --unit=quota-test -E KERNELSVC_TOKEN=q -p Delegate=yes /opt/kernelsvc/bin/kernelsvc serve "
+        f"--port 8899 --data-dir {place}/data --runtime-dir /run/quota-test"
+    )
+    sh(serve)
+
+    def ask(method: str, path: str, body: Any = None) -> Any:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:8899{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": "Bearer q", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return json.loads(answer.read() or b"null")
+
+    eventually(lambda: ask("GET", "/v1/sessions") is not None)
+    id = eventually(lambda: ask("POST", "/v1/sessions", {"limits": {"disk_bytes": 64 << 20}}))["id"]
+    about = ask("GET", f"/v1/sessions/{id}")["sandbox"]
+    assert about["limits"]["disk_bytes"] == "hard", about
+    code = "import time\nfor n in range(10_000):\n    with open(f'f{n}', 'wb') as f: f.write(bytes(1 << 20))"
+    done = ask("POST", f"/v1/sessions/{id}/cells", {"code": code})
+    assert done["reason"] == "error", done
+    assert done["message"].startswith("disk: 64 MiB reached"), done
+    used = int(sh(f"du -sk {place}/data/sessions/{id}/home | cut -f1")) >> 10
+    assert 60 <= used <= 64, used
+    branch = ask("POST", f"/v1/sessions/{id}/cells", {"code": "import os\nfor n in range(60): os.remove(f'f{n}')"})
+    assert branch["reason"] == "ok", branch
+    sh(f"systemctl stop quota-test; umount {place}", check=False)
+    return f"{done['message']} {used} MiB on disk"
+
+
 def units_score_as_promised() -> str:
     told = sh(
         "systemd-analyze security --no-pager kernelsvc.service kernelsvc-kernels.service | grep Overall", check=False
@@ -232,10 +342,14 @@ CHECKS = [
     memory_is_capped_by_linux_and_the_cause_is_told,
     tasks_are_capped,
     the_processor_share_holds,
+    caps_that_strike_are_told,
+    a_quota_is_a_hard_cap_where_there_are_quotas,
+    files_go_both_ways,
     a_restart_of_the_server_leaves_sessions_alive,
     a_crash_of_the_server_leaves_sessions_alive,
     units_score_as_promised,
     a_second_start_waits_for_nobody,
+    with_a_root_host_every_session_is_a_user_and_files_stay_the_servers,
     nothing_is_left_after_a_stop,
     hostile_cells_meet_their_walls,
 ]

@@ -18,7 +18,7 @@ SUITE = "bookworm"
 SOURCES = (Path("/etc/apt/sources.list"), Path("/etc/apt/sources.list.d/debian.sources"))
 PACKAGES = [
     *("systemd", "systemd-sysv", "dbus", "udev", "linux-image-cloud-amd64", "python3", "python3-venv"),
-    *("openssl", "curl", "procps", "util-linux", "bash"),
+    *("e2fsprogs", "openssl", "curl", "procps", "util-linux", "bash"),
 ]
 _UNIT = """
 [Unit]
@@ -101,6 +101,10 @@ def configure(root: Path) -> None:
     ):
         link.unlink(missing_ok=True)
         link.symlink_to(target)
+    # What takes seconds on a machine takes minutes on one that is emulated beside others.
+    slow = root / "etc" / "systemd" / "system.conf.d" / "slow.conf"
+    slow.parent.mkdir(exist_ok=True)
+    slow.write_text("[Manager]\nDefaultTimeoutStartSec=900\n")
     (root / "etc" / "fstab").write_text("/dev/vda / ext4 rw,relatime 0 1\n")
     (root / "etc" / "hostname").write_text("vm\n")
 

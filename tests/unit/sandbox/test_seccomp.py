@@ -72,6 +72,7 @@ def test_a_policy_names_only_calls_that_exist_somewhere() -> None:
         ("clone", (0x1_0000_0000 | 0x11,), ALLOW),  # the kernel ignores the upper half too
         ("ioctl", (0, 0x5412), EPERM),
         ("ioctl", (0, 0xFFFF_FFFF_0000_5412), EPERM),  # it looks at 32 bits, so do we
+        ("ioctl", (0, 0x401C5820), EPERM),
         ("ioctl", (0, 0x5401), ALLOW),
         ("socket", (2, 1), ALLOW),
         ("socket", (16, 3, 0), ALLOW),
