@@ -128,6 +128,7 @@ class AsyncClient:
         labels: Mapping[str, str] | None = None,
         limits: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
+        beside: str | None = None,
         keep: bool = False,
     ) -> AsyncSession:
         """A new session, ready for its first cell.
@@ -138,6 +139,7 @@ class AsyncClient:
             labels: for finding it again.
             limits: caps such as ``{"memory_bytes": 1 << 30, "cell_seconds": 60}``, at most the server's.
             env: environment variables of the kernel.
+            beside: a session's id: a kernel of its own in that one's directory, which ends with it.
             keep: whether leaving the session's ``with`` block leaves it open.
 
         Raises:
@@ -149,6 +151,7 @@ class AsyncClient:
             labels=dict(labels or {}) or None,
             limits=dict(limits or {}) or None,
             env=dict(env or {}) or None,
+            beside=beside,
             idempotency_key=new_id("create"),
             attach=False,
         )
