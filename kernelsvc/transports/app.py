@@ -19,7 +19,7 @@ from tornado.web import Application, RequestHandler
 from kernelsvc.errors import Conflict
 from kernelsvc.metrics import Metrics
 from kernelsvc.settings import Settings
-from kernelsvc.transports import e2b, http, jupyter, mcp, rest
+from kernelsvc.transports import e2b, http, jupyter, mcp, rest, sandboxai, sandboxfusion
 from kernelsvc.transports.door import ApiHandler, Context, UnknownRoute, without_token
 from kernelsvc.transports.files import FileHandler
 from kernelsvc.transports.websocket import ApiSocket
@@ -50,13 +50,7 @@ def make_app(service: ServiceApi, settings: Settings, metrics: Metrics | None = 
     context = Context(service, settings, metrics or Metrics())
     shared = {"context": context}
     app = Application(
-        [
-            (r"/v1/ws", ApiSocket, shared),
-            *_rest_routes(shared),
-            *jupyter.routes(shared),
-            *mcp.routes(shared),
-            *e2b.routes(shared),
-        ],
+        [(r"/v1/ws", ApiSocket, shared), *_rest_routes(shared), *_doors(shared)],
         default_handler_class=UnknownRoute,
         default_handler_args=shared,
         log_function=_log_request,
@@ -84,7 +78,7 @@ _SPECIAL: dict[str, tuple[type[ApiHandler], dict[str, Any]]] = {
 
 def _doors(shared: dict[str, Any]) -> list[Any]:
     """The routes of other people's protocols."""
-    return [route for door in (jupyter, mcp, e2b) for route in door.routes(shared)]
+    return [route for door in (jupyter, mcp, sandboxai, sandboxfusion, e2b) for route in door.routes(shared)]
 
 
 def _rest_routes(shared: dict[str, Any]) -> list[Any]:

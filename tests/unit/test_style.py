@@ -122,6 +122,8 @@ TESTED_THROUGH = {
     "kernelsvc.sandbox.idmap": "tests/integration/test_root_host.py",
     "kernelsvc.sandbox.quota": "tests/vm/guest_main.py",
     "kernelsvc.service.watching": "tests/attack/test_caps.py",
+    "kernelsvc.transports.sandboxai": "tests/integration/test_sandbox_doors.py",
+    "kernelsvc.transports.sandboxfusion": "tests/integration/test_sandbox_doors.py",
     "kernelsvc.transports.door": "tests/unit/transports/test_http.py",
 }
 
