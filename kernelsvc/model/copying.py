@@ -37,6 +37,8 @@ STREAK, PAUSE = 20, 0.05
 REST = 0.1
 #: On a crowded machine everything takes longer, pauses too: how many times at most.
 STRETCH = 10.0
+#: A cell that takes less waits for nothing that is worth saving.
+SHORT = 0.05
 #: A session that sent a cell within so many seconds makes the crowd.
 LATELY = 1.0
 
@@ -115,10 +117,11 @@ class Habit:
 
         What it is worth is the processor time that it says it took, or its share of
         the time that passed, whichever is more; the kernel is not believed beyond
-        that time.
+        that time. Of a short cell, what passed is mostly the way there and back.
         """
         self._ended = now
-        self.unsaved += min(max(cpu or 0.0, wall / crowd), wall)
+        waited = 0.0 if wall < SHORT and cpu is not None else wall / crowd
+        self.unsaved += min(max(cpu or 0.0, waited), wall)
 
     def saved(self, fork: float) -> None:
         """A copy was made, and its fork took so long."""

@@ -3,7 +3,20 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsvc.model.copying import COST, LATELY, PAUSE, REST, SAVED_UP, SHARE, STREAK, STRETCH, WORTH, Account, Habit
+from kernelsvc.model.copying import (
+    COST,
+    LATELY,
+    PAUSE,
+    REST,
+    SAVED_UP,
+    SHARE,
+    SHORT,
+    STREAK,
+    STRETCH,
+    WORTH,
+    Account,
+    Habit,
+)
 
 CORES = 2
 FULL = SHARE * CORES * SAVED_UP
@@ -84,6 +97,19 @@ def test_long_work_is_worth_a_copy_at_once() -> None:
     assert not habit.worth_it
     habit.ended(200.0, WORTH * COST, None, 1.0)
     assert not habit.worth_it, "this kernel's copies are dearer"
+
+
+def test_a_stream_of_trivial_cells_is_copied_once_in_hundreds() -> None:
+    habit, copies, now = Habit(), 0, 0.0
+    for _ in range(3000):
+        now += 0.003
+        habit.ended(now, 0.0025, 0.0006, 1.0)
+        if habit.worth_it:
+            copies += 1
+            habit.saved(0.005)
+    assert 5 <= copies <= 15
+    habit.ended(now, SHORT, 0.0006, 1.0)
+    assert habit.unsaved >= SHORT, "a cell that waits for something was worth its time"
 
 
 def test_standing_in_a_queue_is_no_work() -> None:
