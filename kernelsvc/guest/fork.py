@@ -4,8 +4,8 @@ A copy is made at the top of the main thread's stack, with no cell, no coroutine
 and no handler on it, and the loop not running. Order matters::
 
     survey, quiesce (idle pools, OpenMP), flush files ─ fork ─┬─ original: answer with the pid
-                                                              └─ copy: own session, loop, wire, pipes,
-                                                                 file offsets; then wait for HELLO
+                                                              └─ copy: own wire, pipes, file offsets;
+                                                                 wait for HELLO; then own session, loop
 
 Every copy waits for HELLO before any of its code runs on: for a branch that is
 the server's "go", said when its limits are set; a checkpoint waits for as long
@@ -142,6 +142,7 @@ def _fork(runner: Runner, control: Control) -> None:
     again = body["mode"] == "checkpoint" and "workdir" not in body.get("identity", {})
     if again:
         runner.hot.forking(mapped)
+    files = any(found.regular for found in survey.descriptors(runner.own_fds() | set(control.fds)))
     state = random.getstate()
     pid = _copy(runner)
     if pid:
@@ -153,7 +154,7 @@ def _fork(runner: Runner, control: Control) -> None:
         return
     try:
         random.setstate(state)  # CPython seeds it anew in a child; a copy goes on where its original was
-        _become(runner, control)
+        _become(runner, control, files=files)
     except BaseException:
         os.write(2, traceback.format_exc().encode("utf-8", "replace"))
         os._exit(70)
@@ -169,8 +170,14 @@ def _copy(runner: Runner) -> int:
         runner.ours = False
 
 
-def _become(runner: Runner, control: Control) -> None:
-    """In the copy: nothing kernel-side may be shared with the original; then wait for HELLO."""
+def _become(runner: Runner, control: Control, *, files: bool) -> None:
+    """In the copy: nothing kernel-side may be shared with the original; then wait for HELLO.
+
+    Args:
+        runner: the copy's.
+        control: the request.
+        files: whether regular files of the user's are open.
+    """
     # A server may knock as soon as the new door is there; it must not be let in before the copy is who it is to be.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
     collecting = gc.isenabled()
@@ -182,16 +189,19 @@ def _become(runner: Runner, control: Control) -> None:
     runner.forks.clear()
     runner.hot = Hot()
     runner.wire.watcher = None
-    renew_loop(runner.loop, runner.wire.fds())
+    polled = runner.wire.fds()
     old_reads = runner.wire.adopt(listener, runner.take_raw(raw))
     for fd in old_reads:
         os.close(fd)
-    reopen_files(mine)
-    runner.kernel.session.renew()
-    runner.kernel.usage.reopen()
+    if files:  # now, for a branch may soon have no right to open them
+        reopen_files(mine)
     runner.promised = control.body.get("identity") or {}
     set_oom_score(OOM_PARKED)
     runner.wire.wait_for(lambda: runner.wire.woken is not None)
+    # What nobody sees before it is awake: each page that is written here would be a page that waits.
+    renew_loop(runner.loop, polled)
+    runner.kernel.session.renew()
+    runner.kernel.usage.reopen()
     set_oom_score(OOM_LIVE)
     runner.wire.watch_all(runner)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)

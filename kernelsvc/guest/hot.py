@@ -26,8 +26,7 @@ _POPULATE_WRITE = 23
 #: Bits of an entry's highest byte (Documentation/admin-guide/mm/pagemap.rst).
 _PRESENT, _FILE, _EXCLUSIVE = 0x80, 0x20, 0x01
 _OURS = bytes((byte & (_PRESENT | _FILE | _EXCLUSIVE)) == _PRESENT | _EXCLUSIVE for byte in range(256))
-#: Runs of pages that are ours; one that is not, between two that are, costs less to take than another call.
-_RUN = re.compile(rb"\x01+(?:\x00\x01+)*")
+_RUN = re.compile(rb"\x01+")
 _WRITABLE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw.p \S+ 00:00 \d+", re.MULTILINE)
 
 Range = tuple[int, int]
