@@ -169,6 +169,22 @@ class FilesChanged(Event):
     files: list[dict[str, Any]] = []
 
 
+class ProgramStarted(Event):
+    """A program began beside the kernel, in its sandbox; ``program`` is its pid as seen inside."""
+
+    program: int
+    argv: list[str] = []
+    cwd: str = ""
+
+
+class ProgramEnded(Event):
+    """It ended; ``exit_code`` is minus the signal's number where one ended it, and null where nobody saw it."""
+
+    program: int
+    exit_code: int | None = None
+    output_bytes: int = 0
+
+
 class SessionClosed(Event):
     """Last event but for the signature."""
 
@@ -391,6 +407,8 @@ AnyEvent = (
     | ClientAttached
     | ClientDetached
     | FilesChanged
+    | ProgramStarted
+    | ProgramEnded
     | SessionClosed
     | JournalSigned
     | CellQueued

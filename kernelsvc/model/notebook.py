@@ -44,6 +44,8 @@ DISPLAYS_KEPT = 1000
 LATE_CELLS = 16
 #: Characters of patches that wait before ``heavy`` asks for them to be taken.
 HEAVY = 1 << 20
+#: Characters of a program's command line that its note shows; the log has more.
+MAX_COMMAND = 500
 
 
 class Note:
@@ -275,6 +277,12 @@ class NotebookFold:
         more = f" and {len(event.files) - 20} more" if len(event.files) > 20 else ""
         self._note(event, f"files changed through the API: {', '.join(names)}{more}.")
 
+    def _on_program(self, event: Event) -> None:
+        assert isinstance(event, ev.ProgramStarted)
+        line = " ".join(event.argv)
+        cut = "…" if len(line) > MAX_COMMAND else ""
+        self._note(event, f"a program was run beside the kernel: {_plain(line[:MAX_COMMAND])}{cut}")
+
     def _on_hibernated(self, event: Event) -> None:
         assert isinstance(event, ev.Hibernated)
         self._note(event, f"hibernated: {event.saved} variables saved.{_lost(event.lost)}")
@@ -396,6 +404,8 @@ RULES: dict[type[Event], Rule | None] = {
     ev.ClientAttached: None,
     ev.ClientDetached: None,
     ev.FilesChanged: NotebookFold._on_files,
+    ev.ProgramStarted: NotebookFold._on_program,
+    ev.ProgramEnded: None,
     ev.JournalSigned: None,
     ev.CellQueued: NotebookFold._on_queued,
     ev.CellStarted: NotebookFold._on_cell_event,

@@ -15,6 +15,7 @@ from kernelsvc.model.objects import Call, Cell, CellRequest, Checkpoint, Princip
 from kernelsvc.model.objects import Session as ApiSession
 from kernelsvc.service.access import Access
 from kernelsvc.service.leases import Leases
+from kernelsvc.service.programs import Programs
 from kernelsvc.service.surroundings import Surroundings
 
 NotebookFormat = Literal["ipynb", "html", "py"]
@@ -56,6 +57,10 @@ class ServiceApi(Protocol):
     @property
     def surroundings(self) -> Surroundings:
         """What a session's cells find around them."""
+
+    @property
+    def programs(self) -> Programs:
+        """Programs beside sessions' kernels."""
 
     @property
     def leases(self) -> Leases:

@@ -63,6 +63,7 @@ from kernelsvc.service.branching import Branching, branch_about
 from kernelsvc.service.hosting import host_settings
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.opening import about_of, life_of, reading_of
+from kernelsvc.service.programs import Programs
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.retention import Retention
 from kernelsvc.service.surroundings import Surroundings
@@ -121,6 +122,7 @@ class Service:
         self._retiring: asyncio.Future[None] | None = None
         self._stopping = False
         self.surroundings = Surroundings(self._find)
+        self.programs = Programs(self._find, self.surroundings, self._launchers.host)
         self.leases = Leases(self._find, self._live, self._view, settings.limits)
         self.access = Access(self._projections.secret("access"), settings.tokens, self._owner, lambda: [*self._live])
 
@@ -193,6 +195,7 @@ class Service:
     async def stop(self, *, end_sessions: bool) -> None:
         """Let go of every session, or end them all. Nothing is accepted any more."""
         self._stopping = True
+        await self.programs.end_all()
         if end_sessions:
             ending = [s.close("server stopped") for s in list(self._live.values())]
             with contextlib.suppress(TimeoutError):
@@ -699,6 +702,7 @@ class Service:
             self._live.pop(session.id, None)
             self._watch.usage.pop(session.id, None)
             self._keep(session)
+            self.programs.end(session.id)
             self.leases.ended(session.id)
         elif isinstance(last, ev.JournalSigned):
             self._projections.finish(session.id)

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernelsvc.transports.e2b import control, health, interpreter
+from kernelsvc.transports.e2b import control, health, interpreter, process
 
 #: The modules whose routes this door has.
-MODULES: tuple[Any, ...] = (control, interpreter, health)
+MODULES: tuple[Any, ...] = (control, interpreter, process, health)
 
 
 def routes(shared: dict[str, Any]) -> list[Any]:

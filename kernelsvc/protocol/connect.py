@@ -1,0 +1,93 @@
+"""The Connect protocol's framing of streams, with messages in JSON: functions of values.
+
+Source: the protocol's reference at connectrpc.com. A stream is a row of
+envelopes: one byte of flags, four of length (big-endian), and the message. The
+last one from the server has flag 2 and holds an error or nothing. Plain calls
+have no envelopes: a JSON body each way, errors by HTTP status.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from typing import Any
+
+import msgspec
+
+from kernelsvc.errors import BadRequest, TooLarge
+
+#: The content type of a stream.
+STREAM = "application/connect+json"
+
+_HEAD = struct.Struct(">BI")
+_COMPRESSED, _END = 1, 2
+#: Largest message that a client may send in a stream.
+MAX_MESSAGE = 8 << 20
+
+
+def envelope(message: Any, flags: int = 0) -> bytes:
+    """A message as it travels in a stream."""
+    data = msgspec.json.encode(message)
+    return _HEAD.pack(flags, len(data)) + data
+
+
+def end(code: str | None = None, message: str = "") -> bytes:
+    """The last envelope of a stream; with a word of Connect's it tells of a failure."""
+    return envelope({} if code is None else {"error": {"code": code, "message": message}}, _END)
+
+
+def take(data: bytearray) -> list[dict[str, Any]]:
+    """Take whole messages from the front of what has arrived.
+
+    Raises:
+        BadRequest: it is no stream of JSON objects, or compressed.
+        TooLarge: a message is.
+    """
+    found: list[dict[str, Any]] = []
+    while len(data) >= _HEAD.size:
+        flags, length = _HEAD.unpack_from(data)
+        if flags & _COMPRESSED:
+            raise BadRequest("Compressed messages are not understood; send them as they are.")
+        if length > MAX_MESSAGE:
+            raise TooLarge(f"A message of {length} bytes; at most {MAX_MESSAGE} are taken, send it in pieces.")
+        whole = _HEAD.size + length
+        if len(data) < whole:
+            break
+        found.append(_message(bytes(data[_HEAD.size : whole])))
+        del data[:whole]
+    return found
+
+
+def _message(data: bytes) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(data or b"{}")
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise BadRequest(f"A message of the stream is not JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise BadRequest("A message of the stream must be a JSON object.")
+    return value
+
+
+def as_bytes(value: object) -> bytes:
+    """Bytes as protocol buffers write them in JSON: base64.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    try:
+        return base64.b64decode(value if isinstance(value, str) else "", validate=True)
+    except (binascii.Error, ValueError):
+        raise BadRequest("Data must be in base64.") from None
+
+
+def as_text(data: bytes) -> str:
+    """See ``as_bytes``."""
+    return base64.b64encode(data).decode()
+
+
+def seconds(header: str | None, unit: float = 1.0) -> float | None:
+    """A time from a header such as ``Connect-Timeout-Ms``; None for none, and for what is no number above 0."""
+    if header is None or not header.isdecimal() or len(header) > 12:
+        return None
+    return int(header) * unit or None
