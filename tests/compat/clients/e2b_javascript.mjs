@@ -70,3 +70,4 @@ assert.equal(await sandbox.isRunning(), false)
 await assert.rejects(sandbox.runCode('1'), { name: 'TimeoutError' })
 await assert.rejects(Sandbox.create({ apiKey: 'wrong' }), { name: 'AuthenticationError' })
 console.log('ok')
+process.exit(0) // the SDK does not clear a timer of 60 s when an answer is an error
