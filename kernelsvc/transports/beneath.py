@@ -299,6 +299,55 @@ class Directory:
                 kind = kind_of(info.st_mode)
                 yield Entry(path=path, kind=kind, size=info.st_size, mtime_ns=info.st_mtime_ns)
 
+    def look(self, parts: tuple[bytes, ...]) -> tuple[os.stat_result, bytes | None]:
+        """What a name is, itself: a link is not followed, its target is told. No parts: the directory.
+
+        Raises:
+            KernelsvcError: it isn't there.
+        """
+        if not parts:
+            return os.fstat(self._fd), None
+        with explained():
+            parent = open_beneath(self._fd, parts[:-1], os.O_PATH | os.O_DIRECTORY)
+            try:
+                info = os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
+                target = os.readlink(parts[-1], dir_fd=parent) if stat.S_ISLNK(info.st_mode) else None
+            finally:
+                os.close(parent)
+        return info, target
+
+    def open_directory(self, parts: tuple[bytes, ...]) -> int:
+        """A descriptor (``O_PATH``) of a directory in here; the caller closes it.
+
+        Raises:
+            KernelsvcError: it isn't there, or is no directory.
+        """
+        with explained():
+            return open_beneath(self._fd, parts, os.O_PATH | os.O_DIRECTORY)
+
+    def make(self, parts: tuple[bytes, ...]) -> None:
+        """Make a directory, and those on its way.
+
+        Raises:
+            KernelsvcError: a link or something else is in the way, or the disk is full.
+        """
+        with explained():
+            os.close(self._make_parents(parts))
+
+    def move(self, source: tuple[bytes, ...], target: tuple[bytes, ...]) -> None:
+        """Give what has a name another one; directories on its way are made, what has that name is replaced.
+
+        Raises:
+            KernelsvcError: it isn't there, or the new name is a directory's with something in it.
+        """
+        with contextlib.ExitStack() as held, explained():
+            old = open_beneath(self._fd, source[:-1], os.O_RDONLY | os.O_DIRECTORY)
+            held.callback(os.close, old)
+            os.stat(source[-1], dir_fd=old, follow_symlinks=False)
+            new = self._make_parents(target[:-1])
+            held.callback(os.close, new)
+            os.rename(source[-1], target[-1], src_dir_fd=old, dst_dir_fd=new)
+
     def upload(self, parts: tuple[bytes, ...]) -> Upload:
         """Begin to write a file; directories on its way are made.
 

@@ -134,6 +134,11 @@ class FileHandler(ApiHandler):
             if path.endswith("/") or directory.is_directory(parts):
                 await self._list(parts, query)
                 return
+        await self.download(parts)
+
+    async def download(self, parts: tuple[bytes, ...]) -> None:
+        """Send a file."""
+        with self._directory() as directory:
             fd, info = directory.open_file(parts)
         try:
             if (span := self._head(parts, info)) is not None:

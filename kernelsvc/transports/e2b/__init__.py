@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernelsvc.transports.e2b import control, health, interpreter, process
+from kernelsvc.transports.e2b import control, filesystem, health, interpreter, process, transfer
+from kernelsvc.transports.e2b.watching import Watchers
 
 #: The modules whose routes this door has.
-MODULES: tuple[Any, ...] = (control, interpreter, process, health)
+MODULES: tuple[Any, ...] = (control, interpreter, process, filesystem, transfer, health)
 
 
 def routes(shared: dict[str, Any]) -> list[Any]:
@@ -24,4 +25,7 @@ def routes(shared: dict[str, Any]) -> list[Any]:
     Args:
         shared: what every handler is initialised with.
     """
+    watchers = Watchers()
+    shared["context"].closers.append(watchers.stop)
+    shared = {**shared, "watchers": watchers}
     return [(path, handler, shared) for module in MODULES for path, handler in module.ROUTES]

@@ -6,12 +6,13 @@ import ctypes
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound
 from kernelsvc.transports import beneath
-from kernelsvc.transports.beneath import Directory, parse_path
+from kernelsvc.transports.beneath import Directory, kind_of, parse_path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 RENAME_EXCHANGE = 2
@@ -202,3 +203,39 @@ def test_a_missing_directory_is_told_without_its_path(tmp_path):
     with pytest.raises(NotFound) as caught:
         Directory(tmp_path / "nothing")
     assert str(tmp_path) not in caught.value.message
+
+
+def test_looking_says_what_a_name_is_itself(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/link").symlink_to("/etc/passwd")
+    with Directory(tmp_path) as directory:
+        info, target = directory.look((b"d", b"link"))
+        assert (kind_of(info.st_mode), target) == ("link", b"/etc/passwd")
+        assert kind_of(directory.look(())[0].st_mode) == "directory"
+        assert directory.look((b"d",))[1] is None
+        with pytest.raises(NotFound):
+            directory.look((b"d", b"nothing"))
+
+
+def test_directories_are_made_and_names_moved_in_here_alone(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/out").symlink_to(tmp_path / "outside")
+    (tmp_path / "in/f").write_text("x")
+    with Directory(tmp_path / "in") as directory:
+        directory.make((b"a", b"b"))
+        directory.move((b"f",), (b"new", b"f"))
+        assert (tmp_path / "in/new/f").read_text() == "x"
+        for refused in (
+            lambda: directory.make((b"out", b"x")),
+            lambda: directory.move((b"new",), (b"out", b"x")),
+            lambda: directory.move((b"out", b"x"), (b"y",)),
+            lambda: directory.open_directory((b"out",)),
+        ):
+            with pytest.raises(KernelsvcError):
+                refused()
+        with pytest.raises(NotFound):
+            directory.move((b"nothing",), (b"y",))
+        directory.move((b"out",), (b"moved",))
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert (tmp_path / "in/moved").is_symlink()

@@ -1,0 +1,157 @@
+"""E2B's Python SDK, unmodified: files of a sandbox. Arguments: address, token. Says "ok"."""
+
+import asyncio
+import io
+import os
+import sys
+import time
+
+ADDRESS, TOKEN = sys.argv[1:]
+os.environ |= {"E2B_API_KEY": TOKEN, "E2B_API_URL": ADDRESS, "E2B_SANDBOX_URL": ADDRESS}
+
+import httpx  # noqa: E402
+from e2b import (  # noqa: E402
+    AsyncSandbox,
+    FileNotFoundException,
+    FilesystemEventType,
+    FileType,
+    InvalidArgumentException,
+    Sandbox,
+    SandboxException,
+)
+
+
+def eventually(condition, what):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def reading_and_writing(box):
+    written = box.files.write("/home/user/deep/er/hello.txt", "hello")
+    assert (written.name, written.path, written.type) == ("hello.txt", "/home/user/deep/er/hello.txt", FileType.FILE)
+    assert box.files.read("deep/er/hello.txt") == "hello"
+    box.files.write("deep/er/hello.txt", b"other")
+    assert box.files.read("/home/user/deep/er/hello.txt", format="bytes") == b"other"
+    many = box.files.write_files([{"path": f"many/{n}.txt", "data": str(n)} for n in range(3)])
+    assert [one.path for one in many] == [f"/home/user/many/{n}.txt" for n in range(3)]
+    assert box.files.read("many/2.txt") == "2"
+    big = os.urandom(3_000_000) + b"\r\n--boundary\r\n"
+    box.files.write("big.bin", big)
+    assert box.files.read("big.bin", format="bytes") == big
+    with box.files.read("big.bin", format="stream") as stream:
+        assert b"".join(stream) == big
+    box.files.write("streamed.bin", io.BytesIO(big))
+    assert box.files.get_info("streamed.bin").size == len(big)
+    box.files.write("packed.txt", "packed" * 1000, gzip=True)
+    assert box.files.read("packed.txt") == "packed" * 1000
+    box.files.write("é ü\u2028.txt", "")
+    assert box.files.read("é ü\u2028.txt") == ""
+    for wrong in ("missing.txt", "deep/missing.txt"):
+        try:
+            box.files.read(wrong)
+        except FileNotFoundException:
+            continue
+        raise AssertionError(wrong)
+    for wrong in ("/etc/passwd", "../user2/x", "deep"):
+        try:
+            box.files.read(wrong)
+        except InvalidArgumentException:
+            continue
+        raise AssertionError(wrong)
+
+
+def the_tree(box):
+    assert box.files.make_dir("a/b/c") is True
+    assert box.files.make_dir("a/b/c") is False
+    box.files.write("a/one.txt", "1")
+    assert [(e.name, e.type, e.path) for e in box.files.list("a")] == [
+        ("b", FileType.DIR, "/home/user/a/b"),
+        ("one.txt", FileType.FILE, "/home/user/a/one.txt"),
+    ]
+    assert {e.path for e in box.files.list("a", depth=3)} >= {"/home/user/a/b/c"}
+    info = box.files.get_info("a/one.txt")
+    assert (info.size, info.owner, info.symlink_target) == (1, "user", None)
+    assert time.time() - info.modified_time.timestamp() < 3600
+    assert box.files.rename("a/one.txt", "a/two.txt").path == "/home/user/a/two.txt"
+    assert box.files.exists("a/two.txt")
+    assert not box.files.exists("a/one.txt")
+    box.files.remove("a")
+    assert not box.files.exists("a/two.txt")
+    for act in (lambda: box.files.remove("a"), lambda: box.files.rename("a", "b"), lambda: box.files.list("a")):
+        try:
+            act()
+        except FileNotFoundException:
+            continue
+        raise AssertionError(act)
+
+
+def with_code(box):
+    box.commands.run("ln -s /etc/passwd link && mkfifo pipe && echo from-a-command > made.txt")
+    assert box.files.read("made.txt") == "from-a-command\n"
+    assert box.files.get_info("link").symlink_target == "/etc/passwd"
+    for wrong in ("link", "pipe"):
+        try:
+            box.files.read(wrong)
+        except SandboxException:
+            continue
+        raise AssertionError(wrong)
+
+
+def watching(box):
+    box.files.make_dir("watched/sub")
+    handle = box.files.watch_dir("watched", recursive=True, include_entry=True)
+    box.files.write("watched/sub/new.txt", "x")
+    seen = []
+
+    def came():
+        seen.extend(handle.get_new_events())
+        return any(e.type is FilesystemEventType.WRITE and e.name == "sub/new.txt" for e in seen)
+
+    eventually(came, "an event of the write")
+    assert any(e.entry is not None and e.entry.path == "/home/user/watched/sub/new.txt" for e in seen)
+    box.files.remove("watched/sub/new.txt")
+    eventually(lambda: any(e.type is FilesystemEventType.REMOVE for e in handle.get_new_events()), "a removal")
+    handle.stop()
+    try:
+        box.files.watch_dir("not-there")
+    except FileNotFoundException:
+        pass
+    else:
+        raise AssertionError("a watch of nothing")
+
+
+def signed_addresses(box):
+    box.files.write("shared.txt", "for everybody")
+    assert httpx.get(box.download_url("shared.txt")).text == "for everybody"
+    url = box.upload_url("sent.txt")
+    assert httpx.post(url, files={"file": ("sent.txt", b"sent")}).status_code == 200
+    assert box.files.read("sent.txt") == "sent"
+    assert httpx.get(box.download_url("shared.txt").replace("signature=v1_", "signature=v1_x")).status_code == 401
+
+
+async def watching_as_a_stream():
+    box = await AsyncSandbox.create()
+    seen = asyncio.Queue()
+    await box.files.make_dir("w")
+    handle = await box.files.watch_dir("w", on_event=seen.put_nowait)
+    await box.files.write("w/f.txt", "text")
+    async with asyncio.timeout(20):
+        while (event := await seen.get()).type is not FilesystemEventType.WRITE:
+            pass
+    assert event.name == "f.txt"
+    await handle.stop()
+    assert await box.files.read("w/f.txt") == "text"
+    assert [e.name for e in await box.files.list("w")] == ["f.txt"]
+    await box.kill()
+
+
+with Sandbox.create() as sandbox:
+    reading_and_writing(sandbox)
+    the_tree(sandbox)
+    watching(sandbox)
+    signed_addresses(sandbox)
+    with_code(sandbox)
+asyncio.run(watching_as_a_stream())
+print("ok")

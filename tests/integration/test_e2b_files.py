@@ -1,0 +1,269 @@
+"""Files through the E2B door, by plain HTTP, in a directory whose owner means harm."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+from served import Served, serving
+from waiting import wait_for
+
+from kernelsvc.protocol import connect, e2b
+from kernelsvc.transports.e2b import filesystem, rpc, transfer
+
+Answer = tuple[int, Any]
+CALLS = [path.replace("\\", "") for path, _ in filesystem.ROUTES]
+
+
+class Box:
+    """A sandbox, its secret, and its directory as the server sees it."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        headers = {"X-API-KEY": served.token}
+        _, text = self.raw("POST", "/v2/sandboxes", json.dumps({"templateID": "base"}).encode(), headers)
+        shown = json.loads(text)
+        self.id, self.secret = shown["sandboxID"], shown["envdAccessToken"]
+
+    def raw(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self.served.url.removeprefix("http://"), timeout=60)
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def headers(self, **more: str) -> dict[str, str]:
+        return {"E2b-Sandbox-Id": self.id, "E2b-Sandbox-Port": "49983", "X-Access-Token": self.secret, **more}
+
+    def call(self, name: str, **asked: Any) -> Answer:
+        body = json.dumps(asked).encode()
+        status, said = self.raw("POST", f"/filesystem.Filesystem/{name}", body, self.headers())
+        return status, json.loads(said)
+
+    def get(self, path: str, **headers: str) -> tuple[int, bytes]:
+        return self.raw("GET", f"/files?path={quote(path)}", None, self.headers(**headers))
+
+    def put(self, path: str, data: bytes, **headers: str) -> tuple[int, bytes]:
+        kind = {"Content-Type": "application/octet-stream"} | headers
+        return self.raw("POST", f"/files?path={quote(path)}", data, self.headers(**kind))
+
+    def run(self, code: str) -> str:
+        cell = self.served.call("POST", f"/v1/sessions/{self.id}/cells", {"code": code})
+        assert cell["reason"] == "ok", cell
+        return "".join(output.get("text", "") for output in cell["outputs"])
+
+    def close(self) -> None:
+        self.raw("DELETE", f"/sandboxes/{self.id}", None, {"X-API-KEY": self.served.token})
+
+
+@pytest.fixture(scope="module")
+def box(served: Served) -> Iterator[Box]:
+    made = Box(served)
+    yield made
+    made.close()
+
+
+def form(*parts: tuple[str, str, bytes]) -> tuple[bytes, dict[str, str]]:
+    said = b""
+    for name, filename, data in parts:
+        head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="{filename}"\r\n\r\n'
+        said += head.encode() + data + b"\r\n"
+    return said + b"--b--\r\n", {"Content-Type": "multipart/form-data; boundary=b"}
+
+
+# --- up and down -----------------------------------------------------------------------------
+
+
+def test_a_file_goes_up_and_comes_down(box: Box) -> None:
+    status, said = box.put("/home/user/a/b.txt", b"data")
+    assert (status, json.loads(said)) == (200, [{"name": "b.txt", "type": "file", "path": "/home/user/a/b.txt"}])
+    assert box.run("print(open('/home/user/a/b.txt').read())") == "data\n"
+    assert box.get("a/b.txt") == (200, b"data")
+    assert box.get("a/b.txt", Range="bytes=1-2") == (206, b"at")
+    assert box.get("missing")[0] == 404
+    assert box.get("a")[0] == 400
+    box.run("open('a/c.txt', 'a').write('the session owns the directory')")
+
+
+def test_a_form_writes_several(box: Box) -> None:
+    body, headers = form(("file", "f/1.txt", b"one"), ("other", "x", b"ignored"), ("file", "f/2.txt", b""))
+    status, said = box.raw("POST", "/files", body, box.headers(**headers))
+    assert (status, [each["path"] for each in json.loads(said)]) == (200, ["/home/user/f/1.txt", "/home/user/f/2.txt"])
+    assert (box.get("f/1.txt"), box.get("f/2.txt")) == ((200, b"one"), (200, b""))
+
+
+@pytest.mark.parametrize("keep", [10, -4])
+def test_a_form_that_is_cut_off_leaves_nothing(box: Box, keep: int) -> None:
+    body, headers = form(("file", "cut.txt", b"x" * 100_000))
+    assert box.raw("POST", "/files", body[:keep], box.headers(**headers))[0] == 400
+    if keep == 10:
+        assert box.get("cut.txt")[0] == 404
+    assert not [name for name in box.run("import os; print(os.listdir('.'))").split("'") if "upload" in name]
+
+
+def test_packed_bodies_and_what_is_none(box: Box) -> None:
+    packer = zlib.compressobj(wbits=31)
+    packed = packer.compress(b"0" * 100_000) + packer.flush()
+    gzip = {"Content-Encoding": "gzip"}
+    assert box.put("packed", packed, **gzip)[0] == 200
+    assert box.get("packed") == (200, b"0" * 100_000)
+    assert box.put("broken", b"not gzip", **gzip)[0] == 400
+    assert box.put("x", b"", **{"Content-Encoding": "br"})[0] == 400
+    assert box.put("x", b"", **{"X-Metadata-Owner": "me"})[0] == 501
+
+
+def test_what_is_packed_small_may_not_fill_the_disk(short_tmp: Path) -> None:
+    with serving(short_tmp / "small-disk", "--limits-disk-bytes", str(8 << 20)) as served:
+        small = Box(served)
+        packer = zlib.compressobj(wbits=31)
+        bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
+        assert len(bomb) < 1 << 20
+        assert small.put("bomb", bomb, **{"Content-Encoding": "gzip"})[0] == 413
+        assert small.get("bomb")[0] == 404
+        small.close()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/tmp/x", "../x", "/home/user/../x", "/home/user", "a\0b", "x" * 300])
+def test_paths_elsewhere_are_refused(box: Box, path: str) -> None:
+    assert box.put(path, b"x")[0] in (400, 409)
+    assert box.get(path)[0] == 400
+    for call in ("MakeDir", "Remove"):
+        assert box.call(call, path=path)[0] in (400, 409)
+
+
+def test_signed_addresses(box: Box) -> None:
+    box.put("signed.txt", b"shared")
+    where = {"E2b-Sandbox-Id": box.id, "E2b-Sandbox-Port": "49983"}
+    for headers in (where, {}):
+        signature = e2b.signature("signed.txt", "read", "", box.secret)
+        query = urlencode({"path": "signed.txt", "signature": signature})
+        assert box.raw("GET", f"/files?{query}", None, headers) == (200, b"shared")
+        assert box.raw("POST", f"/files?{query}", b"other", headers)[0] == 401
+        other = urlencode({"path": "other.txt", "signature": signature})
+        assert box.raw("GET", f"/files?{other}", None, headers)[0] == 401
+
+
+# --- calls -----------------------------------------------------------------------------------
+
+
+def test_every_call_is_closed_without_the_secret(box: Box) -> None:
+    for path in [*CALLS, *(path for path, _ in transfer.ROUTES)]:
+        for secret in ("", "wrong"):
+            status, said = box.raw("POST", path, b"{}", box.headers(**{"X-Access-Token": secret}))
+            assert status == 401, path
+            assert json.loads(said)["message"]
+
+
+def test_a_tree_is_made_listed_moved_and_removed(box: Box) -> None:
+    assert box.call("MakeDir", path="/home/user/t/u/v")[0] == 200
+    status, said = box.call("MakeDir", path="t/u")
+    assert (status, said["code"]) == (409, "already_exists")
+    box.put("t/f.txt", b"1234")
+    _, said = box.call("ListDir", path="t", depth=2)
+    assert [each["path"] for each in said["entries"]] == [f"/home/user/t/{name}" for name in ("f.txt", "u", "u/v")]
+    assert box.call("Stat", path="t/f.txt")[1]["entry"]["size"] == "4"
+    assert box.call("Move", source="t/f.txt", destination="new/place.txt")[1]["entry"]["name"] == "place.txt"
+    assert box.call("Stat", path="t/f.txt")[1]["code"] == "not_found"
+    assert box.call("Move", source="t/nothing", destination="x")[0] == 404
+    assert box.call("Remove", path="t")[0] == 200
+    assert box.call("ListDir", path="t") == (
+        404,
+        {"code": "not_found", "message": box.call("ListDir", path="t")[1]["message"]},
+    )
+    assert box.call("Stat", path=5)[0] == 400
+
+
+def test_what_a_client_changes_is_on_record(box: Box) -> None:
+    box.put("recorded.txt", b"x")
+    box.call("Remove", path="recorded.txt")
+    events = box.served.call("GET", f"/v1/sessions/{box.id}/events?limit=10000")["events"]
+    changes = [file for event in events if event["type"] == "files_changed" for file in event["files"]]
+    assert [each["op"] for each in changes if each["path"] == "recorded.txt"] == ["put", "delete"]
+
+
+def test_links_pipes_and_second_names_harm_nobody(box: Box) -> None:
+    box.run(
+        "import os\n"
+        "os.symlink('/etc', 'etc'); os.symlink('/etc/passwd', 'passwd'); os.mkfifo('pipe')\n"
+        "os.symlink('/', 'root'); os.link('packed', 'second')\n"
+        "os.mkdir('bad'); open(b'bad/\\xff\\n', 'w').close()"
+    )
+    for path in ("etc/passwd", "passwd", "pipe", "root/etc/passwd", "second"):
+        assert box.get(path)[0] == 400, path
+    assert box.call("ListDir", path="etc")[0] in (400, 404)
+    assert box.call("Stat", path="passwd")[1]["entry"]["symlinkTarget"] == "/etc/passwd"
+    assert box.call("ListDir", path="bad")[1]["entries"][0]["name"] == "\ufffd\n"
+    assert box.put("root/tmp/x", b"x")[0] == 400
+    assert box.put("passwd", b"replaced")[0] == 200
+    assert box.get("passwd") == (200, b"replaced")
+    assert "root:" in Path("/etc/passwd").read_text()
+    assert box.call("Move", source="second", destination="root/tmp/escaped")[0] == 400
+    assert not os.path.exists("/tmp/escaped")
+    assert box.call("Remove", path="root")[0] == 200
+    assert os.path.exists("/etc")
+
+
+# --- watching --------------------------------------------------------------------------------
+
+
+def messages(data: bytes) -> Iterator[tuple[int, Any]]:
+    while data:
+        flags, size = struct.unpack(">BI", data[:5])
+        yield flags, json.loads(data[5 : 5 + size])
+        data = data[5 + size :]
+
+
+def watch(box: Box, **headers: str) -> list[tuple[int, Any]]:
+    body = connect.envelope({"path": "w", "recursive": True})
+    kind = {"Content-Type": "application/connect+json"}
+    status, said = box.raw("POST", "/filesystem.Filesystem/WatchDir", body, box.headers(**kind, **headers))
+    assert status == 200
+    assert rpc.KEEPALIVE_SECONDS > 2.5  # so that it is the header that counts
+    return [*messages(said)]
+
+
+def test_a_stream_of_events_ends_at_its_time(box: Box) -> None:
+    box.call("MakeDir", path="w")
+    timer = threading.Timer(0.3, box.put, ("w/f", b"x"))
+    timer.start()
+    found = watch(box, **{"Connect-Timeout-Ms": "2500", "Keepalive-Ping-Interval": "1"})
+    timer.join()
+    assert found[0] == (0, {"start": {}})
+    assert {"name": "f", "type": "EVENT_TYPE_WRITE"} in [said.get("filesystem") for _, said in found]
+    assert (0, {"keepalive": {}}) in found
+    assert found[-1][0] == 2
+    assert found[-1][1]["error"]["code"] == "deadline_exceeded"
+
+
+def test_what_can_t_be_watched_is_said_at_the_end_of_the_stream(box: Box) -> None:
+    body = connect.envelope({"path": "nowhere"})
+    kind = {"Content-Type": "application/connect+json"}
+    _, said = box.raw("POST", "/filesystem.Filesystem/WatchDir", body, box.headers(**kind))
+    assert [(flags, each["error"]["code"]) for flags, each in messages(said)] == [(2, "not_found")]
+
+
+def test_events_are_asked_for(box: Box) -> None:
+    box.call("MakeDir", path="asked")
+    status, said = box.call("CreateWatcher", path="asked", includeEntry=True)
+    assert status == 200
+    box.put("asked/f", b"x")
+    found: list[Any] = []
+
+    def came() -> bool:
+        found.extend(box.call("GetWatcherEvents", watcherId=said["watcherId"])[1]["events"])
+        return any(each["type"] == "EVENT_TYPE_WRITE" and each["entry"]["size"] == "1" for each in found)
+
+    wait_for(came, what="the write")
+    assert box.call("RemoveWatcher", watcherId=said["watcherId"])[0] == 200
+    assert box.call("GetWatcherEvents", watcherId=said["watcherId"])[0] == 404
