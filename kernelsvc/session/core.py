@@ -697,11 +697,14 @@ class Session:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
     def client_gone(self, client: object) -> None:
-        """Interrupt what this client wanted interrupted when it leaves."""
+        """Interrupt what this client wanted interrupted when it leaves; what has not begun never does."""
         cells = self._clients.pop(id(client), set())
         run = self.machine.running
-        if run is not None and run.id in cells:
-            with contextlib.suppress(KernelsvcError, OSError):
+        with contextlib.suppress(KernelsvcError, OSError):
+            never = [cell for cell in self.machine.queue if cell in cells and (run is None or run.id != cell)]
+            why = "Its client left before it began."
+            self.record(*(ev.CellFinished(cell=each, reason=ev.Reason.CANCELLED, message=why) for each in never))
+            if run is not None and run.id in cells:
                 self.do(Interrupt(why="client gone"))
 
     def interrupt(self, why: str = "requested") -> None:

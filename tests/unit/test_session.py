@@ -224,6 +224,23 @@ async def test_a_client_that_leaves_takes_its_cell_with_it_if_it_wished(bench):
     assert session.reading.cell(cell).reason is Reason.INTERRUPTED
 
 
+async def test_what_a_client_left_before_it_began_never_begins(bench):
+    session, client = await bench.start(), object()
+    (first,) = session.submit([CellRequest(code="wait gate")])
+    (left,) = session.submit([CellRequest(code="print no", on_disconnect="interrupt")], client=client)
+    (after,) = session.submit([CellRequest(code="print yes")])
+    session.client_gone(client)
+    async with asyncio.timeout(DEADLINE):
+        await session.wait(left)
+    cell = session.reading.cell(left)
+    assert (cell.reason, cell.text) == (Reason.CANCELLED, "[cancelled] Its client left before it began.\n")
+    bench.launcher.release("gate")
+    async with asyncio.timeout(DEADLINE):
+        await session.wait(after)
+    assert session.reading.cell(first).reason is Reason.OK
+    assert "yes" in session.reading.cell(after).text
+
+
 async def test_a_restarted_server_goes_on_where_it_was(bench):
     session = await bench.start()
     await run(session, "set x 7")

@@ -246,6 +246,7 @@ class ExecuteHandler(InterpreterHandler):
             await self._tell(subscription, cell)
         finally:
             subscription.close()
+            service.client_gone(self)
 
     async def _tell(self, subscription: Any, cell: Cell) -> None:
         lines = results.Lines(cell.id)
