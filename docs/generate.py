@@ -467,7 +467,8 @@ stays the family's).
 
 * **Files**: a branch's directory is a copy of its parent's, made by the branch itself with no more rights than it has;
   where the filesystem can (btrfs, XFS, bcachefs), the copy shares its blocks until one is written. A directory that
-  holds more than the branch's `disk_bytes`, or more than the disk, is refused before anything is made. Everybody may
+  holds more than the branch's `disk_bytes`, or more than the disk, is refused before anything is made; while a large
+  one is copied, `branching` events of the parent say how far it is. Everybody may
   read a relative's directory and nobody may write into it (Landlock). A parent keeps its branches from harm for nine
   times of branching; Linux lays no more than 16 layers on a process, and some are left for branches of branches. From
   then on `branched` says that it could write into the later ones' directories.

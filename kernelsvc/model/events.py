@@ -360,6 +360,20 @@ class RolledBack(Event):
     kernel: KernelInfo = KernelInfo()
 
 
+class Branching(Event):
+    """The directory is being copied for branches that are on their way; told once a second while it lasts.
+
+    Attributes:
+        sessions: the branches to be.
+        copied_bytes: for all of them together, so far.
+        total_bytes: for all of them together.
+    """
+
+    sessions: list[str] = []
+    copied_bytes: int = 0
+    total_bytes: int = 0
+
+
 class Branched(Event):
     """New sessions were forked from this one."""
 
@@ -429,6 +443,7 @@ AnyEvent = (
     | CheckpointSkipped
     | CheckpointDropped
     | RolledBack
+    | Branching
     | Branched
     | Hibernated
     | Woken

@@ -425,6 +425,7 @@ RULES: dict[type[Event], Rule | None] = {
     ev.CheckpointSkipped: None,
     ev.CheckpointDropped: None,
     ev.RolledBack: NotebookFold._on_rolled_back,
+    ev.Branching: None,
     ev.Branched: NotebookFold._on_branched,
     ev.Hibernated: NotebookFold._on_hibernated,
     ev.Woken: NotebookFold._on_woken,

@@ -17,6 +17,7 @@ import msgspec
 
 from kernelsvc.errors import AtCapacity, KernelDead, TooLarge
 from kernelsvc.kernels.port import Forked
+from kernelsvc.model import events as ev
 from kernelsvc.model.admission import Live
 from kernelsvc.model.limits import Limits, LimitsRequest
 from kernelsvc.model.log import timestamp
@@ -27,6 +28,9 @@ from kernelsvc.session import About, Session, new_id, new_kernel_id, start_reque
 from kernelsvc.store.sessions import SessionDirectories
 
 MiB = 1024 * 1024
+
+#: How often is said how far the copies of a large directory are.
+TELL_SECONDS = 1.0
 
 #: Makes a session of a copy that waits: what it is, its parent's directory, where its own is made, when it is forked.
 Begin = Callable[[About, Path, Path, asyncio.Future[Any]], Awaitable[Session]]
@@ -59,8 +63,9 @@ class Branching:
         files = self._store.directory(parent.id).files.resolve()
         self._promised |= {a.id: Live(principal=a.principal, memory_bytes=a.limits.memory_bytes) for a in abouts}
         try:
-            await asyncio.to_thread(_must_fit, files, abouts)
+            size = await asyncio.to_thread(_must_fit, files, abouts)
             place = self._place(parent, files, abouts)
+            telling = asyncio.ensure_future(_tell(parent, abouts, place, size * len(abouts)))
             forking = asyncio.ensure_future(self._fork(parent, abouts, at=at, force=force))
             try:
                 made, fenced = await asyncio.gather(
@@ -69,6 +74,8 @@ class Branching:
             except BaseException:
                 parent.own(self._discard(parent, abouts, forking))
                 raise
+            finally:
+                telling.cancel()
             warnings, spares = forking.result()
             for one, spare in zip(made, spares, strict=False):
                 one.own(one.copies.receive(one.about.spare, spare))
@@ -166,8 +173,17 @@ def position(parent: Session, checkpoint: Checkpoint | None) -> int:
     return last.last if last is not None else 1
 
 
-def _must_fit(files: Path, abouts: list[About]) -> None:
-    """Refuse before anything is forked what could not be copied.
+async def _tell(parent: Session, abouts: list[About], place: Path, total: int) -> None:
+    """Say how far the copies of the directory are, until cancelled."""
+    while True:
+        await asyncio.sleep(TELL_SECONDS)
+        parts = await asyncio.gather(*(asyncio.to_thread(disk_usage, str(place / about.id)) for about in abouts))
+        told = ev.Branching(sessions=[about.id for about in abouts], copied_bytes=sum(parts), total_bytes=total)
+        parent.record_quietly(told)
+
+
+def _must_fit(files: Path, abouts: list[About]) -> int:
+    """Refuse before anything is forked what could not be copied; returns how much there is, in bytes.
 
     Raises:
         TooLarge: more than a branch may have.
@@ -186,6 +202,7 @@ def _must_fit(files: Path, abouts: list[About]) -> None:
             f"{len(abouts)} copies of the session's directory, {size} bytes each, do not fit on the disk; "
             "branch fewer, or delete some files.",
         )
+    return size
 
 
 def _shares_blocks(files: Path) -> bool:
