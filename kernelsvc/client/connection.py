@@ -92,6 +92,12 @@ def backoff(attempt: int, chance: float) -> float:
     return float(min(5.0, 0.05 * 2 ** min(attempt, 10)) * (0.5 + 0.5 * chance))
 
 
+def _let_go(connected: asyncio.Future[WebSocketClientConnection]) -> None:
+    """Close a connection that nobody waits for any more."""
+    if not connected.cancelled() and connected.exception() is None:
+        connected.result().close()
+
+
 class Connection:
     """See the module's docstring. Belongs to the loop that made it."""
 
@@ -305,13 +311,20 @@ class Connection:
             connect_timeout=CONNECT_SECONDS,
             request_timeout=CONNECT_SECONDS,
         )
-        return await websocket_connect(
-            request,
-            ping_interval=PING_SECONDS,
-            ping_timeout=PING_SECONDS,
-            max_message_size=MAX_MESSAGE_BYTES,
-            resolver=self._resolver,
+        connecting = asyncio.ensure_future(
+            websocket_connect(
+                request,
+                ping_interval=PING_SECONDS,
+                ping_timeout=PING_SECONDS,
+                max_message_size=MAX_MESSAGE_BYTES,
+                resolver=self._resolver,
+            )
         )
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(_let_go)  # Tornado connects on, for nobody
+            raise
 
     async def _serve(self, socket: WebSocketClientConnection) -> None:
         """Bring back what the connection is for, then read until the socket ends."""

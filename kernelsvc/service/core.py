@@ -113,7 +113,7 @@ class Service:
         self._account = Account(len(os.sched_getaffinity(0)), asyncio.get_running_loop().time())
         self._promised: dict[str, Live] = {}
         self._warm = WarmPool(settings.warm_pool, settings.limits, self._store, self._launchers, self._has_room)
-        self._made: dict[tuple[str, str], asyncio.Future[Session]] = {}
+        self._made: dict[tuple[str, str], asyncio.Future[str] | str] = {}
         self._clients: dict[int, set[str]] = {}
         self._branching = Branching(self._store, self._promised, self._begin_copy)
         self._watch = Watching(self._live, settings.watch_seconds)
@@ -174,8 +174,7 @@ class Service:
         self._live[session.id] = session
         about = session.about
         if about.idempotency_key is not None:
-            made = self._made[about.principal, about.idempotency_key] = asyncio.get_running_loop().create_future()
-            made.set_result(session)
+            self._made[about.principal, about.idempotency_key] = session.id
         if not await self._adopted(session):
             session.own(self._adopt_later(session))
         return True
@@ -326,17 +325,23 @@ class Service:
         key = (who.name, request.idempotency_key)
         made = self._made.get(key)
         if made is None:
-            made = asyncio.ensure_future(self._create(who, request))
+            made = asyncio.ensure_future(self._create_id(who, request))
             self._remember(key, made)
-        return self._view(await asyncio.shield(made))
+        return self._view(self._find(who, made if isinstance(made, str) else await asyncio.shield(made)))
 
-    def _remember(self, key: tuple[str, str], made: asyncio.Future[Session]) -> None:
-        def forget_failure(done: asyncio.Future[Session]) -> None:
+    async def _create_id(self, who: Principal, request: SessionRequest) -> str:
+        """What is remembered for a key: the id alone, or each of the last 10,000 sessions would stay in memory."""
+        return (await self._create(who, request)).id
+
+    def _remember(self, key: tuple[str, str], made: asyncio.Future[str]) -> None:
+        def settle(done: asyncio.Future[str]) -> None:
             if done.cancelled() or done.exception() is not None:
                 self._made.pop(key, None)
+            elif key in self._made:
+                self._made[key] = done.result()  # the task would hold on to what it was begun with
 
         self._made[key] = made
-        made.add_done_callback(forget_failure)
+        made.add_done_callback(settle)
         while len(self._made) > KEYS_KEPT:
             self._made.pop(next(iter(self._made)))
 

@@ -40,11 +40,14 @@ class Arena:
     Attributes:
         served: the server that runs, or ran.
         url: what clients are given; stays the same when the server comes back on another port.
+        temporary: where its processes put temporary files.
         proxy: the link between; cut it, or make it silent.
     """
 
     def __init__(self, root: Path, *args: str, env: dict[str, str] | None = None) -> None:
-        self.served = Served(root, *args, env={**QUICK, **(env or {})})
+        self.temporary = root / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        self.served = Served(root, *args, env={**QUICK, "TMPDIR": str(self.temporary), **(env or {})})
         self.proxy = CuttingProxy(0)
 
     async def __aenter__(self) -> Arena:

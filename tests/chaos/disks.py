@@ -95,10 +95,6 @@ class RealDisk:
         """As ext4 does when it finds itself damaged; files that are open for writing are no hindrance."""
         Path(f"/sys/fs/ext4/{self.device()}/trigger_fs_error").write_text("a test\n")
 
-    def become_writable(self) -> None:
-        """As an administrator does who has looked."""
-        _run("mount", "-o", "remount,rw", self.path)
-
     def power_back(self) -> None:
         """Mount what had reached the device when the power went.
 

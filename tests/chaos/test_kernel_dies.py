@@ -89,10 +89,10 @@ async def test_a_kernel_that_made_itself_deaf_is_replaced_between_cells(arena, c
         witness = Witness(session)
         await session.run("x = 41")
         await witness.saw(ev.CheckpointMade)
-        assert (await session.run(code)).reason == "ok"
         began = time.monotonic()
+        assert (await session.run(code)).reason in ("ok", "kernel_died")
         cell = await session.run("x + 1")
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 1.5
         if cell.reason == "kernel_died":  # it was sent before the end was noticed
             cell = await session.run("x + 1")
         assert cell.text.strip() == "42"
