@@ -123,9 +123,7 @@ async def test_five_hundred_clients(place, tell):
         )
         assert footprint(arena)["temporary"] <= before["temporary"]
         grown, slow = (resident(arena.served.pid) - memory) / MIB, await effort(arena, client)
-        tell(
-            f"server grew by {grown:.1f} MiB; a trivial cell: {quick[0]:.2f} ms of processor before, {slow[0]:.2f} after"
-        )
+        tell(f"server grew by {grown:.1f} MiB; a trivial cell: {quick[0]:.2f} ms of processor, then {slow[0]:.2f}")
         assert grown < 12
         assert slow[0] < 1.5 * quick[0] + 1
         for n, (session, witness) in enumerate(zip(sessions, witnesses, strict=True)):
