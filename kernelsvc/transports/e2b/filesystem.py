@@ -17,6 +17,7 @@ from kernelsvc.errors import BadRequest, NotFound
 from kernelsvc.protocol import e2b
 from kernelsvc.transports.beneath import Directory, kind_of
 from kernelsvc.transports.e2b import paths
+from kernelsvc.transports.e2b.elsewhere import Elsewhere
 from kernelsvc.transports.e2b.rpc import AlreadyThere, RpcHandler
 from kernelsvc.transports.e2b.watching import Watcher, Watchers
 
@@ -74,6 +75,10 @@ class FilesystemHandler(RpcHandler):
 
         return await self.while_connected(asyncio.to_thread(act))
 
+    def elsewhere(self) -> Elsewhere:
+        """What lies outside the home directory."""
+        return Elsewhere(self.context.service, self.who, self.sandbox)
+
     def changed(self, op: str, parts: tuple[bytes, ...], **more: Any) -> None:
         """Put a change on record."""
         name = b"/".join(parts).decode("utf-8", "replace")
@@ -85,7 +90,11 @@ class StatHandler(FilesystemHandler):
 
     async def post(self) -> None:
         """What a name is."""
-        parts = paths.parts_of(self.message(Place).path)
+        path = self.message(Place).path
+        if paths.is_elsewhere(path):
+            self.answer({"entry": await self.while_connected(self.elsewhere().look(paths.absolute(path)))})
+            return
+        parts = paths.parts_of(path)
         self.answer({"entry": await self.within(lambda d: paths.described(parts, *d.look(parts)))})
 
 
@@ -97,6 +106,10 @@ class ListDirHandler(FilesystemHandler):
         wanted = self.message(Place)
         if wanted.depth < 0:
             raise BadRequest("depth must be 1 or more.")
+        if paths.is_elsewhere(wanted.path):
+            listing = self.elsewhere().list(paths.absolute(wanted.path), max(1, wanted.depth))
+            self.answer({"entries": await self.while_connected(listing)})
+            return
         parts = paths.parts_of(wanted.path)
         deepest = len(parts) + max(1, wanted.depth)
 
@@ -130,10 +143,19 @@ class MakeDirHandler(FilesystemHandler):
 
     async def post(self) -> None:
         """Make a directory, and those on its way."""
-        parts = paths.parts_of(self.message(Place).path)
+        path = self.message(Place).path
+        if paths.is_elsewhere(path):
+            await self._make_elsewhere(paths.absolute(path))
+            return
+        parts = paths.parts_of(path)
         entry = await self.within(lambda directory: _make(directory, parts))
         self.changed("mkdir", parts)
         self.answer({"entry": entry})
+
+    async def _make_elsewhere(self, path: str) -> None:
+        if not await self.while_connected(self.elsewhere().make(path)):
+            raise AlreadyThere("The directory exists already.")
+        self.answer({"entry": await self.while_connected(self.elsewhere().look(path))})
 
 
 def _make(directory: Directory, parts: tuple[bytes, ...]) -> dict[str, Any]:
@@ -153,6 +175,9 @@ class MoveHandler(FilesystemHandler):
     async def post(self) -> None:
         """Give a file or a directory another name."""
         wanted = self.message(Change)
+        if paths.is_elsewhere(wanted.source) or paths.is_elsewhere(wanted.destination):
+            await self._move_elsewhere(paths.absolute(wanted.source), paths.absolute(wanted.destination))
+            return
         source, target = paths.parts_of(wanted.source), paths.parts_of(wanted.destination)
         if not source or not target:
             raise BadRequest("The home directory itself can't be moved or replaced.")
@@ -165,13 +190,24 @@ class MoveHandler(FilesystemHandler):
         self.changed("move", target, source=b"/".join(source).decode("utf-8", "replace"))
         self.answer({"entry": entry})
 
+    async def _move_elsewhere(self, source: str, target: str) -> None:
+        if paths.HOME in (source, target):
+            raise BadRequest("The home directory itself can't be moved or replaced.")
+        await self.while_connected(self.elsewhere().move(source, target))
+        self.answer({"entry": await self.while_connected(self.elsewhere().look(target))})
+
 
 class RemoveHandler(FilesystemHandler):
     """``Remove``."""
 
     async def post(self) -> None:
         """Remove a file, or a directory with all that is in it."""
-        parts = paths.parts_of(self.message(Place).path)
+        path = self.message(Place).path
+        if paths.is_elsewhere(path):
+            await self.while_connected(self.elsewhere().remove(paths.absolute(path)))
+            self.answer({})
+            return
+        parts = paths.parts_of(path)
         if not parts:
             raise BadRequest("The home directory itself can't be removed; kill the sandbox instead.")
         await self.within(lambda directory: directory.delete(parts, recursive=True))

@@ -35,6 +35,16 @@ def absolute(path: str) -> str:
     return "/" + "/".join(pure.parts[1:])
 
 
+def is_elsewhere(path: str) -> bool:
+    """Whether a path leads outside the home directory.
+
+    Raises:
+        BadRequest: it can't be a path.
+    """
+    whole = absolute(path)
+    return whole != HOME and not whole.startswith(HOME + "/")
+
+
 def parts_of(path: str) -> tuple[bytes, ...]:
     """The part of a path below the home directory; empty for that itself.
 
@@ -46,7 +56,7 @@ def parts_of(path: str) -> tuple[bytes, ...]:
         return ()
     if not whole.startswith(HOME + "/"):
         raise BadRequest(
-            f"{whole[:200]} lies outside {HOME}; files are read and written there. "
+            f"{whole[:200]} lies outside {HOME}; this can be done there alone. "
             "Reach what lies elsewhere by a command or by code."
         )
     return parse_path(os.fsencode(whole.removeprefix(HOME + "/")))

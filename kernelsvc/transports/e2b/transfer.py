@@ -7,6 +7,7 @@ to the disk as it comes, and takes its name when it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from kernelsvc.protocol.multipart import Ended, Form, Part, Piece, boundary_of
 from kernelsvc.transports.beneath import Upload
 from kernelsvc.transports.e2b import paths
 from kernelsvc.transports.e2b.door import SandboxHandler
+from kernelsvc.transports.e2b.elsewhere import Elsewhere, spare
 from kernelsvc.transports.files import FileHandler
 
 #: Bytes that a compressed body is unpacked to at a time.
@@ -32,12 +34,14 @@ class FilesHandler(SandboxHandler, FileHandler):
     _form: Form | None = None
     _unpack: Any = None
     _target: tuple[bytes, ...] = ()
+    _place: str | None = None
 
     # -- the way in ---------------------------------------------------------------------------
 
     async def prepare(self) -> None:
         """Tornado's hook: for an upload, everything is decided before the first byte."""
         self._written: list[dict[str, Any]] = []
+        self._carried: list[tuple[tuple[bytes, ...], str]] = []
         await super().prepare()
         if self.request.method == "POST":
             self._begin()
@@ -79,11 +83,26 @@ class FilesHandler(SandboxHandler, FileHandler):
 
     async def get(self, session: str = "", path: str = "") -> None:
         """A file."""
+        named = self.argument("path") or ""
+        if paths.is_elsewhere(named):
+            await self._get_elsewhere(paths.absolute(named))
+            return
         parts = self._parts()
         with self._directory() as directory:
             if directory.is_directory(parts):
                 raise BadRequest("This is a directory; list it, or name a file in it.")
         await self.download(parts)
+
+    async def _get_elsewhere(self, path: str) -> None:
+        copy = await self.while_connected(self._elsewhere().take(path))
+        try:
+            await self.download(copy)
+        finally:
+            with contextlib.suppress(KernelsvcError), self._directory() as directory:
+                directory.delete(copy, recursive=False)
+
+    def _elsewhere(self) -> Elsewhere:
+        return Elsewhere(self.context.service, self.who, self.sandbox)
 
     async def head(self, session: str = "", path: str = "") -> None:
         """What GET would say, without the body."""
@@ -92,7 +111,9 @@ class FilesHandler(SandboxHandler, FileHandler):
     # -- up -----------------------------------------------------------------------------------
 
     def _open(self, path: str | None) -> None:
-        self._target = self._named(path)
+        # What lies elsewhere is carried there when all of it is here.
+        self._place = paths.absolute(path) if path and paths.is_elsewhere(path) else None
+        self._target = spare() if self._place is not None else self._named(path)
         if not self._target:
             raise Conflict("The home directory can't be a file; name a file in it.")
         with self._directory() as directory:
@@ -141,11 +162,22 @@ class FilesHandler(SandboxHandler, FileHandler):
     def _commit(self, upload: Upload) -> None:
         sha256, _ = upload.commit()
         self._upload = None
+        if self._place is not None:
+            self._carried.append((self._target, self._place))
+            self._written.append({"name": self._place.rpartition("/")[2], "type": "file", "path": self._place})
+            return
         path = paths.path_of(self._target)
         name = b"/".join(self._target).decode("utf-8", "replace")
         change = {"op": "put", "path": name, "size": upload.size, "sha256": sha256}
         self.context.service.files_changed(self.who, self.sandbox, [change])
         self._written.append({"name": path.rpartition("/")[2], "type": "file", "path": path})
+
+    def on_finish(self) -> None:
+        """Tornado's hook: what could not be carried to its place does not stay."""
+        for copy, _ in getattr(self, "_carried", ()):
+            with contextlib.suppress(KernelsvcError), self._directory() as directory:
+                directory.delete(copy, recursive=False)
+        super().on_finish()
 
     async def post(self) -> None:
         """The body is on the disk; put it in place."""
@@ -157,6 +189,9 @@ class FilesHandler(SandboxHandler, FileHandler):
             raise BadRequest("The form is cut off; send it again.")
         if not self._written:
             raise BadRequest("The form has no part named 'file'.")
+        while self._carried:
+            await self.while_connected(self._elsewhere().put(*self._carried[0]))
+            del self._carried[0]
         self.answer(self._written)
 
 
