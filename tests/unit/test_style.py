@@ -105,6 +105,7 @@ TESTED_THROUGH = {
     "kernelsvc.transports.e2b.control": "tests/integration/test_e2b.py",
     "kernelsvc.transports.e2b.interpreter": "tests/integration/test_e2b.py",
     "kernelsvc.transports.e2b.health": "tests/unit/transports/test_e2b_door.py",
+    "kernelsvc.transports.e2b.process": "tests/integration/test_e2b_process.py",
     "kernelsvc.cli.mcp": "tests/integration/test_mcp_stdio.py",
     "kernelsvc.client.desk": "tests/integration/test_mcp_stdio.py",
     "kernelsvc.integrations.anthropic": "tests/integration/test_integrations.py",
