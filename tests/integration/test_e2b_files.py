@@ -27,11 +27,12 @@ CALLS = [path.replace("\\", "") for path, _ in filesystem.ROUTES]
 class Box:
     """A sandbox, its secret, and its directory as the server sees it."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, shown: dict[str, Any] | None = None) -> None:
         self.served = served
-        headers = {"X-API-KEY": served.token}
-        _, text = self.raw("POST", "/v2/sandboxes", json.dumps({"templateID": "base"}).encode(), headers)
-        shown = json.loads(text)
+        if shown is None:
+            headers = {"X-API-KEY": served.token}
+            _, text = self.raw("POST", "/v2/sandboxes", json.dumps({"templateID": "base"}).encode(), headers)
+            shown = json.loads(text)
         self.id, self.secret = shown["sandboxID"], shown["envdAccessToken"]
 
     def raw(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
@@ -167,6 +168,20 @@ def test_what_lies_outside_the_home_is_the_sandbox_s_own_affair(box: Box) -> Non
     assert box.call("Remove", path="/usr/bin")[0] == 400
     assert os.path.exists("/usr/bin/env")
     assert ".e2b" not in box.run("import os; print(os.listdir('.'))")
+
+
+def test_a_fork_has_files_of_its_own(box: Box) -> None:
+    box.put("shared.txt", b"before")
+    status, said = box.raw("POST", f"/sandboxes/{box.id}/fork", b"{}", {"X-API-KEY": box.served.token})
+    assert status == 201, said
+    fork = Box(box.served, json.loads(said)[0]["sandbox"])
+    assert fork.get("shared.txt") == (200, b"before")
+    assert fork.put("/tmp/of-the-fork", b"carried")[0] == 200
+    assert fork.call("Move", source="/tmp/of-the-fork", destination="shared.txt")[0] == 200
+    assert fork.get("shared.txt") == (200, b"carried")
+    assert fork.run("print(open('shared.txt').read())") == "carried\n"
+    assert box.get("shared.txt") == (200, b"before")
+    fork.close()
 
 
 def test_signed_addresses(box: Box) -> None:

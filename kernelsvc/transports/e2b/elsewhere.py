@@ -72,7 +72,7 @@ class Elsewhere:
 
     async def move(self, source: str, target: str) -> None:
         """Give a file another name; one of the two lies at home, perhaps."""
-        await self._run(_MOVE, source, target)
+        await self._run(_MOVE, inside(source), inside(target))
 
     async def remove(self, path: str) -> None:
         """Remove a file, or a directory with all that is in it."""
@@ -85,12 +85,12 @@ class Elsewhere:
             NotFound: it isn't there.
         """
         copy = spare()
-        await self._run(_TAKE, path, paths.path_of(copy))
+        await self._run(_TAKE, path, inside(paths.path_of(copy)))
         return copy
 
     async def put(self, copy: tuple[bytes, ...], path: str) -> None:
         """Move a file from the home directory, where it may be only for this, to its place; replaces what is there."""
-        await self._run(_PUT, paths.path_of(copy), path)
+        await self._run(_PUT, inside(paths.path_of(copy)), path)
 
     async def _run(self, script: str, *args: str) -> bytes | None:
         """What a script says; None where what it was to make is there.
@@ -131,6 +131,11 @@ def _judged(status: int | None, said: dict[str, bytes]) -> bytes | None:
             f"The sandbox refused this: {words}. Everything below {paths.HOME} and /tmp can be written to."
         )
     return said["stdout"]
+
+
+def inside(path: str) -> str:
+    """A path as a program in the sandbox finds it: a branch's home lies elsewhere, and is where its programs begin."""
+    return f".{path.removeprefix(paths.HOME)}" if path.startswith(f"{paths.HOME}/") else path
 
 
 def spare() -> tuple[bytes, ...]:

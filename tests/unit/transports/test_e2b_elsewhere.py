@@ -52,3 +52,9 @@ def test_spare_names_differ_and_are_hidden() -> None:
     names = {elsewhere.spare() for _ in range(100)}
     assert len(names) == 100
     assert all(name.startswith(b".") for (name,) in names)
+
+
+def test_the_home_is_where_a_program_begins() -> None:
+    assert elsewhere.inside("/home/user/a/b") == "./a/b"
+    assert elsewhere.inside("/tmp/a") == "/tmp/a"
+    assert elsewhere.inside("/home/username/a") == "/home/username/a"
