@@ -170,6 +170,7 @@ class Machine:
         self.flooded = False
         self.close_reason: str | None = None
         self.asleep = False  # the variables are on disk and there is no kernel
+        self.programs: set[int] = set()  # that run beside the kernel
         self.sleepless = False  # it could not be put to sleep; not tried again before the next cell
         self.lease: ev.Leased | None = None
         self.leased_until = now
@@ -501,7 +502,7 @@ class Machine:
         found = []
         if self.policy.lifetime_seconds is not None:
             found.append((self.born + self.policy.lifetime_seconds, "lifetime"))
-        if self.policy.idle_seconds is not None and not self.queue:
+        if self.policy.idle_seconds is not None and not self.queue and not self.programs:
             found.append((self.active + self.policy.idle_seconds, "idle"))
         return found
 
@@ -515,6 +516,8 @@ class Machine:
         awake = self.state is S.IDLE and not self.asleep and not self.sleepless and not self.queue
         if self.lease is not None and self.lease.paused:
             rest = 0.0
+        elif self.programs:
+            rest = None
         return self.active + rest if rest is not None and awake else None
 
     def next_deadline(self) -> float | None:
@@ -624,6 +627,11 @@ class Machine:
                 if self.lease is not None and self.lease.paused and not event.paused:
                     self.run_since = now
                 self.lease, self.leased_until = event, now + event.seconds
+            case ev.ProgramStarted():
+                self.programs.add(event.program)
+            case ev.ProgramEnded():
+                self.programs.discard(event.program)
+                self.active, self.sleepless = now, False
             case ev.Hibernated():
                 self.asleep = True
                 self._forget_copies()

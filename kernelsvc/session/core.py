@@ -225,7 +225,7 @@ class Session:
             if isinstance(event, ev.SessionStarted):
                 self.report = event.sandbox
                 self.machine.born = moment
-        self.machine.active = now  # nobody could use it while there was no server
+        self.machine.active, self.machine.programs = now, set()  # while there was no server, nobody used it
         if self.machine.running is not None and self.machine.running.kill_at is not None:
             self.machine.running.kill_at = now + self.machine.policy.grace_seconds
 
