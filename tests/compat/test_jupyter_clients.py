@@ -30,6 +30,7 @@ AUTOGEN = ("autogen-ext[docker-jupyter-executor]==0.7.5", "autogen-agentchat==0.
         ("jupyter_server_gateway", GATEWAY),
         ("papermill_gateway", ("papermill==2.7.0", "jupyter-server==2.21.1")),
         ("autogen_executor", AUTOGEN),
+        ("smolagents_jupyter", ("smolagents[docker]==1.26.0", "websocket-client")),
     ],
 )
 def test_a_client_of_jupyter(served: Served, script: str, packages: tuple[str, ...]) -> None:
