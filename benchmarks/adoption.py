@@ -1,4 +1,4 @@
-"""What a crash costs: ``python -m benchmarks.adoption [--sessions 200] [--dir DIR]``.
+"""What a crash costs: ``python -m benchmarks.adoption [--sessions 200] [--gigabytes 1] [--dir DIR]``.
 
 The server is killed while sessions live and some of them run cells. Measured are
 the time from the next server's start to its first answer, to every session
@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 
 from kernelsvc import AsyncClient
+from kernelsvc.model import events as ev
+from kernelsvc.store.journal import Journal
 
 TOKEN = "adoption"
 
@@ -70,15 +72,49 @@ async def measure(root: Path, count: int) -> None:
         process.wait(60)
 
 
+async def large(root: Path, size: int) -> None:
+    """One session with a journal of ``size`` bytes beside ten small ones: what its recovery costs, and whom."""
+    process, _ = serve(root)
+    try:
+        async with AsyncClient(f"unix:{root / 's'}", TOKEN, retry_seconds=120) as client:
+            sessions = [await client.create_session(keep=True) for _ in range(11)]
+            await asyncio.gather(*(session.run("x = 1", cell="c") for session in sessions))
+            process.kill()
+            process.wait()
+            path = root / "data" / "sessions" / sessions[0].id / "journal.jsonl"
+            journal = Journal.open(path)
+            while journal.size < size:
+                journal.append([ev.Stream(cell="c", text="x" * 100) for _ in range(500)])
+            journal.sync()
+            journal.close()
+            process, again = serve(root)
+            began = time.perf_counter()
+            await sessions[1].run("x")
+            other = time.perf_counter() - began
+            began = time.perf_counter()
+            await sessions[0].run("x")
+            own = time.perf_counter() - began
+            rss = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+            print(f"start with one journal of {size >> 20} MiB, {journal.last_seq} entries: {again:.2f} s")
+            print(f"then a cell in another session      {other * 1000:.0f} ms, in that one {own * 1000:.0f} ms")
+            print(f"the server's memory                 {rss} MiB")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
 def main() -> None:
     """Run it in a directory that is removed afterwards."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", type=int, default=200)
+    parser.add_argument("--gigabytes", type=float, default=0.0, help="also a session with a journal of this size")
     parser.add_argument("--dir", type=Path, default=None, help="where the data lies (a short path, on a disk)")
     args = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="ka", dir=args.dir))
     try:
         asyncio.run(measure(root, args.sessions))
+        if args.gigabytes:
+            asyncio.run(large(root, int(args.gigabytes * (1 << 30))))
     finally:
         shutil.rmtree(root, ignore_errors=True)
 

@@ -147,11 +147,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def data_path(self) -> Path:
         """The data directory; set by ``load``."""
-        return self.data_dir or _default_data_dir({})
+        return (self.data_dir or _default_data_dir({})).absolute()
 
     def runtime_path(self) -> Path:
         """The runtime directory; set by ``load``."""
-        return self.runtime_dir or _default_runtime_dir({}, self.data_path())
+        return (self.runtime_dir or _default_runtime_dir({}, self.data_path())).absolute()
 
 
 #: Settings that are not fields: they feed another one while loading.

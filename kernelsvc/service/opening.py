@@ -77,18 +77,26 @@ def life_of(journal: Journal) -> Iterator[Event]:
     """A journal's events without their bulk: enough to rebuild the machine.
 
     What a cell has put out that has ended is skipped unread, which is nearly all of
-    a large journal. What the running one has put out comes last.
+    a large journal; of what came after its end, the last tells where that lies. What
+    the running one has put out comes last.
     """
     running, since = b"", 0
+    late: dict[bytes, bytes] = {}
     for line in journal.lines():
-        if running and line.startswith(_BULK) and _cell_of(line) == running:
+        if line.startswith(_BULK):
+            cell = _cell_of(line)
+            if cell != running:
+                late[cell] = line
             continue
+        yield from map(ev.decode, late.values())
+        late.clear()
         event = ev.decode(line)
         if isinstance(event, ev.CellStarted) and isinstance(event.cell, str):
             running, since = event.cell.encode(), event.seq
         elif isinstance(event, ev.CellFinished):
             running = b""
         yield event
+    yield from map(ev.decode, late.values())
     for line in journal.lines(since) if running else ():
         if line.startswith(_BULK) and _cell_of(line) == running:
             yield ev.decode(line)
@@ -96,11 +104,11 @@ def life_of(journal: Journal) -> Iterator[Event]:
 
 #: How lines of outputs begin.
 _BULK = (b'{"type":"stream"', b'{"type":"display', b'{"type":"result"', b'{"type":"error"')
-#: What stands before the cell's id. The text before it can't hold this: quotes in JSON strings are escaped.
-_CELL = b'"cell":"'
+#: What stands before the cell's id; and what stands before that, in every line. What the kernel made comes before both.
+_CELL, _AT = b'"cell":"', b'"at":"'
 
 
 def _cell_of(line: bytes) -> bytes:
     """The cell that a line names in its envelope, which comes after everything else; empty if it names none."""
-    start = line.rfind(_CELL)
+    start = line.find(_CELL, line.rfind(_AT))
     return line[start + len(_CELL) : line.find(b'"', start + len(_CELL))] if start >= 0 else b""

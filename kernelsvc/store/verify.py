@@ -116,7 +116,7 @@ def verify_journal(source: Path | Iterable[bytes], *, public_key: str | None = N
         trusted_enough = False
     signed = max((a.seq for a in signatures.anchors if a.seq <= found.head.seq), default=0)
     verdict = Verdict(
-        ok=found.fault is None and trusted_enough and not sum(torn),
+        ok=found.fault is None and trusted_enough and not sum(torn) and found.head.seq > 0,
         what="journal",
         session=found.session,
         entries=found.head.seq,
@@ -192,6 +192,8 @@ def _signed_event(line: bytes) -> ev.JournalSigned | None:
 def _journal_message(verdict: Verdict, signatures: _Signatures) -> str:
     if verdict.fault is not None:
         return verdict.fault.message
+    if not verdict.entries:
+        return "It holds no entry; every session's journal begins with one."
     said = [f"{verdict.entries} entries, chain unbroken."]
     if verdict.torn_bytes:
         said.append(f"{verdict.torn_bytes} bytes at the end are not a whole entry.")

@@ -99,7 +99,9 @@ def test_a_torn_one(session, tmp_path):
 
 def test_an_empty_one(tmp_path):
     (tmp_path / "j").write_bytes(b"")
-    assert verify(tmp_path / "j").entries == 0
+    verdict = verify(tmp_path / "j")
+    assert (verdict.ok, verdict.entries) == (False, 0)
+    assert "no entry" in verdict.message
 
 
 def test_the_last_entry_before_a_signature_is_named(lines):
