@@ -6,10 +6,11 @@ import http.client
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Served
+from served import Served, serving
 from waiting import wait_for
 
 from kernelsvc.protocol import connect
@@ -205,3 +206,22 @@ def test_it_is_closed_without_a_secret(box: Box) -> None:
         assert response.status == 401, name
         assert json.loads(response.read())["code"] == "unauthenticated"
     connection.close()
+
+
+def test_a_session_does_not_fall_asleep_beside_its_program(short_tmp: Path) -> None:
+    with serving(short_tmp / "sleepy", "--hibernate-seconds", "0.5") as served:
+        box = Box(served)
+        events = box.stream("Start", {"process": {"cmd": "head", "args": ["-n1"]}, "stdin": True})
+        pid = next(events)["event"]["start"]["pid"]
+        other = Box(served)
+        wait_for(lambda: "hibernated" in kinds(other), what="the other session to fall asleep")
+        assert "hibernated" not in kinds(box)
+        box.ask("SendInput", {"process": {"pid": pid}, "input": {"stdin": connect.as_text(b"x\n")}})
+        assert [event for event in events if "end" in event.get("event", {})]
+        wait_for(lambda: "hibernated" in kinds(box), what="the session to fall asleep")
+        assert next(box.stream("Start", {"process": {"cmd": "/bin/true"}}))["event"]["start"]["pid"] > 0
+
+
+def kinds(box: Box) -> list[str]:
+    page = box.served.call("GET", f"/v1/sessions/{box.id}/events?limit=1000")
+    return [event["type"] for event in page["events"]]

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import time
 
 ADDRESS, TOKEN = sys.argv[1:]
 os.environ |= {"E2B_API_KEY": TOKEN, "E2B_API_URL": ADDRESS, "E2B_SANDBOX_URL": ADDRESS}
@@ -39,6 +40,10 @@ def commands(sandbox):
     run("seq 1 100000", on_stdout=heard.append)
     assert len("".join(heard)) == 588_895
     raised(TimeoutException, run, "sleep 30", timeout=1)
+    deadline = time.monotonic() + 10
+    while sandbox.commands.list():  # its end may come a moment after its time
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def background(sandbox):
