@@ -227,7 +227,7 @@ def _files_go_both_ways() -> str:
     assert any("from the client" in str(one.get("outputs")) for one in notebook["cells"]), notebook
     branch = call("POST", f"/v1/sessions/{id}/branches", {})[0]["id"]
     there = cell(branch, "print(open('in/up.txt').read()); open('b.txt', 'w').write('b')")
-    assert there["text"] == "from the client, more\n", there
+    assert there["text"].startswith("from the client, more\n"), there
     assert _bytes("GET", f"/v1/sessions/{branch}/files/b.txt") == b"b"
     for one in (branch, id):
         call("DELETE", f"/v1/sessions/{one}")
@@ -238,23 +238,6 @@ def files_go_both_ways() -> str:
     return _files_go_both_ways()
 
 
-def with_a_root_host_every_session_is_a_user_and_files_stay_the_servers() -> str:
-    drop_in = "/etc/systemd/system/kernelsvc-kernels.service.d"
-    sh(f"install -Dm644 -t {drop_in} systemd/root-host.conf && systemctl daemon-reload")
-    sh("systemctl restart kernelsvc-kernels.service kernelsvc.service")
-    try:
-        eventually(ready)
-        call("DELETE", f"/v1/sessions/{eventually(session)}")
-        said = _files_go_both_ways()
-        assert "by an id of its own" in said, said
-        assert sh("stat -c %U /var/lib/kernelsvc /run/kernelsvc") == "kernelsvc\nkernelsvc"
-        return said
-    finally:
-        sh(f"systemctl stop kernelsvc-kernels.service; rm -r {drop_in}; systemctl daemon-reload", check=False)
-        sh("systemctl restart kernelsvc-kernels.service kernelsvc.service")
-        eventually(ready)
-
-
 def a_quota_is_a_hard_cap_where_there_are_quotas() -> str:
     """A server that is root, on a filesystem with project quotas."""
     place = Path("/srv/quota")
@@ -262,8 +245,8 @@ def a_quota_is_a_hard_cap_where_there_are_quotas() -> str:
     sh("truncate -s 600M /srv/quota.img && mkfs.ext4 -q -O quota,project /srv/quota.img")
     sh(f"modprobe loop; modprobe quota_v2; mount -o loop,prjquota /srv/quota.img {place}")
     serve = (
-        f"systemd-run --unit=quota-test -E KERNELSVC_TOKEN=q -p Delegate=yes /opt/kernelsvc/bin/kernelsvc serve "
-        f"--port 8899 --data-dir {place}/data --runtime-dir /run/quota-test"
+        "systemd-run --unit=quota-test -E KERNELSVC_TOKEN=q -E KERNELSVC_START_HOST=true "
+        f"/opt/kernelsvc/bin/kernelsvc serve --port 8899 --data-dir {place}/data --runtime-dir /run/quota-test"
     )
     sh(serve)
 
@@ -315,7 +298,7 @@ def hostile_cells_meet_their_walls() -> str:
     sh("useradd -m vmtest; chmod -R a+rX /opt", check=False)
     out = sh(
         "systemd-run --wait --pipe --quiet --collect -p User=vmtest -p 'Delegate=memory pids cpu' "
-        "-E PYTHONPATH=/opt/src/tests -E PYTHONDONTWRITEBYTECODE=1 -E HOME=/home/vmtest "
+        "-E PYTHONPATH=/opt/src/tests -E PYTHONDONTWRITEBYTECODE=1 -E HOME=/home/vmtest -E KERNELSVC_CELL_SECONDS=300 "
         "/opt/kernelsvc/bin/python -m attack.driver required"
     )
     sys.path.insert(0, str(SOURCE / "tests"))
@@ -349,7 +332,6 @@ CHECKS = [
     a_crash_of_the_server_leaves_sessions_alive,
     units_score_as_promised,
     a_second_start_waits_for_nobody,
-    with_a_root_host_every_session_is_a_user_and_files_stay_the_servers,
     nothing_is_left_after_a_stop,
     hostile_cells_meet_their_walls,
 ]
