@@ -142,8 +142,9 @@ class Host:
             self.sandbox,
             settings.adoption_seconds,
             self._exited,
-            lambda: {template.pid for template in self.templates.values()},
+            lambda: {template.pid for template in self.templates.values()} | self._keepers,
         )
+        self._keepers: set[int] = set()  # of programs
         self.stopped = asyncio.Event()
         self._servers: dict[channel.Channel, set[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -239,6 +240,7 @@ class Host:
 
     def _reap(self) -> None:
         for pid, _ in guest_init.ended_children():
+            self._keepers.discard(pid)
             for template in self.templates.values():
                 if template.reaped(pid) and not self.stopped.is_set():
                     log.warning("template %s ended", template.name)
@@ -408,7 +410,7 @@ class Host:
         if len(fds) != keepers.FDS or not request.argv:
             raise BadRequest(f"exec needs a program and {keepers.FDS} descriptors.")
         order = keepers.order_of(request, *self.nursery.find(request.kernel))
-        keepers.launch(order, fds, self.descriptors)
+        self._keepers.add(keepers.launch(order, fds, self.descriptors))
         return {}, []
 
     async def _expect(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:

@@ -60,10 +60,12 @@ def order_of(request: Exec, ward: Ward, member: Member) -> keeper.Order:
     )
 
 
-def launch(order: keeper.Order, fds: Sequence[int], descriptors: int) -> None:
-    """Fork the keeper. ``fds`` (see ``FDS``) stay the caller's; ``descriptors`` is the soft limit that programs get."""
-    if os.fork() == 0:
+def launch(order: keeper.Order, fds: Sequence[int], descriptors: int) -> int:
+    """Fork the keeper; its pid. ``fds`` (see ``FDS``) stay the caller's; ``descriptors`` is a program's soft limit."""
+    pid = os.fork()
+    if pid == 0:
         _become_keeper(order, fds, descriptors)
+    return pid
 
 
 def _become_keeper(order: keeper.Order, fds: Sequence[int], descriptors: int) -> NoReturn:

@@ -10,6 +10,7 @@ when nobody watches, what it writes is read and dropped.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 
@@ -143,6 +144,7 @@ class Programs:
         self._find, self._surroundings, self._host = find, surroundings, host
         self._running: dict[str, dict[int, Program]] = {}
         self._tasks: dict[asyncio.Task[None], str] = {}
+        self._numbers = itertools.count(1)
 
     async def start(
         self,
@@ -174,25 +176,31 @@ class Programs:
             KernelDead, SessionClosed: the session has no sandbox now.
         """
         found = self._find(who, session, "run")
+        await found.settled()  # it may be on its way to sleep
         await self._surroundings.wake(found)
         if len(self._running.get(session, ())) >= MAX_PROGRAMS:
             raise QuotaExceeded(f"{MAX_PROGRAMS} programs of this session run; end one of them.")
         if found.info is None:
             raise KernelDead("The session has no kernel now; restart it, then run the program.")
-        process = await programs.start(
-            self._host,
-            found.info.id,
-            argv,
-            env={**found.about.env, **(env or {})},
-            cwd=cwd,
-            with_input=with_input,
-            terminal=terminal,
-        )
-        program = Program(process, argv, env or {}, cwd, tag)
-        watcher = program.watch()
-        self._running.setdefault(session, {})[program.pid] = program
-        logged = [argument[:MAX_LOGGED_TEXT] for argument in program.argv[:MAX_LOGGED]]
-        found.record_quietly(ev.ProgramStarted(program=program.pid, argv=logged, cwd=cwd))
+        promised = -next(self._numbers)  # a session does not fall asleep while its program begins
+        found.machine.programs.add(promised)
+        try:
+            process = await programs.start(
+                self._host,
+                found.info.id,
+                argv,
+                env={**found.about.env, **(env or {})},
+                cwd=cwd,
+                with_input=with_input,
+                terminal=terminal,
+            )
+            program = Program(process, argv, env or {}, cwd, tag)
+            watcher = program.watch()
+            self._running.setdefault(session, {})[program.pid] = program
+            logged = [argument[:MAX_LOGGED_TEXT] for argument in program.argv[:MAX_LOGGED]]
+            found.record_quietly(ev.ProgramStarted(program=program.pid, argv=logged, cwd=cwd))
+        finally:
+            found.machine.programs.discard(promised)
         task = asyncio.get_running_loop().create_task(self._attend(found, program))
         self._tasks[task] = session
         task.add_done_callback(lambda done: self._tasks.pop(done, None))

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kernelsvc.errors import AtCapacity, KernelDead, KernelsvcError, NotSupported
+from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotSupported
 from kernelsvc.kernels.port import Kernel, Saved
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import SessionState
@@ -134,12 +134,15 @@ class Succession:
     async def sleep_if_possible(self) -> None:
         """``sleep``, for a session that nobody asked: what can't be, is not tried again before its next cell."""
         try:
-            await self.sleep()
+            await self.sleep(kindly=True)
         except KernelsvcError as error:
             log.info("session %s stays awake: %s", self._session.id, error.message)
 
-    async def sleep(self) -> None:
+    async def sleep(self, *, kindly: bool = False) -> None:
         """Save the variables to disk and give the memory back; the next cell wakes the session.
+
+        Args:
+            kindly: not if a program has begun meanwhile, which would end; but a pause does not wait for any.
 
         Raises:
             Conflict: a cell runs or waits.
@@ -156,6 +159,10 @@ class Succession:
         except BaseException:
             session.do(Stay())
             raise
+        paused = session.machine.lease is not None and session.machine.lease.paused
+        if kindly and session.machine.programs and not paused:
+            session.do(Stay())
+            raise Conflict("A program has begun beside the kernel.")
         await session.copies.discard_all()
         await self._let_go(KernelDead("The session was put to sleep before it answered; run a cell to wake it."))
         session.do(FellAsleep(ev.Hibernated(saved=saved.count, bytes=size, lost=saved.lost)))
