@@ -217,14 +217,14 @@ def check(lines: Iterable[bytes], *, session: str = "", anchors: Iterable[Head] 
         session: the id that each must carry; empty: that of the first.
         anchors: heads that are known from elsewhere to be genuine.
     """
-    rest = iter(lines)
+    rest, told = iter(lines), bool(session)
     known = {a.seq: a.digest for a in anchors if a.seq}
     before, head, confirmed, kind = Head(), Head(), 0, ""
     for line in rest:
         session = session or _session_of(line)
         after = follow(head, line, session)
         if after is None:
-            fault = _diagnose(before, head, line, rest, session)
+            fault = _diagnose(before, head, line, rest, session, told=told)
             return Check(session=session, head=head, fault=fault, last_type=kind)
         if known.get(after.seq, after.digest) != after.digest:
             return Check(session=session, head=head, fault=_disowned(confirmed, after, next(rest, b"")), last_type=kind)
@@ -259,13 +259,14 @@ def _truncated(last: int, wanted: int) -> Fault:
     return Fault(kind="truncated", seq=last + 1, line=last + 1, message=text)
 
 
-def _diagnose(before: Head, head: Head, line: bytes, rest: Iterator[bytes], session: str) -> Fault:
+def _diagnose(before: Head, head: Head, line: bytes, rest: Iterator[bytes], session: str, *, told: bool) -> Fault:
     """Name what happened, from the line that does not follow and its neighbours.
 
-    ``before`` is the head one line earlier. The rules rest on what a single act
-    leaves behind: a changed entry breaks the link of the one after it; an added
-    one is linked by nobody; a removed one leaves a gap in the numbers; a moved
-    one leaves a gap and turns up later.
+    ``before`` is the head one line earlier; ``told`` is False for a session that
+    only the first line names. The rules rest on what a single act leaves behind: a
+    changed entry breaks the link of the one after it; an added one is linked by
+    nobody; a removed one leaves a gap in the numbers; a moved one leaves a gap and
+    turns up later.
     """
     want, position = head.seq + 1, head.seq + 1
     env = envelope(line)
@@ -281,6 +282,8 @@ def _diagnose(before: Head, head: Head, line: bytes, rest: Iterator[bytes], sess
     following = next(rest, None)
     after = envelope(following) if following is not None else None
     if session and env.session != session:
+        if not told and head.seq == 1 and (after is None or after.session == env.session):
+            return fault("changed", 1, "Entry 1 was changed: its session is not that of those after it.")
         return fault("added", want, f"Entry {want} was added: it is of another session.")
     if env.seq > want:
         moved = (after is not None and after.seq == want) or any(_seq_of(later) == want for later in rest)

@@ -119,6 +119,14 @@ def test_two_neighbours_changed_name_the_first():
     assert (fault.kind, fault.seq) == ("changed", 3)
 
 
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_the_first_entry_put_into_another_session_is_named(n):
+    lines, head = chain(n)
+    lines[0] = lines[0].replace(b'"session":"s"', b'"session":"t"')
+    fault = log.check(lines, anchors=[head]).fault
+    assert (fault.kind, fault.seq) == ("changed", 1)
+
+
 @given(n=st.integers(2, 12), data=st.data())
 def test_any_changed_byte_is_found_at_most_one_entry_off(n, data):
     lines, head = chain(n)
