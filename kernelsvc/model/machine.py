@@ -122,7 +122,7 @@ class Running:
     stop: Reason | None = None
     why: str = ""
     kill_at: float | None = None
-    errored: bool = False
+    doomed: tuple[str, ...] | None = None  # what waited when it said that it failed
     output_bytes: int = 0
     dropped: int = 0
     told_truncated: bool = False
@@ -308,7 +308,7 @@ class Machine:
             hit.cell = run.id
             events.append(hit)
         reason, message, kept = self._reason(reply, run, hit)
-        if reply.status == "error" and not run.errored:
+        if reply.status == "error" and run.doomed is None:
             events.append(
                 ev.Error(cell=run.id, ename=reply.ename, evalue=reply.evalue, traceback=list(reply.traceback))
             )
@@ -375,8 +375,10 @@ class Machine:
         spec = self.queue.get(run.id)
         if finished.reason is not Reason.OK and spec is not None and spec.on_error == "stop":
             text = f"Cell {run.id} before it ended in {finished.reason}."
-            out.events += [ev.CellFinished(cell=c, reason=Reason.CANCELLED, message=text) for c in waiting]
-            waiting = []
+            # Whoever had read of the failure and sent a cell all the same meant it.
+            doomed = waiting if run.doomed is None else [c for c in waiting if c in run.doomed]
+            out.events += [ev.CellFinished(cell=c, reason=Reason.CANCELLED, message=text) for c in doomed]
+            waiting = [c for c in waiting if c not in doomed]
         if waiting and self.state is S.BUSY:
             out.effects.append(SendCell(waiting[0]))
         return out
@@ -708,7 +710,7 @@ class Machine:
         if run is None or run.id != event.cell:
             return
         if isinstance(event, ev.Error):
-            run.errored = True
+            run.doomed = tuple(self.queue) if run.doomed is None else run.doomed
         run.output_bytes += size
         budget = self.policy.output_bytes
         if budget is not None and run.output_bytes > budget:

@@ -110,6 +110,17 @@ def test_an_error_cancels_what_waits_behind_it():
     assert machine.state is SessionState.IDLE
 
 
+def test_a_cell_that_was_sent_after_the_failure_was_told_is_not_cancelled():
+    machine = ready()
+    failed = Record((ev.Error(cell="a", ename="ValueError", evalue="no", traceback=[]),))
+    events, effects = drive(
+        machine, submit("a"), submit("b"), Began("a", 1), failed, submit("c"), Replied("a", "error"), WentIdle("a")
+    )
+    ends = {e.cell: e.reason for e in events if isinstance(e, ev.CellFinished)}
+    assert ends == {"a": Reason.ERROR, "b": Reason.CANCELLED}
+    assert effects[-1] == SendCell("c")
+
+
 def test_on_error_continue_goes_on_with_the_next():
     machine = ready()
     _, effects = drive(machine, submit("a", on_error="continue"), submit("b"), Replied("a", "error"), WentIdle("a"))
