@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -114,7 +115,7 @@ class Service:
         self._promised: dict[str, Live] = {}
         self._warm = WarmPool(settings.warm_pool, settings.limits, self._store, self._launchers, self._has_room)
         self._made: dict[tuple[str, str], asyncio.Future[str] | str] = {}
-        self._clients: dict[int, set[str]] = {}
+        self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
         self._branching = Branching(self._store, self._promised, self._begin_copy)
         self._watch = Watching(self._live, settings.watch_seconds)
         self._launchers.host.on_struck = self._watch.counted
@@ -545,8 +546,8 @@ class Service:
         if len(cells) > 1:
             cells = [msgspec.structs.replace(c, on_error=on_error) for c in cells]
         ids = found.submit(cells, principal=who.name, client=client)
-        if client is not None:
-            self._clients.setdefault(id(client), set()).add(session)
+        if client is not None and any(cell.on_disconnect == "interrupt" for cell in cells):
+            self._clients.setdefault(client, set()).add(session)
         if wait == "finished":
             for cell in ids:
                 await found.wait(cell)
@@ -554,7 +555,7 @@ class Service:
 
     def client_gone(self, client: object) -> None:
         """A connection that submitted cells is gone: what wanted to be interrupted then is."""
-        for session in self._clients.pop(id(client), ()):
+        for session in self._clients.pop(client, ()):
             if session in self._live:
                 self._live[session].client_gone(client)
 

@@ -25,15 +25,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
-from kernelsvc.errors import (
-    AtCapacity,
-    Conflict,
-    KernelDead,
-    KernelsvcError,
-    NotFound,
-    SessionClosed,
-)
+from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed
 from kernelsvc.kernels.port import Cause, Exit, Kernel, Launcher, Message, Output, StartRequest, Text
 from kernelsvc.model import events as ev
 from kernelsvc.model.copying import Account
@@ -130,7 +124,7 @@ class Session:
         self._versions = versions or {}
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._questions = Questions()
-        self._clients: dict[int, set[str]] = {}
+        self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
         self._early: list[Output] = []
         self._handled = 0
         self._delivering = False
@@ -647,7 +641,7 @@ class Session:
             raise
         for request, cell in zip(requests, ids, strict=True):
             if client is not None and request.on_disconnect == "interrupt":
-                self._clients.setdefault(id(client), set()).add(cell)
+                self._clients.setdefault(client, set()).add(cell)
         return list(ids)
 
     async def wait(self, cell: str) -> None:
@@ -698,7 +692,7 @@ class Session:
 
     def client_gone(self, client: object) -> None:
         """Interrupt what this client wanted interrupted when it leaves; what has not begun never does."""
-        cells = self._clients.pop(id(client), set())
+        cells = self._clients.pop(client, set())
         run = self.machine.running
         with contextlib.suppress(KernelsvcError, OSError):
             never = [cell for cell in self.machine.queue if cell in cells and (run is None or run.id != cell)]

@@ -213,9 +213,13 @@ async def test_unknown_cells_are_not_found(bench):
         await session.wait("nope")
 
 
+class Client:
+    """A connection."""
+
+
 async def test_a_client_that_leaves_takes_its_cell_with_it_if_it_wished(bench):
     session = await bench.start()
-    client = object()
+    client = Client()
     (cell,) = session.submit([CellRequest(code="wait x", on_disconnect="interrupt")], client=client)
     await until(lambda: "cell_started" in types(session))
     session.client_gone(client)
@@ -225,7 +229,7 @@ async def test_a_client_that_leaves_takes_its_cell_with_it_if_it_wished(bench):
 
 
 async def test_what_a_client_left_before_it_began_never_begins(bench):
-    session, client = await bench.start(), object()
+    session, client = await bench.start(), Client()
     (first,) = session.submit([CellRequest(code="wait gate")])
     (left,) = session.submit([CellRequest(code="print no", on_disconnect="interrupt")], client=client)
     (after,) = session.submit([CellRequest(code="print yes")])
