@@ -172,7 +172,7 @@ class FilesChanged(Event):
 class ProgramStarted(Event):
     """A program began beside the kernel, in its sandbox; ``program`` is its pid as seen inside."""
 
-    program: int
+    program: int = 0
     argv: list[str] = []
     cwd: str = ""
 
@@ -180,7 +180,7 @@ class ProgramStarted(Event):
 class ProgramEnded(Event):
     """It ended; ``exit_code`` is minus the signal's number where one ended it, and null where nobody saw it."""
 
-    program: int
+    program: int = 0
     exit_code: int | None = None
     output_bytes: int = 0
 
