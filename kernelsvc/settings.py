@@ -499,6 +499,10 @@ def prepare_directories(settings: Settings, *, of_others: bool = False) -> None:
             ) from None
 
 
+#: What one of our directories holds, so that we may close it to others: nobody's ``/srv`` is closed by a slip.
+_MARKS = ("sessions", "keys", "host.lock", "server.json")
+
+
 def _make_private(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
@@ -508,6 +512,8 @@ def _make_private(path: Path) -> None:
         if not stat.S_ISDIR(info.st_mode) or info.st_uid not in (os.geteuid(), 0):
             raise PermissionError(1, "it belongs to somebody else")
         if info.st_uid == os.geteuid() and info.st_mode & 0o077 and part == path:
+            if any(part.iterdir()) and not any((part / mark).exists() for mark in _MARKS):
+                raise PermissionError(1, "it is open to others and holds things of theirs; give a directory of its own")
             part.chmod(0o700)
 
 

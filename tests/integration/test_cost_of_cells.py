@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -14,9 +15,9 @@ PART = 400
 
 
 @pytest.fixture
-def served(tmp_path: Path):
+def served(short_tmp: Path):
     """A server without copies, whose cost depends on pauses and not on the number of cells."""
-    server = Served(tmp_path, "--checkpoints=0")
+    server = Served(Path(tempfile.mkdtemp(dir=short_tmp)), "--checkpoints=0")
     server.start()
     yield server
     server.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -17,9 +18,9 @@ KEPT = 3
 
 
 @pytest.fixture
-def served(tmp_path: Path):
+def served(short_tmp: Path):
     """A server that keeps a few kernels ready."""
-    server = Served(tmp_path, f"--warm-pool={KEPT}")
+    server = Served(Path(tempfile.mkdtemp(dir=short_tmp)), f"--warm-pool={KEPT}")
     server.start()
     yield server
     server.stop()
@@ -88,8 +89,8 @@ def test_one_that_died_waiting_is_replaced_and_nobody_gets_it(served: Served) ->
             assert session.run("1+1").text.strip() == "2"
 
 
-def test_they_give_way_to_sessions_when_there_is_no_room(tmp_path: Path) -> None:
-    served = Served(tmp_path, f"--warm-pool={KEPT}", "--max-sessions=4")
+def test_they_give_way_to_sessions_when_there_is_no_room(short_tmp: Path) -> None:
+    served = Served(Path(tempfile.mkdtemp(dir=short_tmp)), f"--warm-pool={KEPT}", "--max-sessions=4")
     served.start()
     try:
         filled(served)

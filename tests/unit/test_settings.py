@@ -124,6 +124,21 @@ def test_prepared_directories_are_private(tmp_path):
     assert stat.S_IMODE(settings.runtime_path().stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize("name", ["data_dir", "runtime_dir"])
+def test_a_directory_that_holds_other_things_is_not_closed_to_others(tmp_path, name):
+    theirs = tmp_path / "srv"
+    theirs.mkdir()
+    theirs.chmod(0o755)
+    (theirs / "something").touch()
+    given = {"data_dir": str(tmp_path / "d"), "runtime_dir": str(tmp_path / "r"), name: str(theirs)}
+    with pytest.raises(BadRequest, match="a directory of its own"):
+        s.prepare_directories(s.load(given))
+    assert stat.S_IMODE(theirs.stat().st_mode) == 0o755
+    (theirs / "something").unlink()
+    s.prepare_directories(s.load(given))
+    assert stat.S_IMODE(theirs.stat().st_mode) == 0o700
+
+
 def test_a_link_in_place_of_the_runtime_directory_is_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "r").symlink_to(tmp_path / "elsewhere")
