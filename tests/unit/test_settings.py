@@ -125,12 +125,13 @@ def test_prepared_directories_are_private(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["data_dir", "runtime_dir"])
-def test_a_directory_that_holds_other_things_is_not_closed_to_others(tmp_path, name):
-    theirs = tmp_path / "srv"
-    theirs.mkdir()
+def test_a_directory_that_holds_other_things_is_not_closed_to_others(short_tmp, name):
+    root = short_tmp / name
+    theirs = root / "srv"
+    theirs.mkdir(parents=True)
     theirs.chmod(0o755)
     (theirs / "something").touch()
-    given = {"data_dir": str(tmp_path / "d"), "runtime_dir": str(tmp_path / "r"), name: str(theirs)}
+    given = {"data_dir": str(root / "d"), "runtime_dir": str(root / "r"), name: str(theirs)}
     with pytest.raises(BadRequest, match="a directory of its own"):
         s.prepare_directories(s.load(given))
     assert stat.S_IMODE(theirs.stat().st_mode) == 0o755
