@@ -117,8 +117,9 @@ def test_platform_rules(tmp_path):
     assert s.load({"sandbox": "off"}, {"SYSTEMD_EXEC_PID": str(os.getpid())}).sandbox == "off"
 
 
-def test_prepared_directories_are_private(tmp_path):
-    settings = s.load({"data_dir": str(tmp_path / "d" / "e"), "runtime_dir": str(tmp_path / "r")})
+def test_prepared_directories_are_private(short_tmp):
+    root = short_tmp / "private"
+    settings = s.load({"data_dir": str(root / "d" / "e"), "runtime_dir": str(root / "r")})
     s.prepare_directories(settings)
     assert stat.S_IMODE(settings.data_path().stat().st_mode) == 0o700
     assert stat.S_IMODE(settings.runtime_path().stat().st_mode) == 0o700
@@ -140,10 +141,11 @@ def test_a_directory_that_holds_other_things_is_not_closed_to_others(short_tmp, 
     assert stat.S_IMODE(theirs.stat().st_mode) == 0o700
 
 
-def test_a_link_in_place_of_the_runtime_directory_is_refused(tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "r").symlink_to(tmp_path / "elsewhere")
-    settings = s.load({"data_dir": str(tmp_path / "d"), "runtime_dir": str(tmp_path / "r")})
+def test_a_link_in_place_of_the_runtime_directory_is_refused(short_tmp):
+    root = short_tmp / "linked"
+    (root / "elsewhere").mkdir(parents=True)
+    (root / "r").symlink_to(root / "elsewhere")
+    settings = s.load({"data_dir": str(root / "d"), "runtime_dir": str(root / "r")})
     with pytest.raises(BadRequest, match="runtime_dir"):
         s.prepare_directories(settings)
 
