@@ -71,6 +71,7 @@ class Nursery:
         self._adoption_seconds = adoption_seconds
         self._exited = exited
         self._own_children = own
+        self._undoing: set[asyncio.Future[None]] = set()
         self._starting: dict[str, asyncio.Task[Any]] = {}
         self._turns = asyncio.Semaphore(STARTS_PER_CORE * len(os.sched_getaffinity(0)))
         self._orphans: dict[Ward, asyncio.TimerHandle] = {}
@@ -125,7 +126,10 @@ class Nursery:
             self._sandbox.ready(record.ticket)
         except BaseException:
             theirs.close()
-            await asyncio.shield(ward.end())
+            undoing = asyncio.ensure_future(ward.end())
+            self._undoing.add(undoing)
+            undoing.add_done_callback(self._undoing.discard)
+            await asyncio.shield(undoing)
             raise
         self._keep(ward)
         return ward
@@ -255,6 +259,8 @@ class Nursery:
             task.cancel()
         if starting:
             await asyncio.wait(starting)
+        if self._undoing:  # whoever is cancelled twice waits for its undoing no more, and this host ends now
+            await asyncio.wait(self._undoing)
         await asyncio.gather(*(self._end(ward) for ward in set(self.wards.values())))
 
     async def _end(self, ward: Ward) -> None:
