@@ -33,6 +33,8 @@ TOKEN = "benchmark-token"
 #: A peer may lose the message that ends a cell; after so long without any other it counts as ended.
 SILENCE_SECONDS = 6.0
 CELL_SECONDS = 120.0
+#: A peer that starts fifty kernels at once answers late; it is waited for.
+PATIENT_SECONDS = 300.0
 
 
 @dataclass
@@ -126,8 +128,10 @@ async def http(method: str, url: str, *, token: str = TOKEN, body: Any = None) -
     """One call; the answer's JSON, or None."""
     data = json.dumps(body) if body is not None else ("" if method in ("POST", "PUT", "PATCH") else None)
     headers = {"Authorization": f"token {token}", "Content-Type": "application/json"}
-    request = HTTPRequest(url, method=method, headers=headers, body=data, request_timeout=120)
-    answer = await AsyncHTTPClient().fetch(request)
+    request = HTTPRequest(
+        url, method=method, headers=headers, body=data, connect_timeout=PATIENT_SECONDS, request_timeout=PATIENT_SECONDS
+    )
+    answer = await AsyncHTTPClient(max_clients=1000).fetch(request)
     return json.loads(answer.body) if answer.body else None
 
 
@@ -162,6 +166,7 @@ class Kernelsvc(Subject):
             additional_headers={"Authorization": f"Bearer {TOKEN}"},
             max_size=None,
             compression=None,
+            open_timeout=PATIENT_SECONDS,
         )
         self.reader = asyncio.create_task(self._read(), name="reader")
 
@@ -340,6 +345,7 @@ class JupyterServer(Subject):
             f"{self.url.replace('http', 'ws')}/api/kernels/{kernel}/channels?session_id={session}&token={TOKEN}",
             max_size=None,
             compression=None,
+            open_timeout=PATIENT_SECONDS,
         )
         found = JupyterSession(socket, session, f"{self.url}{path}")
         await found.ask("kernel_info_request", {})
