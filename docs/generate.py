@@ -29,7 +29,7 @@ import msgspec
 
 from kernelsvc import errors, settings
 from kernelsvc.model import events as ev
-from kernelsvc.model.machine import MOVES
+from kernelsvc.model.standing import MOVES
 from kernelsvc.protocol import native
 from kernelsvc.tools import TOOLS
 from kernelsvc.tools.schema import input_schema, output_schema
@@ -185,8 +185,8 @@ def states_page() -> str:
     lines = [
         "# States of a session",
         "",
-        "Only `kernelsvc/model/machine.py` changes a session's state; this diagram is drawn from its table `MOVES`. "
-        "An illegal move is an error and changes nothing.",
+        "A session's state is changed only by its machine (`kernelsvc/model/machine.py`); this diagram is drawn from "
+        "`MOVES` in `kernelsvc/model/standing.py`. An illegal move is an error and changes nothing.",
         "",
         "```mermaid",
         "stateDiagram-v2",

@@ -44,7 +44,6 @@ from kernelsvc.model.copying import Account
 from kernelsvc.model.events import SCHEMA, Event
 from kernelsvc.model.limits import Limits, LimitsRequest, Usage
 from kernelsvc.model.log import timestamp
-from kernelsvc.model.machine import Policy
 from kernelsvc.model.objects import (
     Call,
     Cell,
@@ -56,6 +55,7 @@ from kernelsvc.model.objects import (
     SessionState,
 )
 from kernelsvc.model.objects import Session as ApiSession
+from kernelsvc.model.standing import Policy
 from kernelsvc.model.tokens import authenticate
 from kernelsvc.protocol import call as call_protocol
 from kernelsvc.service.access import Access

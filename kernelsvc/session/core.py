@@ -11,6 +11,9 @@ decision, its journal entry and its commit, so no lock is needed. Effects that
 take time (a new kernel, the end of one) run as tasks that the session owns and
 whose end is a stimulus again.
 
+What the kernel says is made into events by ``hearing``, caps are ``guard``'s, copies
+of the kernel ``copies``', a new kernel after an old one ``succession``'s.
+
 When the disk refuses, ``deliver`` raises, the kernel is not acknowledged and
 soon blocks; the session takes no cells, tries to recover once a second, and
 goes on where it was.
@@ -28,22 +31,21 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed
-from kernelsvc.kernels.port import Cause, Exit, Kernel, Launcher, Message, Output, StartRequest, Text
+from kernelsvc.kernels.port import Cause, Exit, Kernel, Launcher, Output, StartRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model.copying import Account
 from kernelsvc.model.events import Event, KernelInfo, SandboxReport
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.log import seconds_of, timestamp
-from kernelsvc.model.machine import Machine, Policy
+from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
 from kernelsvc.model.objects import Session as ApiSession
+from kernelsvc.model.standing import Policy
 from kernelsvc.model.stimuli import (
-    Began,
     Close,
     Effect,
     EndKernel,
     Exited,
-    Flood,
     Interrupt,
     InterruptKernel,
     KernelReady,
@@ -59,12 +61,11 @@ from kernelsvc.model.stimuli import (
     Tick,
     WakeCheckpoint,
     WakeSaved,
-    WentIdle,
 )
-from kernelsvc.protocol import facts
 from kernelsvc.session.about import About, start_request_of
 from kernelsvc.session.copies import Copies
 from kernelsvc.session.guard import Guard
+from kernelsvc.session.hearing import Hearing
 from kernelsvc.session.ids import new_cell_id, new_id
 from kernelsvc.session.questions import Questions
 from kernelsvc.session.reading import Log, Reading
@@ -124,11 +125,8 @@ class Session:
         self._versions = versions or {}
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._questions = Questions()
+        self.hearing = Hearing(self, self._questions)
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
-        self._early: list[Output] = []
-        self._handled = 0
-        self._delivering = False
-        self._input: ev.InputRequested | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -199,11 +197,9 @@ class Session:
     def adopt_kernel(self, kernel: Kernel, event: Event) -> None:
         """This is the session's kernel from now on, and ``event`` says how it came to be."""
         self.kernel, self.report = kernel, kernel.sandbox
-        self._handled = 0
+        self.hearing.new_kernel()
         self.do(KernelReady(event))
-        early, self._early = self._early, []
-        if early:
-            self.deliver(early)
+        self.hearing.hear_early()
 
     def rebuild(self, events: Iterable[Event]) -> None:
         """Replay a journal into the machine, after a restart of the server. Clocks go on as if there had been none."""
@@ -233,12 +229,12 @@ class Session:
         if self.state in (SessionState.CLOSED, SessionState.DEAD) or self.kernel is not None:
             return
         if self.machine.asleep:
-            self._arm()
+            self.arm()
             return
         try:
             kernel = await self.launcher.adopt(self.start_request(), self, last_frame=self.machine.frame)
         except KernelsvcError:
-            self._arm()  # its time is not stopped by its silence
+            self.arm()  # its time is not stopped by its silence
             raise
         if kernel is None:
             self._lost(await self.launcher.how_ended(self.about.kernel))
@@ -301,11 +297,15 @@ class Session:
         """
         now = self._loop.time()
         outcome = self.machine.decide(stimulus, now)
-        self._apply(outcome, now)
+        self.apply(outcome, now)
         return outcome
 
-    def _apply(self, outcome: Outcome, now: float) -> None:
-        """Journal, then commit, then carry out. Raises OSError with nothing changed."""
+    def apply(self, outcome: Outcome, now: float) -> None:
+        """Journal, then commit, then carry out.
+
+        Raises:
+            OSError: it could not be written; nothing changed.
+        """
         events = outcome.events
         if events:
             try:
@@ -318,8 +318,8 @@ class Session:
             self._project(events)
         for effect in outcome.effects:
             self._perform(effect)
-        if not self._delivering:
-            self._arm()
+        if not self.hearing.busy:
+            self.arm()
 
     def _project(self, events: Sequence[Event]) -> None:
         ended = [e for e in events if isinstance(e, _SYNCED)]
@@ -388,7 +388,7 @@ class Session:
             return
         if self._sync == "run":
             self._sync_log()
-        self._input = None
+        self.hearing.input = None
         self.copies.cell_sent(self._loop.time())
         if self.kernel:
             self.kernel.execute(
@@ -446,8 +446,8 @@ class Session:
 
     # -- time ----------------------------------------------------------------------------
 
-    def _arm(self) -> None:
-        """One timer, set to the earliest deadline; a later deadline is noticed when it fires."""
+    def arm(self) -> None:
+        """Set the one timer to the earliest deadline; a later deadline is noticed when it fires."""
         at = self.machine.next_deadline()
         if at is None or (self._timer is not None and self._timer_at <= at):
             return
@@ -463,7 +463,7 @@ class Session:
         except OSError:
             self._timer_at = self._loop.time() + RECOVER_SECONDS
             self._timer = self._loop.call_at(self._timer_at, self._tick)
-        self._arm()
+        self.arm()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -512,94 +512,8 @@ class Session:
     # -- the kernel speaks (port.Sink) ----------------------------------------------------------
 
     def deliver(self, batch: Sequence[Output]) -> None:
-        """Journal a batch; see ``port``. ``_handled`` remembers how far a refused batch had come."""
-        if self.state is SessionState.CLOSED:
-            return
-        if self.kernel is None:
-            self._early.extend(batch)
-            return
-        self._delivering = True
-        try:
-            self._take(batch)
-        finally:
-            self._delivering = False
-            self._arm()
-
-    def _take(self, batch: Sequence[Output]) -> None:
-        pending: list[Event] = []
-        for index in range(self._handled, len(batch)):
-            item = batch[index]
-            stimulus = None if isinstance(item, Text) else self._stimulus(item)
-            if stimulus is None:
-                self._collect(item, pending)
-                continue
-            if isinstance(stimulus, Began) and not pending:  # it goes into the log with the output that follows
-                pending.extend(self.machine.decide(stimulus, self._loop.time()).events)
-                continue
-            if pending:
-                self._record(pending, index)
-                pending = []
-            self.do(stimulus)
-            self._handled = index + 1
-        if pending:
-            self._record(pending, len(batch))
-        self._handled = 0
-
-    def _record(self, pending: list[Event], handled: int) -> None:
-        self._apply(Outcome(pending), self._loop.time())
-        self._handled = handled
-        run = self.machine.running
-        if run is not None and run.dropped and not run.told_truncated:
-            kept = run.output_bytes - run.dropped
-            self.do(Record((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
-        bound = self.machine.policy.max_cell_output_bytes
-        if bound is not None and self.machine.flow > bound:
-            self.do(Flood())
-
-    def _stimulus(self, message: Message) -> Stimulus | None:
-        """The message as a stimulus if it is about the life of the running cell, else None."""
-        run = self.machine.running
-        if run is None or message.parent != run.id:
-            return None
-        kind = message.msg_type
-        if kind == "execute_input":
-            return Began(run.id, facts.number(message.content.get("execution_count")), message.frame)
-        if kind == "execute_reply" and message.channel == "shell":
-            return facts.reply_of(run.id, message.content, message.metadata, message.frame)
-        if kind == "status":
-            status = message.content.get("execution_state")
-            if status == "idle":
-                return WentIdle(run.id, message.frame)
-            if status == "busy" and self.machine.queue[run.id].silent:
-                return Began(run.id, None, message.frame)
-        return None
-
-    def _collect(self, item: Output, pending: list[Event]) -> None:
-        event: Event | None
-        if isinstance(item, Text):
-            event = ev.Stream(name=item.name, text=item.text)
-        elif self._questions.heard(item):
-            return
-        else:
-            event = facts.event_of(item.msg_type, item.content, item.metadata, item.buffers)
-        if event is None:
-            return
-        cell = self._cell_of(item.parent)
-        if item.parent in self._questions.told:
-            event.request = item.parent
-        elif cell is not None:
-            event.cell = cell
-        if item.frame is not None:
-            event.frame = item.frame
-        if isinstance(event, ev.InputRequested):
-            self._input = event
-        pending.append(event)
-
-    def _cell_of(self, parent: str) -> str | None:
-        """The cell that output belongs to: the one it names if that is known, else the running one."""
-        if parent in self.machine.cells:
-            return parent
-        return self.machine.running.id if self.machine.running else None
+        """Journal a batch; see ``port``."""
+        self.hearing.deliver(batch)
 
     def exited(self, exit: Exit) -> None:
         """The kernel is gone; see ``port``. A copy that it was just making may be what brings it back: wait for it."""
@@ -744,12 +658,12 @@ class Session:
         Raises:
             Conflict: the cell does not wait for input.
         """
-        run, asked = self.machine.running, self._input
+        run, asked = self.machine.running, self.hearing.input
         if run is None or run.id != cell or asked is None or self.kernel is None:
             raise Conflict(f"Cell {cell!r} does not wait for input; wait for its input_requested event.")
         self.must_record()
         self.do(Record((ev.InputGiven(cell=cell, text=None if asked.password else text),)))
-        self._input = None
+        self.hearing.input = None
         self.kernel.send("stdin", "input_reply", {"value": text, "status": "ok"}, msg_id=new_id("i"))
 
     async def request(self, msg_type: str, content: dict[str, Any], *, timeout: float = 10.0) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 from kernelsvc.errors import NotFound
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
-from kernelsvc.model.machine import CellRecord, Machine
+from kernelsvc.model.machine import Machine
 from kernelsvc.model.notebook import CellFold
 from kernelsvc.model.objects import Cell, CellState
+from kernelsvc.model.standing import CellRecord
 
 #: Folded cells kept in memory per session; older ones are folded again from the journal.
 FOLDS_KEPT = 8

@@ -14,8 +14,8 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.copying import COST, Account
 from kernelsvc.model.events import Reason
 from kernelsvc.model.limits import Limits, Usage
-from kernelsvc.model.machine import Policy
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
+from kernelsvc.model.standing import Policy
 from kernelsvc.session import About, Session
 from kernelsvc.store.journal import Journal
 

@@ -98,6 +98,7 @@ TESTED_THROUGH = {
     "kernelsvc.session.succession": "tests/unit/test_session.py",
     "kernelsvc.session.copies": "tests/unit/test_session.py",
     "kernelsvc.session.core": "tests/unit/test_session.py",
+    "kernelsvc.session.hearing": "tests/unit/test_session.py",
     "kernelsvc.session.ids": "tests/unit/test_session.py",
     "kernelsvc.session.reading": "tests/unit/test_session.py",
     "kernelsvc.session.questions": "tests/compat/test_jupyter_channels.py",

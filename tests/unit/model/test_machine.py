@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from kernelsvc.errors import CellExists, KernelDead, KernelsvcError, QuotaExceeded, SessionClosed
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
-from kernelsvc.model.machine import MOVES, Machine, Policy
+from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest, SessionState
+from kernelsvc.model.standing import MOVES, Policy
 from kernelsvc.model.stimuli import (
     Began,
     Close,

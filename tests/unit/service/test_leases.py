@@ -13,8 +13,9 @@ from kernelsvc.errors import LimitTooHigh, NotFound, SessionClosed
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits, Usage
-from kernelsvc.model.machine import PAUSED_SECONDS, Machine, Policy
+from kernelsvc.model.machine import PAUSED_SECONDS, Machine
 from kernelsvc.model.objects import Principal, SessionState
+from kernelsvc.model.standing import Policy
 from kernelsvc.model.stimuli import Close, KernelReady, Record, Sleep, Tick
 from kernelsvc.service.leases import Leases
 from kernelsvc.session import About, Session

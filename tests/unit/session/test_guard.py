@@ -8,7 +8,7 @@ from typing import Any, cast
 from kernelsvc.kernels.port import Cause, Exit
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits, MiB
-from kernelsvc.model.machine import Running
+from kernelsvc.model.standing import Running
 from kernelsvc.model.stimuli import Interrupt
 from kernelsvc.sandbox.watchdog import Breach
 from kernelsvc.session.guard import Guard

@@ -1,0 +1,301 @@
+"""Where a session stands, by its events: the state that a journal's replay rebuilds.
+
+``evolve`` is the only way in which an event changes it, and everything durable
+follows from the events alone. What the events don't hold (has the reply come,
+when is the grace over) is volatile: ``model.machine`` notes it, and after a crash
+of the server the kernel makes it good by saying again what was not acknowledged.
+
+What must change together: a new state needs a row in ``MOVES``; the diagram in
+``docs/reference/states.md`` is drawn from that table.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from kernelsvc.errors import Conflict
+from kernelsvc.model import caps
+from kernelsvc.model import events as ev
+from kernelsvc.model.events import Event, Reason
+from kernelsvc.model.limits import Limits
+from kernelsvc.model.objects import CellState, Checkpoint, SessionState
+from kernelsvc.model.stimuli import Replied
+
+S = SessionState
+
+#: state -> states that it may move to. Read by the machine, the tests and the docs.
+MOVES: dict[SessionState, frozenset[SessionState]] = {
+    S.STARTING: frozenset({S.IDLE, S.DEAD, S.CLOSED}),
+    S.IDLE: frozenset({S.BUSY, S.STARTING, S.RESTORING, S.DEAD, S.CLOSED}),
+    S.BUSY: frozenset({S.IDLE, S.STARTING, S.RESTORING, S.DEAD, S.CLOSED}),
+    S.RESTORING: frozenset({S.IDLE, S.STARTING, S.DEAD, S.CLOSED}),
+    S.DEAD: frozenset({S.STARTING, S.RESTORING, S.CLOSED}),
+    S.CLOSED: frozenset(),
+}
+
+
+#: The limit on what the log takes of one cell.
+FLOOD = "max_cell_output_bytes"
+#: Why a cell was interrupted -> how it ends, for those that are not ``interrupted``.
+STOPS: dict[str, Reason] = {"timeout": Reason.TIMEOUT, **caps.REASONS}
+
+
+@dataclass
+class CellRecord:
+    """What the machine keeps of a cell for the session's whole life: small, and flat in time."""
+
+    id: str
+    state: CellState
+    first: int
+    last: int
+    digest: int
+    reason: Reason | None = None
+    execution_count: int | None = None
+    ran: bool = False
+    undone: bool = False
+
+
+@dataclass
+class Running:
+    """The cell that the kernel has: volatile but for its id."""
+
+    id: str
+    sent_at: float
+    began: bool = False
+    began_at: float = 0.0
+    reply: Replied | None = None
+    idle: bool = False
+    stop: Reason | None = None
+    why: str = ""
+    kill_at: float | None = None
+    doomed: tuple[str, ...] | None = None  # what waited when it said that it failed
+    output_bytes: int = 0
+    dropped: int = 0
+    told_truncated: bool = False
+    struck: dict[str, str] = field(default_factory=dict)  # limits that struck, with the words
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The figures that decisions need. Seconds; bytes; counts."""
+
+    cell_seconds: float | None = 600.0
+    idle_seconds: float | None = 3600.0
+    lifetime_seconds: float | None = 24 * 3600.0
+    grace_seconds: float = 1.5
+    max_queued: int = 1000
+    output_bytes: int | None = 1024 * 1024
+    max_cell_output_bytes: int | None = None
+    hibernate_seconds: float | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+def digest(code: str) -> int:
+    """A cell's code as a number, to tell a retry from another cell with the same id."""
+    return hash(("cell", code))
+
+
+class Standing:
+    """One session's state."""
+
+    def __init__(self, policy: Policy, now: float = 0.0) -> None:
+        self.policy = policy
+        self.state = S.STARTING
+        self.cells: dict[str, CellRecord] = {}
+        self.queue: OrderedDict[str, ev.CellQueued] = OrderedDict()
+        self.running: Running | None = None
+        self.checkpoints: OrderedDict[str, Checkpoint] = OrderedDict()
+        self.execution_count = 0
+        self.copies: dict[str, str] = {}  # checkpoint -> the kernel id of the parked process
+        self.last_finished: str | None = None
+        self.present: str | None = None  # the cell after which the variables are as they are now
+        self.born = now
+        self.active = now
+        self.frame = 0
+        self.flow = 0  # output since the last cell began
+        self.flooded = False
+        self.close_reason: str | None = None
+        self.asleep = False  # the variables are on disk and there is no kernel
+        self.programs: set[int] = set()  # that run beside the kernel
+        self.sleepless = False  # it could not be put to sleep; not tried again before the next cell
+        self.lease: ev.Leased | None = None
+        self.leased_until = now
+        self.run_since: float | None = None  # when it was last taken out of a pause
+
+    def evolve(self, event: Event, now: float) -> None:
+        """Apply one event that is in the journal; over a whole journal this rebuilds the machine."""
+        if event.frame and isinstance(event.frame, int):
+            self.frame = max(self.frame, event.frame)
+        match event:
+            case ev.CellQueued():
+                self._evolve_queued(event, now)
+            case ev.CellStarted():
+                self._evolve_started(event, now)
+            case ev.CellFinished():
+                self._evolve_finished(event, now)
+            case ev.Stream() | ev.Display() | ev.DisplayUpdated() | ev.Result() | ev.Error():
+                self._evolve_output(event)
+            case ev.Interrupted() if self.running is not None and event.cell == self.running.id:
+                self.running.stop, self.running.why = STOPS.get(event.why, Reason.INTERRUPTED), event.why
+                self.running.kill_at = now + self.policy.grace_seconds
+            case ev.LimitReached() if event.limit == FLOOD:
+                self.flooded = True
+            case ev.LimitReached() if self.running is not None and event.cell == self.running.id:
+                self.running.struck[event.limit] = event.message
+            case ev.OutputTruncated() if self.running is not None:
+                self.running.told_truncated = True
+            case ev.SessionStarted() | ev.KernelRestarted() | ev.KernelRestored() | ev.RolledBack() | ev.Woken():
+                self._evolve_kernel(event, now)
+            case ev.SessionAdopted():
+                self._move(S.BUSY if self.running else S.IDLE)
+            case ev.KernelDied():
+                self._evolve_died(event)
+            case ev.SessionClosed():
+                self.close_reason = event.reason
+                self.running = None
+                self.checkpoints.clear()
+                self._move(S.CLOSED)
+            case ev.Leased():
+                if self.lease is not None and self.lease.paused and not event.paused:
+                    self.run_since = now
+                self.lease, self.leased_until = event, now + event.seconds
+            case ev.ProgramStarted():
+                self.programs.add(event.program)
+            case ev.ProgramEnded():
+                self.programs.discard(event.program)
+                self.active, self.sleepless = now, False
+            case ev.Hibernated():
+                self.asleep = True
+                self._forget_copies()
+            case ev.CheckpointMade():
+                self.copies[event.checkpoint] = event.kernel
+                self.checkpoints[event.checkpoint] = Checkpoint(
+                    id=event.checkpoint,
+                    name=event.name,
+                    auto=event.auto,
+                    after_cell=event.after_cell,
+                    seq=event.seq,
+                    cost_ms=event.cost_ms,
+                    private_bytes=event.private_bytes,
+                    warnings=event.warnings,
+                )
+            case ev.CheckpointDropped():
+                self.checkpoints.pop(event.checkpoint, None)
+                self.copies.pop(event.checkpoint, None)
+            case _:
+                pass
+
+    def _is_running(self, cell: str) -> bool:
+        return self.running is not None and self.running.id == cell
+
+    def _move(self, state: SessionState) -> None:
+        if state is not self.state:
+            if state not in MOVES[self.state]:
+                raise Conflict(f"A session can't go from {self.state} to {state}.")
+            self.state = state
+
+    def _evolve_queued(self, event: ev.CellQueued, now: float) -> None:
+        assert isinstance(event.cell, str)
+        self.active = now
+        self.sleepless = False
+        self.queue[event.cell] = event
+        self.cells[event.cell] = CellRecord(event.cell, CellState.QUEUED, event.seq, event.seq, digest(event.code))
+
+    def _evolve_started(self, event: ev.CellStarted, now: float) -> None:
+        assert isinstance(event.cell, str)
+        record = self.cells[event.cell]
+        record.state, record.last, record.execution_count = CellState.RUNNING, event.seq, event.execution_count
+        if event.execution_count is not None:
+            self.execution_count = max(self.execution_count, event.execution_count)
+        if not self._is_running(event.cell):
+            self.running = Running(event.cell, now)
+            self.flow, self.flooded = 0, False
+        run = self.running
+        assert run is not None
+        run.began, run.began_at = True, now
+        if self.state is S.IDLE:
+            self._move(S.BUSY)
+
+    def _evolve_finished(self, event: ev.CellFinished, now: float) -> None:
+        assert isinstance(event.cell, str)
+        self.active = now
+        record = self.cells[event.cell]
+        record.state, record.last, record.reason = CellState.FINISHED, event.seq, event.reason
+        if event.execution_count is not None:
+            record.execution_count = event.execution_count
+            self.execution_count = max(self.execution_count, event.execution_count)
+        self.queue.pop(event.cell, None)
+        self.last_finished = event.cell
+        if self._is_running(event.cell):
+            self.present = event.cell
+            record.ran = True
+            self.running = None
+            if self.state is S.BUSY:
+                self._move(S.IDLE)
+
+    def _evolve_output(self, event: Event) -> None:
+        size = output_size(event)
+        self.flow += size  # whichever cell it says it belongs to
+        if not isinstance(event.cell, str) or event.cell not in self.cells:
+            return
+        self.cells[event.cell].last = event.seq
+        run = self.running
+        if run is None or run.id != event.cell:
+            return
+        if isinstance(event, ev.Error):
+            run.doomed = tuple(self.queue) if run.doomed is None else run.doomed
+        run.output_bytes += size
+        budget = self.policy.output_bytes
+        if budget is not None and run.output_bytes > budget:
+            run.dropped = run.output_bytes - budget
+
+    def _evolve_kernel(self, event: Event, now: float) -> None:
+        self.frame = 0
+        self.flow, self.flooded = 0, False
+        self.running = None
+        self.active = now
+        self.asleep = False
+        if isinstance(event, ev.RolledBack | ev.KernelRestored):
+            self.present = event.after_cell
+            for cell in self.since(event.after_cell):
+                self.cells[cell].undone = True
+        if isinstance(event, ev.KernelRestarted):
+            self.present = None
+            self._forget_copies()
+            self.execution_count = 0
+        if self.state is S.DEAD:  # in a replay: that a restart was asked for left no event
+            self._move(S.STARTING)
+        self._move(S.IDLE)
+
+    def since(self, cell: str | None) -> list[str]:
+        """Cells that finished after ``cell`` and whose effects stand; all of them for None."""
+        ended = [r for r in self.cells.values() if r.ran and not r.undone]
+        after = next((i + 1 for i, r in enumerate(ended) if r.id == cell), 0)
+        return [r.id for r in ended[after:]]
+
+    def _forget_copies(self) -> None:
+        self.checkpoints.clear()
+        self.copies.clear()
+
+    def _evolve_died(self, event: ev.KernelDied) -> None:
+        # The cell that ran ends by its own event, which follows and finds it still there.
+        self._move(S.DEAD if event.cause == "start" else S.RESTORING if self.checkpoints else S.STARTING)
+
+
+def output_size(event: Event) -> int:
+    """How much of the output budget an event uses, in characters of what was sent."""
+    match event:
+        case ev.Stream():
+            return len(event.text)
+        case ev.Display() | ev.DisplayUpdated() | ev.Result():
+            return _bundle_size(event.data)
+        case ev.Error():
+            return sum(len(line) for line in event.traceback)
+        case _:
+            return 0
+
+
+def _bundle_size(data: dict[str, Any]) -> int:
+    return sum(len(v) if isinstance(v, str) else len(str(v)) for v in data.values())

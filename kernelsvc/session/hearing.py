@@ -1,0 +1,144 @@
+"""How a session hears its kernel: batches of output become events, and stimuli about the running cell.
+
+Nothing that the kernel sends is trusted: a message is about the running cell only
+if it names it, and what belongs to no known cell goes to the one that runs.
+
+A batch that the disk refused comes again. ``_handled`` remembers how far it had
+come, so that nothing is on record twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kernelsvc.kernels.port import Message, Output, Text
+from kernelsvc.model import events as ev
+from kernelsvc.model.events import Event
+from kernelsvc.model.objects import SessionState
+from kernelsvc.model.stimuli import Began, Flood, Outcome, Record, Stimulus, WentIdle
+from kernelsvc.protocol import facts
+from kernelsvc.session.questions import Questions
+
+if TYPE_CHECKING:
+    from kernelsvc.session.core import Session
+
+
+class Hearing:
+    """One session's. Called from the server's event loop.
+
+    Attributes:
+        busy: a batch is being journaled; deadlines are looked at when it is done.
+        input: what the running cell's ``input()`` asked and nobody has answered yet.
+    """
+
+    def __init__(self, session: Session, questions: Questions) -> None:
+        self._session = session
+        self._questions = questions
+        self._machine = session.machine
+        self._loop = asyncio.get_running_loop()
+        self._early: list[Output] = []
+        self._handled = 0
+        self.busy = False
+        self.input: ev.InputRequested | None = None
+
+    def new_kernel(self) -> None:
+        """Another kernel speaks from now on; nothing of its first batch is on record."""
+        self._handled = 0
+
+    def hear_early(self) -> None:
+        """The kernel is in place: journal what it said before that."""
+        early, self._early = self._early, []
+        if early:
+            self.deliver(early)
+
+    def deliver(self, batch: Sequence[Output]) -> None:
+        """Journal a batch; see ``port.Sink``."""
+        if self._session.state is SessionState.CLOSED:
+            return
+        if self._session.kernel is None:
+            self._early.extend(batch)
+            return
+        self.busy = True
+        try:
+            self._take(batch)
+        finally:
+            self.busy = False
+            self._session.arm()
+
+    def _take(self, batch: Sequence[Output]) -> None:
+        pending: list[Event] = []
+        for index in range(self._handled, len(batch)):
+            item = batch[index]
+            stimulus = None if isinstance(item, Text) else self._stimulus(item)
+            if stimulus is None:
+                self._collect(item, pending)
+                continue
+            if isinstance(stimulus, Began) and not pending:  # it goes into the log with the output that follows
+                pending.extend(self._machine.decide(stimulus, self._loop.time()).events)
+                continue
+            if pending:
+                self._record(pending, index)
+                pending = []
+            self._session.do(stimulus)
+            self._handled = index + 1
+        if pending:
+            self._record(pending, len(batch))
+        self._handled = 0
+
+    def _record(self, pending: list[Event], handled: int) -> None:
+        self._session.apply(Outcome(pending), self._loop.time())
+        self._handled = handled
+        run = self._machine.running
+        if run is not None and run.dropped and not run.told_truncated:
+            kept = run.output_bytes - run.dropped
+            self._session.do(Record((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
+        bound = self._machine.policy.max_cell_output_bytes
+        if bound is not None and self._machine.flow > bound:
+            self._session.do(Flood())
+
+    def _stimulus(self, message: Message) -> Stimulus | None:
+        """The message as a stimulus if it is about the life of the running cell, else None."""
+        run = self._machine.running
+        if run is None or message.parent != run.id:
+            return None
+        kind = message.msg_type
+        if kind == "execute_input":
+            return Began(run.id, facts.number(message.content.get("execution_count")), message.frame)
+        if kind == "execute_reply" and message.channel == "shell":
+            return facts.reply_of(run.id, message.content, message.metadata, message.frame)
+        if kind == "status":
+            status = message.content.get("execution_state")
+            if status == "idle":
+                return WentIdle(run.id, message.frame)
+            if status == "busy" and self._machine.queue[run.id].silent:
+                return Began(run.id, None, message.frame)
+        return None
+
+    def _collect(self, item: Output, pending: list[Event]) -> None:
+        event: Event | None
+        if isinstance(item, Text):
+            event = ev.Stream(name=item.name, text=item.text)
+        elif self._questions.heard(item):
+            return
+        else:
+            event = facts.event_of(item.msg_type, item.content, item.metadata, item.buffers)
+        if event is None:
+            return
+        cell = self._cell_of(item.parent)
+        if item.parent in self._questions.told:
+            event.request = item.parent
+        elif cell is not None:
+            event.cell = cell
+        if item.frame is not None:
+            event.frame = item.frame
+        if isinstance(event, ev.InputRequested):
+            self.input = event
+        pending.append(event)
+
+    def _cell_of(self, parent: str) -> str | None:
+        """The cell that output belongs to: the one it names if that is known, else the running one."""
+        if parent in self._machine.cells:
+            return parent
+        return self._machine.running.id if self._machine.running else None
