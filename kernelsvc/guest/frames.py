@@ -264,10 +264,24 @@ def join(channel: bytes, *parts: bytes) -> bytes:
     return b"".join((struct.pack(f"<{count + 1}Q", count, *offsets), channel, *parts))
 
 
+def _shallow(part: bytes) -> bool:
+    """Whether it opens at most ``MAX_DEPTH`` brackets; a long text is searched, which is faster than counting."""
+    if len(part) < 16 * 1024:
+        return part.count(b"[") + part.count(b"{") <= MAX_DEPTH
+    left = MAX_DEPTH
+    for bracket in (b"[", b"{"):
+        at = part.find(bracket)
+        while at >= 0:
+            if left == 0:
+                return False
+            left -= 1
+            at = part.find(bracket, at + 1)
+    return True
+
+
 def misfit(part: bytes) -> str | None:
     """Why the server would refuse this JSON, or None. The bounds are those of ``protocol.jupyter``."""
-    brackets = part.count(b"[") + part.count(b"{")
-    if brackets <= MAX_DEPTH and brackets + part.count(b",") <= MAX_VALUES:
+    if _shallow(part) and (len(part) <= MAX_VALUES or part.count(b",") <= MAX_VALUES - MAX_DEPTH):
         return None
     structure = _STRING.sub(b"", part)
     values = structure.count(b"[") + structure.count(b"{") + structure.count(b",")

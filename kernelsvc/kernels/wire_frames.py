@@ -123,7 +123,7 @@ class Parser:
                     found.append(_text(prefix, pieces, number))
                     pieces, prefix = [], b""
                 self._check_length(kind, length)
-                self._other(kind, numbered, bytes(data[start:end]), found)
+                self._other(kind, numbered, _cut(data, start, end), found)
             number = numbered
             at = end
         if pieces:
@@ -147,6 +147,12 @@ class Parser:
                 self.replies.append(_reply(payload))
         except BadRequest as error:
             raise Violation(error.message) from None
+
+
+def _cut(data: bytearray, start: int, end: int) -> bytes:
+    """A part as bytes, copied once."""
+    with memoryview(data) as view:
+        return bytes(view[start:end])
 
 
 def _text(prefix: bytes, pieces: list[bytearray], number: int) -> Text:

@@ -25,6 +25,7 @@ from typing import Any, cast
 import msgspec
 
 from kernelsvc.errors import BadRequest, TooLarge
+from kernelsvc.model.log import shallow
 
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})
@@ -103,7 +104,7 @@ def check_json(data: bytes) -> None:
     Raises:
         BadRequest: it is.
     """
-    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH and _values(data) <= MAX_VALUES:
+    if shallow(data, MAX_DEPTH) and (len(data) <= MAX_VALUES or data.count(b",") <= MAX_VALUES - MAX_DEPTH):
         return
     structure = _structure(data)
     if _values(structure) > MAX_VALUES:

@@ -16,15 +16,20 @@ def read_lines(fd: int, offset: int, end: int, size: int = CHUNK) -> list[bytes]
 
     A line longer than ``size`` is read whole. Nothing at or past ``end`` is looked at.
     """
-    want = size
+    begun: list[bytes] = []
     while True:
-        data = os.pread(fd, min(want, end - offset), offset)
-        cut = data.rfind(b"\n")
-        if cut >= 0:
-            return data[:cut].split(b"\n")
-        if len(data) < want or offset + len(data) >= end:
+        data = os.pread(fd, min(size, end - offset), offset)
+        if b"\n" in data:
+            break
+        offset += len(data)
+        if len(data) < size or offset >= end:
             return []
-        want *= 4
+        begun.append(data)
+        size *= 2
+    *lines, _ = data.split(b"\n")
+    if begun:
+        lines[0] = b"".join((*begun, lines[0]))
+    return lines
 
 
 def walk(fd: int, offset: int, end: int, size: int = CHUNK) -> Iterator[bytes]:

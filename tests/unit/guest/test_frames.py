@@ -223,6 +223,8 @@ def test_misfits_are_named() -> None:
     assert frames.misfit(b'{"a": "[[[[' + b"[" * 500 + b'"}') is None
     assert frames.misfit(b"[" * 90 + b"]" * 90) is None
     assert "nested" in str(frames.misfit(b"[" * 200 + b"]" * 200))
+    assert "nested" in str(frames.misfit(b'["' + b"x" * 20_000 + b'",' + b"[" * 200 + b"]" * 201))
+    assert frames.misfit(b'["' + b"x" * 20_000 + b'",' + b"[" * 99 + b"]" * 100) is None
     assert "values" in str(frames.misfit(b"[" + b"0," * 2_000_001 + b"0]"))
     assert frames.misfit(b'"' + b"," * 3_000_000 + b'"') is None
 

@@ -231,3 +231,10 @@ def test_a_cursor_is_known_expired_or_good(after, last, first):
             log.check_cursor(after, last, first)
     else:
         log.check_cursor(after, last, first)
+
+
+@pytest.mark.parametrize("length", [0, 20_000], ids=["counted", "searched"])
+@pytest.mark.parametrize("opened", [63, 64, 65])
+def test_what_opens_few_brackets_is_shallow(length: int, opened: int) -> None:
+    text = b"x" * length + b"[" * (opened - 1) + b"{" + b"}]" * 70
+    assert log.shallow(text, 64) == (opened <= 64)
