@@ -32,7 +32,8 @@ import ctypes, os, socket, struct, sys
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 def call(name, *arguments):
-    result = _libc.syscall(ctypes.c_long(NUMBERS[name]), *arguments)
+    wide = (ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)  # the seventh lies on the stack
+    result = _libc.syscall(ctypes.c_long(NUMBERS[name]), *wide)
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result

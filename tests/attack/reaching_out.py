@@ -243,7 +243,7 @@ need(os.waitpid(p, 0)[1] == 0, 'refused')
         "seccomp",
         "make one with clone",
         """
-r = _libc.syscall(ctypes.c_long(NUMBERS['clone']), ctypes.c_ulong(268435473), 0, 0, 0, 0)
+r = _libc.syscall(ctypes.c_long(NUMBERS['clone']), ctypes.c_ulong(268435473), *(ctypes.c_long(0),) * 4)
 if r == 0:
     os._exit(0)
 need(r > 0, 'refused')
