@@ -68,6 +68,9 @@ class Copies:
         self._lock = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._told: list[str] = []
+        self._woken: set[str] = (
+            set()
+        )  # kernels that were copies and are, or will be, live: not to be discarded as copies
         self.starting = False
 
     # -- when ------------------------------------------------------------------------
@@ -204,10 +207,12 @@ class Copies:
         return known
 
     async def _thin(self) -> None:
-        """Drop automatic checkpoints past ``keep``, besides the newest."""
-        automatic = [c.id for c in self._session.machine.checkpoints.values() if c.auto]
+        """Drop automatic checkpoints past ``keep``, besides the newest and one that is just being woken."""
+        machine = self._session.machine
+        automatic = [c.id for c in machine.checkpoints.values() if c.auto]
         for old in automatic[: -(self._keep + 1)]:
-            await self._drop(old, "replaced by a newer one")
+            if machine.copies.get(old) not in self._woken:
+                await self._drop(old, "replaced by a newer one")
 
     async def drop(self, which: str) -> None:
         """Drop a checkpoint by id or name.
@@ -220,7 +225,7 @@ class Copies:
     async def _drop(self, checkpoint: str, why: str) -> None:
         kernel = self._session.machine.copies.get(checkpoint)
         self._session.record(ev.CheckpointDropped(checkpoint=checkpoint, why=why))
-        if kernel is not None:
+        if kernel is not None and kernel not in self._woken:
             await self._session.launcher.discard(kernel)
 
     async def discard_all(self) -> None:
@@ -385,7 +390,13 @@ class Copies:
         if sink is None:  # it goes on where others have been
             count, ran = session.machine.execution_count, self._ran_since(checkpoint.after_cell)
             request = msgspec.structs.replace(request, execution_count=count, ran=ran)
-        return await session.launcher.wake(request, sink or session), request
+        self._woken &= set(session.machine.copies.values())  # the others are copies no more
+        self._woken.add(kernel)
+        try:
+            return await session.launcher.wake(request, sink or session), request
+        except BaseException:
+            self._woken.discard(kernel)
+            raise
 
     def _ran_since(self, cell: str | None) -> dict[int, str]:
         """Code that was run after a cell, by its count, as far as a history is worth it."""
@@ -405,6 +416,8 @@ class Copies:
     async def remake(self, checkpoint: Checkpoint) -> None:
         """Make the copy again that waking has used up, from the kernel that it became. ``hold`` comes first."""
         asyncio.get_running_loop().call_soon(self._started)
+        if checkpoint.id not in self._session.machine.checkpoints:
+            return  # dropped while it was being woken
         try:
             async with self._lock:
                 await self._fork(checkpoint.id, checkpoint.name, checkpoint.auto, checkpoint.after_cell)

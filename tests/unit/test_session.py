@@ -369,6 +369,53 @@ async def test_rollback_to_a_moment_that_is_gone_changes_nothing(bench):
     assert session.state is SessionState.IDLE
 
 
+def waking_meanwhile(bench, session, meanwhile):
+    """From now on, between the waking of a copy and its taking over, ``meanwhile`` happens."""
+    wake = bench.launcher.wake
+
+    async def slowly(request, sink):
+        kernel = await wake(request, sink)
+        await meanwhile()
+        return kernel
+
+    bench.launcher.wake = slowly
+
+
+async def test_a_copy_that_is_being_woken_is_not_dropped_for_a_newer_one(bench):
+    session = await bench.start(checkpoints=1)
+    await run(session, "set x 1")
+    await copied(session)
+    second = await run(session, "set x 2")
+    await copied(session, 2)
+    go, fork = asyncio.Event(), session.kernel.fork
+
+    async def late(copy, **options):
+        await go.wait()
+        return await fork(copy, **options)
+
+    async def finished():
+        go.set()
+        await copied(session, 3)
+
+    session.kernel.fork = late
+    waking_meanwhile(bench, session, finished)
+    await run(session, "set x 3")
+    assert session.copies.busy
+    await session.succession.rollback(second.id)
+    assert "1" in (await run(session, "get x")).text
+
+
+async def test_a_copy_that_is_dropped_while_it_wakes_is_the_kernel_all_the_same(bench):
+    session = await bench.start(checkpoints=1)
+    await run(session, "set x 1")
+    await session.copies.make("start")
+    await run(session, "set x 2")
+    waking_meanwhile(bench, session, lambda: session.copies.drop("start"))
+    await session.succession.rollback("start")
+    assert "1" in (await run(session, "get x")).text
+    assert session.copies.named("start") is None
+
+
 async def test_rollback_while_a_cell_runs_is_refused(bench):
     session = await bench.start(checkpoints=1)
     await run(session, "set x 1")
