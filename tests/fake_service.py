@@ -57,6 +57,7 @@ class FakeSession:
     def __init__(self, id: str, who: Principal, request: Any, root: Path) -> None:
         self.id, self.owner, self.request = id, who.name, request
         self.lines: list[bytes] = []
+        self.listeners: list[Any] = []
         self.grown = asyncio.Condition()
         self.cells: dict[str, Cell] = {}
         self.clients: dict[str, tuple[object, CellRequest]] = {}
@@ -79,6 +80,8 @@ class FakeSession:
     def add(self, event: ev.Event) -> int:
         event.session, event.seq, event.at = self.id, self.last + 1, AT
         self.lines.append(ev.encode(event))
+        for news in self.listeners:
+            news(self.lines[-1])
         asyncio.get_running_loop().create_task(self.wake())
         return self.last
 
@@ -168,6 +171,7 @@ class FakeSession:
 class FakeSubscription:
     def __init__(self, session: FakeSession, after: int, batch: int) -> None:
         self.session, self.last_seq, self.batch, self.open = session, after, batch, True
+        self.news: Any = None
 
     async def next(self) -> list[bytes]:
         session = self.session
@@ -175,12 +179,31 @@ class FakeSubscription:
             await session.grown.wait_for(
                 lambda: session.last > self.last_seq or session.state is SessionState.CLOSED or not self.open
             )
-        lines = session.lines[self.last_seq : self.last_seq + self.batch]
+        return self.next_nowait()
+
+    def next_nowait(self) -> list[bytes]:
+        lines, room = [], 256 * 1024
+        for line in self.session.lines[self.last_seq : self.last_seq + self.batch]:
+            room -= len(line)
+            if room < 0 and lines:
+                break
+            lines.append(line)
         self.last_seq += len(lines)
         return lines
 
+    def listen(self, news) -> None:
+        self.session.listeners.append(news)
+        self.news = news
+
+    @property
+    def over(self) -> bool:
+        return not self.open or (self.session.state is SessionState.CLOSED and self.last_seq == self.session.last)
+
     def close(self) -> None:
         self.open = False
+        if self.news is not None:
+            self.session.listeners.remove(self.news)
+            self.news = None
 
 
 class FakeService:
@@ -302,6 +325,12 @@ class FakeService:
         if wait == "finished":
             await s.finished[cell.id].wait()
         return cell
+
+    def begin(self, who, session, request, told, *, client) -> None:
+        s = self.find(who, session)
+        cell = s.submit(request, client)
+        waiting = asyncio.ensure_future(s.finished[cell.id].wait())
+        waiting.add_done_callback(lambda done: done.cancelled() or told(lambda: cell))
 
     async def batch(self, who, session, cells, *, on_error="stop", wait="finished", client=None):
         s = self.find(who, session)

@@ -515,7 +515,8 @@ def too_deep(value: Any, limit: int) -> bool:
 
 
 _RESULT = b'{"jsonrpc":"2.0","id":%b,"result":%b}'
-_EVENT = b'{"jsonrpc":"2.0","method":"event","params":%b}'
+_EVENT = b'{"jsonrpc":"2.0","method":"event","params":'
+_EVENT_SIZE = len(_EVENT) + 1
 _NUMBERS = {"internal": INTERNAL_ERROR, "bad_request": INVALID_PARAMS}
 
 
@@ -549,11 +550,6 @@ def error_json(error: KernelsvcError) -> dict[str, Any]:
     return shape
 
 
-def encode_event(line: bytes) -> bytes:
-    """A journal line as a notification, byte for byte."""
-    return _EVENT % line
-
-
 def text_frame(payload: bytes) -> bytes:
     """A whole WebSocket text frame from a server (RFC 6455, section 5.2): FIN, opcode 1, no mask."""
     size = len(payload)
@@ -562,6 +558,14 @@ def text_frame(payload: bytes) -> bytes:
     if size < 1 << 16:
         return b"\x81\x7e" + size.to_bytes(2, "big") + payload
     return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+
+
+def event_frame(line: bytes) -> bytes:
+    """A journal line as a notification, byte for byte, in a frame of its own."""
+    size = len(line) + _EVENT_SIZE
+    if 126 <= size < 1 << 16:
+        return b"\x81\x7e%b%b%b}" % (size.to_bytes(2, "big"), _EVENT, line)
+    return text_frame(b"%b%b}" % (_EVENT, line))
 
 
 def encode_detached(session: str, error: KernelsvcError) -> bytes:

@@ -6,7 +6,7 @@ A transport knows this module, ``model`` and ``protocol``, and not one name more
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,6 +26,8 @@ Lines = list[bytes]
 Sessions = list[ApiSession]
 Variables = list[Variable]
 Page = tuple[Sessions, str | None]
+#: Told of a cell's end, with what reads the cell. Called in the event loop; raises nothing.
+Told = Callable[[Callable[[], Cell]], None]
 
 
 class Subscription(Protocol):
@@ -38,6 +40,19 @@ class Subscription(Protocol):
 
         An empty list says that the session is closed and all was read. Safe to cancel: nothing is skipped.
         """
+
+    def next_nowait(self) -> list[bytes]:
+        """What ``next`` would give without waiting, a bounded portion; empty if there is nothing yet."""
+
+    def listen(self, news: Callable[[bytes], None]) -> None:
+        """Have ``news`` called when there is more, with the last line of it, until ``close``.
+
+        It only takes note; ``next_nowait`` is for a later turn of the event loop.
+        """
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing follows any more."""
 
     def close(self) -> None:
         """Let go."""
@@ -95,6 +110,8 @@ class ServiceApi(Protocol):
         wait: Literal["finished", "queued"] = "finished",
         client: object | None = None,
     ) -> Cell: ...
+    def begin(self, who: Principal, session: str, request: CellRequest, told: Told, *, client: object) -> None: ...
+
     async def batch(
         self,
         who: Principal,

@@ -58,6 +58,7 @@ from kernelsvc.model.objects import Session as ApiSession
 from kernelsvc.model.standing import Policy
 from kernelsvc.model.tokens import authenticate
 from kernelsvc.protocol import call as call_protocol
+from kernelsvc.service import api
 from kernelsvc.service.access import Access
 from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
 from kernelsvc.service.branching import Branching, branch_about
@@ -540,18 +541,28 @@ class Service:
     ) -> Cells:
         """Run cells in order in one trip; accepted all or none."""
         found = self._find(who, session, "run")
-        if not cells:
-            raise BadRequest("A batch needs at least one cell.")
-        self._check_code(cells)
         if len(cells) > 1:
             cells = [msgspec.structs.replace(c, on_error=on_error) for c in cells]
-        ids = found.submit(cells, principal=who.name, client=client)
-        if client is not None and any(cell.on_disconnect == "interrupt" for cell in cells):
-            self._clients.setdefault(client, set()).add(session)
+        ids = self._submit(found, who, cells, client)
         if wait == "finished":
             for cell in ids:
                 await found.wait(cell)
         return [found.reading.cell(cell) for cell in ids]
+
+    def begin(self, who: Principal, session: str, request: CellRequest, told: api.Told, *, client: object) -> None:
+        """``execute`` without a task: ``told``, which raises nothing, is called with what reads the finished cell."""
+        found = self._find(who, session, "run")
+        (cell,) = self._submit(found, who, [request], client)
+        found.when_finished(cell, lambda: told(lambda: found.reading.cell(cell)))
+
+    def _submit(self, found: Session, who: Principal, cells: Sequence[CellRequest], client: object) -> Sequence[str]:
+        if not cells:
+            raise BadRequest("A batch needs at least one cell.")
+        self._check_code(cells)
+        ids = found.submit(cells, principal=who.name, client=client)
+        if client is not None and any(cell.on_disconnect == "interrupt" for cell in cells):
+            self._clients.setdefault(client, set()).add(found.id)
+        return ids
 
     def client_gone(self, client: object) -> None:
         """A connection that submitted cells is gone: what wanted to be interrupted then is."""

@@ -123,7 +123,7 @@ class Session:
         self._observer = observer
         self._sign = sign
         self._versions = versions or {}
-        self._waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._waiters: dict[str, list[Callable[[], object]]] = {}
         self._questions = Questions()
         self.hearing = Hearing(self, self._questions)
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
@@ -327,10 +327,10 @@ class Session:
             self._sync_log()
         for event in events:
             self.reading.feed(event)
-        self._observer(self, events)
         for event in ended:
             if isinstance(event.cell, str):
-                self._wake(event.cell)
+                self._wake(event.cell)  # what is derived may come after the answer
+        self._observer(self, events)
         last = events[-1]
         if isinstance(last, ev.CellFinished) and self.state is SessionState.IDLE:
             self.copies.cell_ended(self._loop.time(), last.usage)
@@ -344,9 +344,8 @@ class Session:
     def _wake(self, cell: str) -> None:
         if self.fault is not None:
             return  # not durable yet; ``_recover`` wakes them
-        for waiter in self._waiters.pop(cell, ()):
-            if not waiter.done():
-                waiter.set_result(None)
+        for tell in self._waiters.pop(cell, ()):
+            tell()
 
     # -- effects -------------------------------------------------------------------------
 
@@ -560,14 +559,23 @@ class Session:
 
     async def wait(self, cell: str) -> None:
         """Wait until the cell has finished, on record. Safe to cancel: the cell goes on."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self.when_finished(cell, lambda: None if waiter.done() else waiter.set_result(None))
+        await waiter
+
+    def when_finished(self, cell: str, tell: Callable[[], object]) -> None:
+        """Have ``tell`` called, once, when the cell has finished, on record; now if it has. It raises nothing.
+
+        Raises:
+            NotFound: there is no such cell.
+        """
         record = self.machine.cells.get(cell)
         if record is None:
             raise NotFound(f"There is no cell {cell!r} in this session.")
         if record.state is CellState.FINISHED and self.fault is None:
-            return
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.setdefault(cell, []).append(waiter)
-        await waiter
+            tell()
+        else:
+            self._waiters.setdefault(cell, []).append(tell)
 
     def view(self, usage: Usage) -> ApiSession:
         """The session as the API shows it."""

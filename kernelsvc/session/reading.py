@@ -7,7 +7,7 @@ stated here because the session and the store don't know each other.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from kernelsvc.errors import NotFound
@@ -29,6 +29,16 @@ class Reader(Protocol):
 
     async def next(self) -> list[bytes]:
         """Lines after the cursor, at least one; none when the log is closed and read."""
+
+    def next_nowait(self) -> list[bytes]:
+        """What ``next`` would give without waiting."""
+
+    def listen(self, news: Callable[[bytes], None]) -> None:
+        """Have this called when there is more."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing follows any more."""
 
     def close(self) -> None:
         """Let go."""

@@ -58,10 +58,12 @@ from kernelsvc.model import log
 from kernelsvc.model.events import SCHEMA, Event
 from kernelsvc.model.log import Head
 from kernelsvc.store.atomic import sync_directory
-from kernelsvc.store.linefile import CHUNK, SparseIndex, read_lines, walk
+from kernelsvc.store.linefile import CHUNK, SparseIndex, pieces, read_lines, walk
 from kernelsvc.store.recovery import UNSYNCED_BYTES, Recovery, count, cut_tail, last_line, scan
 
 Clock = Callable[[], float]
+#: Told that there is more, with the last line of it; or with none, when something else has changed.
+News = Callable[[bytes], None]
 
 #: Bytes of recent lines kept in memory per journal.
 RING_BYTES = 32 * 1024
@@ -107,6 +109,7 @@ class Journal:
         self._ring: deque[bytes] = deque()
         self._ring_bytes = 0
         self._waiting: set[asyncio.Future[None]] = set()
+        self._listeners: list[News] = []
 
     # -- making one -------------------------------------------------------------
 
@@ -225,7 +228,7 @@ class Journal:
             raise
         self._note(lines)
         self._head = head
-        self._wake()
+        self._wake(lines[-1])
 
     def _must_be_writable(self) -> None:
         if self._closed:
@@ -352,6 +355,18 @@ class Journal:
         until = self.last_seq if last is None else min(last, self.last_seq)
         return self._lines(max(1, first), until, self._size, self._index)
 
+    def pieces(self) -> Iterator[list[bytes]]:
+        """Every line that is there now, as ``lines`` reads them: for whoever can skip many at once.
+
+        Raises:
+            CursorExpired: the file is gone.
+        """
+        fd, end = _open_to_read(self.path), self._size
+        try:
+            yield from pieces(fd, 0, end)
+        finally:
+            os.close(fd)
+
     def _lines(self, first: int, last: int, end: int, index: SparseIndex) -> Iterator[bytes]:
         if first > last:
             return
@@ -375,7 +390,11 @@ class Journal:
         skip = after - (self._head.seq - len(self._ring))
         return skip if skip >= 0 else None
 
-    def _wake(self) -> None:
+    def _wake(self, line: bytes = b"") -> None:
+        for news in self._listeners:
+            news(line)
+        if not self._waiting:
+            return
         waiting, self._waiting = self._waiting, set()
         for future in waiting:
             if not future.done():
@@ -404,6 +423,21 @@ class Reader:
         self._offset = journal.size if after == journal.last_seq else -1
         self._fd = -1
         self._done = False
+        self._news: News | None = None
+
+    def listen(self, news: News) -> None:
+        """Have ``news`` called when there is more, until ``close``.
+
+        It is called in the middle of an append, before the entry is synced: it
+        takes note, and calls ``next_nowait`` in a later turn of the loop.
+        """
+        self._news = news
+        self._journal._listeners.append(news)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing follows any more: all is read of a journal that is closed, or nobody wants it."""
+        return self._done or (self._journal.closed and self.last_seq == self._journal.last_seq)
 
     async def next(self) -> list[bytes]:
         """The lines after the cursor, at least one; waits for it. Empty: the journal is closed and all was read.
@@ -468,6 +502,9 @@ class Reader:
     def close(self) -> None:
         """Let go; a ``next`` that waits returns when something happens. Idempotent."""
         self._done = True
+        if self._news is not None:
+            self._journal._listeners.remove(self._news)
+            self._news = None
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

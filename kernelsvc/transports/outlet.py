@@ -6,17 +6,34 @@ Linux), so frames that are ready together go together: a cell's last events and 
 answer to the request that ran it. Frames that nobody waits for may *linger* for
 some that follow soon; whatever does not linger takes them along at once. Order is
 the order of ``put``.
+
+What reads a log is a ``Source``: it is announced with ``expect`` and asked for its
+frames only when something is about to leave, so that a log that grew five times
+meanwhile is read once, and not at all while the other end does not take what it has.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 from tornado.iostream import StreamClosedError
 
 #: Gives bytes to the stream; done when they have left the process.
 Write = Callable[[bytes], asyncio.Future[None]]
+#: Bytes that may wait to leave before sources are asked for more. Enough to fill a fast link.
+ROOM = 256 * 1024
+
+
+class Source(Protocol):
+    """Something that has frames when it is asked."""
+
+    def take(self) -> bytes:
+        """The next whole frames, a good portion of them; empty when there are none for now."""
+
+    def taken(self) -> None:
+        """They are in their place; what is put from here on comes after them."""
 
 
 class Outlet:
@@ -37,6 +54,7 @@ class Outlet:
         self._write = write
         self._moved = moved
         self._frames: list[bytes] = []
+        self._sources: dict[Source, None] = {}
         self._due: asyncio.Handle | None = None
         self._lingers = False
         self._waiting: list[asyncio.Future[None]] = []
@@ -47,6 +65,17 @@ class Outlet:
             return
         self._frames.append(frames)
         self.backlog += len(frames)
+        self._schedule(linger)
+
+    def expect(self, source: Source, linger: float = 0.0) -> None:
+        """Ask this source before the next bytes leave; that is in this turn of the loop, or within ``linger``."""
+        if self.closed:
+            return
+        self._sources[source] = None
+        if self.backlog < ROOM:
+            self._schedule(linger)
+
+    def _schedule(self, linger: float) -> None:
         if self._due is not None and not (self._lingers and not linger):
             return
         if self._due is not None:
@@ -55,8 +84,21 @@ class Outlet:
         self._lingers = linger > 0
         self._due = loop.call_later(linger, self.flush) if linger else loop.call_soon(self.flush)
 
+    def gather(self) -> None:
+        """Ask the sources, in turn, while there is room."""
+        while self._sources and self.backlog < ROOM:
+            source = next(iter(self._sources))
+            del self._sources[source]
+            frames = source.take()
+            if frames:
+                self._sources[source] = None  # until it has no more
+                self._frames.append(frames)
+                self.backlog += len(frames)
+                source.taken()
+
     def flush(self) -> None:
         """Give everything to the stream now."""
+        self.gather()
         if self._due is not None:
             self._due.cancel()
             self._due = None
@@ -80,12 +122,15 @@ class Outlet:
             return
         self.backlog -= size
         self._moved()
+        if self._sources and self.backlog < ROOM:
+            self._schedule(0.0)
         if not self.backlog:
             self._release()
 
     def _gone(self) -> None:
         self.closed = True
         self._frames.clear()
+        self._sources.clear()
         self.backlog = 0
         self._release()
 

@@ -3,12 +3,13 @@
 Theory of operation. Each request is a task of its own; tasks begin in the order
 in which their frames arrived, and the service accepts a cell before its first
 await, so the order of submission is the order of execution. Answers come as
-they are ready.
+they are ready. A cell that is run and awaited, which is most of what is asked, is
+begun at once and answered by a callback: a task for it would cost more than the
+rest of the way.
 
-An attachment is a task that pumps journal lines from a ``Subscription`` (a
-cursor) to the socket, at most ``CHUNK_BYTES`` at a time, and waits until those
-have left the process before it takes more. There is no queue of events: a
-reader that doesn't read stops its pump, and the log waits on disk.
+An attachment is a cursor in a log (``Subscription``). It hears that there is more,
+and is asked for it when something is about to leave (``outlet``). There is no
+queue of events: a reader that doesn't read is not asked, and the log waits on disk.
 
 Two promises about order, both kept by ``Attachment``:
 
@@ -26,7 +27,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +40,15 @@ from kernelsvc.model.objects import Cell
 from kernelsvc.protocol import native
 from kernelsvc.transports import auth
 from kernelsvc.transports.door import Context, Door, as_error, invoke
-from kernelsvc.transports.outlet import Outlet
+from kernelsvc.transports.outlet import ROOM, Outlet, Source
 
 if TYPE_CHECKING:
     from kernelsvc.service import Subscription
 
 log = logging.getLogger(__name__)
 
-#: What one attachment may have in the socket's buffer. Enough to fill a fast link; the log holds the rest.
-CHUNK_BYTES = 256 * 1024
+#: What may wait in the socket's buffer before more is read from a log.
+CHUNK_BYTES = ROOM
 #: Answers that may wait for a reader before its next request is looked at.
 UNSENT_BYTES = 4 * 1024 * 1024
 #: Requests that begin in one turn of the event loop.
@@ -63,23 +64,8 @@ class Gone(Exception):
     """The other end is not there any more."""
 
 
-def chunks(lines: Iterable[bytes], bound: int) -> Iterator[tuple[int, bytes]]:
-    """Event frames joined up to about ``bound`` bytes each, with the number of events in each."""
-    count, size, parts = 0, 0, []
-    for line in lines:
-        framed = native.text_frame(native.encode_event(line))
-        parts.append(framed)
-        count += 1
-        size += len(framed)
-        if size >= bound:
-            yield count, b"".join(parts)
-            count, size, parts = 0, 0, []
-    if parts:
-        yield count, b"".join(parts)
-
-
 class Attachment:
-    """A pump from one session's log to one connection."""
+    """One session's log on one connection: an ``outlet.Source``."""
 
     def __init__(self, session: str, subscription: Subscription, after: int, wire: ApiSocket) -> None:
         self.session = session
@@ -87,64 +73,69 @@ class Attachment:
         self.ended = False
         self._subscription = subscription
         self._wire = wire
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._waiting: list[tuple[int, Callable[[], object]]] = []
 
     def start(self) -> None:
         """Begin to send events; called after the answer that announced them."""
         if not self.ended:
-            self._task = asyncio.create_task(self._pump(), name=f"events of {self.session}")
+            self._subscription.listen(self._news)
+            self._wire.expect(self)
 
     def stop(self) -> None:
-        """Send nothing more. At once: a cancelled task runs no further line of the pump."""
+        """Send nothing more, from now on."""
         self.ended = True
         self._subscription.close()
-        if self._task is not None:
-            self._task.cancel()
         self._release()
+
+    def when_sent(self, seq: int, go_on: Callable[[], object]) -> None:
+        """Call ``go_on`` when everything up to ``seq`` is sent, or the attachment has ended; now if it is."""
+        if not self.ended and self.sent < seq:
+            self._wire.gather()
+        if self.ended or self.sent >= seq:
+            go_on()
+        else:
+            self._waiting.append((seq, go_on))
 
     async def reached(self, seq: int) -> None:
         """Wait until everything up to ``seq`` is sent, or the attachment has ended. Safe to cancel."""
-        if self.ended or self.sent >= seq:
-            return
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append((seq, future))
+        self.when_sent(seq, lambda: None if future.done() else future.set_result(None))
         await future
 
-    async def _pump(self) -> None:
-        try:
-            while lines := await self._subscription.next():
-                linger = LINGER if len(lines) < 3 and all(line.startswith(_BEGINNINGS) for line in lines) else 0.0
-                # The numbers have no gap, so that counting lines is knowing the position.
-                for count, data in chunks(lines, CHUNK_BYTES):
-                    await self._wire.send_raw(data, linger)
-                    self.sent += count
-                    self._release()
-        except Gone:
-            pass
-        except Exception as error:
-            await self._tell(error)
-        finally:
-            self.ended = True
-            self._subscription.close()
-            self._release()
+    def _news(self, line: bytes) -> None:
+        self._wire.expect(self, LINGER if line.startswith(_BEGINNINGS) else 0.0)
 
-    async def _tell(self, error: Exception) -> None:
+    def take(self) -> bytes:
+        """See ``outlet.Source``."""
+        if self.ended:
+            return b""
+        try:
+            lines = self._subscription.next_nowait()
+        except Exception as error:
+            self.stop()
+            return self._farewell(error)
+        if not lines and self._subscription.over:
+            self.stop()
+        return b"".join(map(native.event_frame, lines))
+
+    def taken(self) -> None:
+        """See ``outlet.Source``."""
+        self.sent = self._subscription.last_seq
+        self._release()
+
+    def _farewell(self, error: Exception) -> bytes:
         """The reader must know that no event will follow, and why."""
         if not isinstance(error, KernelsvcError):
             log.error("attachment failed", exc_info=error, extra={"action": "pump_failed", "session": self.session})
-        try:
-            await self._wire.send_raw(native.text_frame(native.encode_detached(self.session, as_error(error))))
-        except Gone:
-            return
+        return native.text_frame(native.encode_detached(self.session, as_error(error)))
 
     def _release(self) -> None:
-        ready = [pair for pair in self._waiting if self.ended or pair[0] <= self.sent]
-        if ready:
-            self._waiting = [pair for pair in self._waiting if pair not in ready]
-            for _, future in ready:
-                if not future.done():
-                    future.set_result(None)
+        if not self._waiting:
+            return
+        ready = [go_on for seq, go_on in self._waiting if self.ended or seq <= self.sent]
+        self._waiting = [] if self.ended else [pair for pair in self._waiting if pair[0] > self.sent]
+        for go_on in ready:
+            go_on()
 
 
 class _Protocol(WebSocketProtocol13):
@@ -185,6 +176,8 @@ class ApiSocket(Door, WebSocketHandler):
         super().initialize(context, **more)
         self._attachments: dict[str, Attachment] = {}
         self._requests: set[asyncio.Task[None]] = set()
+        self._unbegun = 0
+        self._running = 0
         self._unsent = 0
         self._room = asyncio.Event()
         self._room.set()
@@ -289,9 +282,17 @@ class ApiSocket(Door, WebSocketHandler):
             if self._outlet.closed:
                 raise Gone
 
+    def expect(self, source: Source, linger: float = 0.0) -> None:
+        """There is something to send, within ``linger`` seconds: see ``Outlet.expect``."""
+        self._outlet.expect(source, linger)
+
+    def gather(self) -> None:
+        """Put what the sources have in its place, before something that is to come after it."""
+        self._outlet.gather()
+
     def _give_stream(self, data: bytes) -> asyncio.Future[None]:
         stream = getattr(self.ws_connection, "stream", None)
-        if stream is None:
+        if stream is None or self.ws_connection is None or self.ws_connection.is_closing():
             raise StreamClosedError
         written: asyncio.Future[None] = stream.write(data)
         return written
@@ -328,9 +329,14 @@ class ApiSocket(Door, WebSocketHandler):
             request = native.decode(message, self.context.bounds)
         except native.Refused as refused:
             return self._refuse(refused)
-        if len(self._requests) >= self.context.settings.max_requests:
-            busy = QuotaExceeded(f"{len(self._requests)} requests are under way on this connection; await some first.")
+        under_way = len(self._requests) + self._running
+        if under_way >= self.context.settings.max_requests:
+            busy = QuotaExceeded(f"{under_way} requests are under way on this connection; await some first.")
             return self._send_error(request.id, busy)
+        if not self._unbegun and request.method.name == "session.execute" and request.params.wait == "finished":
+            self._run_cell(request)
+            return self._outlet.drained() if self._outlet.backlog > UNSENT_BYTES else None
+        self._unbegun += 1
         task = asyncio.create_task(self._serve(request), name=request.method.name)
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
@@ -351,7 +357,48 @@ class ApiSocket(Door, WebSocketHandler):
             # RFC 6455, 8.1: an endpoint must fail a connection whose text isn't UTF-8.
             self.close(1007, "not UTF-8")
 
+    def _run_cell(self, request: native.Request) -> None:
+        """Begin a cell, which is answered when it has finished."""
+        began = time.perf_counter()
+
+        def told(read: Callable[[], Cell]) -> None:
+            self._running -= 1
+            try:
+                cell = read()
+                payload = b"" if isinstance(request.id, UnsetType) else native.encode_result(request.id, cell)
+            except Exception as error:
+                self._answer_cell(request, began, b"", error)
+                return
+            attachment = self._attachments.get(cell.session)
+            if attachment is None:
+                self._answer_cell(request, began, payload)
+            else:
+                attachment.when_sent(cell.seq.last, lambda: self._answer_cell(request, began, payload))
+
+        self._running += 1
+        try:
+            auth.require_scope(self.who, request.method.scope)
+            (session, cell), _ = request.method.arguments(request.params)
+            self.context.service.begin(self.who, session, cell, told, client=self)
+        except Exception as error:
+            self._running -= 1
+            self._answer_cell(request, began, b"", error)
+
+    def _answer_cell(
+        self, request: native.Request, began: float, payload: bytes, error: Exception | None = None
+    ) -> None:
+        """Answer a request, if its connection is still there and wants an answer."""
+        known = None if error is None else self._known(error, request)
+        code = "ok" if known is None else known.code
+        self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
+        if not isinstance(request.id, UnsetType):
+            payload = native.encode_error(request.id, known) if known is not None else payload
+            self._outlet.put(native.text_frame(payload))
+            if not self._running:  # nobody else's answer could go with it
+                self._outlet.flush()
+
     async def _serve(self, request: native.Request) -> None:
+        self._unbegun -= 1
         began = time.perf_counter()
         code = "ok"
         after: Callable[[], None] | None = None

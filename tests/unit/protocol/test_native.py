@@ -177,9 +177,11 @@ def test_results_survive_the_round_trip(value):
 @given(st.dictionaries(st.text(), NESTED))
 def test_an_event_is_spliced_byte_for_byte(value):
     line = json.dumps(value).encode()
-    raw = native.encode_event(line)
-    assert line in raw
+    framed = native.event_frame(line)
+    assert line in framed
+    raw = framed[framed.index(b'{"jsonrpc"') :]
     assert json.loads(raw) == {"jsonrpc": "2.0", "method": "event", "params": value}
+    assert framed == native.text_frame(raw)
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536])

@@ -4,7 +4,7 @@ import asyncio
 
 from tornado.iostream import StreamClosedError
 
-from kernelsvc.transports.outlet import Outlet
+from kernelsvc.transports.outlet import ROOM, Outlet
 
 
 class Stream:
@@ -75,6 +75,63 @@ async def test_what_does_not_linger_is_not_made_to_wait_by_what_does():
     outlet.put(b"b", linger=30.0)
     await turns()
     assert stream.written == [b"ab"]
+
+
+class Log:
+    """A source with portions of frames."""
+
+    def __init__(self, outlet, *portions):
+        self.outlet, self.portions, self.asked, self.on_taken = outlet, list(portions), 0, None
+
+    def take(self):
+        self.asked += 1
+        return self.portions.pop(0) if self.portions else b""
+
+    def taken(self):
+        if self.on_taken is not None:
+            self.on_taken()
+
+
+async def test_a_source_is_asked_when_something_leaves_and_for_all_that_came_meanwhile():
+    stream = Stream()
+    outlet = stream.outlet()
+    log = Log(outlet, b"1")
+    outlet.expect(log, linger=30.0)
+    outlet.expect(log, linger=30.0)
+    await turns()
+    assert log.asked == 0
+    log.portions.append(b"2")
+    outlet.put(b"a")
+    outlet.gather()
+    outlet.put(b"b")
+    await turns()
+    assert stream.written == [b"a12b"]
+
+
+async def test_what_waits_for_a_source_comes_right_after_it():
+    stream = Stream()
+    outlet = stream.outlet()
+    one, two = Log(outlet, b"1"), Log(outlet, b"2")
+    one.on_taken = lambda: outlet.put(b"!")
+    outlet.expect(one)
+    outlet.expect(two)
+    await turns()
+    assert stream.written == [b"1!2"]
+
+
+async def test_sources_are_asked_in_turn_and_not_while_the_other_end_takes_nothing():
+    stream = Stream(slow=True)
+    outlet = stream.outlet()
+    one, two = Log(outlet, *[b"1" * ROOM] * 3), Log(outlet, *[b"2" * ROOM] * 3)
+    outlet.expect(one)
+    outlet.expect(two)
+    for _ in range(6):
+        await turns()
+        assert outlet.backlog == ROOM
+        stream.pending.pop().set_result(None)
+    await turns()
+    assert [data[:1] for data in stream.written] == [b"1", b"2"] * 3
+    assert outlet.backlog == 0
 
 
 async def test_drained_waits_for_a_slow_reader_and_not_for_one_that_is_gone():

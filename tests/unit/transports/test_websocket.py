@@ -12,7 +12,6 @@ from doors import Rpc
 from waiting import wait_until
 
 from kernelsvc.errors import CursorExpired
-from kernelsvc.transports.websocket import chunks
 
 CREATE = '{"jsonrpc":"2.0","id":901,"method":"session.create","params":%s}'
 CONTRACT_ERRORS = {"code", "message", "retryable", "details"}
@@ -78,6 +77,16 @@ async def test_requests_run_beside_each_other_and_cells_in_the_order_of_submissi
         await rpc.answer(number)
     queued = [event["code"] for event in rpc.events(session) if event["type"] == "cell_queued"]
     assert queued[1:] == [f"{n}" for n in range(50)]
+
+
+async def test_a_cell_is_begun_at_once_but_not_before_what_was_asked_earlier(rpc):
+    session = await make(rpc)
+    for _ in range(10):
+        await rpc.call("session.execute", session=session, code="x = 1")
+        restart = await rpc.send("session.restart", {"session": session})
+        cell = await rpc.send("session.execute", {"session": session, "code": "x"})
+        await rpc.answer(restart)
+        assert (await rpc.answer(cell))["result"]["error"]["ename"] == "NameError"
 
 
 async def test_batch_and_queued(rpc):
@@ -364,29 +373,22 @@ async def test_a_stop_tells_the_sockets(open_doors):
         assert socket.close_code == 1001
 
 
-def test_chunks_keep_every_line_in_order():
-    lines = [b'{"n":%d}' % n for n in range(100)]
-    parts = list(chunks(lines, 200))
-    assert sum(count for count, _ in parts) == 100
-    assert all(len(data) < 200 + 100 for _, data in parts)
-    joined = b"".join(data for _, data in parts)
-    assert [joined.find(line + b"}") for line in lines] == sorted(joined.find(line + b"}") for line in lines)
-    assert list(chunks([], 10)) == []
-
-
 class Broken:
     """A subscription that fails in the middle, as one does when retention removes the log under a slow reader."""
 
-    last_seq = 0
+    last_seq, over = 0, False
 
     def __init__(self, error):
-        self.error, self.left = error, 1
+        self.error = error
 
-    async def next(self):
-        if self.left:
-            self.left = 0
-            return [b'{"session":"s1","seq":1,"type":"session_started"}']
-        raise self.error
+    def listen(self, news):
+        pass
+
+    def next_nowait(self):
+        if self.last_seq:
+            raise self.error
+        self.last_seq = 1
+        return [b'{"session":"s1","seq":1,"type":"session_started"}']
 
     def close(self):
         pass
