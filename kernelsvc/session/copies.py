@@ -209,10 +209,10 @@ class Copies:
     async def _thin(self) -> None:
         """Drop automatic checkpoints past ``keep``, besides the newest and one that is just being woken."""
         machine = self._session.machine
-        automatic = [c.id for c in machine.checkpoints.values() if c.auto]
-        for old in automatic[: -(self._keep + 1)]:
-            if machine.copies.get(old) not in self._woken:
-                await self._drop(old, "replaced by a newer one")
+        automatic = sorted((c for c in machine.checkpoints.values() if c.auto), key=lambda c: c.seq)
+        for old in automatic[: -(self._keep + 1)]:  # by when it was made last: one that was woken is of the present
+            if machine.copies.get(old.id) not in self._woken:
+                await self._drop(old.id, "replaced by a newer one")
 
     async def drop(self, which: str) -> None:
         """Drop a checkpoint by id or name.

@@ -402,6 +402,9 @@ async def test_a_copy_that_is_being_woken_is_not_dropped_for_a_newer_one(bench):
     await run(session, "set x 3")
     assert session.copies.busy
     await session.succession.rollback(second.id)
+    newest = session.copies.newest()
+    assert newest is not None
+    assert newest.after_cell == session.machine.present
     assert "1" in (await run(session, "get x")).text
 
 
