@@ -30,13 +30,13 @@ import secrets
 import shutil
 import stat
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from kernelsvc.errors import AtCapacity, BadRequest, Conflict, KernelsvcError, NotFound, TooLarge
+from kernelsvc.errors import AtCapacity, BadRequest, Conflict, KernelsvcError, NotFound, NotSupported, TooLarge
 
 #: linux/openat2.h
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 2, 4, 8
@@ -316,6 +316,19 @@ class Directory:
                 os.close(parent)
         return info, target
 
+    def attributes(self, parts: tuple[bytes, ...]) -> dict[str, bytes]:
+        """The extended attributes of a name's own (``user.*``); none of what is no file and no directory.
+
+        Raises:
+            KernelsvcError: it isn't there.
+        """
+        with explained():
+            fd = open_beneath(self._fd, parts, os.O_PATH | os.O_NOFOLLOW)
+            try:
+                return _attributes(fd)
+            finally:
+                os.close(fd)
+
     def open_directory(self, parts: tuple[bytes, ...]) -> int:
         """A descriptor (``O_PATH``) of a directory in here; the caller closes it.
 
@@ -409,6 +422,19 @@ def _remove(parent: int, name: bytes, *, recursive: bool) -> None:
         os.rmdir(name, dir_fd=parent)
 
 
+def _attributes(fd: int) -> dict[str, bytes]:
+    kind = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        return {}
+    place = f"/proc/self/fd/{fd}"  # leads to what O_PATH has open; the descriptor itself is refused (open(2))
+    found = {}
+    with contextlib.suppress(OSError):  # a filesystem without them
+        for name in os.listxattr(place):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                found[name] = os.getxattr(place, name)
+    return found
+
+
 def own(fd: int, owner: os.stat_result) -> None:
     """Give a new file to whom the directory belongs to, when that is somebody else and we may."""
     if os.geteuid() == 0 and (owner.st_uid, owner.st_gid) != (0, 0):
@@ -439,6 +465,25 @@ class Upload:
                 view = view[os.write(self._fd, view) :]
         self._digest.update(data)
         self.size += len(data)
+
+    def describe(self, attributes: Mapping[str, bytes]) -> None:
+        """Give it extended attributes (xattr(7)).
+
+        Raises:
+            NotSupported: the filesystem has none.
+            TooLarge: they are more than it takes.
+            KernelsvcError: the disk fails; ``abort`` is still to be called.
+        """
+        try:
+            for name, value in attributes.items():
+                os.setxattr(self._fd, name, value)
+        except OSError as error:
+            if error.errno == errno.ENOTSUP:
+                raise NotSupported("The disk keeps no metadata of files; keep it in a file of its own.") from None
+            if error.errno in (errno.ENOSPC, errno.E2BIG, errno.ERANGE, errno.EDQUOT):
+                raise TooLarge("The disk takes less metadata for one file; send less of it.") from None
+            with explained():
+                raise
 
     def current(self) -> os.stat_result | None:
         """What has the name now, None if nothing has."""

@@ -121,7 +121,24 @@ def test_packed_bodies_and_what_is_none(box: Box) -> None:
     assert box.get("packed") == (200, b"0" * 100_000)
     assert box.put("broken", b"not gzip", **gzip)[0] == 400
     assert box.put("x", b"", **{"Content-Encoding": "br"})[0] == 400
-    assert box.put("x", b"", **{"X-Metadata-Owner": "me"})[0] == 501
+
+
+def test_metadata_stay_with_a_file(box: Box) -> None:
+    status, said = box.put("told.txt", b"x", **{"X-Metadata-Author": "me", "X-Metadata-Run": "7"})
+    assert (status, json.loads(said)[0]["metadata"]) == (200, {"author": "me", "run": "7"})
+    told = {"author": "me", "run": "7"}
+    assert box.call("Stat", path="told.txt")[1]["entry"]["metadata"] == told
+    assert box.run("import os; print(os.getxattr('told.txt', 'user.e2b.author'))") == "b'me'\n"
+    box.run("os.setxattr('told.txt', 'user.e2b.run', b'8')")
+    assert box.call("Move", source="told.txt", destination="sub/told.txt")[1]["entry"]["metadata"]["run"] == "8"
+    (listed,) = box.call("ListDir", path="sub")[1]["entries"]
+    assert listed["metadata"] == {"author": "me", "run": "8"}
+    assert box.put("sub/told.txt", b"y")[0] == 200  # a new file
+    assert "metadata" not in box.call("Stat", path="sub/told.txt")[1]["entry"]
+    box.run("os.symlink('told.txt', 'sub/link'); os.mkfifo('sub/pipe')")
+    assert len(box.call("ListDir", path="sub")[1]["entries"]) == 3
+    assert box.put("x", b"", **{"X-Metadata-Long": "x" * 5000})[0] == 413
+    assert box.put("/tmp/x", b"", **{"X-Metadata-A": "b"})[0] == 501
 
 
 def test_what_is_packed_small_may_not_fill_the_disk(short_tmp: Path) -> None:

@@ -95,7 +95,7 @@ class StatHandler(FilesystemHandler):
             self.answer({"entry": await self.while_connected(self.elsewhere().look(paths.absolute(path)))})
             return
         parts = paths.parts_of(path)
-        self.answer({"entry": await self.within(lambda d: paths.described(parts, *d.look(parts)))})
+        self.answer({"entry": await self.within(lambda d: paths.entry(d, parts))})
 
 
 class ListDirHandler(FilesystemHandler):
@@ -130,7 +130,7 @@ def _tree(directory: Directory, top: tuple[bytes, ...], deepest: int) -> list[di
         for entry in entries:
             parts = tuple(entry.path.split(b"/"))
             try:
-                found.append(paths.described(parts, *directory.look(parts)))
+                found.append(paths.entry(directory, parts))
             except NotFound:
                 continue
             if entry.kind == "directory" and len(parts) < deepest:
@@ -163,7 +163,7 @@ def _make(directory: Directory, parts: tuple[bytes, ...]) -> dict[str, Any]:
         info, _ = directory.look(parts)
     except NotFound:
         directory.make(parts)
-        return paths.described(parts, *directory.look(parts))
+        return paths.entry(directory, parts)
     if kind_of(info.st_mode) == "directory":
         raise AlreadyThere("The directory exists already.")
     raise BadRequest("The name is taken by something that is no directory; choose another.")
@@ -184,7 +184,7 @@ class MoveHandler(FilesystemHandler):
 
         def act(directory: Directory) -> dict[str, Any]:
             directory.move(source, target)
-            return paths.described(target, *directory.look(target))
+            return paths.entry(directory, target)
 
         entry = await self.within(act)
         self.changed("move", target, source=b"/".join(source).decode("utf-8", "replace"))

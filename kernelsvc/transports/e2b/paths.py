@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.transports.beneath import parse_path
+from kernelsvc.transports.beneath import Directory, parse_path
+from kernelsvc.transports.e2b import metadata
 
 #: The session's directory as its cells see it.
 HOME = "/home/user"
@@ -67,13 +69,29 @@ def path_of(parts: tuple[bytes, ...]) -> str:
     return "/".join([HOME, *(part.decode("utf-8", "replace") for part in parts)])
 
 
-def described(parts: tuple[bytes, ...], info: os.stat_result, target: bytes | None = None) -> dict[str, Any]:
+def entry(directory: Directory, parts: tuple[bytes, ...]) -> dict[str, Any]:
+    """What E2B's clients are told of what lies somewhere below the home directory.
+
+    Raises:
+        KernelsvcError: it isn't there.
+    """
+    return described(parts, *directory.look(parts), metadata=metadata.shown(directory.attributes(parts)))
+
+
+def described(
+    parts: tuple[bytes, ...],
+    info: os.stat_result,
+    target: bytes | None = None,
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """What E2B's clients are told of a file.
 
     Args:
         parts: where it lies below the home directory.
         info: what it is; of a link, of the link itself.
         target: where a link leads.
+        metadata: what its owner wrote on it.
     """
     path = path_of(parts)
     found: dict[str, Any] = {
@@ -87,6 +105,8 @@ def described(parts: tuple[bytes, ...], info: os.stat_result, target: bytes | No
         "group": "user",
         "modifiedTime": _time_of(info.st_mtime_ns),
     }
+    if metadata:
+        found["metadata"] = dict(metadata)
     if target is not None:
         found |= {"symlinkTarget": target.decode("utf-8", "replace"), "isSymlink": True}
     return found

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotSupported
 from kernelsvc.protocol import e2b, native
 from kernelsvc.protocol.multipart import Ended, Form, Part, Piece, boundary_of
 from kernelsvc.transports.beneath import Upload
-from kernelsvc.transports.e2b import paths
+from kernelsvc.transports.e2b import metadata, paths
 from kernelsvc.transports.e2b.door import SandboxHandler
 from kernelsvc.transports.e2b.elsewhere import Elsewhere, spare
 from kernelsvc.transports.files import FileHandler
@@ -35,6 +36,7 @@ class FilesHandler(SandboxHandler, FileHandler):
     _unpack: Any = None
     _target: tuple[bytes, ...] = ()
     _place: str | None = None
+    _metadata: Mapping[str, str] = MappingProxyType({})
 
     # -- the way in ---------------------------------------------------------------------------
 
@@ -56,8 +58,7 @@ class FilesHandler(SandboxHandler, FileHandler):
     def _begin(self) -> None:
         self._bound = self.bound()
         headers = self.request.headers
-        if any(name.lower().startswith("x-metadata-") for name in headers):
-            raise NotSupported("Files carry no metadata here; keep it in a file of its own.")
+        self._metadata = metadata.asked(headers.get_all())
         packing = headers.get("Content-Encoding", "identity").strip().lower()
         if packing not in ("identity", "gzip"):
             raise BadRequest("The body's Content-Encoding must be gzip or none.")
@@ -113,11 +114,14 @@ class FilesHandler(SandboxHandler, FileHandler):
     def _open(self, path: str | None) -> None:
         # What lies elsewhere is carried there when all of it is here.
         self._place = paths.absolute(path) if path and paths.is_elsewhere(path) else None
+        if self._place is not None and self._metadata:
+            raise NotSupported(f"Files carry metadata below {paths.HOME} alone; leave it out, or put the file there.")
         self._target = spare() if self._place is not None else self._named(path)
         if not self._target:
             raise Conflict("The home directory can't be a file; name a file in it.")
         with self._directory() as directory:
             self._upload = directory.upload(self._target)
+        self._upload.describe(metadata.attributes(self._metadata))
 
     def data_received(self, chunk: bytes) -> None:
         """Tornado's hook: a piece of the body goes straight to the disk."""
@@ -170,7 +174,8 @@ class FilesHandler(SandboxHandler, FileHandler):
         name = b"/".join(self._target).decode("utf-8", "replace")
         change = {"op": "put", "path": name, "size": upload.size, "sha256": sha256}
         self.context.service.files_changed(self.who, self.sandbox, [change])
-        self._written.append({"name": path.rpartition("/")[2], "type": "file", "path": path})
+        written: dict[str, Any] = {"name": path.rpartition("/")[2], "type": "file", "path": path}
+        self._written.append(written | ({"metadata": self._metadata} if self._metadata else {}))
 
     def on_finish(self) -> None:
         """Tornado's hook: what could not be carried to its place does not stay."""

@@ -185,7 +185,7 @@ class Watcher:
         said: dict[str, Any] = {"name": name, "type": event.kind}
         if self._include_entry:
             with contextlib.suppress(KernelsvcError):
-                said["entry"] = paths.described(event.parts, *self._directory.look(event.parts))
+                said["entry"] = paths.entry(self._directory, event.parts)
         self._events.append(said)
         self._news.set()
 

@@ -62,6 +62,20 @@ def reading_and_writing(box):
         raise AssertionError(wrong)
 
 
+def metadata(box):
+    written = box.files.write("told.txt", "x", metadata={"Author": "me", "run-id": "7"})
+    assert written.metadata == {"author": "me", "run-id": "7"}
+    assert box.files.get_info("told.txt").metadata == {"author": "me", "run-id": "7"}
+    assert box.files.rename("told.txt", "retold.txt").metadata == {"author": "me", "run-id": "7"}
+    many = box.files.write_files([{"path": f"told/{n}", "data": "x"} for n in range(2)], metadata={"a": "b"})
+    assert [one.metadata for one in many] == [{"a": "b"}] * 2
+    assert [one.metadata for one in box.files.list("told")] == [{"a": "b"}] * 2
+    assert box.files.get_info(box.files.write("plain.txt", "x").path).metadata is None
+    (fork,) = box.fork()
+    assert fork.files.get_info("retold.txt").metadata == {"author": "me", "run-id": "7"}
+    fork.kill()
+
+
 def the_tree(box):
     assert box.files.make_dir("a/b/c") is True
     assert box.files.make_dir("a/b/c") is False
@@ -164,6 +178,7 @@ async def watching_as_a_stream():
 
 with Sandbox.create() as sandbox:
     reading_and_writing(sandbox)
+    metadata(sandbox)
     the_tree(sandbox)
     watching(sandbox)
     signed_addresses(sandbox)
