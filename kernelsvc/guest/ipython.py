@@ -48,16 +48,28 @@ import ipykernel  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.zmqshell import ZMQInteractiveShell  # noqa: E402
 from IPython.core.error import UsageError  # noqa: E402
-from IPython.core.formatters import DisplayFormatter  # noqa: E402
+from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
 from jupyter_client.jsonutil import json_clean, json_default  # noqa: E402
 from jupyter_client.session import Session, protocol_version, utcnow  # noqa: E402
 from traitlets import Any as AnyTrait  # noqa: E402
 from traitlets import Bool, Type  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
+from kernelsvc.guest.display import Formatter, Hook  # noqa: E402
+
 IPYKERNEL_VERSION: str = ipykernel.__version__
 VARIABLES_REQUEST = "kernelsvc_variables_request"
 SURROUNDINGS_REQUEST = "kernelsvc_surroundings_request"
+#: A message's header as JSON: number, type, session, date.
+_HEAD = (
+    '{"msg_id":"%s_%d","msg_type":"%s","username":"kernel","session":"%s","date":"%s","version":"'
+    + protocol_version
+    + '"}'
+)
+#: Largest content that is sent the short way.
+_SHORT = 64 * 1024
+#: What IPython's ``run_cell`` takes; later releases take more.
+_RUN_CELL_TAKES = frozenset(inspect.signature(InteractiveShell.run_cell).parameters)
 #: Request headers whose JSON is kept for the answers that quote them.
 _PARENTS_KEPT = 32
 
@@ -100,6 +112,8 @@ class WireSession(Session):  # type: ignore[misc]
     """Builds Jupyter messages and sends them as MESSAGE frames."""
 
     wire: Wire | None = None
+    #: What is sent now may go out together with what follows.
+    holds = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -124,6 +138,23 @@ class WireSession(Session):  # type: ignore[misc]
             "date": utcnow().isoformat(),
             "version": protocol_version,
         }
+
+    def tell(
+        self,
+        channel: Channel,
+        msg_type: str,
+        content: dict[str, Any],
+        parent: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """``send``, without the dictionaries that nobody looks at: for messages of ours."""
+        wire, data = self.wire, encode(content)
+        if len(data) > _SHORT or misfit(data):
+            self.send(channel, msg_type, content, parent, metadata=metadata)
+        elif wire is not None and not wire.foreign:
+            self.message_count += 1
+            head = _HEAD % (self._name, self.message_count, msg_type, self._name, utcnow().isoformat())
+            wire.message(join(channel.name, head.encode(), self._parent(parent["header"]), encode(metadata), data))
 
     def quote(self, request: Request) -> None:
         """Answers to this request will quote its header exactly as it came."""
@@ -164,7 +195,7 @@ class WireSession(Session):  # type: ignore[misc]
         why = misfit(content) or misfit(metadata)
         if why is None:
             try:
-                wire.message(join(channel, *head, metadata, content, *buffers))
+                wire.message(join(channel, *head, metadata, content, *buffers), hold=self.holds)
                 return
             except ValueError as error:
                 why = str(error)
@@ -184,37 +215,10 @@ class WireSession(Session):  # type: ignore[misc]
         wire.message(join(channel, *head, b"{}", encode(content)))
 
 
-#: Values that have one form only, unless somebody registered another for their type.
-_PLAIN_TYPES = frozenset((int, float, str, bool, complex, type(None)))
-_WITH_BASES = _PLAIN_TYPES | {object}
-
-
-class Formatter(DisplayFormatter):  # type: ignore[misc]
-    """Asks eleven formatters about a number only if one of them may know more than its text."""
-
-    def format(self, obj: Any, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As IPython's."""
-        if type(obj) in _PLAIN_TYPES and not include and not exclude and not self._knows_plain():
-            text = self.formatters["text/plain"](obj)
-            return ({} if text is None else {"text/plain": text}), {}
-        found: tuple[dict[str, Any], dict[str, Any]] = super().format(obj, include, exclude)
-        return found
-
-    def _knows_plain(self) -> bool:
-        """Whether a form was registered for a plain type, by type, by name or for one value."""
-        others = [f for name, f in self.formatters.items() if name != "text/plain"]
-        for one in (*others, self.ipython_display_formatter, self.mimebundle_formatter):
-            known = one._trait_values  # its traits, without asking each for its value
-            printers, deferred = known.get("type_printers"), known.get("deferred_printers")
-            if printers and not _WITH_BASES.isdisjoint(printers):
-                return True
-            if known.get("singleton_printers") or (deferred and any(module == "builtins" for module, _ in deferred)):
-                return True
-        return False
-
-
 class Shell(ZMQInteractiveShell):  # type: ignore[misc]
     """The shell of a session."""
+
+    displayhook_class = Type(Hook)
 
     def init_display_formatter(self) -> None:
         """IPython's hook."""
@@ -238,6 +242,12 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
 
     _transformed: tuple[str, str] | None = None
 
+    def should_run_async(self, raw_cell: str, *, transformed_cell: str | None = None, **more: Any) -> bool:
+        """Whether a cell awaits: IPython compiles it to see, which only a cell with one of two words is worth."""
+        if transformed_cell is not None and not _may_await(transformed_cell):
+            return False
+        return bool(super().should_run_async(raw_cell, transformed_cell=transformed_cell, **more))
+
     def _showtraceback(self, etype: Any, evalue: Any, stb: Any) -> None:
         if etype is asyncio.CancelledError and self.kernel.gate.cancelled:
             etype, evalue = KeyboardInterrupt, "Interrupted"
@@ -255,6 +265,10 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
 
     def _update_exit_now(self, change: Any) -> None:
         """Stop no loop, as ipykernel would; the main loop looks at ``exit_now`` itself."""
+
+
+def _may_await(code: str) -> bool:
+    return "await" in code or "async" in code
 
 
 class Gate:
@@ -390,7 +404,7 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
             self._status("idle", request.message())
 
     def _status(self, state: str, message: dict[str, Any]) -> None:
-        self.session.send(IOPUB, "status", {"execution_state": state}, parent=message)
+        self.session.tell(IOPUB, "status", {"execution_state": state}, message)
 
     def _refuse(self, channel: Channel, message: dict[str, Any], why: str) -> None:
         if message["msg_type"].endswith("_request"):
@@ -405,9 +419,30 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
     # -- cells ----------------------------------------------------------------------------
 
     async def execute_request(self, stream: Any, ident: Any, parent: Any) -> None:
-        """Run a cell; frames are held back outside of user code, so that a small cell costs three writes."""
+        """Run a cell; frames are held back outside of user code, so that a small cell costs two writes.
+
+        As ipykernel does it, without what it does for older IPythons, subshells and a queue of its own.
+        """
         self.usage.begin()
-        await super().execute_request(stream, ident, parent)
+        content, meta = parent["content"], parent["metadata"]
+        code, silent = content["code"], bool(content.get("silent", False))
+        metadata = self.init_metadata(parent)
+        if not silent:
+            said = {"code": code, "execution_count": self.shell.execution_count}
+            self.session.tell(IOPUB, "execute_input", said, parent)
+        reply = await self.do_execute(
+            code,
+            silent,
+            content.get("store_history", not silent),
+            content.get("user_expressions", {}),
+            content.get("allow_stdin", False),
+            cell_meta=meta,
+            cell_id=meta.get("cellId"),
+        )
+        for stream_ in (sys.stdout, sys.stderr):
+            if stream_ is not None:
+                stream_.flush()
+        self.session.tell(stream, "execute_reply", reply, parent, self.finish_metadata(parent, metadata, reply))
 
     async def do_execute(self, code: str, silent: bool, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Run user code. From here on an interrupt may strike, until this returns."""
@@ -419,7 +454,10 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         gate.cancelled = False
         gate.open = True
         try:
-            reply: dict[str, Any] = await super().do_execute(code, silent, *args, **kwargs)
+            if self._awaits(code):
+                reply: dict[str, Any] = await super().do_execute(code, silent, *args, **kwargs)
+            else:
+                reply = self._run_cell(code, silent, *args, **kwargs)
             gate.open = False
         except KeyboardInterrupt:
             gate.open = False
@@ -434,6 +472,48 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         if gate.cancelled and reply.get("ename") == "CancelledError":
             reply["ename"] = "KeyboardInterrupt"
         return reply
+
+    def _awaits(self, code: str) -> bool:
+        """Whether a cell may await, or can't be read, which ipykernel then says."""
+        try:
+            return _may_await(self.shell.transform_cell(code))
+        except Exception:
+            return True
+
+    def _run_cell(
+        self,
+        code: str,
+        silent: bool,
+        store_history: bool = True,
+        user_expressions: dict[str, str] | None = None,
+        allow_stdin: bool = False,
+        **about: Any,
+    ) -> dict[str, Any]:
+        """A cell that does not await: what ipykernel's ``do_execute`` does for one, and gives."""
+        shell = self.shell
+        self._forward_input(allow_stdin)
+        try:
+            about = {name: value for name, value in about.items() if name in _RUN_CELL_TAKES}
+            result = shell.run_cell(code, store_history=store_history, silent=silent, **about)
+        finally:
+            self._restore_input()
+        good = result.success and not getattr(shell, "_last_traceback_during_displayhook", False)
+        reply = {"status": "ok"} if good else self._failure(result)
+        reply["execution_count"] = shell.execution_count - 1
+        reply["user_expressions"] = shell.user_expressions(user_expressions) if good and user_expressions else {}
+        reply["payload"] = shell.payload_manager.read_payload()
+        shell.payload_manager.clear_payload()
+        return reply
+
+    def _failure(self, result: Any) -> dict[str, Any]:
+        error = result.error_in_exec if result.error_before_exec is None else result.error_before_exec
+        return {
+            "status": "error",
+            "traceback": self.shell._last_traceback or [],
+            "ename": type(error).__name__,
+            "evalue": str(error),
+            "engine_info": {"engine_uuid": self.ident, "engine_id": self.int_id, "method": "execute"},
+        }
 
     def _interrupted_reply(self) -> dict[str, Any]:
         shell = self.shell

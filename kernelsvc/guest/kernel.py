@@ -70,7 +70,7 @@ class _Silence:
     def text(self, prefix: bytes, text: str) -> None:
         """Drop it."""
 
-    def message(self, payload: bytes) -> None:
+    def message(self, payload: bytes, *, hold: bool = False) -> None:
         """Drop it."""
 
     def cork(self) -> None:

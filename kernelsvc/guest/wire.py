@@ -454,25 +454,25 @@ class Wire:
 
     # -- what goes out --------------------------------------------------------------------
 
-    def send(self, kind: int, payload: bytes) -> None:
+    def send(self, kind: int, payload: bytes, *, hold: bool = False) -> None:
         """Send one frame. Blocks while the outbox is full or the socket takes no more.
 
         An exception that a signal handler raises while this blocks leaves the
         frame either unsent and unnumbered, or accepted whole.
         """
-        if not self._sent_at_once(kind, payload):
+        if not self._sent_at_once(kind, payload, hold):
             self._send_slowly(kind, payload)
-        elif not (self.outbox.clear or self.corked):
+        elif not (self.outbox.clear or self.corked or hold):
             self._wait_until_sent()
 
-    def _sent_at_once(self, kind: int, payload: bytes) -> bool:
+    def _sent_at_once(self, kind: int, payload: bytes, hold: bool) -> bool:
         """What a print takes: put the frame, and give it to a free socket. False if more must be looked at first."""
         accepted = False
         with self._lock:
             try:
                 box, direct = self.outbox, self._direct
                 if box.total < self._look_at and len(payload) < frames.RUN_BYTES:
-                    if self.corked:
+                    if self.corked or hold:
                         clear = box.clear
                         frame = box.put(kind, payload)
                         accepted = True
@@ -562,15 +562,19 @@ class Wire:
         for at in range(0, len(text), step):
             self.send(STREAM, prefix + text[at : at + step].encode("utf-8", "replace"))
 
-    def message(self, payload: bytes) -> None:
+    def message(self, payload: bytes, *, hold: bool = False) -> None:
         """Send a Jupyter message (``frames.join``).
+
+        Args:
+            payload: its bytes.
+            hold: it may wait for the next one, which is about to follow; whatever is sent takes it along.
 
         Raises:
             ValueError: it is larger than a frame may be.
         """
         if len(payload) > MAX_FRAME:
             raise ValueError(f"a message of {len(payload)} bytes; at most {MAX_FRAME} can be sent")
-        self.send(MESSAGE, payload)
+        self.send(MESSAGE, payload, hold=hold)
 
     def reply(self, request: int, body: dict[str, Any]) -> None:
         """Answer a CONTROL request."""

@@ -87,6 +87,45 @@ async def test_usage_counts_children(k: Client) -> None:
 # --- text -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [
+        ("", "import sys, time\nsys.displayhook(41)\ntime.sleep(60)"),
+        ("get_ipython().ast_node_interactivity = 'all'", "41\nimport time; time.sleep(60)"),
+        (
+            "import time\nafter = lambda *_: 'n' in globals() and time.sleep(60)\n"
+            "get_ipython().events.register('post_run_cell', after)",
+            "n = 41\nn",
+        ),
+        (
+            "import time\nafter = lambda *_: 'n' in globals() and time.sleep(60)\n"
+            "get_ipython().events.register('post_execute', after)",
+            "n = 41\nn",
+        ),
+    ],
+)
+async def test_a_result_arrives_at_once_when_something_follows_it(k: Client, before: str, code: str) -> None:
+    await k.run(before)
+    msg_id = k.execute(code)
+    await k.until(lambda: k.answer(msg_id).messages("execute_result"), deadline=20)
+    assert k.answer(msg_id).result == "41"
+    assert not k.idle(msg_id)
+
+
+async def test_a_result_comes_with_its_reply(k: Client) -> None:
+    await k.run("1")
+    batches: list[list[str]] = []
+    deliver = k.deliver
+
+    def noted(batch):
+        batches.append([item.msg_type for item in batch if isinstance(item, Message)])
+        deliver(batch)
+
+    k.wire._deliver = noted
+    await k.run("2")
+    assert ["execute_result", "execute_reply", "status"] in batches or len(batches) == 1
+
+
 async def test_prints_arrive_at_once_though_the_cell_sleeps_on(k: Client) -> None:
     began = now()
     msg_id = k.execute("print('here', end=''); import time; time.sleep(1)")
