@@ -9,6 +9,17 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from IPython.core.getipython import get_ipython
+
+from kernelsvc.guest import charts
+
+
+def _fit_out() -> None:
+    """What the environment switches on: a kernel that was ready before anybody asked hears of it only now."""
+    shell = get_ipython()
+    if shell is not None and charts.wanted() and charts.CHART not in shell.display_formatter.formatters:
+        charts.install(shell)
+
 
 def change(environ: Mapping[str, Any], directory: str | None = None) -> dict[str, Any]:
     """Set variables of the environment, and the working directory.
@@ -31,4 +42,5 @@ def change(environ: Mapping[str, Any], directory: str | None = None) -> dict[str
             os.environ.pop(name, None)
         else:
             os.environ[name] = str(value)
+    _fit_out()
     return {"status": "ok", "before": before, "directory": os.getcwd()}

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from kernelsvc.errors import AtCapacity, CannotFork, KernelDead, KernelsvcError, NotFound, NotSupported, Timeout
-from kernelsvc.kernels import channel, processes
+from kernelsvc.kernels import channel, handover, processes
 from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.host_client import Found, HostClient
 from kernelsvc.kernels.link import knock
@@ -301,10 +301,22 @@ class ForkedLauncher:
     async def start(self, request: StartRequest, sink: Sink) -> ForkedKernel:
         """See ``port.Launcher``. A kernel of that id that was started for later is handed over."""
         ready = self._ready.pop(request.kernel, None)
-        if ready is not None and ready.alive:
-            ready.hand_over(sink)
-            return ready
-        return await self._start(request, sink)
+        if ready is None or not ready.alive:
+            return await self._start(request, sink)
+        if request.env:
+            await self._dress(ready, request)
+        ready.hand_over(sink)
+        return ready
+
+    async def _dress(self, ready: ForkedKernel, request: StartRequest) -> None:
+        try:
+            if await handover.dress(ready, request.env):
+                return
+        except BaseException:
+            self._own(self._end_quietly(request.kernel))
+            raise
+        await self._end_quietly(request.kernel)
+        raise KernelDead("The kernel that was ready can't be used; try again.")
 
     async def start_for_later(self, request: StartRequest, sink: Sink) -> None:
         """Start a kernel that the next ``start`` of the same id gets at once; until then, or its end, ``sink`` is told.

@@ -355,7 +355,7 @@ class Service:
         self._launchers.launcher(template)
         limits = (host.about.limits if host else self.settings.limits).lowered(request.limits)
         env = {**(host.about.env if host else {}), **request.env}
-        warm = self._warm.take(template, limits, env) if host is None else None
+        warm = self._warm.take(template, limits) if host is None else None
         try:
             self._admit(who, limits)
         except KernelsvcError:

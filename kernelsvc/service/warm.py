@@ -8,8 +8,9 @@ id is the id of the session that it becomes. So nothing has to be moved into a
 sandbox that is closed already, and no kernel ever held anything of somebody else:
 a member is handed over once, and what is not handed over is ended.
 
-Only a session with the server's own limits and no environment of its own can
-begin so; both are part of a sandbox from its first moment. Others are forked.
+Only a session with the server's own limits can begin so: they are part of a
+sandbox from its first moment. Others are forked. An environment of its own is
+told to the kernel when it is handed over, before its first cell.
 
 Members count at admission like sessions, and give way to them when there is no
 room. What a crash leaves of them are journals without an entry and kernels that
@@ -102,9 +103,9 @@ class WarmPool:
 
     # -- handing over ----------------------------------------------------------------
 
-    def take(self, template: str, limits: Limits, env: dict[str, str]) -> Member | None:
+    def take(self, template: str, limits: Limits) -> Member | None:
         """A member that becomes such a session, or None if none can. It is the caller's from here on."""
-        if not self._most or limits != self._limits or env:
+        if not self._most or limits != self._limits:
             return None
         self._demand_of(template).asked(time.monotonic())
         self._wanted.set()

@@ -64,13 +64,34 @@ def test_two_sessions_share_nothing_and_no_random_numbers(served: Served) -> Non
         assert two.run("import os; print(os.listdir('/home/user'))").text.strip() == "[]"
 
 
-def test_other_limits_and_an_environment_of_its_own_are_forked(served: Served) -> None:
+def test_other_limits_are_forked_and_an_environment_is_told(served: Served) -> None:
     before = filled(served)
     with Client(served.url, served.token) as client:
         small = client.create_session(limits={"memory_bytes": 256 << 20})
+        assert small.id not in before
         named = client.create_session(env={"NAME": "value"})
-        assert {small.id, named.id}.isdisjoint(before)
-        assert named.run("import os; print(os.environ['NAME'])").text.strip() == "value"
+        assert named.id in before
+        look = "import os; print(os.environ['NAME'])"
+        cell = named.run(look)
+        assert (cell.text.strip(), cell.execution_count) == ("value", 1)
+        assert next(iter(named.events())).env_names == ["NAME"]
+        named.run("import os; os._exit(3)")
+        assert named.run(look).text.strip() == "value"
+        named.restart()
+        assert named.run(look).text.strip() == "value"
+
+
+def test_a_sandbox_of_e2bs_clients_is_one_that_was_ready(served: Served) -> None:
+    before = filled(served)
+    asked = {"templateID": "base", "timeout": 60, "envVars": {"NAME": "value"}, "metadata": {"user": "x"}}
+    made = served.call("POST", "/v2/sandboxes", asked, headers={"X-API-KEY": served.token})
+    assert made["sandboxID"] in before
+    with Client(served.url, served.token) as client:
+        session = client.session(made["sandboxID"])
+        plot = "import matplotlib.pyplot as plt, os; plt.plot([1, 2]); plt.show(); print(os.environ['NAME'])"
+        cell = session.run(plot)
+        assert "value" in cell.text
+        assert any("application/vnd.e2b.chart+json" in output.get("data", {}) for output in cell.outputs)
 
 
 def is_guest(process: psutil.Process, served: Served) -> bool:
