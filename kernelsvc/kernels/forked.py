@@ -346,7 +346,7 @@ class ForkedLauncher:
         finally:
             for fd in ends:
                 os.close(fd)
-        return await self._connect(request, found, sink, 0)
+        return await self._connect(request, found, sink, 0, identity=_past(request))
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -427,11 +427,7 @@ class ForkedLauncher:
             self.path(request.kernel).unlink(missing_ok=True)
             raise KernelDead("The checkpoint's process is gone.") from None
         if not request.home:
-            past = {
-                "execution_count": request.execution_count,
-                "ran": {str(n): code for n, code in request.ran.items()},
-            }
-            return await self._connect(request, found, sink, 0, identity=past if request.execution_count else None)
+            return await self._connect(request, found, sink, 0, identity=_past(request))
         return await self._connect(
             request, found, sink, 0, identity=_branch_identity(request, found.sandbox), seconds=COPY_SECONDS
         )
@@ -459,6 +455,13 @@ class ForkedLauncher:
             await self.host.end(kernel)
         finally:
             self.path(kernel).unlink(missing_ok=True)
+
+
+def _past(request: StartRequest) -> dict[str, Any] | None:
+    """What a kernel is told that goes on where others have been."""
+    if not request.execution_count:
+        return None
+    return {"execution_count": request.execution_count, "ran": {str(n): code for n, code in request.ran.items()}}
 
 
 def _branch_identity(request: StartRequest, sandbox: SandboxReport) -> dict[str, Any]:

@@ -352,11 +352,20 @@ class CheckpointDropped(Event):
 
 
 class RolledBack(Event):
-    """The variables are those of an earlier moment; ``undone`` cells stay on record."""
+    """The variables are those of an earlier moment; ``undone`` cells stay on record.
+
+    Attributes:
+        to: the checkpoint that was woken; "" for the moment before the first cell, which a fresh kernel has.
+        after_cell: the last cell whose effects stand.
+        undone: cells whose effects are gone.
+        redone: cells that had been undone and whose effects are back, for the checkpoint has them.
+        kernel: the one that goes on.
+    """
 
     to: str = ""
     after_cell: str | None = None
     undone: list[str] = []
+    redone: list[str] = []
     kernel: KernelInfo = KernelInfo()
 
 

@@ -100,7 +100,7 @@ Entry = CellFold | Note | Late
 
 
 class Patch(msgspec.Struct, frozen=True, kw_only=True):
-    """A change to an entry that was handed out: an undone mark, or a display's new content."""
+    """A change to an entry that was handed out: an undone mark ({} takes it away), or a display's new content."""
 
     id: str
     undone: dict[str, Any] | None = None
@@ -110,9 +110,13 @@ class Patch(msgspec.Struct, frozen=True, kw_only=True):
 
     def apply(self, cell: NbCell) -> None:
         """Change a notebook cell in place; what does not fit is left as it is."""
-        if self.undone is not None:
+        if self.undone:
             cell["metadata"]["kernelsvc"]["undone"] = self.undone
             cell["metadata"]["tags"] = sorted({*cell["metadata"].get("tags", ()), "undone"})
+        elif self.undone is not None:
+            cell["metadata"]["kernelsvc"].pop("undone", None)
+            left = [tag for tag in cell["metadata"].pop("tags", ()) if tag != "undone"]
+            cell["metadata"] |= {"tags": left} if left else {}
         if self.output is not None and self.output < len(cell.get("outputs", ())):
             cell["outputs"][self.output] |= {"data": self.data, "metadata": self.metadata}
 
@@ -254,9 +258,12 @@ class NotebookFold:
         assert isinstance(event, ev.RolledBack)
         for cell in event.undone:
             self._undo(cell, {"seq": event.seq, "at": event.at, "to": event.to})
+        for cell in event.redone:
+            self._undo(cell, {})
         after = f"after cell {_plain(event.after_cell)}" if event.after_cell else "at the start"
         undone = f" {len(event.undone)} cells above are undone; they stay on record." if event.undone else ""
-        self._note(event, f"rolled back: the variables are as they were {after}.{undone}")
+        redone = f" {len(event.redone)} cells that were undone stand again." if event.redone else ""
+        self._note(event, f"rolled back: the variables are as they were {after}.{undone}{redone}")
 
     def _undo(self, cell: str, mark: dict[str, Any]) -> None:
         for entry in self._entries:

@@ -54,7 +54,17 @@ class CellRecord:
     reason: Reason | None = None
     execution_count: int | None = None
     ran: bool = False
-    undone: bool = False
+    lost: bool = False  # its effects went with the kernel
+    turned: tuple[int, ...] = ()  # seqs of the events that undid it, brought it back, undid it again
+
+    @property
+    def undone(self) -> bool:
+        """Whether its effects are undone now."""
+        return len(self.turned) % 2 == 1
+
+    def stood(self, moment: int) -> bool:
+        """Whether its effects stood when the log was that long, if it had run by then."""
+        return self.ran and not self.lost and sum(seq <= moment for seq in self.turned) % 2 == 0
 
 
 @dataclass
@@ -109,8 +119,10 @@ class Standing:
         self.checkpoints: OrderedDict[str, Checkpoint] = OrderedDict()
         self.execution_count = 0
         self.copies: dict[str, str] = {}  # checkpoint -> the kernel id of the parked process
+        self._moments: dict[str, int] = {}  # checkpoint -> how long the log was when it was first made
         self.last_finished: str | None = None
         self.present: str | None = None  # the cell after which the variables are as they are now
+        self.began_empty = True  # before the first cell whose effects stand there was a fresh kernel
         self.born = now
         self.active = now
         self.frame = 0
@@ -171,6 +183,7 @@ class Standing:
                 self._forget_copies()
             case ev.CheckpointMade():
                 self.copies[event.checkpoint] = event.kernel
+                self._moments.setdefault(event.checkpoint, event.seq)
                 self.checkpoints[event.checkpoint] = Checkpoint(
                     id=event.checkpoint,
                     name=event.name,
@@ -184,6 +197,7 @@ class Standing:
             case ev.CheckpointDropped():
                 self.checkpoints.pop(event.checkpoint, None)
                 self.copies.pop(event.checkpoint, None)
+                self._moments.pop(event.checkpoint, None)
             case _:
                 pass
 
@@ -259,10 +273,20 @@ class Standing:
         self.asleep = False
         if isinstance(event, ev.RolledBack | ev.KernelRestored):
             self.present = event.after_cell
-            for cell in self.since(event.after_cell):
-                self.cells[cell].undone = True
+            turned = (
+                (*event.undone, *event.redone)
+                if isinstance(event, ev.RolledBack)
+                else (cell for cells in self.turning(event.checkpoint, event.after_cell) for cell in cells)
+            )
+            for cell in turned:
+                if cell in self.cells:
+                    self.cells[cell].turned += (event.seq,)
+        if isinstance(event, ev.SessionStarted):
+            self.began_empty = event.parent is None
         if isinstance(event, ev.KernelRestarted):
-            self.present = None
+            for cell in self.since(None):
+                self.cells[cell].lost = True
+            self.present, self.began_empty = None, True
             self._forget_copies()
             self.execution_count = 0
         if self.state is S.DEAD:  # in a replay: that a restart was asked for left no event
@@ -271,12 +295,32 @@ class Standing:
 
     def since(self, cell: str | None) -> list[str]:
         """Cells that finished after ``cell`` and whose effects stand; all of them for None."""
-        ended = [r for r in self.cells.values() if r.ran and not r.undone]
+        ended = [r for r in self.cells.values() if r.ran and not (r.undone or r.lost)]
         after = next((i + 1 for i, r in enumerate(ended) if r.id == cell), 0)
         return [r.id for r in ended[after:]]
 
+    def turning(self, checkpoint: str | None, after: str | None) -> tuple[list[str], list[str]]:
+        """What waking a checkpoint undoes of the cells that stand, and what it brings back of those that don't.
+
+        Args:
+            checkpoint: its id; None for a fresh kernel.
+            after: the last cell that it has behind it.
+        """
+        moment = self._moments.get(checkpoint or "")
+        if moment is None:
+            return self.since(after), []
+        then: list[str] = []
+        for record in self.cells.values() if after is not None else ():
+            if record.stood(moment):
+                then.append(record.id)
+            if record.id == after:
+                break
+        now = self.since(None)
+        return [cell for cell in now if cell not in set(then)], [cell for cell in then if cell not in set(now)]
+
     def _forget_copies(self) -> None:
         self.checkpoints.clear()
+        self._moments.clear()
         self.copies.clear()
 
     def _evolve_died(self, event: ev.KernelDied) -> None:

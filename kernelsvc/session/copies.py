@@ -255,8 +255,11 @@ class Copies:
         """The copy of the latest moment."""
         return max(self._session.machine.checkpoints.values(), key=lambda c: c.seq, default=None)
 
-    def before(self, cell: str | None) -> Checkpoint:
+    def before(self, cell: str | None) -> Checkpoint | None:
         """The copy of the state before a cell; by default before the last one that finished.
+
+        Returns:
+            None for the state before the very first cell when no copy of it is kept: any fresh kernel has it.
 
         Raises:
             NotFound: no such cell, or no copy of that moment is kept.
@@ -269,6 +272,8 @@ class Copies:
         position = standing.index(wanted)
         previous = standing[position - 1] if position else None
         kept = [c for c in machine.checkpoints.values() if c.after_cell == previous]
+        if not kept and previous is None and machine.began_empty:
+            return None
         if not kept:
             names = (
                 ", ".join(f"{c.name or c.id} (after {c.after_cell})" for c in machine.checkpoints.values()) or "none"
@@ -387,9 +392,8 @@ class Copies:
         if kernel is None:
             raise KernelDead(f"The checkpoint {checkpoint.id} is gone.")
         request = msgspec.structs.replace(session.start_request(), kernel=kernel, home="")
-        if sink is None:  # it goes on where others have been
-            count, ran = session.machine.execution_count, self._ran_since(checkpoint.after_cell)
-            request = msgspec.structs.replace(request, execution_count=count, ran=ran)
+        if sink is None:
+            request = self._with_past(request, checkpoint.after_cell)
         self._woken &= set(session.machine.copies.values())  # the others are copies no more
         self._woken.add(kernel)
         try:
@@ -397,6 +401,23 @@ class Copies:
         except BaseException:
             self._woken.discard(kernel)
             raise
+
+    async def start_anew(self) -> tuple[Kernel, StartRequest]:
+        """A fresh kernel that goes on counting, for the state before the first cell. The copies stay.
+
+        Raises:
+            KernelsvcError: it could not be started.
+        """
+        session = self._session
+        request = msgspec.structs.replace(session.start_request(), kernel=new_kernel_id())
+        request = self._with_past(request, None)
+        return await session.launcher.start(request, session), request
+
+    def _with_past(self, request: StartRequest, after: str | None) -> StartRequest:
+        """For a kernel that goes on where others have been."""
+        return msgspec.structs.replace(
+            request, execution_count=self._session.machine.execution_count, ran=self._ran_since(after)
+        )
 
     def _ran_since(self, cell: str | None) -> dict[int, str]:
         """Code that was run after a cell, by its count, as far as a history is worth it."""
@@ -413,9 +434,17 @@ class Copies:
                 ran[record.execution_count] = code
         return ran
 
-    async def remake(self, checkpoint: Checkpoint) -> None:
-        """Make the copy again that waking has used up, from the kernel that it became. ``hold`` comes first."""
+    async def remake(self, checkpoint: Checkpoint | None) -> None:
+        """Make the copy again that waking has used up, from the kernel that it became. ``hold`` comes first.
+
+        Args:
+            checkpoint: None for a kernel that is none's copy: a crash must not bring back what came later.
+        """
         asyncio.get_running_loop().call_soon(self._started)
+        if checkpoint is None:
+            if self.wanted:
+                await self._automatic(None)
+            return
         if checkpoint.id not in self._session.machine.checkpoints:
             return  # dropped while it was being woken
         try:

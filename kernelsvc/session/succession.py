@@ -96,31 +96,37 @@ class Succession:
 
         Args:
             to: a checkpoint's id or name, or a cell's id: the state before it. Default: before the last cell.
+                Before the first cell is a fresh kernel.
 
         Raises:
             NotFound: no such checkpoint, or that moment is not kept.
             Conflict: a cell runs or waits.
-            KernelDead, Timeout: the copy could not be woken; nothing has changed.
+            KernelsvcError: the copy could not be woken, or no fresh kernel started; nothing has changed.
         """
         session = self._session
         session.must_record()
         await self.awake()
         copies = session.copies
+        if session.kernel is not None and not session.kernel.forkable:
+            raise NotSupported()
         known = to is not None and (to in session.machine.checkpoints or copies.named(to))
         target = copies.find(to) if known and to else copies.before(to)
         session.do(Switch())
         try:
-            kernel, request = await copies.wake(target)
+            kernel, request = await (copies.wake(target) if target else copies.start_anew())
         except BaseException:
             session.do(Stay())
             raise
         await session.copies.fence(kernel)
         old, session.kernel = session.kernel, None
         session.about.kernel = request.kernel
+        after = target.after_cell if target else None
+        undone, redone = session.machine.turning(target.id if target else None, after)
         event = ev.RolledBack(
-            to=target.id,
-            after_cell=target.after_cell,
-            undone=session.machine.since(target.after_cell),
+            to=target.id if target else "",
+            after_cell=after,
+            undone=undone,
+            redone=redone,
             kernel=kernel.info,
         )
         copies.hold()

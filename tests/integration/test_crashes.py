@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -119,3 +120,32 @@ async def test_a_branch_that_crashes_at_once_has_what_its_parent_had(client: Asy
         assert cell.variables_kept, cell.message
         assert (await branch.run("x")).text.strip() == "1"
         await branch.close()
+
+
+async def test_the_first_cell_is_undone_and_so_is_all(client: AsyncClient) -> None:
+    async with await client.create_session() as session:
+        await session.run("x = 1; open('kept.txt', 'w').close()")
+        await session.checkpoint("with x")
+        info = await session.rollback()
+        assert info.execution_count == 1
+        cell = await session.run("'x' in dir()")
+        assert (cell.text.strip(), cell.execution_count) == ("False", 2)
+        assert (await session.run("In[1][:5]")).text.strip() == "'x = 1'"
+        await copied(session)
+        crashed = await session.run("y = 2; import os; os.abort()")
+        assert crashed.variables_kept
+        assert (await session.run("'x' in dir(), 'y' in dir()")).text.strip() == "(False, False)"
+        await session.rollback("with x")
+        assert (await session.run("x")).text.strip() == "1"
+        cells = json.loads(await session.notebook())["cells"]
+        marked = ["undone" in c["metadata"].get("tags", []) for c in cells if c["cell_type"] == "code"]
+        assert marked == [False, True, True, False, True, False], "the first stands again; the fourth died by itself"
+        first = (await session.cells())[0].id
+        await session.rollback(first)
+        assert (await session.run("'x' in dir()")).text.strip() == "False"
+        cells = json.loads(await session.notebook())["cells"]
+        marked = ["undone" in c["metadata"].get("tags", []) for c in cells if c["cell_type"] == "code"]
+        assert marked[0]
+        rolled = [e async for e in session.events(0, follow=False) if isinstance(e, ev.RolledBack)]
+        assert [one.to == "" for one in rolled] == [True, False, True]
+        assert [one.after_cell is None for one in rolled] == [True, False, True]

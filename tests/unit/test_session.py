@@ -360,10 +360,11 @@ async def test_rollback_to_a_name_again_and_again(bench):
 
 async def test_rollback_to_a_moment_that_is_gone_changes_nothing(bench):
     session = await bench.start(checkpoints=1)
+    await run(session, "set x 7")
     first = await run(session, "set x 1")
     for value in range(4):
         await run(session, f"set x {value}")
-        await copied(session, value + 2)
+        await copied(session, value + 3)
     with pytest.raises(NotFound):
         await session.succession.rollback(first.id)
     assert session.state is SessionState.IDLE

@@ -345,6 +345,14 @@ def test_undone_cells_are_marked_and_stay():
     assert "tags" not in cells[0]["metadata"]
 
 
+def test_what_a_checkpoint_brings_back_is_not_marked_any_more():
+    undo, redo = (ev.RolledBack(to="", undone=["a"]), ev.RolledBack(to="k", after_cell="a", redone=["a"]))
+    cells = valid(fold(stamped(*run("a"), undo, redo)))["cells"]
+    assert "tags" not in cells[0]["metadata"]
+    assert "undone" not in cells[0]["metadata"]["kernelsvc"]
+    assert "stand again" in cells[2]["source"]
+
+
 def test_silent_cells_are_not_in_the_notebook():
     quiet = [ev.CellQueued(cell="q", silent=True), ev.CellStarted(cell="q"), ev.Stream(cell="q", text="x")]
     end = ev.CellFinished(cell="q", reason=Reason.INTERRUPTED, message="m")
