@@ -355,8 +355,8 @@ class Journal:
         until = self.last_seq if last is None else min(last, self.last_seq)
         return self._lines(max(1, first), until, self._size, self._index)
 
-    def pieces(self) -> Iterator[list[bytes]]:
-        """Every line that is there now, as ``lines`` reads them: for whoever can skip many at once.
+    def pieces(self) -> Iterator[bytes]:
+        """Every line that is there now, many in a piece, each with its newline: for whoever can skip a whole one.
 
         Raises:
             CursorExpired: the file is gone.
