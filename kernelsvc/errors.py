@@ -18,6 +18,7 @@
     ├── CursorExpired         a position that retention has removed
     ├── QuotaExceeded         the principal's own quota is used up
     ├── AtCapacity            the server is full; try again later
+    ├── Recovering            the session's log is being read back; try again in a moment
     ├── SandboxUnavailable    policy is ``required`` and this machine can't confine
     ├── NotSupported          this kind of kernel can't do that
     ├── Timeout               the time the caller gave is over
@@ -159,6 +160,12 @@ class AtCapacity(KernelsvcError):
     """The server is full; close a session or try again later."""
 
     code, http_status, retryable = "at_capacity", 503, True
+
+
+class Recovering(KernelsvcError):
+    """The session's log is being read back after a restart; try again in a moment."""
+
+    code, http_status, retryable = "recovering", 503, True
 
 
 class SandboxUnavailable(KernelsvcError):

@@ -255,6 +255,9 @@ class FakeService:
     def templates(self) -> list[dict[str, Any]]:
         return [{"name": "python3"}]
 
+    async def present(self, named: str) -> None:
+        """Nothing is ever read back."""
+
     def ready(self) -> bool:
         return True
 

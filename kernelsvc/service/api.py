@@ -90,6 +90,7 @@ class ServiceApi(Protocol):
     def get(self, who: Principal, session: str) -> ApiSession: ...
     def list(
         self,
+    async def present(self, named: str) -> None: ...
         who: Principal,
         *,
         state: str | None = None,

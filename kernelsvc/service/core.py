@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -32,6 +32,7 @@ from kernelsvc.errors import (
     KernelsvcError,
     NotFound,
     NotSupported,
+    Recovering,
     SessionClosed,
     Timeout,
     TooLarge,
@@ -60,19 +61,22 @@ from kernelsvc.model.tokens import authenticate
 from kernelsvc.protocol import call as call_protocol
 from kernelsvc.service import api
 from kernelsvc.service.access import Access
+from kernelsvc.service.adoption import Adoption
 from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
 from kernelsvc.service.branching import Branching, branch_about
 from kernelsvc.service.hosting import host_settings
 from kernelsvc.service.leases import Leases
-from kernelsvc.service.opening import about_of, life_of, reading_of
+from kernelsvc.service.opening import about_of, is_large, life_of
 from kernelsvc.service.programs import Programs
 from kernelsvc.service.projections import Projections
+from kernelsvc.service.recovering import Recoveries, brief, ids_in
 from kernelsvc.service.retention import Retention
 from kernelsvc.service.surroundings import Surroundings
 from kernelsvc.service.warm import Member, WarmPool
 from kernelsvc.service.watching import Watching
 from kernelsvc.session import About, Session, new_id, new_kernel_id
 from kernelsvc.settings import Settings
+from kernelsvc.store.index import Row
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
 
@@ -88,8 +92,6 @@ COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
 KEYS_KEPT = 10_000
 #: Closed sessions kept open for reading.
 PAST_KEPT = 64
-#: Seconds between attempts to reach a kernel that an earlier server started.
-ADOPT_AGAIN_SECONDS = 1.0
 #: Seconds given to sessions to end at a stop of the server.
 STOP_SECONDS = 10.0
 
@@ -121,6 +123,18 @@ class Service:
         self._watch = Watching(self._live, settings.watch_seconds)
         self._launchers.host.on_struck = self._watch.counted
         self._watching: asyncio.Future[None] | None = None
+        self._recoveries = Recoveries(settings.start_seconds)
+        self._adoption = Adoption(
+            self._projections,
+            self._launchers,
+            self._recoveries,
+            self._live,
+            self._promised,
+            self._made,
+            self._session,
+            self._keep,
+            self._store.discard,
+        )
         self._retiring: asyncio.Future[None] | None = None
         self._stopping = False
         self.surroundings = Surroundings(self._find)
@@ -138,12 +152,7 @@ class Service:
         """
         await self._launchers.start()
         self._store.sweep()
-        found = list(self._store.scan())
-        await asyncio.to_thread(self._projections.catch_up_index, found)
-        closed = self._projections.index.closed()
-        adopting = (self._adopt(directory) for directory in found if directory.id not in closed)
-        if all(await asyncio.gather(*adopting)):  # else a kernel may belong to a session that can't be opened now
-            await self._launchers.end_strays({kernel for s in self._live.values() for kernel in s.kernels()})
+        await self._adoption.run(self._store.scan())
         self._watching = asyncio.ensure_future(self._watch.run())
         self._warm.start(self.settings.default_template)
         if self.settings.retention_seconds is not None:
@@ -155,50 +164,13 @@ class Service:
 
         return Retention(self._store, self._projections.index, age, self.settings.retention_action, forget)
 
-    async def _adopt(self, directory: SessionDirectory) -> bool:
-        """Take a session up again; False if it can't be read. What is wrong with one must not stop the others."""
-        try:
-            read = reading_of(directory.journal)
-            journal = await read(Journal.open, directory.journal, directory.id)
-            if journal.last_seq == 0:  # it never began, and nobody was told of it
-                journal.close()
-                self._store.discard(directory.id)
-                return True
-            session = self._session(about_of(directory, journal), directory, journal)
-            await read(session.rebuild, life_of(journal))
-        except Exception as error:
-            log.error("session %s can't be opened: %s", directory.id, error, exc_info=not isinstance(error, OSError))
-            return False
-        if session.state is SessionState.CLOSED:
-            session.log.close()
-            self._keep(session)
-            return True
-        self._live[session.id] = session
-        about = session.about
-        if about.idempotency_key is not None:
-            self._made[about.principal, about.idempotency_key] = session.id
-        if not await self._adopted(session):
-            session.own(self._adopt_later(session))
-        return True
-
-    async def _adopted(self, session: Session) -> bool:
-        try:
-            await session.adopt()
-        except (OSError, KernelsvcError) as error:
-            log.warning("session %s can't be adopted yet: %s", session.id, error)
-            return False
-        return True
-
-    async def _adopt_later(self, session: Session) -> None:
-        while session.state is not SessionState.CLOSED and not await self._adopted(session):  # noqa: ASYNC110
-            await asyncio.sleep(ADOPT_AGAIN_SECONDS)
-
     async def stop(self, *, end_sessions: bool) -> None:
         """Let go of every session, or end them all. Nothing is accepted any more."""
         self._stopping = True
         await self.programs.end_all()
         if end_sessions:
             ending = [s.close("server stopped") for s in list(self._live.values())]
+            await self._recoveries.all(STOP_SECONDS)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     await asyncio.gather(*ending, return_exceptions=True)
@@ -206,6 +178,7 @@ class Service:
             if task is not None:
                 task.cancel()
         await self._warm.close()
+        self._recoveries.close()
         for session in self._live.values():
             session.detach()
         await self._projections.close()
@@ -250,6 +223,7 @@ class Service:
     def _find(self, who: Principal, session: str, scope: Scope = "read") -> Session:
         self._may(who, scope)
         found = self._live.get(session) or self._reopen(session)
+        self._recoveries.check(session, who.name)
         if found is None or found.about.principal != who.name:
             raise NotFound(f"There is no session {session!r}; list your sessions.")
         return found
@@ -261,13 +235,37 @@ class Service:
             try:
                 directory = self._store.directory(session)
                 journal = Journal.open(directory.journal, directory.id, read_only=True)
-                found = self._opened(directory, journal, live=False)
+                if is_large(directory.journal):
+                    self._read_later(directory)
+                found = self._session(about_of(directory, journal), directory, journal, live=False)
+                found.rebuild(life_of(journal))
             except (NotFound, OSError, msgspec.ValidationError):
                 return None
             self._keep(found)
         return found
 
     def _owner(self, session: str) -> str | None:
+    def _read_later(self, directory: SessionDirectory) -> NoReturn:
+        """Read a large log of a closed session in a thread; whoever asks waits in ``present``."""
+        about = msgspec.convert(directory.read_about(), About)
+
+        async def read() -> None:
+            journal = await asyncio.to_thread(Journal.open, directory.journal, directory.id, read_only=True)
+            found = self._session(about, directory, journal, live=False)
+            await asyncio.to_thread(found.rebuild, life_of(journal))
+            self._keep(found)
+
+        self._recoveries.begin(directory.id, about.principal, read)
+        raise Recovering(session=directory.id)
+
+    async def present(self, named: str) -> None:
+        """Have the sessions read that a request names; waits ``start_seconds`` at most. Safe to cancel."""
+        for session in ids_in(named):
+            if session not in self._live and session not in self._recoveries:
+                with contextlib.suppress(Recovering):
+                    self._reopen(session)
+        await self._recoveries.named(named)
+
         found = self._live.get(session) or self._reopen(session)
         return found.about.principal if found else None
 
@@ -275,11 +273,6 @@ class Service:
         self._past[session.id] = session
         while len(self._past) > PAST_KEPT:
             self._past.popitem(last=False)
-
-    def _opened(self, directory: SessionDirectory, journal: Journal, *, live: bool = True) -> Session:
-        session = self._session(about_of(directory, journal), directory, journal, live=live)
-        session.rebuild(life_of(journal))
-        return session
 
     def _session(self, about: About, directory: SessionDirectory, journal: Journal, *, live: bool = True) -> Session:
         limits = about.limits
@@ -329,7 +322,9 @@ class Service:
         if made is None:
             made = asyncio.ensure_future(self._create_id(who, request))
             self._remember(key, made)
-        return self._view(self._find(who, made if isinstance(made, str) else await asyncio.shield(made)))
+        known = made if isinstance(made, str) else await asyncio.shield(made)
+        await self._recoveries.named(known)
+        return self._view(self._find(who, known))
 
     async def _create_id(self, who: Principal, request: SessionRequest) -> str:
         """What is remembered for a key: the id alone, or each of the last 10,000 sessions would stay in memory."""
@@ -473,16 +468,20 @@ class Service:
     ) -> Page:
         """The caller's sessions, newest first, and the next page's name."""
         self._may(who, "read")
-        ids, following = self._projections.index.find(
-            principal=who.name, state=state, label=label, limit=limit, page=page
-        )
+        rows, following = self._projections.index.page(who.name, state=state, label=label, limit=limit, page=page)
         found = []
-        for one in ids:
+        for row in rows:
             with contextlib.suppress(NotFound):
-                found.append(self._view(self._find(who, one)))
+                found.append(self._brief(row) or self._view(self._find(who, row.id)))
         return found, following
 
     async def close(self, who: Principal, session: str, *, reason: str = "closed") -> ApiSession:
+    def _brief(self, row: Row) -> ApiSession | None:
+        """How a list shows a session whose log is large and not read."""
+        if row.id in self._live or row.id in self._past or not (row.id in self._recoveries or row.state == "closed"):
+            return None
+        return brief(row, self._store.directory(row.id))
+
         """End a session; its record stays. Closing a closed one changes nothing."""
         found = self._find(who, session, "run")
         if found.state is not SessionState.CLOSED:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Bytes of a journal above which it is read in a thread when the server starts.
+#: Bytes of a journal above which it is read in a thread, while others are served.
 LARGE_BYTES = 1 << 20
 
 
@@ -56,6 +56,28 @@ def about_of(directory: SessionDirectory, journal: Journal) -> About:
         return about
 
 
+def beginning_of(about: About) -> ev.SessionStarted:
+    """What the first entry of such a session's log tells those who list it. Pure."""
+    started = ev.SessionStarted(
+        principal=about.principal,
+        template=about.template,
+        name=about.name,
+        labels=about.labels,
+        limits=about.limits,
+        parent=about.parent,
+    )
+    started.session, started.seq, started.at = about.id, 1, about.created_at
+    return started
+
+
+def is_large(path: Path) -> bool:
+    """Whether reading this journal would keep others waiting; no for one that is not there."""
+    try:
+        return path.stat().st_size > LARGE_BYTES
+    except OSError:
+        return False
+
+
 class _Reading(Protocol):
     async def __call__(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
 
@@ -82,7 +104,7 @@ def life_of(journal: Journal) -> Iterator[Event]:
     """
     running, since = b"", 0
     late: dict[bytes, bytes] = {}
-    for line in journal.lines():
+    for line in _but_long_runs(journal):
         if line.startswith(_BULK):
             cell = _cell_of(line)
             if cell != running:
@@ -102,6 +124,23 @@ def life_of(journal: Journal) -> Iterator[Event]:
             yield ev.decode(line)
 
 
+def _but_long_runs(journal: Journal) -> Iterator[bytes]:
+    """A journal's lines; where a whole piece of it is what one cell has printed, only the last of them.
+
+    That is how a journal becomes large, and looking at each line on its own takes twice as long.
+    """
+    last = b""
+    for piece in journal.pieces():
+        count, mark = piece.count(b"\n"), _PRINTED_BY % _cell_of(last)
+        last = piece[piece.rfind(b"\n", 0, -1) + 1 : -1]
+        if piece.count(mark) == count == piece.count(_PRINTED, 1) + piece.startswith(_PRINTED[1:]):
+            yield last
+        else:
+            yield from piece.split(b"\n")[:-1]
+
+
+#: How a line begins that a cell printed, and what it holds near its end. No text can hold that: its quotes are escaped.
+_PRINTED, _PRINTED_BY = b'\n{"type":"stream"', b'Z","cell":"%s",'
 #: How lines of outputs begin.
 _BULK = (b'{"type":"stream"', b'{"type":"display', b'{"type":"result"', b'{"type":"error"')
 #: What stands before the cell's id; and what stands before that, in every line. What the kernel made comes before both.

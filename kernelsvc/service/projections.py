@@ -65,6 +65,15 @@ class Projections:
                 log.error("the log of session %s can't be read: %s", directory.id, error)
         self.index.flush()
 
+    def complete(self, directory: SessionDirectory) -> None:
+        """Put right what a loss of power left of a closed session's end. For a thread."""
+        try:
+            last = end_of(directory.journal)
+            if last is None or isinstance(last, SessionClosed):
+                self._complete(directory)
+        except (OSError, KernelsvcError) as error:
+            log.error("the log of session %s can't be read: %s", directory.id, error)
+
     def _catch_up(self, directory: SessionDirectory, seen: int | None) -> None:
         last = end_of(directory.journal)
         if last is None or isinstance(last, SessionClosed):

@@ -198,12 +198,15 @@ class Index:
 
     def learn(self, session: str, lines: Iterable[bytes]) -> None:
         """Make one session's part anew from its journal."""
-        self._pending.extend(_removal(session))
-        for line in lines:
-            if not line.startswith(_OUTPUT):
-                event = _event(line)
-                if event is not None:
-                    self.feed(session, [event])
+        events = (_event(line) for line in lines if not line.startswith(_OUTPUT))
+        self.learn_events(session, (event for event in events if event is not None), anew=True)
+
+    def learn_events(self, session: str, events: Iterable[Event], *, anew: bool) -> None:
+        """Take in a part of a session's past, the first one ``anew``: what was known is forgotten. Never raises."""
+        if anew:
+            self._pending.extend(_removal(session))
+        for event in events:
+            self.feed(session, [event])
 
     # -- asking ---------------------------------------------------------------------
 

@@ -258,6 +258,7 @@ class ApiHandler(Door):
         else:
             self.scope = None
             self.admit()
+        await self.context.service.present(f"{self.request.host} {self.request.path}")
         bound = self.bound()
         length = self.request.headers.get("Content-Length", "0")
         if isinstance(connection, HTTP1Connection):

@@ -35,7 +35,7 @@ from msgspec import UnsetType
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
-from kernelsvc.errors import BadRequest, Internal, KernelsvcError, QuotaExceeded
+from kernelsvc.errors import BadRequest, Internal, KernelsvcError, QuotaExceeded, Recovering
 from kernelsvc.model.objects import Cell
 from kernelsvc.protocol import native
 from kernelsvc.transports import auth
@@ -340,7 +340,6 @@ class ApiSocket(Door, WebSocketHandler):
         task = asyncio.create_task(self._serve(request), name=request.method.name)
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
-        return self._wait_for_room() if self._unsent > UNSENT_BYTES or len(self._requests) > AT_ONCE else None
 
     async def _wait_for_room(self) -> None:
         """A client that asks and doesn't read waits for itself, not in our memory."""
@@ -351,6 +350,10 @@ class ApiSocket(Door, WebSocketHandler):
         self.context.metrics.request(self.transport, "refused", refused.error.code, 0.0)
         try:
             await self._reply(native.encode_error(refused.id, refused.error, refused.code))
+        self._later(request)
+        return self._wait_for_room() if self._unsent > UNSENT_BYTES or len(self._requests) > AT_ONCE else None
+
+    def _later(self, request: native.Request) -> None:
         except Gone:
             return
         if refused.code == native.PARSE_ERROR and "UTF-8" in refused.error.message:
@@ -395,10 +398,12 @@ class ApiSocket(Door, WebSocketHandler):
             payload = native.encode_error(request.id, known) if known is not None else payload
             self._outlet.put(native.text_frame(payload))
             if not self._running:  # nobody else's answer could go with it
+        except Recovering:
+            self._running -= 1
+            self._later(request)
                 self._outlet.flush()
 
     async def _serve(self, request: native.Request) -> None:
-        self._unbegun -= 1
         began = time.perf_counter()
         code = "ok"
         after: Callable[[], None] | None = None
@@ -416,6 +421,8 @@ class ApiSocket(Door, WebSocketHandler):
             if after is not None:
                 after()
         except Gone:
+        await self.context.service.present(getattr(request.params, "session", ""))
+        self._unbegun -= 1
             return
 
     async def _send_error(self, id: Any, error: KernelsvcError) -> None:
