@@ -122,7 +122,6 @@ class Service:
         self._branching = Branching(self._store, self._promised, self._begin_copy)
         self._watch = Watching(self._live, settings.watch_seconds)
         self._launchers.host.on_struck = self._watch.counted
-        self._watching: asyncio.Future[None] | None = None
         self._recoveries = Recoveries(settings.start_seconds)
         self._adoption = Adoption(
             self._projections,
@@ -135,6 +134,7 @@ class Service:
             self._keep,
             self._store.discard,
         )
+        self._watching: asyncio.Future[None] | None = None
         self._retiring: asyncio.Future[None] | None = None
         self._stopping = False
         self.surroundings = Surroundings(self._find)
@@ -169,16 +169,16 @@ class Service:
         self._stopping = True
         await self.programs.end_all()
         if end_sessions:
-            ending = [s.close("server stopped") for s in list(self._live.values())]
             await self._recoveries.all(STOP_SECONDS)
+            ending = [s.close("server stopped") for s in list(self._live.values())]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     await asyncio.gather(*ending, return_exceptions=True)
         for task in (self._watching, self._retiring):
             if task is not None:
                 task.cancel()
-        await self._warm.close()
         self._recoveries.close()
+        await self._warm.close()
         for session in self._live.values():
             session.detach()
         await self._projections.close()
@@ -222,8 +222,8 @@ class Service:
 
     def _find(self, who: Principal, session: str, scope: Scope = "read") -> Session:
         self._may(who, scope)
-        found = self._live.get(session) or self._reopen(session)
         self._recoveries.check(session, who.name)
+        found = self._live.get(session) or self._reopen(session)
         if found is None or found.about.principal != who.name:
             raise NotFound(f"There is no session {session!r}; list your sessions.")
         return found
@@ -234,9 +234,9 @@ class Service:
         if found is None:
             try:
                 directory = self._store.directory(session)
-                journal = Journal.open(directory.journal, directory.id, read_only=True)
                 if is_large(directory.journal):
                     self._read_later(directory)
+                journal = Journal.open(directory.journal, directory.id, read_only=True)
                 found = self._session(about_of(directory, journal), directory, journal, live=False)
                 found.rebuild(life_of(journal))
             except (NotFound, OSError, msgspec.ValidationError):
@@ -244,7 +244,6 @@ class Service:
             self._keep(found)
         return found
 
-    def _owner(self, session: str) -> str | None:
     def _read_later(self, directory: SessionDirectory) -> NoReturn:
         """Read a large log of a closed session in a thread; whoever asks waits in ``present``."""
         about = msgspec.convert(directory.read_about(), About)
@@ -266,6 +265,7 @@ class Service:
                     self._reopen(session)
         await self._recoveries.named(named)
 
+    def _owner(self, session: str) -> str | None:
         found = self._live.get(session) or self._reopen(session)
         return found.about.principal if found else None
 
@@ -475,13 +475,13 @@ class Service:
                 found.append(self._brief(row) or self._view(self._find(who, row.id)))
         return found, following
 
-    async def close(self, who: Principal, session: str, *, reason: str = "closed") -> ApiSession:
     def _brief(self, row: Row) -> ApiSession | None:
         """How a list shows a session whose log is large and not read."""
         if row.id in self._live or row.id in self._past or not (row.id in self._recoveries or row.state == "closed"):
             return None
         return brief(row, self._store.directory(row.id))
 
+    async def close(self, who: Principal, session: str, *, reason: str = "closed") -> ApiSession:
         """End a session; its record stays. Closing a closed one changes nothing."""
         found = self._find(who, session, "run")
         if found.state is not SessionState.CLOSED:

@@ -336,6 +336,10 @@ class ApiSocket(Door, WebSocketHandler):
         if not self._unbegun and request.method.name == "session.execute" and request.params.wait == "finished":
             self._run_cell(request)
             return self._outlet.drained() if self._outlet.backlog > UNSENT_BYTES else None
+        self._later(request)
+        return self._wait_for_room() if self._unsent > UNSENT_BYTES or len(self._requests) > AT_ONCE else None
+
+    def _later(self, request: native.Request) -> None:
         self._unbegun += 1
         task = asyncio.create_task(self._serve(request), name=request.method.name)
         self._requests.add(task)
@@ -350,10 +354,6 @@ class ApiSocket(Door, WebSocketHandler):
         self.context.metrics.request(self.transport, "refused", refused.error.code, 0.0)
         try:
             await self._reply(native.encode_error(refused.id, refused.error, refused.code))
-        self._later(request)
-        return self._wait_for_room() if self._unsent > UNSENT_BYTES or len(self._requests) > AT_ONCE else None
-
-    def _later(self, request: native.Request) -> None:
         except Gone:
             return
         if refused.code == native.PARSE_ERROR and "UTF-8" in refused.error.message:
@@ -383,6 +383,9 @@ class ApiSocket(Door, WebSocketHandler):
             auth.require_scope(self.who, request.method.scope)
             (session, cell), _ = request.method.arguments(request.params)
             self.context.service.begin(self.who, session, cell, told, client=self)
+        except Recovering:
+            self._running -= 1
+            self._later(request)
         except Exception as error:
             self._running -= 1
             self._answer_cell(request, began, b"", error)
@@ -398,14 +401,13 @@ class ApiSocket(Door, WebSocketHandler):
             payload = native.encode_error(request.id, known) if known is not None else payload
             self._outlet.put(native.text_frame(payload))
             if not self._running:  # nobody else's answer could go with it
-        except Recovering:
-            self._running -= 1
-            self._later(request)
                 self._outlet.flush()
 
     async def _serve(self, request: native.Request) -> None:
         began = time.perf_counter()
         code = "ok"
+        await self.context.service.present(getattr(request.params, "session", ""))
+        self._unbegun -= 1
         after: Callable[[], None] | None = None
         try:
             value, after = await self._perform(request)
@@ -421,8 +423,6 @@ class ApiSocket(Door, WebSocketHandler):
             if after is not None:
                 after()
         except Gone:
-        await self.context.service.present(getattr(request.params, "session", ""))
-        self._unbegun -= 1
             return
 
     async def _send_error(self, id: Any, error: KernelsvcError) -> None:
