@@ -17,6 +17,7 @@ from kernelsvc.service.access import Access
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.programs import Programs
 from kernelsvc.service.surroundings import Surroundings
+from kernelsvc.service.watching import Samples
 
 NotebookFormat = Literal["ipynb", "html", "py"]
 # Named, because ``list`` means a method inside the class below.
@@ -80,6 +81,10 @@ class ServiceApi(Protocol):
     @property
     def leases(self) -> Leases:
         """Sessions' time, and sessions beside others."""
+
+    @property
+    def samples(self) -> Samples:
+        """What sessions used over their lives."""
 
     def authenticate(self, token: str | None) -> Principal: ...
     def info(self) -> dict[str, Any]: ...

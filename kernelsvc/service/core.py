@@ -73,7 +73,7 @@ from kernelsvc.service.recovering import Recoveries, brief, ids_in
 from kernelsvc.service.retention import Retention
 from kernelsvc.service.surroundings import Surroundings
 from kernelsvc.service.warm import Member, WarmPool
-from kernelsvc.service.watching import Watching
+from kernelsvc.service.watching import Samples, Watching
 from kernelsvc.session import About, Session, new_id, new_kernel_id
 from kernelsvc.settings import Settings
 from kernelsvc.store.index import Row
@@ -121,6 +121,7 @@ class Service:
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
         self._branching = Branching(self._store, self._promised, self._begin_copy)
         self._watch = Watching(self._live, settings.watch_seconds)
+        self.samples = Samples(self._find, self._watch)
         self._launchers.host.on_struck = self._watch.counted
         self._recoveries = Recoveries(settings.start_seconds)
         self._adoption = Adoption(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Mapping
 
+from kernelsvc.model.history import History, Sample, sample_of
 from kernelsvc.model.limits import Usage
+from kernelsvc.model.objects import Principal
 from kernelsvc.sandbox.watchdog import Use, Watchdog, Watched, hard_limits
+from kernelsvc.service.leases import Find
 from kernelsvc.service.stillness import Stillness
 from kernelsvc.session.core import Session
 
@@ -19,6 +23,7 @@ class Watching:
 
     Attributes:
         usage: what each was seen to use last, by id.
+        histories: what each was seen to use over its life, by id.
 
     Args:
         live: the sessions, by id; changes under us.
@@ -27,6 +32,7 @@ class Watching:
 
     def __init__(self, live: Mapping[str, Session], seconds: float) -> None:
         self.usage: dict[str, Usage] = {}
+        self.histories: dict[str, History] = {}
         self._live = live
         self._seconds = seconds
 
@@ -40,6 +46,8 @@ class Watching:
         dog = Watchdog()
         while True:
             await asyncio.sleep(self._seconds)
+            for ended in self.histories.keys() - self._live.keys():
+                del self.histories[ended]
             watched = {session.id: found for session in self._live.values() if (found := _watched(session))}
             if not watched:
                 continue
@@ -51,7 +59,8 @@ class Watching:
             for name, use in uses.items():
                 session = self._live.get(name)
                 if session is not None:
-                    self.usage[name] = _usage(use)
+                    self.usage[name] = used = _usage(use)
+                    self.histories.setdefault(name, History()).add(time.time(), used)
                     session.guard.looked(breaches.get(name, []))
 
     def counted(self, kernels: Iterable[str], limit: str) -> None:
@@ -60,6 +69,28 @@ class Watching:
         for session in list(self._live.values()):
             if session.about.kernel in struck:
                 session.guard.counted(limit)
+
+
+class Samples:
+    """What sessions used over their lives.
+
+    Args:
+        find: a session of a principal, for a scope.
+        watching: who measures it.
+    """
+
+    def __init__(self, find: Find, watching: Watching) -> None:
+        self._find, self._watching = find, watching
+
+    def of(self, who: Principal, session: str) -> list[Sample]:
+        """A session's samples, the oldest first; the last one is of now.
+
+        Raises:
+            NotFound: there is no such session.
+        """
+        found = self._find(who, session, "read")
+        now = sample_of(time.time(), self._watching.usage.get(found.id, Usage()))
+        return [*(each for each in self._watching.histories.get(found.id, ()) if each.at < now.at), now]
 
 
 def _watched(session: Session) -> Watched | None:

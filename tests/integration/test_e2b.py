@@ -146,8 +146,13 @@ def test_a_sandbox_from_beginning_to_end(e2b: Door) -> None:
     assert status == 200
     assert (shown["state"], shown["metadata"]) == ("running", {"user": "me", "a b": "c&d"})
     assert box.text("import os; os.environ['MINE'] + os.environ['E2B_SANDBOX']") == "it'strue"
-    status, (metric,) = e2b.ask("GET", f"/sandboxes/{box.id}/metrics")
-    assert metric["memTotal"] > 0
+    metrics = f"/sandboxes/{box.id}/metrics"
+    wait_for(lambda: len(e2b.ask("GET", metrics)[1]) >= 2, deadline=60, what="a sample that was kept")
+    _, kept = e2b.ask("GET", metrics)
+    assert kept[-1]["memTotal"] > 0
+    assert sorted(kept, key=lambda each: each["timestampUnix"]) == kept
+    assert e2b.ask("GET", f"{metrics}?start={kept[-1]['timestampUnix'] + 1000}") == (200, [])
+    assert e2b.ask("GET", f"{metrics}?start=x")[0] == 400
     assert e2b.ask("GET", f"/sandboxes/metrics?sandbox_ids={box.id},s_none")[1]["sandboxes"].keys() == {box.id}
     assert e2b.ask("DELETE", f"/sandboxes/{box.id}") == (204, "")
     assert e2b.ask("DELETE", f"/sandboxes/{box.id}")[0] == 404

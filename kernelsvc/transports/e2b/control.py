@@ -8,7 +8,6 @@ taken of.
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import Any
 from urllib.parse import unquote
 
@@ -278,22 +277,27 @@ class TemplateHandler(ControlHandler):
 
 
 class MetricsHandler(ControlHandler):
-    """``/sandboxes/{id}/metrics``: what it uses now."""
+    """``/sandboxes/{id}/metrics``: what it used, from its beginning until now."""
 
     async def get(self, sandbox: str) -> None:
-        """One sample, of now: nothing is kept of earlier ones."""
-        self.answer([models.metric_model(self.find(sandbox), time.time())])
+        """At most ``MAX_SAMPLES`` of them, the oldest first; those between ``start`` and ``end`` if that is asked."""
+        found = self.find(sandbox)
+        asked = self.query_fields()
+        start, end = models.moment(asked, "start", 0), models.moment(asked, "end", 1 << 40)
+        shown = models.metric_models(found, self.context.service.samples.of(self.who, found.id))
+        self.answer([each for each in shown if start <= each["timestampUnix"] <= end])
 
 
 class AllMetricsHandler(ControlHandler):
     """``/sandboxes/metrics``."""
 
     async def get(self) -> None:
-        """The same for several; those that are not there are left out."""
-        now, found = time.time(), {}
+        """What several use now; those that are not there are left out."""
+        found = {}
         for name in self.query_fields().get("sandbox_ids", "").split(","):
             with contextlib.suppress(NotFound):
-                found[name] = models.metric_model(self.find(name), now)
+                session = self.find(name)
+                found[name] = models.metric_models(session, self.context.service.samples.of(self.who, session.id))[-1]
         self.answer({"sandboxes": found})
 
 

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, unquote
 import msgspec
 
 from kernelsvc.errors import BadRequest, NotFound, NotSupported
+from kernelsvc.model.history import Sample
 from kernelsvc.model.limits import LimitsRequest, MiB
 from kernelsvc.model.log import seconds_of
 from kernelsvc.model.objects import Session, SessionRequest
@@ -246,26 +247,47 @@ def detail_model(session: Session, envd: str) -> dict[str, Any]:
     }
 
 
-def metric_model(session: Session, now: float) -> dict[str, Any]:
-    """What a sandbox uses now; the share of the CPU is that of its whole life.
+def moment(asked: Mapping[str, str], name: str, otherwise: int) -> int:
+    """A moment in a query, in whole seconds of Unix time.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    text = asked.get(name)
+    if text is None:
+        return otherwise
+    if not text.isdecimal() or len(text) > 12:
+        raise BadRequest(f"{name} must be a time in seconds since 1970.")
+    return int(text)
+
+
+def metric_models(session: Session, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """What a sandbox used; of the CPU, the share between a sample and the one before it.
 
     Args:
         session: the sandbox.
-        now: Unix time.
+        samples: the oldest first.
     """
-    used, limits = session.usage, session.limits
-    age = max(1.0, now - seconds_of(session.created_at, now))
-    memory = limits.memory_bytes or _machine_memory()
+    before = Sample(seconds_of(session.created_at, 0.0), 0.0, 0, 0)
+    found = []
+    for sample in samples:
+        spent, passed = sample.cpu_seconds - before.cpu_seconds, max(1.0, sample.at - before.at)
+        found.append(_metric_model(session, sample, max(0.0, spent) / passed))  # a new kernel begins at zero
+        before = sample
+    return found
+
+
+def _metric_model(session: Session, sample: Sample, busy: float) -> dict[str, Any]:
     return {
-        "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
-        "timestampUnix": int(now),
+        "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(sample.at)),
+        "timestampUnix": int(sample.at),
         "cpuCount": cpus(session),
-        "cpuUsedPct": round(100 * (used.cpu_seconds or 0.0) / age / cpus(session), 2),
-        "memUsed": used.memory_bytes or 0,
-        "memTotal": memory,
+        "cpuUsedPct": round(100 * busy / cpus(session), 2),
+        "memUsed": sample.memory_bytes,
+        "memTotal": session.limits.memory_bytes or _machine_memory(),
         "memCache": 0,
-        "diskUsed": used.disk_bytes or 0,
-        "diskTotal": limits.disk_bytes or 0,
+        "diskUsed": sample.disk_bytes,
+        "diskTotal": session.limits.disk_bytes or 0,
     }
 
 

@@ -1,5 +1,6 @@
 """E2B's Python SDK: what its examples do, then errors, time-outs, much output, images, reconnects."""
 
+import datetime
 import os
 import sys
 import time
@@ -115,7 +116,13 @@ def life(sandbox):
     assert (info.sandbox_id, info.state, info.metadata) == (sandbox.sandbox_id, SandboxState.RUNNING, {"k": "v w"})
     sandbox.set_timeout(600)
     assert (sandbox.get_info().end_at - info.end_at).total_seconds() > 100
-    assert sandbox.get_metrics()[0].mem_total > 0
+    deadline = time.monotonic() + 60
+    while len(metrics := sandbox.get_metrics()) < 2:
+        assert time.monotonic() < deadline, metrics
+        time.sleep(0.2)
+    assert metrics[-1].mem_total > 0
+    assert metrics[0].timestamp <= metrics[-1].timestamp
+    assert sandbox.get_metrics(start=metrics[-1].timestamp + datetime.timedelta(hours=1)) == []
     paginator = Sandbox.list(query=SandboxQuery(metadata={"k": "v w"}), limit=1)
     assert [each.sandbox_id for each in paginator.next_items()] == [sandbox.sandbox_id]
     assert not paginator.has_next

@@ -9,6 +9,7 @@ import pytest
 
 from kernelsvc.errors import BadRequest, NotFound, NotSupported
 from kernelsvc.model.events import SandboxReport
+from kernelsvc.model.history import Sample
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import Session, SessionState
 from kernelsvc.transports.e2b import models
@@ -75,11 +76,19 @@ def test_a_sandbox_is_shown_as_e2b_shows_it() -> None:
 
 
 def test_use_is_shown_in_e2bs_units() -> None:
-    used = session(usage=Usage(memory_bytes=5, cpu_seconds=1.0, disk_bytes=7))
-    shown = models.metric_model(used, 1767225611.0)
+    samples = [Sample(1767225611.0, 1.0, 5, 7), Sample(1767225616.0, 11.0, 6, 8), Sample(1767225621.0, 1.0, 6, 8)]
+    shown, later, again = models.metric_models(session(), samples)
     assert (shown["cpuUsedPct"], shown["memUsed"], shown["diskUsed"]) == (5.0, 5, 7)
     assert shown["timestamp"] == "2026-01-01T00:00:11Z"
-    assert models.metric_model(session(limits=Limits(memory_bytes=None)), 0.0)["memTotal"] > 0
+    assert (later["cpuUsedPct"], again["cpuUsedPct"]) == (100.0, 0.0)
+    assert models.metric_models(session(limits=Limits(memory_bytes=None)), samples)[0]["memTotal"] > 0
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "1.5", "1" * 13])
+def test_a_moment_is_whole_seconds(text: str) -> None:
+    assert (models.moment({"start": "7"}, "start", 0), models.moment({}, "start", 3)) == (7, 3)
+    with pytest.raises(BadRequest):
+        models.moment({"start": text}, "start", 0)
 
 
 def test_contexts_and_snapshots_are_no_sandboxes() -> None:
