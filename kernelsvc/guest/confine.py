@@ -132,7 +132,7 @@ def _drop(plan: dict[str, Any]) -> None:
             lx.drop_bounding_set()
     if plan["become"] is not None:
         with _step("user"):
-            lx.become(plan["become"]["uid"], plan["become"]["gid"])
+            lx.become(plan["become"]["uid"], plan["become"]["gid"], dumpable=not plan.get("concealed"))
     if plan["capabilities"]:
         with _step("capabilities"):
             lx.drop_capabilities()
@@ -241,6 +241,26 @@ def slim(plan: dict[str, Any], secret: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def conceal(plan: dict[str, Any]) -> None:
+    """A fork of the kernel host that is to become a program: nobody may look into its copy of the host's memory.
+
+    Before it can be seen by any session. Not dumpable, its ``/proc`` directory belongs
+    to root; so what is written there is written now. ``exec`` ends it: a program is
+    dumpable again, and its memory its own.
+
+    Raises:
+        StepFailed: Linux refused.
+    """
+    if plan["oom_score_adj"] is not None:
+        with _step("oom score"):
+            lx.write_file("/proc/self/oom_score_adj", str(plan["oom_score_adj"]))
+        plan["oom_score_adj"] = None
+    with _step("conceal"):
+        lx.forget_start()
+        lx.prctl(lx.PR_SET_DUMPABLE, 0)
+    plan["concealed"] = True
+
+
 def join(plan: dict[str, Any], cgroup: list[str], kernel: int) -> None:
     """Enter the cgroup and the namespaces of a sandbox that is there; a child forked next is in all of them.
 
@@ -316,6 +336,8 @@ def exec_confined(
             descriptor 2 and the exit status is 126 (127: program not found).
     """
     enter(plan)
+    if not plan["namespaces"]:
+        conceal(plan)  # other sessions see it; with namespaces nobody does, and maps of ids must still be written
     if os.fork():
         os._exit(0)
     build(plan)

@@ -28,7 +28,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-from kernelsvc.guest import caps, surroundings, variables
+from kernelsvc.guest import caps, surroundings, tracebacks, variables
 from kernelsvc.guest.frames import Request, join, misfit, stream_prefix
 from kernelsvc.guest.wire import Wire
 
@@ -247,6 +247,12 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         if transformed_cell is not None and not _may_await(transformed_cell):
             return False
         return bool(super().should_run_async(raw_cell, transformed_cell=transformed_cell, **more))
+
+    def _get_exc_info(self, exc_tuple: Any = None) -> tuple[Any, Any, Any]:
+        etype, evalue, traceback = super()._get_exc_info(exc_tuple)
+        if isinstance(evalue, BaseException):
+            tracebacks.clean(evalue)
+        return etype, evalue, tracebacks.without_ours(traceback)
 
     def _showtraceback(self, etype: Any, evalue: Any, stb: Any) -> None:
         if etype is asyncio.CancelledError and self.kernel.gate.cancelled:

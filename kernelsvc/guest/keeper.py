@@ -8,7 +8,9 @@ forks this: it joins the session's cgroup and namespaces, forks once more,
 because a pid namespace takes hold of children only, and the child drops every
 right that the kernel has dropped before it runs the program.
 
-The keeper itself is seen by nobody in there: it is not in their pid namespace.
+The keeper itself is seen by nobody in there: it is not in their pid namespace. The
+program's process is, from its fork on, and until it execs it holds a copy of the
+host's memory: so both are concealed before they enter (``confine.conceal``).
 It hears and tells the server alone, over a socket that came with the request.
 
 Datagrams, JSON. To the server: ``{"pid"}``, the program's as seen inside, or
@@ -59,6 +61,7 @@ class Order:
 def keep(order: Order, server: socket.socket) -> NoReturn:
     """Be a keeper: in a fresh fork with a single thread, descriptors 0 to 2 already those of the program."""
     try:
+        confine.conceal(order.plan)
         confine.join(order.plan, order.cgroup, order.kernel)
         news, told = os.pipe2(os.O_CLOEXEC)
         program = os.fork()

@@ -224,13 +224,27 @@ def drop_capabilities() -> None:
     _check(_libc.capset(header, b"\0" * 24), "capset")
 
 
-def become(uid: int, gid: int) -> None:
+def become(uid: int, gid: int, *, dumpable: bool = True) -> None:
     """Change to another user of the host, with no supplementary group. Root only."""
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
-    # setuid cleared "dumpable", which would leave /proc/self owned by root.
-    prctl(PR_SET_DUMPABLE, 1)
+    if dumpable:
+        # setuid cleared it, which would leave /proc/self owned by root.
+        prctl(PR_SET_DUMPABLE, 1)
+
+
+def forget_start() -> None:
+    """Wipe the arguments and the environment that this process was started with, as /proc shows them to others.
+
+    ``cmdline`` is shown to everybody, dumpable or not (proc(5)). Only for a process that is
+    about to exec: its C library's environment is gone, too.
+    """
+    with open("/proc/self/stat", "rb") as f:
+        fields = f.read().rpartition(b")")[2].split()
+    for start, end in (fields[45:47], fields[47:49]):  # arg_start, arg_end; env_start, env_end
+        if 0 < int(start) < int(end):
+            ctypes.memset(int(start), 0, int(end) - int(start))
 
 
 def landlock_abi() -> int:

@@ -13,6 +13,7 @@ after what they cover, and the root turns read-only last.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -83,10 +84,20 @@ def _bind_own(root: str, view: dict[str, Any]) -> None:
     try:
         for source, target in view["writable"]:
             # The first is the session's directory; what else is shared was given to its user.
-            _bind(root, source, target, _OWN, idmap if [source, target] == view["writable"][0] else None)
+            own = [source, target] == view["writable"][0]
+            _bind(root, source, target, _OWN, idmap if own else None)
+            if own and view.get("identity"):
+                _must_be(root + target, view["identity"])
     finally:
         if idmap is not None:
             os.close(idmap)
+
+
+def _must_be(path: str, identity: list[int]) -> None:
+    """What was bound is what was judged: a relative may have put something else there since."""
+    found = os.stat(path)
+    if [found.st_dev, found.st_ino] != list(identity):
+        raise OSError(errno.ESTALE, f"{path}: another directory lies in its place")
 
 
 def _mount_scratch(root: str, path: str, size: int, flags: int) -> None:

@@ -186,7 +186,7 @@ class ForkProvisioner(KernelProvisionerBase):  # type: ignore[misc]
             session=f"jupyter-{self.kernel_id}",
             kernel=uuid.uuid4().hex,
             template=TEMPLATE,
-            workdir=str(kwargs.get("cwd") or os.getcwd()),
+            workdir=os.path.realpath(kwargs.get("cwd") or os.getcwd()),  # noqa: ASYNC240
             limits=NO_LIMITS,
             env=env,
         )

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kernelsvc.sandbox.plain import is_plain, make_plain
+
 #: Within a session's directory for branches, the one for later branches.
 NEXT = "next"
 #: How deep that goes. Linux lays at most 16 Landlock layers on a process, and branches of branches need some too.
@@ -33,7 +35,7 @@ def branches_root(files: Path) -> Path:
 def times(files: Path) -> int:
     """How often a session was branched, as far as that is counted."""
     place, depth = branches_root(files), 0
-    while depth < MOST_TIMES and _is_plain(place / NEXT):
+    while depth < MOST_TIMES and is_plain(place / NEXT):
         place, depth = place / NEXT, depth + 1
     return depth
 
@@ -49,17 +51,13 @@ def make_place(files: Path) -> Path:
     Raises:
         OSError: something else lies there, or the disk refuses.
     """
-    _make_plain(branches_root(files))
+    _make_room(branches_root(files))
     depth = times(files)
     if depth < MOST_TIMES:
-        _make_plain(later(files, depth + 1))
+        _make_room(later(files, depth + 1))
     return later(files, depth)
 
 
-def _is_plain(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def _make_plain(path: Path) -> None:
-    if not _is_plain(path):
-        path.mkdir(mode=0o755)
+def _make_room(path: Path) -> None:
+    if not is_plain(path):
+        make_plain(path, 0o755)

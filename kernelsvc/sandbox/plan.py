@@ -74,6 +74,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
             ``/home``); ``home`` is then that + the part below it.
         branched: how often this session was branched before: those branches' directories it may not write to.
         share: directories shown writable at their own path (a cold kernel's sockets).
+        identity: device and inode of that directory (the family's, where there is one); another one is not shown.
         hidden: directories that must not be seen although a read-only place holds them.
         uid: user and group of the host for this session, when the host runs as root.
         reachable: any user may walk to ``workdir`` and to what is read-only.
@@ -94,6 +95,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     family: str | None = None
     branched: int = 0
     share: list[str] = []
+    identity: tuple[int, int] | None = None
     hidden: list[str] = []
     uid: int | None = None
     reachable: bool = True
@@ -234,6 +236,7 @@ def _view(request: Request, wanted: _Wanted, inside: dict[str, int]) -> dict[str
         "links": request.places.links | {"/var/tmp": "../tmp"},
         "readonly": [list(pair) for pair in request.places.readonly],
         "writable": [list(own), *([path, path] for path in request.share)],
+        "identity": request.identity,
         "hidden": request.hidden,
         "idmap": request.idmap,
         "files": _etc_files(inside, networked=request.limits.network == "host", hostname=request.hostname),

@@ -25,6 +25,7 @@ from kernelsvc.sandbox.family import times
 from kernelsvc.sandbox.identity import UIDS, Identities, give, users_of_processes
 from kernelsvc.sandbox.idmap import can_map, make_map, make_owned
 from kernelsvc.sandbox.places import Places, find_places, is_reachable
+from kernelsvc.sandbox.plain import stat_plain
 from kernelsvc.sandbox.plan import SPARE_TASKS, Policy, Request, confine
 from kernelsvc.sandbox.probe import probe
 from kernelsvc.sandbox.verdicts import Layer, Probe
@@ -116,7 +117,7 @@ class Sandbox:
 
         Args:
             kernel: its id; names the cgroup.
-            workdir: the session's directory, existing; nothing may run in it now.
+            workdir: the session's directory, existing, reached through no link; nothing may run in it now.
             limits: the caps.
             python: the interpreter whose environment is shown (a cold kernel's
                 ``argv[0]``).
@@ -135,6 +136,9 @@ class Sandbox:
         uid = self._identities.acquire(*directories) if self.probe.root and self.policy != "off" else None
         group: Group | None = None
         try:
+            # What it is shown as its own is what is there now: neither a link, nor what may be put there next.
+            stat_plain(workdir)
+            own = stat_plain(family or workdir)
             group = self._groups.make(kernel, cpu=limits.cpu_cores is not None)
             places = self._find_places(python, tuple(prefixes))
             request = Request(
@@ -146,6 +150,7 @@ class Sandbox:
                 family=None if family is None else os.path.realpath(family),
                 branched=0 if family is None else times(Path(directory)),
                 share=list(share),
+                identity=(own.st_dev, own.st_ino),
                 hidden=self._hidden,
                 uid=uid,
                 reachable=uid is None or is_reachable([workdir, *(source for source, _ in places.readonly)]),

@@ -27,6 +27,7 @@ import msgspec
 import psutil
 
 from kernelsvc.model.limits import Limits
+from kernelsvc.sandbox.plain import is_plain
 from kernelsvc.sandbox.plan import SPARE_TASKS
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -243,7 +244,8 @@ def disk_usage(directory: str, *, entries: int = _MOST_ENTRIES) -> int:
     ``entries`` names: who makes more has used the disk well enough to be judged
     on those.
     """
-    total, left, seen, todo = 0, entries, set[tuple[int, int]](), [directory]
+    # A session may have put a link in place of its directory: what lies behind that isn't its own.
+    total, left, seen, todo = 0, entries, set[tuple[int, int]](), [directory] if is_plain(directory) else []
     while todo and left > 0:
         try:
             with os.scandir(todo.pop()) as found:

@@ -60,7 +60,7 @@ class Branching:
         Raises:
             KernelsvcError: nothing was made.
         """
-        files = self._store.directory(parent.id).files.resolve()
+        files = self._store.directory(parent.id).working()
         self._promised |= {a.id: Live(principal=a.principal, memory_bytes=a.limits.memory_bytes) for a in abouts}
         try:
             size = await asyncio.to_thread(_must_fit, files, abouts)

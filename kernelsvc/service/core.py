@@ -428,7 +428,7 @@ class Service:
             raise AtCapacity(
                 f"No session can be recorded ({error.strerror}); free disk space and try again."
             ) from error
-        about.workdir = str(directory.files.resolve())
+        about.workdir = str(directory.working())
         if parent is None and beside is None:
             about.family = str(directory.home.resolve())
         session = self._session(about, directory, journal)
@@ -704,7 +704,7 @@ class Service:
 
     def files_dir(self, who: Principal, session: str) -> Path:
         """The working directory as the server sees it; hostile content."""
-        return self._store.directory(self._find(who, session).id).files.resolve()
+        return self._store.directory(self._find(who, session).id).working()
 
     def files_changed(self, who: Principal, session: str, files: Sequence[dict[str, Any]]) -> None:
         """Record an upload or a deletion; a closed session's files can't change."""

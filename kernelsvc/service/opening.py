@@ -43,7 +43,7 @@ def about_of(directory: SessionDirectory, journal: Journal) -> About:
             id=directory.id,
             principal=started.principal,
             template=started.template,
-            workdir=str(directory.files.resolve()),
+            workdir=str(directory.working()),
             family="" if started.parent else str(directory.home.resolve()),
             kernel=started.kernel.id if started.kernel else "",
             created_at=started.at,

@@ -89,7 +89,7 @@ class Retention:
         top = self._store.sessions.resolve()
         hosts = set()
         for found in self._store.scan():
-            files = found.files.resolve()
+            files = found.working()
             if files.is_relative_to(top) and (host := files.relative_to(top).parts[0]) != found.id:
                 hosts.add(host)
         return hosts

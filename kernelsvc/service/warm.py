@@ -164,7 +164,7 @@ class WarmPool:
             id=session,
             principal="",
             template=template,
-            workdir=str(directory.files.resolve()),
+            workdir=str(directory.working()),
             kernel=new_kernel_id(),
             created_at=timestamp(self._store.clock()),
             limits=self._limits,

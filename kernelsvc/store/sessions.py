@@ -34,6 +34,7 @@ from kernelsvc.errors import Conflict, NotFound
 from kernelsvc.model import log
 from kernelsvc.model.log import Head
 from kernelsvc.sandbox.family import make_place
+from kernelsvc.sandbox.plain import make_plain, stat_plain
 from kernelsvc.store.atomic import replace, replace_bytes, sync_directory, write_all
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.removal import remove_tree
@@ -75,6 +76,18 @@ class SessionDirectory:
         self.files = path / "files"
         self.home = path / "home"
         self.saved = path / "variables.pickle"
+
+    def working(self) -> Path:
+        """Where ``files`` leads, told from its text alone.
+
+        The link is ours, what it leads through is the session's: nothing there is
+        followed, and whoever opens this must not follow anything either (``sandbox.plain``).
+        """
+        here = self.path.resolve()
+        try:
+            return Path(os.path.normpath(here / self.files.readlink()))
+        except OSError:  # there is none, or no link
+            return here / self.files.name
 
     def read_about(self) -> dict[str, Any]:
         """``session.json``; empty if it is missing or no JSON object (a crash at the first write)."""
@@ -147,9 +160,9 @@ class SessionDirectories:
         Args:
             session: its id.
             about: for ``session.json``.
-            parent: for a branch: its parent's directory, as ``files`` resolves.
+            parent: for a branch: its parent's directory (``working``).
             place: for a branch: where its own is made.
-            beside: for a session that shares another's directory: that, as ``files`` resolves.
+            beside: for a session that shares another's directory: that (``working``).
 
         Raises:
             OSError: nothing was made.
@@ -273,15 +286,12 @@ def _make_files(
     if parent is None:
         made.home.mkdir(mode=0o755)
         real = made.home / "user"
+        real.mkdir(mode=0o700)
     else:
         real = (place or make_place(parent)) / session
         # A branch's Landlock names the directory of its own branches, so it must be there when that is laid.
-        real.with_name(f"{session}.d").mkdir(mode=0o755)
-    real.mkdir(mode=0o700)
-    if parent is not None:
-        owner = parent.stat()
-        if owner.st_uid != real.stat().st_uid:
-            os.chown(real, owner.st_uid, owner.st_gid)
+        make_plain(real.with_name(f"{session}.d"), 0o755)
+        make_plain(real, 0o700, stat_plain(parent))
     made.files.symlink_to(os.path.relpath(real, made.path), target_is_directory=True)
 
 

@@ -37,6 +37,7 @@ from pathlib import Path
 import msgspec
 
 from kernelsvc.errors import AtCapacity, BadRequest, Conflict, KernelsvcError, NotFound, NotSupported, TooLarge
+from kernelsvc.sandbox.plain import open_plain
 
 #: linux/openat2.h
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 2, 4, 8
@@ -211,7 +212,13 @@ class Directory:
 
     def __init__(self, path: Path) -> None:
         with explained():
-            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._fd = open_plain(path, os.O_RDONLY)
+            except OSError as error:
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                said = "A link lies in place of the session's directory and is not followed; move it back in a cell."
+                raise Conflict(said) from None
         self._owner = os.fstat(self._fd)
 
     def __enter__(self) -> Directory:

@@ -1,0 +1,42 @@
+"""What a cell's traceback shows of us: nothing."""
+
+from __future__ import annotations
+
+import traceback
+
+import pytest
+
+from kernelsvc.guest import imports, namespace, tracebacks
+
+
+def test_our_frames_are_taken_out_and_the_others_stay() -> None:
+    lost = namespace.Lost("pool", "a thread pool with work in it")
+
+    def use() -> None:
+        lost.submit(len)
+
+    with pytest.raises(RuntimeError) as caught:
+        use()
+    whole = caught.value.__traceback__
+    assert any(imports.__file__.rpartition("/")[0] in frame.filename for frame in traceback.extract_tb(whole))
+    shown = traceback.extract_tb(tracebacks.without_ours(whole))
+    assert [frame.name for frame in shown][-1] == "use"
+    assert all(frame.filename == __file__ for frame in shown)
+
+
+def test_so_are_those_of_what_led_to_it() -> None:
+    lost = namespace.Lost("pool", "a thread pool with work in it")
+
+    def use() -> None:
+        try:
+            lost.submit(len)
+        except RuntimeError as error:
+            raise ValueError("no pool") from error
+
+    with pytest.raises(ValueError, match="no pool") as caught:
+        use()
+    tracebacks.clean(caught.value)
+    cause = caught.value.__cause__
+    assert cause is not None
+    assert [frame.name for frame in traceback.extract_tb(cause.__traceback__)] == ["use"]
+    assert tracebacks.without_ours(None) is None
