@@ -121,6 +121,7 @@ class Standing:
         self.copies: dict[str, str] = {}  # checkpoint -> the kernel id of the parked process
         self._moments: dict[str, int] = {}  # checkpoint -> how long the log was when it was first made
         self.last_finished: str | None = None
+        self.last_struck: frozenset[str] = frozenset()  # the limits that struck the cell that ran last
         self.present: str | None = None  # the cell after which the variables are as they are now
         self.began_empty = True  # before the first cell whose effects stand there was a fresh kernel
         self.born = now
@@ -245,6 +246,7 @@ class Standing:
         if self._is_running(event.cell):
             self.present = event.cell
             record.ran = True
+            self.last_struck = frozenset(self.running.struck) if self.running else frozenset()
             self.running = None
             if self.state is S.BUSY:
                 self._move(S.IDLE)

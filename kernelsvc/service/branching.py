@@ -9,13 +9,14 @@ one can't be made, none is.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import AtCapacity, KernelDead, TooLarge
+from kernelsvc.errors import AtCapacity, Conflict, KernelDead, TooLarge
 from kernelsvc.kernels.port import Forked
 from kernelsvc.model import events as ev
 from kernelsvc.model.admission import Live
@@ -115,6 +116,9 @@ class Branching:
         try:
             place = family.make_place(files)
         except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP):
+                said = "A link or a file lies where branches have their directories (/home/user.d); move it in a cell."
+                raise Conflict(said) from error
             raise AtCapacity(f"No branch can be recorded ({error.strerror}); free disk space.") from error
         home = Path(parent.kernel.home)
         inside = family.branches_root(home) / place.relative_to(family.branches_root(files))

@@ -44,6 +44,7 @@ class Guard:
         self._session = session
         self._disk: float | None = None
         self._after: str | None = None
+        self._counted_for: str | None = None
         self._killed_for = ""
         self._stopped = False
 
@@ -100,8 +101,11 @@ class Guard:
     def counted(self, limit: str) -> None:
         """The session's cgroup says that a cap of Linux's has struck something other than the kernel."""
         reached = caps.of_counters(limit, self._session.about.limits)
-        run = self._session.machine.running
-        if reached is not None and (run is None or limit not in run.struck):
+        run, last = self._session.machine.running, self._session.machine.last_finished
+        # The counters are read now and then: what a cell said of itself may be counted after its end.
+        told = run.struck if run is not None else () if self._counted_for == last else self._session.machine.last_struck
+        self._counted_for = last
+        if reached is not None and limit not in told:
             self._record(reached)
 
     def _record(self, reached: LimitReached) -> None:

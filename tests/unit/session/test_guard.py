@@ -23,6 +23,7 @@ class About:
 class Machine:
     running: Running | None = None
     last_finished: str | None = None
+    last_struck: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -112,4 +113,13 @@ def test_counters_are_told_once_for_a_cell() -> None:
     run.struck["processes"] = "told"
     guard.counted("processes")
     guard.counted("no such limit")
+    assert len(session.recorded) == 1
+
+
+def test_what_a_cell_said_of_itself_and_is_counted_after_its_end_is_not_told_again() -> None:
+    session, guard = made()
+    session.machine.last_finished, session.machine.last_struck = "a", frozenset({"processes"})
+    guard.counted("processes")
+    assert session.recorded == []
+    guard.counted("processes")  # what it left behind goes on
     assert len(session.recorded) == 1
