@@ -24,6 +24,7 @@ from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.host_client import Found, HostClient
 from kernelsvc.kernels.link import knock
 from kernelsvc.kernels.port import Cause, Exit, Forked, Output, Saved, Sink, StartRequest
+from kernelsvc.kernels.stopped import Attending
 from kernelsvc.kernels.wire import Wire, WireLoss
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.sandbox.plan import SCRATCH, data_bytes
@@ -427,10 +428,29 @@ class ForkedLauncher:
             self.path(request.kernel).unlink(missing_ok=True)
             raise KernelDead("The checkpoint's process is gone.") from None
         if not request.home:
-            return await self._connect(request, found, sink, 0, identity=_past(request))
+            return await self._wake_checkpoint(request, found, sink)
         return await self._connect(
             request, found, sink, 0, identity=_branch_identity(request, found.sandbox), seconds=COPY_SECONDS
         )
+
+    async def _wake_checkpoint(self, request: StartRequest, found: Found, sink: Sink) -> ForkedKernel:
+        """Wake one, also if it was stopped; one that is stopped again and again is given up."""
+        told = False
+
+        def go_on(pid: int) -> None:
+            nonlocal told
+            log.warning("checkpoint %s was stopped (SIGSTOP) and told to go on", request.kernel)
+            self.host.signal(request.kernel, signal.SIGCONT)
+            if told:
+                limit.reschedule(0)
+            told = True
+
+        try:
+            async with asyncio.timeout(None) as limit:
+                with Attending(lambda: found.pid, go_on):
+                    return await self._connect(request, found, sink, 0, identity=_past(request))
+        except TimeoutError:
+            raise KernelDead("The checkpoint is stopped (SIGSTOP), and stays so.") from None
 
     async def enlist(self, copy: StartRequest, *, of: str, home: str) -> None:
         """Find out which process a copy is, from Linux and not from the kernel, and tell the host."""

@@ -38,6 +38,7 @@ from kernelsvc.guest import init as guest_init
 from kernelsvc.kernels import channel, keepers
 from kernelsvc.kernels.nursery import Nursery
 from kernelsvc.kernels.quarters import in_thread
+from kernelsvc.kernels.stopped import Attending
 from kernelsvc.kernels.templates import Template, TemplateSettings, install_guest
 from kernelsvc.kernels.ward import Member, Record, Vanished, Ward
 from kernelsvc.model.limits import Limits
@@ -315,7 +316,7 @@ class Host:
         template = self.templates.get(request.template)
         if template is None:
             raise NotFound(f"This kernel host has no template {request.template!r}.")
-        with self.nursery.claim(request.kernel):
+        with self.nursery.claim(request.kernel), Attending(lambda: template.pid, _go_on):
             for attempt in range(1, SPAWN_ATTEMPTS + 1):
                 await template.wait_ready(TEMPLATE_SECONDS)
                 try:
@@ -491,6 +492,13 @@ def _record(request: Spawn | Start, kind: str, ticket: Ticket) -> Record:
     """What is kept of a sandbox: of its plan what programs need, and nothing of the session's environment."""
     slim = msgspec.structs.replace(ticket, plan=confine.slim(ticket.plan, request.env))
     return Record(kernel=request.kernel, session=request.session, kind=kind, ticket=slim, home=ticket.plan["home"])
+
+
+def _go_on(pid: int) -> None:
+    """A template was stopped while a session waits for it."""
+    log.warning("the template with pid %d was stopped (SIGSTOP) and told to go on", pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
 
 
 def _imports(settings: TemplateSettings) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from kernelsvc.kernels import channel
 from kernelsvc.kernels.exits import exit_of
 from kernelsvc.kernels.host import VERSION, HostSettings
 from kernelsvc.kernels.port import Exit
+from kernelsvc.kernels.stopped import Attending
 from kernelsvc.model.events import SandboxReport
 
 log = logging.getLogger(__name__)
@@ -222,7 +224,8 @@ class HostClient:
             if self._channel is None or not self._channel.send({"id": number, "op": op, **fields}, fds):
                 raise HostGone("The kernel host can't be reached; try again in a moment.")
             async with asyncio.timeout(REQUEST_SECONDS):
-                return await answer
+                with Attending(self._host_pid, lambda pid: _go_on(pid, answer)):
+                    return await answer
         except TimeoutError:
             raise Timeout("The kernel host did not answer in time; try again.") from None
         except asyncio.CancelledError:
@@ -231,6 +234,9 @@ class HostClient:
             raise
         finally:
             self._waiting.pop(number, None)
+
+    def _host_pid(self) -> int:
+        return self._channel.peer_pid() if self._channel is not None and self._channel.is_open else 0
 
     async def ask(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[dict[str, Any], list[int]]:
         """One request; waits for the host to be there. Safe to cancel: the host goes on.
@@ -369,3 +375,14 @@ def _host_environment(env: Mapping[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in env.items() if not (name.startswith("KERNELSVC_") and "TOKEN" in name)}
     paths = [str(Path(kernelsvc.__file__).parent.parent), *filter(None, [env.get("PYTHONPATH")])]
     return kept | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _go_on(pid: int, answer: asyncio.Future[tuple[dict[str, Any], list[int]]]) -> None:
+    """The host was stopped while an answer is waited for: have it go on, or say who can."""
+    try:
+        os.kill(pid, signal.SIGCONT)
+    except OSError:
+        if not answer.done():
+            answer.set_exception(Internal(f"The kernel host is stopped; let it go on with 'kill -CONT {pid}'."))
+    else:
+        log.warning("the kernel host was stopped (SIGSTOP) and told to go on")
