@@ -402,7 +402,8 @@ class Machine(Standing):
 
     def expires_at(self) -> float | None:
         """When the session ends by itself if nothing happens (monotonic seconds)."""
-        return min((at for at, _ in self._expiry()), default=None)
+        found = self._expiry()
+        return min(found)[0] if found else None
 
     def _rests_until(self) -> float | None:
         """When it has rested long enough to be put to sleep."""

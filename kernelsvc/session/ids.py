@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
+import os
 
 
 def new_id(prefix: str) -> str:
     """A fresh id, unguessable enough to never collide."""
-    return f"{prefix}_{uuid.uuid4().hex[:16]}"
+    return f"{prefix}_{os.urandom(8).hex()}"
 
 
 def new_cell_id() -> str:

@@ -10,6 +10,7 @@ import pytest
 import websockets
 from doors import Rpc
 from waiting import wait_until
+from websockets.frames import Frame, Opcode
 
 from kernelsvc.errors import CursorExpired
 
@@ -87,6 +88,22 @@ async def test_a_cell_is_begun_at_once_but_not_before_what_was_asked_earlier(rpc
         cell = await rpc.send("session.execute", {"session": session, "code": "x"})
         await rpc.answer(restart)
         assert (await rpc.answer(cell))["result"]["error"]["ename"] == "NameError"
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000, 1_000_000])
+async def test_frames_may_come_in_any_pieces(doors, step):
+    texts = ["", "x" * 120, "y" * 70_000]
+    ask = {"jsonrpc": "2.0", "method": "session.get"}
+    asked = [{**ask, "id": n, "params": {"session": text}} for n, text in enumerate(texts)]
+    frames = [Frame(Opcode.TEXT, json.dumps(each).encode()).serialize(mask=True) for each in asked]
+    data = b"".join(frames[:2] if step < 100 else frames)
+    async with doors.socket() as socket:
+        for at in range(0, len(data), step):
+            socket.transport.write(data[at : at + step])
+            await asyncio.sleep(0)
+        rpc = Rpc(socket)
+        for number in range(2 if step < 100 else 3):
+            assert "error" in await rpc.answer(number)
 
 
 async def test_batch_and_queued(rpc):
