@@ -78,6 +78,76 @@ async def test_state_lives_across_calls_and_pictures_come_as_pictures(mcp):
     assert "x: int = 41" in await mcp.text("variables")
 
 
+@pytest.mark.filterwarnings("ignore:resources/:mcp.shared.exceptions.MCPDeprecationWarning")
+async def test_a_client_is_told_when_a_notebook_or_a_file_is_another_one(served: Served):
+    told: asyncio.Queue[Any] = asyncio.Queue()
+    headers = {"Authorization": f"Bearer {served.token}"}
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=60) as http,
+        Client(
+            streamable_http_client(served.url + "/mcp", http_client=http), mode="legacy", message_handler=told.put
+        ) as client,
+    ):
+        assert client.server_capabilities.resources.subscribe
+        run = await client.call_tool("run_code", {"code": "x = 1"})
+        session = run.structured_content["session"]
+        notebook, file = (f"kernelsvc://sessions/{session}/{rest}" for rest in ("notebook.ipynb", "files/out.txt"))
+        for uri in (notebook, notebook, file):
+            await client.subscribe_resource(uri)
+        await client.call_tool("run_code", {"code": "_ = open('out.txt', 'w').write('a')"})
+        assert await uris(told, 2) == {notebook, file}
+        await client.unsubscribe_resource(notebook)
+        await client.call_tool("run_code", {"code": "_ = open('out.txt', 'w').write('b')"})
+        assert await uris(told, 1) == {file}
+        for wrong in ("kernelsvc://sessions/s_0000000000000000/notebook.ipynb", "kernelsvc://sessions/x", "other://x"):
+            with pytest.raises(MCPError):
+                await client.subscribe_resource(wrong)
+        await client.call_tool("close_session", {"session": session})
+
+
+async def uris(told: asyncio.Queue[Any], count: int) -> set[str]:
+    """Which resources are told of, until that many are."""
+    found: set[str] = set()
+    async with asyncio.timeout(30):
+        while len(found) < count:
+            message = await told.get()
+            if getattr(message, "method", "") == "notifications/resources/updated":
+                found.add(str(message.params.uri))
+    return found
+
+
+async def test_a_client_of_the_later_era_listens(served: Served):
+    async with connected(served, "2026-07-28") as client:
+        run = await client.call_tool("run_code", {"session": "listened", "code": "x = 1"})
+        session = run.structured_content["session"]
+        notebook = f"kernelsvc://sessions/{session}/notebook.ipynb"
+        async with client.listen(resource_subscriptions=[notebook], resources_list_changed=True) as events:
+            await client.call_tool("run_code", {"session": session, "code": "x += 1"})
+            await client.call_tool("run_code", {"session": "more", "code": "1"})
+            seen: set[str] = set()
+            async with asyncio.timeout(30):
+                async for event in events:
+                    seen.add(type(event).__name__)
+                    if len(seen) == 2:
+                        break
+        assert seen == {"ResourceUpdated", "ResourcesListChanged"}
+        with pytest.raises(MCPError):
+            async with client.listen(resource_subscriptions=["kernelsvc://sessions/s_0000000000000000/notebook.py"]):
+                pass
+        for each in (session, "more"):
+            await client.call_tool("close_session", {"session": each})
+
+
+async def test_a_host_that_can_send_no_header_has_the_token_in_the_address(served: Served):
+    async with Client(streamable_http_client(f"{served.url}/t/{served.token}/mcp"), mode="legacy") as client:
+        run = await client.call_tool("run_code", {"code": "6 * 7"})
+        assert run.structured_content["text"] == "42\n"
+        await client.call_tool("close_session", {"session": run.structured_content["session"]})
+    async with httpx2.AsyncClient() as http:
+        assert (await http.post(f"{served.url}/t/wrong/mcp", headers=JSON, json={})).status_code == 401
+    assert served.token not in served.output()
+
+
 async def test_every_tool_is_listed_with_its_schemas(mcp):
     tools = {tool.name: tool for tool in (await mcp.client.list_tools()).tools}
     assert set(tools) == set(TOOLS)

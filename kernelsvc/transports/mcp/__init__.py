@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from kernelsvc.errors import Forbidden
 from kernelsvc.transports import auth
@@ -21,6 +22,8 @@ from kernelsvc.transports.door import ApiHandler, Context
 if TYPE_CHECKING:
     from kernelsvc.transports.mcp.serving import Exchange, Serving
 
+#: Where a token may stand that a host can send in no other way.
+PREFIX = r"(?:/t/[^/]+)?"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -48,6 +51,11 @@ class McpHandler(ApiHandler):
     route = "/mcp"
     place: Place
     _exchange: Exchange | None = None
+
+    def token(self) -> str | None:
+        """The token that the request carries, in a header or in front of the path."""
+        found = re.match(r"/t/([^/]+)/", self.request.path)
+        return unquote(found.group(1)) if found else super().token()
 
     def admit(self) -> None:
         """Check origin, then token.
@@ -110,4 +118,4 @@ def routes(shared: dict[str, Any]) -> list[Any]:
     Args:
         shared: what every handler is initialised with.
     """
-    return [(r"/mcp/?", McpHandler, {**shared, "place": Place()})]
+    return [(rf"{PREFIX}/mcp/?", McpHandler, {**shared, "place": Place()})]

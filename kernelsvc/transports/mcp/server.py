@@ -26,6 +26,7 @@ from kernelsvc.tools.schema import input_schema, output_schema
 from kernelsvc.tools.table import INSTRUCTIONS
 from kernelsvc.tools.toolbox import MIME, notebook_uri
 from kernelsvc.transports.mcp.prompts import PROMPTS, filled
+from kernelsvc.transports.mcp.subscribing import Subscriptions
 
 Context = ServerRequestContext[Any, Any]
 #: The toolbox and the desk of whoever sent a request.
@@ -47,6 +48,7 @@ _ANY_TEMPLATES = (
 def make_server(find: Find) -> Server[Any]:
     """An MCP server whose every request is answered over the desk that ``find`` gives."""
     handlers = _Handlers(find)
+    subscriptions = Subscriptions(lambda ctx: find(ctx)[1], _place)
     return Server(
         "kernelsvc",
         version=__version__,
@@ -58,6 +60,9 @@ def make_server(find: Find) -> Server[Any]:
         on_list_resources=handlers.list_resources,
         on_list_resource_templates=handlers.list_templates,
         on_read_resource=handlers.read_resource,
+        on_subscribe_resource=subscriptions.subscribe,
+        on_unsubscribe_resource=subscriptions.unsubscribe,
+        on_subscriptions_listen=subscriptions.listen,
         on_list_prompts=handlers.list_prompts,
         on_get_prompt=handlers.get_prompt,
         on_completion=handlers.complete,
@@ -120,10 +125,8 @@ class _Handlers:
 
     async def read_resource(self, ctx: Context, params: types.ReadResourceRequestParams) -> types.ReadResourceResult:
         uri = str(params.uri)
-        session, _, rest = uri.removeprefix(_ROOT).partition("/")
-        if not uri.startswith(_ROOT) or not session or not rest:
-            raise MCPError(types.INVALID_PARAMS, f"There is no resource {uri!r}; resources/templates/list says which.")
-        data, mime = await self._asked(ctx, lambda desk: _resource(desk, unquote(session), unquote(rest), uri))
+        session, rest = _place(uri)
+        data, mime = await self._asked(ctx, lambda desk: _resource(desk, session, rest, uri))
         return types.ReadResourceResult(contents=[contents(uri, mime, data)])
 
     # --- prompts ----------------------------------------------------------------------------
@@ -164,6 +167,14 @@ class _Handlers:
             return await ask(self._find(ctx)[1])
         except KernelsvcError as error:
             _refuse(error)
+
+
+def _place(uri: str) -> tuple[str, str]:
+    """The session of a resource, and where it lies there."""
+    session, _, rest = uri.removeprefix(_ROOT).partition("/")
+    if not uri.startswith(_ROOT) or not session or not rest:
+        raise MCPError(types.INVALID_PARAMS, f"There is no resource {uri!r}; resources/templates/list says which.")
+    return unquote(session), unquote(rest)
 
 
 def _refuse(error: KernelsvcError) -> NoReturn:

@@ -129,8 +129,8 @@ class Exchange:
             "http_version": "1.1",
             "method": request.method,
             "scheme": request.protocol,
-            "path": request.path,
-            "raw_path": request.path.encode(),
+            "path": "/mcp",  # as it is without a token in front
+            "raw_path": b"/mcp",
             "query_string": b"",
             "root_path": "",
             "headers": [

@@ -1,0 +1,198 @@
+"""Resources that MCP's clients subscribe to: told when a session's notebook or one of its files is another one.
+
+Both eras of the protocol come here: ``resources/subscribe``, whose news go to
+the connection's own stream, and ``subscriptions/listen``, whose answer is the
+stream. A session is looked at once a second for as long as somebody wants to
+know: that is one look at a number, whoever owns the sessions, and however fast
+a cell prints, a client is told once in that time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import mcp_types as types
+from mcp.server.context import ServerRequestContext
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourcesListChanged, ResourceUpdated
+from mcp.shared.exceptions import MCPError
+
+from kernelsvc.errors import KernelsvcError, NotFound
+from kernelsvc.model.objects import Session, SessionState
+from kernelsvc.protocol.native import SessionPage
+from kernelsvc.tools import Desk
+
+Context: TypeAlias = ServerRequestContext[Any, Any]
+Told = Callable[[], Awaitable[None]]
+
+#: Seconds between two looks.
+LOOK_SECONDS = 1.0
+#: Resources of one client, and streams of one server, at once.
+MAX_RESOURCES, MAX_STREAMS = 64, 256
+#: Bytes of a file that are looked at; of a larger one, its size.
+MAX_LOOKED_AT = 1 << 20
+_STATE = "kernelsvc.subscriptions"
+
+
+class Resource:
+    """One resource, and what it was when it was looked at last. Made by ``watched``."""
+
+    def __init__(self, desk: Desk, session: str, path: str | None) -> None:
+        self._desk, self._session, self._path = desk, session, path
+        self._seq = -1
+        self._content = ""
+        self.over = False
+
+    async def changed(self) -> bool:
+        """Whether it is another one than at the last look; true at the first. Safe to cancel.
+
+        Raises:
+            KernelsvcError: it is not there.
+        """
+        found = await self._desk.call("session.get", {"session": self._session}, Session)
+        self.over = found.state is SessionState.CLOSED
+        if found.last_seq == self._seq:
+            return False
+        self._seq = found.last_seq
+        if self._path is None:
+            return True
+        before, self._content = self._content, await self._digest(self._path)
+        return before != self._content
+
+    async def _digest(self, path: str) -> str:
+        with contextlib.suppress(NotFound):
+            piece = await self._desk.read_file(self._session, path, 0, MAX_LOOKED_AT)
+            return f"{piece.size} {hashlib.sha256(piece.data).hexdigest()}"
+        return "gone"
+
+
+async def watched(desk: Desk, session: str, rest: str) -> Resource:
+    """A resource that is there, looked at once.
+
+    Args:
+        desk: of whoever wants to know.
+        session: its id.
+        rest: the resource's name in there.
+
+    Raises:
+        KernelsvcError: the session is not there, or has no such resource.
+    """
+    path = rest.removeprefix("files/") if rest.startswith("files/") else None
+    if path is None and rest.partition(".")[0] != "notebook":
+        raise NotFound(f"A session has no {rest[:100]!r}; resources/templates/list says what it has.")
+    resource = Resource(desk, session, path)
+    await resource.changed()
+    return resource
+
+
+async def follow(resource: Resource, told: Told) -> None:
+    """Call ``told`` at each change until the session has ended. Safe to cancel."""
+    while not resource.over:
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            changed = await resource.changed()
+        except NotFound:
+            return
+        except KernelsvcError:
+            continue  # the server is away, perhaps
+        if changed:
+            await told()
+
+
+async def follow_list(desk: Desk, told: Told) -> None:
+    """Call ``told`` when there are other sessions than before. Safe to cancel."""
+    before: list[tuple[str, str]] | None = None
+    while True:
+        with contextlib.suppress(KernelsvcError):
+            page = await desk.call("session.list", {"limit": 100}, SessionPage)
+            now = [(each.id, each.name or "") for each in page.sessions]
+            if before is not None and now != before:
+                await told()
+            before = now
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+class Subscriptions:
+    """The protocol's requests.
+
+    Args:
+        find: the desk of whoever sent a request, and where in which session a resource lies.
+    """
+
+    def __init__(self, desk: Callable[[Context], Desk], place: Callable[[str], tuple[str, str]]) -> None:
+        self._desk, self._place = desk, place
+        self._streams = 0
+
+    async def subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
+        """``resources/subscribe``."""
+        uri = str(params.uri)
+        kept = self._kept(ctx)
+        if uri not in kept:
+            if len(kept) >= MAX_RESOURCES:
+                raise MCPError(types.INVALID_REQUEST, f"{MAX_RESOURCES} resources are subscribed to; drop one of them.")
+            resource = await self._watched(ctx, uri)
+            session = ctx.session
+            kept[uri] = asyncio.ensure_future(follow(resource, lambda: session.send_resource_updated(uri)))
+        return types.EmptyResult()
+
+    async def unsubscribe(self, ctx: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
+        """``resources/unsubscribe``."""
+        task = self._kept(ctx).pop(str(params.uri), None)
+        if task is not None:
+            task.cancel()
+        return types.EmptyResult()
+
+    async def listen(
+        self, ctx: Context, params: types.SubscriptionsListenRequestParams
+    ) -> types.SubscriptionsListenResult:
+        """``subscriptions/listen``: answered by a stream, for as long as the client reads it."""
+        wanted = params.notifications
+        uris = [str(uri) for uri in wanted.resource_subscriptions or ()]
+        if len(uris) > MAX_RESOURCES or self._streams >= MAX_STREAMS:
+            raise MCPError(
+                types.INVALID_REQUEST, f"At most {MAX_RESOURCES} resources and {MAX_STREAMS} streams at once."
+            )
+        bus = InMemorySubscriptionBus()
+        self._streams += 1
+        tasks: list[asyncio.Future[None]] = []
+        try:
+            for uri in uris:
+                resource = await self._watched(ctx, uri)
+                tasks.append(asyncio.ensure_future(follow(resource, _publisher(bus, ResourceUpdated(uri)))))
+            if wanted.resources_list_changed:
+                told = _publisher(bus, ResourcesListChanged())
+                tasks.append(asyncio.ensure_future(follow_list(self._desk(ctx), told)))
+            return await ListenHandler(bus)(ctx, params)
+        finally:
+            self._streams -= 1
+            for task in tasks:
+                task.cancel()
+
+    async def _watched(self, ctx: Context, uri: str) -> Resource:
+        try:
+            return await watched(self._desk(ctx), *self._place(uri))
+        except KernelsvcError as error:
+            raise MCPError(types.INVALID_PARAMS, error.message, {"code": error.code}) from None
+
+    def _kept(self, ctx: Context) -> dict[str, asyncio.Future[None]]:
+        """This connection's, which end with it."""
+        connection = ctx.session._connection  # the SDK shows handlers no other way to its end
+        if _STATE not in connection.state:
+            connection.state[_STATE] = {}
+            connection.exit_stack.callback(_cancel, connection.state[_STATE])
+        kept: dict[str, asyncio.Future[None]] = connection.state[_STATE]
+        for uri in [uri for uri, task in kept.items() if task.done()]:
+            del kept[uri]
+        return kept
+
+
+def _publisher(bus: InMemorySubscriptionBus, event: ResourceUpdated | ResourcesListChanged) -> Told:
+    return lambda: bus.publish(event)
+
+
+def _cancel(tasks: dict[str, asyncio.Future[None]]) -> None:
+    for task in tasks.values():
+        task.cancel()
