@@ -21,7 +21,7 @@ from waiting import wait_until
 from kernelsvc.kernels import processes
 from kernelsvc.kernels.forked import ForkedKernel, ForkedLauncher
 from kernelsvc.kernels.host import HostSettings
-from kernelsvc.kernels.host_client import HostClient
+from kernelsvc.kernels.host_client import HostClient, HostGone
 from kernelsvc.kernels.port import Exit, Message, Output, StartRequest, Text
 from kernelsvc.kernels.templates import TemplateSettings
 from kernelsvc.model.limits import Limits
@@ -129,6 +129,17 @@ class Bench:
 
     async def host(self) -> psutil.Process:
         return psutil.Process((await self.hello())["pid"])
+
+    async def another(self, than: int) -> None:
+        """Wait until a host with another pid answers."""
+
+        async def there() -> bool:
+            try:
+                return bool((await self.hello())["pid"] != than)
+            except HostGone:
+                return False
+
+        await wait_until(there, what="the next host")
 
     async def kernels(self) -> dict[str, int]:
         """What the host says it runs: pids by kernel."""

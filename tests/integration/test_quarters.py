@@ -160,7 +160,7 @@ async def test_the_next_host_finds_the_branch_in_its_cgroup() -> None:
         before = await own.host()
         kill(before.pid)
         await gone(before.pid)
-        assert (await own.hello())["pid"] != before.pid
+        await own.another(than=before.pid)
         assert group is not None
         assert group.exists(), "the next host knows whose it is"
         two.send(EAT.format(600))
