@@ -1,23 +1,36 @@
 """What the journal costs: ``python -m benchmarks.journal [--gigabytes 1] [--dir DIR]``.
 
-Appending and syncing as a cell does, the sync inline and in a thread, side by
-side in one run; the notebook's share; and the time to open a large journal.
+First its share of a trivial cell: cells through the WebSocket, one at a time, of a
+server that never syncs and of one that syncs each end (``journal_sync = "ack"``, the
+default), and what the server itself has counted for its journals meanwhile. Then
+appending and syncing alone, the sync inline and in a thread; the notebook's share; and
+the time to open a large journal. Run it on a quiet machine, ``--dir`` on the disk that
+is meant: a tmpfs syncs for nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from kernelsvc import AsyncClient
+from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.model import events as ev
+from kernelsvc.service.projections import FLUSH_SECONDS
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.notebooks import NotebookFile
+
+TOKEN = "journal"
 
 
 def cell(n: int) -> list[ev.Event]:
@@ -65,6 +78,72 @@ async def costs(directory: Path, rounds: int = 500) -> None:
     journal.close()
 
 
+#: The share of a trivial cell that the journal may have.
+GOAL = 0.15
+
+
+async def share(directory: Path, rounds: int = 500) -> None:
+    """What part of a trivial cell the journal is, as the server itself has counted it."""
+    for sync in ("off", "ack"):
+        with Running(directory / sync, "--journal-sync", sync) as server:
+            async with AsyncClient(server.url, TOKEN) as client, await client.create_session() as session:
+                await _cells(session, 50)
+                before = await server.spent()
+                taken = await _cells(session, rounds)
+                spent = await server.spent()
+        append, synced = (after - earlier for after, earlier in zip(spent, before, strict=True))
+        part = (append + synced) / sum(taken)
+        print(f"cell, journal_sync={sync:8} {spread(taken)}")
+        each = f"entries {append / rounds * 1e6:.0f} µs, sync {synced / rounds * 1e6:.0f} µs"
+        print(f"  its journal, mean      {each}: {part:.1%} of the cell" + f" (goal {GOAL:.0%})" * (sync == "ack"))
+
+
+async def _cells(session: AsyncSession, count: int) -> list[float]:
+    taken = []
+    for _ in range(count):
+        began = time.perf_counter()
+        await session.run("1+1")
+        taken.append(time.perf_counter() - began)
+    return taken
+
+
+class Running:
+    """``with``: a server on a Unix socket, with directories of its own below ``root``."""
+
+    def __init__(self, root: Path, *args: str) -> None:
+        root.mkdir()
+        self.url = f"unix:{root / 's'}"
+        where = ["--uds", str(root / "s"), "--data-dir", str(root / "data"), "--runtime-dir", str(root / "run")]
+        self._command = [sys.executable, "-m", "kernelsvc", "serve", *where, "--token", TOKEN, *args]
+        self._log = root / "log"
+
+    def __enter__(self) -> Running:
+        ready, end = os.pipe()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self._command, "--ready-fd", str(end)], stdout=log, stderr=log, pass_fds=[end], start_new_session=True
+            )
+        os.close(end)
+        if not os.read(ready, 100):
+            raise SystemExit(self._log.read_text())
+        os.close(ready)
+        return self
+
+    async def spent(self) -> list[float]:
+        """Seconds that this server's journals have taken: entries, syncs."""
+        await asyncio.sleep(2 * FLUSH_SECONDS)  # by then all is told
+        reader, writer = await asyncio.open_unix_connection(self.url.removeprefix("unix:"))
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+        lines = (await reader.read()).decode().splitlines()
+        writer.close()
+        names = "kernelsvc_journal_append_seconds_total ", "kernelsvc_journal_sync_seconds_sum "
+        return [float(line.split()[1]) for name in names for line in lines if line.startswith(name)]
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(60)
+
+
 def opening(directory: Path, size: int) -> None:
     """Write a journal of ``size`` bytes and open it again."""
     for text in (60, 3000):
@@ -88,10 +167,12 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--dir", type=Path, default=None, help="where the data lies (a disk, not a tmpfs)")
     args = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(dir=args.dir))
+    directory = Path(tempfile.mkdtemp(prefix="kj", dir=args.dir))
     try:
+        asyncio.run(share(directory))
         asyncio.run(costs(directory))
-        opening(directory, int(args.gigabytes * (1 << 30)))
+        if args.gigabytes:
+            opening(directory, int(args.gigabytes * (1 << 30)))
     finally:
         shutil.rmtree(directory)
 

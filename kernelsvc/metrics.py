@@ -65,6 +65,7 @@ class Metrics:
         self.limits = counter("limits_reached", "Caps that struck, by limit.", "limit")
         self.create_seconds = histogram("session_create_seconds", "From request to a ready session.", _FAST)
         self.journal_bytes = counter("journal_bytes", "Bytes appended to journals.")
+        self.append_seconds = counter("journal_append_seconds", "Time of making and writing entries of journals.")
         self.sync_seconds = histogram("journal_sync_seconds", "Time of one sync of a journal.", _FAST)
         self.requests = counter(
             "requests", "Requests, by transport, method and outcome.", "transport", "method", "code"

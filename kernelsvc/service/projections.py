@@ -17,7 +17,7 @@ from kernelsvc.model.events import Event, JournalSigned, SessionClosed
 from kernelsvc.service.api import NotebookFormat
 from kernelsvc.store.convert import convert
 from kernelsvc.store.index import Index
-from kernelsvc.store.journal import Journal
+from kernelsvc.store.journal import METER, Journal
 from kernelsvc.store.keys import SigningKey
 from kernelsvc.store.notebooks import NotebookFile, cells_of, write_inherited
 from kernelsvc.store.recovery import end_of
@@ -116,6 +116,11 @@ class Projections:
     def _flush(self) -> None:
         self._flusher = None
         self.index.flush()
+        spent = METER.take()
+        self.metrics.append_seconds.inc(spent.append_seconds)
+        self.metrics.journal_bytes.inc(spent.bytes)
+        for seconds in spent.syncs:
+            self.metrics.sync_seconds.observe(seconds)
 
     def finish(self, session: str) -> None:
         """The session has closed and its journal is complete: write the last notebook."""

@@ -8,7 +8,7 @@ import pytest
 from kernelsvc.errors import Conflict, CursorExpired, CursorUnknown, NotSupported, SessionClosed
 from kernelsvc.model import events as ev
 from kernelsvc.model import log
-from kernelsvc.store.journal import BATCH_BYTES, RING_BYTES, Journal
+from kernelsvc.store.journal import BATCH_BYTES, METER, RING_BYTES, Journal
 
 
 @pytest.fixture
@@ -298,3 +298,16 @@ def test_a_journal_of_a_later_version_is_refused(journal, path, read_only):
     journal.close()
     with pytest.raises(NotSupported, match="upgrade"):
         Journal.open(path, read_only=read_only)
+
+
+def test_what_journals_cost_is_counted(tmp_path):
+    METER.take()
+    journal = Journal.create(tmp_path / "journal.jsonl", "s")
+    journal.append([ev.CellQueued(cell="c", code="1")])
+    journal.sync()
+    journal.sync()  # there is nothing to do
+    spent = METER.take()
+    assert (spent.bytes, len(spent.syncs)) == (journal.size, 1)
+    assert spent.append_seconds > 0
+    assert METER.take().bytes == 0
+    journal.close()
