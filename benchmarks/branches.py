@@ -198,11 +198,11 @@ async def fifty(client: AsyncClient, sheet: Sheet) -> None:
     async with holding(client, cells) as session:
         kernel = (await session.info()).kernel
         assert kernel is not None
-        before = family(kernel.pid)
+        before = everything(kernel.pid)
         for number in range(50):
             await session.run(f"y = {number}")
             await session.checkpoint(f"c{number}")
-        sheet.add("50 checkpoints of a small session", (family(kernel.pid) - before) / MIB)
+        sheet.add("50 checkpoints of a small session", (everything(kernel.pid) - before) / MIB)
 
 
 def private(pid: int) -> int:
@@ -210,11 +210,13 @@ def private(pid: int) -> int:
     return int(psutil.Process(pid).memory_full_info().uss)
 
 
-def family(pid: int) -> int:
-    """Bytes of a kernel and of everything below its init, each page counted once."""
+def everything(pid: int) -> int:
+    """Bytes of all that the host of a kernel has, each page counted once: its copies share most with the template."""
     init = psutil.Process(pid).parent()
-    assert init is not None
-    return sum(int(one.memory_full_info().pss) for one in init.children(recursive=True))
+    template = init.parent() if init is not None else None
+    host = template.parent() if template is not None else None
+    assert host is not None
+    return sum(int(one.memory_full_info().pss) for one in (host, *host.children(recursive=True)))
 
 
 # --- what else one could do ------------------------------------------------------------------

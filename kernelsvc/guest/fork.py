@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 from kernelsvc.guest import confine, saved, survey
 from kernelsvc.guest.hot import Hot
+from kernelsvc.guest.mapped import Mapped
 from kernelsvc.guest.survey import Survey
 
 if TYPE_CHECKING:
@@ -53,13 +54,16 @@ OOM_LIVE, OOM_PARKED = 300, 0
 MAX_FENCES, PARENTS_FENCES = 16, 10
 _FDS = 5
 _OMP_PAUSE_HARD = 2
+_mapped = Mapped()
 
 
 def answer(runner: Runner, control: Control) -> None:
     """Answer a CONTROL request; in a copy, return when it is live."""
     reap(runner)
     if control.op == "survey":
-        found = take_survey(runner, set(), survey.maps())
+        _mapped.read()
+        found = take_survey(runner, set(), _mapped.lines(*survey.TELLING))
+        _mapped.drop()
         runner.wire.reply(control.number, {"ok": True, "obstacles": found.obstacles, "warnings": found.warnings})
     elif control.op == "fork":
         _fork(runner, control)
@@ -130,9 +134,11 @@ def _fork(runner: Runner, control: Control) -> None:
         refused = ["Branches of branches can't go deeper: Linux fences a process 16 times. Branch from an earlier one."]
         runner.wire.reply(control.number, {"ok": False, "refused": refused})
         return
-    mapped = survey.maps()
+    _mapped.read()
+    mapped = _mapped.lines(*survey.TELLING)
     found = take_survey(runner, set(control.fds), mapped)
     if found.obstacles and not body.get("force"):
+        _mapped.drop()
         said = {"ok": False, "refused": found.obstacles, "warnings": found.warnings}
         runner.wire.reply(control.number, said)
         return
@@ -141,7 +147,8 @@ def _fork(runner: Runner, control: Control) -> None:
     # Not for a branch: it would make the branch's pages the branch's alone.
     again = body["mode"] == "checkpoint" and "workdir" not in body.get("identity", {})
     if again:
-        runner.hot.forking(mapped)
+        runner.hot.forking(_mapped)
+    _mapped.drop()
     files = any(found.regular for found in survey.descriptors(runner.own_fds() | set(control.fds)))
     state = random.getstate()
     pid = _copy(runner)

@@ -6,9 +6,12 @@ and always about the same ones. Which ones shows when a cell has run between two
 and nothing was taken after the first: they are this process's alone then, and are read
 off ``/proc/self/pagemap``. From then on they are taken right after each fork, many at a
 time (madvise(2), MADV_POPULATE_WRITE, which changes no byte), while nobody waits; now
-and then a fork goes by without, and they are read anew.
+and then two forks go by without, and they are read anew.
 
-Long runs are left out: they are data, written once, and not what every cell touches.
+A page that is taken and then not written costs memory: the copy has it to itself for
+nothing. So only what was written twice, between three forks, counts; looking leaves as
+little behind as can be, or it would see itself; and long runs are left out, for they are
+data, written once, and not what every cell touches.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Iterator
+
+from kernelsvc.guest.mapped import Mapped
 
 #: Pages taken at most, and in the longest run that is taken; and the largest mapping that is looked through, in bytes.
 MOST_PAGES, MOST_RUN, MOST_MAPPED = 4096, 64, 256 << 20
@@ -27,7 +32,7 @@ _POPULATE_WRITE = 23
 _PRESENT, _FILE, _EXCLUSIVE = 0x80, 0x20, 0x01
 _OURS = bytes((byte & (_PRESENT | _FILE | _EXCLUSIVE)) == _PRESENT | _EXCLUSIVE for byte in range(256))
 _RUN = re.compile(rb"\x01+")
-_WRITABLE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) rw.p \S+ 00:00 \d+", re.MULTILINE)
+_WRITABLE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) rw.p \S+ 00:00 \d+", re.MULTILINE)
 
 Range = tuple[int, int]
 
@@ -39,15 +44,22 @@ class Hot:
         self._ranges: list[Range] = []
         self._left = 0
         self._bare = False
+        self._once: list[Range] | None = None
 
-    def forking(self, mapped: str) -> None:
+    def forking(self, mapped: Mapped) -> None:
         """Look, if there is something to be seen: call it right before a fork.
 
         Args:
-            mapped: what ``/proc/self/maps`` says.
+            mapped: just read.
         """
-        if self._bare:
-            self._ranges, self._left, self._bare = written(mapped), LASTS, False
+        if not self._bare:
+            return
+        found = written(mapped)
+        if self._once is None:
+            self._once = found
+        else:
+            self._ranges, self._left, self._bare = common(self._once, found), LASTS, False
+            self._once = None
 
     def forked(self) -> None:
         """In the original, when it has said that it forked."""
@@ -58,11 +70,11 @@ class Hot:
             self._bare = True
 
 
-def written(mapped: str) -> list[Range]:
+def written(mapped: Mapped) -> list[Range]:
     """What is this process's alone, as address and length, in short runs.
 
     Args:
-        mapped: what ``/proc/self/maps`` says.
+        mapped: just read.
     """
     found: list[Range] = []
     left = MOST_PAGES
@@ -81,6 +93,22 @@ def written(mapped: str) -> list[Range]:
     return found
 
 
+def common(one: list[Range], other: list[Range]) -> list[Range]:
+    """What is in both; each in order, and of ranges that do not overlap."""
+    found: list[Range] = []
+    mine, theirs = iter(one), iter(other)
+    a, b = next(mine, None), next(theirs, None)
+    while a and b:
+        begin, end = max(a[0], b[0]), min(sum(a), sum(b))
+        if begin < end:
+            found.append((begin, end - begin))
+        if sum(a) < sum(b):
+            a = next(mine, None)
+        else:
+            b = next(theirs, None)
+    return found
+
+
 def runs(entries: bytes) -> Iterator[Range]:
     """First page and number of pages of each short run of pages that are ours.
 
@@ -92,9 +120,9 @@ def runs(entries: bytes) -> Iterator[Range]:
             yield run.start(), run.end() - run.start()
 
 
-def _mappings(mapped: str) -> Iterator[Range]:
+def _mappings(mapped: Mapped) -> Iterator[Range]:
     left = MOST_MAPPED
-    for match in _WRITABLE.finditer(mapped):
+    for match in mapped.search(_WRITABLE):
         begin, end = int(match[1], 16), int(match[2], 16)
         if end - begin <= left:
             left -= end - begin

@@ -26,6 +26,9 @@ from typing import Any, NamedTuple
 MAX_NAMED = 10
 
 _OPENMP = ("libgomp", "libomp", "libiomp")
+_SHARED = " rw-s "
+#: What is looked for in a process's mappings.
+TELLING = tuple(token.encode() for token in (*_OPENMP, _SHARED))
 _POOL_THREADS = ("ThreadPoolExecutor", "ExecutorManagerThread", "QueueFeederThread", "QueueManagerThread")
 
 
@@ -57,7 +60,7 @@ def survey(loop: asyncio.AbstractEventLoop, own: set[int], forks: Iterable[int],
         loop: the session's event loop.
         own: descriptors of the kernel itself.
         forks: pids of copies that the kernel made of itself.
-        mapped: what ``maps`` says.
+        mapped: lines of ``/proc/self/maps``, those with ``TELLING`` among them.
     """
     open_files = list(descriptors(own))
     obstacles = [
@@ -283,15 +286,9 @@ def _shared(open_files: list[Descriptor]) -> Iterator[str]:
 
 
 def _shared_memory(mapped: str) -> Iterator[str]:
-    for path in _mapped(mapped, lambda line: " rw-s " in line):
+    for path in _mapped(mapped, lambda line: _SHARED in line):
         if not path.endswith("(deleted)"):
             yield f"The memory-mapped file {path} is shared: a write in one copy shows in the other."
-
-
-def maps() -> str:
-    """What is mapped into this process (proc(5)); some thousand lines."""
-    with open("/proc/self/maps", errors="replace") as file:
-        return file.read()
 
 
 def _mapped(mapped: str, wanted: Callable[[str], bool]) -> list[str]:

@@ -6,12 +6,13 @@ import ctypes
 import mmap
 import os
 import resource
+import typing
 from collections.abc import Iterator
 
 import pytest
 
 from kernelsvc.guest import hot
-from kernelsvc.guest.survey import maps
+from kernelsvc.guest.mapped import Mapped
 
 PAGE = mmap.PAGESIZE
 OURS, SHARED, FILE, ABSENT = 0x81, 0x80, 0xA1, 0x00
@@ -46,8 +47,14 @@ def write(memory: mmap.mmap) -> None:
         memory[at] = 1
 
 
+def _maps() -> Mapped:
+    mapped = Mapped()
+    mapped.read()
+    return mapped
+
+
 def ours(address: int) -> bool:
-    return any(begin <= address < begin + length for begin, length in hot.written(maps()))
+    return any(begin <= address < begin + length for begin, length in hot.written(_maps()))
 
 
 class Sleeper:
@@ -70,7 +77,7 @@ class Sleeper:
 def test_what_is_taken_after_a_fork_faults_no_more(pages: tuple[mmap.mmap, int]) -> None:
     memory, address = pages
     write(memory)
-    before = hot.written(maps())
+    before = hot.written(_maps())
     mine = [(begin, length) for begin, length in before if begin <= address < begin + length]
     if not mine:
         pytest.skip("this Linux does not tell which pages are a process's alone")
@@ -94,8 +101,16 @@ def test_it_looks_after_a_fork_that_took_nothing(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(hot, "written", lambda mapped: looks.append(mapped) or [(0, PAGE)])
     monkeypatch.setattr(hot, "take", taken.append)
     one = hot.Hot()
-    for number in range(hot.LASTS + 3):
-        one.forking(str(number))
+    for number in range(hot.LASTS + 5):
+        one.forking(typing.cast("Mapped", str(number)))
         one.forked()
-    assert looks == ["1", str(hot.LASTS + 2)]
+    assert looks == ["1", "2", str(hot.LASTS + 3), str(hot.LASTS + 4)]
     assert len(taken) == hot.LASTS + 1
+
+
+def test_only_what_is_written_each_time_is_taken() -> None:
+    one = [(0, 3 * PAGE), (10 * PAGE, PAGE), (20 * PAGE, 4 * PAGE), (40 * PAGE, PAGE)]
+    other = [(PAGE, PAGE), (11 * PAGE, PAGE), (19 * PAGE, 2 * PAGE), (23 * PAGE, 9 * PAGE)]
+    both = [(PAGE, PAGE), (20 * PAGE, PAGE), (23 * PAGE, PAGE)]
+    assert hot.common(one, other) == hot.common(other, one) == both
+    assert hot.common(one, []) == []
