@@ -5,13 +5,15 @@ What a client does is a script in ``clients/`` that runs in that environment and
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from environments import INSTALL_SECONDS, clean_env, node_with, python_with
-from served import Served
+from served import Served, serving
 
 from kernelsvc.guest import charts
 
@@ -40,6 +42,16 @@ def run(*command: Any, **more: Any) -> None:
 )
 def test_a_python_client(served: Served, script: str, packages: tuple[str, ...]) -> None:
     run(python_with(*packages), CLIENTS / f"{script}.py", served.url, served.token)
+
+
+def test_cold_kernels_contexts_and_programs_together(short_tmp: Path) -> None:
+    """With a kernelspec of the machine's own, as a server that has other languages."""
+    spec = short_tmp / "jupyter" / "kernels" / "cold"
+    spec.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec.joinpath("kernel.json").write_text(json.dumps({"argv": command, "display_name": "C", "language": "python"}))
+    with serving(short_tmp / "together", env={"JUPYTER_PATH": str(short_tmp / "jupyter")}) as served:
+        run(python_with(*PYTHON), CLIENTS / "e2b_together.py", served.url, served.token)
 
 
 def test_the_javascript_client(served: Served, tmp_path: Path) -> None:
