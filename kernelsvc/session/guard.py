@@ -45,6 +45,7 @@ class Guard:
         self._disk: float | None = None
         self._after: str | None = None
         self._counted_for: str | None = None
+        self._spared = False
         self._killed_for = ""
         self._stopped = False
 
@@ -53,9 +54,12 @@ class Guard:
         disk = next((breach.value for breach in breaches if breach.limit == "disk_bytes"), None)
         first, grown = self._disk is None, disk is not None and disk > (self._disk or 0) + DISK_SLACK
         self._disk = disk
+        spare = self._spare(grown=grown)
         for breach in breaches:
             if breach.limit != "disk_bytes":
                 self._breached(breach, kill=True)
+            elif spare:
+                self._told_of_nobody(breach, first=first)
             elif grown:
                 # What a cell that has ended wrote is seen only now; what grows without a cell is ended.
                 self._breached(breach, kill=not first and self._after == self._session.machine.last_finished)
@@ -64,18 +68,24 @@ class Guard:
             break
         self._after = self._session.machine.last_finished
 
+    def _spare(self, *, grown: bool) -> bool:
+        """Whether files that grew may be those of a cell that has ended since the last look, and not the running one's.
+
+        Not twice on end: many short cells must not fill what one may not.
+        """
+        ended = self._after != self._session.machine.last_finished
+        self._spared = grown and ended and self._session.machine.running is not None and not self._spared
+        return self._spared
+
+    def _told_of_nobody(self, breach: Breach, *, first: bool) -> None:
+        if first:
+            self._session.record_quietly(_reached(breach))
+
     def _breached(self, breach: Breach, *, kill: bool) -> None:
         session, run = self._session, self._session.machine.running
         if session.kernel is None or (run is not None and run.stop is not None):
             return  # it is being ended already
-        reached = LimitReached(
-            limit=breach.limit,
-            value=breach.value,
-            bound=breach.bound,
-            enforced_by="watchdog",
-            message=breach.message,
-        )
-        self._record(reached)
+        self._record(_reached(breach))
         with contextlib.suppress(KernelsvcError, OSError):
             if run is not None:
                 session.do(Interrupt(why=breach.limit, reason=caps.REASONS.get(breach.limit, Reason.INTERRUPTED)))
@@ -113,3 +123,13 @@ class Guard:
         if run is not None:
             reached.cell = run.id
         self._session.record_quietly(reached)
+
+
+def _reached(breach: Breach) -> LimitReached:
+    return LimitReached(
+        limit=breach.limit,
+        value=breach.value,
+        bound=breach.bound,
+        enforced_by="watchdog",
+        message=breach.message,
+    )

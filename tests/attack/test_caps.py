@@ -6,15 +6,18 @@ elsewhere the watchdog does, and says the same.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Served, serving
+from served import Served
 from waiting import wait_for
 
+from attack.ordinary import UID, as_ordinary_user
 from kernelsvc import Client
 from kernelsvc.model.limits import MiB
 
@@ -146,11 +149,27 @@ STRIKES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    root = tmp_path_factory.mktemp("caps")
-    with serving(root, env={"KERNELSVC_MAX_CELL_OUTPUT_BYTES": str(FLOOD)}) as served:
-        yield served
+class OrdinaryServed(Served):
+    """Of a user to whom no cgroup was delegated: rlimits and the watchdog are all there is."""
+
+    def command(self) -> list[str]:
+        return as_ordinary_user(super().command())
+
+
+@pytest.fixture(scope="module", params=["as we are", "ordinary user"])
+def server(request: pytest.FixtureRequest) -> Iterator[Served]:
+    ordinary = request.param == "ordinary user"
+    if ordinary and os.geteuid() != 0:
+        pytest.skip("not root: then every other test is this one")
+    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True) as root:
+        made = OrdinaryServed if ordinary else Served
+        if ordinary:
+            os.chown(root, UID, UID)
+        served = made(Path(root), env={"KERNELSVC_MAX_CELL_OUTPUT_BYTES": str(FLOOD), "HOME": root})
+        try:
+            yield served.start()
+        finally:
+            served.stop()
 
 
 def events(server: Served, session: str, kind: str) -> list[dict[str, Any]]:
@@ -221,7 +240,7 @@ def test_files_over_the_limit_do_not_end_what_does_not_add_to_them(server: Serve
         struck = len(events(server, session.id, "limit_reached"))
         slow = session.run("import time\nfor n in range(25): time.sleep(0.1)\nprint('slept')")
         assert (slow.reason, slow.text) == ("ok", "slept\n")
-        clean = session.run("import os\nfor n in range(40): os.remove(f'f{n}')\nprint(len(os.listdir()))")
+        clean = session.run("import os\nfor name in os.listdir(): os.remove(name)\nprint(len(os.listdir()))")
         assert (clean.reason, clean.text) == ("ok", "0\n")
         assert len(events(server, session.id, "limit_reached")) == struck
         session.close()

@@ -82,6 +82,16 @@ def test_what_a_cell_has_written_ends_nobody_after_it() -> None:
     assert (len(session.recorded), session.kills) == (1, 0)
 
 
+def test_a_cell_does_not_pay_for_the_one_before_it() -> None:
+    session, guard = made()
+    session.machine.last_finished, session.machine.running = "a", Running("b", 0.0)
+    guard.looked(disk(150))
+    assert [bool(event.cell) for event in session.recorded] == [False]
+    session.machine.last_finished, session.machine.running = "b", Running("c", 0.0)
+    guard.looked(disk(300))
+    assert len(session.interrupts) == 1, "short cells, one after the other, are not spared for ever"
+
+
 def test_what_writes_without_a_cell_is_ended_when_it_goes_on() -> None:
     session, guard = made()
     guard.looked(disk(150))
