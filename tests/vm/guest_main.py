@@ -319,6 +319,40 @@ def hostile_cells_meet_their_walls() -> str:
     return f"{len(found['cells'])} cells"
 
 
+def a_user_id_of_the_machine_s_for_each_session() -> str:
+    """``root-host.conf`` as the docs write it: a kernel host that is root, a server that isn't."""
+    sh("systemctl stop kernelsvc.socket kernelsvc.service kernelsvc-kernels.service")
+    place = "/etc/systemd/system/kernelsvc-kernels.service.d"
+    sh(f"install -Dm644 -t {place} systemd/root-host.conf; systemctl daemon-reload")
+    try:
+        sh("systemctl start kernelsvc-kernels.service kernelsvc.socket kernelsvc.service")
+        eventually(ready)
+        said = _files_go_both_ways()
+        assert said.endswith(", by an id of its own"), said
+        id = session(memory_bytes=256 << 20)
+        about = call("GET", f"/v1/sessions/{id}")["sandbox"]
+        assert about["isolation"] == "full", about
+        assert about["limits"]["memory_bytes"] == about["limits"]["processes"] == "hard", about
+        done = cell(id, "import os\nkept = os.getuid()\nprint(kept, open('/proc/self/uid_map').read().split())")
+        uid, *uid_map = re.findall(r"\d+", done["text"])
+        assert uid_map == ["0", "0", "4294967295"], done  # no user namespace
+        another = session()
+        assert cell(another, "import os; print(os.getuid())")["text"].strip() != uid
+        died = cell(id, "import os; os.abort()")
+        assert died["reason"] == "kernel_died", died
+        assert cell(id, "print(kept)")["text"].strip() == uid
+        sh("systemctl restart kernelsvc.service")
+        eventually(ready)
+        assert cell(id, "print(kept)")["text"].strip() == uid
+        for one in (id, another):
+            call("DELETE", f"/v1/sessions/{one}")
+        score = sh("systemd-analyze security --no-pager kernelsvc-kernels.service | grep Overall", check=False)
+        return f"{said}; {' '.join(score.split())}"
+    finally:
+        sh("systemctl stop kernelsvc.socket kernelsvc.service kernelsvc-kernels.service")
+        sh(f"rm {place}/root-host.conf; systemctl daemon-reload")
+
+
 CHECKS = [
     installs_as_the_docs_write_it,
     sessions_are_fully_confined,
@@ -333,6 +367,7 @@ CHECKS = [
     units_score_as_promised,
     a_second_start_waits_for_nobody,
     nothing_is_left_after_a_stop,
+    a_user_id_of_the_machine_s_for_each_session,
     hostile_cells_meet_their_walls,
 ]
 
@@ -343,7 +378,10 @@ def main() -> None:
         + sh("systemctl --version | head -1")
     )
     broken = False
-    for check in CHECKS:
+    # For who repairs one of them: the first installs, the others are left out.
+    wanted = re.search(r"checks=(\S+)", Path("/proc/cmdline").read_text())
+    some = [check for check in CHECKS if wanted is None or check.__name__ in wanted[1].split(",")]
+    for check in some:
         if broken and check not in (nothing_is_left_after_a_stop, hostile_cells_meet_their_walls):
             say(f"CHECK {check.__name__} FAIL not tried: nothing was installed")
             continue
