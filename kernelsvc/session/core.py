@@ -121,6 +121,7 @@ class Session:
         self.copies = Copies(self, checkpoints, checkpoint_max_bytes, account or Account(1, self._loop.time()))
         self._sync = sync
         self._observer = observer
+        self._unobserved: list[Event] = []
         self._sign = sign
         self._versions = versions or {}
         self._waiters: dict[str, list[Callable[[], object]]] = {}
@@ -314,11 +315,18 @@ class Session:
                 self._failed(error)
                 raise
         self.machine.commit(outcome, now)
-        if events:
-            self._project(events)
+        sends = [effect for effect in outcome.effects if isinstance(effect, SendCell)]
+        try:
+            for send in sends:  # first: the kernel can work while we keep our books
+                self._perform(send)
+        finally:
+            if events:
+                self._project(events)
         for effect in outcome.effects:
-            self._perform(effect)
+            if not isinstance(effect, SendCell):
+                self._perform(effect)
         if not self.hearing.busy:
+            self.observe()
             self.arm()
 
     def _project(self, events: Sequence[Event]) -> None:
@@ -330,10 +338,16 @@ class Session:
         for event in ended:
             if isinstance(event.cell, str):
                 self._wake(event.cell)  # what is derived may come after the answer
-        self._observer(self, events)
+        self._unobserved += events
         last = events[-1]
         if isinstance(last, ev.CellFinished) and self.state is SessionState.IDLE:
             self.copies.cell_ended(self._loop.time(), last.usage)
+
+    def observe(self) -> None:
+        """Tell the observer what was appended since the last time; once for a whole batch of the kernel's."""
+        events, self._unobserved = self._unobserved, []
+        if events:
+            self._observer(self, events)
 
     def _sync_log(self) -> None:
         try:

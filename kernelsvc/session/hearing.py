@@ -65,6 +65,7 @@ class Hearing:
             self._take(batch)
         finally:
             self.busy = False
+            self._session.observe()
             self._session.arm()
 
     def _take(self, batch: Sequence[Output]) -> None:
