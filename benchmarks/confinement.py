@@ -1,21 +1,25 @@
 """What each layer of confinement adds to a fork.
 
-    python -m benchmarks.confinement [rounds]
+    python -m benchmarks.confinement [rounds] [--write]
 
 Forks a process that holds what a template holds (numpy, pandas, pyplot), as a
 session's start does: middle, init, kernel. From the fork to the kernel's word that
-it is sealed, for: no layer, each layer alone, all of them. Interleaved, medians.
+it is sealed, for: no layer, each layer alone, all of them, all but one. Interleaved,
+medians. ``--write`` puts the table into ``docs/benchmarks/confinement.md``.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import gc
 import os
+import platform
 import statistics
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from kernelsvc.guest import confine
@@ -23,6 +27,7 @@ from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.sandbox import Sandbox
 
 ROUNDS = 40
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "confinement.md"
 
 
 def variants(full: dict[str, Any], bare: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -45,7 +50,19 @@ def variants(full: dict[str, Any], bare: dict[str, Any]) -> dict[str, dict[str, 
         "seccomp": {"seccomp": full["seccomp"], "no_new_privs": True},
     }.items():
         plans[layer] = {**copy.deepcopy(bare), **copy.deepcopy(changes)}
-    return plans | {"all layers": full}
+    return plans | {"all layers": full} | {f"all but {name}": plan for name, plan in without_one(full).items()}
+
+
+def without_one(full: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Everything but one layer, for those that another one does not stand on."""
+    left_out: dict[str, dict[str, Any]] = {
+        "cgroup": {"cgroup": []},
+        "net namespace": {"namespaces": [name for name in full["namespaces"] if name != "net"]},
+        "rlimits": {"rlimits": {}, "data_bytes": None},
+        "landlock": {"landlock": None},
+        "seccomp": {"seccomp": None},
+    }
+    return {name: {**copy.deepcopy(full), **changes} for name, changes in left_out.items()}
 
 
 def spawn(plan: dict[str, Any]) -> float:
@@ -79,6 +96,28 @@ def spawn(plan: dict[str, Any]) -> float:
     return took
 
 
+def percentile(values: list[float]) -> float:
+    """The 95th."""
+    return sorted(values)[int(len(values) * 0.95)]
+
+
+def page(rows: list[tuple[str, float, float, float, float]], rounds: int, how: str) -> str:
+    """The table, with what it was measured on."""
+    lines = [f"| {name} | {a:.1f} | {b:+.1f} | {c:.1f} | {d:.1f} |" for name, a, b, c, d in rows]
+    load = os.getloadavg()[0]
+    return f"""# What each layer of confinement adds to a session's start
+
+`python -m benchmarks.confinement --write`, {time.strftime("%Y-%m-%d", time.gmtime())}: {os.cpu_count()} cores,
+Linux {platform.release()}, load {load:.1f} at the end of the run, {rounds} rounds, interleaved; {how}. From the fork of
+a process that holds what a template holds (numpy, pandas, pyplot) to its kernel's word that it is sealed, in
+milliseconds. *Adds* is the median less that of no layer.
+
+| layers on | median | adds | least | 95 % |
+|---|---|---|---|---|
+{chr(10).join(lines)}
+"""
+
+
 def main() -> None:
     """Measure and print a table."""
     import matplotlib.pyplot
@@ -86,7 +125,11 @@ def main() -> None:
     import pandas
 
     print(f"forking a process with {', '.join(m.__name__ for m in (numpy, pandas, matplotlib.pyplot))}")
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rounds", type=int, nargs="?", default=ROUNDS)
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(PAGE.parents[2])}")
+    given = parser.parse_args()
+    rounds = given.rounds
     with tempfile.TemporaryDirectory() as base:
         run, work = os.path.join(base, "run"), os.path.join(base, "work")
         os.chmod(base, 0o755)  # without a private root another user must be able to walk to it
@@ -106,12 +149,17 @@ def main() -> None:
             for name, plan in plans.items():
                 times[name].append(spawn(plan))
         floor = statistics.median(times["no layer"])
+        rows = [
+            (name, statistics.median(values), statistics.median(values) - floor, min(values), percentile(values))
+            for name, values in times.items()
+        ]
         print(f"{'':32}{'median ms':>10}{'adds':>8}{'least':>8}{'p95':>8}")
-        for name, values in times.items():
-            median = statistics.median(values)
-            p95 = sorted(values)[int(len(values) * 0.95)]
-            print(f"{name:32}{median:10.1f}{median - floor:8.1f}{min(values):8.1f}{p95:8.1f}")
-        print(f"isolation: {ticket.report.isolation}; {'root' if sandbox.probe.root else 'ordinary user'}")
+        for name, *figures in rows:
+            print(f"{name:32}{figures[0]:10.1f}" + "".join(f"{figure:8.1f}" for figure in figures[1:]))
+        who = "root" if sandbox.probe.root else "an ordinary user"
+        print(f"isolation: {ticket.report.isolation}; {who}")
+        if given.write:
+            PAGE.write_text(page(rows, rounds, f"isolation {ticket.report.isolation}, as {who}"), "utf-8")
         for one in (ticket, off):
             while not sandbox.release(one):
                 time.sleep(0.01)
