@@ -109,6 +109,7 @@ class Wire:
         self._refused: list[Output] = []
         self._outgoing: deque[tuple[memoryview, list[int]]] = deque()
         self._outgoing_bytes = 0
+        self._stuck = False  # the socket takes no more: the loop says when it does
         self._acked = last_frame
         self._owed = 0  # bytes taken since the kernel was told
         self._ack_timer: asyncio.TimerHandle | None = None
@@ -447,6 +448,7 @@ class Wire:
                 count = socket.send_fds(sock, [view], fds) if fds else sock.send(view)
             except (BlockingIOError, InterruptedError):
                 self._loop.add_writer(sock.fileno(), self._flush)
+                self._stuck = True
                 return
             except OSError:
                 return  # the reader finds out, and connects again
@@ -457,8 +459,9 @@ class Wire:
                 self._outgoing.popleft()
             else:
                 self._outgoing[0] = (view[count:], [])
-        if self._link is not None:
+        if self._stuck and self._link is not None:
             self._loop.remove_writer(self._link.sock.fileno())
+            self._stuck = False
 
     def _drop_outgoing(self) -> None:
         for _, fds in self._outgoing:
@@ -478,6 +481,7 @@ class Wire:
         if link is not None:
             self._loop.remove_reader(link.sock.fileno())
             self._loop.remove_writer(link.sock.fileno())
+            self._stuck = False
             link.close()
         self._drop_outgoing()
 

@@ -69,7 +69,7 @@ class Outlet:
 
     def expect(self, source: Source, linger: float = 0.0) -> None:
         """Ask this source before the next bytes leave; that is in this turn of the loop, or within ``linger``."""
-        if self.closed:
+        if self.closed or (source in self._sources and self._due is not None and (linger or not self._lingers)):
             return
         self._sources[source] = None
         if self.backlog < ROOM:
