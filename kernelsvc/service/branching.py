@@ -69,9 +69,8 @@ class Branching:
             telling = asyncio.ensure_future(_tell(parent, abouts, place, size * len(abouts)))
             forking = asyncio.ensure_future(self._fork(parent, abouts, at=at, force=force))
             try:
-                made, fenced = await asyncio.gather(
-                    self._wake(parent, abouts, files, place, forking), self._fence(parent, forking)
-                )
+                parent.own(self._fence(parent, abouts, forking))
+                made = await self._wake(parent, abouts, files, place, forking)
             except BaseException:
                 parent.own(self._discard(parent, abouts, forking))
                 raise
@@ -80,7 +79,7 @@ class Branching:
             warnings, spares = forking.result()
             for one, spare in zip(made, spares, strict=False):
                 one.own(one.copies.receive(one.about.spare, spare))
-            return made, warnings + fenced
+            return made, warnings
         finally:
             for about in abouts:
                 del self._promised[about.id]
@@ -104,10 +103,11 @@ class Branching:
             kernels = [kernel for about in abouts for kernel in (about.kernel, about.spare)]
             await asyncio.gather(*(parent.launcher.discard(kernel) for kernel in kernels))
 
-    async def _fence(self, parent: Session, forking: asyncio.Future[Forks]) -> list[str]:
-        """Nobody has to wait for it: it is with the parent before any cell that comes later."""
+    async def _fence(self, parent: Session, abouts: list[About], forking: asyncio.Future[Forks]) -> None:
+        """Nobody waits for it: it is with the parent before any cell that comes later. Its failure is told."""
         await asyncio.wait([forking])
-        return await parent.copies.fence() if forking.exception() is None else []
+        if forking.exception() is None and (warnings := await parent.copies.fence()):
+            parent.record_quietly(ev.Branched(sessions=[about.id for about in abouts], warnings=warnings))
 
     def _place(self, parent: Session, files: Path, abouts: list[About]) -> Path:
         """Where their directories will lie, as this machine sees it; ``abouts`` are told how they see it."""
