@@ -326,3 +326,39 @@ def test_events_are_asked_for(box: Box) -> None:
     wait_for(came, what="the write")
     assert box.call("RemoveWatcher", watcherId=said["watcherId"])[0] == 200
     assert box.call("GetWatcherEvents", watcherId=said["watcherId"])[0] == 404
+
+
+def test_what_lies_elsewhere_is_watched_from_inside(box: Box) -> None:
+    box.run("import os; os.makedirs('/tmp/seen/sub', exist_ok=True)")
+    status, made = box.call("CreateWatcher", path="/tmp/seen", recursive=True, includeEntry=True)
+    assert status == 200, made
+    box.run("open('/tmp/seen/sub/x.txt', 'w').write('abc'); os.mkdir('/tmp/seen/more')")
+    box.run("os.rename('/tmp/seen/sub/x.txt', '/tmp/seen/more/y.txt'); os.symlink('/etc', '/tmp/seen/link')")
+    seen: list[dict[str, Any]] = []
+
+    def came(kind: str, name: str) -> bool:
+        seen.extend(box.call("GetWatcherEvents", watcherId=made["watcherId"])[1]["events"])
+        return any((event["type"], event["name"]) == (f"EVENT_TYPE_{kind}", name) for event in seen)
+
+    for kind, name in (("WRITE", "sub/x.txt"), ("CREATE", "more"), ("RENAME", "sub/x.txt"), ("CREATE", "link")):
+        wait_for(lambda kind=kind, name=name: came(kind, name), what=f"{kind} of {name}")
+    entries = {event["name"]: event["entry"] for event in seen if "entry" in event}
+    assert (entries["more"]["type"], entries["more"]["path"]) == ("FILE_TYPE_DIRECTORY", "/tmp/seen/more")
+    assert entries["link"]["symlinkTarget"] == "/etc"
+    listed = box.raw("POST", "/process.Process/List", b"{}", box.headers())
+    assert json.loads(listed[1])["processes"] == []  # it is none of the client's
+    assert box.call("RemoveWatcher", watcherId=made["watcherId"])[0] == 200
+    assert box.call("CreateWatcher", path="/tmp/nothing")[0] == 404
+    box.run("open('/tmp/seen/file', 'w').close()")
+    assert box.call("CreateWatcher", path="/tmp/seen/file")[0] == 400
+
+
+def test_a_watch_of_elsewhere_keeps_no_sandbox_from_its_pause(served: Served) -> None:
+    box = Box(served)
+    box.run("x = 1")
+    assert box.call("CreateWatcher", path="/tmp")[0] == 200
+    key = {"X-API-KEY": served.token}
+    assert box.raw("POST", f"/sandboxes/{box.id}/pause", None, key)[0] == 204
+    kinds = lambda: [e["type"] for e in served.call("GET", f"/v1/sessions/{box.id}/events?limit=100")["events"]]  # noqa: E731
+    wait_for(lambda: "hibernated" in kinds(), deadline=30, what="its sleep")
+    box.close()

@@ -25,6 +25,7 @@ from kernelsvc.errors import (
 from kernelsvc.model.objects import CellRequest, Session, SessionState
 from kernelsvc.transports.e2b import models
 from kernelsvc.transports.e2b.door import E2bHandler
+from kernelsvc.transports.e2b.watching import Watchers
 
 #: Sandboxes that one listing looks through, and shows on one page.
 MAX_LISTED, MAX_PAGE = 10_000, 100
@@ -188,11 +189,14 @@ class TimeoutHandler(ControlHandler):
 class PauseHandler(ControlHandler):
     """``/sandboxes/{id}/pause``."""
 
+    watchers: Watchers
+
     async def post(self, sandbox: str) -> None:
         """Pause it: 409 if it is paused already."""
         found = self.find(sandbox)
         if found.paused:
             raise Conflict(f"sandbox {sandbox!r} is paused already.")
+        self.watchers.drop(found.id)  # one that is a program of the sandbox's would keep it awake
         self.context.service.leases.pause(self.who, found.id)
         self.answer(None)
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Seconds for one operation, most bytes of its answer, and of what it says went wrong.
 SECONDS, MAX_ANSWER, MAX_WORDS = 60.0, 8 << 20, 300
+#: The tag of programs that this door runs for itself.
+OURS = "kernelsvc.files"
 #: What scripts end with where there is no such file, and where it exists already.
 _MISSING, _EXISTS = 44, 45
 
@@ -101,7 +103,7 @@ class Elsewhere:
         """
         argv = ["/bin/sh", "-c", script, "files", *args]
         program, watcher = await self._service.programs.start(
-            self._who, self._sandbox, argv, env={"LC_ALL": "C.UTF-8"}, with_input=False
+            self._who, self._sandbox, argv, env={"LC_ALL": "C.UTF-8"}, with_input=False, tag=OURS
         )
         said: dict[str, bytes] = {"stdout": b"", "stderr": b""}
         try:

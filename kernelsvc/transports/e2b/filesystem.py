@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from kernelsvc.errors import BadRequest, NotFound
+from kernelsvc.errors import BadRequest, KernelsvcError, NotFound
 from kernelsvc.protocol import e2b
 from kernelsvc.transports.beneath import Directory, kind_of
 from kernelsvc.transports.e2b import paths
 from kernelsvc.transports.e2b.elsewhere import Elsewhere
 from kernelsvc.transports.e2b.rpc import AlreadyThere, RpcHandler
 from kernelsvc.transports.e2b.watching import Watcher, Watchers
+from kernelsvc.transports.e2b.watching_elsewhere import watch_elsewhere
 
 T = TypeVar("T")
 
@@ -221,18 +222,24 @@ class RemoveHandler(FilesystemHandler):
 class WatchingHandler(FilesystemHandler):
     """Base of what makes watchers."""
 
-    def watcher(self, wanted: Watch) -> Watcher:
-        """A new watcher; the caller closes it.
+    async def keep(self, wanted: Watch) -> str:
+        """Make a watcher and keep it; returns its id.
 
         Raises:
             NotFound: there is no such directory.
+            QuotaExceeded, AtCapacity: there are too many.
         """
-        return Watcher(
-            self.directory(),
-            paths.parts_of(wanted.path),
-            recursive=wanted.recursive,
-            include_entry=wanted.include_entry,
-        )
+        how = {"recursive": wanted.recursive, "include_entry": wanted.include_entry}
+        if not paths.is_elsewhere(wanted.path):
+            parts = paths.parts_of(wanted.path)
+            return self.watchers.keep(self.sandbox, lambda: Watcher(self.directory(), parts, **how))
+        place = paths.absolute(wanted.path)
+        made = await watch_elsewhere(self.context.service, self.who, self.sandbox, place, **how)
+        try:
+            return self.watchers.keep(self.sandbox, lambda: made)
+        except KernelsvcError:
+            made.close()
+            raise
 
 
 class CreateWatcherHandler(WatchingHandler):
@@ -240,8 +247,7 @@ class CreateWatcherHandler(WatchingHandler):
 
     async def post(self) -> None:
         """Begin to watch; its events are asked for."""
-        wanted = self.message(Watch)
-        self.answer({"watcherId": self.watchers.keep(self.sandbox, lambda: self.watcher(wanted))})
+        self.answer({"watcherId": await self.while_connected(self.keep(self.message(Watch)))})
 
 
 class GetWatcherEventsHandler(FilesystemHandler):
@@ -270,8 +276,7 @@ class WatchDirHandler(WatchingHandler):
         await self.stream(self._watch())
 
     async def _watch(self) -> None:
-        wanted = self.message(Watch)
-        name = self.watchers.keep(self.sandbox, lambda: self.watcher(wanted))
+        name = await self.keep(self.message(Watch))
         watcher = self.watchers.find(self.sandbox, name)
         try:
             await self.put({"start": {}})
@@ -283,7 +288,7 @@ class WatchDirHandler(WatchingHandler):
                 if not events:
                     await self.put({"keepalive": {}})
         finally:
-            self.watchers.remove(self.sandbox, name)
+            self.watchers.drop(self.sandbox, name)
 
 
 _CALLS = {

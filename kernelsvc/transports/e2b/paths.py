@@ -93,23 +93,36 @@ def described(
         target: where a link leads.
         metadata: what its owner wrote on it.
     """
-    path = path_of(parts)
-    found: dict[str, Any] = {
-        "name": path.rpartition("/")[2],
-        "type": _KINDS.get(stat.S_IFMT(info.st_mode), "FILE_TYPE_UNSPECIFIED"),
-        "path": path,
-        "size": str(info.st_size),
-        "mode": stat.S_IMODE(info.st_mode),
-        "permissions": stat.filemode(info.st_mode),
-        "owner": "user",
-        "group": "user",
-        "modifiedTime": _time_of(info.st_mtime_ns),
-    }
+    found = told(path_of(parts), info.st_mode, info.st_size, info.st_mtime_ns, None)
     if metadata:
         found["metadata"] = dict(metadata)
     if target is not None:
         found |= {"symlinkTarget": target.decode("utf-8", "replace"), "isSymlink": True}
     return found
+
+
+def told(path: str, mode: int, size: int, modified: int, target: str | None) -> dict[str, Any]:
+    """What E2B's clients are told of a file that lies anywhere.
+
+    Args:
+        path: absolute.
+        mode: as stat(2) has it, with its kind.
+        size: bytes.
+        modified: nanoseconds of Unix time.
+        target: where a link leads.
+    """
+    found: dict[str, Any] = {
+        "name": path.rpartition("/")[2],
+        "type": _KINDS.get(stat.S_IFMT(mode & 0xFFFF), "FILE_TYPE_UNSPECIFIED"),
+        "path": path,
+        "size": str(size),
+        "mode": stat.S_IMODE(mode & 0xFFFF),
+        "permissions": stat.filemode(mode & 0xFFFF),
+        "owner": "user",
+        "group": "user",
+        "modifiedTime": _time_of(modified),
+    }
+    return found | ({"symlinkTarget": target, "isSymlink": True} if target is not None else {})
 
 
 def _time_of(nanoseconds: int) -> str:

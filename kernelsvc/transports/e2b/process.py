@@ -17,6 +17,7 @@ import msgspec
 from kernelsvc.errors import BadRequest, KernelsvcError
 from kernelsvc.protocol import connect
 from kernelsvc.service.programs import Program, Watcher
+from kernelsvc.transports.e2b.elsewhere import OURS
 from kernelsvc.transports.e2b.models import HOME
 from kernelsvc.transports.e2b.rpc import RpcHandler
 
@@ -111,7 +112,7 @@ class ListHandler(ProcessHandler):
     async def post(self) -> None:
         """What runs."""
         running = self.context.service.programs.running(self.who, self.sandbox)
-        self.answer({"processes": [_model(program) for program in running]})
+        self.answer({"processes": [_model(program) for program in running if program.tag != OURS]})
 
 
 class SendInputHandler(ProcessHandler):

@@ -71,7 +71,44 @@ def parse(data: bytes) -> list[tuple[int, int, int, bytes]]:
     return found
 
 
-class Watcher:
+#: The kinds that there are.
+KINDS = frozenset(_KINDS.values())
+
+
+class Pending:
+    """What a watcher has seen and nobody has asked for yet; the oldest go first when there is too much."""
+
+    def __init__(self) -> None:
+        self._events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
+        self.news = asyncio.Event()
+        self.asked = time.monotonic()
+
+    def close(self) -> None:
+        """Watch no more."""
+        raise NotImplementedError
+
+    def happened(self, event: dict[str, Any]) -> None:
+        """Keep an event."""
+        self._events.append(event)
+        self.news.set()
+
+    def take(self) -> list[dict[str, Any]]:
+        """The events since the last time."""
+        self.asked = time.monotonic()
+        found = [*self._events]
+        self._events.clear()
+        self.news.clear()
+        return found
+
+    async def next(self, seconds: float) -> list[dict[str, Any]]:
+        """The events since the last time; waits for one, none if there is none in that time. Safe to cancel."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.news.wait()
+        return self.take()
+
+
+class Watcher(Pending):
     """Watches one directory, with or without what is below it.
 
     Args:
@@ -82,11 +119,10 @@ class Watcher:
     """
 
     def __init__(self, directory: Directory, top: Parts, *, recursive: bool, include_entry: bool) -> None:
+        super().__init__()
         self._directory, self._top = directory, top
         self._recursive, self._include_entry = recursive, include_entry
         self._watched: dict[int, Parts] = {}
-        self._events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
-        self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
@@ -98,7 +134,6 @@ class Watcher:
             self.close()
             raise
         self._loop.add_reader(self._fd, self._read)
-        self.asked = time.monotonic()
 
     def close(self) -> None:
         """Watch no more."""
@@ -107,22 +142,7 @@ class Watcher:
             os.close(self._fd)
             self._fd = -1
             self._directory.close()
-        self._news.set()
-
-    def take(self) -> list[dict[str, Any]]:
-        """The events since the last time."""
-        self.asked = time.monotonic()
-        found = [*self._events]
-        self._events.clear()
-        self._news.clear()
-        return found
-
-    async def next(self, seconds: float) -> list[dict[str, Any]]:
-        """The events since the last time; waits for one, none if there is none in that time. Safe to cancel."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._news.wait()
-        return self.take()
+        self.news.set()
 
     # -- what is watched ------------------------------------------------------------------------
 
@@ -186,18 +206,16 @@ class Watcher:
         if self._include_entry:
             with contextlib.suppress(KernelsvcError):
                 said["entry"] = paths.entry(self._directory, event.parts)
-        self._events.append(said)
-        self._news.set()
+        self.happened(said)
 
 
 class Watchers:
     """Those that are asked for their events from time to time, by sandbox and id."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str], Watcher] = {}
-        self._streams = 0
+        self._kept: dict[tuple[str, str], Pending] = {}
 
-    def keep(self, sandbox: str, make: Callable[[], Watcher]) -> str:
+    def keep(self, sandbox: str, make: Callable[[], Pending]) -> str:
         """Make a watcher and keep it; returns its id.
 
         Raises:
@@ -211,9 +229,10 @@ class Watchers:
             raise AtCapacity("This server watches as many directories as it may; try again later.")
         name = secrets.token_hex(8)
         self._kept[sandbox, name] = make()
+        asyncio.get_running_loop().call_later(FORGET_SECONDS + 1, self._forget_old)
         return name
 
-    def find(self, sandbox: str, name: str) -> Watcher:
+    def find(self, sandbox: str, name: str) -> Pending:
         """A watcher.
 
         Raises:
@@ -231,6 +250,11 @@ class Watchers:
         """
         self.find(sandbox, name).close()
         del self._kept[sandbox, name]
+
+    def drop(self, sandbox: str, name: str | None = None) -> None:
+        """Forget a watcher, if it is there; without a name, all of the sandbox's."""
+        for key in [key for key in self._kept if key[0] == sandbox and name in (None, key[1])]:
+            self._kept.pop(key).close()
 
     def _forget_old(self) -> None:
         oldest = time.monotonic() - FORGET_SECONDS

@@ -108,6 +108,12 @@ def elsewhere(box):
     assert box.commands.run("cat /tmp/deep/note.txt").stdout == "a note"
     assert box.files.exists("/tmp/deep")
     assert not box.files.exists("/tmp/nothing")
+    handle = box.files.watch_dir("/tmp/deep", include_entry=True)
+    box.files.write("/tmp/deep/new.txt", "x")
+    seen = []
+    eventually(lambda: seen.extend(handle.get_new_events()) or [e for e in seen if e.name == "new.txt"], "an event")
+    assert any(e.entry is not None and e.entry.path == "/tmp/deep/new.txt" for e in seen), seen
+    handle.stop()
     box.files.remove("/tmp/deep")
     try:
         box.files.write("/usr/forbidden", "x")
