@@ -7,8 +7,8 @@ system calls' not being there.
 
 from __future__ import annotations
 
+import errno
 import os
-import sys
 import tempfile
 import urllib.error
 from collections.abc import Iterator
@@ -18,19 +18,11 @@ from typing import Any
 import pytest
 from served import Served
 
-from attack.ordinary import UID, as_ordinary_user
+from attack.lesser import PATHS, Lesser
+from attack.ordinary import UID
 
 pytestmark = pytest.mark.timeout(180)
 
-#: A filter: ENOSYS for landlock_create_ruleset (444), everything else as ever.
-WITHOUT_LANDLOCK = """
-import os, struct, sys
-from kernelsvc.guest import linux
-linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-code = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x00050000 | 38), (0x06, 0, 0, 0x7FFF0000)]
-linux.install_filter(b"".join(struct.pack("=HBBI", *one) for one in code))
-os.execv(sys.argv[1], sys.argv[1:])
-"""
 #: From ``sessions/ID/home/user``, that is the data directory.
 LINK = "import os\nos.chdir('/')\nos.rename('/home/user', '/home/kept')\nos.symlink({target!r}, '/home/user')"
 BACK = "import os\nos.unlink('/home/user')\nos.rename('/home/kept', '/home/user')\nos.chdir('/home/user')"
@@ -38,10 +30,8 @@ DATA = "../../.."
 SECRET = "the server's own"
 
 
-class WithoutLandlock(Served):
-    def command(self) -> list[str]:
-        command = [sys.executable, "-c", WITHOUT_LANDLOCK, *super().command()]
-        return as_ordinary_user(command) if os.geteuid() == 0 else command
+class WithoutLandlock(Lesser):
+    calls, error = ("landlock_create_ruleset",), errno.ENOSYS
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +39,7 @@ def server() -> Iterator[Served]:
     with tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True) as root:
         if os.geteuid() == 0:
             os.chown(root, UID, UID)
-        paths = str(Path(__file__).parents[2])
-        served = WithoutLandlock(Path(root), env={"HOME": root, "PYTHONPATH": paths}).start()
+        served = WithoutLandlock(Path(root), env={"HOME": root, **PATHS}).start()
         (served.data_dir / "planted").write_text(SECRET)
         (served.data_dir / "planted").chmod(0o666)
         yield served
