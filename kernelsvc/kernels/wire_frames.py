@@ -25,6 +25,7 @@ MAX_STREAM = 3 + 0xFFFF + MAX_TEXT
 MAX_ANSWER = 1024 * 1024
 MAX_ID = 1024
 
+_LIMITS = {STREAM: MAX_STREAM, REPLY: MAX_ANSWER}
 _unpack = HEADER.unpack_from
 _SIZE = HEADER.size
 _PREFIX = struct.Struct("<BH")
@@ -133,7 +134,7 @@ class Parser:
         return found
 
     def _check_length(self, kind: int, length: int) -> None:
-        limit = {MESSAGE: self.max_frame, STREAM: MAX_STREAM, REPLY: MAX_ANSWER}.get(kind)
+        limit = self.max_frame if kind == MESSAGE else _LIMITS.get(kind)
         if limit is None:
             raise Violation(f"a frame of kind {kind}")
         if length > limit:
