@@ -5,7 +5,7 @@ handed to the service: an ``execute_request`` is a cell, a question is asked of
 the kernel, comms are passed on. What the socket is sent comes from a cursor in
 the session's log (``replay``), but for the answers to its own questions.
 
-A batch of events is followed by a ping that carries the last event's number;
+A portion of events is followed by a ping that carries the last event's number;
 the pong brings it back and so says what has arrived. That number is kept under
 the client's ``session_id``, and a socket that comes back with it goes on there.
 """
@@ -16,27 +16,28 @@ import asyncio
 import logging
 import re
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, QuotaExceeded
-from kernelsvc.model import events as ev
 from kernelsvc.model.log import timestamp
 from kernelsvc.model.objects import CellRequest, SessionState
 from kernelsvc.protocol import jupyter, native
 from kernelsvc.protocol.jupyter import JupyterMessage
 from kernelsvc.transports.door import as_error
 from kernelsvc.transports.jupyter.handlers import find, token_of
-from kernelsvc.transports.jupyter.replay import KEPT, Replay, failure, kept_header, make
+from kernelsvc.transports.jupyter.replay import KEPT, Replay, failure, joined, kept_header, make, portions
 from kernelsvc.transports.websocket import CHUNK_BYTES, ApiSocket, Gone
 
 log = logging.getLogger(__name__)
 
 #: Clients whose place is remembered.
 MAX_CURSORS = 10_000
+#: Unanswered pings that are remembered per client; beyond, what is sent again may be cut otherwise than before.
+MAX_UNHEARD = 256
 #: Seconds that a question may wait behind a running cell.
 ASK_SECONDS = 600.0
 #: Ids of clients' sessions that one socket speaks for (jupyter_server has one socket per browser).
@@ -50,6 +51,7 @@ class Cursors:
 
     def __init__(self) -> None:
         self._at: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._sent: OrderedDict[tuple[str, str], deque[int]] = OrderedDict()
         #: Answers to ``kernel_info_request``: one per session, they never change.
         self.infos: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
@@ -62,6 +64,19 @@ class Cursors:
         if client:
             self._at[session, client] = max(seq, self._at.pop((session, client), 0))
             _bound(self._at)
+            unheard = self._sent.get((session, client), deque())
+            while unheard and unheard[0] <= seq:
+                unheard.popleft()
+
+    def sent(self, session: str, client: str, seq: int) -> None:
+        """Note that a ping with ``seq`` went out."""
+        if client:
+            self._sent.setdefault((session, client), deque(maxlen=MAX_UNHEARD)).append(seq)
+            _bound(self._sent)
+
+    def unheard(self, session: str, client: str) -> frozenset[int]:
+        """The pings to this client that were not answered."""
+        return frozenset(self._sent.get((session, client), ()))
 
     def learn(self, session: str, info: dict[str, Any]) -> None:
         """Keep a kernel's description of itself."""
@@ -134,6 +149,7 @@ class ChannelsSocket(ApiSocket):
             after = self.cursors.get(self.session, self._client)
             start = last if after is None else min(after, last)
             self.cursors.put(self.session, self._client, start)
+            self._breaks = self.cursors.unheard(self.session, self._client)
             self._told_seq = start
             subscription = self.context.service.attach(self.who, self.session, after=start)
         except KernelsvcError as error:
@@ -175,20 +191,13 @@ class ChannelsSocket(ApiSocket):
             subscription.close()
 
     async def _tell_events(self, replay: Replay, lines: Iterable[bytes]) -> None:
-        parts: list[bytes] = []
-        size = seq = 0
-        for line in lines:
-            event = ev.decode(line)
-            seq = event.seq
-            for message in replay.messages(event):
-                if self._is_for_us(message):
-                    parts.append(frame(message, self._v1))
-                    size += len(parts[-1])
-            if size >= CHUNK_BYTES:
-                await self.send_raw(b"".join([*parts, ping_frame(seq)]))
-                parts, size = [], 0
-        if parts:
-            await self.send_raw(b"".join([*parts, ping_frame(seq)]))
+        for portion in portions(lines, CHUNK_BYTES, self._breaks):
+            seq = portion[-1].seq
+            messages = (m for event in joined(portion) for m in replay.messages(event) if self._is_for_us(m))
+            frames = [frame(message, self._v1) for message in messages]
+            if frames:
+                self.cursors.sent(self.session, self._client, seq)
+                await self.send_raw(b"".join([*frames, ping_frame(seq)]))
 
     async def _caught_up(self) -> None:
         """Wait until this socket was sent everything that is in the log now. Safe to cancel."""

@@ -4,6 +4,10 @@ A message's id is made of the session, the event's number and a count, its date
 is the event's, and its parent header is what the client sent, which is kept in
 the cell's metadata. So a socket that reads an event twice is sent the same
 message twice, and one that was away is sent what it would have been sent.
+
+What was printed line after line within one portion of the log is one message,
+as ipykernel's own buffer makes it. Portions end where a ping was sent, and the
+pings that nobody answered are kept, so that what is sent again is cut alike.
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from msgspec import UnsetType
+from msgspec.structs import replace
 
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, Reason
@@ -95,6 +100,51 @@ def buffers_of(event: ev.Comm) -> tuple[bytes, ...]:
         except binascii.Error:
             found.append(b"")
     return tuple(found)
+
+
+def portions(lines: Iterable[bytes], most: int, breaks: Container[int]) -> Iterator[list[Event]]:
+    """A batch of the log in portions that are sent in one go.
+
+    Args:
+        lines: entries of the journal, in order.
+        most: bytes of entries after which a portion ends.
+        breaks: numbers of events at which portions ended the first time that they were sent.
+    """
+    portion: list[Event] = []
+    size = 0
+    for line in lines:
+        portion.append(event := ev.decode(line))
+        size += len(line)
+        if size >= most or event.seq in breaks:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
+
+
+def joined(events: Iterable[Event]) -> Iterator[Event]:
+    """The same events, but text that was printed in one go is one event, with the number of its first line."""
+    first: ev.Stream | None = None
+    texts: list[str] = []
+    for event in events:
+        if type(event) is ev.Stream:
+            if first and event.cell == first.cell and event.name == first.name and event.request == first.request:
+                texts.append(event.text)
+                continue
+            if first:
+                yield _whole(first, texts)
+            first, texts = event, [event.text]
+            continue
+        if first:
+            yield _whole(first, texts)
+            first = None
+        yield event
+    if first:
+        yield _whole(first, texts)
+
+
+def _whole(first: ev.Stream, texts: list[str]) -> Event:
+    return first if len(texts) == 1 else replace(first, text="".join(texts))
 
 
 class Replay:

@@ -11,7 +11,7 @@ from kernelsvc.model.events import Reason
 from kernelsvc.model.objects import Cell
 from kernelsvc.protocol import jupyter
 from kernelsvc.transports.jupyter import channels, models
-from kernelsvc.transports.jupyter.replay import KEPT, Replay, kept_header
+from kernelsvc.transports.jupyter.replay import KEPT, Replay, joined, kept_header, portions
 
 HEADER = {"msg_id": "m1", "msg_type": "execute_request", "session": "me", "username": "u", "version": "5.0"}
 
@@ -113,3 +113,45 @@ def test_binary_frames(size: int) -> None:
     framed = channels.binary_frame(b"x" * size)
     assert framed[0] == 0x82
     assert framed.endswith(b"x" * size)
+
+
+def lines_of(events: list[ev.Event]) -> list[bytes]:
+    return [ev.encode(event) for event in events]
+
+
+def test_text_that_was_printed_in_one_go_is_one_message() -> None:
+    printed = [ev.Stream(text=f"{i}\n") for i in range(3)]
+    other = [ev.Stream(name="stderr", text="e"), ev.Stream(text="a"), ev.OutputCleared(), ev.Stream(text="b")]
+    found = list(joined(stamped(*printed, *other)))
+    assert [(e.seq, getattr(e, "text", None)) for e in found] == [
+        (1, "0\n1\n2\n"),
+        (4, "e"),
+        (5, "a"),
+        (6, None),
+        (7, "b"),
+    ]
+
+
+def test_text_of_two_cells_is_not_joined() -> None:
+    one, two = stamped(ev.Stream(text="a"), ev.Stream(text="b"))
+    two.cell = "m2"
+    assert list(joined([one, two])) == [one, two]
+
+
+def test_what_is_sent_again_is_cut_where_it_was() -> None:
+    lines = lines_of(stamped(*(ev.Stream(text="x") for _ in range(9))))
+    first = [*portions(lines[:2], 10**6, ()), *portions(lines[2:7], 10**6, ()), *portions(lines[7:], 10**6, ())]
+    cursors = channels.Cursors()
+    for portion in first:
+        cursors.sent("s", "me", portion[-1].seq)
+    again = list(portions(lines, 10**6, cursors.unheard("s", "me")))
+    assert [list(joined(p)) for p in again] == [list(joined(p)) for p in first]
+    cursors.put("s", "me", 2)
+    assert cursors.unheard("s", "me") == {7, 9}
+
+
+def test_a_portion_ends_when_it_is_large() -> None:
+    lines = lines_of(stamped(*(ev.Stream(text="x" * 100) for _ in range(9))))
+    found = list(portions(lines, 500, ()))
+    assert len(found) > 1
+    assert [e.seq for portion in found for e in portion] == list(range(1, 10))
