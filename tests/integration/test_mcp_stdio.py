@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator
@@ -53,6 +54,19 @@ async def test_it_works_on_a_server_that_runs(served: Served, tmp_path: Path, er
         assert (again["text"], again["session"]) == ("6\n", session)
         for each in (session, branch["session"]):
             await client.call_tool("close_session", {"session": each})
+
+
+async def test_what_is_listened_to_is_told(served: Served, tmp_path: Path):
+    async with started(tmp_path / "log", env=served.client_env, era="2026-07-28") as client:
+        made = await client.call_tool("run_code", {"code": "x = 1"})
+        session = made.structured_content["session"]
+        uri = f"kernelsvc://sessions/{session}/notebook.ipynb"
+        async with client.listen(resource_subscriptions=[uri]) as events, asyncio.timeout(30):
+            await client.call_tool("run_code", {"code": "x += 1"})
+            async for event in events:
+                assert event.uri == uri
+                break
+        await client.call_tool("close_session", {"session": session})
 
 
 async def test_with_no_server_it_has_one_of_its_own_and_keeps_the_record(tmp_path: Path, short_tmp: Path):

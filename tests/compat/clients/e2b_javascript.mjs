@@ -36,6 +36,19 @@ assert.deepEqual(execution.results[0].data, { a: [1, 2], b: ['x', null] })
 execution = await sandbox.runCode("import matplotlib.pyplot as plt; plt.errorbar([1, 2], [3, 4], yerr=[0.1, 0.2]); plt.show()")
 assert.equal(execution.results[0].chart.type, 'line')
 assert.deepEqual(execution.results[0].chart.elements[0].y_errors, [[0.1, 0.1], [0.2, 0.2]])
+for (const [kind, code] of Object.entries({
+  scatter: 'plt.scatter([1], [2])',
+  bar: "plt.bar(['p'], [1])",
+  pie: 'plt.pie([1, 3])',
+  box_and_whisker: 'plt.boxplot([[1, 2, 3]])',
+  superchart: '[ax.plot([1, 2]) for ax in plt.subplots(1, 2)[1]]',
+})) {
+  const drawn = await sandbox.runCode(`import matplotlib.pyplot as plt; _ = ${code}; plt.show()`)
+  assert.equal(drawn.results[0].chart.type, kind)
+  assert.ok(drawn.results[0].chart.elements.length > 0)
+}
+const scaled = await sandbox.runCode('import datetime; plt.plot([datetime.date(2026, 1, 1)], [1]); plt.yscale("log"); plt.show()')
+assert.deepEqual([scaled.results[0].chart.x_scale, scaled.results[0].chart.y_scale], ['datetime', 'log'])
 assert(execution.results[0].png.startsWith('iVBOR'))
 
 const context = await sandbox.createCodeContext({ cwd: '/tmp' })
