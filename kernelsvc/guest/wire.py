@@ -271,6 +271,9 @@ class Wire:
             connection.close()
         self._conn, self._guests = None, []
         self._listener.close()
+        for item in self.inbox:
+            if isinstance(item, Control):  # the next copy's door and pipes, which this one must not hold
+                item.close()
         self.inbox.clear()
         self.seen.clear()
         self.woken = None
@@ -298,8 +301,13 @@ class Wire:
 
     def fds(self) -> set[int]:
         """Every descriptor that is the wire's own."""
-        own = {c.sock.fileno() for c in self._all_connections()}
-        return own | {self._listener.fileno(), *self._raw}
+        own = {self._listener.fileno(), *self._raw}
+        for connection in self._all_connections():
+            own |= {connection.sock.fileno(), *connection.fds}
+        for item in self.inbox:
+            if isinstance(item, Control):
+                own.update(item.fds)
+        return own
 
     def serve(self) -> None:
         """Let in who knocks, read what came. Never blocks."""

@@ -232,6 +232,20 @@ async def test_what_runs_in_both_copies_is_told(client: AsyncClient) -> None:
     await close(parent, branch)
 
 
+async def test_a_branch_holds_nothing_of_its_siblings(client: AsyncClient) -> None:
+    parent = await client.create_session()
+    look = (
+        "import os; fds = [f'/proc/self/fd/{n}' for n in os.listdir('/proc/self/fd')]\n"
+        "sorted(os.readlink(fd).split(':')[0].split('/')[-1] for fd in fds if os.path.lexists(fd))"
+    )
+    before = await value(parent, look)
+    branches = await parent.branch(count=8)
+    assert all("warnings" not in (one.details.parent or {}) for one in branches)
+    for one in branches:
+        assert await value(one, look) == before, "the doors and pipes of others that were asked for with it"
+    await close(parent, *branches)
+
+
 async def test_force_says_what_is_lost(client: AsyncClient) -> None:
     parent = await client.create_session()
     await parent.run(
