@@ -224,14 +224,15 @@ class ForkedKernel:
             if not said.get("ok"):
                 reasons = [str(reason)[:500] for reason in said.get("refused") or ["it gave no reason"]][:32]
                 raise CannotFork(f"The session can't be forked now: {'; '.join(reasons)}", reasons=reasons)
-            await self._launcher.enlist(copy, of=self.info.id, home=copy.home or self.home)
+            private = await self._launcher.enlist(copy, of=self.info.id, home=copy.home or self.home)
         except BaseException:
             self._launcher.path(copy.kernel).unlink(missing_ok=True)
             raise
         finally:
             for fd in ends:
                 os.close(fd)
-        return Forked(cost_ms=_figure(said.get("cost_ms")), warnings=[str(w)[:500] for w in said.get("warnings") or []])
+        warnings = [str(w)[:500] for w in said.get("warnings") or []]
+        return Forked(cost_ms=_figure(said.get("cost_ms")), private_bytes=private, warnings=warnings)
 
     async def fence(self, write: Sequence[str]) -> str:
         """See ``port.Kernel``."""
@@ -452,13 +453,17 @@ class ForkedLauncher:
         except TimeoutError:
             raise KernelDead("The checkpoint is stopped (SIGSTOP), and stays so.") from None
 
-    async def enlist(self, copy: StartRequest, *, of: str, home: str) -> None:
-        """Find out which process a copy is, from Linux and not from the kernel, and tell the host."""
+    async def enlist(self, copy: StartRequest, *, of: str, home: str) -> int | None:
+        """Find out which process a copy is, from Linux and not from the kernel, and tell the host.
+
+        Returns:
+            Bytes that it has to itself.
+        """
         pidfd = await _listener(self.path(copy.kernel))
         # One with a directory of its own is a branch, and has its caps to itself.
         limits = msgspec.to_builtins(copy.limits) if copy.home and not copy.beside else None
         try:
-            await self.host.enlist(copy.kernel, of, pidfd, home, limits, copy.beside)
+            return await self.host.enlist(copy.kernel, of, pidfd, home, limits, copy.beside)
         finally:
             os.close(pidfd)
 

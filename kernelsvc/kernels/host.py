@@ -35,7 +35,7 @@ from kernelsvc import __version__
 from kernelsvc.errors import BadRequest, Conflict, Forbidden, Internal, KernelDead, KernelsvcError, NotFound
 from kernelsvc.guest import confine, linux
 from kernelsvc.guest import init as guest_init
-from kernelsvc.kernels import channel, keepers
+from kernelsvc.kernels import channel, keepers, processes
 from kernelsvc.kernels.nursery import Nursery
 from kernelsvc.kernels.quarters import in_thread
 from kernelsvc.kernels.stopped import Attending
@@ -402,9 +402,12 @@ class Host:
         if len(fds) != 1:
             raise BadRequest("enlist needs one descriptor.")
         request = msgspec.convert(body, Enlist)
-        self.nursery.enlist(request.kernel, request.of, fds[0], request.home, request.limits, request.beside)
+        member = self.nursery.enlist(request.kernel, request.of, fds[0], request.home, request.limits, request.beside)
         fds.clear()
-        return self._held(server, self.nursery.wards[request.kernel], request.kernel)
+        said, held = self._held(server, self.nursery.wards[request.kernel], request.kernel)
+        # What a copy has written it has alone. To walk its page tables would tell better, and cost more than the copy.
+        about = processes.stat(member.pid)
+        return said | {"private_bytes": about.faults * os.sysconf("SC_PAGE_SIZE") if about is not None else None}, held
 
     async def _exec(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
         request = msgspec.convert(body, keepers.Exec)

@@ -288,7 +288,7 @@ class HostClient:
 
     async def enlist(
         self, kernel: str, of: str, pidfd: int, home: str, limits: dict[str, Any] | None = None, beside: str = ""
-    ) -> None:
+    ) -> int | None:
         """Tell the host of a copy that ``of`` made of itself.
 
         Args:
@@ -298,9 +298,14 @@ class HostClient:
             home: its directory as seen inside.
             limits: of a copy that is a session of its own: ``find`` answers when it lives in a cgroup of its own.
             beside: another copy, in whose cgroup this one is to live.
+
+        Returns:
+            Bytes that the copy has to itself, by its page faults.
         """
-        _, given = await self.ask("enlist", [pidfd], kernel=kernel, of=of, home=home, limits=limits, beside=beside)
+        said, given = await self.ask("enlist", [pidfd], kernel=kernel, of=of, home=home, limits=limits, beside=beside)
         channel.close_all(given)
+        private = said.get("private_bytes")
+        return private if isinstance(private, int) else None
 
     def expect(self) -> None:
         """Tell the host that a branch is about to be made; does not wait."""

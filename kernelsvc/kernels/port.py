@@ -124,7 +124,8 @@ class Forked(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         cost_ms: how long the original was held up.
-        private_bytes: memory that is the copy's alone, where it could be measured.
+        private_bytes: memory that is the copy's alone when it is made, by its page faults; it grows with what the
+            original writes from then on. None where it can't be told.
         warnings: what runs on in both copies, or was lost by ``force``.
     """
 

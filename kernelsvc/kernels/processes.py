@@ -36,6 +36,7 @@ class Stat(msgspec.Struct, frozen=True):
         started: ticks since boot.
         status: wait status of a zombie; 0 too where this process may not see it.
         exiting: it ends, perhaps so newly that it is no zombie yet (``PF_EXITING``).
+        faults: pages that it had to be given since it began, without reading from a disk.
     """
 
     state: str
@@ -44,6 +45,7 @@ class Stat(msgspec.Struct, frozen=True):
     started: int
     status: int
     exiting: bool = False
+    faults: int = 0
 
 
 def stat(pid: int) -> Stat | None:
@@ -56,7 +58,8 @@ def stat(pid: int) -> Stat | None:
     # The name in brackets may hold anything, brackets too: split after the last one.
     fields = text[text.rindex(b")") + 2 :].split()
     exiting = bool(int(fields[6]) & _PF_EXITING)
-    return Stat(fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]), int(fields[49]), exiting)
+    parent, session, faults, started, status = (int(fields[at]) for at in (1, 3, 7, 19, 49))
+    return Stat(fields[0].decode(), parent, session, started, status, exiting, faults)
 
 
 def pid_of(pidfd: int) -> int:

@@ -326,7 +326,18 @@ class CellFinished(Event):
 
 
 class CheckpointMade(Event):
-    """A parked copy of the kernel exists; ``kernel`` is the copy's own id."""
+    """A parked copy of the kernel exists; ``kernel`` is the copy's own id.
+
+    Attributes:
+        checkpoint: its id, which stays when the copy is woken and made again.
+        kernel: the copy's own.
+        name: as given.
+        auto: made after a cell by itself.
+        after_cell: the last cell that it has behind it.
+        cost_ms: how long the kernel was held up.
+        private_bytes: what the copy had to itself when it was made, by its page faults.
+        warnings: what runs on in the original, or was lost by ``force``.
+    """
 
     checkpoint: str = ""
     kernel: str = ""

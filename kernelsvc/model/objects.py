@@ -110,7 +110,19 @@ class Cell(msgspec.Struct, kw_only=True):
 
 
 class Checkpoint(msgspec.Struct, kw_only=True):
-    """A parked copy of a session's kernel."""
+    """A parked copy of a session's kernel.
+
+    Attributes:
+        id: stays when the copy is woken and made again.
+        name: as given; automatic ones have none.
+        auto: made after a cell by itself.
+        after_cell: the last cell that it has behind it; None if there is none.
+        seq: of the event that told of it last.
+        cost_ms: how long the kernel was held up.
+        private_bytes: what it had to itself when it was made, by its page faults; it grows with what the kernel
+            writes later.
+        warnings: what runs on in the original, or was lost by ``force``.
+    """
 
     id: str
     name: str | None = None

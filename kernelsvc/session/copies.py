@@ -334,7 +334,11 @@ class Copies:
             await session.launcher.discard(kernel)
             return
         made = ev.CheckpointMade(
-            checkpoint=new_id("p"), kernel=kernel, auto=True, cost_ms=round(spare.result().cost_ms, 3)
+            checkpoint=new_id("p"),
+            kernel=kernel,
+            auto=True,
+            cost_ms=round(spare.result().cost_ms, 3),
+            private_bytes=spare.result().private_bytes,
         )
         session.record_quietly(made)
 
@@ -375,6 +379,7 @@ class Copies:
                 auto=checkpoint.auto,
                 after_cell=checkpoint.after_cell,
                 cost_ms=round(forked.cost_ms, 3),
+                private_bytes=forked.private_bytes,
             )
         )
         return woken

@@ -149,3 +149,16 @@ async def test_the_first_cell_is_undone_and_so_is_all(client: AsyncClient) -> No
         rolled = [e async for e in session.events(0, follow=False) if isinstance(e, ev.RolledBack)]
         assert [one.to == "" for one in rolled] == [True, False, True]
         assert [one.after_cell is None for one in rolled] == [True, False, True]
+
+
+async def test_what_a_checkpoint_costs_is_on_record(client: AsyncClient) -> None:
+    async with await client.create_session() as session:
+        await session.run("x = 1")
+        made = await session.checkpoint("named")
+        await copied(session)
+        events = [e async for e in session.events(0, follow=False) if isinstance(e, ev.CheckpointMade)]
+        assert len(events) >= 2
+        for one in [made, *(await session.info()).checkpoints, *events]:
+            assert 0 < one.cost_ms < 1000
+            assert one.private_bytes is not None
+            assert 100_000 < one.private_bytes < 64 << 20
