@@ -25,9 +25,9 @@ RIVAL = "Kernel Gateway"
 #: What is slow and stays so, for the page.
 SLOW = """## What is slow and stays so
 
-* A cell costs the kernel several times what `run_cell` costs in process: ipykernel's request handling around it, a
-  wake-up of a sleeping process whose caches are cold, and five messages. The server's part is one synced append, one or
-  two writes to the client and the event loop's turns.
+* A cell costs the kernel more than twice what `run_cell` costs in process: a wake-up of a sleeping process whose caches
+  are cold, its event loop, and five messages. The server's part is more than 0.5 ms: some 1,400 calls of Python's, of
+  which none stands out ([what a cell costs](cost-of-a-cell.md)).
 * A copy of a small session costs some 15 ms of processor time after the answer: a fork, the copy-on-write faults of
   about 1,400 pages (5 to 7 us each in this virtual machine), and 4 ms of books in server and host. Who thinks between
   two cells does not meet it; in a crowd the copies of all sessions together take at most a quarter of the processors
@@ -38,9 +38,9 @@ SLOW = """## What is slow and stays so
 * A session is three forks: the middle that makes the namespaces, its init, its kernel. Each copies the page tables of a
   template with pandas and pyplot, which is most of a new session's time, confined or not; `--warm-pool` takes it from
   the one who asks.
-* Many busy sessions keep two cores busy with their kernels: `1+1` takes 1 ms of its kernel's time alone and nearly 2
-  among twenty, each with 5 MB of its own to read anew, beside 0.7 ms of the server's. Ten times Kernel Gateway's rate
-  would need both in half.
+* Many busy sessions keep two cores busy with their kernels: `1+1` takes 0.7 ms of its kernel's time alone and twice
+  that among twenty, each with 5 MB of its own to read anew, beside 0.6 ms of the server's. Ten times Kernel Gateway's
+  rate would need both in half.
 * Short lines go through one frame each: a print's text and its line end are two writes of Python's, and each is with
   the server before the cell's next bytecode, because there is no thread that could send it later.
 """
