@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
 import pytest
 
 from kernelsvc.guest import confine, linux
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket
+from kernelsvc.sandbox.verdicts import Layer
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -366,6 +368,18 @@ def test_a_program_runs_under_the_plan(sandbox: Sandbox, tmp_path: Path) -> None
     text = start(ticket.plan, ["bash", "-c", script], {"B": "2", "JPY_PARENT_PID": "1"})
     assert text.split("\n") == ["1 2 none /home/user", "user", "alone", "exit 0", ""]
     eventually(lambda: sandbox.release(ticket))
+
+
+def test_a_program_without_namespaces_is_concealed_until_it_runs(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Other sessions of the same user see it then; before it execs it is a copy of the kernel host."""
+    lost = Layer(name="mount namespace", ok=False, why="left out for the test")
+    found = msgspec.structs.replace(sandbox.probe, layers=sandbox.probe.layers | {lost.name: lost})
+    with contextlib.closing(Sandbox(policy="best-effort", runtime_dir=str(tmp_path), found=found)) as lesser:
+        ticket = prepare(lesser, tmp_path / "work")
+        assert ticket.plan["namespaces"] == []
+        script = "cat /proc/self/oom_score_adj; test -r /proc/self/environ && ls /proc/self/fd >/dev/null && echo own"
+        assert start(ticket.plan, ["sh", "-c", script], {}).split("\n") == ["500", "own", "exit 0", ""]
+        eventually(lambda: lesser.release(ticket))
 
 
 def test_a_program_that_is_not_there(sandbox: Sandbox, tmp_path: Path) -> None:
