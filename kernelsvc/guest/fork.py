@@ -30,6 +30,7 @@ import gc
 import io
 import os
 import random
+import select
 import selectors
 import signal
 import socket
@@ -53,6 +54,8 @@ OOM_LIVE, OOM_PARKED = 300, 0
 #: Landlock's own bound on its layers, and how many of them parents may use up, so that some are left for branches.
 MAX_FENCES, PARENTS_FENCES = 16, 10
 _FDS = 5
+#: Seconds after which a copy at whose door nobody was ends: who asked for it has given up, and nobody knows of it.
+CLAIM_SECONDS = 60.0
 _OMP_PAUSE_HARD = 2
 _mapped = Mapped()
 
@@ -204,6 +207,7 @@ def _become(runner: Runner, control: Control, *, files: bool) -> None:
         reopen_files(mine)
     runner.promised = control.body.get("identity") or {}
     set_oom_score(OOM_PARKED)
+    _await_claim(listener, float(control.body.get("claim_seconds") or CLAIM_SECONDS))
     runner.wire.wait_for(lambda: runner.wire.woken is not None)
     # What nobody sees before it is awake: each page that is written here would be a page that waits.
     renew_loop(runner.loop, polled)
@@ -214,6 +218,14 @@ def _become(runner: Runner, control: Control, *, files: bool) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if collecting:
         gc.enable()
+
+
+def _await_claim(listener: socket.socket, seconds: float) -> None:
+    """Wait until somebody looks who listens here, which is what a server does first; end if nobody comes."""
+    poller = select.poll()
+    poller.register(listener.fileno(), select.POLLIN)
+    if not poller.poll(seconds * 1000):
+        os._exit(0)
 
 
 # --- before ----------------------------------------------------------------------------------

@@ -88,6 +88,23 @@ async def test_a_checkpoint_waits_and_wakes_after_its_original_is_gone(k: Client
     assert await value(woken, "x") == "5"
 
 
+async def test_a_copy_that_nobody_comes_for_ends_and_one_that_was_visited_waits(k: Client) -> None:
+    visited, there = await k.fork("checkpoint", claim_seconds=0.5)
+    await Wire.peer(str(visited))
+    _, forgotten = await k.fork("checkpoint", claim_seconds=0.5)
+
+    async def gone() -> bool:
+        return "Z" in _state(forgotten["pid"]) or not _state(forgotten["pid"])
+
+    await wait_until(gone, what="the end of the copy that nobody came for")
+    assert _state(there["pid"]) == "S"
+
+
+def _state(pid: int) -> str:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.read_text().rpartition(")")[2].split()[0] if stat.exists() else ""
+
+
 @pytest.mark.parametrize("crash", ["os.kill(os.getpid(), 11)", "os._exit(1)", "os.abort()", "os.kill(os.getpid(), 9)"])
 async def test_a_crash_costs_one_cell(k: Client, crash: str) -> None:
     await k.run("import os; x = 'kept'")
