@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.branches import GOALS, Sheet, missed, table
+from benchmarks import report
+from benchmarks.branches import GOALS, Sheet, about, missed, table
 
 
 def test_the_table_has_the_median_the_goal_and_the_other_ways() -> None:
@@ -26,3 +27,11 @@ def test_a_row_without_a_goal_is_never_missed() -> None:
     for row in GOALS:
         sheet.add(row, 1e9)
     assert len(missed(sheet)) == sum(1 for goal, _ in GOALS.values() if goal)
+
+
+def test_the_machine_and_the_other_ways_are_described() -> None:
+    here = report.machine()
+    text = about(here, 7)
+    assert all(str(here[name]) in text for name in ("cpu", "cores", "memory_gib", "system", "python"))
+    assert "--rounds 7" in text
+    assert "dill" in text
