@@ -320,8 +320,8 @@ medians of {rounds}, by `python -m benchmarks.branches --rounds {rounds} --write
 
 "Cells run again" is an ordinary Jupyter kernel started for it, in which the session's cells run once more; "dill"
 writes the variables to a file and loads them in a new process; "new kernel, empty" is one without any variables. For
-sixteen branches they are sixteen times that of one. A branch's time runs from the call until its first cell's answer is back.
-A checkpoint's memory is what all of the kernel host's processes have more, each page counted once.
+sixteen branches they are sixteen times that of one. A branch's time runs from the call until its first cell's answer
+is back. A checkpoint's memory is what all of the kernel host's processes have more, each page counted once.
 """
 
 
