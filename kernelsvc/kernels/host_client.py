@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds for a host to answer its first ``hello``: it probes the machine first.
 CONNECT_SECONDS = 20.0
+#: The same for one that is started just now: under emulation and load its interpreter alone took more than 20.
+START_SECONDS = 60.0
 #: Seconds for one request; a spawn waits for its template too.
 REQUEST_SECONDS = 60.0
 #: Largest environment of a session, as JSON; it travels in one datagram.
@@ -98,7 +100,7 @@ class HostClient:
         """
         pause, longest = _RETRY_SECONDS
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
+            async with asyncio.timeout(START_SECONDS if self._may_start else CONNECT_SECONDS):
                 while not await self._connect():
                     self._start_host()
                     await asyncio.sleep(pause)

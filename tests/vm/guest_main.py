@@ -245,7 +245,8 @@ def a_quota_is_a_hard_cap_where_there_are_quotas() -> str:
     sh("truncate -s 600M /srv/quota.img && mkfs.ext4 -q -O quota,project /srv/quota.img")
     sh(f"modprobe loop; modprobe quota_v2; mount -o loop,prjquota /srv/quota.img {place}")
     serve = (
-        "systemd-run --unit=quota-test -E KERNELSVC_TOKEN=q -E KERNELSVC_START_HOST=true "
+        "systemd-run --unit=quota-test -p Restart=always -p RestartSec=1 -p StartLimitIntervalSec=0 "
+        "-E KERNELSVC_TOKEN=q -E KERNELSVC_START_HOST=true "
         f"/opt/kernelsvc/bin/kernelsvc serve --port 8899 --data-dir {place}/data --runtime-dir /run/quota-test"
     )
     sh(serve)
@@ -391,7 +392,8 @@ def main() -> None:
         except BaseException as error:
             broken = check is installs_as_the_docs_write_it
             say(f"CHECK {check.__name__} FAIL {error!r} {traceback.format_exc()[-600:]}")
-            say("LOG " + sh("journalctl -b --no-pager -u 'kernelsvc*' -n 30 -o short-precise", check=False)[-2500:])
+            units = "-u 'kernelsvc*' -u quota-test"
+            say("LOG " + sh(f"journalctl -b --no-pager {units} -n 30 -o short-precise", check=False)[-2500:])
     say("VM DONE")
     sh("systemctl poweroff --no-block", check=False)
 
