@@ -30,8 +30,10 @@ CHARTS = ("e2b-charts==1.0.0",)
 
 
 def run(*command: Any, **more: Any) -> None:
+    # One run of some twenty ended by SIGABRT after its "ok", with nothing said: the next one says where.
+    env = clean_env(PYTHONFAULTHANDLER="1")
     done = subprocess.run(
-        [str(each) for each in command], capture_output=True, text=True, timeout=RUN_SECONDS, env=clean_env(), **more
+        [str(each) for each in command], capture_output=True, text=True, timeout=RUN_SECONDS, env=env, **more
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.strip().endswith("ok")
