@@ -125,13 +125,16 @@ class Model:
 
         async def there() -> bool:
             newest = max((await self.session.info()).checkpoints, key=lambda one: one.seq, default=None)
-            return newest is not None and newest.after_cell == self.cells[-1][1]
+            return newest is not None and newest.after_cell == (self.cells[-1][1] if self.cells else None)
 
         await wait_until(there, what="the automatic checkpoint")
 
 
 async def show(session: AsyncSession) -> str:
     cell = await session.run(SHOW)
+    if cell.error is not None:  # the very first cell was undone, and with it what the others build on
+        assert cell.error.ename == "NameError", cell.text
+        return cell.error.evalue
     assert cell.ok, cell.text
     return " ".join(cell.text.split())
 
