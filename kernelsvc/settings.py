@@ -501,6 +501,8 @@ def prepare_directories(settings: Settings, *, of_others: bool = False) -> None:
 
 #: What one of our directories holds, so that we may close it to others: nobody's ``/srv`` is closed by a slip.
 _MARKS = ("sessions", "keys", "host.lock", "server.json")
+#: What the root of a filesystem holds that was made for us and nobody else (mke2fs(8)).
+_EMPTY = {"lost+found"}
 
 
 def _make_private(path: Path) -> None:
@@ -512,7 +514,7 @@ def _make_private(path: Path) -> None:
         if not stat.S_ISDIR(info.st_mode) or info.st_uid not in (os.geteuid(), 0):
             raise PermissionError(1, "it belongs to somebody else")
         if info.st_uid == os.geteuid() and info.st_mode & 0o077 and part == path:
-            if any(part.iterdir()) and not any((part / mark).exists() for mark in _MARKS):
+            if {each.name for each in part.iterdir()} - _EMPTY and not any((part / mark).exists() for mark in _MARKS):
                 raise PermissionError(1, "it is open to others and holds things of theirs; give a directory of its own")
             part.chmod(0o700)
 

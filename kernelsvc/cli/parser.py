@@ -239,7 +239,7 @@ def _recording(commands: _Commands) -> None:
         "Run a notebook's cells in a new session, one by one, and compare what they print and show with what the\n"
         "notebook holds. Exits with 1 when a cell came out different.",
     )
-    replay.add_argument("file", metavar="F.ipynb", help="the notebook, or a session's journal.jsonl")
+    replay.add_argument("file", metavar="F.ipynb", help="the notebook, or a session's journal.jsonl, also compressed")
     replay.add_argument("--save", metavar="FILE", help="write the new session's notebook here")
     _json(replay)
     _session_options(replay)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import gzip
 import sys
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -22,10 +24,13 @@ from kernelsvc.client.values import UnknownEvent
 from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
 
+#: How a file begins that gzip made, such as an archived session's.
+GZIP = b"\x1f\x8b"
+
 
 async def main(args: argparse.Namespace, terminal: Terminal) -> int:
     """Run the cells until one fails."""
-    cells = cells_of(read_source(args.file), args.file)
+    cells = cells_of(read_source(args.file), args.file.removesuffix(".gz"))
     async with client_or_own_server(args, terminal) as client, session_of(args, client) as session:
         try:
             return await _run(args, terminal, session, cells)
@@ -64,15 +69,18 @@ def _keep_images(directory: str | None, images: list[Image], terminal: Terminal)
 
 
 def read_source(name: str) -> str:
-    """The text of a file, or of standard input for ``-``.
+    """The text of a file, compressed or not, or of standard input for ``-``.
 
     Raises:
         BadRequest: it can't be read, or is not UTF-8.
     """
     try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        if name == "-":
+            return sys.stdin.read()
+        data = Path(name).read_bytes()
+        return (gzip.decompress(data) if data.startswith(GZIP) else data).decode().replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
+        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
         raise BadRequest(f"{name} can't be read: {why}.") from None
 
 

@@ -81,6 +81,7 @@ class Adoption:
         for directory in found:
             (large if is_large(directory.journal) else small).append(directory)
         await asyncio.to_thread(self._projections.catch_up_index, small)
+        self._projections.finish_others()
         closed = self._projections.index.closed()
         await asyncio.gather(*(self._adopt(directory) for directory in small if directory.id not in closed))
         self._later = {directory.id for directory in large}

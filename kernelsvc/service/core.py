@@ -160,10 +160,8 @@ class Service:
             self._retiring = asyncio.ensure_future(self._retention(self.settings.retention_seconds).run())
 
     def _retention(self, age: float) -> Retention:
-        def forget(session: str) -> None:
-            self._past.pop(session, None)
-
-        return Retention(self._store, self._projections.index, age, self.settings.retention_action, forget)
+        action, finish = self.settings.retention_action, self._projections.last_notebook
+        return Retention(self._store, self._projections.index, age, action, lambda id: self._past.pop(id, None), finish)
 
     async def stop(self, *, end_sessions: bool) -> None:
         """Let go of every session, or end them all. Nothing is accepted any more."""

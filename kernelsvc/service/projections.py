@@ -41,6 +41,7 @@ class Projections:
         self._key = SigningKey.load_or_create(store.data / "keys")
         self._notebooks: dict[str, NotebookFile] = {}
         self._finishing: set[asyncio.Task[None]] = set()
+        self._unfinished: list[SessionDirectory] = []
         self._flusher: asyncio.TimerHandle | None = None
 
     @property
@@ -82,6 +83,8 @@ class Projections:
         if self.index.stale or last is None or seen != last.seq:
             journal = Journal.open(directory.journal, directory.id, read_only=True)
             self.index.learn(directory.id, journal.lines())
+            if isinstance(last, JournalSigned):
+                self._unfinished.append(directory)
 
     def _complete(self, directory: SessionDirectory) -> None:
         """Cut a torn end off, also that of a session which is closed; sign what was closed and is not signed."""
@@ -129,6 +132,30 @@ class Projections:
             task = asyncio.ensure_future(notebook.finish(self._key.sign_audit))
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
+
+    def finish_others(self) -> None:
+        """Write, in the background, the last notebooks of sessions at whose end the server died."""
+        while self._unfinished and not self.index.stale:
+            task = asyncio.ensure_future(self._finish_other(self._unfinished.pop()))
+            self._finishing.add(task)
+            task.add_done_callback(self._finishing.discard)
+        self._unfinished.clear()
+
+    async def _finish_other(self, directory: SessionDirectory) -> None:
+        try:
+            await self.last_notebook(directory)
+        except (OSError, KernelsvcError) as error:
+            log.warning("the last notebook of session %s can't be written: %s", directory.id, error)
+
+    async def last_notebook(self, directory: SessionDirectory) -> None:
+        """Write the notebook of a session that has closed once more, whole and signed.
+
+        Raises:
+            OSError: its log can't be read.
+        """
+        journal = await asyncio.to_thread(Journal.open, directory.journal, directory.id, read_only=True)
+        inherited = directory.inherited if directory.inherited.exists() else None
+        await NotebookFile(directory.notebook, journal, parent=inherited).finish(self._key.sign_audit)
 
     async def export(self, directory: SessionDirectory, journal: Journal, format: NotebookFormat) -> bytes:
         """The notebook as it is now, signed.

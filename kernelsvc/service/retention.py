@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Literal
 
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.store.index import Index
-from kernelsvc.store.sessions import SessionDirectories
+from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class Retention:
         age: seconds that a closed session is kept.
         action: what happens to it then.
         forget: called with the id of each before it goes.
+        finish: writes the last notebook of one that is archived; a crash may have come between its end and that.
     """
 
     def __init__(
@@ -45,13 +46,15 @@ class Retention:
         index: Index,
         age: float,
         action: Literal["archive", "remove"],
-        forget: Callable[[str], None],
+        forget: Callable[[str], object],
+        finish: Callable[[SessionDirectory], Awaitable[None]],
     ) -> None:
         self._store = store
         self._index = index
         self._age = age
         self._action = action
         self._forget = forget
+        self._finish = finish
 
     async def run(self) -> None:
         """Look, act, wait, for ever. Safe to cancel: what is under way goes on at the next start."""
@@ -68,6 +71,8 @@ class Retention:
             act = self._store.archive if self._action == "archive" else self._store.remove
             self._forget(session)
             try:
+                if self._action == "archive":
+                    await self._finish(self._store.directory(session))
                 await asyncio.to_thread(act, session, why)
             except (OSError, KernelsvcError) as error:
                 log.error("session %s can't be retired: %s", session, error)

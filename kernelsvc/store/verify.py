@@ -255,12 +255,17 @@ def verify_notebook(
     )
 
 
+def _bytes_of(path: Path) -> bytes:
+    with _open(path) as file:
+        return bytes(file.read())
+
+
 def _document(source: Path | bytes | dict[str, Any]) -> dict[str, Any]:
     if isinstance(source, dict):
         document: Any = source
     else:
         try:
-            document = json.loads(source.read_bytes() if isinstance(source, Path) else source)
+            document = json.loads(_bytes_of(source) if isinstance(source, Path) else source)
         except (ValueError, RecursionError):
             raise BadRequest("This is not a notebook: it is not JSON.") from None
     cells = document.get("cells") if isinstance(document, dict) else None

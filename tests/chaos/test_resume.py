@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import wait_until
 
 from chaos.arena import check, counting
 
@@ -18,6 +19,20 @@ async def kernelsvc(arena, *args):
     command = [sys.executable, "-m", "kernelsvc", *args]
     env = {**os.environ, **arena.served.client_env}
     return await asyncio.to_thread(subprocess.run, command, env=env, capture_output=True, text=True, timeout=60)
+
+
+async def test_the_last_notebook_of_a_session_at_whose_end_the_server_died(arena):
+    async with arena.client() as client:
+        session = await client.create_session()
+        await session.run("print(6 * 7)")
+        await session.close()
+        arena.kill()
+        notebook = arena.session_path(session.id) / "notebook.ipynb"
+        notebook.write_text("{")
+        await arena.start()
+        await wait_until(lambda: notebook.stat().st_size > 1, what="the notebook")
+        done = await kernelsvc(arena, "verify", str(notebook))
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 async def test_from_its_journal_and_its_notebook(arena, tmp_path):

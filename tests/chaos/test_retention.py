@@ -7,6 +7,7 @@ import pytest
 from waiting import wait_until
 
 from chaos.arena import Arena, counting
+from chaos.test_resume import kernelsvc
 from kernelsvc.errors import NotFound
 from kernelsvc.service.retention import due
 from kernelsvc.store.verify import verify
@@ -38,6 +39,15 @@ async def test_a_parent_stays_as_long_as_its_branches(place):
         await wait_until(lambda: not arena.session_path(parent.id).exists(), deadline=20, what="the parent's end")
 
 
+async def by_hand(arena, journal, notebook):
+    """What a user would do with an archived session: verify it, and run it again from either file."""
+    for file in (journal, notebook):
+        done = await kernelsvc(arena, "verify", str(file))
+        assert done.returncode == 0, done.stdout + done.stderr
+        done = await kernelsvc(arena, "replay", str(file))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("action", ["archive", "remove"])
 async def test_a_closed_session_goes_and_that_is_on_record(place, action):
     async with (
@@ -67,5 +77,6 @@ async def test_a_closed_session_goes_and_that_is_on_record(place, action):
             assert verify(archived).ok
             last = json.loads(gzip.decompress(archived.read_bytes()).splitlines()[-1])
             assert told["seq"] == last["seq"]
+            await by_hand(arena, archived, archived.with_name("notebook.ipynb.gz"))
         assert (await stays.run("1 + 1")).text.strip() == "2", "open ones are left alone"
         await stays.close()

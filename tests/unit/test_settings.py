@@ -137,6 +137,7 @@ def test_a_directory_that_holds_other_things_is_not_closed_to_others(short_tmp, 
         s.prepare_directories(s.load(given))
     assert stat.S_IMODE(theirs.stat().st_mode) == 0o755
     (theirs / "something").unlink()
+    (theirs / "lost+found").mkdir()
     s.prepare_directories(s.load(given))
     assert stat.S_IMODE(theirs.stat().st_mode) == 0o700
 
