@@ -44,6 +44,9 @@ from kernelsvc.guest.frames import ACK, CONTROL, HELLO, MAX_FRAME, MAX_TEXT, MES
 
 #: Bytes put between two looks at what the server has acknowledged.
 ACK_EVERY = 256 * 1024
+#: What the socket is asked to hold. Linux counts some 800 bytes for each short frame, so that its default (208 KiB) is
+#: full after 270 lines, and a print waits for the server's turn on the processor.
+SENDS = 1 << 20
 #: Requests that are remembered for a server that asks which ones arrived.
 SEEN = 32
 
@@ -110,6 +113,7 @@ class _Connection:
         self.sock = sock
         self.data = bytearray()
         self.fds: list[int] = []
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SENDS)
         self._inode = os.fstat(sock.fileno()).st_ino
 
     @property
