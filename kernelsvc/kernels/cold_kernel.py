@@ -29,7 +29,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import zmq
@@ -129,14 +129,21 @@ class ColdKernel:
     # -- requests --------------------------------------------------------------------------
 
     def execute(
-        self, msg_id: str, code: str, *, silent: bool = False, allow_stdin: bool = False, store_history: bool = True
+        self,
+        msg_id: str,
+        code: str,
+        *,
+        silent: bool = False,
+        allow_stdin: bool = False,
+        store_history: bool = True,
+        user_expressions: Mapping[str, str] | None = None,
     ) -> None:
         """See ``port.Kernel``."""
         content = {
             "code": code,
             "silent": silent,
             "store_history": store_history,
-            "user_expressions": {},
+            "user_expressions": dict(user_expressions or {}),
             "allow_stdin": allow_stdin,
             # The server owns the queue. With True, ipykernel also aborts requests that come shortly after an error.
             "stop_on_error": False,

@@ -27,7 +27,7 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError
@@ -318,7 +318,14 @@ class FakeKernel:
         self.sandbox = SandboxReport()
 
     def execute(
-        self, msg_id: str, code: str, *, silent: bool = False, allow_stdin: bool = False, store_history: bool = True
+        self,
+        msg_id: str,
+        code: str,
+        *,
+        silent: bool = False,
+        allow_stdin: bool = False,
+        store_history: bool = True,
+        user_expressions: Mapping[str, str] | None = None,
     ) -> None:
         """See ``port.Kernel``."""
         self.process.request(msg_id, {"code": code, "silent": silent, "allow_stdin": allow_stdin})

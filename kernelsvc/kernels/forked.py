@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,14 +100,21 @@ class ForkedKernel:
         self.kill()  # one that can't be talked to is of no use, and one that breaks the protocol is none of ours
 
     def execute(
-        self, msg_id: str, code: str, *, silent: bool = False, allow_stdin: bool = False, store_history: bool = True
+        self,
+        msg_id: str,
+        code: str,
+        *,
+        silent: bool = False,
+        allow_stdin: bool = False,
+        store_history: bool = True,
+        user_expressions: Mapping[str, str] | None = None,
     ) -> None:
         """See ``port.Kernel``."""
         content = {
             "code": code,
             "silent": silent,
             "store_history": store_history,
-            "user_expressions": {},
+            "user_expressions": dict(user_expressions or {}),
             "allow_stdin": allow_stdin,
             "stop_on_error": True,
         }

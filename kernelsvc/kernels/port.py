@@ -14,7 +14,7 @@ same batch when ``resume()`` is called. A sink may be called at any time between
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
@@ -150,7 +150,14 @@ class Kernel(Protocol):
     home: str  # the session's directory as the kernel sees it
 
     def execute(
-        self, msg_id: str, code: str, *, silent: bool = False, allow_stdin: bool = False, store_history: bool = True
+        self,
+        msg_id: str,
+        code: str,
+        *,
+        silent: bool = False,
+        allow_stdin: bool = False,
+        store_history: bool = True,
+        user_expressions: Mapping[str, str] | None = None,
     ) -> None:
         """Send an ``execute_request``; its replies arrive at the sink."""
 

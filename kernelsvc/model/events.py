@@ -211,6 +211,8 @@ class CellQueued(Event):
     on_disconnect: Literal["keep", "interrupt"] = "keep"
     silent: bool = False
     allow_stdin: bool = False
+    store_history: bool = True
+    user_expressions: dict[str, str] = {}
     metadata: dict[str, Any] = {}
     principal: str = ""
 
@@ -313,6 +315,8 @@ class CellFinished(Event):
         message: the cause in words, when it isn't plain from the outputs.
         variables_kept: False when the kernel was lost with its variables; None
             when nothing happened to them.
+        user_expressions: what became of those that the request named, as in Jupyter's
+            ``execute_reply``: a MIME bundle each, or the error.
     """
 
     reason: Reason = Reason.OK
@@ -320,6 +324,7 @@ class CellFinished(Event):
     usage: CellUsage = CellUsage()
     message: str | None = None
     variables_kept: bool | None = None
+    user_expressions: dict[str, Any] = {}
 
 
 # --- checkpoints and branches ---------------------------------------------------------

@@ -21,6 +21,8 @@ running one change nothing here.
 
 from __future__ import annotations
 
+from typing import Any
+
 from kernelsvc.errors import CellExists, Conflict, KernelDead, QuotaExceeded, SessionClosed
 from kernelsvc.model import caps
 from kernelsvc.model import events as ev
@@ -163,6 +165,8 @@ class Machine(Standing):
             on_disconnect=request.on_disconnect,
             silent=request.silent,
             allow_stdin=request.allow_stdin,
+            store_history=request.store_history,
+            user_expressions=request.user_expressions,
             metadata=request.metadata,
             principal=principal,
         )
@@ -212,10 +216,17 @@ class Machine(Standing):
             usage=usage,
             message=message,
             variables_kept=kept,
+            user_expressions=self._asked(run.id, reply),
         )
         if frame is not None:
             finished.frame = frame
         return self._after(events, finished)
+
+    def _asked(self, cell: str, reply: Replied) -> dict[str, Any]:
+        """Of what the kernel says of expressions: those that the cell's request named."""
+        queued = self.queue.get(cell)
+        names = queued.user_expressions if queued else {}
+        return {name: reply.expressions[name] for name in names if name in reply.expressions}
 
     def _reason(
         self, reply: Replied, run: Running, hit: ev.LimitReached | None

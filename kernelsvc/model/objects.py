@@ -17,6 +17,12 @@ from kernelsvc.model.limits import CellUsage, Limits, LimitsRequest, Usage
 Scope = Literal["run", "read", "admin"]
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
 Label = Annotated[str, msgspec.Meta(max_length=256)]
+#: Most expressions of one cell; Jupyter's clients ask for a handful.
+MAX_EXPRESSIONS = 64
+Expressions = Annotated[
+    dict[Annotated[str, msgspec.Meta(max_length=256)], Annotated[str, msgspec.Meta(max_length=65536)]],
+    msgspec.Meta(max_length=MAX_EXPRESSIONS, description="Evaluated after the cell, if it did not fail."),
+]
 Code = Annotated[str, msgspec.Meta(description="Source text as in a Jupyter cell.")]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 24 * 3600)]
 
@@ -71,6 +77,8 @@ class CellRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     on_error: Literal["stop", "continue"] = "stop"
     silent: bool = False
     allow_stdin: bool = False
+    store_history: bool = True
+    user_expressions: Expressions = {}
     on_disconnect: Literal["keep", "interrupt"] = "keep"
     metadata: dict[str, Any] = {}
 

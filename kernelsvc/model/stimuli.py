@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.objects import CellRequest
@@ -45,6 +47,7 @@ class Replied:
     peak_rss_bytes: int | None = None
     frame: int | None = None
     struck: str = ""  # of ``caps.STRIKES``: the cap that its exception tells of
+    expressions: Mapping[str, Any] = field(default_factory=dict)  # what the kernel says of each
     room: int | None = None  # size of the scratch space that was full, bytes
 
 

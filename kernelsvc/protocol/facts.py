@@ -8,16 +8,23 @@ coerced or dropped; nothing raises. Source: the Jupyter messaging protocol 5.4.
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
+
+import msgspec
 
 from kernelsvc.model import caps
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
+from kernelsvc.model.objects import MAX_EXPRESSIONS
 from kernelsvc.model.stimuli import Replied
 
 #: Longest traceback that is recorded, in lines; deep recursion makes thousands.
 MAX_TRACEBACK_LINES = 500
+#: Bytes of JSON of what all expressions of a cell gave.
+MAX_EXPRESSION_BYTES = 256 * 1024
+_encode = msgspec.json.Encoder().encode
 
 Content = Mapping[str, Any]
 
@@ -141,6 +148,20 @@ def is_idle(msg_type: str, content: Content) -> bool:
     return msg_type == "status" and content.get("execution_state") == "idle"
 
 
+def expressions(value: object) -> dict[str, Any]:
+    """What became of expressions, bounded in number and, together, in size."""
+    room, found = MAX_EXPRESSION_BYTES, {}
+    for name, outcome in itertools.islice(mapping(value).items(), MAX_EXPRESSIONS):
+        size = len(_encode(outcome))
+        if isinstance(outcome, dict) and size <= room:
+            room -= size
+            found[name] = outcome
+        else:
+            why = f"{size} bytes; all expressions of a cell may give {MAX_EXPRESSION_BYTES} together"
+            found[name] = {"status": "error", "ename": "TooLarge", "evalue": why, "traceback": []}
+    return found
+
+
 def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) -> Replied:
     """An ``execute_reply`` as a stimulus. Usage is the kernel's own word and only shown, never billed."""
     usage = mapping(metadata.get("kernelsvc"))
@@ -156,6 +177,7 @@ def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) 
         cpu_ms=figure(usage.get("cpu_ms")),
         peak_rss_bytes=number(usage.get("peak_rss_bytes")),
         frame=frame,
+        expressions=expressions(content.get("user_expressions")),
         struck=strike["limit"] if strike.get("limit") in caps.STRIKES else "",
         room=number(strike.get("bytes")),
     )

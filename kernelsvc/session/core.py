@@ -409,7 +409,8 @@ class Session:
                 spec.code,
                 silent=spec.silent,
                 allow_stdin=spec.allow_stdin,
-                store_history=not spec.silent,
+                store_history=spec.store_history and not spec.silent,
+                user_expressions=spec.user_expressions,
             )
 
     def own(self, work: Awaitable[None]) -> None:

@@ -208,6 +208,55 @@ async def test_stdin(served: Served, kernel: str) -> None:
         assert "there\n" in text(await socket.until_idle(cell))
 
 
+async def test_input_is_refused_where_the_client_can_not_answer(served: Served, kernel: str) -> None:
+    async with channels(served, kernel) as ws:
+        found = await Socket(ws).run("input()", allow_stdin=False)
+    assert found[-2].content["ename"] == "StdinNotImplementedError"
+
+
+async def test_expressions_are_evaluated_after_the_cell(served: Served, kernel: str) -> None:
+    async with channels(served, kernel) as ws:
+        socket = Socket(ws)
+        wanted = {"six": "n * 2", "bad": "nothing_of_that_name", "big": "'x' * 10**6"}
+        found = (await socket.run("n = 3", user_expressions=wanted))[-2].content
+        six, bad, big = (found["user_expressions"][name] for name in wanted)
+        assert (six["status"], six["data"]["text/plain"]) == ("ok", "6")
+        assert (bad["status"], bad["ename"]) == ("error", "NameError")
+        assert (big["status"], big["ename"]) == ("error", "TooLarge")
+        assert (await socket.run("n = 4", user_expressions={}))[-2].content["user_expressions"] == {}
+        silent = await socket.run("n = 5", silent=True, user_expressions={"n": "n"})
+        assert silent[-2].content["user_expressions"]["n"]["data"]["text/plain"] == "5"
+        assert "execute_input" not in types(silent)
+        failed = (await socket.run("1/0", user_expressions={"n": "n"}))[-2].content
+        assert (failed["status"], failed["user_expressions"]) == ("error", {})
+        assert (await socket.run("n", user_expressions={"n": 5}))[-2].content["ename"] == "bad_request"
+
+
+async def test_a_cell_that_is_not_to_be_stored_stays_out_of_history(served: Served, kernel: str) -> None:
+    async with channels(served, kernel) as ws:
+        socket = Socket(ws)
+        await socket.run("stored = 1")
+        counts = [
+            (await socket.run(code, **how))[-2].content["execution_count"]
+            for code, how in (("a = 1", {}), ("b = 2", {"store_history": False}), ("a + b", {}))
+        ]
+        assert counts[2] == counts[0] + 1
+        tail = {"hist_access_type": "tail", "n": 3, "output": False, "raw": True}
+        kept = [entry[2] for entry in (await socket.ask("history_request", tail))["history"]]
+        assert kept == ["stored = 1", "a = 1", "a + b"]
+
+
+async def test_a_failed_cell_does_not_stop_those_that_were_to_go_on(served: Served, kernel: str) -> None:
+    async with channels(served, kernel) as ws:
+        socket = Socket(ws)
+        code = "import time; from pathlib import Path\nwhile not Path('go').exists(): time.sleep(.01)\n1/0"
+        failing = await socket.send("execute_request", {"code": code, "stop_on_error": False})
+        second = await socket.send("execute_request", {"code": "print('on')"})
+        served.call("PUT", f"/v1/sessions/s_{kernel[-17:].replace('-', '')}/files/go", {})
+        assert (await socket.until_idle(failing))[-2].content["ename"] == "ZeroDivisionError"
+        assert text(await socket.until_idle(second)) == "on\n"
+
+
 async def test_interrupt_and_shutdown_by_message(served: Served, kernel: str) -> None:
     async with channels(served, kernel) as ws:
         socket = Socket(ws)

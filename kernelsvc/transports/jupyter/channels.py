@@ -20,11 +20,12 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from msgspec import ValidationError, convert
 from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, QuotaExceeded
 from kernelsvc.model.log import timestamp
-from kernelsvc.model.objects import CellRequest, SessionState
+from kernelsvc.model.objects import MAX_EXPRESSIONS, CellRequest, Expressions, SessionState
 from kernelsvc.protocol import jupyter, native
 from kernelsvc.protocol.jupyter import JupyterMessage
 from kernelsvc.transports.door import as_error
@@ -105,6 +106,18 @@ def binary_frame(payload: bytes) -> bytes:
 def ping_frame(seq: int) -> bytes:
     """A ping whose pong says that ``seq`` has arrived."""
     return b"\x89" + bytes([_SEQ_BYTES]) + seq.to_bytes(_SEQ_BYTES, "big")
+
+
+def expressions_of(value: object) -> dict[str, str]:
+    """The expressions that a request names.
+
+    Raises:
+        BadRequest: they are not names with code, or too many.
+    """
+    try:
+        return convert(value or {}, Expressions)
+    except ValidationError as error:
+        raise BadRequest(f"'user_expressions' must map at most {MAX_EXPRESSIONS} names to code: {error}.") from None
 
 
 class ChannelsSocket(ApiSocket):
@@ -318,6 +331,8 @@ class ChannelsSocket(ApiSocket):
             on_error="continue" if content.get("stop_on_error") is False else "stop",
             silent=silent,
             allow_stdin=content.get("allow_stdin") is True,
+            store_history=content.get("store_history") is not False,
+            user_expressions=expressions_of(content.get("user_expressions")),
             metadata={KEPT: kept},
         )
         await self.context.service.execute(self.who, self.session, request, wait="queued", client=self)

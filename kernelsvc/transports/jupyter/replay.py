@@ -273,9 +273,11 @@ def reply_of(event: ev.CellFinished, error: ev.Error | None, began: bool) -> Con
     """The ``execute_reply`` of a cell that has ended."""
     count = {"execution_count": event.execution_count}
     if event.reason is Reason.OK:
-        return {"status": "ok", **count, "user_expressions": {}, "payload": []}
+        return {"status": "ok", **count, "user_expressions": event.user_expressions, "payload": []}
     if not began and event.reason is Reason.CANCELLED:
         return failure("Cancelled", event.message or "an earlier cell failed") | {"status": "aborted", **count}
     if error is not None:
-        return failure(error.ename, error.evalue, error.traceback) | count
-    return failure(_NAMES[event.reason], event.message or f"the cell ended: {event.reason}") | count
+        failed = failure(error.ename, error.evalue, error.traceback)
+    else:
+        failed = failure(_NAMES[event.reason], event.message or f"the cell ended: {event.reason}")
+    return failed | count | {"user_expressions": {}, "payload": []}

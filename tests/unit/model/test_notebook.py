@@ -68,6 +68,7 @@ cell_ids = st.sampled_from(["a", "b", "c:1", "x" * 100, "kernelsvc-note-2", nb_i
 SPECIAL = {
     "data": bundles,
     "metadata": st.dictionaries(st.text(max_size=5), json_values, max_size=2),
+    "user_expressions": st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),
     "display_id": st.none() | st.sampled_from(["d1", "d2"]),
     "content": bundles,
     "sandbox": st.just(ev.SandboxReport(enforced=["seccomp"])),
