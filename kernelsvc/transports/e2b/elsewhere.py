@@ -156,7 +156,7 @@ def _entry(line: str) -> dict[str, Any]:
         "type": _KINDS.get(kind, "FILE_TYPE_UNSPECIFIED"),
         "path": path,
         "size": size if size.isdecimal() else "0",
-        "mode": int(mode, 8) if mode.isdecimal() else 0,
+        "mode": int(mode, 8) if mode.isascii() and mode.isdecimal() and not set(mode) & {"8", "9"} else 0,
         "permissions": permissions,
         "owner": "user",
         "group": "user",
