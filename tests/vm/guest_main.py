@@ -328,7 +328,7 @@ def a_user_id_of_the_machine_s_for_each_session() -> str:
     try:
         sh("systemctl start kernelsvc-kernels.service kernelsvc.socket kernelsvc.service")
         eventually(ready)
-        call("DELETE", f"/v1/sessions/{eventually(session)}")  # the first one on a machine that is emulated may time out
+        call("DELETE", f"/v1/sessions/{eventually(session)}")  # on a slow machine the first may time out
         said = _files_go_both_ways()
         assert said.endswith(", by an id of its own"), said
         id = session(memory_bytes=256 << 20)
