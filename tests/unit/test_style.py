@@ -77,6 +77,7 @@ TESTED_THROUGH = {
     "kernelsvc.client.sessions": "tests/unit/client/test_aio.py",
     "kernelsvc.client.streams": "tests/unit/client/test_aio.py",
     "kernelsvc.client.transfer": "tests/unit/client/test_rest.py",
+    "kernelsvc.guest.display": "tests/integration/test_kernel.py",
     "kernelsvc.guest.folder": "tests/integration/test_kernel_fork.py",
     "kernelsvc.guest.fork": "tests/integration/test_kernel_fork.py",
     "kernelsvc.guest.init": "tests/integration/test_host.py",
