@@ -59,7 +59,13 @@ STRIKES = [
         "an allocation", "kept = 42\nbytearray(1 << 30)", "memory_bytes", ("memory",), "512 MiB reached", keeps=True
     ),
     Strike("an array", "import numpy\nnumpy.ones(1 << 28)", "memory_bytes", ("memory",), "memory: 512 MiB reached"),
-    Strike("shared memory", f"import mmap\n{_HOG}", "memory_bytes", ("memory",), "memory: 512 MiB reached"),
+    Strike(
+        "shared memory",
+        f"import mmap, time\n{_HOG}\ntime.sleep(10)",  # a watchdog alone needs a moment to look
+        "memory_bytes",
+        ("memory",),
+        "memory: 512 MiB reached",
+    ),
     Strike(
         "a fork bomb",
         "kept = 42\nimport os, time\nwhile True:\n    if os.fork() == 0:\n        time.sleep(60)\n        os._exit(0)",
