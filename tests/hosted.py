@@ -55,7 +55,9 @@ class Recorder:
 
     def idle(self, parent: str) -> bool:
         return any(
-            isinstance(o, Message) and o.parent == parent and o.content.get("execution_state") == "idle"
+            isinstance(o, Message)
+            and o.parent == parent
+            and (o.msg_type == "execute_reply" or o.content.get("execution_state") == "idle")
             for o in self.got
         )
 

@@ -200,22 +200,26 @@ class Client:
         return msg_id
 
     def execute(self, code: str, **options: Any) -> str:
+        """As the server sends a cell; with ``terse=False`` as a client of Jupyter's does."""
         content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": True}
-        return self.send("execute_request", {**content, **options})
+        return self.send("execute_request", {**content, "terse": True, **options})
 
     def answer(self, msg_id: str) -> Answer:
         """What belongs to a request so far; raw text is counted to all."""
         return Answer([i for i in self.got if i.parent == msg_id or (isinstance(i, Text) and not i.parent)])
 
     def idle(self, msg_id: str) -> bool:
-        return any(m.content["execution_state"] == "idle" for m in self.answer(msg_id).messages("status"))
+        """Whether a request is done: it says so itself, or by the reply of a terse cell."""
+        answer = self.answer(msg_id)
+        said = [m.content["execution_state"] for m in answer.messages("status")]
+        return "idle" in said if said else bool(answer.messages("execute_reply"))
 
     async def finish(self, msg_id: str, deadline: float = DEADLINE) -> Answer:
         await self.until(lambda: self.idle(msg_id), deadline)
         return self.answer(msg_id)
 
     async def run(self, code: str, deadline: float = DEADLINE, **options: Any) -> Answer:
-        """Run a cell from busy to idle."""
+        """Run a cell from beginning to end."""
         self.got.clear()
         self.batches.clear()
         return await self.finish(self.execute(code, **options), deadline)

@@ -25,7 +25,7 @@ import sys
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kernelsvc.guest import caps, surroundings, tracebacks, variables
@@ -273,6 +273,11 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         """Stop no loop, as ipykernel would; the main loop looks at ``exit_now`` itself."""
 
 
+def _is_terse(request: Request) -> bool:
+    """Whether only a cell's outputs and its reply are wanted: whoever sent it knows that it begins."""
+    return request.msg_type == "execute_request" and request.content.get("terse") is True
+
+
 def _may_await(code: str) -> bool:
     return "await" in code or "async" in code
 
@@ -363,6 +368,7 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         self.gate = Gate()
         self.usage = Usage()
         self._open: dict[str, Request] = {}
+        self.flush_c: Callable[[], None] = lambda: None
         super().__init__(**kwargs)
         self.shell_channel_thread = types.SimpleNamespace(parent_thread=threading.main_thread())
         self.shell_handlers[VARIABLES_REQUEST] = self.variables_request
@@ -390,7 +396,9 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         self.session.quote(request)
         self.set_parent([b""], message, channel="control" if concurrent or channel is CONTROL else "shell")
         self._open[request.msg_id] = request
-        self._status("busy", message)
+        if not _is_terse(request):
+            self._status("busy", message)
+        why = "The kernel did not answer."
         try:
             if handler is None:
                 self._refuse(channel, message, f"There is no request {request.msg_type!r}.")
@@ -400,13 +408,19 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
                     await result
         except BaseException as error:  # a SystemExit of some object's too, when it is only looked at
             self.log.debug("a request failed", exc_info=True)
-            self._refuse(channel, message, f"{type(error).__name__}: {error}")
+            why = f"{type(error).__name__}: {error}"
+            if not _is_terse(request):
+                self._refuse(channel, message, why)
         finally:
-            self.ensure_idle(request)
+            self.ensure_end(request, why)
 
-    def ensure_idle(self, request: Request) -> None:
-        """Say, once, that the request is done."""
-        if self._open.pop(request.msg_id, None) is not None:
+    def ensure_end(self, request: Request, why: str = "The kernel did not answer.") -> None:
+        """Say, once, that the request is done: by its idle status, or for a terse cell by the reply that it lacks."""
+        if self._open.pop(request.msg_id, None) is None:
+            return
+        if _is_terse(request):
+            self._refuse(SHELL, request.message(), why)
+        else:
             self._status("idle", request.message())
 
     def _status(self, state: str, message: dict[str, Any]) -> None:
@@ -425,15 +439,15 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
     # -- cells ----------------------------------------------------------------------------
 
     async def execute_request(self, stream: Any, ident: Any, parent: Any) -> None:
-        """Run a cell; frames are held back outside of user code, so that a small cell costs two writes.
+        """Run a cell; frames are held back outside of user code, so that a small terse cell costs one write.
 
         As ipykernel does it, without what it does for older IPythons, subshells and a queue of its own.
         """
         self.usage.begin()
         content, meta = parent["content"], parent["metadata"]
-        code, silent = content["code"], bool(content.get("silent", False))
+        code, silent, terse = content["code"], bool(content.get("silent", False)), content.get("terse") is True
         metadata = self.init_metadata(parent)
-        if not silent:
+        if not (silent or terse):
             said = {"code": code, "execution_count": self.shell.execution_count}
             self.session.tell(IOPUB, "execute_input", said, parent)
         reply = await self.do_execute(
@@ -448,6 +462,9 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         for stream_ in (sys.stdout, sys.stderr):
             if stream_ is not None:
                 stream_.flush()
+        self.flush_c()
+        if terse:
+            self._open.pop(parent["header"]["msg_id"], None)
         self.session.tell(stream, "execute_reply", reply, parent, self.finish_metadata(parent, metadata, reply))
 
     async def do_execute(self, code: str, silent: bool, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -254,6 +254,7 @@ class Runner:
         kernel._stdout, kernel._stderr = sys.stdout, sys.stderr
         kernel.session.renew()
         kernel.usage.reopen()
+        kernel.flush_c = self.flush_c
         if "" not in sys.path[:1]:
             sys.path.insert(0, "")
         if charts.wanted():
@@ -412,10 +413,10 @@ class Runner:
             give_up("event loop")
 
     def _finish_request(self) -> None:
-        """Every request ends with idle, and what it brought is sent."""
+        """Every request has an end, and what it brought is sent."""
         self.flush_c()
         if self.busy is not None:
-            self.kernel.ensure_idle(self.busy)
+            self.kernel.ensure_end(self.busy)
             self.busy = None
         self.wire.uncork()
 

@@ -188,6 +188,7 @@ class Wire:
         foreign: True in a process that user code forked.
         watcher: polls while the kernel is idle.
         seen: ids of the last requests.
+        cell: id of the last that runs a cell.
         woken: the last HELLO's body, for a checkpoint that waits for one.
     """
 
@@ -203,6 +204,7 @@ class Wire:
         """
         self.inbox: deque[Request | Control] = deque()
         self.seen: deque[str] = deque(maxlen=SEEN)
+        self.cell = ""
         self.foreign = False
         self.watcher: Watcher | None = None
         self.corked = False
@@ -280,6 +282,7 @@ class Wire:
                 item.close()
         self.inbox.clear()
         self.seen.clear()
+        self.cell = ""
         self.woken = None
         self._renew_lock()
         self.outbox = frames.Outbox(self.outbox.limit)
@@ -379,7 +382,9 @@ class Wire:
         described = self._describe(body)
         self.woken = body
         first = self.outbox.rewind(hello.number)
-        payload = json.dumps({"version": frames.VERSION, **described, "seen": list(self.seen)}).encode()
+        payload = json.dumps(
+            {"version": frames.VERSION, **described, "seen": list(self.seen), "cell": self.cell}
+        ).encode()
         welcome = frames.HEADER.pack(len(payload), HELLO, first) + payload
         guest.sock.setblocking(True)
         socket.send_fds(guest.sock, [welcome], self._raw)
@@ -416,6 +421,8 @@ class Wire:
             elif frame.kind == MESSAGE:
                 request = frames.parse_request(frame.payload)
                 self.seen.append(request.msg_id)
+                if request.msg_type == "execute_request":
+                    self.cell = request.msg_id
                 self.inbox.append(request)
             elif frame.kind == CONTROL:
                 self.inbox.append(self._control(conn, frame))

@@ -76,6 +76,7 @@ class ColdKernel:
     """A running cold kernel (``port.Kernel``)."""
 
     forkable = False
+    ordered = False
     home = "/home/user"
 
     def __init__(

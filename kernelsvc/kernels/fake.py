@@ -181,11 +181,14 @@ class FakeProcess:
 
     async def _cell_of(self, msg_id: str, content: dict[str, Any]) -> None:
         self._cell, self._allow_stdin = msg_id, bool(content["allow_stdin"])
-        self._message("iopub", "status", {"execution_state": "busy"})
+        wordy = not content.get("terse")
+        if wordy:
+            self._message("iopub", "status", {"execution_state": "busy"})
         count = self._count
         if not content["silent"]:
             count = self._count = self._count + 1
-            self._message("iopub", "execute_input", {"code": content["code"], "execution_count": count})
+            if wordy:
+                self._message("iopub", "execute_input", {"code": content["code"], "execution_count": count})
         reply: Reply = {"status": "ok", "execution_count": count, "payload": [], "user_expressions": {}}
         try:
             for line in content["code"].splitlines():
@@ -196,7 +199,8 @@ class FakeProcess:
             self._message("iopub", "error", failure)
             reply |= {"status": "error"} | failure
         self._message("shell", "execute_reply", reply)
-        self._message("iopub", "status", {"execution_state": "idle"})
+        if wordy:
+            self._message("iopub", "status", {"execution_state": "idle"})
         self._interrupted.clear()
         self._cell = ""
 
@@ -309,6 +313,7 @@ class FakeKernel:
     """``port.Kernel`` on a ``FakeProcess``."""
 
     forkable = True
+    ordered = True
 
     def __init__(self, process: FakeProcess, processes: dict[str, FakeProcess]) -> None:
         self.process = process
@@ -328,7 +333,7 @@ class FakeKernel:
         user_expressions: Mapping[str, str] | None = None,
     ) -> None:
         """See ``port.Kernel``."""
-        self.process.request(msg_id, {"code": code, "silent": silent, "allow_stdin": allow_stdin})
+        self.process.request(msg_id, {"code": code, "silent": silent, "allow_stdin": allow_stdin, "terse": True})
 
     def send(
         self,

@@ -56,6 +56,7 @@ class ForkedKernel:
     """``port.Kernel`` on the kernel wire."""
 
     forkable = True
+    ordered = True
 
     def __init__(self, launcher: ForkedLauncher, request: StartRequest, wire: Wire, found: Found, sink: Sink) -> None:
         welcome = wire.welcome
@@ -117,6 +118,7 @@ class ForkedKernel:
             "user_expressions": dict(user_expressions or {}),
             "allow_stdin": allow_stdin,
             "stop_on_error": True,
+            "terse": True,
         }
         self.send("shell", "execute_request", content, msg_id=msg_id)
 

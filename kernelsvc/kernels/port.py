@@ -142,11 +142,18 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Kernel(Protocol):
-    """A running kernel. Every method is called from the server's event loop."""
+    """A running kernel. Every method is called from the server's event loop.
+
+    Attributes:
+        ordered: what it says comes in one order, and it has one cell at a time: a cell that it is given begins, and
+            its reply is its end. Of one that is not, a cell begins with its ``execute_input`` (a silent one with its
+            busy status), and ends on its reply and its idle status, whichever comes last.
+    """
 
     info: KernelInfo
     sandbox: SandboxReport
     forkable: bool
+    ordered: bool
     home: str  # the session's directory as the kernel sees it
 
     def execute(

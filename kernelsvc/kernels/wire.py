@@ -113,7 +113,6 @@ class Wire:
         self._acked = last_frame
         self._owed = 0  # bytes taken since the kernel was told
         self._ack_timer: asyncio.TimerHandle | None = None
-        self._half: tuple[str, int] | None = None  # a reply without its idle: parent, frame
         self._controls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._control_number = 0
         self._requests: deque[tuple[str, bytes]] = deque(maxlen=KEPT_REQUESTS)
@@ -189,7 +188,7 @@ class Wire:
 
     @property
     def welcome(self) -> dict[str, Any]:
-        """What the kernel said of itself: ``version, kernel, session, pid, python, ipykernel, seen, busy``."""
+        """What the kernel said of itself: ``version, kernel, session, pid, python, ipykernel, seen, cell, busy``."""
         return msgspec.to_builtins(self._welcome)  # type: ignore[no-any-return]
 
     @property
@@ -302,9 +301,8 @@ class Wire:
                 log.exception("a batch from kernel %s could not be taken", self._path)
                 self._lose(WireLoss("The server failed on what the kernel sent; its log has the details."))
                 return
-        settled = self._settled(batch)
-        if settled > self._acked:
-            self._acked = settled
+        if self._parser.last > self._acked:
+            self._acked = self._parser.last
             if self._owed >= ACK_BYTES:
                 self._send(self._acknowledgement())
             elif self._ack_timer is None:
@@ -321,20 +319,6 @@ class Wire:
             return b""
         self._owed = 0
         return HEADER.pack(0, ACK, self._acked)
-
-    def _settled(self, batch: list[Output]) -> int:
-        """Up to which frame nothing has to be said again to the next server.
-
-        A cell ends, in the log, on its reply *and* its idle status. A reply that was
-        acknowledged by a server which died before the idle came would be lost.
-        """
-        for item in batch:
-            if isinstance(item, Message) and item.frame is not None and _ends_cell(item):
-                if item.msg_type == "execute_reply":
-                    self._half = (item.parent, item.frame)
-                elif self._half is not None and self._half[0] == item.parent:
-                    self._half = None
-        return self._parser.last if self._half is None else self._half[1] - 1
 
     def resume(self) -> None:
         """Deliver again what ``deliver`` refused, and read on."""
@@ -472,7 +456,8 @@ class Wire:
 
     def seen(self, msg_id: str) -> bool:
         """Whether the kernel said, when it was connected, that it had received this request."""
-        return msg_id in self._welcome.seen or msg_id == self._welcome.busy
+        welcome = self._welcome
+        return msg_id in welcome.seen or msg_id in (welcome.busy, welcome.cell)
 
     # -- ends -------------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ class Welcome(msgspec.Struct):
     execution_count: int = 0
     workdir: str = ""
     seen: list[str] = []
+    cell: str = ""
     busy: str | None = None
 
 

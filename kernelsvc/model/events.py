@@ -218,7 +218,7 @@ class CellQueued(Event):
 
 
 class CellStarted(Event):
-    """The kernel began to run the cell."""
+    """The cell was given to a kernel that had no other, or, from a cold kernel, that one says that it runs it."""
 
     execution_count: int | None = None
 

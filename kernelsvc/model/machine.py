@@ -13,10 +13,11 @@ Everything durable follows from the events alone (``model.standing``): ``evolve`
 over a journal's events rebuilds the machine after a crash of the server. What is
 volatile changes by ``effects``.
 
-A cell ends on the kernel's reply *and* its idle status, both naming the cell,
-whichever comes first; so output that was sent before either is in the log
-before the end. The kernel is hostile: messages about cells that are not the
-running one change nothing here.
+With an *ordered* kernel (``kernels.port``) a cell has begun when it is sent, and ends
+on the kernel's reply. With one that is not, it begins when the kernel says so, and ends
+on the reply *and* the idle status, both naming the cell, whichever comes first; so
+output that was sent before either is in the log before the end. The kernel is hostile:
+messages about cells that are not the running one change nothing here.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from kernelsvc.model import caps
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import CellUsage
-from kernelsvc.model.objects import CellRequest, SessionState
-from kernelsvc.model.standing import FLOOD, Running, Standing, digest
+from kernelsvc.model.objects import CellRequest, CellState, SessionState
+from kernelsvc.model.standing import FLOOD, Running, Standing, digest, output_size
 from kernelsvc.model.stimuli import (
     Began,
     Close,
@@ -81,6 +82,38 @@ class Machine(Standing):
         Raises:
             SessionClosed, KernelDead, Conflict, CellExists, QuotaExceeded: an illegal move.
         """
+        out = self._decide(stimulus, now)
+        if self.ordered and out.effects:
+            self._begin(out)
+        return out
+
+    def _begin(self, out: Outcome) -> None:
+        """Say of a cell that is about to be sent that it has begun; not again of one that is sent again."""
+        for effect in out.effects:
+            if isinstance(effect, SendCell):
+                known = self.cells.get(effect.cell)
+                if known is None or known.state is CellState.QUEUED:
+                    count = self._count_of(effect.cell, out.events)
+                    out.events.append(ev.CellStarted(cell=effect.cell, execution_count=count))
+
+    def _count_of(self, cell: str, before: list[Event]) -> int | None:
+        """The number that the kernel will give to a cell; None for a silent one.
+
+        Args:
+            cell: sent next.
+            before: what goes on record first; its being queued, perhaps.
+        """
+        count, spec = self.execution_count, self.queue.get(cell)
+        for event in before:
+            if isinstance(event, ev.CellQueued):
+                spec = event if event.cell == cell else spec
+            elif isinstance(event, ev.CellFinished):
+                count = count if event.execution_count is None else event.execution_count
+            elif isinstance(event, ev.KernelRestarted):
+                count = 0
+        return None if spec is None or spec.silent else count + 1
+
+    def _decide(self, stimulus: Stimulus, now: float) -> Outcome:
         match stimulus:
             case Submit():
                 return self._submit(stimulus)
@@ -183,7 +216,7 @@ class Machine(Standing):
         run = self.running
         if run is None or run.id != stimulus.cell or run.reply is not None:
             return Outcome()
-        if run.idle:
+        if run.idle or self.ordered:
             return self._finish_by_reply(stimulus, stimulus.frame, now)
         return Outcome([], [NoteReply(stimulus)])
 
@@ -198,7 +231,7 @@ class Machine(Standing):
     def _finish_by_reply(self, reply: Replied, frame: int | None, now: float) -> Outcome:
         run = self.running
         assert run is not None
-        events: list[Event] = []
+        events: list[Event] = [*reply.outputs]
         hit = caps.of_reply(reply, self.policy.limits) if run.stop is None else None
         if hit is not None and hit.limit not in run.struck:
             hit.cell = run.id
@@ -263,7 +296,7 @@ class Machine(Standing):
             wall_ms=round(max(0.0, now - since) * 1000, 3),
             cpu_ms=reply.cpu_ms if reply else None,
             peak_rss_bytes=reply.peak_rss_bytes if reply else None,
-            output_bytes=run.output_bytes,
+            output_bytes=run.output_bytes + sum(map(output_size, reply.outputs)) if reply else run.output_bytes,
         )
 
     def _after(self, before: list[Event], finished: ev.CellFinished) -> Outcome:
@@ -500,8 +533,9 @@ class Machine(Standing):
         run = self.running
         match effect:
             case SendCell():
-                self.running = Running(effect.cell, now)
-                self.flow, self.flooded = 0, False
+                if not self._is_running(effect.cell):
+                    self.running = Running(effect.cell, now)
+                    self.flow, self.flooded = 0, False
                 self._move(S.BUSY)
             case InterruptKernel() if run is not None:
                 run.stop, run.kill_at = effect.reason, effect.kill_at

@@ -135,6 +135,7 @@ class Standing:
         self.sleepless = False  # it could not be put to sleep; not tried again before the next cell
         self.lease: ev.Leased | None = None
         self.leased_until = now
+        self.ordered = False  # whether the kernel is; known when there is one
         self.run_since: float | None = None  # when it was last taken out of a pause
 
     def evolve(self, event: Event, now: float) -> None:
@@ -222,8 +223,9 @@ class Standing:
         assert isinstance(event.cell, str)
         record = self.cells[event.cell]
         record.state, record.last, record.execution_count = CellState.RUNNING, event.seq, event.execution_count
-        if event.execution_count is not None:
-            self.execution_count = max(self.execution_count, event.execution_count)
+        spec = self.queue.get(event.cell)
+        if event.execution_count is not None and (spec is None or spec.store_history):
+            self.execution_count = event.execution_count
         if not self._is_running(event.cell):
             self.running = Running(event.cell, now)
             self.flow, self.flooded = 0, False
@@ -239,8 +241,7 @@ class Standing:
         record = self.cells[event.cell]
         record.state, record.last, record.reason = CellState.FINISHED, event.seq, event.reason
         if event.execution_count is not None:
-            record.execution_count = event.execution_count
-            self.execution_count = max(self.execution_count, event.execution_count)
+            record.execution_count = self.execution_count = event.execution_count
         self.queue.pop(event.cell, None)
         self.last_finished = event.cell
         if self._is_running(event.cell):

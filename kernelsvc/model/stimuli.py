@@ -35,7 +35,11 @@ class Began:
 
 @dataclass(frozen=True)
 class Replied:
-    """The kernel's ``execute_reply``."""
+    """The kernel's ``execute_reply``.
+
+    Attributes:
+        outputs: what the cell put out last, which goes on record together with its end.
+    """
 
     cell: str
     status: str
@@ -49,6 +53,7 @@ class Replied:
     struck: str = ""  # of ``caps.STRIKES``: the cap that its exception tells of
     expressions: Mapping[str, Any] = field(default_factory=dict)  # what the kernel says of each
     room: int | None = None  # size of the scratch space that was full, bytes
+    outputs: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ The way of one cell::
 
     submit ─> machine.decide ─> log.append (code is on record) ─> kernel.execute
     kernel ─> deliver(batch) ─> facts ─> log.append ─> readers wake
-    reply + idle ─> machine.decide ─> log.append + sync ─> waiters wake
+    reply ─> machine.decide ─> log.append + sync ─> waiters wake
 
 Everything below runs in the server's event loop; nothing here awaits between a
 decision, its journal entry and its commit, so no lock is needed. Effects that
@@ -198,6 +198,7 @@ class Session:
     def adopt_kernel(self, kernel: Kernel, event: Event) -> None:
         """This is the session's kernel from now on, and ``event`` says how it came to be."""
         self.kernel, self.report = kernel, kernel.sandbox
+        self.machine.ordered = kernel.ordered
         self.hearing.new_kernel()
         self.do(KernelReady(event))
         self.hearing.hear_early()
@@ -248,7 +249,8 @@ class Session:
         """Go on with an adopted kernel: whether it has the first cell is what it says, not what we meant to send."""
         machine = self.machine
         pending = next(iter(machine.queue), None)
-        if machine.running is not None and not machine.running.began and not kernel.seen(machine.running.id):
+        run = machine.running
+        if run is not None and (kernel.ordered or not run.began) and not kernel.seen(run.id):
             machine.running = None
         if pending and machine.running is None and kernel.seen(pending):
             machine.commit(Outcome([], [SendCell(pending)]), self._loop.time())

@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kernelsvc.kernels.port import Message, Output, Text
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 from kernelsvc.model.objects import SessionState
-from kernelsvc.model.stimuli import Began, Flood, Outcome, Record, Stimulus, WentIdle
+from kernelsvc.model.standing import output_size
+from kernelsvc.model.stimuli import Began, Flood, Outcome, Record, Replied, Stimulus, WentIdle
 from kernelsvc.protocol import facts
 from kernelsvc.session.questions import Questions
 
 if TYPE_CHECKING:
     from kernelsvc.session.core import Session
+
+#: Output that changes nothing but how much there is of it.
+_PLAIN = (ev.Stream, ev.Display, ev.Result)
 
 
 class Hearing:
@@ -79,6 +84,8 @@ class Hearing:
             if isinstance(stimulus, Began) and not pending:  # it goes into the log with the output that follows
                 pending.extend(self._machine.decide(stimulus, self._loop.time()).events)
                 continue
+            if isinstance(stimulus, Replied) and self._fits(pending):  # the cell's last words and its end are one entry
+                stimulus, pending = replace(stimulus, outputs=tuple(pending)), []
             if pending:
                 self._record(pending, index)
                 pending = []
@@ -87,6 +94,16 @@ class Hearing:
         if pending:
             self._record(pending, len(batch))
         self._handled = 0
+
+    def _fits(self, pending: list[Event]) -> bool:
+        """Whether this is output, and reaches no bound: then its cell's end may be decided before it is on record."""
+        machine, run = self._machine, self._machine.running
+        if run is None or not machine.ordered or not all(isinstance(event, _PLAIN) for event in pending):
+            return False
+        size, policy = sum(map(output_size, pending)), machine.policy
+        if _beyond(run.output_bytes + size, policy.output_bytes):
+            return False
+        return not _beyond(machine.flow + size, policy.max_cell_output_bytes)
 
     def _record(self, pending: list[Event], handled: int) -> None:
         self._session.apply(Outcome(pending), self._loop.time())
@@ -143,3 +160,7 @@ class Hearing:
         if parent in self._machine.cells:
             return parent
         return self._machine.running.id if self._machine.running else None
+
+
+def _beyond(size: int, bound: int | None) -> bool:
+    return bound is not None and size > bound

@@ -31,7 +31,7 @@ async def k(template: Template) -> AsyncIterator[Client]:
 
 
 async def test_a_cell_brings_the_messages_that_jupyter_brings(k: Client) -> None:
-    answer = await k.run("1 + 1")
+    answer = await k.run("1 + 1", terse=False)
     kinds = [(m.channel, m.msg_type) for m in answer.items if isinstance(m, Message)]
     assert kinds == [
         ("iopub", "status"),
@@ -43,6 +43,39 @@ async def test_a_cell_brings_the_messages_that_jupyter_brings(k: Client) -> None
     assert answer.result == "2"
     assert answer.reply.content["status"] == "ok"
     assert answer.reply.content["execution_count"] == 1
+
+
+async def test_a_terse_cell_brings_its_outputs_and_its_reply_in_one_piece(k: Client) -> None:
+    answer = await k.run("1 + 1")
+    assert [m.msg_type for m in answer.items if isinstance(m, Message)] == ["execute_result", "execute_reply"]
+    assert len(k.batches) == 1
+    assert (answer.result, answer.reply.content["execution_count"]) == ("2", 1)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import asyncio; asyncio.get_running_loop().stop(); await asyncio.sleep(0.01)",
+        "raise SystemExit(3)",
+        "import asyncio; raise asyncio.CancelledError",
+        "raise BaseException('no')",
+        "get_ipython().run_cell = None",
+        "class C:\n    def __repr__(self): raise SystemExit\nC()",
+    ],
+)
+async def test_a_terse_cell_has_one_reply_whatever_becomes_of_it(k: Client, code: str) -> None:
+    first = await k.run(code)
+    assert len(first.messages("execute_reply")) == 1
+    second = await k.run("1")  # whatever that gives: nothing of the first comes late
+    assert [m.msg_type for m in second.items if isinstance(m, Message)][-1] == "execute_reply"
+    assert len(second.messages("execute_reply")) == 1
+
+
+async def test_what_c_code_printed_comes_before_the_end_of_a_terse_cell(k: Client) -> None:
+    code = "import ctypes; libc = ctypes.CDLL(None); n = libc.printf(b'from C, no newline')"
+    answer = await k.run(code)
+    assert answer.stdout == "from C, no newline"
+    assert isinstance(answer.items[-1], Message)
 
 
 async def test_frames_are_numbered_without_gap(k: Client) -> None:
@@ -139,7 +172,7 @@ async def test_prints_keep_their_order_with_displays_and_errors(k: Client) -> No
     code = "import sys\nprint(1)\ndisplay('two')\nprint(3, file=sys.stderr)\nprint(4)\n1/0"
     answer = await k.run(code)
     seen = [i.text if isinstance(i, Text) else f"<{i.msg_type}>" for i in answer.items]
-    assert "".join(seen[2:-2]) == "1\n<display_data>3\n4\n<error>"
+    assert "".join(seen[:-1]) == "1\n<display_data>3\n4\n<error>"
 
 
 async def test_c_code_and_subprocesses_are_heard_before_the_cell_ends(k: Client) -> None:
@@ -499,7 +532,7 @@ get_ipython().kernel.comm_manager.register_target('t', opened)
 await got.wait()
 print('heard')
 """
-    msg_id = k.execute(code)
+    msg_id = k.execute(code, terse=False)
     await k.until(lambda: k.answer(msg_id).messages("execute_input"))
     k.send("comm_open", {"comm_id": "c", "target_name": "t", "data": {}})
     k.send("comm_msg", {"comm_id": "c", "data": {}})

@@ -162,7 +162,7 @@ async def test_a_kernel_that_sits_in_c_code_is_adopted_and_nothing_runs_twice(k:
 
 
 async def test_the_kernel_says_which_requests_it_saw(k: Client) -> None:
-    msg_id = k.execute("import time; time.sleep(0.3)")
+    msg_id = k.execute("import time; time.sleep(0.3)", terse=False)
     await k.until(lambda: k.answer(msg_id).messages("execute_input"))
     queued = k.execute("'queued'")
     k.wire.close()
@@ -262,7 +262,7 @@ async def test_a_flood_of_raw_bytes_is_whole(k: Client) -> None:
 
 async def test_requests_that_the_kernel_does_not_read_are_bounded(k: Client) -> None:
     await k.run("x = 1")
-    msg_id = k.execute("import time; time.sleep(60)")
+    msg_id = k.execute("import time; time.sleep(60)", terse=False)
     await k.until(lambda: k.answer(msg_id).messages("execute_input"))
     big = {"code": "x" * (16 * MiB), "cursor_pos": 1}
     for _ in range(4):
@@ -359,7 +359,7 @@ def _state(pid: int) -> str:
 
 
 async def test_close_leaves_the_kernel_alone_and_ends_waiting_requests(k: Client) -> None:
-    msg_id = k.execute("import time; time.sleep(0.2); y = 1")
+    msg_id = k.execute("import time; time.sleep(0.2); y = 1", terse=False)
     waiting = asyncio.create_task(k.wire.control("survey"))
     await k.until(lambda: k.answer(msg_id).messages("execute_input"))
     k.wire.close()

@@ -101,7 +101,7 @@ async def test_a_cell_from_end_to_end(bench):
 async def test_the_code_is_on_record_before_it_runs_and_the_end_before_it_is_told(bench):
     session = await bench.start()
     (cell,) = session.submit([CellRequest(code="wait gate")])
-    assert types(session)[-1] == "cell_queued"
+    assert types(session)[-2:] == ["cell_queued", "cell_started"]
     waiting = asyncio.ensure_future(session.wait(cell))
     bench.launcher.release("gate")
     async with asyncio.timeout(DEADLINE):
@@ -243,6 +243,29 @@ async def test_what_a_client_left_before_it_began_never_begins(bench):
         await session.wait(after)
     assert session.reading.cell(first).reason is Reason.OK
     assert "yes" in session.reading.cell(after).text
+
+
+async def test_a_cell_on_record_that_never_reached_the_kernel_is_sent_by_the_next_server(bench):
+    session = await bench.start()
+    process = session.kernel.process
+    process.request, deliver = lambda *_: None, process.request  # the server dies between its log and the socket
+    (cell,) = session.submit([CellRequest(code="print once")])
+    assert types(session)[-1] == "cell_started"
+    session.detach()
+    process.request = deliver
+    again = bench.again()
+    await again.adopt()
+    async with asyncio.timeout(DEADLINE):
+        await again.wait(cell)
+    assert again.reading.cell(cell).text == "once\n"
+    assert [types(again).count(kind) for kind in ("cell_started", "cell_finished")] == [1, 1]
+
+
+async def test_output_and_end_that_reach_a_bound_together_are_told_apart(bench):
+    session = await bench.start()
+    view = await run(session, "big 600\nbig 600")
+    assert types(session)[-2:] == ["output_truncated", "cell_finished"]
+    assert view.usage.output_bytes == 1200
 
 
 async def test_a_restarted_server_goes_on_where_it_was(bench):

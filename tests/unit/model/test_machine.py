@@ -76,6 +76,78 @@ def test_a_cell_goes_from_queued_to_finished():
     assert machine.execution_count == 1
 
 
+def ordered():
+    machine = ready()
+    machine.ordered = True
+    return machine
+
+
+def counts(events):
+    return [(type(e).__name__, e.execution_count) for e in events if isinstance(e, ev.CellStarted | ev.CellFinished)]
+
+
+def test_with_an_ordered_kernel_a_cell_begins_when_it_is_sent_and_ends_on_its_reply():
+    machine = ordered()
+    events, effects = drive(machine, submit("a", "b"), now=10.0)
+    assert types(events) == ["CellQueued", "CellQueued", "CellStarted"]
+    assert (effects, machine.running.id, machine.state) == ([SendCell("a")], "a", SessionState.BUSY)
+    shown = ev.Result(cell="a", data={"text/plain": "12345"})
+    events, effects = drive(machine, Replied("a", "ok", 1, outputs=(shown,), frame=2), now=11.0)
+    assert types(events) == ["Result", "CellFinished", "CellStarted"]
+    assert (events[1].usage.output_bytes, events[1].usage.wall_ms, events[1].frame) == (5, 1000.0, 2)
+    assert (effects, machine.running.id, machine.running.began) == ([SendCell("b")], "b", True)
+    drive(machine, Replied("b", "ok", 2))
+    assert (machine.state, machine.running, machine.execution_count) == (SessionState.IDLE, None, 2)
+
+
+def test_an_ordered_kernel_says_nothing_new_when_it_says_that_a_cell_began():
+    machine = ordered()
+    drive(machine, submit("a"))
+    events, _ = drive(machine, Began("a", 7), WentIdle("a"))
+    assert (events, machine.running.id) == ([], "a")
+
+
+def test_cells_are_numbered_as_the_kernel_will_number_them():
+    machine = ordered()
+    requests = (CellRequest(code="1"), CellRequest(code="2", store_history=False), CellRequest(code="3", silent=True))
+    events, _ = drive(
+        machine,
+        Submit((*requests, CellRequest(code="4")), ("a", "b", "c", "d")),
+        Replied("a", "ok", 1),
+        Replied("b", "ok", 1),
+        Replied("c", "ok", 1),
+        Replied("d", "ok", 100),  # its code moved the count
+        submit("e"),
+    )
+    assert counts(events) == [
+        ("CellStarted", 1),
+        ("CellFinished", 1),
+        ("CellStarted", 2),
+        ("CellFinished", 1),
+        ("CellStarted", None),
+        ("CellFinished", 1),
+        ("CellStarted", 2),
+        ("CellFinished", 100),
+        ("CellStarted", 101),
+    ]
+
+
+def test_a_cell_that_waits_for_another_kernel_is_the_first_that_this_one_counts():
+    machine = ordered()
+    drive(machine, submit("a"), Replied("a", "ok", 1), submit("b"), Exited("signalled", "gone"), submit("c"))
+    events, effects = drive(machine, KernelReady(ev.KernelRestarted(why="died")))
+    assert types(events) == ["KernelRestarted", "CellStarted"]
+    assert (events[1].cell, events[1].execution_count, effects) == ("c", 1, [SendCell("c")])
+
+
+def test_a_cell_that_never_reached_the_kernel_is_sent_again_and_begins_once():
+    machine = ordered()
+    drive(machine, submit("a"))
+    machine.running = None  # as after a restart of the server, when the kernel does not know it
+    events, effects = drive(machine, KernelReady(ev.SessionAdopted()))
+    assert (types(events), effects, machine.running.id) == (["SessionAdopted"], [SendCell("a")], "a")
+
+
 def test_idle_before_reply_ends_the_cell_too():
     machine = ready()
     events, _ = drive(machine, submit("a"), Began("a", 1), WentIdle("a"), Replied("a", "ok", 1))
