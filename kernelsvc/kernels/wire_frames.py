@@ -6,6 +6,7 @@ not allow ends in ``Violation``; the adapter then ends the kernel.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from typing import Any, Literal
 
@@ -25,10 +26,15 @@ MAX_STREAM = 3 + 0xFFFF + MAX_TEXT
 MAX_ANSWER = 1024 * 1024
 MAX_ID = 1024
 
+#: Frames from this size on are decoded where they were gathered; a shorter one is copied.
+LARGE = 1024 * 1024
+#: After so many text frames in a row, more are looked for in one go.
+FEW = 4
+
 _LIMITS = {STREAM: MAX_STREAM, REPLY: MAX_ANSWER}
 _unpack = HEADER.unpack_from
 _SIZE = HEADER.size
-_PREFIX = struct.Struct("<BH")
+_PLAIN = 5  # where header, parent header, metadata and content begin, and where the last ends
 
 
 class Violation(Exception):
@@ -70,6 +76,9 @@ _welcome = msgspec.json.Decoder(Welcome).decode
 class Parser:
     """Bytes in, outputs and replies out.
 
+    What a kernel sends is looked at where it lies: nothing is copied but the texts and the parts of short messages.
+    The rest of a read, half a frame, waits in ``_rest``; a large frame grows there and is decoded from there.
+
     Attributes:
         last: number of the last whole frame; the next must be one more.
     """
@@ -78,16 +87,17 @@ class Parser:
         self.last = last
         self.max_frame = max_frame
         self.replies: list[Reply] = []
-        self._data = bytearray()
+        self._rest = bytearray()
+        self._need = 0  # bytes of the frame that ``_rest`` begins with; of its header while that is not whole
 
     @property
     def pending(self) -> int:
         """Bytes of a frame that is not whole yet."""
-        return len(self._data)
+        return len(self._rest)
 
     def reset(self) -> None:
         """Another connection begins: half a frame of the old one is void."""
-        self._data.clear()
+        self._rest.clear()
 
     def feed(self, chunk: bytes) -> list[Output]:
         """What the bytes read so far make whole. Text frames of one kind in a row become one ``Text``.
@@ -95,44 +105,82 @@ class Parser:
         Raises:
             Violation: a frame that may not be. What came before it in this chunk is lost with it.
         """
-        data = self._data
-        data += chunk
         found: list[Output] = []
-        pieces: list[bytearray] = []
-        prefix = b""
-        at, size, number = 0, len(data), self.last
+        if self._rest:
+            self._rest += chunk
+            if len(self._rest) < self._need:
+                return found
+            chunk = self._continued(found)
+        self._walk(chunk, found)
+        return found
+
+    def _continued(self, found: list[Output]) -> bytes:
+        """What is to be looked at now that the frame that was begun is whole: all, but for a large frame."""
+        rest, need, self._rest = self._rest, self._need, bytearray()
+        if need < LARGE:
+            return bytes(rest)
+        _, kind, number = _unpack(rest)
+        self._other(kind, number, rest, _SIZE, need, found)  # a text is never as large
+        return bytes(rest[need:])
+
+    def _walk(self, data: bytes, found: list[Output]) -> None:
+        at, size = 0, len(data)
+        runs = True
         while size - at >= _SIZE:
-            length, kind, numbered = _unpack(data, at)
+            length, kind, number = _unpack(data, at)
             start = at + _SIZE
             end = start + length
             if end > size:
                 self._check_length(kind, length)
+                if number != self.last + 1:
+                    raise Violation(f"frame {number} came after frame {self.last}")
+                self._need = _SIZE + length
+                break
+            if kind == STREAM:
+                at, runs = self._texts(data, at, found, runs)
+            else:
+                self._check_length(kind, length)
+                self._other(kind, number, data, start, end, found)
+                at = end
+        else:
+            self._need = _SIZE
+        if at < size:
+            self._rest = bytearray(data[at:] if at else data)
+
+    def _texts(self, data: bytes, at: int, found: list[Output], runs: bool) -> tuple[int, bool]:
+        """Take the whole text frames of one kind that begin at ``at``.
+
+        Returns:
+            where they end, and whether it is worth while to look for more of them in one go.
+        """
+        size, number = len(data), self.last
+        pieces: list[bytes] = []
+        prefix = b""
+        while size - at >= _SIZE:
+            length, kind, numbered = _unpack(data, at)
+            start = at + _SIZE
+            end = start + length
+            if kind != STREAM or end > size:
                 break
             if numbered != number + 1:
                 raise Violation(f"frame {numbered} came after frame {number}")
-            if kind == STREAM:
-                text_at = start + 3 + int.from_bytes(data[start + 1 : start + 3], "little")
-                if length > MAX_STREAM or text_at > end:
-                    raise Violation(f"a text frame of {length} bytes")
-                if data[start:text_at] != prefix:
-                    if pieces:
-                        found.append(_text(prefix, pieces, number))
-                        pieces = []
-                    prefix = bytes(data[start:text_at])
-                pieces.append(data[text_at:end])
-            else:
-                if pieces:
-                    found.append(_text(prefix, pieces, number))
-                    pieces, prefix = [], b""
-                self._check_length(kind, length)
-                self._other(kind, numbered, _cut(data, start, end), found)
-            number = numbered
-            at = end
-        if pieces:
-            found.append(_text(prefix, pieces, number))
-        del data[:at]
+            text_at = start + 3 + int.from_bytes(data[start + 1 : start + 3], "little")
+            if length > MAX_STREAM or text_at > end:
+                raise Violation(f"a text frame of {length} bytes")
+            if not prefix:
+                prefix = data[start:text_at]
+            elif data[start:text_at] != prefix:
+                break
+            pieces.append(data[text_at:end])
+            number, at = numbered, end
+            if runs and len(pieces) == FEW:
+                more, at = run(data, at, prefix, number)
+                pieces += more
+                number += len(more)
+                runs = False
         self.last = number
-        return found
+        found.append(_text(prefix, pieces, number))
+        return at, runs
 
     def _check_length(self, kind: int, length: int) -> None:
         limit = self.max_frame if kind == MESSAGE else _LIMITS.get(kind)
@@ -141,23 +189,48 @@ class Parser:
         if length > limit:
             raise Violation(f"a frame of {length} bytes where {limit} are allowed")
 
-    def _other(self, kind: int, number: int, payload: bytes, found: list[Output]) -> None:
+    def _other(
+        self, kind: int, number: int, data: bytes | bytearray, start: int, end: int, found: list[Output]
+    ) -> None:
+        if number != self.last + 1:
+            raise Violation(f"frame {number} came after frame {self.last}")
         try:
             if kind == MESSAGE:
-                found.append(message(payload, number))
+                found.append(message(data, start, end, number))
             else:
-                self.replies.append(_reply(payload))
+                self.replies.append(_reply(data[start:end]))
         except BadRequest as error:
             raise Violation(error.message) from None
+        self.last = number
 
 
-def _cut(data: bytearray, start: int, end: int) -> bytes:
-    """A part as bytes, copied once."""
-    with memoryview(data) as view:
-        return bytes(view[start:end])
+def run(data: bytes, at: int, prefix: bytes, last: int) -> tuple[list[bytes], int]:
+    """The texts of the frames from ``at`` on that are text with this prefix and numbered one by one; and their end.
+
+    A program that prints sends thousands of such frames, and looking at each is most of what they cost. Cut at the
+    prefix all at once, they are right if every piece is as long as the header before it says, by induction: the
+    first header says where the second frame begins, and there the second header was found. What is not right ends
+    the run, and is for the caller to look at: so does a text that holds the prefix.
+    """
+    pieces = data[at + _SIZE :].split(prefix)[:-1]  # the last one ends where the read ended, or in other frames
+    if len(pieces) < 2 or pieces[0]:
+        return [], at
+    del pieces[0]
+    heads = b"".join([data[at : at + _SIZE], *[piece[-_SIZE:] for piece in pieces[:-1]]])
+    if len(heads) != _SIZE * len(pieces):
+        return [], at
+    around = len(prefix) - _SIZE
+    said = list(HEADER.iter_unpack(heads))
+    true = [(len(piece) + around, STREAM, number) for number, piece in enumerate(pieces, last + 1)]
+    if said != true:
+        del pieces[next(i for i, head in enumerate(said) if head != true[i]) :]
+    texts = [piece[:-_SIZE] for piece in pieces if _SIZE <= len(piece) <= MAX_STREAM - around]
+    if len(texts) != len(pieces):
+        return [], at
+    return texts, at + sum(map(len, pieces)) + len(prefix) * len(pieces)
 
 
-def _text(prefix: bytes, pieces: list[bytearray], number: int) -> Text:
+def _text(prefix: bytes, pieces: list[bytes], number: int) -> Text:
     name: Literal["stdout", "stderr"] = "stderr" if prefix[0] == 2 else "stdout"
     text = b"".join(pieces).decode("utf-8", "replace")
     return Text(name=name, text=text, parent=prefix[3:].decode("utf-8", "replace")[:MAX_ID], frame=number)
@@ -173,35 +246,37 @@ def joined(one: list[Output], two: list[Output]) -> list[Output]:
     return one + two
 
 
-def message(payload: bytes, number: int | None) -> Message:
-    """A MESSAGE frame's payload.
+def message(data: bytes | bytearray, start: int, end: int, number: int | None) -> Message:
+    """A MESSAGE frame's payload, ``data[start:end]``, decoded where it lies.
 
     Raises:
         BadRequest: it is not a Jupyter message within the bounds.
     """
-    channel, parts = jupyter.split_v1(payload)
+    channel, at = jupyter.spans_v1(data, start, end)
     try:
-        header, parent = _header(parts[0]), _header(parts[1])
+        header, parent = _header(data[at[0] : at[1]]), _header(data[at[1] : at[2]])
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise BadRequest(f"a header that can't be read: {error}") from None
-    metadata, content = jupyter.parse_json(parts[2]), jupyter.parse_json(parts[3])
+    metadata = jupyter.parse_json(data, at[2], at[3])
+    content = jupyter.parse_json(data, at[3], at[4])
     if not isinstance(metadata, dict) or not isinstance(content, dict):
         raise BadRequest("a message whose content is not a JSON object")
-    if max(len(header.msg_id), len(header.msg_type), len(parent.msg_id)) > MAX_ID:
+    msg_id, msg_type, parent_id = header.msg_id, header.msg_type, parent.msg_id
+    if len(msg_id) > MAX_ID or len(msg_type) > MAX_ID or len(parent_id) > MAX_ID:
         raise BadRequest(f"an id longer than {MAX_ID}")
     return Message(
         channel=channel,
-        msg_type=header.msg_type,
-        parent=parent.msg_id,
+        msg_type=msg_type,
+        parent=parent_id,
         content=content,
         metadata=metadata,
-        buffers=tuple(parts[4:]),
-        msg_id=header.msg_id,
+        buffers=() if len(at) == _PLAIN else tuple(bytes(data[a:b]) for a, b in itertools.pairwise(at[4:])),
+        msg_id=msg_id,
         frame=number,
     )
 
 
-def _reply(payload: bytes) -> Reply:
+def _reply(payload: bytes | bytearray) -> Reply:
     body = jupyter.parse_json(payload)
     if not isinstance(body, dict) or not isinstance(body.get("request"), int):
         raise BadRequest("a reply that names no request")

@@ -149,22 +149,34 @@ def _encode(event: Event) -> bytes:
     return line
 
 
-def shallow(data: bytes, most: int) -> bool:
-    """Whether a JSON text opens at most so many brackets, and so can't be nested deeper. Those in strings count too.
+def few(data: bytes | bytearray, mark: bytes, most: int, start: int, end: int) -> int:
+    """How many more of ``mark`` there might be in ``data[start:end]``, of ``most``; -1 if there are more already.
 
     ``find`` is memchr(3), twenty times as fast as ``count``: of 10 MB of HTML it takes 0.4 ms.
     """
-    if len(data) < LONG:
-        return data.count(b"[") + data.count(b"{") <= most
-    left = most
-    for bracket in (b"[", b"{"):
-        at = data.find(bracket)
-        while at >= 0:
-            if left == 0:
-                return False
-            left -= 1
-            at = data.find(bracket, at + 1)
-    return True
+    at = data.find(mark, start, end)
+    while at >= 0:
+        most -= 1
+        if most < 0:
+            break
+        at = data.find(mark, at + 1, end)
+    return most
+
+
+def shallow(data: bytes | bytearray, most: int, start: int = 0, end: int | None = None) -> bool:
+    """Whether a JSON text opens at most so many brackets, and so can't be nested deeper. Those in strings count too.
+
+    Args:
+        data: what holds it.
+        most: brackets.
+        start: where it begins.
+        end: where it ends; None: with ``data``.
+    """
+    end = len(data) if end is None else end
+    if end - start < LONG:
+        return data.count(b"[", start, end) + data.count(b"{", start, end) <= most
+    left = few(data, b"[", most, start, end)
+    return left >= 0 and few(data, b"{", left, start, end) >= 0
 
 
 def _encode_tamed(event: Event) -> bytes:

@@ -25,7 +25,7 @@ from typing import Any, cast
 import msgspec
 
 from kernelsvc.errors import BadRequest, TooLarge
-from kernelsvc.model.log import shallow
+from kernelsvc.model.log import few, shallow
 
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})
@@ -38,6 +38,10 @@ MAX_BUFFERS = 1024
 MAX_DEPTH = 100
 #: Values in one JSON text: keeps what is decoded below some 200 MB.
 MAX_VALUES = 2_000_000
+#: Commas up to which they are searched, ten times as fast as counted.
+FEW_VALUES = 1000
+#: Bytes up to which a part is copied to be decoded, which costs less than a view of it.
+COPIED = 64 * 1024
 
 _FIXED_PARTS = 5  # channel, header, parent header, metadata, content
 _PLAIN = struct.Struct(f"<{_FIXED_PARTS + 2}Q")
@@ -83,7 +87,7 @@ def text_field(mapping: dict[str, Any], name: str) -> str:
 # --- JSON, bounded -----------------------------------------------------------------
 
 
-def _structure(data: bytes) -> bytes:
+def _structure(data: bytes | bytearray) -> bytes:
     return _STRING.sub(b"", data)
 
 
@@ -100,31 +104,53 @@ def _depth(structure: bytes) -> int:
     return deepest
 
 
-def check_json(data: bytes) -> None:
+def check_json(data: bytes | bytearray, start: int = 0, end: int | None = None) -> None:
     """Refuse a JSON text that is too deep or holds too many values. Cheap for ordinary ones.
+
+    Args:
+        data: what holds it.
+        start: where it begins.
+        end: where it ends; None: with ``data``.
 
     Raises:
         BadRequest: it is.
     """
-    if shallow(data, MAX_DEPTH) and (len(data) <= MAX_VALUES or data.count(b",") <= MAX_VALUES - MAX_DEPTH):
+    end = len(data) if end is None else end
+    if shallow(data, MAX_DEPTH, start, end) and (
+        end - start <= MAX_VALUES
+        or few(data, b",", FEW_VALUES, start, end) >= 0
+        or data.count(b",", start, end) <= MAX_VALUES - MAX_DEPTH
+    ):
         return
-    structure = _structure(data)
+    structure = _structure(data[start:end])
     if _values(structure) > MAX_VALUES:
         raise TooLarge(f"A message holds more than {MAX_VALUES} JSON values; send less, or in a buffer.")
     if _depth(structure) > MAX_DEPTH:
         raise BadRequest(f"A message's JSON is nested deeper than {MAX_DEPTH}; flatten it.")
 
 
-def parse_json(data: bytes) -> Any:
-    """A JSON text as a value. NaN, infinity and invalid UTF-8 are refused.
+def parse_json(data: bytes | bytearray, start: int = 0, end: int | None = None) -> Any:
+    """A JSON text as a value. NaN, infinity and invalid UTF-8 are refused. A long one is decoded where it lies.
+
+    Args:
+        data: what holds it.
+        start: where it begins.
+        end: where it ends; None: with ``data``.
 
     Raises:
         BadRequest: it is not JSON, or beyond the bounds.
     """
-    if len(data) > MAX_DEPTH:  # a shorter one can be neither deep nor large
-        check_json(data)
+    end = len(data) if end is None else end
+    size = end - start
+    if size == 2 and data[start:end] == b"{}":
+        return {}
+    if size > MAX_DEPTH:  # a shorter one can be neither deep nor large
+        check_json(data, start, end)
     try:
-        return _decode(data)
+        if size < COPIED:
+            return _decode(data[start:end])
+        with memoryview(data) as view, view[start:end] as part:
+            return _decode(part)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise BadRequest(f"A message is not valid JSON: {error}.") from None
 
@@ -150,35 +176,46 @@ def join_v1(channel: str, parts: Sequence[bytes]) -> bytes:
     return b"".join([struct.pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets), *pieces])
 
 
+def spans_v1(data: bytes | bytearray, start: int = 0, end: int | None = None) -> tuple[str, Sequence[int]]:
+    """The channel, and where in ``data`` the parts after it begin; at last where they end. Nothing is decoded.
+
+    Raises:
+        BadRequest: the framing is wrong or beyond the bounds.
+    """
+    end = len(data) if end is None else end
+    size = end - start
+    if size > MAX_BYTES:
+        raise TooLarge(f"A message may have {MAX_BYTES} bytes, not {size}; send less.")
+    if size >= _PLAIN.size:  # nearly every message has no buffers
+        count, a, b, c, d, e, f = _PLAIN.unpack_from(data, start)
+        if count == _FIXED_PARTS + 1 and _PLAIN.size == a <= b <= c <= d <= e <= f == size:
+            known = _BY_BYTES.get(bytes(data[start + a : start + b]))
+            if known is not None:
+                return known, (start + b, start + c, start + d, start + e, end)
+    if size < 8:
+        raise BadRequest("A message's frame is cut short.")
+    count = int.from_bytes(data[start : start + 8], "little")
+    if not _FIXED_PARTS < count <= _FIXED_PARTS + MAX_BUFFERS + 1 or size < 8 * (count + 1):
+        raise BadRequest(f"A message's frame names {count} offsets; that can't be.")
+    offsets = struct.unpack_from(f"<{count}Q", data, start + 8)
+    if offsets[0] != 8 * (count + 1) or offsets[-1] != size:
+        raise BadRequest("A message's offsets do not cover its frame.")
+    if sorted(offsets) != list(offsets):
+        raise BadRequest("A message's offsets do not ascend.")
+    channel = data[start + offsets[0] : start + offsets[1]].decode("ascii", "replace")
+    if channel not in CHANNELS:
+        raise BadRequest(f"There is no channel {channel[:20]!r}; use one of {', '.join(sorted(CHANNELS))}.")
+    return channel, [start + offset for offset in offsets[1:]]
+
+
 def split_v1(data: bytes) -> tuple[str, list[bytes]]:
     """The channel and the parts, nothing decoded: header, parent header, metadata, content, buffers.
 
     Raises:
         BadRequest: the framing is wrong or beyond the bounds.
     """
-    if len(data) > MAX_BYTES:
-        raise TooLarge(f"A message may have {MAX_BYTES} bytes, not {len(data)}; send less.")
-    if len(data) >= _PLAIN.size:  # nearly every message has no buffers
-        count, a, b, c, d, e, f = _PLAIN.unpack_from(data)
-        if count == _FIXED_PARTS + 1 and _PLAIN.size == a <= b <= c <= d <= e <= f == len(data):
-            known = _BY_BYTES.get(data[a:b])
-            if known is not None:
-                return known, [data[b:c], data[c:d], data[d:e], data[e:f]]
-    if len(data) < 8:
-        raise BadRequest("A message's frame is cut short.")
-    count = int.from_bytes(data[:8], "little")
-    if not _FIXED_PARTS < count <= _FIXED_PARTS + MAX_BUFFERS + 1 or len(data) < 8 * (count + 1):
-        raise BadRequest(f"A message's frame names {count} offsets; that can't be.")
-    offsets = struct.unpack_from(f"<{count}Q", data, 8)
-    if offsets[0] != 8 * (count + 1) or offsets[-1] != len(data):
-        raise BadRequest("A message's offsets do not cover its frame.")
-    if sorted(offsets) != list(offsets):
-        raise BadRequest("A message's offsets do not ascend.")
-    parts = [data[a:b] for a, b in itertools.pairwise(offsets)]
-    channel = parts[0].decode("ascii", "replace")
-    if channel not in CHANNELS:
-        raise BadRequest(f"There is no channel {channel[:20]!r}; use one of {', '.join(sorted(CHANNELS))}.")
-    return channel, parts[1:]
+    channel, at = spans_v1(data)
+    return channel, [data[a:b] for a, b in itertools.pairwise(at)]
 
 
 def encode_v1(message: JupyterMessage) -> bytes:

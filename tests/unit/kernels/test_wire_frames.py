@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +68,92 @@ def test_any_cut_of_the_stream_gives_the_same(sizes: list[int], count: int) -> N
     assert said == "".join(f"{i};" for i in range(1, count + 1))
     assert parser.last == count
     assert parser.pending == 0
+
+
+def _fed(data: bytes, size: int) -> list[Text | Message]:
+    """What a parser makes of ``data`` in pieces of ``size``; texts of one kind joined."""
+    parser, got = Parser(), []
+    for at in range(0, len(data), size):
+        got = joined(got, parser.feed(data[at : at + size]))
+    assert parser.pending == 0
+    return got
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("out"), st.text(st.characters(max_codepoint=127), max_size=5).map(str.encode)),
+            st.tuples(st.sampled_from(["out", "err", "other", "idle"]), st.just(b"x")),
+            # A text that holds what its own frames begin with, one that holds a whole frame, one that ends in a header.
+            st.tuples(st.just("out"), st.sampled_from([b"\x01\x01\x00p", text(3, b"z"), HEADER.pack(5, STREAM, 4)])),
+        ),
+        max_size=40,
+    ),
+    st.integers(1, 200),
+)
+def test_frames_that_are_read_together_are_those_that_came_one_by_one(told: list[tuple[str, bytes]], size: int) -> None:
+    make = {
+        "out": lambda n, said: text(n, said),
+        "err": lambda n, said: text(n, said, name=2),
+        "other": lambda n, said: text(n, said, parent=b"another"),
+        "idle": lambda n, said: status(n),
+    }
+    data = b"".join(make[kind](number, said) for number, (kind, said) in enumerate(told, 1))
+    one_by_one = _fed(data, 1)
+    assert _fed(data, len(data) or 1) == one_by_one
+    assert _fed(data, size) == one_by_one
+
+
+@pytest.mark.parametrize("at", [1, 5, 6, 30, 59, 60])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda n: text(n + 1, b"a"),
+        lambda n: frame(STREAM, n, b"\x01\x09\x00p"),
+        lambda n: frame(STREAM, n, b""),
+        lambda n: frame(9, n, b"\x01\x01\x00pa"),
+        lambda n: text(n, b"a")[:-1],
+        lambda n: text(n, b"a") + b"b",
+        lambda n: text(n, b"y" * MAX_STREAM),
+    ],
+)
+def test_one_bad_frame_among_many_texts_is_found(at: int, bad: Callable[[int], bytes]) -> None:
+    good = [text(n, b"%d\n" % n) for n in range(1, 61)]
+    with pytest.raises(Violation):
+        Parser().feed(b"".join([*good[: at - 1], bad(at), *good[at:], text(61, b"end")]))
+
+
+def test_many_texts_in_one_read_are_one() -> None:
+    data = b"".join(text(n, b"%d\n" % n) for n in range(1, 1001))
+    parser = Parser()
+    (got,) = parser.feed(data + text(1001, b"half")[:-2])
+    assert got.text.splitlines() == [str(n) for n in range(1, 1001)]
+    assert (got.frame, parser.last, parser.pending) == (1000, 1000, len(text(1001, b"half")) - 2)
+
+
+def test_a_large_message_over_many_reads_is_decoded_whole_with_its_buffers_and_what_follows() -> None:
+    said = "é<td>" * 300_000
+    content = msgspec.json.encode({"data": {"text/html": said}})
+    parts = [b'{"msg_id":"a","msg_type":"display_data"}', b'{"msg_id":"p"}', b'{"m":[1]}', content, b"one", b"", b"two"]
+    data = text(1, b"before") + frame(MESSAGE, 2, join_v1("iopub", parts)) + text(3, b"after") + status(4)
+    for size in (1000, 1 << 18, len(data)):
+        before, message, after, idle = _fed(data, size)
+        assert (before.text, after.text, idle.msg_type) == ("before", "after", "status")
+        assert isinstance(message, Message)
+        assert (message.content, message.metadata) == ({"data": {"text/html": said}}, {"m": [1]})
+        assert (message.buffers, message.frame) == ((b"one", b"", b"two"), 2)
+
+
+def test_a_large_message_is_held_to_its_bounds_over_many_reads() -> None:
+    header = [b'{"msg_id":"a","msg_type":"display_data"}', b"{}", b"{}"]
+    for content in (
+        b'{"data":' + b"[" * 200 + b"]" * 200 + b',"x":"' + b"x" * (2 << 20) + b'"}',
+        b'{"data":[' + b"1," * 2_100_000 + b"1]}",
+        b'{"data":"' + b"x" * (2 << 20) + b'\xff"}',
+        b"[" + b'"' + b"x" * (2 << 20) + b'"]',
+    ):
+        with pytest.raises(Violation):
+            _fed(frame(MESSAGE, 1, join_v1("iopub", [*header, content])), 1 << 18)
 
 
 @given(st.binary(max_size=300))
