@@ -21,6 +21,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -28,6 +29,7 @@ import msgspec
 from kernelsvc.errors import AtCapacity, KernelDead, Timeout
 from kernelsvc.kernels import wire_frames as frames
 from kernelsvc.kernels.link import READ, Link, knock, peer_pid
+from kernelsvc.kernels.pacing import Paced
 from kernelsvc.kernels.port import Message, Output, Text
 from kernelsvc.kernels.raw import RawPipe
 from kernelsvc.kernels.wire_frames import ACK, CONTROL, HEADER, MESSAGE, Parser, Violation
@@ -104,7 +106,9 @@ class Wire:
         self._deliver: Deliver | None = None
         self._lost: Lost | None = None
         self._link: Link | None = None
+        self._reader: Paced | None = None  # of the link
         self._raw: list[RawPipe] = []
+        self._raw_readers: list[Paced] = []  # one for each
         self._loss: WireLoss | None = None
         self._refused: list[Output] = []
         self._outgoing: deque[tuple[memoryview, list[int]]] = deque()
@@ -112,10 +116,11 @@ class Wire:
         self._stuck = False  # the socket takes no more: the loop says when it does
         self._acked = last_frame
         self._owed = 0  # bytes taken since the kernel was told
+        self._only_text = False  # the last batch
         self._ack_timer: asyncio.TimerHandle | None = None
         self._controls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._control_number = 0
-        self._requests: deque[tuple[str, bytes]] = deque(maxlen=KEPT_REQUESTS)
+        self._requests: dict[str, bytes] = {}  # that the kernel may not have seen, as frames, by id
         self._healing: asyncio.Task[None] | None = None
         self._welcome = link.welcome
         if link.first:
@@ -210,6 +215,8 @@ class Wire:
         for fd in link.fds[2:]:
             os.close(fd)
         link.fds = []
+        self._reader = Paced(self._loop, link.sock.fileno(), self._read)
+        self._raw_readers = [Paced(self._loop, pipe.fd, partial(self._read_raw, n)) for n, pipe in enumerate(self._raw)]
 
     def start(self, deliver: Deliver, lost: Lost) -> None:
         """Begin to read.
@@ -223,18 +230,16 @@ class Wire:
         self._loop.call_soon(self._feed_rest)
 
     def _watch(self) -> None:
-        if self._link is not None:
-            self._loop.add_reader(self._link.sock.fileno(), self._read)
-        for pipe in self._raw:
-            if pipe.fd >= 0:
-                self._loop.add_reader(pipe.fd, self._read_raw, pipe)
+        if self._reader is not None:
+            self._reader.watch()
+        for reader in self._raw_readers:
+            reader.watch()
 
     def _unwatch(self) -> None:
-        if self._link is not None:
-            self._loop.remove_reader(self._link.sock.fileno())
-        for pipe in self._raw:
-            if pipe.fd >= 0:
-                self._loop.remove_reader(pipe.fd)
+        if self._reader is not None:
+            self._reader.unwatch()
+        for reader in self._raw_readers:
+            reader.unwatch()
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -246,6 +251,8 @@ class Wire:
             self._hung_up()
         elif chunk:
             self._feed(chunk)
+            if self._only_text and self._reader is not None:
+                self._reader.took_text(len(chunk))
 
     def _receive(self) -> bytes | None:
         """What is there; b"" at the end, None if nothing is."""
@@ -268,23 +275,41 @@ class Wire:
         except Violation as error:
             self._lose(WireLoss(f"The kernel broke its protocol: {error}.", violation=True))
             return
-        for reply in self._parser.replies:
-            self._answered(reply)
-        self._parser.replies.clear()
-        self._forget_answered(batch)
-        end = next((i for i, item in enumerate(batch) if _ends_cell(item)), None)
-        if end is not None:
+        if self._parser.replies:
+            for reply in self._parser.replies:
+                self._answered(reply)
+            self._parser.replies.clear()
+        end = self._look_through(batch)
+        if end >= 0:
             batch[end:end] = [text for pipe in self._raw for text in pipe.drain()]
         self._give(batch)
 
-    def _read_raw(self, pipe: RawPipe) -> None:
+    def _look_through(self, batch: list[Output]) -> int:
+        """Forget requests that the kernel speaks of: they need not be sent again.
+
+        Returns:
+            where a cell ends in this batch; -1 if none does.
+        """
+        requests, end, self._only_text = self._requests, -1, bool(batch)
+        for index, item in enumerate(batch):
+            if requests:
+                requests.pop(item.parent, None)
+            if isinstance(item, Message):
+                self._only_text = False
+                if end < 0 and _ends_cell(item):
+                    end = index
+        return end
+
+    def _read_raw(self, number: int) -> None:
         if self._refused:
             return
+        pipe, reader = self._raw[number], self._raw_readers[number]
         text = pipe.read()
         if text is not None:
             self._give([text])
+            reader.took_text(len(text.text))
         elif pipe.ended:
-            self._loop.remove_reader(pipe.fd)
+            reader.unwatch()
 
     def _give(self, batch: list[Output]) -> None:
         """Deliver, then acknowledge; what is refused waits for ``resume``."""
@@ -372,7 +397,9 @@ class Wire:
         frame = HEADER.pack(len(payload), MESSAGE, 0) + payload
         if self._outgoing_bytes + len(frame) > MAX_OUTGOING:
             raise AtCapacity("The kernel does not take more requests; wait for the running cell, or interrupt it.")
-        self._requests.append((msg_id, frame))
+        self._requests[msg_id] = frame
+        if len(self._requests) > KEPT_REQUESTS:
+            del self._requests[next(iter(self._requests))]
         self._send(self._acknowledgement() + frame)
 
     async def control(
@@ -402,14 +429,6 @@ class Wire:
             raise Timeout(f"The kernel did not answer {op!r} in {timeout} seconds; wait for its cell to end.") from None
         finally:
             del self._controls[number]
-
-    def _forget_answered(self, batch: list[Output]) -> None:
-        """A request that the kernel speaks of need not be kept."""
-        if self._requests:
-            parents = {item.parent for item in batch}
-            if any(msg_id in parents for msg_id, _ in self._requests):
-                kept = [r for r in self._requests if r[0] not in parents]
-                self._requests = deque(kept, maxlen=KEPT_REQUESTS)
 
     def _answered(self, reply: frames.Reply) -> None:
         waiting = self._controls.get(reply.request)
@@ -463,8 +482,10 @@ class Wire:
 
     def _disconnect(self) -> None:
         link, self._link = self._link, None
+        if self._reader is not None:
+            self._reader.unwatch()
+            self._reader = None
         if link is not None:
-            self._loop.remove_reader(link.sock.fileno())
             self._loop.remove_writer(link.sock.fileno())
             self._stuck = False
             link.close()
@@ -512,7 +533,7 @@ class Wire:
             return
         self._unwatch()
         self._adopt(link)
-        for msg_id, frame in self._requests:
+        for msg_id, frame in self._requests.items():
             if not self.seen(msg_id):
                 self._send(frame)
         if self._lost is not None and not self._refused:
@@ -561,9 +582,7 @@ def _mid_line(item: Output) -> bool:
     return isinstance(item, Text) and not item.text.endswith("\n")
 
 
-def _ends_cell(item: Output) -> bool:
-    if not isinstance(item, Message):
-        return False
+def _ends_cell(item: Message) -> bool:
     if item.msg_type == "execute_reply":
         return True
     return item.msg_type == "status" and item.content.get("execution_state") == "idle"
