@@ -35,7 +35,9 @@ for fd in os.listdir("/proc/self/fd"):
 """
 CLOSE_ALL = "import asyncio, os, time; os.closerange(3, 4096)\n"
 
-#: What ends a kernel: code, and what the cell's message says.
+#: Either the server finds first that its socket is closed, or the kernel that it can't go on.
+DEAF = "closed its own socket", "could not go on"
+#: What ends a kernel: code, and what the cell's message says, or one of what it may say.
 DEATHS = {
     "segfault": ("import ctypes; ctypes.string_at(0)", "SIGSEGV"),
     "exit": ("import os; os._exit(3)", "status 3"),
@@ -44,16 +46,16 @@ DEATHS = {
     "main thread gone": ("import ctypes; ctypes.CDLL(None).pthread_exit(None)", ""),
     "stopped": ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "SIGSTOP"),
     "another program": ("import os; os.execv('/bin/sleep', ['sleep', '20'])", "closed its own socket"),
-    "closed all, sleeps": (CLOSE_ALL + "time.sleep(20)", "closed its own socket"),
-    "closed all, computes": (CLOSE_ALL + "while True: pass", "closed its own socket"),
-    "closed all, prints": (CLOSE_ALL + "print(1)\ntime.sleep(20)", "closed its own socket"),
+    "closed all, sleeps": (CLOSE_ALL + "time.sleep(20)", DEAF),
+    "closed all, computes": (CLOSE_ALL + "while True: pass", DEAF),
+    "closed all, prints": (CLOSE_ALL + "print(1)\ntime.sleep(20)", DEAF),
     "closed all, ends": (CLOSE_ALL, ""),
     "closed all, awaits": (CLOSE_ALL + "await asyncio.sleep(20)", ""),
     "closed 0 to 4095": ("import os; os.closerange(0, 4096)", ""),
-    "closed sockets": (SOCKETS.format(act="os.close(fd)", after="time.sleep(20)"), "closed its own socket"),
+    "closed sockets": (SOCKETS.format(act="os.close(fd)", after="time.sleep(20)"), DEAF),
     "sockets replaced": (
         SOCKETS.format(act="os.dup2(os.open('/dev/null', 2), fd)", after="time.sleep(20)"),
-        "closed its own socket",
+        DEAF,
     ),
     "closed epoll, awaits": (EPOLL + "await asyncio.sleep(20)", "could not go on"),
     "garbage": (SOCKETS.format(act="os.write(fd, b'garbage' * 100)", after="time.sleep(20)"), "protocol"),
@@ -72,7 +74,7 @@ async def test_found_within_a_second_and_restored(arena, how):
         cell = await session.run(f"print('before', flush=True)\nx = 0\n{code}", cell="last")
         took = time.monotonic() - began
         assert cell.reason == "kernel_died"
-        assert said in cell.message
+        assert any(each in cell.message for each in ([said] if isinstance(said, str) else said))
         assert cell.variables_kept
         if said != "protocol":  # what breaks the wire may take with it what it said in the same breath
             assert cell.text.startswith("before\n"), "what it said before it died is not lost"

@@ -72,7 +72,8 @@ async def test_a_branch_has_frames_and_message_ids_of_its_own(k: Client) -> None
     answer = await b.run("1")
     assert answer.messages("execute_result")[0].frame == 1
     mine = {m.msg_id for m in (await k.run("1")).messages("execute_reply")}
-    assert mine and not mine & {m.msg_id for m in answer.messages("execute_reply")}
+    assert mine
+    assert not mine & {m.msg_id for m in answer.messages("execute_reply")}
 
 
 async def test_a_checkpoint_waits_and_wakes_after_its_original_is_gone(k: Client) -> None:
