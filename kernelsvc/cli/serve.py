@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator
 
 from kernelsvc import settings as conf
+from kernelsvc.cli import allocation
 from kernelsvc.cli.notify import Systemd, ready_fd
 from kernelsvc.cli.screen import seconds
 from kernelsvc.cli.terminal import Terminal
@@ -103,6 +104,7 @@ class _Serving:
         # Before anything is started: an address that is taken then costs nothing. Who connects now waits.
         server.bind()
         await service.start()
+        allocation.settle()
         info = self.settings.runtime_path() / INFO_FILE
         tasks: list[asyncio.Task[None]] = []
         try:
