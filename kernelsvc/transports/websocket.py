@@ -29,10 +29,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import UnsetType
-from tornado.iostream import StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from kernelsvc.errors import BadRequest, Internal, KernelsvcError, QuotaExceeded, Recovering
@@ -40,6 +40,8 @@ from kernelsvc.model.objects import Cell
 from kernelsvc.protocol import native
 from kernelsvc.transports import auth
 from kernelsvc.transports.door import Context, Door, as_error, invoke
+from kernelsvc.transports.frames import Broken, Frames, TooLong
+from kernelsvc.transports.line import Line, take_over
 from kernelsvc.transports.outlet import ROOM, Outlet, Source
 
 if TYPE_CHECKING:
@@ -51,8 +53,8 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = ROOM
 #: Answers that may wait for a reader before its next request is looked at.
 UNSENT_BYTES = 4 * 1024 * 1024
-#: Bytes of requests that are read in one go.
-READ_AHEAD = 64 * 1024
+#: Frames of one connection that are handled in one turn of the event loop.
+AT_ONCE_FRAMES = 64
 #: Requests that begin in one turn of the event loop.
 AT_ONCE = 4
 MAX_ATTACHMENTS = 10_000
@@ -141,20 +143,61 @@ class Attachment:
 
 
 class _Protocol(WebSocketProtocol13):
-    """Tornado's protocol, which reads ahead, leaves decoding to us and says why it closes."""
+    """Tornado's protocol, which reads by ``line`` and ``frames``, leaves decoding to us and says why it closes."""
 
-    _ahead = b""
-    _at = 0
+    async def _receive_frame_loop(self) -> None:
+        """Tornado's hook: the connection is open; returns when it has ended."""
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            taken, early = await take_over(self.stream)
+            self._frames = Frames(self.max_message_size)
+            self._line = Line(taken, self._hear, self._gone)
+            self.stream = cast("IOStream", self._line)
+            self._hear(early)
+            if not self._line.closed():
+                await self._over
+        except StreamClosedError:
+            pass
+        finally:
+            self._abort()
+            self.handler.on_ws_connection_close(self.close_code, self.close_reason)
 
-    async def _read_bytes(self, n: int) -> bytes:
-        """Take what is there in one read: a frame's head, its mask and its payload are three of Tornado's."""
-        while len(self._ahead) - self._at < n:
-            missing = n - len(self._ahead) + self._at
-            more = await self.stream.read_bytes(max(missing, READ_AHEAD), partial=missing <= READ_AHEAD)
-            self._ahead, self._at = self._ahead[self._at :] + more, 0
-        at, self._at = self._at, self._at + n
-        self._wire_bytes_in += n
-        return self._ahead[at : at + n]
+    def _gone(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
+
+    def _hear(self, data: bytes) -> None:
+        if data:
+            self._frames.feed(data)
+        try:
+            self._take_frames()
+        except TooLong:
+            self.close(1009, "message too big")
+            self._abort()
+        except Broken as error:
+            log.debug("a WebSocket is cut: %s", error)
+            self._abort()
+
+    def _take_frames(self) -> None:
+        """Handle what has come, in order; reads on when there is nothing left that can be handled now."""
+        for _ in range(AT_ONCE_FRAMES):
+            frame = self._frames.next()
+            if frame is None:
+                self._line.listen()
+                return
+            handled = self._handle_message(*frame)
+            if self.client_terminated:
+                return
+            if handled is not None and not handled.done():
+                self._line.pause()
+                handled.add_done_callback(self._go_on)
+                return
+        self._line.pause()  # others have a turn
+        asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self, handled: object = None) -> None:
+        if not self.client_terminated:
+            self._hear(b"")
 
     def _handle_message(self, opcode: int, data: bytes) -> asyncio.Future[None] | None:
         """Hand text over as bytes: invalid UTF-8 then gets an answer instead of a dead line."""

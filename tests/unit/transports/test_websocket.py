@@ -342,7 +342,7 @@ async def test_a_reader_that_does_not_read_holds_up_nobody_and_fills_no_memory(o
         pump = handler._attachments[session]
         stuck = await until_still(lambda: pump.sent)
         assert 0 < stuck < 3000
-        assert len(handler.ws_connection.stream._write_buffer) < 1024 * 1024
+        assert handler.ws_connection.stream.unsent < 1024 * 1024
         assert (await quick.call("session.get", session=session))["last_seq"] == 3004
         assert pump.sent == stuck
         await slow.call("session.execute", session=session, code="1")
