@@ -4,17 +4,19 @@ Most of it is one more reader of the log: ``record`` takes each event as it is
 appended. What is a state and not a happening (sessions by state) is asked for
 when somebody looks, through ``watch``.
 
-What happens with every cell is noted in lists and dictionaries of our own and told
-to Prometheus' client in portions, at the latest when somebody looks: its locks and
-checks cost more than all the counting.
+What happens with every cell is counted in plain numbers of our own, which Prometheus'
+client is told when somebody looks: its locks and checks cost more than all the counting.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kernelsvc.model import events as ev
@@ -22,9 +24,6 @@ from kernelsvc.model import events as ev
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONG = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0)
-
-#: Cells, or answers of one kind, that are noted before they are told.
-GATHERED = 256
 
 #: What ``watch`` is given: gauge name to a value, or to values by one label.
 Statistics = Mapping[str, float | Mapping[str, float]]
@@ -44,6 +43,40 @@ class _Watched(Collector):
             yield family
 
 
+class Times(Collector):
+    """How long things took: a histogram. Called from one thread.
+
+    Args:
+        name: in the text format.
+        help: one sentence.
+        buckets: their upper bounds, in seconds.
+        label: the name of the one label, if there is one.
+    """
+
+    def __init__(self, name: str, help: str, buckets: tuple[float, ...], label: str | None = None) -> None:
+        self._name, self._help, self._label = name, help, label
+        self._bounds = buckets
+        self._counts: dict[str, list[int]] = {} if label else {"": [0] * (len(buckets) + 1)}
+        self._sums: defaultdict[str, float] = defaultdict(float)
+
+    def observe(self, seconds: float, kind: str = "") -> None:
+        """One took this long; ``kind`` is the label's value."""
+        counts = self._counts.get(kind)
+        if counts is None:
+            counts = self._counts[kind] = [0] * (len(self._bounds) + 1)
+        counts[bisect_left(self._bounds, seconds)] += 1
+        self._sums[kind] += seconds
+
+    def collect(self) -> Iterable[Metric]:
+        """Prometheus' hook."""
+        family = HistogramMetricFamily(self._name, self._help, labels=[self._label] if self._label else [])
+        bounds = [*map(str, self._bounds), "+Inf"]
+        for kind, counts in self._counts.items():
+            values = [kind] if self._label else []
+            family.add_metric(values, list(zip(bounds, accumulate(counts), strict=True)), self._sums[kind])
+        yield family
+
+
 class Metrics:
     """The counters of one server."""
 
@@ -54,8 +87,10 @@ class Metrics:
         def counter(name: str, help: str, *labels: str) -> Counter:
             return Counter(f"kernelsvc_{name}", help, labels, registry=self.registry)
 
-        def histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f"kernelsvc_{name}", help, labels, buckets=buckets, registry=self.registry)
+        def histogram(name: str, help: str, buckets: tuple[float, ...], label: str | None = None) -> Times:
+            times = Times(f"kernelsvc_{name}", help, buckets, label)
+            self.registry.register(times)
+            return times
 
         self.cells = counter("cells", "Cells that ended, by reason.", "reason")
         self.cell_seconds = histogram("cell_seconds", "Wall time of cells.", _LONG)
@@ -74,9 +109,10 @@ class Metrics:
         self.connections = Gauge(
             "kernelsvc_connections", "Open connections, by kind.", ("kind",), registry=self.registry
         )
-        self._happened: dict[type[ev.Event], int] = {}
-        self._ended: list[ev.CellFinished] = []
-        self._answered: dict[tuple[str, str, str], list[float]] = {}
+        self._happened: defaultdict[type[ev.Event], int] = defaultdict(int)
+        self._ended: defaultdict[ev.Reason, int] = defaultdict(int)
+        self._output_bytes = 0
+        self._answered: defaultdict[tuple[str, str, str], int] = defaultdict(int)
 
     def watch(self, ask: Callable[[], Statistics]) -> None:
         """Ask this for gauges at each scrape, such as ``{"sessions": {"idle": 3}, "memory_bytes": 5}``."""
@@ -85,38 +121,38 @@ class Metrics:
     def record(self, event: ev.Event) -> None:
         """Count one appended event."""
         kind = type(event)
-        self._happened[kind] = self._happened.get(kind, 0) + 1
+        self._happened[kind] += 1
         if isinstance(event, ev.CellFinished):
-            self._ended.append(event)
-            if len(self._ended) >= GATHERED:
-                self._settle()
-        elif isinstance(event, ev.KernelDied):
+            self._ended[event.reason] += 1
+            self._output_bytes += event.usage.output_bytes
+            self.cell_seconds.observe(event.usage.wall_ms / 1000)
+        elif kind is ev.KernelDied or kind is ev.LimitReached:
+            self._record_rare(event)
+
+    def _record_rare(self, event: ev.Event) -> None:
+        if isinstance(event, ev.KernelDied):
             self.kernel_deaths.labels(event.cause or "lost").inc()
         elif isinstance(event, ev.LimitReached):
             self.limits.labels(event.limit).inc()
 
     def request(self, transport: str, method: str, code: str, seconds: float) -> None:
         """Count one request; ``code`` is ``ok`` or an error's code."""
-        taken = self._answered.setdefault((transport, method, code), [])
-        taken.append(seconds)
-        if len(taken) >= GATHERED:
-            self._settle()
+        self._answered[transport, method, code] += 1
+        self.request_seconds.observe(seconds, transport)
 
     def _settle(self) -> None:
-        """Tell what has gathered."""
-        happened, self._happened = self._happened, {}
-        ended, self._ended = self._ended, []
-        answered, self._answered = self._answered, {}
-        for kind, count in happened.items():
+        """Tell what has been counted."""
+        for kind, count in self._happened.items():
             self.events.labels(kind.__struct_config__.tag).inc(count)
-        for event in ended:
-            self.cells.labels(event.reason.value).inc()
-            self.cell_seconds.observe(event.usage.wall_ms / 1000)
-            self.output_bytes.inc(event.usage.output_bytes)
-        for (transport, method, code), taken in answered.items():
-            self.requests.labels(transport, method, code).inc(len(taken))
-            for seconds in taken:
-                self.request_seconds.labels(transport).observe(seconds)
+        for reason, count in self._ended.items():
+            self.cells.labels(reason.value).inc(count)
+        for (transport, method, code), count in self._answered.items():
+            self.requests.labels(transport, method, code).inc(count)
+        self.output_bytes.inc(self._output_bytes)
+        self._output_bytes = 0
+        self._happened.clear()
+        self._ended.clear()
+        self._answered.clear()
 
     def exposition(self) -> bytes:
         """Everything, in the text format."""

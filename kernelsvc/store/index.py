@@ -3,9 +3,10 @@
 A projection: everything in it comes from the journals and can be made again
 (``rebuild``). It may therefore fail without harm: a write that fails is logged,
 marks the index as in need of a rebuild, and is forgotten. Writes are gathered
-and put into one transaction before the next query, or when many have gathered,
-so that a cell costs a few microseconds here; what a crash loses, ``rebuild`` at
-the next start brings back for the sessions that had changed.
+and put into one transaction before the next query, or when many have gathered;
+what many cells change in one session's row is one statement then, so that a cell
+costs a few microseconds here. What a crash loses, ``rebuild`` at the next start
+brings back for the sessions that had changed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import base64
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,32 @@ _INSERT = """
 INSERT INTO session (id, principal, name, template, state, created_at, last_activity_at, parent, parent_seq,
   last_seq, labels) VALUES (?, ?, ?, ?, 'idle', ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
 """
+_INSERT_LABEL = "INSERT OR IGNORE INTO label VALUES (?, ?, ?)"
+_INSERT_CODE = "INSERT INTO code (session, cell, seq, text) VALUES (?, ?, ?, ?)"
+_UPDATE = """
+UPDATE session SET cells = cells + ?, failed = failed + ?, state = coalesce(?, state),
+  last_activity_at = coalesce(?, last_activity_at), last_seq = coalesce(?, last_seq) WHERE id = ?
+"""
 _COLUMNS = (
     "id, principal, name, template, state, created_at, last_activity_at, "
     "parent, parent_seq, cells, failed, last_seq, labels"
 )
+
+
+class _Change:
+    """What the events since the last write change in one session's row."""
+
+    __slots__ = ("at", "cells", "failed", "seq", "state")
+
+    def __init__(self) -> None:
+        self.cells = self.failed = 0
+        self.state: str | None = None
+        self.at: str | None = None
+        self.seq: int | None = None
+
+    def values(self, session: str) -> tuple[Any, ...]:
+        """For ``_UPDATE``."""
+        return self.cells, self.failed, self.state, self.at, self.seq, session
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +120,8 @@ class Index:
         self.path = path
         self.stale = False
         self._pending: list[tuple[str, Sequence[Any]]] = []
+        self._code: list[tuple[str, str, int, str]] = []
+        self._changes: dict[str, _Change] = {}
         self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
@@ -134,32 +159,70 @@ class Index:
     def feed(self, session: str, events: Sequence[Event]) -> None:
         """Take in what was just appended to a session's journal. Never raises."""
         for event in events:
-            self._pending.extend(_changes(session, event))
+            note = _NOTES.get(type(event))
+            if note is not None:
+                note(self, session, event)
         if events and isinstance(events[-1], ev.CellFinished | ev.SessionClosed):
-            last = events[-1]
-            self._pending.append(_touched(session, last))
-        if len(self._pending) >= GATHERED:
+            change = self._change(session)
+            change.at, change.seq = events[-1].at, events[-1].seq
+        if len(self._pending) + len(self._code) >= GATHERED:
             self.flush()
+
+    def _change(self, session: str) -> _Change:
+        change = self._changes.get(session)
+        if change is None:
+            change = self._changes[session] = _Change()
+        return change
+
+    def _note_started(self, session: str, event: Event) -> None:
+        assert isinstance(event, ev.SessionStarted)
+        parent = event.parent or {}
+        values = (session, event.principal, event.name, event.template, event.at, event.at)
+        labels = json.dumps(event.labels)
+        self._pending.append((_INSERT, (*values, parent.get("session"), parent.get("seq"), event.seq, labels)))
+        self._pending.extend((_INSERT_LABEL, (session, key, value)) for key, value in event.labels.items())
+
+    def _note_queued(self, session: str, event: Event) -> None:
+        assert isinstance(event, ev.CellQueued)
+        self._code.append((session, str(event.cell or ""), event.seq, event.code[:CODE_CHARACTERS]))
+        self._change(session).cells += 1
+
+    def _note_finished(self, session: str, event: Event) -> None:
+        assert isinstance(event, ev.CellFinished)
+        change = self._change(session)
+        change.state = "idle"
+        if event.reason is not ev.Reason.OK:
+            change.failed += 1
+
+    def _note_state(self, session: str, event: Event) -> None:
+        self._change(session).state = _STATES[type(event)]
 
     def set_state(self, session: str, state: str) -> None:
         """Note a state that no event tells. Never raises."""
-        self._pending.append(("UPDATE session SET state = ? WHERE id = ?", (state, session)))
+        self._change(session).state = state
 
     def remove(self, session: str) -> None:
         """Forget a session that was archived or removed. Never raises."""
-        self._pending.extend(_removal(session))
+        self._forget(session)
         self.flush()
+
+    def _forget(self, session: str) -> None:
+        self.flush()  # what was noted of it must not come after this
+        self._pending.extend(_removal(session))
 
     def flush(self) -> None:
         """Write what has gathered. Never raises: a failure is logged and makes the index ``stale``."""
-        pending, self._pending = self._pending, []
-        if not pending:
+        pending, code, changes = self._pending, self._code, self._changes
+        if not (pending or code or changes):
             return
+        self._pending, self._code, self._changes = [], [], {}
         try:
             with self._db:
                 self._db.execute("BEGIN")
                 for statement, values in pending:
                     self._db.execute(statement, values)
+                self._db.executemany(_INSERT_CODE, code)
+                self._db.executemany(_UPDATE, [change.values(session) for session, change in changes.items()])
         except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
             log.warning("the index could not be written and must be rebuilt: %s", error)
             self.stale = True
@@ -183,7 +246,7 @@ class Index:
         Args:
             sessions: each session's id and its journal's lines.
         """
-        self._pending.clear()
+        self._pending, self._code, self._changes = [], [], {}
         try:
             self._db.close()
             self._db = self._start_over()
@@ -204,7 +267,7 @@ class Index:
     def learn_events(self, session: str, events: Iterable[Event], *, anew: bool) -> None:
         """Take in a part of a session's past, the first one ``anew``: what was known is forgotten. Never raises."""
         if anew:
-            self._pending.extend(_removal(session))
+            self._forget(session)
         for event in events:
             self.feed(session, [event])
 
@@ -315,31 +378,14 @@ _STATES: dict[type[Event], str] = {
 }
 
 
-def _changes(session: str, event: Event) -> list[tuple[str, Sequence[Any]]]:
-    match event:
-        case ev.SessionStarted():
-            parent = event.parent or {}
-            labels = json.dumps(event.labels)
-            values = (session, event.principal, event.name, event.template, event.at, event.at)
-            row = (_INSERT, (*values, parent.get("session"), parent.get("seq"), event.seq, labels))
-            insert = "INSERT OR IGNORE INTO label VALUES (?, ?, ?)"
-            return [row, *((insert, (session, key, value)) for key, value in event.labels.items())]
-        case ev.CellQueued():
-            code = (session, str(event.cell or ""), event.seq, event.code[:CODE_CHARACTERS])
-            return [
-                ("INSERT INTO code (session, cell, seq, text) VALUES (?, ?, ?, ?)", code),
-                ("UPDATE session SET cells = cells + 1 WHERE id = ?", (session,)),
-            ]
-        case ev.CellFinished():
-            failed = int(event.reason is not ev.Reason.OK)
-            return [("UPDATE session SET failed = failed + ?, state = 'idle' WHERE id = ?", (failed, session))]
-        case _:
-            state = _STATES.get(type(event))
-            return [("UPDATE session SET state = ? WHERE id = ?", (state, session))] if state else []
-
-
-def _touched(session: str, event: Event) -> tuple[str, Sequence[Any]]:
-    return ("UPDATE session SET last_activity_at = ?, last_seq = ? WHERE id = ?", (event.at, event.seq, session))
+Note = Callable[[Index, str, Event], None]
+#: What events change here; all others nothing.
+_NOTES: dict[type[Event], Note] = {
+    ev.SessionStarted: Index._note_started,
+    ev.CellQueued: Index._note_queued,
+    ev.CellFinished: Index._note_finished,
+    **dict.fromkeys(_STATES, Index._note_state),
+}
 
 
 def _removal(session: str) -> list[tuple[str, Sequence[Any]]]:
