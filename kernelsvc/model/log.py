@@ -41,7 +41,9 @@ MAX_DEPTH = 64
 LONG = 16 * 1024
 
 _TOO_DEEP = "… (nested more than 64 levels; left out by kernelsvc)"
-_FREE_FORM = (ev.Display, ev.DisplayUpdated, ev.Result, ev.Comm, ev.CellQueued, ev.FilesChanged, ev.SessionStarted)
+_FREE_FORM = frozenset(
+    (ev.Display, ev.DisplayUpdated, ev.Result, ev.Comm, ev.CellQueued, ev.FilesChanged, ev.SessionStarted)
+)
 
 
 class Head(NamedTuple):
@@ -144,7 +146,7 @@ def _encode(event: Event) -> bytes:
         line = ev.encode(event)
     except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):
         return _encode_tamed(event)
-    if isinstance(event, _FREE_FORM) and not shallow(line, MAX_DEPTH):
+    if type(event) in _FREE_FORM and not shallow(line, MAX_DEPTH):
         return _encode_tamed(event)
     return line
 

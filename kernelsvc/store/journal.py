@@ -33,7 +33,8 @@ that only the end of a long journal can be in doubt.
 
 **Readers** hold a position, never a queue. Those that are near the end are
 served from a small ring of recent lines, the others from the file (which is in
-the page cache as long as it matters).
+the page cache as long as it matters). What one append brought is in the ring for a
+moment whatever its size, if anybody listens: reading 10 MB back is four copies.
 
 One process at a time writes to a journal: ``flock`` sees to it. Methods are
 called from one thread at a time; ``lines`` may be walked in another.
@@ -67,6 +68,10 @@ News = Callable[[bytes], None]
 
 #: Bytes of recent lines kept in memory per journal.
 RING_BYTES = 32 * 1024
+#: Seconds for which a longer line is there too, so that whoever listens need not read it back.
+MOMENT_SECONDS = 0.05
+#: More bytes than this, in so few lines, are written from where they are.
+LARGE_BYTES, FEW_LINES = 256 * 1024, 64
 #: Bytes that one ``Reader.next`` gives at most, but for a single longer line.
 BATCH_BYTES = 256 * 1024
 
@@ -241,20 +246,22 @@ class Journal:
                 for ``recover``).
             SessionClosed: the journal is closed.
         """
-        self._must_be_writable()
+        if self._closed or self.damaged:
+            self._must_be_writable()
         if not events:
             return
-        began, before = time.perf_counter(), self._size
+        began = time.perf_counter()
         lines, head = log.stamp(events, self.session, self._head, log.timestamp(self._clock()))
+        size = len(lines) + sum(map(len, lines))
         try:
-            self._write(b"\n".join(lines) + b"\n")
+            self._write(lines, size)
         except BaseException:
             log.unstamp(events)
             raise
-        self._note(lines)
+        self._note(lines, size)
         self._head = head
         METER.append_seconds += time.perf_counter() - began
-        METER.bytes += self._size - before
+        METER.bytes += size
         self._wake(lines[-1])
 
     def _must_be_writable(self) -> None:
@@ -263,33 +270,49 @@ class Journal:
         if self.damaged:
             raise OSError(errno.EIO, f"the journal needs recover() before it takes more: {self.damaged}")
 
-    def _note(self, lines: list[bytes]) -> None:
-        seq, offset, size = self._head.seq, self._size, 0
-        for line in lines:
-            seq += 1
-            self._index.add(seq, offset + size)
-            size += len(line) + 1
+    def _note(self, lines: list[bytes], size: int) -> None:
+        self._index.add_all(self._head.seq + 1, self._size, lines, size)
         self._size += size
-        self._ring.extend(lines)
+        self._ring += lines
         self._ring_bytes += size
-        while self._ring_bytes > RING_BYTES:
+        if self._ring_bytes > RING_BYTES:
+            self._trim(RING_BYTES + (size if size > RING_BYTES and self._kept_for_a_moment() else 0))
+
+    def _kept_for_a_moment(self) -> bool:
+        """See to it that what is appended just now, and too long for the ring, is there for those who listen."""
+        if not self._listeners:
+            return False
+        try:
+            asyncio.get_running_loop().call_later(MOMENT_SECONDS, self._trim, RING_BYTES)
+        except RuntimeError:
+            return False
+        return True
+
+    def _trim(self, most: int) -> None:
+        while self._ring_bytes > most:
             self._ring_bytes -= len(self._ring.popleft()) + 1
 
-    def _write(self, data: bytes) -> None:
-        """All of ``data``, or nothing of it and an exception (write(2): a short write is no error)."""
+    def _write(self, lines: list[bytes], size: int) -> None:
+        """All of ``lines``, or nothing of them and an exception (write(2): a short write is no error)."""
         unsynced = self._size - self._synced_size
-        if self._sync_bytes is not None and unsynced and unsynced + len(data) > self._sync_bytes:
+        if self._sync_bytes is not None and unsynced and unsynced + size > self._sync_bytes:
             self.sync()
         try:
-            written = os.write(self._fd, data)
-            while written < len(data):
-                step = os.write(self._fd, memoryview(data)[written:])
-                if step == 0:
-                    raise OSError(errno.EIO, "write() wrote nothing")
-                written += step
+            written = 0
+            if size > LARGE_BYTES and len(lines) <= FEW_LINES:  # not copied
+                written = os.writev(self._fd, [part for line in lines for part in (line, b"\n")])
+            if written < size:
+                self._write_rest(b"\n".join(lines) + b"\n", written)
         except BaseException:
             self._take_back()
             raise
+
+    def _write_rest(self, data: bytes, written: int) -> None:
+        while written < len(data):
+            step = os.write(self._fd, memoryview(data)[written:] if written else data)
+            if step == 0:
+                raise OSError(errno.EIO, "write() wrote nothing")
+            written += step
 
     def _take_back(self) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 #: Bytes per read when a whole file is walked. A thread that walks one lets others run at each read, so about every
 #: millisecond.
@@ -80,6 +80,14 @@ class SparseIndex:
             self._seqs.append(seq)
             self._offsets.append(offset)
             self._next_seq, self._next_offset = seq + self.EVERY_LINES, offset + self.EVERY_BYTES
+
+    def add_all(self, seq: int, offset: int, lines: Sequence[bytes], size: int) -> None:
+        """These lines, ``size`` bytes with their newlines, begin at ``offset`` with number ``seq``."""
+        if seq + len(lines) <= self._next_seq and offset + size <= self._next_offset:
+            return
+        for number, line in enumerate(lines, seq):
+            self.add(number, offset)
+            offset += len(line) + 1
 
     def find(self, fd: int, seq: int, end: int) -> int:
         """The offset of line ``seq``, which must exist before ``end``."""

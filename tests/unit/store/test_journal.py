@@ -8,7 +8,15 @@ import pytest
 from kernelsvc.errors import Conflict, CursorExpired, CursorUnknown, NotSupported, SessionClosed
 from kernelsvc.model import events as ev
 from kernelsvc.model import log
-from kernelsvc.store.journal import BATCH_BYTES, METER, RING_BYTES, Journal
+from kernelsvc.store.journal import (
+    BATCH_BYTES,
+    FEW_LINES,
+    LARGE_BYTES,
+    METER,
+    MOMENT_SECONDS,
+    RING_BYTES,
+    Journal,
+)
 
 
 @pytest.fixture
@@ -310,4 +318,50 @@ def test_what_journals_cost_is_counted(tmp_path):
     assert (spent.bytes, len(spent.syncs)) == (journal.size, 1)
     assert spent.append_seconds > 0
     assert METER.take().bytes == 0
+    journal.close()
+
+
+# --- long lines --------------------------------------------------------------------
+
+
+async def test_a_long_line_is_handed_to_those_who_listen_as_it_is_and_is_let_go_soon(journal):
+    reader, late = journal.reader(), journal.reader()
+    told = []
+    reader.listen(told.append)
+    journal.append(prints(1))  # not read yet
+    journal.append([*prints(1), ev.Result(cell="c", data={"text/html": "é" * BATCH_BYTES})])
+    lines = reader.next_nowait() + reader.next_nowait()
+    assert lines[-1] is told[1]
+    await asyncio.sleep(2 * MOMENT_SECONDS)
+    assert not any(told[0] is kept for kept in journal._ring)
+    assert late.next_nowait() + late.next_nowait() == lines == list(journal.lines())
+    reader.close()
+
+
+async def test_long_lines_for_somebody_who_does_not_read_are_kept_one_append_at_a_time(journal):
+    reader = journal.reader()
+    reader.listen(lambda _line: None)
+    for n in range(20):
+        journal.append(prints(2, f"{n}:" + "x" * RING_BYTES))
+        assert sum(map(len, journal._ring)) <= 4 * RING_BYTES
+    assert [text.partition(":")[0] for text in texts(journal.lines())] == [str(n) for n in range(20) for _ in (1, 2)]
+    got = []
+    while lines := reader.next_nowait():
+        got += lines
+    assert got == list(journal.lines())
+    reader.close()
+
+
+@pytest.mark.parametrize("lines", [1, FEW_LINES, FEW_LINES + 1])
+def test_much_in_one_append_is_whole_whatever_the_disk_takes_at_once(path, lines, monkeypatch):
+    """The disk takes a part of what is written at once, as one that fills up does (write(2), writev(2))."""
+    whole, pieces = os.write, os.writev
+    monkeypatch.setattr(os, "writev", lambda fd, parts: pieces(fd, parts[:1]))
+    monkeypatch.setattr(os, "write", lambda fd, data: whole(fd, data[:100_000]))
+    journal = Journal.create(path, "sess")
+    journal.append(prints(3))
+    journal.append(prints(lines, "x" * LARGE_BYTES))
+    journal.append(prints(3))
+    assert log.check(path.read_bytes().splitlines()).head == journal.head
+    assert path.stat().st_size == journal.size
     journal.close()

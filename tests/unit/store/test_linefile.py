@@ -46,10 +46,16 @@ def test_any_line_is_found_through_the_index(file):
     for seq, line in enumerate(lines, 1):
         index.add(seq, offset)
         offset += len(line) + 1
+    portions, offset = SparseIndex(), 0
+    for at in range(0, len(lines), 7):
+        some = lines[at : at + 7]
+        size = sum(map(len, some)) + len(some)
+        portions.add_all(at + 1, offset, some, size)
+        offset += size
     counted, total, where = count(file, end)
     assert (total, where) == (1000, end)
     for seq in (1, 2, 63, 64, 65, 500, 999, 1000):
-        for one in (index, counted):
+        for one in (index, portions, counted):
             assert read_lines(file, one.find(file, seq, end), end, 1)[0] == lines[seq - 1]
 
 
