@@ -2,7 +2,9 @@
 
 Theory of operation
 -------------------
-``NotebookFile`` folds each event once (``feed``). What is settled is rendered
+``NotebookFile`` takes each event when it is appended (``feed``) and folds it once,
+later: many in one go, when the file is due, when somebody asks for the notebook,
+or when what waits has ``FRESH_BYTES`` in the journal. What is settled is rendered
 once and lies in a ``CellStore``, out of memory; writing the notebook means
 copying that and rendering the few cells that are still open. The file is
 replaced atomically, so a reader always finds a whole one.
@@ -41,7 +43,11 @@ from kernelsvc.store.journal import Journal
 log = logging.getLogger(__name__)
 
 #: Events after which the file is worth writing.
-STEPS = (ev.CellFinished, ev.SessionStarted, ev.SessionClosed, ev.KernelDied, ev.RolledBack, ev.KernelRestarted)
+STEPS = frozenset(
+    (ev.CellFinished, ev.SessionStarted, ev.SessionClosed, ev.KernelDied, ev.RolledBack, ev.KernelRestarted)
+)
+#: Bytes of entries that wait to be folded.
+FRESH_BYTES = 64 * 1024
 
 #: The share of time that writing may take, and the credit to begin with, seconds.
 SHARE = 0.05
@@ -92,7 +98,7 @@ class NotebookFile:
         journal: what it is folded from.
         parent: the file with the parent's cells, for a branch (``write_inherited``).
         clock: monotonic seconds.
-        linger: seconds after an event before anything is rendered or written: its reader goes first.
+        linger: seconds after an event before anything is folded or written: its reader goes first.
     """
 
     def __init__(
@@ -111,6 +117,8 @@ class NotebookFile:
         self._linger = linger
         self._pace = Pace(clock())
         self._fold = NotebookFold()
+        self._fresh: list[Event] = []
+        self._folded_at = 0
         self._cells = CellStore(path.parent)
         self._catching_up: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -121,8 +129,8 @@ class NotebookFile:
 
     @property
     def last_seq(self) -> int:
-        """The last entry that is folded in (not: written)."""
-        return self._fold.last_seq
+        """The last entry that was taken in (not: written)."""
+        return self._fresh[-1].seq if self._fresh else self._fold.last_seq
 
     def inherit(self, parent: Path) -> None:
         """Begin with these cells from now on; for a branch, when its parent's are written."""
@@ -132,22 +140,31 @@ class NotebookFile:
     # -- folding ---------------------------------------------------------------
 
     def feed(self, events: Sequence[Event]) -> None:
-        """Fold in what was just appended to the journal; write the file if it is time. Never raises ``OSError``."""
+        """Take in what was just appended to the journal; write the file if it is time. Never raises ``OSError``."""
         if self._closed or self._catching_up is not None or not events:
             return
-        if events[0].seq != self._fold.last_seq + 1:
-            if events[0].seq <= self._fold.last_seq:  # a failed disk took entries back
+        last = self.last_seq
+        if events[0].seq != last + 1:
+            if events[0].seq <= last:  # a failed disk took entries back
                 self._forget()
             self._catch_up_soon()
             return
-        step = False
-        for event in events:
-            self._fold.feed(event)
-            step = step or isinstance(event, STEPS)
-        if self._fold.heavy or (step and not self._linger):
-            self._step()
-        elif step and self._soon is None:
+        self._fresh += events
+        if not STEPS.isdisjoint(map(type, events)):
+            self._dirty = True
+        full = self._journal.size - self._folded_at > FRESH_BYTES
+        if full or not self._linger:
+            self._fold_fresh()
+            if self._dirty or self._fold.heavy:
+                self._step()
+        elif self._dirty and not (self._soon or self._timer or self._writing):
             self._soon = asyncio.get_running_loop().call_later(self._linger, self._step)
+
+    def _fold_fresh(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        self._folded_at = self._journal.size
+        for event in fresh:
+            self._fold.feed(event)
 
     def _step(self) -> None:
         self._rest()
@@ -166,6 +183,7 @@ class NotebookFile:
             self._soon = None
 
     def _settle(self) -> None:
+        self._fold_fresh()
         _settle(self._fold, self._cells)
 
     def _failed(self, error: OSError) -> None:
@@ -177,6 +195,7 @@ class NotebookFile:
 
     def _forget(self) -> None:
         self._fold = NotebookFold()
+        self._fresh.clear()
         self._cells.close()
 
     def _catch_up_soon(self) -> None:
@@ -199,6 +218,7 @@ class NotebookFile:
         Raises:
             OSError: the journal can't be read, or cells can't be stored.
         """
+        self._fold_fresh()
         pause = self._clock() + SLICE
         while self._fold.last_seq < self._journal.last_seq:
             for line in self._journal.lines(self._fold.last_seq + 1):
@@ -217,6 +237,7 @@ class NotebookFile:
         Raises:
             OSError: the journal can't be read, or there is no room.
         """
+        self._fold_fresh()
         while self._fold.last_seq < self._journal.last_seq:
             if self._catching_up is None:
                 self._catch_up_soon()
@@ -258,10 +279,10 @@ class NotebookFile:
         self._timer = None
         if self._closed or self._writing is not None:
             return
-        if self._fold.last_seq < self._journal.last_seq and self._catching_up is None:
+        if self.last_seq < self._journal.last_seq and self._catching_up is None:
             self._catch_up_soon()
         elif self._dirty:
-            self._write_when_due()
+            self._step()
 
     def _write_inline(self) -> None:
         try:
@@ -284,7 +305,7 @@ class NotebookFile:
             self._pace.spent(self._clock() - began, self._size())
             self._writing = None
         if self._dirty and self._timer is None and not self._closed:
-            self._write_when_due()
+            self._step()
 
     def write(self, *, durable: bool = False, sign: Signer | None = None) -> None:
         """Replace the file now.
@@ -304,6 +325,7 @@ class NotebookFile:
             self._pace.spent(self._clock() - began, self._size())
 
     def _document(self, sign: Signer | None = None) -> Document:
+        self._fold_fresh()
         rest, metadata = self._fold.rest(), self._fold.metadata()
         session, head = self._journal.session, self._journal.head
         return Document(self._parent, self._cells.snapshot(), rest, metadata, session, head, sign)
@@ -338,6 +360,7 @@ class NotebookFile:
     def close(self) -> None:
         """Let go without writing: the server stops, or the session is gone. Idempotent."""
         self._closed = True
+        self._fresh.clear()
         self._rest()
         if self._timer is not None:
             self._timer.cancel()

@@ -4,6 +4,7 @@ import os
 
 import nbformat
 import pytest
+from waiting import wait_until
 
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
@@ -76,6 +77,47 @@ async def test_the_client_goes_first_and_an_export_does_not_wait_for_the_file(se
     assert exported["cells"] == expected(session)["cells"]
     assert read(file) != expected(session)
     file.close()
+
+
+async def test_a_stream_of_cells_is_folded_when_the_file_is_due(session, monkeypatch):
+    monkeypatch.setattr(notebooks, "BURST", 2.0)
+    monkeypatch.setattr(notebooks, "PER_SECOND", 20.0)
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session, linger=0.001)
+    file.feed([ev.decode(line) for line in session.lines()])
+    for n in range(3):
+        go(session, file, *run(f"c{n}"))
+        await wait_until(lambda: file._timer or not file._fresh)
+    for n in range(3, 50):
+        go(session, file, *run(f"c{n}", ev.Stream(text="x")))
+    assert len(file._fresh) >= 47 * 4
+    assert file.last_seq == session.last_seq
+    await wait_until(lambda: read(file) == expected(session))
+    assert not file._fresh
+    go(session, file, *run("last"))
+    assert json.loads(await file.export()) == expected(session)
+    file.close()
+
+
+async def test_what_waits_to_be_folded_is_bounded(session):
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session, linger=60.0)
+    file.feed([ev.decode(line) for line in session.lines()])
+    most = 0
+    for n in range(200):
+        go(session, file, *run(f"c{n}", ev.Stream(text="x" * 5000)))
+        most = max(most, sum(len(event.text) for event in file._fresh if isinstance(event, ev.Stream)))
+    assert 30_000 < most <= notebooks.FRESH_BYTES
+    await file.finish()
+    assert read(file) == expected(session)
+
+
+async def test_entries_that_were_taken_back_before_they_were_folded_are_not_in_it(session):
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session, linger=60.0)
+    file.feed([ev.decode(line) for line in session.lines()])
+    lost = [ev.CellQueued(cell="lost", code="", seq=2), ev.CellFinished(cell="lost", seq=3)]
+    file.feed(lost)
+    go(session, file, *run("kept"))
+    await file.finish()
+    assert [cell["id"] for cell in read(file)["cells"]] == ["kept"]
 
 
 async def test_it_catches_up_with_what_it_did_not_see(session):
