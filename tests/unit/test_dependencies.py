@@ -1,4 +1,4 @@
-"""What the package imports is declared, and what is declared is used."""
+"""What the package imports is declared, what is declared is used, and what is installed any Python of ours can have."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import PackageNotFoundError, metadata, packages_distributions
 from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -68,3 +70,21 @@ def test_every_declared_package_is_held_to_a_version_in_a_fresh_clone() -> None:
 
 def dev() -> list[str]:
     return list(PROJECT["optional-dependencies"]["dev"])
+
+
+def test_the_first_release_of_the_oldest_python_can_have_every_pinned_package() -> None:
+    """Debian 12 has 3.11.2; a package that wants 3.11.5 can't be installed there, and so can't we."""
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    pinned = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements/constraints.txt").read_text("utf-8"), re.MULTILINE)
+    wanted = {name: _wants(name, version) for name, version in pinned}
+    assert len([wants for wants in wanted.values() if wants]) > 50
+    assert not {name: wants for name, wants in wanted.items() if not SpecifierSet(wants).contains(oldest)}
+
+
+def _wants(name: str, version: str) -> str:
+    """Which Pythons an installed release wants; nothing if another release is installed."""
+    try:
+        about = metadata(name)
+    except PackageNotFoundError:
+        return ""
+    return about["Requires-Python"] or "" if about["Version"] == version else ""
