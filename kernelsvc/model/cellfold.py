@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
 
@@ -16,6 +17,7 @@ from kernelsvc.model.outputs import Outputs, clean_count, error_output, slim, te
 
 NbCell = dict[str, Any]
 
+_NOT_QUEUED = ev.CellQueued()
 _CELL_ID = re.compile(r"(?!kernelsvc-)[a-zA-Z0-9_-]{1,64}")
 
 
@@ -40,7 +42,7 @@ class CellFold:
 
     def __init__(self, budget: int | None = None) -> None:
         self.id = ""
-        self.queued = ev.CellQueued()
+        self.queued = _NOT_QUEUED
         self.state = CellState.QUEUED
         self.first = self.last = 0
         self.started_at = self.finished_at = ""
@@ -53,29 +55,43 @@ class CellFold:
 
     def feed(self, event: Event) -> None:
         """Take the cell's next event. What isn't about a cell is ignored."""
-        self._session = event.session or self._session
-        self.first = self.first or event.seq
-        self.last = event.seq or self.last
-        match event:
-            case ev.CellQueued():
-                self.queued = event
-                self.id = event.cell if isinstance(event.cell, str) else ""
-            case ev.CellStarted():
-                self.state, self.started_at = CellState.RUNNING, event.at
-                self.execution_count = clean_count(event.execution_count)
-            case ev.CellFinished():
-                self._finish(event)
-            case ev.InputGiven():
-                self.outputs.write("stdout", f"{event.text if event.text is not None else '········'}\n")
-            case ev.InputRequested():
-                self.outputs.write("stdout", event.prompt)
-            case _:
-                self.outputs.feed(event)
-        if isinstance(event, ev.Error):
-            small = slim(error_output(event), 64 * 1024)
-            self.error = CellError(ename=small["ename"], evalue=small["evalue"], traceback=small["traceback"])
+        if event.session:
+            self._session = event.session
+        if event.seq:
+            self.last = event.seq
+            self.first = self.first or event.seq
+        rule = _RULES.get(type(event))
+        if rule is None:
+            self.outputs.feed(event)
+        else:
+            rule(self, event)
 
-    def _finish(self, event: ev.CellFinished) -> None:
+    def _queue(self, event: Event) -> None:
+        assert isinstance(event, ev.CellQueued)
+        self.queued = event
+        self.id = event.cell if isinstance(event.cell, str) else ""
+
+    def _start(self, event: Event) -> None:
+        assert isinstance(event, ev.CellStarted)
+        self.state, self.started_at = CellState.RUNNING, event.at
+        self.execution_count = clean_count(event.execution_count)
+
+    def _ask(self, event: Event) -> None:
+        assert isinstance(event, ev.InputRequested)
+        self.outputs.write("stdout", event.prompt)
+
+    def _hear(self, event: Event) -> None:
+        assert isinstance(event, ev.InputGiven)
+        self.outputs.write("stdout", f"{event.text if event.text is not None else '········'}\n")
+
+    def _fail(self, event: Event) -> None:
+        assert isinstance(event, ev.Error)
+        self.outputs.feed(event)
+        small = slim(error_output(event), 64 * 1024)
+        self.error = CellError(ename=small["ename"], evalue=small["evalue"], traceback=small["traceback"])
+
+    def _finish(self, event: Event) -> None:
+        assert isinstance(event, ev.CellFinished)
         self.state, self.finished, self.finished_at = CellState.FINISHED, event, event.at
         count = clean_count(event.execution_count)
         self.execution_count = self.execution_count if count is None else count
@@ -150,3 +166,14 @@ class CellFold:
             own |= {"message": end.message} if end.message else {}
             own |= {"variables_kept": end.variables_kept} if end.variables_kept is not None else {}
         return {**own, "undone": self.undone} if self.undone else own
+
+
+#: What events do to their cell; of all others, what they put out.
+_RULES: dict[type[Event], Callable[[CellFold, Event], None]] = {
+    ev.CellQueued: CellFold._queue,
+    ev.CellStarted: CellFold._start,
+    ev.CellFinished: CellFold._finish,
+    ev.InputRequested: CellFold._ask,
+    ev.InputGiven: CellFold._hear,
+    ev.Error: CellFold._fail,
+}

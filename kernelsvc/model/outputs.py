@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from kernelsvc.model import events as ev
@@ -50,11 +50,13 @@ def strip_ansi(text: str) -> str:
 
 def clean_bundle(data: Mapping[Any, Any]) -> dict[str, Any]:
     """A MIME bundle that nbformat accepts: text for every type but JSON ones."""
-    return {str(mime): _clean_value(str(mime), value) for mime, value in data.items()}
+    return {
+        str(mime): value if isinstance(value, str) else _clean_value(str(mime), value) for mime, value in data.items()
+    }
 
 
 def _clean_value(mime: str, value: Any) -> Any:
-    if isinstance(value, str) or _JSON_TYPE.fullmatch(mime):
+    if _JSON_TYPE.fullmatch(mime):
         return value
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
         return "".join(value)
@@ -70,7 +72,9 @@ def size_of(output: Output) -> int:
     """How much of a budget an output uses, in characters."""
     if output["output_type"] == "error":
         return len(output["ename"]) + len(output["evalue"]) + sum(map(len, output["traceback"]))
-    size = sum(len(k) + (len(v) if isinstance(v, str) else len(str(v))) for k, v in output["data"].items())
+    size = 0
+    for mime, value in output["data"].items():
+        size += len(mime) + len(value if isinstance(value, str) else str(value))
     return size + (len(str(output["metadata"])) if output.get("metadata") else 0)
 
 
@@ -195,21 +199,33 @@ class Outputs:
 
     def feed(self, event: ev.Event) -> None:
         """Take one output event; others are ignored."""
-        match event:
-            case ev.Stream():
-                self.write(event.name, event.text)
-            case ev.Display():
-                self._show("display_data", event)
-            case ev.Result():
-                self._show("execute_result", event, execution_count=clean_count(event.execution_count))
-            case ev.DisplayUpdated():
-                self.update(event.display_id, event.data, event.metadata)
-            case ev.OutputCleared():
-                self.clear(wait=event.wait)
-            case ev.Error():
-                self._put(_Rich(error_output(event)))
-            case _:
-                pass
+        rule = _RULES.get(type(event))
+        if rule is not None:
+            rule(self, event)
+
+    def _feed_stream(self, event: ev.Event) -> None:
+        assert isinstance(event, ev.Stream)
+        self.write(event.name, event.text)
+
+    def _feed_display(self, event: ev.Event) -> None:
+        assert isinstance(event, ev.Display)
+        self._show(_bundle("display_data", event), clean_id(event.display_id))
+
+    def _feed_result(self, event: ev.Event) -> None:
+        assert isinstance(event, ev.Result)
+        self._show({**_bundle("execute_result", event), "execution_count": clean_count(event.execution_count)})
+
+    def _feed_update(self, event: ev.Event) -> None:
+        assert isinstance(event, ev.DisplayUpdated)
+        self.update(event.display_id, event.data, event.metadata)
+
+    def _feed_clear(self, event: ev.Event) -> None:
+        assert isinstance(event, ev.OutputCleared)
+        self.clear(wait=event.wait)
+
+    def _feed_error(self, event: ev.Event) -> None:
+        assert isinstance(event, ev.Error)
+        self._show(error_output(event))
 
     def write(self, name: Literal["stdout", "stderr"], text: str) -> None:
         """Text of a stream; adjoining text of one stream is one output."""
@@ -238,14 +254,8 @@ class Outputs:
             parts.append(last)
         last.add(text)
 
-    def _show(self, kind: str, event: ev.Display | ev.Result, **more: Any) -> None:
-        output = {
-            "output_type": kind,
-            "data": clean_bundle(event.data),
-            "metadata": clean_metadata(event.metadata),
-            **more,
-        }
-        self._put(_Rich(output, clean_id(event.display_id) if isinstance(event, ev.Display) else None))
+    def _show(self, output: Output, display_id: str | None = None) -> None:
+        self._put(_Rich(output, display_id))
 
     def _put(self, part: _Rich) -> None:
         self._begin()
@@ -341,6 +351,22 @@ def cut_marker(cut: int, where: str) -> Output:
     """The output that stands for what was left out."""
     text = f"[… {cut:,} characters of output left out here{where} …]"
     return {"output_type": "display_data", "data": {"text/plain": text}, "metadata": {"kernelsvc": {"cut": cut}}}
+
+
+def _bundle(kind: str, event: ev.Display | ev.Result) -> Output:
+    data, metadata = clean_bundle(event.data), clean_metadata(event.metadata)
+    return {"output_type": kind, "data": data, "metadata": metadata}
+
+
+#: What events put out; all others nothing.
+_RULES: dict[type[ev.Event], Callable[[Outputs, ev.Event], None]] = {
+    ev.Stream: Outputs._feed_stream,
+    ev.Display: Outputs._feed_display,
+    ev.Result: Outputs._feed_result,
+    ev.DisplayUpdated: Outputs._feed_update,
+    ev.OutputCleared: Outputs._feed_clear,
+    ev.Error: Outputs._feed_error,
+}
 
 
 def error_output(event: ev.Error) -> Output:
