@@ -18,7 +18,7 @@ Rules of the codec:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -235,7 +235,7 @@ def _create(params: CreateParams) -> Arguments:
 
 
 def _execute(params: ExecuteParams) -> Arguments:
-    return (params.session, _request_of(CellRequest, params)), {"wait": params.wait}
+    return (params.session, params), {"wait": params.wait}  # they are a ``CellRequest``, and more
 
 
 def _batch(params: BatchParams) -> Arguments:
@@ -392,12 +392,24 @@ class _Envelope(Struct, kw_only=True, forbid_unknown_fields=True):
     id: RpcId | UnsetType = UNSET
 
 
+def _call_of(row: Method) -> type[Struct]:
+    """The envelope of one method, with its params in it: what is as it should be is decoded in one go."""
+    fields: list[Any] = [
+        ("jsonrpc", Literal["2.0"]),
+        ("params", row.params | None, None),
+        ("id", RpcId | UnsetType, UNSET),
+    ]
+    more: dict[str, Any] = {"tag_field": "method", "tag": row.name, "kw_only": True, "forbid_unknown_fields": True}
+    return msgspec.defstruct(f"Call_{row.name.replace('.', '_')}", fields, frozen=True, **more)
+
+
 class _IdOnly(Struct, kw_only=True):
     id: RpcId = None
 
 
 _envelopes = msgspec.json.Decoder(_Envelope)
 _ids = msgspec.json.Decoder(_IdOnly)
+_calls: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Union[*map(_call_of, METHODS.values())])
 _params = {name: msgspec.json.Decoder(row.params) for name, row in METHODS.items()}
 _encoder = msgspec.json.Encoder()
 
@@ -420,6 +432,26 @@ def decode(frame: bytes | str, bounds: Bounds = DEFAULT_BOUNDS) -> Request:
         raise Refused(None, PARSE_ERROR, BadRequest("The frame is not UTF-8; encode the JSON text in UTF-8.")) from None
     if len(raw) > bounds.frame_bytes:
         raise Refused(None, INVALID_REQUEST, too_large("The frame", len(raw), bounds.frame_bytes))
+    try:
+        call = _calls.decode(raw)
+    except DECODE_ERRORS:
+        call = None  # what is wrong with it, the long way tells
+    if call is None or call.params is None:
+        return _decode_by_steps(raw, bounds)
+    method = METHODS[call.__struct_config__.tag]
+    _check(call.params, bounds, call.id)
+    return Request(id=call.id, method=method, params=call.params)
+
+
+def _check(params: Any, bounds: Bounds, id: RpcId | UnsetType) -> None:
+    try:
+        check(params, bounds)
+    except KernelsvcError as error:
+        raise Refused(None if isinstance(id, UnsetType) else id, INVALID_PARAMS, error) from None
+
+
+def _decode_by_steps(raw: bytes, bounds: Bounds) -> Request:
+    """The envelope first, then the method, then its params: each with an error of its own."""
     envelope = _envelope(raw)
     id = None if isinstance(envelope.id, UnsetType) else envelope.id
     method = METHODS.get(envelope.method)
@@ -428,9 +460,9 @@ def decode(frame: bytes | str, bounds: Bounds = DEFAULT_BOUNDS) -> Request:
         raise Refused(id, METHOD_NOT_FOUND, unknown)
     try:
         params = decode_json(_params[method.name], bytes(envelope.params), "params")
-        check(params, bounds)
     except KernelsvcError as error:
         raise Refused(id, INVALID_PARAMS, error) from None
+    _check(params, bounds, envelope.id)
     return Request(id=envelope.id, method=method, params=params)
 
 
@@ -483,6 +515,18 @@ def too_large(what: str, size: int, bound: int) -> TooLarge:
     )
 
 
+_BOUNDED = ("code", "function", "metadata", "args", "kwargs")
+_bounded: dict[type, tuple[str, ...]] = {}
+
+
+def _bounded_of(kind: type) -> tuple[str, ...]:
+    """Those fields of params that are code, or a client's own data."""
+    fields = _bounded.get(kind)
+    if fields is None:
+        fields = _bounded[kind] = tuple(each for each in _BOUNDED if hasattr(kind, each))
+    return fields
+
+
 def check(params: Any, bounds: Bounds) -> None:
     """Bounds that types alone can't say.
 
@@ -491,13 +535,15 @@ def check(params: Any, bounds: Bounds) -> None:
         BadRequest: the client's own data is nested too deep.
     """
     for cell in (params, *getattr(params, "cells", ())):
-        for field in ("code", "function"):
-            code = getattr(cell, field, None)
-            # A character takes at most four bytes: the exact count is needed only near the bound.
-            if code is not None and len(code) * 4 > bounds.code_bytes and len(code.encode()) > bounds.code_bytes:
-                raise too_large("The code", len(code.encode()), bounds.code_bytes)
-        for field in ("metadata", "args", "kwargs"):
-            if too_deep(getattr(cell, field, None), bounds.depth):
+        for field in _bounded_of(type(cell)):
+            value = getattr(cell, field)
+            if not value:
+                continue
+            if isinstance(value, str):
+                # A character takes at most four bytes: the exact count is needed only near the bound.
+                if len(value) * 4 > bounds.code_bytes and len(value.encode()) > bounds.code_bytes:
+                    raise too_large("The code", len(value.encode()), bounds.code_bytes)
+            elif too_deep(value, bounds.depth):
                 raise BadRequest(f"{field} is nested deeper than {bounds.depth} levels; flatten it.")
 
 
