@@ -67,6 +67,13 @@ class Outlet:
         self.backlog += len(frames)
         self._schedule(linger)
 
+    def send(self, frames: bytes) -> None:
+        """Send whole frames at once, and with them everything that waits."""
+        if not self.closed:
+            self._frames.append(frames)
+            self.backlog += len(frames)
+            self.flush()
+
     def expect(self, source: Source, linger: float = 0.0) -> None:
         """Ask this source before the next bytes leave; that is in this turn of the loop, or within ``linger``."""
         if self.closed or (source in self._sources and self._due is not None and (linger or not self._lingers)):

@@ -27,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
@@ -62,6 +63,7 @@ MAX_ATTACHMENTS = 10_000
 LINGER = 0.002
 #: What such a line begins with.
 _BEGINNINGS = (b'{"type":"cell_queued"', b'{"type":"cell_started"')
+_END = b'{"type":"cell_finished"'
 
 
 class Gone(Exception):
@@ -107,7 +109,9 @@ class Attachment:
         await future
 
     def _news(self, line: bytes) -> None:
-        self._wire.expect(self, LINGER if line.startswith(_BEGINNINGS) else 0.0)
+        # What an answer follows in this very turn goes with it: nothing need be scheduled for it.
+        followed = line.startswith(_BEGINNINGS) or (line.startswith(_END) and self._wire.answers(self.session))
+        self._wire.expect(self, LINGER if followed else 0.0)
 
     def take(self) -> bytes:
         """See ``outlet.Source``."""
@@ -236,6 +240,7 @@ class ApiSocket(Door, WebSocketHandler):
         self._requests: set[asyncio.Task[None]] = set()
         self._unbegun = 0
         self._running = 0
+        self._awaited: Counter[str] = Counter()
         self._unsent = 0
         self._room = asyncio.Event()
         self._room.set()
@@ -421,9 +426,10 @@ class ApiSocket(Door, WebSocketHandler):
     def _run_cell(self, request: native.Request) -> None:
         """Begin a cell, which is answered when it has finished."""
         began = time.perf_counter()
+        awaited: str = request.params.session
 
         def told(read: Callable[[], Cell]) -> None:
-            self._running -= 1
+            self._no_more(awaited)
             try:
                 cell = read()
                 payload = b"" if isinstance(request.id, UnsetType) else native.encode_result(request.id, cell)
@@ -437,16 +443,28 @@ class ApiSocket(Door, WebSocketHandler):
                 attachment.when_sent(cell.seq.last, lambda: self._answer_cell(request, began, payload))
 
         self._running += 1
+        self._awaited[awaited] += 1
         try:
             auth.require_scope(self.who, request.method.scope)
             (session, cell), _ = request.method.arguments(request.params)
             self.context.service.begin(self.who, session, cell, told, client=self)
         except Recovering:
-            self._running -= 1
+            self._no_more(awaited)
             self._later(request)
         except Exception as error:
-            self._running -= 1
+            self._no_more(awaited)
             self._answer_cell(request, began, b"", error)
+
+    def _no_more(self, session: str) -> None:
+        """One cell fewer is to be answered."""
+        self._running -= 1
+        self._awaited[session] -= 1
+        if not self._awaited[session]:
+            del self._awaited[session]
+
+    def answers(self, session: str) -> bool:
+        """Whether the end of a cell of this session may be what an answer waits for."""
+        return session in self._awaited
 
     def _answer_cell(
         self, request: native.Request, began: float, payload: bytes, error: Exception | None = None
@@ -457,9 +475,10 @@ class ApiSocket(Door, WebSocketHandler):
         self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
         if not isinstance(request.id, UnsetType):
             payload = native.encode_error(request.id, known) if known is not None else payload
-            self._outlet.put(native.text_frame(payload))
-            if not self._running:  # nobody else's answer could go with it
-                self._outlet.flush()
+            if self._running:  # another's answer may go with it
+                self._outlet.put(native.text_frame(payload))
+            else:
+                self._outlet.send(native.text_frame(payload))
 
     async def _serve(self, request: native.Request) -> None:
         began = time.perf_counter()
