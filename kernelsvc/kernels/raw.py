@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import array
 import codecs
-import contextlib
 import fcntl
 import os
+import sys
 import termios
 from typing import Literal
 
@@ -14,6 +13,7 @@ from kernelsvc.kernels.port import Text
 
 #: Most bytes taken in one go, so that one kernel's flood lets the others have their turn.
 CHUNK = 256 * 1024
+_INT = bytes(4)
 
 
 class RawPipe:
@@ -32,10 +32,10 @@ class RawPipe:
 
     def available(self) -> int:
         """Bytes that can be read now."""
-        count = array.array("i", [0])
-        with contextlib.suppress(OSError):
-            fcntl.ioctl(self.fd, termios.FIONREAD, count)
-        return count[0]
+        try:
+            return int.from_bytes(fcntl.ioctl(self.fd, termios.FIONREAD, _INT), sys.byteorder)
+        except OSError:
+            return 0
 
     def read(self, most: int = CHUNK) -> Text | None:
         """Up to ``most`` bytes as text, or None if there are none. A character cut in two waits for its rest."""
@@ -49,7 +49,10 @@ class RawPipe:
 
     def drain(self) -> list[Text]:
         """All that is there now, but not what is written meanwhile."""
-        left, found = self.available(), []
+        left = self.available()
+        if not left:
+            return []
+        found = []
         while left > 0:
             text = self.read(min(left, CHUNK))
             left -= CHUNK

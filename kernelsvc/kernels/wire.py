@@ -438,8 +438,16 @@ class Wire:
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         if self._link is None and data[4] != CONTROL:
             return  # requests are sent again when the kernel is back; acknowledgements come with HELLO
-        self._outgoing.append((memoryview(data), [os.dup(fd) for fd in fds]))
-        self._outgoing_bytes += len(data)
+        sent = 0
+        if not (fds or self._outgoing or self._link is None):  # nearly always
+            try:
+                sent = self._link.sock.send(data)
+            except OSError:
+                sent = 0  # ``_flush`` finds out why
+            if sent == len(data):
+                return
+        self._outgoing.append((memoryview(data)[sent:], [os.dup(fd) for fd in fds]))
+        self._outgoing_bytes += len(data) - sent
         if len(self._outgoing) == 1:
             self._flush()
 

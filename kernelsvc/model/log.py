@@ -126,10 +126,17 @@ def stamp(events: Sequence[Event], session: str, head: Head, at: str) -> tuple[l
     """
     seq, prev = head
     lines = []
+    encode = ev.encode
     for event in events:
         seq += 1
         event.session, event.seq, event.at, event.prev = session, seq, at, prev
-        line = _encode(event)
+        try:
+            line = encode(event)
+        except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):
+            line = _encode_tamed(event)
+        else:
+            if type(event) in _FREE_FORM and not shallow(line, MAX_DEPTH):
+                line = _encode_tamed(event)
         prev = sha256(line).hexdigest()
         lines.append(line)
     return lines, Head(seq, prev)
@@ -139,16 +146,6 @@ def unstamp(events: Iterable[Event]) -> None:
     """Take the envelopes off again: the lines could not be written."""
     for event in events:
         event.session, event.seq, event.at, event.prev = "", 0, "", ""
-
-
-def _encode(event: Event) -> bytes:
-    try:
-        line = ev.encode(event)
-    except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):
-        return _encode_tamed(event)
-    if type(event) in _FREE_FORM and not shallow(line, MAX_DEPTH):
-        return _encode_tamed(event)
-    return line
 
 
 def few(data: bytes | bytearray, mark: bytes, most: int, start: int, end: int) -> int:

@@ -31,7 +31,9 @@ Content = Mapping[str, Any]
 
 def text(value: object, limit: int = 1 << 20) -> str:
     """``value`` as text of at most ``limit`` characters."""
-    return value[:limit] if isinstance(value, str) else "" if value is None else str(value)[:limit]
+    if value is None:
+        return ""
+    return value[:limit] if isinstance(value, str) else str(value)[:limit]
 
 
 def number(value: object) -> int | None:
@@ -52,6 +54,8 @@ def mapping(value: object) -> dict[str, Any]:
 
 def lines(value: object) -> list[str]:
     """A traceback: a list of text, cut in the middle when it is very long."""
+    if not value:
+        return []
     found = [text(v) for v in value] if isinstance(value, list) else []
     if len(found) > MAX_TRACEBACK_LINES:
         half = MAX_TRACEBACK_LINES // 2
@@ -150,6 +154,8 @@ def is_idle(msg_type: str, content: Content) -> bool:
 
 def expressions(value: object) -> dict[str, Any]:
     """What became of expressions, bounded in number and, together, in size."""
+    if not value:
+        return {}
     room, found = MAX_EXPRESSION_BYTES, {}
     for name, outcome in itertools.islice(mapping(value).items(), MAX_EXPRESSIONS):
         size = len(_encode(outcome))

@@ -25,7 +25,7 @@ from typing import Any, cast
 import msgspec
 
 from kernelsvc.errors import BadRequest, TooLarge
-from kernelsvc.model.log import few, shallow
+from kernelsvc.model.log import LONG, few, shallow
 
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})
@@ -144,11 +144,15 @@ def parse_json(data: bytes | bytearray, start: int = 0, end: int | None = None) 
     size = end - start
     if size == 2 and data[start:end] == b"{}":
         return {}
-    if size > MAX_DEPTH:  # a shorter one can be neither deep nor large
-        check_json(data, start, end)
     try:
         if size < COPIED:
+            # One shorter than the bound on depth can be neither deep nor large, nor a short one with few brackets.
+            if size > MAX_DEPTH and (
+                size > LONG or data.count(b"[", start, end) + data.count(b"{", start, end) > MAX_DEPTH
+            ):
+                check_json(data, start, end)
             return _decode(data[start:end])
+        check_json(data, start, end)
         with memoryview(data) as view, view[start:end] as part:
             return _decode(part)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
@@ -168,12 +172,12 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
 def join_v1(channel: str, parts: Sequence[bytes]) -> bytes:
     """The v1 framing of parts that are encoded already: header, parent header, metadata, content, buffers."""
     pieces = [channel.encode(), *parts]
-    offset = 8 * (len(pieces) + 2)
-    offsets = [offset]
-    for piece in pieces:
-        offset += len(piece)
-        offsets.append(offset)
-    return b"".join([struct.pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets), *pieces])
+    offsets = list(itertools.accumulate(map(len, pieces), initial=8 * (len(pieces) + 2)))
+    plain = len(pieces) == _FIXED_PARTS
+    head = (
+        _PLAIN.pack(len(offsets), *offsets) if plain else struct.pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets)
+    )
+    return b"".join([head, *pieces])
 
 
 def spans_v1(data: bytes | bytearray, start: int = 0, end: int | None = None) -> tuple[str, Sequence[int]]:
