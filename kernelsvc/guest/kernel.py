@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, NoReturn
 
-from kernelsvc.guest import charts, confine, folder, fork
+from kernelsvc.guest import charts, confine, folder, fork, immortal
 from kernelsvc.guest.frames import Request
 from kernelsvc.guest.hot import Hot
 from kernelsvc.guest.streams import Stream
@@ -84,7 +84,7 @@ class _Silence:
 
 
 def prepare(preload: Sequence[str]) -> Prepared:
-    """Import, warm, freeze. The process has one thread afterwards.
+    """Import, warm, make immortal, freeze. The process has one thread afterwards.
 
     Args:
         preload: modules that every session finds imported already.
@@ -105,8 +105,10 @@ def prepare(preload: Sequence[str]) -> Prepared:
     if len(names) != 1:
         raise RuntimeError(f"A template must have one thread, not {names}; a module of {list(preload)} starts others.")
     gc.collect()
+    prepared = Prepared(kernel)
+    immortal.immortalize()
     gc.freeze()
-    return Prepared(kernel)
+    return prepared
 
 
 def _shed_threads() -> None:
