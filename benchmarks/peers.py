@@ -43,7 +43,7 @@ class Environment:
         """
         place = below / self.name
         stamp = place / ".ready"
-        wanted = "\n".join(self.packages)
+        wanted = "\n".join((sys.version, *self.packages))  # all subjects run the same Python
         if not stamp.exists() or stamp.read_text() != wanted:
             print(f"benchmarks: installing {', '.join(self.packages)} into {place.name}", file=sys.stderr)
             subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=True)
