@@ -27,7 +27,7 @@ MAX_ANSWER = 1024 * 1024
 MAX_ID = 1024
 
 #: Frames from this size on are decoded where they were gathered; a shorter one is copied.
-LARGE = 1024 * 1024
+LARGE = 64 * 1024
 #: After so many text frames in a row, more are looked for in one go.
 FEW = 4
 
@@ -106,22 +106,43 @@ class Parser:
             Violation: a frame that may not be. What came before it in this chunk is lost with it.
         """
         found: list[Output] = []
-        if self._rest:
-            self._rest += chunk
-            if len(self._rest) < self._need:
-                return found
-            chunk = self._continued(found)
-        self._walk(chunk, found)
-        return found
+        if not self._rest:
+            self._walk(chunk, found)
+            return found
+        self._rest += chunk
+        while LARGE <= self._need <= len(self._rest):
+            self._take_large(found)
+        if not self._rest or len(self._rest) < self._need:
+            return found
+        whole, self._rest = bytes(self._rest), bytearray()
+        following: list[Output] = []
+        self._walk(whole, following)
+        return joined(found, following)
 
-    def _continued(self, found: list[Output]) -> bytes:
-        """What is to be looked at now that the frame that was begun is whole: all, but for a large frame."""
-        rest, need, self._rest = self._rest, self._need, bytearray()
-        if need < LARGE:
-            return bytes(rest)
+    def _take_large(self, found: list[Output]) -> None:
+        """Take the frame that ``_rest`` begins with and holds whole, and look how much the next one needs."""
+        rest, end = self._rest, self._need
         _, kind, number = _unpack(rest)
-        self._other(kind, number, rest, _SIZE, need, found)  # a text is never as large
-        return bytes(rest[need:])
+        if kind == STREAM:
+            found[:] = joined(found, [self._large_text(rest, number, end)])
+        else:
+            self._other(kind, number, rest, _SIZE, end, found)
+        del rest[:end]
+        self._need = _SIZE
+        if len(rest) >= _SIZE:
+            length, kind, _ = _unpack(rest)
+            self._check_length(kind, length)
+            self._need = _SIZE + length
+
+    def _large_text(self, data: bytearray, number: int, end: int) -> Text:
+        if number != self.last + 1:
+            raise Violation(f"frame {number} came after frame {self.last}")
+        at = _SIZE + 3 + int.from_bytes(data[_SIZE + 1 : _SIZE + 3], "little")
+        if at > end:
+            raise Violation(f"a text frame of {end - _SIZE} bytes")
+        self.last = number
+        with memoryview(data) as view, view[at:end] as said:
+            return _text(bytes(data[_SIZE:at]), str(said, "utf-8", "replace"), number)
 
     def _walk(self, data: bytes, found: list[Output]) -> None:
         at, size = 0, len(data)
@@ -179,7 +200,7 @@ class Parser:
                 number += len(more)
                 runs = False
         self.last = number
-        found.append(_text(prefix, pieces, number))
+        found.append(_text(prefix, b"".join(pieces).decode("utf-8", "replace"), number))
         return at, runs
 
     def _check_length(self, kind: int, length: int) -> None:
@@ -230,9 +251,8 @@ def run(data: bytes, at: int, prefix: bytes, last: int) -> tuple[list[bytes], in
     return texts, at + sum(map(len, pieces)) + len(prefix) * len(pieces)
 
 
-def _text(prefix: bytes, pieces: list[bytes], number: int) -> Text:
+def _text(prefix: bytes, text: str, number: int) -> Text:
     name: Literal["stdout", "stderr"] = "stderr" if prefix[0] == 2 else "stdout"
-    text = b"".join(pieces).decode("utf-8", "replace")
     return Text(name=name, text=text, parent=prefix[3:].decode("utf-8", "replace")[:MAX_ID], frame=number)
 
 

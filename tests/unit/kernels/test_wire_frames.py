@@ -144,6 +144,35 @@ def test_a_large_message_over_many_reads_is_decoded_whole_with_its_buffers_and_w
         assert (message.buffers, message.frame) == ((b"one", b"", b"two"), 2)
 
 
+@pytest.mark.parametrize("size", [13, 4096, 70_000, 1 << 18, 1 << 20])
+def test_large_texts_over_many_reads_are_whole_and_in_order(size: int) -> None:
+    out, err = "é".encode() * 60_000, b"x" * 200_000
+    told = [text(1, out), text(2, err, name=2), text(3, err, name=2), status(4), text(5, b"short"), text(6, out)]
+    data = b"".join([*told, text(7, b"\n"), text(8, b"end", parent=b"another")])
+    assert _fed(data, size) == [
+        Text(name="stdout", text=out.decode(), parent="p", frame=1),
+        Text(name="stderr", text=2 * err.decode(), parent="p", frame=3),
+        *Parser(last=3).feed(status(4)),
+        Text(name="stdout", text=f"short{out.decode()}\n", parent="p", frame=7),
+        Text(name="stdout", text="end", parent="another", frame=8),
+    ]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        text(3, b"x" * 100_000),
+        frame(STREAM, 2, b"\x01\xff\xff" + b"x" * 65_534),
+        text(2, b"x" * 100_000) + HEADER.pack(5, 9, 3),
+        text(2, b"x" * 100_000) + HEADER.pack(MAX_STREAM + 1, STREAM, 3),
+        text(2, b"x" * 100_000) + text(4, b"x" * 100_000),
+    ],
+)
+def test_a_bad_frame_beside_large_ones_is_found(bad: bytes) -> None:
+    with pytest.raises(Violation):
+        _fed(text(1, b"a") + bad + b"\0" * 300_000, 1 << 16)
+
+
 def test_a_large_message_is_held_to_its_bounds_over_many_reads() -> None:
     header = [b'{"msg_id":"a","msg_type":"display_data"}', b"{}", b"{}"]
     for content in (
