@@ -596,14 +596,18 @@ def error_json(error: KernelsvcError) -> dict[str, Any]:
     return shape
 
 
-def text_frame(payload: bytes) -> bytes:
-    """A whole WebSocket text frame from a server (RFC 6455, section 5.2): FIN, opcode 1, no mask."""
-    size = len(payload)
+def frame_head(size: int) -> bytes:
+    """What comes before the content of a text frame from a server (RFC 6455, section 5.2): FIN, opcode 1, no mask."""
     if size < 126:
-        return b"\x81" + size.to_bytes(1, "big") + payload
+        return b"\x81" + size.to_bytes(1, "big")
     if size < 1 << 16:
-        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
-    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+        return b"\x81\x7e" + size.to_bytes(2, "big")
+    return b"\x81\x7f" + size.to_bytes(8, "big")
+
+
+def text_frame(payload: bytes) -> bytes:
+    """A whole text frame from a server."""
+    return frame_head(len(payload)) + payload
 
 
 def event_frame(line: bytes) -> bytes:
@@ -611,7 +615,12 @@ def event_frame(line: bytes) -> bytes:
     size = len(line) + _EVENT_SIZE
     if 126 <= size < 1 << 16:
         return b"\x81\x7e%b%b%b}" % (size.to_bytes(2, "big"), _EVENT, line)
-    return text_frame(b"%b%b}" % (_EVENT, line))
+    return b"".join(event_pieces(line))
+
+
+def event_pieces(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """``event_frame`` without copying the line: what comes before it, itself, and what comes after."""
+    return frame_head(len(line) + _EVENT_SIZE) + _EVENT, line, b"}"
 
 
 def encode_detached(session: str, error: KernelsvcError) -> bytes:

@@ -136,7 +136,7 @@ class Journal:
         self._directory_synced = False
         self._index = SparseIndex()
         self._ring: deque[bytes] = deque()
-        self._ring_bytes = 0
+        self._ring_bytes = self._held = 0
         self._waiting: set[asyncio.Future[None]] = set()
         self._listeners: list[News] = []
 
@@ -276,17 +276,24 @@ class Journal:
         self._ring += lines
         self._ring_bytes += size
         if self._ring_bytes > RING_BYTES:
-            self._trim(RING_BYTES + (size if size > RING_BYTES and self._kept_for_a_moment() else 0))
+            if size > RING_BYTES:
+                self._held = size if self._kept_for_a_moment() else 0
+            # Short ones that follow at once, a cell's end say, take nothing away.
+            self._trim(RING_BYTES + self._held)
 
     def _kept_for_a_moment(self) -> bool:
         """See to it that what is appended just now, and too long for the ring, is there for those who listen."""
         if not self._listeners:
             return False
         try:
-            asyncio.get_running_loop().call_later(MOMENT_SECONDS, self._trim, RING_BYTES)
+            asyncio.get_running_loop().call_later(MOMENT_SECONDS, self._let_go)
         except RuntimeError:
             return False
         return True
+
+    def _let_go(self) -> None:
+        self._held = 0
+        self._trim(RING_BYTES)
 
     def _trim(self, most: int) -> None:
         while self._ring_bytes > most:

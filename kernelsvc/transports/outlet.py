@@ -15,7 +15,8 @@ meanwhile is read once, and not at all while the other end does not take what it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Protocol
 
 from tornado.iostream import StreamClosedError
@@ -24,13 +25,15 @@ from tornado.iostream import StreamClosedError
 Write = Callable[[bytes], asyncio.Future[None]]
 #: Bytes that may wait to leave before sources are asked for more. Enough to fill a fast link.
 ROOM = 256 * 1024
+#: Bytes from which on a piece is not joined with others.
+LONG = 64 * 1024
 
 
 class Source(Protocol):
     """Something that has frames when it is asked."""
 
-    def take(self) -> bytes:
-        """The next whole frames, a good portion of them; empty when there are none for now."""
+    def take(self) -> Sequence[bytes]:
+        """The next whole frames, a good portion of them, in pieces as they lie; empty when there are none for now."""
 
     def taken(self) -> None:
         """They are in their place; what is put from here on comes after them."""
@@ -96,11 +99,11 @@ class Outlet:
         while self._sources and self.backlog < ROOM:
             source = next(iter(self._sources))
             del self._sources[source]
-            frames = source.take()
-            if frames:
+            pieces = source.take()
+            if pieces:
                 self._sources[source] = None  # until it has no more
-                self._frames.append(frames)
-                self.backlog += len(frames)
+                self._frames += pieces
+                self.backlog += sum(map(len, pieces))
                 source.taken()
 
     def flush(self) -> None:
@@ -112,16 +115,17 @@ class Outlet:
         frames, self._frames = self._frames, []
         if not frames:
             return
-        data = frames[0] if len(frames) == 1 else b"".join(frames)
         try:
-            written = self._write(data)
+            for data in _joined(frames):
+                self._follow(self._write(data), len(data))
         except StreamClosedError:
             self._gone()
-            return
+
+    def _follow(self, written: asyncio.Future[None], size: int) -> None:
         if written.done():
-            self._left(written, len(data))
+            self._left(written, size)
         else:
-            written.add_done_callback(lambda done: self._left(done, len(data)))
+            written.add_done_callback(lambda done: self._left(done, size))
 
     def _left(self, written: asyncio.Future[None], size: int) -> None:
         if written.cancelled() or written.exception() is not None:
@@ -154,3 +158,13 @@ class Outlet:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
             await future
+
+
+def _joined(frames: list[bytes]) -> Iterable[bytes]:
+    """Short ones together, long ones by themselves: to copy those costs more than another write."""
+    if len(frames) == 1:
+        return frames
+    if not any(len(each) >= LONG for each in frames):
+        return [b"".join(frames)]
+    groups = groupby(frames, key=lambda each: len(each) >= LONG)
+    return [each for long, few in groups for each in (few if long else [b"".join(few)])]

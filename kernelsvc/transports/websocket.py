@@ -28,7 +28,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
@@ -43,7 +43,7 @@ from kernelsvc.transports import auth
 from kernelsvc.transports.door import Context, Door, as_error, invoke
 from kernelsvc.transports.frames import Broken, Frames, TooLong
 from kernelsvc.transports.line import Line, take_over
-from kernelsvc.transports.outlet import ROOM, Outlet, Source
+from kernelsvc.transports.outlet import LONG, ROOM, Outlet, Source
 
 if TYPE_CHECKING:
     from kernelsvc.service import Subscription
@@ -113,18 +113,20 @@ class Attachment:
         followed = line.startswith(_BEGINNINGS) or (line.startswith(_END) and self._wire.answers(self.session))
         self._wire.expect(self, LINGER if followed else 0.0)
 
-    def take(self) -> bytes:
+    def take(self) -> Sequence[bytes]:
         """See ``outlet.Source``."""
         if self.ended:
-            return b""
+            return ()
         try:
             lines = self._subscription.next_nowait()
         except Exception as error:
             self.stop()
-            return self._farewell(error)
+            return (self._farewell(error),)
         if not lines and self._subscription.over:
             self.stop()
-        return b"".join(map(native.event_frame, lines))
+        if lines and max(map(len, lines)) >= LONG:
+            return [piece for line in lines for piece in _frame_of(line)]
+        return [b"".join(map(native.event_frame, lines))] if lines else ()
 
     def taken(self) -> None:
         """See ``outlet.Source``."""
@@ -144,6 +146,10 @@ class Attachment:
         self._waiting = [] if self.ended else [pair for pair in self._waiting if pair[0] > self.sent]
         for go_on in ready:
             go_on()
+
+
+def _frame_of(line: bytes) -> Sequence[bytes]:
+    return (native.event_frame(line),) if len(line) < LONG else native.event_pieces(line)
 
 
 class _Protocol(WebSocketProtocol13):

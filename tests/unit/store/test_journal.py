@@ -330,11 +330,13 @@ async def test_a_long_line_is_handed_to_those_who_listen_as_it_is_and_is_let_go_
     reader.listen(told.append)
     journal.append(prints(1))  # not read yet
     journal.append([*prints(1), ev.Result(cell="c", data={"text/html": "é" * BATCH_BYTES})])
-    lines = reader.next_nowait() + reader.next_nowait()
-    assert lines[-1] is told[1]
+    journal.append(prints(1))  # the end of a cell, in the same turn
+    lines = reader.next_nowait() + reader.next_nowait() + reader.next_nowait()
+    assert (lines[-2], lines[-1]) == (told[1], told[2])
+    assert lines[-2] is told[1]
     await asyncio.sleep(2 * MOMENT_SECONDS)
     assert not any(told[0] is kept for kept in journal._ring)
-    assert late.next_nowait() + late.next_nowait() == lines == list(journal.lines())
+    assert late.next_nowait() + late.next_nowait() + late.next_nowait() == lines == list(journal.lines())
     reader.close()
 
 

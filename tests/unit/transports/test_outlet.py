@@ -4,7 +4,7 @@ import asyncio
 
 from tornado.iostream import StreamClosedError
 
-from kernelsvc.transports.outlet import ROOM, Outlet
+from kernelsvc.transports.outlet import LONG, ROOM, Outlet
 
 
 class Stream:
@@ -85,7 +85,7 @@ class Log:
 
     def take(self):
         self.asked += 1
-        return self.portions.pop(0) if self.portions else b""
+        return [self.portions.pop(0)] if self.portions else []
 
     def taken(self):
         if self.on_taken is not None:
@@ -106,6 +106,21 @@ async def test_a_source_is_asked_when_something_leaves_and_for_all_that_came_mea
     outlet.put(b"b")
     await turns()
     assert stream.written == [b"a12b"]
+
+
+async def test_what_is_long_is_not_copied_and_keeps_its_place():
+    stream = Stream()
+    outlet = stream.outlet()
+    long = b"x" * LONG
+    log = Log(outlet, b"1")
+    log.take, portions = lambda: portions.pop(0) if portions else [], [[b"<", long, b">"]]
+    outlet.put(b"a")
+    outlet.expect(log)
+    outlet.gather()
+    outlet.send(b"b")
+    assert stream.written == [b"a<", long, b">b"]
+    assert stream.written[1] is long
+    assert outlet.backlog == 0
 
 
 async def test_what_waits_for_a_source_comes_right_after_it():
