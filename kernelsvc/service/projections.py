@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from kernelsvc.metrics import Metrics
 from kernelsvc.model.events import Event, JournalSigned, SessionClosed
 from kernelsvc.service.api import NotebookFormat
 from kernelsvc.store.convert import convert
+from kernelsvc.store.crowd import Crowd
 from kernelsvc.store.index import Index
 from kernelsvc.store.journal import METER, Journal
 from kernelsvc.store.keys import SigningKey
@@ -40,6 +42,7 @@ class Projections:
         self._store = store
         self._key = SigningKey.load_or_create(store.data / "keys")
         self._notebooks: dict[str, NotebookFile] = {}
+        self._crowd = Crowd(time.monotonic())
         self._finishing: set[asyncio.Task[None]] = set()
         self._unfinished: list[SessionDirectory] = []
         self._flusher: asyncio.TimerHandle | None = None
@@ -99,7 +102,9 @@ class Projections:
     def open(self, directory: SessionDirectory, journal: Journal) -> None:
         """Keep the notebook of a live session."""
         inherited = directory.inherited if directory.inherited.exists() else None
-        self._notebooks[directory.id] = NotebookFile(directory.notebook, journal, parent=inherited, linger=LINGER)
+        self._notebooks[directory.id] = NotebookFile(
+            directory.notebook, journal, parent=inherited, linger=LINGER, crowd=self._crowd
+        )
 
     def signer(self, session: str, journal: Journal) -> Callable[[], JournalSigned]:
         """What signs the head of a journal when its session closes."""

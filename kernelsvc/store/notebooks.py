@@ -13,7 +13,8 @@ It is written as soon as a cell ends while that is cheap. Each write spends
 credit, which comes back at a twentieth of the time that passes: a long notebook
 in a busy session is written less often, and never costs more than 5 % of the
 time. A session that sends cell after cell has it written once a second, less often
-once it is large. A file over a megabyte is written in a thread.
+once it is large, or when many sessions are as busy (``crowd``). A file over a megabyte
+is written in a thread.
 
 A projection may fail: what goes wrong here is logged, and the notebook is made
 again from the journal, which holds everything. The same path serves a server
@@ -38,6 +39,7 @@ from kernelsvc.model.log import Head
 from kernelsvc.model.notebook import NbCell, NotebookFold, inherited
 from kernelsvc.store.atomic import replace, write_all
 from kernelsvc.store.cells import CellStore, Snapshot, encode
+from kernelsvc.store.crowd import Crowd
 from kernelsvc.store.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ log = logging.getLogger(__name__)
 STEPS = frozenset(
     (ev.CellFinished, ev.SessionStarted, ev.SessionClosed, ev.KernelDied, ev.RolledBack, ev.KernelRestarted)
 )
+#: Bytes that go to the file in one write.
+WRITE_BYTES = 64 * 1024
 #: Bytes of entries that wait to be folded.
 FRESH_BYTES = 64 * 1024
 
@@ -99,6 +103,7 @@ class NotebookFile:
         parent: the file with the parent's cells, for a branch (``write_inherited``).
         clock: monotonic seconds.
         linger: seconds after an event before anything is folded or written: its reader goes first.
+        crowd: whose turns it shares with other notebooks; None: it is alone.
     """
 
     def __init__(
@@ -109,12 +114,15 @@ class NotebookFile:
         parent: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         linger: float = 0.0,
+        crowd: Crowd | None = None,
     ) -> None:
         self.path = path
         self._journal = journal
         self._parent = parent
         self._clock = clock
         self._linger = linger
+        self._crowd = crowd
+        self._has_turn = False
         self._pace = Pace(clock())
         self._fold = NotebookFold()
         self._fresh: list[Event] = []
@@ -260,13 +268,22 @@ class NotebookFile:
     # -- writing ----------------------------------------------------------------
 
     def _write_when_due(self) -> None:
-        wait = self._pace.wait(self._clock())
+        wait = self._pace.wait(self._clock()) or self._turn()
         if wait:
             self._later(wait)
         elif self._size() <= INLINE_BYTES:
             self._write_inline()
         else:
             self._writing = asyncio.ensure_future(self._write_in_thread())
+
+    def _turn(self) -> float:
+        """Seconds until it is our turn to write; 0 if it is now, and then it is used."""
+        if self._has_turn or self._crowd is None:
+            self._has_turn = False
+            return 0.0
+        wait = self._crowd.turn(self._clock())
+        self._has_turn = wait > 0
+        return wait
 
     def _size(self) -> int:
         return self._cells.nbytes + (self._parent.stat().st_size if self._parent and self._parent.exists() else 0)
@@ -401,8 +418,15 @@ class Document:
         Raises:
             OSError: not all of it was written.
         """
+        few: list[bytes] = []
+        size = 0
         for piece in self._pieces():
-            write_all(fd, piece)
+            few.append(piece)
+            size += len(piece)
+            if size >= WRITE_BYTES:
+                write_all(fd, b"".join(few))
+                few, size = [], 0
+        write_all(fd, b"".join(few))
 
     def _pieces(self) -> Iterator[bytes]:
         yield b'{"cells":[\n'

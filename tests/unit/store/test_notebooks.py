@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import time
 
 import nbformat
 import pytest
@@ -10,6 +11,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
 from kernelsvc.model.notebook import fold
 from kernelsvc.store import notebooks
+from kernelsvc.store.crowd import Crowd
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.notebooks import NotebookFile, Pace, cells_of, write_inherited
 
@@ -96,6 +98,28 @@ async def test_a_stream_of_cells_is_folded_when_the_file_is_due(session, monkeyp
     go(session, file, *run("last"))
     assert json.loads(await file.export()) == expected(session)
     file.close()
+
+
+async def test_notebooks_of_a_crowd_are_written_in_turn_and_none_is_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr("kernelsvc.store.crowd.SLACK", 0.0)
+    written, write = [], NotebookFile.write
+    monkeypatch.setattr(NotebookFile, "write", lambda file: (written.append(file), write(file)))
+    crowd, files = Crowd(time.monotonic()), []
+    for name in "abcdef":
+        (tmp_path / name).mkdir()
+        journal = Journal.create(tmp_path / name / "journal.jsonl", name)
+        files.append((journal, NotebookFile(tmp_path / name / "notebook.ipynb", journal, linger=0.001, crowd=crowd)))
+        go(*files[-1], ev.SessionStarted(template="t"))
+    for n in range(5):
+        for journal, file in files:
+            go(journal, file, *run(f"c{n}"))
+        await asyncio.sleep(0)
+    await wait_until(lambda: all(file.path.exists() and read(file) == expected(journal) for journal, file in files))
+    assert [file for _, file in files] == written[: len(files)]
+    assert len(written) <= 2 * len(files)
+    for journal, file in files:
+        file.close()
+        journal.close()
 
 
 async def test_what_waits_to_be_folded_is_bounded(session):
