@@ -56,6 +56,7 @@ from traitlets import Bool, Type  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
 from kernelsvc.guest.display import Formatter, Hook  # noqa: E402
+from kernelsvc.guest.plain import Plain  # noqa: E402
 
 IPYKERNEL_VERSION: str = ipykernel.__version__
 VARIABLES_REQUEST = "kernelsvc_variables_request"
@@ -235,12 +236,17 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         known, self._transformed = self._transformed, None
         if known is not None and known[0] == raw_cell:
             return known[1]
-        transformed: str = super().transform_cell(raw_cell)
+        if self.plain is not None and self.plain.is_plain(raw_cell):
+            transformed: str = raw_cell if raw_cell.endswith("\n") else raw_cell + "\n"
+        else:
+            transformed = super().transform_cell(raw_cell)
         if self.kernel.gate.open:
             self._transformed = raw_cell, transformed
         return transformed
 
     _transformed: tuple[str, str] | None = None
+    #: Made when the shell is complete.
+    plain: Plain | None = None
 
     def should_run_async(self, raw_cell: str, *, transformed_cell: str | None = None, **more: Any) -> bool:
         """Whether a cell awaits: IPython compiles it to see, which only a cell with one of two words is worth."""
@@ -693,4 +699,5 @@ def make_kernel() -> Kernel:
     kernel: Kernel = Kernel.instance(
         session=session, config=config, log=logging.getLogger("kernelsvc.guest"), user_ns=None
     )
+    kernel.shell.plain = Plain(kernel.shell)
     return kernel
