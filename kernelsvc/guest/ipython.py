@@ -420,6 +420,11 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         finally:
             self.ensure_end(request, why)
 
+    def runs_through(self, request: Request) -> bool:
+        """Whether a request is a cell that awaits nothing, for all that is known before it runs."""
+        code, plain = request.content.get("code"), self.shell.plain
+        return _is_terse(request) and isinstance(code, str) and not _may_await(code) and plain.is_plain(code)
+
     def ensure_end(self, request: Request, why: str = "The kernel did not answer.") -> None:
         """Say, once, that the request is done: by its idle status, or for a terse cell by the reply that it lacks."""
         if self._open.pop(request.msg_id, None) is None:

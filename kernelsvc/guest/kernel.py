@@ -7,7 +7,8 @@ thread's stack whenever no request is being answered, which is where a live
 kernel may be forked (``fork``)::
 
     serve ─ Runner.run ─┬─ idle: the event loop runs until a request arrives
-                        ├─ request: the loop runs until it is answered
+                        ├─ a cell that awaits nothing: run where it was read, in the loop's own callback
+                        ├─ another request: the loop runs until it is answered
                         └─ control: survey, fork; loop not running, nothing on the stack
 """
 
@@ -414,6 +415,30 @@ class Runner:
         except (OSError, ValueError):
             give_up("event loop")
 
+    def _answered_at_once(self) -> bool:
+        """Run the next cell here, if it awaits nothing: no task, and no turn of the loop for it.
+
+        The loop is running, as ever while a cell runs; what the cell leaves with it runs next.
+        """
+        item = self.wire.inbox[0]
+        if isinstance(item, Control) or not self.kernel.runs_through(item):
+            return False
+        self.wire.inbox.popleft()
+        self.busy = item
+        self.wire.cork()
+        answering = self.kernel.handle(item)
+        try:
+            self._context.run(answering.send, None)
+            answering.close()  # it waits after all, and can't: its end says so
+        except StopIteration:
+            pass
+        self._finish_request()
+        if self.kernel.shell.exit_now:
+            self.loop.stop()
+        elif self.wire.inbox:
+            self.loop.call_soon(self._dispatch)
+        return True
+
     def _finish_request(self) -> None:
         """Every request has an end, and what it brought is sent."""
         self.flush_c()
@@ -466,7 +491,8 @@ class Runner:
         if not self.wire.inbox:
             return
         if self.busy is None:
-            self.loop.stop()
+            if not self._answered_at_once():
+                self.loop.stop()
             return
         for item in [i for i in self.wire.inbox if _at_once(i)]:
             self.wire.inbox.remove(item)

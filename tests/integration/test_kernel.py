@@ -833,3 +833,29 @@ async def test_a_session_has_one_thread_and_few_descriptors(k: Client) -> None:
     threads, fds = eval(str(answer.result))
     assert threads == 1
     assert fds <= 16
+
+
+# --- cells that await nothing, and the loop ------------------------------------------------------
+
+
+async def test_a_cell_that_awaits_nothing_runs_in_the_running_loop_and_leaves_it_work(k: Client) -> None:
+    await k.run("import asyncio\nseen = []\nloop = asyncio.get_running_loop()\nhandle = loop.call_soon(seen.append, 1)")
+    assert (await k.run("loop.is_running(), asyncio.get_running_loop() is loop, seen")).result == "(True, True, [1])"
+
+
+async def test_cells_that_follow_at_once_run_in_order_and_let_the_loop_turn_between_them(k: Client) -> None:
+    ids = [
+        k.execute(code)
+        for code in ("import asyncio", "seen = []", "asyncio.get_event_loop().call_soon(seen.append, 1)")
+    ]
+    ids += [k.execute("seen.append(2)"), k.execute("await asyncio.sleep(0)\nseen"), k.execute("len(seen)")]
+    for msg_id in ids:
+        await k.finish(msg_id)
+    assert sorted(eval(k.answer(ids[-2]).result or "")) == [1, 2]
+    assert k.answer(ids[-1]).result == "2"
+
+
+async def test_variables_of_the_context_last_from_cell_to_cell(k: Client) -> None:
+    await k.run("import contextvars\nv = contextvars.ContextVar('v', default=0)\n_ = v.set(5)")
+    assert (await k.run("v.get()")).result == "5"
+    assert (await k.run("await __import__('asyncio').sleep(0)\nv.get()")).result == "5"
