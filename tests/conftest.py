@@ -17,6 +17,7 @@ from served import Served, serving
 #: skip names what is missing (a privilege, a kernel feature), and the run's end lists them.
 MAX_SKIPS = 20
 
+os.environ.pop("VIRTUAL_ENV", None)  # whoever runs the tests may work in another environment; IPython would warn of it
 _RUN = leaks.mark(os.environ)
 _CGROUPS_BEFORE = leaks.empty_cgroups()
 _OUTERMOST = _RUN.startswith(f"{os.getpid()}-")

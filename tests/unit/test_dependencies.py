@@ -87,4 +87,4 @@ def _wants(name: str, version: str) -> str:
         about = metadata(name)
     except PackageNotFoundError:
         return ""
-    return about["Requires-Python"] or "" if about["Version"] == version else ""
+    return ",".join(about.get_all("Requires-Python") or ()) if about["Version"] == version else ""
