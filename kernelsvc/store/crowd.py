@@ -11,7 +11,7 @@ which they came, and writes then what is there by then.
 from __future__ import annotations
 
 #: Seconds between two writes of a crowd.
-SPACING = 0.02
+SPACING = 0.05
 #: Writes that may come at once after a time of quiet, in seconds of spacing.
 SLACK = 0.5
 

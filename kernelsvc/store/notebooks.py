@@ -166,13 +166,22 @@ class NotebookFile:
             if self._dirty or self._fold.heavy:
                 self._step()
         elif self._dirty and not (self._soon or self._timer or self._writing):
-            self._soon = asyncio.get_running_loop().call_later(self._linger, self._step)
+            self._soon = asyncio.get_running_loop().call_later(self._linger, self._look)
 
     def _fold_fresh(self) -> None:
         fresh, self._fresh = self._fresh, []
         self._folded_at = self._journal.size
         for event in fresh:
             self._fold.feed(event)
+
+    def _look(self) -> None:
+        """A cell has ended a moment ago: write now, or fold nothing until it is time."""
+        self._soon = None
+        wait = self._pace.wait(self._clock())
+        if wait:
+            self._later(wait)
+        else:
+            self._step()
 
     def _step(self) -> None:
         self._rest()
