@@ -13,10 +13,16 @@ from typing import Any
 
 from ipykernel.displayhook import ZMQShellDisplayHook
 from IPython.core.formatters import DisplayFormatter
+from IPython.lib import pretty
 
 #: Values that have one form only, unless somebody registered another for their type.
 _PLAIN_TYPES = frozenset((int, float, str, bool, complex, type(None)))
 _WITH_BASES = _PLAIN_TYPES | {object}
+#: Of them, those that IPython prints by their ``repr``: a float goes through ``%precision``.
+_REPR_TYPES = frozenset((int, bool, str, type(None)))
+#: A number of so many bits can be long in text; beyond a limit Python refuses to write it, and IPython shows that.
+_MOST_BITS = 4096
+_repr = pretty._repr_pprint
 #: Bytes of code from the instruction that shows a value to the end, when nothing else follows in its cell.
 _LAST_BYTES = 10
 #: Settings of ``ast_node_interactivity`` with which only a cell's last value is shown.
@@ -31,7 +37,8 @@ class Formatter(DisplayFormatter):  # type: ignore[misc]
     def format(self, obj: Any, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """As IPython's."""
         if type(obj) in _PLAIN_TYPES and not include and not exclude and not self._knows_plain():
-            text = self.formatters["text/plain"](obj)
+            plain = self.formatters["text/plain"]
+            text = repr(obj) if _is_its_repr(obj, plain) else plain(obj)
             return ({} if text is None else {"text/plain": text}), {}
         found: tuple[dict[str, Any], dict[str, Any]] = super().format(obj, include, exclude)
         return found
@@ -47,6 +54,19 @@ class Formatter(DisplayFormatter):  # type: ignore[misc]
             if known.get("singleton_printers") or (deferred and any(module == "builtins" for module, _ in deferred)):
                 return True
         return False
+
+
+def _is_its_repr(obj: Any, plain: Any) -> bool:
+    """Whether IPython's printer would write just ``repr``: nobody registered another for its type, or for itself."""
+    if isinstance(obj, int) and obj.bit_length() > _MOST_BITS:
+        return False
+    known = plain._trait_values
+    types, singles, later = (known.get(f"{kind}_printers") for kind in ("type", "singleton", "deferred"))
+    if type(obj) not in _REPR_TYPES or None in (types, singles, later):
+        return False
+    if any(types.get(each, _repr) is not _repr for each in type(obj).__mro__):
+        return False
+    return singles.get(id(obj), _repr) is _repr and not any(module == "builtins" for module, _ in later)
 
 
 class Hook(ZMQShellDisplayHook):  # type: ignore[misc]

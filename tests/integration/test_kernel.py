@@ -285,6 +285,30 @@ async def test_a_form_that_the_user_registers_for_a_plain_type_is_used(k: Client
     assert (await k.run("%precision 2\n3.14159")).messages("execute_result")[0].content["data"]["text/plain"] == "3.14"
 
 
+@pytest.mark.parametrize(
+    ("register", "value"),
+    [
+        ("for_type(int, lambda n, p, cycle: p.text('mine'))", "7"),
+        ("for_type(int, lambda n, p, cycle: p.text('mine'))", "True + 0"),
+        ("for_type(object, lambda n, p, cycle: p.text('mine'))", "None or True"),
+        ("for_type_by_name('builtins', 'str', lambda s, p, cycle: p.text('mine'))", "'a'"),
+    ],
+)
+async def test_a_text_that_the_user_registers_for_a_plain_type_is_used(k: Client, register: str, value: str) -> None:
+    plain = "get_ipython().display_formatter.formatters['text/plain']"
+    before = (await k.run(value)).result
+    assert before == repr(eval(value))
+    await k.run(f"f = {plain}; _ = f.{register}")
+    theirs = (await k.run(f"import io; print(f({value}))")).stdout.strip()
+    assert (await k.run(value)).result == theirs
+
+
+async def test_a_number_too_long_to_write_is_told_as_ipython_tells_it(k: Client) -> None:
+    answer = await k.run("10 ** 5000")
+    assert answer.result is None
+    assert [m.content["ename"] for m in answer.messages("error")] == ["ValueError"]
+
+
 async def test_a_display_can_be_updated(k: Client) -> None:
     answer = await k.run("h = display('a', display_id='me')\nh.update('b')")
     (shown,), (updated,) = answer.messages("display_data"), answer.messages("update_display_data")
