@@ -184,8 +184,11 @@ class _Protocol(WebSocketProtocol13):
         except TooLong:
             self.close(1009, "message too big")
             self._abort()
-        except Broken as error:
+        except (Broken, ValueError) as error:  # Tornado decodes the reason of a close
             log.debug("a WebSocket is cut: %s", error)
+            self._abort()
+        except Exception:
+            log.exception("a WebSocket's frame could not be handled", extra={"action": "frame_failed"})
             self._abort()
 
     def _take_frames(self) -> None:

@@ -181,6 +181,24 @@ async def test_text_that_is_not_utf8_is_answered_then_closed(doors):
         assert closed.value.rcvd.code == 1007
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        Frame(Opcode.CLOSE, b"\x03\xe8\xff\xfe").serialize(mask=True),
+        Frame(Opcode.CONT, b"x").serialize(mask=True),
+        b"\xc1\x81\0\0\0\0x",
+        b"\x83\x80\0\0\0\0",
+    ],
+)
+async def test_what_is_not_the_protocol_cuts_this_connection_and_nothing_else(doors, rpc, data, caplog):
+    async with doors.socket() as socket:
+        socket.transport.write(data)
+        await asyncio.wait_for(socket.wait_closed(), 5)
+    assert len(doors.app.settings["context"].sockets) == 1
+    assert (await rpc.call("info"))["version"] == "0"
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 async def test_code_over_its_bound_is_refused_and_nothing_is_queued(open_doors):
     doors = open_doors(max_code_bytes=2048)
     async with doors.socket() as socket:
