@@ -6,7 +6,7 @@ import os
 import pytest
 from waiting import wait_until
 
-from chaos.arena import Arena, Witness, check, counting
+from chaos.arena import Arena, Witness, check, check_notebook, counting, journal_of
 from chaos.disks import RealDisk, SmallDisk, why_no_disk
 from kernelsvc.errors import AtCapacity
 from kernelsvc.model import events as ev
@@ -16,6 +16,19 @@ pytestmark = [
     pytest.mark.timeout(120),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small filesystem"),
 ]
+
+
+async def notebook_made_again(path, cells):
+    """One that a full disk refused follows within seconds."""
+
+    def agrees():
+        try:
+            check_notebook(path, journal_of(path), cells)
+        except AssertionError:
+            return False
+        return True
+
+    await wait_until(agrees, what="the notebook")
 
 
 @pytest.fixture
@@ -59,6 +72,7 @@ async def test_the_disk_fills_and_is_freed(small):
         assert cell.reason == "ok"
         await session.close()
         await witness.ended()
+        await notebook_made_again(arena.session_path(session.id), {"one": 10, "two": 10})
         check(arena.session_path(session.id), {"one": 10, "two": 10}, [witness])
 
 
@@ -128,6 +142,7 @@ async def test_killed_and_started_on_a_full_disk(small):
 
         assert await wait_until(answer, deadline=15) == "5", "the kernel is the one it was"
         await session.close()
+        await notebook_made_again(arena.session_path(session.id), {"one": 10})
         check(arena.session_path(session.id), {"one": 10})
 
 
@@ -169,6 +184,7 @@ async def test_a_session_closed_on_a_full_disk(small):
 
         await wait_until(closed, deadline=10)
         await witness.ended()
+        await notebook_made_again(arena.session_path(session.id), {"one": 10})
         check(arena.session_path(session.id), {"one": 10}, [witness])
 
 
