@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fnmatch
+import importlib
 import inspect
 import json
 import logging
@@ -73,6 +74,10 @@ _SHORT = 64 * 1024
 _RUN_CELL_TAKES = frozenset(inspect.signature(InteractiveShell.run_cell).parameters)
 #: Request headers whose JSON is kept for the answers that quote them.
 _PARENTS_KEPT = 32
+
+#: Without the conversions to enums, which cost more than the call.
+_set_handler: Callable[..., Any] = importlib.import_module("_signal").signal
+_SIGINT = int(signal.SIGINT)
 
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=json_default).encode
 #: The C encoder, made once: ``JSONEncoder.encode`` makes one for each of a cell's fifteen texts. It does not look for
@@ -337,7 +342,7 @@ class Usage:
 
     def begin(self) -> None:
         """A cell begins."""
-        self._cpu = self._spent()
+        self._cpu = self._spent(resource.getrusage(resource.RUSAGE_SELF))
         if self._reset is not None:
             try:
                 os.write(self._reset, b"5")
@@ -346,14 +351,14 @@ class Usage:
 
     def end(self) -> dict[str, Any]:
         """The cell ended: processor time of it and of its children that ended, and the most memory it held."""
+        own = resource.getrusage(resource.RUSAGE_SELF)
         return {
-            "cpu_ms": round((self._spent() - self._cpu) * 1000, 3),
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "cpu_ms": round((self._spent(own) - self._cpu) * 1000, 3),
+            "peak_rss_bytes": own.ru_maxrss * 1024,
         }
 
     @staticmethod
-    def _spent() -> float:
-        own = resource.getrusage(resource.RUSAGE_SELF)
+    def _spent(own: resource.struct_rusage) -> float:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
@@ -481,7 +486,7 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
     async def do_execute(self, code: str, silent: bool, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Run user code. From here on an interrupt may strike, until this returns."""
         gate, wire = self.gate, self.session.wire
-        signal.signal(signal.SIGINT, self.interrupted)
+        _set_handler(_SIGINT, self.interrupted)
         if wire is not None:
             wire.uncork()
         self.shell._transformed = None
@@ -536,7 +541,8 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         reply["execution_count"] = shell.execution_count - 1
         reply["user_expressions"] = shell.user_expressions(user_expressions) if good and user_expressions else {}
         reply["payload"] = shell.payload_manager.read_payload()
-        shell.payload_manager.clear_payload()
+        if reply["payload"]:
+            shell.payload_manager.clear_payload()
         return reply
 
     def _failure(self, result: Any) -> dict[str, Any]:

@@ -462,7 +462,7 @@ class Runner:
 
     def watch(self, fd: int) -> None:
         """Poll this."""
-        self.loop.add_reader(fd, self._readable)
+        self.loop.add_reader(fd, self._readable, fd)
 
     def unwatch(self, fd: int) -> None:
         """No more."""
@@ -473,12 +473,12 @@ class Runner:
         if not self._reading:  # also when the loop is not running: it may be about to
             self.loop.call_soon_threadsafe(self._dispatch)
 
-    def _readable(self) -> None:
+    def _readable(self, fd: int) -> None:
         if self.wire.foreign:
             return
         self._reading = True
         try:
-            self.wire.serve()
+            self.wire.serve(fd)
         except MemoryError:
             os.write(2, b"There is no memory left to read a request with; the kernel can't go on.\n")
             os._exit(70)

@@ -316,17 +316,22 @@ class Wire:
                 own.update(item.fds)
         return own
 
-    def serve(self) -> None:
-        """Let in who knocks, read what came. Never blocks."""
-        with self._guard:
-            self._serve()
+    def serve(self, readable: int | None = None) -> None:
+        """Let in who knocks, read what came. Never blocks.
 
-    def _serve(self) -> None:
+        Args:
+            readable: the one descriptor that a poll told of; the door is left alone if that is the server's.
+        """
+        with self._guard:
+            self._serve(readable)
+
+    def _serve(self, readable: int | None = None) -> None:
         if any(connection.stolen for connection in self._all_connections()):
             give_up("connection")
-        self._accept()
-        for guest in list(self._guests):
-            self._read_hello(guest)
+        if self._conn is None or self._conn.sock.fileno() != readable:
+            self._accept()
+            for guest in list(self._guests):
+                self._read_hello(guest)
         if self._conn:
             self._read(self._conn)
         if not self.corked:
@@ -563,9 +568,21 @@ class Wire:
 
     def uncork(self) -> None:
         """Send what was held back."""
-        with self._guard:
-            self._open_tap()
-        self._wait_until_sent()
+        if not self._opened_on_nothing():
+            with self._guard:
+                self._open_tap()
+            self._wait_until_sent()
+
+    def _opened_on_nothing(self) -> bool:
+        """Stop holding back if nothing was held: what sends nothing need not mask signals."""
+        with self._lock:
+            opened = self.outbox.clear
+            if opened:
+                self.corked = False
+                self._direct = self._conn.sock.send if self._conn else None
+        if self._deferred:
+            self._act()
+        return opened
 
     def _open_tap(self) -> None:
         self.corked = False

@@ -309,6 +309,13 @@ async def test_a_number_too_long_to_write_is_told_as_ipython_tells_it(k: Client)
     assert [m.content["ename"] for m in answer.messages("error")] == ["ValueError"]
 
 
+async def test_a_payload_belongs_to_one_cell(k: Client) -> None:
+    first = await k.run("get_ipython().set_next_input('x = 1')")
+    (payload,) = first.reply.content["payload"]
+    assert (payload["source"], payload["text"]) == ("set_next_input", "x = 1")
+    assert (await k.run("1 + 1")).reply.content["payload"] == []
+
+
 async def test_a_display_can_be_updated(k: Client) -> None:
     answer = await k.run("h = display('a', display_id='me')\nh.update('b')")
     (shown,), (updated,) = answer.messages("display_data"), answer.messages("update_display_data")
