@@ -25,22 +25,22 @@ RIVAL = "Kernel Gateway"
 #: What is slow and stays so, for the page.
 SLOW = """## What is slow and stays so
 
-* A cell costs the kernel more than twice what `run_cell` costs in process: a wake-up of a sleeping process whose caches
-  are cold, its event loop, and five messages. The server's part is more than 0.5 ms: some 1,400 calls of Python's, of
-  which none stands out ([what a cell costs](cost-of-a-cell.md)).
-* A copy of a small session costs some 15 ms of processor time after the answer: a fork, the copy-on-write faults of
-  about 1,400 pages (5 to 7 us each in this virtual machine), and 4 ms of books in server and host. Who thinks between
-  two cells does not meet it; in a crowd the copies of all sessions together take at most a quarter of the processors
-  (`docs/howto/branches.md`).
-* An idle session with its copy takes about 15 MB of the machine, not 10: its kernel has written 8 MB of its pages after
-  one cell (reference counts of what IPython touches lie all over the heap), its init 3, its copy 3, and each of the
-  three has page tables.
-* A session is three forks: the middle that makes the namespaces, its init, its kernel. Each copies the page tables of a
-  template with pandas and pyplot, which is most of a new session's time, confined or not; `--warm-pool` takes it from
-  the one who asks.
-* Many busy sessions keep two cores busy with their kernels: `1+1` takes 0.7 ms of its kernel's time alone and twice
-  that among twenty, each with 5 MB of its own to read anew, beside 0.6 ms of the server's. Ten times Kernel Gateway's
-  rate would need both in half.
+* A cell costs the kernel more than twice what `run_cell` costs in process, and after a pause everybody twice as much
+  again: a process that slept finds the caches filled by others, and what it runs and touches comes from afar. The
+  server's part is some 1,000 calls of Python's, of which none stands out ([what a cell costs](cost-of-a-cell.md)).
+* A copy of a small session costs some 10 ms of processor time after the answer: a fork, the copy-on-write faults of the
+  pages that its cells write, and the books of server and host. Who thinks between two cells does not meet it; whoever
+  sends the second cell at once waits for the copy after the first; in a crowd the copies of all sessions together take
+  at most a quarter of the processors (`docs/howto/branches.md`).
+* Python 3.11 takes twice the memory of later ones for an idle session: it counts references to the template's objects
+  in the objects, so every cell copies the pages that they lie on
+  ([immortal objects](../adr/0012-immortal-objects.md)).
+* A session is three forks: the middle that makes the namespaces, its init, its kernel. Each copies the mappings and
+  page tables of a template with pandas and pyplot, and is a Python process with cold caches; that, and neither
+  confinement nor the wire, is most of a new session's time. `--warm-pool` takes it from the one who asks.
+* Many busy sessions keep two cores busy with their kernels, each with pages of its own to read anew: `1+1` takes its
+  kernel half as long again as alone. Ten times Kernel Gateway's rate would need kernel and server to come to 1.2 ms
+  together.
 * Short lines go through one frame each: a print's text and its line end are two writes of Python's, and each is with
   the server before the cell's next bytecode, because there is no thread that could send it later.
 """
