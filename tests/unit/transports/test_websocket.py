@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 
@@ -485,3 +486,15 @@ async def test_a_client_that_asks_and_does_not_read_waits_for_itself(open_doors)
             await greedy.answer(number)
             greedy.heard.clear()
         await asking
+
+
+async def test_nothing_of_a_connection_is_left_when_it_has_ended(doors):
+    def left():
+        gc.collect()
+        return sum(type(each).__name__ in ("_Protocol", "Line", "Frames") for each in gc.get_objects())
+
+    before = left()
+    for _ in range(5):
+        async with doors.socket() as socket:
+            await Rpc(socket).call("info")
+    await wait_until(lambda: left() <= before)
