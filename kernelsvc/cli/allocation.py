@@ -20,8 +20,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 64 * 1024 * 1024
 #: Blocks up to this size come from the heap; the most that glibc itself would ever come to.
 HEAP_BYTES = 32 * 1024 * 1024
-#: Objects made before the youngest, and how often of these the older ones, are looked at.
-THRESHOLDS = 20_000, 50, 100
+#: Objects made before the youngest are looked at, and how often that is done before the older ones are: seldom enough
+#: for cells not to pay for it, often enough for what thousands of connections leave behind in circles.
+THRESHOLDS = 20_000, 10, 10
 
 
 def settle() -> None:
