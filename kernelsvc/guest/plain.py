@@ -15,9 +15,13 @@ from typing import Any
 from IPython.core.autocall import IPyAutocall
 from IPython.core.macro import Macro
 
-#: What some transformer might act on: a sign of a magic, shell command or question anywhere, a line's end of another
-#: kind, a prompt or a quoting sign where a line begins.
-_TELLING = re.compile(r"[?!%\r\v\f\x1c-\x1e\x85\u2028\u2029]|^\s*(?:[,;/]|>>>|\.\.\.|In \[|\[nav|\[ins)", re.MULTILINE)
+#: What some transformer might act on: a sign of a magic, shell command or question anywhere, a control character, a
+#: line's end of another kind, a prompt or a quoting sign where a line begins, a line of nothing but blanks.
+_TELLING = re.compile(
+    r"[?!%\x00-\x08\v\f\r\x0e-\x1f\x7f-\x9f\u2028\u2029]"
+    r"|^\s*(?:[,;/]|>>>|\.\.\.|In \[|\[nav|\[ins)|^[^\S\n]+$",
+    re.MULTILINE,
+)
 #: The word at a line's beginning, as IPython cuts it out.
 _WORD = re.compile(r"[\w.*]*")
 

@@ -88,8 +88,15 @@ def shell() -> Iterator[Any]:
 @settings(max_examples=2000, deadline=None)
 @given(cell=st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=8).map("".join))
 def test_what_is_plain_stays_as_it_is(shell: Any, cell: str) -> None:
-    if Plain(shell).is_plain(cell):
-        assert shell.transform_cell(cell) == (cell if cell.endswith("\n") else cell + "\n")
+    if not Plain(shell).is_plain(cell):
+        return
+    try:
+        theirs = shell.transform_cell(cell)
+    except SyntaxError:  # their tokenizer can't read it; then the compiler can't, and says so
+        with pytest.raises(SyntaxError):
+            compile(cell, "cell", "exec")
+    else:
+        assert theirs == (cell if cell.endswith("\n") else cell + "\n")
 
 
 @pytest.mark.parametrize(
@@ -127,6 +134,9 @@ def test_ordinary_cells_are_plain(shell: Any, cell: str) -> None:
         "ls -l",
         "x = !ls",
         "a\r\nb",
+        "a\0b",
+        "x = 1\n  \ny",
+        "if x:\n  y\n ",
     ],
 )
 def test_what_stands_out_is_ipythons(shell: Any, cell: str) -> None:
