@@ -10,6 +10,7 @@ import pytest
 from served import Served
 
 from kernelsvc import Client
+from kernelsvc.store.notebooks import BURST, PART_BYTES
 
 PART = 400
 
@@ -33,4 +34,7 @@ def test_the_bytes_written_for_a_cell_stay_the_same(served: Served) -> None:
             for _ in range(PART // 50):
                 assert [cell.reason for cell in session.batch(["1+1"] * 50)] == ["ok"] * 50
             costs.append((process.io_counters().write_chars - before) / PART)
-    assert costs[-1] < 1.5 * costs[1] + 1000, costs
+    saved_up = (
+        BURST * PART_BYTES / PART
+    )  # a notebook that was not written for long may be, once; for each cell it may not
+    assert costs[-1] < 1.5 * costs[1] + saved_up, costs
