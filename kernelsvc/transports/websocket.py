@@ -187,7 +187,7 @@ class _Protocol(WebSocketProtocol13):
         except (Broken, ValueError) as error:  # Tornado decodes the reason of a close
             log.debug("a WebSocket is cut: %s", error)
             self._abort()
-        except Exception:
+        except Exception:  # a fault of ours with one frame: it costs its connection, and no other
             log.exception("a WebSocket's frame could not be handled", extra={"action": "frame_failed"})
             self._abort()
 
@@ -248,7 +248,6 @@ class ApiSocket(Door, WebSocketHandler):
         self._attachments: dict[str, Attachment] = {}
         self._requests: set[asyncio.Task[None]] = set()
         self._unbegun = 0
-        self._running = 0
         self._awaited: Counter[str] = Counter()
         self._unsent = 0
         self._room = asyncio.Event()
@@ -401,7 +400,7 @@ class ApiSocket(Door, WebSocketHandler):
             request = native.decode(message, self.context.bounds)
         except native.Refused as refused:
             return self._refuse(refused)
-        under_way = len(self._requests) + self._running
+        under_way = len(self._requests) + self._awaited.total()
         if under_way >= self.context.settings.max_requests:
             busy = QuotaExceeded(f"{under_way} requests are under way on this connection; await some first.")
             return self._send_error(request.id, busy)
@@ -451,7 +450,6 @@ class ApiSocket(Door, WebSocketHandler):
             else:
                 attachment.when_sent(cell.seq.last, lambda: self._answer_cell(request, began, payload))
 
-        self._running += 1
         self._awaited[awaited] += 1
         try:
             auth.require_scope(self.who, request.method.scope)
@@ -466,7 +464,6 @@ class ApiSocket(Door, WebSocketHandler):
 
     def _no_more(self, session: str) -> None:
         """One cell fewer is to be answered."""
-        self._running -= 1
         self._awaited[session] -= 1
         if not self._awaited[session]:
             del self._awaited[session]
@@ -484,7 +481,7 @@ class ApiSocket(Door, WebSocketHandler):
         self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
         if not isinstance(request.id, UnsetType):
             payload = native.encode_error(request.id, known) if known is not None else payload
-            if self._running:  # another's answer may go with it
+            if self._awaited:  # another's answer may go with it
                 self._outlet.put(native.text_frame(payload))
             else:
                 self._outlet.send(native.text_frame(payload))

@@ -34,7 +34,6 @@ def test_the_bytes_written_for_a_cell_stay_the_same(served: Served) -> None:
             for _ in range(PART // 50):
                 assert [cell.reason for cell in session.batch(["1+1"] * 50)] == ["ok"] * 50
             costs.append((process.io_counters().write_chars - before) / PART)
-    saved_up = (
-        BURST * PART_BYTES / PART
-    )  # a notebook that was not written for long may be, once; for each cell it may not
+    # One write of a notebook that was not written for long may fall into a part; one for each cell may not.
+    saved_up = BURST * PART_BYTES / PART
     assert costs[-1] < 1.5 * costs[1] + saved_up, costs
