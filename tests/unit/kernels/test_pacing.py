@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import cast
 
 from kernelsvc.kernels.pacing import HASTE, MUCH, PAUSE, SOON, Paced
-from tests.waiting import wait_until
+from waiting import wait_until
 
 
 class Timer:
