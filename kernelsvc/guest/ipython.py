@@ -53,9 +53,10 @@ from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
 from jupyter_client.jsonutil import json_clean, json_default  # noqa: E402
 from jupyter_client.session import Session, protocol_version, utcnow  # noqa: E402
 from traitlets import Any as AnyTrait  # noqa: E402
-from traitlets import Bool, Type  # noqa: E402
+from traitlets import Bool, Type, default  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
+from kernelsvc.guest import exits  # noqa: E402
 from kernelsvc.guest.display import Formatter, Hook  # noqa: E402
 from kernelsvc.guest.plain import Plain  # noqa: E402
 
@@ -226,6 +227,30 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
 
     displayhook_class = Type(Hook)
 
+    @default("exiter")  # type: ignore[untyped-decorator]
+    def _default_exiter(self) -> Any:
+        return exits.Exiter(self)
+
+    def init_builtins(self) -> None:
+        """IPython's, with ``exit`` and ``quit`` in modules and scripts too, where IPython has none."""
+        super().init_builtins()
+        self.builtin_trap.auto_builtins.update(exit=self.exiter, quit=self.exiter)
+
+    def init_events(self) -> None:
+        """IPython's, with hooks that may exit."""
+        super().init_events()
+        hooks: dict[str, Any] = self.events.callbacks
+        self.events: exits.Events = exits.Events(self, hooks)
+        self.events.callbacks.update(hooks)
+
+    def ask_exit(self) -> None:
+        """End the code that calls it; ipykernel would end the kernel.
+
+        Raises:
+            SystemExit: always.
+        """
+        raise SystemExit
+
     def init_display_formatter(self) -> None:
         """IPython's hook."""
         self.display_formatter = Formatter(parent=self)
@@ -269,9 +294,12 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         if etype is asyncio.CancelledError and self.kernel.gate.cancelled:
             etype, evalue = KeyboardInterrupt, "Interrupted"
             stb = [*stb[:-1], "KeyboardInterrupt: the cell was interrupted while it waited"]
+        exited = isinstance(evalue, SystemExit)
         if self.kernel.foreign:
-            os.write(2, ("\n".join(stb) + "\n").encode("utf-8", "replace"))
+            text = exits.status_of(evalue)[1] if exited else "\n".join(stb) + "\n"
+            os.write(2, text.encode("utf-8", "replace"))
         else:
+            stb = exits.in_session(evalue, stb) if exited else stb
             super()._showtraceback(etype, evalue, stb)
 
     def enable_gui(self, gui: Any = None) -> None:
@@ -281,7 +309,7 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         self.active_eventloop = gui
 
     def _update_exit_now(self, change: Any) -> None:
-        """Stop no loop, as ipykernel would; the main loop looks at ``exit_now`` itself."""
+        """Stop no loop, as ipykernel would: ``shutdown_request`` alone ends the kernel."""
 
 
 def _is_terse(request: Request) -> bool:
@@ -378,6 +406,8 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         self.gate = Gate()
         self.usage = Usage()
+        #: Set by a ``shutdown_request``: the main loop ends after it.
+        self.ending = False
         self._open: dict[str, Request] = {}
         self.flush_c: Callable[[], None] = lambda: None
         super().__init__(**kwargs)
@@ -420,6 +450,7 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         except BaseException as error:  # a SystemExit of some object's too, when it is only looked at
             self.log.debug("a request failed", exc_info=True)
             why = f"{type(error).__name__}: {error}"
+            exits.tell(error, f"the answer to a {request.msg_type}")
             if not _is_terse(request):
                 self._refuse(channel, message, why)
         finally:
@@ -498,10 +529,10 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
             else:
                 reply = self._run_cell(code, silent, *args, **kwargs)
             gate.open = False
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as error:
             gate.open = False
-            self.shell.showtraceback()
-            reply = self._interrupted_reply()
+            self.shell.showtraceback(exception_only=isinstance(error, SystemExit))
+            reply = self._broken_off(error)
         finally:
             gate.open = False
         if self.foreign:
@@ -555,13 +586,13 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
             "engine_info": {"engine_uuid": self.ident, "engine_id": self.int_id, "method": "execute"},
         }
 
-    def _interrupted_reply(self) -> dict[str, Any]:
+    def _broken_off(self, error: BaseException) -> dict[str, Any]:
         shell = self.shell
         shell.payload_manager.clear_payload()
         return {
             "status": "error",
-            "ename": "KeyboardInterrupt",
-            "evalue": "",
+            "ename": type(error).__name__,
+            "evalue": str(error),
             "traceback": shell._last_traceback or [],
             "execution_count": shell.execution_count - 1,
             "user_expressions": {},
@@ -573,10 +604,10 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         error = getattr(self.shell.last_execution_result, "error_in_exec", None)
         code = 1 if reply["status"] == "error" else 0
         if isinstance(error, SystemExit):
-            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            code = exits.status_of(error)[0]
         with contextlib.suppress(Exception):
             sys.__stdout__.flush()  # type: ignore[union-attr]
-        os._exit(code & 0xFF)
+        os._exit(code)
 
     def interrupted(self, signum: int, frame: Any) -> None:
         """The handler of SIGINT."""
@@ -650,12 +681,17 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         return _done(super().do_is_complete(code))
 
     def do_shutdown(self, restart: bool) -> Any:
-        """The main loop ends after this request."""
-        return _done(super().do_shutdown(restart))
+        """End the code that calls it; ipykernel would end the kernel.
+
+        Raises:
+            SystemExit: always.
+        """
+        raise SystemExit
 
     async def shutdown_request(self, stream: Any, ident: Any, parent: Any) -> None:
         """Answer, and let the main loop end. Its children are the host's to end, with the cgroup."""
-        content = await self.do_shutdown(bool(parent["content"].get("restart")))
+        self.ending = True
+        content = {"status": "ok", "restart": bool(parent["content"].get("restart"))}
         self.session.send(stream, "shutdown_reply", content, parent)
         self.session.send(IOPUB, "shutdown_reply", content, parent)
 
@@ -711,4 +747,5 @@ def make_kernel() -> Kernel:
         session=session, config=config, log=logging.getLogger("kernelsvc.guest"), user_ns=None
     )
     kernel.shell.plain = Plain(kernel.shell)
+    exits.without_advice()
     return kernel

@@ -368,19 +368,20 @@ class Runner:
 
     def run(self) -> int:
         """Answer until told to end; return the exit code."""
-        while not self.kernel.shell.exit_now:
+        while not self.kernel.ending:
             try:
                 self._run()
-            except BaseException:  # a handler of the user's that raised between two cells, or a task that did
+            except BaseException as error:  # a handler of the user's that raised between two cells, or a task that did
                 self.kernel.log.debug("the main loop goes on", exc_info=True)
                 self._end_if_deaf()
+                self._tell_exit(error)
                 self._finish_request()
         self.wire.uncork()
         self.wire.drain(LAST_WORDS)
         return 0
 
     def _run(self) -> None:
-        while not self.kernel.shell.exit_now:
+        while not self.kernel.ending:
             if self.wire.foreign:
                 os._exit(0)
             if self.wire.inbox:
@@ -403,9 +404,16 @@ class Runner:
         """Run the loop; what a background task throws at it, or user code that stops it, ends no request."""
         try:
             self.loop.run_until_complete(task)
-        except BaseException:
+        except BaseException as error:
             self.kernel.log.debug("the loop goes on", exc_info=True)
             self._end_if_deaf()
+            self.loop.call_soon(self._tell_exit, error)  # the cell that awaits it shows it first
+
+    @staticmethod
+    def _tell_exit(error: BaseException) -> None:
+        from kernelsvc.guest import exits  # needs IPython, which is imported in ``prepare``
+
+        exits.tell(error, "a callback or task of the event loop")
 
     def _end_if_deaf(self) -> None:
         """End when user code closed what the loop polls with: it would fail for ever, and hear nobody."""
@@ -433,7 +441,7 @@ class Runner:
         except StopIteration:
             pass
         self._finish_request()
-        if self.kernel.shell.exit_now:
+        if self.kernel.ending:
             self.loop.stop()
         elif self.wire.inbox:
             self.loop.call_soon(self._dispatch)

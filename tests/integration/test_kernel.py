@@ -789,13 +789,6 @@ async def test_the_interrupt_message(k: Client) -> None:
 # --- ends -------------------------------------------------------------------------------------------
 
 
-async def test_exit_ends_the_kernel_after_its_reply(k: Client) -> None:
-    answer = await k.run("exit")
-    assert answer.reply.content["status"] == "ok"
-    with pytest.raises(Exception, match="can't be reached"):
-        await k.until(lambda: False)
-
-
 async def test_shutdown_by_message(k: Client) -> None:
     msg_id = k.send("shutdown_request", {"restart": False}, "control")
     assert (await k.finish(msg_id)).messages("shutdown_reply")
