@@ -17,6 +17,11 @@ What a cold kernel can't do, since Jupyter's protocol has no acknowledgement:
   SIGSTOP until that is over.
 * It can't be forked: no branch, no checkpoint.
 
+A cell that calls ``exit()`` is answered before the kernel's process ends; the
+reply's ``ask_exit`` payload says that it will. That reply is held back: the cell
+ends when the process does, with the cause, and no cell is sent to a kernel
+that is about to end.
+
 Its death is seen by pidfd, never by heartbeat, which answers for a kernel that
 is stuck for ever.
 """
@@ -69,6 +74,9 @@ LOST_END = (
     "OutcomeLost",
     "The cell ended while the server was away; how it ended and what it printed meanwhile is lost.",
 )
+#: Seconds that a kernel may take to end after a cell asked for it (``exit()``).
+LEAVING_SECONDS = 5.0
+LEFT = "The cell asked for the end of the kernel, as exit() does in a kernel started from a kernelspec"
 INTERRUPTED = ("KeyboardInterrupt", "The cell was interrupted before the kernel had begun it or as it ended.")
 
 
@@ -111,6 +119,8 @@ class ColdKernel:
         self._stops: set[str] = set()
         self._broken: str | None = None
         self._hangup: asyncio.TimerHandle | None = None
+        self._leaving: str | None = None
+        self._leaving_ends: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Task[None] | None = None
         self._written: list[str] = []
@@ -226,11 +236,21 @@ class ColdKernel:
         if not self._ready:
             return
         theirs = (m for m in messages if not m.parent.startswith(OURS) and not _is_noise(m))
-        out = self._order.arrange(theirs)
+        out = [o for o in self._order.arrange(theirs) if not self._is_end_of_leaving(o)]
         end = next((i for i, m in enumerate(out) if isinstance(m, Message) and m.msg_type == "execute_reply"), None)
         if end is not None:  # what was written before the reply is in the FIFOs by now
             out[end:end] = [Text(name=name, text=text) for name, text in self._raw.read_rest()]
         self._deliver(joined(out))
+
+    def _is_end_of_leaving(self, output: Output) -> bool:
+        """Whether this is an end of the cell that asked for the kernel's end, which is the process's to tell."""
+        if not isinstance(output, Message):
+            return False
+        if self._leaving is None and output.msg_type == "execute_reply" and _asks_exit(output.content):
+            self._leaving = output.parent
+            self._leaving_ends = self._loop.call_later(LEAVING_SECONDS, self.kill)
+        idle = output.msg_type == "status" and output.content.get("execution_state") == "idle"
+        return output.parent == self._leaving and (idle or output.msg_type == "execute_reply")
 
     def _on_raw(self, name: Literal["stdout", "stderr"], text: str) -> None:
         if self._ready:
@@ -373,7 +393,7 @@ class ColdKernel:
             self.kill()
 
     def _on_hangup(self) -> None:
-        if self._hangup is None:
+        if self._hangup is None and self._leaving is None:
             what = f"closed a connection, or sent a message above {self._max} bytes"
             self._hangup = self._loop.call_later(HANGUP_SECONDS, self._violation, what)
 
@@ -393,7 +413,7 @@ class ColdKernel:
             await self._flowing.wait()
             await self._channels.read_rest()
             rest: list[Output] = [Text(name=name, text=text) for name, text in self._raw.read_rest()]
-            self._deliver(rest + self._order.flush())
+            self._deliver(rest + [o for o in self._order.flush() if not self._is_end_of_leaving(o)])
             if self._flowing.is_set():
                 break
         ended = await self._how_it_ended()
@@ -406,6 +426,8 @@ class ColdKernel:
                 ended = await self._processes.wait_exit(self._record.kernel)
         except TimeoutError:
             ended = Exit(cause=Cause.LOST, message="The kernel is gone and nobody can say how.")
+        if self._broken is None and self._leaving is not None:
+            return Exit(cause=ended.cause, message=LEFT, signal=ended.signal, exit_code=ended.exit_code)
         if self._broken is None:
             return ended
         message = f"The kernel broke the protocol ({self._broken}) and was ended."
@@ -433,8 +455,9 @@ class ColdKernel:
 
     def _let_go(self) -> None:
         """Close every descriptor. May be called twice."""
-        if self._hangup is not None:
-            self._hangup.cancel()
+        for timer in (self._hangup, self._leaving_ends):
+            if timer is not None:
+                timer.cancel()
         for answer in list(self._answers.values()):
             answer.cancel()
         self._channels.close()
@@ -469,6 +492,13 @@ class ColdKernel:
 def _is_noise(message: Message) -> bool:
     """Whether it is about the kernel's own start."""
     return message.msg_type == "iopub_welcome" or (message.msg_type == "status" and not message.parent)
+
+
+def _asks_exit(content: dict[str, Any]) -> bool:
+    """Whether a reply says that the kernel is to end ("Payloads" in Jupyter's messaging protocol)."""
+    payload = content.get("payload")
+    found = [p for p in payload if isinstance(p, dict)] if isinstance(payload, list) else []
+    return any(p.get("source") == "ask_exit" and not p.get("keepkernel") for p in found)
 
 
 def _word(value: object) -> str:

@@ -268,6 +268,39 @@ async def test_a_kernel_that_breaks_the_protocol_is_ended(lab: Lab, code: str, r
     assert not psutil.pid_exists(kernel.info.pid)
 
 
+@pytest.mark.parametrize("code", ["exit()", "quit()", "exit", "get_ipython().ask_exit()"])
+async def test_a_cell_that_exits_ends_with_its_kernel_and_not_before(lab: Lab, code: str) -> None:
+    kernel = await lab.start()
+    if "(" in code:
+        kernel.execute("c", f"import atexit, time; atexit.register(time.sleep, 1); print('last words'); {code}")
+    else:
+        kernel.execute("c", code)
+    await wait_until(lambda: lab.sink.exits, what="its end")
+    (ended,) = lab.sink.exits
+    assert (ended.cause, ended.exit_code) == (Cause.EXITED, 0)
+    assert "The cell asked for the end of the kernel" in ended.message
+    assert lab.sink.reply("c") is None
+    assert ("last words" in lab.sink.text()) == ("(" in code)
+    assert not psutil.pid_exists(kernel.info.pid)
+
+
+async def test_a_kernel_that_stays_after_an_exit_is_ended(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernelsvc.kernels.cold_kernel.LEAVING_SECONDS", 0.2)
+    kernel = await lab.start()
+    kernel.execute("c", "import atexit, time; atexit.register(time.sleep, 600); exit()")
+    await wait_until(lambda: lab.sink.exits, what="its end")
+    assert (lab.sink.exits[0].signal, lab.sink.reply("c")) == (signal.SIGKILL, None)
+    assert "The cell asked for the end of the kernel" in lab.sink.exits[0].message
+
+
+@pytest.mark.parametrize("code", ["exit(keep_kernel=True)", "raise SystemExit(3)"])
+async def test_an_exit_that_keeps_the_kernel_is_an_end_like_any_other(lab: Lab, code: str) -> None:
+    kernel = await lab.start()
+    assert await lab.run(kernel, code)
+    assert (await lab.run(kernel, "1"))["status"] == "ok"
+    assert not lab.sink.exits
+
+
 async def test_a_flood_does_not_fill_the_server(lab: Lab) -> None:
     kernel = await lab.start()
     before = psutil.Process().memory_info().rss

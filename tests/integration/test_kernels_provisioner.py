@@ -107,6 +107,28 @@ async def test_a_kernel_that_dies_is_seen_to_be_dead(specs: KernelSpecManager) -
     manager.context.destroy(linger=0)
 
 
+async def test_an_exit_keeps_the_kernel_and_a_shutdown_request_ends_it(specs: KernelSpecManager) -> None:
+    manager = AsyncKernelManager(kernel_name="forked", kernel_spec_manager=specs)
+    await manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    await client.wait_for_ready(timeout=20)
+    left = await client.execute_interactive("x = 41; exit()", timeout=10, output_hook=lambda message: None)
+    assert (left["content"]["ename"], left["content"]["payload"]) == ("SystemExit", [])
+    asked = {"user_expressions": {"x": "x"}, "timeout": 10}
+    after = await client.execute_interactive("", **asked)
+    assert after["content"]["user_expressions"]["x"]["data"] == {"text/plain": "41"}
+    await client.shutdown(reply=True, timeout=10)
+
+    async def dead() -> bool:
+        return not await manager.is_alive()
+
+    await wait_until(dead)
+    client.stop_channels()
+    await manager.cleanup_resources()
+    manager.context.destroy(linger=0)
+
+
 async def test_nbclient_runs_a_notebook_with_it(specs: KernelSpecManager, tmp_path: Path) -> None:
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [
