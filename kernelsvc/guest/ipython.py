@@ -450,7 +450,8 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         except BaseException as error:  # a SystemExit of some object's too, when it is only looked at
             self.log.debug("a request failed", exc_info=True)
             why = f"{type(error).__name__}: {error}"
-            exits.tell(error, f"the answer to a {request.msg_type}")
+            if request.msg_type.startswith("comm_"):  # there is no reply that could say it
+                exits.tell(error, f"the answer to a {request.msg_type}")
             if not _is_terse(request):
                 self._refuse(channel, message, why)
         finally:
