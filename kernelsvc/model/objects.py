@@ -47,11 +47,19 @@ class CellState(StrEnum):
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Who a token names."""
+    """Who a token names.
+
+    Attributes:
+        name: sessions belong to it. Several tokens may have one name.
+        scopes: the operations that this token allows, implied ones included.
+        max_sessions: open sessions at the same time. None takes the server's setting.
+        token_sha256: hex digest of the token. Secrets made for this caller are bound to it. Empty outside of requests.
+    """
 
     name: str
     scopes: frozenset[str] = frozenset({"run", "read", "admin"})
     max_sessions: int | None = None
+    token_sha256: str = ""
 
 
 class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -42,7 +42,9 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         granted: set[str] = set()
         for scope in self.scopes:
             granted |= _IMPLIED[scope]
-        return Principal(name=self.name, scopes=frozenset(granted), max_sessions=self.max_sessions)
+        return Principal(
+            name=self.name, scopes=frozenset(granted), max_sessions=self.max_sessions, token_sha256=self.sha256
+        )
 
 
 def hash_token(token: str) -> str:

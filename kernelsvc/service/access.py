@@ -1,8 +1,11 @@
-"""Secrets that stand for one session: whoever shows one may use that session, and nothing else.
+"""Secrets derived from a token, each for one session and one purpose.
 
-A secret is derived from the server's key, the session's id and a purpose, so
-none is kept anywhere, and it is the same after a restart. It is worth something
-only as long as the session's owner has a token here.
+A secret is an HMAC with the server's key over the purpose, the session's id, and
+the identity (hash) and scopes of the token that it was requested with. No secret
+is stored, and the same token gets the same secret after a restart. A secret never
+allows more than its token: its holder has that token's scopes without ``admin``.
+When the token is removed from the configuration, or its scopes are changed, the
+server can't derive the secret any more, and the secret is void.
 """
 
 from __future__ import annotations
@@ -10,22 +13,26 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterable, Sequence
 
-from kernelsvc.errors import NotFound, Unauthenticated
+import msgspec
+
+from kernelsvc.errors import Forbidden, NotFound, Unauthenticated
 from kernelsvc.model.objects import Principal
 from kernelsvc.model.tokens import MAX_TOKEN_LENGTH, TokenRecord
 
-#: What a secret never grants, whatever its owner's token does.
+#: Scopes that no secret grants, even if its token has them.
 _WITHHELD = frozenset({"admin"})
+#: The scope that a caller needs to get a secret. A secret opens routes that run code.
+_NEEDED = "run"
 
 
 class Access:
     """Makes and checks the secrets of one server.
 
     Args:
-        key: what they are derived from; nobody outside this server knows it.
-        tokens: who may use this server at all.
-        owner: the principal's name of a session, None if there is no such session.
-        live: the ids of the sessions that are open now.
+        key: the HMAC key, which never leaves the server.
+        tokens: the configured tokens.
+        owner: returns the name of a session's principal, None if there is no such session.
+        live: returns the ids of the open sessions.
     """
 
     def __init__(
@@ -35,57 +42,97 @@ class Access:
         owner: Callable[[str], str | None],
         live: Callable[[], Iterable[str]],
     ) -> None:
-        self._key, self._tokens, self._owner, self._live = key, tokens, owner, live
+        self._key, self._owner, self._live = key, owner, live
+        self._callers = [each for each in (record.principal() for record in tokens) if _NEEDED in each.scopes]
 
-    def secret(self, session: str, purpose: str) -> str:
-        """The secret of a session for a purpose (``[a-z]+``): 64 hexadecimal digits."""
-        return hmac.digest(self._key, f"{purpose}:{session}".encode(), "sha256").hex()
+    def secret(self, who: Principal, session: str, purpose: str) -> str:
+        """Return this caller's secret of a session for a purpose (``[a-z]+``): 64 hexadecimal digits.
+
+        Raises:
+            Forbidden: the caller's token lacks the scope ``run``.
+        """
+        if _NEEDED not in who.scopes:
+            raise Forbidden(f"A session's secret needs a token with the scope {_NEEDED!r}; use one.", scope=_NEEDED)
+        return self._derive(who, session, purpose)
+
+    def _derive(self, who: Principal, session: str, purpose: str) -> str:
+        # No field holds a colon, so two different inputs never give the same text.
+        scopes = ",".join(sorted(who.scopes - _WITHHELD))
+        bound = f"{purpose}:{session}:{who.token_sha256}:{scopes}"
+        return hmac.digest(self._key, bound.encode("utf-8", "surrogatepass"), "sha256").hex()
 
     def holder(self, session: str, purposes: Iterable[str], *given: str) -> Principal:
-        """Whose rights the holder of a secret has.
+        """Return the caller that a secret was made for, with its token's scopes without ``admin``.
 
-        Nothing is said of a session to who has no secret of it: whether there is
-        one is looked up last.
+        Without a good secret the answer is the same whether the session exists or not: that is looked up last.
 
         Args:
             session: the session's id.
-            purposes: the secrets that count.
-            given: what the caller shows; one good one is enough.
+            purposes: the purposes that count.
+            given: secrets that the request holds. One good one is enough.
 
         Raises:
-            Unauthenticated: no secret of that session, or its owner is not known here any more.
-            NotFound: a good one, but the session is not there any more.
+            Unauthenticated: none is a secret of that session that a configured token of its owner gets.
+            NotFound: one is good, but the session does not exist any more.
         """
-        wanted = [self.secret(session, purpose).encode() for purpose in purposes]
         shown = [each.encode("utf-8", "surrogatepass")[:MAX_TOKEN_LENGTH] for each in given]
-        # Every pair is compared, so that the time taken says nothing of which one fitted.
-        if not any([hmac.compare_digest(one, other) for one in wanted for other in shown]):  # noqa: C419
-            raise Unauthenticated("This secret does not belong to that session; create or connect gives the right one.")
-        return self._principal(session)
+        wanted = [*purposes]
+
+        def fits(who: Principal) -> bool:
+            secrets = [self._derive(who, session, purpose).encode() for purpose in wanted]
+            # Every pair is compared, so that the time taken does not depend on which one fits.
+            return any([hmac.compare_digest(one, other) for one in secrets for other in shown])  # noqa: C419
+
+        return self._owning(session, [who for who in self._callers if fits(who)])
+
+    def signer(self, session: str, purpose: str, fits: Callable[[str], bool]) -> Principal:
+        """Return the caller whose secret of a session signed a request.
+
+        Args:
+            session: the session's id.
+            purpose: of the secret.
+            fits: whether the request was signed with this secret. It must compare in constant time.
+
+        Raises:
+            Unauthenticated: no secret fits that a configured token of the session's owner gets.
+            NotFound: one fits, but the session does not exist any more.
+        """
+        return self._owning(session, [who for who in self._callers if fits(self._derive(who, session, purpose))])
 
     def search(self, purpose: str, fits: Callable[[str], bool]) -> tuple[Principal, str]:
-        """The open session whose secret fits: for a request that was signed with it and names no session.
+        """Find the open session whose secret signed a request that names no session.
 
-        Every open session's secret is tried, whether or not one has fitted.
+        The secrets of every open session are tried, also after one has fitted.
 
         Args:
             purpose: of the secret.
-            fits: whether this is the secret; it must compare in constant time.
+            fits: whether the request was signed with this secret. It must compare in constant time.
 
         Raises:
             Unauthenticated: none fits.
         """
-        found = [session for session in self._live() if fits(self.secret(session, purpose))]
+        found = []
+        for session in self._live():
+            owner = self._owner(session)
+            for who in self._callers:
+                if who.name == owner and fits(self._derive(who, session, purpose)):
+                    found.append((who, session))
         if not found:
             raise Unauthenticated("The signature fits no open session; ask the session's owner for a new address.")
-        return self._principal(found[0]), found[0]
+        who, session = found[0]
+        return self._owning(session, [who]), session
 
-    def _principal(self, session: str) -> Principal:
+    def _owning(self, session: str, fitting: Sequence[Principal]) -> Principal:
+        """Of the callers whose secret fits, the one that owns the session."""
+        if not fitting:
+            raise Unauthenticated(
+                "This secret is not one of that session, or its token is not known here any more; "
+                "connect to the session with a token to get another."
+            )
         owner = self._owner(session)
         if owner is None:
             raise NotFound(f"There is no session {session!r} any more; create another.")
-        principals = [record.principal() for record in self._tokens if record.name == owner]
-        if not principals:
-            raise Unauthenticated("The session's owner has no token here any more; ask who runs this server.")
-        scopes = frozenset().union(*(principal.scopes for principal in principals)) - _WITHHELD
-        return Principal(name=owner, scopes=scopes, max_sessions=principals[0].max_sessions)
+        for who in fitting:
+            if who.name == owner:
+                return msgspec.structs.replace(who, scopes=who.scopes - _WITHHELD)
+        raise Unauthenticated("This secret's token does not own that session; connect to one of your own sessions.")

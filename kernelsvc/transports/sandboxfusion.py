@@ -159,7 +159,7 @@ class _Handler(ApiHandler):
         made = await self.context.service.create(self.who, SessionRequest(name=self.route[1:], labels=labels))
         self.session = made.id
         try:
-            await self.put(files)
+            await self.upload(files)
             return await self.run(asked)
         finally:
             await asyncio.shield(self.context.service.close(self.who, made.id, reason="closed"))
@@ -177,7 +177,7 @@ class _Handler(ApiHandler):
         request = CellRequest(code=code, timeout_seconds=seconds, on_error="continue")
         return await self.context.service.execute(self.who, self.session, request, client=self)
 
-    async def put(self, files: dict[bytes, bytes]) -> None:
+    async def upload(self, files: dict[bytes, bytes]) -> None:
         """Write files into the session's directory."""
         root = self.context.service.files_dir(self.who, self.session)
         await asyncio.to_thread(_write, root, files)

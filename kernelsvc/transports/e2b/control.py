@@ -95,8 +95,12 @@ class ControlHandler(E2bHandler):
         return self.context.service.leases.grant(self.who, session.id, seconds, **more)
 
     def shown(self, session: Session) -> dict[str, Any]:
-        """A sandbox with its secrets."""
-        return models.access_model(session, *models.secrets_of(self.context.service.access, session.id))
+        """Return a sandbox with its secrets.
+
+        Raises:
+            Forbidden: the caller's token lacks the scope ``run``.
+        """
+        return models.access_model(session, *models.secrets_of(self.context.service.access, self.who, session.id))
 
     async def branched(self, session: Session, count: int, labels: dict[str, str]) -> list[Session]:
         """Branches of a session; one that sleeps is woken first.
@@ -158,9 +162,11 @@ class OneHandler(ControlHandler):
     """``/sandboxes/{id}``."""
 
     async def get(self, sandbox: str) -> None:
-        """A sandbox as it is now."""
+        """Return a sandbox as it is now. A token without the scope ``run`` gets no secret."""
         found = self.find(sandbox)
-        envd, _ = models.secrets_of(self.context.service.access, found.id)
+        envd = None
+        if "run" in self.who.scopes:
+            envd, _ = models.secrets_of(self.context.service.access, self.who, found.id)
         self.answer(models.detail_model(found, envd))
 
     async def delete(self, sandbox: str) -> None:
@@ -175,6 +181,7 @@ class TimeoutHandler(ControlHandler):
 
     async def post(self, sandbox: str, action: str) -> None:
         """Set when it ends, or put that off."""
+        self.auth_scope("run")
         asked = self.asked()
         found = self.find(sandbox)
         if found.paused:
@@ -193,6 +200,7 @@ class PauseHandler(ControlHandler):
 
     async def post(self, sandbox: str) -> None:
         """Pause it: 409 if it is paused already."""
+        self.auth_scope("run")
         found = self.find(sandbox)
         if found.paused:
             raise Conflict(f"sandbox {sandbox!r} is paused already.")
@@ -206,6 +214,7 @@ class ConnectHandler(ControlHandler):
 
     async def post(self, sandbox: str, action: str) -> None:
         """Take it out of a pause if it is in one, and give it time; a running one's never gets shorter."""
+        self.auth_scope("run")
         asked = self.asked()
         found = self.find(sandbox)
         seconds = self.seconds(asked.get("timeout"), models.DEFAULT_SECONDS)

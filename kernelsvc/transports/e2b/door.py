@@ -135,7 +135,7 @@ class SandboxHandler(E2bHandler):
     """Base of what goes to one sandbox. Once ``prepare`` has returned, its attributes are set.
 
     Attributes:
-        who: the sandbox's owner, with at most its owner's scopes.
+        who: the sandbox's owner, with at most the scopes of the token that was shown or that the secret is bound to.
         sandbox: the sandbox's id, which is that of its session; it is open.
         user: the user that the request names, or ``user``. Nothing is granted by it.
         port: which of the sandbox's ports this route belongs to.
@@ -203,10 +203,7 @@ class SandboxHandler(E2bHandler):
         if sandbox is None:
             self.who, self.sandbox = access.search(e2b.ENVD, fits)
             return
-        secret = access.secret(sandbox, e2b.ENVD)
-        if not fits(secret):
-            raise Unauthenticated("The signature does not fit this address; ask for a new one.")
-        self.who, self.sandbox = access.holder(sandbox, (e2b.ENVD,), secret), sandbox
+        self.who, self.sandbox = access.signer(sandbox, e2b.ENVD, fits), sandbox
 
     def named_user(self) -> str:
         """The user that the request names, or E2B's default one."""

@@ -279,14 +279,14 @@ class WatchDirHandler(WatchingHandler):
         name = await self.keep(self.message(Watch))
         watcher = self.watchers.find(self.sandbox, name)
         try:
-            await self.put({"start": {}})
+            await self.send_message({"start": {}})
             while True:
                 events = await watcher.next(self.pause())
                 self.require_running(None)
                 for event in events:
-                    await self.put({"filesystem": event})
+                    await self.send_message({"filesystem": event})
                 if not events:
-                    await self.put({"keepalive": {}})
+                    await self.send_message({"keepalive": {}})
         finally:
             self.watchers.drop(self.sandbox, name)
 

@@ -20,7 +20,7 @@ from kernelsvc.errors import BadRequest, NotFound, NotSupported
 from kernelsvc.model.history import Sample
 from kernelsvc.model.limits import LimitsRequest, MiB
 from kernelsvc.model.log import seconds_of
-from kernelsvc.model.objects import Session, SessionRequest
+from kernelsvc.model.objects import Principal, Session, SessionRequest
 from kernelsvc.protocol import e2b
 
 #: Labels of this door.
@@ -229,22 +229,25 @@ def model(session: Session) -> dict[str, Any]:
     }
 
 
-def detail_model(session: Session, envd: str) -> dict[str, Any]:
+def detail_model(session: Session, envd: str | None) -> dict[str, Any]:
     """``GET /sandboxes/{id}``.
 
     Args:
         session: the sandbox.
-        envd: its secret for files, commands and code.
+        envd: its secret for files, commands and code. None leaves the field out, as E2B's schema allows.
     """
-    return model(session) | {
-        "envdAccessToken": envd,
-        "domain": None,
-        "allowInternetAccess": session.limits.network == "host",
-        "lifecycle": {
-            "onTimeout": "pause" if PAUSES in session.labels else "kill",
-            "autoResume": RESUMES in session.labels,
-        },
-    }
+    return (
+        model(session)
+        | ({} if envd is None else {"envdAccessToken": envd})
+        | {
+            "domain": None,
+            "allowInternetAccess": session.limits.network == "host",
+            "lifecycle": {
+                "onTimeout": "pause" if PAUSES in session.labels else "kill",
+                "autoResume": RESUMES in session.labels,
+            },
+        }
+    )
 
 
 def moment(asked: Mapping[str, str], name: str, otherwise: int) -> int:
@@ -386,6 +389,10 @@ def _decode_place(token: str) -> tuple[str, str]:
         raise BadRequest("There is no such page; take the x-next-token of the page before.") from None
 
 
-def secrets_of(access: Any, session: str) -> tuple[str, str]:
-    """The two secrets of a sandbox: for everything in it, and for code alone."""
-    return access.secret(session, e2b.ENVD), access.secret(session, e2b.TRAFFIC)
+def secrets_of(access: Any, who: Principal, session: str) -> tuple[str, str]:
+    """Return a caller's two secrets of a sandbox: for everything in it, and for code alone.
+
+    Raises:
+        Forbidden: the caller's token lacks the scope ``run``.
+    """
+    return access.secret(who, session, e2b.ENVD), access.secret(who, session, e2b.TRAFFIC)

@@ -182,7 +182,7 @@ class StreamHandler(ProcessHandler):
         return None if piece is None else {"data": {piece[0]: connect.as_text(piece[1])}}
 
     async def _say(self, event: dict[str, Any]) -> None:
-        await self.put({"event": event})
+        await self.send_message({"event": event})
 
 
 class StartHandler(StreamHandler):
@@ -259,7 +259,7 @@ class StreamInputHandler(ProcessHandler):
     async def _answer(self) -> None:
         if self._failure is not None:
             raise self._failure
-        await self.put({})
+        await self.send_message({})
 
 
 def _converted(value: object) -> About:

@@ -72,7 +72,7 @@ class RpcHandler(SandboxHandler):
         async with asyncio.timeout(connect.seconds(self.request.headers.get("Connect-Timeout-Ms"), 0.001)):
             await work
 
-    async def put(self, message: dict[str, Any]) -> None:
+    async def send_message(self, message: dict[str, Any]) -> None:
         """Write a message of a stream at the client's pace."""
         self.write(connect.envelope(message))
         await self.flush()

@@ -1,63 +1,102 @@
-"""Secrets that stand for one session."""
+"""Secrets that are derived from a token, each for one session."""
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 
 import pytest
 
-from kernelsvc.errors import NotFound, Unauthenticated
+from kernelsvc.errors import Forbidden, NotFound, Unauthenticated
 from kernelsvc.model.tokens import TokenRecord, hash_token
 from kernelsvc.service.access import Access
 
-OWNERS = {"s_1": "alice", "s_2": "bob", "s_3": "nobody"}
-TOKENS = [
-    TokenRecord(name="alice", sha256=hash_token("a"), scopes=frozenset({"read"})),
-    TokenRecord(name="alice", sha256=hash_token("b"), scopes=frozenset({"run"})),
-    TokenRecord(name="bob", sha256=hash_token("c")),
-]
+OWNERS = {"s_1": "alice", "s_2": "bob", "s_3": "carol"}
+READ = TokenRecord(name="alice", sha256=hash_token("a"), scopes=frozenset({"read"}))
+RUN = TokenRecord(name="alice", sha256=hash_token("b"), scopes=frozenset({"run"}))
+OTHER = TokenRecord(name="alice", sha256=hash_token("d"), scopes=frozenset({"admin"}))
+BOB = TokenRecord(name="bob", sha256=hash_token("c"))
+TOKENS = [READ, RUN, OTHER, BOB]
+
+
+def over(tokens: Sequence[TokenRecord], key: bytes = b"k" * 32) -> Access:
+    return Access(key, tokens, OWNERS.get, lambda: list(OWNERS))
 
 
 @pytest.fixture
 def access() -> Access:
-    return Access(b"k" * 32, TOKENS, OWNERS.get, lambda: list(OWNERS))
+    return over(TOKENS)
 
 
-def test_a_secret_is_the_same_again_and_another_for_anything_else(access: Access) -> None:
-    secret = access.secret("s_1", "envd")
-    assert secret == access.secret("s_1", "envd")
-    assert len({secret, access.secret("s_2", "envd"), access.secret("s_1", "traffic")}) == 3
-    assert Access(b"x" * 32, TOKENS, OWNERS.get, list).secret("s_1", "envd") != secret
+def test_a_secret_is_the_same_after_a_restart_and_differs_for_every_input(access: Access) -> None:
+    secret = access.secret(RUN.principal(), "s_1", "envd")
+    assert secret == over([RUN]).secret(RUN.principal(), "s_1", "envd")
+    others = {
+        access.secret(RUN.principal(), "s_2", "envd"),
+        access.secret(RUN.principal(), "s_1", "traffic"),
+        access.secret(OTHER.principal(), "s_1", "envd"),
+        over(TOKENS, b"x" * 32).secret(RUN.principal(), "s_1", "envd"),
+    }
+    assert len(others | {secret}) == 5
 
 
-def test_its_holder_has_the_owners_rights_but_never_admin(access: Access) -> None:
-    alice = access.holder("s_1", ["envd"], access.secret("s_1", "envd"))
-    assert (alice.name, alice.scopes) == ("alice", {"read", "run"})
-    assert access.holder("s_2", ["x", "envd"], "", access.secret("s_2", "envd")).scopes == {"read", "run"}
+def test_its_holder_has_the_scopes_of_its_own_token_but_never_admin(access: Access) -> None:
+    for token in (RUN, OTHER):
+        alice = access.holder("s_1", ["envd"], access.secret(token.principal(), "s_1", "envd"))
+        assert (alice.name, alice.scopes, alice.token_sha256) == ("alice", {"read", "run"}, token.sha256)
+    bob = access.holder("s_2", ["x", "envd"], "", access.secret(BOB.principal(), "s_2", "envd"))
+    assert (bob.name, bob.scopes) == ("bob", {"read", "run"})
 
 
-@pytest.mark.parametrize("given", [[], [""], ["\udcff"], ["x" * 10_000], ["other"], ["purpose"]])
-def test_nothing_else_is_taken(access: Access, given: list[str]) -> None:
-    wrong = {"other": access.secret("s_2", "envd"), "purpose": access.secret("s_1", "traffic")}
+def test_a_read_token_gets_none(access: Access) -> None:
+    with pytest.raises(Forbidden, match="run"):
+        access.secret(READ.principal(), "s_1", "envd")
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        [READ, OTHER, BOB],  # the token was removed, others of that name were not
+        [TokenRecord(name="alice", sha256=RUN.sha256, scopes=frozenset({"read"})), OTHER],  # its scopes were reduced
+        [TokenRecord(name="alice", sha256=hash_token("new"), scopes=frozenset({"run"}))],  # it was replaced
+        [TokenRecord(name="bob", sha256=RUN.sha256, scopes=frozenset({"run"}))],  # it names another principal
+        [],
+    ],
+)
+def test_a_secret_is_void_once_its_token_is_changed_or_gone(access: Access, after: list[TokenRecord]) -> None:
+    secret = access.secret(RUN.principal(), "s_1", "envd")
+    later = over(after)
+    with pytest.raises(Unauthenticated):
+        later.holder("s_1", ["envd"], secret)
+    with pytest.raises(Unauthenticated):
+        later.signer("s_1", "envd", lambda one: hmac.compare_digest(one, secret))
+    with pytest.raises(Unauthenticated):
+        later.search("envd", lambda one: hmac.compare_digest(one, secret))
+
+
+@pytest.mark.parametrize("given", [[], [""], ["\udcff"], ["x" * 10_000], ["session"], ["purpose"], ["principal"]])
+def test_nothing_else_is_accepted(access: Access, given: list[str]) -> None:
+    wrong = {
+        "session": access.secret(RUN.principal(), "s_2", "envd"),
+        "purpose": access.secret(RUN.principal(), "s_1", "traffic"),
+        "principal": access.secret(BOB.principal(), "s_1", "envd"),
+    }
     with pytest.raises(Unauthenticated):
         access.holder("s_1", ["envd"], *(wrong.get(each, each) for each in given))
 
 
-def test_without_a_secret_nobody_learns_whether_a_session_is_there(access: Access) -> None:
+def test_without_a_secret_the_answer_does_not_depend_on_the_session(access: Access) -> None:
+    secret = access.secret(RUN.principal(), "s_1", "envd")
     with pytest.raises(Unauthenticated):
-        access.holder("s_9", ["envd"], access.secret("s_1", "envd"))
+        access.holder("s_9", ["envd"], secret)
     with pytest.raises(NotFound):
-        access.holder("s_9", ["envd"], access.secret("s_9", "envd"))
-
-
-def test_an_owner_without_a_token_has_no_rights(access: Access) -> None:
-    with pytest.raises(Unauthenticated, match="no token"):
-        access.holder("s_3", ["envd"], access.secret("s_3", "envd"))
+        access.holder("s_9", ["envd"], access.secret(RUN.principal(), "s_9", "envd"))
 
 
 def test_a_session_is_found_by_what_its_secret_signed(access: Access) -> None:
-    wanted = access.secret("s_2", "envd")
+    wanted = access.secret(BOB.principal(), "s_2", "envd")
     who, session = access.search("envd", lambda secret: hmac.compare_digest(secret, wanted))
-    assert (who.name, session) == ("bob", "s_2")
+    assert (who.name, session, who.scopes) == ("bob", "s_2", {"read", "run"})
+    assert access.signer("s_2", "envd", lambda secret: hmac.compare_digest(secret, wanted)) == who
     with pytest.raises(Unauthenticated):
         access.search("traffic", lambda secret: hmac.compare_digest(secret, wanted))

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 from doors import Doors
 
+from kernelsvc.model.objects import Principal
 from kernelsvc.protocol import e2b
 from kernelsvc.transports.e2b import door
 
@@ -20,6 +21,11 @@ async def sandbox(doors: Doors) -> str:
     return (await doors.json("POST", "/v1/sessions", {}, 201))["id"]
 
 
+def alice(doors: Doors) -> Principal:
+    """The owner of ``sandbox``, as its token names it."""
+    return doors.service.authenticate("alice-token")
+
+
 async def health(doors: Doors, headers: dict[str, str], **more: Any) -> tuple[int, Any]:
     response = await doors.fetch("GET", "/health", token=more.pop("token", None), headers=headers, **more)
     body = response.body.decode()
@@ -28,8 +34,8 @@ async def health(doors: Doors, headers: dict[str, str], **more: Any) -> tuple[in
 
 async def test_the_sandboxs_secrets_open_it(doors: Doors, sandbox: str) -> None:
     access, where = doors.service.access, {"E2b-Sandbox-Id": sandbox}
-    envd = {"X-Access-Token": access.secret(sandbox, e2b.ENVD)}
-    traffic = {"E2B-Traffic-Access-Token": access.secret(sandbox, e2b.TRAFFIC)}
+    envd = {"X-Access-Token": access.secret(alice(doors), sandbox, e2b.ENVD)}
+    traffic = {"E2B-Traffic-Access-Token": access.secret(alice(doors), sandbox, e2b.TRAFFIC)}
     assert await health(doors, where | ENVD | envd) == (204, "")
     assert await health(doors, where | TRAFFIC | traffic) == (200, "OK")
     assert await health(doors, where | TRAFFIC | {"X-API-KEY": "alice-token"}) == (200, "OK")
@@ -47,13 +53,13 @@ async def test_without_one_it_is_closed(doors: Doors, sandbox: str, headers: dic
 async def test_another_ones_sandbox_is_not_found(doors: Doors, sandbox: str) -> None:
     status, said = await health(doors, {"E2b-Sandbox-Id": sandbox, **ENVD}, token="bob-token")
     assert (status, said["message"]) == (502, "The sandbox was not found")
-    theirs = {"X-Access-Token": doors.service.access.secret("s_other", e2b.ENVD)}
+    theirs = {"X-Access-Token": doors.service.access.secret(alice(doors), "s_other", e2b.ENVD)}
     assert (await health(doors, {"E2b-Sandbox-Id": sandbox, **ENVD, **theirs}))[0] == 401
 
 
 async def test_a_sandbox_that_has_ended_is_not_found(doors: Doors, sandbox: str) -> None:
     await doors.fetch("DELETE", f"/v1/sessions/{sandbox}")
-    secret = {"X-Access-Token": doors.service.access.secret(sandbox, e2b.ENVD)}
+    secret = {"X-Access-Token": doors.service.access.secret(alice(doors), sandbox, e2b.ENVD)}
     status, said = await health(doors, {"E2b-Sandbox-Id": sandbox, **ENVD, **secret})
     assert (status, said) == (502, {"sandboxId": sandbox, "message": "The sandbox was not found", "code": 502})
 
@@ -69,7 +75,7 @@ async def test_a_signed_address_opens_what_it_was_signed_for(
     doors: Doors, sandbox: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(door.SandboxHandler, "signed", {"GET": "read"})
-    secret = doors.service.access.secret(sandbox, e2b.ENVD)
+    secret = doors.service.access.secret(alice(doors), sandbox, e2b.ENVD)
 
     async def fetch(path: str, signed: str, where: dict[str, str], **more: Any) -> int:
         signature = e2b.signature(signed, "read", "", secret, more.get("signature_expiration"))

@@ -1,0 +1,427 @@
+"""Each route of each API, called by each kind of caller: no caller reaches an operation that its own token lacks.
+
+A secret that was derived from a token counts as that token. The table is checked against the application's routes,
+so that a new route without a row fails here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import httpx2
+import pytest
+from fake_service import FakeService
+from mcp import Client, MCPError
+from mcp.client.streamable_http import streamable_http_client
+from served import Served
+from tornado.web import Application, RequestHandler
+from websockets.sync.client import connect
+
+from kernelsvc.protocol import e2b, native
+from kernelsvc.settings import Settings
+from kernelsvc.tools import TOOLS
+from kernelsvc.transports import rest
+from kernelsvc.transports.app import make_app
+from kernelsvc.transports.e2b.door import SandboxHandler
+
+#: Token to principal and scope. The token "leaving" is removed before the last test.
+TOKENS = {
+    "alice-run": ("alice", "run"),
+    "alice-read": ("alice", "read"),
+    "leaving": ("alice", "run"),
+    "bob-run": ("bob", "run"),
+    "bob-read": ("bob", "read"),
+}
+REFUSED = {401, 403, 404, 502}
+S, CELL = "{session}", "nothing"
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One operation.
+
+    Attributes:
+        verb: the HTTP method.
+        path: with ``{session}`` in place of the session's id.
+        scope: what a caller's token must allow; None if the route is open to all.
+        body: one that the route accepts.
+        sandbox: whether the request goes to a sandbox, which its headers name.
+    """
+
+    verb: str
+    path: str
+    scope: str | None
+    body: Any = None
+    sandbox: bool = False
+
+
+BODIES: dict[str, Any] = {
+    "call": {"code": "open('harm', 'w')"},
+    "session.execute": {"code": "open('harm', 'w')"},
+    "session.input": {"text": "x"},
+    "session.complete": {"code": "x"},
+    "session.inspect": {"code": "x"},
+    "files.put": "x",
+}
+
+
+def _native_rows() -> list[Row]:
+    values = {"cell": CELL, "checkpoint": "c_none", "path": "harm"}
+    found = [
+        Row(
+            route.verb,
+            re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], S), route.path),
+            route.scope,
+            BODIES.get(route.id, {} if route.verb == "POST" else None),
+        )
+        for route in rest.ROUTES
+    ]
+    # What their handlers have beyond the table.
+    listing = f"/v1/sessions/{S}/files/"
+    found += [Row("HEAD", "/healthz", None), Row("HEAD", "/readyz", None), Row("HEAD", listing, "read")]
+    return [*found, Row("PUT", listing, "run", "x"), Row("DELETE", listing, "run")]
+
+
+def _sandbox_rows() -> list[Row]:
+    code = {"code": "open('harm', 'w')"}
+    start = {"process": {"cmd": "/bin/touch", "args": ["harm"]}}
+    process = {"process": {"pid": 1}}
+    rows = [
+        Row("POST", "/execute", "run", code),
+        Row("GET", "/contexts", "run"),
+        Row("POST", "/contexts", "run", {}),
+        Row("DELETE", f"/contexts/{S}", "run"),
+        Row("POST", f"/contexts/{S}/restart", "run", {}),
+        Row("GET", "/files?path=harm", "run"),
+        Row("HEAD", "/files?path=harm", "run"),
+        Row("POST", "/files?path=harm", "run", "x"),
+        Row("GET", "/health", "run"),
+    ]
+    for name in ("Start", "Connect", "List", "SendInput", "StreamInput", "SendSignal", "CloseStdin", "Update"):
+        rows.append(Row("POST", f"/process.Process/{name}", "run", start if name == "Start" else process))
+    for name in ("Stat", "ListDir", "MakeDir", "Remove", "CreateWatcher", "WatchDir"):
+        rows.append(Row("POST", f"/filesystem.Filesystem/{name}", "run", {"path": "harm"}))
+    rows.append(Row("POST", "/filesystem.Filesystem/Move", "run", {"source": "a", "destination": "harm"}))
+    for name in ("GetWatcherEvents", "RemoveWatcher"):
+        rows.append(Row("POST", f"/filesystem.Filesystem/{name}", "run", {"watcherId": "w"}))
+    # Inherited from the handler of the native API's files.
+    rows += [Row("PUT", "/files?path=harm", "run", "x"), Row("DELETE", "/files?path=harm", "run")]
+    return [replace(row, sandbox=True) for row in rows]
+
+
+ROWS = [
+    *_native_rows(),
+    # Jupyter
+    Row("GET", "/api", None),
+    Row("GET", "/api/kernelspecs", "read"),
+    Row("GET", "/api/kernelspecs/python3", "read"),
+    Row("GET", "/kernelspecs/python3/kernel.json", "read"),
+    Row("GET", "/api/kernels", "read"),
+    Row("POST", "/api/kernels", "run", {}),
+    Row("GET", f"/api/kernels/{S}", "read"),
+    Row("DELETE", f"/api/kernels/{S}", "run"),
+    Row("POST", f"/api/kernels/{S}/interrupt", "run"),
+    Row("POST", f"/api/kernels/{S}/restart", "run"),
+    Row("GET", "/api/sessions", "read"),
+    Row("POST", "/api/sessions", "run", {"path": "x.ipynb", "kernel": {"name": "python3"}}),
+    Row("GET", f"/api/sessions/{S}", "read"),
+    Row("DELETE", f"/api/sessions/{S}", "run"),
+    # E2B's control plane
+    Row("GET", "/sandboxes", "read"),
+    Row("POST", "/sandboxes", "run", {}),
+    Row("GET", "/sandboxes/metrics", "read"),
+    Row("GET", f"/sandboxes/{S}", "read"),
+    Row("DELETE", f"/sandboxes/{S}", "run"),
+    Row("POST", f"/sandboxes/{S}/timeout", "run", {"timeout": 60}),
+    Row("POST", f"/sandboxes/{S}/refreshes", "run", {}),
+    Row("POST", f"/sandboxes/{S}/pause", "run", {}),
+    Row("POST", f"/sandboxes/{S}/connect", "run", {}),
+    Row("POST", f"/sandboxes/{S}/resume", "run", {}),
+    Row("POST", f"/sandboxes/{S}/fork", "run", {}),
+    Row("POST", f"/sandboxes/{S}/snapshots", "run", {}),
+    Row("GET", f"/sandboxes/{S}/metrics", "read"),
+    Row("PUT", f"/sandboxes/{S}/network", "read", {}),  # answers 501 and changes nothing
+    Row("GET", "/snapshots", "read"),
+    Row("DELETE", f"/templates/{S}", "run"),
+    *_sandbox_rows(),
+    # SandboxAI and SandboxFusion
+    Row("GET", "/v1/healthz", None),
+    Row("POST", "/v1/spaces/a/sandboxes", "run", {"name": "b", "spec": {}}),
+    Row("GET", "/v1/spaces/a/sandboxes/b", "read"),
+    Row("DELETE", "/v1/spaces/a/sandboxes/b", "run"),
+    Row("POST", "/v1/spaces/a/sandboxes/b/tools:run_ipython_cell", "run", {"code": "1"}),
+    Row("POST", "/v1/spaces/a/sandboxes/b/tools:run_shell_command", "run", {"command": "true"}),
+    Row("POST", "/run_code", "run", {"code": "1", "language": "python"}),
+    Row("POST", "/run_jupyter", "run", {"cells": ["1"]}),
+    # MCP and WebSockets are tried message by message below
+    Row("GET", "/mcp", "read"),
+    Row("POST", "/mcp", "read", {}),
+    Row("DELETE", "/mcp", "read"),
+    Row("GET", "/v1/ws", "read"),
+    Row("GET", f"/api/kernels/{S}/channels", "read"),
+]
+IDS = [f"{row.verb} {row.path}" for row in ROWS]
+
+
+class Lab(NamedTuple):
+    """A server with five tokens, and a sandbox of alice's with the secrets that two of her tokens got."""
+
+    served: Served
+    session: str
+    kept: dict[str, Any]
+    left: dict[str, Any]
+
+    def ask(self, row: Row, headers: dict[str, str]) -> tuple[int, str]:
+        """Status and body of the answer."""
+        where = {"E2b-Sandbox-Id": self.session} if row.sandbox else {}
+        if row.path.endswith(("/ws", "/channels")):
+            where = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+            where["Sec-WebSocket-Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
+        body = row.body if isinstance(row.body, str | None) else json.dumps(row.body)
+        connection = http.client.HTTPConnection(self.served.url.removeprefix("http://"), timeout=60)
+        try:
+            connection.request(row.verb, row.path.replace(S, self.session), body, headers | where)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode("utf-8", "replace")
+        finally:
+            connection.close()
+
+    def signed(self, row: Row, secret: str) -> Row:
+        """The same row, with a signature in its path that was made with this secret."""
+        operation = "write" if row.verb == "POST" else "read"
+        signature = e2b.signature("harm", operation, "", secret)  # type: ignore[arg-type]
+        return replace(row, path=f"{row.path}&signature={quote(signature)}")
+
+    def state(self) -> dict[str, Any]:
+        """What an operation with the scope ``run`` would change."""
+        found = json.loads(self.ask(Row("GET", f"/v1/sessions/{S}", "read"), bearer("alice-read"))[1])
+        files = json.loads(self.ask(Row("GET", f"/v1/sessions/{S}/files/", "read"), bearer("alice-read"))[1])
+        several = [json.loads(self.ask(Row("GET", "/v1/sessions", "read"), bearer(t))[1]) for t in sorted(TOKENS)]
+        return {
+            "state": found["state"],
+            "cells": found["execution_count"],
+            "kernel": found["kernel"]["pid"],
+            "ends": found["expires_at"][:19],  # computed from a monotonic clock: the microseconds vary
+            "files": files,
+            "sessions": [sorted(each["id"] for each in page.get("sessions", [])) for page in several],
+        }
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def env(tokens: dict[str, tuple[str, str]]) -> dict[str, str]:
+    records = [
+        {"name": name, "sha256": hashlib.sha256(token.encode()).hexdigest(), "scopes": [scope]}
+        for token, (name, scope) in tokens.items()
+    ]
+    return {"KERNELSVC_TOKENS": json.dumps(records)}
+
+
+@pytest.fixture(scope="module")
+def lab(short_tmp: Path) -> Iterator[Lab]:
+    served = Served(short_tmp / "scopes", env=env(TOKENS))
+    served.start()
+    try:
+        made = json.loads(Lab(served, "", {}, {}).ask(Row("POST", "/sandboxes", "run", {}), bearer("alice-run"))[1])
+        lab = Lab(served, made["sandboxID"], made, {})
+        connected = json.loads(lab.ask(Row("POST", f"/sandboxes/{S}/connect", "run", {}), bearer("leaving"))[1])
+        yield lab._replace(left=connected)
+    finally:
+        served.stop()
+
+
+async def test_the_table_names_every_route_and_method(tmp_path: Path) -> None:
+    app: Application = make_app(FakeService(tmp_path), Settings(port=0))
+    lacking = []
+    unset = RequestHandler._unimplemented_method
+    for rule in app.wildcard_router.rules:
+        handler, more = rule.target, rule.target_kwargs
+        verbs = set(more["routes"]) if "routes" in more else set()
+        for verb in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE") if not verbs else sorted(verbs):
+            if not verbs and getattr(handler, verb.lower()) is unset:
+                continue
+            paths = {row: row.path.partition("?")[0].replace(S, "s_1") for row in ROWS if row.verb == verb}
+            rows = [row for row, path in paths.items() if rule.matcher.regex.match(path)]
+            if not rows:
+                lacking.append(f"{verb} {rule.matcher.regex.pattern}")
+            if issubclass(handler, SandboxHandler):
+                assert all(row.sandbox for row in rows), rule
+    assert not lacking, "\n".join(lacking)
+
+
+def callers(lab: Lab, row: Row) -> Iterator[tuple[str, Row, dict[str, str], set[str]]]:
+    """Name, request, headers, and the scopes of the token behind them on the session of ``lab``."""
+    yield "none", row, {}, set()
+    yield "wrong", row, bearer("wrong"), set()
+    for token, (name, scope) in TOKENS.items():
+        scopes = {"run", "read"} if scope == "run" else {"read"}
+        foreign = name == "bob" and (S in row.path or row.sandbox)
+        if foreign and row.verb == "DELETE" and row.path.endswith("/files/"):
+            continue  # 400 for any session: the directory itself can't be deleted
+        for header in (bearer(token), {"X-API-KEY": token}):
+            if row.sandbox or "Authorization" in header:
+                yield f"{token} by {next(iter(header))}", row, header, set() if foreign else scopes
+    if row.sandbox:
+        for name in ("X-Access-Token", "E2B-Traffic-Access-Token"):
+            yield f"a token as {name}", row, {name: "alice-read"}, set()
+        if row.path.startswith("/files?"):
+            yield "signed with a token", lab.signed(row, "alice-read"), {}, set()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_no_caller_reaches_what_its_token_lacks(lab: Lab, row: Row) -> None:
+    before = lab.state()
+    for name, request, headers, scopes in callers(lab, row):
+        if row.scope is not None and row.scope not in scopes:
+            status, said = lab.ask(request, headers)
+            assert status in REFUSED, (name, status, said)
+    assert lab.state() == before
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.verb == "GET"], ids=lambda row: row.path)
+def test_what_a_read_token_is_shown_opens_nothing(lab: Lab, row: Row) -> None:
+    if row.path.endswith(("/events", "/channels", "/ws", "/mcp")) or row.scope != "read":
+        return  # a stream, or not for a read token
+    said = lab.ask(row, bearer("alice-read"))[1]
+    secrets = {lab.kept["envdAccessToken"], lab.kept["trafficAccessToken"], *lab.left.values()} - {None}
+    shown = {each for each in secrets if len(str(each)) == 64 and each in said}
+    assert not shown
+    execute = Row("POST", "/execute", "run", {"code": "1"}, sandbox=True)
+    upload = Row("POST", "/files?path=harm", "run", "x", sandbox=True)
+    for found in set(re.findall(r"[0-9a-f]{64}", said)):
+        for header in ("X-Access-Token", "E2B-Traffic-Access-Token"):
+            assert lab.ask(execute, {header: found})[0] == 401
+        assert lab.ask(lab.signed(upload, found), {})[0] == 401
+
+
+def test_an_own_run_token_and_its_secret_reach_the_sandbox(lab: Lab) -> None:
+    """The positive control: the refusals above are not those of a closed door."""
+    code = Row("POST", "/execute", "run", {"code": "6 * 7"}, sandbox=True)
+    stat = Row("GET", "/health", "run", sandbox=True)
+    for headers in (
+        bearer("alice-run"),
+        {"X-Access-Token": lab.kept["envdAccessToken"]},
+        {"E2B-Traffic-Access-Token": lab.kept["trafficAccessToken"]},
+        {"X-Access-Token": lab.left["envdAccessToken"]},
+    ):
+        status, said = lab.ask(code, headers)
+        assert status == 200
+        assert "42" in said
+    assert lab.ask(stat, {"X-Access-Token": lab.kept["envdAccessToken"]})[0] == 204
+    assert lab.kept["envdAccessToken"] != lab.left["envdAccessToken"]
+    shown = json.loads(lab.ask(Row("GET", f"/sandboxes/{S}", "read"), bearer("alice-run"))[1])
+    assert shown["envdAccessToken"] == lab.kept["envdAccessToken"], "the same token gets the same secret again"
+    assert "envdAccessToken" not in json.loads(lab.ask(Row("GET", f"/sandboxes/{S}", "read"), bearer("alice-read"))[1])
+
+
+def test_a_secret_opens_no_route_but_those_of_its_sandbox(lab: Lab) -> None:
+    before = lab.state()
+    for row in ROWS:
+        if row.scope is not None and not row.sandbox:
+            for headers in (bearer(lab.kept["envdAccessToken"]), {"X-API-KEY": lab.kept["envdAccessToken"]}):
+                assert lab.ask(row, headers)[0] == 401, row
+    assert lab.state() == before
+
+
+PARAMS: dict[str, dict[str, Any]] = {
+    "session.execute": {"code": "open('harm', 'w')"},
+    "session.batch": {"cells": [{"code": "1"}]},
+    "session.input": {"cell": CELL, "text": "x"},
+    "session.complete": {"code": "x"},
+    "session.inspect": {"code": "x"},
+}
+
+
+@pytest.mark.parametrize("name", [name for name, row in native.METHODS.items() if row.scope == "run"])
+def test_no_websocket_method_goes_beyond_a_read_token(lab: Lab, name: str) -> None:
+    before = lab.state()
+    with connect(lab.served.url.replace("http", "ws") + "/v1/ws?token=alice-read") as socket:
+        where = {} if name in ("call", "session.create") else {"session": lab.session}
+        params = where | PARAMS.get(name, {"code": "1"} if name == "call" else {})
+        socket.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": name, "params": params}))
+        assert json.loads(socket.recv(30))["error"]["data"]["code"] == "forbidden"
+    assert lab.state() == before
+
+
+CHANNELS = {
+    "execute_request": ("shell", {"code": "open('harm', 'w')"}),
+    "complete_request": ("shell", {"code": "x", "cursor_pos": 1}),
+    "comm_open": ("shell", {"comm_id": "c", "target_name": "t", "data": {}}),
+    "interrupt_request": ("control", {}),
+    "shutdown_request": ("control", {"restart": False}),
+}
+
+
+@pytest.mark.parametrize("kind", CHANNELS)
+def test_no_jupyter_message_goes_beyond_a_read_token(lab: Lab, kind: str) -> None:
+    before = lab.state()
+    channel, content = CHANNELS[kind]
+    header = {"msg_id": "m1", "msg_type": kind, "session": "s", "username": "u", "date": "", "version": "5.3"}
+    message = {"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": channel}
+    url = f"{lab.served.url.replace('http', 'ws')}/api/kernels/{lab.session}/channels?token=alice-read"
+    with connect(url) as socket:
+        socket.send(json.dumps(message))
+        # The server handles a connection's messages in order: an answer to a later request means that it is done.
+        socket.send(json.dumps(message | {"header": header | {"msg_id": "m2", "msg_type": "history_request"}}))
+        for _ in range(20):
+            if json.loads(socket.recv(30)).get("parent_header", {}).get("msg_id") == "m2":
+                break
+    assert lab.state() == before
+
+
+#: ``export_notebook`` needs the scope ``read`` alone.
+RUN_TOOLS = [tool.name for tool in TOOLS.values() if not tool.reads and tool.name != "export_notebook"]
+
+
+@pytest.mark.parametrize("tool", RUN_TOOLS)
+async def test_no_mcp_tool_goes_beyond_a_read_token(lab: Lab, tool: str) -> None:
+    before = lab.state()
+    arguments = {"session": lab.session, "code": "1", "path": "harm", "text": "x", "name": "x", "cell": CELL}
+    wanted = {name: value for name, value in arguments.items() if name in TOOLS[tool].arguments.__struct_fields__}
+    async with (
+        httpx2.AsyncClient(headers=bearer("alice-read"), timeout=60) as web,
+        Client(streamable_http_client(lab.served.url + "/mcp", http_client=web)) as client,
+    ):
+        try:
+            outcome: Any = await client.call_tool(tool, wanted)
+        except MCPError as error:
+            outcome = SimpleNamespace(is_error=True, content=[SimpleNamespace(text=str(error))])
+    assert outcome.is_error, outcome
+    assert "run" in "".join(part.text for part in outcome.content), outcome
+    assert lab.state() == before
+
+
+def test_a_token_that_was_removed_takes_its_secrets_with_it(lab: Lab) -> None:
+    """The last test here: it restarts the server, whose sessions go on."""
+    lab.served.kill()
+    lab.served.env |= env({token: who for token, who in TOKENS.items() if token != "leaving"})
+    lab.served.start()
+    code = Row("POST", "/execute", "run", {"code": "6 * 7"}, sandbox=True)
+    assert lab.ask(code, {"X-Access-Token": lab.kept["envdAccessToken"]})[0] == 200, (
+        "another token's secret still holds"
+    )
+    before = lab.state()
+    for row in ROWS:
+        if not row.sandbox:
+            continue
+        requests = [
+            (row, {"X-Access-Token": lab.left["envdAccessToken"]}),
+            (row, {"E2B-Traffic-Access-Token": lab.left["trafficAccessToken"]}),
+            (row, bearer("leaving")),
+        ]
+        if row.path.startswith("/files?"):
+            requests.append((lab.signed(row, lab.left["envdAccessToken"]), {}))
+        for request, headers in requests:
+            assert lab.ask(request, headers)[0] == 401, (row, headers)
+    assert lab.state() == before
