@@ -8,6 +8,7 @@ import os
 
 import msgspec
 
+from kernelsvc import logs
 from kernelsvc import settings as conf
 from kernelsvc.cli.notify import Systemd, ready_fd
 from kernelsvc.cli.screen import table
@@ -118,7 +119,7 @@ def kernel_host(args: argparse.Namespace, terminal: Terminal) -> int:
     from kernelsvc.service import host_settings
 
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(level)
     found = conf.load(vars(args), os.environ)
     conf.prepare_directories(found, of_others=os.geteuid() == 0)
 

@@ -24,7 +24,9 @@ import signal
 import time
 from collections.abc import Iterator
 
+from kernelsvc import logs
 from kernelsvc import settings as conf
+from kernelsvc.acceptor import raise_descriptor_limit
 from kernelsvc.cli import allocation
 from kernelsvc.cli.notify import Systemd, ready_fd
 from kernelsvc.cli.screen import seconds
@@ -46,7 +48,8 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
     """Serve until told to stop."""
     started = time.monotonic()
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(level)
+    raise_descriptor_limit()
     settings = conf.load(vars(args), os.environ)
     settings, fresh = conf.with_fresh_token(settings)
     conf.prepare_directories(settings)
@@ -109,7 +112,11 @@ class _Serving:
         tasks: list[asyncio.Task[None]] = []
         try:
             self._announce(server.start())
-            tasks = [asyncio.create_task(self._tell_ready(service)), asyncio.create_task(self.systemd.feed_watchdog())]
+            tasks = [
+                asyncio.create_task(self._tell_ready(service)),
+                asyncio.create_task(self.systemd.feed_watchdog()),
+                asyncio.create_task(logs.flush_regularly()),
+            ]
             await self.stopping.wait()
         except BaseException:
             # A port that is taken, say: no reason to end what an earlier server left alive.

@@ -22,6 +22,7 @@ import socket
 import threading
 from collections.abc import Callable
 
+from kernelsvc.acceptor import Acceptor
 from kernelsvc.kernels.cold_messages import MAX_PARTS, MAX_ROUTING, Garbled
 
 #: Bytes that are passed on at once.
@@ -158,7 +159,8 @@ class Relay:
         self._listener.bind(f"\0{self._name}")
         self._listener.listen(4)
         self._loop = _runner.acquire()
-        self._loop.call_soon_threadsafe(self._loop.add_reader, self._listener.fileno(), self._accept)
+        self._acceptor: Acceptor | None = None
+        self._loop.call_soon_threadsafe(self._open)
 
     @property
     def url(self) -> str:
@@ -171,8 +173,12 @@ class Relay:
             self._closed = True
             self._loop.call_soon_threadsafe(self._loop.create_task, self._close())
 
+    def _open(self) -> None:
+        self._acceptor = Acceptor(self._listener, self._accept, self._loop)
+
     async def _close(self) -> None:
-        self._loop.remove_reader(self._listener.fileno())
+        if self._acceptor is not None:
+            self._acceptor.close()
         self._listener.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=LINGER_SECONDS)
@@ -186,16 +192,13 @@ class Relay:
         with contextlib.suppress(RuntimeError):  # the server's loop is closed
             self._home.call_soon_threadsafe(self._on_garbled, why)
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            ours, _ = self._listener.accept()
-            ours.setblocking(False)
-            if int.from_bytes(ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little") != os.getpid():
-                ours.close()
-                return
-            task = self._loop.create_task(self._serve(ours))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _accept(self, ours: socket.socket, _: object) -> None:
+        if int.from_bytes(ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little") != os.getpid():
+            ours.close()
+            return
+        task = self._loop.create_task(self._serve(ours))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, ours: socket.socket) -> None:
         with ours, await self._reach() as kernel:

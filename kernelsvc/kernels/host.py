@@ -20,7 +20,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -31,7 +30,8 @@ from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from kernelsvc import __version__
+from kernelsvc import __version__, logs
+from kernelsvc.acceptor import Acceptor, raise_descriptor_limit
 from kernelsvc.errors import BadRequest, Conflict, Forbidden, Internal, KernelDead, KernelsvcError, NotFound
 from kernelsvc.guest import confine, linux
 from kernelsvc.guest import init as guest_init
@@ -163,13 +163,15 @@ class Host:
             self._loop.add_signal_handler(number, self.stopped.set)
         for template in self.templates.values():
             template.start()
+        self._own(logs.flush_regularly())
         await self.nursery.find_old()
         listener = self._listen()
+        acceptor = Acceptor(listener, self._accept)
         ready()
         self._look_for_orphans()
         self._look()
         await self.stopped.wait()
-        self._loop.remove_reader(listener.fileno())
+        acceptor.close()
         listener.close()
         await self._stop()
 
@@ -183,25 +185,22 @@ class Host:
             owner = self.runtime.stat()
             os.chown(path, owner.st_uid, owner.st_gid)
         listener.listen(16)
-        self._loop.add_reader(listener.fileno(), self._accept, listener)
         return listener
 
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(BlockingIOError):
-            sock, _ = listener.accept()
-            server: channel.Channel
+    def _accept(self, sock: socket.socket, _: object) -> None:
+        server: channel.Channel
 
-            def received(body: dict[str, Any], fds: list[int]) -> None:
-                self._own(self._answer(server, body, fds))
+        def received(body: dict[str, Any], fds: list[int]) -> None:
+            self._own(self._answer(server, body, fds))
 
-            def closed() -> None:
-                self._left(server)
+        def closed() -> None:
+            self._left(server)
 
-            server = channel.Channel(sock, received, closed)
-            self._servers[server] = set()
-            if self._grace is not None:
-                self._grace.cancel()
-                self._grace = None
+        server = channel.Channel(sock, received, closed)
+        self._servers[server] = set()
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
 
     def _left(self, server: channel.Channel) -> None:
         self._servers.pop(server, None)
@@ -535,13 +534,6 @@ def _cold_child(
         guest_init.fail(theirs, error)
 
 
-def _raise_descriptors() -> int:
-    """Have room for more than the 200 sandboxes that the usual limit holds; returns what it was, for them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return soft
-
-
 @contextlib.contextmanager
 def _only_one(runtime: Path) -> Any:
     """One host to a runtime directory."""
@@ -562,7 +554,8 @@ def run(settings: HostSettings, ready: Callable[[], None] = lambda: None) -> Non
     Raises:
         Conflict: one runs there already.
     """
-    descriptors = _raise_descriptors()
+    # The usual soft limit holds about 200 sandboxes.
+    descriptors = raise_descriptor_limit()
 
     async def main() -> None:
         await Host(settings, descriptors).run(ready)
@@ -575,7 +568,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``python -m kernelsvc.kernels.host``: how a server starts one; settings come as JSON on standard input."""
     parser = argparse.ArgumentParser(description="A kernel host; 'kernelsvc kernel-host' is for people.")
     parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(logging.WARNING)
     settings = msgspec.json.decode(sys.stdin.buffer.read(), type=HostSettings)
     try:
         run(settings)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from typing import Any
 import msgspec
 
 import kernelsvc
+from kernelsvc.acceptor import inherited_descriptor_limits
 from kernelsvc.errors import Internal, KernelsvcError, NotFound, Timeout, TooLarge, from_json
 from kernelsvc.kernels import channel
 from kernelsvc.kernels.exits import exit_of
@@ -171,6 +173,10 @@ class HostClient:
                 start_new_session=True,
                 cwd="/",
             )
+        # Sessions begin with the host's soft limit, and this process may have raised its own. The host raises its limit
+        # once it has read its settings, which are not sent yet.
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, inherited_descriptor_limits())
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(msgspec.json.encode(self._settings))

@@ -1,0 +1,116 @@
+"""Logging of the server and the kernel host: one format, and a limit of records per place in the code.
+
+A client or a kernel may cause the same event as often as it likes. Without a limit
+the records of that event fill the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+#: Records of one place in the code that are written in one period. The others are counted.
+BURST = 20
+PERIOD_SECONDS = 60.0
+#: Longest message and longest traceback that are written, in characters.
+MAX_MESSAGE, MAX_TRACEBACK = 4096, 16 * 1024
+
+_formatter = logging.Formatter()
+
+
+class _Place:
+    """The records of one place in the code."""
+
+    def __init__(self, record: logging.LogRecord, since: float) -> None:
+        self.record, self.since, self.written, self.left_out = record, since, 0, 0
+
+
+class RateLimit(logging.Filter):
+    """Lets ``BURST`` records of each place (file and line) pass per period, and shortens long ones.
+
+    Of the records that do not pass, a summary is written when the period is over and any record comes, or
+    ``flush`` is called. Records below INFO are for debugging and are not limited.
+
+    Args:
+        handler: writes the summaries. The filter is added to it.
+        clock: returns seconds that only grow.
+    """
+
+    def __init__(self, handler: logging.Handler, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._handler, self._clock = handler, clock
+        self._places: dict[tuple[str, int], _Place] = {}
+        self._lock = threading.RLock()
+        handler.addFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Logging's hook: whether this record is written."""
+        if record.levelno < logging.INFO or getattr(record, "summary", False):
+            return True
+        with self._lock:
+            now = self._clock()
+            self._summarise(now)
+            place = self._places.setdefault((record.pathname, record.lineno), _Place(record, now))
+            if place.written >= BURST:
+                place.left_out += 1
+                return False
+            place.written += 1
+        _shorten(record)
+        return True
+
+    def flush(self) -> None:
+        """Write the summaries that are due."""
+        with self._lock:
+            self._summarise(self._clock())
+
+    def _summarise(self, now: float) -> None:
+        over = {key: one for key, one in self._places.items() if now >= one.since + PERIOD_SECONDS}
+        for key, place in over.items():
+            del self._places[key]
+            if place.left_out:
+                self._handler.handle(_summary(place, now))
+
+
+def _summary(place: _Place, now: float) -> logging.LogRecord:
+    first = place.record
+    text = "%d more records like the last %d of %s line %d were left out in %.0f s"
+    args = (place.left_out, place.written, first.module, first.lineno, now - place.since)
+    record = logging.LogRecord(first.name, first.levelno, first.pathname, first.lineno, text, args, None)
+    record.summary = True
+    return record
+
+
+def _shorten(record: logging.LogRecord) -> None:
+    message = record.getMessage()
+    if len(message) > MAX_MESSAGE:
+        record.msg, record.args = message[:MAX_MESSAGE] + " [shortened]", None
+    if record.exc_info and not record.exc_text:
+        # A formatter takes this text if it is there (logging.Formatter.format).
+        record.exc_text = _formatter.formatException(record.exc_info)
+    if record.exc_text and len(record.exc_text) > MAX_TRACEBACK:
+        record.exc_text = record.exc_text[-MAX_TRACEBACK:]
+
+
+def configure(level: int) -> None:
+    """Log to standard error from this level on, with a limit of records per place. Call it once."""
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        RateLimit(handler)
+
+
+def flush() -> None:
+    """Write the summaries that are due."""
+    for handler in logging.getLogger().handlers:
+        for limit in handler.filters:
+            if isinstance(limit, RateLimit):
+                limit.flush()
+
+
+async def flush_regularly() -> None:
+    """Write summaries also when no other record comes. Runs until it is cancelled."""
+    while True:
+        await asyncio.sleep(PERIOD_SECONDS)
+        flush()
