@@ -115,6 +115,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_body_bytes: Annotated[int, _meta("Largest request body (files apart).", "bytes", ge=1024)] = 64 * MiB
     max_frame_bytes: Annotated[int, _meta("Largest WebSocket message.", "bytes", ge=1024)] = 64 * MiB
     max_code_bytes: Annotated[int, _meta("Largest code of one cell.", "bytes", ge=1024)] = 4 * MiB
+    max_connections: Annotated[
+        int, _meta("Open connections; never more than half of the files that the process may open.", ge=1)
+    ] = 8192
+    max_unauthenticated_connections: Annotated[
+        int,
+        _meta("Open connections of one peer address without a token so far; one more closes the oldest.", ge=1),
+    ] = 256
+    request_head_seconds: Annotated[
+        float, _meta("Time that a client has to send the head of a request.", "seconds", gt=0)
+    ] = 10.0
     max_requests: Annotated[int, _meta("Requests under way on one WebSocket.", ge=1)] = 4096
     ping_seconds: Annotated[float, _meta("Idle time after which a WebSocket is pinged.", "seconds", gt=0)] = 20.0
     ping_timeout_seconds: Annotated[

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler
 
 from kernelsvc.errors import Conflict
 from kernelsvc.metrics import Metrics
 from kernelsvc.settings import Settings
 from kernelsvc.transports import e2b, http, jupyter, mcp, rest, sandboxai, sandboxfusion
+from kernelsvc.transports.connections import Connections, LimitedServer
 from kernelsvc.transports.door import ApiHandler, Context, UnknownRoute, without_token
 from kernelsvc.transports.files import FileHandler
 from kernelsvc.transports.websocket import ApiSocket
@@ -35,6 +35,8 @@ LISTEN_FDS_START = 3
 LOOK_SECONDS, CLOSE_SECONDS = 0.01, 5.0
 #: Connections that may wait to be accepted; hundreds may come at once after a restart.
 BACKLOG = 1024
+#: How long a connection may wait between two requests, in seconds.
+IDLE_SECONDS = 600.0
 #: A body that no handler takes (a WebSocket's opening has none).
 MAX_STRAY_BODY = 64 * 1024
 
@@ -134,11 +136,11 @@ class Server:
         self._unlink: Path | None = None
         self._sockets: list[socket.socket] = []
         logging.getLogger("tornado.general").addFilter(_WITHOUT_VALUES)
-        self._http = HTTPServer(
+        self._http = LimitedServer(
             app,
             max_body_size=MAX_STRAY_BODY,
             max_header_size=64 * 1024,
-            idle_connection_timeout=600,
+            idle_connection_timeout=IDLE_SECONDS,
             chunk_size=256 * 1024,
         )
 
@@ -168,7 +170,7 @@ class Server:
         """
         if not self._sockets:
             self.bind()
-        self._http.add_sockets(self._sockets)
+        self._http.listen_within(Connections.of(self._settings), self._sockets)
         return self.addresses
 
     def _bind_tcp(self) -> list[socket.socket]:
@@ -206,6 +208,8 @@ class Server:
                 for close in self._context.closers:
                     await close()
                 await self._http.close_all_connections()
+        if self._http.connections is not None:
+            self._http.connections.stop()
         if self._unlink is not None:
             with contextlib.suppress(OSError):
                 self._unlink.unlink()

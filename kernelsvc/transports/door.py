@@ -28,6 +28,7 @@ from kernelsvc.model.objects import Principal, Scope
 from kernelsvc.protocol import native
 from kernelsvc.settings import Settings
 from kernelsvc.transports import auth
+from kernelsvc.transports.connections import connection_of
 
 if TYPE_CHECKING:
     from kernelsvc.service import ServiceApi
@@ -171,7 +172,18 @@ class Door(RequestHandler):
             exposed = "ETag, Location, Retry-After, Content-Disposition, Content-Range"
             self.keep_headers(Access_Control_Allow_Origin=origin, Vary="Origin", Access_Control_Expose_Headers=exposed)
         if self.scope is not None:
-            self.who = self.context.service.authenticate(self.token())
+            self.recognise(self.context.service.authenticate(self.token()))
+
+    def recognise(self, who: Principal) -> None:
+        """Serve this request for a caller whose token or secret was checked.
+
+        Raises:
+            AtCapacity: the caller has too many connections open.
+        """
+        connection = connection_of(getattr(self.request.connection, "stream", None))
+        if connection is not None:
+            connection.claim(who.name)
+        self.who = who
 
     def token(self) -> str | None:
         """The token that the request carries."""

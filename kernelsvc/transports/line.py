@@ -55,15 +55,23 @@ class Line:
         taken: a connected socket that does not block.
         hear: given what was read.
         gone: called once when the connection has ended, whoever ended it, in a later turn of the loop.
+        released: called once when the descriptor is closed.
     """
 
-    def __init__(self, taken: socket.socket, hear: Callable[[bytes], None], gone: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        taken: socket.socket,
+        hear: Callable[[bytes], None],
+        gone: Callable[[], None],
+        released: Callable[[], None] = lambda: None,
+    ) -> None:
         self.io_loop = IOLoop.current()
         self._loop = asyncio.get_running_loop()
         self._socket = taken
         self._fd = taken.fileno()
         self._hear = hear
         self._gone = gone
+        self._released = released
         self._reading = self._closed = False
         self._unsent: deque[memoryview] = deque()
         self._written = self._left = 0
@@ -172,6 +180,7 @@ class Line:
             self._loop.remove_writer(self._fd)
         self._unsent.clear()
         self._socket.close()
+        self._released()
         writers, self._writers = self._writers, deque()
         for _, future in writers:
             self._fail(future)

@@ -40,6 +40,7 @@ from kernelsvc.errors import BadRequest, Internal, KernelsvcError, QuotaExceeded
 from kernelsvc.model.objects import Cell
 from kernelsvc.protocol import native
 from kernelsvc.transports import auth
+from kernelsvc.transports.connections import connection_of
 from kernelsvc.transports.door import Context, Door, as_error, invoke
 from kernelsvc.transports.frames import Broken, Frames, TooLong
 from kernelsvc.transports.line import Line, take_over
@@ -159,9 +160,13 @@ class _Protocol(WebSocketProtocol13):
         """Tornado's hook: the connection is open; returns when it has ended."""
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
+            connection = connection_of(self.stream)
             taken, early = await take_over(self.stream)
+            if connection is not None:
+                connection.restore()
             self._frames = Frames(self.max_message_size)
-            self._line = Line(taken, self._hear, self._gone)
+            released = connection.release if connection is not None else lambda: None
+            self._line = Line(taken, self._hear, self._gone, released)
             self.stream = cast("IOStream", self._line)
             self._hear(early)
             if not self._line.closed():

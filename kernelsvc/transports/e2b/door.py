@@ -166,6 +166,7 @@ class SandboxHandler(E2bHandler):
         sandbox, port = e2b.address(self.request.headers)
         try:
             self.identify(sandbox)
+            self.recognise(self.who)
         except NotFound:
             raise NoSandbox(e2b.gone(sandbox or "")) from None
         self.auth_scope("run")

@@ -1,0 +1,379 @@
+"""Limits on open connections: how many, and how long one may take to send a request.
+
+A connection costs a descriptor, and sessions need descriptors too. Connections
+are *unauthenticated* until a request on them holds a good token or secret. As
+with OpenSSH's MaxStartups, the unauthenticated ones are limited first: a full
+server closes the oldest of them to accept a new connection, so that connections
+that send nothing can't lock out clients that send a request. A reverse proxy or a
+Unix socket is one peer address, therefore authenticated connections are limited
+by principal and not by address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import resource
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
+from tornado.iostream import IOStream
+
+from kernelsvc.acceptor import Acceptor
+from kernelsvc.errors import AtCapacity
+from kernelsvc.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: Least bytes per second of a body, while the server waits for it.
+MIN_BODY_RATE = 512
+#: Seconds that the body of an authenticated request may pause.
+BODY_PAUSE_SECONDS = 60.0
+#: Seconds that an unauthenticated client may take to read an answer.
+ANSWER_SECONDS = 60.0
+#: Age in seconds below which a connection is not closed for its address's limit: its request may still be on the way.
+GRACE_SECONDS = 1.0
+#: The part of the process's descriptors that connections may take. The rest is for sessions, journals and kernels.
+DESCRIPTOR_SHARE = 0.5
+
+
+class Phase(Enum):
+    """What a connection waits for."""
+
+    HEAD = "a request's head"
+    BODY = "a request's body"
+    ANSWER = "the answer"
+
+
+class Connection:
+    """One accepted connection, from accept(2) until its descriptor is closed.
+
+    Attributes:
+        peer: the address that it is counted for.
+        principal: the name of the principal that a request on it authenticated last, None before.
+        phase: what it waits for.
+        since: when the phase began, on the event loop's clock.
+    """
+
+    def __init__(self, owner: Connections, peer: str) -> None:
+        self._owner = owner
+        self.peer = peer
+        self.principal: str | None = None
+        self.opened = self.since = owner.now()
+        self.phase = Phase.HEAD
+        self.stream: IOStream | None = None
+        # When the first byte of the awaited head came. The first head counts from accept(2).
+        self._head_since: float | None = self.opened
+        self._credit = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for a request of which nothing has come."""
+        return self.phase is Phase.HEAD and self._head_since is None
+
+    # -- what happens on it ------------------------------------------------------------
+
+    def await_head(self, buffered: bool) -> None:
+        """Begin to wait for a head.
+
+        Args:
+            buffered: whether a part of it has been read already, with the request before.
+        """
+        if self.phase is not Phase.HEAD:
+            self.phase, self.since = Phase.HEAD, self._owner.now()
+            self._head_since = self.since if buffered else None
+
+    def await_body(self) -> None:
+        """The head is complete."""
+        self.phase, self.since = Phase.BODY, self._owner.now()
+        self._credit = self._body_pause()
+
+    def await_answer(self) -> None:
+        """The request is complete."""
+        self.phase, self.since = Phase.ANSWER, self._owner.now()
+
+    def received(self, size: int) -> None:
+        """Bytes have come."""
+        if self.phase is Phase.HEAD and self._head_since is None:
+            self._head_since = self._owner.now()
+        elif self.phase is Phase.BODY:
+            self._credit = min(self._body_pause(), self._credit + size / MIN_BODY_RATE)
+
+    def claim(self, principal: str) -> None:
+        """Count this connection for a principal, whose token or secret a request on it holds.
+
+        Raises:
+            AtCapacity: the principal has as many connections as one may have.
+        """
+        self._owner.claim(self, principal)
+        self._credit = self._body_pause()  # an authenticated client may pause for longer
+
+    def restore(self) -> None:
+        """Count it again: its descriptor was duplicated before it was closed."""
+        self._owner.add(self)
+
+    def release(self) -> None:
+        """Its descriptor is closed. May be called twice."""
+        self._owner.remove(self)
+
+    def close(self, reason: str) -> None:
+        """Close it from this side."""
+        log.info("Closed a connection from %s: %s", self.peer, reason)
+        if self.stream is not None:
+            self.stream.close()
+
+    # -- time --------------------------------------------------------------------------
+
+    def _body_pause(self) -> float:
+        head = self._owner.head_seconds
+        return head if self.principal is None else max(head, BODY_PAUSE_SECONDS)
+
+    def overdue(self, now: float, elapsed: float) -> str | None:
+        """Why it must be closed; None if it need not be. Called once per sweep.
+
+        Args:
+            now: the event loop's time.
+            elapsed: seconds since the sweep before.
+        """
+        head = self._owner.head_seconds
+        if self.phase is Phase.HEAD and self._head_since is not None and now - self._head_since > head:
+            return f"the head of a request was not complete after {head:g} s"
+        # While the server itself does not read, the client is not late.
+        if self.phase is Phase.BODY and self.stream is not None and self.stream.reading():
+            self._credit -= elapsed
+            if self._credit <= 0:
+                return f"the body of a request came with less than {MIN_BODY_RATE} bytes/s"
+        if self.phase is Phase.ANSWER and self.principal is None and now - self.since > ANSWER_SECONDS:
+            return f"an answer was not read after {ANSWER_SECONDS:g} s"
+        return None
+
+
+class Connections:
+    """The open connections of all listening sockets of one server. Used on the event loop alone.
+
+    Args:
+        most: connections at the same time.
+        per_peer: unauthenticated ones of one peer address.
+        head_seconds: time for the head of a request.
+    """
+
+    def __init__(self, most: int, per_peer: int, head_seconds: float) -> None:
+        self.most = most
+        self.per_peer = min(per_peer, max(1, most // 2))
+        self.per_principal = max(1, most // 2)
+        self.head_seconds = head_seconds
+        self.now = asyncio.get_running_loop().time
+        self._unauthenticated: dict[str, dict[Connection, None]] = {}  # of each peer, the oldest first
+        self._owned: dict[str, dict[Connection, None]] = {}  # of each principal
+        self._count = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._swept = self.now()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Connections:
+        """The limits of these settings, below the process's limit of open files."""
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        most = max(1, min(settings.max_connections, int(descriptors * DESCRIPTOR_SHARE)))
+        if most < settings.max_connections:
+            log.info("At most %d connections: a process here may open %d files", most, descriptors)
+        return cls(most, settings.max_unauthenticated_connections, settings.request_head_seconds)
+
+    def __len__(self) -> int:
+        return self._count
+
+    # -- coming and going ----------------------------------------------------------------
+
+    def open(self, family: int, address: Any) -> Connection | None:
+        """Count a new connection, closing another if there are too many.
+
+        Returns:
+            None if it must be refused: every connection is authenticated and in use.
+        """
+        peer = peer_of(family, address)
+        same = self._unauthenticated.get(peer, {})
+        if len(same) >= self.per_peer:
+            oldest = next(iter(same))
+            if self.now() - oldest.opened >= GRACE_SECONDS:
+                oldest.close(f"more than {self.per_peer} unauthenticated connections from one address")
+        if self._count >= self.most:
+            victim = self._victim()
+            if victim is None:
+                log.warning("Refused a connection from %s: %d are open and in use (max_connections)", peer, self._count)
+                return None
+            victim.close(f"more than {self.most} connections are open")
+        connection = Connection(self, peer)
+        self.add(connection)
+        return connection
+
+    def _victim(self) -> Connection | None:
+        """The connection that is closed for a new one: an unauthenticated one, else an idle one."""
+        if self._unauthenticated:
+            most = max(self._unauthenticated, key=lambda peer: len(self._unauthenticated[peer]))
+            return next(iter(self._unauthenticated[most]))
+        for owned in sorted(self._owned.values(), key=len, reverse=True):
+            idle = [each for each in owned if each.idle]
+            if idle:
+                return min(idle, key=lambda each: each.since)
+        return None
+
+    def _place(self, connection: Connection) -> tuple[dict[str, dict[Connection, None]], str]:
+        if connection.principal is None:
+            return self._unauthenticated, connection.peer
+        return self._owned, connection.principal
+
+    def add(self, connection: Connection) -> None:
+        """Count a connection."""
+        table, name = self._place(connection)
+        table.setdefault(name, {})[connection] = None
+        self._count += 1
+
+    def remove(self, connection: Connection) -> None:
+        """Count it no more. May be called twice."""
+        table, name = self._place(connection)
+        group = table.get(name, {})
+        if connection in group:
+            del group[connection]
+            self._count -= 1
+            if not group:
+                del table[name]
+
+    def claim(self, connection: Connection, principal: str) -> None:
+        """See ``Connection.claim``."""
+        if connection.principal == principal:
+            return
+        if len(self._owned.get(principal, {})) >= self.per_principal:
+            raise AtCapacity(
+                f"{principal!r} has {self.per_principal} connections open, which is the limit; close some of them."
+            )
+        self.remove(connection)
+        connection.principal = principal
+        self.add(connection)
+
+    # -- the sweep -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Close slow connections from now on."""
+        self._swept = self.now()
+        self._timer = asyncio.get_running_loop().call_later(self._interval, self._sweep)
+
+    def stop(self) -> None:
+        """Close none any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @property
+    def _interval(self) -> float:
+        return min(1.0, self.head_seconds / 4)
+
+    def _sweep(self) -> None:
+        now = self.now()
+        # A loop that was held up has not read in time what clients had sent in time.
+        elapsed, self._swept = min(now - self._swept, 2 * self._interval), now
+        for table in (self._unauthenticated, self._owned):
+            for connection in [each for group in table.values() for each in group]:
+                if (reason := connection.overdue(now, elapsed)) is not None:
+                    connection.close(reason)
+        self._timer = asyncio.get_running_loop().call_later(self._interval, self._sweep)
+
+
+def peer_of(family: int, address: Any) -> str:
+    """The address that a connection is counted for: of IPv6 its /64 network, which one host may own."""
+    if family == socket.AF_UNIX:
+        return "unix"
+    host = ipaddress.ip_address(str(address[0]).partition("%")[0])
+    if isinstance(host, ipaddress.IPv6Address):
+        return str(host.ipv4_mapped or ipaddress.ip_network((int(host) >> 64 << 64, 64)))
+    return str(host)
+
+
+class Stream(IOStream):
+    """Tornado's stream of an accepted socket, which tells its ``Connection`` what happens."""
+
+    def __init__(self, accepted: socket.socket, connection: Connection, **more: Any) -> None:
+        self.connection = connection
+        super().__init__(accepted, **more)
+        connection.stream = self
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        """Tornado's hook."""
+        size = super().read_from_fd(buf)
+        if size:
+            self.connection.received(size)
+        return size
+
+    def close_fd(self) -> None:
+        """Tornado's hook."""
+        super().close_fd()
+        self.connection.release()
+
+    def buffered(self) -> bool:
+        """Whether bytes were read from the socket that no one has asked for yet."""
+        return bool(self._read_buffer_size)
+
+
+def connection_of(stream: object) -> Connection | None:
+    """The connection behind a stream; None if it was not accepted by a ``LimitedServer``."""
+    return stream.connection if isinstance(stream, Stream) else None
+
+
+class _Watched(HTTPMessageDelegate):
+    """A request's delegate, which tells the connection how far the request has come."""
+
+    def __init__(self, delegate: HTTPMessageDelegate, connection: Connection) -> None:
+        self._delegate, self._connection = delegate, connection
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        self._connection.await_body()
+        return self._delegate.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        return self._delegate.data_received(chunk)
+
+    def finish(self) -> None:
+        self._connection.await_answer()
+        self._delegate.finish()
+
+    def on_connection_close(self) -> None:
+        self._delegate.on_connection_close()
+
+
+class LimitedServer(HTTPServer):
+    """Tornado's server, whose connections are limited."""
+
+    connections: Connections | None = None
+    _handlers: dict[int, Callable[[], None]]
+
+    def listen_within(self, connections: Connections, sockets: Sequence[socket.socket]) -> None:
+        """Listen on these sockets, within these limits, by an ``Acceptor`` in place of Tornado's handler."""
+        self.connections = connections
+        connections.start()
+        for listener in sockets:
+            self._sockets[listener.fileno()] = listener
+            self._handlers[listener.fileno()] = Acceptor(listener, self._accepted).close
+
+    def _accepted(self, accepted: socket.socket, address: Any) -> None:
+        assert self.connections is not None
+        connection = self.connections.open(accepted.family, address)
+        if connection is None:
+            accepted.close()
+            return
+        stream = Stream(
+            accepted, connection, max_buffer_size=self.max_buffer_size, read_chunk_size=self.read_chunk_size
+        )
+        self.handle_stream(stream, address)
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        """Tornado's hook: a connection waits for its next request."""
+        delegate = super().start_request(server_conn, request_conn)
+        stream = getattr(request_conn, "stream", None)
+        if not isinstance(stream, Stream):
+            return delegate
+        stream.connection.await_head(stream.buffered())
+        return _Watched(delegate, stream.connection)
