@@ -116,7 +116,9 @@ class Served:
         if self.process is not None:
             self.process.wait()
 
-    def call(self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None) -> Any:
+    def call(
+        self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None, timeout: float = 60
+    ) -> Any:
         """One REST call with the token; the JSON that came back, None for an empty answer.
 
         Raises:
@@ -128,7 +130,7 @@ class Served:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json", **(headers or {})},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
             data = answer.read()
         return json.loads(data) if data else None
 

@@ -17,8 +17,6 @@ import msgspec
 
 #: Largest datagram that is read; writers are bounded by what they write.
 DATAGRAM = 192 * 1024
-#: Most descriptors that come with one.
-FDS = 8
 #: What a socket is asked to hold (Linux gives at most twice ``net.core.wmem_max``): a datagram must fit in whole.
 BUFFER = 1 << 20
 #: Datagrams that wait for a peer that does not read; one that leaves more unread is given up.
@@ -26,6 +24,8 @@ BACKLOG = 4096
 
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+_SO_PASSRIGHTS = 83  # asm-generic/socket.h since Linux 6.16; Python has no name for it
 
 Received = Callable[[dict[str, Any], list[int]], None]
 
@@ -38,20 +38,34 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+def refuse_descriptors(sock: socket.socket) -> None:
+    """Have Linux refuse descriptors that the other end sends from now on (EPERM for the sender).
+
+    Before Linux 6.16 the other end may send some: a read without room for them closes them (unix(7)).
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+
+
+def receive(sock: socket.socket, most: int) -> tuple[dict[str, Any], list[int]] | None:
     """One datagram, or None at the end.
+
+    Args:
+        sock: to read from.
+        most: descriptors that may come with it.
 
     Raises:
         BlockingIOError: there is none yet.
-        ValueError: it is not a JSON object, or too long.
+        ValueError: it is not a JSON object, or too long, or more descriptors came with it. All are closed.
     """
     try:
-        data, fds, flags, _ = socket.recv_fds(sock, DATAGRAM, FDS)
+        data, fds, flags, _ = socket.recv_fds(sock, DATAGRAM, most, socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:
         raise
     except OSError:
         return None
     if not data:
+        close_all(fds)  # an empty datagram may carry some
         return None
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
@@ -69,14 +83,24 @@ def close_all(fds: Sequence[int]) -> None:
 
 
 class Channel:
-    """One end, on the event loop. ``received`` owns the descriptors it is given."""
+    """One end, on the event loop.
 
-    def __init__(self, sock: socket.socket, received: Received, closed: Callable[[], None]) -> None:
+    Args:
+        sock: connected; the channel's from now on.
+        received: takes each datagram, and owns the descriptors that came with it.
+        closed: called once when the other end is gone or sent what it may not send.
+        fds: most descriptors that the other end may send with one datagram.
+    """
+
+    def __init__(self, sock: socket.socket, received: Received, closed: Callable[[], None], *, fds: int) -> None:
         sock.setblocking(False)
+        if not fds:
+            refuse_descriptors(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         self.sock = sock
         self._received = received
         self._closed = closed
+        self._fds = fds
         self._waiting: deque[tuple[bytes, list[int]]] = deque()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._read)
@@ -136,7 +160,7 @@ class Channel:
 
     def _read(self) -> None:
         try:
-            got = receive(self.sock)
+            got = receive(self.sock, self._fds)
         except BlockingIOError:
             return
         except ValueError:

@@ -37,6 +37,8 @@ TELL_SECONDS = 1.0
 FORK_SECONDS, WAKE_SECONDS = 15.0, 10.0
 #: Seconds an adopted kernel gets to answer before its server asks again: C code may keep it from listening.
 ADOPT_SECONDS = 2.0
+#: Attempts to adopt a kernel that listens and does not accept, a few seconds each, before it is ended.
+ADOPT_ATTEMPTS = 20
 #: Seconds a busy parent is waited for until it is fenced off from its branches; it may be done later.
 FENCE_SECONDS = 1.0
 #: Seconds a branch gets to copy its parent's directory.
@@ -288,7 +290,8 @@ class ForkedLauncher:
         self._runtime = runtime
         self._tasks: set[asyncio.Future[None]] = set()
         self._ready: dict[str, ForkedKernel] = {}
-        self._deaf: set[str] = set()
+        self._given_up: dict[str, Exit] = {}  # kernels that can't be adopted
+        self._unanswered: dict[str, int] = {}  # attempts to adopt, by kernel
 
     def path(self, kernel: str) -> Path:
         """Where a kernel listens."""
@@ -404,23 +407,28 @@ class ForkedLauncher:
             self.path(request.kernel).unlink(missing_ok=True)
             return None
         try:
-            return await self._connect(request, found, sink, last_frame, seconds=ADOPT_SECONDS, patient=True)
+            kernel = await self._connect(request, found, sink, last_frame, seconds=ADOPT_SECONDS, patient=True)
+            self._unanswered.pop(request.kernel, None)
+            return kernel
         except WireLoss as error:
-            log.warning("kernel %s can't be adopted: %s", request.kernel, error.message)
-            return None
+            log.warning("kernel %s can't be adopted and was ended: %s", request.kernel, error.message)
+            if error.violation:
+                message = error.message.rstrip(".")
+                self._given_up[request.kernel] = Exit(cause=Cause.PROTOCOL, message=message, signal=signal.SIGKILL)
         except Timeout:
-            if not await _refuses(self.path(request.kernel)):
-                raise  # it sits in C code and will answer
-            log.warning("kernel %s can't be adopted: it listens no more", request.kernel)
+            tries = self._unanswered[request.kernel] = self._unanswered.get(request.kernel, 0) + 1
+            if tries < ADOPT_ATTEMPTS and not await _refuses(self.path(request.kernel)):
+                raise  # a connection waits for C code to end, so that the queue of the listener is full
+            log.warning("kernel %s can't be adopted and was ended: it accepts no connection", request.kernel)
             await asyncio.shield(self._end_quietly(request.kernel))
-            self._deaf.add(request.kernel)
-            return None
+            self._given_up[request.kernel] = UNREACHABLE
+        self._unanswered.pop(request.kernel, None)
+        return None
 
     async def how_ended(self, kernel: str) -> Exit | None:
         """See ``port.Launcher``."""
-        if kernel in self._deaf:
-            self._deaf.discard(kernel)
-            return UNREACHABLE
+        if (exit := self._given_up.pop(kernel, None)) is not None:
+            return exit
         try:
             os.close((await self.host.find(kernel)).pidfd)
         except NotFound as error:

@@ -53,6 +53,8 @@ VERSION = 1
 TEMPLATE_SECONDS = 20.0
 #: Between looks at what the sessions' cgroups have counted; and how many kernels one notice names.
 LOOK_SECONDS, MOST_NAMED = 1.0, 1000
+#: Descriptors that come with ``spawn``, the most of any request.
+SPAWN_FDS = 5
 #: How often a spawn is tried when its template dies meanwhile.
 SPAWN_ATTEMPTS = 3
 
@@ -196,7 +198,7 @@ class Host:
         def closed() -> None:
             self._left(server)
 
-        server = channel.Channel(sock, received, closed)
+        server = channel.Channel(sock, received, closed, fds=SPAWN_FDS)
         self._servers[server] = set()
         if self._grace is not None:
             self._grace.cancel()
@@ -309,7 +311,7 @@ class Host:
 
     async def _spawn(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
         request = msgspec.convert(body, Spawn)
-        if len(fds) != 5:
+        if len(fds) != SPAWN_FDS:
             raise BadRequest("spawn needs five descriptors.")
         _must_own(server, [request.workdir, *([request.family] if request.family else [])])
         template = self.templates.get(request.template)

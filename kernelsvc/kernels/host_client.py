@@ -120,7 +120,7 @@ class HostClient:
         except OSError:
             sock.close()
             return False
-        self._channel = channel.Channel(sock, self._received, self._gone)
+        self._channel = channel.Channel(sock, self._received, self._gone, fds=1)
         try:
             said, _ = await self._ask("hello", version=VERSION)
         except (Internal, Timeout):

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from kernelsvc.kernels import wire_frames as frames
-from kernelsvc.kernels.wire_frames import HEADER, HELLO, Welcome
+from kernelsvc.kernels.channel import close_all, refuse_descriptors
+from kernelsvc.kernels.raw import RawPipe
+from kernelsvc.kernels.reassembly import reassembly
+from kernelsvc.kernels.wire_frames import HEADER, HELLO, Violation, Welcome
 
 #: Seconds between attempts to connect: first, and at the most.
 RETRY_SECONDS = 0.002, 0.05
 #: Most bytes of one read.
 READ = 256 * 1024
+#: Seconds from the first byte of WELCOME to its last. The first one may come late: a running cell
+#: that sits in C code keeps its kernel from the socket, and has limits of its own.
+WELCOME_SECONDS = 10.0
+#: Descriptors that come with the first byte of WELCOME: the read ends of the raw pipes.
+PIPES = 2
 
 _encode = msgspec.json.Encoder().encode
 _UCRED = struct.Struct("3i")
@@ -63,7 +74,7 @@ class Link:
         welcome: what the kernel said of itself; not to be trusted.
         first: number of the first frame that follows; 0 before WELCOME.
         rest: bytes that came after WELCOME.
-        fds: descriptors that came with it: the raw pipes' read ends.
+        pipes: the raw pipes, opened again; the kernel's own descriptors are closed.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -72,7 +83,8 @@ class Link:
         self.welcome = Welcome(version=0)
         self.first = 0
         self.rest = bytearray()
-        self.fds: list[int] = []
+        self.pipes: list[RawPipe] = []
+        self._dropped = False
 
     @classmethod
     async def open(cls, path: str, last_frame: int, identity: dict[str, Any] | None = None, *, patient: bool) -> Link:
@@ -95,25 +107,52 @@ class Link:
         """Wait for WELCOME, which a kernel that sits in C code says late. Safe to cancel, and to call again.
 
         Raises:
-            Violation: something else came.
+            Violation: something else came, or not the descriptors that belong there, or not all of it in time.
             EOFError, OSError: the kernel hung up.
         """
-        while not self._receive():
+        if not self.rest:
             await self._readable()
+        try:
+            async with asyncio.timeout(WELCOME_SECONDS):
+                while not self._receive():
+                    await self._readable()
+        except TimeoutError:
+            raise Violation(f"WELCOME was not whole within {WELCOME_SECONDS:g} seconds") from None
 
     def _receive(self) -> bool:
+        if self._dropped:
+            raise Violation("WELCOME was not whole when the memory for incomplete frames was full")
         try:
-            data, fds, _, _ = socket.recv_fds(self.sock, READ, 8)
+            data, fds, flags, _ = socket.recv_fds(self.sock, READ, PIPES, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return False
-        self.fds += fds
-        if not data:
-            raise EOFError
+        try:
+            if not data:
+                raise EOFError
+            self._take_pipes(fds, flags, 0 if self.rest else PIPES)
+        finally:
+            close_all(fds)
         self.rest += data
         found = frames.welcome(self.rest)
         if found is not None:
             self.welcome, self.first = found
+            refuse_descriptors(self.sock)
+        reassembly.hold(self, 0, 0 if found else len(self.rest))
         return found is not None
+
+    def _take_pipes(self, fds: Sequence[int], flags: int, expected: int) -> None:
+        """Open the pipes again that came with some bytes.
+
+        Linux ends a read after bytes that descriptors came with, closes those for which there is no room, and says
+        ``MSG_CTRUNC`` (unix(7), recvmsg(2)): so all that came are in ``fds``, and the caller closes those.
+        """
+        if flags & socket.MSG_CTRUNC and len(fds) < PIPES:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        if flags & socket.MSG_CTRUNC or len(fds) != expected:
+            raise Violation(f"WELCOME did not come with {PIPES} descriptors")
+        if fds:
+            self.pipes.append(RawPipe(fds[0], "stdout"))
+            self.pipes.append(RawPipe(fds[1], "stderr"))
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
@@ -129,9 +168,22 @@ class Link:
         finally:
             loop.remove_reader(self.sock.fileno())
 
+    def drop_partial(self) -> None:
+        """See ``reassembly.Connection``. The task that waits for WELCOME fails."""
+        self._dropped = True
+        self.rest = bytearray()
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)  # wakes that task
+
+    def take_pipes(self) -> list[RawPipe]:
+        """Give the pipes to the caller, which closes them."""
+        pipes, self.pipes = self.pipes, []
+        return pipes
+
     def close(self) -> None:
-        """Let go of the socket and of descriptors that nobody took."""
+        """Let go of the socket, the buffer, and pipes that nobody took."""
         self.sock.close()
-        for fd in self.fds:
-            os.close(fd)
-        self.fds = []
+        self.rest = bytearray()
+        reassembly.release(self)
+        for pipe in self.take_pipes():
+            pipe.close()

@@ -57,7 +57,7 @@ class Process:
 
     def listen(self, sock: socket.socket) -> None:
         """Take the server's end of the socket to the keeper."""
-        self._channel = channel.Channel(sock, self._received, self._keeper_gone)
+        self._channel = channel.Channel(sock, self._received, self._keeper_gone, fds=0)
 
     def _received(self, body: dict[str, Any], fds: list[int]) -> None:
         channel.close_all(fds)

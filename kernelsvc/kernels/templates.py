@@ -110,7 +110,7 @@ class Template:
             return
         finally:
             theirs.close()
-        self._channel = channel.Channel(ours, self._received, self._gone)
+        self._channel = channel.Channel(ours, self._received, self._gone, fds=0)
         self._channel.send({"preload": self.settings.preload, "path": str(self._guest)})
 
     @property

@@ -166,7 +166,7 @@ class Ward:
 
     def listen(self, sock: socket.socket) -> None:
         """Take the host's end of the channel to the init."""
-        self._channel = channel.Channel(sock, self._received, self._init_gone)
+        self._channel = channel.Channel(sock, self._received, self._init_gone, fds=2)
 
     async def wait_ready(self, seconds: float) -> None:
         """Wait until the kernel listens. Safe to cancel.

@@ -32,6 +32,7 @@ from kernelsvc.kernels.link import READ, Link, knock, peer_pid
 from kernelsvc.kernels.pacing import Paced
 from kernelsvc.kernels.port import Message, Output, Text
 from kernelsvc.kernels.raw import RawPipe
+from kernelsvc.kernels.reassembly import reassembly
 from kernelsvc.kernels.wire_frames import ACK, CONTROL, HEADER, MESSAGE, Parser, Violation
 from kernelsvc.protocol import jupyter
 
@@ -50,6 +51,10 @@ MAX_OUTGOING = 64 * 1024 * 1024
 ACK_BYTES, ACK_SECONDS = 64 * 1024, 0.05
 #: Requests kept until the kernel is known to have seen them; it names its last 32.
 KEPT_REQUESTS = 32
+#: Connections that a kernel may end within so many seconds. A signal's handler that raises in a print ends one too.
+MAX_HANG_UPS, HANG_UP_SECONDS = 20, 60.0
+#: Seconds that one frame may take to arrive, after which it is asked for again; checked as often.
+PARTIAL_SECONDS = 30.0
 #: Seconds after a connection was made again at which the listener is looked at.
 LOOK_AGAIN_SECONDS = 0.5
 
@@ -122,6 +127,9 @@ class Wire:
         self._control_number = 0
         self._requests: dict[str, bytes] = {}  # that the kernel may not have seen, as frames, by id
         self._healing: asyncio.Task[None] | None = None
+        self._hang_ups: deque[float] = deque(maxlen=MAX_HANG_UPS)  # when the last ones were
+        self._partial = False  # half a frame is held
+        self._partial_timer: asyncio.TimerHandle | None = None
         self._welcome = link.welcome
         if link.first:
             self._adopt(link)
@@ -206,15 +214,8 @@ class Wire:
         self._welcome = link.welcome
         self._owed = 0  # HELLO has told it
         self._parser.reset()
-        for pipe, fd in zip(self._raw, link.fds, strict=False):
-            pipe.close()
-            pipe.fd = fd
-            os.set_blocking(fd, False)
-        if not self._raw and len(link.fds) >= 2:
-            self._raw = [RawPipe(link.fds[0], "stdout"), RawPipe(link.fds[1], "stderr")]
-        for fd in link.fds[2:]:
-            os.close(fd)
-        link.fds = []
+        if not self._raw:
+            self._raw = link.take_pipes()
         self._reader = Paced(self._loop, link.sock.fileno(), self._read)
         self._raw_readers = [Paced(self._loop, pipe.fd, partial(self._read_raw, n)) for n, pipe in enumerate(self._raw)]
 
@@ -283,6 +284,31 @@ class Wire:
         if end >= 0:
             batch[end:end] = [text for pipe in self._raw for text in pipe.drain()]
         self._give(batch)
+        if self._partial or self._parser.pending:
+            self._hold_partial()
+
+    def _hold_partial(self) -> None:
+        """Count the incomplete frame against the limit for all kernels, and see to it that it becomes whole."""
+        if self._link is None:
+            return  # all was freed with the connection
+        size, last = self._parser.pending, self._parser.last
+        self._partial = size > 0
+        if size and self._partial_timer is None:
+            self._partial_timer = self._loop.call_later(PARTIAL_SECONDS, self._look_at_partial, last)
+        reassembly.hold(self, last, size)
+
+    def _look_at_partial(self, last: int) -> None:
+        self._partial_timer = None
+        if self._parser.last != last or self._refused or not self._parser.pending:  # it moves, or is not read now
+            self._hold_partial()
+            return
+        log.warning("kernel %s: a frame was not whole within %g s; connecting again", self._path, PARTIAL_SECONDS)
+        self._hung_up()
+
+    def drop_partial(self) -> None:
+        """See ``reassembly.Connection``."""
+        log.warning("kernel %s: no memory is left for its incomplete frame; connecting again", self._path)
+        self._hung_up(counted=False)
 
     def _look_through(self, batch: list[Output]) -> int:
         """Forget requests that the kernel speaks of: they need not be sent again.
@@ -498,10 +524,23 @@ class Wire:
             self._stuck = False
             link.close()
         self._drop_outgoing()
+        self._parser.reset()
+        self._partial = False
+        reassembly.release(self)
+        if self._partial_timer is not None:
+            self._partial_timer.cancel()
+            self._partial_timer = None
 
-    def _hung_up(self) -> None:
-        """The connection ended; the kernel may still live."""
+    def _hung_up(self, *, counted: bool = True) -> None:
+        """Connect again after the connection ended, if the kernel still lives and does not do so all the time."""
         self._disconnect()
+        if counted:
+            now = self._loop.time()
+            if len(self._hang_ups) == MAX_HANG_UPS and now - self._hang_ups[0] < HANG_UP_SECONDS:
+                what = f"its connection ended more than {MAX_HANG_UPS} times in {HANG_UP_SECONDS:g} seconds"
+                self._lose(WireLoss(f"The kernel broke its protocol: {what}.", violation=True))
+                return
+            self._hang_ups.append(now)
         if self._healing is not None:
             self._healing.cancel()
         self._healing = self._loop.create_task(self._heal(), name=f"heal {self._path}")
@@ -535,9 +574,11 @@ class Wire:
             link.close()
             self._lose(_loss(error))
             return
-        if link.first != self._parser.last + 1:
+        other = self._raw and [pipe.identity for pipe in link.pipes] != [pipe.identity for pipe in self._raw]
+        if link.first != self._parser.last + 1 or other:
             link.close()
-            self._lose(WireLoss("The kernel does not go on where it ended.", violation=True))
+            what = "handed over other pipes than before" if other else "does not go on where it ended"
+            self._lose(WireLoss(f"The kernel {what}.", violation=True))
             return
         self._unwatch()
         self._adopt(link)

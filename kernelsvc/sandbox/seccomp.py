@@ -101,6 +101,9 @@ _WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # O_WRONLY O_RDWR O_CREAT O_TRUNC
 _TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
 #: FS_IOC_FSSETXATTR: with it a file leaves the project whose quota counts it.
 _FSSETXATTR = 0x401C_5820
+#: With SO_LINGER, the process that closes the last reference of a TCP socket waits, for as long as the option says
+#: (socket(7)). A reference that was sent to the server is closed by the server, also when it is discarded on arrival.
+_SOL_SOCKET, _SO_LINGER = 1, 13
 _PR_SET_SECCOMP, _PR_SET_MM, _PR_SET_PTRACER = 22, 35, 0x5961_6D61
 _PERSONALITY_ASK = 0xFFFF_FFFF
 
@@ -159,6 +162,7 @@ def _checks(inet: bool, connect: bool) -> dict[str, Verdict]:
         "clone": Check(0, (0,), ALLOW, EPERM, mask=_NEW_NAMESPACES),
         "ioctl": Check(1, (_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD, _FSSETXATTR), EPERM, ALLOW),
         "prctl": Check(0, (_PR_SET_SECCOMP, _PR_SET_MM, _PR_SET_PTRACER), EPERM, ALLOW),
+        "setsockopt": Check(1, (_SOL_SOCKET,), Check(2, (_SO_LINGER,), EPERM, ALLOW), ALLOW),
         "personality": Check(0, (0, _PERSONALITY_ASK), ALLOW, EPERM),
         # Its own limits, or reading another's: never changing another process's.
         "prlimit64": Check(0, (0,), ALLOW, null),

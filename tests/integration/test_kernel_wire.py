@@ -19,7 +19,9 @@ from kernel_processes import Client, Template, kernel, now, rss
 from waiting import wait_until
 
 from kernelsvc.errors import AtCapacity, KernelDead, Timeout
+from kernelsvc.kernels import wire as wires
 from kernelsvc.kernels.port import Output, Text
+from kernelsvc.kernels.reassembly import reassembly
 from kernelsvc.kernels.wire import Wire, WireLoss
 from kernelsvc.protocol.jupyter import join_v1
 
@@ -395,6 +397,9 @@ class Impostor:
         self.server: asyncio.Server | None = None
         self.says = b""
         self.heard = bytearray()
+        self.visits = 0
+        self.pipes = [*os.pipe(), *os.pipe()]
+        self.hands_over = [self.pipes[0], self.pipes[2]]
 
     async def __aenter__(self) -> Impostor:
         self.server = await asyncio.start_unix_server(self._serve, str(self.path))
@@ -403,10 +408,16 @@ class Impostor:
     async def __aexit__(self, *_: object) -> None:
         assert self.server is not None
         self.server.close()
+        for fd in self.pipes:
+            os.close(fd)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
-            writer.write(self.says)
+            self.visits += 1
+            sock = socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
+            with sock:  # descriptors come with the first bytes
+                sent = socket.send_fds(sock, [self.says[:1000]], self.hands_over)
+            writer.write(self.says[sent:])
             while data := await reader.read(65536):
                 self.heard += data
         writer.close()
@@ -504,3 +515,64 @@ async def test_a_sink_with_a_bug_ends_the_wire_and_not_the_server(k: Client) -> 
     k.execute("1")
     with pytest.raises(WireLoss, match="log has the details"):
         await k.until(lambda: False)
+
+
+async def _lost(wire: Wire) -> WireLoss:
+    lost: asyncio.Future[WireLoss] = asyncio.get_running_loop().create_future()
+    wire.start(lambda _batch: None, lost.set_result)
+    return await asyncio.wait_for(lost, 20)
+
+
+async def test_other_pipes_at_a_reconnection_end_it(tmp_path: Path) -> None:
+    async with Impostor(tmp_path / "k") as impostor:
+        impostor.says = frame(1, 1, WELCOME)
+        wire = await Wire.connect(str(impostor.path))
+        own = os.pipe()
+        impostor.hands_over = [own[0], impostor.pipes[2]]
+        before = len(os.listdir("/proc/self/fd"))
+        wire._hung_up()
+        loss = await _lost(wire)
+        assert loss.violation
+        assert "other pipes" in loss.message
+        assert len(os.listdir("/proc/self/fd")) < before
+        for fd in own:
+            os.close(fd)
+
+
+async def test_a_frame_that_does_not_become_whole_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wires, "PARTIAL_SECONDS", 0.02)
+    async with Impostor(tmp_path / "k") as impostor:
+        impostor.says = frame(1, 1, WELCOME) + HEADER.pack(MiB, 2, 1) + bytes(MiB // 2)
+        wire = await Wire.connect(str(impostor.path))
+        loss = await _lost(wire)  # it never does, so that its connections are counted
+        assert loss.violation
+        assert "connection ended more than 20 times" in loss.message
+        assert impostor.visits == wires.MAX_HANG_UPS + 1
+        assert (wire._parser.pending, reassembly.total) == (0, 0)
+
+
+async def test_half_frames_of_many_kernels_share_one_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reassembly, "max_bytes", 3 * MiB)
+    async with contextlib.AsyncExitStack() as open_:
+        impostors = [await open_.enter_async_context(Impostor(tmp_path / f"k{n}")) for n in range(4)]
+        wires_: list[Wire] = []
+        for impostor in impostors:
+            impostor.says = frame(1, 1, WELCOME) + HEADER.pack(2 * MiB, 2, 1) + bytes(MiB)
+            wire = await Wire.connect(str(impostor.path))
+            impostor.says = frame(1, 1, WELCOME)  # the next time it behaves
+            wire.start(lambda _batch: None, lambda _loss: None)
+            wires_.append(wire)
+        await wait_until(lambda: sum(impostor.visits for impostor in impostors) > 4)
+        assert sum(wire._parser.pending for wire in wires_) == reassembly.total <= 3 * MiB
+        assert not any(wire._hang_ups for wire in wires_), "it is not their doing"
+        for wire in wires_:
+            wire.close()
+        assert (sum(wire._parser.pending for wire in wires_), reassembly.total) == (0, 0)
+
+
+async def test_a_kernel_that_hangs_up_now_and_then_goes_on(k: Client) -> None:
+    for n in range(5):
+        k.wire._hung_up()
+        assert (await k.run(str(n))).result == str(n)

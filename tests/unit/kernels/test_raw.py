@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from kernelsvc.kernels.raw import CHUNK, RawPipe
+from kernelsvc.kernels.wire_frames import Violation
 
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[RawPipe, int]]:
     read, write = os.pipe()
     raw = RawPipe(read, "stdout")
+    os.close(read)
     yield raw, write
     raw.close()
     if write in {int(fd) for fd in os.listdir("/proc/self/fd")}:
@@ -58,3 +63,44 @@ def test_close_twice(pipe: tuple[RawPipe, int]) -> None:
     raw, _ = pipe
     raw.close()
     raw.close()
+
+
+def test_a_pipe_whose_other_description_blocks_is_read_without_blocking() -> None:
+    read, write = os.pipe()
+    raw = RawPipe(read, "stdout")
+    os.set_blocking(read, True)  # what a kernel that shares a description with its server can do at any time
+    assert raw.read() is None
+    assert not os.get_blocking(raw.fd)
+    for fd in (read, write):
+        os.close(fd)
+    raw.close()
+
+
+def test_no_more_is_drained_than_a_pipe_holds() -> None:
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    raw = RawPipe(read, "stdout")
+    os.write(write, b"x" * 4096)
+    assert raw.available() == 4096
+    for fd in (read, write):
+        os.close(fd)
+    raw.close()
+
+
+def test_anything_but_a_pipe_of_the_server_is_refused_and_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "sparse").touch()
+    os.truncate(tmp_path / "sparse", 48 << 20)
+    one, two = socket.socketpair()
+    files = [os.open(path, os.O_RDONLY) for path in (tmp_path / "sparse", "/dev/zero", "/")]
+    others = [one.detach(), two.detach()]
+    if os.geteuid() == 0:
+        others += os.pipe()
+        for fd in others[-2:]:
+            os.fchown(fd, 65_533, 65_533)
+    before = len(os.listdir("/proc/self/fd"))
+    for fd in (*files, *others):
+        with pytest.raises(Violation):
+            RawPipe(fd, "stdout")
+    assert len(os.listdir("/proc/self/fd")) == before
+    for fd in (*files, *others):
+        os.close(fd)

@@ -74,6 +74,9 @@ def test_a_policy_names_only_calls_that_exist_somewhere() -> None:
         ("ioctl", (0, 0xFFFF_FFFF_0000_5412), EPERM),  # it looks at 32 bits, so do we
         ("ioctl", (0, 0x401C5820), EPERM),
         ("ioctl", (0, 0x5401), ALLOW),
+        ("setsockopt", (5, 1, 2), ALLOW),
+        ("setsockopt", (5, 6, 13), ALLOW),
+        ("setsockopt", (5, 1, 13), EPERM),  # SO_LINGER
         ("socket", (2, 1), ALLOW),
         ("socket", (16, 3, 0), ALLOW),
         ("socket", (16, 3, 12), EPERM),
