@@ -37,6 +37,8 @@ TELL_SECONDS = 1.0
 FORK_SECONDS, WAKE_SECONDS = 15.0, 10.0
 #: Seconds an adopted kernel gets to answer before its server asks again: C code may keep it from listening.
 ADOPT_SECONDS = 2.0
+#: Seconds in which a listener refuses a connection, if it does.
+REFUSE_SECONDS = 0.2
 #: Attempts to adopt a kernel that listens and does not accept, a few seconds each, before it is ended.
 ADOPT_ATTEMPTS = 20
 #: Seconds a busy parent is waited for until it is fenced off from its branches; it may be done later.
@@ -523,9 +525,12 @@ def _branch_identity(request: StartRequest, sandbox: SandboxReport) -> dict[str,
 
 
 async def _refuses(path: Path) -> bool:
-    """Whether nobody listens at ``path``."""
+    """Whether no process listens at ``path``. One whose queue is full does."""
     try:
-        (await knock(str(path), patient=False)).close()
+        async with asyncio.timeout(REFUSE_SECONDS):
+            (await knock(str(path), patient=False)).close()
+    except TimeoutError:
+        return False
     except OSError:
         return True
     return False

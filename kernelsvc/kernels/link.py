@@ -49,12 +49,11 @@ async def knock(path: str, *, patient: bool) -> socket.socket:
     Raises:
         OSError: nobody listens, and ``patient`` was not asked.
     """
-    loop = asyncio.get_running_loop()
     pause, longest = RETRY_SECONDS
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            await loop.sock_connect(sock, path)
+            sock.connect(path)  # never waits: EAGAIN says that the listener's queue is full (connect(2))
             return sock
         except (ConnectionRefusedError, FileNotFoundError, BlockingIOError) as error:
             sock.close()

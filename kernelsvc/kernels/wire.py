@@ -307,7 +307,7 @@ class Wire:
 
     def drop_partial(self) -> None:
         """See ``reassembly.Connection``."""
-        log.warning("kernel %s: no memory is left for its incomplete frame; connecting again", self._path)
+        log.info("kernel %s: no memory is left for its incomplete frame; connecting again", self._path)
         self._hung_up(counted=False)
 
     def _look_through(self, batch: list[Output]) -> int:

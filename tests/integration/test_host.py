@@ -6,6 +6,7 @@ Most of it runs without a sandbox, where nothing but our own care ends a process
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import shutil
@@ -25,8 +26,8 @@ import pytest_asyncio
 from hosted import Bench, bench, gone, kill
 from waiting import wait_until
 
-from kernelsvc.errors import BadRequest, Conflict, Internal, KernelDead, KernelsvcError, NotFound, TooLarge
-from kernelsvc.kernels import channel, processes
+from kernelsvc.errors import BadRequest, Conflict, Internal, KernelDead, KernelsvcError, NotFound, Timeout, TooLarge
+from kernelsvc.kernels import channel, forked, processes
 from kernelsvc.kernels.port import Cause
 from kernelsvc.model.limits import Limits
 
@@ -610,6 +611,44 @@ async def test_the_next_server_finds_kernels_and_copies(host: Bench) -> None:
     assert await woken.run("print(x)") == "1\n"
     await again.kernel.end()
     await woken.kernel.end()
+
+
+async def test_a_kernel_that_accepts_no_connection_is_not_tried_without_end(
+    host: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forked, "ADOPT_SECONDS", 0.1)
+    monkeypatch.setattr(forked, "ADOPT_ATTEMPTS", 3)
+    one = await host.start()
+    await one.run("w = get_ipython().kernel.session.wire\nw._listener.listen(0)\ntype(w)._accept = lambda self: None")
+    one.kernel.detach()
+    path = str(host.launcher.path(one.request.kernel))
+    with contextlib.ExitStack() as waiting:
+        for _ in range(2):  # the queue is full
+            sock = waiting.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+            with contextlib.suppress(BlockingIOError):
+                sock.connect(path)
+        for _ in range(2):
+            with pytest.raises(Timeout):
+                await host.adopt(one)
+        assert await host.adopt(one) is None
+    ended = await host.launcher.how_ended(one.request.kernel)
+    assert ended is not None
+    assert ended.cause is Cause.UNREACHABLE
+    assert host.launcher._unanswered == {}
+
+
+@pytest.mark.parametrize("what", ["os.open('/dev/zero', os.O_RDONLY)", "socket.socketpair()[0].detach()"])
+async def test_a_kernel_that_hands_over_no_pipes_is_not_adopted(host: Bench, what: str) -> None:
+    one = await host.start()
+    await one.run(f"import os, socket\nw = get_ipython().kernel.session.wire\nw._raw = [{what}, {what}]")
+    one.kernel.detach()
+    before = len(os.listdir("/proc/self/fd"))
+    assert await host.adopt(one) is None
+    ended = await host.launcher.how_ended(one.request.kernel)
+    assert ended is not None
+    assert (ended.cause, "not the pipe" in ended.message) == (Cause.PROTOCOL, True)
+    assert len(os.listdir("/proc/self/fd")) <= before
+    await gone(one.pid)
 
 
 async def test_adoption_goes_on_where_the_log_was(host: Bench) -> None:
