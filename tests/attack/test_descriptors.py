@@ -207,8 +207,9 @@ def test_descriptors_can_not_be_discarded_at_the_cost_of_the_server(server: Serv
         return listener, sock
     try:
         listener, sock = lingering()
-        ack = struct.pack("<IBQ", 2, 6, w.outbox.last + 1)  # a frame, with a descriptor
-        socket.send_fds(w._conn.sock, [ack], [sock.fileno()])
+        for _ in range(3): print("x" * 200_000)  # keeps the server busy until the socket is closed here
+        frame = w.outbox.put(6, b'{{"request":0}}')  # a frame like any other, with a descriptor
+        socket.send_fds(w._conn.sock, [frame], [sock.fileno()])
         sock.close()
     except OSError as error:
         open("over", "w").write(str(error))
