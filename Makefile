@@ -35,6 +35,7 @@ demo: $(VENV)/.run ## install what is needed and watch a real analysis run in a 
 	@$(BIN)/kernelsvc demo $(ARGS)
 
 test: $(VENV)/.dev ## every test but those of foreign clients: unit, integration, acceptance, attacks
+	@scripts/bootstrap browser $(VENV)
 	@$(BIN)/python -m pytest --durations=10 --durations-min=5 $(TESTS) $(ARGS)
 
 test-chaos: $(VENV)/.dev ## faults, caused for real: kills, restarts, full disks, soaks; takes minutes

@@ -5,10 +5,9 @@ it runs in a child that is started for one conversion: the event loop does not
 stall, and no memory stays behind. The child gets the notebook on stdin and no
 environment of the server's.
 
-A notebook's outputs were made by untrusted code. The HTML is sanitised by
-nbconvert *and* carries a content security policy that lets no script run and
-nothing be loaded, so that opening it is safe, whatever slipped through. The
-price: formulas are shown as their source, and widgets don't live.
+A notebook's outputs were made by untrusted code. ``html_export`` cleans each
+part of the page, *and* the page carries a content security policy that lets no
+script run and nothing be loaded.
 """
 
 from __future__ import annotations
@@ -26,10 +25,6 @@ Format = Literal["html", "py"]
 
 #: Seconds that one conversion may take.
 SECONDS = 120.0
-
-POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:; base-uri 'none'; form-action 'none'"
-)
 
 
 def _command(format: Format) -> list[str]:
@@ -90,18 +85,6 @@ def _result(status: int | None, out: bytes, err: bytes, format: Format) -> bytes
     return out
 
 
-def to_html(notebook: bytes) -> str:
-    """HTML that is safe to open. Imports nbconvert: meant for the child."""
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    nb = nbformat.reads(notebook.decode(), as_version=4)
-    html, _ = HTMLExporter(sanitize_html=True, embed_images=False).from_notebook_node(nb)
-    meta = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-    before, head, after = str(html).partition("<head>")
-    return f"{before}{head}{meta}{after}" if head else f"{meta}{html}"
-
-
 def to_script(notebook: bytes) -> str:
     """A Python script, magics translated. Imports nbconvert: meant for the child."""
     import nbformat
@@ -115,7 +98,12 @@ def to_script(notebook: bytes) -> str:
 
 def _main() -> None:
     notebook = sys.stdin.buffer.read()
-    text = to_html(notebook) if sys.argv[1] == "html" else to_script(notebook)
+    if sys.argv[1] == "html":
+        from kernelsvc.store.html_export import to_html
+
+        text = to_html(notebook)
+    else:
+        text = to_script(notebook)
     sys.stdout.buffer.write(text.encode("utf-8", "replace"))
 
 

@@ -268,7 +268,11 @@ def test_demo(tmp_path):
     notebook = nbformat.read(tmp_path / "out" / "penguins.ipynb", as_version=4)
     nbformat.validate(notebook)
     assert (tmp_path / "out" / "penguins-1.png").read_bytes().startswith(b"\x89PNG")
-    assert "Simpson" in (tmp_path / "out" / "penguins.html").read_text()
+    page = (tmp_path / "out" / "penguins.html").read_text()
+    assert "Simpson" in page
+    assert "<th>species</th>" in page
+    assert "&lt;t" not in page
+    assert "<script" not in page
     journal = str(tmp_path / "out" / "penguins.jsonl")
     kernelsvc("verify", str(tmp_path / "out" / "penguins.ipynb"), "--journal", journal, env=env)
 

@@ -44,7 +44,8 @@ class Scripts(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.found += [f"{tag} {k}={v}" for k, v in attrs if k.startswith("on") or "javascript:" in (v or "")]
-        if tag in ("iframe", "object", "embed", "form", "base"):
+        self.found += [f"{tag} {k}={v}" for k, v in attrs if k == "style" and "position" in (v or "")]
+        if tag in ("script", "iframe", "object", "embed", "form", "base", "link"):
             self.found.append(tag)
         if tag == "meta" and dict(attrs).get("http-equiv", "").lower() == "refresh":
             self.found.append("refresh")
@@ -65,13 +66,134 @@ async def test_html_runs_nothing_that_a_cell_made():
     page = (await convert(notebook(*shows, ev.Stream(text=EVIL), error, code=EVIL), "html")).decode()
     policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     assert policy
-    assert policy.start() < page.index("<script")
+    assert policy.start() < page.index("<style")
     assert "default-src 'none'" in policy[1]
     assert "script-src" not in policy[1]
     parser = Scripts()
     parser.feed(page)
     assert [f for f in parser.found if "EVIL" in f or "=" not in f] == []
-    assert "<script>alert('EVIL')" not in page
+    assert "<script" not in page
+
+
+def document(*cells, **metadata):
+    return json.dumps({"cells": list(cells), "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}).encode()
+
+
+def code(*outputs, **fields):
+    cell = {
+        "cell_type": "code",
+        "id": "a",
+        "source": "x",
+        "metadata": {},
+        "execution_count": 1,
+        "outputs": list(outputs),
+    }
+    return {**cell, **fields}
+
+
+def display(data, **metadata):
+    return {"output_type": "display_data", "data": data, "metadata": metadata}
+
+
+def body(*outputs):
+    page = convert_now(document(code(*outputs)), "html").decode()
+    return page[page.index("<body") :]
+
+
+BREAKOUT = '"><b onmouseover=x>1 onmouseover=x style=position:fixed'
+
+
+def test_nothing_of_the_metadata_reaches_an_attribute():
+    image = {"width": "1 onmouseover=x", "height": BREAKOUT, "unconfined": BREAKOUT, "needs_background": BREAKOUT}
+    shown = display(
+        {"image/png": "aGk=", "text/plain": BREAKOUT}, **{"image/png": image, "filenames": {"image/png": BREAKOUT}}
+    )
+    note = {
+        "cell_type": "markdown",
+        "id": "n",
+        "source": f"![{BREAKOUT}](attachment:a.png '{BREAKOUT}') ![gone](attachment:b.png)",
+        "metadata": {"tags": [BREAKOUT]},
+        "attachments": {"a.png": {f"image/png{BREAKOUT}": BREAKOUT}},
+    }
+    cell = code(shown, id="x", metadata={"tags": [BREAKOUT], "jupyter": {"source_hidden": BREAKOUT}})
+    named = {"name": BREAKOUT, "pygments_lexer": BREAKOUT, "codemirror_mode": BREAKOUT}
+    widgets = {"application/vnd.jupyter.widget-state+json": {"state": {}, "version_major": 2, "version_minor": 0}}
+    page = convert_now(document(cell, note, language_info=named, title=BREAKOUT, widgets=widgets), "html").decode()
+    parser = Scripts()
+    parser.feed(page)
+    assert parser.found == []
+
+
+def test_a_pictures_size_is_a_number():
+    assert ' width="12" height="3.5"' in body(
+        display({"image/png": "aGk="}, **{"image/png": {"width": 12, "height": 3.5}})
+    )
+    assert " width=" not in body(display({"image/png": "aGk="}, **{"image/png": {"width": "12", "height": True}}))
+
+
+def test_tables_and_text_are_as_nbconvert_shows_them():
+    table = (
+        "<style scoped>.dataframe td {color: red}</style><table class='dataframe'><thead><tr><th>amount</th></table>"
+    )
+    page = body(display({"text/html": table, "text/plain": "PLAIN"}), display({"text/markdown": "# T\n\n* x"}))
+    assert "<th>amount</th>" in page
+    assert "PLAIN" not in page
+    assert "<li>x</li>" in page
+    assert "&lt;t" not in page
+    assert "left out" not in page
+
+
+CHART = "<div id='a' style='height: 400px'></div><script>draw()</script>"
+
+
+def test_a_chart_shows_its_picture():
+    page = body(display({"text/html": CHART, "image/png": "aGk=", "text/plain": "a chart"}))
+    assert "data:image/png;base64,aGk=" in page
+    assert "A script was left out" in page
+    assert "draw()" not in page
+
+
+@pytest.mark.parametrize(
+    ("data", "note"),
+    [
+        ({"text/html": CHART}, "A script was left out"),
+        ({"text/html": "<div><span>Trust it</span><iframe srcdoc='x'></iframe></div>"}, "A frame was left out"),
+        ({"application/vnd.vegalite.v5+json": {"a": 1}}, "application/vnd.vegalite.v5+json was left out"),
+        ({"application/vnd.jupyter.widget-view+json": {"model_id": "x"}}, "A widget was left out"),
+        ({"application/javascript": "draw()"}, "A script was left out"),
+    ],
+)
+def test_a_chart_without_a_picture_shows_its_words(data, note):
+    page = body(display({**data, "text/plain": "a chart\n" + "x\n" * 500}))
+    assert "a chart" in page
+    assert page.count("x\n") < 30
+    assert note in page
+    assert "Trust it" not in page
+    assert "draw()" not in page
+
+
+def test_a_table_with_a_script_stays_a_table():
+    page = body(display({"text/html": "<table><tr><td>cell</table><script>sort()</script>", "text/plain": "PLAIN"}))
+    assert "<td>cell</td>" in page
+    assert "A script was left out" in page
+    assert "PLAIN" not in page
+
+
+def test_html_that_is_nested_too_deep_shows_its_words():
+    page = body(display({"text/html": "<div>" * 100_000, "text/plain": "a tree"}))
+    assert "levels was left out" in page
+
+
+def test_a_cut_prefix_makes_no_script_of_a_link():
+    note = {
+        "cell_type": "markdown",
+        "id": "n",
+        "metadata": {},
+        "source": "[x](/files/javascript:alert(1)) [y](files/a.txt)",
+    }
+    page = convert_now(document(note), "html").decode()
+    assert "javascript:" not in page[page.index("<body") :]
+    assert 'href="a.txt"' in page
 
 
 async def test_html_shows_what_ran():

@@ -64,6 +64,7 @@ IMPORTERS = _importers()
 #: Modules that have no test file of their name and are imported by none, and the test that runs them all the same: in a
 #: process of their own, through the package that re-exports them, or as part of one that is named.
 TESTED_THROUGH = {
+    "kernelsvc.store.html_export": "tests/integration/test_store_convert.py",
     "kernelsvc.kernels.handover": "tests/integration/test_warm_pool.py",
     "kernelsvc.transports.e2b.watching_elsewhere": "tests/integration/test_e2b_files.py",
     "kernelsvc.transports.mcp.subscribing": "tests/integration/test_mcp.py",
