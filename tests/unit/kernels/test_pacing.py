@@ -8,8 +8,9 @@ import os
 from collections.abc import Callable
 from typing import cast
 
-from kernelsvc.kernels.pacing import HASTE, MUCH, PAUSE, SOON, Paced
 from waiting import wait_until
+
+from kernelsvc.kernels.pacing import HASTE, MUCH, PAUSE, SOON, Paced
 
 
 class Timer:
