@@ -31,7 +31,8 @@ import zmq
 import zmq.asyncio
 
 from kernelsvc.kernels.cold_messages import Garbled, Key, Packet, encode, unpack
-from kernelsvc.kernels.port import Exit, Kernel, Message, Output, Text
+from kernelsvc.kernels.exits import Exit
+from kernelsvc.kernels.port import Kernel, Message, Output, Text
 
 log = logging.getLogger(__name__)
 

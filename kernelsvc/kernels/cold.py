@@ -29,8 +29,9 @@ from kernelsvc.kernels.cold_process import (
     ProcessRequest,
     Started,
 )
+from kernelsvc.kernels.exits import Exit
 from kernelsvc.kernels.host_client import HostClient
-from kernelsvc.kernels.port import Exit, Kernel, Sink, StartRequest
+from kernelsvc.kernels.port import Kernel, Sink, StartRequest
 
 #: Seconds that a kernel may take to its first answer; R and Julia need several.
 START_SECONDS = 60.0

@@ -12,9 +12,8 @@ import msgspec
 
 from kernelsvc.errors import KernelsvcError, NotFound, TooLarge
 from kernelsvc.kernels.cold_process import ProcessRequest, Started
-from kernelsvc.kernels.exits import exit_of
+from kernelsvc.kernels.exits import Exit, exit_of
 from kernelsvc.kernels.host_client import Found, HostClient
-from kernelsvc.kernels.port import Exit
 
 #: Largest environment; it travels in one datagram.
 MAX_ENV_BYTES = 64 * 1024

@@ -47,7 +47,8 @@ from kernelsvc.kernels.cold_process import (
     Processes,
     Started,
 )
-from kernelsvc.kernels.port import Cause, Exit, Forked, Message, Output, Saved, Sink, StartRequest, Text
+from kernelsvc.kernels.exits import Cause, Exit
+from kernelsvc.kernels.port import Forked, Message, Output, Saved, Sink, StartRequest, Text
 from kernelsvc.model.events import KernelInfo
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
 from kernelsvc.errors import Internal, NotSupported
-from kernelsvc.kernels.port import Cause, Exit
+from kernelsvc.kernels.exits import Cause, Exit
 from kernelsvc.model.events import NotEnforced, SandboxReport
 from kernelsvc.model.limits import Limits
 

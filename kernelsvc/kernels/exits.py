@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
+from enum import StrEnum
 
-from kernelsvc.kernels.port import Cause, Exit
+import msgspec
 
 MiB = 1024 * 1024
 #: With this status a kernel ends that user code has made unfit; its standard error says how.
@@ -25,6 +26,27 @@ _MEANING = {
     signal.SIGXCPU: "the end of its CPU time",
     signal.SIGXFSZ: "a file over its size limit",
 }
+
+
+class Cause(StrEnum):
+    """How a kernel's process ended."""
+
+    EXITED = "exited"  # os._exit, sys.exit in C, end of main
+    SIGNALLED = "signalled"  # segfault, abort, SIGKILL from inside or outside
+    MEMORY = "memory"  # the machine's OOM killer, or our watchdog
+    PROTOCOL = "protocol"  # it broke the wire: forged, oversized or garbled frames
+    UNREACHABLE = "unreachable"  # it closed its own socket, and was ended
+    STOPPED = "stopped"  # SIGSTOP in the middle of a cell, and it was ended
+    LOST = "lost"  # nobody can say
+
+
+class Exit(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a kernel, as the machine reports it, not as the kernel does."""
+
+    cause: Cause
+    message: str
+    signal: int | None = None
+    exit_code: int | None = None
 
 
 def exit_of(status: int | None, *, oom_kills: int = 0, memory_bytes: int | None = None) -> Exit:

@@ -31,7 +31,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError
-from kernelsvc.kernels.port import Cause, Exit, Forked, Message, Output, Saved, Sink, StartRequest, Text
+from kernelsvc.kernels.exits import Cause, Exit
+from kernelsvc.kernels.port import Forked, Message, Output, Saved, Sink, StartRequest, Text
 from kernelsvc.model.events import KernelInfo, SandboxReport
 
 Channel = Literal["shell", "control", "stdin"]

@@ -20,10 +20,10 @@ import msgspec
 
 from kernelsvc.errors import AtCapacity, CannotFork, KernelDead, KernelsvcError, NotFound, NotSupported, Timeout
 from kernelsvc.kernels import channel, handover, processes
-from kernelsvc.kernels.exits import exit_of
+from kernelsvc.kernels.exits import Cause, Exit, exit_of
 from kernelsvc.kernels.host_client import Found, HostClient
 from kernelsvc.kernels.link import knock
-from kernelsvc.kernels.port import Cause, Exit, Forked, Output, Saved, Sink, StartRequest
+from kernelsvc.kernels.port import Forked, Output, Saved, Sink, StartRequest
 from kernelsvc.kernels.stopped import Attending
 from kernelsvc.kernels.wire import Wire, WireLoss
 from kernelsvc.model.events import KernelInfo, SandboxReport

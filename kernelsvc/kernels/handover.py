@@ -11,7 +11,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kernelsvc.kernels.port import Exit, Message, Output
+from kernelsvc.kernels.exits import Exit
+from kernelsvc.kernels.port import Message, Output
 
 if TYPE_CHECKING:
     from kernelsvc.kernels.forked import ForkedKernel

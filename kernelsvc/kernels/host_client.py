@@ -26,9 +26,8 @@ import kernelsvc
 from kernelsvc.acceptor import inherited_descriptor_limits
 from kernelsvc.errors import Internal, KernelsvcError, NotFound, Timeout, TooLarge, from_json
 from kernelsvc.kernels import channel
-from kernelsvc.kernels.exits import exit_of
+from kernelsvc.kernels.exits import Exit, exit_of
 from kernelsvc.kernels.host import VERSION, HostSettings
-from kernelsvc.kernels.port import Exit
 from kernelsvc.kernels.stopped import Attending
 from kernelsvc.model.events import SandboxReport
 

@@ -21,7 +21,7 @@ import msgspec
 
 from kernelsvc.errors import Conflict, KernelsvcError, NotFound
 from kernelsvc.kernels import channel, processes
-from kernelsvc.kernels.port import Exit
+from kernelsvc.kernels.exits import Exit
 from kernelsvc.kernels.ward import Member, Record, Ward
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket

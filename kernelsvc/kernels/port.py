@@ -15,11 +15,11 @@ same batch when ``resume()`` is called. A sink may be called at any time between
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 import msgspec
 
+from kernelsvc.kernels.exits import Exit
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.limits import Limits
 
@@ -55,27 +55,6 @@ class Text(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Output = Message | Text
-
-
-class Cause(StrEnum):
-    """How a kernel's process ended."""
-
-    EXITED = "exited"  # os._exit, sys.exit in C, end of main
-    SIGNALLED = "signalled"  # segfault, abort, SIGKILL from inside or outside
-    MEMORY = "memory"  # the machine's OOM killer, or our watchdog
-    PROTOCOL = "protocol"  # it broke the wire: forged, oversized or garbled frames
-    UNREACHABLE = "unreachable"  # it closed its own socket, and was ended
-    STOPPED = "stopped"  # SIGSTOP in the middle of a cell, and it was ended
-    LOST = "lost"  # nobody can say
-
-
-class Exit(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a kernel, as the machine reports it, not as the kernel does."""
-
-    cause: Cause
-    message: str
-    signal: int | None = None
-    exit_code: int | None = None
 
 
 class Sink(Protocol):

@@ -30,7 +30,8 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import List, Unicode
 
 from kernelsvc.kernels.bridge import Bridge
-from kernelsvc.kernels.port import Cause, Exit, Kernel, Launcher, StartRequest
+from kernelsvc.kernels.exits import Cause, Exit
+from kernelsvc.kernels.port import Kernel, Launcher, StartRequest
 from kernelsvc.kernels.standalone import TEMPLATE, Environment, connect
 from kernelsvc.model.limits import Limits
 

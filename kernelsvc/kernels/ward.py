@@ -26,8 +26,7 @@ import msgspec
 
 from kernelsvc.errors import Internal, KernelDead, KernelsvcError, SandboxUnavailable, Timeout
 from kernelsvc.kernels import channel, processes
-from kernelsvc.kernels.exits import exit_of
-from kernelsvc.kernels.port import Exit
+from kernelsvc.kernels.exits import Exit, exit_of
 from kernelsvc.kernels.quarters import Quarters, admit, clear, move_in
 from kernelsvc.kernels.tally import Tally
 from kernelsvc.model.limits import Limits

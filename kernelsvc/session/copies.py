@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kernelsvc.errors import CannotFork, Conflict, KernelDead, KernelsvcError, NotFound, NotSupported
-from kernelsvc.kernels.port import Exit, Forked, Kernel, Output, Sink, StartRequest
+from kernelsvc.kernels.exits import Exit
+from kernelsvc.kernels.port import Forked, Kernel, Output, Sink, StartRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model.copying import Account, Habit
 from kernelsvc.model.limits import CellUsage

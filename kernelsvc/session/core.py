@@ -31,7 +31,8 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed
-from kernelsvc.kernels.port import Cause, Exit, Kernel, Launcher, Output, StartRequest
+from kernelsvc.kernels.exits import Cause, Exit
+from kernelsvc.kernels.port import Kernel, Launcher, Output, StartRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model.copying import Account
 from kernelsvc.model.events import Event, KernelInfo, SandboxReport

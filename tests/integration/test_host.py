@@ -28,7 +28,7 @@ from waiting import wait_until
 
 from kernelsvc.errors import BadRequest, Conflict, Internal, KernelDead, KernelsvcError, NotFound, Timeout, TooLarge
 from kernelsvc.kernels import channel, forked, processes
-from kernelsvc.kernels.port import Cause
+from kernelsvc.kernels.exits import Cause
 from kernelsvc.model.limits import Limits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

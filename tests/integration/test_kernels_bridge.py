@@ -17,8 +17,9 @@ from waiting import wait_until
 
 from kernelsvc.kernels import bridge as bridge_module
 from kernelsvc.kernels.bridge import Bridge
+from kernelsvc.kernels.exits import Exit
 from kernelsvc.kernels.fake import FakeKernel, FakeLauncher
-from kernelsvc.kernels.port import Exit, StartRequest
+from kernelsvc.kernels.port import StartRequest
 from kernelsvc.model.limits import Limits
 
 #: More displays than may wait for one reader in these tests, in the socket's buffers included.

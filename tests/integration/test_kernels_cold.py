@@ -20,7 +20,8 @@ from kernelsvc.errors import Internal, KernelDead, NotFound, NotSupported, Timeo
 from kernelsvc.kernels.cold import ColdLauncher, list_kernelspecs
 from kernelsvc.kernels.cold_kernel import ColdKernel
 from kernelsvc.kernels.cold_process import LocalProcesses
-from kernelsvc.kernels.port import Cause, Exit, Message, Output, StartRequest, Text
+from kernelsvc.kernels.exits import Cause, Exit
+from kernelsvc.kernels.port import Message, Output, StartRequest, Text
 from kernelsvc.model.limits import Limits
 
 IPYKERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]

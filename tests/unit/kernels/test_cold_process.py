@@ -14,7 +14,7 @@ from waiting import wait_until
 
 from kernelsvc.errors import Internal
 from kernelsvc.kernels.cold_process import LocalProcesses, ProcessRequest, exit_of, inherited
-from kernelsvc.kernels.port import Cause
+from kernelsvc.kernels.exits import Cause
 from kernelsvc.model.limits import Limits
 
 

@@ -4,8 +4,7 @@ import signal
 
 import pytest
 
-from kernelsvc.kernels.exits import MiB, exit_of
-from kernelsvc.kernels.port import Cause
+from kernelsvc.kernels.exits import Cause, MiB, exit_of
 
 
 @pytest.mark.parametrize(

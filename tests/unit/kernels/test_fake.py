@@ -10,8 +10,9 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc.errors import AtCapacity, CannotFork, KernelDead
+from kernelsvc.kernels.exits import Cause, Exit
 from kernelsvc.kernels.fake import FakeKernel, FakeLauncher
-from kernelsvc.kernels.port import Cause, Exit, Message, Output, StartRequest, Text
+from kernelsvc.kernels.port import Message, Output, StartRequest, Text
 from kernelsvc.model.limits import Limits
 
 

@@ -14,8 +14,9 @@ from jupyter_client.manager import AsyncKernelManager, KernelManager
 from waiting import wait_for, wait_until
 
 from kernelsvc.errors import AtCapacity
+from kernelsvc.kernels.exits import Cause, Exit
 from kernelsvc.kernels.fake import FakeLauncher
-from kernelsvc.kernels.port import Cause, Exit, Launcher, StartRequest
+from kernelsvc.kernels.port import Launcher, StartRequest
 from kernelsvc.kernels.provisioner import ForkProvisioner, background, status_of
 from kernelsvc.kernels.standalone import Environment
 
