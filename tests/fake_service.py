@@ -19,15 +19,7 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.errors import (
-    AtCapacity,
-    BadRequest,
-    CellExists,
-    CursorUnknown,
-    NotFound,
-    QuotaExceeded,
-    SessionClosed,
-)
+from kernelsvc.errors import AtCapacity, BadRequest, CellExists, CursorUnknown, NotFound, QuotaExceeded, SessionClosed
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import CellUsage, Limits, Usage
 from kernelsvc.model.objects import (

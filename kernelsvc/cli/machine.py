@@ -10,9 +10,9 @@ import msgspec
 
 from kernelsvc import logs
 from kernelsvc import settings as conf
-from kernelsvc.cli.notify import Systemd, ready_fd
 from kernelsvc.cli.screen import table
 from kernelsvc.cli.terminal import Terminal
+from kernelsvc.linux.systemd import Systemd, ready_fd
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.sandbox.sandbox import Examination, examine
 

@@ -17,7 +17,7 @@ from kernelsvc.cli.source import code_cells, source_of
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client import AsyncSession
 from kernelsvc.errors import BadRequest
-from kernelsvc.store import atomic
+from kernelsvc.linux import atomic_file as atomic
 
 #: Why a recorded cell is not run again: it never ran, or it would take the session down again.
 _NOT_AGAIN = ("cancelled", "session_closed", "kernel_died", "memory", "timeout", "interrupted")

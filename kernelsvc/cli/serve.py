@@ -26,13 +26,13 @@ from collections.abc import Iterator
 
 from kernelsvc import logs
 from kernelsvc import settings as conf
-from kernelsvc.acceptor import raise_descriptor_limit
 from kernelsvc.cli import allocation
-from kernelsvc.cli.notify import Systemd, ready_fd
 from kernelsvc.cli.screen import seconds
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client.address import INFO_FILE, ServerInfo, write_info
 from kernelsvc.errors import BadRequest, Conflict
+from kernelsvc.linux.acceptor import raise_descriptor_limit
+from kernelsvc.linux.systemd import Systemd, ready_fd
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.service import Service
 from kernelsvc.transports.app import Server, make_app

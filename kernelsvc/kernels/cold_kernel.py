@@ -43,10 +43,7 @@ from kernelsvc.errors import NotSupported
 from kernelsvc.kernels.cold_channels import Channels, Sending
 from kernelsvc.kernels.cold_messages import Ordering, encode, joined
 from kernelsvc.kernels.cold_place import Place, RawOutput, Record, connection_of
-from kernelsvc.kernels.cold_process import (
-    Processes,
-    Started,
-)
+from kernelsvc.kernels.cold_process import Processes, Started
 from kernelsvc.kernels.exits import Cause, Exit
 from kernelsvc.kernels.port import Forked, Message, Output, Saved, Sink, StartRequest, Text
 from kernelsvc.model.events import KernelInfo

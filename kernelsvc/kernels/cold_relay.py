@@ -22,8 +22,8 @@ import socket
 import threading
 from collections.abc import Callable
 
-from kernelsvc.acceptor import Acceptor
 from kernelsvc.kernels.cold_messages import MAX_PARTS, MAX_ROUTING, Garbled
+from kernelsvc.linux.acceptor import Acceptor
 
 #: Bytes that are passed on at once.
 CHUNK = 256 * 1024

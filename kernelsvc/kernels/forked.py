@@ -19,13 +19,15 @@ from typing import Any, Literal
 import msgspec
 
 from kernelsvc.errors import AtCapacity, CannotFork, KernelDead, KernelsvcError, NotFound, NotSupported, Timeout
-from kernelsvc.kernels import channel, handover, processes
+from kernelsvc.kernels import handover
 from kernelsvc.kernels.exits import Cause, Exit, exit_of
 from kernelsvc.kernels.host_client import Found, HostClient
 from kernelsvc.kernels.link import knock
 from kernelsvc.kernels.port import Forked, Output, Saved, Sink, StartRequest
-from kernelsvc.kernels.stopped import Attending
 from kernelsvc.kernels.wire import Wire, WireLoss
+from kernelsvc.linux import procfs as processes
+from kernelsvc.linux import seqpacket as channel
+from kernelsvc.linux.stopped_process import Attending
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.sandbox.plan import SCRATCH, data_bytes
 

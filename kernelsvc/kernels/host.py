@@ -31,16 +31,18 @@ from typing import Any, Literal, NoReturn
 import msgspec
 
 from kernelsvc import __version__, logs
-from kernelsvc.acceptor import Acceptor, raise_descriptor_limit
 from kernelsvc.errors import BadRequest, Conflict, Forbidden, Internal, KernelDead, KernelsvcError, NotFound
 from kernelsvc.guest import confine, linux
 from kernelsvc.guest import init as guest_init
-from kernelsvc.kernels import channel, keepers, processes
+from kernelsvc.kernels import keepers
 from kernelsvc.kernels.nursery import Nursery
 from kernelsvc.kernels.quarters import in_thread
-from kernelsvc.kernels.stopped import Attending
 from kernelsvc.kernels.templates import Template, TemplateSettings, install_guest
 from kernelsvc.kernels.ward import Member, Record, Vanished, Ward
+from kernelsvc.linux import procfs as processes
+from kernelsvc.linux import seqpacket as channel
+from kernelsvc.linux.acceptor import Acceptor, raise_descriptor_limit
+from kernelsvc.linux.stopped_process import Attending
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.identity import UIDS
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket

@@ -23,12 +23,12 @@ from typing import Any
 import msgspec
 
 import kernelsvc
-from kernelsvc.acceptor import inherited_descriptor_limits
 from kernelsvc.errors import Internal, KernelsvcError, NotFound, Timeout, TooLarge, from_json
-from kernelsvc.kernels import channel
 from kernelsvc.kernels.exits import Exit, exit_of
 from kernelsvc.kernels.host import VERSION, HostSettings
-from kernelsvc.kernels.stopped import Attending
+from kernelsvc.linux import seqpacket as channel
+from kernelsvc.linux.acceptor import inherited_descriptor_limits
+from kernelsvc.linux.stopped_process import Attending
 from kernelsvc.model.events import SandboxReport
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 from kernelsvc.kernels import wire_frames as frames
-from kernelsvc.kernels.channel import close_all, refuse_descriptors
 from kernelsvc.kernels.raw import RawPipe
 from kernelsvc.kernels.reassembly import reassembly
 from kernelsvc.kernels.wire_frames import HEADER, HELLO, Violation, Welcome
+from kernelsvc.linux.seqpacket import close_all, refuse_descriptors
 
 #: Seconds between attempts to connect: first, and at the most.
 RETRY_SECONDS = 0.002, 0.05

@@ -20,9 +20,10 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import Conflict, KernelsvcError, NotFound
-from kernelsvc.kernels import channel, processes
 from kernelsvc.kernels.exits import Exit
 from kernelsvc.kernels.ward import Member, Record, Ward
+from kernelsvc.linux import procfs as processes
+from kernelsvc.linux import seqpacket as channel
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket
 

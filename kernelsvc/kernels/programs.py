@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from kernelsvc.errors import BadRequest, Internal, NotFound, TooLarge
-from kernelsvc.kernels import channel
 from kernelsvc.kernels.host_client import HostClient
+from kernelsvc.linux import seqpacket as channel
 
 #: Seconds until a program must have begun.
 START_SECONDS = 30.0

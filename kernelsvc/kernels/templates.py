@@ -23,7 +23,7 @@ import msgspec
 
 import kernelsvc
 from kernelsvc.errors import Internal, KernelsvcError, Timeout
-from kernelsvc.kernels import channel
+from kernelsvc.linux import seqpacket as channel
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kernelsvc.sandbox.plain import is_plain, make_plain
+from kernelsvc.linux.nofollow import is_plain, make_plain
 
 #: Within a session's directory for branches, the one for later branches.
 NEXT = "next"

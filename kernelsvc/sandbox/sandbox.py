@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import Internal
+from kernelsvc.linux.nofollow import stat_plain
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox import quota
@@ -25,7 +26,6 @@ from kernelsvc.sandbox.family import times
 from kernelsvc.sandbox.identity import UIDS, Identities, give, users_of_processes
 from kernelsvc.sandbox.idmap import can_map, make_map, make_owned
 from kernelsvc.sandbox.places import Places, find_places, is_reachable
-from kernelsvc.sandbox.plain import stat_plain
 from kernelsvc.sandbox.plan import SPARE_TASKS, Policy, Request, confine
 from kernelsvc.sandbox.probe import probe
 from kernelsvc.sandbox.verdicts import Layer, Probe

@@ -26,8 +26,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from kernelsvc.linux.nofollow import is_plain
 from kernelsvc.model.limits import Limits
-from kernelsvc.sandbox.plain import is_plain
 from kernelsvc.sandbox.plan import SPARE_TASKS
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from kernelsvc.kernels import processes
+from kernelsvc.linux import procfs as processes
 from kernelsvc.session import Session
 
 #: Seconds between two looks. A stop is found after one to two of them.

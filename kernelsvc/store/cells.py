@@ -18,8 +18,8 @@ from typing import Any, Self
 
 import msgspec
 
+from kernelsvc.linux.atomic_file import write_all
 from kernelsvc.model import log
-from kernelsvc.store.atomic import write_all
 
 NbCell = dict[str, Any]
 

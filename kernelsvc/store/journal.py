@@ -55,11 +55,11 @@ from pathlib import Path
 import msgspec
 
 from kernelsvc.errors import Conflict, CursorExpired, CursorUnknown, Internal, NotSupported, SessionClosed
+from kernelsvc.linux.atomic_file import sync_directory
+from kernelsvc.linux.line_file import CHUNK, SparseIndex, pieces, read_lines, walk
 from kernelsvc.model import log
 from kernelsvc.model.events import SCHEMA, Event
 from kernelsvc.model.log import Head
-from kernelsvc.store.atomic import sync_directory
-from kernelsvc.store.linefile import CHUNK, SparseIndex, pieces, read_lines, walk
 from kernelsvc.store.recovery import UNSYNCED_BYTES, Recovery, count, cut_tail, last_line, scan
 
 Clock = Callable[[], float]

@@ -26,10 +26,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from kernelsvc.errors import Internal
+from kernelsvc.linux.atomic_file import sync_directory, write_all
 from kernelsvc.model.audit import Audit, head_statement
 from kernelsvc.model.events import JournalSigned
 from kernelsvc.model.log import Head
-from kernelsvc.store.atomic import sync_directory, write_all
 
 NAME = "ed25519.pem"
 

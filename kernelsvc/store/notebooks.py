@@ -32,12 +32,12 @@ from typing import Any
 
 import msgspec
 
+from kernelsvc.linux.atomic_file import replace, write_all
 from kernelsvc.model import events as ev
 from kernelsvc.model.audit import Audit, audit
 from kernelsvc.model.events import Event
 from kernelsvc.model.log import Head
 from kernelsvc.model.notebook import NbCell, NotebookFold, inherited
-from kernelsvc.store.atomic import replace, write_all
 from kernelsvc.store.cells import CellStore, Snapshot, encode
 from kernelsvc.store.crowd import Crowd
 from kernelsvc.store.journal import Journal

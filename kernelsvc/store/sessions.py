@@ -31,13 +31,13 @@ from typing import Any, Literal
 import msgspec
 
 from kernelsvc.errors import Conflict, NotFound
+from kernelsvc.linux.atomic_file import replace, replace_bytes, sync_directory, write_all
+from kernelsvc.linux.nofollow import make_plain, stat_plain
+from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model import log
 from kernelsvc.model.log import Head
 from kernelsvc.sandbox.family import make_place
-from kernelsvc.sandbox.plain import make_plain, stat_plain
-from kernelsvc.store.atomic import replace, replace_bytes, sync_directory, write_all
 from kernelsvc.store.journal import Journal
-from kernelsvc.store.removal import remove_tree
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 

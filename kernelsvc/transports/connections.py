@@ -24,8 +24,8 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPMessageDelegate, RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream
 
-from kernelsvc.acceptor import Acceptor
 from kernelsvc.errors import AtCapacity
+from kernelsvc.linux.acceptor import Acceptor
 from kernelsvc.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ import msgspec
 from tornado.web import HTTPError
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, SessionClosed, TooLarge
+from kernelsvc.linux.rooted_dir import Directory, Upload, etag_of, parse_path
 from kernelsvc.model.objects import SessionState
 from kernelsvc.protocol import native
 from kernelsvc.transports import rest
-from kernelsvc.transports.beneath import Directory, Upload, etag_of, parse_path
 from kernelsvc.transports.door import ApiHandler
 from kernelsvc.transports.http import INERT, send_file
 

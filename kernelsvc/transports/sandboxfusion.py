@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound
+from kernelsvc.linux.rooted_dir import Directory, parse_path
 from kernelsvc.model.events import Reason
 from kernelsvc.model.objects import Cell, CellRequest, SessionRequest
 from kernelsvc.protocol.native import decode_json
-from kernelsvc.transports.beneath import Directory, parse_path
 from kernelsvc.transports.door import ApiHandler
 from kernelsvc.transports.jupyter.handlers import token_of
 from kernelsvc.transports.sandboxai import PREFIX

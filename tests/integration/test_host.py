@@ -27,8 +27,10 @@ from hosted import Bench, bench, gone, kill
 from waiting import wait_until
 
 from kernelsvc.errors import BadRequest, Conflict, Internal, KernelDead, KernelsvcError, NotFound, Timeout, TooLarge
-from kernelsvc.kernels import channel, forked, processes
+from kernelsvc.kernels import forked
 from kernelsvc.kernels.exits import Cause
+from kernelsvc.linux import procfs as processes
+from kernelsvc.linux import seqpacket as channel
 from kernelsvc.model.limits import Limits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

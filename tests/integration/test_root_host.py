@@ -13,8 +13,8 @@ import pytest_asyncio
 from hosted import Bench, bench
 
 from kernelsvc.errors import Forbidden
-from kernelsvc.kernels.channel import Channel
 from kernelsvc.kernels.host import _must_own
+from kernelsvc.linux.seqpacket import Channel
 from kernelsvc.sandbox.identity import UIDS
 
 SERVER = 65_533

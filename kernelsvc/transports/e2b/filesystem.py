@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound
+from kernelsvc.linux.rooted_dir import Directory, kind_of
 from kernelsvc.protocol import e2b
-from kernelsvc.transports.beneath import Directory, kind_of
 from kernelsvc.transports.e2b import paths
 from kernelsvc.transports.e2b.elsewhere import Elsewhere
 from kernelsvc.transports.e2b.rpc import AlreadyThere, RpcHandler

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.transports.beneath import Directory, parse_path
+from kernelsvc.linux.rooted_dir import Directory, parse_path
 from kernelsvc.transports.e2b import metadata
 
 #: The session's directory as its cells see it.

@@ -14,9 +14,9 @@ from types import MappingProxyType
 from typing import Any
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotSupported
+from kernelsvc.linux.rooted_dir import Upload
 from kernelsvc.protocol import e2b, native
 from kernelsvc.protocol.multipart import Ended, Form, Part, Piece, boundary_of
-from kernelsvc.transports.beneath import Upload
 from kernelsvc.transports.e2b import metadata, paths
 from kernelsvc.transports.e2b.door import SandboxHandler
 from kernelsvc.transports.e2b.elsewhere import Elsewhere, spare

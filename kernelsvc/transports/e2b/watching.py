@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import AtCapacity, KernelsvcError, NotFound, QuotaExceeded
-from kernelsvc.transports.beneath import MAX_DEPTH, TEMPORARY, Directory, explained
+from kernelsvc.linux.rooted_dir import MAX_DEPTH, TEMPORARY, Directory, explained
 from kernelsvc.transports.e2b import paths
 
 #: Directories of one watcher, and events of one that wait to be taken.

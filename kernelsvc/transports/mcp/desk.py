@@ -9,13 +9,13 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from kernelsvc.errors import BadRequest, NotFound, SessionClosed
+from kernelsvc.linux.rooted_dir import Directory, parse_path
 from kernelsvc.model.objects import Principal, SessionState
 from kernelsvc.protocol import native
 from kernelsvc.service.api import NotebookFormat
 from kernelsvc.tools import Piece
 from kernelsvc.tools.table import FileShown
 from kernelsvc.transports import auth
-from kernelsvc.transports.beneath import Directory, parse_path
 from kernelsvc.transports.door import Context, invoke
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ import pytest
 from waiting import wait_for
 
 from kernelsvc.guest import init, linux
-from kernelsvc.kernels import processes
+from kernelsvc.linux import procfs as processes
 
 DEADLINE = 10.0
 

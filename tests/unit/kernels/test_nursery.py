@@ -16,9 +16,9 @@ from waiting import wait_until
 
 from kernelsvc.errors import Conflict, Internal, KernelDead, NotFound
 from kernelsvc.guest import init, linux
-from kernelsvc.kernels import processes
 from kernelsvc.kernels.nursery import Nursery
 from kernelsvc.kernels.ward import Member, Record, Ward
+from kernelsvc.linux import procfs as processes
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.sandbox import Sandbox
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from waiting import wait_for
 
-from kernelsvc.kernels import processes
+from kernelsvc.linux import procfs as processes
 from kernelsvc.service.stillness import Stillness
 
 

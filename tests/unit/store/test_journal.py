@@ -8,15 +8,7 @@ import pytest
 from kernelsvc.errors import Conflict, CursorExpired, CursorUnknown, NotSupported, SessionClosed
 from kernelsvc.model import events as ev
 from kernelsvc.model import log
-from kernelsvc.store.journal import (
-    BATCH_BYTES,
-    FEW_LINES,
-    LARGE_BYTES,
-    METER,
-    MOMENT_SECONDS,
-    RING_BYTES,
-    Journal,
-)
+from kernelsvc.store.journal import BATCH_BYTES, FEW_LINES, LARGE_BYTES, METER, MOMENT_SECONDS, RING_BYTES, Journal
 
 
 @pytest.fixture

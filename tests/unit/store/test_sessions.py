@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from kernelsvc.errors import Conflict, NotFound
+from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model import events as ev
 from kernelsvc.model import log
-from kernelsvc.store.removal import remove_tree
 from kernelsvc.store.sessions import SessionDirectories
 from kernelsvc.store.verify import verify_journal
 

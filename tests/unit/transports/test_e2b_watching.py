@@ -10,7 +10,7 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc.errors import KernelsvcError, NotFound, QuotaExceeded
-from kernelsvc.transports.beneath import Directory
+from kernelsvc.linux.rooted_dir import Directory
 from kernelsvc.transports.e2b import watching
 from kernelsvc.transports.e2b.watching import Watcher, Watchers
 

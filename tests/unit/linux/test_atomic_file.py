@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.store.atomic import replace, replace_bytes, sync_directory
+from kernelsvc.linux.atomic_file import replace, replace_bytes, sync_directory
 
 
 @pytest.mark.parametrize("durable", [False, True])

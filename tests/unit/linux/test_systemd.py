@@ -4,7 +4,7 @@ import socket
 
 from waiting import wait_until
 
-from kernelsvc.cli.notify import Systemd, ready_fd
+from kernelsvc.linux.systemd import Systemd, ready_fd
 
 
 def test_a_descriptor_gets_one_line_and_its_end():

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound
-from kernelsvc.transports import beneath
-from kernelsvc.transports.beneath import Directory, kind_of, parse_path
+from kernelsvc.linux import rooted_dir as beneath
+from kernelsvc.linux.rooted_dir import Directory, kind_of, parse_path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 RENAME_EXCHANGE = 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.sandbox import plain
+from kernelsvc.linux import nofollow as plain
 
 
 def test_a_directory_is_opened(tmp_path: Path) -> None:

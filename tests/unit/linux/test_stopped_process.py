@@ -9,7 +9,7 @@ import sys
 import pytest
 from waiting import wait_until
 
-from kernelsvc.kernels.stopped import Attending
+from kernelsvc.linux.stopped_process import Attending
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from kernelsvc.kernels import processes
+from kernelsvc.linux import procfs as processes
 
 #: Seconds between two looks. A stop is found after one to two of them.
 LOOK_SECONDS = 0.2

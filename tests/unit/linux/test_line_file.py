@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsvc.store.linefile import SparseIndex, read_lines, walk
+from kernelsvc.linux.line_file import SparseIndex, read_lines, walk
 from kernelsvc.store.recovery import count
 
 

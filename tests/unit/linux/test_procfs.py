@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from waiting import wait_for
 
-from kernelsvc.kernels import processes
+from kernelsvc.linux import procfs as processes
 
 DEADLINE = 10.0
 

@@ -37,7 +37,7 @@ from pathlib import Path
 import msgspec
 
 from kernelsvc.errors import AtCapacity, BadRequest, Conflict, KernelsvcError, NotFound, NotSupported, TooLarge
-from kernelsvc.sandbox.plain import open_plain
+from kernelsvc.linux.nofollow import open_plain
 
 #: linux/openat2.h
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 2, 4, 8

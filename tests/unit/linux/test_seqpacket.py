@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from kernelsvc.kernels import channel
+from kernelsvc.linux import seqpacket as channel
 
 DEADLINE = 5.0
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kernelsvc.acceptor import Acceptor
+from kernelsvc.linux.acceptor import Acceptor
 
 
 @pytest.fixture(params=[socket.SOCK_STREAM, socket.SOCK_SEQPACKET], ids=["stream", "seqpacket"])
@@ -79,7 +79,7 @@ async def test_without_descriptors_it_pauses_logs_once_and_goes_on(
         nonlocal turns
         turns += 1
 
-    with connected(listener), no_descriptors(), caplog.at_level(logging.DEBUG, "kernelsvc.acceptor"):
+    with connected(listener), no_descriptors(), caplog.at_level(logging.DEBUG, "kernelsvc.linux.acceptor"):
         original, calls = acceptor._failed, []
         acceptor._failed = lambda error: (calls.append(turns), original(error))  # type: ignore[method-assign]
         while len(calls) < 4:
