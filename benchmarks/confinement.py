@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kernelsvc.guest import confine
+from kernelsvc.guest.confine import confine
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.sandbox import Sandbox
 

@@ -27,7 +27,7 @@ from benchmarks import peers, report
 from benchmarks.peers import Environment
 from kernelsvc.cli.places import private_server
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.guest import charts
+from kernelsvc.guest import e2b_charts as charts
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".benchmarks"

@@ -27,7 +27,7 @@ _numbers = itertools.count(1)
 
 _TEMPLATE = """
 import json, os, signal, socket, sys
-from kernelsvc.guest.kernel import prepare, serve
+from kernelsvc.guest.main_loop import prepare, serve
 control = socket.socket(fileno=int(sys.argv[1]))
 prepared = prepare(json.loads(sys.argv[2]))
 control.send(b"ready")

@@ -29,9 +29,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kernelsvc.guest import caps, surroundings, tracebacks, variables
-from kernelsvc.guest.frames import Request, join, misfit, stream_prefix
-from kernelsvc.guest.wire import Wire
+from kernelsvc.guest import environment as surroundings
+from kernelsvc.guest import limit_errors as caps
+from kernelsvc.guest import tracebacks, variables
+from kernelsvc.guest.wire_frames import Request, join, misfit, stream_prefix
+from kernelsvc.guest.wire_server import Wire
 
 
 def _without_debugpy() -> None:
@@ -56,9 +58,9 @@ from traitlets import Any as AnyTrait  # noqa: E402
 from traitlets import Bool, Type, default  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
-from kernelsvc.guest import exits  # noqa: E402
+from kernelsvc.guest import exit_calls as exits  # noqa: E402
 from kernelsvc.guest.display import Formatter, Hook  # noqa: E402
-from kernelsvc.guest.plain import Plain  # noqa: E402
+from kernelsvc.guest.plain_cells import Plain  # noqa: E402
 
 IPYKERNEL_VERSION: str = ipykernel.__version__
 VARIABLES_REQUEST = "kernelsvc_variables_request"

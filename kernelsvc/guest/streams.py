@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from kernelsvc.guest.frames import stream_prefix
+from kernelsvc.guest.wire_frames import stream_prefix
 
 
 class Outlet(Protocol):

@@ -32,8 +32,8 @@ import msgspec
 
 from kernelsvc import __version__, logs
 from kernelsvc.errors import BadRequest, Conflict, Forbidden, Internal, KernelDead, KernelsvcError, NotFound
-from kernelsvc.guest import confine, linux
-from kernelsvc.guest import init as guest_init
+from kernelsvc.guest.confine import confine, linux
+from kernelsvc.guest.confine import init as guest_init
 from kernelsvc.kernels import keepers
 from kernelsvc.kernels.nursery import Nursery
 from kernelsvc.kernels.quarters import in_thread

@@ -16,7 +16,8 @@ from typing import NoReturn
 import msgspec
 
 from kernelsvc.errors import KernelDead, NotSupported
-from kernelsvc.guest import keeper, linux
+from kernelsvc.guest.confine import exec_shim as keeper
+from kernelsvc.guest.confine import linux
 from kernelsvc.kernels.ward import Member, Ward
 from kernelsvc.sandbox.plan import SCRATCH
 

@@ -27,7 +27,10 @@ from kernelsvc.linux import seqpacket as channel
 
 log = logging.getLogger(__name__)
 
-_BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from kernelsvc.guest.template import main; main(int(sys.argv[1]))"
+_BOOT = (
+    "import sys; sys.path.insert(0, sys.argv[2]); "
+    "from kernelsvc.guest.forking.forkserver import main; main(int(sys.argv[1]))"
+)
 #: Seconds between starts of a template that keeps dying: doubled each time, up to the most.
 _PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 #: What a template may know of the host's environment.

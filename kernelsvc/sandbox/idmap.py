@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from kernelsvc.guest import linux as lx
+from kernelsvc.guest.confine import linux as lx
 
 
 def make_map(owner: tuple[int, int], inside: tuple[int, int]) -> int:

@@ -3,7 +3,7 @@
 Theory of operation. This module is pure. A layer is wanted when the policy is
 not ``off`` and the probe found that it works here. What is wanted is put in the
 plan, and what is in the plan is applied or the session does not start
-(``kernelsvc.guest.confine``). What is not in the plan is in the report's
+(``kernelsvc.guest.confine.confine``). What is not in the plan is in the report's
 ``not_enforced`` with the probe's reason. The report therefore never claims more
 than what was done.
 
@@ -27,7 +27,7 @@ from typing import Any, Literal
 import msgspec
 
 from kernelsvc.errors import SandboxUnavailable
-from kernelsvc.guest.confine import PLAN_VERSION
+from kernelsvc.guest.confine.confine import PLAN_VERSION
 from kernelsvc.model.events import NotEnforced, SandboxReport
 from kernelsvc.model.limits import Enforcement, Limits, MiB
 from kernelsvc.sandbox import seccomp
@@ -111,7 +111,7 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
     """What was decided.
 
     Attributes:
-        plan: for ``kernelsvc.guest.confine``; plain JSON.
+        plan: for ``kernelsvc.guest.confine.confine``; plain JSON.
         report: for people, clients and the journal.
     """
 

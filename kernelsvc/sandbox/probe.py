@@ -1,6 +1,6 @@
 """Find out what can confine a session on this machine, for this user.
 
-``probe`` runs ``kernelsvc.guest.trial`` once, in a process of its own, and turns
+``probe`` runs ``kernelsvc.guest.confine.layer_probe`` once, in a process of its own, and turns
 what it says into verdicts with the reason and, where there is one, the command
 that would change it. ``kernelsvc doctor`` and ``/v1/info`` show the same.
 """
@@ -92,7 +92,7 @@ def _run_trials(directory: str | None) -> tuple[Mapping[str, str], int]:
         return {"filesystem": f"the trial itself failed: {last[0]}"}, 0
 
 
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from kernelsvc.guest.trial import main; main()"
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from kernelsvc.guest.confine.layer_probe import main; main()"
 
 
 def _layer(name: str, why: str) -> Layer:

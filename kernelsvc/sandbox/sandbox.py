@@ -36,7 +36,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kernel: its id.
-        plan: for ``kernelsvc.guest.confine``.
+        plan: for ``kernelsvc.guest.confine.confine``.
         report: for the session's first event.
         limits: the caps it was made for.
         group: its cgroup, where there is one.

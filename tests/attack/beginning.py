@@ -22,7 +22,8 @@ import time
 from typing import Any, NoReturn
 
 from attack.driver import LIMITS, _release, _without
-from kernelsvc.guest import confine, keeper
+from kernelsvc.guest.confine import confine
+from kernelsvc.guest.confine import exec_shim as keeper
 from kernelsvc.kernels import keepers
 from kernelsvc.sandbox.plan import SCRATCH
 from kernelsvc.sandbox.probe import probe

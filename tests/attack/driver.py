@@ -27,7 +27,7 @@ import msgspec
 from attack.canaries import VARIABLE, Canaries
 from attack.cell import Cell
 from attack.cells import ALL, COPIES
-from kernelsvc.guest import confine
+from kernelsvc.guest.confine import confine
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.sandbox.probe import probe
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket

@@ -18,7 +18,7 @@ from kernelsvc.sandbox.syscalls import NUMBERS
 
 _PROGRAM = """
 import os, struct, sys
-from kernelsvc.guest import linux
+from kernelsvc.guest.confine import linux
 linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
 error, numbers = int(sys.argv[1]), [int(number) for number in sys.argv[2].split(",")]
 code = [(0x20, 0, 0, 0)]

@@ -129,7 +129,7 @@ class Arena:
         """The template: the host's child that runs our guest; 0 if there is none."""
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process(self.host_pid()).children():
-                if any("kernelsvc.guest.template" in part for part in child.cmdline()):
+                if any("kernelsvc.guest.forking.forkserver" in part for part in child.cmdline()):
                     return int(child.pid)
         return 0
 

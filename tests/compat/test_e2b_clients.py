@@ -15,7 +15,7 @@ import pytest
 from environments import INSTALL_SECONDS, clean_env, node_with, python_with
 from served import Served, serving
 
-from kernelsvc.guest import charts
+from kernelsvc.guest import e2b_charts as charts
 
 CLIENTS = Path(__file__).parent / "clients"
 RUN_SECONDS = 180

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
-from kernelsvc.guest import confine, linux
+from kernelsvc.guest.confine import confine, linux
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket
 from kernelsvc.sandbox.verdicts import Layer

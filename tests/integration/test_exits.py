@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from kernel_processes import Answer, Client, Template, kernel
 
-from kernelsvc.guest.exits import NOTE
+from kernelsvc.guest.exit_calls import NOTE
 from kernelsvc.kernels.wire import WireLoss
 
 

@@ -22,7 +22,7 @@ from mcp.client.streamable_http import streamable_http_client
 from served import Served, serving
 
 from kernelsvc import Client
-from kernelsvc.guest.exits import NOTE
+from kernelsvc.guest.exit_calls import NOTE
 from kernelsvc.integrations import Tools, anthropic
 
 EXITS = "x = 41; exit()"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kernelsvc.errors import AtCapacity, BadRequest, Conflict, KernelsvcError, NotFound, Timeout
-from kernelsvc.guest.watch import MISSING, NO_DIRECTORY, NO_WATCHES
+from kernelsvc.guest.inotify_agent import MISSING, NO_DIRECTORY, NO_WATCHES
 from kernelsvc.model.objects import Principal
 from kernelsvc.transports.e2b import paths
 from kernelsvc.transports.e2b.elsewhere import OURS
@@ -130,7 +130,7 @@ async def watch_elsewhere(
     program, reader = await service.programs.start(who, sandbox, argv, tag=OURS)
     watcher = WatcherElsewhere(program, reader, path)
     try:
-        program.process.write(resources.files("kernelsvc.guest").joinpath("watch.py").read_bytes())
+        program.process.write(resources.files("kernelsvc.guest").joinpath("inotify_agent.py").read_bytes())
         program.process.close_input()
         async with asyncio.timeout(BEGIN_SECONDS):
             await asyncio.shield(watcher.ready)

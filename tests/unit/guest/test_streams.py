@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from kernelsvc.guest.frames import stream_prefix
 from kernelsvc.guest.streams import Stream
+from kernelsvc.guest.wire_frames import stream_prefix
 
 
 class Outlet:

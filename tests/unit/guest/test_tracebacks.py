@@ -6,7 +6,9 @@ import traceback
 
 import pytest
 
-from kernelsvc.guest import imports, namespace, tracebacks
+from kernelsvc.guest import import_policy as imports
+from kernelsvc.guest import tracebacks
+from kernelsvc.guest.forking import state_pickle as namespace
 
 
 def test_our_frames_are_taken_out_and_the_others_stay() -> None:

@@ -15,7 +15,7 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc.errors import Conflict, Internal, KernelDead, NotFound
-from kernelsvc.guest import init, linux
+from kernelsvc.guest.confine import init, linux
 from kernelsvc.kernels.nursery import Nursery
 from kernelsvc.kernels.ward import Member, Record, Ward
 from kernelsvc.linux import procfs as processes

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kernelsvc.guest import watch
+from kernelsvc.guest import inotify_agent as watch
 
 SOURCE = Path(watch.__file__).read_text()
 

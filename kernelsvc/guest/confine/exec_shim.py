@@ -31,8 +31,8 @@ import socket
 import termios
 from typing import Any, NoReturn
 
-from kernelsvc.guest import confine
-from kernelsvc.guest import linux as lx
+from kernelsvc.guest.confine import confine
+from kernelsvc.guest.confine import linux as lx
 
 #: Largest order, and largest word about a failed start.
 _DATAGRAM, _WORDS = 4096, 2000

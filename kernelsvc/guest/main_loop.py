@@ -31,11 +31,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, NoReturn
 
-from kernelsvc.guest import charts, confine, folder, fork, immortal
-from kernelsvc.guest.frames import Request
-from kernelsvc.guest.hot import Hot
+from kernelsvc.guest import e2b_charts as charts
+from kernelsvc.guest.confine import confine
+from kernelsvc.guest.forking import copy_tree as folder
+from kernelsvc.guest.forking import fork, immortal
+from kernelsvc.guest.forking.prefault import Hot
 from kernelsvc.guest.streams import Stream
-from kernelsvc.guest.wire import Control, Wire, give_up
+from kernelsvc.guest.wire_frames import Request
+from kernelsvc.guest.wire_server import Control, Wire, give_up
 
 BACKEND = "module://matplotlib_inline.backend_inline"
 #: Seconds that a kernel which ends waits for the server to take its last frames.
@@ -411,7 +414,7 @@ class Runner:
 
     @staticmethod
     def _tell_exit(error: BaseException) -> None:
-        from kernelsvc.guest import exits  # needs IPython, which is imported in ``prepare``
+        from kernelsvc.guest import exit_calls as exits  # needs IPython, which is imported in ``prepare``
 
         exits.tell(error, "a callback or task of the event loop")
 

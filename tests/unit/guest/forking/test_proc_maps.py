@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.guest import survey
-from kernelsvc.guest.mapped import Mapped
+from kernelsvc.guest.forking import fork_safety as survey
+from kernelsvc.guest.forking.proc_maps import Mapped
 
 
 @pytest.mark.parametrize("room", [mmap.PAGESIZE, 1 << 20], ids=["too small at first", "ample"])

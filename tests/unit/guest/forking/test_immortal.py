@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from kernelsvc.guest import immortal
+from kernelsvc.guest.forking import immortal
 
 pytestmark = pytest.mark.skipif(not immortal.possible(), reason="Python has immortal objects since 3.12")
 
 _PAGES = """
 import gc, json, os, resource, sys
-from kernelsvc.guest import immortal
+from kernelsvc.guest.forking import immortal
 things = [object() for _ in range(200_000)]
 names = {f"name {n}": (n + 1e9, [n]) for n in range(50_000)}
 def use(): return "a constant of nobody else", names
@@ -54,7 +54,7 @@ def test_a_fork_that_uses_what_is_immortal_copies_no_pages_for_it() -> None:
 def test_what_runs_stays_mortal() -> None:
     code = """
 import gc, sys, weakref
-from kernelsvc.guest import immortal
+from kernelsvc.guest.forking import immortal
 class Thing: pass
 def numbers():
     thing = Thing()

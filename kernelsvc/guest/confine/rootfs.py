@@ -17,7 +17,7 @@ import errno
 import os
 from typing import Any
 
-from kernelsvc.guest import linux as lx
+from kernelsvc.guest.confine import linux as lx
 
 _SYSTEM = lx.ATTR_RDONLY | lx.ATTR_NOSUID | lx.ATTR_NODEV
 _OWN = lx.ATTR_NOSUID | lx.ATTR_NODEV

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.guest import surroundings
+from kernelsvc.guest import environment as surroundings
 
 
 def test_a_change_can_be_undone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

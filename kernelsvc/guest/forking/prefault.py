@@ -20,7 +20,7 @@ import ctypes
 import re
 from collections.abc import Iterator
 
-from kernelsvc.guest.mapped import Mapped
+from kernelsvc.guest.forking.proc_maps import Mapped
 
 #: Pages taken at most, and in the longest run that is taken; and the largest mapping that is looked through, in bytes.
 MOST_PAGES, MOST_RUN, MOST_MAPPED = 4096, 64, 256 << 20

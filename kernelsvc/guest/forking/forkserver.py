@@ -29,22 +29,28 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from kernelsvc.guest import import_policy as imports
+from kernelsvc.guest import ipython, variables
+
 # All of them here: once a session is confined, no file of ours can be read any more.
-from kernelsvc.guest import (
-    caps,
-    confine,
-    folder,
-    fork,
-    imports,
-    init,
-    ipython,
-    linux,
-    namespace,
-    saved,
-    survey,
-    variables,
+from kernelsvc.guest import limit_errors as caps
+from kernelsvc.guest.confine import confine, init, linux
+from kernelsvc.guest.forking import (
+    copy_tree as folder,
 )
-from kernelsvc.guest.kernel import Prepared, prepare, serve
+from kernelsvc.guest.forking import (
+    fork,
+)
+from kernelsvc.guest.forking import (
+    fork_safety as survey,
+)
+from kernelsvc.guest.forking import (
+    state_pickle as namespace,
+)
+from kernelsvc.guest.forking import (
+    state_requests as saved,
+)
+from kernelsvc.guest.main_loop import Prepared, prepare, serve
 
 _LOADED = (caps, folder, fork, imports, ipython, namespace, saved, survey, variables)
 

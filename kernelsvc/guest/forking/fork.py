@@ -40,14 +40,16 @@ import traceback
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from kernelsvc.guest import confine, saved, survey
-from kernelsvc.guest.hot import Hot
-from kernelsvc.guest.mapped import Mapped
-from kernelsvc.guest.survey import Survey
+from kernelsvc.guest.confine import confine
+from kernelsvc.guest.forking import fork_safety as survey
+from kernelsvc.guest.forking import state_requests as saved
+from kernelsvc.guest.forking.fork_safety import Survey
+from kernelsvc.guest.forking.prefault import Hot
+from kernelsvc.guest.forking.proc_maps import Mapped
 
 if TYPE_CHECKING:
-    from kernelsvc.guest.kernel import Runner
-    from kernelsvc.guest.wire import Control
+    from kernelsvc.guest.main_loop import Runner
+    from kernelsvc.guest.wire_server import Control
 
 #: The live kernel offers itself to the OOM killer before its checkpoints (proc(5), ``oom_score_adj``).
 OOM_LIVE, OOM_PARKED = 300, 0

@@ -16,7 +16,7 @@ mpl.use("agg")
 
 import matplotlib.pyplot as plt
 
-from kernelsvc.guest import charts
+from kernelsvc.guest import e2b_charts as charts
 
 
 @pytest.fixture

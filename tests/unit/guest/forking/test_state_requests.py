@@ -3,7 +3,7 @@
 import os
 from types import SimpleNamespace
 
-from kernelsvc.guest import saved
+from kernelsvc.guest.forking import state_requests as saved
 
 
 def shell(**variables):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kernelsvc.guest import frames
-from kernelsvc.guest.frames import HEADER, MESSAGE, STREAM, Outbox, WireError, parse, parse_request
+from kernelsvc.guest import wire_frames as frames
+from kernelsvc.guest.wire_frames import HEADER, MESSAGE, STREAM, Outbox, WireError, parse, parse_request
 
 
 def numbers(data: bytes) -> list[int]:

@@ -36,8 +36,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
-from kernelsvc.guest import linux as lx
-from kernelsvc.guest.view import build_view
+from kernelsvc.guest.confine import linux as lx
+from kernelsvc.guest.confine.rootfs import build_view
 
 #: Of the plan's format; a plan of another version is refused.
 PLAN_VERSION = 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.guest import survey
+from kernelsvc.guest.forking import fork_safety as survey
 
 
 def test_descriptors_leave_out_the_standard_three_and_the_own(tmp_path: Path) -> None:

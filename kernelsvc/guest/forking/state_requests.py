@@ -6,7 +6,7 @@ import gc
 import os
 from typing import Any
 
-from kernelsvc.guest import namespace
+from kernelsvc.guest.forking import state_pickle as namespace
 
 
 def answer(shell: Any, body: dict[str, Any], fd: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kernelsvc.guest import namespace as ns
+from kernelsvc.guest.forking import state_pickle as ns
 
 SETUP = """
 import functools, threading, queue
@@ -73,7 +73,7 @@ CLAIMS = [
 ]
 LOADER = """
 import json, sys
-from kernelsvc.guest import namespace
+from kernelsvc.guest.forking import state_pickle as namespace
 import __main__
 with open(sys.argv[1], "rb") as file:
     namespace.load(file, __main__.__dict__)

@@ -39,8 +39,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
-from kernelsvc.guest import frames
-from kernelsvc.guest.frames import ACK, CONTROL, HELLO, MAX_FRAME, MAX_TEXT, MESSAGE, REPLY, STREAM, Frame, Request
+from kernelsvc.guest import wire_frames as frames
+from kernelsvc.guest.wire_frames import (
+    ACK,
+    CONTROL,
+    HELLO,
+    MAX_FRAME,
+    MAX_TEXT,
+    MESSAGE,
+    REPLY,
+    STREAM,
+    Frame,
+    Request,
+)
 
 #: Bytes put between two looks at what the server has acknowledged.
 ACK_EVERY = 256 * 1024

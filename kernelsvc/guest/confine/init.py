@@ -30,7 +30,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from kernelsvc.guest import confine
+from kernelsvc.guest.confine import confine
 
 #: Milliseconds to wait for news of a child between two attempts to kill what keeps being born.
 _KILL_PAUSE_MS = 5

@@ -12,7 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.macro import Macro
 from traitlets.config import Config
 
-from kernelsvc.guest.plain import Plain
+from kernelsvc.guest.plain_cells import Plain
 
 #: What transformers look for, and what they might confuse with it.
 PIECES = [

@@ -18,8 +18,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from kernelsvc.guest import linux as lx
-from kernelsvc.guest.view import build_view
+from kernelsvc.guest.confine import linux as lx
+from kernelsvc.guest.confine.rootfs import build_view
 
 Trial = Callable[[], None]
 

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from kernelsvc.guest import caps
+from kernelsvc.guest import limit_errors as caps
 
 
 def test_by_kind_and_number() -> None:

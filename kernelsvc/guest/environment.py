@@ -11,7 +11,7 @@ from typing import Any
 
 from IPython.core.getipython import get_ipython
 
-from kernelsvc.guest import charts
+from kernelsvc.guest import e2b_charts as charts
 
 
 def _fit_out() -> None:

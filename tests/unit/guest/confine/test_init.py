@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import pytest
 from waiting import wait_for
 
-from kernelsvc.guest import init, linux
+from kernelsvc.guest.confine import init, linux
 from kernelsvc.linux import procfs as processes
 
 DEADLINE = 10.0

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kernelsvc.guest import hot
-from kernelsvc.guest.mapped import Mapped
+from kernelsvc.guest.forking import prefault as hot
+from kernelsvc.guest.forking.proc_maps import Mapped
 
 PAGE = mmap.PAGESIZE
 OURS, SHARED, FILE, ABSENT = 0x81, 0x80, 0xA1, 0x00

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.guest import imports
-from kernelsvc.guest.imports import ImportNotAllowed, refusal
+from kernelsvc.guest import import_policy as imports
+from kernelsvc.guest.import_policy import ImportNotAllowed, refusal
 
 
 @pytest.fixture(autouse=True)
