@@ -30,12 +30,12 @@ import psutil
 
 from benchmarks.adoption import TOKEN, serve
 from kernelsvc import AsyncClient
+from kernelsvc.host.client import HostClient
+from kernelsvc.host.daemon import HostSettings
+from kernelsvc.host.forkserver import TemplateSettings
 from kernelsvc.kernels.exits import Exit
 from kernelsvc.kernels.forked import ForkedKernel, ForkedLauncher
-from kernelsvc.kernels.host import HostSettings
-from kernelsvc.kernels.host_client import HostClient
 from kernelsvc.kernels.port import StartRequest
-from kernelsvc.kernels.templates import TemplateSettings
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.sandbox.cgroup import Group
 from kernelsvc.sandbox.watchdog import Watchdog, Watched, hard_limits

@@ -18,12 +18,12 @@ import msgspec
 import psutil
 from waiting import wait_until
 
+from kernelsvc.host.client import HostClient, HostGone
+from kernelsvc.host.daemon import HostSettings
+from kernelsvc.host.forkserver import TemplateSettings
 from kernelsvc.kernels.exits import Exit
 from kernelsvc.kernels.forked import ForkedKernel, ForkedLauncher
-from kernelsvc.kernels.host import HostSettings
-from kernelsvc.kernels.host_client import HostClient, HostGone
 from kernelsvc.kernels.port import Message, Output, StartRequest, Text
-from kernelsvc.kernels.templates import TemplateSettings
 from kernelsvc.linux import procfs as processes
 from kernelsvc.model.limits import Limits
 

@@ -19,12 +19,12 @@ import msgspec
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
 from kernelsvc.errors import Internal, KernelDead, NotFound, NotSupported, Timeout
+from kernelsvc.host.client import HostClient
 from kernelsvc.kernels.cold_host import HostProcesses
 from kernelsvc.kernels.cold_kernel import MAX_MESSAGE_BYTES, ColdKernel
 from kernelsvc.kernels.cold_place import Place, Record
 from kernelsvc.kernels.cold_process import HostProvisioner, Manager, Processes, ProcessRequest, Started
 from kernelsvc.kernels.exits import Exit
-from kernelsvc.kernels.host_client import HostClient
 from kernelsvc.kernels.port import Kernel, Sink, StartRequest
 
 #: Seconds that a kernel may take to its first answer; R and Julia need several.

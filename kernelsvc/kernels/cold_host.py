@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import KernelsvcError, NotFound, TooLarge
+from kernelsvc.host.client import Found, HostClient
 from kernelsvc.kernels.cold_process import ProcessRequest, Started
 from kernelsvc.kernels.exits import Exit, exit_of
-from kernelsvc.kernels.host_client import Found, HostClient
 
 #: Largest environment; it travels in one datagram.
 MAX_ENV_BYTES = 64 * 1024

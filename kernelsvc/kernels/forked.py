@@ -19,9 +19,9 @@ from typing import Any, Literal
 import msgspec
 
 from kernelsvc.errors import AtCapacity, CannotFork, KernelDead, KernelsvcError, NotFound, NotSupported, Timeout
+from kernelsvc.host.client import Found, HostClient
 from kernelsvc.kernels import handover
 from kernelsvc.kernels.exits import Cause, Exit, exit_of
-from kernelsvc.kernels.host_client import Found, HostClient
 from kernelsvc.kernels.link import knock
 from kernelsvc.kernels.port import Forked, Output, Saved, Sink, StartRequest
 from kernelsvc.kernels.wire import Wire, WireLoss

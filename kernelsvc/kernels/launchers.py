@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from kernelsvc.errors import KernelsvcError, NotFound
+from kernelsvc.host.client import HostClient
+from kernelsvc.host.daemon import HostSettings
 from kernelsvc.kernels.cold import ColdLauncher
 from kernelsvc.kernels.cold_host import HostProcesses
 from kernelsvc.kernels.forked import ForkedLauncher
-from kernelsvc.kernels.host import HostSettings
-from kernelsvc.kernels.host_client import HostClient
 from kernelsvc.kernels.port import Launcher, Sink, StartRequest
 from kernelsvc.model.events import SandboxReport
 

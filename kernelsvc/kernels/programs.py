@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from kernelsvc.errors import BadRequest, Internal, NotFound, TooLarge
-from kernelsvc.kernels.host_client import HostClient
+from kernelsvc.host.client import HostClient
 from kernelsvc.linux import seqpacket as channel
 
 #: Seconds until a program must have begun.

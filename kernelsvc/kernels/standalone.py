@@ -26,10 +26,10 @@ import msgspec
 from jupyter_client.kernelspec import KernelSpecManager
 
 from kernelsvc.errors import Internal
+from kernelsvc.host.client import HostClient
+from kernelsvc.host.daemon import HostSettings
+from kernelsvc.host.forkserver import TemplateSettings
 from kernelsvc.kernels.forked import ForkedLauncher
-from kernelsvc.kernels.host import HostSettings
-from kernelsvc.kernels.host_client import HostClient
-from kernelsvc.kernels.templates import TemplateSettings
 
 #: The only template of such a host.
 TEMPLATE = "python3"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kernelsvc.kernels.host import HostSettings
-from kernelsvc.kernels.templates import TemplateSettings
+from kernelsvc.host.daemon import HostSettings
+from kernelsvc.host.forkserver import TemplateSettings
 from kernelsvc.settings import Settings
 
 

@@ -15,8 +15,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from kernelsvc.errors import KernelDead, NotFound, QuotaExceeded
+from kernelsvc.host.client import HostClient
 from kernelsvc.kernels import programs
-from kernelsvc.kernels.host_client import HostClient
 from kernelsvc.kernels.programs import Process, Stream
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import Principal

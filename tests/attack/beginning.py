@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from attack.driver import LIMITS, _release, _without
 from kernelsvc.guest.confine import confine
 from kernelsvc.guest.confine import exec_shim as keeper
-from kernelsvc.kernels import keepers
+from kernelsvc.host import exec as keepers
 from kernelsvc.sandbox.plan import SCRATCH
 from kernelsvc.sandbox.probe import probe
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket

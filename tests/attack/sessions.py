@@ -19,11 +19,11 @@ from typing import Any, Literal
 import msgspec
 
 from attack.cell import Cell
+from kernelsvc.host.forkserver import TemplateSettings
 from kernelsvc.kernels.exits import Exit
 from kernelsvc.kernels.forked import ForkedLauncher
 from kernelsvc.kernels.launchers import HostSettings, Launchers
 from kernelsvc.kernels.port import Kernel, Message, Output, StartRequest, Text
-from kernelsvc.kernels.templates import TemplateSettings
 from kernelsvc.model.limits import Limits
 
 CELL_SECONDS = 40.0

@@ -546,7 +546,7 @@ async def test_a_death_while_no_host_was_there_is_told_with_its_cause() -> None:
 
 async def test_only_one_host_to_a_directory(host: Bench) -> None:
     again = subprocess.run(
-        [sys.executable, "-m", "kernelsvc.kernels.host"],
+        [sys.executable, "-m", "kernelsvc.host.daemon"],
         input=msgspec.json.encode(host.settings),
         capture_output=True,
         check=False,

@@ -25,15 +25,15 @@ import pytest_asyncio
 from waiting import wait_until
 
 from kernelsvc.errors import KernelDead, NotSupported
+from kernelsvc.host.client import HostClient
+from kernelsvc.host.daemon import HostSettings
+from kernelsvc.host.forkserver import TemplateSettings
 from kernelsvc.kernels.cold import ColdLauncher
 from kernelsvc.kernels.cold_process import LocalProcesses
 from kernelsvc.kernels.exits import Cause, Exit
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.kernels.forked import ForkedLauncher
-from kernelsvc.kernels.host import HostSettings
-from kernelsvc.kernels.host_client import HostClient
 from kernelsvc.kernels.port import Kernel, Launcher, Message, Output, StartRequest, Text
-from kernelsvc.kernels.templates import TemplateSettings
 from kernelsvc.model.limits import Limits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -16,12 +16,12 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc.errors import TooLarge
+from kernelsvc.host.client import HostClient
+from kernelsvc.host.daemon import HostSettings
 from kernelsvc.kernels.cold import ColdLauncher
 from kernelsvc.kernels.cold_host import MAX_ENV_BYTES, HostProcesses
 from kernelsvc.kernels.cold_kernel import ColdKernel
 from kernelsvc.kernels.exits import Cause, Exit
-from kernelsvc.kernels.host import HostSettings
-from kernelsvc.kernels.host_client import HostClient
 from kernelsvc.kernels.port import Message, Output, StartRequest, Text
 from kernelsvc.model.limits import Limits
 

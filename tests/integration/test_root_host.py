@@ -13,7 +13,7 @@ import pytest_asyncio
 from hosted import Bench, bench
 
 from kernelsvc.errors import Forbidden
-from kernelsvc.kernels.host import _must_own
+from kernelsvc.host.daemon import _must_own
 from kernelsvc.linux.seqpacket import Channel
 from kernelsvc.sandbox.identity import UIDS
 

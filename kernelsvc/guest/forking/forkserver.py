@@ -35,21 +35,11 @@ from kernelsvc.guest import ipython, variables
 # All of them here: once a session is confined, no file of ours can be read any more.
 from kernelsvc.guest import limit_errors as caps
 from kernelsvc.guest.confine import confine, init, linux
-from kernelsvc.guest.forking import (
-    copy_tree as folder,
-)
-from kernelsvc.guest.forking import (
-    fork,
-)
-from kernelsvc.guest.forking import (
-    fork_safety as survey,
-)
-from kernelsvc.guest.forking import (
-    state_pickle as namespace,
-)
-from kernelsvc.guest.forking import (
-    state_requests as saved,
-)
+from kernelsvc.guest.forking import copy_tree as folder
+from kernelsvc.guest.forking import fork
+from kernelsvc.guest.forking import fork_safety as survey
+from kernelsvc.guest.forking import state_pickle as namespace
+from kernelsvc.guest.forking import state_requests as saved
 from kernelsvc.guest.main_loop import Prepared, prepare, serve
 
 _LOADED = (caps, folder, fork, imports, ipython, namespace, saved, survey, variables)

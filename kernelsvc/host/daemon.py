@@ -34,11 +34,11 @@ from kernelsvc import __version__, logs
 from kernelsvc.errors import BadRequest, Conflict, Forbidden, Internal, KernelDead, KernelsvcError, NotFound
 from kernelsvc.guest.confine import confine, linux
 from kernelsvc.guest.confine import init as guest_init
-from kernelsvc.kernels import keepers
-from kernelsvc.kernels.nursery import Nursery
-from kernelsvc.kernels.quarters import in_thread
-from kernelsvc.kernels.templates import Template, TemplateSettings, install_guest
-from kernelsvc.kernels.ward import Member, Record, Vanished, Ward
+from kernelsvc.host import exec as keepers
+from kernelsvc.host.branch_cgroup import in_thread
+from kernelsvc.host.container import Member, Record, Vanished, Ward
+from kernelsvc.host.container_manager import Nursery
+from kernelsvc.host.forkserver import Template, TemplateSettings, install_guest
 from kernelsvc.linux import procfs as processes
 from kernelsvc.linux import seqpacket as channel
 from kernelsvc.linux.acceptor import Acceptor, raise_descriptor_limit
@@ -569,7 +569,7 @@ def run(settings: HostSettings, ready: Callable[[], None] = lambda: None) -> Non
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m kernelsvc.kernels.host``: how a server starts one; settings come as JSON on standard input."""
+    """``python -m kernelsvc.host.daemon``: how a server starts one; settings come as JSON on standard input."""
     parser = argparse.ArgumentParser(description="A kernel host; 'kernelsvc kernel-host' is for people.")
     parser.parse_args(argv)
     logs.configure(logging.WARNING)

@@ -25,9 +25,9 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import Internal, KernelDead, KernelsvcError, SandboxUnavailable, Timeout
+from kernelsvc.host.branch_cgroup import Quarters, admit, clear, move_in
+from kernelsvc.host.cgroup_events import Tally
 from kernelsvc.kernels.exits import Exit, exit_of
-from kernelsvc.kernels.quarters import Quarters, admit, clear, move_in
-from kernelsvc.kernels.tally import Tally
 from kernelsvc.linux import procfs as processes
 from kernelsvc.linux import seqpacket as channel
 from kernelsvc.model.limits import Limits

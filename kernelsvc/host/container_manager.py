@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import Conflict, KernelsvcError, NotFound
+from kernelsvc.host.container import Member, Record, Ward
 from kernelsvc.kernels.exits import Exit
-from kernelsvc.kernels.ward import Member, Record, Ward
 from kernelsvc.linux import procfs as processes
 from kernelsvc.linux import seqpacket as channel
 from kernelsvc.model.limits import Limits

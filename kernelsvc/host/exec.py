@@ -18,7 +18,7 @@ import msgspec
 from kernelsvc.errors import KernelDead, NotSupported
 from kernelsvc.guest.confine import exec_shim as keeper
 from kernelsvc.guest.confine import linux
-from kernelsvc.kernels.ward import Member, Ward
+from kernelsvc.host.container import Member, Ward
 from kernelsvc.sandbox.plan import SCRATCH
 
 #: Descriptors that come with the request: standard input, output, error, and the keeper's end of the server's socket.

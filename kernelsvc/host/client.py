@@ -24,8 +24,8 @@ import msgspec
 
 import kernelsvc
 from kernelsvc.errors import Internal, KernelsvcError, NotFound, Timeout, TooLarge, from_json
+from kernelsvc.host.daemon import VERSION, HostSettings
 from kernelsvc.kernels.exits import Exit, exit_of
-from kernelsvc.kernels.host import VERSION, HostSettings
 from kernelsvc.linux import seqpacket as channel
 from kernelsvc.linux.acceptor import inherited_descriptor_limits
 from kernelsvc.linux.stopped_process import Attending
@@ -164,7 +164,7 @@ class HostClient:
         runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (runtime / "host.log").open("ab") as log_file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "kernelsvc.kernels.host"],
+                [sys.executable, "-m", "kernelsvc.host.daemon"],
                 stdin=subprocess.PIPE,
                 stdout=log_file,
                 stderr=log_file,

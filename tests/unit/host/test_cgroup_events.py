@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.kernels.tally import Tally
+from kernelsvc.host.cgroup_events import Tally
 from kernelsvc.sandbox.cgroup import Group
 
 

@@ -16,8 +16,8 @@ from waiting import wait_until
 
 from kernelsvc.errors import Conflict, Internal, KernelDead, NotFound
 from kernelsvc.guest.confine import init, linux
-from kernelsvc.kernels.nursery import Nursery
-from kernelsvc.kernels.ward import Member, Record, Ward
+from kernelsvc.host.container import Member, Record, Ward
+from kernelsvc.host.container_manager import Nursery
 from kernelsvc.linux import procfs as processes
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.sandbox import Sandbox
