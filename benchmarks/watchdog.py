@@ -33,9 +33,9 @@ from kernelsvc import AsyncClient
 from kernelsvc.host.client import HostClient
 from kernelsvc.host.daemon import HostSettings
 from kernelsvc.host.forkserver import TemplateSettings
-from kernelsvc.kernels.exits import Exit
-from kernelsvc.kernels.forked import ForkedKernel, ForkedLauncher
+from kernelsvc.kernels.forked.launcher import ForkedKernel, ForkedLauncher
 from kernelsvc.kernels.port import StartRequest
+from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.sandbox.cgroup import Group
 from kernelsvc.sandbox.watchdog import Watchdog, Watched, hard_limits

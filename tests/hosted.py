@@ -21,10 +21,10 @@ from waiting import wait_until
 from kernelsvc.host.client import HostClient, HostGone
 from kernelsvc.host.daemon import HostSettings
 from kernelsvc.host.forkserver import TemplateSettings
-from kernelsvc.kernels.exits import Exit
-from kernelsvc.kernels.forked import ForkedKernel, ForkedLauncher
+from kernelsvc.kernels.forked.launcher import ForkedKernel, ForkedLauncher
 from kernelsvc.kernels.port import Message, Output, StartRequest, Text
 from kernelsvc.linux import procfs as processes
+from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
 
 _numbers = itertools.count(1)

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kernelsvc.kernels.forked.wire_client import Wire, WireLoss
 from kernelsvc.kernels.port import Message, Output, Text
-from kernelsvc.kernels.wire import Wire, WireLoss
 
 DEADLINE = 30.0
 

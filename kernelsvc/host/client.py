@@ -25,11 +25,11 @@ import msgspec
 import kernelsvc
 from kernelsvc.errors import Internal, KernelsvcError, NotFound, Timeout, TooLarge, from_json
 from kernelsvc.host.daemon import VERSION, HostSettings
-from kernelsvc.kernels.exits import Exit, exit_of
 from kernelsvc.linux import seqpacket as channel
 from kernelsvc.linux.acceptor import inherited_descriptor_limits
 from kernelsvc.linux.stopped_process import Attending
 from kernelsvc.model.events import SandboxReport
+from kernelsvc.model.exit_status import Exit, exit_of
 
 log = logging.getLogger(__name__)
 

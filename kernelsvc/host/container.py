@@ -27,9 +27,9 @@ import msgspec
 from kernelsvc.errors import Internal, KernelDead, KernelsvcError, SandboxUnavailable, Timeout
 from kernelsvc.host.branch_cgroup import Quarters, admit, clear, move_in
 from kernelsvc.host.cgroup_events import Tally
-from kernelsvc.kernels.exits import Exit, exit_of
 from kernelsvc.linux import procfs as processes
 from kernelsvc.linux import seqpacket as channel
+from kernelsvc.model.exit_status import Exit, exit_of
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.cgroup import Group
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket

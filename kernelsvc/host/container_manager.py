@@ -21,9 +21,9 @@ import msgspec
 
 from kernelsvc.errors import Conflict, KernelsvcError, NotFound
 from kernelsvc.host.container import Member, Record, Ward
-from kernelsvc.kernels.exits import Exit
 from kernelsvc.linux import procfs as processes
 from kernelsvc.linux import seqpacket as channel
+from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.sandbox import Sandbox, Ticket
 

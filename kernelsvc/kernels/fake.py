@@ -31,9 +31,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError
-from kernelsvc.kernels.exits import Cause, Exit
 from kernelsvc.kernels.port import Forked, Message, Output, Saved, Sink, StartRequest, Text
 from kernelsvc.model.events import KernelInfo, SandboxReport
+from kernelsvc.model.exit_status import Cause, Exit
 
 Channel = Literal["shell", "control", "stdin"]
 Reply = dict[str, Any]

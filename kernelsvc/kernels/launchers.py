@@ -11,10 +11,10 @@ from typing import Any
 from kernelsvc.errors import KernelsvcError, NotFound
 from kernelsvc.host.client import HostClient
 from kernelsvc.host.daemon import HostSettings
-from kernelsvc.kernels.cold import ColdLauncher
-from kernelsvc.kernels.cold_host import HostProcesses
-from kernelsvc.kernels.forked import ForkedLauncher
+from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import Launcher, Sink, StartRequest
+from kernelsvc.kernels.zmq.host_processes import HostProcesses
+from kernelsvc.kernels.zmq.launcher import ColdLauncher
 from kernelsvc.model.events import SandboxReport
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from kernelsvc.kernels.exits import Exit
 from kernelsvc.model.events import KernelInfo, SandboxReport
+from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
 
 

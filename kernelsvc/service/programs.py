@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 
 from kernelsvc.errors import KernelDead, NotFound, QuotaExceeded
 from kernelsvc.host.client import HostClient
-from kernelsvc.kernels import programs
-from kernelsvc.kernels.programs import Process, Stream
+from kernelsvc.kernels import exec_process as programs
+from kernelsvc.kernels.exec_process import Process, Stream
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import Principal
 from kernelsvc.service.leases import Find

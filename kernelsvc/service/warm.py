@@ -26,10 +26,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from kernelsvc.errors import KernelsvcError
-from kernelsvc.kernels.exits import Exit
 from kernelsvc.kernels.launchers import Launchers
 from kernelsvc.kernels.port import Output
 from kernelsvc.model.admission import Live
+from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.log import timestamp
 from kernelsvc.model.warming import Demand

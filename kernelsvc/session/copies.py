@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kernelsvc.errors import CannotFork, Conflict, KernelDead, KernelsvcError, NotFound, NotSupported
-from kernelsvc.kernels.exits import Exit
 from kernelsvc.kernels.port import Forked, Kernel, Output, Sink, StartRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model.copying import Account, Habit
+from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import Checkpoint, SessionState
 from kernelsvc.sandbox import family

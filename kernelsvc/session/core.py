@@ -31,11 +31,11 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed
-from kernelsvc.kernels.exits import Cause, Exit
 from kernelsvc.kernels.port import Kernel, Launcher, Output, StartRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model.copying import Account
 from kernelsvc.model.events import Event, KernelInfo, SandboxReport
+from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.log import seconds_of, timestamp
 from kernelsvc.model.machine import Machine

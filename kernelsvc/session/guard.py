@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kernelsvc.errors import KernelsvcError
-from kernelsvc.kernels.exits import Cause, Exit
 from kernelsvc.model import caps
 from kernelsvc.model.events import LimitReached, Reason
+from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import MiB
 from kernelsvc.model.stimuli import Interrupt
 from kernelsvc.sandbox.watchdog import Breach

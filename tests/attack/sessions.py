@@ -20,10 +20,10 @@ import msgspec
 
 from attack.cell import Cell
 from kernelsvc.host.forkserver import TemplateSettings
-from kernelsvc.kernels.exits import Exit
-from kernelsvc.kernels.forked import ForkedLauncher
+from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.launchers import HostSettings, Launchers
 from kernelsvc.kernels.port import Kernel, Message, Output, StartRequest, Text
+from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
 
 CELL_SECONDS = 40.0

@@ -8,7 +8,7 @@ import pytest
 from kernel_processes import Answer, Client, Template, kernel
 
 from kernelsvc.guest.exit_calls import NOTE
-from kernelsvc.kernels.wire import WireLoss
+from kernelsvc.kernels.forked.wire_client import WireLoss
 
 
 @pytest.fixture(scope="module")

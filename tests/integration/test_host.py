@@ -27,10 +27,10 @@ from hosted import Bench, bench, gone, kill
 from waiting import wait_until
 
 from kernelsvc.errors import BadRequest, Conflict, Internal, KernelDead, KernelsvcError, NotFound, Timeout, TooLarge
-from kernelsvc.kernels import forked
-from kernelsvc.kernels.exits import Cause
+from kernelsvc.kernels.forked import launcher as forked
 from kernelsvc.linux import procfs as processes
 from kernelsvc.linux import seqpacket as channel
+from kernelsvc.model.exit_status import Cause
 from kernelsvc.model.limits import Limits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -751,7 +751,7 @@ async def test_a_session_without_host_and_server_ends_itself() -> None:
 async def test_an_end_is_told_after_all_was_taken_however_long_that_takes(
     host: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kernelsvc.kernels.forked.TELL_SECONDS", 0.05)
+    monkeypatch.setattr("kernelsvc.kernels.forked.launcher.TELL_SECONDS", 0.05)
     one = await host.start()
     one.sink.refusing = True
     one.send("print('held'); import os; os._exit(1)")

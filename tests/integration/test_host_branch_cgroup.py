@@ -11,7 +11,7 @@ import pytest_asyncio
 from hosted import Bench, Running, bench, gone, kill
 from waiting import wait_until
 
-from kernelsvc.kernels.exits import Cause
+from kernelsvc.model.exit_status import Cause
 from kernelsvc.model.limits import Limits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -28,12 +28,12 @@ from kernelsvc.errors import KernelDead, NotSupported
 from kernelsvc.host.client import HostClient
 from kernelsvc.host.daemon import HostSettings
 from kernelsvc.host.forkserver import TemplateSettings
-from kernelsvc.kernels.cold import ColdLauncher
-from kernelsvc.kernels.cold_process import LocalProcesses
-from kernelsvc.kernels.exits import Cause, Exit
 from kernelsvc.kernels.fake import FakeLauncher
-from kernelsvc.kernels.forked import ForkedLauncher
+from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import Kernel, Launcher, Message, Output, StartRequest, Text
+from kernelsvc.kernels.zmq.launcher import ColdLauncher
+from kernelsvc.kernels.zmq.processes import LocalProcesses
+from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

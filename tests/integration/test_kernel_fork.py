@@ -12,7 +12,7 @@ import pytest
 from kernel_processes import Client, Template, kernel, now
 from waiting import wait_until
 
-from kernelsvc.kernels.wire import Wire, WireLoss
+from kernelsvc.kernels.forked.wire_client import Wire, WireLoss
 
 
 @pytest.fixture(scope="module")

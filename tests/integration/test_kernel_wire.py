@@ -19,10 +19,10 @@ from kernel_processes import Client, Template, kernel, now, rss
 from waiting import wait_until
 
 from kernelsvc.errors import AtCapacity, KernelDead, Timeout
-from kernelsvc.kernels import wire as wires
+from kernelsvc.kernels.forked import wire_client as wires
+from kernelsvc.kernels.forked.reassembly import reassembly
+from kernelsvc.kernels.forked.wire_client import Wire, WireLoss
 from kernelsvc.kernels.port import Output, Text
-from kernelsvc.kernels.reassembly import reassembly
-from kernelsvc.kernels.wire import Wire, WireLoss
 from kernelsvc.protocol.jupyter import join_v1
 
 MiB = 1 << 20

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from waiting import wait_until
 
-from kernelsvc.kernels.cold import ColdLauncher
-from kernelsvc.kernels.cold_process import LocalProcesses
-from kernelsvc.kernels.exits import Exit
 from kernelsvc.kernels.port import Message, Output, StartRequest, Text
+from kernelsvc.kernels.zmq.launcher import ColdLauncher
+from kernelsvc.kernels.zmq.processes import LocalProcesses
+from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
 
 #: The last of the line before ours. Its iopub is a plain PUB socket that says no welcome, as that of most other

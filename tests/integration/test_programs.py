@@ -14,8 +14,8 @@ from hosted import Bench, Running, bench
 from waiting import wait_until
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, TooLarge
-from kernelsvc.kernels import programs
-from kernelsvc.kernels.programs import Process
+from kernelsvc.kernels import exec_process as programs
+from kernelsvc.kernels.exec_process import Process
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

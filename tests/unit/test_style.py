@@ -65,7 +65,7 @@ IMPORTERS = _importers()
 #: process of their own, through the package that re-exports them, or as part of one that is named.
 TESTED_THROUGH = {
     "kernelsvc.store.html_export": "tests/integration/test_store_convert.py",
-    "kernelsvc.kernels.handover": "tests/integration/test_warm_pool.py",
+    "kernelsvc.kernels.forked.environment": "tests/integration/test_warm_pool.py",
     "kernelsvc.transports.e2b.watching_elsewhere": "tests/integration/test_e2b_files.py",
     "kernelsvc.transports.mcp.subscribing": "tests/integration/test_mcp.py",
     "kernelsvc.cli.asking": "tests/acceptance/test_repl.py",
@@ -91,7 +91,7 @@ TESTED_THROUGH = {
     "kernelsvc.guest.confine.rootfs": "tests/integration/test_confinement.py",
     "kernelsvc.guest.wire_server": "tests/integration/test_kernel_wire.py",
     "kernelsvc.host.exec": "tests/integration/test_programs.py",
-    "kernelsvc.kernels.link": "tests/integration/test_host.py",
+    "kernelsvc.kernels.forked.wire_connection": "tests/integration/test_host.py",
     "kernelsvc.host.container": "tests/integration/test_host.py",
     "kernelsvc.model.cellfold": "tests/unit/model/test_notebook.py",
     "kernelsvc.model.outputs": "tests/unit/model/test_notebook.py",

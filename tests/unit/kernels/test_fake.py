@@ -10,9 +10,9 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc.errors import AtCapacity, CannotFork, KernelDead
-from kernelsvc.kernels.exits import Cause, Exit
 from kernelsvc.kernels.fake import FakeKernel, FakeLauncher
 from kernelsvc.kernels.port import Message, Output, StartRequest, Text
+from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from kernelsvc.kernels.exits import Cause, Exit
 from kernelsvc.model import events as ev
+from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.model.standing import Running
 from kernelsvc.model.stimuli import Interrupt

@@ -1,0 +1,307 @@
+"""The other way round: any kernel behind the port, served on Jupyter's own ZMQ sockets.
+
+``cold`` makes a Jupyter kernel look like ours; a ``Bridge`` makes ours look
+like a Jupyter kernel, for applications that start kernels through
+``jupyter_client`` and know nothing of a server (``provisioner``).
+
+Theory of operation
+-------------------
+A request's header is kept by its ``msg_id``, so that what the kernel says about
+it carries the whole parent header, and the reply finds the client that asked.
+The kernel is read at the pace of its readers: a send to a reader that is full
+is refused (XPUB without dropping), the batch counts as not held, and the kernel
+soon blocks. A reader that is stuck for ``STALL_SECONDS`` loses messages, as
+with any Jupyter kernel, so that it can't hold up the others for ever.
+
+Text is gathered for a moment, as ipykernel does: a ``print`` of two values is
+four writes, and clients such as nbclient make an output of each message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Literal
+
+import zmq
+import zmq.asyncio
+
+from kernelsvc.kernels.port import Kernel, Message, Output, Text
+from kernelsvc.kernels.zmq.messages import Garbled, Key, Packet, encode, unpack
+from kernelsvc.model.exit_status import Exit
+
+log = logging.getLogger(__name__)
+
+Door = Literal["shell", "control", "stdin"]
+
+#: Headers of requests that are kept: outputs of older ones lose their parent.
+MAX_HEADERS = 2000
+#: Messages that wait for one reader of iopub.
+IOPUB_WAITING = 10_000
+#: Seconds between attempts to go on when a reader is full.
+RETRY_SECONDS = 0.02
+#: Seconds after which a full reader loses messages.
+STALL_SECONDS = 10.0
+#: Seconds in which text is gathered, and characters after which it is sent at once.
+GATHER_SECONDS, GATHER_TEXT = 0.02, 64 * 1024
+#: Milliseconds in which a client may still fetch what was sent before the end.
+LINGER_MS = 200
+
+DOORS: tuple[Door, ...] = ("shell", "control", "stdin")
+
+
+class Bridge:
+    """Serves one kernel (and is its ``port.Sink``). Lives in one event loop.
+
+    Args:
+        info: Jupyter's connection info: transport, ip, five ports, key, signature_scheme.
+        on_exit: called once when the kernel is gone.
+        on_shutdown: called when a client sends ``shutdown_request``; the caller ends the kernel.
+    """
+
+    def __init__(
+        self, info: dict[str, Any], *, on_exit: Callable[[Exit], None], on_shutdown: Callable[[], None]
+    ) -> None:
+        key = info["key"]
+        self.kernel: Kernel | None = None
+        self._key = Key(key if isinstance(key, bytes) else str(key).encode(), info["signature_scheme"])
+        self._info = info
+        self._on_exit, self._on_shutdown = on_exit, on_shutdown
+        self._session = uuid.uuid4().hex
+        self._headers: OrderedDict[str, tuple[dict[str, Any], list[bytes]]] = OrderedDict()
+        self._running = ""
+        self._early: list[Output] = []
+        self._handled = 0
+        self._gathered: list[Text] = []
+        self._gathered_size = 0
+        self._flushing: asyncio.TimerHandle | None = None
+        self._stalled_since: float | None = None
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._context = zmq.asyncio.Context()
+        self._sockets: dict[str, zmq.asyncio.Socket] = {}
+
+    # -- life ------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Bind the sockets. What clients send waits in them until ``serve``.
+
+        Raises:
+            zmq.ZMQError: an address is taken.
+        """
+        kinds = {"shell": zmq.ROUTER, "control": zmq.ROUTER, "stdin": zmq.ROUTER, "hb": zmq.ROUTER, "iopub": zmq.XPUB}
+        for name, kind in kinds.items():
+            socket = self._sockets[name] = self._context.socket(kind)
+            socket.linger = LINGER_MS
+            if name == "iopub":
+                socket.sndhwm = IOPUB_WAITING
+                socket.set(zmq.XPUB_NODROP, 1)
+                socket.set(zmq.XPUB_VERBOSE, 1)
+            socket.bind(self._url(name))
+
+    def _url(self, name: str) -> str:
+        info = self._info
+        between = "-" if info["transport"] == "ipc" else ":"
+        return f"{info['transport']}://{info['ip']}{between}{info[f'{name}_port']}"
+
+    def serve(self, kernel: Kernel) -> None:
+        """Begin to pass messages between this kernel and the sockets."""
+        self.kernel = kernel
+        early, self._early = self._early, []
+        self.deliver(early)
+        for door in DOORS:
+            self._own(self._receive(door), door)
+        self._own(self._echo(), "heartbeat")
+        self._own(self._welcome(), "iopub")
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._loop.create_task(work, name=f"bridge: {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("%s failed", task.get_name(), exc_info=error)
+
+    def close(self) -> None:
+        """Close the sockets; what was sent may still be fetched for a moment. May be called twice."""
+        for task in self._tasks:
+            task.cancel()
+        if self._flushing is not None:
+            self._flushing.cancel()
+        for socket in self._sockets.values():
+            socket.close()
+        self._sockets.clear()
+        if not self._context.closed:
+            self._context.term()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a reader is full, and the kernel waits for it."""
+        return self._stalled_since is not None
+
+    # -- from the clients ----------------------------------------------------------------------
+
+    async def _receive(self, door: Door) -> None:
+        socket = self._sockets[door]
+        while True:
+            parts = await socket.recv_multipart()
+            try:
+                packet = unpack(parts, self._key)
+                self._handle(door, packet)
+            except Garbled as error:
+                log.warning("a client's message on %s was refused: %s", door, error)
+
+    async def _echo(self) -> None:
+        socket = self._sockets["hb"]
+        while True:
+            await socket.send_multipart(await socket.recv_multipart())
+
+    async def _welcome(self) -> None:
+        """Tell each new subscriber that it is heard, as ipykernel does."""
+        socket = self._sockets["iopub"]
+        while True:
+            event = await socket.recv()
+            if event[:1] == b"\x01":
+                topic = event[1:].decode("utf-8", "replace")
+                with contextlib.suppress(zmq.Again):
+                    self._publish("iopub_welcome", {"subscription": topic}, {}, topic=event[1:])
+
+    def _handle(self, door: Door, packet: Packet) -> None:
+        kernel = self.kernel
+        msg_type, msg_id = packet.header.get("msg_type"), packet.header.get("msg_id")
+        if kernel is None or not isinstance(msg_type, str) or not isinstance(msg_id, str):
+            return
+        self._headers[msg_id] = (packet.header, packet.routing)
+        while len(self._headers) > MAX_HEADERS:
+            self._headers.popitem(last=False)
+        if msg_type == "shutdown_request":
+            self._reply("control" if door == "control" else "shell", "shutdown_reply", packet)
+            self._on_shutdown()
+        elif msg_type == "interrupt_request":
+            kernel.interrupt()
+            self._reply(door, "interrupt_reply", packet)
+        else:
+            kernel.send(door, msg_type, packet.content, msg_id=msg_id, metadata=packet.metadata, buffers=packet.buffers)
+
+    def _reply(self, door: Door, msg_type: str, packet: Packet) -> None:
+        """Answer what the bridge itself does."""
+        content = {"status": "ok"} | packet.content
+        parts = encode(self._key, self._session, msg_type, content, msg_id=uuid.uuid4().hex, parent=packet.header)
+        self._send(door, [*packet.routing, *parts])
+
+    # -- from the kernel (port.Sink) -------------------------------------------------------------
+
+    def deliver(self, batch: Sequence[Output]) -> None:
+        """See ``port.Sink``. ``_handled`` remembers how far a refused batch had come."""
+        if self.kernel is None:
+            self._early += batch
+            return
+        try:
+            for index in range(self._handled, len(batch)):
+                self._pass(batch[index])
+                self._handled = index + 1
+        except zmq.Again:
+            self._stall()
+            raise OSError("a reader of iopub is full") from None
+        self._handled = 0
+        self._stalled_since = None
+
+    def exited(self, exit: Exit) -> None:
+        """See ``port.Sink``."""
+        with contextlib.suppress(zmq.Again):
+            self._flush()
+        self._on_exit(exit)
+
+    def _stall(self) -> None:
+        now = self._loop.time()
+        self._stalled_since = self._stalled_since or now
+        if now - self._stalled_since > STALL_SECONDS and "iopub" in self._sockets:
+            log.warning("a reader of iopub has been stuck for %g s and loses messages", STALL_SECONDS)
+            self._sockets["iopub"].set(zmq.XPUB_NODROP, 0)
+        self._loop.call_later(RETRY_SECONDS, self._again)
+
+    def _again(self) -> None:
+        if self.kernel is not None and self._sockets:
+            self.kernel.resume()
+
+    def _gather(self, text: Text) -> None:
+        first = self._gathered[0] if self._gathered else text
+        if (first.name, first.parent) != (text.name, text.parent) or self._gathered_size > GATHER_TEXT:
+            self._flush()
+        self._gathered.append(text)
+        self._gathered_size += len(text.text)
+        if self._flushing is None:
+            self._flushing = self._loop.call_later(GATHER_SECONDS, self._flush_later)
+
+    def _flush(self) -> None:
+        """Publish the gathered text. Raises ``zmq.Again`` with nothing changed."""
+        if self._gathered:
+            first = self._gathered[0]
+            header, _ = self._headers.get(first.parent or self._running, ({}, []))
+            content = {"name": first.name, "text": "".join(t.text for t in self._gathered)}
+            self._publish("stream", content, header)
+            self._gathered, self._gathered_size = [], 0
+
+    def _flush_later(self) -> None:
+        self._flushing = None
+        try:
+            self._flush()
+        except zmq.Again:  # what follows is refused meanwhile, or joins it up to the bound
+            self._flushing = self._loop.call_later(GATHER_SECONDS, self._flush_later)
+
+    def _pass(self, output: Output) -> None:
+        if isinstance(output, Text):
+            self._gather(output)
+            return
+        self._flush()
+        header, routing = self._headers.get(output.parent, ({}, []))
+        if output.channel == "iopub":
+            if output.msg_type == "status" and output.content.get("execution_state") == "busy":
+                self._running = output.parent
+            self._publish(output.msg_type, output.content, header, message=output)
+        elif routing:
+            self._send(output.channel, [*routing, *self._encoded(output.msg_type, output.content, header, output)])
+
+    def _encoded(
+        self, msg_type: str, content: dict[str, Any], header: dict[str, Any], message: Message | None = None
+    ) -> list[bytes]:
+        return encode(
+            self._key,
+            self._session,
+            msg_type,
+            content,
+            msg_id=(message.msg_id if message else "") or uuid.uuid4().hex,
+            parent=header,
+            metadata=message.metadata if message else None,
+            buffers=message.buffers if message else (),
+        )
+
+    def _publish(
+        self,
+        msg_type: str,
+        content: dict[str, Any],
+        header: dict[str, Any],
+        *,
+        message: Message | None = None,
+        topic: bytes = b"",
+    ) -> None:
+        topic = topic or f"kernel.{self._session}.{msg_type}".encode()
+        self._send("iopub", [topic, *self._encoded(msg_type, content, header, message)])
+
+    def _send(self, name: str, parts: list[bytes]) -> None:
+        socket = self._sockets.get(name)
+        if socket is None:
+            return
+        sent = socket.send_multipart(parts, zmq.NOBLOCK)
+        assert isinstance(sent, asyncio.Future)
+        error = sent.exception()  # known at once, with NOBLOCK
+        if isinstance(error, zmq.Again) and name == "iopub":
+            raise error
+        if error is not None:
+            log.warning("a client's reply on %s was dropped: %s", name, error)

@@ -1,0 +1,95 @@
+"""What C code and subprocesses write to descriptors 1 and 2, as text.
+
+A kernel hands the read ends of its pipes to each server that connects. What it hands
+over is an open file description that it shares with the server, and status flags
+belong to the description (fcntl(2), ``F_SETFL``): user code could clear ``O_NONBLOCK``
+and stop the server in ``read``. So the server opens each pipe again, which gives it a
+description of its own (proc(5), ``/proc/self/fd``), and closes the kernel's.
+"""
+
+from __future__ import annotations
+
+import codecs
+import fcntl
+import os
+import stat
+import sys
+import termios
+from typing import Literal
+
+from kernelsvc.kernels.forked.wire_parser import Violation
+from kernelsvc.kernels.port import Text
+
+#: Most bytes taken in one go, so that one kernel's flood lets the others have their turn.
+CHUNK = 256 * 1024
+_INT = bytes(4)
+
+
+class RawPipe:
+    """The server's own description of the read end of one pipe.
+
+    Args:
+        given: descriptor that a kernel sent. It stays the caller's.
+        name: which of the kernel's descriptors writes to the pipe.
+
+    Attributes:
+        fd: the descriptor to read; -1 after ``close``.
+        identity: device and inode of the pipe.
+        ended: every writer is gone.
+
+    Raises:
+        Violation: it is not a pipe that this user made.
+        OSError: no descriptor is left.
+    """
+
+    def __init__(self, given: int, name: Literal["stdout", "stderr"]) -> None:
+        found = os.fstat(given)
+        # The server makes every kernel's pipes, and a pipe belongs to the user that made it.
+        if not stat.S_ISFIFO(found.st_mode) or found.st_uid != os.geteuid():
+            raise Violation(f"{name} is not the pipe that the server made")
+        try:
+            # Opening a FIFO for reading with O_NONBLOCK succeeds without waiting (fifo(7)).
+            self.fd = os.open(f"/proc/self/fd/{given}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except PermissionError:
+            raise Violation(f"{name} is a pipe that the server may not open") from None
+        self.identity = found.st_dev, found.st_ino
+        self.name = name
+        self.ended = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def available(self) -> int:
+        """Bytes that can be read now, at most what the pipe holds (fcntl(2), ``F_GETPIPE_SZ``)."""
+        try:
+            found = int.from_bytes(fcntl.ioctl(self.fd, termios.FIONREAD, _INT), sys.byteorder)
+            return min(found, fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ)) if found else 0
+        except OSError:
+            return 0
+
+    def read(self, most: int = CHUNK) -> Text | None:
+        """Up to ``most`` bytes as text, or None if there are none. A character cut in two waits for its rest."""
+        try:
+            data = os.read(self.fd, most)
+        except OSError:
+            return None
+        self.ended = not data
+        text = self._decoder.decode(data)
+        return Text(name=self.name, text=text) if text else None
+
+    def drain(self) -> list[Text]:
+        """All that is there now, but not what is written meanwhile."""
+        left = self.available()
+        if not left:
+            return []
+        found = []
+        while left > 0:
+            text = self.read(min(left, CHUNK))
+            left -= CHUNK
+            if text is not None:
+                found.append(text)
+        return found
+
+    def close(self) -> None:
+        """Let go."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,227 @@
+"""What a cold kernel has on disk, and its raw output.
+
+::
+
+    <runtime>/c<12 hex of the kernel's id>/     0700, the server's
+        kernel.json     how to find the kernel again: the server's own copy, which the kernel can't touch
+        open            ids of execute requests that have not ended
+        out, err        FIFOs behind descriptors 1 and 2
+        k/              shared with the kernel: its connection file, its sockets, IPython's directory
+
+The names are short: a Unix socket's path has 107 bytes at the most (unix(7)).
+
+The kernel's descriptors 1 and 2 are FIFOs opened for reading *and* writing, so
+a reader exists while no server does: what is written waits, and blocks when
+64 KiB are full, instead of SIGPIPE.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from kernelsvc.errors import Internal
+from kernelsvc.kernels.zmq.channels import Connection
+from kernelsvc.kernels.zmq.messages import Key
+
+#: Longest path of a socket.
+MAX_SOCKET_PATH = 107
+#: Bytes read from a FIFO at a time: all that one can hold (pipe(7)).
+RAW_SLICE = 64 * 1024
+#: Bytes of the file of open requests; it is overwritten in place.
+OPEN_BYTES = 8192
+
+#: Read by every kernel that is built on ipykernel, in whatever language.
+#:
+#: It would capture descriptors 1 and 2 itself, publish what it reads and echo it to the originals, which are ours: all
+#: would come twice. Without its capture ``fileno()`` raises, and ``subprocess.run(..., stdout=sys.stdout)`` with it, so
+#: it gets the true descriptors. And its iopub would drop output when this machine is so busy that 1,000 messages wait
+#: in the kernel; without a high-water mark they wait in the kernel's own memory, which is capped.
+IPYTHON_CONFIG = """\
+c.IPKernelApp.capture_fd_output = False
+c.HistoryManager.hist_file = ":memory:"
+try:
+    import zmq
+    from ipykernel.iostream import OutStream
+    from ipykernel.kernelapp import IPKernelApp
+
+    def init_iopub(self, context, original=IPKernelApp.init_iopub):
+        context.setsockopt(zmq.SNDHWM, 0)
+        return original(self, context)
+except (ImportError, AttributeError):
+    pass
+else:
+    IPKernelApp.init_iopub = init_iopub
+    OutStream.fileno = lambda self: 1 if self.name == "stdout" else 2
+"""
+
+StreamName = Literal["stdout", "stderr"]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What another server needs to go on with a kernel."""
+
+    kernel: str
+    key: str
+    scheme: str
+    ports: dict[str, int]
+    identity: str
+    interrupt_mode: str
+    language: str
+    python: str = ""
+
+
+class Place:
+    """The files of one kernel. Nothing is made until ``make``."""
+
+    def __init__(self, runtime: Path, kernel: str) -> None:
+        self.root = runtime / ("c" + hashlib.sha256(kernel.encode()).hexdigest()[:12])
+        self.share = self.root / "k"
+        self.socket_prefix = str(self.share / "s")
+        self.connection_file = str(self.share / "c.json")
+        self.ipython = str(self.share / "i")
+        self._open_fd = -1
+
+    def make(self) -> None:
+        """Make the directories and the FIFOs.
+
+        Raises:
+            Internal: the runtime directory's path is too long, or it can't be written.
+        """
+        if len(os.fsencode(self.socket_prefix)) + len("-99") > MAX_SOCKET_PATH:
+            raise Internal("The runtime directory's path is too long for a socket; choose a shorter one.")
+        self.remove()  # a kernel id is never used twice: this is a crashed start's
+        try:
+            self.root.mkdir(mode=0o700, parents=True)
+            profile = Path(self.ipython) / "profile_default"
+            for directory in (self.share, Path(self.ipython), profile):
+                directory.mkdir(mode=0o700)
+            (profile / "ipython_kernel_config.py").write_text(IPYTHON_CONFIG)
+            for name in ("out", "err"):
+                os.mkfifo(self.root / name, 0o600)
+        except OSError as error:
+            raise Internal(f"The runtime directory can't be written ({error.strerror}).") from error
+
+    def remove(self) -> None:
+        """Remove all of it. The kernel's part is hostile: links in it are unlinked, not followed."""
+        self.close()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def close(self) -> None:
+        """Close the file of open requests."""
+        if self._open_fd >= 0:
+            os.close(self._open_fd)
+            self._open_fd = -1
+
+    def kernel_fd(self, name: StreamName) -> int:
+        """The descriptor that becomes the kernel's 1 or 2. The caller closes it."""
+        return os.open(self.root / name.removeprefix("std"), os.O_RDWR | os.O_CLOEXEC)
+
+    def reader_fd(self, name: StreamName) -> int:
+        """The server's end of it. The caller closes it."""
+        return os.open(self.root / name.removeprefix("std"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def write_record(self, record: Record) -> None:
+        """Keep what another server needs. It holds the key: mode 0600."""
+        path = self.root / "kernel.json"
+        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, msgspec.json.encode(record))
+        finally:
+            os.close(fd)
+        os.replace(f"{path}.new", path)
+
+    def read_record(self) -> Record | None:
+        """What an earlier server kept, or None."""
+        try:
+            return msgspec.json.decode((self.root / "kernel.json").read_bytes(), type=Record)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def write_open(self, ids: Sequence[str]) -> None:
+        """Keep the ids of requests that were sent and have not ended: one write, so a crash can't tear it."""
+        if self._open_fd < 0:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+            self._open_fd = os.open(self.root / "open", flags, 0o600)
+        kept = list(ids)
+        while len(data := msgspec.json.encode(kept)) > OPEN_BYTES:
+            kept.pop(0)
+        os.pwrite(self._open_fd, data.ljust(OPEN_BYTES), 0)
+
+    def read_open(self) -> list[str]:
+        """The ids that an earlier server kept."""
+        try:
+            return msgspec.json.decode((self.root / "open").read_bytes(), type=list[str])
+        except (OSError, msgspec.DecodeError):
+            return []
+
+
+def connection_of(place: Place, record: Record) -> tuple[Connection, Key]:
+    """Where the kernel's sockets are, from the server's own copy, and the key."""
+    ports: dict[Any, int] = dict(record.ports)
+    return (
+        Connection(path=place.socket_prefix, ports=ports, identity=record.identity),
+        Key(record.key.encode(), record.scheme),
+    )
+
+
+class RawOutput:
+    """Reads what C code and subprocesses write to descriptors 1 and 2. Owns its descriptors."""
+
+    def __init__(self, place: Place, on_text: Callable[[StreamName, str], None]) -> None:
+        self._on_text = on_text
+        self._loop = asyncio.get_running_loop()
+        names: tuple[StreamName, ...] = ("stdout", "stderr")
+        self._fds = {name: place.reader_fd(name) for name in names}
+        make = codecs.getincrementaldecoder("utf-8")
+        self._decoders = {name: make("replace") for name in names}
+        self.resume()
+
+    def pause(self) -> None:
+        """Read nothing; a full FIFO blocks the kernel."""
+        for fd in self._fds.values():
+            self._loop.remove_reader(fd)
+
+    def resume(self) -> None:
+        """Read again."""
+        for name, fd in self._fds.items():
+            self._loop.add_reader(fd, self._on_readable, name)
+
+    def _on_readable(self, name: StreamName) -> None:
+        text = self._read(name)
+        if text:
+            self._on_text(name, text)
+
+    def _read(self, name: StreamName) -> str:
+        """One slice, decoded; "" if nothing is there."""
+        fd = self._fds.get(name)
+        if fd is None:
+            return ""
+        try:
+            data = os.read(fd, RAW_SLICE)
+        except BlockingIOError:
+            return ""
+        if not data:  # no writer is left; without this the loop would spin
+            self._loop.remove_reader(fd)
+        return self._decoders[name].decode(data)
+
+    def read_rest(self) -> list[tuple[StreamName, str]]:
+        """What is there now, not given to ``on_text``: at most what the two FIFOs hold."""
+        return [(name, text) for name in self._fds if (text := self._read(name))]
+
+    def close(self) -> None:
+        """Stop reading. May be called twice."""
+        self.pause()
+        fds, self._fds = self._fds, {}
+        for fd in fds.values():
+            with contextlib.suppress(OSError):
+                os.close(fd)

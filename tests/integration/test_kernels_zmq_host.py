@@ -1,0 +1,137 @@
+"""Cold kernels in the care of the kernel host: what confinement shows them, and what the host's death changes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from waiting import wait_until
+
+from kernelsvc.errors import TooLarge
+from kernelsvc.host.client import HostClient
+from kernelsvc.host.daemon import HostSettings
+from kernelsvc.kernels.port import Message, Output, StartRequest, Text
+from kernelsvc.kernels.zmq.host_processes import MAX_ENV_BYTES, HostProcesses
+from kernelsvc.kernels.zmq.kernel import ColdKernel
+from kernelsvc.kernels.zmq.launcher import ColdLauncher
+from kernelsvc.model.exit_status import Cause, Exit
+from kernelsvc.model.limits import Limits
+
+
+@dataclass
+class Sink:
+    got: list[Output] = field(default_factory=list)
+    exits: list[Exit] = field(default_factory=list)
+
+    def deliver(self, batch: Sequence[Output]) -> None:
+        self.got += batch
+
+    def exited(self, exit: Exit) -> None:
+        self.exits.append(exit)
+
+    def text(self) -> str:
+        return "".join(o.text for o in self.got if isinstance(o, Text))
+
+
+@dataclass
+class Place:
+    host: HostClient
+    launcher: ColdLauncher
+    runtime: Path
+    workdir: Path
+    sink: Sink = field(default_factory=Sink)
+
+    def request(self, **more: Any) -> StartRequest:
+        values: dict[str, Any] = {"kernel": f"k{uuid.uuid4().hex}", "session": "s", "limits": Limits()}
+        return StartRequest(template="python3", workdir=str(self.workdir), **values | more)
+
+    async def run(self, kernel: ColdKernel, code: str) -> str:
+        cell = uuid.uuid4().hex
+        before = len(self.sink.text())
+        kernel.execute(cell, code)
+
+        def ended() -> bool:
+            replies = [o for o in self.sink.got if isinstance(o, Message) and o.msg_type == "execute_reply"]
+            return any(o.parent == cell for o in replies) or bool(self.sink.exits)
+
+        await wait_until(ended, what="the cell's end")
+        return self.sink.text()[before:].strip()
+
+
+@pytest.fixture
+async def place(short_tmp: Path, tmp_path: Path) -> AsyncIterator[Place]:
+    runtime = short_tmp / uuid.uuid4().hex[:6]
+    settings = HostSettings(runtime_dir=str(runtime), templates={}, sandbox="best-effort")
+    host = HostClient(settings)
+    await host.start()
+    yield Place(host, ColdLauncher(host, runtime), runtime, tmp_path)
+    await host.shutdown(end_kernels=True)
+
+
+async def test_it_is_confined_as_the_host_says(place: Place) -> None:
+    (place.runtime / "secret").write_text("x")
+    kernel = await place.launcher.start(place.request(env={"MINE": "1"}), place.sink)
+    try:
+        assert kernel.sandbox.policy == "best-effort"
+        assert kernel.sandbox.isolation == place.host.sandbox.isolation
+        if place.host.sandbox.isolation == "full":
+            seen = await place.run(kernel, f"import os; print(os.path.exists({str(place.runtime / 'secret')!r}))")
+            assert seen == "False"
+            assert await place.run(kernel, "print(os.environ['HOME'], os.getcwd())") == "/home/user /home/user"
+        assert await place.run(kernel, "import os; print(os.environ['MINE'])") == "1"
+        await place.run(kernel, "open('made', 'w').close()")
+        assert (place.workdir / "made").exists()
+    finally:
+        await kernel.end()
+    assert not list(place.runtime.glob("c*"))
+
+
+async def test_its_end_is_the_host_s_word(place: Place) -> None:
+    kernel = await place.launcher.start(place.request(), place.sink)
+    kernel.execute("c", "import os; os._exit(7)")
+    await wait_until(lambda: place.sink.exits)
+    assert (place.sink.exits[0].cause, place.sink.exits[0].exit_code) == (Cause.EXITED, 7)
+    await kernel.end()
+
+
+async def test_a_cancelled_start_leaves_nothing(place: Place) -> None:
+    request = place.request()
+    task = asyncio.ensure_future(place.launcher.start(request, place.sink))
+    await wait_until(lambda: list(place.runtime.glob("c*")), what="a start under way")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    async def gone() -> bool:
+        said, _ = await place.host.ask("list")
+        return not said["kernels"] and not list(place.runtime.glob("k*"))
+
+    await wait_until(gone, what="its end")
+
+
+async def test_an_environment_that_is_too_large(place: Place) -> None:
+    with pytest.raises(TooLarge, match="file"):
+        await place.launcher.start(place.request(env={"A": "x" * MAX_ENV_BYTES}), place.sink)
+
+
+async def test_a_kernel_does_not_notice_that_the_host_dies(place: Place) -> None:
+    kernel = await place.launcher.start(place.request(), place.sink)
+    said, _ = await place.host.ask("hello", version=1)
+    os.kill(int(said["pid"]), signal.SIGKILL)
+    assert await place.run(kernel, "print('on')") == "on"
+
+    async def found() -> bool:
+        return await HostProcesses(place.host).find(kernel.info.id) is not None
+
+    await wait_until(found, deadline=20, what="the next host, with the kernel")
+    pid = kernel.info.pid
+    await kernel.end()
+    await wait_until(lambda: not psutil.pid_exists(pid), what="its end")
