@@ -31,9 +31,9 @@ from kernelsvc import errors, settings
 from kernelsvc.model import events as ev
 from kernelsvc.model.standing import MOVES
 from kernelsvc.protocol import native
+from kernelsvc.server.native import openapi as documents
 from kernelsvc.tools import TOOLS
 from kernelsvc.tools.schema import input_schema, output_schema
-from kernelsvc.transports import documents
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -11,8 +11,8 @@ from fake_service import FakeService
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 
 from kernelsvc.metrics import Metrics
+from kernelsvc.server.app import Server, make_app
 from kernelsvc.settings import Settings
-from kernelsvc.transports.app import Server, make_app
 
 
 @dataclass

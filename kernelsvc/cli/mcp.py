@@ -39,7 +39,7 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
     # Not before somebody speaks MCP: these imports take a second.
     from mcp.server.stdio import stdio_server
 
-    from kernelsvc.transports.mcp.server import make_server
+    from kernelsvc.server.mcp.server import make_server
 
     async with _client(args, terminal) as client:
         desk = ClientDesk(client)

@@ -34,8 +34,8 @@ from kernelsvc.errors import BadRequest, Conflict
 from kernelsvc.linux.acceptor import raise_descriptor_limit
 from kernelsvc.linux.systemd import Systemd, ready_fd
 from kernelsvc.model.events import SandboxReport
+from kernelsvc.server.app import Server, make_app
 from kernelsvc.service import Service
-from kernelsvc.transports.app import Server, make_app
 
 #: How often a template that is starting is looked at.
 LOOK_SECONDS = 0.02

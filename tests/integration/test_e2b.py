@@ -16,7 +16,7 @@ import pytest
 from served import Served, serving
 from waiting import wait_for
 
-from kernelsvc.transports import e2b as door
+from kernelsvc.server import e2b as door
 
 Answer = tuple[int, Any]
 

@@ -18,7 +18,9 @@ from served import Served, serving
 from waiting import wait_for
 
 from kernelsvc.protocol import connect, e2b
-from kernelsvc.transports.e2b import filesystem, rpc, transfer
+from kernelsvc.server.e2b import connect_rpc as rpc
+from kernelsvc.server.e2b import files as transfer
+from kernelsvc.server.e2b import filesystem
 
 Answer = tuple[int, Any]
 CALLS = [path.replace("\\", "") for path, _ in filesystem.ROUTES]

@@ -13,7 +13,7 @@ from served import Served, serving
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from kernelsvc.transports import jupyter
+from kernelsvc.server import jupyter
 
 #: Each route of the door, how it is asked for, and whether it names a session.
 ROUTES = [

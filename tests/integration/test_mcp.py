@@ -405,7 +405,7 @@ async def test_nonsense_is_refused(served: Served, body, version):
 
 def test_the_servers_start_imports_no_sdk():
     code = (
-        "import sys, kernelsvc.cli.serve, kernelsvc.transports.app; print([m for m in sys.modules if m in"
+        "import sys, kernelsvc.cli.serve, kernelsvc.server.app; print([m for m in sys.modules if m in"
         " ('mcp', 'mcp_types', 'pydantic', 'starlette', 'httpx2')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

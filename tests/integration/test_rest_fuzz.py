@@ -6,7 +6,7 @@ import pytest
 import rest_fuzz
 from served import Served
 
-from kernelsvc.transports import documents
+from kernelsvc.server.native import openapi as documents
 
 DOCUMENT = documents.openapi("1")
 

@@ -27,11 +27,11 @@ from tornado.web import Application, RequestHandler
 from websockets.sync.client import connect
 
 from kernelsvc.protocol import e2b, native
+from kernelsvc.server.app import make_app
+from kernelsvc.server.e2b.handler import SandboxHandler
+from kernelsvc.server.native import routes as rest
 from kernelsvc.settings import Settings
 from kernelsvc.tools import TOOLS
-from kernelsvc.transports import rest
-from kernelsvc.transports.app import make_app
-from kernelsvc.transports.e2b.door import SandboxHandler
 
 #: Token to principal and scope. The token "leaving" is removed before the last test.
 TOKENS = {

@@ -6,8 +6,8 @@ import pytest
 from mcp_types import JSONRPCNotification
 
 from kernelsvc.errors import BadRequest, NotFound
-from kernelsvc.transports.mcp.backlog import Backlog, Line, current
-from kernelsvc.transports.mcp.prompts import PROMPTS, filled
+from kernelsvc.server.mcp.event_store import Backlog, Line, current
+from kernelsvc.server.mcp.prompts import PROMPTS, filled
 
 
 def note(text: str) -> JSONRPCNotification:

@@ -1,0 +1,299 @@
+"""The Tornado application, and the server that listens for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tornado.web import Application, RequestHandler
+
+from kernelsvc.errors import Conflict
+from kernelsvc.metrics import Metrics
+from kernelsvc.server import e2b, jupyter, mcp, sandboxai, sandboxfusion
+from kernelsvc.server.connections import Connections, LimitedServer
+from kernelsvc.server.handler import ApiHandler, Context, UnknownRoute, without_token
+from kernelsvc.server.native import handlers as http
+from kernelsvc.server.native import routes as rest
+from kernelsvc.server.native.files import FileHandler
+from kernelsvc.server.native.websocket import ApiSocket
+from kernelsvc.settings import Settings
+
+if TYPE_CHECKING:
+    from kernelsvc.service import ServiceApi
+
+log = logging.getLogger(__name__)
+
+#: sd_listen_fds(3): the first descriptor that systemd passes.
+LISTEN_FDS_START = 3
+#: How often a stop looks whether all requests are answered, and how long closing the rest may take.
+LOOK_SECONDS, CLOSE_SECONDS = 0.01, 5.0
+#: Connections that may wait to be accepted; hundreds may come at once after a restart.
+BACKLOG = 1024
+#: How long a connection may wait between two requests, in seconds.
+IDLE_SECONDS = 600.0
+#: A body that no handler takes (a WebSocket's opening has none).
+MAX_STRAY_BODY = 64 * 1024
+
+
+def make_app(service: ServiceApi, settings: Settings, metrics: Metrics | None = None) -> Application:
+    """Every route over this service.
+
+    Args:
+        service: what the routes call.
+        settings: bounds, origins and times.
+        metrics: what ``/metrics`` shows; a new one when None.
+    """
+    context = Context(service, settings, metrics or Metrics())
+    shared = {"context": context}
+    app = Application(
+        [(r"/v1/ws", ApiSocket, shared), *_rest_routes(shared), *_doors(shared)],
+        default_handler_class=UnknownRoute,
+        default_handler_args=shared,
+        log_function=_log_request,
+        websocket_max_message_size=settings.max_frame_bytes,
+        compress_response=False,
+    )
+    app.settings["context"] = context
+    return app
+
+
+#: Handlers of the routes that are more than a method of the native protocol.
+_SPECIAL: dict[str, tuple[type[ApiHandler], dict[str, Any]]] = {
+    "healthz": (http.HealthHandler, {}),
+    "readyz": (http.ReadyHandler, {}),
+    "metrics": (http.MetricsHandler, {}),
+    "openapi": (http.DocumentHandler, {"kind": "openapi", "route": "/v1/openapi.json"}),
+    "openrpc": (http.DocumentHandler, {"kind": "openrpc", "route": "/v1/openrpc.json"}),
+    "session.events": (http.EventsHandler, {}),
+    "session.notebook": (http.NotebookHandler, {}),
+    "session.journal": (http.JournalHandler, {}),
+    "files.list": (FileHandler, {}),
+    "files.get": (FileHandler, {}),
+}
+
+
+def _doors(shared: dict[str, Any]) -> list[Any]:
+    """The routes of other people's protocols."""
+    return [route for door in (jupyter, mcp, sandboxai, sandboxfusion, e2b) for route in door.routes(shared)]
+
+
+def _rest_routes(shared: dict[str, Any]) -> list[Any]:
+    """One Tornado route for each path of the table."""
+    paths: dict[str, dict[str, rest.Route]] = {}
+    for route in rest.ROUTES:
+        paths.setdefault(route.path, {})[route.verb] = route
+    routes = []
+    for path, verbs in paths.items():
+        first = next(iter(verbs.values()))
+        if first.id in _SPECIAL:
+            handler, more = _SPECIAL[first.id]
+        else:
+            handler = http.CellsHandler if path.endswith("/cells") else http.MethodHandler
+            more = {"routes": verbs}
+        routes.append((rest.pattern(path), handler, {**shared, **more}))
+    return routes
+
+
+def _log_request(handler: RequestHandler) -> None:
+    """One line a request, at debug level, without the query: a token may be in it."""
+    request = handler.request
+    log.debug(
+        "%s %s %d",
+        request.method,
+        without_token(request.path),
+        handler.get_status(),
+        extra={"action": "request", "status": handler.get_status(), "seconds": request.request_time()},
+    )
+
+
+class _WithoutValues(logging.Filter):
+    """Tornado's line on a malformed request quotes it, and a token may stand in what it quotes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep the line, drop the quote."""
+        if isinstance(record.args, tuple) and str(record.msg).startswith("Malformed HTTP message"):
+            record.msg, record.args = "Malformed HTTP message from %s", record.args[:1]
+        return True
+
+
+_WITHOUT_VALUES = _WithoutValues()
+
+
+class Server:
+    """Listens, serves and stops. Prints nothing: ``addresses`` says where it is."""
+
+    def __init__(self, app: Application, settings: Settings, env: Mapping[str, str] | None = None) -> None:
+        self.addresses: list[str] = []
+        self._settings = settings
+        self._env = env or {}
+        self._context: Context = app.settings["context"]
+        self._unlink: Path | None = None
+        self._sockets: list[socket.socket] = []
+        logging.getLogger("tornado.general").addFilter(_WITHOUT_VALUES)
+        self._http = LimitedServer(
+            app,
+            max_body_size=MAX_STRAY_BODY,
+            max_header_size=64 * 1024,
+            idle_connection_timeout=IDLE_SECONDS,
+            chunk_size=256 * 1024,
+        )
+
+    def bind(self) -> list[str]:
+        """Listen on what systemd passed, else on the Unix socket, else on TCP; who connects waits for ``start``.
+
+        Returns:
+            the addresses, as clients write them.
+
+        Raises:
+            Conflict: the address is taken or not ours.
+        """
+        self._sockets = activated_sockets(self._env)
+        if not self._sockets:
+            self._sockets = [self._bind_uds(self._settings.uds)] if self._settings.uds else self._bind_tcp()
+        self.addresses = [address_of(each) for each in self._sockets]
+        return self.addresses
+
+    def start(self) -> list[str]:
+        """Serve, after ``bind`` if that was not done.
+
+        Returns:
+            the addresses, as clients write them.
+
+        Raises:
+            Conflict: the address is taken or not ours.
+        """
+        if not self._sockets:
+            self.bind()
+        self._http.listen_within(Connections.of(self._settings), self._sockets)
+        return self.addresses
+
+    def _bind_tcp(self) -> list[socket.socket]:
+        host, port = self._settings.host, self._settings.port
+        try:
+            return bind_tcp(host, port)
+        except OSError as error:
+            raise Conflict(f"Can't listen on {host}:{port}: {error.strerror}; choose another with --port.") from None
+
+    def _bind_uds(self, path: Path) -> socket.socket:
+        try:
+            bound = bind_private(path)
+        except OSError as error:
+            raise Conflict(f"Can't listen on {path}: {error.strerror}; choose another with --uds.") from None
+        self._unlink = path
+        return bound
+
+    async def stop(self) -> None:
+        """Take nothing new, let requests under way end within ``shutdown_seconds``, then close what is left.
+
+        Event streams and sockets are told at once; their clients resume by cursor.
+        """
+        self._context.stopping = True
+        self._http.stop()
+        for handler in list(self._context.sockets):
+            handler.close(1001, "the server stops")
+        deadline = asyncio.get_running_loop().time() + self._settings.shutdown_seconds
+        while self._context.requests and asyncio.get_running_loop().time() < deadline:
+            # Again and again: a request that was still arriving may begin to wait only now.
+            for task in list(self._context.streams):
+                task.cancel()
+            await asyncio.sleep(LOOK_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                for close in self._context.closers:
+                    await close()
+                await self._http.close_all_connections()
+        if self._http.connections is not None:
+            self._http.connections.stop()
+        if self._unlink is not None:
+            with contextlib.suppress(OSError):
+                self._unlink.unlink()
+
+
+def activated_sockets(env: Mapping[str, str]) -> list[socket.socket]:
+    """The listening sockets that systemd passed to this very process, if any."""
+    if env.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    found = []
+    for fd in range(LISTEN_FDS_START, LISTEN_FDS_START + int(env.get("LISTEN_FDS", "0"))):
+        passed = socket.socket(fileno=fd)
+        passed.setblocking(False)
+        os.set_inheritable(fd, False)
+        found.append(passed)
+    return found
+
+
+def bind_tcp(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets for every address of a host, all on one port (0: a free one).
+
+    Raises:
+        OSError: an address is taken or not this machine's; nothing is left open.
+    """
+    found: list[socket.socket] = []
+    infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        for family, _, _, _, address in sorted(set(infos)):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            found.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind((address[0], port, *address[2:]))
+            port = listener.getsockname()[1]
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+    except OSError:
+        for listener in found:
+            listener.close()
+        raise
+    return found
+
+
+def bind_private(path: Path) -> socket.socket:
+    """A listening Unix socket that is 0600 from its first moment on; a dead server's is replaced.
+
+    Raises:
+        OSError: somebody listens there, or something else has the name.
+    """
+    if path.exists() or path.is_symlink():
+        _remove_dead(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # fchmod before bind gives the file its mode at birth (unix(7)); a chmod after it would leave a gap.
+    os.fchmod(listener.fileno(), 0o600)
+    try:
+        listener.bind(str(path))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _remove_dead(path: Path) -> None:
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise FileExistsError(errno.EEXIST, "the name is taken by something that is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+    raise OSError(errno.EADDRINUSE, "a server listens there")
+
+
+def address_of(listener: socket.socket) -> str:
+    """``http://127.0.0.1:8888`` or ``unix:/path``."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{os.fsdecode(name)}"
+    host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
+    return f"http://{host}:{name[1]}"

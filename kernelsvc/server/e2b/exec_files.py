@@ -1,0 +1,173 @@
+"""Files of a sandbox outside its home directory: ``/tmp``, say. They are there for who is inside alone.
+
+So the session's own programs do the work (``service.programs``), with no more
+rights than its cells have: what they may not write to is refused by the sandbox.
+Content is carried by a copy in the home directory, which the server can open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from kernelsvc.errors import BadRequest, Conflict, NotFound, Timeout
+from kernelsvc.model.objects import Principal
+from kernelsvc.server.e2b import paths
+
+if TYPE_CHECKING:
+    from kernelsvc.service import ServiceApi
+
+#: Seconds for one operation, most bytes of its answer, and of what it says went wrong.
+SECONDS, MAX_ANSWER, MAX_WORDS = 60.0, 8 << 20, 300
+#: The tag of programs that this door runs for itself.
+OURS = "kernelsvc.files"
+#: What scripts end with where there is no such file, and where it exists already.
+_MISSING, _EXISTS = 44, 45
+
+_THERE = '[ -e "$1" ] || [ -L "$1" ] || exit 44; '
+_PARENT = 'mkdir -p -- "$(dirname -- "$2")" && '
+_LOOK = _THERE + 'exec find "$1" -mindepth "$2" -maxdepth "$3" -printf \'%y\\t%m\\t%M\\t%s\\t%T@\\t%l\\t%p\\0\''
+_MAKE = '[ -d "$1" ] && exit 45; exec mkdir -p -- "$1"'
+_MOVE = _THERE + _PARENT + 'exec mv -T -- "$1" "$2"'
+_REMOVE = _THERE + 'exec rm -rf -- "$1"'
+_TAKE = _THERE + '[ -f "$1" ] || { echo "it is no regular file" >&2; exit 1; }; exec cp -- "$1" "$2"'
+_PUT = _PARENT + 'cp -- "$1" "$2"; status=$?; rm -f -- "$1"; exit $status'
+
+_KINDS = {"f": "FILE_TYPE_FILE", "d": "FILE_TYPE_DIRECTORY", "l": "FILE_TYPE_SYMLINK"}
+
+
+class Elsewhere:
+    """The files of one sandbox that lie outside its home; paths are absolute.
+
+    Args:
+        service: what runs programs.
+        who: the sandbox's owner.
+        sandbox: its id.
+    """
+
+    def __init__(self, service: ServiceApi, who: Principal, sandbox: str) -> None:
+        self._service, self._who, self._sandbox = service, who, sandbox
+
+    async def look(self, path: str) -> dict[str, Any]:
+        """Describe a file.
+
+        Raises:
+            NotFound: it isn't there.
+        """
+        (found,) = _entries(await self._run(_LOOK, path, "0", "0"))
+        return found
+
+    async def list(self, path: str, depth: int) -> list[dict[str, Any]]:
+        """Describe what lies in a directory.
+
+        Raises:
+            NotFound: it isn't there.
+        """
+        return sorted(_entries(await self._run(_LOOK, path, "1", str(depth))), key=lambda each: str(each["path"]))
+
+    async def make(self, path: str) -> bool:
+        """Make a directory, and those on its way; False if it is there."""
+        return await self._run(_MAKE, path) is not None
+
+    async def move(self, source: str, target: str) -> None:
+        """Give a file another name; one of the two lies at home, perhaps."""
+        await self._run(_MOVE, inside(source), inside(target))
+
+    async def remove(self, path: str) -> None:
+        """Remove a file, or a directory with all that is in it."""
+        await self._run(_REMOVE, path)
+
+    async def take(self, path: str) -> tuple[bytes, ...]:
+        """Copy a file into the home directory; the caller removes the copy.
+
+        Raises:
+            NotFound: it isn't there.
+        """
+        copy = spare()
+        await self._run(_TAKE, path, inside(paths.path_of(copy)))
+        return copy
+
+    async def put(self, copy: tuple[bytes, ...], path: str) -> None:
+        """Move a file from the home directory, where it may be only for this, to its place; replaces what is there."""
+        await self._run(_PUT, inside(paths.path_of(copy)), path)
+
+    async def _run(self, script: str, *args: str) -> bytes | None:
+        """What a script says; None where what it was to make is there.
+
+        Raises:
+            NotFound: what it looks for is missing.
+            BadRequest: the sandbox refuses; in its words.
+        """
+        argv = ["/bin/sh", "-c", script, "files", *args]
+        program, watcher = await self._service.programs.start(
+            self._who, self._sandbox, argv, env={"LC_ALL": "C.UTF-8"}, with_input=False, tag=OURS
+        )
+        said: dict[str, bytes] = {"stdout": b"", "stderr": b""}
+        try:
+            async with asyncio.timeout(SECONDS):
+                while (piece := await watcher.next()) is not None:
+                    said[piece[0]] += piece[1]
+                    if len(said[piece[0]]) > MAX_ANSWER:
+                        raise Conflict("The directory has too many files to be listed here; list a part of it.")
+                await program.over.wait()
+        except TimeoutError:
+            raise Timeout("The sandbox took too long over this file; try again.") from None
+        finally:
+            program.leave(watcher)
+            program.process.signal(signal.SIGKILL)
+        return _judged(program.status, said)
+
+
+def _judged(status: int | None, said: dict[str, bytes]) -> bytes | None:
+    code = -1 if status is None else status >> 8 if not status & 0x7F else -1
+    if code == _EXISTS:
+        return None
+    if code == _MISSING:
+        raise NotFound("There is no such file; list the directory and check the path.")
+    if code != 0:
+        words = said["stderr"].decode("utf-8", "replace").strip()[:MAX_WORDS] or "its program was ended"
+        raise BadRequest(
+            f"The sandbox refused this: {words}. Everything below {paths.HOME} and /tmp can be written to."
+        )
+    return said["stdout"]
+
+
+def inside(path: str) -> str:
+    """A path as a program in the sandbox finds it: a branch's home lies elsewhere, and is where its programs begin."""
+    return f".{path.removeprefix(paths.HOME)}" if path.startswith(f"{paths.HOME}/") else path
+
+
+def spare() -> tuple[bytes, ...]:
+    """A name in the home directory that nobody has."""
+    return (b".e2b-" + secrets.token_hex(12).encode(),)
+
+
+def _entries(data: bytes | None) -> list[dict[str, Any]]:
+    return [_entry(each.decode("utf-8", "replace")) for each in (data or b"").split(b"\0") if each.count(b"\t") >= 6]
+
+
+def _entry(line: str) -> dict[str, Any]:
+    kind, mode, permissions, size, modified, target, path = line.split("\t", 6)
+    found = {
+        "name": path.rstrip("/").rpartition("/")[2],
+        "type": _KINDS.get(kind, "FILE_TYPE_UNSPECIFIED"),
+        "path": path,
+        "size": size if size.isdecimal() else "0",
+        "mode": int(mode, 8) if mode.isascii() and mode.isdecimal() and not set(mode) & {"8", "9"} else 0,
+        "permissions": permissions,
+        "owner": "user",
+        "group": "user",
+        "modifiedTime": _time_of(modified),
+    }
+    return found | ({"symlinkTarget": target, "isSymlink": True} if kind == "l" else {})
+
+
+def _time_of(text: str) -> str:
+    try:
+        at = datetime.fromtimestamp(float(text), UTC)
+    except (ValueError, OverflowError, OSError):
+        at = datetime.fromtimestamp(0, UTC)
+    return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ") if at.year >= 1000 else "1970-01-01T00:00:00Z"

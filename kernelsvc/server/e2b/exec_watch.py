@@ -1,0 +1,143 @@
+"""Directories that are watched outside the home directory: ``/tmp``, say. Whoever is inside alone sees them.
+
+So a program in the sandbox watches (``guest.watch``), with no more rights than a
+cell has, and what it says is read as what a stranger says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from kernelsvc.errors import AtCapacity, BadRequest, Conflict, KernelsvcError, NotFound, Timeout
+from kernelsvc.guest.inotify_agent import MISSING, NO_DIRECTORY, NO_WATCHES
+from kernelsvc.model.objects import Principal
+from kernelsvc.server.e2b import paths
+from kernelsvc.server.e2b.directory_watch import KINDS, Pending
+from kernelsvc.server.e2b.exec_files import OURS
+
+if TYPE_CHECKING:
+    from kernelsvc.service import ServiceApi
+    from kernelsvc.service.programs import Program
+    from kernelsvc.service.programs import Watcher as Reader
+
+#: Seconds until it must watch, and the longest line that it may say.
+BEGIN_SECONDS, MAX_LINE = 10.0, 64 * 1024
+
+
+class _Described(msgspec.Struct):
+    mode: int
+    size: int
+    modified: int
+    target: str | None = None
+
+
+class _Said(msgspec.Struct):
+    ready: bool = False
+    type: str = ""
+    name: str = ""
+    entry: _Described | None = None
+
+
+class WatcherElsewhere(Pending):
+    """Watches one directory from inside. Made by ``watch_elsewhere``.
+
+    Args:
+        program: what watches.
+        reader: what it writes.
+        top: the directory.
+    """
+
+    def __init__(self, program: Program, reader: Reader, top: str) -> None:
+        super().__init__()
+        self._program, self._reader, self._top = program, reader, top
+        self._rest = b""
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reading = asyncio.ensure_future(self._read())
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._reading.cancel()
+        self._program.leave(self._reader)
+        self._program.process.signal(signal.SIGKILL)
+        self.news.set()
+
+    async def _read(self) -> None:
+        while (piece := await self._reader.next()) is not None:
+            if piece[0] == "stdout":
+                self._hear(piece[1])
+        await self._program.over.wait()
+        if not self.ready.done():
+            self.ready.set_exception(_why(self._program.status, self._top))
+        self.news.set()
+
+    def _hear(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self._rest = self._rest if len(self._rest) <= MAX_LINE else b""
+        for line in lines:
+            try:
+                said = msgspec.json.decode(line, type=_Said)
+            except (msgspec.DecodeError, ValueError, RecursionError):
+                continue
+            if said.ready and not self.ready.done():
+                self.ready.set_result(None)
+            elif said.type in KINDS and said.name:
+                self.happened(self._event(said))
+
+    def _event(self, said: _Said) -> dict[str, Any]:
+        event: dict[str, Any] = {"name": said.name[:4096], "type": said.type}
+        if said.entry is not None:
+            found = said.entry
+            path = f"{self._top.rstrip('/')}/{event['name']}"
+            event["entry"] = paths.told(path, found.mode, found.size, found.modified, found.target)
+        return event
+
+
+def _why(status: int | None, top: str) -> KernelsvcError:
+    code = status >> 8 if status is not None and not status & 0x7F else -1
+    if code == MISSING:
+        return NotFound(f"There is no {top[:200]}; make it first.")
+    if code == NO_DIRECTORY:
+        return BadRequest(f"{top[:200]} is no directory; watch the one that it lies in.")
+    if code == NO_WATCHES:
+        return AtCapacity(f"{top[:200]} can't be watched: it may not be read, or Linux has no watches left.")
+    return Conflict(
+        "The program that was to watch has ended; the sandbox needs a python3 for it. Watch a directory at home."
+    )
+
+
+async def watch_elsewhere(
+    service: ServiceApi, who: Principal, sandbox: str, path: str, *, recursive: bool, include_entry: bool
+) -> WatcherElsewhere:
+    """Watch a directory outside the home directory. Safe to cancel: nothing goes on.
+
+    Args:
+        service: what runs programs.
+        who: the sandbox's owner.
+        sandbox: its id.
+        path: the directory; absolute.
+        recursive: whether also what is below it.
+        include_entry: whether an event describes its file.
+
+    Raises:
+        NotFound, BadRequest, AtCapacity, Conflict, Timeout: it can't be watched.
+    """
+    argv = ["python3", "-I", "-S", "-", path, str(int(recursive)), str(int(include_entry))]
+    program, reader = await service.programs.start(who, sandbox, argv, tag=OURS)
+    watcher = WatcherElsewhere(program, reader, path)
+    try:
+        program.process.write(resources.files("kernelsvc.guest").joinpath("inotify_agent.py").read_bytes())
+        program.process.close_input()
+        async with asyncio.timeout(BEGIN_SECONDS):
+            await asyncio.shield(watcher.ready)
+    except TimeoutError:
+        watcher.close()
+        raise Timeout("The sandbox took too long to watch this directory; try again.") from None
+    except BaseException:
+        watcher.close()
+        raise
+    return watcher

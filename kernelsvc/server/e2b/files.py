@@ -1,0 +1,203 @@
+"""Files of a sandbox, up and down: ``/files``.
+
+Down is as through the native door (``transports.files``). Up is a form of which
+every part named ``file`` is written, or the file itself as the body; either goes
+to the disk as it comes, and takes its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotSupported
+from kernelsvc.linux.rooted_dir import Upload
+from kernelsvc.protocol import e2b, native
+from kernelsvc.protocol.multipart import Ended, Form, Part, Piece, boundary_of
+from kernelsvc.server.e2b import metadata, paths
+from kernelsvc.server.e2b.exec_files import Elsewhere, spare
+from kernelsvc.server.e2b.handler import SandboxHandler
+from kernelsvc.server.native.files import FileHandler
+
+#: Bytes that a compressed body is unpacked to at a time.
+_UNPACKED = 1 << 20
+
+
+class FilesHandler(SandboxHandler, FileHandler):
+    """``/files?path=``."""
+
+    route = "/files"
+    port = e2b.FILES_PORT
+    signed = {"GET": "read", "HEAD": "read", "POST": "write"}
+    _form: Form | None = None
+    _unpack: Any = None
+    _target: tuple[bytes, ...] = ()
+    _place: str | None = None
+    _metadata: Mapping[str, str] = MappingProxyType({})
+
+    # -- the way in ---------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Tornado's hook: for an upload, everything is decided before the first byte."""
+        self._written: list[dict[str, Any]] = []
+        self._carried: list[tuple[tuple[bytes, ...], str]] = []
+        await super().prepare()
+        if self.request.method == "POST":
+            self._begin()
+
+    def bound(self) -> int:
+        """An upload may fill the session's disk."""
+        if self.request.method != "POST":
+            return super().bound()
+        used = self.context.service.get(self.who, self.sandbox).usage.disk_bytes or 0
+        return max(0, self._limit(self.sandbox) - used)
+
+    def _begin(self) -> None:
+        self._bound = self.bound()
+        headers = self.request.headers
+        self._metadata = metadata.asked(headers.get_all())
+        packing = headers.get("Content-Encoding", "identity").strip().lower()
+        if packing not in ("identity", "gzip"):
+            raise BadRequest("The body's Content-Encoding must be gzip or none.")
+        self._unpack = zlib.decompressobj(31) if packing == "gzip" else None
+        boundary = boundary_of(headers.get("Content-Type", ""))
+        if boundary is not None:
+            self._form = Form(boundary)
+        else:
+            self._open(self.argument("path"))
+
+    def _session(self) -> str:
+        return self.sandbox
+
+    def _parts(self) -> tuple[bytes, ...]:
+        return self._named(self.argument("path"))
+
+    def _named(self, path: str | None) -> tuple[bytes, ...]:
+        if not path:
+            raise BadRequest("Name the file: /files?path=NAME.")
+        return paths.parts_of(path)
+
+    # -- down ---------------------------------------------------------------------------------
+
+    async def get(self, session: str = "", path: str = "") -> None:
+        """A file."""
+        named = self.argument("path") or ""
+        if paths.is_elsewhere(named):
+            await self._get_elsewhere(paths.absolute(named))
+            return
+        parts = self._parts()
+        with self._directory() as directory:
+            if directory.is_directory(parts):
+                raise BadRequest("This is a directory; list it, or name a file in it.")
+        await self.download(parts)
+
+    async def _get_elsewhere(self, path: str) -> None:
+        copy = await self.while_connected(self._elsewhere().take(path))
+        try:
+            await self.download(copy)
+        finally:
+            with contextlib.suppress(KernelsvcError), self._directory() as directory:
+                directory.delete(copy, recursive=False)
+
+    def _elsewhere(self) -> Elsewhere:
+        return Elsewhere(self.context.service, self.who, self.sandbox)
+
+    async def head(self, session: str = "", path: str = "") -> None:
+        """What GET would say, without the body."""
+        await super().head(self.sandbox, "file")
+
+    # -- up -----------------------------------------------------------------------------------
+
+    def _open(self, path: str | None) -> None:
+        # What lies elsewhere is carried there when all of it is here.
+        self._place = paths.absolute(path) if path and paths.is_elsewhere(path) else None
+        if self._place is not None and self._metadata:
+            raise NotSupported(f"Files carry metadata below {paths.HOME} alone; leave it out, or put the file there.")
+        self._target = spare() if self._place is not None else self._named(path)
+        if not self._target:
+            raise Conflict("The home directory can't be a file; name a file in it.")
+        with self._directory() as directory:
+            self._upload = directory.upload(self._target)
+        self._upload.describe(metadata.attributes(self._metadata))
+
+    def data_received(self, chunk: bytes) -> None:
+        """Tornado's hook: a piece of the body goes straight to the disk."""
+        if self.request.method != "POST" or self._failure is not None:
+            return
+        try:
+            for data in self._unpacked(chunk):
+                self._received += len(data)
+                if self._received > self._bound:
+                    raise native.too_large("The file", self._received, self._bound)
+                for piece in self._form.feed(data) if self._form is not None else [data]:
+                    self._take(piece)
+        except KernelsvcError as error:
+            self._fail(error)
+        except zlib.error:
+            self._fail(BadRequest("The body is not what gzip makes."))
+
+    def _unpacked(self, chunk: bytes) -> Iterator[bytes]:
+        if self._unpack is None:
+            yield chunk
+            return
+        while chunk:
+            yield self._unpack.decompress(chunk, _UNPACKED)
+            chunk = self._unpack.unconsumed_tail
+
+    def _take(self, piece: Piece) -> None:
+        if isinstance(piece, Part):
+            if piece.name == "file":
+                self._open(self.argument("path") or piece.filename)
+        elif self._upload is None:
+            return  # another field of the form
+        elif isinstance(piece, Ended):
+            self._commit(self._upload)
+        else:
+            self._upload.write(piece)
+
+    def _fail(self, error: KernelsvcError) -> None:
+        self._failure = error
+        if self._upload is not None:
+            self._upload.abort()
+
+    def _commit(self, upload: Upload) -> None:
+        sha256, _ = upload.commit()
+        self._upload = None
+        if self._place is not None:
+            self._carried.append((self._target, self._place))
+            self._written.append({"name": self._place.rpartition("/")[2], "type": "file", "path": self._place})
+            return
+        path = paths.path_of(self._target)
+        name = b"/".join(self._target).decode("utf-8", "replace")
+        change = {"op": "put", "path": name, "size": upload.size, "sha256": sha256}
+        self.context.service.files_changed(self.who, self.sandbox, [change])
+        written: dict[str, Any] = {"name": path.rpartition("/")[2], "type": "file", "path": path}
+        self._written.append(written | ({"metadata": self._metadata} if self._metadata else {}))
+
+    def on_finish(self) -> None:
+        """Tornado's hook: what could not be carried to its place does not stay."""
+        for copy, _ in getattr(self, "_carried", ()):
+            with contextlib.suppress(KernelsvcError), self._directory() as directory:
+                directory.delete(copy, recursive=False)
+        super().on_finish()
+
+    async def post(self) -> None:
+        """The body is on the disk; put it in place."""
+        if self._failure is not None:
+            raise self._failure
+        if self._form is None and self._upload is not None:
+            self._commit(self._upload)
+        elif self._form is None or not self._form.complete:
+            raise BadRequest("The form is cut off; send it again.")
+        if not self._written:
+            raise BadRequest("The form has no part named 'file'.")
+        while self._carried:
+            await self.while_connected(self._elsewhere().put(*self._carried[0]))
+            del self._carried[0]
+        self.answer(self._written)
+
+
+ROUTES: list[tuple[str, Any]] = [(r"/files", FilesHandler)]

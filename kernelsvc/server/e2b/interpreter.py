@@ -1,0 +1,300 @@
+"""The interpreter of a sandbox: ``/execute`` and ``/contexts``.
+
+The sandbox's own session is its first context. Each further one is a session
+beside it: a kernel of its own in the same directory, which ends with the sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, NotSupported
+from kernelsvc.model import events as ev
+from kernelsvc.model.objects import Cell, CellRequest, Principal, Session, SessionRequest
+from kernelsvc.protocol import e2b
+from kernelsvc.protocol import e2b_results as results
+from kernelsvc.server.e2b import models
+from kernelsvc.server.e2b.handler import SandboxHandler
+from kernelsvc.server.native.websocket import CHUNK_BYTES
+
+log = logging.getLogger(__name__)
+
+#: Seconds of silence after which a line says that the cell goes on.
+KEEPALIVE_SECONDS = 5.0
+#: Seconds that the beginning of a printed line waits for its end: ``print`` writes the two apart.
+LINE_SECONDS = 0.02
+#: Longest text in a status line.
+MAX_REASON = 200
+#: Names under which Python is asked for.
+_PYTHON = frozenset({"", "python", "python3", "ipython"})
+
+
+class Execute(msgspec.Struct, kw_only=True):
+    """``POST /execute``."""
+
+    code: str
+    context_id: str | None = None
+    language: str | None = None
+    env_vars: dict[str, str] | None = None
+
+
+class NewContext(msgspec.Struct, kw_only=True):
+    """``POST /contexts``."""
+
+    cwd: str | None = None
+    language: str | None = None
+
+
+class InterpreterHandler(SandboxHandler):
+    """Base: the contexts of a sandbox."""
+
+    route = "/contexts"
+    port = e2b.INTERPRETER_PORT
+    reason: str | None = None
+    purposes = (e2b.ENVD, e2b.TRAFFIC)
+
+    def set_status(self, status_code: int, reason: str | None = None) -> None:
+        """Tornado's hook: E2B's JavaScript client shows of some errors no more than the status line."""
+        super().set_status(status_code, self.reason if reason is None and status_code >= 400 else reason)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Tornado's hook: a failure, told in the status line too."""
+        info = kwargs.get("exc_info")
+        if info and isinstance(info[1], KernelsvcError):
+            self.reason = "".join(c if " " <= c <= "~" else "?" for c in info[1].message)[:MAX_REASON]
+        super().write_error(status_code, **kwargs)
+
+    def decoded(self, kind: type[Any]) -> Any:
+        """The body.
+
+        Raises:
+            BadRequest: it is something else.
+        """
+        try:
+            return msgspec.convert(self.asked(), kind)
+        except msgspec.ValidationError as error:
+            raise BadRequest(f"The body can't be read: {error}.") from None
+
+    def contexts(self) -> list[Session]:
+        """The sandbox's contexts, the first one first."""
+        service = self.context.service
+        return [service.get(self.who, self.sandbox), *service.leases.beside(self.who, self.sandbox)]
+
+    def find(self, context: str) -> Session:
+        """A context by its id.
+
+        Raises:
+            NotFound: the sandbox has none of that name.
+        """
+        for each in self.contexts():
+            if each.id == context:
+                return each
+        raise NotFound(f"Context {context} not found")
+
+    def template_of(self, language: str) -> str | None:
+        """The template of a language; None for the sandbox's own.
+
+        Raises:
+            NotSupported: nothing here runs it.
+        """
+        if language.lower() in _PYTHON:
+            return None
+        templates = self.context.service.templates()
+        for each in templates:
+            if language.lower() in (str(each.get("language", "")).lower(), str(each["name"]).lower()):
+                return str(each["name"])
+        known = sorted({str(each.get("language") or "python") for each in templates})
+        raise NotSupported(
+            f"Nothing here runs {language[:64]!r}; there is {', '.join(known)}. "
+            "Who runs this server can install a Jupyter kernel for it."
+        )
+
+    async def new_context(self, language: str, cwd: str | None, *, default: bool = False) -> Session:
+        """A further context.
+
+        Args:
+            language: of its code.
+            cwd: its working directory; None for the sandbox's.
+            default: whether code in this language runs there when no context is named.
+
+        Raises:
+            NotSupported: nothing here runs that language.
+            BadRequest: there is no such directory.
+        """
+        service = self.context.service
+        template = self.template_of(language)
+        labels = {models.LANGUAGE: language or "python", models.CWD: (cwd or "")[:256]}
+        if default:
+            labels[models.DEFAULT] = "yes"
+        request = SessionRequest(template=template, beside=self.sandbox, labels=labels)
+        made = await service.create(self.who, request)
+        if cwd:
+            try:
+                await service.surroundings.change(self.who, made.id, {}, cwd)
+            except KernelsvcError:
+                await service.close(self.who, made.id, reason="its directory is not there")
+                raise
+        return made
+
+
+def context_model(session: Session) -> dict[str, str]:
+    """A context as E2B's clients read it."""
+    labels = session.labels if session.beside else {}
+    return {
+        "id": session.id,
+        "language": labels.get(models.LANGUAGE, "python"),
+        "cwd": labels.get(models.CWD) or models.HOME,
+    }
+
+
+class ContextsHandler(InterpreterHandler):
+    """``/contexts``."""
+
+    async def get(self) -> None:
+        """All of them."""
+        self.answer([context_model(each) for each in self.contexts()])
+
+    async def post(self) -> None:
+        """One more."""
+        wanted = self.decoded(NewContext)
+        made = await self.while_connected(self.new_context(wanted.language or "", wanted.cwd))
+        self.answer(context_model(made))
+
+
+class ContextHandler(InterpreterHandler):
+    """``/contexts/{id}``."""
+
+    async def delete(self, context: str) -> None:
+        """End a context; the sandbox's first one ends with the sandbox alone."""
+        found = self.find(unquote(context))
+        if found.id == self.sandbox:
+            raise BadRequest("The sandbox's first context can't be removed; restart it, or kill the sandbox.")
+        await self.context.service.close(self.who, found.id, reason="context removed")
+        self.answer(None)
+
+
+class RestartHandler(InterpreterHandler):
+    """``/contexts/{id}/restart``."""
+
+    async def post(self, context: str) -> None:
+        """Empty variables, in the directory where it began."""
+        found = self.find(unquote(context))
+        service = self.context.service
+        await self.while_connected(service.restart(self.who, found.id))
+        if found.beside and (cwd := found.labels.get(models.CWD)):
+            await service.surroundings.change(self.who, found.id, {}, cwd)
+        self.answer({})
+
+
+class ExecuteHandler(InterpreterHandler):
+    """``/execute``: runs code and sends its results line by line, as they are produced.
+
+    Dropping the connection interrupts the code, as E2B's clients expect of their
+    own time-outs.
+    """
+
+    route = "/execute"
+
+    async def post(self) -> None:
+        """Run it."""
+        wanted = self.decoded(Execute)
+        if wanted.context_id and wanted.language:
+            raise BadRequest("Only one of context_id or language can be provided")
+        await self.while_connected(self._run(wanted))
+
+    async def _run(self, wanted: Execute) -> None:
+        where = await self._where(wanted)
+        environ = wanted.env_vars or {}
+        before = await self.context.service.surroundings.change(self.who, where, environ) if environ else {}
+        try:
+            await self._stream(where, wanted, sorted(environ))
+        finally:
+            if before:
+                _later(self._undo(self.who, where, before))
+
+    async def _where(self, wanted: Execute) -> str:
+        if wanted.context_id:
+            return self.find(wanted.context_id).id
+        language = wanted.language or ""
+        if self.template_of(language) is None:
+            return self.sandbox
+        for each in self.contexts():
+            if each.labels.get(models.LANGUAGE) == language and models.DEFAULT in each.labels:
+                return each.id
+        return (await self.new_context(language, None, default=True)).id
+
+    async def _undo(self, who: Principal, session: str, before: Mapping[str, str | None]) -> None:
+        with contextlib.suppress(KernelsvcError):  # the session has ended, or its kernel is a new one
+            await self.context.service.surroundings.change(who, session, before)
+
+    async def _stream(self, session: str, wanted: Execute, env_names: list[str]) -> None:
+        service = self.context.service
+        metadata = {"e2b": {"env_names": env_names}} if env_names else {}
+        request = CellRequest(code=wanted.code, on_disconnect="interrupt", on_error="continue", metadata=metadata)
+        cell = await service.execute(self.who, session, request, wait="queued", client=self)
+        self.set_header("Content-Type", "application/x-ndjson")
+        await self._say([results.first(session, cell.id)])
+        subscription = service.attach(self.who, session, after=cell.seq.first - 1)
+        try:
+            await self._tell(subscription, cell)
+        finally:
+            subscription.close()
+            service.client_gone(self)
+
+    async def _tell(self, subscription: Any, cell: Cell) -> None:
+        lines = results.Lines(cell.id)
+        quiet = asyncio.get_running_loop().time()
+        while not lines.ended:
+            loop = asyncio.get_running_loop()
+            wait = LINE_SECONDS if lines.unfinished else max(0.0, quiet + KEEPALIVE_SECONDS - loop.time())
+            try:
+                async with asyncio.timeout(wait):
+                    batch = await subscription.next()
+            except TimeoutError:
+                await self._say(lines.rest() or [results.KEEPALIVE])
+                quiet = loop.time()
+                continue
+            if not batch:  # the session's log is complete, and so is the cell
+                break
+            said = [line for entry in batch for line in lines.of(ev.decode(entry))]
+            if said:
+                await self._say(said)
+                quiet = loop.time()
+
+    async def _say(self, lines: list[results.Line]) -> None:
+        size = 0
+        for line in lines:
+            data = results.encode(line)
+            self.write(data)
+            size += len(data)
+            if size >= CHUNK_BYTES:
+                await self.flush()
+                size = 0
+        if lines:
+            await self.flush()
+
+
+_undoing: set[asyncio.Task[None]] = set()
+
+
+def _later(work: Any) -> None:
+    """Do something that outlives the request."""
+    task = asyncio.ensure_future(work)
+    _undoing.add(task)
+    task.add_done_callback(_undoing.discard)
+
+
+_CONTEXT = r"(?P<context>[^/]+)"
+ROUTES: list[tuple[str, Any]] = [
+    (r"/execute", ExecuteHandler),
+    (r"/contexts", ContextsHandler),
+    (rf"/contexts/{_CONTEXT}", ContextHandler),
+    (rf"/contexts/{_CONTEXT}/restart", RestartHandler),
+]

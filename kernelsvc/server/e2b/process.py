@@ -1,0 +1,297 @@
+"""Commands of a sandbox: ``process.Process/*``, programs beside its kernel.
+
+Whoever starts a program, or connects to one, is sent what it writes from then
+on. Whoever leaves changes nothing: the program goes on, and can be connected to
+again. A time limit that its caller set ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import msgspec
+
+from kernelsvc.errors import BadRequest, KernelsvcError
+from kernelsvc.protocol import connect
+from kernelsvc.server.e2b.connect_rpc import RpcHandler
+from kernelsvc.server.e2b.exec_files import OURS
+from kernelsvc.server.e2b.models import HOME
+from kernelsvc.service.programs import Program, Watcher
+
+_SIGNALS = {"SIGNAL_SIGTERM": signal.SIGTERM, "SIGNAL_SIGKILL": signal.SIGKILL, 15: signal.SIGTERM, 9: signal.SIGKILL}
+_DEFAULT_SIZE = (80, 24)
+
+
+class Config(msgspec.Struct, kw_only=True):
+    """What is to be run."""
+
+    cmd: str
+    args: list[str] = []
+    envs: dict[str, str] = {}
+    cwd: str | None = None
+
+
+class Size(msgspec.Struct, kw_only=True):
+    """Of a terminal, in characters."""
+
+    cols: int = _DEFAULT_SIZE[0]
+    rows: int = _DEFAULT_SIZE[1]
+
+
+class Terminal(msgspec.Struct, kw_only=True):
+    """A terminal for a program."""
+
+    size: Size = msgspec.field(default_factory=Size)
+
+
+class Start(msgspec.Struct, kw_only=True):
+    """``Start``."""
+
+    process: Config
+    pty: Terminal | None = None
+    tag: str | None = None
+    stdin: bool | None = None
+
+
+class Selector(msgspec.Struct, kw_only=True):
+    """Which program is meant."""
+
+    pid: int | None = None
+    tag: str | None = None
+
+
+class Input(msgspec.Struct, kw_only=True):
+    """What it is given to read, in base64."""
+
+    stdin: str | None = None
+    pty: str | None = None
+
+
+class About(msgspec.Struct, kw_only=True):
+    """Every call but ``Start`` and ``List``: a program, and what is asked of it."""
+
+    process: Selector = msgspec.field(default_factory=Selector)
+    input: Input | None = None
+    signal: str | int | None = None
+    pty: Terminal | None = None
+
+
+def place_of(path: str | None) -> str:
+    """A directory as E2B names it, for ``Programs.start``: the sandbox's own is relative to wherever it lies."""
+    for home in (HOME, "~"):
+        if path == home or (path or "").startswith(f"{home}/"):
+            return (path or "").removeprefix(home).strip("/")
+    return path or ""
+
+
+class ProcessHandler(RpcHandler):
+    """Base: the programs of a sandbox."""
+
+    route = "/process.Process"
+
+    def find(self, selector: Selector) -> Program:
+        """The program that is meant.
+
+        Raises:
+            NotFound: it does not run.
+        """
+        return self.context.service.programs.find(self.who, self.sandbox, pid=selector.pid, tag=selector.tag)
+
+    def give(self, program: Program, given: Input | None) -> None:
+        """Write to a program's standard input."""
+        if given is not None:
+            program.process.write(connect.as_bytes(given.pty if given.pty is not None else given.stdin))
+
+
+class ListHandler(ProcessHandler):
+    """``List``."""
+
+    async def post(self) -> None:
+        """What runs."""
+        running = self.context.service.programs.running(self.who, self.sandbox)
+        self.answer({"processes": [_model(program) for program in running if program.tag != OURS]})
+
+
+class SendInputHandler(ProcessHandler):
+    """``SendInput``."""
+
+    async def post(self) -> None:
+        """Give it something to read."""
+        wanted = self.message(About)
+        self.give(self.find(wanted.process), wanted.input)
+        self.answer({})
+
+
+class CloseStdinHandler(ProcessHandler):
+    """``CloseStdin``."""
+
+    async def post(self) -> None:
+        """There is no more to read."""
+        self.find(self.message(About).process).process.close_input()
+        self.answer({})
+
+
+class SendSignalHandler(ProcessHandler):
+    """``SendSignal``."""
+
+    async def post(self) -> None:
+        """Signal it, and what it started."""
+        wanted = self.message(About)
+        program = self.find(wanted.process)
+        number = _SIGNALS.get(wanted.signal or 0)
+        if number is None:
+            raise BadRequest(f"The signal must be one of {', '.join(str(name) for name in _SIGNALS)}.")
+        program.process.signal(number)
+        self.answer({})
+
+
+class UpdateHandler(ProcessHandler):
+    """``Update``."""
+
+    async def post(self) -> None:
+        """Its terminal has another size."""
+        wanted = self.message(About)
+        program = self.find(wanted.process)
+        if wanted.pty is not None:
+            program.process.resize(wanted.pty.size.cols, wanted.pty.size.rows)
+        self.answer({})
+
+
+class StreamHandler(ProcessHandler):
+    """Base of what tells of a program."""
+
+    async def tell(self, program: Program, watcher: Watcher) -> None:
+        """Send what a program writes until it has ended."""
+        try:
+            await self._say({"start": {"pid": program.pid}})
+            while (piece := await self._next(watcher)) is not None:
+                await self._say(piece)
+        finally:
+            program.leave(watcher)
+        await self._say({"end": _end(program)})
+
+    async def _next(self, watcher: Watcher) -> dict[str, Any] | None:
+        try:
+            async with asyncio.timeout(self.pause()):
+                piece = await watcher.next()
+        except TimeoutError:
+            return {"keepalive": {}}
+        return None if piece is None else {"data": {piece[0]: connect.as_text(piece[1])}}
+
+    async def _say(self, event: dict[str, Any]) -> None:
+        await self.send_message({"event": event})
+
+
+class StartHandler(StreamHandler):
+    """``Start``."""
+
+    async def post(self) -> None:
+        """Start a program and tell of it."""
+        await self.stream(self._start())
+
+    async def _start(self) -> None:
+        wanted: Start = self.message(Start)
+        size = wanted.pty.size if wanted.pty is not None else None
+        program, watcher = await self.context.service.programs.start(
+            self.who,
+            self.sandbox,
+            [wanted.process.cmd, *wanted.process.args],
+            env={"USER": self.user, "LOGNAME": self.user, **wanted.process.envs},
+            cwd=place_of(wanted.process.cwd),
+            tag=wanted.tag,
+            with_input=wanted.stdin is not False,  # clients from before it was asked for expect one
+            terminal=(size.cols, size.rows) if size is not None else None,
+        )
+        limit = connect.seconds(self.request.headers.get("Connect-Timeout-Ms"), 0.001)
+        if limit is not None:
+            asyncio.get_running_loop().call_later(limit, program.process.signal, signal.SIGKILL)
+        await self.tell(program, watcher)
+
+
+class ConnectHandler(StreamHandler):
+    """``Connect``."""
+
+    async def post(self) -> None:
+        """Tell of a program from now on."""
+        await self.stream(self._tell())
+
+    async def _tell(self) -> None:
+        program = self.find(self.message(About).process)
+        await self.tell(program, program.watch())
+
+
+class StreamInputHandler(ProcessHandler):
+    """``StreamInput``: input as it comes, in order."""
+
+    body_bound = 1 << 30
+    _rest: bytearray | None = None
+    _program: Program | None = None
+    _failure: KernelsvcError | None = None
+
+    def data_received(self, chunk: bytes) -> None:
+        """Tornado's hook: hand on what is whole."""
+        rest = self._rest = bytearray() if self._rest is None else self._rest
+        if self._failure is None:
+            rest += chunk
+        try:
+            for message in connect.take(rest):
+                self._hear(message.get("event", message))
+        except KernelsvcError as error:
+            self._failure = error
+            rest.clear()
+
+    def _hear(self, event: Any) -> None:
+        event = event if isinstance(event, dict) else {}
+        if "start" in event:
+            self._program = self.find(_converted(event["start"]).process)
+        elif "data" in event:
+            if self._program is None:
+                raise BadRequest("The stream's first message must say which program is meant.")
+            self.give(self._program, _converted(event["data"]).input)
+
+    async def post(self) -> None:
+        """All was said."""
+        await self.stream(self._answer())
+
+    async def _answer(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        await self.send_message({})
+
+
+def _converted(value: object) -> About:
+    try:
+        return msgspec.convert(value, About)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"The message can't be read: {error}.") from None
+
+
+def _model(program: Program) -> dict[str, Any]:
+    config: dict[str, Any] = {"cmd": program.argv[0], "args": program.argv[1:], "envs": program.env}
+    if program.cwd:
+        config["cwd"] = program.cwd
+    return {"pid": program.pid, "config": config} | ({"tag": program.tag} if program.tag is not None else {})
+
+
+def _end(program: Program) -> dict[str, Any]:
+    status = program.status
+    code = None if status is None else os.waitstatus_to_exitcode(status)
+    if code is not None and code >= 0:
+        return {"exitCode": code, "exited": True, "status": f"exit status {code}"}
+    told = "the sandbox ended it" if code is None else f"signal: {signal.strsignal(-code) or -code}".lower()
+    return {"exitCode": -1, "exited": False, "status": told, "error": told}
+
+
+ROUTES: list[tuple[str, Any]] = [
+    (r"/process\.Process/List", ListHandler),
+    (r"/process\.Process/Start", StartHandler),
+    (r"/process\.Process/Connect", ConnectHandler),
+    (r"/process\.Process/SendInput", SendInputHandler),
+    (r"/process\.Process/StreamInput", StreamInputHandler),
+    (r"/process\.Process/SendSignal", SendSignalHandler),
+    (r"/process\.Process/CloseStdin", CloseStdinHandler),
+    (r"/process\.Process/Update", UpdateHandler),
+]

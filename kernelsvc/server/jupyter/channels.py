@@ -1,0 +1,390 @@
+"""``WS /api/kernels/{id}/channels``: one socket of a Jupyter client on one session.
+
+Theory of operation. What the socket sends is decoded (either framing) and
+handed to the service: an ``execute_request`` is a cell, a question is asked of
+the kernel, comms are passed on. What the socket is sent comes from a cursor in
+the session's log (``replay``), but for the answers to its own questions.
+
+A portion of events is followed by a ping that carries the last event's number;
+the pong brings it back and so says what has arrived. That number is kept under
+the client's ``session_id``, and a socket that comes back with it goes on there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from msgspec import ValidationError, convert
+from tornado.websocket import WebSocketHandler, WebSocketProtocol
+
+from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, QuotaExceeded
+from kernelsvc.model.log import timestamp
+from kernelsvc.model.objects import MAX_EXPRESSIONS, CellRequest, Expressions, SessionState
+from kernelsvc.protocol import jupyter, native
+from kernelsvc.protocol.jupyter import JupyterMessage
+from kernelsvc.server.handler import as_error
+from kernelsvc.server.jupyter.event_translator import KEPT, Replay, failure, joined, kept_header, make, portions
+from kernelsvc.server.jupyter.handlers import find, token_of
+from kernelsvc.server.native.websocket import CHUNK_BYTES, ApiSocket, Gone
+
+log = logging.getLogger(__name__)
+
+#: Clients whose place is remembered.
+MAX_CURSORS = 10_000
+#: Unanswered pings that are remembered per client; beyond, what is sent again may be cut otherwise than before.
+MAX_UNHEARD = 256
+#: Seconds that a question may wait behind a running cell.
+ASK_SECONDS = 600.0
+#: Ids of clients' sessions that one socket speaks for (jupyter_server has one socket per browser).
+MAX_SPEAKERS = 64
+_CELL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_SEQ_BYTES = 8
+
+
+class Cursors:
+    """Where each client is in each log: what has arrived, as far as pongs say."""
+
+    def __init__(self) -> None:
+        self._at: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._sent: OrderedDict[tuple[str, str], deque[int]] = OrderedDict()
+        #: Answers to ``kernel_info_request``: one per session, they never change.
+        self.infos: OrderedDict[str, dict[str, Any]] = OrderedDict()
+
+    def get(self, session: str, client: str) -> int | None:
+        """The last event that arrived; None for a client that was never here."""
+        return self._at.get((session, client))
+
+    def put(self, session: str, client: str, seq: int) -> None:
+        """Note that everything up to ``seq`` has arrived."""
+        if client:
+            self._at[session, client] = max(seq, self._at.pop((session, client), 0))
+            _bound(self._at)
+            unheard = self._sent.get((session, client), deque())
+            while unheard and unheard[0] <= seq:
+                unheard.popleft()
+
+    def sent(self, session: str, client: str, seq: int) -> None:
+        """Note that a ping with ``seq`` went out."""
+        if client:
+            self._sent.setdefault((session, client), deque(maxlen=MAX_UNHEARD)).append(seq)
+            _bound(self._sent)
+
+    def unheard(self, session: str, client: str) -> frozenset[int]:
+        """The pings to this client that were not answered."""
+        return frozenset(self._sent.get((session, client), ()))
+
+    def learn(self, session: str, info: dict[str, Any]) -> None:
+        """Keep a kernel's description of itself."""
+        self.infos[session] = info
+        _bound(self.infos)
+
+
+def _bound(kept: OrderedDict[Any, Any]) -> None:
+    while len(kept) > MAX_CURSORS:
+        kept.popitem(last=False)
+
+
+def frame(message: JupyterMessage, v1: bool) -> bytes:
+    """A message as a whole WebSocket frame."""
+    if v1:
+        return binary_frame(jupyter.encode_v1(message))
+    data = jupyter.encode_json(message)
+    return native.text_frame(data.encode()) if isinstance(data, str) else binary_frame(data)
+
+
+def binary_frame(payload: bytes) -> bytes:
+    """A whole binary frame from a server (RFC 6455, 5.2): as a text frame, with opcode 2."""
+    return b"\x82" + native.text_frame(payload)[1:]
+
+
+def ping_frame(seq: int) -> bytes:
+    """A ping whose pong says that ``seq`` has arrived."""
+    return b"\x89" + bytes([_SEQ_BYTES]) + seq.to_bytes(_SEQ_BYTES, "big")
+
+
+def expressions_of(value: object) -> dict[str, str]:
+    """The expressions that a request names.
+
+    Raises:
+        BadRequest: they are not names with code, or too many.
+    """
+    try:
+        return convert(value or {}, Expressions)
+    except ValidationError as error:
+        raise BadRequest(f"'user_expressions' must map at most {MAX_EXPRESSIONS} names to code: {error}.") from None
+
+
+class ChannelsSocket(ApiSocket):
+    """One connection to one session."""
+
+    cursors: Cursors
+    transport = "jupyter"
+    route = "/api/kernels/{id}/channels"
+    session = ""
+
+    # --- opening and closing -------------------------------------------------------------
+
+    def token(self) -> str | None:
+        """The token that the request carries."""
+        return token_of(self)
+
+    async def prepare(self) -> None:
+        """Tornado's hook: everything is checked before the upgrade."""
+        await super().prepare()
+        self.session = find(self, self.path_kwargs["kernel"]).id
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        """Tornado's hook: v1 where it is offered."""
+        self._v1 = jupyter.SUBPROTOCOL in subprotocols
+        return jupyter.SUBPROTOCOL if self._v1 else None
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        """Tornado's hook: its own, since text and binary frames are told apart here."""
+        return WebSocketHandler.get_websocket_protocol(self)
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        """Tornado's hook: begin to send, from where this client was or from now on."""
+        self._v1 = self.selected_subprotocol == jupyter.SUBPROTOCOL
+        self._client = self.get_query_argument("session_id", "")[:256]
+        self._speakers: OrderedDict[str, None] = OrderedDict({self._client: None} if self._client else {})
+        self._pumping: asyncio.Task[None] | None = None
+        self._told_seq = 0
+        self._moved = asyncio.Condition()
+        super().open(*args, **kwargs)
+        try:
+            last = self.context.service.get(self.who, self.session).last_seq
+            after = self.cursors.get(self.session, self._client)
+            start = last if after is None else min(after, last)
+            self.cursors.put(self.session, self._client, start)
+            self._breaks = self.cursors.unheard(self.session, self._client)
+            self._told_seq = start
+            subscription = self.context.service.attach(self.who, self.session, after=start)
+        except KernelsvcError as error:
+            self.close(1011, error.message[:100])
+            return
+        self._pumping = asyncio.create_task(self._pump(subscription), name=f"channels of {self.session}")
+
+    def on_close(self) -> None:
+        """Tornado's hook: the other end left, or we did."""
+        if self._pumping is not None:
+            self._pumping.cancel()
+        super().on_close()
+
+    def on_pong(self, data: bytes) -> None:
+        """Tornado's hook: what had been sent before the ping has arrived."""
+        super().on_pong(data)
+        if len(data) == _SEQ_BYTES:
+            self.cursors.put(self.session, self._client, int.from_bytes(data, "big"))
+
+    # --- what the log says -----------------------------------------------------------------
+
+    async def _pump(self, subscription: Any) -> None:
+        service = self.context.service
+        replay = Replay(self.session, lambda cell: service.cell(self.who, self.session, cell))
+        try:
+            while lines := await subscription.next():
+                await self._tell_events(replay, lines)
+                async with self._moved:
+                    self._told_seq = subscription.last_seq
+                    self._moved.notify_all()
+            self.close(1000, "the session is closed")
+        except Gone:
+            pass
+        except Exception as error:
+            if not isinstance(error, KernelsvcError):
+                log.error("channels failed", exc_info=error, extra={"action": "pump_failed", "session": self.session})
+            self.close(1011, as_error(error).message[:100])
+        finally:
+            subscription.close()
+
+    async def _tell_events(self, replay: Replay, lines: Iterable[bytes]) -> None:
+        for portion in portions(lines, CHUNK_BYTES, self._breaks):
+            seq = portion[-1].seq
+            messages = (m for event in joined(portion) for m in replay.messages(event) if self._is_for_us(m))
+            frames = [frame(message, self._v1) for message in messages]
+            if frames:
+                self.cursors.sent(self.session, self._client, seq)
+                await self.send_raw(b"".join([*frames, ping_frame(seq)]))
+
+    async def _caught_up(self) -> None:
+        """Wait until this socket was sent everything that is in the log now. Safe to cancel."""
+        last = self.context.service.get(self.who, self.session).last_seq
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._told_seq >= last)
+
+    def _is_for_us(self, message: JupyterMessage) -> bool:
+        """Everybody hears iopub; replies and questions go to who asked."""
+        return message.channel == "iopub" or jupyter.text_field(message.parent_header, "session") in self._speakers
+
+    # --- what the client says -----------------------------------------------------------------
+
+    async def on_message(self, message: str | bytes) -> None:
+        """Tornado's hook: a whole frame. The next one is read when this returns."""
+        try:
+            heard = self._decoded(message)
+            if len(self._requests) >= self.context.settings.max_requests:
+                raise QuotaExceeded(f"{len(self._requests)} requests are under way here; await some first.")
+        except KernelsvcError as error:
+            # There is no reply to what can't be read; a parentless error is what a notebook's log shows.
+            await self._say("iopub", "error", failure(error.code, error.message), {})
+            return
+        self._learn_speaker(jupyter.text_field(heard.header, "session"))
+        task = asyncio.create_task(self._answer(heard), name=heard.msg_type)
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+        if self._unsent > CHUNK_BYTES:
+            await self._room.wait()
+
+    def _decoded(self, data: str | bytes) -> JupyterMessage:
+        message = jupyter.decode_v1(data) if self._v1 and isinstance(data, bytes) else jupyter.decode_json(data)
+        if not message.msg_type:
+            raise BadRequest("A message needs a header with msg_type.")
+        return message
+
+    def _learn_speaker(self, speaker: str) -> None:
+        if speaker:
+            self._speakers[speaker] = None
+            self._speakers.move_to_end(speaker)
+        while len(self._speakers) > MAX_SPEAKERS:
+            self._speakers.popitem(last=False)
+
+    async def _answer(self, heard: JupyterMessage) -> None:
+        kind = heard.msg_type
+        code = "ok"
+        try:
+            await self._doing(kind)(heard)
+        except Gone:
+            return
+        except Exception as error:
+            if not isinstance(error, KernelsvcError):
+                log.error("%s failed", kind[:64], exc_info=error, extra={"action": "request_failed"})
+            known = as_error(error)
+            code = known.code
+            await self._refuse_message(heard, known)
+        finally:
+            self.context.metrics.request(self.transport, "channels", code, 0.0)
+
+    def _doing(self, kind: str) -> Callable[[JupyterMessage], Awaitable[None]]:
+        known: dict[str, Callable[[JupyterMessage], Awaitable[None]]] = {
+            "execute_request": self._run,
+            "input_reply": self._input,
+            "interrupt_request": self._interrupt,
+            "shutdown_request": self._shutdown,
+            "kernel_info_request": self._kernel_info,
+        }
+        return known.get(kind, self._comm if kind.startswith("comm_") and not kind.endswith("_request") else self._ask)
+
+    async def _refuse_message(self, heard: JupyterMessage, error: KernelsvcError) -> None:
+        content = failure(error.code, error.message)
+        try:
+            if heard.msg_type == "execute_request":
+                shown = {name: content[name] for name in ("ename", "evalue", "traceback")}
+                await self._say("iopub", "error", shown, heard.header)
+                content |= {"execution_count": None}
+            if heard.msg_type.endswith("_request"):
+                await self._reply_to(heard, content)
+            else:
+                await self._say("iopub", "status", {"execution_state": "idle"}, heard.header)
+        except Gone:
+            return
+
+    async def _say(self, channel: str, msg_type: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
+        self._said = getattr(self, "_said", 0) + 1
+        name = f"{self.session}_{id(self):x}_{self._said}"
+        message = make(self.session, name, timestamp(time.time()), channel, msg_type, content, kept_header(parent))
+        payload = frame(message, self._v1)
+        self._unsent += len(payload)
+        self._room.clear()
+        try:
+            await self.send_raw(payload)
+        finally:
+            self._unsent -= len(payload)
+            if self._unsent <= CHUNK_BYTES:
+                self._room.set()
+
+    async def _reply_to(self, heard: JupyterMessage, content: dict[str, Any]) -> None:
+        channel = heard.channel if heard.channel in ("shell", "control") else "shell"
+        kind = heard.msg_type.removesuffix("_request") + "_reply"
+        await self._say("iopub", "status", {"execution_state": "busy"}, heard.header)
+        await self._say(channel, kind, content, heard.header)
+        await self._say("iopub", "status", {"execution_state": "idle"}, heard.header)
+
+    async def _run(self, heard: JupyterMessage) -> None:
+        content = heard.content
+        code = content.get("code")
+        if not isinstance(code, str):
+            raise BadRequest("An execute_request needs 'code', a string.")
+        self.auth_scope("run")
+        kept: dict[str, Any] = {"header": kept_header(heard.header)}
+        silent = content.get("silent") is True
+        if silent:
+            kept["silent"] = True
+        request = CellRequest(
+            code=code,
+            cell=heard.msg_id if _CELL_ID.fullmatch(heard.msg_id) else None,
+            on_error="continue" if content.get("stop_on_error") is False else "stop",
+            silent=silent,
+            allow_stdin=content.get("allow_stdin") is True,
+            store_history=content.get("store_history") is not False,
+            user_expressions=expressions_of(content.get("user_expressions")),
+            metadata={KEPT: kept},
+        )
+        await self.context.service.execute(self.who, self.session, request, wait="queued", client=self)
+
+    async def _input(self, heard: JupyterMessage) -> None:
+        cell = self.context.service.get(self.who, self.session).running
+        value = heard.content.get("value")
+        if cell is None:
+            raise Conflict("No cell waits for input.")
+        await self.context.service.input(self.who, self.session, cell, value if isinstance(value, str) else "")
+
+    async def _interrupt(self, heard: JupyterMessage) -> None:
+        await self.context.service.interrupt(self.who, self.session)
+        await self._reply_to(heard, {"status": "ok"})
+
+    async def _shutdown(self, heard: JupyterMessage) -> None:
+        again = heard.content.get("restart") is True
+        if again:
+            await self.context.service.restart(self.who, self.session)
+        await self._reply_to(heard, {"status": "ok", "restart": again})
+        if not again:
+            await self.context.service.close(self.who, self.session)
+
+    async def _kernel_info(self, heard: JupyterMessage) -> None:
+        info = self.cursors.infos.get(self.session)
+        if info is None:
+            self.auth_scope("run")
+            info = await self.context.service.ask(self.who, self.session, heard.msg_type, {}, timeout=ASK_SECONDS)
+            self.cursors.learn(self.session, info)
+        state = self.context.service.get(self.who, self.session).state
+        await self._reply_to(heard, info)
+        if state is SessionState.BUSY:
+            await self._say("iopub", "status", {"execution_state": "busy"}, {})
+
+    async def _ask(self, heard: JupyterMessage) -> None:
+        answer = await self.context.service.ask(
+            self.who, self.session, heard.msg_type, heard.content, timeout=ASK_SECONDS
+        )
+        await self._reply_to(heard, answer)
+
+    async def _comm(self, heard: JupyterMessage) -> None:
+        if not _CELL_ID.fullmatch(heard.msg_id):
+            raise BadRequest("A comm message needs a msg_id of letters, digits and ._:-")
+        await self._say("iopub", "status", {"execution_state": "busy"}, heard.header)
+        await self.context.service.comm(
+            self.who,
+            self.session,
+            heard.msg_type,
+            heard.content,
+            msg_id=heard.msg_id,
+            metadata=heard.metadata,
+            buffers=heard.buffers,
+        )
+        await self._caught_up()  # what it caused comes before its idle
+        await self._say("iopub", "status", {"execution_state": "idle"}, heard.header)

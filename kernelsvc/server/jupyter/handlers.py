@@ -1,0 +1,236 @@
+"""Kernel Gateway's REST: ``/api/kernels`` and what belongs to it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+from tornado.web import RequestHandler
+
+from kernelsvc import __version__
+from kernelsvc.errors import BadRequest, NotFound
+from kernelsvc.model.objects import Session, SessionRequest, SessionState
+from kernelsvc.protocol.jupyter import parse_json
+from kernelsvc.server.handler import ApiHandler, Door
+from kernelsvc.server.jupyter import models
+
+#: Sessions in one listing.
+MAX_LISTED = 1000
+_PAGE = 100
+_OPEN = [state for state in SessionState if state is not SessionState.CLOSED]
+
+
+def token_of(handler: RequestHandler) -> str | None:
+    """The token of a Jupyter client: in front of the path, else a header of either scheme, else ``?token=``."""
+    if found := re.match(r"/t/([^/]+)/", handler.request.path):
+        return unquote(found.group(1))
+    scheme, _, token = (handler.request.headers.get("Authorization") or "").strip().partition(" ")
+    if scheme.lower() in ("token", "bearer") and token.strip():
+        return token.strip()
+    given = handler.request.query_arguments.get("token")
+    return given[-1].decode("utf-8", "replace") if given else None
+
+
+def connections(handler: Door, session: str) -> int:
+    """How many sockets of this door are open on a session."""
+    return sum(getattr(socket, "session", None) == session for socket in handler.context.sockets)
+
+
+def find(handler: Door, kernel: str) -> Session:
+    """The open session behind a kernel's id.
+
+    Raises:
+        NotFound: none of the caller's, or closed.
+    """
+    found = handler.context.service.get(handler.who, models.session_id(kernel))
+    if found.state is SessionState.CLOSED:
+        raise NotFound(f"The kernel {kernel!r} has ended; start another.")
+    return found
+
+
+class JupyterHandler(ApiHandler):
+    """Base: how Jupyter's clients say who they are."""
+
+    transport = "jupyter"
+    route = "/api"
+
+    def token(self) -> str | None:
+        """The token that the request carries."""
+        return token_of(self)
+
+    @property
+    def prefix(self) -> str:
+        """What stands before this door's paths in the client's URLs."""
+        found = re.match(r"/t/[^/]+(?=/)", self.request.path)
+        return found.group(0) if found else ""
+
+    def asked(self) -> dict[str, Any]:
+        """The body: a JSON object, or nothing.
+
+        Raises:
+            BadRequest: it is something else.
+        """
+        data = self.body().strip()
+        value = parse_json(data) if data else {}
+        if value is not None and not isinstance(value, dict):
+            raise BadRequest("The body must be a JSON object.")
+        return value or {}
+
+    def open_sessions(self) -> list[Session]:
+        """The caller's open sessions, newest first."""
+        found: dict[str, Session] = {}
+        for state in _OPEN:
+            page: str | None = None
+            while len(found) < MAX_LISTED:
+                some, page = self.context.service.list(self.who, state=state, limit=_PAGE, page=page)
+                found |= {each.id: each for each in some if each.state is not SessionState.CLOSED}
+                if page is None:
+                    break
+        return sorted(found.values(), key=lambda each: each.created_at, reverse=True)
+
+    async def create(self, template: object, env: object, **more: Any) -> Session:
+        """A new session for a client that asks for a kernel.
+
+        Raises:
+            BadRequest: the name or the environment can't be read.
+        """
+        wanted = {"template": template or None, "env": env or {}, **more}
+        try:
+            request = msgspec.convert(wanted, SessionRequest)
+        except msgspec.ValidationError as error:
+            raise BadRequest(f"The kernel can't be made: {error}.") from None
+        return await self.while_connected(self.context.service.create(self.who, request))
+
+
+class RootHandler(JupyterHandler):
+    """``/api``."""
+
+    scope = None
+
+    async def get(self, **_: str) -> None:
+        """The version; clients take any."""
+        self.answer({"version": "2.0.0", "kernelsvc": __version__})
+
+
+class SpecsHandler(JupyterHandler):
+    """``/api/kernelspecs``."""
+
+    async def get(self, **_: str) -> None:
+        """What kernels can be made from."""
+        service = self.context.service
+        self.answer(models.specs_model(service.templates(), service.info()["default_template"], self.prefix))
+
+
+class SpecHandler(JupyterHandler):
+    """``/api/kernelspecs/{name}``."""
+
+    async def get(self, name: str, **_: str) -> None:
+        """One of them."""
+        self.answer(models.spec_model(self.template(unquote(name)), self.prefix))
+
+    def template(self, name: str) -> dict[str, Any]:
+        """A template by name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        for template in self.context.service.templates():
+            if template["name"] == name:
+                return template
+        raise NotFound(f"There is no kernelspec {name!r}; GET /api/kernelspecs lists them.")
+
+
+class SpecFileHandler(SpecHandler):
+    """``/kernelspecs/{name}/{file}``."""
+
+    async def get(self, name: str, file: str = "", **_: str) -> None:
+        """The logo, or ``kernel.json``."""
+        template = self.template(unquote(name))
+        if file == "kernel.json":
+            self.answer(models.spec_model(template)["spec"])
+        elif file == "logo-svg.svg":
+            self.set_header("Content-Type", "image/svg+xml")
+            self.write(models.LOGO)
+        else:
+            raise NotFound("A kernelspec has kernel.json and logo-svg.svg.")
+
+
+class KernelsHandler(JupyterHandler):
+    """``/api/kernels``."""
+
+    async def get(self, **_: str) -> None:
+        """The caller's sessions, whichever door made them."""
+        self.answer([models.kernel_model(each, connections(self, each.id)) for each in self.open_sessions()])
+
+    async def post(self, **_: str) -> None:
+        """A new session."""
+        asked = self.asked()
+        made = await self.create(asked.get("name"), asked.get("env"), labels=models.labels(asked))
+        self.set_header("Location", f"{self.prefix}/api/kernels/{models.kernel_id(made.id)}")
+        self.answer(models.kernel_model(made), 201)
+
+
+class KernelHandler(JupyterHandler):
+    """``/api/kernels/{id}``."""
+
+    async def get(self, kernel: str, **_: str) -> None:
+        """One kernel."""
+        found = find(self, kernel)
+        self.answer(models.kernel_model(found, connections(self, found.id)))
+
+    async def delete(self, kernel: str, **_: str) -> None:
+        """Close the session; its record stays."""
+        await self.context.service.close(self.who, find(self, kernel).id)
+        self.answer(None)
+
+
+class ActionHandler(JupyterHandler):
+    """``/api/kernels/{id}/interrupt`` and ``/restart``."""
+
+    async def post(self, kernel: str, action: str, **_: str) -> None:
+        """204 for an interrupt, the kernel for a restart."""
+        found = find(self, kernel)
+        if action == "interrupt":
+            await self.context.service.interrupt(self.who, found.id)
+            self.answer(None)
+            return
+        again = await self.context.service.restart(self.who, found.id)
+        self.answer(models.kernel_model(again, connections(self, found.id)))
+
+
+class SessionsHandler(JupyterHandler):
+    """``/api/sessions``: kernels with the path of a notebook."""
+
+    async def get(self, **_: str) -> None:
+        """Those that were made with a path."""
+        named = [each for each in self.open_sessions() if models.PATH in each.labels]
+        self.answer([models.session_model(each, connections(self, each.id)) for each in named])
+
+    async def post(self, **_: str) -> None:
+        """A session with its kernel; or the kernel that is named."""
+        asked = self.asked()
+        kernel = asked.get("kernel") or {}
+        if not isinstance(kernel, dict):
+            raise BadRequest("'kernel' must be an object with a name or an id.")
+        if isinstance(kernel.get("id"), str):
+            made = find(self, kernel["id"])
+        else:
+            made = await self.create(
+                kernel.get("name"), {}, name=asked.get("name") or None, labels=models.labels(asked)
+            )
+        self.answer(models.session_model(made), 201)
+
+
+class SessionHandler(JupyterHandler):
+    """``/api/sessions/{id}``."""
+
+    async def get(self, kernel: str, **_: str) -> None:
+        """One session."""
+        self.answer(models.session_model(find(self, kernel)))
+
+    async def delete(self, kernel: str, **_: str) -> None:
+        """Close it."""
+        await self.context.service.close(self.who, find(self, kernel).id)
+        self.answer(None)

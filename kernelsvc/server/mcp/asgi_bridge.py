@@ -1,0 +1,182 @@
+"""MCP over HTTP: the SDK's session manager, in this process, behind our own way in.
+
+The SDK speaks both eras of the protocol (``initialize`` with ``Mcp-Session-Id``,
+and the stateless one of 2026-07-28), event streams and their resumption. It
+speaks ASGI; ``Exchange`` carries one request between Tornado and it. Tokens,
+origins and bounds are checked before it hears of a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from tornado.iostream import StreamClosedError
+
+from kernelsvc.model.objects import Principal
+from kernelsvc.server.handler import Context
+from kernelsvc.server.mcp import server
+from kernelsvc.server.mcp.event_store import Backlog, Line, current
+from kernelsvc.server.mcp.tool_backend import ServiceDesk
+from kernelsvc.tools import Desk, Toolbox
+from kernelsvc.tools.choosing import Memory
+
+if TYPE_CHECKING:
+    from kernelsvc.server.mcp import McpHandler
+
+Message = MutableMapping[str, Any]
+
+SESSION_HEADER = "mcp-session-id"
+#: Clients that are connected at once, and callers whose default session is remembered.
+MAX_CLIENTS, MAX_MEMORIES = 1000, 10_000
+IDLE_SECONDS = 3600.0
+_WHO = "kernelsvc.principal"
+
+
+class Serving:
+    """The MCP server of one Tornado application."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._memories: OrderedDict[tuple[str, str], Memory] = OrderedDict()
+        self._lines: OrderedDict[str, Line] = OrderedDict()
+        self._backlog = Backlog()
+        self._manager = StreamableHTTPSessionManager(
+            server.make_server(self._find),
+            event_store=self._backlog,
+            session_idle_timeout=IDLE_SECONDS,
+            max_sessions=MAX_CLIENTS,
+            max_request_body_size=context.settings.max_body_bytes,
+        )
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._over = asyncio.Event()
+        self._running = asyncio.create_task(self._run(), name="mcp")
+
+    async def _run(self) -> None:
+        # The manager's task group must be entered and left by one and the same task.
+        async with self._manager.run():
+            self._ready.set_result(None)
+            await self._over.wait()
+
+    async def stop(self) -> None:
+        """End every MCP session; what cells they began goes on."""
+        self._over.set()
+        await self._running
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Serve one request."""
+        await asyncio.shield(self._ready)
+        given = exchange.handler.request.headers.get(SESSION_HEADER)
+        line = (self._lines.get(given) if given is not None else None) or Line()
+        current.set(line)
+        # Known before the answer's first byte leaves: the client may send its next request at once.
+        exchange.on_opened = lambda opened: self._learn(opened, line)
+        await self._manager.handle_request(exchange.scope(), exchange.receive, exchange.send)
+        if exchange.handler.request.method == "DELETE" and self._lines.pop(given or "", None) is not None:
+            self._backlog.forget(line)
+
+    def _learn(self, opened: str, line: Line) -> None:
+        self._lines.setdefault(opened, line)
+        while len(self._lines) > MAX_CLIENTS * 2:
+            self._backlog.forget(self._lines.popitem(last=False)[1])
+
+    def _find(self, ctx: server.Context) -> tuple[Toolbox, Desk]:
+        request = ctx.request
+        if request is None:
+            raise RuntimeError("a request without HTTP around it")
+        who: Principal = request.scope[_WHO]
+        desk = ServiceDesk(self._context, who)
+        return Toolbox(desk, self._memory(who, request.headers.get(SESSION_HEADER), ctx)), desk
+
+    def _memory(self, who: Principal, connection: str | None, ctx: server.Context) -> Memory:
+        """What this caller's earlier calls remember: by connection, or where there is none, by the client's name."""
+        client = ctx.session.client_params
+        name = client.client_info.name[:64] if client is not None and client.client_info else ""
+        key = f"connection:{connection}" if connection else f"client:{name}"
+        memory = self._memories.pop((who.name, key), None)
+        if memory is None:
+            digest = hashlib.sha256(f"{who.name}\0{key}".encode()).hexdigest()[:24]
+            memory = Memory(f"mcp.{digest}", f"MCP: {name}" if name else "MCP")
+        self._memories[who.name, key] = memory
+        while len(self._memories) > MAX_MEMORIES:
+            self._memories.popitem(last=False)
+        return memory
+
+
+class Exchange:
+    """One request and its answer, between Tornado and ASGI."""
+
+    def __init__(self, handler: McpHandler) -> None:
+        self.handler = handler
+        self.gone = asyncio.Event()
+        self.on_opened: Callable[[str], None] = lambda opened: None
+        self._body: bytes | None = handler.body()
+        self._streams = False
+
+    def scope(self) -> dict[str, Any]:
+        """The request, with who sent it; the SDK binds an MCP session to them."""
+        request, who = self.handler.request, self.handler.who
+        user = AuthenticatedUser(AccessToken(token="", client_id=who.name, scopes=sorted(who.scopes)))
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": request.method,
+            "scheme": request.protocol,
+            "path": "/mcp",  # as it is without a token in front
+            "raw_path": b"/mcp",
+            "query_string": b"",
+            "root_path": "",
+            "headers": [
+                (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
+                for name, value in request.headers.get_all()
+                if name.lower() != "authorization"
+            ],
+            "client": None,
+            "server": None,
+            "user": user,
+            _WHO: who,
+        }
+
+    async def receive(self) -> Message:
+        """The body, whole; then word that the client is gone, once it is. Safe to cancel."""
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """A part of the answer; nothing when nobody is there any more to take it."""
+        if self.gone.is_set():
+            return
+        if message["type"] == "http.response.start":
+            self._begin(message)
+            return
+        if chunk := message.get("body", b""):
+            self.handler.write(bytes(chunk))
+        if self._streams:
+            try:
+                await self.handler.flush()
+            except StreamClosedError:
+                self.gone.set()
+
+    def _begin(self, message: Message) -> None:
+        handler = self.handler
+        handler.set_status(message["status"])
+        handler.clear_header("Content-Type")
+        for raw_name, raw_value in message.get("headers", []):
+            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+            if name.lower() == SESSION_HEADER and message["status"] < 400:
+                self.on_opened(value)
+            if name.lower() != "connection":
+                handler.set_header(name, value)
+            self._streams = self._streams or value.startswith("text/event-stream")
+        if self._streams:
+            handler.no_delay()

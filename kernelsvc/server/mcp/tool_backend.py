@@ -1,0 +1,118 @@
+"""The tools' desk within the server: the service, for one principal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from kernelsvc.errors import BadRequest, NotFound, SessionClosed
+from kernelsvc.linux.rooted_dir import Directory, parse_path
+from kernelsvc.model.objects import Principal, SessionState
+from kernelsvc.protocol import native
+from kernelsvc.server import auth
+from kernelsvc.server.handler import Context, invoke
+from kernelsvc.service.api import NotebookFormat
+from kernelsvc.tools import Piece
+from kernelsvc.tools.table import FileShown
+
+T = TypeVar("T")
+
+MAX_LISTED = 1000
+
+
+class ServiceDesk:
+    """Calls the service as one principal; its token's scopes hold for every call."""
+
+    def __init__(self, context: Context, who: Principal) -> None:
+        self._context, self._who = context, who
+
+    async def call(self, method: str, params: dict[str, Any], kind: type[T]) -> T:
+        """A method of the native API. Safe to cancel: what was accepted goes on.
+
+        Raises:
+            KernelsvcError: the scope is missing, the params are wrong, or the service's own.
+        """
+        row = native.METHODS[method]
+        try:
+            decoded = msgspec.convert(params, row.params)
+        except msgspec.ValidationError as error:
+            missing = "session" in params and "$.session" in str(error)
+            raise (NotFound() if missing else BadRequest(f"That can't be taken: {error}.")) from None
+        native.check(decoded, self._context.bounds)
+        value = await invoke(self._context, self._who, row, decoded)
+        # A few methods answer with JSON, not with a struct.
+        return msgspec.convert(value, kind) if isinstance(value, dict) else cast("T", value)
+
+    async def put_file(self, session: str, path: str, data: bytes) -> None:
+        """Write a file of the working directory, whole or not at all.
+
+        Raises:
+            KernelsvcError: the session has ended, the disk's limit is reached, or the path leads outside.
+        """
+        auth.require_scope(self._who, "run")
+        found = self._context.service.get(self._who, session)
+        if found.state is SessionState.CLOSED:
+            raise SessionClosed
+        bound = found.limits.disk_bytes
+        if bound is not None and len(data) > max(0, bound - (found.usage.disk_bytes or 0)):
+            raise native.too_large("The file", len(data), max(0, bound - (found.usage.disk_bytes or 0)))
+        root = self._context.service.files_dir(self._who, session)
+        sha256 = await asyncio.to_thread(_write, root, parse_path(os.fsencode(path)), data)
+        change = {"op": "put", "path": path, "size": len(data), "sha256": sha256}
+        self._context.service.files_changed(self._who, session, [change])
+
+    async def read_file(self, session: str, path: str, offset: int, limit: int) -> Piece:
+        """Some bytes of a file of the working directory.
+
+        Raises:
+            KernelsvcError: there is none, or it is no regular file in there.
+        """
+        auth.require_scope(self._who, "read")
+        root = self._context.service.files_dir(self._who, session)
+        return await asyncio.to_thread(_read, root, parse_path(os.fsencode(path)), offset, limit)
+
+    async def list_files(self, session: str, path: str, *, recursive: bool) -> tuple[list[FileShown], bool]:
+        """What lies in a directory, at most a thousand names, and whether there are more.
+
+        Raises:
+            KernelsvcError: it is no directory in there.
+        """
+        auth.require_scope(self._who, "read")
+        root = self._context.service.files_dir(self._who, session)
+        parts = parse_path(os.fsencode(path.strip("/"))) if path.strip("/.") else ()
+        return await asyncio.to_thread(_list, root, parts, recursive)
+
+    async def notebook(self, session: str, format: str) -> bytes:
+        """The session as a notebook; closed ones too."""
+        auth.require_scope(self._who, "read")
+        return await self._context.service.notebook(self._who, session, cast("NotebookFormat", format))
+
+
+def _write(root: Any, parts: tuple[bytes, ...], data: bytes) -> str:
+    with Directory(root) as directory:
+        upload = directory.upload(parts)
+        try:
+            upload.write(data)
+            return upload.commit()[0]
+        finally:
+            upload.abort()
+
+
+def _read(root: Any, parts: tuple[bytes, ...], offset: int, limit: int) -> Piece:
+    with Directory(root) as directory:
+        fd, info = directory.open_file(parts)
+    try:
+        return Piece(data=os.pread(fd, limit, offset), size=info.st_size)
+    finally:
+        os.close(fd)
+
+
+def _list(root: Any, parts: tuple[bytes, ...], recursive: bool) -> tuple[list[FileShown], bool]:
+    with Directory(root) as directory:
+        entries, more = directory.list(parts, recursive=recursive, limit=MAX_LISTED)
+    return [
+        FileShown(path=each.path.decode("utf-8", "replace"), kind=each.kind, size=each.size) for each in entries
+    ], more

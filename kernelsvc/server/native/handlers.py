@@ -1,0 +1,326 @@
+"""The REST handlers. What they serve is in ``rest``; files are in ``files``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+from tornado.web import HTTPError
+
+from kernelsvc import __version__
+from kernelsvc.errors import AtCapacity, BadRequest, NotFound
+from kernelsvc.metrics import CONTENT_TYPE
+from kernelsvc.model.objects import Cell
+from kernelsvc.protocol import native
+from kernelsvc.server.handler import ApiHandler, Context, invoke
+from kernelsvc.server.native import openapi as documents
+from kernelsvc.server.native import routes as rest
+from kernelsvc.server.native import sse
+
+#: What a page of events may hold, in bytes, before it is cut short of its limit.
+PAGE_BYTES = 8 * 1024 * 1024
+CHUNK_BYTES = 256 * 1024
+
+#: Whatever a kernel put into an export or a file, a browser shows it without scripts, forms or an origin of ours.
+INERT = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; frame-ancestors 'none'"
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class MethodHandler(ApiHandler):
+    """One path whose verbs are methods of the native protocol."""
+
+    routes: dict[str, rest.Route]
+
+    def initialize(self, context: Context, **more: Any) -> None:
+        """Tornado's hook."""
+        super().initialize(context, **more)
+        self.route = next(iter(self.routes.values())).path
+
+    def allowed(self) -> list[str]:
+        """The verbs of this path."""
+        return [*self.routes, "OPTIONS"]
+
+    def get(self, *path: str) -> Coroutine[Any, Any, None]:
+        """GET."""
+        return self._serve(path)
+
+    def post(self, *path: str) -> Coroutine[Any, Any, None]:
+        """POST."""
+        return self._serve(path)
+
+    def delete(self, *path: str) -> Coroutine[Any, Any, None]:
+        """DELETE."""
+        return self._serve(path)
+
+    async def _serve(self, path: tuple[str, ...]) -> None:
+        route = self.routes.get(self.request.method or "")
+        if route is None:
+            raise HTTPError(405)
+        await self.serve(route, self.named(route, path))
+
+    def named(self, route: rest.Route, path: tuple[str, ...]) -> dict[str, str]:
+        """The path's values by name.
+
+        Raises:
+            NotFound: one that can't be the name of anything.
+        """
+        found = dict(zip(route.names, path, strict=True))
+        for name, value in found.items():
+            if not rest.is_id(value):
+                raise NotFound(f"There is no such {name}; list what exists and check the id.")
+        return found
+
+    async def serve(self, route: rest.Route, path: dict[str, str]) -> None:
+        """Call the method and write what it gave."""
+        method = native.METHODS[route.method or ""]
+        if route.verb == "POST":
+            self.query(rest.NoQuery)
+            params = rest.check_body(self.fields(), route.body, {**path, **self._key(route)}, self.context.bounds)
+        else:
+            params = self.query(route.query, **path)
+        value = await self.while_connected(invoke(self.context, self.who, method, params, self))
+        if route.id == "session.create":
+            self.set_header("Location", f"/v1/sessions/{value.id}")
+        self.answer(None if route.status == 204 else value, route.status)
+
+    def _key(self, route: rest.Route) -> dict[str, str]:
+        key = self.request.headers.get("Idempotency-Key")
+        return {"idempotency_key": key} if key and route.id == "session.create" else {}
+
+    def fields(self) -> dict[str, msgspec.Raw]:
+        """The body as an object of undecoded values; no body is an empty one."""
+        body = self.body()
+        found: dict[str, msgspec.Raw] = native.decode_json(_fields, body, "body") if body.strip() else {}
+        return found
+
+
+class CellsHandler(MethodHandler):
+    """``/v1/sessions/{id}/cells``: submit in three forms, or list."""
+
+    async def serve(self, route: rest.Route, path: dict[str, str]) -> None:
+        """GET lists, POST runs."""
+        if route.verb == "GET":
+            await super().serve(route, path)
+            return
+        streaming = accepts_stream(self.request.headers.get("Accept", ""))
+        wait = "queued" if streaming else self.query(rest.WaitQuery).wait
+        fields = self.fields()
+        several = "cells" in fields
+        kind = native.BatchParams if several else native.ExecuteParams
+        params = rest.check_body(fields, kind, {**path, "wait": wait}, self.context.bounds)
+        if key := self.request.headers.get("Idempotency-Key"):
+            name_cells(params, key)
+        method = native.METHODS["session.batch" if several else "session.execute"]
+        value = await self.while_connected(invoke(self.context, self.who, method, params, self))
+        if streaming:
+            await self._stream(path["session"], value if several else [value])
+        else:
+            self.answer(value, 202 if wait == "queued" else 200)
+
+    async def _stream(self, session: str, cells: list[Cell]) -> None:
+        after = min(cell.seq.first for cell in cells) - 1
+        subscription = self.context.service.attach(self.who, session, after=after)
+        selection = sse.Selection(cells={cell.id for cell in cells})
+        await self.while_connected(sse.stream(self, subscription, after, selection))
+
+
+def name_cells(params: native.ExecuteParams | native.BatchParams, key: str) -> None:
+    """Give cells without an id one that follows from the key, so that the same request again runs nothing."""
+    stem = "key-" + hashlib.sha256(key.encode()).hexdigest()[:32]
+    if isinstance(params, native.ExecuteParams):
+        params.cell = params.cell or stem
+        return
+    for number, cell in enumerate(params.cells):
+        cell.cell = cell.cell or f"{stem}-{number}"
+
+
+def accepts_stream(accept: str) -> bool:
+    """Whether an event stream is wanted rather than JSON: what stands first in ``Accept`` wins."""
+    kinds = [part.split(";")[0].strip().lower() for part in accept.split(",")]
+    return rest.SSE in kinds and not (rest.JSON in kinds and kinds.index(rest.JSON) < kinds.index(rest.SSE))
+
+
+class SessionHandler(ApiHandler):
+    """Base of the handlers of one path below a session."""
+
+    async def get(self, session: str) -> None:
+        """GET."""
+        self.auth_scope("read")
+        if not rest.is_id(session):
+            raise NotFound
+        await self.show(session)
+
+    async def show(self, session: str) -> None:
+        """Answer for this session."""
+        raise NotImplementedError
+
+
+class EventsHandler(SessionHandler):
+    """``/v1/sessions/{id}/events``: a page, or a stream."""
+
+    route = "/v1/sessions/{session}/events"
+
+    async def show(self, session: str) -> None:
+        """JSON, or an event stream when it is asked for."""
+        query = self.query(rest.EventsQuery)
+        after = self._last_event_id(query.after)
+        if query.follow or accepts_stream(self.request.headers.get("Accept", "")):
+            last = self.context.service.get(self.who, session).last_seq
+            subscription = self.context.service.attach(self.who, session, after=after)
+            selection = sse.Selection(until=last if query.follow is False else None)
+            await self.while_connected(sse.stream(self, subscription, after, selection))
+        else:
+            self._page(session, after, query.limit)
+
+    def _last_event_id(self, after: int) -> int:
+        given = self.request.headers.get("Last-Event-ID")
+        if given is None:
+            return after
+        if not given.isascii() or not given.isdecimal() or len(given) > 15:
+            raise BadRequest("Last-Event-ID is not the number of an event; send the id of the last one you got.")
+        return int(given)
+
+    def _page(self, session: str, after: int, limit: int) -> None:
+        service = self.context.service
+        last = service.get(self.who, session).last_seq
+        lines: list[bytes] = []
+        size = 0
+        while len(lines) < limit and size < PAGE_BYTES:
+            more = service.events(self.who, session, after=after + len(lines), limit=min(100, limit - len(lines)))
+            if not more:
+                break
+            lines += more
+            size += sum(map(len, more))
+        self.set_header("Content-Type", "application/json")
+        tail = b'],"next_after":%d,"last_seq":%d}' % (after + len(lines), max(last, after + len(lines)))
+        self.write(b'{"events":[' + b",".join(lines) + tail)
+
+
+class NotebookHandler(SessionHandler):
+    """``/v1/sessions/{id}/notebook``."""
+
+    route = "/v1/sessions/{session}/notebook"
+    _types = {
+        "ipynb": "application/x-ipynb+json",
+        "html": "text/html; charset=utf-8",
+        "py": "text/x-python; charset=utf-8",
+    }
+
+    async def show(self, session: str) -> None:
+        """The export, made inert for browsers."""
+        form = self.query(rest.NotebookQuery).format
+        data = await self.while_connected(self.context.service.notebook(self.who, session, form))
+        self.set_header("Content-Type", self._types[form])
+        self.set_header("Content-Security-Policy", INERT)
+        where = "inline" if form == "html" else "attachment"
+        self.set_header("Content-Disposition", f'{where}; filename="{session}.{form}"')
+        self.write(data)
+
+
+class JournalHandler(SessionHandler):
+    """``/v1/sessions/{id}/journal``: the file itself, in pieces."""
+
+    route = "/v1/sessions/{session}/journal"
+
+    async def show(self, session: str) -> None:
+        """Every whole line that is there now."""
+        self.query(rest.NoQuery)
+        path = self.context.service.journal_path(self.who, session)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise NotFound("This session's journal was removed by retention.") from None
+        try:
+            size = whole_lines(fd)
+            self.set_header("Content-Type", "application/x-ndjson")
+            self.set_header("Content-Disposition", f'attachment; filename="{session}.jsonl"')
+            self.set_header("Content-Length", str(size))
+            await self.while_connected(send_file(self, fd, 0, size))
+        finally:
+            os.close(fd)
+
+
+def whole_lines(fd: int) -> int:
+    """Size of a file up to and with its last newline: a line that is being written is not shown."""
+    end = os.fstat(fd).st_size
+    while end > 0:
+        start = max(0, end - CHUNK_BYTES)
+        found = os.pread(fd, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+async def send_file(handler: ApiHandler, fd: int, start: int, size: int) -> None:
+    """Send a part of a file at the client's pace. Safe to cancel.
+
+    Raises:
+        StreamClosedError: the client is gone.
+        BrokenPipeError: the file is shorter than was promised; the answer is cut off.
+    """
+    end = start + size
+    while start < end:
+        piece = os.pread(fd, min(CHUNK_BYTES, end - start), start)
+        if not piece:
+            raise BrokenPipeError("the file became shorter while it was sent")
+        start += len(piece)
+        handler.write(piece)
+        await handler.flush()
+
+
+class HealthHandler(ApiHandler):
+    """``/healthz``."""
+
+    scope = None
+    route = "/healthz"
+
+    def get(self) -> None:
+        """The loop runs."""
+        self.answer(rest.Health(status="ok"))
+
+    head = get
+
+
+class ReadyHandler(ApiHandler):
+    """``/readyz``."""
+
+    scope = None
+    route = "/readyz"
+
+    def get(self) -> None:
+        """Sessions can be created."""
+        if self.context.stopping or not self.context.service.ready():
+            raise AtCapacity("The server is not ready (starting, or about to stop); try again in a moment.")
+        self.answer(rest.Health(status="ready"))
+
+    head = get
+
+
+class MetricsHandler(ApiHandler):
+    """``/metrics``."""
+
+    scope = None
+    route = "/metrics"
+
+    def get(self) -> None:
+        """The text format."""
+        self.set_header("Content-Type", CONTENT_TYPE)
+        self.write(self.context.metrics.exposition())
+
+
+class DocumentHandler(ApiHandler):
+    """``/v1/openapi.json`` and ``/v1/openrpc.json``."""
+
+    scope = None
+    kind: str
+
+    def get(self) -> None:
+        """Generated from the tables, once."""
+        self.set_header("Content-Type", "application/json")
+        make = documents.openapi_json if self.kind == "openapi" else documents.openrpc_json
+        self.write(make(__version__))

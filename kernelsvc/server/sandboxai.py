@@ -1,0 +1,199 @@
+"""The SandboxAI door: ``/v1/spaces/...``, five routes over the one service.
+
+A sandbox is a session; its space and name are a label. Cells and shell commands
+are cells of it, in the log and the notebook as any others. SandboxAI's client
+sends no token: its base URL carries it, ``http://HOST:PORT/t/TOKEN/v1``.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import msgspec
+
+from kernelsvc.errors import Conflict, NotFound
+from kernelsvc.model.objects import Cell, CellRequest, Session, SessionRequest, SessionState
+from kernelsvc.protocol.native import decode_json
+from kernelsvc.server.handler import ApiHandler
+from kernelsvc.server.jupyter.handlers import token_of
+
+#: Where a token may stand that can be sent in no other way.
+PREFIX = r"(?:/t/[^/]+)?"
+LABEL = "sandboxai"
+_PAGE = 20
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """What a sandbox is made of. An image has no meaning here: it is kept, and shown again."""
+
+    image: str | None = None
+    env: dict[str, str] | None = None
+
+
+class Wanted(msgspec.Struct):
+    """``POST .../sandboxes``."""
+
+    name: str | None = None
+    spec: Spec = Spec()
+
+
+class RunCell(msgspec.Struct):
+    """``tools:run_ipython_cell``."""
+
+    code: str
+    split_output: bool | None = False
+
+
+class RunCommand(msgspec.Struct):
+    """``tools:run_shell_command``."""
+
+    command: str
+    split_output: bool | None = False
+
+
+_wanted = msgspec.json.Decoder(Wanted)
+_cells = msgspec.json.Decoder(RunCell)
+_commands = msgspec.json.Decoder(RunCommand)
+
+
+def command_cell(command: str) -> str:
+    """A shell command as a cell; a bad exit status is no error, as with SandboxAI."""
+    return f"%%bash --no-raise-error\n{command}"
+
+
+def result(cell: Cell, split: bool) -> dict[str, str]:
+    """What a cell printed and showed, in order or parted; an error belongs to stdout, where IPython prints it."""
+    if not split:
+        return {"output": _with_cause(cell, cell.text)}
+    errors = "".join(_text(each) for each in cell.outputs if each.get("name") == "stderr")
+    told = "".join(_text(each) for each in cell.outputs if each.get("name") != "stderr")
+    return {"stdout": _with_cause(cell, told), "stderr": errors}
+
+
+def _with_cause(cell: Cell, text: str) -> str:
+    """The text, and why the cell ended if only its end says so."""
+    return text + (f"\n{cell.message}\n" if cell.message and cell.error is None else "")
+
+
+def _text(output: dict[str, Any]) -> str:
+    if output["output_type"] == "stream":
+        return _joined(output["text"])
+    if output["output_type"] == "error":
+        return "\n".join(output["traceback"]) + "\n"
+    plain = output.get("data", {}).get("text/plain")
+    return _joined(plain) + "\n" if plain is not None else ""
+
+
+def _joined(text: Any) -> str:
+    return "".join(text) if isinstance(text, list) else str(text)
+
+
+class _Handler(ApiHandler):
+    """Base: how this door's clients say who they are, and which sandbox they mean."""
+
+    transport = "sandboxai"
+    route = "/v1/spaces"
+
+    def token(self) -> str | None:
+        """The token that the request carries."""
+        return token_of(self)
+
+    def find(self, space: str, name: str) -> Session:
+        """The open session behind a sandbox.
+
+        Raises:
+            NotFound: the caller has none of that name.
+        """
+        found = self.known(space, name)
+        if found is None:
+            raise NotFound(f"There is no sandbox {name!r} in the space {space!r}; POST one to its sandboxes.")
+        return found
+
+    def known(self, space: str, name: str) -> Session | None:
+        """The same, or None."""
+        sessions, _ = self.context.service.list(self.who, label=f"{LABEL}={space}/{name}", limit=_PAGE)
+        return next((each for each in sessions if each.state is not SessionState.CLOSED), None)
+
+
+class SandboxesHandler(_Handler):
+    """``/v1/spaces/{space}/sandboxes``."""
+
+    async def post(self, space: str) -> None:
+        """A new sandbox."""
+        self.auth_scope("run")
+        asked = decode_json(_wanted, self.body(), "body")
+        name = asked.name or f"sandbox-{secrets.token_hex(6)}"
+        if self.known(space, name) is not None:
+            raise Conflict(f"The sandbox {name!r} exists in the space {space!r}; delete it, or choose another name.")
+        labels = {LABEL: f"{space}/{name}", "sandboxai-image": (asked.spec.image or "")[:256]}
+        raw = {"name": name, "labels": labels, "env": asked.spec.env or {}}
+        made = await self.context.service.create(self.who, decode_json(_sessions, msgspec.json.encode(raw), "body"))
+        self.answer(shown(made), 201)
+
+
+_sessions = msgspec.json.Decoder(SessionRequest)
+
+
+class SandboxHandler(_Handler):
+    """``/v1/spaces/{space}/sandboxes/{name}``."""
+
+    async def get(self, space: str, name: str) -> None:
+        """The sandbox."""
+        self.answer(shown(self.find(space, name)))
+
+    async def delete(self, space: str, name: str) -> None:
+        """End it; its record stays."""
+        self.auth_scope("run")
+        await self.context.service.close(self.who, self.find(space, name).id)
+        self.answer(None)
+
+
+class ToolHandler(_Handler):
+    """``.../tools:run_ipython_cell`` and ``.../tools:run_shell_command``."""
+
+    async def post(self, space: str, name: str, tool: str) -> None:
+        """Run it, and answer when it has ended."""
+        self.auth_scope("run")
+        session = self.find(space, name)
+        if tool == "run_ipython_cell":
+            asked: Any = decode_json(_cells, self.body(), "body")
+            code = asked.code
+        else:
+            asked = decode_json(_commands, self.body(), "body")
+            code = command_cell(asked.command)
+        request = CellRequest(code=code, on_error="continue")
+        cell = await self.while_connected(self.context.service.execute(self.who, session.id, request, client=self))
+        self.answer(result(cell, bool(asked.split_output)))
+
+
+class HealthHandler(_Handler):
+    """``/v1/healthz``: that somebody answers."""
+
+    scope = None
+
+    async def get(self) -> None:
+        """Say so."""
+        self.answer({"status": "ok"})
+
+
+def shown(session: Session) -> dict[str, Any]:
+    """A session as a sandbox."""
+    spec = {"image": session.labels.get("sandboxai-image") or session.template, "env": None}
+    return {"name": session.name, "uid": session.id, "spec": spec, "status": {}}
+
+
+def routes(shared: dict[str, Any]) -> list[Any]:
+    """Tornado's routes of this door.
+
+    Args:
+        shared: what every handler is initialised with.
+    """
+    sandbox = rf"{PREFIX}/v1/spaces/([A-Za-z0-9._-]{{1,100}})/sandboxes"
+    name = r"([A-Za-z0-9._-]{1,100})"
+    return [
+        (rf"{PREFIX}/v1/healthz", HealthHandler, shared),
+        (sandbox, SandboxesHandler, shared),
+        (rf"{sandbox}/{name}", SandboxHandler, shared),
+        (rf"{sandbox}/{name}/tools:(run_ipython_cell|run_shell_command)", ToolHandler, shared),
+    ]

@@ -1,0 +1,308 @@
+"""The SandboxFusion door: ``/run_code`` for Python, and ``/run_jupyter``.
+
+Each request is a session of its own that ends with it and leaves its record: a
+fork of the template, so that a program finds numpy and pandas loaded. Its
+client sends no token: the endpoint carries it, ``http://HOST:PORT/t/TOKEN``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+from typing import Any
+
+import msgspec
+
+from kernelsvc.errors import BadRequest, KernelsvcError, NotFound
+from kernelsvc.linux.rooted_dir import Directory, parse_path
+from kernelsvc.model.events import Reason
+from kernelsvc.model.objects import Cell, CellRequest, SessionRequest
+from kernelsvc.protocol.native import decode_json
+from kernelsvc.server.handler import ApiHandler
+from kernelsvc.server.jupyter.handlers import token_of
+from kernelsvc.server.sandboxai import PREFIX
+
+MAIN = "main.py"
+#: Files of one request, and bytes of one that is fetched.
+MAX_FILES, MAX_FETCHED = 1000, 16 * 1024 * 1024
+MAX_CELLS = 1000
+
+
+class RunCode(msgspec.Struct):
+    """``POST /run_code``."""
+
+    code: str
+    language: str
+    run_timeout: float = 10
+    compile_timeout: float = 10
+    stdin: str | None = None
+    files: dict[str, str | None] = {}
+    fetch_files: list[str] = []
+
+
+class RunJupyter(msgspec.Struct):
+    """``POST /run_jupyter``."""
+
+    cells: list[str]
+    cell_timeout: float = 0
+    total_timeout: float = 45
+    kernel: str = "python3"
+    files: dict[str, str | None] = {}
+    fetch_files: list[str] = []
+
+
+_codes = msgspec.json.Decoder(RunCode)
+_notebooks = msgspec.json.Decoder(RunJupyter)
+
+#: Runs main.py as a program in the warm process, and shows its exit status as the cell's value. What it leaves of
+#: itself in a traceback is cut off, so that the first frame is the program's.
+_PROGRAM = """\
+def _run(stdin):
+    import builtins, io, runpy, sys, traceback
+    sys.stdin, sys.argv = io.StringIO(stdin), ["main.py"]
+    def read(prompt=""):
+        print(prompt, end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError("EOF when reading a line")
+        return line.removesuffix("\\n")
+    builtins.input, builtins.exit, builtins.quit = read, sys.exit, sys.exit
+    try:
+        runpy.run_path("main.py", run_name="__main__")
+        return 0
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            return (stop.code or 0) & 255
+        print(stop.code, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename != "main.py":
+            frames = frames.tb_next
+        traceback.print_exception(type(error), error, frames)
+        return 1
+_run({stdin!r})
+"""
+
+
+def program(stdin: str | None) -> str:
+    """The cell that runs the program."""
+    return _PROGRAM.replace("{stdin!r}", repr(stdin or ""))
+
+
+def stream(cell: Cell, name: str) -> str:
+    """What a cell wrote to one stream."""
+    texts = (each["text"] for each in cell.outputs if each["output_type"] == "stream" and each["name"] == name)
+    return "".join("".join(text) if isinstance(text, list) else text for text in texts)
+
+
+def program_result(cell: Cell) -> dict[str, Any]:
+    """``run_result``: how a program ended."""
+    seconds, cpu = (cell.usage.wall_ms or 0) / 1000, (cell.usage.cpu_ms or 0) / 1000
+    told = {"execution_time": seconds, "cpu_time": cpu, "stdout": stream(cell, "stdout")}
+    errors = stream(cell, "stderr")
+    if cell.reason is Reason.TIMEOUT:
+        return {**told, "status": "TimeLimitExceeded", "return_code": None, "stderr": errors}
+    code = _exit_status(cell)
+    if code is None:
+        errors += f"{cell.message or cell.text}\n"
+    return {**told, "status": "Finished", "return_code": 1 if code is None else code, "stderr": errors}
+
+
+def _exit_status(cell: Cell) -> int | None:
+    """What the program returned; None when its process did not live to say so."""
+    for each in reversed(cell.outputs):
+        if each["output_type"] == "execute_result":
+            text = str(each["data"].get("text/plain", ""))
+            return int(text) if text.isascii() and text.isdecimal() else None
+    return None
+
+
+def cell_result(cell: Cell) -> dict[str, Any]:
+    """One cell of ``/run_jupyter``."""
+    display = [each["data"] for each in cell.outputs if each["output_type"] in ("display_data", "execute_result")]
+    error = [] if cell.error is None else [msgspec.to_builtins(cell.error)]
+    if cell.error is None and cell.reason is not Reason.OK:
+        error = [{"ename": str(cell.reason), "evalue": cell.message or "", "traceback": []}]
+    return {"stdout": stream(cell, "stdout"), "stderr": stream(cell, "stderr"), "display": display, "error": error}
+
+
+class _Handler(ApiHandler):
+    """Base: one session for each request."""
+
+    transport = "sandboxfusion"
+    route = "/"
+    session = ""
+
+    def token(self) -> str | None:
+        """The token that the request carries."""
+        return token_of(self)
+
+    async def post(self) -> None:
+        """Run it; what our side refuses is told in the door's own form, which its client raises."""
+        self.auth_scope("run")
+        body = self.body()
+        try:
+            self.answer(await self.while_connected(self.in_session(body)))
+        except (BadRequest, NotFound) as error:
+            refused = {"status": "SandboxError", "message": error.message, "files": {}, "cells": []}
+            self.answer(refused)
+
+    async def in_session(self, body: bytes) -> dict[str, Any]:
+        """Make the session, carry the request out, end the session."""
+        asked, files = self.judged(body)
+        labels = {"door": "sandboxfusion"}
+        made = await self.context.service.create(self.who, SessionRequest(name=self.route[1:], labels=labels))
+        self.session = made.id
+        try:
+            await self.upload(files)
+            return await self.run(asked)
+        finally:
+            await asyncio.shield(self.context.service.close(self.who, made.id, reason="closed"))
+
+    def judged(self, body: bytes) -> tuple[Any, dict[bytes, bytes]]:
+        """What is asked for, and the files to write before; nothing has happened yet."""
+        raise NotImplementedError
+
+    async def run(self, asked: Any) -> dict[str, Any]:
+        """Carry it out, in the session that there is now."""
+        raise NotImplementedError
+
+    async def execute(self, code: str, seconds: float) -> Cell:
+        """Run one cell to its end."""
+        request = CellRequest(code=code, timeout_seconds=seconds, on_error="continue")
+        return await self.context.service.execute(self.who, self.session, request, client=self)
+
+    async def upload(self, files: dict[bytes, bytes]) -> None:
+        """Write files into the session's directory."""
+        root = self.context.service.files_dir(self.who, self.session)
+        await asyncio.to_thread(_write, root, files)
+
+    async def fetched(self, names: list[str]) -> dict[str, str]:
+        """Files of the session's directory in base64; what is not there is left out."""
+        root = self.context.service.files_dir(self.who, self.session)
+        return await asyncio.to_thread(_read, root, names)
+
+
+class CodeHandler(_Handler):
+    """``/run_code``."""
+
+    route = "/run_code"
+
+    def judged(self, body: bytes) -> tuple[RunCode, dict[bytes, bytes]]:
+        """What is asked for, and the program among its files."""
+        asked = decode_json(_codes, body, "body")
+        if asked.language != "python":
+            raise BadRequest(f"The language {asked.language!r} is not served here; use 'python'.")
+        _bounded(asked.run_timeout, asked.files, asked.fetch_files)
+        return asked, {**_decoded(asked.files), MAIN.encode(): asked.code.encode()}
+
+    async def run(self, asked: RunCode) -> dict[str, Any]:
+        """Run the program."""
+        cell = await self.execute(program(asked.stdin), asked.run_timeout)
+        ended = program_result(cell)
+        good = ended["status"] == "Finished" and ended["return_code"] == 0
+        return {
+            "status": "Success" if good else "Failed",
+            "message": "",
+            "compile_result": None,
+            "run_result": ended,
+            "executor_pod_name": self.session,
+            "files": await self.fetched(asked.fetch_files),
+        }
+
+
+class JupyterHandler(_Handler):
+    """``/run_jupyter``."""
+
+    route = "/run_jupyter"
+
+    def judged(self, body: bytes) -> tuple[RunJupyter, dict[bytes, bytes]]:
+        """What is asked for, and its files."""
+        asked = decode_json(_notebooks, body, "body")
+        if asked.kernel != "python3" or len(asked.cells) > MAX_CELLS:
+            raise BadRequest(f"Give at most {MAX_CELLS} cells, and the kernel 'python3'.")
+        _bounded(asked.total_timeout, asked.files, asked.fetch_files)
+        return asked, _decoded(asked.files)
+
+    async def run(self, asked: RunJupyter) -> dict[str, Any]:
+        """Run the cells, one behind the other."""
+        clock = asyncio.get_running_loop().time
+        began, late = clock(), False
+        cells: list[Cell] = []
+        for code in asked.cells:
+            left = asked.total_timeout - (clock() - began)
+            if left <= 0:
+                late = True
+                break
+            # 0 stands for no bound of the cell's own.
+            cells.append(await self.execute(code, min(left, asked.cell_timeout or left)))
+            late = late or cells[-1].reason is Reason.TIMEOUT
+        driver = {
+            "status": "TimeLimitExceeded" if late else "Finished",
+            "execution_time": clock() - began,
+            "return_code": None if late else 0,
+            "stdout": "",
+            "stderr": "",
+        }
+        return {
+            "status": "Failed" if late else "Success",
+            "message": "",
+            "driver": driver,
+            "cells": [cell_result(cell) for cell in cells],
+            "executor_pod_name": self.session,
+            "files": await self.fetched(asked.fetch_files),
+        }
+
+
+def _bounded(seconds: float, files: dict[str, str | None], fetched: list[str]) -> None:
+    if not 0 < seconds <= 24 * 3600:
+        raise BadRequest("A time-out lies above 0 and is at most a day; give it in seconds.")
+    if len(files) > MAX_FILES or len(fetched) > MAX_FILES:
+        raise BadRequest(f"One request carries at most {MAX_FILES} files; pack them.")
+
+
+def _decoded(files: dict[str, str | None]) -> dict[bytes, bytes]:
+    try:
+        return {os.fsencode(name): base64.b64decode(content) for name, content in files.items() if content is not None}
+    except (binascii.Error, ValueError):
+        raise BadRequest("A file is no base64; encode its content and send it again.") from None
+
+
+def _write(root: Any, files: dict[bytes, bytes]) -> None:
+    with Directory(root) as directory:
+        for name, data in files.items():
+            upload = directory.upload(parse_path(name))
+            try:
+                upload.write(data)
+                upload.commit()
+            finally:
+                upload.abort()
+
+
+def _read(root: Any, names: list[str]) -> dict[str, str]:
+    found = {}
+    with Directory(root) as directory:
+        for name in names:
+            try:
+                fd, _ = directory.open_file(parse_path(os.fsencode(name)))
+            except KernelsvcError:
+                continue
+            try:
+                found[name] = base64.b64encode(os.pread(fd, MAX_FETCHED, 0)).decode()
+            finally:
+                os.close(fd)
+    return found
+
+
+def routes(shared: dict[str, Any]) -> list[Any]:
+    """Tornado's routes of this door.
+
+    Args:
+        shared: what every handler is initialised with.
+    """
+    return [(rf"{PREFIX}/run_code", CodeHandler, shared), (rf"{PREFIX}/run_jupyter", JupyterHandler, shared)]

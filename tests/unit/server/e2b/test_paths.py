@@ -1,0 +1,66 @@
+"""Paths as E2B's clients write them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kernelsvc.errors import BadRequest
+from kernelsvc.server.e2b import paths
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"),
+    [
+        ("/home/user/a/b.txt", (b"a", b"b.txt")),
+        ("a/b.txt", (b"a", b"b.txt")),
+        ("./a//b.txt", (b"a", b"b.txt")),
+        ("~/a", (b"a",)),
+        ("/home/user", ()),
+        ("/home/user/", ()),
+        ("", ()),
+        ("é", ("é".encode(),)),
+        ("\udcff", (b"\xff",)),
+    ],
+)
+def test_what_lies_at_home(path: str, parts: tuple[bytes, ...]) -> None:
+    assert paths.parts_of(path) == parts
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/etc/passwd", "/home/username/x", "/tmp/x", "../x", "a/../../x", "a\0b", "x" * 300]
+)
+def test_what_does_not(path: str) -> None:
+    with pytest.raises(BadRequest):
+        paths.parts_of(path)
+
+
+def test_files_are_described(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("text")
+    os.chmod(tmp_path / "f", 0o640)
+    os.utime(tmp_path / "f", (1e9, 1e9))
+    said = paths.described((b"d", b"f"), (tmp_path / "f").stat())
+    assert said == {
+        "name": "f",
+        "type": "FILE_TYPE_FILE",
+        "path": "/home/user/d/f",
+        "size": "4",
+        "mode": 0o640,
+        "permissions": "-rw-r-----",
+        "owner": "user",
+        "group": "user",
+        "modifiedTime": "2001-09-09T01:46:40.000000Z",
+    }
+    (tmp_path / "l").symlink_to("/etc")
+    linked = paths.described((b"l",), (tmp_path / "l").lstat(), b"/etc")
+    assert (linked["type"], linked["symlinkTarget"], linked["isSymlink"]) == ("FILE_TYPE_SYMLINK", "/etc", True)
+    assert paths.described((), tmp_path.stat())["path"] == "/home/user"
+
+
+@pytest.mark.parametrize("seconds", [-(2**62) // 10**9, 2**62 // 10**9])
+def test_a_time_that_no_calendar_has(seconds: int, tmp_path: Path) -> None:
+    os.utime(tmp_path, ns=(0, 0))
+    info = os.stat_result((*tmp_path.stat()[:8], seconds, 0, 0, seconds, 0, 0, seconds * 10**9, 0))
+    assert paths.described((), info)["modifiedTime"].endswith("Z")

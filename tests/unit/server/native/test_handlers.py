@@ -1,0 +1,513 @@
+"""The REST surface over real sockets: every route, the one error shape, streams, resumption, bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import urllib.parse
+
+import pytest
+from doors import Rpc
+from waiting import wait_until
+
+from kernelsvc.errors import CursorExpired
+from kernelsvc.server.native.handlers import accepts_stream, whole_lines
+from kernelsvc.server.native.routes import ROUTES, is_id, pattern
+
+
+async def make(doors, **body):
+    return (await doors.json("POST", "/v1/sessions", body, status=201))["id"]
+
+
+def sse(data: bytes):
+    """The events of a stream as (id, data)."""
+    found = []
+    for block in data.decode().split("\n\n"):
+        fields = dict(line.partition(": ")[::2] for line in block.splitlines() if not line.startswith(":"))
+        if "data" in fields:
+            found.append((int(fields["id"]) if "id" in fields else None, json.loads(fields["data"])))
+    return found
+
+
+async def test_a_session_from_birth_to_end(doors):
+    response = await doors.fetch("POST", "/v1/sessions", {"name": "n", "labels": {"a": "b"}})
+    assert response.code == 201
+    session = json.loads(response.body)["id"]
+    assert response.headers["Location"] == f"/v1/sessions/{session}"
+    base = f"/v1/sessions/{session}"
+    assert (await doors.json("GET", base, status=200))["state"] == "idle"
+    cell = await doors.json("POST", f"{base}/cells", {"code": "print('x' * 10)\n2", "cell": "c1"}, status=200)
+    assert (cell["text"], cell["reason"]) == ("xxxxxxxxxx\n2", "ok")
+    assert (await doors.json("GET", f"{base}/cells/c1", status=200)) == cell
+    assert (await doors.json("GET", f"{base}/cells?limit=1", status=200)) == {"cells": [cell], "next_offset": None}
+    piece = await doors.json("GET", f"{base}/cells/c1/output?offset=2&limit=3", status=200)
+    assert piece == {"name": "stdout", "offset": 2, "text": "xxx", "next_offset": 5, "total": 12}
+    assert await doors.json("POST", f"{base}/cells/c1/input", {"text": "t"}, status=204) is None
+    assert (await doors.json("POST", f"{base}/interrupt", status=200))["id"] == session
+    assert (await doors.json("POST", f"{base}/restart", b"", status=200))["id"] == session
+    assert (await doors.json("POST", f"{base}/hibernate", status=200))["id"] == session
+    assert (await doors.json("POST", f"{base}/complete", {"code": "pr"}, status=200))["matches"] == []
+    assert (await doors.json("POST", f"{base}/inspect", {"code": "pr"}, status=200))["found"] is False
+    assert await doors.json("GET", f"{base}/variables", status=200) == []
+    assert (await doors.json("POST", f"{base}/checkpoints", {"name": "k"}, status=201))["name"] == "k"
+    assert await doors.json("GET", f"{base}/checkpoints", status=200) == []
+    assert await doors.refused("DELETE", f"{base}/checkpoints/k") == (404, "not_found")
+    assert (await doors.json("POST", f"{base}/rollback", {}, status=200))["id"] == session
+    assert len(await doors.json("POST", f"{base}/branches", {"count": 2}, status=201)) == 2
+    assert (await doors.json("DELETE", base, status=200))["state"] == "closed"
+    assert (await doors.json("GET", base, status=200))["state"] == "closed"
+    assert await doors.refused("POST", f"{base}/cells", {"code": "1"}) == (409, "session_closed")
+
+
+async def test_sessions_are_listed_in_pages_by_label_and_state(doors):
+    made = [await make(doors, labels={"n": str(number % 2)}) for number in range(5)]
+    await doors.json("DELETE", f"/v1/sessions/{made[0]}")
+    first = await doors.json("GET", "/v1/sessions?limit=3", status=200)
+    rest = await doors.json("GET", f"/v1/sessions?limit=3&page={first['next_page']}", status=200)
+    assert [s["id"] for s in first["sessions"] + rest["sessions"]] == made
+    assert rest["next_page"] is None
+    assert len((await doors.json("GET", "/v1/sessions?label=n%3D1", status=200))["sessions"]) == 2
+    assert len((await doors.json("GET", "/v1/sessions?state=closed", status=200))["sessions"]) == 1
+    assert await doors.refused("GET", "/v1/sessions?state=asleep") == (400, "bad_request")
+
+
+async def test_idempotency_keys(doors):
+    key = {"Idempotency-Key": "k-1"}
+    first = await doors.json("POST", "/v1/sessions", {}, headers=key)
+    assert (await doors.json("POST", "/v1/sessions", {}, headers=key))["id"] == first["id"]
+    assert await doors.refused("POST", "/v1/sessions", {"idempotency_key": "z"}, headers=key) == (400, "bad_request")
+    path = f"/v1/sessions/{first['id']}/cells"
+    code = "n = globals().get('n', 0) + 1\nn"
+    one = await doors.json("POST", path, {"code": code}, headers=key, status=200)
+    assert await doors.json("POST", path, {"code": code}, headers=key, status=200) == one
+    several = {"cells": [{"code": code}, {"code": code}]}
+    two = await doors.json("POST", path, several, headers={"Idempotency-Key": "k-2"}, status=200)
+    assert await doors.json("POST", path, several, headers={"Idempotency-Key": "k-2"}, status=200) == two
+    assert [cell["text"] for cell in two] == ["2", "3"]
+
+
+async def test_queued_answers_at_once(doors):
+    session = await make(doors)
+    cell = await doors.json(
+        "POST", f"/v1/sessions/{session}/cells?wait=queued", {"code": "await asyncio.sleep(60)"}, status=202
+    )
+    assert cell["state"] in ("queued", "running")
+
+
+async def test_one_shot(doors):
+    function = "lambda x: sum(x) if isinstance(x, list) else 0"
+    cell = await doors.json("POST", "/v1/execute", {"function": function, "args": [[1, 2, 3]]}, status=200)
+    assert (cell["value"], cell["reason"]) == (6, "ok")
+    assert await doors.refused("POST", "/v1/execute", {}) == (400, "bad_request")
+    assert await doors.refused("POST", "/v1/execute", {"code": "1", "args": "x"}) == (400, "bad_request")
+
+
+# --- streams -----------------------------------------------------------------------------
+
+
+async def test_a_cell_as_a_stream_of_its_own_events(doors):
+    session = await make(doors)
+    await doors.json("POST", f"/v1/sessions/{session}/cells", {"code": "1"})
+    response = await doors.fetch(
+        "POST", f"/v1/sessions/{session}/cells", {"code": "print('a')\nprint('b')", "cell": "c2"},
+        headers={"Accept": "text/event-stream"},
+    )  # fmt: skip
+    assert response.headers["Content-Type"] == "text/event-stream"
+    events = sse(response.body)
+    assert [data["type"] for _, data in events] == ["cell_queued", "cell_started", "stream", "stream", "cell_finished"]
+    assert all(id == data["seq"] and data["cell"] == "c2" for id, data in events)
+    several = {"cells": [{"code": "1"}, {"code": "2"}]}
+    response = await doors.fetch(
+        "POST", f"/v1/sessions/{session}/cells", several, headers={"Accept": "text/event-stream"}
+    )
+    assert [data["type"] for _, data in sse(response.body)].count("cell_finished") == 2
+
+
+async def test_events_as_pages(doors):
+    session = await make(doors)
+    await doors.json("POST", f"/v1/sessions/{session}/cells", {"code": "for n in range(300): print(n)"})
+    after, seen = 0, []
+    while True:
+        page = await doors.json("GET", f"/v1/sessions/{session}/events?after={after}&limit=101", status=200)
+        seen += page["events"]
+        after = page["next_after"]
+        if not page["events"]:
+            break
+    assert [event["seq"] for event in seen] == list(range(1, page["last_seq"] + 1))
+    assert await doors.refused("GET", f"/v1/sessions/{session}/events?after=99999") == (400, "cursor_unknown")
+    assert await doors.refused("GET", f"/v1/sessions/{session}/events?after=-1") == (400, "bad_request")
+    assert await doors.refused("GET", f"/v1/sessions/{session}/events?aftre=1") == (400, "bad_request")
+    assert await doors.refused("GET", f"/v1/sessions/{session}/events?after=1&after=2") == (400, "bad_request")
+
+
+async def test_events_as_a_stream_resume_after_the_last_one_seen(doors):
+    session = await make(doors)
+    path = f"/v1/sessions/{session}/events"
+    await doors.json("POST", f"/v1/sessions/{session}/cells", {"code": "for n in range(20): print(n)"})
+    taken = await doors.fetch("GET", f"{path}?follow=false", headers={"Accept": "text/event-stream"})
+    first = [id for id, _ in sse(taken.body)]
+    assert first == list(range(1, first[-1] + 1))
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": "10"}
+    again = await doors.fetch("GET", f"{path}?follow=false", headers=headers)
+    assert [id for id, _ in sse(again.body)] == list(range(11, first[-1] + 1))
+    headers["Last-Event-ID"] = "ten"
+    assert await doors.refused("GET", path, headers=headers) == (400, "bad_request")
+
+
+async def test_a_stream_goes_on_live_with_comments_in_silence_and_ends_with_the_session(open_doors):
+    doors = open_doors(keepalive_seconds=0.05)
+    session = await make(doors)
+    pieces = []
+    path = f"/v1/sessions/{session}/events?follow=true"
+    stream = asyncio.ensure_future(doors.fetch("GET", path, streaming_callback=pieces.append))
+    await wait_until(lambda: b": keepalive" in b"".join(pieces))
+    await doors.json("POST", f"/v1/sessions/{session}/cells", {"code": "print(1)"})
+    await wait_until(lambda: b"cell_finished" in b"".join(pieces))
+    await doors.json("DELETE", f"/v1/sessions/{session}")
+    await stream
+    assert sse(b"".join(pieces))[-1][1]["type"] == "session_closed"
+
+
+async def test_a_stream_that_fails_says_so_in_the_one_shape(doors):
+    session = await make(doors)
+
+    class Broken:
+        async def next(self):
+            raise CursorExpired
+
+        def close(self):
+            pass
+
+    doors.service.attach = lambda *args, **more: Broken()
+    response = await doors.fetch("GET", f"/v1/sessions/{session}/events?follow=true")
+    assert b"event: error" in response.body
+    assert sse(response.body)[0][1]["code"] == "cursor_expired"
+
+
+@pytest.mark.parametrize(("then", "state"), [("interrupt", "idle"), ("keep", "busy")])
+async def test_a_client_that_leaves_while_its_cell_runs(doors, then, state):
+    session = await make(doors)
+    body = json.dumps({"code": "await asyncio.sleep(60)", "on_disconnect": then}).encode()
+    port = urllib.parse.urlsplit(doors.url).port
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST /v1/sessions/{session}/cells HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-token\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    await wait_until(lambda: doors.service.sessions[session].running)
+    writer.close()
+    await wait_until(lambda: doors.service.gone)
+    await wait_until(lambda: doors.service.sessions[session].state == state)
+
+
+async def test_a_stop_ends_streams_and_long_waits(open_doors):
+    doors = open_doors(shutdown_seconds=0.5)
+    session = await make(doors)
+    waits = [
+        asyncio.ensure_future(doors.fetch("GET", f"/v1/sessions/{session}/events?follow=true")),
+        asyncio.ensure_future(
+            doors.fetch("POST", f"/v1/sessions/{session}/cells", {"code": "await asyncio.sleep(60)"})
+        ),
+    ]
+    await wait_until(
+        lambda: doors.service.sessions[session].running and len(doors.app.settings["context"].streams) == 2
+    )
+    began = asyncio.get_running_loop().time()
+    await doors.server.stop()
+    assert asyncio.get_running_loop().time() - began < 0.4
+    done, _ = await asyncio.wait(waits, timeout=5)
+    assert len(done) == 2
+    answer = waits[1].result()
+    assert (answer.code, json.loads(answer.body)["retryable"]) == (503, True)
+
+
+async def test_a_request_under_way_is_answered_before_a_stop_ends(open_doors):
+    doors = open_doors(shutdown_seconds=10.0)
+    session = await make(doors)
+    gate = asyncio.Event()
+
+    async def produce(write):
+        await write(b"x" * 1000)
+        await gate.wait()
+        await write(b"x" * 1000)
+
+    put = asyncio.ensure_future(doors.fetch("PUT", f"/v1/sessions/{session}/files/f", body_producer=produce))
+    await wait_until(lambda: list(doors.service.sessions[session].files.iterdir()))
+    stop = asyncio.ensure_future(doors.server.stop())
+    await wait_until(lambda: doors.app.settings["context"].stopping)
+    gate.set()
+    assert (await put).code == 201
+    await stop
+
+
+# --- bad input ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "body", "status", "code"),
+    [
+        ("GET", "/", None, 404, "not_found"),
+        ("GET", "/v1/nothing", None, 404, "not_found"),
+        ("POST", "/v1/nothing", b"x" * 1000, 404, "not_found"),
+        ("PATCH", "/v1/sessions", b"{}", 405, "bad_request"),
+        ("DELETE", "/v1/sessions", None, 405, "bad_request"),
+        ("BREW", "/v1/sessions", None, 405, "bad_request"),
+        ("PUT", "/healthz", b"", 405, "bad_request"),
+        ("POST", "/v1/sessions", b"{", 400, "bad_request"),
+        ("POST", "/v1/sessions", b"[]", 400, "bad_request"),
+        ("POST", "/v1/sessions", b'"x"', 400, "bad_request"),
+        ("POST", "/v1/sessions", b"\xff", 400, "bad_request"),
+        ("POST", "/v1/sessions", b'{"name": "\xff"}', 400, "bad_request"),
+        ("POST", "/v1/sessions", b'{"labels": {"a": NaN}}', 400, "bad_request"),
+        ("POST", "/v1/sessions", b"[" * 200_000, 400, "bad_request"),
+        ("POST", "/v1/sessions", {"unknown": 1}, 400, "bad_request"),
+        ("POST", "/v1/sessions", {"limits": {"memory_bytes": 1 << 60}}, 400, "limit_too_high"),
+        ("POST", "/v1/sessions?attach=true", {}, 400, "bad_request"),
+        ("GET", "/v1/sessions/nope", None, 404, "not_found"),
+        ("GET", "/v1/sessions/%2e%2e", None, 404, "not_found"),
+        ("GET", "/v1/sessions/a%00b", None, 404, "not_found"),
+        ("GET", "/v1/sessions/%ff", None, 400, "bad_request"),
+        ("GET", "/v1/sessions/nope/cells/x", None, 404, "not_found"),
+        ("GET", "/v1/sessions/nope/notebook", None, 404, "not_found"),
+        ("GET", "/v1/sessions/nope/journal", None, 404, "not_found"),
+        ("GET", "/v1/sessions/nope/events", None, 404, "not_found"),
+        ("GET", "/v1/sessions/nope/files/", None, 404, "not_found"),
+        ("GET", "/v1/sessions/nope/files/x", None, 404, "not_found"),
+        ("PUT", "/v1/sessions/nope/files/x", b"x", 404, "not_found"),
+        ("GET", "/v1/sessions?limit=0", None, 400, "bad_request"),
+        ("GET", "/v1/sessions?limit=%ff", None, 400, "bad_request"),
+    ],
+)
+async def test_bad_requests_get_the_one_shape(doors, verb, path, body, status, code):
+    assert await doors.refused(verb, path, body) == (status, code)
+
+
+async def test_a_bad_cell_changes_nothing(doors):
+    session = await make(doors)
+    path = f"/v1/sessions/{session}/cells"
+    for body in (
+        {}, {"code": 1}, {"code": "1", "cell": "../x"}, {"code": "1", "session": "other"},
+        {"code": "1", "wait": "queued"}, {"cells": []}, {"cells": [{"code": "1"}], "code": "2"},
+        {"code": "1", "timeout_seconds": 0},
+    ):  # fmt: skip
+        assert await doors.refused("POST", path, body) == (400, "bad_request"), body
+    assert (await doors.json("GET", f"/v1/sessions/{session}"))["last_seq"] == 1
+    await doors.json("POST", path, {"code": "1", "cell": "c"})
+    assert await doors.refused("POST", path, {"code": "2", "cell": "c"}) == (409, "cell_exists")
+
+
+async def test_a_405_names_what_is_allowed(doors):
+    response = await doors.fetch("PATCH", "/v1/sessions", b"")
+    assert set(response.headers["Allow"].split(", ")) == {"GET", "POST", "OPTIONS"}
+
+
+async def test_a_body_over_its_bound_is_refused_unread_and_one_without_length_too(open_doors):
+    doors = open_doors(max_body_bytes=4096)
+    assert await doors.refused("POST", "/v1/sessions", b"x" * 5_000_000) == (413, "too_large")
+
+    async def produce(write):
+        for _ in range(100):
+            await write(b"x" * 1000)
+
+    assert await doors.refused("POST", "/v1/sessions", body_producer=produce) == (413, "too_large")
+    assert await doors.json("GET", "/v1/sessions") == {"sessions": [], "next_page": None}
+
+
+async def test_code_over_its_bound(open_doors):
+    doors = open_doors(max_code_bytes=2048)
+    session = await make(doors)
+    assert await doors.refused("POST", f"/v1/sessions/{session}/cells", {"code": "x" * 3000}) == (413, "too_large")
+
+
+async def test_50_megabytes_of_code_get_an_answer(doors):
+    session = await make(doors)
+    assert await doors.refused("POST", f"/v1/sessions/{session}/cells", {"code": "#" * 50_000_000}) == (
+        413,
+        "too_large",
+    )
+    async with doors.socket() as ws:
+        rpc = Rpc(ws)
+        assert (await rpc.refused("session.execute", session=session, code="#" * 50_000_000))["code"] == "too_large"
+
+
+async def test_a_bug_of_ours_shows_nothing_of_itself(doors, caplog):
+    session = await make(doors)
+    doors.service.get = lambda *args: 1 / 0
+    response = await doors.fetch("GET", f"/v1/sessions/{session}")
+    assert response.code == 500
+    assert json.loads(response.body)["code"] == "internal"
+    assert b"ZeroDivision" not in response.body
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_garbage_on_the_wire_does_not_stop_the_server_and_is_not_logged(doors, caplog):
+    caplog.set_level("DEBUG")
+    for garbage in (
+        b"\x00\xff\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-token\x01\r\n\r\n",
+        b"POST /v1/sessions HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    ):
+        port = urllib.parse.urlsplit(doors.url).port
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(garbage)
+        await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    assert (await doors.json("GET", "/healthz"))["status"] == "ok"
+    assert (await doors.fetch("HEAD", "/healthz")).code == 200
+    assert "alice-token" not in caplog.text
+
+
+# --- who may come in ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", [None, "wrong", "alice-token "])
+async def test_tokens(doors, token):
+    headers = {"Authorization": f"Bearer {token}x"} if token else {}
+    assert await doors.refused("GET", "/v1/sessions", token=None, headers=headers) == (401, "unauthenticated")
+
+
+async def test_the_query_is_no_place_for_a_token_in_rest(doors):
+    assert await doors.refused("GET", "/v1/sessions?token=alice-token", token=None) == (401, "unauthenticated")
+
+
+async def test_every_route_but_the_open_ones_asks_for_a_token(doors):
+    for route in ROUTES:
+        path = re.sub(r"\{\w+\}", "x", route.path)
+        response = await doors.fetch(route.verb, path, token=None)
+        if route.scope is None:
+            assert response.code == 200, path
+        else:
+            assert response.code == 401, path
+
+
+async def test_scopes(doors):
+    session = await make(doors)
+    for route in ROUTES:
+        path = re.sub(r"\{session\}", session, route.path)
+        path = re.sub(r"\{\w+\}", "x", path)
+        response = await doors.fetch(
+            route.verb, path, {"code": "1"} if route.verb == "POST" else None, token="reader-token"
+        )
+        if route.scope == "run":
+            assert response.code in (400, 403), path
+            if response.code == 403:
+                assert json.loads(response.body)["code"] == "forbidden"
+        elif route.scope == "read":
+            assert response.code in (200, 404, 501), path
+    assert (await doors.json("GET", f"/v1/sessions/{session}"))["last_seq"] == 1
+
+
+async def test_anothers_session_does_not_exist(doors):
+    session = await make(doors)
+    await doors.fetch("PUT", f"/v1/sessions/{session}/files/x", b"1")
+    for route in ROUTES:
+        if "{session}" in route.path:
+            path = re.sub(r"\{\w+\}", "x", route.path.replace("{session}", session))
+            bodies = {
+                "session.execute": {"code": "1"},
+                "session.complete": {"code": ""},
+                "session.inspect": {"code": ""},
+            }
+            body = bodies.get(route.id, {"text": ""} if route.id == "session.input" else {})
+            data = None if route.verb in ("GET", "DELETE", "HEAD") else b"x" if route.verb == "PUT" else body
+            response = await doors.fetch(route.verb, path, data, token="bob-token")
+            assert response.code == 404, route
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed", "good"),
+    [("https://evil.example", [], False), ("https://a.example", ["https://a.example"], True)],
+)
+async def test_foreign_origins(open_doors, origin, allowed, good):
+    doors = open_doors(origins=allowed)
+    for verb in ("GET", "OPTIONS"):
+        response = await doors.fetch(verb, "/v1/sessions", headers={"Origin": origin}, token="alice-token")
+        assert response.headers.get("Access-Control-Allow-Origin") == (origin if good else None)
+        assert (response.code < 300) is good
+    response = await doors.fetch("GET", "/v1/sessions/nope", headers={"Origin": origin})
+    assert response.code == (404 if good else 403)
+    assert response.headers.get("Access-Control-Allow-Origin") == (origin if good else None)
+    assert (await doors.fetch("OPTIONS", "/v1/sessions", headers={"Origin": origin}, token=None)).code == (
+        204 if good else 403
+    )
+
+
+# --- exports, health, documents ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"), [("ipynb", "application/x-ipynb+json"), ("html", "text/html"), ("py", "text/x-python")]
+)
+async def test_notebooks(doors, form, kind):
+    session = await make(doors)
+    response = await doors.fetch("GET", f"/v1/sessions/{session}/notebook?format={form}")
+    assert response.headers["Content-Type"].startswith(kind)
+    assert response.headers["Content-Security-Policy"].startswith("sandbox;")
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert await doors.refused("GET", f"/v1/sessions/{session}/notebook?format=exe") == (400, "bad_request")
+
+
+async def test_the_journal_is_whole_lines(doors):
+    session = await make(doors)
+    await doors.json("POST", f"/v1/sessions/{session}/cells", {"code": "print('x' * 1000000)"})
+    response = await doors.fetch("GET", f"/v1/sessions/{session}/journal")
+    assert response.headers["Content-Type"] == "application/x-ndjson"
+    lines = response.body.splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == list(range(1, len(lines) + 1))
+
+
+def test_whole_lines(tmp_path):
+    for content, size in ((b"", 0), (b"abc", 0), (b"a\nb", 2), (b"a\n", 2), (b"a\n" + b"b" * 600_000, 2)):
+        (tmp_path / "f").write_bytes(content)
+        with open(tmp_path / "f", "rb") as file:
+            assert whole_lines(file.fileno()) == size
+
+
+async def test_health_and_metrics_hold_no_session_data(doors):
+    session = await make(doors, name="secretname")
+    assert await doors.json("GET", "/healthz", token=None) == {"status": "ok"}
+    assert await doors.json("GET", "/readyz", token=None) == {"status": "ready"}
+    doors.service.ready = lambda: False
+    response = await doors.fetch("GET", "/readyz", token=None)
+    assert response.code == 503
+    assert json.loads(response.body)["retryable"] is True
+    assert "Retry-After" in response.headers
+    text = (await doors.fetch("GET", "/metrics", token=None)).body.decode()
+    assert "kernelsvc_requests_total" in text
+    assert "secretname" not in text
+    assert f'"{session}"' not in text
+
+
+async def test_documents(doors):
+    openapi = await doors.json("GET", "/v1/openapi.json", token=None)
+    assert openapi["openapi"].startswith("3.1")
+    assert set(openapi["paths"]) == {route.path for route in ROUTES}
+    openrpc = await doors.json("GET", "/v1/openrpc.json", token=None)
+    assert "session.execute" in {method["name"] for method in openrpc["methods"]}
+    assert "CellFinished" in openrpc["components"]["schemas"]
+
+
+async def test_headers_of_a_streamed_download_and_keepalive_connections(doors):
+    port = urllib.parse.urlsplit(doors.url).port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    sock = writer.get_extra_info("socket")
+    assert sock.family == socket.AF_INET
+    for _ in range(3):
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        assert b"200 OK" in head
+        assert b"Server:" not in head
+        await reader.readexactly(int(re.search(rb"Content-Length: (\d+)", head)[1]))
+    writer.close()
+
+
+def test_pure_parts():
+    assert accepts_stream("text/event-stream")
+    assert accepts_stream("text/event-stream, application/json")
+    assert not accepts_stream("application/json, text/event-stream")
+    assert not accepts_stream("*/*")
+    assert re.fullmatch(pattern("/a/{session}/files/{path}"), "/a/x/files/b/c")
+    assert not re.fullmatch(pattern("/a/{session}"), "/a/x/y")
+    assert is_id("abc-1.2:3_x")
+    assert not any(map(is_id, ("", "-a", "a/b", "a\n", "ä", "a" * 129)))

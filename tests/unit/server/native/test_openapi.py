@@ -1,0 +1,97 @@
+"""The generated documents: complete, and true to the answers."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+
+from kernelsvc.protocol import native
+from kernelsvc.server.native import openapi as documents
+from kernelsvc.server.native import routes as rest
+
+
+@pytest.fixture(scope="module")
+def openapi():
+    return documents.openapi("1")
+
+
+def references(value):
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"]
+        for inner in value.values():
+            yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def test_every_route_and_method_is_documented(openapi):
+    operations = {operation["operationId"] for path in openapi["paths"].values() for operation in path.values()}
+    assert operations == {route.id for route in rest.ROUTES}
+    assert {method["name"] for method in documents.openrpc("1")["methods"]} == set(native.METHODS)
+
+
+def test_every_native_method_that_makes_sense_without_a_connection_has_a_route():
+    reached = {route.method for route in rest.ROUTES} | {route.id for route in rest.ROUTES}
+    assert set(native.METHODS) - reached == {"session.attach", "session.detach", "session.batch"}
+
+
+@pytest.mark.parametrize("make", [documents.openapi, documents.openrpc])
+def test_every_reference_leads_somewhere(make):
+    document = make("1")
+    for reference in references(document):
+        assert reference.rpartition("/")[2] in document["components"]["schemas"], reference
+
+
+def test_paths_have_their_parameters_and_bodies_do_not(openapi):
+    operation = openapi["paths"]["/v1/sessions/{session}/cells"]["post"]
+    assert [p["name"] for p in operation["parameters"] if p["in"] == "path"] == ["session"]
+    for form in operation["requestBody"]["content"]["application/json"]["schema"]["oneOf"]:
+        assert "session" not in form["properties"]
+        assert form["additionalProperties"] is False
+
+
+def test_only_the_open_routes_ask_for_no_token(openapi):
+    open_routes = {path for path, verbs in openapi["paths"].items() for op in verbs.values() if not op["security"]}
+    assert open_routes == {"/healthz", "/readyz", "/metrics", "/v1/openapi.json", "/v1/openrpc.json"}
+
+
+def schema_for(openapi, path, verb, status):
+    content = openapi["paths"][path][verb]["responses"][status]["content"]["application/json"]["schema"]
+    return {**content, "components": openapi["components"]}
+
+
+async def test_real_answers_fit_the_document(doors, openapi):
+    session = await doors.json("POST", "/v1/sessions", {})
+    base = f"/v1/sessions/{session['id']}"
+    cell = await doors.json("POST", f"{base}/cells", {"code": "1/0", "cell": "c"})
+    await doors.fetch("PUT", f"{base}/files/f", b"1")
+    answers = [
+        ("/v1/sessions", "post", "201", session),
+        ("/v1/sessions/{session}/cells", "post", "200", cell),
+        ("/v1/sessions/{session}/cells", "get", "200", await doors.json("GET", f"{base}/cells")),
+        ("/v1/sessions", "get", "200", await doors.json("GET", "/v1/sessions")),
+        ("/v1/sessions/{session}/events", "get", "200", await doors.json("GET", f"{base}/events")),
+        ("/v1/sessions/{session}/files/", "get", "200", await doors.json("GET", f"{base}/files/")),
+        ("/v1/sessions", "get", "default", json.loads((await doors.fetch("GET", "/v1/sessions", token=None)).body)),
+    ]
+    for path, verb, status, answer in answers:
+        jsonschema.validate(answer, schema_for(openapi, path, verb, status))
+
+
+async def test_events_fit_the_document(doors):
+    openrpc = documents.openrpc("1")
+    schema = {**openrpc["x-notifications"][0]["schema"], "components": openrpc["components"]}
+    session = await doors.json("POST", "/v1/sessions", {})
+    await doors.json("POST", f"/v1/sessions/{session['id']}/cells", {"code": "print(1)\n1/0"})
+    for event in (await doors.json("GET", f"/v1/sessions/{session['id']}/events"))["events"]:
+        jsonschema.validate(event, schema)
+
+
+def test_the_reference_table_has_every_route():
+    text = rest.markdown()
+    assert text.count("\n") == len(rest.ROUTES) + 2
+    assert all(f"`{route.verb} {route.path}`" in text for route in rest.ROUTES)

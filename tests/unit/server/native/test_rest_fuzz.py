@@ -1,0 +1,43 @@
+"""schemathesis against the fake service: the transports alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+import rest_fuzz
+from doors import Doors
+from fake_service import FakeService
+
+from kernelsvc.server.native import openapi as documents
+from kernelsvc.settings import Settings
+
+DOCUMENT = documents.openapi("1")
+
+
+@pytest.fixture(scope="module")
+def served_fake(tmp_path_factory):
+    """The fake behind real sockets, with a loop in a thread: schemathesis asks synchronously."""
+    ready, box = threading.Event(), {}
+
+    async def serve():
+        doors = Doors(FakeService(tmp_path_factory.mktemp("fake")), Settings(port=0, shutdown_seconds=1.0))
+        box.update(url=doors.url, loop=asyncio.get_running_loop(), stop=asyncio.Event())
+        box["session"] = (await doors.json("POST", "/v1/sessions", {}))["id"]
+        ready.set()
+        await box["stop"].wait()
+        await doors.stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert ready.wait(10)
+    yield box["url"], box["session"]
+    box["loop"].call_soon_threadsafe(box["stop"].set)
+    thread.join(10)
+
+
+@pytest.mark.parametrize("operation", rest_fuzz.operations(DOCUMENT))
+def test_answers_are_what_the_document_promises(served_fake, operation):
+    url, session = served_fake
+    rest_fuzz.drive(url, "alice-token", DOCUMENT, operation, session, examples=25)

@@ -1,0 +1,500 @@
+"""``/v1/ws`` over real sockets: order, many sessions, slow readers, bad input, who may come in."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+
+import pytest
+import websockets
+from doors import Rpc
+from waiting import wait_until
+from websockets.frames import Frame, Opcode
+
+from kernelsvc.errors import CursorExpired
+
+CREATE = '{"jsonrpc":"2.0","id":901,"method":"session.create","params":%s}'
+CONTRACT_ERRORS = {"code", "message", "retryable", "details"}
+
+
+async def make(rpc, **params):
+    return (await rpc.call("session.create", **params))["id"]
+
+
+async def test_a_cell_goes_there_and_back(rpc):
+    session = await make(rpc)
+    cell = await rpc.call("session.execute", session=session, code="print('hi')\n1+1")
+    assert (cell["state"], cell["reason"], cell["text"]) == ("finished", "ok", "hi\n2")
+    types = [event["type"] for event in rpc.events(session)]
+    assert types == ["session_started", "cell_queued", "cell_started", "stream", "result", "cell_finished"]
+    assert [event["seq"] for event in rpc.events(session)] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_the_answer_of_create_and_attach_comes_before_the_events_and_those_of_a_cell_before_its_answer(rpc):
+    session = await make(rpc)
+    assert rpc.heard[0]["id"] == 1
+    for number in range(20):
+        await rpc.call("session.execute", session=session, code=f"print({number})")
+        assert rpc.heard[-1]["result"]["seq"]["last"] == rpc.events(session)[-1]["seq"]
+    await rpc.call("session.detach", session=session)
+    before = len(rpc.heard)
+    await rpc.call("session.attach", session=session, after=3)
+    assert len(rpc.heard) == before + 1
+    assert rpc.heard[-1]["result"] == {"session": session, "last_seq": rpc.events(session)[-1]["seq"]}
+
+
+async def test_attach_replays_after_a_position_then_goes_live(doors, rpc):
+    session = await make(rpc, attach=False)
+    await rpc.call("session.execute", session=session, code="print(1)")
+    assert rpc.events(session) == []
+    await rpc.call("session.attach", session=session, after=2)
+    await rpc.call("session.execute", session=session, code="print(2)")
+    seqs = [event["seq"] for event in rpc.events(session)]
+    assert seqs == list(range(3, seqs[-1] + 1))
+
+
+async def test_many_sessions_on_one_connection(rpc):
+    sessions = [await make(rpc) for _ in range(5)]
+    await asyncio.gather(*(rpc.send("session.execute", {"session": s, "code": "print(1)"}) for s in sessions))
+    for number in range(6, 11):
+        await rpc.answer(number)
+    for session in sessions:
+        assert [e["seq"] for e in rpc.events(session)] == [1, 2, 3, 4, 5]
+
+
+async def test_requests_run_beside_each_other_and_cells_in_the_order_of_submission(rpc):
+    session = await make(rpc)
+    first = await rpc.send("session.execute", {"session": session, "code": "gate = asyncio.Event()\nawait gate.wait()"})
+    others = [await rpc.send("session.execute", {"session": session, "code": f"{n}"}) for n in range(50)]
+
+    async def busy() -> bool:
+        return (await rpc.call("session.get", session=session))["state"] == "busy"
+
+    await wait_until(busy)
+    await rpc.call("session.interrupt", session=session)
+    assert (await rpc.answer(first))["result"]["reason"] == "interrupted"
+    for number in others:
+        await rpc.answer(number)
+    queued = [event["code"] for event in rpc.events(session) if event["type"] == "cell_queued"]
+    assert queued[1:] == [f"{n}" for n in range(50)]
+
+
+async def test_a_cell_is_begun_at_once_but_not_before_what_was_asked_earlier(rpc):
+    session = await make(rpc)
+    for _ in range(10):
+        await rpc.call("session.execute", session=session, code="x = 1")
+        restart = await rpc.send("session.restart", {"session": session})
+        cell = await rpc.send("session.execute", {"session": session, "code": "x"})
+        await rpc.answer(restart)
+        assert (await rpc.answer(cell))["result"]["error"]["ename"] == "NameError"
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000, 1_000_000])
+async def test_frames_may_come_in_any_pieces(doors, step):
+    texts = ["", "x" * 120, "y" * 70_000]
+    ask = {"jsonrpc": "2.0", "method": "session.get"}
+    asked = [{**ask, "id": n, "params": {"session": text}} for n, text in enumerate(texts)]
+    frames = [Frame(Opcode.TEXT, json.dumps(each).encode()).serialize(mask=True) for each in asked]
+    data = b"".join(frames[:2] if step < 100 else frames)
+    async with doors.socket() as socket:
+        for at in range(0, len(data), step):
+            socket.transport.write(data[at : at + step])
+            await asyncio.sleep(0)
+        rpc = Rpc(socket)
+        for number in range(2 if step < 100 else 3):
+            assert "error" in await rpc.answer(number)
+
+
+async def test_batch_and_queued(rpc):
+    session = await make(rpc)
+    cells = await rpc.call("session.batch", session=session, cells=[{"code": "a = 2"}, {"code": "a * 3"}])
+    assert [cell["text"] for cell in cells] == ["", "6"]
+    cell = await rpc.call("session.execute", session=session, code="await asyncio.sleep(60)", wait="queued")
+    assert cell["state"] in ("queued", "running")
+
+
+async def test_the_same_cell_id_again_runs_nothing(rpc):
+    session = await make(rpc)
+    first = await rpc.call("session.execute", session=session, code="n = globals().get('n', 0) + 1\nn", cell="c1")
+    again = await rpc.call("session.execute", session=session, code="n = globals().get('n', 0) + 1\nn", cell="c1")
+    assert first == again
+    assert (await rpc.refused("session.execute", session=session, code="other", cell="c1"))["code"] == "cell_exists"
+
+
+async def test_every_other_method_answers(rpc):
+    session = await make(rpc, labels={"a": "b"})
+    await rpc.call("session.execute", session=session, code="x = 1", cell="c")
+    assert (await rpc.call("info"))["version"] == "0"
+    assert await rpc.call("templates") == [{"name": "python3"}]
+    assert (await rpc.call("call", function="lambda x: sum(x)", args=[[1, 2]]))["value"] == 3
+    assert [s["id"] for s in (await rpc.call("session.list", label="a=b"))["sessions"]] == [session]
+    assert (await rpc.call("session.cell", session=session, cell="c"))["id"] == "c"
+    assert (await rpc.call("session.cells", session=session))["next_offset"] is None
+    assert (await rpc.call("session.output", session=session, cell="c"))["total"] == 0
+    assert await rpc.call("session.input", session=session, cell="c", text="t") is None
+    assert (await rpc.call("session.complete", session=session, code="pr"))["matches"] == []
+    assert (await rpc.call("session.inspect", session=session, code="pr"))["found"] is False
+    assert [v["name"] for v in await rpc.call("session.variables", session=session)] == ["x"]
+    assert (await rpc.call("session.checkpoint", session=session, name="k"))["name"] == "k"
+    assert await rpc.call("session.checkpoints", session=session) == []
+    assert (await rpc.refused("session.drop_checkpoint", session=session, checkpoint="k"))["code"] == "not_found"
+    assert (await rpc.call("session.rollback", session=session))["id"] == session
+    assert len(await rpc.call("session.branch", session=session, count=3)) == 3
+    assert (await rpc.call("session.hibernate", session=session))["id"] == session
+    assert (await rpc.call("session.restart", session=session))["id"] == session
+    assert (await rpc.call("session.close", session=session))["state"] == "closed"
+    while rpc.events(session)[-1]["type"] != "session_closed":
+        await rpc.hear()
+    assert (await rpc.refused("session.execute", session=session, code="1"))["code"] == "session_closed"
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        ("{", "bad_request"),
+        ("[]", "bad_request"),
+        ('{"jsonrpc":"2.0","id":901,"method":"no.such"}', "not_found"),
+        ('{"jsonrpc":"2.0","id":901,"method":"session.get","params":{"session":3}}', "bad_request"),
+        ('{"jsonrpc":"2.0","id":901,"method":"session.get","params":{"session":"nope"}}', "not_found"),
+        (CREATE % '{"labels":{"a":NaN}}', "bad_request"),
+        (CREATE % '{"limits":{"memory_bytes":1.5}}', "bad_request"),
+        (CREATE % '{"limits":{"memory_bytes":9000000000000}}', "limit_too_high"),
+        (b"\x00\x01", "bad_request"),
+        ("[" * 100_000, "bad_request"),
+    ],
+)  # fmt: skip
+async def test_bad_frames_get_the_one_shape_and_the_connection_lives(rpc, frame, code):
+    await rpc.socket.send(frame)
+    message = await rpc.hear()
+    assert set(message["error"]["data"]) == CONTRACT_ERRORS
+    assert message["error"]["data"]["code"] == code
+    assert (await rpc.call("info"))["version"] == "0"
+
+
+async def test_text_that_is_not_utf8_is_answered_then_closed(doors):
+    async with doors.socket() as socket:
+        await socket.send(b'{"jsonrpc": "2.0", "id": 1, "method": "\xff"}', text=True)
+        assert json.loads(await socket.recv())["error"]["code"] == -32700
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await socket.recv()
+        assert closed.value.rcvd.code == 1007
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        Frame(Opcode.CLOSE, b"\x03\xe8\xff\xfe").serialize(mask=True),
+        Frame(Opcode.CONT, b"x").serialize(mask=True),
+        b"\xc1\x81\0\0\0\0x",
+        b"\x83\x80\0\0\0\0",
+    ],
+)
+async def test_what_is_not_the_protocol_cuts_this_connection_and_nothing_else(doors, rpc, data, caplog):
+    async with doors.socket() as socket:
+        socket.transport.write(data)
+        await asyncio.wait_for(socket.wait_closed(), 5)
+    assert len(doors.app.settings["context"].sockets) == 1
+    assert (await rpc.call("info"))["version"] == "0"
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_code_over_its_bound_is_refused_and_nothing_is_queued(open_doors):
+    doors = open_doors(max_code_bytes=2048)
+    async with doors.socket() as socket:
+        rpc = Rpc(socket)
+        session = await make(rpc)
+        assert (await rpc.refused("session.execute", session=session, code="x" * 3000))["code"] == "too_large"
+        assert (await rpc.call("session.get", session=session))["last_seq"] == 1
+
+
+async def test_a_frame_over_its_bound_is_told_then_closed(open_doors):
+    doors = open_doors(max_frame_bytes=4096)
+    async with doors.socket() as socket:
+        await socket.send("x" * 5000)
+        assert json.loads(await socket.recv())["error"]["data"]["code"] == "too_large"
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await socket.recv()
+        assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
+
+
+async def test_a_request_without_id_gets_no_answer(rpc):
+    await rpc.socket.send('{"jsonrpc":"2.0","method":"session.create","params":{"attach":false}}')
+    assert len((await rpc.call("session.list"))["sessions"]) == 1
+    assert len(rpc.heard) == 1
+
+
+async def test_too_many_requests_at_once_are_refused(open_doors):
+    doors = open_doors(max_requests=10)
+    async with doors.socket() as socket:
+        rpc = Rpc(socket)
+        session = await make(rpc)
+        hung = [
+            await rpc.send("session.execute", {"session": session, "code": "await asyncio.sleep(60)"})
+            for _ in range(10)
+        ]
+        assert (await rpc.refused("info"))["code"] == "quota_exceeded"
+        assert hung[0] not in {message.get("id") for message in rpc.heard}
+
+
+# --- who may come in -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", [None, "wrong", "x" * 5000])
+async def test_without_a_known_token_there_is_no_connection(doors, token):
+    with pytest.raises(websockets.InvalidStatus) as caught:
+        await doors.socket(token=token)
+    assert caught.value.response.status_code == 401
+    data = json.loads(caught.value.response.body)
+    assert set(data) == CONTRACT_ERRORS
+    assert data["code"] == "unauthenticated"
+
+
+async def test_a_browser_may_send_its_token_in_the_query_and_it_is_not_logged(doors, caplog):
+    caplog.set_level(logging.DEBUG)
+    async with doors.socket(token=None, query="?token=alice-token") as socket:
+        await socket.send("{")
+        await socket.recv()
+    with pytest.raises(websockets.InvalidStatus):
+        await doors.socket(token=None, query="?token=wrong-secret-token")
+    served = [record for record in caplog.records if not record.name.startswith("websockets")]
+    assert not [r for r in served if "alice-token" in r.getMessage() or "wrong-secret-token" in r.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed", "status"),
+    [
+        ("https://evil.example", [], 403),
+        ("null", [], 403),
+        ("https://ok.example", ["https://ok.example"], 101),
+        ("SELF", [], 101),
+    ],
+)
+async def test_a_foreign_origin_is_refused(open_doors, origin, allowed, status):
+    doors = open_doors(origins=allowed)
+    headers = {"Origin": doors.url if origin == "SELF" else origin}
+    if status == 101:
+        async with doors.socket(headers=headers):
+            return
+    with pytest.raises(websockets.InvalidStatus) as caught:
+        await doors.socket(headers=headers)
+    assert caught.value.response.status_code == status
+    assert json.loads(caught.value.response.body)["code"] == "forbidden"
+
+
+async def test_a_session_of_another_does_not_exist(doors, rpc):
+    session = await make(rpc)
+    async with doors.socket(token="bob-token") as socket:
+        bob = Rpc(socket)
+        for method, more in (("get", {}), ("attach", {}), ("execute", {"code": "1"}), ("close", {})):
+            assert (await bob.refused(f"session.{method}", session=session, **more))["code"] == "not_found"
+
+
+async def test_a_reader_reads_and_does_not_run(doors, rpc):
+    session = await make(rpc)
+    async with doors.socket(token="reader-token") as socket:
+        reader = Rpc(socket)
+        assert (await reader.call("session.get", session=session))["id"] == session
+        assert (await reader.refused("session.execute", session=session, code="1"))["code"] == "forbidden"
+        assert (await reader.refused("session.create"))["code"] == "forbidden"
+
+
+async def test_plain_http_on_the_route_is_told(doors):
+    assert await doors.refused("GET", "/v1/ws") == (400, "bad_request")
+
+
+# --- readers ---------------------------------------------------------------------------
+
+
+async def test_attach_again_starts_again_where_it_was_asked(rpc):
+    session = await make(rpc)
+    await rpc.call("session.execute", session=session, code="print(1)")
+    rpc.heard.clear()
+    await rpc.call("session.attach", session=session, after=0)
+    await rpc.call("session.execute", session=session, code="print(2)")
+    seqs = [event["seq"] for event in rpc.events(session)]
+    assert seqs == list(range(1, seqs[-1] + 1))
+    assert rpc.heard[0].get("id") is not None
+
+
+async def test_after_detach_no_event_comes(rpc):
+    session = await make(rpc)
+    await rpc.call("session.detach", session=session)
+    rpc.heard.clear()
+    await rpc.call("session.execute", session=session, code="print(1)")
+    assert rpc.events(session) == []
+
+
+async def test_a_cursor_past_the_end_is_refused(rpc):
+    session = await make(rpc)
+    assert (await rpc.refused("session.attach", session=session, after=10**6))["code"] == "cursor_unknown"
+
+
+async def test_100000_events_arrive_in_order(rpc):
+    session = await make(rpc)
+    await rpc.call("session.execute", session=session, code="for n in range(100_000): print(n)")
+    lines = [int(event["text"]) for event in rpc.events(session) if event["type"] == "stream"]
+    assert lines == list(range(100_000))
+
+
+async def until_still(value):
+    """Wait until a value is above 0 and has not changed over twenty looks."""
+    seen = []
+
+    def still():
+        seen.append(value())
+        return seen[-1] > 0 and len(seen) >= 20 and len(set(seen[-20:])) == 1
+
+    await wait_until(still)
+    return seen[-1]
+
+
+async def test_a_reader_that_does_not_read_holds_up_nobody_and_fills_no_memory(open_doors):
+    doors = open_doors(ping_seconds=0.2)
+    doors.service.batch_size = 10_000
+    async with doors.socket(max_queue=1, ping_interval=None) as slow_socket, doors.socket() as quick_socket:
+        slow, quick = Rpc(slow_socket), Rpc(quick_socket)
+        session = await make(slow)
+        await quick.call("session.execute", session=session, code="for n in range(3000): print('x' * 10_000)")
+        handler = next(h for h in doors.app.settings["context"].sockets if h._attachments)
+        pump = handler._attachments[session]
+        stuck = await until_still(lambda: pump.sent)
+        assert 0 < stuck < 3000
+        assert handler.ws_connection.stream.unsent < 1024 * 1024
+        assert (await quick.call("session.get", session=session))["last_seq"] == 3004
+        assert pump.sent == stuck
+        await slow.call("session.execute", session=session, code="1")
+        seqs = [event["seq"] for event in slow.events(session)]
+        assert seqs == list(range(1, len(seqs) + 1))
+
+
+async def test_a_connection_that_drops_is_told_to_the_service_and_its_cells_go_on_or_not(doors, rpc):
+    kept, cut = await make(rpc), await make(rpc)
+    for session, then in ((kept, "keep"), (cut, "interrupt")):
+        cell = {"session": session, "code": "await asyncio.sleep(60)", "on_disconnect": then, "cell": "c"}
+        await rpc.send("session.execute", cell)
+    async with doors.socket() as socket:
+        other = Rpc(socket)
+        await other.call("session.attach", session=cut)
+        await wait_until(lambda: doors.service.sessions[cut].running and doors.service.sessions[kept].running)
+        await rpc.socket.close()
+        while not other.events(cut) or other.events(cut)[-1]["type"] != "cell_finished":
+            await other.hear()
+        assert other.events(cut)[-1]["reason"] == "interrupted"
+        assert (await other.call("session.get", session=kept))["state"] == "busy"
+    assert len(doors.service.gone) >= 1
+
+
+async def test_silence_is_pinged_and_a_dead_peer_is_dropped(open_doors):
+    doors = open_doors(ping_seconds=0.05, ping_timeout_seconds=0.2)
+    async with doors.socket(ping_interval=None) as alive:
+        await asyncio.wait_for(wait_until(lambda: alive.protocol.state == 1), 1)
+        sockets = doors.app.settings["context"].sockets
+        await wait_until(lambda: len(sockets) == 1)
+        handler = next(iter(sockets))
+        first = handler._heard
+        await wait_until(lambda: handler._heard > first)
+        handler.on_pong = lambda data: None
+        await wait_until(lambda: not sockets)
+
+
+async def test_a_stop_tells_the_sockets(open_doors):
+    doors = open_doors()
+    async with doors.socket() as socket:
+        rpc = Rpc(socket)
+        await make(rpc)
+        await doors.server.stop()
+        await socket.wait_closed()
+        assert socket.close_code == 1001
+
+
+class Broken:
+    """A subscription that fails in the middle, as one does when retention removes the log under a slow reader."""
+
+    last_seq, over = 0, False
+
+    def __init__(self, error):
+        self.error = error
+
+    def listen(self, news):
+        pass
+
+    def next_nowait(self):
+        if self.last_seq:
+            raise self.error
+        self.last_seq = 1
+        return [b'{"session":"s1","seq":1,"type":"session_started"}']
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(("error", "code"), [(CursorExpired(), "cursor_expired"), (OSError(5, "EIO"), "internal")])
+async def test_an_attachment_that_fails_says_so_and_the_answer_of_a_cell_still_comes(doors, rpc, error, code):
+    session = await make(rpc, attach=False)
+    doors.service.attach = lambda *args, **more: Broken(error)
+    await rpc.call("session.attach", session=session)
+    while rpc.heard[-1].get("method") != "detached":
+        await rpc.hear()
+    assert rpc.heard[-1]["params"]["session"] == session
+    assert rpc.heard[-1]["params"]["error"]["code"] == code
+    assert (await rpc.call("session.execute", session=session, code="1"))["reason"] == "ok"
+
+
+async def test_a_bug_of_ours_is_an_internal_error_and_the_connection_lives(doors, rpc, caplog):
+    doors.service.info = lambda: 1 / 0
+    error = await rpc.refused("info")
+    assert (error["code"], error["details"]) == ("internal", {})
+    assert "ZeroDivisionError" not in json.dumps(error)
+    assert "ZeroDivisionError" in caplog.text
+    assert await rpc.call("templates")
+
+
+async def test_a_result_without_json_is_an_internal_error(doors, rpc):
+    doors.service.info = lambda: {"text": "\udc80"}
+    assert (await rpc.refused("info"))["code"] == "internal"
+
+
+async def test_attachments_are_bounded(rpc, monkeypatch):
+    monkeypatch.setattr("kernelsvc.server.native.websocket.MAX_ATTACHMENTS", 2)
+    sessions = [await make(rpc) for _ in range(2)]
+    assert (await rpc.refused("session.attach", session=await make(rpc, attach=False)))["code"] == "quota_exceeded"
+    await rpc.call("session.detach", session=sessions[0])
+    await rpc.call("session.attach", session=sessions[0])
+
+
+async def test_a_client_that_asks_and_does_not_read_waits_for_itself(open_doors):
+    doors = open_doors()
+    async with doors.socket(max_queue=1, ping_interval=None) as socket, doors.socket() as other:
+        doors.service.info = lambda: {"text": "x" * 1_000_000}
+        greedy = Rpc(socket)
+
+        async def ask():
+            for _ in range(300):
+                await greedy.send("info")
+
+        asking = asyncio.ensure_future(ask())
+        context = doors.app.settings["context"]
+        await wait_until(lambda: len(context.sockets) == 2)
+        handler = await wait_until(lambda: next((each for each in context.sockets if each._unsent), None))
+        sent = await until_still(lambda: handler._unsent)
+        assert sent < 20_000_000
+        doors.service.info = lambda: {}
+        assert await Rpc(other).call("info") == {}
+        for number in range(1, 301):
+            await greedy.answer(number)
+            greedy.heard.clear()
+        await asking
+
+
+async def test_nothing_of_a_connection_is_left_when_it_has_ended(doors):
+    def left():
+        gc.collect()
+        return sum(type(each).__name__ in ("_Protocol", "Line", "Frames") for each in gc.get_objects())
+
+    before = left()
+    for _ in range(5):
+        async with doors.socket() as socket:
+            await Rpc(socket).call("info")
+    await wait_until(lambda: left() <= before)

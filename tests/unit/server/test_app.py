@@ -1,0 +1,174 @@
+"""Listening: TCP, a private Unix socket, what systemd passes; and the log, which holds no token."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import stat
+import subprocess
+import sys
+
+import msgspec
+import pytest
+from fake_service import FakeService
+
+from kernelsvc.errors import Conflict
+from kernelsvc.server.app import Server, activated_sockets, address_of, bind_private, make_app
+from kernelsvc.settings import Settings
+
+
+@contextlib.asynccontextmanager
+async def serving(tmp_path, **changes):
+    settings = msgspec.structs.replace(Settings(port=0, shutdown_seconds=1.0), **changes)
+    service = FakeService(tmp_path / "service")
+    server = Server(make_app(service, settings), settings)
+    try:
+        yield server
+    finally:
+        await server.stop()
+        await service.aclose()
+
+
+async def ask(path, request=b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"):
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(request)
+    answer = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    return answer
+
+
+async def test_a_unix_socket_is_private_and_removed_at_the_end(short_tmp, tmp_path):
+    path = short_tmp / "s.sock"
+    async with serving(tmp_path, uds=path) as server:
+        assert server.start() == [f"unix:{path}"]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert b"200 OK" in await ask(path)
+    assert not path.exists()
+
+
+async def test_a_dead_servers_socket_is_replaced_a_live_ones_is_not(short_tmp, tmp_path):
+    path = short_tmp / "t.sock"
+    bind_private(path).close()
+    assert path.exists()
+    async with serving(tmp_path, uds=path) as server:
+        server.start()
+        async with serving(tmp_path / "2", uds=path) as second:
+            with pytest.raises(Conflict, match="a server listens there"):
+                second.start()
+        assert b"200 OK" in await ask(path)
+
+
+async def test_a_file_in_the_sockets_place_is_left_alone(short_tmp, tmp_path):
+    path = short_tmp / "file"
+    path.write_text("mine")
+    async with serving(tmp_path, uds=path) as server:
+        with pytest.raises(Conflict, match="no socket"):
+            server.start()
+    assert path.read_text() == "mine"
+
+
+async def test_a_taken_port_is_told(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        async with serving(tmp_path, port=taken.getsockname()[1]) as server:
+            with pytest.raises(Conflict, match="--port"):
+                server.start()
+
+
+async def test_every_address_of_a_host_gets_the_same_port(tmp_path):
+    async with serving(tmp_path, host="localhost") as server:
+        ports = {address.rpartition(":")[2] for address in server.start()}
+        assert len(ports) == 1
+
+
+async def test_a_host_that_is_not_ours_is_told(tmp_path):
+    async with serving(tmp_path, host="192.0.2.1") as server:
+        with pytest.raises(Conflict, match=r"192\.0\.2\.1"):
+            server.start()
+
+
+def test_addresses():
+    with socket.socket(socket.AF_INET6) as six:
+        six.bind(("::1", 0))
+        assert address_of(six) == f"http://[::1]:{six.getsockname()[1]}"
+
+
+def test_sockets_of_another_process_are_not_ours():
+    assert activated_sockets({"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid() + 1)}) == []
+    assert activated_sockets({}) == []
+
+
+ACTIVATED = """
+import asyncio, os, sys
+sys.path[:0] = [{tests!r}]
+from pathlib import Path
+from fake_service import FakeService
+from kernelsvc.settings import Settings
+from kernelsvc.server.app import Server, make_app
+
+async def main():
+    settings = Settings(port=1, shutdown_seconds=1.0)
+    env = {{**os.environ, "LISTEN_PID": str(os.getpid())}}
+    server = Server(make_app(FakeService(Path({root!r})), settings), settings, env)
+    print(server.start()[0], flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await server.stop()
+
+asyncio.run(main())
+"""
+
+
+async def test_socket_activation(tmp_path):
+    """systemd passes the socket as descriptor 3, and the first connection may wait in it already."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        code = ACTIVATED.format(
+            tests=str(os.path.dirname(FakeService.__init__.__code__.co_filename)), root=str(tmp_path)
+        )
+        # The shell moves the socket to 3, as systemd does.
+        command = f'exec 3<&{listener.fileno()}; exec "$0" -c "$1"'
+        process = subprocess.Popen(
+            ["bash", "-c", command, sys.executable, code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[listener.fileno()],
+            env={**os.environ, "LISTEN_FDS": "1"},
+        )
+    try:
+        address = await asyncio.to_thread(process.stdout.readline)
+        assert address.decode().strip() == f"http://127.0.0.1:{port}"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b"200 OK" in await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    finally:
+        process.communicate(timeout=10)
+    assert process.returncode == 0
+
+
+async def test_the_log_holds_paths_and_no_query(doors, caplog):
+    caplog.set_level(logging.DEBUG)
+    await doors.fetch("GET", "/v1/sessions?token=alice-token&label=private")
+    doors.service.list = lambda *args, **kwargs: 1 / 0
+    await doors.fetch("GET", "/v1/sessions?label=private")
+    text = "\n".join(record.getMessage() for record in caplog.records)
+    assert "/v1/sessions" in text
+    assert "private" not in text
+    assert "alice-token" not in text
+
+
+async def test_errors_have_one_shape_on_every_transport(doors):
+    shape = {"code", "message", "retryable", "details"}
+    rest = json.loads((await doors.fetch("GET", "/v1/sessions/nope")).body)
+    async with doors.socket() as ws:
+        await ws.send('{"jsonrpc":"2.0","id":1,"method":"session.get","params":{"session":"nope"}}')
+        rpc = json.loads(await ws.recv())["error"]["data"]
+    assert set(rest) == shape
+    assert rest == rpc

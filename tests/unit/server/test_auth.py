@@ -1,0 +1,51 @@
+"""Decisions on header values."""
+
+from __future__ import annotations
+
+import pytest
+
+from kernelsvc.errors import Forbidden
+from kernelsvc.model.objects import Principal
+from kernelsvc.server.auth import bearer, origin_allowed, require_scope
+
+
+@pytest.mark.parametrize(
+    ("header", "token"),
+    [
+        (None, None), ("", None), ("Bearer", None), ("Bearer ", None), ("Basic abc", None), ("abc", None),
+        ("Bearer abc", "abc"), ("bearer abc", "abc"), ("BEARER  abc ", "abc"), ("Bearer a b", "a b"),
+    ],
+)  # fmt: skip
+def test_bearer(header, token):
+    assert bearer(header) == token
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "allowed", "good"),
+    [
+        (None, "h:1", [], True),
+        ("http://h:1", "h:1", [], True),
+        ("https://h:1", "H:1", [], True),
+        ("http://h:2", "h:1", [], False),
+        ("http://evil", "h:1", [], False),
+        ("http://h:1.evil", "h:1", [], False),
+        ("http://evil/h:1", "h:1", [], False),
+        ("http://user@h:1", "h:1", [], False),
+        ("null", "h:1", [], False),
+        ("", "", [], False),
+        ("", None, [], False),
+        ("https://a.example", "h:1", ["https://a.example/"], True),
+        ("HTTPS://A.example", "h:1", ["https://a.example"], True),
+        ("http://a.example", "h:1", ["https://a.example"], False),
+        ("https://b.a.example", "h:1", ["https://a.example"], False),
+        ("null", "h:1", ["*"], True),
+    ],
+)
+def test_origins(origin, host, allowed, good):
+    assert origin_allowed(origin, host, allowed) is good
+
+
+def test_scopes():
+    require_scope(Principal(name="a", scopes=frozenset({"read"})), "read")
+    with pytest.raises(Forbidden, match="'run'"):
+        require_scope(Principal(name="a", scopes=frozenset({"read"})), "run")

@@ -1,0 +1,157 @@
+"""The Jupyter door's functions of values: ids, models, and events as messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kernelsvc.model import events as ev
+from kernelsvc.model.events import Reason
+from kernelsvc.model.objects import Cell
+from kernelsvc.protocol import jupyter
+from kernelsvc.server.jupyter import channels, models
+from kernelsvc.server.jupyter.event_translator import KEPT, Replay, joined, kept_header, portions
+
+HEADER = {"msg_id": "m1", "msg_type": "execute_request", "session": "me", "username": "u", "version": "5.0"}
+
+
+def test_a_session_has_one_id_in_both_shapes() -> None:
+    kernel = models.kernel_id("s_0123456789abcdef")
+    assert kernel == "6b737663-0000-8000-0123-456789abcdef"
+    assert models.session_id(kernel) == "s_0123456789abcdef"
+    assert models.session_id("s_0123456789abcdef") == "s_0123456789abcdef"
+    assert models.kernel_id("other") == "other"
+
+
+def none(cell: str) -> Cell:
+    raise AssertionError(f"{cell} was looked up")
+
+
+def stamped(*events: ev.Event, cell: str = "m1") -> list[ev.Event]:
+    for seq, event in enumerate(events, 1):
+        event.seq, event.at, event.cell = seq, f"2026-01-01T00:00:0{seq}.000000Z", cell
+    return list(events)
+
+
+def queued(**more: Any) -> ev.CellQueued:
+    return ev.CellQueued(code="x", metadata={KEPT: {"header": HEADER}}, **more)
+
+
+def said(events: list[ev.Event]) -> list[tuple[str, str, Any]]:
+    replay = Replay("s_1", none)
+    found = [m for event in events for m in replay.messages(event)]
+    assert all(m.parent == "m1" for m in found)
+    return [(m.channel, m.msg_type, m.content.get("execution_state") or m.content.get("status")) for m in found]
+
+
+def test_a_cell_is_what_a_kernel_would_have_sent() -> None:
+    events = stamped(queued(), ev.CellStarted(execution_count=1), ev.Stream(text="a"), ev.CellFinished())
+    assert said(events) == [
+        ("iopub", "status", "busy"),
+        ("iopub", "execute_input", None),
+        ("iopub", "stream", None),
+        ("shell", "execute_reply", "ok"),
+        ("iopub", "status", "idle"),
+    ]
+    again, once = Replay("s_1", none), Replay("s_1", none)
+    assert [once.messages(e) for e in events] == [again.messages(e) for e in events]
+
+
+def test_a_silent_cell_says_no_input() -> None:
+    assert ("iopub", "execute_input", None) not in said(stamped(queued(silent=True), ev.CellStarted()))
+
+
+@pytest.mark.parametrize("reason", [r for r in Reason if r not in (Reason.OK, Reason.CANCELLED)])
+def test_every_bad_end_has_an_error_a_reply_and_an_idle(reason: Reason) -> None:
+    found = said(stamped(queued(), ev.CellStarted(execution_count=1), ev.CellFinished(reason=reason, message="why")))
+    assert ("iopub", "error", None) in found
+    assert found[-2:] == [("shell", "execute_reply", "error"), ("iopub", "status", "idle")]
+
+
+def test_a_cancelled_cell_is_aborted() -> None:
+    found = said(stamped(queued(), ev.CellFinished(reason=Reason.CANCELLED)))
+    assert found == [
+        ("iopub", "status", "busy"),
+        ("shell", "execute_reply", "aborted"),
+        ("iopub", "status", "idle"),
+    ]
+
+
+def test_headers_are_bounded_and_a_foreign_cell_gets_one() -> None:
+    assert kept_header({"msg_id": "x" * 1000, "session": 5, "evil": "y"}) == {"msg_id": "x" * 256}
+    (message,) = _after_queue(ev.CellQueued(code="1"))
+    assert message.parent == "m1"
+
+
+def _after_queue(first: ev.CellQueued) -> list[jupyter.JupyterMessage]:
+    replay = Replay("s_1", none)
+    one, two = stamped(first, ev.Stream(text="t"))
+    replay.messages(one)
+    return replay.messages(two)
+
+
+def test_what_a_comm_message_caused_names_it() -> None:
+    event = ev.Comm(content={"comm_id": "c"}, buffers=["AAE=", "not base64"], request="w1")
+    (message,) = Replay("s_1", none).messages(event)
+    assert (message.parent, message.buffers) == ("w1", (b"\x00\x01", b""))
+
+
+def test_cursors_only_go_forward_and_are_bounded() -> None:
+    cursors = channels.Cursors()
+    cursors.put("s", "c", 5)
+    cursors.put("s", "c", 3)
+    cursors.put("s", "", 9)
+    assert (cursors.get("s", "c"), cursors.get("s", "")) == (5, None)
+    for each in range(channels.MAX_CURSORS):
+        cursors.put("s", f"other{each}", 1)
+    assert cursors.get("s", "c") is None
+
+
+@pytest.mark.parametrize("size", [1, 200, 70_000])
+def test_binary_frames(size: int) -> None:
+    framed = channels.binary_frame(b"x" * size)
+    assert framed[0] == 0x82
+    assert framed.endswith(b"x" * size)
+
+
+def lines_of(events: list[ev.Event]) -> list[bytes]:
+    return [ev.encode(event) for event in events]
+
+
+def test_text_that_was_printed_in_one_go_is_one_message() -> None:
+    printed = [ev.Stream(text=f"{i}\n") for i in range(3)]
+    other = [ev.Stream(name="stderr", text="e"), ev.Stream(text="a"), ev.OutputCleared(), ev.Stream(text="b")]
+    found = list(joined(stamped(*printed, *other)))
+    assert [(e.seq, getattr(e, "text", None)) for e in found] == [
+        (1, "0\n1\n2\n"),
+        (4, "e"),
+        (5, "a"),
+        (6, None),
+        (7, "b"),
+    ]
+
+
+def test_text_of_two_cells_is_not_joined() -> None:
+    one, two = stamped(ev.Stream(text="a"), ev.Stream(text="b"))
+    two.cell = "m2"
+    assert list(joined([one, two])) == [one, two]
+
+
+def test_what_is_sent_again_is_cut_where_it_was() -> None:
+    lines = lines_of(stamped(*(ev.Stream(text="x") for _ in range(9))))
+    first = [*portions(lines[:2], 10**6, ()), *portions(lines[2:7], 10**6, ()), *portions(lines[7:], 10**6, ())]
+    cursors = channels.Cursors()
+    for portion in first:
+        cursors.sent("s", "me", portion[-1].seq)
+    again = list(portions(lines, 10**6, cursors.unheard("s", "me")))
+    assert [list(joined(p)) for p in again] == [list(joined(p)) for p in first]
+    cursors.put("s", "me", 2)
+    assert cursors.unheard("s", "me") == {7, 9}
+
+
+def test_a_portion_ends_when_it_is_large() -> None:
+    lines = lines_of(stamped(*(ev.Stream(text="x" * 100) for _ in range(9))))
+    found = list(portions(lines, 500, ()))
+    assert len(found) > 1
+    assert [e.seq for portion in found for e in portion] == list(range(1, 10))
