@@ -35,7 +35,7 @@ from kernelsvc.model.objects import (
     Variable,
 )
 from kernelsvc.model.tokens import TokenRecord, authenticate, hash_token
-from kernelsvc.service.access import Access
+from kernelsvc.service.session_tokens import Access
 
 AT = "2026-01-01T00:00:00.000000Z"
 TOKENS = {

@@ -20,9 +20,9 @@ from kernelsvc.kernels.launchers import Launchers
 from kernelsvc.model.admission import Live
 from kernelsvc.model.events import Event
 from kernelsvc.model.objects import SessionState
-from kernelsvc.service.opening import about_of, beginning_of, is_large, life_of, reading_of
+from kernelsvc.service.background_loading import Recoveries
 from kernelsvc.service.projections import Projections
-from kernelsvc.service.recovering import Recoveries
+from kernelsvc.service.session_loading import about_of, beginning_of, is_large, life_of, reading_of
 from kernelsvc.session import About, Session
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectory

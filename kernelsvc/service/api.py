@@ -13,11 +13,11 @@ from typing import Any, Literal, Protocol
 from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import Call, Cell, CellRequest, Checkpoint, Principal, SessionRequest, Variable
 from kernelsvc.model.objects import Session as ApiSession
-from kernelsvc.service.access import Access
+from kernelsvc.service.environment import Surroundings
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.programs import Programs
-from kernelsvc.service.surroundings import Surroundings
-from kernelsvc.service.watching import Samples
+from kernelsvc.service.resource_monitor import Samples
+from kernelsvc.service.session_tokens import Access
 
 NotebookFormat = Literal["ipynb", "html", "py"]
 # Named, because ``list`` means a method inside the class below.

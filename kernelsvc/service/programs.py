@@ -20,8 +20,8 @@ from kernelsvc.kernels import exec_process as programs
 from kernelsvc.kernels.exec_process import Process, Stream
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import Principal
+from kernelsvc.service.environment import Surroundings
 from kernelsvc.service.leases import Find
-from kernelsvc.service.surroundings import Surroundings
 from kernelsvc.session import Session
 
 #: Programs of one session at once.

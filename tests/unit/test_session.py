@@ -303,7 +303,7 @@ async def test_a_kernel_that_died_unwatched_is_replaced(bench):
 
 async def test_a_full_disk_stops_the_session_and_it_goes_on_when_there_is_room(bench, monkeypatch):
     """RLIMIT_FSIZE makes the write fail for real (EFBIG), as a full disk does (ENOSPC)."""
-    monkeypatch.setattr("kernelsvc.session.core.RECOVER_SECONDS", 0.02)
+    monkeypatch.setattr("kernelsvc.session.session.RECOVER_SECONDS", 0.02)
     session = await bench.start()
     await run(session, "print before")
     old, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

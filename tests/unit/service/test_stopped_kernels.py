@@ -10,7 +10,7 @@ import pytest
 from waiting import wait_for
 
 from kernelsvc.linux import procfs as processes
-from kernelsvc.service.stillness import Stillness
+from kernelsvc.service.stopped_kernels import Stillness
 
 
 class Sleeper:

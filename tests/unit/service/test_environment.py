@@ -9,7 +9,7 @@ import pytest
 
 from kernelsvc.errors import BadRequest, NotSupported
 from kernelsvc.model.objects import Principal
-from kernelsvc.service.surroundings import REQUEST, Surroundings
+from kernelsvc.service.environment import REQUEST, Surroundings
 
 ME = Principal(name="p")
 

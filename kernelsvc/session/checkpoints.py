@@ -37,7 +37,7 @@ from kernelsvc.sandbox import family
 from kernelsvc.session.ids import new_id, new_kernel_id
 
 if TYPE_CHECKING:
-    from kernelsvc.session.core import Session
+    from kernelsvc.session.session import Session
 
 log = logging.getLogger(__name__)
 

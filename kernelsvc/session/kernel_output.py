@@ -21,10 +21,10 @@ from kernelsvc.model.objects import SessionState
 from kernelsvc.model.standing import output_size
 from kernelsvc.model.stimuli import Began, Flood, Outcome, Record, Replied, Stimulus, WentIdle
 from kernelsvc.protocol import facts
-from kernelsvc.session.questions import Questions
+from kernelsvc.session.kernel_requests import Questions
 
 if TYPE_CHECKING:
-    from kernelsvc.session.core import Session
+    from kernelsvc.session.session import Session
 
 #: Output that changes nothing but how much there is of it.
 _PLAIN = (ev.Stream, ev.Display, ev.Result)

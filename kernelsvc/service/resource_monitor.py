@@ -12,8 +12,8 @@ from kernelsvc.model.limits import Usage
 from kernelsvc.model.objects import Principal
 from kernelsvc.sandbox.watchdog import Use, Watchdog, Watched, hard_limits
 from kernelsvc.service.leases import Find
-from kernelsvc.service.stillness import Stillness
-from kernelsvc.session.core import Session
+from kernelsvc.service.stopped_kernels import Stillness
+from kernelsvc.session.session import Session
 
 log = logging.getLogger(__name__)
 

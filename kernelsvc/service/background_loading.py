@@ -20,7 +20,7 @@ from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.objects import Session as ApiSession
 from kernelsvc.model.objects import SessionState
-from kernelsvc.service.opening import is_large
+from kernelsvc.service.session_loading import is_large
 from kernelsvc.session import About
 from kernelsvc.store.index import Row
 from kernelsvc.store.sessions import SessionDirectory

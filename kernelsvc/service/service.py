@@ -60,20 +60,20 @@ from kernelsvc.model.standing import Policy
 from kernelsvc.model.tokens import authenticate
 from kernelsvc.protocol import call as call_protocol
 from kernelsvc.service import api
-from kernelsvc.service.access import Access
 from kernelsvc.service.adoption import Adoption
 from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
+from kernelsvc.service.background_loading import Recoveries, brief, ids_in
 from kernelsvc.service.branching import Branching, branch_about
-from kernelsvc.service.hosting import host_settings
+from kernelsvc.service.environment import Surroundings
+from kernelsvc.service.host_settings import host_settings
 from kernelsvc.service.leases import Leases
-from kernelsvc.service.opening import about_of, is_large, life_of
 from kernelsvc.service.programs import Programs
 from kernelsvc.service.projections import Projections
-from kernelsvc.service.recovering import Recoveries, brief, ids_in
+from kernelsvc.service.resource_monitor import Samples, Watching
 from kernelsvc.service.retention import Retention
-from kernelsvc.service.surroundings import Surroundings
-from kernelsvc.service.warm import Member, WarmPool
-from kernelsvc.service.watching import Samples, Watching
+from kernelsvc.service.session_loading import about_of, is_large, life_of
+from kernelsvc.service.session_tokens import Access
+from kernelsvc.service.warm_pool import Member, WarmPool
 from kernelsvc.session import About, Session, new_id, new_kernel_id
 from kernelsvc.settings import Settings
 from kernelsvc.store.index import Row

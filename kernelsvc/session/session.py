@@ -63,14 +63,14 @@ from kernelsvc.model.stimuli import (
     WakeCheckpoint,
     WakeSaved,
 )
-from kernelsvc.session.about import About, start_request_of
-from kernelsvc.session.copies import Copies
-from kernelsvc.session.guard import Guard
-from kernelsvc.session.hearing import Hearing
+from kernelsvc.session.cell_views import Log, Reading
+from kernelsvc.session.checkpoints import Copies
 from kernelsvc.session.ids import new_cell_id, new_id
-from kernelsvc.session.questions import Questions
-from kernelsvc.session.reading import Log, Reading
-from kernelsvc.session.succession import Succession
+from kernelsvc.session.kernel_lifecycle import Succession
+from kernelsvc.session.kernel_output import Hearing
+from kernelsvc.session.kernel_requests import Questions
+from kernelsvc.session.limit_enforcer import Guard
+from kernelsvc.session.spec import About, start_request_of
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.model.standing import Running
 from kernelsvc.model.stimuli import Interrupt
 from kernelsvc.sandbox.watchdog import Breach
-from kernelsvc.session.guard import Guard
+from kernelsvc.session.limit_enforcer import Guard
 
 
 @dataclass

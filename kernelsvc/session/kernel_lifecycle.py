@@ -20,7 +20,7 @@ from kernelsvc.model.stimuli import FellAsleep, StartFailed, Stay, Switch
 from kernelsvc.session.ids import new_kernel_id
 
 if TYPE_CHECKING:
-    from kernelsvc.session.core import Session
+    from kernelsvc.session.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from kernelsvc.model.stimuli import Interrupt
 from kernelsvc.sandbox.watchdog import Breach
 
 if TYPE_CHECKING:
-    from kernelsvc.session.core import Session
+    from kernelsvc.session.session import Session
 
 #: The end of a kernel that could not go on.
 STOPPED = Exit(
