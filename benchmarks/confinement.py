@@ -24,7 +24,7 @@ from typing import Any
 
 from kernelsvc.guest.confine import confine
 from kernelsvc.model.limits import Limits
-from kernelsvc.sandbox.sandbox import Sandbox
+from kernelsvc.sandbox.manager import Sandbox
 
 ROUNDS = 40
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "confinement.md"

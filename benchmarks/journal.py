@@ -28,7 +28,7 @@ from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.model import events as ev
 from kernelsvc.service.projections import FLUSH_SECONDS
 from kernelsvc.store.journal import Journal
-from kernelsvc.store.notebooks import NotebookFile
+from kernelsvc.store.notebook_file import NotebookFile
 
 TOKEN = "journal"
 

@@ -29,8 +29,8 @@ import msgspec
 
 from kernelsvc import errors, settings
 from kernelsvc.model import events as ev
-from kernelsvc.model.standing import MOVES
-from kernelsvc.protocol import native
+from kernelsvc.model.state import MOVES
+from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.server.native import openapi as documents
 from kernelsvc.tools import TOOLS
 from kernelsvc.tools.schema import input_schema, output_schema
@@ -186,7 +186,7 @@ def states_page() -> str:
         "# States of a session",
         "",
         "A session's state is changed only by its machine (`kernelsvc/model/machine.py`); this diagram is drawn from "
-        "`MOVES` in `kernelsvc/model/standing.py`. An illegal move is an error and changes nothing.",
+        "`MOVES` in `kernelsvc/model/state.py`. An illegal move is an error and changes nothing.",
         "",
         "```mermaid",
         "stateDiagram-v2",

@@ -10,9 +10,9 @@ import websockets
 from fake_service import FakeService
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 
-from kernelsvc.metrics import Metrics
 from kernelsvc.server.app import Server, make_app
 from kernelsvc.settings import Settings
+from kernelsvc.telemetry.metrics import Metrics
 
 
 @dataclass

@@ -20,7 +20,7 @@ from kernelsvc import errors
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import Session
-from kernelsvc.protocol import native
+from kernelsvc.protocol import jsonrpc as native
 
 TOKEN = "secret"
 

@@ -14,7 +14,7 @@ from kernelsvc.cli.screen import table
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.linux.systemd import Systemd, ready_fd
 from kernelsvc.model.events import SandboxReport
-from kernelsvc.sandbox.sandbox import Examination, examine
+from kernelsvc.sandbox.manager import Examination, examine
 
 #: The words for a session's isolation, in a line each (SECURITY.md).
 ISOLATIONS = {

@@ -21,7 +21,7 @@ from kernelsvc.client.desk import ClientDesk
 from kernelsvc.client.values import new_id
 from kernelsvc.errors import Conflict
 from kernelsvc.tools import Toolbox, definitions
-from kernelsvc.tools.choosing import Memory
+from kernelsvc.tools.session_resolver import Memory
 
 #: Data directories for servers that ``kernelsvc mcp`` starts: each is one server's at a time.
 MAX_PLACES = 64

@@ -9,9 +9,9 @@ from kernelsvc.client.aio import AsyncClient
 from kernelsvc.client.rest import query
 from kernelsvc.client.values import new_id, read
 from kernelsvc.errors import BadRequest
-from kernelsvc.protocol.native import METHODS
+from kernelsvc.protocol.jsonrpc import METHODS
 from kernelsvc.tools import Piece
-from kernelsvc.tools.table import FileShown
+from kernelsvc.tools.definitions import FileShown
 
 T = TypeVar("T")
 

@@ -26,7 +26,7 @@ import msgspec
 from kernelsvc.errors import Internal, KernelDead
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.cgroup import Group
-from kernelsvc.sandbox.sandbox import Sandbox
+from kernelsvc.sandbox.manager import Sandbox
 
 #: Seconds between looks at a cgroup that must become empty, and for how long.
 CLEAR_PAUSE, CLEAR_SECONDS = 0.01, 5.0

@@ -32,7 +32,7 @@ from kernelsvc.linux import seqpacket as channel
 from kernelsvc.model.exit_status import Exit, exit_of
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.cgroup import Group
-from kernelsvc.sandbox.sandbox import Sandbox, Ticket
+from kernelsvc.sandbox.manager import Sandbox, Ticket
 
 log = logging.getLogger(__name__)
 

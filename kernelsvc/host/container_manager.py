@@ -25,7 +25,7 @@ from kernelsvc.linux import procfs as processes
 from kernelsvc.linux import seqpacket as channel
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
-from kernelsvc.sandbox.sandbox import Sandbox, Ticket
+from kernelsvc.sandbox.manager import Sandbox, Ticket
 
 log = logging.getLogger(__name__)
 

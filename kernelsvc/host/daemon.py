@@ -44,8 +44,8 @@ from kernelsvc.linux import seqpacket as channel
 from kernelsvc.linux.acceptor import Acceptor, raise_descriptor_limit
 from kernelsvc.linux.stopped_process import Attending
 from kernelsvc.model.limits import Limits
-from kernelsvc.sandbox.identity import UIDS
-from kernelsvc.sandbox.sandbox import Sandbox, Ticket
+from kernelsvc.sandbox.manager import Sandbox, Ticket
+from kernelsvc.sandbox.uid_pool import UIDS
 
 log = logging.getLogger(__name__)
 

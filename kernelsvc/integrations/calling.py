@@ -14,8 +14,8 @@ from kernelsvc.client.desk import ClientDesk
 from kernelsvc.client.values import new_id
 from kernelsvc.errors import BadRequest, KernelsvcError
 from kernelsvc.tools import Outcome, Toolbox, definitions
-from kernelsvc.tools.choosing import Memory
-from kernelsvc.tools.outcome import refusal
+from kernelsvc.tools.result import refusal
+from kernelsvc.tools.session_resolver import Memory
 
 
 class Call(Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.model.log import Head, Kind
+from kernelsvc.model.hash_chain import Head, Kind
 
 VERSION = 1
 

@@ -25,12 +25,12 @@ from __future__ import annotations
 from typing import Any
 
 from kernelsvc.errors import CellExists, Conflict, KernelDead, QuotaExceeded, SessionClosed
-from kernelsvc.model import caps
 from kernelsvc.model import events as ev
+from kernelsvc.model import limit_causes as caps
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
-from kernelsvc.model.standing import FLOOD, Running, Standing, digest, output_size
+from kernelsvc.model.state import FLOOD, Running, Standing, digest, output_size
 from kernelsvc.model.stimuli import (
     Began,
     Close,

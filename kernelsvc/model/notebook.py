@@ -31,7 +31,7 @@ import msgspec
 from msgspec import UNSET
 
 from kernelsvc.model import events as ev
-from kernelsvc.model.cellfold import CellFold, NbCell, nb_id
+from kernelsvc.model.cell_fold import CellFold, NbCell, nb_id
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.outputs import Outputs, clean_bundle, clean_metadata, size_of, slim

@@ -25,7 +25,7 @@ from typing import Any, cast
 import msgspec
 
 from kernelsvc.errors import BadRequest, TooLarge
-from kernelsvc.model.log import LONG, few, shallow
+from kernelsvc.model.hash_chain import LONG, few, shallow
 
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})

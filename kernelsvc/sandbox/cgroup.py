@@ -25,7 +25,7 @@ from typing import Literal
 
 import msgspec
 
-from kernelsvc.sandbox.verdicts import Layer
+from kernelsvc.sandbox.probe_result import Layer
 
 Controller = Literal["memory", "pids", "cpu", "cpuacct"]
 _WANTED: tuple[Controller, ...] = ("memory", "pids", "cpu", "cpuacct")

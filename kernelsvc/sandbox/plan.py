@@ -31,9 +31,9 @@ from kernelsvc.guest.confine.confine import PLAN_VERSION
 from kernelsvc.model.events import NotEnforced, SandboxReport
 from kernelsvc.model.limits import Enforcement, Limits, MiB
 from kernelsvc.sandbox import seccomp
-from kernelsvc.sandbox.family import later
-from kernelsvc.sandbox.places import Places
-from kernelsvc.sandbox.verdicts import Layer, Probe
+from kernelsvc.sandbox.branch_dirs import later
+from kernelsvc.sandbox.probe_result import Layer, Probe
+from kernelsvc.sandbox.rootfs_paths import Places
 
 Policy = Literal["required", "best-effort", "off"]
 

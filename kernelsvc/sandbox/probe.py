@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kernelsvc.sandbox import seccomp
-from kernelsvc.sandbox.syscalls import NUMBERS
-from kernelsvc.sandbox.verdicts import Layer, Probe
+from kernelsvc.sandbox.probe_result import Layer, Probe
+from kernelsvc.sandbox.syscall_table import NUMBERS
 
 _TRIAL_SECONDS = 20.0
 #: Trials run under the host's own user ids; any above the system's own will do.

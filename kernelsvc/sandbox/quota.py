@@ -17,7 +17,7 @@ import os
 import platform
 import struct
 
-from kernelsvc.sandbox.syscalls import NUMBERS
+from kernelsvc.sandbox.syscall_table import NUMBERS
 
 FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR = 0x801C_581F, 0x401C_5820
 _PROJINHERIT = 0x200

@@ -26,7 +26,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kernelsvc.sandbox.syscalls import AUDIT_ARCH, NUMBERS
+from kernelsvc.sandbox.syscall_table import AUDIT_ARCH, NUMBERS
 
 ALLOW = 0x7FFF_0000
 KILL = 0x8000_0000

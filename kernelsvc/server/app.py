@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from tornado.web import Application, RequestHandler
 
 from kernelsvc.errors import Conflict
-from kernelsvc.metrics import Metrics
 from kernelsvc.server import e2b, jupyter, mcp, sandboxai, sandboxfusion
 from kernelsvc.server.connections import Connections, LimitedServer
 from kernelsvc.server.handler import ApiHandler, Context, UnknownRoute, without_token
@@ -25,6 +24,7 @@ from kernelsvc.server.native import routes as rest
 from kernelsvc.server.native.files import FileHandler
 from kernelsvc.server.native.websocket import ApiSocket
 from kernelsvc.settings import Settings
+from kernelsvc.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from kernelsvc.service import ServiceApi

@@ -23,12 +23,12 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from kernelsvc.errors import AtCapacity, BadRequest, Forbidden, Internal, KernelsvcError, NotFound, TooLarge
-from kernelsvc.metrics import Metrics
 from kernelsvc.model.objects import Principal, Scope
-from kernelsvc.protocol import native
+from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
 from kernelsvc.settings import Settings
+from kernelsvc.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from kernelsvc.service import ServiceApi

@@ -14,7 +14,7 @@ import msgspec
 
 from kernelsvc.errors import Conflict, NotFound
 from kernelsvc.model.objects import Cell, CellRequest, Session, SessionRequest, SessionState
-from kernelsvc.protocol.native import decode_json
+from kernelsvc.protocol.jsonrpc import decode_json
 from kernelsvc.server.handler import ApiHandler
 from kernelsvc.server.jupyter.handlers import token_of
 

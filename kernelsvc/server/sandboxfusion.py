@@ -19,7 +19,7 @@ from kernelsvc.errors import BadRequest, KernelsvcError, NotFound
 from kernelsvc.linux.rooted_dir import Directory, parse_path
 from kernelsvc.model.events import Reason
 from kernelsvc.model.objects import Cell, CellRequest, SessionRequest
-from kernelsvc.protocol.native import decode_json
+from kernelsvc.protocol.jsonrpc import decode_json
 from kernelsvc.server.handler import ApiHandler
 from kernelsvc.server.jupyter.handlers import token_of
 from kernelsvc.server.sandboxai import PREFIX

@@ -20,10 +20,10 @@ from kernelsvc.errors import AtCapacity, Conflict, KernelDead, TooLarge
 from kernelsvc.kernels.port import Forked
 from kernelsvc.model import events as ev
 from kernelsvc.model.admission import Live
+from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits, LimitsRequest
-from kernelsvc.model.log import timestamp
 from kernelsvc.model.objects import Checkpoint
-from kernelsvc.sandbox import family
+from kernelsvc.sandbox import branch_dirs as family
 from kernelsvc.sandbox.watchdog import disk_usage, free_bytes
 from kernelsvc.session import About, Session, new_id, new_kernel_id, start_request_of
 from kernelsvc.store.sessions import SessionDirectories

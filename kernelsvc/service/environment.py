@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from kernelsvc.errors import BadRequest, NotSupported
 from kernelsvc.model.objects import CellRequest, Principal
-from kernelsvc.protocol import facts
+from kernelsvc.protocol import kernel_events as facts
 from kernelsvc.service.leases import Find
 from kernelsvc.session import Session
 

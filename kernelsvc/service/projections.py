@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kernelsvc.errors import AtCapacity, KernelsvcError
-from kernelsvc.metrics import Metrics
 from kernelsvc.model.events import Event, JournalSigned, SessionClosed
 from kernelsvc.service.api import NotebookFormat
 from kernelsvc.store.convert import convert
-from kernelsvc.store.crowd import Crowd
 from kernelsvc.store.index import Index
 from kernelsvc.store.journal import METER, Journal
 from kernelsvc.store.keys import SigningKey
-from kernelsvc.store.notebooks import NotebookFile, cells_of, write_inherited
+from kernelsvc.store.notebook_file import NotebookFile, cells_of, write_inherited
 from kernelsvc.store.recovery import end_of
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
+from kernelsvc.store.write_limiter import Crowd
+from kernelsvc.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

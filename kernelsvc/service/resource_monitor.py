@@ -7,9 +7,9 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 
-from kernelsvc.model.history import History, Sample, sample_of
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.objects import Principal
+from kernelsvc.model.usage_history import History, Sample, sample_of
 from kernelsvc.sandbox.watchdog import Use, Watchdog, Watched, hard_limits
 from kernelsvc.service.leases import Find
 from kernelsvc.service.stopped_kernels import Stillness

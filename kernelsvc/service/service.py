@@ -38,13 +38,12 @@ from kernelsvc.errors import (
     TooLarge,
 )
 from kernelsvc.kernels.launchers import Launchers
-from kernelsvc.metrics import Metrics
 from kernelsvc.model import events as ev
 from kernelsvc.model.admission import Ceilings, Live, admit
-from kernelsvc.model.copying import Account
+from kernelsvc.model.checkpoint_policy import Account
 from kernelsvc.model.events import SCHEMA, Event
+from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits, LimitsRequest, Usage
-from kernelsvc.model.log import timestamp
 from kernelsvc.model.objects import (
     Call,
     Cell,
@@ -56,9 +55,9 @@ from kernelsvc.model.objects import (
     SessionState,
 )
 from kernelsvc.model.objects import Session as ApiSession
-from kernelsvc.model.standing import Policy
+from kernelsvc.model.state import Policy
 from kernelsvc.model.tokens import authenticate
-from kernelsvc.protocol import call as call_protocol
+from kernelsvc.protocol import function_call as call_protocol
 from kernelsvc.service import api
 from kernelsvc.service.adoption import Adoption
 from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
@@ -79,6 +78,7 @@ from kernelsvc.settings import Settings
 from kernelsvc.store.index import Row
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
+from kernelsvc.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

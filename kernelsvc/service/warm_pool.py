@@ -30,9 +30,9 @@ from kernelsvc.kernels.launchers import Launchers
 from kernelsvc.kernels.port import Output
 from kernelsvc.model.admission import Live
 from kernelsvc.model.exit_status import Exit
+from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits
-from kernelsvc.model.log import timestamp
-from kernelsvc.model.warming import Demand
+from kernelsvc.model.pool_policy import Demand
 from kernelsvc.session import About, new_id, new_kernel_id, start_request_of
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory

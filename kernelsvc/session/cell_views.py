@@ -16,7 +16,7 @@ from kernelsvc.model.events import Event
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.notebook import CellFold
 from kernelsvc.model.objects import Cell, CellState
-from kernelsvc.model.standing import CellRecord
+from kernelsvc.model.state import CellRecord
 
 #: Folded cells kept in memory per session; older ones are folded again from the journal.
 FOLDS_KEPT = 8

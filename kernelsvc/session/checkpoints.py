@@ -29,11 +29,11 @@ import msgspec
 from kernelsvc.errors import CannotFork, Conflict, KernelDead, KernelsvcError, NotFound, NotSupported
 from kernelsvc.kernels.port import Forked, Kernel, Output, Sink, StartRequest
 from kernelsvc.model import events as ev
-from kernelsvc.model.copying import Account, Habit
+from kernelsvc.model.checkpoint_policy import Account, Habit
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import Checkpoint, SessionState
-from kernelsvc.sandbox import family
+from kernelsvc.sandbox import branch_dirs as family
 from kernelsvc.session.ids import new_id, new_kernel_id
 
 if TYPE_CHECKING:

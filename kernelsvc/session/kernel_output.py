@@ -18,9 +18,9 @@ from kernelsvc.kernels.port import Message, Output, Text
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 from kernelsvc.model.objects import SessionState
-from kernelsvc.model.standing import output_size
+from kernelsvc.model.state import output_size
 from kernelsvc.model.stimuli import Began, Flood, Outcome, Record, Replied, Stimulus, WentIdle
-from kernelsvc.protocol import facts
+from kernelsvc.protocol import kernel_events as facts
 from kernelsvc.session.kernel_requests import Questions
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kernelsvc.errors import Conflict, KernelsvcError, QuotaExceeded, Timeout
 from kernelsvc.kernels.port import Kernel, Message
-from kernelsvc.protocol import facts
+from kernelsvc.protocol import kernel_events as facts
 from kernelsvc.session.ids import new_id
 
 #: Messages without an answer (comms) that one kernel may have before it has handled them.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kernelsvc.errors import KernelsvcError
-from kernelsvc.model import caps
+from kernelsvc.model import limit_causes as caps
 from kernelsvc.model.events import LimitReached, Reason
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import MiB

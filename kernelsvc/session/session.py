@@ -33,15 +33,15 @@ from weakref import WeakKeyDictionary
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed
 from kernelsvc.kernels.port import Kernel, Launcher, Output, StartRequest
 from kernelsvc.model import events as ev
-from kernelsvc.model.copying import Account
+from kernelsvc.model.checkpoint_policy import Account
 from kernelsvc.model.events import Event, KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Cause, Exit
+from kernelsvc.model.hash_chain import seconds_of, timestamp
 from kernelsvc.model.limits import Usage
-from kernelsvc.model.log import seconds_of, timestamp
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
 from kernelsvc.model.objects import Session as ApiSession
-from kernelsvc.model.standing import Policy
+from kernelsvc.model.state import Policy
 from kernelsvc.model.stimuli import (
     Close,
     Effect,

@@ -57,9 +57,9 @@ import msgspec
 from kernelsvc.errors import Conflict, CursorExpired, CursorUnknown, Internal, NotSupported, SessionClosed
 from kernelsvc.linux.atomic_file import sync_directory
 from kernelsvc.linux.line_file import CHUNK, SparseIndex, pieces, read_lines, walk
-from kernelsvc.model import log
+from kernelsvc.model import hash_chain as log
 from kernelsvc.model.events import SCHEMA, Event
-from kernelsvc.model.log import Head
+from kernelsvc.model.hash_chain import Head
 from kernelsvc.store.recovery import UNSYNCED_BYTES, Recovery, count, cut_tail, last_line, scan
 
 Clock = Callable[[], float]

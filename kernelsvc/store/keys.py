@@ -29,7 +29,7 @@ from kernelsvc.errors import Internal
 from kernelsvc.linux.atomic_file import sync_directory, write_all
 from kernelsvc.model.audit import Audit, head_statement
 from kernelsvc.model.events import JournalSigned
-from kernelsvc.model.log import Head
+from kernelsvc.model.hash_chain import Head
 
 NAME = "ed25519.pem"
 

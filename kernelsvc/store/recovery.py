@@ -17,9 +17,9 @@ from pathlib import Path
 import msgspec
 
 from kernelsvc.linux.line_file import CHUNK, SparseIndex, read_lines, walk
-from kernelsvc.model import log
+from kernelsvc.model import hash_chain as log
 from kernelsvc.model.events import Event, decode
-from kernelsvc.model.log import Head
+from kernelsvc.model.hash_chain import Head
 
 #: A journal syncs by itself when this much is waiting for it.
 UNSYNCED_BYTES = 8 << 20

@@ -34,9 +34,9 @@ from kernelsvc.errors import Conflict, NotFound
 from kernelsvc.linux.atomic_file import replace, replace_bytes, sync_directory, write_all
 from kernelsvc.linux.nofollow import make_plain, stat_plain
 from kernelsvc.linux.remove_tree import remove_tree
-from kernelsvc.model import log
-from kernelsvc.model.log import Head
-from kernelsvc.sandbox.family import make_place
+from kernelsvc.model import hash_chain as log
+from kernelsvc.model.hash_chain import Head
+from kernelsvc.sandbox.branch_dirs import make_place
 from kernelsvc.store.journal import Journal
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")

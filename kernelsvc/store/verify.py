@@ -19,12 +19,12 @@ import msgspec
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
-from kernelsvc.model import log
+from kernelsvc.model import hash_chain as log
 from kernelsvc.model.audit import Audit, CellFault, audit, compare, head_statement
-from kernelsvc.model.log import Fault, Head
+from kernelsvc.model.hash_chain import Fault, Head
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.keys import is_good
-from kernelsvc.store.notebooks import cells_of
+from kernelsvc.store.notebook_file import cells_of
 
 Signature = Literal["good", "bad", "none"]
 

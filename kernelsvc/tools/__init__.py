@@ -11,10 +11,10 @@ MCP (``transports.mcp``) and function calling (``integrations``) are adapters
 over this package; no wording and no rule stands in them twice.
 """
 
-from kernelsvc.tools.outcome import Link, Outcome, Picture, Text
-from kernelsvc.tools.port import Desk, Piece
+from kernelsvc.tools.backend import Desk, Piece
+from kernelsvc.tools.definitions import TOOLS, Tool
+from kernelsvc.tools.result import Link, Outcome, Picture, Text
 from kernelsvc.tools.schema import FORMATS, definitions
-from kernelsvc.tools.table import TOOLS, Tool
 from kernelsvc.tools.toolbox import Toolbox
 
 __all__ = [

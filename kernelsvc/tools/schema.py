@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.tools.table import TOOLS, Tool
+from kernelsvc.tools.definitions import TOOLS, Tool
 
 _REF = "#/$defs/{name}"
 

@@ -15,12 +15,12 @@ from msgspec import Struct
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, TooLarge
 from kernelsvc.model.objects import Cell, CellState, Checkpoint, Session, SessionState, Variable
-from kernelsvc.protocol.native import CellPage, Output, SessionPage
-from kernelsvc.tools import table
-from kernelsvc.tools.choosing import Chooser, Memory
-from kernelsvc.tools.outcome import Link, Outcome, Picture, cell_outcome, outcome, refusal, shortened
-from kernelsvc.tools.port import Desk
-from kernelsvc.tools.table import TOOLS
+from kernelsvc.protocol.jsonrpc import CellPage, Output, SessionPage
+from kernelsvc.tools import definitions as table
+from kernelsvc.tools.backend import Desk
+from kernelsvc.tools.definitions import TOOLS
+from kernelsvc.tools.result import Link, Outcome, Picture, cell_outcome, outcome, refusal, shortened
+from kernelsvc.tools.session_resolver import Chooser, Memory
 
 #: Told every second or so how long a call has waited, in seconds, and what the cell said last.
 Report = Callable[[float, str], Awaitable[None]]

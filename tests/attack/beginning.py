@@ -25,9 +25,9 @@ from attack.driver import LIMITS, _release, _without
 from kernelsvc.guest.confine import confine
 from kernelsvc.guest.confine import exec_shim as keeper
 from kernelsvc.host import exec as keepers
+from kernelsvc.sandbox.manager import Sandbox, Ticket
 from kernelsvc.sandbox.plan import SCRATCH
 from kernelsvc.sandbox.probe import probe
-from kernelsvc.sandbox.sandbox import Sandbox, Ticket
 
 SECRET = "kernelsvc-canary-of-the-host"
 #: Programs that are begun, one after the other; each is open to a look for a millisecond.

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kernelsvc.sandbox.syscalls import NUMBERS
+from kernelsvc.sandbox.syscall_table import NUMBERS
 
 Verdict = Literal["blocked", "reached", "works", "died"]
 Who = Literal["root", "user"]

@@ -29,9 +29,9 @@ from attack.cell import Cell
 from attack.cells import ALL, COPIES
 from kernelsvc.guest.confine import confine
 from kernelsvc.model.limits import Limits, MiB
+from kernelsvc.sandbox.manager import Sandbox, Ticket
 from kernelsvc.sandbox.probe import probe
-from kernelsvc.sandbox.sandbox import Sandbox, Ticket
-from kernelsvc.sandbox.verdicts import Layer, Probe
+from kernelsvc.sandbox.probe_result import Layer, Probe
 
 LIMITS = Limits(memory_bytes=512 * MiB, disk_bytes=64 * MiB, processes=64, open_files=256)
 #: Much longer where the machine is emulated.

@@ -14,7 +14,7 @@ from pathlib import Path
 from served import Served
 
 from attack.ordinary import as_ordinary_user
-from kernelsvc.sandbox.syscalls import NUMBERS
+from kernelsvc.sandbox.syscall_table import NUMBERS
 
 _PROGRAM = """
 import os, struct, sys

@@ -50,7 +50,7 @@ async def test_torn_tails_of_many_journals(place):
 
 def _rechained(data: bytes) -> bytes:
     """The same entries under another session's name, linked anew."""
-    from kernelsvc.model import log
+    from kernelsvc.model import hash_chain as log
 
     lines, prev = [], ""
     for line in data.splitlines():

@@ -18,8 +18,8 @@ import pytest
 
 from kernelsvc.guest.confine import confine, linux
 from kernelsvc.model.limits import Limits, MiB
-from kernelsvc.sandbox.sandbox import Sandbox, Ticket
-from kernelsvc.sandbox.verdicts import Layer
+from kernelsvc.sandbox.manager import Sandbox, Ticket
+from kernelsvc.sandbox.probe_result import Layer
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -10,7 +10,7 @@ import pytest
 from served import Served
 
 from kernelsvc import Client
-from kernelsvc.store.notebooks import BURST, PART_BYTES
+from kernelsvc.store.notebook_file import BURST, PART_BYTES
 
 PART = 400
 

@@ -14,7 +14,7 @@ import pytest
 
 from kernelsvc.errors import CursorUnknown
 from kernelsvc.model import events as ev
-from kernelsvc.model import log
+from kernelsvc.model import hash_chain as log
 from kernelsvc.store.journal import Journal
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a filesystem")

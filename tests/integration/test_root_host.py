@@ -15,7 +15,7 @@ from hosted import Bench, bench
 from kernelsvc.errors import Forbidden
 from kernelsvc.host.daemon import _must_own
 from kernelsvc.linux.seqpacket import Channel
-from kernelsvc.sandbox.identity import UIDS
+from kernelsvc.sandbox.uid_pool import UIDS
 
 SERVER = 65_533
 

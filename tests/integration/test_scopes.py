@@ -26,7 +26,8 @@ from served import Served
 from tornado.web import Application, RequestHandler
 from websockets.sync.client import connect
 
-from kernelsvc.protocol import e2b, native
+from kernelsvc.protocol import e2b
+from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.server.app import make_app
 from kernelsvc.server.e2b.handler import SandboxHandler
 from kernelsvc.server.native import routes as rest

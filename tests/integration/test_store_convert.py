@@ -10,7 +10,7 @@ import pytest
 
 from kernelsvc.errors import Internal
 from kernelsvc.model import events as ev
-from kernelsvc.model import log
+from kernelsvc.model import hash_chain as log
 from kernelsvc.model.notebook import fold
 from kernelsvc.store.convert import convert, convert_now
 

@@ -11,11 +11,11 @@ import pytest
 from kernelsvc.errors import AtCapacity, CellExists, Conflict, NotFound, SessionClosed
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.model import events as ev
-from kernelsvc.model.copying import COST, Account
+from kernelsvc.model.checkpoint_policy import COST, Account
 from kernelsvc.model.events import Reason
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
-from kernelsvc.model.standing import Policy
+from kernelsvc.model.state import Policy
 from kernelsvc.session import About, Session
 from kernelsvc.store.journal import Journal
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotSupported
 from kernelsvc.linux.rooted_dir import Upload
-from kernelsvc.protocol import e2b, native
+from kernelsvc.protocol import e2b
+from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.protocol.multipart import Ended, Form, Part, Piece, boundary_of
 from kernelsvc.server.e2b import metadata, paths
 from kernelsvc.server.e2b.exec_files import Elsewhere, spare

@@ -17,10 +17,10 @@ from urllib.parse import parse_qsl, unquote
 import msgspec
 
 from kernelsvc.errors import BadRequest, NotFound, NotSupported
-from kernelsvc.model.history import Sample
+from kernelsvc.model.hash_chain import seconds_of
 from kernelsvc.model.limits import LimitsRequest, MiB
-from kernelsvc.model.log import seconds_of
 from kernelsvc.model.objects import Principal, Session, SessionRequest
+from kernelsvc.model.usage_history import Sample
 from kernelsvc.protocol import e2b
 
 #: Labels of this door.

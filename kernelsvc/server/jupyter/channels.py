@@ -24,9 +24,10 @@ from msgspec import ValidationError, convert
 from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, QuotaExceeded
-from kernelsvc.model.log import timestamp
+from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.objects import MAX_EXPRESSIONS, CellRequest, Expressions, SessionState
-from kernelsvc.protocol import jupyter, native
+from kernelsvc.protocol import jsonrpc as native
+from kernelsvc.protocol import jupyter
 from kernelsvc.protocol.jupyter import JupyterMessage
 from kernelsvc.server.handler import as_error
 from kernelsvc.server.jupyter.event_translator import KEPT, Replay, failure, joined, kept_header, make, portions

@@ -25,7 +25,7 @@ from kernelsvc.server.mcp import server
 from kernelsvc.server.mcp.event_store import Backlog, Line, current
 from kernelsvc.server.mcp.tool_backend import ServiceDesk
 from kernelsvc.tools import Desk, Toolbox
-from kernelsvc.tools.choosing import Memory
+from kernelsvc.tools.session_resolver import Memory
 
 if TYPE_CHECKING:
     from kernelsvc.server.mcp import McpHandler

@@ -20,12 +20,12 @@ from mcp.shared.exceptions import MCPError
 from kernelsvc import __version__
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model.objects import SessionState
-from kernelsvc.protocol.native import SessionPage
+from kernelsvc.protocol.jsonrpc import SessionPage
 from kernelsvc.server.mcp.prompts import PROMPTS, filled
 from kernelsvc.server.mcp.subscriptions import Subscriptions
 from kernelsvc.tools import TOOLS, Desk, Link, Outcome, Picture, Text, Tool, Toolbox
+from kernelsvc.tools.definitions import INSTRUCTIONS
 from kernelsvc.tools.schema import input_schema, output_schema
-from kernelsvc.tools.table import INSTRUCTIONS
 from kernelsvc.tools.toolbox import MIME, notebook_uri
 
 Context = ServerRequestContext[Any, Any]

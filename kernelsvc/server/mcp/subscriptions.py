@@ -22,7 +22,7 @@ from mcp.shared.exceptions import MCPError
 
 from kernelsvc.errors import KernelsvcError, NotFound
 from kernelsvc.model.objects import Session, SessionState
-from kernelsvc.protocol.native import SessionPage
+from kernelsvc.protocol.jsonrpc import SessionPage
 from kernelsvc.tools import Desk
 
 Context: TypeAlias = ServerRequestContext[Any, Any]

@@ -11,12 +11,12 @@ import msgspec
 from kernelsvc.errors import BadRequest, NotFound, SessionClosed
 from kernelsvc.linux.rooted_dir import Directory, parse_path
 from kernelsvc.model.objects import Principal, SessionState
-from kernelsvc.protocol import native
+from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.server import auth
 from kernelsvc.server.handler import Context, invoke
 from kernelsvc.service.api import NotebookFormat
 from kernelsvc.tools import Piece
-from kernelsvc.tools.table import FileShown
+from kernelsvc.tools.definitions import FileShown
 
 T = TypeVar("T")
 

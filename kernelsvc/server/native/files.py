@@ -17,7 +17,7 @@ from tornado.web import HTTPError
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, SessionClosed, TooLarge
 from kernelsvc.linux.rooted_dir import Directory, Upload, etag_of, parse_path
 from kernelsvc.model.objects import SessionState
-from kernelsvc.protocol import native
+from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.server.handler import ApiHandler
 from kernelsvc.server.native import routes as rest
 from kernelsvc.server.native.handlers import INERT, send_file

@@ -12,13 +12,13 @@ from tornado.web import HTTPError
 
 from kernelsvc import __version__
 from kernelsvc.errors import AtCapacity, BadRequest, NotFound
-from kernelsvc.metrics import CONTENT_TYPE
 from kernelsvc.model.objects import Cell
-from kernelsvc.protocol import native
+from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.server.handler import ApiHandler, Context, invoke
 from kernelsvc.server.native import openapi as documents
 from kernelsvc.server.native import routes as rest
 from kernelsvc.server.native import sse
+from kernelsvc.telemetry.metrics import CONTENT_TYPE
 
 #: What a page of events may hold, in bytes, before it is cut short of its limit.
 PAGE_BYTES = 8 * 1024 * 1024

@@ -11,7 +11,7 @@ from msgspec import Struct
 from kernelsvc.errors import BY_CODE
 from kernelsvc.model.events import AnyEvent
 from kernelsvc.model.objects import SessionRequest
-from kernelsvc.protocol import native
+from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.server.native import routes as rest
 
 _REF = "#/components/schemas/{name}"

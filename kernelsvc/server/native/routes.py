@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.objects import Cell, Scope, SessionRequest
-from kernelsvc.protocol import native
+from kernelsvc.protocol import jsonrpc as native
 
 JSON = "application/json"
 SSE = "text/event-stream"

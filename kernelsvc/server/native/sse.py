@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kernelsvc.errors import KernelsvcError
-from kernelsvc.protocol import native
+from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.server.handler import ApiHandler, as_error
 
 if TYPE_CHECKING:

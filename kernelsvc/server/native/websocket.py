@@ -38,7 +38,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketP
 
 from kernelsvc.errors import BadRequest, Internal, KernelsvcError, QuotaExceeded, Recovering
 from kernelsvc.model.objects import Cell
-from kernelsvc.protocol import native
+from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
 from kernelsvc.server.handler import Context, Door, as_error, invoke

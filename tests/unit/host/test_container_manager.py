@@ -20,7 +20,7 @@ from kernelsvc.host.container import Member, Record, Ward
 from kernelsvc.host.container_manager import Nursery
 from kernelsvc.linux import procfs as processes
 from kernelsvc.model.limits import Limits
-from kernelsvc.sandbox.sandbox import Sandbox
+from kernelsvc.sandbox.manager import Sandbox
 
 
 class Cradle:

@@ -11,7 +11,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest, SessionState
-from kernelsvc.model.standing import MOVES, Policy
+from kernelsvc.model.state import MOVES, Policy
 from kernelsvc.model.stimuli import (
     Began,
     Close,

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernelsvc.model import events as ev
-from kernelsvc.model import log
+from kernelsvc.model import hash_chain as log
 from kernelsvc.model.events import Reason
 from kernelsvc.model.limits import CellUsage, Limits
 from kernelsvc.model.notebook import RULES, CellFold, NotebookFold, fold, inherited, nb_id, notebook

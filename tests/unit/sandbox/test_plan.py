@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from kernelsvc.errors import SandboxUnavailable
 from kernelsvc.model.limits import Limits, MiB
-from kernelsvc.sandbox.places import Places
 from kernelsvc.sandbox.plan import SPARE_TASKS, Confinement, Request, confine
-from kernelsvc.sandbox.verdicts import Layer, Probe
+from kernelsvc.sandbox.probe_result import Layer, Probe
+from kernelsvc.sandbox.rootfs_paths import Places
 
 LAYERS = [
     *("user", "user namespace", "task rlimit", "mount namespace", "pid namespace", "ipc namespace", "uts namespace"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kernelsvc.sandbox import seccomp
 from kernelsvc.sandbox.seccomp import ALLOW, ENOSYS, EPERM, KILL, Check, refuse, simulate
-from kernelsvc.sandbox.syscalls import AUDIT_ARCH, NUMBERS
+from kernelsvc.sandbox.syscall_table import AUDIT_ARCH, NUMBERS
 
 ARCHES = sorted(NUMBERS)
 POLICIES = {

@@ -15,7 +15,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.machine import PAUSED_SECONDS, Machine
 from kernelsvc.model.objects import Principal, SessionState
-from kernelsvc.model.standing import Policy
+from kernelsvc.model.state import Policy
 from kernelsvc.model.stimuli import Close, KernelReady, Record, Sleep, Tick
 from kernelsvc.service.leases import Leases
 from kernelsvc.session import About, Session

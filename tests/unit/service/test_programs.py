@@ -5,7 +5,7 @@ from __future__ import annotations
 from kernelsvc.model import events as ev
 from kernelsvc.model.machine import KernelReady, Machine, Record, Sleep, Tick
 from kernelsvc.model.objects import SessionState
-from kernelsvc.model.standing import Policy
+from kernelsvc.model.state import Policy
 from kernelsvc.service import programs
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 from kernelsvc.model import events as ev
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits, MiB
-from kernelsvc.model.standing import Running
+from kernelsvc.model.state import Running
 from kernelsvc.model.stimuli import Interrupt
 from kernelsvc.sandbox.watchdog import Breach
 from kernelsvc.session.limit_enforcer import Guard

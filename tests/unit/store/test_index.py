@@ -2,9 +2,9 @@ import pytest
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
-from kernelsvc.model import log
+from kernelsvc.model import hash_chain as log
 from kernelsvc.model.events import Reason
-from kernelsvc.model.log import Head
+from kernelsvc.model.hash_chain import Head
 from kernelsvc.store.index import Index
 
 

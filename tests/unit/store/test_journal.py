@@ -7,7 +7,7 @@ import pytest
 
 from kernelsvc.errors import Conflict, CursorExpired, CursorUnknown, NotSupported, SessionClosed
 from kernelsvc.model import events as ev
-from kernelsvc.model import log
+from kernelsvc.model import hash_chain as log
 from kernelsvc.store.journal import BATCH_BYTES, FEW_LINES, LARGE_BYTES, METER, MOMENT_SECONDS, RING_BYTES, Journal
 
 

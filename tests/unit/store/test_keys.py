@@ -6,7 +6,7 @@ import pytest
 
 from kernelsvc.errors import Internal
 from kernelsvc.model.audit import head_statement
-from kernelsvc.model.log import Head
+from kernelsvc.model.hash_chain import Head
 from kernelsvc.store.keys import NAME, SigningKey, is_good
 
 

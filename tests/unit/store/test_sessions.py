@@ -7,7 +7,7 @@ import pytest
 from kernelsvc.errors import Conflict, NotFound
 from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model import events as ev
-from kernelsvc.model import log
+from kernelsvc.model import hash_chain as log
 from kernelsvc.store.sessions import SessionDirectories
 from kernelsvc.store.verify import verify_journal
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
-from kernelsvc.model import log
+from kernelsvc.model import hash_chain as log
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.keys import SigningKey
-from kernelsvc.store.notebooks import NotebookFile
+from kernelsvc.store.notebook_file import NotebookFile
 from kernelsvc.store.verify import verify, verify_journal, verify_notebook
 
 
@@ -239,7 +239,7 @@ def test_the_journal_has_the_last_word(notebook, session):
     changed = copy.deepcopy(notebook)
     edit_source(changed["cells"])
     from kernelsvc.model.audit import audit
-    from kernelsvc.model.log import Head
+    from kernelsvc.model.hash_chain import Head
 
     forged = session.key.sign_audit(audit("s", Head(29, session.journal.head.digest), changed["cells"]))
     changed["metadata"]["kernelsvc"]["audit"] |= {"cells": forged.cells, "signature": forged.signature}

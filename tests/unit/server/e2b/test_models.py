@@ -9,9 +9,9 @@ import pytest
 
 from kernelsvc.errors import BadRequest, NotFound, NotSupported
 from kernelsvc.model.events import SandboxReport
-from kernelsvc.model.history import Sample
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import Session, SessionState
+from kernelsvc.model.usage_history import Sample
 from kernelsvc.server.e2b import models
 
 

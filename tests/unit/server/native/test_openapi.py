@@ -7,7 +7,7 @@ import json
 import jsonschema
 import pytest
 
-from kernelsvc.protocol import native
+from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.server.native import openapi as documents
 from kernelsvc.server.native import routes as rest
 

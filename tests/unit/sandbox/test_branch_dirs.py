@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.sandbox import family
+from kernelsvc.sandbox import branch_dirs as family
 
 
 def test_each_time_has_a_place_that_was_not_given_up(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kernelsvc.errors import AtCapacity
-from kernelsvc.sandbox.identity import Identities, give, users_of_processes
+from kernelsvc.sandbox.uid_pool import Identities, give, users_of_processes
 
 
 def test_an_id_is_held_by_one_session_at_a_time() -> None:

@@ -1,6 +1,6 @@
 """Turns to write: at once while there are few, spaced when there are many."""
 
-from kernelsvc.store.crowd import SLACK, SPACING, Crowd
+from kernelsvc.store.write_limiter import SLACK, SPACING, Crowd
 
 
 def test_few_write_at_once_and_many_in_turn():

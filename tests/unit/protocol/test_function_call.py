@@ -11,7 +11,7 @@ from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
 from kernelsvc.model.objects import Cell, CellState, SeqRange
-from kernelsvc.protocol.call import function_cell, value_of
+from kernelsvc.protocol.function_call import function_cell, value_of
 
 
 @pytest.fixture(scope="module")

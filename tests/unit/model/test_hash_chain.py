@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from kernelsvc.errors import CursorExpired, CursorUnknown
 from kernelsvc.model import events as ev
-from kernelsvc.model import log
-from kernelsvc.model.log import Head
+from kernelsvc.model import hash_chain as log
+from kernelsvc.model.hash_chain import Head
 
 AT = log.timestamp(1_700_000_000.25)
 GENESIS = Head()

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsvc.model.warming import HALF_LIFE, LEAST, WINDOW, Demand
+from kernelsvc.model.pool_policy import HALF_LIFE, LEAST, WINDOW, Demand
 
 
 def test_a_server_begins_with_the_most_and_lets_go_of_what_nobody_asks_for() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from kernelsvc.errors import NotFound
 from kernelsvc.model.objects import Session, SessionState
-from kernelsvc.protocol.native import SessionPage
-from kernelsvc.tools.port import Desk
+from kernelsvc.protocol.jsonrpc import SessionPage
+from kernelsvc.tools.backend import Desk
 
 #: The label that carries a session's name, so that it is found again by another connection or a later server.
 LABEL = "tool-session"

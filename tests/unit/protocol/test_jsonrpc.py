@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelsvc.errors import BY_CODE, Internal, KernelsvcError, NotFound
-from kernelsvc.protocol import native
+from kernelsvc.protocol import jsonrpc as native
 
 NESTED = st.recursive(
     st.none()

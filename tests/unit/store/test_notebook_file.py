@@ -10,10 +10,10 @@ from waiting import wait_until
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
 from kernelsvc.model.notebook import fold
-from kernelsvc.store import notebooks
-from kernelsvc.store.crowd import Crowd
+from kernelsvc.store import notebook_file as notebooks
 from kernelsvc.store.journal import Journal
-from kernelsvc.store.notebooks import NotebookFile, Pace, cells_of, write_inherited
+from kernelsvc.store.notebook_file import NotebookFile, Pace, cells_of, write_inherited
+from kernelsvc.store.write_limiter import Crowd
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ async def test_a_stream_of_cells_is_folded_when_the_file_is_due(session, monkeyp
 
 
 async def test_notebooks_of_a_crowd_are_written_in_turn_and_none_is_forgotten(tmp_path, monkeypatch):
-    monkeypatch.setattr("kernelsvc.store.crowd.SLACK", 0.0)
+    monkeypatch.setattr("kernelsvc.store.write_limiter.SLACK", 0.0)
     written, write = [], NotebookFile.write
     monkeypatch.setattr(NotebookFile, "write", lambda file: (written.append(file), write(file)))
     crowd, files = Crowd(time.monotonic()), []

@@ -12,7 +12,7 @@ from msgspec import Struct
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model.events import Reason
 from kernelsvc.model.objects import Cell, CellState
-from kernelsvc.tools.table import CellResult, ErrorShown
+from kernelsvc.tools.definitions import CellResult, ErrorShown
 
 #: Pictures in one result, and their bytes together; hosts refuse results of many megabytes.
 MAX_PICTURES, MAX_PICTURE_BYTES = 8, 4 * 1024 * 1024

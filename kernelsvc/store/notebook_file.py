@@ -36,11 +36,11 @@ from kernelsvc.linux.atomic_file import replace, write_all
 from kernelsvc.model import events as ev
 from kernelsvc.model.audit import Audit, audit
 from kernelsvc.model.events import Event
-from kernelsvc.model.log import Head
+from kernelsvc.model.hash_chain import Head
 from kernelsvc.model.notebook import NbCell, NotebookFold, inherited
-from kernelsvc.store.cells import CellStore, Snapshot, encode
-from kernelsvc.store.crowd import Crowd
+from kernelsvc.store.cell_store import CellStore, Snapshot, encode
 from kernelsvc.store.journal import Journal
+from kernelsvc.store.write_limiter import Crowd
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernelsvc.model import events as ev
-from kernelsvc.protocol import facts
+from kernelsvc.protocol import kernel_events as facts
 
 JSON = st.recursive(
     st.none()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typing
 
-from kernelsvc.metrics import Metrics
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import CellUsage
+from kernelsvc.telemetry.metrics import Metrics
 
 
 def value(metrics, line):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.sandbox.places import find_places, is_beneath, is_reachable, outermost, python_prefixes
+from kernelsvc.sandbox.rootfs_paths import find_places, is_beneath, is_reachable, outermost, python_prefixes
 
 
 def test_only_outermost_paths_are_bound() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from kernelsvc.model import caps
 from kernelsvc.model import events as ev
+from kernelsvc.model import limit_causes as caps
 from kernelsvc.model.events import Reason
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest
-from kernelsvc.model.standing import Policy
+from kernelsvc.model.state import Policy
 from kernelsvc.model.stimuli import Began, Exited, Interrupt, KernelReady, Record, Replied, Submit, WentIdle
 
 LIMITS = Limits(memory_bytes=512 * MiB, processes=64, open_files=256, disk_bytes=200 * MiB, cpu_seconds=3)

@@ -21,14 +21,14 @@ from kernelsvc.linux.nofollow import stat_plain
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox import quota
+from kernelsvc.sandbox.branch_dirs import times
 from kernelsvc.sandbox.cgroup import Group, GroupMaker, open_cgroups
-from kernelsvc.sandbox.family import times
-from kernelsvc.sandbox.identity import UIDS, Identities, give, users_of_processes
 from kernelsvc.sandbox.idmap import can_map, make_map, make_owned
-from kernelsvc.sandbox.places import Places, find_places, is_reachable
 from kernelsvc.sandbox.plan import SPARE_TASKS, Policy, Request, confine
 from kernelsvc.sandbox.probe import probe
-from kernelsvc.sandbox.verdicts import Layer, Probe
+from kernelsvc.sandbox.probe_result import Layer, Probe
+from kernelsvc.sandbox.rootfs_paths import Places, find_places, is_reachable
+from kernelsvc.sandbox.uid_pool import UIDS, Identities, give, users_of_processes
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsvc.model.copying import (
+from kernelsvc.model.checkpoint_policy import (
     COST,
     LATELY,
     PAUSE,

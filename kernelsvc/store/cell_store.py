@@ -19,7 +19,7 @@ from typing import Any, Self
 import msgspec
 
 from kernelsvc.linux.atomic_file import write_all
-from kernelsvc.model import log
+from kernelsvc.model import hash_chain as log
 
 NbCell = dict[str, Any]
 

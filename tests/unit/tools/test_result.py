@@ -10,7 +10,7 @@ import pytest
 from kernelsvc.errors import CannotFork
 from kernelsvc.model.events import Reason
 from kernelsvc.model.objects import Cell, CellError, CellState, SeqRange
-from kernelsvc.tools.outcome import MAX_PICTURES, cell_outcome, pictures_of, refusal, shortened
+from kernelsvc.tools.result import MAX_PICTURES, cell_outcome, pictures_of, refusal, shortened
 
 
 def cell(**changes: Any) -> Cell:

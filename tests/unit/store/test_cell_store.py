@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from kernelsvc.store import cells as cells_module
-from kernelsvc.store.cells import CellStore, encode
+from kernelsvc.store import cell_store as cells_module
+from kernelsvc.store.cell_store import CellStore, encode
 
 
 def cell(n, size=10):

@@ -7,8 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsvc.model.history import FIRST_SECONDS, MAX_SAMPLES, History, Sample, sample_of
 from kernelsvc.model.limits import Usage
+from kernelsvc.model.usage_history import FIRST_SECONDS, MAX_SAMPLES, History, Sample, sample_of
 
 
 def use(n: float) -> Usage:

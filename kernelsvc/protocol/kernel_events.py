@@ -14,8 +14,8 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from kernelsvc.model import caps
 from kernelsvc.model import events as ev
+from kernelsvc.model import limit_causes as caps
 from kernelsvc.model.events import Event
 from kernelsvc.model.objects import MAX_EXPRESSIONS
 from kernelsvc.model.stimuli import Replied

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kernelsvc.errors import Conflict
-from kernelsvc.model import caps
 from kernelsvc.model import events as ev
+from kernelsvc.model import limit_causes as caps
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import CellState, Checkpoint, SessionState

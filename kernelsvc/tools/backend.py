@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
 
-from kernelsvc.tools.table import FileShown
+from kernelsvc.tools.definitions import FileShown
 
 T = TypeVar("T")
 
