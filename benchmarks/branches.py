@@ -29,7 +29,7 @@ from jupyter_client.manager import AsyncKernelManager
 from benchmarks import report
 from benchmarks.peers import Environment
 from kernelsvc import AsyncClient
-from kernelsvc.cli.places import private_server
+from kernelsvc.cli.server_locator import private_server
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client import AsyncSession
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import peers, report
 from benchmarks.peers import Environment
-from kernelsvc.cli.places import private_server
+from kernelsvc.cli.server_locator import private_server
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.guest import e2b_charts as charts
 

@@ -20,8 +20,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import NamedTuple
 
-from kernelsvc.cli.penguins import LAST, TURNS
-from kernelsvc.cli.places import private_server
+from kernelsvc.cli.demo_cells import LAST, TURNS
+from kernelsvc.cli.server_locator import private_server
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client import AsyncClient, AsyncSession
 from kernelsvc.model import events as ev

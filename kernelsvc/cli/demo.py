@@ -13,12 +13,12 @@ from pygments import highlight  # type: ignore[import-untyped]
 from pygments.formatters import TerminalFormatter  # type: ignore[import-untyped]
 from pygments.lexers import PythonLexer  # type: ignore[import-untyped]
 
-from kernelsvc.cli.cells import run_cell
-from kernelsvc.cli.penguins import BRANCHES, LAST, TURNS, Turn
-from kernelsvc.cli.places import private_server
+from kernelsvc.cli.demo_cells import BRANCHES, LAST, TURNS, Turn
 from kernelsvc.cli.record import write_notebook
-from kernelsvc.cli.screen import seconds
+from kernelsvc.cli.run_cell import run_cell
+from kernelsvc.cli.server_locator import private_server
 from kernelsvc.cli.terminal import CellView, Terminal
+from kernelsvc.cli.terminal_filter import seconds
 from kernelsvc.client import AsyncClient, AsyncSession, Image
 from kernelsvc.errors import CannotFork, NotSupported
 from kernelsvc.model import events as ev

@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 
 from kernelsvc import settings as conf
-from kernelsvc.cli.places import client_of, private_server
+from kernelsvc.cli.server_locator import client_of, private_server
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client import AsyncClient, Unreachable
 from kernelsvc.client.address import find
-from kernelsvc.client.desk import ClientDesk
+from kernelsvc.client.tool_backend import ClientDesk
 from kernelsvc.client.values import new_id
 from kernelsvc.errors import Conflict
 from kernelsvc.tools import Toolbox, definitions

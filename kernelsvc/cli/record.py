@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.cli.cells import interrupting
-from kernelsvc.cli.compare import difference
-from kernelsvc.cli.places import client_of, client_or_own_server
-from kernelsvc.cli.screen import one_line, safe, seconds, size
-from kernelsvc.cli.source import code_cells, source_of
+from kernelsvc.cli.cell_source import code_cells, source_of
+from kernelsvc.cli.output_diff import difference
+from kernelsvc.cli.run_cell import interrupting
+from kernelsvc.cli.server_locator import client_of, client_or_own_server
 from kernelsvc.cli.terminal import Terminal
+from kernelsvc.cli.terminal_filter import one_line, safe, seconds, size
 from kernelsvc.client import AsyncSession
 from kernelsvc.errors import BadRequest
 from kernelsvc.linux import atomic_file as atomic

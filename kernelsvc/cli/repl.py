@@ -24,13 +24,13 @@ from prompt_toolkit.lexers import PygmentsLexer
 from prompt_toolkit.output import ColorDepth
 from pygments.lexers.python import PythonLexer  # type: ignore[import-untyped]
 
-from kernelsvc.cli.asking import asker
-from kernelsvc.cli.cells import run_cell
-from kernelsvc.cli.places import client_or_own_server
 from kernelsvc.cli.record import write_notebook
 from kernelsvc.cli.run import session_of
-from kernelsvc.cli.screen import one_line, safe, seconds, size, table
+from kernelsvc.cli.run_cell import run_cell
+from kernelsvc.cli.server_locator import client_or_own_server
+from kernelsvc.cli.stdin_prompt import asker
 from kernelsvc.cli.terminal import CellView, Terminal
+from kernelsvc.cli.terminal_filter import one_line, safe, seconds, size, table
 from kernelsvc.client import AsyncClient, AsyncSession
 from kernelsvc.errors import BadRequest, KernelsvcError
 

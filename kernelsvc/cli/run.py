@@ -13,11 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from kernelsvc.cli.asking import asker
-from kernelsvc.cli.cells import run_cell
-from kernelsvc.cli.places import client_or_own_server
+from kernelsvc.cli.cell_source import cells_of, limits_of
 from kernelsvc.cli.record import write_notebook
-from kernelsvc.cli.source import cells_of, limits_of
+from kernelsvc.cli.run_cell import run_cell
+from kernelsvc.cli.server_locator import client_or_own_server
+from kernelsvc.cli.stdin_prompt import asker
 from kernelsvc.cli.terminal import CellView, Terminal
 from kernelsvc.client import AsyncClient, AsyncSession, Image
 from kernelsvc.client.values import UnknownEvent

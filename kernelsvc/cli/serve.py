@@ -26,9 +26,9 @@ from collections.abc import Iterator
 
 from kernelsvc import logs
 from kernelsvc import settings as conf
-from kernelsvc.cli import allocation
-from kernelsvc.cli.screen import seconds
+from kernelsvc.cli import memory_tuning as allocation
 from kernelsvc.cli.terminal import Terminal
+from kernelsvc.cli.terminal_filter import seconds
 from kernelsvc.client.address import INFO_FILE, ServerInfo, write_info
 from kernelsvc.errors import BadRequest, Conflict
 from kernelsvc.linux.acceptor import raise_descriptor_limit

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from kernelsvc.cli.places import client_of
-from kernelsvc.cli.screen import one_line, safe, seconds, size, table
+from kernelsvc.cli.server_locator import client_of
 from kernelsvc.cli.terminal import Terminal
+from kernelsvc.cli.terminal_filter import one_line, safe, seconds, size, table
 from kernelsvc.client import AsyncSession, Cell
 from kernelsvc.client.values import UnknownEvent
 from kernelsvc.model import events as ev

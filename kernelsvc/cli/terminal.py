@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from kernelsvc.cli import picture
-from kernelsvc.cli.screen import Sieve, safe
+from kernelsvc.cli import terminal_image as picture
+from kernelsvc.cli.terminal_filter import Sieve, safe
 from kernelsvc.client.values import Image, images_of
 from kernelsvc.model import events as ev
 

@@ -6,10 +6,10 @@ event goes to which reader, each once; ``rest`` and ``transfer`` carry files and
 ``blocking`` runs all that on a thread of its own and adds no behaviour.
 """
 
-from kernelsvc.client.aio import AsyncClient
-from kernelsvc.client.blocking import Client, Events, Session, Stream
+from kernelsvc.client.async_client import AsyncClient
 from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.client.streams import AsyncEvents, AsyncStream
+from kernelsvc.client.sync_client import Client, Events, Session, Stream
 from kernelsvc.client.values import Cell, CellFailed, ConnectionLost, FileInfo, Image, Unreachable
 
 __all__ = [

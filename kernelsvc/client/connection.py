@@ -38,8 +38,8 @@ from tornado.websocket import (
 
 from kernelsvc import errors
 from kernelsvc.client.address import Address
-from kernelsvc.client.feed import Feed, Gap, Reader
-from kernelsvc.client.rest import UnixResolver, error_of
+from kernelsvc.client.event_feed import Feed, Gap, Reader
+from kernelsvc.client.http import UnixResolver, error_of
 from kernelsvc.client.values import ConnectionLost, Unreachable, event_of
 from kernelsvc.errors import KernelsvcError
 

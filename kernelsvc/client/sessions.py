@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from kernelsvc.client.address import quoted, without_none
 from kernelsvc.client.connection import Connection
-from kernelsvc.client.rest import Rest, query
+from kernelsvc.client.http import Rest, query
 from kernelsvc.client.streams import AsyncEvents, AsyncPages, AsyncStream, Line
 from kernelsvc.client.transfer import save, target_of, upload_body
 from kernelsvc.client.values import Cell, FileInfo, new_id, read

@@ -9,8 +9,8 @@ import msgspec
 
 from kernelsvc.client.address import quoted, without_none
 from kernelsvc.client.connection import Connection
-from kernelsvc.client.feed import Reader
-from kernelsvc.client.rest import Rest, query
+from kernelsvc.client.event_feed import Reader
+from kernelsvc.client.http import Rest, query
 from kernelsvc.client.values import Cell, event_of, read
 from kernelsvc.model.events import Event
 

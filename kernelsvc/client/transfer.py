@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path, PurePosixPath
 
-from kernelsvc.client.rest import Body, Rest
+from kernelsvc.client.http import Body, Rest
 from kernelsvc.errors import BadRequest
 
 _PIECE = 256 * 1024

@@ -6,7 +6,7 @@ import base64
 import importlib
 from typing import Any
 
-from kernelsvc.integrations.calling import AsyncTools, Tools
+from kernelsvc.integrations.tool_calls import AsyncTools, Tools
 from kernelsvc.tools import TOOLS, Outcome, Tool
 from kernelsvc.tools.schema import input_schema
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from kernelsvc.integrations.calling import Answered, Call, Vendor, field
+from kernelsvc.integrations.tool_calls import Answered, Call, Vendor, field
 from kernelsvc.tools import Picture
 
 

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from kernelsvc.cli.compare import difference
+from kernelsvc.cli.output_diff import difference
 from kernelsvc.model.events import Reason
 from kernelsvc.store.verify import verify_notebook
 

@@ -6,7 +6,7 @@ import io
 import pytest
 from PIL import Image as Pillow
 
-from kernelsvc.cli import picture
+from kernelsvc.cli import terminal_image as picture
 from kernelsvc.cli.terminal import CellView, Terminal
 from kernelsvc.client import Image
 from kernelsvc.model import events as ev

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsvc.client import feed as feeds
-from kernelsvc.client.feed import Feed, Gap, Reader
+from kernelsvc.client import event_feed as feeds
+from kernelsvc.client.event_feed import Feed, Gap, Reader
 from kernelsvc.model import events as ev
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from kernelsvc.cli.source import cells_of, limits_of
+from kernelsvc.cli.cell_source import cells_of, limits_of
 from kernelsvc.errors import BadRequest
 
 

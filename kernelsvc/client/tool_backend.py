@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from kernelsvc.client.address import quoted
-from kernelsvc.client.aio import AsyncClient
-from kernelsvc.client.rest import query
+from kernelsvc.client.async_client import AsyncClient
+from kernelsvc.client.http import query
 from kernelsvc.client.values import new_id, read
 from kernelsvc.errors import BadRequest
 from kernelsvc.protocol.jsonrpc import METHODS

@@ -10,7 +10,7 @@ from rpc_server import TOKEN, Server
 from waiting import wait_until
 
 from kernelsvc import AsyncClient
-from kernelsvc.cli.cells import run_cell
+from kernelsvc.cli.run_cell import run_cell
 from kernelsvc.cli.terminal import CellView, Terminal
 
 

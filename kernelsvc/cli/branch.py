@@ -6,9 +6,9 @@ import argparse
 
 import msgspec
 
-from kernelsvc.cli.places import client_of
-from kernelsvc.cli.screen import safe
+from kernelsvc.cli.server_locator import client_of
 from kernelsvc.cli.terminal import Terminal
+from kernelsvc.cli.terminal_filter import safe
 from kernelsvc.errors import BadRequest
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsvc.cli.screen import Sieve, one_line, safe, seconds, size, table
 from kernelsvc.cli.show import ago
+from kernelsvc.cli.terminal_filter import Sieve, one_line, safe, seconds, size, table
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from waiting import wait_until
 
 from kernelsvc import errors
 from kernelsvc.client import AsyncClient, CellFailed, ConnectionLost, Unreachable
-from kernelsvc.client import feed as feeds
+from kernelsvc.client import event_feed as feeds
 from kernelsvc.model import events as ev
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from kernelsvc.cli.compare import difference
+from kernelsvc.cli.output_diff import difference
 
 
 def stream(text, name="stdout"):

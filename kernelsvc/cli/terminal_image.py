@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
-from kernelsvc.cli.screen import size
+from kernelsvc.cli.terminal_filter import size
 from kernelsvc.client import Image
 
 Way = Literal["kitty", "iterm", "blocks", "blocks256", "words"]

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from kernelsvc import errors
-from kernelsvc.client.rest import error_of, query
+from kernelsvc.client.http import error_of, query
 
 
 def test_an_error_in_the_one_shape_comes_back_as_it_was():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from kernelsvc.client.address import Address
-from kernelsvc.client.aio import AsyncClient
+from kernelsvc.client.async_client import AsyncClient
 from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.client.streams import AsyncEvents, AsyncStream
 from kernelsvc.model.events import Event

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from kernelsvc.client.address import Address, find, without_none
 from kernelsvc.client.connection import Connection
-from kernelsvc.client.rest import Rest
+from kernelsvc.client.http import Rest
 from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.client.values import Cell, new_id, read
 from kernelsvc.model.objects import Session as Info

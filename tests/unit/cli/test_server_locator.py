@@ -6,7 +6,7 @@ import os
 import pytest
 
 from kernelsvc import AsyncClient
-from kernelsvc.cli.places import private_server
+from kernelsvc.cli.server_locator import private_server
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client import Unreachable
 

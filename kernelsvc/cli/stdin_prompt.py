@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kernelsvc.cli.cells import Ask
-from kernelsvc.cli.screen import safe
+from kernelsvc.cli.run_cell import Ask
+from kernelsvc.cli.terminal_filter import safe
 
 
 def asker() -> Ask:

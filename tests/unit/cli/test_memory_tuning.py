@@ -10,7 +10,7 @@ import pytest
 
 FAULTS = """
 import gc, resource
-from kernelsvc.cli import allocation
+from kernelsvc.cli import memory_tuning as allocation
 allocation.settle()
 
 def copy():

@@ -9,8 +9,8 @@ from typing import Any, Self
 from msgspec import Struct
 
 from kernelsvc.client import AsyncClient
-from kernelsvc.client.blocking import _Loop
-from kernelsvc.client.desk import ClientDesk
+from kernelsvc.client.sync_client import _Loop
+from kernelsvc.client.tool_backend import ClientDesk
 from kernelsvc.client.values import new_id
 from kernelsvc.errors import BadRequest, KernelsvcError
 from kernelsvc.tools import Outcome, Toolbox, definitions
