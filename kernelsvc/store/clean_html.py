@@ -90,7 +90,7 @@ _KINDS = {
     **dict.fromkeys(("script",), "script"),
     **dict.fromkeys(("iframe", "frame", "object", "embed", "applet"), "frame"),
     **dict.fromkeys(("audio", "video"), "sound or video"),
-    **dict.fromkeys(("form", "textarea", "select", "button"), "form"),
+    **dict.fromkeys(("form", "textarea", "select"), "form"),
 }
 #: Elements without an end tag, and those that a parser ends by itself before the next one.
 _NOT_NESTED = _names(
