@@ -24,7 +24,7 @@ from typing import Any
 
 from kernelsvc.guest.confine import confine
 from kernelsvc.model.limits import Limits
-from kernelsvc.sandbox.manager import Sandbox
+from kernelsvc.sandbox.manager import SandboxManager
 
 ROUNDS = 40
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "confinement.md"
@@ -135,9 +135,9 @@ def main() -> None:
         os.chmod(base, 0o755)  # without a private root another user must be able to walk to it
         os.mkdir(run)
         os.mkdir(work)
-        sandbox = Sandbox(policy="best-effort", runtime_dir=run)
+        sandbox = SandboxManager(policy="best-effort", runtime_dir=run)
         ticket = sandbox.prepare("bench", workdir=work, limits=Limits(), python=sys.executable)
-        off = Sandbox(policy="off", runtime_dir=run, found=sandbox.probe).prepare(
+        off = SandboxManager(policy="off", runtime_dir=run, found=sandbox.probe).prepare(
             "bare", workdir=work, limits=Limits(memory_bytes=None, processes=None), python=sys.executable
         )
         bare = {**off.plan, "cgroup": [], "rlimits": {}, "oom_score_adj": None}

@@ -32,12 +32,12 @@ from benchmarks.adoption import TOKEN, serve
 from kernelsvc import AsyncClient
 from kernelsvc.host.client import HostClient
 from kernelsvc.host.daemon import HostSettings
-from kernelsvc.host.forkserver import TemplateSettings
+from kernelsvc.host.forkserver import ForkServerSettings
 from kernelsvc.kernels.forked.launcher import ForkedKernel, ForkedLauncher
 from kernelsvc.kernels.port import StartRequest
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits, MiB
-from kernelsvc.sandbox.cgroup import Group
+from kernelsvc.sandbox.cgroup import Cgroup
 from kernelsvc.sandbox.watchdog import Watchdog, Watched, hard_limits
 
 DISK = 256 * MiB
@@ -84,7 +84,7 @@ async def measure(root: Path, count: int, passes: int) -> None:
     """Start the sessions, look at them, end them."""
     run = root / "run"
     run.mkdir(mode=0o700)
-    template = TemplateSettings(python=sys.executable, preload=[])
+    template = ForkServerSettings(python=sys.executable, preload=[])
     client = HostClient(HostSettings(runtime_dir=str(run), templates={"t": template}))
     await client.start()
     try:
@@ -138,7 +138,7 @@ def ask_psutil(kernels: list[ForkedKernel]) -> None:
             one.memory_info()
 
 
-def find_groups(count: int) -> list[Group]:
+def find_groups(count: int) -> list[Cgroup]:
     """The newest cgroups with names like ours."""
     found = []
     for base, _, _ in os.walk("/sys/fs/cgroup"):
@@ -147,7 +147,7 @@ def find_groups(count: int) -> list[Group]:
             found.append(base)
     version = 2 if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else 1
     return [
-        Group(version=version, directories={"memory": base, "pids": base.replace("/memory", "/pids", 1)})
+        Cgroup(version=version, directories={"memory": base, "pids": base.replace("/memory", "/pids", 1)})
         for base in [one for one in found if version == 2 or "/memory/" in one][:count]
     ]
 

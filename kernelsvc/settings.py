@@ -188,7 +188,7 @@ _LIMIT_HELP: dict[str, tuple[str, str | None]] = {
 }
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class SettingRow(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the table.
 
     Attributes:
@@ -261,11 +261,11 @@ def _split(hint: Any) -> tuple[Any, Meta]:
     return kind, metas[0]
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[SettingRow]:
     """The table, in the order of the fields."""
     hints = typing.get_type_hints(Settings, include_extras=True)
     for name, (kind, help, _) in _EXTRA.items():
-        yield Row(name=name, type=kind, default=[], help=help)
+        yield SettingRow(name=name, type=kind, default=[], help=help)
     blank = Settings()
     for field in msgspec.structs.fields(Settings):
         if field.name == "sources":
@@ -276,7 +276,7 @@ def rows() -> Iterator[Row]:
             continue
         unit = (meta.extra or {}).get("unit")
         checked = Annotated[kind, meta] if not _nullable(kind) else _inner(kind, meta)
-        yield Row(
+        yield SettingRow(
             name=field.name, type=checked if _bounded(meta) else kind, default=getattr(blank, field.name),
             help=meta.description or "", unit=unit,
         )  # fmt: skip
@@ -295,7 +295,7 @@ def _bounded(meta: Meta) -> bool:
     return any(getattr(meta, bound) is not None for bound in ("ge", "gt", "le", "lt", "min_length", "max_length"))
 
 
-def _limit_rows() -> Iterator[Row]:
+def _limit_rows() -> Iterator[SettingRow]:
     hints = typing.get_type_hints(Limits)
     blank = Limits()
     for name in Limits.__struct_fields__:
@@ -303,10 +303,10 @@ def _limit_rows() -> Iterator[Row]:
         kind = hints[name]
         if _nullable(kind):
             kind = _inner(kind, Meta(gt=0))
-        yield Row(name=f"limits.{name}", type=kind, default=getattr(blank, name), help=help, unit=unit)
+        yield SettingRow(name=f"limits.{name}", type=kind, default=getattr(blank, name), help=help, unit=unit)
 
 
-TABLE: tuple[Row, ...] = tuple(rows())
+TABLE: tuple[SettingRow, ...] = tuple(rows())
 
 
 # --- the command line ----------------------------------------------------------------
@@ -380,7 +380,7 @@ def _from_file(path: Path) -> dict[str, tuple[Any, str, bool]]:
     return {key: (value, f"file {path}", False) for key, value in flat.items()}
 
 
-def _convert(row: Row, value: Any, source: str, *, text: bool) -> Any:
+def _convert(row: SettingRow, value: Any, source: str, *, text: bool) -> Any:
     try:
         if text:
             value = _from_text(row, value)
@@ -400,7 +400,7 @@ def _to_path(kind: type, value: Any) -> Any:
     raise ValueError("Expected a path")
 
 
-def _from_text(row: Row, value: Any) -> Any:
+def _from_text(row: SettingRow, value: Any) -> Any:
     if row.structured:
         return msgspec.json.decode(value)
     if row.many:

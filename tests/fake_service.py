@@ -30,12 +30,12 @@ from kernelsvc.model.objects import (
     Checkpoint,
     Principal,
     SeqRange,
-    Session,
+    SessionInfo,
     SessionState,
     Variable,
 )
 from kernelsvc.model.tokens import TokenRecord, authenticate, hash_token
-from kernelsvc.service.session_tokens import Access
+from kernelsvc.service.session_tokens import SessionTokens
 
 AT = "2026-01-01T00:00:00.000000Z"
 TOKENS = {
@@ -209,7 +209,7 @@ class FakeService:
         self.gone: list[object] = []
         self.changed: list[Any] = []
         self.batch_size = 1000
-        self.access = Access(b"k" * 32, [*TOKENS.values()], self.owner, self.live)
+        self.access = SessionTokens(b"k" * 32, [*TOKENS.values()], self.owner, self.live)
 
     def owner(self, session: str) -> str | None:
         return self.sessions[session].owner if session in self.sessions else None
@@ -230,8 +230,8 @@ class FakeService:
             raise NotFound(f"There is no session {id!r}; list what exists.")
         return session
 
-    def shown(self, s: FakeSession) -> Session:
-        return Session(
+    def shown(self, s: FakeSession) -> SessionInfo:
+        return SessionInfo(
             id=s.id, name=s.request.name, template="python3", state=s.state, created_at=AT, last_activity_at=AT,
             expires_at=None, principal=s.owner, labels=s.request.labels, limits=s.limits, usage=Usage(),
             last_seq=s.last,
@@ -253,7 +253,7 @@ class FakeService:
     def ready(self) -> bool:
         return True
 
-    async def create(self, who: Principal, request: Any) -> Session:
+    async def create(self, who: Principal, request: Any) -> SessionInfo:
         key = (who.name, request.idempotency_key or "")
         if request.idempotency_key and key in self.keys:
             return self.shown(self.sessions[self.keys[key]])
@@ -267,7 +267,7 @@ class FakeService:
             self.keys[key] = id
         return self.shown(session)
 
-    def get(self, who: Principal, session: str) -> Session:
+    def get(self, who: Principal, session: str) -> SessionInfo:
         return self.shown(self.find(who, session))
 
     def list(self, who: Principal, *, state=None, label=None, limit=100, page=None):
@@ -285,7 +285,7 @@ class FakeService:
         more = str(start + limit) if len(mine) > start + limit else None
         return [self.shown(s) for s in mine[start : start + limit]], more
 
-    async def close(self, who: Principal, session: str, *, reason: str = "closed") -> Session:
+    async def close(self, who: Principal, session: str, *, reason: str = "closed") -> SessionInfo:
         s = self.find(who, session)
         if s.state is not SessionState.CLOSED:
             s.open = False
@@ -300,13 +300,13 @@ class FakeService:
             await s.wake()
         return self.shown(s)
 
-    async def interrupt(self, who: Principal, session: str) -> Session:
+    async def interrupt(self, who: Principal, session: str) -> SessionInfo:
         s = self.find(who, session)
         if s.running:
             s.running[1].cancel()
         return self.shown(s)
 
-    async def restart(self, who: Principal, session: str) -> Session:
+    async def restart(self, who: Principal, session: str) -> SessionInfo:
         s = self.find(who, session)
         if s.state is SessionState.CLOSED:
             raise SessionClosed
@@ -413,7 +413,7 @@ class FakeService:
         self.find(who, session)
         raise NotFound(f"There is no checkpoint {checkpoint!r}.")
 
-    async def rollback(self, who, session, to=None) -> Session:
+    async def rollback(self, who, session, to=None) -> SessionInfo:
         return self.shown(self.find(who, session))
 
     async def branch(self, who, session, *, at=None, count=1, labels=None, limits=None, force=False):
@@ -424,7 +424,7 @@ class FakeService:
             raise AtCapacity
         return [await self.create(who, SessionRequest(labels=labels or {})) for _ in range(count)]
 
-    async def hibernate(self, who, session) -> Session:
+    async def hibernate(self, who, session) -> SessionInfo:
         return self.shown(self.find(who, session))
 
     async def notebook(self, who, session, format="ipynb") -> bytes:

@@ -20,9 +20,9 @@ from waiting import wait_until
 
 from kernelsvc.host.client import HostClient, HostGone
 from kernelsvc.host.daemon import HostSettings
-from kernelsvc.host.forkserver import TemplateSettings
+from kernelsvc.host.forkserver import ForkServerSettings
 from kernelsvc.kernels.forked.launcher import ForkedKernel, ForkedLauncher
-from kernelsvc.kernels.port import Message, Output, StartRequest, Text
+from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.linux import procfs as processes
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
@@ -52,11 +52,11 @@ class Recorder:
         return max((o.frame for o in self.got if o.frame is not None), default=0)
 
     def text(self, parent: str | None = None) -> str:
-        return "".join(o.text for o in self.got if isinstance(o, Text) and parent in (None, o.parent))
+        return "".join(o.text for o in self.got if isinstance(o, StreamText) and parent in (None, o.parent))
 
     def idle(self, parent: str) -> bool:
         return any(
-            isinstance(o, Message)
+            isinstance(o, KernelMessage)
             and o.parent == parent
             and (o.msg_type == "execute_reply" or o.content.get("execution_state") == "idle")
             for o in self.got
@@ -97,7 +97,7 @@ class Bench:
 
     def __init__(self, root: Path, policy: str = "off", **settings: Any) -> None:
         self.runtime = root
-        template = TemplateSettings(**settings.pop("template", {}))
+        template = ForkServerSettings(**settings.pop("template", {}))
         given = {"runtime_dir": str(root), "sandbox": policy, "templates": {"python3": template}} | settings
         self.settings: HostSettings = msgspec.convert(given, HostSettings, from_attributes=True)
         self.client = HostClient(self.settings)

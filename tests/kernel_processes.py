@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kernelsvc.kernels.forked.wire_client import Wire, WireLoss
-from kernelsvc.kernels.port import Message, Output, Text
+from kernelsvc.kernels.forked.wire_client import WireClient, WireLost
+from kernelsvc.kernels.port import KernelMessage, Output, StreamText
 
 DEADLINE = 30.0
 
@@ -107,16 +107,16 @@ class Answer:
 
     items: list[Output] = field(default_factory=list)
 
-    def messages(self, msg_type: str) -> list[Message]:
-        return [m for m in self.items if isinstance(m, Message) and m.msg_type == msg_type]
+    def messages(self, msg_type: str) -> list[KernelMessage]:
+        return [m for m in self.items if isinstance(m, KernelMessage) and m.msg_type == msg_type]
 
     @property
     def stdout(self) -> str:
-        return "".join(t.text for t in self.items if isinstance(t, Text) and t.name == "stdout")
+        return "".join(t.text for t in self.items if isinstance(t, StreamText) and t.name == "stdout")
 
     @property
     def stderr(self) -> str:
-        return "".join(t.text for t in self.items if isinstance(t, Text) and t.name == "stderr")
+        return "".join(t.text for t in self.items if isinstance(t, StreamText) and t.name == "stderr")
 
     @property
     def result(self) -> str | None:
@@ -125,7 +125,7 @@ class Answer:
 
     @property
     def displays(self) -> list[dict[str, Any]]:
-        return [m.content["data"] for m in self.items if isinstance(m, Message) and m.msg_type == "display_data"]
+        return [m.content["data"] for m in self.items if isinstance(m, KernelMessage) and m.msg_type == "display_data"]
 
     @property
     def error(self) -> str | None:
@@ -133,20 +133,20 @@ class Answer:
         return found[-1].content["ename"] if found else None
 
     @property
-    def reply(self) -> Message:
-        (found,) = [m for m in self.items if isinstance(m, Message) and m.msg_type.endswith("_reply")]
+    def reply(self) -> KernelMessage:
+        (found,) = [m for m in self.items if isinstance(m, KernelMessage) and m.msg_type.endswith("_reply")]
         return found
 
 
 class Client:
     """The server's end of one kernel, as a test wants it."""
 
-    def __init__(self, wire: Wire, template: Template) -> None:
+    def __init__(self, wire: WireClient, template: Template) -> None:
         self.wire = wire
         self.template = template
         self.got: list[Output] = []
         self.batches: list[list[Output]] = []
-        self.loss: WireLoss | None = None
+        self.loss: WireLost | None = None
         self.refusing = False
         self.pid = wire.peer_pid
         self._news = asyncio.Event()
@@ -154,7 +154,7 @@ class Client:
 
     @classmethod
     async def open(cls, template: Template, path: Path, **options: Any) -> Client:
-        client = cls(await Wire.connect(str(path), **options), template)
+        client = cls(await WireClient.connect(str(path), **options), template)
         template.pids.append(client.pid)
         template.clients.append(client)
         return client
@@ -166,7 +166,7 @@ class Client:
         self.batches.append(list(batch))
         self._news.set()
 
-    def _lost(self, loss: WireLoss) -> None:
+    def _lost(self, loss: WireLost) -> None:
         self.loss = loss
         self._news.set()
 
@@ -192,7 +192,7 @@ class Client:
                 while self.loss is None:
                     self._news.clear()
                     await self._news.wait()
-        return "".join(i.text for i in self.got[before:] if isinstance(i, Text))
+        return "".join(i.text for i in self.got[before:] if isinstance(i, StreamText))
 
     def send(self, msg_type: str, content: dict[str, Any], channel: Any = "shell", **options: Any) -> str:
         msg_id = f"request-{next(_numbers)}"
@@ -206,7 +206,7 @@ class Client:
 
     def answer(self, msg_id: str) -> Answer:
         """What belongs to a request so far; raw text is counted to all."""
-        return Answer([i for i in self.got if i.parent == msg_id or (isinstance(i, Text) and not i.parent)])
+        return Answer([i for i in self.got if i.parent == msg_id or (isinstance(i, StreamText) and not i.parent)])
 
     def idle(self, msg_id: str) -> bool:
         """Whether a request is done: it says so itself, or by the reply of a terse cell."""

@@ -19,7 +19,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 from kernelsvc import errors
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits, Usage
-from kernelsvc.model.objects import Session
+from kernelsvc.model.objects import SessionInfo
 from kernelsvc.protocol import jsonrpc as native
 
 TOKEN = "secret"
@@ -49,7 +49,7 @@ class Log:
 
     def shown(self) -> dict:
         return msgspec.to_builtins(
-            Session(
+            SessionInfo(
                 id=self.id, name=None, template="python3", state="closed" if self.closed else "idle", created_at="",
                 last_activity_at="", expires_at=None, principal="me", labels={}, limits=Limits(), usage=Usage(),
                 last_seq=len(self.events), execution_count=self.runs, parent=None, kernel=None,

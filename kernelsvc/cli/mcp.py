@@ -17,11 +17,11 @@ from kernelsvc.cli.server_locator import client_of, private_server
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client import AsyncClient, Unreachable
 from kernelsvc.client.address import find
-from kernelsvc.client.tool_backend import ClientDesk
+from kernelsvc.client.tool_backend import ClientToolBackend
 from kernelsvc.client.values import new_id
 from kernelsvc.errors import Conflict
 from kernelsvc.tools import Toolbox, definitions
-from kernelsvc.tools.session_resolver import Memory
+from kernelsvc.tools.session_resolver import CallerState
 
 #: Data directories for servers that ``kernelsvc mcp`` starts: each is one server's at a time.
 MAX_PLACES = 64
@@ -42,8 +42,8 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
     from kernelsvc.server.mcp.server import make_server
 
     async with _client(args, terminal) as client:
-        desk = ClientDesk(client)
-        toolbox = Toolbox(desk, Memory(args.session or new_id("mcp"), "MCP"))
+        desk = ClientToolBackend(client)
+        toolbox = Toolbox(desk, CallerState(args.session or new_id("mcp"), "MCP"))
         server = make_server(lambda ctx: (toolbox, desk))
         async with stdio_server() as (reading, writing):
             await server.run(reading, writing, server.create_initialization_options())

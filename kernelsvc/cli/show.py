@@ -14,7 +14,7 @@ from kernelsvc.cli.terminal_filter import one_line, safe, seconds, size, table
 from kernelsvc.client import AsyncSession, Cell
 from kernelsvc.client.values import UnknownEvent
 from kernelsvc.model import events as ev
-from kernelsvc.model.objects import Session, SessionState
+from kernelsvc.model.objects import SessionInfo, SessionState
 
 _ENVELOPE = ("session", "seq", "at", "type", "prev", "frame")
 _STATE_STYLE = {"idle": "green", "busy": "cyan", "dead": "red", "closed": "dim"}
@@ -37,7 +37,7 @@ async def sessions(args: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def _row(one: Session) -> list[str]:
+def _row(one: SessionInfo) -> list[str]:
     memory = "" if one.usage.memory_bytes is None else size(one.usage.memory_bytes)
     name = one_line(one.name or "", 40)
     return [one.id, one.state, one.template, str(one.execution_count), memory, ago(one.last_activity_at), name]
@@ -74,7 +74,7 @@ async def show(args: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def _head(one: Session, terminal: Terminal) -> None:
+def _head(one: SessionInfo, terminal: Terminal) -> None:
     name = f" {safe(one.name)!r}" if one.name else ""
     terminal.line(
         terminal.style(one.id, "bold") + name + " " + terminal.style(one.state, _STATE_STYLE.get(one.state, "bold"))
@@ -148,7 +148,7 @@ async def tree(args: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def _root(id: str, found: dict[str, Session]) -> str:
+def _root(id: str, found: dict[str, SessionInfo]) -> str:
     seen = {id}
     while (parent := (found[id].parent or {}).get("session")) in found and parent not in seen:
         seen.add(parent)
@@ -156,7 +156,7 @@ def _root(id: str, found: dict[str, Session]) -> str:
     return id
 
 
-def _nested(id: str, children: dict[str | None, list[str]], found: dict[str, Session]) -> dict[str, object]:
+def _nested(id: str, children: dict[str | None, list[str]], found: dict[str, SessionInfo]) -> dict[str, object]:
     return {"session": found[id], "branches": [_nested(child, children, found) for child in children[id]]}
 
 
@@ -165,7 +165,7 @@ def _draw(
     first: str,
     rest: str,
     children: dict[str | None, list[str]],
-    found: dict[str, Session],
+    found: dict[str, SessionInfo],
     terminal: Terminal,
 ) -> None:
     one = found[id]

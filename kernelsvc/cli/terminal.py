@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from kernelsvc.cli import terminal_image as picture
-from kernelsvc.cli.terminal_filter import Sieve, safe
+from kernelsvc.cli.terminal_filter import EscapeFilter, safe
 from kernelsvc.client.values import Image, images_of
 from kernelsvc.model import events as ev
 
@@ -91,7 +91,7 @@ class CellView:
         self._prompts = prompts
         self._columns = columns
         self._short_errors = short_errors
-        self._sieves = {name: Sieve(colour=terminal.colour) for name in ("stdout", "stderr")}
+        self._sieves = {name: EscapeFilter(colour=terminal.colour) for name in ("stdout", "stderr")}
         self._at_start = True
         self._clear = False
 

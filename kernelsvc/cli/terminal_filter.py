@@ -23,7 +23,7 @@ _CONTROLS[7] = ""
 _CONTROLS |= {code: f"\\u{code:04x}" for code in [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]}
 
 
-class Sieve:
+class EscapeFilter:
     """Makes a stream of text safe to print, piece by piece; a sequence may lie across pieces."""
 
     def __init__(self, *, colour: bool) -> None:
@@ -63,7 +63,7 @@ def _shown(text: str) -> str:
 
 def safe(text: str, *, colour: bool = False) -> str:
     """A whole text, safe to print."""
-    sieve = Sieve(colour=colour)
+    sieve = EscapeFilter(colour=colour)
     return sieve.feed(text) + sieve.flush()
 
 

@@ -14,7 +14,7 @@ from kernelsvc.client.connection import Connection
 from kernelsvc.client.http import Rest
 from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.client.values import Cell, new_id, read
-from kernelsvc.model.objects import Session as Info
+from kernelsvc.model.objects import SessionInfo
 
 #: The server's own bound on a page.
 _PAGE = 1000
@@ -155,7 +155,7 @@ class AsyncClient:
             idempotency_key=new_id("create"),
             attach=False,
         )
-        info = read(await self._rpc.call("session.create", params, repeat=True), Info)
+        info = read(await self._rpc.call("session.create", params, repeat=True), SessionInfo)
         return AsyncSession(self._rpc, self._rest, info, keep=keep)
 
     async def session(self, id: str, *, keep: bool = True) -> AsyncSession:
@@ -164,20 +164,20 @@ class AsyncClient:
         Raises:
             NotFound: there is none, or it is another principal's.
         """
-        info = read(await self._rpc.call("session.get", {"session": id}, repeat=True), Info)
+        info = read(await self._rpc.call("session.get", {"session": id}, repeat=True), SessionInfo)
         return AsyncSession(self._rpc, self._rest, info, keep=keep)
 
     async def sessions(
         self, *, state: str | None = None, label: str | None = None, limit: int | None = None
-    ) -> list[Info]:
+    ) -> list[SessionInfo]:
         """Your sessions, closed ones too, all pages unless ``limit`` says how many."""
-        found: list[Info] = []
+        found: list[SessionInfo] = []
         page: str | None = None
         while True:
             size = _PAGE if limit is None else min(_PAGE, limit - len(found))
             params = without_none(state=state, label=label, limit=size, page=page)
             answer = await self._rpc.call("session.list", params, repeat=True)
-            found += read(answer["sessions"], list[Info])
+            found += read(answer["sessions"], list[SessionInfo])
             page = answer["next_page"]
             if page is None or (limit is not None and len(found) >= limit):
                 return found

@@ -12,7 +12,7 @@ call that was on its way when the socket ended fails with ``ConnectionLost``:
 whether it was done, only the session's state can tell.
 
 For each session that is read, ``_steer`` brings the attachment to what the
-``Feed`` wants, one request at a time, so that the order "detach answered, then
+``EventFeed`` wants, one request at a time, so that the order "detach answered, then
 attach sent" holds and no event of an older attachment can be taken for one of
 a newer.
 """
@@ -38,7 +38,7 @@ from tornado.websocket import (
 
 from kernelsvc import errors
 from kernelsvc.client.address import Address
-from kernelsvc.client.event_feed import Feed, Gap, Reader
+from kernelsvc.client.event_feed import EventFeed, FeedReader, SequenceGap
 from kernelsvc.client.http import UnixResolver, error_of
 from kernelsvc.client.values import ConnectionLost, Unreachable, event_of
 from kernelsvc.errors import KernelsvcError
@@ -118,9 +118,9 @@ class Connection:
         self._socket: WebSocketClientConnection | None = None
         self._calls: dict[int, _Call] = {}
         self._next_id = 1
-        self._feeds: dict[str, Feed] = {}
+        self._feeds: dict[str, EventFeed] = {}
         self._steering: set[str] = set()
-        self._wakers: dict[Reader, asyncio.Event] = {}
+        self._wakers: dict[FeedReader, asyncio.Event] = {}
         self._keeper: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -166,16 +166,16 @@ class Connection:
 
     # --- readers ------------------------------------------------------------------
 
-    def follow(self, session: str, after: int, cell: str | None = None) -> Reader:
+    def follow(self, session: str, after: int, cell: str | None = None) -> FeedReader:
         """A reader of this session's events after a position; end it with ``forget``."""
-        reader = Reader(after, cell)
+        reader = FeedReader(after, cell)
         self._wakers[reader] = asyncio.Event()
-        self._feeds.setdefault(session, Feed(session)).readers.append(reader)
+        self._feeds.setdefault(session, EventFeed(session)).readers.append(reader)
         self._ensure_keeper()
         self._start_steering(session)
         return reader
 
-    async def read(self, session: str, reader: Reader) -> list[Any]:
+    async def read(self, session: str, reader: FeedReader) -> list[Any]:
         """The events that came since the last call, at least one; empty when none will follow.
 
         Safe to cancel: nothing is lost.
@@ -195,12 +195,12 @@ class Connection:
             raise reader.error
         return events
 
-    def rewind(self, session: str, reader: Reader, after: int) -> None:
+    def rewind(self, session: str, reader: FeedReader, after: int) -> None:
         """Move a reader back before it has taken anything."""
         reader.rewind(after)
         self._start_steering(session)
 
-    def forget(self, session: str, reader: Reader) -> None:
+    def forget(self, session: str, reader: FeedReader) -> None:
         """The reader wants no more."""
         reader.done = True
         self._wakers.pop(reader, None)
@@ -210,7 +210,7 @@ class Connection:
             self._start_steering(session)
             self._tidy(feed)
 
-    def forget_soon(self, session: str, reader: Reader) -> None:
+    def forget_soon(self, session: str, reader: FeedReader) -> None:
         """``forget`` from any thread, as a finalizer runs in any."""
         with contextlib.suppress(RuntimeError):  # The loop is closed: there is nothing left to tell.
             self._loop.call_soon_threadsafe(self.forget, session, reader)
@@ -224,7 +224,7 @@ class Connection:
         self._steering.add(session)
         self._spawn(self._steer(feed), f"steer {session}")
 
-    async def _steer(self, feed: Feed) -> None:
+    async def _steer(self, feed: EventFeed) -> None:
         try:
             while self._socket is not None and (step := feed.step()) is not None:
                 action, after = step
@@ -243,17 +243,17 @@ class Connection:
             self._tidy(feed)
         self._start_steering(feed.session)
 
-    def _tidy(self, feed: Feed) -> None:
+    def _tidy(self, feed: EventFeed) -> None:
         if not feed.readers and not feed.live and feed.session not in self._steering:
             self._feeds.pop(feed.session, None)
 
-    def _fail_readers(self, feed: Feed, error: KernelsvcError) -> None:
+    def _fail_readers(self, feed: EventFeed, error: KernelsvcError) -> None:
         feed.lost()
         for reader in feed.readers:
             reader.fail(error)
             self._wake(reader)
 
-    def _wake(self, reader: Reader) -> None:
+    def _wake(self, reader: FeedReader) -> None:
         if waker := self._wakers.get(reader):
             waker.set()
 
@@ -338,7 +338,7 @@ class Connection:
         while (message := await socket.read_message()) is not None:
             try:
                 self._handle(message.encode() if isinstance(message, str) else message)
-            except (Gap, msgspec.DecodeError):
+            except (SequenceGap, msgspec.DecodeError):
                 return  # Attach again after the last event that was taken.
 
     def _handle(self, message: bytes) -> None:

@@ -1,7 +1,7 @@
 """Which event goes to which reader: values only, no socket, no clock.
 
 A connection can be attached to a session once, so all readers of one session
-share one ``Feed``. Each reader has a cursor of its own and takes each event
+share one ``EventFeed``. Each reader has a cursor of its own and takes each event
 above it exactly once, whatever is sent again after a reconnect. A reader that
 does not read fills its bounded buffer; the feed then asks to be detached and,
 when there is room again, to be attached after the lowest cursor. So the server's
@@ -9,7 +9,7 @@ log is the queue, and neither side's memory grows.
 
 Rules: ``take`` ignores everything while the feed is not live, so that events
 which were under way when a detach was sent can do no harm. A hole in the
-numbers is an error of the server or the wire and is raised as ``Gap``; the
+numbers is an error of the server or the wire and is raised as ``SequenceGap``; the
 connection answers it by attaching again.
 """
 
@@ -25,11 +25,11 @@ MAX_BYTES = 4 * 1024 * 1024
 MAX_EVENTS = 10_000
 
 
-class Gap(Exception):
+class SequenceGap(Exception):
     """An event is missing between what came before and what came now."""
 
 
-class Reader:
+class FeedReader:
     """One consumer of one session's events.
 
     Attributes:
@@ -85,7 +85,7 @@ class Reader:
             self.done, self.error = True, error
 
 
-class Feed:
+class EventFeed:
     """The readers of one session on one connection.
 
     Attributes:
@@ -95,7 +95,7 @@ class Feed:
 
     def __init__(self, session: str) -> None:
         self.session = session
-        self.readers: list[Reader] = []
+        self.readers: list[FeedReader] = []
         self.live = False
         self.position = 0
 
@@ -121,7 +121,7 @@ class Feed:
         """Detached, on purpose or by a broken connection; what still comes is ignored."""
         self.live = False
 
-    def take(self, event: Event, size: int) -> list[Reader]:
+    def take(self, event: Event, size: int) -> list[FeedReader]:
         """Hand an event to every reader that has not had it; those with something new to read.
 
         A reader behind the position waits for the attachment to go back to it (``step`` says so).
@@ -132,7 +132,7 @@ class Feed:
         if not self.live or event.seq <= self.position:
             return []
         if event.seq != self.position + 1:
-            raise Gap(f"session {self.session}: expected event {self.position + 1}, got {event.seq}")
+            raise SequenceGap(f"session {self.session}: expected event {self.position + 1}, got {event.seq}")
         next_ones = [reader for reader in self.readers if not reader.done and reader.last_seq == self.position]
         self.position = event.seq
         return [reader for reader in next_ones if reader.take(event, size)]

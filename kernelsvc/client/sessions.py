@@ -10,11 +10,10 @@ from typing import Any, Literal, Self
 from kernelsvc.client.address import quoted, without_none
 from kernelsvc.client.connection import Connection
 from kernelsvc.client.http import Rest, query
-from kernelsvc.client.streams import AsyncEvents, AsyncPages, AsyncStream, Line
+from kernelsvc.client.streams import AsyncEvents, AsyncPages, AsyncStream, SessionRpc
 from kernelsvc.client.transfer import save, target_of, upload_body
 from kernelsvc.client.values import Cell, FileInfo, new_id, read
-from kernelsvc.model.objects import Checkpoint, Variable
-from kernelsvc.model.objects import Session as Info
+from kernelsvc.model.objects import Checkpoint, SessionInfo, Variable
 
 Format = Literal["ipynb", "html", "py"]
 #: The server's own bound on a page.
@@ -32,12 +31,12 @@ class AsyncSession:
         details: the session as the server last described it.
     """
 
-    def __init__(self, rpc: Connection, rest: Rest, details: Info, *, keep: bool) -> None:
+    def __init__(self, rpc: Connection, rest: Rest, details: SessionInfo, *, keep: bool) -> None:
         self.id = details.id
         self.details = details
         self._rest = rest
         self._keep = keep
-        self._line = Line(rpc, details.id, details.last_seq)
+        self._line = SessionRpc(rpc, details.id, details.last_seq)
         self._ask = self._line.ask
 
     def __repr__(self) -> str:
@@ -50,12 +49,12 @@ class AsyncSession:
         if not self._keep:
             await self.close()
 
-    async def _described(self, method: str, *, repeat: bool = False, **params: Any) -> Info:
+    async def _described(self, method: str, *, repeat: bool = False, **params: Any) -> SessionInfo:
         answer = await self._ask(method, repeat=repeat, **params)
-        self.details = read(answer, Info)
+        self.details = read(answer, SessionInfo)
         return self.details
 
-    async def info(self) -> Info:
+    async def info(self) -> SessionInfo:
         """The session as it is now."""
         return await self._described("get", repeat=True)
 
@@ -166,11 +165,11 @@ class AsyncSession:
         """Answer a cell that waits in ``input()``."""
         await self._ask("input", cell=cell, text=text)
 
-    async def interrupt(self) -> Info:
+    async def interrupt(self) -> SessionInfo:
         """Interrupt the running cell, as Ctrl-C would."""
         return await self._described("interrupt")
 
-    async def restart(self) -> Info:
+    async def restart(self) -> SessionInfo:
         """A new kernel with empty variables; the log goes on."""
         return await self._described("restart")
 
@@ -201,7 +200,7 @@ class AsyncSession:
         """Give a checkpoint's memory back."""
         await self._ask("drop_checkpoint", checkpoint=checkpoint)
 
-    async def rollback(self, to: str | None = None) -> Info:
+    async def rollback(self, to: str | None = None) -> SessionInfo:
         """Undo: the variables of an earlier moment. The log and the notebook keep what was undone, marked so.
 
         Args:
@@ -238,14 +237,14 @@ class AsyncSession:
             limits=dict(limits or {}) or None,
             force=True if force else None,
         )
-        found = read(answer, list[Info])
+        found = read(answer, list[SessionInfo])
         return [AsyncSession(self._line.rpc, self._rest, info, keep=False) for info in found]
 
-    async def hibernate(self) -> Info:
+    async def hibernate(self) -> SessionInfo:
         """Give the memory back; the next cell wakes the session with its variables."""
         return await self._described("hibernate")
 
-    async def close(self) -> Info:
+    async def close(self) -> SessionInfo:
         """End the session. Its log, notebook and files stay readable."""
         return await self._described("close", repeat=True)
 

@@ -9,13 +9,13 @@ import msgspec
 
 from kernelsvc.client.address import quoted, without_none
 from kernelsvc.client.connection import Connection
-from kernelsvc.client.event_feed import Reader
+from kernelsvc.client.event_feed import FeedReader
 from kernelsvc.client.http import Rest, query
 from kernelsvc.client.values import Cell, event_of, read
 from kernelsvc.model.events import Event
 
 
-class Line:
+class SessionRpc:
     """Requests about one session.
 
     Attributes:
@@ -43,11 +43,11 @@ class Line:
 class AsyncEvents:
     """A session's events from a position on; iterate over it. ``aclose`` (or the end of a ``with``) lets go early."""
 
-    def __init__(self, line: Line, after: int, cell: str | None = None) -> None:
+    def __init__(self, line: SessionRpc, after: int, cell: str | None = None) -> None:
         self._line = line
         self._after = after
         self._cell = cell
-        self._reader: Reader | None = None
+        self._reader: FeedReader | None = None
         self._ready: list[Event] = []
         self._let_go: Any = None
 
@@ -71,7 +71,7 @@ class AsyncEvents:
             await self.aclose()
         return events
 
-    async def _begin(self) -> Reader:
+    async def _begin(self) -> FeedReader:
         rpc = self._line.rpc
         self._reader = reader = rpc.follow(self._line.session, self._after, self._cell)
         # Whoever breaks out of the loop and forgets the iterator lets go of the reader too.
@@ -93,7 +93,7 @@ class AsyncEvents:
 class AsyncPages(AsyncEvents):
     """The events that a session's log holds now, a page at a time."""
 
-    def __init__(self, line: Line, rest: Rest, after: int) -> None:
+    def __init__(self, line: SessionRpc, rest: Rest, after: int) -> None:
         super().__init__(line, after)
         self._rest = rest
 
@@ -117,12 +117,12 @@ class AsyncStream(AsyncEvents):
         id: the cell's id, for ``input``.
     """
 
-    def __init__(self, line: Line, request: dict[str, Any]) -> None:
+    def __init__(self, line: SessionRpc, request: dict[str, Any]) -> None:
         super().__init__(line, line.seen, request["cell"])
         self.id: str = request["cell"]
         self._request = request
 
-    async def _begin(self) -> Reader:
+    async def _begin(self) -> FeedReader:
         # The attachment is asked for first and the cell sent right behind it: one trip.
         reader = await super()._begin()
         try:

@@ -18,7 +18,7 @@ from kernelsvc.client.async_client import AsyncClient
 from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.client.streams import AsyncEvents, AsyncStream
 from kernelsvc.model.events import Event
-from kernelsvc.model.objects import Session as Info
+from kernelsvc.model.objects import SessionInfo
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -163,7 +163,7 @@ class Session:
         return self._inner.id
 
     @property
-    def details(self) -> Info:
+    def details(self) -> SessionInfo:
         """The session as the server last described it."""
         return self._inner.details
 

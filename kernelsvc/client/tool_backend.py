@@ -10,7 +10,7 @@ from kernelsvc.client.http import query
 from kernelsvc.client.values import new_id, read
 from kernelsvc.errors import BadRequest
 from kernelsvc.protocol.jsonrpc import METHODS
-from kernelsvc.tools import Piece
+from kernelsvc.tools import FilePart
 from kernelsvc.tools.definitions import FileShown
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ MAX_LISTED = 1000
 _REPEATABLE = {"session.execute", "session.create", "session.close", "session.variables"}
 
 
-class ClientDesk:
+class ClientToolBackend:
     """Calls a server. It comes back by itself when the link breaks; nothing runs twice."""
 
     def __init__(self, client: AsyncClient) -> None:
@@ -42,7 +42,7 @@ class ClientDesk:
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(len(data))}
         await self._rest.raw("PUT", _files(session, path), data, headers=headers, repeat=True)
 
-    async def read_file(self, session: str, path: str, offset: int, limit: int) -> Piece:
+    async def read_file(self, session: str, path: str, offset: int, limit: int) -> FilePart:
         """Some bytes of a file of the working directory."""
         seen: dict[str, str] = {}
         wanted = {"Range": f"bytes={offset}-{offset + limit - 1}"}
@@ -54,7 +54,7 @@ class ClientDesk:
             # An empty file has no first byte to ask for.
             data = await self._rest.raw("GET", _files(session, path), seen=seen)
         size = seen.get("content-range", "").rpartition("/")[2]
-        return Piece(data=data, size=int(size) if size.isdecimal() else offset + len(data))
+        return FilePart(data=data, size=int(size) if size.isdecimal() else offset + len(data))
 
     async def list_files(self, session: str, path: str, *, recursive: bool) -> tuple[list[FileShown], bool]:
         """What lies in a directory, at most a thousand names, and whether there are more."""

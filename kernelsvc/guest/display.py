@@ -31,7 +31,7 @@ _ONLY_THE_LAST = frozenset(("last_expr", "last_expr_or_assign"))
 _QUICK = ("IPython.", "matplotlib")
 
 
-class Formatter(DisplayFormatter):  # type: ignore[misc]
+class SelectiveFormatter(DisplayFormatter):  # type: ignore[misc]
     """Asks eleven formatters about a number only if one of them may know more than its text."""
 
     def format(self, obj: Any, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -69,7 +69,7 @@ def _is_its_repr(obj: Any, plain: Any) -> bool:
     return singles.get(id(obj), _repr) is _repr and not any(module == "builtins" for module, _ in later)
 
 
-class Hook(ZMQShellDisplayHook):  # type: ignore[misc]
+class DisplayHook(ZMQShellDisplayHook):  # type: ignore[misc]
     """Shows a cell's value; the last one goes out with the reply that is about to follow."""
 
     def quiet(self) -> bool:

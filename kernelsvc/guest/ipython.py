@@ -32,8 +32,8 @@ from typing import Any
 from kernelsvc.guest import environment as surroundings
 from kernelsvc.guest import limit_errors as caps
 from kernelsvc.guest import tracebacks, variables
-from kernelsvc.guest.wire_frames import Request, join, misfit, stream_prefix
-from kernelsvc.guest.wire_server import Wire
+from kernelsvc.guest.wire_frames import KernelRequest, join, misfit, stream_prefix
+from kernelsvc.guest.wire_server import WireServer
 
 
 def _without_debugpy() -> None:
@@ -59,8 +59,8 @@ from traitlets import Bool, Type, default  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
 from kernelsvc.guest import exit_calls as exits  # noqa: E402
-from kernelsvc.guest.display import Formatter, Hook  # noqa: E402
-from kernelsvc.guest.plain_cells import Plain  # noqa: E402
+from kernelsvc.guest.display import DisplayHook, SelectiveFormatter  # noqa: E402
+from kernelsvc.guest.plain_cells import PlainCellDetector  # noqa: E402
 
 IPYKERNEL_VERSION: str = ipykernel.__version__
 VARIABLES_REQUEST = "kernelsvc_variables_request"
@@ -102,7 +102,7 @@ def encode(value: Any) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-class Channel:
+class ChannelName:
     """Stands where ipykernel expects a socket; its name is all that matters."""
 
     closed = False
@@ -114,13 +114,13 @@ class Channel:
         """Nothing is held back."""
 
 
-SHELL, CONTROL, IOPUB, STDIN = (Channel(name) for name in ("shell", "control", "iopub", "stdin"))
+SHELL, CONTROL, IOPUB, STDIN = (ChannelName(name) for name in ("shell", "control", "iopub", "stdin"))
 
 
 class WireSession(Session):  # type: ignore[misc]
     """Builds Jupyter messages and sends them as MESSAGE frames."""
 
-    wire: Wire | None = None
+    wire: WireServer | None = None
     #: What is sent now may go out together with what follows.
     holds = False
 
@@ -150,7 +150,7 @@ class WireSession(Session):  # type: ignore[misc]
 
     def tell(
         self,
-        channel: Channel,
+        channel: ChannelName,
         msg_type: str,
         content: dict[str, Any],
         parent: dict[str, Any],
@@ -165,7 +165,7 @@ class WireSession(Session):  # type: ignore[misc]
             head = _HEAD % (self._name, self.message_count, msg_type, self._name, utcnow().isoformat())
             wire.message(join(channel.name, head.encode(), self._parent(parent["header"]), encode(metadata), data))
 
-    def quote(self, request: Request) -> None:
+    def quote(self, request: KernelRequest) -> None:
         """Answers to this request will quote its header exactly as it came."""
         self._parents[request.msg_id] = request.raw_header
         if len(self._parents) > _PARENTS_KEPT:
@@ -198,7 +198,7 @@ class WireSession(Session):  # type: ignore[misc]
             self._send(wire, getattr(stream, "name", b"iopub"), msg, [bytes(b) for b in buffers or ()])
         return msg
 
-    def _send(self, wire: Wire, channel: bytes, msg: dict[str, Any], buffers: list[bytes]) -> None:
+    def _send(self, wire: WireServer, channel: bytes, msg: dict[str, Any], buffers: list[bytes]) -> None:
         head = (encode(msg["header"]), self._parent(msg["parent_header"]))
         metadata, content = encode(msg["metadata"]), encode(msg["content"])
         why = misfit(content) or misfit(metadata)
@@ -211,7 +211,7 @@ class WireSession(Session):  # type: ignore[misc]
         self._send_instead(wire, channel, head, msg, why)
 
     def _send_instead(
-        self, wire: Wire, channel: bytes, head: tuple[bytes, bytes], msg: dict[str, Any], why: str
+        self, wire: WireServer, channel: bytes, head: tuple[bytes, bytes], msg: dict[str, Any], why: str
     ) -> None:
         """What is too large for the wire becomes a text that says so; a reply stays a reply."""
         kind = msg["header"]["msg_type"]
@@ -227,7 +227,7 @@ class WireSession(Session):  # type: ignore[misc]
 class Shell(ZMQInteractiveShell):  # type: ignore[misc]
     """The shell of a session."""
 
-    displayhook_class = Type(Hook)
+    displayhook_class = Type(DisplayHook)
 
     @default("exiter")  # type: ignore[untyped-decorator]
     def _default_exiter(self) -> Any:
@@ -255,7 +255,7 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
 
     def init_display_formatter(self) -> None:
         """IPython's hook."""
-        self.display_formatter = Formatter(parent=self)
+        self.display_formatter = SelectiveFormatter(parent=self)
         self.configurables.append(self.display_formatter)
 
     @contextlib.contextmanager
@@ -278,7 +278,7 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
 
     _transformed: tuple[str, str] | None = None
     #: Made when the shell is complete.
-    plain: Plain | None = None
+    plain: PlainCellDetector | None = None
 
     def should_run_async(self, raw_cell: str, *, transformed_cell: str | None = None, **more: Any) -> bool:
         """Whether a cell awaits: IPython compiles it to see, which only a cell with one of two words is worth."""
@@ -314,7 +314,7 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         """Stop no loop, as ipykernel would: ``shutdown_request`` alone ends the kernel."""
 
 
-def _is_terse(request: Request) -> bool:
+def _is_terse(request: KernelRequest) -> bool:
     """Whether only a cell's outputs and its reply are wanted: whoever sent it knows that it begins."""
     return request.msg_type == "execute_request" and request.content.get("terse") is True
 
@@ -323,7 +323,7 @@ def _may_await(code: str) -> bool:
     return "await" in code or "async" in code
 
 
-class Gate:
+class InterruptGate:
     """Whether an interrupt may strike, and what it strikes."""
 
     def __init__(self) -> None:
@@ -350,7 +350,7 @@ class Gate:
         loop.call_soon_threadsafe(cell.cancel)
 
 
-class Usage:
+class CellMeter:
     """What one cell used. Figures for the user, not for the bill: they come from inside."""
 
     def __init__(self) -> None:
@@ -393,7 +393,7 @@ class Usage:
         return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-class Kernel(IPythonKernel):  # type: ignore[misc]
+class ForkableKernel(IPythonKernel):  # type: ignore[misc]
     """IPython's kernel without sockets, threads or debugger."""
 
     shell_class = Type(Shell)
@@ -406,11 +406,11 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
     _execute_sleep = 0
 
     def __init__(self, **kwargs: Any) -> None:
-        self.gate = Gate()
-        self.usage = Usage()
+        self.gate = InterruptGate()
+        self.usage = CellMeter()
         #: Set by a ``shutdown_request``: the main loop ends after it.
         self.ending = False
-        self._open: dict[str, Request] = {}
+        self._open: dict[str, KernelRequest] = {}
         self.flush_c: Callable[[], None] = lambda: None
         super().__init__(**kwargs)
         self.shell_channel_thread = types.SimpleNamespace(parent_thread=threading.main_thread())
@@ -425,7 +425,7 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
 
     # -- one request -------------------------------------------------------------------
 
-    async def handle(self, request: Request, *, concurrent: bool = False) -> None:
+    async def handle(self, request: KernelRequest, *, concurrent: bool = False) -> None:
         """Answer one request: busy, reply, idle. Never raises.
 
         Args:
@@ -459,12 +459,12 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         finally:
             self.ensure_end(request, why)
 
-    def runs_through(self, request: Request) -> bool:
+    def runs_through(self, request: KernelRequest) -> bool:
         """Whether a request is a cell that awaits nothing, for all that is known before it runs."""
         code, plain = request.content.get("code"), self.shell.plain
         return _is_terse(request) and isinstance(code, str) and not _may_await(code) and plain.is_plain(code)
 
-    def ensure_end(self, request: Request, why: str = "The kernel did not answer.") -> None:
+    def ensure_end(self, request: KernelRequest, why: str = "The kernel did not answer.") -> None:
         """Say, once, that the request is done: by its idle status, or for a terse cell by the reply that it lacks."""
         if self._open.pop(request.msg_id, None) is None:
             return
@@ -476,7 +476,7 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
     def _status(self, state: str, message: dict[str, Any]) -> None:
         self.session.tell(IOPUB, "status", {"execution_state": state}, message)
 
-    def _refuse(self, channel: Channel, message: dict[str, Any], why: str) -> None:
+    def _refuse(self, channel: ChannelName, message: dict[str, Any], why: str) -> None:
         if message["msg_type"].endswith("_request"):
             kind = message["msg_type"].removesuffix("_request") + "_reply"
             content = {"status": "error", "ename": "BadRequest", "evalue": why, "traceback": []}
@@ -661,9 +661,9 @@ class Kernel(IPythonKernel):  # type: ignore[misc]
         return answer[0]
 
     @staticmethod
-    def _take_input(wire: Wire, into: list[str]) -> bool:
+    def _take_input(wire: WireServer, into: list[str]) -> bool:
         for item in wire.inbox:
-            if isinstance(item, Request) and item.channel == "stdin":
+            if isinstance(item, KernelRequest) and item.channel == "stdin":
                 wire.inbox.remove(item)
                 into.append(str(item.content.get("value", "")))
                 return True
@@ -739,16 +739,16 @@ def _done(value: Any) -> asyncio.Future[Any]:
     return future
 
 
-def make_kernel() -> Kernel:
+def make_kernel() -> ForkableKernel:
     """The process's one kernel, silent until its session has a wire."""
     config = Config()
     config.HistoryManager.enabled = False
     # Do_execute asks for it at every cell, which costs more than all our frames.
     ZMQInteractiveShell.run_cell_async.__signature__ = inspect.signature(ZMQInteractiveShell.run_cell_async)
     session = WireSession(key=b"", username="kernel")
-    kernel: Kernel = Kernel.instance(
+    kernel: ForkableKernel = ForkableKernel.instance(
         session=session, config=config, log=logging.getLogger("kernelsvc.guest"), user_ns=None
     )
-    kernel.shell.plain = Plain(kernel.shell)
+    kernel.shell.plain = PlainCellDetector(kernel.shell)
     exits.without_advice()
     return kernel

@@ -35,10 +35,10 @@ from kernelsvc.guest import e2b_charts as charts
 from kernelsvc.guest.confine import confine
 from kernelsvc.guest.forking import copy_tree as folder
 from kernelsvc.guest.forking import fork, immortal
-from kernelsvc.guest.forking.prefault import Hot
-from kernelsvc.guest.streams import Stream
-from kernelsvc.guest.wire_frames import Request
-from kernelsvc.guest.wire_server import Control, Wire, give_up
+from kernelsvc.guest.forking.prefault import PagePrefault
+from kernelsvc.guest.streams import OutputStream
+from kernelsvc.guest.wire_frames import KernelRequest
+from kernelsvc.guest.wire_server import ControlRequest, WireServer, give_up
 
 BACKEND = "module://matplotlib_inline.backend_inline"
 #: Seconds that a kernel which ends waits for the server to take its last frames.
@@ -59,7 +59,7 @@ _WARM_PANDAS = "import pandas as pd\ndf = pd.DataFrame({'a': [1, 2], 'b': ['x', 
 _WARM_PLOT = "import matplotlib.pyplot as plt\nplt.figure()\nplt.plot([1, 2])\nplt.title('x')\nplt.show()"
 
 
-class Prepared:
+class PreparedKernel:
     """What a template holds for its forks."""
 
     def __init__(self, kernel: Any) -> None:
@@ -87,7 +87,7 @@ class _Silence:
 # --- in the template ------------------------------------------------------------------
 
 
-def prepare(preload: Sequence[str]) -> Prepared:
+def prepare(preload: Sequence[str]) -> PreparedKernel:
     """Import, warm, make immortal, freeze. The process has one thread afterwards.
 
     Args:
@@ -109,7 +109,7 @@ def prepare(preload: Sequence[str]) -> Prepared:
     if len(names) != 1:
         raise RuntimeError(f"A template must have one thread, not {names}; a module of {list(preload)} starts others.")
     gc.collect()
-    prepared = Prepared(kernel)
+    prepared = PreparedKernel(kernel)
     immortal.immortalize()
     gc.freeze()
     return prepared
@@ -132,7 +132,7 @@ def _warm(kernel: Any, preload: Sequence[str]) -> None:
     streams = sys.stdout, sys.stderr
     silence: Any = _Silence()
     kernel.session.wire = silence
-    sys.stdout, sys.stderr = Stream("stdout", silence), Stream("stderr", silence)
+    sys.stdout, sys.stderr = OutputStream("stdout", silence), OutputStream("stderr", silence)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     handler = signal.getsignal(signal.SIGINT)
@@ -148,7 +148,7 @@ def _warm(kernel: Any, preload: Sequence[str]) -> None:
     _forget(kernel)
 
 
-def _warming(preload: Sequence[str]) -> list[Request]:
+def _warming(preload: Sequence[str]) -> list[KernelRequest]:
     cells = [*_WARM]
     if "pandas" in preload:
         cells.append(_WARM_PANDAS)
@@ -164,7 +164,7 @@ def _warming(preload: Sequence[str]) -> list[Request]:
         ("kernelsvc_variables_request", {}),
     ]
     return [
-        Request("shell", {"msg_id": f"warm{i}", "msg_type": kind}, b"{}", {}, content, [])
+        KernelRequest("shell", {"msg_id": f"warm{i}", "msg_type": kind}, b"{}", {}, content, [])
         for i, (kind, content) in enumerate(requests)
     ]
 
@@ -189,7 +189,7 @@ def _forget(kernel: Any) -> None:
 
 
 def serve(
-    prepared: Prepared,
+    prepared: PreparedKernel,
     identity: Mapping[str, Any],
     listener: socket.socket,
     raw: Sequence[int],
@@ -206,7 +206,7 @@ def serve(
     """
     code = 70
     try:
-        runner = Runner(prepared.kernel)
+        runner = MainLoop(prepared.kernel)
         runner.begin(identity, listener, raw)
         on_ready()
         code = runner.run()
@@ -216,7 +216,7 @@ def serve(
         os._exit(code)
 
 
-class Runner:
+class MainLoop:
     """The main loop, and what a fork of it must renew.
 
     Attributes:
@@ -233,15 +233,15 @@ class Runner:
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
         self.identity: dict[str, Any] = {}
-        self.wire: Wire
+        self.wire: WireServer
         self.loop: asyncio.AbstractEventLoop
-        self.busy: Request | None = None
+        self.busy: KernelRequest | None = None
         self.ours = False
         self.promised: dict[str, Any] = {}
         self.fences = 1
         self.fenced: list[str] = []
         self.forks: list[int] = []
-        self.hot = Hot()
+        self.hot = PagePrefault()
         self._context = copy_context()
         self._reading = False
         self._libc = ctypes.CDLL(None)
@@ -255,8 +255,8 @@ class Runner:
         reads = self.take_raw(raw)
         self._reseed()
         kernel = self.kernel
-        self.wire = kernel.session.wire = Wire(listener, reads, self._describe)
-        sys.stdout, sys.stderr = Stream("stdout", self.wire), Stream("stderr", self.wire)
+        self.wire = kernel.session.wire = WireServer(listener, reads, self._describe)
+        sys.stdout, sys.stderr = OutputStream("stdout", self.wire), OutputStream("stderr", self.wire)
         kernel._stdout, kernel._stderr = sys.stdout, sys.stderr
         kernel.session.renew()
         kernel.usage.reopen()
@@ -352,7 +352,7 @@ class Runner:
             promised, self.promised = self.promised, {}
             try:
                 self.take_identity({**promised, **(said if isinstance(said, dict) else {})})
-            except (folder.FolderTooLarge, confine.StepFailed, OSError) as error:
+            except (folder.DirectoryTooLarge, confine.StepFailed, OSError) as error:
                 return {"refused": str(error)}  # its server says so and ends it
         from kernelsvc.guest.ipython import IPYKERNEL_VERSION
 
@@ -392,8 +392,8 @@ class Runner:
             else:
                 self.loop.run_forever()
 
-    def _take(self, item: Request | Control) -> None:
-        if isinstance(item, Control):
+    def _take(self, item: KernelRequest | ControlRequest) -> None:
+        if isinstance(item, ControlRequest):
             self._control(item)
             return
         self.busy = item
@@ -432,7 +432,7 @@ class Runner:
         The loop is running, as ever while a cell runs; what the cell leaves with it runs next.
         """
         item = self.wire.inbox[0]
-        if isinstance(item, Control) or not self.kernel.runs_through(item):
+        if isinstance(item, ControlRequest) or not self.kernel.runs_through(item):
             return False
         self.wire.inbox.popleft()
         self.busy = item
@@ -463,7 +463,7 @@ class Runner:
         if self._c_stdout:
             self._libc.fflush(self._c_stdout)
 
-    def _control(self, control: Control) -> None:
+    def _control(self, control: ControlRequest) -> None:
         try:
             fork.answer(self, control)
         finally:
@@ -507,14 +507,14 @@ class Runner:
             return
         for item in [i for i in self.wire.inbox if _at_once(i)]:
             self.wire.inbox.remove(item)
-            if isinstance(item, Control) and item.op == "fence":
+            if isinstance(item, ControlRequest) and item.op == "fence":
                 self._control(item)
-            elif isinstance(item, Control):
+            elif isinstance(item, ControlRequest):
                 self.wire.reply(item.number, {"ok": False, "refused": ["A cell is still running; wait for its end."]})
                 item.close()
             else:
                 self.loop.create_task(self.kernel.handle(item, concurrent=True))
 
 
-def _at_once(item: Request | Control) -> bool:
-    return isinstance(item, Control) or item.channel == "control" or item.msg_type.startswith("comm_")
+def _at_once(item: KernelRequest | ControlRequest) -> bool:
+    return isinstance(item, ControlRequest) or item.channel == "control" or item.msg_type.startswith("comm_")

@@ -26,7 +26,7 @@ _TELLING = re.compile(
 _WORD = re.compile(r"[\w.*]*")
 
 
-class Plain:
+class PlainCellDetector:
     """Knows a shell's transformers as they were, and so whether they are still the ones that these rules know.
 
     Args:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from kernelsvc.guest.wire_frames import stream_prefix
 
 
-class Outlet(Protocol):
+class TextSink(Protocol):
     """Where text goes; ``wire.Wire``."""
 
     foreign: bool
@@ -30,7 +30,7 @@ class Outlet(Protocol):
 class _Bytes(io.RawIOBase):
     """``sys.stdout.buffer``: bytes in, text out."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: OutputStream) -> None:
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -48,7 +48,7 @@ class _Bytes(io.RawIOBase):
         """Stay open, as the stream does."""
 
 
-class Stream(io.TextIOBase):
+class OutputStream(io.TextIOBase):
     """A text stream whose writes are STREAM frames."""
 
     encoding = "utf-8"
@@ -56,7 +56,7 @@ class Stream(io.TextIOBase):
     newlines = None
     line_buffering = True
 
-    def __init__(self, name: str, outlet: Outlet) -> None:
+    def __init__(self, name: str, outlet: TextSink) -> None:
         """Make the stream.
 
         Args:

@@ -198,7 +198,7 @@ def parse(data: bytearray) -> list[Frame]:
     return frames
 
 
-class Request(NamedTuple):
+class KernelRequest(NamedTuple):
     """A Jupyter message from the server. ``raw_header`` is the header's JSON as it came."""
 
     channel: str
@@ -231,7 +231,7 @@ class Request(NamedTuple):
         }
 
 
-def parse_request(payload: bytes) -> Request:
+def parse_request(payload: bytes) -> KernelRequest:
     """A MESSAGE frame's payload.
 
     Raises:
@@ -248,7 +248,7 @@ def parse_request(payload: bytes) -> Request:
             raise WireError("a message whose parts are not JSON objects")
         if not (isinstance(header.get("msg_id"), str) and isinstance(header.get("msg_type"), str)):
             raise WireError("a message without msg_id or msg_type")
-        return Request(parts[0].decode(), header, parts[1], metadata, content, parts[5:])
+        return KernelRequest(parts[0].decode(), header, parts[1], metadata, content, parts[5:])
     except (struct.error, ValueError, RecursionError) as error:
         raise WireError(f"a message that can't be read: {error}") from None
 

@@ -8,7 +8,7 @@ is full. While it waits it serves the listener and reads acknowledgements, so a
 server may come and go in the middle of a cell.
 
 Two further ways lead in here when the cell does not write: the event loop, when
-the kernel is idle or awaits (``Watcher``), and SIGURG, which Linux sends when a
+the kernel is idle or awaits (``FdWatcher``), and SIGURG, which Linux sends when a
 server knocks at the listener (fcntl(2), ``F_SETSIG``) while the cell computes.
 
 Signals. A handler of the user's may raise between any two bytecodes (a time-out by
@@ -50,7 +50,7 @@ from kernelsvc.guest.wire_frames import (
     REPLY,
     STREAM,
     Frame,
-    Request,
+    KernelRequest,
 )
 
 #: Bytes put between two looks at what the server has acknowledged.
@@ -73,17 +73,17 @@ _MAX_FDS = 16
 Describe = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-class Watcher(Protocol):
+class FdWatcher(Protocol):
     """Who polls the descriptors while the kernel is idle: an event loop."""
 
     def watch(self, fd: int) -> None:
-        """Call ``Wire.serve`` when this is readable."""
+        """Call ``WireServer.serve`` when this is readable."""
 
     def unwatch(self, fd: int) -> None:
         """No more."""
 
     def arrived(self) -> None:
-        """Something was read elsewhere; look at ``Wire.inbox``."""
+        """Something was read elsewhere; look at ``WireServer.inbox``."""
 
 
 def give_up(closed: str) -> NoReturn:
@@ -97,7 +97,7 @@ def give_up(closed: str) -> NoReturn:
     os._exit(70)
 
 
-class Control:
+class ControlRequest:
     """A CONTROL request with the descriptors that came with it. Close what you don't keep."""
 
     def __init__(self, number: int, body: dict[str, Any], fds: list[int]) -> None:
@@ -191,7 +191,7 @@ class _Guard:
         self._after()
 
 
-class Wire:
+class WireServer:
     """See the module's docstring.
 
     Attributes:
@@ -213,11 +213,11 @@ class Wire:
             raw: read ends of the pipes behind descriptors 1 and 2, handed to each server.
             describe: called for each HELLO.
         """
-        self.inbox: deque[Request | Control] = deque()
+        self.inbox: deque[KernelRequest | ControlRequest] = deque()
         self.seen: deque[str] = deque(maxlen=SEEN)
         self.cell = ""
         self.foreign = False
-        self.watcher: Watcher | None = None
+        self.watcher: FdWatcher | None = None
         self.corked = False
         self.woken: dict[str, Any] | None = None
         self.outbox = frames.Outbox()
@@ -289,7 +289,7 @@ class Wire:
         self._conn, self._guests = None, []
         self._listener.close()
         for item in self.inbox:
-            if isinstance(item, Control):  # the next copy's door and pipes, which this one must not hold
+            if isinstance(item, ControlRequest):  # the next copy's door and pipes, which this one must not hold
                 item.close()
         self.inbox.clear()
         self.seen.clear()
@@ -303,7 +303,7 @@ class Wire:
         self._listen(listener)
         return old
 
-    def watch_all(self, watcher: Watcher) -> None:
+    def watch_all(self, watcher: FdWatcher) -> None:
         """Let a new watcher poll what is open."""
         self.watcher = watcher
         watcher.watch(self._listener.fileno())
@@ -323,7 +323,7 @@ class Wire:
         for connection in self._all_connections():
             own |= {connection.sock.fileno(), *connection.fds}
         for item in self.inbox:
-            if isinstance(item, Control):
+            if isinstance(item, ControlRequest):
                 own.update(item.fds)
         return own
 
@@ -445,7 +445,7 @@ class Wire:
         if len(self.inbox) > before and self.watcher:
             self.watcher.arrived()
 
-    def _control(self, conn: _Connection, frame: Frame) -> Control:
+    def _control(self, conn: _Connection, frame: Frame) -> ControlRequest:
         try:
             body = json.loads(frame.payload)
         except (ValueError, RecursionError):
@@ -455,7 +455,7 @@ class Wire:
         wanted = body.get("fds", 0)
         count = wanted if isinstance(wanted, int) else 0
         taken, conn.fds = conn.fds[:count], conn.fds[count:]
-        return Control(frame.number, body, taken)
+        return ControlRequest(frame.number, body, taken)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
         """Wait until a condition is true that serving the wire makes true; False when the time is over.

@@ -11,7 +11,7 @@ writes, and what was charged before it moved stays with its parent.
 
 Moving another process waits for a grace period of RCU, 5 to 20 ms in which nothing
 is computed. It is therefore done in a thread, and as much of the wait as possible
-while the kernel still forks (``Sandbox.take_turn``); the server waits for the rest
+while the kernel still forks (``SandboxManager.take_turn``); the server waits for the rest
 when it asks for the copy in order to wake it.
 """
 
@@ -25,14 +25,14 @@ import msgspec
 
 from kernelsvc.errors import Internal, KernelDead
 from kernelsvc.model.limits import Limits
-from kernelsvc.sandbox.cgroup import Group
-from kernelsvc.sandbox.manager import Sandbox
+from kernelsvc.sandbox.cgroup import Cgroup
+from kernelsvc.sandbox.manager import SandboxManager
 
 #: Seconds between looks at a cgroup that must become empty, and for how long.
 CLEAR_PAUSE, CLEAR_SECONDS = 0.01, 5.0
 
 
-class Quarters(msgspec.Struct, kw_only=True):
+class BranchCgroup(msgspec.Struct, kw_only=True):
     """Plain data, so that a host can write it down with its sandbox's record.
 
     Attributes:
@@ -41,7 +41,7 @@ class Quarters(msgspec.Struct, kw_only=True):
         oom_kills: how many of its OOM kills were put down to a kernel already.
     """
 
-    group: Group | None
+    group: Cgroup | None
     limits: Limits
     oom_kills: int = 0
 
@@ -52,13 +52,13 @@ class Quarters(msgspec.Struct, kw_only=True):
         return fresh
 
 
-async def move_in(sandbox: Sandbox, name: str, pid: int, limits: Limits) -> Quarters:
+async def move_in(sandbox: SandboxManager, name: str, pid: int, limits: Limits) -> BranchCgroup:
     """A cgroup of that name with these caps, and a process in it. Safe to cancel: it may have moved or not.
 
     Raises:
         Internal: Linux refused, or the process is gone.
     """
-    made: list[Group | None] = []
+    made: list[Cgroup | None] = []
 
     def act() -> None:
         group = sandbox.subdivide(name, limits)
@@ -73,10 +73,10 @@ async def move_in(sandbox: Sandbox, name: str, pid: int, limits: Limits) -> Quar
             if group is not None:
                 await clear(group)
         raise Internal(f"The branch has no cgroup of its own: {error}; try again.") from error
-    return Quarters(group=made[0], limits=limits)
+    return BranchCgroup(group=made[0], limits=limits)
 
 
-async def admit(group: Group, pid: int) -> None:
+async def admit(group: Cgroup, pid: int) -> None:
     """A process in a cgroup that is there. Safe to cancel: it may have moved or not.
 
     Raises:
@@ -88,7 +88,7 @@ async def admit(group: Group, pid: int) -> None:
         raise KernelDead("The copy ended before it was in its place.") from error
 
 
-async def clear(group: Group) -> bool:
+async def clear(group: Cgroup) -> bool:
     """End whatever still lives in a cgroup nobody needs, and remove it. Returns whether it is gone."""
     deadline = asyncio.get_running_loop().time() + CLEAR_SECONDS
     while not group.remove():

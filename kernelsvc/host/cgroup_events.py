@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kernelsvc.sandbox.cgroup import Group
+from kernelsvc.sandbox.cgroup import Cgroup
 
 
 @dataclass
-class Tally:
+class CgroupEvents:
     """One sandbox's. Decides on counters; reads nothing else."""
 
     _refused: dict[str, int] = field(default_factory=dict)
     _waiting: dict[str, int] = field(default_factory=dict)
 
-    def settle(self, place: str, group: Group) -> None:
+    def settle(self, place: str, group: Cgroup) -> None:
         """Take what was counted so far for told: an earlier host did."""
         self._refused[place] = group.strikes()[1]
 
-    def look(self, place: str, group: Group, known: int) -> tuple[list[str], int]:
+    def look(self, place: str, group: Cgroup, known: int) -> tuple[list[str], int]:
         """Names of limits that struck in this cgroup since the last look.
 
         Args:

@@ -27,7 +27,7 @@ from kernelsvc.errors import Internal, KernelsvcError, NotFound, Timeout, TooLar
 from kernelsvc.host.daemon import VERSION, HostSettings
 from kernelsvc.linux import seqpacket as channel
 from kernelsvc.linux.acceptor import inherited_descriptor_limits
-from kernelsvc.linux.stopped_process import Attending
+from kernelsvc.linux.stopped_process import ResumeIfStopped
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.exit_status import Exit, exit_of
 
@@ -52,7 +52,7 @@ class HostGone(Internal):
     """The kernel host died while it was asked; try again."""
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class KernelHandle(msgspec.Struct, frozen=True, kw_only=True):
     """A kernel's process. Whoever gets it owns ``pidfd``."""
 
     pid: int
@@ -79,7 +79,7 @@ class HostClient:
         self.sandbox = SandboxReport(policy=settings.sandbox)
         self._settings = settings
         self._may_start = start
-        self._channel: channel.Channel | None = None
+        self._channel: channel.SeqpacketChannel | None = None
         self._connected = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None
         self._number = 0
@@ -119,7 +119,7 @@ class HostClient:
         except OSError:
             sock.close()
             return False
-        self._channel = channel.Channel(sock, self._received, self._gone, fds=1)
+        self._channel = channel.SeqpacketChannel(sock, self._received, self._gone, fds=1)
         try:
             said, _ = await self._ask("hello", version=VERSION)
         except (Internal, Timeout):
@@ -231,7 +231,7 @@ class HostClient:
             if self._channel is None or not self._channel.send({"id": number, "op": op, **fields}, fds):
                 raise HostGone("The kernel host can't be reached; try again in a moment.")
             async with asyncio.timeout(REQUEST_SECONDS):
-                with Attending(self._host_pid, lambda pid: _go_on(pid, answer)):
+                with ResumeIfStopped(self._host_pid, lambda pid: _go_on(pid, answer)):
                     return await answer
         except TimeoutError:
             raise Timeout("The kernel host did not answer in time; try again.") from None
@@ -268,24 +268,24 @@ class HostClient:
                 return await self.ask(op, **fields)
         return await self.ask(op, **fields)
 
-    async def _ask_for_process(self, op: str, fds: Sequence[int] = (), **fields: Any) -> Found:
+    async def _ask_for_process(self, op: str, fds: Sequence[int] = (), **fields: Any) -> KernelHandle:
         size = len(channel.encode(fields.get("env") or {}))
         if size > MAX_ENV_BYTES:
             raise TooLarge(f"The environment takes {size} bytes and may take {MAX_ENV_BYTES}; put data into a file.")
         said, given = await (self.ask(op, fds, **fields) if fds else self._ask_again(op, **fields))
         channel.close_all(given[1:])
         report = msgspec.convert(said["sandbox"], SandboxReport)
-        return Found(pid=int(said["pid"]), pidfd=given[0], sandbox=report, home=str(said.get("home", "")))
+        return KernelHandle(pid=int(said["pid"]), pidfd=given[0], sandbox=report, home=str(said.get("home", "")))
 
-    async def spawn(self, fds: Sequence[int], **fields: Any) -> Found:
+    async def spawn(self, fds: Sequence[int], **fields: Any) -> KernelHandle:
         """A forked kernel that listens."""
         return await self._ask_for_process("spawn", fds, **fields)
 
-    async def start_process(self, fds: Sequence[int], **fields: Any) -> Found:
+    async def start_process(self, fds: Sequence[int], **fields: Any) -> KernelHandle:
         """A cold kernel's process."""
         return await self._ask_for_process("start", fds, **fields)
 
-    async def find(self, kernel: str) -> Found:
+    async def find(self, kernel: str) -> KernelHandle:
         """A kernel that runs.
 
         Raises:

@@ -25,14 +25,14 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import Internal, KernelDead, KernelsvcError, SandboxUnavailable, Timeout
-from kernelsvc.host.branch_cgroup import Quarters, admit, clear, move_in
-from kernelsvc.host.cgroup_events import Tally
+from kernelsvc.host.branch_cgroup import BranchCgroup, admit, clear, move_in
+from kernelsvc.host.cgroup_events import CgroupEvents
 from kernelsvc.linux import procfs as processes
 from kernelsvc.linux import seqpacket as channel
 from kernelsvc.model.exit_status import Exit, exit_of
 from kernelsvc.model.limits import Limits
-from kernelsvc.sandbox.cgroup import Group
-from kernelsvc.sandbox.manager import Sandbox, Ticket
+from kernelsvc.sandbox.cgroup import Cgroup
+from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,11 @@ RELEASE_PAUSE, RELEASE_SECONDS = 0.005, 5.0
 STATUS_SECONDS = 0.5
 
 
-class Vanished(Internal):
+class KernelExitedEarly(Internal):
     """The kernel's process ended while it was started; try again."""
 
 
-class Known(msgspec.Struct, frozen=True):
+class CopyRecord(msgspec.Struct, frozen=True):
     """A copy of a kernel, so that a later host can be sure of its process."""
 
     pid: int
@@ -57,21 +57,21 @@ class Known(msgspec.Struct, frozen=True):
     quarters: str = ""
 
 
-class Record(msgspec.Struct, kw_only=True):
+class ContainerRecord(msgspec.Struct, kw_only=True):
     """What a host writes down of a sandbox. Its ticket holds no plan: that has the session's environment in it."""
 
     kernel: str
     session: str
     kind: str
-    ticket: Ticket
+    ticket: SandboxAllocation
     home: str
-    copies: dict[str, Known] = {}
+    copies: dict[str, CopyRecord] = {}
     oom_kills: int = 0
-    quarters: dict[str, Quarters] = {}
+    quarters: dict[str, BranchCgroup] = {}
 
 
 @dataclass
-class Member:
+class ContainerProcess:
     """One kernel of a sandbox.
 
     Attributes:
@@ -92,7 +92,7 @@ class Member:
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Ward:
+class Container:
     """See the module's docstring.
 
     Attributes:
@@ -101,14 +101,20 @@ class Ward:
         ended: set when every process is gone and everything given back.
     """
 
-    def __init__(self, record: Record, sandbox: Sandbox, runtime: Path, exited: Callable[[Ward, Member], None]) -> None:
+    def __init__(
+        self,
+        record: ContainerRecord,
+        sandbox: SandboxManager,
+        runtime: Path,
+        exited: Callable[[Container, ContainerProcess], None],
+    ) -> None:
         self.record = record
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, ContainerProcess] = {}
         self.ended = asyncio.Event()
         self._sandbox = sandbox
         self._runtime = runtime
         self._exited = exited
-        self._channel: channel.Channel | None = None
+        self._channel: channel.SeqpacketChannel | None = None
         self.init_pid = 0
         self._init_pidfd = -1
         self._introduced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -117,7 +123,7 @@ class Ward:
         self._tasks: set[asyncio.Task[None]] = set()
         self._gone = asyncio.Event()
         self._ending = False
-        self._tally = Tally()
+        self._tally = CgroupEvents()
 
     # -- beginnings -----------------------------------------------------------------
 
@@ -166,7 +172,7 @@ class Ward:
 
     def listen(self, sock: socket.socket) -> None:
         """Take the host's end of the channel to the init."""
-        self._channel = channel.Channel(sock, self._received, self._init_gone, fds=2)
+        self._channel = channel.SeqpacketChannel(sock, self._received, self._init_gone, fds=2)
 
     async def wait_ready(self, seconds: float) -> None:
         """Wait until the kernel listens. Safe to cancel.
@@ -216,7 +222,7 @@ class Ward:
 
     def _introduce(self, body: dict[str, Any], fds: list[int]) -> None:
         self._init_pidfd, self.init_pid = fds[0], processes.pid_of(fds[0])
-        self._add(Member(self.record.kernel, fds[1], processes.pid_of(fds[1]), 0, self.record.home))
+        self._add(ContainerProcess(self.record.kernel, fds[1], processes.pid_of(fds[1]), 0, self.record.home))
         if body.get("status") is not None:
             self._tell_status(0, int(body["status"]))
         for kernel, known in list(self.record.copies.items()):
@@ -224,20 +230,20 @@ class Ward:
         if not self._introduced.done():
             self._introduced.set_result(None)
 
-    def _find_copy(self, kernel: str, known: Known) -> None:
+    def _find_copy(self, kernel: str, known: CopyRecord) -> None:
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(known.pid)
             about = processes.stat(known.pid)
             if about is not None and about.started == known.started:
                 inner = processes.inner_pid(known.pid)
-                self._add_copy(Member(kernel, pidfd, known.pid, inner, known.home, known.quarters))
+                self._add_copy(ContainerProcess(kernel, pidfd, known.pid, inner, known.home, known.quarters))
                 return
             os.close(pidfd)
         del self.record.copies[kernel]
 
     def enlist(
         self, kernel: str, of: str, pidfd: int, home: str, limits: Limits | None = None, beside: str = ""
-    ) -> Member:
+    ) -> ContainerProcess:
         """Take a copy of a kernel into this sandbox.
 
         Args:
@@ -245,7 +251,7 @@ class Ward:
             of: the kernel that it is a copy of; they share their cgroup.
             pidfd: of its process; the ward's from now on, unless it raises.
             home: its directory as seen inside.
-            limits: for a copy that is a session of its own: its caps, see ``Member.placed``.
+            limits: for a copy that is a session of its own: its caps, see ``ContainerProcess.placed``.
             beside: for one that belongs to such a copy: that one, whose cgroup it shares.
 
         Raises:
@@ -257,9 +263,9 @@ class Ward:
             raise KernelDead("The copy ended as soon as it was made.")
         sharing = self.members.get(beside)
         quarters = kernel if limits is not None else (sharing or self.members[of]).quarters
-        member = Member(kernel, pidfd, pid, processes.inner_pid(pid), home, quarters)
+        member = ContainerProcess(kernel, pidfd, pid, processes.inner_pid(pid), home, quarters)
         self._add_copy(member)
-        self.record.copies[kernel] = Known(pid, about.started, home, quarters)
+        self.record.copies[kernel] = CopyRecord(pid, about.started, home, quarters)
         self._write_again()
         if limits is not None:
             member.placed = asyncio.ensure_future(self._place(member, limits))
@@ -269,7 +275,7 @@ class Ward:
             member.placed.add_done_callback(_look_at)
         return member
 
-    async def _join(self, member: Member, sharing: Member) -> None:
+    async def _join(self, member: ContainerProcess, sharing: ContainerProcess) -> None:
         if sharing.placed is not None:
             await asyncio.shield(sharing.placed)
         quarters = self.record.quarters.get(member.quarters)
@@ -278,7 +284,7 @@ class Ward:
         if quarters.group is not None:
             await admit(quarters.group, member.pid)
 
-    async def _place(self, member: Member, limits: Limits) -> None:
+    async def _place(self, member: ContainerProcess, limits: Limits) -> None:
         quarters = await move_in(self._sandbox, member.kernel, member.pid, limits)
         if member.kernel in self.members:
             self.record.quarters[member.kernel] = quarters
@@ -286,12 +292,12 @@ class Ward:
         elif quarters.group is not None:  # discarded meanwhile
             await clear(quarters.group)
 
-    def _add_copy(self, member: Member) -> None:
+    def _add_copy(self, member: ContainerProcess) -> None:
         self._add(member)
         if self._channel is not None:
             self._channel.send({"member": member.inner_pid})
 
-    def _add(self, member: Member) -> None:
+    def _add(self, member: ContainerProcess) -> None:
         self.members[member.kernel] = member
         self._statuses[member.inner_pid] = asyncio.get_running_loop().create_future()
         self._own(self._watch(member))
@@ -301,7 +307,7 @@ class Ward:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _watch(self, member: Member) -> None:
+    async def _watch(self, member: ContainerProcess) -> None:
         await processes.wait_pidfd(member.pidfd)
         status = await self._status_of(member)
         del self._statuses[member.inner_pid]
@@ -313,7 +319,7 @@ class Ward:
         await self._end_session_of(member)
         member.over.set()
 
-    async def _status_of(self, member: Member) -> int | None:
+    async def _status_of(self, member: ContainerProcess) -> int | None:
         """From Linux where it tells, else from the init that waited for it."""
         status = processes.exit_status(member.pidfd)
         if status is None:
@@ -322,7 +328,7 @@ class Ward:
                     status = await asyncio.shield(self._statuses[member.inner_pid])
         return processes.exit_status(member.pidfd) if status is None else status
 
-    async def _end_session_of(self, member: Member) -> None:
+    async def _end_session_of(self, member: ContainerProcess) -> None:
         """End what a kernel that is gone had started. A pid is not used again while it names a session."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + END_SECONDS
@@ -353,17 +359,17 @@ class Ward:
             found += [(limit, kernels) for limit in limits]
         return found
 
-    def _places(self) -> dict[str, Quarters]:
+    def _places(self) -> dict[str, BranchCgroup]:
         ticket = self.record.ticket
-        own = Quarters(group=ticket.group, limits=ticket.limits, oom_kills=self.record.oom_kills)
+        own = BranchCgroup(group=ticket.group, limits=ticket.limits, oom_kills=self.record.oom_kills)
         return {"": own, **self.record.quarters}
 
-    def group_of(self, member: Member) -> Group | None:
+    def group_of(self, member: ContainerProcess) -> Cgroup | None:
         """The cgroup in which a kernel lives."""
         quarters = self.record.quarters.get(member.quarters)
         return self.record.ticket.group if quarters is None else quarters.group
 
-    def _oom_kills(self, member: Member) -> tuple[int, Limits]:
+    def _oom_kills(self, member: ContainerProcess) -> tuple[int, Limits]:
         """How often the OOM killer struck where a kernel lived that has just ended, and the caps there."""
         quarters = self.record.quarters.get(member.quarters)
         if quarters is not None:
@@ -392,7 +398,7 @@ class Ward:
     def _init_gone(self) -> None:
         self._channel = None
         self._gone.set()
-        self._fail(Vanished())
+        self._fail(KernelExitedEarly())
         if self._init_pidfd >= 0 and not self._ending:
             log.error("the init of %s is gone; its sandbox ends", self.record.kernel)
             self._ending = True
@@ -426,7 +432,7 @@ class Ward:
     def _live(self) -> set[str]:
         return {member.kernel for member in self.members.values() if member.exit is None}
 
-    def _drop(self, member: Member) -> None:
+    def _drop(self, member: ContainerProcess) -> None:
         if self.members.pop(member.kernel, None) is not None:
             os.close(member.pidfd)
         if self.record.copies.pop(member.kernel, None) is not None:

@@ -20,12 +20,12 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import Conflict, KernelsvcError, NotFound
-from kernelsvc.host.container import Member, Record, Ward
+from kernelsvc.host.container import Container, ContainerProcess, ContainerRecord
 from kernelsvc.linux import procfs as processes
 from kernelsvc.linux import seqpacket as channel
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
-from kernelsvc.sandbox.manager import Sandbox, Ticket
+from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ LOOK_AT_ONCE = 200
 Launch = Callable[[socket.socket, socket.socket, socket.socket], None]
 
 
-class Nursery:
+class ContainerManager:
     """See the module's docstring.
 
     Attributes:
@@ -61,12 +61,12 @@ class Nursery:
     def __init__(
         self,
         runtime: Path,
-        sandbox: Sandbox,
+        sandbox: SandboxManager,
         adoption_seconds: float,
-        exited: Callable[[Ward, Member], None],
+        exited: Callable[[Container, ContainerProcess], None],
         own: Callable[[], set[int]],
     ) -> None:
-        self.wards: dict[str, Ward] = {}
+        self.wards: dict[str, Container] = {}
         self._runtime = runtime
         self._sandbox = sandbox
         self._adoption_seconds = adoption_seconds
@@ -75,8 +75,8 @@ class Nursery:
         self._undoing: set[asyncio.Future[None]] = set()
         self._starting: dict[str, asyncio.Task[Any]] = {}
         self._turns = asyncio.Semaphore(STARTS_PER_CORE * len(os.sched_getaffinity(0)))
-        self._orphans: dict[Ward, asyncio.TimerHandle] = {}
-        self._turn: list[Ward] = []
+        self._orphans: dict[Container, asyncio.TimerHandle] = {}
+        self._turn: list[Container] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _own(self, work: Coroutine[Any, Any, None]) -> None:
@@ -104,7 +104,7 @@ class Nursery:
             del self._starting[kernel]
             self._end_strays()
 
-    async def make(self, record: Record, launch: Launch, *, listens: bool) -> Ward:
+    async def make(self, record: ContainerRecord, launch: Launch, *, listens: bool) -> Container:
         """A new sandbox, when its kernel is there. Safe to cancel: nothing is left.
 
         Args:
@@ -115,7 +115,7 @@ class Nursery:
         Raises:
             KernelsvcError: it could not be made.
         """
-        ward = Ward(record, self._sandbox, self._runtime, self._exited)
+        ward = Container(record, self._sandbox, self._runtime, self._exited)
         ours, theirs = channel.pair()
         ward.listen(ours)
         try:
@@ -135,21 +135,21 @@ class Nursery:
         self._keep(ward)
         return ward
 
-    def _keep(self, ward: Ward) -> None:
+    def _keep(self, ward: Container) -> None:
         self.wards |= dict.fromkeys(ward.members, ward)
         self._own(self._forget_ended(ward))
 
-    async def _forget_ended(self, ward: Ward) -> None:
+    async def _forget_ended(self, ward: Container) -> None:
         await ward.ended.wait()
         self._forget(ward)
 
     def enlist(
         self, kernel: str, of: str, pidfd: int, home: str, limits: Limits | None = None, beside: str = ""
-    ) -> Member:
+    ) -> ContainerProcess:
         """Take a copy that the kernel ``of`` made of itself into its sandbox; ``pidfd`` is taken over.
 
-        With ``limits`` it is a session of its own and gets a cgroup of its own; wait for ``Member.placed``. With
-        ``beside``, another copy, it goes to live in the cgroup of that one.
+        With ``limits`` it is a session of its own and gets a cgroup of its own; wait for
+        ``ContainerProcess.placed``. With ``beside``, another copy, it goes to live in the cgroup of that one.
 
         Raises:
             NotFound: there is no such kernel.
@@ -165,7 +165,7 @@ class Nursery:
 
     # -- finding ---------------------------------------------------------------------------
 
-    def find(self, kernel: str) -> tuple[Ward, Member]:
+    def find(self, kernel: str) -> tuple[Container, ContainerProcess]:
         """A kernel and where it lives.
 
         Raises:
@@ -184,14 +184,14 @@ class Nursery:
         self._sandbox.sweep({name for ward in wards for name in (ward.record.kernel, *ward.record.quarters)})
 
     async def _find_old(self, name: str) -> None:
-        record = _read_record(Ward.record_path(self._runtime, name))
+        record = _read_record(Container.record_path(self._runtime, name))
         known = record is not None
-        ward = Ward(record or _unknown(name), self._sandbox, self._runtime, self._exited)
+        ward = Container(record or _unknown(name), self._sandbox, self._runtime, self._exited)
         if known:
             self._sandbox.restore(ward.record.ticket)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
-            sock.connect(str(Ward.door_path(self._runtime, name)))
+            sock.connect(str(Container.door_path(self._runtime, name)))
         except OSError:
             sock.close()
         else:
@@ -226,13 +226,13 @@ class Nursery:
             if not held & ward.members.keys():
                 self._orphans[ward] = loop.call_later(self._adoption_seconds, self._grace_over, ward)
 
-    def adopted(self, ward: Ward) -> None:
+    def adopted(self, ward: Container) -> None:
         """A server holds one of its kernels."""
         timer = self._orphans.pop(ward, None)
         if timer is not None:
             timer.cancel()
 
-    def _grace_over(self, ward: Ward) -> None:
+    def _grace_over(self, ward: Container) -> None:
         log.warning("nobody adopted %s in %g s: it ends", ward.record.kernel, self._adoption_seconds)
         self._own(self._end(ward))
 
@@ -264,11 +264,11 @@ class Nursery:
             await asyncio.wait(self._undoing)
         await asyncio.gather(*(self._end(ward) for ward in set(self.wards.values())))
 
-    async def _end(self, ward: Ward) -> None:
+    async def _end(self, ward: Container) -> None:
         await ward.end()
         self._forget(ward)
 
-    def _forget(self, ward: Ward) -> None:
+    def _forget(self, ward: Container) -> None:
         self.adopted(ward)
         self.wards = {kernel: one for kernel, one in self.wards.items() if one is not ward}
         self._end_strays()
@@ -283,9 +283,9 @@ class Nursery:
                 log.warning("process %d was left by a session and is ended", pid)
 
 
-def _read_record(path: Path) -> Record | None:
+def _read_record(path: Path) -> ContainerRecord | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Record)
+        return msgspec.json.decode(path.read_bytes(), type=ContainerRecord)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:
@@ -293,7 +293,7 @@ def _read_record(path: Path) -> Record | None:
         return None
 
 
-def _unknown(kernel: str) -> Record:
+def _unknown(kernel: str) -> ContainerRecord:
     """Stands for a record that is lost, so that its processes can be ended."""
-    ticket = msgspec.convert({"kernel": kernel, "plan": {}, "report": {}, "limits": {}}, Ticket)
-    return Record(kernel=kernel, session="", kind="forked", ticket=ticket, home="")
+    ticket = msgspec.convert({"kernel": kernel, "plan": {}, "report": {}, "limits": {}}, SandboxAllocation)
+    return ContainerRecord(kernel=kernel, session="", kind="forked", ticket=ticket, home="")

@@ -36,15 +36,15 @@ from kernelsvc.guest.confine import confine, linux
 from kernelsvc.guest.confine import init as guest_init
 from kernelsvc.host import exec as keepers
 from kernelsvc.host.branch_cgroup import in_thread
-from kernelsvc.host.container import Member, Record, Vanished, Ward
-from kernelsvc.host.container_manager import Nursery
-from kernelsvc.host.forkserver import Template, TemplateSettings, install_guest
+from kernelsvc.host.container import Container, ContainerProcess, ContainerRecord, KernelExitedEarly
+from kernelsvc.host.container_manager import ContainerManager
+from kernelsvc.host.forkserver import ForkServer, ForkServerSettings, install_guest
 from kernelsvc.linux import procfs as processes
 from kernelsvc.linux import seqpacket as channel
 from kernelsvc.linux.acceptor import Acceptor, raise_descriptor_limit
-from kernelsvc.linux.stopped_process import Attending
+from kernelsvc.linux.stopped_process import ResumeIfStopped
 from kernelsvc.model.limits import Limits
-from kernelsvc.sandbox.manager import Sandbox, Ticket
+from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 from kernelsvc.sandbox.uid_pool import UIDS
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     runtime_dir: str
-    templates: dict[str, TemplateSettings]
+    templates: dict[str, ForkServerSettings]
     sandbox: Literal["required", "best-effort", "off"] = "best-effort"
     hidden: list[str] = []
     adoption_seconds: float = 600.0
@@ -88,7 +88,7 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(__version__.encode() + text).hexdigest()
 
 
-class Spawn(msgspec.Struct, frozen=True, kw_only=True):
+class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``spawn``: a forked kernel."""
 
     kernel: str
@@ -100,7 +100,7 @@ class Spawn(msgspec.Struct, frozen=True, kw_only=True):
     family: str = ""
 
 
-class Start(msgspec.Struct, frozen=True, kw_only=True):
+class StartProcess(msgspec.Struct, frozen=True, kw_only=True):
     """``start``: a cold kernel's process."""
 
     kernel: str
@@ -112,7 +112,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     share: str
 
 
-class Enlist(msgspec.Struct, frozen=True, kw_only=True):
+class RegisterCopy(msgspec.Struct, frozen=True, kw_only=True):
     """``enlist``: a copy that a kernel made of itself; with ``limits`` one that is a session of its own."""
 
     kernel: str
@@ -125,7 +125,7 @@ class Enlist(msgspec.Struct, frozen=True, kw_only=True):
 Answer = tuple[dict[str, Any], list[int]]
 
 
-class Host:
+class HostDaemon:
     """One running kernel host.
 
     Args:
@@ -137,12 +137,12 @@ class Host:
         self.settings = settings
         self.descriptors = descriptors
         self.runtime = Path(settings.runtime_dir)
-        self.sandbox = Sandbox(policy=settings.sandbox, runtime_dir=settings.runtime_dir, hidden=settings.hidden)
+        self.sandbox = SandboxManager(policy=settings.sandbox, runtime_dir=settings.runtime_dir, hidden=settings.hidden)
         guest = install_guest(self.runtime)
         self.templates = {
-            name: Template(name, one, guest, self._template_changed) for name, one in settings.templates.items()
+            name: ForkServer(name, one, guest, self._template_changed) for name, one in settings.templates.items()
         }
-        self.nursery = Nursery(
+        self.nursery = ContainerManager(
             self.runtime,
             self.sandbox,
             settings.adoption_seconds,
@@ -151,7 +151,7 @@ class Host:
         )
         self._keepers: set[int] = set()  # of programs
         self.stopped = asyncio.Event()
-        self._servers: dict[channel.Channel, set[str]] = {}
+        self._servers: dict[channel.SeqpacketChannel, set[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._grace: asyncio.TimerHandle | None = None
         self._expecting = False
@@ -192,7 +192,7 @@ class Host:
         return listener
 
     def _accept(self, sock: socket.socket, _: object) -> None:
-        server: channel.Channel
+        server: channel.SeqpacketChannel
 
         def received(body: dict[str, Any], fds: list[int]) -> None:
             self._own(self._answer(server, body, fds))
@@ -200,13 +200,13 @@ class Host:
         def closed() -> None:
             self._left(server)
 
-        server = channel.Channel(sock, received, closed, fds=SPAWN_FDS)
+        server = channel.SeqpacketChannel(sock, received, closed, fds=SPAWN_FDS)
         self._servers[server] = set()
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
 
-    def _left(self, server: channel.Channel) -> None:
+    def _left(self, server: channel.SeqpacketChannel) -> None:
         self._servers.pop(server, None)
         self._look_for_orphans()
 
@@ -255,7 +255,7 @@ class Host:
         for server in list(self._servers):
             server.send(body)
 
-    def _template_changed(self, template: Template) -> None:
+    def _template_changed(self, template: ForkServer) -> None:
         self._tell({"notice": "template", **template.describe()})
 
     def _look(self) -> None:
@@ -266,12 +266,12 @@ class Host:
             self._tell({"notice": "struck", "limit": limit, "kernels": kernels[:MOST_NAMED]})
         self._loop.call_later(LOOK_SECONDS, self._look)
 
-    def _exited(self, ward: Ward, member: Member) -> None:
+    def _exited(self, ward: Container, member: ContainerProcess) -> None:
         self._tell({"notice": "exited", "kernel": member.kernel, "exit": msgspec.to_builtins(member.exit)})
 
     # -- the protocol -----------------------------------------------------------------------------
 
-    async def _answer(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> None:
+    async def _answer(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> None:
         number, given = body.get("id"), list(fds)
         result: list[int] = []
         try:
@@ -294,7 +294,7 @@ class Host:
         server.send(answer, result)
         channel.close_all(result)
 
-    async def _hello(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _hello(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         if body.get("version") != VERSION:
             raise Conflict(
                 f"This kernel host speaks version {VERSION} of its protocol; restart it with the server's version."
@@ -311,26 +311,26 @@ class Host:
             "sandbox": msgspec.to_builtins(report),
         }, []
 
-    async def _spawn(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
-        request = msgspec.convert(body, Spawn)
+    async def _spawn(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+        request = msgspec.convert(body, SpawnRequest)
         if len(fds) != SPAWN_FDS:
             raise BadRequest("spawn needs five descriptors.")
         _must_own(server, [request.workdir, *([request.family] if request.family else [])])
         template = self.templates.get(request.template)
         if template is None:
             raise NotFound(f"This kernel host has no template {request.template!r}.")
-        with self.nursery.claim(request.kernel), Attending(lambda: template.pid, _go_on):
+        with self.nursery.claim(request.kernel), ResumeIfStopped(lambda: template.pid, _go_on):
             for attempt in range(1, SPAWN_ATTEMPTS + 1):
                 await template.wait_ready(TEMPLATE_SECONDS)
                 try:
                     ward = await self._fork(template, request, fds)
                     break
-                except Vanished:
+                except KernelExitedEarly:
                     if attempt == SPAWN_ATTEMPTS:
                         raise
         return await self._hand_over(server, ward, request.kernel)
 
-    async def _fork(self, template: Template, request: Spawn, fds: Sequence[int]) -> Ward:
+    async def _fork(self, template: ForkServer, request: SpawnRequest, fds: Sequence[int]) -> Container:
         ticket = self.sandbox.prepare(
             request.kernel,
             workdir=request.workdir,
@@ -351,12 +351,14 @@ class Host:
         def launch(ours: socket.socket, theirs: socket.socket, door: socket.socket) -> None:
             socket.send_fds(ours, [channel.encode(spawn)], [fds[0], door.fileno(), *fds[1:]])
             if not template.fork(theirs):
-                raise Vanished(f"The template {template.name!r} is being started again; try again in a moment.")
+                raise KernelExitedEarly(
+                    f"The template {template.name!r} is being started again; try again in a moment."
+                )
 
         return await self.nursery.make(_record(request, "forked", ticket), launch, listens=True)
 
-    async def _start(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
-        request = msgspec.convert(body, Start)
+    async def _start(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+        request = msgspec.convert(body, StartProcess)
         if len(fds) != 3:
             raise BadRequest("start needs three descriptors.")
         _must_own(server, [request.cwd, request.share])
@@ -377,14 +379,14 @@ class Host:
             ward = await self.nursery.make(_record(request, "cold", ticket), launch, listens=False)
         return await self._hand_over(server, ward, request.kernel)
 
-    async def _hand_over(self, server: channel.Channel, ward: Ward, kernel: str) -> Answer:
+    async def _hand_over(self, server: channel.SeqpacketChannel, ward: Container, kernel: str) -> Answer:
         """A kernel that was made, unless the server that asked for it is gone."""
         if server not in self._servers:
             await self.nursery.end(kernel)
             raise Conflict("The server that asked for this kernel is gone.")
         return self._held(server, ward, kernel)
 
-    def _held(self, server: channel.Channel, ward: Ward, kernel: str) -> Answer:
+    def _held(self, server: channel.SeqpacketChannel, ward: Container, kernel: str) -> Answer:
         """The answer that hands a kernel to a server, which holds it from now on."""
         member = ward.members[kernel]
         if server in self._servers:
@@ -393,7 +395,7 @@ class Host:
         said = {"pid": member.pid, "home": member.home, "sandbox": msgspec.to_builtins(ward.record.ticket.report)}
         return said, [os.dup(member.pidfd)]
 
-    async def _find(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _find(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         ward, member = self.nursery.find(str(body["kernel"]))
         if member.placed is not None:
             await asyncio.shield(member.placed)
@@ -401,10 +403,10 @@ class Host:
             raise NotFound(f"The kernel {member.kernel!r} has ended.", exit=msgspec.to_builtins(member.exit))
         return self._held(server, ward, member.kernel)
 
-    async def _enlist(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _enlist(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         if len(fds) != 1:
             raise BadRequest("enlist needs one descriptor.")
-        request = msgspec.convert(body, Enlist)
+        request = msgspec.convert(body, RegisterCopy)
         member = self.nursery.enlist(request.kernel, request.of, fds[0], request.home, request.limits, request.beside)
         fds.clear()
         said, held = self._held(server, self.nursery.wards[request.kernel], request.kernel)
@@ -412,15 +414,15 @@ class Host:
         about = processes.stat(member.pid)
         return said | {"private_bytes": about.faults * os.sysconf("SC_PAGE_SIZE") if about is not None else None}, held
 
-    async def _exec(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
-        request = msgspec.convert(body, keepers.Exec)
+    async def _exec(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+        request = msgspec.convert(body, keepers.ExecRequest)
         if len(fds) != keepers.FDS or not request.argv:
             raise BadRequest(f"exec needs a program and {keepers.FDS} descriptors.")
         order = keepers.order_of(request, *self.nursery.find(request.kernel))
         self._keepers.add(keepers.launch(order, fds, self.descriptors))
         return {}, []
 
-    async def _expect(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _expect(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         if not self._expecting:
             self._expecting = True
             try:
@@ -429,19 +431,19 @@ class Host:
                 self._expecting = False
         return {}, []
 
-    async def _signal(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _signal(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         ward, member = self.nursery.find(str(body["kernel"]))
         ward.signal(member.kernel, int(body["signum"]), everyone=bool(body.get("all")))
         return {}, []
 
-    async def _end(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _end(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         kernel = str(body["kernel"])
         for held in self._servers.values():
             held.discard(kernel)
         ended = await self.nursery.end(kernel)
         return {"exit": msgspec.to_builtins(ended)}, []
 
-    async def _list(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _list(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         held = set().union(*self._servers.values())
         found = [
             {
@@ -455,7 +457,7 @@ class Host:
         ]
         return {"kernels": found}, []
 
-    async def _shutdown(self, server: channel.Channel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _shutdown(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         if body.get("end_kernels"):
             await self.nursery.end_all()
         self._loop.call_soon(self.stopped.set)
@@ -476,7 +478,7 @@ class Host:
     }
 
 
-def _must_own(server: channel.Channel, directories: Sequence[str]) -> None:
+def _must_own(server: channel.SeqpacketChannel, directories: Sequence[str]) -> None:
     """A server that is not root must not have a host that is root open to sessions what is not the server's.
 
     Raises:
@@ -494,10 +496,12 @@ def _must_own(server: channel.Channel, directories: Sequence[str]) -> None:
             raise Forbidden(f"The directory of a session must belong to user {peer}, who asks, and is user {owner}'s.")
 
 
-def _record(request: Spawn | Start, kind: str, ticket: Ticket) -> Record:
+def _record(request: SpawnRequest | StartProcess, kind: str, ticket: SandboxAllocation) -> ContainerRecord:
     """What is kept of a sandbox: of its plan what programs need, and nothing of the session's environment."""
     slim = msgspec.structs.replace(ticket, plan=confine.slim(ticket.plan, request.env))
-    return Record(kernel=request.kernel, session=request.session, kind=kind, ticket=slim, home=ticket.plan["home"])
+    return ContainerRecord(
+        kernel=request.kernel, session=request.session, kind=kind, ticket=slim, home=ticket.plan["home"]
+    )
 
 
 def _go_on(pid: int) -> None:
@@ -507,14 +511,19 @@ def _go_on(pid: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def _imports(settings: TemplateSettings) -> dict[str, Any] | None:
+def _imports(settings: ForkServerSettings) -> dict[str, Any] | None:
     if settings.allow_modules is None and not settings.deny_modules:
         return None
     return {"allow": settings.allow_modules, "deny": settings.deny_modules}
 
 
 def _cold_child(
-    theirs: socket.socket, door: socket.socket, ticket: Ticket, request: Start, fds: Sequence[int], host: Host
+    theirs: socket.socket,
+    door: socket.socket,
+    ticket: SandboxAllocation,
+    request: StartProcess,
+    fds: Sequence[int],
+    host: HostDaemon,
 ) -> NoReturn:
     """In a fork of the host: become the middle of a cold kernel's sandbox."""
     try:
@@ -562,7 +571,7 @@ def run(settings: HostSettings, ready: Callable[[], None] = lambda: None) -> Non
     descriptors = raise_descriptor_limit()
 
     async def main() -> None:
-        await Host(settings, descriptors).run(ready)
+        await HostDaemon(settings, descriptors).run(ready)
 
     with _only_one(Path(settings.runtime_dir)):
         asyncio.run(main())

@@ -18,14 +18,14 @@ import msgspec
 from kernelsvc.errors import KernelDead, NotSupported
 from kernelsvc.guest.confine import exec_shim as keeper
 from kernelsvc.guest.confine import linux
-from kernelsvc.host.container import Member, Ward
+from kernelsvc.host.container import Container, ContainerProcess
 from kernelsvc.sandbox.plan import SCRATCH
 
 #: Descriptors that come with the request: standard input, output, error, and the keeper's end of the server's socket.
 FDS = 4
 
 
-class Exec(msgspec.Struct, frozen=True, kw_only=True):
+class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``exec``: a program in the sandbox of a kernel."""
 
     kernel: str
@@ -35,7 +35,7 @@ class Exec(msgspec.Struct, frozen=True, kw_only=True):
     terminal: bool = False
 
 
-def order_of(request: Exec, ward: Ward, member: Member) -> keeper.Order:
+def order_of(request: ExecRequest, ward: Container, member: ContainerProcess) -> keeper.ExecSpec:
     """What the keeper of a program is to do.
 
     Raises:
@@ -49,7 +49,7 @@ def order_of(request: Exec, ward: Ward, member: Member) -> keeper.Order:
         raise KernelDead("The session's kernel has ended; run a cell first.")
     group = ward.group_of(member)
     home = member.home or plan["home"]
-    return keeper.Order(
+    return keeper.ExecSpec(
         plan=plan,
         cgroup=[] if group is None else group.join_files,
         kernel=member.pidfd,
@@ -61,7 +61,7 @@ def order_of(request: Exec, ward: Ward, member: Member) -> keeper.Order:
     )
 
 
-def launch(order: keeper.Order, fds: Sequence[int], descriptors: int) -> int:
+def launch(order: keeper.ExecSpec, fds: Sequence[int], descriptors: int) -> int:
     """Fork the keeper; its pid. ``fds`` (see ``FDS``) stay the caller's; ``descriptors`` is a program's soft limit."""
     pid = os.fork()
     if pid == 0:
@@ -69,7 +69,7 @@ def launch(order: keeper.Order, fds: Sequence[int], descriptors: int) -> int:
     return pid
 
 
-def _become_keeper(order: keeper.Order, fds: Sequence[int], descriptors: int) -> NoReturn:
+def _become_keeper(order: keeper.ExecSpec, fds: Sequence[int], descriptors: int) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):

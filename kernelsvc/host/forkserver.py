@@ -45,7 +45,7 @@ _ENVIRONMENT = {
 }
 
 
-class TemplateSettings(msgspec.Struct, frozen=True, kw_only=True):
+class ForkServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """One environment; see ``settings.Template``."""
 
     python: str = ""
@@ -66,7 +66,7 @@ def install_guest(directory: Path) -> Path:
     return target
 
 
-class Template:
+class ForkServer:
     """One template process and its successors.
 
     Attributes:
@@ -75,7 +75,9 @@ class Template:
         message: why it failed.
     """
 
-    def __init__(self, name: str, settings: TemplateSettings, guest: Path, changed: Callable[[Template], None]) -> None:
+    def __init__(
+        self, name: str, settings: ForkServerSettings, guest: Path, changed: Callable[[ForkServer], None]
+    ) -> None:
         self.name = name
         self.settings = settings
         self.python = settings.python or sys.executable
@@ -84,7 +86,7 @@ class Template:
         self.message = ""
         self._guest = guest
         self._changed = changed
-        self._channel: channel.Channel | None = None
+        self._channel: channel.SeqpacketChannel | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._settled = asyncio.Event()
         self._pause = _PAUSE
@@ -113,7 +115,7 @@ class Template:
             return
         finally:
             theirs.close()
-        self._channel = channel.Channel(ours, self._received, self._gone, fds=0)
+        self._channel = channel.SeqpacketChannel(ours, self._received, self._gone, fds=0)
         self._channel.send({"preload": self.settings.preload, "path": str(self._guest)})
 
     @property

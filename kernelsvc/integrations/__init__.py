@@ -14,6 +14,6 @@ package: replies are read by their fields, as objects or as plain JSON, and
 answers are plain JSON that the packages' types accept.
 """
 
-from kernelsvc.integrations.tool_calls import AsyncTools, Call, Tools, Vendor
+from kernelsvc.integrations.tool_calls import AsyncTools, ToolCall, Tools, Vendor
 
-__all__ = ["AsyncTools", "Call", "Tools", "Vendor"]
+__all__ = ["AsyncTools", "ToolCall", "Tools", "Vendor"]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from kernelsvc.integrations.tool_calls import Answered, Call, Vendor, field
-from kernelsvc.tools import Outcome
+from kernelsvc.integrations.tool_calls import Answered, ToolCall, Vendor, field
+from kernelsvc.tools import ToolResult
 
 
-def _calls(reply: Any) -> list[Call]:
+def _calls(reply: Any) -> list[ToolCall]:
     return [
-        Call(id=field(block, "id"), name=field(block, "name"), arguments=field(block, "input"))
+        ToolCall(id=field(block, "id"), name=field(block, "name"), arguments=field(block, "input"))
         for block in field(reply, "content", [])
         if field(block, "type") == "tool_use"
     ]
 
 
-def _content(outcome: Outcome) -> list[dict[str, Any]]:
+def _content(outcome: ToolResult) -> list[dict[str, Any]]:
     # The API refuses an empty text block.
     blocks: list[dict[str, Any]] = [{"type": "text", "text": outcome.text}] if outcome.text.strip() else []
     for picture in outcome.pictures:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from kernelsvc.integrations.tool_calls import Answered, Call, Vendor, field
+from kernelsvc.integrations.tool_calls import Answered, ToolCall, Vendor, field
 
 
-def _calls(reply: Any) -> list[Call]:
+def _calls(reply: Any) -> list[ToolCall]:
     """The calls in a response, or in its content."""
     candidates = field(reply, "candidates", [])
     content = field(candidates[0], "content") if candidates else reply
     found = [_either(part, "function_call", "functionCall") for part in field(content, "parts", [])]
     return [
-        Call(id=field(call, "id", ""), name=field(call, "name"), arguments=field(call, "args"))
+        ToolCall(id=field(call, "id", ""), name=field(call, "name"), arguments=field(call, "args"))
         for call in found
         if call is not None
     ]

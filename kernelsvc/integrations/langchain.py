@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 from kernelsvc.integrations.tool_calls import AsyncTools, Tools
-from kernelsvc.tools import TOOLS, Outcome, Tool
+from kernelsvc.tools import TOOLS, Tool, ToolResult
 from kernelsvc.tools.schema import input_schema
 
 _Answer = tuple[list[dict[str, Any]], dict[str, Any] | None]
@@ -48,7 +48,7 @@ def _tool(kind: Any, tool: Tool, over: Tools | AsyncTools) -> Any:
     )
 
 
-def _answer(outcome: Outcome) -> _Answer:
+def _answer(outcome: ToolResult) -> _Answer:
     content: list[dict[str, Any]] = [{"type": "text", "text": outcome.text}]
     for picture in outcome.pictures:
         data = base64.b64encode(picture.data).decode()

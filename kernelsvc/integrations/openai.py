@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from kernelsvc.integrations.tool_calls import Answered, Call, Vendor, field
-from kernelsvc.tools import Picture
+from kernelsvc.integrations.tool_calls import Answered, ToolCall, Vendor, field
+from kernelsvc.tools import ImageContent
 
 
-def _calls(reply: Any) -> list[Call]:
+def _calls(reply: Any) -> list[ToolCall]:
     """The calls in a completion, or in its message."""
     choices = field(reply, "choices", [])
     message = field(choices[0], "message") if choices else reply
     return [
-        Call(id=field(call, "id"), name=field(field(call, "function"), "name"),
+        ToolCall(id=field(call, "id"), name=field(field(call, "function"), "name"),
              arguments=field(field(call, "function"), "arguments"))
         for call in field(message, "tool_calls", [])
         if field(call, "type", "function") == "function"
@@ -37,13 +37,13 @@ def _answers(answered: Answered) -> list[dict[str, Any]]:
     return messages
 
 
-def _url(picture: Picture) -> str:
+def _url(picture: ImageContent) -> str:
     return f"data:{picture.mime};base64,{base64.b64encode(picture.data).decode()}"
 
 
-def _response_calls(reply: Any) -> list[Call]:
+def _response_calls(reply: Any) -> list[ToolCall]:
     return [
-        Call(id=field(item, "call_id"), name=field(item, "name"), arguments=field(item, "arguments"))
+        ToolCall(id=field(item, "call_id"), name=field(item, "name"), arguments=field(item, "arguments"))
         for item in field(reply, "output", [])
         if field(item, "type") == "function_call"
     ]

@@ -10,15 +10,15 @@ from msgspec import Struct
 
 from kernelsvc.client import AsyncClient
 from kernelsvc.client.sync_client import _Loop
-from kernelsvc.client.tool_backend import ClientDesk
+from kernelsvc.client.tool_backend import ClientToolBackend
 from kernelsvc.client.values import new_id
 from kernelsvc.errors import BadRequest, KernelsvcError
-from kernelsvc.tools import Outcome, Toolbox, definitions
+from kernelsvc.tools import Toolbox, ToolResult, definitions
 from kernelsvc.tools.result import refusal
-from kernelsvc.tools.session_resolver import Memory
+from kernelsvc.tools.session_resolver import CallerState
 
 
-class Call(Struct, frozen=True, kw_only=True):
+class ToolCall(Struct, frozen=True, kw_only=True):
     """One call that a model asks for.
 
     Attributes:
@@ -44,7 +44,9 @@ class AsyncTools:
 
     def __init__(self, url: str | None = None, token: str | None = None, *, session: str | None = None) -> None:
         self._client = AsyncClient(url, token)
-        self._toolbox = Toolbox(ClientDesk(self._client), Memory(session or new_id("tools"), session or "tools"))
+        self._toolbox = Toolbox(
+            ClientToolBackend(self._client), CallerState(session or new_id("tools"), session or "tools")
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -56,7 +58,7 @@ class AsyncTools:
         """Let go of the server. Sessions live on until they are closed or expire."""
         await self._client.close()
 
-    async def call(self, name: str, arguments: Mapping[str, Any] | str | None = None) -> Outcome:
+    async def call(self, name: str, arguments: Mapping[str, Any] | str | None = None) -> ToolResult:
         """Carry out one call. Safe to cancel: a cell that was accepted goes on.
 
         Args:
@@ -110,12 +112,12 @@ class Tools:
             self._loop.run(self._inner.close())
             self._loop.stop()
 
-    def call(self, name: str, arguments: Mapping[str, Any] | str | None = None) -> Outcome:
+    def call(self, name: str, arguments: Mapping[str, Any] | str | None = None) -> ToolResult:
         """Carry out one call; see ``AsyncTools.call``."""
         return self._loop.run(self._inner.call(name, arguments))
 
 
-Answered = list[tuple[Call, Outcome]]
+Answered = list[tuple[ToolCall, ToolResult]]
 
 
 class Vendor(Struct, frozen=True):
@@ -128,7 +130,7 @@ class Vendor(Struct, frozen=True):
     """
 
     format: str
-    calls: Callable[[Any], list[Call]]
+    calls: Callable[[Any], list[ToolCall]]
     answers: Callable[[Answered], list[dict[str, Any]]]
 
     def tools(self, names: list[str] | None = None) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 A kernelspec whose ``metadata`` says ``{"kernel_provisioner": {"provisioner_name":
 "kernelsvc-fork"}}`` starts in milliseconds in JupyterLab, nbclient, papermill or
 plain ``jupyter_client``: the provisioner asks the kernel host for a fork and a
-``Bridge`` serves it on the ZMQ sockets that the application expects.
+``ZmqServer`` serves it on the ZMQ sockets that the application expects.
 
 Theory of operation
 -------------------
@@ -30,7 +30,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import List, Unicode
 
 from kernelsvc.jupyter_app.user_host import TEMPLATE, Environment, connect
-from kernelsvc.jupyter_app.zmq_server import Bridge
+from kernelsvc.jupyter_app.zmq_server import ZmqServer
 from kernelsvc.kernels.port import Kernel, Launcher, StartRequest
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits
@@ -56,7 +56,7 @@ ENDED = Exit(cause=Cause.SIGNALLED, message="The kernel was ended.", signal=sign
 NOT_PASSED_ON = ("JPY_PARENT_PID", "JPY_INTERRUPT_EVENT", "MPLBACKEND", "PYTHONEXECUTABLE")
 
 
-class Background:
+class BackgroundLoop:
     """A thread with an event loop, for all kernels of this application."""
 
     def __init__(self) -> None:
@@ -82,22 +82,22 @@ async def _made(connect: Connect, environment: Environment) -> Launcher:
 
 
 _lock = threading.Lock()
-_backgrounds: dict[int, Background] = {}
+_backgrounds: dict[int, BackgroundLoop] = {}
 
 
-def background() -> Background:
+def background() -> BackgroundLoop:
     """This process's own: a fork of an application has none of its threads, so it gets another."""
     with _lock:
         if os.getpid() not in _backgrounds:
-            _backgrounds[os.getpid()] = Background()
+            _backgrounds[os.getpid()] = BackgroundLoop()
         return _backgrounds[os.getpid()]
 
 
-class Served:
+class ServedKernel:
     """One kernel and its bridge. Everything here runs in the background's loop."""
 
     def __init__(self, info: dict[str, Any]) -> None:
-        self.bridge = Bridge(info, on_exit=self._exited, on_shutdown=self._shut_down)
+        self.bridge = ZmqServer(info, on_exit=self._exited, on_shutdown=self._shut_down)
         self.kernel: Kernel | None = None
         self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._ending: asyncio.Task[None] | None = None
@@ -156,7 +156,7 @@ class ForkProvisioner(KernelProvisionerBase):  # type: ignore[misc]
 
     def __init__(self, **traits: Any) -> None:
         super().__init__(**traits)
-        self._served: Served | None = None
+        self._served: ServedKernel | None = None
 
     @property
     def has_process(self) -> bool:
@@ -194,10 +194,10 @@ class ForkProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         self._served = await background().run(self._serve(request))
         return dict(self.connection_info)
 
-    async def _serve(self, request: StartRequest) -> Served:
+    async def _serve(self, request: StartRequest) -> ServedKernel:
         environment = Environment(python=self.python, preload=tuple(self.preload))
         launcher = await background().launcher(environment, type(self).connect)
-        served = Served(dict(self.connection_info))
+        served = ServedKernel(dict(self.connection_info))
         await served.start(launcher, request)
         return served
 

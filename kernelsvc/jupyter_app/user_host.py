@@ -28,7 +28,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from kernelsvc.errors import Internal
 from kernelsvc.host.client import HostClient
 from kernelsvc.host.daemon import HostSettings
-from kernelsvc.host.forkserver import TemplateSettings
+from kernelsvc.host.forkserver import ForkServerSettings
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
 
 #: The only template of such a host.
@@ -77,7 +77,7 @@ async def connect(environment: Environment) -> ForkedLauncher:
     """
     runtime = environment.runtime()
     make_private(runtime)
-    template = TemplateSettings(python=environment.python, preload=list(environment.preload))
+    template = ForkServerSettings(python=environment.python, preload=list(environment.preload))
     settings = HostSettings(
         runtime_dir=str(runtime), templates={TEMPLATE: template}, sandbox="off", adoption_seconds=STAY_SECONDS
     )

@@ -1,6 +1,6 @@
 """The other way round: any kernel behind the port, served on Jupyter's own ZMQ sockets.
 
-``cold`` makes a Jupyter kernel look like ours; a ``Bridge`` makes ours look
+``cold`` makes a Jupyter kernel look like ours; a ``ZmqServer`` makes ours look
 like a Jupyter kernel, for applications that start kernels through
 ``jupyter_client`` and know nothing of a server (``provisioner``).
 
@@ -30,8 +30,8 @@ from typing import Any, Literal
 import zmq
 import zmq.asyncio
 
-from kernelsvc.kernels.port import Kernel, Message, Output, Text
-from kernelsvc.kernels.zmq.messages import Garbled, Key, Packet, encode, unpack
+from kernelsvc.kernels.port import Kernel, KernelMessage, Output, StreamText
+from kernelsvc.kernels.zmq.messages import HmacKey, InvalidMessage, Packet, encode, unpack
 from kernelsvc.model.exit_status import Exit
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ LINGER_MS = 200
 DOORS: tuple[Door, ...] = ("shell", "control", "stdin")
 
 
-class Bridge:
+class ZmqServer:
     """Serves one kernel (and is its ``port.Sink``). Lives in one event loop.
 
     Args:
@@ -68,7 +68,7 @@ class Bridge:
     ) -> None:
         key = info["key"]
         self.kernel: Kernel | None = None
-        self._key = Key(key if isinstance(key, bytes) else str(key).encode(), info["signature_scheme"])
+        self._key = HmacKey(key if isinstance(key, bytes) else str(key).encode(), info["signature_scheme"])
         self._info = info
         self._on_exit, self._on_shutdown = on_exit, on_shutdown
         self._session = uuid.uuid4().hex
@@ -76,7 +76,7 @@ class Bridge:
         self._running = ""
         self._early: list[Output] = []
         self._handled = 0
-        self._gathered: list[Text] = []
+        self._gathered: list[StreamText] = []
         self._gathered_size = 0
         self._flushing: asyncio.TimerHandle | None = None
         self._stalled_since: float | None = None
@@ -154,7 +154,7 @@ class Bridge:
             try:
                 packet = unpack(parts, self._key)
                 self._handle(door, packet)
-            except Garbled as error:
+            except InvalidMessage as error:
                 log.warning("a client's message on %s was refused: %s", door, error)
 
     async def _echo(self) -> None:
@@ -230,7 +230,7 @@ class Bridge:
         if self.kernel is not None and self._sockets:
             self.kernel.resume()
 
-    def _gather(self, text: Text) -> None:
+    def _gather(self, text: StreamText) -> None:
         first = self._gathered[0] if self._gathered else text
         if (first.name, first.parent) != (text.name, text.parent) or self._gathered_size > GATHER_TEXT:
             self._flush()
@@ -256,7 +256,7 @@ class Bridge:
             self._flushing = self._loop.call_later(GATHER_SECONDS, self._flush_later)
 
     def _pass(self, output: Output) -> None:
-        if isinstance(output, Text):
+        if isinstance(output, StreamText):
             self._gather(output)
             return
         self._flush()
@@ -269,7 +269,7 @@ class Bridge:
             self._send(output.channel, [*routing, *self._encoded(output.msg_type, output.content, header, output)])
 
     def _encoded(
-        self, msg_type: str, content: dict[str, Any], header: dict[str, Any], message: Message | None = None
+        self, msg_type: str, content: dict[str, Any], header: dict[str, Any], message: KernelMessage | None = None
     ) -> list[bytes]:
         return encode(
             self._key,
@@ -288,7 +288,7 @@ class Bridge:
         content: dict[str, Any],
         header: dict[str, Any],
         *,
-        message: Message | None = None,
+        message: KernelMessage | None = None,
         topic: bytes = b"",
     ) -> None:
         topic = topic or f"kernel.{self._session}.{msg_type}".encode()

@@ -34,7 +34,7 @@ MAX_INPUT_BYTES = 4 << 20
 Stream = Literal["stdout", "stderr", "pty"]
 
 
-class Process:
+class ExecProcess:
     """One program. Made by ``start``.
 
     Attributes:
@@ -51,13 +51,13 @@ class Process:
         self._stdin = stdin
         self._waiting = bytearray()
         self._closing_stdin = False
-        self._channel: channel.Channel | None = None
+        self._channel: channel.SeqpacketChannel | None = None
 
     # -- the keeper -----------------------------------------------------------------------
 
     def listen(self, sock: socket.socket) -> None:
         """Take the server's end of the socket to the keeper."""
-        self._channel = channel.Channel(sock, self._received, self._keeper_gone, fds=0)
+        self._channel = channel.SeqpacketChannel(sock, self._received, self._keeper_gone, fds=0)
 
     def _received(self, body: dict[str, Any], fds: list[int]) -> None:
         channel.close_all(fds)
@@ -215,7 +215,7 @@ async def start(
     cwd: str,
     with_input: bool = True,
     terminal: tuple[int, int] | None = None,
-) -> Process:
+) -> ExecProcess:
     """Start a program in a kernel's sandbox. Safe to cancel: it is killed.
 
     Args:
@@ -237,7 +237,7 @@ async def start(
         raise TooLarge(f"Arguments and environment take {size} bytes and may take {MAX_ORDER_BYTES}; use a file.")
     streams, stdin, given = _terminal(*terminal) if terminal else _pipes(with_input=with_input)
     ours, theirs = channel.pair()
-    process = Process(streams, stdin)
+    process = ExecProcess(streams, stdin)
     process.listen(ours)
     order = {"kernel": kernel, "argv": [*argv], "env": {**env}, "cwd": cwd, "terminal": terminal is not None}
     try:

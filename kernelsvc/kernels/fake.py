@@ -31,7 +31,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError
-from kernelsvc.kernels.port import Forked, Message, Output, Saved, Sink, StartRequest, Text
+from kernelsvc.kernels.port import ForkResult, KernelMessage, Output, SaveResult, Sink, StartRequest, StreamText
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Cause, Exit
 
@@ -160,7 +160,7 @@ class FakeProcess:
 
     def _message(self, channel: str, msg_type: str, content: dict[str, Any], parent: str | None = None) -> None:
         parent = self._cell if parent is None else parent
-        self.emit(Message(channel=channel, msg_type=msg_type, parent=parent, content=content))
+        self.emit(KernelMessage(channel=channel, msg_type=msg_type, parent=parent, content=content))
 
     def reply(self, msg_type: str, content: dict[str, Any], parent: str) -> None:
         """Answer a request that is not a cell, with the status messages around it."""
@@ -217,16 +217,16 @@ class FakeProcess:
             await waiting
 
     def _do_print(self, rest: str) -> None:
-        self.emit(Text(name="stdout", text=rest + "\n", parent=self._cell))
+        self.emit(StreamText(name="stdout", text=rest + "\n", parent=self._cell))
 
     def _do_err(self, rest: str) -> None:
-        self.emit(Text(name="stderr", text=rest + "\n", parent=self._cell))
+        self.emit(StreamText(name="stderr", text=rest + "\n", parent=self._cell))
 
     def _do_raw(self, rest: str) -> None:
-        self.emit(Text(name="stdout", text=rest + "\n"))
+        self.emit(StreamText(name="stdout", text=rest + "\n"))
 
     def _do_big(self, rest: str) -> None:
-        self.emit(Text(name="stdout", text="x" * int(rest), parent=self._cell))
+        self.emit(StreamText(name="stdout", text="x" * int(rest), parent=self._cell))
 
     async def _do_lines(self, rest: str) -> None:
         for number in range(int(rest)):
@@ -384,25 +384,27 @@ class FakeKernel:
         """See ``port.Kernel``."""
         return msg_id in self.process.seen
 
-    async def fork(self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False) -> Forked:
+    async def fork(
+        self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False
+    ) -> ForkResult:
         """See ``port.Kernel``. A variable named ``thread`` is what can't be forked."""
         await self.process.copy(copy.kernel, self.processes, force)
-        return Forked(cost_ms=1.0)
+        return ForkResult(cost_ms=1.0)
 
     async def fence(self, write: Sequence[str]) -> str:
         """See ``port.Kernel``; nothing confines it."""
         return ""
 
-    async def save(self, fd: int) -> Saved:
+    async def save(self, fd: int) -> SaveResult:
         """See ``port.Kernel``."""
         os.write(fd, json.dumps(self.process.variables).encode())
-        return Saved(count=len(self.process.variables))
+        return SaveResult(count=len(self.process.variables))
 
-    async def load(self, fd: int, *, execution_count: int) -> Saved:
+    async def load(self, fd: int, *, execution_count: int) -> SaveResult:
         """See ``port.Kernel``."""
         self.process.variables = json.loads(os.read(fd, 1 << 20))
         self.process._count = execution_count
-        return Saved(count=len(self.process.variables))
+        return SaveResult(count=len(self.process.variables))
 
 
 class FakeLauncher:

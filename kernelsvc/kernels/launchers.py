@@ -14,7 +14,7 @@ from kernelsvc.host.daemon import HostSettings
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import Launcher, Sink, StartRequest
 from kernelsvc.kernels.zmq.host_processes import HostProcesses
-from kernelsvc.kernels.zmq.launcher import ColdLauncher
+from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
 from kernelsvc.model.events import SandboxReport
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Launchers:
         self.host = HostClient(settings, start=start_host)
         self._runtime = runtime = Path(settings.runtime_dir)
         self._forked = ForkedLauncher(self.host, runtime)
-        self._cold = ColdLauncher(HostProcesses(self.host), runtime)
+        self._cold = KernelspecLauncher(HostProcesses(self.host), runtime)
         self._found: set[Path] = set()
         self._specs: dict[str, str] = {}  # name -> language
         self._specs_at = -SPECS_SECONDS

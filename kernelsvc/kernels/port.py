@@ -24,7 +24,7 @@ from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class KernelMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One Jupyter message from a kernel. Nothing in it is trusted.
 
     ``content`` is a JSON object whose fields may have any type. ``parent`` is
@@ -41,7 +41,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     frame: int | None = None
 
 
-class Text(msgspec.Struct, frozen=True, kw_only=True):
+class StreamText(msgspec.Struct, frozen=True, kw_only=True):
     """Text for stdout or stderr.
 
     ``parent`` is "" for what C code and subprocesses wrote straight to file
@@ -54,7 +54,7 @@ class Text(msgspec.Struct, frozen=True, kw_only=True):
     frame: int | None = None
 
 
-Output = Message | Text
+Output = KernelMessage | StreamText
 
 
 class Sink(Protocol):
@@ -98,7 +98,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     ran: dict[int, str] = {}
 
 
-class Forked(msgspec.Struct, frozen=True, kw_only=True):
+class ForkResult(msgspec.Struct, frozen=True, kw_only=True):
     """A copy of a live kernel.
 
     Attributes:
@@ -113,7 +113,7 @@ class Forked(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str] = []
 
 
-class Saved(msgspec.Struct, frozen=True, kw_only=True):
+class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
     """Variables that were saved or loaded: how many, and which were lost, name to reason."""
 
     count: int
@@ -177,7 +177,9 @@ class Kernel(Protocol):
         Safe to cancel; it ends anyway.
         """
 
-    async def fork(self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False) -> Forked:
+    async def fork(
+        self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False
+    ) -> ForkResult:
         """Copy the kernel between two cells, after everything that was sent to it before.
 
         A copy waits on its own socket until ``Launcher.wake``; a checkpoint is
@@ -205,7 +207,7 @@ class Kernel(Protocol):
     def seen(self, msg_id: str) -> bool:
         """Whether the kernel says that it has received this request (known after adoption)."""
 
-    async def save(self, fd: int) -> Saved:
+    async def save(self, fd: int) -> SaveResult:
         """Write the variables to ``fd``, durably, between two cells. The descriptor stays the caller's.
 
         Raises:
@@ -213,7 +215,7 @@ class Kernel(Protocol):
             KernelDead, Timeout: it did not answer; what was written is of no use.
         """
 
-    async def load(self, fd: int, *, execution_count: int) -> Saved:
+    async def load(self, fd: int, *, execution_count: int) -> SaveResult:
         """Put saved variables into this fresh kernel and go on counting cells from there.
 
         Raises:

@@ -207,7 +207,7 @@ def etag_of(info: os.stat_result) -> str:
     return '"' + hashlib.sha256(facts.encode()).hexdigest()[:32] + '"'
 
 
-class Directory:
+class RootedDirectory:
     """A session's directory. A context manager: holds one descriptor."""
 
     def __init__(self, path: Path) -> None:
@@ -221,7 +221,7 @@ class Directory:
                 raise Conflict(said) from None
         self._owner = os.fstat(self._fd)
 
-    def __enter__(self) -> Directory:
+    def __enter__(self) -> RootedDirectory:
         return self
 
     def __exit__(self, *exc: object) -> None:

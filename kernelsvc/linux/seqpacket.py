@@ -82,7 +82,7 @@ def close_all(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
-class Channel:
+class SeqpacketChannel:
     """One end, on the event loop.
 
     Args:

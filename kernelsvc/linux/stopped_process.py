@@ -17,7 +17,7 @@ from kernelsvc.linux import procfs as processes
 LOOK_SECONDS = 0.2
 
 
-class Attending:
+class ResumeIfStopped:
     """``with``: an eye on the process that must do something now.
 
     Args:

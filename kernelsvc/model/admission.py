@@ -25,14 +25,14 @@ class Ceilings(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int | None = None
 
 
-class Live(msgspec.Struct, frozen=True, kw_only=True):
+class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     """A session that counts."""
 
     principal: str
     memory_bytes: int | None
 
 
-def admit(live: Iterable[Live], ceilings: Ceilings, principal: str, limits: Limits, *, count: int = 1) -> None:
+def admit(live: Iterable[Reservation], ceilings: Ceilings, principal: str, limits: Limits, *, count: int = 1) -> None:
     """Return if ``count`` more sessions with these limits fit.
 
     Raises:

@@ -15,7 +15,7 @@ does. So:
   the processors' time is paid. Whoever finds it empty books a turn, in order, and
   gives it back when another cell comes first.
 
-``Account`` is shared by a server's sessions; ``Habit`` is one session's own.
+``CheckpointBudget`` is shared by a server's sessions; ``CheckpointSchedule`` is one session's own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SHORT = 0.05
 LATELY = 1.0
 
 
-class Account:
+class CheckpointBudget:
     """What a server's copies may cost, and how crowded it is.
 
     Args:
@@ -98,7 +98,7 @@ class Account:
         return True
 
 
-class Habit:
+class CheckpointSchedule:
     """How one session's cells follow each other, and what of their work is unsaved."""
 
     def __init__(self) -> None:

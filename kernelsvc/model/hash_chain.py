@@ -66,7 +66,7 @@ class Envelope(msgspec.Struct, kw_only=True):
 Kind = Literal["changed", "removed", "added", "reordered", "truncated"]
 
 
-class Fault(msgspec.Struct, frozen=True, kw_only=True):
+class ChainFault(msgspec.Struct, frozen=True, kw_only=True):
     """The first thing that is wrong with a chain.
 
     Attributes:
@@ -82,12 +82,12 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
-class Check(msgspec.Struct, frozen=True, kw_only=True):
+class ChainReport(msgspec.Struct, frozen=True, kw_only=True):
     """What ``check`` found. ``head`` is that of the part before the fault."""
 
     session: str
     head: Head
-    fault: Fault | None = None
+    fault: ChainFault | None = None
     last_type: str = ""
 
 
@@ -240,7 +240,7 @@ def check_cursor(after: int, last_seq: int, first_seq: int = 1) -> None:
         raise CursorExpired(after=after, first_seq=first_seq)
 
 
-def check(lines: Iterable[bytes], *, session: str = "", anchors: Iterable[Head] = ()) -> Check:
+def check(lines: Iterable[bytes], *, session: str = "", anchors: Iterable[Head] = ()) -> ChainReport:
     """Walk a chain from its first line and name the first fault.
 
     Args:
@@ -256,14 +256,16 @@ def check(lines: Iterable[bytes], *, session: str = "", anchors: Iterable[Head] 
         after = follow(head, line, session)
         if after is None:
             fault = _diagnose(before, head, line, rest, session, told=told)
-            return Check(session=session, head=head, fault=fault, last_type=kind)
+            return ChainReport(session=session, head=head, fault=fault, last_type=kind)
         if known.get(after.seq, after.digest) != after.digest:
-            return Check(session=session, head=head, fault=_disowned(confirmed, after, next(rest, b"")), last_type=kind)
+            return ChainReport(
+                session=session, head=head, fault=_disowned(confirmed, after, next(rest, b"")), last_type=kind
+            )
         confirmed = after.seq if after.seq in known else confirmed
         before, head, kind = head, after, _type_of(line)
     missing = [seq for seq in known if seq > head.seq]
     fault_ = _truncated(head.seq, max(missing)) if missing else None
-    return Check(session=session, head=head, fault=fault_, last_type=kind)
+    return ChainReport(session=session, head=head, fault=fault_, last_type=kind)
 
 
 def _session_of(line: bytes) -> str:
@@ -276,21 +278,23 @@ def _type_of(line: bytes) -> str:
     return line[9 : line.find(b'"', 9)].decode() if line.startswith(b'{"type":"') else json.loads(line)["type"]
 
 
-def _disowned(confirmed: int, found: Head, following: bytes) -> Fault:
+def _disowned(confirmed: int, found: Head, following: bytes) -> ChainFault:
     """An entry that links well to those before it, but isn't the one that was signed."""
     env, seq = envelope(following), found.seq
     if env is not None and env.prev != found.digest:
-        return Fault(kind="changed", seq=seq, line=seq, message=f"Entry {seq} was changed: it is not the one signed.")
+        return ChainFault(
+            kind="changed", seq=seq, line=seq, message=f"Entry {seq} was changed: it is not the one signed."
+        )
     text = f"The chain was computed anew: an entry from {confirmed + 1} to {seq} is not the one that was signed."
-    return Fault(kind="changed", seq=confirmed + 1, line=seq, message=text)
+    return ChainFault(kind="changed", seq=confirmed + 1, line=seq, message=text)
 
 
-def _truncated(last: int, wanted: int) -> Fault:
+def _truncated(last: int, wanted: int) -> ChainFault:
     text = f"Entries {last + 1} to {wanted} were removed from the end."
-    return Fault(kind="truncated", seq=last + 1, line=last + 1, message=text)
+    return ChainFault(kind="truncated", seq=last + 1, line=last + 1, message=text)
 
 
-def _diagnose(before: Head, head: Head, line: bytes, rest: Iterator[bytes], session: str, *, told: bool) -> Fault:
+def _diagnose(before: Head, head: Head, line: bytes, rest: Iterator[bytes], session: str, *, told: bool) -> ChainFault:
     """Name what happened, from the line that does not follow and its neighbours.
 
     ``before`` is the head one line earlier; ``told`` is False for a session that
@@ -302,8 +306,8 @@ def _diagnose(before: Head, head: Head, line: bytes, rest: Iterator[bytes], sess
     want, position = head.seq + 1, head.seq + 1
     env = envelope(line)
 
-    def fault(kind: Kind, seq: int, message: str) -> Fault:
-        return Fault(kind=kind, seq=seq, line=position, message=message)
+    def fault(kind: Kind, seq: int, message: str) -> ChainFault:
+        return ChainFault(kind=kind, seq=seq, line=position, message=message)
 
     if env is None:
         return fault("changed", want, f"Entry {want} was changed: it can't be read.")

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 from kernelsvc.model.events import LimitReached, Reason
 from kernelsvc.model.limits import Limits, MiB
-from kernelsvc.model.stimuli import Exited, Replied
+from kernelsvc.model.stimuli import KernelExited, KernelReplied
 
 #: What a guest may say that struck: a limit's name, or the scratch space that is sized by the memory.
 Strike = Literal["memory_bytes", "processes", "open_files", "disk_bytes", "scratch"]
@@ -34,7 +34,7 @@ _ERRNO = re.compile(r"\[Errno (\d+)\]")
 _ERRNOS: dict[int, Strike] = {12: "memory_bytes", 24: "open_files", 27: "disk_bytes", 122: "disk_bytes"}
 
 
-def of_reply(reply: Replied, limits: Limits) -> LimitReached | None:
+def of_reply(reply: KernelReplied, limits: Limits) -> LimitReached | None:
     """The cap that an exception tells of.
 
     Args:
@@ -64,7 +64,7 @@ def _guess(ename: str, evalue: str) -> str:
     return _ERRNOS.get(int(found[1]), "") if found else ""
 
 
-def _refused(strike: str, bound: float, reply: Replied) -> str:
+def _refused(strike: str, bound: float, reply: KernelReplied) -> str:
     if strike == "memory_bytes":
         return f"memory: {_mebibytes(bound)} reached; an allocation was refused"
     if strike == "processes":
@@ -77,7 +77,7 @@ def _refused(strike: str, bound: float, reply: Replied) -> str:
     return f"disk: {_mebibytes(bound)}{alone} reached; a write was refused"
 
 
-def of_exit(exited: Exited, limits: Limits) -> LimitReached | None:
+def of_exit(exited: KernelExited, limits: Limits) -> LimitReached | None:
     """The cap for which Linux ended the kernel's process; None when it was none."""
     if exited.cause == "memory":
         return LimitReached(

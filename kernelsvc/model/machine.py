@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 ``decide(stimulus, now)`` looks at the machine and a stimulus and returns an
-``Outcome``: the events that have now happened and the effects to carry out. It
+``Decision``: the events that have now happened and the effects to carry out. It
 changes nothing and raises a ``KernelsvcError`` for an illegal move. The session
 writes the events to the journal, then calls ``commit(outcome, now)``, which is
 the only thing that changes the machine, then carries out the effects. A failed
@@ -30,39 +30,39 @@ from kernelsvc.model import limit_causes as caps
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
-from kernelsvc.model.state import FLOOD, Running, Standing, digest, output_size
+from kernelsvc.model.state import FLOOD, MachineState, Running, digest, output_size
 from kernelsvc.model.stimuli import (
-    Began,
+    AbortSwitch,
+    BeginSwitch,
+    CellBegan,
+    CheckOutputLimit,
     Close,
+    Decision,
     Effect,
     EndKernel,
-    Exited,
-    FellAsleep,
-    Flood,
-    Hold,
+    Hibernate,
     Interrupt,
     InterruptKernel,
+    KernelExited,
+    KernelIdle,
     KernelReady,
+    KernelReplied,
     KillKernel,
     NoteIdle,
     NoteReply,
-    Outcome,
-    Record,
-    Release,
-    Replied,
+    PauseQueue,
+    RecordEvents,
     Restart,
+    ResumeQueue,
+    ResumeSaved,
     SendCell,
-    Sleep,
     StartFailed,
     StartKernel,
-    Stay,
+    StateSaved,
     Stimulus,
     Submit,
-    Switch,
     Tick,
     WakeCheckpoint,
-    WakeSaved,
-    WentIdle,
 )
 
 S = SessionState
@@ -71,12 +71,12 @@ S = SessionState
 PAUSED_SECONDS = 30 * 24 * 3600.0
 
 
-class Machine(Standing):
+class Machine(MachineState):
     """One session's state, and what it does next. See the module's docstring for how it is used."""
 
     # -- decisions ---------------------------------------------------------------
 
-    def decide(self, stimulus: Stimulus, now: float) -> Outcome:
+    def decide(self, stimulus: Stimulus, now: float) -> Decision:
         """What follows from ``stimulus``; changes nothing.
 
         Raises:
@@ -87,7 +87,7 @@ class Machine(Standing):
             self._begin(out)
         return out
 
-    def _begin(self, out: Outcome) -> None:
+    def _begin(self, out: Decision) -> None:
         """Say of a cell that is about to be sent that it has begun; not again of one that is sent again."""
         for effect in out.effects:
             if isinstance(effect, SendCell):
@@ -113,17 +113,17 @@ class Machine(Standing):
                 count = 0
         return None if spec is None or spec.silent else count + 1
 
-    def _decide(self, stimulus: Stimulus, now: float) -> Outcome:
+    def _decide(self, stimulus: Stimulus, now: float) -> Decision:
         match stimulus:
             case Submit():
                 return self._submit(stimulus)
-            case Began():
+            case CellBegan():
                 return self._began(stimulus)
-            case Replied():
+            case KernelReplied():
                 return self._replied(stimulus, now)
-            case WentIdle():
+            case KernelIdle():
                 return self._went_idle(stimulus, now)
-            case Exited():
+            case KernelExited():
                 return self._exited(stimulus, now)
             case KernelReady():
                 return self._ready(stimulus, now)
@@ -133,21 +133,21 @@ class Machine(Standing):
                 return self._interrupt(stimulus, now)
             case Restart():
                 return self._restart(stimulus)
-            case Switch():
+            case BeginSwitch():
                 self._must_be_quiet("roll back")
-                return Outcome([], [Hold()])
-            case Stay():
+                return Decision([], [PauseQueue()])
+            case AbortSwitch():
                 return self._stay()
-            case FellAsleep():
+            case StateSaved():
                 return self._fell_asleep(stimulus)
             case Close():
                 return self._close(stimulus)
             case Tick():
                 return self._tick(now)
-            case Flood():
+            case CheckOutputLimit():
                 return self._flood(now)
-            case Record():
-                return Outcome(list(stimulus.events))
+            case RecordEvents():
+                return Decision(list(stimulus.events))
 
     def _must_live(self) -> None:
         if self.state is S.CLOSED:
@@ -162,7 +162,7 @@ class Machine(Standing):
                 f"The session is {self.state}; to {wish}, wait until its cells have finished or interrupt them."
             )
 
-    def _submit(self, stimulus: Submit) -> Outcome:
+    def _submit(self, stimulus: Submit) -> Decision:
         if len(set(stimulus.ids)) != len(stimulus.ids):
             raise CellExists("Two cells of one batch have the same id; choose another for one of them.")
         fresh = []
@@ -173,7 +173,7 @@ class Machine(Standing):
             elif known.digest != digest(request.code):
                 raise CellExists(cell=cell)
         if not fresh:
-            return Outcome()
+            return Decision()
         self._must_live()
         if len(self.queue) + len(fresh) > self.policy.max_queued:
             raise QuotaExceeded(
@@ -183,8 +183,8 @@ class Machine(Standing):
             )
         events: list[Event] = [self._queued(cell, request, stimulus.principal) for cell, request in fresh]
         idle = self.state is S.IDLE and not self.running and not self.queue
-        first: Effect = WakeSaved() if self.asleep else SendCell(fresh[0][0])
-        return Outcome(events, [first] if idle else [])
+        first: Effect = ResumeSaved() if self.asleep else SendCell(fresh[0][0])
+        return Decision(events, [first] if idle else [])
 
     def _queued(self, cell: str, request: CellRequest, principal: str) -> ev.CellQueued:
         ceiling = self.policy.cell_seconds
@@ -204,31 +204,31 @@ class Machine(Standing):
             principal=principal,
         )
 
-    def _began(self, stimulus: Began) -> Outcome:
+    def _began(self, stimulus: CellBegan) -> Decision:
         if not self._is_running(stimulus.cell) or (self.running and self.running.began):
-            return Outcome()
+            return Decision()
         event = ev.CellStarted(cell=stimulus.cell, execution_count=stimulus.execution_count)
         if stimulus.frame is not None:
             event.frame = stimulus.frame
-        return Outcome([event])
+        return Decision([event])
 
-    def _replied(self, stimulus: Replied, now: float) -> Outcome:
+    def _replied(self, stimulus: KernelReplied, now: float) -> Decision:
         run = self.running
         if run is None or run.id != stimulus.cell or run.reply is not None:
-            return Outcome()
+            return Decision()
         if run.idle or self.ordered:
             return self._finish_by_reply(stimulus, stimulus.frame, now)
-        return Outcome([], [NoteReply(stimulus)])
+        return Decision([], [NoteReply(stimulus)])
 
-    def _went_idle(self, stimulus: WentIdle, now: float) -> Outcome:
+    def _went_idle(self, stimulus: KernelIdle, now: float) -> Decision:
         run = self.running
         if run is None or run.id != stimulus.cell or run.idle:
-            return Outcome()
+            return Decision()
         if run.reply is None:
-            return Outcome([], [NoteIdle()])
+            return Decision([], [NoteIdle()])
         return self._finish_by_reply(run.reply, stimulus.frame, now)
 
-    def _finish_by_reply(self, reply: Replied, frame: int | None, now: float) -> Outcome:
+    def _finish_by_reply(self, reply: KernelReplied, frame: int | None, now: float) -> Decision:
         run = self.running
         assert run is not None
         events: list[Event] = [*reply.outputs]
@@ -255,14 +255,14 @@ class Machine(Standing):
             finished.frame = frame
         return self._after(events, finished)
 
-    def _asked(self, cell: str, reply: Replied) -> dict[str, Any]:
+    def _asked(self, cell: str, reply: KernelReplied) -> dict[str, Any]:
         """Of what the kernel says of expressions: those that the cell's request named."""
         queued = self.queue.get(cell)
         names = queued.user_expressions if queued else {}
         return {name: reply.expressions[name] for name in names if name in reply.expressions}
 
     def _reason(
-        self, reply: Replied, run: Running, hit: ev.LimitReached | None
+        self, reply: KernelReplied, run: Running, hit: ev.LimitReached | None
     ) -> tuple[Reason, str | None, bool | None]:
         noticed = next(reversed(run.struck.values()), None)
         if reply.status == "ok":
@@ -290,7 +290,7 @@ class Machine(Standing):
         seconds = queued.timeout_seconds if queued else self.policy.cell_seconds
         return f"cell_seconds: {seconds:g} s" if seconds else "cell_seconds"
 
-    def _usage(self, run: Running, now: float, reply: Replied | None = None) -> CellUsage:
+    def _usage(self, run: Running, now: float, reply: KernelReplied | None = None) -> CellUsage:
         since = run.began_at if run.began else run.sent_at
         return CellUsage(
             wall_ms=round(max(0.0, now - since) * 1000, 3),
@@ -299,14 +299,14 @@ class Machine(Standing):
             output_bytes=run.output_bytes + sum(map(output_size, reply.outputs)) if reply else run.output_bytes,
         )
 
-    def _after(self, before: list[Event], finished: ev.CellFinished) -> Outcome:
+    def _after(self, before: list[Event], finished: ev.CellFinished) -> Decision:
         """The end of the running cell, what it cancels, and the next one."""
         run = self.running
         assert run is not None
         if run.dropped:
             kept = max(0, run.output_bytes - run.dropped)
             before.append(ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped))
-        out = Outcome([*before, finished])
+        out = Decision([*before, finished])
         waiting = [c for c in self.queue if c != run.id]
         spec = self.queue.get(run.id)
         if finished.reason is not Reason.OK and spec is not None and spec.on_error == "stop":
@@ -319,9 +319,9 @@ class Machine(Standing):
             out.effects.append(SendCell(waiting[0]))
         return out
 
-    def _exited(self, stimulus: Exited, now: float) -> Outcome:
+    def _exited(self, stimulus: KernelExited, now: float) -> Decision:
         if self.state not in (S.IDLE, S.BUSY):
-            return Outcome()
+            return Decision()
         restorable = stimulus.restorable and bool(self.checkpoints)
         died = ev.KernelDied(
             cause=stimulus.cause, message=stimulus.message, signal=stimulus.signal, exit_code=stimulus.exit_code
@@ -331,7 +331,7 @@ class Machine(Standing):
         hit = caps.of_exit(stimulus, self.policy.limits)
         if hit is not None and run is not None:
             hit.cell = run.id
-        out = Outcome([died] if hit is None else [hit, died])
+        out = Decision([died] if hit is None else [hit, died])
         if run is not None:
             kept = restorable
             reason, text = self._death_reason(stimulus, run, hit)
@@ -348,7 +348,7 @@ class Machine(Standing):
         out.effects.append(next_)
         return out
 
-    def _death_reason(self, stimulus: Exited, run: Running, hit: ev.LimitReached | None) -> tuple[Reason, str]:
+    def _death_reason(self, stimulus: KernelExited, run: Running, hit: ev.LimitReached | None) -> tuple[Reason, str]:
         if hit is not None:
             return caps.REASONS[hit.limit], hit.message
         if run.stop is not None:
@@ -358,10 +358,10 @@ class Machine(Standing):
             return run.stop, f"{f'{why}; the' if why else 'The'} interrupt was ignored and the kernel killed"
         return Reason.KERNEL_DIED, stimulus.message
 
-    def _ready(self, stimulus: KernelReady, now: float) -> Outcome:
+    def _ready(self, stimulus: KernelReady, now: float) -> Decision:
         if self.state is S.CLOSED:
-            return Outcome([], [EndKernel()])
-        out = Outcome([stimulus.event])
+            return Decision([], [EndKernel()])
+        out = Decision([stimulus.event])
         waiting = next(iter(self.queue), None)
         run = self.running if isinstance(stimulus.event, ev.SessionAdopted) else None
         if run is not None and run.stop is not None:
@@ -371,53 +371,53 @@ class Machine(Standing):
             out.effects.append(SendCell(waiting))
         return out
 
-    def _fell_asleep(self, stimulus: FellAsleep) -> Outcome:
+    def _fell_asleep(self, stimulus: StateSaved) -> Decision:
         if self.state is not S.RESTORING:
-            return Outcome()
-        return Outcome([stimulus.event], [Release(), *([WakeSaved()] if self.queue else [])])
+            return Decision()
+        return Decision([stimulus.event], [ResumeQueue(), *([ResumeSaved()] if self.queue else [])])
 
-    def _stay(self) -> Outcome:
+    def _stay(self) -> Decision:
         if self.state is not S.RESTORING:
-            return Outcome()
+            return Decision()
         waiting = next(iter(self.queue), None)
-        return Outcome([], [Release(), *([SendCell(waiting)] if waiting else [])])
+        return Decision([], [ResumeQueue(), *([SendCell(waiting)] if waiting else [])])
 
-    def _start_failed(self, stimulus: StartFailed) -> Outcome:
+    def _start_failed(self, stimulus: StartFailed) -> Decision:
         if self.state not in (S.STARTING, S.RESTORING):
-            return Outcome()
-        out = Outcome([ev.KernelDied(cause="start", message=stimulus.message)])
+            return Decision()
+        out = Decision([ev.KernelDied(cause="start", message=stimulus.message)])
         out.events += [
             ev.CellFinished(cell=c, reason=Reason.KERNEL_DIED, message=stimulus.message, variables_kept=False)
             for c in self.queue
         ]
         return out
 
-    def _interrupt(self, stimulus: Interrupt, now: float) -> Outcome:
+    def _interrupt(self, stimulus: Interrupt, now: float) -> Decision:
         self._must_live()
         run = self.running
         if run is None or run.stop is not None:
-            return Outcome()
+            return Decision()
         effect = InterruptKernel(stimulus.reason, now + self.policy.grace_seconds)
-        return Outcome([ev.Interrupted(cell=run.id, why=stimulus.why)], [effect])
+        return Decision([ev.Interrupted(cell=run.id, why=stimulus.why)], [effect])
 
-    def _restart(self, stimulus: Restart) -> Outcome:
+    def _restart(self, stimulus: Restart) -> Decision:
         if self.state is S.CLOSED:
             raise SessionClosed()
         out = self._cancel_all(Reason.CANCELLED, "The kernel was restarted.")
         out.effects.append(StartKernel(stimulus.why))
         return out
 
-    def _cancel_all(self, reason: Reason, message: str) -> Outcome:
-        out = Outcome()
+    def _cancel_all(self, reason: Reason, message: str) -> Decision:
+        out = Decision()
         for cell in self.queue:
             run = self.running if self._is_running(cell) else None
             usage = CellUsage(output_bytes=run.output_bytes) if run else CellUsage()
             out.events.append(ev.CellFinished(cell=cell, reason=reason, message=message, usage=usage))
         return out
 
-    def _close(self, stimulus: Close) -> Outcome:
+    def _close(self, stimulus: Close) -> Decision:
         if self.state is S.CLOSED:
-            return Outcome()
+            return Decision()
         out = self._cancel_all(Reason.SESSION_CLOSED, f"The session was closed: {stimulus.reason}.")
         out.events.append(ev.SessionClosed(reason=stimulus.reason))
         out.effects.append(EndKernel())
@@ -467,12 +467,12 @@ class Machine(Standing):
         times = [t for t in (self._cell_deadline(), kill, self.expires_at(), self._rests_until()) if t is not None]
         return min(times, default=None)
 
-    def _tick(self, now: float) -> Outcome:
+    def _tick(self, now: float) -> Decision:
         if self.state is S.CLOSED:
-            return Outcome()
+            return Decision()
         run = self.running
         if run is not None and run.kill_at is not None and now >= run.kill_at:
-            return Outcome([], [KillKernel()])
+            return Decision([], [KillKernel()])
         deadline = self._cell_deadline()
         if run is not None and deadline is not None and now >= deadline:
             spec = self.queue[run.id]
@@ -489,17 +489,17 @@ class Machine(Standing):
             return out
         for at, why in self._expiry():
             if now >= at and self.lease is not None and self.lease.then == "pause" and not self.lease.paused:
-                return Outcome([ev.Leased(seconds=PAUSED_SECONDS, paused=True)])
+                return Decision([ev.Leased(seconds=PAUSED_SECONDS, paused=True)])
             if now >= at:
                 return self._close(Close(why))
         rest = self._rests_until()
-        return Outcome([], [Sleep()] if rest is not None and now >= rest else [])
+        return Decision([], [Hibernate()] if rest is not None and now >= rest else [])
 
-    def _flood(self, now: float) -> Outcome:
+    def _flood(self, now: float) -> Decision:
         """More output than the log may take of one cell: interrupt it, or end the kernel if no cell runs."""
         bound = self.policy.max_cell_output_bytes
         if bound is None or self.flow <= bound or self.flooded or self.state is S.CLOSED:
-            return Outcome()
+            return Decision()
         run = self.running
         reached = ev.LimitReached(
             limit=FLOOD,
@@ -509,10 +509,10 @@ class Machine(Standing):
             message=f"{self._flood_text()}; " + ("the cell is interrupted" if run else "the kernel is ended"),
         )
         if run is None:
-            return Outcome([reached], [KillKernel()])
+            return Decision([reached], [KillKernel()])
         reached.cell = run.id
         if run.stop is not None:  # it is being ended already
-            return Outcome([reached])
+            return Decision([reached])
         out = self._interrupt(Interrupt(why=FLOOD), now)
         out.events.insert(0, reached)
         return out
@@ -522,7 +522,7 @@ class Machine(Standing):
 
     # -- changes ---------------------------------------------------------------------
 
-    def commit(self, outcome: Outcome, now: float) -> None:
+    def commit(self, outcome: Decision, now: float) -> None:
         """Make the outcome true. Call it when its events are in the journal."""
         for event in outcome.events:
             self.evolve(event, now)
@@ -545,13 +545,13 @@ class Machine(Standing):
                 run.reply = effect.reply
             case NoteIdle() if run is not None:
                 run.idle = True
-            case Sleep():
+            case Hibernate():
                 self.sleepless = True
-            case WakeSaved():
+            case ResumeSaved():
                 self._move(S.RESTORING)
-            case Hold():
+            case PauseQueue():
                 self._move(S.RESTORING)
-            case Release():
+            case ResumeQueue():
                 self._move(S.IDLE)
             case StartKernel():
                 self.running = None

@@ -150,7 +150,7 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     warnings: list[str] = []
 
 
-class Session(msgspec.Struct, kw_only=True):
+class SessionInfo(msgspec.Struct, kw_only=True):
     """A session as the API shows it."""
 
     id: str

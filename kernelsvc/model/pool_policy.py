@@ -19,7 +19,7 @@ HALF_LIFE = 600.0
 LEAST = 0.25
 
 
-class Demand:
+class PoolDemand:
     """What sessions of one kind are asked for.
 
     Args:

@@ -21,7 +21,7 @@ from kernelsvc.model import limit_causes as caps
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import CellState, Checkpoint, SessionState
-from kernelsvc.model.stimuli import Replied
+from kernelsvc.model.stimuli import KernelReplied
 
 S = SessionState
 
@@ -75,7 +75,7 @@ class Running:
     sent_at: float
     began: bool = False
     began_at: float = 0.0
-    reply: Replied | None = None
+    reply: KernelReplied | None = None
     idle: bool = False
     stop: Reason | None = None
     why: str = ""
@@ -107,7 +107,7 @@ def digest(code: str) -> int:
     return hash(("cell", code))
 
 
-class Standing:
+class MachineState:
     """One session's state."""
 
     def __init__(self, policy: Policy, now: float = 0.0) -> None:

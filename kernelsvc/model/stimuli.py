@@ -1,6 +1,6 @@
 """What may happen to a session, and what the session must then do: values only.
 
-``machine.decide`` turns a stimulus into an ``Outcome`` of events and effects.
+``machine.decide`` turns a stimulus into an ``Decision`` of events and effects.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Submit:
 
 
 @dataclass(frozen=True)
-class Began:
+class CellBegan:
     """The kernel says that it runs a cell."""
 
     cell: str
@@ -34,7 +34,7 @@ class Began:
 
 
 @dataclass(frozen=True)
-class Replied:
+class KernelReplied:
     """The kernel's ``execute_reply``.
 
     Attributes:
@@ -57,7 +57,7 @@ class Replied:
 
 
 @dataclass(frozen=True)
-class WentIdle:
+class KernelIdle:
     """The kernel's idle status for a cell."""
 
     cell: str
@@ -65,7 +65,7 @@ class WentIdle:
 
 
 @dataclass(frozen=True)
-class Exited:
+class KernelExited:
     """The kernel's process is gone."""
 
     cause: str
@@ -105,17 +105,17 @@ class Restart:
 
 
 @dataclass(frozen=True)
-class Switch:
+class BeginSwitch:
     """Another copy of the kernel is about to take over (rollback); refused while a cell runs or waits."""
 
 
 @dataclass(frozen=True)
-class Stay:
+class AbortSwitch:
     """The switch came to nothing; the old kernel goes on."""
 
 
 @dataclass(frozen=True)
-class FellAsleep:
+class StateSaved:
     """The variables are saved; the kernel is let go."""
 
     event: Event
@@ -134,12 +134,12 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class Flood:
+class CheckOutputLimit:
     """Output has come: is it more than the log may take of one cell?"""
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordEvents:
     """Something happened that the machine only has to know of."""
 
     events: tuple[Event, ...]
@@ -147,21 +147,21 @@ class Record:
 
 Stimulus = (
     Submit
-    | Began
-    | Replied
-    | WentIdle
-    | Exited
+    | CellBegan
+    | KernelReplied
+    | KernelIdle
+    | KernelExited
     | KernelReady
     | StartFailed
     | Interrupt
     | Restart
-    | Switch
-    | Stay
-    | FellAsleep
+    | BeginSwitch
+    | AbortSwitch
+    | StateSaved
     | Close
     | Tick
-    | Flood
-    | Record
+    | CheckOutputLimit
+    | RecordEvents
 )
 
 
@@ -185,14 +185,14 @@ class InterruptKernel:
 
 @dataclass(frozen=True)
 class KillKernel:
-    """SIGKILL to all of it; an ``Exited`` follows."""
+    """SIGKILL to all of it; an ``KernelExited`` follows."""
 
 
 @dataclass(frozen=True)
 class NoteReply:
     """Remember the reply until the idle status comes."""
 
-    reply: Replied
+    reply: KernelReplied
 
 
 @dataclass(frozen=True)
@@ -213,22 +213,22 @@ class WakeCheckpoint:
 
 
 @dataclass(frozen=True)
-class Hold:
+class PauseQueue:
     """Send no cell until a kernel is ready."""
 
 
 @dataclass(frozen=True)
-class Release:
+class ResumeQueue:
     """Cells may be sent again."""
 
 
 @dataclass(frozen=True)
-class Sleep:
+class Hibernate:
     """It has rested for long: save the variables and let the kernel go."""
 
 
 @dataclass(frozen=True)
-class WakeSaved:
+class ResumeSaved:
     """Start a kernel and load the saved variables into it."""
 
 
@@ -245,16 +245,16 @@ Effect = (
     | NoteIdle
     | StartKernel
     | WakeCheckpoint
-    | Hold
-    | Release
-    | Sleep
-    | WakeSaved
+    | PauseQueue
+    | ResumeQueue
+    | Hibernate
+    | ResumeSaved
     | EndKernel
 )
 
 
 @dataclass
-class Outcome:
+class Decision:
     """The events that happened and the effects that follow."""
 
     events: list[Event] = field(default_factory=list)

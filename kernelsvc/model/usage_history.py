@@ -19,7 +19,7 @@ MAX_SAMPLES, FIRST_SECONDS = 64, 5.0
 _FIELDS = 4
 
 
-class Sample(msgspec.Struct, frozen=True):
+class UsageSample(msgspec.Struct, frozen=True):
     """What a session used at a moment (Unix time); processor time is that of its kernel until then."""
 
     at: float
@@ -28,12 +28,12 @@ class Sample(msgspec.Struct, frozen=True):
     disk_bytes: int
 
 
-def sample_of(at: float, usage: Usage) -> Sample:
+def sample_of(at: float, usage: Usage) -> UsageSample:
     """What was measured at a moment, as a sample."""
-    return Sample(at, usage.cpu_seconds or 0.0, usage.memory_bytes or 0, usage.disk_bytes or 0)
+    return UsageSample(at, usage.cpu_seconds or 0.0, usage.memory_bytes or 0, usage.disk_bytes or 0)
 
 
-class History:
+class UsageHistory:
     """The samples of one session."""
 
     def __init__(self) -> None:
@@ -43,11 +43,11 @@ class History:
     def __len__(self) -> int:
         return len(self._kept) // _FIELDS
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[UsageSample]:
         """The oldest first."""
         for n in range(0, len(self._kept), _FIELDS):
             at, cpu, memory, disk = self._kept[n : n + _FIELDS]
-            yield Sample(at, cpu, int(memory), int(disk))
+            yield UsageSample(at, cpu, int(memory), int(disk))
 
     def add(self, at: float, usage: Usage) -> None:
         """Keep what was measured at a moment, if it is time for a sample."""

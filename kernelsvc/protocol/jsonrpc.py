@@ -33,7 +33,7 @@ from kernelsvc.model.objects import (
     Id,
     Label,
     Scope,
-    Session,
+    SessionInfo,
     SessionRequest,
     SessionState,
     Variable,
@@ -181,7 +181,7 @@ class BranchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
 class SessionPage(Struct, kw_only=True):
     """Some sessions, and where the rest begins (None: there is no more)."""
 
-    sessions: list[Session]
+    sessions: list[SessionInfo]
     next_page: str | None = None
 
 
@@ -292,14 +292,14 @@ _ROWS = (
     _row("info", NoParams, dict[str, Any], "read", "Version, limits, and what the sandbox enforces.", who=False),
     _row("templates", NoParams, list[dict[str, Any]], "read", "Environments that a session can start from.", who=False),
     _row("call", Call, dict[str, Any], "run", "One shot: code, or a function with arguments.", arguments=_call),
-    _row("session.create", CreateParams, Session, "run", "A new session, ready for a cell.", arguments=_create),
+    _row("session.create", CreateParams, SessionInfo, "run", "A new session, ready for a cell.", arguments=_create),
     _row("session.attach", AttachParams, Attached, "read", "Every event after a position, old ones first, then live."),
     _row("session.detach", SessionParams, None, "read", "No more events of this session on this connection."),
-    _row("session.get", SessionParams, Session, "read", "A session as it is now."),
+    _row("session.get", SessionParams, SessionInfo, "read", "A session as it is now."),
     _row("session.list", ListParams, SessionPage, "read", "The principal's sessions, newest first."),
-    _row("session.close", CloseParams, Session, "run", "End a session; its record stays."),
-    _row("session.interrupt", SessionParams, Session, "run", "Interrupt the running cell."),
-    _row("session.restart", SessionParams, Session, "run", "A new kernel with empty variables; the log goes on."),
+    _row("session.close", CloseParams, SessionInfo, "run", "End a session; its record stays."),
+    _row("session.interrupt", SessionParams, SessionInfo, "run", "Interrupt the running cell."),
+    _row("session.restart", SessionParams, SessionInfo, "run", "A new kernel with empty variables; the log goes on."),
     _row(
         "session.execute", ExecuteParams, Cell, "run", "Run a cell; the same cell id again runs nothing.",
         arguments=_execute, client=True,
@@ -327,9 +327,9 @@ _ROWS = (
     _row("session.checkpoint", CheckpointParams, Checkpoint, "run", "Park a copy of the kernel."),
     _row("session.checkpoints", SessionParams, list[Checkpoint], "read", "The parked copies."),
     _row("session.drop_checkpoint", DropCheckpointParams, None, "run", "Let a parked copy go.", arguments=_drop),
-    _row("session.rollback", RollbackParams, Session, "run", "Back to an earlier state; the record keeps both."),
-    _row("session.branch", BranchParams, list[Session], "run", "New sessions from this one's live state."),
-    _row("session.hibernate", SessionParams, Session, "run", "Give the memory back; the next cell wakes it."),
+    _row("session.rollback", RollbackParams, SessionInfo, "run", "Back to an earlier state; the record keeps both."),
+    _row("session.branch", BranchParams, list[SessionInfo], "run", "New sessions from this one's live state."),
+    _row("session.hibernate", SessionParams, SessionInfo, "run", "Give the memory back; the next cell wakes it."),
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model import limit_causes as caps
 from kernelsvc.model.events import Event
 from kernelsvc.model.objects import MAX_EXPRESSIONS
-from kernelsvc.model.stimuli import Replied
+from kernelsvc.model.stimuli import KernelReplied
 
 #: Longest traceback that is recorded, in lines; deep recursion makes thousands.
 MAX_TRACEBACK_LINES = 500
@@ -168,12 +168,12 @@ def expressions(value: object) -> dict[str, Any]:
     return found
 
 
-def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) -> Replied:
+def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) -> KernelReplied:
     """An ``execute_reply`` as a stimulus. Usage is the kernel's own word and only shown, never billed."""
     usage = mapping(metadata.get("kernelsvc"))
     strike = mapping(usage.get("struck"))
     status = content.get("status")
-    return Replied(
+    return KernelReplied(
         cell,
         status=status if status in ("ok", "error") else "aborted",
         execution_count=number(content.get("execution_count")),

@@ -4,7 +4,7 @@ Version 2 needs a delegated subtree (``Delegate=`` under systemd, or a cgroup
 that nobody else lives in). Processes may only live in leaves there, so the host
 moves itself into ``supervisor`` and sessions become its siblings. Version 1 has a
 hierarchy per controller; a session gets a directory in each, below whatever
-cgroup the host is in. Both are one ``Group`` to callers: files by controller.
+cgroup the host is in. Both are one ``Cgroup`` to callers: files by controller.
 
 Every host keeps its groups below one directory of its own, named by ``tag``, so
 that cleaning up after a crash never touches another host's.
@@ -44,7 +44,7 @@ _FIX_V2 = (
 _FIX_V1 = "run the kernel host as root, or boot with systemd.unified_cgroup_hierarchy=1 and delegate a cgroup to it"
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
+class CgroupUsage(msgspec.Struct, frozen=True, kw_only=True):
     """What a group uses; None where its controller is missing.
 
     Attributes:
@@ -64,7 +64,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     refused_forks: int = 0
 
 
-class Group(msgspec.Struct, frozen=True, kw_only=True):
+class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
     """One session's cgroup. Plain data, so that a host can write it down and find it again.
 
     Attributes:
@@ -145,7 +145,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
             self._write("cpu", "cpu.cfs_period_us", str(_PERIOD_US))
             self._write("cpu", "cpu.cfs_quota_us", str(quota))
 
-    def sample(self) -> Sample:
+    def sample(self) -> CgroupUsage:
         """Read what it uses. A group that is gone reads as nothing."""
         read = _read_v2 if self.version == 2 else _read_v1
         return read(self.directories)
@@ -207,7 +207,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         return True
 
 
-class GroupMaker:
+class CgroupManager:
     """Where a host makes its sessions' groups.
 
     Attributes:
@@ -220,7 +220,7 @@ class GroupMaker:
         self.layers = layers
         self._parents = parents
 
-    def make(self, name: str, *, cpu: bool = True) -> Group | None:
+    def make(self, name: str, *, cpu: bool = True) -> Cgroup | None:
         """A new, empty, unlimited group; None where this machine has none for us.
 
         Args:
@@ -240,10 +240,10 @@ class GroupMaker:
         }
         for directory in dict.fromkeys(directories.values()):
             os.makedirs(directory, exist_ok=True)
-        return Group(version=1 if self.version == 1 else 2, directories=directories)
+        return Cgroup(version=1 if self.version == 1 else 2, directories=directories)
 
     def take_turn(self) -> None:
-        """Wait for a grace period of RCU now, so that ``Group.admit`` soon after this need not.
+        """Wait for a grace period of RCU now, so that ``Cgroup.admit`` soon after this need not.
 
         Linux takes one lock for every move of another process, and keeps it cheap to take
         for as long as a further grace period. So move ourselves to where we are. Best effort.
@@ -253,12 +253,12 @@ class GroupMaker:
             with contextlib.suppress(OSError):
                 _write(own, str(os.getpid()))
 
-    def leftovers(self) -> Iterator[Group]:
+    def leftovers(self) -> Iterator[Cgroup]:
         """Every group below ours, as a crash left them."""
         names = {entry.name for parent in set(self._parents.values()) for entry in _subdirectories(parent)}
         for name in sorted(name for name in names if name.startswith(_PREFIX)):
             directories = {controller: f"{parent}/{name}" for controller, parent in self._parents.items()}
-            yield Group(version=1 if self.version == 1 else 2, directories=directories)
+            yield Cgroup(version=1 if self.version == 1 else 2, directories=directories)
 
     def clear_abandoned(self, *, older_than: float = ABANDONED_SECONDS) -> int:
         """Remove the empty groups of hosts that were killed and have no successor in their runtime directory.
@@ -296,7 +296,7 @@ class GroupMaker:
                 os.rmdir(parent)
 
 
-def open_cgroups(tag: str, *, dry: bool = False) -> GroupMaker:
+def open_cgroups(tag: str, *, dry: bool = False) -> CgroupManager:
     """Find what this process may use, and prepare it.
 
     Moves this process (and its children) into a leaf, with version 2.
@@ -307,7 +307,7 @@ def open_cgroups(tag: str, *, dry: bool = False) -> GroupMaker:
     """
     mounts, own = _mounts(), _own_paths()
     if dry:
-        return GroupMaker(0, {}, _look(mounts, own))
+        return CgroupManager(0, {}, _look(mounts, own))
     v2 = _try_v2(mounts, own, tag)
     if v2 is not None:
         return v2
@@ -327,7 +327,7 @@ def _look(mounts: dict[str, tuple[str, str]], own: dict[str, str]) -> list[Layer
     return _verdicts(set(writable), "no cgroup with this controller is writable for this user", _FIX_V1)
 
 
-def _try_v2(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -> GroupMaker | None:
+def _try_v2(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -> CgroupManager | None:
     base = _place("", mounts, own)
     if base is None:
         return None
@@ -338,14 +338,14 @@ def _try_v2(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -
     why = _refusal_v2(base)
     if why:
         layers = [Layer(name=f"{c} cgroup", ok=False, why=why, fix=_FIX_V2) for c in ("memory", "pids", "cpu")]
-        return GroupMaker(0, {}, layers)
+        return CgroupManager(0, {}, layers)
     try:
         parent = _prepare_v2(base, there, tag)
     except OSError as error:
         layers = [Layer(name=f"{c} cgroup", ok=False, why=str(error), fix=_FIX_V2) for c in ("memory", "pids", "cpu")]
-        return GroupMaker(0, {}, layers)
+        return CgroupManager(0, {}, layers)
     parents = dict.fromkeys(there, parent)
-    return GroupMaker(2, parents, _verdicts(set(there), "the controller is not delegated to this cgroup", _FIX_V2))
+    return CgroupManager(2, parents, _verdicts(set(there), "the controller is not delegated to this cgroup", _FIX_V2))
 
 
 def _refusal_v2(base: str) -> str:
@@ -371,7 +371,7 @@ def _prepare_v2(base: str, controllers: list[str], tag: str) -> str:
     return parent
 
 
-def _v1(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -> GroupMaker:
+def _v1(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -> CgroupManager:
     parents: dict[str, str] = {}
     why = dict.fromkeys(_WANTED, "no cgroup hierarchy with this controller is mounted")
     for controller in _WANTED:
@@ -387,7 +387,7 @@ def _v1(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -> Gr
         with contextlib.suppress(OSError):
             os.rmdir(parents[controller])  # it was to see whether we may; ``make`` makes it again
     version: Literal[0, 1] = 1 if set(parents) - {"cpuacct"} else 0
-    return GroupMaker(version, parents if version else {}, _verdicts(set(parents), why, _FIX_V1))
+    return CgroupManager(version, parents if version else {}, _verdicts(set(parents), why, _FIX_V1))
 
 
 def _verdicts(there: set[str], why: str | dict[Controller, str], fix: str) -> list[Layer]:
@@ -451,12 +451,12 @@ def parse_pairs(text: str) -> dict[str, int]:
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].lstrip("-").isdigit()}
 
 
-def _read_v2(directories: dict[str, str]) -> Sample:
+def _read_v2(directories: dict[str, str]) -> CgroupUsage:
     directory = next(iter(directories.values()))
     stat = parse_pairs(_text(f"{directory}/memory.stat"))
     current = _number(f"{directory}/memory.current")
     cpu = parse_pairs(_text(f"{directory}/cpu.stat")).get("usage_usec")
-    return Sample(
+    return CgroupUsage(
         memory_bytes=None if current is None else max(0, current - stat.get("file", 0) + stat.get("shmem", 0)),
         peak_bytes=_number(f"{directory}/memory.peak"),
         cpu_seconds=None if cpu is None else cpu / 1e6,
@@ -466,13 +466,13 @@ def _read_v2(directories: dict[str, str]) -> Sample:
     )
 
 
-def _read_v1(directories: dict[str, str]) -> Sample:
+def _read_v1(directories: dict[str, str]) -> CgroupUsage:
     memory, pids = directories.get("memory", ""), directories.get("pids", "")
     stat = parse_pairs(_text(f"{memory}/memory.stat"))
     current = _number(f"{memory}/memory.usage_in_bytes")
     cpu = _number(f"{directories.get('cpuacct', '')}/cpuacct.usage")
     cache = stat.get("total_cache", 0) - stat.get("total_shmem", 0)
-    return Sample(
+    return CgroupUsage(
         memory_bytes=None if current is None else max(0, current - cache),
         peak_bytes=_number(f"{memory}/memory.max_usage_in_bytes"),
         cpu_seconds=None if cpu is None else cpu / 1e9,

@@ -1,6 +1,6 @@
 """What a kernel host holds to confine its kernels: one object, from probe to clean-up.
 
-``prepare`` before a spawn gives a ``Ticket``: the plan for the child, the report
+``prepare`` before a spawn gives a ``SandboxAllocation``: the plan for the child, the report
 for everybody else, and what must be given back. ``release`` after the last
 process is gone. A ticket is plain data: a host writes it down with the kernel's
 record, and the next host calls ``restore`` with it.
@@ -22,16 +22,16 @@ from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox import quota
 from kernelsvc.sandbox.branch_dirs import times
-from kernelsvc.sandbox.cgroup import Group, GroupMaker, open_cgroups
+from kernelsvc.sandbox.cgroup import Cgroup, CgroupManager, open_cgroups
 from kernelsvc.sandbox.idmap import can_map, make_map, make_owned
-from kernelsvc.sandbox.plan import SPARE_TASKS, Policy, Request, confine
+from kernelsvc.sandbox.plan import SPARE_TASKS, ConfinementRequest, Policy, confine
 from kernelsvc.sandbox.probe import probe
 from kernelsvc.sandbox.probe_result import Layer, Probe
-from kernelsvc.sandbox.rootfs_paths import Places, find_places, is_reachable
-from kernelsvc.sandbox.uid_pool import UIDS, Identities, give, users_of_processes
+from kernelsvc.sandbox.rootfs_paths import RootfsPaths, find_places, is_reachable
+from kernelsvc.sandbox.uid_pool import UIDS, UidPool, give, users_of_processes
 
 
-class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+class SandboxAllocation(msgspec.Struct, frozen=True, kw_only=True):
     """One kernel's confinement.
 
     Attributes:
@@ -48,12 +48,12 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     plan: dict[str, Any]
     report: SandboxReport
     limits: Limits
-    group: Group | None = None
+    group: Cgroup | None = None
     uid: int | None = None
     directories: list[str] = []
 
 
-class Sandbox:
+class SandboxManager:
     """Probe once, then confine each kernel.
 
     Args:
@@ -70,15 +70,15 @@ class Sandbox:
     ) -> None:
         self.policy = policy
         self._tag = hashlib.sha256(os.path.realpath(runtime_dir).encode()).hexdigest()[:12]
-        self._groups: GroupMaker = open_cgroups(self._tag)
+        self._groups: CgroupManager = open_cgroups(self._tag)
         self.probe = with_cgroups(found or probe(directory=runtime_dir), self._groups)
         hidden = list(hidden)
         self._data = [path for path in hidden if os.path.isdir(path)]
         self._hidden = sorted({os.path.realpath(path) for path in (*hidden, runtime_dir)})
-        self._identities = Identities(taken=users_of_processes() if self.probe.root else ())
+        self._identities = UidPool(taken=users_of_processes() if self.probe.root else ())
         self._root = os.path.join(runtime_dir, "view")
         os.makedirs(self._root, mode=0o755, exist_ok=True)
-        self._places: dict[tuple[str, ...], Places] = {}
+        self._places: dict[tuple[str, ...], RootfsPaths] = {}
         self._maps: dict[str, int] = {}
 
     def report(self, limits: Limits) -> SandboxReport:
@@ -87,10 +87,10 @@ class Sandbox:
         Raises:
             SandboxUnavailable: the policy is ``required`` and this machine can't.
         """
-        request = Request(
+        request = ConfinementRequest(
             policy=self.policy,
             limits=limits,
-            places=Places(links={}, readonly=[], path=""),
+            places=RootfsPaths(links={}, readonly=[], path=""),
             root=self._root,
             workdir="/nonexistent",
             uid=0 if self.probe.root else None,
@@ -110,7 +110,7 @@ class Sandbox:
         prefixes: Sequence[str] = (),
         family: str | None = None,
         share: Sequence[str] = (),
-    ) -> Ticket:
+    ) -> SandboxAllocation:
         """Decide and make ready: a user id, the directory's owner, a cgroup with its caps.
 
         When it raises, what was taken is given back.
@@ -134,14 +134,14 @@ class Sandbox:
         directory = os.path.realpath(workdir)
         directories = [directory, *([os.path.realpath(family)] if family else [])]
         uid = self._identities.acquire(*directories) if self.probe.root and self.policy != "off" else None
-        group: Group | None = None
+        group: Cgroup | None = None
         try:
             # What it is shown as its own is what is there now: neither a link, nor what may be put there next.
             stat_plain(workdir)
             own = stat_plain(family or workdir)
             group = self._groups.make(kernel, cpu=limits.cpu_cores is not None)
             places = self._find_places(python, tuple(prefixes))
-            request = Request(
+            request = ConfinementRequest(
                 policy=self.policy,
                 limits=limits,
                 places=places,
@@ -172,7 +172,7 @@ class Sandbox:
             if isinstance(error, OSError | ValueError):
                 raise Internal(f"Confinement could not be prepared: {error}") from error
             raise
-        return Ticket(
+        return SandboxAllocation(
             kernel=kernel,
             plan=confinement.plan,
             report=confinement.report,
@@ -182,7 +182,9 @@ class Sandbox:
             directories=directories,
         )
 
-    def _make_ready(self, group: Group | None, limits: Limits, request: Request, plan: dict[str, Any]) -> None:
+    def _make_ready(
+        self, group: Cgroup | None, limits: Limits, request: ConfinementRequest, plan: dict[str, Any]
+    ) -> None:
         if group is not None:
             tasks = None if limits.processes is None else limits.processes + SPARE_TASKS
             group.limit(memory_bytes=limits.memory_bytes, tasks=tasks)
@@ -196,7 +198,7 @@ class Sandbox:
             for path in (*own, *request.share):
                 give(path, uid)
 
-    def _map_owner(self, request: Request) -> int | None:
+    def _map_owner(self, request: ConfinementRequest) -> int | None:
         """For a directory that is neither root's nor a session's: the map that makes it the session's inside."""
         if request.uid is None or not self.probe.works("filesystem"):
             return None
@@ -214,7 +216,7 @@ class Sandbox:
         if found is not None:
             os.close(found)
 
-    def subdivide(self, name: str, limits: Limits) -> Group | None:
+    def subdivide(self, name: str, limits: Limits) -> Cgroup | None:
         """A cgroup for a branch, beside its family's, with its caps; None where this machine has none for us.
 
         Args:
@@ -224,7 +226,7 @@ class Sandbox:
         Raises:
             Internal: Linux refused something; the message says what.
         """
-        group: Group | None = None
+        group: Cgroup | None = None
         try:
             group = self._groups.make(name, cpu=limits.cpu_cores is not None)
             if group is not None:
@@ -240,7 +242,7 @@ class Sandbox:
         """A branch is about to be made: what moving it waits for can be waited for now. Blocks; for a thread."""
         self._groups.take_turn()
 
-    def ready(self, ticket: Ticket) -> None:
+    def ready(self, ticket: SandboxAllocation) -> None:
         """The kernel answers: from now on its CPU share holds (a tight one would slow the start).
 
         Raises:
@@ -250,12 +252,12 @@ class Sandbox:
         if ticket.group is not None:
             ticket.group.limit_cpu(ticket.limits.cpu_cores)
 
-    def restore(self, ticket: Ticket) -> None:
+    def restore(self, ticket: SandboxAllocation) -> None:
         """Take over a kernel that an earlier host started."""
         if ticket.uid is not None:
             self._identities.claim(ticket.uid, *ticket.directories)
 
-    def release(self, ticket: Ticket) -> bool:
+    def release(self, ticket: SandboxAllocation) -> bool:
         """Give back what the ticket holds, once its processes are gone.
 
         Returns:
@@ -264,7 +266,7 @@ class Sandbox:
         self._drop_map(ticket.kernel)
         return self._give_back(ticket.group, ticket.uid)
 
-    def _give_back(self, group: Group | None, uid: int | None) -> bool:
+    def _give_back(self, group: Cgroup | None, uid: int | None) -> bool:
         if group is not None:
             if not group.remove():
                 return False
@@ -293,14 +295,14 @@ class Sandbox:
         """Remove this host's own cgroup directories, if no session is left in them."""
         self._groups.close()
 
-    def _find_places(self, python: str, prefixes: tuple[str, ...]) -> Places:
+    def _find_places(self, python: str, prefixes: tuple[str, ...]) -> RootfsPaths:
         key = (python, *prefixes)
         if key not in self._places:
             self._places[key] = find_places(python, prefixes=prefixes)
         return self._places[key]
 
 
-def _limit_disk(request: Request) -> bool:
+def _limit_disk(request: ConfinementRequest) -> bool:
     """Set the quota of a family that begins, where there are quotas; whether it is held so.
 
     A session that shares a directory that has one may only have less: the first one's stands.
@@ -313,7 +315,7 @@ def _limit_disk(request: Request) -> bool:
     return True
 
 
-def with_cgroups(found: Probe, groups: GroupMaker) -> Probe:
+def with_cgroups(found: Probe, groups: CgroupManager) -> Probe:
     """The probe's verdicts with those on cgroups."""
     return msgspec.structs.replace(found, layers=found.layers | {layer.name: layer for layer in groups.layers})
 
@@ -339,10 +341,10 @@ def examine(limits: Limits, *, policy: Policy = "best-effort") -> Examination:
     """
     groups = open_cgroups("doctor", dry=True)
     found = with_cgroups(probe(), groups)
-    request = Request(
+    request = ConfinementRequest(
         policy="best-effort" if policy == "required" else policy,
         limits=limits,
-        places=Places(links={}, readonly=[], path=""),
+        places=RootfsPaths(links={}, readonly=[], path=""),
         root="",
         workdir="/nonexistent",
         uid=0 if found.root else None,

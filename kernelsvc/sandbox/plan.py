@@ -33,7 +33,7 @@ from kernelsvc.model.limits import Enforcement, Limits, MiB
 from kernelsvc.sandbox import seccomp
 from kernelsvc.sandbox.branch_dirs import later
 from kernelsvc.sandbox.probe_result import Layer, Probe
-from kernelsvc.sandbox.rootfs_paths import Places
+from kernelsvc.sandbox.rootfs_paths import RootfsPaths
 
 Policy = Literal["required", "best-effort", "off"]
 
@@ -59,7 +59,7 @@ SPARE_TASKS = 8
 _CPU_GRACE_SECONDS = 5
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One session to confine.
 
     Attributes:
@@ -88,7 +88,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: Policy
     limits: Limits
-    places: Places
+    places: RootfsPaths
     root: str
     workdir: str
     home: str = "/home/user"
@@ -119,7 +119,7 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
     report: SandboxReport
 
 
-def confine(request: Request, probe: Probe) -> Confinement:
+def confine(request: ConfinementRequest, probe: Probe) -> Confinement:
     """The plan and the report for one session.
 
     Raises:
@@ -140,7 +140,7 @@ def confine(request: Request, probe: Probe) -> Confinement:
 class _Wanted:
     """Which layers this session gets: the decisions, each once."""
 
-    def __init__(self, request: Request, probe: Probe) -> None:
+    def __init__(self, request: ConfinementRequest, probe: Probe) -> None:
         limits = request.limits
         on = request.policy != "off"
         self.root = probe.root
@@ -179,7 +179,7 @@ class _Wanted:
 # --- the plan ----------------------------------------------------------------------
 
 
-def _plan(request: Request, probe: Probe, wanted: _Wanted) -> dict[str, Any]:
+def _plan(request: ConfinementRequest, probe: Probe, wanted: _Wanted) -> dict[str, Any]:
     inside = _ids_inside(request, wanted)
     become = {"uid": request.uid, "gid": request.uid} if wanted.become else None
     home = _home(request) if wanted.view else request.workdir
@@ -212,24 +212,24 @@ def _plan(request: Request, probe: Probe, wanted: _Wanted) -> dict[str, Any]:
     }
 
 
-def _ids_inside(request: Request, wanted: _Wanted) -> dict[str, int]:
+def _ids_inside(request: ConfinementRequest, wanted: _Wanted) -> dict[str, int]:
     number = request.uid if wanted.become and request.uid is not None else _INSIDE_ID
     return {"uid": number, "gid": number}
 
 
-def _home(request: Request) -> str:
+def _home(request: ConfinementRequest) -> str:
     if request.family is None:
         return request.home
     return f"{_family_home(request)}/{request.workdir.removeprefix(request.family).strip('/')}"
 
 
-def _family_home(request: Request) -> str:
+def _family_home(request: ConfinementRequest) -> str:
     """Where a family is shown: it covers what lies there, so not over a Python environment."""
     taken = any(target.startswith("/home/") for _, target in request.places.readonly)
     return "/sessions" if taken else "/home"
 
 
-def _view(request: Request, wanted: _Wanted, inside: dict[str, int]) -> dict[str, Any]:
+def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) -> dict[str, Any]:
     own = (request.workdir, request.home) if request.family is None else (request.family, _family_home(request))
     return {
         "root": request.root,
@@ -296,7 +296,7 @@ def data_bytes(limits: Limits, *, hard: bool) -> int | None:
     return limits.memory_bytes - max(16 * MiB, limits.memory_bytes // 16)
 
 
-def _landlock(request: Request, wanted: _Wanted, home: str) -> dict[str, Any]:
+def _landlock(request: ConfinementRequest, wanted: _Wanted, home: str) -> dict[str, Any]:
     if wanted.view:
         # Of a family's directory only its own and that for its branches: nobody may put a link in their place.
         own = [home] if request.family is None else [home, str(later(Path(home), request.branched))]
@@ -312,7 +312,7 @@ def _landlock(request: Request, wanted: _Wanted, home: str) -> dict[str, Any]:
     return {"grants": grants, "scope": True}
 
 
-def _environment(request: Request, home: str, *, confined: bool) -> dict[str, str]:
+def _environment(request: ConfinementRequest, home: str, *, confined: bool) -> dict[str, str]:
     scratch = "/tmp" if confined else home
     user = {"USER": "user", "LOGNAME": "user"} if confined else {}
     return {
@@ -331,7 +331,7 @@ def _environment(request: Request, home: str, *, confined: bool) -> dict[str, st
 # --- the report ----------------------------------------------------------------------
 
 
-def _report(request: Request, probe: Probe, wanted: _Wanted) -> SandboxReport:
+def _report(request: ConfinementRequest, probe: Probe, wanted: _Wanted) -> SandboxReport:
     if request.policy == "off":
         return SandboxReport(policy="off", isolation="none", limits=_enforcement(request, wanted))
     enforced, lacking = [], []
@@ -349,7 +349,7 @@ def _report(request: Request, probe: Probe, wanted: _Wanted) -> SandboxReport:
     )
 
 
-def _layers(request: Request, wanted: _Wanted) -> dict[str, bool]:
+def _layers(request: ConfinementRequest, wanted: _Wanted) -> dict[str, bool]:
     spaces = wanted.namespaces
     return {
         "session": True,
@@ -374,7 +374,7 @@ def _layers(request: Request, wanted: _Wanted) -> dict[str, bool]:
     }
 
 
-def _why_not(name: str, request: Request, probe: Probe) -> str | None:
+def _why_not(name: str, request: ConfinementRequest, probe: Probe) -> str | None:
     """Why a layer is missing; None when it has no place here and nothing is lost."""
     if name == ("user namespace" if probe.root else "user"):
         return None  # one stands in for the other
@@ -390,7 +390,7 @@ def _why_not(name: str, request: Request, probe: Probe) -> str | None:
     return layer.why
 
 
-def _isolation(request: Request, wanted: _Wanted) -> str:
+def _isolation(request: ConfinementRequest, wanted: _Wanted) -> str:
     tasks = wanted.task_rlimit or "pids" in request.controllers
     if wanted.view and wanted.seccomp and wanted.capabilities and tasks:
         if wanted.net:
@@ -402,7 +402,7 @@ def _isolation(request: Request, wanted: _Wanted) -> str:
     return "process"
 
 
-def _enforcement(request: Request, wanted: _Wanted) -> dict[str, str]:
+def _enforcement(request: ConfinementRequest, wanted: _Wanted) -> dict[str, str]:
     """How each limit is held, by the names of ``Limits``; limits that are not set are left out."""
     controllers = request.controllers
     sealed_off = wanted.net or (wanted.seccomp and not wanted.inet)

@@ -43,7 +43,7 @@ _SYS = ("/sys/devices/system/cpu",)
 _TOO_WIDE = frozenset({"/", "/home", "/root", "/etc", "/var", "/run", "/tmp", "/dev", "/proc", "/sys", "/opt", "/srv"})
 
 
-class Places(msgspec.Struct, frozen=True, kw_only=True):
+class RootfsPaths(msgspec.Struct, frozen=True, kw_only=True):
     """What every session of one environment sees.
 
     Attributes:
@@ -81,7 +81,7 @@ def is_reachable(paths: Iterable[str]) -> bool:
     return all(os.stat(directory).st_mode & stat.S_IXOTH for directory in above)
 
 
-def find_places(python: str = sys.executable, *, prefixes: Sequence[str] = ()) -> Places:
+def find_places(python: str = sys.executable, *, prefixes: Sequence[str] = ()) -> RootfsPaths:
     """Look what of the allow-list exists here.
 
     Args:
@@ -109,7 +109,7 @@ def find_places(python: str = sys.executable, *, prefixes: Sequence[str] = ()) -
         # Both names: the one that the environment was made with, and the real one that its links lead to.
         binds += [path for path in {prefix, os.path.realpath(prefix)} if os.path.exists(path)]
     shown = [path for path in outermost(binds) if not any(is_beneath(path, link) for link in links)]
-    return Places(links=links, readonly=[(path, path) for path in shown], path=_search_path(python))
+    return RootfsPaths(links=links, readonly=[(path, path) for path in shown], path=_search_path(python))
 
 
 def python_prefixes(python: str) -> list[str]:

@@ -109,7 +109,7 @@ _PERSONALITY_ASK = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True)
-class Check:
+class ArgumentCheck:
     """Decide by one argument's low half: ``(argument & mask) in values``.
 
     Attributes:
@@ -123,52 +123,52 @@ class Check:
 
     argument: int
     values: tuple[int, ...]
-    match: int | Check
-    other: int | Check
+    match: int | ArgumentCheck
+    other: int | ArgumentCheck
     mask: int = 0xFFFF_FFFF
     high: bool = False
 
 
-Verdict = int | Check
+Verdict = int | ArgumentCheck
 
 
-def _mode(argument: int) -> Check:
-    return Check(argument, (0,), ALLOW, EPERM, mask=_SET_ID_BITS)
+def _mode(argument: int) -> ArgumentCheck:
+    return ArgumentCheck(argument, (0,), ALLOW, EPERM, mask=_SET_ID_BITS)
 
 
-def _node(argument: int) -> Check:
+def _node(argument: int) -> ArgumentCheck:
     kinds = (_S_IFIFO, _S_IFREG, _S_IFSOCK, 0)
-    return Check(argument, kinds, ALLOW, EPERM, mask=_S_IFMT | _SET_ID_BITS)
+    return ArgumentCheck(argument, kinds, ALLOW, EPERM, mask=_S_IFMT | _SET_ID_BITS)
 
 
-def _reading(argument: int) -> Check:
-    return Check(argument, (0,), ALLOW, EPERM, mask=_WRITING)
+def _reading(argument: int) -> ArgumentCheck:
+    return ArgumentCheck(argument, (0,), ALLOW, EPERM, mask=_WRITING)
 
 
-def _socket(inet: bool, connect: bool) -> Check:
+def _socket(inet: bool, connect: bool) -> ArgumentCheck:
     if not connect:
         # A datagram socket needs no connect to reach another's.
-        pairs = Check(1, (_SOCK_STREAM, _SOCK_SEQPACKET), ALLOW, EPERM, mask=0xF)
-        return Check(0, (AF_UNIX,), pairs, refuse(errno.EAFNOSUPPORT))
+        pairs = ArgumentCheck(1, (_SOCK_STREAM, _SOCK_SEQPACKET), ALLOW, EPERM, mask=0xF)
+        return ArgumentCheck(0, (AF_UNIX,), pairs, refuse(errno.EAFNOSUPPORT))
     families = (AF_UNIX, AF_INET, AF_INET6) if inet else (AF_UNIX,)
-    rest = Check(0, families, ALLOW, refuse(errno.EAFNOSUPPORT))
+    rest = ArgumentCheck(0, families, ALLOW, refuse(errno.EAFNOSUPPORT))
     # The C library asks netlink for the interfaces; libzmq aborts without it.
-    return Check(0, (AF_NETLINK,), Check(2, (_NETLINK_ROUTE,), ALLOW, EPERM), rest) if inet else rest
+    return ArgumentCheck(0, (AF_NETLINK,), ArgumentCheck(2, (_NETLINK_ROUTE,), ALLOW, EPERM), rest) if inet else rest
 
 
 def _checks(inet: bool, connect: bool) -> dict[str, Verdict]:
-    null = Check(2, (0,), Check(2, (0,), ALLOW, EPERM, high=True), EPERM)
+    null = ArgumentCheck(2, (0,), ArgumentCheck(2, (0,), ALLOW, EPERM, high=True), EPERM)
     return {
-        "clone": Check(0, (0,), ALLOW, EPERM, mask=_NEW_NAMESPACES),
-        "ioctl": Check(1, (_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD, _FSSETXATTR), EPERM, ALLOW),
-        "prctl": Check(0, (_PR_SET_SECCOMP, _PR_SET_MM, _PR_SET_PTRACER), EPERM, ALLOW),
-        "setsockopt": Check(1, (_SOL_SOCKET,), Check(2, (_SO_LINGER,), EPERM, ALLOW), ALLOW),
-        "personality": Check(0, (0, _PERSONALITY_ASK), ALLOW, EPERM),
+        "clone": ArgumentCheck(0, (0,), ALLOW, EPERM, mask=_NEW_NAMESPACES),
+        "ioctl": ArgumentCheck(1, (_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD, _FSSETXATTR), EPERM, ALLOW),
+        "prctl": ArgumentCheck(0, (_PR_SET_SECCOMP, _PR_SET_MM, _PR_SET_PTRACER), EPERM, ALLOW),
+        "setsockopt": ArgumentCheck(1, (_SOL_SOCKET,), ArgumentCheck(2, (_SO_LINGER,), EPERM, ALLOW), ALLOW),
+        "personality": ArgumentCheck(0, (0, _PERSONALITY_ASK), ALLOW, EPERM),
         # Its own limits, or reading another's: never changing another process's.
-        "prlimit64": Check(0, (0,), ALLOW, null),
+        "prlimit64": ArgumentCheck(0, (0,), ALLOW, null),
         "socket": _socket(inet, connect),
         "connect": ALLOW if connect else refuse(errno.EACCES),
-        "socketpair": Check(0, (AF_UNIX,), ALLOW, refuse(errno.EAFNOSUPPORT)),
+        "socketpair": ArgumentCheck(0, (AF_UNIX,), ALLOW, refuse(errno.EAFNOSUPPORT)),
         "open": _mode(2),
         "openat": _mode(3),
         "creat": _mode(1),

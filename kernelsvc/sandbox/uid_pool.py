@@ -19,7 +19,7 @@ from kernelsvc.errors import AtCapacity
 UIDS = range(70_000, 80_000)
 
 
-class Identities:
+class UidPool:
     """Hands out user ids: one for each directory and what lies beneath it, to as many sessions as share it.
 
     Args:

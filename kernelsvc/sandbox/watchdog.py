@@ -35,7 +35,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _MOST_ENTRIES = 200_000
 
 
-class Process(msgspec.Struct, frozen=True):
+class ProcessStat(msgspec.Struct, frozen=True):
     """One line of the walk over /proc."""
 
     pid: int
@@ -45,7 +45,7 @@ class Process(msgspec.Struct, frozen=True):
     threads: int
 
 
-class Use(msgspec.Struct, frozen=True, kw_only=True):
+class SessionUse(msgspec.Struct, frozen=True, kw_only=True):
     """What one session uses.
 
     Attributes:
@@ -65,7 +65,7 @@ class Use(msgspec.Struct, frozen=True, kw_only=True):
     disk_bytes: int | None = None
 
 
-class Breach(msgspec.Struct, frozen=True, kw_only=True):
+class LimitExceeded(msgspec.Struct, frozen=True, kw_only=True):
     """A cap that was passed.
 
     Attributes:
@@ -81,7 +81,7 @@ class Breach(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
-def judge(limits: Limits, use: Use, *, hard: Iterable[str] = ()) -> list[Breach]:
+def judge(limits: Limits, use: SessionUse, *, hard: Iterable[str] = ()) -> list[LimitExceeded]:
     """Which caps a session has passed.
 
     Args:
@@ -97,13 +97,15 @@ def judge(limits: Limits, use: Use, *, hard: Iterable[str] = ()) -> list[Breach]
         ("cpu_seconds", use.cpu_seconds, limits.cpu_seconds, lambda seconds: f"{seconds:.0f} s"),
     ]
     return [
-        Breach(limit=name, value=value, bound=bound, message=f"{_WORDS[name]}: {say(bound)} reached, {say(value)} used")
+        LimitExceeded(
+            limit=name, value=value, bound=bound, message=f"{_WORDS[name]}: {say(bound)} reached, {say(value)} used"
+        )
         for name, value, bound, say in checks
         if value is not None and bound is not None and value > bound and name not in hard
     ]
 
 
-def suspect(limits: Limits, use: Use) -> bool:
+def suspect(limits: Limits, use: SessionUse) -> bool:
     """Whether a session's resident sum is high enough to read its fair share."""
     return limits.memory_bytes is not None and use.resident_bytes > limits.memory_bytes
 
@@ -115,7 +117,7 @@ def _mebibytes(value: float) -> str:
     return f"{value / (1 << 20):.0f} MiB"
 
 
-def group(processes: Iterable[Process], roots: Iterable[int], *, own: int = 0) -> dict[int, Use]:
+def group(processes: Iterable[ProcessStat], roots: Iterable[int], *, own: int = 0) -> dict[int, SessionUse]:
     """Every kernel with all that descends from it, summed. Pure.
 
     A branch descends from its parent's kernel and yet is a session of its own, so
@@ -130,7 +132,7 @@ def group(processes: Iterable[Process], roots: Iterable[int], *, own: int = 0) -
             children are none of its.
 
     Returns:
-        By root; one that is gone has an empty ``Use``.
+        By root; one that is gone has an empty ``SessionUse``.
     """
     table = {process.pid: process for process in processes}
     kernels = set(roots)
@@ -149,7 +151,7 @@ def group(processes: Iterable[Process], roots: Iterable[int], *, own: int = 0) -
     return {root: _sum([table[pid] for pid in pids if pid in table]) for root, pids in members.items()}
 
 
-def _within(pid: int, kernels: set[int], table: Mapping[int, Process]) -> bool:
+def _within(pid: int, kernels: set[int], table: Mapping[int, ProcessStat]) -> bool:
     """Whether a process is a kernel or descends from one: then it is no init."""
     seen: set[int] = set()
     while pid in table and pid not in seen:
@@ -168,8 +170,8 @@ def _tree(start: Sequence[int], children: Mapping[int, list[int]], other: set[in
     return found
 
 
-def _sum(members: list[Process]) -> Use:
-    return Use(
+def _sum(members: list[ProcessStat]) -> SessionUse:
+    return SessionUse(
         pids=tuple(member.pid for member in members),
         resident_bytes=sum(member.resident_bytes for member in members),
         cpu_seconds=sum(member.cpu_seconds for member in members),
@@ -177,7 +179,7 @@ def _sum(members: list[Process]) -> Use:
     )
 
 
-def walk() -> list[Process]:
+def walk() -> list[ProcessStat]:
     """Every process of the machine, once over /proc."""
     if not os.path.exists("/proc/self/stat"):
         return _walk_psutil()
@@ -190,7 +192,7 @@ def walk() -> list[Process]:
     return found
 
 
-def _stat(pid: str) -> Process | None:
+def _stat(pid: str) -> ProcessStat | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
             text = f.read()
@@ -198,7 +200,7 @@ def _stat(pid: str) -> Process | None:
         return None  # it ended meanwhile
     # The name in brackets may hold anything, brackets and spaces too: split after the last one.
     fields = text[text.rindex(b")") + 2 :].split()
-    return Process(
+    return ProcessStat(
         pid=int(pid),
         parent=int(fields[1]),
         resident_bytes=int(fields[21]) * _PAGE,
@@ -207,14 +209,14 @@ def _stat(pid: str) -> Process | None:
     )
 
 
-def _walk_psutil() -> list[Process]:
+def _walk_psutil() -> list[ProcessStat]:
     found = []
     for process in psutil.process_iter(["pid", "ppid", "memory_info", "cpu_times", "num_threads"]):
         info = process.info
         if info["memory_info"] is None or info["cpu_times"] is None:
             continue
         found.append(
-            Process(
+            ProcessStat(
                 pid=info["pid"],
                 parent=info["ppid"] or 0,
                 resident_bytes=info["memory_info"].rss,
@@ -301,7 +303,7 @@ class Watchdog:
         self._walked: dict[str, float] = {}
         self._spent: dict[str, float] = {}
 
-    def look(self, sessions: Mapping[str, Watched]) -> tuple[dict[str, Use], dict[str, list[Breach]]]:
+    def look(self, sessions: Mapping[str, Watched]) -> tuple[dict[str, SessionUse], dict[str, list[LimitExceeded]]]:
         """One pass over all sessions; blocks for about 10 ms at 200 of them.
 
         Returns:
@@ -309,8 +311,8 @@ class Watchdog:
         """
         uses = group(walk(), [watched.root for watched in sessions.values()], own=os.getpid())
         self._walk_disks(sessions, {name: uses[watched.root].cpu_seconds for name, watched in sessions.items()})
-        seen: dict[str, Use] = {}
-        breaches: dict[str, list[Breach]] = {}
+        seen: dict[str, SessionUse] = {}
+        breaches: dict[str, list[LimitExceeded]] = {}
         for name, watched in sessions.items():
             use = uses[watched.root]
             if "memory_bytes" not in watched.hard and suspect(watched.limits, use):

@@ -18,7 +18,7 @@ from tornado.web import Application, RequestHandler
 from kernelsvc.errors import Conflict
 from kernelsvc.server import e2b, jupyter, mcp, sandboxai, sandboxfusion
 from kernelsvc.server.connections import Connections, LimitedServer
-from kernelsvc.server.handler import ApiHandler, Context, UnknownRoute, without_token
+from kernelsvc.server.handler import ApiHandler, ServerContext, UnknownRoute, without_token
 from kernelsvc.server.native import handlers as http
 from kernelsvc.server.native import routes as rest
 from kernelsvc.server.native.files import FileHandler
@@ -51,7 +51,7 @@ def make_app(service: ServiceApi, settings: Settings, metrics: Metrics | None = 
         settings: bounds, origins and times.
         metrics: what ``/metrics`` shows; a new one when None.
     """
-    context = Context(service, settings, metrics or Metrics())
+    context = ServerContext(service, settings, metrics or Metrics())
     shared = {"context": context}
     app = Application(
         [(r"/v1/ws", ApiSocket, shared), *_rest_routes(shared), *_doors(shared)],
@@ -134,7 +134,7 @@ class Server:
         self.addresses: list[str] = []
         self._settings = settings
         self._env = env or {}
-        self._context: Context = app.settings["context"]
+        self._context: ServerContext = app.settings["context"]
         self._unlink: Path | None = None
         self._sockets: list[socket.socket] = []
         logging.getLogger("tornado.general").addFilter(_WITHOUT_VALUES)

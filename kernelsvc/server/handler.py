@@ -47,7 +47,7 @@ SECURITY_HEADERS = {
 }
 
 
-class Context:
+class ServerContext:
     """What the handlers share.
 
     Attributes:
@@ -74,7 +74,7 @@ class Context:
 
 
 async def invoke(
-    context: Context, who: Principal, method: native.Method, params: Any, client: object | None = None
+    context: ServerContext, who: Principal, method: native.Method, params: Any, client: object | None = None
 ) -> Any:
     """Call the service as a row of the method table says. Safe to cancel: what was accepted goes on.
 
@@ -121,10 +121,10 @@ class ClientGone(Exception):
     """The connection was dropped while we worked for it; nobody is left to answer."""
 
 
-class Door(RequestHandler):
+class BaseHandler(RequestHandler):
     """Base of every handler, WebSockets included."""
 
-    context: Context
+    context: ServerContext
     who: Principal
     #: What a token must allow; None opens the route to everybody.
     scope: Scope | None = "read"
@@ -135,7 +135,7 @@ class Door(RequestHandler):
     _began = 0.0
     _code = "ok"
 
-    def initialize(self, context: Context, **more: Any) -> None:
+    def initialize(self, context: ServerContext, **more: Any) -> None:
         """Tornado's hook: takes the shared context."""
         self.context = context
         self._began = time.perf_counter()
@@ -250,7 +250,7 @@ class Door(RequestHandler):
 
 
 @stream_request_body
-class ApiHandler(Door):
+class ApiHandler(BaseHandler):
     """Base of the REST handlers: bounded bodies, and work that ends when the client leaves."""
 
     #: Largest body of this route; None takes the setting.

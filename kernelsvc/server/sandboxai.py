@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import Conflict, NotFound
-from kernelsvc.model.objects import Cell, CellRequest, Session, SessionRequest, SessionState
+from kernelsvc.model.objects import Cell, CellRequest, SessionInfo, SessionRequest, SessionState
 from kernelsvc.protocol.jsonrpc import decode_json
 from kernelsvc.server.handler import ApiHandler
 from kernelsvc.server.jupyter.handlers import token_of
@@ -99,7 +99,7 @@ class _Handler(ApiHandler):
         """The token that the request carries."""
         return token_of(self)
 
-    def find(self, space: str, name: str) -> Session:
+    def find(self, space: str, name: str) -> SessionInfo:
         """The open session behind a sandbox.
 
         Raises:
@@ -110,7 +110,7 @@ class _Handler(ApiHandler):
             raise NotFound(f"There is no sandbox {name!r} in the space {space!r}; POST one to its sandboxes.")
         return found
 
-    def known(self, space: str, name: str) -> Session | None:
+    def known(self, space: str, name: str) -> SessionInfo | None:
         """The same, or None."""
         sessions, _ = self.context.service.list(self.who, label=f"{LABEL}={space}/{name}", limit=_PAGE)
         return next((each for each in sessions if each.state is not SessionState.CLOSED), None)
@@ -177,7 +177,7 @@ class HealthHandler(_Handler):
         self.answer({"status": "ok"})
 
 
-def shown(session: Session) -> dict[str, Any]:
+def shown(session: SessionInfo) -> dict[str, Any]:
     """A session as a sandbox."""
     spec = {"image": session.labels.get("sandboxai-image") or session.template, "env": None}
     return {"name": session.name, "uid": session.id, "spec": spec, "status": {}}

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound
-from kernelsvc.linux.rooted_dir import Directory, parse_path
+from kernelsvc.linux.rooted_dir import RootedDirectory, parse_path
 from kernelsvc.model.events import Reason
 from kernelsvc.model.objects import Cell, CellRequest, SessionRequest
 from kernelsvc.protocol.jsonrpc import decode_json
@@ -274,7 +274,7 @@ def _decoded(files: dict[str, str | None]) -> dict[bytes, bytes]:
 
 
 def _write(root: Any, files: dict[bytes, bytes]) -> None:
-    with Directory(root) as directory:
+    with RootedDirectory(root) as directory:
         for name, data in files.items():
             upload = directory.upload(parse_path(name))
             try:
@@ -286,7 +286,7 @@ def _write(root: Any, files: dict[bytes, bytes]) -> None:
 
 def _read(root: Any, names: list[str]) -> dict[str, str]:
     found = {}
-    with Directory(root) as directory:
+    with RootedDirectory(root) as directory:
         for name in names:
             try:
                 fd, _ = directory.open_file(parse_path(os.fsencode(name)))

@@ -17,13 +17,13 @@ import msgspec
 
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.kernels.launchers import Launchers
-from kernelsvc.model.admission import Live
+from kernelsvc.model.admission import Reservation
 from kernelsvc.model.events import Event
 from kernelsvc.model.objects import SessionState
-from kernelsvc.service.background_loading import Recoveries
+from kernelsvc.service.background_loading import BackgroundLoads
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.session_loading import about_of, beginning_of, is_large, life_of, reading_of
-from kernelsvc.session import About, Session
+from kernelsvc.session import Session, SessionSpec
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectory
 
@@ -54,11 +54,11 @@ class Adoption:
         self,
         projections: Projections,
         launchers: Launchers,
-        recoveries: Recoveries,
+        recoveries: BackgroundLoads,
         live: MutableMapping[str, Session],
-        promised: MutableMapping[str, Live],
+        promised: MutableMapping[str, Reservation],
         made: MutableMapping[tuple[str, str], asyncio.Future[str] | str],
-        make: Callable[[About, SessionDirectory, Journal], Session],
+        make: Callable[[SessionSpec, SessionDirectory, Journal], Session],
         keep: Callable[[Session], None],
         discard: Callable[[str], None],
     ) -> None:
@@ -92,11 +92,11 @@ class Adoption:
     def _begin(self, directory: SessionDirectory, *, closed: bool) -> None:
         """Read this one later; what must not be forgotten meanwhile is taken from ``session.json``."""
         try:
-            about = msgspec.convert(directory.read_about(), About)
+            about = msgspec.convert(directory.read_about(), SessionSpec)
         except msgspec.ValidationError:
             about = None
         if about is not None and not closed:
-            self._promised[about.id] = Live(principal=about.principal, memory_bytes=about.limits.memory_bytes)
+            self._promised[about.id] = Reservation(principal=about.principal, memory_bytes=about.limits.memory_bytes)
             if about.idempotency_key is not None:
                 self._made[about.principal, about.idempotency_key] = about.id
         if about is not None and directory.id not in self._projections.index.seqs():
@@ -104,7 +104,7 @@ class Adoption:
         owner = about.principal if about else None
         self._recoveries.begin(directory.id, owner, partial(self._recover, directory, about, closed=closed))
 
-    async def _recover(self, directory: SessionDirectory, about: About | None, *, closed: bool) -> None:
+    async def _recover(self, directory: SessionDirectory, about: SessionSpec | None, *, closed: bool) -> None:
         try:
             if not closed:
                 await self._adopt(directory)

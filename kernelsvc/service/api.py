@@ -11,20 +11,28 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from kernelsvc.model.limits import LimitsRequest
-from kernelsvc.model.objects import Call, Cell, CellRequest, Checkpoint, Principal, SessionRequest, Variable
-from kernelsvc.model.objects import Session as ApiSession
-from kernelsvc.service.environment import Surroundings
+from kernelsvc.model.objects import (
+    Call,
+    Cell,
+    CellRequest,
+    Checkpoint,
+    Principal,
+    SessionInfo,
+    SessionRequest,
+    Variable,
+)
+from kernelsvc.service.environment import SessionEnvironment
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.programs import Programs
-from kernelsvc.service.resource_monitor import Samples
-from kernelsvc.service.session_tokens import Access
+from kernelsvc.service.resource_monitor import UsageSamples
+from kernelsvc.service.session_tokens import SessionTokens
 
 NotebookFormat = Literal["ipynb", "html", "py"]
 # Named, because ``list`` means a method inside the class below.
 Cells = list[Cell]
 Checkpoints = list[Checkpoint]
 Lines = list[bytes]
-Sessions = list[ApiSession]
+Sessions = list[SessionInfo]
 Variables = list[Variable]
 Page = tuple[Sessions, str | None]
 #: Told of a cell's end, with what reads the cell. Called in the event loop; raises nothing.
@@ -67,11 +75,11 @@ class ServiceApi(Protocol):
     """
 
     @property
-    def access(self) -> Access:
+    def access(self) -> SessionTokens:
         """Secrets that stand for one session, for doors whose clients show one."""
 
     @property
-    def surroundings(self) -> Surroundings:
+    def surroundings(self) -> SessionEnvironment:
         """What a session's cells find around them."""
 
     @property
@@ -83,7 +91,7 @@ class ServiceApi(Protocol):
         """Sessions' time, and sessions beside others."""
 
     @property
-    def samples(self) -> Samples:
+    def samples(self) -> UsageSamples:
         """What sessions used over their lives."""
 
     def authenticate(self, token: str | None) -> Principal: ...
@@ -92,8 +100,8 @@ class ServiceApi(Protocol):
     def ready(self) -> bool: ...
     async def present(self, named: str) -> None: ...
 
-    async def create(self, who: Principal, request: SessionRequest) -> ApiSession: ...
-    def get(self, who: Principal, session: str) -> ApiSession: ...
+    async def create(self, who: Principal, request: SessionRequest) -> SessionInfo: ...
+    def get(self, who: Principal, session: str) -> SessionInfo: ...
     def list(
         self,
         who: Principal,
@@ -103,9 +111,9 @@ class ServiceApi(Protocol):
         limit: int = 100,
         page: str | None = None,
     ) -> Page: ...
-    async def close(self, who: Principal, session: str, *, reason: str = "closed") -> ApiSession: ...
-    async def interrupt(self, who: Principal, session: str) -> ApiSession: ...
-    async def restart(self, who: Principal, session: str) -> ApiSession: ...
+    async def close(self, who: Principal, session: str, *, reason: str = "closed") -> SessionInfo: ...
+    async def interrupt(self, who: Principal, session: str) -> SessionInfo: ...
+    async def restart(self, who: Principal, session: str) -> SessionInfo: ...
 
     async def execute(
         self,
@@ -168,7 +176,7 @@ class ServiceApi(Protocol):
     async def checkpoint(self, who: Principal, session: str, name: str | None = None) -> Checkpoint: ...
     def checkpoints(self, who: Principal, session: str) -> Checkpoints: ...
     async def drop_checkpoint(self, who: Principal, session: str, checkpoint: str) -> None: ...
-    async def rollback(self, who: Principal, session: str, to: str | None = None) -> ApiSession: ...
+    async def rollback(self, who: Principal, session: str, to: str | None = None) -> SessionInfo: ...
     async def branch(
         self,
         who: Principal,
@@ -180,7 +188,7 @@ class ServiceApi(Protocol):
         limits: LimitsRequest | None = None,
         force: bool = False,
     ) -> Sessions: ...
-    async def hibernate(self, who: Principal, session: str) -> ApiSession: ...
+    async def hibernate(self, who: Principal, session: str) -> SessionInfo: ...
 
     async def notebook(self, who: Principal, session: str, format: NotebookFormat = "ipynb") -> bytes: ...
     def journal_path(self, who: Principal, session: str) -> Path: ...

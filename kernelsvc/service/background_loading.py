@@ -18,11 +18,10 @@ import msgspec
 from kernelsvc.errors import Recovering
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Usage
-from kernelsvc.model.objects import Session as ApiSession
-from kernelsvc.model.objects import SessionState
+from kernelsvc.model.objects import SessionInfo, SessionState
 from kernelsvc.service.session_loading import is_large
-from kernelsvc.session import About
-from kernelsvc.store.index import Row
+from kernelsvc.session import SessionSpec
+from kernelsvc.store.index import SessionRow
 from kernelsvc.store.sessions import SessionDirectory
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ def ids_in(text: str) -> list[str]:
 _ID = re.compile(r"s_[0-9a-f]{16}")
 
 
-class Recoveries:
+class BackgroundLoads:
     """What is under way.
 
     Args:
@@ -100,12 +99,12 @@ class Recoveries:
             task.cancel()
 
 
-def brief(row: Row, directory: SessionDirectory) -> ApiSession | None:
+def brief(row: SessionRow, directory: SessionDirectory) -> SessionInfo | None:
     """How a list shows a session whose large log has not been read: from ``session.json`` and the index."""
     if not is_large(directory.journal):
         return None
-    about = msgspec.convert(directory.read_about(), About)
-    return ApiSession(
+    about = msgspec.convert(directory.read_about(), SessionSpec)
+    return SessionInfo(
         state=SessionState.CLOSED if row.state == "closed" else SessionState.RESTORING,
         id=about.id,
         name=about.name,

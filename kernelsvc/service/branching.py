@@ -17,15 +17,15 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, TooLarge
-from kernelsvc.kernels.port import Forked
+from kernelsvc.kernels.port import ForkResult
 from kernelsvc.model import events as ev
-from kernelsvc.model.admission import Live
+from kernelsvc.model.admission import Reservation
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits, LimitsRequest
 from kernelsvc.model.objects import Checkpoint
 from kernelsvc.sandbox import branch_dirs as family
 from kernelsvc.sandbox.watchdog import disk_usage, free_bytes
-from kernelsvc.session import About, Session, new_id, new_kernel_id, start_request_of
+from kernelsvc.session import Session, SessionSpec, new_id, new_kernel_id, start_request_of
 from kernelsvc.store.sessions import SessionDirectories
 
 MiB = 1024 * 1024
@@ -34,12 +34,12 @@ MiB = 1024 * 1024
 TELL_SECONDS = 1.0
 
 #: Makes a session of a copy that waits: what it is, its parent's directory, where its own is made, when it is forked.
-Begin = Callable[[About, Path, Path, asyncio.Future[Any]], Awaitable[Session]]
+Begin = Callable[[SessionSpec, Path, Path, asyncio.Future[Any]], Awaitable[Session]]
 #: What the model should know of the copies, and the first checkpoint of each, in the making.
-Forks = tuple[list[str], list[asyncio.Task[Forked]]]
+Forks = tuple[list[str], list[asyncio.Task[ForkResult]]]
 
 
-class Branching:
+class BranchCreator:
     """See the module's docstring.
 
     Args:
@@ -48,13 +48,13 @@ class Branching:
         begin: makes a session of a copy.
     """
 
-    def __init__(self, store: SessionDirectories, promised: dict[str, Live], begin: Begin) -> None:
+    def __init__(self, store: SessionDirectories, promised: dict[str, Reservation], begin: Begin) -> None:
         self._store = store
         self._promised = promised
         self._begin = begin
 
     async def branch(
-        self, parent: Session, abouts: list[About], *, at: str | None, force: bool
+        self, parent: Session, abouts: list[SessionSpec], *, at: str | None, force: bool
     ) -> tuple[list[Session], list[str]]:
         """Make the branches that ``abouts`` describe; returns them and what the model should know of them.
 
@@ -62,7 +62,7 @@ class Branching:
             KernelsvcError: nothing was made.
         """
         files = self._store.directory(parent.id).working()
-        self._promised |= {a.id: Live(principal=a.principal, memory_bytes=a.limits.memory_bytes) for a in abouts}
+        self._promised |= {a.id: Reservation(principal=a.principal, memory_bytes=a.limits.memory_bytes) for a in abouts}
         try:
             size = await asyncio.to_thread(_must_fit, files, abouts)
             place = self._place(parent, files, abouts)
@@ -84,7 +84,7 @@ class Branching:
             for about in abouts:
                 del self._promised[about.id]
 
-    async def _fork(self, parent: Session, abouts: list[About], *, at: str | None, force: bool) -> Forks:
+    async def _fork(self, parent: Session, abouts: list[SessionSpec], *, at: str | None, force: bool) -> Forks:
         copies = [start_request_of(about) for about in abouts]
         spares = [
             msgspec.structs.replace(copy, kernel=about.spare, beside=copy.kernel, copy_from="")
@@ -96,20 +96,20 @@ class Branching:
             about.parent = {**(about.parent or {}), **({"warnings": warnings} if warnings else {})}
         return warnings, making
 
-    async def _discard(self, parent: Session, abouts: list[About], forking: asyncio.Future[Forks]) -> None:
+    async def _discard(self, parent: Session, abouts: list[SessionSpec], forking: asyncio.Future[Forks]) -> None:
         await asyncio.wait([forking])
         if forking.exception() is None:
             await asyncio.gather(*forking.result()[1], return_exceptions=True)
             kernels = [kernel for about in abouts for kernel in (about.kernel, about.spare)]
             await asyncio.gather(*(parent.launcher.discard(kernel) for kernel in kernels))
 
-    async def _fence(self, parent: Session, abouts: list[About], forking: asyncio.Future[Forks]) -> None:
+    async def _fence(self, parent: Session, abouts: list[SessionSpec], forking: asyncio.Future[Forks]) -> None:
         """Nobody waits for it: it is with the parent before any cell that comes later. Its failure is told."""
         await asyncio.wait([forking])
         if forking.exception() is None and (warnings := await parent.copies.fence()):
             parent.record_quietly(ev.Branched(sessions=[about.id for about in abouts], warnings=warnings))
 
-    def _place(self, parent: Session, files: Path, abouts: list[About]) -> Path:
+    def _place(self, parent: Session, files: Path, abouts: list[SessionSpec]) -> Path:
         """Where their directories will lie, as this machine sees it; ``abouts`` are told how they see it."""
         if parent.kernel is None:
             raise KernelDead()
@@ -128,7 +128,7 @@ class Branching:
         return place
 
     async def _wake(
-        self, parent: Session, abouts: list[About], files: Path, place: Path, forking: asyncio.Future[Forks]
+        self, parent: Session, abouts: list[SessionSpec], files: Path, place: Path, forking: asyncio.Future[Forks]
     ) -> list[Session]:
         beginning = (self._begin(about, files, place, forking) for about in abouts)
         results = await asyncio.gather(*beginning, return_exceptions=True)
@@ -142,7 +142,7 @@ class Branching:
 
 def branch_about(
     parent: Session, now: float, *, at: str | None, labels: dict[str, str] | None, limits: LimitsRequest | None
-) -> About:
+) -> SessionSpec:
     """What a branch is to be; its directory comes later.
 
     Raises:
@@ -177,7 +177,7 @@ def position(parent: Session, checkpoint: Checkpoint | None) -> int:
     return last.last if last is not None else 1
 
 
-async def _tell(parent: Session, abouts: list[About], place: Path, total: int) -> None:
+async def _tell(parent: Session, abouts: list[SessionSpec], place: Path, total: int) -> None:
     """Say how far the copies of the directory are, until cancelled."""
     while True:
         await asyncio.sleep(TELL_SECONDS)
@@ -186,7 +186,7 @@ async def _tell(parent: Session, abouts: list[About], place: Path, total: int) -
         parent.record_quietly(told)
 
 
-def _must_fit(files: Path, abouts: list[About]) -> int:
+def _must_fit(files: Path, abouts: list[SessionSpec]) -> int:
     """Refuse before anything is forked what could not be copied; returns how much there is, in bytes.
 
     Raises:

@@ -20,7 +20,7 @@ REQUEST = "kernelsvc_surroundings_request"
 WAIT_SECONDS = 3600.0
 
 
-class Surroundings:
+class SessionEnvironment:
     """Changes them.
 
     Args:

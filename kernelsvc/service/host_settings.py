@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kernelsvc.host.daemon import HostSettings
-from kernelsvc.host.forkserver import TemplateSettings
+from kernelsvc.host.forkserver import ForkServerSettings
 from kernelsvc.settings import Settings
 
 
@@ -12,7 +12,7 @@ def host_settings(settings: Settings) -> HostSettings:
     return HostSettings(
         runtime_dir=str(settings.runtime_path()),
         templates={
-            name: TemplateSettings(
+            name: ForkServerSettings(
                 python=one.python, preload=one.preload, allow_modules=one.allow_modules, deny_modules=one.deny_modules
             )
             for name, one in settings.templates.items()

@@ -18,8 +18,7 @@ from kernelsvc.errors import KernelsvcError, LimitTooHigh, SessionClosed
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.machine import PAUSED_SECONDS
-from kernelsvc.model.objects import Principal, Scope, SessionState
-from kernelsvc.model.objects import Session as ApiSession
+from kernelsvc.model.objects import Principal, Scope, SessionInfo, SessionState
 from kernelsvc.session import Session
 
 Find = Callable[[Principal, str, Scope], Session]
@@ -36,7 +35,7 @@ class Leases:
     """
 
     def __init__(
-        self, find: Find, live: Mapping[str, Session], view: Callable[[Session], ApiSession], limits: Limits
+        self, find: Find, live: Mapping[str, Session], view: Callable[[Session], SessionInfo], limits: Limits
     ) -> None:
         self._find, self._live, self._view, self._limits = find, live, view, limits
         self._ending: set[asyncio.Task[None]] = set()
@@ -49,7 +48,7 @@ class Leases:
         *,
         then: Literal["close", "pause"] | None = None,
         at_least: bool = False,
-    ) -> ApiSession:
+    ) -> SessionInfo:
         """Give a session time from now on, and take it out of a pause. Those beside it get the same.
 
         However often it is renewed, a session that is not paused lives no longer
@@ -86,7 +85,7 @@ class Leases:
         action = then or (lease.then if lease is not None else "close")
         return self._put(found, ev.Leased(seconds=round(seconds, 6), then=action))
 
-    def pause(self, who: Principal, session: str) -> ApiSession:
+    def pause(self, who: Principal, session: str) -> SessionInfo:
         """Pause a session, and those beside it; their variables go to disk as soon as no cell runs.
 
         Raises:
@@ -97,7 +96,7 @@ class Leases:
         then = lease.then if lease is not None else "close"
         return self._put(found, ev.Leased(seconds=PAUSED_SECONDS, then=then, paused=True))
 
-    def keep(self, who: Principal, session: str) -> ApiSession:
+    def keep(self, who: Principal, session: str) -> SessionInfo:
         """Give a session as long as a paused one has, without pausing it.
 
         Raises:
@@ -105,7 +104,7 @@ class Leases:
         """
         return self._put(self._running(who, session), ev.Leased(seconds=PAUSED_SECONDS))
 
-    def beside(self, who: Principal, session: str) -> list[ApiSession]:
+    def beside(self, who: Principal, session: str) -> list[SessionInfo]:
         """The open sessions that live in this one's directory, oldest first."""
         found = self._find(who, session, "read")
         return sorted(map(self._view, self._neighbours(found.id)), key=lambda each: each.created_at)
@@ -133,7 +132,7 @@ class Leases:
     def _neighbours(self, session: str) -> list[Session]:
         return [each for each in self._live.values() if each.about.beside == session]
 
-    def _put(self, session: Session, lease: ev.Leased) -> ApiSession:
+    def _put(self, session: Session, lease: ev.Leased) -> SessionInfo:
         session.record(lease)
         for neighbour in self._neighbours(session.id):
             neighbour.record_quietly(ev.Leased(seconds=lease.seconds, then=lease.then, paused=lease.paused))

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from kernelsvc.errors import KernelDead, NotFound, QuotaExceeded
 from kernelsvc.host.client import HostClient
 from kernelsvc.kernels import exec_process as programs
-from kernelsvc.kernels.exec_process import Process, Stream
+from kernelsvc.kernels.exec_process import ExecProcess, Stream
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import Principal
-from kernelsvc.service.environment import Surroundings
+from kernelsvc.service.environment import SessionEnvironment
 from kernelsvc.service.leases import Find
 from kernelsvc.session import Session
 
@@ -36,7 +36,7 @@ MAX_LOGGED, MAX_LOGGED_TEXT = 64, 4096
 Piece = tuple[Stream, bytes]
 
 
-class Watcher:
+class ProgramOutput:
     """A reader of what a program writes from now on."""
 
     def __init__(self) -> None:
@@ -84,24 +84,24 @@ class Program:
     """
 
     def __init__(
-        self, process: Process, argv: Sequence[str], env: Mapping[str, str], cwd: str, tag: str | None
+        self, process: ExecProcess, argv: Sequence[str], env: Mapping[str, str], cwd: str, tag: str | None
     ) -> None:
         self.process = process
         self.pid, self.argv, self.env, self.cwd, self.tag = process.pid, [*argv], {**env}, cwd, tag
         self.status: int | None = None
         self.over = asyncio.Event()
         self.written = 0
-        self._watchers: list[Watcher] = []
+        self._watchers: list[ProgramOutput] = []
 
-    def watch(self) -> Watcher:
+    def watch(self) -> ProgramOutput:
         """Watch it from now on."""
-        watcher = Watcher()
+        watcher = ProgramOutput()
         self._watchers.append(watcher)
         if self.over.is_set():
             watcher.end()
         return watcher
 
-    def leave(self, watcher: Watcher) -> None:
+    def leave(self, watcher: ProgramOutput) -> None:
         """Watch it no more."""
         watcher.close()
         if watcher in self._watchers:
@@ -140,7 +140,7 @@ class Programs:
         host: the kernel host.
     """
 
-    def __init__(self, find: Find, surroundings: Surroundings, host: HostClient) -> None:
+    def __init__(self, find: Find, surroundings: SessionEnvironment, host: HostClient) -> None:
         self._find, self._surroundings, self._host = find, surroundings, host
         self._running: dict[str, dict[int, Program]] = {}
         self._tasks: dict[asyncio.Task[None], str] = {}
@@ -157,7 +157,7 @@ class Programs:
         tag: str | None = None,
         with_input: bool = True,
         terminal: tuple[int, int] | None = None,
-    ) -> tuple[Program, Watcher]:
+    ) -> tuple[Program, ProgramOutput]:
         """Start a program in a session's sandbox, and watch it. Safe to cancel: it is killed.
 
         Args:

@@ -22,7 +22,7 @@ from kernelsvc.store.keys import SigningKey
 from kernelsvc.store.notebook_file import NotebookFile, cells_of, write_inherited
 from kernelsvc.store.recovery import end_of
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
-from kernelsvc.store.write_limiter import Crowd
+from kernelsvc.store.write_limiter import WriteLimiter
 from kernelsvc.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Projections:
         self._store = store
         self._key = SigningKey.load_or_create(store.data / "keys")
         self._notebooks: dict[str, NotebookFile] = {}
-        self._crowd = Crowd(time.monotonic())
+        self._crowd = WriteLimiter(time.monotonic())
         self._finishing: set[asyncio.Task[None]] = set()
         self._unfinished: list[SessionDirectory] = []
         self._flusher: asyncio.TimerHandle | None = None

@@ -9,16 +9,16 @@ from collections.abc import Iterable, Mapping
 
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.objects import Principal
-from kernelsvc.model.usage_history import History, Sample, sample_of
-from kernelsvc.sandbox.watchdog import Use, Watchdog, Watched, hard_limits
+from kernelsvc.model.usage_history import UsageHistory, UsageSample, sample_of
+from kernelsvc.sandbox.watchdog import SessionUse, Watchdog, Watched, hard_limits
 from kernelsvc.service.leases import Find
-from kernelsvc.service.stopped_kernels import Stillness
+from kernelsvc.service.stopped_kernels import StoppedKernelDetector
 from kernelsvc.session.session import Session
 
 log = logging.getLogger(__name__)
 
 
-class Watching:
+class ResourceMonitor:
     """Looks at every live session again and again.
 
     Attributes:
@@ -32,7 +32,7 @@ class Watching:
 
     def __init__(self, live: Mapping[str, Session], seconds: float) -> None:
         self.usage: dict[str, Usage] = {}
-        self.histories: dict[str, History] = {}
+        self.histories: dict[str, UsageHistory] = {}
         self._live = live
         self._seconds = seconds
 
@@ -40,7 +40,7 @@ class Watching:
         """Until cancelled."""
         async with asyncio.TaskGroup() as both:
             both.create_task(self._look())
-            both.create_task(Stillness(self._live.values).run())
+            both.create_task(StoppedKernelDetector(self._live.values).run())
 
     async def _look(self) -> None:
         dog = Watchdog()
@@ -60,7 +60,7 @@ class Watching:
                 session = self._live.get(name)
                 if session is not None:
                     self.usage[name] = used = _usage(use)
-                    self.histories.setdefault(name, History()).add(time.time(), used)
+                    self.histories.setdefault(name, UsageHistory()).add(time.time(), used)
                     session.guard.looked(breaches.get(name, []))
 
     def counted(self, kernels: Iterable[str], limit: str) -> None:
@@ -71,7 +71,7 @@ class Watching:
                 session.guard.counted(limit)
 
 
-class Samples:
+class UsageSamples:
     """What sessions used over their lives.
 
     Args:
@@ -79,10 +79,10 @@ class Samples:
         watching: who measures it.
     """
 
-    def __init__(self, find: Find, watching: Watching) -> None:
+    def __init__(self, find: Find, watching: ResourceMonitor) -> None:
         self._find, self._watching = find, watching
 
-    def of(self, who: Principal, session: str) -> list[Sample]:
+    def of(self, who: Principal, session: str) -> list[UsageSample]:
         """A session's samples, the oldest first; the last one is of now.
 
         Raises:
@@ -101,7 +101,7 @@ def _watched(session: Session) -> Watched | None:
     return Watched(root=session.info.pid, limits=about.limits, workdir=about.workdir, hard=hard)
 
 
-def _usage(use: Use) -> Usage:
+def _usage(use: SessionUse) -> Usage:
     return Usage(
         memory_bytes=use.memory_bytes or use.resident_bytes,
         cpu_seconds=use.cpu_seconds,

@@ -39,8 +39,8 @@ from kernelsvc.errors import (
 )
 from kernelsvc.kernels.launchers import Launchers
 from kernelsvc.model import events as ev
-from kernelsvc.model.admission import Ceilings, Live, admit
-from kernelsvc.model.checkpoint_policy import Account
+from kernelsvc.model.admission import Ceilings, Reservation, admit
+from kernelsvc.model.checkpoint_policy import CheckpointBudget
 from kernelsvc.model.events import SCHEMA, Event
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits, LimitsRequest, Usage
@@ -51,31 +51,31 @@ from kernelsvc.model.objects import (
     Checkpoint,
     Principal,
     Scope,
+    SessionInfo,
     SessionRequest,
     SessionState,
 )
-from kernelsvc.model.objects import Session as ApiSession
 from kernelsvc.model.state import Policy
 from kernelsvc.model.tokens import authenticate
 from kernelsvc.protocol import function_call as call_protocol
 from kernelsvc.service import api
 from kernelsvc.service.adoption import Adoption
 from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
-from kernelsvc.service.background_loading import Recoveries, brief, ids_in
-from kernelsvc.service.branching import Branching, branch_about
-from kernelsvc.service.environment import Surroundings
+from kernelsvc.service.background_loading import BackgroundLoads, brief, ids_in
+from kernelsvc.service.branching import BranchCreator, branch_about
+from kernelsvc.service.environment import SessionEnvironment
 from kernelsvc.service.host_settings import host_settings
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.programs import Programs
 from kernelsvc.service.projections import Projections
-from kernelsvc.service.resource_monitor import Samples, Watching
+from kernelsvc.service.resource_monitor import ResourceMonitor, UsageSamples
 from kernelsvc.service.retention import Retention
 from kernelsvc.service.session_loading import about_of, is_large, life_of
-from kernelsvc.service.session_tokens import Access
-from kernelsvc.service.warm_pool import Member, WarmPool
-from kernelsvc.session import About, Session, new_id, new_kernel_id
+from kernelsvc.service.session_tokens import SessionTokens
+from kernelsvc.service.warm_pool import WarmPool, WarmSession
+from kernelsvc.session import Session, SessionSpec, new_id, new_kernel_id
 from kernelsvc.settings import Settings
-from kernelsvc.store.index import Row
+from kernelsvc.store.index import SessionRow
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
 from kernelsvc.telemetry.metrics import Metrics
@@ -114,16 +114,16 @@ class Service:
         self._launchers = Launchers(host_settings(settings), start_host=settings.start_host)
         self._live: dict[str, Session] = {}
         self._past: OrderedDict[str, Session] = OrderedDict()
-        self._account = Account(len(os.sched_getaffinity(0)), asyncio.get_running_loop().time())
-        self._promised: dict[str, Live] = {}
+        self._account = CheckpointBudget(len(os.sched_getaffinity(0)), asyncio.get_running_loop().time())
+        self._promised: dict[str, Reservation] = {}
         self._warm = WarmPool(settings.warm_pool, settings.limits, self._store, self._launchers, self._has_room)
         self._made: dict[tuple[str, str], asyncio.Future[str] | str] = {}
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
-        self._branching = Branching(self._store, self._promised, self._begin_copy)
-        self._watch = Watching(self._live, settings.watch_seconds)
-        self.samples = Samples(self._find, self._watch)
+        self._branching = BranchCreator(self._store, self._promised, self._begin_copy)
+        self._watch = ResourceMonitor(self._live, settings.watch_seconds)
+        self.samples = UsageSamples(self._find, self._watch)
         self._launchers.host.on_struck = self._watch.counted
-        self._recoveries = Recoveries(settings.start_seconds)
+        self._recoveries = BackgroundLoads(settings.start_seconds)
         self._adoption = Adoption(
             self._projections,
             self._launchers,
@@ -138,10 +138,12 @@ class Service:
         self._watching: asyncio.Future[None] | None = None
         self._retiring: asyncio.Future[None] | None = None
         self._stopping = False
-        self.surroundings = Surroundings(self._find)
+        self.surroundings = SessionEnvironment(self._find)
         self.programs = Programs(self._find, self.surroundings, self._launchers.host)
         self.leases = Leases(self._find, self._live, self._view, settings.limits)
-        self.access = Access(self._projections.secret("access"), settings.tokens, self._owner, lambda: [*self._live])
+        self.access = SessionTokens(
+            self._projections.secret("access"), settings.tokens, self._owner, lambda: [*self._live]
+        )
 
     # -- life ------------------------------------------------------------------------
 
@@ -245,7 +247,7 @@ class Service:
 
     def _read_later(self, directory: SessionDirectory) -> NoReturn:
         """Read a large log of a closed session in a thread; whoever asks waits in ``present``."""
-        about = msgspec.convert(directory.read_about(), About)
+        about = msgspec.convert(directory.read_about(), SessionSpec)
 
         async def read() -> None:
             journal = await asyncio.to_thread(Journal.open, directory.journal, directory.id, read_only=True)
@@ -273,7 +275,9 @@ class Service:
         while len(self._past) > PAST_KEPT:
             self._past.popitem(last=False)
 
-    def _session(self, about: About, directory: SessionDirectory, journal: Journal, *, live: bool = True) -> Session:
+    def _session(
+        self, about: SessionSpec, directory: SessionDirectory, journal: Journal, *, live: bool = True
+    ) -> Session:
         limits = about.limits
         if live:
             self._projections.open(directory, journal)
@@ -305,7 +309,7 @@ class Service:
 
     # -- sessions ----------------------------------------------------------------------
 
-    async def create(self, who: Principal, request: SessionRequest) -> ApiSession:
+    async def create(self, who: Principal, request: SessionRequest) -> SessionInfo:
         """A new session, ready for its first cell. Cancelling it leaves nothing behind.
 
         Raises:
@@ -357,9 +361,9 @@ class Service:
                 self._warm.put_back(warm)
             raise
         session_id = warm.about.id if warm else new_id("s")
-        self._promised[session_id] = Live(principal=who.name, memory_bytes=limits.memory_bytes)
+        self._promised[session_id] = Reservation(principal=who.name, memory_bytes=limits.memory_bytes)
         try:
-            about = About(
+            about = SessionSpec(
                 id=session_id,
                 principal=who.name,
                 template=template,
@@ -386,7 +390,8 @@ class Service:
             memory_bytes=settings.max_total_memory_bytes,
         )
         live = [
-            Live(principal=s.about.principal, memory_bytes=s.about.limits.memory_bytes) for s in self._live.values()
+            Reservation(principal=s.about.principal, memory_bytes=s.about.limits.memory_bytes)
+            for s in self._live.values()
         ] + [*self._promised.values()]
         try:
             admit([*live, *self._warm.lives()], ceilings, who.name, limits, count=count)
@@ -403,18 +408,18 @@ class Service:
         most = settings.max_total_memory_bytes
         return not self._promised and count < settings.max_sessions and (most is None or promised <= most)
 
-    async def _begin_copy(self, about: About, parent: Path, place: Path, forked: asyncio.Future[Any]) -> Session:
+    async def _begin_copy(self, about: SessionSpec, parent: Path, place: Path, forked: asyncio.Future[Any]) -> Session:
         return await self._begin(about, parent=parent, place=place, forked=forked)
 
     async def _begin(
         self,
-        about: About,
+        about: SessionSpec,
         *,
         parent: Path | None = None,
         place: Path | None = None,
         forked: asyncio.Future[Any] | None = None,
         beside: Path | None = None,
-        warm: Member | None = None,
+        warm: WarmSession | None = None,
     ) -> Session:
         started = time.perf_counter()
         try:
@@ -452,7 +457,7 @@ class Service:
         self.metrics.create_seconds.observe(time.perf_counter() - started)
         return session
 
-    def get(self, who: Principal, session: str) -> ApiSession:
+    def get(self, who: Principal, session: str) -> SessionInfo:
         """One session; also a closed one."""
         return self._view(self._find(who, session))
 
@@ -474,26 +479,26 @@ class Service:
                 found.append(self._brief(row) or self._view(self._find(who, row.id)))
         return found, following
 
-    def _brief(self, row: Row) -> ApiSession | None:
+    def _brief(self, row: SessionRow) -> SessionInfo | None:
         """How a list shows a session whose log is large and not read."""
         if row.id in self._live or row.id in self._past or not (row.id in self._recoveries or row.state == "closed"):
             return None
         return brief(row, self._store.directory(row.id))
 
-    async def close(self, who: Principal, session: str, *, reason: str = "closed") -> ApiSession:
+    async def close(self, who: Principal, session: str, *, reason: str = "closed") -> SessionInfo:
         """End a session; its record stays. Closing a closed one changes nothing."""
         found = self._find(who, session, "run")
         if found.state is not SessionState.CLOSED:
             await found.close(reason)
         return self._view(found)
 
-    async def interrupt(self, who: Principal, session: str) -> ApiSession:
+    async def interrupt(self, who: Principal, session: str) -> SessionInfo:
         """Interrupt the running cell."""
         found = self._find(who, session, "run")
         found.interrupt()
         return self._view(found)
 
-    async def restart(self, who: Principal, session: str) -> ApiSession:
+    async def restart(self, who: Principal, session: str) -> SessionInfo:
         """A new kernel with empty variables; waits until it is there. Safe to cancel: it comes anyway."""
         found = self._find(who, session, "run")
         found.restart()
@@ -501,7 +506,7 @@ class Service:
             await found.settled()
         return self._view(found)
 
-    def _view(self, session: Session) -> ApiSession:
+    def _view(self, session: Session) -> SessionInfo:
         return session.view(self._watch.usage.get(session.id, Usage()))
 
     # -- cells ----------------------------------------------------------------------------
@@ -738,7 +743,7 @@ class Service:
         """End a copy."""
         await self._find_live(who, session).copies.drop(checkpoint)
 
-    async def rollback(self, who: Principal, session: str, to: str | None = None) -> ApiSession:
+    async def rollback(self, who: Principal, session: str, to: str | None = None) -> SessionInfo:
         """Make the variables those of an earlier moment; the record keeps everything."""
         found = self._find_live(who, session)
         await found.succession.rollback(to)
@@ -785,7 +790,7 @@ class Service:
             self._projections.inherit(self._store.directory(one.id), self._store.directory(session), one.about.parent)
         return [self._view(one) for one in made]
 
-    async def hibernate(self, who: Principal, session: str) -> ApiSession:
+    async def hibernate(self, who: Principal, session: str) -> SessionInfo:
         """Save the variables to disk and give the memory back; the next cell wakes the session."""
         found = self._find_live(who, session)
         await found.succession.sleep()

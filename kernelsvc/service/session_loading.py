@@ -12,7 +12,7 @@ import msgspec
 
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
-from kernelsvc.session import About
+from kernelsvc.session import SessionSpec
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectory
 
@@ -25,21 +25,21 @@ T = TypeVar("T")
 LARGE_BYTES = 1 << 20
 
 
-def about_of(directory: SessionDirectory, journal: Journal) -> About:
+def about_of(directory: SessionDirectory, journal: Journal) -> SessionSpec:
     """What a session is, from ``session.json``, or from its first entry if a crash left that empty.
 
     Raises:
         msgspec.ValidationError: neither says.
     """
     try:
-        return msgspec.convert(directory.read_about(), About)
+        return msgspec.convert(directory.read_about(), SessionSpec)
     except msgspec.ValidationError:
         first = next(iter(journal.lines(1, 1)), None)
         started = ev.decode(first) if first else None
         if not isinstance(started, ev.SessionStarted):
             raise
         log.warning("session %s: session.json was lost; made again from the journal", directory.id)
-        about = About(
+        about = SessionSpec(
             id=directory.id,
             principal=started.principal,
             template=started.template,
@@ -56,7 +56,7 @@ def about_of(directory: SessionDirectory, journal: Journal) -> About:
         return about
 
 
-def beginning_of(about: About) -> ev.SessionStarted:
+def beginning_of(about: SessionSpec) -> ev.SessionStarted:
     """What the first entry of such a session's log tells those who list it. Pure."""
     started = ev.SessionStarted(
         principal=about.principal,

@@ -25,7 +25,7 @@ _WITHHELD = frozenset({"admin"})
 _NEEDED = "run"
 
 
-class Access:
+class SessionTokens:
     """Makes and checks the secrets of one server.
 
     Args:

@@ -19,7 +19,7 @@ from kernelsvc.session import Session
 LOOK_SECONDS = 0.3
 
 
-class Stillness:
+class StoppedKernelDetector:
     """Looks at every session's kernel while a cell runs in it.
 
     Args:

@@ -28,12 +28,12 @@ from collections.abc import Callable, Sequence
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.kernels.launchers import Launchers
 from kernelsvc.kernels.port import Output
-from kernelsvc.model.admission import Live
+from kernelsvc.model.admission import Reservation
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits
-from kernelsvc.model.pool_policy import Demand
-from kernelsvc.session import About, new_id, new_kernel_id, start_request_of
+from kernelsvc.model.pool_policy import PoolDemand
+from kernelsvc.session import SessionSpec, new_id, new_kernel_id, start_request_of
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
 
@@ -45,11 +45,11 @@ PAUSE = 0.05
 LOOK, RETRY = 1.0, 5.0
 
 
-class Member:
+class WarmSession:
     """A session that nobody has yet. The sink of its kernel until somebody does."""
 
     def __init__(
-        self, about: About, directory: SessionDirectory, journal: Journal, gone: Callable[[Member], None]
+        self, about: SessionSpec, directory: SessionDirectory, journal: Journal, gone: Callable[[WarmSession], None]
     ) -> None:
         self.about = about
         self.directory = directory
@@ -83,8 +83,8 @@ class WarmPool:
         self._store = store
         self._launchers = launchers
         self._room = room
-        self._members: dict[str, list[Member]] = {}
-        self._demand: dict[str, Demand] = {}
+        self._members: dict[str, list[WarmSession]] = {}
+        self._demand: dict[str, PoolDemand] = {}
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._endings: set[asyncio.Task[None]] = set()
@@ -98,13 +98,13 @@ class WarmPool:
     def __len__(self) -> int:
         return sum(map(len, self._members.values()))
 
-    def lives(self) -> list[Live]:
+    def lives(self) -> list[Reservation]:
         """The members, as admission counts them."""
-        return [Live(principal="", memory_bytes=self._limits.memory_bytes)] * len(self)
+        return [Reservation(principal="", memory_bytes=self._limits.memory_bytes)] * len(self)
 
     # -- handing over ----------------------------------------------------------------
 
-    def take(self, template: str, limits: Limits) -> Member | None:
+    def take(self, template: str, limits: Limits) -> WarmSession | None:
         """A member that becomes such a session, or None if none can. It is the caller's from here on."""
         if not self._most or limits != self._limits:
             return None
@@ -113,7 +113,7 @@ class WarmPool:
         ready = self._members.get(template)
         return ready.pop(0) if ready else None
 
-    def put_back(self, member: Member) -> None:
+    def put_back(self, member: WarmSession) -> None:
         """It was not needed after all; it is as it was."""
         self._members.setdefault(member.about.template, []).append(member)
 
@@ -125,9 +125,9 @@ class WarmPool:
             self._end_soon(member)
         return bool(members)
 
-    def _demand_of(self, template: str) -> Demand:
+    def _demand_of(self, template: str) -> PoolDemand:
         if template not in self._demand:
-            self._demand[template] = Demand(self._most, time.monotonic())
+            self._demand[template] = PoolDemand(self._most, time.monotonic())
         return self._demand[template]
 
     # -- keeping -----------------------------------------------------------------------
@@ -158,10 +158,10 @@ class WarmPool:
         self.put_back(member)
         return PAUSE
 
-    async def _make(self, template: str) -> Member:
+    async def _make(self, template: str) -> WarmSession:
         session = new_id("s")
         directory, journal = self._store.create(session, {})
-        about = About(
+        about = SessionSpec(
             id=session,
             principal="",
             template=template,
@@ -171,7 +171,7 @@ class WarmPool:
             limits=self._limits,
             family=str(directory.home.resolve()),
         )
-        member = Member(about, directory, journal, self._lost)
+        member = WarmSession(about, directory, journal, self._lost)
         try:
             await self._launchers.start_for_later(start_request_of(about), member)
         except BaseException:
@@ -181,24 +181,24 @@ class WarmPool:
 
     # -- ends --------------------------------------------------------------------------------
 
-    def _lost(self, member: Member) -> None:
+    def _lost(self, member: WarmSession) -> None:
         """Its kernel ended by itself."""
         ready = self._members.get(member.about.template, [])
         if member in ready:
             ready.remove(member)
             self._end_soon(member)
 
-    def _end_soon(self, member: Member) -> None:
+    def _end_soon(self, member: WarmSession) -> None:
         task = asyncio.get_running_loop().create_task(self._end(member))
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
 
-    async def _end(self, member: Member) -> None:
+    async def _end(self, member: WarmSession) -> None:
         with contextlib.suppress(KernelsvcError):
             await self._launchers.discard(member.about.kernel)
         self._clear(member)
 
-    def _clear(self, member: Member) -> None:
+    def _clear(self, member: WarmSession) -> None:
         member.journal.close()
         with contextlib.suppress(OSError):
             self._store.discard(member.about.id)

@@ -2,6 +2,6 @@
 
 from kernelsvc.session.ids import new_id, new_kernel_id
 from kernelsvc.session.session import Session
-from kernelsvc.session.spec import About, start_request_of
+from kernelsvc.session.spec import SessionSpec, start_request_of
 
-__all__ = ["About", "Session", "new_id", "new_kernel_id", "start_request_of"]
+__all__ = ["Session", "SessionSpec", "new_id", "new_kernel_id", "start_request_of"]

@@ -22,7 +22,7 @@ from kernelsvc.model.state import CellRecord
 FOLDS_KEPT = 8
 
 
-class Reader(Protocol):
+class LogReader(Protocol):
     """A cursor in a log; see ``service.api.Subscription``."""
 
     last_seq: int
@@ -63,14 +63,14 @@ class Log(Protocol):
     def lines(self, first: int, last: int) -> Iterable[bytes]:
         """Entries ``first`` to ``last``, inclusive."""
 
-    def reader(self, after: int) -> Reader:
+    def reader(self, after: int) -> LogReader:
         """A cursor behind entry ``after``."""
 
     def close(self) -> None:
         """No more entries; readers come to an end."""
 
 
-class Reading:
+class CellViews:
     """The cells of one session as the API shows them."""
 
     def __init__(self, session: str, log: Log, machine: Machine, budget: int | None) -> None:

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kernelsvc.errors import CannotFork, Conflict, KernelDead, KernelsvcError, NotFound, NotSupported
-from kernelsvc.kernels.port import Forked, Kernel, Output, Sink, StartRequest
+from kernelsvc.kernels.port import ForkResult, Kernel, Output, Sink, StartRequest
 from kernelsvc.model import events as ev
-from kernelsvc.model.checkpoint_policy import Account, Habit
+from kernelsvc.model.checkpoint_policy import CheckpointBudget, CheckpointSchedule
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import Checkpoint, SessionState
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 MAX_HISTORY = 100_000
 
 
-class Nobody:
+class NullSink:
     """A sink for a copy that is woken only to be forked: it runs no cell."""
 
     def deliver(self, batch: Sequence[Output]) -> None:
@@ -56,15 +56,15 @@ class Nobody:
         """Its fork requests fail by themselves."""
 
 
-class Copies:
+class Checkpoints:
     """The checkpoints of one session. Events hold the truth; this holds which process is which."""
 
-    def __init__(self, session: Session, keep: int, max_bytes: int | None, account: Account) -> None:
+    def __init__(self, session: Session, keep: int, max_bytes: int | None, account: CheckpointBudget) -> None:
         self._session = session
         self._keep = keep
         self._max_bytes = max_bytes
         self._account = account
-        self._habit = Habit()
+        self._habit = CheckpointSchedule()
         self._booked = 0.0
         self._lock = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
@@ -284,7 +284,7 @@ class Copies:
 
     async def branch(
         self, copies: Sequence[StartRequest], spares: Sequence[StartRequest], *, at: str | None, force: bool
-    ) -> tuple[list[str], list[asyncio.Task[Forked]]]:
+    ) -> tuple[list[str], list[asyncio.Task[ForkResult]]]:
         """Fork copies that other sessions will wake, all from one moment.
 
         Args:
@@ -313,9 +313,9 @@ class Copies:
             there = [request.kernel for request, one in asked if one.exception() is None]
             await asyncio.gather(*(self._session.launcher.discard(kernel) for kernel in there))
             raise failed[0]
-        return list(dict.fromkeys(w for one in made if isinstance(one, Forked) for w in one.warnings)), extra
+        return list(dict.fromkeys(w for one in made if isinstance(one, ForkResult) for w in one.warnings)), extra
 
-    async def _end_after(self, source: Kernel, forking: Sequence[asyncio.Future[Forked]]) -> None:
+    async def _end_after(self, source: Kernel, forking: Sequence[asyncio.Future[ForkResult]]) -> None:
         await asyncio.wait(forking)
         await source.end()
 
@@ -324,7 +324,7 @@ class Copies:
         """Whether this session keeps automatic checkpoints."""
         return self._keep > 0
 
-    async def receive(self, kernel: str, spare: asyncio.Future[Forked]) -> None:
+    async def receive(self, kernel: str, spare: asyncio.Future[ForkResult]) -> None:
         """Take the copy that was made together with this branch as its first checkpoint, so that no cell is without."""
         await asyncio.wait([spare])
         session = self._session
@@ -369,7 +369,7 @@ class Copies:
         if at is None:
             return kernel
         checkpoint = self.find(at)
-        woken, request = await self.wake(checkpoint, Nobody())
+        woken, request = await self.wake(checkpoint, NullSink())
         again = msgspec.structs.replace(request, kernel=new_kernel_id())
         forked = await woken.fork(again, mode="checkpoint", force=True)
         self._session.record(

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotSupported
-from kernelsvc.kernels.port import Kernel, Saved
+from kernelsvc.kernels.port import Kernel, SaveResult
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import SessionState
-from kernelsvc.model.stimuli import FellAsleep, StartFailed, Stay, Switch
+from kernelsvc.model.stimuli import AbortSwitch, BeginSwitch, StartFailed, StateSaved
 from kernelsvc.session.ids import new_kernel_id
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Succession:
+class KernelLifecycle:
     """The successions of one session.
 
     Args:
@@ -111,11 +111,11 @@ class Succession:
             raise NotSupported()
         known = to is not None and (to in session.machine.checkpoints or copies.named(to))
         target = copies.find(to) if known and to else copies.before(to)
-        session.do(Switch())
+        session.do(BeginSwitch())
         try:
             kernel, request = await (copies.wake(target) if target else copies.start_anew())
         except BaseException:
-            session.do(Stay())
+            session.do(AbortSwitch())
             raise
         await session.copies.fence(kernel)
         old, session.kernel = session.kernel, None
@@ -159,21 +159,21 @@ class Succession:
         session.must_record()
         if session.machine.asleep:
             return
-        session.do(Switch())
+        session.do(BeginSwitch())
         try:
             saved, size = await self._save()
         except BaseException:
-            session.do(Stay())
+            session.do(AbortSwitch())
             raise
         paused = session.machine.lease is not None and session.machine.lease.paused
         if kindly and session.machine.programs and not paused:
-            session.do(Stay())
+            session.do(AbortSwitch())
             raise Conflict("A program has begun beside the kernel.")
         await session.copies.discard_all()
         await self._let_go(KernelDead("The session was put to sleep before it answered; run a cell to wake it."))
-        session.do(FellAsleep(ev.Hibernated(saved=saved.count, bytes=size, lost=saved.lost)))
+        session.do(StateSaved(ev.Hibernated(saved=saved.count, bytes=size, lost=saved.lost)))
 
-    async def _save(self) -> tuple[Saved, int]:
+    async def _save(self) -> tuple[SaveResult, int]:
         kernel, path = self._session.kernel, self._saved
         if kernel is None or path is None:
             raise KernelDead()
@@ -204,7 +204,7 @@ class Succession:
         if self._session.kernel is None and turning is not None and turning is not asyncio.current_task():
             await asyncio.wait([turning])
         if self._session.machine.asleep:
-            self._session.do(Switch())
+            self._session.do(BeginSwitch())
             await self.wake_saved()
 
     async def wake_saved(self) -> None:
@@ -224,7 +224,7 @@ class Succession:
         if self._saved is not None:
             self._saved.unlink(missing_ok=True)
 
-    async def _load(self, kernel: Kernel) -> Saved:
+    async def _load(self, kernel: Kernel) -> SaveResult:
         if self._saved is None:
             raise KernelDead("There is no place for saved variables.")
         fd = os.open(self._saved, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

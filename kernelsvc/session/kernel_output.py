@@ -14,14 +14,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kernelsvc.kernels.port import Message, Output, Text
+from kernelsvc.kernels.port import KernelMessage, Output, StreamText
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 from kernelsvc.model.objects import SessionState
 from kernelsvc.model.state import output_size
-from kernelsvc.model.stimuli import Began, Flood, Outcome, Record, Replied, Stimulus, WentIdle
+from kernelsvc.model.stimuli import (
+    CellBegan,
+    CheckOutputLimit,
+    Decision,
+    KernelIdle,
+    KernelReplied,
+    RecordEvents,
+    Stimulus,
+)
 from kernelsvc.protocol import kernel_events as facts
-from kernelsvc.session.kernel_requests import Questions
+from kernelsvc.session.kernel_requests import KernelRequests
 
 if TYPE_CHECKING:
     from kernelsvc.session.session import Session
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
 _PLAIN = (ev.Stream, ev.Display, ev.Result)
 
 
-class Hearing:
+class KernelOutput:
     """One session's. Called from the server's event loop.
 
     Attributes:
@@ -38,7 +46,7 @@ class Hearing:
         input: what the running cell's ``input()`` asked and nobody has answered yet.
     """
 
-    def __init__(self, session: Session, questions: Questions) -> None:
+    def __init__(self, session: Session, questions: KernelRequests) -> None:
         self._session = session
         self._questions = questions
         self._machine = session.machine
@@ -77,14 +85,16 @@ class Hearing:
         pending: list[Event] = []
         for index in range(self._handled, len(batch)):
             item = batch[index]
-            stimulus = None if isinstance(item, Text) else self._stimulus(item)
+            stimulus = None if isinstance(item, StreamText) else self._stimulus(item)
             if stimulus is None:
                 self._collect(item, pending)
                 continue
-            if isinstance(stimulus, Began) and not pending:  # it goes into the log with the output that follows
+            if isinstance(stimulus, CellBegan) and not pending:  # it goes into the log with the output that follows
                 pending.extend(self._machine.decide(stimulus, self._loop.time()).events)
                 continue
-            if isinstance(stimulus, Replied) and self._fits(pending):  # the cell's last words and its end are one entry
+            if isinstance(stimulus, KernelReplied) and self._fits(
+                pending
+            ):  # the cell's last words and its end are one entry
                 stimulus, pending = replace(stimulus, outputs=tuple(pending)), []
             if pending:
                 self._record(pending, index)
@@ -106,37 +116,37 @@ class Hearing:
         return not _beyond(machine.flow + size, policy.max_cell_output_bytes)
 
     def _record(self, pending: list[Event], handled: int) -> None:
-        self._session.apply(Outcome(pending), self._loop.time())
+        self._session.apply(Decision(pending), self._loop.time())
         self._handled = handled
         run = self._machine.running
         if run is not None and run.dropped and not run.told_truncated:
             kept = run.output_bytes - run.dropped
-            self._session.do(Record((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
+            self._session.do(RecordEvents((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
         bound = self._machine.policy.max_cell_output_bytes
         if bound is not None and self._machine.flow > bound:
-            self._session.do(Flood())
+            self._session.do(CheckOutputLimit())
 
-    def _stimulus(self, message: Message) -> Stimulus | None:
+    def _stimulus(self, message: KernelMessage) -> Stimulus | None:
         """The message as a stimulus if it is about the life of the running cell, else None."""
         run = self._machine.running
         if run is None or message.parent != run.id:
             return None
         kind = message.msg_type
         if kind == "execute_input":
-            return Began(run.id, facts.number(message.content.get("execution_count")), message.frame)
+            return CellBegan(run.id, facts.number(message.content.get("execution_count")), message.frame)
         if kind == "execute_reply" and message.channel == "shell":
             return facts.reply_of(run.id, message.content, message.metadata, message.frame)
         if kind == "status":
             status = message.content.get("execution_state")
             if status == "idle":
-                return WentIdle(run.id, message.frame)
+                return KernelIdle(run.id, message.frame)
             if status == "busy" and self._machine.queue[run.id].silent:
-                return Began(run.id, None, message.frame)
+                return CellBegan(run.id, None, message.frame)
         return None
 
     def _collect(self, item: Output, pending: list[Event]) -> None:
         event: Event | None
-        if isinstance(item, Text):
+        if isinstance(item, StreamText):
             event = ev.Stream(name=item.name, text=item.text)
         elif self._questions.heard(item):
             return

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kernelsvc.errors import Conflict, KernelsvcError, QuotaExceeded, Timeout
-from kernelsvc.kernels.port import Kernel, Message
+from kernelsvc.kernels.port import Kernel, KernelMessage
 from kernelsvc.protocol import kernel_events as facts
 from kernelsvc.session.ids import new_id
 
@@ -15,7 +15,7 @@ from kernelsvc.session.ids import new_id
 MAX_TOLD = 1000
 
 
-class Questions:
+class KernelRequests:
     """The open questions of one session.
 
     Attributes:
@@ -74,7 +74,7 @@ class Questions:
         finally:
             self.told.pop(msg_id, None)
 
-    def heard(self, message: Message) -> bool:
+    def heard(self, message: KernelMessage) -> bool:
         """Take what the kernel says to a question; whether it was no more than that, and belongs in no log."""
         if told := self.told.get(message.parent):
             if facts.is_idle(message.msg_type, message.content) and not told.done():

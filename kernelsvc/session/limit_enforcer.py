@@ -22,7 +22,7 @@ from kernelsvc.model.events import LimitReached, Reason
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import MiB
 from kernelsvc.model.stimuli import Interrupt
-from kernelsvc.sandbox.watchdog import Breach
+from kernelsvc.sandbox.watchdog import LimitExceeded
 
 if TYPE_CHECKING:
     from kernelsvc.session.session import Session
@@ -37,7 +37,7 @@ STOPPED = Exit(
 DISK_SLACK = 1 * MiB
 
 
-class Guard:
+class LimitEnforcer:
     """One session's. Called from the server's event loop."""
 
     def __init__(self, session: Session) -> None:
@@ -49,7 +49,7 @@ class Guard:
         self._killed_for = ""
         self._stopped = False
 
-    def looked(self, breaches: Sequence[Breach]) -> None:
+    def looked(self, breaches: Sequence[LimitExceeded]) -> None:
         """The watchdog has looked, and these limits are passed."""
         disk = next((breach.value for breach in breaches if breach.limit == "disk_bytes"), None)
         first, grown = self._disk is None, disk is not None and disk > (self._disk or 0) + DISK_SLACK
@@ -77,11 +77,11 @@ class Guard:
         self._spared = grown and ended and self._session.machine.running is not None and not self._spared
         return self._spared
 
-    def _told_of_nobody(self, breach: Breach, *, first: bool) -> None:
+    def _told_of_nobody(self, breach: LimitExceeded, *, first: bool) -> None:
         if first:
             self._session.record_quietly(_reached(breach))
 
-    def _breached(self, breach: Breach, *, kill: bool) -> None:
+    def _breached(self, breach: LimitExceeded, *, kill: bool) -> None:
         session, run = self._session, self._session.machine.running
         if session.kernel is None or (run is not None and run.stop is not None):
             return  # it is being ended already
@@ -125,7 +125,7 @@ class Guard:
         self._session.record_quietly(reached)
 
 
-def _reached(breach: Breach) -> LimitReached:
+def _reached(breach: LimitExceeded) -> LimitReached:
     return LimitReached(
         limit=breach.limit,
         value=breach.value,

@@ -33,44 +33,43 @@ from weakref import WeakKeyDictionary
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed
 from kernelsvc.kernels.port import Kernel, Launcher, Output, StartRequest
 from kernelsvc.model import events as ev
-from kernelsvc.model.checkpoint_policy import Account
+from kernelsvc.model.checkpoint_policy import CheckpointBudget
 from kernelsvc.model.events import Event, KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.hash_chain import seconds_of, timestamp
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.machine import Machine
-from kernelsvc.model.objects import CellRequest, CellState, SessionState
-from kernelsvc.model.objects import Session as ApiSession
+from kernelsvc.model.objects import CellRequest, CellState, SessionInfo, SessionState
 from kernelsvc.model.state import Policy
 from kernelsvc.model.stimuli import (
     Close,
+    Decision,
     Effect,
     EndKernel,
-    Exited,
+    Hibernate,
     Interrupt,
     InterruptKernel,
+    KernelExited,
     KernelReady,
     KillKernel,
-    Outcome,
-    Record,
+    RecordEvents,
     Restart,
+    ResumeSaved,
     SendCell,
-    Sleep,
     StartKernel,
     Stimulus,
     Submit,
     Tick,
     WakeCheckpoint,
-    WakeSaved,
 )
-from kernelsvc.session.cell_views import Log, Reading
-from kernelsvc.session.checkpoints import Copies
+from kernelsvc.session.cell_views import CellViews, Log
+from kernelsvc.session.checkpoints import Checkpoints
 from kernelsvc.session.ids import new_cell_id, new_id
-from kernelsvc.session.kernel_lifecycle import Succession
-from kernelsvc.session.kernel_output import Hearing
-from kernelsvc.session.kernel_requests import Questions
-from kernelsvc.session.limit_enforcer import Guard
-from kernelsvc.session.spec import About, start_request_of
+from kernelsvc.session.kernel_lifecycle import KernelLifecycle
+from kernelsvc.session.kernel_output import KernelOutput
+from kernelsvc.session.kernel_requests import KernelRequests
+from kernelsvc.session.limit_enforcer import LimitEnforcer
+from kernelsvc.session.spec import SessionSpec, start_request_of
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +93,7 @@ class Session:
 
     def __init__(
         self,
-        about: About,
+        about: SessionSpec,
         journal: Log,
         launcher: Launcher | None,
         policy: Policy,
@@ -104,7 +103,7 @@ class Session:
         versions: dict[str, str] | None = None,
         checkpoints: int = 0,
         checkpoint_max_bytes: int | None = None,
-        account: Account | None = None,
+        account: CheckpointBudget | None = None,
         sign: Callable[[], Event] | None = None,
         saved: Path | None = None,
     ) -> None:
@@ -116,18 +115,20 @@ class Session:
         self.kernel: Kernel | None = None
         self.fault: OSError | None = None
         self.report = SandboxReport()
-        self.reading = Reading(about.id, journal, self.machine, about.limits.output_bytes)
-        self.succession = Succession(self, saved)
-        self.guard = Guard(self)
-        self.copies = Copies(self, checkpoints, checkpoint_max_bytes, account or Account(1, self._loop.time()))
+        self.reading = CellViews(about.id, journal, self.machine, about.limits.output_bytes)
+        self.succession = KernelLifecycle(self, saved)
+        self.guard = LimitEnforcer(self)
+        self.copies = Checkpoints(
+            self, checkpoints, checkpoint_max_bytes, account or CheckpointBudget(1, self._loop.time())
+        )
         self._sync = sync
         self._observer = observer
         self._unobserved: list[Event] = []
         self._sign = sign
         self._versions = versions or {}
         self._waiters: dict[str, list[Callable[[], object]]] = {}
-        self._questions = Questions()
-        self.hearing = Hearing(self, self._questions)
+        self._questions = KernelRequests()
+        self.hearing = KernelOutput(self, self._questions)
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -254,7 +255,7 @@ class Session:
         if run is not None and (kernel.ordered or not run.began) and not kernel.seen(run.id):
             machine.running = None
         if pending and machine.running is None and kernel.seen(pending):
-            machine.commit(Outcome([], [SendCell(pending)]), self._loop.time())
+            machine.commit(Decision([], [SendCell(pending)]), self._loop.time())
         try:
             self.adopt_kernel(kernel, ev.SessionAdopted(kernel=kernel.info))
         except OSError:
@@ -278,7 +279,7 @@ class Session:
         """A cell that waited for nobody may have been sent, and may have run: it must not run again."""
         pending = next(iter(self.machine.queue), None)
         if pending is not None and self.machine.running is None:
-            self.machine.commit(Outcome([], [SendCell(pending)]), self._loop.time())
+            self.machine.commit(Decision([], [SendCell(pending)]), self._loop.time())
 
     def detach(self) -> None:
         """Let go of the kernel without ending it: the server stops, the session lives on."""
@@ -292,7 +293,7 @@ class Session:
 
     # -- decisions ----------------------------------------------------------------------
 
-    def do(self, stimulus: Stimulus) -> Outcome:
+    def do(self, stimulus: Stimulus) -> Decision:
         """Decide, journal, commit and carry out.
 
         Raises:
@@ -304,7 +305,7 @@ class Session:
         self.apply(outcome, now)
         return outcome
 
-    def apply(self, outcome: Outcome, now: float) -> None:
+    def apply(self, outcome: Decision, now: float) -> None:
         """Journal, then commit, then carry out.
 
         Raises:
@@ -382,9 +383,9 @@ class Session:
                 self.own(self.succession.replace(effect.why))
             case WakeCheckpoint():
                 self.own(self.succession.restore())
-            case Sleep():
+            case Hibernate():
                 self.own(self.succession.sleep_if_possible())
-            case WakeSaved():
+            case ResumeSaved():
                 self.own(self.succession.wake_saved())
             case EndKernel():
                 self.own(self._finish())
@@ -538,7 +539,7 @@ class Session:
             self.own(self._exited_later(exit))
             return
         exit = self.guard.explain(exit)
-        stimulus = Exited(str(exit.cause), exit.message, exit.signal, exit.exit_code, self._restorable())
+        stimulus = KernelExited(str(exit.cause), exit.message, exit.signal, exit.exit_code, self._restorable())
         try:
             self.do(stimulus)
         except OSError:
@@ -595,13 +596,13 @@ class Session:
         else:
             self._waiters.setdefault(cell, []).append(tell)
 
-    def view(self, usage: Usage) -> ApiSession:
+    def view(self, usage: Usage) -> SessionInfo:
         """The session as the API shows it."""
         about, machine = self.about, self.machine
         now, wall = self._loop.time(), time.time()
         expires = machine.expires_at()
         closed = self.state is SessionState.CLOSED
-        return ApiSession(
+        return SessionInfo(
             id=about.id,
             name=about.name,
             template=about.template,
@@ -664,7 +665,7 @@ class Session:
         if self.state is SessionState.CLOSED:
             raise SessionClosed()
         self.must_record()
-        self.do(Record(events))
+        self.do(RecordEvents(events))
 
     def record_quietly(self, event: Event) -> None:
         """Put an event into the log that nobody waits for; when the disk refuses, it is left out."""
@@ -688,7 +689,7 @@ class Session:
         if run is None or run.id != cell or asked is None or self.kernel is None:
             raise Conflict(f"Cell {cell!r} does not wait for input; wait for its input_requested event.")
         self.must_record()
-        self.do(Record((ev.InputGiven(cell=cell, text=None if asked.password else text),)))
+        self.do(RecordEvents((ev.InputGiven(cell=cell, text=None if asked.password else text),)))
         self.hearing.input = None
         self.kernel.send("stdin", "input_reply", {"value": text, "status": "ok"}, msg_id=new_id("i"))
 

@@ -10,7 +10,7 @@ from kernelsvc.kernels.port import StartRequest
 from kernelsvc.model.limits import Limits
 
 
-class About(msgspec.Struct, kw_only=True):
+class SessionSpec(msgspec.Struct, kw_only=True):
     """What a session is, apart from what happens in it. Kept in ``session.json``."""
 
     id: str
@@ -32,7 +32,7 @@ class About(msgspec.Struct, kw_only=True):
     beside: str | None = None
 
 
-def start_request_of(about: About) -> StartRequest:
+def start_request_of(about: SessionSpec) -> StartRequest:
     """What it takes to start the kernel of such a session, or to wake the copy that it begins as."""
     return StartRequest(
         session=about.id,

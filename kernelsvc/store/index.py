@@ -79,7 +79,7 @@ class _Change:
         return self.cells, self.failed, self.state, self.at, self.seq, session
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
     """A session as the index knows it."""
 
     id: str
@@ -97,7 +97,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str]
 
 
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class CellMatch(msgspec.Struct, frozen=True, kw_only=True):
     """A cell whose code matches a search."""
 
     session: str
@@ -281,7 +281,7 @@ class Index:
         label: str | None = None,
         limit: int = 100,
         page: str | None = None,
-    ) -> tuple[list[Row], str | None]:
+    ) -> tuple[list[SessionRow], str | None]:
         """One page of a principal's sessions, newest first, and the cursor of the next page.
 
         The cursor is a position among the sessions, not a count: sessions that are made
@@ -330,12 +330,12 @@ class Index:
         rows, more = self.page(principal, state=state, label=label, limit=limit, page=page)
         return [row.id for row in rows], more
 
-    def children(self, session: str) -> list[Row]:
+    def children(self, session: str) -> list[SessionRow]:
         """The branches of a session, oldest first."""
         sql = f"SELECT {_COLUMNS} FROM session WHERE parent = ? ORDER BY created_at, id"
         return [_row(r) for r in self._query(sql, (session,))]
 
-    def search(self, principal: str, text: str, *, limit: int = 50) -> list[Found]:
+    def search(self, principal: str, text: str, *, limit: int = 50) -> list[CellMatch]:
         """Cells of a principal whose code has all of these words (as prefixes), best first."""
         words = [w for w in text.split() if w]
         if not words:
@@ -345,7 +345,8 @@ class Index:
                  JOIN session ON session.id = code.session
                  WHERE code MATCH ? AND principal = ? ORDER BY rank LIMIT ?"""
         return [
-            Found(session=r[0], cell=r[1], seq=r[2], snippet=r[3]) for r in self._query(sql, (match, principal, limit))
+            CellMatch(session=r[0], cell=r[1], seq=r[2], snippet=r[3])
+            for r in self._query(sql, (match, principal, limit))
         ]
 
     def _query(self, sql: str, values: Sequence[Any]) -> list[Any]:
@@ -396,10 +397,10 @@ def _removal(session: str) -> list[tuple[str, Sequence[Any]]]:
     ]
 
 
-def _row(values: Sequence[Any]) -> Row:
+def _row(values: Sequence[Any]) -> SessionRow:
     *plain, labels = values
     names = _COLUMNS.split(", ")[:-1]
-    return Row(**dict(zip(names, plain, strict=True)), labels=json.loads(labels))
+    return SessionRow(**dict(zip(names, plain, strict=True)), labels=json.loads(labels))
 
 
 def encode_page(created_at: str, session: str) -> str:

@@ -72,11 +72,11 @@ RING_BYTES = 32 * 1024
 MOMENT_SECONDS = 0.05
 #: More bytes than this, in so few lines, are written from where they are.
 LARGE_BYTES, FEW_LINES = 256 * 1024, 64
-#: Bytes that one ``Reader.next`` gives at most, but for a single longer line.
+#: Bytes that one ``JournalReader.next`` gives at most, but for a single longer line.
 BATCH_BYTES = 256 * 1024
 
 
-class Meter:
+class JournalMetrics:
     """What all journals of this process cost.
 
     Attributes:
@@ -90,14 +90,14 @@ class Meter:
         self.bytes = 0
         self.syncs: list[float] = []
 
-    def take(self) -> Meter:
+    def take(self) -> JournalMetrics:
         """What has gathered, and begin anew."""
-        taken = Meter()
+        taken = JournalMetrics()
         taken.__dict__, self.__dict__ = self.__dict__, taken.__dict__
         return taken
 
 
-METER = Meter()
+METER = JournalMetrics()
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -435,14 +435,14 @@ class Journal:
         finally:
             os.close(fd)
 
-    def reader(self, after: int = 0, *, max_bytes: int = BATCH_BYTES) -> Reader:
+    def reader(self, after: int = 0, *, max_bytes: int = BATCH_BYTES) -> JournalReader:
         """A cursor that stands after entry ``after``.
 
         Raises:
             CursorUnknown: there is no such entry.
         """
         log.check_cursor(after, self.last_seq)
-        return Reader(self, after, max_bytes)
+        return JournalReader(self, after, max_bytes)
 
     def _recent(self, after: int) -> int | None:
         """How many lines of the ring come before the one that follows ``after``; None if it isn't there."""
@@ -468,7 +468,7 @@ class Journal:
             self._waiting.discard(future)
 
 
-class Reader:
+class JournalReader:
     """A position in a journal. Costs nothing while nobody calls ``next``.
 
     Attributes:

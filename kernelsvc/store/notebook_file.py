@@ -40,7 +40,7 @@ from kernelsvc.model.hash_chain import Head
 from kernelsvc.model.notebook import NbCell, NotebookFold, inherited
 from kernelsvc.store.cell_store import CellStore, Snapshot, encode
 from kernelsvc.store.journal import Journal
-from kernelsvc.store.write_limiter import Crowd
+from kernelsvc.store.write_limiter import WriteLimiter
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ RETRY = 5.0
 Signer = Callable[[Audit], Audit]
 
 
-class Pace:
+class WriteSchedule:
     """When the next write may be: pure, time enters as an argument. Seconds."""
 
     def __init__(self, now: float) -> None:
@@ -114,7 +114,7 @@ class NotebookFile:
         parent: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
         linger: float = 0.0,
-        crowd: Crowd | None = None,
+        crowd: WriteLimiter | None = None,
     ) -> None:
         self.path = path
         self._journal = journal
@@ -123,7 +123,7 @@ class NotebookFile:
         self._linger = linger
         self._crowd = crowd
         self._has_turn = False
-        self._pace = Pace(clock())
+        self._pace = WriteSchedule(clock())
         self._fold = NotebookFold()
         self._fresh: list[Event] = []
         self._folded_at = 0

@@ -21,7 +21,7 @@ from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model import hash_chain as log
 from kernelsvc.model.audit import Audit, CellFault, audit, compare, head_statement
-from kernelsvc.model.hash_chain import Fault, Head
+from kernelsvc.model.hash_chain import ChainFault, Head
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.keys import is_good
 from kernelsvc.store.notebook_file import cells_of
@@ -56,7 +56,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     session: str
     entries: int
     head: str
-    fault: Fault | CellFault | None = None
+    fault: ChainFault | CellFault | None = None
     signature: Signature = "none"
     key: str | None = None
     trusted: bool | None = None
@@ -132,7 +132,7 @@ def verify_journal(source: Path | Iterable[bytes], *, public_key: str | None = N
     return msgspec.structs.replace(verdict, message=_journal_message(verdict, signatures))
 
 
-def _is_closed(found: log.Check, signatures: _Signatures) -> bool:
+def _is_closed(found: log.ChainReport, signatures: _Signatures) -> bool:
     if found.last_type == "session_closed":
         return True
     return found.last_type == "journal_signed" and found.fault is None and bool(signatures.anchors)

@@ -16,7 +16,7 @@ SPACING = 0.05
 SLACK = 0.5
 
 
-class Crowd:
+class WriteLimiter:
     """Turns to write. Pure: time enters as an argument. Seconds.
 
     Args:

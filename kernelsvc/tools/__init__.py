@@ -2,8 +2,8 @@
 
 Flow: ``table`` says which tools there are, with their arguments and results as
 types; ``schema`` turns those into JSON Schema and into each vendor's form.
-``Toolbox`` carries a call out over a ``Desk`` (``port``: the service within the
-server, or a client outside of it) and gives an ``Outcome`` (``outcome``): text
+``Toolbox`` carries a call out over a ``ToolBackend`` (``port``: the service within the
+server, or a client outside of it) and gives an ``ToolResult`` (``outcome``): text
 within a budget, pictures, and the same facts for programs. ``choosing`` finds
 the session that a call means.
 
@@ -11,22 +11,22 @@ MCP (``transports.mcp``) and function calling (``integrations``) are adapters
 over this package; no wording and no rule stands in them twice.
 """
 
-from kernelsvc.tools.backend import Desk, Piece
+from kernelsvc.tools.backend import FilePart, ToolBackend
 from kernelsvc.tools.definitions import TOOLS, Tool
-from kernelsvc.tools.result import Link, Outcome, Picture, Text
+from kernelsvc.tools.result import ImageContent, ResourceLink, TextContent, ToolResult
 from kernelsvc.tools.schema import FORMATS, definitions
 from kernelsvc.tools.toolbox import Toolbox
 
 __all__ = [
     "FORMATS",
     "TOOLS",
-    "Desk",
-    "Link",
-    "Outcome",
-    "Picture",
-    "Piece",
-    "Text",
+    "FilePart",
+    "ImageContent",
+    "ResourceLink",
+    "TextContent",
     "Tool",
+    "ToolBackend",
+    "ToolResult",
     "Toolbox",
     "definitions",
 ]

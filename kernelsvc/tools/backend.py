@@ -11,7 +11,7 @@ from kernelsvc.tools.definitions import FileShown
 T = TypeVar("T")
 
 
-class Piece(Struct, frozen=True, kw_only=True):
+class FilePart(Struct, frozen=True, kw_only=True):
     """A part of a file.
 
     Attributes:
@@ -23,7 +23,7 @@ class Piece(Struct, frozen=True, kw_only=True):
     size: int
 
 
-class Desk(Protocol):
+class ToolBackend(Protocol):
     """One principal's way to its sessions. Every method raises ``KernelsvcError`` for what the caller must know."""
 
     async def call(self, method: str, params: dict[str, Any], kind: type[T]) -> T:
@@ -32,7 +32,7 @@ class Desk(Protocol):
     async def put_file(self, session: str, path: str, data: bytes) -> None:
         """Write a file of the working directory, whole or not at all."""
 
-    async def read_file(self, session: str, path: str, offset: int, limit: int) -> Piece:
+    async def read_file(self, session: str, path: str, offset: int, limit: int) -> FilePart:
         """Some bytes of a file of the working directory."""
 
     async def list_files(self, session: str, path: str, *, recursive: bool) -> tuple[list[FileShown], bool]:

@@ -19,20 +19,20 @@ MAX_PICTURES, MAX_PICTURE_BYTES = 8, 4 * 1024 * 1024
 _PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
 
-class Text(Struct, frozen=True):
+class TextContent(Struct, frozen=True):
     """Words for the model."""
 
     text: str
 
 
-class Picture(Struct, frozen=True):
+class ImageContent(Struct, frozen=True):
     """A picture for the model."""
 
     mime: str
     data: bytes
 
 
-class Link(Struct, frozen=True, kw_only=True):
+class ResourceLink(Struct, frozen=True, kw_only=True):
     """Something that can be read elsewhere."""
 
     uri: str
@@ -41,7 +41,7 @@ class Link(Struct, frozen=True, kw_only=True):
     size: int
 
 
-class Outcome(Struct, frozen=True, kw_only=True):
+class ToolResult(Struct, frozen=True, kw_only=True):
     """The result of a call.
 
     Attributes:
@@ -50,30 +50,30 @@ class Outcome(Struct, frozen=True, kw_only=True):
         failed: whether the model should take it for a failure.
     """
 
-    parts: list[Text | Picture | Link]
+    parts: list[TextContent | ImageContent | ResourceLink]
     facts: dict[str, Any] | None = None
     failed: bool = False
 
     @property
     def text(self) -> str:
         """All words."""
-        return "\n".join(part.text for part in self.parts if isinstance(part, Text))
+        return "\n".join(part.text for part in self.parts if isinstance(part, TextContent))
 
     @property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[ImageContent]:
         """All pictures."""
-        return [part for part in self.parts if isinstance(part, Picture)]
+        return [part for part in self.parts if isinstance(part, ImageContent)]
 
 
-def outcome(result: Struct, text: str, *more: Picture | Link, failed: bool = False) -> Outcome:
+def outcome(result: Struct, text: str, *more: ImageContent | ResourceLink, failed: bool = False) -> ToolResult:
     """An outcome of words and facts."""
-    return Outcome(parts=[Text(text), *more], facts=msgspec.to_builtins(result), failed=failed)
+    return ToolResult(parts=[TextContent(text), *more], facts=msgspec.to_builtins(result), failed=failed)
 
 
-def refusal(error: KernelsvcError) -> Outcome:
+def refusal(error: KernelsvcError) -> ToolResult:
     """An error as the model reads it; its message says the next step."""
     reasons = "".join(f"\n- {reason}" for reason in error.details.get("reasons", []))
-    return Outcome(parts=[Text(f"{error.code}: {error.message}{reasons}")], failed=True)
+    return ToolResult(parts=[TextContent(f"{error.code}: {error.message}{reasons}")], failed=True)
 
 
 def shortened(text: str, bound: int, advice: str) -> tuple[str, bool]:
@@ -85,7 +85,7 @@ def shortened(text: str, bound: int, advice: str) -> tuple[str, bool]:
     return f"{text[:head]}\n[… {len(text) - bound} characters left out; {advice} …]\n{text[-tail:]}", True
 
 
-def cell_outcome(cell: Cell, bound: int, note: str | None = None) -> Outcome:
+def cell_outcome(cell: Cell, bound: int, note: str | None = None) -> ToolResult:
     """A cell as a model wants it.
 
     Args:
@@ -151,11 +151,11 @@ def _next(cell: Cell) -> str | None:
     return (_ADVICE[cell.reason] + kept).strip()
 
 
-def pictures_of(cell: Cell) -> tuple[list[Picture], int]:
+def pictures_of(cell: Cell) -> tuple[list[ImageContent], int]:
     """One picture for each output that has any, within bounds; and how many were left out."""
     bundles = (output.get("data") for output in cell.outputs)
     found = [picture for bundle in bundles if isinstance(bundle, dict) and (picture := _picture(bundle))]
-    kept: list[Picture] = []
+    kept: list[ImageContent] = []
     room = MAX_PICTURE_BYTES
     for picture in found:
         if len(kept) < MAX_PICTURES and len(picture.data) <= room:
@@ -164,14 +164,14 @@ def pictures_of(cell: Cell) -> tuple[list[Picture], int]:
     return kept, len(found) - len(kept)
 
 
-def _picture(bundle: dict[str, Any]) -> Picture | None:
+def _picture(bundle: dict[str, Any]) -> ImageContent | None:
     for mime in _PICTURES:
         value = bundle.get(mime)
         if isinstance(value, list):
             value = "".join(map(str, value))
         if isinstance(value, str):
             try:
-                return Picture(mime, base64.b64decode(value))
+                return ImageContent(mime, base64.b64decode(value))
             except (binascii.Error, ValueError):
                 continue
     return None

@@ -8,9 +8,9 @@ import re
 from typing import Any
 
 from kernelsvc.errors import NotFound
-from kernelsvc.model.objects import Session, SessionState
+from kernelsvc.model.objects import SessionInfo, SessionState
 from kernelsvc.protocol.jsonrpc import SessionPage
-from kernelsvc.tools.backend import Desk
+from kernelsvc.tools.backend import ToolBackend
 
 #: The label that carries a session's name, so that it is found again by another connection or a later server.
 LABEL = "tool-session"
@@ -21,7 +21,7 @@ _PAGE = 20
 MADE_ANEW = "Your session of that name has ended; this is a new one with empty variables (its files are new too)."
 
 
-class Memory:
+class CallerState:
     """What calls of one caller remember of each other: ids by name. May be forgotten; labels find them again.
 
     Attributes:
@@ -36,13 +36,13 @@ class Memory:
         self.lock = asyncio.Lock()
 
 
-class Chooser:
+class SessionResolver:
     """Finds and makes sessions over one desk."""
 
-    def __init__(self, desk: Desk, memory: Memory) -> None:
+    def __init__(self, desk: ToolBackend, memory: CallerState) -> None:
         self._desk, self._memory = desk, memory
 
-    async def find(self, wanted: str | None) -> Session:
+    async def find(self, wanted: str | None) -> SessionInfo:
         """A session that exists; closed ones by their id alone.
 
         Raises:
@@ -55,7 +55,7 @@ class Chooser:
             raise NotFound(_missing(wanted))
         return found
 
-    async def open(self, wanted: str | None) -> tuple[Session, str | None]:
+    async def open(self, wanted: str | None) -> tuple[SessionInfo, str | None]:
         """A session to work in, made if need be; and something to tell the model.
 
         Raises:
@@ -72,28 +72,28 @@ class Chooser:
                 return found, None
             return await self._make(name, wanted), MADE_ANEW if known else None
 
-    async def _make(self, name: str, wanted: str | None) -> Session:
+    async def _make(self, name: str, wanted: str | None) -> SessionInfo:
         params: dict[str, Any] = {"labels": {LABEL: name}}
         if title := wanted or self._memory.title:
             params["name"] = title
-        made = await self._desk.call("session.create", params, Session)
+        made = await self._desk.call("session.create", params, SessionInfo)
         self._memory.ids[name] = made.id
         return made
 
-    async def _by_id(self, wanted: str) -> Session | None:
+    async def _by_id(self, wanted: str) -> SessionInfo | None:
         """The session of this id; None for what is no id but a name."""
         if not _ID.match(wanted):
             return None
         try:
-            return await self._desk.call("session.get", {"session": wanted}, Session)
+            return await self._desk.call("session.get", {"session": wanted}, SessionInfo)
         except NotFound:
             advice = f"There is no session {wanted!r}; list_sessions shows yours, or leave 'session' out."
             raise NotFound(advice) from None
 
-    async def _named(self, name: str) -> Session | None:
+    async def _named(self, name: str) -> SessionInfo | None:
         if (id := self._memory.ids.get(name)) is not None:
             with contextlib.suppress(NotFound):
-                found = await self._desk.call("session.get", {"session": id}, Session)
+                found = await self._desk.call("session.get", {"session": id}, SessionInfo)
                 if found.state is not SessionState.CLOSED:
                     return found
         params = {"label": f"{LABEL}={name}", "limit": _PAGE}

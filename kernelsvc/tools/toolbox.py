@@ -14,13 +14,13 @@ import msgspec
 from msgspec import Struct
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, TooLarge
-from kernelsvc.model.objects import Cell, CellState, Checkpoint, Session, SessionState, Variable
+from kernelsvc.model.objects import Cell, CellState, Checkpoint, SessionInfo, SessionState, Variable
 from kernelsvc.protocol.jsonrpc import CellPage, Output, SessionPage
 from kernelsvc.tools import definitions as table
-from kernelsvc.tools.backend import Desk
+from kernelsvc.tools.backend import ToolBackend
 from kernelsvc.tools.definitions import TOOLS
-from kernelsvc.tools.result import Link, Outcome, Picture, cell_outcome, outcome, refusal, shortened
-from kernelsvc.tools.session_resolver import Chooser, Memory
+from kernelsvc.tools.result import ImageContent, ResourceLink, ToolResult, cell_outcome, outcome, refusal, shortened
+from kernelsvc.tools.session_resolver import CallerState, SessionResolver
 
 #: Told every second or so how long a call has waited, in seconds, and what the cell said last.
 Report = Callable[[float, str], Awaitable[None]]
@@ -42,10 +42,10 @@ class Toolbox:
         memory: what this caller's earlier calls remember; a fresh one when None.
     """
 
-    def __init__(self, desk: Desk, memory: Memory | None = None) -> None:
+    def __init__(self, desk: ToolBackend, memory: CallerState | None = None) -> None:
         self._desk = desk
-        self._sessions = Chooser(desk, memory or Memory("default"))
-        self._doing: dict[str, Callable[[Any, Report | None], Awaitable[Outcome]]] = {
+        self._sessions = SessionResolver(desk, memory or CallerState("default"))
+        self._doing: dict[str, Callable[[Any, Report | None], Awaitable[ToolResult]]] = {
             "run_code": self._run_code,
             "wait_for_cell": self._wait_for_cell,
             "read_output": self._read_output,
@@ -65,7 +65,7 @@ class Toolbox:
 
     async def call(
         self, name: str, arguments: Mapping[str, Any] | None = None, report: Report | None = None
-    ) -> Outcome:
+    ) -> ToolResult:
         """Carry out one call. Safe to cancel: a cell that was accepted goes on, and can be picked up again.
 
         Args:
@@ -89,7 +89,7 @@ class Toolbox:
 
     # --- cells -------------------------------------------------------------------------------
 
-    async def _run_code(self, asked: table.RunCode, report: Report | None) -> Outcome:
+    async def _run_code(self, asked: table.RunCode, report: Report | None) -> ToolResult:
         session, note = await self._sessions.open(asked.session)
         cell = f"c_{secrets.token_hex(8)}"
         params: dict[str, Any] = {"session": session.id, "cell": cell, "code": asked.code}
@@ -99,7 +99,7 @@ class Toolbox:
         found = await self._ended(params, asked.wait_seconds, report)
         return cell_outcome(found, asked.max_text, note)
 
-    async def _wait_for_cell(self, asked: table.WaitForCell, report: Report | None) -> Outcome:
+    async def _wait_for_cell(self, asked: table.WaitForCell, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         cell = await self._cell(session.id, asked.cell) if asked.cell else await self._last_cell(session.id)
         if cell.state is not CellState.FINISHED:
@@ -142,7 +142,7 @@ class Toolbox:
             raise NotFound("No cell has run in this session yet; run_code runs one.")
         return last
 
-    async def _read_output(self, asked: table.ReadOutput, report: Report | None) -> Outcome:
+    async def _read_output(self, asked: table.ReadOutput, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         params = {
             "session": session.id, "cell": asked.cell, "name": asked.name, "offset": asked.offset, "limit": asked.limit,
@@ -156,17 +156,17 @@ class Toolbox:
 
     # --- sessions ----------------------------------------------------------------------------
 
-    async def _interrupt(self, asked: table.InSession, report: Report | None) -> Outcome:
+    async def _interrupt(self, asked: table.InSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
-        after = await self._desk.call("session.interrupt", {"session": session.id}, Session)
+        after = await self._desk.call("session.interrupt", {"session": session.id}, SessionInfo)
         return _session_outcome(after, "Interrupted; wait_for_cell shows how the cell ended.")
 
-    async def _restart(self, asked: table.InSession, report: Report | None) -> Outcome:
+    async def _restart(self, asked: table.InSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
-        after = await self._desk.call("session.restart", {"session": session.id}, Session)
+        after = await self._desk.call("session.restart", {"session": session.id}, SessionInfo)
         return _session_outcome(after, "Restarted: no variables, the files and the notebook are still there.")
 
-    async def _variables(self, asked: table.InSession, report: Report | None) -> Outcome:
+    async def _variables(self, asked: table.InSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         found = await self._desk.call("session.variables", {"session": session.id}, list[Variable])
         shown = [
@@ -177,50 +177,50 @@ class Toolbox:
         text, _ = shortened("\n".join(lines) or "No variables yet.", table.DEFAULT_TEXT, "look at some by run_code")
         return outcome(table.VariablesResult(session=session.id, variables=shown), text)
 
-    async def _checkpoint(self, asked: table.MakeCheckpoint, report: Report | None) -> Outcome:
+    async def _checkpoint(self, asked: table.MakeCheckpoint, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         await self._desk.call("session.checkpoint", {"session": session.id, "name": asked.name}, Checkpoint)
-        after = await self._desk.call("session.get", {"session": session.id}, Session)
+        after = await self._desk.call("session.get", {"session": session.id}, SessionInfo)
         return _session_outcome(after, f"Kept as {asked.name!r}; rollback with to={asked.name!r} goes back to it.")
 
-    async def _rollback(self, asked: table.Rollback, report: Report | None) -> Outcome:
+    async def _rollback(self, asked: table.Rollback, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
-        after = await self._desk.call("session.rollback", {"session": session.id, "to": asked.to}, Session)
+        after = await self._desk.call("session.rollback", {"session": session.id, "to": asked.to}, SessionInfo)
         moment = f"at {asked.to!r}" if asked.to else "before the last cell"
         return _session_outcome(after, f"The variables are those {moment}; files are as they were.")
 
-    async def _branch(self, asked: table.Branch, report: Report | None) -> Outcome:
+    async def _branch(self, asked: table.Branch, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         params: dict[str, Any] = {"session": session.id, "count": asked.count}
         if asked.at is not None:
             params["at"] = asked.at
-        made = await self._desk.call("session.branch", params, list[Session])
+        made = await self._desk.call("session.branch", params, list[SessionInfo])
         lines = "\n".join(each.id for each in made)
         text = f"Branches of {session.id}, each with its variables and files; run_code with one's id:\n{lines}"
         return outcome(table.SessionsResult(sessions=[_shown(each) for each in made]), text)
 
-    async def _list_sessions(self, asked: table.ListSessions, report: Report | None) -> Outcome:
+    async def _list_sessions(self, asked: table.ListSessions, report: Report | None) -> ToolResult:
         page = await self._desk.call("session.list", {"limit": 100}, SessionPage)
         found = [each for each in page.sessions if asked.closed or each.state is not SessionState.CLOSED]
         lines = [f"{each.id}  {each.state}  {each.name or ''}  {each.execution_count} cells" for each in found]
         shown = table.SessionsResult(sessions=[_shown(each) for each in found])
         return outcome(shown, "\n".join(lines) or "No session yet; run_code makes one.")
 
-    async def _close_session(self, asked: table.CloseSession, report: Report | None) -> Outcome:
+    async def _close_session(self, asked: table.CloseSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
-        after = await self._desk.call("session.close", {"session": session.id}, Session)
+        after = await self._desk.call("session.close", {"session": session.id}, SessionInfo)
         return _session_outcome(after, "Closed; export_notebook and download_file still read its record.")
 
     # --- files and records ---------------------------------------------------------------------
 
-    async def _upload_file(self, asked: table.UploadFile, report: Report | None) -> Outcome:
+    async def _upload_file(self, asked: table.UploadFile, report: Report | None) -> ToolResult:
         data = _content(asked)
         session, note = await self._sessions.open(asked.session)
         await self._desk.put_file(session.id, asked.path, data)
         result = table.FileResult(session=session.id, path=asked.path, size=len(data), note=note)
         return outcome(result, f"Wrote {len(data)} bytes to {asked.path} in session {session.id}.")
 
-    async def _download_file(self, asked: table.DownloadFile, report: Report | None) -> Outcome:
+    async def _download_file(self, asked: table.DownloadFile, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         limit = table.MAX_PIECE * 4 if _is_picture(asked.path) and asked.offset == 0 else asked.limit
         piece = await self._desk.read_file(session.id, asked.path, asked.offset, limit)
@@ -231,11 +231,11 @@ class Toolbox:
         )  # fmt: skip
         mime = mimetypes.guess_type(asked.path)[0] or ""
         if mime in ("image/png", "image/jpeg", "image/gif", "image/webp") and end == piece.size and asked.offset == 0:
-            return outcome(result, f"{asked.path}: {piece.size} bytes", Picture(mime, piece.data))
+            return outcome(result, f"{asked.path}: {piece.size} bytes", ImageContent(mime, piece.data))
         more = f"\n[{piece.size} bytes in all; go on with offset={end}]" if end < piece.size else ""
         return outcome(result, _as_text(piece.data) + more)
 
-    async def _list_files(self, asked: table.ListFiles, report: Report | None) -> Outcome:
+    async def _list_files(self, asked: table.ListFiles, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         files, truncated = await self._desk.list_files(session.id, asked.path, recursive=asked.recursive)
         lines = [f"{each.path}{'/' if each.kind == 'directory' else ''}  {each.size}" for each in files]
@@ -243,7 +243,7 @@ class Toolbox:
         result = table.FilesResult(session=session.id, files=files, truncated=truncated)
         return outcome(result, "\n".join(lines + more) or "The directory is empty.")
 
-    async def _export_notebook(self, asked: table.ExportNotebook, report: Report | None) -> Outcome:
+    async def _export_notebook(self, asked: table.ExportNotebook, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         data = await self._desk.notebook(session.id, asked.format)
         uri = notebook_uri(session.id, asked.format)
@@ -251,7 +251,7 @@ class Toolbox:
             await self._desk.put_file(session.id, asked.save_as, data)
         path = asked.save_as or f"notebook.{asked.format}"
         result = table.FileResult(session=session.id, path=path, size=len(data), uri=uri)
-        link = Link(uri=uri, name=path, mime=MIME[asked.format], size=len(data))
+        link = ResourceLink(uri=uri, name=path, mime=MIME[asked.format], size=len(data))
         saved = f" and written to {asked.save_as}" if asked.save_as else ""
         where = f"The notebook of session {session.id} ({len(data)} bytes) is the resource {uri}{saved}; the user gets "
         how = f"it by 'kernelsvc export {session.id} -o notebook.{asked.format}'."
@@ -316,7 +316,7 @@ def _last_line(text: str) -> str:
     return lines[-1][-MAX_SAID:]
 
 
-def _shown(session: Session, note: str | None = None) -> table.SessionResult:
+def _shown(session: SessionInfo, note: str | None = None) -> table.SessionResult:
     return table.SessionResult(
         session=session.id,
         state=str(session.state),
@@ -328,6 +328,6 @@ def _shown(session: Session, note: str | None = None) -> table.SessionResult:
     )
 
 
-def _session_outcome(session: Session, note: str) -> Outcome:
+def _session_outcome(session: SessionInfo, note: str) -> ToolResult:
     result: Struct = _shown(session, note)
     return outcome(result, f"{note} [session {session.id} is {session.state}]")

@@ -25,7 +25,7 @@ from attack.driver import LIMITS, _release, _without
 from kernelsvc.guest.confine import confine
 from kernelsvc.guest.confine import exec_shim as keeper
 from kernelsvc.host import exec as keepers
-from kernelsvc.sandbox.manager import Sandbox, Ticket
+from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 from kernelsvc.sandbox.plan import SCRATCH
 from kernelsvc.sandbox.probe import probe
 
@@ -71,7 +71,7 @@ os.write(1, json.dumps({'found': found, 'seen': len(seen)}).encode())
 """
 
 
-def _attacker(ticket: Ticket, pids: int, stdin: int, stdout: int) -> NoReturn:
+def _attacker(ticket: SandboxAllocation, pids: int, stdin: int, stdout: int) -> NoReturn:
     """The middle, its init and the kernel; the kernel's pid as this machine sees it comes over a socket."""
     try:
         os.dup2(stdin, 0)
@@ -101,7 +101,7 @@ def _pid_of_sender(sock: socket.socket) -> int:
     return int.from_bytes(control[0][2][:4], sys.byteorder)
 
 
-def _begin(order: keeper.Order) -> str:
+def _begin(order: keeper.ExecSpec) -> str:
     """One program; what its keeper said of its end."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, open(os.devnull, "r+b") as null:
@@ -125,7 +125,7 @@ def run(base: str, without: list[str]) -> dict[str, Any]:
     workdir = os.path.join(base, "work")
     os.mkdir(workdir)
     found = _without(probe(directory=os.path.join(base, "run")), without)
-    sandbox = Sandbox(policy="best-effort", runtime_dir=os.path.join(base, "run"), found=found)
+    sandbox = SandboxManager(policy="best-effort", runtime_dir=os.path.join(base, "run"), found=found)
     with contextlib.closing(sandbox):
         ticket = sandbox.prepare("k", workdir=workdir, limits=LIMITS, python=sys.executable)
         plan = confine.slim(ticket.plan, [])
@@ -142,7 +142,7 @@ def run(base: str, without: list[str]) -> dict[str, Any]:
         assert os.read(answer, 100) == b"looking\n"
         ended = []
         for _ in range(PROGRAMS):
-            order = keeper.Order(
+            order = keeper.ExecSpec(
                 {**plan},
                 ticket.group.join_files if ticket.group else [],
                 kernel,

@@ -29,7 +29,7 @@ from attack.cell import Cell
 from attack.cells import ALL, COPIES
 from kernelsvc.guest.confine import confine
 from kernelsvc.model.limits import Limits, MiB
-from kernelsvc.sandbox.manager import Sandbox, Ticket
+from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 from kernelsvc.sandbox.probe import probe
 from kernelsvc.sandbox.probe_result import Layer, Probe
 
@@ -39,7 +39,7 @@ CELL_SECONDS = float(os.environ.get("KERNELSVC_CELL_SECONDS", "30"))
 _RELEASE_SECONDS = 10.0
 
 
-def run_cell(ticket: Ticket, cell: Cell, facts: dict[str, Any]) -> dict[str, Any]:
+def run_cell(ticket: SandboxAllocation, cell: Cell, facts: dict[str, Any]) -> dict[str, Any]:
     """One cell in one kernel: its verdict, what it said, and what the machine saw."""
     facts = {**facts, "inside": ticket.plan["home"], "memory": LIMITS.memory_bytes, "disk_bytes": LIMITS.disk_bytes}
     reader, writer = os.pipe()
@@ -53,7 +53,7 @@ def run_cell(ticket: Ticket, cell: Cell, facts: dict[str, Any]) -> dict[str, Any
     return {"verdict": _verdict(text), "text": text[-2000:]}
 
 
-def _middle(ticket: Ticket, code: str, writer: int) -> NoReturn:
+def _middle(ticket: SandboxAllocation, code: str, writer: int) -> NoReturn:
     try:
         os.dup2(writer, 1)
         os.dup2(writer, 2)
@@ -73,7 +73,7 @@ def _middle(ticket: Ticket, code: str, writer: int) -> NoReturn:
         os._exit(1)
 
 
-def _kernel(ticket: Ticket, code: str) -> NoReturn:
+def _kernel(ticket: SandboxAllocation, code: str) -> NoReturn:
     confine.seal(ticket.plan)
     try:
         exec(compile(code, "<cell>", "exec"), {"__name__": "__main__"})
@@ -117,7 +117,7 @@ def _verdict(text: str) -> str:
     return "nothing"
 
 
-def _release(sandbox: Sandbox, ticket: Ticket) -> bool:
+def _release(sandbox: SandboxManager, ticket: SandboxAllocation) -> bool:
     deadline = time.monotonic() + _RELEASE_SECONDS
     if ticket.group is not None:
         ticket.group.kill()
@@ -137,7 +137,7 @@ def run_plain(given: argparse.Namespace, cells: list[Cell], base: str, canaries:
     """Each cell in a plain Python under the hooks."""
     run, results = os.path.join(base, "run"), {}
     found = _without(probe(directory=run), given.without)
-    sandbox = Sandbox(policy=given.policy, runtime_dir=run, hidden=[os.path.join(base, "data")], found=found)
+    sandbox = SandboxManager(policy=given.policy, runtime_dir=run, hidden=[os.path.join(base, "data")], found=found)
     with contextlib.closing(sandbox):
         for number, cell in enumerate(cells):
             workdir = os.path.join(base, "work", str(number))

@@ -19,10 +19,10 @@ from typing import Any, Literal
 import msgspec
 
 from attack.cell import Cell
-from kernelsvc.host.forkserver import TemplateSettings
+from kernelsvc.host.forkserver import ForkServerSettings
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.launchers import HostSettings, Launchers
-from kernelsvc.kernels.port import Kernel, Message, Output, StartRequest, Text
+from kernelsvc.kernels.port import Kernel, KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
 
@@ -44,9 +44,9 @@ class Listener:
 
     def deliver(self, batch: Sequence[Output]) -> None:
         for output in batch:
-            if isinstance(output, Text):
+            if isinstance(output, StreamText):
                 self.text.append(output.text)
-            elif isinstance(output, Message) and output.msg_type == "execute_reply":
+            elif isinstance(output, KernelMessage) and output.msg_type == "execute_reply":
                 self.replies[output.parent] = output.content
         self.news.set()
 
@@ -139,7 +139,7 @@ async def run(
     cells: Sequence[Cell], facts: dict[str, Any], limits: Limits, run: str, work: str, hidden: str, as_: As
 ) -> dict[str, Any]:
     """All cells, one session each, on one kernel host."""
-    template = TemplateSettings(python=sys.executable, preload=["numpy", "pandas", "matplotlib.pyplot"])
+    template = ForkServerSettings(python=sys.executable, preload=["numpy", "pandas", "matplotlib.pyplot"])
     settings = HostSettings(
         runtime_dir=run, templates={"t": template}, sandbox="required", hidden=[hidden], limits=limits
     )

@@ -18,17 +18,17 @@ import pytest
 
 from kernelsvc.guest.confine import confine, linux
 from kernelsvc.model.limits import Limits, MiB
-from kernelsvc.sandbox.manager import Sandbox, Ticket
+from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 from kernelsvc.sandbox.probe_result import Layer
 
 pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
+def sandbox(tmp_path: Path) -> Iterator[SandboxManager]:
     run = tmp_path / "run"
     run.mkdir()
-    made = Sandbox(policy="best-effort", runtime_dir=str(run), hidden=[str(tmp_path / "data")])
+    made = SandboxManager(policy="best-effort", runtime_dir=str(run), hidden=[str(tmp_path / "data")])
     if made.report(Limits()).isolation != "full":
         pytest.skip(str(made.report(Limits()).not_enforced))
     yield made
@@ -100,7 +100,7 @@ def said_by(plan: dict[str, Any], kernel: Callable[[], None]) -> str:
         os.close(hold)
 
 
-def prepare(sandbox: Sandbox, workdir: Path, name: str = "k", **more: Any) -> Ticket:
+def prepare(sandbox: SandboxManager, workdir: Path, name: str = "k", **more: Any) -> SandboxAllocation:
     workdir.mkdir(parents=True, exist_ok=True)
     more.setdefault("limits", Limits(memory_bytes=512 * MiB))
     return sandbox.prepare(name, workdir=str(workdir), python=sys.executable, **more)
@@ -110,7 +110,7 @@ def say(text: object) -> None:
     os.write(1, f"{text}\n".encode())
 
 
-def test_the_plan_is_what_happens(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_the_plan_is_what_happens(sandbox: SandboxManager, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
 
     def kernel() -> None:
@@ -151,7 +151,7 @@ def _spoil(plan: dict[str, Any], *path: str, value: Any) -> dict[str, Any]:
     ],
 )
 def test_a_step_that_fails_stops_the_start_and_is_named(
-    sandbox: Sandbox, tmp_path: Path, path: tuple[str, ...], value: Any, step: str
+    sandbox: SandboxManager, tmp_path: Path, path: tuple[str, ...], value: Any, step: str
 ) -> None:
     ticket = prepare(sandbox, tmp_path / "work")
     text = said_by(_spoil(ticket.plan, *path, value=value), lambda: say("USER CODE RAN"))
@@ -160,7 +160,7 @@ def test_a_step_that_fails_stops_the_start_and_is_named(
     eventually(lambda: sandbox.release(ticket))
 
 
-def test_a_directory_that_lies_in_what_is_shown_can_be_hidden(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_directory_that_lies_in_what_is_shown_can_be_hidden(sandbox: SandboxManager, tmp_path: Path) -> None:
     shown, hidden = tmp_path / "shown", tmp_path / "shown" / "hidden"
     hidden.mkdir(parents=True)
     (hidden / "secret").write_text("x")
@@ -173,7 +173,7 @@ def test_a_directory_that_lies_in_what_is_shown_can_be_hidden(sandbox: Sandbox, 
     eventually(lambda: sandbox.release(ticket))
 
 
-def test_the_hosts_network_for_those_who_ask(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_the_hosts_network_for_those_who_ask(sandbox: SandboxManager, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
 
@@ -187,7 +187,7 @@ def test_the_hosts_network_for_those_who_ask(sandbox: Sandbox, tmp_path: Path) -
     eventually(lambda: sandbox.release(ticket))
 
 
-def test_abstract_sockets_stay_out_of_reach_on_the_hosts_network(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_abstract_sockets_stay_out_of_reach_on_the_hosts_network(sandbox: SandboxManager, tmp_path: Path) -> None:
     if sandbox.probe.landlock_abi < 6:
         pytest.skip("Landlock 6 is needed")
     name = f"\0kernelsvc-test-{os.getpid()}"
@@ -207,7 +207,7 @@ def test_abstract_sockets_stay_out_of_reach_on_the_hosts_network(sandbox: Sandbo
     eventually(lambda: sandbox.release(ticket))
 
 
-def test_nothing_outlives_the_init(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_nothing_outlives_the_init(sandbox: SandboxManager, tmp_path: Path) -> None:
     """A daemon that left its session and its parents goes with the namespace."""
 
     def kernel() -> None:
@@ -230,7 +230,7 @@ def test_nothing_outlives_the_init(sandbox: Sandbox, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs_cgroup
-def test_memory_in_many_processes_is_killed_and_told(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_memory_in_many_processes_is_killed_and_told(sandbox: SandboxManager, tmp_path: Path) -> None:
     if "memory cgroup" not in sandbox.report(Limits()).enforced:
         pytest.skip("no memory cgroup here")
 
@@ -253,7 +253,7 @@ def test_memory_in_many_processes_is_killed_and_told(sandbox: Sandbox, tmp_path:
     eventually(lambda: sandbox.release(ticket))
 
 
-def test_a_greedy_allocation_is_an_error_with_the_variables_kept(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_greedy_allocation_is_an_error_with_the_variables_kept(sandbox: SandboxManager, tmp_path: Path) -> None:
     def kernel() -> None:
         kept = "kept"
         try:
@@ -266,7 +266,7 @@ def test_a_greedy_allocation_is_an_error_with_the_variables_kept(sandbox: Sandbo
     eventually(lambda: sandbox.release(ticket))
 
 
-def test_siblings_draw_different_numbers(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_siblings_draw_different_numbers(sandbox: SandboxManager, tmp_path: Path) -> None:
     import random
 
     import numpy as np
@@ -282,7 +282,7 @@ def test_siblings_draw_different_numbers(sandbox: Sandbox, tmp_path: Path) -> No
     assert len(drawn) == 2
 
 
-def test_a_branch_can_read_its_relatives_and_write_only_its_own(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_branch_can_read_its_relatives_and_write_only_its_own(sandbox: SandboxManager, tmp_path: Path) -> None:
     family = tmp_path / "family"
     for name in ("user", "user.d/b1"):
         (family / name).mkdir(parents=True)
@@ -360,7 +360,7 @@ def start(plan: dict[str, Any], argv: list[str], env: dict[str, str]) -> str:
         return f.read().decode()
 
 
-def test_a_program_runs_under_the_plan(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_program_runs_under_the_plan(sandbox: SandboxManager, tmp_path: Path) -> None:
     ticket = prepare(sandbox, tmp_path / "work", env={"A": "1"})
     script = (
         'echo "$A $B ${JPY_PARENT_PID-none} $HOME"; ls /home; (exec 3<>/dev/tcp/127.0.0.1/1) 2>/dev/null || echo alone'
@@ -370,11 +370,11 @@ def test_a_program_runs_under_the_plan(sandbox: Sandbox, tmp_path: Path) -> None
     eventually(lambda: sandbox.release(ticket))
 
 
-def test_a_program_without_namespaces_is_concealed_until_it_runs(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_program_without_namespaces_is_concealed_until_it_runs(sandbox: SandboxManager, tmp_path: Path) -> None:
     """Other sessions of the same user see it then; before it execs it is a copy of the kernel host."""
     lost = Layer(name="mount namespace", ok=False, why="left out for the test")
     found = msgspec.structs.replace(sandbox.probe, layers=sandbox.probe.layers | {lost.name: lost})
-    with contextlib.closing(Sandbox(policy="best-effort", runtime_dir=str(tmp_path), found=found)) as lesser:
+    with contextlib.closing(SandboxManager(policy="best-effort", runtime_dir=str(tmp_path), found=found)) as lesser:
         ticket = prepare(lesser, tmp_path / "work")
         assert ticket.plan["namespaces"] == []
         script = "cat /proc/self/oom_score_adj; test -r /proc/self/environ && ls /proc/self/fd >/dev/null && echo own"
@@ -382,13 +382,13 @@ def test_a_program_without_namespaces_is_concealed_until_it_runs(sandbox: Sandbo
         eventually(lambda: lesser.release(ticket))
 
 
-def test_a_program_that_is_not_there(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_program_that_is_not_there(sandbox: SandboxManager, tmp_path: Path) -> None:
     ticket = prepare(sandbox, tmp_path / "work")
     assert "exit 127" in start(ticket.plan, ["no-such-program"], {})
     eventually(lambda: sandbox.release(ticket))
 
 
-def test_a_shared_directory_carries_sockets_out(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_shared_directory_carries_sockets_out(sandbox: SandboxManager, tmp_path: Path) -> None:
     """The way of a cold kernel's ipc sockets: made inside, reached from outside by the same path."""
     share = tmp_path / "run" / "share"
     share.mkdir()
@@ -417,7 +417,7 @@ def test_a_shared_directory_carries_sockets_out(sandbox: Sandbox, tmp_path: Path
 # --- the ticket ---------------------------------------------------------------------------
 
 
-def test_a_failed_preparation_gives_everything_back(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_failed_preparation_gives_everything_back(sandbox: SandboxManager, tmp_path: Path) -> None:
     from kernelsvc.errors import Internal
 
     with pytest.raises(Internal, match="prepared"):
@@ -425,7 +425,7 @@ def test_a_failed_preparation_gives_everything_back(sandbox: Sandbox, tmp_path: 
     assert sandbox.sweep([]) == []
 
 
-def test_a_crashed_hosts_groups_are_swept_but_not_the_living(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_crashed_hosts_groups_are_swept_but_not_the_living(sandbox: SandboxManager, tmp_path: Path) -> None:
     alive, dead = (prepare(sandbox, tmp_path / name, name) for name in ("alive", "dead"))
     if alive.group is None:
         pytest.skip("no cgroup here")

@@ -8,7 +8,7 @@ import pytest
 from kernel_processes import Answer, Client, Template, kernel
 
 from kernelsvc.guest.exit_calls import NOTE
-from kernelsvc.kernels.forked.wire_client import WireLoss
+from kernelsvc.kernels.forked.wire_client import WireLost
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ async def test_what_resembles_an_exit_ends_no_session_either(k: Client, code: st
 @pytest.mark.parametrize("code", ["os._exit(3)", "os.kill(os.getpid(), signal.SIGTERM)"])
 async def test_the_end_of_the_process_is_the_end(k: Client, code: str) -> None:
     msg_id = k.execute(f"import os, signal\n{code}\nprint('not reached')")
-    with pytest.raises(WireLoss):
+    with pytest.raises(WireLost):
         await k.finish(msg_id)
 
 

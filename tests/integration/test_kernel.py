@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from kernel_processes import Client, Template, kernel, now
 
-from kernelsvc.kernels.port import Message, Text
+from kernelsvc.kernels.port import KernelMessage, StreamText
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ async def k(template: Template) -> AsyncIterator[Client]:
 
 async def test_a_cell_brings_the_messages_that_jupyter_brings(k: Client) -> None:
     answer = await k.run("1 + 1", terse=False)
-    kinds = [(m.channel, m.msg_type) for m in answer.items if isinstance(m, Message)]
+    kinds = [(m.channel, m.msg_type) for m in answer.items if isinstance(m, KernelMessage)]
     assert kinds == [
         ("iopub", "status"),
         ("iopub", "execute_input"),
@@ -47,7 +47,7 @@ async def test_a_cell_brings_the_messages_that_jupyter_brings(k: Client) -> None
 
 async def test_a_terse_cell_brings_its_outputs_and_its_reply_in_one_piece(k: Client) -> None:
     answer = await k.run("1 + 1")
-    assert [m.msg_type for m in answer.items if isinstance(m, Message)] == ["execute_result", "execute_reply"]
+    assert [m.msg_type for m in answer.items if isinstance(m, KernelMessage)] == ["execute_result", "execute_reply"]
     assert len(k.batches) == 1
     assert (answer.result, answer.reply.content["execution_count"]) == ("2", 1)
 
@@ -67,7 +67,7 @@ async def test_a_terse_cell_has_one_reply_whatever_becomes_of_it(k: Client, code
     first = await k.run(code)
     assert len(first.messages("execute_reply")) == 1
     second = await k.run("1")  # whatever that gives: nothing of the first comes late
-    assert [m.msg_type for m in second.items if isinstance(m, Message)][-1] == "execute_reply"
+    assert [m.msg_type for m in second.items if isinstance(m, KernelMessage)][-1] == "execute_reply"
     assert len(second.messages("execute_reply")) == 1
 
 
@@ -75,7 +75,7 @@ async def test_what_c_code_printed_comes_before_the_end_of_a_terse_cell(k: Clien
     code = "import ctypes; libc = ctypes.CDLL(None); n = libc.printf(b'from C, no newline')"
     answer = await k.run(code)
     assert answer.stdout == "from C, no newline"
-    assert isinstance(answer.items[-1], Message)
+    assert isinstance(answer.items[-1], KernelMessage)
 
 
 async def test_frames_are_numbered_without_gap(k: Client) -> None:
@@ -151,7 +151,7 @@ async def test_a_result_comes_with_its_reply(k: Client) -> None:
     deliver = k.deliver
 
     def noted(batch):
-        batches.append([item.msg_type for item in batch if isinstance(item, Message)])
+        batches.append([item.msg_type for item in batch if isinstance(item, KernelMessage)])
         deliver(batch)
 
     k.wire._deliver = noted
@@ -171,7 +171,7 @@ async def test_prints_arrive_at_once_though_the_cell_sleeps_on(k: Client) -> Non
 async def test_prints_keep_their_order_with_displays_and_errors(k: Client) -> None:
     code = "import sys\nprint(1)\ndisplay('two')\nprint(3, file=sys.stderr)\nprint(4)\n1/0"
     answer = await k.run(code)
-    seen = [i.text if isinstance(i, Text) else f"<{i.msg_type}>" for i in answer.items]
+    seen = [i.text if isinstance(i, StreamText) else f"<{i.msg_type}>" for i in answer.items]
     assert "".join(seen[:-1]) == "1\n<display_data>3\n4\n<error>"
 
 
@@ -187,7 +187,7 @@ os.write(1, b"raw")
     answer = await k.run(code)
     assert {"from C", "from a shell", "raw"} <= set(answer.stdout.split("\n"))
     assert answer.stderr == "to stderr\n"
-    kinds = [i.msg_type if isinstance(i, Message) else "text" for i in answer.items]
+    kinds = [i.msg_type if isinstance(i, KernelMessage) else "text" for i in answer.items]
     assert kinds.index("execute_reply") > max(i for i, kind in enumerate(kinds) if kind == "text")
 
 
@@ -588,7 +588,7 @@ def heard(msg):
     assert opened.buffers == (b"\x00\xff",)
     comm_id = opened.content["comm_id"]
     k.send("comm_msg", {"comm_id": comm_id, "data": [1]}, buffers=[b"\x01"])
-    (echo,) = await k.until(lambda: [m for m in k.got if isinstance(m, Message) and m.msg_type == "comm_msg"])
+    (echo,) = await k.until(lambda: [m for m in k.got if isinstance(m, KernelMessage) and m.msg_type == "comm_msg"])
     assert echo.content["data"] == {"echo": [1]}
     assert echo.buffers == (b"\x01",)
     info = await k.ask("comm_info_request", {})
@@ -597,7 +597,7 @@ def heard(msg):
     assert comm_id not in (await k.ask("comm_info_request", {}))["comms"]
 
 
-async def _asked(k: Client, msg_id: str) -> Message:
+async def _asked(k: Client, msg_id: str) -> KernelMessage:
     (found,) = await k.until(lambda: k.answer(msg_id).messages("input_request"))
     return found
 
@@ -839,7 +839,7 @@ async def test_a_crash_tells_where(k: Client) -> None:
     k.execute("import ctypes; ctypes.string_at(0)")
     with pytest.raises(Exception, match="can't be reached"):
         await k.until(lambda: False)
-    text = "".join(i.text for i in k.got if isinstance(i, Text))
+    text = "".join(i.text for i in k.got if isinstance(i, StreamText))
     assert "Segmentation fault" in text
     assert "string_at" in text
 

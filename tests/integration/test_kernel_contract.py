@@ -27,11 +27,11 @@ from waiting import wait_until
 from kernelsvc.errors import KernelDead, NotSupported
 from kernelsvc.host.client import HostClient
 from kernelsvc.host.daemon import HostSettings
-from kernelsvc.host.forkserver import TemplateSettings
+from kernelsvc.host.forkserver import ForkServerSettings
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
-from kernelsvc.kernels.port import Kernel, Launcher, Message, Output, StartRequest, Text
-from kernelsvc.kernels.zmq.launcher import ColdLauncher
+from kernelsvc.kernels.port import Kernel, KernelMessage, Launcher, Output, StartRequest, StreamText
+from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
 from kernelsvc.kernels.zmq.processes import LocalProcesses
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits
@@ -69,16 +69,16 @@ class Recorder:
         self.exits.append(exit)
 
     def text(self, name: str = "stdout", parent: str | None = None) -> str:
-        found = (o for o in self.got if isinstance(o, Text) and o.name == name)
+        found = (o for o in self.got if isinstance(o, StreamText) and o.name == name)
         return "".join(o.text for o in found if parent is None or o.parent in ("", parent))
 
-    def messages(self, parent: str, *types: str) -> list[Message]:
-        found = (o for o in self.got if isinstance(o, Message) and o.parent == parent)
+    def messages(self, parent: str, *types: str) -> list[KernelMessage]:
+        found = (o for o in self.got if isinstance(o, KernelMessage) and o.parent == parent)
         return [m for m in found if not types or m.msg_type in types]
 
     def kinds(self, parent: str) -> list[str]:
         """What came for a cell, in words, texts joined."""
-        words = [word_of(o) for o in self.got if o.parent == parent or (isinstance(o, Text) and not o.parent)]
+        words = [word_of(o) for o in self.got if o.parent == parent or (isinstance(o, StreamText) and not o.parent)]
         return [word for word, _ in itertools.groupby(words)]
 
     def ended(self, parent: str) -> bool:
@@ -96,7 +96,7 @@ def whole(kernel: Kernel, *kinds: str) -> list[str]:
 
 
 def word_of(output: Output) -> str:
-    if isinstance(output, Text):
+    if isinstance(output, StreamText):
         return output.name
     if output.msg_type == "status":
         return str(output.content["execution_state"])
@@ -275,7 +275,7 @@ class Cold(Backend):
         self._runtime, self._processes = runtime, LocalProcesses()
 
     async def launcher(self) -> Launcher:
-        return ColdLauncher(self._processes, self._runtime)
+        return KernelspecLauncher(self._processes, self._runtime)
 
 
 class Hosted(Backend):
@@ -283,7 +283,7 @@ class Hosted(Backend):
 
     def __init__(self, runtime: Path) -> None:
         self._runtime = runtime
-        templates = {"python3": TemplateSettings(preload=["numpy"])}
+        templates = {"python3": ForkServerSettings(preload=["numpy"])}
         settings = HostSettings(runtime_dir=str(runtime), templates=templates, sandbox="best-effort")
         self._host = HostClient(settings)
 
@@ -306,7 +306,7 @@ class HostedCold(Hosted):
     cannot = frozenset({"fork"})
 
     async def launcher(self) -> Launcher:
-        return ColdLauncher(self._host, self._runtime)
+        return KernelspecLauncher(self._host, self._runtime)
 
 
 class ColdBash(HostedCold):
@@ -319,7 +319,7 @@ class ColdBash(HostedCold):
         argv = [sys.executable, "-m", "bash_kernel", "-f", "{connection_file}"]
         spec = {"argv": argv, "display_name": "Bash", "language": "bash"}
         (specs / "bash" / "kernel.json").write_text(json.dumps(spec))
-        return ColdLauncher(self._host, self._runtime, kernel_dirs=[str(specs)])
+        return KernelspecLauncher(self._host, self._runtime, kernel_dirs=[str(specs)])
 
 
 CELLS = itertools.count(1)

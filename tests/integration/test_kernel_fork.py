@@ -12,7 +12,7 @@ import pytest
 from kernel_processes import Client, Template, kernel, now
 from waiting import wait_until
 
-from kernelsvc.kernels.forked.wire_client import Wire, WireLoss
+from kernelsvc.kernels.forked.wire_client import WireClient, WireLost
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ async def test_a_checkpoint_waits_and_wakes_after_its_original_is_gone(k: Client
     assert reply["ok"]
     await k.run("x = 6")
     k.kill()
-    with pytest.raises(WireLoss):
+    with pytest.raises(WireLost):
         await k.until(lambda: False)
     woken = await Client.open(k.template, path, identity={"kernel": "woken", "session": "same"})
     assert woken.wire.welcome["kernel"] == "woken"
@@ -91,7 +91,7 @@ async def test_a_checkpoint_waits_and_wakes_after_its_original_is_gone(k: Client
 
 async def test_a_copy_that_nobody_comes_for_ends_and_one_that_was_visited_waits(k: Client) -> None:
     visited, there = await k.fork("checkpoint", claim_seconds=0.5)
-    await Wire.peer(str(visited))
+    await WireClient.peer(str(visited))
     _, forgotten = await k.fork("checkpoint", claim_seconds=0.5)
 
     async def gone() -> bool:
@@ -111,7 +111,7 @@ async def test_a_crash_costs_one_cell(k: Client, crash: str) -> None:
     await k.run("import os; x = 'kept'")
     path, _ = await k.fork("checkpoint")
     k.execute("x = 'lost'; " + crash)
-    with pytest.raises(WireLoss):
+    with pytest.raises(WireLost):
         await k.until(lambda: False)
     woken = await Client.open(k.template, path)
     assert await value(woken, "x") == "'kept'"
@@ -152,7 +152,7 @@ async def test_a_look_at_a_parked_copy_does_not_wake_it(k: Client) -> None:
     await k.run("x = 1")
     path, reply = await k.fork("checkpoint")
     for _ in range(3):
-        assert await Wire.peer(str(path)) == reply["pid"]
+        assert await WireClient.peer(str(path)) == reply["pid"]
     woken = await Client.open(k.template, path)
     assert await value(woken, "x") == "1"
 

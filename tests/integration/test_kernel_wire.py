@@ -21,8 +21,8 @@ from waiting import wait_until
 from kernelsvc.errors import AtCapacity, KernelDead, Timeout
 from kernelsvc.kernels.forked import wire_client as wires
 from kernelsvc.kernels.forked.reassembly import reassembly
-from kernelsvc.kernels.forked.wire_client import Wire, WireLoss
-from kernelsvc.kernels.port import Output, Text
+from kernelsvc.kernels.forked.wire_client import WireClient, WireLost
+from kernelsvc.kernels.port import Output, StreamText
 from kernelsvc.protocol.jupyter import join_v1
 
 MiB = 1 << 20
@@ -59,7 +59,7 @@ async def test_a_listener_that_is_not_there_yet_is_waited_for(template: Template
         await asyncio.sleep(0.05)
         return template.spawn()
 
-    connecting = asyncio.create_task(Wire.connect(str(template.folder / f"{template._count + 1}.k")))
+    connecting = asyncio.create_task(WireClient.connect(str(template.folder / f"{template._count + 1}.k")))
     await late()
     wire = await connecting
     wire.close()
@@ -67,7 +67,7 @@ async def test_a_listener_that_is_not_there_yet_is_waited_for(template: Template
 
 async def test_a_listener_that_never_answers_is_a_time_out(tmp_path: Path) -> None:
     with pytest.raises(Timeout):
-        await Wire.connect(str(tmp_path / "none"), deadline=0.1)
+        await WireClient.connect(str(tmp_path / "none"), deadline=0.1)
 
 
 async def test_a_newer_server_replaces_the_older(k: Client) -> None:
@@ -92,7 +92,7 @@ async def test_garbage_at_the_door_disturbs_nobody(k: Client) -> None:
 
 
 async def _numbers(k: Client, msg_id: str, wires: list[Client]) -> list[int]:
-    text = "".join(i.text for c in wires for i in c.got if isinstance(i, Text))
+    text = "".join(i.text for c in wires for i in c.got if isinstance(i, StreamText))
     return [int(n) for n in text.split()]
 
 
@@ -188,8 +188,8 @@ async def test_a_connection_that_breaks_is_made_again(k: Client) -> None:
 
 async def test_a_server_that_claims_more_than_was_sent_is_told(k: Client) -> None:
     k.wire.close()
-    with pytest.raises(WireLoss, match="never sent"):
-        await Wire.connect(str(path_of(k)), last_frame=10_000)
+    with pytest.raises(WireLost, match="never sent"):
+        await WireClient.connect(str(path_of(k)), last_frame=10_000)
 
 
 # --- back-pressure ----------------------------------------------------------------------------------
@@ -237,9 +237,9 @@ async def test_a_100_mb_print_is_whole_and_costs_little_memory_at_either_end(tem
 
         def count(batch: Sequence[Output]) -> None:
             nonlocal total, most_here, most_there
-            total += sum(len(i.text) for i in batch if isinstance(i, Text))
+            total += sum(len(i.text) for i in batch if isinstance(i, StreamText))
             most_here, most_there = max(most_here, rss(os.getpid())), max(most_there, rss(k.pid))
-            k.batches.append([i for i in batch if not isinstance(i, Text)])
+            k.batches.append([i for i in batch if not isinstance(i, StreamText)])
             k.got += k.batches[-1]
             k._news.set()
 
@@ -323,10 +323,10 @@ async def test_a_refused_batch_comes_again_whole_and_in_order(k: Client) -> None
 async def test_the_end_is_told_once_after_the_last_words(k: Client) -> None:
     await k.run("1")
     k.execute("import os\nprint('last words')\nos.write(2, b'and raw ones')\nos._exit(3)")
-    with pytest.raises(WireLoss) as loss:
+    with pytest.raises(WireLost) as loss:
         await k.until(lambda: False)
     assert not loss.value.violation
-    text = "".join(i.text for i in k.got if isinstance(i, Text))
+    text = "".join(i.text for i in k.got if isinstance(i, StreamText))
     assert "last words" in text
     assert "and raw ones" in text
 
@@ -338,9 +338,9 @@ async def test_the_end_waits_for_a_sink_that_refuses(k: Client) -> None:
     assert k.loss is None
     k.refusing = False
     k.wire.resume()
-    with pytest.raises(WireLoss):
+    with pytest.raises(WireLost):
         await k.until(lambda: False)
-    assert "last words" in "".join(i.text for i in k.got if isinstance(i, Text))
+    assert "last words" in "".join(i.text for i in k.got if isinstance(i, StreamText))
 
 
 async def test_drain_takes_what_a_dead_kernel_left(k: Client) -> None:
@@ -463,8 +463,8 @@ def message(number: int, **parts: bytes) -> bytes:
 async def test_what_the_wire_does_not_allow_ends_it(tmp_path: Path, said: bytes) -> None:
     async with Impostor(tmp_path / "k") as impostor:
         impostor.says = frame(1, 1, WELCOME) + said
-        wire = await Wire.connect(str(impostor.path))
-        lost: asyncio.Future[WireLoss] = asyncio.get_running_loop().create_future()
+        wire = await WireClient.connect(str(impostor.path))
+        lost: asyncio.Future[WireLost] = asyncio.get_running_loop().create_future()
         wire.start(lambda _batch: None, lost.set_result)
         loss = await asyncio.wait_for(lost, 10)
         assert loss.violation
@@ -487,8 +487,8 @@ async def test_what_the_wire_does_not_allow_ends_it(tmp_path: Path, said: bytes)
 async def test_a_welcome_that_is_none_is_refused(tmp_path: Path, said: bytes) -> None:
     async with Impostor(tmp_path / "k") as impostor:
         impostor.says = said
-        with pytest.raises(WireLoss) as loss:
-            await Wire.connect(str(impostor.path), deadline=5)
+        with pytest.raises(WireLost) as loss:
+            await WireClient.connect(str(impostor.path), deadline=5)
         assert loss.value.violation
 
 
@@ -497,12 +497,12 @@ async def test_frames_that_come_with_the_welcome_and_in_pieces_are_read(tmp_path
     got: list[Output] = []
     async with Impostor(tmp_path / "k") as impostor:
         impostor.says = frame(1, 1, WELCOME) + text[:20]
-        wire = await Wire.connect(str(impostor.path))
+        wire = await WireClient.connect(str(impostor.path))
         wire.start(got.extend, lambda _loss: None)
         await asyncio.sleep(0)
         for byte in text[20:]:
             wire._feed(bytes([byte]))
-        assert "".join(i.text for i in got if isinstance(i, Text)) == "one twoX"
+        assert "".join(i.text for i in got if isinstance(i, StreamText)) == "one twoX"
         assert wire.last_frame == 3
         wire.close()
 
@@ -513,12 +513,12 @@ async def test_a_sink_with_a_bug_ends_the_wire_and_not_the_server(k: Client) -> 
 
     k.wire._deliver = broken
     k.execute("1")
-    with pytest.raises(WireLoss, match="log has the details"):
+    with pytest.raises(WireLost, match="log has the details"):
         await k.until(lambda: False)
 
 
-async def _lost(wire: Wire) -> WireLoss:
-    lost: asyncio.Future[WireLoss] = asyncio.get_running_loop().create_future()
+async def _lost(wire: WireClient) -> WireLost:
+    lost: asyncio.Future[WireLost] = asyncio.get_running_loop().create_future()
     wire.start(lambda _batch: None, lost.set_result)
     return await asyncio.wait_for(lost, 20)
 
@@ -526,7 +526,7 @@ async def _lost(wire: Wire) -> WireLoss:
 async def test_other_pipes_at_a_reconnection_end_it(tmp_path: Path) -> None:
     async with Impostor(tmp_path / "k") as impostor:
         impostor.says = frame(1, 1, WELCOME)
-        wire = await Wire.connect(str(impostor.path))
+        wire = await WireClient.connect(str(impostor.path))
         own = os.pipe()
         impostor.hands_over = [own[0], impostor.pipes[2]]
         before = len(os.listdir("/proc/self/fd"))
@@ -545,7 +545,7 @@ async def test_a_frame_that_does_not_become_whole_is_asked_for_again(
     monkeypatch.setattr(wires, "PARTIAL_SECONDS", 0.02)
     async with Impostor(tmp_path / "k") as impostor:
         impostor.says = frame(1, 1, WELCOME) + HEADER.pack(MiB, 2, 1) + bytes(MiB // 2)
-        wire = await Wire.connect(str(impostor.path))
+        wire = await WireClient.connect(str(impostor.path))
         loss = await _lost(wire)  # it never does, so that its connections are counted
         assert loss.violation
         assert "connection ended more than 20 times" in loss.message
@@ -557,10 +557,10 @@ async def test_half_frames_of_many_kernels_share_one_limit(tmp_path: Path, monke
     monkeypatch.setattr(reassembly, "max_bytes", 3 * MiB)
     async with contextlib.AsyncExitStack() as open_:
         impostors = [await open_.enter_async_context(Impostor(tmp_path / f"k{n}")) for n in range(4)]
-        wires_: list[Wire] = []
+        wires_: list[WireClient] = []
         for impostor in impostors:
             impostor.says = frame(1, 1, WELCOME) + HEADER.pack(2 * MiB, 2, 1) + bytes(MiB)
-            wire = await Wire.connect(str(impostor.path))
+            wire = await WireClient.connect(str(impostor.path))
             impostor.says = frame(1, 1, WELCOME)  # the next time it behaves
             wire.start(lambda _batch: None, lambda _loss: None)
             wires_.append(wire)

@@ -17,9 +17,9 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc.errors import Internal, KernelDead, NotFound, NotSupported, Timeout
-from kernelsvc.kernels.port import Message, Output, StartRequest, Text
-from kernelsvc.kernels.zmq.kernel import ColdKernel
-from kernelsvc.kernels.zmq.launcher import ColdLauncher, list_kernelspecs
+from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
+from kernelsvc.kernels.zmq.kernel import ZmqKernel
+from kernelsvc.kernels.zmq.launcher import KernelspecLauncher, list_kernelspecs
 from kernelsvc.kernels.zmq.processes import LocalProcesses
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits
@@ -42,10 +42,12 @@ class Sink:
         self.exits.append(exit)
 
     def text(self, name: str = "stdout") -> str:
-        return "".join(o.text for o in self.got if isinstance(o, Text) and o.name == name)
+        return "".join(o.text for o in self.got if isinstance(o, StreamText) and o.name == name)
 
     def reply(self, cell: str) -> dict[str, Any] | None:
-        found = [o for o in self.got if isinstance(o, Message) and o.msg_type == "execute_reply" and o.parent == cell]
+        found = [
+            o for o in self.got if isinstance(o, KernelMessage) and o.msg_type == "execute_reply" and o.parent == cell
+        ]
         return found[0].content if found else None
 
 
@@ -56,7 +58,7 @@ class Lab:
         self.runtime, self.workdir = runtime, workdir
         self.processes = LocalProcesses()
         self.sink = Sink()
-        self.kernels: list[ColdKernel] = []
+        self.kernels: list[ZmqKernel] = []
 
     def spec(self, name: str, argv: list[str], **more: Any) -> str:
         place = self.runtime / "specs" / name
@@ -65,22 +67,22 @@ class Lab:
         (place / "kernel.json").write_text(json.dumps(spec))
         return name
 
-    def launcher(self, **options: Any) -> ColdLauncher:
+    def launcher(self, **options: Any) -> KernelspecLauncher:
         dirs = [str(self.runtime / "specs")]
-        return ColdLauncher(self.processes, self.runtime, kernel_dirs=dirs, **options)
+        return KernelspecLauncher(self.processes, self.runtime, kernel_dirs=dirs, **options)
 
     def request(self, template: str, kernel: str = "", **more: Any) -> StartRequest:
         kernel = kernel or uuid.uuid4().hex
         values = {"session": "s", "kernel": kernel, "workdir": str(self.workdir), "limits": Limits()} | more
         return StartRequest(template=template, **values)
 
-    async def start(self, template: str = "python3", **options: Any) -> ColdKernel:
+    async def start(self, template: str = "python3", **options: Any) -> ZmqKernel:
         env = options.pop("env", {})
         kernel = await self.launcher(**options).start(self.request(template, env=env), self.sink)
         self.kernels.append(kernel)
         return kernel
 
-    async def run(self, kernel: ColdKernel, code: str) -> dict[str, Any]:
+    async def run(self, kernel: ZmqKernel, code: str) -> dict[str, Any]:
         cell = uuid.uuid4().hex
         kernel.execute(cell, code)
         await wait_until(lambda: self.sink.reply(cell) or self.sink.exits, what="the cell's end")
@@ -167,7 +169,7 @@ async def test_a_start_that_is_cancelled_ends_what_it_started(lab: Lab) -> None:
 
 
 async def test_a_runtime_directory_whose_path_is_too_long(lab: Lab) -> None:
-    launcher = ColdLauncher(lab.processes, lab.runtime / ("x" * 100))
+    launcher = KernelspecLauncher(lab.processes, lab.runtime / ("x" * 100))
     with pytest.raises(Internal, match="shorter"):
         await launcher.start(lab.request("python3"), lab.sink)
 
@@ -312,8 +314,8 @@ async def test_a_flood_does_not_fill_the_server(lab: Lab) -> None:
 
         def deliver(self, batch: Sequence[Output]) -> None:
             nonlocal peak
-            self.size += sum(len(o.text) for o in batch if isinstance(o, Text))
-            self.got += [o for o in batch if isinstance(o, Message)]
+            self.size += sum(len(o.text) for o in batch if isinstance(o, StreamText))
+            self.got += [o for o in batch if isinstance(o, KernelMessage)]
             peak = max(peak, psutil.Process().memory_info().rss)
 
     lab.sink = kernel._sink = Counting()
@@ -341,7 +343,7 @@ async def test_its_links_are_not_followed_when_its_directory_is_removed(lab: Lab
 # --- a server that comes back ----------------------------------------------------------------------
 
 
-async def adopt(lab: Lab, kernel: ColdKernel) -> tuple[ColdKernel, Sink]:
+async def adopt(lab: Lab, kernel: ZmqKernel) -> tuple[ZmqKernel, Sink]:
     lab.sink = Sink()
     again = await lab.launcher().adopt(lab.request("python3", kernel.info.id), lab.sink, last_frame=0)
     assert again is not None

@@ -18,10 +18,10 @@ from waiting import wait_until
 from kernelsvc.errors import TooLarge
 from kernelsvc.host.client import HostClient
 from kernelsvc.host.daemon import HostSettings
-from kernelsvc.kernels.port import Message, Output, StartRequest, Text
+from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.kernels.zmq.host_processes import MAX_ENV_BYTES, HostProcesses
-from kernelsvc.kernels.zmq.kernel import ColdKernel
-from kernelsvc.kernels.zmq.launcher import ColdLauncher
+from kernelsvc.kernels.zmq.kernel import ZmqKernel
+from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits
 
@@ -38,13 +38,13 @@ class Sink:
         self.exits.append(exit)
 
     def text(self) -> str:
-        return "".join(o.text for o in self.got if isinstance(o, Text))
+        return "".join(o.text for o in self.got if isinstance(o, StreamText))
 
 
 @dataclass
 class Place:
     host: HostClient
-    launcher: ColdLauncher
+    launcher: KernelspecLauncher
     runtime: Path
     workdir: Path
     sink: Sink = field(default_factory=Sink)
@@ -53,13 +53,13 @@ class Place:
         values: dict[str, Any] = {"kernel": f"k{uuid.uuid4().hex}", "session": "s", "limits": Limits()}
         return StartRequest(template="python3", workdir=str(self.workdir), **values | more)
 
-    async def run(self, kernel: ColdKernel, code: str) -> str:
+    async def run(self, kernel: ZmqKernel, code: str) -> str:
         cell = uuid.uuid4().hex
         before = len(self.sink.text())
         kernel.execute(cell, code)
 
         def ended() -> bool:
-            replies = [o for o in self.sink.got if isinstance(o, Message) and o.msg_type == "execute_reply"]
+            replies = [o for o in self.sink.got if isinstance(o, KernelMessage) and o.msg_type == "execute_reply"]
             return any(o.parent == cell for o in replies) or bool(self.sink.exits)
 
         await wait_until(ended, what="the cell's end")
@@ -72,7 +72,7 @@ async def place(short_tmp: Path, tmp_path: Path) -> AsyncIterator[Place]:
     settings = HostSettings(runtime_dir=str(runtime), templates={}, sandbox="best-effort")
     host = HostClient(settings)
     await host.start()
-    yield Place(host, ColdLauncher(host, runtime), runtime, tmp_path)
+    yield Place(host, KernelspecLauncher(host, runtime), runtime, tmp_path)
     await host.shutdown(end_kernels=True)
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from waiting import wait_until
 
-from kernelsvc.kernels.port import Message, Output, StartRequest, Text
-from kernelsvc.kernels.zmq.launcher import ColdLauncher
+from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
+from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
 from kernelsvc.kernels.zmq.processes import LocalProcesses
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
@@ -61,10 +61,10 @@ class Sink:
 
     @property
     def text(self) -> str:
-        return "".join(o.text for o in self.got if isinstance(o, Text))
+        return "".join(o.text for o in self.got if isinstance(o, StreamText))
 
     def ended(self, cell: str) -> bool:
-        return any(isinstance(o, Message) and (o.parent, o.msg_type) == (cell, "execute_reply") for o in self.got)
+        return any(isinstance(o, KernelMessage) and (o.parent, o.msg_type) == (cell, "execute_reply") for o in self.got)
 
 
 async def test_a_kernel_of_another_environment(python: Path, short_tmp: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ async def test_a_kernel_of_another_environment(python: Path, short_tmp: Path, tm
     spec.mkdir(parents=True)
     argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Other", "language": "python"}))
-    launcher = ColdLauncher(LocalProcesses(), runtime, kernel_dirs=[str(spec.parent)])
+    launcher = KernelspecLauncher(LocalProcesses(), runtime, kernel_dirs=[str(spec.parent)])
     sink = Sink()
     request = StartRequest(session="s", kernel="other", template="other", workdir=str(tmp_path), limits=Limits())
     kernel = await launcher.start(request, sink)

@@ -15,7 +15,7 @@ from waiting import wait_until
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, TooLarge
 from kernelsvc.kernels import exec_process as programs
-from kernelsvc.kernels.exec_process import Process
+from kernelsvc.kernels.exec_process import ExecProcess
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -33,11 +33,11 @@ async def one(host: Bench) -> AsyncIterator[Running]:
     await made.kernel.end()
 
 
-async def begin(host: Bench, one: Running, *argv: str, **more: Any) -> Process:
+async def begin(host: Bench, one: Running, *argv: str, **more: Any) -> ExecProcess:
     return await programs.start(host.client, one.request.kernel, argv, **{"env": {}, "cwd": "", **more})
 
 
-async def everything(process: Process, stream: programs.Stream = "stdout") -> str:
+async def everything(process: ExecProcess, stream: programs.Stream = "stdout") -> str:
     said = b""
     async with asyncio.timeout(20):
         while data := await process.read(stream):

@@ -16,7 +16,7 @@ from jupyter_client.asynchronous import AsyncKernelClient
 from waiting import wait_until
 
 from kernelsvc.jupyter_app import zmq_server as bridge_module
-from kernelsvc.jupyter_app.zmq_server import Bridge
+from kernelsvc.jupyter_app.zmq_server import ZmqServer
 from kernelsvc.kernels.fake import FakeKernel, FakeLauncher
 from kernelsvc.kernels.port import StartRequest
 from kernelsvc.model.exit_status import Exit
@@ -28,7 +28,7 @@ MANY = "\n".join(["show text/plain " + "x" * 1000] * 2000 + ["show text/plain la
 
 @dataclass
 class Rig:
-    bridge: Bridge
+    bridge: ZmqServer
     kernel: FakeKernel
     client: AsyncKernelClient
     info: dict[str, Any]
@@ -64,7 +64,7 @@ async def rig(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     info |= {f"{name}_port": i for i, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)}
     exits: list[Exit] = []
     shutdowns: list[int] = []
-    bridge = Bridge(info, on_exit=exits.append, on_shutdown=lambda: shutdowns.append(1))
+    bridge = ZmqServer(info, on_exit=exits.append, on_shutdown=lambda: shutdowns.append(1))
     bridge.open()
     launcher = FakeLauncher()
     request = StartRequest(session="s", kernel="k", template="fake", workdir="/", limits=Limits())
@@ -197,7 +197,7 @@ async def test_nothing_is_left_open(short_tmp: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     info = {"transport": "ipc", "ip": str(short_tmp / "x"), "key": b"k", "signature_scheme": "hmac-sha256"}
     info |= {f"{name}_port": i for i, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)}
-    bridge = Bridge(info, on_exit=lambda _: None, on_shutdown=lambda: None)
+    bridge = ZmqServer(info, on_exit=lambda _: None, on_shutdown=lambda: None)
     bridge.open()
     bridge.close()
     await wait_until(lambda: set(os.listdir("/proc/self/fd")) == before)

@@ -38,7 +38,7 @@ from kernelsvc.guest.confine import linux as lx
 _DATAGRAM, _WORDS = 4096, 2000
 
 
-class Order:
+class ExecSpec:
     """What is to be run, and where."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Order:
         self.argv, self.env, self.cwd, self.write, self.terminal = argv, env, cwd, write, terminal
 
 
-def keep(order: Order, server: socket.socket) -> NoReturn:
+def keep(order: ExecSpec, server: socket.socket) -> NoReturn:
     """Be a keeper: in a fresh fork with a single thread, descriptors 0 to 2 already those of the program."""
     try:
         confine.conceal(order.plan)
@@ -77,7 +77,7 @@ def keep(order: Order, server: socket.socket) -> NoReturn:
         os._exit(0)
 
 
-def _run(order: Order, told: int) -> NoReturn:
+def _run(order: ExecSpec, told: int) -> NoReturn:
     """In the child: tell the own pid, become confined, run the program. Its start is the end of the pipe."""
     try:
         os.setsid()

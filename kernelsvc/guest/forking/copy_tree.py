@@ -18,7 +18,7 @@ _FICLONE = 0x40049409
 _NO_CLONE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ENOSYS}
 
 
-class FolderTooLarge(Exception):
+class DirectoryTooLarge(Exception):
     """The directory holds more than a branch may have."""
 
 
@@ -50,7 +50,9 @@ def copy(source: str, target: str, most: int | None) -> None:
         OSError: the disk refused.
     """
     if most is not None and (size := size_of(source)) > most:
-        raise FolderTooLarge(f"the directory holds {size} bytes and a branch may have {most}; delete some files first")
+        raise DirectoryTooLarge(
+            f"the directory holds {size} bytes and a branch may have {most}; delete some files first"
+        )
     with os.scandir(source) as entries:
         for entry in entries:
             path = os.path.join(target, entry.name)

@@ -43,13 +43,13 @@ from typing import TYPE_CHECKING, Any
 from kernelsvc.guest.confine import confine
 from kernelsvc.guest.forking import fork_safety as survey
 from kernelsvc.guest.forking import state_requests as saved
-from kernelsvc.guest.forking.fork_safety import Survey
-from kernelsvc.guest.forking.prefault import Hot
-from kernelsvc.guest.forking.proc_maps import Mapped
+from kernelsvc.guest.forking.fork_safety import ForkSafety
+from kernelsvc.guest.forking.prefault import PagePrefault
+from kernelsvc.guest.forking.proc_maps import ProcMaps
 
 if TYPE_CHECKING:
-    from kernelsvc.guest.main_loop import Runner
-    from kernelsvc.guest.wire_server import Control
+    from kernelsvc.guest.main_loop import MainLoop
+    from kernelsvc.guest.wire_server import ControlRequest
 
 #: The live kernel offers itself to the OOM killer before its checkpoints (proc(5), ``oom_score_adj``).
 OOM_LIVE, OOM_PARKED = 300, 0
@@ -59,10 +59,10 @@ _FDS = 5
 #: Seconds after which a copy at whose door nobody was ends: who asked for it has given up, and nobody knows of it.
 CLAIM_SECONDS = 60.0
 _OMP_PAUSE_HARD = 2
-_mapped = Mapped()
+_mapped = ProcMaps()
 
 
-def answer(runner: Runner, control: Control) -> None:
+def answer(runner: MainLoop, control: ControlRequest) -> None:
     """Answer a CONTROL request; in a copy, return when it is live."""
     reap(runner)
     if control.op == "survey":
@@ -80,7 +80,7 @@ def answer(runner: Runner, control: Control) -> None:
         runner.wire.reply(control.number, {"ok": False, "refused": [f"There is no operation {control.op!r}."]})
 
 
-def fence(runner: Runner, write: list[str]) -> dict[str, Any]:
+def fence(runner: MainLoop, write: list[str]) -> dict[str, Any]:
     """Leave branches alone from now on: keep the right to write to these directories only.
 
     A branch has been taken the right to touch its parent's files already. Here the
@@ -102,13 +102,13 @@ def fence(runner: Runner, write: list[str]) -> dict[str, Any]:
     return {"ok": True}
 
 
-def take_survey(runner: Runner, given: set[int], mapped: str) -> Survey:
+def take_survey(runner: MainLoop, given: set[int], mapped: str) -> ForkSafety:
     """What this process holds that a copy would break or share; ``given`` came with the request."""
     _quiesce_pools(runner.loop)
     return survey.survey(runner.loop, runner.own_fds() | given, runner.forks, mapped)
 
 
-def reap(runner: Runner) -> None:
+def reap(runner: MainLoop) -> None:
     """Take leave of copies that ended; children of the user's are the user's to wait for."""
     for pid in list(runner.forks):
         try:
@@ -128,7 +128,7 @@ def set_oom_score(value: int) -> None:
 # --- the fork ------------------------------------------------------------------------------
 
 
-def _fork(runner: Runner, control: Control) -> None:
+def _fork(runner: MainLoop, control: ControlRequest) -> None:
     began = time.perf_counter()
     body = control.body
     if len(control.fds) != _FDS or body.get("mode") not in ("checkpoint", "branch"):
@@ -172,7 +172,7 @@ def _fork(runner: Runner, control: Control) -> None:
         os._exit(70)
 
 
-def _copy(runner: Runner) -> int:
+def _copy(runner: MainLoop) -> int:
     runner.ours = True
     try:
         with warnings.catch_warnings():
@@ -182,7 +182,7 @@ def _copy(runner: Runner) -> int:
         runner.ours = False
 
 
-def _become(runner: Runner, control: Control, *, files: bool) -> None:
+def _become(runner: MainLoop, control: ControlRequest, *, files: bool) -> None:
     """In the copy: nothing kernel-side may be shared with the original; then wait for HELLO.
 
     Args:
@@ -199,7 +199,7 @@ def _become(runner: Runner, control: Control, *, files: bool) -> None:
     os.setsid()
     mine = runner.own_fds() | {listener.fileno(), *raw}
     runner.forks.clear()
-    runner.hot = Hot()
+    runner.hot = PagePrefault()
     runner.wire.watcher = None
     polled = runner.wire.fds()
     old_reads = runner.wire.adopt(listener, runner.take_raw(raw))
@@ -265,7 +265,7 @@ def _quiesce(libraries: list[str]) -> list[str]:
     return failed
 
 
-def flush_files(runner: Runner) -> None:
+def flush_files(runner: MainLoop) -> None:
     """What is buffered for a file would be written once by each copy. The heap is walked only if a file is open."""
     files = {d.fd for d in survey.descriptors(runner.own_fds()) if d.regular and d.writable}
     runner.flush_c()

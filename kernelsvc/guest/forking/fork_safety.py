@@ -32,7 +32,7 @@ TELLING = tuple(token.encode() for token in (*_OPENMP, _SHARED))
 _POOL_THREADS = ("ThreadPoolExecutor", "ExecutorManagerThread", "QueueFeederThread", "QueueManagerThread")
 
 
-class Survey(NamedTuple):
+class ForkSafety(NamedTuple):
     """``obstacles`` prevent a fork, ``warnings`` don't."""
 
     obstacles: list[str]
@@ -53,7 +53,7 @@ class Descriptor(NamedTuple):
         return stat.S_ISREG(self.mode)
 
 
-def survey(loop: asyncio.AbstractEventLoop, own: set[int], forks: Iterable[int], mapped: str) -> Survey:
+def survey(loop: asyncio.AbstractEventLoop, own: set[int], forks: Iterable[int], mapped: str) -> ForkSafety:
     """Look at the process between cells.
 
     Args:
@@ -75,7 +75,7 @@ def survey(loop: asyncio.AbstractEventLoop, own: set[int], forks: Iterable[int],
         *_shared(open_files),
         *_shared_memory(mapped),
     ]
-    return Survey(_bounded(obstacles), _bounded(warnings))
+    return ForkSafety(_bounded(obstacles), _bounded(warnings))
 
 
 def _bounded(found: list[str]) -> list[str]:

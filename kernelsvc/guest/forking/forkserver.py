@@ -40,7 +40,7 @@ from kernelsvc.guest.forking import fork
 from kernelsvc.guest.forking import fork_safety as survey
 from kernelsvc.guest.forking import state_pickle as namespace
 from kernelsvc.guest.forking import state_requests as saved
-from kernelsvc.guest.main_loop import Prepared, prepare, serve
+from kernelsvc.guest.main_loop import PreparedKernel, prepare, serve
 
 _LOADED = (caps, folder, fork, imports, ipython, namespace, saved, survey, variables)
 
@@ -111,7 +111,7 @@ def _about() -> dict[str, Any]:
     }
 
 
-def _wait(control: socket.socket, prepared: Prepared) -> None:
+def _wait(control: socket.socket, prepared: PreparedKernel) -> None:
     """Fork for each descriptor that arrives; reap the middles."""
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -132,7 +132,7 @@ def _wait(control: socket.socket, prepared: Prepared) -> None:
                 _fork(socket.socket(fileno=channel_fd), prepared)
 
 
-def _fork(channel: socket.socket, prepared: Prepared) -> None:
+def _fork(channel: socket.socket, prepared: PreparedKernel) -> None:
     """Fork the middle. What goes wrong is said to the host and does not end the template."""
     with channel:
         try:
@@ -146,7 +146,7 @@ def _fork(channel: socket.socket, prepared: Prepared) -> None:
             _child(channel, prepared)
 
 
-def _child(channel: socket.socket, prepared: Prepared) -> NoReturn:
+def _child(channel: socket.socket, prepared: PreparedKernel) -> NoReturn:
     try:
         data, fds, _, _ = socket.recv_fds(channel, DATAGRAM, DESCRIPTORS)
         spawn = json.loads(data)
@@ -167,7 +167,7 @@ def _quiet() -> None:
     os.close(null)
 
 
-def start(channel: socket.socket, spawn: dict[str, Any], fds: Sequence[int], prepared: Prepared) -> NoReturn:
+def start(channel: socket.socket, spawn: dict[str, Any], fds: Sequence[int], prepared: PreparedKernel) -> NoReturn:
     """In the middle: confine, fork the init, which forks the kernel."""
     plan = spawn["plan"]
     init.limit_descriptors(spawn["descriptors"])
@@ -187,7 +187,7 @@ def start(channel: socket.socket, spawn: dict[str, Any], fds: Sequence[int], pre
 
 
 def _kernel(
-    channel: socket.socket, spawn: dict[str, Any], listener: int, raw: Sequence[int], prepared: Prepared
+    channel: socket.socket, spawn: dict[str, Any], listener: int, raw: Sequence[int], prepared: PreparedKernel
 ) -> NoReturn:
     """In the kernel: what remains of confinement, then serve. The channel closes before the first byte of user code."""
     try:

@@ -20,7 +20,7 @@ import ctypes
 import re
 from collections.abc import Iterator
 
-from kernelsvc.guest.forking.proc_maps import Mapped
+from kernelsvc.guest.forking.proc_maps import ProcMaps
 
 #: Pages taken at most, and in the longest run that is taken; and the largest mapping that is looked through, in bytes.
 MOST_PAGES, MOST_RUN, MOST_MAPPED = 4096, 64, 256 << 20
@@ -37,7 +37,7 @@ _WRITABLE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) rw.p \S+ 00:00 \d+", re.MULTI
 Range = tuple[int, int]
 
 
-class Hot:
+class PagePrefault:
     """What is taken after a fork. A copy learns its own."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Hot:
         self._bare = False
         self._once: list[Range] | None = None
 
-    def forking(self, mapped: Mapped) -> None:
+    def forking(self, mapped: ProcMaps) -> None:
         """Look, if there is something to be seen: call it right before a fork.
 
         Args:
@@ -70,7 +70,7 @@ class Hot:
             self._bare = True
 
 
-def written(mapped: Mapped) -> list[Range]:
+def written(mapped: ProcMaps) -> list[Range]:
     """What is this process's alone, as address and length, in short runs.
 
     Args:
@@ -120,7 +120,7 @@ def runs(entries: bytes) -> Iterator[Range]:
             yield run.start(), run.end() - run.start()
 
 
-def _mappings(mapped: Mapped) -> Iterator[Range]:
+def _mappings(mapped: ProcMaps) -> Iterator[Range]:
     left = MOST_MAPPED
     for match in mapped.search(_WRITABLE):
         begin, end = int(match[1], 16), int(match[2], 16)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 ROOM = 1 << 20
 
 
-class Mapped:
+class ProcMaps:
     """The room, and what is in it now. Make it in the template, where it counts towards no session's memory."""
 
     def __init__(self, room: int = ROOM) -> None:

@@ -4,7 +4,7 @@ One *joint* pickle keeps shared objects shared: a view stays a view of its array
 a class in a list is still the class of its instances. An object that can't be
 pickled would spoil all the others, so each name is first tried alone, dumped and
 loaded, and what fails is left out and named. After loading, a name that was lost
-holds a ``Lost``, which says what happened when it is used.
+holds a ``LostVariable``, which says what happened when it is used.
 
 Reducers stand in for what notebooks hold and pickle refuses: open files, locks,
 events, queues, in-memory SQLite, weak references, idle thread pools, modules
@@ -50,7 +50,7 @@ class NotPortable(Exception):
     """This object's state lies outside of it and can't be saved."""
 
 
-class Lost:
+class LostVariable:
     """Stands where an object could not be kept; any use of it explains that."""
 
     def __init__(self, name: str, why: str) -> None:
@@ -338,5 +338,5 @@ def load(file: Any, namespace: dict[str, Any]) -> tuple[int, dict[str, str]]:
     kept, lost = _Unpickler(file, namespace).load()
     namespace.update(kept)
     for name, why in lost.items():
-        namespace[name] = Lost(name, why)
+        namespace[name] = LostVariable(name, why)
     return len(kept), lost

@@ -21,7 +21,7 @@ SOON, HASTE = 4 * PAUSE, 4
 MUCH = 48 * 1024
 
 
-class Paced:
+class CoalescingReader:
     """One descriptor of an event loop's, read by a callback. The descriptor stays the caller's."""
 
     __slots__ = ("_fd", "_haste", "_last", "_loop", "_read", "_timer", "_watched")

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from kernelsvc.kernels.port import Message, Output
+from kernelsvc.kernels.port import KernelMessage, Output
 from kernelsvc.model.exit_status import Exit
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class _Listener:
 
     def deliver(self, batch: Sequence[Output]) -> None:
         for said in batch:
-            if isinstance(said, Message) and said.parent == _ID and said.msg_type.endswith("_reply"):
+            if isinstance(said, KernelMessage) and said.parent == _ID and said.msg_type.endswith("_reply"):
                 self._settle(good=said.content.get("status") == "ok")
 
     def exited(self, exit: Exit) -> None:

@@ -19,14 +19,14 @@ from typing import Any, Literal
 import msgspec
 
 from kernelsvc.errors import AtCapacity, CannotFork, KernelDead, KernelsvcError, NotFound, NotSupported, Timeout
-from kernelsvc.host.client import Found, HostClient
+from kernelsvc.host.client import HostClient, KernelHandle
 from kernelsvc.kernels.forked import environment as handover
-from kernelsvc.kernels.forked.wire_client import Wire, WireLoss
+from kernelsvc.kernels.forked.wire_client import WireClient, WireLost
 from kernelsvc.kernels.forked.wire_connection import knock
-from kernelsvc.kernels.port import Forked, Output, Saved, Sink, StartRequest
+from kernelsvc.kernels.port import ForkResult, Output, SaveResult, Sink, StartRequest
 from kernelsvc.linux import procfs as processes
 from kernelsvc.linux import seqpacket as channel
-from kernelsvc.linux.stopped_process import Attending
+from kernelsvc.linux.stopped_process import ResumeIfStopped
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Cause, Exit, exit_of
 from kernelsvc.sandbox.plan import SCRATCH, data_bytes
@@ -64,7 +64,9 @@ class ForkedKernel:
     forkable = True
     ordered = True
 
-    def __init__(self, launcher: ForkedLauncher, request: StartRequest, wire: Wire, found: Found, sink: Sink) -> None:
+    def __init__(
+        self, launcher: ForkedLauncher, request: StartRequest, wire: WireClient, found: KernelHandle, sink: Sink
+    ) -> None:
         welcome = wire.welcome
         self.info = KernelInfo(
             kind="forked", pid=found.pid, python=str(welcome.get("python", ""))[:32], id=request.kernel
@@ -76,7 +78,7 @@ class ForkedKernel:
         self._wire = wire
         self._pidfd = found.pidfd
         self._sink: Sink | None = sink
-        self._loss: WireLoss | None = None
+        self._loss: WireLost | None = None
         self._cut = False  # the wire was lost while the process lived
         self._told: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._lost = asyncio.Event()
@@ -100,7 +102,7 @@ class ForkedKernel:
         """Tell another one from now on; for a kernel that has run nothing."""
         self._sink = sink
 
-    def _wire_lost(self, loss: WireLoss) -> None:
+    def _wire_lost(self, loss: WireLost) -> None:
         self._loss = loss
         self._cut = not processes.ending(self.info.pid)
         self._lost.set()
@@ -224,7 +226,9 @@ class ForkedKernel:
 
     # -- copies --------------------------------------------------------------------------
 
-    async def fork(self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False) -> Forked:
+    async def fork(
+        self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False
+    ) -> ForkResult:
         """See ``port.Kernel``."""
         ends = self._launcher.make_ends(copy.kernel)
         identity: dict[str, Any] = {"kernel": copy.kernel, "session": copy.session}
@@ -247,7 +251,7 @@ class ForkedKernel:
             for fd in ends:
                 os.close(fd)
         warnings = [str(w)[:500] for w in said.get("warnings") or []]
-        return Forked(cost_ms=_figure(said.get("cost_ms")), private_bytes=private, warnings=warnings)
+        return ForkResult(cost_ms=_figure(said.get("cost_ms")), private_bytes=private, warnings=warnings)
 
     async def fence(self, write: Sequence[str]) -> str:
         """See ``port.Kernel``."""
@@ -259,24 +263,24 @@ class ForkedKernel:
             return error.message
         return "" if said.get("ok") else "; ".join(str(reason)[:500] for reason in said.get("refused") or ["no reason"])
 
-    async def save(self, fd: int) -> Saved:
+    async def save(self, fd: int) -> SaveResult:
         """See ``port.Kernel``."""
         return _saved(await self._wire.control("save", [fd], timeout=SAVE_SECONDS))
 
-    async def load(self, fd: int, *, execution_count: int) -> Saved:
+    async def load(self, fd: int, *, execution_count: int) -> SaveResult:
         """See ``port.Kernel``."""
         said = await self._wire.control("load", [fd], timeout=SAVE_SECONDS, count=execution_count)
         return _saved(said)
 
 
-def _saved(said: dict[str, Any]) -> Saved:
+def _saved(said: dict[str, Any]) -> SaveResult:
     if not said.get("ok"):
         reasons = "; ".join(str(reason)[:500] for reason in said.get("refused") or ["no reason was given"])
         raise NotSupported(f"The session's variables can't be saved or loaded: {reasons}.")
     lost = said.get("lost")
     pairs = list(lost.items())[:MAX_LOST] if isinstance(lost, dict) else []
     count = said.get("saved")
-    return Saved(
+    return SaveResult(
         count=count if isinstance(count, int) and 0 <= count < 1 << 31 else 0,
         lost={str(name)[:200]: str(why)[:500] for name, why in pairs},
     )
@@ -378,7 +382,7 @@ class ForkedLauncher:
     async def _connect(
         self,
         request: StartRequest,
-        found: Found,
+        found: KernelHandle,
         sink: Sink,
         last_frame: int,
         *,
@@ -388,10 +392,12 @@ class ForkedLauncher:
     ) -> ForkedKernel:
         path = str(self.path(request.kernel))
         try:
-            wire = await Wire.connect(path, last_frame=last_frame, deadline=seconds, identity=identity, busy_ok=patient)
+            wire = await WireClient.connect(
+                path, last_frame=last_frame, deadline=seconds, identity=identity, busy_ok=patient
+            )
         except BaseException as error:
             os.close(found.pidfd)
-            if patient and not isinstance(error, WireLoss):
+            if patient and not isinstance(error, WireLost):
                 raise
             await asyncio.shield(self._end_quietly(request.kernel))
             raise
@@ -414,7 +420,7 @@ class ForkedLauncher:
             kernel = await self._connect(request, found, sink, last_frame, seconds=ADOPT_SECONDS, patient=True)
             self._unanswered.pop(request.kernel, None)
             return kernel
-        except WireLoss as error:
+        except WireLost as error:
             log.warning("kernel %s can't be adopted and was ended: %s", request.kernel, error.message)
             if error.violation:
                 message = error.message.rstrip(".")
@@ -455,7 +461,7 @@ class ForkedLauncher:
             request, found, sink, 0, identity=_branch_identity(request, found.sandbox), seconds=COPY_SECONDS
         )
 
-    async def _wake_checkpoint(self, request: StartRequest, found: Found, sink: Sink) -> ForkedKernel:
+    async def _wake_checkpoint(self, request: StartRequest, found: KernelHandle, sink: Sink) -> ForkedKernel:
         """Wake one, also if it was stopped; one that is stopped again and again is given up."""
         told = False
 
@@ -469,7 +475,7 @@ class ForkedLauncher:
 
         try:
             async with asyncio.timeout(None) as limit:
-                with Attending(lambda: found.pid, go_on):
+                with ResumeIfStopped(lambda: found.pid, go_on):
                     return await self._connect(request, found, sink, 0, identity=_past(request))
         except TimeoutError:
             raise KernelDead("The checkpoint is stopped (SIGSTOP), and stays so.") from None

@@ -17,15 +17,15 @@ import sys
 import termios
 from typing import Literal
 
-from kernelsvc.kernels.forked.wire_parser import Violation
-from kernelsvc.kernels.port import Text
+from kernelsvc.kernels.forked.wire_parser import WireViolation
+from kernelsvc.kernels.port import StreamText
 
 #: Most bytes taken in one go, so that one kernel's flood lets the others have their turn.
 CHUNK = 256 * 1024
 _INT = bytes(4)
 
 
-class RawPipe:
+class StdioPipe:
     """The server's own description of the read end of one pipe.
 
     Args:
@@ -46,12 +46,12 @@ class RawPipe:
         found = os.fstat(given)
         # The server makes every kernel's pipes, and a pipe belongs to the user that made it.
         if not stat.S_ISFIFO(found.st_mode) or found.st_uid != os.geteuid():
-            raise Violation(f"{name} is not the pipe that the server made")
+            raise WireViolation(f"{name} is not the pipe that the server made")
         try:
             # Opening a FIFO for reading with O_NONBLOCK succeeds without waiting (fifo(7)).
             self.fd = os.open(f"/proc/self/fd/{given}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except PermissionError:
-            raise Violation(f"{name} is a pipe that the server may not open") from None
+            raise WireViolation(f"{name} is a pipe that the server may not open") from None
         self.identity = found.st_dev, found.st_ino
         self.name = name
         self.ended = False
@@ -65,7 +65,7 @@ class RawPipe:
         except OSError:
             return 0
 
-    def read(self, most: int = CHUNK) -> Text | None:
+    def read(self, most: int = CHUNK) -> StreamText | None:
         """Up to ``most`` bytes as text, or None if there are none. A character cut in two waits for its rest."""
         try:
             data = os.read(self.fd, most)
@@ -73,9 +73,9 @@ class RawPipe:
             return None
         self.ended = not data
         text = self._decoder.decode(data)
-        return Text(name=self.name, text=text) if text else None
+        return StreamText(name=self.name, text=text) if text else None
 
-    def drain(self) -> list[Text]:
+    def drain(self) -> list[StreamText]:
         """All that is there now, but not what is written meanwhile."""
         left = self.available()
         if not left:

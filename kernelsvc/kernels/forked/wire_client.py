@@ -1,6 +1,6 @@
 """The server's end of the kernel wire (``docs/reference/wire.md``).
 
-One ``Wire`` belongs to one kernel for as long as that lives. It reads in large
+One ``WireClient`` belongs to one kernel for as long as that lives. It reads in large
 pieces, hands whole batches to ``deliver``, and acknowledges what was taken, with the
 next request or soon: an acknowledgement of its own wakes a kernel that has nothing
 to do. When
@@ -28,12 +28,12 @@ import msgspec
 
 from kernelsvc.errors import AtCapacity, KernelDead, Timeout
 from kernelsvc.kernels.forked import wire_parser as frames
-from kernelsvc.kernels.forked.coalescing_reader import Paced
+from kernelsvc.kernels.forked.coalescing_reader import CoalescingReader
 from kernelsvc.kernels.forked.reassembly import reassembly
-from kernelsvc.kernels.forked.stdio_pipe import RawPipe
-from kernelsvc.kernels.forked.wire_connection import READ, Link, knock, peer_pid
-from kernelsvc.kernels.forked.wire_parser import ACK, CONTROL, HEADER, MESSAGE, Parser, Violation
-from kernelsvc.kernels.port import Message, Output, Text
+from kernelsvc.kernels.forked.stdio_pipe import StdioPipe
+from kernelsvc.kernels.forked.wire_connection import READ, WireConnection, knock, peer_pid
+from kernelsvc.kernels.forked.wire_parser import ACK, CONTROL, HEADER, MESSAGE, WireParser, WireViolation
+from kernelsvc.kernels.port import KernelMessage, Output, StreamText
 from kernelsvc.protocol import jupyter
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Deliver = Callable[[Sequence[Output]], None]
-Lost = Callable[["WireLoss"], None]
+Lost = Callable[["WireLost"], None]
 
 #: A read below this brought what was written in one go.
 SMALL = 4096
@@ -61,7 +61,7 @@ LOOK_AGAIN_SECONDS = 0.5
 _encode = msgspec.json.Encoder().encode
 
 
-class WireLoss(KernelDead):
+class WireLost(KernelDead):
     """The wire to the kernel ended.
 
     Attributes:
@@ -77,10 +77,10 @@ class WireLoss(KernelDead):
 _GONE = "The kernel closed its socket and can't be reached any more."
 
 
-def _loss(error: Exception) -> WireLoss:
-    if isinstance(error, Violation):
-        return WireLoss(f"The kernel broke its protocol: {error}.", violation=True)
-    return WireLoss(_GONE)
+def _loss(error: Exception) -> WireLost:
+    if isinstance(error, WireViolation):
+        return WireLost(f"The kernel broke its protocol: {error}.", violation=True)
+    return WireLost(_GONE)
 
 
 async def _within(end: float, work: Awaitable[T]) -> T:
@@ -90,31 +90,31 @@ async def _within(end: float, work: Awaitable[T]) -> T:
             return await work
     except TimeoutError:
         raise Timeout("The kernel did not answer in time; try again, or restart the session.") from None
-    except Violation as error:
+    except WireViolation as error:
         raise _loss(error) from None
     except (OSError, EOFError) as error:
-        raise WireLoss(f"The kernel ended before it answered ({error or 'end of file'}).") from None
+        raise WireLost(f"The kernel ended before it answered ({error or 'end of file'}).") from None
 
 
-class Wire:
+class WireClient:
     """The wire to one kernel. Every method is called from the event loop that connected it.
 
     Attributes:
         peer_pid: the kernel's pid as Linux vouches for it (``SO_PEERCRED``), in the server's pid namespace.
     """
 
-    def __init__(self, path: str, link: Link, *, last_frame: int, max_frame: int) -> None:
+    def __init__(self, path: str, link: WireConnection, *, last_frame: int, max_frame: int) -> None:
         self.peer_pid = link.peer_pid
         self._path = path
         self._loop = asyncio.get_running_loop()
-        self._parser = Parser(last=last_frame, max_frame=max_frame)
+        self._parser = WireParser(last=last_frame, max_frame=max_frame)
         self._deliver: Deliver | None = None
         self._lost: Lost | None = None
-        self._link: Link | None = None
-        self._reader: Paced | None = None  # of the link
-        self._raw: list[RawPipe] = []
-        self._raw_readers: list[Paced] = []  # one for each
-        self._loss: WireLoss | None = None
+        self._link: WireConnection | None = None
+        self._reader: CoalescingReader | None = None  # of the link
+        self._raw: list[StdioPipe] = []
+        self._raw_readers: list[CoalescingReader] = []  # one for each
+        self._loss: WireLost | None = None
         self._refused: list[Output] = []
         self._outgoing: deque[tuple[memoryview, list[int]]] = deque()
         self._outgoing_bytes = 0
@@ -148,7 +148,7 @@ class Wire:
         identity: dict[str, Any] | None = None,
         busy_ok: bool = False,
         max_frame: int = jupyter.MAX_BYTES,
-    ) -> Wire:
+    ) -> WireClient:
         """Connect to a kernel's listener, say HELLO, await WELCOME. A HELLO wakes a parked checkpoint.
 
         Safe to cancel.
@@ -169,7 +169,7 @@ class Wire:
             WireLoss: it answered, but not as the protocol says.
         """
         end = asyncio.get_running_loop().time() + deadline
-        link = await _within(end, Link.open(path, last_frame, identity, patient=True))
+        link = await _within(end, WireConnection.open(path, last_frame, identity, patient=True))
         try:
             await _within(end, link.welcomed())
         except Timeout:
@@ -181,7 +181,7 @@ class Wire:
             raise
         if link.first and link.first <= last_frame:
             link.close()
-            raise WireLoss(f"The kernel never sent frame {last_frame}; it is not the one it was.", violation=True)
+            raise WireLost(f"The kernel never sent frame {last_frame}; it is not the one it was.", violation=True)
         return cls(path, link, last_frame=link.first - 1 if link.first else last_frame, max_frame=max_frame)
 
     @staticmethod
@@ -209,15 +209,17 @@ class Wire:
         """The highest frame that was delivered."""
         return self._acked
 
-    def _adopt(self, link: Link) -> None:
+    def _adopt(self, link: WireConnection) -> None:
         self._link = link
         self._welcome = link.welcome
         self._owed = 0  # HELLO has told it
         self._parser.reset()
         if not self._raw:
             self._raw = link.take_pipes()
-        self._reader = Paced(self._loop, link.sock.fileno(), self._read)
-        self._raw_readers = [Paced(self._loop, pipe.fd, partial(self._read_raw, n)) for n, pipe in enumerate(self._raw)]
+        self._reader = CoalescingReader(self._loop, link.sock.fileno(), self._read)
+        self._raw_readers = [
+            CoalescingReader(self._loop, pipe.fd, partial(self._read_raw, n)) for n, pipe in enumerate(self._raw)
+        ]
 
     def start(self, deliver: Deliver, lost: Lost) -> None:
         """Begin to read.
@@ -273,8 +275,8 @@ class Wire:
             if batch and len(chunk) < SMALL and _mid_line(batch[-1]) and (more := self._receive()):
                 # A print is two writes; the line's end has most likely come meanwhile.
                 batch = frames.joined(batch, self._parser.feed(more))
-        except Violation as error:
-            self._lose(WireLoss(f"The kernel broke its protocol: {error}.", violation=True))
+        except WireViolation as error:
+            self._lose(WireLost(f"The kernel broke its protocol: {error}.", violation=True))
             return
         if self._parser.replies:
             for reply in self._parser.replies:
@@ -320,7 +322,7 @@ class Wire:
         for index, item in enumerate(batch):
             if requests:
                 requests.pop(item.parent, None)
-            if isinstance(item, Message):
+            if isinstance(item, KernelMessage):
                 self._only_text = False
                 if end < 0 and _ends_cell(item):
                     end = index
@@ -350,7 +352,7 @@ class Wire:
                 return
             except Exception:
                 log.exception("a batch from kernel %s could not be taken", self._path)
-                self._lose(WireLoss("The server failed on what the kernel sent; its log has the details."))
+                self._lose(WireLost("The server failed on what the kernel sent; its log has the details."))
                 return
         if self._parser.last > self._acked:
             self._acked = self._parser.last
@@ -538,7 +540,7 @@ class Wire:
             now = self._loop.time()
             if len(self._hang_ups) == MAX_HANG_UPS and now - self._hang_ups[0] < HANG_UP_SECONDS:
                 what = f"its connection ended more than {MAX_HANG_UPS} times in {HANG_UP_SECONDS:g} seconds"
-                self._lose(WireLoss(f"The kernel broke its protocol: {what}.", violation=True))
+                self._lose(WireLost(f"The kernel broke its protocol: {what}.", violation=True))
                 return
             self._hang_ups.append(now)
         if self._healing is not None:
@@ -547,9 +549,9 @@ class Wire:
 
     async def _heal(self) -> None:
         try:
-            link = await Link.open(self._path, self._parser.last, patient=False)
+            link = await WireConnection.open(self._path, self._parser.last, patient=False)
         except OSError:
-            self._lose(WireLoss(_GONE))
+            self._lose(WireLost(_GONE))
         else:
             await self._complete(link)
             await self._look_again()
@@ -561,16 +563,16 @@ class Wire:
             (await knock(self._path, patient=False)).close()
         except OSError:
             if self._lost is not None:
-                self._lose(WireLoss(_GONE))
+                self._lose(WireLost(_GONE))
 
-    async def _complete(self, link: Link) -> None:
+    async def _complete(self, link: WireConnection) -> None:
         """Wait, for as long as it takes, for WELCOME; go on where the last connection ended."""
         try:
             await link.welcomed()
         except asyncio.CancelledError:
             link.close()
             raise
-        except (Violation, OSError, EOFError) as error:
+        except (WireViolation, OSError, EOFError) as error:
             link.close()
             self._lose(_loss(error))
             return
@@ -578,7 +580,7 @@ class Wire:
         if link.first != self._parser.last + 1 or other:
             link.close()
             what = "handed over other pipes than before" if other else "does not go on where it ended"
-            self._lose(WireLoss(f"The kernel {what}.", violation=True))
+            self._lose(WireLost(f"The kernel {what}.", violation=True))
             return
         self._unwatch()
         self._adopt(link)
@@ -595,7 +597,7 @@ class Wire:
             rest, self._link.rest = bytes(self._link.rest), bytearray()
             self._feed(rest)
 
-    def _lose(self, loss: WireLoss) -> None:
+    def _lose(self, loss: WireLost) -> None:
         self._loss = loss
         self._disconnect()
         if not loss.violation:
@@ -628,10 +630,10 @@ class Wire:
 
 
 def _mid_line(item: Output) -> bool:
-    return isinstance(item, Text) and not item.text.endswith("\n")
+    return isinstance(item, StreamText) and not item.text.endswith("\n")
 
 
-def _ends_cell(item: Message) -> bool:
+def _ends_cell(item: KernelMessage) -> bool:
     if item.msg_type == "execute_reply":
         return True
     return item.msg_type == "status" and item.content.get("execution_state") == "idle"

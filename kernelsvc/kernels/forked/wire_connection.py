@@ -15,8 +15,8 @@ import msgspec
 
 from kernelsvc.kernels.forked import wire_parser as frames
 from kernelsvc.kernels.forked.reassembly import reassembly
-from kernelsvc.kernels.forked.stdio_pipe import RawPipe
-from kernelsvc.kernels.forked.wire_parser import HEADER, HELLO, Violation, Welcome
+from kernelsvc.kernels.forked.stdio_pipe import StdioPipe
+from kernelsvc.kernels.forked.wire_parser import HEADER, HELLO, Welcome, WireViolation
 from kernelsvc.linux.seqpacket import close_all, refuse_descriptors
 
 #: Seconds between attempts to connect: first, and at the most.
@@ -66,7 +66,7 @@ async def knock(path: str, *, patient: bool) -> socket.socket:
         pause = min(longest, pause * 2)
 
 
-class Link:
+class WireConnection:
     """One connected socket.
 
     Attributes:
@@ -82,11 +82,13 @@ class Link:
         self.welcome = Welcome(version=0)
         self.first = 0
         self.rest = bytearray()
-        self.pipes: list[RawPipe] = []
+        self.pipes: list[StdioPipe] = []
         self._dropped = False
 
     @classmethod
-    async def open(cls, path: str, last_frame: int, identity: dict[str, Any] | None = None, *, patient: bool) -> Link:
+    async def open(
+        cls, path: str, last_frame: int, identity: dict[str, Any] | None = None, *, patient: bool
+    ) -> WireConnection:
         """Connect and say HELLO. Safe to cancel.
 
         Raises:
@@ -116,11 +118,11 @@ class Link:
                 while not self._receive():
                     await self._readable()
         except TimeoutError:
-            raise Violation(f"WELCOME was not whole within {WELCOME_SECONDS:g} seconds") from None
+            raise WireViolation(f"WELCOME was not whole within {WELCOME_SECONDS:g} seconds") from None
 
     def _receive(self) -> bool:
         if self._dropped:
-            raise Violation("WELCOME was not whole when the memory for incomplete frames was full")
+            raise WireViolation("WELCOME was not whole when the memory for incomplete frames was full")
         try:
             data, fds, flags, _ = socket.recv_fds(self.sock, READ, PIPES, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
@@ -148,10 +150,10 @@ class Link:
         if flags & socket.MSG_CTRUNC and len(fds) < PIPES:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if flags & socket.MSG_CTRUNC or len(fds) != expected:
-            raise Violation(f"WELCOME did not come with {PIPES} descriptors")
+            raise WireViolation(f"WELCOME did not come with {PIPES} descriptors")
         if fds:
-            self.pipes.append(RawPipe(fds[0], "stdout"))
-            self.pipes.append(RawPipe(fds[1], "stderr"))
+            self.pipes.append(StdioPipe(fds[0], "stdout"))
+            self.pipes.append(StdioPipe(fds[1], "stderr"))
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
@@ -174,7 +176,7 @@ class Link:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)  # wakes that task
 
-    def take_pipes(self) -> list[RawPipe]:
+    def take_pipes(self) -> list[StdioPipe]:
         """Give the pipes to the caller, which closes them."""
         pipes, self.pipes = self.pipes, []
         return pipes

@@ -1,7 +1,7 @@
 """Frames from a kernel, checked and turned into what a session understands. Pure.
 
 Every byte was written by what the user ran. Whatever the wire's description does
-not allow ends in ``Violation``; the adapter then ends the kernel.
+not allow ends in ``WireViolation``; the adapter then ends the kernel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.kernels.port import Message, Output, Text
+from kernelsvc.kernels.port import KernelMessage, Output, StreamText
 from kernelsvc.protocol import jupyter
 
 VERSION = 1
@@ -37,7 +37,7 @@ _SIZE = HEADER.size
 _PLAIN = 5  # where header, parent header, metadata and content begin, and where the last ends
 
 
-class Violation(Exception):
+class WireViolation(Exception):
     """The kernel sent what it may not send."""
 
 
@@ -73,7 +73,7 @@ _header = msgspec.json.Decoder(_Header).decode
 _welcome = msgspec.json.Decoder(Welcome).decode
 
 
-class Parser:
+class WireParser:
     """Bytes in, outputs and replies out.
 
     What a kernel sends is looked at where it lies: nothing is copied but the texts and the parts of short messages.
@@ -100,7 +100,7 @@ class Parser:
         self._rest.clear()
 
     def feed(self, chunk: bytes) -> list[Output]:
-        """What the bytes read so far make whole. Text frames of one kind in a row become one ``Text``.
+        """What the bytes read so far make whole. Text frames of one kind in a row become one ``StreamText``.
 
         Raises:
             Violation: a frame that may not be. What came before it in this chunk is lost with it.
@@ -134,12 +134,12 @@ class Parser:
             self._check_length(kind, length)
             self._need = _SIZE + length
 
-    def _large_text(self, data: bytearray, number: int, end: int) -> Text:
+    def _large_text(self, data: bytearray, number: int, end: int) -> StreamText:
         if number != self.last + 1:
-            raise Violation(f"frame {number} came after frame {self.last}")
+            raise WireViolation(f"frame {number} came after frame {self.last}")
         at = _SIZE + 3 + int.from_bytes(data[_SIZE + 1 : _SIZE + 3], "little")
         if at > end:
-            raise Violation(f"a text frame of {end - _SIZE} bytes")
+            raise WireViolation(f"a text frame of {end - _SIZE} bytes")
         self.last = number
         with memoryview(data) as view, view[at:end] as said:
             return _text(bytes(data[_SIZE:at]), str(said, "utf-8", "replace"), number)
@@ -154,7 +154,7 @@ class Parser:
             if end > size:
                 self._check_length(kind, length)
                 if number != self.last + 1:
-                    raise Violation(f"frame {number} came after frame {self.last}")
+                    raise WireViolation(f"frame {number} came after frame {self.last}")
                 self._need = _SIZE + length
                 break
             if kind == STREAM:
@@ -184,10 +184,10 @@ class Parser:
             if kind != STREAM or end > size:
                 break
             if numbered != number + 1:
-                raise Violation(f"frame {numbered} came after frame {number}")
+                raise WireViolation(f"frame {numbered} came after frame {number}")
             text_at = start + 3 + int.from_bytes(data[start + 1 : start + 3], "little")
             if length > MAX_STREAM or text_at > end:
-                raise Violation(f"a text frame of {length} bytes")
+                raise WireViolation(f"a text frame of {length} bytes")
             if not prefix:
                 prefix = data[start:text_at]
             elif data[start:text_at] != prefix:
@@ -206,22 +206,22 @@ class Parser:
     def _check_length(self, kind: int, length: int) -> None:
         limit = self.max_frame if kind == MESSAGE else _LIMITS.get(kind)
         if limit is None:
-            raise Violation(f"a frame of kind {kind}")
+            raise WireViolation(f"a frame of kind {kind}")
         if length > limit:
-            raise Violation(f"a frame of {length} bytes where {limit} are allowed")
+            raise WireViolation(f"a frame of {length} bytes where {limit} are allowed")
 
     def _other(
         self, kind: int, number: int, data: bytes | bytearray, start: int, end: int, found: list[Output]
     ) -> None:
         if number != self.last + 1:
-            raise Violation(f"frame {number} came after frame {self.last}")
+            raise WireViolation(f"frame {number} came after frame {self.last}")
         try:
             if kind == MESSAGE:
                 found.append(message(data, start, end, number))
             else:
                 self.replies.append(_reply(data[start:end]))
         except BadRequest as error:
-            raise Violation(error.message) from None
+            raise WireViolation(error.message) from None
         self.last = number
 
 
@@ -251,9 +251,9 @@ def run(data: bytes, at: int, prefix: bytes, last: int) -> tuple[list[bytes], in
     return texts, at + sum(map(len, pieces)) + len(prefix) * len(pieces)
 
 
-def _text(prefix: bytes, text: str, number: int) -> Text:
+def _text(prefix: bytes, text: str, number: int) -> StreamText:
     name: Literal["stdout", "stderr"] = "stderr" if prefix[0] == 2 else "stdout"
-    return Text(name=name, text=text, parent=prefix[3:].decode("utf-8", "replace")[:MAX_ID], frame=number)
+    return StreamText(name=name, text=text, parent=prefix[3:].decode("utf-8", "replace")[:MAX_ID], frame=number)
 
 
 def joined(one: list[Output], two: list[Output]) -> list[Output]:
@@ -261,12 +261,16 @@ def joined(one: list[Output], two: list[Output]) -> list[Output]:
     if not one or not two:
         return one + two
     last, first = one[-1], two[0]
-    if isinstance(last, Text) and isinstance(first, Text) and (last.name, last.parent) == (first.name, first.parent):
+    if (
+        isinstance(last, StreamText)
+        and isinstance(first, StreamText)
+        and (last.name, last.parent) == (first.name, first.parent)
+    ):
         return [*one[:-1], msgspec.structs.replace(first, text=last.text + first.text), *two[1:]]
     return one + two
 
 
-def message(data: bytes | bytearray, start: int, end: int, number: int | None) -> Message:
+def message(data: bytes | bytearray, start: int, end: int, number: int | None) -> KernelMessage:
     """A MESSAGE frame's payload, ``data[start:end]``, decoded where it lies.
 
     Raises:
@@ -284,7 +288,7 @@ def message(data: bytes | bytearray, start: int, end: int, number: int | None) -
     msg_id, msg_type, parent_id = header.msg_id, header.msg_type, parent.msg_id
     if len(msg_id) > MAX_ID or len(msg_type) > MAX_ID or len(parent_id) > MAX_ID:
         raise BadRequest(f"an id longer than {MAX_ID}")
-    return Message(
+    return KernelMessage(
         channel=channel,
         msg_type=msg_type,
         parent=parent_id,
@@ -313,7 +317,7 @@ def welcome(data: bytearray) -> tuple[Welcome, int] | None:
         return None
     length, kind, number = _unpack(data)
     if kind != HELLO or length > MAX_ANSWER or not 0 < number < 1 << 63:
-        raise Violation("the first frame is not WELCOME")
+        raise WireViolation("the first frame is not WELCOME")
     if len(data) < _SIZE + length:
         return None
     payload = bytes(data[_SIZE : _SIZE + length])
@@ -321,7 +325,7 @@ def welcome(data: bytearray) -> tuple[Welcome, int] | None:
     try:
         said = _welcome(payload)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise Violation(f"a WELCOME that can't be read: {error}") from None
+        raise WireViolation(f"a WELCOME that can't be read: {error}") from None
     if said.version != VERSION:
-        raise Violation(f"version {said.version} of the wire; this server speaks {VERSION}")
+        raise WireViolation(f"version {said.version} of the wire; this server speaks {VERSION}")
     return said, number

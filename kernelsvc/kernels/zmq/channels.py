@@ -33,9 +33,9 @@ from typing import Literal
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from kernelsvc.kernels.port import Message
-from kernelsvc.kernels.zmq.messages import MAX_PARTS, Channel, Garbled, Key, decode
-from kernelsvc.kernels.zmq.metering_proxy import Relay
+from kernelsvc.kernels.port import KernelMessage
+from kernelsvc.kernels.zmq.messages import MAX_PARTS, Channel, HmacKey, InvalidMessage, decode
+from kernelsvc.kernels.zmq.metering_proxy import MeteringProxy
 
 #: Messages handled before the event loop gets its turn.
 SLICE_MESSAGES = 256
@@ -90,10 +90,10 @@ class Channels:
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         connection: Connection,
-        key: Key,
+        key: HmacKey,
         *,
         max_message_bytes: int,
-        on_messages: Callable[[list[Message]], None],
+        on_messages: Callable[[list[KernelMessage]], None],
         on_garbled: Callable[[str], None],
         on_lag: Callable[[bool], None],
         on_hangup: Callable[[], None],
@@ -109,7 +109,7 @@ class Channels:
         self._scheduled: asyncio.Handle | None = None
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._monitors: dict[Channel, zmq.Socket[bytes]] = {}
-        self._relays: dict[Channel, Relay] = {}
+        self._relays: dict[Channel, MeteringProxy] = {}
         self._hung_up: set[Channel] = set()
         for channel in ("iopub", "shell", "control", "stdin"):
             self._open(context, channel, connection)
@@ -130,7 +130,7 @@ class Channels:
             self._loop.add_reader(monitor.FD, self._wake)
         # The relay keeps the connection while the kernel starts, and libzmq must not lose patience meanwhile.
         socket.set(zmq.HANDSHAKE_IVL, 0)
-        relay = self._relays[channel] = Relay(connection.socket(channel), self._max, self._garbled)
+        relay = self._relays[channel] = MeteringProxy(connection.socket(channel), self._max, self._garbled)
         socket.connect(relay.url)
         self._sockets[channel] = socket
         self._loop.add_reader(socket.FD, self._wake)
@@ -178,14 +178,14 @@ class Channels:
 
     def _slice(self) -> bool:
         """Read and hand on one slice; whether all sockets are empty now."""
-        messages: list[Message] = []
+        messages: list[KernelMessage] = []
         room = SLICE_BYTES
         empty = True
         try:
             for channel, socket in self._sockets.items():
                 room = self._read(channel, socket, messages, room)
                 empty = empty and room > 0
-        except Garbled as error:
+        except InvalidMessage as error:
             self.close()
             self._on_messages(messages)
             self._on_garbled(str(error))
@@ -194,7 +194,7 @@ class Channels:
             self._on_messages(messages)
         return empty
 
-    def _read(self, channel: Channel, socket: zmq.Socket[bytes], messages: list[Message], room: int) -> int:
+    def _read(self, channel: Channel, socket: zmq.Socket[bytes], messages: list[KernelMessage], room: int) -> int:
         """Read one socket until it is empty or the slice is full; how many bytes may still come, 0 if it is full."""
         while room > 0 and len(messages) < SLICE_MESSAGES:
             try:
@@ -213,7 +213,7 @@ class Channels:
             part = socket.recv(zmq.NOBLOCK)
             size += len(part)
             if len(parts) >= MAX_PARTS or size > self._max:
-                raise Garbled(f"a message above {self._max} bytes or {MAX_PARTS} parts")
+                raise InvalidMessage(f"a message above {self._max} bytes or {MAX_PARTS} parts")
             parts.append(part)
         return parts, size
 

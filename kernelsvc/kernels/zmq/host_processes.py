@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import KernelsvcError, NotFound, TooLarge
-from kernelsvc.host.client import Found, HostClient
+from kernelsvc.host.client import HostClient, KernelHandle
 from kernelsvc.kernels.zmq.processes import ProcessRequest, Started
 from kernelsvc.model.exit_status import Exit, exit_of
 
@@ -41,7 +41,7 @@ class HostProcesses:
             raise
         return Started(found.pid, found.pidfd, found.sandbox)
 
-    async def _ask(self, request: ProcessRequest) -> Found:
+    async def _ask(self, request: ProcessRequest) -> KernelHandle:
         # Copies: a caller who is cancelled closes its own before the host has been reached.
         fds = [os.dup(fd) for fd in (request.stdin, request.stdout, request.stderr)]
         try:
@@ -59,7 +59,7 @@ class HostProcesses:
             for fd in fds:
                 os.close(fd)
 
-    async def _abandon(self, kernel: str, starting: asyncio.Future[Found]) -> None:
+    async def _abandon(self, kernel: str, starting: asyncio.Future[KernelHandle]) -> None:
         """End what a cancelled start may still bring; the host knows no kernel by name before it has begun."""
         with contextlib.suppress(KernelsvcError):
             os.close((await starting).pidfd)

@@ -2,8 +2,8 @@
 
 Theory of operation
 -------------------
-``Channels`` reads its sockets, ``RawOutput`` its descriptors 1 and 2;
-``Ordering`` puts both ends of a request after its outputs. ``Processes`` has
+``Channels`` reads its sockets, ``StdioFifos`` its descriptors 1 and 2;
+``ReplyOrdering`` puts both ends of a request after its outputs. ``Processes`` has
 its process.
 
 What a cold kernel can't do, since Jupyter's protocol has no acknowledgement:
@@ -40,11 +40,11 @@ from typing import Any, Literal
 import zmq
 
 from kernelsvc.errors import NotSupported
-from kernelsvc.kernels.port import Forked, Message, Output, Saved, Sink, StartRequest, Text
+from kernelsvc.kernels.port import ForkResult, KernelMessage, Output, SaveResult, Sink, StartRequest, StreamText
 from kernelsvc.kernels.zmq.channels import Channels, Sending
-from kernelsvc.kernels.zmq.messages import Ordering, encode, joined
+from kernelsvc.kernels.zmq.messages import ReplyOrdering, encode, joined
 from kernelsvc.kernels.zmq.processes import Processes, Started
-from kernelsvc.kernels.zmq.runtime_files import Place, RawOutput, Record, connection_of
+from kernelsvc.kernels.zmq.runtime_files import KernelRuntimeDir, StdioFifos, ZmqKernelRecord, connection_of
 from kernelsvc.model.events import KernelInfo
 from kernelsvc.model.exit_status import Cause, Exit
 
@@ -78,7 +78,7 @@ LEFT = "The cell asked for the end of the kernel, as exit() does in a kernel sta
 INTERRUPTED = ("KeyboardInterrupt", "The cell was interrupted before the kernel had begun it or as it ended.")
 
 
-class ColdKernel:
+class ZmqKernel:
     """A running cold kernel (``port.Kernel``)."""
 
     forkable = False
@@ -87,8 +87,8 @@ class ColdKernel:
 
     def __init__(
         self,
-        place: Place,
-        record: Record,
+        place: KernelRuntimeDir,
+        record: ZmqKernelRecord,
         started: Started,
         processes: Processes,
         sink: Sink,
@@ -103,12 +103,12 @@ class ColdKernel:
         self._processes, self._sink = processes, sink
         self._max = max_message_bytes
         self._loop = asyncio.get_running_loop()
-        self._order = Ordering()
+        self._order = ReplyOrdering()
         self._seen: set[str] = set()
         self._counter = itertools.count()
         self._ready = False
         self._audible = asyncio.Event()
-        self._answers: dict[str, asyncio.Future[Message]] = {}
+        self._answers: dict[str, asyncio.Future[KernelMessage]] = {}
         self._tail = ""
         self._refused: list[Output] | None = None
         self._later: list[Output] = []
@@ -133,7 +133,7 @@ class ColdKernel:
             on_lag=lambda lags: self._stop("lag", lags),
             on_hangup=self._on_hangup,
         )
-        self._raw = RawOutput(place, self._on_raw)
+        self._raw = StdioFifos(place, self._on_raw)
 
     # -- requests --------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ class ColdKernel:
         self._signal(signal.SIGKILL)  # even if there is no host now
         self._processes.signal(self._record.kernel, signal.SIGKILL, everyone=True)
 
-    def _ask(self, channel: Sending, msg_type: str, prefix: str) -> asyncio.Future[Message]:
+    def _ask(self, channel: Sending, msg_type: str, prefix: str) -> asyncio.Future[KernelMessage]:
         """Send a request of ours; its reply is the result."""
         msg_id = f"{prefix}-{next(self._counter)}"
         answer = self._answers[msg_id] = self._loop.create_future()
@@ -225,7 +225,7 @@ class ColdKernel:
 
     # -- what the kernel sends ---------------------------------------------------------------
 
-    def _on_messages(self, messages: list[Message]) -> None:
+    def _on_messages(self, messages: list[KernelMessage]) -> None:
         for message in messages:
             if message.channel == "iopub" and (message.msg_type == "iopub_welcome" or message.parent in self._answers):
                 self._audible.set()
@@ -235,14 +235,16 @@ class ColdKernel:
             return
         theirs = (m for m in messages if not m.parent.startswith(OURS) and not _is_noise(m))
         out = [o for o in self._order.arrange(theirs) if not self._is_end_of_leaving(o)]
-        end = next((i for i, m in enumerate(out) if isinstance(m, Message) and m.msg_type == "execute_reply"), None)
+        end = next(
+            (i for i, m in enumerate(out) if isinstance(m, KernelMessage) and m.msg_type == "execute_reply"), None
+        )
         if end is not None:  # what was written before the reply is in the FIFOs by now
-            out[end:end] = [Text(name=name, text=text) for name, text in self._raw.read_rest()]
+            out[end:end] = [StreamText(name=name, text=text) for name, text in self._raw.read_rest()]
         self._deliver(joined(out))
 
     def _is_end_of_leaving(self, output: Output) -> bool:
         """Whether this is an end of the cell that asked for the kernel's end, which is the process's to tell."""
-        if not isinstance(output, Message):
+        if not isinstance(output, KernelMessage):
             return False
         if self._leaving is None and output.msg_type == "execute_reply" and _asks_exit(output.content):
             self._leaving = output.parent
@@ -252,7 +254,7 @@ class ColdKernel:
 
     def _on_raw(self, name: Literal["stdout", "stderr"], text: str) -> None:
         if self._ready:
-            self._deliver([Text(name=name, text=text)])
+            self._deliver([StreamText(name=name, text=text)])
         else:
             self._tail = (self._tail + text)[-2000:]
 
@@ -362,7 +364,7 @@ class ColdKernel:
         self._processes.signal(self._record.kernel, signal.SIGCONT, everyone=True)
         self._begin()
         if left_open:
-            notes: list[Output] = [Text(name="stderr", text=LOST_OUTPUT, parent=i) for i in left_open]
+            notes: list[Output] = [StreamText(name="stderr", text=LOST_OUTPUT, parent=i) for i in left_open]
             self._loop.call_soon(self._deliver, notes)
             self._own(self._settle(left_open, LOST_END))
 
@@ -410,7 +412,7 @@ class ColdKernel:
         while True:
             await self._flowing.wait()
             await self._channels.read_rest()
-            rest: list[Output] = [Text(name=name, text=text) for name, text in self._raw.read_rest()]
+            rest: list[Output] = [StreamText(name=name, text=text) for name, text in self._raw.read_rest()]
             self._deliver(rest + [o for o in self._order.flush() if not self._is_end_of_leaving(o)])
             if self._flowing.is_set():
                 break
@@ -474,20 +476,22 @@ class ColdKernel:
         """See ``port.Kernel``; it has no branches."""
         return ""
 
-    async def fork(self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False) -> Forked:
+    async def fork(
+        self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False
+    ) -> ForkResult:
         """Not for cold kernels."""
         raise NotSupported("A cold kernel can't be forked; use a forked template for checkpoints and branches.")
 
-    async def save(self, fd: int) -> Saved:
+    async def save(self, fd: int) -> SaveResult:
         """Not for cold kernels."""
         raise NotSupported("A cold kernel's variables can't be saved; use a forked template to hibernate.")
 
-    async def load(self, fd: int, *, execution_count: int) -> Saved:
+    async def load(self, fd: int, *, execution_count: int) -> SaveResult:
         """Not for cold kernels."""
         raise NotSupported("A cold kernel's variables can't be loaded; use a forked template to hibernate.")
 
 
-def _is_noise(message: Message) -> bool:
+def _is_noise(message: KernelMessage) -> bool:
     """Whether it is about the kernel's own start."""
     return message.msg_type == "iopub_welcome" or (message.msg_type == "status" and not message.parent)
 
@@ -504,11 +508,11 @@ def _word(value: object) -> str:
     return value if isinstance(value, str) and re.fullmatch(r"[\w.+#-]{1,64}", value) else ""
 
 
-def _unheard_end(msg_id: str, name: str, text: str) -> tuple[Message, Message]:
+def _unheard_end(msg_id: str, name: str, text: str) -> tuple[KernelMessage, KernelMessage]:
     failed = {"status": "error", "ename": name, "evalue": text, "traceback": [f"{name}: {text}"]}
     return (
-        Message(channel="shell", msg_type="execute_reply", parent=msg_id, content=failed),
-        Message(channel="iopub", msg_type="status", parent=msg_id, content={"execution_state": "idle"}),
+        KernelMessage(channel="shell", msg_type="execute_reply", parent=msg_id, content=failed),
+        KernelMessage(channel="iopub", msg_type="status", parent=msg_id, content={"execution_state": "idle"}),
     )
 
 

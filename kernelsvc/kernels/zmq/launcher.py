@@ -2,7 +2,7 @@
 
 ``jupyter_client`` prepares the kernel (kernelspec, connection file, command
 line) and our provisioner has ``Processes`` start it, so that it is confined and
-outlives the server. ``ColdKernel`` is what then talks to it.
+outlives the server. ``ZmqKernel`` is what then talks to it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from kernelsvc.errors import Internal, KernelDead, NotFound, NotSupported, Timeo
 from kernelsvc.host.client import HostClient
 from kernelsvc.kernels.port import Kernel, Sink, StartRequest
 from kernelsvc.kernels.zmq.host_processes import HostProcesses
-from kernelsvc.kernels.zmq.kernel import MAX_MESSAGE_BYTES, ColdKernel
-from kernelsvc.kernels.zmq.processes import HostProvisioner, Manager, Processes, ProcessRequest, Started
-from kernelsvc.kernels.zmq.runtime_files import Place, Record
+from kernelsvc.kernels.zmq.kernel import MAX_MESSAGE_BYTES, ZmqKernel
+from kernelsvc.kernels.zmq.processes import HostProvisioner, Processes, ProcessRequest, Started, ZmqKernelManager
+from kernelsvc.kernels.zmq.runtime_files import KernelRuntimeDir, ZmqKernelRecord
 from kernelsvc.model.exit_status import Exit
 
 #: Seconds that a kernel may take to its first answer; R and Julia need several.
@@ -38,7 +38,7 @@ def list_kernelspecs() -> list[str]:
     return sorted(KernelSpecManager().find_kernel_specs())
 
 
-class ColdLauncher:
+class KernelspecLauncher:
     """Starts and adopts kernels of installed kernelspecs (``port.Launcher``); a template is a kernelspec's name.
 
     Args:
@@ -92,22 +92,22 @@ class ColdLauncher:
             known = ", ".join(self.list_kernelspecs())
             raise NotFound(f"There is no kernelspec {template!r}; installed are: {known}.") from None
 
-    async def start(self, request: StartRequest, sink: Sink) -> ColdKernel:
+    async def start(self, request: StartRequest, sink: Sink) -> ZmqKernel:
         """See ``port.Launcher``."""
         spec = self._spec(request.template)
         provisioner = spec.metadata.get("kernel_provisioner") or {}
         if provisioner.get("provisioner_name", LOCAL) != LOCAL:
             raise NotSupported(f"The kernelspec {request.template!r} brings its own provisioner; it can't be confined.")
-        place = Place(self._runtime, request.kernel)
+        place = KernelRuntimeDir(self._runtime, request.kernel)
         place.make()
-        kernel: ColdKernel | None = None
+        kernel: ZmqKernel | None = None
         manager = self._manager(request, place)
         try:
             with _kernel_fds(place) as fds:  # open until ours are: a FIFO that nobody holds forgets what it has
                 started = await self._launch(manager, request, place, fds)
                 record = _record(request.kernel, manager.get_connection_info(), spec)
                 place.write_record(record)
-                kernel = ColdKernel(place, record, started, self._processes, sink, max_message_bytes=self._max)
+                kernel = ZmqKernel(place, record, started, self._processes, sink, max_message_bytes=self._max)
             await self._get_ready(kernel)
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self._undo(request.kernel, place, kernel)))
@@ -118,8 +118,8 @@ class ColdLauncher:
         place.write_record(msgspec.structs.replace(record, language=info.language, python=info.python))
         return kernel
 
-    def _manager(self, request: StartRequest, place: Place) -> Manager:
-        return Manager(
+    def _manager(self, request: StartRequest, place: KernelRuntimeDir) -> ZmqKernelManager:
+        return ZmqKernelManager(
             kernel_name=request.template,
             kernel_spec_manager=self._specs,
             transport="ipc",
@@ -129,7 +129,7 @@ class ColdLauncher:
         )
 
     async def _launch(
-        self, manager: Manager, request: StartRequest, place: Place, fds: tuple[int, int, int]
+        self, manager: ZmqKernelManager, request: StartRequest, place: KernelRuntimeDir, fds: tuple[int, int, int]
     ) -> Started:
         prototype = ProcessRequest(
             kernel=request.kernel,
@@ -154,7 +154,7 @@ class ColdLauncher:
         assert provisioner.started is not None
         return provisioner.started
 
-    async def _get_ready(self, kernel: ColdKernel) -> None:
+    async def _get_ready(self, kernel: ZmqKernel) -> None:
         """Wait for readiness, for its end, or for the time to be over; whichever comes first."""
         ready = asyncio.ensure_future(kernel.wait_ready())
         died = asyncio.ensure_future(self._processes.wait_exit(kernel.info.id))
@@ -171,16 +171,16 @@ class ColdLauncher:
             ready.cancel()
             died.cancel()
 
-    async def _undo(self, name: str, place: Place, kernel: ColdKernel | None) -> None:
+    async def _undo(self, name: str, place: KernelRuntimeDir, kernel: ZmqKernel | None) -> None:
         if kernel is not None:
             await kernel.end()
         else:
             await self._processes.end(name)
             place.remove()
 
-    async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> ColdKernel | None:
+    async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> ZmqKernel | None:
         """See ``port.Launcher``. ``last_frame`` means nothing here: cold kernels don't number their frames."""
-        place = Place(self._runtime, request.kernel)
+        place = KernelRuntimeDir(self._runtime, request.kernel)
         record = place.read_record()
         started = await self._processes.find(request.kernel)
         if record is None or started is None or record.kernel != request.kernel:
@@ -189,7 +189,7 @@ class ColdLauncher:
             await self._processes.end(request.kernel)
             place.remove()
             return None
-        kernel = ColdKernel(place, record, started, self._processes, sink, max_message_bytes=self._max)
+        kernel = ZmqKernel(place, record, started, self._processes, sink, max_message_bytes=self._max)
         kernel.adopted()
         return kernel
 
@@ -206,7 +206,7 @@ class ColdLauncher:
 
 
 @contextlib.contextmanager
-def _kernel_fds(place: Place) -> Iterator[tuple[int, int, int]]:
+def _kernel_fds(place: KernelRuntimeDir) -> Iterator[tuple[int, int, int]]:
     """What becomes the kernel's stdin, stdout and stderr."""
     fds: list[int] = []
     try:
@@ -218,9 +218,9 @@ def _kernel_fds(place: Place) -> Iterator[tuple[int, int, int]]:
             os.close(fd)
 
 
-def _record(kernel: str, info: dict[str, Any], spec: KernelSpec) -> Record:
+def _record(kernel: str, info: dict[str, Any], spec: KernelSpec) -> ZmqKernelRecord:
     key = info["key"]
-    return Record(
+    return ZmqKernelRecord(
         kernel=kernel,
         key=key.decode() if isinstance(key, bytes) else str(key),
         scheme=str(info["signature_scheme"]),

@@ -1,12 +1,12 @@
 """Jupyter messages as ZMQ parts: reading, writing and putting in order. Pure.
 
 Everything that is read here was written by a hostile kernel. What is forged,
-oversized, truncated or not JSON raises ``Garbled`` and ends the kernel. What an
+oversized, truncated or not JSON raises ``InvalidMessage`` and ends the kernel. What an
 honest kernel may send though a strict reader refuses it (NaN, lone surrogates,
 integers beyond 64 bits: all from values that a user printed) is mended instead.
 
 Two sockets have no order between them, so a reply can overtake the outputs that
-were sent before it. ``Ordering`` holds the reply to an ``execute_request`` until
+were sent before it. ``ReplyOrdering`` holds the reply to an ``execute_request`` until
 the idle status of the same request has come, and idle until the reply has come.
 """
 
@@ -22,7 +22,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.kernels.port import Message, Output, Text
+from kernelsvc.kernels.port import KernelMessage, Output, StreamText
 from kernelsvc.protocol.jupyter import check_json
 
 Channel = Literal["shell", "control", "iopub", "stdin"]
@@ -35,7 +35,7 @@ MAX_PARTS = 512
 MAX_ROUTING = 8
 #: Longest identifier or message type.
 MAX_NAME = 512
-#: Characters of output that are joined into one ``Text``.
+#: Characters of output that are joined into one ``StreamText``.
 MAX_JOINED = 256 * 1024
 #: Requests whose reply is put in order at the same time; the server sends one cell at a time.
 MAX_TRACKED = 256
@@ -44,11 +44,11 @@ _OBJECT = msgspec.json.Decoder(dict)
 _INT_LOW, _INT_HIGH = -(1 << 63), (1 << 64) - 1
 
 
-class Garbled(Exception):
+class InvalidMessage(Exception):
     """The kernel broke the protocol; the text says how."""
 
 
-class Key:
+class HmacKey:
     """The key that both sides of a connection sign with."""
 
     def __init__(self, key: bytes, scheme: str = "hmac-sha256") -> None:
@@ -69,7 +69,7 @@ class Key:
 
 
 def encode(
-    key: Key,
+    key: HmacKey,
     session: str,
     msg_type: str,
     content: dict[str, Any],
@@ -111,23 +111,23 @@ class Packet(msgspec.Struct, frozen=True, kw_only=True):
     buffers: tuple[bytes, ...]
 
 
-def unpack(parts: Sequence[bytes], key: Key) -> Packet:
+def unpack(parts: Sequence[bytes], key: HmacKey) -> Packet:
     """Check a message's parts and read its JSON.
 
     Raises:
         Garbled: forged, truncated, too many parts, beyond the bounds, or not the JSON it should be.
     """
     if len(parts) > MAX_PARTS:
-        raise Garbled(f"a message of more than {MAX_PARTS} parts")
+        raise InvalidMessage(f"a message of more than {MAX_PARTS} parts")
     try:
         start = parts.index(DELIMITER, 0, MAX_ROUTING + 1) + 1
     except ValueError:
-        raise Garbled("a message without its delimiter") from None
+        raise InvalidMessage("a message without its delimiter") from None
     if len(parts) < start + 5:
-        raise Garbled("a truncated message")
+        raise InvalidMessage("a truncated message")
     body = parts[start + 1 : start + 5]
     if not hmac.compare_digest(key.sign(body), parts[start]):
-        raise Garbled("a message with a false signature")
+        raise InvalidMessage("a message with a false signature")
     header, parent, metadata, content = (_object(part) for part in body)
     return Packet(
         routing=list(parts[: start - 1]),
@@ -139,14 +139,14 @@ def unpack(parts: Sequence[bytes], key: Key) -> Packet:
     )
 
 
-def decode(channel: Channel, parts: Sequence[bytes], key: Key) -> Message:
+def decode(channel: Channel, parts: Sequence[bytes], key: HmacKey) -> KernelMessage:
     """One message from a kernel.
 
     Raises:
         Garbled: see ``unpack``; or its ids and type are not short texts.
     """
     packet = unpack(parts, key)
-    return Message(
+    return KernelMessage(
         channel=channel,
         msg_type=_name(packet.header.get("msg_type"), "msg_type"),
         msg_id=_name(packet.header.get("msg_id"), "msg_id"),
@@ -159,7 +159,7 @@ def decode(channel: Channel, parts: Sequence[bytes], key: Key) -> Message:
 
 def _name(value: object, what: str) -> str:
     if not isinstance(value, str) or len(value) > MAX_NAME:
-        raise Garbled(f"a message whose {what} is not a short text")
+        raise InvalidMessage(f"a message whose {what} is not a short text")
     return value
 
 
@@ -167,7 +167,7 @@ def _object(raw: bytes) -> dict[str, Any]:
     try:
         check_json(raw)
     except BadRequest as error:
-        raise Garbled(f"a message beyond the bounds: {error.message}") from None
+        raise InvalidMessage(f"a message beyond the bounds: {error.message}") from None
     try:
         return cast("dict[str, Any]", _OBJECT.decode(raw))
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -179,11 +179,11 @@ def _mended_object(raw: bytes) -> dict[str, Any]:
     try:
         value = json.loads(raw.decode("utf-8", "replace"), parse_constant=lambda _: None)
     except (ValueError, RecursionError):
-        raise Garbled("a message that is not JSON") from None
+        raise InvalidMessage("a message that is not JSON") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise Garbled("a message whose part is not a JSON object")
+        raise InvalidMessage("a message whose part is not a JSON object")
     return cast("dict[str, Any]", _mend(value))
 
 
@@ -220,11 +220,11 @@ def _without_surrogates(text: str) -> str:
 # --- order -----------------------------------------------------------------------------
 
 
-class Ordering:
+class ReplyOrdering:
     """Puts what the sockets brought into the order in which the kernel meant it."""
 
     def __init__(self) -> None:
-        self._open: dict[str, list[Message | None]] = {}
+        self._open: dict[str, list[KernelMessage | None]] = {}
 
     @property
     def open(self) -> list[str]:
@@ -236,7 +236,7 @@ class Ordering:
         if len(self._open) < MAX_TRACKED:
             self._open[msg_id] = [None, None]
 
-    def arrange(self, messages: Iterable[Message]) -> list[Output]:
+    def arrange(self, messages: Iterable[KernelMessage]) -> list[Output]:
         """What may be delivered now."""
         out: list[Output] = []
         for message in messages:
@@ -247,7 +247,7 @@ class Ordering:
                 continue
             waiting[slot] = message
             if None not in waiting:
-                out += cast("list[Message]", self._open.pop(message.parent))
+                out += cast("list[KernelMessage]", self._open.pop(message.parent))
         return out
 
     def answered(self, msg_id: str) -> bool:
@@ -255,7 +255,7 @@ class Ordering:
         waiting = self._open.get(msg_id)
         return waiting is not None and waiting[0] is not None
 
-    def close(self, msg_id: str) -> list[Message]:
+    def close(self, msg_id: str) -> list[KernelMessage]:
         """Stop waiting for this request and give what there is of its end."""
         return [m for m in self._open.pop(msg_id, []) if m is not None]
 
@@ -264,7 +264,7 @@ class Ordering:
         return [m for msg_id in list(self._open) for m in self.close(msg_id)]
 
 
-def _slot(message: Message) -> int | None:
+def _slot(message: KernelMessage) -> int | None:
     """0 for the end of a request on shell, 1 for its end on iopub, None for all else."""
     if message.channel == "shell" and message.msg_type == "execute_reply":
         return 0
@@ -272,27 +272,27 @@ def _slot(message: Message) -> int | None:
     return 1 if idle and message.channel == "iopub" else None
 
 
-def _output(message: Message) -> Output:
-    """A stream message as ``Text``, so that the session sees one shape whatever kernel it has."""
+def _output(message: KernelMessage) -> Output:
+    """A stream message as ``StreamText``, so that the session sees one shape whatever kernel it has."""
     content = message.content
     name, text = content.get("name"), content.get("text")
     is_text = message.msg_type == "stream" and message.channel == "iopub" and isinstance(text, str)
     if not is_text or name not in ("stdout", "stderr"):
         return message
-    return Text(name=name, text=cast("str", text), parent=message.parent)
+    return StreamText(name=name, text=cast("str", text), parent=message.parent)
 
 
 def joined(batch: Iterable[Output]) -> list[Output]:
     """The same output with neighbouring texts of one stream and one cell made one."""
     out: list[Output] = []
-    run: list[Text] = []
+    run: list[StreamText] = []
     size = 0
     for item in batch:
-        goes_on = run and isinstance(item, Text) and (item.name, item.parent) == (run[0].name, run[0].parent)
+        goes_on = run and isinstance(item, StreamText) and (item.name, item.parent) == (run[0].name, run[0].parent)
         if not goes_on or size >= MAX_JOINED:
             out += _one(run)
             run, size = [], 0
-        if isinstance(item, Text):
+        if isinstance(item, StreamText):
             run.append(item)
             size += len(item.text)
         else:
@@ -300,7 +300,7 @@ def joined(batch: Iterable[Output]) -> list[Output]:
     return out + _one(run)
 
 
-def _one(run: list[Text]) -> list[Output]:
+def _one(run: list[StreamText]) -> list[Output]:
     if len(run) <= 1:
         return list(run)
-    return [Text(name=run[0].name, text="".join(t.text for t in run), parent=run[0].parent)]
+    return [StreamText(name=run[0].name, text="".join(t.text for t in run), parent=run[0].parent)]

@@ -2,7 +2,7 @@
 
 libzmq keeps the parts of a message until the last one has come, and no option of it
 limits their sum: a program that speaks ZMTP by hand, and never says "last", would have
-this process hold whatever it sends. So libzmq connects to a ``Relay``, the relay
+this process hold whatever it sends. So libzmq connects to a ``MeteringProxy``, the relay
 to the kernel, and the relay reads the framing (ZMTP 3, https://rfc.zeromq.org/spec/23)
 of what the kernel sends: a message that grows beyond the bounds ends the connection
 before its next part is passed on. Nothing is kept here but one chunk for each
@@ -22,7 +22,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from kernelsvc.kernels.zmq.messages import MAX_PARTS, MAX_ROUTING, Garbled
+from kernelsvc.kernels.zmq.messages import MAX_PARTS, MAX_ROUTING, InvalidMessage
 from kernelsvc.linux.acceptor import Acceptor
 
 #: Bytes that are passed on at once.
@@ -39,7 +39,7 @@ _PARTS = MAX_PARTS + MAX_ROUTING
 _MOST_COMMAND = 64 * 1024
 
 
-class Meter:
+class ZmtpMeter:
     """Reads one direction of a ZMTP connection, in pieces of any size, and keeps none of it.
 
     Args:
@@ -76,7 +76,7 @@ class Meter:
         head = self._head
         if not self._greeted:
             if head[0] != 0xFF or head[9] != 0x7F or head[10] < 3:
-                raise Garbled("no ZMTP of version 3")
+                raise InvalidMessage("no ZMTP of version 3")
             self._greeted = True
         elif len(head) == 1:
             self._want = 9 if head[0] & _LONG else 2
@@ -89,12 +89,12 @@ class Meter:
     def _count(self, flags: int, size: int) -> None:
         if flags & _COMMAND:
             if size > _MOST_COMMAND:
-                raise Garbled(f"a command above {_MOST_COMMAND} bytes")
+                raise InvalidMessage(f"a command above {_MOST_COMMAND} bytes")
         else:
             self._size += size
             self._parts += 1
             if self._size > self._most or self._parts > _PARTS:
-                raise Garbled(f"a message above {self._most} bytes or {MAX_PARTS} parts")
+                raise InvalidMessage(f"a message above {self._most} bytes or {MAX_PARTS} parts")
             if not flags & _MORE:
                 self._size = self._parts = 0
         self._skip = size
@@ -140,7 +140,7 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 _runner = _Runner()
 
 
-class Relay:
+class MeteringProxy:
     """One socket of a kernel, metered. Made and closed on the server's event loop; works in a thread.
 
     Args:
@@ -202,7 +202,7 @@ class Relay:
 
     async def _serve(self, ours: socket.socket) -> None:
         with ours, await self._reach() as kernel:
-            down = self._loop.create_task(self._pump(kernel, ours, Meter(self._most)))
+            down = self._loop.create_task(self._pump(kernel, ours, ZmtpMeter(self._most)))
             up = self._loop.create_task(self._pump(ours, kernel, None))
             # What libzmq has let go of ends it all; what a kernel that is gone has left is still passed on.
             up.add_done_callback(lambda done: down.cancel() if not done.cancelled() and done.result() else None)
@@ -212,7 +212,7 @@ class Relay:
                 for way in (up, down):
                     way.cancel()
                 await asyncio.wait([up, down])
-            if not down.cancelled() and isinstance(error := down.exception(), Garbled):
+            if not down.cancelled() and isinstance(error := down.exception(), InvalidMessage):
                 self._garbled(str(error))
 
     async def _reach(self) -> socket.socket:
@@ -227,7 +227,7 @@ class Relay:
             else:
                 return kernel
 
-    async def _pump(self, source: socket.socket, target: socket.socket, meter: Meter | None) -> bool:
+    async def _pump(self, source: socket.socket, target: socket.socket, meter: ZmtpMeter | None) -> bool:
         """Pass on until one of the two ends; whether it was the source."""
         with contextlib.suppress(OSError):
             while data := await self._loop.sock_recv(source, CHUNK):

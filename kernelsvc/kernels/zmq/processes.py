@@ -255,7 +255,7 @@ class HostProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         """Nothing: ``ColdKernel.end`` removes what was made."""
 
 
-class Manager(AsyncKernelManager):  # type: ignore[misc]
+class ZmqKernelManager(AsyncKernelManager):  # type: ignore[misc]
     """Prepares and launches; ``Channels`` does the talking, so it opens no socket of its own."""
 
     def _connect_control_socket(self) -> None:

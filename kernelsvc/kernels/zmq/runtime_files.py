@@ -31,7 +31,7 @@ import msgspec
 
 from kernelsvc.errors import Internal
 from kernelsvc.kernels.zmq.channels import Connection
-from kernelsvc.kernels.zmq.messages import Key
+from kernelsvc.kernels.zmq.messages import HmacKey
 
 #: Longest path of a socket.
 MAX_SOCKET_PATH = 107
@@ -67,7 +67,7 @@ else:
 StreamName = Literal["stdout", "stderr"]
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class ZmqKernelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What another server needs to go on with a kernel."""
 
     kernel: str
@@ -80,7 +80,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     python: str = ""
 
 
-class Place:
+class KernelRuntimeDir:
     """The files of one kernel. Nothing is made until ``make``."""
 
     def __init__(self, runtime: Path, kernel: str) -> None:
@@ -130,7 +130,7 @@ class Place:
         """The server's end of it. The caller closes it."""
         return os.open(self.root / name.removeprefix("std"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def write_record(self, record: Record) -> None:
+    def write_record(self, record: ZmqKernelRecord) -> None:
         """Keep what another server needs. It holds the key: mode 0600."""
         path = self.root / "kernel.json"
         fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -140,10 +140,10 @@ class Place:
             os.close(fd)
         os.replace(f"{path}.new", path)
 
-    def read_record(self) -> Record | None:
+    def read_record(self) -> ZmqKernelRecord | None:
         """What an earlier server kept, or None."""
         try:
-            return msgspec.json.decode((self.root / "kernel.json").read_bytes(), type=Record)
+            return msgspec.json.decode((self.root / "kernel.json").read_bytes(), type=ZmqKernelRecord)
         except (OSError, msgspec.DecodeError):
             return None
 
@@ -165,19 +165,19 @@ class Place:
             return []
 
 
-def connection_of(place: Place, record: Record) -> tuple[Connection, Key]:
+def connection_of(place: KernelRuntimeDir, record: ZmqKernelRecord) -> tuple[Connection, HmacKey]:
     """Where the kernel's sockets are, from the server's own copy, and the key."""
     ports: dict[Any, int] = dict(record.ports)
     return (
         Connection(path=place.socket_prefix, ports=ports, identity=record.identity),
-        Key(record.key.encode(), record.scheme),
+        HmacKey(record.key.encode(), record.scheme),
     )
 
 
-class RawOutput:
+class StdioFifos:
     """Reads what C code and subprocesses write to descriptors 1 and 2. Owns its descriptors."""
 
-    def __init__(self, place: Place, on_text: Callable[[StreamName, str], None]) -> None:
+    def __init__(self, place: KernelRuntimeDir, on_text: Callable[[StreamName, str], None]) -> None:
         self._on_text = on_text
         self._loop = asyncio.get_running_loop()
         names: tuple[StreamName, ...] = ("stdout", "stderr")

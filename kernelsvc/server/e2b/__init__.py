@@ -15,7 +15,7 @@ from typing import Any
 from kernelsvc.server.e2b import control_plane as control
 from kernelsvc.server.e2b import files as transfer
 from kernelsvc.server.e2b import filesystem, health, interpreter, process
-from kernelsvc.server.e2b.directory_watch import Watchers
+from kernelsvc.server.e2b.directory_watch import WatcherRegistry
 
 #: The modules whose routes this door has.
 MODULES: tuple[Any, ...] = (control, interpreter, process, filesystem, transfer, health)
@@ -27,7 +27,7 @@ def routes(shared: dict[str, Any]) -> list[Any]:
     Args:
         shared: what every handler is initialised with.
     """
-    watchers = Watchers()
+    watchers = WatcherRegistry()
     shared["context"].closers.append(watchers.stop)
     shared = {**shared, "watchers": watchers}
     return [(path, handler, shared) for module in MODULES for path, handler in module.ROUTES]

@@ -22,9 +22,9 @@ from kernelsvc.errors import (
     NotSupported,
     QuotaExceeded,
 )
-from kernelsvc.model.objects import CellRequest, Session, SessionState
+from kernelsvc.model.objects import CellRequest, SessionInfo, SessionState
 from kernelsvc.server.e2b import models
-from kernelsvc.server.e2b.directory_watch import Watchers
+from kernelsvc.server.e2b.directory_watch import WatcherRegistry
 from kernelsvc.server.e2b.handler import E2bHandler
 
 #: Sandboxes that one listing looks through, and shows on one page.
@@ -38,9 +38,9 @@ _PER_LOOK = 1000
 class ControlHandler(E2bHandler):
     """Base: the caller's sandboxes."""
 
-    def opened(self) -> list[Session]:
+    def opened(self) -> list[SessionInfo]:
         """The caller's open sessions, in no order."""
-        found: dict[str, Session] = {}
+        found: dict[str, SessionInfo] = {}
         for state in _OPEN:
             page: str | None = None
             while len(found) < MAX_LISTED:
@@ -50,7 +50,7 @@ class ControlHandler(E2bHandler):
                     break
         return [*found.values()]
 
-    def find(self, sandbox: str) -> Session:
+    def find(self, sandbox: str) -> SessionInfo:
         """An open sandbox of the caller's.
 
         Raises:
@@ -62,7 +62,7 @@ class ControlHandler(E2bHandler):
                 return found
         raise NotFound(f"sandbox {sandbox!r} was not found; it may have ended. Create another.")
 
-    def find_snapshot(self, name: str) -> Session | None:
+    def find_snapshot(self, name: str) -> SessionInfo | None:
         """A snapshot by its id or, the newest, by its name."""
         with contextlib.suppress(NotFound):
             found = self.context.service.get(self.who, name)
@@ -90,11 +90,11 @@ class ControlHandler(E2bHandler):
         """The query; the last value of what is there more than once."""
         return {name: self.decode_argument(values[-1], name) for name, values in self.request.query_arguments.items()}
 
-    def lease(self, session: Session, seconds: float, **more: Any) -> Session:
+    def lease(self, session: SessionInfo, seconds: float, **more: Any) -> SessionInfo:
         """Give a sandbox time."""
         return self.context.service.leases.grant(self.who, session.id, seconds, **more)
 
-    def shown(self, session: Session) -> dict[str, Any]:
+    def shown(self, session: SessionInfo) -> dict[str, Any]:
         """Return a sandbox with its secrets.
 
         Raises:
@@ -102,7 +102,7 @@ class ControlHandler(E2bHandler):
         """
         return models.access_model(session, *models.secrets_of(self.context.service.access, self.who, session.id))
 
-    async def branched(self, session: Session, count: int, labels: dict[str, str]) -> list[Session]:
+    async def branched(self, session: SessionInfo, count: int, labels: dict[str, str]) -> list[SessionInfo]:
         """Branches of a session; one that sleeps is woken first.
 
         Raises:
@@ -138,7 +138,7 @@ class SandboxesHandler(ControlHandler):
         session = self.lease(session, seconds, then="pause" if wanted.autoPause else "close")
         self.answer(self.shown(session), 201)
 
-    async def _made(self, wanted: models.NewSandbox) -> Session:
+    async def _made(self, wanted: models.NewSandbox) -> SessionInfo:
         service = self.context.service
         templates = [str(each["name"]) for each in service.templates()]
         try:
@@ -151,7 +151,7 @@ class SandboxesHandler(ControlHandler):
         key = self.request.headers.get("Idempotency-Key")
         return await service.create(self.who, models.request_of(wanted, template, key))
 
-    async def _made_from(self, snapshot: Session, wanted: models.NewSandbox) -> Session:
+    async def _made_from(self, snapshot: SessionInfo, wanted: models.NewSandbox) -> SessionInfo:
         (made,) = await self.branched(snapshot, 1, models.labels(wanted) | models.no_snapshot())
         if wanted.envVars:
             await self.context.service.surroundings.change(self.who, made.id, wanted.envVars)
@@ -196,7 +196,7 @@ class TimeoutHandler(ControlHandler):
 class PauseHandler(ControlHandler):
     """``/sandboxes/{id}/pause``."""
 
-    watchers: Watchers
+    watchers: WatcherRegistry
 
     async def post(self, sandbox: str) -> None:
         """Pause it: 409 if it is paused already."""

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import AtCapacity, KernelsvcError, NotFound, QuotaExceeded
-from kernelsvc.linux.rooted_dir import MAX_DEPTH, TEMPORARY, Directory, explained
+from kernelsvc.linux.rooted_dir import MAX_DEPTH, TEMPORARY, RootedDirectory, explained
 from kernelsvc.server.e2b import paths
 
 #: Directories of one watcher, and events of one that wait to be taken.
@@ -52,7 +52,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 Parts = tuple[bytes, ...]
 
 
-class Happened(msgspec.Struct, frozen=True):
+class FileEvent(msgspec.Struct, frozen=True):
     """An event: its kind, the file, and whether that is a directory."""
 
     kind: str
@@ -108,7 +108,7 @@ class Pending:
         return self.take()
 
 
-class Watcher(Pending):
+class DirectoryWatcher(Pending):
     """Watches one directory, with or without what is below it.
 
     Args:
@@ -118,7 +118,7 @@ class Watcher(Pending):
         include_entry: whether an event describes its file.
     """
 
-    def __init__(self, directory: Directory, top: Parts, *, recursive: bool, include_entry: bool) -> None:
+    def __init__(self, directory: RootedDirectory, top: Parts, *, recursive: bool, include_entry: bool) -> None:
         super().__init__()
         self._directory, self._top = directory, top
         self._recursive, self._include_entry = recursive, include_entry
@@ -196,9 +196,9 @@ class Watcher(Pending):
             elif not mask & _OVERFLOW and parts is not None and name:
                 bits = mask | _MODIFY if mask & _MOVED_TO and cookie in uploads else mask
                 for kind in (kind for bit, kind in _KINDS.items() if bits & bit):
-                    self._happened(Happened(kind, (*parts, name), bool(mask & _ISDIR)))
+                    self._happened(FileEvent(kind, (*parts, name), bool(mask & _ISDIR)))
 
-    def _happened(self, event: Happened) -> None:
+    def _happened(self, event: FileEvent) -> None:
         if self._recursive and event.directory and event.kind == "EVENT_TYPE_CREATE":
             self._add(event.parts)
         name = b"/".join(event.parts[len(self._top) :]).decode("utf-8", "replace")
@@ -209,7 +209,7 @@ class Watcher(Pending):
         self.happened(said)
 
 
-class Watchers:
+class WatcherRegistry:
     """Those that are asked for their events from time to time, by sandbox and id."""
 
     def __init__(self) -> None:

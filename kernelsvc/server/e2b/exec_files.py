@@ -39,7 +39,7 @@ _PUT = _PARENT + 'cp -- "$1" "$2"; status=$?; rm -f -- "$1"; exit $status'
 _KINDS = {"f": "FILE_TYPE_FILE", "d": "FILE_TYPE_DIRECTORY", "l": "FILE_TYPE_SYMLINK"}
 
 
-class Elsewhere:
+class ExecFiles:
     """The files of one sandbox that lie outside its home; paths are absolute.
 
     Args:

@@ -23,7 +23,7 @@ from kernelsvc.server.e2b.exec_files import OURS
 if TYPE_CHECKING:
     from kernelsvc.service import ServiceApi
     from kernelsvc.service.programs import Program
-    from kernelsvc.service.programs import Watcher as Reader
+    from kernelsvc.service.programs import ProgramOutput as Reader
 
 #: Seconds until it must watch, and the longest line that it may say.
 BEGIN_SECONDS, MAX_LINE = 10.0, 64 * 1024
@@ -43,7 +43,7 @@ class _Said(msgspec.Struct):
     entry: _Described | None = None
 
 
-class WatcherElsewhere(Pending):
+class ExecWatcher(Pending):
     """Watches one directory from inside. Made by ``watch_elsewhere``.
 
     Args:
@@ -112,7 +112,7 @@ def _why(status: int | None, top: str) -> KernelsvcError:
 
 async def watch_elsewhere(
     service: ServiceApi, who: Principal, sandbox: str, path: str, *, recursive: bool, include_entry: bool
-) -> WatcherElsewhere:
+) -> ExecWatcher:
     """Watch a directory outside the home directory. Safe to cancel: nothing goes on.
 
     Args:
@@ -128,7 +128,7 @@ async def watch_elsewhere(
     """
     argv = ["python3", "-I", "-S", "-", path, str(int(recursive)), str(int(include_entry))]
     program, reader = await service.programs.start(who, sandbox, argv, tag=OURS)
-    watcher = WatcherElsewhere(program, reader, path)
+    watcher = ExecWatcher(program, reader, path)
     try:
         program.process.write(resources.files("kernelsvc.guest").joinpath("inotify_agent.py").read_bytes())
         program.process.close_input()

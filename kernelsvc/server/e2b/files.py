@@ -19,7 +19,7 @@ from kernelsvc.protocol import e2b
 from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.protocol.multipart import Ended, Form, Part, Piece, boundary_of
 from kernelsvc.server.e2b import metadata, paths
-from kernelsvc.server.e2b.exec_files import Elsewhere, spare
+from kernelsvc.server.e2b.exec_files import ExecFiles, spare
 from kernelsvc.server.e2b.handler import SandboxHandler
 from kernelsvc.server.native.files import FileHandler
 
@@ -103,8 +103,8 @@ class FilesHandler(SandboxHandler, FileHandler):
             with contextlib.suppress(KernelsvcError), self._directory() as directory:
                 directory.delete(copy, recursive=False)
 
-    def _elsewhere(self) -> Elsewhere:
-        return Elsewhere(self.context.service, self.who, self.sandbox)
+    def _elsewhere(self) -> ExecFiles:
+        return ExecFiles(self.context.service, self.who, self.sandbox)
 
     async def head(self, session: str = "", path: str = "") -> None:
         """What GET would say, without the body."""

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound
-from kernelsvc.linux.rooted_dir import Directory, kind_of
+from kernelsvc.linux.rooted_dir import RootedDirectory, kind_of
 from kernelsvc.protocol import e2b
 from kernelsvc.server.e2b import paths
 from kernelsvc.server.e2b.connect_rpc import AlreadyThere, RpcHandler
-from kernelsvc.server.e2b.directory_watch import Watcher, Watchers
-from kernelsvc.server.e2b.exec_files import Elsewhere
+from kernelsvc.server.e2b.directory_watch import DirectoryWatcher, WatcherRegistry
+from kernelsvc.server.e2b.exec_files import ExecFiles
 from kernelsvc.server.e2b.exec_watch import watch_elsewhere
 
 T = TypeVar("T")
@@ -28,14 +28,14 @@ T = TypeVar("T")
 MAX_ENTRIES = 10_000
 
 
-class Place(msgspec.Struct, kw_only=True):
+class PathRequest(msgspec.Struct, kw_only=True):
     """``Stat``, ``MakeDir``, ``Remove``, ``ListDir``."""
 
     path: str = ""
     depth: int = 1
 
 
-class Change(msgspec.Struct, kw_only=True):
+class MoveRequest(msgspec.Struct, kw_only=True):
     """``Move``."""
 
     source: str
@@ -61,13 +61,13 @@ class FilesystemHandler(RpcHandler):
 
     route = "/filesystem.Filesystem"
     port = e2b.FILES_PORT
-    watchers: Watchers
+    watchers: WatcherRegistry
 
-    def directory(self) -> Directory:
+    def directory(self) -> RootedDirectory:
         """The session's directory; the caller closes it."""
-        return Directory(self.context.service.files_dir(self.who, self.sandbox))
+        return RootedDirectory(self.context.service.files_dir(self.who, self.sandbox))
 
-    async def within(self, work: Callable[[Directory], T]) -> T:
+    async def within(self, work: Callable[[RootedDirectory], T]) -> T:
         """Do something in the directory, in a thread: it may take long."""
 
         def act() -> T:
@@ -76,9 +76,9 @@ class FilesystemHandler(RpcHandler):
 
         return await self.while_connected(asyncio.to_thread(act))
 
-    def elsewhere(self) -> Elsewhere:
+    def elsewhere(self) -> ExecFiles:
         """What lies outside the home directory."""
-        return Elsewhere(self.context.service, self.who, self.sandbox)
+        return ExecFiles(self.context.service, self.who, self.sandbox)
 
     def changed(self, op: str, parts: tuple[bytes, ...], **more: Any) -> None:
         """Put a change on record."""
@@ -91,7 +91,7 @@ class StatHandler(FilesystemHandler):
 
     async def post(self) -> None:
         """What a name is."""
-        path = self.message(Place).path
+        path = self.message(PathRequest).path
         if paths.is_elsewhere(path):
             self.answer({"entry": await self.while_connected(self.elsewhere().look(paths.absolute(path)))})
             return
@@ -104,7 +104,7 @@ class ListDirHandler(FilesystemHandler):
 
     async def post(self) -> None:
         """What lies in a directory, as deep as is asked for."""
-        wanted = self.message(Place)
+        wanted = self.message(PathRequest)
         if wanted.depth < 0:
             raise BadRequest("depth must be 1 or more.")
         if paths.is_elsewhere(wanted.path):
@@ -117,7 +117,7 @@ class ListDirHandler(FilesystemHandler):
         self.answer({"entries": await self.within(lambda directory: _tree(directory, parts, deepest))})
 
 
-def _tree(directory: Directory, top: tuple[bytes, ...], deepest: int) -> list[dict[str, Any]]:
+def _tree(directory: RootedDirectory, top: tuple[bytes, ...], deepest: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     pending = [top]
     while pending and len(found) < MAX_ENTRIES:
@@ -144,7 +144,7 @@ class MakeDirHandler(FilesystemHandler):
 
     async def post(self) -> None:
         """Make a directory, and those on its way."""
-        path = self.message(Place).path
+        path = self.message(PathRequest).path
         if paths.is_elsewhere(path):
             await self._make_elsewhere(paths.absolute(path))
             return
@@ -159,7 +159,7 @@ class MakeDirHandler(FilesystemHandler):
         self.answer({"entry": await self.while_connected(self.elsewhere().look(path))})
 
 
-def _make(directory: Directory, parts: tuple[bytes, ...]) -> dict[str, Any]:
+def _make(directory: RootedDirectory, parts: tuple[bytes, ...]) -> dict[str, Any]:
     try:
         info, _ = directory.look(parts)
     except NotFound:
@@ -175,7 +175,7 @@ class MoveHandler(FilesystemHandler):
 
     async def post(self) -> None:
         """Give a file or a directory another name."""
-        wanted = self.message(Change)
+        wanted = self.message(MoveRequest)
         if paths.is_elsewhere(wanted.source) or paths.is_elsewhere(wanted.destination):
             await self._move_elsewhere(paths.absolute(wanted.source), paths.absolute(wanted.destination))
             return
@@ -183,7 +183,7 @@ class MoveHandler(FilesystemHandler):
         if not source or not target:
             raise BadRequest("The home directory itself can't be moved or replaced.")
 
-        def act(directory: Directory) -> dict[str, Any]:
+        def act(directory: RootedDirectory) -> dict[str, Any]:
             directory.move(source, target)
             return paths.entry(directory, target)
 
@@ -203,7 +203,7 @@ class RemoveHandler(FilesystemHandler):
 
     async def post(self) -> None:
         """Remove a file, or a directory with all that is in it."""
-        path = self.message(Place).path
+        path = self.message(PathRequest).path
         if paths.is_elsewhere(path):
             await self.while_connected(self.elsewhere().remove(paths.absolute(path)))
             self.answer({})
@@ -232,7 +232,7 @@ class WatchingHandler(FilesystemHandler):
         how = {"recursive": wanted.recursive, "include_entry": wanted.include_entry}
         if not paths.is_elsewhere(wanted.path):
             parts = paths.parts_of(wanted.path)
-            return self.watchers.keep(self.sandbox, lambda: Watcher(self.directory(), parts, **how))
+            return self.watchers.keep(self.sandbox, lambda: DirectoryWatcher(self.directory(), parts, **how))
         place = paths.absolute(wanted.path)
         made = await watch_elsewhere(self.context.service, self.who, self.sandbox, place, **how)
         try:

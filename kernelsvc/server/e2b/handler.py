@@ -18,7 +18,7 @@ import msgspec
 from tornado.web import HTTPError
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, Unauthenticated
-from kernelsvc.model.objects import Scope, Session, SessionState
+from kernelsvc.model.objects import Scope, SessionInfo, SessionState
 from kernelsvc.protocol import e2b
 from kernelsvc.server import auth
 from kernelsvc.server.e2b import models
@@ -42,7 +42,7 @@ ALLOWED_HEADERS = (
 )
 
 
-class NoSandbox(HTTPError):
+class SandboxNotFound(HTTPError):
     """The sandbox is not there, or does not listen: 502, as the proxy in front of E2B's sandboxes says it."""
 
     def __init__(self, said: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ class E2bHandler(ApiHandler):
 
     def shape(self, raised: BaseException, known: KernelsvcError, status: int) -> dict[str, Any]:
         """The body of an error's answer."""
-        if isinstance(raised, NoSandbox):
+        if isinstance(raised, SandboxNotFound):
             return raised.said
         message = known.message.encode("utf-8", "replace").decode()
         return {"code": connect_code(status) if self.words else status, "message": message}
@@ -168,7 +168,7 @@ class SandboxHandler(E2bHandler):
             self.identify(sandbox)
             self.recognise(self.who)
         except NotFound:
-            raise NoSandbox(e2b.gone(sandbox or "")) from None
+            raise SandboxNotFound(e2b.gone(sandbox or "")) from None
         self.auth_scope("run")
         self.require_running(port)
 
@@ -215,7 +215,7 @@ class SandboxHandler(E2bHandler):
         given = self.request.query_arguments.get(name)
         return given[-1].decode("utf-8", "surrogateescape") if given else None
 
-    def require_running(self, port: int | None) -> Session:
+    def require_running(self, port: int | None) -> SessionInfo:
         """The sandbox's session.
 
         Raises:
@@ -224,17 +224,17 @@ class SandboxHandler(E2bHandler):
         try:
             session = self.context.service.get(self.who, self.sandbox)
         except NotFound:
-            raise NoSandbox(e2b.gone(self.sandbox)) from None
+            raise SandboxNotFound(e2b.gone(self.sandbox)) from None
         if session.state is SessionState.CLOSED or not models.is_sandbox(session):
-            raise NoSandbox(e2b.gone(self.sandbox))
+            raise SandboxNotFound(e2b.gone(self.sandbox))
         if session.paused:
             session = self._resumed(session)
         if port is not None and port != self.port:
-            raise NoSandbox(e2b.closed_port(self.sandbox, port))
+            raise SandboxNotFound(e2b.closed_port(self.sandbox, port))
         return session
 
-    def _resumed(self, session: Session) -> Session:
+    def _resumed(self, session: SessionInfo) -> SessionInfo:
         """A paused sandbox, running again if it was made so that whoever wants it resumes it."""
         if models.RESUMES not in session.labels:
-            raise NoSandbox(e2b.gone(self.sandbox))
+            raise SandboxNotFound(e2b.gone(self.sandbox))
         return self.context.service.leases.grant(self.who, session.id, models.DEFAULT_SECONDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernelsvc.model.objects import Session
+from kernelsvc.model.objects import SessionInfo
 from kernelsvc.protocol import e2b
 from kernelsvc.server.e2b.handler import SandboxHandler
 
@@ -15,7 +15,7 @@ class HealthHandler(SandboxHandler):
     purposes = (e2b.ENVD, e2b.TRAFFIC)
     asked_port: int | None = None
 
-    def require_running(self, port: int | None) -> Session:
+    def require_running(self, port: int | None) -> SessionInfo:
         """Any of the two ports is as well as the other."""
         self.asked_port = port
         return super().require_running(None if port == e2b.INTERPRETER_PORT else port)

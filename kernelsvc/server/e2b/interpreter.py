@@ -17,7 +17,7 @@ import msgspec
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, NotSupported
 from kernelsvc.model import events as ev
-from kernelsvc.model.objects import Cell, CellRequest, Principal, Session, SessionRequest
+from kernelsvc.model.objects import Cell, CellRequest, Principal, SessionInfo, SessionRequest
 from kernelsvc.protocol import e2b
 from kernelsvc.protocol import e2b_results as results
 from kernelsvc.server.e2b import models
@@ -82,12 +82,12 @@ class InterpreterHandler(SandboxHandler):
         except msgspec.ValidationError as error:
             raise BadRequest(f"The body can't be read: {error}.") from None
 
-    def contexts(self) -> list[Session]:
+    def contexts(self) -> list[SessionInfo]:
         """The sandbox's contexts, the first one first."""
         service = self.context.service
         return [service.get(self.who, self.sandbox), *service.leases.beside(self.who, self.sandbox)]
 
-    def find(self, context: str) -> Session:
+    def find(self, context: str) -> SessionInfo:
         """A context by its id.
 
         Raises:
@@ -116,7 +116,7 @@ class InterpreterHandler(SandboxHandler):
             "Who runs this server can install a Jupyter kernel for it."
         )
 
-    async def new_context(self, language: str, cwd: str | None, *, default: bool = False) -> Session:
+    async def new_context(self, language: str, cwd: str | None, *, default: bool = False) -> SessionInfo:
         """A further context.
 
         Args:
@@ -144,7 +144,7 @@ class InterpreterHandler(SandboxHandler):
         return made
 
 
-def context_model(session: Session) -> dict[str, str]:
+def context_model(session: SessionInfo) -> dict[str, str]:
     """A context as E2B's clients read it."""
     labels = session.labels if session.beside else {}
     return {

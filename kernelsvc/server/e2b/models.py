@@ -19,8 +19,8 @@ import msgspec
 from kernelsvc.errors import BadRequest, NotFound, NotSupported
 from kernelsvc.model.hash_chain import seconds_of
 from kernelsvc.model.limits import LimitsRequest, MiB
-from kernelsvc.model.objects import Principal, Session, SessionRequest
-from kernelsvc.model.usage_history import Sample
+from kernelsvc.model.objects import Principal, SessionInfo, SessionRequest
+from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.protocol import e2b
 
 #: Labels of this door.
@@ -141,22 +141,22 @@ def labels(wanted: NewSandbox) -> dict[str, str]:
     return found
 
 
-def metadata(session: Session) -> dict[str, str]:
+def metadata(session: SessionInfo) -> dict[str, str]:
     """The metadata of a sandbox."""
     return {name: value for name, value in session.labels.items() if not name.startswith(OWN)}
 
 
-def is_sandbox(session: Session) -> bool:
+def is_sandbox(session: SessionInfo) -> bool:
     """Whether this session is a sandbox of its own: no further context, and no snapshot."""
     return session.beside is None and not is_snapshot(session)
 
 
-def is_snapshot(session: Session) -> bool:
+def is_snapshot(session: SessionInfo) -> bool:
     """Whether this session only keeps another one's state."""
     return bool(session.labels.get(SNAPSHOT))
 
 
-def snapshot_name(session: Session) -> str:
+def snapshot_name(session: SessionInfo) -> str:
     """A snapshot's name, empty for none."""
     name = session.labels.get(SNAPSHOT, "")
     return "" if name == _UNNAMED else name
@@ -177,7 +177,7 @@ def no_snapshot() -> dict[str, str]:
     return {SNAPSHOT: ""}
 
 
-def snapshot_fits(session: Session, asked: Mapping[str, str]) -> bool:
+def snapshot_fits(session: SessionInfo, asked: Mapping[str, str]) -> bool:
     """Whether a snapshot is what a listing asks for."""
     source, name = asked.get("sandboxID"), asked.get("name", "").partition(":")[0]
     return source in (None, "", session.labels.get(SOURCE)) and name in ("", session.id, snapshot_name(session))
@@ -186,12 +186,12 @@ def snapshot_fits(session: Session, asked: Mapping[str, str]) -> bool:
 # --- what is shown ----------------------------------------------------------------------
 
 
-def template_shown(session: Session) -> str:
+def template_shown(session: SessionInfo) -> str:
     """The name of its template, as the client gave it."""
     return session.labels.get(TEMPLATE, session.template)
 
 
-def access_model(session: Session, envd: str, traffic: str) -> dict[str, Any]:
+def access_model(session: SessionInfo, envd: str, traffic: str) -> dict[str, Any]:
     """The answer to ``create`` and ``connect``.
 
     Args:
@@ -210,7 +210,7 @@ def access_model(session: Session, envd: str, traffic: str) -> dict[str, Any]:
     }
 
 
-def model(session: Session) -> dict[str, Any]:
+def model(session: SessionInfo) -> dict[str, Any]:
     """A sandbox in a listing."""
     limits = session.limits
     return {
@@ -229,7 +229,7 @@ def model(session: Session) -> dict[str, Any]:
     }
 
 
-def detail_model(session: Session, envd: str | None) -> dict[str, Any]:
+def detail_model(session: SessionInfo, envd: str | None) -> dict[str, Any]:
     """``GET /sandboxes/{id}``.
 
     Args:
@@ -264,14 +264,14 @@ def moment(asked: Mapping[str, str], name: str, otherwise: int) -> int:
     return int(text)
 
 
-def metric_models(session: Session, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+def metric_models(session: SessionInfo, samples: Sequence[UsageSample]) -> list[dict[str, Any]]:
     """What a sandbox used; of the CPU, the share between a sample and the one before it.
 
     Args:
         session: the sandbox.
         samples: the oldest first.
     """
-    before = Sample(seconds_of(session.created_at, 0.0), 0.0, 0, 0)
+    before = UsageSample(seconds_of(session.created_at, 0.0), 0.0, 0, 0)
     found = []
     for sample in samples:
         spent, passed = sample.cpu_seconds - before.cpu_seconds, max(1.0, sample.at - before.at)
@@ -280,7 +280,7 @@ def metric_models(session: Session, samples: Sequence[Sample]) -> list[dict[str,
     return found
 
 
-def _metric_model(session: Session, sample: Sample, busy: float) -> dict[str, Any]:
+def _metric_model(session: SessionInfo, sample: UsageSample, busy: float) -> dict[str, Any]:
     return {
         "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(sample.at)),
         "timestampUnix": int(sample.at),
@@ -294,7 +294,7 @@ def _metric_model(session: Session, sample: Sample, busy: float) -> dict[str, An
     }
 
 
-def cpus(session: Session) -> int:
+def cpus(session: SessionInfo) -> int:
     """Processors of a sandbox, as a whole number."""
     return max(1, round(session.limits.cpu_cores or len(os.sched_getaffinity(0))))
 
@@ -303,7 +303,7 @@ def _machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def snapshot_model(session: Session) -> dict[str, Any]:
+def snapshot_model(session: SessionInfo) -> dict[str, Any]:
     """A snapshot."""
     name = snapshot_name(session)
     return {"snapshotID": session.id, "names": [name] if name else []}
@@ -317,7 +317,7 @@ def wanted_metadata(text: str) -> dict[str, str]:
     return {unquote(name): unquote(value) for name, value in parse_qsl(text, keep_blank_values=True)}
 
 
-def fits(session: Session, asked: Mapping[str, str]) -> bool:
+def fits(session: SessionInfo, asked: Mapping[str, str]) -> bool:
     """Whether a sandbox is what a listing asks for.
 
     Args:
@@ -341,7 +341,7 @@ def fits(session: Session, asked: Mapping[str, str]) -> bool:
     return metadata(session).items() >= wanted_metadata(asked.get("metadata", "")).items()
 
 
-def page(found: Sequence[Session], asked: Mapping[str, str], most: int) -> tuple[list[Session], str | None]:
+def page(found: Sequence[SessionInfo], asked: Mapping[str, str], most: int) -> tuple[list[SessionInfo], str | None]:
     """One page of a listing, and the next one's name.
 
     The name is a position among the sandboxes, not a count: those that are made or
@@ -373,11 +373,11 @@ def _limit(text: str | None, most: int) -> int:
     return int(text)
 
 
-def _place(session: Session) -> tuple[str, str]:
+def _place(session: SessionInfo) -> tuple[str, str]:
     return session.created_at, session.id
 
 
-def _encode_place(session: Session) -> str:
+def _encode_place(session: SessionInfo) -> str:
     return base64.urlsafe_b64encode(json.dumps(_place(session)).encode()).decode().rstrip("=")
 
 

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.linux.rooted_dir import Directory, parse_path
+from kernelsvc.linux.rooted_dir import RootedDirectory, parse_path
 from kernelsvc.server.e2b import metadata
 
 #: The session's directory as its cells see it.
@@ -69,7 +69,7 @@ def path_of(parts: tuple[bytes, ...]) -> str:
     return "/".join([HOME, *(part.decode("utf-8", "replace") for part in parts)])
 
 
-def entry(directory: Directory, parts: tuple[bytes, ...]) -> dict[str, Any]:
+def entry(directory: RootedDirectory, parts: tuple[bytes, ...]) -> dict[str, Any]:
     """What E2B's clients are told of what lies somewhere below the home directory.
 
     Raises:

@@ -19,7 +19,7 @@ from kernelsvc.protocol import connect
 from kernelsvc.server.e2b.connect_rpc import RpcHandler
 from kernelsvc.server.e2b.exec_files import OURS
 from kernelsvc.server.e2b.models import HOME
-from kernelsvc.service.programs import Program, Watcher
+from kernelsvc.service.programs import Program, ProgramOutput
 
 _SIGNALS = {"SIGNAL_SIGTERM": signal.SIGTERM, "SIGNAL_SIGKILL": signal.SIGKILL, 15: signal.SIGTERM, 9: signal.SIGKILL}
 _DEFAULT_SIZE = (80, 24)
@@ -70,7 +70,7 @@ class Input(msgspec.Struct, kw_only=True):
     pty: str | None = None
 
 
-class About(msgspec.Struct, kw_only=True):
+class ProcessCall(msgspec.Struct, kw_only=True):
     """Every call but ``Start`` and ``List``: a program, and what is asked of it."""
 
     process: Selector = msgspec.field(default_factory=Selector)
@@ -120,7 +120,7 @@ class SendInputHandler(ProcessHandler):
 
     async def post(self) -> None:
         """Give it something to read."""
-        wanted = self.message(About)
+        wanted = self.message(ProcessCall)
         self.give(self.find(wanted.process), wanted.input)
         self.answer({})
 
@@ -130,7 +130,7 @@ class CloseStdinHandler(ProcessHandler):
 
     async def post(self) -> None:
         """There is no more to read."""
-        self.find(self.message(About).process).process.close_input()
+        self.find(self.message(ProcessCall).process).process.close_input()
         self.answer({})
 
 
@@ -139,7 +139,7 @@ class SendSignalHandler(ProcessHandler):
 
     async def post(self) -> None:
         """Signal it, and what it started."""
-        wanted = self.message(About)
+        wanted = self.message(ProcessCall)
         program = self.find(wanted.process)
         number = _SIGNALS.get(wanted.signal or 0)
         if number is None:
@@ -153,7 +153,7 @@ class UpdateHandler(ProcessHandler):
 
     async def post(self) -> None:
         """Its terminal has another size."""
-        wanted = self.message(About)
+        wanted = self.message(ProcessCall)
         program = self.find(wanted.process)
         if wanted.pty is not None:
             program.process.resize(wanted.pty.size.cols, wanted.pty.size.rows)
@@ -163,7 +163,7 @@ class UpdateHandler(ProcessHandler):
 class StreamHandler(ProcessHandler):
     """Base of what tells of a program."""
 
-    async def tell(self, program: Program, watcher: Watcher) -> None:
+    async def tell(self, program: Program, watcher: ProgramOutput) -> None:
         """Send what a program writes until it has ended."""
         try:
             await self._say({"start": {"pid": program.pid}})
@@ -173,7 +173,7 @@ class StreamHandler(ProcessHandler):
             program.leave(watcher)
         await self._say({"end": _end(program)})
 
-    async def _next(self, watcher: Watcher) -> dict[str, Any] | None:
+    async def _next(self, watcher: ProgramOutput) -> dict[str, Any] | None:
         try:
             async with asyncio.timeout(self.pause()):
                 piece = await watcher.next()
@@ -219,7 +219,7 @@ class ConnectHandler(StreamHandler):
         await self.stream(self._tell())
 
     async def _tell(self) -> None:
-        program = self.find(self.message(About).process)
+        program = self.find(self.message(ProcessCall).process)
         await self.tell(program, program.watch())
 
 
@@ -262,9 +262,9 @@ class StreamInputHandler(ProcessHandler):
         await self.send_message({})
 
 
-def _converted(value: object) -> About:
+def _converted(value: object) -> ProcessCall:
     try:
-        return msgspec.convert(value, About)
+        return msgspec.convert(value, ProcessCall)
     except msgspec.ValidationError as error:
         raise BadRequest(f"The message can't be read: {error}.") from None
 

@@ -30,7 +30,15 @@ from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.protocol import jupyter
 from kernelsvc.protocol.jupyter import JupyterMessage
 from kernelsvc.server.handler import as_error
-from kernelsvc.server.jupyter.event_translator import KEPT, Replay, failure, joined, kept_header, make, portions
+from kernelsvc.server.jupyter.event_translator import (
+    KEPT,
+    EventTranslator,
+    failure,
+    joined,
+    kept_header,
+    make,
+    portions,
+)
 from kernelsvc.server.jupyter.handlers import find, token_of
 from kernelsvc.server.native.websocket import CHUNK_BYTES, ApiSocket, Gone
 
@@ -187,7 +195,7 @@ class ChannelsSocket(ApiSocket):
 
     async def _pump(self, subscription: Any) -> None:
         service = self.context.service
-        replay = Replay(self.session, lambda cell: service.cell(self.who, self.session, cell))
+        replay = EventTranslator(self.session, lambda cell: service.cell(self.who, self.session, cell))
         try:
             while lines := await subscription.next():
                 await self._tell_events(replay, lines)
@@ -204,7 +212,7 @@ class ChannelsSocket(ApiSocket):
         finally:
             subscription.close()
 
-    async def _tell_events(self, replay: Replay, lines: Iterable[bytes]) -> None:
+    async def _tell_events(self, replay: EventTranslator, lines: Iterable[bytes]) -> None:
         for portion in portions(lines, CHUNK_BYTES, self._breaks):
             seq = portion[-1].seq
             messages = (m for event in joined(portion) for m in replay.messages(event) if self._is_for_us(m))

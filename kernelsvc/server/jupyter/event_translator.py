@@ -147,7 +147,7 @@ def _whole(first: ev.Stream, texts: list[str]) -> Event:
     return first if len(texts) == 1 else replace(first, text="".join(texts))
 
 
-class Replay:
+class EventTranslator:
     """Turns one session's events into messages, in order, for one socket."""
 
     def __init__(self, session: str, look_up: Callable[[str], Cell]) -> None:

@@ -11,9 +11,9 @@ from tornado.web import RequestHandler
 
 from kernelsvc import __version__
 from kernelsvc.errors import BadRequest, NotFound
-from kernelsvc.model.objects import Session, SessionRequest, SessionState
+from kernelsvc.model.objects import SessionInfo, SessionRequest, SessionState
 from kernelsvc.protocol.jupyter import parse_json
-from kernelsvc.server.handler import ApiHandler, Door
+from kernelsvc.server.handler import ApiHandler, BaseHandler
 from kernelsvc.server.jupyter import models
 
 #: Sessions in one listing.
@@ -33,12 +33,12 @@ def token_of(handler: RequestHandler) -> str | None:
     return given[-1].decode("utf-8", "replace") if given else None
 
 
-def connections(handler: Door, session: str) -> int:
+def connections(handler: BaseHandler, session: str) -> int:
     """How many sockets of this door are open on a session."""
     return sum(getattr(socket, "session", None) == session for socket in handler.context.sockets)
 
 
-def find(handler: Door, kernel: str) -> Session:
+def find(handler: BaseHandler, kernel: str) -> SessionInfo:
     """The open session behind a kernel's id.
 
     Raises:
@@ -78,9 +78,9 @@ class JupyterHandler(ApiHandler):
             raise BadRequest("The body must be a JSON object.")
         return value or {}
 
-    def open_sessions(self) -> list[Session]:
+    def open_sessions(self) -> list[SessionInfo]:
         """The caller's open sessions, newest first."""
-        found: dict[str, Session] = {}
+        found: dict[str, SessionInfo] = {}
         for state in _OPEN:
             page: str | None = None
             while len(found) < MAX_LISTED:
@@ -90,7 +90,7 @@ class JupyterHandler(ApiHandler):
                     break
         return sorted(found.values(), key=lambda each: each.created_at, reverse=True)
 
-    async def create(self, template: object, env: object, **more: Any) -> Session:
+    async def create(self, template: object, env: object, **more: Any) -> SessionInfo:
         """A new session for a client that asks for a kernel.
 
         Raises:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from kernelsvc.model.objects import Session, SessionState
+from kernelsvc.model.objects import SessionInfo, SessionState
 
 #: jupyter_server routes only ids with the shape of a UUID. "ksvc" in hexadecimal, and version 8: a custom one.
 _UUID = "6b737663-0000-8000-"
@@ -49,7 +49,7 @@ def session_id(kernel: str) -> str:
     return "s_" + kernel.removeprefix(_UUID).replace("-", "")
 
 
-def kernel_model(session: Session, connections: int = 0) -> dict[str, Any]:
+def kernel_model(session: SessionInfo, connections: int = 0) -> dict[str, Any]:
     """``/api/kernels/{id}``."""
     return {
         "id": kernel_id(session.id),
@@ -60,7 +60,7 @@ def kernel_model(session: Session, connections: int = 0) -> dict[str, Any]:
     }
 
 
-def session_model(session: Session, connections: int = 0) -> dict[str, Any]:
+def session_model(session: SessionInfo, connections: int = 0) -> dict[str, Any]:
     """``/api/sessions/{id}``; a session and its kernel have one id."""
     path = session.labels.get(PATH, session.name or session.id)
     name = session.name or path.rpartition("/")[2]

@@ -17,24 +17,24 @@ from urllib.parse import unquote, urlsplit
 
 from kernelsvc.errors import Forbidden
 from kernelsvc.server import auth
-from kernelsvc.server.handler import ApiHandler, Context
+from kernelsvc.server.handler import ApiHandler, ServerContext
 
 if TYPE_CHECKING:
-    from kernelsvc.server.mcp.asgi_bridge import Exchange, Serving
+    from kernelsvc.server.mcp.asgi_bridge import Exchange, McpService
 
 #: Where a token may stand that a host can send in no other way.
 PREFIX = r"(?:/t/[^/]+)?"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-class Place:
+class McpServiceHolder:
     """Where an application's MCP server is, once somebody has asked for it."""
 
     def __init__(self) -> None:
-        self._serving: Serving | None = None
+        self._serving: McpService | None = None
         self._making = asyncio.Lock()
 
-    async def serving(self, context: Context) -> Serving:
+    async def serving(self, context: ServerContext) -> McpService:
         """The server, started by the first call. Safe to cancel: the next call begins anew."""
         async with self._making:
             if self._serving is None:
@@ -49,7 +49,7 @@ class McpHandler(ApiHandler):
 
     transport = "mcp"
     route = "/mcp"
-    place: Place
+    place: McpServiceHolder
     _exchange: Exchange | None = None
 
     def token(self) -> str | None:
@@ -118,4 +118,4 @@ def routes(shared: dict[str, Any]) -> list[Any]:
     Args:
         shared: what every handler is initialised with.
     """
-    return [(rf"{PREFIX}/mcp/?", McpHandler, {**shared, "place": Place()})]
+    return [(rf"{PREFIX}/mcp/?", McpHandler, {**shared, "place": McpServiceHolder()})]

@@ -20,12 +20,12 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from tornado.iostream import StreamClosedError
 
 from kernelsvc.model.objects import Principal
-from kernelsvc.server.handler import Context
+from kernelsvc.server.handler import ServerContext
 from kernelsvc.server.mcp import server
-from kernelsvc.server.mcp.event_store import Backlog, Line, current
-from kernelsvc.server.mcp.tool_backend import ServiceDesk
-from kernelsvc.tools import Desk, Toolbox
-from kernelsvc.tools.session_resolver import Memory
+from kernelsvc.server.mcp.event_store import McpSession, MemoryEventStore, current
+from kernelsvc.server.mcp.tool_backend import ServiceToolBackend
+from kernelsvc.tools import ToolBackend, Toolbox
+from kernelsvc.tools.session_resolver import CallerState
 
 if TYPE_CHECKING:
     from kernelsvc.server.mcp import McpHandler
@@ -39,14 +39,14 @@ IDLE_SECONDS = 3600.0
 _WHO = "kernelsvc.principal"
 
 
-class Serving:
+class McpService:
     """The MCP server of one Tornado application."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._memories: OrderedDict[tuple[str, str], Memory] = OrderedDict()
-        self._lines: OrderedDict[str, Line] = OrderedDict()
-        self._backlog = Backlog()
+        self._memories: OrderedDict[tuple[str, str], CallerState] = OrderedDict()
+        self._lines: OrderedDict[str, McpSession] = OrderedDict()
+        self._backlog = MemoryEventStore()
         self._manager = StreamableHTTPSessionManager(
             server.make_server(self._find),
             event_store=self._backlog,
@@ -73,7 +73,7 @@ class Serving:
         """Serve one request."""
         await asyncio.shield(self._ready)
         given = exchange.handler.request.headers.get(SESSION_HEADER)
-        line = (self._lines.get(given) if given is not None else None) or Line()
+        line = (self._lines.get(given) if given is not None else None) or McpSession()
         current.set(line)
         # Known before the answer's first byte leaves: the client may send its next request at once.
         exchange.on_opened = lambda opened: self._learn(opened, line)
@@ -81,20 +81,20 @@ class Serving:
         if exchange.handler.request.method == "DELETE" and self._lines.pop(given or "", None) is not None:
             self._backlog.forget(line)
 
-    def _learn(self, opened: str, line: Line) -> None:
+    def _learn(self, opened: str, line: McpSession) -> None:
         self._lines.setdefault(opened, line)
         while len(self._lines) > MAX_CLIENTS * 2:
             self._backlog.forget(self._lines.popitem(last=False)[1])
 
-    def _find(self, ctx: server.Context) -> tuple[Toolbox, Desk]:
+    def _find(self, ctx: server.Context) -> tuple[Toolbox, ToolBackend]:
         request = ctx.request
         if request is None:
             raise RuntimeError("a request without HTTP around it")
         who: Principal = request.scope[_WHO]
-        desk = ServiceDesk(self._context, who)
+        desk = ServiceToolBackend(self._context, who)
         return Toolbox(desk, self._memory(who, request.headers.get(SESSION_HEADER), ctx)), desk
 
-    def _memory(self, who: Principal, connection: str | None, ctx: server.Context) -> Memory:
+    def _memory(self, who: Principal, connection: str | None, ctx: server.Context) -> CallerState:
         """What this caller's earlier calls remember: by connection, or where there is none, by the client's name."""
         client = ctx.session.client_params
         name = client.client_info.name[:64] if client is not None and client.client_info else ""
@@ -102,7 +102,7 @@ class Serving:
         memory = self._memories.pop((who.name, key), None)
         if memory is None:
             digest = hashlib.sha256(f"{who.name}\0{key}".encode()).hexdigest()[:24]
-            memory = Memory(f"mcp.{digest}", f"MCP: {name}" if name else "MCP")
+            memory = CallerState(f"mcp.{digest}", f"MCP: {name}" if name else "MCP")
         self._memories[who.name, key] = memory
         while len(self._memories) > MAX_MEMORIES:
             self._memories.popitem(last=False)

@@ -1,7 +1,7 @@
 """What was sent on MCP's event streams, kept so that a client that lost one gets what it missed.
 
 The SDK names a stream by the request's id alone, which two clients may share.
-Each MCP session therefore has a ``Line`` of its own, which the handler puts
+Each MCP session therefore has a ``McpSession`` of its own, which the handler puts
 into the context of its requests (tasks started there inherit it): an event is
 kept under its line, and replayed to that line only.
 """
@@ -19,22 +19,22 @@ from msgspec import Struct
 MAX_BYTES, MAX_EVENTS = 64 * 1024 * 1024, 100_000
 
 
-class Line:
+class McpSession:
     """One MCP session, as an owner of events."""
 
 
 class _Kept(Struct, frozen=True):
-    line: Line
+    line: McpSession
     stream: str
     message: JSONRPCMessage | None
     size: int
 
 
 #: Whose events are being sent or asked for.
-current: ContextVar[Line] = ContextVar("mcp line")
+current: ContextVar[McpSession] = ContextVar("mcp line")
 
 
-class Backlog(EventStore):
+class MemoryEventStore(EventStore):
     """Events in memory, bounded; a server that starts again has none, and its clients begin anew."""
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_events: int = MAX_EVENTS) -> None:
@@ -65,7 +65,7 @@ class Backlog(EventStore):
                 await send_callback(EventMessage(kept.message, str(number)))
         return known.stream
 
-    def forget(self, line: Line) -> None:
+    def forget(self, line: McpSession) -> None:
         """Drop what a client that has left was sent."""
         for number in [number for number, kept in self._kept.items() if kept.line is line]:
             self._bytes -= self._kept.pop(number).size

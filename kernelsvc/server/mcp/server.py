@@ -23,14 +23,14 @@ from kernelsvc.model.objects import SessionState
 from kernelsvc.protocol.jsonrpc import SessionPage
 from kernelsvc.server.mcp.prompts import PROMPTS, filled
 from kernelsvc.server.mcp.subscriptions import Subscriptions
-from kernelsvc.tools import TOOLS, Desk, Link, Outcome, Picture, Text, Tool, Toolbox
+from kernelsvc.tools import TOOLS, ImageContent, ResourceLink, TextContent, Tool, ToolBackend, Toolbox, ToolResult
 from kernelsvc.tools.definitions import INSTRUCTIONS
 from kernelsvc.tools.schema import input_schema, output_schema
 from kernelsvc.tools.toolbox import MIME, notebook_uri
 
 Context = ServerRequestContext[Any, Any]
 #: The toolbox and the desk of whoever sent a request.
-Find = Callable[[Context], tuple[Toolbox, Desk]]
+Find = Callable[[Context], tuple[Toolbox, ToolBackend]]
 
 #: Bytes of a resource in one answer.
 MAX_RESOURCE = 16 * 1024 * 1024
@@ -162,7 +162,7 @@ class _Handlers:
         fitting = [name for name in names if name.startswith(params.argument.value)][:MAX_SUGGESTED]
         return types.CompleteResult(completion=types.Completion(values=fitting, total=len(fitting), has_more=False))
 
-    async def _asked(self, ctx: Context, ask: Callable[[Desk], Awaitable[Any]]) -> Any:
+    async def _asked(self, ctx: Context, ask: Callable[[ToolBackend], Awaitable[Any]]) -> Any:
         try:
             return await ask(self._find(ctx)[1])
         except KernelsvcError as error:
@@ -210,21 +210,21 @@ def _reporter(ctx: Context) -> Callable[[float, str], Awaitable[None]] | None:
     return report
 
 
-def call_result(outcome: Outcome) -> types.CallToolResult:
+def call_result(outcome: ToolResult) -> types.CallToolResult:
     """An outcome on the wire."""
     content: list[types.ContentBlock] = []
     for part in outcome.parts:
         match part:
-            case Text(text=text):
+            case TextContent(text=text):
                 content.append(types.TextContent(text=text))
-            case Picture(mime=mime, data=data):
+            case ImageContent(mime=mime, data=data):
                 content.append(types.ImageContent(data=base64.b64encode(data).decode(), mime_type=mime))
-            case Link():
+            case ResourceLink():
                 content.append(types.ResourceLink(uri=part.uri, name=part.name, mime_type=part.mime, size=part.size))
     return types.CallToolResult(content=content, structured_content=outcome.facts, is_error=outcome.failed)
 
 
-async def _resource(desk: Desk, session: str, rest: str, uri: str) -> tuple[bytes, str | None]:
+async def _resource(desk: ToolBackend, session: str, rest: str, uri: str) -> tuple[bytes, str | None]:
     kind, _, path = rest.partition("/")
     stem, _, format = kind.rpartition(".")
     if stem == "notebook" and format in MIME and not path:

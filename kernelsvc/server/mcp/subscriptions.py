@@ -21,9 +21,9 @@ from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, Res
 from mcp.shared.exceptions import MCPError
 
 from kernelsvc.errors import KernelsvcError, NotFound
-from kernelsvc.model.objects import Session, SessionState
+from kernelsvc.model.objects import SessionInfo, SessionState
 from kernelsvc.protocol.jsonrpc import SessionPage
-from kernelsvc.tools import Desk
+from kernelsvc.tools import ToolBackend
 
 Context: TypeAlias = ServerRequestContext[Any, Any]
 Told = Callable[[], Awaitable[None]]
@@ -40,7 +40,7 @@ _STATE = "kernelsvc.subscriptions"
 class Resource:
     """One resource, and what it was when it was looked at last. Made by ``watched``."""
 
-    def __init__(self, desk: Desk, session: str, path: str | None) -> None:
+    def __init__(self, desk: ToolBackend, session: str, path: str | None) -> None:
         self._desk, self._session, self._path = desk, session, path
         self._seq = -1
         self._content = ""
@@ -52,7 +52,7 @@ class Resource:
         Raises:
             KernelsvcError: it is not there.
         """
-        found = await self._desk.call("session.get", {"session": self._session}, Session)
+        found = await self._desk.call("session.get", {"session": self._session}, SessionInfo)
         self.over = found.state is SessionState.CLOSED
         if found.last_seq == self._seq:
             return False
@@ -69,7 +69,7 @@ class Resource:
         return "gone"
 
 
-async def watched(desk: Desk, session: str, rest: str) -> Resource:
+async def watched(desk: ToolBackend, session: str, rest: str) -> Resource:
     """A resource that is there, looked at once.
 
     Args:
@@ -102,7 +102,7 @@ async def follow(resource: Resource, told: Told) -> None:
             await told()
 
 
-async def follow_list(desk: Desk, told: Told) -> None:
+async def follow_list(desk: ToolBackend, told: Told) -> None:
     """Call ``told`` when there are other sessions than before. Safe to cancel."""
     before: list[tuple[str, str]] | None = None
     while True:
@@ -122,7 +122,7 @@ class Subscriptions:
         find: the desk of whoever sent a request, and where in which session a resource lies.
     """
 
-    def __init__(self, desk: Callable[[Context], Desk], place: Callable[[str], tuple[str, str]]) -> None:
+    def __init__(self, desk: Callable[[Context], ToolBackend], place: Callable[[str], tuple[str, str]]) -> None:
         self._desk, self._place = desk, place
         self._streams = 0
 

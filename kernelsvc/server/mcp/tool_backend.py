@@ -9,13 +9,13 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from kernelsvc.errors import BadRequest, NotFound, SessionClosed
-from kernelsvc.linux.rooted_dir import Directory, parse_path
+from kernelsvc.linux.rooted_dir import RootedDirectory, parse_path
 from kernelsvc.model.objects import Principal, SessionState
 from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.server import auth
-from kernelsvc.server.handler import Context, invoke
+from kernelsvc.server.handler import ServerContext, invoke
 from kernelsvc.service.api import NotebookFormat
-from kernelsvc.tools import Piece
+from kernelsvc.tools import FilePart
 from kernelsvc.tools.definitions import FileShown
 
 T = TypeVar("T")
@@ -23,10 +23,10 @@ T = TypeVar("T")
 MAX_LISTED = 1000
 
 
-class ServiceDesk:
+class ServiceToolBackend:
     """Calls the service as one principal; its token's scopes hold for every call."""
 
-    def __init__(self, context: Context, who: Principal) -> None:
+    def __init__(self, context: ServerContext, who: Principal) -> None:
         self._context, self._who = context, who
 
     async def call(self, method: str, params: dict[str, Any], kind: type[T]) -> T:
@@ -64,7 +64,7 @@ class ServiceDesk:
         change = {"op": "put", "path": path, "size": len(data), "sha256": sha256}
         self._context.service.files_changed(self._who, session, [change])
 
-    async def read_file(self, session: str, path: str, offset: int, limit: int) -> Piece:
+    async def read_file(self, session: str, path: str, offset: int, limit: int) -> FilePart:
         """Some bytes of a file of the working directory.
 
         Raises:
@@ -92,7 +92,7 @@ class ServiceDesk:
 
 
 def _write(root: Any, parts: tuple[bytes, ...], data: bytes) -> str:
-    with Directory(root) as directory:
+    with RootedDirectory(root) as directory:
         upload = directory.upload(parts)
         try:
             upload.write(data)
@@ -101,17 +101,17 @@ def _write(root: Any, parts: tuple[bytes, ...], data: bytes) -> str:
             upload.abort()
 
 
-def _read(root: Any, parts: tuple[bytes, ...], offset: int, limit: int) -> Piece:
-    with Directory(root) as directory:
+def _read(root: Any, parts: tuple[bytes, ...], offset: int, limit: int) -> FilePart:
+    with RootedDirectory(root) as directory:
         fd, info = directory.open_file(parts)
     try:
-        return Piece(data=os.pread(fd, limit, offset), size=info.st_size)
+        return FilePart(data=os.pread(fd, limit, offset), size=info.st_size)
     finally:
         os.close(fd)
 
 
 def _list(root: Any, parts: tuple[bytes, ...], recursive: bool) -> tuple[list[FileShown], bool]:
-    with Directory(root) as directory:
+    with RootedDirectory(root) as directory:
         entries, more = directory.list(parts, recursive=recursive, limit=MAX_LISTED)
     return [
         FileShown(path=each.path.decode("utf-8", "replace"), kind=each.kind, size=each.size) for each in entries

@@ -15,7 +15,7 @@ import msgspec
 from tornado.web import HTTPError
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, SessionClosed, TooLarge
-from kernelsvc.linux.rooted_dir import Directory, Upload, etag_of, parse_path
+from kernelsvc.linux.rooted_dir import RootedDirectory, Upload, etag_of, parse_path
 from kernelsvc.model.objects import SessionState
 from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.server.handler import ApiHandler
@@ -26,14 +26,14 @@ from kernelsvc.server.native.handlers import INERT, send_file
 UNBOUNDED = 1 << 40
 
 
-class Span(msgspec.Struct, frozen=True):
+class ByteRange(msgspec.Struct, frozen=True):
     """The bytes from ``start``, ``size`` of them."""
 
     start: int
     size: int
 
 
-def parse_range(header: str | None, size: int) -> Span | None:
+def parse_range(header: str | None, size: int) -> ByteRange | None:
     """What a ``Range`` header asks for (RFC 9110, 14.1.2), None for the whole file.
 
     Several ranges, and units that aren't bytes, may be ignored; so they are.
@@ -54,16 +54,16 @@ def parse_range(header: str | None, size: int) -> Span | None:
         return None
     if start >= size:
         raise ValueError("the range lies behind the end")
-    return Span(start, end - start + 1)
+    return ByteRange(start, end - start + 1)
 
 
-def _suffix(last: str, size: int) -> Span | None:
+def _suffix(last: str, size: int) -> ByteRange | None:
     if last == "":
         return None
     wanted = min(int(last[:18]), size)
     if wanted == 0:
         raise ValueError("the range is empty")
-    return Span(size - wanted, wanted)
+    return ByteRange(size - wanted, wanted)
 
 
 def matches(header: str | None, etag: str) -> bool:
@@ -118,8 +118,8 @@ class FileHandler(ApiHandler):
         raw = self.request.path.partition("/files/")[2]
         return parse_path(unquote_to_bytes(raw).removesuffix(b"/"))
 
-    def _directory(self) -> Directory:
-        return Directory(self.context.service.files_dir(self.who, self._session()))
+    def _directory(self) -> RootedDirectory:
+        return RootedDirectory(self.context.service.files_dir(self.who, self._session()))
 
     # --- down -----------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class FileHandler(ApiHandler):
         os.close(fd)
         self._head(self._parts(), info)
 
-    def _head(self, parts: tuple[bytes, ...], info: os.stat_result) -> Span | None:
+    def _head(self, parts: tuple[bytes, ...], info: os.stat_result) -> ByteRange | None:
         """Status and headers; the part to send, None when there is nothing to send."""
         etag = etag_of(info)
         self.set_header("ETag", etag)
@@ -173,7 +173,7 @@ class FileHandler(ApiHandler):
         self.set_header("Content-Length", str(span.size))
         return span if self.request.method == "GET" else None
 
-    def _span(self, size: int, etag: str) -> Span:
+    def _span(self, size: int, etag: str) -> ByteRange:
         header = self.request.headers.get("Range")
         condition = self.request.headers.get("If-Range")
         if condition is not None and condition != etag:
@@ -184,7 +184,7 @@ class FileHandler(ApiHandler):
             self.keep_headers(Content_Range=f"bytes */{size}")
             raise HTTPError(416) from None
         if span is None:
-            return Span(0, size)
+            return ByteRange(0, size)
         self.set_status(206)
         self.set_header("Content-Range", f"bytes {span.start}-{span.start + span.size - 1}/{size}")
         return span

@@ -14,7 +14,7 @@ from kernelsvc import __version__
 from kernelsvc.errors import AtCapacity, BadRequest, NotFound
 from kernelsvc.model.objects import Cell
 from kernelsvc.protocol import jsonrpc as native
-from kernelsvc.server.handler import ApiHandler, Context, invoke
+from kernelsvc.server.handler import ApiHandler, ServerContext, invoke
 from kernelsvc.server.native import openapi as documents
 from kernelsvc.server.native import routes as rest
 from kernelsvc.server.native import sse
@@ -35,7 +35,7 @@ class MethodHandler(ApiHandler):
 
     routes: dict[str, rest.Route]
 
-    def initialize(self, context: Context, **more: Any) -> None:
+    def initialize(self, context: ServerContext, **more: Any) -> None:
         """Tornado's hook."""
         super().initialize(context, **more)
         self.route = next(iter(self.routes.values())).path

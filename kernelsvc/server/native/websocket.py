@@ -41,10 +41,10 @@ from kernelsvc.model.objects import Cell
 from kernelsvc.protocol import jsonrpc as native
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
-from kernelsvc.server.handler import Context, Door, as_error, invoke
-from kernelsvc.server.ws.frame_parser import Broken, Frames, TooLong
-from kernelsvc.server.ws.send_queue import LONG, ROOM, Outlet, Source
-from kernelsvc.server.ws.socket_stream import Line, take_over
+from kernelsvc.server.handler import BaseHandler, ServerContext, as_error, invoke
+from kernelsvc.server.ws.frame_parser import FrameParser, ProtocolViolation, TooLong
+from kernelsvc.server.ws.send_queue import LONG, ROOM, FrameSource, SendQueue
+from kernelsvc.server.ws.socket_stream import SocketStream, take_over
 
 if TYPE_CHECKING:
     from kernelsvc.service import Subscription
@@ -164,9 +164,9 @@ class _Protocol(WebSocketProtocol13):
             taken, early = await take_over(self.stream)
             if connection is not None:
                 connection.restore()
-            self._frames = Frames(self.max_message_size)
+            self._frames = FrameParser(self.max_message_size)
             released = connection.release if connection is not None else lambda: None
-            self._line = Line(taken, self._hear, self._gone, released)
+            self._line = SocketStream(taken, self._hear, self._gone, released)
             self.stream = cast("IOStream", self._line)
             self._hear(early)
             if not self._line.closed():
@@ -189,7 +189,7 @@ class _Protocol(WebSocketProtocol13):
         except TooLong:
             self.close(1009, "message too big")
             self._abort()
-        except (Broken, ValueError) as error:  # Tornado decodes the reason of a close
+        except (ProtocolViolation, ValueError) as error:  # Tornado decodes the reason of a close
             log.debug("a WebSocket is cut: %s", error)
             self._abort()
         except Exception:  # a fault of ours with one frame: it costs its connection, and no other
@@ -240,14 +240,14 @@ class _Protocol(WebSocketProtocol13):
         return self.params.max_message_size
 
 
-class ApiSocket(Door, WebSocketHandler):
+class ApiSocket(BaseHandler, WebSocketHandler):
     """One connection."""
 
     query_token = True
     transport = "websocket"
     route = "/v1/ws"
 
-    def initialize(self, context: Context, **more: Any) -> None:
+    def initialize(self, context: ServerContext, **more: Any) -> None:
         """Tornado's hook."""
         super().initialize(context, **more)
         self._attachments: dict[str, Attachment] = {}
@@ -259,7 +259,7 @@ class ApiSocket(Door, WebSocketHandler):
         self._room.set()
         self._heard = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
-        self._outlet = Outlet(self._give_stream, self._bytes_left)
+        self._outlet = SendQueue(self._give_stream, self._bytes_left)
 
     # --- opening and closing -------------------------------------------------------------
 
@@ -358,8 +358,8 @@ class ApiSocket(Door, WebSocketHandler):
             if self._outlet.closed:
                 raise Gone
 
-    def expect(self, source: Source, linger: float = 0.0) -> None:
-        """There is something to send, within ``linger`` seconds: see ``Outlet.expect``."""
+    def expect(self, source: FrameSource, linger: float = 0.0) -> None:
+        """There is something to send, within ``linger`` seconds: see ``SendQueue.expect``."""
         self._outlet.expect(source, linger)
 
     def gather(self) -> None:

@@ -17,7 +17,7 @@ _UNUSUAL = RESERVED | CONTROL
 CONTROL_BYTES = 125
 
 
-class Broken(Exception):
+class ProtocolViolation(Exception):
     """What came is not the protocol; the connection can only be cut (RFC 6455, section 7.1.7)."""
 
 
@@ -25,7 +25,7 @@ class TooLong(Exception):
     """A message is over its bound."""
 
 
-class Frames:
+class FrameParser:
     """The frames of one connection, and the messages that some of them are parts of.
 
     Args:
@@ -97,9 +97,9 @@ class Frames:
 
     def _judge(self, first: int, size: int) -> None:
         if first & RESERVED:
-            raise Broken("a frame of an extension that was not agreed on")
+            raise ProtocolViolation("a frame of an extension that was not agreed on")
         if first & CONTROL and (size > CONTROL_BYTES or not first & FIN):
-            raise Broken("a frame of control that is too long, or in parts")
+            raise ProtocolViolation("a frame of control that is too long, or in parts")
 
     def _part_of_message(self, first: int, payload: bytes) -> tuple[int, bytes] | None:
         """What is whole now: this frame, or the message that it completes."""
@@ -108,10 +108,10 @@ class Frames:
             return opcode, payload
         if opcode == CONTINUATION:
             if self._message is None:
-                raise Broken("a part of no message")
+                raise ProtocolViolation("a part of no message")
             self._message += payload
         elif self._message is not None:
-            raise Broken("a message within another")
+            raise ProtocolViolation("a message within another")
         elif first & FIN:
             return opcode, payload
         else:

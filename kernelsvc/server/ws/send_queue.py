@@ -7,7 +7,7 @@ answer to the request that ran it. Frames that nobody waits for may *linger* for
 some that follow soon; whatever does not linger takes them along at once. Order is
 the order of ``put``.
 
-What reads a log is a ``Source``: it is announced with ``expect`` and asked for its
+What reads a log is a ``FrameSource``: it is announced with ``expect`` and asked for its
 frames only when something is about to leave, so that a log that grew five times
 meanwhile is read once, and not at all while the other end does not take what it has.
 """
@@ -29,7 +29,7 @@ ROOM = 256 * 1024
 LONG = 64 * 1024
 
 
-class Source(Protocol):
+class FrameSource(Protocol):
     """Something that has frames when it is asked."""
 
     def take(self) -> Sequence[bytes]:
@@ -39,7 +39,7 @@ class Source(Protocol):
         """They are in their place; what is put from here on comes after them."""
 
 
-class Outlet:
+class SendQueue:
     """See the module's docstring.
 
     Args:
@@ -57,7 +57,7 @@ class Outlet:
         self._write = write
         self._moved = moved
         self._frames: list[bytes] = []
-        self._sources: dict[Source, None] = {}
+        self._sources: dict[FrameSource, None] = {}
         self._due: asyncio.Handle | None = None
         self._lingers = False
         self._waiting: list[asyncio.Future[None]] = []
@@ -77,7 +77,7 @@ class Outlet:
             self.backlog += len(frames)
             self.flush()
 
-    def expect(self, source: Source, linger: float = 0.0) -> None:
+    def expect(self, source: FrameSource, linger: float = 0.0) -> None:
         """Ask this source before the next bytes leave; that is in this turn of the loop, or within ``linger``."""
         if self.closed or (source in self._sources and self._due is not None and (linger or not self._lingers)):
             return

@@ -6,7 +6,7 @@ none of it once it is open: when bytes are there they are handed over in the sam
 the event loop, and what is written goes to the socket in the same call; only what Linux
 doesn't take is kept, in the pieces that it was given in, without a copy.
 
-``Line`` has those methods of Tornado's stream that its WebSocket protocol calls, with
+``SocketStream`` has those methods of Tornado's stream that its WebSocket protocol calls, with
 their meaning, so that closing, pinging and time limits stay Tornado's.
 
 Who reads decides how fast: while it is paused nothing is taken from the socket, and
@@ -48,7 +48,7 @@ async def take_over(stream: IOStream) -> tuple[socket.socket, bytes]:
     return taken, early
 
 
-class Line:
+class SocketStream:
     """See the module's docstring. Called from the event loop's thread.
 
     Args:

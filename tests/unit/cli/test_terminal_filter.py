@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelsvc.cli.show import ago
-from kernelsvc.cli.terminal_filter import Sieve, one_line, safe, seconds, size, table
+from kernelsvc.cli.terminal_filter import EscapeFilter, one_line, safe, seconds, size, table
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_without_colour_nothing_escapes():
 
 @given(st.text(alphabet="\x1b[]31m;?x\x07\x9b\n", max_size=60), st.lists(st.integers(0, 60), max_size=5), st.booleans())
 def test_pieces_come_out_as_the_whole_does(text, cuts, colour):
-    sieve = Sieve(colour=colour)
+    sieve = EscapeFilter(colour=colour)
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = "".join(sieve.feed(text[a:b]) for a, b in itertools.pairwise(edges)) + sieve.flush()
     assert pieces == safe(text, colour=colour)
@@ -51,7 +51,7 @@ def test_no_escape_is_left_without_colour(text):
 
 
 def test_a_sequence_without_end_is_not_held_back_for_ever():
-    assert Sieve(colour=True).feed("\x1b[" + "1;" * 40) != ""
+    assert EscapeFilter(colour=True).feed("\x1b[" + "1;" * 40) != ""
 
 
 def test_words():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelsvc.client import event_feed as feeds
-from kernelsvc.client.event_feed import Feed, Gap, Reader
+from kernelsvc.client.event_feed import EventFeed, FeedReader, SequenceGap
 from kernelsvc.model import events as ev
 
 
@@ -14,22 +14,22 @@ def event(seq, cell="c"):
 
 
 def test_a_feed_that_is_not_live_hears_nothing():
-    feed = Feed("s")
-    feed.readers.append(Reader(0))
+    feed = EventFeed("s")
+    feed.readers.append(FeedReader(0))
     assert feed.take(event(1), 1) == []
     assert feed.step() == ("attach", 0)
 
 
 def test_a_hole_is_an_error():
-    feed = Feed("s")
-    feed.readers.append(Reader(0))
+    feed = EventFeed("s")
+    feed.readers.append(FeedReader(0))
     feed.attached(0)
-    with pytest.raises(Gap):
+    with pytest.raises(SequenceGap):
         feed.take(event(2), 1)
 
 
 def test_a_cells_reader_ends_with_its_cell():
-    feed, reader = Feed("s"), Reader(0, "c")
+    feed, reader = EventFeed("s"), FeedReader(0, "c")
     feed.readers.append(reader)
     feed.attached(0)
     feed.take(event(1, "other"), 1)
@@ -43,7 +43,7 @@ def test_a_cells_reader_ends_with_its_cell():
 
 
 def test_a_big_event_alone_pauses_but_is_taken():
-    feed, reader = Feed("s"), Reader(0)
+    feed, reader = EventFeed("s"), FeedReader(0)
     feed.readers.append(reader)
     feed.attached(0)
     feed.take(event(1), feeds.MAX_BYTES + 1)
@@ -59,13 +59,13 @@ def test_a_big_event_alone_pauses_but_is_taken():
 def test_every_reader_gets_each_event_once_whatever_happens(data):
     """Random order of: events on the wire, cuts, stale events, drains, new readers. Nothing is lost or repeated."""
     last = data.draw(st.integers(1, 30))
-    feed = Feed("s")
+    feed = EventFeed("s")
     starts: list[int] = []
     got: list[list[int]] = []
     cursor: int | None = None  # of the server's attachment
 
     def add(after):
-        reader = Reader(after)
+        reader = FeedReader(after)
         feed.readers.append(reader)
         starts.append(after)
         got.append([])

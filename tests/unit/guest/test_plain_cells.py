@@ -12,7 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.macro import Macro
 from traitlets.config import Config
 
-from kernelsvc.guest.plain_cells import Plain
+from kernelsvc.guest.plain_cells import PlainCellDetector
 
 #: What transformers look for, and what they might confuse with it.
 PIECES = [
@@ -88,7 +88,7 @@ def shell() -> Iterator[Any]:
 @settings(max_examples=2000, deadline=None)
 @given(cell=st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=8).map("".join))
 def test_what_is_plain_stays_as_it_is(shell: Any, cell: str) -> None:
-    if not Plain(shell).is_plain(cell):
+    if not PlainCellDetector(shell).is_plain(cell):
         return
     try:
         theirs = shell.transform_cell(cell)
@@ -113,7 +113,7 @@ def test_what_is_plain_stays_as_it_is(shell: Any, cell: str) -> None:
     ],
 )
 def test_ordinary_cells_are_plain(shell: Any, cell: str) -> None:
-    assert Plain(shell).is_plain(cell)
+    assert PlainCellDetector(shell).is_plain(cell)
 
 
 @pytest.mark.parametrize(
@@ -140,12 +140,12 @@ def test_ordinary_cells_are_plain(shell: Any, cell: str) -> None:
     ],
 )
 def test_what_stands_out_is_ipythons(shell: Any, cell: str) -> None:
-    assert not Plain(shell).is_plain(cell)
+    assert not PlainCellDetector(shell).is_plain(cell)
 
 
 @pytest.mark.parametrize("where", ["cleanup_transforms", "line_transforms"])
 def test_when_somebody_changes_a_transformer_nothing_is_plain(shell: Any, where: str) -> None:
-    plain = Plain(shell)
+    plain = PlainCellDetector(shell)
     transforms = getattr(shell.input_transformer_manager, where)
     transforms.append(lambda lines: [line.replace("1", "2") for line in lines])
     try:
@@ -156,14 +156,14 @@ def test_when_somebody_changes_a_transformer_nothing_is_plain(shell: Any, where:
 
 
 def test_names_that_become_magics_are_not_plain_any_more(shell: Any) -> None:
-    plain = Plain(shell)
+    plain = PlainCellDetector(shell)
     assert plain.is_plain("shout x")
     shell.register_magic_function(lambda line: line, magic_name="shout")
     assert not plain.is_plain("shout x")
 
 
 def test_with_autocall_no_line_is_plain(shell: Any) -> None:
-    plain = Plain(shell)
+    plain = PlainCellDetector(shell)
     shell.autocall = 1
     try:
         assert not plain.is_plain("len x")

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from kernelsvc.guest.streams import Stream
+from kernelsvc.guest.streams import OutputStream
 from kernelsvc.guest.wire_frames import stream_prefix
 
 
@@ -24,7 +24,7 @@ class Outlet:
 
 def test_each_write_goes_out_at_once_with_its_parent() -> None:
     outlet = Outlet()
-    stream = Stream("stderr", outlet)
+    stream = OutputStream("stderr", outlet)
     assert stream.write("a") == 1
     stream.set_parent({"header": {"msg_id": "m"}})
     stream.write("")
@@ -38,7 +38,7 @@ def test_each_write_goes_out_at_once_with_its_parent() -> None:
 
 def test_a_context_keeps_its_parent_and_a_thread_takes_the_last() -> None:
     outlet = Outlet()
-    stream = Stream("stdout", outlet)
+    stream = OutputStream("stdout", outlet)
     first = contextvars.copy_context()
     first.run(stream.set_parent, {"msg_id": "one"})
     contextvars.copy_context().run(stream.set_parent, {"msg_id": "two"})
@@ -51,7 +51,7 @@ def test_a_context_keeps_its_parent_and_a_thread_takes_the_last() -> None:
 
 async def test_a_task_keeps_the_parent_it_was_made_under() -> None:
     outlet = Outlet()
-    stream = Stream("stdout", outlet)
+    stream = OutputStream("stdout", outlet)
     stream.set_parent({"msg_id": "one"})
 
     async def late() -> None:
@@ -66,7 +66,7 @@ async def test_a_task_keeps_the_parent_it_was_made_under() -> None:
 
 def test_bytes_are_decoded_as_they_come() -> None:
     outlet = Outlet()
-    stream = Stream("stdout", outlet)
+    stream = OutputStream("stdout", outlet)
     for byte in "ä!".encode():
         assert stream.buffer.write(bytes([byte])) == 1
     assert "".join(text for _, text in outlet.said) == "ä!"
@@ -79,13 +79,13 @@ def test_in_a_forked_process_text_takes_the_raw_way(monkeypatch: pytest.MonkeyPa
     outlet.foreign = True
     written = []
     monkeypatch.setattr(os, "write", lambda fd, data: written.append((fd, bytes(data[:2]))) or len(bytes(data[:2])))
-    Stream("stderr", outlet).write("abc")
+    OutputStream("stderr", outlet).write("abc")
     assert written == [(2, b"ab"), (2, b"c")]
     assert outlet.said == []
 
 
 def test_it_stays_open_and_refuses_bytes() -> None:
-    stream = Stream("stdout", Outlet())
+    stream = OutputStream("stdout", Outlet())
     stream.close()
     stream.flush()
     assert not stream.closed

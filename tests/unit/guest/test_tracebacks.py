@@ -12,7 +12,7 @@ from kernelsvc.guest.forking import state_pickle as namespace
 
 
 def test_our_frames_are_taken_out_and_the_others_stay() -> None:
-    lost = namespace.Lost("pool", "a thread pool with work in it")
+    lost = namespace.LostVariable("pool", "a thread pool with work in it")
 
     def use() -> None:
         lost.submit(len)
@@ -27,7 +27,7 @@ def test_our_frames_are_taken_out_and_the_others_stay() -> None:
 
 
 def test_so_are_those_of_what_led_to_it() -> None:
-    lost = namespace.Lost("pool", "a thread pool with work in it")
+    lost = namespace.LostVariable("pool", "a thread pool with work in it")
 
     def use() -> None:
         try:

@@ -16,11 +16,11 @@ from waiting import wait_until
 
 from kernelsvc.errors import Conflict, Internal, KernelDead, NotFound
 from kernelsvc.guest.confine import init, linux
-from kernelsvc.host.container import Member, Record, Ward
-from kernelsvc.host.container_manager import Nursery
+from kernelsvc.host.container import Container, ContainerProcess, ContainerRecord
+from kernelsvc.host.container_manager import ContainerManager
 from kernelsvc.linux import procfs as processes
 from kernelsvc.model.limits import Limits
-from kernelsvc.sandbox.manager import Sandbox
+from kernelsvc.sandbox.manager import SandboxManager
 
 
 class Cradle:
@@ -28,11 +28,11 @@ class Cradle:
 
     def __init__(self, runtime: Path, adoption_seconds: float = 60.0) -> None:
         self.runtime = runtime
-        self.sandbox = Sandbox(policy="off", runtime_dir=str(runtime))
+        self.sandbox = SandboxManager(policy="off", runtime_dir=str(runtime))
         self.ended: list[str] = []
-        self.nursery = Nursery(runtime, self.sandbox, adoption_seconds, self._exited, self._own)
+        self.nursery = ContainerManager(runtime, self.sandbox, adoption_seconds, self._exited, self._own)
 
-    def _exited(self, ward: Ward, member: Member) -> None:
+    def _exited(self, ward: Container, member: ContainerProcess) -> None:
         self.ended.append(member.kernel)
 
     @staticmethod
@@ -40,14 +40,14 @@ class Cradle:
         """All children of this process: other tests' too, which must be left alone."""
         return set(processes.children(os.getpid()))
 
-    def record(self, kernel: str) -> Record:
+    def record(self, kernel: str) -> ContainerRecord:
         workdir = self.runtime / f"w-{kernel}"
         workdir.mkdir()
         ticket = self.sandbox.prepare(kernel, workdir=str(workdir), limits=Limits(), python=sys.executable)
         slim = msgspec.structs.replace(ticket, plan={})
-        return Record(kernel=kernel, session=f"s-{kernel}", kind="forked", ticket=slim, home=str(workdir))
+        return ContainerRecord(kernel=kernel, session=f"s-{kernel}", kind="forked", ticket=slim, home=str(workdir))
 
-    async def make(self, kernel: str, *, fail: str = "") -> Ward:
+    async def make(self, kernel: str, *, fail: str = "") -> Container:
         def launch(ours: socket.socket, theirs: socket.socket, door: socket.socket) -> None:
             if os.fork() == 0:
                 _be_a_sandbox(theirs, door, fail)

@@ -11,7 +11,7 @@ from waiting import wait_until
 
 from kernelsvc.errors import AtCapacity, CannotFork, KernelDead
 from kernelsvc.kernels.fake import FakeKernel, FakeLauncher
-from kernelsvc.kernels.port import Message, Output, StartRequest, Text
+from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits
 
@@ -28,13 +28,13 @@ class Sink:
         self.exits.append(exit)
 
     def text(self, name: str = "stdout") -> str:
-        return "".join(o.text for o in self.got if isinstance(o, Text) and o.name == name)
+        return "".join(o.text for o in self.got if isinstance(o, StreamText) and o.name == name)
 
     def kinds(self) -> list[str]:
-        return [o.msg_type for o in self.got if isinstance(o, Message)]
+        return [o.msg_type for o in self.got if isinstance(o, KernelMessage)]
 
-    def reply(self) -> Message | None:
-        found = [o for o in self.got if isinstance(o, Message) and o.msg_type == "execute_reply"]
+    def reply(self) -> KernelMessage | None:
+        found = [o for o in self.got if isinstance(o, KernelMessage) and o.msg_type == "execute_reply"]
         return found[-1] if found else None
 
 
@@ -115,7 +115,7 @@ async def test_a_password_is_asked_as_one(launcher: FakeLauncher) -> None:
     kernel = await launcher.start(request(), sink)
     kernel.execute("c", "password secret?", allow_stdin=True)
     await wait_until(lambda: "input_request" in sink.kinds())
-    asked = next(o for o in sink.got if isinstance(o, Message) and o.channel == "stdin")
+    asked = next(o for o in sink.got if isinstance(o, KernelMessage) and o.channel == "stdin")
     assert asked.content == {"prompt": "secret?", "password": True}
     kernel.send("stdin", "input_reply", {"value": "x"}, msg_id="i")
     await wait_until(sink.reply)
@@ -141,7 +141,7 @@ async def test_a_copy_has_the_variables_and_a_life_of_its_own(launcher: FakeLaun
     copy = await launcher.wake(request("copy"), other)
     copy.execute("e", "get x")
     await wait_until(lambda: "execute_result" in other.kinds())
-    (result,) = [o for o in other.got if isinstance(o, Message) and o.msg_type == "execute_result"]
+    (result,) = [o for o in other.got if isinstance(o, KernelMessage) and o.msg_type == "execute_result"]
     assert result.content["data"]["text/plain"] == "1"
     await launcher.discard("copy")
     await launcher.discard("nobody")

@@ -12,7 +12,7 @@ import pytest
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound
 from kernelsvc.linux import rooted_dir as beneath
-from kernelsvc.linux.rooted_dir import Directory, kind_of, parse_path
+from kernelsvc.linux.rooted_dir import RootedDirectory, kind_of, parse_path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 RENAME_EXCHANGE = 2
@@ -47,7 +47,7 @@ def read(directory, *parts):
 def test_plain_files(way, root):
     (root / "a").mkdir()
     (root / "a" / "f").write_bytes(b"hello")
-    with Directory(root) as directory:
+    with RootedDirectory(root) as directory:
         assert read(directory, "a", "f") == b"hello"
         assert directory.is_directory((b"a",))
         assert not directory.is_directory((b"a", b"f"))
@@ -62,7 +62,7 @@ def test_no_link_is_followed(way, root):
     (root / "file").symlink_to("../outside/f")
     (root / "magic").symlink_to("/proc/self/root")
     (root / "loop").symlink_to("loop")
-    with Directory(root) as directory:
+    with RootedDirectory(root) as directory:
         for parts in ((b"abs", b"f"), (b"rel", b"f"), (b"file",), (b"magic", b"etc", b"passwd"), (b"loop",)):
             with pytest.raises((BadRequest, NotFound)):
                 directory.open_file(parts)
@@ -79,7 +79,7 @@ def test_no_link_is_followed(way, root):
 
 
 def test_no_other_filesystem_is_entered(way, tmp_path):
-    with Directory(tmp_path.__class__("/")) as directory, pytest.raises(BadRequest):
+    with RootedDirectory(tmp_path.__class__("/")) as directory, pytest.raises(BadRequest):
         directory.open_file((b"proc", b"self", b"status"))
 
 
@@ -106,7 +106,7 @@ def test_a_directory_swapped_for_a_link_in_the_middle_never_leads_out(way, root)
     seen = set()
     end = time.monotonic() + 1.0
     try:
-        with Directory(root) as directory:
+        with RootedDirectory(root) as directory:
             while time.monotonic() < end:
                 seen.add(attempt(lambda: read(directory, "d", "f")))
                 attempt(lambda: [entry.path for entry in directory.list((b"d",), recursive=True, limit=9)[0]])
@@ -139,14 +139,14 @@ def put(directory, parts, data=b"x"):
 
 def test_an_upload_replaces_the_name_not_what_it_points_to(way, root):
     (root / "f").symlink_to(root.parent / "outside" / "f")
-    with Directory(root) as directory:
+    with RootedDirectory(root) as directory:
         put(directory, (b"f",), b"new")
         assert read(directory, "f") == b"new"
     assert (root.parent / "outside" / "f").read_text() == "the secret"
 
 
 def test_an_abandoned_upload_leaves_nothing(way, root):
-    with Directory(root) as directory:
+    with RootedDirectory(root) as directory:
         upload = directory.upload((b"a", b"f"))
         upload.write(b"x" * 1000)
         upload.abort()
@@ -157,7 +157,7 @@ def test_an_abandoned_upload_leaves_nothing(way, root):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_files_belong_to_whom_the_directory_belongs_to(way, root):
     os.chown(root, 12345, 12345)
-    with Directory(root) as directory:
+    with RootedDirectory(root) as directory:
         put(directory, (b"a", b"f"))
     for path in (root / "a", root / "a" / "f"):
         assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12345)
@@ -170,7 +170,7 @@ def test_a_tree_too_deep_or_wide_is_listed_in_part(way, root):
         deep.mkdir()
     for number in range(300):
         (root / f"f{number}").touch()
-    with Directory(root) as directory:
+    with RootedDirectory(root) as directory:
         entries, truncated = directory.list((), recursive=True, limit=10_000)
         assert not truncated
         assert len(entries) == 300 + 65
@@ -181,7 +181,7 @@ def test_odd_times_and_kinds(way, root):
     (root / "f").touch()
     os.utime(root / "f", ns=(2**62, 2**62))
     os.mkfifo(root / "p")
-    with Directory(root) as directory:
+    with RootedDirectory(root) as directory:
         entries, _ = directory.list((), recursive=False, limit=10)
         assert [(entry.kind, entry.modified[-1]) for entry in entries] == [("file", "Z"), ("other", "Z")]
 
@@ -201,14 +201,14 @@ def test_paths_that_are_fine(raw):
 
 def test_a_missing_directory_is_told_without_its_path(tmp_path):
     with pytest.raises(NotFound) as caught:
-        Directory(tmp_path / "nothing")
+        RootedDirectory(tmp_path / "nothing")
     assert str(tmp_path) not in caught.value.message
 
 
 def test_looking_says_what_a_name_is_itself(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d/link").symlink_to("/etc/passwd")
-    with Directory(tmp_path) as directory:
+    with RootedDirectory(tmp_path) as directory:
         info, target = directory.look((b"d", b"link"))
         assert (kind_of(info.st_mode), target) == ("link", b"/etc/passwd")
         assert kind_of(directory.look(())[0].st_mode) == "directory"
@@ -222,7 +222,7 @@ def test_directories_are_made_and_names_moved_in_here_alone(tmp_path: Path) -> N
     (tmp_path / "in").mkdir()
     (tmp_path / "in/out").symlink_to(tmp_path / "outside")
     (tmp_path / "in/f").write_text("x")
-    with Directory(tmp_path / "in") as directory:
+    with RootedDirectory(tmp_path / "in") as directory:
         directory.make((b"a", b"b"))
         directory.move((b"f",), (b"new", b"f"))
         assert (tmp_path / "in/new/f").read_text() == "x"

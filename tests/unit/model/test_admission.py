@@ -3,10 +3,10 @@
 import pytest
 
 from kernelsvc.errors import AtCapacity, QuotaExceeded
-from kernelsvc.model.admission import Ceilings, Live, admit
+from kernelsvc.model.admission import Ceilings, Reservation, admit
 from kernelsvc.model.limits import Limits
 
-ALICE = Live(principal="alice", memory_bytes=100)
+ALICE = Reservation(principal="alice", memory_bytes=100)
 LIMITS = Limits(memory_bytes=50)
 
 
@@ -21,7 +21,7 @@ LIMITS = Limits(memory_bytes=50)
     ],
 )
 def test_admission(ceilings, error):
-    live = [ALICE, Live(principal="bob", memory_bytes=100)]
+    live = [ALICE, Reservation(principal="bob", memory_bytes=100)]
     if error is None:
         admit(live, ceilings, "alice", LIMITS)
     else:

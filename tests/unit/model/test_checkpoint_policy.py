@@ -14,19 +14,19 @@ from kernelsvc.model.checkpoint_policy import (
     STREAK,
     STRETCH,
     WORTH,
-    Account,
-    Habit,
+    CheckpointBudget,
+    CheckpointSchedule,
 )
 
 CORES = 2
 FULL = SHARE * CORES * SAVED_UP
 
 
-def account() -> Account:
-    return Account(CORES, 0.0)
+def account() -> CheckpointBudget:
+    return CheckpointBudget(CORES, 0.0)
 
 
-def crowded(sessions: int) -> Account:
+def crowded(sessions: int) -> CheckpointBudget:
     made = account()
     for number in range(sessions):
         made.sent(f"s{number}", 0.0)
@@ -38,7 +38,7 @@ def crowded(sessions: int) -> Account:
 
 @given(st.lists(st.tuples(st.floats(PAUSE, 60.0), st.floats(0.0, 1.0)), min_size=1, max_size=200))
 def test_a_lone_user_who_thinks_between_cells_has_a_copy_after_each(cells: list[tuple[float, float]]) -> None:
-    made, habit, now = account(), Habit(), 0.0
+    made, habit, now = account(), CheckpointSchedule(), 0.0
     for thinks, runs in cells:
         now += thinks
         habit.sent(now, made.crowd(now))
@@ -51,7 +51,7 @@ def test_a_lone_user_who_thinks_between_cells_has_a_copy_after_each(cells: list[
 
 
 def test_the_first_cells_in_a_row_are_copied_and_then_it_is_a_stream() -> None:
-    habit = Habit()
+    habit = CheckpointSchedule()
     rests = []
     for number in range(STREAK + 2):
         habit.sent(number * 0.002, 1.0)
@@ -68,7 +68,7 @@ def test_the_first_cells_in_a_row_are_copied_and_then_it_is_a_stream() -> None:
 def test_on_a_crowded_machine_a_stream_shows_sooner_and_rests_are_longer() -> None:
     made = crowded(100)
     assert made.crowd(0.5) == 50.0
-    habit = Habit()
+    habit = CheckpointSchedule()
     habit.ended(0.0, 0.05, 0.001, 50.0)
     habit.sent(0.3, 50.0)  # a pause, but everything takes longer here
     assert habit.rest(50.0) == REST * STRETCH
@@ -90,7 +90,7 @@ def test_who_has_not_asked_lately_makes_no_crowd() -> None:
 
 
 def test_long_work_is_worth_a_copy_at_once() -> None:
-    habit = Habit()
+    habit = CheckpointSchedule()
     habit.ended(100.0, WORTH * COST, None, 1.0)
     assert habit.worth_it
     habit.saved(0.1)
@@ -100,7 +100,7 @@ def test_long_work_is_worth_a_copy_at_once() -> None:
 
 
 def test_a_stream_of_trivial_cells_is_copied_once_in_hundreds() -> None:
-    habit, copies, now = Habit(), 0, 0.0
+    habit, copies, now = CheckpointSchedule(), 0, 0.0
     for _ in range(3000):
         now += 0.003
         habit.ended(now, 0.0025, 0.0006, 1.0)
@@ -113,13 +113,13 @@ def test_a_stream_of_trivial_cells_is_copied_once_in_hundreds() -> None:
 
 
 def test_standing_in_a_queue_is_no_work() -> None:
-    habit = Habit()
+    habit = CheckpointSchedule()
     habit.ended(100.0, 1.0, 0.0005, 50.0)
     assert habit.unsaved == 0.02
 
 
 def test_a_kernel_that_lies_about_its_time_gains_nothing() -> None:
-    habit = Habit()
+    habit = CheckpointSchedule()
     habit.ended(0.0, 0.001, 1e9, 1.0)
     assert habit.unsaved == 0.001
     habit.saved(-5.0)

@@ -11,13 +11,22 @@ from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest
 from kernelsvc.model.state import Policy
-from kernelsvc.model.stimuli import Began, Exited, Interrupt, KernelReady, Record, Replied, Submit, WentIdle
+from kernelsvc.model.stimuli import (
+    CellBegan,
+    Interrupt,
+    KernelExited,
+    KernelIdle,
+    KernelReady,
+    KernelReplied,
+    RecordEvents,
+    Submit,
+)
 
 LIMITS = Limits(memory_bytes=512 * MiB, processes=64, open_files=256, disk_bytes=200 * MiB, cpu_seconds=3)
 
 
-def failed(ename: str, evalue: str = "", **said: object) -> Replied:
-    return Replied("a", "error", ename=ename, evalue=evalue, **said)  # type: ignore[arg-type]
+def failed(ename: str, evalue: str = "", **said: object) -> KernelReplied:
+    return KernelReplied("a", "error", ename=ename, evalue=evalue, **said)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +43,7 @@ def failed(ename: str, evalue: str = "", **said: object) -> Replied:
         (failed("OSError", "[Errno 28] x", struck="scratch", room=128 * MiB), "disk_bytes", "128 MiB of scratch space"),
     ],
 )
-def test_an_exception_tells_of_a_cap(reply: Replied, limit: str, words: str) -> None:
+def test_an_exception_tells_of_a_cap(reply: KernelReplied, limit: str, words: str) -> None:
     found = caps.of_reply(reply, LIMITS)
     assert found is not None
     assert (found.limit, found.enforced_by) == (limit, "linux")
@@ -48,17 +57,17 @@ def test_an_exception_tells_of_a_cap(reply: Replied, limit: str, words: str) -> 
         failed("ValueError", "[Errno 24]"),
         failed("OSError", "no number"),
         failed("OSError", "[Errno 28] No space left", struck="scratch"),
-        Replied("a", "ok", struck="processes"),
+        KernelReplied("a", "ok", struck="processes"),
     ],
 )
-def test_other_exceptions_tell_of_none(reply: Replied) -> None:
+def test_other_exceptions_tell_of_none(reply: KernelReplied) -> None:
     assert caps.of_reply(reply, LIMITS) is None
 
 
 def test_a_cap_that_is_not_set_is_not_named() -> None:
     assert caps.of_reply(failed("MemoryError"), Limits(memory_bytes=None)) is None
     assert caps.of_counters("memory_bytes", Limits(memory_bytes=None)) is None
-    assert caps.of_exit(Exited("signalled", "SIGXCPU", 24), Limits()) is None
+    assert caps.of_exit(KernelExited("signalled", "SIGXCPU", 24), Limits()) is None
 
 
 # --- in the machine --------------------------------------------------------------------
@@ -66,7 +75,7 @@ def test_a_cap_that_is_not_set_is_not_named() -> None:
 
 def running() -> Machine:
     machine = Machine(Policy(limits=LIMITS))
-    for stimulus in (KernelReady(ev.SessionStarted()), Submit((CellRequest(code="x"),), ("a",)), Began("a", 1)):
+    for stimulus in (KernelReady(ev.SessionStarted()), Submit((CellRequest(code="x"),), ("a",)), CellBegan("a", 1)):
         machine.commit(machine.decide(stimulus, 0.0), 0.0)
     return machine
 
@@ -86,7 +95,7 @@ def finished(events: list[ev.Event]) -> ev.CellFinished:
 
 
 def test_the_cell_ends_with_the_figure_and_an_event_goes_before_it() -> None:
-    events = drive(running(), failed("MemoryError"), WentIdle("a"))
+    events = drive(running(), failed("MemoryError"), KernelIdle("a"))
     assert [event.limit for event in events if isinstance(event, ev.LimitReached)] == ["memory_bytes"]
     assert finished(events).reason is Reason.MEMORY
     assert finished(events).message == (
@@ -95,14 +104,14 @@ def test_the_cell_ends_with_the_figure_and_an_event_goes_before_it() -> None:
 
 
 def test_what_fails_inside_the_cell_stays_its_error() -> None:
-    end = finished(drive(running(), failed("OSError", "[Errno 24] Too many open files"), WentIdle("a")))
+    end = finished(drive(running(), failed("OSError", "[Errno 24] Too many open files"), KernelIdle("a")))
     assert end.reason is Reason.ERROR
     assert end.message == "open files: 256 reached; another was refused; variables kept."
 
 
 def test_a_limit_is_told_once_for_a_cell() -> None:
     told = ev.LimitReached(cell="a", limit="processes", message="processes: 64 reached")
-    events = drive(running(), Record((told,)), failed("RuntimeError", "can't start new thread"), WentIdle("a"))
+    events = drive(running(), RecordEvents((told,)), failed("RuntimeError", "can't start new thread"), KernelIdle("a"))
     assert [event for event in events if isinstance(event, ev.LimitReached)] == [told]
 
 
@@ -117,7 +126,7 @@ def test_a_limit_is_told_once_for_a_cell() -> None:
 def test_what_the_watchdog_ended_says_so(limit: str, reason: Reason, words: str) -> None:
     told = ev.LimitReached(cell="a", limit=limit, message="600 MiB used")
     asked = Interrupt(why=limit, reason=reason)
-    end = finished(drive(running(), Record((told,)), asked, Exited("signalled", "SIGKILL", 9)))
+    end = finished(drive(running(), RecordEvents((told,)), asked, KernelExited("signalled", "SIGKILL", 9)))
     assert end.reason is reason
     assert end.message is not None
     assert end.message.startswith(words)
@@ -126,12 +135,12 @@ def test_what_the_watchdog_ended_says_so(limit: str, reason: Reason, words: str)
 def test_an_interrupt_that_somebody_asked_for_is_not_put_down_to_a_cap_that_struck_before() -> None:
     told = ev.LimitReached(cell="a", limit="processes", message="processes: 64 reached")
     machine = running()
-    end = finished(drive(machine, Record((told,)), Interrupt(), failed("KeyboardInterrupt"), WentIdle("a")))
+    end = finished(drive(machine, RecordEvents((told,)), Interrupt(), failed("KeyboardInterrupt"), KernelIdle("a")))
     assert end.message == "Interrupted; variables kept."
 
 
 def test_the_end_of_its_cpu_time_is_a_timeout_with_the_figure() -> None:
-    events = drive(running(), Exited("signalled", "The kernel was ended by SIGXCPU", 24))
+    events = drive(running(), KernelExited("signalled", "The kernel was ended by SIGXCPU", 24))
     assert finished(events).reason is Reason.TIMEOUT
     assert finished(events).message == "CPU: 3 s reached; the kernel was ended by Linux; variables are lost."
     assert [event.limit for event in events if isinstance(event, ev.LimitReached)] == ["cpu_seconds"]

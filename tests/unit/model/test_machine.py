@@ -13,28 +13,28 @@ from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest, SessionState
 from kernelsvc.model.state import MOVES, Policy
 from kernelsvc.model.stimuli import (
-    Began,
+    AbortSwitch,
+    BeginSwitch,
+    CellBegan,
+    CheckOutputLimit,
     Close,
     EndKernel,
-    Exited,
-    FellAsleep,
-    Flood,
     Interrupt,
     InterruptKernel,
+    KernelExited,
+    KernelIdle,
     KernelReady,
+    KernelReplied,
     KillKernel,
-    Record,
-    Replied,
+    RecordEvents,
     Restart,
     SendCell,
     StartFailed,
     StartKernel,
-    Stay,
+    StateSaved,
     Submit,
-    Switch,
     Tick,
     WakeCheckpoint,
-    WentIdle,
 )
 
 
@@ -66,7 +66,7 @@ def types(events):
 def test_a_cell_goes_from_queued_to_finished():
     machine = ready()
     events, effects = drive(
-        machine, submit("a"), Began("a", 1), Replied("a", "ok", 1), WentIdle("a", frame=5), now=10.0
+        machine, submit("a"), CellBegan("a", 1), KernelReplied("a", "ok", 1), KernelIdle("a", frame=5), now=10.0
     )
     assert types(events) == ["CellQueued", "CellStarted", "CellFinished"]
     assert effects[0] == SendCell("a")
@@ -92,18 +92,18 @@ def test_with_an_ordered_kernel_a_cell_begins_when_it_is_sent_and_ends_on_its_re
     assert types(events) == ["CellQueued", "CellQueued", "CellStarted"]
     assert (effects, machine.running.id, machine.state) == ([SendCell("a")], "a", SessionState.BUSY)
     shown = ev.Result(cell="a", data={"text/plain": "12345"})
-    events, effects = drive(machine, Replied("a", "ok", 1, outputs=(shown,), frame=2), now=11.0)
+    events, effects = drive(machine, KernelReplied("a", "ok", 1, outputs=(shown,), frame=2), now=11.0)
     assert types(events) == ["Result", "CellFinished", "CellStarted"]
     assert (events[1].usage.output_bytes, events[1].usage.wall_ms, events[1].frame) == (5, 1000.0, 2)
     assert (effects, machine.running.id, machine.running.began) == ([SendCell("b")], "b", True)
-    drive(machine, Replied("b", "ok", 2))
+    drive(machine, KernelReplied("b", "ok", 2))
     assert (machine.state, machine.running, machine.execution_count) == (SessionState.IDLE, None, 2)
 
 
 def test_an_ordered_kernel_says_nothing_new_when_it_says_that_a_cell_began():
     machine = ordered()
     drive(machine, submit("a"))
-    events, _ = drive(machine, Began("a", 7), WentIdle("a"))
+    events, _ = drive(machine, CellBegan("a", 7), KernelIdle("a"))
     assert (events, machine.running.id) == ([], "a")
 
 
@@ -113,10 +113,10 @@ def test_cells_are_numbered_as_the_kernel_will_number_them():
     events, _ = drive(
         machine,
         Submit((*requests, CellRequest(code="4")), ("a", "b", "c", "d")),
-        Replied("a", "ok", 1),
-        Replied("b", "ok", 1),
-        Replied("c", "ok", 1),
-        Replied("d", "ok", 100),  # its code moved the count
+        KernelReplied("a", "ok", 1),
+        KernelReplied("b", "ok", 1),
+        KernelReplied("c", "ok", 1),
+        KernelReplied("d", "ok", 100),  # its code moved the count
         submit("e"),
     )
     assert counts(events) == [
@@ -134,7 +134,9 @@ def test_cells_are_numbered_as_the_kernel_will_number_them():
 
 def test_a_cell_that_waits_for_another_kernel_is_the_first_that_this_one_counts():
     machine = ordered()
-    drive(machine, submit("a"), Replied("a", "ok", 1), submit("b"), Exited("signalled", "gone"), submit("c"))
+    drive(
+        machine, submit("a"), KernelReplied("a", "ok", 1), submit("b"), KernelExited("signalled", "gone"), submit("c")
+    )
     events, effects = drive(machine, KernelReady(ev.KernelRestarted(why="died")))
     assert types(events) == ["KernelRestarted", "CellStarted"]
     assert (events[1].cell, events[1].execution_count, effects) == ("c", 1, [SendCell("c")])
@@ -150,11 +152,13 @@ def test_a_cell_that_never_reached_the_kernel_is_sent_again_and_begins_once():
 
 def test_idle_before_reply_ends_the_cell_too():
     machine = ready()
-    events, _ = drive(machine, submit("a"), Began("a", 1), WentIdle("a"), Replied("a", "ok", 1))
+    events, _ = drive(machine, submit("a"), CellBegan("a", 1), KernelIdle("a"), KernelReplied("a", "ok", 1))
     assert types(events)[-1] == "CellFinished"
 
 
-@pytest.mark.parametrize("forged", [Replied("b", "ok"), WentIdle("b"), Began("b", 7), Replied("zzz", "ok")])
+@pytest.mark.parametrize(
+    "forged", [KernelReplied("b", "ok"), KernelIdle("b"), CellBegan("b", 7), KernelReplied("zzz", "ok")]
+)
 def test_messages_about_other_cells_change_nothing(forged):
     machine = ready()
     drive(machine, submit("a"), submit("b"))
@@ -177,7 +181,9 @@ def test_the_same_id_with_other_code_is_refused():
 
 def test_an_error_cancels_what_waits_behind_it():
     machine = ready()
-    events, _ = drive(machine, submit("a"), submit("b", "c"), Began("a", 1), Replied("a", "error"), WentIdle("a"))
+    events, _ = drive(
+        machine, submit("a"), submit("b", "c"), CellBegan("a", 1), KernelReplied("a", "error"), KernelIdle("a")
+    )
     ends = {e.cell: e.reason for e in events if isinstance(e, ev.CellFinished)}
     assert ends == {"a": Reason.ERROR, "b": Reason.CANCELLED, "c": Reason.CANCELLED}
     assert machine.state is SessionState.IDLE
@@ -185,9 +191,16 @@ def test_an_error_cancels_what_waits_behind_it():
 
 def test_a_cell_that_was_sent_after_the_failure_was_told_is_not_cancelled():
     machine = ready()
-    failed = Record((ev.Error(cell="a", ename="ValueError", evalue="no", traceback=[]),))
+    failed = RecordEvents((ev.Error(cell="a", ename="ValueError", evalue="no", traceback=[]),))
     events, effects = drive(
-        machine, submit("a"), submit("b"), Began("a", 1), failed, submit("c"), Replied("a", "error"), WentIdle("a")
+        machine,
+        submit("a"),
+        submit("b"),
+        CellBegan("a", 1),
+        failed,
+        submit("c"),
+        KernelReplied("a", "error"),
+        KernelIdle("a"),
     )
     ends = {e.cell: e.reason for e in events if isinstance(e, ev.CellFinished)}
     assert ends == {"a": Reason.ERROR, "b": Reason.CANCELLED}
@@ -196,26 +209,30 @@ def test_a_cell_that_was_sent_after_the_failure_was_told_is_not_cancelled():
 
 def test_on_error_continue_goes_on_with_the_next():
     machine = ready()
-    _, effects = drive(machine, submit("a", on_error="continue"), submit("b"), Replied("a", "error"), WentIdle("a"))
+    _, effects = drive(
+        machine, submit("a", on_error="continue"), submit("b"), KernelReplied("a", "error"), KernelIdle("a")
+    )
     assert effects[-1] == SendCell("b")
 
 
 def test_an_error_that_was_not_published_is_taken_from_the_reply():
     machine = ready()
-    events, _ = drive(machine, submit("a"), Replied("a", "error", 1, "ValueError", "no", ("tb",)), WentIdle("a"))
+    events, _ = drive(
+        machine, submit("a"), KernelReplied("a", "error", 1, "ValueError", "no", ("tb",)), KernelIdle("a")
+    )
     assert types(events) == ["CellQueued", "Error", "CellFinished"]
 
 
 def test_the_time_limit_interrupts_then_kills():
     machine = ready(Policy(cell_seconds=2.0, grace_seconds=1.5))
-    drive(machine, submit("a"), Began("a", 1), now=100.0)
+    drive(machine, submit("a"), CellBegan("a", 1), now=100.0)
     assert machine.next_deadline() == 102.0
     events, effects = drive(machine, Tick(), now=102.0)
     assert types(events) == ["LimitReached", "Interrupted"]
     assert effects == [InterruptKernel(Reason.TIMEOUT, 103.5)]
     assert drive(machine, Tick(), now=103.4)[1] == []
     assert drive(machine, Tick(), now=103.5)[1] == [KillKernel()]
-    events, effects = drive(machine, Exited("signalled", "killed"), now=103.6)
+    events, effects = drive(machine, KernelExited("signalled", "killed"), now=103.6)
     assert [e.reason for e in events if isinstance(e, ev.CellFinished)] == [Reason.TIMEOUT]
     assert isinstance(effects[-1], StartKernel)
 
@@ -223,7 +240,12 @@ def test_the_time_limit_interrupts_then_kills():
 def test_an_interrupted_cell_keeps_its_variables():
     machine = ready()
     events, _ = drive(
-        machine, submit("a"), Began("a", 1), Interrupt(), Replied("a", "error", 1, "KeyboardInterrupt"), WentIdle("a")
+        machine,
+        submit("a"),
+        CellBegan("a", 1),
+        Interrupt(),
+        KernelReplied("a", "error", 1, "KeyboardInterrupt"),
+        KernelIdle("a"),
     )
     assert events[-1].reason is Reason.INTERRUPTED
     assert events[-1].variables_kept is True
@@ -231,14 +253,14 @@ def test_an_interrupted_cell_keeps_its_variables():
 
 def test_a_cell_that_ends_well_in_spite_of_an_interrupt_is_ok():
     machine = ready()
-    events, _ = drive(machine, submit("a"), Interrupt(), Replied("a", "ok"), WentIdle("a"))
+    events, _ = drive(machine, submit("a"), Interrupt(), KernelReplied("a", "ok"), KernelIdle("a"))
     assert events[-1].reason is Reason.OK
 
 
 def test_death_ends_the_cell_with_its_cause_and_starts_a_new_kernel():
     machine = ready()
-    drive(machine, submit("a"), Began("a", 1))
-    events, effects = drive(machine, Exited("signalled", "segmentation fault", signal=11))
+    drive(machine, submit("a"), CellBegan("a", 1))
+    events, effects = drive(machine, KernelExited("signalled", "segmentation fault", signal=11))
     assert types(events) == ["KernelDied", "CellFinished"]
     assert events[1].reason is Reason.KERNEL_DIED
     assert events[1].variables_kept is False
@@ -250,8 +272,8 @@ def test_death_ends_the_cell_with_its_cause_and_starts_a_new_kernel():
 
 def test_death_with_a_checkpoint_wakes_it():
     machine = ready()
-    drive(machine, Record((ev.CheckpointMade(checkpoint="p"),)), submit("a"), Began("a", 1))
-    events, effects = drive(machine, Exited("memory", "512 MiB reached", restorable=True))
+    drive(machine, RecordEvents((ev.CheckpointMade(checkpoint="p"),)), submit("a"), CellBegan("a", 1))
+    events, effects = drive(machine, KernelExited("memory", "512 MiB reached", restorable=True))
     assert types(events) == ["LimitReached", "KernelDied", "CellFinished"]
     assert (events[0].limit, events[0].cell, events[0].enforced_by) == ("memory_bytes", "a", "linux")
     assert events[-1].reason is Reason.MEMORY
@@ -262,7 +284,7 @@ def test_death_with_a_checkpoint_wakes_it():
 
 def test_a_dead_session_says_so_and_can_be_restarted():
     machine = ready()
-    drive(machine, submit("a"), Exited("lost", "gone"), StartFailed("no host"))
+    drive(machine, submit("a"), KernelExited("lost", "gone"), StartFailed("no host"))
     assert machine.state is SessionState.DEAD
     with pytest.raises(KernelDead):
         machine.decide(submit("b"), 0.0)
@@ -272,7 +294,7 @@ def test_a_dead_session_says_so_and_can_be_restarted():
 
 def test_close_ends_every_cell_and_then_nothing_is_taken():
     machine = ready()
-    drive(machine, submit("a"), submit("b"), Began("a", 1))
+    drive(machine, submit("a"), submit("b"), CellBegan("a", 1))
     events, effects = drive(machine, Close("done"))
     assert [e.reason for e in events[:2]] == [Reason.SESSION_CLOSED] * 2
     assert types(events)[-1] == "SessionClosed"
@@ -304,16 +326,16 @@ def test_idle_and_lifetime_expire():
 STIMULI = st.one_of(
     st.lists(st.sampled_from("abcdef"), min_size=1, max_size=3, unique=True).map(lambda cs: submit(*cs)),
     st.sampled_from("abcdef").map(lambda c: submit(c, on_error="continue")),
-    st.builds(Began, st.sampled_from("abcdef"), st.integers(0, 9)),
-    st.builds(Replied, st.sampled_from("abcdef"), st.sampled_from(["ok", "error", "aborted"])),
-    st.builds(WentIdle, st.sampled_from("abcdef")),
-    st.builds(Exited, st.just("signalled"), st.just("m"), restorable=st.booleans()),
+    st.builds(CellBegan, st.sampled_from("abcdef"), st.integers(0, 9)),
+    st.builds(KernelReplied, st.sampled_from("abcdef"), st.sampled_from(["ok", "error", "aborted"])),
+    st.builds(KernelIdle, st.sampled_from("abcdef")),
+    st.builds(KernelExited, st.just("signalled"), st.just("m"), restorable=st.booleans()),
     st.just(KernelReady(ev.KernelRestarted())),
     st.just(StartFailed("m")),
     st.just(Interrupt()),
-    st.just(Switch()),
-    st.just(Stay()),
-    st.just(FellAsleep(ev.Hibernated())),
+    st.just(BeginSwitch()),
+    st.just(AbortSwitch()),
+    st.just(StateSaved(ev.Hibernated())),
     st.just(KernelReady(ev.Woken())),
     st.just(Restart()),
     st.just(Close("x")),
@@ -361,12 +383,12 @@ def test_every_state_has_a_row():
 
 
 def print_some(machine, size, cell="a"):
-    return drive(machine, Record((ev.Stream(cell=cell, name="stdout", text="x" * size),)), Flood())
+    return drive(machine, RecordEvents((ev.Stream(cell=cell, name="stdout", text="x" * size),)), CheckOutputLimit())
 
 
 def test_output_without_end_is_interrupted_and_then_killed():
     machine = ready(Policy(max_cell_output_bytes=100, grace_seconds=1.0))
-    drive(machine, submit("a"), Began("a", 1, 1))
+    drive(machine, submit("a"), CellBegan("a", 1, 1))
     assert print_some(machine, 100) == ([machine_last(100)], [])
     events, effects = print_some(machine, 1)
     assert types(events) == ["Stream", "LimitReached", "Interrupted"]
@@ -374,7 +396,7 @@ def test_output_without_end_is_interrupted_and_then_killed():
     assert types(effects) == ["InterruptKernel"]
     assert print_some(machine, 500)[1] == [], "said once"
     assert types(drive(machine, Tick(), now=2.0)[1]) == ["KillKernel"]
-    events, _ = drive(machine, Exited("signalled", "SIGKILL"), now=2.0)
+    events, _ = drive(machine, KernelExited("signalled", "SIGKILL"), now=2.0)
     end = next(e for e in events if isinstance(e, ev.CellFinished))
     assert end.reason is Reason.INTERRUPTED
     assert "max_cell_output_bytes: 100 bytes" in end.message
@@ -395,6 +417,6 @@ def test_output_between_cells_without_end_ends_the_kernel():
 def test_each_cell_may_print_as_much_as_the_log_takes():
     machine = ready(Policy(max_cell_output_bytes=100))
     for cell in "abc":
-        drive(machine, submit(cell), Began(cell, 1, 1))
+        drive(machine, submit(cell), CellBegan(cell, 1, 1))
         assert print_some(machine, 90, cell)[1] == []
-        drive(machine, Replied(cell, "ok", 1, None), WentIdle(cell, None))
+        drive(machine, KernelReplied(cell, "ok", 1, None), KernelIdle(cell, None))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelsvc.model.limits import Usage
-from kernelsvc.model.usage_history import FIRST_SECONDS, MAX_SAMPLES, History, Sample, sample_of
+from kernelsvc.model.usage_history import FIRST_SECONDS, MAX_SAMPLES, UsageHistory, UsageSample, sample_of
 
 
 def use(n: float) -> Usage:
@@ -16,16 +16,16 @@ def use(n: float) -> Usage:
 
 
 def test_samples_are_some_seconds_apart() -> None:
-    history = History()
+    history = UsageHistory()
     for second in range(21):
         history.add(1000.0 + second, use(second))
-    assert [*history] == [Sample(1000.0 + n, float(n), n * 10, n) for n in (0, 5, 10, 15, 20)]
-    assert sample_of(1.0, Usage()) == Sample(1.0, 0.0, 0, 0)
+    assert [*history] == [UsageSample(1000.0 + n, float(n), n * 10, n) for n in (0, 5, 10, 15, 20)]
+    assert sample_of(1.0, Usage()) == UsageSample(1.0, 0.0, 0, 0)
 
 
 @given(st.integers(MAX_SAMPLES, 5000), st.floats(0.5, 50))
 def test_a_long_life_is_told_from_its_beginning_in_few_samples(count: int, pause: float) -> None:
-    history = History()
+    history = UsageHistory()
     for n in range(count):
         history.add(n * pause, use(n))
     moments = [each.at for each in history]
@@ -37,7 +37,7 @@ def test_a_long_life_is_told_from_its_beginning_in_few_samples(count: int, pause
 
 
 def test_a_clock_that_is_set_back_stops_nothing() -> None:
-    history = History()
+    history = UsageHistory()
     history.add(1000.0, use(1))
     history.add(10.0, use(2))
     assert len(history) == 2

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kernelsvc.model.limits import MiB
-from kernelsvc.sandbox.cgroup import Group, GroupMaker, open_cgroups, parse_mounts, parse_own, parse_pairs
+from kernelsvc.sandbox.cgroup import Cgroup, CgroupManager, open_cgroups, parse_mounts, parse_own, parse_pairs
 
 
 def test_own_paths_of_both_versions() -> None:
@@ -45,7 +45,7 @@ def test_pairs_skip_what_is_no_number() -> None:
 
 
 @pytest.fixture
-def maker() -> Iterator[GroupMaker]:
+def maker() -> Iterator[CgroupManager]:
     made = open_cgroups(f"test{os.getpid()}")
     if {layer.name for layer in made.layers if layer.ok} != {"memory cgroup", "pids cgroup", "cpu cgroup"}:
         made.close()
@@ -64,7 +64,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.002)
 
 
-def run_in(group: Group, code: str) -> subprocess.CompletedProcess[str]:
+def run_in(group: Cgroup, code: str) -> subprocess.CompletedProcess[str]:
     """Run Python code as a member of the group."""
     joined = "".join(f"open({path!r}, 'w').write('0')\n" for path in group.join_files)
     return subprocess.run(
@@ -73,7 +73,7 @@ def run_in(group: Group, code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.needs_cgroup
-def test_memory_above_the_cap_is_killed_and_told(maker: GroupMaker) -> None:
+def test_memory_above_the_cap_is_killed_and_told(maker: CgroupManager) -> None:
     group = maker.make("memory")
     assert group
     group.limit(memory_bytes=64 * MiB, tasks=None)
@@ -89,7 +89,7 @@ def test_memory_above_the_cap_is_killed_and_told(maker: GroupMaker) -> None:
 
 
 @pytest.mark.needs_cgroup
-def test_tasks_above_the_cap_are_refused_and_counted(maker: GroupMaker) -> None:
+def test_tasks_above_the_cap_are_refused_and_counted(maker: CgroupManager) -> None:
     group = maker.make("tasks")
     assert group
     group.limit(memory_bytes=None, tasks=5)
@@ -112,7 +112,7 @@ def test_tasks_above_the_cap_are_refused_and_counted(maker: GroupMaker) -> None:
 
 
 @pytest.mark.needs_cgroup
-def test_a_share_of_the_processor_holds(maker: GroupMaker) -> None:
+def test_a_share_of_the_processor_holds(maker: CgroupManager) -> None:
     group = maker.make("cpu")
     assert group
     group.limit_cpu(0.2)
@@ -128,7 +128,7 @@ def test_a_share_of_the_processor_holds(maker: GroupMaker) -> None:
 
 
 @pytest.mark.needs_cgroup
-def test_another_hosts_groups_are_not_ours(maker: GroupMaker) -> None:
+def test_another_hosts_groups_are_not_ours(maker: CgroupManager) -> None:
     other = open_cgroups(f"other{os.getpid()}")
     try:
         group = maker.make("mine")
@@ -141,7 +141,7 @@ def test_another_hosts_groups_are_not_ours(maker: GroupMaker) -> None:
 
 
 @pytest.mark.needs_cgroup
-def test_nothing_stays_when_the_last_group_is_gone(maker: GroupMaker) -> None:
+def test_nothing_stays_when_the_last_group_is_gone(maker: CgroupManager) -> None:
     if maker.version != 1:
         pytest.skip("version 2 keeps its parents")
     group = maker.make("last")
@@ -159,7 +159,7 @@ def test_nothing_stays_when_the_last_group_is_gone(maker: GroupMaker) -> None:
 
 
 @pytest.mark.needs_cgroup
-def test_what_a_killed_host_left_is_cleared_when_it_is_old_and_empty(maker: GroupMaker) -> None:
+def test_what_a_killed_host_left_is_cleared_when_it_is_old_and_empty(maker: CgroupManager) -> None:
     killed = open_cgroups(f"killed{os.getpid()}")
     group = killed.make("left")
     assert group

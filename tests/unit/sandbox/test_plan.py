@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from kernelsvc.errors import SandboxUnavailable
 from kernelsvc.model.limits import Limits, MiB
-from kernelsvc.sandbox.plan import SPARE_TASKS, Confinement, Request, confine
+from kernelsvc.sandbox.plan import SPARE_TASKS, Confinement, ConfinementRequest, confine
 from kernelsvc.sandbox.probe_result import Layer, Probe
-from kernelsvc.sandbox.rootfs_paths import Places
+from kernelsvc.sandbox.rootfs_paths import RootfsPaths
 
 LAYERS = [
     *("user", "user namespace", "task rlimit", "mount namespace", "pid namespace", "ipc namespace", "uts namespace"),
@@ -27,11 +27,11 @@ def probe(*, root: bool = False, without: tuple[str, ...] = ()) -> Probe:
     return Probe(root=root, arch="x86_64", release="6.1", layers=layers, landlock_abi=6)
 
 
-def request(**changes: object) -> Request:
-    base = Request(
+def request(**changes: object) -> ConfinementRequest:
+    base = ConfinementRequest(
         policy="best-effort",
         limits=Limits(),
-        places=Places(links={"/bin": "usr/bin"}, readonly=[("/usr", "/usr")], path="/usr/bin"),
+        places=RootfsPaths(links={"/bin": "usr/bin"}, readonly=[("/usr", "/usr")], path="/usr/bin"),
         root="/run/view",
         workdir="/data/sessions/s/files",
         uid=70_001,
@@ -150,7 +150,7 @@ def test_a_family_shows_its_directories_side_by_side() -> None:
 
 
 def test_a_family_does_not_cover_python() -> None:
-    places = Places(links={}, readonly=[("/home/me/venv", "/home/me/venv")], path="/usr/bin")
+    places = RootfsPaths(links={}, readonly=[("/home/me/venv", "/home/me/venv")], path="/usr/bin")
     made = confine(request(family="/data/f", workdir="/data/f/user", places=places), probe())
     assert made.plan["home"] == made.plan["env"]["HOME"] == "/sessions/user"
 

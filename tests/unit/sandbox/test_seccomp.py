@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelsvc.sandbox import seccomp
-from kernelsvc.sandbox.seccomp import ALLOW, ENOSYS, EPERM, KILL, Check, refuse, simulate
+from kernelsvc.sandbox.seccomp import ALLOW, ENOSYS, EPERM, KILL, ArgumentCheck, refuse, simulate
 from kernelsvc.sandbox.syscall_table import AUDIT_ARCH, NUMBERS
 
 ARCHES = sorted(NUMBERS)
@@ -23,7 +23,7 @@ POLICIES = {
 
 def expected(verdict: seccomp.Verdict, arguments: tuple[int, ...]) -> int:
     """The policy's own meaning, told without the assembler."""
-    while isinstance(verdict, Check):
+    while isinstance(verdict, ArgumentCheck):
         value = arguments[verdict.argument] >> (32 if verdict.high else 0) & verdict.mask
         verdict = verdict.match if value in verdict.values else verdict.other
     return verdict
@@ -104,7 +104,7 @@ def test_the_init_makes_nothing_new(call: str) -> None:
 
 def test_a_far_jump_is_assembled_over_the_limit_of_conditional_ones() -> None:
     values = tuple(range(300))
-    check = Check(0, values[:120], EPERM, Check(0, values[120:240], EPERM, ALLOW))
+    check = ArgumentCheck(0, values[:120], EPERM, ArgumentCheck(0, values[120:240], EPERM, ALLOW))
     policy = {name: check for i, name in enumerate(sorted(NUMBERS["x86_64"])) if i % 2}
     program = seccomp.assemble(policy, "x86_64")
     for name, number in NUMBERS["x86_64"].items():

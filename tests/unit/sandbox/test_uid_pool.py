@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from kernelsvc.errors import AtCapacity
-from kernelsvc.sandbox.uid_pool import Identities, give, users_of_processes
+from kernelsvc.sandbox.uid_pool import UidPool, give, users_of_processes
 
 
 def test_an_id_is_held_by_one_session_at_a_time() -> None:
-    ids = Identities(range(10, 13), taken=[11])
+    ids = UidPool(range(10, 13), taken=[11])
     assert [ids.acquire(), ids.acquire()] == [10, 12]
     with pytest.raises(AtCapacity, match="close a session"):
         ids.acquire()
@@ -21,20 +21,20 @@ def test_an_id_is_held_by_one_session_at_a_time() -> None:
 
 
 def test_an_id_is_not_reused_while_others_are_free() -> None:
-    ids = Identities(range(10, 13))
+    ids = UidPool(range(10, 13))
     first = ids.acquire()
     ids.release(first)
     assert ids.acquire() != first
 
 
 def test_a_session_found_again_keeps_its_id() -> None:
-    ids = Identities(range(10, 12))
+    ids = UidPool(range(10, 12))
     ids.claim(10)
     assert ids.acquire() == 11
 
 
 def test_sessions_that_share_a_directory_are_one_user() -> None:
-    ids = Identities(range(10, 13), taken=[10])
+    ids = UidPool(range(10, 13), taken=[10])
     ids.claim(10, "/a")
     assert ids.acquire("/a") == 10
     assert (ids.acquire("/b"), ids.acquire()) == (11, 12)
@@ -46,7 +46,7 @@ def test_sessions_that_share_a_directory_are_one_user() -> None:
 
 
 def test_a_family_is_one_user_wherever_in_it_one_begins() -> None:
-    ids = Identities(range(10, 13))
+    ids = UidPool(range(10, 13))
     assert ids.acquire("/s/home/user", "/s/home") == 10
     assert ids.acquire("/s/home/user.d/branch", "/s/home") == 10
     assert ids.acquire("/s/home/user.d/branch") == 10

@@ -17,24 +17,34 @@ from waiting import wait_for
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.sandbox import watchdog
 from kernelsvc.sandbox.plan import SPARE_TASKS
-from kernelsvc.sandbox.watchdog import Process, Use, Watchdog, Watched, disk_usage, group, judge, suspect, walk
+from kernelsvc.sandbox.watchdog import (
+    ProcessStat,
+    SessionUse,
+    Watchdog,
+    Watched,
+    disk_usage,
+    group,
+    judge,
+    suspect,
+    walk,
+)
 
 NONE = Limits(memory_bytes=None, processes=None, disk_bytes=None)
 
 
 def test_nothing_is_judged_without_a_cap_or_a_figure() -> None:
-    assert judge(NONE, Use(memory_bytes=1 << 50, tasks=10**6, disk_bytes=1 << 50)) == []
-    assert judge(Limits(), Use()) == []
+    assert judge(NONE, SessionUse(memory_bytes=1 << 50, tasks=10**6, disk_bytes=1 << 50)) == []
+    assert judge(Limits(), SessionUse()) == []
 
 
 def test_a_breach_says_the_figures() -> None:
-    (breach,) = judge(Limits(memory_bytes=512 * MiB), Use(memory_bytes=600 * MiB))
+    (breach,) = judge(Limits(memory_bytes=512 * MiB), SessionUse(memory_bytes=600 * MiB))
     assert (breach.limit, breach.value, breach.bound) == ("memory_bytes", 600 * MiB, 512 * MiB)
     assert breach.message == "memory: 512 MiB reached, 600 MiB used"
 
 
 def test_what_linux_holds_is_left_to_linux() -> None:
-    use = Use(memory_bytes=600 * MiB, disk_bytes=600 * MiB)
+    use = SessionUse(memory_bytes=600 * MiB, disk_bytes=600 * MiB)
     limits = Limits(memory_bytes=512 * MiB, disk_bytes=512 * MiB)
     assert [b.limit for b in judge(limits, use, hard={"memory_bytes"})] == ["disk_bytes"]
     assert watchdog.hard_limits({"memory_bytes": "hard", "disk_bytes": "supervised"}) == {"memory_bytes"}
@@ -42,22 +52,22 @@ def test_what_linux_holds_is_left_to_linux() -> None:
 
 def test_the_init_and_checkpoints_are_not_counted_against_a_session() -> None:
     limits = Limits(processes=4)
-    assert judge(limits, Use(tasks=4 + SPARE_TASKS)) == []
-    assert judge(limits, Use(tasks=5 + SPARE_TASKS))
+    assert judge(limits, SessionUse(tasks=4 + SPARE_TASKS)) == []
+    assert judge(limits, SessionUse(tasks=5 + SPARE_TASKS))
 
 
 def test_resident_memory_makes_a_suspect_only() -> None:
     limits = Limits(memory_bytes=100)
-    assert suspect(limits, Use(resident_bytes=101))
-    assert not suspect(limits, Use(resident_bytes=100))
-    assert judge(limits, Use(resident_bytes=101)) == []
-    assert not suspect(NONE, Use(resident_bytes=1 << 50))
+    assert suspect(limits, SessionUse(resident_bytes=101))
+    assert not suspect(limits, SessionUse(resident_bytes=100))
+    assert judge(limits, SessionUse(resident_bytes=101)) == []
+    assert not suspect(NONE, SessionUse(resident_bytes=1 << 50))
 
 
 @given(st.lists(st.integers(1, 30), unique=True), st.data())
 def test_every_process_below_a_root_is_counted_once(pids: list[int], data: st.DataObject) -> None:
     processes = [
-        Process(pid, data.draw(st.sampled_from([0, *[p for p in pids if p < pid]])), 10, 0.5, 1) for pid in pids
+        ProcessStat(pid, data.draw(st.sampled_from([0, *[p for p in pids if p < pid]])), 10, 0.5, 1) for pid in pids
     ]
     roots = data.draw(st.lists(st.sampled_from(pids), unique=True) if pids else st.just([]))
     roots += [process.pid for process in processes if process.parent == 0 and process.pid not in roots]
@@ -70,16 +80,16 @@ def test_every_process_below_a_root_is_counted_once(pids: list[int], data: st.Da
 def test_daemons_and_branches_are_charged_to_whom_they_belong() -> None:
     init, kernel, branch = 100, 101, 110
     processes = [
-        Process(50, 1, 1, 0.0, 1),  # the kernel host
-        Process(init, 50, 1, 0.0, 1),
-        Process(kernel, init, 1, 0.0, 1),
-        Process(102, kernel, 1, 0.0, 1),  # its child
-        Process(103, init, 1, 0.0, 1),  # a daemon
-        Process(104, 103, 1, 0.0, 1),
-        Process(branch, kernel, 1, 0.0, 1),
-        Process(111, branch, 1, 0.0, 1),
-        Process(200, 50, 1, 0.0, 1),  # another session's init
-        Process(201, 200, 1, 0.0, 1),
+        ProcessStat(50, 1, 1, 0.0, 1),  # the kernel host
+        ProcessStat(init, 50, 1, 0.0, 1),
+        ProcessStat(kernel, init, 1, 0.0, 1),
+        ProcessStat(102, kernel, 1, 0.0, 1),  # its child
+        ProcessStat(103, init, 1, 0.0, 1),  # a daemon
+        ProcessStat(104, 103, 1, 0.0, 1),
+        ProcessStat(branch, kernel, 1, 0.0, 1),
+        ProcessStat(111, branch, 1, 0.0, 1),
+        ProcessStat(200, 50, 1, 0.0, 1),  # another session's init
+        ProcessStat(201, 200, 1, 0.0, 1),
     ]
     uses = group(processes, [kernel, branch, 201])
     assert {root: set(use.pids) for root, use in uses.items()} == {
@@ -91,7 +101,7 @@ def test_daemons_and_branches_are_charged_to_whom_they_belong() -> None:
 
 
 def test_a_root_that_is_gone_uses_nothing() -> None:
-    assert group([], [7]) == {7: Use()}
+    assert group([], [7]) == {7: SessionUse()}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from kernelsvc.model.events import Reason
 from kernelsvc.model.objects import Cell
 from kernelsvc.protocol import jupyter
 from kernelsvc.server.jupyter import channels, models
-from kernelsvc.server.jupyter.event_translator import KEPT, Replay, joined, kept_header, portions
+from kernelsvc.server.jupyter.event_translator import KEPT, EventTranslator, joined, kept_header, portions
 
 HEADER = {"msg_id": "m1", "msg_type": "execute_request", "session": "me", "username": "u", "version": "5.0"}
 
@@ -39,7 +39,7 @@ def queued(**more: Any) -> ev.CellQueued:
 
 
 def said(events: list[ev.Event]) -> list[tuple[str, str, Any]]:
-    replay = Replay("s_1", none)
+    replay = EventTranslator("s_1", none)
     found = [m for event in events for m in replay.messages(event)]
     assert all(m.parent == "m1" for m in found)
     return [(m.channel, m.msg_type, m.content.get("execution_state") or m.content.get("status")) for m in found]
@@ -54,7 +54,7 @@ def test_a_cell_is_what_a_kernel_would_have_sent() -> None:
         ("shell", "execute_reply", "ok"),
         ("iopub", "status", "idle"),
     ]
-    again, once = Replay("s_1", none), Replay("s_1", none)
+    again, once = EventTranslator("s_1", none), EventTranslator("s_1", none)
     assert [once.messages(e) for e in events] == [again.messages(e) for e in events]
 
 
@@ -85,7 +85,7 @@ def test_headers_are_bounded_and_a_foreign_cell_gets_one() -> None:
 
 
 def _after_queue(first: ev.CellQueued) -> list[jupyter.JupyterMessage]:
-    replay = Replay("s_1", none)
+    replay = EventTranslator("s_1", none)
     one, two = stamped(first, ev.Stream(text="t"))
     replay.messages(one)
     return replay.messages(two)
@@ -93,7 +93,7 @@ def _after_queue(first: ev.CellQueued) -> list[jupyter.JupyterMessage]:
 
 def test_what_a_comm_message_caused_names_it() -> None:
     event = ev.Comm(content={"comm_id": "c"}, buffers=["AAE=", "not base64"], request="w1")
-    (message,) = Replay("s_1", none).messages(event)
+    (message,) = EventTranslator("s_1", none).messages(event)
     assert (message.parent, message.buffers) == ("w1", (b"\x00\x01", b""))
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from kernelsvc.errors import Recovering
-from kernelsvc.service.background_loading import Recoveries, ids_in
+from kernelsvc.service.background_loading import BackgroundLoads, ids_in
 
 ONE, OTHER = "s_0123456789abcdef", "s_fedcba9876543210"
 
@@ -13,7 +13,7 @@ ONE, OTHER = "s_0123456789abcdef", "s_fedcba9876543210"
 @pytest.fixture
 async def held():
     """Two under way, the first held until its event is set."""
-    recoveries, gate, order = Recoveries(5.0), asyncio.Event(), []
+    recoveries, gate, order = BackgroundLoads(5.0), asyncio.Event(), []
 
     async def first():
         order.append("first begins")
@@ -72,7 +72,7 @@ async def test_nobody_waits_for_ever(held):
 
 
 async def test_a_failure_is_logged_and_over(caplog):
-    recoveries = Recoveries(5.0)
+    recoveries = BackgroundLoads(5.0)
 
     async def fails():
         raise OSError("gone")

@@ -13,14 +13,14 @@ from kernelsvc.errors import AtCapacity, TooLarge
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits
 from kernelsvc.service import branching
-from kernelsvc.session import About
+from kernelsvc.session import SessionSpec
 
 MIB = 1 << 20
 
 
-def about(**fields: Any) -> About:
+def about(**fields: Any) -> SessionSpec:
     given = {"id": "s_b", "principal": "p", "template": "t", "workdir": "", "kernel": "k", "created_at": ""}
-    return About(**{"limits": Limits(), **given, **fields})
+    return SessionSpec(**{"limits": Limits(), **given, **fields})
 
 
 @pytest.fixture

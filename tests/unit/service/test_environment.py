@@ -9,7 +9,7 @@ import pytest
 
 from kernelsvc.errors import BadRequest, NotSupported
 from kernelsvc.model.objects import Principal
-from kernelsvc.service.environment import REQUEST, Surroundings
+from kernelsvc.service.environment import REQUEST, SessionEnvironment
 
 ME = Principal(name="p")
 
@@ -35,8 +35,8 @@ class Scripted:
         assert cell == "woken"
 
 
-def over(session: Scripted) -> Surroundings:
-    return Surroundings(lambda who, name, scope: session)  # type: ignore[arg-type, return-value]
+def over(session: Scripted) -> SessionEnvironment:
+    return SessionEnvironment(lambda who, name, scope: session)  # type: ignore[arg-type, return-value]
 
 
 async def test_what_was_before_comes_back() -> None:

@@ -16,9 +16,9 @@ from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.machine import PAUSED_SECONDS, Machine
 from kernelsvc.model.objects import Principal, SessionState
 from kernelsvc.model.state import Policy
-from kernelsvc.model.stimuli import Close, KernelReady, Record, Sleep, Tick
+from kernelsvc.model.stimuli import Close, Hibernate, KernelReady, RecordEvents, Tick
 from kernelsvc.service.leases import Leases
-from kernelsvc.session import About, Session
+from kernelsvc.session import Session, SessionSpec
 from kernelsvc.store.journal import Journal
 
 ME = Principal(name="p")
@@ -39,7 +39,7 @@ class House:
         return self.live[session]
 
     async def open(self, id: str, beside: str | None = None) -> Session:
-        about = About(
+        about = SessionSpec(
             id=id, principal="p", template="t", workdir=str(self.path), kernel=f"k_{id}", limits=LIMITS,
             created_at="2026-01-01T00:00:00Z", beside=beside,
         )  # fmt: skip
@@ -123,7 +123,7 @@ async def test_a_lease_outlives_the_server(house: House) -> None:
 
 def machine(lease: ev.Leased) -> Machine:
     made = Machine(Policy(idle_seconds=5, lifetime_seconds=10))
-    for stimulus in (KernelReady(ev.SessionStarted()), Record((lease,))):
+    for stimulus in (KernelReady(ev.SessionStarted()), RecordEvents((lease,))):
         made.commit(made.decide(stimulus, 0.0), 0.0)
     return made
 
@@ -142,7 +142,7 @@ def test_at_its_end_a_session_may_be_paused_instead() -> None:
     assert out.events == [ev.Leased(seconds=PAUSED_SECONDS, paused=True)]
     made.commit(out, 50)
     out = made.decide(Tick(), 50)
-    assert out.effects == [Sleep()]
+    assert out.effects == [Hibernate()]
     made.commit(out, 50)
     assert made.next_deadline() == 50 + PAUSED_SECONDS
     assert made.decide(Close("x"), 60).events[-1].reason == "x"

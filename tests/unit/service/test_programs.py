@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kernelsvc.model import events as ev
-from kernelsvc.model.machine import KernelReady, Machine, Record, Sleep, Tick
+from kernelsvc.model.machine import Hibernate, KernelReady, Machine, RecordEvents, Tick
 from kernelsvc.model.objects import SessionState
 from kernelsvc.model.state import Policy
 from kernelsvc.service import programs
@@ -11,7 +11,7 @@ from kernelsvc.service import programs
 
 def machine(*events: ev.Event, at: float = 0.0) -> Machine:
     made = Machine(Policy(idle_seconds=50, hibernate_seconds=5, lifetime_seconds=1000))
-    for stimulus in (KernelReady(ev.SessionStarted()), Record(events)):
+    for stimulus in (KernelReady(ev.SessionStarted()), RecordEvents(events)):
         made.commit(made.decide(stimulus, at), at)
     return made
 
@@ -20,16 +20,16 @@ def test_a_session_whose_program_runs_neither_sleeps_nor_ends_for_idleness() -> 
     made = machine(ev.ProgramStarted(program=3, argv=["server"]), ev.ProgramStarted(program=4))
     assert made.next_deadline() == 1000
     assert made.decide(Tick(), 500).effects == []
-    made.commit(made.decide(Record((ev.ProgramEnded(program=3),)), 600), 600)
+    made.commit(made.decide(RecordEvents((ev.ProgramEnded(program=3),)), 600), 600)
     assert made.next_deadline() == 1000
-    made.commit(made.decide(Record((ev.ProgramEnded(program=4),)), 700), 700)
+    made.commit(made.decide(RecordEvents((ev.ProgramEnded(program=4),)), 700), 700)
     assert made.next_deadline() == 705
-    assert made.decide(Tick(), 705).effects == [Sleep()]
+    assert made.decide(Tick(), 705).effects == [Hibernate()]
 
 
 def test_a_pause_waits_for_no_program() -> None:
     made = machine(ev.ProgramStarted(program=3), ev.Leased(seconds=900, paused=True))
-    assert made.decide(Tick(), 1).effects == [Sleep()]
+    assert made.decide(Tick(), 1).effects == [Hibernate()]
 
 
 def test_what_is_logged_of_a_program_is_bounded() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from kernelsvc.errors import Forbidden, NotFound, Unauthenticated
 from kernelsvc.model.tokens import TokenRecord, hash_token
-from kernelsvc.service.session_tokens import Access
+from kernelsvc.service.session_tokens import SessionTokens
 
 OWNERS = {"s_1": "alice", "s_2": "bob", "s_3": "carol"}
 READ = TokenRecord(name="alice", sha256=hash_token("a"), scopes=frozenset({"read"}))
@@ -19,16 +19,16 @@ BOB = TokenRecord(name="bob", sha256=hash_token("c"))
 TOKENS = [READ, RUN, OTHER, BOB]
 
 
-def over(tokens: Sequence[TokenRecord], key: bytes = b"k" * 32) -> Access:
-    return Access(key, tokens, OWNERS.get, lambda: list(OWNERS))
+def over(tokens: Sequence[TokenRecord], key: bytes = b"k" * 32) -> SessionTokens:
+    return SessionTokens(key, tokens, OWNERS.get, lambda: list(OWNERS))
 
 
 @pytest.fixture
-def access() -> Access:
+def access() -> SessionTokens:
     return over(TOKENS)
 
 
-def test_a_secret_is_the_same_after_a_restart_and_differs_for_every_input(access: Access) -> None:
+def test_a_secret_is_the_same_after_a_restart_and_differs_for_every_input(access: SessionTokens) -> None:
     secret = access.secret(RUN.principal(), "s_1", "envd")
     assert secret == over([RUN]).secret(RUN.principal(), "s_1", "envd")
     others = {
@@ -40,7 +40,7 @@ def test_a_secret_is_the_same_after_a_restart_and_differs_for_every_input(access
     assert len(others | {secret}) == 5
 
 
-def test_its_holder_has_the_scopes_of_its_own_token_but_never_admin(access: Access) -> None:
+def test_its_holder_has_the_scopes_of_its_own_token_but_never_admin(access: SessionTokens) -> None:
     for token in (RUN, OTHER):
         alice = access.holder("s_1", ["envd"], access.secret(token.principal(), "s_1", "envd"))
         assert (alice.name, alice.scopes, alice.token_sha256) == ("alice", {"read", "run"}, token.sha256)
@@ -48,7 +48,7 @@ def test_its_holder_has_the_scopes_of_its_own_token_but_never_admin(access: Acce
     assert (bob.name, bob.scopes) == ("bob", {"read", "run"})
 
 
-def test_a_read_token_gets_none(access: Access) -> None:
+def test_a_read_token_gets_none(access: SessionTokens) -> None:
     with pytest.raises(Forbidden, match="run"):
         access.secret(READ.principal(), "s_1", "envd")
 
@@ -63,7 +63,7 @@ def test_a_read_token_gets_none(access: Access) -> None:
         [],
     ],
 )
-def test_a_secret_is_void_once_its_token_is_changed_or_gone(access: Access, after: list[TokenRecord]) -> None:
+def test_a_secret_is_void_once_its_token_is_changed_or_gone(access: SessionTokens, after: list[TokenRecord]) -> None:
     secret = access.secret(RUN.principal(), "s_1", "envd")
     later = over(after)
     with pytest.raises(Unauthenticated):
@@ -75,7 +75,7 @@ def test_a_secret_is_void_once_its_token_is_changed_or_gone(access: Access, afte
 
 
 @pytest.mark.parametrize("given", [[], [""], ["\udcff"], ["x" * 10_000], ["session"], ["purpose"], ["principal"]])
-def test_nothing_else_is_accepted(access: Access, given: list[str]) -> None:
+def test_nothing_else_is_accepted(access: SessionTokens, given: list[str]) -> None:
     wrong = {
         "session": access.secret(RUN.principal(), "s_2", "envd"),
         "purpose": access.secret(RUN.principal(), "s_1", "traffic"),
@@ -85,7 +85,7 @@ def test_nothing_else_is_accepted(access: Access, given: list[str]) -> None:
         access.holder("s_1", ["envd"], *(wrong.get(each, each) for each in given))
 
 
-def test_without_a_secret_the_answer_does_not_depend_on_the_session(access: Access) -> None:
+def test_without_a_secret_the_answer_does_not_depend_on_the_session(access: SessionTokens) -> None:
     secret = access.secret(RUN.principal(), "s_1", "envd")
     with pytest.raises(Unauthenticated):
         access.holder("s_9", ["envd"], secret)
@@ -93,7 +93,7 @@ def test_without_a_secret_the_answer_does_not_depend_on_the_session(access: Acce
         access.holder("s_9", ["envd"], access.secret(RUN.principal(), "s_9", "envd"))
 
 
-def test_a_session_is_found_by_what_its_secret_signed(access: Access) -> None:
+def test_a_session_is_found_by_what_its_secret_signed(access: SessionTokens) -> None:
     wanted = access.secret(BOB.principal(), "s_2", "envd")
     who, session = access.search("envd", lambda secret: hmac.compare_digest(secret, wanted))
     assert (who.name, session, who.scopes) == ("bob", "s_2", {"read", "run"})

@@ -10,7 +10,7 @@ import pytest
 from waiting import wait_for
 
 from kernelsvc.linux import procfs as processes
-from kernelsvc.service.stopped_kernels import Stillness
+from kernelsvc.service.stopped_kernels import StoppedKernelDetector
 
 
 class Sleeper:
@@ -40,7 +40,7 @@ def sleeper():
 
 
 def test_ended_at_the_second_look(sleeper):
-    looks = Stillness(lambda: [sleeper])
+    looks = StoppedKernelDetector(lambda: [sleeper])
     sleeper.signal(signal.SIGSTOP, "T")
     looks.look()
     assert sleeper.ended == 0
@@ -49,7 +49,7 @@ def test_ended_at_the_second_look(sleeper):
 
 
 def test_one_that_goes_on_is_left_alone(sleeper):
-    looks = Stillness(lambda: [sleeper])
+    looks = StoppedKernelDetector(lambda: [sleeper])
     for _ in range(3):
         sleeper.signal(signal.SIGSTOP, "T")
         looks.look()
@@ -59,7 +59,7 @@ def test_one_that_goes_on_is_left_alone(sleeper):
 
 
 def test_without_a_cell_nobody_is_asked(sleeper):
-    looks = Stillness(lambda: [sleeper])
+    looks = StoppedKernelDetector(lambda: [sleeper])
     sleeper.machine.running = None
     sleeper.signal(signal.SIGSTOP, "T")
     looks.look()

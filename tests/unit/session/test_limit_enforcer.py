@@ -10,8 +10,8 @@ from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.model.state import Running
 from kernelsvc.model.stimuli import Interrupt
-from kernelsvc.sandbox.watchdog import Breach
-from kernelsvc.session.limit_enforcer import Guard
+from kernelsvc.sandbox.watchdog import LimitExceeded
+from kernelsvc.session.limit_enforcer import LimitEnforcer
 
 
 @dataclass
@@ -50,13 +50,15 @@ class Session:
         self.recorded.append(event)
 
 
-def made() -> tuple[Session, Guard]:
+def made() -> tuple[Session, LimitEnforcer]:
     session = Session()
-    return session, Guard(cast("Any", session))
+    return session, LimitEnforcer(cast("Any", session))
 
 
-def disk(mebibytes: float) -> list[Breach]:
-    return [Breach(limit="disk_bytes", value=mebibytes * MiB, bound=100.0 * MiB, message="disk: 100 MiB reached")]
+def disk(mebibytes: float) -> list[LimitExceeded]:
+    return [
+        LimitExceeded(limit="disk_bytes", value=mebibytes * MiB, bound=100.0 * MiB, message="disk: 100 MiB reached")
+    ]
 
 
 def test_files_that_do_not_grow_are_left_alone() -> None:
@@ -101,7 +103,7 @@ def test_what_writes_without_a_cell_is_ended_when_it_goes_on() -> None:
 
 def test_memory_ends_the_kernel_and_the_end_is_explained_once() -> None:
     session, guard = made()
-    guard.looked([Breach(limit="memory_bytes", value=600.0, bound=512.0, message="memory: 512 MiB reached")])
+    guard.looked([LimitExceeded(limit="memory_bytes", value=600.0, bound=512.0, message="memory: 512 MiB reached")])
     assert session.kills == 1
     killed = Exit(cause=Cause.SIGNALLED, message="SIGKILL", signal=9)
     assert guard.explain(killed).message == "memory: 512 MiB reached; the kernel was ended"
@@ -111,7 +113,7 @@ def test_memory_ends_the_kernel_and_the_end_is_explained_once() -> None:
 def test_a_cell_that_is_being_stopped_is_not_stopped_again() -> None:
     session, guard = made()
     session.machine.running = Running("a", 0.0, stop=ev.Reason.TIMEOUT)
-    guard.looked([Breach(limit="cpu_seconds", value=9.0, bound=3.0, message="CPU")])
+    guard.looked([LimitExceeded(limit="cpu_seconds", value=9.0, bound=3.0, message="CPU")])
     assert (session.recorded, session.interrupts, session.kills) == ([], [], 0)
 
 

@@ -11,12 +11,12 @@ import pytest
 from kernelsvc.errors import AtCapacity, CellExists, Conflict, NotFound, SessionClosed
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.model import events as ev
-from kernelsvc.model.checkpoint_policy import COST, Account
+from kernelsvc.model.checkpoint_policy import COST, CheckpointBudget
 from kernelsvc.model.events import Reason
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
 from kernelsvc.model.state import Policy
-from kernelsvc.session import About, Session
+from kernelsvc.session import Session, SessionSpec
 from kernelsvc.store.journal import Journal
 
 DEADLINE = 5.0
@@ -30,7 +30,9 @@ class Bench:
 
     def about(self, **changes):
         fields = {"id": "s_1", "principal": "p", "template": "t", "workdir": str(self.path), "kernel": "k_1"}
-        return About(**{**fields, "created_at": "2026-01-01T00:00:00Z", "limits": Limits(output_bytes=1000), **changes})
+        return SessionSpec(
+            **{**fields, "created_at": "2026-01-01T00:00:00Z", "limits": Limits(output_bytes=1000), **changes}
+        )
 
     def session(self, journal, checkpoints=0, account=None, **policy):
         policy = Policy(output_bytes=1000, **policy)
@@ -492,7 +494,7 @@ async def test_a_stream_of_cells_is_not_held_up_by_copies(bench):
 
 async def test_copies_wait_for_their_turn_when_the_server_has_spent_its_share(bench):
     now = asyncio.get_running_loop().time()
-    account = Account(2, now)
+    account = CheckpointBudget(2, now)
     account.book(now, account.credit(now) + 0.1)  # others have taken the next 0.2 seconds
     session = await bench.start(checkpoints=1, account=account)
     await run(session, "set x 1")

@@ -12,8 +12,8 @@ from kernelsvc.model.events import Reason
 from kernelsvc.model.notebook import fold
 from kernelsvc.store import notebook_file as notebooks
 from kernelsvc.store.journal import Journal
-from kernelsvc.store.notebook_file import NotebookFile, Pace, cells_of, write_inherited
-from kernelsvc.store.write_limiter import Crowd
+from kernelsvc.store.notebook_file import NotebookFile, WriteSchedule, cells_of, write_inherited
+from kernelsvc.store.write_limiter import WriteLimiter
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ async def test_notebooks_of_a_crowd_are_written_in_turn_and_none_is_forgotten(tm
     monkeypatch.setattr("kernelsvc.store.write_limiter.SLACK", 0.0)
     written, write = [], NotebookFile.write
     monkeypatch.setattr(NotebookFile, "write", lambda file: (written.append(file), write(file)))
-    crowd, files = Crowd(time.monotonic()), []
+    crowd, files = WriteLimiter(time.monotonic()), []
     for name in "abcdef":
         (tmp_path / name).mkdir()
         journal = Journal.create(tmp_path / name / "journal.jsonl", name)
@@ -270,7 +270,7 @@ async def test_a_branch_begins_with_its_parents_cells_as_they_were(session, tmp_
 
 
 def test_pace_keeps_writing_to_its_share():
-    now, pace, spent = 0.0, Pace(0.0), 0.0
+    now, pace, spent = 0.0, WriteSchedule(0.0), 0.0
     while now < 60:
         wait = pace.wait(now)
         if wait == 0:
@@ -281,7 +281,7 @@ def test_pace_keeps_writing_to_its_share():
 
 
 def test_pace_does_not_delay_what_is_cheap():
-    pace, now = Pace(0.0), 0.0
+    pace, now = WriteSchedule(0.0), 0.0
     for _ in range(100):
         assert pace.wait(now) == 0
         pace.spent(0.0004)
@@ -293,7 +293,7 @@ def test_pace_does_not_delay_what_is_cheap():
 
 
 def test_pace_writes_once_a_second_in_a_stream_of_cells():
-    pace, now, writes = Pace(0.0), 0.0, 0
+    pace, now, writes = WriteSchedule(0.0), 0.0, 0
     while now < 60:
         if pace.wait(now) == 0:
             pace.spent(0.0004)
@@ -303,7 +303,7 @@ def test_pace_writes_once_a_second_in_a_stream_of_cells():
 
 
 def test_pace_writes_no_more_bytes_for_a_cell_when_there_are_many():
-    pace, now, size, written = Pace(0.0), 0.0, 0, []
+    pace, now, size, written = WriteSchedule(0.0), 0.0, 0, []
     for _ in range(20_000):
         size, now = size + 700, now + 0.003
         if pace.wait(now) == 0:

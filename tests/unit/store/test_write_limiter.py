@@ -1,10 +1,10 @@
 """Turns to write: at once while there are few, spaced when there are many."""
 
-from kernelsvc.store.write_limiter import SLACK, SPACING, Crowd
+from kernelsvc.store.write_limiter import SLACK, SPACING, WriteLimiter
 
 
 def test_few_write_at_once_and_many_in_turn():
-    crowd = Crowd(100.0)
+    crowd = WriteLimiter(100.0)
     waits = [crowd.turn(100.0) for _ in range(100)]
     at_once = round(SLACK / SPACING)
     assert waits[:at_once] == [0.0] * at_once
@@ -13,10 +13,10 @@ def test_few_write_at_once_and_many_in_turn():
 
 
 def test_one_every_now_and_then_never_waits():
-    crowd = Crowd(0.0)
+    crowd = WriteLimiter(0.0)
     assert not any(crowd.turn(now * SPACING * 1.01) for now in range(1000))
 
 
 def test_quiet_gives_no_more_than_its_slack():
-    crowd = Crowd(0.0)
+    crowd = WriteLimiter(0.0)
     assert sum(crowd.turn(1000.0) == 0.0 for _ in range(100)) in (round(SLACK / SPACING), round(SLACK / SPACING) + 1)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from kernelsvc.guest.forking import prefault as hot
-from kernelsvc.guest.forking.proc_maps import Mapped
+from kernelsvc.guest.forking.proc_maps import ProcMaps
 
 PAGE = mmap.PAGESIZE
 OURS, SHARED, FILE, ABSENT = 0x81, 0x80, 0xA1, 0x00
@@ -47,8 +47,8 @@ def write(memory: mmap.mmap) -> None:
         memory[at] = 1
 
 
-def _maps() -> Mapped:
-    mapped = Mapped()
+def _maps() -> ProcMaps:
+    mapped = ProcMaps()
     mapped.read()
     return mapped
 
@@ -100,9 +100,9 @@ def test_it_looks_after_a_fork_that_took_nothing(monkeypatch: pytest.MonkeyPatch
     taken: list[list[hot.Range]] = []
     monkeypatch.setattr(hot, "written", lambda mapped: looks.append(mapped) or [(0, PAGE)])
     monkeypatch.setattr(hot, "take", taken.append)
-    one = hot.Hot()
+    one = hot.PagePrefault()
     for number in range(hot.LASTS + 5):
-        one.forking(typing.cast("Mapped", str(number)))
+        one.forking(typing.cast("ProcMaps", str(number)))
         one.forked()
     assert looks == ["1", "2", str(hot.LASTS + 3), str(hot.LASTS + 4)]
     assert len(taken) == hot.LASTS + 1

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from kernelsvc.guest.forking import fork_safety as survey
-from kernelsvc.guest.forking.proc_maps import Mapped
+from kernelsvc.guest.forking.proc_maps import ProcMaps
 
 
 @pytest.mark.parametrize("room", [mmap.PAGESIZE, 1 << 20], ids=["too small at first", "ample"])
 def test_it_says_what_proc_says(room: int) -> None:
-    mapped = Mapped(room)
+    mapped = ProcMaps(room)
     mapped.read()
     lines = Path("/proc/self/maps").read_text().splitlines(keepends=True)
     assert mapped.lines(b".so") == "".join(line for line in lines if ".so" in line)
@@ -25,7 +25,7 @@ def test_it_says_what_proc_says(room: int) -> None:
 def test_a_mapping_that_is_shared_is_found(tmp_path: Path) -> None:
     path = tmp_path / "m.bin"
     path.write_bytes(bytes(mmap.PAGESIZE))
-    mapped = Mapped()
+    mapped = ProcMaps()
     with path.open("r+b") as file, mmap.mmap(file.fileno(), mmap.PAGESIZE):
         mapped.read()
         assert str(path) in mapped.lines(*survey.TELLING)
@@ -34,7 +34,7 @@ def test_a_mapping_that_is_shared_is_found(tmp_path: Path) -> None:
 
 
 def test_it_leaves_no_page_behind() -> None:
-    mapped = Mapped()
+    mapped = ProcMaps()
 
     def resident() -> int:
         smaps = Path("/proc/self/smaps").read_text()

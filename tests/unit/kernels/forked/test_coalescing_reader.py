@@ -10,7 +10,7 @@ from typing import cast
 
 from waiting import wait_until
 
-from kernelsvc.kernels.forked.coalescing_reader import HASTE, MUCH, PAUSE, SOON, Paced
+from kernelsvc.kernels.forked.coalescing_reader import HASTE, MUCH, PAUSE, SOON, CoalescingReader
 
 
 class Timer:
@@ -46,13 +46,13 @@ class Loop:
         return self.timers[-1]
 
 
-def reader(loop: Loop, reads: list[float]) -> Paced:
-    paced = Paced(cast("asyncio.AbstractEventLoop", loop), 7, lambda: reads.append(loop.now))
+def reader(loop: Loop, reads: list[float]) -> CoalescingReader:
+    paced = CoalescingReader(cast("asyncio.AbstractEventLoop", loop), 7, lambda: reads.append(loop.now))
     paced.watch()
     return paced
 
 
-def hasten(loop: Loop, paced: Paced, times: int, size: int = 10, every: float = SOON / 4) -> None:
+def hasten(loop: Loop, paced: CoalescingReader, times: int, size: int = 10, every: float = SOON / 4) -> None:
     for _ in range(times):
         loop.now += every
         paced.took_text(size)
@@ -105,7 +105,7 @@ async def test_all_that_was_written_in_a_pause_comes_at_once() -> None:
             got.append(os.read(read, 1000))
             paced.took_text(len(got[-1]))
 
-    paced = Paced(loop, read, take)
+    paced = CoalescingReader(loop, read, take)
     paced.watch()
     try:
         for number in range(1000):

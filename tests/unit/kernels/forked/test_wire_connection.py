@@ -13,8 +13,8 @@ from waiting import wait_until
 
 from kernelsvc.kernels.forked import wire_connection as links
 from kernelsvc.kernels.forked.reassembly import reassembly
-from kernelsvc.kernels.forked.wire_connection import Link, knock
-from kernelsvc.kernels.forked.wire_parser import HEADER, HELLO, Violation
+from kernelsvc.kernels.forked.wire_connection import WireConnection, knock
+from kernelsvc.kernels.forked.wire_parser import HEADER, HELLO, WireViolation
 
 WELCOME = HEADER.pack(13, HELLO, 1) + b'{"version":1}'
 
@@ -52,7 +52,7 @@ async def test_nobody_there_is_said_at_once_to_the_impatient(tmp_path: Path) -> 
 
 async def test_hello_names_the_frame_and_welcome_is_read_in_pieces(tmp_path: Path, pipes: list[int]) -> None:
     with listening(tmp_path / "k") as server:
-        link = await Link.open(str(tmp_path / "k"), 7, {"kernel": "x"}, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 7, {"kernel": "x"}, patient=False)
         theirs, _ = server.accept()
         with theirs:
             length, kind, number = HEADER.unpack(theirs.recv(HEADER.size))
@@ -71,7 +71,7 @@ async def test_hello_names_the_frame_and_welcome_is_read_in_pieces(tmp_path: Pat
 
 async def test_waiting_for_welcome_can_be_cancelled_and_taken_up_again(tmp_path: Path, pipes: list[int]) -> None:
     with listening(tmp_path / "k") as server:
-        link = await Link.open(str(tmp_path / "k"), 0, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
         theirs, _ = server.accept()
         with theirs:
             with pytest.raises(TimeoutError):
@@ -83,8 +83,8 @@ async def test_waiting_for_welcome_can_be_cancelled_and_taken_up_again(tmp_path:
 
 async def test_an_end_and_garbage_are_told_apart(tmp_path: Path) -> None:
     with listening(tmp_path / "k") as server:
-        for said, error in ((b"", EOFError), (b"x" * 100, Violation)):
-            link = await Link.open(str(tmp_path / "k"), 0, patient=False)
+        for said, error in ((b"", EOFError), (b"x" * 100, WireViolation)):
+            link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
             theirs, _ = server.accept()
             theirs.sendall(said)
             theirs.shutdown(socket.SHUT_WR)
@@ -116,14 +116,14 @@ async def test_descriptors_that_do_not_belong_there_end_it_and_are_closed(
 ) -> None:
     with listening(tmp_path / "k") as server:
         before = _descriptors()
-        link = await Link.open(str(tmp_path / "k"), 0, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
         theirs, _ = server.accept()
         with theirs:
             waiting = asyncio.create_task(link.welcomed())
             for data, count in pieces:
                 socket.send_fds(theirs, [data], (pipes * 100)[:count])
                 await wait_until(lambda: link.rest or waiting.done())
-            with pytest.raises(Violation, match="descriptors"):
+            with pytest.raises(WireViolation, match="descriptors"):
                 await waiting
         link.close()
         assert _descriptors() == before
@@ -132,11 +132,11 @@ async def test_descriptors_that_do_not_belong_there_end_it_and_are_closed(
 async def test_what_is_no_pipe_ends_it_and_is_closed(tmp_path: Path, pipes: list[int]) -> None:
     with listening(tmp_path / "k") as server, (tmp_path / "file").open("w+") as file:
         before = _descriptors()
-        link = await Link.open(str(tmp_path / "k"), 0, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
         theirs, _ = server.accept()
         with theirs:
             socket.send_fds(theirs, [WELCOME], [pipes[0], file.fileno()])
-            with pytest.raises(Violation, match="stderr is not the pipe"):
+            with pytest.raises(WireViolation, match="stderr is not the pipe"):
                 await link.welcomed()
         link.close()
         assert _descriptors() == before
@@ -144,7 +144,7 @@ async def test_what_is_no_pipe_ends_it_and_is_closed(tmp_path: Path, pipes: list
 
 async def test_descriptors_after_welcome_do_not_arrive(tmp_path: Path, pipes: list[int]) -> None:
     with listening(tmp_path / "k") as server:
-        link = await Link.open(str(tmp_path / "k"), 0, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
         theirs, _ = server.accept()
         with theirs:
             socket.send_fds(theirs, [WELCOME], pipes)
@@ -164,11 +164,11 @@ async def test_a_welcome_that_does_not_end_is_given_up(
 ) -> None:
     monkeypatch.setattr(links, "WELCOME_SECONDS", 0.05)
     with listening(tmp_path / "k") as server:
-        link = await Link.open(str(tmp_path / "k"), 0, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
         theirs, _ = server.accept()
         with theirs:
             socket.send_fds(theirs, [WELCOME[:-1]], pipes)
-            with pytest.raises(Violation, match="whole within"):
+            with pytest.raises(WireViolation, match="whole within"):
                 await asyncio.wait_for(link.welcomed(), 5)
         assert reassembly.total > 0
         link.close()
@@ -180,10 +180,10 @@ async def test_a_welcome_for_which_no_memory_is_left_is_given_up(
 ) -> None:
     monkeypatch.setattr(reassembly, "max_bytes", 10)
     with listening(tmp_path / "k") as server:
-        link = await Link.open(str(tmp_path / "k"), 0, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
         theirs, _ = server.accept()
         with theirs:
             socket.send_fds(theirs, [WELCOME[:-1]], pipes)
-            with pytest.raises(Violation, match="memory for incomplete frames"):
+            with pytest.raises(WireViolation, match="memory for incomplete frames"):
                 await asyncio.wait_for(link.welcomed(), 5)
         link.close()

@@ -17,12 +17,12 @@ from kernelsvc.kernels.forked.wire_parser import (
     MESSAGE,
     REPLY,
     STREAM,
-    Parser,
-    Violation,
+    WireParser,
+    WireViolation,
     joined,
     welcome,
 )
-from kernelsvc.kernels.port import Message, Text
+from kernelsvc.kernels.port import KernelMessage, StreamText
 from kernelsvc.protocol.jupyter import join_v1
 
 
@@ -40,17 +40,17 @@ def status(number: int, state: bytes = b"idle") -> bytes:
 
 
 def test_text_of_one_kind_in_one_read_is_one_text_with_the_last_number() -> None:
-    got = Parser().feed(text(1, b"a") + text(2, b"b") + text(3, b"c", name=2) + text(4, b"d", name=2, parent=b"q"))
+    got = WireParser().feed(text(1, b"a") + text(2, b"b") + text(3, b"c", name=2) + text(4, b"d", name=2, parent=b"q"))
     assert got == [
-        Text(name="stdout", text="ab", parent="p", frame=2),
-        Text(name="stderr", text="c", parent="p", frame=3),
-        Text(name="stderr", text="d", parent="q", frame=4),
+        StreamText(name="stdout", text="ab", parent="p", frame=2),
+        StreamText(name="stderr", text="c", parent="p", frame=3),
+        StreamText(name="stderr", text="d", parent="q", frame=4),
     ]
 
 
 def test_a_message_ends_a_text() -> None:
-    got = Parser().feed(text(1, b"a") + status(2) + text(3, b"b"))
-    assert [type(item) for item in got] == [Text, Message, Text]
+    got = WireParser().feed(text(1, b"a") + status(2) + text(3, b"b"))
+    assert [type(item) for item in got] == [StreamText, KernelMessage, StreamText]
     assert got[1].frame == 2
     assert got[1].parent == "p"
 
@@ -58,10 +58,10 @@ def test_a_message_ends_a_text() -> None:
 @given(st.lists(st.integers(1, 40), min_size=1), st.integers(1, 50))
 def test_any_cut_of_the_stream_gives_the_same(sizes: list[int], count: int) -> None:
     data = b"".join(text(i, b"%d;" % i) for i in range(1, count + 1))
-    parser, said, at = Parser(), "", 0
+    parser, said, at = WireParser(), "", 0
     for index in range(len(data)):
         size = sizes[index % len(sizes)]
-        said += "".join(item.text for item in parser.feed(data[at : at + size]) if isinstance(item, Text))
+        said += "".join(item.text for item in parser.feed(data[at : at + size]) if isinstance(item, StreamText))
         at += size
         if at >= len(data):
             break
@@ -70,9 +70,9 @@ def test_any_cut_of_the_stream_gives_the_same(sizes: list[int], count: int) -> N
     assert parser.pending == 0
 
 
-def _fed(data: bytes, size: int) -> list[Text | Message]:
+def _fed(data: bytes, size: int) -> list[StreamText | KernelMessage]:
     """What a parser makes of ``data`` in pieces of ``size``; texts of one kind joined."""
-    parser, got = Parser(), []
+    parser, got = WireParser(), []
     for at in range(0, len(data), size):
         got = joined(got, parser.feed(data[at : at + size]))
     assert parser.pending == 0
@@ -119,13 +119,13 @@ def test_frames_that_are_read_together_are_those_that_came_one_by_one(told: list
 )
 def test_one_bad_frame_among_many_texts_is_found(at: int, bad: Callable[[int], bytes]) -> None:
     good = [text(n, b"%d\n" % n) for n in range(1, 61)]
-    with pytest.raises(Violation):
-        Parser().feed(b"".join([*good[: at - 1], bad(at), *good[at:], text(61, b"end")]))
+    with pytest.raises(WireViolation):
+        WireParser().feed(b"".join([*good[: at - 1], bad(at), *good[at:], text(61, b"end")]))
 
 
 def test_many_texts_in_one_read_are_one() -> None:
     data = b"".join(text(n, b"%d\n" % n) for n in range(1, 1001))
-    parser = Parser()
+    parser = WireParser()
     (got,) = parser.feed(data + text(1001, b"half")[:-2])
     assert got.text.splitlines() == [str(n) for n in range(1, 1001)]
     assert (got.frame, parser.last, parser.pending) == (1000, 1000, len(text(1001, b"half")) - 2)
@@ -139,7 +139,7 @@ def test_a_large_message_over_many_reads_is_decoded_whole_with_its_buffers_and_w
     for size in (1000, 1 << 18, len(data)):
         before, message, after, idle = _fed(data, size)
         assert (before.text, after.text, idle.msg_type) == ("before", "after", "status")
-        assert isinstance(message, Message)
+        assert isinstance(message, KernelMessage)
         assert (message.content, message.metadata) == ({"data": {"text/html": said}}, {"m": [1]})
         assert (message.buffers, message.frame) == ((b"one", b"", b"two"), 2)
 
@@ -150,11 +150,11 @@ def test_large_texts_over_many_reads_are_whole_and_in_order(size: int) -> None:
     told = [text(1, out), text(2, err, name=2), text(3, err, name=2), status(4), text(5, b"short"), text(6, out)]
     data = b"".join([*told, text(7, b"\n"), text(8, b"end", parent=b"another")])
     assert _fed(data, size) == [
-        Text(name="stdout", text=out.decode(), parent="p", frame=1),
-        Text(name="stderr", text=2 * err.decode(), parent="p", frame=3),
-        *Parser(last=3).feed(status(4)),
-        Text(name="stdout", text=f"short{out.decode()}\n", parent="p", frame=7),
-        Text(name="stdout", text="end", parent="another", frame=8),
+        StreamText(name="stdout", text=out.decode(), parent="p", frame=1),
+        StreamText(name="stderr", text=2 * err.decode(), parent="p", frame=3),
+        *WireParser(last=3).feed(status(4)),
+        StreamText(name="stdout", text=f"short{out.decode()}\n", parent="p", frame=7),
+        StreamText(name="stdout", text="end", parent="another", frame=8),
     ]
 
 
@@ -169,7 +169,7 @@ def test_large_texts_over_many_reads_are_whole_and_in_order(size: int) -> None:
     ],
 )
 def test_a_bad_frame_beside_large_ones_is_found(bad: bytes) -> None:
-    with pytest.raises(Violation):
+    with pytest.raises(WireViolation):
         _fed(text(1, b"a") + bad + b"\0" * 300_000, 1 << 16)
 
 
@@ -181,14 +181,14 @@ def test_a_large_message_is_held_to_its_bounds_over_many_reads() -> None:
         b'{"data":"' + b"x" * (2 << 20) + b'\xff"}',
         b"[" + b'"' + b"x" * (2 << 20) + b'"]',
     ):
-        with pytest.raises(Violation):
+        with pytest.raises(WireViolation):
             _fed(frame(MESSAGE, 1, join_v1("iopub", [*header, content])), 1 << 18)
 
 
 @given(st.binary(max_size=300))
 def test_garbage_is_a_violation_or_waits(data: bytes) -> None:
-    with contextlib.suppress(Violation):
-        Parser().feed(data)
+    with contextlib.suppress(WireViolation):
+        WireParser().feed(data)
 
 
 @pytest.mark.parametrize(
@@ -209,17 +209,17 @@ def test_garbage_is_a_violation_or_waits(data: bytes) -> None:
     ],
 )
 def test_violations(data: bytes) -> None:
-    with pytest.raises(Violation):
-        Parser().feed(data)
+    with pytest.raises(WireViolation):
+        WireParser().feed(data)
 
 
 def test_a_lower_bound_on_frames_holds() -> None:
-    with pytest.raises(Violation):
-        Parser(max_frame=100).feed(HEADER.pack(101, MESSAGE, 1))
+    with pytest.raises(WireViolation):
+        WireParser(max_frame=100).feed(HEADER.pack(101, MESSAGE, 1))
 
 
 def test_replies_are_kept_apart() -> None:
-    parser = Parser(last=5)
+    parser = WireParser(last=5)
     assert parser.feed(frame(REPLY, 6, b'{"request": 3, "ok": true}')) == []
     (reply,) = parser.replies
     assert (reply.request, reply.body) == (3, {"ok": True})
@@ -227,15 +227,15 @@ def test_replies_are_kept_apart() -> None:
 
 
 def test_a_new_connection_forgets_half_a_frame() -> None:
-    parser = Parser()
+    parser = WireParser()
     parser.feed(text(1, b"a") + text(2, b"b")[:5])
     assert parser.pending == 5
     parser.reset()
-    assert parser.feed(text(2, b"b")) == [Text(name="stdout", text="b", parent="p", frame=2)]
+    assert parser.feed(text(2, b"b")) == [StreamText(name="stdout", text="b", parent="p", frame=2)]
 
 
 def test_invalid_utf8_is_replaced() -> None:
-    (got,) = Parser().feed(text(1, b"\xff", parent=b"\xff"))
+    (got,) = WireParser().feed(text(1, b"\xff", parent=b"\xff"))
     assert (got.text, got.parent) == ("�", "�")
 
 
@@ -250,8 +250,11 @@ def test_welcome_is_taken_from_the_front() -> None:
 
 
 def test_batches_are_joined_over_the_seam() -> None:
-    a, b = Text(name="stdout", text="a", parent="p", frame=1), Text(name="stdout", text="b", parent="p", frame=2)
-    other = Text(name="stderr", text="c", parent="p", frame=3)
-    assert joined([a], [b, other]) == [Text(name="stdout", text="ab", parent="p", frame=2), other]
+    a, b = (
+        StreamText(name="stdout", text="a", parent="p", frame=1),
+        StreamText(name="stdout", text="b", parent="p", frame=2),
+    )
+    other = StreamText(name="stderr", text="c", parent="p", frame=3)
+    assert joined([a], [b, other]) == [StreamText(name="stdout", text="ab", parent="p", frame=2), other]
     assert joined([a], [other]) == [a, other]
     assert joined([], [a]) == joined([a], []) == [a]

@@ -12,12 +12,12 @@ import pytest
 import zmq
 from waiting import wait_until
 
-from kernelsvc.kernels.port import Message
+from kernelsvc.kernels.port import KernelMessage
 from kernelsvc.kernels.zmq import channels as cold_channels
 from kernelsvc.kernels.zmq.channels import MAX_WAITING_REQUESTS, Channels, Connection
-from kernelsvc.kernels.zmq.messages import DELIMITER, MAX_PARTS, Key, encode
+from kernelsvc.kernels.zmq.messages import DELIMITER, MAX_PARTS, HmacKey, encode
 
-KEY = Key(b"secret")
+KEY = HmacKey(b"secret")
 MAX_BYTES = 100_000
 
 
@@ -46,7 +46,7 @@ class Peer:
 
 @dataclass
 class Heard:
-    messages: list[Message] = field(default_factory=list)
+    messages: list[KernelMessage] = field(default_factory=list)
     garbled: list[str] = field(default_factory=list)
     lags: list[bool] = field(default_factory=list)
     hangups: int = 0

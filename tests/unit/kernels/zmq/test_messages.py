@@ -10,25 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsvc.kernels.port import Message, Output, Text
+from kernelsvc.kernels.port import KernelMessage, Output, StreamText
 from kernelsvc.kernels.zmq.messages import (
     DELIMITER,
     MAX_JOINED,
     MAX_PARTS,
     MAX_TRACKED,
-    Garbled,
-    Key,
-    Ordering,
+    HmacKey,
+    InvalidMessage,
+    ReplyOrdering,
     decode,
     encode,
     joined,
 )
 from kernelsvc.protocol.jupyter import MAX_DEPTH, MAX_VALUES
 
-KEY = Key(b"secret")
+KEY = HmacKey(b"secret")
 
 
-def signed(*body: bytes, key: Key = KEY, routing: tuple[bytes, ...] = (b"topic",)) -> list[bytes]:
+def signed(*body: bytes, key: HmacKey = KEY, routing: tuple[bytes, ...] = (b"topic",)) -> list[bytes]:
     return [*routing, DELIMITER, key.sign(body), *body]
 
 
@@ -62,7 +62,7 @@ def test_the_parent_is_named() -> None:
         (raw()[:-1], "truncated"),
         ([DELIMITER], "truncated"),
         (raw() + [b""] * MAX_PARTS, "parts"),
-        (signed(b"{}", b"{}", b"{}", b"{}", key=Key(b"other")), "signature"),
+        (signed(b"{}", b"{}", b"{}", b"{}", key=HmacKey(b"other")), "signature"),
         ([DELIMITER, b"", b"{}", b"{}", b"{}", b"{}"], "signature"),
         (raw(b"[]"), "object"),
         (raw(b"{"), "JSON"),
@@ -80,7 +80,7 @@ def test_the_parent_is_named() -> None:
     ],
 )
 def test_what_breaks_the_protocol_is_refused(parts: list[bytes], reason: str) -> None:
-    with pytest.raises(Garbled, match=reason):
+    with pytest.raises(InvalidMessage, match=reason):
         decode("iopub", parts, KEY)
 
 
@@ -105,7 +105,7 @@ def test_what_an_honest_kernel_may_send_is_mended(content: bytes, value: object)
 def test_any_content_is_read_or_refused(content: bytes) -> None:
     try:
         read = decode("iopub", raw(content), KEY)
-    except Garbled:
+    except InvalidMessage:
         return
     msgspec.json.encode(read.content)  # what was read can be written
 
@@ -126,20 +126,20 @@ def test_whatever_python_calls_json_is_read(content: dict[str, Any]) -> None:
 
 @given(st.lists(st.binary(max_size=30), max_size=12))
 def test_any_parts_are_read_or_refused(parts: list[bytes]) -> None:
-    with pytest.raises(Garbled):
+    with pytest.raises(InvalidMessage):
         decode("iopub", parts, KEY)
 
 
 def test_a_scheme_must_be_known() -> None:
     with pytest.raises(ValueError, match="scheme"):
-        Key(b"", "none")
+        HmacKey(b"", "none")
 
 
 # --- order ---------------------------------------------------------------------------------------
 
 
-def message(channel: str, msg_type: str, parent: str = "c", **content: Any) -> Message:
-    return Message(channel=channel, msg_type=msg_type, parent=parent, content=content)
+def message(channel: str, msg_type: str, parent: str = "c", **content: Any) -> KernelMessage:
+    return KernelMessage(channel=channel, msg_type=msg_type, parent=parent, content=content)
 
 
 REPLY = message("shell", "execute_reply", status="ok")
@@ -157,8 +157,8 @@ DISPLAY = message("iopub", "display_data")
         [BUSY, REPLY, DISPLAY, IDLE],
     ],
 )
-def test_reply_and_idle_come_after_the_outputs(arriving: list[Message]) -> None:
-    ordering = Ordering()
+def test_reply_and_idle_come_after_the_outputs(arriving: list[KernelMessage]) -> None:
+    ordering = ReplyOrdering()
     ordering.sent("c")
     out: list[Output] = []
     for one in arriving:
@@ -168,14 +168,14 @@ def test_reply_and_idle_come_after_the_outputs(arriving: list[Message]) -> None:
 
 
 def test_what_was_not_asked_is_not_held() -> None:
-    ordering = Ordering()
+    ordering = ReplyOrdering()
     ordering.sent("other")
     assert ordering.arrange([REPLY, IDLE]) == [REPLY, IDLE]
     assert ordering.open == ["other"]
 
 
 def test_a_second_reply_does_not_replace_the_first() -> None:
-    ordering = Ordering()
+    ordering = ReplyOrdering()
     ordering.sent("c")
     forged = message("shell", "execute_reply", status="error")
     assert ordering.arrange([REPLY, forged]) == [forged]
@@ -183,7 +183,7 @@ def test_a_second_reply_does_not_replace_the_first() -> None:
 
 
 def test_an_end_on_the_wrong_channel_is_no_end() -> None:
-    ordering = Ordering()
+    ordering = ReplyOrdering()
     ordering.sent("c")
     wrong = [message("iopub", "execute_reply"), message("shell", "status", execution_state="idle")]
     assert ordering.arrange(wrong) == wrong
@@ -191,7 +191,7 @@ def test_an_end_on_the_wrong_channel_is_no_end() -> None:
 
 
 def test_what_was_held_is_given_at_the_end() -> None:
-    ordering = Ordering()
+    ordering = ReplyOrdering()
     ordering.sent("c")
     ordering.sent("d")
     assert ordering.arrange([REPLY]) == []
@@ -202,7 +202,7 @@ def test_what_was_held_is_given_at_the_end() -> None:
 
 
 def test_the_number_of_open_requests_is_bounded() -> None:
-    ordering = Ordering()
+    ordering = ReplyOrdering()
     for number in range(MAX_TRACKED + 10):
         ordering.sent(str(number))
     assert len(ordering.open) == MAX_TRACKED
@@ -211,14 +211,14 @@ def test_the_number_of_open_requests_is_bounded() -> None:
 def test_streams_become_text() -> None:
     said = message("iopub", "stream", name="stderr", text="oh")
     odd = [message("iopub", "stream", name="stdlog", text="x"), message("iopub", "stream", name="stdout", text=3)]
-    assert Ordering().arrange([said, *odd]) == [Text(name="stderr", text="oh", parent="c"), *odd]
+    assert ReplyOrdering().arrange([said, *odd]) == [StreamText(name="stderr", text="oh", parent="c"), *odd]
 
 
 def test_neighbouring_text_is_joined() -> None:
-    def out(text: str, parent: str = "c") -> Text:
-        return Text(name="stdout", text=text, parent=parent)
+    def out(text: str, parent: str = "c") -> StreamText:
+        return StreamText(name="stdout", text=text, parent=parent)
 
-    err = Text(name="stderr", text="e", parent="c")
+    err = StreamText(name="stderr", text="e", parent="c")
     batch = [out("a"), out("b"), err, out("c"), BUSY, out("d"), out("e", "x"), out("f", "x")]
     assert joined(batch) == [out("ab"), err, out("c"), BUSY, out("d"), out("ef", "x")]
     assert joined([]) == []
@@ -226,5 +226,5 @@ def test_neighbouring_text_is_joined() -> None:
 
 def test_joined_text_has_a_bound() -> None:
     piece = "x" * (MAX_JOINED // 2)
-    texts = joined([Text(name="stdout", text=piece)] * 5)
-    assert [len(t.text) // len(piece) for t in texts if isinstance(t, Text)] == [2, 2, 1]
+    texts = joined([StreamText(name="stdout", text=piece)] * 5)
+    assert [len(t.text) // len(piece) for t in texts if isinstance(t, StreamText)] == [2, 2, 1]

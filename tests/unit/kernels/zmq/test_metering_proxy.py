@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import wait_until
 
-from kernelsvc.kernels.zmq.messages import MAX_PARTS, MAX_ROUTING, Garbled
-from kernelsvc.kernels.zmq.metering_proxy import Meter, Relay
+from kernelsvc.kernels.zmq.messages import MAX_PARTS, MAX_ROUTING, InvalidMessage
+from kernelsvc.kernels.zmq.metering_proxy import MeteringProxy, ZmtpMeter
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(48)
 MOST = 10_000
@@ -37,7 +37,7 @@ def test_messages_within_the_bounds_pass_in_pieces_of_any_size(messages: list[li
     wire = GREETING + part(b"\x05READY", command=True)
     for parts in messages:
         wire += b"".join(part(one, more=one is not parts[-1]) for one in parts[:-1]) + part(parts[-1])
-    meter = Meter(MOST)
+    meter = ZmtpMeter(MOST)
     for at in range(0, len(wire), step):
         meter.feed(wire[at : at + step])
 
@@ -54,21 +54,21 @@ def test_messages_within_the_bounds_pass_in_pieces_of_any_size(messages: list[li
     ids=["sum of parts", "number of parts", "one large part", "a size that overflows", "a command"],
 )
 def test_what_is_beyond_the_bounds_is_refused(wire: bytes) -> None:
-    meter = Meter(MOST)
+    meter = ZmtpMeter(MOST)
     meter.feed(GREETING)
-    with pytest.raises(Garbled):
+    with pytest.raises(InvalidMessage):
         meter.feed(wire)
 
 
 @pytest.mark.parametrize("greeting", [b"\x01\x00" * 32, b"\xff" + bytes(8) + b"\x7f\x01" + bytes(53)])
 def test_older_framings_are_refused(greeting: bytes) -> None:
-    with pytest.raises(Garbled, match="ZMTP"):
-        Meter(MOST).feed(greeting)
+    with pytest.raises(InvalidMessage, match="ZMTP"):
+        ZmtpMeter(MOST).feed(greeting)
 
 
 async def test_a_message_goes_both_ways_and_an_end_is_passed_on(tmp_path: Path) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    relay = Relay(str(tmp_path / "k"), MOST, lambda _why: None)
+    relay = MeteringProxy(str(tmp_path / "k"), MOST, lambda _why: None)
     ours = context.socket(zmq.DEALER)
     ours.linger = 0
     ours.connect(relay.url)
@@ -112,7 +112,7 @@ async def test_an_endless_message_costs_no_memory_and_is_told(tmp_path: Path) ->
         thread.start()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        relay = Relay(str(tmp_path / "k"), 8 << 20, told.append)
+        relay = MeteringProxy(str(tmp_path / "k"), 8 << 20, told.append)
         ours = context.socket(zmq.SUB)
         ours.subscribe(b"")
         ours.connect(relay.url)
@@ -128,7 +128,7 @@ async def test_an_endless_message_costs_no_memory_and_is_told(tmp_path: Path) ->
 
 
 async def test_nobody_else_is_let_in(tmp_path: Path) -> None:
-    relay = Relay(str(tmp_path / "k"), MOST, lambda _why: None)
+    relay = MeteringProxy(str(tmp_path / "k"), MOST, lambda _why: None)
     name = relay.url.removeprefix("ipc://@")
     code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect(chr(0) + {name!r}); print(len(s.recv(1)))"
     try:

@@ -12,9 +12,9 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc.errors import Internal
-from kernelsvc.kernels.zmq.runtime_files import OPEN_BYTES, Place, RawOutput, Record, connection_of
+from kernelsvc.kernels.zmq.runtime_files import OPEN_BYTES, KernelRuntimeDir, StdioFifos, ZmqKernelRecord, connection_of
 
-RECORD = Record(
+RECORD = ZmqKernelRecord(
     kernel="k1",
     key="secret",
     scheme="hmac-sha256",
@@ -26,74 +26,74 @@ RECORD = Record(
 
 
 @pytest.fixture
-def place(short_tmp: Path) -> Iterator[Place]:
-    made = Place(short_tmp, "k1")
+def place(short_tmp: Path) -> Iterator[KernelRuntimeDir]:
+    made = KernelRuntimeDir(short_tmp, "k1")
     made.make()
     yield made
     made.remove()
 
 
-def test_a_place_is_private_and_found_again_by_the_kernel_s_id(place: Place, short_tmp: Path) -> None:
+def test_a_place_is_private_and_found_again_by_the_kernel_s_id(place: KernelRuntimeDir, short_tmp: Path) -> None:
     assert place.root.stat().st_mode & 0o777 == 0o700
-    assert Place(short_tmp, "k1").root == place.root
-    assert Place(short_tmp, "k2").root != place.root
-    assert Place(short_tmp, "../../etc").root.parent == short_tmp
+    assert KernelRuntimeDir(short_tmp, "k1").root == place.root
+    assert KernelRuntimeDir(short_tmp, "k2").root != place.root
+    assert KernelRuntimeDir(short_tmp, "../../etc").root.parent == short_tmp
 
 
-def test_the_record_is_kept(place: Place, short_tmp: Path) -> None:
+def test_the_record_is_kept(place: KernelRuntimeDir, short_tmp: Path) -> None:
     assert place.read_record() is None
     place.write_record(RECORD)
-    assert Place(short_tmp, "k1").read_record() == RECORD
+    assert KernelRuntimeDir(short_tmp, "k1").read_record() == RECORD
     connection, key = connection_of(place, RECORD)
     assert connection.url("iopub") == f"ipc://{place.socket_prefix}-2"
     assert len(key.sign([b"x"])) == 64
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"kernel": 3}'])
-def test_a_broken_record_is_none(place: Place, content: bytes) -> None:
+def test_a_broken_record_is_none(place: KernelRuntimeDir, content: bytes) -> None:
     (place.root / "kernel.json").write_bytes(content)
     assert place.read_record() is None
 
 
-def test_open_requests_are_kept_in_place(place: Place, short_tmp: Path) -> None:
+def test_open_requests_are_kept_in_place(place: KernelRuntimeDir, short_tmp: Path) -> None:
     assert place.read_open() == []
     place.write_open(["a", "b"])
     place.write_open(["b"])
-    assert Place(short_tmp, "k1").read_open() == ["b"]
+    assert KernelRuntimeDir(short_tmp, "k1").read_open() == ["b"]
     place.write_open([])
     assert place.read_open() == []
 
 
-def test_too_many_open_requests_forget_the_oldest(place: Place) -> None:
+def test_too_many_open_requests_forget_the_oldest(place: KernelRuntimeDir) -> None:
     place.write_open([f"{i}-{'x' * 100}" for i in range(200)])
     kept = place.read_open()
     assert kept[-1].startswith("199-")
     assert len((place.root / "open").read_bytes()) == OPEN_BYTES
 
 
-def test_a_place_left_by_a_crash_is_made_anew(place: Place, short_tmp: Path) -> None:
+def test_a_place_left_by_a_crash_is_made_anew(place: KernelRuntimeDir, short_tmp: Path) -> None:
     (place.share / "old").touch()
-    again = Place(short_tmp, "k1")
+    again = KernelRuntimeDir(short_tmp, "k1")
     again.make()
     assert not (again.share / "old").exists()
 
 
 def test_a_long_path_is_refused_with_the_way_out(short_tmp: Path) -> None:
     with pytest.raises(Internal, match="shorter"):
-        Place(short_tmp / ("x" * 90), "k").make()
+        KernelRuntimeDir(short_tmp / ("x" * 90), "k").make()
 
 
 def test_a_directory_that_can_t_be_made(short_tmp: Path) -> None:
     (short_tmp / "file").touch()
     with pytest.raises(Internal, match="can't be written"):
-        Place(short_tmp / "file", "k").make()
+        KernelRuntimeDir(short_tmp / "file", "k").make()
 
 
-async def test_raw_output_waits_while_nobody_reads_and_is_decoded_across_reads(place: Place) -> None:
+async def test_raw_output_waits_while_nobody_reads_and_is_decoded_across_reads(place: KernelRuntimeDir) -> None:
     kernel = place.kernel_fd("stdout")
     os.write(kernel, "früh ".encode())
     heard: list[tuple[str, str]] = []
-    raw = RawOutput(place, lambda name, text: heard.append((name, text)))
+    raw = StdioFifos(place, lambda name, text: heard.append((name, text)))
     try:
         await wait_until(lambda: heard)
         os.write(kernel, b"\xc3")
@@ -105,11 +105,11 @@ async def test_raw_output_waits_while_nobody_reads_and_is_decoded_across_reads(p
         os.close(kernel)
 
 
-async def test_paused_raw_output_blocks_the_writer(place: Place) -> None:
+async def test_paused_raw_output_blocks_the_writer(place: KernelRuntimeDir) -> None:
     kernel = place.kernel_fd("stderr")
     os.set_blocking(kernel, False)
     heard: list[str] = []
-    raw = RawOutput(place, lambda name, text: heard.append(text))
+    raw = StdioFifos(place, lambda name, text: heard.append(text))
     try:
         raw.pause()
         written = 0
@@ -126,10 +126,10 @@ async def test_paused_raw_output_blocks_the_writer(place: Place) -> None:
         os.close(kernel)
 
 
-async def test_the_rest_is_given_and_the_end_of_all_writers_is_quiet(place: Place) -> None:
+async def test_the_rest_is_given_and_the_end_of_all_writers_is_quiet(place: KernelRuntimeDir) -> None:
     kernel = place.kernel_fd("stdout")
     heard: list[str] = []
-    raw = RawOutput(place, lambda name, text: heard.append(text))
+    raw = StdioFifos(place, lambda name, text: heard.append(text))
     os.write(kernel, b"last")
     os.close(kernel)
     assert raw.read_rest() == [("stdout", "last")]

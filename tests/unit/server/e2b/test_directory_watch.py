@@ -10,25 +10,27 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc.errors import KernelsvcError, NotFound, QuotaExceeded
-from kernelsvc.linux.rooted_dir import Directory
+from kernelsvc.linux.rooted_dir import RootedDirectory
 from kernelsvc.server.e2b import directory_watch as watching
-from kernelsvc.server.e2b.directory_watch import Watcher, Watchers
+from kernelsvc.server.e2b.directory_watch import DirectoryWatcher, WatcherRegistry
 
 
 @pytest.fixture
 async def made() -> Any:
-    found: list[Watcher] = []
+    found: list[DirectoryWatcher] = []
     yield found
     for watcher in found:
         watcher.close()
 
 
-def watch(made: list[Watcher], root: Path, *parts: bytes, recursive: bool = False, entry: bool = False) -> Watcher:
-    made.append(Watcher(Directory(root), parts, recursive=recursive, include_entry=entry))
+def watch(
+    made: list[DirectoryWatcher], root: Path, *parts: bytes, recursive: bool = False, entry: bool = False
+) -> DirectoryWatcher:
+    made.append(DirectoryWatcher(RootedDirectory(root), parts, recursive=recursive, include_entry=entry))
     return made[-1]
 
 
-async def seen(watcher: Watcher, name: str, kind: str) -> dict[str, Any]:
+async def seen(watcher: DirectoryWatcher, name: str, kind: str) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
 
     def came() -> bool:
@@ -39,7 +41,7 @@ async def seen(watcher: Watcher, name: str, kind: str) -> dict[str, Any]:
     return next(event for event in found if event["name"] == name)
 
 
-async def test_what_happens_is_told(tmp_path: Path, made: list[Watcher]) -> None:
+async def test_what_happens_is_told(tmp_path: Path, made: list[DirectoryWatcher]) -> None:
     watcher = watch(made, tmp_path, entry=True)
     (tmp_path / "f").write_text("x")
     assert (await seen(watcher, "f", "WRITE"))["entry"]["path"] == "/home/user/f"
@@ -51,7 +53,7 @@ async def test_what_happens_is_told(tmp_path: Path, made: list[Watcher]) -> None
     await seen(watcher, "g", "REMOVE")
 
 
-async def test_below_it_too_also_what_is_made_later(tmp_path: Path, made: list[Watcher]) -> None:
+async def test_below_it_too_also_what_is_made_later(tmp_path: Path, made: list[DirectoryWatcher]) -> None:
     (tmp_path / "top/a").mkdir(parents=True)
     watcher = watch(made, tmp_path, b"top", recursive=True)
     (tmp_path / "top/a/f").touch()
@@ -62,16 +64,16 @@ async def test_below_it_too_also_what_is_made_later(tmp_path: Path, made: list[W
     await seen(watcher, "b/f", "CREATE")
 
 
-async def test_an_upload_is_a_write(tmp_path: Path, made: list[Watcher]) -> None:
+async def test_an_upload_is_a_write(tmp_path: Path, made: list[DirectoryWatcher]) -> None:
     watcher = watch(made, tmp_path)
-    with Directory(tmp_path) as directory:
+    with RootedDirectory(tmp_path) as directory:
         upload = directory.upload((b"up",))
         upload.write(b"data")
         upload.commit()
     await seen(watcher, "up", "WRITE")
 
 
-async def test_a_link_leads_nowhere(tmp_path: Path, made: list[Watcher]) -> None:
+async def test_a_link_leads_nowhere(tmp_path: Path, made: list[DirectoryWatcher]) -> None:
     outside, root = tmp_path / "outside", tmp_path / "root"
     outside.mkdir()
     root.mkdir()
@@ -87,7 +89,9 @@ async def test_a_link_leads_nowhere(tmp_path: Path, made: list[Watcher]) -> None
     assert [event for event in watcher.take() if "secret" in event["name"]] == []
 
 
-async def test_a_watcher_is_bounded(tmp_path: Path, made: list[Watcher], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_watcher_is_bounded(
+    tmp_path: Path, made: list[DirectoryWatcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(watching, "MAX_DIRECTORIES", 3)
     for number in range(10):
         (tmp_path / str(number)).mkdir()
@@ -99,10 +103,10 @@ async def test_a_watcher_is_bounded(tmp_path: Path, made: list[Watcher], monkeyp
 
 
 async def test_watchers_are_counted_found_and_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Watchers()
+    kept = WatcherRegistry()
 
-    def make() -> Watcher:
-        return Watcher(Directory(tmp_path), (), recursive=False, include_entry=False)
+    def make() -> DirectoryWatcher:
+        return DirectoryWatcher(RootedDirectory(tmp_path), (), recursive=False, include_entry=False)
 
     before = len(os.listdir("/proc/self/fd"))
     names = [kept.keep("one", make) for _ in range(watching.MAX_PER_SANDBOX)]

@@ -10,12 +10,12 @@ import pytest
 from kernelsvc.errors import BadRequest, NotFound, NotSupported
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits, Usage
-from kernelsvc.model.objects import Session, SessionState
-from kernelsvc.model.usage_history import Sample
+from kernelsvc.model.objects import SessionInfo, SessionState
+from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.server.e2b import models
 
 
-def session(number: int = 1, **changes: Any) -> Session:
+def session(number: int = 1, **changes: Any) -> SessionInfo:
     fields: dict[str, Any] = {
         "id": f"s_{number}", "name": None, "template": "python3", "state": SessionState.IDLE,
         "created_at": f"2026-01-01T00:00:0{number}.000000Z", "last_activity_at": "", "principal": "p",
@@ -23,7 +23,7 @@ def session(number: int = 1, **changes: Any) -> Session:
         "last_seq": 1, "execution_count": 0, "parent": None, "kernel": None, "sandbox": SandboxReport(),
         "checkpoints": [],
     }  # fmt: skip
-    return Session(**(fields | changes))
+    return SessionInfo(**(fields | changes))
 
 
 def request(**asked: Any) -> Any:
@@ -76,7 +76,11 @@ def test_a_sandbox_is_shown_as_e2b_shows_it() -> None:
 
 
 def test_use_is_shown_in_e2bs_units() -> None:
-    samples = [Sample(1767225611.0, 1.0, 5, 7), Sample(1767225616.0, 11.0, 6, 8), Sample(1767225621.0, 1.0, 6, 8)]
+    samples = [
+        UsageSample(1767225611.0, 1.0, 5, 7),
+        UsageSample(1767225616.0, 11.0, 6, 8),
+        UsageSample(1767225621.0, 1.0, 6, 8),
+    ]
     shown, later, again = models.metric_models(session(), samples)
     assert (shown["cpuUsedPct"], shown["memUsed"], shown["diskUsed"]) == (5.0, 5, 7)
     assert shown["timestamp"] == "2026-01-01T00:00:11Z"

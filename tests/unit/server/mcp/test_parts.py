@@ -6,7 +6,7 @@ import pytest
 from mcp_types import JSONRPCNotification
 
 from kernelsvc.errors import BadRequest, NotFound
-from kernelsvc.server.mcp.event_store import Backlog, Line, current
+from kernelsvc.server.mcp.event_store import McpSession, MemoryEventStore, current
 from kernelsvc.server.mcp.prompts import PROMPTS, filled
 
 
@@ -14,7 +14,7 @@ def note(text: str) -> JSONRPCNotification:
     return JSONRPCNotification(jsonrpc="2.0", method="m", params={"text": text})
 
 
-async def replayed(backlog: Backlog, after: str) -> tuple[str | None, list[str]]:
+async def replayed(backlog: MemoryEventStore, after: str) -> tuple[str | None, list[str]]:
     found: list[str] = []
 
     async def send(event) -> None:
@@ -25,14 +25,14 @@ async def replayed(backlog: Backlog, after: str) -> tuple[str | None, list[str]]
 
 @pytest.fixture
 def line():
-    line = Line()
+    line = McpSession()
     token = current.set(line)
     yield line
     current.reset(token)
 
 
 async def test_what_followed_on_the_same_stream_is_sent_again(line):
-    backlog = Backlog()
+    backlog = MemoryEventStore()
     first = await backlog.store_event("1", None)
     for stream, text in (("1", "a"), ("2", "other"), ("1", "b")):
         await backlog.store_event(stream, note(text))
@@ -40,21 +40,21 @@ async def test_what_followed_on_the_same_stream_is_sent_again(line):
 
 
 async def test_another_session_with_the_same_request_id_gets_nothing(line):
-    backlog = Backlog()
+    backlog = MemoryEventStore()
     first = await backlog.store_event("1", None)
     await backlog.store_event("1", note("secret"))
-    current.set(Line())
+    current.set(McpSession())
     await backlog.store_event("1", note("mine"))
     assert await replayed(backlog, first) == (None, [])
 
 
 @pytest.mark.parametrize("id", ["", "x", "-1", "9" * 30, "7"])
 async def test_an_unknown_event_gets_nothing(line, id):
-    assert await replayed(Backlog(), id) == (None, [])
+    assert await replayed(MemoryEventStore(), id) == (None, [])
 
 
 async def test_it_is_bounded_and_forgets_who_left(line):
-    backlog = Backlog(max_bytes=1000)
+    backlog = MemoryEventStore(max_bytes=1000)
     for _ in range(100):
         last = await backlog.store_event("1", note("x" * 50))
     assert len(backlog._kept) < 20

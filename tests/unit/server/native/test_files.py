@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from waiting import wait_until
 
-from kernelsvc.server.native.files import Span, matches, parse_range
+from kernelsvc.server.native.files import ByteRange, matches, parse_range
 
 DATA = bytes(range(256)) * 4096
 
@@ -295,10 +295,10 @@ async def test_no_descriptor_is_left(doors, home):
     ("header", "size", "span"),
     [
         (None, 10, None),
-        ("bytes=0-0", 10, Span(0, 1)),
-        ("bytes=0-99", 10, Span(0, 10)),
-        ("bytes=-99", 10, Span(0, 10)),
-        ("Bytes=5-", 10, Span(5, 5)),
+        ("bytes=0-0", 10, ByteRange(0, 1)),
+        ("bytes=0-99", 10, ByteRange(0, 10)),
+        ("bytes=-99", 10, ByteRange(0, 10)),
+        ("Bytes=5-", 10, ByteRange(5, 5)),
         ("bytes=5-2", 10, None),
         ("bytes=", 10, None),
         ("bytes=-", 10, None),

@@ -5,7 +5,7 @@ import random
 import pytest
 from websockets.frames import Frame, Opcode
 
-from kernelsvc.server.ws.frame_parser import Broken, Frames, TooLong
+from kernelsvc.server.ws.frame_parser import FrameParser, ProtocolViolation, TooLong
 
 TEXT, BINARY, PING = 1, 2, 9
 
@@ -30,7 +30,7 @@ def test_frames_of_every_length_in_pieces_of_every_size(step, mask):
     sizes = [0, 1, 125, 126, 127, 300, 65_535, 65_536, 70_001]
     texts = [random.Random(size).randbytes(size) for size in sizes]
     data = serialized(*(Frame(Opcode.BINARY, text) for text in texts), mask=mask)
-    assert read(Frames(1 << 20), data, step) == [(BINARY, text) for text in texts]
+    assert read(FrameParser(1 << 20), data, step) == [(BINARY, text) for text in texts]
 
 
 @pytest.mark.parametrize("step", [1, None])
@@ -42,7 +42,7 @@ def test_parts_are_put_together_and_control_comes_between_them(step):
         Frame(Opcode.CONT, b"c"),
         Frame(Opcode.TEXT, b"d"),
     )
-    assert read(Frames(10), data, step) == [(PING, b"?"), (TEXT, b"abc"), (TEXT, b"d")]
+    assert read(FrameParser(10), data, step) == [(PING, b"?"), (TEXT, b"abc"), (TEXT, b"d")]
 
 
 @pytest.mark.parametrize(
@@ -56,25 +56,25 @@ def test_parts_are_put_together_and_control_comes_between_them(step):
     ],
 )
 def test_what_breaks_the_protocol_is_told(data):
-    with pytest.raises(Broken):
-        read(Frames(100), data)
+    with pytest.raises(ProtocolViolation):
+        read(FrameParser(100), data)
 
 
 def test_a_message_over_its_bound_is_told_before_it_is_read():
-    frames = Frames(100)
+    frames = FrameParser(100)
     assert read(frames, serialized(Frame(Opcode.TEXT, b"x" * 100))) == [(TEXT, b"x" * 100)]
     with pytest.raises(TooLong):
         read(frames, serialized(Frame(Opcode.TEXT, b"x" * 101))[:4])
-    frames = Frames(100)
+    frames = FrameParser(100)
     assert read(frames, serialized(Frame(Opcode.TEXT, b"x" * 60, fin=False))) == []
     with pytest.raises(TooLong):
         read(frames, serialized(Frame(Opcode.CONT, b"x" * 41))[:2])
     with pytest.raises(TooLong):
-        read(Frames(100), b"\x81\xff" + b"\xff" * 8)
+        read(FrameParser(100), b"\x81\xff" + b"\xff" * 8)
 
 
 def test_a_large_frame_in_small_pieces_costs_no_more_than_its_size():
     """Whoever copies what there is with each piece would copy 5 GB here."""
     text = bytes(10_000_000)
-    frames = Frames(1 << 30)
+    frames = FrameParser(1 << 30)
     assert read(frames, serialized(Frame(Opcode.BINARY, text)), 10_000) == [(BINARY, text)]

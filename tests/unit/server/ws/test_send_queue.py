@@ -4,7 +4,7 @@ import asyncio
 
 from tornado.iostream import StreamClosedError
 
-from kernelsvc.server.ws.send_queue import LONG, ROOM, Outlet
+from kernelsvc.server.ws.send_queue import LONG, ROOM, SendQueue
 
 
 class Stream:
@@ -28,7 +28,7 @@ class Stream:
         def moved():
             self.moved += 1
 
-        return Outlet(self.write, moved)
+        return SendQueue(self.write, moved)
 
 
 async def turns(count=3):

@@ -8,7 +8,7 @@ import pytest
 from tornado.iostream import IOStream, StreamClosedError
 from waiting import wait_until
 
-from kernelsvc.server.ws.socket_stream import Line, take_over
+from kernelsvc.server.ws.socket_stream import SocketStream, take_over
 
 
 class Ends:
@@ -19,7 +19,7 @@ class Ends:
         ours.setblocking(False)
         self.other.setblocking(False)
         self.heard, self.gone = [], 0
-        self.line = Line(ours, self.heard.append, self.went)
+        self.line = SocketStream(ours, self.heard.append, self.went)
 
     def went(self):
         self.gone += 1
