@@ -27,7 +27,7 @@ from benchmarks import peers, report
 from benchmarks.peers import Environment
 from kernelsvc.cli.server_locator import private_server
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.guest import e2b_charts as charts
+from kernelsvc.guest import e2b_charts
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".benchmarks"
@@ -108,7 +108,7 @@ async def engine(rounds: int, scratch: Path) -> dict[str, float]:
 
 def extraction(python: Path) -> tuple[float, float]:
     """Milliseconds that our chart extractor and E2B's take for the same figure."""
-    command = [str(python), "-c", _EXTRACT, str(charts.__file__)]
+    command = [str(python), "-c", _EXTRACT, str(e2b_charts.__file__)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     ours, theirs = json.loads(done.stdout)
     return ours, theirs

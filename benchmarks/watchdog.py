@@ -106,7 +106,10 @@ async def measure(root: Path, count: int, passes: int) -> None:
         show("psutil, children(recursive=True) of each", *cost(lambda: ask_psutil(kernels), 3))
         groups = find_groups(count)
         if groups:
-            show(f"the host's look at {len(groups)} cgroups", *cost(lambda: [one.strikes() for one in groups], passes))
+            show(
+                f"the host's look at {len(groups)} cgroups",
+                *cost(lambda: [one.event_counts() for one in groups], passes),
+            )
     finally:
         await client.shutdown(end_kernels=True)
         await client.close()

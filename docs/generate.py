@@ -30,8 +30,8 @@ import msgspec
 from kernelsvc import errors, settings
 from kernelsvc.model import events as ev
 from kernelsvc.model.state import MOVES
-from kernelsvc.protocol import jsonrpc as native
-from kernelsvc.server.native import openapi as documents
+from kernelsvc.protocol import jsonrpc
+from kernelsvc.server.native import openapi
 from kernelsvc.tools import TOOLS
 from kernelsvc.tools.schema import input_schema, output_schema
 
@@ -258,18 +258,18 @@ def websocket_page() -> str:
         "|---|---|---|---|",
         *(
             f"| [`{row.name}`](#{_anchor(row.name)}) | `{row.scope}` | {_result(row.result)} | {row.summary} |"
-            for row in native.METHODS.values()
+            for row in jsonrpc.METHODS.values()
         ),
         "",
     ]
-    for row in native.METHODS.values():
+    for row in jsonrpc.METHODS.values():
         lines += [f"## {row.name}", "", row.summary, "", *_fields(row.params, msgspec.Struct), ""]
     return "\n".join(lines)
 
 
 def rest_page() -> str:
     """Every route, from the OpenAPI document."""
-    document = documents.openapi("")
+    document = openapi.openapi("")
     lines = [
         "# REST",
         "",
@@ -334,7 +334,7 @@ def _is_struct(kind: Any) -> bool:
 def objects_page() -> str:
     """The objects that requests are answered with."""
     kinds: dict[str, type[msgspec.Struct]] = {}
-    for row in native.METHODS.values():
+    for row in jsonrpc.METHODS.values():
         _gather(row.result, kinds)
     lines = ["# Objects", "", "What the API answers with, over every transport.", ""]
     for name, kind in sorted(kinds.items()):

@@ -183,12 +183,12 @@ class FakeSubscription:
         self.last_seq += len(lines)
         return lines
 
-    def listen(self, news) -> None:
+    def on_lines(self, news) -> None:
         self.session.listeners.append(news)
         self.news = news
 
     @property
-    def over(self) -> bool:
+    def exhausted(self) -> bool:
         return not self.open or (self.session.state is SessionState.CLOSED and self.last_seq == self.session.last)
 
     def close(self) -> None:
@@ -247,7 +247,7 @@ class FakeService:
     def templates(self) -> list[dict[str, Any]]:
         return [{"name": "python3"}]
 
-    async def present(self, named: str) -> None:
+    async def ensure_loaded(self, named: str) -> None:
         """Nothing is ever read back."""
 
     def ready(self) -> bool:
@@ -321,7 +321,7 @@ class FakeService:
             await s.finished[cell.id].wait()
         return cell
 
-    def begin(self, who, session, request, told, *, client) -> None:
+    def execute_then(self, who, session, request, told, *, client) -> None:
         s = self.find(who, session)
         cell = s.submit(request, client)
         waiting = asyncio.ensure_future(s.finished[cell.id].wait())

@@ -23,7 +23,7 @@ from kernelsvc.host.daemon import HostSettings
 from kernelsvc.host.forkserver import ForkServerSettings
 from kernelsvc.kernels.forked.launcher import ForkedKernel, ForkedLauncher
 from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
-from kernelsvc.linux import procfs as processes
+from kernelsvc.linux import procfs
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
 
@@ -122,7 +122,7 @@ class Bench:
 
     async def wake(self, request: StartRequest) -> Running:
         sink = Recorder()
-        return Running(await self.launcher.wake(request, sink), sink, request)
+        return Running(await self.launcher.resume_copy(request, sink), sink, request)
 
     # -- the host as seen from outside --------------------------------------------------------
 
@@ -151,7 +151,7 @@ class Bench:
 
     async def template(self) -> psutil.Process:
         """The template's process: the host's child that is no kernel's init."""
-        inits = {about.parent for pid in (await self.kernels()).values() if (about := processes.stat(pid))}
+        inits = {about.parent for pid in (await self.kernels()).values() if (about := procfs.stat(pid))}
         (found,) = [child for child in (await self.host()).children() if child.pid not in inits]
         return found
 
@@ -182,7 +182,7 @@ async def gone(*pids: int, deadline: float = 10.0) -> None:
     """Wait until these processes are no more."""
 
     def alive() -> list[int]:
-        found = [pid for pid in pids if (about := processes.stat(pid)) is not None and about.state != "Z"]
+        found = [pid for pid in pids if (about := procfs.stat(pid)) is not None and about.state != "Z"]
         return found
 
     await wait_until(lambda: not alive(), what=f"the end of {pids}", deadline=deadline)

@@ -20,7 +20,7 @@ from kernelsvc import errors
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import SessionInfo
-from kernelsvc.protocol import jsonrpc as native
+from kernelsvc.protocol import jsonrpc
 
 TOKEN = "secret"
 
@@ -161,7 +161,7 @@ class Door(WebSocketHandler):
         self.server.spawn(self.serve(message))
 
     async def serve(self, message) -> None:
-        request = native.decode(message)
+        request = jsonrpc.decode(message)
         name = request.method.name
         self.server.calls.append(name)
         if name in self.server.mute:
@@ -260,7 +260,9 @@ class Door(WebSocketHandler):
         found = []
         for cell in params.cells:
             found.append(
-                await self.session_execute(native.ExecuteParams(session=params.session, **msgspec.structs.asdict(cell)))
+                await self.session_execute(
+                    jsonrpc.ExecuteParams(session=params.session, **msgspec.structs.asdict(cell))
+                )
             )
         return found
 

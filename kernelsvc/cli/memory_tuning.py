@@ -25,7 +25,7 @@ HEAP_BYTES = 32 * 1024 * 1024
 THRESHOLDS = 20_000, 10, 10
 
 
-def settle() -> None:
+def tune() -> None:
     """Make this process quick at what a server does. Without glibc, only the garbage collector is told."""
     gc.collect()
     gc.freeze()

@@ -104,7 +104,7 @@ def _serving(commands: _Commands) -> None:
     _serve_options(serve)
     host = commands.add(
         "kernel-host",
-        "machine:kernel_host",
+        "doctor:kernel_host",
         "start the kernel host alone (systemd does)",
         "Start the kernel host: the process that owns templates, forks sessions and confines them. The server starts\n"
         "one when none is there; under systemd it is a unit of its own.",
@@ -181,7 +181,7 @@ def _looking(commands: _Commands) -> None:
 def _turning(commands: _Commands) -> None:
     branch = commands.add(
         "branch",
-        "turning:branch",
+        "branch:branch",
         "make new sessions from one's live state",
         "Fork a session's live kernel: each branch has its variables, a copy of its files, its notebook so far, and\n"
         "goes its own way. Prints their ids, one a line; 'kernelsvc tree ID' shows the family.",
@@ -193,14 +193,14 @@ def _turning(commands: _Commands) -> None:
     branch.add_argument("--force", action="store_true", help="go on although something will be lost")
     _json(branch)
     _server(branch)
-    checkpoint = commands.add("checkpoint", "turning:checkpoint", "keep a session's present state")
+    checkpoint = commands.add("checkpoint", "branch:checkpoint", "keep a session's present state")
     checkpoint.add_argument("id", metavar="ID", help="the session")
     checkpoint.add_argument("name", metavar="NAME", nargs="?", help="what to call it")
     _json(checkpoint)
     _server(checkpoint)
     rollback = commands.add(
         "rollback",
-        "turning:rollback",
+        "branch:rollback",
         "make a session's variables those of an earlier moment",
         "Undo: back to the state before the last cell, or before a cell, or to a checkpoint. The log and the notebook\n"
         "keep what was undone, marked so.",
@@ -283,12 +283,12 @@ def _models(commands: _Commands) -> None:
 def _machine(commands: _Commands) -> None:
     doctor = commands.add(
         "doctor",
-        "machine:doctor",
+        "doctor:doctor",
         "say what confines a session on this machine",
         "Try each layer of confinement on this machine: enforced, or why not and the command that would change it.\n"
         "Exits with 1 when a layer is missing.",
     )
     _json(doctor)
-    settings = commands.add("settings", "machine:settings", "print every setting, its value and where that came from")
+    settings = commands.add("settings", "doctor:settings", "print every setting, its value and where that came from")
     _json(settings)
     _settings(settings, "what 'serve' would be given")

@@ -17,7 +17,7 @@ from kernelsvc.cli.terminal import Terminal
 from kernelsvc.cli.terminal_filter import one_line, safe, seconds, size
 from kernelsvc.client import AsyncSession
 from kernelsvc.errors import BadRequest
-from kernelsvc.linux import atomic_file as atomic
+from kernelsvc.linux import atomic_file
 
 #: Why a recorded cell is not run again: it never ran, or it would take the session down again.
 _NOT_AGAIN = ("cancelled", "session_closed", "kernel_died", "memory", "timeout", "interrupted")
@@ -44,7 +44,7 @@ async def write_notebook(session: AsyncSession, path: Path, terminal: Terminal) 
     """
     data = await _document(session, path)
     try:
-        atomic.replace_bytes(path, data, mode=0o644)
+        atomic_file.replace_bytes(path, data, mode=0o644)
     except OSError as error:
         raise BadRequest(f"{path} can't be written: {error.strerror}.") from None
     terminal.say(f"wrote {path} ({size(len(data))})")

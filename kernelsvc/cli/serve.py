@@ -26,7 +26,7 @@ from collections.abc import Iterator
 
 from kernelsvc import logs
 from kernelsvc import settings as conf
-from kernelsvc.cli import memory_tuning as allocation
+from kernelsvc.cli import memory_tuning
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.cli.terminal_filter import seconds
 from kernelsvc.client.address import INFO_FILE, ServerInfo, write_info
@@ -107,7 +107,7 @@ class _Serving:
         # Before anything is started: an address that is taken then costs nothing. Who connects now waits.
         server.bind()
         await service.start()
-        allocation.settle()
+        memory_tuning.tune()
         info = self.settings.runtime_path() / INFO_FILE
         tasks: list[asyncio.Task[None]] = []
         try:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from kernelsvc.cli import terminal_image as picture
+from kernelsvc.cli import terminal_image
 from kernelsvc.cli.terminal_filter import EscapeFilter, safe
 from kernelsvc.client.values import Image, images_of
 from kernelsvc.model import events as ev
@@ -38,7 +38,7 @@ class Terminal:
         self.tty = self.out.isatty()
         plain = bool(env.get("NO_COLOR")) or env.get("TERM") == "dumb"
         self.colour = bool(env.get("FORCE_COLOR")) or (self.tty and not plain)
-        self.pictures: picture.Way = picture.way(env, tty=self.tty, colour=self.colour)
+        self.pictures: terminal_image.Way = terminal_image.way(env, tty=self.tty, colour=self.colour)
 
     @property
     def columns(self) -> int:
@@ -138,7 +138,7 @@ class CellView:
         if images:
             self.images.append(images[0])
             columns = self._columns or min(self._terminal.columns - 1, 100)
-            for line in picture.lines(images[0], self._terminal.pictures, columns):
+            for line in terminal_image.lines(images[0], self._terminal.pictures, columns):
                 self._terminal.line(line)
             return
         text = _plain(data)

@@ -11,14 +11,14 @@ from typing import Any
 
 from IPython.core.getipython import get_ipython
 
-from kernelsvc.guest import e2b_charts as charts
+from kernelsvc.guest import e2b_charts
 
 
 def _fit_out() -> None:
     """What the environment switches on: a kernel that was ready before anybody asked hears of it only now."""
     shell = get_ipython()
-    if shell is not None and charts.wanted() and charts.CHART not in shell.display_formatter.formatters:
-        charts.install(shell)
+    if shell is not None and e2b_charts.wanted() and e2b_charts.CHART not in shell.display_formatter.formatters:
+        e2b_charts.install(shell)
 
 
 def change(environ: Mapping[str, Any], directory: str | None = None) -> dict[str, Any]:

@@ -30,8 +30,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kernelsvc.guest import environment as surroundings
-from kernelsvc.guest import limit_errors as caps
-from kernelsvc.guest import tracebacks, variables
+from kernelsvc.guest import limit_errors, tracebacks, variables
 from kernelsvc.guest.wire_frames import KernelRequest, join, misfit, stream_prefix
 from kernelsvc.guest.wire_server import WireServer
 
@@ -58,7 +57,7 @@ from traitlets import Any as AnyTrait  # noqa: E402
 from traitlets import Bool, Type, default  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
-from kernelsvc.guest import exit_calls as exits  # noqa: E402
+from kernelsvc.guest import exit_calls  # noqa: E402
 from kernelsvc.guest.display import DisplayHook, SelectiveFormatter  # noqa: E402
 from kernelsvc.guest.plain_cells import PlainCellDetector  # noqa: E402
 
@@ -148,7 +147,7 @@ class WireSession(Session):  # type: ignore[misc]
             "version": protocol_version,
         }
 
-    def tell(
+    def send_fast(
         self,
         channel: ChannelName,
         msg_type: str,
@@ -231,7 +230,7 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
 
     @default("exiter")  # type: ignore[untyped-decorator]
     def _default_exiter(self) -> Any:
-        return exits.Exiter(self)
+        return exit_calls.Exiter(self)
 
     def init_builtins(self) -> None:
         """IPython's, with ``exit`` and ``quit`` in modules and scripts too, where IPython has none."""
@@ -242,7 +241,7 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         """IPython's, with hooks that may exit."""
         super().init_events()
         hooks: dict[str, Any] = self.events.callbacks
-        self.events: exits.Events = exits.Events(self, hooks)
+        self.events: exit_calls.Events = exit_calls.Events(self, hooks)
         self.events.callbacks.update(hooks)
 
     def ask_exit(self) -> None:
@@ -298,10 +297,10 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
             stb = [*stb[:-1], "KeyboardInterrupt: the cell was interrupted while it waited"]
         exited = isinstance(evalue, SystemExit)
         if self.kernel.foreign:
-            text = exits.status_of(evalue)[1] if exited else "\n".join(stb) + "\n"
+            text = exit_calls.status_of(evalue)[1] if exited else "\n".join(stb) + "\n"
             os.write(2, text.encode("utf-8", "replace"))
         else:
-            stb = exits.in_session(evalue, stb) if exited else stb
+            stb = exit_calls.in_session(evalue, stb) if exited else stb
             super()._showtraceback(etype, evalue, stb)
 
     def enable_gui(self, gui: Any = None) -> None:
@@ -314,7 +313,7 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         """Stop no loop, as ipykernel would: ``shutdown_request`` alone ends the kernel."""
 
 
-def _is_terse(request: KernelRequest) -> bool:
+def _wants_reply_only(request: KernelRequest) -> bool:
     """Whether only a cell's outputs and its reply are wanted: whoever sent it knows that it begins."""
     return request.msg_type == "execute_request" and request.content.get("terse") is True
 
@@ -331,7 +330,7 @@ class InterruptGate:
         self.waiting: asyncio.Future[Any] | None = None
         self.cancelled = False
 
-    def strike(self) -> None:
+    def deliver(self) -> None:
         """SIGINT arrived: raise in the cell's code, or cancel what it awaits.
 
         Raises:
@@ -439,7 +438,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         self.session.quote(request)
         self.set_parent([b""], message, channel="control" if concurrent or channel is CONTROL else "shell")
         self._open[request.msg_id] = request
-        if not _is_terse(request):
+        if not _wants_reply_only(request):
             self._status("busy", message)
         why = "The kernel did not answer."
         try:
@@ -453,8 +452,8 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
             self.log.debug("a request failed", exc_info=True)
             why = f"{type(error).__name__}: {error}"
             if request.msg_type.startswith("comm_"):  # there is no reply that could say it
-                exits.tell(error, f"the answer to a {request.msg_type}")
-            if not _is_terse(request):
+                exit_calls.tell(error, f"the answer to a {request.msg_type}")
+            if not _wants_reply_only(request):
                 self._refuse(channel, message, why)
         finally:
             self.ensure_end(request, why)
@@ -462,19 +461,19 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
     def runs_through(self, request: KernelRequest) -> bool:
         """Whether a request is a cell that awaits nothing, for all that is known before it runs."""
         code, plain = request.content.get("code"), self.shell.plain
-        return _is_terse(request) and isinstance(code, str) and not _may_await(code) and plain.is_plain(code)
+        return _wants_reply_only(request) and isinstance(code, str) and not _may_await(code) and plain.is_plain(code)
 
     def ensure_end(self, request: KernelRequest, why: str = "The kernel did not answer.") -> None:
         """Say, once, that the request is done: by its idle status, or for a terse cell by the reply that it lacks."""
         if self._open.pop(request.msg_id, None) is None:
             return
-        if _is_terse(request):
+        if _wants_reply_only(request):
             self._refuse(SHELL, request.message(), why)
         else:
             self._status("idle", request.message())
 
     def _status(self, state: str, message: dict[str, Any]) -> None:
-        self.session.tell(IOPUB, "status", {"execution_state": state}, message)
+        self.session.send_fast(IOPUB, "status", {"execution_state": state}, message)
 
     def _refuse(self, channel: ChannelName, message: dict[str, Any], why: str) -> None:
         if message["msg_type"].endswith("_request"):
@@ -499,7 +498,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         metadata = self.init_metadata(parent)
         if not (silent or terse):
             said = {"code": code, "execution_count": self.shell.execution_count}
-            self.session.tell(IOPUB, "execute_input", said, parent)
+            self.session.send_fast(IOPUB, "execute_input", said, parent)
         reply = await self.do_execute(
             code,
             silent,
@@ -515,7 +514,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         self.flush_c()
         if terse:
             self._open.pop(parent["header"]["msg_id"], None)
-        self.session.tell(stream, "execute_reply", reply, parent, self.finish_metadata(parent, metadata, reply))
+        self.session.send_fast(stream, "execute_reply", reply, parent, self.finish_metadata(parent, metadata, reply))
 
     async def do_execute(self, code: str, silent: bool, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Run user code. From here on an interrupt may strike, until this returns."""
@@ -607,7 +606,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         error = getattr(self.shell.last_execution_result, "error_in_exec", None)
         code = 1 if reply["status"] == "error" else 0
         if isinstance(error, SystemExit):
-            code = exits.status_of(error)[0]
+            code = exit_calls.status_of(error)[0]
         with contextlib.suppress(Exception):
             sys.__stdout__.flush()  # type: ignore[union-attr]
         os._exit(code)
@@ -617,7 +616,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         wire = self.session.wire
         if wire is None or wire.foreign:
             raise KeyboardInterrupt
-        wire.guarded(self.gate.strike)
+        wire.guarded(self.gate.deliver)
 
     @contextlib.contextmanager
     def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:
@@ -636,7 +635,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         metadata["status"] = reply_content["status"]
         used = metadata["kernelsvc"] = self.usage.end()
         if reply_content["status"] == "error":
-            strike = caps.struck(getattr(self.shell.last_execution_result, "error_in_exec", None))
+            strike = limit_errors.limit_of(getattr(self.shell.last_execution_result, "error_in_exec", None))
             if strike is not None:
                 used["struck"] = strike
         return metadata
@@ -750,5 +749,5 @@ def make_kernel() -> ForkableKernel:
         session=session, config=config, log=logging.getLogger("kernelsvc.guest"), user_ns=None
     )
     kernel.shell.plain = PlainCellDetector(kernel.shell)
-    exits.without_advice()
+    exit_calls.without_advice()
     return kernel

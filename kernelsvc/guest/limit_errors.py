@@ -17,7 +17,7 @@ _SCRATCH = ("/tmp", "/dev/shm")
 _DEPTH = 8
 
 
-def struck(error: BaseException | None) -> dict[str, Any] | None:
+def limit_of(error: BaseException | None) -> dict[str, Any] | None:
     """The cap that made a cell fail, as ``{"limit": NAME}``; None when it was none.
 
     Args:

@@ -31,14 +31,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, NoReturn
 
-from kernelsvc.guest import e2b_charts as charts
+from kernelsvc.guest import e2b_charts
 from kernelsvc.guest.confine import confine
-from kernelsvc.guest.forking import copy_tree as folder
-from kernelsvc.guest.forking import fork, immortal
+from kernelsvc.guest.forking import copy_tree, fork, immortal
 from kernelsvc.guest.forking.prefault import PagePrefault
 from kernelsvc.guest.streams import OutputStream
 from kernelsvc.guest.wire_frames import KernelRequest
-from kernelsvc.guest.wire_server import ControlRequest, WireServer, give_up
+from kernelsvc.guest.wire_server import ControlRequest, WireServer, exit_unreachable
 
 BACKEND = "module://matplotlib_inline.backend_inline"
 #: Seconds that a kernel which ends waits for the server to take its last frames.
@@ -263,8 +262,8 @@ class MainLoop:
         kernel.flush_c = self.flush_c
         if "" not in sys.path[:1]:
             sys.path.insert(0, "")
-        if charts.wanted():
-            charts.install(kernel.shell)
+        if e2b_charts.wanted():
+            e2b_charts.install(kernel.shell)
         self.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self.loop)
         self.wire.watch_all(self)
@@ -273,7 +272,7 @@ class MainLoop:
         self._unbuffer_c()
         os.register_at_fork(after_in_child=self._forked)
         signal.signal(signal.SIGINT, kernel.interrupted)
-        signal.signal(signal.SIGURG, lambda *_: self.wire.knocked())
+        signal.signal(signal.SIGURG, lambda *_: self.wire.on_sigurg())
 
     def take_identity(self, identity: Mapping[str, Any]) -> None:
         """Become this session: directory, environment."""
@@ -283,7 +282,7 @@ class MainLoop:
         os.environ.update({str(k): str(v) for k, v in (identity.get("env") or {}).items()})
         workdir = identity.get("workdir")
         if workdir and identity.get("copy_from"):
-            folder.copy(identity["copy_from"], workdir, identity.get("copy_bytes"))
+            copy_tree.copy(identity["copy_from"], workdir, identity.get("copy_bytes"))
         if workdir:
             with contextlib.suppress(OSError):  # WELCOME tells where we are
                 os.chdir(workdir)
@@ -291,7 +290,7 @@ class MainLoop:
         if identity.get("data_bytes"):
             confine.lower_data(int(identity["data_bytes"]))
         if identity.get("write"):
-            confine.tighten([path for path in identity["write"] if os.path.isdir(path)], scope=True)
+            confine.restrict_writes([path for path in identity["write"] if os.path.isdir(path)], scope=True)
             self.fences += 1
 
     def _catch_up(self, count: int, ran: Mapping[str, str]) -> None:
@@ -341,7 +340,7 @@ class MainLoop:
     def _forked(self) -> None:
         """In every child: one that the user forked has no part in the session but its text."""
         if not self.ours:
-            self.wire.disown()
+            self.wire.close_in_child()
             if self.busy is None:  # forked by a background task: it ends when that gives way
                 self.loop.call_soon(os._exit, 0)
 
@@ -352,7 +351,7 @@ class MainLoop:
             promised, self.promised = self.promised, {}
             try:
                 self.take_identity({**promised, **(said if isinstance(said, dict) else {})})
-            except (folder.DirectoryTooLarge, confine.StepFailed, OSError) as error:
+            except (copy_tree.DirectoryTooLarge, confine.StepFailed, OSError) as error:
                 return {"refused": str(error)}  # its server says so and ends it
         from kernelsvc.guest.ipython import IPYKERNEL_VERSION
 
@@ -414,9 +413,9 @@ class MainLoop:
 
     @staticmethod
     def _tell_exit(error: BaseException) -> None:
-        from kernelsvc.guest import exit_calls as exits  # needs IPython, which is imported in ``prepare``
+        from kernelsvc.guest import exit_calls  # needs IPython, which is imported in ``prepare``
 
-        exits.tell(error, "a callback or task of the event loop")
+        exit_calls.tell(error, "a callback or task of the event loop")
 
     def _end_if_deaf(self) -> None:
         """End when user code closed what the loop polls with: it would fail for ever, and hear nobody."""
@@ -424,7 +423,7 @@ class MainLoop:
         try:
             loop._selector.select(0)
         except (OSError, ValueError):
-            give_up("event loop")
+            exit_unreachable("event loop")
 
     def _answered_at_once(self) -> bool:
         """Run the next cell here, if it awaits nothing: no task, and no turn of the loop for it.

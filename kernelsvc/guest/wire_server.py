@@ -39,7 +39,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
-from kernelsvc.guest import wire_frames as frames
+from kernelsvc.guest import wire_frames
 from kernelsvc.guest.wire_frames import (
     ACK,
     CONTROL,
@@ -86,7 +86,7 @@ class FdWatcher(Protocol):
         """Something was read elsewhere; look at ``WireServer.inbox``."""
 
 
-def give_up(closed: str) -> NoReturn:
+def exit_unreachable(closed: str) -> NoReturn:
     """End this process, of which user code closed what it hears with; a server would wait for its cell for ever.
 
     Args:
@@ -220,7 +220,7 @@ class WireServer:
         self.watcher: FdWatcher | None = None
         self.corked = False
         self.woken: dict[str, Any] | None = None
-        self.outbox = frames.Outbox()
+        self.outbox = wire_frames.Outbox()
         self._raw = list(raw)
         self._describe = describe
         self._lock = threading.RLock()
@@ -254,12 +254,12 @@ class WireServer:
         self._lock = threading.RLock()
         self._guard = _Guard(self._lock, self._act)
 
-    def knocked(self) -> None:
+    def on_sigurg(self) -> None:
         """SIGURG: a server is at the door."""
         if not (self.foreign or self._waiting):
             self.guarded(self.serve)
 
-    def disown(self) -> None:
+    def close_in_child(self) -> None:
         """In a process that the user forked: leave the wire to the parent."""
         self.foreign = True
         self.watcher = self._direct = None
@@ -296,7 +296,7 @@ class WireServer:
         self.cell = ""
         self.woken = None
         self._renew_lock()
-        self.outbox = frames.Outbox(self.outbox.limit)
+        self.outbox = wire_frames.Outbox(self.outbox.limit)
         self._look_at = 0
         self._direct = None
         old, self._raw = self._raw, list(raw)
@@ -338,7 +338,7 @@ class WireServer:
 
     def _serve(self, readable: int | None = None) -> None:
         if any(connection.stolen for connection in self._all_connections()):
-            give_up("connection")
+            exit_unreachable("connection")
         if self._conn is None or self._conn.sock.fileno() != readable:
             self._accept()
             for guest in list(self._guests):
@@ -358,7 +358,7 @@ class WireServer:
                 return
             except OSError as error:
                 if error.errno in (errno.EBADF, errno.ENOTSOCK, errno.EINVAL) and self._conn is None:
-                    give_up("door")
+                    exit_unreachable("door")
                 return
             sock.setblocking(False)
             _signal_when_readable(sock.fileno())  # HELLO may come after our look, and the cell compute for an hour
@@ -371,16 +371,16 @@ class WireServer:
             if self.watcher:
                 self.watcher.watch(sock.fileno())
         except (OSError, ValueError):
-            give_up("event loop")
+            exit_unreachable("event loop")
 
     def _read_hello(self, guest: _Connection) -> None:
         alive = guest.read()
         try:
-            found = frames.parse(guest.data)
+            found = wire_frames.parse(guest.data)
             if found:
                 self._welcome(guest, found)
                 return
-        except (frames.WireError, ValueError, OSError):
+        except (wire_frames.WireError, ValueError, OSError):
             alive = False
         if not alive:
             self._unwatch(guest)
@@ -391,7 +391,7 @@ class WireServer:
         hello = found[0]
         body = json.loads(hello.payload or b"{}")
         if hello.kind != HELLO or not isinstance(body, dict):
-            raise frames.WireError("the first frame must be HELLO")
+            raise wire_frames.WireError("the first frame must be HELLO")
         if self._conn:
             self._read(self._conn)  # what the old server asked before it went counts as seen
             self._hang_up()
@@ -399,9 +399,9 @@ class WireServer:
         self.woken = body
         first = self.outbox.rewind(hello.number)
         payload = json.dumps(
-            {"version": frames.VERSION, **described, "seen": list(self.seen), "cell": self.cell}
+            {"version": wire_frames.VERSION, **described, "seen": list(self.seen), "cell": self.cell}
         ).encode()
-        welcome = frames.HEADER.pack(len(payload), HELLO, first) + payload
+        welcome = wire_frames.HEADER.pack(len(payload), HELLO, first) + payload
         guest.sock.setblocking(True)
         socket.send_fds(guest.sock, [welcome], self._raw)
         guest.sock.setblocking(False)
@@ -423,8 +423,8 @@ class WireServer:
     def _read(self, conn: _Connection) -> None:
         alive = conn.read()
         try:
-            self._take(conn, frames.parse(conn.data))
-        except frames.WireError:
+            self._take(conn, wire_frames.parse(conn.data))
+        except wire_frames.WireError:
             alive = False
         if not alive and conn is self._conn:
             self._hang_up()
@@ -435,7 +435,7 @@ class WireServer:
             if frame.kind == ACK:
                 self.outbox.ack(frame.number)
             elif frame.kind == MESSAGE:
-                request = frames.parse_request(frame.payload)
+                request = wire_frames.parse_request(frame.payload)
                 self.seen.append(request.msg_id)
                 if request.msg_type == "execute_request":
                     self.cell = request.msg_id
@@ -451,7 +451,7 @@ class WireServer:
         except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict):
-            raise frames.WireError("a control request that is not a JSON object")
+            raise wire_frames.WireError("a control request that is not a JSON object")
         wanted = body.get("fds", 0)
         count = wanted if isinstance(wanted, int) else 0
         taken, conn.fds = conn.fds[:count], conn.fds[count:]
@@ -506,7 +506,7 @@ class WireServer:
         with self._lock:
             try:
                 box, direct = self.outbox, self._direct
-                if box.total < self._look_at and len(payload) < frames.RUN_BYTES:
+                if box.total < self._look_at and len(payload) < wire_frames.RUN_BYTES:
                     if self.corked or hold:
                         clear = box.clear
                         frame = box.put(kind, payload)
@@ -547,7 +547,7 @@ class WireServer:
             if box.total >= self._look_at:
                 self._serve()
             if not box.has_room(len(payload)):
-                self._open_tap()  # what is held back can't be acknowledged
+                self._uncork_now()  # what is held back can't be acknowledged
                 return False
             was_clear = box.clear
             frame = box.put(kind, payload)
@@ -581,7 +581,7 @@ class WireServer:
         """Send what was held back."""
         if not self._opened_on_nothing():
             with self._guard:
-                self._open_tap()
+                self._uncork_now()
             self._wait_until_sent()
 
     def _opened_on_nothing(self) -> bool:
@@ -595,7 +595,7 @@ class WireServer:
             self._act()
         return opened
 
-    def _open_tap(self) -> None:
+    def _uncork_now(self) -> None:
         self.corked = False
         self._direct = self._conn.sock.send if self._conn else None
         self._pump()

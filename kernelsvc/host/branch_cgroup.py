@@ -52,7 +52,7 @@ class BranchCgroup(msgspec.Struct, kw_only=True):
         return fresh
 
 
-async def move_in(sandbox: SandboxManager, name: str, pid: int, limits: Limits) -> BranchCgroup:
+async def create_and_attach(sandbox: SandboxManager, name: str, pid: int, limits: Limits) -> BranchCgroup:
     """A cgroup of that name with these caps, and a process in it. Safe to cancel: it may have moved or not.
 
     Raises:
@@ -61,34 +61,34 @@ async def move_in(sandbox: SandboxManager, name: str, pid: int, limits: Limits) 
     made: list[Cgroup | None] = []
 
     def act() -> None:
-        group = sandbox.subdivide(name, limits)
+        group = sandbox.branch_cgroup(name, limits)
         made.append(group)
         if group is not None:
-            group.admit(pid)
+            group.attach(pid)
 
     try:
         await in_thread(act)
     except OSError as error:
         for group in made:
             if group is not None:
-                await clear(group)
+                await destroy(group)
         raise Internal(f"The branch has no cgroup of its own: {error}; try again.") from error
     return BranchCgroup(group=made[0], limits=limits)
 
 
-async def admit(group: Cgroup, pid: int) -> None:
+async def attach_process(group: Cgroup, pid: int) -> None:
     """A process in a cgroup that is there. Safe to cancel: it may have moved or not.
 
     Raises:
         KernelDead: it is gone.
     """
     try:
-        await in_thread(lambda: group.admit(pid))
+        await in_thread(lambda: group.attach(pid))
     except OSError as error:
         raise KernelDead("The copy ended before it was in its place.") from error
 
 
-async def clear(group: Cgroup) -> bool:
+async def destroy(group: Cgroup) -> bool:
     """End whatever still lives in a cgroup nobody needs, and remove it. Returns whether it is gone."""
     deadline = asyncio.get_running_loop().time() + CLEAR_SECONDS
     while not group.remove():

@@ -21,7 +21,7 @@ class CgroupEvents:
 
     def settle(self, place: str, group: Cgroup) -> None:
         """Take what was counted so far for told: an earlier host did."""
-        self._refused[place] = group.strikes()[1]
+        self._refused[place] = group.event_counts()[1]
 
     def look(self, place: str, group: Cgroup, known: int) -> tuple[list[str], int]:
         """Names of limits that struck in this cgroup since the last look.
@@ -34,7 +34,7 @@ class CgroupEvents:
         Returns:
             The names, and how many OOM kills are known now.
         """
-        kills, refused = group.strikes()
+        kills, refused = group.event_counts()
         found = []
         # A kernel that is among the killed is about to say so itself: it has until the next look.
         if kills > known and self._waiting.get(place) == kills:

@@ -25,7 +25,7 @@ import msgspec
 import kernelsvc
 from kernelsvc.errors import Internal, KernelsvcError, NotFound, Timeout, TooLarge, from_json
 from kernelsvc.host.daemon import VERSION, HostSettings
-from kernelsvc.linux import seqpacket as channel
+from kernelsvc.linux import seqpacket
 from kernelsvc.linux.acceptor import inherited_descriptor_limits
 from kernelsvc.linux.stopped_process import ResumeIfStopped
 from kernelsvc.model.events import SandboxReport
@@ -79,7 +79,7 @@ class HostClient:
         self.sandbox = SandboxReport(policy=settings.sandbox)
         self._settings = settings
         self._may_start = start
-        self._channel: channel.SeqpacketChannel | None = None
+        self._channel: seqpacket.SeqpacketChannel | None = None
         self._connected = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None
         self._number = 0
@@ -119,7 +119,7 @@ class HostClient:
         except OSError:
             sock.close()
             return False
-        self._channel = channel.SeqpacketChannel(sock, self._received, self._gone, fds=1)
+        self._channel = seqpacket.SeqpacketChannel(sock, self._received, self._gone, fds=1)
         try:
             said, _ = await self._ask("hello", version=VERSION)
         except (Internal, Timeout):
@@ -237,7 +237,7 @@ class HostClient:
             raise Timeout("The kernel host did not answer in time; try again.") from None
         except asyncio.CancelledError:
             if answer.done() and not answer.cancelled() and answer.exception() is None:
-                channel.close_all(answer.result()[1])  # it came at the last moment
+                seqpacket.close_all(answer.result()[1])  # it came at the last moment
             raise
         finally:
             self._waiting.pop(number, None)
@@ -269,11 +269,11 @@ class HostClient:
         return await self.ask(op, **fields)
 
     async def _ask_for_process(self, op: str, fds: Sequence[int] = (), **fields: Any) -> KernelHandle:
-        size = len(channel.encode(fields.get("env") or {}))
+        size = len(seqpacket.encode(fields.get("env") or {}))
         if size > MAX_ENV_BYTES:
             raise TooLarge(f"The environment takes {size} bytes and may take {MAX_ENV_BYTES}; put data into a file.")
         said, given = await (self.ask(op, fds, **fields) if fds else self._ask_again(op, **fields))
-        channel.close_all(given[1:])
+        seqpacket.close_all(given[1:])
         report = msgspec.convert(said["sandbox"], SandboxReport)
         return KernelHandle(pid=int(said["pid"]), pidfd=given[0], sandbox=report, home=str(said.get("home", "")))
 
@@ -310,7 +310,7 @@ class HostClient:
             Bytes that the copy has to itself, by its page faults.
         """
         said, given = await self.ask("enlist", [pidfd], kernel=kernel, of=of, home=home, limits=limits, beside=beside)
-        channel.close_all(given)
+        seqpacket.close_all(given)
         private = said.get("private_bytes")
         return private if isinstance(private, int) else None
 
@@ -379,7 +379,7 @@ class HostClient:
             self._tell_ended(str(body["kernel"]), body.get("exit"))
         elif body.get("notice") == "template":
             self.templates[str(body["name"])] = {k: v for k, v in body.items() if k != "notice"}
-        channel.close_all(fds)
+        seqpacket.close_all(fds)
 
 
 def _host_environment(env: Mapping[str, str]) -> dict[str, str]:

@@ -25,10 +25,9 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import Internal, KernelDead, KernelsvcError, SandboxUnavailable, Timeout
-from kernelsvc.host.branch_cgroup import BranchCgroup, admit, clear, move_in
+from kernelsvc.host.branch_cgroup import BranchCgroup, attach_process, create_and_attach, destroy
 from kernelsvc.host.cgroup_events import CgroupEvents
-from kernelsvc.linux import procfs as processes
-from kernelsvc.linux import seqpacket as channel
+from kernelsvc.linux import procfs, seqpacket
 from kernelsvc.model.exit_status import Exit, exit_of
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.cgroup import Cgroup
@@ -114,7 +113,7 @@ class Container:
         self._sandbox = sandbox
         self._runtime = runtime
         self._exited = exited
-        self._channel: channel.SeqpacketChannel | None = None
+        self._channel: seqpacket.SeqpacketChannel | None = None
         self.init_pid = 0
         self._init_pidfd = -1
         self._introduced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -128,7 +127,7 @@ class Container:
     # -- beginnings -----------------------------------------------------------------
 
     @staticmethod
-    def door_path(runtime: Path, kernel: str) -> Path:
+    def control_socket_path(runtime: Path, kernel: str) -> Path:
         """Where the init of a sandbox listens for a host."""
         return runtime / f"{kernel}.i"
 
@@ -137,9 +136,9 @@ class Container:
         """Where the host's record of a sandbox lies."""
         return runtime / f"{kernel}.json"
 
-    def make_door(self) -> socket.socket:
+    def bind_control_socket(self) -> socket.socket:
         """The init's socket, bound and not yet listening."""
-        path = self.door_path(self._runtime, self.record.kernel)
+        path = self.control_socket_path(self._runtime, self.record.kernel)
         door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             path.unlink(missing_ok=True)
@@ -172,7 +171,7 @@ class Container:
 
     def listen(self, sock: socket.socket) -> None:
         """Take the host's end of the channel to the init."""
-        self._channel = channel.SeqpacketChannel(sock, self._received, self._init_gone, fds=2)
+        self._channel = seqpacket.SeqpacketChannel(sock, self._received, self._init_gone, fds=2)
 
     async def wait_ready(self, seconds: float) -> None:
         """Wait until the kernel listens. Safe to cancel.
@@ -204,7 +203,7 @@ class Container:
         if "kernel" in body and len(fds) == 2 and self._init_pidfd < 0:
             self._introduce(body, fds)
             return
-        channel.close_all(fds)
+        seqpacket.close_all(fds)
         if body.get("ready"):
             if not self._ready.done():
                 self._ready.set_result(None)
@@ -221,8 +220,8 @@ class Container:
             waiting.set_result(status)
 
     def _introduce(self, body: dict[str, Any], fds: list[int]) -> None:
-        self._init_pidfd, self.init_pid = fds[0], processes.pid_of(fds[0])
-        self._add(ContainerProcess(self.record.kernel, fds[1], processes.pid_of(fds[1]), 0, self.record.home))
+        self._init_pidfd, self.init_pid = fds[0], procfs.pid_of(fds[0])
+        self._add(ContainerProcess(self.record.kernel, fds[1], procfs.pid_of(fds[1]), 0, self.record.home))
         if body.get("status") is not None:
             self._tell_status(0, int(body["status"]))
         for kernel, known in list(self.record.copies.items()):
@@ -233,15 +232,15 @@ class Container:
     def _find_copy(self, kernel: str, known: CopyRecord) -> None:
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(known.pid)
-            about = processes.stat(known.pid)
+            about = procfs.stat(known.pid)
             if about is not None and about.started == known.started:
-                inner = processes.inner_pid(known.pid)
+                inner = procfs.inner_pid(known.pid)
                 self._add_copy(ContainerProcess(kernel, pidfd, known.pid, inner, known.home, known.quarters))
                 return
             os.close(pidfd)
         del self.record.copies[kernel]
 
-    def enlist(
+    def register_copy(
         self, kernel: str, of: str, pidfd: int, home: str, limits: Limits | None = None, beside: str = ""
     ) -> ContainerProcess:
         """Take a copy of a kernel into this sandbox.
@@ -257,13 +256,13 @@ class Container:
         Raises:
             KernelDead: it has ended already, or is none of this sandbox's processes.
         """
-        pid = processes.pid_of(pidfd)
-        about = processes.stat(pid)
-        if about is None or not processes.descends(pid, self.init_pid):
+        pid = procfs.pid_of(pidfd)
+        about = procfs.stat(pid)
+        if about is None or not procfs.descends(pid, self.init_pid):
             raise KernelDead("The copy ended as soon as it was made.")
         sharing = self.members.get(beside)
         quarters = kernel if limits is not None else (sharing or self.members[of]).quarters
-        member = ContainerProcess(kernel, pidfd, pid, processes.inner_pid(pid), home, quarters)
+        member = ContainerProcess(kernel, pidfd, pid, procfs.inner_pid(pid), home, quarters)
         self._add_copy(member)
         self.record.copies[kernel] = CopyRecord(pid, about.started, home, quarters)
         self._write_again()
@@ -282,15 +281,15 @@ class Container:
         if quarters is None:
             raise KernelDead("The branch that this copy belongs to is gone.")
         if quarters.group is not None:
-            await admit(quarters.group, member.pid)
+            await attach_process(quarters.group, member.pid)
 
     async def _place(self, member: ContainerProcess, limits: Limits) -> None:
-        quarters = await move_in(self._sandbox, member.kernel, member.pid, limits)
+        quarters = await create_and_attach(self._sandbox, member.kernel, member.pid, limits)
         if member.kernel in self.members:
             self.record.quarters[member.kernel] = quarters
             self._write_again()
         elif quarters.group is not None:  # discarded meanwhile
-            await clear(quarters.group)
+            await destroy(quarters.group)
 
     def _add_copy(self, member: ContainerProcess) -> None:
         self._add(member)
@@ -308,7 +307,7 @@ class Container:
         task.add_done_callback(self._tasks.discard)
 
     async def _watch(self, member: ContainerProcess) -> None:
-        await processes.wait_pidfd(member.pidfd)
+        await procfs.wait_pidfd(member.pidfd)
         status = await self._status_of(member)
         del self._statuses[member.inner_pid]
         struck, limits = self._oom_kills(member)
@@ -321,30 +320,30 @@ class Container:
 
     async def _status_of(self, member: ContainerProcess) -> int | None:
         """From Linux where it tells, else from the init that waited for it."""
-        status = processes.exit_status(member.pidfd)
+        status = procfs.exit_status(member.pidfd)
         if status is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_SECONDS):
                     status = await asyncio.shield(self._statuses[member.inner_pid])
-        return processes.exit_status(member.pidfd) if status is None else status
+        return procfs.exit_status(member.pidfd) if status is None else status
 
     async def _end_session_of(self, member: ContainerProcess) -> None:
         """End what a kernel that is gone had started. A pid is not used again while it names a session."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + END_SECONDS
-        while processes.kill_those(processes.below(self.init_pid), lambda about: about.session == member.pid):
+        while procfs.kill_those(procfs.below(self.init_pid), lambda about: about.session == member.pid):
             if loop.time() > deadline:
                 log.error("processes of %s are still there; they end with the sandbox", member.kernel)
                 return
             await asyncio.sleep(RELEASE_PAUSE)
 
-    def settle(self) -> None:
+    def baseline_counters(self) -> None:
         """What the cgroups have counted until now was told by an earlier host."""
         for place, quarters in self._places().items():
             if quarters.group is not None:
                 self._tally.settle(place, quarters.group)
 
-    def look(self) -> list[tuple[str, list[str]]]:
+    def poll_limits(self) -> list[tuple[str, list[str]]]:
         """Caps of Linux's that have struck something other than a kernel, and the kernels that live there."""
         found = []
         for place, quarters in self._places().items():
@@ -415,7 +414,7 @@ class Container:
         with contextlib.suppress(ProcessLookupError, KeyError):
             signal.pidfd_send_signal(self.members[kernel].pidfd, number)
 
-    async def leave(self, kernel: str) -> Exit:
+    async def end_process(self, kernel: str) -> Exit:
         """End one member and what it started; with the last one the sandbox ends. Safe to cancel: it goes on."""
         member = self.members.get(kernel)
         if member is None:
@@ -445,7 +444,7 @@ class Container:
         quarters = self.record.quarters.get(name)
         if quarters is None:
             return
-        if quarters.group is not None and not await clear(quarters.group):
+        if quarters.group is not None and not await destroy(quarters.group):
             log.error("the cgroup of %s is still not empty; it goes with its family's", name)
             return
         del self.record.quarters[name]
@@ -463,7 +462,7 @@ class Container:
             await self._end_processes()
             await self._release()
         finally:
-            for path in (self.record_path, self.door_path):
+            for path in (self.record_path, self.control_socket_path):
                 path(self._runtime, self.record.kernel).unlink(missing_ok=True)
             self.ended.set()
             for task in self._tasks - {asyncio.current_task()}:
@@ -499,7 +498,7 @@ class Container:
                 if self._channel is not None:
                     await self._gone.wait()
                 if self._init_pidfd >= 0:
-                    await processes.wait_pidfd(self._init_pidfd)
+                    await procfs.wait_pidfd(self._init_pidfd)
                 await self._wait_over()
         except TimeoutError:
             return False
@@ -514,7 +513,7 @@ class Container:
 
     async def _release(self) -> None:
         groups = [one.group for one in self.record.quarters.values() if one.group is not None]
-        if not all(await asyncio.gather(*(clear(group) for group in groups))):
+        if not all(await asyncio.gather(*(destroy(group) for group in groups))):
             log.error("the cgroup of a branch of %s is still not empty; it is left", self.record.kernel)
         ticket = self.record.ticket
         deadline = asyncio.get_running_loop().time() + RELEASE_SECONDS

@@ -21,8 +21,7 @@ import msgspec
 
 from kernelsvc.errors import Conflict, KernelsvcError, NotFound
 from kernelsvc.host.container import Container, ContainerProcess, ContainerRecord
-from kernelsvc.linux import procfs as processes
-from kernelsvc.linux import seqpacket as channel
+from kernelsvc.linux import procfs, seqpacket
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
@@ -87,7 +86,7 @@ class ContainerManager:
     # -- beginnings ----------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def claim(self, kernel: str) -> Iterator[None]:
+    def reserve_id(self, kernel: str) -> Iterator[None]:
         """While it is entered, this task makes the kernel of that id; ``end`` cancels it.
 
         Raises:
@@ -116,11 +115,11 @@ class ContainerManager:
             KernelsvcError: it could not be made.
         """
         ward = Container(record, self._sandbox, self._runtime, self._exited)
-        ours, theirs = channel.pair()
+        ours, theirs = seqpacket.pair()
         ward.listen(ours)
         try:
             async with self._turns:
-                with theirs, ward.make_door() as door:
+                with theirs, ward.bind_control_socket() as door:
                     ward.write()
                     launch(ours, theirs, door)
                 await (ward.wait_ready(START_SECONDS) if listens else ward.wait_introduced(START_SECONDS))
@@ -159,7 +158,7 @@ class ContainerManager:
         ward, original = self.find(of)
         if kernel in self.wards or kernel in self._starting:
             raise Conflict(f"There is a kernel {kernel!r} already; choose another id.")
-        member = ward.enlist(kernel, of, pidfd, home or original.home, limits, beside)
+        member = ward.register_copy(kernel, of, pidfd, home or original.home, limits, beside)
         self.wards[kernel] = ward
         return member
 
@@ -176,7 +175,7 @@ class ContainerManager:
             raise NotFound(f"This kernel host has no kernel {kernel!r}.")
         return ward, ward.members[kernel]
 
-    async def find_old(self) -> None:
+    async def recover(self) -> None:
         """Find what an earlier host left; end what can't be taken over."""
         names = {path.stem for pattern in ("*.i", "*.json") for path in self._runtime.glob(pattern)}
         await asyncio.gather(*(self._find_old(name) for name in sorted(names)))
@@ -191,7 +190,7 @@ class ContainerManager:
             self._sandbox.restore(ward.record.ticket)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
-            sock.connect(str(Container.door_path(self._runtime, name)))
+            sock.connect(str(Container.control_socket_path(self._runtime, name)))
         except OSError:
             sock.close()
         else:
@@ -199,7 +198,7 @@ class ContainerManager:
             with contextlib.suppress(KernelsvcError):
                 await ward.wait_introduced(FIND_SECONDS)
         if known and ward.members:
-            ward.settle()
+            ward.baseline_counters()
             self._keep(ward)
         else:
             log.warning("what an earlier host left of %s is ended", name)
@@ -215,7 +214,7 @@ class ContainerManager:
         if not self._turn:
             self._turn = list(set(self.wards.values()))
         now, self._turn = self._turn[:LOOK_AT_ONCE], self._turn[LOOK_AT_ONCE:]
-        return [struck for ward in now if not ward.ended.is_set() for struck in ward.look()]
+        return [struck for ward in now if not ward.ended.is_set() for struck in ward.poll_limits()]
 
     # -- what nobody needs any more ------------------------------------------------------------
 
@@ -226,7 +225,7 @@ class ContainerManager:
             if not held & ward.members.keys():
                 self._orphans[ward] = loop.call_later(self._adoption_seconds, self._grace_over, ward)
 
-    def adopted(self, ward: Container) -> None:
+    def cancel_grace(self, ward: Container) -> None:
         """A server holds one of its kernels."""
         timer = self._orphans.pop(ward, None)
         if timer is not None:
@@ -247,7 +246,7 @@ class ContainerManager:
         ward = self.wards.get(kernel)
         if ward is None:
             return None
-        exit = await ward.leave(kernel)
+        exit = await ward.end_process(kernel)
         self.wards.pop(kernel, None)
         if ward.ended.is_set():
             self._forget(ward)
@@ -269,7 +268,7 @@ class ContainerManager:
         self._forget(ward)
 
     def _forget(self, ward: Container) -> None:
-        self.adopted(ward)
+        self.cancel_grace(ward)
         self.wards = {kernel: one for kernel, one in self.wards.items() if one is not ward}
         self._end_strays()
 
@@ -278,8 +277,8 @@ class ContainerManager:
         if self._starting:
             return  # the children of one that is being made are not known yet
         known = self._own_children() | {ward.init_pid for ward in self.wards.values()}
-        for pid in set(processes.children(os.getpid())) - known:
-            if processes.kill_those([*processes.below(pid), pid], lambda _: True):
+        for pid in set(procfs.children(os.getpid())) - known:
+            if procfs.kill_those([*procfs.below(pid), pid], lambda _: True):
                 log.warning("process %d was left by a session and is ended", pid)
 
 

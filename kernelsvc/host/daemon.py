@@ -39,8 +39,7 @@ from kernelsvc.host.branch_cgroup import in_thread
 from kernelsvc.host.container import Container, ContainerProcess, ContainerRecord, KernelExitedEarly
 from kernelsvc.host.container_manager import ContainerManager
 from kernelsvc.host.forkserver import ForkServer, ForkServerSettings, install_guest
-from kernelsvc.linux import procfs as processes
-from kernelsvc.linux import seqpacket as channel
+from kernelsvc.linux import procfs, seqpacket
 from kernelsvc.linux.acceptor import Acceptor, raise_descriptor_limit
 from kernelsvc.linux.stopped_process import ResumeIfStopped
 from kernelsvc.model.limits import Limits
@@ -151,7 +150,7 @@ class HostDaemon:
         )
         self._keepers: set[int] = set()  # of programs
         self.stopped = asyncio.Event()
-        self._servers: dict[channel.SeqpacketChannel, set[str]] = {}
+        self._servers: dict[seqpacket.SeqpacketChannel, set[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._grace: asyncio.TimerHandle | None = None
         self._expecting = False
@@ -168,12 +167,12 @@ class HostDaemon:
         for template in self.templates.values():
             template.start()
         self._own(logs.flush_regularly())
-        await self.nursery.find_old()
+        await self.nursery.recover()
         listener = self._listen()
         acceptor = Acceptor(listener, self._accept)
         ready()
         self._look_for_orphans()
-        self._look()
+        self._poll_limits()
         await self.stopped.wait()
         acceptor.close()
         listener.close()
@@ -192,7 +191,7 @@ class HostDaemon:
         return listener
 
     def _accept(self, sock: socket.socket, _: object) -> None:
-        server: channel.SeqpacketChannel
+        server: seqpacket.SeqpacketChannel
 
         def received(body: dict[str, Any], fds: list[int]) -> None:
             self._own(self._answer(server, body, fds))
@@ -200,13 +199,13 @@ class HostDaemon:
         def closed() -> None:
             self._left(server)
 
-        server = channel.SeqpacketChannel(sock, received, closed, fds=SPAWN_FDS)
+        server = seqpacket.SeqpacketChannel(sock, received, closed, fds=SPAWN_FDS)
         self._servers[server] = set()
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
 
-    def _left(self, server: channel.SeqpacketChannel) -> None:
+    def _left(self, server: seqpacket.SeqpacketChannel) -> None:
         self._servers.pop(server, None)
         self._look_for_orphans()
 
@@ -258,20 +257,20 @@ class HostDaemon:
     def _template_changed(self, template: ForkServer) -> None:
         self._tell({"notice": "template", **template.describe()})
 
-    def _look(self) -> None:
+    def _poll_limits(self) -> None:
         """Tell of caps that nobody else would notice, once a second."""
         if self.stopped.is_set():
             return
         for limit, kernels in self.nursery.look():
             self._tell({"notice": "struck", "limit": limit, "kernels": kernels[:MOST_NAMED]})
-        self._loop.call_later(LOOK_SECONDS, self._look)
+        self._loop.call_later(LOOK_SECONDS, self._poll_limits)
 
     def _exited(self, ward: Container, member: ContainerProcess) -> None:
         self._tell({"notice": "exited", "kernel": member.kernel, "exit": msgspec.to_builtins(member.exit)})
 
     # -- the protocol -----------------------------------------------------------------------------
 
-    async def _answer(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> None:
+    async def _answer(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> None:
         number, given = body.get("id"), list(fds)
         result: list[int] = []
         try:
@@ -290,11 +289,11 @@ class HostDaemon:
             log.exception("%s failed", body.get("op"))
             answer = {"id": number, "error": Internal("The kernel host failed; its log says why.").to_json()}
         finally:
-            channel.close_all(given)
+            seqpacket.close_all(given)
         server.send(answer, result)
-        channel.close_all(result)
+        seqpacket.close_all(result)
 
-    async def _hello(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _hello(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         if body.get("version") != VERSION:
             raise Conflict(
                 f"This kernel host speaks version {VERSION} of its protocol; restart it with the server's version."
@@ -311,7 +310,7 @@ class HostDaemon:
             "sandbox": msgspec.to_builtins(report),
         }, []
 
-    async def _spawn(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _spawn(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         request = msgspec.convert(body, SpawnRequest)
         if len(fds) != SPAWN_FDS:
             raise BadRequest("spawn needs five descriptors.")
@@ -319,7 +318,7 @@ class HostDaemon:
         template = self.templates.get(request.template)
         if template is None:
             raise NotFound(f"This kernel host has no template {request.template!r}.")
-        with self.nursery.claim(request.kernel), ResumeIfStopped(lambda: template.pid, _go_on):
+        with self.nursery.reserve_id(request.kernel), ResumeIfStopped(lambda: template.pid, _go_on):
             for attempt in range(1, SPAWN_ATTEMPTS + 1):
                 await template.wait_ready(TEMPLATE_SECONDS)
                 try:
@@ -349,7 +348,7 @@ class HostDaemon:
         }
 
         def launch(ours: socket.socket, theirs: socket.socket, door: socket.socket) -> None:
-            socket.send_fds(ours, [channel.encode(spawn)], [fds[0], door.fileno(), *fds[1:]])
+            socket.send_fds(ours, [seqpacket.encode(spawn)], [fds[0], door.fileno(), *fds[1:]])
             if not template.fork(theirs):
                 raise KernelExitedEarly(
                     f"The template {template.name!r} is being started again; try again in a moment."
@@ -357,12 +356,12 @@ class HostDaemon:
 
         return await self.nursery.make(_record(request, "forked", ticket), launch, listens=True)
 
-    async def _start(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _start(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         request = msgspec.convert(body, StartProcess)
         if len(fds) != 3:
             raise BadRequest("start needs three descriptors.")
         _must_own(server, [request.cwd, request.share])
-        with self.nursery.claim(request.kernel):
+        with self.nursery.reserve_id(request.kernel):
             ticket = self.sandbox.prepare(
                 request.kernel,
                 workdir=request.cwd,
@@ -379,23 +378,23 @@ class HostDaemon:
             ward = await self.nursery.make(_record(request, "cold", ticket), launch, listens=False)
         return await self._hand_over(server, ward, request.kernel)
 
-    async def _hand_over(self, server: channel.SeqpacketChannel, ward: Container, kernel: str) -> Answer:
+    async def _hand_over(self, server: seqpacket.SeqpacketChannel, ward: Container, kernel: str) -> Answer:
         """A kernel that was made, unless the server that asked for it is gone."""
         if server not in self._servers:
             await self.nursery.end(kernel)
             raise Conflict("The server that asked for this kernel is gone.")
         return self._held(server, ward, kernel)
 
-    def _held(self, server: channel.SeqpacketChannel, ward: Container, kernel: str) -> Answer:
+    def _held(self, server: seqpacket.SeqpacketChannel, ward: Container, kernel: str) -> Answer:
         """The answer that hands a kernel to a server, which holds it from now on."""
         member = ward.members[kernel]
         if server in self._servers:
             self._servers[server].add(kernel)
-            self.nursery.adopted(ward)
+            self.nursery.cancel_grace(ward)
         said = {"pid": member.pid, "home": member.home, "sandbox": msgspec.to_builtins(ward.record.ticket.report)}
         return said, [os.dup(member.pidfd)]
 
-    async def _find(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _find(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         ward, member = self.nursery.find(str(body["kernel"]))
         if member.placed is not None:
             await asyncio.shield(member.placed)
@@ -403,7 +402,7 @@ class HostDaemon:
             raise NotFound(f"The kernel {member.kernel!r} has ended.", exit=msgspec.to_builtins(member.exit))
         return self._held(server, ward, member.kernel)
 
-    async def _enlist(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _enlist(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         if len(fds) != 1:
             raise BadRequest("enlist needs one descriptor.")
         request = msgspec.convert(body, RegisterCopy)
@@ -411,10 +410,10 @@ class HostDaemon:
         fds.clear()
         said, held = self._held(server, self.nursery.wards[request.kernel], request.kernel)
         # What a copy has written it has alone. To walk its page tables would tell better, and cost more than the copy.
-        about = processes.stat(member.pid)
+        about = procfs.stat(member.pid)
         return said | {"private_bytes": about.faults * os.sysconf("SC_PAGE_SIZE") if about is not None else None}, held
 
-    async def _exec(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _exec(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         request = msgspec.convert(body, keepers.ExecRequest)
         if len(fds) != keepers.FDS or not request.argv:
             raise BadRequest(f"exec needs a program and {keepers.FDS} descriptors.")
@@ -422,28 +421,28 @@ class HostDaemon:
         self._keepers.add(keepers.launch(order, fds, self.descriptors))
         return {}, []
 
-    async def _expect(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _expect(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         if not self._expecting:
             self._expecting = True
             try:
-                await in_thread(self.sandbox.take_turn)
+                await in_thread(self.sandbox.prewait_rcu)
             finally:
                 self._expecting = False
         return {}, []
 
-    async def _signal(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _signal(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         ward, member = self.nursery.find(str(body["kernel"]))
         ward.signal(member.kernel, int(body["signum"]), everyone=bool(body.get("all")))
         return {}, []
 
-    async def _end(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _end(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         kernel = str(body["kernel"])
         for held in self._servers.values():
             held.discard(kernel)
         ended = await self.nursery.end(kernel)
         return {"exit": msgspec.to_builtins(ended)}, []
 
-    async def _list(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _list(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         held = set().union(*self._servers.values())
         found = [
             {
@@ -457,7 +456,7 @@ class HostDaemon:
         ]
         return {"kernels": found}, []
 
-    async def _shutdown(self, server: channel.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _shutdown(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         if body.get("end_kernels"):
             await self.nursery.end_all()
         self._loop.call_soon(self.stopped.set)
@@ -478,7 +477,7 @@ class HostDaemon:
     }
 
 
-def _must_own(server: channel.SeqpacketChannel, directories: Sequence[str]) -> None:
+def _must_own(server: seqpacket.SeqpacketChannel, directories: Sequence[str]) -> None:
     """A server that is not root must not have a host that is root open to sessions what is not the server's.
 
     Raises:
@@ -498,7 +497,7 @@ def _must_own(server: channel.SeqpacketChannel, directories: Sequence[str]) -> N
 
 def _record(request: SpawnRequest | StartProcess, kind: str, ticket: SandboxAllocation) -> ContainerRecord:
     """What is kept of a sandbox: of its plan what programs need, and nothing of the session's environment."""
-    slim = msgspec.structs.replace(ticket, plan=confine.slim(ticket.plan, request.env))
+    slim = msgspec.structs.replace(ticket, plan=confine.program_plan(ticket.plan, request.env))
     return ContainerRecord(
         kernel=request.kernel, session=request.session, kind=kind, ticket=slim, home=ticket.plan["home"]
     )

@@ -16,8 +16,7 @@ from typing import NoReturn
 import msgspec
 
 from kernelsvc.errors import KernelDead, NotSupported
-from kernelsvc.guest.confine import exec_shim as keeper
-from kernelsvc.guest.confine import linux
+from kernelsvc.guest.confine import exec_shim, linux
 from kernelsvc.host.container import Container, ContainerProcess
 from kernelsvc.sandbox.plan import SCRATCH
 
@@ -35,7 +34,7 @@ class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):
     terminal: bool = False
 
 
-def order_of(request: ExecRequest, ward: Container, member: ContainerProcess) -> keeper.ExecSpec:
+def order_of(request: ExecRequest, ward: Container, member: ContainerProcess) -> exec_shim.ExecSpec:
     """What the keeper of a program is to do.
 
     Raises:
@@ -49,7 +48,7 @@ def order_of(request: ExecRequest, ward: Container, member: ContainerProcess) ->
         raise KernelDead("The session's kernel has ended; run a cell first.")
     group = ward.group_of(member)
     home = member.home or plan["home"]
-    return keeper.ExecSpec(
+    return exec_shim.ExecSpec(
         plan=plan,
         cgroup=[] if group is None else group.join_files,
         kernel=member.pidfd,
@@ -61,7 +60,7 @@ def order_of(request: ExecRequest, ward: Container, member: ContainerProcess) ->
     )
 
 
-def launch(order: keeper.ExecSpec, fds: Sequence[int], descriptors: int) -> int:
+def launch(order: exec_shim.ExecSpec, fds: Sequence[int], descriptors: int) -> int:
     """Fork the keeper; its pid. ``fds`` (see ``FDS``) stay the caller's; ``descriptors`` is a program's soft limit."""
     pid = os.fork()
     if pid == 0:
@@ -69,7 +68,7 @@ def launch(order: keeper.ExecSpec, fds: Sequence[int], descriptors: int) -> int:
     return pid
 
 
-def _become_keeper(order: keeper.ExecSpec, fds: Sequence[int], descriptors: int) -> NoReturn:
+def _become_keeper(order: exec_shim.ExecSpec, fds: Sequence[int], descriptors: int) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
@@ -81,6 +80,6 @@ def _become_keeper(order: keeper.ExecSpec, fds: Sequence[int], descriptors: int)
         linux.close_others({0, 1, 2, server.fileno(), order.kernel})
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
-        keeper.keep(order, server)
+        exec_shim.run_shim(order, server)
     finally:
         os._exit(70)

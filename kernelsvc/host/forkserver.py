@@ -23,7 +23,7 @@ import msgspec
 
 import kernelsvc
 from kernelsvc.errors import Internal, KernelsvcError, Timeout
-from kernelsvc.linux import seqpacket as channel
+from kernelsvc.linux import seqpacket
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class ForkServer:
         self.message = ""
         self._guest = guest
         self._changed = changed
-        self._channel: channel.SeqpacketChannel | None = None
+        self._channel: seqpacket.SeqpacketChannel | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._settled = asyncio.Event()
         self._pause = _PAUSE
@@ -97,7 +97,7 @@ class ForkServer:
         """Start the process; ``wait_ready`` says when it can fork."""
         self.state, self.message = "starting", ""
         self._settled.clear()
-        ours, theirs = channel.pair()
+        ours, theirs = seqpacket.pair()
         home = str(self._guest / "home")  # caches of the libraries it imports; no session sees it
         env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         try:
@@ -115,7 +115,7 @@ class ForkServer:
             return
         finally:
             theirs.close()
-        self._channel = channel.SeqpacketChannel(ours, self._received, self._gone, fds=0)
+        self._channel = seqpacket.SeqpacketChannel(ours, self._received, self._gone, fds=0)
         self._channel.send({"preload": self.settings.preload, "path": str(self._guest)})
 
     @property

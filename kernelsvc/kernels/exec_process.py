@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from kernelsvc.errors import BadRequest, Internal, NotFound, TooLarge
 from kernelsvc.host.client import HostClient
-from kernelsvc.linux import seqpacket as channel
+from kernelsvc.linux import seqpacket
 
 #: Seconds until a program must have begun.
 START_SECONDS = 30.0
@@ -51,16 +51,16 @@ class ExecProcess:
         self._stdin = stdin
         self._waiting = bytearray()
         self._closing_stdin = False
-        self._channel: channel.SeqpacketChannel | None = None
+        self._channel: seqpacket.SeqpacketChannel | None = None
 
     # -- the keeper -----------------------------------------------------------------------
 
     def listen(self, sock: socket.socket) -> None:
         """Take the server's end of the socket to the keeper."""
-        self._channel = channel.SeqpacketChannel(sock, self._received, self._keeper_gone, fds=0)
+        self._channel = seqpacket.SeqpacketChannel(sock, self._received, self._keeper_gone, fds=0)
 
     def _received(self, body: dict[str, Any], fds: list[int]) -> None:
-        channel.close_all(fds)
+        seqpacket.close_all(fds)
         if "pid" in body and not self._begun.done():
             self.pid = int(body["pid"])
             self._begun.set_result(None)
@@ -232,11 +232,11 @@ async def start(
         TooLarge: arguments and environment together.
         KernelsvcError: as the host says.
     """
-    size = len(channel.encode([list(argv), dict(env), cwd]))
+    size = len(seqpacket.encode([list(argv), dict(env), cwd]))
     if size > MAX_ORDER_BYTES:
         raise TooLarge(f"Arguments and environment take {size} bytes and may take {MAX_ORDER_BYTES}; use a file.")
     streams, stdin, given = _terminal(*terminal) if terminal else _pipes(with_input=with_input)
-    ours, theirs = channel.pair()
+    ours, theirs = seqpacket.pair()
     process = ExecProcess(streams, stdin)
     process.listen(ours)
     order = {"kernel": kernel, "argv": [*argv], "env": {**env}, "cwd": cwd, "terminal": terminal is not None}
@@ -245,7 +245,7 @@ async def start(
             await host.ask("exec", [*given, theirs.fileno()], **order)
         finally:
             theirs.close()
-            channel.close_all(given)
+            seqpacket.close_all(given)
         await process.begun()
     except BaseException:
         with contextlib.suppress(OSError):

@@ -380,7 +380,7 @@ class FakeKernel:
         self.process.detach()
         self.process.end(killed(signal.SIGKILL))
 
-    def seen(self, msg_id: str) -> bool:
+    def has_received(self, msg_id: str) -> bool:
         """See ``port.Kernel``."""
         return msg_id in self.process.seen
 
@@ -391,7 +391,7 @@ class FakeKernel:
         await self.process.copy(copy.kernel, self.processes, force)
         return ForkResult(cost_ms=1.0)
 
-    async def fence(self, write: Sequence[str]) -> str:
+    async def restrict_writes(self, write: Sequence[str]) -> str:
         """See ``port.Kernel``; nothing confines it."""
         return ""
 
@@ -453,7 +453,7 @@ class FakeLauncher:
         """See ``port.Launcher``."""
         return None
 
-    async def wake(self, request: StartRequest, sink: Sink) -> FakeKernel:
+    async def resume_copy(self, request: StartRequest, sink: Sink) -> FakeKernel:
         """See ``port.Launcher``."""
         kernel = await self.adopt(request, sink, last_frame=0)
         if kernel is None:

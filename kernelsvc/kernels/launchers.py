@@ -91,7 +91,7 @@ class Launchers:
         Raises:
             KernelsvcError: it can't be started.
         """
-        await self._forked.start_for_later(request, sink)
+        await self._forked.prestart(request, sink)
 
     async def discard(self, kernel: str) -> None:
         """End a forked kernel that nobody needs."""

@@ -191,7 +191,7 @@ class Kernel(Protocol):
             KernelDead, Timeout: it did not answer.
         """
 
-    async def fence(self, write: Sequence[str]) -> str:
+    async def restrict_writes(self, write: Sequence[str]) -> str:
         """Take from the kernel, for good, the right to write anywhere but beneath these directories.
 
         A parent is fenced off from its branches so. Where nothing confines the kernel,
@@ -204,7 +204,7 @@ class Kernel(Protocol):
             Why it could not be done; "" if it was.
         """
 
-    def seen(self, msg_id: str) -> bool:
+    def has_received(self, msg_id: str) -> bool:
         """Whether the kernel says that it has received this request (known after adoption)."""
 
     async def save(self, fd: int) -> SaveResult:
@@ -246,7 +246,7 @@ class Launcher(Protocol):
     async def how_ended(self, kernel: str) -> Exit | None:
         """How a kernel that is gone ended, if anybody saw it."""
 
-    async def wake(self, request: StartRequest, sink: Sink) -> Kernel:
+    async def resume_copy(self, request: StartRequest, sink: Sink) -> Kernel:
         """A copy that ``Kernel.fork`` made, named by ``request.kernel``, as a kernel of its own.
 
         Raises:

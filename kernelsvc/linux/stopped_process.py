@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from kernelsvc.linux import procfs as processes
+from kernelsvc.linux import procfs
 
 #: Seconds between two looks. A stop is found after one to two of them.
 LOOK_SECONDS = 0.2
@@ -40,7 +40,7 @@ class ResumeIfStopped:
     def _look(self) -> None:
         self._timer = self._loop.call_later(LOOK_SECONDS, self._look)
         now = self._pid()
-        about = processes.stat(now) if now else None
+        about = procfs.stat(now) if now else None
         still = now if about is not None and about.state == "T" else 0
         if still and still == self._before:
             self._go_on(still)

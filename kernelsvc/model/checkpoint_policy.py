@@ -66,7 +66,7 @@ class CheckpointBudget:
         self._active[session] = now
         self._active.move_to_end(session)
 
-    def crowd(self, now: float) -> float:
+    def load(self, now: float) -> float:
         """How many sessions for each processor had cells lately, at least 1: how much longer everything takes."""
         while self._active and next(iter(self._active.values())) < now - LATELY:
             self._active.popitem(last=False)
@@ -80,17 +80,17 @@ class CheckpointBudget:
         self._at = max(self._at, now)
         return self._credit
 
-    def book(self, now: float, cost: float) -> float:
+    def reserve(self, now: float, cost: float) -> float:
         """Take ``cost`` from the account, and say how long to wait until it is there; 0 if it is."""
         left = self.credit(now) - cost
         self._credit = left
         return max(0.0, -left / self._rate)
 
-    def give_back(self, cost: float) -> None:
+    def refund(self, cost: float) -> None:
         """A turn that was booked is not taken."""
         self._credit = min(self._most, self._credit + cost)
 
-    def overdraw(self, now: float, cost: float) -> bool:
+    def try_spend(self, now: float, cost: float) -> bool:
         """Take what is worth it even when the account is empty, as long as it is not far below. False: book a turn."""
         if self.credit(now) - cost < -self._most:
             return False
@@ -132,6 +132,6 @@ class CheckpointSchedule:
         """Whether a copy would save many times what it costs."""
         return self.unsaved >= WORTH * self.cost
 
-    def rest(self, crowd: float) -> float:
+    def idle_delay(self, crowd: float) -> float:
         """Seconds without a cell before the next copy is due; 0 outside of a stream."""
         return REST * min(crowd, STRETCH) if self.streak >= max(1.0, STREAK / crowd) else 0.0

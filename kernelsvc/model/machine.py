@@ -26,7 +26,7 @@ from typing import Any
 
 from kernelsvc.errors import CellExists, Conflict, KernelDead, QuotaExceeded, SessionClosed
 from kernelsvc.model import events as ev
-from kernelsvc.model import limit_causes as caps
+from kernelsvc.model import limit_causes
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
@@ -134,7 +134,7 @@ class Machine(MachineState):
             case Restart():
                 return self._restart(stimulus)
             case BeginSwitch():
-                self._must_be_quiet("roll back")
+                self._require_idle("roll back")
                 return Decision([], [PauseQueue()])
             case AbortSwitch():
                 return self._stay()
@@ -155,7 +155,7 @@ class Machine(MachineState):
         if self.state is S.DEAD:
             raise KernelDead()
 
-    def _must_be_quiet(self, wish: str) -> None:
+    def _require_idle(self, wish: str) -> None:
         self._must_live()
         if self.running or self.queue or self.state is not S.IDLE:
             raise Conflict(
@@ -232,12 +232,12 @@ class Machine(MachineState):
         run = self.running
         assert run is not None
         events: list[Event] = [*reply.outputs]
-        hit = caps.of_reply(reply, self.policy.limits) if run.stop is None else None
+        hit = limit_causes.of_reply(reply, self.policy.limits) if run.stop is None else None
         if hit is not None and hit.limit not in run.struck:
             hit.cell = run.id
             events.append(hit)
         reason, message, kept = self._reason(reply, run, hit)
-        if reply.status == "error" and run.doomed is None:
+        if reply.status == "error" and run.cancels is None:
             events.append(
                 ev.Error(cell=run.id, ename=reply.ename, evalue=reply.evalue, traceback=list(reply.traceback))
             )
@@ -312,7 +312,7 @@ class Machine(MachineState):
         if finished.reason is not Reason.OK and spec is not None and spec.on_error == "stop":
             text = f"Cell {run.id} before it ended in {finished.reason}."
             # Whoever had read of the failure and sent a cell all the same meant it.
-            doomed = waiting if run.doomed is None else [c for c in waiting if c in run.doomed]
+            doomed = waiting if run.cancels is None else [c for c in waiting if c in run.cancels]
             out.events += [ev.CellFinished(cell=c, reason=Reason.CANCELLED, message=text) for c in doomed]
             waiting = [c for c in waiting if c not in doomed]
         if waiting and self.state is S.BUSY:
@@ -328,7 +328,7 @@ class Machine(MachineState):
         )
         next_: Effect = WakeCheckpoint() if restorable else StartKernel(f"died: {stimulus.message}")
         run = self.running
-        hit = caps.of_exit(stimulus, self.policy.limits)
+        hit = limit_causes.of_exit(stimulus, self.policy.limits)
         if hit is not None and run is not None:
             hit.cell = run.id
         out = Decision([died] if hit is None else [hit, died])
@@ -350,10 +350,10 @@ class Machine(MachineState):
 
     def _death_reason(self, stimulus: KernelExited, run: Running, hit: ev.LimitReached | None) -> tuple[Reason, str]:
         if hit is not None:
-            return caps.REASONS[hit.limit], hit.message
+            return limit_causes.REASONS[hit.limit], hit.message
         if run.stop is not None:
             why = self._cause(run)
-            if why and run.why in caps.ENDED_AT_ONCE:
+            if why and run.why in limit_causes.ENDED_AT_ONCE:
                 return run.stop, f"{why}; the kernel was ended"
             return run.stop, f"{f'{why}; the' if why else 'The'} interrupt was ignored and the kernel killed"
         return Reason.KERNEL_DIED, stimulus.message

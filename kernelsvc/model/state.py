@@ -17,7 +17,7 @@ from typing import Any
 
 from kernelsvc.errors import Conflict
 from kernelsvc.model import events as ev
-from kernelsvc.model import limit_causes as caps
+from kernelsvc.model import limit_causes
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import CellState, Checkpoint, SessionState
@@ -39,7 +39,7 @@ MOVES: dict[SessionState, frozenset[SessionState]] = {
 #: The limit on what the log takes of one cell.
 FLOOD = "max_cell_output_bytes"
 #: Why a cell was interrupted -> how it ends, for those that are not ``interrupted``.
-STOPS: dict[str, Reason] = {"timeout": Reason.TIMEOUT, **caps.REASONS}
+STOPS: dict[str, Reason] = {"timeout": Reason.TIMEOUT, **limit_causes.REASONS}
 
 
 @dataclass
@@ -62,7 +62,7 @@ class CellRecord:
         """Whether its effects are undone now."""
         return len(self.turned) % 2 == 1
 
-    def stood(self, moment: int) -> bool:
+    def effective_at(self, moment: int) -> bool:
         """Whether its effects stood when the log was that long, if it had run by then."""
         return self.ran and not self.lost and sum(seq <= moment for seq in self.turned) % 2 == 0
 
@@ -80,7 +80,7 @@ class Running:
     stop: Reason | None = None
     why: str = ""
     kill_at: float | None = None
-    doomed: tuple[str, ...] | None = None  # what waited when it said that it failed
+    cancels: tuple[str, ...] | None = None  # what waited when it said that it failed
     output_bytes: int = 0
     dropped: int = 0
     told_truncated: bool = False
@@ -262,7 +262,7 @@ class MachineState:
         if run is None or run.id != event.cell:
             return
         if isinstance(event, ev.Error):
-            run.doomed = tuple(self.queue) if run.doomed is None else run.doomed
+            run.cancels = tuple(self.queue) if run.cancels is None else run.cancels
         run.output_bytes += size
         budget = self.policy.output_bytes
         if budget is not None and run.output_bytes > budget:
@@ -279,7 +279,7 @@ class MachineState:
             turned = (
                 (*event.undone, *event.redone)
                 if isinstance(event, ev.RolledBack)
-                else (cell for cells in self.turning(event.checkpoint, event.after_cell) for cell in cells)
+                else (cell for cells in self.rollback_effect(event.checkpoint, event.after_cell) for cell in cells)
             )
             for cell in turned:
                 if cell in self.cells:
@@ -302,7 +302,7 @@ class MachineState:
         after = next((i + 1 for i, r in enumerate(ended) if r.id == cell), 0)
         return [r.id for r in ended[after:]]
 
-    def turning(self, checkpoint: str | None, after: str | None) -> tuple[list[str], list[str]]:
+    def rollback_effect(self, checkpoint: str | None, after: str | None) -> tuple[list[str], list[str]]:
         """What waking a checkpoint undoes of the cells that stand, and what it brings back of those that don't.
 
         Args:
@@ -314,7 +314,7 @@ class MachineState:
             return self.since(after), []
         then: list[str] = []
         for record in self.cells.values() if after is not None else ():
-            if record.stood(moment):
+            if record.effective_at(moment):
                 then.append(record.id)
             if record.id == after:
                 break

@@ -25,7 +25,7 @@ from typing import Any, cast
 import msgspec
 
 from kernelsvc.errors import BadRequest, TooLarge
-from kernelsvc.model.hash_chain import LONG, few, shallow
+from kernelsvc.model.hash_chain import LONG, count_at_most, max_depth_ok
 
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})
@@ -116,9 +116,9 @@ def check_json(data: bytes | bytearray, start: int = 0, end: int | None = None) 
         BadRequest: it is.
     """
     end = len(data) if end is None else end
-    if shallow(data, MAX_DEPTH, start, end) and (
+    if max_depth_ok(data, MAX_DEPTH, start, end) and (
         end - start <= MAX_VALUES
-        or few(data, b",", FEW_VALUES, start, end) >= 0
+        or count_at_most(data, b",", FEW_VALUES, start, end) >= 0
         or data.count(b",", start, end) <= MAX_VALUES - MAX_DEPTH
     ):
         return

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from kernelsvc.model import events as ev
-from kernelsvc.model import limit_causes as caps
+from kernelsvc.model import limit_causes
 from kernelsvc.model.events import Event
 from kernelsvc.model.objects import MAX_EXPRESSIONS
 from kernelsvc.model.stimuli import KernelReplied
@@ -184,6 +184,6 @@ def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) 
         peak_rss_bytes=number(usage.get("peak_rss_bytes")),
         frame=frame,
         expressions=expressions(content.get("user_expressions")),
-        struck=strike["limit"] if strike.get("limit") in caps.STRIKES else "",
+        struck=strike["limit"] if strike.get("limit") in limit_causes.STRIKES else "",
         room=number(strike.get("bytes")),
     )

@@ -98,7 +98,7 @@ class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
         name = "tasks" if self.version == 1 else "cgroup.procs"
         return [f"{directory}/{name}" for directory in dict.fromkeys(self.directories.values())]
 
-    def admit(self, pid: int) -> None:
+    def attach(self, pid: int) -> None:
         """Make another process a member, with all its threads; its memory so far stays charged where it was.
 
         Blocks for a grace period of RCU, see ``join_files``.
@@ -150,7 +150,7 @@ class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
         read = _read_v2 if self.version == 2 else _read_v1
         return read(self.directories)
 
-    def strikes(self) -> tuple[int, int]:
+    def event_counts(self) -> tuple[int, int]:
         """How often Linux killed in it for want of memory, and how often it refused a fork: the two cheap counters."""
         name = "memory.events" if self.version == 2 else "memory.oom_control"
         kills = parse_pairs(_text(f"{self.directories.get('memory', '')}/{name}")).get("oom_kill", 0)
@@ -242,7 +242,7 @@ class CgroupManager:
             os.makedirs(directory, exist_ok=True)
         return Cgroup(version=1 if self.version == 1 else 2, directories=directories)
 
-    def take_turn(self) -> None:
+    def prewait_rcu(self) -> None:
         """Wait for a grace period of RCU now, so that ``Cgroup.admit`` soon after this need not.
 
         Linux takes one lock for every move of another process, and keeps it cheap to take

@@ -216,7 +216,7 @@ class SandboxManager:
         if found is not None:
             os.close(found)
 
-    def subdivide(self, name: str, limits: Limits) -> Cgroup | None:
+    def branch_cgroup(self, name: str, limits: Limits) -> Cgroup | None:
         """A cgroup for a branch, beside its family's, with its caps; None where this machine has none for us.
 
         Args:
@@ -238,9 +238,9 @@ class SandboxManager:
             raise Internal(f"The branch's cgroup could not be made: {error}") from error
         return group
 
-    def take_turn(self) -> None:
+    def prewait_rcu(self) -> None:
         """A branch is about to be made: what moving it waits for can be waited for now. Blocks; for a thread."""
-        self._groups.take_turn()
+        self._groups.prewait_rcu()
 
     def ready(self, ticket: SandboxAllocation) -> None:
         """The kernel answers: from now on its CPU share holds (a tight one would slow the start).

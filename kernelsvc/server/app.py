@@ -19,7 +19,7 @@ from kernelsvc.errors import Conflict
 from kernelsvc.server import e2b, jupyter, mcp, sandboxai, sandboxfusion
 from kernelsvc.server.connections import Connections, LimitedServer
 from kernelsvc.server.handler import ApiHandler, ServerContext, UnknownRoute, without_token
-from kernelsvc.server.native import handlers as http
+from kernelsvc.server.native import handlers
 from kernelsvc.server.native import routes as rest
 from kernelsvc.server.native.files import FileHandler
 from kernelsvc.server.native.websocket import ApiSocket
@@ -67,14 +67,14 @@ def make_app(service: ServiceApi, settings: Settings, metrics: Metrics | None = 
 
 #: Handlers of the routes that are more than a method of the native protocol.
 _SPECIAL: dict[str, tuple[type[ApiHandler], dict[str, Any]]] = {
-    "healthz": (http.HealthHandler, {}),
-    "readyz": (http.ReadyHandler, {}),
-    "metrics": (http.MetricsHandler, {}),
-    "openapi": (http.DocumentHandler, {"kind": "openapi", "route": "/v1/openapi.json"}),
-    "openrpc": (http.DocumentHandler, {"kind": "openrpc", "route": "/v1/openrpc.json"}),
-    "session.events": (http.EventsHandler, {}),
-    "session.notebook": (http.NotebookHandler, {}),
-    "session.journal": (http.JournalHandler, {}),
+    "healthz": (handlers.HealthHandler, {}),
+    "readyz": (handlers.ReadyHandler, {}),
+    "metrics": (handlers.MetricsHandler, {}),
+    "openapi": (handlers.DocumentHandler, {"kind": "openapi", "route": "/v1/openapi.json"}),
+    "openrpc": (handlers.DocumentHandler, {"kind": "openrpc", "route": "/v1/openrpc.json"}),
+    "session.events": (handlers.EventsHandler, {}),
+    "session.notebook": (handlers.NotebookHandler, {}),
+    "session.journal": (handlers.JournalHandler, {}),
     "files.list": (FileHandler, {}),
     "files.get": (FileHandler, {}),
 }
@@ -96,7 +96,7 @@ def _rest_routes(shared: dict[str, Any]) -> list[Any]:
         if first.id in _SPECIAL:
             handler, more = _SPECIAL[first.id]
         else:
-            handler = http.CellsHandler if path.endswith("/cells") else http.MethodHandler
+            handler = handlers.CellsHandler if path.endswith("/cells") else handlers.MethodHandler
             more = {"routes": verbs}
         routes.append((rest.pattern(path), handler, {**shared, **more}))
     return routes

@@ -24,7 +24,7 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from kernelsvc.errors import AtCapacity, BadRequest, Forbidden, Internal, KernelsvcError, NotFound, TooLarge
 from kernelsvc.model.objects import Principal, Scope
-from kernelsvc.protocol import jsonrpc as native
+from kernelsvc.protocol import jsonrpc
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
 from kernelsvc.settings import Settings
@@ -65,7 +65,7 @@ class ServerContext:
         self.service = service
         self.settings = settings
         self.metrics = metrics
-        self.bounds = native.Bounds(frame_bytes=settings.max_frame_bytes, code_bytes=settings.max_code_bytes)
+        self.bounds = jsonrpc.Bounds(frame_bytes=settings.max_frame_bytes, code_bytes=settings.max_code_bytes)
         self.streams: set[asyncio.Task[Any]] = set()
         self.requests: set[Any] = set()
         self.sockets: set[Any] = set()
@@ -74,7 +74,7 @@ class ServerContext:
 
 
 async def invoke(
-    context: ServerContext, who: Principal, method: native.Method, params: Any, client: object | None = None
+    context: ServerContext, who: Principal, method: jsonrpc.Method, params: Any, client: object | None = None
 ) -> Any:
     """Call the service as a row of the method table says. Safe to cancel: what was accepted goes on.
 
@@ -88,7 +88,7 @@ async def invoke(
     value = getattr(context.service, method.calls)(*((who,) if method.who else ()), *args, **kwargs)
     if inspect.isawaitable(value):
         value = await value
-    return native.shape(method, params, value)
+    return jsonrpc.shape(method, params, value)
 
 
 def as_error(error: BaseException) -> KernelsvcError:
@@ -157,7 +157,7 @@ class BaseHandler(RequestHandler):
 
     # --- the way in ------------------------------------------------------------------
 
-    def admit(self) -> None:
+    def authenticate_request(self) -> None:
         """Check origin, then token.
 
         Raises:
@@ -227,7 +227,7 @@ class BaseHandler(RequestHandler):
         if error.retryable and error.http_status in (429, 503):
             self.set_header("Retry-After", "1")
         self.set_header("Content-Type", "application/json")
-        self.finish(msgspec.json.encode(native.error_json(error)))
+        self.finish(msgspec.json.encode(jsonrpc.error_json(error)))
 
     def allowed(self) -> list[str]:
         """The HTTP methods that this handler has."""
@@ -266,26 +266,26 @@ class ApiHandler(BaseHandler):
         if isinstance(connection, HTTP1Connection):
             connection.set_max_body_size(DISCARD_BYTES)
         if self.request.method != "OPTIONS":
-            self.admit()
+            self.authenticate_request()
         else:
             self.scope = None
-            self.admit()
-        await self.context.service.present(f"{self.request.host} {self.request.path}")
-        bound = self.bound()
+            self.authenticate_request()
+        await self.context.service.ensure_loaded(f"{self.request.host} {self.request.path}")
+        bound = self.max_body()
         length = self.request.headers.get("Content-Length", "0")
         if isinstance(connection, HTTP1Connection):
             connection.set_max_body_size(max(DISCARD_BYTES, bound))
         if length.isdecimal() and int(length) > bound:
-            raise native.too_large("The body", int(length), bound)
+            raise jsonrpc.too_large("The body", int(length), bound)
 
-    def bound(self) -> int:
+    def max_body(self) -> int:
         """The largest body that this request may have, in bytes."""
         return self.context.settings.max_body_bytes if self.body_bound is None else self.body_bound
 
     def data_received(self, chunk: bytes) -> None:
         """Tornado's hook: keep the body, up to its bound."""
         self._kept += len(chunk)
-        if self._kept <= self.bound():
+        if self._kept <= self.max_body():
             self._body.append(chunk)
         else:
             self._body.clear()
@@ -296,8 +296,8 @@ class ApiHandler(BaseHandler):
         Raises:
             TooLarge: it passed its bound on the way (chunked encoding tells no length before).
         """
-        if self._kept > self.bound():
-            raise native.too_large("The body", self._kept, self.bound())
+        if self._kept > self.max_body():
+            raise jsonrpc.too_large("The body", self._kept, self.max_body())
         return b"".join(self._body)
 
     def query(self, kind: type[T], **path: str) -> T:

@@ -141,7 +141,7 @@ class Adoption:
         if about.idempotency_key is not None:
             self._made[about.principal, about.idempotency_key] = session.id
         if not await self._adopted(session):
-            session.own(self._adopt_later(session))
+            session.spawn(self._adopt_later(session))
 
     async def _read(self, directory: SessionDirectory) -> Session | None:
         """The session as its log tells of it; None if it never began, and nobody was told of it."""

@@ -36,7 +36,7 @@ Sessions = list[SessionInfo]
 Variables = list[Variable]
 Page = tuple[Sessions, str | None]
 #: Told of a cell's end, with what reads the cell. Called in the event loop; raises nothing.
-Told = Callable[[Callable[[], Cell]], None]
+OnFinished = Callable[[Callable[[], Cell]], None]
 
 
 class Subscription(Protocol):
@@ -53,14 +53,14 @@ class Subscription(Protocol):
     def next_nowait(self) -> list[bytes]:
         """What ``next`` would give without waiting, a bounded portion; empty if there is nothing yet."""
 
-    def listen(self, news: Callable[[bytes], None]) -> None:
+    def on_lines(self, news: Callable[[bytes], None]) -> None:
         """Have ``news`` called when there is more, with the last line of it, until ``close``.
 
         It only takes note; ``next_nowait`` is for a later turn of the event loop.
         """
 
     @property
-    def over(self) -> bool:
+    def exhausted(self) -> bool:
         """Whether nothing follows any more."""
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class ServiceApi(Protocol):
     def info(self) -> dict[str, Any]: ...
     def templates(self) -> list[dict[str, Any]]: ...
     def ready(self) -> bool: ...
-    async def present(self, named: str) -> None: ...
+    async def ensure_loaded(self, named: str) -> None: ...
 
     async def create(self, who: Principal, request: SessionRequest) -> SessionInfo: ...
     def get(self, who: Principal, session: str) -> SessionInfo: ...
@@ -124,7 +124,9 @@ class ServiceApi(Protocol):
         wait: Literal["finished", "queued"] = "finished",
         client: object | None = None,
     ) -> Cell: ...
-    def begin(self, who: Principal, session: str, request: CellRequest, told: Told, *, client: object) -> None: ...
+    def execute_then(
+        self, who: Principal, session: str, request: CellRequest, told: OnFinished, *, client: object
+    ) -> None: ...
 
     async def batch(
         self,
@@ -157,10 +159,10 @@ class ServiceApi(Protocol):
     async def inspect(
         self, who: Principal, session: str, code: str, cursor_pos: int | None, detail_level: int
     ) -> dict[str, Any]: ...
-    async def ask(
+    async def request_kernel(
         self, who: Principal, session: str, msg_type: str, content: dict[str, Any], *, timeout: float = 10.0
     ) -> dict[str, Any]: ...
-    async def comm(
+    async def send_comm(
         self,
         who: Principal,
         session: str,

@@ -23,7 +23,7 @@ from kernelsvc.model.admission import Reservation
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits, LimitsRequest
 from kernelsvc.model.objects import Checkpoint
-from kernelsvc.sandbox import branch_dirs as family
+from kernelsvc.sandbox import branch_dirs
 from kernelsvc.sandbox.watchdog import disk_usage, free_bytes
 from kernelsvc.session import Session, SessionSpec, new_id, new_kernel_id, start_request_of
 from kernelsvc.store.sessions import SessionDirectories
@@ -69,16 +69,16 @@ class BranchCreator:
             telling = asyncio.ensure_future(_tell(parent, abouts, place, size * len(abouts)))
             forking = asyncio.ensure_future(self._fork(parent, abouts, at=at, force=force))
             try:
-                parent.own(self._fence(parent, abouts, forking))
+                parent.spawn(self._fence(parent, abouts, forking))
                 made = await self._wake(parent, abouts, files, place, forking)
             except BaseException:
-                parent.own(self._discard(parent, abouts, forking))
+                parent.spawn(self._discard(parent, abouts, forking))
                 raise
             finally:
                 telling.cancel()
             warnings, spares = forking.result()
             for one, spare in zip(made, spares, strict=False):
-                one.own(one.copies.receive(one.about.spare, spare))
+                one.spawn(one.copies.adopt_first(one.about.spare, spare))
             return made, warnings
         finally:
             for about in abouts:
@@ -91,7 +91,7 @@ class BranchCreator:
             for about, copy in zip(abouts, copies, strict=True)
         ]
         wanted = spares if parent.copies.wanted else []
-        warnings, making = await parent.copies.branch(copies, wanted, at=at, force=force)
+        warnings, making = await parent.copies.fork_branches(copies, wanted, at=at, force=force)
         for about in abouts:
             about.parent = {**(about.parent or {}), **({"warnings": warnings} if warnings else {})}
         return warnings, making
@@ -106,22 +106,22 @@ class BranchCreator:
     async def _fence(self, parent: Session, abouts: list[SessionSpec], forking: asyncio.Future[Forks]) -> None:
         """Nobody waits for it: it is with the parent before any cell that comes later. Its failure is told."""
         await asyncio.wait([forking])
-        if forking.exception() is None and (warnings := await parent.copies.fence()):
-            parent.record_quietly(ev.Branched(sessions=[about.id for about in abouts], warnings=warnings))
+        if forking.exception() is None and (warnings := await parent.copies.restrict_writes()):
+            parent.try_record(ev.Branched(sessions=[about.id for about in abouts], warnings=warnings))
 
     def _place(self, parent: Session, files: Path, abouts: list[SessionSpec]) -> Path:
         """Where their directories will lie, as this machine sees it; ``abouts`` are told how they see it."""
         if parent.kernel is None:
             raise KernelDead()
         try:
-            place = family.make_place(files)
+            place = branch_dirs.make_place(files)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP):
                 said = "A link or a file lies where branches have their directories (/home/user.d); move it in a cell."
                 raise Conflict(said) from error
             raise AtCapacity(f"No branch can be recorded ({error.strerror}); free disk space.") from error
         home = Path(parent.kernel.home)
-        inside = family.branches_root(home) / place.relative_to(family.branches_root(files))
+        inside = branch_dirs.branches_root(home) / place.relative_to(branch_dirs.branches_root(files))
         for about in abouts:
             about.home, about.copy_from = str(inside / about.id), parent.kernel.home
             about.workdir = str(place / about.id)
@@ -183,7 +183,7 @@ async def _tell(parent: Session, abouts: list[SessionSpec], place: Path, total: 
         await asyncio.sleep(TELL_SECONDS)
         parts = await asyncio.gather(*(asyncio.to_thread(disk_usage, str(place / about.id)) for about in abouts))
         told = ev.Branching(sessions=[about.id for about in abouts], copied_bytes=sum(parts), total_bytes=total)
-        parent.record_quietly(told)
+        parent.try_record(told)
 
 
 def _must_fit(files: Path, abouts: list[SessionSpec]) -> int:

@@ -104,7 +104,7 @@ class Leases:
         """
         return self._put(self._running(who, session), ev.Leased(seconds=PAUSED_SECONDS))
 
-    def beside(self, who: Principal, session: str) -> list[SessionInfo]:
+    def sidecars(self, who: Principal, session: str) -> list[SessionInfo]:
         """The open sessions that live in this one's directory, oldest first."""
         found = self._find(who, session, "read")
         return sorted(map(self._view, self._neighbours(found.id)), key=lambda each: each.created_at)
@@ -114,7 +114,7 @@ class Leases:
         host = self._live.get(session.about.beside or "")
         if host is not None and (lease := host.machine.lease) is not None:
             left = max(0.0, host.machine.leased_until - asyncio.get_running_loop().time())
-            session.record_quietly(ev.Leased(seconds=round(left, 6), then=lease.then, paused=lease.paused))
+            session.try_record(ev.Leased(seconds=round(left, 6), then=lease.then, paused=lease.paused))
 
     def ended(self, session: str) -> None:
         """A session has ended: so do those beside it."""
@@ -135,7 +135,7 @@ class Leases:
     def _put(self, session: Session, lease: ev.Leased) -> SessionInfo:
         session.record(lease)
         for neighbour in self._neighbours(session.id):
-            neighbour.record_quietly(ev.Leased(seconds=lease.seconds, then=lease.then, paused=lease.paused))
+            neighbour.try_record(ev.Leased(seconds=lease.seconds, then=lease.then, paused=lease.paused))
         return self._view(session)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from kernelsvc.errors import KernelDead, NotFound, QuotaExceeded
 from kernelsvc.host.client import HostClient
-from kernelsvc.kernels import exec_process as programs
+from kernelsvc.kernels import exec_process
 from kernelsvc.kernels.exec_process import ExecProcess, Stream
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import Principal
@@ -185,7 +185,7 @@ class Programs:
         promised = -next(self._numbers)  # a session does not fall asleep while its program begins
         found.machine.programs.add(promised)
         try:
-            process = await programs.start(
+            process = await exec_process.start(
                 self._host,
                 found.info.id,
                 argv,
@@ -198,7 +198,7 @@ class Programs:
             watcher = program.watch()
             self._running.setdefault(session, {})[program.pid] = program
             logged = [argument[:MAX_LOGGED_TEXT] for argument in program.argv[:MAX_LOGGED]]
-            found.record_quietly(ev.ProgramStarted(program=program.pid, argv=logged, cwd=cwd))
+            found.try_record(ev.ProgramStarted(program=program.pid, argv=logged, cwd=cwd))
         finally:
             found.machine.programs.discard(promised)
         task = asyncio.get_running_loop().create_task(self._attend(found, program))
@@ -213,7 +213,7 @@ class Programs:
             self._running[session.id].pop(program.pid, None)
             if not self._running[session.id]:
                 del self._running[session.id]
-            session.record_quietly(_ended(program))
+            session.try_record(_ended(program))
 
     def running(self, who: Principal, session: str) -> list[Program]:
         """Those that run in a session, in the order of their start."""

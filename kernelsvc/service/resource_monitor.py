@@ -61,14 +61,14 @@ class ResourceMonitor:
                 if session is not None:
                     self.usage[name] = used = _usage(use)
                     self.histories.setdefault(name, UsageHistory()).add(time.time(), used)
-                    session.guard.looked(breaches.get(name, []))
+                    session.guard.on_watchdog(breaches.get(name, []))
 
     def counted(self, kernels: Iterable[str], limit: str) -> None:
         """The kernel host says: where these kernels live, a cap of Linux's has struck some other process."""
         struck = set(kernels)
         for session in list(self._live.values()):
             if session.about.kernel in struck:
-                session.guard.counted(limit)
+                session.guard.on_cgroup_event(limit)
 
 
 class UsageSamples:

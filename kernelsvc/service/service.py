@@ -258,7 +258,7 @@ class Service:
         self._recoveries.begin(directory.id, about.principal, read)
         raise Recovering(session=directory.id)
 
-    async def present(self, named: str) -> None:
+    async def ensure_loaded(self, named: str) -> None:
         """Have the sessions read that a request names; waits ``start_seconds`` at most. Safe to cancel."""
         for session in ids_in(named):
             if session not in self._live and session not in self._recoveries:
@@ -396,7 +396,7 @@ class Service:
         try:
             admit([*live, *self._warm.lives()], ceilings, who.name, limits, count=count)
         except AtCapacity:
-            if not self._warm.give_way():
+            if not self._warm.evict_all():
                 raise
             admit(live, ceilings, who.name, limits, count=count)
 
@@ -552,7 +552,9 @@ class Service:
                 await found.wait(cell)
         return [found.reading.cell(cell) for cell in ids]
 
-    def begin(self, who: Principal, session: str, request: CellRequest, told: api.Told, *, client: object) -> None:
+    def execute_then(
+        self, who: Principal, session: str, request: CellRequest, told: api.OnFinished, *, client: object
+    ) -> None:
         """``execute`` without a task: ``told``, which raises nothing, is called with what reads the finished cell."""
         found = self._find(who, session, "run")
         (cell,) = self._submit(found, who, [request], client)
@@ -571,7 +573,7 @@ class Service:
         """A connection that submitted cells is gone: what wanted to be interrupted then is."""
         for session in self._clients.pop(client, ()):
             if session in self._live:
-                self._live[session].client_gone(client)
+                self._live[session].client_disconnected(client)
 
     async def call(self, who: Principal, call: Call) -> dict[str, Any]:
         """One shot: a session is made, used, recorded and closed."""
@@ -657,7 +659,7 @@ class Service:
         content = {"code": code, "cursor_pos": position, "detail_level": detail_level}
         return await found.request("inspect_request", content)
 
-    async def ask(
+    async def request_kernel(
         self, who: Principal, session: str, msg_type: str, content: dict[str, Any], *, timeout: float = 10.0
     ) -> dict[str, Any]:
         """What the kernel answers to one of Jupyter's questions (``QUESTIONS``), as it is."""
@@ -666,7 +668,7 @@ class Service:
             raise BadRequest(f"{msg_type[:64]!r} can't be asked; there are {', '.join(sorted(QUESTIONS))}.")
         return await found.request(msg_type, content, timeout=timeout)
 
-    async def comm(
+    async def send_comm(
         self,
         who: Principal,
         session: str,
@@ -681,7 +683,7 @@ class Service:
         found = self._find(who, session, "run")
         if msg_type not in COMMS:
             raise BadRequest(f"{msg_type[:64]!r} is no comm message; there are {', '.join(sorted(COMMS))}.")
-        await found.tell(msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
+        await found.send_comm(msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
 
     async def variables(self, who: Principal, session: str) -> Variables:
         """The session's variables, without running any code of theirs."""
@@ -732,7 +734,7 @@ class Service:
     async def checkpoint(self, who: Principal, session: str, name: str | None = None) -> Checkpoint:
         """A parked copy of the session as it is after everything sent so far."""
         found = self._find_live(who, session)
-        await found.succession.awake()
+        await found.succession.ensure_running()
         return await found.copies.make(name)
 
     def checkpoints(self, who: Principal, session: str) -> Checkpoints:
@@ -783,7 +785,7 @@ class Service:
         # A microsecond apart, so that lists show siblings in the order in which they were given.
         abouts = [branch_about(found, now + n / 1e6, at=at, labels=labels, limits=limits) for n in range(count)]
         self._admit(who, abouts[0].limits, count)
-        await found.succession.awake()
+        await found.succession.ensure_running()
         made, warnings = await self._branching.branch(found, abouts, at=at, force=force)
         found.record(ev.Branched(sessions=[one.id for one in made], checkpoint=at, warnings=warnings))
         for one in made:
@@ -793,7 +795,7 @@ class Service:
     async def hibernate(self, who: Principal, session: str) -> SessionInfo:
         """Save the variables to disk and give the memory back; the next cell wakes the session."""
         found = self._find_live(who, session)
-        await found.succession.sleep()
+        await found.succession.hibernate()
         return self._view(found)
 
     def _find_live(self, who: Principal, session: str) -> Session:

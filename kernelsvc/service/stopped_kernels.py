@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from kernelsvc.linux import procfs as processes
+from kernelsvc.linux import procfs
 from kernelsvc.session import Session
 
 #: Seconds between two looks. A stop is found after one to two of them.
@@ -43,11 +43,11 @@ class StoppedKernelDetector:
             info = session.info
             if session.machine.running is None or info is None or not info.pid:
                 continue
-            about = processes.stat(info.pid)
+            about = procfs.stat(info.pid)
             if about is None or about.state != "T":
                 continue
             mark = session.id, info.pid
             still.add(mark)
             if mark in self._before:
-                session.guard.stopped()
+                session.guard.on_kernel_stopped()
         self._before = still

@@ -117,7 +117,7 @@ class WarmPool:
         """It was not needed after all; it is as it was."""
         self._members.setdefault(member.about.template, []).append(member)
 
-    def give_way(self) -> bool:
+    def evict_all(self) -> bool:
         """End all members, because sessions need their room. False: there were none."""
         members = [member for ready in self._members.values() for member in ready]
         self._members.clear()
@@ -208,6 +208,6 @@ class WarmPool:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self.give_way()
+        self.evict_all()
         if self._endings:
             await asyncio.wait(self._endings)

@@ -33,11 +33,11 @@ class LogReader(Protocol):
     def next_nowait(self) -> list[bytes]:
         """What ``next`` would give without waiting."""
 
-    def listen(self, news: Callable[[bytes], None]) -> None:
+    def on_lines(self, news: Callable[[bytes], None]) -> None:
         """Have this called when there is more."""
 
     @property
-    def over(self) -> bool:
+    def exhausted(self) -> bool:
         """Whether nothing follows any more."""
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ from kernelsvc.model.checkpoint_policy import CheckpointBudget, CheckpointSchedu
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import Checkpoint, SessionState
-from kernelsvc.sandbox import branch_dirs as family
+from kernelsvc.sandbox import branch_dirs
 from kernelsvc.session.ids import new_id, new_kernel_id
 
 if TYPE_CHECKING:
@@ -79,28 +79,28 @@ class Checkpoints:
     def cell_sent(self, now: float) -> None:
         """A cell goes to the kernel."""
         self._account.sent(self._session.id, now)
-        self._habit.sent(now, self._account.crowd(now))
+        self._habit.sent(now, self._account.load(now))
         self._cancel()
 
     def cell_ended(self, now: float, usage: CellUsage) -> None:
         """A cell has ended; make a copy now, later, or not."""
         account, habit = self._account, self._habit
         cpu = None if usage.cpu_ms is None else usage.cpu_ms / 1000
-        habit.ended(now, usage.wall_ms / 1000, cpu, account.crowd(now))
+        habit.ended(now, usage.wall_ms / 1000, cpu, account.load(now))
         kernel, rss = self._session.kernel, usage.peak_rss_bytes
         if self._keep <= 0 or kernel is None or not kernel.forkable:
             return
         if self._max_bytes is not None and rss is not None and rss > self._max_bytes:
             self._skip([f"the kernel has {rss} bytes and copies are made up to {self._max_bytes}"])
-        elif habit.worth_it and account.overdraw(now, habit.cost):
+        elif habit.worth_it and account.try_spend(now, habit.cost):
             self._begin()
         else:
-            self._after(habit.rest(account.crowd(now)), self._take_turn)
+            self._after(habit.idle_delay(account.load(now)), self._take_turn)
 
     def _take_turn(self) -> None:
         """Make a copy when the account has what it costs."""
         cost = self._booked = self._habit.cost
-        self._after(self._account.book(asyncio.get_running_loop().time(), cost), self._begin)
+        self._after(self._account.reserve(asyncio.get_running_loop().time(), cost), self._begin)
 
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
         self._timer = None
@@ -111,10 +111,10 @@ class Checkpoints:
 
     def _begin(self) -> None:
         self._booked = 0.0
-        self.hold()
-        self._session.own(self._automatic(self._session.machine.present))
+        self.pause_queue()
+        self._session.spawn(self._automatic(self._session.machine.present))
 
-    def hold(self) -> None:
+    def pause_queue(self) -> None:
         """Hold cells back until the request for a copy, which comes next, is with the kernel."""
         self._cancel()
         self.starting = True
@@ -136,7 +136,7 @@ class Checkpoints:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._account.give_back(self._booked)
+        self._account.refund(self._booked)
         self._booked = 0.0
 
     async def _automatic(self, after: str | None) -> None:
@@ -154,7 +154,7 @@ class Checkpoints:
         """Say why there is no copy, once for the same reasons in a row."""
         if why != self._told and self._session.state is not SessionState.CLOSED:
             self._told = why
-            self._session.record_quietly(ev.CheckpointSkipped(why=why))
+            self._session.try_record(ev.CheckpointSkipped(why=why))
 
     # -- making ---------------------------------------------------------------------------
 
@@ -282,7 +282,7 @@ class Checkpoints:
             raise NotFound(f"The state before cell {wanted} is not kept any more; checkpoints are: {names}.")
         return kept[-1]
 
-    async def branch(
+    async def fork_branches(
         self, copies: Sequence[StartRequest], spares: Sequence[StartRequest], *, at: str | None, force: bool
     ) -> tuple[list[str], list[asyncio.Task[ForkResult]]]:
         """Fork copies that other sessions will wake, all from one moment.
@@ -304,7 +304,7 @@ class Checkpoints:
         forking = [asyncio.ensure_future(source.fork(request, mode="branch", force=force)) for request in copies]
         extra = [asyncio.ensure_future(source.fork(request, mode="checkpoint", force=force)) for request in spares]
         if source is not self._session.kernel:
-            self._session.own(self._end_after(source, [*forking, *extra]))
+            self._session.spawn(self._end_after(source, [*forking, *extra]))
         made = await asyncio.gather(*forking, return_exceptions=True)
         failed = [one for one in made if isinstance(one, BaseException)]
         if failed:
@@ -324,7 +324,7 @@ class Checkpoints:
         """Whether this session keeps automatic checkpoints."""
         return self._keep > 0
 
-    async def receive(self, kernel: str, spare: asyncio.Future[ForkResult]) -> None:
+    async def adopt_first(self, kernel: str, spare: asyncio.Future[ForkResult]) -> None:
         """Take the copy that was made together with this branch as its first checkpoint, so that no cell is without."""
         await asyncio.wait([spare])
         session = self._session
@@ -341,9 +341,9 @@ class Checkpoints:
             cost_ms=round(spare.result().cost_ms, 3),
             private_bytes=spare.result().private_bytes,
         )
-        session.record_quietly(made)
+        session.try_record(made)
 
-    async def fence(self, kernel: Kernel | None = None) -> list[str]:
+    async def restrict_writes(self, kernel: Kernel | None = None) -> list[str]:
         """Take from the kernel the right to write where the session's branches have their directories.
 
         A kernel that was copied before they were made has it still: it comes back with
@@ -353,10 +353,10 @@ class Checkpoints:
             What the model should know, if it could not be done.
         """
         kernel = kernel or self._session.kernel
-        depth = family.times(Path(self._session.about.workdir))
+        depth = branch_dirs.times(Path(self._session.about.workdir))
         if kernel is None or not kernel.forkable or not depth:
             return []
-        why = await kernel.fence([kernel.home, str(family.later(Path(kernel.home), depth))])
+        why = await kernel.restrict_writes([kernel.home, str(branch_dirs.later(Path(kernel.home), depth))])
         return [f"The parent can still write into its branches' directories: {why}"] if why else []
 
     async def _branching_kernel(self, at: str | None) -> Kernel:
@@ -369,7 +369,7 @@ class Checkpoints:
         if at is None:
             return kernel
         checkpoint = self.find(at)
-        woken, request = await self.wake(checkpoint, NullSink())
+        woken, request = await self.resume(checkpoint, NullSink())
         again = msgspec.structs.replace(request, kernel=new_kernel_id())
         forked = await woken.fork(again, mode="checkpoint", force=True)
         self._session.record(
@@ -387,7 +387,7 @@ class Checkpoints:
 
     # -- waking ---------------------------------------------------------------------------------
 
-    async def wake(self, checkpoint: Checkpoint, sink: Sink | None = None) -> tuple[Kernel, StartRequest]:
+    async def resume(self, checkpoint: Checkpoint, sink: Sink | None = None) -> tuple[Kernel, StartRequest]:
         """The copy as a live kernel. The checkpoint is used up until ``remake``.
 
         Raises:
@@ -403,12 +403,12 @@ class Checkpoints:
         self._woken &= set(session.machine.copies.values())  # the others are copies no more
         self._woken.add(kernel)
         try:
-            return await session.launcher.wake(request, sink or session), request
+            return await session.launcher.resume_copy(request, sink or session), request
         except BaseException:
             self._woken.discard(kernel)
             raise
 
-    async def start_anew(self) -> tuple[Kernel, StartRequest]:
+    async def start_fresh(self) -> tuple[Kernel, StartRequest]:
         """A fresh kernel that goes on counting, for the state before the first cell. The copies stay.
 
         Raises:
@@ -440,7 +440,7 @@ class Checkpoints:
                 ran[record.execution_count] = code
         return ran
 
-    async def remake(self, checkpoint: Checkpoint | None) -> None:
+    async def recreate(self, checkpoint: Checkpoint | None) -> None:
         """Make the copy again that waking has used up, from the kernel that it became. ``hold`` comes first.
 
         Args:
@@ -459,4 +459,4 @@ class Checkpoints:
         except KernelsvcError as error:
             log.info("session %s: checkpoint %s not made again: %s", self._session.id, checkpoint.id, error.message)
             if checkpoint.id in self._session.machine.checkpoints:
-                self._session.record_quietly(ev.CheckpointDropped(checkpoint=checkpoint.id, why=error.message))
+                self._session.try_record(ev.CheckpointDropped(checkpoint=checkpoint.id, why=error.message))

@@ -62,12 +62,12 @@ class KernelLifecycle:
             kernel = await session.launcher.start(session.start_request(), session)
         except KernelsvcError as error:
             if session.state is not SessionState.CLOSED:
-                session.do(StartFailed(error.message))
+                session.handle(StartFailed(error.message))
             return None
         if session.state is SessionState.CLOSED:
             await kernel.end()
             return None
-        await session.copies.fence(kernel)
+        await session.copies.restrict_writes(kernel)
         return kernel
 
     async def restore(self) -> None:
@@ -77,17 +77,17 @@ class KernelLifecycle:
         await self._let_go(KernelDead("The kernel died before it answered; ask again."))
         while (newest := session.copies.newest()) is not None:
             try:
-                kernel, request = await session.copies.wake(newest)
+                kernel, request = await session.copies.resume(newest)
             except KernelsvcError as error:
-                session.record_quietly(ev.CheckpointDropped(checkpoint=newest.id, why=error.message))
+                session.try_record(ev.CheckpointDropped(checkpoint=newest.id, why=error.message))
                 session.machine.copies.pop(newest.id, None)
                 continue
-            await session.copies.fence(kernel)
+            await session.copies.restrict_writes(kernel)
             session.about.kernel = request.kernel
             event = ev.KernelRestored(checkpoint=newest.id, after_cell=newest.after_cell, kernel=kernel.info)
-            session.copies.hold()
+            session.copies.pause_queue()
             session.adopt_kernel(kernel, event)
-            await session.copies.remake(newest)
+            await session.copies.recreate(newest)
             return
         await self.replace("died, and no checkpoint could be woken")
 
@@ -104,24 +104,24 @@ class KernelLifecycle:
             KernelsvcError: the copy could not be woken, or no fresh kernel started; nothing has changed.
         """
         session = self._session
-        session.must_record()
-        await self.awake()
+        session.require_writable_log()
+        await self.ensure_running()
         copies = session.copies
         if session.kernel is not None and not session.kernel.forkable:
             raise NotSupported()
         known = to is not None and (to in session.machine.checkpoints or copies.named(to))
         target = copies.find(to) if known and to else copies.before(to)
-        session.do(BeginSwitch())
+        session.handle(BeginSwitch())
         try:
-            kernel, request = await (copies.wake(target) if target else copies.start_anew())
+            kernel, request = await (copies.resume(target) if target else copies.start_fresh())
         except BaseException:
-            session.do(AbortSwitch())
+            session.handle(AbortSwitch())
             raise
-        await session.copies.fence(kernel)
+        await session.copies.restrict_writes(kernel)
         old, session.kernel = session.kernel, None
         session.about.kernel = request.kernel
         after = target.after_cell if target else None
-        undone, redone = session.machine.turning(target.id if target else None, after)
+        undone, redone = session.machine.rollback_effect(target.id if target else None, after)
         event = ev.RolledBack(
             to=target.id if target else "",
             after_cell=after,
@@ -129,9 +129,9 @@ class KernelLifecycle:
             redone=redone,
             kernel=kernel.info,
         )
-        copies.hold()
+        copies.pause_queue()
         session.adopt_kernel(kernel, event)
-        await copies.remake(target)
+        await copies.recreate(target)
         if old is not None:
             await old.end()
 
@@ -140,11 +140,11 @@ class KernelLifecycle:
     async def sleep_if_possible(self) -> None:
         """``sleep``, for a session that nobody asked: what can't be, is not tried again before its next cell."""
         try:
-            await self.sleep(kindly=True)
+            await self.hibernate(kindly=True)
         except KernelsvcError as error:
             log.info("session %s stays awake: %s", self._session.id, error.message)
 
-    async def sleep(self, *, kindly: bool = False) -> None:
+    async def hibernate(self, *, kindly: bool = False) -> None:
         """Save the variables to disk and give the memory back; the next cell wakes the session.
 
         Args:
@@ -156,22 +156,22 @@ class KernelLifecycle:
             AtCapacity: the disk refuses. In every case the session goes on awake.
         """
         session = self._session
-        session.must_record()
+        session.require_writable_log()
         if session.machine.asleep:
             return
-        session.do(BeginSwitch())
+        session.handle(BeginSwitch())
         try:
             saved, size = await self._save()
         except BaseException:
-            session.do(AbortSwitch())
+            session.handle(AbortSwitch())
             raise
         paused = session.machine.lease is not None and session.machine.lease.paused
         if kindly and session.machine.programs and not paused:
-            session.do(AbortSwitch())
+            session.handle(AbortSwitch())
             raise Conflict("A program has begun beside the kernel.")
         await session.copies.discard_all()
         await self._let_go(KernelDead("The session was put to sleep before it answered; run a cell to wake it."))
-        session.do(StateSaved(ev.Hibernated(saved=saved.count, bytes=size, lost=saved.lost)))
+        session.handle(StateSaved(ev.Hibernated(saved=saved.count, bytes=size, lost=saved.lost)))
 
     async def _save(self) -> tuple[SaveResult, int]:
         kernel, path = self._session.kernel, self._saved
@@ -192,7 +192,7 @@ class KernelLifecycle:
             raise AtCapacity(f"The variables can't be saved ({error.strerror}); free disk space.") from error
         return saved, size
 
-    async def awake(self) -> None:
+    async def ensure_running(self) -> None:
         """Wake a session that sleeps, or wait for one that is being restored: for what needs a kernel and is no cell.
 
         Safe to cancel.
@@ -204,10 +204,10 @@ class KernelLifecycle:
         if self._session.kernel is None and turning is not None and turning is not asyncio.current_task():
             await asyncio.wait([turning])
         if self._session.machine.asleep:
-            self._session.do(BeginSwitch())
-            await self.wake_saved()
+            self._session.handle(BeginSwitch())
+            await self.resume()
 
-    async def wake_saved(self) -> None:
+    async def resume(self) -> None:
         """A fresh kernel with the saved variables; they are read by it and by nobody else."""
         self._turning = asyncio.current_task()
         session = self._session

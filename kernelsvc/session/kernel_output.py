@@ -28,7 +28,7 @@ from kernelsvc.model.stimuli import (
     RecordEvents,
     Stimulus,
 )
-from kernelsvc.protocol import kernel_events as facts
+from kernelsvc.protocol import kernel_events
 from kernelsvc.session.kernel_requests import KernelRequests
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class KernelOutput:
         """Another kernel speaks from now on; nothing of its first batch is on record."""
         self._handled = 0
 
-    def hear_early(self) -> None:
+    def flush_early(self) -> None:
         """The kernel is in place: journal what it said before that."""
         early, self._early = self._early, []
         if early:
@@ -78,8 +78,8 @@ class KernelOutput:
             self._take(batch)
         finally:
             self.busy = False
-            self._session.observe()
-            self._session.arm()
+            self._session.notify_observer()
+            self._session.schedule_timer()
 
     def _take(self, batch: Sequence[Output]) -> None:
         pending: list[Event] = []
@@ -99,7 +99,7 @@ class KernelOutput:
             if pending:
                 self._record(pending, index)
                 pending = []
-            self._session.do(stimulus)
+            self._session.handle(stimulus)
             self._handled = index + 1
         if pending:
             self._record(pending, len(batch))
@@ -116,15 +116,15 @@ class KernelOutput:
         return not _beyond(machine.flow + size, policy.max_cell_output_bytes)
 
     def _record(self, pending: list[Event], handled: int) -> None:
-        self._session.apply(Decision(pending), self._loop.time())
+        self._session.commit(Decision(pending), self._loop.time())
         self._handled = handled
         run = self._machine.running
         if run is not None and run.dropped and not run.told_truncated:
             kept = run.output_bytes - run.dropped
-            self._session.do(RecordEvents((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
+            self._session.handle(RecordEvents((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
         bound = self._machine.policy.max_cell_output_bytes
         if bound is not None and self._machine.flow > bound:
-            self._session.do(CheckOutputLimit())
+            self._session.handle(CheckOutputLimit())
 
     def _stimulus(self, message: KernelMessage) -> Stimulus | None:
         """The message as a stimulus if it is about the life of the running cell, else None."""
@@ -133,9 +133,9 @@ class KernelOutput:
             return None
         kind = message.msg_type
         if kind == "execute_input":
-            return CellBegan(run.id, facts.number(message.content.get("execution_count")), message.frame)
+            return CellBegan(run.id, kernel_events.number(message.content.get("execution_count")), message.frame)
         if kind == "execute_reply" and message.channel == "shell":
-            return facts.reply_of(run.id, message.content, message.metadata, message.frame)
+            return kernel_events.reply_of(run.id, message.content, message.metadata, message.frame)
         if kind == "status":
             status = message.content.get("execution_state")
             if status == "idle":
@@ -148,10 +148,10 @@ class KernelOutput:
         event: Event | None
         if isinstance(item, StreamText):
             event = ev.Stream(name=item.name, text=item.text)
-        elif self._questions.heard(item):
+        elif self._questions.on_message(item):
             return
         else:
-            event = facts.event_of(item.msg_type, item.content, item.metadata, item.buffers)
+            event = kernel_events.event_of(item.msg_type, item.content, item.metadata, item.buffers)
         if event is None:
             return
         cell = self._cell_of(item.parent)

@@ -8,7 +8,7 @@ from typing import Any
 
 from kernelsvc.errors import Conflict, KernelsvcError, QuotaExceeded, Timeout
 from kernelsvc.kernels.port import Kernel, KernelMessage
-from kernelsvc.protocol import kernel_events as facts
+from kernelsvc.protocol import kernel_events
 from kernelsvc.session.ids import new_id
 
 #: Messages without an answer (comms) that one kernel may have before it has handled them.
@@ -26,7 +26,7 @@ class KernelRequests:
         self._asked: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self.told: dict[str, asyncio.Future[None]] = {}
 
-    async def ask(self, kernel: Kernel, msg_type: str, content: dict[str, Any], timeout: float) -> dict[str, Any]:
+    async def request(self, kernel: Kernel, msg_type: str, content: dict[str, Any], timeout: float) -> dict[str, Any]:
         """Send a request and wait for its reply's content, ``timeout`` seconds at most. Safe to cancel.
 
         Raises:
@@ -45,7 +45,7 @@ class KernelRequests:
         finally:
             self._asked.pop(msg_id, None)
 
-    async def tell(
+    async def send(
         self,
         kernel: Kernel,
         msg_type: str,
@@ -74,10 +74,10 @@ class KernelRequests:
         finally:
             self.told.pop(msg_id, None)
 
-    def heard(self, message: KernelMessage) -> bool:
+    def on_message(self, message: KernelMessage) -> bool:
         """Take what the kernel says to a question; whether it was no more than that, and belongs in no log."""
         if told := self.told.get(message.parent):
-            if facts.is_idle(message.msg_type, message.content) and not told.done():
+            if kernel_events.is_idle(message.msg_type, message.content) and not told.done():
                 told.set_result(None)
             return False
         asked = self._asked.get(message.parent)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kernelsvc.errors import KernelsvcError
-from kernelsvc.model import limit_causes as caps
+from kernelsvc.model import limit_causes
 from kernelsvc.model.events import LimitReached, Reason
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import MiB
@@ -49,7 +49,7 @@ class LimitEnforcer:
         self._killed_for = ""
         self._stopped = False
 
-    def looked(self, breaches: Sequence[LimitExceeded]) -> None:
+    def on_watchdog(self, breaches: Sequence[LimitExceeded]) -> None:
         """The watchdog has looked, and these limits are passed."""
         disk = next((breach.value for breach in breaches if breach.limit == "disk_bytes"), None)
         first, grown = self._disk is None, disk is not None and disk > (self._disk or 0) + DISK_SLACK
@@ -79,7 +79,7 @@ class LimitEnforcer:
 
     def _told_of_nobody(self, breach: LimitExceeded, *, first: bool) -> None:
         if first:
-            self._session.record_quietly(_reached(breach))
+            self._session.try_record(_reached(breach))
 
     def _breached(self, breach: LimitExceeded, *, kill: bool) -> None:
         session, run = self._session, self._session.machine.running
@@ -88,12 +88,14 @@ class LimitEnforcer:
         self._record(_reached(breach))
         with contextlib.suppress(KernelsvcError, OSError):
             if run is not None:
-                session.do(Interrupt(why=breach.limit, reason=caps.REASONS.get(breach.limit, Reason.INTERRUPTED)))
-            if breach.limit in caps.ENDED_AT_ONCE or (run is None and kill):
+                session.handle(
+                    Interrupt(why=breach.limit, reason=limit_causes.REASONS.get(breach.limit, Reason.INTERRUPTED))
+                )
+            if breach.limit in limit_causes.ENDED_AT_ONCE or (run is None and kill):
                 self._killed_for = breach.message
                 session.kernel.kill()
 
-    def stopped(self) -> None:
+    def on_kernel_stopped(self) -> None:
         """The kernel was stopped (SIGSTOP) in the middle of a cell: it can do nothing, so it is as good as dead."""
         if self._session.kernel is not None:
             self._stopped = True
@@ -108,9 +110,9 @@ class LimitEnforcer:
         ours = said and exit.cause is Cause.SIGNALLED and exit.signal == signal.SIGKILL
         return msgspec.structs.replace(exit, message=f"{said}; the kernel was ended") if ours else exit
 
-    def counted(self, limit: str) -> None:
+    def on_cgroup_event(self, limit: str) -> None:
         """The session's cgroup says that a cap of Linux's has struck something other than the kernel."""
-        reached = caps.of_counters(limit, self._session.about.limits)
+        reached = limit_causes.of_counters(limit, self._session.about.limits)
         run, last = self._session.machine.running, self._session.machine.last_finished
         # The counters are read now and then: what a cell said of itself may be counted after its end.
         told = run.struck if run is not None else () if self._counted_for == last else self._session.machine.last_struck
@@ -122,7 +124,7 @@ class LimitEnforcer:
         run = self._session.machine.running
         if run is not None:
             reached.cell = run.id
-        self._session.record_quietly(reached)
+        self._session.try_record(reached)
 
 
 def _reached(breach: LimitExceeded) -> LimitReached:

@@ -176,7 +176,7 @@ class Session:
         Raises:
             KernelsvcError: no kernel could be started; nothing was written.
         """
-        begin = self.launcher.wake if copy else self.launcher.start
+        begin = self.launcher.resume_copy if copy else self.launcher.start
         kernel = await begin(self.start_request(), self)
         about = self.about
         first = ev.SessionStarted(
@@ -202,8 +202,8 @@ class Session:
         self.kernel, self.report = kernel, kernel.sandbox
         self.machine.ordered = kernel.ordered
         self.hearing.new_kernel()
-        self.do(KernelReady(event))
-        self.hearing.hear_early()
+        self.handle(KernelReady(event))
+        self.hearing.flush_early()
 
     def rebuild(self, events: Iterable[Event]) -> None:
         """Replay a journal into the machine, after a restart of the server. Clocks go on as if there had been none."""
@@ -233,15 +233,15 @@ class Session:
         if self.state in (SessionState.CLOSED, SessionState.DEAD) or self.kernel is not None:
             return
         if self.machine.asleep:
-            self.arm()
+            self.schedule_timer()
             return
         try:
             kernel = await self.launcher.adopt(self.start_request(), self, last_frame=self.machine.frame)
         except KernelsvcError:
-            self.arm()  # its time is not stopped by its silence
+            self.schedule_timer()  # its time is not stopped by its silence
             raise
         if kernel is None:
-            self._lost(await self.launcher.how_ended(self.about.kernel))
+            self._kernel_gone(await self.launcher.how_ended(self.about.kernel))
         elif self._ended():  # meanwhile
             await kernel.end()
         else:
@@ -252,9 +252,9 @@ class Session:
         machine = self.machine
         pending = next(iter(machine.queue), None)
         run = machine.running
-        if run is not None and (kernel.ordered or not run.began) and not kernel.seen(run.id):
+        if run is not None and (kernel.ordered or not run.began) and not kernel.has_received(run.id):
             machine.running = None
-        if pending and machine.running is None and kernel.seen(pending):
+        if pending and machine.running is None and kernel.has_received(pending):
             machine.commit(Decision([], [SendCell(pending)]), self._loop.time())
         try:
             self.adopt_kernel(kernel, ev.SessionAdopted(kernel=kernel.info))
@@ -266,11 +266,11 @@ class Session:
     def _ended(self) -> bool:
         return self.state is SessionState.CLOSED
 
-    def _lost(self, exit: Exit | None) -> None:
+    def _kernel_gone(self, exit: Exit | None) -> None:
         """The kernel ended while no server watched, or before it was ready."""
         if self.state in (SessionState.STARTING, SessionState.RESTORING):
             again = self.succession
-            self.own(again.restore() if self.machine.copies else again.replace("not found after a restart"))
+            self.spawn(again.restore() if self.machine.copies else again.replace("not found after a restart"))
         else:
             self._maybe_sent()
             self.exited(exit or Exit(cause=Cause.LOST, message="The kernel ended, and nobody was there to see how"))
@@ -293,7 +293,7 @@ class Session:
 
     # -- decisions ----------------------------------------------------------------------
 
-    def do(self, stimulus: Stimulus) -> Decision:
+    def handle(self, stimulus: Stimulus) -> Decision:
         """Decide, journal, commit and carry out.
 
         Raises:
@@ -302,10 +302,10 @@ class Session:
         """
         now = self._loop.time()
         outcome = self.machine.decide(stimulus, now)
-        self.apply(outcome, now)
+        self.commit(outcome, now)
         return outcome
 
-    def apply(self, outcome: Decision, now: float) -> None:
+    def commit(self, outcome: Decision, now: float) -> None:
         """Journal, then commit, then carry out.
 
         Raises:
@@ -330,8 +330,8 @@ class Session:
             if not isinstance(effect, SendCell):
                 self._perform(effect)
         if not self.hearing.busy:
-            self.observe()
-            self.arm()
+            self.notify_observer()
+            self.schedule_timer()
 
     def _project(self, events: Sequence[Event]) -> None:
         ended = [e for e in events if isinstance(e, _SYNCED)]
@@ -347,7 +347,7 @@ class Session:
         if isinstance(last, ev.CellFinished) and self.state is SessionState.IDLE:
             self.copies.cell_ended(self._loop.time(), last.usage)
 
-    def observe(self) -> None:
+    def notify_observer(self) -> None:
         """Tell the observer what was appended since the last time; once for a whole batch of the kernel's."""
         events, self._unobserved = self._unobserved, []
         if events:
@@ -374,30 +374,30 @@ class Session:
             case SendCell():
                 self._send(effect.cell)
             case InterruptKernel() if self.kernel and self.machine.running:
-                self._strike(self.machine.running.id)
+                self._interrupt_until_dead(self.machine.running.id)
             case KillKernel() if self.kernel:
                 self.kernel.kill()
             case KillKernel():  # it lives and did not answer since the server came back
-                self.own(self.launcher.discard(self.about.kernel))
+                self.spawn(self.launcher.discard(self.about.kernel))
             case StartKernel():
-                self.own(self.succession.replace(effect.why))
+                self.spawn(self.succession.replace(effect.why))
             case WakeCheckpoint():
-                self.own(self.succession.restore())
+                self.spawn(self.succession.restore())
             case Hibernate():
-                self.own(self.succession.sleep_if_possible())
+                self.spawn(self.succession.sleep_if_possible())
             case ResumeSaved():
-                self.own(self.succession.wake_saved())
+                self.spawn(self.succession.resume())
             case EndKernel():
-                self.own(self._finish())
+                self.spawn(self._finish())
             case _:
                 pass
 
-    def _strike(self, cell: str) -> None:
+    def _interrupt_until_dead(self, cell: str) -> None:
         """Interrupt, and again while the grace lasts: a signal just before a blocking C call strikes only after it."""
         run = self.machine.running
         if run is not None and run.id == cell and run.kill_at is not None and self.kernel is not None:
             self.kernel.interrupt()
-            self._loop.call_later(STRIKE_SECONDS, self._strike, cell)
+            self._loop.call_later(STRIKE_SECONDS, self._interrupt_until_dead, cell)
 
     def _send(self, cell: str) -> None:
         spec = self.machine.queue.get(cell)
@@ -417,7 +417,7 @@ class Session:
                 user_expressions=spec.user_expressions,
             )
 
-    def own(self, work: Awaitable[None]) -> None:
+    def spawn(self, work: Awaitable[None]) -> None:
         """Run ``work`` as a task of this session; its failure is logged."""
         task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
@@ -439,13 +439,13 @@ class Session:
             else:  # between two kernels, or not adopted yet
                 await self.launcher.discard(self.about.kernel)
         finally:
-            self._seal()
+            self._sign_journal()
             for cell in list(self._waiters):
                 self._wake(cell)
             self.log.close()
             self.closed.set()
 
-    def _seal(self) -> None:
+    def _sign_journal(self) -> None:
         """Sign the head of a journal that is complete."""
         if self._sign is None:
             return
@@ -464,7 +464,7 @@ class Session:
 
     # -- time ----------------------------------------------------------------------------
 
-    def arm(self) -> None:
+    def schedule_timer(self) -> None:
         """Set the one timer to the earliest deadline; a later deadline is noticed when it fires."""
         at = self.machine.next_deadline()
         if at is None or (self._timer is not None and self._timer_at <= at):
@@ -477,11 +477,11 @@ class Session:
     def _tick(self) -> None:
         self._timer = None
         try:
-            self.do(Tick())
+            self.handle(Tick())
         except OSError:
             self._timer_at = self._loop.time() + RECOVER_SECONDS
             self._timer = self._loop.call_at(self._timer_at, self._tick)
-        self.arm()
+        self.schedule_timer()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -515,7 +515,7 @@ class Session:
         if self.kernel:
             self.kernel.resume()
 
-    def must_record(self) -> None:
+    def require_writable_log(self) -> None:
         """Go on only if the log can be written.
 
         Raises:
@@ -536,12 +536,12 @@ class Session:
     def exited(self, exit: Exit) -> None:
         """The kernel is gone; see ``port``. A copy that it was just making may be what brings it back: wait for it."""
         if self.copies.busy:
-            self.own(self._exited_later(exit))
+            self.spawn(self._exited_later(exit))
             return
         exit = self.guard.explain(exit)
         stimulus = KernelExited(str(exit.cause), exit.message, exit.signal, exit.exit_code, self._restorable())
         try:
-            self.do(stimulus)
+            self.handle(stimulus)
         except OSError:
             self._loop.call_later(RECOVER_SECONDS, self.exited, exit)
 
@@ -564,12 +564,12 @@ class Session:
         Raises:
             SessionClosed, KernelDead, CellExists, QuotaExceeded, AtCapacity: nothing was accepted.
         """
-        self.must_record()
+        self.require_writable_log()
         ids = tuple(r.cell or new_cell_id() for r in requests)
         try:
-            self.do(Submit(tuple(requests), ids, principal))
+            self.handle(Submit(tuple(requests), ids, principal))
         except OSError:
-            self.must_record()
+            self.require_writable_log()
             raise
         for request, cell in zip(requests, ids, strict=True):
             if client is not None and request.on_disconnect == "interrupt":
@@ -631,7 +631,7 @@ class Session:
         while self.state in (SessionState.STARTING, SessionState.RESTORING) and self._tasks:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
-    def client_gone(self, client: object) -> None:
+    def client_disconnected(self, client: object) -> None:
         """Interrupt what this client wanted interrupted when it leaves; what has not begun never does."""
         cells = self._clients.pop(client, set())
         run = self.machine.running
@@ -640,7 +640,7 @@ class Session:
             why = "Its client left before it began."
             self.record(*(ev.CellFinished(cell=each, reason=ev.Reason.CANCELLED, message=why) for each in never))
             if run is not None and run.id in cells:
-                self.do(Interrupt(why="client gone"))
+                self.handle(Interrupt(why="client gone"))
 
     def interrupt(self, why: str = "requested") -> None:
         """Interrupt the running cell; nothing happens if none runs.
@@ -648,13 +648,13 @@ class Session:
         Raises:
             SessionClosed, KernelDead: there is nothing to interrupt.
         """
-        self.must_record()
-        self.do(Interrupt(why=why))
+        self.require_writable_log()
+        self.handle(Interrupt(why=why))
 
     def restart(self) -> None:
         """A new kernel with empty variables; what ran or waited is cancelled."""
-        self.must_record()
-        self.do(Restart())
+        self.require_writable_log()
+        self.handle(Restart())
 
     def record(self, *events: Event) -> None:
         """Put events that change nothing but the record into the log.
@@ -664,10 +664,10 @@ class Session:
         """
         if self.state is SessionState.CLOSED:
             raise SessionClosed()
-        self.must_record()
-        self.do(RecordEvents(events))
+        self.require_writable_log()
+        self.handle(RecordEvents(events))
 
-    def record_quietly(self, event: Event) -> None:
+    def try_record(self, event: Event) -> None:
         """Put an event into the log that nobody waits for; when the disk refuses, it is left out."""
         with contextlib.suppress(KernelsvcError, OSError):
             self.record(event)
@@ -675,8 +675,8 @@ class Session:
     async def close(self, reason: str) -> None:
         """End the session and its kernel. Safe to cancel: it ends anyway."""
         if self.state is not SessionState.CLOSED:
-            self.must_record()
-            self.do(Close(reason))
+            self.require_writable_log()
+            self.handle(Close(reason))
         await self.closed.wait()
 
     def give_input(self, cell: str, text: str) -> None:
@@ -688,8 +688,8 @@ class Session:
         run, asked = self.machine.running, self.hearing.input
         if run is None or run.id != cell or asked is None or self.kernel is None:
             raise Conflict(f"Cell {cell!r} does not wait for input; wait for its input_requested event.")
-        self.must_record()
-        self.do(RecordEvents((ev.InputGiven(cell=cell, text=None if asked.password else text),)))
+        self.require_writable_log()
+        self.handle(RecordEvents((ev.InputGiven(cell=cell, text=None if asked.password else text),)))
         self.hearing.input = None
         self.kernel.send("stdin", "input_reply", {"value": text, "status": "ok"}, msg_id=new_id("i"))
 
@@ -699,9 +699,9 @@ class Session:
         Raises:
             KernelDead, SessionClosed, Timeout: no answer.
         """
-        return await self._questions.ask(self._present(), msg_type, content, timeout)
+        return await self._questions.request(self._require_kernel(), msg_type, content, timeout)
 
-    async def tell(
+    async def send_comm(
         self,
         msg_type: str,
         content: dict[str, Any],
@@ -719,13 +719,13 @@ class Session:
             QuotaExceeded: too many are under way.
             KernelDead, SessionClosed: nobody is there.
         """
-        kernel = self._present()
-        self.must_record()
+        kernel = self._require_kernel()
+        self.require_writable_log()
         if msg_id in self.machine.cells:
             raise Conflict(f"There is a cell {msg_id!r}; give each message an id of its own.")
-        await self._questions.tell(kernel, msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
+        await self._questions.send(kernel, msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
 
-    def _present(self) -> Kernel:
+    def _require_kernel(self) -> Kernel:
         if self.state is SessionState.CLOSED:
             raise SessionClosed()
         if self.kernel is None:

@@ -19,7 +19,7 @@ from typing import Any, Self
 import msgspec
 
 from kernelsvc.linux.atomic_file import write_all
-from kernelsvc.model import hash_chain as log
+from kernelsvc.model import hash_chain
 
 NbCell = dict[str, Any]
 
@@ -35,7 +35,7 @@ def encode(value: Any) -> bytes:
     try:
         return _encoder.encode(value)
     except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):
-        return _encoder.encode(log.tame(value))
+        return _encoder.encode(hash_chain.sanitize(value))
 
 
 class Snapshot:

@@ -57,7 +57,7 @@ import msgspec
 from kernelsvc.errors import Conflict, CursorExpired, CursorUnknown, Internal, NotSupported, SessionClosed
 from kernelsvc.linux.atomic_file import sync_directory
 from kernelsvc.linux.line_file import CHUNK, SparseIndex, pieces, read_lines, walk
-from kernelsvc.model import hash_chain as log
+from kernelsvc.model import hash_chain
 from kernelsvc.model.events import SCHEMA, Event
 from kernelsvc.model.hash_chain import Head
 from kernelsvc.store.recovery import UNSYNCED_BYTES, Recovery, count, cut_tail, last_line, scan
@@ -197,7 +197,7 @@ class Journal:
         size = os.fstat(self._fd).st_size
         if self._closed:
             self._index, seq, self._size = count(self._fd, size)
-            self._head = Head(seq, log.digest(last_line(self._fd, self._index, seq, self._size)) if seq else "")
+            self._head = Head(seq, hash_chain.digest(last_line(self._fd, self._index, seq, self._size)) if seq else "")
             self.recovery = Recovery(last_seq=seq)
         else:
             found = scan(self._fd, size, self.session)
@@ -251,12 +251,12 @@ class Journal:
         if not events:
             return
         began = time.perf_counter()
-        lines, head = log.stamp(events, self.session, self._head, log.timestamp(self._clock()))
+        lines, head = hash_chain.stamp(events, self.session, self._head, hash_chain.timestamp(self._clock()))
         size = len(lines) + sum(map(len, lines))
         try:
             self._write(lines, size)
         except BaseException:
-            log.unstamp(events)
+            hash_chain.unstamp(events)
             raise
         self._note(lines, size)
         self._head = head
@@ -441,7 +441,7 @@ class Journal:
         Raises:
             CursorUnknown: there is no such entry.
         """
-        log.check_cursor(after, self.last_seq)
+        hash_chain.check_cursor(after, self.last_seq)
         return JournalReader(self, after, max_bytes)
 
     def _recent(self, after: int) -> int | None:
@@ -484,7 +484,7 @@ class JournalReader:
         self._done = False
         self._news: News | None = None
 
-    def listen(self, news: News) -> None:
+    def on_lines(self, news: News) -> None:
         """Have ``news`` called when there is more, until ``close``.
 
         It is called in the middle of an append, before the entry is synced: it
@@ -494,7 +494,7 @@ class JournalReader:
         self._journal._listeners.append(news)
 
     @property
-    def over(self) -> bool:
+    def exhausted(self) -> bool:
         """Whether nothing follows any more: all is read of a journal that is closed, or nobody wants it."""
         return self._done or (self._journal.closed and self.last_seq == self._journal.last_seq)
 

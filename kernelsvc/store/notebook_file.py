@@ -290,7 +290,7 @@ class NotebookFile:
         if self._has_turn or self._crowd is None:
             self._has_turn = False
             return 0.0
-        wait = self._crowd.turn(self._clock())
+        wait = self._crowd.delay(self._clock())
         self._has_turn = wait > 0
         return wait
 

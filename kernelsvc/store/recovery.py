@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from kernelsvc.linux.line_file import CHUNK, SparseIndex, read_lines, walk
-from kernelsvc.model import hash_chain as log
+from kernelsvc.model import hash_chain
 from kernelsvc.model.events import Event, decode
 from kernelsvc.model.hash_chain import Head
 
@@ -62,12 +62,12 @@ def scan(fd: int, size: int, session: str, *, check_from: int | None = None) -> 
     if wanted:
         index, seq, offset = count(fd, wanted)
         entry = read_lines(fd, offset, size, 1)
-        env = log.envelope(entry[0]) if entry else None
+        env = hash_chain.envelope(entry[0]) if entry else None
         if env is None or env.seq != seq + 1:
             return scan(fd, size, session, check_from=0)
         head = Head(seq, env.prev)
     for line in walk(fd, offset, size):
-        after = log.follow(head, line, session)
+        after = hash_chain.follow(head, line, session)
         if after is None:
             break
         index.add(after.seq, offset)

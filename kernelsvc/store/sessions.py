@@ -34,7 +34,7 @@ from kernelsvc.errors import Conflict, NotFound
 from kernelsvc.linux.atomic_file import replace, replace_bytes, sync_directory, write_all
 from kernelsvc.linux.nofollow import make_plain, stat_plain
 from kernelsvc.linux.remove_tree import remove_tree
-from kernelsvc.model import hash_chain as log
+from kernelsvc.model import hash_chain
 from kernelsvc.model.hash_chain import Head
 from kernelsvc.sandbox.branch_dirs import make_place
 from kernelsvc.store.journal import Journal
@@ -261,14 +261,14 @@ class SessionDirectories:
         try:
             whole = _cut_torn(fd)
             entry = Retained(
-                at=log.timestamp(self.clock()),
+                at=hash_chain.timestamp(self.clock()),
                 action=action,
                 session=found.id,
                 why=why,
                 seq=head.seq,
                 head=head.digest,
                 about=found.read_about(),
-                prev=log.digest(whole) if whole else "",
+                prev=hash_chain.digest(whole) if whole else "",
             )
             write_all(fd, msgspec.json.encode(entry) + b"\n")
             os.fsync(fd)

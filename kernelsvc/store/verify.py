@@ -19,7 +19,7 @@ import msgspec
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
-from kernelsvc.model import hash_chain as log
+from kernelsvc.model import hash_chain
 from kernelsvc.model.audit import Audit, CellFault, audit, compare, head_statement
 from kernelsvc.model.hash_chain import ChainFault, Head
 from kernelsvc.store.journal import Journal
@@ -109,7 +109,7 @@ def verify_journal(source: Path | Iterable[bytes], *, public_key: str | None = N
     lines = source if isinstance(source, Path) else list(source)
     signatures = _signatures(_lines_of(lines), public_key)
     torn: list[int] = []
-    found = log.check(_lines_of(lines, torn), anchors=signatures.anchors)
+    found = hash_chain.check(_lines_of(lines, torn), anchors=signatures.anchors)
     closed = _is_closed(found, signatures)
     trusted_enough = signatures.state != "bad" and signatures.trusted is not False
     if public_key is not None and signatures.state == "none":
@@ -132,7 +132,7 @@ def verify_journal(source: Path | Iterable[bytes], *, public_key: str | None = N
     return msgspec.structs.replace(verdict, message=_journal_message(verdict, signatures))
 
 
-def _is_closed(found: log.ChainReport, signatures: _Signatures) -> bool:
+def _is_closed(found: hash_chain.ChainReport, signatures: _Signatures) -> bool:
     if found.last_type == "session_closed":
         return True
     return found.last_type == "journal_signed" and found.fault is None and bool(signatures.anchors)
@@ -296,7 +296,7 @@ def _notebook_message(recorded: Audit, count: int, state: Signature, trusted: bo
 
 def _against_journal(recorded: Audit, cells: list[dict[str, Any]], path: Path) -> str:
     """What the journal says against the notebook; empty if nothing."""
-    found = log.check(_lines_of(path), anchors=[Head(recorded.seq, recorded.head)])
+    found = hash_chain.check(_lines_of(path), anchors=[Head(recorded.seq, recorded.head)])
     if found.fault is not None:
         return f"It is not of this journal: {found.fault.message}"
     own = [c for c in cells if not _inherited(c)]

@@ -26,7 +26,7 @@ class WriteLimiter:
     def __init__(self, now: float) -> None:
         self._next = now - SLACK
 
-    def turn(self, now: float) -> float:
+    def delay(self, now: float) -> float:
         """Take the next turn: seconds until it comes, 0 if it is now."""
         at = max(self._next, now - SLACK)
         self._next = at + SPACING

@@ -16,7 +16,7 @@ from msgspec import Struct
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, TooLarge
 from kernelsvc.model.objects import Cell, CellState, Checkpoint, SessionInfo, SessionState, Variable
 from kernelsvc.protocol.jsonrpc import CellPage, Output, SessionPage
-from kernelsvc.tools import definitions as table
+from kernelsvc.tools import definitions
 from kernelsvc.tools.backend import ToolBackend
 from kernelsvc.tools.definitions import TOOLS
 from kernelsvc.tools.result import ImageContent, ResourceLink, ToolResult, cell_outcome, outcome, refusal, shortened
@@ -89,7 +89,7 @@ class Toolbox:
 
     # --- cells -------------------------------------------------------------------------------
 
-    async def _run_code(self, asked: table.RunCode, report: Report | None) -> ToolResult:
+    async def _run_code(self, asked: definitions.RunCode, report: Report | None) -> ToolResult:
         session, note = await self._sessions.open(asked.session)
         cell = f"c_{secrets.token_hex(8)}"
         params: dict[str, Any] = {"session": session.id, "cell": cell, "code": asked.code}
@@ -99,7 +99,7 @@ class Toolbox:
         found = await self._ended(params, asked.wait_seconds, report)
         return cell_outcome(found, asked.max_text, note)
 
-    async def _wait_for_cell(self, asked: table.WaitForCell, report: Report | None) -> ToolResult:
+    async def _wait_for_cell(self, asked: definitions.WaitForCell, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         cell = await self._cell(session.id, asked.cell) if asked.cell else await self._last_cell(session.id)
         if cell.state is not CellState.FINISHED:
@@ -142,13 +142,13 @@ class Toolbox:
             raise NotFound("No cell has run in this session yet; run_code runs one.")
         return last
 
-    async def _read_output(self, asked: table.ReadOutput, report: Report | None) -> ToolResult:
+    async def _read_output(self, asked: definitions.ReadOutput, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         params = {
             "session": session.id, "cell": asked.cell, "name": asked.name, "offset": asked.offset, "limit": asked.limit,
         }  # fmt: skip
         piece = await self._desk.call("session.output", params, Output)
-        result = table.OutputResult(
+        result = definitions.OutputResult(
             session=session.id, cell=asked.cell, text=piece.text, total=piece.total, next_offset=piece.next_offset
         )
         more = f"\n[{piece.total} characters in all; go on with offset={piece.next_offset}]"
@@ -156,40 +156,42 @@ class Toolbox:
 
     # --- sessions ----------------------------------------------------------------------------
 
-    async def _interrupt(self, asked: table.InSession, report: Report | None) -> ToolResult:
+    async def _interrupt(self, asked: definitions.InSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         after = await self._desk.call("session.interrupt", {"session": session.id}, SessionInfo)
         return _session_outcome(after, "Interrupted; wait_for_cell shows how the cell ended.")
 
-    async def _restart(self, asked: table.InSession, report: Report | None) -> ToolResult:
+    async def _restart(self, asked: definitions.InSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         after = await self._desk.call("session.restart", {"session": session.id}, SessionInfo)
         return _session_outcome(after, "Restarted: no variables, the files and the notebook are still there.")
 
-    async def _variables(self, asked: table.InSession, report: Report | None) -> ToolResult:
+    async def _variables(self, asked: definitions.InSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         found = await self._desk.call("session.variables", {"session": session.id}, list[Variable])
         shown = [
-            table.VariableShown(name=each.name, type=each.type, summary=each.summary, size_bytes=each.size_bytes)
+            definitions.VariableShown(name=each.name, type=each.type, summary=each.summary, size_bytes=each.size_bytes)
             for each in found
         ]
         lines = [f"{each.name}: {each.type} = {each.summary}" for each in found]
-        text, _ = shortened("\n".join(lines) or "No variables yet.", table.DEFAULT_TEXT, "look at some by run_code")
-        return outcome(table.VariablesResult(session=session.id, variables=shown), text)
+        text, _ = shortened(
+            "\n".join(lines) or "No variables yet.", definitions.DEFAULT_TEXT, "look at some by run_code"
+        )
+        return outcome(definitions.VariablesResult(session=session.id, variables=shown), text)
 
-    async def _checkpoint(self, asked: table.MakeCheckpoint, report: Report | None) -> ToolResult:
+    async def _checkpoint(self, asked: definitions.MakeCheckpoint, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         await self._desk.call("session.checkpoint", {"session": session.id, "name": asked.name}, Checkpoint)
         after = await self._desk.call("session.get", {"session": session.id}, SessionInfo)
         return _session_outcome(after, f"Kept as {asked.name!r}; rollback with to={asked.name!r} goes back to it.")
 
-    async def _rollback(self, asked: table.Rollback, report: Report | None) -> ToolResult:
+    async def _rollback(self, asked: definitions.Rollback, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         after = await self._desk.call("session.rollback", {"session": session.id, "to": asked.to}, SessionInfo)
         moment = f"at {asked.to!r}" if asked.to else "before the last cell"
         return _session_outcome(after, f"The variables are those {moment}; files are as they were.")
 
-    async def _branch(self, asked: table.Branch, report: Report | None) -> ToolResult:
+    async def _branch(self, asked: definitions.Branch, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         params: dict[str, Any] = {"session": session.id, "count": asked.count}
         if asked.at is not None:
@@ -197,35 +199,35 @@ class Toolbox:
         made = await self._desk.call("session.branch", params, list[SessionInfo])
         lines = "\n".join(each.id for each in made)
         text = f"Branches of {session.id}, each with its variables and files; run_code with one's id:\n{lines}"
-        return outcome(table.SessionsResult(sessions=[_shown(each) for each in made]), text)
+        return outcome(definitions.SessionsResult(sessions=[_shown(each) for each in made]), text)
 
-    async def _list_sessions(self, asked: table.ListSessions, report: Report | None) -> ToolResult:
+    async def _list_sessions(self, asked: definitions.ListSessions, report: Report | None) -> ToolResult:
         page = await self._desk.call("session.list", {"limit": 100}, SessionPage)
         found = [each for each in page.sessions if asked.closed or each.state is not SessionState.CLOSED]
         lines = [f"{each.id}  {each.state}  {each.name or ''}  {each.execution_count} cells" for each in found]
-        shown = table.SessionsResult(sessions=[_shown(each) for each in found])
+        shown = definitions.SessionsResult(sessions=[_shown(each) for each in found])
         return outcome(shown, "\n".join(lines) or "No session yet; run_code makes one.")
 
-    async def _close_session(self, asked: table.CloseSession, report: Report | None) -> ToolResult:
+    async def _close_session(self, asked: definitions.CloseSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         after = await self._desk.call("session.close", {"session": session.id}, SessionInfo)
         return _session_outcome(after, "Closed; export_notebook and download_file still read its record.")
 
     # --- files and records ---------------------------------------------------------------------
 
-    async def _upload_file(self, asked: table.UploadFile, report: Report | None) -> ToolResult:
+    async def _upload_file(self, asked: definitions.UploadFile, report: Report | None) -> ToolResult:
         data = _content(asked)
         session, note = await self._sessions.open(asked.session)
         await self._desk.put_file(session.id, asked.path, data)
-        result = table.FileResult(session=session.id, path=asked.path, size=len(data), note=note)
+        result = definitions.FileResult(session=session.id, path=asked.path, size=len(data), note=note)
         return outcome(result, f"Wrote {len(data)} bytes to {asked.path} in session {session.id}.")
 
-    async def _download_file(self, asked: table.DownloadFile, report: Report | None) -> ToolResult:
+    async def _download_file(self, asked: definitions.DownloadFile, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
-        limit = table.MAX_PIECE * 4 if _is_picture(asked.path) and asked.offset == 0 else asked.limit
+        limit = definitions.MAX_PIECE * 4 if _is_picture(asked.path) and asked.offset == 0 else asked.limit
         piece = await self._desk.read_file(session.id, asked.path, asked.offset, limit)
         end = asked.offset + len(piece.data)
-        result = table.FileResult(
+        result = definitions.FileResult(
             session=session.id, path=asked.path, size=piece.size, uri=file_uri(session.id, asked.path),
             next_offset=end if end < piece.size else None,
         )  # fmt: skip
@@ -235,22 +237,22 @@ class Toolbox:
         more = f"\n[{piece.size} bytes in all; go on with offset={end}]" if end < piece.size else ""
         return outcome(result, _as_text(piece.data) + more)
 
-    async def _list_files(self, asked: table.ListFiles, report: Report | None) -> ToolResult:
+    async def _list_files(self, asked: definitions.ListFiles, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         files, truncated = await self._desk.list_files(session.id, asked.path, recursive=asked.recursive)
         lines = [f"{each.path}{'/' if each.kind == 'directory' else ''}  {each.size}" for each in files]
         more = ["[there are more; list a directory of it]"] if truncated else []
-        result = table.FilesResult(session=session.id, files=files, truncated=truncated)
+        result = definitions.FilesResult(session=session.id, files=files, truncated=truncated)
         return outcome(result, "\n".join(lines + more) or "The directory is empty.")
 
-    async def _export_notebook(self, asked: table.ExportNotebook, report: Report | None) -> ToolResult:
+    async def _export_notebook(self, asked: definitions.ExportNotebook, report: Report | None) -> ToolResult:
         session = await self._sessions.find(asked.session)
         data = await self._desk.notebook(session.id, asked.format)
         uri = notebook_uri(session.id, asked.format)
         if asked.save_as:
             await self._desk.put_file(session.id, asked.save_as, data)
         path = asked.save_as or f"notebook.{asked.format}"
-        result = table.FileResult(session=session.id, path=path, size=len(data), uri=uri)
+        result = definitions.FileResult(session=session.id, path=path, size=len(data), uri=uri)
         link = ResourceLink(uri=uri, name=path, mime=MIME[asked.format], size=len(data))
         saved = f" and written to {asked.save_as}" if asked.save_as else ""
         where = f"The notebook of session {session.id} ({len(data)} bytes) is the resource {uri}{saved}; the user gets "
@@ -272,7 +274,7 @@ def file_uri(session: str, path: str) -> str:
     return f"kernelsvc://sessions/{session}/files/{path}"
 
 
-def _decoded(tool: table.Tool, arguments: Mapping[str, Any]) -> Any:
+def _decoded(tool: definitions.Tool, arguments: Mapping[str, Any]) -> Any:
     given = {name: value for name, value in arguments.items() if value is not None}
     try:
         return msgspec.convert(given, tool.arguments, strict=False)
@@ -282,7 +284,7 @@ def _decoded(tool: table.Tool, arguments: Mapping[str, Any]) -> Any:
         ) from None
 
 
-def _content(asked: table.UploadFile) -> bytes:
+def _content(asked: definitions.UploadFile) -> bytes:
     if (asked.text is None) == (asked.base64 is None):
         raise BadRequest("Give the content either as 'text' or as 'base64'.")
     if not asked.path.strip("/"):
@@ -316,8 +318,8 @@ def _last_line(text: str) -> str:
     return lines[-1][-MAX_SAID:]
 
 
-def _shown(session: SessionInfo, note: str | None = None) -> table.SessionResult:
-    return table.SessionResult(
+def _shown(session: SessionInfo, note: str | None = None) -> definitions.SessionResult:
+    return definitions.SessionResult(
         session=session.id,
         state=str(session.state),
         name=session.name,

@@ -22,8 +22,7 @@ import time
 from typing import Any, NoReturn
 
 from attack.driver import LIMITS, _release, _without
-from kernelsvc.guest.confine import confine
-from kernelsvc.guest.confine import exec_shim as keeper
+from kernelsvc.guest.confine import confine, exec_shim
 from kernelsvc.host import exec as keepers
 from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 from kernelsvc.sandbox.plan import SCRATCH
@@ -101,7 +100,7 @@ def _pid_of_sender(sock: socket.socket) -> int:
     return int.from_bytes(control[0][2][:4], sys.byteorder)
 
 
-def _begin(order: keeper.ExecSpec) -> str:
+def _begin(order: exec_shim.ExecSpec) -> str:
     """One program; what its keeper said of its end."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, open(os.devnull, "r+b") as null:
@@ -128,7 +127,7 @@ def run(base: str, without: list[str]) -> dict[str, Any]:
     sandbox = SandboxManager(policy="best-effort", runtime_dir=os.path.join(base, "run"), found=found)
     with contextlib.closing(sandbox):
         ticket = sandbox.prepare("k", workdir=workdir, limits=LIMITS, python=sys.executable)
-        plan = confine.slim(ticket.plan, [])
+        plan = confine.program_plan(ticket.plan, [])
         (answer, answers), (stop, stops) = os.pipe(), os.pipe()
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         here.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -142,7 +141,7 @@ def run(base: str, without: list[str]) -> dict[str, Any]:
         assert os.read(answer, 100) == b"looking\n"
         ended = []
         for _ in range(PROGRAMS):
-            order = keeper.ExecSpec(
+            order = exec_shim.ExecSpec(
                 {**plan},
                 ticket.group.join_files if ticket.group else [],
                 kernel,
@@ -171,7 +170,7 @@ def main() -> None:
     parser.add_argument("secret", nargs="?")
     given = parser.parse_args()
     if given.bare:
-        confine.conceal = lambda plan: None
+        confine.hide_from_sandbox = lambda plan: None
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     kept = [SECRET.encode() * 1000 for _ in range(100)]  # the heap's
     with tempfile.TemporaryDirectory(prefix="kab-", ignore_cleanup_errors=True) as base:

@@ -77,8 +77,8 @@ async def begin(launcher: ForkedLauncher, request: StartRequest, as_: As) -> tup
         kernel.kill()
         await listener.wait("never")
         await kernel.end()
-        return await launcher.wake(copy, copied), copied, None
-    return await launcher.wake(await _branch(kernel, request), copied), copied, kernel
+        return await launcher.resume_copy(copy, copied), copied, None
+    return await launcher.resume_copy(await _branch(kernel, request), copied), copied, kernel
 
 
 async def _branch(kernel: Kernel, request: StartRequest) -> StartRequest:

@@ -145,7 +145,9 @@ def test_a_link_in_place_of_the_branches_directory_leads_nowhere(server: Served)
 def test_a_refused_import_s_traceback_tells_nothing_of_the_server(server: Served) -> None:
     id = begin(server)
     done = run(
-        server, id, "from kernelsvc.guest.forking.state_pickle import Lost\nLost('pool', 'it was busy').submit(1)"
+        server,
+        id,
+        "from kernelsvc.guest.forking.state_pickle import LostVariable\nLostVariable('pool', 'it was busy').submit(1)",
     )
     told = str(server.call("GET", f"/v1/sessions/{id}/cells/{done['id']}")) + done["text"]
     assert "it was busy" in told

@@ -50,7 +50,7 @@ async def test_torn_tails_of_many_journals(place):
 
 def _rechained(data: bytes) -> bytes:
     """The same entries under another session's name, linked anew."""
-    from kernelsvc.model import hash_chain as log
+    from kernelsvc.model import hash_chain
 
     lines, prev = [], ""
     for line in data.splitlines():
@@ -58,7 +58,7 @@ def _rechained(data: bytes) -> bytes:
         event.prev = prev
         line = ev.encode(event)
         lines.append(line)
-        prev = log.digest(line)
+        prev = hash_chain.digest(line)
     return b"\n".join(lines) + b"\n"
 
 

@@ -15,7 +15,7 @@ import pytest
 from environments import INSTALL_SECONDS, clean_env, node_with, python_with
 from served import Served, serving
 
-from kernelsvc.guest import e2b_charts as charts
+from kernelsvc.guest import e2b_charts
 
 CLIENTS = Path(__file__).parent / "clients"
 RUN_SECONDS = 180
@@ -66,7 +66,7 @@ def test_the_javascript_client(served: Served, tmp_path: Path) -> None:
 
 
 def test_charts_are_those_of_e2bs_own_extractor() -> None:
-    run(python_with(*CHARTS), CLIENTS / "e2b_charts_peer.py", charts.__file__)
+    run(python_with(*CHARTS), CLIENTS / "e2b_charts_peer.py", e2b_charts.__file__)
 
 
 def test_the_command_line(served: Served, tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def test_a_branch_can_read_its_relatives_and_write_only_its_own(sandbox: Sandbox
         (family / name / "f").write_text(name)
 
     def branch() -> None:
-        confine.tighten(["/home/user.d/b1", "/tmp", "/dev/shm"], scope=True)
+        confine.restrict_writes(["/home/user.d/b1", "/tmp", "/dev/shm"], scope=True)
         os.chdir("/home/user.d/b1")
         say(Path("/home/user/f").read_text())
         Path("f").write_text("mine")

@@ -18,9 +18,8 @@ from served import Served, serving
 from waiting import wait_for
 
 from kernelsvc.protocol import connect, e2b
-from kernelsvc.server.e2b import connect_rpc as rpc
+from kernelsvc.server.e2b import connect_rpc, filesystem
 from kernelsvc.server.e2b import files as transfer
-from kernelsvc.server.e2b import filesystem
 
 Answer = tuple[int, Any]
 CALLS = [path.replace("\\", "") for path, _ in filesystem.ROUTES]
@@ -290,7 +289,7 @@ def watch(box: Box, **headers: str) -> list[tuple[int, Any]]:
     kind = {"Content-Type": "application/connect+json"}
     status, said = box.raw("POST", "/filesystem.Filesystem/WatchDir", body, box.headers(**kind, **headers))
     assert status == 200
-    assert rpc.KEEPALIVE_SECONDS > 2.5  # so that it is the header that counts
+    assert connect_rpc.KEEPALIVE_SECONDS > 2.5  # so that it is the header that counts
     return [*messages(said)]
 
 

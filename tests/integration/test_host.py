@@ -27,9 +27,8 @@ from hosted import Bench, bench, gone, kill
 from waiting import wait_until
 
 from kernelsvc.errors import BadRequest, Conflict, Internal, KernelDead, KernelsvcError, NotFound, Timeout, TooLarge
-from kernelsvc.kernels.forked import launcher as forked
-from kernelsvc.linux import procfs as processes
-from kernelsvc.linux import seqpacket as channel
+from kernelsvc.kernels.forked import launcher
+from kernelsvc.linux import procfs, seqpacket
 from kernelsvc.model.exit_status import Cause
 from kernelsvc.model.limits import Limits
 
@@ -71,7 +70,7 @@ async def test_a_kernel_is_forked_runs_cells_and_ends(host: Bench) -> None:
     one = await host.start(env={"COLOUR": "blue"})
     assert await one.run("import os; print(os.environ['COLOUR'], os.getcwd() == os.environ['HOME'])") == "blue True\n"
     assert one.kernel.info.python == sys.version.split()[0]
-    init = processes.stat(one.pid)
+    init = procfs.stat(one.pid)
     assert init is not None
     await one.kernel.end()
     await gone(one.pid, init.parent)
@@ -227,12 +226,12 @@ print(ours.pid, group.pid, away.pid, daemon)
 
 def outer(init: int) -> dict[int, int]:
     """Pids here, by those inside, of all below an init."""
-    return {processes.inner_pid(pid): pid for pid in processes.below(init)}
+    return {procfs.inner_pid(pid): pid for pid in procfs.below(init)}
 
 
 async def test_with_a_session_all_ends_that_it_started(host: Bench) -> None:
     one, other = await host.start(), await host.start()
-    init = processes.stat(one.pid).parent  # type: ignore[union-attr]
+    init = procfs.stat(one.pid).parent  # type: ignore[union-attr]
     inside = [int(pid) for pid in (await one.run(_DAEMON)).split()]
     found = outer(init)
     everyone = [found[pid] for pid in inside]
@@ -245,7 +244,7 @@ async def test_with_a_session_all_ends_that_it_started(host: Bench) -> None:
 
 async def test_with_a_kernel_that_dies_ends_what_it_started_but_not_what_left_its_session(host: Bench) -> None:
     one = await host.start()
-    init = processes.stat(one.pid).parent  # type: ignore[union-attr]
+    init = procfs.stat(one.pid).parent  # type: ignore[union-attr]
     found_in = await one.run(_DAEMON)
     found = outer(init)
     ours, group, away, daemon = (found[int(pid)] for pid in found_in.split())
@@ -260,7 +259,7 @@ async def test_with_a_kernel_that_dies_ends_what_it_started_but_not_what_left_it
 
 async def test_a_signal_for_all(host: Bench) -> None:
     one = await host.start()
-    init = processes.stat(one.pid).parent  # type: ignore[union-attr]
+    init = procfs.stat(one.pid).parent  # type: ignore[union-attr]
     inside = await one.run(_DAEMON)
     found = outer(init)
     host.client.signal(one.request.kernel, signal.SIGTERM, everyone=True)
@@ -270,7 +269,7 @@ async def test_a_signal_for_all(host: Bench) -> None:
 
 async def test_a_killed_init_ends_its_session(own: Bench) -> None:
     one, other = await own.start(), await own.start()
-    init = processes.stat(one.pid).parent  # type: ignore[union-attr]
+    init = procfs.stat(one.pid).parent  # type: ignore[union-attr]
     found = [int(pid) for pid in (await one.run(_DAEMON)).split()]
     kill(init)
     assert (await one.exit()).cause is Cause.SIGNALLED
@@ -282,7 +281,7 @@ async def test_a_killed_init_ends_its_session(own: Bench) -> None:
 
 async def test_a_stopped_init_is_killed(own: Bench) -> None:
     one = await own.start()
-    init = processes.stat(one.pid).parent  # type: ignore[union-attr]
+    init = procfs.stat(one.pid).parent  # type: ignore[union-attr]
     found = [int(pid) for pid in (await one.run(_DAEMON)).split()]
     kill(init, signal.SIGSTOP)
     await one.kernel.end()
@@ -316,7 +315,7 @@ async def test_many_spawns_leak_nothing(host: Bench) -> None:
 
 async def test_an_id_is_taken_once(host: Bench) -> None:
     one = await host.start()
-    fds = host.launcher.make_ends("second")
+    fds = host.launcher.make_endpoints("second")
     try:
         with pytest.raises(Conflict):
             await host.client.spawn(
@@ -329,7 +328,7 @@ async def test_an_id_is_taken_once(host: Bench) -> None:
                 limits={},
             )
     finally:
-        channel.close_all(fds)
+        seqpacket.close_all(fds)
         host.launcher.path("second").unlink()
     assert await one.run("print('unharmed')") == "unharmed\n"
     await one.kernel.end()
@@ -503,7 +502,7 @@ async def test_a_host_dies_and_the_next_finds_its_sessions(policy: str, number: 
         copy = made.request()
         await one.kernel.fork(copy, mode="checkpoint")
         inside = await two.run(_DAEMON)
-        init = processes.stat(two.pid).parent  # type: ignore[union-attr]
+        init = procfs.stat(two.pid).parent  # type: ignore[union-attr]
         found = outer(init)
         before = await made.host()
         running = one.send("import time\nfor i in range(40): print(i, flush=True); time.sleep(0.01)")
@@ -618,8 +617,8 @@ async def test_the_next_server_finds_kernels_and_copies(host: Bench) -> None:
 async def test_a_kernel_that_accepts_no_connection_is_not_tried_without_end(
     host: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forked, "ADOPT_SECONDS", 0.1)
-    monkeypatch.setattr(forked, "ADOPT_ATTEMPTS", 3)
+    monkeypatch.setattr(launcher, "ADOPT_SECONDS", 0.1)
+    monkeypatch.setattr(launcher, "ADOPT_ATTEMPTS", 3)
     one = await host.start()
     await one.run("w = get_ipython().kernel.session.wire\nw._listener.listen(0)\ntype(w)._accept = lambda self: None")
     one.kernel.detach()
@@ -675,7 +674,7 @@ async def test_copies_end_one_by_one(host: Bench) -> None:
     await one.kernel.fork(checkpoint, mode="checkpoint")
     await one.kernel.fork(branch, mode="branch")
     live = await host.wake(branch)
-    init = processes.stat(one.pid).parent  # type: ignore[union-attr]
+    init = procfs.stat(one.pid).parent  # type: ignore[union-attr]
     found = [int(pid) for pid in (await live.run(_DAEMON)).split()]
     found = [outer(init)[pid] for pid in found]
     live.send("import os; os._exit(3)")  # a child of the original, which does not wait for it
@@ -697,13 +696,13 @@ async def test_copies_end_one_by_one(host: Bench) -> None:
 async def test_a_server_that_leaves_in_the_middle_of_a_start(host: Bench) -> None:
     server = type(host.client)(host.settings)
     await server.start()
-    fds, request = host.launcher.make_ends("leaving"), host.request()
+    fds, request = host.launcher.make_endpoints("leaving"), host.request()
     fields = {"kernel": "leaving", "session": "s", "template": "python3", "workdir": request.workdir, "env": {}}
     task = asyncio.ensure_future(server.spawn(fds, **fields, limits={}))
     await asyncio.sleep(0)
     await server.close()
     await hosted.cancelled(task)
-    channel.close_all(fds)
+    seqpacket.close_all(fds)
     host.launcher.path("leaving").unlink()
 
     async def alone() -> bool:
@@ -738,7 +737,7 @@ async def test_a_session_without_host_and_server_ends_itself() -> None:
     async with bench("off", adoption_seconds=0.5) as made:
         one = await made.start()
         inside = [int(pid) for pid in (await one.run(_DAEMON)).split()]
-        init = processes.stat(one.pid).parent  # type: ignore[union-attr]
+        init = procfs.stat(one.pid).parent  # type: ignore[union-attr]
         host = await made.host()
         one.kernel.detach()
         await made.client.close()
@@ -801,7 +800,7 @@ async def test_a_cold_kernel_s_process(host: Bench) -> None:
     host.client.on_end(kernel, ends.append)
     colour, inner = said.split()
     assert colour == "blue"
-    assert int(inner) == processes.inner_pid(found.pid)
+    assert int(inner) == procfs.inner_pid(found.pid)
     host.client.signal(kernel, signal.SIGTERM)
     await wait_until(lambda: ends)
     assert (ends[0].cause, ends[0].exit_code) == (Cause.EXITED, 7)
@@ -813,7 +812,7 @@ async def test_a_cold_kernel_s_process(host: Bench) -> None:
 async def test_a_program_that_is_not_there_ends_with_127(host: Bench) -> None:
     kernel, found, said = await start_cold(host, "/no/such/program")
     assert "No such file" in said
-    await processes.wait_pidfd(found.pidfd)
+    await procfs.wait_pidfd(found.pidfd)
     os.close(found.pidfd)
 
     async def ended() -> Any:

@@ -14,7 +14,7 @@ import pytest
 
 from kernelsvc.errors import CursorUnknown
 from kernelsvc.model import events as ev
-from kernelsvc.model import hash_chain as log
+from kernelsvc.model import hash_chain
 from kernelsvc.store.journal import Journal
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a filesystem")
@@ -25,7 +25,7 @@ def chunk(n=1, size=1000):
 
 
 def sound(path):
-    found = log.check(path.read_bytes().splitlines())
+    found = hash_chain.check(path.read_bytes().splitlines())
     assert found.fault is None
     return found.head
 
@@ -228,7 +228,7 @@ def test_a_power_cut_loses_nothing_that_was_synced(tmp_path):
             path = disk / "sess" / "journal.jsonl"
             opened = Journal.open(path)
             assert opened.last_seq >= head.seq
-            assert log.check(opened.lines(), anchors=[head]).fault is None
+            assert hash_chain.check(opened.lines(), anchors=[head]).fault is None
             opened.append(chunk())
             opened.close()
             sound(path)

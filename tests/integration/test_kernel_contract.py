@@ -421,7 +421,7 @@ class Bench:
         return found
 
     async def wake(self, request: StartRequest, sink: Recorder) -> Kernel:
-        kernel = await (await self.backend.launcher()).wake(request, sink)
+        kernel = await (await self.backend.launcher()).resume_copy(request, sink)
         self._kernels.append(kernel)
         return kernel
 
@@ -461,7 +461,7 @@ async def test_a_kernel_starts_and_says_what_it_is(bench: Bench) -> None:
     assert kernel.info.pid > 0
     assert kernel.info.language
     assert bench.backend.alive(kernel)
-    assert not kernel.seen("cell-1")
+    assert not kernel.has_received("cell-1")
     assert not bench.sink.exits
 
 
@@ -733,8 +733,8 @@ async def test_a_cell_that_runs_over_a_restart_ends_once(bench: Bench) -> None:
     sink = Recorder()
     again = await bench.adopt(kernel.info.id, sink, last_frame(bench.sink))
     assert again is not None
-    assert again.seen(cell)
-    assert not again.seen("cell-never-sent")
+    assert again.has_received(cell)
+    assert not again.has_received("cell-never-sent")
     again.interrupt()
     await wait_until(lambda: sink.ended(cell), what="the cell's end")
     assert sink.reply(cell)["status"] != "ok"
@@ -750,7 +750,7 @@ async def test_a_cell_that_ended_while_nobody_was_there_has_an_end(bench: Bench,
     await asyncio.sleep(0.2)  # the one thing that can't be waited for: nobody is there to see it
     again = await bench.adopt(kernel.info.id, sink, last_frame(bench.sink))
     assert again is not None
-    assert again.seen(cell)
+    assert again.has_received(cell)
     await wait_until(lambda: sink.ended(cell), what="the cell's end")
     if bench.backend.keeps_output:
         assert sink.text(parent=cell) == "unheard\n"
@@ -836,7 +836,7 @@ async def test_a_copy_nobody_wants_is_discarded(bench: Bench) -> None:
     await launcher.discard(request.kernel)
     await launcher.discard(request.kernel)
     with pytest.raises(KernelDead):
-        await launcher.wake(request, Recorder())
+        await launcher.resume_copy(request, Recorder())
 
 
 async def test_a_kernel_that_can_t_fork_says_so(bench: Bench) -> None:

@@ -444,7 +444,7 @@ async def test_it_can_t_be_forked(lab: Lab) -> None:
     with pytest.raises(NotSupported):
         await kernel.fork(lab.request("python3"), mode="branch")
     with pytest.raises(KernelDead):
-        await lab.launcher().wake(lab.request("python3"), lab.sink)
+        await lab.launcher().resume_copy(lab.request("python3"), lab.sink)
     await lab.launcher().discard("anything")
 
 

@@ -14,7 +14,7 @@ from hosted import Bench, Running, bench
 from waiting import wait_until
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, TooLarge
-from kernelsvc.kernels import exec_process as programs
+from kernelsvc.kernels import exec_process
 from kernelsvc.kernels.exec_process import ExecProcess
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -34,10 +34,10 @@ async def one(host: Bench) -> AsyncIterator[Running]:
 
 
 async def begin(host: Bench, one: Running, *argv: str, **more: Any) -> ExecProcess:
-    return await programs.start(host.client, one.request.kernel, argv, **{"env": {}, "cwd": "", **more})
+    return await exec_process.start(host.client, one.request.kernel, argv, **{"env": {}, "cwd": "", **more})
 
 
-async def everything(process: ExecProcess, stream: programs.Stream = "stdout") -> str:
+async def everything(process: ExecProcess, stream: exec_process.Stream = "stdout") -> str:
     said = b""
     async with asyncio.timeout(20):
         while data := await process.read(stream):
@@ -155,7 +155,7 @@ async def test_too_many_arguments(host: Bench, one: Running) -> None:
 
 async def test_no_such_kernel(host: Bench, one: Running) -> None:
     with pytest.raises(KernelsvcError):
-        await programs.start(host.client, "k_nobody", ["true"], env={}, cwd="")
+        await exec_process.start(host.client, "k_nobody", ["true"], env={}, cwd="")
 
 
 async def test_it_ends_with_its_session(host: Bench) -> None:

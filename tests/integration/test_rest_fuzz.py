@@ -6,9 +6,9 @@ import pytest
 import rest_fuzz
 from served import Served
 
-from kernelsvc.server.native import openapi as documents
+from kernelsvc.server.native import openapi
 
-DOCUMENT = documents.openapi("1")
+DOCUMENT = openapi.openapi("1")
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,10 @@ from served import Served
 from tornado.web import Application, RequestHandler
 from websockets.sync.client import connect
 
-from kernelsvc.protocol import e2b
-from kernelsvc.protocol import jsonrpc as native
+from kernelsvc.protocol import e2b, jsonrpc
 from kernelsvc.server.app import make_app
 from kernelsvc.server.e2b.handler import SandboxHandler
-from kernelsvc.server.native import routes as rest
+from kernelsvc.server.native import routes
 from kernelsvc.settings import Settings
 from kernelsvc.tools import TOOLS
 
@@ -84,7 +83,7 @@ def _native_rows() -> list[Row]:
             route.scope,
             BODIES.get(route.id, {} if route.verb == "POST" else None),
         )
-        for route in rest.ROUTES
+        for route in routes.ROUTES
     ]
     # What their handlers have beyond the table.
     listing = f"/v1/sessions/{S}/files/"
@@ -344,7 +343,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name, row in native.METHODS.items() if row.scope == "run"])
+@pytest.mark.parametrize("name", [name for name, row in jsonrpc.METHODS.items() if row.scope == "run"])
 def test_no_websocket_method_goes_beyond_a_read_token(lab: Lab, name: str) -> None:
     before = lab.state()
     with connect(lab.served.url.replace("http", "ws") + "/v1/ws?token=alice-read") as socket:

@@ -10,7 +10,7 @@ import pytest
 
 from kernelsvc.errors import Internal
 from kernelsvc.model import events as ev
-from kernelsvc.model import hash_chain as log
+from kernelsvc.model import hash_chain
 from kernelsvc.model.notebook import fold
 from kernelsvc.store.convert import convert, convert_now
 
@@ -29,7 +29,7 @@ def notebook(*outputs, code="%matplotlib inline\nx = 1\n!ls\n"):
         ev.KernelDied(message=EVIL),
     ]
     for n, event in enumerate(events, 1):
-        event.seq, event.at = n, log.timestamp(n)
+        event.seq, event.at = n, hash_chain.timestamp(n)
         if n > 1 and n < len(events):
             event.cell = "a"
     return json.dumps(fold(events)).encode()

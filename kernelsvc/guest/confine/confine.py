@@ -18,7 +18,7 @@ A pid namespace takes hold of children only, which is why the middle exists; it
 exits when it has forked the init. The init is pid 1 of the namespace, is trusted,
 and the kernel is never pid 1. ``enter``, ``build`` and ``seal`` each need a
 process with a single thread. ``seal`` comes last: after it no step of this
-module works any more, and that is the point; ``tighten`` alone still does,
+module works any more, and that is the point; ``restrict_writes`` alone still does,
 because Landlock can always be narrowed.
 
 Rules that are easy to break: uid and gid are read before ``unshare``; the cgroup
@@ -195,7 +195,7 @@ def seal(plan: dict[str, Any]) -> None:
             lx.install_filter(bytes.fromhex(plan["seccomp"]["kernel"]))
 
 
-def tighten(write: list[str], *, scope: bool) -> None:
+def restrict_writes(write: list[str], *, scope: bool) -> None:
     """A branch or its parent: keep the right to write beneath these directories only.
 
     Adds a Landlock layer on top of the session's; reading stays as it was. It also
@@ -225,7 +225,7 @@ def lower_data(most: int) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (wanted, wanted))
 
 
-def slim(plan: dict[str, Any], secret: Iterable[str]) -> dict[str, Any]:
+def program_plan(plan: dict[str, Any], secret: Iterable[str]) -> dict[str, Any]:
     """What it takes to ``join`` a sandbox that is there: no more than a host may write down.
 
     Args:
@@ -241,7 +241,7 @@ def slim(plan: dict[str, Any], secret: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def conceal(plan: dict[str, Any]) -> None:
+def hide_from_sandbox(plan: dict[str, Any]) -> None:
     """A fork of the kernel host that is to become a program: nobody may look into its copy of the host's memory.
 
     Before it can be seen by any session. Not dumpable, its ``/proc`` directory belongs
@@ -267,7 +267,7 @@ def join(plan: dict[str, Any], cgroup: list[str], kernel: int) -> None:
     For a fresh fork with a single thread. It keeps its rights: what may be run here is ``exec_joined`` alone.
 
     Args:
-        plan: the sandbox's, see ``slim``.
+        plan: the sandbox's, see ``program_plan``.
         cgroup: files that make the writer a member.
         kernel: a pidfd of the sandbox's kernel; not of the init, into which Linux lets nobody.
 
@@ -290,7 +290,7 @@ def exec_joined(
     """Run a program with no more rights than the sandbox's kernel has. In the child of who has called ``join``.
 
     Args:
-        plan: the sandbox's, see ``slim``.
+        plan: the sandbox's, see ``program_plan``.
         argv: the program and its arguments; looked up on the plan's PATH.
         env: additions to the environment.
         cwd: the directory it starts in.
@@ -310,7 +310,7 @@ def exec_joined(
     os.chdir(plan["home"])
     seal(plan)
     if write is not None and plan["landlock"] is not None:
-        tighten([path for path in write if os.path.isdir(path)], scope=False)
+        restrict_writes([path for path in write if os.path.isdir(path)], scope=False)
     os.chdir(cwd)
     os.execvpe(argv[0], argv, dict(os.environ))
 
@@ -337,7 +337,9 @@ def exec_confined(
     """
     enter(plan)
     if not plan["namespaces"]:
-        conceal(plan)  # other sessions see it; with namespaces nobody does, and maps of ids must still be written
+        hide_from_sandbox(
+            plan
+        )  # other sessions see it; with namespaces nobody does, and maps of ids must still be written
     if os.fork():
         os._exit(0)
     build(plan)

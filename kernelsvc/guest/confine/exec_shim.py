@@ -58,10 +58,10 @@ class ExecSpec:
         self.argv, self.env, self.cwd, self.write, self.terminal = argv, env, cwd, write, terminal
 
 
-def keep(order: ExecSpec, server: socket.socket) -> NoReturn:
+def run_shim(order: ExecSpec, server: socket.socket) -> NoReturn:
     """Be a keeper: in a fresh fork with a single thread, descriptors 0 to 2 already those of the program."""
     try:
-        confine.conceal(order.plan)
+        confine.hide_from_sandbox(order.plan)
         confine.join(order.plan, order.cgroup, order.kernel)
         news, told = os.pipe2(os.O_CLOEXEC)
         program = os.fork()

@@ -41,8 +41,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from kernelsvc.guest.confine import confine
-from kernelsvc.guest.forking import fork_safety as survey
-from kernelsvc.guest.forking import state_requests as saved
+from kernelsvc.guest.forking import fork_safety, state_requests
 from kernelsvc.guest.forking.fork_safety import ForkSafety
 from kernelsvc.guest.forking.prefault import PagePrefault
 from kernelsvc.guest.forking.proc_maps import ProcMaps
@@ -67,20 +66,22 @@ def answer(runner: MainLoop, control: ControlRequest) -> None:
     reap(runner)
     if control.op == "survey":
         _mapped.read()
-        found = take_survey(runner, set(), _mapped.lines(*survey.TELLING))
+        found = check_fork_safety(runner, set(), _mapped.lines(*fork_safety.TELLING))
         _mapped.drop()
         runner.wire.reply(control.number, {"ok": True, "obstacles": found.obstacles, "warnings": found.warnings})
     elif control.op == "fork":
         _fork(runner, control)
     elif control.op == "fence":
-        runner.wire.reply(control.number, fence(runner, [str(path) for path in control.body.get("write") or []]))
+        runner.wire.reply(
+            control.number, restrict_writes(runner, [str(path) for path in control.body.get("write") or []])
+        )
     elif control.op in ("save", "load") and len(control.fds) == 1:
-        runner.wire.reply(control.number, saved.answer(runner.kernel.shell, control.body, control.fds.pop()))
+        runner.wire.reply(control.number, state_requests.answer(runner.kernel.shell, control.body, control.fds.pop()))
     else:
         runner.wire.reply(control.number, {"ok": False, "refused": [f"There is no operation {control.op!r}."]})
 
 
-def fence(runner: MainLoop, write: list[str]) -> dict[str, Any]:
+def restrict_writes(runner: MainLoop, write: list[str]) -> dict[str, Any]:
     """Leave branches alone from now on: keep the right to write to these directories only.
 
     A branch has been taken the right to touch its parent's files already. Here the
@@ -93,19 +94,19 @@ def fence(runner: MainLoop, write: list[str]) -> dict[str, Any]:
     if runner.fences >= PARENTS_FENCES:
         return {"ok": False, "refused": ["This session has been fenced off from its branches too often."]}
     # A layer that scoped signals would also keep it from ending what it has started itself.
-    alone = not survey.children(set(runner.forks))
+    alone = not fork_safety.children(set(runner.forks))
     try:
-        confine.tighten([path for path in write if os.path.isdir(path)], scope=alone)
+        confine.restrict_writes([path for path in write if os.path.isdir(path)], scope=alone)
     except confine.StepFailed as error:
         return {"ok": False, "refused": [str(error)]}
     runner.fences, runner.fenced = runner.fences + 1, write
     return {"ok": True}
 
 
-def take_survey(runner: MainLoop, given: set[int], mapped: str) -> ForkSafety:
+def check_fork_safety(runner: MainLoop, given: set[int], mapped: str) -> ForkSafety:
     """What this process holds that a copy would break or share; ``given`` came with the request."""
     _quiesce_pools(runner.loop)
-    return survey.survey(runner.loop, runner.own_fds() | given, runner.forks, mapped)
+    return fork_safety.survey(runner.loop, runner.own_fds() | given, runner.forks, mapped)
 
 
 def reap(runner: MainLoop) -> None:
@@ -140,21 +141,21 @@ def _fork(runner: MainLoop, control: ControlRequest) -> None:
         runner.wire.reply(control.number, {"ok": False, "refused": refused})
         return
     _mapped.read()
-    mapped = _mapped.lines(*survey.TELLING)
-    found = take_survey(runner, set(control.fds), mapped)
+    mapped = _mapped.lines(*fork_safety.TELLING)
+    found = check_fork_safety(runner, set(control.fds), mapped)
     if found.obstacles and not body.get("force"):
         _mapped.drop()
         said = {"ok": False, "refused": found.obstacles, "warnings": found.warnings}
         runner.wire.reply(control.number, said)
         return
-    warned = [*found.obstacles, *found.warnings, *_quiesce(survey.openmp(mapped))]
+    warned = [*found.obstacles, *found.warnings, *_quiesce(fork_safety.openmp(mapped))]
     flush_files(runner)
     # Not for a branch: it would make the branch's pages the branch's alone.
     again = body["mode"] == "checkpoint" and "workdir" not in body.get("identity", {})
     if again:
         runner.hot.forking(_mapped)
     _mapped.drop()
-    files = any(found.regular for found in survey.descriptors(runner.own_fds() | set(control.fds)))
+    files = any(found.regular for found in fork_safety.descriptors(runner.own_fds() | set(control.fds)))
     state = random.getstate()
     pid = _copy(runner)
     if pid:
@@ -267,7 +268,7 @@ def _quiesce(libraries: list[str]) -> list[str]:
 
 def flush_files(runner: MainLoop) -> None:
     """What is buffered for a file would be written once by each copy. The heap is walked only if a file is open."""
-    files = {d.fd for d in survey.descriptors(runner.own_fds()) if d.regular and d.writable}
+    files = {d.fd for d in fork_safety.descriptors(runner.own_fds()) if d.regular and d.writable}
     runner.flush_c()
     for stream in (sys.__stdout__, sys.__stderr__):
         with contextlib.suppress(Exception):
@@ -312,7 +313,7 @@ def renew_loop(loop: Any, drop: set[int]) -> None:
 def reopen_files(own: set[int]) -> list[str]:
     """Give regular files an offset of their own: same inode, flags, position and number. Return what failed."""
     failed = []
-    for found in survey.descriptors(own):
+    for found in fork_safety.descriptors(own):
         if not found.regular:
             continue
         try:

@@ -29,20 +29,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from kernelsvc.guest import import_policy as imports
-from kernelsvc.guest import ipython, variables
-
 # All of them here: once a session is confined, no file of ours can be read any more.
-from kernelsvc.guest import limit_errors as caps
+from kernelsvc.guest import import_policy, ipython, limit_errors, variables
 from kernelsvc.guest.confine import confine, init, linux
-from kernelsvc.guest.forking import copy_tree as folder
-from kernelsvc.guest.forking import fork
-from kernelsvc.guest.forking import fork_safety as survey
-from kernelsvc.guest.forking import state_pickle as namespace
-from kernelsvc.guest.forking import state_requests as saved
+from kernelsvc.guest.forking import copy_tree, fork, fork_safety, state_pickle, state_requests
 from kernelsvc.guest.main_loop import PreparedKernel, prepare, serve
 
-_LOADED = (caps, folder, fork, imports, ipython, namespace, saved, survey, variables)
+_LOADED = (limit_errors, copy_tree, fork, import_policy, ipython, state_pickle, state_requests, fork_safety, variables)
 
 #: Largest datagram: the plan with its filters, the environment, the identity.
 DATAGRAM = 192 * 1024
@@ -199,7 +192,7 @@ def _kernel(
         identity["workdir"] = plan["home"]
         rules = spawn.get("imports") or {}
         if rules:
-            imports.install(rules.get("allow"), rules.get("deny") or [])
+            import_policy.install(rules.get("allow"), rules.get("deny") or [])
     except BaseException as error:
         init.fail(channel, error)
 

@@ -65,7 +65,7 @@ class PagePrefault:
         """In the original, when it has said that it forked."""
         if self._left:
             self._left -= 1
-            take(self._ranges)
+            populate(self._ranges)
         else:
             self._bare = True
 
@@ -129,7 +129,7 @@ def _mappings(mapped: ProcMaps) -> Iterator[Range]:
             yield begin, end
 
 
-def take(ranges: list[Range]) -> None:
+def populate(ranges: list[Range]) -> None:
     """Make these pages this process's own. Best effort: what has been unmapped meanwhile is passed over."""
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)

@@ -6,7 +6,7 @@ import gc
 import os
 from typing import Any
 
-from kernelsvc.guest.forking import state_pickle as namespace
+from kernelsvc.guest.forking import state_pickle
 
 
 def answer(shell: Any, body: dict[str, Any], fd: int) -> dict[str, Any]:
@@ -18,9 +18,9 @@ def answer(shell: Any, body: dict[str, Any], fd: int) -> dict[str, Any]:
 
 
 def _save(shell: Any, fd: int) -> dict[str, Any]:
-    names = namespace.user_names(shell.user_ns, shell.user_ns_hidden)
+    names = state_pickle.user_names(shell.user_ns, shell.user_ns_hidden)
     with os.fdopen(fd, "wb") as file:
-        lost = namespace.dump(shell.user_ns, names, file)
+        lost = state_pickle.dump(shell.user_ns, names, file)
         file.flush()
         os.fsync(file.fileno())
     return {"ok": True, "saved": len(names) - len(lost), "lost": lost}
@@ -31,7 +31,7 @@ def _load(shell: Any, fd: int, count: int) -> dict[str, Any]:
     gc.disable()  # a large pickle makes many objects and no garbage
     try:
         with os.fdopen(fd, "rb") as file:
-            found, lost = namespace.load(file, shell.user_ns)
+            found, lost = state_pickle.load(file, shell.user_ns)
     finally:
         if collecting:
             gc.enable()

@@ -42,10 +42,10 @@ class _Listener:
             self.answered.set_result(good)
 
 
-async def dress(kernel: ForkedKernel, env: Mapping[str, str]) -> bool:
+async def set_environment(kernel: ForkedKernel, env: Mapping[str, str]) -> bool:
     """Give a kernel that has run nothing its environment; False if it could not be given. Safe to cancel: end it."""
     listener = _Listener()
-    kernel.hand_over(listener)
+    kernel.set_sink(listener)
     kernel.send("shell", REQUEST, {"environ": dict(env), "directory": None}, msg_id=_ID)
     try:
         async with asyncio.timeout(SECONDS):

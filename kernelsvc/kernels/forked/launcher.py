@@ -22,9 +22,9 @@ from kernelsvc.errors import AtCapacity, CannotFork, KernelDead, KernelsvcError,
 from kernelsvc.host.client import HostClient, KernelHandle
 from kernelsvc.kernels.forked import environment as handover
 from kernelsvc.kernels.forked.wire_client import WireClient, WireLost
-from kernelsvc.kernels.forked.wire_connection import knock
+from kernelsvc.kernels.forked.wire_connection import connect
 from kernelsvc.kernels.port import ForkResult, Output, SaveResult, Sink, StartRequest
-from kernelsvc.linux import procfs as processes
+from kernelsvc.linux import procfs
 from kernelsvc.linux import seqpacket as channel
 from kernelsvc.linux.stopped_process import ResumeIfStopped
 from kernelsvc.model.events import KernelInfo, SandboxReport
@@ -98,13 +98,13 @@ class ForkedKernel:
         """Whether its end would still be told."""
         return self._sink is not None
 
-    def hand_over(self, sink: Sink) -> None:
+    def set_sink(self, sink: Sink) -> None:
         """Tell another one from now on; for a kernel that has run nothing."""
         self._sink = sink
 
     def _wire_lost(self, loss: WireLost) -> None:
         self._loss = loss
-        self._cut = not processes.ending(self.info.pid)
+        self._cut = not procfs.ending(self.info.pid)
         self._lost.set()
         self.kill()  # one that can't be talked to is of no use, and one that breaks the protocol is none of ours
 
@@ -149,7 +149,7 @@ class ForkedKernel:
         self._wire.resume()
         self._resumed.set()
 
-    def seen(self, msg_id: str) -> bool:
+    def has_received(self, msg_id: str) -> bool:
         """See ``port.Kernel``."""
         return self._wire.seen(msg_id)
 
@@ -161,7 +161,7 @@ class ForkedKernel:
 
     async def _watch(self) -> None:
         """Wait for the process's end, then for the last of what it sent, then for the host's word."""
-        await processes.wait_pidfd(self._pidfd)
+        await procfs.wait_pidfd(self._pidfd)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TELL_SECONDS):
                 await self._lost.wait()
@@ -180,7 +180,7 @@ class ForkedKernel:
             async with asyncio.timeout(TELL_SECONDS):
                 exit = await asyncio.shield(self._told)
         if exit.cause is Cause.LOST:  # the host is gone too, or never knew it; Linux may still know
-            exit = exit_of(processes.exit_status(self._pidfd))
+            exit = exit_of(procfs.exit_status(self._pidfd))
         if self._loss is not None and self._loss.violation:
             return Exit(cause=Cause.PROTOCOL, message=self._loss.message.rstrip("."), signal=exit.signal)
         ours = exit.cause is Cause.LOST or (exit.cause is Cause.SIGNALLED and exit.signal == signal.SIGKILL)
@@ -230,7 +230,7 @@ class ForkedKernel:
         self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False
     ) -> ForkResult:
         """See ``port.Kernel``."""
-        ends = self._launcher.make_ends(copy.kernel)
+        ends = self._launcher.make_endpoints(copy.kernel)
         identity: dict[str, Any] = {"kernel": copy.kernel, "session": copy.session}
         if copy.beside:
             identity = _branch_identity(copy, self.sandbox)
@@ -243,7 +243,7 @@ class ForkedKernel:
             if not said.get("ok"):
                 reasons = [str(reason)[:500] for reason in said.get("refused") or ["it gave no reason"]][:32]
                 raise CannotFork(f"The session can't be forked now: {'; '.join(reasons)}", reasons=reasons)
-            private = await self._launcher.enlist(copy, of=self.info.id, home=copy.home or self.home)
+            private = await self._launcher.register_copy(copy, of=self.info.id, home=copy.home or self.home)
         except BaseException:
             self._launcher.path(copy.kernel).unlink(missing_ok=True)
             raise
@@ -253,7 +253,7 @@ class ForkedKernel:
         warnings = [str(w)[:500] for w in said.get("warnings") or []]
         return ForkResult(cost_ms=_figure(said.get("cost_ms")), private_bytes=private, warnings=warnings)
 
-    async def fence(self, write: Sequence[str]) -> str:
+    async def restrict_writes(self, write: Sequence[str]) -> str:
         """See ``port.Kernel``."""
         if "landlock" not in self.sandbox.enforced:
             return ""
@@ -305,7 +305,7 @@ class ForkedLauncher:
         """Where a kernel listens."""
         return self._runtime / f"{kernel}.k"
 
-    def make_ends(self, kernel: str) -> list[int]:
+    def make_endpoints(self, kernel: str) -> list[int]:
         """A bound socket and two pipes: the five descriptors that a kernel gets."""
         path = self.path(kernel)
         path.unlink(missing_ok=True)
@@ -327,12 +327,12 @@ class ForkedLauncher:
             return await self._start(request, sink)
         if request.env:
             await self._dress(ready, request)
-        ready.hand_over(sink)
+        ready.set_sink(sink)
         return ready
 
     async def _dress(self, ready: ForkedKernel, request: StartRequest) -> None:
         try:
-            if await handover.dress(ready, request.env):
+            if await handover.set_environment(ready, request.env):
                 return
         except BaseException:
             self._own(self._end_quietly(request.kernel))
@@ -340,7 +340,7 @@ class ForkedLauncher:
         await self._end_quietly(request.kernel)
         raise KernelDead("The kernel that was ready can't be used; try again.")
 
-    async def start_for_later(self, request: StartRequest, sink: Sink) -> None:
+    async def prestart(self, request: StartRequest, sink: Sink) -> None:
         """Start a kernel that the next ``start`` of the same id gets at once; until then, or its end, ``sink`` is told.
 
         Raises:
@@ -349,7 +349,7 @@ class ForkedLauncher:
         self._ready[request.kernel] = await self._start(request, sink)
 
     async def _start(self, request: StartRequest, sink: Sink) -> ForkedKernel:
-        ends = self.make_ends(request.kernel)
+        ends = self.make_endpoints(request.kernel)
         try:
             found = await self.host.spawn(
                 ends,
@@ -448,7 +448,7 @@ class ForkedLauncher:
             return None
         return None
 
-    async def wake(self, request: StartRequest, sink: Sink) -> ForkedKernel:
+    async def resume_copy(self, request: StartRequest, sink: Sink) -> ForkedKernel:
         """See ``port.Launcher``."""
         try:
             found = await self.host.find(request.kernel)
@@ -480,7 +480,7 @@ class ForkedLauncher:
         except TimeoutError:
             raise KernelDead("The checkpoint is stopped (SIGSTOP), and stays so.") from None
 
-    async def enlist(self, copy: StartRequest, *, of: str, home: str) -> int | None:
+    async def register_copy(self, copy: StartRequest, *, of: str, home: str) -> int | None:
         """Find out which process a copy is, from Linux and not from the kernel, and tell the host.
 
         Returns:
@@ -536,7 +536,7 @@ async def _refuses(path: Path) -> bool:
     """Whether no process listens at ``path``. One whose queue is full does."""
     try:
         async with asyncio.timeout(REFUSE_SECONDS):
-            (await knock(str(path), patient=False)).close()
+            (await connect(str(path), patient=False)).close()
     except TimeoutError:
         return False
     except OSError:

@@ -31,7 +31,7 @@ from kernelsvc.kernels.forked import wire_parser as frames
 from kernelsvc.kernels.forked.coalescing_reader import CoalescingReader
 from kernelsvc.kernels.forked.reassembly import reassembly
 from kernelsvc.kernels.forked.stdio_pipe import StdioPipe
-from kernelsvc.kernels.forked.wire_connection import READ, WireConnection, knock, peer_pid
+from kernelsvc.kernels.forked.wire_connection import READ, WireConnection, connect, peer_pid
 from kernelsvc.kernels.forked.wire_parser import ACK, CONTROL, HEADER, MESSAGE, WireParser, WireViolation
 from kernelsvc.kernels.port import KernelMessage, Output, StreamText
 from kernelsvc.protocol import jupyter
@@ -120,7 +120,7 @@ class WireClient:
         self._outgoing_bytes = 0
         self._stuck = False  # the socket takes no more: the loop says when it does
         self._acked = last_frame
-        self._owed = 0  # bytes taken since the kernel was told
+        self._unacknowledged_bytes = 0  # bytes taken since the kernel was told
         self._only_text = False  # the last batch
         self._ack_timer: asyncio.TimerHandle | None = None
         self._controls: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -193,7 +193,7 @@ class WireClient:
         """
         try:
             async with asyncio.timeout(deadline):
-                sock = await knock(path, patient=True)
+                sock = await connect(path, patient=True)
         except TimeoutError:
             raise Timeout("The kernel did not listen in time; try again.") from None
         with sock:
@@ -212,7 +212,7 @@ class WireClient:
     def _adopt(self, link: WireConnection) -> None:
         self._link = link
         self._welcome = link.welcome
-        self._owed = 0  # HELLO has told it
+        self._unacknowledged_bytes = 0  # HELLO has told it
         self._parser.reset()
         if not self._raw:
             self._raw = link.take_pipes()
@@ -269,7 +269,7 @@ class WireClient:
             return b""
 
     def _feed(self, chunk: bytes) -> None:
-        self._owed += len(chunk)
+        self._unacknowledged_bytes += len(chunk)
         try:
             batch = self._parser.feed(chunk)
             if batch and len(chunk) < SMALL and _mid_line(batch[-1]) and (more := self._receive()):
@@ -356,7 +356,7 @@ class WireClient:
                 return
         if self._parser.last > self._acked:
             self._acked = self._parser.last
-            if self._owed >= ACK_BYTES:
+            if self._unacknowledged_bytes >= ACK_BYTES:
                 self._send(self._acknowledgement())
             elif self._ack_timer is None:
                 self._ack_timer = self._loop.call_later(ACK_SECONDS, self._acknowledge)
@@ -368,9 +368,9 @@ class WireClient:
 
     def _acknowledgement(self) -> bytes:
         """The frame that tells the kernel what was taken; empty if it knows."""
-        if not self._owed or self._link is None:
+        if not self._unacknowledged_bytes or self._link is None:
             return b""
-        self._owed = 0
+        self._unacknowledged_bytes = 0
         return HEADER.pack(0, ACK, self._acked)
 
     def resume(self) -> None:
@@ -545,22 +545,22 @@ class WireClient:
             self._hang_ups.append(now)
         if self._healing is not None:
             self._healing.cancel()
-        self._healing = self._loop.create_task(self._heal(), name=f"heal {self._path}")
+        self._healing = self._loop.create_task(self._reconnect(), name=f"heal {self._path}")
 
-    async def _heal(self) -> None:
+    async def _reconnect(self) -> None:
         try:
             link = await WireConnection.open(self._path, self._parser.last, patient=False)
         except OSError:
             self._lose(WireLost(_GONE))
         else:
             await self._complete(link)
-            await self._look_again()
+            await self._verify_listener()
 
-    async def _look_again(self) -> None:
+    async def _verify_listener(self) -> None:
         """Whether the door is still there: code that closes descriptor by descriptor may have let us in on the way."""
         await asyncio.sleep(LOOK_AGAIN_SECONDS)
         try:
-            (await knock(self._path, patient=False)).close()
+            (await connect(self._path, patient=False)).close()
         except OSError:
             if self._lost is not None:
                 self._lose(WireLost(_GONE))

@@ -39,7 +39,7 @@ def peer_pid(sock: socket.socket) -> int:
     return int(pid)
 
 
-async def knock(path: str, *, patient: bool) -> socket.socket:
+async def connect(path: str, *, patient: bool) -> socket.socket:
     """Connect. Safe to cancel.
 
     Args:
@@ -94,7 +94,7 @@ class WireConnection:
         Raises:
             OSError: nobody listens.
         """
-        sock = await knock(path, patient=patient)
+        sock = await connect(path, patient=patient)
         try:
             body = _encode({"version": frames.VERSION, **({"identity": identity} if identity else {})})
             hello = HEADER.pack(len(body), HELLO, last_frame) + body

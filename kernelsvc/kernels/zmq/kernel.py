@@ -186,7 +186,7 @@ class ZmqKernel:
         if not self._channels.send(channel, parts) and self._ending is None:
             self._violation("did not read its requests")
 
-    def seen(self, msg_id: str) -> bool:
+    def has_received(self, msg_id: str) -> bool:
         """See ``port.Kernel``. For a cold kernel: whether the request was handed to its socket."""
         return msg_id in self._seen
 
@@ -472,7 +472,7 @@ class ZmqKernel:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def fence(self, write: Sequence[str]) -> str:
+    async def restrict_writes(self, write: Sequence[str]) -> str:
         """See ``port.Kernel``; it has no branches."""
         return ""
 

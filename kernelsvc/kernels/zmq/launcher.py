@@ -197,7 +197,7 @@ class KernelspecLauncher:
         """See ``port.Launcher``."""
         return None
 
-    async def wake(self, request: StartRequest, sink: Sink) -> Kernel:
+    async def resume_copy(self, request: StartRequest, sink: Sink) -> Kernel:
         """Not for cold kernels: there are no copies."""
         raise KernelDead()
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotSupported
 from kernelsvc.linux.rooted_dir import Upload
-from kernelsvc.protocol import e2b
-from kernelsvc.protocol import jsonrpc as native
+from kernelsvc.protocol import e2b, jsonrpc
 from kernelsvc.protocol.multipart import Ended, Form, Part, Piece, boundary_of
 from kernelsvc.server.e2b import metadata, paths
 from kernelsvc.server.e2b.exec_files import ExecFiles, spare
@@ -49,15 +48,15 @@ class FilesHandler(SandboxHandler, FileHandler):
         if self.request.method == "POST":
             self._begin()
 
-    def bound(self) -> int:
+    def max_body(self) -> int:
         """An upload may fill the session's disk."""
         if self.request.method != "POST":
-            return super().bound()
+            return super().max_body()
         used = self.context.service.get(self.who, self.sandbox).usage.disk_bytes or 0
         return max(0, self._limit(self.sandbox) - used)
 
     def _begin(self) -> None:
-        self._bound = self.bound()
+        self._bound = self.max_body()
         headers = self.request.headers
         self._metadata = metadata.asked(headers.get_all())
         packing = headers.get("Content-Encoding", "identity").strip().lower()
@@ -132,7 +131,7 @@ class FilesHandler(SandboxHandler, FileHandler):
             for data in self._unpacked(chunk):
                 self._received += len(data)
                 if self._received > self._bound:
-                    raise native.too_large("The file", self._received, self._bound)
+                    raise jsonrpc.too_large("The file", self._received, self._bound)
                 for piece in self._form.feed(data) if self._form is not None else [data]:
                     self._take(piece)
         except KernelsvcError as error:

@@ -151,7 +151,7 @@ class SandboxHandler(E2bHandler):
     sandbox = ""
     user = e2b.DEFAULT_USER
 
-    def admit(self) -> None:
+    def authenticate_request(self) -> None:
         """Check origin, then the secret, the token or the signature; then that the sandbox is there.
 
         Raises:
@@ -159,7 +159,7 @@ class SandboxHandler(E2bHandler):
             NoSandbox: the sandbox is not there, ended or paused, or the port is another one.
         """
         scope, self.scope = self.scope, None
-        super().admit()
+        super().authenticate_request()
         self.scope = scope
         if self.request.method == "OPTIONS":
             return

@@ -85,7 +85,7 @@ class InterpreterHandler(SandboxHandler):
     def contexts(self) -> list[SessionInfo]:
         """The sandbox's contexts, the first one first."""
         service = self.context.service
-        return [service.get(self.who, self.sandbox), *service.leases.beside(self.who, self.sandbox)]
+        return [service.get(self.who, self.sandbox), *service.leases.sidecars(self.who, self.sandbox)]
 
     def find(self, context: str) -> SessionInfo:
         """A context by its id.

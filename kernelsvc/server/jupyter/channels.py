@@ -26,8 +26,7 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, QuotaExceeded
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.objects import MAX_EXPRESSIONS, CellRequest, Expressions, SessionState
-from kernelsvc.protocol import jsonrpc as native
-from kernelsvc.protocol import jupyter
+from kernelsvc.protocol import jsonrpc, jupyter
 from kernelsvc.protocol.jupyter import JupyterMessage
 from kernelsvc.server.handler import as_error
 from kernelsvc.server.jupyter.event_translator import (
@@ -104,12 +103,12 @@ def frame(message: JupyterMessage, v1: bool) -> bytes:
     if v1:
         return binary_frame(jupyter.encode_v1(message))
     data = jupyter.encode_json(message)
-    return native.text_frame(data.encode()) if isinstance(data, str) else binary_frame(data)
+    return jsonrpc.text_frame(data.encode()) if isinstance(data, str) else binary_frame(data)
 
 
 def binary_frame(payload: bytes) -> bytes:
     """A whole binary frame from a server (RFC 6455, 5.2): as a text frame, with opcode 2."""
-    return b"\x82" + native.text_frame(payload)[1:]
+    return b"\x82" + jsonrpc.text_frame(payload)[1:]
 
 
 def ping_frame(seq: int) -> bytes:
@@ -369,7 +368,9 @@ class ChannelsSocket(ApiSocket):
         info = self.cursors.infos.get(self.session)
         if info is None:
             self.auth_scope("run")
-            info = await self.context.service.ask(self.who, self.session, heard.msg_type, {}, timeout=ASK_SECONDS)
+            info = await self.context.service.request_kernel(
+                self.who, self.session, heard.msg_type, {}, timeout=ASK_SECONDS
+            )
             self.cursors.learn(self.session, info)
         state = self.context.service.get(self.who, self.session).state
         await self._reply_to(heard, info)
@@ -377,7 +378,7 @@ class ChannelsSocket(ApiSocket):
             await self._say("iopub", "status", {"execution_state": "busy"}, {})
 
     async def _ask(self, heard: JupyterMessage) -> None:
-        answer = await self.context.service.ask(
+        answer = await self.context.service.request_kernel(
             self.who, self.session, heard.msg_type, heard.content, timeout=ASK_SECONDS
         )
         await self._reply_to(heard, answer)
@@ -386,7 +387,7 @@ class ChannelsSocket(ApiSocket):
         if not _CELL_ID.fullmatch(heard.msg_id):
             raise BadRequest("A comm message needs a msg_id of letters, digits and ._:-")
         await self._say("iopub", "status", {"execution_state": "busy"}, heard.header)
-        await self.context.service.comm(
+        await self.context.service.send_comm(
             self.who,
             self.session,
             heard.msg_type,

@@ -39,7 +39,7 @@ class McpServiceHolder:
         async with self._making:
             if self._serving is None:
                 module = await asyncio.to_thread(importlib.import_module, "kernelsvc.server.mcp.asgi_bridge")
-                self._serving = found = module.Serving(context)
+                self._serving = found = module.McpService(context)
                 context.closers.append(found.stop)
             return self._serving
 
@@ -57,7 +57,7 @@ class McpHandler(ApiHandler):
         found = re.match(r"/t/([^/]+)/", self.request.path)
         return unquote(found.group(1)) if found else super().token()
 
-    def admit(self) -> None:
+    def authenticate_request(self) -> None:
         """Check origin, then token.
 
         The protocol's own rule (transports, security): a page may only call from an origin that is known. That a
@@ -71,7 +71,7 @@ class McpHandler(ApiHandler):
         configured = auth.origin_allowed(origin, None, self.context.settings.origins)
         if not configured and urlsplit(origin or "").hostname not in _LOOPBACK:
             raise Forbidden(f"The origin {origin} is not allowed here; add it to the setting 'origins'.")
-        super().admit()
+        super().authenticate_request()
 
     def options(self, *args: str) -> None:
         """A browser's preflight; the origin was checked."""

@@ -11,7 +11,7 @@ import msgspec
 from kernelsvc.errors import BadRequest, NotFound, SessionClosed
 from kernelsvc.linux.rooted_dir import RootedDirectory, parse_path
 from kernelsvc.model.objects import Principal, SessionState
-from kernelsvc.protocol import jsonrpc as native
+from kernelsvc.protocol import jsonrpc
 from kernelsvc.server import auth
 from kernelsvc.server.handler import ServerContext, invoke
 from kernelsvc.service.api import NotebookFormat
@@ -35,13 +35,13 @@ class ServiceToolBackend:
         Raises:
             KernelsvcError: the scope is missing, the params are wrong, or the service's own.
         """
-        row = native.METHODS[method]
+        row = jsonrpc.METHODS[method]
         try:
             decoded = msgspec.convert(params, row.params)
         except msgspec.ValidationError as error:
             missing = "session" in params and "$.session" in str(error)
             raise (NotFound() if missing else BadRequest(f"That can't be taken: {error}.")) from None
-        native.check(decoded, self._context.bounds)
+        jsonrpc.check(decoded, self._context.bounds)
         value = await invoke(self._context, self._who, row, decoded)
         # A few methods answer with JSON, not with a struct.
         return msgspec.convert(value, kind) if isinstance(value, dict) else cast("T", value)
@@ -58,7 +58,7 @@ class ServiceToolBackend:
             raise SessionClosed
         bound = found.limits.disk_bytes
         if bound is not None and len(data) > max(0, bound - (found.usage.disk_bytes or 0)):
-            raise native.too_large("The file", len(data), max(0, bound - (found.usage.disk_bytes or 0)))
+            raise jsonrpc.too_large("The file", len(data), max(0, bound - (found.usage.disk_bytes or 0)))
         root = self._context.service.files_dir(self._who, session)
         sha256 = await asyncio.to_thread(_write, root, parse_path(os.fsencode(path)), data)
         change = {"op": "put", "path": path, "size": len(data), "sha256": sha256}

@@ -17,9 +17,9 @@ from tornado.web import HTTPError
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, SessionClosed, TooLarge
 from kernelsvc.linux.rooted_dir import RootedDirectory, Upload, etag_of, parse_path
 from kernelsvc.model.objects import SessionState
-from kernelsvc.protocol import jsonrpc as native
+from kernelsvc.protocol import jsonrpc
 from kernelsvc.server.handler import ApiHandler
-from kernelsvc.server.native import routes as rest
+from kernelsvc.server.native import routes
 from kernelsvc.server.native.handlers import INERT, send_file
 
 #: A session without ``disk_bytes`` still has a bound for one transfer.
@@ -91,10 +91,10 @@ class FileHandler(ApiHandler):
         if self.request.method == "PUT":
             self._begin_upload()
 
-    def bound(self) -> int:
+    def max_body(self) -> int:
         """An upload may fill the session's disk."""
         if self.request.method != "PUT":
-            return super().bound()
+            return super().max_body()
         session = self._session()
         limit = self._limit(session)
         used = self.context.service.get(self.who, session).usage.disk_bytes or 0
@@ -106,7 +106,7 @@ class FileHandler(ApiHandler):
 
     def _session(self) -> str:
         session: str = self.path_args[0]
-        if not rest.is_id(session):
+        if not routes.is_id(session):
             raise NotFound
         return session
 
@@ -125,7 +125,7 @@ class FileHandler(ApiHandler):
 
     async def get(self, session: str, path: str = "") -> None:
         """A file; or a list, for a directory."""
-        query = self.query(rest.ListFilesQuery)
+        query = self.query(routes.ListFilesQuery)
         if path == "":
             await self._list((), query)
             return
@@ -189,7 +189,7 @@ class FileHandler(ApiHandler):
         self.set_header("Content-Range", f"bytes {span.start}-{span.start + span.size - 1}/{size}")
         return span
 
-    async def _list(self, parts: tuple[bytes, ...], query: rest.ListFilesQuery) -> None:
+    async def _list(self, parts: tuple[bytes, ...], query: routes.ListFilesQuery) -> None:
         directory = self._directory()
 
         def collect() -> Any:
@@ -198,7 +198,7 @@ class FileHandler(ApiHandler):
 
         entries, truncated = await self.while_connected(asyncio.to_thread(collect))
         files = [
-            rest.FileEntry(
+            routes.FileEntry(
                 path=shown(entry.path),
                 url=quote_from_bytes(entry.path),
                 kind=entry.kind,
@@ -207,7 +207,7 @@ class FileHandler(ApiHandler):
             )
             for entry in entries
         ]
-        self.answer(rest.FileList(path=shown(b"/".join(parts)), files=files, truncated=truncated))
+        self.answer(routes.FileList(path=shown(b"/".join(parts)), files=files, truncated=truncated))
 
     # --- up ---------------------------------------------------------------------------------
 
@@ -223,7 +223,7 @@ class FileHandler(ApiHandler):
         except BaseException:
             upload.abort()
             raise
-        self._upload, self._bound = upload, self.bound()
+        self._upload, self._bound = upload, self.max_body()
 
     def _check_conditions(self, upload: Upload) -> None:
         current = upload.current()
@@ -244,7 +244,7 @@ class FileHandler(ApiHandler):
             return
         try:
             if self._received > self._bound:
-                raise native.too_large("The file", self._received, self._bound)
+                raise jsonrpc.too_large("The file", self._received, self._bound)
             self._upload.write(chunk)
         except KernelsvcError as error:
             self._failure = error
@@ -263,13 +263,13 @@ class FileHandler(ApiHandler):
         change = {"op": "put", "path": name, "size": upload.size, "sha256": sha256}
         self.context.service.files_changed(self.who, session, [change])
         self.set_header("ETag", etag)
-        written = rest.FileWritten(path=name, size=upload.size, sha256=sha256, etag=etag)
+        written = routes.FileWritten(path=name, size=upload.size, sha256=sha256, etag=etag)
         self.answer(written, 200 if existed else 201)
 
     async def delete(self, session: str, path: str = "") -> None:
         """Remove a name."""
         self.auth_scope("run")
-        query = self.query(rest.DeleteFileQuery)
+        query = self.query(routes.DeleteFileQuery)
         parts = self._parts() if path else ()
         if not parts:
             raise BadRequest("The session's directory itself can't be deleted; close the session instead.")

@@ -13,11 +13,10 @@ from tornado.web import HTTPError
 from kernelsvc import __version__
 from kernelsvc.errors import AtCapacity, BadRequest, NotFound
 from kernelsvc.model.objects import Cell
-from kernelsvc.protocol import jsonrpc as native
+from kernelsvc.protocol import jsonrpc
 from kernelsvc.server.handler import ApiHandler, ServerContext, invoke
-from kernelsvc.server.native import openapi as documents
+from kernelsvc.server.native import openapi, sse
 from kernelsvc.server.native import routes as rest
-from kernelsvc.server.native import sse
 from kernelsvc.telemetry.metrics import CONTENT_TYPE
 
 #: What a page of events may hold, in bytes, before it is cut short of its limit.
@@ -76,7 +75,7 @@ class MethodHandler(ApiHandler):
 
     async def serve(self, route: rest.Route, path: dict[str, str]) -> None:
         """Call the method and write what it gave."""
-        method = native.METHODS[route.method or ""]
+        method = jsonrpc.METHODS[route.method or ""]
         if route.verb == "POST":
             self.query(rest.NoQuery)
             params = rest.check_body(self.fields(), route.body, {**path, **self._key(route)}, self.context.bounds)
@@ -94,7 +93,7 @@ class MethodHandler(ApiHandler):
     def fields(self) -> dict[str, msgspec.Raw]:
         """The body as an object of undecoded values; no body is an empty one."""
         body = self.body()
-        found: dict[str, msgspec.Raw] = native.decode_json(_fields, body, "body") if body.strip() else {}
+        found: dict[str, msgspec.Raw] = jsonrpc.decode_json(_fields, body, "body") if body.strip() else {}
         return found
 
 
@@ -110,11 +109,11 @@ class CellsHandler(MethodHandler):
         wait = "queued" if streaming else self.query(rest.WaitQuery).wait
         fields = self.fields()
         several = "cells" in fields
-        kind = native.BatchParams if several else native.ExecuteParams
+        kind = jsonrpc.BatchParams if several else jsonrpc.ExecuteParams
         params = rest.check_body(fields, kind, {**path, "wait": wait}, self.context.bounds)
         if key := self.request.headers.get("Idempotency-Key"):
             name_cells(params, key)
-        method = native.METHODS["session.batch" if several else "session.execute"]
+        method = jsonrpc.METHODS["session.batch" if several else "session.execute"]
         value = await self.while_connected(invoke(self.context, self.who, method, params, self))
         if streaming:
             await self._stream(path["session"], value if several else [value])
@@ -128,10 +127,10 @@ class CellsHandler(MethodHandler):
         await self.while_connected(sse.stream(self, subscription, after, selection))
 
 
-def name_cells(params: native.ExecuteParams | native.BatchParams, key: str) -> None:
+def name_cells(params: jsonrpc.ExecuteParams | jsonrpc.BatchParams, key: str) -> None:
     """Give cells without an id one that follows from the key, so that the same request again runs nothing."""
     stem = "key-" + hashlib.sha256(key.encode()).hexdigest()[:32]
-    if isinstance(params, native.ExecuteParams):
+    if isinstance(params, jsonrpc.ExecuteParams):
         params.cell = params.cell or stem
         return
     for number, cell in enumerate(params.cells):
@@ -322,5 +321,5 @@ class DocumentHandler(ApiHandler):
     def get(self) -> None:
         """Generated from the tables, once."""
         self.set_header("Content-Type", "application/json")
-        make = documents.openapi_json if self.kind == "openapi" else documents.openrpc_json
+        make = openapi.openapi_json if self.kind == "openapi" else openapi.openrpc_json
         self.write(make(__version__))

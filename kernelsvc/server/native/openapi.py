@@ -11,8 +11,8 @@ from msgspec import Struct
 from kernelsvc.errors import BY_CODE
 from kernelsvc.model.events import AnyEvent
 from kernelsvc.model.objects import SessionRequest
-from kernelsvc.protocol import jsonrpc as native
-from kernelsvc.server.native import routes as rest
+from kernelsvc.protocol import jsonrpc
+from kernelsvc.server.native import routes
 
 _REF = "#/components/schemas/{name}"
 Schema = dict[str, Any]
@@ -35,9 +35,9 @@ _ERROR_REF = {"$ref": "#/components/schemas/Refusal"}
 def _schemas() -> tuple[dict[Any, Schema], dict[str, Schema]]:
     """Each type's schema, and the components that they refer to."""
     types: list[Any] = [AnyEvent, SessionRequest]
-    for row in native.METHODS.values():
+    for row in jsonrpc.METHODS.values():
         types += [row.params, row.result]
-    for route in rest.ROUTES:
+    for route in routes.ROUTES:
         types += [kind for kind in (route.query, route.body, route.result) if kind is not None]
     unique = list(dict.fromkeys(kind for kind in types if kind is not None))
     schemas, components = msgspec.json.schema_components(unique, ref_template=_REF)
@@ -74,7 +74,7 @@ def openapi_json(version: str) -> bytes:
 def openapi(version: str) -> Schema:
     """The OpenAPI 3.1 document."""
     paths: dict[str, Schema] = {}
-    for route in rest.ROUTES:
+    for route in routes.ROUTES:
         paths.setdefault(route.path, {})[route.verb.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
@@ -92,7 +92,7 @@ def openapi(version: str) -> Schema:
     }
 
 
-def _operation(route: rest.Route) -> Schema:
+def _operation(route: routes.Route) -> Schema:
     error = {"description": "A refusal.", "content": {"application/json": {"schema": _ERROR_REF}}}
     good = _good_answer(route)
     responses = {str(route.status): good, "default": error}
@@ -114,17 +114,17 @@ def _operation(route: rest.Route) -> Schema:
     return operation
 
 
-def _good_answer(route: rest.Route) -> Schema:
+def _good_answer(route: routes.Route) -> Schema:
     if route.status == 204:
         return {"description": "Done."}
     content = {}
     for media in route.media:
-        typed = media == rest.JSON and route.result is not None
+        typed = media == routes.JSON and route.result is not None
         content[media] = {"schema": schema_of(route.result)} if typed else {}
     return {"description": "Done.", "content": content}
 
 
-def _parameters(route: rest.Route) -> list[Schema]:
+def _parameters(route: routes.Route) -> list[Schema]:
     found: list[Schema] = [
         {
             "name": name,
@@ -153,14 +153,14 @@ def _no_null(schema: Schema) -> Schema:
     return {**rest_of, **options[0]} if len(options) == 1 else {**rest_of, "anyOf": options}
 
 
-def _body(route: rest.Route) -> Schema | None:
+def _body(route: routes.Route) -> Schema | None:
     if route.takes is not None:
         return {"required": True, "content": {route.takes: {"schema": {"type": "string", "format": "binary"}}}}
     if route.body is None:
         return None
     if route.id == "session.execute":
         names = [*route.names, "wait"]
-        schema: Schema = {"oneOf": [_without(native.ExecuteParams, names), _without(native.BatchParams, names)]}
+        schema: Schema = {"oneOf": [_without(jsonrpc.ExecuteParams, names), _without(jsonrpc.BatchParams, names)]}
     elif route.names:
         schema = _without(route.body, route.names)
     else:
@@ -183,7 +183,7 @@ def openrpc(version: str) -> Schema:
     return {
         "openrpc": "1.3.2",
         "info": {"title": "kernelsvc", "version": version},
-        "methods": [_method(row) for row in native.METHODS.values()],
+        "methods": [_method(row) for row in jsonrpc.METHODS.values()],
         "components": {"schemas": _schemas()[1]},
         "x-notifications": [
             {
@@ -204,7 +204,7 @@ def openrpc(version: str) -> Schema:
     }
 
 
-def _method(row: native.Method) -> Schema:
+def _method(row: jsonrpc.Method) -> Schema:
     schema = _struct_schema(row.params)
     required = schema.get("required", [])
     return {
@@ -216,6 +216,6 @@ def _method(row: native.Method) -> Schema:
             for name, value in schema["properties"].items()
         ],
         "result": {"name": "result", "schema": schema_of(row.result)},
-        "errors": [{"code": native.SERVER_ERROR, "message": "refused", "data": _ERROR_REF}],
+        "errors": [{"code": jsonrpc.SERVER_ERROR, "message": "refused", "data": _ERROR_REF}],
         "x-scope": row.scope,
     }

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.objects import Cell, Scope, SessionRequest
-from kernelsvc.protocol import jsonrpc as native
+from kernelsvc.protocol import jsonrpc
 
 JSON = "application/json"
 SSE = "text/event-stream"
@@ -30,7 +30,7 @@ class WaitQuery(Struct, kw_only=True, forbid_unknown_fields=True):
 class EventsQuery(Struct, kw_only=True, forbid_unknown_fields=True):
     """Which events; ``follow`` goes on with live ones, as an event stream."""
 
-    after: native.Position = 0
+    after: jsonrpc.Position = 0
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
     follow: bool | None = None
 
@@ -148,7 +148,7 @@ _S = "/v1/sessions/{session}"
 
 
 def _native(verb: str, path: str, name: str, status: int = 200, **more: Any) -> Route:
-    row = native.METHODS[name]
+    row = jsonrpc.METHODS[name]
     params = more.pop("params", row.params)
     where = {"body" if verb == "POST" else "query": params}
     return Route(
@@ -192,7 +192,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         verb="POST", path=f"{_S}/cells", id="session.execute", scope="run", query=WaitQuery,
         summary="Run a cell, or several ('cells'); answers when they have ended, or streams their events.",
-        body=native.ExecuteParams, result=Cell | list[Cell], media=(JSON, SSE),
+        body=jsonrpc.ExecuteParams, result=Cell | list[Cell], media=(JSON, SSE),
     ),
     _native("GET", f"{_S}/cells", "session.cells"),
     _native("GET", f"{_S}/cells/{{cell}}", "session.cell"),
@@ -259,7 +259,9 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
-def check_body(fields: dict[str, msgspec.Raw], kind: type[Struct], extra: dict[str, Any], bounds: native.Bounds) -> Any:
+def check_body(
+    fields: dict[str, msgspec.Raw], kind: type[Struct], extra: dict[str, Any], bounds: jsonrpc.Bounds
+) -> Any:
     """A JSON body together with what path, query and headers say, as params.
 
     Raises:
@@ -270,8 +272,8 @@ def check_body(fields: dict[str, msgspec.Raw], kind: type[Struct], extra: dict[s
     if doubled:
         raise BadRequest(f"{', '.join(doubled)} stands in the path, query or a header; leave it out of the body.")
     merged = msgspec.json.encode({**fields, **extra})
-    params = native.decode_json(msgspec.json.Decoder(kind), merged, "body")
-    native.check(params, bounds)
+    params = jsonrpc.decode_json(msgspec.json.Decoder(kind), merged, "body")
+    jsonrpc.check(params, bounds)
     return params
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kernelsvc.errors import KernelsvcError
-from kernelsvc.protocol import jsonrpc as native
+from kernelsvc.protocol import jsonrpc
 from kernelsvc.server.handler import ApiHandler, as_error
 
 if TYPE_CHECKING:
@@ -135,6 +135,6 @@ async def _next(handler: ApiHandler, subscription: Subscription) -> list[bytes]:
 
 
 async def _tell(handler: ApiHandler, error: KernelsvcError) -> None:
-    shape = msgspec.json.encode(native.error_json(as_error(error)))
+    shape = msgspec.json.encode(jsonrpc.error_json(as_error(error)))
     handler.write(b"event: error\ndata: %b\n\n" % shape)
     await handler.flush()

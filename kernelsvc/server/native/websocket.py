@@ -38,7 +38,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketP
 
 from kernelsvc.errors import BadRequest, Internal, KernelsvcError, QuotaExceeded, Recovering
 from kernelsvc.model.objects import Cell
-from kernelsvc.protocol import jsonrpc as native
+from kernelsvc.protocol import jsonrpc
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
 from kernelsvc.server.handler import BaseHandler, ServerContext, as_error, invoke
@@ -85,8 +85,8 @@ class Attachment:
     def start(self) -> None:
         """Begin to send events; called after the answer that announced them."""
         if not self.ended:
-            self._subscription.listen(self._news)
-            self._wire.expect(self)
+            self._subscription.on_lines(self._news)
+            self._wire.schedule(self)
 
     def stop(self) -> None:
         """Send nothing more, from now on."""
@@ -97,7 +97,7 @@ class Attachment:
     def when_sent(self, seq: int, go_on: Callable[[], object]) -> None:
         """Call ``go_on`` when everything up to ``seq`` is sent, or the attachment has ended; now if it is."""
         if not self.ended and self.sent < seq:
-            self._wire.gather()
+            self._wire.collect()
         if self.ended or self.sent >= seq:
             go_on()
         else:
@@ -111,8 +111,10 @@ class Attachment:
 
     def _news(self, line: bytes) -> None:
         # What an answer follows in this very turn goes with it: nothing need be scheduled for it.
-        followed = line.startswith(_BEGINNINGS) or (line.startswith(_END) and self._wire.answers(self.session))
-        self._wire.expect(self, LINGER if followed else 0.0)
+        followed = line.startswith(_BEGINNINGS) or (
+            line.startswith(_END) and self._wire.has_pending_reply(self.session)
+        )
+        self._wire.schedule(self, LINGER if followed else 0.0)
 
     def take(self) -> Sequence[bytes]:
         """See ``outlet.Source``."""
@@ -122,23 +124,23 @@ class Attachment:
             lines = self._subscription.next_nowait()
         except Exception as error:
             self.stop()
-            return (self._farewell(error),)
-        if not lines and self._subscription.over:
+            return (self._detached_frame(error),)
+        if not lines and self._subscription.exhausted:
             self.stop()
         if lines and max(map(len, lines)) >= LONG:
             return [piece for line in lines for piece in _frame_of(line)]
-        return [b"".join(map(native.event_frame, lines))] if lines else ()
+        return [b"".join(map(jsonrpc.event_frame, lines))] if lines else ()
 
-    def taken(self) -> None:
+    def on_queued(self) -> None:
         """See ``outlet.Source``."""
         self.sent = self._subscription.last_seq
         self._release()
 
-    def _farewell(self, error: Exception) -> bytes:
+    def _detached_frame(self, error: Exception) -> bytes:
         """The reader must know that no event will follow, and why."""
         if not isinstance(error, KernelsvcError):
             log.error("attachment failed", exc_info=error, extra={"action": "pump_failed", "session": self.session})
-        return native.text_frame(native.encode_detached(self.session, as_error(error)))
+        return jsonrpc.text_frame(jsonrpc.encode_detached(self.session, as_error(error)))
 
     def _release(self) -> None:
         if not self._waiting:
@@ -150,7 +152,7 @@ class Attachment:
 
 
 def _frame_of(line: bytes) -> Sequence[bytes]:
-    return (native.event_frame(line),) if len(line) < LONG else native.event_pieces(line)
+    return (jsonrpc.event_frame(line),) if len(line) < LONG else jsonrpc.event_pieces(line)
 
 
 class _Protocol(WebSocketProtocol13):
@@ -228,10 +230,12 @@ class _Protocol(WebSocketProtocol13):
         """Before the close frame of a too large message, the error in the one shape."""
         if code == 1009 and not self.server_terminated:
             bound = self.max_message_size
-            error = native.encode_error(None, native.too_large("The frame", bound + 1, bound), native.INVALID_REQUEST)
+            error = jsonrpc.encode_error(
+                None, jsonrpc.too_large("The frame", bound + 1, bound), jsonrpc.INVALID_REQUEST
+            )
             if isinstance(self.handler, ApiSocket):
                 self.handler.send_waiting()
-            self.stream.write(native.text_frame(error))
+            self.stream.write(jsonrpc.text_frame(error))
         super().close(code, reason)
 
     @property
@@ -265,7 +269,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
 
     async def prepare(self) -> None:
         """Tornado's hook: origin and token are checked before the upgrade."""
-        self.admit()
+        self.authenticate_request()
         if "upgrade" not in self.request.headers.get("Connection", "").lower():
             raise BadRequest("This route speaks WebSocket only; connect with a WebSocket client.")
 
@@ -358,13 +362,13 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             if self._outlet.closed:
                 raise Gone
 
-    def expect(self, source: FrameSource, linger: float = 0.0) -> None:
+    def schedule(self, source: FrameSource, linger: float = 0.0) -> None:
         """There is something to send, within ``linger`` seconds: see ``SendQueue.expect``."""
-        self._outlet.expect(source, linger)
+        self._outlet.schedule(source, linger)
 
-    def gather(self) -> None:
+    def collect(self) -> None:
         """Put what the sources have in its place, before something that is to come after it."""
-        self._outlet.gather()
+        self._outlet.collect()
 
     def _give_stream(self, data: bytes) -> asyncio.Future[None]:
         stream = getattr(self.ws_connection, "stream", None)
@@ -390,7 +394,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         self._unsent += len(payload)
         self._room.clear()
         try:
-            await self.send_raw(native.text_frame(payload))
+            await self.send_raw(jsonrpc.text_frame(payload))
         finally:
             self._unsent -= len(payload)
             if self._unsent <= UNSENT_BYTES:
@@ -402,8 +406,8 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         """Tornado's hook: a whole frame. The next one is read when what this returns is done."""
         self._heard = time.monotonic()
         try:
-            request = native.decode(message, self.context.bounds)
-        except native.Refused as refused:
+            request = jsonrpc.decode(message, self.context.bounds)
+        except jsonrpc.Refused as refused:
             return self._refuse(refused)
         under_way = len(self._requests) + self._awaited.total()
         if under_way >= self.context.settings.max_requests:
@@ -415,7 +419,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         self._later(request)
         return self._wait_for_room() if self._unsent > UNSENT_BYTES or len(self._requests) > AT_ONCE else None
 
-    def _later(self, request: native.Request) -> None:
+    def _later(self, request: jsonrpc.Request) -> None:
         self._unbegun += 1
         task = asyncio.create_task(self._serve(request), name=request.method.name)
         self._requests.add(task)
@@ -426,17 +430,17 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         await asyncio.sleep(0)  # what was asked already begins
         await self._room.wait()
 
-    async def _refuse(self, refused: native.Refused) -> None:
+    async def _refuse(self, refused: jsonrpc.Refused) -> None:
         self.context.metrics.request(self.transport, "refused", refused.error.code, 0.0)
         try:
-            await self._reply(native.encode_error(refused.id, refused.error, refused.code))
+            await self._reply(jsonrpc.encode_error(refused.id, refused.error, refused.code))
         except Gone:
             return
-        if refused.code == native.PARSE_ERROR and "UTF-8" in refused.error.message:
+        if refused.code == jsonrpc.PARSE_ERROR and "UTF-8" in refused.error.message:
             # RFC 6455, 8.1: an endpoint must fail a connection whose text isn't UTF-8.
             self.close(1007, "not UTF-8")
 
-    def _run_cell(self, request: native.Request) -> None:
+    def _run_cell(self, request: jsonrpc.Request) -> None:
         """Begin a cell, which is answered when it has finished."""
         began = time.perf_counter()
         awaited: str = request.params.session
@@ -445,7 +449,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             self._no_more(awaited)
             try:
                 cell = read()
-                payload = b"" if isinstance(request.id, UnsetType) else native.encode_result(request.id, cell)
+                payload = b"" if isinstance(request.id, UnsetType) else jsonrpc.encode_result(request.id, cell)
             except Exception as error:
                 self._answer_cell(request, began, b"", error)
                 return
@@ -459,7 +463,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         try:
             auth.require_scope(self.who, request.method.scope)
             (session, cell), _ = request.method.arguments(request.params)
-            self.context.service.begin(self.who, session, cell, told, client=self)
+            self.context.service.execute_then(self.who, session, cell, told, client=self)
         except Recovering:
             self._no_more(awaited)
             self._later(request)
@@ -473,37 +477,37 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         if not self._awaited[session]:
             del self._awaited[session]
 
-    def answers(self, session: str) -> bool:
+    def has_pending_reply(self, session: str) -> bool:
         """Whether the end of a cell of this session may be what an answer waits for."""
         return session in self._awaited
 
     def _answer_cell(
-        self, request: native.Request, began: float, payload: bytes, error: Exception | None = None
+        self, request: jsonrpc.Request, began: float, payload: bytes, error: Exception | None = None
     ) -> None:
         """Answer a request, if its connection is still there and wants an answer."""
         known = None if error is None else self._known(error, request)
         code = "ok" if known is None else known.code
         self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
         if not isinstance(request.id, UnsetType):
-            payload = native.encode_error(request.id, known) if known is not None else payload
+            payload = jsonrpc.encode_error(request.id, known) if known is not None else payload
             if self._awaited:  # another's answer may go with it
-                self._outlet.put(native.text_frame(payload))
+                self._outlet.put(jsonrpc.text_frame(payload))
             else:
-                self._outlet.send(native.text_frame(payload))
+                self._outlet.send(jsonrpc.text_frame(payload))
 
-    async def _serve(self, request: native.Request) -> None:
+    async def _serve(self, request: jsonrpc.Request) -> None:
         began = time.perf_counter()
         code = "ok"
-        await self.context.service.present(getattr(request.params, "session", ""))
+        await self.context.service.ensure_loaded(getattr(request.params, "session", ""))
         self._unbegun -= 1
         after: Callable[[], None] | None = None
         try:
             value, after = await self._perform(request)
-            payload = None if isinstance(request.id, UnsetType) else native.encode_result(request.id, value)
+            payload = None if isinstance(request.id, UnsetType) else jsonrpc.encode_result(request.id, value)
         except Exception as error:
             known = self._known(error, request)
             code = known.code
-            payload = None if isinstance(request.id, UnsetType) else native.encode_error(request.id, known)
+            payload = None if isinstance(request.id, UnsetType) else jsonrpc.encode_error(request.id, known)
         self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
         try:
             if payload is not None:
@@ -516,25 +520,25 @@ class ApiSocket(BaseHandler, WebSocketHandler):
     async def _send_error(self, id: Any, error: KernelsvcError) -> None:
         if not isinstance(id, UnsetType):
             try:
-                await self._reply(native.encode_error(id, error))
+                await self._reply(jsonrpc.encode_error(id, error))
             except Gone:
                 return
 
-    def _known(self, error: Exception, request: native.Request) -> KernelsvcError:
+    def _known(self, error: Exception, request: jsonrpc.Request) -> KernelsvcError:
         if not isinstance(error, KernelsvcError):
             extra = {"action": "request_failed", "method": request.method.name}
             log.error("%s failed", request.method.name, exc_info=error, extra=extra)
             return Internal()
         return error
 
-    async def _perform(self, request: native.Request) -> tuple[Any, Callable[[], None] | None]:
+    async def _perform(self, request: jsonrpc.Request) -> tuple[Any, Callable[[], None] | None]:
         """The result, and what to do when it has been sent."""
         name, params = request.method.name, request.params
         if name == "session.attach":
             auth.require_scope(self.who, request.method.scope)
             last = self.context.service.get(self.who, params.session).last_seq
             attachment = self._attach(params.session, params.after)
-            return native.Attached(session=params.session, last_seq=last), attachment.start
+            return jsonrpc.Attached(session=params.session, last_seq=last), attachment.start
         if name == "session.detach":
             self._detach(params.session)
             return None, None

@@ -35,7 +35,7 @@ class FrameSource(Protocol):
     def take(self) -> Sequence[bytes]:
         """The next whole frames, a good portion of them, in pieces as they lie; empty when there are none for now."""
 
-    def taken(self) -> None:
+    def on_queued(self) -> None:
         """They are in their place; what is put from here on comes after them."""
 
 
@@ -77,7 +77,7 @@ class SendQueue:
             self.backlog += len(frames)
             self.flush()
 
-    def expect(self, source: FrameSource, linger: float = 0.0) -> None:
+    def schedule(self, source: FrameSource, linger: float = 0.0) -> None:
         """Ask this source before the next bytes leave; that is in this turn of the loop, or within ``linger``."""
         if self.closed or (source in self._sources and self._due is not None and (linger or not self._lingers)):
             return
@@ -94,7 +94,7 @@ class SendQueue:
         self._lingers = linger > 0
         self._due = loop.call_later(linger, self.flush) if linger else loop.call_soon(self.flush)
 
-    def gather(self) -> None:
+    def collect(self) -> None:
         """Ask the sources, in turn, while there is room."""
         while self._sources and self.backlog < ROOM:
             source = next(iter(self._sources))
@@ -104,11 +104,11 @@ class SendQueue:
                 self._sources[source] = None  # until it has no more
                 self._frames += pieces
                 self.backlog += sum(map(len, pieces))
-                source.taken()
+                source.on_queued()
 
     def flush(self) -> None:
         """Give everything to the stream now."""
-        self.gather()
+        self.collect()
         if self._due is not None:
             self._due.cancel()
             self._due = None

@@ -10,8 +10,8 @@ import pytest
 
 FAULTS = """
 import gc, resource
-from kernelsvc.cli import memory_tuning as allocation
-allocation.settle()
+from kernelsvc.cli import memory_tuning
+memory_tuning.tune()
 
 def copy():
     data = bytes(10_000_000)

@@ -6,7 +6,7 @@ import io
 import pytest
 from PIL import Image as Pillow
 
-from kernelsvc.cli import terminal_image as picture
+from kernelsvc.cli import terminal_image
 from kernelsvc.cli.terminal import CellView, Terminal
 from kernelsvc.client import Image
 from kernelsvc.model import events as ev
@@ -89,7 +89,7 @@ def test_pictures_in_half_blocks():
     [((255, 255, 255), 231), ((0, 0, 0), 16), ((128, 128, 128), 244), ((0, 0, 255), 21), ((31, 119, 180), 31)],
 )
 def test_the_nearest_of_256_colours(pixel, colour):
-    assert picture._nearest(bytes(pixel)) == colour
+    assert terminal_image._nearest(bytes(pixel)) == colour
 
 
 @pytest.mark.parametrize(
@@ -110,16 +110,16 @@ def test_the_way_a_terminal_shows_pictures(env, way):
 
 def test_terminals_own_protocols():
     image = Image(mime="image/png", data=png(600, 400) + b"\0" * 6000)
-    [kitty] = picture.lines(image, "kitty", 80)
+    [kitty] = terminal_image.lines(image, "kitty", 80)
     assert kitty.startswith("\x1b_Ga=T,f=100,m=1;")
     assert kitty.count("\x1b_G") == kitty.count("\x1b\\") > 1
-    [iterm] = picture.lines(image, "iterm", 80)
+    [iterm] = terminal_image.lines(image, "iterm", 80)
     assert base64.b64encode(image.data).decode() in iterm
 
 
 def test_a_picture_that_unfolds_too_far_is_only_described(monkeypatch):
-    monkeypatch.setattr(picture, "MAX_PIXELS", 10)
-    [line] = picture.lines(Image(mime="image/png", data=png()), "blocks", 80)
+    monkeypatch.setattr(terminal_image, "MAX_PIXELS", 10)
+    [line] = terminal_image.lines(Image(mime="image/png", data=png()), "blocks", 80)
     assert line.startswith("[image/png")
-    [line] = picture.lines(Image(mime="image/png", data=b"no picture"), "blocks", 80)
+    [line] = terminal_image.lines(Image(mime="image/png", data=b"no picture"), "blocks", 80)
     assert line == "[image/png, 10 B]"

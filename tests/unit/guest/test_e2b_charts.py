@@ -16,7 +16,7 @@ mpl.use("agg")
 
 import matplotlib.pyplot as plt
 
-from kernelsvc.guest import e2b_charts as charts
+from kernelsvc.guest import e2b_charts
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def ax() -> Any:
 
 def chart(ax: Any) -> dict[str, Any]:
     ax.figure.canvas.draw()
-    found = charts.chart(ax.figure)
+    found = e2b_charts.chart(ax.figure)
     assert found is not None
     return found
 
@@ -142,7 +142,7 @@ def test_several_axes_make_one_chart_of_charts() -> None:
     left.plot([1, 2, 3], [1, 2, 4])
     right.pie([1, 1])
     figure.suptitle("both")
-    found = charts.chart(figure)
+    found = e2b_charts.chart(figure)
     plt.close(figure)
     assert (found["type"], found["title"]) == ("superchart", "both")
     assert [each["type"] for each in found["elements"]] == ["line", "pie"]
@@ -154,16 +154,16 @@ def test_a_colour_bar_is_no_chart(ax: Any) -> None:
 
 
 def test_what_is_none_of_these_is_unknown_and_what_is_blank_nothing(ax: Any) -> None:
-    assert charts.chart(ax.figure) is None
+    assert e2b_charts.chart(ax.figure) is None
     ax.imshow([[1, 2], [3, 4]])
     assert chart(ax)["type"] == "unknown"
 
 
 def test_what_is_too_large_is_left_out(ax: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(charts, "MAX_VALUES", 5)
+    monkeypatch.setattr(e2b_charts, "MAX_VALUES", 5)
     ax.plot([1, 2, 3], [1, 2, 3])
-    assert charts.chart(ax.figure) is None
-    assert charts.table(pd.DataFrame({"a": range(6)})) is None
+    assert e2b_charts.chart(ax.figure) is None
+    assert e2b_charts.table(pd.DataFrame({"a": range(6)})) is None
 
 
 def test_a_table_by_columns() -> None:
@@ -173,7 +173,7 @@ def test_a_table_by_columns() -> None:
             3: [decimal.Decimal("1.5"), b"x"],
         }
     )  # fmt: skip
-    assert charts.table(frame) == {
+    assert e2b_charts.table(frame) == {
         "n": [1, 2], "f": [1.5, None], "d": ["2026-01-01T00:00:00", None], "o": [{"a": [1]}, None],
         "3": ["1.5", "b'x'"],
     }  # fmt: skip
@@ -181,32 +181,32 @@ def test_a_table_by_columns() -> None:
 
 def test_a_table_of_another_library_by_columns() -> None:
     column = SimpleNamespace(name="a", to_list=lambda: [1, None])
-    assert charts.table(SimpleNamespace(shape=(2, 1), get_columns=lambda: [column])) == {"a": [1, None]}
+    assert e2b_charts.table(SimpleNamespace(shape=(2, 1), get_columns=lambda: [column])) == {"a": [1, None]}
 
 
 def test_values_become_plain() -> None:
     nested: list[Any] = []
     nested.append(nested)
-    assert charts.plain([np.float64(1.5), np.int32(2), np.bool_(True), np.datetime64("NaT"), pd.NA, pd.NaT]) == [
+    assert e2b_charts.plain([np.float64(1.5), np.int32(2), np.bool_(True), np.datetime64("NaT"), pd.NA, pd.NaT]) == [
         1.5, 2, True, None, None, None,
     ]  # fmt: skip
-    assert charts.plain(float("inf")) is None
-    assert "..." in str(charts.plain(nested))
+    assert e2b_charts.plain(float("inf")) is None
+    assert "..." in str(e2b_charts.plain(nested))
 
 
 def test_it_is_installed_where_it_is_wanted_and_raises_nothing(monkeypatch: pytest.MonkeyPatch, ax: Any) -> None:
     from IPython.core.interactiveshell import InteractiveShell
 
     monkeypatch.delenv("E2B_SANDBOX", raising=False)
-    assert not charts.wanted()
+    assert not e2b_charts.wanted()
     monkeypatch.setenv("E2B_SANDBOX", "true")
-    assert charts.wanted()
+    assert e2b_charts.wanted()
     shell = InteractiveShell()
-    charts.install(shell)
+    e2b_charts.install(shell)
     show = shell.display_formatter.format
-    assert show(pd.DataFrame({"a": [1]}))[0][charts.DATA] == {"a": [1]}
+    assert show(pd.DataFrame({"a": [1]}))[0][e2b_charts.DATA] == {"a": [1]}
     ax.plot([1, 2], [1, 2])
-    assert show(ax.figure)[0][charts.CHART]["type"] == "line"
+    assert show(ax.figure)[0][e2b_charts.CHART]["type"] == "line"
     monkeypatch.setattr(ax, "get_title", lambda: 1 / 0)
-    assert charts.CHART not in show(ax.figure)[0]
-    assert charts.DATA not in show(1)[0]
+    assert e2b_charts.CHART not in show(ax.figure)[0]
+    assert e2b_charts.DATA not in show(1)[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.guest import import_policy as imports
+from kernelsvc.guest import import_policy
 from kernelsvc.guest.import_policy import ImportNotAllowed, refusal
 
 
@@ -50,7 +50,7 @@ def test_the_refusal_names_what_to_use() -> None:
 
 
 def test_a_cell_meets_the_sign_even_when_the_module_is_loaded() -> None:
-    imports.install(None, ["subprocess"])
+    import_policy.install(None, ["subprocess"])
     with pytest.raises(ImportNotAllowed, match="pathlib") as met:
         cell("import subprocess")
     assert met.value.name == "subprocess"
@@ -61,13 +61,13 @@ def test_a_cell_meets_the_sign_even_when_the_module_is_loaded() -> None:
 
 
 def test_libraries_import_what_they_like() -> None:
-    imports.install(None, ["subprocess"])
+    import_policy.install(None, ["subprocess"])
     exec("import subprocess", {"__name__": "pandas.io", "__builtins__": builtins})
     cell("import platform")
 
 
 def test_a_submodule_can_be_denied_on_its_own() -> None:
-    imports.install(None, ["os.path"])
+    import_policy.install(None, ["os.path"])
     cell("import os")
     with pytest.raises(ImportNotAllowed):
         cell("from os import path")
@@ -77,7 +77,7 @@ def test_the_sessions_own_modules_are_its_own(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "mine_kernelsvc.py").write_text("x = 1")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    imports.install(["numpy"], [])
+    import_policy.install(["numpy"], [])
     cell("import mine_kernelsvc")
     with pytest.raises(ImportNotAllowed):
         cell("import json")
@@ -85,5 +85,5 @@ def test_the_sessions_own_modules_are_its_own(tmp_path: Path, monkeypatch: pytes
 
 def test_with_nothing_to_say_nothing_is_changed() -> None:
     plain = builtins.__import__
-    imports.install(None, [])
+    import_policy.install(None, [])
     assert builtins.__import__ is plain

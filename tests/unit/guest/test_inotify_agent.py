@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from kernelsvc.guest import inotify_agent as watch
+from kernelsvc.guest import inotify_agent
 
-SOURCE = Path(watch.__file__).read_text()
+SOURCE = Path(inotify_agent.__file__).read_text()
 
 
 def start(top: Path, recursive: bool = True) -> subprocess.Popen[str]:
@@ -49,6 +49,6 @@ def test_a_directory_that_is_made_is_watched_too(tmp_path: Path, events: Iterato
 
 def test_why_it_could_not_begin(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for name, status in (("nothing", watch.MISSING), ("file", watch.NO_DIRECTORY)):
+    for name, status in (("nothing", inotify_agent.MISSING), ("file", inotify_agent.NO_DIRECTORY)):
         with start(tmp_path / name) as program:
             assert program.wait(20) == status

@@ -6,13 +6,12 @@ import traceback
 
 import pytest
 
-from kernelsvc.guest import import_policy as imports
-from kernelsvc.guest import tracebacks
-from kernelsvc.guest.forking import state_pickle as namespace
+from kernelsvc.guest import import_policy, tracebacks
+from kernelsvc.guest.forking import state_pickle
 
 
 def test_our_frames_are_taken_out_and_the_others_stay() -> None:
-    lost = namespace.LostVariable("pool", "a thread pool with work in it")
+    lost = state_pickle.LostVariable("pool", "a thread pool with work in it")
 
     def use() -> None:
         lost.submit(len)
@@ -20,14 +19,14 @@ def test_our_frames_are_taken_out_and_the_others_stay() -> None:
     with pytest.raises(RuntimeError) as caught:
         use()
     whole = caught.value.__traceback__
-    assert any(imports.__file__.rpartition("/")[0] in frame.filename for frame in traceback.extract_tb(whole))
+    assert any(import_policy.__file__.rpartition("/")[0] in frame.filename for frame in traceback.extract_tb(whole))
     shown = traceback.extract_tb(tracebacks.without_ours(whole))
     assert [frame.name for frame in shown][-1] == "use"
     assert all(frame.filename == __file__ for frame in shown)
 
 
 def test_so_are_those_of_what_led_to_it() -> None:
-    lost = namespace.LostVariable("pool", "a thread pool with work in it")
+    lost = state_pickle.LostVariable("pool", "a thread pool with work in it")
 
     def use() -> None:
         try:

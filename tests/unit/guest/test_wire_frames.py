@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kernelsvc.guest import wire_frames as frames
+from kernelsvc.guest import wire_frames
 from kernelsvc.guest.wire_frames import HEADER, MESSAGE, STREAM, Outbox, WireError, parse, parse_request
 
 
@@ -85,7 +85,7 @@ def test_acknowledged_runs_are_freed() -> None:
         box.put(STREAM, b"x" * 50)
     assert box.size == 10_000 * 63
     box.ack(9_000)
-    assert box.size < 2 * frames.RUN_BYTES + 1_000 * 63
+    assert box.size < 2 * wire_frames.RUN_BYTES + 1_000 * 63
     box.ack(10_000)
     assert box.size == 0
     assert box.first == 10_001
@@ -185,7 +185,7 @@ def test_whole_frames_are_taken_and_the_rest_waits() -> None:
 
 def test_a_frame_that_is_too_large_is_refused() -> None:
     with pytest.raises(WireError):
-        parse(bytearray(HEADER.pack(frames.MAX_FRAME + 1, 2, 0)))
+        parse(bytearray(HEADER.pack(wire_frames.MAX_FRAME + 1, 2, 0)))
 
 
 @given(st.binary(max_size=300))
@@ -196,7 +196,7 @@ def test_garbage_raises_one_error(data: bytes) -> None:
 
 
 def test_a_request_is_read() -> None:
-    payload = frames.join(b"shell", b'{"msg_id":"a","msg_type":"t"}', b"{}", b'{"m":1}', b'{"c":2}', b"\x00\xff")
+    payload = wire_frames.join(b"shell", b'{"msg_id":"a","msg_type":"t"}', b"{}", b'{"m":1}', b'{"c":2}', b"\x00\xff")
     request = parse_request(payload)
     assert (request.channel, request.msg_id, request.msg_type) == ("shell", "a", "t")
     assert (request.metadata, request.content, request.buffers) == ({"m": 1}, {"c": 2}, [b"\x00\xff"])
@@ -216,20 +216,20 @@ def test_a_request_is_read() -> None:
 )
 def test_a_request_that_is_none_is_refused(parts: tuple[bytes, ...]) -> None:
     with pytest.raises(WireError):
-        parse_request(frames.join(b"shell", *parts))
+        parse_request(wire_frames.join(b"shell", *parts))
 
 
 def test_misfits_are_named() -> None:
-    assert frames.misfit(b'{"a": "[[[[' + b"[" * 500 + b'"}') is None
-    assert frames.misfit(b"[" * 90 + b"]" * 90) is None
-    assert "nested" in str(frames.misfit(b"[" * 200 + b"]" * 200))
-    assert "nested" in str(frames.misfit(b'["' + b"x" * 20_000 + b'",' + b"[" * 200 + b"]" * 201))
-    assert frames.misfit(b'["' + b"x" * 20_000 + b'",' + b"[" * 99 + b"]" * 100) is None
-    assert "values" in str(frames.misfit(b"[" + b"0," * 2_000_001 + b"0]"))
-    assert frames.misfit(b'"' + b"," * 3_000_000 + b'"') is None
+    assert wire_frames.misfit(b'{"a": "[[[[' + b"[" * 500 + b'"}') is None
+    assert wire_frames.misfit(b"[" * 90 + b"]" * 90) is None
+    assert "nested" in str(wire_frames.misfit(b"[" * 200 + b"]" * 200))
+    assert "nested" in str(wire_frames.misfit(b'["' + b"x" * 20_000 + b'",' + b"[" * 200 + b"]" * 201))
+    assert wire_frames.misfit(b'["' + b"x" * 20_000 + b'",' + b"[" * 99 + b"]" * 100) is None
+    assert "values" in str(wire_frames.misfit(b"[" + b"0," * 2_000_001 + b"0]"))
+    assert wire_frames.misfit(b'"' + b"," * 3_000_000 + b'"') is None
 
 
 def test_a_stream_prefix() -> None:
-    assert frames.stream_prefix("stdout", "ab") == struct.pack("<BH", 1, 2) + b"ab"
-    assert frames.stream_prefix("stderr", "") == struct.pack("<BH", 2, 0)
-    assert len(frames.stream_prefix("stderr", "x" * 100_000)) == 3 + 0xFFFF
+    assert wire_frames.stream_prefix("stdout", "ab") == struct.pack("<BH", 1, 2) + b"ab"
+    assert wire_frames.stream_prefix("stderr", "") == struct.pack("<BH", 2, 0)
+    assert len(wire_frames.stream_prefix("stderr", "x" * 100_000)) == 3 + 0xFFFF

@@ -18,7 +18,7 @@ from kernelsvc.errors import Conflict, Internal, KernelDead, NotFound
 from kernelsvc.guest.confine import init, linux
 from kernelsvc.host.container import Container, ContainerProcess, ContainerRecord
 from kernelsvc.host.container_manager import ContainerManager
-from kernelsvc.linux import procfs as processes
+from kernelsvc.linux import procfs
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.manager import SandboxManager
 
@@ -38,7 +38,7 @@ class Cradle:
     @staticmethod
     def _own() -> set[int]:
         """All children of this process: other tests' too, which must be left alone."""
-        return set(processes.children(os.getpid()))
+        return set(procfs.children(os.getpid()))
 
     def record(self, kernel: str) -> ContainerRecord:
         workdir = self.runtime / f"w-{kernel}"
@@ -52,7 +52,7 @@ class Cradle:
             if os.fork() == 0:
                 _be_a_sandbox(theirs, door, fail)
 
-        with self.nursery.claim(kernel):
+        with self.nursery.reserve_id(kernel):
             return await self.nursery.make(self.record(kernel), launch, listens=False)
 
     def left(self) -> list[str]:
@@ -94,7 +94,7 @@ async def test_a_sandbox_is_made_found_and_ended(cradle: Cradle) -> None:
     ward = await cradle.make("k1")
     found, member = cradle.nursery.find("k1")
     assert found is ward
-    assert processes.stat(member.pid)
+    assert procfs.stat(member.pid)
     assert cradle.left() == ["k1.i", "k1.json"]
     exit = await cradle.nursery.end("k1")
     assert exit is not None
@@ -139,7 +139,7 @@ async def test_what_no_server_holds_ends_and_what_one_holds_does_not(short_tmp: 
     cradle = Cradle(runtime, adoption_seconds=0.1)
     held, adopted, _ = [await cradle.make(f"k{n}") for n in range(3)]
     cradle.nursery.look_for_orphans({"k0"})
-    cradle.nursery.adopted(adopted)
+    cradle.nursery.cancel_grace(adopted)
     await wait_until(lambda: cradle.ended)
     await wait_until(lambda: set(cradle.nursery.wards) == {"k0", "k1"})
     assert cradle.ended == ["k2"]
@@ -159,7 +159,7 @@ async def test_the_next_host_takes_over_what_it_can_and_ends_the_rest(cradle: Cr
     (cradle.runtime / "k2.json").unlink()
     (cradle.runtime / "k3.json").write_bytes(msgspec.json.encode(cradle.record("k3")))
     after = Cradle(cradle.runtime)
-    await after.nursery.find_old()
+    await after.nursery.recover()
     assert set(after.nursery.wards) == {"k0"}
     assert after.nursery.find("k0")[1].pid == pids["k0"]
     assert after.left() == ["k0.i", "k0.json"]
@@ -170,7 +170,7 @@ async def test_the_next_host_takes_over_what_it_can_and_ends_the_rest(cradle: Cr
 
 
 def _alive(pid: int) -> bool:
-    about = processes.stat(pid)
+    about = procfs.stat(pid)
     return about is not None and about.state != "Z"
 
 

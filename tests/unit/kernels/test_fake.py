@@ -138,7 +138,7 @@ async def test_a_copy_has_the_variables_and_a_life_of_its_own(launcher: FakeLaun
     await kernel.fork(request("copy"), mode="branch")
     kernel.execute("d", "set x 2")
     other = Sink()
-    copy = await launcher.wake(request("copy"), other)
+    copy = await launcher.resume_copy(request("copy"), other)
     copy.execute("e", "get x")
     await wait_until(lambda: "execute_result" in other.kinds())
     (result,) = [o for o in other.got if isinstance(o, KernelMessage) and o.msg_type == "execute_result"]
@@ -146,7 +146,7 @@ async def test_a_copy_has_the_variables_and_a_life_of_its_own(launcher: FakeLaun
     await launcher.discard("copy")
     await launcher.discard("nobody")
     with pytest.raises(KernelDead):
-        await launcher.wake(request("copy"), other)
+        await launcher.resume_copy(request("copy"), other)
     assert not sink.exits
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from waiting import wait_for
 
-from kernelsvc.linux import procfs as processes
+from kernelsvc.linux import procfs
 
 DEADLINE = 10.0
 
@@ -39,56 +39,56 @@ def child(act: Callable[[], object]) -> Iterator[tuple[int, int]]:
 
 async def test_a_pidfd_tells_its_pid_and_its_end() -> None:
     with child(signal.pause) as (pid, pidfd):
-        assert processes.pid_of(pidfd) == pid
-        waiting = [asyncio.ensure_future(processes.wait_pidfd(pidfd)) for _ in range(2)]
+        assert procfs.pid_of(pidfd) == pid
+        waiting = [asyncio.ensure_future(procfs.wait_pidfd(pidfd)) for _ in range(2)]
         await asyncio.sleep(0)
         os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(DEADLINE):
             await asyncio.gather(*waiting)
         os.waitpid(pid, 0)
-        assert processes.pid_of(pidfd) == 0
+        assert procfs.pid_of(pidfd) == 0
 
 
 @pytest.mark.parametrize(("act", "status"), [(lambda: os._exit(7), 7 << 8), (lambda: os.kill(os.getpid(), 15), 15)])
 async def test_how_it_ended_is_known_without_waiting_for_it(act: Callable[[], object], status: int) -> None:
     with child(act) as (pid, pidfd):
-        await processes.wait_pidfd(pidfd)
-        assert processes.exit_status(pidfd) == status
+        await procfs.wait_pidfd(pidfd)
+        assert procfs.exit_status(pidfd) == status
         os.waitpid(pid, 0)
         # Since Linux 6.15 also when somebody else has.
-        assert processes.exit_status(pidfd) in (status, None)
+        assert procfs.exit_status(pidfd) in (status, None)
 
 
 async def test_a_process_that_lives_has_no_status() -> None:
     with child(signal.pause) as (_, pidfd):
-        assert processes.exit_status(pidfd) is None
+        assert procfs.exit_status(pidfd) is None
 
 
 def test_stat_reads_names_that_would_confuse_it() -> None:
     script = "printf ') Z 1 (' > /proc/self/comm; read x"
     with subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.PIPE) as one:
         wait_for(lambda: ") Z" in Path(f"/proc/{one.pid}/comm").read_text())
-        about = processes.stat(one.pid)
+        about = procfs.stat(one.pid)
         assert about is not None
         assert (about.parent, about.session) == (os.getpid(), os.getsid(0))
         assert about.state != "Z"
         one.communicate(b"\n")
-    assert processes.stat(one.pid) is None
+    assert procfs.stat(one.pid) is None
 
 
 def test_families() -> None:
     with subprocess.Popen(["/bin/sh", "-c", "sleep 100 & sleep 100 & echo; wait"], stdout=subprocess.PIPE) as shell:
         assert shell.stdout is not None
         shell.stdout.readline()
-        wait_for(lambda: len(processes.children(shell.pid)) == 2)
-        sleeps = processes.children(shell.pid)
-        assert set(processes.below(os.getpid())) >= {shell.pid, *sleeps}
-        assert processes.descends(sleeps[0], os.getpid())
-        assert not processes.descends(os.getpid(), sleeps[0])
-        assert processes.inner_pid(sleeps[0]) == sleeps[0]
-        assert processes.kill_those([*sleeps, shell.pid], lambda about: about.parent == shell.pid) == 2
+        wait_for(lambda: len(procfs.children(shell.pid)) == 2)
+        sleeps = procfs.children(shell.pid)
+        assert set(procfs.below(os.getpid())) >= {shell.pid, *sleeps}
+        assert procfs.descends(sleeps[0], os.getpid())
+        assert not procfs.descends(os.getpid(), sleeps[0])
+        assert procfs.inner_pid(sleeps[0]) == sleeps[0]
+        assert procfs.kill_those([*sleeps, shell.pid], lambda about: about.parent == shell.pid) == 2
         assert shell.wait(DEADLINE) == 0
-    assert processes.kill_those(sleeps, lambda _: True) == 0
-    assert processes.children(shell.pid) == []
-    assert not processes.descends(shell.pid, os.getpid())
-    assert processes.inner_pid(shell.pid) == -1
+    assert procfs.kill_those(sleeps, lambda _: True) == 0
+    assert procfs.children(shell.pid) == []
+    assert not procfs.descends(shell.pid, os.getpid())
+    assert procfs.inner_pid(shell.pid) == -1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound
-from kernelsvc.linux import rooted_dir as beneath
+from kernelsvc.linux import rooted_dir
 from kernelsvc.linux.rooted_dir import RootedDirectory, kind_of, parse_path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -22,8 +22,8 @@ RENAME_EXCHANGE = 2
 def way(request, monkeypatch):
     """Both ways of opening; the second is what old machines get."""
     if request.param == "walk":
-        monkeypatch.setattr(beneath, "HAS_OPENAT2", False)
-    elif not beneath.HAS_OPENAT2:
+        monkeypatch.setattr(rooted_dir, "HAS_OPENAT2", False)
+    elif not rooted_dir.HAS_OPENAT2:
         pytest.skip("this machine has no openat2")
     return request.param
 

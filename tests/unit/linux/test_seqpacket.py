@@ -6,17 +6,17 @@ import socket
 
 import pytest
 
-from kernelsvc.linux import seqpacket as channel
+from kernelsvc.linux import seqpacket
 
 DEADLINE = 5.0
 
 
 async def test_a_datagram_arrives_whole_with_its_descriptors():
-    ours, theirs = channel.pair()
+    ours, theirs = seqpacket.pair()
     got: asyncio.Future = asyncio.get_running_loop().create_future()
     reader, writer = os.pipe()
-    there = channel.SeqpacketChannel(theirs, lambda body, fds: got.set_result((body, fds)), lambda: None, fds=1)
-    here = channel.SeqpacketChannel(ours, lambda *_: None, lambda: None, fds=0)
+    there = seqpacket.SeqpacketChannel(theirs, lambda body, fds: got.set_result((body, fds)), lambda: None, fds=1)
+    here = seqpacket.SeqpacketChannel(ours, lambda *_: None, lambda: None, fds=0)
     assert here.send({"a": "x" * 100_000}, [writer])
     async with asyncio.timeout(DEADLINE):
         body, fds = await got
@@ -31,9 +31,9 @@ async def test_a_datagram_arrives_whole_with_its_descriptors():
 
 @pytest.mark.parametrize("garbage", [b"nonsense", b"[1]", b"\xff", b'{"a":' * 100_000, None])
 async def test_garbage_and_an_end_close_the_channel(garbage):
-    ours, theirs = channel.pair()
+    ours, theirs = seqpacket.pair()
     closed = asyncio.Event()
-    there = channel.SeqpacketChannel(theirs, lambda *_: None, closed.set, fds=0)
+    there = seqpacket.SeqpacketChannel(theirs, lambda *_: None, closed.set, fds=0)
     if garbage is not None:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         try:
@@ -50,8 +50,8 @@ async def test_garbage_and_an_end_close_the_channel(garbage):
 
 
 async def test_a_reader_that_does_not_read_is_told_of_and_does_not_block():
-    ours, theirs = channel.pair()
-    here = channel.SeqpacketChannel(ours, lambda *_: None, lambda: None, fds=0)
+    ours, theirs = seqpacket.pair()
+    here = seqpacket.SeqpacketChannel(ours, lambda *_: None, lambda: None, fds=0)
     sent = 0
     while here.send({"a": "x" * 1000}) and sent < 10_000:
         sent += 1
@@ -61,8 +61,8 @@ async def test_a_reader_that_does_not_read_is_told_of_and_does_not_block():
 
 
 async def test_what_a_slow_reader_leaves_waits_its_turn_with_its_descriptors():
-    ours, theirs = channel.pair()
-    here = channel.SeqpacketChannel(ours, lambda *_: None, lambda: None, fds=0)
+    ours, theirs = seqpacket.pair()
+    here = seqpacket.SeqpacketChannel(ours, lambda *_: None, lambda: None, fds=0)
     reader, writer = os.pipe()
     for number in range(2000):
         assert here.send({"n": number, "a": "x" * 1000}, [writer] if number == 1999 else ())
@@ -74,10 +74,10 @@ async def test_what_a_slow_reader_leaves_waits_its_turn_with_its_descriptors():
         got.append(body["n"])
         if fds:
             os.write(fds[0], b"hi")
-            channel.close_all(fds)
+            seqpacket.close_all(fds)
             done.set()
 
-    there = channel.SeqpacketChannel(theirs, received, lambda: None, fds=1)
+    there = seqpacket.SeqpacketChannel(theirs, received, lambda: None, fds=1)
     async with asyncio.timeout(DEADLINE):
         await done.wait()
     assert got == list(range(2000))
@@ -88,8 +88,8 @@ async def test_what_a_slow_reader_leaves_waits_its_turn_with_its_descriptors():
 
 
 async def test_closing_drops_what_waits():
-    ours, theirs = channel.pair()
-    here = channel.SeqpacketChannel(ours, lambda *_: None, lambda: None, fds=0)
+    ours, theirs = seqpacket.pair()
+    here = seqpacket.SeqpacketChannel(ours, lambda *_: None, lambda: None, fds=0)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(1000):
         here.send({"a": "x" * 1000}, [0])
@@ -100,9 +100,9 @@ async def test_closing_drops_what_waits():
 
 @pytest.mark.parametrize(("most", "sent"), [(0, 1), (1, 2), (2, 100)])
 async def test_more_descriptors_than_belong_there_close_the_channel_and_are_closed(most, sent):
-    ours, theirs = channel.pair()
+    ours, theirs = seqpacket.pair()
     closed = asyncio.Event()
-    there = channel.SeqpacketChannel(theirs, lambda *_: None, closed.set, fds=most)
+    there = seqpacket.SeqpacketChannel(theirs, lambda *_: None, closed.set, fds=most)
     before = len(os.listdir("/proc/self/fd"))
     try:
         socket.send_fds(ours, [b"{}"], [0] * sent)
@@ -117,9 +117,9 @@ async def test_more_descriptors_than_belong_there_close_the_channel_and_are_clos
 
 
 async def test_an_empty_datagram_leaves_no_descriptor():
-    ours, theirs = channel.pair()
+    ours, theirs = seqpacket.pair()
     closed = asyncio.Event()
-    channel.SeqpacketChannel(theirs, lambda *_: None, closed.set, fds=2)
+    seqpacket.SeqpacketChannel(theirs, lambda *_: None, closed.set, fds=2)
     before = len(os.listdir("/proc/self/fd"))
     socket.send_fds(ours, [b""], [0, 0])
     async with asyncio.timeout(DEADLINE):

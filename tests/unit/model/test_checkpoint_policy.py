@@ -41,12 +41,12 @@ def test_a_lone_user_who_thinks_between_cells_has_a_copy_after_each(cells: list[
     made, habit, now = account(), CheckpointSchedule(), 0.0
     for thinks, runs in cells:
         now += thinks
-        habit.sent(now, made.crowd(now))
+        habit.sent(now, made.load(now))
         made.sent("s", now)
         now += runs
-        habit.ended(now, runs, runs, made.crowd(now))
-        assert habit.rest(made.crowd(now)) == 0.0
-        assert made.book(now, habit.cost) == 0.0
+        habit.ended(now, runs, runs, made.load(now))
+        assert habit.idle_delay(made.load(now)) == 0.0
+        assert made.reserve(now, habit.cost) == 0.0
         habit.saved(0.005)
 
 
@@ -56,10 +56,10 @@ def test_the_first_cells_in_a_row_are_copied_and_then_it_is_a_stream() -> None:
     for number in range(STREAK + 2):
         habit.sent(number * 0.002, 1.0)
         habit.ended(number * 0.002 + 0.001, 0.001, 0.001, 1.0)
-        rests.append(habit.rest(1.0))
+        rests.append(habit.idle_delay(1.0))
     assert rests == [0.0] * STREAK + [REST] * 2
     habit.sent(10.0, 1.0)
-    assert habit.rest(1.0) == 0.0
+    assert habit.idle_delay(1.0) == 0.0
 
 
 # --- crowds ---------------------------------------------------------------------------------
@@ -67,23 +67,23 @@ def test_the_first_cells_in_a_row_are_copied_and_then_it_is_a_stream() -> None:
 
 def test_on_a_crowded_machine_a_stream_shows_sooner_and_rests_are_longer() -> None:
     made = crowded(100)
-    assert made.crowd(0.5) == 50.0
+    assert made.load(0.5) == 50.0
     habit = CheckpointSchedule()
     habit.ended(0.0, 0.05, 0.001, 50.0)
     habit.sent(0.3, 50.0)  # a pause, but everything takes longer here
-    assert habit.rest(50.0) == REST * STRETCH
-    assert habit.rest(1.0) == 0.0
+    assert habit.idle_delay(50.0) == REST * STRETCH
+    assert habit.idle_delay(1.0) == 0.0
     habit.sent(5.0, 50.0)
-    assert habit.rest(50.0) == 0.0
+    assert habit.idle_delay(50.0) == 0.0
 
 
 def test_who_has_not_asked_lately_makes_no_crowd() -> None:
     made = crowded(100)
-    assert made.crowd(LATELY) == 50.0
+    assert made.load(LATELY) == 50.0
     for number in range(10):
         made.sent(f"s{number}", LATELY)
-    assert made.crowd(LATELY + 0.1) == 5.0
-    assert made.crowd(3 * LATELY) == 1.0
+    assert made.load(LATELY + 0.1) == 5.0
+    assert made.load(3 * LATELY) == 1.0
 
 
 # --- worth ----------------------------------------------------------------------------------
@@ -139,13 +139,13 @@ def test_copies_never_take_more_than_their_share(moves: list[tuple[float, float,
     for passes, cost, worth, gives_back in moves:
         now += passes
         if worth:
-            if made.overdraw(now, cost):
+            if made.try_spend(now, cost):
                 spent.append((now, cost))
             continue
-        wait = made.book(now, cost)
+        wait = made.reserve(now, cost)
         assert wait >= 0.0
         if gives_back:
-            made.give_back(cost)
+            made.refund(cost)
         else:
             spent.append((now + wait, cost))
     for moment, _ in spent:
@@ -156,17 +156,17 @@ def test_copies_never_take_more_than_their_share(moves: list[tuple[float, float,
 @given(st.integers(1, 400))
 def test_turns_come_in_order_and_none_is_forgotten(sessions: int) -> None:
     made = account()
-    waits = [made.book(0.0, COST) for _ in range(sessions)]
+    waits = [made.reserve(0.0, COST) for _ in range(sessions)]
     assert waits == sorted(waits)
     assert waits[-1] <= max(0.0, (sessions * COST - FULL) / (SHARE * CORES)) + 1e-9
-    assert made.book(waits[-1] + COST / (SHARE * CORES) + 1e-9, COST) == 0.0
+    assert made.reserve(waits[-1] + COST / (SHARE * CORES) + 1e-9, COST) == 0.0
 
 
 def test_a_clock_that_stands_still_pays_nothing_and_the_account_has_a_top() -> None:
     made = account()
     assert made.credit(1e6) == FULL
-    made.book(1e6, FULL)
+    made.reserve(1e6, FULL)
     assert made.credit(1e6) == 0.0
     assert made.credit(1e6 - 5) == 0.0
-    made.give_back(10 * FULL)
+    made.refund(10 * FULL)
     assert made.credit(1e6) == FULL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kernelsvc.model import events as ev
-from kernelsvc.model import limit_causes as caps
+from kernelsvc.model import limit_causes
 from kernelsvc.model.events import Reason
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.model.machine import Machine
@@ -44,7 +44,7 @@ def failed(ename: str, evalue: str = "", **said: object) -> KernelReplied:
     ],
 )
 def test_an_exception_tells_of_a_cap(reply: KernelReplied, limit: str, words: str) -> None:
-    found = caps.of_reply(reply, LIMITS)
+    found = limit_causes.of_reply(reply, LIMITS)
     assert found is not None
     assert (found.limit, found.enforced_by) == (limit, "linux")
     assert words in found.message
@@ -61,13 +61,13 @@ def test_an_exception_tells_of_a_cap(reply: KernelReplied, limit: str, words: st
     ],
 )
 def test_other_exceptions_tell_of_none(reply: KernelReplied) -> None:
-    assert caps.of_reply(reply, LIMITS) is None
+    assert limit_causes.of_reply(reply, LIMITS) is None
 
 
 def test_a_cap_that_is_not_set_is_not_named() -> None:
-    assert caps.of_reply(failed("MemoryError"), Limits(memory_bytes=None)) is None
-    assert caps.of_counters("memory_bytes", Limits(memory_bytes=None)) is None
-    assert caps.of_exit(KernelExited("signalled", "SIGXCPU", 24), Limits()) is None
+    assert limit_causes.of_reply(failed("MemoryError"), Limits(memory_bytes=None)) is None
+    assert limit_causes.of_counters("memory_bytes", Limits(memory_bytes=None)) is None
+    assert limit_causes.of_exit(KernelExited("signalled", "SIGXCPU", 24), Limits()) is None
 
 
 # --- in the machine --------------------------------------------------------------------

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernelsvc.model import events as ev
-from kernelsvc.model import hash_chain as log
+from kernelsvc.model import hash_chain
 from kernelsvc.model.events import Reason
 from kernelsvc.model.limits import CellUsage, Limits
 from kernelsvc.model.notebook import RULES, CellFold, NotebookFold, fold, inherited, nb_id, notebook
@@ -18,7 +18,7 @@ EVENTS = typing.get_args(ev.AnyEvent)
 
 def stamped(*events):
     for n, event in enumerate(events, 1):
-        event.session, event.seq, event.at = "s", n, log.timestamp(n)
+        event.session, event.seq, event.at = "s", n, hash_chain.timestamp(n)
     return list(events)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelsvc.errors import BY_CODE, Internal, KernelsvcError, NotFound
-from kernelsvc.protocol import jsonrpc as native
+from kernelsvc.protocol import jsonrpc
 
 NESTED = st.recursive(
     st.none()
@@ -32,14 +32,14 @@ def frame(method="session.get", params=None, **more):
     return json.dumps(body).encode()
 
 
-def refused(raw, bounds=native.DEFAULT_BOUNDS):
-    with pytest.raises(native.Refused) as caught:
-        native.decode(raw, bounds)
+def refused(raw, bounds=jsonrpc.DEFAULT_BOUNDS):
+    with pytest.raises(jsonrpc.Refused) as caught:
+        jsonrpc.decode(raw, bounds)
     return caught.value
 
 
 def test_execute_is_decoded_with_its_defaults():
-    got = native.decode(frame("session.execute", {"session": "s1", "code": "1+1", "metadata": {"a": [1]}}))
+    got = jsonrpc.decode(frame("session.execute", {"session": "s1", "code": "1+1", "metadata": {"a": [1]}}))
     assert got.id == 1
     args, kwargs = got.method.arguments(got.params)
     assert args[0] == "s1"
@@ -54,41 +54,41 @@ def test_execute_is_decoded_with_its_defaults():
 
 @pytest.mark.parametrize("id", [1, 1.5, "x", None, -3])
 def test_ids_come_back_as_they_were(id):
-    got = native.decode(frame(params={"session": "s"}, id=id))
+    got = jsonrpc.decode(frame(params={"session": "s"}, id=id))
     assert got.id == id
-    assert json.loads(native.encode_result(got.id, {})) == {"jsonrpc": "2.0", "id": id, "result": {}}
+    assert json.loads(jsonrpc.encode_result(got.id, {})) == {"jsonrpc": "2.0", "id": id, "result": {}}
 
 
 def test_a_notification_has_no_id():
     raw = b'{"jsonrpc":"2.0","method":"session.get","params":{"session":"s"}}'
-    assert native.decode(raw).id is msgspec.UNSET
+    assert jsonrpc.decode(raw).id is msgspec.UNSET
 
 
 BAD = [
-    (b"", native.PARSE_ERROR, "bad_request"),
-    (b"{", native.PARSE_ERROR, "bad_request"),
-    (b"\xff\xfe", native.PARSE_ERROR, "bad_request"),
+    (b"", jsonrpc.PARSE_ERROR, "bad_request"),
+    (b"{", jsonrpc.PARSE_ERROR, "bad_request"),
+    (b"\xff\xfe", jsonrpc.PARSE_ERROR, "bad_request"),
     (
         '{"jsonrpc":"2.0","id":1,"method":"session.get","params":{"session":"\udfff"}}',
-        native.PARSE_ERROR,
+        jsonrpc.PARSE_ERROR,
         "bad_request",
     ),
-    (b"[]", native.INVALID_REQUEST, "bad_request"),
-    (b"[" + frame() + b"]", native.INVALID_REQUEST, "bad_request"),
-    (b"null", native.INVALID_REQUEST, "bad_request"),
-    (b'{"id":1}', native.INVALID_REQUEST, "bad_request"),
-    (frame(jsonrpc="1.0"), native.INVALID_REQUEST, "bad_request"),
-    (frame(extra=1), native.INVALID_REQUEST, "bad_request"),
-    (frame("nothing.here"), native.METHOD_NOT_FOUND, "not_found"),
-    (frame(7), native.INVALID_REQUEST, "bad_request"),
-    (frame(), native.INVALID_PARAMS, "bad_request"),
-    (frame(params=["s1"]), native.INVALID_PARAMS, "bad_request"),
-    (frame(params={"session": 1}), native.INVALID_PARAMS, "bad_request"),
-    (frame(params={"session": "../x"}), native.INVALID_PARAMS, "bad_request"),
-    (frame(params={"session": "s", "sesion": "t"}), native.INVALID_PARAMS, "bad_request"),
+    (b"[]", jsonrpc.INVALID_REQUEST, "bad_request"),
+    (b"[" + frame() + b"]", jsonrpc.INVALID_REQUEST, "bad_request"),
+    (b"null", jsonrpc.INVALID_REQUEST, "bad_request"),
+    (b'{"id":1}', jsonrpc.INVALID_REQUEST, "bad_request"),
+    (frame(jsonrpc="1.0"), jsonrpc.INVALID_REQUEST, "bad_request"),
+    (frame(extra=1), jsonrpc.INVALID_REQUEST, "bad_request"),
+    (frame("nothing.here"), jsonrpc.METHOD_NOT_FOUND, "not_found"),
+    (frame(7), jsonrpc.INVALID_REQUEST, "bad_request"),
+    (frame(), jsonrpc.INVALID_PARAMS, "bad_request"),
+    (frame(params=["s1"]), jsonrpc.INVALID_PARAMS, "bad_request"),
+    (frame(params={"session": 1}), jsonrpc.INVALID_PARAMS, "bad_request"),
+    (frame(params={"session": "../x"}), jsonrpc.INVALID_PARAMS, "bad_request"),
+    (frame(params={"session": "s", "sesion": "t"}), jsonrpc.INVALID_PARAMS, "bad_request"),
     (
         frame("session.execute", {"session": "s", "code": "", "timeout_seconds": -1}),
-        native.INVALID_PARAMS,
+        jsonrpc.INVALID_PARAMS,
         "bad_request",
     ),
     (frame("session.execute", {"session": "s", "code": "", "metadata": {"a": float("nan")}}), None, "bad_request"),
@@ -97,10 +97,10 @@ BAD = [
         None,
         "bad_request",
     ),
-    (frame("session.branch", {"session": "s", "count": 0}), native.INVALID_PARAMS, "bad_request"),
-    (frame("session.create", {"limits": {"memory_bytes": -1}}), native.INVALID_PARAMS, "bad_request"),
-    (frame("session.create", {"env": {"A=B": "c"}}), native.INVALID_PARAMS, "bad_request"),
-    (frame("session.batch", {"session": "s", "cells": []}), native.INVALID_PARAMS, "bad_request"),
+    (frame("session.branch", {"session": "s", "count": 0}), jsonrpc.INVALID_PARAMS, "bad_request"),
+    (frame("session.create", {"limits": {"memory_bytes": -1}}), jsonrpc.INVALID_PARAMS, "bad_request"),
+    (frame("session.create", {"env": {"A=B": "c"}}), jsonrpc.INVALID_PARAMS, "bad_request"),
+    (frame("session.batch", {"session": "s", "cells": []}), jsonrpc.INVALID_PARAMS, "bad_request"),
     (frame("session.drop_checkpoint", {"session": "s"}), "arguments", "bad_request"),
 ]
 
@@ -109,11 +109,11 @@ BAD = [
 def test_bad_input_is_refused_with_the_one_shape(raw, code, error):
     if code == "arguments":
         with pytest.raises(KernelsvcError):
-            (request := native.decode(raw)).method.arguments(request.params)
+            (request := jsonrpc.decode(raw)).method.arguments(request.params)
         return
     got = refused(raw)
     assert code in (None, got.code)
-    shape = json.loads(native.encode_error(got.id, got.error, got.code))
+    shape = json.loads(jsonrpc.encode_error(got.id, got.error, got.code))
     assert set(shape) == {"jsonrpc", "id", "error"}
     assert set(shape["error"]["data"]) == {"code", "message", "retryable", "details"}
     assert shape["error"]["data"]["code"] == error
@@ -132,13 +132,13 @@ def test_depth_bombs_are_harmless(deep):
     tail = b"]" if deep == b"[" else b"}"
     refused(bomb + deep * 100_000 + b"1" + tail * 100_000 + b"}}}")
     refused(bomb + deep * 70 + b"1" + tail * 70 + b"}}}")
-    native.decode(bomb + deep * 50 + b"1" + tail * 50 + b"}}}")
+    jsonrpc.decode(bomb + deep * 50 + b"1" + tail * 50 + b"}}}")
 
 
 def test_bounds_are_in_bytes():
-    bounds = native.Bounds(frame_bytes=1000, code_bytes=100)
+    bounds = jsonrpc.Bounds(frame_bytes=1000, code_bytes=100)
     assert refused(frame("session.execute", {"session": "s", "code": "x" * 101}), bounds).error.code == "too_large"
-    native.decode(frame("session.execute", {"session": "s", "code": "x" * 100}), bounds)
+    jsonrpc.decode(frame("session.execute", {"session": "s", "code": "x" * 100}), bounds)
     wide = json.dumps({"session": "s", "code": "\u00e9" * 60}, ensure_ascii=False)
     raw = '{"jsonrpc":"2.0","id":1,"method":"session.execute","params":' + wide + "}"
     assert refused(raw, bounds).error.code == "too_large"
@@ -149,12 +149,12 @@ def test_bounds_are_in_bytes():
 
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_but_refused(raw):
-    with contextlib.suppress(native.Refused):
-        native.decode(raw)
+    with contextlib.suppress(jsonrpc.Refused):
+        jsonrpc.decode(raw)
 
 
 @given(
-    st.sampled_from(sorted(native.METHODS)),
+    st.sampled_from(sorted(jsonrpc.METHODS)),
     st.dictionaries(
         st.sampled_from(
             ["session", "code", "cell", "cells", "after", "limit", "name", "text", "metadata", "labels", "count"]
@@ -164,24 +164,24 @@ def test_no_bytes_raise_anything_but_refused(raw):
 )
 def test_no_params_raise_anything_but_refused(method, params):
     try:
-        native.decode(frame(method, params))
-    except native.Refused as caught:
-        json.loads(native.encode_error(caught.id, caught.error, caught.code))
+        jsonrpc.decode(frame(method, params))
+    except jsonrpc.Refused as caught:
+        json.loads(jsonrpc.encode_error(caught.id, caught.error, caught.code))
 
 
 @given(NESTED)
 def test_results_survive_the_round_trip(value):
-    assert json.loads(native.encode_result(1, value)) == {"jsonrpc": "2.0", "id": 1, "result": value}
+    assert json.loads(jsonrpc.encode_result(1, value)) == {"jsonrpc": "2.0", "id": 1, "result": value}
 
 
 @given(st.dictionaries(st.text(), NESTED))
 def test_an_event_is_spliced_byte_for_byte(value):
     line = json.dumps(value).encode()
-    framed = native.event_frame(line)
+    framed = jsonrpc.event_frame(line)
     assert line in framed
     raw = framed[framed.index(b'{"jsonrpc"') :]
     assert json.loads(raw) == {"jsonrpc": "2.0", "method": "event", "params": value}
-    assert framed == native.text_frame(raw)
+    assert framed == jsonrpc.text_frame(raw)
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536])
@@ -190,7 +190,7 @@ def test_text_frames_are_what_the_websockets_library_reads(size):
     from websockets.streams import StreamReader
 
     reader = StreamReader()
-    reader.feed_data(native.text_frame(b"a" * size))
+    reader.feed_data(jsonrpc.text_frame(b"a" * size))
     parsing = Frame.parse(reader.read_exact, mask=False)
     with pytest.raises(StopIteration) as done:
         next(parsing)
@@ -199,13 +199,13 @@ def test_text_frames_are_what_the_websockets_library_reads(size):
 
 def test_a_result_without_json_is_an_internal_error():
     with pytest.raises(Internal):
-        native.encode_result(1, "\udc80")
+        jsonrpc.encode_result(1, "\udc80")
 
 
 def test_every_error_has_a_frame_even_with_details_that_have_no_json():
     for cls in BY_CODE.values():
-        assert json.loads(native.encode_error(1, cls()))["error"]["data"]["code"] == cls.code
-    assert json.loads(native.encode_error(1, NotFound("a\udc80", x=object())))["error"]["data"]["details"] == {}
+        assert json.loads(jsonrpc.encode_error(1, cls()))["error"]["data"]["code"] == cls.code
+    assert json.loads(jsonrpc.encode_error(1, NotFound("a\udc80", x=object())))["error"]["data"]["details"] == {}
 
 
 def test_every_method_calls_the_service_with_arguments_it_takes():
@@ -214,7 +214,7 @@ def test_every_method_calls_the_service_with_arguments_it_takes():
     samples = {
         "session": "s", "cell": "c", "code": "1", "text": "t", "cells": [{"code": "1"}], "checkpoint": "k",
     }  # fmt: skip
-    for row in native.METHODS.values():
+    for row in jsonrpc.METHODS.values():
         if row.calls == "detach":
             continue
         wanted = {f.encode_name for f in msgspec.structs.fields(row.params) if f.required}
@@ -228,6 +228,6 @@ def test_every_method_calls_the_service_with_arguments_it_takes():
 
 def test_cells_are_paged():
     cells = list(range(5))
-    assert native.page_of_cells(cells, 0, 2).next_offset == 2
-    assert native.page_of_cells(cells, 4, 2).next_offset is None
-    assert native.page_of_cells(cells, 9, 2).cells == []
+    assert jsonrpc.page_of_cells(cells, 0, 2).next_offset == 2
+    assert jsonrpc.page_of_cells(cells, 4, 2).next_offset is None
+    assert jsonrpc.page_of_cells(cells, 9, 2).cells == []

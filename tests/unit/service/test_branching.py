@@ -55,7 +55,7 @@ async def test_how_far_copying_is_is_told(files: Path, monkeypatch: pytest.Monke
     told: list[ev.Event] = []
 
     class Parent:
-        record_quietly = told.append
+        try_record = told.append
 
     monkeypatch.setattr(branching, "TELL_SECONDS", 0.01)
     parent: Any = Parent

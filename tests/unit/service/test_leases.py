@@ -92,7 +92,7 @@ async def test_who_lives_beside_has_as_much_time_and_ends_too(house: House) -> N
     house.leases.grant(ME, "s_1", 50, then="pause")
     beside = await house.open("s_2", beside="s_1")
     assert (left(beside), beside.machine.lease.then) == (50, "pause")
-    assert [each.id for each in house.leases.beside(ME, "s_1")] == ["s_2"]
+    assert [each.id for each in house.leases.sidecars(ME, "s_1")] == ["s_2"]
     house.leases.grant(ME, "s_1", 20)
     assert left(beside) == 20
     assert house.leases.pause(ME, "s_1").paused

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from waiting import wait_for
 
-from kernelsvc.linux import procfs as processes
+from kernelsvc.linux import procfs
 from kernelsvc.service.stopped_kernels import StoppedKernelDetector
 
 
@@ -21,14 +21,14 @@ class Sleeper:
         self.id, self.info = "s", SimpleNamespace(pid=self.process.pid)
         self.machine = SimpleNamespace(running="cell")
         self.ended = 0
-        self.guard = SimpleNamespace(stopped=self.stopped)
+        self.guard = SimpleNamespace(on_kernel_stopped=self.stopped)
 
     def stopped(self):
         self.ended += 1
 
     def signal(self, number, state):
         os.kill(self.process.pid, number)
-        wait_for(lambda: processes.stat(self.process.pid).state in state)
+        wait_for(lambda: procfs.stat(self.process.pid).state in state)
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_without_a_cell_nobody_is_asked(sleeper):
 
 def test_ending():
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    assert not processes.ending(process.pid)
+    assert not procfs.ending(process.pid)
     process.kill()
-    wait_for(lambda: processes.ending(process.pid))
+    wait_for(lambda: procfs.ending(process.pid))
     process.wait()
-    assert processes.ending(process.pid)
+    assert procfs.ending(process.pid)

@@ -43,10 +43,10 @@ class Session:
     def kill(self) -> None:
         self.kills += 1
 
-    def do(self, stimulus: Interrupt) -> None:
+    def handle(self, stimulus: Interrupt) -> None:
         self.interrupts.append(stimulus)
 
-    def record_quietly(self, event: ev.LimitReached) -> None:
+    def try_record(self, event: ev.LimitReached) -> None:
         self.recorded.append(event)
 
 
@@ -64,46 +64,48 @@ def disk(mebibytes: float) -> list[LimitExceeded]:
 def test_files_that_do_not_grow_are_left_alone() -> None:
     session, guard = made()
     session.machine.running = Running("a", 0.0)
-    guard.looked(disk(150))
+    guard.on_watchdog(disk(150))
     assert (len(session.recorded), len(session.interrupts), session.kills) == (1, 1, 0)
     assert session.recorded[0].cell == "a"
-    guard.looked(disk(150))
-    guard.looked(disk(120))
+    guard.on_watchdog(disk(150))
+    guard.on_watchdog(disk(120))
     assert len(session.recorded) == 1
-    guard.looked(disk(130))
+    guard.on_watchdog(disk(130))
     assert len(session.recorded) == 2
-    guard.looked([])
-    guard.looked(disk(101))
+    guard.on_watchdog([])
+    guard.on_watchdog(disk(101))
     assert len(session.recorded) == 3, "it was below meanwhile"
 
 
 def test_what_a_cell_has_written_ends_nobody_after_it() -> None:
     session, guard = made()
     session.machine.last_finished = "a"
-    guard.looked(disk(150))
+    guard.on_watchdog(disk(150))
     assert (len(session.recorded), session.kills) == (1, 0)
 
 
 def test_a_cell_does_not_pay_for_the_one_before_it() -> None:
     session, guard = made()
     session.machine.last_finished, session.machine.running = "a", Running("b", 0.0)
-    guard.looked(disk(150))
+    guard.on_watchdog(disk(150))
     assert [bool(event.cell) for event in session.recorded] == [False]
     session.machine.last_finished, session.machine.running = "b", Running("c", 0.0)
-    guard.looked(disk(300))
+    guard.on_watchdog(disk(300))
     assert len(session.interrupts) == 1, "short cells, one after the other, are not spared for ever"
 
 
 def test_what_writes_without_a_cell_is_ended_when_it_goes_on() -> None:
     session, guard = made()
-    guard.looked(disk(150))
-    guard.looked(disk(300))
+    guard.on_watchdog(disk(150))
+    guard.on_watchdog(disk(300))
     assert session.kills == 1
 
 
 def test_memory_ends_the_kernel_and_the_end_is_explained_once() -> None:
     session, guard = made()
-    guard.looked([LimitExceeded(limit="memory_bytes", value=600.0, bound=512.0, message="memory: 512 MiB reached")])
+    guard.on_watchdog(
+        [LimitExceeded(limit="memory_bytes", value=600.0, bound=512.0, message="memory: 512 MiB reached")]
+    )
     assert session.kills == 1
     killed = Exit(cause=Cause.SIGNALLED, message="SIGKILL", signal=9)
     assert guard.explain(killed).message == "memory: 512 MiB reached; the kernel was ended"
@@ -113,25 +115,25 @@ def test_memory_ends_the_kernel_and_the_end_is_explained_once() -> None:
 def test_a_cell_that_is_being_stopped_is_not_stopped_again() -> None:
     session, guard = made()
     session.machine.running = Running("a", 0.0, stop=ev.Reason.TIMEOUT)
-    guard.looked([LimitExceeded(limit="cpu_seconds", value=9.0, bound=3.0, message="CPU")])
+    guard.on_watchdog([LimitExceeded(limit="cpu_seconds", value=9.0, bound=3.0, message="CPU")])
     assert (session.recorded, session.interrupts, session.kills) == ([], [], 0)
 
 
 def test_counters_are_told_once_for_a_cell() -> None:
     session, guard = made()
     session.machine.running = run = Running("a", 0.0)
-    guard.counted("processes")
+    guard.on_cgroup_event("processes")
     assert [event.cell for event in session.recorded] == ["a"]
     run.struck["processes"] = "told"
-    guard.counted("processes")
-    guard.counted("no such limit")
+    guard.on_cgroup_event("processes")
+    guard.on_cgroup_event("no such limit")
     assert len(session.recorded) == 1
 
 
 def test_what_a_cell_said_of_itself_and_is_counted_after_its_end_is_not_told_again() -> None:
     session, guard = made()
     session.machine.last_finished, session.machine.last_struck = "a", frozenset({"processes"})
-    guard.counted("processes")
+    guard.on_cgroup_event("processes")
     assert session.recorded == []
-    guard.counted("processes")  # what it left behind goes on
+    guard.on_cgroup_event("processes")  # what it left behind goes on
     assert len(session.recorded) == 1

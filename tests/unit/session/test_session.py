@@ -224,7 +224,7 @@ async def test_a_client_that_leaves_takes_its_cell_with_it_if_it_wished(bench):
     client = Client()
     (cell,) = session.submit([CellRequest(code="wait x", on_disconnect="interrupt")], client=client)
     await until(lambda: "cell_started" in types(session))
-    session.client_gone(client)
+    session.client_disconnected(client)
     async with asyncio.timeout(DEADLINE):
         await session.wait(cell)
     assert session.reading.cell(cell).reason is Reason.INTERRUPTED
@@ -235,7 +235,7 @@ async def test_what_a_client_left_before_it_began_never_begins(bench):
     (first,) = session.submit([CellRequest(code="wait gate")])
     (left,) = session.submit([CellRequest(code="print no", on_disconnect="interrupt")], client=client)
     (after,) = session.submit([CellRequest(code="print yes")])
-    session.client_gone(client)
+    session.client_disconnected(client)
     async with asyncio.timeout(DEADLINE):
         await session.wait(left)
     cell = session.reading.cell(left)
@@ -397,14 +397,14 @@ async def test_rollback_to_a_moment_that_is_gone_changes_nothing(bench):
 
 def waking_meanwhile(bench, session, meanwhile):
     """From now on, between the waking of a copy and its taking over, ``meanwhile`` happens."""
-    wake = bench.launcher.wake
+    wake = bench.launcher.resume_copy
 
     async def slowly(request, sink):
         kernel = await wake(request, sink)
         await meanwhile()
         return kernel
 
-    bench.launcher.wake = slowly
+    bench.launcher.resume_copy = slowly
 
 
 async def test_a_copy_that_is_being_woken_is_not_dropped_for_a_newer_one(bench):
@@ -495,7 +495,7 @@ async def test_a_stream_of_cells_is_not_held_up_by_copies(bench):
 async def test_copies_wait_for_their_turn_when_the_server_has_spent_its_share(bench):
     now = asyncio.get_running_loop().time()
     account = CheckpointBudget(2, now)
-    account.book(now, account.credit(now) + 0.1)  # others have taken the next 0.2 seconds
+    account.reserve(now, account.credit(now) + 0.1)  # others have taken the next 0.2 seconds
     session = await bench.start(checkpoints=1, account=account)
     await run(session, "set x 1")
     assert session.copies.newest() is None
@@ -513,7 +513,7 @@ async def test_a_session_sleeps_and_the_next_cell_wakes_it(bench):
     session = await bench.start(checkpoints=1)
     await run(session, "set x 41")
     await copied(session)
-    await session.succession.sleep()
+    await session.succession.hibernate()
     assert bench.launcher.alive() == []
     assert session.state is SessionState.IDLE
     cell = await run(session, "get x")
@@ -533,14 +533,14 @@ async def test_a_busy_session_is_not_put_to_sleep(bench):
     session = await bench.start()
     session.submit([CellRequest(code="wait gate")])
     with pytest.raises(Conflict):
-        await session.succession.sleep()
+        await session.succession.hibernate()
     bench.launcher.release("gate")
 
 
 async def test_a_sleeping_session_survives_a_restart_of_the_server(bench):
     session = await bench.start()
     await run(session, "set x 7")
-    await session.succession.sleep()
+    await session.succession.hibernate()
     session.detach()
     again = bench.again()
     await again.adopt()
@@ -551,7 +551,7 @@ async def test_a_sleeping_session_survives_a_restart_of_the_server(bench):
 async def test_saved_variables_that_are_gone_give_an_empty_kernel_that_says_so(bench):
     session = await bench.start()
     await run(session, "set x 7")
-    await session.succession.sleep()
+    await session.succession.hibernate()
     (bench.path / "variables.pickle").unlink()
     assert "NameError" in (await run(session, "get x")).text
     restarted = [json.loads(x) for x in session.log.lines(1, session.log.last_seq) if b"kernel_restarted" in x]
@@ -561,9 +561,9 @@ async def test_saved_variables_that_are_gone_give_an_empty_kernel_that_says_so(b
 async def test_a_sleeping_session_can_be_closed_and_restarted(bench):
     session = await bench.start()
     await run(session, "set x 7")
-    await session.succession.sleep()
+    await session.succession.hibernate()
     session.restart()
     await session.settled()
     assert "NameError" in (await run(session, "get x")).text
-    await session.succession.sleep()
+    await session.succession.hibernate()
     await session.close("done")

@@ -2,7 +2,7 @@ import pytest
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
-from kernelsvc.model import hash_chain as log
+from kernelsvc.model import hash_chain
 from kernelsvc.model.events import Reason
 from kernelsvc.model.hash_chain import Head
 from kernelsvc.store.index import Index
@@ -23,7 +23,7 @@ def lines_of(n, *, principal="ada", codes=("x = 1",), reason=Reason.OK, closed=F
         events += [ev.CellQueued(cell=f"c{k}", code=code), ev.Stream(cell=f"c{k}", text="o")]
         events += [ev.CellFinished(cell=f"c{k}", reason=reason)]
     events += [ev.SessionClosed()] * closed
-    return log.stamp(events, f"s{n}", Head(), log.timestamp(n))[0]
+    return hash_chain.stamp(events, f"s{n}", Head(), hash_chain.timestamp(n))[0]
 
 
 def fill(index, count, **kw):

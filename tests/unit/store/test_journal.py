@@ -7,7 +7,7 @@ import pytest
 
 from kernelsvc.errors import Conflict, CursorExpired, CursorUnknown, NotSupported, SessionClosed
 from kernelsvc.model import events as ev
-from kernelsvc.model import hash_chain as log
+from kernelsvc.model import hash_chain
 from kernelsvc.store.journal import BATCH_BYTES, FEW_LINES, LARGE_BYTES, METER, MOMENT_SECONDS, RING_BYTES, Journal
 
 
@@ -39,7 +39,7 @@ def test_append_stamps_and_writes_lines(journal, path):
     events = prints(3)
     journal.append(events)
     assert [(e.session, e.seq, e.at) for e in events] == [("sess", n, "2023-11-14T22:13:20.000000Z") for n in (1, 2, 3)]
-    assert log.check(path.read_bytes().splitlines()).head == journal.head
+    assert hash_chain.check(path.read_bytes().splitlines()).head == journal.head
     assert (journal.last_seq, journal.size) == (3, path.stat().st_size)
 
 
@@ -75,7 +75,7 @@ def test_numbers_go_on_after_opening_again(journal, path):
     again = Journal.open(path)
     assert (again.session, again.recovery.message, again.unsynced) == ("sess", "", 0)
     again.append(prints(1))
-    assert log.check(again.lines()).head == again.head
+    assert hash_chain.check(again.lines()).head == again.head
     assert again.last_seq == 3
     again.close()
 
@@ -233,7 +233,7 @@ def test_a_journal_cut_at_any_byte_of_its_last_entries(journal, path):
         assert opened.recovery.kept_as is None
         opened.append(prints(1))
         opened.close()
-        found = log.check(path.read_bytes().splitlines())
+        found = hash_chain.check(path.read_bytes().splitlines())
         assert (found.fault, found.head.seq) == (None, entries + 1)
 
 
@@ -319,7 +319,7 @@ def test_what_journals_cost_is_counted(tmp_path):
 async def test_a_long_line_is_handed_to_those_who_listen_as_it_is_and_is_let_go_soon(journal):
     reader, late = journal.reader(), journal.reader()
     told = []
-    reader.listen(told.append)
+    reader.on_lines(told.append)
     journal.append(prints(1))  # not read yet
     journal.append([*prints(1), ev.Result(cell="c", data={"text/html": "é" * BATCH_BYTES})])
     journal.append(prints(1))  # the end of a cell, in the same turn
@@ -334,7 +334,7 @@ async def test_a_long_line_is_handed_to_those_who_listen_as_it_is_and_is_let_go_
 
 async def test_long_lines_for_somebody_who_does_not_read_are_kept_one_append_at_a_time(journal):
     reader = journal.reader()
-    reader.listen(lambda _line: None)
+    reader.on_lines(lambda _line: None)
     for n in range(20):
         journal.append(prints(2, f"{n}:" + "x" * RING_BYTES))
         assert sum(map(len, journal._ring)) <= 4 * RING_BYTES
@@ -356,6 +356,6 @@ def test_much_in_one_append_is_whole_whatever_the_disk_takes_at_once(path, lines
     journal.append(prints(3))
     journal.append(prints(lines, "x" * LARGE_BYTES))
     journal.append(prints(3))
-    assert log.check(path.read_bytes().splitlines()).head == journal.head
+    assert hash_chain.check(path.read_bytes().splitlines()).head == journal.head
     assert path.stat().st_size == journal.size
     journal.close()

@@ -10,7 +10,7 @@ from waiting import wait_until
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
 from kernelsvc.model.notebook import fold
-from kernelsvc.store import notebook_file as notebooks
+from kernelsvc.store import notebook_file
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.notebook_file import NotebookFile, WriteSchedule, cells_of, write_inherited
 from kernelsvc.store.write_limiter import WriteLimiter
@@ -49,8 +49,8 @@ def expected(journal):
 
 
 async def test_the_file_is_the_fold_after_every_cell(session, monkeypatch):
-    monkeypatch.setattr(notebooks, "CREDIT", 60)
-    monkeypatch.setattr(notebooks, "BURST", 60)
+    monkeypatch.setattr(notebook_file, "CREDIT", 60)
+    monkeypatch.setattr(notebook_file, "BURST", 60)
     file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
     file.feed([ev.decode(line) for line in session.lines()])
     for n in range(30):
@@ -82,8 +82,8 @@ async def test_the_client_goes_first_and_an_export_does_not_wait_for_the_file(se
 
 
 async def test_a_stream_of_cells_is_folded_when_the_file_is_due(session, monkeypatch):
-    monkeypatch.setattr(notebooks, "BURST", 2.0)
-    monkeypatch.setattr(notebooks, "PER_SECOND", 20.0)
+    monkeypatch.setattr(notebook_file, "BURST", 2.0)
+    monkeypatch.setattr(notebook_file, "PER_SECOND", 20.0)
     file = NotebookFile(session.path.with_name("notebook.ipynb"), session, linger=0.001)
     file.feed([ev.decode(line) for line in session.lines()])
     for n in range(3):
@@ -129,7 +129,7 @@ async def test_what_waits_to_be_folded_is_bounded(session):
     for n in range(200):
         go(session, file, *run(f"c{n}", ev.Stream(text="x" * 5000)))
         most = max(most, sum(len(event.text) for event in file._fresh if isinstance(event, ev.Stream)))
-    assert 30_000 < most <= notebooks.FRESH_BYTES
+    assert 30_000 < most <= notebook_file.FRESH_BYTES
     await file.finish()
     assert read(file) == expected(session)
 
@@ -179,7 +179,7 @@ def test_it_catches_up_without_an_event_loop(session):
 
 
 async def test_a_long_notebook_is_written_less_often_and_never_lost(session, monkeypatch):
-    monkeypatch.setattr(notebooks, "INLINE_BYTES", 50_000)
+    monkeypatch.setattr(notebook_file, "INLINE_BYTES", 50_000)
     file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
     file.feed([ev.decode(line) for line in session.lines()])
     for n in range(100):
@@ -190,7 +190,7 @@ async def test_a_long_notebook_is_written_less_often_and_never_lost(session, mon
 
 
 async def test_a_disk_without_room_is_logged_and_made_good(session, monkeypatch, caplog):
-    monkeypatch.setattr(notebooks, "RETRY", 0.01)
+    monkeypatch.setattr(notebook_file, "RETRY", 0.01)
     file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
     file.feed([ev.decode(line) for line in session.lines()])
     go(session, file, *run("a"))
@@ -199,7 +199,7 @@ async def test_a_disk_without_room_is_logged_and_made_good(session, monkeypatch,
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(notebooks, "replace", refuses)
+        patch.setattr(notebook_file, "replace", refuses)
         go(session, file, *run("b"))
         assert len(read(file)["cells"]) == 1
     with monkeypatch.context() as patch:
@@ -286,7 +286,7 @@ def test_pace_does_not_delay_what_is_cheap():
         assert pace.wait(now) == 0
         pace.spent(0.0004)
         now += 1.0
-    for _ in range(int(notebooks.BURST)):
+    for _ in range(int(notebook_file.BURST)):
         assert pace.wait(now) == 0
         pace.spent(0.0004)
         now += 0.001
@@ -299,7 +299,7 @@ def test_pace_writes_once_a_second_in_a_stream_of_cells():
             pace.spent(0.0004)
             writes += 1
         now += 0.003
-    assert writes <= 60 * notebooks.PER_SECOND + notebooks.BURST
+    assert writes <= 60 * notebook_file.PER_SECOND + notebook_file.BURST
 
 
 def test_pace_writes_no_more_bytes_for_a_cell_when_there_are_many():
@@ -311,5 +311,5 @@ def test_pace_writes_no_more_bytes_for_a_cell_when_there_are_many():
             written.append((now, size))
     first = sum(bytes for at, bytes in written if at < 15)
     last = sum(bytes for at, bytes in written if at >= 45)
-    assert last <= 15 * notebooks.PART_BYTES + size
-    assert first <= 15 * notebooks.PART_BYTES + notebooks.BURST * notebooks.PART_BYTES
+    assert last <= 15 * notebook_file.PART_BYTES + size
+    assert first <= 15 * notebook_file.PART_BYTES + notebook_file.BURST * notebook_file.PART_BYTES

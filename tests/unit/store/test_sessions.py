@@ -7,7 +7,7 @@ import pytest
 from kernelsvc.errors import Conflict, NotFound
 from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model import events as ev
-from kernelsvc.model import hash_chain as log
+from kernelsvc.model import hash_chain
 from kernelsvc.store.sessions import SessionDirectories
 from kernelsvc.store.verify import verify_journal
 
@@ -57,7 +57,7 @@ def test_a_half_written_about_is_empty(data):
 
 def test_removal_is_on_record(data):
     found = made(data, "s", ev.Stream(text="x"))
-    head = log.check(found.journal.read_bytes().splitlines()).head
+    head = hash_chain.check(found.journal.read_bytes().splitlines()).head
     data.remove("s", "older than 30 days")
     assert not found.path.exists()
     (entry,) = data.retained()
@@ -93,7 +93,7 @@ def test_the_record_is_chained_and_survives_a_torn_line(data):
     entries = list(data.retained())
     assert [e.session for e in entries] == ["s0", "s1", "s2"]
     lines = (data.data / "retention.jsonl").read_bytes().split(b"\n")[:-1]
-    assert [e.prev for e in entries] == ["", log.digest(lines[0]), log.digest(lines[1])]
+    assert [e.prev for e in entries] == ["", hash_chain.digest(lines[0]), hash_chain.digest(lines[1])]
 
 
 def test_what_a_crash_left_is_swept(data):

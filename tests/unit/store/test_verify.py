@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
-from kernelsvc.model import hash_chain as log
+from kernelsvc.model import hash_chain
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.keys import SigningKey
 from kernelsvc.store.notebook_file import NotebookFile
@@ -114,11 +114,11 @@ def test_the_last_entry_before_a_signature_is_named(lines):
 def test_a_chain_computed_anew_by_one_without_the_key(lines):
     forged = [ev.decode(line) for line in lines]
     forged[3].data = {"text/plain": "forged"}
-    again, _ = log.stamp(forged, "s", log.Head(), "2026")
+    again, _ = hash_chain.stamp(forged, "s", hash_chain.Head(), "2026")
     verdict = verify_journal(again)
     assert not verdict.ok
     without = [e for e in forged if not isinstance(e, ev.JournalSigned)]
-    again, _ = log.stamp(without, "s", log.Head(), "2026")
+    again, _ = hash_chain.stamp(without, "s", hash_chain.Head(), "2026")
     assert verify_journal(again).signature == "none"
 
 
@@ -126,8 +126,8 @@ def test_a_signature_that_was_swapped(lines, session, tmp_path):
     other = SigningKey.load_or_create(tmp_path)
     forged = [ev.decode(line) for line in lines[:26]]
     forged[3].data = {"text/plain": "forged"}
-    again, head = log.stamp(forged, "s", log.Head(), "2026")
-    again += log.stamp([other.sign_head("s", head)], "s", head, "2026")[0]
+    again, head = hash_chain.stamp(forged, "s", hash_chain.Head(), "2026")
+    again += hash_chain.stamp([other.sign_head("s", head)], "s", head, "2026")[0]
     assert verify_journal(again).ok
     assert not verify_journal(again, public_key=session.key.public).ok
 

@@ -18,7 +18,7 @@ import pytest
 from waiting import wait_for
 
 from kernelsvc.guest.confine import init, linux
-from kernelsvc.linux import procfs as processes
+from kernelsvc.linux import procfs
 
 DEADLINE = 10.0
 
@@ -46,8 +46,8 @@ class Guarded:
     def introduce(self) -> tuple[int, dict[str, Any]]:
         """The kernel's pid, and what was said."""
         said, (own, kernel) = self.hear()
-        assert processes.pid_of(own) == self.pid
-        pid = processes.pid_of(kernel)
+        assert procfs.pid_of(own) == self.pid
+        pid = procfs.pid_of(kernel)
         os.close(own)
         os.close(kernel)
         return pid, said
@@ -62,8 +62,8 @@ class Guarded:
 
     def grown(self) -> int:
         """Wait until ``_brood`` is complete: the kernel with a child, and a daemon, whose pid is returned."""
-        wait_for(lambda: sorted(len(processes.children(pid)) for pid in processes.children(self.pid)) == [0, 1])
-        return next(pid for pid in processes.children(self.pid) if not processes.children(pid))
+        wait_for(lambda: sorted(len(procfs.children(pid)) for pid in procfs.children(self.pid)) == [0, 1])
+        return next(pid for pid in procfs.children(self.pid) if not procfs.children(pid))
 
     def knock(self) -> None:
         """Come as the next host."""
@@ -105,13 +105,13 @@ def make(short_tmp: Path) -> Iterator[Make]:
     yield one
     for guarded in made:
         guarded.channel.close()
-        pids = [guarded.pid, *processes.below(guarded.pid)]
-        processes.kill_those(pids, lambda about: about.session != os.getsid(0) or about.parent == os.getpid())
+        pids = [guarded.pid, *procfs.below(guarded.pid)]
+        procfs.kill_those(pids, lambda about: about.session != os.getsid(0) or about.parent == os.getpid())
         guarded.door.unlink()
 
 
 def alive(pid: int) -> bool:
-    about = processes.stat(pid)
+    about = procfs.stat(pid)
     return about is not None and about.state != "Z"
 
 
@@ -154,7 +154,7 @@ def test_what_is_no_kernel_is_reaped_and_not_spoken_of(make: Make) -> None:
     told, _ = guarded.hear()
     assert told["exited"] == {"pid": kernel, "status": 9, "kernel": True}
     guarded.tell(signal=9)  # it is gone: nothing happens
-    left = list(processes.below(guarded.pid))
+    left = list(procfs.below(guarded.pid))
     assert len(left) == 2
     guarded.tell(end=True)
     assert guarded.hear() == ({}, [])
@@ -182,7 +182,7 @@ def test_a_signal_for_all(make: Make) -> None:
     guarded.tell(signal=int(signal.SIGTERM), all=True)
     told, _ = guarded.hear()
     assert told["exited"]["status"] == signal.SIGTERM
-    wait_for(lambda: len(list(processes.below(guarded.pid))) == 1)  # the one that ignores it
+    wait_for(lambda: len(list(procfs.below(guarded.pid))) == 1)  # the one that ignores it
     guarded.tell(end=True)
     assert guarded.wait() == 0
 
@@ -202,7 +202,7 @@ def test_without_a_host_it_ends_after_the_grace_time(make: Make) -> None:
     guarded = make(_brood, grace=0.2)
     guarded.introduce()
     guarded.grown()
-    left = list(processes.below(guarded.pid))
+    left = list(procfs.below(guarded.pid))
     guarded.channel.close()
     assert guarded.wait() == 0
     assert not any(alive(pid) for pid in left)

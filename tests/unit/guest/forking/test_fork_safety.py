@@ -10,23 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.guest.forking import fork_safety as survey
+from kernelsvc.guest.forking import fork_safety
 
 
 def test_descriptors_leave_out_the_standard_three_and_the_own(tmp_path: Path) -> None:
     with open(tmp_path / "f", "w") as file:
-        found = {d.fd: d for d in survey.descriptors(set())}
+        found = {d.fd: d for d in fork_safety.descriptors(set())}
         assert found[file.fileno()].regular
         assert found[file.fileno()].writable
         assert found[file.fileno()].target == str(tmp_path / "f")
         assert not {0, 1, 2} & set(found)
-        assert file.fileno() not in {d.fd for d in survey.descriptors({file.fileno()})}
+        assert file.fileno() not in {d.fd for d in fork_safety.descriptors({file.fileno()})}
 
 
 async def test_many_findings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [asyncio.create_task(asyncio.sleep(10)) for _ in range(30)]
-    found = survey.survey(asyncio.get_running_loop(), set(), [], "")
-    assert len(found.warnings) == survey.MAX_NAMED + 1
+    found = fork_safety.survey(asyncio.get_running_loop(), set(), [], "")
+    assert len(found.warnings) == fork_safety.MAX_NAMED + 1
     assert found.warnings[-1].startswith("and ")
     for task in tasks:
         task.cancel()
@@ -46,7 +46,7 @@ async def test_libraries_that_can_not_be_forked_are_named(
     monkeypatch: pytest.MonkeyPatch, name: str, module: object, said: str
 ) -> None:
     monkeypatch.setitem(sys.modules, name, module)
-    found = survey.survey(asyncio.get_running_loop(), set(), [], "")
+    found = fork_safety.survey(asyncio.get_running_loop(), set(), [], "")
     assert any(said in obstacle for obstacle in found.obstacles)
 
 
@@ -64,7 +64,7 @@ async def test_libraries_at_rest_or_of_unknown_insides_are_no_obstacle(
     monkeypatch: pytest.MonkeyPatch, name: str, module: object
 ) -> None:
     monkeypatch.setitem(sys.modules, name, module)
-    found = survey.survey(asyncio.get_running_loop(), set(), [], "")
+    found = fork_safety.survey(asyncio.get_running_loop(), set(), [], "")
     assert not any(name.split(".")[0] in obstacle for obstacle in found.obstacles)
 
 
@@ -74,9 +74,9 @@ def test_a_writable_duckdb_file_is_recognised(tmp_path: Path) -> None:
     fd = os.open(path, os.O_RDWR)
     try:
         found = (
-            survey.survey(asyncio.new_event_loop(), set(), [], "")
+            fork_safety.survey(asyncio.new_event_loop(), set(), [], "")
             if False
-            else list(survey._databases([d for d in survey.descriptors(set()) if d.fd == fd]))
+            else list(fork_safety._databases([d for d in fork_safety.descriptors(set()) if d.fd == fd]))
         )
     finally:
         os.close(fd)
@@ -91,8 +91,8 @@ def test_mapped_files_are_found_in_the_text_of_proc() -> None:
         "7f03-7f04 rw-s 00000000 00:01 14 /dev/zero (deleted)\n"
         "7f04-7f05 rw-p 00000000 00:00 0\n"
     )
-    assert survey.openmp(text) == ["/opt/x y/libgomp-24e.so.1.0"]
-    assert [w.split(" is shared")[0] for w in survey._shared_memory(text)] == [
+    assert fork_safety.openmp(text) == ["/opt/x y/libgomp-24e.so.1.0"]
+    assert [w.split(" is shared")[0] for w in fork_safety._shared_memory(text)] == [
         "The memory-mapped file /home/user/m.bin"
     ]
-    assert survey.openmp("") == []
+    assert fork_safety.openmp("") == []

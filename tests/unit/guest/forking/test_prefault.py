@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kernelsvc.guest.forking import prefault as hot
+from kernelsvc.guest.forking import prefault
 from kernelsvc.guest.forking.proc_maps import ProcMaps
 
 PAGE = mmap.PAGESIZE
@@ -24,10 +24,10 @@ def entries(*kinds: int) -> bytes:
 
 def test_short_runs_of_our_own_pages_are_found() -> None:
     kinds = [SHARED, OURS, OURS, SHARED, OURS, SHARED, SHARED, FILE, OURS, ABSENT]
-    assert list(hot.runs(entries(*kinds))) == [(1, 2), (4, 1), (8, 1)]
-    assert list(hot.runs(entries(*[OURS] * hot.MOST_RUN))) == [(0, hot.MOST_RUN)]
-    assert list(hot.runs(entries(*[OURS] * (hot.MOST_RUN + 1)))) == [], "that is data"
-    assert list(hot.runs(b"")) == []
+    assert list(prefault.runs(entries(*kinds))) == [(1, 2), (4, 1), (8, 1)]
+    assert list(prefault.runs(entries(*[OURS] * prefault.MOST_RUN))) == [(0, prefault.MOST_RUN)]
+    assert list(prefault.runs(entries(*[OURS] * (prefault.MOST_RUN + 1)))) == [], "that is data"
+    assert list(prefault.runs(b"")) == []
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def _maps() -> ProcMaps:
 
 
 def ours(address: int) -> bool:
-    return any(begin <= address < begin + length for begin, length in hot.written(_maps()))
+    return any(begin <= address < begin + length for begin, length in prefault.written(_maps()))
 
 
 class Sleeper:
@@ -77,13 +77,13 @@ class Sleeper:
 def test_what_is_taken_after_a_fork_faults_no_more(pages: tuple[mmap.mmap, int]) -> None:
     memory, address = pages
     write(memory)
-    before = hot.written(_maps())
+    before = prefault.written(_maps())
     mine = [(begin, length) for begin, length in before if begin <= address < begin + length]
     if not mine:
         pytest.skip("this Linux does not tell which pages are a process's alone")
     with Sleeper():
         assert not ours(address)
-        hot.take(mine)
+        prefault.populate(mine)
         assert ours(address)
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         write(memory)
@@ -92,25 +92,25 @@ def test_what_is_taken_after_a_fork_faults_no_more(pages: tuple[mmap.mmap, int])
 
 
 def test_what_is_gone_meanwhile_is_passed_over(pages: tuple[mmap.mmap, int]) -> None:
-    hot.take([(1 << 46, PAGE), (pages[1], PAGE)])
+    prefault.populate([(1 << 46, PAGE), (pages[1], PAGE)])
 
 
 def test_it_looks_after_a_fork_that_took_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[str] = []
-    taken: list[list[hot.Range]] = []
-    monkeypatch.setattr(hot, "written", lambda mapped: looks.append(mapped) or [(0, PAGE)])
-    monkeypatch.setattr(hot, "take", taken.append)
-    one = hot.PagePrefault()
-    for number in range(hot.LASTS + 5):
+    taken: list[list[prefault.Range]] = []
+    monkeypatch.setattr(prefault, "written", lambda mapped: looks.append(mapped) or [(0, PAGE)])
+    monkeypatch.setattr(prefault, "populate", taken.append)
+    one = prefault.PagePrefault()
+    for number in range(prefault.LASTS + 5):
         one.forking(typing.cast("ProcMaps", str(number)))
         one.forked()
-    assert looks == ["1", "2", str(hot.LASTS + 3), str(hot.LASTS + 4)]
-    assert len(taken) == hot.LASTS + 1
+    assert looks == ["1", "2", str(prefault.LASTS + 3), str(prefault.LASTS + 4)]
+    assert len(taken) == prefault.LASTS + 1
 
 
 def test_only_what_is_written_each_time_is_taken() -> None:
     one = [(0, 3 * PAGE), (10 * PAGE, PAGE), (20 * PAGE, 4 * PAGE), (40 * PAGE, PAGE)]
     other = [(PAGE, PAGE), (11 * PAGE, PAGE), (19 * PAGE, 2 * PAGE), (23 * PAGE, 9 * PAGE)]
     both = [(PAGE, PAGE), (20 * PAGE, PAGE), (23 * PAGE, PAGE)]
-    assert hot.common(one, other) == hot.common(other, one) == both
-    assert hot.common(one, []) == []
+    assert prefault.common(one, other) == prefault.common(other, one) == both
+    assert prefault.common(one, []) == []

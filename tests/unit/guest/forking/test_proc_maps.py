@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.guest.forking import fork_safety as survey
+from kernelsvc.guest.forking import fork_safety
 from kernelsvc.guest.forking.proc_maps import ProcMaps
 
 
@@ -28,9 +28,9 @@ def test_a_mapping_that_is_shared_is_found(tmp_path: Path) -> None:
     mapped = ProcMaps()
     with path.open("r+b") as file, mmap.mmap(file.fileno(), mmap.PAGESIZE):
         mapped.read()
-        assert str(path) in mapped.lines(*survey.TELLING)
+        assert str(path) in mapped.lines(*fork_safety.TELLING)
     mapped.read()
-    assert str(path) not in mapped.lines(*survey.TELLING)
+    assert str(path) not in mapped.lines(*fork_safety.TELLING)
 
 
 def test_it_leaves_no_page_behind() -> None:

@@ -3,7 +3,7 @@
 import os
 from types import SimpleNamespace
 
-from kernelsvc.guest.forking import state_requests as saved
+from kernelsvc.guest.forking import state_requests
 
 
 def shell(**variables):
@@ -12,10 +12,12 @@ def shell(**variables):
 
 def test_there_and_back(tmp_path):
     path = tmp_path / "variables"
-    said = saved.answer(shell(x=[1, 2], gone=(i for i in ())), {"op": "save"}, os.open(path, os.O_WRONLY | os.O_CREAT))
+    said = state_requests.answer(
+        shell(x=[1, 2], gone=(i for i in ())), {"op": "save"}, os.open(path, os.O_WRONLY | os.O_CREAT)
+    )
     assert (said["ok"], said["saved"], list(said["lost"])) == (True, 1, ["gone"])
     fresh = shell()
-    said = saved.answer(fresh, {"op": "load", "count": 9}, os.open(path, os.O_RDONLY))
+    said = state_requests.answer(fresh, {"op": "load", "count": 9}, os.open(path, os.O_RDONLY))
     assert (said["ok"], fresh.user_ns["x"], fresh.execution_count) == (True, [1, 2], 9)
     assert "lost" in repr(fresh.user_ns["gone"])
 
@@ -24,7 +26,7 @@ def test_what_can_not_be_loaded_is_refused_and_changes_nothing(tmp_path):
     path = tmp_path / "variables"
     path.write_bytes(b"no pickle at all")
     fresh = shell(kept=1)
-    said = saved.answer(fresh, {"op": "load"}, os.open(path, os.O_RDONLY))
+    said = state_requests.answer(fresh, {"op": "load"}, os.open(path, os.O_RDONLY))
     assert said["ok"] is False
     assert said["refused"]
     assert fresh.user_ns == {"kept": 1}
@@ -32,6 +34,6 @@ def test_what_can_not_be_loaded_is_refused_and_changes_nothing(tmp_path):
 
 
 def test_a_full_disk_is_refused():
-    said = saved.answer(shell(x=bytes(1000)), {"op": "save"}, os.open("/dev/full", os.O_WRONLY))
+    said = state_requests.answer(shell(x=bytes(1000)), {"op": "save"}, os.open("/dev/full", os.O_WRONLY))
     assert said["ok"] is False
     assert "No space" in said["refused"][0]

@@ -13,7 +13,7 @@ from waiting import wait_until
 
 from kernelsvc.kernels.forked import wire_connection as links
 from kernelsvc.kernels.forked.reassembly import reassembly
-from kernelsvc.kernels.forked.wire_connection import WireConnection, knock
+from kernelsvc.kernels.forked.wire_connection import WireConnection, connect
 from kernelsvc.kernels.forked.wire_parser import HEADER, HELLO, WireViolation
 
 WELCOME = HEADER.pack(13, HELLO, 1) + b'{"version":1}'
@@ -36,7 +36,7 @@ def listening(path: Path) -> socket.socket:
 
 
 async def test_a_listener_that_comes_later_is_met(tmp_path: Path) -> None:
-    knocking = asyncio.create_task(knock(str(tmp_path / "k"), patient=True))
+    knocking = asyncio.create_task(connect(str(tmp_path / "k"), patient=True))
     await asyncio.sleep(0)
     with listening(tmp_path / "k"):
         (await asyncio.wait_for(knocking, 5)).close()
@@ -44,10 +44,10 @@ async def test_a_listener_that_comes_later_is_met(tmp_path: Path) -> None:
 
 async def test_nobody_there_is_said_at_once_to_the_impatient(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        await knock(str(tmp_path / "k"), patient=False)
+        await connect(str(tmp_path / "k"), patient=False)
     listening(tmp_path / "dead").close()
     with pytest.raises(ConnectionRefusedError):
-        await knock(str(tmp_path / "dead"), patient=False)
+        await connect(str(tmp_path / "dead"), patient=False)
 
 
 async def test_hello_names_the_frame_and_welcome_is_read_in_pieces(tmp_path: Path, pipes: list[int]) -> None:

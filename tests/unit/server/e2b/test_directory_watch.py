@@ -11,7 +11,7 @@ from waiting import wait_until
 
 from kernelsvc.errors import KernelsvcError, NotFound, QuotaExceeded
 from kernelsvc.linux.rooted_dir import RootedDirectory
-from kernelsvc.server.e2b import directory_watch as watching
+from kernelsvc.server.e2b import directory_watch
 from kernelsvc.server.e2b.directory_watch import DirectoryWatcher, WatcherRegistry
 
 
@@ -92,14 +92,14 @@ async def test_a_link_leads_nowhere(tmp_path: Path, made: list[DirectoryWatcher]
 async def test_a_watcher_is_bounded(
     tmp_path: Path, made: list[DirectoryWatcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "MAX_DIRECTORIES", 3)
+    monkeypatch.setattr(directory_watch, "MAX_DIRECTORIES", 3)
     for number in range(10):
         (tmp_path / str(number)).mkdir()
     watcher = watch(made, tmp_path, recursive=True)
     assert len(watcher._watched) == 3
-    for number in range(watching.MAX_EVENTS + 10):
+    for number in range(directory_watch.MAX_EVENTS + 10):
         watcher._events.append({"name": str(number)})
-    assert len(watcher.take()) == watching.MAX_EVENTS
+    assert len(watcher.take()) == directory_watch.MAX_EVENTS
 
 
 async def test_watchers_are_counted_found_and_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ async def test_watchers_are_counted_found_and_forgotten(tmp_path: Path, monkeypa
         return DirectoryWatcher(RootedDirectory(tmp_path), (), recursive=False, include_entry=False)
 
     before = len(os.listdir("/proc/self/fd"))
-    names = [kept.keep("one", make) for _ in range(watching.MAX_PER_SANDBOX)]
+    names = [kept.keep("one", make) for _ in range(directory_watch.MAX_PER_SANDBOX)]
     with pytest.raises(QuotaExceeded):
         kept.keep("one", make)
     with pytest.raises(NotFound):
@@ -117,7 +117,7 @@ async def test_watchers_are_counted_found_and_forgotten(tmp_path: Path, monkeypa
     kept.remove("one", names[0])
     with pytest.raises(NotFound):
         kept.remove("one", names[0])
-    monkeypatch.setattr(watching, "FORGET_SECONDS", -1.0)
+    monkeypatch.setattr(directory_watch, "FORGET_SECONDS", -1.0)
     kept.keep("one", make)
     with pytest.raises(NotFound):
         kept.find("one", names[1])
@@ -126,5 +126,5 @@ async def test_watchers_are_counted_found_and_forgotten(tmp_path: Path, monkeypa
 
 
 def test_what_linux_writes() -> None:
-    data = watching._EVENT.pack(1, 2, 3, 16) + b"name".ljust(16, b"\0") + watching._EVENT.pack(4, 5, 6, 0)
-    assert watching.parse(data) == [(1, 2, 3, b"name"), (4, 5, 6, b"")]
+    data = directory_watch._EVENT.pack(1, 2, 3, 16) + b"name".ljust(16, b"\0") + directory_watch._EVENT.pack(4, 5, 6, 0)
+    assert directory_watch.parse(data) == [(1, 2, 3, b"name"), (4, 5, 6, b"")]

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelsvc.errors import BadRequest, NotFound
-from kernelsvc.server.e2b import exec_files as elsewhere
+from kernelsvc.server.e2b import exec_files
 
 
 def test_what_find_says() -> None:
     said = b"f\t644\t-rw-r--r--\t5\t1700000000.5000000000\t\t/tmp/a\tb\n\xff.txt\0"
     said += b"l\t777\tlrwxrwxrwx\t4\t0.0\t/etc\t/tmp/l\0"
-    first, second = elsewhere._entries(said)
+    first, second = exec_files._entries(said)
     assert first == {
         "name": "a\tb\n\ufffd.txt",
         "type": "FILE_TYPE_FILE",
@@ -30,7 +30,7 @@ def test_what_find_says() -> None:
 
 @given(data=st.binary(max_size=200))
 def test_whatever_it_says_is_read_or_left_out(data: bytes) -> None:
-    for entry in elsewhere._entries(data + b"\t" * 6 + b"\0"):
+    for entry in exec_files._entries(data + b"\t" * 6 + b"\0"):
         assert entry["type"].startswith("FILE_TYPE_")
         assert entry["size"].isdecimal()
 
@@ -40,21 +40,21 @@ def test_whatever_it_says_is_read_or_left_out(data: bytes) -> None:
 )
 def test_how_it_ends_is_told(status: int | None, kind: type[Exception]) -> None:
     with pytest.raises(kind):
-        elsewhere._judged(status, {"stdout": b"", "stderr": b"Read-only file system"})
+        exec_files._judged(status, {"stdout": b"", "stderr": b"Read-only file system"})
 
 
 def test_what_is_there_already_is_no_failure() -> None:
-    assert elsewhere._judged(45 << 8, {"stdout": b"", "stderr": b""}) is None
-    assert elsewhere._judged(0, {"stdout": b"x", "stderr": b""}) == b"x"
+    assert exec_files._judged(45 << 8, {"stdout": b"", "stderr": b""}) is None
+    assert exec_files._judged(0, {"stdout": b"x", "stderr": b""}) == b"x"
 
 
 def test_spare_names_differ_and_are_hidden() -> None:
-    names = {elsewhere.spare() for _ in range(100)}
+    names = {exec_files.spare() for _ in range(100)}
     assert len(names) == 100
     assert all(name.startswith(b".") for (name,) in names)
 
 
 def test_the_home_is_where_a_program_begins() -> None:
-    assert elsewhere.inside("/home/user/a/b") == "./a/b"
-    assert elsewhere.inside("/tmp/a") == "/tmp/a"
-    assert elsewhere.inside("/home/username/a") == "/home/username/a"
+    assert exec_files.inside("/home/user/a/b") == "./a/b"
+    assert exec_files.inside("/tmp/a") == "/tmp/a"
+    assert exec_files.inside("/home/username/a") == "/home/username/a"

@@ -7,9 +7,9 @@ import json
 import jsonschema
 import pytest
 
-from kernelsvc.protocol import jsonrpc as native
+from kernelsvc.protocol import jsonrpc
 from kernelsvc.server.native import openapi as documents
-from kernelsvc.server.native import routes as rest
+from kernelsvc.server.native import routes
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def references(value):
 
 def test_every_route_and_method_is_documented(openapi):
     operations = {operation["operationId"] for path in openapi["paths"].values() for operation in path.values()}
-    assert operations == {route.id for route in rest.ROUTES}
-    assert {method["name"] for method in documents.openrpc("1")["methods"]} == set(native.METHODS)
+    assert operations == {route.id for route in routes.ROUTES}
+    assert {method["name"] for method in documents.openrpc("1")["methods"]} == set(jsonrpc.METHODS)
 
 
 def test_every_native_method_that_makes_sense_without_a_connection_has_a_route():
-    reached = {route.method for route in rest.ROUTES} | {route.id for route in rest.ROUTES}
-    assert set(native.METHODS) - reached == {"session.attach", "session.detach", "session.batch"}
+    reached = {route.method for route in routes.ROUTES} | {route.id for route in routes.ROUTES}
+    assert set(jsonrpc.METHODS) - reached == {"session.attach", "session.detach", "session.batch"}
 
 
 @pytest.mark.parametrize("make", [documents.openapi, documents.openrpc])
@@ -92,6 +92,6 @@ async def test_events_fit_the_document(doors):
 
 
 def test_the_reference_table_has_every_route():
-    text = rest.markdown()
-    assert text.count("\n") == len(rest.ROUTES) + 2
-    assert all(f"`{route.verb} {route.path}`" in text for route in rest.ROUTES)
+    text = routes.markdown()
+    assert text.count("\n") == len(routes.ROUTES) + 2
+    assert all(f"`{route.verb} {route.path}`" in text for route in routes.ROUTES)

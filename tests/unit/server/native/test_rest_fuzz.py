@@ -10,10 +10,10 @@ import rest_fuzz
 from doors import Doors
 from fake_service import FakeService
 
-from kernelsvc.server.native import openapi as documents
+from kernelsvc.server.native import openapi
 from kernelsvc.settings import Settings
 
-DOCUMENT = documents.openapi("1")
+DOCUMENT = openapi.openapi("1")
 
 
 @pytest.fixture(scope="module")

@@ -412,12 +412,12 @@ async def test_a_stop_tells_the_sockets(open_doors):
 class Broken:
     """A subscription that fails in the middle, as one does when retention removes the log under a slow reader."""
 
-    last_seq, over = 0, False
+    last_seq, exhausted = 0, False
 
     def __init__(self, error):
         self.error = error
 
-    def listen(self, news):
+    def on_lines(self, news):
         pass
 
     def next_nowait(self):

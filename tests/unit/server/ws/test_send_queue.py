@@ -87,7 +87,7 @@ class Log:
         self.asked += 1
         return [self.portions.pop(0)] if self.portions else []
 
-    def taken(self):
+    def on_queued(self):
         if self.on_taken is not None:
             self.on_taken()
 
@@ -96,13 +96,13 @@ async def test_a_source_is_asked_when_something_leaves_and_for_all_that_came_mea
     stream = Stream()
     outlet = stream.outlet()
     log = Log(outlet, b"1")
-    outlet.expect(log, linger=30.0)
-    outlet.expect(log, linger=30.0)
+    outlet.schedule(log, linger=30.0)
+    outlet.schedule(log, linger=30.0)
     await turns()
     assert log.asked == 0
     log.portions.append(b"2")
     outlet.put(b"a")
-    outlet.gather()
+    outlet.collect()
     outlet.put(b"b")
     await turns()
     assert stream.written == [b"a12b"]
@@ -115,8 +115,8 @@ async def test_what_is_long_is_not_copied_and_keeps_its_place():
     log = Log(outlet, b"1")
     log.take, portions = lambda: portions.pop(0) if portions else [], [[b"<", long, b">"]]
     outlet.put(b"a")
-    outlet.expect(log)
-    outlet.gather()
+    outlet.schedule(log)
+    outlet.collect()
     outlet.send(b"b")
     assert stream.written == [b"a<", long, b">b"]
     assert stream.written[1] is long
@@ -128,8 +128,8 @@ async def test_what_waits_for_a_source_comes_right_after_it():
     outlet = stream.outlet()
     one, two = Log(outlet, b"1"), Log(outlet, b"2")
     one.on_taken = lambda: outlet.put(b"!")
-    outlet.expect(one)
-    outlet.expect(two)
+    outlet.schedule(one)
+    outlet.schedule(two)
     await turns()
     assert stream.written == [b"1!2"]
 
@@ -138,8 +138,8 @@ async def test_sources_are_asked_in_turn_and_not_while_the_other_end_takes_nothi
     stream = Stream(slow=True)
     outlet = stream.outlet()
     one, two = Log(outlet, *[b"1" * ROOM] * 3), Log(outlet, *[b"2" * ROOM] * 3)
-    outlet.expect(one)
-    outlet.expect(two)
+    outlet.schedule(one)
+    outlet.schedule(two)
     for _ in range(6):
         await turns()
         assert outlet.backlog == ROOM
