@@ -37,7 +37,7 @@ from kernelsvc.tools.schema import input_schema, output_schema
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-NOTE = "<!-- Written by docs/generate.py from the code; `make docs` writes it anew. -->\n\n"
+NOTE = "<!-- Written by docs/generate.py from the code. Run `make docs` to update it. -->\n\n"
 
 
 # --- events ----------------------------------------------------------------------------
@@ -48,9 +48,9 @@ def events_page() -> str:
     lines = [
         "# Events",
         "",
-        "One journal line is one event, and its JSON is what every client receives: over the WebSocket as "
-        "`params` of an `event` notification, over server-sent events as `data`. A field that is not set keeps "
-        "the default shown. A client must tolerate types and fields that it does not know.",
+        "One journal line is one event. Clients receive the same JSON: over the WebSocket as `params` of an `event` "
+        "notification, over server-sent events as `data`. A field that is not set has the default shown. A client "
+        "must tolerate types and fields that it does not know.",
         "",
         f"The journal's format is version {ev.SCHEMA}.",
         "",
@@ -148,9 +148,9 @@ def errors_page() -> str:
     lines = [
         "# Errors",
         "",
-        "Every transport carries one shape, `{code, message, retryable, details}`: REST under `error` with the "
-        "status shown, JSON-RPC in `error.data`. The message says what to do next. `retryable` means that the same "
-        "request may succeed later, unchanged.",
+        "Every API reports errors as one object, `{code, message, retryable, details}`: REST as the body of an answer "
+        "with the status shown, JSON-RPC in `error.data`. The message ends with the next step. `retryable` means that "
+        "the same request may succeed later, unchanged. In Python, `kernelsvc.errors` has the classes.",
         "",
         "```text",
         tree.rstrip(),
@@ -173,10 +173,10 @@ def settings_page() -> str:
     return (
         "# Settings\n\n"
         "Each is an option of `kernelsvc serve` (`--max-sessions 50`), an environment variable "
-        "(`KERNELSVC_MAX_SESSIONS=50`) and a key of the TOML file (`max_sessions = 50`; `limits.memory_bytes` stands "
-        "in the table `[limits]`). The command line wins over the environment, that over the file, that over what "
-        "the platform says. `kernelsvc settings` prints each with its value and where that came from.\n\n"
-        + settings.markdown()
+        "(`KERNELSVC_MAX_SESSIONS=50`) and a key of the TOML file (`max_sessions = 50`, with `limits.memory_bytes` in "
+        "the table `[limits]`). The file is named by `--config` or `KERNELSVC_CONFIG`. The command line takes "
+        "precedence over the environment, the environment over the file, the file over the platform's default. "
+        "`kernelsvc settings` prints each setting with its value and its source.\n\n" + settings.markdown()
     )
 
 
@@ -185,7 +185,7 @@ def states_page() -> str:
     lines = [
         "# States of a session",
         "",
-        "A session's state is changed only by its machine (`kernelsvc/model/machine.py`); this diagram is drawn from "
+        "The state machine in `kernelsvc/model/machine.py` decides a session's state. This diagram is drawn from "
         "`MOVES` in `kernelsvc/model/state.py`. An illegal move is an error and changes nothing.",
         "",
         "```mermaid",
@@ -243,12 +243,12 @@ def websocket_page() -> str:
         "",
         "`/v1/ws` speaks JSON-RPC 2.0 in text frames, for many sessions on one connection. Events of the sessions "
         'that this connection is attached to arrive as `{"jsonrpc": "2.0", "method": "event", "params": EVENT}`, in '
-        "order of `seq` for each session, without gap or repeat ([events](events.md)). Errors carry the "
-        "[one shape](errors.md) in `error.data`. Parameters are named, never positional, and unknown ones are refused.",
+        "order of `seq` for each session, without gap or repeat ([events](events.md)). `error.data` "
+        "holds the [error object](errors.md). Parameters are named, never positional, and unknown ones are refused.",
         "",
-        "The token goes into `Authorization: Bearer TOKEN`; a browser's WebSocket may use `?token=TOKEN`.",
+        "The token goes into `Authorization: Bearer TOKEN`. A browser's WebSocket may use `?token=TOKEN`.",
         "",
-        "A whole client, with a package that is not one of ours:",
+        "A complete client, with the package `websockets`:",
         "",
         "```python",
         *WEBSOCKET_CLIENT.strip().splitlines(),
@@ -274,10 +274,10 @@ def rest_page() -> str:
         "# REST",
         "",
         "The same operations as over the [WebSocket](websocket.md), answered with the same [objects](objects.md). "
-        "`GET /v1/openapi.json` is this page for machines, types and all. The token goes into `Authorization: Bearer "
-        'TOKEN`; an error is `{"error": ...}` in the [one shape](errors.md).',
+        "`GET /v1/openapi.json` is this page for programs, with all types. The token goes into `Authorization: Bearer "
+        "TOKEN`. The body of an error is the [error object](errors.md).",
         "",
-        "A whole turn with curl:",
+        "From a session to its notebook with curl:",
         "",
         "```bash",
         *REST_CLIENT.strip().splitlines(),
@@ -336,7 +336,7 @@ def objects_page() -> str:
     kinds: dict[str, type[msgspec.Struct]] = {}
     for row in jsonrpc.METHODS.values():
         _gather(row.result, kinds)
-    lines = ["# Objects", "", "What the API answers with, over every transport.", ""]
+    lines = ["# Objects", "", "The objects in the answers of every API.", ""]
     for name, kind in sorted(kinds.items()):
         lines += [f"## {name}", "", *_prose(kind), "", *_fields(kind, kind), ""]
     return "\n".join(lines)
@@ -390,7 +390,7 @@ def client_page() -> str:
         "# Client",
         "",
         "`from kernelsvc import Client` blocks; `from kernelsvc import AsyncClient` has the same methods to await. "
-        "Both come back by themselves after a lost connection and go on after the last event that they saw.",
+        "Both reconnect by themselves after a lost connection, and resume after the last event that they saw.",
         "",
     ]
     for name in ("AsyncClient", "AsyncSession", "AsyncStream", "Cell", "Image", "FileInfo"):
@@ -443,44 +443,50 @@ CLI_PYTHON = (3, 11)
 # --- branching -------------------------------------------------------------------------
 
 BRANCHING = """\
-# What can be branched
+# Branching reference
 
-A branch, a checkpoint and an undo are forks of the live kernel's process. What a process may hold falls in three
-classes: it works in both copies, it is shared and a *warning* says so, or it is *refused* with `cannot_fork`, before
-anything is made, because a copy would hang, crash or corrupt something later. Each reason names the thread, library,
-file or task, and ends in what to do. A refused automatic checkpoint is left out, and `checkpoint_skipped` says why.
+A branch, a checkpoint and a rollback are forks of the live kernel's process. The contents of a process fall into
+three classes:
 
-`force` goes on all the same; what was a reason is then a warning. Warnings of a branch stand in its `parent.warnings`
-and in its parent's `branched` event; those of a checkpoint in the checkpoint.
+* **works**: it works in both copies.
+* **warning**: both copies share it, and a warning says so.
+* **refused**: the fork is refused with `cannot_fork` before anything changes, because a copy would hang, crash or
+  corrupt something later. Each reason names the thread, library, file or task, and ends with the remedy.
 
-Each row is a test: `make test` runs those that need no library of their own, `make test-matrix` the others, each
-library in an environment of its own.
+A refused automatic checkpoint is skipped, and `checkpoint_skipped` has the reason. With `force` the fork happens
+anyway, and the reasons become warnings. The warnings of a branch are in its `parent.warnings` and in its parent's
+`branched` event, those of a checkpoint in the checkpoint.
+
+Each row is a test. `make test` runs those that need no further library, `make test-matrix` the others, each library
+in its own environment.
 
 """
 
 BETWEEN = """
-## Between relatives
+## Between a session and its branches
 
-A session and its branches live in one sandbox: one init, one set of namespaces and filters, one `/tmp` and `/dev/shm`.
-Each has its own id, log, notebook, directory, cgroup and limits (`limits` of `session.branch` lowers them; `network`
-stays the family's).
+A session and its branches live in one sandbox: one init, one set of namespaces and filters, one `/tmp` and
+`/dev/shm`. Each has its own id, log, notebook, directory, cgroup and limits. `limits` of `session.branch` lowers
+them. `network` is the same for all.
 
-* **Files**: a branch's directory is a copy of its parent's, made by the branch itself with no more rights than it has;
-  where the filesystem can (btrfs, XFS, bcachefs), the copy shares its blocks until one is written. A directory that
-  holds more than the branch's `disk_bytes`, or more than the disk, is refused before anything is made; while a large
-  one is copied, `branching` events of the parent say how far it is. Everybody may
-  read a relative's directory and nobody may write into it (Landlock). A parent keeps its branches from harm for nine
-  times of branching; Linux lays no more than 16 layers on a process, and some are left for branches of branches. From
-  then on `branched` says that it could write into the later ones' directories.
-* **Memory**: relatives can't look into each other's memory or signal each other, with one exception: a parent that has
-  started programs of its own can still signal its branches, because it could not end those programs otherwise.
-* **What was started before the branch** (a subprocess, a thread that `force` left running) keeps the rights it had.
-* **Accounting**: Linux charges memory to whoever touched it first. A branch reads its parent's pages for nothing and
-  pays, in its own cgroup, for what it writes; a closed parent's pages stay charged to its cgroup for as long as a
-  branch shows them. Memory that runs out in one ends none of the others; without cgroups, caps are supervised.
-* **Random numbers** of a branch continue its parent's until they are seeded anew.
+* **Files**: a branch's directory is a copy of its parent's. The branch itself makes the copy, with no more rights
+  than it has. Where the filesystem can (btrfs, XFS, bcachefs), the copy shares its blocks until one is written. A
+  directory with more than the branch's `disk_bytes`, or more than the disk has room for, is refused before anything
+  changes. During the copy of a large one, `branching` events of the parent report the progress.
+* **Access**: all sessions of the group may read each other's directories, and none may write into another's
+  (Landlock). A parent is kept out of its branches' directories for nine branchings: Linux allows 16 layers for a
+  process, and some remain for branches of branches. After that, `branched` says that the parent could write into the
+  later directories.
+* **Memory**: these sessions can't read each other's memory or signal each other, with one exception. A parent that
+  has started programs can still signal its branches, because it could not end those programs otherwise.
+* **Programs from before the branch** (a subprocess, a thread that `force` left running) keep their rights.
+* **Accounting**: Linux charges memory to the process that touched it first. A branch reads its parent's pages for
+  nothing and pays, in its own cgroup, for the pages that it writes. The pages of a closed parent stay charged to its
+  cgroup while a branch still maps them. Memory that runs out in one ends none of the others. Without cgroups, limits
+  are supervised.
+* **Random numbers** of a branch continue its parent's until you seed them.
 
-Never undone by a rollback, and never a branch's own: files outside the directory, databases, the network, other
+A rollback never undoes, and a branch never copies: files outside the directory, databases, the network, other
 processes, time.
 """
 
@@ -501,10 +507,10 @@ def tools_page() -> str:
     lines = [
         "# Tools",
         "",
-        "What a model is offered, by [MCP](../howto/mcp.md) and by [function calling](../howto/function-calling.md) "
-        "alike. The wording is what the model reads. Every answer is text (and pictures) for the model; its *facts* "
-        "are the same for programs: MCP's structured content, `Outcome.facts`, LangChain's artifact. `kernelsvc tools` "
-        "prints the definitions as JSON.",
+        "Tools for models, the same by [MCP](../howto/mcp.md) and by [function calling](../howto/function-calling.md). "
+        "Models read this wording. Every answer is text (and pictures) for the model. Its *facts* hold the same for "
+        "programs: MCP's structured content, `ToolResult.facts`, LangChain's artifact. `kernelsvc tools` prints the "
+        "definitions as JSON.",
     ]
     for tool in TOOLS.values():
         hints = {"changes nothing": tool.reads, "may lose something": tool.destroys, "safe to repeat": tool.repeats}
