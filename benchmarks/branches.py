@@ -318,10 +318,10 @@ Measured through the client and the WebSocket, with confinement, log and automat
 medians of {rounds}, by `python -m benchmarks.branches --rounds {rounds} --write` on {here["cores"]} cores
 ({here["cpu"]}), {here["memory_gib"]} GiB, {here["system"]}, Python {here["python"]}, load {load:g} before the run.
 
-"Cells run again" is an ordinary Jupyter kernel started for it, in which the session's cells run once more; "dill"
-writes the variables to a file and loads them in a new process; "new kernel, empty" is one without any variables. For
-sixteen branches they are sixteen times that of one. A branch's time runs from the call until its first cell's answer
-is back. A checkpoint's memory is what all of the kernel host's processes have more, each page counted once.
+"Cells run again" is a new ordinary Jupyter kernel in which the session's cells run once more. "dill" writes the
+variables to a file and loads them in a new process. "New kernel, empty" has no variables. For sixteen branches, these
+columns are sixteen times the time of one. A branch's time runs from the call until its first cell's answer. A
+checkpoint's memory is the increase of all processes of the kernel host, each page counted once.
 """
 
 

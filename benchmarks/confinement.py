@@ -105,12 +105,13 @@ def page(rows: list[tuple[str, float, float, float, float]], rounds: int, how: s
     """The table, with what it was measured on."""
     lines = [f"| {name} | {a:.1f} | {b:+.1f} | {c:.1f} | {d:.1f} |" for name, a, b, c, d in rows]
     load = os.getloadavg()[0]
-    return f"""# What each layer of confinement adds to a session's start
+    return f"""# Cost of each layer of confinement at a session's start
 
 `python -m benchmarks.confinement --write`, {time.strftime("%Y-%m-%d", time.gmtime())}: {os.cpu_count()} cores,
-Linux {platform.release()}, load {load:.1f} at the end of the run, {rounds} rounds, interleaved; {how}. From the fork of
-a process that holds what a template holds (numpy, pandas, pyplot) to its kernel's word that it is sealed, in
-milliseconds. *Adds* is the median less that of no layer.
+Linux {platform.release()}, load {load:.1f} at the end of the run, {rounds} rounds, interleaved, {how}. Milliseconds
+from the fork of a process with the imports of a fork server (numpy, pandas, pyplot) until its kernel reports that it is
+confined.
+*Adds* is the difference to the median without a layer.
 
 | layers on | median | adds | least | 95 % |
 |---|---|---|---|---|

@@ -41,7 +41,7 @@ class Measure:
         goal: what the project wants of itself, in the same unit.
         higher_is_better: for rates.
         source: the kind of samples, where it isn't ``name``.
-        main: stands in the README too.
+        headline: title of the row in the README; empty if the README leaves the row out.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Measure:
     goal: float | None = None
     higher_is_better: bool = False
     source: str = ""
-    main: bool = False
+    headline: str = ""
 
     @property
     def samples(self) -> str:
@@ -63,7 +63,7 @@ def _cells(count: int) -> list[Measure]:
     """The rows of so many busy sessions."""
     name = f"busy_cell_{count}"
     return [
-        Measure(f"busy_{count}", f"`1+1` in {count} busy sessions", "cells/s", higher_is_better=True, main=True),
+        Measure(f"busy_{count}", f"`1+1` in {count} busy sessions", "cells/s", higher_is_better=True),
         Measure(f"{name}_p50", "its latency, p50", source=name),
         Measure(f"{name}_p99", "the same, p99", label="p99", source=name),
         Measure(f"{name}_p999", "the same, p99.9", label="p999", source=name),
@@ -72,54 +72,72 @@ def _cells(count: int) -> list[Measure]:
 
 #: Every row, in the order of the table. A row whose samples nobody gathered is left out.
 MEASURES = (
-    Measure("create", "new session, numpy, pandas and pyplot imported, p50", goal=25, main=True),
-    Measure("create_p99", "the same, p99", label="p99", goal=60, source="create", main=True),
-    Measure("burst", "50 sessions asked for at once, all ready", "s", goal=1.0, main=True),
+    Measure(
+        "create",
+        "new session, numpy, pandas and pyplot imported, p50",
+        goal=25,
+        headline="new session with numpy, pandas and pyplot imported, p50",
+    ),
+    Measure("create_p99", "the same, p99", label="p99", goal=60, source="create"),
+    Measure("burst", "50 sessions requested together, all ready", "s", goal=1.0),
     Measure("warm_create", "new session with a warm pool, p50"),
-    Measure("warm_burst", "50 sessions at once with a warm pool of 50, all ready", "s", goal=1.0, main=True),
-    Measure("first_cell", "first cell of a new session, p50", main=True),
+    Measure("warm_burst", "50 sessions together with a warm pool of 50, all ready", "s", goal=1.0),
+    Measure("first_cell", "first cell of a new session, p50"),
     Measure("next_cell", "the cell after it, p50"),
-    Measure("cell", "`1+1` there and back, p50", goal=1.5, main=True),
-    Measure("cell_p99", "the same, p99", label="p99", goal=6, source="cell", main=True),
+    Measure(
+        "cell",
+        "`1+1` there and back, p50",
+        goal=1.5,
+        headline="round trip of the cell `1+1`, p50",
+    ),
+    Measure("cell_p99", "the same, p99", label="p99", goal=6, source="cell"),
     Measure("cell_p999", "the same, p99.9", label="p999", source="cell"),
     Measure("thought_cell", "`1+1` after a pause of 0.2 s, p50"),
-    Measure("cell_cpu", "CPU of the server for `1+1`", goal=0.5, main=True),
+    Measure("cell_cpu", "CPU of the server for `1+1`", goal=0.5),
     *_cells(10),
     *_cells(100),
-    Measure("delay", "a printed line to the client, p50", main=True),
+    Measure("delay", "a printed line to the client, p50"),
     Measure("delay_p99", "the same, p99", label="p99", source="delay"),
     Measure("delay_loaded", "the same under full load, p50"),
     Measure("delay_loaded_p99", "the same, p99", label="p99", source="delay_loaded"),
-    Measure("prints", "100,000 printed lines to the last byte", goal=500, main=True),
+    Measure("prints", "100,000 printed lines to the last byte", goal=500),
     Measure("lines", "printed lines", "lines/s", goal=200_000, higher_is_better=True),
-    Measure("prints_lost", "of these lines lost", "lines", "max", goal=0, main=True),
-    Measure("big_print", "one print of 100 MB to the last byte", "s", main=True),
+    Measure("prints_lost", "of these lines lost", "lines", "max", goal=0),
+    Measure("big_print", "one print of 100 MB to the last byte", "s"),
     Measure("stream", "the same as a rate", "MB/s", higher_is_better=True),
-    Measure("big_print_lost", "of these bytes lost", "MB", "max", goal=0, main=True),
-    Measure("big_print_memory", "growth of the server meanwhile", "MB", "max", goal=64, main=True),
+    Measure("big_print_lost", "of these bytes lost", "MB", "max", goal=0),
+    Measure("big_print_memory", "growth of the server meanwhile", "MB", "max", goal=64),
     Measure("stream_cpu", "CPU of the server for a streamed MB"),
     Measure("html", "a DataFrame as 10 MB of HTML to the last byte"),
     Measure("png", "a PNG of 10 MB to the last byte"),
     Measure("far_trips", "20 cells in 20 trips, client 50 ms away", "s"),
-    Measure("far_batch", "20 cells in one trip, client 50 ms away", "s", main=True),
+    Measure("far_batch", "20 cells in one trip, client 50 ms away", "s"),
     Measure("checkpoint", "a checkpoint on request, p50"),
-    Measure("branch", "a branch to its first answer, p50", main=True),
-    Measure("restore", "from a crash to the next cell's answer, p50", main=True),
+    Measure(
+        "branch", "a branch to its first answer, p50", headline="branch of a live session, until its first answer, p50"
+    ),
+    Measure(
+        "restore",
+        "from a crash to the next cell's answer, p50",
+        headline="recovery, from a crash to the next cell's answer, p50",
+    ),
     Measure("long_first", "CPU of the server for a cell, of the first 1,000 of a session"),
     Measure("long_last", "the same, of the last 1,000 of 10,000"),
     Measure("long_bytes_first", "bytes written for a cell, of the first 1,000", "bytes"),
     Measure("long_bytes_last", "the same, of the last 1,000 of 10,000", "bytes"),
-    Measure("idle_kernel", "memory of an idle session: its kernel alone, USS", "MB", goal=12, main=True),
-    Measure("idle_session", "all its processes, PSS", "MB", main=True),
+    Measure("idle_kernel", "memory of an idle session: its kernel alone, USS", "MB", goal=12),
+    Measure(
+        "idle_session", "all its processes, PSS", "MB", headline="memory of an idle session, PSS of all its processes"
+    ),
     Measure("idle_server", "memory of an idle session in the server", "KB", goal=200),
     *(
-        Measure(f"dense_{count}", f"memory of the machine for an idle session, of {count:,}", "MB", main=count == 1000)
+        Measure(f"dense_{count}", f"memory of the machine for an idle session, of {count:,}", "MB")
         for count in (10, 100, 500, 1000)
     ),
-    Measure("dense_all", "the same, of all that were opened", "MB"),
-    Measure("dense_total", "memory of 1,000 idle sessions", "GB", goal=10, main=True),
-    Measure("dense_create", "a new session beside 1,000 others, p50", main=True),
-    Measure("dense_cell", "`1+1` beside 1,000 others, p50"),
+    Measure("dense_all", "the same, of all that fitted", "MB"),
+    Measure("dense_total", "memory of 1,000 idle sessions", "GB", goal=10),
+    Measure("dense_create", "a new session with 1,000 others open, p50"),
+    Measure("dense_cell", "`1+1` with 1,000 others open, p50"),
     Measure("dense_count", "idle sessions that fitted (2,000 were tried at most)", "sessions", higher_is_better=True),
 )
 

@@ -1,4 +1,4 @@
-"""From samples to JSON and Markdown. The README's table is this table: nobody types a figure."""
+"""From samples to JSON and Markdown. Both tables, the page's and the README's, are written from one document."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ OURS = "kernelsvc"
 #: The peer that ratios are given to first.
 RIVAL = "Kernel Gateway"
 
-#: What is slow and stays so, for the page.
-SLOW = """## What is slow and stays so
+#: Known costs, for the page.
+SLOW = """## What is slow, and why
 
-* A cell costs the kernel more than twice what `run_cell` costs in process, and after a pause everybody twice as much
-  again: a process that slept finds the caches filled by others, and what it runs and touches comes from afar. The
-  server's part is some 1,000 calls of Python's, of which none stands out ([what a cell costs](cost-of-a-cell.md)).
-* A copy of a small session costs some 10 ms of processor time after the answer: a fork, the copy-on-write faults of the
-  pages that its cells write, and the books of server and host. Who thinks between two cells does not meet it; whoever
-  sends the second cell at once waits for the copy after the first; in a crowd the copies of all sessions together take
-  at most a quarter of the processors (`docs/howto/branches.md`).
-* Python 3.11 takes twice the memory of later ones for an idle session: it counts references to the template's objects
-  in the objects, so every cell copies the pages that they lie on
+* **A cell costs its kernel more than twice the time of `run_cell` in process.** After a pause every process needs twice
+  as much again, because other programs have filled the processor caches. The server runs about 1,000 Python calls for a
+  cell, and none of them dominates ([cost of a cell](cost-of-a-cell.md)).
+* **A checkpoint of a small session takes about 10 ms of processor time**, after the answer was sent: the fork, the
+  copy-on-write faults of the pages that its cells write, and the accounting of server and host. A client that pauses
+  between two cells does not notice it. A client that sends the second cell immediately waits for the checkpoint after
+  the first. Under load, the checkpoints of all sessions together take at most a quarter of the processors
+  ([branches](../howto/branches.md)).
+* **Python 3.11 needs twice the memory of later versions for an idle session.** It counts references inside the fork
+  server's objects, so every cell copies the pages that hold them
   ([immortal objects](../adr/0012-immortal-objects.md)).
-* A session is three forks: the middle that makes the namespaces, its init, its kernel. Each copies the mappings and
-  page tables of a template with pandas and pyplot, and is a Python process with cold caches; that, and neither
-  confinement nor the wire, is most of a new session's time. `--warm-pool` takes it from the one who asks.
-* Many busy sessions keep two cores busy with their kernels, each with pages of its own to read anew: `1+1` takes its
-  kernel half as long again as alone. Ten times Kernel Gateway's rate would need kernel and server to come to 1.2 ms
+* **A session is three forks**: the process that creates the namespaces, the init, and the kernel. Each copies the
+  mappings and page tables of a fork server with pandas and pyplot, and starts with cold caches. These forks take most
+  of the time of a new session. Confinement and the wire take little. `--warm-pool` creates sessions ahead of requests.
+* **Many busy sessions keep two cores busy with their kernels.** Each kernel has its own pages to read, and `1+1` takes
+  its kernel half as long again as alone. Ten times the rate of Kernel Gateway would need 1.2 ms for kernel and server
   together.
-* How many idle sessions fit is counted last, while the peers' servers run too, with the kernels that those which failed
-  before have left behind. Alone (`--only density --subject kernelsvc`) all 2,000 fit, 8.5 MB each.
-* Short lines go through one frame each: a print's text and its line end are two writes of Python's, and each is with
-  the server before the cell's next bytecode, because there is no thread that could send it later.
+* **The number of idle sessions that fit is measured last**, while the servers of the peers and the kernels that failed
+  runs left behind still use memory. Alone (`--only density --subject kernelsvc`) all 2,000 fit, 8.5 MB each.
+* **Short lines go through one frame each.** Python writes a print's text and its line end separately. Each write
+  reaches the server before the cell's next bytecode, because the kernel has no thread that could send it later.
 """
 
 
@@ -96,22 +97,21 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any], sections: Sequence[st
     return {**old, **both, "subjects": subjects, "parts": parts}
 
 
-def table(data: Mapping[str, Any], *, main: bool = False) -> str:
-    """The Markdown table: a row a measure, a column a subject, the ratio and the limit beside.
+def table(data: Mapping[str, Any]) -> str:
+    """Return the Markdown table: a row a measure, a column a subject, then the ratio and the limit.
 
     Args:
         data: of ``document``.
-        main: only the rows that the README shows.
     """
     subjects, limits = data["subjects"], data["limits"]
     peers = [name for name in subjects if name != OURS]
     head = ["", f"**{OURS}**", *peers, f"times better than {RIVAL}", "limit"]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for measure in MEASURES:
-        if main and not measure.main:
-            continue
-        if any(figure(found, measure) is not None for found in subjects.values()):
-            lines.append(_row(measure, subjects, peers, limits))
+    lines += [
+        _row(measure, subjects, peers, limits)
+        for measure in MEASURES
+        if any(figure(found, measure) is not None for found in subjects.values())
+    ]
     return "\n".join(lines)
 
 
@@ -129,6 +129,17 @@ def _row(measure: Measure, subjects: Mapping[str, Summary], peers: list[str], li
     return "| " + " | ".join(cells) + " |"
 
 
+def headlines(data: Mapping[str, Any]) -> str:
+    """Return the README's table: the few rows that have a headline, next to one peer."""
+    subjects = data["subjects"]
+    lines = [f"| | **{OURS}** | {RIVAL} |", "|---|---:|---:|"]
+    for measure in MEASURES:
+        ours, rival = figure(subjects.get(OURS, {}), measure), figure(subjects.get(RIVAL, {}), measure)
+        if measure.headline and (ours is not None or rival is not None):
+            lines.append(f"| {measure.headline} ({measure.unit}) | **{shown(ours)}** | {shown(rival)} |")
+    return "\n".join(lines)
+
+
 def goals(found: Summary) -> list[str]:
     """Each goal, whether it was met, in words."""
     told = []
@@ -144,21 +155,25 @@ def goals(found: Summary) -> list[str]:
     return told
 
 
+def machine_line(data: Mapping[str, Any]) -> str:
+    """Return the machine of a run in a phrase."""
+    here = data["machine"]
+    return f"{here['cores']} cores ({here['cpu']}), {here['memory_gib']} GiB, {here['system']}, Python {here['python']}"
+
+
 def conditions(data: Mapping[str, Any]) -> str:
-    """What a reader must know to judge the figures."""
-    here, limits = data["machine"], data["limits"]
+    """Return the conditions of a run, which a reader needs to judge the figures."""
+    limits = data["limits"]
     peers = ", ".join(f"{name} {number}" for name, number in data["versions"].items())
-    where = (
-        f"{here['cores']} cores ({here['cpu']}), {here['memory_gib']} GiB, {here['system']}, Python {here['python']}"
-    )
-    parts = "; ".join(f"{name} again on {when}" for name, when in data.get("parts", {}).items())
+    parts = ", ".join(f"{name} again on {when}" for name, when in data.get("parts", {}).items())
     return (
-        f"Measured by `make bench` on {data['date']}: {where}, load before the run {here['load_before'][0]}. All "
-        f"subjects ran in one run, taking turns; {data['settings']}{f'; {parts}' if parts else ''}. {peers}. Ours with "
-        "confinement, synced journal and automatic checkpoints on. *Limit*: the floor of the same machine in the same "
-        "run: `run_cell` in process for a cell, as many as the cores can do of them for busy sessions, a bare `fork` "
-        "of a process with the same imports for a session, a checkpoint and a branch, a bare pipe for printed lines, "
-        f"an echo over a Unix socket for a line's delay. A synced append of 300 bytes to the same disk took "
+        f"Measured by `make bench` on {data['date']}: {machine_line(data)}, load before the run "
+        f"{data['machine']['load_before'][0]}. All subjects ran in one run, in turns: {data['settings']}"
+        f"{f'. Measured again: {parts}' if parts else ''}. Versions: {peers}. kernelsvc ran with confinement, synced "
+        "journal and automatic checkpoints on.\n\n*Limit* is the floor of the same machine in the same run: `run_cell` "
+        "in process for a cell, as many as the cores can do of them for busy sessions, a bare `fork` of a process with "
+        "the same imports for a session, a checkpoint and a branch, a bare pipe for printed lines, an echo over a Unix "
+        "socket for the delay of a line. A synced append of 300 bytes to the same disk took "
         f"{shown(limits.get('fdatasync'))} ms.\n"
     )
 
@@ -170,10 +185,11 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 
 def excerpt(data: Mapping[str, Any]) -> str:
-    """The README's part: the main rows, the conditions, the plots."""
-    pictures = "\n".join(f"![{title}](docs/benchmarks/{name}.svg)" for name, title in PLOTS.items())
-    more = "Every row, and what is slow and stays so: [docs/benchmarks](docs/benchmarks/latest.md)."
-    return f"{table(data, main=True)}\n\n{conditions(data)}\n{more}\n\n{pictures}\n"
+    """Return the README's part: the headline rows and the machine."""
+    return (
+        f"{headlines(data)}\n\nMeasured by `make bench` on {data['date']}: {machine_line(data)}. All rows, five peers, "
+        "the conditions and the known costs: [benchmarks](docs/benchmarks/latest.md).\n"
+    )
 
 
 def write(directory: Path, readme: Path | None, data: Mapping[str, Any]) -> list[Path]:

@@ -58,10 +58,15 @@ def test_the_table_has_the_ratio_to_the_rival_and_leaves_out_what_nobody_measure
     assert lines[2].endswith("| **2** | 48 | 24.0x | 0.2 |")
 
 
-def test_the_readme_shows_the_main_rows_alone() -> None:
-    shown = report.table(data(ours={"cell": [2.0]}), main=True).splitlines()
-    assert len(shown) == 4
-    assert "latency.svg" in report.excerpt(data(ours={"cell": [2.0]}))
+def test_the_readme_shows_the_headline_rows_and_one_peer() -> None:
+    found = data(ours={"cell": [2.0], "first_cell": [3.0]}, rival={"cell": [48.0]})
+    rows = report.headlines(found).splitlines()
+    assert rows[2:] == ["| round trip of the cell `1+1`, p50 (ms) | **2** | 48 |"]
+    assert "docs/benchmarks/latest.md" in report.excerpt(found)
+
+
+def test_five_measures_are_headlines() -> None:
+    assert sum(bool(measure.headline) for measure in MEASURES) == 5
 
 
 def test_goals_are_told_met_or_missed() -> None:
