@@ -58,7 +58,8 @@ def test_a_fork_without_room_is_one() -> None:
 
 def test_descriptors_that_run_out() -> None:
     code = (
-        "import resource\nfrom kernelsvc.guest import limit_errors as caps\nresource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))\n"
+        "import resource\nfrom kernelsvc.guest import limit_errors as caps\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))\n"
         "try:\n    kept = [open('/dev/null') for _ in range(99)]\n"
         "except OSError as error:\n    print(caps.limit_of(error)['limit'])"
     )
