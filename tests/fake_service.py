@@ -23,8 +23,8 @@ from kernelsvc.errors import AtCapacity, BadRequest, CellExists, CursorUnknown, 
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import CellUsage, Limits, Usage
 from kernelsvc.model.objects import (
-    Cell,
     CellError,
+    CellInfo,
     CellRequest,
     CellState,
     Checkpoint,
@@ -51,7 +51,7 @@ class FakeSession:
         self.lines: list[bytes] = []
         self.listeners: list[Any] = []
         self.grown = asyncio.Condition()
-        self.cells: dict[str, Cell] = {}
+        self.cells: dict[str, CellInfo] = {}
         self.clients: dict[str, tuple[object, CellRequest]] = {}
         self.finished: dict[str, asyncio.Event] = {}
         self.queue: asyncio.Queue[str] = asyncio.Queue()
@@ -81,7 +81,7 @@ class FakeSession:
         async with self.grown:
             self.grown.notify_all()
 
-    def submit(self, request: CellRequest, client: object) -> Cell:
+    def submit(self, request: CellRequest, client: object) -> CellInfo:
         id = request.cell or f"cell-{len(self.cells) + 1}"
         if id in self.cells:
             if self.cells[id].code != request.code:
@@ -92,7 +92,7 @@ class FakeSession:
         if self.queue.qsize() >= 1000:
             raise QuotaExceeded("Too many cells are queued; wait for some.")
         seq = self.add(ev.CellQueued(cell=id, code=request.code, metadata=request.metadata))
-        self.cells[id] = Cell(
+        self.cells[id] = CellInfo(
             id=id, session=self.id, code=request.code, state=CellState.QUEUED, seq=SeqRange(first=seq, last=seq),
             metadata=request.metadata,
         )  # fmt: skip
@@ -106,7 +106,7 @@ class FakeSession:
             id = await self.queue.get()
             await self.run(self.cells[id])
 
-    async def run(self, cell: Cell) -> None:
+    async def run(self, cell: CellInfo) -> None:
         self.count += 1
         cell.state, cell.execution_count, self.state = CellState.RUNNING, self.count, SessionState.BUSY
         self.add(ev.CellStarted(cell=cell.id, execution_count=self.count))
@@ -125,21 +125,21 @@ class FakeSession:
             self.add(ev.Error(cell=cell.id, ename=cell.error.ename, evalue=str(error)))
         self.finish(cell, reason)
 
-    def finish(self, cell: Cell, reason: ev.Reason) -> None:
+    def finish(self, cell: CellInfo, reason: ev.Reason) -> None:
         self.running = None
         self.state = SessionState.IDLE
         cell.seq.last = self.add(ev.CellFinished(cell=cell.id, reason=reason, usage=CellUsage(wall_ms=1.0)))
         cell.state, cell.reason = CellState.FINISHED, reason
         self.finished[cell.id].set()
 
-    async def evaluate(self, cell: Cell) -> None:
+    async def evaluate(self, cell: CellInfo) -> None:
         parts: list[str] = []
         try:
             await self.evaluate_into(cell, parts)
         finally:
             cell.text = "".join(parts)
 
-    async def evaluate_into(self, cell: Cell, parts: list[str]) -> None:
+    async def evaluate_into(self, cell: CellInfo, parts: list[str]) -> None:
         def show(*values: object) -> None:
             text = " ".join(map(str, values)) + "\n"
             parts.append(text)
@@ -314,7 +314,7 @@ class FakeService:
         s.add(ev.KernelRestarted(why="asked"))
         return self.shown(s)
 
-    async def execute(self, who, session, request, *, wait="finished", client=None) -> Cell:
+    async def execute(self, who, session, request, *, wait="finished", client=None) -> CellInfo:
         s = self.find(who, session)
         cell = s.submit(request, client)
         if wait == "finished":
@@ -358,7 +358,7 @@ class FakeService:
     async def input(self, who: Principal, session: str, cell: str, text: str) -> None:
         self.cell(who, session, cell)
 
-    def cell(self, who: Principal, session: str, cell: str) -> Cell:
+    def cell(self, who: Principal, session: str, cell: str) -> CellInfo:
         s = self.find(who, session)
         if cell not in s.cells:
             raise NotFound(f"There is no cell {cell!r} in this session; list its cells.")

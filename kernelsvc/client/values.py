@@ -102,8 +102,8 @@ def images_of(bundle: dict[str, Any]) -> list[Image]:
     return found
 
 
-class Cell(objects.Cell, kw_only=True):
-    """A cell as the server shows it (``kernelsvc.model.objects.Cell``), with what a caller wants to do with it.
+class Cell(objects.CellInfo, kw_only=True):
+    """A cell as the server shows it (``kernelsvc.model.objects.CellInfo``), with what a caller wants to do with it.
 
     Attributes:
         value: what the function returned, for ``execute_once(function=...)``.

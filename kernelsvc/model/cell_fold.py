@@ -1,4 +1,4 @@
-"""One cell, folded from its events; rendered as the API's ``Cell`` and as the notebook's cell."""
+"""One cell, folded from its events; rendered as the API's ``CellInfo`` and as the notebook's cell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import CellUsage
-from kernelsvc.model.objects import Cell, CellError, CellState, SeqRange
+from kernelsvc.model.objects import CellError, CellInfo, CellState, SeqRange
 from kernelsvc.model.outputs import Outputs, clean_count, error_output, slim, text_of
 
 NbCell = dict[str, Any]
@@ -108,10 +108,10 @@ class CellFold:
             return text
         return f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}[{end.reason}] {end.message}\n"
 
-    def cell(self, session: str) -> Cell:
+    def cell(self, session: str) -> CellInfo:
         """The cell as the API shows it."""
         end, outputs = self.finished, self.render()
-        return Cell(
+        return CellInfo(
             id=self.id,
             session=session,
             code=self.queued.code,

@@ -106,7 +106,7 @@ class SeqRange(msgspec.Struct, kw_only=True):
     last: int
 
 
-class Cell(msgspec.Struct, kw_only=True):
+class CellInfo(msgspec.Struct, kw_only=True):
     """A cell as the API shows it."""
 
     id: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from kernelsvc.model.objects import Cell
+from kernelsvc.model.objects import CellInfo
 
 #: MIME type under which the cell publishes the function's value.
 VALUE_MIME = "application/vnd.kernelsvc.value+json"
@@ -51,7 +51,7 @@ def function_cell(source: str, args: list[Any], kwargs: dict[str, Any]) -> str:
     return _CELL.format(payload=payload, mime=VALUE_MIME)
 
 
-def value_of(cell: Cell) -> Any:
+def value_of(cell: CellInfo) -> Any:
     """The value that a ``function_cell`` published, or None if it did not come to that."""
     for output in reversed(cell.outputs):
         data = output.get("data")

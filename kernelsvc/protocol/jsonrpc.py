@@ -27,7 +27,7 @@ from kernelsvc.errors import BadRequest, Internal, KernelsvcError, NotFound, Too
 from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import (
     Call,
-    Cell,
+    CellInfo,
     CellRequest,
     Checkpoint,
     Id,
@@ -188,7 +188,7 @@ class SessionPage(Struct, kw_only=True):
 class CellPage(Struct, kw_only=True):
     """Some cells, oldest first, and where the rest begins."""
 
-    cells: list[Cell]
+    cells: list[CellInfo]
     next_offset: int | None = None
 
 
@@ -301,14 +301,14 @@ _ROWS = (
     _row("session.interrupt", SessionParams, SessionInfo, "run", "Interrupt the running cell."),
     _row("session.restart", SessionParams, SessionInfo, "run", "A new kernel with empty variables; the log goes on."),
     _row(
-        "session.execute", ExecuteParams, Cell, "run", "Run a cell; the same cell id again runs nothing.",
+        "session.execute", ExecuteParams, CellInfo, "run", "Run a cell; the same cell id again runs nothing.",
         arguments=_execute, client=True,
     ),
     _row(
-        "session.batch", BatchParams, list[Cell], "run", "Run several cells in one trip.",
+        "session.batch", BatchParams, list[CellInfo], "run", "Run several cells in one trip.",
         arguments=_batch, client=True,
     ),
-    _row("session.cell", CellParams, Cell, "read", "One cell.", arguments=_in_order("session", "cell")),
+    _row("session.cell", CellParams, CellInfo, "read", "One cell.", arguments=_in_order("session", "cell")),
     _row("session.cells", CellsParams, CellPage, "read", "The cells of a session.", arguments=_in_order("session")),
     _row("session.output", OutputParams, Output, "read", "A cell's whole text, a piece at a time.", arguments=_output),
     _row(
@@ -346,7 +346,7 @@ def shape(method: Method, params: Any, value: Any) -> Any:
     return None if method.result is None else value
 
 
-def page_of_cells(cells: list[Cell], offset: int, limit: int) -> CellPage:
+def page_of_cells(cells: list[CellInfo], offset: int, limit: int) -> CellPage:
     """One page of a session's cells."""
     end = offset + limit
     return CellPage(cells=cells[offset:end], next_offset=end if end < len(cells) else None)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import Conflict, NotFound
-from kernelsvc.model.objects import Cell, CellRequest, SessionInfo, SessionRequest, SessionState
+from kernelsvc.model.objects import CellInfo, CellRequest, SessionInfo, SessionRequest, SessionState
 from kernelsvc.protocol.jsonrpc import decode_json
 from kernelsvc.server.handler import ApiHandler
 from kernelsvc.server.jupyter.handlers import token_of
@@ -62,7 +62,7 @@ def command_cell(command: str) -> str:
     return f"%%bash --no-raise-error\n{command}"
 
 
-def result(cell: Cell, split: bool) -> dict[str, str]:
+def result(cell: CellInfo, split: bool) -> dict[str, str]:
     """What a cell printed and showed, in order or parted; an error belongs to stdout, where IPython prints it."""
     if not split:
         return {"output": _with_cause(cell, cell.text)}
@@ -71,7 +71,7 @@ def result(cell: Cell, split: bool) -> dict[str, str]:
     return {"stdout": _with_cause(cell, told), "stderr": errors}
 
 
-def _with_cause(cell: Cell, text: str) -> str:
+def _with_cause(cell: CellInfo, text: str) -> str:
     """The text, and why the cell ended if only its end says so."""
     return text + (f"\n{cell.message}\n" if cell.message and cell.error is None else "")
 

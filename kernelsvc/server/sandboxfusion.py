@@ -18,7 +18,7 @@ import msgspec
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound
 from kernelsvc.linux.rooted_dir import RootedDirectory, parse_path
 from kernelsvc.model.events import Reason
-from kernelsvc.model.objects import Cell, CellRequest, SessionRequest
+from kernelsvc.model.objects import CellInfo, CellRequest, SessionRequest
 from kernelsvc.protocol.jsonrpc import decode_json
 from kernelsvc.server.handler import ApiHandler
 from kernelsvc.server.jupyter.handlers import token_of
@@ -94,13 +94,13 @@ def program(stdin: str | None) -> str:
     return _PROGRAM.replace("{stdin!r}", repr(stdin or ""))
 
 
-def stream(cell: Cell, name: str) -> str:
+def stream(cell: CellInfo, name: str) -> str:
     """What a cell wrote to one stream."""
     texts = (each["text"] for each in cell.outputs if each["output_type"] == "stream" and each["name"] == name)
     return "".join("".join(text) if isinstance(text, list) else text for text in texts)
 
 
-def program_result(cell: Cell) -> dict[str, Any]:
+def program_result(cell: CellInfo) -> dict[str, Any]:
     """``run_result``: how a program ended."""
     seconds, cpu = (cell.usage.wall_ms or 0) / 1000, (cell.usage.cpu_ms or 0) / 1000
     told = {"execution_time": seconds, "cpu_time": cpu, "stdout": stream(cell, "stdout")}
@@ -113,7 +113,7 @@ def program_result(cell: Cell) -> dict[str, Any]:
     return {**told, "status": "Finished", "return_code": 1 if code is None else code, "stderr": errors}
 
 
-def _exit_status(cell: Cell) -> int | None:
+def _exit_status(cell: CellInfo) -> int | None:
     """What the program returned; None when its process did not live to say so."""
     for each in reversed(cell.outputs):
         if each["output_type"] == "execute_result":
@@ -122,7 +122,7 @@ def _exit_status(cell: Cell) -> int | None:
     return None
 
 
-def cell_result(cell: Cell) -> dict[str, Any]:
+def cell_result(cell: CellInfo) -> dict[str, Any]:
     """One cell of ``/run_jupyter``."""
     display = [each["data"] for each in cell.outputs if each["output_type"] in ("display_data", "execute_result")]
     error = [] if cell.error is None else [msgspec.to_builtins(cell.error)]
@@ -172,7 +172,7 @@ class _Handler(ApiHandler):
         """Carry it out, in the session that there is now."""
         raise NotImplementedError
 
-    async def execute(self, code: str, seconds: float) -> Cell:
+    async def execute(self, code: str, seconds: float) -> CellInfo:
         """Run one cell to its end."""
         request = CellRequest(code=code, timeout_seconds=seconds, on_error="continue")
         return await self.context.service.execute(self.who, self.session, request, client=self)
@@ -233,7 +233,7 @@ class JupyterHandler(_Handler):
         """Run the cells, one behind the other."""
         clock = asyncio.get_running_loop().time
         began, late = clock(), False
-        cells: list[Cell] = []
+        cells: list[CellInfo] = []
         for code in asked.cells:
             left = asked.total_timeout - (clock() - began)
             if left <= 0:

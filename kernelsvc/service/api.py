@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import (
     Call,
-    Cell,
+    CellInfo,
     CellRequest,
     Checkpoint,
     Principal,
@@ -29,14 +29,14 @@ from kernelsvc.service.session_tokens import SessionTokens
 
 NotebookFormat = Literal["ipynb", "html", "py"]
 # Named, because ``list`` means a method inside the class below.
-Cells = list[Cell]
+Cells = list[CellInfo]
 Checkpoints = list[Checkpoint]
 Lines = list[bytes]
 Sessions = list[SessionInfo]
 Variables = list[Variable]
 Page = tuple[Sessions, str | None]
 #: Told of a cell's end, with what reads the cell. Called in the event loop; raises nothing.
-OnFinished = Callable[[Callable[[], Cell]], None]
+OnFinished = Callable[[Callable[[], CellInfo]], None]
 
 
 class Subscription(Protocol):
@@ -123,7 +123,7 @@ class ServiceApi(Protocol):
         *,
         wait: Literal["finished", "queued"] = "finished",
         client: object | None = None,
-    ) -> Cell: ...
+    ) -> CellInfo: ...
     def execute_then(
         self, who: Principal, session: str, request: CellRequest, told: OnFinished, *, client: object
     ) -> None: ...
@@ -145,7 +145,7 @@ class ServiceApi(Protocol):
         """``POST /v1/execute``: the cell as JSON, plus ``value`` for a function."""
 
     async def input(self, who: Principal, session: str, cell: str, text: str) -> None: ...
-    def cell(self, who: Principal, session: str, cell: str) -> Cell: ...
+    def cell(self, who: Principal, session: str, cell: str) -> CellInfo: ...
     def cells(self, who: Principal, session: str) -> Cells: ...
     def output(
         self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536

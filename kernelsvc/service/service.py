@@ -46,7 +46,7 @@ from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits, LimitsRequest, Usage
 from kernelsvc.model.objects import (
     Call,
-    Cell,
+    CellInfo,
     CellRequest,
     Checkpoint,
     Principal,
@@ -528,7 +528,7 @@ class Service:
         *,
         wait: Literal["finished", "queued"] = "finished",
         client: object | None = None,
-    ) -> Cell:
+    ) -> CellInfo:
         """Run one cell. Cancelling it, or losing the connection, leaves the cell running."""
         return (await self.batch(who, session, [request], on_error=request.on_error, wait=wait, client=client))[0]
 
@@ -611,7 +611,7 @@ class Service:
         """Answer a cell's ``input()``."""
         self._find(who, session, "run").give_input(cell, text)
 
-    def cell(self, who: Principal, session: str, cell: str) -> Cell:
+    def cell(self, who: Principal, session: str, cell: str) -> CellInfo:
         """One cell."""
         return self._find(who, session).reading.cell(cell)
 

@@ -15,7 +15,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.notebook import CellFold
-from kernelsvc.model.objects import Cell, CellState
+from kernelsvc.model.objects import CellInfo, CellState
 from kernelsvc.model.state import CellRecord
 
 #: Folded cells kept in memory per session; older ones are folded again from the journal.
@@ -105,7 +105,7 @@ class CellViews:
             raise NotFound(f"There is no cell {cell!r} in this session; list its cells.")
         return record
 
-    def cell(self, cell: str) -> Cell:
+    def cell(self, cell: str) -> CellInfo:
         """A cell, folded from the log.
 
         Raises:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model.events import Reason
-from kernelsvc.model.objects import Cell, CellState
+from kernelsvc.model.objects import CellInfo, CellState
 from kernelsvc.tools.definitions import CellResult, ErrorShown
 
 #: Pictures in one result, and their bytes together; hosts refuse results of many megabytes.
@@ -85,7 +85,7 @@ def shortened(text: str, bound: int, advice: str) -> tuple[str, bool]:
     return f"{text[:head]}\n[… {len(text) - bound} characters left out; {advice} …]\n{text[-tail:]}", True
 
 
-def cell_outcome(cell: Cell, bound: int, note: str | None = None) -> ToolResult:
+def cell_outcome(cell: CellInfo, bound: int, note: str | None = None) -> ToolResult:
     """A cell as a model wants it.
 
     Args:
@@ -117,13 +117,13 @@ def cell_outcome(cell: Cell, bound: int, note: str | None = None) -> ToolResult:
     return outcome(result, shown, *pictures, failed=done and cell.reason is not Reason.OK)
 
 
-def _foot(cell: Cell) -> str:
+def _foot(cell: CellInfo) -> str:
     ended = f"ended: {cell.reason}" if cell.reason is not None else str(cell.state)
     cause = f" ({cell.message})" if cell.message and cell.message not in cell.text else ""
     return f"[cell {cell.id} {ended}{cause}, session {cell.session}]"
 
 
-def _pictures_left(cell: Cell, dropped: int) -> str | None:
+def _pictures_left(cell: CellInfo, dropped: int) -> str | None:
     if not dropped:
         return None
     return f"[{dropped} more pictures are in the notebook: export_notebook, or show fewer or smaller ones]"
@@ -140,7 +140,7 @@ _ADVICE = {
 }
 
 
-def _next(cell: Cell) -> str | None:
+def _next(cell: CellInfo) -> str | None:
     if cell.state is not CellState.FINISHED:
         verb = "waits behind another cell" if cell.state is CellState.QUEUED else "still runs"
         return f"The cell {verb}: call wait_for_cell with cell={cell.id!r} to pick it up, or interrupt to stop it."
@@ -151,7 +151,7 @@ def _next(cell: Cell) -> str | None:
     return (_ADVICE[cell.reason] + kept).strip()
 
 
-def pictures_of(cell: Cell) -> tuple[list[ImageContent], int]:
+def pictures_of(cell: CellInfo) -> tuple[list[ImageContent], int]:
     """One picture for each output that has any, within bounds; and how many were left out."""
     bundles = (output.get("data") for output in cell.outputs)
     found = [picture for bundle in bundles if isinstance(bundle, dict) and (picture := _picture(bundle))]

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, TooLarge
-from kernelsvc.model.objects import Cell, CellState, Checkpoint, SessionInfo, SessionState, Variable
+from kernelsvc.model.objects import CellInfo, CellState, Checkpoint, SessionInfo, SessionState, Variable
 from kernelsvc.protocol.jsonrpc import CellPage, Output, SessionPage
 from kernelsvc.tools import definitions
 from kernelsvc.tools.backend import ToolBackend
@@ -95,7 +95,7 @@ class Toolbox:
         params: dict[str, Any] = {"session": session.id, "cell": cell, "code": asked.code}
         if asked.timeout_seconds is not None:
             params["timeout_seconds"] = asked.timeout_seconds
-        await self._desk.call("session.execute", {**params, "wait": "queued"}, Cell)
+        await self._desk.call("session.execute", {**params, "wait": "queued"}, CellInfo)
         found = await self._ended(params, asked.wait_seconds, report)
         return cell_outcome(found, asked.max_text, note)
 
@@ -107,14 +107,14 @@ class Toolbox:
             cell = await self._ended(params, asked.wait_seconds, report)
         return cell_outcome(cell, asked.max_text)
 
-    async def _ended(self, params: dict[str, Any], seconds: float, report: Report | None) -> Cell:
+    async def _ended(self, params: dict[str, Any], seconds: float, report: Report | None) -> CellInfo:
         """The cell when it has ended, or as it is after ``seconds``.
 
         Asking for a cell again by its id runs nothing: it waits for the one there is.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        asking = asyncio.create_task(self._desk.call("session.execute", {**params, "wait": "finished"}, Cell))
+        asking = asyncio.create_task(self._desk.call("session.execute", {**params, "wait": "finished"}, CellInfo))
         try:
             while (left := began + seconds - loop.time()) > 0:
                 await asyncio.wait({asking}, timeout=min(left, TICK_SECONDS) if report else left)
@@ -127,12 +127,12 @@ class Toolbox:
         finally:
             asking.cancel()
 
-    async def _cell(self, session: str, cell: str) -> Cell:
-        return await self._desk.call("session.cell", {"session": session, "cell": cell}, Cell)
+    async def _cell(self, session: str, cell: str) -> CellInfo:
+        return await self._desk.call("session.cell", {"session": session, "cell": cell}, CellInfo)
 
-    async def _last_cell(self, session: str) -> Cell:
+    async def _last_cell(self, session: str) -> CellInfo:
         offset: int | None = 0
-        last: Cell | None = None
+        last: CellInfo | None = None
         while offset is not None:
             params = {"session": session, "limit": _PAGE, "offset": offset}
             page = await self._desk.call("session.cells", params, CellPage)

@@ -17,7 +17,7 @@ import msgspec
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, NotSupported
 from kernelsvc.model import events as ev
-from kernelsvc.model.objects import Cell, CellRequest, Principal, SessionInfo, SessionRequest
+from kernelsvc.model.objects import CellInfo, CellRequest, Principal, SessionInfo, SessionRequest
 from kernelsvc.protocol import e2b
 from kernelsvc.protocol import e2b_results as results
 from kernelsvc.server.e2b import models
@@ -248,7 +248,7 @@ class ExecuteHandler(InterpreterHandler):
             subscription.close()
             service.client_gone(self)
 
-    async def _tell(self, subscription: Any, cell: Cell) -> None:
+    async def _tell(self, subscription: Any, cell: CellInfo) -> None:
         lines = results.Lines(cell.id)
         quiet = asyncio.get_running_loop().time()
         while not lines.ended:

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, Reason
-from kernelsvc.model.objects import Cell
+from kernelsvc.model.objects import CellInfo
 from kernelsvc.protocol.jupyter import JupyterMessage
 
 VERSION = "5.4"
@@ -150,7 +150,7 @@ def _whole(first: ev.Stream, texts: list[str]) -> Event:
 class EventTranslator:
     """Turns one session's events into messages, in order, for one socket."""
 
-    def __init__(self, session: str, look_up: Callable[[str], Cell]) -> None:
+    def __init__(self, session: str, look_up: Callable[[str], CellInfo]) -> None:
         self._session = session
         self._look_up = look_up
         self._cells: OrderedDict[str, tuple[Header, bool, str]] = OrderedDict()

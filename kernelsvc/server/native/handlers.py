@@ -12,7 +12,7 @@ from tornado.web import HTTPError
 
 from kernelsvc import __version__
 from kernelsvc.errors import AtCapacity, BadRequest, NotFound
-from kernelsvc.model.objects import Cell
+from kernelsvc.model.objects import CellInfo
 from kernelsvc.protocol import jsonrpc
 from kernelsvc.server.handler import ApiHandler, ServerContext, invoke
 from kernelsvc.server.native import openapi, sse
@@ -120,7 +120,7 @@ class CellsHandler(MethodHandler):
         else:
             self.answer(value, 202 if wait == "queued" else 200)
 
-    async def _stream(self, session: str, cells: list[Cell]) -> None:
+    async def _stream(self, session: str, cells: list[CellInfo]) -> None:
         after = min(cell.seq.first for cell in cells) - 1
         subscription = self.context.service.attach(self.who, session, after=after)
         selection = sse.Selection(cells={cell.id for cell in cells})

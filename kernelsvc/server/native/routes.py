@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.model.objects import Cell, Scope, SessionRequest
+from kernelsvc.model.objects import CellInfo, Scope, SessionRequest
 from kernelsvc.protocol import jsonrpc
 
 JSON = "application/json"
@@ -192,7 +192,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         verb="POST", path=f"{_S}/cells", id="session.execute", scope="run", query=WaitQuery,
         summary="Run a cell, or several ('cells'); answers when they have ended, or streams their events.",
-        body=jsonrpc.ExecuteParams, result=Cell | list[Cell], media=(JSON, SSE),
+        body=jsonrpc.ExecuteParams, result=CellInfo | list[CellInfo], media=(JSON, SSE),
     ),
     _native("GET", f"{_S}/cells", "session.cells"),
     _native("GET", f"{_S}/cells/{{cell}}", "session.cell"),

@@ -37,7 +37,7 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from kernelsvc.errors import BadRequest, Internal, KernelsvcError, QuotaExceeded, Recovering
-from kernelsvc.model.objects import Cell
+from kernelsvc.model.objects import CellInfo
 from kernelsvc.protocol import jsonrpc
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
@@ -445,7 +445,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         began = time.perf_counter()
         awaited: str = request.params.session
 
-        def told(read: Callable[[], Cell]) -> None:
+        def told(read: Callable[[], CellInfo]) -> None:
             self._no_more(awaited)
             try:
                 cell = read()
@@ -561,7 +561,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         if attachment := self._attachments.pop(session, None):
             attachment.stop()
 
-    async def _told(self, session: str, cells: list[Cell]) -> None:
+    async def _told(self, session: str, cells: list[CellInfo]) -> None:
         """Wait until this connection, if it is attached, has been sent the events of these cells."""
         if (attachment := self._attachments.get(session)) and cells:
             await attachment.reached(max(cell.seq.last for cell in cells))

@@ -10,7 +10,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
-from kernelsvc.model.objects import Cell, CellState, SeqRange
+from kernelsvc.model.objects import CellInfo, CellState, SeqRange
 from kernelsvc.protocol.function_call import function_cell, value_of
 
 
@@ -23,8 +23,8 @@ def shell() -> Iterator[InteractiveShell]:
     InteractiveShell.clear_instance()
 
 
-def cell(outputs: list[dict[str, Any]]) -> Cell:
-    return Cell(
+def cell(outputs: list[dict[str, Any]]) -> CellInfo:
+    return CellInfo(
         id="c", session="s", code="", state=CellState.FINISHED, seq=SeqRange(first=1, last=2), outputs=outputs
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
-from kernelsvc.model.objects import Cell
+from kernelsvc.model.objects import CellInfo
 from kernelsvc.protocol import jupyter
 from kernelsvc.server.jupyter import channels, models
 from kernelsvc.server.jupyter.event_translator import KEPT, EventTranslator, joined, kept_header, portions
@@ -24,7 +24,7 @@ def test_a_session_has_one_id_in_both_shapes() -> None:
     assert models.kernel_id("other") == "other"
 
 
-def none(cell: str) -> Cell:
+def none(cell: str) -> CellInfo:
     raise AssertionError(f"{cell} was looked up")
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from kernelsvc.errors import CannotFork
 from kernelsvc.model.events import Reason
-from kernelsvc.model.objects import Cell, CellError, CellState, SeqRange
+from kernelsvc.model.objects import CellError, CellInfo, CellState, SeqRange
 from kernelsvc.tools.result import MAX_PICTURES, cell_outcome, pictures_of, refusal, shortened
 
 
-def cell(**changes: Any) -> Cell:
+def cell(**changes: Any) -> CellInfo:
     more = {"state": CellState.FINISHED, "reason": Reason.OK, **changes}
-    return Cell(id="c1", session="s1", code="", seq=SeqRange(first=1, last=2), **more)
+    return CellInfo(id="c1", session="s1", code="", seq=SeqRange(first=1, last=2), **more)
 
 
 def shown(mime: str, data: bytes) -> dict[str, Any]:
