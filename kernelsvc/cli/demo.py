@@ -23,7 +23,6 @@ from kernelsvc.client import AsyncClient, AsyncSession, Image
 from kernelsvc.errors import CannotFork, NotSupported
 from kernelsvc.model import events as ev
 
-_PICTURE_COLUMNS = 76
 _NAME = "penguins"
 
 
@@ -83,7 +82,7 @@ class Demo:
         terminal.line()
         terminal.line(f"{self.cells:>2}  {turn.thought}" + (f"  [{where}]" if where else ""), "bold")
         terminal.line(self._code(turn.code))
-        view = CellView(terminal, columns=min(_PICTURE_COLUMNS, terminal.columns - 1), short_errors=True)
+        view = CellView(terminal, short_errors=True)
 
         def show(event: ev.Event) -> None:
             self.events += 1

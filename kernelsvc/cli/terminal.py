@@ -38,7 +38,7 @@ class Terminal:
         self.tty = self.out.isatty()
         plain = bool(env.get("NO_COLOR")) or env.get("TERM") == "dumb"
         self.colour = bool(env.get("FORCE_COLOR")) or (self.tty and not plain)
-        self.pictures: terminal_image.Way = terminal_image.way(env, tty=self.tty, colour=self.colour)
+        self.image_protocol = terminal_image.protocol_of(env, tty=self.tty, colour=self.colour)
 
     @property
     def columns(self) -> int:
@@ -79,17 +79,13 @@ class CellView:
     Args:
         terminal: where.
         prompts: whether results are marked with ``Out[n]:`` as IPython does.
-        columns: width of pictures; None means most of the terminal's.
         short_errors: show an error's message alone, among the output, and not its traceback.
     """
 
-    def __init__(
-        self, terminal: Terminal, *, prompts: bool = False, columns: int | None = None, short_errors: bool = False
-    ) -> None:
+    def __init__(self, terminal: Terminal, *, prompts: bool = False, short_errors: bool = False) -> None:
         self.images: list[Image] = []
         self._terminal = terminal
         self._prompts = prompts
-        self._columns = columns
         self._short_errors = short_errors
         self._sieves = {name: EscapeFilter(colour=terminal.colour) for name in ("stdout", "stderr")}
         self._at_start = True
@@ -137,9 +133,7 @@ class CellView:
         images = images_of(data)
         if images:
             self.images.append(images[0])
-            columns = self._columns or min(self._terminal.columns - 1, 100)
-            for line in terminal_image.lines(images[0], self._terminal.pictures, columns):
-                self._terminal.line(line)
+            self._terminal.line(terminal_image.rendered(images[0], self._terminal.image_protocol))
             return
         text = _plain(data)
         if prompt:

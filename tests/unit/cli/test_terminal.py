@@ -76,50 +76,40 @@ def test_pictures_are_described_where_they_cannot_be_shown():
     assert view.images[0].data == png()
 
 
-def test_pictures_in_half_blocks():
-    data = {"image/png": base64.b64encode(png()).decode()}
-    out, _, _ = played(ev.Display(data=data), tty=True, columns=4, env={"COLORTERM": "truecolor"})
-    assert out == ("\x1b[38;2;255;0;0;48;2;255;0;0m▀" * 4 + "\x1b[0m\n")
-    out, _, _ = played(ev.Display(data=data), tty=True, columns=4)
-    assert out == ("\x1b[38;5;196;48;5;196m▀" * 4 + "\x1b[0m\n")
-
-
 @pytest.mark.parametrize(
-    ("pixel", "colour"),
-    [((255, 255, 255), 231), ((0, 0, 0), 16), ((128, 128, 128), 244), ((0, 0, 255), 21), ((31, 119, 180), 31)],
-)
-def test_the_nearest_of_256_colours(pixel, colour):
-    assert terminal_image._nearest(bytes(pixel)) == colour
-
-
-@pytest.mark.parametrize(
-    ("env", "way"),
+    ("env", "protocol"),
     [
-        ({}, "blocks256"),
-        ({"COLORTERM": "truecolor"}, "blocks"),
+        ({}, "words"),
         ({"KITTY_WINDOW_ID": "1"}, "kitty"),
         ({"TERM_PROGRAM": "iTerm.app"}, "iterm"),
-        ({"NO_COLOR": "1"}, "words"),
-        ({"TERM": "dumb"}, "words"),
+        ({"TERM_PROGRAM": "WezTerm"}, "iterm"),
+        ({"KITTY_WINDOW_ID": "1", "NO_COLOR": "1"}, "words"),
+        ({"TERM_PROGRAM": "iTerm.app", "TERM": "dumb"}, "words"),
     ],
 )
-def test_the_way_a_terminal_shows_pictures(env, way):
-    assert Terminal(Tty(), io.StringIO(), env).pictures == way
-    assert Terminal(io.StringIO(), io.StringIO(), env).pictures == "words"
+def test_the_image_protocol_of_a_terminal(env, protocol):
+    assert Terminal(Tty(), io.StringIO(), env).image_protocol == protocol
+    assert Terminal(io.StringIO(), io.StringIO(), env).image_protocol == "words"
 
 
-def test_terminals_own_protocols():
+def test_image_protocols():
     image = Image(mime="image/png", data=png(600, 400) + b"\0" * 6000)
-    [kitty] = terminal_image.lines(image, "kitty", 80)
+    kitty = terminal_image.rendered(image, "kitty")
     assert kitty.startswith("\x1b_Ga=T,f=100,m=1;")
     assert kitty.count("\x1b_G") == kitty.count("\x1b\\") > 1
-    [iterm] = terminal_image.lines(image, "iterm", 80)
-    assert base64.b64encode(image.data).decode() in iterm
+    assert base64.b64encode(image.data).decode() in terminal_image.rendered(image, "iterm")
 
 
-def test_a_picture_that_unfolds_too_far_is_only_described(monkeypatch):
+@pytest.mark.parametrize("protocol", ["kitty", "iterm"])
+def test_an_image_that_the_terminal_must_not_get_is_described(monkeypatch, protocol):
+    not_an_image = Image(mime="image/png", data=b"no picture")
+    assert terminal_image.rendered(not_an_image, protocol) == "[image/png, 10 B]"
     monkeypatch.setattr(terminal_image, "MAX_PIXELS", 10)
-    [line] = terminal_image.lines(Image(mime="image/png", data=png()), "blocks", 80)
-    assert line.startswith("[image/png")
-    [line] = terminal_image.lines(Image(mime="image/png", data=b"no picture"), "blocks", 80)
-    assert line == "[image/png, 10 B]"
+    assert terminal_image.rendered(Image(mime="image/png", data=png()), protocol).startswith("[image/png, 8 by 4")
+
+
+def test_kitty_describes_an_image_that_is_not_png():
+    file = io.BytesIO()
+    Pillow.new("RGB", (8, 4)).save(file, "JPEG")
+    image = Image(mime="image/jpeg", data=file.getvalue())
+    assert terminal_image.rendered(image, "kitty").startswith("[image/jpeg, 8 by 4, ")
