@@ -26,9 +26,8 @@ from pygments.lexers.python import PythonLexer  # type: ignore[import-untyped]
 
 from kernelsvc.cli.record import write_notebook
 from kernelsvc.cli.run import session_of
-from kernelsvc.cli.run_cell import run_cell
+from kernelsvc.cli.run_cell import run_cell, stdin_prompt
 from kernelsvc.cli.server_locator import client_or_own_server
-from kernelsvc.cli.stdin_prompt import asker
 from kernelsvc.cli.terminal import CellView, Terminal
 from kernelsvc.cli.terminal_filter import one_line, safe, seconds, size, table
 from kernelsvc.client import AsyncClient, AsyncSession
@@ -103,7 +102,7 @@ class Repl:
         self.terminal = terminal
         self.count = session.details.execution_count
         self.leaving = False
-        self._ask = asker()
+        self._ask = stdin_prompt()
         self._completer = KernelCompleter(session)
         self._prompt: PromptSession[str] = PromptSession(
             message=self._message,

@@ -15,9 +15,8 @@ import msgspec
 
 from kernelsvc.cli.cell_source import cells_of, limits_of
 from kernelsvc.cli.record import write_notebook
-from kernelsvc.cli.run_cell import run_cell
+from kernelsvc.cli.run_cell import run_cell, stdin_prompt
 from kernelsvc.cli.server_locator import client_or_own_server
-from kernelsvc.cli.stdin_prompt import asker
 from kernelsvc.cli.terminal import CellView, Terminal
 from kernelsvc.client import AsyncClient, AsyncSession, Image
 from kernelsvc.client.values import UnknownEvent
@@ -41,7 +40,7 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
 
 async def _run(args: argparse.Namespace, terminal: Terminal, session: AsyncSession, cells: list[str]) -> int:
     # What came in by standard input has used it up: input() then has nobody to ask.
-    ask = asker() if sys.stdin.isatty() and args.file != "-" and not args.json else None
+    ask = stdin_prompt() if sys.stdin.isatty() and args.file != "-" and not args.json else None
     view = CellView(terminal)
     show = functools.partial(_print_json, terminal) if args.json else view.show
     for code in cells:

@@ -9,12 +9,30 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from kernelsvc.cli.terminal import Terminal
+from kernelsvc.cli.terminal_filter import safe
 from kernelsvc.client import AsyncSession
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model import events as ev
 
 #: Asks the person at the terminal; the flag says whether the answer is a secret.
 Ask = Callable[[str, bool], Awaitable[str]]
+
+
+def stdin_prompt() -> Ask:
+    """Return a function that asks at the terminal, for ``input()`` and ``getpass`` in a cell. Safe to cancel.
+
+    prompt_toolkit reads the terminal from the event loop. A thread in ``input()`` would hang when the cell is
+    interrupted.
+    """
+    # Imported late: most commands never ask.
+    from prompt_toolkit import PromptSession
+
+    prompt: PromptSession[str] = PromptSession()
+
+    async def ask(text: str, secret: bool) -> str:
+        return await prompt.prompt_async(safe(text), is_password=secret)
+
+    return ask
 
 
 async def run_cell(

@@ -68,7 +68,6 @@ TESTED_THROUGH = {
     "kernelsvc.kernels.forked.environment": "tests/integration/test_warm_pool.py",
     "kernelsvc.server.e2b.exec_watch": "tests/integration/test_e2b_files.py",
     "kernelsvc.server.mcp.subscriptions": "tests/integration/test_mcp.py",
-    "kernelsvc.cli.stdin_prompt": "tests/acceptance/test_repl.py",
     "kernelsvc.cli.demo": "tests/acceptance/test_notebooks.py",
     "kernelsvc.cli.doctor": "tests/acceptance/test_cli.py",
     "kernelsvc.cli.demo_cells": "tests/acceptance/test_notebooks.py",
