@@ -18,7 +18,6 @@ import hashlib
 import os
 import secrets
 import stat
-import sys
 import tempfile
 import tomllib
 import types
@@ -571,8 +570,3 @@ def markdown() -> str:
         unit = f" ({row.unit})" if row.unit else ""
         lines.append(f"| `{row.name}` | {row.type_name().replace('|', 'or')} | {default} | {row.help}{unit} |")
     return "\n".join(lines) + "\n"
-
-
-def python_of(template: Template) -> str:
-    """The interpreter of a template."""
-    return template.python or sys.executable
