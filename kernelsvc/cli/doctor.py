@@ -116,7 +116,7 @@ def _shown(one: dict[str, object]) -> str:
 def kernel_host(args: argparse.Namespace, terminal: Terminal) -> int:
     """Run the kernel host in the foreground until told to stop."""
     from kernelsvc.host.daemon import run
-    from kernelsvc.service import host_settings
+    from kernelsvc.service.host_settings import host_settings
 
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
     logs.configure(level)

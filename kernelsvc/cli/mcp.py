@@ -20,7 +20,7 @@ from kernelsvc.client.address import find
 from kernelsvc.client.tool_backend import ClientToolBackend
 from kernelsvc.client.values import new_id
 from kernelsvc.errors import Conflict
-from kernelsvc.tools import Toolbox, definitions
+from kernelsvc.tools import Toolbox, tool_definitions
 from kernelsvc.tools.session_resolver import CallerState
 
 #: Data directories for servers that ``kernelsvc mcp`` starts: each is one server's at a time.
@@ -29,7 +29,7 @@ MAX_PLACES = 64
 
 def tools(args: argparse.Namespace, terminal: Terminal) -> int:
     """Print the tools' definitions."""
-    found = definitions(args.format, args.tool or None)
+    found = tool_definitions(args.format, args.tool or None)
     terminal.line(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
     return 0
 

@@ -13,7 +13,7 @@ from kernelsvc.client.sync_client import _Loop
 from kernelsvc.client.tool_backend import ClientToolBackend
 from kernelsvc.client.values import new_id
 from kernelsvc.errors import BadRequest, KernelsvcError
-from kernelsvc.tools import Toolbox, ToolResult, definitions
+from kernelsvc.tools import Toolbox, ToolResult, tool_definitions
 from kernelsvc.tools.result import refusal
 from kernelsvc.tools.session_resolver import CallerState
 
@@ -135,7 +135,7 @@ class Vendor(Struct, frozen=True):
 
     def tools(self, names: list[str] | None = None) -> list[dict[str, Any]]:
         """What a request's ``tools`` takes; ``names`` chooses some."""
-        return definitions(self.format, names)
+        return tool_definitions(self.format, names)
 
     def run(self, tools: Tools, reply: Any) -> list[dict[str, Any]]:
         """Carry out the calls in a reply, in order.

@@ -14,7 +14,7 @@ over this package; no wording and no rule stands in them twice.
 from kernelsvc.tools.backend import FilePart, ToolBackend
 from kernelsvc.tools.definitions import TOOLS, Tool
 from kernelsvc.tools.result import ImageContent, ResourceLink, TextContent, ToolResult
-from kernelsvc.tools.schema import FORMATS, definitions
+from kernelsvc.tools.schema import FORMATS, tool_definitions
 from kernelsvc.tools.toolbox import Toolbox
 
 __all__ = [
@@ -28,5 +28,5 @@ __all__ = [
     "ToolBackend",
     "ToolResult",
     "Toolbox",
-    "definitions",
+    "tool_definitions",
 ]

@@ -115,7 +115,7 @@ FORMATS: dict[str, Callable[[list[Tool]], list[dict[str, Any]]]] = {
 }
 
 
-def definitions(format: str, names: list[str] | None = None) -> list[dict[str, Any]]:
+def tool_definitions(format: str, names: list[str] | None = None) -> list[dict[str, Any]]:
     """The tools as a vendor's API takes them, ready for a request's ``tools``.
 
     Args:

@@ -32,6 +32,20 @@ def test_a_module_has_a_name_that_says_something_and_a_docstring(path: Path) -> 
     assert ast.get_docstring(ast.parse(path.read_text("utf-8")))
 
 
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name == "__init__.py"], ids=name_of)
+def test_a_package_exports_no_name_of_a_module_in_it(path: Path) -> None:
+    """``from package import name`` would give the function or the module, depending on the order of imports."""
+    package = ".".join(["kernelsvc", *path.parent.relative_to(PACKAGE).parts])
+    bound = {
+        alias.asname or alias.name
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module != package
+        for alias in node.names
+    }
+    modules = {each.stem for each in path.parent.iterdir()}
+    assert not bound & modules
+
+
 def test_functions_are_short() -> None:
     bodies = sorted(
         node.end_lineno - node.body[0].lineno + 1

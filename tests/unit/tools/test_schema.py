@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.tools import FORMATS, TOOLS, definitions
+from kernelsvc.tools import FORMATS, TOOLS, tool_definitions
 from kernelsvc.tools.schema import input_schema, output_schema
 
 
@@ -33,17 +33,17 @@ def test_what_is_required_is_little():
 
 
 def test_openai_and_anthropic():
-    (first,) = definitions("openai", ["run_code"])
+    (first,) = tool_definitions("openai", ["run_code"])
     assert first["type"] == "function"
     assert first["function"]["parameters"]["required"] == ["code"]
-    (first,) = definitions("openai-responses", ["run_code"])
+    (first,) = tool_definitions("openai-responses", ["run_code"])
     assert (first["type"], first["name"], first["strict"]) == ("function", "run_code", False)
-    (first,) = definitions("anthropic", ["run_code"])
+    (first,) = tool_definitions("anthropic", ["run_code"])
     assert first["input_schema"]["properties"]["code"]["type"] == "string"
 
 
 def test_gemini_has_one_tool_with_its_own_types():
-    (tool,) = definitions("gemini")
+    (tool,) = tool_definitions("gemini")
     functions = {each["name"]: each for each in tool["functionDeclarations"]}
     assert set(functions) == set(TOOLS)
     listed = functions["read_output"]["parameters"]["properties"]
@@ -55,11 +55,11 @@ def test_gemini_has_one_tool_with_its_own_types():
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_has_every_tool(format):
-    assert all(f'"{name}"' in json.dumps(definitions(format)) for name in TOOLS)
+    assert all(f'"{name}"' in json.dumps(tool_definitions(format)) for name in TOOLS)
 
 
 def test_an_unknown_format_or_tool_says_what_there_is():
     with pytest.raises(BadRequest, match="anthropic"):
-        definitions("cobol")
+        tool_definitions("cobol")
     with pytest.raises(BadRequest, match="run_code"):
-        definitions("openai", ["run_cobol"])
+        tool_definitions("openai", ["run_cobol"])
