@@ -125,7 +125,6 @@ TESTED_THROUGH = {
     "kernelsvc.server.jupyter.handlers": "tests/compat/test_jupyter_channels.py",
     "kernelsvc.server.e2b.control_plane": "tests/integration/test_e2b.py",
     "kernelsvc.server.e2b.interpreter": "tests/integration/test_e2b.py",
-    "kernelsvc.server.e2b.health": "tests/unit/server/e2b/test_handler.py",
     "kernelsvc.server.e2b.process": "tests/integration/test_e2b_process.py",
     "kernelsvc.cli.mcp": "tests/integration/test_mcp_stdio.py",
     "kernelsvc.client.tool_backend": "tests/integration/test_mcp_stdio.py",

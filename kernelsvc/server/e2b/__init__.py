@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernelsvc.server.e2b import control_plane, filesystem, health, interpreter, process
+from kernelsvc.server.e2b import control_plane, filesystem, interpreter, process
 from kernelsvc.server.e2b import files as transfer
 from kernelsvc.server.e2b.directory_watch import WatcherRegistry
 
 #: The modules whose routes this door has.
-MODULES: tuple[Any, ...] = (control_plane, interpreter, process, filesystem, transfer, health)
+MODULES: tuple[Any, ...] = (control_plane, interpreter, process, filesystem, transfer)
 
 
 def routes(shared: dict[str, Any]) -> list[Any]:

@@ -23,9 +23,10 @@ from kernelsvc.errors import (
     QuotaExceeded,
 )
 from kernelsvc.model.objects import CellRequest, SessionInfo, SessionState
+from kernelsvc.protocol import e2b
 from kernelsvc.server.e2b import models
 from kernelsvc.server.e2b.directory_watch import WatcherRegistry
-from kernelsvc.server.e2b.handler import E2bHandler
+from kernelsvc.server.e2b.handler import E2bHandler, SandboxHandler
 
 #: Sandboxes that one listing looks through, and shows on one page.
 MAX_LISTED, MAX_PAGE = 10_000, 100
@@ -323,6 +324,25 @@ class LackingHandler(ControlHandler):
         raise NotSupported("The network of a sandbox is the server's setting and can't be changed while it runs.")
 
 
+class HealthHandler(SandboxHandler):
+    """``GET /health``."""
+
+    purposes = (e2b.ENVD, e2b.TRAFFIC)
+    asked_port: int | None = None
+
+    def require_running(self, port: int | None) -> SessionInfo:
+        """Any of the two ports is as well as the other."""
+        self.asked_port = port
+        return super().require_running(None if port == e2b.INTERPRETER_PORT else port)
+
+    async def get(self) -> None:
+        """204 from files and commands, 200 from the interpreter."""
+        if self.asked_port == e2b.INTERPRETER_PORT:
+            self.write("OK")
+        else:
+            self.answer(None)
+
+
 _ID = r"(?P<sandbox>[^/]+)"
 ROUTES: list[tuple[str, Any]] = [
     (r"/(?:v2/)?sandboxes", SandboxesHandler),
@@ -337,4 +357,5 @@ ROUTES: list[tuple[str, Any]] = [
     (rf"/sandboxes/{_ID}/network", LackingHandler),
     (r"/snapshots", SnapshotListHandler),
     (r"/templates/(?P<template>[^/]+)", TemplateHandler),
+    (r"/health", HealthHandler),
 ]
