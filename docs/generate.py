@@ -30,7 +30,7 @@ import msgspec
 from kernelsvc import errors, settings
 from kernelsvc.model import events as ev
 from kernelsvc.model.state import MOVES
-from kernelsvc.protocol import jsonrpc
+from kernelsvc.protocol import methods
 from kernelsvc.server.native import openapi
 from kernelsvc.tools import TOOLS
 from kernelsvc.tools.schema import input_schema, output_schema
@@ -258,11 +258,11 @@ def websocket_page() -> str:
         "|---|---|---|---|",
         *(
             f"| [`{row.name}`](#{_anchor(row.name)}) | `{row.scope}` | {_result(row.result)} | {row.summary} |"
-            for row in jsonrpc.METHODS.values()
+            for row in methods.METHODS.values()
         ),
         "",
     ]
-    for row in jsonrpc.METHODS.values():
+    for row in methods.METHODS.values():
         lines += [f"## {row.name}", "", row.summary, "", *_fields(row.params, msgspec.Struct), ""]
     return "\n".join(lines)
 
@@ -334,7 +334,7 @@ def _is_struct(kind: Any) -> bool:
 def objects_page() -> str:
     """The objects that requests are answered with."""
     kinds: dict[str, type[msgspec.Struct]] = {}
-    for row in jsonrpc.METHODS.values():
+    for row in methods.METHODS.values():
         _gather(row.result, kinds)
     lines = ["# Objects", "", "The objects in the answers of every API.", ""]
     for name, kind in sorted(kinds.items()):

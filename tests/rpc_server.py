@@ -20,7 +20,7 @@ from kernelsvc import errors
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import SessionInfo
-from kernelsvc.protocol import jsonrpc
+from kernelsvc.protocol import jsonrpc, methods
 
 TOKEN = "secret"
 
@@ -261,7 +261,7 @@ class Door(WebSocketHandler):
         for cell in params.cells:
             found.append(
                 await self.session_execute(
-                    jsonrpc.ExecuteParams(session=params.session, **msgspec.structs.asdict(cell))
+                    methods.ExecuteParams(session=params.session, **msgspec.structs.asdict(cell))
                 )
             )
         return found

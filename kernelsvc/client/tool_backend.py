@@ -9,7 +9,7 @@ from kernelsvc.client.async_client import AsyncClient
 from kernelsvc.client.http import query
 from kernelsvc.client.values import new_id, read
 from kernelsvc.errors import BadRequest
-from kernelsvc.protocol.jsonrpc import METHODS
+from kernelsvc.protocol.methods import METHODS
 from kernelsvc.tools import FilePart
 from kernelsvc.tools.definitions import FileShown
 

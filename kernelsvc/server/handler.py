@@ -24,7 +24,7 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from kernelsvc.errors import AtCapacity, BadRequest, Forbidden, Internal, KernelsvcError, NotFound, TooLarge
 from kernelsvc.model.objects import Principal, Scope
-from kernelsvc.protocol import jsonrpc
+from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
 from kernelsvc.settings import Settings
@@ -74,7 +74,7 @@ class ServerContext:
 
 
 async def invoke(
-    context: ServerContext, who: Principal, method: jsonrpc.Method, params: Any, client: object | None = None
+    context: ServerContext, who: Principal, method: methods.Method, params: Any, client: object | None = None
 ) -> Any:
     """Call the service as a row of the method table says. Safe to cancel: what was accepted goes on.
 
@@ -88,7 +88,7 @@ async def invoke(
     value = getattr(context.service, method.calls)(*((who,) if method.who else ()), *args, **kwargs)
     if inspect.isawaitable(value):
         value = await value
-    return jsonrpc.shape(method, params, value)
+    return methods.shape(method, params, value)
 
 
 def as_error(error: BaseException) -> KernelsvcError:

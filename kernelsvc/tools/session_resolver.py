@@ -9,7 +9,7 @@ from typing import Any
 
 from kernelsvc.errors import NotFound
 from kernelsvc.model.objects import SessionInfo, SessionState
-from kernelsvc.protocol.jsonrpc import SessionPage
+from kernelsvc.protocol.methods import SessionPage
 from kernelsvc.tools.backend import ToolBackend
 
 #: The label that carries a session's name, so that it is found again by another connection or a later server.

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, TooLarge
 from kernelsvc.model.objects import CellInfo, CellState, Checkpoint, SessionInfo, SessionState, Variable
-from kernelsvc.protocol.jsonrpc import CellPage, Output, SessionPage
+from kernelsvc.protocol.methods import CellPage, Output, SessionPage
 from kernelsvc.tools import definitions
 from kernelsvc.tools.backend import ToolBackend
 from kernelsvc.tools.definitions import TOOLS

@@ -26,7 +26,7 @@ from served import Served
 from tornado.web import Application, RequestHandler
 from websockets.sync.client import connect
 
-from kernelsvc.protocol import e2b, jsonrpc
+from kernelsvc.protocol import e2b, methods
 from kernelsvc.server.app import make_app
 from kernelsvc.server.e2b.handler import SandboxHandler
 from kernelsvc.server.native import routes
@@ -343,7 +343,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name, row in jsonrpc.METHODS.items() if row.scope == "run"])
+@pytest.mark.parametrize("name", [name for name, row in methods.METHODS.items() if row.scope == "run"])
 def test_no_websocket_method_goes_beyond_a_read_token(lab: Lab, name: str) -> None:
     before = lab.state()
     with connect(lab.served.url.replace("http", "ws") + "/v1/ws?token=alice-read") as socket:

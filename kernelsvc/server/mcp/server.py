@@ -20,7 +20,7 @@ from mcp.shared.exceptions import MCPError
 from kernelsvc import __version__
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model.objects import SessionState
-from kernelsvc.protocol.jsonrpc import SessionPage
+from kernelsvc.protocol.methods import SessionPage
 from kernelsvc.server.mcp.prompts import PROMPTS, filled
 from kernelsvc.server.mcp.subscriptions import Subscriptions
 from kernelsvc.tools import TOOLS, ImageContent, ResourceLink, TextContent, Tool, ToolBackend, Toolbox, ToolResult

@@ -11,7 +11,7 @@ import msgspec
 from kernelsvc.errors import BadRequest, NotFound, SessionClosed
 from kernelsvc.linux.rooted_dir import RootedDirectory, parse_path
 from kernelsvc.model.objects import Principal, SessionState
-from kernelsvc.protocol import jsonrpc
+from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server import auth
 from kernelsvc.server.handler import ServerContext, invoke
 from kernelsvc.service.api import NotebookFormat
@@ -35,7 +35,7 @@ class ServiceToolBackend:
         Raises:
             KernelsvcError: the scope is missing, the params are wrong, or the service's own.
         """
-        row = jsonrpc.METHODS[method]
+        row = methods.METHODS[method]
         try:
             decoded = msgspec.convert(params, row.params)
         except msgspec.ValidationError as error:

@@ -13,7 +13,7 @@ from tornado.web import HTTPError
 from kernelsvc import __version__
 from kernelsvc.errors import AtCapacity, BadRequest, NotFound
 from kernelsvc.model.objects import CellInfo
-from kernelsvc.protocol import jsonrpc
+from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server.handler import ApiHandler, ServerContext, invoke
 from kernelsvc.server.native import openapi, sse
 from kernelsvc.server.native import routes as rest
@@ -75,7 +75,7 @@ class MethodHandler(ApiHandler):
 
     async def serve(self, route: rest.Route, path: dict[str, str]) -> None:
         """Call the method and write what it gave."""
-        method = jsonrpc.METHODS[route.method or ""]
+        method = methods.METHODS[route.method or ""]
         if route.verb == "POST":
             self.query(rest.NoQuery)
             params = rest.check_body(self.fields(), route.body, {**path, **self._key(route)}, self.context.bounds)
@@ -109,11 +109,11 @@ class CellsHandler(MethodHandler):
         wait = "queued" if streaming else self.query(rest.WaitQuery).wait
         fields = self.fields()
         several = "cells" in fields
-        kind = jsonrpc.BatchParams if several else jsonrpc.ExecuteParams
+        kind = methods.BatchParams if several else methods.ExecuteParams
         params = rest.check_body(fields, kind, {**path, "wait": wait}, self.context.bounds)
         if key := self.request.headers.get("Idempotency-Key"):
             name_cells(params, key)
-        method = jsonrpc.METHODS["session.batch" if several else "session.execute"]
+        method = methods.METHODS["session.batch" if several else "session.execute"]
         value = await self.while_connected(invoke(self.context, self.who, method, params, self))
         if streaming:
             await self._stream(path["session"], value if several else [value])
@@ -127,10 +127,10 @@ class CellsHandler(MethodHandler):
         await self.while_connected(sse.stream(self, subscription, after, selection))
 
 
-def name_cells(params: jsonrpc.ExecuteParams | jsonrpc.BatchParams, key: str) -> None:
+def name_cells(params: methods.ExecuteParams | methods.BatchParams, key: str) -> None:
     """Give cells without an id one that follows from the key, so that the same request again runs nothing."""
     stem = "key-" + hashlib.sha256(key.encode()).hexdigest()[:32]
-    if isinstance(params, jsonrpc.ExecuteParams):
+    if isinstance(params, methods.ExecuteParams):
         params.cell = params.cell or stem
         return
     for number, cell in enumerate(params.cells):

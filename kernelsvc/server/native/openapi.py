@@ -11,7 +11,7 @@ from msgspec import Struct
 from kernelsvc.errors import BY_CODE
 from kernelsvc.model.events import AnyEvent
 from kernelsvc.model.objects import SessionRequest
-from kernelsvc.protocol import jsonrpc
+from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server.native import routes
 
 _REF = "#/components/schemas/{name}"
@@ -35,7 +35,7 @@ _ERROR_REF = {"$ref": "#/components/schemas/Refusal"}
 def _schemas() -> tuple[dict[Any, Schema], dict[str, Schema]]:
     """Each type's schema, and the components that they refer to."""
     types: list[Any] = [AnyEvent, SessionRequest]
-    for row in jsonrpc.METHODS.values():
+    for row in methods.METHODS.values():
         types += [row.params, row.result]
     for route in routes.ROUTES:
         types += [kind for kind in (route.query, route.body, route.result) if kind is not None]
@@ -160,7 +160,7 @@ def _body(route: routes.Route) -> Schema | None:
         return None
     if route.id == "session.execute":
         names = [*route.names, "wait"]
-        schema: Schema = {"oneOf": [_without(jsonrpc.ExecuteParams, names), _without(jsonrpc.BatchParams, names)]}
+        schema: Schema = {"oneOf": [_without(methods.ExecuteParams, names), _without(methods.BatchParams, names)]}
     elif route.names:
         schema = _without(route.body, route.names)
     else:
@@ -183,7 +183,7 @@ def openrpc(version: str) -> Schema:
     return {
         "openrpc": "1.3.2",
         "info": {"title": "kernelsvc", "version": version},
-        "methods": [_method(row) for row in jsonrpc.METHODS.values()],
+        "methods": [_method(row) for row in methods.METHODS.values()],
         "components": {"schemas": _schemas()[1]},
         "x-notifications": [
             {
@@ -204,7 +204,7 @@ def openrpc(version: str) -> Schema:
     }
 
 
-def _method(row: jsonrpc.Method) -> Schema:
+def _method(row: methods.Method) -> Schema:
     schema = _struct_schema(row.params)
     required = schema.get("required", [])
     return {

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.objects import CellInfo, Scope, SessionRequest
-from kernelsvc.protocol import jsonrpc
+from kernelsvc.protocol import jsonrpc, methods
 
 JSON = "application/json"
 SSE = "text/event-stream"
@@ -30,7 +30,7 @@ class WaitQuery(Struct, kw_only=True, forbid_unknown_fields=True):
 class EventsQuery(Struct, kw_only=True, forbid_unknown_fields=True):
     """Which events; ``follow`` goes on with live ones, as an event stream."""
 
-    after: jsonrpc.Position = 0
+    after: methods.Position = 0
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
     follow: bool | None = None
 
@@ -148,7 +148,7 @@ _S = "/v1/sessions/{session}"
 
 
 def _native(verb: str, path: str, name: str, status: int = 200, **more: Any) -> Route:
-    row = jsonrpc.METHODS[name]
+    row = methods.METHODS[name]
     params = more.pop("params", row.params)
     where = {"body" if verb == "POST" else "query": params}
     return Route(
@@ -192,7 +192,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         verb="POST", path=f"{_S}/cells", id="session.execute", scope="run", query=WaitQuery,
         summary="Run a cell, or several ('cells'); answers when they have ended, or streams their events.",
-        body=jsonrpc.ExecuteParams, result=CellInfo | list[CellInfo], media=(JSON, SSE),
+        body=methods.ExecuteParams, result=CellInfo | list[CellInfo], media=(JSON, SSE),
     ),
     _native("GET", f"{_S}/cells", "session.cells"),
     _native("GET", f"{_S}/cells/{{cell}}", "session.cell"),

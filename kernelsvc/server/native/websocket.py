@@ -7,16 +7,6 @@ they are ready. A cell that is run and awaited, which is most of what is asked, 
 begun at once and answered by a callback: a task for it would cost more than the
 rest of the way.
 
-An attachment is a cursor in a log (``Subscription``). It hears that there is more,
-and is asked for it when something is about to leave (``outlet``). There is no
-queue of events: a reader that doesn't read is not asked, and the log waits on disk.
-
-Two promises about order, both kept by ``Attachment``:
-
-* The answer to ``session.attach`` (or ``create``) is sent before the first event.
-* The events of a cell are sent before the answer to the ``execute`` that ran it,
-  if this connection is attached to the session.
-
 Frames are written to the stream as bytes that we frame ourselves (RFC 6455,
 no compression): Tornado's ``write_message`` costs a task per message, which
 100,000 printed lines would pay 100,000 times. ``outlet`` joins those of one turn.
@@ -28,9 +18,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from msgspec import UnsetType
 from tornado.iostream import IOStream, StreamClosedError
@@ -38,16 +28,14 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketP
 
 from kernelsvc.errors import BadRequest, Internal, KernelsvcError, QuotaExceeded, Recovering
 from kernelsvc.model.objects import CellInfo
-from kernelsvc.protocol import jsonrpc
+from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
-from kernelsvc.server.handler import BaseHandler, ServerContext, as_error, invoke
+from kernelsvc.server.handler import BaseHandler, ServerContext, invoke
+from kernelsvc.server.native.attachment import Attachment
 from kernelsvc.server.ws.frame_parser import FrameParser, ProtocolViolation, TooLong
-from kernelsvc.server.ws.send_queue import LONG, ROOM, FrameSource, SendQueue
+from kernelsvc.server.ws.send_queue import ROOM, FrameSource, SendQueue
 from kernelsvc.server.ws.socket_stream import SocketStream, take_over
-
-if TYPE_CHECKING:
-    from kernelsvc.service import Subscription
 
 log = logging.getLogger(__name__)
 
@@ -60,99 +48,10 @@ AT_ONCE_FRAMES = 64
 #: Requests that begin in one turn of the event loop.
 AT_ONCE = 4
 MAX_ATTACHMENTS = 10_000
-#: Seconds that the news of a cell's beginning wait for its output, or for its end: most cells are done by then.
-LINGER = 0.002
-#: What such a line begins with.
-_BEGINNINGS = (b'{"type":"cell_queued"', b'{"type":"cell_started"')
-_END = b'{"type":"cell_finished"'
 
 
 class Gone(Exception):
     """The other end is not there any more."""
-
-
-class Attachment:
-    """One session's log on one connection: an ``outlet.Source``."""
-
-    def __init__(self, session: str, subscription: Subscription, after: int, wire: ApiSocket) -> None:
-        self.session = session
-        self.sent = after
-        self.ended = False
-        self._subscription = subscription
-        self._wire = wire
-        self._waiting: list[tuple[int, Callable[[], object]]] = []
-
-    def start(self) -> None:
-        """Begin to send events; called after the answer that announced them."""
-        if not self.ended:
-            self._subscription.on_lines(self._news)
-            self._wire.schedule(self)
-
-    def stop(self) -> None:
-        """Send nothing more, from now on."""
-        self.ended = True
-        self._subscription.close()
-        self._release()
-
-    def when_sent(self, seq: int, go_on: Callable[[], object]) -> None:
-        """Call ``go_on`` when everything up to ``seq`` is sent, or the attachment has ended; now if it is."""
-        if not self.ended and self.sent < seq:
-            self._wire.collect()
-        if self.ended or self.sent >= seq:
-            go_on()
-        else:
-            self._waiting.append((seq, go_on))
-
-    async def reached(self, seq: int) -> None:
-        """Wait until everything up to ``seq`` is sent, or the attachment has ended. Safe to cancel."""
-        future = asyncio.get_running_loop().create_future()
-        self.when_sent(seq, lambda: None if future.done() else future.set_result(None))
-        await future
-
-    def _news(self, line: bytes) -> None:
-        # What an answer follows in this very turn goes with it: nothing need be scheduled for it.
-        followed = line.startswith(_BEGINNINGS) or (
-            line.startswith(_END) and self._wire.has_pending_reply(self.session)
-        )
-        self._wire.schedule(self, LINGER if followed else 0.0)
-
-    def take(self) -> Sequence[bytes]:
-        """See ``outlet.Source``."""
-        if self.ended:
-            return ()
-        try:
-            lines = self._subscription.next_nowait()
-        except Exception as error:
-            self.stop()
-            return (self._detached_frame(error),)
-        if not lines and self._subscription.exhausted:
-            self.stop()
-        if lines and max(map(len, lines)) >= LONG:
-            return [piece for line in lines for piece in _frame_of(line)]
-        return [b"".join(map(jsonrpc.event_frame, lines))] if lines else ()
-
-    def on_queued(self) -> None:
-        """See ``outlet.Source``."""
-        self.sent = self._subscription.last_seq
-        self._release()
-
-    def _detached_frame(self, error: Exception) -> bytes:
-        """The reader must know that no event will follow, and why."""
-        if not isinstance(error, KernelsvcError):
-            log.error("attachment failed", exc_info=error, extra={"action": "pump_failed", "session": self.session})
-        return jsonrpc.text_frame(jsonrpc.encode_detached(self.session, as_error(error)))
-
-    def _release(self) -> None:
-        if not self._waiting:
-            return
-        ready = [go_on for seq, go_on in self._waiting if self.ended or seq <= self.sent]
-        self._waiting = [] if self.ended else [pair for pair in self._waiting if pair[0] > self.sent]
-        for go_on in ready:
-            go_on()
-
-
-def _frame_of(line: bytes) -> Sequence[bytes]:
-    return (jsonrpc.event_frame(line),) if len(line) < LONG else jsonrpc.event_pieces(line)
 
 
 class _Protocol(WebSocketProtocol13):
@@ -538,7 +437,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             auth.require_scope(self.who, request.method.scope)
             last = self.context.service.get(self.who, params.session).last_seq
             attachment = self._attach(params.session, params.after)
-            return jsonrpc.Attached(session=params.session, last_seq=last), attachment.start
+            return methods.Attached(session=params.session, last_seq=last), attachment.start
         if name == "session.detach":
             self._detach(params.session)
             return None, None

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelsvc.errors import BY_CODE, Internal, KernelsvcError, NotFound
-from kernelsvc.protocol import jsonrpc
+from kernelsvc.protocol import jsonrpc, methods
 
 NESTED = st.recursive(
     st.none()
@@ -154,7 +154,7 @@ def test_no_bytes_raise_anything_but_refused(raw):
 
 
 @given(
-    st.sampled_from(sorted(jsonrpc.METHODS)),
+    st.sampled_from(sorted(methods.METHODS)),
     st.dictionaries(
         st.sampled_from(
             ["session", "code", "cell", "cells", "after", "limit", "name", "text", "metadata", "labels", "count"]
@@ -214,7 +214,7 @@ def test_every_method_calls_the_service_with_arguments_it_takes():
     samples = {
         "session": "s", "cell": "c", "code": "1", "text": "t", "cells": [{"code": "1"}], "checkpoint": "k",
     }  # fmt: skip
-    for row in jsonrpc.METHODS.values():
+    for row in methods.METHODS.values():
         if row.calls == "detach":
             continue
         wanted = {f.encode_name for f in msgspec.structs.fields(row.params) if f.required}
@@ -228,6 +228,6 @@ def test_every_method_calls_the_service_with_arguments_it_takes():
 
 def test_cells_are_paged():
     cells = list(range(5))
-    assert jsonrpc.page_of_cells(cells, 0, 2).next_offset == 2
-    assert jsonrpc.page_of_cells(cells, 4, 2).next_offset is None
-    assert jsonrpc.page_of_cells(cells, 9, 2).cells == []
+    assert methods.page_of_cells(cells, 0, 2).next_offset == 2
+    assert methods.page_of_cells(cells, 4, 2).next_offset is None
+    assert methods.page_of_cells(cells, 9, 2).cells == []

@@ -7,7 +7,7 @@ import json
 import jsonschema
 import pytest
 
-from kernelsvc.protocol import jsonrpc
+from kernelsvc.protocol import methods
 from kernelsvc.server.native import openapi as documents
 from kernelsvc.server.native import routes
 
@@ -31,12 +31,12 @@ def references(value):
 def test_every_route_and_method_is_documented(openapi):
     operations = {operation["operationId"] for path in openapi["paths"].values() for operation in path.values()}
     assert operations == {route.id for route in routes.ROUTES}
-    assert {method["name"] for method in documents.openrpc("1")["methods"]} == set(jsonrpc.METHODS)
+    assert {method["name"] for method in documents.openrpc("1")["methods"]} == set(methods.METHODS)
 
 
 def test_every_native_method_that_makes_sense_without_a_connection_has_a_route():
     reached = {route.method for route in routes.ROUTES} | {route.id for route in routes.ROUTES}
-    assert set(jsonrpc.METHODS) - reached == {"session.attach", "session.detach", "session.batch"}
+    assert set(methods.METHODS) - reached == {"session.attach", "session.detach", "session.batch"}
 
 
 @pytest.mark.parametrize("make", [documents.openapi, documents.openrpc])

@@ -1,0 +1,334 @@
+"""The methods of the native API as data: parameters, results, scopes and the call of each. Pure.
+
+``METHODS`` is read by the WebSocket dispatcher, the REST routes, the OpenRPC
+document and the reference page. A new method is a new row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from kernelsvc.errors import BadRequest
+from kernelsvc.model.limits import LimitsRequest
+from kernelsvc.model.objects import (
+    Call,
+    CellInfo,
+    CellRequest,
+    Checkpoint,
+    Id,
+    Label,
+    Scope,
+    SessionInfo,
+    SessionRequest,
+    SessionState,
+    Variable,
+)
+
+#: Cells of one batch; more belong into several trips.
+MAX_BATCH = 1000
+MAX_BRANCHES = 256
+
+Position = Annotated[int, Meta(ge=0, le=2**53)]
+Text = Annotated[str, Meta(max_length=1024 * 1024)]
+PageSize = Annotated[int, Meta(ge=1, le=1000)]
+
+
+# --- params and results ---------------------------------------------------------------
+
+
+class NoParams(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A method without parameters."""
+
+
+class SessionParams(Struct, kw_only=True, forbid_unknown_fields=True):
+    """A method on one session."""
+
+    session: Id
+
+
+class CreateParams(SessionRequest, kw_only=True, forbid_unknown_fields=True):
+    """``session.create``."""
+
+    attach: bool = True
+
+
+class ListParams(Struct, kw_only=True, forbid_unknown_fields=True):
+    """``session.list``; ``label`` is ``name=value`` or ``name``."""
+
+    state: SessionState | None = None
+    label: Annotated[str, Meta(max_length=513)] | None = None
+    limit: PageSize = 100
+    page: Annotated[str, Meta(max_length=256)] | None = None
+
+
+class AttachParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.attach``: every event with ``seq > after``."""
+
+    after: Position = 0
+
+
+class CloseParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.close``."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=256)] = "closed"
+
+
+class ExecuteParams(CellRequest, kw_only=True, forbid_unknown_fields=True):
+    """``session.execute``."""
+
+    session: Id
+    wait: Literal["finished", "queued"] = "finished"
+
+
+class BatchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.batch``: many steps in one trip."""
+
+    cells: Annotated[list[CellRequest], Meta(min_length=1, max_length=MAX_BATCH)]
+    on_error: Literal["stop", "continue"] = "stop"
+    wait: Literal["finished", "queued"] = "finished"
+
+
+class CellParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """A method on one cell."""
+
+    cell: Id
+
+
+class CellsParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.cells``: a page of them, oldest first."""
+
+    limit: PageSize = 100
+    offset: Position = 0
+
+
+class OutputParams(CellParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.output``: a cell's text from the log, in characters."""
+
+    name: Literal["stdout", "stderr"] = "stdout"
+    offset: Position = 0
+    limit: Annotated[int, Meta(ge=1, le=4 * 1024 * 1024)] = 65536
+
+
+class InputParams(CellParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.input``: the answer to an ``input_requested``."""
+
+    text: Text
+
+
+class CompleteParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.complete``; ``cursor_pos`` is in characters, default the end."""
+
+    code: Text
+    cursor_pos: Position | None = None
+
+
+class InspectParams(CompleteParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.inspect``."""
+
+    detail_level: Literal[0, 1] = 0
+
+
+class CheckpointParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.checkpoint``."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+class DropCheckpointParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.drop_checkpoint``: by id (``checkpoint``) or by ``name``."""
+
+    checkpoint: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    name: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+class RollbackParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.rollback``: to a checkpoint, or to before a cell; default before the last."""
+
+    to: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+class BranchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.branch``."""
+
+    at: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    count: Annotated[int, Meta(ge=1, le=MAX_BRANCHES)] = 1
+    labels: dict[Label, Label] | None = None
+    limits: LimitsRequest | None = None
+    force: bool = False
+
+
+class SessionPage(Struct, kw_only=True):
+    """Some sessions, and where the rest begins (None: there is no more)."""
+
+    sessions: list[SessionInfo]
+    next_page: str | None = None
+
+
+class CellPage(Struct, kw_only=True):
+    """Some cells, oldest first, and where the rest begins."""
+
+    cells: list[CellInfo]
+    next_offset: int | None = None
+
+
+class Attached(Struct, kw_only=True):
+    """``session.attach`` is accepted; events up to ``last_seq`` are old, later ones live."""
+
+    session: str
+    last_seq: int
+
+
+class Output(Struct, kw_only=True):
+    """A piece of a cell's text, in characters; ``next_offset`` is None at the end."""
+
+    name: str
+    offset: int
+    text: str
+    next_offset: int | None
+    total: int
+
+
+# --- the table ----------------------------------------------------------------------------
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _fields(params: Any) -> Arguments:
+    """``session`` by position, the rest by name: how most of ``ServiceApi`` is called."""
+    named = {name: getattr(params, name) for name in params.__struct_fields__}
+    session = named.pop("session", None)
+    return ((session,) if session is not None else ()), named
+
+
+def _in_order(*names: str) -> Callable[[Any], Arguments]:
+    """These fields by position."""
+    return lambda params: (tuple(getattr(params, name) for name in names), {})
+
+
+def _request_of(kind: type[Struct], params: Any) -> Any:
+    return kind(**{name: getattr(params, name) for name in kind.__struct_fields__})
+
+
+def _create(params: CreateParams) -> Arguments:
+    return (_request_of(SessionRequest, params),), {}
+
+
+def _execute(params: ExecuteParams) -> Arguments:
+    return (params.session, params), {"wait": params.wait}  # they are a ``CellRequest``, and more
+
+
+def _batch(params: BatchParams) -> Arguments:
+    return (params.session, params.cells), {"on_error": params.on_error, "wait": params.wait}
+
+
+def _output(params: OutputParams) -> Arguments:
+    return (params.session, params.cell), {"name": params.name, "offset": params.offset, "limit": params.limit}
+
+
+def _call(params: Call) -> Arguments:
+    return (params,), {}
+
+
+def _drop(params: DropCheckpointParams) -> Arguments:
+    chosen = params.checkpoint or params.name
+    if not chosen:
+        raise BadRequest("Say which checkpoint to drop: give 'checkpoint' (its id) or 'name'.")
+    return (params.session, chosen), {}
+
+
+class Method(Struct, frozen=True, kw_only=True):
+    """One row of the API.
+
+    Attributes:
+        name: on the wire.
+        params: what the params object is decoded into.
+        result: the type of the result, for the documents.
+        scope: what the caller's token must allow.
+        calls: the method of ``ServiceApi``.
+        summary: one sentence.
+        arguments: the call's positional and keyword arguments (after ``who``).
+        client: whether the call is told which connection it came from.
+        who: whether the call takes the principal.
+    """
+
+    name: str
+    params: type[Struct]
+    result: Any
+    scope: Scope
+    calls: str
+    summary: str
+    arguments: Callable[[Any], Arguments] = _fields
+    client: bool = False
+    who: bool = True
+
+
+def _row(name: str, params: type[Struct], result: Any, scope: Scope, summary: str, **more: Any) -> Method:
+    calls = more.pop("calls", name.rpartition(".")[2])
+    return Method(name=name, params=params, result=result, scope=scope, summary=summary, calls=calls, **more)
+
+
+_ROWS = (
+    _row("info", NoParams, dict[str, Any], "read", "Version, limits, and what the sandbox enforces.", who=False),
+    _row("templates", NoParams, list[dict[str, Any]], "read", "Environments that a session can start from.", who=False),
+    _row("call", Call, dict[str, Any], "run", "One shot: code, or a function with arguments.", arguments=_call),
+    _row("session.create", CreateParams, SessionInfo, "run", "A new session, ready for a cell.", arguments=_create),
+    _row("session.attach", AttachParams, Attached, "read", "Every event after a position, old ones first, then live."),
+    _row("session.detach", SessionParams, None, "read", "No more events of this session on this connection."),
+    _row("session.get", SessionParams, SessionInfo, "read", "A session as it is now."),
+    _row("session.list", ListParams, SessionPage, "read", "The principal's sessions, newest first."),
+    _row("session.close", CloseParams, SessionInfo, "run", "End a session; its record stays."),
+    _row("session.interrupt", SessionParams, SessionInfo, "run", "Interrupt the running cell."),
+    _row("session.restart", SessionParams, SessionInfo, "run", "A new kernel with empty variables; the log goes on."),
+    _row(
+        "session.execute", ExecuteParams, CellInfo, "run", "Run a cell; the same cell id again runs nothing.",
+        arguments=_execute, client=True,
+    ),
+    _row(
+        "session.batch", BatchParams, list[CellInfo], "run", "Run several cells in one trip.",
+        arguments=_batch, client=True,
+    ),
+    _row("session.cell", CellParams, CellInfo, "read", "One cell.", arguments=_in_order("session", "cell")),
+    _row("session.cells", CellsParams, CellPage, "read", "The cells of a session.", arguments=_in_order("session")),
+    _row("session.output", OutputParams, Output, "read", "A cell's whole text, a piece at a time.", arguments=_output),
+    _row(
+        "session.input", InputParams, None, "run", "Answer a cell that waits for input.",
+        arguments=_in_order("session", "cell", "text"),
+    ),
+    _row(
+        "session.complete", CompleteParams, dict[str, Any], "run", "Completions.",
+        arguments=_in_order("session", "code", "cursor_pos"),
+    ),
+    _row(
+        "session.inspect", InspectParams, dict[str, Any], "run", "Documentation of a name.",
+        arguments=_in_order("session", "code", "cursor_pos", "detail_level"),
+    ),
+    _row("session.variables", SessionParams, list[Variable], "run", "The names that the user's code has set."),
+    _row("session.checkpoint", CheckpointParams, Checkpoint, "run", "Park a copy of the kernel."),
+    _row("session.checkpoints", SessionParams, list[Checkpoint], "read", "The parked copies."),
+    _row("session.drop_checkpoint", DropCheckpointParams, None, "run", "Let a parked copy go.", arguments=_drop),
+    _row("session.rollback", RollbackParams, SessionInfo, "run", "Back to an earlier state; the record keeps both."),
+    _row("session.branch", BranchParams, list[SessionInfo], "run", "New sessions from this one's live state."),
+    _row("session.hibernate", SessionParams, SessionInfo, "run", "Give the memory back; the next cell wakes it."),
+)  # fmt: skip
+
+
+METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
+
+
+def shape(method: Method, params: Any, value: Any) -> Any:
+    """What ``ServiceApi`` returned, as the method's result type."""
+    if method.name == "session.list":
+        sessions, page = value
+        return SessionPage(sessions=sessions, next_page=page)
+    if method.name == "session.cells":
+        return page_of_cells(value, params.offset, params.limit)
+    return None if method.result is None else value
+
+
+def page_of_cells(cells: list[CellInfo], offset: int, limit: int) -> CellPage:
+    """One page of a session's cells."""
+    end = offset + limit
+    return CellPage(cells=cells[offset:end], next_offset=end if end < len(cells) else None)
