@@ -1,147 +1,127 @@
-"""Forms with files (RFC 7578), taken apart as they come: a part is never held whole."""
+"""A form with files (RFC 7578), parsed while it arrives. No part is held in memory as a whole.
+
+``python-multipart`` parses. This module adds the limits, and returns pieces in place of callbacks.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
-from email.message import Message as Headers
-from email.parser import BytesParser
 
 import msgspec
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 
 from kernelsvc.errors import BadRequest
 
-#: Most bytes of a part's headers, and parts of one form.
+#: Most bytes of one part's headers, and most parts of one form.
 MAX_HEADERS, MAX_PARTS = 16 * 1024, 1000
+#: RFC 2046, section 5.1.1 allows 70 characters. Some clients send more.
+MAX_BOUNDARY = 200
+
+# The library logs a warning for each malformed form. The client gets the same text in its error, and must not be able
+# to fill the server's log.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A part begins: the field's name, and the file's where it has one."""
+    """The start of a part: the field's name, and the file's name if the field is a file."""
 
     name: str
     filename: str | None
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """The part has ended."""
+    """The end of a part."""
 
 
 Piece = Part | bytes | Ended
 
 
 def boundary_of(content_type: str) -> bytes | None:
-    """The boundary of a form; None if it is none."""
-    headers = Headers()
-    headers["Content-Type"] = content_type
-    boundary = headers.get_boundary()
-    if headers.get_content_type() != "multipart/form-data" or not boundary or len(boundary) > 200:
-        return None
-    return boundary.encode("utf-8", "surrogateescape")
+    """Return the boundary of a form from its ``Content-Type``. Return None for any other content."""
+    kind, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    return boundary if kind == b"multipart/form-data" and 0 < len(boundary) <= MAX_BOUNDARY else None
 
 
 class Form:
-    """Takes a form apart.
+    """Parser of one form.
 
     Args:
-        boundary: what stands between its parts.
+        boundary: The delimiter of its parts, from ``boundary_of``.
+
+    Attributes:
+        complete: Whether the closing delimiter was read.
     """
 
     def __init__(self, boundary: bytes) -> None:
-        self._mark = b"\r\n--" + boundary
-        self._held = bytearray(b"\r\n")  # so that the first boundary looks like every other one
-        self._state = "preamble"
-        self._parts = 0
-
-    @property
-    def complete(self) -> bool:
-        """Whether the form's end has come."""
-        return self._state == "over"
+        self.complete = False
+        self._found: list[Piece] = []
+        self._parts = self._header_bytes = 0
+        self._field, self._value = bytearray(), bytearray()
+        self._disposition = b""
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._part_begins,
+                "on_header_field": lambda data, start, end: self._add(self._field, data[start:end]),
+                "on_header_value": lambda data, start, end: self._add(self._value, data[start:end]),
+                "on_header_end": self._header_ends,
+                "on_headers_finished": self._headers_end,
+                "on_part_data": lambda data, start, end: self._found.append(data[start:end]),
+                "on_part_end": lambda: self._found.append(Ended()),
+                "on_end": self._form_ends,
+            },
+            max_header_size=MAX_HEADERS,
+        )
 
     def feed(self, data: bytes) -> list[Piece]:
-        """What is known now, in order.
+        """Parse more bytes and return the pieces that they complete, in order.
 
         Raises:
-            BadRequest: it is no form.
+            BadRequest: The bytes are not a form, or the form is over a limit. Feed nothing more.
         """
-        self._held += data
-        found: list[Piece] = []
-        while self._step(found):
-            pass
+        try:
+            self._parser.write(data)
+        except FormParserError as error:
+            raise BadRequest(f"The form can't be read: {str(error).rstrip('.')}.") from None
+        found, self._found = self._found, []
         return found
 
-    def _step(self, found: list[Piece]) -> bool:
-        """One step further; False when more data is needed."""
-        if self._state == "headers":
-            return self._headers(found)
-        if self._state == "boundary":
-            return self._boundary()
-        if self._state == "over":
-            self._held.clear()
-            return False
-        return self._content(found)
-
-    def _content(self, found: list[Piece]) -> bool:
-        at = self._held.find(self._mark)
-        whole = len(self._held) - len(self._mark) if at < 0 else at
-        if self._state == "data" and whole > 0:
-            found.append(bytes(self._held[:whole]))
-        if whole > 0:
-            del self._held[:whole]
-        if at < 0:
-            return False
-        del self._held[: len(self._mark)]
-        if self._state == "data":
-            found.append(Ended())
-        self._state = "boundary"
-        return True
-
-    def _boundary(self) -> bool:
-        if len(self._held) < 2:
-            return False
-        if self._held.startswith(b"--"):
-            self._state = "over"
-            return True
-        line, newline, _ = bytes(self._held[:256]).partition(b"\r\n")
-        if not newline:
-            if len(self._held) >= 256:
-                raise BadRequest("The form can't be read: a boundary is followed by something else.")
-            return False
-        del self._held[: len(line)]  # the newline stays, so that a part without headers looks like every other one
+    def _part_begins(self) -> None:
         self._parts += 1
-        if line.strip(b" \t") or self._parts > MAX_PARTS:
-            raise BadRequest(f"The form can't be read, or has more than {MAX_PARTS} parts.")
-        self._state = "headers"
-        return True
+        if self._parts > MAX_PARTS:
+            raise FormParserError(f"it has more than {MAX_PARTS} parts")
+        self._header_bytes, self._disposition = 0, b""
 
-    def _headers(self, found: list[Piece]) -> bool:
-        at = self._held.find(b"\r\n\r\n")
-        if at > MAX_HEADERS or (at < 0 and len(self._held) > MAX_HEADERS):
-            raise BadRequest("The form can't be read: the headers of a part are too long.")
-        if at < 0:
-            return False
-        found.append(_part(bytes(self._held[:at]).lstrip(b"\r\n")))
-        del self._held[: at + 4]
-        # The boundary may follow at once, with the newline that ended the headers as its own.
-        self._state = "data"
-        return True
+    def _add(self, text: bytearray, data: bytes) -> None:
+        self._header_bytes += len(data)
+        if self._header_bytes > MAX_HEADERS:
+            raise FormParserError(f"the headers of a part have more than {MAX_HEADERS} bytes")
+        text += data
+
+    def _header_ends(self) -> None:
+        if self._field.lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._field.clear()
+        self._value.clear()
+
+    def _headers_end(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        if b"name" not in options:
+            raise FormParserError("a part has no name")
+        filename = options.get(b"filename")
+        self._found.append(Part(_text(options[b"name"]), None if filename is None else _text(filename)))
+
+    def _form_ends(self) -> None:
+        self.complete = True
 
 
-_QUOTED = re.compile(rb';\s*(name|filename)="((?:[^"\\]|\\.)*)"', re.IGNORECASE)
 _PERCENT = re.compile(rb"%(22|0[Dd]|0[Aa])")
 
 
-def _part(headers: bytes) -> Part:
-    """Names as browsers write them (the HTML standard): UTF-8 in quotes, with three characters escaped by a percent."""
-    given = {name.lower(): value for name, value in _QUOTED.findall(headers.replace(b"\r\n ", b" "))}
-    name, filename = given.get(b"name"), given.get(b"filename")
-    if name is None:
-        disposition = BytesParser().parsebytes(headers + b"\r\n\r\n", headersonly=True)
-        plain = disposition.get_param("name", header="Content-Disposition")
-        if not isinstance(plain, str):
-            raise BadRequest("The form can't be read: a part has no name.")
-        name = plain.encode("utf-8", "surrogateescape")
-    return Part(_text(name), None if filename is None else _text(filename))
-
-
 def _text(value: bytes) -> str:
-    plain = _PERCENT.sub(lambda found: bytes.fromhex(found[1].decode()), value.replace(b'\\"', b'"'))
+    # The HTML standard ("multipart/form-data encoding algorithm"): browsers send UTF-8 and escape a quote, CR and LF.
+    plain = _PERCENT.sub(lambda found: bytes.fromhex(found[1].decode()), value)
     return plain.decode("utf-8", "surrogateescape")

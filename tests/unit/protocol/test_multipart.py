@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.protocol.multipart import MAX_HEADERS, Ended, Form, Part, Piece, boundary_of
+from kernelsvc.protocol.multipart import MAX_HEADERS, MAX_PARTS, Ended, Form, Part, Piece, boundary_of
 
 BOUNDARY = b"x-boundary"
 
@@ -51,7 +51,7 @@ def test_names_are_those_that_clients_write() -> None:
     assert [part for part, _ in taken(pieces)] == [Part("file", 'a "b" é.txt'), Part("plain", None)]
 
 
-def test_one_that_is_cut_off_is_not_complete() -> None:
+def test_a_form_that_is_cut_off_is_not_complete() -> None:
     reader = Form(BOUNDARY)
     reader.feed(form(('name="file"', b"data"))[:-4])
     assert not reader.complete
@@ -64,11 +64,28 @@ def test_one_that_is_cut_off_is_not_complete() -> None:
         b"--x-boundary\r\nX: " + b"x" * MAX_HEADERS + b"\r\n\r\n",
         b"--x-boundarymore\r\nContent-Disposition: form-data; name=a\r\n\r\n",
         b"--x-boundary" + b"x" * 300,
+        b"--x-boundary\r\n" + b"X: y\r\n" * 9 + b"\r\n",
+        b"--x-boundary\r\n" + (b"X: " + b"x" * (MAX_HEADERS // 2) + b"\r\n") * 3 + b"\r\n",
+        b"--x-boundary\r\nContent-Disposition: form-data; name=a\r\n\r\n\r\n" * (MAX_PARTS + 1),
+        b"a preamble\r\n--x-boundary\r\n",
     ],
 )
 def test_what_is_no_form_is_refused(data: bytes) -> None:
     with pytest.raises(BadRequest, match="can't be read"):
         Form(BOUNDARY).feed(data)
+
+
+def test_a_malformed_form_writes_nothing_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(BadRequest):
+        Form(BOUNDARY).feed(b"--x-boundarymore\r\n")
+    assert not caplog.records
+
+
+def test_the_file_names_of_a_client_keep_their_bytes() -> None:
+    (part, _), *_ = taken(Form(BOUNDARY).feed(form(('name="file"; filename="a;b \\"c\\" 文.txt"', b""))))
+    assert part.filename == 'a;b "c" 文.txt'
+    raw = form(('name="file"; filename="@"', b"")).replace(b'"@"', b'"\xff"')
+    assert taken(Form(BOUNDARY).feed(raw))[0][0].filename == "\udcff"
 
 
 def test_boundaries() -> None:
