@@ -31,8 +31,7 @@ import psutil
 from benchmarks.adoption import TOKEN, serve
 from kernelsvc import AsyncClient
 from kernelsvc.host.client import HostClient
-from kernelsvc.host.daemon import HostSettings
-from kernelsvc.host.forkserver import ForkServerSettings
+from kernelsvc.host.protocol import ForkServerSettings, HostSettings
 from kernelsvc.kernels.forked.launcher import ForkedKernel, ForkedLauncher
 from kernelsvc.kernels.port import StartRequest
 from kernelsvc.model.exit_status import Exit

@@ -19,8 +19,7 @@ import psutil
 from waiting import wait_until
 
 from kernelsvc.host.client import HostClient, HostGone
-from kernelsvc.host.daemon import HostSettings
-from kernelsvc.host.forkserver import ForkServerSettings
+from kernelsvc.host.protocol import ForkServerSettings, HostSettings
 from kernelsvc.kernels.forked.launcher import ForkedKernel, ForkedLauncher
 from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.linux import procfs

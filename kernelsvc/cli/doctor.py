@@ -128,6 +128,6 @@ def kernel_host(args: argparse.Namespace, terminal: Terminal) -> int:
         ready_fd(args.ready_fd)
         Systemd(os.environ).tell("READY=1")
 
-    # It is asked for by name here, so it stays when the last server leaves.
-    run(msgspec.structs.replace(host_settings(found), stay=True), ready)
+    # A user or systemd started this host explicitly, so it keeps running without a server.
+    run(msgspec.structs.replace(host_settings(found), persistent=True), ready)
     return 0

@@ -24,7 +24,14 @@ import msgspec
 
 import kernelsvc
 from kernelsvc.errors import Internal, KernelsvcError, NotFound, Timeout, TooLarge, from_json
-from kernelsvc.host.daemon import VERSION, HostSettings
+from kernelsvc.host.protocol import (
+    VERSION,
+    ExecRequest,
+    HostSettings,
+    RegisterCopyRequest,
+    SpawnRequest,
+    StartProcessRequest,
+)
 from kernelsvc.linux import seqpacket
 from kernelsvc.linux.acceptor import inherited_descriptor_limits
 from kernelsvc.linux.stopped_process import ResumeIfStopped
@@ -268,51 +275,62 @@ class HostClient:
                 return await self.ask(op, **fields)
         return await self.ask(op, **fields)
 
-    async def _ask_for_process(self, op: str, fds: Sequence[int] = (), **fields: Any) -> KernelHandle:
-        size = len(seqpacket.encode(fields.get("env") or {}))
-        if size > MAX_ENV_BYTES:
-            raise TooLarge(f"The environment takes {size} bytes and may take {MAX_ENV_BYTES}; put data into a file.")
-        said, given = await (self.ask(op, fds, **fields) if fds else self._ask_again(op, **fields))
-        seqpacket.close_all(given[1:])
-        report = msgspec.convert(said["sandbox"], SandboxReport)
-        return KernelHandle(pid=int(said["pid"]), pidfd=given[0], sandbox=report, home=str(said.get("home", "")))
-
-    async def spawn(self, fds: Sequence[int], **fields: Any) -> KernelHandle:
-        """A forked kernel that listens."""
-        return await self._ask_for_process("spawn", fds, **fields)
-
-    async def start_process(self, fds: Sequence[int], **fields: Any) -> KernelHandle:
-        """A cold kernel's process."""
-        return await self._ask_for_process("start", fds, **fields)
-
-    async def find(self, kernel: str) -> KernelHandle:
-        """A kernel that runs.
-
-        Raises:
-            NotFound: it is gone; ``details["exit"]`` if the host knows how.
-        """
-        return await self._ask_for_process("find", kernel=kernel)
-
-    async def enlist(
-        self, kernel: str, of: str, pidfd: int, home: str, limits: dict[str, Any] | None = None, beside: str = ""
-    ) -> int | None:
-        """Tell the host of a copy that ``of`` made of itself.
+    async def spawn(self, request: SpawnRequest, fds: Sequence[int]) -> KernelHandle:
+        """Fork a kernel from a template, and wait until it listens.
 
         Args:
-            kernel: the copy's id.
-            of: whose copy it is.
-            pidfd: of its process; stays the caller's.
-            home: its directory as seen inside.
-            limits: of a copy that is a session of its own: ``find`` answers when it lives in a cgroup of its own.
-            beside: another copy, in whose cgroup this one is to live.
+            request: see ``protocol.SpawnRequest``.
+            fds: ``protocol.SPAWN_FDS`` descriptors, which the caller keeps.
+
+        Raises:
+            TooLarge: the environment does not fit into a request.
+            KernelsvcError: the host's error; ``Internal`` or ``Timeout`` if no host answered.
+        """
+        return await self._start("spawn", request, fds)
+
+    async def start_process(self, request: StartProcessRequest, fds: Sequence[int]) -> KernelHandle:
+        """Start a kernelspec kernel's process. Raises the errors of ``spawn``."""
+        return await self._start("start", request, fds)
+
+    async def _start(self, op: str, request: SpawnRequest | StartProcessRequest, fds: Sequence[int]) -> KernelHandle:
+        size = len(seqpacket.encode(request.env))
+        if size > MAX_ENV_BYTES:
+            raise TooLarge(f"The environment takes {size} bytes and may take {MAX_ENV_BYTES}; put data into a file.")
+        return _handle(*await self.ask(op, fds, **msgspec.to_builtins(request)))
+
+    async def find(self, kernel: str) -> KernelHandle:
+        """Return a running kernel, which this server holds from now on.
+
+        Raises:
+            NotFound: the kernel has ended; ``details["exit"]`` if the host knows how.
+            KernelsvcError: see ``spawn``.
+        """
+        return _handle(*await self._ask_again("find", kernel=kernel))
+
+    async def register_copy(self, request: RegisterCopyRequest, pidfd: int) -> int | None:
+        """Register a checkpoint or branch that a kernel has forked.
+
+        Args:
+            request: see ``protocol.RegisterCopyRequest``.
+            pidfd: of its process. The caller closes it.
 
         Returns:
-            Bytes that the copy has to itself, by its page faults.
+            Bytes of its private memory, computed from its page faults; None if unknown.
         """
-        said, given = await self.ask("enlist", [pidfd], kernel=kernel, of=of, home=home, limits=limits, beside=beside)
+        said, given = await self.ask("enlist", [pidfd], **msgspec.to_builtins(request))
         seqpacket.close_all(given)
         private = said.get("private_bytes")
         return private if isinstance(private, int) else None
+
+    async def exec(self, request: ExecRequest, fds: Sequence[int]) -> None:
+        """Have the host fork the exec shim of a program.
+
+        Args:
+            request: see ``protocol.ExecRequest``.
+            fds: ``protocol.EXEC_FDS`` descriptors, which the caller keeps.
+        """
+        _, given = await self.ask("exec", fds, **msgspec.to_builtins(request))
+        seqpacket.close_all(given)
 
     def expect(self) -> None:
         """Tell the host that a branch is about to be made; does not wait."""
@@ -380,6 +398,12 @@ class HostClient:
         elif body.get("notice") == "template":
             self.templates[str(body["name"])] = {k: v for k, v in body.items() if k != "notice"}
         seqpacket.close_all(fds)
+
+
+def _handle(said: dict[str, Any], fds: list[int]) -> KernelHandle:
+    seqpacket.close_all(fds[1:])
+    report = msgspec.convert(said["sandbox"], SandboxReport)
+    return KernelHandle(pid=int(said["pid"]), pidfd=fds[0], sandbox=report, home=str(said.get("home", "")))
 
 
 def _host_environment(env: Mapping[str, str]) -> dict[str, str]:

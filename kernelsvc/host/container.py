@@ -27,6 +27,7 @@ import msgspec
 from kernelsvc.errors import Internal, KernelDead, KernelsvcError, SandboxUnavailable, Timeout
 from kernelsvc.host.branch_cgroup import BranchCgroup, attach_process, create_and_attach, destroy
 from kernelsvc.host.cgroup_events import CgroupEvents
+from kernelsvc.host.protocol import RegisterCopyRequest
 from kernelsvc.linux import procfs, seqpacket
 from kernelsvc.model.exit_status import Exit, exit_of
 from kernelsvc.model.limits import Limits
@@ -240,18 +241,12 @@ class Container:
             os.close(pidfd)
         del self.record.copies[kernel]
 
-    def register_copy(
-        self, kernel: str, of: str, pidfd: int, home: str, limits: Limits | None = None, beside: str = ""
-    ) -> ContainerProcess:
-        """Take a copy of a kernel into this sandbox.
+    def register_copy(self, request: RegisterCopyRequest, pidfd: int) -> ContainerProcess:
+        """Register a checkpoint or branch that a kernel of this container forked.
 
         Args:
-            kernel: the copy's id.
-            of: the kernel that it is a copy of; they share their cgroup.
-            pidfd: of its process; the ward's from now on, unless it raises.
-            home: its directory as seen inside.
-            limits: for a copy that is a session of its own: its caps, see ``ContainerProcess.placed``.
-            beside: for one that belongs to such a copy: that one, whose cgroup it shares.
+            request: see ``protocol.RegisterCopyRequest``; with ``home``.
+            pidfd: of its process. The container closes it, unless this raises.
 
         Raises:
             KernelDead: it has ended already, or is none of this sandbox's processes.
@@ -260,8 +255,9 @@ class Container:
         about = procfs.stat(pid)
         if about is None or not procfs.descends(pid, self.init_pid):
             raise KernelDead("The copy ended as soon as it was made.")
-        sharing = self.members.get(beside)
-        quarters = kernel if limits is not None else (sharing or self.members[of]).quarters
+        kernel, home, limits = request.kernel, request.home, request.limits
+        sharing = self.members.get(request.sidecar_of)
+        quarters = kernel if limits is not None else (sharing or self.members[request.original]).quarters
         member = ContainerProcess(kernel, pidfd, pid, procfs.inner_pid(pid), home, quarters)
         self._add_copy(member)
         self.record.copies[kernel] = CopyRecord(pid, about.started, home, quarters)

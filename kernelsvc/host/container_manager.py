@@ -21,9 +21,9 @@ import msgspec
 
 from kernelsvc.errors import Conflict, KernelsvcError, NotFound
 from kernelsvc.host.container import Container, ContainerProcess, ContainerRecord
+from kernelsvc.host.protocol import RegisterCopyRequest
 from kernelsvc.linux import procfs, seqpacket
 from kernelsvc.model.exit_status import Exit
-from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 
 log = logging.getLogger(__name__)
@@ -142,24 +142,27 @@ class ContainerManager:
         await ward.ended.wait()
         self._forget(ward)
 
-    def enlist(
-        self, kernel: str, of: str, pidfd: int, home: str, limits: Limits | None = None, beside: str = ""
-    ) -> ContainerProcess:
-        """Take a copy that the kernel ``of`` made of itself into its sandbox; ``pidfd`` is taken over.
+    def register_copy(self, request: RegisterCopyRequest, pidfd: int) -> ContainerProcess:
+        """Register a checkpoint or branch in the container of the kernel that forked it.
 
-        With ``limits`` it is a session of its own and gets a cgroup of its own; wait for
-        ``ContainerProcess.placed``. With ``beside``, another copy, it goes to live in the cgroup of that one.
+        A branch gets a cgroup of its own, and its first checkpoint joins that: wait for ``ContainerProcess.placed``.
+
+        Args:
+            request: see ``protocol.RegisterCopyRequest``.
+            pidfd: of the copy's process. The container closes it, unless this raises.
 
         Raises:
             NotFound: there is no such kernel.
             Conflict: there is one of the copy's id.
             KernelDead: the copy is gone already.
         """
-        ward, original = self.find(of)
-        if kernel in self.wards or kernel in self._starting:
-            raise Conflict(f"There is a kernel {kernel!r} already; choose another id.")
-        member = ward.register_copy(kernel, of, pidfd, home or original.home, limits, beside)
-        self.wards[kernel] = ward
+        ward, original = self.find(request.original)
+        if request.kernel in self.wards or request.kernel in self._starting:
+            raise Conflict(f"There is a kernel {request.kernel!r} already; choose another id.")
+        if not request.home:
+            request = msgspec.structs.replace(request, home=original.home)
+        member = ward.register_copy(request, pidfd)
+        self.wards[request.kernel] = ward
         return member
 
     # -- finding ---------------------------------------------------------------------------

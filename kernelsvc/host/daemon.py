@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import logging
 import os
 import shutil
@@ -26,7 +25,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -35,90 +34,33 @@ from kernelsvc.errors import BadRequest, Conflict, Forbidden, Internal, KernelDe
 from kernelsvc.guest.confine import confine, linux
 from kernelsvc.guest.confine import init as guest_init
 from kernelsvc.host import exec as keepers
+from kernelsvc.host import protocol
 from kernelsvc.host.branch_cgroup import in_thread
 from kernelsvc.host.container import Container, ContainerProcess, ContainerRecord, KernelExitedEarly
 from kernelsvc.host.container_manager import ContainerManager
-from kernelsvc.host.forkserver import ForkServer, ForkServerSettings, install_guest
+from kernelsvc.host.forkserver import ForkServer, install_guest
+from kernelsvc.host.protocol import (
+    ExecRequest,
+    ForkServerSettings,
+    HostSettings,
+    RegisterCopyRequest,
+    SpawnRequest,
+    StartProcessRequest,
+)
 from kernelsvc.linux import procfs, seqpacket
 from kernelsvc.linux.acceptor import Acceptor, raise_descriptor_limit
 from kernelsvc.linux.stopped_process import ResumeIfStopped
-from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 from kernelsvc.sandbox.uid_pool import UIDS
 
 log = logging.getLogger(__name__)
 
-#: Of the host protocol.
-VERSION = 1
 #: Seconds for a template to be ready.
 TEMPLATE_SECONDS = 20.0
 #: Between looks at what the sessions' cgroups have counted; and how many kernels one notice names.
 LOOK_SECONDS, MOST_NAMED = 1.0, 1000
-#: Descriptors that come with ``spawn``, the most of any request.
-SPAWN_FDS = 5
 #: How often a spawn is tried when its template dies meanwhile.
 SPAWN_ATTEMPTS = 3
-
-
-class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host is started with.
-
-    Attributes:
-        runtime_dir: where its sockets lie; mode 0700.
-        templates: environments by name.
-        sandbox: how much a session's start depends on confinement.
-        hidden: directories that no session may see.
-        adoption_seconds: how long kernels live without a server.
-        limits: the server's caps, for the report of what would be enforced.
-        stay: do not end when nobody is left (systemd runs it).
-    """
-
-    runtime_dir: str
-    templates: dict[str, ForkServerSettings]
-    sandbox: Literal["required", "best-effort", "off"] = "best-effort"
-    hidden: list[str] = []
-    adoption_seconds: float = 600.0
-    limits: Limits = Limits()
-    stay: bool = False
-
-    def digest(self) -> str:
-        """The same for hosts that would do the same: of one version, with the same settings but for ``stay``."""
-        text = msgspec.json.encode(msgspec.structs.replace(self, stay=False), order="sorted")
-        return hashlib.sha256(__version__.encode() + text).hexdigest()
-
-
-class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``spawn``: a forked kernel."""
-
-    kernel: str
-    session: str
-    template: str
-    workdir: str
-    env: dict[str, str]
-    limits: Limits
-    family: str = ""
-
-
-class StartProcess(msgspec.Struct, frozen=True, kw_only=True):
-    """``start``: a cold kernel's process."""
-
-    kernel: str
-    session: str
-    argv: list[str]
-    env: dict[str, str]
-    cwd: str
-    limits: Limits
-    share: str
-
-
-class RegisterCopy(msgspec.Struct, frozen=True, kw_only=True):
-    """``enlist``: a copy that a kernel made of itself; with ``limits`` one that is a session of its own."""
-
-    kernel: str
-    of: str
-    home: str = ""
-    limits: Limits | None = None
-    beside: str = ""
 
 
 Answer = tuple[dict[str, Any], list[int]]
@@ -199,7 +141,7 @@ class HostDaemon:
         def closed() -> None:
             self._left(server)
 
-        server = seqpacket.SeqpacketChannel(sock, received, closed, fds=SPAWN_FDS)
+        server = seqpacket.SeqpacketChannel(sock, received, closed, fds=protocol.SPAWN_FDS)
         self._servers[server] = set()
         if self._grace is not None:
             self._grace.cancel()
@@ -212,7 +154,7 @@ class HostDaemon:
     def _look_for_orphans(self) -> None:
         """Begin the grace time of what no server needs now."""
         self.nursery.look_for_orphans({kernel for held in self._servers.values() for kernel in held})
-        if not self._servers and not self.settings.stay and self._grace is None:
+        if not self._servers and not self.settings.persistent and self._grace is None:
             self._grace = self._loop.call_later(self.settings.adoption_seconds, self._own_leaving)
 
     def _own_leaving(self) -> None:
@@ -294,9 +236,10 @@ class HostDaemon:
         seqpacket.close_all(result)
 
     async def _hello(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
-        if body.get("version") != VERSION:
+        if body.get("version") != protocol.VERSION:
             raise Conflict(
-                f"This kernel host speaks version {VERSION} of its protocol; restart it with the server's version."
+                f"This kernel host speaks version {protocol.VERSION} of the host protocol. "
+                "Restart the host with the server's version of kernelsvc."
             )
         report = self.sandbox.report(self.settings.limits) if self.settings.sandbox != "required" else None
         if report is None:
@@ -312,9 +255,9 @@ class HostDaemon:
 
     async def _spawn(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         request = msgspec.convert(body, SpawnRequest)
-        if len(fds) != SPAWN_FDS:
+        if len(fds) != protocol.SPAWN_FDS:
             raise BadRequest("spawn needs five descriptors.")
-        _must_own(server, [request.workdir, *([request.family] if request.family else [])])
+        _must_own(server, [request.workdir, *([request.group_dir] if request.group_dir else [])])
         template = self.templates.get(request.template)
         if template is None:
             raise NotFound(f"This kernel host has no template {request.template!r}.")
@@ -337,7 +280,7 @@ class HostDaemon:
             python=template.python,
             env=request.env,
             prefixes=template.about.get("prefixes", []),
-            family=request.family or None,
+            family=request.group_dir or None,
         )
         spawn = {
             "plan": ticket.plan,
@@ -357,8 +300,8 @@ class HostDaemon:
         return await self.nursery.make(_record(request, "forked", ticket), launch, listens=True)
 
     async def _start(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
-        request = msgspec.convert(body, StartProcess)
-        if len(fds) != 3:
+        request = msgspec.convert(body, StartProcessRequest)
+        if len(fds) != protocol.START_FDS:
             raise BadRequest("start needs three descriptors.")
         _must_own(server, [request.cwd, request.share])
         with self.nursery.reserve_id(request.kernel):
@@ -403,10 +346,10 @@ class HostDaemon:
         return self._held(server, ward, member.kernel)
 
     async def _enlist(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
-        if len(fds) != 1:
+        if len(fds) != protocol.COPY_FDS:
             raise BadRequest("enlist needs one descriptor.")
-        request = msgspec.convert(body, RegisterCopy)
-        member = self.nursery.enlist(request.kernel, request.of, fds[0], request.home, request.limits, request.beside)
+        request = msgspec.convert(body, RegisterCopyRequest)
+        member = self.nursery.register_copy(request, fds[0])
         fds.clear()
         said, held = self._held(server, self.nursery.wards[request.kernel], request.kernel)
         # What a copy has written it has alone. To walk its page tables would tell better, and cost more than the copy.
@@ -414,9 +357,9 @@ class HostDaemon:
         return said | {"private_bytes": about.faults * os.sysconf("SC_PAGE_SIZE") if about is not None else None}, held
 
     async def _exec(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
-        request = msgspec.convert(body, keepers.ExecRequest)
-        if len(fds) != keepers.FDS or not request.argv:
-            raise BadRequest(f"exec needs a program and {keepers.FDS} descriptors.")
+        request = msgspec.convert(body, ExecRequest)
+        if len(fds) != protocol.EXEC_FDS or not request.argv:
+            raise BadRequest(f"exec needs a program and {protocol.EXEC_FDS} descriptors.")
         order = keepers.order_of(request, *self.nursery.find(request.kernel))
         self._keepers.add(keepers.launch(order, fds, self.descriptors))
         return {}, []
@@ -495,7 +438,7 @@ def _must_own(server: seqpacket.SeqpacketChannel, directories: Sequence[str]) ->
             raise Forbidden(f"The directory of a session must belong to user {peer}, who asks, and is user {owner}'s.")
 
 
-def _record(request: SpawnRequest | StartProcess, kind: str, ticket: SandboxAllocation) -> ContainerRecord:
+def _record(request: SpawnRequest | StartProcessRequest, kind: str, ticket: SandboxAllocation) -> ContainerRecord:
     """What is kept of a sandbox: of its plan what programs need, and nothing of the session's environment."""
     slim = msgspec.structs.replace(ticket, plan=confine.program_plan(ticket.plan, request.env))
     return ContainerRecord(
@@ -520,7 +463,7 @@ def _cold_child(
     theirs: socket.socket,
     door: socket.socket,
     ticket: SandboxAllocation,
-    request: StartProcess,
+    request: StartProcessRequest,
     fds: Sequence[int],
     host: HostDaemon,
 ) -> NoReturn:

@@ -13,25 +13,11 @@ import socket
 from collections.abc import Sequence
 from typing import NoReturn
 
-import msgspec
-
 from kernelsvc.errors import KernelDead, NotSupported
 from kernelsvc.guest.confine import exec_shim, linux
 from kernelsvc.host.container import Container, ContainerProcess
+from kernelsvc.host.protocol import ExecRequest
 from kernelsvc.sandbox.plan import SCRATCH
-
-#: Descriptors that come with the request: standard input, output, error, and the keeper's end of the server's socket.
-FDS = 4
-
-
-class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """``exec``: a program in the sandbox of a kernel."""
-
-    kernel: str
-    argv: list[str]
-    env: dict[str, str] = {}
-    cwd: str = ""
-    terminal: bool = False
 
 
 def order_of(request: ExecRequest, ward: Container, member: ContainerProcess) -> exec_shim.ExecSpec:

@@ -19,10 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 import kernelsvc
 from kernelsvc.errors import Internal, KernelsvcError, Timeout
+from kernelsvc.host.protocol import ForkServerSettings
 from kernelsvc.linux import seqpacket
 
 log = logging.getLogger(__name__)
@@ -43,15 +42,6 @@ _ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONNODEBUGRANGES": "",
 }
-
-
-class ForkServerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """One environment; see ``settings.Template``."""
-
-    python: str = ""
-    preload: list[str] = []
-    allow_modules: list[str] | None = None
-    deny_modules: list[str] = []
 
 
 def install_guest(directory: Path) -> Path:

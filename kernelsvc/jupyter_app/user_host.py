@@ -27,8 +27,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 
 from kernelsvc.errors import Internal
 from kernelsvc.host.client import HostClient
-from kernelsvc.host.daemon import HostSettings
-from kernelsvc.host.forkserver import ForkServerSettings
+from kernelsvc.host.protocol import ForkServerSettings, HostSettings
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
 
 #: The only template of such a host.

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from kernelsvc.errors import BadRequest, Internal, NotFound, TooLarge
 from kernelsvc.host.client import HostClient
+from kernelsvc.host.protocol import ExecRequest
 from kernelsvc.linux import seqpacket
 
 #: Seconds until a program must have begun.
@@ -239,10 +240,10 @@ async def start(
     ours, theirs = seqpacket.pair()
     process = ExecProcess(streams, stdin)
     process.listen(ours)
-    order = {"kernel": kernel, "argv": [*argv], "env": {**env}, "cwd": cwd, "terminal": terminal is not None}
+    request = ExecRequest(kernel=kernel, argv=[*argv], env={**env}, cwd=cwd, terminal=terminal is not None)
     try:
         try:
-            await host.ask("exec", [*given, theirs.fileno()], **order)
+            await host.exec(request, [*given, theirs.fileno()])
         finally:
             theirs.close()
             seqpacket.close_all(given)

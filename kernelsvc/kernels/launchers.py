@@ -10,7 +10,7 @@ from typing import Any
 
 from kernelsvc.errors import KernelsvcError, NotFound
 from kernelsvc.host.client import HostClient
-from kernelsvc.host.daemon import HostSettings
+from kernelsvc.host.protocol import HostSettings
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import Launcher, Sink, StartRequest
 from kernelsvc.kernels.zmq.host_processes import HostProcesses

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from kernelsvc.host.daemon import HostSettings
-from kernelsvc.host.forkserver import ForkServerSettings
+from kernelsvc.host.protocol import ForkServerSettings, HostSettings
 from kernelsvc.settings import Settings
 
 

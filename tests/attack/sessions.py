@@ -19,7 +19,7 @@ from typing import Any, Literal
 import msgspec
 
 from attack.cell import Cell
-from kernelsvc.host.forkserver import ForkServerSettings
+from kernelsvc.host.protocol import ForkServerSettings
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.launchers import HostSettings, Launchers
 from kernelsvc.kernels.port import Kernel, KernelMessage, Output, StartRequest, StreamText

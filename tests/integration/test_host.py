@@ -26,7 +26,17 @@ import pytest_asyncio
 from hosted import Bench, bench, gone, kill
 from waiting import wait_until
 
-from kernelsvc.errors import BadRequest, Conflict, Internal, KernelDead, KernelsvcError, NotFound, Timeout, TooLarge
+from kernelsvc.errors import (
+    BadRequest,
+    Conflict,
+    Internal,
+    KernelDead,
+    KernelsvcError,
+    NotFound,
+    Timeout,
+    TooLarge,
+)
+from kernelsvc.host.protocol import RegisterCopyRequest, SpawnRequest, StartProcessRequest
 from kernelsvc.kernels.forked import launcher
 from kernelsvc.linux import procfs, seqpacket
 from kernelsvc.model.exit_status import Cause
@@ -61,6 +71,10 @@ async def own() -> AsyncIterator[Bench]:
     """A host for one test that harms it; nothing confines its sessions."""
     async with bench("off") as made:
         yield made
+
+
+def spawn_request(kernel: str, workdir: str) -> SpawnRequest:
+    return SpawnRequest(kernel=kernel, session="s", template="python3", workdir=workdir, env={}, limits=Limits())
 
 
 # --- a session's life ----------------------------------------------------------------------------
@@ -318,15 +332,7 @@ async def test_an_id_is_taken_once(host: Bench) -> None:
     fds = host.launcher.make_endpoints("second")
     try:
         with pytest.raises(Conflict):
-            await host.client.spawn(
-                fds,
-                kernel=one.request.kernel,
-                session="x",
-                template="python3",
-                workdir=one.request.workdir,
-                env={},
-                limits={},
-            )
+            await host.client.spawn(spawn_request(one.request.kernel, one.request.workdir), fds)
     finally:
         seqpacket.close_all(fds)
         host.launcher.path("second").unlink()
@@ -427,7 +433,7 @@ async def test_a_foreign_process_is_not_taken_for_a_copy(host: Bench) -> None:
     pidfd = os.pidfd_open(os.getpid())
     try:
         with pytest.raises(KernelDead):
-            await host.client.enlist("copy", one.request.kernel, pidfd, "")
+            await host.client.register_copy(RegisterCopyRequest(kernel="copy", original=one.request.kernel), pidfd)
     finally:
         os.close(pidfd)
     assert "copy" not in await host.kernels()
@@ -578,7 +584,7 @@ async def test_a_host_with_other_settings_is_replaced_and_its_kernels_live(own: 
     before = await own.host()
     one.kernel.detach()
     await own.client.close()
-    settings = msgspec.structs.replace(own.settings, adoption_seconds=120.0, stay=True)
+    settings = msgspec.structs.replace(own.settings, adoption_seconds=120.0, persistent=True)
     own.client = own.launcher.host = type(own.client)(settings)
     await own.client.start()
     assert (await own.host()).pid != before.pid
@@ -697,8 +703,7 @@ async def test_a_server_that_leaves_in_the_middle_of_a_start(host: Bench) -> Non
     server = type(host.client)(host.settings)
     await server.start()
     fds, request = host.launcher.make_endpoints("leaving"), host.request()
-    fields = {"kernel": "leaving", "session": "s", "template": "python3", "workdir": request.workdir, "env": {}}
-    task = asyncio.ensure_future(server.spawn(fds, **fields, limits={}))
+    task = asyncio.ensure_future(server.spawn(spawn_request("leaving", request.workdir), fds))
     await asyncio.sleep(0)
     await server.close()
     await hosted.cancelled(task)
@@ -767,24 +772,23 @@ async def test_an_end_is_told_after_all_was_taken_however_long_that_takes(
 # --- cold kernels' processes -----------------------------------------------------------------------------------
 
 
-async def start_cold(host: Bench, *argv: str, **fields: Any) -> tuple[str, Any, str]:
+async def start_cold(host: Bench, *argv: str) -> tuple[str, Any, str]:
     request = host.request()
     share = host.runtime / f"c{request.kernel}"
     share.mkdir(mode=0o755)
     reader, writer = os.pipe()
     null = os.open("/dev/null", os.O_RDWR)
     try:
-        found = await host.client.start_process(
-            [null, writer, writer],
+        start = StartProcessRequest(
             kernel=request.kernel,
             session=request.session,
             argv=list(argv),
             env={"COLOUR": "blue"},
             cwd=request.workdir,
-            limits=msgspec.to_builtins(Limits()),
+            limits=Limits(),
             share=str(share),
-            **fields,
         )
+        found = await host.client.start_process(start, [null, writer, writer])
     finally:
         os.close(writer)
         os.close(null)

@@ -26,8 +26,7 @@ from waiting import wait_until
 
 from kernelsvc.errors import KernelDead, NotSupported
 from kernelsvc.host.client import HostClient
-from kernelsvc.host.daemon import HostSettings
-from kernelsvc.host.forkserver import ForkServerSettings
+from kernelsvc.host.protocol import ForkServerSettings, HostSettings
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import Kernel, KernelMessage, Launcher, Output, StartRequest, StreamText

@@ -17,7 +17,7 @@ from waiting import wait_until
 
 from kernelsvc.errors import TooLarge
 from kernelsvc.host.client import HostClient
-from kernelsvc.host.daemon import HostSettings
+from kernelsvc.host.protocol import HostSettings
 from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.kernels.zmq.host_processes import MAX_ENV_BYTES, HostProcesses
 from kernelsvc.kernels.zmq.kernel import ZmqKernel

@@ -20,6 +20,7 @@ import msgspec
 
 from kernelsvc.errors import AtCapacity, CannotFork, KernelDead, KernelsvcError, NotFound, NotSupported, Timeout
 from kernelsvc.host.client import HostClient, KernelHandle
+from kernelsvc.host.protocol import RegisterCopyRequest, SpawnRequest
 from kernelsvc.kernels.forked import environment as handover
 from kernelsvc.kernels.forked.wire_client import WireClient, WireLost
 from kernelsvc.kernels.forked.wire_connection import connect
@@ -351,16 +352,16 @@ class ForkedLauncher:
     async def _start(self, request: StartRequest, sink: Sink) -> ForkedKernel:
         ends = self.make_endpoints(request.kernel)
         try:
-            found = await self.host.spawn(
-                ends,
+            spawn = SpawnRequest(
                 kernel=request.kernel,
                 session=request.session,
                 template=request.template,
                 workdir=request.workdir,
                 env=request.env,
-                limits=msgspec.to_builtins(request.limits),
-                family=request.family,
+                limits=request.limits,
+                group_dir=request.family,
             )
+            found = await self.host.spawn(spawn, ends)
         except BaseException:
             self.path(request.kernel).unlink(missing_ok=True)
             self._own(self._end_quietly(request.kernel))
@@ -488,9 +489,10 @@ class ForkedLauncher:
         """
         pidfd = await _listener(self.path(copy.kernel))
         # One with a directory of its own is a branch, and has its caps to itself.
-        limits = msgspec.to_builtins(copy.limits) if copy.home and not copy.beside else None
+        limits = copy.limits if copy.home and not copy.beside else None
+        request = RegisterCopyRequest(kernel=copy.kernel, original=of, home=home, limits=limits, sidecar_of=copy.beside)
         try:
-            return await self.host.enlist(copy.kernel, of, pidfd, home, limits, copy.beside)
+            return await self.host.register_copy(request, pidfd)
         finally:
             os.close(pidfd)
 

@@ -8,10 +8,9 @@ import os
 from collections.abc import Coroutine
 from typing import Any
 
-import msgspec
-
 from kernelsvc.errors import KernelsvcError, NotFound, TooLarge
 from kernelsvc.host.client import HostClient, KernelHandle
+from kernelsvc.host.protocol import StartProcessRequest
 from kernelsvc.kernels.zmq.processes import ProcessRequest, Started
 from kernelsvc.model.exit_status import Exit, exit_of
 
@@ -45,16 +44,16 @@ class HostProcesses:
         # Copies: a caller who is cancelled closes its own before the host has been reached.
         fds = [os.dup(fd) for fd in (request.stdin, request.stdout, request.stderr)]
         try:
-            return await self._host.start_process(
-                fds,
+            order = StartProcessRequest(
                 kernel=request.kernel,
                 session=request.session,
                 argv=request.argv,
                 env=request.env,
                 cwd=request.cwd,
-                limits=msgspec.to_builtins(request.limits),
+                limits=request.limits,
                 share=request.share,
             )
+            return await self._host.start_process(order, fds)
         finally:
             for fd in fds:
                 os.close(fd)

@@ -18,6 +18,7 @@ from kernelsvc.errors import Conflict, Internal, KernelDead, NotFound
 from kernelsvc.guest.confine import init, linux
 from kernelsvc.host.container import Container, ContainerProcess, ContainerRecord
 from kernelsvc.host.container_manager import ContainerManager
+from kernelsvc.host.protocol import RegisterCopyRequest
 from kernelsvc.linux import procfs
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.manager import SandboxManager
@@ -169,6 +170,10 @@ async def test_the_next_host_takes_over_what_it_can_and_ends_the_rest(cradle: Cr
     assert not _alive(pids["k0"])
 
 
+def copy(kernel: str, original: str) -> RegisterCopyRequest:
+    return RegisterCopyRequest(kernel=kernel, original=original)
+
+
 def _alive(pid: int) -> bool:
     about = procfs.stat(pid)
     return about is not None and about.state != "Z"
@@ -179,12 +184,12 @@ async def test_a_copy_is_one_of_the_sandbox_s_own_processes(cradle: Cradle) -> N
     own = os.pidfd_open(ward.members["k1"].pid)
     other = os.pidfd_open(os.getpid())
     with pytest.raises(KernelDead):
-        cradle.nursery.enlist("k2", "k1", other, "")
+        cradle.nursery.register_copy(copy("k2", "k1"), other)
     with pytest.raises(NotFound):
-        cradle.nursery.enlist("k2", "k9", other, "")
+        cradle.nursery.register_copy(copy("k2", "k9"), other)
     with pytest.raises(Conflict):
-        cradle.nursery.enlist("k1", "k1", other, "")
+        cradle.nursery.register_copy(copy("k1", "k1"), other)
     os.close(other)
-    cradle.nursery.enlist("k2", "k1", own, "")
+    cradle.nursery.register_copy(copy("k2", "k1"), own)
     assert set(cradle.nursery.wards) == {"k1", "k2"}
     assert cradle.nursery.find("k2")[1].home == ward.record.home
