@@ -27,6 +27,7 @@ from hosted import Bench, bench, gone, kill
 from waiting import wait_until
 
 from kernelsvc.errors import (
+    AtCapacity,
     BadRequest,
     Conflict,
     Internal,
@@ -697,6 +698,33 @@ async def test_copies_end_one_by_one(host: Bench) -> None:
     with pytest.raises(KernelDead):
         await host.wake(checkpoint)
     assert host.left() == set()
+
+
+async def test_a_branch_that_cannot_copy_its_directory_is_reported_and_ended(host: Bench) -> None:
+    group = host.runtime / "group"
+    files, made = group / "user", group / "user.d" / "branch"
+    for directory in (group, files, made.parent, made):
+        directory.mkdir(mode=0o755)
+    (files / "data").write_bytes(b"x" * (3 << 20))
+    one = await host.start(workdir=str(files), family=str(group))
+    owner = files.stat()  # the session's own user by now
+    for directory in (made.parent, made):
+        os.chown(directory, owner.st_uid, owner.st_gid)
+    branch = host.request(
+        workdir=str(made),
+        home=f"{one.kernel.home}.d/branch",
+        copy_from=one.kernel.home,
+        limits=Limits(disk_bytes=1 << 20),
+    )
+    await one.kernel.fork(branch, mode="branch")
+    pid = (await host.kernels())[branch.kernel]
+    with pytest.raises(AtCapacity, match="the directory holds 3145728 bytes and a branch may have 1048576"):
+        await host.wake(branch)
+    await gone(pid)
+    assert set(await host.kernels()) == {one.request.kernel}
+    assert await one.run("print(6 * 7)") == "42\n"
+    await one.kernel.end()
+    shutil.rmtree(group)
 
 
 async def test_a_server_that_leaves_in_the_middle_of_a_start(host: Bench) -> None:

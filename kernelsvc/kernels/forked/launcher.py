@@ -51,6 +51,8 @@ COPY_SECONDS = 120.0
 #: Seconds for saving or loading the variables, and most lost ones that are named.
 SAVE_SECONDS, MAX_LOST = 300.0, 1000
 _SO_PEERPIDFD = 77
+#: Most characters of a kernel's reason that are put into an error.
+MAX_REASON = 500
 #: The end of a kernel that nobody can talk to any more.
 UNREACHABLE = Exit(
     cause=Cause.UNREACHABLE,
@@ -402,12 +404,12 @@ class ForkedLauncher:
                 raise
             await asyncio.shield(self._end_quietly(request.kernel))
             raise
-        refused = wire.welcome.get("refused")
+        refused = str(wire.welcome["refused"])[:MAX_REASON]
         if refused:
             wire.close()
             os.close(found.pidfd)
             await asyncio.shield(self._end_quietly(request.kernel))
-            raise AtCapacity(f"The branch could not be made: {str(refused)[:500]}.")
+            raise AtCapacity(f"The branch could not be made: {refused}.")
         return ForkedKernel(self, request, wire, found, sink)
 
     async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> ForkedKernel | None:

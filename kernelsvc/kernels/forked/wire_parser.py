@@ -54,9 +54,14 @@ class _Header(msgspec.Struct):
 
 
 class Welcome(msgspec.Struct):
-    """What a kernel says of itself. Nothing in it is trusted."""
+    """A kernel's description of itself. Nothing in it is trusted.
+
+    Attributes:
+        refused: why a branch could not take its identity, with every other field left out; "" if it did.
+    """
 
     version: int
+    refused: str = ""
     kernel: str = ""
     session: str = ""
     pid: int = 0
