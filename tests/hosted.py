@@ -156,7 +156,7 @@ class Bench:
 
     def left(self) -> set[str]:
         """Names in the runtime directory that belong to kernels."""
-        return {path.name for path in self.runtime.iterdir() if path.suffix in (".k", ".i", ".json", ".new")}
+        return {path.name for path in self.runtime.iterdir() if path.suffix in (".k", ".i", ".json", ".tmp")}
 
 
 @contextlib.asynccontextmanager

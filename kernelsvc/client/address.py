@@ -18,6 +18,7 @@ import msgspec
 
 from kernelsvc.client.values import Unreachable
 from kernelsvc.errors import BadRequest
+from kernelsvc.linux import atomic_file
 
 #: Name of the file, mode 0600: ``{"url": ..., "token": ..., "pid": ...}``.
 INFO_FILE = "server.json"
@@ -140,11 +141,7 @@ def _alive(pid: int) -> bool:
 def write_info(runtime_dir: Path, info: ServerInfo) -> Path:
     """Leave the info file, mode 0600, whole or not at all."""
     path = runtime_dir / INFO_FILE
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(msgspec.json.encode(info))
-    draft.rename(path)
+    atomic_file.replace_bytes(path, msgspec.json.encode(info))
     return path
 
 

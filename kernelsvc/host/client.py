@@ -32,7 +32,7 @@ from kernelsvc.host.protocol import (
     SpawnRequest,
     StartProcessRequest,
 )
-from kernelsvc.linux import seqpacket
+from kernelsvc.linux import peer, seqpacket
 from kernelsvc.linux.acceptor import inherited_descriptor_limits
 from kernelsvc.linux.stopped_process import ResumeIfStopped
 from kernelsvc.model.events import SandboxReport
@@ -250,7 +250,7 @@ class HostClient:
             self._waiting.pop(number, None)
 
     def _host_pid(self) -> int:
-        return self._channel.peer_pid() if self._channel is not None and self._channel.is_open else 0
+        return peer.credentials(self._channel.sock).pid if self._channel is not None and self._channel.is_open else 0
 
     async def ask(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[dict[str, Any], list[int]]:
         """One request; waits for the host to be there. Safe to cancel: the host goes on.

@@ -28,7 +28,8 @@ from kernelsvc.errors import Internal, KernelDead, KernelsvcError, SandboxUnavai
 from kernelsvc.host.branch_cgroup import BranchCgroup, attach_process, create_and_attach, destroy
 from kernelsvc.host.cgroup_events import CgroupEvents
 from kernelsvc.host.protocol import RegisterCopyRequest
-from kernelsvc.linux import procfs, seqpacket
+from kernelsvc.linux import atomic_file, procfs, seqpacket
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.exit_status import Exit, exit_of
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.cgroup import Cgroup
@@ -120,7 +121,7 @@ class Container:
         self._introduced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._statuses: dict[int, asyncio.Future[int]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = OwnedTasks()
         self._gone = asyncio.Event()
         self._ending = False
         self._tally = CgroupEvents()
@@ -153,13 +154,7 @@ class Container:
     def write(self) -> None:
         """Write the record, whole or not at all."""
         path = self.record_path(self._runtime, self.record.kernel)
-        fresh = path.with_suffix(".new")
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, msgspec.json.encode(self.record))
-        finally:
-            os.close(fd)
-        fresh.rename(path)
+        atomic_file.replace_bytes(path, msgspec.json.encode(self.record))
 
     def _write_again(self) -> None:
         """Write what has changed. A later host knows less if that fails, and nobody else is harmed."""
@@ -295,12 +290,7 @@ class Container:
     def _add(self, member: ContainerProcess) -> None:
         self.members[member.kernel] = member
         self._statuses[member.inner_pid] = asyncio.get_running_loop().create_future()
-        self._own(self._watch(member))
-
-    def _own(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._watch(member))
 
     async def _watch(self, member: ContainerProcess) -> None:
         await procfs.wait_pidfd(member.pidfd)
@@ -397,7 +387,7 @@ class Container:
         if self._init_pidfd >= 0 and not self._ending:
             log.error("the init of %s is gone; its sandbox ends", self.record.kernel)
             self._ending = True
-            self._own(self._end())
+            self._tasks.start(self._end())
 
     # -- orders ---------------------------------------------------------------------------
 
@@ -433,7 +423,7 @@ class Container:
         if self.record.copies.pop(member.kernel, None) is not None:
             self._write_again()
         if member.quarters and all(one.quarters != member.quarters for one in self.members.values()):
-            self._own(self._vacate(member.quarters))
+            self._tasks.start(self._vacate(member.quarters))
 
     async def _vacate(self, name: str) -> None:
         """The last of a branch's kernels has gone: end what it left behind, and give its cgroup back."""
@@ -450,7 +440,7 @@ class Container:
         """End every process and give everything back. May be called again; safe to cancel: it goes on."""
         if not self._ending:
             self._ending = True
-            self._own(self._end())
+            self._tasks.start(self._end())
         await self.ended.wait()
 
     async def _end(self) -> None:
@@ -461,8 +451,7 @@ class Container:
             for path in (self.record_path, self.control_socket_path):
                 path(self._runtime, self.record.kernel).unlink(missing_ok=True)
             self.ended.set()
-            for task in self._tasks - {asyncio.current_task()}:
-                task.cancel()
+            self._tasks.cancel()
             for member in self.members.values():
                 os.close(member.pidfd)
                 member.over.set()  # one that leaves meanwhile waits for it, and must not close the descriptor again

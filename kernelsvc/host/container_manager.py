@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from kernelsvc.errors import Conflict, KernelsvcError, NotFound
 from kernelsvc.host.container import Container, ContainerProcess, ContainerRecord
 from kernelsvc.host.protocol import RegisterCopyRequest
 from kernelsvc.linux import procfs, seqpacket
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 
@@ -71,17 +72,12 @@ class ContainerManager:
         self._adoption_seconds = adoption_seconds
         self._exited = exited
         self._own_children = own
-        self._undoing: set[asyncio.Future[None]] = set()
+        self._undoing = OwnedTasks()
         self._starting: dict[str, asyncio.Task[Any]] = {}
         self._turns = asyncio.Semaphore(STARTS_PER_CORE * len(os.sched_getaffinity(0)))
         self._orphans: dict[Container, asyncio.TimerHandle] = {}
         self._turn: list[Container] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks = OwnedTasks()
 
     # -- beginnings ----------------------------------------------------------------------
 
@@ -126,17 +122,14 @@ class ContainerManager:
             self._sandbox.ready(record.ticket)
         except BaseException:
             theirs.close()
-            undoing = asyncio.ensure_future(ward.end())
-            self._undoing.add(undoing)
-            undoing.add_done_callback(self._undoing.discard)
-            await asyncio.shield(undoing)
+            await asyncio.shield(self._undoing.start(ward.end()))
             raise
         self._keep(ward)
         return ward
 
     def _keep(self, ward: Container) -> None:
         self.wards |= dict.fromkeys(ward.members, ward)
-        self._own(self._forget_ended(ward))
+        self._tasks.start(self._forget_ended(ward))
 
     async def _forget_ended(self, ward: Container) -> None:
         await ward.ended.wait()
@@ -236,7 +229,7 @@ class ContainerManager:
 
     def _grace_over(self, ward: Container) -> None:
         log.warning("nobody adopted %s in %g s: it ends", ward.record.kernel, self._adoption_seconds)
-        self._own(self._end(ward))
+        self._tasks.start(self._end(ward))
 
     # -- ends ----------------------------------------------------------------------------------
 
@@ -262,8 +255,7 @@ class ContainerManager:
             task.cancel()
         if starting:
             await asyncio.wait(starting)
-        if self._undoing:  # whoever is cancelled twice waits for its undoing no more, and this host ends now
-            await asyncio.wait(self._undoing)
+        await self._undoing.wait()  # a start that was cancelled twice no longer waits, and this host ends now
         await asyncio.gather(*(self._end(ward) for ward in set(self.wards.values())))
 
     async def _end(self, ward: Container) -> None:

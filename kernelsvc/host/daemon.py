@@ -47,9 +47,10 @@ from kernelsvc.host.protocol import (
     SpawnRequest,
     StartProcessRequest,
 )
-from kernelsvc.linux import procfs, seqpacket
+from kernelsvc.linux import peer, procfs, seqpacket
 from kernelsvc.linux.acceptor import Acceptor, raise_descriptor_limit
 from kernelsvc.linux.stopped_process import ResumeIfStopped
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 from kernelsvc.sandbox.uid_pool import UIDS
 
@@ -93,7 +94,7 @@ class HostDaemon:
         self._keepers: set[int] = set()  # of programs
         self.stopped = asyncio.Event()
         self._servers: dict[seqpacket.SeqpacketChannel, set[str]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = OwnedTasks()
         self._grace: asyncio.TimerHandle | None = None
         self._expecting = False
         self._loop = asyncio.get_running_loop()
@@ -108,7 +109,7 @@ class HostDaemon:
             self._loop.add_signal_handler(number, self.stopped.set)
         for template in self.templates.values():
             template.start()
-        self._own(logs.flush_regularly())
+        self._tasks.start(logs.flush_regularly())
         await self.nursery.recover()
         listener = self._listen()
         acceptor = Acceptor(listener, self._accept)
@@ -136,7 +137,7 @@ class HostDaemon:
         server: seqpacket.SeqpacketChannel
 
         def received(body: dict[str, Any], fds: list[int]) -> None:
-            self._own(self._answer(server, body, fds))
+            self._tasks.start(self._answer(server, body, fds))
 
         def closed() -> None:
             self._left(server)
@@ -159,7 +160,7 @@ class HostDaemon:
 
     def _own_leaving(self) -> None:
         self._grace = None
-        self._own(self._leave())
+        self._tasks.start(self._leave())
 
     async def _leave(self) -> None:
         """Nobody needs this host any more."""
@@ -177,11 +178,6 @@ class HostDaemon:
             shutil.rmtree(self.runtime / "view", ignore_errors=True)
         for server in list(self._servers):
             server.close()
-
-    def _own(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _reap(self) -> None:
         for pid, _ in guest_init.ended_children():
@@ -257,7 +253,7 @@ class HostDaemon:
         request = msgspec.convert(body, SpawnRequest)
         if len(fds) != protocol.SPAWN_FDS:
             raise BadRequest("spawn needs five descriptors.")
-        _must_own(server, [request.workdir, *([request.group_dir] if request.group_dir else [])])
+        _must_own(_user_of(server), [request.workdir, *([request.group_dir] if request.group_dir else [])])
         template = self.templates.get(request.template)
         if template is None:
             raise NotFound(f"This kernel host has no template {request.template!r}.")
@@ -303,7 +299,7 @@ class HostDaemon:
         request = msgspec.convert(body, StartProcessRequest)
         if len(fds) != protocol.START_FDS:
             raise BadRequest("start needs three descriptors.")
-        _must_own(server, [request.cwd, request.share])
+        _must_own(_user_of(server), [request.cwd, request.share])
         with self.nursery.reserve_id(request.kernel):
             ticket = self.sandbox.prepare(
                 request.kernel,
@@ -420,22 +416,28 @@ class HostDaemon:
     }
 
 
-def _must_own(server: seqpacket.SeqpacketChannel, directories: Sequence[str]) -> None:
+def _user_of(server: seqpacket.SeqpacketChannel) -> int:
+    return peer.credentials(server.sock).uid
+
+
+def _must_own(user: int, directories: Sequence[str]) -> None:
     """A server that is not root must not have a host that is root open to sessions what is not the server's.
 
     Raises:
         Forbidden: one of the directories is somebody else's.
     """
-    peer = server.peer_uid()
-    if os.getuid() != 0 or peer == 0:
+    if os.getuid() != 0 or user == 0:
         return
     for directory in directories:
         try:
             owner = os.stat(directory).st_uid
         except OSError:
             continue  # what follows says so
-        if owner != peer and owner not in UIDS:
-            raise Forbidden(f"The directory of a session must belong to user {peer}, who asks, and is user {owner}'s.")
+        if owner != user and owner not in UIDS:
+            raise Forbidden(
+                f"The directory {directory} belongs to user {owner}. Give a session a directory of the server's "
+                f"user, {user}."
+            )
 
 
 def _record(request: SpawnRequest | StartProcessRequest, kind: str, ticket: SandboxAllocation) -> ContainerRecord:

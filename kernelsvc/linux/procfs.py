@@ -22,6 +22,8 @@ _PID = re.compile(rb"^Pid:\t(-?\d+)$", re.MULTILINE)
 _INFO = struct.Struct("=QQ11Ii")
 _GET_INFO = (3 << 30) | (_INFO.size << 16) | (0xFF << 8) | 11
 _INFO_EXIT = 1 << 3
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
 #: linux/sched.h: set before a process that ends closes its descriptors.
 _PF_EXITING = 4
 
@@ -37,6 +39,9 @@ class Stat(msgspec.Struct, frozen=True):
         status: wait status of a zombie; 0 too where this process may not see it.
         exiting: it ends, perhaps so newly that it is no zombie yet (``PF_EXITING``).
         faults: pages that it had to be given since it began, without reading from a disk.
+        cpu_seconds: time on a processor, in user and in system mode.
+        threads: number of threads.
+        resident_bytes: resident set size, shared pages included.
     """
 
     state: str
@@ -46,6 +51,9 @@ class Stat(msgspec.Struct, frozen=True):
     status: int
     exiting: bool = False
     faults: int = 0
+    cpu_seconds: float = 0.0
+    threads: int = 0
+    resident_bytes: int = 0
 
 
 def stat(pid: int) -> Stat | None:
@@ -59,7 +67,11 @@ def stat(pid: int) -> Stat | None:
     fields = text[text.rindex(b")") + 2 :].split()
     exiting = bool(int(fields[6]) & _PF_EXITING)
     parent, session, faults, started, status = (int(fields[at]) for at in (1, 3, 7, 19, 49))
-    return Stat(fields[0].decode(), parent, session, started, status, exiting, faults)
+    cpu_seconds = (int(fields[11]) + int(fields[12])) / _TICKS
+    threads, resident_bytes = int(fields[17]), int(fields[21]) * _PAGE
+    return Stat(
+        fields[0].decode(), parent, session, started, status, exiting, faults, cpu_seconds, threads, resident_bytes
+    )
 
 
 def pid_of(pidfd: int) -> int:

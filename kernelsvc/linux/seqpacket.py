@@ -110,14 +110,6 @@ class SeqpacketChannel:
         """Whether it can still be used."""
         return self.sock.fileno() >= 0
 
-    def peer_uid(self) -> int:
-        """Under which user the other end was made, as Linux vouches for it."""
-        return int.from_bytes(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[4:8], "little")
-
-    def peer_pid(self) -> int:
-        """The process that made the other end, likewise; 0 if it is out of sight."""
-        return int.from_bytes(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
-
     def send(self, body: dict[str, Any], fds: Sequence[int] = ()) -> bool:
         """Send one datagram, later if the other end is slow; False if it is gone or reads nothing at all.
 

@@ -25,6 +25,7 @@ from typing import Literal
 
 import msgspec
 
+from kernelsvc.linux import procfs
 from kernelsvc.sandbox.probe_result import Layer
 
 Controller = Literal["memory", "pids", "cpu", "cpuacct"]
@@ -351,7 +352,7 @@ def _try_v2(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -
 def _refusal_v2(base: str) -> str:
     if not os.access(f"{base}/cgroup.procs", os.W_OK) or not os.access(f"{base}/cgroup.subtree_control", os.W_OK):
         return f"{base} is not delegated to this user"
-    ours = _descendants(os.getpid())
+    ours = {os.getpid(), *procfs.below(os.getpid())}
     foreign = [pid for pid in _pids(f"{base}/cgroup.procs") if pid not in ours]
     if foreign:
         return f"{base} is shared with other processes ({len(foreign)})"
@@ -511,21 +512,6 @@ def _made(directory: str) -> float:
         return os.stat(directory).st_mtime
     except OSError:
         return time.time()
-
-
-def _descendants(root: int) -> set[int]:
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            fields = _text(f"/proc/{name}/stat").rpartition(")")[2].split()
-            if fields:
-                children.setdefault(int(fields[1]), []).append(int(name))
-    found, todo = set(), [root]
-    while todo:
-        pid = todo.pop()
-        found.add(pid)
-        todo += children.get(pid, [])
-    return found
 
 
 def _write(path: str, value: str) -> None:

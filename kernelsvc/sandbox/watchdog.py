@@ -26,12 +26,11 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from kernelsvc.linux import procfs
 from kernelsvc.linux.nofollow import is_plain
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.plan import SPARE_TASKS
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_TICKS = os.sysconf("SC_CLK_TCK")
 _MOST_ENTRIES = 200_000
 
 
@@ -186,27 +185,10 @@ def walk() -> list[ProcessStat]:
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit():
-            process = _stat(name)
-            if process is not None:
-                found.append(process)
+            stat = procfs.stat(int(name))
+            if stat is not None:
+                found.append(ProcessStat(int(name), stat.parent, stat.resident_bytes, stat.cpu_seconds, stat.threads))
     return found
-
-
-def _stat(pid: str) -> ProcessStat | None:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            text = f.read()
-    except OSError:
-        return None  # it ended meanwhile
-    # The name in brackets may hold anything, brackets and spaces too: split after the last one.
-    fields = text[text.rindex(b")") + 2 :].split()
-    return ProcessStat(
-        pid=int(pid),
-        parent=int(fields[1]),
-        resident_bytes=int(fields[21]) * _PAGE,
-        cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
-        threads=int(fields[17]),
-    )
 
 
 def _walk_psutil() -> list[ProcessStat]:

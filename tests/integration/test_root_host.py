@@ -14,7 +14,6 @@ from hosted import Bench, bench
 
 from kernelsvc.errors import Forbidden
 from kernelsvc.host.daemon import _must_own
-from kernelsvc.linux.seqpacket import SeqpacketChannel
 from kernelsvc.sandbox.uid_pool import UIDS
 
 SERVER = 65_533
@@ -81,13 +80,6 @@ async def test_roots_own_directory_is_given_to_the_session(host: Bench) -> None:
 
 
 async def test_a_server_may_only_name_what_is_its_own(files: Path) -> None:
-    class Server(SeqpacketChannel):
-        def __init__(self) -> None:
-            pass
-
-        def peer_uid(self) -> int:
-            return SERVER
-
-    _must_own(Server(), [str(files)])
+    _must_own(SERVER, [str(files)])
     with pytest.raises(Forbidden):
-        _must_own(Server(), [str(files), "/etc"])
+        _must_own(SERVER, [str(files), "/etc"])

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +25,10 @@ from kernelsvc.kernels.forked import environment as handover
 from kernelsvc.kernels.forked.wire_client import WireClient, WireLost
 from kernelsvc.kernels.forked.wire_connection import connect
 from kernelsvc.kernels.port import ForkResult, Output, SaveResult, Sink, StartRequest
-from kernelsvc.linux import procfs
+from kernelsvc.linux import peer, procfs
 from kernelsvc.linux import seqpacket as channel
 from kernelsvc.linux.stopped_process import ResumeIfStopped
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Cause, Exit, exit_of
 from kernelsvc.sandbox.plan import SCRATCH, data_bytes
@@ -50,7 +51,7 @@ FENCE_SECONDS = 1.0
 COPY_SECONDS = 120.0
 #: Seconds for saving or loading the variables, and most lost ones that are named.
 SAVE_SECONDS, MAX_LOST = 300.0, 1000
-_SO_PEERPIDFD = 77
+
 #: Most characters of a kernel's reason that are put into an error.
 MAX_REASON = 500
 #: The end of a kernel that nobody can talk to any more.
@@ -299,7 +300,7 @@ class ForkedLauncher:
     def __init__(self, host: HostClient, runtime: Path) -> None:
         self.host = host
         self._runtime = runtime
-        self._tasks: set[asyncio.Future[None]] = set()
+        self._tasks = OwnedTasks()
         self._ready: dict[str, ForkedKernel] = {}
         self._given_up: dict[str, Exit] = {}  # kernels that can't be adopted
         self._unanswered: dict[str, int] = {}  # attempts to adopt, by kernel
@@ -338,7 +339,7 @@ class ForkedLauncher:
             if await handover.set_environment(ready, request.env):
                 return
         except BaseException:
-            self._own(self._end_quietly(request.kernel))
+            self._tasks.start(self._end_quietly(request.kernel))
             raise
         await self._end_quietly(request.kernel)
         raise KernelDead("The kernel that was ready can't be used; try again.")
@@ -366,17 +367,12 @@ class ForkedLauncher:
             found = await self.host.spawn(spawn, ends)
         except BaseException:
             self.path(request.kernel).unlink(missing_ok=True)
-            self._own(self._end_quietly(request.kernel))
+            self._tasks.start(self._end_quietly(request.kernel))
             raise
         finally:
             for fd in ends:
                 os.close(fd)
         return await self._connect(request, found, sink, 0, identity=_past(request))
-
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _end_quietly(self, kernel: str) -> None:
         with contextlib.suppress(KernelsvcError):
@@ -572,10 +568,6 @@ async def _listener(path: Path) -> int:
 
 def _peer(sock: socket.socket) -> int:
     try:
-        return sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError:  # before Linux 6.5: by number, which might just have been used again; the host looks whose it is
-        pid = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
-    try:
-        return os.pidfd_open(pid)
+        return peer.pidfd(sock)  # before Linux 6.5 perhaps of another process: the host checks its ancestors
     except OSError as error:
         raise KernelDead("The copy ended as soon as it was made.") from error

@@ -31,9 +31,10 @@ from kernelsvc.kernels.forked import wire_parser as frames
 from kernelsvc.kernels.forked.coalescing_reader import CoalescingReader
 from kernelsvc.kernels.forked.reassembly import reassembly
 from kernelsvc.kernels.forked.stdio_pipe import StdioPipe
-from kernelsvc.kernels.forked.wire_connection import READ, WireConnection, connect, peer_pid
+from kernelsvc.kernels.forked.wire_connection import READ, WireConnection, connect
 from kernelsvc.kernels.forked.wire_parser import ACK, CONTROL, HEADER, MESSAGE, WireParser, WireViolation
 from kernelsvc.kernels.port import KernelMessage, Output, StreamText
+from kernelsvc.linux import peer
 from kernelsvc.protocol import jupyter
 
 log = logging.getLogger(__name__)
@@ -197,7 +198,7 @@ class WireClient:
         except TimeoutError:
             raise Timeout("The kernel did not listen in time; try again.") from None
         with sock:
-            return peer_pid(sock)
+            return peer.credentials(sock).pid
 
     @property
     def welcome(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import socket
-import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from kernelsvc.kernels.forked import wire_parser as frames
 from kernelsvc.kernels.forked.reassembly import reassembly
 from kernelsvc.kernels.forked.stdio_pipe import StdioPipe
 from kernelsvc.kernels.forked.wire_parser import HEADER, HELLO, Welcome, WireViolation
+from kernelsvc.linux import peer
 from kernelsvc.linux.seqpacket import close_all, refuse_descriptors
 
 #: Seconds between attempts to connect: first, and at the most.
@@ -30,13 +30,6 @@ WELCOME_SECONDS = 10.0
 PIPES = 2
 
 _encode = msgspec.json.Encoder().encode
-_UCRED = struct.Struct("3i")
-
-
-def peer_pid(sock: socket.socket) -> int:
-    """Who is at the other end, as Linux vouches for it (unix(7), ``SO_PEERCRED``)."""
-    pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return int(pid)
 
 
 async def connect(path: str, *, patient: bool) -> socket.socket:
@@ -78,7 +71,7 @@ class WireConnection:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.peer_pid = peer_pid(sock)
+        self.peer_pid = peer.credentials(sock).pid
         self.welcome = Welcome(version=0)
         self.first = 0
         self.rest = bytearray()

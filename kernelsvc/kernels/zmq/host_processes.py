@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Coroutine
-from typing import Any
 
 from kernelsvc.errors import KernelsvcError, NotFound, TooLarge
 from kernelsvc.host.client import HostClient, KernelHandle
 from kernelsvc.host.protocol import StartProcessRequest
 from kernelsvc.kernels.zmq.processes import ProcessRequest, Started
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.exit_status import Exit, exit_of
 
 #: Largest environment; it travels in one datagram.
@@ -24,7 +23,7 @@ class HostProcesses:
     def __init__(self, host: HostClient) -> None:
         self._host = host
         self._ends: dict[str, asyncio.Future[Exit]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = OwnedTasks()
 
     async def start(self, request: ProcessRequest) -> Started:
         """See ``Processes``."""
@@ -36,7 +35,7 @@ class HostProcesses:
         try:
             found = await asyncio.shield(starting)
         except BaseException:
-            self._own(self._abandon(request.kernel, starting))
+            self._tasks.start(self._abandon(request.kernel, starting))
             raise
         return Started(found.pid, found.pidfd, found.sandbox)
 
@@ -63,11 +62,6 @@ class HostProcesses:
         with contextlib.suppress(KernelsvcError):
             os.close((await starting).pidfd)
             await self.end(kernel)
-
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _listen(self, kernel: str) -> asyncio.Future[Exit]:
         if kernel not in self._ends:

@@ -45,6 +45,7 @@ from kernelsvc.kernels.zmq.channels import Channels, Sending
 from kernelsvc.kernels.zmq.messages import ReplyOrdering, encode, joined
 from kernelsvc.kernels.zmq.processes import Processes, Started
 from kernelsvc.kernels.zmq.runtime_files import KernelRuntimeDir, StdioFifos, ZmqKernelRecord, connection_of
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.events import KernelInfo
 from kernelsvc.model.exit_status import Cause, Exit
 
@@ -119,7 +120,7 @@ class ZmqKernel:
         self._hangup: asyncio.TimerHandle | None = None
         self._leaving: str | None = None
         self._leaving_ends: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = OwnedTasks(self._loop)
         self._ending: asyncio.Task[None] | None = None
         self._written: list[str] = []
         connection, self._key = connection_of(place, record)
@@ -197,7 +198,7 @@ class ZmqKernel:
         else:
             self._signal(signal.SIGINT)
         if self._order.open:
-            self._own(self._settle(self._order.open, INTERRUPTED))
+            self._tasks.start(self._settle(self._order.open, INTERRUPTED))
 
     def _signal(self, signum: int) -> None:
         """Signal the kernel's process, at once: a signal that comes by way of the host may strike the next cell."""
@@ -366,7 +367,7 @@ class ZmqKernel:
         if left_open:
             notes: list[Output] = [StreamText(name="stderr", text=LOST_OUTPUT, parent=i) for i in left_open]
             self._loop.call_soon(self._deliver, notes)
-            self._own(self._settle(left_open, LOST_END))
+            self._tasks.start(self._settle(left_open, LOST_END))
 
     async def _settle(self, left_open: Iterable[str], ending: tuple[str, str]) -> None:
         """End the cells whose end is not heard, once the kernel shows that it is past them.
@@ -401,7 +402,7 @@ class ZmqKernel:
         self._loop.remove_reader(self._pidfd)
         if self._hangup is not None:
             self._hangup.cancel()
-        self._own(self._last_words())
+        self._tasks.start(self._last_words())
 
     async def _last_words(self) -> None:
         try:
@@ -435,8 +436,7 @@ class ZmqKernel:
 
     def detach(self) -> None:
         """See ``port.Kernel``."""
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         self._let_go()
         self._place.close()
 
@@ -466,11 +466,6 @@ class ZmqKernel:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
-
-    def _own(self, work: Any) -> None:
-        task = self._loop.create_task(work, name=f"cold kernel {self._record.kernel}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def restrict_writes(self, write: Sequence[str]) -> str:
         """See ``port.Kernel``; it has no branches."""

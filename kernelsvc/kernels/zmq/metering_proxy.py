@@ -23,7 +23,9 @@ import threading
 from collections.abc import Callable
 
 from kernelsvc.kernels.zmq.messages import MAX_PARTS, MAX_ROUTING, InvalidMessage
+from kernelsvc.linux import peer
 from kernelsvc.linux.acceptor import Acceptor
+from kernelsvc.linux.tasks import OwnedTasks
 
 #: Bytes that are passed on at once.
 CHUNK = 256 * 1024
@@ -153,12 +155,12 @@ class MeteringProxy:
         self._path, self._most, self._on_garbled = path, most, on_garbled
         self._home = asyncio.get_running_loop()
         self._name = f"kernelsvc-{secrets.token_hex(16)}"
-        self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._listener.bind(f"\0{self._name}")
         self._listener.listen(4)
         self._loop = _runner.acquire()
+        self._tasks = OwnedTasks(self._loop)
         self._acceptor: Acceptor | None = None
         self._loop.call_soon_threadsafe(self._open)
 
@@ -180,12 +182,9 @@ class MeteringProxy:
         if self._acceptor is not None:
             self._acceptor.close()
         self._listener.close()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=LINGER_SECONDS)
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.wait(LINGER_SECONDS)
+        self._tasks.cancel()
+        await self._tasks.wait()
         self._loop.call_soon(_runner.release)
 
     def _garbled(self, why: str) -> None:
@@ -193,12 +192,10 @@ class MeteringProxy:
             self._home.call_soon_threadsafe(self._on_garbled, why)
 
     def _accept(self, ours: socket.socket, _: object) -> None:
-        if int.from_bytes(ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little") != os.getpid():
+        if peer.credentials(ours).pid != os.getpid():
             ours.close()
             return
-        task = self._loop.create_task(self._serve(ours))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._serve(ours))
 
     async def _serve(self, ours: socket.socket) -> None:
         with ours, await self._reach() as kernel:

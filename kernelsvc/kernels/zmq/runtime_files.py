@@ -32,6 +32,7 @@ import msgspec
 from kernelsvc.errors import Internal
 from kernelsvc.kernels.zmq.channels import Connection
 from kernelsvc.kernels.zmq.messages import HmacKey
+from kernelsvc.linux import atomic_file
 
 #: Longest path of a socket.
 MAX_SOCKET_PATH = 107
@@ -132,13 +133,7 @@ class KernelRuntimeDir:
 
     def write_record(self, record: ZmqKernelRecord) -> None:
         """Keep what another server needs. It holds the key: mode 0600."""
-        path = self.root / "kernel.json"
-        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, msgspec.json.encode(record))
-        finally:
-            os.close(fd)
-        os.replace(f"{path}.new", path)
+        atomic_file.replace_bytes(self.root / "kernel.json", msgspec.json.encode(record))
 
     def read_record(self) -> ZmqKernelRecord | None:
         """What an earlier server kept, or None."""

@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -92,3 +94,24 @@ def test_families() -> None:
     assert procfs.children(shell.pid) == []
     assert not procfs.descends(shell.pid, os.getpid())
     assert procfs.inner_pid(shell.pid) == -1
+
+
+def test_stat_counts_processor_time_threads_and_memory() -> None:
+    before = procfs.stat(os.getpid())
+    ballast = bytearray(64 << 20)
+    ballast[:: os.sysconf("SC_PAGE_SIZE")] = b"x" * len(range(0, len(ballast), os.sysconf("SC_PAGE_SIZE")))
+    spent = time.process_time()
+    while time.process_time() < spent + 0.1:
+        pass
+    gate = threading.Event()
+    thread = threading.Thread(target=gate.wait)
+    thread.start()
+    after = procfs.stat(os.getpid())
+    gate.set()
+    thread.join()
+    assert before is not None
+    assert after is not None
+    assert after.cpu_seconds > before.cpu_seconds
+    assert after.threads == before.threads + 1
+    assert after.resident_bytes > before.resident_bytes + (48 << 20)
+    del ballast
