@@ -22,6 +22,7 @@ from typing import Any, ClassVar, TypeVar
 import psutil
 import pytest
 import pytest_asyncio
+from local_processes import LocalProcesses
 from waiting import wait_until
 
 from kernelsvc.errors import KernelDead, NotSupported
@@ -31,7 +32,6 @@ from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import Kernel, KernelMessage, Launcher, Output, StartRequest, StreamText
 from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
-from kernelsvc.kernels.zmq.processes import LocalProcesses
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import psutil
 import pytest
+from local_processes import LocalProcesses
 from waiting import wait_until
 
 from kernelsvc.errors import Internal, KernelDead, NotFound, NotSupported, Timeout
 from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.kernels.zmq.kernel import ZmqKernel
 from kernelsvc.kernels.zmq.launcher import KernelspecLauncher, list_kernelspecs
-from kernelsvc.kernels.zmq.processes import LocalProcesses
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits
 

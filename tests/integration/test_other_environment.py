@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from local_processes import LocalProcesses
 from waiting import wait_until
 
 from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
-from kernelsvc.kernels.zmq.processes import LocalProcesses
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
 
