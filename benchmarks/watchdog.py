@@ -32,7 +32,8 @@ from benchmarks.adoption import TOKEN, serve
 from kernelsvc import AsyncClient
 from kernelsvc.host.client import HostClient
 from kernelsvc.host.protocol import ForkServerSettings, HostSettings
-from kernelsvc.kernels.forked.launcher import ForkedKernel, ForkedLauncher
+from kernelsvc.kernels.forked.kernel import ForkedKernel
+from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import StartRequest
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits, MiB

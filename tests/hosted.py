@@ -20,7 +20,8 @@ from waiting import wait_until
 
 from kernelsvc.host.client import HostClient, HostGone
 from kernelsvc.host.protocol import ForkServerSettings, HostSettings
-from kernelsvc.kernels.forked.launcher import ForkedKernel, ForkedLauncher
+from kernelsvc.kernels.forked.kernel import ForkedKernel
+from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.linux import procfs
 from kernelsvc.model.exit_status import Exit

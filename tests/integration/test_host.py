@@ -783,7 +783,7 @@ async def test_a_session_without_host_and_server_ends_itself() -> None:
 async def test_an_end_is_told_after_all_was_taken_however_long_that_takes(
     host: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kernelsvc.kernels.forked.launcher.TELL_SECONDS", 0.05)
+    monkeypatch.setattr("kernelsvc.kernels.forked.kernel.EXIT_REPORT_SECONDS", 0.05)
     one = await host.start()
     one.sink.refusing = True
     one.send("print('held'); import os; os._exit(1)")

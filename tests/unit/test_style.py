@@ -71,7 +71,6 @@ def test_a_folder_is_not_too_full() -> None:
 CIRCLES = (
     {"kernelsvc.cli.record", "kernelsvc.cli.run"},
     {"kernelsvc.guest.forking.fork", "kernelsvc.guest.main_loop"},
-    {"kernelsvc.kernels.forked.environment", "kernelsvc.kernels.forked.launcher"},
     {"kernelsvc.server.mcp", "kernelsvc.server.mcp.asgi_bridge"},
     {
         "kernelsvc.session.checkpoints",
@@ -120,7 +119,6 @@ IMPORTERS = _importers()
 #: process of their own, through the package that re-exports them, or as part of one that is named.
 TESTED_THROUGH = {
     "kernelsvc.store.html_export": "tests/integration/test_store_convert.py",
-    "kernelsvc.kernels.forked.environment": "tests/integration/test_warm_pool.py",
     "kernelsvc.server.e2b.exec_watch": "tests/integration/test_e2b_files.py",
     "kernelsvc.server.mcp.subscriptions": "tests/integration/test_mcp.py",
     "kernelsvc.cli.demo": "tests/acceptance/test_notebooks.py",
