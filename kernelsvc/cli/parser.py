@@ -292,3 +292,16 @@ def _machine(commands: _Commands) -> None:
     settings = commands.add("settings", "doctor:settings", "print every setting, its value and where that came from")
     _json(settings)
     _settings(settings, "what 'serve' would be given")
+    kernelspec = commands.add(
+        "install-kernelspec",
+        "install_kernelspec:install",
+        "install a kernelspec that forks, for JupyterLab and other Jupyter applications",
+        "Install a Jupyter kernelspec whose kernels are forks of this Python interpreter. They need no server, and are\n"
+        "not confined, as the kernels of Jupyter are not. Applications of one user share one kernel host.",
+    )
+    kernelspec.add_argument("--name", default="kernelsvc", help="name of the kernelspec (default: kernelsvc)")
+    kernelspec.add_argument("--prefix", metavar="DIR", help="environment to install into (default: for this user)")
+    kernelspec.add_argument(
+        "--preload", nargs="*", metavar="MODULE",
+        help="modules to import once for all kernels (default: numpy, pandas and matplotlib.pyplot, if installed)",
+    )  # fmt: skip

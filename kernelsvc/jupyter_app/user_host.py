@@ -11,11 +11,11 @@ Its kernels are as unconfined as any Jupyter kernel: they are the user's own.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import json
 import os
+import runpy
 import stat
 import sys
 import tempfile
@@ -113,20 +113,8 @@ def install_kernelspec(name: str, prefix: str | None, preload: Sequence[str]) ->
     return Path(target)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """See the module."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernelsvc.jupyter_app.user_host", description=__doc__.split("\n")[0]
-    )
-    install = parser.add_subparsers(required=True).add_parser("install", help="install a kernelspec")
-    install.add_argument("--name", default="kernelsvc", help="the kernelspec's name (default: kernelsvc)")
-    install.add_argument("--prefix", help="an environment to install into (default: for this user)")
-    install.add_argument("--preload", nargs="*", default=installed(PRELOAD), help="modules to import once for all")
-    options = parser.parse_args(argv)
-    target = install_kernelspec(options.name, options.prefix, options.preload)
-    sys.stdout.write(f"Installed {target}\nStart it with: jupyter console --kernel {options.name}\n")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    # Until 0.2: this module was the command that installs the kernelspec.
+    sys.stderr.write("kernelsvc: this command is now 'kernelsvc install-kernelspec', and will be removed in 0.2.\n")
+    sys.argv[1:2] = ["install-kernelspec"]
+    runpy.run_module("kernelsvc", run_name="__main__", alter_sys=False)

@@ -69,7 +69,7 @@ def test_jupyterlab_with_forked_kernels_and_no_server(browser: str, tmp_path: Pa
     python = python_with(*LAB, "matplotlib", "--editable", str(ROOT))
     prefix, runtime = tmp_path / "prefix", short_tmp / "xdg"
     runtime.mkdir(mode=0o700)
-    install = [str(python), "-m", "kernelsvc.jupyter_app.user_host", "install", "--name", "forked", "--prefix"]
+    install = [str(python), "-m", "kernelsvc", "install-kernelspec", "--name", "forked", "--prefix"]
     subprocess.run([*install, str(prefix)], check=True, env=clean_env(), timeout=60)
     more = {"JUPYTER_PATH": str(prefix / "share" / "jupyter"), "XDG_RUNTIME_DIR": str(runtime)}
     try:
