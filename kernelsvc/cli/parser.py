@@ -296,8 +296,8 @@ def _machine(commands: _Commands) -> None:
         "install-kernelspec",
         "install_kernelspec:install",
         "install a kernelspec that forks, for JupyterLab and other Jupyter applications",
-        "Install a Jupyter kernelspec whose kernels are forks of this Python interpreter. They need no server, and are\n"
-        "not confined, as the kernels of Jupyter are not. Applications of one user share one kernel host.",
+        "Install a Jupyter kernelspec whose kernels are forks of this Python interpreter. They need no server.\n"
+        "They are not confined, like all kernels of Jupyter. Applications of one user share one kernel host.",
     )
     kernelspec.add_argument("--name", default="kernelsvc", help="name of the kernelspec (default: kernelsvc)")
     kernelspec.add_argument("--prefix", metavar="DIR", help="environment to install into (default: for this user)")
