@@ -42,7 +42,7 @@ class Exiter(ZMQExitAutocall):  # type: ignore[misc]
         return f"exit(). {NOTE}"
 
 
-class Events(EventManager):  # type: ignore[misc]
+class SessionHooks(EventManager):  # type: ignore[misc]
     """IPython's events, with one difference: a hook that exits fails as one that raises any other exception.
 
     IPython lets a ``SystemExit`` through. A ``pre_run_cell`` hook that exits would then end every later cell before

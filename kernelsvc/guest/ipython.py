@@ -241,7 +241,7 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         """IPython's, with hooks that may exit."""
         super().init_events()
         hooks: dict[str, Any] = self.events.callbacks
-        self.events: exit_calls.Events = exit_calls.Events(self, hooks)
+        self.events: exit_calls.SessionHooks = exit_calls.SessionHooks(self, hooks)
         self.events.callbacks.update(hooks)
 
     def ask_exit(self) -> None:

@@ -69,10 +69,6 @@ _FRUGAL = 2048
 _MAX_FDS = 16
 
 
-#: Given HELLO's body: what WELCOME says beyond ``version`` and ``seen``.
-Describe = Callable[[dict[str, Any]], dict[str, Any]]
-
-
 class FdWatcher(Protocol):
     """Who polls the descriptors while the kernel is idle: an event loop."""
 
@@ -211,7 +207,7 @@ class WireServer:
         Args:
             listener: bound; ``listen`` is called here so that the peer's credentials are this process's.
             raw: read ends of the pipes behind descriptors 1 and 2, handed to each server.
-            describe: called for each HELLO.
+            describe: called with the body of each HELLO; returns WELCOME's fields beyond ``version`` and ``seen``.
         """
         self.inbox: deque[KernelRequest | ControlRequest] = deque()
         self.seen: deque[str] = deque(maxlen=SEEN)

@@ -41,7 +41,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from kernelsvc.guest.confine import confine
-from kernelsvc.guest.forking import fork_safety, state_requests
+from kernelsvc.guest.forking import fork_safety, state_pickle
 from kernelsvc.guest.forking.fork_safety import ForkSafety
 from kernelsvc.guest.forking.prefault import PagePrefault
 from kernelsvc.guest.forking.proc_maps import ProcMaps
@@ -76,7 +76,7 @@ def answer(runner: MainLoop, control: ControlRequest) -> None:
             control.number, restrict_writes(runner, [str(path) for path in control.body.get("write") or []])
         )
     elif control.op in ("save", "load") and len(control.fds) == 1:
-        runner.wire.reply(control.number, state_requests.answer(runner.kernel.shell, control.body, control.fds.pop()))
+        runner.wire.reply(control.number, state_pickle.answer(runner.kernel.shell, control.body, control.fds.pop()))
     else:
         runner.wire.reply(control.number, {"ok": False, "refused": [f"There is no operation {control.op!r}."]})
 

@@ -32,10 +32,10 @@ from typing import Any, NoReturn
 # All of them here: once a session is confined, no file of ours can be read any more.
 from kernelsvc.guest import import_policy, ipython, limit_errors, variables
 from kernelsvc.guest.confine import confine, init, linux
-from kernelsvc.guest.forking import copy_tree, fork, fork_safety, state_pickle, state_requests
+from kernelsvc.guest.forking import copy_tree, fork, fork_safety, state_pickle
 from kernelsvc.guest.main_loop import PreparedKernel, prepare, serve
 
-_LOADED = (limit_errors, copy_tree, fork, import_policy, ipython, state_pickle, state_requests, fork_safety, variables)
+_LOADED = (limit_errors, copy_tree, fork, import_policy, ipython, state_pickle, fork_safety, variables)
 
 #: Largest datagram: the plan with its filters, the environment, the identity.
 DATAGRAM = 192 * 1024

@@ -44,6 +44,10 @@ _LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
 _FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
 _QUEUES = (queue.Queue, queue.LifoQueue, queue.PriorityQueue)
 _THE_NAMESPACE = "namespace"
+#: Where states that were saved by earlier versions look for this module and its classes. A session that hibernated
+#: before an upgrade is resumed after it, so the names of functions that pickles refer to must not change without a row.
+_OLD_MODULES = frozenset(("kernelsvc.guest.namespace",))
+_OLD_NAMES = {"Lost": "LostVariable"}
 
 
 class NotPortable(Exception):
@@ -236,6 +240,11 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file)
         self._namespace = namespace
 
+    def find_class(self, module: str, name: str, /) -> Any:
+        if module in _OLD_MODULES:
+            return globals()[_OLD_NAMES.get(name, name)]
+        return super().find_class(module, name)
+
     def persistent_load(self, name: Any) -> Any:
         return self._namespace
 
@@ -340,3 +349,36 @@ def load(file: Any, namespace: dict[str, Any]) -> tuple[int, dict[str, str]]:
     for name, why in lost.items():
         namespace[name] = LostVariable(name, why)
     return len(kept), lost
+
+
+# --- requests of the server -----------------------------------------------------------
+
+
+def answer(shell: Any, body: dict[str, Any], fd: int) -> dict[str, Any]:
+    """Answer a ``save`` or ``load`` request. The descriptor is closed. Never raises."""
+    try:
+        return _save(shell, fd) if body["op"] == "save" else _load(shell, fd, int(body.get("count") or 1))
+    except Exception as error:
+        return {"ok": False, "refused": [f"{type(error).__name__}: {error}"[:500]]}
+
+
+def _save(shell: Any, fd: int) -> dict[str, Any]:
+    names = user_names(shell.user_ns, shell.user_ns_hidden)
+    with os.fdopen(fd, "wb") as file:
+        lost = dump(shell.user_ns, names, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"ok": True, "saved": len(names) - len(lost), "lost": lost}
+
+
+def _load(shell: Any, fd: int, count: int) -> dict[str, Any]:
+    collecting = gc.isenabled()
+    gc.disable()  # a large pickle makes many objects and no garbage
+    try:
+        with os.fdopen(fd, "rb") as file:
+            found, lost = load(file, shell.user_ns)
+    finally:
+        if collecting:
+            gc.enable()
+    shell.execution_count = count
+    return {"ok": True, "saved": found, "lost": lost}

@@ -7,20 +7,24 @@ not allow ends in ``WireViolation``; the adapter then ends the kernel.
 from __future__ import annotations
 
 import itertools
-import struct
 from typing import Any, Literal
 
 import msgspec
 
 from kernelsvc.errors import BadRequest
+from kernelsvc.guest.wire_frames import ACK as ACK
+from kernelsvc.guest.wire_frames import CONTROL as CONTROL
+from kernelsvc.guest.wire_frames import HEADER as HEADER
+from kernelsvc.guest.wire_frames import HELLO as HELLO
+from kernelsvc.guest.wire_frames import MAX_TEXT as MAX_TEXT
+from kernelsvc.guest.wire_frames import MESSAGE as MESSAGE
+from kernelsvc.guest.wire_frames import REPLY as REPLY
+from kernelsvc.guest.wire_frames import STREAM as STREAM
+from kernelsvc.guest.wire_frames import VERSION as VERSION
 from kernelsvc.kernels.port import KernelMessage, Output, StreamText
 from kernelsvc.protocol import jupyter
 
-VERSION = 1
-HELLO, MESSAGE, ACK, CONTROL, STREAM, REPLY = range(1, 7)
-HEADER = struct.Struct("<IBQ")
-#: Longest text of one STREAM frame, and the longest id before it.
-MAX_TEXT = 256 * 1024
+#: Longest payload of a STREAM frame: its head, the longest id, and text.
 MAX_STREAM = 3 + 0xFFFF + MAX_TEXT
 #: Longest REPLY or WELCOME.
 MAX_ANSWER = 1024 * 1024

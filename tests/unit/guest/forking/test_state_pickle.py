@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -214,3 +215,53 @@ def test_what_is_not_the_users_is_left_out():
     hidden = {"exit": 1, "quit": 2}
     space = {"exit": 1, "quit": 5, "_i1": "x", "In": [], "Out": {}, "mine": pd.DataFrame(), "q": queue}
     assert ns.user_names(space, hidden) == ["quit", "mine", "q"]
+
+
+def test_a_state_that_an_earlier_version_saved_is_loaded(space, monkeypatch):
+    """The module had another name then, and pickles name the functions that rebuild objects."""
+    file = io.BytesIO()
+    with monkeypatch.context() as earlier:
+        earlier.setitem(sys.modules, "kernelsvc.guest.namespace", ns)
+        for made in (ns._function, ns._set_function, ns._event, ns._queue):
+            earlier.setattr(made, "__module__", "kernelsvc.guest.namespace")
+        ns.dump(space, ["function", "event", "line", "number"], file)
+    assert b"kernelsvc.guest.namespace" in file.getvalue()
+    assert b"state_pickle" not in file.getvalue()
+    fresh = {"__name__": "__main__", "__builtins__": __builtins__}
+    file.seek(0)
+    assert ns.load(file, fresh) == (4, {})
+    assert eval("function(2) == 47 and event.is_set() and line.get_nowait() == 7", fresh)
+
+
+# --- requests of the server ---------------------------------------------------------------
+
+
+def shell(**variables):
+    return SimpleNamespace(user_ns=dict(variables), user_ns_hidden={}, execution_count=7)
+
+
+def test_there_and_back(tmp_path):
+    path = tmp_path / "variables"
+    said = ns.answer(shell(x=[1, 2], gone=(i for i in ())), {"op": "save"}, os.open(path, os.O_WRONLY | os.O_CREAT))
+    assert (said["ok"], said["saved"], list(said["lost"])) == (True, 1, ["gone"])
+    fresh = shell()
+    said = ns.answer(fresh, {"op": "load", "count": 9}, os.open(path, os.O_RDONLY))
+    assert (said["ok"], fresh.user_ns["x"], fresh.execution_count) == (True, [1, 2], 9)
+    assert "lost" in repr(fresh.user_ns["gone"])
+
+
+def test_what_can_not_be_loaded_is_refused_and_changes_nothing(tmp_path):
+    path = tmp_path / "variables"
+    path.write_bytes(b"no pickle at all")
+    fresh = shell(kept=1)
+    said = ns.answer(fresh, {"op": "load"}, os.open(path, os.O_RDONLY))
+    assert said["ok"] is False
+    assert said["refused"]
+    assert fresh.user_ns == {"kept": 1}
+    assert fresh.execution_count == 7
+
+
+def test_a_full_disk_is_refused():
+    said = ns.answer(shell(x=bytes(1000)), {"op": "save"}, os.open("/dev/full", os.O_WRONLY))
+    assert said["ok"] is False
+    assert "No space" in said["refused"][0]
