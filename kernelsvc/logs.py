@@ -31,7 +31,7 @@ class _Place:
 class RateLimit(logging.Filter):
     """Lets ``BURST`` records of each place (file and line) pass per period, and shortens long ones.
 
-    Of the records that do not pass, a summary is written when the period is over and any record comes, or
+    Of the records that do not pass, a summary follows when the period is over and any record comes, or
     ``flush`` is called. Records below INFO are for debugging and are not limited.
 
     Args:
@@ -47,7 +47,7 @@ class RateLimit(logging.Filter):
         handler.addFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Logging's hook: whether this record is written."""
+        """See ``logging.Filter``: whether to write this record."""
         if record.levelno < logging.INFO or getattr(record, "summary", False):
             return True
         with self._lock:
@@ -102,7 +102,7 @@ def configure(level: int) -> None:
 
 
 def flush() -> None:
-    """Write the summaries that are due."""
+    """Write the summaries that are due, of all handlers."""
     for handler in logging.getLogger().handlers:
         for limit in handler.filters:
             if isinstance(limit, RateLimit):

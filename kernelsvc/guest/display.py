@@ -1,8 +1,7 @@
-"""How a cell's value is shown: IPython's formatters and its display hook, asked no more than they need be.
+"""Display a cell's value: IPython's formatters and display hook, called only when they can make a difference.
 
-For a plain number IPython asks eleven formatters, parses the cell anew to see
-whether it ends with a semicolon, and cleans what is plain text already. All of
-that stays, for values and cells for which it can make a difference.
+For a number IPython calls eleven formatters, parses the cell again to see whether it ends with a semicolon, and cleans
+plain text. These steps still run for values and cells where they can change the result.
 """
 
 from __future__ import annotations
@@ -15,27 +14,28 @@ from ipykernel.displayhook import ZMQShellDisplayHook
 from IPython.core.formatters import DisplayFormatter
 from IPython.lib import pretty
 
-#: Values that have one form only, unless somebody registered another for their type.
+#: Values that have only a plain-text form, unless user code registered another one for their type.
 _PLAIN_TYPES = frozenset((int, float, str, bool, complex, type(None)))
 _WITH_BASES = _PLAIN_TYPES | {object}
-#: Of them, those that IPython prints by their ``repr``: a float goes through ``%precision``.
+#: Of these, the types that IPython prints by ``repr``. A float goes through ``%precision``.
 _REPR_TYPES = frozenset((int, bool, str, type(None)))
-#: A number of so many bits can be long in text; beyond a limit Python refuses to write it, and IPython shows that.
+#: An integer of more bits can be long as text. Python refuses to convert one beyond a limit, and IPython shows that
+#: error.
 _MOST_BITS = 4096
 _repr = pretty._repr_pprint
-#: Bytes of code from the instruction that shows a value to the end, when nothing else follows in its cell.
+#: Bytes of code between the instruction that displays a value and the end, when nothing else follows in its cell.
 _LAST_BYTES = 10
-#: Settings of ``ast_node_interactivity`` with which only a cell's last value is shown.
+#: Settings of ``ast_node_interactivity`` with which only the last value of a cell is displayed.
 _ONLY_THE_LAST = frozenset(("last_expr", "last_expr_or_assign"))
-#: Modules whose callbacks after a cell take no time, when there is no figure to draw.
+#: Modules whose callbacks after a cell take no time when there is no figure to draw.
 _QUICK = ("IPython.", "matplotlib")
 
 
 class SelectiveFormatter(DisplayFormatter):  # type: ignore[misc]
-    """Asks eleven formatters about a number only if one of them may know more than its text."""
+    """Calls the other ten formatters for a number only if one of them has a form for it."""
 
     def format(self, obj: Any, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As IPython's."""
+        """See ``DisplayFormatter.format``."""
         if type(obj) in _PLAIN_TYPES and not include and not exclude and not self._knows_plain():
             plain = self.formatters["text/plain"]
             text = repr(obj) if _is_its_repr(obj, plain) else plain(obj)
@@ -44,10 +44,10 @@ class SelectiveFormatter(DisplayFormatter):  # type: ignore[misc]
         return found
 
     def _knows_plain(self) -> bool:
-        """Whether a form was registered for a plain type, by type, by name or for one value."""
+        """Whether user code registered a form for a plain type: by type, by name or for one value."""
         others = [f for name, f in self.formatters.items() if name != "text/plain"]
         for one in (*others, self.ipython_display_formatter, self.mimebundle_formatter):
-            known = one._trait_values  # its traits, without asking each for its value
+            known = one._trait_values  # Its traits as stored, without a lookup for each.
             printers, deferred = known.get("type_printers"), known.get("deferred_printers")
             if printers and not _WITH_BASES.isdisjoint(printers):
                 return True
@@ -57,7 +57,7 @@ class SelectiveFormatter(DisplayFormatter):  # type: ignore[misc]
 
 
 def _is_its_repr(obj: Any, plain: Any) -> bool:
-    """Whether IPython's printer would write just ``repr``: nobody registered another for its type, or for itself."""
+    """Whether IPython would print exactly ``repr(obj)``: its type and the object have no other printer."""
     if isinstance(obj, int) and obj.bit_length() > _MOST_BITS:
         return False
     known = plain._trait_values
@@ -70,10 +70,10 @@ def _is_its_repr(obj: Any, plain: Any) -> bool:
 
 
 class DisplayHook(ZMQShellDisplayHook):  # type: ignore[misc]
-    """Shows a cell's value; the last one goes out with the reply that is about to follow."""
+    """Displays a cell's value. The last message is sent together with the reply that follows."""
 
     def quiet(self) -> bool:
-        """Whether the cell ends with a semicolon; the tokenizer is asked only if there is one."""
+        """Whether the cell ends with a semicolon. The tokenizer runs only if the cell has one."""
         try:
             cell = self.shell.history_manager.input_hist_parsed[-1]
         except IndexError:
@@ -81,7 +81,7 @@ class DisplayHook(ZMQShellDisplayHook):  # type: ignore[misc]
         return ";" in cell and bool(self.semicolon_at_end_of_expression(cell))
 
     def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
-        """Put the forms into the message; text is clean as it is."""
+        """Put the forms into the message. Plain text needs no cleaning."""
         if self.msg and len(format_dict) == 1 and type(format_dict.get("text/plain")) is str:
             content = self.msg["content"]
             content["data"], content["metadata"] = dict(format_dict), md_dict
@@ -89,16 +89,16 @@ class DisplayHook(ZMQShellDisplayHook):  # type: ignore[misc]
             super().write_format_data(format_dict, md_dict)
 
     def finish_displayhook(self) -> None:
-        """Send it; or hold it back for the moment until the reply, if nothing of the cell is left to run."""
+        """Send the message, or hold it for the reply if it ends the cell's code."""
         session = self.session
-        session.holds = self._is_last(sys._getframe(2))
+        session.hold_next = self._is_last(sys._getframe(2))
         try:
             super().finish_displayhook()
         finally:
-            session.holds = False
+            session.hold_next = False
 
     def _is_last(self, cell: FrameType) -> bool:
-        """Whether nothing that may take time follows in the cell, or is done after it."""
+        """Whether nothing that can take time follows in the cell or in hooks after it."""
         if len(cell.f_code.co_code) - cell.f_lasti > _LAST_BYTES:
             return False
         shell = self.shell

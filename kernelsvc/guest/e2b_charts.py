@@ -1,16 +1,13 @@
-"""What a figure shows and a table holds, as data beside the picture; for sessions that E2B's clients use.
+"""Data of figures and tables next to their pictures, for sessions of E2B's clients.
 
-Two more formatters of IPython's: one reads a matplotlib figure back into its
-series, the other a data frame into its columns. They are there only in sessions
-whose environment says that they are such (``ENVIRONMENT``), so that others pay
-nothing. The MIME types end in ``+json``, which keeps notebooks valid; the door
-gives them E2B's names.
+Two IPython formatters: one reads the series of a matplotlib figure, the other the columns of a data frame. They are
+installed only if the session's environment has ``ENVIRONMENT``, so that other sessions pay nothing. The MIME types end
+in ``+json``, which keeps notebooks valid. The E2B server translates them to E2B's names.
 
-The shapes are those that E2B's clients deserialise. Beyond them, a series has
-``x_errors`` or ``y_errors`` and a bar ``error`` where the figure draws error
-bars: pairs of what is below and what is above each point.
+The structures are those that E2B's clients deserialise. In addition, a series has ``x_errors`` or ``y_errors`` and a
+bar has ``error`` if the figure draws error bars: pairs of the distance below and above each point.
 
-Nothing here raises into a cell: what can't be read is left out.
+No error is raised in a cell: unreadable data is omitted.
 """
 
 from __future__ import annotations
@@ -23,22 +20,22 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 CHART, DATA = "application/vnd.e2b.chart+json", "application/vnd.e2b.data+json"
-#: Whose presence in the environment switches this on.
+#: Environment variable that enables the formatters, and its value.
 ENVIRONMENT = ("E2B_SANDBOX", "true")
-#: Values of a chart or a table beyond which it is left out; the picture or the HTML is there anyway.
+#: Most values of a chart or a table. Larger ones are left out, and the client has the picture or the HTML.
 MAX_VALUES = 250_000
-#: How near two edges are the same one, as a share of the figure's extent.
+#: Distance of two edges that count as equal, as a share of the figure's extent.
 _NEAR = 1e-9
 _UNIT = re.compile(r"\s\((.*?)\)|\[(.*?)\]")
 
-#: Where data frames come from, by the module that their class names.
+#: Modules of data frame classes.
 _FRAMES = ("pandas.core.frame", "pandas", "polars.dataframe.frame", "polars")
 
 Json = dict[str, Any]
 
 
 def wanted() -> bool:
-    """Whether this session's environment asks for it."""
+    """Whether the session's environment enables the formatters."""
     return os.environ.get(ENVIRONMENT[0]) == ENVIRONMENT[1]
 
 
@@ -77,7 +74,7 @@ def _harmless(extract: Callable[[Any], Json | None]) -> Callable[[Any], Json | N
 
 
 def plain(value: Any, depth: int = 8) -> Any:
-    """A value as JSON has it: times in ISO 8601, what is no number as null, anything else as text."""
+    """Return a value for JSON: times in ISO 8601, NaN and infinity as null, other objects as text."""
     if value is None or isinstance(value, str | bool | int):
         return str(value) if isinstance(value, str) else value
     if isinstance(value, float):
@@ -98,7 +95,7 @@ def plain(value: Any, depth: int = 8) -> Any:
 
 
 def _is_missing(value: Any) -> bool:
-    """NaT, pandas' NA and a datetime64 that is none differ from themselves, or can't say."""
+    """Whether the value is NaT, pandas' NA or a missing datetime64, which are not equal to themselves."""
     try:
         return bool(value != value)
     except (TypeError, ValueError):
@@ -114,7 +111,7 @@ def _number(value: Any) -> float | None:
 
 
 def table(frame: Any) -> Json | None:
-    """A data frame by columns; None for one that is too large."""
+    """Return a data frame by columns, or None if it is too large."""
     rows, columns = frame.shape
     if rows * columns > MAX_VALUES:
         return None
@@ -133,7 +130,7 @@ def _column(name: Any) -> str:
 
 
 def chart(figure: Any) -> Json | None:
-    """What a figure shows: one chart, or one for each of its axes; None for a blank or too large one."""
+    """Return the chart of a figure, one chart for each of several axes, or None if it is blank or too large."""
     axes = [each for each in figure.get_axes() if each.get_label() != "<colorbar>"]
     if not any(each.has_data() for each in axes) or _size(axes) > MAX_VALUES:
         return None
@@ -150,19 +147,19 @@ def _size(axes: Iterable[Any]) -> int:
 
 
 def axes_chart(ax: Any) -> Json:
-    """What one pair of axes shows."""
+    """Return the chart of one pair of axes."""
     errors = _errors(ax)
     kind = _kind(ax, errors)
     return {"type": kind, "title": ax.get_title() or None, **_READERS[kind](ax, errors)}
 
 
 class _Errors:
-    """The error bars of one pair of axes: which artists draw them, and what they say of each series.
+    """The error bars of one pair of axes.
 
     Attributes:
-        artists: ids of the lines and collections that are error bars and nothing else.
-        of: by the id of a line, or of a container of bars: (x, y), each pairs of below and above, or None.
-        labels: by the id of a line: the name of its series, which is the container's.
+        artists: Ids of the lines and collections that only draw error bars.
+        of: By the id of a line or a bar container: (x, y), each a list of (low, high) or None.
+        labels: By the id of a line: the name of its series, which is the container's.
     """
 
     def __init__(self) -> None:
@@ -188,7 +185,7 @@ def _errors(ax: Any) -> _Errors:
 
 
 def _spans(container: Any, stems: Sequence[Any]) -> tuple[list[Any] | None, list[Any] | None]:
-    """The ends of each bar, relative to its point, along x and along y."""
+    """Return the ends of each bar along x and along y."""
     flags = (bool(container.has_xerr), bool(container.has_yerr))
     waiting = list(stems)
     spans: list[list[Any] | None] = [None, None]
@@ -213,7 +210,7 @@ def _relative(spans: list[Any] | None, centres: Sequence[Any]) -> list[Any] | No
 
 
 def _kind(ax: Any, errors: _Errors) -> str:
-    """The one kind that explains every artist on the axes."""
+    """Return the kind of chart that explains all artists on the axes."""
     from matplotlib.collections import PathCollection
     from matplotlib.lines import Line2D
     from matplotlib.patches import PathPatch, Rectangle, Wedge
@@ -232,7 +229,7 @@ def _kind(ax: Any, errors: _Errors) -> str:
 
 
 def _is_guide(line: Any) -> bool:
-    """Whether a line is level or upright and has two points: a rule across the chart, no series."""
+    """Whether a line is horizontal or vertical and has two points: a rule across the chart and no series."""
     x, y = list(line.get_xdata()), list(line.get_ydata())
     return len(x) == len(y) == 2 and bool(x[0] == x[1] or y[0] == y[1])
 
@@ -241,7 +238,7 @@ def _is_guide(line: Any) -> bool:
 
 
 def _planar(ax: Any, *, turned: bool = False) -> Json:
-    """Labels and units; of the other axis where a chart lies on its side."""
+    """Return labels and units, swapped for a horizontal chart."""
     names = [ax.get_xlabel() or None, ax.get_ylabel() or None]
     x, y = reversed(names) if turned else names
     return {"x_label": x, "y_label": y, "x_unit": _unit(x), "y_unit": _unit(y)}
@@ -278,7 +275,7 @@ def _date(place: Any) -> str:
 
 
 def _is_categorical(ticks: Sequence[Any], labels: Sequence[str]) -> bool:
-    """Whether the ticks are 0 to n-1 and carry names that are not these numbers."""
+    """Whether the ticks are 0 to n-1 and their labels are other texts than these numbers."""
     pairs = list(zip(ticks, labels, strict=False))
     return all(tick == at and label != str(at) for at, (tick, label) in enumerate(pairs))
 
@@ -302,7 +299,7 @@ def _points(xs: Iterable[Any], ys: Iterable[Any]) -> list[list[Any]]:
 
 
 def _listed(values: Any) -> Iterable[Any]:
-    """An array of numbers as Python's own, which is quicker at once than one by one."""
+    """Return an array of numbers as a list of Python numbers, which is faster for all than for each."""
     kind = getattr(getattr(values, "dtype", None), "kind", "")
     found: Iterable[Any] = values.tolist() if kind and kind in "fiub" else values
     return found
@@ -380,7 +377,7 @@ def _unknown(ax: Any, errors: _Errors) -> Json:
 
 
 def _is_boxes(ax: Any) -> bool:
-    """Whether the lines are those of boxes drawn without filling: closed outlines of five points."""
+    """Whether the lines draw unfilled boxes: closed outlines of five points."""
     outlines = [line for line in ax.get_lines() if _is_outline(line)]
     return bool(outlines) and len(ax.get_lines()) >= 5 * len(outlines)
 
@@ -391,7 +388,7 @@ def _is_outline(line: Any) -> bool:
 
 
 class _Box:
-    """One box while its lines are gathered; ``low`` and ``high`` along the values, ``side`` and ``far`` across."""
+    """One box while its lines are collected: ``low`` and ``high`` along the values, ``side`` and ``far`` across."""
 
     def __init__(self, across: Sequence[float], along: Sequence[float]) -> None:
         self.side, self.far = min(across), max(across)
@@ -401,12 +398,12 @@ class _Box:
         self.outliers: list[float] = []
 
     def has(self, across: Sequence[float]) -> bool:
-        """Whether something lies above, below or in it."""
+        """Whether a line is above, below or in the box."""
         room = _NEAR * max(1.0, abs(self.far))
         return all(self.side - room <= value <= self.far + room for value in across)
 
     def take(self, across: Sequence[float], along: Sequence[float], is_marker: bool) -> None:
-        """Take a line that lies there: outliers, a whisker, a median."""
+        """Add a line of this box: outliers, a whisker or a median."""
         if is_marker:
             self.outliers += along
         elif len(along) == 2 and along[0] != along[1]:
@@ -415,7 +412,7 @@ class _Box:
             self.median = along[0]
 
     def _spans(self, across: Sequence[float]) -> bool:
-        """Whether it goes from side to side, as a median does and a cap does not."""
+        """Whether a line goes from side to side, as a median does and a cap does not."""
         width = self.far - self.side
         return max(across) - min(across) > 0.75 * width
 
@@ -452,7 +449,7 @@ def _box_shown(name: str, box: _Box) -> Json:
 
 
 def _outlines(ax: Any) -> list[tuple[list[float], list[float]]]:
-    """The corners of each box: of filled ones, which are patches, or of mere lines."""
+    """Return the corners of each box. Filled boxes are patches, others are lines."""
     filled = [patch.get_path().vertices for patch in ax.patches]
     found = [(_floats(corners[:, 0]), _floats(corners[:, 1])) for corners in filled]
     lines = [line for line in ax.get_lines() if _is_outline(line)]
@@ -460,7 +457,7 @@ def _outlines(ax: Any) -> list[tuple[list[float], list[float]]]:
 
 
 def _lies(ax: Any, outlines: Sequence[tuple[list[float], list[float]]]) -> bool:
-    """Whether the boxes lie on their sides: their medians are upright lines."""
+    """Whether the boxes are horizontal: their medians are vertical lines."""
     for line in ax.get_lines():
         x, y = _floats(line.get_xdata(orig=False)), _floats(line.get_ydata(orig=False))
         if len(x) != 2 or (x[0] == x[1]) == (y[0] == y[1]):

@@ -1,6 +1,6 @@
-"""Where cells run and what they find in the environment, changed between two cells.
+"""Change the environment variables and the working directory of cells, between two cells.
 
-The values stand in no cell's code, and so neither in the log nor in a notebook.
+The values are in no cell's code, so neither in the log nor in a notebook.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from IPython.core.getipython import get_ipython
 from kernelsvc.guest import e2b_charts
 
 
-def _fit_out() -> None:
-    """What the environment switches on: a kernel that was ready before anybody asked hears of it only now."""
+def _install_formatters() -> None:
+    """Install the formatters that an environment variable enables. A pooled kernel gets its environment only now."""
     shell = get_ipython()
     if shell is not None and e2b_charts.wanted() and e2b_charts.CHART not in shell.display_formatter.formatters:
         e2b_charts.install(shell)
 
 
 def change(environ: Mapping[str, Any], directory: str | None = None) -> dict[str, Any]:
-    """Set variables of the environment, and the working directory.
+    """Set environment variables and the working directory.
 
     Args:
-        environ: by name; None removes one.
-        directory: where to go; None stays.
+        environ: Values by name. None removes a variable.
+        directory: The new working directory. None keeps the present one.
 
     Returns:
-        the content of a reply, with what the variables were ``before``: what undoes this.
+        The content of a reply. ``before`` has the previous values, with which a second call undoes this one.
     """
     if directory is not None:
         try:
@@ -42,5 +42,5 @@ def change(environ: Mapping[str, Any], directory: str | None = None) -> dict[str
             os.environ.pop(name, None)
         else:
             os.environ[name] = str(value)
-    _fit_out()
+    _install_formatters()
     return {"status": "ok", "before": before, "directory": os.getcwd()}

@@ -1,8 +1,8 @@
-"""What ``exit()`` and its relatives do in a session: they end the code that calls them, and nothing else.
+"""``exit()`` and similar calls in a session: they end the code that calls them, and not the kernel.
 
-``exit()``, ``quit()``, ``sys.exit()``, ``raise SystemExit``, ``ask_exit`` and ``do_shutdown`` all raise
-``SystemExit``. IPython would set a flag for some of them, and ipykernel would end the process when the next request
-comes, with all variables and with that request.
+``exit()``, ``quit()``, ``sys.exit()``, ``raise SystemExit``, ``ask_exit`` and ``do_shutdown`` all raise ``SystemExit``.
+IPython would set a flag for some of them, and ipykernel would end the process at the next request, which loses all
+variables and that request.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def in_session(error: SystemExit, lines: list[str]) -> list[str]:
     return [NOTE, *(line for line in lines if not line.startswith(_HEADING))]
 
 
-def tell(error: BaseException, where: str) -> None:
-    """Say on stderr that code which no cell waits for has exited. Other exceptions have reports of their own.
+def report_exit(error: BaseException, where: str) -> None:
+    """Write to stderr that code which no cell waits for has exited. Other exceptions have reports of their own.
 
-    A task that exits throws its SystemExit at the event loop and at the cell that awaits it. The cell's error suffices.
+    A task that exits raises its SystemExit in the event loop and in the cell that awaits it. The cell's error suffices.
     """
     if isinstance(error, SystemExit) and error is not _shown:
         with contextlib.suppress(Exception):

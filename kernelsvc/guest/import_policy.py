@@ -1,14 +1,12 @@
-"""Tell the model, at the import itself, what a session is not meant to use.
+"""Explain at an import which modules a template does not want in cells, and what to use instead.
 
-A sign, not a wall: what a cell may reach is decided by confinement, and code
-that wants around this gets around it. It exists because a model that reads
-"'requests' is not for this session: it has no network; work with files in the
-current directory" does better at its next step than one that waits for a time-out.
+This is advice and not isolation: confinement decides what a cell can reach, and code can avoid this check. It helps a
+model: the message "'requests' is not for this session. It has no network. Work with files in the current directory." is
+a better base for its next step than a time-out.
 
-Only imports written in cells are looked at (those whose globals are
-``__main__``'s): numpy and pandas go on importing what they like. That is why
-``__import__`` is wrapped and no finder added: a finder never sees a module that
-is already loaded, and everything is, in a fork of a warm template.
+Only imports in cells are checked (their globals are ``__main__``'s). numpy and pandas may import any module.
+``__import__`` is wrapped, since a finder is never called for a module that is loaded already, and in a fork of a warm
+template most are.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import Any
 
 _PROCESSES = "Write it in Python; for files use pathlib and shutil."
 _NETWORK = "This session has no network; work with files in the current directory."
-#: What to do instead, for what is denied most often.
+#: Alternatives to the modules that are denied most often.
 INSTEAD: Mapping[str, str] = {
     "aiohttp": _NETWORK,
     "ctypes": "Use numpy for raw memory and fast loops.",
@@ -45,19 +43,19 @@ _MOST_NAMES = 20
 
 
 class ImportNotAllowed(ImportError):
-    """The session's template doesn't want this module in cells; the message names what to use."""
+    """The session's template does not allow this module in cells. The message names an alternative."""
 
 
 def refusal(module: str, allow: Sequence[str] | None, deny: Sequence[str]) -> str | None:
-    """Why a cell should not import ``module``, and what it may use; None if it may.
+    """Return why a cell should not import ``module`` and what it may use, or None if the import is allowed.
 
-    A name in either list stands for itself and all beneath it (``xml`` for
-    ``xml.etree``); the longest match wins, and ``deny`` wins a tie.
+    A name in either list covers all modules below it (``xml`` covers ``xml.etree``). The longest match wins, and
+    ``deny`` wins a tie.
 
     Args:
-        module: the dotted name.
-        allow: the only modules a cell may import, or None for all.
-        deny: modules that it may not.
+        module: The dotted name.
+        allow: The only modules that a cell may import, or None for all.
+        deny: Modules that a cell may not import.
     """
     denied, allowed = _depth(module, deny), _depth(module, allow or ())
     if denied >= allowed and denied > 0:
@@ -68,7 +66,7 @@ def refusal(module: str, allow: Sequence[str] | None, deny: Sequence[str]) -> st
 
 
 def _depth(module: str, names: Sequence[str]) -> int:
-    """How many parts of the longest name that covers ``module``; 0 if none does."""
+    """Return the number of parts of the longest name that covers ``module``, or 0."""
     return max((len(name.split(".")) for name in names if module == name or module.startswith(name + ".")), default=0)
 
 
@@ -87,17 +85,17 @@ def _text(module: str, allow: Sequence[str] | None) -> str:
 
 
 def install(allow: Sequence[str] | None, deny: Sequence[str]) -> None:
-    """Put up the sign in this process. With nothing to say it does nothing.
+    """Wrap ``__import__`` in this process. Does nothing if every import is allowed.
 
-    Modules that lie in the working directory are the session's own and always allowed.
+    Modules in the working directory belong to the session and are always allowed.
 
     Args:
-        allow: see ``refusal``.
-        deny: see ``refusal``.
+        allow: See ``refusal``.
+        deny: See ``refusal``.
     """
     if allow is None and not deny:
         return
-    plain = builtins.__import__
+    original = builtins.__import__
 
     def guarded(
         name: str,
@@ -108,13 +106,13 @@ def install(allow: Sequence[str] | None, deny: Sequence[str]) -> None:
     ) -> Any:
         if level == 0 and globals is not None and globals.get("__name__") == "__main__":
             _check(name, fromlist or (), allow, deny)
-        return plain(name, globals, locals, fromlist or (), level)
+        return original(name, globals, locals, fromlist or (), level)
 
     builtins.__import__ = guarded
 
 
 def _check(name: str, fromlist: Sequence[str], allow: Sequence[str] | None, deny: Sequence[str]) -> None:
-    # "from os import path" may name a module that is denied on its own.
+    # "from os import path" can name a module that is denied by itself.
     for module in (name, *(f"{name}.{part}" for part in fromlist if f"{name}.{part}" in deny)):
         why = refusal(module, allow, deny)
         if why is not None and not _own(module):

@@ -1,11 +1,10 @@
-"""A program that watches a directory from inside a session's sandbox, and says on standard output what happens there.
+"""A program that watches a directory inside a session's sandbox and writes events to standard output.
 
-It is given to an interpreter of the sandbox as text, since nothing of ours need
-be installed there: the standard library alone, and no import from here. Its
-arguments are the directory, ``1`` to watch what is below it too, and ``1`` to
-describe files. Its first line is ``{"ready": true}``; each further one is an
-event. Its exit status says why it could not begin: 44 for nothing there, 45 for
-no directory, 46 for Linux having no watches left.
+An interpreter in the sandbox gets it as text, since kernelsvc need not be installed there. So it uses the standard
+library only and imports no other module of kernelsvc. Arguments: the directory, ``1`` to watch subdirectories, ``1`` to
+describe files. The first line of output is ``{"ready": true}``, each further line is an event. Exit status if it can't
+start: 44 if the path does not exist, 45 if it is not a directory, 46 if Linux has no watches left (inotify(7),
+``max_user_watches``).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import sys
 
 MISSING, NO_DIRECTORY, NO_WATCHES = 44, 45, 46
 MAX_DIRECTORIES = 512
-#: linux/inotify.h, and E2B's words.
+#: Masks of linux/inotify.h, and E2B's names of events.
 _KINDS = {
     0x100: "EVENT_TYPE_CREATE",
     0x80: "EVENT_TYPE_CREATE",
@@ -34,12 +33,12 @@ _EVENT = struct.Struct("iIII")
 
 
 def shown(path: str) -> str:
-    """A path as text; what is not UTF-8 becomes U+FFFD."""
+    """Return a path as text. Bytes that are not UTF-8 become U+FFFD."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def described(path: str) -> dict[str, object] | None:
-    """What a file is, in numbers; None if it is gone."""
+    """Return mode, size, modification time and link target of a file, or None if it no longer exists."""
     try:
         info = os.lstat(path)
         target = os.readlink(path) if stat.S_ISLNK(info.st_mode) else None
@@ -54,7 +53,7 @@ def described(path: str) -> dict[str, object] | None:
 
 
 class Watch:
-    """The directories that are watched, by inotify's numbers."""
+    """The watched directories, by inotify's watch descriptors."""
 
     def __init__(self, top: str, recursive: bool) -> None:
         self.libc = ctypes.CDLL(None, use_errno=True)
@@ -63,7 +62,7 @@ class Watch:
         self.known: dict[int, str] = {}
 
     def add(self, path: str) -> bool:
-        """Watch a directory, and what is below it if that is wanted."""
+        """Watch a directory, and its subdirectories if the watch is recursive. Return False if Linux refused."""
         if len(self.known) >= MAX_DIRECTORIES:
             return False
         number = self.libc.inotify_add_watch(self.fd, os.fsencode(path), _MASK)
@@ -80,7 +79,7 @@ class Watch:
         return True
 
     def events(self) -> list[tuple[str, str, bool]]:
-        """What happened: its kind, the path, and whether that is a directory. Waits for it."""
+        """Wait for events and return them: kind, path, and whether the path is a directory."""
         data, found, at = os.read(self.fd, 65536), [], 0
         while at + _EVENT.size <= len(data):
             number, mask, _, size = _EVENT.unpack_from(data, at)
@@ -93,8 +92,8 @@ class Watch:
         return found
 
 
-def main(top: str, recursive: bool, described_too: bool) -> int:
-    """Watch until somebody ends us."""
+def main(top: str, recursive: bool, describe: bool) -> int:
+    """Watch without end. Return an exit status if it can't start."""
     if not os.path.lexists(top):
         return MISSING
     if not os.path.isdir(top):
@@ -102,19 +101,19 @@ def main(top: str, recursive: bool, described_too: bool) -> int:
     watch = Watch(top, recursive)
     if watch.fd < 0 or not watch.add(top):
         return NO_WATCHES
-    said: list[dict[str, object]] = [{"ready": True}]
+    lines: list[dict[str, object]] = [{"ready": True}]
     while True:
-        for each in said:
+        for each in lines:
             sys.stdout.write(json.dumps(each) + "\n")
         sys.stdout.flush()
-        said = []
+        lines = []
         for kind, path, directory in watch.events():
             if recursive and directory and kind == "EVENT_TYPE_CREATE":
                 watch.add(path)
             event: dict[str, object] = {"type": kind, "name": shown(os.path.relpath(path, top))}
-            if described_too:
+            if describe:
                 event["entry"] = described(path)
-            said.append(event)
+            lines.append(event)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """IPython as ipykernel runs it, on one wire instead of five ZMQ sockets.
 
-Everything that couples this project to ipykernel's classes is in this module.
-Three classes are replaced where they touch the transport: ``Session.send``
-writes a frame, the shell keeps no second copy of what is printed, the kernel
-reads ``input()`` from the wire and knows when an interrupt may strike.
+All code that depends on ipykernel's classes is in this module. Three classes are replaced where they touch the
+transport: ``Session.send`` writes a frame, the shell stores no second copy of printed text, and the kernel reads
+``input()`` from the wire and knows when an interrupt may be delivered.
 
-Interrupts. SIGINT raises ``KeyboardInterrupt`` in the cell's own code and nowhere
-else. While an async cell waits for the loop, it is cancelled instead, and the
-``CancelledError`` is shown as what it means.
+Interrupts: SIGINT raises ``KeyboardInterrupt`` only in the cell's own code. An async cell that waits for the loop is
+cancelled instead, and its ``CancelledError`` is displayed as ``KeyboardInterrupt``.
 """
 
 from __future__ import annotations
@@ -29,14 +27,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kernelsvc.guest import environment as surroundings
-from kernelsvc.guest import limit_errors, tracebacks, variables
-from kernelsvc.guest.wire_frames import KernelRequest, join, misfit, stream_prefix
+from kernelsvc.guest import environment, limit_errors, tracebacks, variables
+from kernelsvc.guest.wire_frames import KernelRequest, join, size_error, stream_prefix
 from kernelsvc.guest.wire_server import WireServer
 
 
 def _without_debugpy() -> None:
-    """Keep debugpy out: 110 ms and a thread that ipykernel would else bring."""
+    """Replace debugpy with a stub. ipykernel would import it, which costs 110 ms and starts a thread."""
     if "ipykernel.debugger" not in sys.modules:
         stand_in = types.ModuleType("ipykernel.debugger")
         stand_in._is_debugpy_available = False  # type: ignore[attr-defined]
@@ -63,46 +60,46 @@ from kernelsvc.guest.plain_cells import PlainCellDetector  # noqa: E402
 
 IPYKERNEL_VERSION: str = ipykernel.__version__
 VARIABLES_REQUEST = "kernelsvc_variables_request"
-SURROUNDINGS_REQUEST = "kernelsvc_surroundings_request"
-#: A message's header as JSON: number, type, session, date.
+ENVIRONMENT_REQUEST = "kernelsvc_surroundings_request"
+#: The header of a message as JSON: number, type, session, date.
 _HEAD = (
     '{"msg_id":"%s_%d","msg_type":"%s","username":"kernel","session":"%s","date":"%s","version":"'
     + protocol_version
     + '"}'
 )
-#: Largest content that is sent the short way.
-_SHORT = 64 * 1024
-#: What IPython's ``run_cell`` takes; later releases take more.
+#: Largest content that ``send_fast`` encodes itself, in bytes.
+_SHORT_BYTES = 64 * 1024
+#: Parameters of IPython's ``run_cell``. Later releases have more.
 _RUN_CELL_TAKES = frozenset(inspect.signature(InteractiveShell.run_cell).parameters)
-#: Request headers whose JSON is kept for the answers that quote them.
-_PARENTS_KEPT = 32
+#: Request headers whose JSON is cached for the replies that quote them.
+_MAX_PARENTS = 32
 
-#: Without the conversions to enums, which cost more than the call.
+#: The C function, without the conversions to enums, which cost more than the call.
 _set_handler: Callable[..., Any] = importlib.import_module("_signal").signal
 _SIGINT = int(signal.SIGINT)
 
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=json_default).encode
-#: The C encoder, made once: ``JSONEncoder.encode`` makes one for each of a cell's fifteen texts. It does not look for
-#: circles, which end in a RecursionError instead.
+#: The C encoder, created once: ``JSONEncoder.encode`` creates one for each of the fifteen texts of a cell. It does not
+#: detect circular references, which end in a RecursionError instead.
 _make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)
-_quickly = _make_encoder and _make_encoder(
+_encode_fast = _make_encoder and _make_encoder(
     None, json_default, json.encoder.encode_basestring, None, ":", ",", False, False, False
 )
 
 
 def encode(value: Any) -> bytes:
-    """``value`` as JSON, cleaned as Jupyter does it where JSON has no word for it (NaN, bytes, dates)."""
+    """Return ``value`` as JSON. Values that JSON lacks (NaN, bytes, dates) are converted as Jupyter does."""
     if not value:
         return b"{}"
     try:
-        text = "".join(_quickly(value, 0)) if _quickly else _dumps(value)
+        text = "".join(_encode_fast(value, 0)) if _encode_fast else _dumps(value)
     except (TypeError, ValueError, RecursionError):
         text = _dumps(json_clean(value))
     return text.encode("utf-8", "replace")
 
 
 class ChannelName:
-    """Stands where ipykernel expects a socket; its name is all that matters."""
+    """Takes the place of a socket in ipykernel. Only its name is used."""
 
     closed = False
 
@@ -110,7 +107,7 @@ class ChannelName:
         self.name = name.encode()
 
     def flush(self, *_: Any) -> None:
-        """Nothing is held back."""
+        """Do nothing: no message is buffered."""
 
 
 SHELL, CONTROL, IOPUB, STDIN = (ChannelName(name) for name in ("shell", "control", "iopub", "stdin"))
@@ -120,23 +117,23 @@ class WireSession(Session):  # type: ignore[misc]
     """Builds Jupyter messages and sends them as MESSAGE frames."""
 
     wire: WireServer | None = None
-    #: What is sent now may go out together with what follows.
-    holds = False
+    #: Whether a message that is sent now may be sent together with the next one.
+    hold_next = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._parents: OrderedDict[str, bytes] = OrderedDict()
         self._name = ""
         self.check_pid = False
-        self.renew()
+        self.new_ids()
 
-    def renew(self) -> None:
-        """Another process now: other ids."""
+    def new_ids(self) -> None:
+        """Take new ids after a fork."""
         self._name = self.session = os.urandom(16).hex()
         self._parents.clear()
 
     def msg_header(self, msg_type: str) -> dict[str, Any]:
-        """The header of a message; its date is text already, which is cheaper to encode."""
+        """Return a message header. The date is text already, which is cheaper to encode."""
         self.message_count += 1
         return {
             "msg_id": f"{self._name}_{self.message_count}",
@@ -155,19 +152,19 @@ class WireSession(Session):  # type: ignore[misc]
         parent: dict[str, Any],
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        """``send``, without the dictionaries that nobody looks at: for messages of ours."""
+        """Send a message of the kernel's own like ``send``, without building the message dictionaries."""
         wire, data = self.wire, encode(content)
-        if len(data) > _SHORT or misfit(data):
+        if len(data) > _SHORT_BYTES or size_error(data):
             self.send(channel, msg_type, content, parent, metadata=metadata)
         elif wire is not None and not wire.foreign:
             self.message_count += 1
             head = _HEAD % (self._name, self.message_count, msg_type, self._name, utcnow().isoformat())
             wire.message(join(channel.name, head.encode(), self._parent(parent["header"]), encode(metadata), data))
 
-    def quote(self, request: KernelRequest) -> None:
-        """Answers to this request will quote its header exactly as it came."""
+    def remember_header(self, request: KernelRequest) -> None:
+        """Quote this request's header in its replies byte for byte."""
         self._parents[request.msg_id] = request.raw_header
-        if len(self._parents) > _PARENTS_KEPT:
+        if len(self._parents) > _MAX_PARENTS:
             self._parents.popitem(last=False)
 
     def _parent(self, header: dict[str, Any]) -> bytes:
@@ -200,26 +197,26 @@ class WireSession(Session):  # type: ignore[misc]
     def _send(self, wire: WireServer, channel: bytes, msg: dict[str, Any], buffers: list[bytes]) -> None:
         head = (encode(msg["header"]), self._parent(msg["parent_header"]))
         metadata, content = encode(msg["metadata"]), encode(msg["content"])
-        why = misfit(content) or misfit(metadata)
+        why = size_error(content) or size_error(metadata)
         if why is None:
             try:
-                wire.message(join(channel, *head, metadata, content, *buffers), hold=self.holds)
+                wire.message(join(channel, *head, metadata, content, *buffers), hold=self.hold_next)
                 return
             except ValueError as error:
                 why = str(error)
-        self._send_instead(wire, channel, head, msg, why)
+        self._send_too_large(wire, channel, head, msg, why)
 
-    def _send_instead(
+    def _send_too_large(
         self, wire: WireServer, channel: bytes, head: tuple[bytes, bytes], msg: dict[str, Any], why: str
     ) -> None:
-        """What is too large for the wire becomes a text that says so; a reply stays a reply."""
+        """Replace a message that is too large for the wire by a text about it. A reply remains a reply."""
         kind = msg["header"]["msg_type"]
-        said = f"A {kind} message was not sent: {why}. Show less of it, or write it to a file."
+        text = f"A {kind} message was not sent: {why}. Show less of it, or write it to a file."
         if channel == b"iopub":
-            wire.text(stream_prefix("stderr", msg["parent_header"].get("msg_id", "")), said + "\n")
+            wire.text(stream_prefix("stderr", msg["parent_header"].get("msg_id", "")), text + "\n")
             return
         count = msg["content"].get("execution_count")
-        content = {"status": "error", "ename": "TooLarge", "evalue": said, "traceback": [], "execution_count": count}
+        content = {"status": "error", "ename": "TooLarge", "evalue": text, "traceback": [], "execution_count": count}
         wire.message(join(channel, *head, b"{}", encode(content)))
 
 
@@ -233,37 +230,37 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         return exit_calls.Exiter(self)
 
     def init_builtins(self) -> None:
-        """IPython's, with ``exit`` and ``quit`` in modules and scripts too, where IPython has none."""
+        """See IPython. ``exit`` and ``quit`` also exist in modules and scripts, where IPython has none."""
         super().init_builtins()
         self.builtin_trap.auto_builtins.update(exit=self.exiter, quit=self.exiter)
 
     def init_events(self) -> None:
-        """IPython's, with hooks that may exit."""
+        """See IPython. A hook that exits does not end the cell."""
         super().init_events()
         hooks: dict[str, Any] = self.events.callbacks
         self.events: exit_calls.SessionHooks = exit_calls.SessionHooks(self, hooks)
         self.events.callbacks.update(hooks)
 
     def ask_exit(self) -> None:
-        """End the code that calls it; ipykernel would end the kernel.
+        """End the code that calls it. ipykernel would end the kernel.
 
         Raises:
-            SystemExit: always.
+            SystemExit: Always.
         """
         raise SystemExit
 
     def init_display_formatter(self) -> None:
-        """IPython's hook."""
+        """See IPython. Installs ``SelectiveFormatter``."""
         self.display_formatter = SelectiveFormatter(parent=self)
         self.configurables.append(self.display_formatter)
 
     @contextlib.contextmanager
     def _tee(self, channel: str) -> Iterator[None]:
-        """IPython 9 keeps all that is printed for ``%notebook``; the session's journal does that."""
+        """Do nothing. IPython 9 stores printed text for ``%notebook``, and the session's journal has it already."""
         yield
 
     def transform_cell(self, raw_cell: str) -> str:
-        """Transform a cell; ipykernel asks for it, and then IPython again, in the same cell."""
+        """Transform a cell once: ipykernel calls this, and IPython calls it again for the same cell."""
         known, self._transformed = self._transformed, None
         if known is not None and known[0] == raw_cell:
             return known[1]
@@ -276,11 +273,14 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         return transformed
 
     _transformed: tuple[str, str] | None = None
-    #: Made when the shell is complete.
+    #: Set when the shell is complete.
     plain: PlainCellDetector | None = None
 
     def should_run_async(self, raw_cell: str, *, transformed_cell: str | None = None, **more: Any) -> bool:
-        """Whether a cell awaits: IPython compiles it to see, which only a cell with one of two words is worth."""
+        """Whether a cell awaits.
+
+        IPython compiles the cell to find out, so only cells that contain ``await`` or ``async`` get there.
+        """
         if transformed_cell is not None and not _may_await(transformed_cell):
             return False
         return bool(super().should_run_async(raw_cell, transformed_cell=transformed_cell, **more))
@@ -289,7 +289,7 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         etype, evalue, traceback = super()._get_exc_info(exc_tuple)
         if isinstance(evalue, BaseException):
             tracebacks.clean(evalue)
-        return etype, evalue, tracebacks.without_ours(traceback)
+        return etype, evalue, tracebacks.without_own_frames(traceback)
 
     def _showtraceback(self, etype: Any, evalue: Any, stb: Any) -> None:
         if etype is asyncio.CancelledError and self.kernel.gate.cancelled:
@@ -304,17 +304,17 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
             super()._showtraceback(etype, evalue, stb)
 
     def enable_gui(self, gui: Any = None) -> None:
-        """There is no screen in a session; figures are inline anyway."""
+        """Refuse GUI event loops: a session has no screen, and figures are inline."""
         if gui not in (None, "inline", "asyncio"):
-            raise UsageError(f"A session has no screen, so {gui!r} can't run in it; figures appear inline without it.")
+            raise UsageError(f"A session has no screen, so {gui!r} can't run in it. Figures appear inline without it.")
         self.active_eventloop = gui
 
     def _update_exit_now(self, change: Any) -> None:
-        """Stop no loop, as ipykernel would: ``shutdown_request`` alone ends the kernel."""
+        """Do nothing. ipykernel would stop the loop, but only ``shutdown_request`` ends the kernel."""
 
 
 def _wants_reply_only(request: KernelRequest) -> bool:
-    """Whether only a cell's outputs and its reply are wanted: whoever sent it knows that it begins."""
+    """Whether the sender wants only the outputs and the reply of a cell, and no status messages or echo."""
     return request.msg_type == "execute_request" and request.content.get("terse") is True
 
 
@@ -323,7 +323,7 @@ def _may_await(code: str) -> bool:
 
 
 class InterruptGate:
-    """Whether an interrupt may strike, and what it strikes."""
+    """State that decides whether SIGINT is delivered, and where."""
 
     def __init__(self) -> None:
         self.open = False
@@ -331,10 +331,10 @@ class InterruptGate:
         self.cancelled = False
 
     def deliver(self) -> None:
-        """SIGINT arrived: raise in the cell's code, or cancel what it awaits.
+        """Handle SIGINT: raise in the cell's code, or cancel the future that the cell awaits.
 
         Raises:
-            KeyboardInterrupt: the cell's code was running.
+            KeyboardInterrupt: The cell's code was running.
         """
         if not self.open:
             return
@@ -350,14 +350,14 @@ class InterruptGate:
 
 
 class CellMeter:
-    """What one cell used. Figures for the user, not for the bill: they come from inside."""
+    """Measures the resources of one cell, from inside the kernel: for information, not for enforcement."""
 
     def __init__(self) -> None:
         self._cpu = 0.0
         self._reset: int | None = None
 
     def reopen(self) -> None:
-        """In a new process: find the file that resets the peak (proc(5), ``clear_refs``)."""
+        """In a new process, open the file that resets the peak memory (proc(5), ``/proc/pid/clear_refs``)."""
         if self._reset is not None:
             os.close(self._reset)
         try:
@@ -366,20 +366,20 @@ class CellMeter:
             self._reset = None
 
     def fds(self) -> set[int]:
-        """Descriptors that are ours."""
+        """Return the meter's own descriptors."""
         return set() if self._reset is None else {self._reset}
 
     def begin(self) -> None:
-        """A cell begins."""
+        """Start to measure a cell."""
         self._cpu = self._spent(resource.getrusage(resource.RUSAGE_SELF))
         if self._reset is not None:
             try:
-                os.write(self._reset, b"5")
+                os.write(self._reset, b"5")  # 5 resets the peak resident set size (proc(5), since Linux 4.0)
             except OSError:
                 self._reset = None
 
     def end(self) -> dict[str, Any]:
-        """The cell ended: processor time of it and of its children that ended, and the most memory it held."""
+        """Return the processor time of the cell and its ended children, and the peak memory of the process."""
         own = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "cpu_ms": round((self._spent(own) - self._cpu) * 1000, 3),
@@ -407,18 +407,18 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         self.gate = InterruptGate()
         self.usage = CellMeter()
-        #: Set by a ``shutdown_request``: the main loop ends after it.
+        #: Set by a ``shutdown_request``. The main loop then ends.
         self.ending = False
-        self._open: dict[str, KernelRequest] = {}
+        self._unanswered: dict[str, KernelRequest] = {}
         self.flush_c: Callable[[], None] = lambda: None
         super().__init__(**kwargs)
         self.shell_channel_thread = types.SimpleNamespace(parent_thread=threading.main_thread())
         self.shell_handlers[VARIABLES_REQUEST] = self.variables_request
-        self.shell_handlers[SURROUNDINGS_REQUEST] = self.surroundings_request
+        self.shell_handlers[ENVIRONMENT_REQUEST] = self.environment_request
 
     @property
     def foreign(self) -> bool:
-        """Whether this is a process that user code forked."""
+        """Whether user code forked this process."""
         wire = self.session.wire
         return wire is not None and bool(wire.foreign)
 
@@ -428,16 +428,16 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         """Answer one request: busy, reply, idle. Never raises.
 
         Args:
-            request: from any channel.
-            concurrent: it came while an async cell runs; that cell keeps its place.
+            request: A request of any channel.
+            concurrent: It came while an async cell runs, which remains the parent of outputs.
         """
         message = request.message()
         channel = CONTROL if request.channel == "control" else SHELL
         handlers = self.control_handlers if channel is CONTROL else self.shell_handlers
         handler = handlers.get(request.msg_type) or self.shell_handlers.get(request.msg_type)
-        self.session.quote(request)
+        self.session.remember_header(request)
         self.set_parent([b""], message, channel="control" if concurrent or channel is CONTROL else "shell")
-        self._open[request.msg_id] = request
+        self._unanswered[request.msg_id] = request
         if not _wants_reply_only(request):
             self._status("busy", message)
         why = "The kernel did not answer."
@@ -448,24 +448,24 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
                 result = handler(channel, [b""], message)
                 if result is not None:
                     await result
-        except BaseException as error:  # a SystemExit of some object's too, when it is only looked at
+        except BaseException as error:  # Also a SystemExit, such as one from an object that is only inspected.
             self.log.debug("a request failed", exc_info=True)
             why = f"{type(error).__name__}: {error}"
-            if request.msg_type.startswith("comm_"):  # there is no reply that could say it
-                exit_calls.tell(error, f"the answer to a {request.msg_type}")
+            if request.msg_type.startswith("comm_"):  # A comm message has no reply that could report the error.
+                exit_calls.report_exit(error, f"the answer to a {request.msg_type}")
             if not _wants_reply_only(request):
                 self._refuse(channel, message, why)
         finally:
             self.ensure_end(request, why)
 
-    def runs_through(self, request: KernelRequest) -> bool:
-        """Whether a request is a cell that awaits nothing, for all that is known before it runs."""
+    def can_run_inline(self, request: KernelRequest) -> bool:
+        """Whether a request is a cell that awaits nothing, as far as this is known before it runs."""
         code, plain = request.content.get("code"), self.shell.plain
         return _wants_reply_only(request) and isinstance(code, str) and not _may_await(code) and plain.is_plain(code)
 
     def ensure_end(self, request: KernelRequest, why: str = "The kernel did not answer.") -> None:
-        """Say, once, that the request is done: by its idle status, or for a terse cell by the reply that it lacks."""
-        if self._open.pop(request.msg_id, None) is None:
+        """Report once that the request is done: by the idle status, or for a terse cell by the missing reply."""
+        if self._unanswered.pop(request.msg_id, None) is None:
             return
         if _wants_reply_only(request):
             self._refuse(SHELL, request.message(), why)
@@ -482,23 +482,23 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
             self.session.send(channel, kind, content, parent=message)
 
     def set_parent(self, ident: Any, parent: Any, channel: str = "shell") -> None:
-        """Remember whose request this is; its outputs will say so."""
+        """Set the request that outputs name as their parent."""
         super().set_parent(ident, parent, channel)
 
     # -- cells ----------------------------------------------------------------------------
 
     async def execute_request(self, stream: Any, ident: Any, parent: Any) -> None:
-        """Run a cell; frames are held back outside of user code, so that a small terse cell costs one write.
+        """Run a cell. Frames are corked outside of user code, so that a small terse cell costs one write.
 
-        As ipykernel does it, without what it does for older IPythons, subshells and a queue of its own.
+        Like ipykernel's, without its support for older IPython releases, subshells and a queue.
         """
         self.usage.begin()
         content, meta = parent["content"], parent["metadata"]
         code, silent, terse = content["code"], bool(content.get("silent", False)), content.get("terse") is True
         metadata = self.init_metadata(parent)
         if not (silent or terse):
-            said = {"code": code, "execution_count": self.shell.execution_count}
-            self.session.send_fast(IOPUB, "execute_input", said, parent)
+            text = {"code": code, "execution_count": self.shell.execution_count}
+            self.session.send_fast(IOPUB, "execute_input", text, parent)
         reply = await self.do_execute(
             code,
             silent,
@@ -513,11 +513,11 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
                 stream_.flush()
         self.flush_c()
         if terse:
-            self._open.pop(parent["header"]["msg_id"], None)
+            self._unanswered.pop(parent["header"]["msg_id"], None)
         self.session.send_fast(stream, "execute_reply", reply, parent, self.finish_metadata(parent, metadata, reply))
 
     async def do_execute(self, code: str, silent: bool, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Run user code. From here on an interrupt may strike, until this returns."""
+        """Run user code. An interrupt can be delivered until this returns."""
         gate, wire = self.gate, self.session.wire
         _set_handler(_SIGINT, self.interrupted)
         if wire is not None:
@@ -534,11 +534,11 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         except (KeyboardInterrupt, SystemExit) as error:
             gate.open = False
             self.shell.showtraceback(exception_only=isinstance(error, SystemExit))
-            reply = self._broken_off(error)
+            reply = self._aborted_reply(error)
         finally:
             gate.open = False
         if self.foreign:
-            self._end_foreign(reply)
+            self._exit_user_fork(reply)
         if wire is not None:
             wire.cork()
         if gate.cancelled and reply.get("ename") == "CancelledError":
@@ -546,7 +546,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         return reply
 
     def _awaits(self, code: str) -> bool:
-        """Whether a cell may await, or can't be read, which ipykernel then says."""
+        """Whether a cell may await. Also true for a cell that can't be parsed: ipykernel reports that error."""
         try:
             return _may_await(self.shell.transform_cell(code))
         except Exception:
@@ -559,14 +559,14 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         store_history: bool = True,
         user_expressions: dict[str, str] | None = None,
         allow_stdin: bool = False,
-        **about: Any,
+        **options: Any,
     ) -> dict[str, Any]:
-        """A cell that does not await: what ipykernel's ``do_execute`` does for one, and gives."""
+        """Run a cell that does not await and return its reply, as ipykernel's ``do_execute`` would."""
         shell = self.shell
         self._forward_input(allow_stdin)
         try:
-            about = {name: value for name, value in about.items() if name in _RUN_CELL_TAKES}
-            result = shell.run_cell(code, store_history=store_history, silent=silent, **about)
+            options = {name: value for name, value in options.items() if name in _RUN_CELL_TAKES}
+            result = shell.run_cell(code, store_history=store_history, silent=silent, **options)
         finally:
             self._restore_input()
         good = result.success and not getattr(shell, "_last_traceback_during_displayhook", False)
@@ -588,7 +588,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
             "engine_info": {"engine_uuid": self.ident, "engine_id": self.int_id, "method": "execute"},
         }
 
-    def _broken_off(self, error: BaseException) -> dict[str, Any]:
+    def _aborted_reply(self, error: BaseException) -> dict[str, Any]:
         shell = self.shell
         shell.payload_manager.clear_payload()
         return {
@@ -601,8 +601,8 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
             "payload": [],
         }
 
-    def _end_foreign(self, reply: dict[str, Any]) -> None:
-        """A process that the user forked fell out of its cell: it ends, as a script's would."""
+    def _exit_user_fork(self, reply: dict[str, Any]) -> None:
+        """End a process that user code forked when it leaves its cell, as a script would end."""
         error = getattr(self.shell.last_execution_result, "error_in_exec", None)
         code = 1 if reply["status"] == "error" else 0
         if isinstance(error, SystemExit):
@@ -612,11 +612,11 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         os._exit(code)
 
     def interrupted(self, signum: int, frame: Any) -> None:
-        """The handler of SIGINT."""
+        """Handle SIGINT."""
         wire = self.session.wire
         if wire is None or wire.foreign:
             raise KeyboardInterrupt
-        wire.guarded(self.gate.deliver)
+        wire.run_unlocked(self.gate.deliver)
 
     @contextlib.contextmanager
     def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:
@@ -627,40 +627,40 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
             self.gate.waiting = None
 
     def init_metadata(self, parent: Any) -> dict[str, Any]:
-        """Metadata of an execute_reply."""
+        """Return the metadata of an execute_reply."""
         return {"started": utcnow().isoformat()}
 
     def finish_metadata(self, parent: Any, metadata: dict[str, Any], reply_content: Any) -> dict[str, Any]:
-        """Add what the cell used."""
+        """Add the resources that the cell used."""
         metadata["status"] = reply_content["status"]
         used = metadata["kernelsvc"] = self.usage.end()
         if reply_content["status"] == "error":
-            strike = limit_errors.limit_of(getattr(self.shell.last_execution_result, "error_in_exec", None))
-            if strike is not None:
-                used["struck"] = strike
+            limit = limit_errors.limit_of(getattr(self.shell.last_execution_result, "error_in_exec", None))
+            if limit is not None:
+                used["struck"] = limit
         return metadata
 
     def _abort_queues(self, subshell_id: Any = None) -> None:
-        """The server owns the queue."""
+        """Do nothing: the server has the queue."""
 
     # -- input -----------------------------------------------------------------------------
 
     def _input_request(self, prompt: str, ident: Any, parent: Any, password: bool = False) -> str:
         if self.foreign or self.session.wire is None:
-            raise EOFError("a forked process has no input; ask in the cell itself")
+            raise EOFError("a forked process has no input. Call input() in the cell itself.")
         wire = self.session.wire
-        while self._take_input(wire, []):
-            pass  # an answer to a question that was interrupted
+        while self._pop_input(wire, []):
+            pass  # An answer to a question that was interrupted.
         content = {"prompt": str(prompt), "password": password}
         self.session.send(STDIN, "input_request", content, parent)
         answer: list[str] = []
-        wire.wait_for(lambda: bool(answer) or self._take_input(wire, answer))
+        wire.wait_for(lambda: bool(answer) or self._pop_input(wire, answer))
         if answer[0] == "\x04":
             raise EOFError
         return answer[0]
 
     @staticmethod
-    def _take_input(wire: WireServer, into: list[str]) -> bool:
+    def _pop_input(wire: WireServer, into: list[str]) -> bool:
         for item in wire.inbox:
             if isinstance(item, KernelRequest) and item.channel == "stdin":
                 wire.inbox.remove(item)
@@ -668,42 +668,42 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
                 return True
         return False
 
-    # -- what is asked between cells ----------------------------------------------------------
+    # -- requests between cells ----------------------------------------------------------------
 
     def do_complete(self, code: str, cursor_pos: int | None) -> Any:
-        """Completions."""
-        return _done(super().do_complete(code, cursor_pos))
+        """Return completions."""
+        return _resolved(super().do_complete(code, cursor_pos))
 
     def do_inspect(self, code: str, cursor_pos: int, detail_level: int = 0, omit_sections: Any = ()) -> Any:
-        """Documentation."""
-        return _done(super().do_inspect(code, cursor_pos, detail_level, omit_sections))
+        """Return documentation."""
+        return _resolved(super().do_inspect(code, cursor_pos, detail_level, omit_sections))
 
     def do_is_complete(self, code: str) -> Any:
-        """Whether the code can run as it is."""
-        return _done(super().do_is_complete(code))
+        """Return whether the code is complete."""
+        return _resolved(super().do_is_complete(code))
 
     def do_shutdown(self, restart: bool) -> Any:
-        """End the code that calls it; ipykernel would end the kernel.
+        """End the code that calls it. ipykernel would end the kernel.
 
         Raises:
-            SystemExit: always.
+            SystemExit: Always.
         """
         raise SystemExit
 
     async def shutdown_request(self, stream: Any, ident: Any, parent: Any) -> None:
-        """Answer, and let the main loop end. Its children are the host's to end, with the cgroup."""
+        """Answer, and let the main loop end. The host ends child processes with the cgroup."""
         self.ending = True
         content = {"status": "ok", "restart": bool(parent["content"].get("restart"))}
         self.session.send(stream, "shutdown_reply", content, parent)
         self.session.send(IOPUB, "shutdown_reply", content, parent)
 
     async def interrupt_request(self, stream: Any, ident: Any, parent: Any) -> None:
-        """Interrupt the cell that runs; between cells there is nothing to interrupt."""
+        """Interrupt the running cell. Between cells, only answer."""
         self.session.send(stream, "interrupt_reply", {"status": "ok"}, parent)
         os.kill(os.getpid(), signal.SIGINT)
 
     def do_history(self, hist_access_type: str, output: bool, raw: bool, **kwargs: Any) -> Any:
-        """This session's history; there is no database, so that nothing is shared between sessions."""
+        """Return this session's history. There is no database, so sessions share nothing."""
         history = self.shell.history_manager
         n, pattern = kwargs.get("n"), kwargs.get("pattern") or "*"
         if hist_access_type == "range":
@@ -718,31 +718,31 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
             found = found[-n:] if n > 0 else []
         if output:
             found = [(s, line, (i, None if o is None else repr(o))) for s, line, (i, o) in found]
-        return _done({"status": "ok", "history": found})
+        return _resolved({"status": "ok", "history": found})
 
     async def variables_request(self, stream: Any, ident: Any, parent: Any) -> None:
-        """Our own request: what the namespace holds (``variables.describe``)."""
+        """Answer ``kernelsvc_variables_request``: the variables of the namespace (``variables.describe``)."""
         found = variables.describe(self.shell.user_ns, self.shell.user_ns_hidden)
         self.session.send(stream, "kernelsvc_variables_reply", {"status": "ok", "variables": found}, parent)
 
-    async def surroundings_request(self, stream: Any, ident: Any, parent: Any) -> None:
-        """Our own request: variables of the environment, and the working directory (``surroundings.change``)."""
-        asked = parent["content"]
-        reply = surroundings.change(asked.get("environ") or {}, asked.get("directory"))
+    async def environment_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Answer ``kernelsvc_surroundings_request``: change environment variables and working directory."""
+        wanted = parent["content"]
+        reply = environment.change(wanted.get("environ") or {}, wanted.get("directory"))
         self.session.send(stream, "kernelsvc_surroundings_reply", reply, parent)
 
 
-def _done(value: Any) -> asyncio.Future[Any]:
+def _resolved(value: Any) -> asyncio.Future[Any]:
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     future.set_result(value)
     return future
 
 
 def make_kernel() -> ForkableKernel:
-    """The process's one kernel, silent until its session has a wire."""
+    """Create the process's only kernel. It sends nothing until its session has a wire."""
     config = Config()
     config.HistoryManager.enabled = False
-    # Do_execute asks for it at every cell, which costs more than all our frames.
+    # ``do_execute`` reads the signature for each cell, which costs more than all frames of the cell.
     ZMQInteractiveShell.run_cell_async.__signature__ = inspect.signature(ZMQInteractiveShell.run_cell_async)
     session = WireSession(key=b"", username="kernel")
     kernel: ForkableKernel = ForkableKernel.instance(

@@ -1,7 +1,7 @@
-"""Which cap an exception tells of: what the machine's kernel refused, as the code met it.
+"""Which limit an exception shows, by the error that Linux returned to the code.
 
-Said in the reply's metadata and only ever shown: it names the cause in words. What
-it says is of no consequence to anybody but its own session.
+The reply's metadata carries the result, and clients display it. It comes from inside the sandbox, so it only affects
+messages to its own session.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 
 _DISK = {errno.EFBIG, errno.EDQUOT}
 _SCRATCH = ("/tmp", "/dev/shm")
-#: How far back from an exception its causes are looked at.
+#: Number of causes of an exception that are checked.
 _DEPTH = 8
 
 
 def limit_of(error: BaseException | None) -> dict[str, Any] | None:
-    """The cap that made a cell fail, as ``{"limit": NAME}``; None when it was none.
+    """Return the limit that made a cell fail as ``{"limit": NAME}``, or None.
 
     Args:
-        error: what the cell raised.
+        error: The exception that the cell raised.
     """
     for _ in range(_DEPTH):
         if error is None:
@@ -50,7 +50,8 @@ def _of_number(number: int | None) -> dict[str, Any] | None:
         return {"limit": "disk_bytes"}
     if number == errno.ENOSPC:
         return _full()
-    # A socket without data says EAGAIN too. Only where there is no room for a thread was it a fork that failed.
+    # EAGAIN can also come from a non-blocking socket. It shows the process limit only if no thread can be started
+    # (pthread_create(3), fork(2)).
     if number == errno.EAGAIN and not _room_for_a_thread():
         return {"limit": "processes"}
     return None
@@ -65,14 +66,14 @@ def _room_for_a_thread() -> bool:
 
 
 def _full() -> dict[str, Any]:
-    """Which filesystem has no room left."""
+    """Return which filesystem is full."""
     for path in _SCRATCH:
         try:
-            about = os.statvfs(path)
+            stats = os.statvfs(path)
         except OSError:
             continue
-        # A tmpfs of our own; where there is none, the path lies on the machine's disk.
-        sized = about.f_blocks and os.stat(path).st_dev != os.stat(".").st_dev
-        if sized and (about.f_bavail * about.f_frsize < 1 << 16 or about.f_favail == 0):
-            return {"limit": "scratch", "bytes": about.f_blocks * about.f_frsize}
+        # The session has its own tmpfs. Where it has none, the path is on the disk of the machine.
+        sized = stats.f_blocks and os.stat(path).st_dev != os.stat(".").st_dev
+        if sized and (stats.f_bavail * stats.f_frsize < 1 << 16 or stats.f_favail == 0):
+            return {"limit": "scratch", "bytes": stats.f_blocks * stats.f_frsize}
     return {"limit": "disk_bytes"}

@@ -1,15 +1,13 @@
-"""A session's process: prepared once in the template, served in each fork of it.
+"""The process of a session: prepared once in the template, served in each fork of it.
 
-``prepare`` runs in the template and leaves one thread, no socket, no event loop
-and a kernel that has run every path a first cell takes. ``serve`` runs in the
-forked child and never returns. Its main loop stands at the top of the main
-thread's stack whenever no request is being answered, which is where a live
-kernel may be forked (``fork``)::
+``prepare`` runs in the template and leaves one thread, no socket, no event loop, and a kernel that has run each code
+path of a first cell. ``serve`` runs in the forked child and never returns. Its main loop is at the top of the main
+thread's stack while no request is handled. Only there may a live kernel be forked (``fork``)::
 
-    serve ─ Runner.run ─┬─ idle: the event loop runs until a request arrives
-                        ├─ a cell that awaits nothing: run where it was read, in the loop's own callback
-                        ├─ another request: the loop runs until it is answered
-                        └─ control: survey, fork; loop not running, nothing on the stack
+    serve ─ MainLoop.run ─┬─ idle: the event loop runs until a request arrives
+                          ├─ a cell that awaits nothing: runs in the callback that read it
+                          ├─ another request: the loop runs until the reply
+                          └─ control: survey, fork. The loop is stopped, and the stack is empty
 """
 
 from __future__ import annotations
@@ -40,13 +38,13 @@ from kernelsvc.guest.wire_frames import KernelRequest
 from kernelsvc.guest.wire_server import ControlRequest, WireServer, exit_unreachable
 
 BACKEND = "module://matplotlib_inline.backend_inline"
-#: Seconds that a kernel which ends waits for the server to take its last frames.
-LAST_WORDS = 5.0
+#: Seconds for which an ending kernel waits for the server to acknowledge its last frames.
+DRAIN_SECONDS = 5.0
 
-#: What HELLO may say of cells that others have run, and that is no part of who a kernel is.
-_PAST = ("execution_count", "ran")
+#: Fields of HELLO about earlier cells. They are not part of the kernel's identity.
+_HISTORY_FIELDS = ("execution_count", "ran")
 
-#: One cell for each path that costs milliseconds when it is first taken.
+#: One cell for each code path that costs milliseconds on its first run.
 _WARM = (
     "import asyncio\n1 + 1",
     "from IPython.display import HTML, display\ndisplay(HTML('<b>x</b>'))",
@@ -59,42 +57,42 @@ _WARM_PLOT = "import matplotlib.pyplot as plt\nplt.figure()\nplt.plot([1, 2])\np
 
 
 class PreparedKernel:
-    """What a template holds for its forks."""
+    """The kernel of a template, for its forks."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
 
 
-class _Silence:
-    """A wire that leads nowhere, for the template."""
+class _NullWire:
+    """A wire that discards everything, for the template."""
 
     foreign = False
 
     def text(self, prefix: bytes, text: str) -> None:
-        """Drop it."""
+        """Discard text."""
 
     def message(self, payload: bytes, *, hold: bool = False) -> None:
-        """Drop it."""
+        """Discard a message."""
 
     def cork(self) -> None:
-        """Nothing to hold back."""
+        """Do nothing."""
 
     def uncork(self) -> None:
-        """Nothing was held back."""
+        """Do nothing."""
 
 
 # --- in the template ------------------------------------------------------------------
 
 
 def prepare(preload: Sequence[str]) -> PreparedKernel:
-    """Import, warm, make immortal, freeze. The process has one thread afterwards.
+    """Import, warm up, make objects immortal, freeze the garbage collector. Afterwards the process has one thread.
 
     Args:
-        preload: modules that every session finds imported already.
+        preload: Modules that each session finds imported.
 
     Raises:
-        ImportError: one of them is not there.
-        RuntimeError: one of them started a thread, which no fork would have.
+        ImportError: A module does not exist.
+        RuntimeError: A module started a thread, which a fork would not have (fork(2)).
     """
     os.environ["MPLBACKEND"] = BACKEND
     for name in preload:
@@ -103,10 +101,10 @@ def prepare(preload: Sequence[str]) -> PreparedKernel:
 
     kernel = make_kernel()
     _warm(kernel, preload)
-    _shed_threads()
+    _end_openblas_threads()
     names = [_read(f"/proc/self/task/{task}/comm") for task in os.listdir("/proc/self/task")]
     if len(names) != 1:
-        raise RuntimeError(f"A template must have one thread, not {names}; a module of {list(preload)} starts others.")
+        raise RuntimeError(f"A template must have one thread, not {names}. Remove a module from {list(preload)}.")
     gc.collect()
     prepared = PreparedKernel(kernel)
     immortal.immortalize()
@@ -114,8 +112,8 @@ def prepare(preload: Sequence[str]) -> PreparedKernel:
     return prepared
 
 
-def _shed_threads() -> None:
-    """OpenBLAS starts its pool at import and ends it before any fork (pthread_atfork); so fork once, for nothing."""
+def _end_openblas_threads() -> None:
+    """Fork once: OpenBLAS starts a thread pool at import and ends it in its pthread_atfork(3) handler."""
     pid = os.fork()
     if pid == 0:
         os._exit(0)
@@ -129,14 +127,14 @@ def _read(path: str) -> str:
 
 def _warm(kernel: Any, preload: Sequence[str]) -> None:
     streams = sys.stdout, sys.stderr
-    silence: Any = _Silence()
-    kernel.session.wire = silence
-    sys.stdout, sys.stderr = OutputStream("stdout", silence), OutputStream("stderr", silence)
+    null_wire: Any = _NullWire()
+    kernel.session.wire = null_wire
+    sys.stdout, sys.stderr = OutputStream("stdout", null_wire), OutputStream("stderr", null_wire)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     handler = signal.getsignal(signal.SIGINT)
     try:
-        for request in _warming(preload):
+        for request in _warm_requests(preload):
             loop.run_until_complete(kernel.handle(request))
     finally:
         signal.signal(signal.SIGINT, handler)
@@ -144,10 +142,10 @@ def _warm(kernel: Any, preload: Sequence[str]) -> None:
         asyncio.set_event_loop(None)
         loop.close()
         kernel.session.wire = None
-    _forget(kernel)
+    _reset_after_warming(kernel)
 
 
-def _warming(preload: Sequence[str]) -> list[KernelRequest]:
+def _warm_requests(preload: Sequence[str]) -> list[KernelRequest]:
     cells = [*_WARM]
     if "pandas" in preload:
         cells.append(_WARM_PANDAS)
@@ -168,17 +166,17 @@ def _warming(preload: Sequence[str]) -> list[KernelRequest]:
     ]
 
 
-def _forget(kernel: Any) -> None:
-    """Leave no trace of warming: names, history, counts, tracebacks, figures."""
+def _reset_after_warming(kernel: Any) -> None:
+    """Remove all traces of the warm-up cells: names, history, counts, tracebacks, figures."""
     shell = kernel.shell
     shell.reset(new_session=True)
     history = shell.history_manager
-    for kept in (history.outputs, history.exceptions, history.output_hist_reprs):
-        kept.clear()
+    for entries in (history.outputs, history.exceptions, history.output_hist_reprs):
+        entries.clear()
     shell.last_execution_result = None
     shell._last_traceback = None
     shell.execution_count = 1
-    kernel.session.renew()
+    kernel.session.new_ids()
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         if hasattr(sys, name):
             delattr(sys, name)
@@ -194,21 +192,22 @@ def serve(
     raw: Sequence[int],
     on_ready: Callable[[], None],
 ) -> NoReturn:
-    """Be a session's kernel until the process ends. For the child of a template, single-threaded.
+    """Run a session's kernel until the process ends. Call it in the single-threaded child of a template.
 
     Args:
-        prepared: from ``prepare``, before the fork.
-        identity: ``kernel``, ``session``; ``workdir`` to change to; ``env`` to add; all optional.
-        listener: bound, not listening.
-        raw: descriptors: stdout read, stdout write, stderr read, stderr write. They are the kernel's from here on.
-        on_ready: called once, when the listener listens.
+        prepared: The result of ``prepare`` before the fork.
+        identity: ``kernel``, ``session``, ``workdir`` (new working directory), ``env`` (variables to add), all
+            optional.
+        listener: A bound socket that does not listen yet.
+        raw: Descriptors, owned by the kernel from now on: stdout read, stdout write, stderr read, stderr write.
+        on_ready: Called once when the listener listens.
     """
     code = 70
     try:
-        runner = MainLoop(prepared.kernel)
-        runner.begin(identity, listener, raw)
+        main_loop = MainLoop(prepared.kernel)
+        main_loop.begin(identity, listener, raw)
         on_ready()
-        code = runner.run()
+        code = main_loop.run()
     except BaseException:
         os.write(2, traceback.format_exc().encode("utf-8", "replace"))
     finally:
@@ -216,17 +215,17 @@ def serve(
 
 
 class MainLoop:
-    """The main loop, and what a fork of it must renew.
+    """The main loop, and all state that must be replaced in a fork of it.
 
     Attributes:
-        identity: who this kernel is.
-        busy: the request that is being answered.
-        promised: who a copy becomes at its first HELLO.
-        forks: pids of the copies that this process made of itself.
-        hot: pages that every cell writes.
-        fences: how often Landlock was laid on this process, the session's own confinement included.
-        fenced: what it may write to since the last time, when it was the parent of branches.
-        ours: set while this process forks itself, so that the at-fork hook lets the child be.
+        identity: Ids and settings of this kernel.
+        busy: The request that is being handled.
+        pending_identity: Identity that a fork takes at its first HELLO.
+        forks: Pids of forks that this process made of itself.
+        prefault: Pages that every cell writes.
+        landlock_layers: Landlock layers on this process, the session's own confinement included.
+        write_paths: Directories that this process may write to since it became the parent of branches.
+        forking_itself: Set while this process forks itself, so that the at-fork hook ignores the child.
     """
 
     def __init__(self, kernel: Any) -> None:
@@ -235,12 +234,12 @@ class MainLoop:
         self.wire: WireServer
         self.loop: asyncio.AbstractEventLoop
         self.busy: KernelRequest | None = None
-        self.ours = False
-        self.promised: dict[str, Any] = {}
-        self.fences = 1
-        self.fenced: list[str] = []
+        self.forking_itself = False
+        self.pending_identity: dict[str, Any] = {}
+        self.landlock_layers = 1
+        self.write_paths: list[str] = []
         self.forks: list[int] = []
-        self.hot = PagePrefault()
+        self.prefault = PagePrefault()
         self._context = copy_context()
         self._reading = False
         self._libc = ctypes.CDLL(None)
@@ -249,15 +248,15 @@ class MainLoop:
     # -- beginnings ------------------------------------------------------------------------
 
     def begin(self, identity: Mapping[str, Any], listener: socket.socket, raw: Sequence[int]) -> None:
-        """Take over the process: identity, streams, wire, loop, signals."""
-        self.take_identity(identity)
-        reads = self.take_raw(raw)
+        """Set up the process: identity, streams, wire, loop, signals."""
+        self.apply_identity(identity)
+        reads = self.install_stdio(raw)
         self._reseed()
         kernel = self.kernel
         self.wire = kernel.session.wire = WireServer(listener, reads, self._describe)
         sys.stdout, sys.stderr = OutputStream("stdout", self.wire), OutputStream("stderr", self.wire)
         kernel._stdout, kernel._stderr = sys.stdout, sys.stderr
-        kernel.session.renew()
+        kernel.session.new_ids()
         kernel.usage.reopen()
         kernel.flush_c = self.flush_c
         if "" not in sys.path[:1]:
@@ -270,41 +269,41 @@ class MainLoop:
         faulthandler.enable(2)
         fork.set_oom_score(fork.OOM_LIVE)
         self._unbuffer_c()
-        os.register_at_fork(after_in_child=self._forked)
+        os.register_at_fork(after_in_child=self._after_fork_in_child)
         signal.signal(signal.SIGINT, kernel.interrupted)
         signal.signal(signal.SIGURG, lambda *_: self.wire.on_sigurg())
 
-    def take_identity(self, identity: Mapping[str, Any]) -> None:
-        """Become this session: directory, environment."""
+    def apply_identity(self, identity: Mapping[str, Any]) -> None:
+        """Take a session's identity: working directory, environment, limits."""
         if identity.get("execution_count"):
-            self._catch_up(int(identity["execution_count"]), identity.get("ran") or {})
-        self.identity.update({k: v for k, v in identity.items() if v is not None and k not in _PAST})
+            self._continue_history(int(identity["execution_count"]), identity.get("ran") or {})
+        self.identity.update({k: v for k, v in identity.items() if v is not None and k not in _HISTORY_FIELDS})
         os.environ.update({str(k): str(v) for k, v in (identity.get("env") or {}).items()})
         workdir = identity.get("workdir")
         if workdir and identity.get("copy_from"):
             copy_tree.copy(identity["copy_from"], workdir, identity.get("copy_bytes"))
         if workdir:
-            with contextlib.suppress(OSError):  # WELCOME tells where we are
+            with contextlib.suppress(OSError):  # WELCOME reports the actual directory.
                 os.chdir(workdir)
             self.kernel.shell.user_ns["_dh"] = [os.getcwd()]
         if identity.get("data_bytes"):
             confine.lower_data(int(identity["data_bytes"]))
         if identity.get("write"):
             confine.restrict_writes([path for path in identity["write"] if os.path.isdir(path)], scope=True)
-            self.fences += 1
+            self.landlock_layers += 1
 
-    def _catch_up(self, count: int, ran: Mapping[str, str]) -> None:
-        """Go on counting where the kernel did that this one is woken in the place of; its cells are history too."""
+    def _continue_history(self, count: int, ran: Mapping[str, str]) -> None:
+        """Continue the execution count and the history of the kernel that this one replaces."""
         shell = self.kernel.shell
         history = shell.history_manager
         for number in range(shell.execution_count, count + 1):
-            for kept in (history.input_hist_parsed, history.input_hist_raw):
-                kept.append(str(ran.get(str(number), "")))
+            for entries in (history.input_hist_parsed, history.input_hist_raw):
+                entries.append(str(ran.get(str(number), "")))
         shell.execution_count = max(shell.execution_count, count + 1)
 
     @staticmethod
-    def take_raw(raw: Sequence[int]) -> list[int]:
-        """Put the write ends at 1 and 2; return the read ends, which no subprocess inherits."""
+    def install_stdio(raw: Sequence[int]) -> list[int]:
+        """Put the write ends at 1 and 2. Return the read ends, which no subprocess inherits."""
         out_read, out_write, err_read, err_write = raw
         for write, target in ((out_write, 1), (err_write, 2)):
             os.dup2(write, target)
@@ -315,7 +314,7 @@ class MainLoop:
         return [out_read, err_read]
 
     def own_fds(self) -> set[int]:
-        """Every descriptor that is the kernel's and not the user's."""
+        """Return all descriptors that belong to the kernel and not to user code."""
         loop: Any = self.loop
         asyncio_fds = {loop._selector.fileno(), loop._ssock.fileno(), loop._csock.fileno()}
         usage: set[int] = self.kernel.usage.fds()
@@ -323,36 +322,36 @@ class MainLoop:
 
     @staticmethod
     def _reseed() -> None:
-        """Sessions from one template must not share random numbers; CPython reseeds ``random`` alone."""
+        """Seed the random generators: forks of one template must not share numbers. CPython seeds only ``random``."""
         random.seed()
         numpy = sys.modules.get("numpy")
         if numpy is not None:
             numpy.random.seed()
 
     def _unbuffer_c(self) -> None:
-        """What C code prints should be seen when it is a line, though descriptor 1 is a pipe (setvbuf(3))."""
+        """Make C's stdout line-buffered although descriptor 1 is a pipe (setvbuf(3), ``_IOLBF``)."""
         try:
             self._c_stdout = ctypes.c_void_p.in_dll(self._libc, "stdout")
             self._libc.setvbuf(self._c_stdout, None, 1, 0)
         except ValueError:
             self._c_stdout = ctypes.c_void_p()
 
-    def _forked(self) -> None:
-        """In every child: one that the user forked has no part in the session but its text."""
-        if not self.ours:
+    def _after_fork_in_child(self) -> None:
+        """In every child: detach a process that user code forked from the wire. It still writes text."""
+        if not self.forking_itself:
             self.wire.close_in_child()
-            if self.busy is None:  # forked by a background task: it ends when that gives way
+            if self.busy is None:  # Forked by a background task: the process ends when that task yields.
                 self.loop.call_soon(os._exit, 0)
 
     def _describe(self, hello: dict[str, Any]) -> dict[str, Any]:
-        """What WELCOME says. With the first HELLO a copy becomes who it is told to be."""
-        if self.wire.woken is None:
-            said = hello.get("identity")
-            promised, self.promised = self.promised, {}
+        """Return the fields of WELCOME. At the first HELLO a fork takes its identity."""
+        if self.wire.hello is None:
+            wanted = hello.get("identity")
+            pending, self.pending_identity = self.pending_identity, {}
             try:
-                self.take_identity({**promised, **(said if isinstance(said, dict) else {})})
+                self.apply_identity({**pending, **(wanted if isinstance(wanted, dict) else {})})
             except (copy_tree.DirectoryTooLarge, confine.StepFailed, OSError) as error:
-                return {"refused": str(error)}  # its server says so and ends it
+                return {"refused": str(error)}  # The server reports this and ends the kernel.
         from kernelsvc.guest.ipython import IPYKERNEL_VERSION
 
         return {
@@ -369,17 +368,17 @@ class MainLoop:
     # -- the main loop ------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Answer until told to end; return the exit code."""
+        """Handle requests until a shutdown. Return the exit code."""
         while not self.kernel.ending:
             try:
                 self._run()
-            except BaseException as error:  # a handler of the user's that raised between two cells, or a task that did
-                self.kernel.log.debug("the main loop goes on", exc_info=True)
-                self._end_if_deaf()
-                self._tell_exit(error)
+            except BaseException as error:  # Raised between two cells by a user's signal handler or task.
+                self.kernel.log.debug("the main loop continues after an exception", exc_info=True)
+                self._exit_if_unreachable()
+                self._report_exit(error)
                 self._finish_request()
         self.wire.uncork()
-        self.wire.drain(LAST_WORDS)
+        self.wire.drain(DRAIN_SECONDS)
         return 0
 
     def _run(self) -> None:
@@ -387,59 +386,59 @@ class MainLoop:
             if self.wire.foreign:
                 os._exit(0)
             if self.wire.inbox:
-                self._take(self.wire.inbox.popleft())
+                self._process(self.wire.inbox.popleft())
             else:
                 self.loop.run_forever()
 
-    def _take(self, item: KernelRequest | ControlRequest) -> None:
+    def _process(self, item: KernelRequest | ControlRequest) -> None:
         if isinstance(item, ControlRequest):
-            self._control(item)
+            self._handle_control(item)
             return
         self.busy = item
         self.wire.cork()
         task = self.loop.create_task(self.kernel.handle(item), context=self._context)
         while not task.done():
-            self._until_done(task)
+            self._run_until_done(task)
         self._finish_request()
 
-    def _until_done(self, task: asyncio.Task[None]) -> None:
-        """Run the loop; what a background task throws at it, or user code that stops it, ends no request."""
+    def _run_until_done(self, task: asyncio.Task[None]) -> None:
+        """Run the loop until the task is done. Background tasks that raise or stop the loop end no request."""
         try:
             self.loop.run_until_complete(task)
         except BaseException as error:
-            self.kernel.log.debug("the loop goes on", exc_info=True)
-            self._end_if_deaf()
-            self.loop.call_soon(self._tell_exit, error)  # the cell that awaits it shows it first
+            self.kernel.log.debug("the event loop continues after an exception", exc_info=True)
+            self._exit_if_unreachable()
+            self.loop.call_soon(self._report_exit, error)  # The cell that awaits the task shows the error first.
 
     @staticmethod
-    def _tell_exit(error: BaseException) -> None:
+    def _report_exit(error: BaseException) -> None:
         from kernelsvc.guest import exit_calls  # needs IPython, which is imported in ``prepare``
 
-        exit_calls.tell(error, "a callback or task of the event loop")
+        exit_calls.report_exit(error, "a callback or task of the event loop")
 
-    def _end_if_deaf(self) -> None:
-        """End when user code closed what the loop polls with: it would fail for ever, and hear nobody."""
+    def _exit_if_unreachable(self) -> None:
+        """End the process if user code closed the descriptors of the event loop, which then fails on every call."""
         loop: Any = self.loop
         try:
             loop._selector.select(0)
         except (OSError, ValueError):
             exit_unreachable("event loop")
 
-    def _answered_at_once(self) -> bool:
-        """Run the next cell here, if it awaits nothing: no task, and no turn of the loop for it.
+    def _run_inline(self) -> bool:
+        """Run the next cell in this callback if it awaits nothing, which saves a task and a loop iteration.
 
-        The loop is running, as ever while a cell runs; what the cell leaves with it runs next.
+        The loop is running, as always during a cell. Callbacks that the cell schedules run afterwards.
         """
         item = self.wire.inbox[0]
-        if isinstance(item, ControlRequest) or not self.kernel.runs_through(item):
+        if isinstance(item, ControlRequest) or not self.kernel.can_run_inline(item):
             return False
         self.wire.inbox.popleft()
         self.busy = item
         self.wire.cork()
-        answering = self.kernel.handle(item)
+        coroutine = self.kernel.handle(item)
         try:
-            self._context.run(answering.send, None)
-            answering.close()  # it waits after all, and can't: its end says so
+            self._context.run(coroutine.send, None)
+            coroutine.close()  # The cell awaits after all. Closing the coroutine ends the request.
         except StopIteration:
             pass
         self._finish_request()
@@ -450,7 +449,7 @@ class MainLoop:
         return True
 
     def _finish_request(self) -> None:
-        """Every request has an end, and what it brought is sent."""
+        """Send the end of the current request and its frames."""
         self.flush_c()
         if self.busy is not None:
             self.kernel.ensure_end(self.busy)
@@ -458,29 +457,29 @@ class MainLoop:
         self.wire.uncork()
 
     def flush_c(self) -> None:
-        """Write out what C code printed."""
+        """Flush the output of C code (fflush(3))."""
         if self._c_stdout:
             self._libc.fflush(self._c_stdout)
 
-    def _control(self, control: ControlRequest) -> None:
+    def _handle_control(self, control: ControlRequest) -> None:
         try:
-            fork.answer(self, control)
+            fork.handle_control(self, control)
         finally:
             control.close()
 
     # -- while the loop runs (wire.Watcher) -------------------------------------------------------
 
     def watch(self, fd: int) -> None:
-        """Poll this."""
+        """Start to poll a descriptor."""
         self.loop.add_reader(fd, self._readable, fd)
 
     def unwatch(self, fd: int) -> None:
-        """No more."""
+        """Stop polling a descriptor."""
         self.loop.remove_reader(fd)
 
     def arrived(self) -> None:
-        """The wire read something outside of ``_readable``."""
-        if not self._reading:  # also when the loop is not running: it may be about to
+        """Dispatch requests that the wire read outside of ``_readable``."""
+        if not self._reading:  # Also when the loop is stopped, since it may be about to start.
             self.loop.call_soon_threadsafe(self._dispatch)
 
     def _readable(self, fd: int) -> None:
@@ -490,24 +489,24 @@ class MainLoop:
         try:
             self.wire.serve(fd)
         except MemoryError:
-            os.write(2, b"There is no memory left to read a request with; the kernel can't go on.\n")
+            os.write(2, b"The kernel ends: it has no memory left to read a request.\n")
             os._exit(70)
         finally:
             self._reading = False
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Idle: leave the loop. In an async cell: answer what need not wait for its end."""
+        """Idle: stop the loop to handle a request. In an async cell: answer requests that need not wait for its end."""
         if not self.wire.inbox:
             return
         if self.busy is None:
-            if not self._answered_at_once():
+            if not self._run_inline():
                 self.loop.stop()
             return
-        for item in [i for i in self.wire.inbox if _at_once(i)]:
+        for item in [i for i in self.wire.inbox if _runs_concurrently(i)]:
             self.wire.inbox.remove(item)
             if isinstance(item, ControlRequest) and item.op == "fence":
-                self._control(item)
+                self._handle_control(item)
             elif isinstance(item, ControlRequest):
                 self.wire.reply(item.number, {"ok": False, "refused": ["A cell is still running; wait for its end."]})
                 item.close()
@@ -515,5 +514,5 @@ class MainLoop:
                 self.loop.create_task(self.kernel.handle(item, concurrent=True))
 
 
-def _at_once(item: KernelRequest | ControlRequest) -> bool:
+def _runs_concurrently(item: KernelRequest | ControlRequest) -> bool:
     return isinstance(item, ControlRequest) or item.channel == "control" or item.msg_type.startswith("comm_")

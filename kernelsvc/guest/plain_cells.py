@@ -1,10 +1,9 @@
-"""Cells that are Python already: IPython's transformers would hand them back as they are.
+"""Detect cells that are plain Python, which IPython's transformers would return unchanged.
 
-For each cell IPython strips prompts and indents, tokenizes, looks for magics, shell
-commands and questions, and asks seven checkers about a single line: a sixth of what a
-trivial cell costs. All of that looks for something that stands out. What has nothing
-of it, by rules that are stricter than IPython's own, is passed over; for anything
-else, and whenever somebody has changed the transformers, IPython decides.
+For each cell IPython strips prompts and indentation, tokenizes, looks for magics, shell commands and help requests, and
+runs seven checkers on a single line: one sixth of the cost of a trivial cell. A cell without any of these marks, by
+rules that are stricter than IPython's own, skips all that. In all other cases, and when user code has changed the
+transformers, IPython decides.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ from typing import Any
 from IPython.core.autocall import IPyAutocall
 from IPython.core.macro import Macro
 
-#: What some transformer might act on: a sign of a magic, shell command or question anywhere, a control character, a
-#: line's end of another kind, a prompt or a quoting sign where a line begins, a line of nothing but blanks.
-_TELLING = re.compile(
+#: Marks that a transformer may act on: a sign of a magic, shell command or help request, a control character, an
+#: unusual line ending, a prompt or an auto-quote sign at the start of a line, a line of blanks.
+_SPECIAL = re.compile(
     r"[?!%\x00-\x08\v\f\r\x0e-\x1f\x7f-\x9f\u2028\u2029]"
     r"|^\s*(?:[,;/]|>>>|\.\.\.|In \[|\[nav|\[ins)|^[^\S\n]+$",
     re.MULTILINE,
 )
-#: The word at a line's beginning, as IPython cuts it out.
+#: The first word of a line, as IPython extracts it.
 _WORD = re.compile(r"[\w.*]*")
 
 
 class PlainCellDetector:
-    """Knows a shell's transformers as they were, and so whether they are still the ones that these rules know.
+    """Compares a shell's transformers with those that it had at the start, for which the rules hold.
 
     Args:
-        shell: IPython's, complete; nobody else has had it.
+        shell: IPython's shell, complete, before any user code has run in it.
     """
 
     def __init__(self, shell: Any) -> None:
@@ -50,14 +49,14 @@ class PlainCellDetector:
         ]
 
     def is_plain(self, cell: str) -> bool:
-        """Whether ``transform_cell`` would give the cell as it is, with a line's end if it has none."""
-        if not cell or cell[0].isspace() or _TELLING.search(cell) or self._transformers() != self._known:
+        """Whether ``transform_cell`` would return the cell unchanged, apart from a newline at the end."""
+        if not cell or cell[0].isspace() or _SPECIAL.search(cell) or self._transformers() != self._known:
             return False
         end = cell.find("\n")
         return 0 <= end < len(cell) - 1 or self._is_plain_line(cell)
 
     def _is_plain_line(self, line: str) -> bool:
-        """Whether its first word is nothing that is called by being named: a magic, a macro, ``exit``."""
+        """Whether the first word is no object that runs when it is named: a magic, a macro, ``exit``."""
         shell, word = self._shell, _WORD.match(line)
         if shell.autocall or word is None:
             return False

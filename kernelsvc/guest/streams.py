@@ -1,9 +1,8 @@
 """``sys.stdout`` and ``sys.stderr`` of a session.
 
-Every write goes out at once: there is no thread that could send it later, and
-a cell may sit in C code for an hour after its last print. A write belongs to
-the cell whose code it is, also in tasks that outlive their cell; threads, which
-inherit no context, write for the cell that runs.
+Every write is sent immediately: no thread could send it later, and a cell may compute in C code for an hour after its
+last print. A write belongs to the cell whose code runs it, also in tasks that outlive their cell. Threads inherit no
+context (contextvars) and write for the cell that runs.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from kernelsvc.guest.wire_frames import stream_prefix
 
 
 class TextSink(Protocol):
-    """Where text goes; ``wire.Wire``."""
+    """Destination of text: ``WireServer``."""
 
     foreign: bool
 
     def text(self, prefix: bytes, text: str) -> None:
-        """Send it."""
+        """Send text."""
 
 
 class _Bytes(io.RawIOBase):
-    """``sys.stdout.buffer``: bytes in, text out."""
+    """``sys.stdout.buffer``: decodes bytes and writes text."""
 
     def __init__(self, stream: OutputStream) -> None:
         self._stream = stream
@@ -57,25 +56,25 @@ class OutputStream(io.TextIOBase):
     line_buffering = True
 
     def __init__(self, name: str, outlet: TextSink) -> None:
-        """Make the stream.
+        """Create a stream.
 
         Args:
             name: ``stdout`` or ``stderr``.
-            outlet: where text goes.
+            outlet: The destination of the text.
         """
         self.name = f"<{name}>"
         self._name = name
         self._fd = 1 if name == "stdout" else 2
         self._prefix = stream_prefix(name, "")
-        self._here: ContextVar[bytes] = ContextVar(name)
+        self._context_prefix: ContextVar[bytes] = ContextVar(name)
         self.outlet = outlet
         self.buffer = _Bytes(self)
 
     def set_parent(self, parent: dict[str, Any]) -> None:
-        """What is written from here on belongs to this request."""
+        """Assign all further text of this context to this request."""
         header = parent.get("header") or parent
         self._prefix = stream_prefix(self._name, str(header.get("msg_id", "")))
-        self._here.set(self._prefix)
+        self._context_prefix.set(self._prefix)
 
     def write(self, text: str, /) -> int:
         """Send ``text`` now."""
@@ -86,36 +85,36 @@ class OutputStream(io.TextIOBase):
             if outlet.foreign:
                 self._write_raw(text)
             else:
-                outlet.text(self._here.get(self._prefix), text)
+                outlet.text(self._context_prefix.get(self._prefix), text)
         return len(text)
 
     def _write_raw(self, text: str) -> None:
-        """In a process that the user forked, text goes the way of every subprocess's."""
+        """In a process that user code forked, write to the pipe, like any subprocess."""
         data = memoryview(text.encode("utf-8", "replace"))
         while data:
             data = data[os.write(self._fd, data) :]
 
     def writelines(self, lines: Iterable[Any], /) -> None:
-        """Send them as one text."""
+        """Send all lines as one text."""
         self.write("".join(lines))
 
     def writable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def isatty(self) -> bool:
-        """Never: nobody sits at a terminal."""
+        """Return False: a session has no terminal."""
         return False
 
     def fileno(self) -> int:
-        """The raw descriptor, for those who hand it to a subprocess; it ends up in the cell too."""
+        """Return the raw descriptor, for use in a subprocess. Its output appears in the cell too."""
         return self._fd
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no text is buffered."""
 
     def close(self) -> None:
-        """Stay open: a library that closes what it was given must not silence the session."""
+        """Do nothing: a library that closes its output must not silence the session."""
 
     def reconfigure(self, **_: Any) -> None:
-        """Accepted and ignored, as programs expect of a text stream."""
+        """Do nothing, for programs that reconfigure a text stream."""

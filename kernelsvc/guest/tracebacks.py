@@ -1,8 +1,7 @@
-"""Tracebacks of cells, without our own frames.
+"""Remove kernelsvc's frames from the tracebacks of cells.
 
-What a model needs is the line of its own that failed. Our frames in between (the
-sign at an import, a name that was lost when the session was saved) tell it nothing,
-and their file names tell where this machine's server keeps its things.
+A model needs the line of its own code that failed. Frames of the import policy or of a lost variable do not help it,
+and their file names show where the server is installed.
 """
 
 from __future__ import annotations
@@ -10,17 +9,17 @@ from __future__ import annotations
 import os
 import types
 
-_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
-def without_ours(traceback: types.TracebackType | None) -> types.TracebackType | None:
-    """The same traceback without our frames, but for its first one, which IPython leaves out by itself."""
+def without_own_frames(traceback: types.TracebackType | None) -> types.TracebackType | None:
+    """Return the traceback without kernelsvc's frames. The first frame stays, since IPython removes it itself."""
     if traceback is None:
         return None
     entries = []
     step = traceback.tb_next
     while step is not None:
-        if not step.tb_frame.f_code.co_filename.startswith(_OURS):
+        if not step.tb_frame.f_code.co_filename.startswith(_PACKAGE):
             entries.append(step)
         step = step.tb_next
     rest: types.TracebackType | None = None
@@ -30,7 +29,7 @@ def without_ours(traceback: types.TracebackType | None) -> types.TracebackType |
 
 
 def clean(error: BaseException) -> None:
-    """Take our frames out of an exception's traceback, and out of those of the exceptions that led to it."""
+    """Remove kernelsvc's frames from the traceback of an exception and of all its causes, in place."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -38,5 +37,5 @@ def clean(error: BaseException) -> None:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        one.__traceback__ = without_ours(one.__traceback__)
+        one.__traceback__ = without_own_frames(one.__traceback__)
         waiting += [one.__cause__, one.__context__]

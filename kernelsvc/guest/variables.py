@@ -1,9 +1,7 @@
-"""What the namespace holds, told safely and quickly.
+"""Describe the variables of the namespace without running user code.
 
-A summary never runs code of the user's: no ``__repr__``, no ``__len__`` or
-property of a class that is not known. Known are the builtin types and, when they
-are imported anyway, numpy and pandas; exact types only, since a subclass may
-redefine anything.
+No ``__repr__``, no ``__len__`` and no property of an unknown class is called. Known classes are the builtin types and,
+if they are imported, those of numpy and pandas. Only exact types count, since a subclass may redefine any method.
 """
 
 from __future__ import annotations
@@ -26,11 +24,11 @@ _SIZED = (list, tuple, dict, set, frozenset, deque, OrderedDict)
 
 
 def describe(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Name, type, summary and size in bytes of each variable that the user made.
+    """Return name, type, summary and size in bytes of each variable that the user created.
 
     Args:
-        namespace: the user's globals.
-        hidden: names that were there before the user (``In``, ``exit``, ...), and their values.
+        namespace: The user's globals.
+        hidden: Names that exist before user code runs (``In``, ``exit``, ...), and their values.
     """
     found: list[dict[str, Any]] = []
     for name, value in list(namespace.items()):
@@ -52,7 +50,7 @@ def describe(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> list[di
 
 
 def type_name(value: object) -> str:
-    """The type's name, with its module unless builtin or the user's own."""
+    """Return the name of the type, with its module unless that is ``builtins`` or ``__main__``."""
     kind = type(value)
     module, name = _module(kind), type.__dict__["__qualname__"].__get__(kind)
     plain = module in ("builtins", "__main__", "")
@@ -60,7 +58,7 @@ def type_name(value: object) -> str:
 
 
 def _module(kind: type) -> str:
-    """Where a class is from, past whatever its metaclass says."""
+    """Return the module of a class without calling its metaclass."""
     try:
         found = type.__dict__["__module__"].__get__(kind)
     except AttributeError:
@@ -69,7 +67,7 @@ def _module(kind: type) -> str:
 
 
 def summary(value: Any) -> str:
-    """One line about a value."""
+    """Return one line about a value."""
     kind = type(value)
     if kind in _SCALARS or kind in (str, bytes):
         return _scalar(value)
@@ -118,7 +116,7 @@ def _pandas(value: Any, kind: type) -> str | None:
 
 
 def size(value: Any) -> int | None:
-    """Bytes that the object itself takes, not what it refers to; None where asking would run code."""
+    """Return the bytes of the object itself without those it refers to, or None if that would run user code."""
     kind = type(value)
     numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
     if numpy is not None and kind is getattr(numpy, "ndarray", None):

@@ -1,12 +1,10 @@
-"""Frames of the kernel wire as values: what is kept, what is sent, what came in.
+"""Frames of the kernel wire as values: encoding, decoding, and the outbox of unacknowledged frames. No sockets.
 
-The format is in ``docs/reference/wire.md``. Nothing here touches a socket.
+``docs/reference/wire.md`` specifies the format.
 
-The outbox holds every frame that the server has not acknowledged, as runs of
-bytes: a printed line costs its 50 bytes and no object. Its invariants hold
-between any two bytecodes at which CPython may run a signal handler, so that a
-handler that raises (a user's alarm, say) can't leave half a frame behind: bytes
-past a run's ``end`` don't count and are cut off by the next ``put``.
+The outbox stores every frame that the server has not acknowledged in blocks of bytes: a printed line costs its 50 bytes
+and no object. CPython may run a signal handler between any two bytecodes, and a handler that raises (a user's alarm)
+must not leave half a frame. So bytes past a block's ``end`` don't count, and the next ``put`` cuts them off.
 """
 
 from __future__ import annotations
@@ -21,16 +19,16 @@ VERSION = 1
 HELLO, MESSAGE, ACK, CONTROL, STREAM, REPLY = range(1, 7)
 
 HEADER = struct.Struct("<IBQ")
-#: Largest payload in either direction.
+#: Largest payload in either direction, in bytes.
 MAX_FRAME = 64 * 1024 * 1024
-#: Most bytes kept for a server that does not acknowledge; past it the writer blocks.
+#: Most unacknowledged bytes that are stored. Past that, the writer blocks.
 MAX_UNACKED = 8 * 1024 * 1024
-#: Longest text of one STREAM frame.
+#: Longest text of one STREAM frame, in bytes.
 MAX_TEXT = 256 * 1024
-#: A run of frames grows to about this size before the next begins; runs are freed whole.
+#: Size of a block of frames, in bytes, before the next one begins. Blocks are freed as a whole.
 RUN_BYTES = 64 * 1024
 
-#: Bounds of the JSON in a message.
+#: Limits of the JSON in a message.
 MAX_DEPTH = 100
 MAX_VALUES = 2_000_000
 
@@ -41,11 +39,11 @@ _HEADER_SIZE = HEADER.size
 
 
 class WireError(Exception):
-    """The server sent what the wire's description does not allow."""
+    """The server sent data that the wire's specification does not allow."""
 
 
 class _Run:
-    """Consecutive frames ``first`` to ``last`` as one piece of memory, ``end`` bytes of it valid."""
+    """Consecutive frames ``first`` to ``last`` in one block of memory, of which ``end`` bytes are valid."""
 
     __slots__ = ("data", "end", "first", "last", "next")
 
@@ -57,7 +55,7 @@ class _Run:
         self.next: _Run | None = None
 
     def offset_after(self, number: int) -> int:
-        """Where the frame that follows ``number`` begins."""
+        """Return the offset of the frame after ``number``."""
         at = 0
         while at < self.end:
             length, _, found = HEADER.unpack_from(self.data, at)
@@ -68,12 +66,12 @@ class _Run:
 
 
 class Outbox:
-    """Numbered frames from the first that is not acknowledged to the last, and how far they are sent.
+    """Numbered frames from the first unacknowledged one to the last, and how many bytes of them are sent.
 
     Attributes:
-        last: number of the newest frame; 0 before the first.
-        total: bytes ever put.
-        clear: everything that was put is with the socket.
+        last: Number of the newest frame, 0 before the first.
+        total: Bytes that were ever put.
+        clear: Whether the socket has taken all frames.
     """
 
     def __init__(self, limit: int = MAX_UNACKED) -> None:
@@ -81,29 +79,29 @@ class Outbox:
         self.last = 0
         self.total = 0
         self.clear = True
-        self._freed = 0  # bytes ever let go
+        self._freed = 0  # Bytes that were ever freed.
         self._head = self._tail = self._sending = _Run(1)
-        self._offset = 0  # unless clear: how much of the run that is being sent is with the socket
+        self._offset = 0  # Unless clear: bytes of the block ``_sending`` that the socket has taken.
 
     @property
     def size(self) -> int:
-        """Bytes held."""
+        """Bytes stored."""
         return self.total - self._freed
 
     @property
     def first(self) -> int:
-        """Number of the oldest frame held; one past ``last`` when none is."""
+        """Number of the oldest stored frame, or ``last + 1`` if there is none."""
         return self._head.first
 
     def has_room(self, length: int) -> bool:
-        """Whether a frame with this payload may be put. A frame larger than the limit is let in alone."""
+        """Whether a frame with this payload may be put. An empty outbox takes a frame above the limit."""
         return self.size + length + _HEADER_SIZE <= self.limit or not self.size
 
     def put(self, kind: int, payload: bytes) -> bytes:
-        """Add a frame and return its bytes; the caller has asked ``has_room``.
+        """Add a frame and return its bytes. Call ``has_room`` first.
 
-        The caller sends the frame if the outbox is ``clear``, and says with
-        ``left`` what the socket did not take.
+        If the outbox is ``clear``, the caller sends the frame and reports with ``mark_unsent`` how much the socket did
+        not take.
         """
         number = self.last + 1
         frame = _pack(len(payload), kind, number) + payload
@@ -115,12 +113,12 @@ class Outbox:
             if len(data) > run.end:
                 del data[run.end :]
             data += frame
-        except BufferError:  # a view of it is still held by some traceback
+        except BufferError:  # A traceback still holds a view of it.
             run = self._grow()
             data = run.data
             data += frame
         end, total = len(data), self.total + len(frame)
-        # No call from here on: CPython runs signal handlers at calls and jumps only.
+        # No call from here on: CPython runs signal handlers at calls and backward jumps only.
         run.last = self.last = number
         run.end = end
         self.total = total
@@ -133,24 +131,27 @@ class Outbox:
         return run
 
     def ack(self, number: int) -> None:
-        """The server holds every frame up to ``number``: let go of the runs that are covered whole."""
+        """Free the blocks whose frames are all acknowledged: the server has every frame up to ``number``."""
         while self._head.end and self._head.last <= number:
             following = self._head.next or self._grow()
             self._freed, self._head = self._freed + self._head.end, following
 
-    def left(self, count: int) -> None:
-        """Of the frame just put into a clear outbox, the last ``count`` bytes are not with the socket."""
+    def mark_unsent(self, count: int) -> None:
+        """Record that the socket did not take the last ``count`` bytes of the frame that was just put."""
         self._sending, self._offset, self.clear = self._tail, self._tail.end - count, False
 
     def rewind(self, number: int) -> int:
-        """Send again from the frame after ``number``; return the number of the first that will be sent."""
+        """Send again from the frame after ``number``. Return the number of the first frame to be sent."""
         self.ack(number)
         offset = self._head.offset_after(number)
         self._sending, self._offset, self.clear = self._head, offset, False
         return min(max(number + 1, self._head.first), self.last + 1)
 
     def unsent(self) -> memoryview | None:
-        """The next bytes to send; None, and ``clear``, when all are sent. Release the view before ``put``."""
+        """Return the next bytes to send. Return None and set ``clear`` if all are sent.
+
+        Release the view before ``put``.
+        """
         if self.clear:
             return None
         while self._offset >= self._sending.end:
@@ -161,12 +162,12 @@ class Outbox:
             self._sending, self._offset = following, 0
         return memoryview(self._sending.data)[self._offset : self._sending.end]
 
-    def sent(self, count: int) -> None:
-        """``count`` bytes of what ``unsent`` returned are with the socket."""
+    def mark_sent(self, count: int) -> None:
+        """Record that the socket took ``count`` bytes of the last ``unsent``."""
         self._offset += count
 
 
-# --- what comes in -------------------------------------------------------------------
+# --- incoming frames -------------------------------------------------------------------
 
 
 class Frame(NamedTuple):
@@ -178,17 +179,17 @@ class Frame(NamedTuple):
 
 
 def parse(data: bytearray) -> list[Frame]:
-    """Take every whole frame from the front of ``data``.
+    """Remove all whole frames from the front of ``data`` and return them.
 
     Raises:
-        WireError: a frame is larger than allowed.
+        WireError: A frame is larger than allowed.
     """
     frames = []
     at = 0
     while len(data) - at >= _HEADER_SIZE:
         length, kind, number = HEADER.unpack_from(data, at)
         if length > MAX_FRAME:
-            raise WireError(f"a frame of {length} bytes; at most {MAX_FRAME} are allowed")
+            raise WireError(f"a frame of {length} bytes is too large (at most {MAX_FRAME})")
         end = at + _HEADER_SIZE + length
         if len(data) < end:
             break
@@ -199,7 +200,7 @@ def parse(data: bytearray) -> list[Frame]:
 
 
 class KernelRequest(NamedTuple):
-    """A Jupyter message from the server. ``raw_header`` is the header's JSON as it came."""
+    """A Jupyter message from the server. ``raw_header`` is the header's JSON as received."""
 
     channel: str
     header: dict[str, Any]
@@ -210,16 +211,16 @@ class KernelRequest(NamedTuple):
 
     @property
     def msg_id(self) -> str:
-        """The id that answers name as their parent."""
+        """The id that replies name as their parent."""
         return str(self.header["msg_id"])
 
     @property
     def msg_type(self) -> str:
-        """What is asked."""
+        """The type of the request."""
         return str(self.header["msg_type"])
 
     def message(self) -> dict[str, Any]:
-        """The form that ipykernel's handlers take."""
+        """Return the message as a dictionary for ipykernel's handlers."""
         return {
             "header": self.header,
             "msg_id": self.msg_id,
@@ -232,10 +233,10 @@ class KernelRequest(NamedTuple):
 
 
 def parse_request(payload: bytes) -> KernelRequest:
-    """A MESSAGE frame's payload.
+    """Parse the payload of a MESSAGE frame.
 
     Raises:
-        WireError: it is not in the v1 framing, or its parts are not JSON objects.
+        WireError: It does not have the v1 framing, or its parts are not JSON objects.
     """
     try:
         (count,) = struct.unpack_from("<Q", payload)
@@ -254,7 +255,7 @@ def parse_request(payload: bytes) -> KernelRequest:
 
 
 def join(channel: bytes, *parts: bytes) -> bytes:
-    """A MESSAGE frame's payload from parts that are JSON already, then buffers."""
+    """Return the payload of a MESSAGE frame: parts that are JSON already, then buffers."""
     count = len(parts) + 2
     offset = 8 * (count + 1)
     offsets = [offset]
@@ -265,22 +266,22 @@ def join(channel: bytes, *parts: bytes) -> bytes:
 
 
 def _shallow(part: bytes) -> bool:
-    """Whether it opens at most ``MAX_DEPTH`` brackets; a long text is searched, which is faster than counting."""
+    """Whether the text opens at most ``MAX_DEPTH`` brackets. A long text is searched, which is faster than counting."""
     if len(part) < 16 * 1024:
         return part.count(b"[") + part.count(b"{") <= MAX_DEPTH
-    left = MAX_DEPTH
+    mark_unsent_ = MAX_DEPTH
     for bracket in (b"[", b"{"):
         at = part.find(bracket)
         while at >= 0:
-            if left == 0:
+            if mark_unsent_ == 0:
                 return False
-            left -= 1
+            mark_unsent_ -= 1
             at = part.find(bracket, at + 1)
     return True
 
 
-def misfit(part: bytes) -> str | None:
-    """Why the server would refuse this JSON, or None. The bounds are those of ``protocol.jupyter``."""
+def size_error(part: bytes) -> str | None:
+    """Return why the server would refuse this JSON, or None. The limits are those of ``protocol.jupyter``."""
     if _shallow(part) and (len(part) <= MAX_VALUES or part.count(b",") <= MAX_VALUES - MAX_DEPTH):
         return None
     structure = _STRING.sub(b"", part)
@@ -296,6 +297,6 @@ def misfit(part: bytes) -> str | None:
 
 
 def stream_prefix(name: str, parent: str) -> bytes:
-    """What comes before the text in a STREAM frame."""
+    """Return the bytes before the text of a STREAM frame."""
     wanted = parent.encode("utf-8", "replace")[:0xFFFF]
     return struct.pack("<BH", 1 if name == "stdout" else 2, len(wanted)) + wanted

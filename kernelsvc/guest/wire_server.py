@@ -1,25 +1,21 @@
 """The kernel's end of the kernel wire: one socket, no thread.
 
-Theory of operation. The kernel listens; whichever server connects and says
-HELLO becomes the one connection, and is told everything it does not hold yet.
-Frames go into the outbox and to the socket at once. A writer waits, in
-``poll``, for two things only: a socket that takes no more, and an outbox that
-is full. While it waits it serves the listener and reads acknowledgements, so a
-server may come and go in the middle of a cell.
+Theory of operation. The kernel listens. The server that connects last and sends HELLO has the connection, and receives
+all frames that it does not have yet. Frames go into the outbox and to the socket immediately. A writer waits in poll(2)
+in two cases only: the socket buffer is full, or the outbox is full. While it waits, it also accepts connections and
+reads acknowledgements, so a server can be replaced in the middle of a cell.
 
-Two further ways lead in here when the cell does not write: the event loop, when
-the kernel is idle or awaits (``FdWatcher``), and SIGURG, which Linux sends when a
-server knocks at the listener (fcntl(2), ``F_SETSIG``) while the cell computes.
+Two further callers serve the wire while the cell does not write: the event loop when the kernel is idle or awaits
+(``FdWatcher``), and the handler of SIGURG, which Linux sends when a server connects while the cell computes (fcntl(2),
+``F_SETSIG``).
 
-Signals. A handler of the user's may raise between any two bytecodes (a time-out by
-SIGALRM does). Serving is done with signals masked. Sending, which must be fast,
-is not: what is interrupted there costs the connection, never a frame; the server
-connects again and goes on after the last frame it holds. A lock is taken with
-``with`` and never with ``acquire``, after which CPython would look for signals
-before the ``try``. Our own handlers ask ``guarded`` and wait for the lock's end.
+Signals. A user's handler may raise between any two bytecodes (a time-out by SIGALRM does). ``serve`` masks signals.
+Sending must be fast and does not: an exception there costs the connection but no frame, since the server connects again
+and continues after its last frame. Code takes a lock by ``with``, never by ``acquire``, after which CPython would check
+for signals before the ``try``. The kernel's own handlers use ``run_unlocked``, which waits for the release of the lock.
 
-Processes that user code forks inherit all of this and own none of it. An at-fork
-hook closes the sockets in them; ``foreign`` says so from then on.
+Processes that user code forks inherit these objects but must not use them. An at-fork hook closes their sockets and
+sets ``foreign``.
 """
 
 from __future__ import annotations
@@ -53,48 +49,48 @@ from kernelsvc.guest.wire_frames import (
     KernelRequest,
 )
 
-#: Bytes put between two looks at what the server has acknowledged.
+#: Bytes that are put between two checks for acknowledgements.
 ACK_EVERY = 256 * 1024
-#: What the socket is asked to hold. Linux counts some 800 bytes for each short frame, so that its default (208 KiB) is
-#: full after 270 lines, and a print waits for the server's turn on the processor.
-SENDS = 1 << 20
-#: Requests that are remembered for a server that asks which ones arrived.
-SEEN = 32
+#: Size of the send buffer (SO_SNDBUF, socket(7)). Linux counts about 800 bytes for each short frame, so its default of
+#: 208 KiB is full after 270 lines, and a print then waits until the server runs.
+SEND_BUFFER_BYTES = 1 << 20
+#: Ids of requests that are stored for a server that asks which requests arrived.
+MAX_SEEN = 32
 
-_F_SETSIG = 10  # fcntl.h; Python has no name for it
-#: Without the conversion to enums, which costs more than the call.
+_F_SETSIG = 10  # fcntl.h. Python has no name for it.
+#: The C function, without the conversion to enums, which costs more than the call.
 _sigmask: Callable[..., Any] = importlib.import_module("_signal").pthread_sigmask
 _READ = 256 * 1024
-_FRUGAL = 2048
+_SMALL_READ = 2048
 _MAX_FDS = 16
 
 
 class FdWatcher(Protocol):
-    """Who polls the descriptors while the kernel is idle: an event loop."""
+    """Polls the descriptors while the kernel is idle: an event loop."""
 
     def watch(self, fd: int) -> None:
-        """Call ``WireServer.serve`` when this is readable."""
+        """Call ``WireServer.serve`` when this descriptor is readable."""
 
     def unwatch(self, fd: int) -> None:
-        """No more."""
+        """Stop polling the descriptor."""
 
     def arrived(self) -> None:
-        """Something was read elsewhere; look at ``WireServer.inbox``."""
+        """Check ``WireServer.inbox``: a request was read outside of the poll."""
 
 
 def exit_unreachable(closed: str) -> NoReturn:
-    """End this process, of which user code closed what it hears with; a server would wait for its cell for ever.
+    """End this process: user code closed a descriptor of the kernel, and a server would wait without end.
 
     Args:
-        closed: what is gone; told on standard error.
+        closed: The descriptor's name, for the message on standard error.
     """
     with contextlib.suppress(OSError):
-        os.write(2, f"The kernel's {closed} was closed from inside; it can't go on.\n".encode())
+        os.write(2, f"The kernel ends: code in the session closed its {closed}.\n".encode())
     os._exit(70)
 
 
 class ControlRequest:
-    """A CONTROL request with the descriptors that came with it. Close what you don't keep."""
+    """A CONTROL request with the descriptors that came with it. Close those that you don't use."""
 
     def __init__(self, number: int, body: dict[str, Any], fds: list[int]) -> None:
         self.number = number
@@ -103,44 +99,45 @@ class ControlRequest:
 
     @property
     def op(self) -> str:
-        """What is asked."""
+        """The operation."""
         return str(self.body.get("op"))
 
     def close(self) -> None:
-        """Close the descriptors that nobody took."""
+        """Close the descriptors that no handler has taken."""
         for fd in self.fds:
             os.close(fd)
         self.fds = []
 
 
 class _Connection:
-    """A socket with what was read from it and is not whole yet."""
+    """A socket, and the bytes that were read from it and are not a whole frame yet."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.data = bytearray()
         self.fds: list[int] = []
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SENDS)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._inode = os.fstat(sock.fileno()).st_ino
 
     @property
-    def stolen(self) -> bool:
-        """Whether user code closed our descriptor; its number may be anything's by now, another connection's too."""
+    def replaced(self) -> bool:
+        """Whether user code closed the descriptor. Its number may belong to any file now, even another connection."""
         try:
             return os.fstat(self.sock.fileno()).st_ino != self._inode
         except OSError:
             return True
 
     def read(self) -> bool:
-        """Read what is there; False when the other side has closed."""
+        """Read all available bytes. Return False if the peer has closed the socket."""
         size = _READ
         while True:
             try:
                 data, fds, _, _ = socket.recv_fds(self.sock, size, _MAX_FDS)
-            except MemoryError:  # the session is at its cap: a small request, which may free some, must still get in
-                if size == _FRUGAL:
+            # The session is at its memory limit. A small request, which may free memory, must still be readable.
+            except MemoryError:
+                if size == _SMALL_READ:
                     raise
-                size = _FRUGAL
+                size = _SMALL_READ
                 continue
             except (BlockingIOError, InterruptedError):
                 return True
@@ -161,7 +158,7 @@ class _Connection:
 
 
 class _Guard:
-    """The wire's lock, with no signal's handler running in this thread while it is held; those due run after it."""
+    """The wire's lock, held with all signals masked in this thread. Pending handlers run after its release."""
 
     _ALL = tuple(int(s) for s in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
@@ -173,7 +170,7 @@ class _Guard:
     def __enter__(self) -> None:
         before = _sigmask(signal.SIG_BLOCK, ())
         try:
-            _sigmask(signal.SIG_BLOCK, self._ALL)  # runs the handlers that are due
+            _sigmask(signal.SIG_BLOCK, self._ALL)  # Runs pending handlers.
             self._lock.acquire()
         except BaseException:
             _sigmask(signal.SIG_SETMASK, before)
@@ -191,12 +188,12 @@ class WireServer:
     """See the module's docstring.
 
     Attributes:
-        inbox: what the server sent and nobody has taken yet.
+        inbox: Requests of the server that no handler has taken yet.
         foreign: True in a process that user code forked.
-        watcher: polls while the kernel is idle.
-        seen: ids of the last requests.
-        cell: id of the last that runs a cell.
-        woken: the last HELLO's body, for a checkpoint that waits for one.
+        watcher: Polls while the kernel is idle.
+        seen: Ids of the last requests.
+        cell: Id of the last request that runs a cell.
+        hello: Body of the last HELLO, for a checkpoint that waits for one.
     """
 
     def __init__(
@@ -205,117 +202,122 @@ class WireServer:
         """Listen.
 
         Args:
-            listener: bound; ``listen`` is called here so that the peer's credentials are this process's.
-            raw: read ends of the pipes behind descriptors 1 and 2, handed to each server.
-            describe: called with the body of each HELLO; returns WELCOME's fields beyond ``version`` and ``seen``.
+            listener: A bound socket. ``listen`` is called here, so that SO_PEERCRED of clients names this process
+                (unix(7)).
+            raw: Read ends of the pipes behind descriptors 1 and 2. Each server gets them.
+            describe: Called with the body of each HELLO. Returns WELCOME's fields beyond ``version`` and ``seen``.
         """
         self.inbox: deque[KernelRequest | ControlRequest] = deque()
-        self.seen: deque[str] = deque(maxlen=SEEN)
+        self.seen: deque[str] = deque(maxlen=MAX_SEEN)
         self.cell = ""
         self.foreign = False
         self.watcher: FdWatcher | None = None
         self.corked = False
-        self.woken: dict[str, Any] | None = None
+        self.hello: dict[str, Any] | None = None
         self.outbox = wire_frames.Outbox()
-        self._raw = list(raw)
+        self._stdio_reads = list(raw)
         self._describe = describe
         self._lock = threading.RLock()
-        self._guard = _Guard(self._lock, self._act)
-        self._waiting = 0  # calls of ``wait_for``: they poll the listener, so SIGURG has nothing to add
+        self._guard = _Guard(self._lock, self._run_deferred)
+        self._waiting = 0  # Active calls of ``wait_for``. They poll the listener, so SIGURG is not needed.
         self._deferred: list[Callable[[], None]] = []
         self._conn: _Connection | None = None
-        self._guests: list[_Connection] = []
-        self._look_at = 0  # when so much was put, look at what the server says
-        self._direct: Callable[[bytes], int] | None = None  # the socket's send, when it may be used at once
+        self._pending: list[_Connection] = []
+        self._ack_check_at = 0  # Value of ``Outbox.total`` at which to check for acknowledgements.
+        # The socket's ``send`` while frames may be sent immediately.
+        self._send_now: Callable[[bytes], int] | None = None
         self._listen(listener)
 
     # -- guards -----------------------------------------------------------------------
 
-    def guarded(self, act: Callable[[], None]) -> None:
-        """Do ``act`` now, or, when a signal came in the middle of our own work, right after it."""
+    def run_unlocked(self, act: Callable[[], None]) -> None:
+        """Run ``act`` now, or after the release of the lock if a signal arrived while this thread holds it."""
         if self._lock._is_owned():  # type: ignore[attr-defined]
             self._deferred.append(act)
         else:
             act()
 
-    def _act(self) -> None:
-        """Do what ``guarded`` put off."""
+    def _run_deferred(self) -> None:
+        """Run the functions that ``run_unlocked`` deferred."""
         while self._deferred and not self._lock._is_owned():  # type: ignore[attr-defined]
             self._deferred.pop(0)()
 
-    def _renew_lock(self) -> None:
-        """In a fork: some thread that does not exist here may have held it."""
+    def _new_lock(self) -> None:
+        """In a fork: replace the lock, which a thread that does not exist here may hold (fork(2))."""
         self._deferred = []
         self._waiting = 0
         self._lock = threading.RLock()
-        self._guard = _Guard(self._lock, self._act)
+        self._guard = _Guard(self._lock, self._run_deferred)
 
     def on_sigurg(self) -> None:
-        """SIGURG: a server is at the door."""
+        """Handle SIGURG: a server connects."""
         if not (self.foreign or self._waiting):
-            self.guarded(self.serve)
+            self.run_unlocked(self.serve)
 
     def close_in_child(self) -> None:
-        """In a process that the user forked: leave the wire to the parent."""
+        """In a process that user code forked: close the wire, which belongs to the parent."""
         self.foreign = True
-        self.watcher = self._direct = None
-        self._renew_lock()
+        self.watcher = self._send_now = None
+        self._new_lock()
         for connection in self._all_connections():
             connection.close()
-        self._conn, self._guests = None, []
+        self._conn, self._pending = None, []
         self._listener.close()
 
-    # -- the door -----------------------------------------------------------------------
+    # -- connections ------------------------------------------------------------------------
 
     def _listen(self, listener: socket.socket) -> None:
-        listener.set_inheritable(False)  # it came through a socket; a program that replaces this one must not keep it
+        # Descriptors from SCM_RIGHTS are inheritable unless set otherwise. A program that replaces this one must not
+        # get it.
+        listener.set_inheritable(False)
         listener.setblocking(False)
         listener.listen(16)
         self._listener = listener
         _signal_when_readable(listener.fileno())
 
     def adopt(self, listener: socket.socket, raw: Sequence[int]) -> list[int]:
-        """In a fork of the kernel: another door, other pipes, nothing sent or received yet. No watcher is told.
+        """In a fork of the kernel: use another listener and other pipes, with an empty outbox. Calls no watcher.
 
         Returns:
-            the read ends of the original's pipes, which the caller closes.
+            The read ends of the original's pipes. The caller closes them.
         """
         for connection in self._all_connections():
             connection.close()
-        self._conn, self._guests = None, []
+        self._conn, self._pending = None, []
         self._listener.close()
         for item in self.inbox:
-            if isinstance(item, ControlRequest):  # the next copy's door and pipes, which this one must not hold
+            # Listener and pipes of the next fork, which this one must not hold open.
+            if isinstance(item, ControlRequest):
                 item.close()
         self.inbox.clear()
         self.seen.clear()
         self.cell = ""
-        self.woken = None
-        self._renew_lock()
+        self.hello = None
+        self._new_lock()
         self.outbox = wire_frames.Outbox(self.outbox.limit)
-        self._look_at = 0
-        self._direct = None
-        old, self._raw = self._raw, list(raw)
+        self._ack_check_at = 0
+        self._send_now = None
+        old, self._stdio_reads = self._stdio_reads, list(raw)
         self._listen(listener)
         return old
 
     def watch_all(self, watcher: FdWatcher) -> None:
-        """Let a new watcher poll what is open."""
+        """Let a new watcher poll all open descriptors."""
         self.watcher = watcher
         watcher.watch(self._listener.fileno())
         for connection in self._all_connections():
             watcher.watch(connection.sock.fileno())
 
     def _all_connections(self) -> list[_Connection]:
-        return [*self._guests, self._conn] if self._conn else list(self._guests)
+        return [*self._pending, self._conn] if self._conn else list(self._pending)
 
     def _unwatch(self, connection: _Connection) -> None:
         if self.watcher and connection.sock.fileno() >= 0:
             self.watcher.unwatch(connection.sock.fileno())
 
     def fds(self) -> set[int]:
-        """Every descriptor that is the wire's own."""
-        own = {self._listener.fileno(), *self._raw}
+        """Return all descriptors that belong to the wire."""
+        own = {self._listener.fileno(), *self._stdio_reads}
         for connection in self._all_connections():
             own |= {connection.sock.fileno(), *connection.fds}
         for item in self.inbox:
@@ -324,27 +326,28 @@ class WireServer:
         return own
 
     def serve(self, readable: int | None = None) -> None:
-        """Let in who knocks, read what came. Never blocks.
+        """Accept connections and read all input. Never blocks.
 
         Args:
-            readable: the one descriptor that a poll told of; the door is left alone if that is the server's.
+            readable: The descriptor that a poll reported. If it is the server's connection, the listener is not
+                checked.
         """
         with self._guard:
             self._serve(readable)
 
     def _serve(self, readable: int | None = None) -> None:
-        if any(connection.stolen for connection in self._all_connections()):
+        if any(connection.replaced for connection in self._all_connections()):
             exit_unreachable("connection")
         if self._conn is None or self._conn.sock.fileno() != readable:
             self._accept()
-            for guest in list(self._guests):
-                self._read_hello(guest)
+            for connection in list(self._pending):
+                self._read_hello(connection)
         if self._conn:
             self._read(self._conn)
         if not self.corked:
             self._pump()
         box = self.outbox
-        self._look_at = box.total + (ACK_EVERY if box.size + 2 * ACK_EVERY <= box.limit else 0)
+        self._ack_check_at = box.total + (ACK_EVERY if box.size + 2 * ACK_EVERY <= box.limit else 0)
 
     def _accept(self) -> None:
         while True:
@@ -354,12 +357,12 @@ class WireServer:
                 return
             except OSError as error:
                 if error.errno in (errno.EBADF, errno.ENOTSOCK, errno.EINVAL) and self._conn is None:
-                    exit_unreachable("door")
+                    exit_unreachable("listener")
                 return
             sock.setblocking(False)
-            _signal_when_readable(sock.fileno())  # HELLO may come after our look, and the cell compute for an hour
-            guest = _Connection(sock)
-            self._guests.append(guest)
+            _signal_when_readable(sock.fileno())  # HELLO may arrive later, while the cell computes for an hour.
+            connection = _Connection(sock)
+            self._pending.append(connection)
             self._watch(sock)
 
     def _watch(self, sock: socket.socket) -> None:
@@ -369,47 +372,47 @@ class WireServer:
         except (OSError, ValueError):
             exit_unreachable("event loop")
 
-    def _read_hello(self, guest: _Connection) -> None:
-        alive = guest.read()
+    def _read_hello(self, connection: _Connection) -> None:
+        alive = connection.read()
         try:
-            found = wire_frames.parse(guest.data)
+            found = wire_frames.parse(connection.data)
             if found:
-                self._welcome(guest, found)
+                self._welcome(connection, found)
                 return
         except (wire_frames.WireError, ValueError, OSError):
             alive = False
         if not alive:
-            self._unwatch(guest)
-            self._guests.remove(guest)
-            guest.close()
+            self._unwatch(connection)
+            self._pending.remove(connection)
+            connection.close()
 
-    def _welcome(self, guest: _Connection, found: list[Frame]) -> None:
+    def _welcome(self, connection: _Connection, found: list[Frame]) -> None:
         hello = found[0]
         body = json.loads(hello.payload or b"{}")
         if hello.kind != HELLO or not isinstance(body, dict):
             raise wire_frames.WireError("the first frame must be HELLO")
         if self._conn:
-            self._read(self._conn)  # what the old server asked before it went counts as seen
-            self._hang_up()
+            self._read(self._conn)  # Requests that the old server sent before it closed count as received.
+            self._disconnect()
         described = self._describe(body)
-        self.woken = body
+        self.hello = body
         first = self.outbox.rewind(hello.number)
         payload = json.dumps(
             {"version": wire_frames.VERSION, **described, "seen": list(self.seen), "cell": self.cell}
         ).encode()
         welcome = wire_frames.HEADER.pack(len(payload), HELLO, first) + payload
-        guest.sock.setblocking(True)
-        socket.send_fds(guest.sock, [welcome], self._raw)
-        guest.sock.setblocking(False)
-        _signal_no_more(guest.sock.fileno())
-        self._guests.remove(guest)
-        self._conn = guest
-        self._direct = None if self.corked else guest.sock.send
-        self._take(guest, found[1:])
+        connection.sock.setblocking(True)
+        socket.send_fds(connection.sock, [welcome], self._stdio_reads)
+        connection.sock.setblocking(False)
+        _stop_signal(connection.sock.fileno())
+        self._pending.remove(connection)
+        self._conn = connection
+        self._send_now = None if self.corked else connection.sock.send
+        self._process_frames(connection, found[1:])
         self._pump()
 
-    def _hang_up(self) -> None:
-        conn, self._conn, self._direct = self._conn, None, None
+    def _disconnect(self) -> None:
+        conn, self._conn, self._send_now = self._conn, None, None
         if conn:
             self._unwatch(conn)
             conn.close()
@@ -419,13 +422,13 @@ class WireServer:
     def _read(self, conn: _Connection) -> None:
         alive = conn.read()
         try:
-            self._take(conn, wire_frames.parse(conn.data))
+            self._process_frames(conn, wire_frames.parse(conn.data))
         except wire_frames.WireError:
             alive = False
         if not alive and conn is self._conn:
-            self._hang_up()
+            self._disconnect()
 
-    def _take(self, conn: _Connection, found: list[Frame]) -> None:
+    def _process_frames(self, conn: _Connection, found: list[Frame]) -> None:
         before = len(self.inbox)
         for frame in found:
             if frame.kind == ACK:
@@ -437,11 +440,11 @@ class WireServer:
                     self.cell = request.msg_id
                 self.inbox.append(request)
             elif frame.kind == CONTROL:
-                self.inbox.append(self._control(conn, frame))
+                self.inbox.append(self._parse_control(conn, frame))
         if len(self.inbox) > before and self.watcher:
             self.watcher.arrived()
 
-    def _control(self, conn: _Connection, frame: Frame) -> ControlRequest:
+    def _parse_control(self, conn: _Connection, frame: Frame) -> ControlRequest:
         try:
             body = json.loads(frame.payload)
         except (ValueError, RecursionError):
@@ -454,11 +457,10 @@ class WireServer:
         return ControlRequest(frame.number, body, taken)
 
     def wait_for(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
-        """Wait until a condition is true that serving the wire makes true; False when the time is over.
+        """Serve the wire until a condition is true. Return False if the time is over.
 
-        A signal's handler may raise out of here. SIGURG's does nothing meanwhile:
-        if it served between the condition and the poll, the poll would wait for
-        what has come already.
+        A signal handler may raise out of this method. The handler of SIGURG does nothing meanwhile: if it served
+        between the check and the poll, the poll would wait for input that was read already.
         """
         end = None if seconds is None else time.monotonic() + seconds
         self._waiting += 1
@@ -475,8 +477,8 @@ class WireServer:
     def _poll(self, end: float | None) -> None:
         poller = select.poll()
         poller.register(self._listener.fileno(), select.POLLIN)
-        for guest in self._guests:
-            poller.register(guest.sock.fileno(), select.POLLIN)
+        for connection in self._pending:
+            poller.register(connection.sock.fileno(), select.POLLIN)
         conn = self._conn
         if conn:
             waits = not (self.corked or self.outbox.clear)
@@ -488,116 +490,116 @@ class WireServer:
     def send(self, kind: int, payload: bytes, *, hold: bool = False) -> None:
         """Send one frame. Blocks while the outbox is full or the socket takes no more.
 
-        An exception that a signal handler raises while this blocks leaves the
-        frame either unsent and unnumbered, or accepted whole.
+        If a signal handler raises while this blocks, the frame is either not numbered and not sent, or accepted as a
+        whole.
         """
-        if not self._sent_at_once(kind, payload, hold):
-            self._send_slowly(kind, payload)
+        if not self._try_send(kind, payload, hold):
+            self._send_waiting(kind, payload)
         elif not (self.outbox.clear or self.corked or hold):
             self._wait_until_sent()
 
-    def _sent_at_once(self, kind: int, payload: bytes, hold: bool) -> bool:
-        """What a print takes: put the frame, and give it to a free socket. False if more must be looked at first."""
+    def _try_send(self, kind: int, payload: bytes, hold: bool) -> bool:
+        """Put a frame and give it to a free socket: the fast path. Return False if other work must come first."""
         accepted = False
         with self._lock:
             try:
-                box, direct = self.outbox, self._direct
-                if box.total < self._look_at and len(payload) < wire_frames.RUN_BYTES:
+                box, send_now = self.outbox, self._send_now
+                if box.total < self._ack_check_at and len(payload) < wire_frames.RUN_BYTES:
                     if self.corked or hold:
                         clear = box.clear
                         frame = box.put(kind, payload)
                         accepted = True
                         if clear:
-                            box.left(len(frame))
-                    elif direct and box.clear:
+                            box.mark_unsent(len(frame))
+                    elif send_now and box.clear:
                         frame = box.put(kind, payload)
                         accepted = True
                         try:
-                            taken = direct(frame)
+                            taken = send_now(frame)
                         except BlockingIOError:
                             taken = 0
                         if taken != len(frame):
-                            box.left(len(frame) - taken)
+                            box.mark_unsent(len(frame) - taken)
             except BaseException as error:
-                # How much was sent is not known any more; the server comes back for the rest.
+                # It is unknown how much was sent. The server connects again and continues after its last frame.
                 with self._guard:
-                    self._hang_up()
+                    self._disconnect()
                 if not isinstance(error, OSError):
                     raise
         if self._deferred:
-            self._act()
+            self._run_deferred()
         return accepted
 
-    def _send_slowly(self, kind: int, payload: bytes) -> None:
+    def _send_waiting(self, kind: int, payload: bytes) -> None:
         if not self.foreign:
-            self.wait_for(lambda: self.foreign or self._accepted(kind, payload))
+            self.wait_for(lambda: self.foreign or self._try_put(kind, payload))
         self._wait_until_sent()
 
     def _wait_until_sent(self) -> None:
         if self._conn and not self.corked and not self.outbox.clear:
             self.wait_for(lambda: self._conn is None or self.corked or self.outbox.clear)
 
-    def _accepted(self, kind: int, payload: bytes) -> bool:
+    def _try_put(self, kind: int, payload: bytes) -> bool:
         with self._guard:
             box = self.outbox
-            if box.total >= self._look_at:
+            if box.total >= self._ack_check_at:
                 self._serve()
             if not box.has_room(len(payload)):
-                self._uncork_now()  # what is held back can't be acknowledged
+                self._uncork_now()  # Frames that are held back can't be acknowledged.
                 return False
             was_clear = box.clear
             frame = box.put(kind, payload)
             if was_clear:
-                box.left(len(frame))
+                box.mark_unsent(len(frame))
             if not self.corked:
                 self._pump()
             return True
 
     def _pump(self) -> None:
-        """Give the socket what it takes. Whatever goes wrong costs the connection, never a frame."""
+        """Send until the socket takes no more. An error costs the connection but no frame."""
         while self._conn:
             view = self.outbox.unsent()
             if view is None:
                 return
             try:
-                self.outbox.sent(self._conn.sock.send(view))
+                self.outbox.mark_sent(self._conn.sock.send(view))
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
-                self._hang_up()
+                self._disconnect()
             finally:
                 view.release()
 
     def cork(self) -> None:
-        """Hold back what is sent from now on, to send several frames at once."""
+        """Hold back all frames from now on, to send several in one write (compare TCP_CORK, tcp(7))."""
         self.corked = True
-        self._direct = None
+        self._send_now = None
 
     def uncork(self) -> None:
-        """Send what was held back."""
-        if not self._opened_on_nothing():
+        """Send all frames that wait."""
+        if not self._uncork_if_clear():
             with self._guard:
                 self._uncork_now()
             self._wait_until_sent()
 
-    def _opened_on_nothing(self) -> bool:
-        """Stop holding back if nothing was held: what sends nothing need not mask signals."""
+    def _uncork_if_clear(self) -> bool:
+        """Stop holding back if the outbox is clear: then no signals need be masked. Return whether it was."""
         with self._lock:
             opened = self.outbox.clear
             if opened:
                 self.corked = False
-                self._direct = self._conn.sock.send if self._conn else None
+                self._send_now = self._conn.sock.send if self._conn else None
         if self._deferred:
-            self._act()
+            self._run_deferred()
         return opened
 
     def _uncork_now(self) -> None:
         self.corked = False
-        self._direct = self._conn.sock.send if self._conn else None
+        self._send_now = self._conn.sock.send if self._conn else None
         self._pump()
 
     def text(self, prefix: bytes, text: str) -> None:
-        """Send text as STREAM frames, split where it is long. ``prefix`` is ``frames.stream_prefix``'s."""
+        """Send text as STREAM frames, split if it is long. ``prefix`` comes from ``wire_frames.stream_prefix``."""
         if len(text) <= MAX_TEXT // 4:
             self.send(STREAM, prefix + text.encode("utf-8", "replace"))
             return
@@ -606,17 +608,17 @@ class WireServer:
             self.send(STREAM, prefix + text[at : at + step].encode("utf-8", "replace"))
 
     def message(self, payload: bytes, *, hold: bool = False) -> None:
-        """Send a Jupyter message (``frames.join``).
+        """Send a Jupyter message (``wire_frames.join``).
 
         Args:
-            payload: its bytes.
-            hold: it may wait for the next one, which is about to follow; whatever is sent takes it along.
+            payload: Its bytes.
+            hold: Whether it may wait for the next message, which follows soon. Any frame that is sent takes it along.
 
         Raises:
-            ValueError: it is larger than a frame may be.
+            ValueError: It is larger than a frame may be.
         """
         if len(payload) > MAX_FRAME:
-            raise ValueError(f"a message of {len(payload)} bytes; at most {MAX_FRAME} can be sent")
+            raise ValueError(f"a message of {len(payload)} bytes is too large (at most {MAX_FRAME})")
         self.send(MESSAGE, payload, hold=hold)
 
     def reply(self, request: int, body: dict[str, Any]) -> None:
@@ -624,7 +626,7 @@ class WireServer:
         self.send(REPLY, json.dumps({"request": request, **body}).encode())
 
     def drain(self, seconds: float) -> None:
-        """Wait until the server holds everything, or the time is over."""
+        """Wait until the server has acknowledged all frames, or the time is over."""
         self.wait_for(lambda: self.outbox.first > self.outbox.last, seconds)
 
 
@@ -634,5 +636,5 @@ def _signal_when_readable(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def _signal_no_more(fd: int) -> None:
+def _stop_signal(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_ASYNC)

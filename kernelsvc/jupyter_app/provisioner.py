@@ -1,17 +1,15 @@
-"""``kernelsvc-fork``: kernels by fork for any Jupyter application, with no server of ours.
+"""``kernelsvc-fork``: a kernel provisioner that forks kernels for any Jupyter application, without a server.
 
-A kernelspec whose ``metadata`` says ``{"kernel_provisioner": {"provisioner_name":
-"kernelsvc-fork"}}`` starts in milliseconds in JupyterLab, nbclient, papermill or
-plain ``jupyter_client``: the provisioner asks the kernel host for a fork and a
-``ZmqServer`` serves it on the ZMQ sockets that the application expects.
+A kernelspec whose ``metadata`` has ``{"kernel_provisioner": {"provisioner_name": "kernelsvc-fork"}}`` starts in
+milliseconds in JupyterLab, nbclient, papermill or ``jupyter_client``. The provisioner asks the kernel host for a fork.
+A ``ZmqServer`` serves the fork on the ZMQ sockets that the application expects (jupyter_client, "Kernel Provisioning").
 
 Theory of operation
 -------------------
-``jupyter_client`` calls a provisioner from whatever loop it likes, and its
-blocking manager from none that goes on running. So kernels and bridges live in
-one thread of ours per application, with a loop of its own; what the provisioner
-does is handed to it and waited for. When the application is gone, so is its
-connection to the host, and the host ends its kernels after the grace time.
+``jupyter_client`` calls a provisioner from any event loop, and its blocking manager from a loop that stops after each
+call. So all kernels and ZMQ servers of an application live in one background thread with its own loop. The provisioner
+submits its work there and waits for the result. When the application ends, its connection to the host closes, and the
+host ends the kernels after the grace time.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from kernelsvc.model.limits import Limits
 T = TypeVar("T")
 Connect = Callable[[Environment], Awaitable[Launcher]]
 
-#: A Jupyter application's kernels are its user's own: no cap but what the machine has.
+#: Kernels of a Jupyter application belong to its user: they have no limits but those of the machine.
 NO_LIMITS = Limits(
     memory_bytes=None,
     cell_seconds=None,
@@ -50,14 +48,14 @@ NO_LIMITS = Limits(
     lifetime_seconds=None,
     network="host",
 )
-#: The end of a kernel that was asked to end.
+#: Exit of a kernel that was ended on request.
 ENDED = Exit(cause=Cause.SIGNALLED, message="The kernel was ended.", signal=signal.SIGKILL)
-#: What an application's environment holds for its own kernels and would harm ours.
+#: Variables of the application's environment that are for its own child processes and would harm a fork.
 NOT_PASSED_ON = ("JPY_PARENT_PID", "JPY_INTERRUPT_EVENT", "MPLBACKEND", "PYTHONEXECUTABLE")
 
 
 class BackgroundLoop:
-    """A thread with an event loop, for all kernels of this application."""
+    """A thread with an event loop for all kernels of this application."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -66,11 +64,11 @@ class BackgroundLoop:
         self._thread.start()
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do this there and wait for it here. Cancelling cancels it there."""
+        """Run a coroutine in the background loop and wait for its result. Cancelling also cancels it there."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
 
     async def launcher(self, environment: Environment, connect: Connect) -> Launcher:
-        """The launcher of this environment's host, made when first asked for. Called there."""
+        """Return the launcher of this environment's host. Connects on the first call. Use it in the background loop."""
         task = self.launchers.get(environment)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
             task = self.launchers[environment] = asyncio.ensure_future(_made(connect, environment))
@@ -86,7 +84,7 @@ _backgrounds: dict[int, BackgroundLoop] = {}
 
 
 def background() -> BackgroundLoop:
-    """This process's own: a fork of an application has none of its threads, so it gets another."""
+    """Return the background loop of this process. A forked process has no threads of its parent and gets its own."""
     with _lock:
         if os.getpid() not in _backgrounds:
             _backgrounds[os.getpid()] = BackgroundLoop()
@@ -94,7 +92,7 @@ def background() -> BackgroundLoop:
 
 
 class ServedKernel:
-    """One kernel and its bridge. Everything here runs in the background's loop."""
+    """One kernel and its ZMQ server. Use it in the background loop only."""
 
     def __init__(self, info: dict[str, Any]) -> None:
         self.bridge = ZmqServer(info, on_exit=self._exited, on_shutdown=self._shut_down)
@@ -120,14 +118,17 @@ class ServedKernel:
         self._ending = asyncio.ensure_future(self.end())
 
     async def end(self) -> None:
-        """End the kernel; the last replies still go out."""
+        """End the kernel. Replies that were sent already still reach the clients."""
         if self.kernel is not None:
             await self.kernel.end()
         self._exited(ENDED)
         self.bridge.close()
 
     async def signal(self, signum: int) -> None:
-        """SIGINT interrupts; whatever else ends a process ends this one."""
+        """Interrupt the kernel for SIGINT, and end it for SIGTERM, SIGKILL, SIGHUP and SIGQUIT.
+
+        Other signals are ignored.
+        """
         if self.kernel is None or self.exit.done():
             return
         if signum == signal.SIGINT:
@@ -136,22 +137,22 @@ class ServedKernel:
             await self.end()
 
     async def wait(self) -> int:
-        """How the process ended, as ``Popen`` would say it."""
+        """Wait until the kernel has ended and return its status in the form of ``Popen.returncode``."""
         return status_of(await asyncio.shield(self.exit))
 
 
 def status_of(exit: Exit) -> int:
-    """An end as a ``Popen`` status."""
+    """Return an exit as ``Popen.returncode``: the exit code, or the negative number of the signal."""
     return -exit.signal if exit.signal else exit.exit_code or 0
 
 
 class ForkProvisioner(KernelProvisionerBase):  # type: ignore[misc]
-    """See the module. Configured in a kernelspec's ``metadata.kernel_provisioner.config``."""
+    """The kernel provisioner. Its traits are set in a kernelspec's ``metadata.kernel_provisioner.config``."""
 
     python = Unicode(sys.executable, config=True, help="The interpreter to fork; it needs ipykernel.")
     preload = List(Unicode(), config=True, help="Modules that are imported once, for all kernels.")
 
-    #: How to come to a launcher. Tests put their own here.
+    #: Connects to a launcher. Tests replace it.
     connect: ClassVar[Connect] = staticmethod(connect)
 
     def __init__(self, **traits: Any) -> None:
@@ -174,14 +175,14 @@ class ForkProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         return kwargs | {"cmd": list(self.kernel_spec.argv)}
 
     def _reserve_ports(self, manager: Any) -> None:
-        """As ``LocalProvisioner``: two managers of one application never get the same port."""
+        """Reserve ports as ``LocalProvisioner`` does: two managers of one application never get the same port."""
         ports = LocalPortCache.instance()
         for name in ("shell", "iopub", "stdin", "hb", "control"):
             if not getattr(manager, f"{name}_port"):
                 setattr(manager, f"{name}_port", ports.find_available_port(manager.ip))
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
-        """Fork."""
+        """Fork a kernel and return its connection info."""
         env = {name: value for name, value in kwargs["env"].items() if name not in NOT_PASSED_ON}
         request = StartRequest(
             session=f"jupyter-{self.kernel_id}",
@@ -202,30 +203,30 @@ class ForkProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         return served
 
     async def poll(self) -> int | None:
-        """None while it runs."""
+        """Return None while the kernel runs, else its status."""
         served = self._served
         return status_of(served.exit.result()) if served and served.exit.done() else None if served else 0
 
     async def wait(self) -> int | None:
-        """Wait for its end."""
+        """Wait until the kernel has ended and return its status."""
         served, self._served = self._served, None
         return await background().run(served.wait()) if served else 0
 
     async def send_signal(self, signum: int) -> None:
-        """SIGINT interrupts; signals that end a process end the kernel."""
+        """Send a signal: see ``ServedKernel.signal``."""
         if self._served is not None and signum:
             await background().run(self._served.signal(signum))
 
     async def kill(self, restart: bool = False) -> None:
-        """End it and all that it started."""
+        """End the kernel and all processes that it started."""
         await self.send_signal(signal.SIGKILL)
 
     async def terminate(self, restart: bool = False) -> None:
-        """The same: a fork has nothing to tidy that its host doesn't."""
+        """End the kernel like ``kill``: the host cleans up after a fork."""
         await self.send_signal(signal.SIGTERM)
 
     async def cleanup(self, restart: bool = False) -> None:
-        """End it if it still lives, and give the ports back."""
+        """End the kernel if it still runs, and release its ports."""
         await self.kill()
         self._served = None
         if not restart and self.parent.cache_ports and self.parent.transport == "tcp":

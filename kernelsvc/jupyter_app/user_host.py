@@ -1,12 +1,8 @@
-"""A kernel host for a user's own Jupyter applications, and the kernelspec that leads to it.
+"""The kernel host of a user's own Jupyter applications, and the kernelspec that starts kernels in it.
 
-::
-
-    python -m kernelsvc.jupyter_app.user_host install [--name kernelsvc] [--prefix DIR] [--preload M ...]
-
-There is one host to an environment (interpreter and preloaded modules), shared
-by all applications of this user and ended some minutes after the last of them.
-Its kernels are as unconfined as any Jupyter kernel: they are the user's own.
+Each environment (interpreter and preloaded modules) has one host. All applications of the user share it, and it ends a
+few minutes after the last of them. Its kernels are not confined, like all Jupyter kernels: they run as the user.
+``kernelsvc install-kernelspec`` installs the kernelspec.
 """
 
 from __future__ import annotations
@@ -30,22 +26,22 @@ from kernelsvc.host.client import HostClient
 from kernelsvc.host.protocol import ForkServerSettings, HostSettings
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
 
-#: The only template of such a host.
+#: The only template of this host.
 TEMPLATE = "python3"
-#: Seconds that a host waits for the next application.
+#: Seconds for which the host waits for the next application before it ends.
 STAY_SECONDS = 300.0
-#: Imported once for all kernels, where they are installed.
+#: Modules that are imported once for all kernels, if they are installed.
 PRELOAD = ("numpy", "pandas", "matplotlib.pyplot")
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host forks from: an interpreter, and what it has imported."""
+    """Environment that a host forks from: an interpreter and the modules that it has imported."""
 
     python: str = sys.executable
     preload: tuple[str, ...] = ()
 
     def runtime(self) -> Path:
-        """The directory of its host: the same for all of this user's applications."""
+        """Return the host's runtime directory: the same for all applications of this user."""
         name = hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:8]
         base = os.environ.get("XDG_RUNTIME_DIR")
         parent = Path(base) / "kernelsvc" if base else Path(tempfile.gettempdir()) / f"kernelsvc-{os.getuid()}"
@@ -53,26 +49,28 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory and its parent for this user alone.
+    """Make a directory and its parent, accessible to this user only.
 
     Raises:
-        Internal: somebody else has it, or it can't be made.
+        Internal: Another user owns it, or it can't be created.
     """
     for path in (directory.parent, directory):
         try:
             path.mkdir(mode=0o700, exist_ok=True)
             about = path.lstat()
         except OSError as error:
-            raise Internal(f"{path} can't be made ({error.strerror}); set XDG_RUNTIME_DIR.") from error
+            raise Internal(
+                f"{path} can't be created ({error.strerror}). Set XDG_RUNTIME_DIR to your own directory."
+            ) from error
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o022:
-            raise Internal(f"{path} is not yours alone; remove it, or set XDG_RUNTIME_DIR.")
+            raise Internal(f"{path} is not yours alone. Remove it, or set XDG_RUNTIME_DIR to a directory of your own.")
 
 
 async def connect(environment: Environment) -> ForkedLauncher:
-    """The launcher of this environment's host, which is started if need be. Safe to cancel.
+    """Return the launcher of this environment's host, and start the host if it does not run. Safe to cancel.
 
     Raises:
-        KernelsvcError: there is no host and none can be started.
+        KernelsvcError: No host runs and none can be started.
     """
     runtime = environment.runtime()
     make_private(runtime)
@@ -86,15 +84,25 @@ async def connect(environment: Environment) -> ForkedLauncher:
 
 
 def installed(modules: Sequence[str]) -> list[str]:
-    """Those of the modules that this interpreter has."""
+    """Return those of the modules that this interpreter can import."""
     return [name for name in modules if importlib.util.find_spec(name.partition(".")[0]) is not None]
 
 
 def install_kernelspec(name: str, prefix: str | None, preload: Sequence[str]) -> Path:
-    """Install a kernelspec whose kernels are forks of this interpreter; returns its directory."""
+    """Install a kernelspec whose kernels are forks of this interpreter, and return its directory.
+
+    Args:
+        name: The kernelspec's name.
+        prefix: The environment to install into. None installs for the user.
+        preload: Modules that are imported once for all kernels.
+
+    Raises:
+        ValueError: Jupyter does not allow the name.
+        OSError: The directory is not writable.
+    """
     config = {"python": sys.executable, "preload": list(preload)}
     spec = {
-        "argv": ["kernelsvc", "{connection_file}"],  # never run: the provisioner asks the host
+        "argv": ["kernelsvc", "{connection_file}"],  # Never run: the provisioner asks the host instead.
         "display_name": f"Python {sys.version_info[0]} (forked)",
         "language": "python",
         "interrupt_mode": "signal",
@@ -114,7 +122,7 @@ def install_kernelspec(name: str, prefix: str | None, preload: Sequence[str]) ->
 
 
 if __name__ == "__main__":
-    # Until 0.2: this module was the command that installs the kernelspec.
+    # Until 0.2. Before ``kernelsvc install-kernelspec``, this module was the command.
     sys.stderr.write("kernelsvc: this command is now 'kernelsvc install-kernelspec', and will be removed in 0.2.\n")
     sys.argv[1:2] = ["install-kernelspec"]
     runpy.run_module("kernelsvc", run_name="__main__", alter_sys=False)

@@ -1,20 +1,18 @@
-"""The other way round: any kernel behind the port, served on Jupyter's own ZMQ sockets.
+"""Serve any kernel behind ``kernels.port`` on Jupyter's own ZMQ sockets.
 
-``cold`` makes a Jupyter kernel look like ours; a ``ZmqServer`` makes ours look
-like a Jupyter kernel, for applications that start kernels through
-``jupyter_client`` and know nothing of a server (``provisioner``).
+``kernels.zmq`` makes a Jupyter kernel look like a forked one. ``ZmqServer`` does the reverse, for applications that
+start kernels through ``jupyter_client`` (``provisioner``).
 
 Theory of operation
 -------------------
-A request's header is kept by its ``msg_id``, so that what the kernel says about
-it carries the whole parent header, and the reply finds the client that asked.
-The kernel is read at the pace of its readers: a send to a reader that is full
-is refused (XPUB without dropping), the batch counts as not held, and the kernel
-soon blocks. A reader that is stuck for ``STALL_SECONDS`` loses messages, as
-with any Jupyter kernel, so that it can't hold up the others for ever.
+The header of each request is stored by its ``msg_id``. Outputs of the kernel then carry the whole parent header, and
+the reply finds its client ("Messaging in Jupyter", parent header and routing prefix). The kernel is read at the pace of
+its clients. A send to a full iopub subscriber is refused (XPUB with ``XPUB_NODROP``, zmq_setsockopt(3)), the batch then
+counts as not delivered, and the kernel soon blocks. A subscriber that is full for ``STALL_SECONDS`` loses messages, as
+with any Jupyter kernel, so that it can't block the others.
 
-Text is gathered for a moment, as ipykernel does: a ``print`` of two values is
-four writes, and clients such as nbclient make an output of each message.
+Text is buffered for a short time, as ipykernel does: a ``print`` of two values is four writes, and clients such as
+nbclient create one output per message.
 """
 
 from __future__ import annotations
@@ -38,29 +36,29 @@ log = logging.getLogger(__name__)
 
 Door = Literal["shell", "control", "stdin"]
 
-#: Headers of requests that are kept: outputs of older ones lose their parent.
+#: Headers of requests that are stored. Outputs of older requests have an empty parent header.
 MAX_HEADERS = 2000
-#: Messages that wait for one reader of iopub.
+#: Messages that wait for one subscriber of iopub.
 IOPUB_WAITING = 10_000
-#: Seconds between attempts to go on when a reader is full.
+#: Seconds between attempts to deliver when a subscriber is full.
 RETRY_SECONDS = 0.02
-#: Seconds after which a full reader loses messages.
+#: Seconds after which a full subscriber loses messages.
 STALL_SECONDS = 10.0
-#: Seconds in which text is gathered, and characters after which it is sent at once.
+#: Seconds for which text is buffered, and the number of characters after which it is sent immediately.
 GATHER_SECONDS, GATHER_TEXT = 0.02, 64 * 1024
-#: Milliseconds in which a client may still fetch what was sent before the end.
+#: Milliseconds for which a closed socket still sends its last messages.
 LINGER_MS = 200
 
 DOORS: tuple[Door, ...] = ("shell", "control", "stdin")
 
 
 class ZmqServer:
-    """Serves one kernel (and is its ``port.Sink``). Lives in one event loop.
+    """Serves one kernel and is its ``port.Sink``. Use it in one event loop.
 
     Args:
         info: Jupyter's connection info: transport, ip, five ports, key, signature_scheme.
-        on_exit: called once when the kernel is gone.
-        on_shutdown: called when a client sends ``shutdown_request``; the caller ends the kernel.
+        on_exit: Called once when the kernel has ended.
+        on_shutdown: Called when a client sends ``shutdown_request``. The callee ends the kernel.
     """
 
     def __init__(
@@ -88,10 +86,10 @@ class ZmqServer:
     # -- life ------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Bind the sockets. What clients send waits in them until ``serve``.
+        """Bind the sockets. Messages of clients wait in them until ``serve``.
 
         Raises:
-            zmq.ZMQError: an address is taken.
+            zmq.ZMQError: An address is in use.
         """
         kinds = {"shell": zmq.ROUTER, "control": zmq.ROUTER, "stdin": zmq.ROUTER, "hb": zmq.ROUTER, "iopub": zmq.XPUB}
         for name, kind in kinds.items():
@@ -109,7 +107,7 @@ class ZmqServer:
         return f"{info['transport']}://{info['ip']}{between}{info[f'{name}_port']}"
 
     def serve(self, kernel: Kernel) -> None:
-        """Begin to pass messages between this kernel and the sockets."""
+        """Start to pass messages between this kernel and the sockets."""
         self.kernel = kernel
         early, self._early = self._early, []
         self.deliver(early)
@@ -129,7 +127,7 @@ class ZmqServer:
             log.error("%s failed", task.get_name(), exc_info=error)
 
     def close(self) -> None:
-        """Close the sockets; what was sent may still be fetched for a moment. May be called twice."""
+        """Close the sockets after ``LINGER_MS`` for the last messages. Idempotent."""
         for task in self._tasks:
             task.cancel()
         if self._flushing is not None:
@@ -155,7 +153,7 @@ class ZmqServer:
                 packet = unpack(parts, self._key)
                 self._handle(door, packet)
             except InvalidMessage as error:
-                log.warning("a client's message on %s was refused: %s", door, error)
+                log.warning("a client's message on %s was refused, and no reply was sent: %s", door, error)
 
     async def _echo(self) -> None:
         socket = self._sockets["hb"]
@@ -163,7 +161,7 @@ class ZmqServer:
             await socket.send_multipart(await socket.recv_multipart())
 
     async def _welcome(self) -> None:
-        """Tell each new subscriber that it is heard, as ipykernel does."""
+        """Send ``iopub_welcome`` to each new subscriber, as ipykernel does (JEP 65)."""
         socket = self._sockets["iopub"]
         while True:
             event = await socket.recv()
@@ -190,7 +188,7 @@ class ZmqServer:
             kernel.send(door, msg_type, packet.content, msg_id=msg_id, metadata=packet.metadata, buffers=packet.buffers)
 
     def _reply(self, door: Door, msg_type: str, packet: Packet) -> None:
-        """Answer what the bridge itself does."""
+        """Answer a request that this server handles itself."""
         content = {"status": "ok"} | packet.content
         parts = encode(self._key, self._session, msg_type, content, msg_id=uuid.uuid4().hex, parent=packet.header)
         self._send(door, [*packet.routing, *parts])
@@ -198,7 +196,7 @@ class ZmqServer:
     # -- from the kernel (port.Sink) -------------------------------------------------------------
 
     def deliver(self, batch: Sequence[Output]) -> None:
-        """See ``port.Sink``. ``_handled`` remembers how far a refused batch had come."""
+        """See ``port.Sink``. ``_delivered`` is the number of messages of a refused batch that were sent already."""
         if self.kernel is None:
             self._early += batch
             return
@@ -208,7 +206,7 @@ class ZmqServer:
                 self._handled = index + 1
         except zmq.Again:
             self._stall()
-            raise OSError("a reader of iopub is full") from None
+            raise OSError("a subscriber of iopub is full") from None
         self._handled = 0
         self._stalled_since = None
 
@@ -222,7 +220,7 @@ class ZmqServer:
         now = self._loop.time()
         self._stalled_since = self._stalled_since or now
         if now - self._stalled_since > STALL_SECONDS and "iopub" in self._sockets:
-            log.warning("a reader of iopub has been stuck for %g s and loses messages", STALL_SECONDS)
+            log.warning("a subscriber of iopub was full for %g s and now loses messages", STALL_SECONDS)
             self._sockets["iopub"].set(zmq.XPUB_NODROP, 0)
         self._loop.call_later(RETRY_SECONDS, self._again)
 
@@ -240,7 +238,7 @@ class ZmqServer:
             self._flushing = self._loop.call_later(GATHER_SECONDS, self._flush_later)
 
     def _flush(self) -> None:
-        """Publish the gathered text. Raises ``zmq.Again`` with nothing changed."""
+        """Publish the buffered text. Raises ``zmq.Again`` and changes nothing if a subscriber is full."""
         if self._gathered:
             first = self._gathered[0]
             header, _ = self._headers.get(first.parent or self._running, ({}, []))
@@ -252,7 +250,7 @@ class ZmqServer:
         self._flushing = None
         try:
             self._flush()
-        except zmq.Again:  # what follows is refused meanwhile, or joins it up to the bound
+        except zmq.Again:  # Later outputs are refused meanwhile, or join the buffer up to its limit.
             self._flushing = self._loop.call_later(GATHER_SECONDS, self._flush_later)
 
     def _pass(self, output: Output) -> None:
@@ -300,8 +298,8 @@ class ZmqServer:
             return
         sent = socket.send_multipart(parts, zmq.NOBLOCK)
         assert isinstance(sent, asyncio.Future)
-        error = sent.exception()  # known at once, with NOBLOCK
+        error = sent.exception()  # NOBLOCK: the result is known immediately.
         if isinstance(error, zmq.Again) and name == "iopub":
             raise error
         if error is not None:
-            log.warning("a client's reply on %s was dropped: %s", name, error)
+            log.warning("a reply to a client on %s was not sent: %s", name, error)

@@ -1,4 +1,4 @@
-"""May one more session be made? A decision on values; effects are the service's."""
+"""Decide whether one more session may be created."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from kernelsvc.model.limits import Limits
 
 
 class Ceilings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server promises at most. ``None`` means no ceiling of ours.
+    """Limits of the server over all sessions. ``None`` means no limit.
 
     Attributes:
-        sessions: live sessions of everybody.
-        sessions_per_principal: live sessions of one principal.
-        memory_bytes: sum of the memory limits of all live sessions. A session may
-            use what it was promised, so promises are added up, not present use.
+        sessions: Live sessions of all principals.
+        sessions_per_principal: Live sessions of one principal.
+        memory_bytes: Sum of the memory limits of all live sessions. Limits count, not present use, since a session may
+            use its whole limit.
     """
 
     sessions: int | None = None
@@ -26,7 +26,7 @@ class Ceilings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
-    """A session that counts."""
+    """A live session's share of the ceilings."""
 
     principal: str
     memory_bytes: int | None
@@ -36,31 +36,31 @@ def admit(live: Iterable[Reservation], ceilings: Ceilings, principal: str, limit
     """Return if ``count`` more sessions with these limits fit.
 
     Raises:
-        QuotaExceeded: the principal has as many as it may.
-        AtCapacity: the server has.
+        QuotaExceeded: The principal has as many sessions as it may have.
+        AtCapacity: The server has as many sessions, or as much memory reserved, as it may have.
     """
-    sessions = own = promised = 0
+    sessions = own = reserved = 0
     for one in live:
         sessions += 1
         own += one.principal == principal
-        promised += one.memory_bytes or 0
+        reserved += one.memory_bytes or 0
     allowed = ceilings.sessions_per_principal
     if allowed is not None and own + count > allowed:
         raise QuotaExceeded(
-            f"You have {own} live sessions and may have {allowed}; close one first.", live=own, allowed=allowed
+            f"You have {own} live sessions and may have {allowed}. Close one first.", live=own, allowed=allowed
         )
     if ceilings.sessions is not None and sessions + count > ceilings.sessions:
         raise AtCapacity(
-            f"The server has {sessions} live sessions and may have {ceilings.sessions}; try again later.",
+            f"The server has {sessions} live sessions and may have {ceilings.sessions}. Try again later.",
             live=sessions,
             allowed=ceilings.sessions,
         )
     wanted = (limits.memory_bytes or 0) * count
-    if ceilings.memory_bytes is not None and promised + wanted > ceilings.memory_bytes:
+    if ceilings.memory_bytes is not None and reserved + wanted > ceilings.memory_bytes:
         raise AtCapacity(
-            f"{promised} of {ceilings.memory_bytes} bytes of memory are promised and {wanted} more were asked for; "
-            "lower limits.memory_bytes or try again later.",
-            promised_bytes=promised,
+            f"{reserved} of {ceilings.memory_bytes} bytes of memory are reserved and {wanted} more are needed. "
+            "Lower limits.memory_bytes or try again later.",
+            promised_bytes=reserved,
             wanted_bytes=wanted,
             allowed_bytes=ceilings.memory_bytes,
         )

@@ -1,11 +1,9 @@
-"""What an exported notebook carries so that it can be verified elsewhere.
+"""The audit data of an exported notebook, with which it can be verified without the server.
 
-A notebook's ``metadata.kernelsvc.audit`` holds the digest of every cell in
-order, the head of the journal that it was folded from, and a signature over
-both. Cells are digested by their meaning (type, id, source, outputs, count, our
-metadata), not by their bytes, so that opening and saving a notebook in Jupyter,
-which formats it anew, breaks nothing; changing, removing, adding or moving a
-cell does, and the first such cell can be named.
+A notebook's ``metadata.kernelsvc.audit`` has the digest of every cell in order, the head of the journal from which it
+was built, and a signature over both. A digest covers a cell's meaning (type, id, source, outputs, count, kernelsvc's
+metadata) and not its bytes. So opening and saving the notebook in Jupyter, which formats it differently, changes
+nothing. Changing, removing, adding or moving a cell does, and the first such cell is named.
 """
 
 from __future__ import annotations
@@ -29,8 +27,8 @@ class Audit(msgspec.Struct, kw_only=True):
 
     Attributes:
         cells: ``[id, digest]`` of each cell, in order.
-        key: the signer's public key, base64 of its 32 raw bytes.
-        signature: of ``statement``, base64; empty if it was not signed.
+        key: The signer's public key, base64 of its 32 raw bytes.
+        signature: Signature of ``statement``, base64. Empty if the notebook is not signed.
     """
 
     version: int = VERSION
@@ -42,19 +40,19 @@ class Audit(msgspec.Struct, kw_only=True):
     signature: str = ""
 
     def statement(self) -> bytes:
-        """The bytes that are signed."""
+        """Return the signed bytes."""
         root = sha256("\n".join(f"{name} {value}" for name, value in self.cells).encode()).hexdigest()
         return f"kernelsvc notebook {self.version}\n{self.session}\n{self.seq} {self.head}\n{root}\n".encode()
 
 
 class CellFault(msgspec.Struct, frozen=True, kw_only=True):
-    """The first thing that is wrong with a notebook's cells.
+    """The first fault in a notebook's cells.
 
     Attributes:
-        kind: what was done.
-        place: which cell, from 1, as they stood when it was exported.
-        cell: its id.
-        message: the same in words.
+        kind: The kind of change.
+        place: Number of the cell at the time of the export, from 1.
+        cell: The cell's id.
+        message: The fault in words.
     """
 
     kind: Kind
@@ -64,12 +62,12 @@ class CellFault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def head_statement(session: str, head: Head) -> bytes:
-    """The bytes that are signed for a journal's head."""
+    """Return the signed bytes for a journal's head."""
     return f"kernelsvc journal {VERSION}\n{session}\n{head.seq} {head.digest}\n".encode()
 
 
 def cell_digest(cell: dict[str, Any]) -> str:
-    """SHA-256 (hex) of what a notebook cell means."""
+    """Return the SHA-256 (hex) of a notebook cell's meaning."""
     own = cell.get("metadata", {}).get("kernelsvc") if isinstance(cell.get("metadata"), dict) else None
     value = {
         "cell_type": cell.get("cell_type"),
@@ -96,12 +94,12 @@ def _is_json(mime: str) -> bool:
 
 
 def _joined(value: Any) -> Any:
-    """Nbformat splits text into lines on disk, and joins them when it reads."""
+    """Join lines: nbformat splits text into lines on disk ("multiline_string") and joins them when it reads."""
     return "".join(value) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
 
 
 def _numbers(value: Any) -> Any:
-    """1.0 and 1 are one number in JSON: some writers turn one into the other."""
+    """Turn floats without a fraction into integers: 1.0 and 1 are the same number in JSON, and writers differ."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, dict):
@@ -110,19 +108,19 @@ def _numbers(value: Any) -> Any:
 
 
 def audit(session: str, head: Head, cells: Iterable[dict[str, Any]]) -> Audit:
-    """An audit of these cells, not signed yet."""
+    """Return an unsigned audit of these cells."""
     listed = [(str(cell.get("id", "")), cell_digest(cell)) for cell in cells]
     return Audit(session=session, seq=head.seq, head=head.digest, cells=listed)
 
 
 def compare(recorded: Audit, cells: Sequence[dict[str, Any]]) -> CellFault | None:
-    """The first cell that is not as it was recorded, or None."""
+    """Return the first cell that differs from the recorded one, or None."""
     found = [(str(cell.get("id", "")), cell_digest(cell)) for cell in cells]
     names = {name for name, _ in recorded.cells}
     here = {name for name, _ in found}
     for place, (was, now) in enumerate(zip(recorded.cells, found, strict=False), 1):
         if was != now:
-            return _name_it(place, was, now, names, here)
+            return _diagnose(place, was, now, names, here)
     if len(found) < len(recorded.cells):
         return _cell_fault("removed", len(found) + 1, recorded.cells[len(found)][0])
     if len(found) > len(recorded.cells):
@@ -130,7 +128,7 @@ def compare(recorded: Audit, cells: Sequence[dict[str, Any]]) -> CellFault | Non
     return None
 
 
-def _name_it(place: int, was: tuple[str, str], now: tuple[str, str], names: set[str], here: set[str]) -> CellFault:
+def _diagnose(place: int, was: tuple[str, str], now: tuple[str, str], names: set[str], here: set[str]) -> CellFault:
     if was[0] == now[0]:
         return _cell_fault("changed", place, was[0])
     if now[0] not in names:

@@ -1,4 +1,4 @@
-"""One cell, folded from its events; rendered as the API's ``CellInfo`` and as the notebook's cell."""
+"""One cell, built from its events and rendered as the API's ``Cell`` and as a notebook cell."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ _CELL_ID = re.compile(r"(?!kernelsvc-)[a-zA-Z0-9_-]{1,64}")
 
 
 def nb_id(cell: str, *, session: str = "") -> str:
-    """A cell's id as nbformat allows it; stable, and different for different cells.
+    """Return a cell's id in the form that nbformat allows: stable, and different for different cells.
+
+    nbformat 4.5 allows 1 to 64 of ``a-zA-Z0-9-_`` (JEP 62).
 
     Args:
-        cell: the id that the client chose.
-        session: the session it comes from, for cells that a branch has from its parent.
+        cell: The id that the client chose.
+        session: The session it comes from, for a cell that a branch has from its parent.
     """
     if not session and _CELL_ID.fullmatch(cell):
         return cell
@@ -34,10 +36,10 @@ def nb_id(cell: str, *, session: str = "") -> str:
 
 
 class CellFold:
-    """One cell, folded from its events.
+    """One cell, built from its events.
 
     Args:
-        budget: characters of output that are kept; None for all.
+        budget: Characters of output that are stored. None stores all.
     """
 
     def __init__(self, budget: int | None = None) -> None:
@@ -54,7 +56,7 @@ class CellFold:
         self._session = ""
 
     def feed(self, event: Event) -> None:
-        """Take the cell's next event. What isn't about a cell is ignored."""
+        """Add the cell's next event. Other events are ignored."""
         if event.session:
             self._session = event.session
         if event.seq:
@@ -76,11 +78,11 @@ class CellFold:
         self.state, self.started_at = CellState.RUNNING, event.at
         self.execution_count = clean_count(event.execution_count)
 
-    def _ask(self, event: Event) -> None:
+    def _input_requested(self, event: Event) -> None:
         assert isinstance(event, ev.InputRequested)
         self.outputs.write("stdout", event.prompt)
 
-    def _hear(self, event: Event) -> None:
+    def _input_given(self, event: Event) -> None:
         assert isinstance(event, ev.InputGiven)
         self.outputs.write("stdout", f"{event.text if event.text is not None else '········'}\n")
 
@@ -97,11 +99,11 @@ class CellFold:
         self.execution_count = self.execution_count if count is None else count
 
     def render(self) -> list[dict[str, Any]]:
-        """The outputs as nbformat has them."""
+        """Return the outputs in nbformat's form."""
         return self.outputs.render(f"; all of it: GET /v1/sessions/{self._session}/cells/{self.id}/output")
 
     def text(self, outputs: list[dict[str, Any]] | None = None) -> str:
-        """Output, results and error as text in order; then why it ended, if that isn't plain from them."""
+        """Return output, results and error as text in order, then the reason of the end if they don't show it."""
         text = text_of(self.render() if outputs is None else outputs)
         end = self.finished
         if end is None or not end.message or end.reason is Reason.OK:
@@ -109,7 +111,7 @@ class CellFold:
         return f"{text}{'' if not text or text.endswith(chr(10)) else chr(10)}[{end.reason}] {end.message}\n"
 
     def cell(self, session: str) -> CellInfo:
-        """The cell as the API shows it."""
+        """Return the cell in the API's form."""
         end, outputs = self.finished, self.render()
         return CellInfo(
             id=self.id,
@@ -129,7 +131,7 @@ class CellFold:
         )
 
     def nb_cell(self) -> NbCell:
-        """The cell as the notebook holds it."""
+        """Return the cell in the notebook's form."""
         return {
             "cell_type": "code",
             "execution_count": self.execution_count,
@@ -168,12 +170,12 @@ class CellFold:
         return {**own, "undone": self.undone} if self.undone else own
 
 
-#: What events do to their cell; of all others, what they put out.
+#: Rules by event type. All other events are output.
 _RULES: dict[type[Event], Callable[[CellFold, Event], None]] = {
     ev.CellQueued: CellFold._queue,
     ev.CellStarted: CellFold._start,
     ev.CellFinished: CellFold._finish,
-    ev.InputRequested: CellFold._ask,
-    ev.InputGiven: CellFold._hear,
+    ev.InputRequested: CellFold._input_requested,
+    ev.InputGiven: CellFold._input_given,
     ev.Error: CellFold._fail,
 }

@@ -1,97 +1,93 @@
-"""When an automatic copy of a kernel is made: pure; time enters as an argument. Seconds everywhere.
+"""Decide when to make an automatic checkpoint of a kernel. Pure: time is an argument, in seconds.
 
-A copy costs about as much processor time as a dozen trivial cells, most of it
-after the fork: pages that the kernel writes again are copied, and server and host
-keep the books. For someone who thinks between two cells that is nothing. For a
-hundred programs that send cell after cell it would be most of what the machine
-does. So:
+A checkpoint costs about as much processor time as a dozen trivial cells, most of it after the fork: pages that the
+kernel writes again are copied, and server and host record it. A person who thinks between two cells does not notice. A
+hundred programs that send cell after cell would spend most of the machine on it. So:
 
-* **Worth.** What a copy saves is the time that its session's cells took since the
-  last one. Worth ``WORTH`` times its cost, a copy is made at once: those can't
-  come to more than a tenth of what cells use.
-* **Streams.** Cell after cell without a pause is a program. After ``STREAK`` such
-  cells, fewer on a crowded machine, its copies wait for a rest.
-* **Credit.** All copies of a server draw on one account, into which ``SHARE`` of
-  the processors' time is paid. Whoever finds it empty books a turn, in order, and
-  gives it back when another cell comes first.
+* **Worth.** A checkpoint saves the time that the session's cells took since the last one. If that is ``WORTH`` times
+  its cost, it comes immediately: such checkpoints take at most a tenth of the time of cells.
+* **Streams.** Cells without pauses come from a program. After ``STREAK`` such cells, fewer on a loaded machine, its
+  checkpoints wait for a pause.
+* **Credit.** All checkpoints of a server draw on one account, which gains ``SHARE`` of the processors' time. If it is
+  empty, a session reserves a later time, in order, and returns it when another cell comes first.
 
-``CheckpointBudget`` is shared by a server's sessions; ``CheckpointSchedule`` is one session's own.
+The sessions of a server share one ``CheckpointBudget``. Each has its own ``CheckpointSchedule``.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
-#: The share of all processors' time that copies may take.
+#: Share of all processors' time that checkpoints may take.
 SHARE = 0.25
-#: Seconds of that share that can be saved up: a burst of first cells is copied at once.
-SAVED_UP = 2.0
-#: Processor time of a copy beside what its fork takes: faults after it, and the books of server and host.
+#: Seconds of that share that can be saved up, so that a burst of first cells gets checkpoints immediately.
+BURST_SECONDS = 2.0
+#: Processor time of a checkpoint in addition to its fork: page faults after it, and records of server and host.
 COST = 0.015
-#: How many times its cost the unsaved work must be worth for a copy that does not wait.
+#: How many times its cost the unsaved work must be worth for an immediate checkpoint.
 WORTH = 10.0
-#: Cells in a row, each sent within ``PAUSE`` of the last one's end, that make a stream on a machine that is free:
-#: nobody who reads the answers is that quick, a program is.
+#: Number of cells, each sent within ``PAUSE`` of the last one's end, that make a stream on an idle machine. No person
+#: reads results that fast, but a program does.
 STREAK, PAUSE = 20, 0.05
-#: In a stream: the rest after which a copy is made.
+#: In a stream: the pause after which a checkpoint is made.
 REST = 0.1
-#: On a crowded machine everything takes longer, pauses too: how many times at most.
-STRETCH = 10.0
-#: A cell that takes less waits for nothing that is worth saving.
-SHORT = 0.05
-#: A session that sent a cell within so many seconds makes the crowd.
-LATELY = 1.0
+#: On a loaded machine pauses take longer too. They are multiplied by the load, but at most by this.
+MAX_STRETCH = 10.0
+#: The wall time of a shorter cell is mostly its way to the kernel and back, and counts no work.
+SHORT_CELL = 0.05
+#: A session that sent a cell within so many seconds counts for the load.
+ACTIVE_SECONDS = 1.0
 
 
 class CheckpointBudget:
-    """What a server's copies may cost, and how crowded it is.
+    """The cost that a server's checkpoints may have, and the server's load.
 
     Args:
-        cores: processors.
-        now: monotonic seconds.
+        cores: Number of processors.
+        now: Monotonic seconds.
     """
 
     def __init__(self, cores: int, now: float) -> None:
         self._cores = max(1, cores)
         self._rate = SHARE * self._cores
-        self._most = self._rate * SAVED_UP
+        self._most = self._rate * BURST_SECONDS
         self._credit = self._most
         self._at = now
         self._active: OrderedDict[str, float] = OrderedDict()
 
-    # -- crowds --------------------------------------------------------------------
+    # -- load ------------------------------------------------------------------------
 
     def sent(self, session: str, now: float) -> None:
-        """A cell of this session goes to its kernel."""
+        """Record that a cell of this session goes to its kernel."""
         self._active[session] = now
         self._active.move_to_end(session)
 
     def load(self, now: float) -> float:
-        """How many sessions for each processor had cells lately, at least 1: how much longer everything takes."""
-        while self._active and next(iter(self._active.values())) < now - LATELY:
+        """Return the number of recently active sessions for each processor, at least 1."""
+        while self._active and next(iter(self._active.values())) < now - ACTIVE_SECONDS:
             self._active.popitem(last=False)
         return max(1.0, len(self._active) / self._cores)
 
     # -- credit --------------------------------------------------------------------
 
     def credit(self, now: float) -> float:
-        """What may be spent; below zero it is promised already."""
+        """Return the seconds that may be spent. Below zero they are reserved already."""
         self._credit = min(self._most, self._credit + self._rate * max(0.0, now - self._at))
         self._at = max(self._at, now)
         return self._credit
 
     def reserve(self, now: float, cost: float) -> float:
-        """Take ``cost`` from the account, and say how long to wait until it is there; 0 if it is."""
+        """Take ``cost`` from the account. Return the seconds until it is covered, 0 if it is now."""
         left = self.credit(now) - cost
         self._credit = left
         return max(0.0, -left / self._rate)
 
     def refund(self, cost: float) -> None:
-        """A turn that was booked is not taken."""
+        """Return the cost of a reservation that is not used."""
         self._credit = min(self._most, self._credit + cost)
 
     def try_spend(self, now: float, cost: float) -> bool:
-        """Take what is worth it even when the account is empty, as long as it is not far below. False: book a turn."""
+        """Take ``cost`` even if the account is empty, unless it is far below zero. Return False for ``reserve``."""
         if self.credit(now) - cost < -self._most:
             return False
         self._credit -= cost
@@ -99,7 +95,7 @@ class CheckpointBudget:
 
 
 class CheckpointSchedule:
-    """How one session's cells follow each other, and what of their work is unsaved."""
+    """The pace of one session's cells, and their unsaved work."""
 
     def __init__(self) -> None:
         self.streak = 0
@@ -107,31 +103,30 @@ class CheckpointSchedule:
         self.cost = COST
         self._ended = float("-inf")
 
-    def sent(self, now: float, crowd: float) -> None:
-        """A cell goes to the kernel."""
-        soon = now - self._ended < PAUSE * min(crowd, STRETCH)
+    def sent(self, now: float, load: float) -> None:
+        """Record that a cell goes to the kernel."""
+        soon = now - self._ended < PAUSE * min(load, MAX_STRETCH)
         self.streak = self.streak + 1 if soon else 0
 
-    def ended(self, now: float, wall: float, cpu: float | None, crowd: float) -> None:
-        """A cell has ended.
+    def ended(self, now: float, wall: float, cpu: float | None, load: float) -> None:
+        """Record the end of a cell.
 
-        What it is worth is the processor time that it says it took, or its share of
-        the time that passed, whichever is more; the kernel is not believed beyond
-        that time. Of a short cell, what passed is mostly the way there and back.
+        Its worth is the processor time that it reports or its share of the wall time, whichever is more, but at most
+        the wall time, since the kernel is not trusted. For a short cell only the reported time counts.
         """
         self._ended = now
-        waited = 0.0 if wall < SHORT and cpu is not None else wall / crowd
+        waited = 0.0 if wall < SHORT_CELL and cpu is not None else wall / load
         self.unsaved += min(max(cpu or 0.0, waited), wall)
 
     def saved(self, fork: float) -> None:
-        """A copy was made, and its fork took so long."""
+        """Record a checkpoint whose fork took ``fork`` seconds."""
         self.unsaved, self.cost = 0.0, COST + max(0.0, fork)
 
     @property
     def worth_it(self) -> bool:
-        """Whether a copy would save many times what it costs."""
+        """Whether a checkpoint would save many times its cost."""
         return self.unsaved >= WORTH * self.cost
 
-    def idle_delay(self, crowd: float) -> float:
-        """Seconds without a cell before the next copy is due; 0 outside of a stream."""
-        return REST * min(crowd, STRETCH) if self.streak >= max(1.0, STREAK / crowd) else 0.0
+    def idle_delay(self, load: float) -> float:
+        """Return the seconds without a cell until the next checkpoint is due. 0 outside of a stream."""
+        return REST * min(load, MAX_STRETCH) if self.streak >= max(1.0, STREAK / load) else 0.0

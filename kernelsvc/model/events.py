@@ -1,12 +1,10 @@
-"""The closed union of what can happen in a session.
+"""The closed union of the events of a session.
 
-One journal line is one event. Its JSON is also what every client receives, so
-the log, the stream, the notebook and the audit can't disagree. The machine
-makes events without the envelope; the journal alone stamps ``session``,
-``seq``, ``at``, ``prev`` when it appends.
+One journal line is one event. Clients receive the same JSON, so the log, the stream, the notebook and the audit can't
+disagree. The state machine creates events without the envelope. Only the journal sets ``session``, ``seq``, ``at`` and
+``prev``, when it appends.
 
-Adding a type means: a class here, a rule in ``model.notebook``, a line in
-``docs/reference/events.md``. Tests fail when one is missing.
+To add a type: a class here, a rule in ``model.notebook``, and ``make docs``. Tests fail if one is missing.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from msgspec import UNSET, UnsetType
 
 from kernelsvc.model.limits import CellUsage, Limits
 
-#: Version of the journal's format; a reader refuses a larger one.
+#: Version of the journal's format. A reader refuses a larger one.
 SCHEMA = 1
 
 
@@ -44,15 +42,14 @@ class Event(msgspec.Struct, kw_only=True, tag_field="type", tag=_snake):
     """The envelope.
 
     Attributes:
-        session: the session's id.
-        seq: 1 for the first event of a session, no gap, never reused.
+        session: The session's id.
+        seq: 1 for the first event of a session. No gaps, never reused.
         at: UTC, ISO 8601 with microseconds and ``Z``.
-        cell: the cell that caused it; absent (``UNSET``) where none did.
-        frame: the number of the last kernel frame that this event completes;
-            the highest since the kernel's start is what the server holds
-            (``docs/reference/wire.md``).
-        request: the client's message that caused it, where that was no cell (a comm message); absent otherwise.
-        prev: SHA-256 (hex) of the line before; empty in the first.
+        cell: The cell that caused it. Absent (``UNSET``) if no cell did.
+        frame: Number of the last kernel frame that this event completes. The server has all frames up to the highest
+            one since the kernel's start (``docs/reference/wire.md``).
+        request: The client's message that caused it, if that was no cell (a comm message). Absent otherwise.
+        prev: SHA-256 (hex) of the previous line. Empty in the first.
     """
 
     session: str = ""
@@ -68,7 +65,7 @@ class Event(msgspec.Struct, kw_only=True, tag_field="type", tag=_snake):
 
 
 class KernelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The process behind a session."""
+    """The process of a session's kernel."""
 
     kind: Literal["forked", "cold"] = "forked"
     pid: int = 0
@@ -78,14 +75,14 @@ class KernelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NotEnforced(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer of confinement that is missing, and why."""
+    """A layer of confinement that is missing, and why."""
 
     layer: str
     why: str
 
 
 class SandboxReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What really confines a session; nothing is assumed."""
+    """The confinement that a session actually has."""
 
     policy: Literal["required", "best-effort", "off"] = "off"
     isolation: str = "none"
@@ -95,7 +92,7 @@ class SandboxReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionStarted(Event):
-    """First event: what the session is."""
+    """First event: the session's settings."""
 
     schema: int = SCHEMA
     principal: str = ""
@@ -111,7 +108,7 @@ class SessionStarted(Event):
 
 
 class KernelDied(Event):
-    """The kernel's process ended without being asked to."""
+    """The kernel's process ended without a request."""
 
     cause: str = ""
     message: str = ""
@@ -120,7 +117,7 @@ class KernelDied(Event):
 
 
 class KernelRestored(Event):
-    """A checkpoint was woken in place of a kernel that died."""
+    """A checkpoint took the place of a kernel that died."""
 
     checkpoint: str = ""
     after_cell: str | None = None
@@ -128,7 +125,7 @@ class KernelRestored(Event):
 
 
 class KernelRestarted(Event):
-    """A new kernel with empty variables; the log goes on."""
+    """A new kernel with empty variables. The log continues."""
 
     why: str = ""
     kernel: KernelInfo = KernelInfo()
@@ -141,7 +138,7 @@ class SessionAdopted(Event):
 
 
 class LimitReached(Event):
-    """A cap struck. ``value`` and ``bound`` are in the limit's own unit."""
+    """A limit was reached. ``value`` and ``bound`` have the limit's own unit."""
 
     limit: str = ""
     value: float | None = None
@@ -158,19 +155,19 @@ class ClientAttached(Event):
 
 
 class ClientDetached(Event):
-    """A reader went away."""
+    """A reader detached."""
 
     client: str = ""
 
 
 class FilesChanged(Event):
-    """Files were put or deleted through the API."""
+    """A client wrote or deleted files through the API."""
 
     files: list[dict[str, Any]] = []
 
 
 class ProgramStarted(Event):
-    """A program began beside the kernel, in its sandbox; ``program`` is its pid as seen inside."""
+    """A program started in the kernel's sandbox. ``program`` is its pid as seen inside."""
 
     program: int = 0
     argv: list[str] = []
@@ -178,7 +175,7 @@ class ProgramStarted(Event):
 
 
 class ProgramEnded(Event):
-    """It ended; ``exit_code`` is minus the signal's number where one ended it, and null where nobody saw it."""
+    """The program ended. ``exit_code`` is the negative number of a signal that ended it, or null if it is unknown."""
 
     program: int = 0
     exit_code: int | None = None
@@ -186,7 +183,7 @@ class ProgramEnded(Event):
 
 
 class SessionClosed(Event):
-    """Last event but for the signature."""
+    """Last event before the signature."""
 
     reason: str = ""
 
@@ -218,7 +215,7 @@ class CellQueued(Event):
 
 
 class CellStarted(Event):
-    """The cell was given to a kernel that had no other, or, from a cold kernel, that one says that it runs it."""
+    """The cell went to the kernel. For a kernelspec kernel: the kernel reports that it runs the cell."""
 
     execution_count: int | None = None
 
@@ -231,7 +228,7 @@ class Stream(Event):
 
 
 class Display(Event):
-    """A MIME bundle shown by the cell."""
+    """A MIME bundle that the cell displayed."""
 
     data: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
@@ -239,7 +236,7 @@ class Display(Event):
 
 
 class DisplayUpdated(Event):
-    """A new bundle for every output that has this display id."""
+    """New content of all outputs that have this display id."""
 
     data: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
@@ -247,7 +244,7 @@ class DisplayUpdated(Event):
 
 
 class OutputCleared(Event):
-    """The cell's outputs are void, at once or when the next comes (``wait``)."""
+    """The cell's outputs are void, immediately or when the next output comes (``wait``)."""
 
     wait: bool = False
 
@@ -261,7 +258,7 @@ class Result(Event):
 
 
 class Error(Event):
-    """The cell raised."""
+    """The cell raised an exception."""
 
     ename: str = ""
     evalue: str = ""
@@ -269,7 +266,7 @@ class Error(Event):
 
 
 class Comm(Event):
-    """A comm message from the kernel; ``buffers`` are base64."""
+    """A comm message from the kernel. ``buffers`` are base64."""
 
     msg_type: Literal["comm_open", "comm_msg", "comm_close"] = "comm_msg"
     content: dict[str, Any] = {}
@@ -278,10 +275,10 @@ class Comm(Event):
 
 
 class OutputTruncated(Event):
-    """The cell's output passed its budget; the journal still holds all of it.
+    """The cell's output exceeded its budget. The journal still has all of it.
 
-    The first such event of a cell is sent when the budget is passed, the last
-    one, with the final figures, just before ``cell_finished``.
+    The first such event of a cell is sent when the output exceeds the budget. The last one, with the final figures,
+    comes just before ``cell_finished``.
     """
 
     kept: int = 0
@@ -296,7 +293,7 @@ class InputRequested(Event):
 
 
 class InputGiven(Event):
-    """A client answered; a password's text is not recorded."""
+    """A client answered. The text of a password is not recorded."""
 
     text: str | None = None
 
@@ -308,15 +305,14 @@ class Interrupted(Event):
 
 
 class CellFinished(Event):
-    """The cell's one and only end. Synced before anyone is told.
+    """The only end of the cell, on disk before any client gets it.
 
     Attributes:
-        reason: why it ended.
-        message: the cause in words, when it isn't plain from the outputs.
-        variables_kept: False when the kernel was lost with its variables; None
-            when nothing happened to them.
-        user_expressions: what became of those that the request named, as in Jupyter's
-            ``execute_reply``: a MIME bundle each, or the error.
+        reason: Why it ended.
+        message: The cause in words, if the outputs don't show it.
+        variables_kept: False if the kernel was lost with its variables. None if they were not affected.
+        user_expressions: Results of the request's expressions, as in Jupyter's ``execute_reply``: a MIME bundle each,
+            or the error.
     """
 
     reason: Reason = Reason.OK
@@ -331,17 +327,17 @@ class CellFinished(Event):
 
 
 class CheckpointMade(Event):
-    """A parked copy of the kernel exists; ``kernel`` is the copy's own id.
+    """A checkpoint exists: a parked fork of the kernel.
 
     Attributes:
-        checkpoint: its id, which stays when the copy is woken and made again.
-        kernel: the copy's own.
-        name: as given.
-        auto: made after a cell by itself.
-        after_cell: the last cell that it has behind it.
-        cost_ms: how long the kernel was held up.
-        private_bytes: what the copy had to itself when it was made, by its page faults.
-        warnings: what runs on in the original, or was lost by ``force``.
+        checkpoint: Its id, which remains when it is used and replaced.
+        kernel: The id of the fork.
+        name: The name that the client gave.
+        auto: Made after a cell by the server.
+        after_cell: The last cell before it.
+        cost_ms: How long the kernel was blocked.
+        private_bytes: Memory that the fork did not share at the start, from its page faults.
+        warnings: Resources that both processes use, or that ``force`` lost.
     """
 
     checkpoint: str = ""
@@ -355,27 +351,27 @@ class CheckpointMade(Event):
 
 
 class CheckpointSkipped(Event):
-    """No automatic checkpoint was made, and why."""
+    """The server skipped an automatic checkpoint, and why."""
 
     why: list[str] = []
 
 
 class CheckpointDropped(Event):
-    """A checkpoint is gone."""
+    """A checkpoint no longer exists."""
 
     checkpoint: str = ""
     why: str = ""
 
 
 class RolledBack(Event):
-    """The variables are those of an earlier moment; ``undone`` cells stay on record.
+    """The variables are those of an earlier moment. The log keeps the ``undone`` cells.
 
     Attributes:
-        to: the checkpoint that was woken; "" for the moment before the first cell, which a fresh kernel has.
-        after_cell: the last cell whose effects stand.
-        undone: cells whose effects are gone.
-        redone: cells that had been undone and whose effects are back, for the checkpoint has them.
-        kernel: the one that goes on.
+        to: The checkpoint that was used. "" for the moment before the first cell, for which a new kernel is started.
+        after_cell: The last cell whose effects remain.
+        undone: Cells whose effects are gone.
+        redone: Cells that were undone before and whose effects are in the checkpoint.
+        kernel: The kernel that continues.
     """
 
     to: str = ""
@@ -386,12 +382,12 @@ class RolledBack(Event):
 
 
 class Branching(Event):
-    """The directory is being copied for branches that are on their way; told once a second while it lasts.
+    """The directory is being copied for new branches. Sent once a second until the copy is done.
 
     Attributes:
-        sessions: the branches to be.
-        copied_bytes: for all of them together, so far.
-        total_bytes: for all of them together.
+        sessions: The ids of the branches.
+        copied_bytes: Bytes copied so far, for all branches.
+        total_bytes: Bytes to copy, for all branches.
     """
 
     sessions: list[str] = []
@@ -408,7 +404,7 @@ class Branched(Event):
 
 
 class Hibernated(Event):
-    """The variables are on disk and the kernel is gone; the next cell wakes it."""
+    """The variables are on disk and the kernel has ended. The next cell resumes it."""
 
     saved: int = 0
     bytes: int = 0
@@ -423,12 +419,12 @@ class Woken(Event):
 
 
 class Leased(Event):
-    """The session's time was set by its owner: how long it has, what happens then, and whether it is paused.
+    """The owner set the session's remaining time, its end and whether it is paused.
 
     Attributes:
-        seconds: from now; the session's own lifetime and idle time count no more.
-        then: closed, or paused: its variables go to disk.
-        paused: it takes no cells through the door that paused it until it is given time again.
+        seconds: Time from now. The session's own lifetime and idle limits no longer count.
+        then: "close" ends the session. "pause" writes its variables to disk.
+        paused: The API that paused the session refuses cells until it gets more time.
     """
 
     seconds: float = 0.0
@@ -480,9 +476,9 @@ _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 
 
 def decode(line: bytes) -> AnyEvent:
-    """One journal line as an event.
+    """Decode one journal line.
 
     Raises:
-        msgspec.DecodeError: the line is not JSON or not an event we know.
+        msgspec.DecodeError: The line is not JSON or not a known event.
     """
     return _decoder.decode(line)

@@ -1,7 +1,7 @@
-"""How a kernel ended, in words: a decision on what the machine saw, never on what the kernel said.
+"""How a kernel ended, in words: decided from Linux' reports, never from the kernel's own.
 
-Sources: wait(2) for the status, the cgroup's own counters for memory. "Killed by
-the OOM killer" is only said when the cgroup counts such a kill.
+Sources: wait(2) for the status, and the cgroup's counters for memory. The text names the OOM killer only if the cgroup
+counted a kill (cgroup v2, ``memory.events``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import StrEnum
 import msgspec
 
 MiB = 1024 * 1024
-#: With this status a kernel ends that user code has made unfit; its standard error says how.
+#: Exit status of a kernel that user code made unusable. Its standard error has the reason.
 UNFIT = 70
 
 _MEANING = {
@@ -33,15 +33,15 @@ class Cause(StrEnum):
 
     EXITED = "exited"  # os._exit, sys.exit in C, end of main
     SIGNALLED = "signalled"  # segfault, abort, SIGKILL from inside or outside
-    MEMORY = "memory"  # the machine's OOM killer, or our watchdog
-    PROTOCOL = "protocol"  # it broke the wire: forged, oversized or garbled frames
+    MEMORY = "memory"  # the OOM killer, or the server's watchdog
+    PROTOCOL = "protocol"  # it violated the wire protocol: forged, oversized or garbled frames
     UNREACHABLE = "unreachable"  # it closed its own socket, and was ended
-    STOPPED = "stopped"  # SIGSTOP in the middle of a cell, and it was ended
-    LOST = "lost"  # nobody can say
+    STOPPED = "stopped"  # SIGSTOP in the middle of a cell, and the server ended it
+    LOST = "lost"  # unknown
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a kernel, as the machine reports it, not as the kernel does."""
+    """The end of a kernel as Linux reports it."""
 
     cause: Cause
     message: str
@@ -50,17 +50,17 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def exit_of(status: int | None, *, oom_kills: int = 0, memory_bytes: int | None = None) -> Exit:
-    """What a wait status means.
+    """Translate a wait status.
 
     Args:
-        status: as waitpid(2) gives it; None if nobody could wait for it.
-        oom_kills: how often the OOM killer struck in the session's cgroup since the kernel began.
-        memory_bytes: the session's cap, for the words.
+        status: As waitpid(2) returns it. None if no process could wait for it.
+        oom_kills: OOM kills in the session's cgroup since the kernel started.
+        memory_bytes: The session's memory limit, for the message.
     """
     if status is None:
         if oom_kills:
             return _out_of_memory(None, memory_bytes)
-        return Exit(cause=Cause.LOST, message="The kernel's process is gone, and nobody saw how it ended.")
+        return Exit(cause=Cause.LOST, message="The kernel's process is gone, and its exit status is unknown.")
     code = os.waitstatus_to_exitcode(status)
     if code == UNFIT:
         text = f"The kernel could not go on and ended itself (status {UNFIT})"

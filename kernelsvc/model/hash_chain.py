@@ -1,22 +1,19 @@
-"""The chain of journal lines: stamping, cursors, and what is wrong with a broken one.
+"""The hash chain of journal lines: stamping, cursors, and the diagnosis of a broken chain.
 
 Theory of operation
 -------------------
-A line is one event as JSON. It carries ``seq`` (1, 2, 3, …) and ``prev``, the
-SHA-256 of the line before it, so the digest of the last line, the *head*,
-vouches for every byte before it. Whoever keeps a head elsewhere (a signature, an
-export) can tell later that nothing was changed, removed, added or reordered.
+A line is one event as JSON. It has ``seq`` (1, 2, 3, …) and ``prev``, the SHA-256 of the previous line. So the digest
+of the last line, the *head*, covers every byte before it. With a head from another source (a signature, an export), a
+reader can show that no entry was changed, removed, added or moved.
 
-A chain alone can't show that its end was cut off, nor that somebody computed the
-whole of it anew: both need a head that was kept. ``check`` takes such heads as
-``anchors``.
+A chain alone can't show that its end was cut off, nor that all of it was computed again. Both need a known head.
+``check`` takes known heads as ``anchors``.
 
-Hashes are of bytes as written, never of a value encoded again, so that no later
-version of an encoder can break an old journal.
+Hashes cover the bytes as written, never a value that is encoded again, so that a later version of an encoder can't
+break an old journal.
 
-What goes into a line came from a hostile kernel: ``stamp`` replaces what JSON
-can't carry (lone surrogates) and what a reader with a deeper stack couldn't read
-back (deep nesting), so that whatever is in a journal can be read.
+The content of a line comes from a hostile kernel. ``stamp`` replaces text that JSON can't hold (lone surrogates) and
+nesting that a reader could not parse, so that every journal is readable.
 """
 
 from __future__ import annotations
@@ -34,10 +31,10 @@ from kernelsvc.errors import CursorExpired, CursorUnknown
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 
-#: Levels of arrays and objects that an event's data may have. Vega and plotly
-#: specifications stay below 30; msgspec and json give up near 1,000.
+#: Levels of arrays and objects in an event's data. Vega and plotly specifications have fewer than 30. msgspec and json
+#: fail near 1,000.
 MAX_DEPTH = 64
-#: Bytes from which on a text is searched and not counted.
+#: From this size in bytes, a text is searched instead of counted.
 LONG = 16 * 1024
 
 _TOO_DEEP = "… (nested more than 64 levels; left out by kernelsvc)"
@@ -47,14 +44,14 @@ _FREE_FORM = frozenset(
 
 
 class Head(NamedTuple):
-    """The end of a chain: the last entry's number and its line's digest."""
+    """The end of a chain: number and line digest of the last entry."""
 
     seq: int = 0
     digest: str = ""
 
 
 class Envelope(msgspec.Struct, kw_only=True):
-    """What every line carries, whatever its type."""
+    """The fields that every line has."""
 
     type: str
     session: str
@@ -67,13 +64,13 @@ Kind = Literal["changed", "removed", "added", "reordered", "truncated"]
 
 
 class ChainFault(msgspec.Struct, frozen=True, kw_only=True):
-    """The first thing that is wrong with a chain.
+    """The first fault of a chain.
 
     Attributes:
-        kind: what was done.
-        seq: the number of the first entry that was changed, removed, added or moved.
-        line: the line (from 1) at which it shows.
-        message: the same in words.
+        kind: The kind of change.
+        seq: Number of the first entry that was changed, removed, added or moved.
+        line: Line at which the fault shows, from 1.
+        message: The fault in words.
     """
 
     kind: Kind
@@ -83,7 +80,7 @@ class ChainFault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChainReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``check`` found. ``head`` is that of the part before the fault."""
+    """Result of ``check``. ``head`` is that of the part before the fault."""
 
     session: str
     head: Head
@@ -100,13 +97,13 @@ def _second(epoch: int) -> str:
 
 
 def timestamp(now: float) -> str:
-    """Seconds since the epoch as UTC, ISO 8601, microseconds and ``Z``."""
+    """Format seconds since the epoch as UTC, ISO 8601, with microseconds and ``Z``."""
     micros = round(now * 1_000_000)
     return f"{_second(micros // 1_000_000)}.{micros % 1_000_000:06d}Z"
 
 
 def seconds_of(at: str, otherwise: float) -> float:
-    """What ``timestamp`` made, as seconds since the epoch again; ``otherwise`` for what is no moment."""
+    """Parse the result of ``timestamp`` as seconds since the epoch. Return ``otherwise`` for other texts."""
     try:
         return datetime.fromisoformat(at).timestamp()
     except ValueError:
@@ -114,15 +111,14 @@ def seconds_of(at: str, otherwise: float) -> float:
 
 
 def digest(line: bytes) -> str:
-    """SHA-256 (hex) of a line without its newline."""
+    """Return the SHA-256 (hex) of a line without its newline."""
     return sha256(line).hexdigest()
 
 
 def stamp(events: Sequence[Event], session: str, head: Head, at: str) -> tuple[list[bytes], Head]:
-    """Put each event into its envelope and give its line (no newline), and the new head.
+    """Set each event's envelope. Return the lines without newlines, and the new head.
 
-    The events are changed in place: ``session``, ``seq``, ``at``, ``prev`` are set,
-    and text that JSON can't carry is replaced.
+    Changes the events in place: sets ``session``, ``seq``, ``at`` and ``prev``, and replaces text that JSON can't hold.
     """
     seq, prev = head
     lines = []
@@ -133,25 +129,25 @@ def stamp(events: Sequence[Event], session: str, head: Head, at: str) -> tuple[l
         try:
             line = encode(event)
         except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):
-            line = _encode_tamed(event)
+            line = _encode_sanitized(event)
         else:
             if type(event) in _FREE_FORM and not max_depth_ok(line, MAX_DEPTH):
-                line = _encode_tamed(event)
+                line = _encode_sanitized(event)
         prev = sha256(line).hexdigest()
         lines.append(line)
     return lines, Head(seq, prev)
 
 
 def unstamp(events: Iterable[Event]) -> None:
-    """Take the envelopes off again: the lines could not be written."""
+    """Reset the envelopes of events after a failed write."""
     for event in events:
         event.session, event.seq, event.at, event.prev = "", 0, "", ""
 
 
 def count_at_most(data: bytes | bytearray, mark: bytes, most: int, start: int, end: int) -> int:
-    """How many more of ``mark`` there might be in ``data[start:end]``, of ``most``; -1 if there are more already.
+    """Return ``most`` minus the number of ``mark`` in ``data[start:end]``, or -1 if there are more.
 
-    ``find`` is memchr(3), twenty times as fast as ``count``: of 10 MB of HTML it takes 0.4 ms.
+    ``find`` is memchr(3), twenty times as fast as ``count``: 10 MB of HTML take 0.4 ms.
     """
     at = data.find(mark, start, end)
     while at >= 0:
@@ -163,13 +159,13 @@ def count_at_most(data: bytes | bytearray, mark: bytes, most: int, start: int, e
 
 
 def max_depth_ok(data: bytes | bytearray, most: int, start: int = 0, end: int | None = None) -> bool:
-    """Whether a JSON text opens at most so many brackets, and so can't be nested deeper. Those in strings count too.
+    """Whether a JSON text opens at most ``most`` brackets, and so can't be nested deeper. Counts those in strings too.
 
     Args:
-        data: what holds it.
-        most: brackets.
-        start: where it begins.
-        end: where it ends; None: with ``data``.
+        data: Holds the text.
+        most: Number of brackets.
+        start: Start of the text.
+        end: End of the text. None: the end of ``data``.
     """
     end = len(data) if end is None else end
     if end - start < LONG:
@@ -178,7 +174,7 @@ def max_depth_ok(data: bytes | bytearray, most: int, start: int = 0, end: int | 
     return left >= 0 and count_at_most(data, b"{", left, start, end) >= 0
 
 
-def _encode_tamed(event: Event) -> bytes:
+def _encode_sanitized(event: Event) -> bytes:
     for name in event.__struct_fields__:
         value = getattr(event, name)
         if isinstance(value, str | dict | list):
@@ -187,7 +183,7 @@ def _encode_tamed(event: Event) -> bytes:
 
 
 def sanitize(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """The value with everything replaced that JSON, or a reader of it, can't take."""
+    """Return a value in which everything is replaced that JSON or its readers can't handle."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if value is None or isinstance(value, bool | float):
@@ -209,7 +205,7 @@ _envelopes = msgspec.json.Decoder(Envelope)
 
 
 def envelope(line: bytes) -> Envelope | None:
-    """A line's envelope, or None if it isn't a journal line."""
+    """Return a line's envelope, or None if it is no journal line."""
     try:
         return _envelopes.decode(line)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -217,9 +213,9 @@ def envelope(line: bytes) -> Envelope | None:
 
 
 def follow(head: Head, line: bytes, session: str) -> Head | None:
-    """The head after ``line``, or None if the line does not continue the chain.
+    """Return the head after ``line``, or None if the line does not continue the chain.
 
-    An empty ``session`` takes any.
+    An empty ``session`` accepts any.
     """
     env = envelope(line)
     if env is None or env.seq != head.seq + 1 or env.prev != head.digest or (session and env.session != session):
@@ -228,11 +224,11 @@ def follow(head: Head, line: bytes, session: str) -> Head | None:
 
 
 def check_cursor(after: int, last_seq: int, first_seq: int = 1) -> None:
-    """Whether a reader may start after ``after``.
+    """Check that a reader may start after ``after``.
 
     Raises:
-        CursorUnknown: the log has never had that position.
-        CursorExpired: retention has removed what comes next.
+        CursorUnknown: The log has never had that position.
+        CursorExpired: Retention has removed the next entries.
     """
     if not 0 <= after <= last_seq:
         raise CursorUnknown(after=after, last_seq=last_seq)
@@ -241,21 +237,21 @@ def check_cursor(after: int, last_seq: int, first_seq: int = 1) -> None:
 
 
 def check(lines: Iterable[bytes], *, session: str = "", anchors: Iterable[Head] = ()) -> ChainReport:
-    """Walk a chain from its first line and name the first fault.
+    """Check a chain from its first line and return the first fault.
 
     Args:
-        lines: whole lines without newline; consumed one by one, not kept.
-        session: the id that each must carry; empty: that of the first.
-        anchors: heads that are known from elsewhere to be genuine.
+        lines: Whole lines without newlines. Read one by one, not stored.
+        session: The id that each line must have. Empty: the first line's.
+        anchors: Heads that are known to be genuine.
     """
-    rest, told = iter(lines), bool(session)
+    rest, named = iter(lines), bool(session)
     known = {a.seq: a.digest for a in anchors if a.seq}
     before, head, confirmed, kind = Head(), Head(), 0, ""
     for line in rest:
         session = session or _session_of(line)
         after = follow(head, line, session)
         if after is None:
-            fault = _diagnose(before, head, line, rest, session, told=told)
+            fault = _diagnose(before, head, line, rest, session, named=named)
             return ChainReport(session=session, head=head, fault=fault, last_type=kind)
         if known.get(after.seq, after.digest) != after.digest:
             return ChainReport(
@@ -274,12 +270,12 @@ def _session_of(line: bytes) -> str:
 
 
 def _type_of(line: bytes) -> str:
-    # Every encoder of ours puts the tag first; the envelope has been validated already.
+    # msgspec writes the tag first. The envelope is validated already.
     return line[9 : line.find(b'"', 9)].decode() if line.startswith(b'{"type":"') else json.loads(line)["type"]
 
 
 def _disowned(confirmed: int, found: Head, following: bytes) -> ChainFault:
-    """An entry that links well to those before it, but isn't the one that was signed."""
+    """Report an entry that follows the previous ones but is not the signed one."""
     env, seq = envelope(following), found.seq
     if env is not None and env.prev != found.digest:
         return ChainFault(
@@ -294,14 +290,12 @@ def _truncated(last: int, wanted: int) -> ChainFault:
     return ChainFault(kind="truncated", seq=last + 1, line=last + 1, message=text)
 
 
-def _diagnose(before: Head, head: Head, line: bytes, rest: Iterator[bytes], session: str, *, told: bool) -> ChainFault:
-    """Name what happened, from the line that does not follow and its neighbours.
+def _diagnose(before: Head, head: Head, line: bytes, rest: Iterator[bytes], session: str, *, named: bool) -> ChainFault:
+    """Name the change, from the line that does not follow and its neighbours.
 
-    ``before`` is the head one line earlier; ``told`` is False for a session that
-    only the first line names. The rules rest on what a single act leaves behind: a
-    changed entry breaks the link of the one after it; an added one is linked by
-    nobody; a removed one leaves a gap in the numbers; a moved one leaves a gap and
-    turns up later.
+    ``before`` is the head one line earlier. ``named`` is False if only the first line names the session. The rules
+    follow from the traces of one change: a changed entry breaks the link of the next one, no entry links to an added
+    one, a removed one leaves a gap in the numbers, and a moved one leaves a gap and appears later.
     """
     want, position = head.seq + 1, head.seq + 1
     env = envelope(line)
@@ -317,7 +311,7 @@ def _diagnose(before: Head, head: Head, line: bytes, rest: Iterator[bytes], sess
     following = next(rest, None)
     after = envelope(following) if following is not None else None
     if session and env.session != session:
-        if not told and head.seq == 1 and (after is None or after.session == env.session):
+        if not named and head.seq == 1 and (after is None or after.session == env.session):
             return fault("changed", 1, "Entry 1 was changed: its session is not that of those after it.")
         return fault("added", want, f"Entry {want} was added: it is of another session.")
     if env.seq > want:

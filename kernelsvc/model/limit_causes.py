@@ -1,13 +1,11 @@
-"""Which cap it was that struck a cell, in words with the figure: pure decisions.
+"""Which limit ended or disturbed a cell, in words with the figure. Pure decisions.
 
-A cap strikes in one of four ways. Linux refuses something and the code meets an
-exception (``of_reply``); Linux ends the kernel's process (``of_exit``); Linux ends
-or refuses something that the cell itself does not notice, a child for instance
-(the kernel host sees the cgroup's counters: ``of_counters``); or the watchdog sees
-too much (``sandbox.watchdog``). All of them come out as one ``limit_reached``.
+A limit shows in one of four ways. Linux returns an error and the code gets an exception (``of_reply``). Linux ends the
+kernel's process (``of_exit``). Linux ends or refuses something that the cell does not notice, such as a child process:
+the kernel host reads the cgroup's counters (``of_counters``). Or the watchdog measures too much (``sandbox.watchdog``).
+Each becomes one ``limit_reached``.
 
-What an exception meant is the kernel's own word, which tells its own session
-something and nobody else.
+The meaning of an exception is the kernel's own claim. It affects only its own session.
 """
 
 from __future__ import annotations
@@ -19,30 +17,27 @@ from kernelsvc.model.events import LimitReached, Reason
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.model.stimuli import KernelExited, KernelReplied
 
-#: What a guest may say that struck: a limit's name, or the scratch space that is sized by the memory.
-Strike = Literal["memory_bytes", "processes", "open_files", "disk_bytes", "scratch"]
-STRIKES: tuple[str, ...] = get_args(Strike)
+#: Limits that a guest may report: a limit's name, or the scratch space, whose size follows from the memory limit.
+GuestLimit = Literal["memory_bytes", "processes", "open_files", "disk_bytes", "scratch"]
+GUEST_LIMITS: tuple[str, ...] = get_args(GuestLimit)
 
-#: What a cell ends of when a cap that is no exception ended it; otherwise ``interrupted``.
+#: Reason of a cell that such a limit ended without an exception. For others it is ``interrupted``.
 REASONS: dict[str, Reason] = {"memory_bytes": Reason.MEMORY, "cpu_seconds": Reason.TIMEOUT}
 
-#: A breach of these leaves no hope that an interrupt would help: the watchdog has the kernel ended at once.
+#: Limits for which an interrupt would not help. The watchdog has the kernel ended immediately.
 ENDED_AT_ONCE = frozenset({"memory_bytes", "cpu_seconds", "processes"})
 
 _SIGXCPU = 24
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
-_ERRNOS: dict[int, Strike] = {12: "memory_bytes", 24: "open_files", 27: "disk_bytes", 122: "disk_bytes"}
+_ERRNOS: dict[int, GuestLimit] = {12: "memory_bytes", 24: "open_files", 27: "disk_bytes", 122: "disk_bytes"}
 
 
 def of_reply(reply: KernelReplied, limits: Limits) -> LimitReached | None:
-    """The cap that an exception tells of.
+    """Return the limit that a cell's exception shows, or None.
 
     Args:
-        reply: with the guest's own word on it, or that of a kernel that has none to say.
-        limits: the session's.
-
-    Returns:
-        None when it was no cap of ours.
+        reply: Has the guest's report. Kernelspec kernels have none.
+        limits: The session's limits.
     """
     strike = reply.struck or _guess(reply.ename, reply.evalue)
     if not strike or reply.status != "error":
@@ -51,11 +46,11 @@ def of_reply(reply: KernelReplied, limits: Limits) -> LimitReached | None:
     if bound is None:
         return None
     limit = "disk_bytes" if strike == "scratch" else strike
-    return LimitReached(limit=limit, bound=bound, enforced_by="linux", message=_refused(strike, bound, reply))
+    return LimitReached(limit=limit, bound=bound, enforced_by="linux", message=_message(strike, bound, reply))
 
 
 def _guess(ename: str, evalue: str) -> str:
-    """For kernels that are not ours: by the exception's name."""
+    """Guess the limit from the exception's name, for kernels without the guest."""
     if ename in ("MemoryError", "_ArrayMemoryError"):
         return "memory_bytes"
     if ename == "RuntimeError" and evalue == "can't start new thread":
@@ -64,7 +59,7 @@ def _guess(ename: str, evalue: str) -> str:
     return _ERRNOS.get(int(found[1]), "") if found else ""
 
 
-def _refused(strike: str, bound: float, reply: KernelReplied) -> str:
+def _message(strike: str, bound: float, reply: KernelReplied) -> str:
     if strike == "memory_bytes":
         return f"memory: {_mebibytes(bound)} reached; an allocation was refused"
     if strike == "processes":
@@ -78,32 +73,32 @@ def _refused(strike: str, bound: float, reply: KernelReplied) -> str:
 
 
 def of_exit(exited: KernelExited, limits: Limits) -> LimitReached | None:
-    """The cap for which Linux ended the kernel's process; None when it was none."""
+    """Return the limit for which Linux ended the kernel's process, or None."""
     if exited.cause == "memory":
         return LimitReached(
             limit="memory_bytes", bound=limits.memory_bytes, enforced_by="linux", message=exited.message
         )
     if exited.signal == _SIGXCPU and limits.cpu_seconds is not None:
-        said = f"CPU: {limits.cpu_seconds:g} s reached; the kernel was ended by Linux"
-        return LimitReached(limit="cpu_seconds", bound=limits.cpu_seconds, enforced_by="linux", message=said)
+        message = f"CPU: {limits.cpu_seconds:g} s reached; the kernel was ended by Linux"
+        return LimitReached(limit="cpu_seconds", bound=limits.cpu_seconds, enforced_by="linux", message=message)
     return None
 
 
 def of_counters(limit: str, limits: Limits) -> LimitReached | None:
-    """What a cgroup's counters tell of: a process other than the kernel was ended, or one was refused.
+    """Return the limit for which Linux ended or refused a process other than the kernel, or None.
 
     Args:
         limit: ``memory_bytes`` or ``processes``.
-        limits: the session's.
+        limits: The session's limits.
     """
     bound = getattr(limits, limit, None)
     if limit == "memory_bytes" and bound is not None:
-        said = f"memory: {_mebibytes(bound)} reached; a process of the session was killed by the OOM killer"
+        message = f"memory: {_mebibytes(bound)} reached; a process of the session was killed by the OOM killer"
     elif limit == "processes" and bound is not None:
-        said = f"processes: {bound} reached; another process or thread was refused"
+        message = f"processes: {bound} reached; another process or thread was refused"
     else:
         return None
-    return LimitReached(limit=limit, bound=bound, enforced_by="linux", message=said)
+    return LimitReached(limit=limit, bound=bound, enforced_by="linux", message=message)
 
 
 def _mebibytes(size: float) -> str:

@@ -1,7 +1,4 @@
-"""What a session may use, what it has used, and who says stop.
-
-All sizes are bytes, all times seconds. ``None`` means "no limit of ours".
-"""
+"""Limits of a session, and its usage. Sizes are in bytes, times in seconds. ``None`` means no limit."""
 
 from __future__ import annotations
 
@@ -18,12 +15,12 @@ PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 Enforcement = Literal["hard", "per process", "supervised", "none"]
 
 
-#: Below these a session could not even start.
+#: Smallest values with which a session can start.
 FLOORS: dict[str, int] = {"memory_bytes": 64 * MiB, "open_files": 64}
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The caps of one session. A request may lower the server's, never raise them."""
+    """The limits of one session. A request may lower the server's limits, never raise them."""
 
     memory_bytes: int | None = 2048 * MiB
     cpu_cores: float | None = None
@@ -38,12 +35,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     network: Literal["none", "host"] = "none"
 
     def lowered(self, wanted: LimitsRequest) -> Limits:
-        """These limits with each wanted one put in its place.
+        """Return these limits with each wanted one in its place.
 
         Raises:
-            BadRequest: a wanted limit is so low that no session could start.
-            LimitTooHigh: a wanted limit is above this one (or asks for a network
-                that this one does not grant).
+            BadRequest: A wanted limit is too low for a session to start.
+            LimitTooHigh: A wanted limit is above this one, or asks for a network that this one denies.
         """
         changes: dict[str, object] = {}
         for name in wanted.__struct_fields__:
@@ -53,7 +49,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
             floor = FLOORS.get(name)
             if floor is not None and value < floor:
                 raise BadRequest(
-                    f"{name} = {value} is too little to start a session; ask for {floor} or more.",
+                    f"{name} = {value} is too little to start a session. Ask for {floor} or more.",
                     limit=name,
                     wanted=value,
                     least=floor,
@@ -64,7 +60,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
             )
             if too_high:
                 raise LimitTooHigh(
-                    f"{name} = {value} is above this server's {ceiling}; ask for at most that.",
+                    f"{name} = {value} is above this server's {ceiling}. Ask for at most that.",
                     limit=name,
                     wanted=value,
                     allowed=ceiling,
@@ -74,7 +70,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The limits that a client asks for; what is left out stays the server's."""
+    """Limits that a client asks for. Missing ones are the server's."""
 
     memory_bytes: PositiveInt | None = None
     cpu_cores: PositiveFloat | None = None
@@ -90,7 +86,7 @@ class LimitsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class CellUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What one cell used."""
+    """Resources that one cell used."""
 
     wall_ms: float = 0.0
     cpu_ms: float | None = None
@@ -99,7 +95,7 @@ class CellUsage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a session uses now; ``None`` where nothing has measured it yet."""
+    """Resources that a session uses now. ``None`` if not measured yet."""
 
     memory_bytes: int | None = None
     cpu_seconds: float | None = None

@@ -1,22 +1,21 @@
-"""The notebook: a fold of a session's events into nbformat 4.5.
+"""The notebook: a projection of a session's events into nbformat 4.5.
 
 Theory of operation
 -------------------
-``CellFold`` folds the events of one cell; the API's ``Cell`` and the notebook's
-cell are two renderings of it. ``NotebookFold`` folds a whole session and is fed
-one event at a time, so that a running session pays for each event once. Every
-event type has a rule in ``RULES``; a test fails when one is missing.
+``CellFold`` builds one cell from its events. The API's ``Cell`` and the notebook's cell are two renderings of it.
+``NotebookFold`` builds the whole notebook and takes one event at a time, so that a running session processes each event
+once. Every event type has a rule in ``RULES``. A test fails if one is missing.
 
-A cell takes its place in the notebook when it starts (or ends without having
-started). Notes in Markdown stand between cells for what an auditor must see:
-deaths and restores of the kernel, restarts, roll-backs, files that came in.
-A cell that has ended stays open for late output (a background task that prints)
-until the next one ends; what comes later still becomes an entry of its own, so
-that what is settled never changes but by a ``Patch``: a mark that the cell was
-undone, or a new content for a display that it shows.
+A cell gets its place in the notebook when it starts, or when it ends without a start. Notes in Markdown between cells
+tell an auditor about deaths and restores of the kernel, restarts, rollbacks and changed files. A finished cell takes
+late output (of a background task) until the next one ends. Later output becomes an entry of its own. So a settled entry
+changes only by a ``Patch``: a mark that the cell was undone, or new content of a display.
 
-``take`` hands settled entries to whoever writes the file and forgets them; that
-keeps the memory of a long session flat.
+``take`` returns settled entries to the writer of the file and forgets them, which keeps the memory of a long session
+constant.
+
+The texts of notes are part of cell digests (``model.audit``): a changed text would make verification of exported
+notebooks against their journals fail.
 """
 
 from __future__ import annotations
@@ -38,18 +37,18 @@ from kernelsvc.model.outputs import Outputs, clean_bundle, clean_metadata, size_
 
 __all__ = ["RULES", "CellFold", "NbCell", "NotebookFold", "Patch", "fold", "inherited", "nb_id", "notebook"]
 
-#: Display ids of settled cells that can still be updated; older ones can't.
+#: Display ids of settled cells that can still be updated. Older ones can't.
 DISPLAYS_KEPT = 1000
-#: Cells that are named as the source of late output.
+#: Number of cells that an entry of late output names.
 LATE_CELLS = 16
-#: Characters of patches that wait before ``heavy`` asks for them to be taken.
+#: Characters of patches after which ``heavy`` is true.
 HEAVY = 1 << 20
-#: Characters of a program's command line that its note shows; the log has more.
+#: Characters of a program's command line in its note. The log has all of it.
 MAX_COMMAND = 500
 
 
 class Note:
-    """A Markdown cell of ours."""
+    """A Markdown cell of the server."""
 
     def __init__(self, text: str, event: Event, seq: int) -> None:
         self.first = self.last = seq
@@ -58,7 +57,7 @@ class Note:
         self._type = type(event).__name__
 
     def nb_cell(self) -> NbCell:
-        """The note as the notebook holds it."""
+        """Return the note in the notebook's form."""
         own = {"note": self._type, "seq": {"first": self.first, "last": self.last}, "at": self._at}
         return {
             "cell_type": "markdown",
@@ -69,7 +68,7 @@ class Note:
 
 
 class Late:
-    """Output that no open cell can take: of background tasks, long after their cells."""
+    """Output of background tasks after the end of their cells."""
 
     def __init__(self, budget: int | None, seq: int) -> None:
         self.cells: dict[str, None] = {}
@@ -77,14 +76,14 @@ class Late:
         self.outputs = Outputs(budget)
 
     def feed(self, event: Event, seq: int) -> None:
-        """Take one output event."""
+        """Add one output event."""
         self.last = seq
         if isinstance(event.cell, str) and len(self.cells) < LATE_CELLS:
             self.cells[event.cell] = None
         self.outputs.feed(event)
 
     def nb_cell(self) -> NbCell:
-        """The output as a cell without code."""
+        """Return the output as a cell without code."""
         own = {"late_output_of": list(self.cells), "seq": {"first": self.first, "last": self.last}}
         return {
             "cell_type": "code",
@@ -100,7 +99,7 @@ Entry = CellFold | Note | Late
 
 
 class Patch(msgspec.Struct, frozen=True, kw_only=True):
-    """A change to an entry that was handed out: an undone mark ({} takes it away), or a display's new content."""
+    """A change of an entry that ``take`` has returned: an undone mark ({} removes it), or a display's new content."""
 
     id: str
     undone: dict[str, Any] | None = None
@@ -109,7 +108,7 @@ class Patch(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] = {}
 
     def apply(self, cell: NbCell) -> None:
-        """Change a notebook cell in place; what does not fit is left as it is."""
+        """Change a notebook cell in place. A patch that does not fit changes nothing."""
         if self.undone:
             cell["metadata"]["kernelsvc"]["undone"] = self.undone
             cell["metadata"]["tags"] = sorted({*cell["metadata"].get("tags", ()), "undone"})
@@ -122,11 +121,11 @@ class Patch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NotebookFold:
-    """A session's notebook, fed one event at a time.
+    """A session's notebook, built one event at a time.
 
     Attributes:
-        about: the session's first event.
-        last_seq: the last event that was fed.
+        about: The session's first event.
+        last_seq: Number of the last event.
     """
 
     def __init__(self) -> None:
@@ -138,7 +137,7 @@ class NotebookFold:
         self._entries: list[Entry] = []
         self._waiting: dict[str, CellFold] = {}
         self._open: dict[str, CellFold] = {}
-        self._resting: str | None = None
+        self._last_finished: str | None = None
         self._seen: set[str] = set()
         self._silent: set[str] = set()
         self._displays: OrderedDict[str, list[tuple[str, int]]] = OrderedDict()
@@ -151,7 +150,7 @@ class NotebookFold:
         return self.about.limits
 
     def feed(self, event: Event) -> None:
-        """Take the session's next event."""
+        """Add the session's next event."""
         self.last_seq, self.last_at = event.seq or self.last_seq + 1, event.at or self.last_at
         rule = RULES[type(event)]
         if rule is not None:
@@ -178,13 +177,13 @@ class NotebookFold:
             self._silent.add(event.cell)
 
     def _on_cell_event(self, event: Event) -> None:
-        """Whatever goes into the cell it names and shows nothing by itself."""
+        """Add an event to the cell that it names. It creates no entry."""
         fold = self._find(event)
         if fold is not None and (fold.finished is None or not isinstance(event, ev.CellStarted)):
             fold.feed(event)
 
     def _find(self, event: Event) -> CellFold | None:
-        """The open cell that an event names; one that waits takes its place in the notebook now."""
+        """Return the open cell of an event. A waiting cell gets its place in the notebook now."""
         cell = event.cell
         if not isinstance(cell, str):
             return None
@@ -231,9 +230,9 @@ class NotebookFold:
         if fold is None or fold.finished is not None:
             return
         fold.feed(event)
-        if self._resting is not None:
-            self._open.pop(self._resting, None)
-        self._resting = fold.id
+        if self._last_finished is not None:
+            self._open.pop(self._last_finished, None)
+        self._last_finished = fold.id
         if not fold.queued.silent and event.reason not in (Reason.OK, Reason.ERROR):
             self._note(event, f"the cell above ended: {event.reason}. {_plain(event.message or '')}")
 
@@ -303,10 +302,10 @@ class NotebookFold:
         names = ", ".join(_plain(s) for s in event.sessions[:20])
         self._note(event, f"branched into {len(event.sessions)} sessions: {names}.")
 
-    # -- what comes out -----------------------------------------------------------
+    # -- results --------------------------------------------------------------------
 
     def take(self) -> list[NbCell]:
-        """The settled cells at the start, in order; they are forgotten here."""
+        """Return the settled cells at the start, in order, and forget them."""
         count = 0
         while count < len(self._entries) and self._settled(count):
             count += 1
@@ -333,22 +332,22 @@ class NotebookFold:
             self._displays.popitem(last=False)
 
     def take_patches(self) -> list[Patch]:
-        """Changes to entries that ``take`` gave, the last one for each place; forgotten here."""
+        """Return changes of entries that ``take`` has returned, the last one for each place, and forget them."""
         patches, self._patches, self._patch_size = list(self._patches.values()), {}, 0
         return patches
 
     @property
     def heavy(self) -> bool:
-        """Whether ``take`` and ``take_patches`` should be called soon, to keep memory bounded."""
+        """Whether ``take`` and ``take_patches`` should be called soon, to limit memory."""
         return self._patch_size > HEAVY
 
     def rest(self) -> list[NbCell]:
-        """Cells that ``take`` did not give: open ones, then those that wait."""
+        """Return the cells that ``take`` has not returned: open ones, then waiting ones."""
         waiting = [f for f in self._waiting.values() if not f.queued.silent]
         return [entry.nb_cell() for entry in (*self._entries, *waiting)]
 
     def metadata(self) -> dict[str, Any]:
-        """The notebook's own metadata."""
+        """Return the metadata of the notebook."""
         about = self.about
         own = {
             "session": about.session,
@@ -386,7 +385,7 @@ def _language(about: ev.SessionStarted, kernel: ev.KernelInfo) -> dict[str, Any]
 
 
 def _plain(text: str) -> str:
-    """Text from anywhere, harmless in Markdown and short."""
+    """Return text on one line, shortened and escaped for Markdown and HTML."""
     flat = " ".join(text.split())
     return re.sub(
         r"([\\`*_\[\]#|~])", r"\\\1", html.escape(flat if len(flat) <= 500 else flat[:500] + " …", quote=False)
@@ -399,7 +398,7 @@ def _lost(lost: dict[str, str]) -> str:
 
 Rule = Callable[[NotebookFold, Event], None]
 
-#: What each event does to the notebook; None: nothing, and on purpose.
+#: Rule of each event type. None: no effect, on purpose.
 RULES: dict[type[Event], Rule | None] = {
     ev.SessionStarted: NotebookFold._on_session_started,
     ev.SessionClosed: NotebookFold._on_session_closed,
@@ -441,22 +440,22 @@ RULES: dict[type[Event], Rule | None] = {
 
 
 def inherited(cell: NbCell, session: str) -> NbCell:
-    """A parent's cell as its branch's notebook shows it: marked, with an id of its own."""
+    """Return a parent's cell for its branch's notebook: marked, with its own id."""
     own = {"parent": session, **cell["metadata"].get("kernelsvc", {})}
     return {**cell, "id": nb_id(cell["id"], session=session), "metadata": {**cell["metadata"], "kernelsvc": own}}
 
 
 def notebook(cells: list[NbCell], metadata: dict[str, Any]) -> dict[str, Any]:
-    """Cells and metadata as one nbformat 4.5 document."""
+    """Return cells and metadata as an nbformat 4.5 document."""
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
 
 def fold(events: Iterable[Event], parent: Iterable[NbCell] = ()) -> dict[str, Any]:
-    """A session's whole notebook.
+    """Return a session's whole notebook.
 
     Args:
-        events: all of the session's events, in order.
-        parent: for a branch, the parent's cells up to the fork (``inherited``).
+        events: All events of the session, in order.
+        parent: For a branch, the parent's cells up to the fork (``inherited``).
     """
     whole = NotebookFold()
     for event in events:

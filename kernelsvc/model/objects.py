@@ -1,7 +1,6 @@
-"""What the API accepts and shows: sessions, cells, and the requests for them.
+"""Objects of the API: sessions, cells, and requests.
 
-Every transport decodes into these and encodes from them; OpenAPI and OpenRPC
-documents are generated from them.
+Every server decodes and encodes these. OpenAPI and OpenRPC documents are generated from them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from kernelsvc.model.limits import CellUsage, Limits, LimitsRequest, Usage
 Scope = Literal["run", "read", "admin"]
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
 Label = Annotated[str, msgspec.Meta(max_length=256)]
-#: Most expressions of one cell; Jupyter's clients ask for a handful.
+#: Most expressions of one cell. Jupyter's clients use a handful.
 MAX_EXPRESSIONS = 64
 Expressions = Annotated[
     dict[Annotated[str, msgspec.Meta(max_length=256)], Annotated[str, msgspec.Meta(max_length=65536)]],
@@ -28,7 +27,7 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 24 * 3600)]
 
 
 class SessionState(StrEnum):
-    """Where a session is in its life."""
+    """State of a session."""
 
     STARTING = "starting"
     IDLE = "idle"
@@ -39,7 +38,7 @@ class SessionState(StrEnum):
 
 
 class CellState(StrEnum):
-    """Where a cell is in its life."""
+    """State of a cell."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -47,13 +46,13 @@ class CellState(StrEnum):
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Who a token names.
+    """The owner that a token names.
 
     Attributes:
-        name: sessions belong to it. Several tokens may have one name.
-        scopes: the operations that this token allows, implied ones included.
-        max_sessions: open sessions at the same time. None takes the server's setting.
-        token_sha256: hex digest of the token. Secrets made for this caller are bound to it. Empty outside of requests.
+        name: Owner of sessions. Several tokens may have one name.
+        scopes: The operations that this token allows, implied ones included.
+        max_sessions: Open sessions at the same time. None takes the server's setting.
+        token_sha256: Hex digest of the token. Secrets made for this caller are bound to it. Empty outside of requests.
     """
 
     name: str
@@ -92,7 +91,7 @@ class CellRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class CellError(msgspec.Struct, kw_only=True):
-    """What the cell raised."""
+    """The exception of a cell."""
 
     ename: str
     evalue: str
@@ -100,7 +99,7 @@ class CellError(msgspec.Struct, kw_only=True):
 
 
 class SeqRange(msgspec.Struct, kw_only=True):
-    """The events of a cell lie within these positions of the log."""
+    """Range of log positions that contains the events of a cell."""
 
     first: int
     last: int
@@ -126,18 +125,18 @@ class CellInfo(msgspec.Struct, kw_only=True):
 
 
 class Checkpoint(msgspec.Struct, kw_only=True):
-    """A parked copy of a session's kernel.
+    """A checkpoint: a parked fork of a session's kernel.
 
     Attributes:
-        id: stays when the copy is woken and made again.
-        name: as given; automatic ones have none.
-        auto: made after a cell by itself.
-        after_cell: the last cell that it has behind it; None if there is none.
-        seq: of the event that told of it last.
-        cost_ms: how long the kernel was held up.
-        private_bytes: what it had to itself when it was made, by its page faults; it grows with what the kernel
-            writes later.
-        warnings: what runs on in the original, or was lost by ``force``.
+        id: Remains when the checkpoint is used and replaced.
+        name: The name that the client gave. Automatic ones have none.
+        auto: Made after a cell by the server.
+        after_cell: The last cell before it. None if there is none.
+        seq: Position of its last event.
+        cost_ms: How long the kernel was blocked.
+        private_bytes: Memory that the fork did not share at the start, from its page faults. It grows with the
+            kernel's later writes.
+        warnings: Resources that both processes use, or that ``force`` lost.
     """
 
     id: str

@@ -1,17 +1,15 @@
-"""What a cell printed and showed, as nbformat 4.5 outputs, within a budget.
+"""Outputs of a cell in nbformat 4.5, within a budget.
 
 Theory of operation
 -------------------
-Past its budget a cell keeps its head and its tail. The head takes outputs until
-half of the budget is used; everything later goes to the tail, from whose old end
-as much is dropped as the budget demands. Text is cut to the character, so the
-result does not depend on how the kernel happened to split it; an image or a
-table is kept whole, made smaller (its largest forms left out, its text kept) or
-dropped. Nothing is lost by that: the journal holds it all, and a marker between
-head and tail says how much is missing and where it is.
+Above its budget a cell keeps its head and its tail. The head takes outputs until half of the budget is used. All later
+output goes to the tail, whose oldest part is dropped to stay within the budget. Text is cut at characters, so the
+result does not depend on the size of the kernel's writes. An image or a table stays as a whole, reduced (its largest
+forms are dropped, its text remains) or dropped. The journal still has all of it, and a marker between head and tail
+says how much is missing and where it is.
 
-Memory stays within about twice the budget whatever a kernel sends. Bundles are
-made valid for nbformat as they come in: nothing a kernel sends is trusted.
+Memory stays within about twice the budget for any kernel. Bundles become valid nbformat when they arrive: no data of a
+kernel is trusted.
 """
 
 from __future__ import annotations
@@ -24,32 +22,32 @@ from typing import Any, Literal
 
 from kernelsvc.model import events as ev
 
-#: Separate outputs that one cell keeps at most, in each of head and tail.
+#: Most separate outputs of one cell, each in head and tail.
 MAX_PARTS = 5000
 
 _JSON_TYPE = re.compile(r"application/(.*\+)?json")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-#: Small pieces of text that are joined into one.
+#: Number of small pieces of text that are joined into one.
 _JOIN = 256
-#: Outputs with one display id that an update reaches, the latest ones.
+#: Most outputs with one display id that an update changes, the latest ones.
 SAME_ID = 64
-#: A longer display id is none.
+#: Longest display id, in characters. A longer one is ignored.
 ID_LENGTH = 256
-#: Metadata of an output that is larger is left out, in characters.
+#: Largest metadata of an output, in characters. Larger ones are dropped.
 METADATA_LENGTH = 64 * 1024
-#: What one of an error's strings keeps at most when it must be cut.
+#: Longest string of an error after a cut, in characters.
 _ERROR_FIELD = 2000
 
 Output = dict[str, Any]
 
 
 def strip_ansi(text: str) -> str:
-    """Text without terminal escape sequences."""
+    """Return text without terminal escape sequences (ECMA-48)."""
     return _ANSI.sub("", text) if "\x1b" in text else text
 
 
 def clean_bundle(data: Mapping[Any, Any]) -> dict[str, Any]:
-    """A MIME bundle that nbformat accepts: text for every type but JSON ones."""
+    """Return a MIME bundle that nbformat accepts: text for every type except JSON types."""
     return {
         str(mime): value if isinstance(value, str) else _clean_value(str(mime), value) for mime, value in data.items()
     }
@@ -64,12 +62,12 @@ def _clean_value(mime: str, value: Any) -> Any:
 
 
 def clean_count(value: object) -> int | None:
-    """An execution count that nbformat accepts."""
+    """Return an execution count that nbformat accepts, or None."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def size_of(output: Output) -> int:
-    """How much of a budget an output uses, in characters."""
+    """Return the characters of the budget that an output uses."""
     if output["output_type"] == "error":
         return len(output["ename"]) + len(output["evalue"]) + sum(map(len, output["traceback"]))
     size = 0
@@ -79,17 +77,17 @@ def size_of(output: Output) -> int:
 
 
 def clean_metadata(metadata: Mapping[Any, Any]) -> dict[str, Any]:
-    """An output's metadata; none if it is out of proportion."""
+    """Return an output's metadata, or {} if it is too large."""
     return dict(metadata) if metadata and len(str(metadata)) <= METADATA_LENGTH else {}
 
 
 def clean_id(display_id: str | None) -> str | None:
-    """A display id that can be kept."""
+    """Return a display id, or None if it is too long."""
     return display_id if display_id and len(display_id) <= ID_LENGTH else None
 
 
 def slim(output: Output, room: int) -> Output:
-    """The output with its largest forms left out until it fits, and a word about each."""
+    """Drop the largest forms of an output until it fits, and add a note about each."""
     if size_of(output) <= room:
         return output
     if output["output_type"] == "error":
@@ -107,18 +105,18 @@ def slim(output: Output, room: int) -> Output:
 
 def _slim_error(output: Output) -> Output:
     def cut(text: str) -> str:
-        keep = _ERROR_FIELD // 2
+        half = _ERROR_FIELD // 2
         return (
-            text if len(text) <= _ERROR_FIELD else f"{text[:keep]} … {len(text) - 2 * keep:,} left out … {text[-keep:]}"
+            text if len(text) <= _ERROR_FIELD else f"{text[:half]} … {len(text) - 2 * half:,} left out … {text[-half:]}"
         )
 
     lines = output["traceback"]
-    few = lines if len(lines) <= 20 else [*lines[:10], f"… {len(lines) - 20:,} frames left out …", *lines[-10:]]
-    return {"ename": cut(output["ename"]), "evalue": cut(output["evalue"]), "traceback": [cut(line) for line in few]}
+    short = lines if len(lines) <= 20 else [*lines[:10], f"… {len(lines) - 20:,} frames left out …", *lines[-10:]]
+    return {"ename": cut(output["ename"]), "evalue": cut(output["evalue"]), "traceback": [cut(line) for line in short]}
 
 
 class _Text:
-    """Text of one stream, in pieces; grows at the end, is cut at the start."""
+    """Text of one stream in pieces. It grows at the end and is cut at the start."""
 
     __slots__ = ("_blocks", "_small", "name", "size")
     display_id = None
@@ -172,10 +170,10 @@ class _Rich:
 
 
 class Outputs:
-    """A cell's outputs. ``budget`` is in characters; None keeps all.
+    """A cell's outputs. ``budget`` is in characters. None keeps all.
 
     Attributes:
-        cut: characters that were left out.
+        cut: Characters that were dropped.
     """
 
     def __init__(self, budget: int | None) -> None:
@@ -191,14 +189,14 @@ class Outputs:
         self._clear_next = False
 
     def clear(self, *, wait: bool) -> None:
-        """``clear_output``: now, or when the next output comes."""
+        """Clear the outputs (``clear_output``): now, or when the next output comes."""
         if wait:
             self._clear_next = True
         else:
             self._reset()
 
     def feed(self, event: ev.Event) -> None:
-        """Take one output event; others are ignored."""
+        """Add one output event. Other events are ignored."""
         rule = _RULES.get(type(event))
         if rule is not None:
             rule(self, event)
@@ -228,7 +226,7 @@ class Outputs:
         self._show(error_output(event))
 
     def write(self, name: Literal["stdout", "stderr"], text: str) -> None:
-        """Text of a stream; adjoining text of one stream is one output."""
+        """Add text of a stream. Adjacent text of one stream is one output."""
         self._begin()
         room = self._head_room()
         if self._head_open and (room is None or len(text) <= room):
@@ -281,13 +279,13 @@ class Outputs:
             self._reset()
 
     def _head_room(self) -> int | None:
-        """What the head still takes; None for no bound."""
+        """Return the characters that the head still takes, or None for no limit."""
         if len(self._head) >= MAX_PARTS:
             return 0
         return None if self._budget is None else max(0, self._budget // 2 - self._head_size)
 
     def _trim(self, *, slack: bool = False) -> None:
-        """Drop from the tail's old end; with ``slack`` only when much is over, so that it costs little."""
+        """Drop the oldest part of the tail. With ``slack``, only if much is over, so that it costs little."""
         if self._budget is None:
             while len(self._tail) > MAX_PARTS:
                 self._drop_oldest()
@@ -318,7 +316,7 @@ class Outputs:
                 del self._by_id[part.display_id]
 
     def update(self, display_id: str | None, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
-        """Give every output with this display id new content; whether there was one."""
+        """Give all outputs with this display id new content. Return whether there were any."""
         parts = self._by_id.get(display_id or "", ())
         for part in parts:
             before = part.size
@@ -333,7 +331,7 @@ class Outputs:
         return bool(parts)
 
     def display_ids(self) -> Iterator[tuple[str, int]]:
-        """Each display id with the place of its output in ``render()``."""
+        """Yield each display id and the index of its output in ``render()``."""
         self._trim()
         skip = len(self._head) + bool(self.cut)
         for place, part in [*enumerate(self._head), *enumerate(self._tail, skip)]:
@@ -341,14 +339,14 @@ class Outputs:
                 yield part.display_id, place
 
     def render(self, where: str = "") -> list[Output]:
-        """The outputs; ``where`` completes the marker's sentence about where the rest is."""
+        """Return the outputs. ``where`` completes the marker's sentence about the location of the rest."""
         self._trim()
         head, tail = [p.output() for p in self._head], [p.output() for p in self._tail]
         return [*head, cut_marker(self.cut, where), *tail] if self.cut else [*head, *tail]
 
 
 def cut_marker(cut: int, where: str) -> Output:
-    """The output that stands for what was left out."""
+    """Return the output that stands for the dropped ones."""
     text = f"[… {cut:,} characters of output left out here{where} …]"
     return {"output_type": "display_data", "data": {"text/plain": text}, "metadata": {"kernelsvc": {"cut": cut}}}
 
@@ -358,7 +356,7 @@ def _bundle(kind: str, event: ev.Display | ev.Result) -> Output:
     return {"output_type": kind, "data": data, "metadata": metadata}
 
 
-#: What events put out; all others nothing.
+#: Rules by event type. All other events are no output.
 _RULES: dict[type[ev.Event], Callable[[Outputs, ev.Event], None]] = {
     ev.Stream: Outputs._feed_stream,
     ev.Display: Outputs._feed_display,
@@ -370,7 +368,7 @@ _RULES: dict[type[ev.Event], Callable[[Outputs, ev.Event], None]] = {
 
 
 def error_output(event: ev.Error) -> Output:
-    """An error event as an nbformat output."""
+    """Return an error event as an nbformat output."""
     return {
         "output_type": "error",
         "ename": event.ename,
@@ -380,7 +378,7 @@ def error_output(event: ev.Error) -> Output:
 
 
 def text_of(outputs: list[Output]) -> str:
-    """What a model wants to read of these outputs: text in order, no escape sequences."""
+    """Return the outputs as text for a model: in order, without escape sequences."""
     text = ""
     for output in outputs:
         piece = strip_ansi(_text_of_one(output))

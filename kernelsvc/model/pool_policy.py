@@ -1,9 +1,8 @@
-"""How many ready kernels are kept for sessions to come: pure; time enters as an argument. Seconds.
+"""Decide how many ready kernels to keep for new sessions. Pure: time is an argument, in seconds.
 
-A ready kernel costs a few megabytes, and a session that finds one need not wait for
-a fork. As many are kept as were asked for at once not long ago: a burst that came
-once may come again, one that was an hour ago rather not. A server begins as if it
-had seen the largest.
+A ready kernel costs a few megabytes, and a session that finds one need not wait for a fork. The pool keeps as many as
+the largest recent burst of requests: a burst may come again, and an hour later rather not. A new server assumes the
+largest burst.
 """
 
 from __future__ import annotations
@@ -11,20 +10,20 @@ from __future__ import annotations
 from collections import deque
 from math import ceil
 
-#: Sessions asked for within so many seconds are one burst.
+#: Requests within so many seconds are one burst.
 WINDOW = 10.0
-#: What is remembered of the largest burst halves in this time.
+#: Seconds in which the memory of the largest burst halves.
 HALF_LIFE = 600.0
-#: The part of the most that is kept in any case.
+#: Share of the maximum that is always kept.
 LEAST = 0.25
 
 
 class PoolDemand:
-    """What sessions of one kind are asked for.
+    """Demand for sessions of one kind.
 
     Args:
-        most: how many may be kept.
-        now: monotonic seconds.
+        most: The maximum number of ready kernels.
+        now: Monotonic seconds.
     """
 
     def __init__(self, most: int, now: float) -> None:
@@ -34,12 +33,12 @@ class PoolDemand:
         self._asked: deque[float] = deque(maxlen=max(1, most))
 
     def asked(self, now: float) -> None:
-        """A session was asked for, whether or not a kernel was ready."""
+        """Record a request for a session, whether or not a kernel was ready."""
         self._asked.append(now)
         self.target(now)
 
     def target(self, now: float) -> int:
-        """How many to keep."""
+        """Return the number of kernels to keep ready."""
         while self._asked and self._asked[0] <= now - WINDOW:
             self._asked.popleft()
         self._peak *= 0.5 ** (max(0.0, now - self._at) / HALF_LIFE)

@@ -1,4 +1,4 @@
-"""Who a token names. Tokens are random, so a plain SHA-256 of one is enough to keep."""
+"""Authentication by tokens. Tokens are random, so a plain SHA-256 of one is safe to store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 from kernelsvc.errors import Unauthenticated
 from kernelsvc.model.objects import Principal, Scope
 
-#: A token longer than this is refused before it is hashed.
+#: Longest token, in characters. A longer one is refused before it is hashed.
 MAX_TOKEN_LENGTH = 1024
 
 _IMPLIED: dict[Scope, frozenset[Scope]] = {
@@ -26,10 +26,10 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A principal and the hash of its token.
 
     Attributes:
-        name: the principal's name; sessions belong to it, so keep it when the token changes.
-        sha256: hex digest of the token.
-        scopes: what it may do; ``run`` includes ``read``, ``admin`` includes both.
-        max_sessions: open sessions at once; None takes the server's setting.
+        name: The principal's name. Sessions belong to it, so keep it when the token changes.
+        sha256: Hex digest of the token.
+        scopes: Operations that it allows. ``run`` includes ``read``, ``admin`` includes both.
+        max_sessions: Open sessions at the same time. None takes the server's setting.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -38,7 +38,7 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_sessions: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
     def principal(self) -> Principal:
-        """The principal, with every scope that its scopes include."""
+        """Return the principal, with all scopes that its scopes include."""
         granted: set[str] = set()
         for scope in self.scopes:
             granted |= _IMPLIED[scope]
@@ -48,24 +48,23 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def hash_token(token: str) -> str:
-    """What is kept in place of a token: its SHA-256 in hex."""
+    """Return the SHA-256 of a token in hex, which is stored instead of the token."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def record_for(token: str, name: str | None = None) -> TokenRecord:
-    """A record with every scope for a plain token; unnamed, it is named after its own hash."""
+    """Return a record with all scopes for a token. Without a name, it is named after its hash."""
     digest = hash_token(token)
     return TokenRecord(name=name or f"token-{digest[:12]}", sha256=digest)
 
 
 def authenticate(records: Iterable[TokenRecord], token: str | None) -> Principal:
-    """Who this token names.
+    """Return the principal of a token.
 
-    Every record is compared, each in constant time, so that the time taken says
-    nothing about which one matched.
+    Compares all records, each in constant time, so that the duration does not show which one matched.
 
     Raises:
-        Unauthenticated: there is no token, or nobody has it.
+        Unauthenticated: The token is missing or unknown.
     """
     if not token or len(token) > MAX_TOKEN_LENGTH:
         raise Unauthenticated
@@ -75,5 +74,5 @@ def authenticate(records: Iterable[TokenRecord], token: str | None) -> Principal
         if hmac.compare_digest(record.sha256, digest):
             found = record
     if found is None:
-        raise Unauthenticated("This token is not known here; check it against the one that 'kernelsvc serve' printed.")
+        raise Unauthenticated("This token is unknown. Compare it with the one that 'kernelsvc serve' printed.")
     return found.principal()

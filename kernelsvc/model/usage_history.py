@@ -1,8 +1,7 @@
-"""What a session used over its life, in a bounded number of samples: pure; time enters as an argument. Seconds.
+"""Resource usage over a session's life, in a limited number of samples. Pure: time is an argument, in seconds.
 
-Samples are taken a few seconds apart. When there are as many as are kept, every
-other one is forgotten and the next ones come half as often: so they always reach
-back to the session's beginning, and a long life is told as evenly as a short one.
+Samples are taken a few seconds apart. When the maximum is reached, every other sample is dropped and the interval
+doubles. So they always cover the whole life of the session evenly.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ import msgspec
 
 from kernelsvc.model.limits import Usage
 
-#: Samples of one session, and seconds between the first ones.
+#: Most samples of one session, and seconds between the first ones.
 MAX_SAMPLES, FIRST_SECONDS = 64, 5.0
 _FIELDS = 4
 
 
 class UsageSample(msgspec.Struct, frozen=True):
-    """What a session used at a moment (Unix time); processor time is that of its kernel until then."""
+    """Usage at a moment (Unix time). Processor time is that of the present kernel."""
 
     at: float
     cpu_seconds: float
@@ -29,7 +28,7 @@ class UsageSample(msgspec.Struct, frozen=True):
 
 
 def sample_of(at: float, usage: Usage) -> UsageSample:
-    """What was measured at a moment, as a sample."""
+    """Return a measurement as a sample."""
     return UsageSample(at, usage.cpu_seconds or 0.0, usage.memory_bytes or 0, usage.disk_bytes or 0)
 
 
@@ -38,29 +37,29 @@ class UsageHistory:
 
     def __init__(self) -> None:
         self._seconds = FIRST_SECONDS
-        self._kept = array("d")  # four numbers for each: 32 bytes, where an object would take 200
+        self._samples = array("d")  # Four numbers each: 32 bytes, where an object would take 200.
 
     def __len__(self) -> int:
-        return len(self._kept) // _FIELDS
+        return len(self._samples) // _FIELDS
 
     def __iter__(self) -> Iterator[UsageSample]:
-        """The oldest first."""
-        for n in range(0, len(self._kept), _FIELDS):
-            at, cpu, memory, disk = self._kept[n : n + _FIELDS]
+        """Yield the samples, oldest first."""
+        for n in range(0, len(self._samples), _FIELDS):
+            at, cpu, memory, disk = self._samples[n : n + _FIELDS]
             yield UsageSample(at, cpu, int(memory), int(disk))
 
     def add(self, at: float, usage: Usage) -> None:
-        """Keep what was measured at a moment, if it is time for a sample."""
-        if self._kept and 0 <= at - self._kept[-_FIELDS] < self._seconds:
+        """Add a measurement if a sample is due."""
+        if self._samples and 0 <= at - self._samples[-_FIELDS] < self._seconds:
             return
         if len(self) == MAX_SAMPLES:
             self._thin()
-        taken = sample_of(at, usage)
-        self._kept.extend((taken.at, taken.cpu_seconds, taken.memory_bytes, taken.disk_bytes))
+        sample = sample_of(at, usage)
+        self._samples.extend((sample.at, sample.cpu_seconds, sample.memory_bytes, sample.disk_bytes))
 
     def _thin(self) -> None:
         self._seconds *= 2
-        stay = array("d")
-        for n in range(0, len(self._kept), 2 * _FIELDS):
-            stay.extend(self._kept[n : n + _FIELDS])
-        self._kept = stay
+        thinned = array("d")
+        for n in range(0, len(self._samples), 2 * _FIELDS):
+            thinned.extend(self._samples[n : n + _FIELDS])
+        self._samples = thinned

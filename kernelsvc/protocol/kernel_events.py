@@ -184,6 +184,6 @@ def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) 
         peak_rss_bytes=number(usage.get("peak_rss_bytes")),
         frame=frame,
         expressions=expressions(content.get("user_expressions")),
-        struck=strike["limit"] if strike.get("limit") in limit_causes.STRIKES else "",
+        struck=strike["limit"] if strike.get("limit") in limit_causes.GUEST_LIMITS else "",
         room=number(strike.get("bytes")),
     )

@@ -1,11 +1,10 @@
-"""What the server counts, in Prometheus' text format. No session's data, no id and no name is ever a label.
+"""Metrics of the server in Prometheus' text format. Labels hold no session data, no ids and no names.
 
-Most of it is one more reader of the log: ``record`` takes each event as it is
-appended. What is a state and not a happening (sessions by state) is asked for
-when somebody looks, through ``watch``.
+Most metrics follow from the log: ``record`` takes each event when it is appended. Present states (sessions by state)
+are read at each scrape, through ``watch``.
 
-What happens with every cell is counted in plain numbers of our own, which Prometheus'
-client is told when somebody looks: its locks and checks cost more than all the counting.
+Metrics of every cell are plain numbers, exported to Prometheus' client at each scrape: its locks and checks cost more
+than the counting.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONG = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0)
 
-#: What ``watch`` is given: gauge name to a value, or to values by one label.
+#: Result of a ``watch`` function: gauge name to a value, or to values by one label.
 Statistics = Mapping[str, float | Mapping[str, float]]
 
 
@@ -44,13 +43,13 @@ class _Watched(Collector):
 
 
 class Times(Collector):
-    """How long things took: a histogram. Called from one thread.
+    """A histogram of durations. Use it from one thread.
 
     Args:
-        name: in the text format.
-        help: one sentence.
-        buckets: their upper bounds, in seconds.
-        label: the name of the one label, if there is one.
+        name: The name in the text format.
+        help: One sentence.
+        buckets: Upper bounds in seconds.
+        label: The name of the only label, if there is one.
     """
 
     def __init__(self, name: str, help: str, buckets: tuple[float, ...], label: str | None = None) -> None:
@@ -60,7 +59,7 @@ class Times(Collector):
         self._sums: defaultdict[str, float] = defaultdict(float)
 
     def observe(self, seconds: float, kind: str = "") -> None:
-        """One took this long; ``kind`` is the label's value."""
+        """Add a duration. ``kind`` is the label's value."""
         counts = self._counts.get(kind)
         if counts is None:
             counts = self._counts[kind] = [0] * (len(self._bounds) + 1)
@@ -68,7 +67,7 @@ class Times(Collector):
         self._sums[kind] += seconds
 
     def collect(self) -> Iterable[Metric]:
-        """Prometheus' hook."""
+        """See ``Collector``."""
         family = HistogramMetricFamily(self._name, self._help, labels=[self._label] if self._label else [])
         bounds = [*map(str, self._bounds), "+Inf"]
         for kind, counts in self._counts.items():
@@ -78,7 +77,7 @@ class Times(Collector):
 
 
 class Metrics:
-    """The counters of one server."""
+    """The metrics of one server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
@@ -109,21 +108,21 @@ class Metrics:
         self.connections = Gauge(
             "kernelsvc_connections", "Open connections, by kind.", ("kind",), registry=self.registry
         )
-        self._happened: defaultdict[type[ev.Event], int] = defaultdict(int)
-        self._ended: defaultdict[ev.Reason, int] = defaultdict(int)
+        self._event_counts: defaultdict[type[ev.Event], int] = defaultdict(int)
+        self._cell_counts: defaultdict[ev.Reason, int] = defaultdict(int)
         self._output_bytes = 0
-        self._answered: defaultdict[tuple[str, str, str], int] = defaultdict(int)
+        self._request_counts: defaultdict[tuple[str, str, str], int] = defaultdict(int)
 
     def watch(self, ask: Callable[[], Statistics]) -> None:
-        """Ask this for gauges at each scrape, such as ``{"sessions": {"idle": 3}, "memory_bytes": 5}``."""
+        """Call ``ask`` for gauges at each scrape, such as ``{"sessions": {"idle": 3}, "memory_bytes": 5}``."""
         self.registry.register(_Watched(ask))
 
     def record(self, event: ev.Event) -> None:
         """Count one appended event."""
         kind = type(event)
-        self._happened[kind] += 1
+        self._event_counts[kind] += 1
         if isinstance(event, ev.CellFinished):
-            self._ended[event.reason] += 1
+            self._cell_counts[event.reason] += 1
             self._output_bytes += event.usage.output_bytes
             self.cell_seconds.observe(event.usage.wall_ms / 1000)
         elif kind is ev.KernelDied or kind is ev.LimitReached:
@@ -136,25 +135,25 @@ class Metrics:
             self.limits.labels(event.limit).inc()
 
     def request(self, transport: str, method: str, code: str, seconds: float) -> None:
-        """Count one request; ``code`` is ``ok`` or an error's code."""
-        self._answered[transport, method, code] += 1
+        """Count one request. ``code`` is ``ok`` or an error's code."""
+        self._request_counts[transport, method, code] += 1
         self.request_seconds.observe(seconds, transport)
 
-    def _settle(self) -> None:
-        """Tell what has been counted."""
-        for kind, count in self._happened.items():
+    def _export_counts(self) -> None:
+        """Add the counts since the last scrape to Prometheus' counters."""
+        for kind, count in self._event_counts.items():
             self.events.labels(kind.__struct_config__.tag).inc(count)
-        for reason, count in self._ended.items():
+        for reason, count in self._cell_counts.items():
             self.cells.labels(reason.value).inc(count)
-        for (transport, method, code), count in self._answered.items():
+        for (transport, method, code), count in self._request_counts.items():
             self.requests.labels(transport, method, code).inc(count)
         self.output_bytes.inc(self._output_bytes)
         self._output_bytes = 0
-        self._happened.clear()
-        self._ended.clear()
-        self._answered.clear()
+        self._event_counts.clear()
+        self._cell_counts.clear()
+        self._request_counts.clear()
 
     def exposition(self) -> bytes:
-        """Everything, in the text format."""
-        self._settle()
+        """Return all metrics in the text format."""
+        self._export_counts()
         return generate_latest(self.registry)

@@ -54,7 +54,7 @@ class Strike:
 
 
 _HOG = "m = mmap.mmap(-1, 1 << 30)\nfor i in range(0, 1 << 30, 4096): m[i] = 1"
-STRIKES = [
+GUEST_LIMITS = [
     Strike(
         "an allocation", "kept = 42\nbytearray(1 << 30)", "memory_bytes", ("memory",), "512 MiB reached", keeps=True
     ),
@@ -188,7 +188,7 @@ def events(server: Served, session: str, kind: str) -> list[dict[str, Any]]:
         after = page[-1]["seq"]
 
 
-@pytest.mark.parametrize("strike", STRIKES, ids=lambda strike: strike.name)
+@pytest.mark.parametrize("strike", GUEST_LIMITS, ids=lambda strike: strike.name)
 def test_the_cause_is_told_and_the_session_goes_on(server: Served, strike: Strike) -> None:
     with Client(server.url, token=server.token) as client:
         session = client.create_session(limits=LIMITS | strike.limits)

@@ -157,7 +157,7 @@ async def test_a_directory_of_somebody_else_s_is_refused(short_tmp: Path, monkey
     (short_tmp / "open" / "kernelsvc").chmod(0o777)
     with pytest.raises(Internal, match="not yours alone"):
         await connect(ENVIRONMENT)
-    with pytest.raises(Internal, match="can't be made"):
+    with pytest.raises(Internal, match="can't be created"):
         make_private(short_tmp / "no" / "such" / "parent")
 
 

@@ -1,29 +1,25 @@
-"""Apply a confinement plan, in the forked child, before the first byte of user code.
+"""Apply a confinement plan in the forked child, before any user code runs.
 
-Theory of operation. ``kernelsvc.sandbox.plan`` decides, here it is done. A plan
-is a JSON object; each layer that it lists is applied or ``StepFailed`` is raised
-with the step's name, and the caller then must not go on. Nothing is skipped in
-silence, nothing is decided here.
+Theory of operation. ``kernelsvc.sandbox.plan`` decides, and this module executes. A plan is a JSON object. Each of its
+layers is applied, or ``StepFailed`` is raised with the step's name, and the caller must then stop. No step is skipped
+silently.
 
-A program beside the kernel comes by another way: ``join``, a fork, ``exec_joined``.
+A further program in the sandbox takes another way: ``join``, a fork, ``exec_joined``.
 
-The process tree, and who calls what::
+The process tree, and which function each process calls::
 
     template ── fork ──> middle     enter(plan)     cgroup, session, namespaces, id maps
                            └─ fork ──> init         build(plan)     private root, /proc, lo, user, capabilities
                                          ├─ fork ──> kernel         seal(plan)   rlimits, Landlock, environment, seccomp
-                                         └─ ...      guard_init(plan)   after that fork: closes itself to the kernel
+                                         └─ ...      guard_init(plan)   after that fork: protect itself from the kernel
 
-A pid namespace takes hold of children only, which is why the middle exists; it
-exits when it has forked the init. The init is pid 1 of the namespace, is trusted,
-and the kernel is never pid 1. ``enter``, ``build`` and ``seal`` each need a
-process with a single thread. ``seal`` comes last: after it no step of this
-module works any more, and that is the point; ``restrict_writes`` alone still does,
-because Landlock can always be narrowed.
+A new pid namespace applies to children only (pid_namespaces(7)), so the middle process exists. It exits after it has
+forked the init. The init is pid 1 of the namespace and trusted, and the kernel is never pid 1. ``enter``, ``build`` and
+``seal`` each need a single-threaded process. ``seal`` comes last, since afterwards no step of this module works. Only
+``restrict_writes`` still does, because a process can always tighten Landlock (landlock(7)).
 
-Rules that are easy to break: uid and gid are read before ``unshare``; the cgroup
-is joined before the view of it is lost; the bounding set goes before the user,
-the user before ``no_new_privs``, seccomp last of all.
+Order: uid and gid are read before ``unshare``. The cgroup is joined before its files become unreachable. The bounding
+set is dropped before the user changes (capabilities(7)), the user changes before ``no_new_privs``, and seccomp is last.
 """
 
 from __future__ import annotations
@@ -39,15 +35,15 @@ from typing import Any, NoReturn
 from kernelsvc.guest.confine import linux as lx
 from kernelsvc.guest.confine.rootfs import build_view
 
-#: Of the plan's format; a plan of another version is refused.
+#: Version of the plan's format. A plan of another version is refused.
 PLAN_VERSION = 1
 
 
 class StepFailed(Exception):
-    """A layer of confinement could not be applied; the session must not start.
+    """A layer of confinement could not be applied. The session must not start.
 
     Attributes:
-        step: the layer's name as in the sandbox report.
+        step: The layer's name as in the sandbox report.
     """
 
     def __init__(self, step: str, why: str) -> None:
@@ -64,12 +60,10 @@ def _step(name: str) -> Iterator[None]:
 
 
 def enter(plan: dict[str, Any]) -> None:
-    """The middle process: own session, cgroup, namespaces, id maps.
-
-    The next ``fork`` makes the init.
+    """In the middle process: own session, cgroup, namespaces, id maps. The next ``fork`` creates the init.
 
     Raises:
-        StepFailed: a layer could not be applied.
+        StepFailed: A layer could not be applied.
     """
     with _step("plan"):
         if plan["version"] != PLAN_VERSION:
@@ -85,7 +79,7 @@ def enter(plan: dict[str, Any]) -> None:
 
 
 def _unshare(plan: dict[str, Any]) -> None:
-    uid, gid = os.getuid(), os.getgid()  # afterwards both are the overflow id
+    uid, gid = os.getuid(), os.getgid()  # unmapped after unshare: both are then the overflow id (user_namespaces(7))
     with _step("namespaces"):
         lx.unshare(plan["namespaces"])
     if "user" in plan["namespaces"]:
@@ -97,17 +91,17 @@ def _unshare(plan: dict[str, Any]) -> None:
 
 
 def build(plan: dict[str, Any]) -> None:
-    """The init: private root, loopback, host name, user, capabilities, no_new_privs.
+    """In the init: private root, loopback, host name, user, capabilities, no_new_privs.
 
-    Afterwards the working directory is ``plan["home"]``. The next ``fork`` makes
-    the kernel; only then call ``guard_init``.
+    Afterwards the working directory is ``plan["home"]``. The next ``fork`` creates the kernel. Call ``guard_init`` only
+    after it.
 
     Raises:
-        StepFailed: a layer could not be applied.
+        StepFailed: A layer could not be applied.
     """
     if plan["data_bytes"] is not None:
         with _step("rlimits"):
-            # Read while /proc is surely there: the new root may have none.
+            # Read now: the new root may have no /proc.
             plan["data_idle_bytes"] = _data_bytes()
     if "pid" not in plan["namespaces"]:
         with _step("subreaper"):
@@ -142,14 +136,14 @@ def _drop(plan: dict[str, Any]) -> None:
 
 
 def guard_init(plan: dict[str, Any]) -> None:
-    """The init, after it has forked the kernel: close itself to it.
+    """In the init, after it has forked the kernel: protect the init from the kernel.
 
-    Not dumpable: ``/proc/1/mem``, ``fd`` and ``environ`` then belong to root and
-    ptrace is refused. Its own filter has no exec, no new socket, no new file.
-    Import and prepare everything before.
+    The init becomes not dumpable: ``/proc/1/mem``, ``fd`` and ``environ`` then belong to root, and ptrace is refused
+    (prctl(2), PR_SET_DUMPABLE). Its seccomp filter allows no exec, no new socket and no new file, so import and prepare
+    everything before.
 
     Raises:
-        StepFailed: a layer could not be applied.
+        StepFailed: A layer could not be applied.
     """
     if not plan["guard_init"]:
         return
@@ -160,23 +154,23 @@ def guard_init(plan: dict[str, Any]) -> None:
 
 
 def seal(plan: dict[str, Any]) -> None:
-    """The kernel, last before user code: session, rlimits, Landlock, environment, seccomp.
+    """In the kernel, last before user code: session, rlimits, Landlock, environment, seccomp.
 
-    Descriptors are the caller's matter (``linux.close_others``).
+    The caller closes descriptors (``linux.close_others``).
 
     Raises:
-        StepFailed: a layer could not be applied.
+        StepFailed: A layer could not be applied.
     """
     with _step("session"):
         if os.getsid(0) != os.getpid():
             os.setsid()
     if "pid" not in plan["namespaces"]:
         with _step("parent death signal"):
-            # Nothing else ends the kernel with its init where there is no pid namespace.
+            # Without a pid namespace, only this ends the kernel together with its init (prctl(2), PR_SET_PDEATHSIG).
             lx.prctl(lx.PR_SET_PDEATHSIG, 9)
     if plan["oom_score_adj"] is not None:
         with _step("oom score"):
-            # The kernel goes before its init and its checkpoints.
+            # The OOM killer chooses the kernel before its init and its checkpoints (proc(5)).
             lx.write_file("/proc/self/oom_score_adj", str(plan["oom_score_adj"]))
     _limit(plan)
     if plan["landlock"] is not None:
@@ -185,7 +179,7 @@ def seal(plan: dict[str, Any]) -> None:
     with _step("environment"):
         os.environ.clear()
         os.environ.update(plan["env"])
-        # The directory for temporary files was looked up in another filesystem view.
+        # tempfile has cached a directory of another filesystem view.
         tempfile: Any = sys.modules.get("tempfile")
         if tempfile is not None:
             tempfile.tempdir = None
@@ -196,17 +190,15 @@ def seal(plan: dict[str, Any]) -> None:
 
 
 def restrict_writes(write: list[str], *, scope: bool) -> None:
-    """A branch or its parent: keep the right to write beneath these directories only.
+    """In a branch or its parent: limit writes to files below these directories.
 
-    Adds a Landlock layer on top of the session's; reading stays as it was. It also
-    keeps this process out of the memory of every relative that does not descend
-    from it (``/proc/PID/mem``), since Linux lets a process into another one only from
-    the same layers or fewer. At most 16 layers fit on one another.
+    Adds a Landlock layer on top of the session's. Reading is unchanged. It also protects the memory of related
+    processes (``/proc/PID/mem``): Linux allows ptrace access only to a process with the same or more Landlock layers
+    (landlock(7), "Ptrace restrictions"). At most 16 layers can be stacked.
 
     Args:
-        write: directories as seen inside.
-        scope: also keep its signals from every process that does not descend from it
-            from now on, where the kernel can.
+        write: Directories as seen inside the sandbox.
+        scope: Whether to also block signals to processes outside of the new layer, if Linux supports it.
 
     Raises:
         StepFailed: Landlock refused.
@@ -217,7 +209,7 @@ def restrict_writes(write: list[str], *, scope: bool) -> None:
 
 
 def lower_data(most: int) -> None:
-    """A branch: at most so much more than its parent had, and no more than its parent may have (``RLIMIT_DATA``)."""
+    """In a branch: allow ``most`` bytes more than its parent had, within the parent's hard limit (``RLIMIT_DATA``)."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     wanted = _data_bytes() + most
     if hard == resource.RLIM_INFINITY or wanted < hard:
@@ -226,11 +218,11 @@ def lower_data(most: int) -> None:
 
 
 def program_plan(plan: dict[str, Any], secret: Iterable[str]) -> dict[str, Any]:
-    """What it takes to ``join`` a sandbox that is there: no more than a host may write down.
+    """Return the part of a plan that ``join`` needs. The host stores it on disk, so it has no secrets.
 
     Args:
-        plan: the sandbox's.
-        secret: variables of the environment that are its session's own, and left out.
+        plan: The sandbox's plan.
+        secret: Environment variables to omit, since they belong to the session.
     """
     left = {name: value for name, value in plan.items() if name not in ("view", "cgroup", "seccomp")}
     filters = plan["seccomp"]
@@ -242,11 +234,10 @@ def program_plan(plan: dict[str, Any], secret: Iterable[str]) -> dict[str, Any]:
 
 
 def hide_from_sandbox(plan: dict[str, Any]) -> None:
-    """A fork of the kernel host that is to become a program: nobody may look into its copy of the host's memory.
+    """Hide a fork of the kernel host that will become a program: its copy of the host's memory must be unreadable.
 
-    Before it can be seen by any session. Not dumpable, its ``/proc`` directory belongs
-    to root; so what is written there is written now. ``exec`` ends it: a program is
-    dumpable again, and its memory its own.
+    Call it before any session can see the process. A process that is not dumpable has a ``/proc`` directory that
+    belongs to root, so its files there are written now. ``exec`` makes the program dumpable again, with its own memory.
 
     Raises:
         StepFailed: Linux refused.
@@ -262,17 +253,17 @@ def hide_from_sandbox(plan: dict[str, Any]) -> None:
 
 
 def join(plan: dict[str, Any], cgroup: list[str], kernel: int) -> None:
-    """Enter the cgroup and the namespaces of a sandbox that is there; a child forked next is in all of them.
+    """Enter the cgroup and the namespaces of an existing sandbox. A child that is forked next is in all of them.
 
-    For a fresh fork with a single thread. It keeps its rights: what may be run here is ``exec_joined`` alone.
+    For a fresh single-threaded fork. It keeps its privileges, so only ``exec_joined`` may follow.
 
     Args:
-        plan: the sandbox's, see ``program_plan``.
-        cgroup: files that make the writer a member.
-        kernel: a pidfd of the sandbox's kernel; not of the init, into which Linux lets nobody.
+        plan: The sandbox's plan, see ``program_plan``.
+        cgroup: Files that add the writer to the cgroup.
+        kernel: A pidfd of the sandbox's kernel. Linux refuses one of the init, which is not dumpable (setns(2)).
 
     Raises:
-        StepFailed: a layer could not be entered.
+        StepFailed: A layer could not be entered.
     """
     with _step("session"):
         os.setsid()
@@ -287,18 +278,18 @@ def join(plan: dict[str, Any], cgroup: list[str], kernel: int) -> None:
 def exec_joined(
     plan: dict[str, Any], argv: list[str], env: dict[str, str], cwd: str, write: list[str] | None
 ) -> NoReturn:
-    """Run a program with no more rights than the sandbox's kernel has. In the child of who has called ``join``.
+    """Run a program with at most the rights of the sandbox's kernel, in a child of the process that called ``join``.
 
     Args:
-        plan: the sandbox's, see ``program_plan``.
-        argv: the program and its arguments; looked up on the plan's PATH.
-        env: additions to the environment.
-        cwd: the directory it starts in.
-        write: the only directories that it may write to, of those that the sandbox's sessions share; None for all.
+        plan: The sandbox's plan, see ``program_plan``.
+        argv: The program and its arguments, searched on the plan's PATH.
+        env: Variables to add to the environment.
+        cwd: The directory in which it starts.
+        write: The only shared directories that it may write to. None allows all.
 
     Raises:
-        StepFailed: a layer could not be applied.
-        OSError: there is no such directory or program.
+        StepFailed: A layer could not be applied.
+        OSError: The directory or the program does not exist.
     """
     if plan["data_bytes"] is not None:
         with _step("rlimits"):
@@ -318,28 +309,26 @@ def exec_joined(
 def exec_confined(
     plan: dict[str, Any], argv: list[str], env: dict[str, str], *, init: Callable[[int, dict[str, Any]], NoReturn]
 ) -> NoReturn:
-    """Run a program under the plan: what a cold kernel is started with.
+    """Run a program under the plan: this starts kernelspec kernels.
 
-    Called in the middle process (a fresh fork with a single thread, descriptors
-    0 to 2 already those of the kernel). The program gets ``env`` on top of the
-    plan's environment, less what would make it look for its starter.
+    Call it in the middle process: a fresh single-threaded fork whose descriptors 0 to 2 are the kernel's. The program
+    gets the plan's environment and ``env``, without variables that make it look for its parent.
 
     Args:
-        plan: as for ``enter``.
-        argv: the program and its arguments; looked up on the plan's PATH.
-        env: additions to the environment.
-        init: called in the init with the kernel's pid, after which it must call
-            ``guard_init``, reap, report and exit.
+        plan: See ``enter``.
+        argv: The program and its arguments, searched on the plan's PATH.
+        env: Variables to add to the environment.
+        init: Called in the init with the kernel's pid. It must call ``guard_init``, reap, report and exit.
 
     Raises:
-        StepFailed: in the middle or the init; in the kernel it is written to
-            descriptor 2 and the exit status is 126 (127: program not found).
+        StepFailed: In the middle process or the init. In the kernel it is written to descriptor 2 and the exit status
+            is 126 (127: program not found).
     """
     enter(plan)
     if not plan["namespaces"]:
         hide_from_sandbox(
             plan
-        )  # other sessions see it; with namespaces nobody does, and maps of ids must still be written
+        )  # Without namespaces, other sessions see it. With them none does, and the id maps must still be written.
     if os.fork():
         os._exit(0)
     build(plan)
@@ -352,7 +341,7 @@ def exec_confined(
 def _exec(plan: dict[str, Any], argv: list[str], env: dict[str, str]) -> NoReturn:
     try:
         plan["env"] = {**plan["env"], **env}
-        # ipykernel would exit at once: its starter's pid means nothing in this namespace.
+        # ipykernel would exit immediately: the parent's pid is not valid in this namespace.
         plan["env"].pop("JPY_PARENT_PID", None)
         seal(plan)
         os.execvpe(argv[0], argv, dict(os.environ))
@@ -371,13 +360,13 @@ def _limit(plan: dict[str, Any]) -> None:
         for name, (soft, hard) in plan["rlimits"].items():
             resource.setrlimit(getattr(resource, "RLIMIT_" + name), (soft, hard))
         if plan["data_bytes"] is not None:
-            # On top of what a fork of the template has mapped already, or it could allocate nothing.
+            # In addition to the pages that a fork of the template has already, or it could not allocate any memory.
             most = plan["data_bytes"] + plan["data_idle_bytes"]
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def _reseed() -> None:
-    """Siblings of one template must not draw the same numbers; numpy keeps its state over a fork."""
+    """Seed the random generators: forks of one template must not share numbers. numpy keeps its state over a fork."""
     random.seed()
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:

@@ -1,22 +1,18 @@
-"""The keeper of a program: one small process that starts it beside a session's kernel, watches it and ends it.
+"""The shim of a program: a small process that starts a program in a session's sandbox, watches it and ends it.
 
-Theory of operation. A program of a session's client (a shell command, say) must
-have the kernel's walls around it and must not be the kernel's child: children
-stand in the way of a fork, and a kernel that computes starts none. The init
-can't be its parent either, for its own filter has no exec. So the kernel host
-forks this: it joins the session's cgroup and namespaces, forks once more,
-because a pid namespace takes hold of children only, and the child drops every
-right that the kernel has dropped before it runs the program.
+Theory of operation. A program of a session's client (a shell command) must have the confinement of the kernel and must
+not be the kernel's child: children prevent forks, and a computing kernel starts none. The init can't be its parent,
+since its seccomp filter has no exec. So the kernel host forks this shim. The shim joins the session's cgroup and
+namespaces and forks, because a pid namespace applies to children only (setns(2)). The child drops all rights that the
+kernel has dropped and runs the program.
 
-The keeper itself is seen by nobody in there: it is not in their pid namespace. The
-program's process is, from its fork on, and until it execs it holds a copy of the
-host's memory: so both are concealed before they enter (``confine.conceal``).
-It hears and tells the server alone, over a socket that came with the request.
+The shim is in no pid namespace of the sandbox, so the session can't see it. The program's process is visible from its
+fork on, and until exec it has a copy of the host's memory. So both are hidden before they enter
+(``confine.hide_from_sandbox``). The shim talks to the server only, over a socket that came with the request.
 
-Datagrams, JSON. To the server: ``{"pid"}``, the program's as seen inside, or
-``{"failed", "missing": bool}``; and ``{"ended": wait status}`` at its end. From
-the server: ``{"signal": n}`` for the program and what it started in its process
-group. When the server lets go of the socket, both end.
+Datagrams in JSON. To the server: ``{"pid"}`` as seen inside, or ``{"failed", "missing": bool}``, and ``{"ended": wait
+status}`` at the end. From the server: ``{"signal": n}`` for the program's process group. When the server closes the
+socket, both processes end.
 """
 
 from __future__ import annotations
@@ -34,12 +30,12 @@ from typing import Any, NoReturn
 from kernelsvc.guest.confine import confine
 from kernelsvc.guest.confine import linux as lx
 
-#: Largest order, and largest word about a failed start.
-_DATAGRAM, _WORDS = 4096, 2000
+#: Largest request in bytes, and longest error message in characters.
+_DATAGRAM, _MAX_ERROR = 4096, 2000
 
 
 class ExecSpec:
-    """What is to be run, and where."""
+    """Program to run, and its sandbox."""
 
     def __init__(
         self,
@@ -53,51 +49,55 @@ class ExecSpec:
         *,
         terminal: bool,
     ) -> None:
-        """See ``confine.join`` and ``confine.exec_joined``; with ``terminal`` descriptor 0 is one, and becomes its."""
+        """See ``confine.join`` and ``confine.exec_joined``. With ``terminal``, descriptor 0 is a terminal.
+
+        The terminal becomes the program's controlling terminal.
+        """
         self.plan, self.cgroup, self.kernel = plan, cgroup, kernel
         self.argv, self.env, self.cwd, self.write, self.terminal = argv, env, cwd, write, terminal
 
 
-def run_shim(order: ExecSpec, server: socket.socket) -> NoReturn:
-    """Be a keeper: in a fresh fork with a single thread, descriptors 0 to 2 already those of the program."""
+def run_shim(spec: ExecSpec, server: socket.socket) -> NoReturn:
+    """Run the shim in a fresh single-threaded fork whose descriptors 0 to 2 are the program's."""
     try:
-        confine.hide_from_sandbox(order.plan)
-        confine.join(order.plan, order.cgroup, order.kernel)
-        news, told = os.pipe2(os.O_CLOEXEC)
+        confine.hide_from_sandbox(spec.plan)
+        confine.join(spec.plan, spec.cgroup, spec.kernel)
+        start_read, start_pipe = os.pipe2(os.O_CLOEXEC)
         program = os.fork()
         if program == 0:
-            _run(order, told)
-        os.close(told)
-        _let_go_of_streams()
-        if _introduce(server, news):
+            _run(spec, start_pipe)
+        os.close(start_pipe)
+        _release_streams()
+        if _report_start(server, start_read):
             _watch(server, program)
     except (OSError, ValueError, confine.StepFailed) as error:
-        _say(server, {"failed": f"{error}"[:_WORDS], "missing": False})
+        _send(server, {"failed": f"{error}"[:_MAX_ERROR], "missing": False})
     finally:
         os._exit(0)
 
 
-def _run(order: ExecSpec, told: int) -> NoReturn:
-    """In the child: tell the own pid, become confined, run the program. Its start is the end of the pipe."""
+def _run(spec: ExecSpec, start_pipe: int) -> NoReturn:
+    """In the child: report the pid, become confined, run the program. Exec closes the pipe, which reports the start."""
     try:
         os.setsid()
-        if order.terminal:
+        if spec.terminal:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        os.write(told, f"{os.getpid()}\n".encode())
-        lx.close_others({0, 1, 2, told})
+        os.write(start_pipe, f"{os.getpid()}\n".encode())
+        lx.close_others({0, 1, 2, start_pipe})
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)  # Python ignores SIGPIPE, and what is ignored survives exec
-        confine.exec_joined(order.plan, order.argv, order.env, order.cwd, order.write)
+            # Python ignores SIGPIPE, and ignored signals stay ignored over exec (execve(2)).
+            signal.signal(number, signal.SIG_DFL)
+        confine.exec_joined(spec.plan, spec.argv, spec.env, spec.cwd, spec.write)
     except BaseException as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
-        os.write(told, json.dumps({"failed": f"{error}"[:_WORDS], "missing": missing}).encode())
+        os.write(start_pipe, json.dumps({"failed": f"{error}"[:_MAX_ERROR], "missing": missing}).encode())
     finally:
         os._exit(127)
 
 
-def _let_go_of_streams() -> None:
-    """The program's ends of its pipes are its own: whoever reads them must see them end."""
+def _release_streams() -> None:
+    """Close the program's ends of its pipes, so that readers see their end."""
     null = os.open("/dev/null", os.O_RDWR) if os.path.exists("/dev/null") else -1
     for target in (0, 1, 2):
         if null >= 0:
@@ -106,22 +106,22 @@ def _let_go_of_streams() -> None:
             os.close(target)
 
 
-def _introduce(server: socket.socket, news: int) -> bool:
-    """Tell the server of the start; False if there was none."""
-    said = b""
-    while data := os.read(news, _DATAGRAM):
-        said += data
-    os.close(news)
-    pid, _, failure = said.partition(b"\n")
+def _report_start(server: socket.socket, start_read: int) -> bool:
+    """Report the start to the server. Return False if the program did not start."""
+    report = b""
+    while data := os.read(start_read, _DATAGRAM):
+        report += data
+    os.close(start_read)
+    pid, _, failure = report.partition(b"\n")
     if failure or not pid:
-        _say(server, json.loads(failure) if failure else {"failed": "it ended before it began", "missing": False})
+        _send(server, json.loads(failure) if failure else {"failed": "it ended before it started", "missing": False})
         return False
-    _say(server, {"pid": int(pid)})
+    _send(server, {"pid": int(pid)})
     return True
 
 
 def _watch(server: socket.socket, program: int) -> None:
-    """Pass signals on until the program or the server has gone."""
+    """Pass on signals until the program ends or the server closes the socket."""
     pidfd = os.pidfd_open(program)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
@@ -129,7 +129,7 @@ def _watch(server: socket.socket, program: int) -> None:
     while True:
         for fd, _ in poll.poll():
             if fd == pidfd:
-                _say(server, {"ended": os.waitpid(program, 0)[1]})
+                _send(server, {"ended": os.waitpid(program, 0)[1]})
                 return
             data = server.recv(_DATAGRAM)
             with contextlib.suppress(ProcessLookupError):
@@ -138,6 +138,6 @@ def _watch(server: socket.socket, program: int) -> None:
                 return
 
 
-def _say(server: socket.socket, body: dict[str, Any]) -> None:
+def _send(server: socket.socket, body: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         server.send(json.dumps(body).encode())

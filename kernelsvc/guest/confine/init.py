@@ -1,20 +1,16 @@
-"""The init of a session: reaps, reports, signals, and ends everything when nobody is left.
+"""The init of a session: it reaps, reports and signals processes, and ends the session when no host remains.
 
-There is one per session, confined or not. In a pid namespace it is pid 1 and its
-exit ends all that lives in there; without one it is a subreaper, so daemons
-become its children, and it walks ``/proc`` to end them. It runs none of the
-user's code and, once ``guard_init`` has been called, can open no file, make no
-socket and start no program.
+Each session has one, confined or not. In a pid namespace it is pid 1, and its exit ends all processes of the namespace
+(pid_namespaces(7)). Without one it is a subreaper (prctl(2)), so daemons become its children, and it searches ``/proc``
+to end them. It runs no user code, and after ``guard_init`` it can open no file, create no socket and start no program.
 
-It hangs on the spawn channel to the kernel host, its lifeline. When that closes
-the host is gone: the init then waits ``grace`` seconds at its door (a listening
-socket in the runtime directory) for the next host, and if none comes ends the
-session.
+The spawn channel connects it to the kernel host. When the channel closes, the host is gone. The init then waits
+``grace`` seconds at its listener (a socket in the runtime directory) for the next host, and ends the session if none
+connects.
 
-Datagrams, JSON. To the host: ``{"kernel": true, "status"}`` with the pidfds of
-init and kernel, ``{"exited": {"pid", "status", "kernel"}}`` for the kernel and its
-copies, ``{"failed", "step", "trace"}`` if there will be none. From the host:
-``{"member": pid}`` for each copy, ``{"signal": n, "all": bool}``, ``{"end": true}``.
+Datagrams in JSON. To the host: ``{"kernel": true, "status"}`` with the pidfds of init and kernel, ``{"exited": {"pid",
+"status", "kernel"}}`` for the kernel and its forks, ``{"failed", "step", "trace"}`` if there is no kernel. From the
+host: ``{"member": pid}`` for each fork, ``{"signal": n, "all": bool}``, ``{"end": true}``.
 """
 
 from __future__ import annotations
@@ -32,14 +28,14 @@ from typing import Any, NoReturn
 
 from kernelsvc.guest.confine import confine
 
-#: Milliseconds to wait for news of a child between two attempts to kill what keeps being born.
+#: Milliseconds to wait for ended children between two rounds of SIGKILL, while new processes appear.
 _KILL_PAUSE_MS = 5
-#: Seconds for which that is tried.
+#: Seconds after which the init gives up.
 _KILL_SECONDS = 5.0
 
 
 def ended_children() -> list[tuple[int, int]]:
-    """Collect every child that has ended: pid and wait status."""
+    """Reap all children that have ended. Return pids and wait statuses."""
     ended: list[tuple[int, int]] = []
     while True:
         try:
@@ -52,13 +48,13 @@ def ended_children() -> list[tuple[int, int]]:
 
 
 def limit_descriptors(soft: int) -> None:
-    """Back to the usual soft limit of open files, which the host has raised for itself."""
+    """Restore the usual soft limit of open files, which the host has raised for itself."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def say_failed(channel: socket.socket, error: BaseException) -> None:
-    """Tell the host why there is no kernel, if it is still there."""
+    """Report to the host why there is no kernel. Errors are ignored."""
     step = getattr(error, "step", "start")
     text = f"{type(error).__name__}: {error}"
     body = {"failed": text[:2000], "step": step, "trace": traceback.format_exc()[-3000:]}
@@ -67,7 +63,7 @@ def say_failed(channel: socket.socket, error: BaseException) -> None:
 
 
 def fail(channel: socket.socket, error: BaseException) -> NoReturn:
-    """``say_failed``, and end this process."""
+    """Call ``say_failed`` and end this process."""
     try:
         say_failed(channel, error)
     finally:
@@ -75,27 +71,27 @@ def fail(channel: socket.socket, error: BaseException) -> NoReturn:
 
 
 class Init:
-    """Made before confinement is built, run after the kernel was forked."""
+    """Created before confinement is built. Call ``run`` after the kernel is forked."""
 
-    def __init__(self, channel: socket.socket, door: socket.socket, plan: dict[str, Any], *, grace: float) -> None:
+    def __init__(self, channel: socket.socket, listener: socket.socket, plan: dict[str, Any], *, grace: float) -> None:
         self._channel: socket.socket | None = channel
-        self._door = door
+        self._listener = listener
         self._plan = plan
         self._grace = grace
         self._own_namespace = "pid" in plan["namespaces"]
-        self._alone_since: float | None = None
+        self._host_lost_at: float | None = None
         self._kernel = 0
         self._kernel_status: int | None = None
         self._kernel_pidfd = -1
-        self._copies: set[int] = set()
-        door.listen(4)
+        self._forks: set[int] = set()
+        listener.listen(4)
 
     def forget(self) -> None:
-        """In the kernel: close what belongs to the init."""
-        self._door.close()
+        """In the kernel: close the init's listener."""
+        self._listener.close()
 
     def run(self, kernel: int) -> NoReturn:
-        """Guard ``kernel`` until told to end, or until nobody is left to tell."""
+        """Guard ``kernel`` until the host orders the end, or no host connects within the grace time."""
         self._kernel = kernel
         self._kernel_pidfd = os.pidfd_open(kernel)
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -105,46 +101,46 @@ class Init:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         own = os.pidfd_open(os.getpid())
-        self._introduce(own)
+        self._send_pidfds(own)
         confine.guard_init(self._plan)
         poll = select.poll()
         poll.register(wake_read, select.POLLIN)
-        poll.register(self._door, select.POLLIN)
+        poll.register(self._listener, select.POLLIN)
         if self._channel is not None:
             poll.register(self._channel, select.POLLIN)
         self._reap()
         while True:
-            for fd, _ in poll.poll(self._patience()):
+            for fd, _ in poll.poll(self._timeout_ms()):
                 if fd == wake_read:
                     self._reap()
-                elif fd == self._door.fileno():
-                    self._open_door(poll, own)
+                elif fd == self._listener.fileno():
+                    self._accept_host(poll, own)
                 elif self._channel is not None and fd == self._channel.fileno():
-                    self._listen(poll)
-            if self._alone_since is not None and time.monotonic() - self._alone_since >= self._grace:
+                    self._receive(poll)
+            if self._host_lost_at is not None and time.monotonic() - self._host_lost_at >= self._grace:
                 self._end()
 
-    def _patience(self) -> int | None:
-        if self._alone_since is None:
+    def _timeout_ms(self) -> int | None:
+        if self._host_lost_at is None:
             return None
-        left = self._grace - (time.monotonic() - self._alone_since)
+        left = self._grace - (time.monotonic() - self._host_lost_at)
         return max(0, int(left * 1000) + 1)
 
-    def _introduce(self, own: int) -> None:
+    def _send_pidfds(self, own: int) -> None:
         if self._channel is None:
             return
         try:
-            said: dict[str, Any] = {"kernel": True, "status": self._kernel_status}
-            socket.send_fds(self._channel, [json.dumps(said).encode()], [own, self._kernel_pidfd])
+            report: dict[str, Any] = {"kernel": True, "status": self._kernel_status}
+            socket.send_fds(self._channel, [json.dumps(report).encode()], [own, self._kernel_pidfd])
         except OSError:
-            return  # the host is gone already; the poll will say so
+            return  # The host is gone. The poll reports it.
 
-    def _say(self, body: dict[str, Any]) -> None:
+    def _send(self, body: dict[str, Any]) -> None:
         if self._channel is not None:
             try:
                 self._channel.send(json.dumps(body).encode(), socket.MSG_DONTWAIT)
             except OSError:
-                return  # full or gone: what matters is found out by pidfd too
+                return  # The socket is full or closed. The host also watches pidfds.
 
     def _reap(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -153,11 +149,11 @@ class Init:
             kernel = pid == self._kernel and self._kernel_status is None
             if kernel:
                 self._kernel_status = status
-            if kernel or pid in self._copies:  # not of whatever the user's code leaves behind
-                self._copies.discard(pid)
-                self._say({"exited": {"pid": pid, "status": status, "kernel": kernel}})
+            if kernel or pid in self._forks:  # Not of other children, which user code left behind.
+                self._forks.discard(pid)
+                self._send({"exited": {"pid": pid, "status": status, "kernel": kernel}})
 
-    def _listen(self, poll: select.poll) -> None:
+    def _receive(self, poll: select.poll) -> None:
         channel = self._channel
         assert channel is not None
         try:
@@ -167,28 +163,28 @@ class Init:
         if not data:
             poll.unregister(channel)
             channel.close()
-            self._channel, self._alone_since = None, time.monotonic()
+            self._channel, self._host_lost_at = None, time.monotonic()
             return
         order = json.loads(data)
         if order.get("end"):
             self._end()
         if "member" in order:
-            self._copies.add(int(order["member"]))
+            self._forks.add(int(order["member"]))
         if "signal" in order:
             self._signal(int(order["signal"]), bool(order.get("all")))
 
-    def _open_door(self, poll: select.poll, own: int) -> None:
-        """A host has come: the newest is the one that counts."""
+    def _accept_host(self, poll: select.poll, own: int) -> None:
+        """Accept a connection. The newest host has control."""
         try:
-            guest, _ = self._door.accept()
+            connection, _ = self._listener.accept()
         except OSError:
             return
         if self._channel is not None:
             poll.unregister(self._channel)
             self._channel.close()
-        self._channel, self._alone_since = guest, None
-        poll.register(guest, select.POLLIN)
-        self._introduce(own)
+        self._channel, self._host_lost_at = connection, None
+        poll.register(connection, select.POLLIN)
+        self._send_pidfds(own)
 
     def _signal(self, number: int, everyone: bool) -> None:
         for pid in self._others() if everyone else [self._kernel]:
@@ -203,10 +199,10 @@ class Init:
         return [-1] if self._own_namespace else _descendants(os.getpid())
 
     def _end(self) -> NoReturn:
-        """End all and exit. In a pid namespace the exit alone does it, and Linux vouches for that."""
+        """End all processes and exit. In a pid namespace Linux ends them at the exit (pid_namespaces(7))."""
         deadline = time.monotonic() + _KILL_SECONDS
-        news = select.poll()
-        news.register(self._wake, select.POLLIN)
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
         while not self._own_namespace and time.monotonic() < deadline:
             left = _descendants(os.getpid())
             if not left:
@@ -216,14 +212,14 @@ class Init:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
-            news.poll(_KILL_PAUSE_MS)
+            poll.poll(_KILL_PAUSE_MS)
             self._reap()
         self._reap()
         os._exit(0)
 
 
 def _descendants(root: int) -> list[int]:
-    """Every process below ``root``; none where ``/proc`` can't be read, the kernel's death signal must do then."""
+    """Return all processes below ``root``, or none if ``/proc`` is unreadable (then PR_SET_PDEATHSIG must do)."""
     found, waiting = [], [root]
     while waiting:
         pid = waiting.pop()

@@ -1,11 +1,10 @@
-"""Try each layer of confinement once, each in a child that is thrown away.
+"""Try each layer of confinement once, each in a child process.
 
-Run as a program by ``kernelsvc.sandbox.probe`` (a process of its own, so that the
-caller's threads don't matter). Nothing is inferred from version numbers or files
-in /proc: a layer works if it was just seen to work, for this user, here.
+``kernelsvc.sandbox.probe`` runs it as a program, so that the caller's threads don't matter. It trusts no version number
+and no file in /proc: a layer works if it works here, for this user.
 
-Standard input: ``{"directory": an empty directory, "uid": for root, "filter": hex}``.
-Standard output: ``{"landlock_abi": n, "layers": {name: "" or what went wrong}}``.
+Standard input: ``{"directory": an empty directory, "uid": for root, "filter": hex}``. Standard output:
+``{"landlock_abi": n, "layers": {name: "" or the error}}``.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _VIEW: dict[str, Any] = {
 
 
 def attempt(trial: Trial) -> str:
-    """Run a trial in a child; "" if it came through, else what it raised."""
+    """Run a trial in a child. Return "" if it succeeded, else the error."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -67,7 +66,7 @@ def _in_namespaces(names: list[str]) -> None:
 
 
 def _in_child(act: Trial) -> None:
-    """Go on in a child: the first one after a pid namespace was made."""
+    """Continue in a child: the first process of a new pid namespace."""
     text = attempt(act)
     if text:
         raise OSError(text)
@@ -127,7 +126,7 @@ def _landlock() -> None:
 
 
 def _task_rlimit() -> None:
-    """Two tasks in a user namespace of our own: the second fork must fail, the first must not."""
+    """Run two tasks in a new user namespace: the first fork must succeed, the second must fail (RLIMIT_NPROC)."""
     _in_namespaces([])
     resource.setrlimit(resource.RLIMIT_NPROC, (2, 2))
     reader, writer = os.pipe()
@@ -150,7 +149,7 @@ def _task_rlimit() -> None:
 
 
 def trials(request: dict[str, Any]) -> dict[str, Trial]:
-    """Every layer that makes sense for this user, by the name that reports use."""
+    """Return all layers that apply to this user, by their name in reports."""
     found: dict[str, Trial] = {}
     if os.getuid() == 0:
         found["user"] = lambda: lx.become(request["uid"], request["uid"])
@@ -170,7 +169,7 @@ def trials(request: dict[str, Any]) -> dict[str, Trial]:
 
 
 def main() -> None:
-    """Try all, print the verdicts."""
+    """Try all layers and print the results."""
     request = json.load(sys.stdin)
     verdicts = {name: attempt(trial) for name, trial in trials(request).items()}
     sys.stdout.write(json.dumps({"landlock_abi": lx.landlock_abi(), "layers": verdicts}))

@@ -1,15 +1,12 @@
-"""The Linux calls that confinement needs and Python 3.11 doesn't offer.
+"""Linux calls for confinement that Python 3.11 does not offer.
 
-Theory of operation. Everything here runs in a freshly forked child that is
-about to run hostile code, so the rules are short: standard library and ctypes
-only; every call raises ``OSError`` with what was tried; nothing is retried and
-nothing is skipped. Numbers are those of the kernel's UAPI headers. Since Linux
-5.1 new system calls have one number on every architecture; the older ones that
-differ are in ``_NUMBERS``.
+Theory of operation. All of this runs in a freshly forked child that will run hostile code, so the rules are short:
+standard library and ctypes only, each call raises ``OSError`` with its name, and no call is retried or skipped. Numbers
+are from Linux' UAPI headers. Since Linux 5.1 new system calls have the same number on every architecture. ``_NUMBERS``
+has the older ones that differ.
 
-Control files under ``/proc`` and ``/sys`` are written with ``os.write`` on a
-bare descriptor: a buffered file object would report the error at close, where
-it is easily lost.
+Control files under ``/proc`` and ``/sys`` need ``os.write`` on a raw descriptor: a buffered file object would report
+the error at close, where it is easily lost.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
 
-#: The names a plan uses, in no particular order: one ``unshare`` makes them all.
+#: Names in plans. One ``unshare`` call creates all of them.
 NAMESPACES = {
     "user": CLONE_NEWUSER,
     "mount": CLONE_NEWNS,
@@ -97,7 +94,7 @@ def _number(name: str) -> int:
 
 
 def write_file(path: str, text: str) -> None:
-    """Write ``text`` to a control file in one ``write``; its error is raised here and now."""
+    """Write ``text`` to a control file by one ``write`` call. Raises its error."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
@@ -106,7 +103,7 @@ def write_file(path: str, text: str) -> None:
 
 
 def unshare(names: list[str]) -> None:
-    """Leave the named namespaces (keys of ``NAMESPACES``) for new ones."""
+    """Move this process to new namespaces, named by keys of ``NAMESPACES``. See the manual page of the call."""
     flags = 0
     for name in names:
         flags |= NAMESPACES[name]
@@ -114,7 +111,7 @@ def unshare(names: list[str]) -> None:
 
 
 def join(pidfd: int, names: list[str]) -> None:
-    """Enter the named namespaces of the process that a pidfd stands for, all or none (setns(2), Linux 5.8)."""
+    """Enter the named namespaces of the process of a pidfd, all or none (setns(2), Linux 5.8)."""
     flags = 0
     for name in names:
         flags |= NAMESPACES[name]
@@ -122,21 +119,21 @@ def join(pidfd: int, names: list[str]) -> None:
 
 
 def mount(source: str | None, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
-    """Attach a filesystem; flags and data as in the manual page of the call."""
+    """Mount a filesystem (mount(2))."""
     result = _libc.mount(_path(source), _path(target), _path(kind), ctypes.c_ulong(flags), _path(data))
     _check(result, f"mount {kind or source} on {target}")
 
 
 def bind(source: str, target: str, attributes: int, *, idmap: int | None = None) -> None:
-    """Bind ``source`` with all that is mounted in it, and set attributes on every part.
+    """Bind ``source`` with all its submounts, and set attributes on each mount.
 
-    A remount would reach the top mount only; ``mount_setattr`` is recursive.
+    A remount would change only the top mount. ``mount_setattr(2)`` is recursive.
 
     Args:
-        source: what to show.
-        target: where, an existing file or directory of the same kind.
-        attributes: ``ATTR_*`` to set; none is ever cleared.
-        idmap: descriptor of a user namespace whose maps translate the owners.
+        source: The file or directory to show.
+        target: An existing file or directory of the same type.
+        attributes: ``ATTR_*`` to set. None are cleared.
+        idmap: Descriptor of a user namespace whose maps translate the owners.
     """
     if idmap is None:
         mount(source, target, None, MS_BIND | MS_REC)
@@ -153,10 +150,9 @@ def bind(source: str, target: str, attributes: int, *, idmap: int | None = None)
 
 
 def mapped_tree(source: str, attributes: int, idmap: int) -> int:
-    """A descriptor of a mount of ``source`` whose owners are translated, attached nowhere yet.
+    """Return a descriptor of a detached mount of ``source`` with translated owners.
 
-    Only such a mount can be given a map (mount_setattr(2)); what is mounted below
-    ``source`` is not in it.
+    Linux sets an id map only on a detached mount (mount_setattr(2)). Submounts of ``source`` are not in it.
     """
     tree = int(_libc.syscall(_OPEN_TREE, _AT_FDCWD, _path(source), _OPEN_TREE_CLONE | os.O_CLOEXEC))
     _check(tree, f"open_tree {source}")
@@ -172,10 +168,10 @@ def mapped_tree(source: str, attributes: int, idmap: int) -> int:
 
 
 def pivot_into(root: str) -> None:
-    """Make ``root`` the root of this mount namespace and drop the old one.
+    """Make ``root`` the root of this mount namespace and detach the old one.
 
-    ``pivot_root(".", ".")`` needs no directory for the old root: it is stacked
-    on the new one and detached from there (pivot_root(2), NOTES).
+    ``pivot_root(".", ".")`` needs no directory for the old root: it is stacked on the new one and detached from there
+    (pivot_root(2), NOTES).
     """
     os.chdir(root)
     _check(_libc.syscall(_number("pivot_root"), b".", b"."), "pivot_root")
@@ -184,19 +180,19 @@ def pivot_into(root: str) -> None:
 
 
 def prctl(option: int, a: int = 0, b: int = 0) -> int:
-    """Change one attribute of this process and raise when Linux refuses."""
+    """Change an attribute of this process, and raise if Linux refuses. See the manual page of the call."""
     zero = ctypes.c_ulong(0)
     return _check(_libc.prctl(option, ctypes.c_ulong(a), ctypes.c_ulong(b), zero, zero), f"prctl({option})")
 
 
 def set_hostname(name: str) -> None:
-    """sethostname(2)."""
+    """Call sethostname(2)."""
     encoded = name.encode()
     _check(_libc.sethostname(encoded, len(encoded)), "sethostname")
 
 
 def raise_loopback() -> None:
-    """Bring ``lo`` up: a new network namespace has it, but down."""
+    """Bring ``lo`` up, which is down in a new network namespace (netdevice(7))."""
     get_flags, set_flags, up = 0x8913, 0x8914, 1
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         answer = fcntl.ioctl(s, get_flags, struct.pack("16sh22x", b"lo", 0))
@@ -205,10 +201,9 @@ def raise_loopback() -> None:
 
 
 def drop_bounding_set() -> None:
-    """Empty the bounding set and lock the secure bits: no exec can ever give a capability.
+    """Empty the bounding set and lock the secure bits: no exec can grant a capability (capabilities(7)).
 
-    The end of the list is found by asking, so that a newer kernel's
-    capabilities are dropped too and ``/proc`` isn't needed.
+    The last capability is found by trying, so that a newer Linux' capabilities are dropped too, without ``/proc``.
     """
     prctl(PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     capability = 0
@@ -219,26 +214,26 @@ def drop_bounding_set() -> None:
 
 
 def drop_capabilities() -> None:
-    """Give up every permitted, effective and inheritable capability."""
+    """Drop all permitted, effective and inheritable capabilities (capset(2))."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, b"\0" * 24), "capset")
 
 
 def become(uid: int, gid: int, *, dumpable: bool = True) -> None:
-    """Change to another user of the host, with no supplementary group. Root only."""
+    """Change to another user without supplementary groups. For root."""
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     if dumpable:
-        # setuid cleared it, which would leave /proc/self owned by root.
+        # A change of the user id clears it (prctl(2)), and /proc/self would belong to root.
         prctl(PR_SET_DUMPABLE, 1)
 
 
 def forget_start() -> None:
-    """Wipe the arguments and the environment that this process was started with, as /proc shows them to others.
+    """Overwrite this process's arguments and initial environment, which /proc shows to other processes.
 
-    ``cmdline`` is shown to everybody, dumpable or not (proc(5)). Only for a process that is
-    about to exec: its C library's environment is gone, too.
+    ``cmdline`` is world-readable even if the process is not dumpable (proc(5)). Only for a process that will exec: this
+    also destroys the environment of its C library.
     """
     with open("/proc/self/stat", "rb") as f:
         fields = f.read().rpartition(b")")[2].split()
@@ -248,19 +243,17 @@ def forget_start() -> None:
 
 
 def landlock_abi() -> int:
-    """The version of Landlock that this kernel speaks; 0 where there is none."""
+    """Return Linux' version of Landlock, or 0."""
     return int(max(_libc.syscall(_LANDLOCK_CREATE, None, 0, 1), 0))
 
 
 def landlock(grants: list[tuple[str, str]], *, scope: bool) -> None:
-    """Restrict this process, for good, to the paths that are granted.
+    """Restrict this process permanently to the granted paths (landlock(7)).
 
     Args:
-        grants: (path, "read" | "write" | "device"): read and execute beneath it;
-            also everything that changes files; or read and write existing files
-            without making or removing any.
-        scope: also keep signals and abstract sockets from reaching outside,
-            where the kernel can (version 6).
+        grants: (path, kind). "read": read and execute below the path. "write": also all changes. "device": read and
+            write existing files, without creating or removing any.
+        scope: Whether to also block signals and abstract sockets to processes outside (version 6).
     """
     abi = landlock_abi()
     if abi < 1:
@@ -285,7 +278,7 @@ def _landlock_grant(ruleset: int, path: str, rights: int) -> None:
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if not os.path.isdir(path):
-            rights &= _LANDLOCK_FILE_RIGHTS  # rights of directories are refused on a file
+            rights &= _LANDLOCK_FILE_RIGHTS  # Landlock refuses rights of directories on a file.
         rule = struct.pack("=Qi", rights, fd)
         _check(_libc.syscall(_LANDLOCK_ADD, ruleset, 1, rule, 0), f"landlock_add_rule {path}")
     finally:
@@ -293,7 +286,7 @@ def _landlock_grant(ruleset: int, path: str, rights: int) -> None:
 
 
 def install_filter(program: bytes) -> None:
-    """Install a seccomp filter on this thread (which must be the only one).
+    """Install a seccomp filter on this thread, which must be the only one (seccomp(2)).
 
     Args:
         program: ``struct sock_filter`` instructions, 8 bytes each.
@@ -304,7 +297,7 @@ def install_filter(program: bytes) -> None:
 
 
 def close_others(keep: set[int]) -> None:
-    """Close every descriptor that is not in ``keep``."""
+    """Close all descriptors that are not in ``keep`` (close_range(2))."""
     low = 0
     for fd in [*sorted(keep), 1 << 31]:
         if fd > low:

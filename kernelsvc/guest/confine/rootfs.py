@@ -1,14 +1,12 @@
-"""A filesystem view of a session's own, built by its init before user code exists.
+"""The filesystem view of a session, built by its init before user code runs.
 
-A small tmpfs becomes the root. Into it are bound, and nothing else: the system's
-programs and the Python environment (read-only), the session's directory
-(writable, under ``/home``), a few device nodes, a sized ``/tmp`` and
-``/dev/shm``, a ``/proc`` of the session's own pid namespace, and an ``/etc`` made
-of a handful of files. Then ``pivot_root``, and the old root is gone. What was
-not bound can't be named, so this is an allow-list of files.
+A small tmpfs becomes the root. It gets bind mounts of the system's programs and the Python environment (read-only), the
+session's directory (writable, under ``/home``) and a few device nodes, a ``/tmp`` and ``/dev/shm`` of limited size, a
+``/proc`` of the session's pid namespace, and an ``/etc`` of a few files. Then ``pivot_root`` detaches the old root. A
+file that is not bound has no path, so this is an allow-list of files.
 
-Order matters: binds are made while the old root can still be reached, masks
-after what they cover, and the root turns read-only last.
+Order: binds while the old root is reachable, masks after the mounts that they cover, and the root becomes read-only
+last.
 """
 
 from __future__ import annotations
@@ -26,23 +24,23 @@ _SEALED = lx.MS_REMOUNT | lx.MS_BIND | lx.MS_RDONLY | lx.MS_NOSUID
 
 
 def build_view(view: dict[str, Any]) -> None:
-    """Build the view that a plan describes and enter it; the working directory is then ``/``.
+    """Build the view of a plan and enter it. The working directory is then ``/``.
 
     Args:
         view: ``plan["view"]`` (see ``kernelsvc.sandbox.plan``).
 
     Raises:
-        OSError: a step failed; the text names the call and the path.
+        OSError: A step failed. The text names the call and the path.
     """
     root = view["root"]
-    # Nothing mounted here reaches the host; what the host mounts later is not propagated in
-    # either once the old root is detached.
+    # MS_SLAVE: mounts made here do not propagate to the host. Later mounts of the host no longer arrive once the old
+    # root is detached (mount_namespaces(7)).
     lx.mount(None, "/", None, lx.MS_REC | lx.MS_SLAVE)
     lx.mount("tmpfs", root, "tmpfs", lx.MS_NOSUID | lx.MS_NODEV, "size=2m,nr_inodes=1024,mode=755")
     for link, target in view["links"].items():
         os.makedirs(os.path.dirname(root + link), exist_ok=True)
         os.symlink(target, root + link)
-    # What is mounted whole comes first: a Python environment may lie below /tmp.
+    # Whole filesystems come first: a Python environment may be below /tmp.
     _mount_devices(root, view)
     _mount_scratch(root, "/tmp", view["tmp_bytes"], lx.MS_NOSUID | lx.MS_NODEV)
     for source, target in view["readonly"]:
@@ -83,18 +81,18 @@ def _bind_own(root: str, view: dict[str, Any]) -> None:
     idmap = os.open(view["idmap"], os.O_RDONLY | os.O_CLOEXEC) if view["idmap"] else None
     try:
         for source, target in view["writable"]:
-            # The first is the session's directory; what else is shared was given to its user.
+            # The first is the session's directory. Other shared directories belong to its user already.
             own = [source, target] == view["writable"][0]
             _bind(root, source, target, _OWN, idmap if own else None)
             if own and view.get("identity"):
-                _must_be(root + target, view["identity"])
+                _check_identity(root + target, view["identity"])
     finally:
         if idmap is not None:
             os.close(idmap)
 
 
-def _must_be(path: str, identity: list[int]) -> None:
-    """What was bound is what was judged: a relative may have put something else there since."""
+def _check_identity(path: str, identity: list[int]) -> None:
+    """Check that the bound directory is the expected one: a related session may have replaced it since."""
     found = os.stat(path)
     if [found.st_dev, found.st_ino] != list(identity):
         raise OSError(errno.ESTALE, f"{path}: another directory lies in its place")
@@ -115,7 +113,7 @@ def _mount_devices(root: str, view: dict[str, Any]) -> None:
     for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         os.symlink(f"/proc/self/{target}", f"{root}/dev/{name}")
     os.mkdir(root + "/dev/pts")
-    # IPython's "!command" opens a pseudo-terminal; all sessions draw on one pool of them.
+    # IPython's "!command" opens a pseudo-terminal. All sessions share the system's limit (pts(4)).
     options = "newinstance,ptmxmode=0666,mode=620,max=256"
     lx.mount("devpts", root + "/dev/pts", "devpts", lx.MS_NOSUID | lx.MS_NOEXEC, options)
     os.symlink("pts/ptmx", root + "/dev/ptmx")
@@ -123,9 +121,9 @@ def _mount_devices(root: str, view: dict[str, Any]) -> None:
 
 
 def _mount_proc(root: str, masks: list[str]) -> None:
-    """Mount this pid namespace's /proc; cover what tells of the host.
+    """Mount this pid namespace's /proc and cover files that show the host.
 
-    A mask that this kernel doesn't have is no step left out: there is nothing to cover.
+    A mask whose file does not exist in this Linux is skipped: there is nothing to cover.
     """
     os.mkdir(root + "/proc")
     lx.mount("proc", root + "/proc", "proc", lx.MS_NOSUID | lx.MS_NODEV | lx.MS_NOEXEC)

@@ -1,9 +1,8 @@
-"""A branch's own copy of its parent's directory, made by the branch itself.
+"""Copy a parent's directory for a branch, in the branch's own process.
 
-Inside, the copy can read and write no more than the session may, so links,
-devices and directories swapped in mid-copy can harm nobody: there is nothing to
-be tricked into reading. Where the filesystem can (btrfs, XFS, bcachefs), files
-share their blocks until one is written (ioctl_ficlone(2)).
+Inside the sandbox the copy can read and write no more than the session may. So links, devices and directories that are
+replaced during the copy are harmless. Where the filesystem supports it (btrfs, XFS, bcachefs), files share their blocks
+until one is written (ioctl_ficlone(2)).
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ _NO_CLONE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EP
 
 
 class DirectoryTooLarge(Exception):
-    """The directory holds more than a branch may have."""
+    """The directory holds more bytes than a branch may have."""
 
 
 def size_of(directory: str) -> int:
-    """Bytes on disk below ``directory``; links are not followed."""
+    """Return the bytes on disk below ``directory``. Links are not followed."""
     total, waiting = 0, [directory]
     while waiting:
         with os.scandir(waiting.pop()) as entries:
@@ -36,22 +35,22 @@ def size_of(directory: str) -> int:
 
 
 def copy(source: str, target: str, most: int | None) -> None:
-    """Copy what is in ``source`` into ``target``, an empty directory.
+    """Copy the contents of ``source`` into ``target``, an empty directory.
 
-    Links are copied as links; FIFOs, sockets and devices are left out.
+    Links are copied as links. FIFOs, sockets and devices are skipped.
 
     Args:
-        source: the parent's directory.
-        target: the branch's.
-        most: bytes that a branch may have; None for any.
+        source: The parent's directory.
+        target: The branch's directory.
+        most: Bytes that a branch may have, or None for no limit.
 
     Raises:
-        FolderTooLarge: there is more; nothing was copied.
-        OSError: the disk refused.
+        DirectoryTooLarge: There are more bytes. Nothing was copied.
+        OSError: A file could not be read or written.
     """
     if most is not None and (size := size_of(source)) > most:
         raise DirectoryTooLarge(
-            f"the directory holds {size} bytes and a branch may have {most}; delete some files first"
+            f"the directory holds {size} bytes and a branch may have {most}. Delete some files first"
         )
     with os.scandir(source) as entries:
         for entry in entries:

@@ -1,23 +1,21 @@
-"""Forking a live kernel between cells.
+"""Fork a live kernel between cells.
 
-A copy is made at the top of the main thread's stack, with no cell, no coroutine
-and no handler on it, and the loop not running. Order matters::
+A fork is made at the top of the main thread's stack: no cell, no coroutine and no handler is on it, and the loop is
+stopped. The order matters::
 
-    survey, quiesce (idle pools, OpenMP), flush files ─ fork ─┬─ original: answer with the pid
-                                                              └─ copy: own wire, pipes, file offsets;
-                                                                 wait for HELLO; then own session, loop
+    survey, quiesce (idle pools, OpenMP), flush files ─ fork ─┬─ original: reply with the pid
+                                                              └─ fork: own wire, pipes, file offsets.
+                                                                 Wait for HELLO, then own session and loop
 
-Every copy waits for HELLO before any of its code runs on: for a branch that is
-the server's "go", said when its limits are set; a checkpoint waits for as long
-as nobody needs it, with its garbage collector off so that its pages stay shared.
+Every fork waits for HELLO before it runs any code. A branch gets HELLO when its limits are set. A checkpoint waits
+until it is needed, with its garbage collector off so that its pages stay shared.
 
-Garbage. Kernels are never frozen here, and the template's frozen objects never
-thawed: ``gc.freeze`` before each fork would keep the original's cycles for ever,
-and ``gc.unfreeze`` after it would make each full collection walk, and so copy,
-everything that the template had imported.
+Garbage: kernels are never frozen here, and the template's frozen objects are never unfrozen. ``gc.freeze`` before each
+fork would keep the original's cycles without end. ``gc.unfreeze`` after it would make each full collection visit, and
+so copy, all objects of the template.
 
-This module knows asyncio's selector loop from the inside (``_selector``,
-``_make_self_pipe``): public means can't give a loop another epoll instance.
+This module uses private attributes of asyncio's selector loop (``_selector``, ``_make_self_pipe``): the public API
+can't give a loop another epoll instance.
 """
 
 from __future__ import annotations
@@ -50,78 +48,83 @@ if TYPE_CHECKING:
     from kernelsvc.guest.main_loop import MainLoop
     from kernelsvc.guest.wire_server import ControlRequest
 
-#: The live kernel offers itself to the OOM killer before its checkpoints (proc(5), ``oom_score_adj``).
+#: The OOM killer chooses the live kernel before its checkpoints (proc(5), ``oom_score_adj``).
 OOM_LIVE, OOM_PARKED = 300, 0
-#: Landlock's own bound on its layers, and how many of them parents may use up, so that some are left for branches.
-MAX_FENCES, PARENTS_FENCES = 16, 10
+#: Landlock's limit of stacked layers (landlock(7)), and how many of them a parent may use, so that some are left for
+#: branches.
+MAX_LAYERS, MAX_PARENT_LAYERS = 16, 10
 _FDS = 5
-#: Seconds after which a copy at whose door nobody was ends: who asked for it has given up, and nobody knows of it.
+#: Seconds after which a fork ends if no server has connected: the requester has given up, and no process knows of the
+#: fork.
 CLAIM_SECONDS = 60.0
 _OMP_PAUSE_HARD = 2
-_mapped = ProcMaps()
+_maps = ProcMaps()
 
 
-def answer(runner: MainLoop, control: ControlRequest) -> None:
-    """Answer a CONTROL request; in a copy, return when it is live."""
-    reap(runner)
+def handle_control(main_loop: MainLoop, control: ControlRequest) -> None:
+    """Handle a CONTROL request. In a fork, return when it is live."""
+    reap(main_loop)
     if control.op == "survey":
-        _mapped.read()
-        found = check_fork_safety(runner, set(), _mapped.lines(*fork_safety.TELLING))
-        _mapped.drop()
-        runner.wire.reply(control.number, {"ok": True, "obstacles": found.obstacles, "warnings": found.warnings})
+        _maps.read()
+        found = check_fork_safety(main_loop, set(), _maps.lines(*fork_safety.MAPPINGS_OF_INTEREST))
+        _maps.drop()
+        main_loop.wire.reply(control.number, {"ok": True, "obstacles": found.obstacles, "warnings": found.warnings})
     elif control.op == "fork":
-        _fork(runner, control)
+        _fork(main_loop, control)
     elif control.op == "fence":
-        runner.wire.reply(
-            control.number, restrict_writes(runner, [str(path) for path in control.body.get("write") or []])
+        main_loop.wire.reply(
+            control.number, restrict_writes(main_loop, [str(path) for path in control.body.get("write") or []])
         )
     elif control.op in ("save", "load") and len(control.fds) == 1:
-        runner.wire.reply(control.number, state_pickle.answer(runner.kernel.shell, control.body, control.fds.pop()))
+        main_loop.wire.reply(
+            control.number, state_pickle.answer(main_loop.kernel.shell, control.body, control.fds.pop())
+        )
     else:
-        runner.wire.reply(control.number, {"ok": False, "refused": [f"There is no operation {control.op!r}."]})
+        main_loop.wire.reply(control.number, {"ok": False, "refused": [f"There is no operation {control.op!r}."]})
 
 
-def restrict_writes(runner: MainLoop, write: list[str]) -> dict[str, Any]:
-    """Leave branches alone from now on: keep the right to write to these directories only.
+def restrict_writes(main_loop: MainLoop, write: list[str]) -> dict[str, Any]:
+    """Give up the right to write to branches' directories: from now on, write only to these directories.
 
-    A branch has been taken the right to touch its parent's files already. Here the
-    parent gives up its right to its branches': a process may always tighten, and never
-    undo it, so each group of branches costs a layer and the directories of later ones
-    must be among ``write``.
+    A branch has lost the right to write to its parent's files already. A process can only tighten its Landlock rules
+    (landlock(7)), so each group of branches costs a layer, and the directories of later branches must be in ``write``.
     """
-    if write == runner.fenced:
+    if write == main_loop.write_paths:
         return {"ok": True}
-    if runner.fences >= PARENTS_FENCES:
-        return {"ok": False, "refused": ["This session has been fenced off from its branches too often."]}
-    # A layer that scoped signals would also keep it from ending what it has started itself.
-    alone = not fork_safety.children(set(runner.forks))
+    if main_loop.landlock_layers >= MAX_PARENT_LAYERS:
+        return {
+            "ok": False,
+            "refused": ["This session has made branches too often. Branch from another session."],
+        }
+    # A layer with signal scope would also keep the session from ending its own child processes.
+    alone = not fork_safety.children(set(main_loop.forks))
     try:
         confine.restrict_writes([path for path in write if os.path.isdir(path)], scope=alone)
     except confine.StepFailed as error:
         return {"ok": False, "refused": [str(error)]}
-    runner.fences, runner.fenced = runner.fences + 1, write
+    main_loop.landlock_layers, main_loop.write_paths = main_loop.landlock_layers + 1, write
     return {"ok": True}
 
 
-def check_fork_safety(runner: MainLoop, given: set[int], mapped: str) -> ForkSafety:
-    """What this process holds that a copy would break or share; ``given`` came with the request."""
-    _quiesce_pools(runner.loop)
-    return fork_safety.survey(runner.loop, runner.own_fds() | given, runner.forks, mapped)
+def check_fork_safety(main_loop: MainLoop, given: set[int], maps_text: str) -> ForkSafety:
+    """Return obstacles and warnings for a fork of this process. ``given`` are descriptors of the request."""
+    _quiesce_pools(main_loop.loop)
+    return fork_safety.survey(main_loop.loop, main_loop.own_fds() | given, main_loop.forks, maps_text)
 
 
-def reap(runner: MainLoop) -> None:
-    """Take leave of copies that ended; children of the user's are the user's to wait for."""
-    for pid in list(runner.forks):
+def reap(main_loop: MainLoop) -> None:
+    """Reap forks of this kernel that ended. Children of user code belong to user code (waitpid(2))."""
+    for pid in list(main_loop.forks):
         try:
             gone = os.waitpid(pid, os.WNOHANG)[0] == pid
         except ChildProcessError:
-            gone = True  # user code waited for any child
+            gone = True  # User code has called waitpid(-1).
         if gone:
-            runner.forks.remove(pid)
+            main_loop.forks.remove(pid)
 
 
 def set_oom_score(value: int) -> None:
-    """Offer this process to the OOM killer, or rather another one. Best effort."""
+    """Set the OOM score of this process (proc(5)). Errors are ignored."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(str(value))
 
@@ -129,102 +132,103 @@ def set_oom_score(value: int) -> None:
 # --- the fork ------------------------------------------------------------------------------
 
 
-def _fork(runner: MainLoop, control: ControlRequest) -> None:
+def _fork(main_loop: MainLoop, control: ControlRequest) -> None:
     began = time.perf_counter()
     body = control.body
     if len(control.fds) != _FDS or body.get("mode") not in ("checkpoint", "branch"):
         refused = ["A fork request carries five descriptors, and a mode that is 'checkpoint' or 'branch'."]
-        runner.wire.reply(control.number, {"ok": False, "refused": refused})
+        main_loop.wire.reply(control.number, {"ok": False, "refused": refused})
         return
-    if body["mode"] == "branch" and runner.fences >= MAX_FENCES:
-        refused = ["Branches of branches can't go deeper: Linux fences a process 16 times. Branch from an earlier one."]
-        runner.wire.reply(control.number, {"ok": False, "refused": refused})
+    if body["mode"] == "branch" and main_loop.landlock_layers >= MAX_LAYERS:
+        refused = ["Branches can't be nested deeper (Landlock allows 16 layers). Branch from an earlier session."]
+        main_loop.wire.reply(control.number, {"ok": False, "refused": refused})
         return
-    _mapped.read()
-    mapped = _mapped.lines(*fork_safety.TELLING)
-    found = check_fork_safety(runner, set(control.fds), mapped)
+    _maps.read()
+    maps_text = _maps.lines(*fork_safety.MAPPINGS_OF_INTEREST)
+    found = check_fork_safety(main_loop, set(control.fds), maps_text)
     if found.obstacles and not body.get("force"):
-        _mapped.drop()
-        said = {"ok": False, "refused": found.obstacles, "warnings": found.warnings}
-        runner.wire.reply(control.number, said)
+        _maps.drop()
+        refusal = {"ok": False, "refused": found.obstacles, "warnings": found.warnings}
+        main_loop.wire.reply(control.number, refusal)
         return
-    warned = [*found.obstacles, *found.warnings, *_quiesce(fork_safety.openmp(mapped))]
-    flush_files(runner)
-    # Not for a branch: it would make the branch's pages the branch's alone.
-    again = body["mode"] == "checkpoint" and "workdir" not in body.get("identity", {})
-    if again:
-        runner.hot.forking(_mapped)
-    _mapped.drop()
-    files = any(found.regular for found in fork_safety.descriptors(runner.own_fds() | set(control.fds)))
+    warned = [*found.obstacles, *found.warnings, *_quiesce(fork_safety.openmp(maps_text))]
+    flush_files(main_loop)
+    # Not for a branch: prefaulting would copy pages that the branch shares.
+    prefault_after = body["mode"] == "checkpoint" and "workdir" not in body.get("identity", {})
+    if prefault_after:
+        main_loop.prefault.forking(_maps)
+    _maps.drop()
+    files = any(found.regular for found in fork_safety.descriptors(main_loop.own_fds() | set(control.fds)))
     state = random.getstate()
-    pid = _copy(runner)
+    pid = _fork_process(main_loop)
     if pid:
-        runner.forks.append(pid)
+        main_loop.forks.append(pid)
         cost = round((time.perf_counter() - began) * 1000, 2)
-        runner.wire.reply(control.number, {"ok": True, "pid": pid, "cost_ms": cost, "warnings": warned})
-        if again:
-            runner.hot.forked()
+        main_loop.wire.reply(control.number, {"ok": True, "pid": pid, "cost_ms": cost, "warnings": warned})
+        if prefault_after:
+            main_loop.prefault.forked()
         return
     try:
-        random.setstate(state)  # CPython seeds it anew in a child; a copy goes on where its original was
-        _become(runner, control, files=files)
+        random.setstate(state)  # CPython reseeds in a child. A fork must continue with the state of its original.
+        _start_fork(main_loop, control, files=files)
     except BaseException:
         os.write(2, traceback.format_exc().encode("utf-8", "replace"))
         os._exit(70)
 
 
-def _copy(runner: MainLoop) -> int:
-    runner.ours = True
+def _fork_process(main_loop: MainLoop) -> int:
+    main_loop.forking_itself = True
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of native threads, which were looked at
+            # os.fork warns about native threads, which the survey has checked.
+            warnings.simplefilter("ignore", DeprecationWarning)
             return os.fork()
     finally:
-        runner.ours = False
+        main_loop.forking_itself = False
 
 
-def _become(runner: MainLoop, control: ControlRequest, *, files: bool) -> None:
-    """In the copy: nothing kernel-side may be shared with the original; then wait for HELLO.
+def _start_fork(main_loop: MainLoop, control: ControlRequest, *, files: bool) -> None:
+    """In the fork: replace all kernel objects that are shared with the original, then wait for HELLO.
 
     Args:
-        runner: the copy's.
-        control: the request.
-        files: whether regular files of the user's are open.
+        main_loop: The fork's main loop.
+        control: The request.
+        files: Whether user code has regular files open.
     """
-    # A server may knock as soon as the new door is there; it must not be let in before the copy is who it is to be.
+    # A server can connect as soon as the listener exists. It must not be accepted before the fork has its identity.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
     collecting = gc.isenabled()
     gc.disable()
     listener, raw = socket.socket(fileno=control.fds[0]), control.fds[1:]
     control.fds = []
     os.setsid()
-    mine = runner.own_fds() | {listener.fileno(), *raw}
-    runner.forks.clear()
-    runner.hot = PagePrefault()
-    runner.wire.watcher = None
-    polled = runner.wire.fds()
-    old_reads = runner.wire.adopt(listener, runner.take_raw(raw))
+    own = main_loop.own_fds() | {listener.fileno(), *raw}
+    main_loop.forks.clear()
+    main_loop.prefault = PagePrefault()
+    main_loop.wire.watcher = None
+    polled = main_loop.wire.fds()
+    old_reads = main_loop.wire.adopt(listener, main_loop.install_stdio(raw))
     for fd in old_reads:
         os.close(fd)
-    if files:  # now, for a branch may soon have no right to open them
-        reopen_files(mine)
-    runner.promised = control.body.get("identity") or {}
+    if files:  # Now, since a branch may lose the right to open them.
+        reopen_files(own)
+    main_loop.pending_identity = control.body.get("identity") or {}
     set_oom_score(OOM_PARKED)
     _await_claim(listener, float(control.body.get("claim_seconds") or CLAIM_SECONDS))
-    runner.wire.wait_for(lambda: runner.wire.woken is not None)
-    # What nobody sees before it is awake: each page that is written here would be a page that waits.
-    renew_loop(runner.loop, polled)
-    runner.kernel.session.renew()
-    runner.kernel.usage.reopen()
+    main_loop.wire.wait_for(lambda: main_loop.wire.hello is not None)
+    # Only after HELLO: each page that is written here is copied, and a checkpoint may wait for hours.
+    renew_loop(main_loop.loop, polled)
+    main_loop.kernel.session.new_ids()
+    main_loop.kernel.usage.reopen()
     set_oom_score(OOM_LIVE)
-    runner.wire.watch_all(runner)
+    main_loop.wire.watch_all(main_loop)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if collecting:
         gc.enable()
 
 
 def _await_claim(listener: socket.socket, seconds: float) -> None:
-    """Wait until somebody looks who listens here, which is what a server does first; end if nobody comes."""
+    """Wait until a server connects to the listener. End this process if none does."""
     poller = select.poll()
     poller.register(listener.fileno(), select.POLLIN)
     if not poller.poll(seconds * 1000):
@@ -235,7 +239,7 @@ def _await_claim(listener: socket.socket, seconds: float) -> None:
 
 
 def _quiesce_pools(loop: asyncio.AbstractEventLoop) -> None:
-    """End threads that start again by themselves: an idle default executor, tqdm's monitor."""
+    """End threads that restart by themselves: an idle default executor, tqdm's monitor."""
     executor = getattr(loop, "_default_executor", None)
     if executor is not None and _idle(executor):
         executor.shutdown(wait=True)
@@ -254,7 +258,7 @@ def _idle(executor: Any) -> bool:
 
 
 def _quiesce(libraries: list[str]) -> list[str]:
-    """End the idle teams of OpenMP libraries (``omp_pause_resource_all``); a copy would wait for them for ever."""
+    """End the idle teams of OpenMP libraries (``omp_pause_resource_all``). A fork would wait for them without end."""
     failed = []
     for path in libraries:
         try:
@@ -262,14 +266,14 @@ def _quiesce(libraries: list[str]) -> list[str]:
         except (OSError, AttributeError):
             paused = False
         if not paused:
-            failed.append(f"{os.path.basename(path)} could not be paused; what uses it may hang in a copy.")
+            failed.append(f"{os.path.basename(path)} could not be paused. Code that uses it may hang in the fork.")
     return failed
 
 
-def flush_files(runner: MainLoop) -> None:
-    """What is buffered for a file would be written once by each copy. The heap is walked only if a file is open."""
-    files = {d.fd for d in fork_safety.descriptors(runner.own_fds()) if d.regular and d.writable}
-    runner.flush_c()
+def flush_files(main_loop: MainLoop) -> None:
+    """Flush buffered files: each fork would write the buffer again. Searches the heap only if a file is open."""
+    files = {d.fd for d in fork_safety.descriptors(main_loop.own_fds()) if d.regular and d.writable}
+    main_loop.flush_c()
     for stream in (sys.__stdout__, sys.__stderr__):
         with contextlib.suppress(Exception):
             stream.flush()  # type: ignore[union-attr]
@@ -286,24 +290,24 @@ def flush_files(runner: MainLoop) -> None:
 
 
 def renew_loop(loop: Any, drop: set[int]) -> None:
-    """Give the loop object its own epoll instance and wake-up pipe; its tasks, timers and readers stay.
+    """Give the loop object its own epoll instance and wake-up pipe. Its tasks, timers and readers remain.
 
-    The inherited epoll descriptor is closed and nothing is taken out of it: the
-    instance behind it is the original's too.
+    The inherited epoll descriptor is closed and no entry is removed from it: both processes share the instance behind
+    it (epoll(7), fork(2)).
 
     Args:
-        loop: the selector event loop, not running.
-        drop: descriptors that are not polled any more.
+        loop: The selector event loop, stopped.
+        drop: Descriptors that are no longer polled.
     """
     old = loop._selector
-    kept = [key for key in old.get_map().values() if key.fd not in drop and key.fd != loop._ssock.fileno()]
+    keys = [key for key in old.get_map().values() if key.fd not in drop and key.fd != loop._ssock.fileno()]
     old.close()
     loop._ssock.close()
     loop._csock.close()
     loop._selector = selectors.DefaultSelector()
     loop._internal_fds -= 1
     loop._make_self_pipe()
-    for key in kept:
+    for key in keys:
         with contextlib.suppress(OSError, ValueError, KeyError):
             loop._selector.register(key.fileobj, key.events, key.data)
     if getattr(loop, "_signal_handlers", None):
@@ -311,7 +315,10 @@ def renew_loop(loop: Any, drop: set[int]) -> None:
 
 
 def reopen_files(own: set[int]) -> list[str]:
-    """Give regular files an offset of their own: same inode, flags, position and number. Return what failed."""
+    """Give regular files their own offset: same inode, flags, position and number. Return the failures.
+
+    After fork(2) both processes share the open file description, which holds the offset.
+    """
     failed = []
     for found in fork_safety.descriptors(own):
         if not found.regular:
@@ -327,9 +334,9 @@ def _reopen(fd: int) -> None:
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     position = os.lseek(fd, 0, os.SEEK_CUR)
     inheritable = os.get_inheritable(fd)
-    again = os.open(f"/proc/self/fd/{fd}", flags & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK) | os.O_CLOEXEC)
+    prefault_after = os.open(f"/proc/self/fd/{fd}", flags & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK) | os.O_CLOEXEC)
     try:
-        os.lseek(again, position, os.SEEK_SET)
-        os.dup2(again, fd, inheritable=inheritable)
+        os.lseek(prefault_after, position, os.SEEK_SET)
+        os.dup2(prefault_after, fd, inheritable=inheritable)
     finally:
-        os.close(again)
+        os.close(prefault_after)

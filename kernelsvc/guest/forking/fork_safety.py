@@ -1,13 +1,10 @@
-"""What this process holds that a fork would break or share.
+"""Find resources of this process that a fork would break or share.
 
-Obstacles are refused: the fork would hang, crash or corrupt something later, at
-a place nobody would connect with the fork. Warnings are told: both copies work,
-in a way that may surprise. Each is one sentence for the model whose session it
-is, and ends in what to do.
+Obstacles prevent the fork: it would hang, crash or corrupt data later, far from its cause. Warnings do not: both
+processes work, but may surprise. Each is one sentence for the model that uses the session, and ends with the next step.
 
-Nothing here may be slow, since it runs after every cell: descriptors, threads
-and modules are looked at; the heap is walked only when an open file gives
-reason to.
+This runs after every cell and must be fast: it checks descriptors, threads and modules, and searches the heap only if
+an open file requires it.
 """
 
 from __future__ import annotations
@@ -27,20 +24,20 @@ MAX_NAMED = 10
 
 _OPENMP = ("libgomp", "libomp", "libiomp")
 _SHARED = " rw-s "
-#: What is looked for in a process's mappings.
-TELLING = tuple(token.encode() for token in (*_OPENMP, _SHARED))
+#: Tokens of the lines in /proc/self/maps that matter here.
+MAPPINGS_OF_INTEREST = tuple(token.encode() for token in (*_OPENMP, _SHARED))
 _POOL_THREADS = ("ThreadPoolExecutor", "ExecutorManagerThread", "QueueFeederThread", "QueueManagerThread")
 
 
 class ForkSafety(NamedTuple):
-    """``obstacles`` prevent a fork, ``warnings`` don't."""
+    """Result of a survey: ``obstacles`` prevent a fork, ``warnings`` do not."""
 
     obstacles: list[str]
     warnings: list[str]
 
 
 class Descriptor(NamedTuple):
-    """An open descriptor that is not the kernel's own."""
+    """An open descriptor that does not belong to the kernel."""
 
     fd: int
     target: str
@@ -49,18 +46,18 @@ class Descriptor(NamedTuple):
 
     @property
     def regular(self) -> bool:
-        """A file on disk."""
+        """Whether it is a file on disk."""
         return stat.S_ISREG(self.mode)
 
 
 def survey(loop: asyncio.AbstractEventLoop, own: set[int], forks: Iterable[int], mapped: str) -> ForkSafety:
-    """Look at the process between cells.
+    """Check the process between cells.
 
     Args:
-        loop: the session's event loop.
-        own: descriptors of the kernel itself.
-        forks: pids of copies that the kernel made of itself.
-        mapped: lines of ``/proc/self/maps``, those with ``TELLING`` among them.
+        loop: The session's event loop.
+        own: Descriptors of the kernel itself.
+        forks: Pids of forks that the kernel made of itself.
+        mapped: Lines of ``/proc/self/maps``, at least those with ``MAPPINGS_OF_INTEREST``.
     """
     open_files = list(descriptors(own))
     obstacles = [
@@ -75,15 +72,15 @@ def survey(loop: asyncio.AbstractEventLoop, own: set[int], forks: Iterable[int],
         *_shared(open_files),
         *_shared_memory(mapped),
     ]
-    return ForkSafety(_bounded(obstacles), _bounded(warnings))
+    return ForkSafety(_limited(obstacles), _limited(warnings))
 
 
-def _bounded(found: list[str]) -> list[str]:
+def _limited(found: list[str]) -> list[str]:
     return found if len(found) <= MAX_NAMED else [*found[:MAX_NAMED], f"and {len(found) - MAX_NAMED} more like these"]
 
 
 def descriptors(own: set[int]) -> Iterator[Descriptor]:
-    """What is open apart from 0, 1, 2 and the kernel's own."""
+    """Yield all open descriptors but 0, 1, 2 and the kernel's own."""
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd < 3 or fd in own:
@@ -92,7 +89,7 @@ def descriptors(own: set[int]) -> Iterator[Descriptor]:
             mode, flags = os.fstat(fd).st_mode, fcntl.fcntl(fd, fcntl.F_GETFL)
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
-            continue  # the listing's own descriptor
+            continue  # The descriptor of the directory listing.
         yield Descriptor(fd, target, mode, flags & os.O_ACCMODE != os.O_RDONLY)
 
 
@@ -117,13 +114,13 @@ def _libraries() -> Iterator[str]:
             try:
                 found = check(module)
             except Exception:
-                found = None  # a version whose insides look different
+                found = None  # Another version with other private names.
             if found:
                 yield found
 
 
 def thread_names() -> list[str]:
-    """The names that native threads gave themselves."""
+    """Return the names of native threads (proc(5), ``/proc/pid/task/tid/comm``)."""
     names = []
     for task in os.listdir("/proc/self/task"):
         try:
@@ -200,7 +197,7 @@ def _may_be_sqlite(suspect: Descriptor) -> bool:
 
 
 def _magic(fd: int, at: int, length: int) -> bytes:
-    """What a file says it is; its descriptor may be for writing only, so it is opened again."""
+    """Read a file's magic number. The file is opened again, since its descriptor may be write-only."""
     try:
         again = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -221,7 +218,7 @@ def _sqlite() -> Iterator[str]:
             readonly = path and found.execute("PRAGMA query_only").fetchone()[0]
             open_transaction = found.in_transaction
         except Exception:
-            continue  # closed, or of another thread, which is refused anyway
+            continue  # Closed, or of another thread, which is an obstacle itself.
         if path and not readonly:
             what = " has an open transaction" if open_transaction else " can write"
             yield f"An SQLite connection to {path}{what}; close it, or both copies would corrupt the file."
@@ -261,7 +258,7 @@ def _tasks(loop: asyncio.AbstractEventLoop) -> Iterator[str]:
 
 
 def children(forks: set[int]) -> set[int]:
-    """The user's child processes, as far as can be seen."""
+    """Return the pids of user code's child processes, as far as /proc shows them."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             return {int(pid) for pid in file.read().split()} - forks
@@ -292,12 +289,12 @@ def _shared_memory(mapped: str) -> Iterator[str]:
 
 
 def _mapped(mapped: str, wanted: Callable[[str], bool]) -> list[str]:
-    if not wanted(mapped):  # most often none is, and the text need not be taken apart
+    if not wanted(mapped):  # Usually there is no such line, and the text need not be split.
         return []
     lines = [line.split(None, 5) for line in mapped.splitlines() if wanted(line)]
     return sorted({line[5] for line in lines if len(line) == 6 and line[5].startswith("/")})
 
 
 def openmp(mapped: str) -> list[str]:
-    """The OpenMP libraries that are loaded; wheels bring their own, under any name that begins like these."""
+    """Return the paths of loaded OpenMP libraries. Wheels bundle their own, with names that begin like these."""
     return _mapped(mapped, lambda text: any(name in text for name in _OPENMP))

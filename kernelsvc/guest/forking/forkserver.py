@@ -1,19 +1,17 @@
-"""The template: imports once, waits with one thread, forks for every session.
+"""The template process: it imports modules once, waits with one thread, and forks for each session.
 
-The kernel host starts it with the environment's own interpreter and talks to it
-over one ``SOCK_SEQPACKET`` socket. First it is told what to import; then each
-datagram of one byte carries one descriptor, the *spawn channel*. The template
-forks and **the child** reads the plan from that channel, so that no session's
-environment ever lies in the heap from which the next one is forked.
+The kernel host starts it with the environment's own interpreter and talks to it over one ``SOCK_SEQPACKET`` socket. The
+first message lists the modules to import. Then each datagram of one byte carries one descriptor, the *spawn channel*.
+The template forks, and **the child** reads the plan from that channel, so that no session's environment is ever in the
+heap from which the next session is forked.
 
 ::
 
     host ── plan, descriptors ──> child (the middle) ── enter ── fork ──> init ── build ── fork ──> kernel
 
-The middle exits once it has forked the init; the template only reaps it. The
-init falls to the host (a subreaper), so sessions outlive their template. Without
-a pid namespace there is no middle, and the init falls to the host when the
-template ends.
+The middle process exits after it has forked the init, and the template only reaps it. The init's new parent is the host
+(a subreaper, prctl(2)), so sessions outlive their template. Without a pid namespace there is no middle process, and the
+host becomes the init's parent when the template ends.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-# All of them here: once a session is confined, no file of ours can be read any more.
+# Import all of them here: a confined session can no longer read kernelsvc's files.
 from kernelsvc.guest import import_policy, ipython, limit_errors, variables
 from kernelsvc.guest.confine import confine, init, linux
 from kernelsvc.guest.forking import copy_tree, fork, fork_safety, state_pickle
@@ -37,11 +35,11 @@ from kernelsvc.guest.main_loop import PreparedKernel, prepare, serve
 
 _LOADED = (limit_errors, copy_tree, fork, import_policy, ipython, state_pickle, fork_safety, variables)
 
-#: Largest datagram: the plan with its filters, the environment, the identity.
+#: Largest datagram, in bytes: the plan with its filters, the environment, the identity.
 DATAGRAM = 192 * 1024
-#: Descriptors of a spawn: kernel listener, init listener, then stdout and stderr, read and write ends.
+#: Descriptors of a spawn: kernel listener, init listener, then read and write ends of stdout and stderr.
 DESCRIPTORS = 6
-#: Import a module and count threads. The fork is for OpenBLAS, whose pool ends with the first one.
+#: Imports a module and counts threads. It forks because OpenBLAS ends its pool at the first fork.
 _COUNT = """
 import importlib, os, sys
 importlib.import_module(sys.argv[1])
@@ -53,24 +51,24 @@ os._exit(0)
 
 
 def main(control_fd: int) -> None:
-    """Be a template until the host's end of the socket closes."""
+    """Run a template until the host closes its end of the socket."""
     control = socket.socket(fileno=control_fd)
-    wishes = json.loads(control.recv(DATAGRAM))
+    request = json.loads(control.recv(DATAGRAM))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        prepared = prepare(wishes["preload"])
+        prepared = prepare(request["preload"])
     except BaseException as error:
-        threads = _threads_of(wishes["preload"]) if isinstance(error, RuntimeError) else ""
+        threads = _threads_of(request["preload"]) if isinstance(error, RuntimeError) else ""
         why = threads or f"{type(error).__name__}: {error}"
         control.send(json.dumps({"failed": why[:4000]}).encode())
         raise
-    sys.path[:] = [p for p in sys.path if p != wishes.get("path")]
+    sys.path[:] = [p for p in sys.path if p != request.get("path")]
     control.send(json.dumps(_about()).encode())
     _wait(control, prepared)
 
 
 def _threads_of(preload: Sequence[str]) -> str:
-    """Which modules can't be in a template because they start threads, in words; each is tried by itself."""
+    """Return a message about modules that start threads at import, which a template can't have. Tries each alone."""
     found = {name: _count_threads(name) for name in preload}
     return "; ".join(
         f"{name} starts {count - 1} thread{'s' * (count > 2)} when it is imported, which no fork would have: "
@@ -81,7 +79,7 @@ def _threads_of(preload: Sequence[str]) -> str:
 
 
 def _count_threads(name: str) -> int:
-    """Threads that are left when this module is imported; 0 if it can't be."""
+    """Return the number of threads after this module is imported, or 0 if the import fails."""
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _COUNT, name], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
@@ -105,7 +103,7 @@ def _about() -> dict[str, Any]:
 
 
 def _wait(control: socket.socket, prepared: PreparedKernel) -> None:
-    """Fork for each descriptor that arrives; reap the middles."""
+    """Fork for each descriptor that arrives, and reap the middle processes."""
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -126,11 +124,11 @@ def _wait(control: socket.socket, prepared: PreparedKernel) -> None:
 
 
 def _fork(channel: socket.socket, prepared: PreparedKernel) -> None:
-    """Fork the middle. What goes wrong is said to the host and does not end the template."""
+    """Fork the middle process. An error is reported to the host and does not end the template."""
     with channel:
         try:
             pid = os.fork()
-        except OSError as error:  # no memory, or no more processes for this user
+        except OSError as error:  # No memory, or the process limit of this user (fork(2), EAGAIN, ENOMEM).
             init.say_failed(channel, error)
             return
         if pid == 0:
@@ -153,7 +151,7 @@ def _child(channel: socket.socket, prepared: PreparedKernel) -> NoReturn:
 
 
 def _quiet() -> None:
-    """Descriptors 0 to 2 lead to the host's log; the session must not write there."""
+    """Point descriptors 0 to 2 to /dev/null: they lead to the host's log, where the session must not write."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -161,33 +159,35 @@ def _quiet() -> None:
 
 
 def start(channel: socket.socket, spawn: dict[str, Any], fds: Sequence[int], prepared: PreparedKernel) -> NoReturn:
-    """In the middle: confine, fork the init, which forks the kernel."""
+    """In the middle process: enter the namespaces, then fork the init, which forks the kernel."""
     plan = spawn["plan"]
     init.limit_descriptors(spawn["descriptors"])
     confine.enter(plan)
     if "pid" in plan["namespaces"] and os.fork():
-        os._exit(0)  # only a child is in the new pid namespace; without one the middle itself becomes the init
-    listener, door, *raw = fds
-    guarding = init.Init(channel, socket.socket(fileno=door), plan, grace=spawn["grace"])
+        # Only children are in the new pid namespace (pid_namespaces(7)). Without one, the middle process becomes the
+        # init.
+        os._exit(0)
+    listener, init_listener, *raw = fds
+    session_init = init.Init(channel, socket.socket(fileno=init_listener), plan, grace=spawn["grace"])
     confine.build(plan)
     kernel = os.fork()
     if kernel == 0:
-        guarding.forget()
+        session_init.forget()
         _kernel(channel, spawn, listener, raw, prepared)
     for fd in (listener, *raw):
         os.close(fd)
-    guarding.run(kernel)
+    session_init.run(kernel)
 
 
 def _kernel(
     channel: socket.socket, spawn: dict[str, Any], listener: int, raw: Sequence[int], prepared: PreparedKernel
 ) -> NoReturn:
-    """In the kernel: what remains of confinement, then serve. The channel closes before the first byte of user code."""
+    """In the kernel: finish confinement, then serve. The channel closes before any user code runs."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         plan, identity = spawn["plan"], dict(spawn["identity"])
         bound = socket.socket(fileno=listener)
-        # After ``seal`` no socket may be made to listen by path; it is bound already, and listens here.
+        # After ``seal`` no socket can be bound to a path. This one is bound already and listens here.
         confine.seal(plan)
         identity["workdir"] = plan["home"]
         rules = spawn.get("imports") or {}

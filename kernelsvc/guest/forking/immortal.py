@@ -1,12 +1,9 @@
-"""Objects of the template that no fork writes to, only because it uses them.
+"""Make the template's objects immortal, so that their use does not write to shared pages.
 
-Python counts references in the objects themselves, so a cell that only calls a
-function writes to its page, which then is a copy of the session's own. Since Python
-3.12 an object may be *immortal* (PEP 683): its count has one certain value, and is
-neither changed nor looked at. What the template has made is needed for as long as any
-session lives, so all of it becomes immortal before the first fork. With numpy, pandas
-and pyplot a cell then writes half as many pages, which is memory, and the time of
-every copy, twice over.
+Python counts references in the objects, so a cell that only calls a function writes to its page, which is then copied
+for the session. Since Python 3.12 an object can be *immortal* (PEP 683): its count has one fixed value and is not
+changed. All objects of the template are needed while any session lives, so all become immortal before the first fork.
+With numpy, pandas and pyplot a cell then writes half as many pages, which saves memory and the time of each page fault.
 """
 
 from __future__ import annotations
@@ -18,31 +15,31 @@ import sysconfig
 import types
 from typing import Any
 
-#: Objects that are taken apart while they live: whoever runs them looks at how many hold them.
-_RUN = frozenset((types.FrameType, types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType))
-#: How many objects are asked at once what they refer to.
-_MANY = 4096
+#: Objects that change while they run: CPython checks their reference counts.
+_RUNNING = frozenset((types.FrameType, types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType))
+#: Objects per call of ``gc.get_referents``.
+_BATCH = 4096
 
 
 def possible() -> bool:
-    """Whether this Python knows immortal objects, and keeps their mark where we put it."""
+    """Whether this Python supports immortal objects with the layout that this module writes."""
     known = sys.version_info >= (3, 12) and sys.implementation.name == "cpython"
     return known and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
 def immortalize() -> int:
-    """Make every object that exists now immortal, but what is running. For a process with one thread.
+    """Make all existing objects immortal except running frames. For a process with one thread.
 
     Returns:
-        how many were not yet; 0 where it is not possible.
+        The number of objects that became immortal, or 0 if this Python does not support it.
     """
     if not possible():
         return 0
     count, waiting = 0, gc.get_objects()
     mark = ctypes.c_uint32.from_address(id(None)).value
     while waiting:
-        fresh = [each for each in waiting[-_MANY:] if _mark(each, mark)]
-        del waiting[-_MANY:]
+        fresh = [each for each in waiting[-_BATCH:] if _mark(each, mark)]
+        del waiting[-_BATCH:]
         count += len(fresh)
         waiting += gc.get_referents(*fresh)
         for each in fresh:
@@ -54,8 +51,8 @@ def immortalize() -> int:
 
 
 def _mark(thing: object, mark: int) -> bool:
-    """Mark it; whether that was new. The mark itself says what has been seen."""
-    if type(thing) in _RUN:
+    """Mark an object and return whether it was not marked before. The mark also shows which objects were visited."""
+    if type(thing) in _RUNNING:
         return False
     count = ctypes.c_uint32.from_address(id(thing))
     if count.value == mark:
@@ -65,7 +62,7 @@ def _mark(thing: object, mark: int) -> bool:
 
 
 def _parts(code: types.CodeType) -> list[Any]:
-    """What a code object holds. The garbage collector does not look there, as it passes over a dictionary's names."""
+    """Return the objects that a code object refers to, which the garbage collector does not report."""
     return [
         code.co_consts,
         code.co_names,

@@ -1,17 +1,13 @@
-"""Pages that the next cell will write: given to this process before it needs them.
+"""Prefault the pages that the next cell will write, after a fork.
 
-After a fork every page is shared, and the first write to one is a fault that copies
-it. A cell as small as ``1 + 1`` writes some 1,400 of them, reference counts mostly,
-and always about the same ones. Which ones shows when a cell has run between two forks
-and nothing was taken after the first: they are this process's alone then, and are read
-off ``/proc/self/pagemap``. From then on they are taken right after each fork, many at a
-time (madvise(2), MADV_POPULATE_WRITE, which changes no byte), while nobody waits; now
-and then two forks go by without, and they are read anew.
+After a fork every page is shared, and the first write to a page is a fault that copies it (fork(2)). A cell like ``1 +
+1`` writes about 1,400 pages, mostly reference counts, and nearly the same ones each time. To find them, this module
+skips prefaulting for two forks and reads from ``/proc/self/pagemap`` which pages are exclusive to this process after a
+cell. From then on these pages are copied right after each fork, many at a time (madvise(2), MADV_POPULATE_WRITE, which
+changes no byte), while no cell waits. Every ``FORKS_PER_MEASURE`` forks they are measured again.
 
-A page that is taken and then not written costs memory: the copy has it to itself for
-nothing. So only what was written twice, between three forks, counts; looking leaves as
-little behind as can be, or it would see itself; and long runs are left out, for they are
-data, written once, and not what every cell touches.
+A page that is copied and not written wastes memory. So only pages with two writes, between three forks, count.
+The measurement itself writes as little as possible. Long runs are skipped, since they are data that is written once.
 """
 
 from __future__ import annotations
@@ -22,15 +18,15 @@ from collections.abc import Iterator
 
 from kernelsvc.guest.forking.proc_maps import ProcMaps
 
-#: Pages taken at most, and in the longest run that is taken; and the largest mapping that is looked through, in bytes.
+#: Most pages, most pages in one run, and the largest mapping that is searched, in bytes.
 MOST_PAGES, MOST_RUN, MOST_MAPPED = 4096, 64, 256 << 20
-#: For how many forks what was seen is believed.
-LASTS = 32
+#: Number of forks for which a measurement is used.
+FORKS_PER_MEASURE = 32
 _PAGE = 4096
 _POPULATE_WRITE = 23
-#: Bits of an entry's highest byte (Documentation/admin-guide/mm/pagemap.rst).
+#: Bits in the highest byte of a pagemap entry (Documentation/admin-guide/mm/pagemap.rst).
 _PRESENT, _FILE, _EXCLUSIVE = 0x80, 0x20, 0x01
-_OURS = bytes((byte & (_PRESENT | _FILE | _EXCLUSIVE)) == _PRESENT | _EXCLUSIVE for byte in range(256))
+_EXCLUSIVE_ONLY = bytes((byte & (_PRESENT | _FILE | _EXCLUSIVE)) == _PRESENT | _EXCLUSIVE for byte in range(256))
 _RUN = re.compile(rb"\x01+")
 _WRITABLE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) rw.p \S+ 00:00 \d+", re.MULTILINE)
 
@@ -38,43 +34,43 @@ Range = tuple[int, int]
 
 
 class PagePrefault:
-    """What is taken after a fork. A copy learns its own."""
+    """The pages that are copied after a fork. Each fork measures its own."""
 
     def __init__(self) -> None:
         self._ranges: list[Range] = []
         self._left = 0
-        self._bare = False
-        self._once: list[Range] | None = None
+        self._measuring = False
+        self._first_measure: list[Range] | None = None
 
     def forking(self, mapped: ProcMaps) -> None:
-        """Look, if there is something to be seen: call it right before a fork.
+        """Measure if it is due. Call it right before a fork.
 
         Args:
-            mapped: just read.
+            mapped: The maps, just read.
         """
-        if not self._bare:
+        if not self._measuring:
             return
         found = written(mapped)
-        if self._once is None:
-            self._once = found
+        if self._first_measure is None:
+            self._first_measure = found
         else:
-            self._ranges, self._left, self._bare = common(self._once, found), LASTS, False
-            self._once = None
+            self._ranges, self._left, self._measuring = common(self._first_measure, found), FORKS_PER_MEASURE, False
+            self._first_measure = None
 
     def forked(self) -> None:
-        """In the original, when it has said that it forked."""
+        """Copy the pages. Call it in the original after it has replied to the fork request."""
         if self._left:
             self._left -= 1
             populate(self._ranges)
         else:
-            self._bare = True
+            self._measuring = True
 
 
 def written(mapped: ProcMaps) -> list[Range]:
-    """What is this process's alone, as address and length, in short runs.
+    """Return the short runs of pages that are exclusive to this process, as address and length.
 
     Args:
-        mapped: just read.
+        mapped: The maps, just read.
     """
     found: list[Range] = []
     left = MOST_PAGES
@@ -94,7 +90,7 @@ def written(mapped: ProcMaps) -> list[Range]:
 
 
 def common(one: list[Range], other: list[Range]) -> list[Range]:
-    """What is in both; each in order, and of ranges that do not overlap."""
+    """Return the intersection of two lists of ranges. Each is ordered and has no overlaps."""
     found: list[Range] = []
     mine, theirs = iter(one), iter(other)
     a, b = next(mine, None), next(theirs, None)
@@ -110,12 +106,12 @@ def common(one: list[Range], other: list[Range]) -> list[Range]:
 
 
 def runs(entries: bytes) -> Iterator[Range]:
-    """First page and number of pages of each short run of pages that are ours.
+    """Yield first page and number of pages of each short run of exclusive pages.
 
     Args:
-        entries: of pagemap, 8 bytes for each page.
+        entries: Pagemap entries, 8 bytes for each page.
     """
-    for run in _RUN.finditer(entries[7::8].translate(_OURS)):
+    for run in _RUN.finditer(entries[7::8].translate(_EXCLUSIVE_ONLY)):
         if run.end() - run.start() <= MOST_RUN:
             yield run.start(), run.end() - run.start()
 
@@ -130,7 +126,7 @@ def _mappings(mapped: ProcMaps) -> Iterator[Range]:
 
 
 def populate(ranges: list[Range]) -> None:
-    """Make these pages this process's own. Best effort: what has been unmapped meanwhile is passed over."""
+    """Copy these pages. Errors are ignored: a page may have been unmapped."""
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for address, length in ranges:

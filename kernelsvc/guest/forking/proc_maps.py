@@ -1,9 +1,8 @@
-"""What is mapped into this process (proc(5)), read where it leaves nothing behind.
+"""Read /proc/self/maps (proc(5)) into a buffer outside of the heap.
 
-The text has a hundred kilobytes and more, and is read before every fork. As a ``str``
-it would lie, long freed, in pages that the copy then keeps for itself and that the
-original writes anew before the next one: a megabyte for each checkpoint. So it is
-read into pages of its own, which are given back before the fork.
+The text has 100 kilobytes or more and is read before every fork. As a ``str`` it would leave freed heap pages that the
+fork keeps and the original writes again: one megabyte for each checkpoint. So it is read into its own mapping, whose
+pages are released before the fork (madvise(2), MADV_DONTNEED).
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ import os
 import re
 from collections.abc import Iterator
 
-#: Room at first; doubled when it is too small.
+#: First size of the buffer in bytes. It doubles when it is too small.
 ROOM = 1 << 20
 
 
 class ProcMaps:
-    """The room, and what is in it now. Make it in the template, where it counts towards no session's memory."""
+    """The buffer and its present contents. Create it in the template, where it counts to no session's memory."""
 
     def __init__(self, room: int = ROOM) -> None:
         self._room = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._length = 0
 
     def read(self) -> None:
-        """Read it."""
+        """Read the maps."""
         self._length = 0
         fd = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -41,17 +40,17 @@ class ProcMaps:
             return os.readv(fd, [rest])
 
     def lines(self, *tokens: bytes) -> str:
-        """Those that hold one of these; most often none does, and nothing is copied."""
+        """Return the lines that contain one of the tokens. Usually there are none, and nothing is copied."""
         if all(self._room.find(token, 0, self._length) < 0 for token in tokens):
             return ""
         every = self._room[: self._length].splitlines(keepends=True)
         return b"".join(line for line in every if any(token in line for token in tokens)).decode("utf-8", "replace")
 
     def search(self, pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
-        """Each place in what was read that fits."""
+        """Yield the matches of a pattern in the maps."""
         return pattern.finditer(self._room, 0, self._length)
 
     def drop(self) -> None:
-        """Give the pages back."""
+        """Release the pages."""
         self._length = 0
         self._room.madvise(mmap.MADV_DONTNEED)

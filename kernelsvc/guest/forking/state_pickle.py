@@ -1,17 +1,15 @@
-"""The user's variables as one pickle, and back: what hibernation and resumption stand on.
+"""Save the user's variables as one pickle and load them, for hibernation.
 
-One *joint* pickle keeps shared objects shared: a view stays a view of its array,
-a class in a list is still the class of its instances. An object that can't be
-pickled would spoil all the others, so each name is first tried alone, dumped and
-loaded, and what fails is left out and named. After loading, a name that was lost
-holds a ``LostVariable``, which says what happened when it is used.
+One *joint* pickle keeps shared objects shared: a view remains a view of its array, and a class in a list remains the
+class of its instances. One object that can't be pickled would spoil the whole pickle. So each name is first dumped and
+loaded alone, and names that fail are skipped and reported. After loading, such a name holds a ``LostVariable``, whose
+use raises an error with the reason.
 
-Reducers stand in for what notebooks hold and pickle refuses: open files, locks,
-events, queues, in-memory SQLite, weak references, idle thread pools, modules
-made by hand, views of arrays. Loading happens in the confined kernel, nowhere
-else: a pickle is a program.
+Reducers support objects that notebooks hold and pickle refuses: open files, locks, events, queues, in-memory SQLite,
+weak references, idle thread pools, modules created by hand, views of arrays. A pickle is a program, so it is loaded
+only in the confined kernel.
 
-Needs cloudpickle in the environment; without it hibernation is refused.
+The environment needs cloudpickle. Without it hibernation is refused.
 """
 
 from __future__ import annotations
@@ -35,10 +33,10 @@ from typing import Any
 
 try:
     import cloudpickle
-except ImportError:  # an environment of the user's
+except ImportError:  # The user's own environment.
     cloudpickle = None
 
-#: Longest reason that is told for one name.
+#: Longest reason for one name, in characters.
 _REASON = 200
 _LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
 _FILES = (io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
@@ -51,11 +49,11 @@ _OLD_NAMES = {"Lost": "LostVariable"}
 
 
 class NotPortable(Exception):
-    """This object's state lies outside of it and can't be saved."""
+    """The object's state is outside of the process and can't be saved."""
 
 
 class LostVariable:
-    """Stands where an object could not be kept; any use of it explains that."""
+    """Replaces an object that could not be saved. Any use raises an error with the reason."""
 
     def __init__(self, name: str, why: str) -> None:
         self.__dict__.update(_name=name, _why=why)
@@ -64,7 +62,7 @@ class LostVariable:
         return f"<{self._name} was lost when the session was saved: {self._why}>"
 
     def _refuse(self, *_args: Any, **_kwargs: Any) -> Any:
-        raise RuntimeError(f"{self._name} was lost when the session was saved ({self._why}); make it again.")
+        raise RuntimeError(f"{self._name} was lost when the session was saved ({self._why}). Create it again.")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -74,14 +72,14 @@ class LostVariable:
     __call__ = __getitem__ = __iter__ = __len__ = __add__ = __enter__ = __next__ = _refuse
 
 
-# --- what is rebuilt on loading; plain functions, so that they pickle by name ------------
+# --- rebuilding objects: module-level functions, which pickle by name --------------------
 
 
 def _file(path: str, mode: str, position: int, encoding: str | None) -> Any:
     mode = mode.replace("x", "w")
     if "w" in mode:
         mode = mode.replace("w", "r" if "+" in mode else "r+")
-    opened = open(path, mode, encoding=encoding)  # noqa: SIM115 - it is the variable's
+    opened = open(path, mode, encoding=encoding)  # noqa: SIM115 - the variable owns it
     opened.seek(position)
     return opened
 
@@ -133,7 +131,7 @@ def _module(name: str, content: dict[str, Any]) -> types.ModuleType:
     return made
 
 
-# --- how each kind is reduced -----------------------------------------------------------------
+# --- reducers ---------------------------------------------------------------------------------
 
 
 def _reduce_file(file: Any) -> Any:
@@ -149,14 +147,14 @@ def _reduce_file(file: Any) -> Any:
 
 def _reduce_database(connection: sqlite3.Connection) -> Any:
     if connection.in_transaction:
-        raise NotPortable("a database connection in an open transaction; commit it first")
+        raise NotPortable("a database connection in an open transaction (commit it first)")
     path = connection.execute("pragma database_list").fetchone()[2]
     return (sqlite3.connect, (path,)) if path else (_database, (connection.serialize(),))
 
 
 def _reduce_lock(lock: Any) -> Any:
     if lock.locked():
-        raise NotPortable("a lock that is held")
+        raise NotPortable("a held lock")
     return threading.Lock, ()
 
 
@@ -180,7 +178,7 @@ _OUTSIDE = {"Popen": "a running process", "socket": "a socket", "Task": "an asyn
 
 
 def _reduce_array(array: Any) -> Any:
-    """A view of a plain array, so that both share memory again."""
+    """Reduce a view of an array, so that both share memory after loading."""
     import numpy
 
     base = array
@@ -249,11 +247,11 @@ class _Unpickler(pickle.Unpickler):
         return self._namespace
 
 
-# --- the two ways -------------------------------------------------------------------------------
+# --- saving and loading -------------------------------------------------------------------------
 
 
 def user_names(namespace: Mapping[str, Any], hidden: Mapping[str, Any]) -> list[str]:
-    """Names that the user made: not IPython's, not private, no imported modules that another import gives back."""
+    """Return the names that the user created: no private names and none of IPython's."""
     found = object()
     return [
         name
@@ -269,14 +267,14 @@ def _dumps(value: Any, namespace: dict[str, Any]) -> bytes:
 
 
 def dump(namespace: dict[str, Any], names: list[str], file: Any) -> dict[str, str]:
-    """Write these variables to ``file``; return what was lost, name to reason.
+    """Write these variables to ``file``. Return the lost ones, name to reason.
 
     Raises:
-        NotPortable: cloudpickle is not there.
-        OSError: the disk refused.
+        NotPortable: cloudpickle is not installed.
+        OSError: The disk refused.
     """
     if cloudpickle is None:
-        raise NotPortable("this environment has no cloudpickle; install it to save sessions")
+        raise NotPortable("this environment has no cloudpickle. Install it to save sessions")
     lost = _find_lost(namespace, names)
     kept = {name: namespace[name] for name in names if name not in lost}
     _pickler(namespace)(file, protocol=5).dump((kept, lost))
@@ -284,10 +282,10 @@ def dump(namespace: dict[str, Any], names: list[str], file: Any) -> dict[str, st
 
 
 def _find_lost(namespace: dict[str, Any], names: list[str]) -> dict[str, str]:
-    """Dump and load each name alone, in a fork.
+    """Dump and load each name alone, in a fork. Return the names that fail, with reasons.
 
-    Loading a class changes the one that is there (cloudpickle knows it again), and
-    an object may take the process down with it. Who dies takes only its own name along.
+    Loading a class changes the existing one (cloudpickle tracks classes), and an object may crash the process. A crash
+    loses only the name that caused it.
     """
     _flush()
     lost: dict[str, str] = {}
@@ -301,7 +299,7 @@ def _find_lost(namespace: dict[str, Any], names: list[str]) -> dict[str, str]:
 
 
 def _flush() -> None:
-    """What is buffered for a file would be written by the fork too."""
+    """Flush buffered files, which the fork would write again."""
     for found in gc.get_objects():
         if type(found) in _FILES and not found.closed and found.writable():
             with contextlib.suppress(OSError, ValueError):
@@ -309,7 +307,7 @@ def _flush() -> None:
 
 
 def _try_in_fork(namespace: dict[str, Any], names: list[str], lost: dict[str, str]) -> int:
-    """How many names were tried before the fork ended; what they lost is put into ``lost``."""
+    """Try names until the fork ends. Return how many were tried, and add the lost ones to ``lost``."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -339,10 +337,10 @@ def _try(namespace: dict[str, Any], name: str) -> str | None:
 
 
 def load(file: Any, namespace: dict[str, Any]) -> tuple[int, dict[str, str]]:
-    """Put the variables of a ``dump`` into ``namespace``; return how many, and what was lost.
+    """Put the variables of a ``dump`` into ``namespace``. Return their number and the lost ones.
 
     Raises:
-        Exception: whatever unpickling raises; nothing was put in.
+        Exception: Any error of unpickling. The namespace is unchanged.
     """
     kept, lost = _Unpickler(file, namespace).load()
     namespace.update(kept)
@@ -355,7 +353,7 @@ def load(file: Any, namespace: dict[str, Any]) -> tuple[int, dict[str, str]]:
 
 
 def answer(shell: Any, body: dict[str, Any], fd: int) -> dict[str, Any]:
-    """Answer a ``save`` or ``load`` request. The descriptor is closed. Never raises."""
+    """Handle a ``save`` or ``load`` request and return the reply. Closes the descriptor. Never raises."""
     try:
         return _save(shell, fd) if body["op"] == "save" else _load(shell, fd, int(body.get("count") or 1))
     except Exception as error:
@@ -373,7 +371,7 @@ def _save(shell: Any, fd: int) -> dict[str, Any]:
 
 def _load(shell: Any, fd: int, count: int) -> dict[str, Any]:
     collecting = gc.isenabled()
-    gc.disable()  # a large pickle makes many objects and no garbage
+    gc.disable()  # A large pickle creates many objects and no garbage.
     try:
         with os.fdopen(fd, "rb") as file:
             found, lost = load(file, shell.user_ns)

@@ -20,7 +20,7 @@ def test_our_frames_are_taken_out_and_the_others_stay() -> None:
         use()
     whole = caught.value.__traceback__
     assert any(import_policy.__file__.rpartition("/")[0] in frame.filename for frame in traceback.extract_tb(whole))
-    shown = traceback.extract_tb(tracebacks.without_ours(whole))
+    shown = traceback.extract_tb(tracebacks.without_own_frames(whole))
     assert [frame.name for frame in shown][-1] == "use"
     assert all(frame.filename == __file__ for frame in shown)
 
@@ -40,4 +40,4 @@ def test_so_are_those_of_what_led_to_it() -> None:
     cause = caught.value.__cause__
     assert cause is not None
     assert [frame.name for frame in traceback.extract_tb(cause.__traceback__)] == ["use"]
-    assert tracebacks.without_ours(None) is None
+    assert tracebacks.without_own_frames(None) is None

@@ -31,7 +31,7 @@ def take(box: Outbox, most: int = 1 << 30) -> bytes:
     while most and (view := box.unsent()) is not None:
         piece = bytes(view[:most])
         view.release()
-        box.sent(len(piece))
+        box.mark_sent(len(piece))
         most -= len(piece)
         sent += piece
     return sent
@@ -50,7 +50,7 @@ def test_frames_are_numbered_from_one() -> None:
 def test_what_the_socket_did_not_take_follows() -> None:
     box = Outbox()
     frame = box.put(STREAM, b"hello")
-    box.left(4)
+    box.mark_unsent(4)
     box.put(STREAM, b"next")
     assert frame[:-4] + take(box)[:4] == frame
 
@@ -144,7 +144,7 @@ class OutboxMachine(RuleBasedStateMachine):
             frame = self.box.put(STREAM, payload)
             self.put.append(payload)
             if was_clear:
-                self.box.left(len(frame))
+                self.box.mark_unsent(len(frame))
 
     @rule(most=st.integers(0, 100_000))
     def sends(self, most: int) -> None:
@@ -220,13 +220,13 @@ def test_a_request_that_is_none_is_refused(parts: tuple[bytes, ...]) -> None:
 
 
 def test_misfits_are_named() -> None:
-    assert wire_frames.misfit(b'{"a": "[[[[' + b"[" * 500 + b'"}') is None
-    assert wire_frames.misfit(b"[" * 90 + b"]" * 90) is None
-    assert "nested" in str(wire_frames.misfit(b"[" * 200 + b"]" * 200))
-    assert "nested" in str(wire_frames.misfit(b'["' + b"x" * 20_000 + b'",' + b"[" * 200 + b"]" * 201))
-    assert wire_frames.misfit(b'["' + b"x" * 20_000 + b'",' + b"[" * 99 + b"]" * 100) is None
-    assert "values" in str(wire_frames.misfit(b"[" + b"0," * 2_000_001 + b"0]"))
-    assert wire_frames.misfit(b'"' + b"," * 3_000_000 + b'"') is None
+    assert wire_frames.size_error(b'{"a": "[[[[' + b"[" * 500 + b'"}') is None
+    assert wire_frames.size_error(b"[" * 90 + b"]" * 90) is None
+    assert "nested" in str(wire_frames.size_error(b"[" * 200 + b"]" * 200))
+    assert "nested" in str(wire_frames.size_error(b'["' + b"x" * 20_000 + b'",' + b"[" * 200 + b"]" * 201))
+    assert wire_frames.size_error(b'["' + b"x" * 20_000 + b'",' + b"[" * 99 + b"]" * 100) is None
+    assert "values" in str(wire_frames.size_error(b"[" + b"0," * 2_000_001 + b"0]"))
+    assert wire_frames.size_error(b'"' + b"," * 3_000_000 + b'"') is None
 
 
 def test_a_stream_prefix() -> None:

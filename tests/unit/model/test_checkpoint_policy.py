@@ -4,29 +4,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelsvc.model.checkpoint_policy import (
+    ACTIVE_SECONDS,
+    BURST_SECONDS,
     COST,
-    LATELY,
+    MAX_STRETCH,
     PAUSE,
     REST,
-    SAVED_UP,
     SHARE,
     SHORT,
     STREAK,
-    STRETCH,
     WORTH,
     CheckpointBudget,
     CheckpointSchedule,
 )
 
 CORES = 2
-FULL = SHARE * CORES * SAVED_UP
+FULL = SHARE * CORES * BURST_SECONDS
 
 
 def account() -> CheckpointBudget:
     return CheckpointBudget(CORES, 0.0)
 
 
-def crowded(sessions: int) -> CheckpointBudget:
+def loaded(sessions: int) -> CheckpointBudget:
     made = account()
     for number in range(sessions):
         made.sent(f"s{number}", 0.0)
@@ -66,24 +66,24 @@ def test_the_first_cells_in_a_row_are_copied_and_then_it_is_a_stream() -> None:
 
 
 def test_on_a_crowded_machine_a_stream_shows_sooner_and_rests_are_longer() -> None:
-    made = crowded(100)
+    made = loaded(100)
     assert made.load(0.5) == 50.0
     habit = CheckpointSchedule()
     habit.ended(0.0, 0.05, 0.001, 50.0)
     habit.sent(0.3, 50.0)  # a pause, but everything takes longer here
-    assert habit.idle_delay(50.0) == REST * STRETCH
+    assert habit.idle_delay(50.0) == REST * MAX_STRETCH
     assert habit.idle_delay(1.0) == 0.0
     habit.sent(5.0, 50.0)
     assert habit.idle_delay(50.0) == 0.0
 
 
 def test_who_has_not_asked_lately_makes_no_crowd() -> None:
-    made = crowded(100)
-    assert made.load(LATELY) == 50.0
+    made = loaded(100)
+    assert made.load(ACTIVE_SECONDS) == 50.0
     for number in range(10):
-        made.sent(f"s{number}", LATELY)
-    assert made.load(LATELY + 0.1) == 5.0
-    assert made.load(3 * LATELY) == 1.0
+        made.sent(f"s{number}", ACTIVE_SECONDS)
+    assert made.load(ACTIVE_SECONDS + 0.1) == 5.0
+    assert made.load(3 * ACTIVE_SECONDS) == 1.0
 
 
 # --- worth ----------------------------------------------------------------------------------

@@ -101,11 +101,11 @@ def test_it_looks_after_a_fork_that_took_nothing(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(prefault, "written", lambda mapped: looks.append(mapped) or [(0, PAGE)])
     monkeypatch.setattr(prefault, "populate", taken.append)
     one = prefault.PagePrefault()
-    for number in range(prefault.LASTS + 5):
+    for number in range(prefault.FORKS_PER_MEASURE + 5):
         one.forking(typing.cast("ProcMaps", str(number)))
         one.forked()
-    assert looks == ["1", "2", str(prefault.LASTS + 3), str(prefault.LASTS + 4)]
-    assert len(taken) == prefault.LASTS + 1
+    assert looks == ["1", "2", str(prefault.FORKS_PER_MEASURE + 3), str(prefault.FORKS_PER_MEASURE + 4)]
+    assert len(taken) == prefault.FORKS_PER_MEASURE + 1
 
 
 def test_only_what_is_written_each_time_is_taken() -> None:

@@ -28,9 +28,9 @@ def test_a_mapping_that_is_shared_is_found(tmp_path: Path) -> None:
     mapped = ProcMaps()
     with path.open("r+b") as file, mmap.mmap(file.fileno(), mmap.PAGESIZE):
         mapped.read()
-        assert str(path) in mapped.lines(*fork_safety.TELLING)
+        assert str(path) in mapped.lines(*fork_safety.MAPPINGS_OF_INTEREST)
     mapped.read()
-    assert str(path) not in mapped.lines(*fork_safety.TELLING)
+    assert str(path) not in mapped.lines(*fork_safety.MAPPINGS_OF_INTEREST)
 
 
 def test_it_leaves_no_page_behind() -> None:
