@@ -13,11 +13,15 @@ import leaks
 import pytest
 from served import Served, serving
 
+from kernelsvc.model.machine import Machine
+
 #: More skipped tests than this and the run fails: a machine on which so much can't be tried proves too little. Each
 #: skip names what is missing (a privilege, a kernel feature), and the run's end lists them.
 MAX_SKIPS = 20
 
 os.environ.pop("VIRTUAL_ENV", None)  # whoever runs the tests may work in another environment; IPython would warn of it
+os.environ["KERNELSVC_VALIDATE"] = "1"  # in the servers that tests start, and by the next line in tests themselves
+Machine.validate = True
 _RUN = leaks.mark(os.environ)
 _CGROUPS_BEFORE = leaks.empty_cgroups()
 _OUTERMOST = _RUN.startswith(f"{os.getpid()}-")

@@ -17,7 +17,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.objects import SessionInfo, SessionState
 
 _ENVELOPE = ("session", "seq", "at", "type", "prev", "frame")
-_STATE_STYLE = {"idle": "green", "busy": "cyan", "dead": "red", "closed": "dim"}
+_STATE_STYLE = {"idle": "green", "busy": "cyan", "hibernated": "blue", "paused": "blue", "dead": "red", "closed": "dim"}
 
 
 async def sessions(args: argparse.Namespace, terminal: Terminal) -> int:

@@ -286,7 +286,7 @@ class OutputTruncated(Event):
 
 
 class InputRequested(Event):
-    """The cell waits in ``input()`` or ``getpass``."""
+    """The cell waits in ``input()`` or ``getpass``, until a client answers or the cell ends."""
 
     prompt: str = ""
     password: bool = False

@@ -22,39 +22,53 @@ messages about cells that are not the running one change nothing here.
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, ClassVar
 
 from kernelsvc.errors import CellExists, Conflict, KernelDead, QuotaExceeded, SessionClosed
 from kernelsvc.model import events as ev
 from kernelsvc.model import limit_causes
 from kernelsvc.model.events import Event, Reason
+from kernelsvc.model.invariants import check_invariants
 from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
 from kernelsvc.model.state import FLOOD, MachineState, Running, digest, output_size
 from kernelsvc.model.stimuli import (
     AbortSwitch,
+    Answer,
+    AttachKernel,
+    BeginProgram,
     BeginSwitch,
     CellBegan,
     CheckOutputLimit,
     Close,
     Decision,
+    DeliveryKnown,
     Effect,
     EndKernel,
     Hibernate,
     Interrupt,
     InterruptKernel,
+    JournalReplayed,
     KernelExited,
     KernelIdle,
     KernelReady,
     KernelReplied,
     KillKernel,
+    MarkProgram,
+    MarkSent,
+    MarkUnsent,
     NoteIdle,
     NoteReply,
     PauseQueue,
+    ProgramBegun,
     RecordEvents,
+    ResetClocks,
     Restart,
+    Resume,
     ResumeQueue,
     ResumeSaved,
+    SendAnswer,
     SendCell,
     StartFailed,
     StartKernel,
@@ -64,6 +78,7 @@ from kernelsvc.model.stimuli import (
     Tick,
     WakeCheckpoint,
 )
+from kernelsvc.model.story import Story
 
 S = SessionState
 
@@ -72,7 +87,15 @@ PAUSED_SECONDS = 30 * 24 * 3600.0
 
 
 class Machine(MachineState):
-    """One session's state, and what it does next. See the module's docstring for how it is used."""
+    """One session's state, and what it does next. See the module's docstring for how it is used.
+
+    Attributes:
+        validate: check the invariants after each transition. Tests switch it on by ``KERNELSVC_VALIDATE=1``.
+        story: the last transitions, where they are kept.
+    """
+
+    validate: ClassVar[bool] = bool(os.environ.get("KERNELSVC_VALIDATE"))
+    story: Story | None = None
 
     # -- decisions ---------------------------------------------------------------
 
@@ -83,8 +106,10 @@ class Machine(MachineState):
             SessionClosed, KernelDead, Conflict, CellExists, QuotaExceeded: an illegal move.
         """
         out = self._decide(stimulus, now)
-        if self.ordered and out.effects:
+        ordered = stimulus.ordered if isinstance(stimulus, KernelReady) else self.ordered
+        if ordered and out.effects:
             self._begin(out)
+        out.stimulus = stimulus
         return out
 
     def _begin(self, out: Decision) -> None:
@@ -127,8 +152,20 @@ class Machine(MachineState):
                 return self._exited(stimulus, now)
             case KernelReady():
                 return self._ready(stimulus, now)
+            case JournalReplayed():
+                return Decision([], [ResetClocks()])
+            case DeliveryKnown():
+                return self._delivery_known(stimulus)
             case StartFailed():
                 return self._start_failed(stimulus)
+            case Answer():
+                return self._answer(stimulus)
+            case BeginProgram():
+                return Decision([], [MarkProgram(stimulus.number, over=False)])
+            case ProgramBegun():
+                return Decision([], [MarkProgram(stimulus.number, over=True)])
+            case Resume():
+                return Decision([], [ResumeSaved()] if self.hibernated else [])
             case Interrupt():
                 return self._interrupt(stimulus, now)
             case Restart():
@@ -139,7 +176,7 @@ class Machine(MachineState):
             case AbortSwitch():
                 return self._stay()
             case StateSaved():
-                return self._fell_asleep(stimulus)
+                return self._state_saved(stimulus)
             case Close():
                 return self._close(stimulus)
             case Tick():
@@ -182,9 +219,10 @@ class Machine(MachineState):
                 allowed=self.policy.max_queued,
             )
         events: list[Event] = [self._queued(cell, request, stimulus.principal) for cell, request in fresh]
+        if self.hibernated:
+            return Decision(events, [ResumeSaved()])
         idle = self.state is S.IDLE and not self.running and not self.queue
-        first: Effect = ResumeSaved() if self.asleep else SendCell(fresh[0][0])
-        return Decision(events, [first] if idle else [])
+        return Decision(events, [SendCell(fresh[0][0])] if idle else [])
 
     def _queued(self, cell: str, request: CellRequest, principal: str) -> ev.CellQueued:
         ceiling = self.policy.cell_seconds
@@ -361,7 +399,7 @@ class Machine(MachineState):
     def _ready(self, stimulus: KernelReady, now: float) -> Decision:
         if self.state is S.CLOSED:
             return Decision([], [EndKernel()])
-        out = Decision([stimulus.event])
+        out = Decision([stimulus.event], [AttachKernel(stimulus.ordered)])
         waiting = next(iter(self.queue), None)
         run = self.running if isinstance(stimulus.event, ev.SessionAdopted) else None
         if run is not None and run.stop is not None:
@@ -371,10 +409,28 @@ class Machine(MachineState):
             out.effects.append(SendCell(waiting))
         return out
 
-    def _fell_asleep(self, stimulus: StateSaved) -> Decision:
+    def _delivery_known(self, stimulus: DeliveryKnown) -> Decision:
+        """Whether the kernel has the first cell is what the kernel says, not what the earlier server meant to send."""
+        out = Decision()
+        run, pending = self.running, next(iter(self.queue), None)
+        if run is not None and (stimulus.ordered or not run.began) and run.id not in stimulus.received:
+            out.effects.append(MarkUnsent(run.id))
+            run = None
+        if run is None and pending is not None and pending in stimulus.received:
+            out.effects.append(MarkSent(pending))
+        return out
+
+    def _answer(self, stimulus: Answer) -> Decision:
+        waiting = self.waiting_for
+        if waiting is None or waiting.cell != stimulus.cell:
+            raise Conflict(f"Cell {stimulus.cell!r} does not wait for input; wait for its input_requested event.")
+        given = ev.InputGiven(cell=stimulus.cell, text=None if waiting.secret else stimulus.text)
+        return Decision([given], [SendAnswer(stimulus.cell, stimulus.text)])
+
+    def _state_saved(self, stimulus: StateSaved) -> Decision:
         if self.state is not S.RESTORING:
             return Decision()
-        return Decision([stimulus.event], [ResumeQueue(), *([ResumeSaved()] if self.queue else [])])
+        return Decision([stimulus.event], [ResumeSaved()] if self.queue else [])
 
     def _stay(self) -> Decision:
         if self.state is not S.RESTORING:
@@ -452,8 +508,8 @@ class Machine(MachineState):
     def _rests_until(self) -> float | None:
         """When it has rested long enough to be put to sleep."""
         rest = self.policy.hibernate_seconds
-        awake = self.state is S.IDLE and not self.asleep and not self.sleepless and not self.queue
-        if self.lease is not None and self.lease.paused:
+        awake = self.state is S.IDLE and not self.sleepless and not self.queue
+        if self.paused:
             rest = 0.0
         elif self.programs:
             rest = None
@@ -488,7 +544,7 @@ class Machine(MachineState):
             out.events.insert(0, reached)
             return out
         for at, why in self._expiry():
-            if now >= at and self.lease is not None and self.lease.then == "pause" and not self.lease.paused:
+            if now >= at and self.lease is not None and self.lease.then == "pause" and not self.paused:
                 return Decision([ev.Leased(seconds=PAUSED_SECONDS, paused=True)])
             if now >= at:
                 return self._close(Close(why))
@@ -524,10 +580,15 @@ class Machine(MachineState):
 
     def commit(self, outcome: Decision, now: float) -> None:
         """Make the outcome true. Call it when its events are in the journal."""
+        before = self.state
         for event in outcome.events:
             self.evolve(event, now)
         for effect in outcome.effects:
             self._mark(effect, now)
+        if self.story is not None:
+            self.story.add(outcome, now, before, self.state)
+        if self.validate:
+            check_invariants(self)
 
     def _mark(self, effect: Effect, now: float) -> None:
         run = self.running
@@ -537,6 +598,20 @@ class Machine(MachineState):
                     self.running = Running(effect.cell, now)
                     self.flow, self.flooded = 0, False
                 self._move(S.BUSY)
+            case MarkSent():
+                self.running = Running(effect.cell, now)
+                self._move(S.BUSY)
+            case MarkUnsent():
+                self.running = self.waiting_for = None
+                self._move(S.IDLE)
+            case MarkProgram():
+                (self.programs.discard if effect.over else self.programs.add)(effect.number)
+            case ResetClocks():
+                self.active, self.programs = now, set()
+                if run is not None and run.kill_at is not None:
+                    run.kill_at = now + self.policy.grace_seconds
+            case AttachKernel():
+                self.ordered = effect.ordered
             case InterruptKernel() if run is not None:
                 run.stop, run.kill_at = effect.reason, effect.kill_at
             case KillKernel() if run is not None:
@@ -554,10 +629,10 @@ class Machine(MachineState):
             case ResumeQueue():
                 self._move(S.IDLE)
             case StartKernel():
-                self.running = None
+                self.running = self.waiting_for = None
                 self._move(S.STARTING)
             case WakeCheckpoint():
-                self.running = None
+                self.running = self.waiting_for = None
                 self._move(S.RESTORING)
             case _:
                 pass

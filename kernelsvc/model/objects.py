@@ -33,6 +33,8 @@ class SessionState(StrEnum):
     IDLE = "idle"
     BUSY = "busy"
     RESTORING = "restoring"
+    HIBERNATED = "hibernated"
+    PAUSED = "paused"
     DEAD = "dead"
     CLOSED = "closed"
 

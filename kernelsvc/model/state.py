@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from kernelsvc.errors import Conflict
 from kernelsvc.model import events as ev
@@ -30,12 +30,16 @@ MOVES: dict[SessionState, frozenset[SessionState]] = {
     S.STARTING: frozenset({S.IDLE, S.DEAD, S.CLOSED}),
     S.IDLE: frozenset({S.BUSY, S.STARTING, S.RESTORING, S.DEAD, S.CLOSED}),
     S.BUSY: frozenset({S.IDLE, S.STARTING, S.RESTORING, S.DEAD, S.CLOSED}),
-    S.RESTORING: frozenset({S.IDLE, S.STARTING, S.DEAD, S.CLOSED}),
+    S.RESTORING: frozenset({S.IDLE, S.HIBERNATED, S.PAUSED, S.STARTING, S.DEAD, S.CLOSED}),
+    S.HIBERNATED: frozenset({S.PAUSED, S.RESTORING, S.STARTING, S.CLOSED}),
+    S.PAUSED: frozenset({S.HIBERNATED, S.RESTORING, S.STARTING, S.CLOSED}),
     S.DEAD: frozenset({S.STARTING, S.RESTORING, S.CLOSED}),
     S.CLOSED: frozenset(),
 }
 
 
+#: States without a kernel: the variables are on disk.
+SAVED_STATES = frozenset({S.HIBERNATED, S.PAUSED})
 #: The limit on what the log takes of one cell.
 FLOOD = "max_cell_output_bytes"
 #: Why a cell was interrupted -> how it ends, for those that are not ``interrupted``.
@@ -88,6 +92,25 @@ class Running:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """An answer from a client that the running cell waits for.
+
+    It follows from the events alone, so a cell can be answered by another server than the one that saw it ask.
+
+    Attributes:
+        kind: what the cell asked for. ``input``: a line of text for ``input()`` or ``getpass``.
+        id: names this request among those of the session: the position in the log of the event that asked.
+        cell: the cell that waits.
+        secret: whether the answer must not be recorded.
+    """
+
+    kind: Literal["input"]
+    id: str
+    cell: str
+    secret: bool = False
+
+
+@dataclass(frozen=True)
 class Policy:
     """The figures that decisions need. Seconds; bytes; counts."""
 
@@ -116,6 +139,7 @@ class MachineState:
         self.cells: dict[str, CellRecord] = {}
         self.queue: OrderedDict[str, ev.CellQueued] = OrderedDict()
         self.running: Running | None = None
+        self.waiting_for: Waiting | None = None
         self.checkpoints: OrderedDict[str, Checkpoint] = OrderedDict()
         self.execution_count = 0
         self.copies: dict[str, str] = {}  # checkpoint -> the kernel id of the parked process
@@ -130,13 +154,22 @@ class MachineState:
         self.flow = 0  # output since the last cell began
         self.flooded = False
         self.close_reason: str | None = None
-        self.asleep = False  # the variables are on disk and there is no kernel
         self.programs: set[int] = set()  # that run beside the kernel
         self.sleepless = False  # it could not be put to sleep; not tried again before the next cell
         self.lease: ev.Leased | None = None
         self.leased_until = now
         self.ordered = False  # whether the kernel is; known when there is one
         self.run_since: float | None = None  # when it was last taken out of a pause
+
+    @property
+    def hibernated(self) -> bool:
+        """Whether the variables are on disk and there is no kernel."""
+        return self.state in SAVED_STATES
+
+    @property
+    def paused(self) -> bool:
+        """Whether the session's owner has paused it: a lease that serves no cells."""
+        return self.lease is not None and self.lease.paused
 
     def evolve(self, event: Event, now: float) -> None:
         """Apply one event that is in the journal; over a whole journal this rebuilds the machine."""
@@ -166,23 +199,31 @@ class MachineState:
                 self._move(S.BUSY if self.running else S.IDLE)
             case ev.KernelDied():
                 self._evolve_died(event)
+            case ev.InputRequested():
+                self._evolve_input_requested(event)
+            case ev.InputGiven() if self.waiting_for is not None and event.cell == self.waiting_for.cell:
+                self.waiting_for = None
             case ev.SessionClosed():
                 self.close_reason = event.reason
-                self.running = None
+                self.running = self.waiting_for = None
                 self.checkpoints.clear()
                 self._move(S.CLOSED)
             case ev.Leased():
-                if self.lease is not None and self.lease.paused and not event.paused:
+                if self.paused and not event.paused:
                     self.run_since = now
                 self.lease, self.leased_until = event, now + event.seconds
+                if self.hibernated:
+                    self._move(S.PAUSED if event.paused else S.HIBERNATED)
             case ev.ProgramStarted():
                 self.programs.add(event.program)
             case ev.ProgramEnded():
                 self.programs.discard(event.program)
                 self.active, self.sleepless = now, False
             case ev.Hibernated():
-                self.asleep = True
                 self._forget_copies()
+                if self.state is S.IDLE:  # in a replay: that saving began left no event
+                    self._move(S.RESTORING)
+                self._move(S.PAUSED if self.paused else S.HIBERNATED)
             case ev.CheckpointMade():
                 self.copies[event.checkpoint] = event.kernel
                 self._moments.setdefault(event.checkpoint, event.seq)
@@ -248,9 +289,15 @@ class MachineState:
             self.present = event.cell
             record.ran = True
             self.last_struck = frozenset(self.running.struck) if self.running else frozenset()
-            self.running = None
+            self.running = self.waiting_for = None
             if self.state is S.BUSY:
                 self._move(S.IDLE)
+
+    def _evolve_input_requested(self, event: ev.InputRequested) -> None:
+        run = self.running
+        # A cell that the log has not seen start can't ask: a replay of the log would not know that it runs.
+        if run is not None and run.id == event.cell and self.cells[run.id].state is CellState.RUNNING:
+            self.waiting_for = Waiting("input", str(event.seq), run.id, secret=event.password)
 
     def _evolve_output(self, event: Event) -> None:
         size = output_size(event)
@@ -271,9 +318,8 @@ class MachineState:
     def _evolve_kernel(self, event: Event, now: float) -> None:
         self.frame = 0
         self.flow, self.flooded = 0, False
-        self.running = None
+        self.running = self.waiting_for = None
         self.active = now
-        self.asleep = False
         if isinstance(event, ev.RolledBack | ev.KernelRestored):
             self.present = event.after_cell
             turned = (
@@ -285,16 +331,22 @@ class MachineState:
                 if cell in self.cells:
                     self.cells[cell].turned += (event.seq,)
         if isinstance(event, ev.SessionStarted):
-            self.began_empty = event.parent is None
+            self.born, self.began_empty = now, event.parent is None
         if isinstance(event, ev.KernelRestarted):
             for cell in self.since(None):
                 self.cells[cell].lost = True
             self.present, self.began_empty = None, True
             self._forget_copies()
             self.execution_count = 0
-        if self.state is S.DEAD:  # in a replay: that a restart was asked for left no event
+        # In a replay: that a restart was asked for, or a resume began, left no event.
+        if self.state is S.DEAD:
             self._move(S.STARTING)
+        self._leave_saved()
         self._move(S.IDLE)
+
+    def _leave_saved(self) -> None:
+        if self.hibernated:
+            self._move(S.RESTORING)
 
     def since(self, cell: str | None) -> list[str]:
         """Cells that finished after ``cell`` and whose effects stand; all of them for None."""
@@ -328,6 +380,7 @@ class MachineState:
 
     def _evolve_died(self, event: ev.KernelDied) -> None:
         # The cell that ran ends by its own event, which follows and finds it still there.
+        self._leave_saved()
         self._move(S.DEAD if event.cause == "start" else S.RESTORING if self.checkpoints else S.STARTING)
 
 

@@ -66,7 +66,11 @@ class KernelIdle:
 
 @dataclass(frozen=True)
 class KernelExited:
-    """The kernel's process is gone."""
+    """The kernel's process is gone.
+
+    Attributes:
+        restorable: a checkpoint's process waits to take its place.
+    """
 
     cause: str
     message: str
@@ -77,9 +81,33 @@ class KernelExited:
 
 @dataclass(frozen=True)
 class KernelReady:
-    """A kernel is there: a new one, a woken checkpoint, or one found again."""
+    """A kernel is there: a new one, a resumed checkpoint, or one that an earlier server started.
+
+    Attributes:
+        event: how it came to be.
+        ordered: whether its messages come in one order (``kernels.port``).
+    """
 
     event: Event
+    ordered: bool = False
+
+
+@dataclass(frozen=True)
+class JournalReplayed:
+    """A new server has rebuilt the session. The time without a server counts as no idle time."""
+
+
+@dataclass(frozen=True)
+class DeliveryKnown:
+    """A new server has learned which cells an earlier one sent.
+
+    Attributes:
+        received: cells that the kernel has received, or may have: such a cell must not run twice.
+        ordered: as in ``KernelReady``.
+    """
+
+    received: frozenset[str]
+    ordered: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +130,37 @@ class Restart:
     """Give the session a new kernel with empty variables."""
 
     why: str = "requested"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A client answers the running cell, which waits for it (``MachineState.waiting_for``)."""
+
+    cell: str
+    text: str
+
+
+@dataclass(frozen=True)
+class BeginProgram:
+    """A program is about to start in the session's container; the session doesn't hibernate until it has ended.
+
+    Attributes:
+        number: names the start until the program has a pid.
+    """
+
+    number: int
+
+
+@dataclass(frozen=True)
+class ProgramBegun:
+    """The start of a program is over: its event is in the log, or it failed."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Give a hibernated session a kernel with the saved variables."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +211,13 @@ Stimulus = (
     | KernelIdle
     | KernelExited
     | KernelReady
+    | JournalReplayed
+    | DeliveryKnown
     | StartFailed
+    | Answer
+    | BeginProgram
+    | ProgramBegun
+    | Resume
     | Interrupt
     | Restart
     | BeginSwitch
@@ -173,6 +238,48 @@ class SendCell:
     """Send the cell's code to the kernel."""
 
     cell: str
+
+
+@dataclass(frozen=True)
+class AttachKernel:
+    """Cells go to this kernel from now on."""
+
+    ordered: bool
+
+
+@dataclass(frozen=True)
+class MarkSent:
+    """Treat the cell as sent, and send nothing."""
+
+    cell: str
+
+
+@dataclass(frozen=True)
+class MarkUnsent:
+    """Treat the running cell as one that was never sent."""
+
+    cell: str
+
+
+@dataclass(frozen=True)
+class ResetClocks:
+    """Count idle time and the time until a kill from now on; programs ended with the server that ran them."""
+
+
+@dataclass(frozen=True)
+class MarkProgram:
+    """Count a program that is being started; count it no more if it is ``over``."""
+
+    number: int
+    over: bool
+
+
+@dataclass(frozen=True)
+class SendAnswer:
+    """Send a client's answer to the cell that waits for it."""
+
+    cell: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -239,6 +346,12 @@ class EndKernel:
 
 Effect = (
     SendCell
+    | SendAnswer
+    | AttachKernel
+    | MarkSent
+    | MarkUnsent
+    | MarkProgram
+    | ResetClocks
     | InterruptKernel
     | KillKernel
     | NoteReply
@@ -255,7 +368,12 @@ Effect = (
 
 @dataclass
 class Decision:
-    """The events that happened and the effects that follow."""
+    """The events that happened and the effects that follow.
+
+    Attributes:
+        stimulus: what was decided on; None for events that are only recorded.
+    """
 
     events: list[Event] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
+    stimulus: Stimulus | None = field(default=None, compare=False)

@@ -177,6 +177,7 @@ class Adoption:
         except (OSError, KernelsvcError) as error:
             log.warning("session %s can't be adopted yet: %s", session.id, error)
             return False
+        self._projections.index.set_state(session.id, session.state)
         return True
 
     async def _adopt_later(self, session: Session) -> None:

@@ -66,6 +66,7 @@ class SessionEnvironment:
         Raises:
             SessionClosed, KernelDead: it can't have one.
         """
-        if session.kernel is None and session.machine.asleep:
+        await session.settled()  # it may be on its way there, or back
+        if session.hibernated:
             (cell,) = session.submit([CellRequest(code="", silent=True)])
             await session.wait(cell)

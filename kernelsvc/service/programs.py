@@ -10,7 +10,6 @@ when nobody watches, what it writes is read and dropped.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 
@@ -144,7 +143,6 @@ class Programs:
         self._find, self._surroundings, self._host = find, surroundings, host
         self._running: dict[str, dict[int, Program]] = {}
         self._tasks: dict[asyncio.Task[None], str] = {}
-        self._numbers = itertools.count(1)
 
     async def start(
         self,
@@ -182,9 +180,7 @@ class Programs:
             raise QuotaExceeded(f"{MAX_PROGRAMS} programs of this session run; end one of them.")
         if found.info is None:
             raise KernelDead("The session has no kernel now; restart it, then run the program.")
-        promised = -next(self._numbers)  # a session does not fall asleep while its program begins
-        found.machine.programs.add(promised)
-        try:
+        with found.starting_program():
             process = await exec_process.start(
                 self._host,
                 found.info.id,
@@ -199,8 +195,6 @@ class Programs:
             self._running.setdefault(session, {})[program.pid] = program
             logged = [argument[:MAX_LOGGED_TEXT] for argument in program.argv[:MAX_LOGGED]]
             found.try_record(ev.ProgramStarted(program=program.pid, argv=logged, cwd=cwd))
-        finally:
-            found.machine.programs.discard(promised)
         task = asyncio.get_running_loop().create_task(self._attend(found, program))
         self._tasks[task] = session
         task.add_done_callback(lambda done: self._tasks.pop(done, None))

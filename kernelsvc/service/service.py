@@ -719,6 +719,7 @@ class Service:
 
     def _observe(self, session: Session, events: Sequence[Event]) -> None:
         self._projections.feed(session.id, events)
+        self._projections.index.set_state(session.id, session.state)
         last = events[-1]
         if isinstance(last, ev.SessionClosed):
             self._live.pop(session.id, None)

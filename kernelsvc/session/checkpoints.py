@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -252,9 +252,10 @@ class Checkpoints:
             raise NotFound(f"There is no checkpoint {which!r}; list the session's checkpoints.")
         return found
 
-    def newest(self) -> Checkpoint | None:
-        """The copy of the latest moment."""
-        return max(self._session.machine.checkpoints.values(), key=lambda c: c.seq, default=None)
+    def newest(self, besides: Collection[str] = ()) -> Checkpoint | None:
+        """The checkpoint of the latest moment; those ``besides`` are left out."""
+        kept = [c for c in self._session.machine.checkpoints.values() if c.id not in besides]
+        return max(kept, key=lambda c: c.seq, default=None)
 
     def before(self, cell: str | None) -> Checkpoint | None:
         """The copy of the state before a cell; by default before the last one that finished.

@@ -6,17 +6,16 @@ machine holds cells back meanwhile, so none is sent to a kernel that is going.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotSupported
 from kernelsvc.kernels.port import Kernel, SaveResult
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import SessionState
-from kernelsvc.model.stimuli import AbortSwitch, BeginSwitch, StartFailed, StateSaved
+from kernelsvc.model.stimuli import AbortSwitch, BeginSwitch, Resume, StartFailed, StateSaved
 from kernelsvc.session.ids import new_kernel_id
 
 if TYPE_CHECKING:
@@ -36,11 +35,9 @@ class KernelLifecycle:
     def __init__(self, session: Session, saved: Path | None) -> None:
         self._session = session
         self._saved = saved
-        self._turning: asyncio.Task[Any] | None = None
 
     async def replace(self, why: str) -> None:
         """A new kernel with empty variables in place of the old one."""
-        self._turning = asyncio.current_task()
         await self._let_go(KernelDead("The kernel was replaced before it answered; ask again."))
         await self._session.copies.discard_all()
         kernel = await self._start()
@@ -72,15 +69,15 @@ class KernelLifecycle:
 
     async def restore(self) -> None:
         """Wake the newest checkpoint in place of a kernel that died; a new kernel if none wakes."""
-        self._turning = asyncio.current_task()
         session = self._session
         await self._let_go(KernelDead("The kernel died before it answered; ask again."))
-        while (newest := session.copies.newest()) is not None:
+        failed: set[str] = set()
+        while (newest := session.copies.newest(failed)) is not None:
             try:
                 kernel, request = await session.copies.resume(newest)
             except KernelsvcError as error:
                 session.try_record(ev.CheckpointDropped(checkpoint=newest.id, why=error.message))
-                session.machine.copies.pop(newest.id, None)
+                failed.add(newest.id)  # when the disk refuses, the log does not say so
                 continue
             await session.copies.restrict_writes(kernel)
             session.about.kernel = request.kernel
@@ -157,7 +154,7 @@ class KernelLifecycle:
         """
         session = self._session
         session.require_writable_log()
-        if session.machine.asleep:
+        if session.machine.hibernated:
             return
         session.handle(BeginSwitch())
         try:
@@ -165,8 +162,7 @@ class KernelLifecycle:
         except BaseException:
             session.handle(AbortSwitch())
             raise
-        paused = session.machine.lease is not None and session.machine.lease.paused
-        if kindly and session.machine.programs and not paused:
+        if kindly and session.machine.programs and not session.machine.paused:
             session.handle(AbortSwitch())
             raise Conflict("A program has begun beside the kernel.")
         await session.copies.discard_all()
@@ -200,16 +196,15 @@ class KernelLifecycle:
         Raises:
             Conflict: it is on its way to sleep, or back; try again in a moment.
         """
-        turning = self._turning
-        if self._session.kernel is None and turning is not None and turning is not asyncio.current_task():
-            await asyncio.wait([turning])
-        if self._session.machine.asleep:
-            self._session.handle(BeginSwitch())
-            await self.resume()
+        session = self._session
+        if session.kernel is None:
+            await session.settled()
+        if session.machine.hibernated:
+            session.handle(Resume())
+            await session.settled()
 
     async def resume(self) -> None:
         """A fresh kernel with the saved variables; they are read by it and by nobody else."""
-        self._turning = asyncio.current_task()
         session = self._session
         kernel = await self._start()
         if kernel is None:

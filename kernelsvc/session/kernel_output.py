@@ -43,7 +43,6 @@ class KernelOutput:
 
     Attributes:
         busy: a batch is being journaled; deadlines are looked at when it is done.
-        input: what the running cell's ``input()`` asked and nobody has answered yet.
     """
 
     def __init__(self, session: Session, questions: KernelRequests) -> None:
@@ -54,7 +53,6 @@ class KernelOutput:
         self._early: list[Output] = []
         self._handled = 0
         self.busy = False
-        self.input: ev.InputRequested | None = None
 
     def new_kernel(self) -> None:
         """Another kernel speaks from now on; nothing of its first batch is on record."""
@@ -161,8 +159,6 @@ class KernelOutput:
             event.cell = cell
         if item.frame is not None:
             event.frame = item.frame
-        if isinstance(event, ev.InputRequested):
-            self.input = event
         pending.append(event)
 
     def _cell_of(self, parent: str) -> str | None:

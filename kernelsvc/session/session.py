@@ -23,9 +23,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -42,19 +43,26 @@ from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest, CellState, SessionInfo, SessionState
 from kernelsvc.model.state import Policy
 from kernelsvc.model.stimuli import (
+    Answer,
+    BeginProgram,
     Close,
     Decision,
+    DeliveryKnown,
     Effect,
     EndKernel,
     Hibernate,
     Interrupt,
     InterruptKernel,
+    JournalReplayed,
     KernelExited,
     KernelReady,
     KillKernel,
+    ProgramBegun,
     RecordEvents,
     Restart,
+    Resume,
     ResumeSaved,
+    SendAnswer,
     SendCell,
     StartKernel,
     Stimulus,
@@ -62,6 +70,7 @@ from kernelsvc.model.stimuli import (
     Tick,
     WakeCheckpoint,
 )
+from kernelsvc.model.story import Story
 from kernelsvc.session.cell_views import CellViews, Log
 from kernelsvc.session.checkpoints import Checkpoints
 from kernelsvc.session.ids import new_cell_id, new_id
@@ -133,7 +142,10 @@ class Session:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starts = itertools.count(1)
         self.closed = asyncio.Event()
+        if Machine.validate or log.isEnabledFor(logging.DEBUG):
+            self.machine.story = Story()
 
     # -- life ------------------------------------------------------------------------
 
@@ -153,6 +165,11 @@ class Session:
     def state(self) -> SessionState:
         """Where the session is in its life."""
         return self.machine.state
+
+    @property
+    def hibernated(self) -> bool:
+        """Whether the variables are on disk and there is no kernel."""
+        return self.machine.hibernated
 
     @property
     def info(self) -> KernelInfo | None:
@@ -200,9 +217,8 @@ class Session:
     def adopt_kernel(self, kernel: Kernel, event: Event) -> None:
         """This is the session's kernel from now on, and ``event`` says how it came to be."""
         self.kernel, self.report = kernel, kernel.sandbox
-        self.machine.ordered = kernel.ordered
         self.hearing.new_kernel()
-        self.handle(KernelReady(event))
+        self.handle(KernelReady(event, ordered=kernel.ordered))
         self.hearing.flush_early()
 
     def rebuild(self, events: Iterable[Event]) -> None:
@@ -218,10 +234,7 @@ class Session:
                 self.about.kernel = started.id
             if isinstance(event, ev.SessionStarted):
                 self.report = event.sandbox
-                self.machine.born = moment
-        self.machine.active, self.machine.programs = now, set()  # while there was no server, nobody used it
-        if self.machine.running is not None and self.machine.running.kill_at is not None:
-            self.machine.running.kill_at = now + self.machine.policy.grace_seconds
+        self.machine.commit(self.machine.decide(JournalReplayed(), now), now)
 
     async def adopt(self) -> None:
         """Find the kernel that an earlier server started; start a new one if it is gone. Safe to cancel.
@@ -232,7 +245,9 @@ class Session:
         """
         if self.state in (SessionState.CLOSED, SessionState.DEAD) or self.kernel is not None:
             return
-        if self.machine.asleep:
+        if self.machine.hibernated:
+            if self.machine.queue:  # the earlier server ended before it had resumed the session for them
+                self.handle(Resume())
             self.schedule_timer()
             return
         try:
@@ -248,15 +263,10 @@ class Session:
             self._resume(kernel)
 
     def _resume(self, kernel: Kernel) -> None:
-        """Go on with an adopted kernel: whether it has the first cell is what it says, not what we meant to send."""
-        machine = self.machine
-        pending = next(iter(machine.queue), None)
-        run = machine.running
-        if run is not None and (kernel.ordered or not run.began) and not kernel.has_received(run.id):
-            machine.running = None
-        if pending and machine.running is None and kernel.has_received(pending):
-            machine.commit(Decision([], [SendCell(pending)]), self._loop.time())
+        """Continue with a kernel that an earlier server started."""
+        received = frozenset(cell for cell in self.machine.queue if kernel.has_received(cell))
         try:
+            self.handle(DeliveryKnown(received, ordered=kernel.ordered))
             self.adopt_kernel(kernel, ev.SessionAdopted(kernel=kernel.info))
         except OSError:
             self.kernel = None
@@ -272,14 +282,9 @@ class Session:
             again = self.succession
             self.spawn(again.restore() if self.machine.copies else again.replace("not found after a restart"))
         else:
-            self._maybe_sent()
+            # A cell that the log calls queued may have been sent, and may have run: it must not run again.
+            self.handle(DeliveryKnown(frozenset(self.machine.queue)))
             self.exited(exit or Exit(cause=Cause.LOST, message="The kernel ended, and nobody was there to see how"))
-
-    def _maybe_sent(self) -> None:
-        """A cell that waited for nobody may have been sent, and may have run: it must not run again."""
-        pending = next(iter(self.machine.queue), None)
-        if pending is not None and self.machine.running is None:
-            self.machine.commit(Decision([], [SendCell(pending)]), self._loop.time())
 
     def detach(self) -> None:
         """Let go of the kernel without ending it: the server stops, the session lives on."""
@@ -319,6 +324,8 @@ class Session:
                 self._failed(error)
                 raise
         self.machine.commit(outcome, now)
+        if log.isEnabledFor(logging.DEBUG) and self.machine.story is not None:
+            log.debug("session %s: transition %s", self.id, self.machine.story.transitions[-1])
         sends = [effect for effect in outcome.effects if isinstance(effect, SendCell)]
         try:
             for send in sends:  # first: the kernel can work while we keep our books
@@ -373,6 +380,9 @@ class Session:
                 self._loop.call_soon(self._send, effect.cell)  # behind the request for a copy, so that it is of before
             case SendCell():
                 self._send(effect.cell)
+            case SendAnswer() if self.kernel:
+                content = {"value": effect.text, "status": "ok"}
+                self.kernel.send("stdin", "input_reply", content, msg_id=new_id("i"))
             case InterruptKernel() if self.kernel and self.machine.running:
                 self._interrupt_until_dead(self.machine.running.id)
             case KillKernel() if self.kernel:
@@ -405,7 +415,6 @@ class Session:
             return
         if self._sync == "run":
             self._sync_log()
-        self.hearing.input = None
         self.copies.cell_sent(self._loop.time())
         if self.kernel:
             self.kernel.execute(
@@ -623,7 +632,7 @@ class Session:
             queued=len(machine.queue) - (machine.running is not None),
             running=machine.running.id if machine.running else None,
             beside=about.beside,
-            paused=machine.lease is not None and machine.lease.paused,
+            paused=machine.paused,
         )
 
     async def settled(self) -> None:
@@ -685,13 +694,20 @@ class Session:
         Raises:
             Conflict: the cell does not wait for input.
         """
-        run, asked = self.machine.running, self.hearing.input
-        if run is None or run.id != cell or asked is None or self.kernel is None:
-            raise Conflict(f"Cell {cell!r} does not wait for input; wait for its input_requested event.")
         self.require_writable_log()
-        self.handle(RecordEvents((ev.InputGiven(cell=cell, text=None if asked.password else text),)))
-        self.hearing.input = None
-        self.kernel.send("stdin", "input_reply", {"value": text, "status": "ok"}, msg_id=new_id("i"))
+        if self.machine.running is not None and self.kernel is None:
+            raise Conflict("The kernel of this session is not connected yet; try again in a moment.")
+        self.handle(Answer(cell, text))
+
+    @contextlib.contextmanager
+    def starting_program(self) -> Iterator[None]:
+        """Don't hibernate while a program starts: its start takes time, and its event comes at the end."""
+        number = -next(self._starts)  # below 0, where no pid is
+        self.handle(BeginProgram(number))
+        try:
+            yield
+        finally:
+            self.handle(ProgramBegun(number))
 
     async def request(self, msg_type: str, content: dict[str, Any], *, timeout: float = 10.0) -> dict[str, Any]:
         """Ask the kernel something that is not a cell; answered between cells. Safe to cancel.
@@ -730,6 +746,6 @@ class Session:
             raise SessionClosed()
         if self.kernel is None:
             raise KernelDead(
-                "The session has no kernel now; run a cell to wake or restore it." if self.machine.asleep else None
+                "The session is hibernated and has no kernel; run a cell to resume it." if self.hibernated else None
             )
         return self.kernel

@@ -198,7 +198,7 @@ class Index:
         self._change(session).state = _STATES[type(event)]
 
     def set_state(self, session: str, state: str) -> None:
-        """Note a state that no event tells. Never raises."""
+        """Note the state of an open session, as its machine knows it. Never raises."""
         self._change(session).state = state
 
     def remove(self, session: str) -> None:
@@ -369,12 +369,15 @@ def _event(line: bytes) -> Event | None:
         return None
 
 
-#: What an event says about its session's state; the machine knows better, and ``set_state`` tells.
+#: The state that an event leads to, for a journal that is read without a machine. Of an open session ``set_state``
+#: says more: a pause and a failed start have no event of their own.
 _STATES: dict[type[Event], str] = {
     ev.CellStarted: "busy",
     ev.KernelDied: "restoring",
     ev.KernelRestored: "idle",
     ev.KernelRestarted: "idle",
+    ev.Hibernated: "hibernated",
+    ev.Woken: "idle",
     ev.SessionClosed: "closed",
 }
 

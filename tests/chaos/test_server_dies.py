@@ -9,6 +9,7 @@ import pytest
 from waiting import wait_until
 
 from chaos.arena import Arena, Witness, check, counting, journal_of
+from kernelsvc.errors import Conflict
 from kernelsvc.model import events as ev
 
 pytestmark = pytest.mark.timeout(180)
@@ -115,6 +116,27 @@ async def test_interrupted_just_before_the_server_dies(arena):
         await session.interrupt()
         await arena.restart()
         assert (await running).reason == "interrupted"
+
+
+@pytest.mark.parametrize("ask", ["input('name? ')", "__import__('getpass').getpass('name? ')"])
+async def test_a_cell_that_waits_for_input_is_answered_by_the_next_server(arena, ask):
+    async with arena.client() as client, await client.create_session() as session:
+        witness = Witness(session)
+        code = f"for _ in range(2):\n    print('hello', {ask})"
+        running = asyncio.ensure_future(session.batch([{"code": code, "cell": "asks", "allow_stdin": True}]))
+
+        def asked() -> int:
+            return sum(isinstance(event, ev.InputRequested) for event in witness.seen)
+
+        for count, name in enumerate(("Ada", "Grace"), 1):
+            await wait_until(lambda count=count: asked() == count, what="the question")
+            await arena.restart()
+            await session.input("asks", name)
+        (cell,) = await running
+        assert cell.reason == "ok"
+        assert [line for line in cell.text.splitlines() if line.startswith("hello")] == ["hello Ada", "hello Grace"]
+        with pytest.raises(Conflict):
+            await session.input("asks", "late")
 
 
 async def test_the_time_a_cell_may_take_goes_on_without_a_server(arena):

@@ -18,6 +18,9 @@ _STATES = {
     SessionState.IDLE: "idle",
     SessionState.BUSY: "busy",
     SessionState.RESTORING: "restarting",
+    # Jupyter has no word for a kernel without a process that takes the next cell all the same.
+    SessionState.HIBERNATED: "idle",
+    SessionState.PAUSED: "idle",
     SessionState.DEAD: "dead",
     SessionState.CLOSED: "dead",
 }

@@ -6,28 +6,39 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelsvc.errors import CellExists, KernelDead, KernelsvcError, QuotaExceeded, SessionClosed
+from kernelsvc.errors import CellExists, Conflict, KernelDead, KernelsvcError, QuotaExceeded, SessionClosed
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
+from kernelsvc.model.invariants import InvariantError
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest, SessionState
-from kernelsvc.model.state import MOVES, Policy
+from kernelsvc.model.replay import replay
+from kernelsvc.model.state import MOVES, Policy, Waiting
 from kernelsvc.model.stimuli import (
     AbortSwitch,
+    Answer,
+    AttachKernel,
+    BeginProgram,
     BeginSwitch,
     CellBegan,
     CheckOutputLimit,
     Close,
+    DeliveryKnown,
     EndKernel,
     Interrupt,
     InterruptKernel,
+    JournalReplayed,
     KernelExited,
     KernelIdle,
     KernelReady,
     KernelReplied,
     KillKernel,
+    ProgramBegun,
     RecordEvents,
     Restart,
+    Resume,
+    ResumeSaved,
+    SendAnswer,
     SendCell,
     StartFailed,
     StartKernel,
@@ -36,22 +47,23 @@ from kernelsvc.model.stimuli import (
     Tick,
     WakeCheckpoint,
 )
+from kernelsvc.model.story import Story
 
 
 def drive(machine, *stimuli, now=0.0):
-    """Decide and commit each; return all events and effects."""
+    """Decide and commit each; return all events and effects, but not that a kernel is attached, as each is."""
     events, effects = [], []
     for stimulus in stimuli:
         outcome = machine.decide(stimulus, now)
         machine.commit(outcome, now)
         events += outcome.events
-        effects += outcome.effects
+        effects += [effect for effect in outcome.effects if not isinstance(effect, AttachKernel)]
     return events, effects
 
 
-def ready(policy=None):
+def ready(policy=None, *, ordered=False):
     machine = Machine(policy or Policy())
-    drive(machine, KernelReady(ev.SessionStarted()))
+    drive(machine, KernelReady(ev.SessionStarted(), ordered=ordered))
     return machine
 
 
@@ -77,9 +89,7 @@ def test_a_cell_goes_from_queued_to_finished():
 
 
 def ordered():
-    machine = ready()
-    machine.ordered = True
-    return machine
+    return ready(ordered=True)
 
 
 def counts(events):
@@ -137,17 +147,17 @@ def test_a_cell_that_waits_for_another_kernel_is_the_first_that_this_one_counts(
     drive(
         machine, submit("a"), KernelReplied("a", "ok", 1), submit("b"), KernelExited("signalled", "gone"), submit("c")
     )
-    events, effects = drive(machine, KernelReady(ev.KernelRestarted(why="died")))
+    events, effects = drive(machine, KernelReady(ev.KernelRestarted(why="died"), ordered=True))
     assert types(events) == ["KernelRestarted", "CellStarted"]
-    assert (events[1].cell, events[1].execution_count, effects) == ("c", 1, [SendCell("c")])
+    assert (events[1].cell, events[1].execution_count, effects[-1]) == ("c", 1, SendCell("c"))
 
 
 def test_a_cell_that_never_reached_the_kernel_is_sent_again_and_begins_once():
     machine = ordered()
     drive(machine, submit("a"))
-    machine.running = None  # as after a restart of the server, when the kernel does not know it
-    events, effects = drive(machine, KernelReady(ev.SessionAdopted()))
-    assert (types(events), effects, machine.running.id) == (["SessionAdopted"], [SendCell("a")], "a")
+    drive(machine, DeliveryKnown(frozenset(), ordered=True))  # after a restart: the kernel does not know it
+    events, effects = drive(machine, KernelReady(ev.SessionAdopted(), ordered=True))
+    assert (types(events), effects[-1], machine.running.id) == (["SessionAdopted"], SendCell("a"), "a")
 
 
 def test_idle_before_reply_ends_the_cell_too():
@@ -323,6 +333,130 @@ def test_idle_and_lifetime_expire():
     assert events[-1].reason == "lifetime"
 
 
+def state_of(machine):
+    return copy.deepcopy({name: value for name, value in machine.__dict__.items() if name != "story"})
+
+
+def asking(secret=False):
+    machine = ordered()
+    drive(machine, submit("a"), RecordEvents((ev.InputRequested(cell="a", seq=5, prompt="? ", password=secret),)))
+    return machine
+
+
+def test_a_cell_that_waits_is_answered_once():
+    machine = asking()
+    assert machine.waiting_for == Waiting("input", "5", "a")
+    events, effects = drive(machine, Answer("a", "ada"))
+    assert (types(events), events[0].text, effects) == (["InputGiven"], "ada", [SendAnswer("a", "ada")])
+    assert machine.waiting_for is None
+    with pytest.raises(Conflict):
+        machine.decide(Answer("a", "again"), 0.0)
+
+
+def test_a_secret_answer_is_sent_and_not_recorded():
+    events, effects = drive(asking(secret=True), Answer("a", "hunter2"))
+    assert (events[0].text, effects) == (None, [SendAnswer("a", "hunter2")])
+
+
+@pytest.mark.parametrize(
+    "end", [KernelReplied("a", "ok", 1), KernelExited("signalled", "gone"), Restart(), Close("done")]
+)
+def test_a_cell_that_has_ended_waits_for_no_answer(end):
+    machine = asking()
+    drive(machine, end)
+    assert machine.waiting_for is None
+    with pytest.raises(Conflict):
+        machine.decide(Answer("a", "late"), 0.0)
+
+
+def test_only_the_running_cell_can_ask():
+    machine = ordered()
+    drive(machine, submit("a", "b"), RecordEvents((ev.InputRequested(cell="b", seq=5),)))
+    assert machine.waiting_for is None
+
+
+def test_what_a_cell_waits_for_is_rebuilt_from_the_log():
+    machine, journal = ready(ordered=True), [ev.SessionStarted()]
+    for stimulus in (submit("a"), RecordEvents((ev.InputRequested(cell="a", seq=5),))):
+        journal += drive(machine, stimulus)[0]
+    again = Machine(machine.policy)
+    for event in journal:
+        again.evolve(event, 0.0)
+    drive(again, JournalReplayed(), DeliveryKnown(frozenset("a"), ordered=True))
+    assert again.waiting_for == machine.waiting_for is not None
+
+
+def hibernated():
+    machine = ready()
+    drive(machine, BeginSwitch(), StateSaved(ev.Hibernated(saved=1)))
+    return machine
+
+
+def test_a_hibernated_session_resumes_for_a_cell():
+    machine = hibernated()
+    assert (machine.state, machine.decide(Tick(), 1.0).effects) == (SessionState.HIBERNATED, [])
+    assert drive(machine, submit("a"))[1] == [ResumeSaved()]
+    assert machine.state is SessionState.RESTORING
+    assert SendCell("a") in drive(machine, KernelReady(ev.Woken()))[1]
+
+
+def test_a_hibernated_session_resumes_on_demand_and_only_then():
+    machine = hibernated()
+    assert drive(machine, Resume())[1] == [ResumeSaved()]
+    assert drive(machine, Resume(), KernelReady(ev.Woken()), Resume())[1] == []
+    assert machine.state is SessionState.IDLE
+
+
+def test_a_lease_decides_whether_a_hibernated_session_is_paused():
+    machine = hibernated()
+    drive(machine, RecordEvents((ev.Leased(seconds=9, paused=True),)))
+    assert machine.state is SessionState.PAUSED
+    drive(machine, RecordEvents((ev.Leased(seconds=9),)))
+    assert machine.state is SessionState.HIBERNATED
+    machine = ready()
+    drive(machine, RecordEvents((ev.Leased(seconds=9, paused=True),)))
+    assert machine.state is SessionState.IDLE, "its variables are in memory still"
+    drive(machine, BeginSwitch(), StateSaved(ev.Hibernated()))
+    assert machine.state is SessionState.PAUSED
+
+
+@pytest.mark.parametrize(
+    ("after", "state"),
+    [
+        ([], SessionState.HIBERNATED),
+        ([ev.Woken()], SessionState.IDLE),
+        ([ev.KernelRestarted()], SessionState.IDLE),
+        ([ev.KernelDied(cause="start")], SessionState.DEAD),
+        ([ev.KernelDied(cause="start"), ev.KernelRestarted()], SessionState.IDLE),
+        ([ev.Leased(seconds=9, paused=True)], SessionState.PAUSED),
+        ([ev.Leased(seconds=9, paused=True), ev.Leased(seconds=9), ev.Woken()], SessionState.IDLE),
+        ([ev.CellQueued(cell="a", code="")], SessionState.HIBERNATED),
+        ([ev.SessionClosed()], SessionState.CLOSED),
+    ],
+)
+def test_a_journal_with_a_hibernation_replays_into_its_state(after, state):
+    machine = Machine(Policy())
+    for event in (ev.SessionStarted(), ev.Hibernated(), *after):
+        machine.evolve(event, 0.0)
+    assert machine.state is state
+
+
+def test_an_invariant_that_is_broken_is_named():
+    machine = ready()
+    machine.waiting_for = Waiting("input", "1", "a")
+    with pytest.raises(InvariantError, match="only the running cell waits"):
+        drive(machine, Tick())
+
+
+def test_a_story_tells_each_transition_without_what_it_carries():
+    machine = ready()
+    machine.story = Story()
+    drive(machine, submit("a"), Interrupt())
+    first, second = str(machine.story).splitlines()
+    assert first == "1 Submit: idle -> busy, events CellQueued, effects SendCell"
+    assert second == "2 Interrupt: busy -> busy, events Interrupted, effects InterruptKernel"
+
+
 STIMULI = st.one_of(
     st.lists(st.sampled_from("abcdef"), min_size=1, max_size=3, unique=True).map(lambda cs: submit(*cs)),
     st.sampled_from("abcdef").map(lambda c: submit(c, on_error="continue")),
@@ -337,6 +471,12 @@ STIMULI = st.one_of(
     st.just(AbortSwitch()),
     st.just(StateSaved(ev.Hibernated())),
     st.just(KernelReady(ev.Woken())),
+    st.just(Resume()),
+    st.builds(lambda paused: RecordEvents((ev.Leased(seconds=400, paused=paused),)), st.booleans()),
+    st.builds(lambda c: RecordEvents((ev.InputRequested(cell=c, seq=7),)), st.sampled_from("abcdef")),
+    st.builds(Answer, st.sampled_from("abcdef"), st.just("text")),
+    st.builds(BeginProgram, st.integers(-3, -1)),
+    st.builds(ProgramBegun, st.integers(-3, -1)),
     st.just(Restart()),
     st.just(Close("x")),
     st.just(Tick()),
@@ -346,18 +486,20 @@ STIMULI = st.one_of(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(STIMULI, st.floats(0, 500)), max_size=40))
 def test_whatever_happens_each_cell_ends_at_most_once_and_replay_agrees(steps):
-    machine = ready(Policy(max_queued=4, cell_seconds=20, idle_seconds=300, lifetime_seconds=2000))
+    policy = Policy(max_queued=4, cell_seconds=20, idle_seconds=300, lifetime_seconds=2000)
+    machine, story = ready(policy), Story()
+    machine.story = story
     now, journal = 0.0, []
     for stimulus, passed in steps:
         now += passed
-        before = copy.deepcopy(machine.__dict__)
+        before = state_of(machine)
         state = machine.state
         try:
             outcome = machine.decide(stimulus, now)
         except KernelsvcError:
-            assert machine.__dict__ == before
+            assert state_of(machine) == before
             continue
-        assert machine.__dict__ == before, "decide changed the machine"
+        assert state_of(machine) == before, "decide changed the machine"
         if isinstance(stimulus, KernelReady) and state not in (SessionState.STARTING, SessionState.RESTORING):
             continue  # the session starts kernels only when the machine asked for one
         machine.commit(outcome, now)
@@ -373,9 +515,13 @@ def test_whatever_happens_each_cell_ends_at_most_once_and_replay_agrees(steps):
         again.evolve(event, 0.0)
     assert list(again.queue) == list(machine.queue)
     assert {c: r.reason for c, r in again.cells.items()} == {c: r.reason for c, r in machine.cells.items()}
-    if machine.state is SessionState.CLOSED:
-        assert not machine.queue
-        assert again.state is SessionState.CLOSED
+    assert again.waiting_for == machine.waiting_for
+    assert machine.state is not SessionState.CLOSED or not machine.queue
+    if machine.state is SessionState.CLOSED or machine.hibernated:
+        assert again.state is machine.state
+    replayed = ready(policy)
+    replay(story.transitions, replayed)
+    assert state_of(replayed) == state_of(machine)
 
 
 def test_every_state_has_a_row():

@@ -21,7 +21,10 @@ class Scripted:
         self.reply, self.asked = reply, []
         self.kernel: Any = object()
         self.info = SimpleNamespace(kind="forked")
-        self.machine = SimpleNamespace(asleep=False)
+        self.hibernated = False
+
+    async def settled(self) -> None:
+        """No kernel is being started."""
 
     async def request(self, kind: str, content: dict[str, Any], *, timeout: float) -> dict[str, Any]:
         self.asked.append((kind, content))
@@ -59,7 +62,7 @@ async def test_what_no_environment_holds_is_refused(environ: dict[str, str]) -> 
 
 async def test_a_session_that_sleeps_is_woken_and_a_cold_one_refused() -> None:
     session = Scripted(status="ok", before={})
-    session.kernel, session.machine.asleep = None, True
+    session.kernel, session.hibernated = None, True
     await over(session).change(ME, "s", {})
     assert session.kernel is not None
     session.info.kind = "cold"

@@ -186,6 +186,24 @@ async def test_input_is_asked_and_given(bench):
     assert "ada" in session.reading.cell(cell).text
 
 
+@pytest.mark.parametrize("word", ["input", "password"])
+async def test_a_cell_that_waits_for_input_is_answered_by_the_next_server(bench, word):
+    session = await bench.start()
+    (cell,) = session.submit([CellRequest(code=f"{word} name?", allow_stdin=True)])
+    await until(lambda: "input_requested" in types(session))
+    session.detach()
+    again = bench.again()
+    with pytest.raises(Conflict, match="not connected"):
+        again.give_input(cell, "too early")
+    await again.adopt()
+    again.give_input(cell, "ada")
+    async with asyncio.timeout(DEADLINE):
+        await again.wait(cell)
+    assert "ada" in again.reading.cell(cell).text
+    with pytest.raises(Conflict, match="does not wait"):
+        again.give_input(cell, "late")
+
+
 async def test_a_password_is_not_recorded(bench):
     session = await bench.start()
     (cell,) = session.submit([CellRequest(code="password pin?", allow_stdin=True)])
@@ -515,7 +533,7 @@ async def test_a_session_sleeps_and_the_next_cell_wakes_it(bench):
     await copied(session)
     await session.succession.hibernate()
     assert bench.launcher.alive() == []
-    assert session.state is SessionState.IDLE
+    assert session.state is SessionState.HIBERNATED
     cell = await run(session, "get x")
     assert "41" in cell.text
     assert cell.execution_count == 3
@@ -546,6 +564,21 @@ async def test_a_sleeping_session_survives_a_restart_of_the_server(bench):
     await again.adopt()
     assert bench.launcher.alive() == []
     assert "7" in (await run(again, "get x")).text
+
+
+async def test_a_cell_that_a_hibernated_session_took_just_before_the_server_died_runs_after_it(bench, monkeypatch):
+    session = await bench.start()
+    await run(session, "set x 7")
+    await session.succession.hibernate()
+    monkeypatch.setattr(session, "spawn", lambda work: work.close())  # the server dies before it can resume
+    (cell,) = session.submit([CellRequest(code="get x")])
+    session.detach()
+    again = bench.again()
+    assert again.state is SessionState.HIBERNATED
+    await again.adopt()
+    async with asyncio.timeout(DEADLINE):
+        await again.wait(cell)
+    assert "7" in again.reading.cell(cell).text
 
 
 async def test_saved_variables_that_are_gone_give_an_empty_kernel_that_says_so(bench):
