@@ -377,6 +377,9 @@ class NotebookFile:
                 await asyncio.shield(self._writing)
             self._settle()
             document = self._document(sign)
+            # ``replace`` takes one writer at a time: no timer may write while the thread does.
+            self._closed = True
+            self._rest()
             await asyncio.to_thread(replace, self.path, document.write, durable=True)
         except OSError as error:
             log.warning("the last notebook of session %s can't be written: %s", self._journal.session, error)

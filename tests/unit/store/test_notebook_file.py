@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import threading
 import time
 
 import nbformat
@@ -313,3 +314,30 @@ def test_pace_writes_no_more_bytes_for_a_cell_when_there_are_many():
     last = sum(bytes for at, bytes in written if at >= 45)
     assert last <= 15 * notebook_file.PART_BYTES + size
     assert first <= 15 * notebook_file.PART_BYTES + notebook_file.BURST * notebook_file.PART_BYTES
+
+
+async def test_while_the_last_version_is_written_the_timer_writes_nothing(session, monkeypatch, caplog):
+    """``replace`` is for one writer at a time: two would share a temporary file."""
+    monkeypatch.setattr(notebook_file, "CREDIT", 60)
+    monkeypatch.setattr(notebook_file, "BURST", 60)
+    file = NotebookFile(session.path.with_name("notebook.ipynb"), session, linger=0.001)
+    file.feed([ev.decode(line) for line in session.lines()])
+    go(session, file, *run("c"))  # the timer is set
+    loop, inside, release = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    real = os.fsync
+
+    def slow(fd):
+        loop.call_soon_threadsafe(inside.set)
+        release.wait(5)
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    finishing = asyncio.ensure_future(file.finish())
+    await inside.wait()
+    due = asyncio.Event()
+    loop.call_later(0.01, due.set)  # later than the timer
+    await due.wait()
+    release.set()
+    await finishing
+    assert not caplog.records
+    assert read(file) == expected(session)
