@@ -59,18 +59,18 @@ from kernelsvc.model.state import Policy
 from kernelsvc.model.tokens import authenticate
 from kernelsvc.protocol import function_call as call_protocol
 from kernelsvc.service import api
-from kernelsvc.service.adoption import Adoption
 from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
-from kernelsvc.service.background_loading import BackgroundLoads, brief, ids_in
 from kernelsvc.service.branching import BranchCreator, branch_about
 from kernelsvc.service.environment import SessionEnvironment
 from kernelsvc.service.host_settings import host_settings
 from kernelsvc.service.leases import Leases
+from kernelsvc.service.loading.adoption import Adoption
+from kernelsvc.service.loading.background_loading import BackgroundLoads, brief, ids_in
+from kernelsvc.service.loading.session_loading import about_of, is_large, life_of
 from kernelsvc.service.programs import Programs
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.resource_monitor import ResourceMonitor, UsageSamples
 from kernelsvc.service.retention import Retention
-from kernelsvc.service.session_loading import about_of, is_large, life_of
 from kernelsvc.service.session_tokens import SessionTokens
 from kernelsvc.service.warm_pool import WarmPool, WarmSession
 from kernelsvc.session import Session, SessionSpec, new_id, new_kernel_id

@@ -16,7 +16,7 @@ from waiting import wait_until
 
 from chaos.arena import Arena, Witness, check, counting
 from kernelsvc.errors import Recovering
-from kernelsvc.service.session_loading import LARGE_BYTES
+from kernelsvc.service.loading.session_loading import LARGE_BYTES
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -151,7 +151,7 @@ TESTED_THROUGH = {
     "kernelsvc.service.api": "tests/unit/protocol/test_jsonrpc.py",
     "kernelsvc.service.service": "tests/acceptance/test_docs.py",
     "kernelsvc.service.host_settings": "tests/acceptance/test_cli.py",
-    "kernelsvc.service.session_loading": "tests/chaos/test_server_dies.py",
+    "kernelsvc.service.loading.session_loading": "tests/chaos/test_server_dies.py",
     "kernelsvc.service.warm_pool": "tests/integration/test_warm_pool.py",
     "kernelsvc.service.projections": "tests/acceptance/test_docs.py",
     "kernelsvc.session.spec": "tests/unit/session/test_session.py",

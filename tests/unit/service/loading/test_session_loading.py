@@ -8,7 +8,7 @@ import pytest
 from kernelsvc.model import events as ev
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.state import Policy
-from kernelsvc.service.session_loading import LARGE_BYTES, life_of, reading_of
+from kernelsvc.service.loading.session_loading import LARGE_BYTES, life_of, reading_of
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.recovery import end_of
 

@@ -4,7 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 from kernelsvc.model import events as ev
-from kernelsvc.service.adoption import Adoption
+from kernelsvc.service.loading.adoption import Adoption
 from kernelsvc.store.index import Index
 
 MANY = 450

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from kernelsvc.errors import Recovering
-from kernelsvc.service.background_loading import BackgroundLoads, ids_in
+from kernelsvc.service.loading.background_loading import BackgroundLoads, ids_in
 
 ONE, OTHER = "s_0123456789abcdef", "s_fedcba9876543210"
 

@@ -19,7 +19,7 @@ from kernelsvc.errors import Recovering
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.objects import SessionInfo, SessionState
-from kernelsvc.service.session_loading import is_large
+from kernelsvc.service.loading.session_loading import is_large
 from kernelsvc.session import SessionSpec
 from kernelsvc.store.index import SessionRow
 from kernelsvc.store.sessions import SessionDirectory

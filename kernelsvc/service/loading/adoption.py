@@ -20,9 +20,9 @@ from kernelsvc.kernels.launchers import Launchers
 from kernelsvc.model.admission import Reservation
 from kernelsvc.model.events import Event
 from kernelsvc.model.objects import SessionState
-from kernelsvc.service.background_loading import BackgroundLoads
+from kernelsvc.service.loading.background_loading import BackgroundLoads
+from kernelsvc.service.loading.session_loading import about_of, beginning_of, is_large, life_of, reading_of
 from kernelsvc.service.projections import Projections
-from kernelsvc.service.session_loading import about_of, beginning_of, is_large, life_of, reading_of
 from kernelsvc.session import Session, SessionSpec
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectory
