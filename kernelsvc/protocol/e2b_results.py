@@ -83,7 +83,7 @@ def unquoted(text: str | None) -> str | None:
     return text
 
 
-class Lines:
+class ResultLines:
     """Turns the events of one cell into lines, in order.
 
     A text that ends within a line is held back for its end (``unfinished``): the

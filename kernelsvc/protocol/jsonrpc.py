@@ -3,7 +3,7 @@
 Rules:
 
 * ``decode`` either gives a ``Request`` whose params have passed their types, or
-  raises ``Refused`` with the id (when one could be read) and an error of the one
+  raises ``RequestRefused`` with the id (when one could be read) and an error of the one
   tree. Nothing else escapes it, whatever the bytes are.
 * An event notification is a journal line with a prefix and a suffix. It is never
   decoded and encoded again, so what a client receives is what the audit keeps.
@@ -31,7 +31,7 @@ INVALID_PARAMS, INTERNAL_ERROR, SERVER_ERROR = -32602, -32603, -32000
 RpcId = Annotated[str, Meta(max_length=256)] | int | float | None
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A frame that is no request we can serve.
 
     Attributes:
@@ -53,7 +53,7 @@ class Request(Struct, frozen=True, kw_only=True):
     params: Any
 
 
-class Bounds(Struct, frozen=True, kw_only=True):
+class RequestLimits(Struct, frozen=True, kw_only=True):
     """How much a request may hold, in bytes of UTF-8 and levels."""
 
     frame_bytes: int = 64 * 1024 * 1024
@@ -61,7 +61,7 @@ class Bounds(Struct, frozen=True, kw_only=True):
     depth: int = MAX_DEPTH
 
 
-class _Envelope(Struct, kw_only=True, forbid_unknown_fields=True):
+class _RequestEnvelope(Struct, kw_only=True, forbid_unknown_fields=True):
     jsonrpc: Literal["2.0"]
     method: Annotated[str, Meta(max_length=128)]
     params: Raw = Raw(b"{}")
@@ -83,7 +83,7 @@ class _IdOnly(Struct, kw_only=True):
     id: RpcId = None
 
 
-_envelopes = msgspec.json.Decoder(_Envelope)
+_envelopes = msgspec.json.Decoder(_RequestEnvelope)
 _ids = msgspec.json.Decoder(_IdOnly)
 _calls: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Union[*map(_call_of, METHODS.values())])
 _params = {name: msgspec.json.Decoder(row.params) for name, row in METHODS.items()}
@@ -93,21 +93,23 @@ _encoder = msgspec.json.Encoder()
 DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError, OverflowError)
 
 
-DEFAULT_BOUNDS = Bounds()
+DEFAULT_LIMITS = RequestLimits()
 
 
-def decode(frame: bytes | str, bounds: Bounds = DEFAULT_BOUNDS) -> Request:
+def decode(frame: bytes | str, bounds: RequestLimits = DEFAULT_LIMITS) -> Request:
     """One frame as a request.
 
     Raises:
-        Refused: it is none; whatever the bytes are, nothing else is raised.
+        RequestRefused: it is none; whatever the bytes are, nothing else is raised.
     """
     try:
         raw = frame.encode() if isinstance(frame, str) else frame
     except UnicodeEncodeError:
-        raise Refused(None, PARSE_ERROR, BadRequest("The frame is not UTF-8; encode the JSON text in UTF-8.")) from None
+        raise RequestRefused(
+            None, PARSE_ERROR, BadRequest("The frame is not UTF-8; encode the JSON text in UTF-8.")
+        ) from None
     if len(raw) > bounds.frame_bytes:
-        raise Refused(None, INVALID_REQUEST, too_large("The frame", len(raw), bounds.frame_bytes))
+        raise RequestRefused(None, INVALID_REQUEST, too_large("The frame", len(raw), bounds.frame_bytes))
     try:
         call = _calls.decode(raw)
     except DECODE_ERRORS:
@@ -119,36 +121,36 @@ def decode(frame: bytes | str, bounds: Bounds = DEFAULT_BOUNDS) -> Request:
     return Request(id=call.id, method=method, params=call.params)
 
 
-def _check(params: Any, bounds: Bounds, id: RpcId | UnsetType) -> None:
+def _check(params: Any, bounds: RequestLimits, id: RpcId | UnsetType) -> None:
     try:
         check(params, bounds)
     except KernelsvcError as error:
-        raise Refused(None if isinstance(id, UnsetType) else id, INVALID_PARAMS, error) from None
+        raise RequestRefused(None if isinstance(id, UnsetType) else id, INVALID_PARAMS, error) from None
 
 
-def _decode_by_steps(raw: bytes, bounds: Bounds) -> Request:
+def _decode_by_steps(raw: bytes, bounds: RequestLimits) -> Request:
     """The envelope first, then the method, then its params: each with an error of its own."""
     envelope = _envelope(raw)
     id = None if isinstance(envelope.id, UnsetType) else envelope.id
     method = METHODS.get(envelope.method)
     if method is None:
         unknown = NotFound(f"There is no method {envelope.method!r}; GET /v1/openrpc.json lists them.")
-        raise Refused(id, METHOD_NOT_FOUND, unknown)
+        raise RequestRefused(id, METHOD_NOT_FOUND, unknown)
     try:
         params = decode_json(_params[method.name], bytes(envelope.params), "params")
     except KernelsvcError as error:
-        raise Refused(id, INVALID_PARAMS, error) from None
+        raise RequestRefused(id, INVALID_PARAMS, error) from None
     _check(params, bounds, envelope.id)
     return Request(id=envelope.id, method=method, params=params)
 
 
-def _envelope(raw: bytes) -> _Envelope:
+def _envelope(raw: bytes) -> _RequestEnvelope:
     try:
         return _envelopes.decode(raw)
     except msgspec.ValidationError as error:
-        raise Refused(_id_of(raw), INVALID_REQUEST, BadRequest(_envelope_advice(raw, error))) from None
+        raise RequestRefused(_id_of(raw), INVALID_REQUEST, BadRequest(_envelope_advice(raw, error))) from None
     except DECODE_ERRORS as error:
-        raise Refused(None, PARSE_ERROR, BadRequest(f"The frame is not JSON: {_reason(error)}.")) from None
+        raise RequestRefused(None, PARSE_ERROR, BadRequest(f"The frame is not JSON: {_reason(error)}.")) from None
 
 
 def _envelope_advice(raw: bytes, error: Exception) -> str:
@@ -195,7 +197,7 @@ _BOUNDED = ("code", "function", "metadata", "args", "kwargs")
 _bounded: dict[type, tuple[str, ...]] = {}
 
 
-def _bounded_of(kind: type) -> tuple[str, ...]:
+def _limited_fields(kind: type) -> tuple[str, ...]:
     """Those fields of params that are code, or a client's own data."""
     fields = _bounded.get(kind)
     if fields is None:
@@ -203,7 +205,7 @@ def _bounded_of(kind: type) -> tuple[str, ...]:
     return fields
 
 
-def check(params: Any, bounds: Bounds) -> None:
+def check(params: Any, bounds: RequestLimits) -> None:
     """Bounds that types alone can't say.
 
     Raises:
@@ -211,7 +213,7 @@ def check(params: Any, bounds: Bounds) -> None:
         BadRequest: the client's own data is nested too deep.
     """
     for cell in (params, *getattr(params, "cells", ())):
-        for field in _bounded_of(type(cell)):
+        for field in _limited_fields(type(cell)):
             value = getattr(cell, field)
             if not value:
                 continue

@@ -31,11 +31,11 @@ class Part(msgspec.Struct, frozen=True):
     filename: str | None
 
 
-class Ended(msgspec.Struct, frozen=True):
+class PartEnd(msgspec.Struct, frozen=True):
     """The end of a part."""
 
 
-Piece = Part | bytes | Ended
+Piece = Part | bytes | PartEnd
 
 
 def boundary_of(content_type: str) -> bytes | None:
@@ -70,7 +70,7 @@ class Form:
                 "on_header_end": self._header_ends,
                 "on_headers_finished": self._headers_end,
                 "on_part_data": lambda data, start, end: self._found.append(data[start:end]),
-                "on_part_end": lambda: self._found.append(Ended()),
+                "on_part_end": lambda: self._found.append(PartEnd()),
                 "on_end": self._form_ends,
             },
             max_header_size=MAX_HEADERS,

@@ -17,7 +17,7 @@ from tornado.web import Application, RequestHandler
 
 from kernelsvc.errors import Conflict
 from kernelsvc.server import e2b, jupyter, mcp, sandboxai, sandboxfusion
-from kernelsvc.server.connections import Connections, LimitedServer
+from kernelsvc.server.connections import ConnectionLimiter, LimitedServer
 from kernelsvc.server.handler import ApiHandler, ServerContext, UnknownRoute, without_token
 from kernelsvc.server.native import handlers
 from kernelsvc.server.native import routes as rest
@@ -54,7 +54,7 @@ def make_app(service: ServiceApi, settings: Settings, metrics: Metrics | None = 
     context = ServerContext(service, settings, metrics or Metrics())
     shared = {"context": context}
     app = Application(
-        [(r"/v1/ws", ApiSocket, shared), *_rest_routes(shared), *_doors(shared)],
+        [(r"/v1/ws", ApiSocket, shared), *_rest_routes(shared), *_compatibility_routes(shared)],
         default_handler_class=UnknownRoute,
         default_handler_args=shared,
         log_function=_log_request,
@@ -80,7 +80,7 @@ _SPECIAL: dict[str, tuple[type[ApiHandler], dict[str, Any]]] = {
 }
 
 
-def _doors(shared: dict[str, Any]) -> list[Any]:
+def _compatibility_routes(shared: dict[str, Any]) -> list[Any]:
     """The routes of other people's protocols."""
     return [route for door in (jupyter, mcp, sandboxai, sandboxfusion, e2b) for route in door.routes(shared)]
 
@@ -114,7 +114,7 @@ def _log_request(handler: RequestHandler) -> None:
     )
 
 
-class _WithoutValues(logging.Filter):
+class _HideQuotedInput(logging.Filter):
     """Tornado's line on a malformed request quotes it, and a token may stand in what it quotes."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -124,7 +124,7 @@ class _WithoutValues(logging.Filter):
         return True
 
 
-_WITHOUT_VALUES = _WithoutValues()
+_WITHOUT_VALUES = _HideQuotedInput()
 
 
 class Server:
@@ -172,7 +172,7 @@ class Server:
         """
         if not self._sockets:
             self.bind()
-        self._http.listen_within(Connections.of(self._settings), self._sockets)
+        self._http.listen_within(ConnectionLimiter.of(self._settings), self._sockets)
         return self.addresses
 
     def _bind_tcp(self) -> list[socket.socket]:

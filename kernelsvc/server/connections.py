@@ -50,7 +50,7 @@ class Phase(Enum):
     ANSWER = "the answer"
 
 
-class Connection:
+class LimitedConnection:
     """One accepted connection, from accept(2) until its descriptor is closed.
 
     Attributes:
@@ -60,7 +60,7 @@ class Connection:
         since: when the phase began, on the event loop's clock.
     """
 
-    def __init__(self, owner: Connections, peer: str) -> None:
+    def __init__(self, owner: ConnectionLimiter, peer: str) -> None:
         self._owner = owner
         self.peer = peer
         self.principal: str | None = None
@@ -153,7 +153,7 @@ class Connection:
         return None
 
 
-class Connections:
+class ConnectionLimiter:
     """The open connections of all listening sockets of one server. Used on the event loop alone.
 
     Args:
@@ -168,14 +168,14 @@ class Connections:
         self.per_principal = max(1, most // 2)
         self.head_seconds = head_seconds
         self.now = asyncio.get_running_loop().time
-        self._unauthenticated: dict[str, dict[Connection, None]] = {}  # of each peer, the oldest first
-        self._owned: dict[str, dict[Connection, None]] = {}  # of each principal
+        self._unauthenticated: dict[str, dict[LimitedConnection, None]] = {}  # of each peer, the oldest first
+        self._owned: dict[str, dict[LimitedConnection, None]] = {}  # of each principal
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._swept = self.now()
+        self._last_sweep = self.now()
 
     @classmethod
-    def of(cls, settings: Settings) -> Connections:
+    def of(cls, settings: Settings) -> ConnectionLimiter:
         """The limits of these settings, below the process's limit of open files."""
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most = max(1, min(settings.max_connections, int(descriptors * DESCRIPTOR_SHARE)))
@@ -188,7 +188,7 @@ class Connections:
 
     # -- coming and going ----------------------------------------------------------------
 
-    def open(self, family: int, address: Any) -> Connection | None:
+    def open(self, family: int, address: Any) -> LimitedConnection | None:
         """Count a new connection, closing another if there are too many.
 
         Returns:
@@ -206,11 +206,11 @@ class Connections:
                 log.warning("Refused a connection from %s: %d are open and in use (max_connections)", peer, self._count)
                 return None
             victim.close(f"more than {self.most} connections are open")
-        connection = Connection(self, peer)
+        connection = LimitedConnection(self, peer)
         self.add(connection)
         return connection
 
-    def _victim(self) -> Connection | None:
+    def _victim(self) -> LimitedConnection | None:
         """The connection that is closed for a new one: an unauthenticated one, else an idle one."""
         if self._unauthenticated:
             most = max(self._unauthenticated, key=lambda peer: len(self._unauthenticated[peer]))
@@ -221,20 +221,20 @@ class Connections:
                 return min(idle, key=lambda each: each.since)
         return None
 
-    def _place(self, connection: Connection) -> tuple[dict[str, dict[Connection, None]], str]:
+    def _table_of(self, connection: LimitedConnection) -> tuple[dict[str, dict[LimitedConnection, None]], str]:
         if connection.principal is None:
             return self._unauthenticated, connection.peer
         return self._owned, connection.principal
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: LimitedConnection) -> None:
         """Count a connection."""
-        table, name = self._place(connection)
+        table, name = self._table_of(connection)
         table.setdefault(name, {})[connection] = None
         self._count += 1
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: LimitedConnection) -> None:
         """Count it no more. May be called twice."""
-        table, name = self._place(connection)
+        table, name = self._table_of(connection)
         group = table.get(name, {})
         if connection in group:
             del group[connection]
@@ -242,8 +242,8 @@ class Connections:
             if not group:
                 del table[name]
 
-    def claim(self, connection: Connection, principal: str) -> None:
-        """See ``Connection.claim``."""
+    def claim(self, connection: LimitedConnection, principal: str) -> None:
+        """See ``LimitedConnection.claim``."""
         if connection.principal == principal:
             return
         if len(self._owned.get(principal, {})) >= self.per_principal:
@@ -258,7 +258,7 @@ class Connections:
 
     def start(self) -> None:
         """Close slow connections from now on."""
-        self._swept = self.now()
+        self._last_sweep = self.now()
         self._timer = asyncio.get_running_loop().call_later(self._interval, self._sweep)
 
     def stop(self) -> None:
@@ -273,7 +273,7 @@ class Connections:
     def _sweep(self) -> None:
         now = self.now()
         # A loop that was held up has not read in time what clients had sent in time.
-        elapsed, self._swept = min(now - self._swept, 2 * self._interval), now
+        elapsed, self._last_sweep = min(now - self._last_sweep, 2 * self._interval), now
         for table in (self._unauthenticated, self._owned):
             for connection in [each for group in table.values() for each in group]:
                 if (reason := connection.overdue(now, elapsed)) is not None:
@@ -291,10 +291,10 @@ def peer_of(family: int, address: Any) -> str:
     return str(host)
 
 
-class Stream(IOStream):
-    """Tornado's stream of an accepted socket, which tells its ``Connection`` what happens."""
+class LimitedStream(IOStream):
+    """Tornado's stream of an accepted socket, which tells its ``LimitedConnection`` what happens."""
 
-    def __init__(self, accepted: socket.socket, connection: Connection, **more: Any) -> None:
+    def __init__(self, accepted: socket.socket, connection: LimitedConnection, **more: Any) -> None:
         self.connection = connection
         super().__init__(accepted, **more)
         connection.stream = self
@@ -316,15 +316,15 @@ class Stream(IOStream):
         return bool(self._read_buffer_size)
 
 
-def connection_of(stream: object) -> Connection | None:
+def connection_of(stream: object) -> LimitedConnection | None:
     """The connection behind a stream; None if it was not accepted by a ``LimitedServer``."""
-    return stream.connection if isinstance(stream, Stream) else None
+    return stream.connection if isinstance(stream, LimitedStream) else None
 
 
-class _Watched(HTTPMessageDelegate):
+class _PhaseDelegate(HTTPMessageDelegate):
     """A request's delegate, which tells the connection how far the request has come."""
 
-    def __init__(self, delegate: HTTPMessageDelegate, connection: Connection) -> None:
+    def __init__(self, delegate: HTTPMessageDelegate, connection: LimitedConnection) -> None:
         self._delegate, self._connection = delegate, connection
 
     def headers_received(
@@ -347,10 +347,10 @@ class _Watched(HTTPMessageDelegate):
 class LimitedServer(HTTPServer):
     """Tornado's server, whose connections are limited."""
 
-    connections: Connections | None = None
+    connections: ConnectionLimiter | None = None
     _handlers: dict[int, Callable[[], None]]
 
-    def listen_within(self, connections: Connections, sockets: Sequence[socket.socket]) -> None:
+    def listen_within(self, connections: ConnectionLimiter, sockets: Sequence[socket.socket]) -> None:
         """Listen on these sockets, within these limits, by an ``Acceptor`` in place of Tornado's handler."""
         self.connections = connections
         connections.start()
@@ -364,7 +364,7 @@ class LimitedServer(HTTPServer):
         if connection is None:
             accepted.close()
             return
-        stream = Stream(
+        stream = LimitedStream(
             accepted, connection, max_buffer_size=self.max_buffer_size, read_chunk_size=self.read_chunk_size
         )
         self.handle_stream(stream, address)
@@ -373,7 +373,7 @@ class LimitedServer(HTTPServer):
         """Tornado's hook: a connection waits for its next request."""
         delegate = super().start_request(server_conn, request_conn)
         stream = getattr(request_conn, "stream", None)
-        if not isinstance(stream, Stream):
+        if not isinstance(stream, LimitedStream):
             return delegate
         stream.connection.await_head(stream.buffered())
-        return _Watched(delegate, stream.connection)
+        return _PhaseDelegate(delegate, stream.connection)

@@ -65,7 +65,9 @@ class ServerContext:
         self.service = service
         self.settings = settings
         self.metrics = metrics
-        self.bounds = jsonrpc.Bounds(frame_bytes=settings.max_frame_bytes, code_bytes=settings.max_code_bytes)
+        self.request_limits = jsonrpc.RequestLimits(
+            frame_bytes=settings.max_frame_bytes, code_bytes=settings.max_code_bytes
+        )
         self.streams: set[asyncio.Task[Any]] = set()
         self.requests: set[Any] = set()
         self.sockets: set[Any] = set()
@@ -172,9 +174,9 @@ class BaseHandler(RequestHandler):
             exposed = "ETag, Location, Retry-After, Content-Disposition, Content-Range"
             self.keep_headers(Access_Control_Allow_Origin=origin, Vary="Origin", Access_Control_Expose_Headers=exposed)
         if self.scope is not None:
-            self.recognise(self.context.service.authenticate(self.token()))
+            self.set_principal(self.context.service.authenticate(self.token()))
 
-    def recognise(self, who: Principal) -> None:
+    def set_principal(self, who: Principal) -> None:
         """Serve this request for a caller whose token or secret was checked.
 
         Raises:
@@ -254,7 +256,7 @@ class ApiHandler(BaseHandler):
     """Base of the REST handlers: bounded bodies, and work that ends when the client leaves."""
 
     #: Largest body of this route; None takes the setting.
-    body_bound: int | None = None
+    max_body_bytes: int | None = None
     _work: asyncio.Task[Any] | None = None
 
     async def prepare(self) -> None:
@@ -280,7 +282,7 @@ class ApiHandler(BaseHandler):
 
     def max_body(self) -> int:
         """The largest body that this request may have, in bytes."""
-        return self.context.settings.max_body_bytes if self.body_bound is None else self.body_bound
+        return self.context.settings.max_body_bytes if self.max_body_bytes is None else self.max_body_bytes
 
     def data_received(self, chunk: bytes) -> None:
         """Tornado's hook: keep the body, up to its bound."""

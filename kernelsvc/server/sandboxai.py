@@ -24,37 +24,37 @@ LABEL = "sandboxai"
 _PAGE = 20
 
 
-class Spec(msgspec.Struct, frozen=True):
+class SpaceSandboxSpec(msgspec.Struct, frozen=True):
     """What a sandbox is made of. An image has no meaning here: it is kept, and shown again."""
 
     image: str | None = None
     env: dict[str, str] | None = None
 
 
-class Wanted(msgspec.Struct):
+class SpaceSandboxRequest(msgspec.Struct):
     """``POST .../sandboxes``."""
 
     name: str | None = None
-    spec: Spec = Spec()
+    spec: SpaceSandboxSpec = SpaceSandboxSpec()
 
 
-class RunCell(msgspec.Struct):
+class RunCellRequest(msgspec.Struct):
     """``tools:run_ipython_cell``."""
 
     code: str
     split_output: bool | None = False
 
 
-class RunCommand(msgspec.Struct):
+class RunCommandRequest(msgspec.Struct):
     """``tools:run_shell_command``."""
 
     command: str
     split_output: bool | None = False
 
 
-_wanted = msgspec.json.Decoder(Wanted)
-_cells = msgspec.json.Decoder(RunCell)
-_commands = msgspec.json.Decoder(RunCommand)
+_sandbox_decoder = msgspec.json.Decoder(SpaceSandboxRequest)
+_cell_decoder = msgspec.json.Decoder(RunCellRequest)
+_command_decoder = msgspec.json.Decoder(RunCommandRequest)
 
 
 def command_cell(command: str) -> str:
@@ -67,8 +67,8 @@ def result(cell: CellInfo, split: bool) -> dict[str, str]:
     if not split:
         return {"output": _with_cause(cell, cell.text)}
     errors = "".join(_text(each) for each in cell.outputs if each.get("name") == "stderr")
-    told = "".join(_text(each) for each in cell.outputs if each.get("name") != "stderr")
-    return {"stdout": _with_cause(cell, told), "stderr": errors}
+    output = "".join(_text(each) for each in cell.outputs if each.get("name") != "stderr")
+    return {"stdout": _with_cause(cell, output), "stderr": errors}
 
 
 def _with_cause(cell: CellInfo, text: str) -> str:
@@ -89,7 +89,7 @@ def _joined(text: Any) -> str:
     return "".join(text) if isinstance(text, list) else str(text)
 
 
-class _Handler(ApiHandler):
+class SandboxAiHandler(ApiHandler):
     """Base: how this door's clients say who they are, and which sandbox they mean."""
 
     transport = "sandboxai"
@@ -116,31 +116,33 @@ class _Handler(ApiHandler):
         return next((each for each in sessions if each.state is not SessionState.CLOSED), None)
 
 
-class SandboxesHandler(_Handler):
+class SpaceSandboxesHandler(SandboxAiHandler):
     """``/v1/spaces/{space}/sandboxes``."""
 
     async def post(self, space: str) -> None:
         """A new sandbox."""
         self.auth_scope("run")
-        asked = decode_json(_wanted, self.body(), "body")
+        asked = decode_json(_sandbox_decoder, self.body(), "body")
         name = asked.name or f"sandbox-{secrets.token_hex(6)}"
         if self.known(space, name) is not None:
             raise Conflict(f"The sandbox {name!r} exists in the space {space!r}; delete it, or choose another name.")
         labels = {LABEL: f"{space}/{name}", "sandboxai-image": (asked.spec.image or "")[:256]}
         raw = {"name": name, "labels": labels, "env": asked.spec.env or {}}
-        made = await self.context.service.create(self.who, decode_json(_sessions, msgspec.json.encode(raw), "body"))
-        self.answer(shown(made), 201)
+        made = await self.context.service.create(
+            self.who, decode_json(_session_decoder, msgspec.json.encode(raw), "body")
+        )
+        self.answer(sandbox_model(made), 201)
 
 
-_sessions = msgspec.json.Decoder(SessionRequest)
+_session_decoder = msgspec.json.Decoder(SessionRequest)
 
 
-class SandboxHandler(_Handler):
+class SpaceSandboxHandler(SandboxAiHandler):
     """``/v1/spaces/{space}/sandboxes/{name}``."""
 
     async def get(self, space: str, name: str) -> None:
         """The sandbox."""
-        self.answer(shown(self.find(space, name)))
+        self.answer(sandbox_model(self.find(space, name)))
 
     async def delete(self, space: str, name: str) -> None:
         """End it; its record stays."""
@@ -149,7 +151,7 @@ class SandboxHandler(_Handler):
         self.answer(None)
 
 
-class ToolHandler(_Handler):
+class SpaceToolHandler(SandboxAiHandler):
     """``.../tools:run_ipython_cell`` and ``.../tools:run_shell_command``."""
 
     async def post(self, space: str, name: str, tool: str) -> None:
@@ -157,17 +159,17 @@ class ToolHandler(_Handler):
         self.auth_scope("run")
         session = self.find(space, name)
         if tool == "run_ipython_cell":
-            asked: Any = decode_json(_cells, self.body(), "body")
+            asked: Any = decode_json(_cell_decoder, self.body(), "body")
             code = asked.code
         else:
-            asked = decode_json(_commands, self.body(), "body")
+            asked = decode_json(_command_decoder, self.body(), "body")
             code = command_cell(asked.command)
         request = CellRequest(code=code, on_error="continue")
         cell = await self.while_connected(self.context.service.execute(self.who, session.id, request, client=self))
         self.answer(result(cell, bool(asked.split_output)))
 
 
-class HealthHandler(_Handler):
+class SandboxAiHealthHandler(SandboxAiHandler):
     """``/v1/healthz``: that somebody answers."""
 
     scope = None
@@ -177,7 +179,7 @@ class HealthHandler(_Handler):
         self.answer({"status": "ok"})
 
 
-def shown(session: SessionInfo) -> dict[str, Any]:
+def sandbox_model(session: SessionInfo) -> dict[str, Any]:
     """A session as a sandbox."""
     spec = {"image": session.labels.get("sandboxai-image") or session.template, "env": None}
     return {"name": session.name, "uid": session.id, "spec": spec, "status": {}}
@@ -192,8 +194,8 @@ def routes(shared: dict[str, Any]) -> list[Any]:
     sandbox = rf"{PREFIX}/v1/spaces/([A-Za-z0-9._-]{{1,100}})/sandboxes"
     name = r"([A-Za-z0-9._-]{1,100})"
     return [
-        (rf"{PREFIX}/v1/healthz", HealthHandler, shared),
-        (sandbox, SandboxesHandler, shared),
-        (rf"{sandbox}/{name}", SandboxHandler, shared),
-        (rf"{sandbox}/{name}/tools:(run_ipython_cell|run_shell_command)", ToolHandler, shared),
+        (rf"{PREFIX}/v1/healthz", SandboxAiHealthHandler, shared),
+        (sandbox, SpaceSandboxesHandler, shared),
+        (rf"{sandbox}/{name}", SpaceSandboxHandler, shared),
+        (rf"{sandbox}/{name}/tools:(run_ipython_cell|run_shell_command)", SpaceToolHandler, shared),
     ]

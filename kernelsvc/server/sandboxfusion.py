@@ -25,12 +25,12 @@ from kernelsvc.server.jupyter.handlers import token_of
 from kernelsvc.server.sandboxai import PREFIX
 
 MAIN = "main.py"
-#: Files of one request, and bytes of one that is fetched.
+#: Files of one request, and bytes of one that is read_files.
 MAX_FILES, MAX_FETCHED = 1000, 16 * 1024 * 1024
 MAX_CELLS = 1000
 
 
-class RunCode(msgspec.Struct):
+class RunCodeRequest(msgspec.Struct):
     """``POST /run_code``."""
 
     code: str
@@ -42,7 +42,7 @@ class RunCode(msgspec.Struct):
     fetch_files: list[str] = []
 
 
-class RunJupyter(msgspec.Struct):
+class RunJupyterRequest(msgspec.Struct):
     """``POST /run_jupyter``."""
 
     cells: list[str]
@@ -53,8 +53,8 @@ class RunJupyter(msgspec.Struct):
     fetch_files: list[str] = []
 
 
-_codes = msgspec.json.Decoder(RunCode)
-_notebooks = msgspec.json.Decoder(RunJupyter)
+_code_decoder = msgspec.json.Decoder(RunCodeRequest)
+_jupyter_decoder = msgspec.json.Decoder(RunJupyterRequest)
 
 #: Runs main.py as a program in the warm process, and shows its exit status as the cell's value. What it leaves of
 #: itself in a traceback is cut off, so that the first frame is the program's.
@@ -103,14 +103,14 @@ def stream(cell: CellInfo, name: str) -> str:
 def program_result(cell: CellInfo) -> dict[str, Any]:
     """``run_result``: how a program ended."""
     seconds, cpu = (cell.usage.wall_ms or 0) / 1000, (cell.usage.cpu_ms or 0) / 1000
-    told = {"execution_time": seconds, "cpu_time": cpu, "stdout": stream(cell, "stdout")}
+    common = {"execution_time": seconds, "cpu_time": cpu, "stdout": stream(cell, "stdout")}
     errors = stream(cell, "stderr")
     if cell.reason is Reason.TIMEOUT:
-        return {**told, "status": "TimeLimitExceeded", "return_code": None, "stderr": errors}
+        return {**common, "status": "TimeLimitExceeded", "return_code": None, "stderr": errors}
     code = _exit_status(cell)
     if code is None:
         errors += f"{cell.message or cell.text}\n"
-    return {**told, "status": "Finished", "return_code": 1 if code is None else code, "stderr": errors}
+    return {**common, "status": "Finished", "return_code": 1 if code is None else code, "stderr": errors}
 
 
 def _exit_status(cell: CellInfo) -> int | None:
@@ -131,7 +131,7 @@ def cell_result(cell: CellInfo) -> dict[str, Any]:
     return {"stdout": stream(cell, "stdout"), "stderr": stream(cell, "stderr"), "display": display, "error": error}
 
 
-class _Handler(ApiHandler):
+class SandboxFusionHandler(ApiHandler):
     """Base: one session for each request."""
 
     transport = "sandboxfusion"
@@ -143,7 +143,7 @@ class _Handler(ApiHandler):
         return token_of(self)
 
     async def post(self) -> None:
-        """Run it; what our side refuses is told in the door's own form, which its client raises."""
+        """Run it; what our side refuses is common in the door's own form, which its client raises."""
         self.auth_scope("run")
         body = self.body()
         try:
@@ -154,7 +154,7 @@ class _Handler(ApiHandler):
 
     async def in_session(self, body: bytes) -> dict[str, Any]:
         """Make the session, carry the request out, end the session."""
-        asked, files = self.judged(body)
+        asked, files = self.parse_request(body)
         labels = {"door": "sandboxfusion"}
         made = await self.context.service.create(self.who, SessionRequest(name=self.route[1:], labels=labels))
         self.session = made.id
@@ -164,7 +164,7 @@ class _Handler(ApiHandler):
         finally:
             await asyncio.shield(self.context.service.close(self.who, made.id, reason="closed"))
 
-    def judged(self, body: bytes) -> tuple[Any, dict[bytes, bytes]]:
+    def parse_request(self, body: bytes) -> tuple[Any, dict[bytes, bytes]]:
         """What is asked for, and the files to write before; nothing has happened yet."""
         raise NotImplementedError
 
@@ -182,26 +182,26 @@ class _Handler(ApiHandler):
         root = self.context.service.files_dir(self.who, self.session)
         await asyncio.to_thread(_write, root, files)
 
-    async def fetched(self, names: list[str]) -> dict[str, str]:
+    async def read_files(self, names: list[str]) -> dict[str, str]:
         """Files of the session's directory in base64; what is not there is left out."""
         root = self.context.service.files_dir(self.who, self.session)
         return await asyncio.to_thread(_read, root, names)
 
 
-class CodeHandler(_Handler):
+class RunCodeHandler(SandboxFusionHandler):
     """``/run_code``."""
 
     route = "/run_code"
 
-    def judged(self, body: bytes) -> tuple[RunCode, dict[bytes, bytes]]:
+    def parse_request(self, body: bytes) -> tuple[RunCodeRequest, dict[bytes, bytes]]:
         """What is asked for, and the program among its files."""
-        asked = decode_json(_codes, body, "body")
+        asked = decode_json(_code_decoder, body, "body")
         if asked.language != "python":
             raise BadRequest(f"The language {asked.language!r} is not served here; use 'python'.")
-        _bounded(asked.run_timeout, asked.files, asked.fetch_files)
-        return asked, {**_decoded(asked.files), MAIN.encode(): asked.code.encode()}
+        _check_limits(asked.run_timeout, asked.files, asked.fetch_files)
+        return asked, {**_decode_files(asked.files), MAIN.encode(): asked.code.encode()}
 
-    async def run(self, asked: RunCode) -> dict[str, Any]:
+    async def run(self, asked: RunCodeRequest) -> dict[str, Any]:
         """Run the program."""
         cell = await self.execute(program(asked.stdin), asked.run_timeout)
         ended = program_result(cell)
@@ -212,24 +212,24 @@ class CodeHandler(_Handler):
             "compile_result": None,
             "run_result": ended,
             "executor_pod_name": self.session,
-            "files": await self.fetched(asked.fetch_files),
+            "files": await self.read_files(asked.fetch_files),
         }
 
 
-class JupyterHandler(_Handler):
+class RunJupyterHandler(SandboxFusionHandler):
     """``/run_jupyter``."""
 
     route = "/run_jupyter"
 
-    def judged(self, body: bytes) -> tuple[RunJupyter, dict[bytes, bytes]]:
+    def parse_request(self, body: bytes) -> tuple[RunJupyterRequest, dict[bytes, bytes]]:
         """What is asked for, and its files."""
-        asked = decode_json(_notebooks, body, "body")
+        asked = decode_json(_jupyter_decoder, body, "body")
         if asked.kernel != "python3" or len(asked.cells) > MAX_CELLS:
             raise BadRequest(f"Give at most {MAX_CELLS} cells, and the kernel 'python3'.")
-        _bounded(asked.total_timeout, asked.files, asked.fetch_files)
-        return asked, _decoded(asked.files)
+        _check_limits(asked.total_timeout, asked.files, asked.fetch_files)
+        return asked, _decode_files(asked.files)
 
-    async def run(self, asked: RunJupyter) -> dict[str, Any]:
+    async def run(self, asked: RunJupyterRequest) -> dict[str, Any]:
         """Run the cells, one behind the other."""
         clock = asyncio.get_running_loop().time
         began, late = clock(), False
@@ -255,18 +255,18 @@ class JupyterHandler(_Handler):
             "driver": driver,
             "cells": [cell_result(cell) for cell in cells],
             "executor_pod_name": self.session,
-            "files": await self.fetched(asked.fetch_files),
+            "files": await self.read_files(asked.fetch_files),
         }
 
 
-def _bounded(seconds: float, files: dict[str, str | None], fetched: list[str]) -> None:
+def _check_limits(seconds: float, files: dict[str, str | None], read_files: list[str]) -> None:
     if not 0 < seconds <= 24 * 3600:
         raise BadRequest("A time-out lies above 0 and is at most a day; give it in seconds.")
-    if len(files) > MAX_FILES or len(fetched) > MAX_FILES:
+    if len(files) > MAX_FILES or len(read_files) > MAX_FILES:
         raise BadRequest(f"One request carries at most {MAX_FILES} files; pack them.")
 
 
-def _decoded(files: dict[str, str | None]) -> dict[bytes, bytes]:
+def _decode_files(files: dict[str, str | None]) -> dict[bytes, bytes]:
     try:
         return {os.fsencode(name): base64.b64decode(content) for name, content in files.items() if content is not None}
     except (binascii.Error, ValueError):
@@ -305,4 +305,4 @@ def routes(shared: dict[str, Any]) -> list[Any]:
     Args:
         shared: what every handler is initialised with.
     """
-    return [(rf"{PREFIX}/run_code", CodeHandler, shared), (rf"{PREFIX}/run_jupyter", JupyterHandler, shared)]
+    return [(rf"{PREFIX}/run_code", RunCodeHandler, shared), (rf"{PREFIX}/run_jupyter", RunJupyterHandler, shared)]

@@ -20,19 +20,19 @@ from kernelsvc.server.handler import ClientGone, as_error
 KEEPALIVE_SECONDS = 50.0
 
 
-class AlreadyThere(Conflict):
+class AlreadyExists(Conflict):
     """What was to be made exists: Connect has a word of its own for that."""
 
 
 class RpcHandler(SandboxHandler):
     """Base of the calls: reads a message, writes messages."""
 
-    words: ClassVar[bool] = True
+    connect_codes: ClassVar[bool] = True
 
     def shape(self, raised: BaseException, known: KernelsvcError, status: int) -> dict[str, Any]:
         """The body of an error's answer, with Connect's word for what went wrong."""
         said = super().shape(raised, known, status)
-        return said | {"code": "already_exists"} if isinstance(raised, AlreadyThere) else said
+        return said | {"code": "already_exists"} if isinstance(raised, AlreadyExists) else said
 
     def message(self, kind: type[Any]) -> Any:
         """What is asked for, of a call or at the head of a stream.
@@ -40,7 +40,7 @@ class RpcHandler(SandboxHandler):
         Raises:
             BadRequest: it can't be read.
         """
-        asked = self.asked() if not self._is_stream() else next(iter(connect.take(bytearray(self.body()))), {})
+        asked = self.json_body() if not self._is_stream() else next(iter(connect.take(bytearray(self.body()))), {})
         try:
             return msgspec.convert(asked, kind, strict=False)
         except msgspec.ValidationError as error:

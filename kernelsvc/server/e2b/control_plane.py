@@ -33,19 +33,19 @@ MAX_LISTED, MAX_PAGE = 10_000, 100
 #: Forks at once: E2B's own bound.
 MAX_FORKS = 20
 _OPEN = [state for state in SessionState if state is not SessionState.CLOSED]
-_PER_LOOK = 1000
+_PAGE = 1000
 
 
-class ControlHandler(E2bHandler):
+class ControlPlaneHandler(E2bHandler):
     """Base: the caller's sandboxes."""
 
-    def opened(self) -> list[SessionInfo]:
+    def open_sessions(self) -> list[SessionInfo]:
         """The caller's open sessions, in no order."""
         found: dict[str, SessionInfo] = {}
         for state in _OPEN:
             page: str | None = None
             while len(found) < MAX_LISTED:
-                some, page = self.context.service.list(self.who, state=state, limit=_PER_LOOK, page=page)
+                some, page = self.context.service.list(self.who, state=state, limit=_PAGE, page=page)
                 found |= {each.id: each for each in some if each.state is not SessionState.CLOSED}
                 if page is None:
                     break
@@ -69,7 +69,9 @@ class ControlHandler(E2bHandler):
             found = self.context.service.get(self.who, name)
             return found if found.state is not SessionState.CLOSED and models.is_snapshot(found) else None
         plain = name.partition(":")[0]
-        named = [each for each in self.opened() if models.is_snapshot(each) and models.snapshot_name(each) == plain]
+        named = [
+            each for each in self.open_sessions() if models.is_snapshot(each) and models.snapshot_name(each) == plain
+        ]
         return max(named, key=lambda each: each.created_at, default=None)
 
     def seconds(self, value: object, otherwise: float | None = None) -> float:
@@ -103,7 +105,7 @@ class ControlHandler(E2bHandler):
         """
         return models.access_model(session, *models.secrets_of(self.context.service.access, self.who, session.id))
 
-    async def branched(self, session: SessionInfo, count: int, labels: dict[str, str]) -> list[SessionInfo]:
+    async def branch(self, session: SessionInfo, count: int, labels: dict[str, str]) -> list[SessionInfo]:
         """Branches of a session; one that sleeps is woken first.
 
         Raises:
@@ -116,7 +118,7 @@ class ControlHandler(E2bHandler):
         return [*made]
 
 
-class SandboxesHandler(ControlHandler):
+class SandboxesHandler(ControlPlaneHandler):
     """``/v2/sandboxes`` and ``/sandboxes``."""
 
     async def get(self) -> None:
@@ -124,7 +126,7 @@ class SandboxesHandler(ControlHandler):
         asked = self.query_fields()
         if not self.request.path.startswith("/v2/"):
             asked.setdefault("state", "running")
-        found = [each for each in self.opened() if models.is_sandbox(each) and models.fits(each, asked)]
+        found = [each for each in self.open_sessions() if models.is_sandbox(each) and models.matches(each, asked)]
         shown, following = models.page(found, asked, MAX_PAGE if "v2" in self.request.path else MAX_LISTED)
         if following is not None:
             self.set_header("x-next-token", following)
@@ -133,13 +135,13 @@ class SandboxesHandler(ControlHandler):
     async def post(self) -> None:
         """A new sandbox, from a template or a snapshot."""
         self.auth_scope("run")
-        wanted = models.decode(self.asked())
+        wanted = models.decode(self.json_body())
         seconds = self.seconds(wanted.timeout)
-        session = await self.while_connected(self._made(wanted))
+        session = await self.while_connected(self._create(wanted))
         session = self.lease(session, seconds, then="pause" if wanted.autoPause else "close")
         self.answer(self.shown(session), 201)
 
-    async def _made(self, wanted: models.NewSandbox) -> SessionInfo:
+    async def _create(self, wanted: models.NewSandbox) -> SessionInfo:
         service = self.context.service
         templates = [str(each["name"]) for each in service.templates()]
         try:
@@ -148,18 +150,18 @@ class SandboxesHandler(ControlHandler):
             snapshot = self.find_snapshot(wanted.templateID)
             if snapshot is None:
                 raise
-            return await self._made_from(snapshot, wanted)
+            return await self._create_from_snapshot(snapshot, wanted)
         key = self.request.headers.get("Idempotency-Key")
         return await service.create(self.who, models.request_of(wanted, template, key))
 
-    async def _made_from(self, snapshot: SessionInfo, wanted: models.NewSandbox) -> SessionInfo:
-        (made,) = await self.branched(snapshot, 1, models.labels(wanted) | models.no_snapshot())
+    async def _create_from_snapshot(self, snapshot: SessionInfo, wanted: models.NewSandbox) -> SessionInfo:
+        (made,) = await self.branch(snapshot, 1, models.labels(wanted) | models.no_snapshot())
         if wanted.envVars:
             await self.context.service.surroundings.change(self.who, made.id, wanted.envVars)
         return made
 
 
-class OneHandler(ControlHandler):
+class SandboxDetailHandler(ControlPlaneHandler):
     """``/sandboxes/{id}``."""
 
     async def get(self, sandbox: str) -> None:
@@ -177,13 +179,13 @@ class OneHandler(ControlHandler):
         self.answer(None)
 
 
-class TimeoutHandler(ControlHandler):
+class TimeoutHandler(ControlPlaneHandler):
     """``/sandboxes/{id}/timeout`` and ``/refreshes``."""
 
     async def post(self, sandbox: str, action: str) -> None:
         """Set when it ends, or put that off."""
         self.auth_scope("run")
-        asked = self.asked()
+        asked = self.json_body()
         found = self.find(sandbox)
         if found.paused:
             raise Conflict("The sandbox is paused; connect to it, which gives it time.")
@@ -194,7 +196,7 @@ class TimeoutHandler(ControlHandler):
         self.answer(None)
 
 
-class PauseHandler(ControlHandler):
+class PauseHandler(ControlPlaneHandler):
     """``/sandboxes/{id}/pause``."""
 
     watchers: WatcherRegistry
@@ -210,13 +212,13 @@ class PauseHandler(ControlHandler):
         self.answer(None)
 
 
-class ConnectHandler(ControlHandler):
+class ResumeHandler(ControlPlaneHandler):
     """``/sandboxes/{id}/connect`` (of both versions) and ``/resume``."""
 
     async def post(self, sandbox: str, action: str) -> None:
         """Take it out of a pause if it is in one, and give it time; a running one's never gets shorter."""
         self.auth_scope("run")
-        asked = self.asked()
+        asked = self.json_body()
         found = self.find(sandbox)
         seconds = self.seconds(asked.get("timeout"), models.DEFAULT_SECONDS)
         if action == "resume" and not found.paused:
@@ -225,19 +227,19 @@ class ConnectHandler(ControlHandler):
         self.answer(self.shown(again), 201 if found.paused else 200)
 
 
-class ForkHandler(ControlHandler):
+class ForkHandler(ControlPlaneHandler):
     """``/sandboxes/{id}/fork``."""
 
     async def post(self, sandbox: str) -> None:
         """New sandboxes from this one's live state; each is a branch."""
-        asked = self.asked()
+        asked = self.json_body()
         found = self.find(sandbox)
         count = asked.get("count", 1)
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_FORKS:
             raise BadRequest(f"count must be a whole number from 1 to {MAX_FORKS}.")
         seconds = self.seconds(asked.get("timeout"), models.DEFAULT_SECONDS)
         try:
-            made = await self.while_connected(self.branched(found, count, {}))
+            made = await self.while_connected(self.branch(found, count, {}))
         except (CannotFork, NotSupported, QuotaExceeded, AtCapacity) as error:
             self.answer([{"error": _error(error)}] * count, 201)
             return
@@ -250,35 +252,37 @@ def _error(error: KernelsvcError) -> dict[str, Any]:
     return {"code": error.http_status, "message": error.message + more}
 
 
-class SnapshotsHandler(ControlHandler):
+class SnapshotsHandler(ControlPlaneHandler):
     """``/sandboxes/{id}/snapshots``."""
 
     async def post(self, sandbox: str) -> None:
         """Keep its state: a branch that waits and takes no cells."""
-        name = self.asked().get("name") or ""
+        name = self.json_body().get("name") or ""
         if not isinstance(name, str) or len(name) > models.MAX_NAME:
             raise BadRequest(f"name must be a text of at most {models.MAX_NAME} characters.")
         found = self.find(sandbox)
         labels = models.snapshot_labels(name, found.id)
-        (made,) = await self.while_connected(self.branched(found, 1, labels))
+        (made,) = await self.while_connected(self.branch(found, 1, labels))
         self.context.service.leases.keep(self.who, made.id)
         self.answer(models.snapshot_model(made), 201)
 
 
-class SnapshotListHandler(ControlHandler):
+class SnapshotListHandler(ControlPlaneHandler):
     """``/snapshots``."""
 
     async def get(self) -> None:
         """A page of the caller's snapshots."""
         asked = self.query_fields()
-        found = [each for each in self.opened() if models.is_snapshot(each) and models.snapshot_fits(each, asked)]
+        found = [
+            each for each in self.open_sessions() if models.is_snapshot(each) and models.matches_snapshot(each, asked)
+        ]
         shown, following = models.page(found, asked, MAX_PAGE)
         if following is not None:
             self.set_header("x-next-token", following)
         self.answer([models.snapshot_model(each) for each in shown])
 
 
-class TemplateHandler(ControlHandler):
+class SnapshotHandler(ControlPlaneHandler):
     """``/templates/{id}``: snapshots are deleted there."""
 
     async def delete(self, template: str) -> None:
@@ -290,7 +294,7 @@ class TemplateHandler(ControlHandler):
         self.answer(None)
 
 
-class MetricsHandler(ControlHandler):
+class SandboxMetricsHandler(ControlPlaneHandler):
     """``/sandboxes/{id}/metrics``: what it used, from its beginning until now."""
 
     async def get(self, sandbox: str) -> None:
@@ -302,7 +306,7 @@ class MetricsHandler(ControlHandler):
         self.answer([each for each in shown if start <= each["timestampUnix"] <= end])
 
 
-class AllMetricsHandler(ControlHandler):
+class SandboxesMetricsHandler(ControlPlaneHandler):
     """``/sandboxes/metrics``."""
 
     async def get(self) -> None:
@@ -315,7 +319,7 @@ class AllMetricsHandler(ControlHandler):
         self.answer({"sandboxes": found})
 
 
-class LackingHandler(ControlHandler):
+class NetworkHandler(ControlPlaneHandler):
     """What E2B has and this server has not: said plainly, behind the same lock."""
 
     async def put(self, sandbox: str) -> None:
@@ -324,7 +328,7 @@ class LackingHandler(ControlHandler):
         raise NotSupported("The network of a sandbox is the server's setting and can't be changed while it runs.")
 
 
-class HealthHandler(SandboxHandler):
+class SandboxHealthHandler(SandboxHandler):
     """``GET /health``."""
 
     purposes = (e2b.ENVD, e2b.TRAFFIC)
@@ -346,16 +350,16 @@ class HealthHandler(SandboxHandler):
 _ID = r"(?P<sandbox>[^/]+)"
 ROUTES: list[tuple[str, Any]] = [
     (r"/(?:v2/)?sandboxes", SandboxesHandler),
-    (r"/sandboxes/metrics", AllMetricsHandler),
-    (rf"/sandboxes/{_ID}", OneHandler),
+    (r"/sandboxes/metrics", SandboxesMetricsHandler),
+    (rf"/sandboxes/{_ID}", SandboxDetailHandler),
     (rf"/sandboxes/{_ID}/(?P<action>timeout|refreshes)", TimeoutHandler),
     (rf"/sandboxes/{_ID}/pause", PauseHandler),
-    (rf"/(?:v2/)?sandboxes/{_ID}/(?P<action>connect|resume)", ConnectHandler),
+    (rf"/(?:v2/)?sandboxes/{_ID}/(?P<action>connect|resume)", ResumeHandler),
     (rf"/sandboxes/{_ID}/fork", ForkHandler),
     (rf"/sandboxes/{_ID}/snapshots", SnapshotsHandler),
-    (rf"/sandboxes/{_ID}/metrics", MetricsHandler),
-    (rf"/sandboxes/{_ID}/network", LackingHandler),
+    (rf"/sandboxes/{_ID}/metrics", SandboxMetricsHandler),
+    (rf"/sandboxes/{_ID}/network", NetworkHandler),
     (r"/snapshots", SnapshotListHandler),
-    (r"/templates/(?P<template>[^/]+)", TemplateHandler),
-    (r"/health", HealthHandler),
+    (r"/templates/(?P<template>[^/]+)", SnapshotHandler),
+    (r"/health", SandboxHealthHandler),
 ]

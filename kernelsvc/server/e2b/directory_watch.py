@@ -75,7 +75,7 @@ def parse(data: bytes) -> list[tuple[int, int, int, bytes]]:
 KINDS = frozenset(_KINDS.values())
 
 
-class Pending:
+class PendingEvents:
     """What a watcher has seen and nobody has asked for yet; the oldest go first when there is too much."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Pending:
         return self.take()
 
 
-class DirectoryWatcher(Pending):
+class DirectoryWatcher(PendingEvents):
     """Watches one directory, with or without what is below it.
 
     Args:
@@ -213,9 +213,9 @@ class WatcherRegistry:
     """Those that are asked for their events from time to time, by sandbox and id."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str], Pending] = {}
+        self._kept: dict[tuple[str, str], PendingEvents] = {}
 
-    def keep(self, sandbox: str, make: Callable[[], Pending]) -> str:
+    def keep(self, sandbox: str, make: Callable[[], PendingEvents]) -> str:
         """Make a watcher and keep it; returns its id.
 
         Raises:
@@ -232,7 +232,7 @@ class WatcherRegistry:
         asyncio.get_running_loop().call_later(FORGET_SECONDS + 1, self._forget_old)
         return name
 
-    def find(self, sandbox: str, name: str) -> Pending:
+    def find(self, sandbox: str, name: str) -> PendingEvents:
         """A watcher.
 
         Raises:

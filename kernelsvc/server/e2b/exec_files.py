@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 #: Seconds for one operation, most bytes of its answer, and of what it says went wrong.
 SECONDS, MAX_ANSWER, MAX_WORDS = 60.0, 8 << 20, 300
 #: The tag of programs that this door runs for itself.
-OURS = "kernelsvc.files"
+INTERNAL_TAG = "kernelsvc.files"
 #: What scripts end with where there is no such file, and where it exists already.
 _MISSING, _EXISTS = 44, 45
 
-_THERE = '[ -e "$1" ] || [ -L "$1" ] || exit 44; '
+_IF_EXISTS = '[ -e "$1" ] || [ -L "$1" ] || exit 44; '
 _PARENT = 'mkdir -p -- "$(dirname -- "$2")" && '
-_LOOK = _THERE + 'exec find "$1" -mindepth "$2" -maxdepth "$3" -printf \'%y\\t%m\\t%M\\t%s\\t%T@\\t%l\\t%p\\0\''
+_STAT = _IF_EXISTS + 'exec find "$1" -mindepth "$2" -maxdepth "$3" -printf \'%y\\t%m\\t%M\\t%s\\t%T@\\t%l\\t%p\\0\''
 _MAKE = '[ -d "$1" ] && exit 45; exec mkdir -p -- "$1"'
-_MOVE = _THERE + _PARENT + 'exec mv -T -- "$1" "$2"'
-_REMOVE = _THERE + 'exec rm -rf -- "$1"'
-_TAKE = _THERE + '[ -f "$1" ] || { echo "it is no regular file" >&2; exit 1; }; exec cp -- "$1" "$2"'
+_MOVE = _IF_EXISTS + _PARENT + 'exec mv -T -- "$1" "$2"'
+_REMOVE = _IF_EXISTS + 'exec rm -rf -- "$1"'
+_FETCH = _IF_EXISTS + '[ -f "$1" ] || { echo "it is no regular file" >&2; exit 1; }; exec cp -- "$1" "$2"'
 _PUT = _PARENT + 'cp -- "$1" "$2"; status=$?; rm -f -- "$1"; exit $status'
 
 _KINDS = {"f": "FILE_TYPE_FILE", "d": "FILE_TYPE_DIRECTORY", "l": "FILE_TYPE_SYMLINK"}
@@ -51,13 +51,13 @@ class ExecFiles:
     def __init__(self, service: ServiceApi, who: Principal, sandbox: str) -> None:
         self._service, self._who, self._sandbox = service, who, sandbox
 
-    async def look(self, path: str) -> dict[str, Any]:
+    async def stat(self, path: str) -> dict[str, Any]:
         """Describe a file.
 
         Raises:
             NotFound: it isn't there.
         """
-        (found,) = _entries(await self._run(_LOOK, path, "0", "0"))
+        (found,) = _entries(await self._run(_STAT, path, "0", "0"))
         return found
 
     async def list(self, path: str, depth: int) -> list[dict[str, Any]]:
@@ -66,7 +66,7 @@ class ExecFiles:
         Raises:
             NotFound: it isn't there.
         """
-        return sorted(_entries(await self._run(_LOOK, path, "1", str(depth))), key=lambda each: str(each["path"]))
+        return sorted(_entries(await self._run(_STAT, path, "1", str(depth))), key=lambda each: str(each["path"]))
 
     async def make(self, path: str) -> bool:
         """Make a directory, and those on its way; False if it is there."""
@@ -74,25 +74,25 @@ class ExecFiles:
 
     async def move(self, source: str, target: str) -> None:
         """Give a file another name; one of the two lies at home, perhaps."""
-        await self._run(_MOVE, inside(source), inside(target))
+        await self._run(_MOVE, path_in_sandbox(source), path_in_sandbox(target))
 
     async def remove(self, path: str) -> None:
         """Remove a file, or a directory with all that is in it."""
         await self._run(_REMOVE, path)
 
-    async def take(self, path: str) -> tuple[bytes, ...]:
+    async def fetch(self, path: str) -> tuple[bytes, ...]:
         """Copy a file into the home directory; the caller removes the copy.
 
         Raises:
             NotFound: it isn't there.
         """
-        copy = spare()
-        await self._run(_TAKE, path, inside(paths.path_of(copy)))
+        copy = temporary_name()
+        await self._run(_FETCH, path, path_in_sandbox(paths.path_of(copy)))
         return copy
 
     async def put(self, copy: tuple[bytes, ...], path: str) -> None:
         """Move a file from the home directory, where it may be only for this, to its place; replaces what is there."""
-        await self._run(_PUT, inside(paths.path_of(copy)), path)
+        await self._run(_PUT, path_in_sandbox(paths.path_of(copy)), path)
 
     async def _run(self, script: str, *args: str) -> bytes | None:
         """What a script says; None where what it was to make is there.
@@ -103,7 +103,7 @@ class ExecFiles:
         """
         argv = ["/bin/sh", "-c", script, "files", *args]
         program, watcher = await self._service.programs.start(
-            self._who, self._sandbox, argv, env={"LC_ALL": "C.UTF-8"}, with_input=False, tag=OURS
+            self._who, self._sandbox, argv, env={"LC_ALL": "C.UTF-8"}, with_input=False, tag=INTERNAL_TAG
         )
         said: dict[str, bytes] = {"stdout": b"", "stderr": b""}
         try:
@@ -118,10 +118,10 @@ class ExecFiles:
         finally:
             program.leave(watcher)
             program.process.signal(signal.SIGKILL)
-        return _judged(program.status, said)
+        return _check_status(program.status, said)
 
 
-def _judged(status: int | None, said: dict[str, bytes]) -> bytes | None:
+def _check_status(status: int | None, said: dict[str, bytes]) -> bytes | None:
     code = -1 if status is None else status >> 8 if not status & 0x7F else -1
     if code == _EXISTS:
         return None
@@ -135,12 +135,12 @@ def _judged(status: int | None, said: dict[str, bytes]) -> bytes | None:
     return said["stdout"]
 
 
-def inside(path: str) -> str:
+def path_in_sandbox(path: str) -> str:
     """A path as a program in the sandbox finds it: a branch's home lies elsewhere, and is where its programs begin."""
     return f".{path.removeprefix(paths.HOME)}" if path.startswith(f"{paths.HOME}/") else path
 
 
-def spare() -> tuple[bytes, ...]:
+def temporary_name() -> tuple[bytes, ...]:
     """A name in the home directory that nobody has."""
     return (b".e2b-" + secrets.token_hex(12).encode(),)
 

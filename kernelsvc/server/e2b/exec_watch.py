@@ -17,8 +17,8 @@ from kernelsvc.errors import AtCapacity, BadRequest, Conflict, KernelsvcError, N
 from kernelsvc.guest.inotify_agent import MISSING, NO_DIRECTORY, NO_WATCHES
 from kernelsvc.model.objects import Principal
 from kernelsvc.server.e2b import paths
-from kernelsvc.server.e2b.directory_watch import KINDS, Pending
-from kernelsvc.server.e2b.exec_files import OURS
+from kernelsvc.server.e2b.directory_watch import KINDS, PendingEvents
+from kernelsvc.server.e2b.exec_files import INTERNAL_TAG
 
 if TYPE_CHECKING:
     from kernelsvc.service import ServiceApi
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 BEGIN_SECONDS, MAX_LINE = 10.0, 64 * 1024
 
 
-class _Described(msgspec.Struct):
+class _AgentEntry(msgspec.Struct):
     mode: int
     size: int
     modified: int
     target: str | None = None
 
 
-class _Said(msgspec.Struct):
+class _AgentLine(msgspec.Struct):
     ready: bool = False
     type: str = ""
     name: str = ""
-    entry: _Described | None = None
+    entry: _AgentEntry | None = None
 
 
-class ExecWatcher(Pending):
+class ExecWatcher(PendingEvents):
     """Watches one directory from inside. Made by ``watch_elsewhere``.
 
     Args:
@@ -55,7 +55,7 @@ class ExecWatcher(Pending):
     def __init__(self, program: Program, reader: Reader, top: str) -> None:
         super().__init__()
         self._program, self._reader, self._top = program, reader, top
-        self._rest = b""
+        self._unparsed = b""
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reading = asyncio.ensure_future(self._read())
 
@@ -69,35 +69,35 @@ class ExecWatcher(Pending):
     async def _read(self) -> None:
         while (piece := await self._reader.next()) is not None:
             if piece[0] == "stdout":
-                self._hear(piece[1])
+                self._on_data(piece[1])
         await self._program.over.wait()
         if not self.ready.done():
-            self.ready.set_exception(_why(self._program.status, self._top))
+            self.ready.set_exception(_failure(self._program.status, self._top))
         self.news.set()
 
-    def _hear(self, data: bytes) -> None:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        self._rest = self._rest if len(self._rest) <= MAX_LINE else b""
+    def _on_data(self, data: bytes) -> None:
+        *lines, self._unparsed = (self._unparsed + data).split(b"\n")
+        self._unparsed = self._unparsed if len(self._unparsed) <= MAX_LINE else b""
         for line in lines:
             try:
-                said = msgspec.json.decode(line, type=_Said)
+                message = msgspec.json.decode(line, type=_AgentLine)
             except (msgspec.DecodeError, ValueError, RecursionError):
                 continue
-            if said.ready and not self.ready.done():
+            if message.ready and not self.ready.done():
                 self.ready.set_result(None)
-            elif said.type in KINDS and said.name:
-                self.happened(self._event(said))
+            elif message.type in KINDS and message.name:
+                self.happened(self._event(message))
 
-    def _event(self, said: _Said) -> dict[str, Any]:
-        event: dict[str, Any] = {"name": said.name[:4096], "type": said.type}
-        if said.entry is not None:
-            found = said.entry
+    def _event(self, message: _AgentLine) -> dict[str, Any]:
+        event: dict[str, Any] = {"name": message.name[:4096], "type": message.type}
+        if message.entry is not None:
+            found = message.entry
             path = f"{self._top.rstrip('/')}/{event['name']}"
-            event["entry"] = paths.told(path, found.mode, found.size, found.modified, found.target)
+            event["entry"] = paths.entry_of(path, found.mode, found.size, found.modified, found.target)
         return event
 
 
-def _why(status: int | None, top: str) -> KernelsvcError:
+def _failure(status: int | None, top: str) -> KernelsvcError:
     code = status >> 8 if status is not None and not status & 0x7F else -1
     if code == MISSING:
         return NotFound(f"There is no {top[:200]}; make it first.")
@@ -127,7 +127,7 @@ async def watch_elsewhere(
         NotFound, BadRequest, AtCapacity, Conflict, Timeout: it can't be watched.
     """
     argv = ["python3", "-I", "-S", "-", path, str(int(recursive)), str(int(include_entry))]
-    program, reader = await service.programs.start(who, sandbox, argv, tag=OURS)
+    program, reader = await service.programs.start(who, sandbox, argv, tag=INTERNAL_TAG)
     watcher = ExecWatcher(program, reader, path)
     try:
         program.process.write(resources.files("kernelsvc.guest").joinpath("inotify_agent.py").read_bytes())

@@ -16,9 +16,9 @@ from typing import Any
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotSupported
 from kernelsvc.linux.rooted_dir import Upload
 from kernelsvc.protocol import e2b, jsonrpc
-from kernelsvc.protocol.multipart import Ended, Form, Part, Piece, boundary_of
+from kernelsvc.protocol.multipart import Form, Part, PartEnd, Piece, boundary_of
 from kernelsvc.server.e2b import metadata, paths
-from kernelsvc.server.e2b.exec_files import ExecFiles, spare
+from kernelsvc.server.e2b.exec_files import ExecFiles, temporary_name
 from kernelsvc.server.e2b.handler import SandboxHandler
 from kernelsvc.server.native.files import FileHandler
 
@@ -58,7 +58,7 @@ class FilesHandler(SandboxHandler, FileHandler):
     def _begin(self) -> None:
         self._bound = self.max_body()
         headers = self.request.headers
-        self._metadata = metadata.asked(headers.get_all())
+        self._metadata = metadata.from_headers(headers.get_all())
         packing = headers.get("Content-Encoding", "identity").strip().lower()
         if packing not in ("identity", "gzip"):
             raise BadRequest("The body's Content-Encoding must be gzip or none.")
@@ -85,7 +85,7 @@ class FilesHandler(SandboxHandler, FileHandler):
     async def get(self, session: str = "", path: str = "") -> None:
         """A file."""
         named = self.argument("path") or ""
-        if paths.is_elsewhere(named):
+        if paths.is_outside_home(named):
             await self._get_elsewhere(paths.absolute(named))
             return
         parts = self._parts()
@@ -95,7 +95,7 @@ class FilesHandler(SandboxHandler, FileHandler):
         await self.download(parts)
 
     async def _get_elsewhere(self, path: str) -> None:
-        copy = await self.while_connected(self._elsewhere().take(path))
+        copy = await self.while_connected(self._elsewhere().fetch(path))
         try:
             await self.download(copy)
         finally:
@@ -113,15 +113,15 @@ class FilesHandler(SandboxHandler, FileHandler):
 
     def _open(self, path: str | None) -> None:
         # What lies elsewhere is carried there when all of it is here.
-        self._place = paths.absolute(path) if path and paths.is_elsewhere(path) else None
+        self._place = paths.absolute(path) if path and paths.is_outside_home(path) else None
         if self._place is not None and self._metadata:
             raise NotSupported(f"Files carry metadata below {paths.HOME} alone; leave it out, or put the file there.")
-        self._target = spare() if self._place is not None else self._named(path)
+        self._target = temporary_name() if self._place is not None else self._named(path)
         if not self._target:
             raise Conflict("The home directory can't be a file; name a file in it.")
         with self._directory() as directory:
             self._upload = directory.upload(self._target)
-        self._upload.describe(metadata.attributes(self._metadata))
+        self._upload.describe(metadata.to_attributes(self._metadata))
 
     def data_received(self, chunk: bytes) -> None:
         """Tornado's hook: a piece of the body goes straight to the disk."""
@@ -153,7 +153,7 @@ class FilesHandler(SandboxHandler, FileHandler):
                 self._open(self.argument("path") or piece.filename)
         elif self._upload is None:
             return  # another field of the form
-        elif isinstance(piece, Ended):
+        elif isinstance(piece, PartEnd):
             self._commit(self._upload)
         else:
             self._upload.write(piece)

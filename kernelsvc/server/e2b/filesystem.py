@@ -17,7 +17,7 @@ from kernelsvc.errors import BadRequest, KernelsvcError, NotFound
 from kernelsvc.linux.rooted_dir import RootedDirectory, kind_of
 from kernelsvc.protocol import e2b
 from kernelsvc.server.e2b import paths
-from kernelsvc.server.e2b.connect_rpc import AlreadyThere, RpcHandler
+from kernelsvc.server.e2b.connect_rpc import AlreadyExists, RpcHandler
 from kernelsvc.server.e2b.directory_watch import DirectoryWatcher, WatcherRegistry
 from kernelsvc.server.e2b.exec_files import ExecFiles
 from kernelsvc.server.e2b.exec_watch import watch_elsewhere
@@ -42,7 +42,7 @@ class MoveRequest(msgspec.Struct, kw_only=True):
     destination: str
 
 
-class Watch(msgspec.Struct, kw_only=True, rename="camel"):
+class WatchRequest(msgspec.Struct, kw_only=True, rename="camel"):
     """``WatchDir``, ``CreateWatcher``."""
 
     path: str = ""
@@ -92,8 +92,8 @@ class StatHandler(FilesystemHandler):
     async def post(self) -> None:
         """What a name is."""
         path = self.message(PathRequest).path
-        if paths.is_elsewhere(path):
-            self.answer({"entry": await self.while_connected(self.elsewhere().look(paths.absolute(path)))})
+        if paths.is_outside_home(path):
+            self.answer({"entry": await self.while_connected(self.elsewhere().stat(paths.absolute(path)))})
             return
         parts = paths.parts_of(path)
         self.answer({"entry": await self.within(lambda d: paths.entry(d, parts))})
@@ -107,7 +107,7 @@ class ListDirHandler(FilesystemHandler):
         wanted = self.message(PathRequest)
         if wanted.depth < 0:
             raise BadRequest("depth must be 1 or more.")
-        if paths.is_elsewhere(wanted.path):
+        if paths.is_outside_home(wanted.path):
             listing = self.elsewhere().list(paths.absolute(wanted.path), max(1, wanted.depth))
             self.answer({"entries": await self.while_connected(listing)})
             return
@@ -145,7 +145,7 @@ class MakeDirHandler(FilesystemHandler):
     async def post(self) -> None:
         """Make a directory, and those on its way."""
         path = self.message(PathRequest).path
-        if paths.is_elsewhere(path):
+        if paths.is_outside_home(path):
             await self._make_elsewhere(paths.absolute(path))
             return
         parts = paths.parts_of(path)
@@ -155,8 +155,8 @@ class MakeDirHandler(FilesystemHandler):
 
     async def _make_elsewhere(self, path: str) -> None:
         if not await self.while_connected(self.elsewhere().make(path)):
-            raise AlreadyThere("The directory exists already.")
-        self.answer({"entry": await self.while_connected(self.elsewhere().look(path))})
+            raise AlreadyExists("The directory exists already.")
+        self.answer({"entry": await self.while_connected(self.elsewhere().stat(path))})
 
 
 def _make(directory: RootedDirectory, parts: tuple[bytes, ...]) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _make(directory: RootedDirectory, parts: tuple[bytes, ...]) -> dict[str, Any
         directory.make(parts)
         return paths.entry(directory, parts)
     if kind_of(info.st_mode) == "directory":
-        raise AlreadyThere("The directory exists already.")
+        raise AlreadyExists("The directory exists already.")
     raise BadRequest("The name is taken by something that is no directory; choose another.")
 
 
@@ -176,7 +176,7 @@ class MoveHandler(FilesystemHandler):
     async def post(self) -> None:
         """Give a file or a directory another name."""
         wanted = self.message(MoveRequest)
-        if paths.is_elsewhere(wanted.source) or paths.is_elsewhere(wanted.destination):
+        if paths.is_outside_home(wanted.source) or paths.is_outside_home(wanted.destination):
             await self._move_elsewhere(paths.absolute(wanted.source), paths.absolute(wanted.destination))
             return
         source, target = paths.parts_of(wanted.source), paths.parts_of(wanted.destination)
@@ -195,7 +195,7 @@ class MoveHandler(FilesystemHandler):
         if paths.HOME in (source, target):
             raise BadRequest("The home directory itself can't be moved or replaced.")
         await self.while_connected(self.elsewhere().move(source, target))
-        self.answer({"entry": await self.while_connected(self.elsewhere().look(target))})
+        self.answer({"entry": await self.while_connected(self.elsewhere().stat(target))})
 
 
 class RemoveHandler(FilesystemHandler):
@@ -204,7 +204,7 @@ class RemoveHandler(FilesystemHandler):
     async def post(self) -> None:
         """Remove a file, or a directory with all that is in it."""
         path = self.message(PathRequest).path
-        if paths.is_elsewhere(path):
+        if paths.is_outside_home(path):
             await self.while_connected(self.elsewhere().remove(paths.absolute(path)))
             self.answer({})
             return
@@ -222,7 +222,7 @@ class RemoveHandler(FilesystemHandler):
 class WatchingHandler(FilesystemHandler):
     """Base of what makes watchers."""
 
-    async def keep(self, wanted: Watch) -> str:
+    async def keep(self, wanted: WatchRequest) -> str:
         """Make a watcher and keep it; returns its id.
 
         Raises:
@@ -230,7 +230,7 @@ class WatchingHandler(FilesystemHandler):
             QuotaExceeded, AtCapacity: there are too many.
         """
         how = {"recursive": wanted.recursive, "include_entry": wanted.include_entry}
-        if not paths.is_elsewhere(wanted.path):
+        if not paths.is_outside_home(wanted.path):
             parts = paths.parts_of(wanted.path)
             return self.watchers.keep(self.sandbox, lambda: DirectoryWatcher(self.directory(), parts, **how))
         place = paths.absolute(wanted.path)
@@ -247,7 +247,7 @@ class CreateWatcherHandler(WatchingHandler):
 
     async def post(self) -> None:
         """Begin to watch; its events are asked for."""
-        self.answer({"watcherId": await self.while_connected(self.keep(self.message(Watch)))})
+        self.answer({"watcherId": await self.while_connected(self.keep(self.message(WatchRequest)))})
 
 
 class GetWatcherEventsHandler(FilesystemHandler):
@@ -276,7 +276,7 @@ class WatchDirHandler(WatchingHandler):
         await self.stream(self._watch())
 
     async def _watch(self) -> None:
-        name = await self.keep(self.message(Watch))
+        name = await self.keep(self.message(WatchRequest))
         watcher = self.watchers.find(self.sandbox, name)
         try:
             await self.send_message({"start": {}})

@@ -45,9 +45,9 @@ ALLOWED_HEADERS = (
 class SandboxNotFound(HTTPError):
     """The sandbox is not there, or does not listen: 502, as the proxy in front of E2B's sandboxes says it."""
 
-    def __init__(self, said: dict[str, Any]) -> None:
+    def __init__(self, body: dict[str, Any]) -> None:
         super().__init__(502)
-        self.said = said
+        self.body = body
 
 
 class E2bHandler(ApiHandler):
@@ -59,7 +59,7 @@ class E2bHandler(ApiHandler):
 
     transport = "e2b"
     route = "/sandboxes"
-    words: ClassVar[bool] = False
+    connect_codes: ClassVar[bool] = False
 
     def token(self) -> str | None:
         """The token that the request carries."""
@@ -88,11 +88,11 @@ class E2bHandler(ApiHandler):
     def shape(self, raised: BaseException, known: KernelsvcError, status: int) -> dict[str, Any]:
         """The body of an error's answer."""
         if isinstance(raised, SandboxNotFound):
-            return raised.said
+            return raised.body
         message = known.message.encode("utf-8", "replace").decode()
-        return {"code": connect_code(status) if self.words else status, "message": message}
+        return {"code": connect_code(status) if self.connect_codes else status, "message": message}
 
-    def asked(self) -> dict[str, Any]:
+    def json_body(self) -> dict[str, Any]:
         """The body: a JSON object, or nothing.
 
         Raises:
@@ -166,7 +166,7 @@ class SandboxHandler(E2bHandler):
         sandbox, port = e2b.address(self.request.headers)
         try:
             self.identify(sandbox)
-            self.recognise(self.who)
+            self.set_principal(self.who)
         except NotFound:
             raise SandboxNotFound(e2b.gone(sandbox or "")) from None
         self.auth_scope("run")

@@ -36,7 +36,7 @@ MAX_REASON = 200
 _PYTHON = frozenset({"", "python", "python3", "ipython"})
 
 
-class Execute(msgspec.Struct, kw_only=True):
+class ExecuteRequest(msgspec.Struct, kw_only=True):
     """``POST /execute``."""
 
     code: str
@@ -45,7 +45,7 @@ class Execute(msgspec.Struct, kw_only=True):
     env_vars: dict[str, str] | None = None
 
 
-class NewContext(msgspec.Struct, kw_only=True):
+class NewContextRequest(msgspec.Struct, kw_only=True):
     """``POST /contexts``."""
 
     cwd: str | None = None
@@ -78,7 +78,7 @@ class InterpreterHandler(SandboxHandler):
             BadRequest: it is something else.
         """
         try:
-            return msgspec.convert(self.asked(), kind)
+            return msgspec.convert(self.json_body(), kind)
         except msgspec.ValidationError as error:
             raise BadRequest(f"The body can't be read: {error}.") from None
 
@@ -163,7 +163,7 @@ class ContextsHandler(InterpreterHandler):
 
     async def post(self) -> None:
         """One more."""
-        wanted = self.decoded(NewContext)
+        wanted = self.decoded(NewContextRequest)
         made = await self.while_connected(self.new_context(wanted.language or "", wanted.cwd))
         self.answer(context_model(made))
 
@@ -184,7 +184,7 @@ class RestartHandler(InterpreterHandler):
     """``/contexts/{id}/restart``."""
 
     async def post(self, context: str) -> None:
-        """Empty variables, in the directory where it began."""
+        """Empty variables, in the directory session it began."""
         found = self.find(unquote(context))
         service = self.context.service
         await self.while_connected(service.restart(self.who, found.id))
@@ -204,22 +204,22 @@ class ExecuteHandler(InterpreterHandler):
 
     async def post(self) -> None:
         """Run it."""
-        wanted = self.decoded(Execute)
+        wanted = self.decoded(ExecuteRequest)
         if wanted.context_id and wanted.language:
             raise BadRequest("Only one of context_id or language can be provided")
         await self.while_connected(self._run(wanted))
 
-    async def _run(self, wanted: Execute) -> None:
-        where = await self._where(wanted)
+    async def _run(self, wanted: ExecuteRequest) -> None:
+        session = await self._choose_context(wanted)
         environ = wanted.env_vars or {}
-        before = await self.context.service.surroundings.change(self.who, where, environ) if environ else {}
+        before = await self.context.service.surroundings.change(self.who, session, environ) if environ else {}
         try:
-            await self._stream(where, wanted, sorted(environ))
+            await self._stream(session, wanted, sorted(environ))
         finally:
             if before:
-                _later(self._undo(self.who, where, before))
+                _run_detached(self._undo(self.who, session, before))
 
-    async def _where(self, wanted: Execute) -> str:
+    async def _choose_context(self, wanted: ExecuteRequest) -> str:
         if wanted.context_id:
             return self.find(wanted.context_id).id
         language = wanted.language or ""
@@ -234,22 +234,22 @@ class ExecuteHandler(InterpreterHandler):
         with contextlib.suppress(KernelsvcError):  # the session has ended, or its kernel is a new one
             await self.context.service.surroundings.change(who, session, before)
 
-    async def _stream(self, session: str, wanted: Execute, env_names: list[str]) -> None:
+    async def _stream(self, session: str, wanted: ExecuteRequest, env_names: list[str]) -> None:
         service = self.context.service
         metadata = {"e2b": {"env_names": env_names}} if env_names else {}
         request = CellRequest(code=wanted.code, on_disconnect="interrupt", on_error="continue", metadata=metadata)
         cell = await service.execute(self.who, session, request, wait="queued", client=self)
         self.set_header("Content-Type", "application/x-ndjson")
-        await self._say([results.first(session, cell.id)])
+        await self._send_lines([results.first(session, cell.id)])
         subscription = service.attach(self.who, session, after=cell.seq.first - 1)
         try:
-            await self._tell(subscription, cell)
+            await self._stream_lines(subscription, cell)
         finally:
             subscription.close()
             service.client_gone(self)
 
-    async def _tell(self, subscription: Any, cell: CellInfo) -> None:
-        lines = results.Lines(cell.id)
+    async def _stream_lines(self, subscription: Any, cell: CellInfo) -> None:
+        lines = results.ResultLines(cell.id)
         quiet = asyncio.get_running_loop().time()
         while not lines.ended:
             loop = asyncio.get_running_loop()
@@ -258,17 +258,17 @@ class ExecuteHandler(InterpreterHandler):
                 async with asyncio.timeout(wait):
                     batch = await subscription.next()
             except TimeoutError:
-                await self._say(lines.rest() or [results.KEEPALIVE])
+                await self._send_lines(lines.rest() or [results.KEEPALIVE])
                 quiet = loop.time()
                 continue
             if not batch:  # the session's log is complete, and so is the cell
                 break
             said = [line for entry in batch for line in lines.of(ev.decode(entry))]
             if said:
-                await self._say(said)
+                await self._send_lines(said)
                 quiet = loop.time()
 
-    async def _say(self, lines: list[results.Line]) -> None:
+    async def _send_lines(self, lines: list[results.Line]) -> None:
         size = 0
         for line in lines:
             data = results.encode(line)
@@ -284,7 +284,7 @@ class ExecuteHandler(InterpreterHandler):
 _undoing: set[asyncio.Task[None]] = set()
 
 
-def _later(work: Any) -> None:
+def _run_detached(work: Any) -> None:
     """Do something that outlives the request."""
     task = asyncio.ensure_future(work)
     _undoing.add(task)

@@ -19,7 +19,7 @@ MAX_BYTES, MAX_NAMES = 3072, 64
 _MAX_NAME = 255 - len(ATTRIBUTE)
 
 
-def asked(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+def from_headers(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     """The metadata that an upload's headers carry, by its name in small letters.
 
     Raises:
@@ -37,12 +37,12 @@ def asked(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     return found
 
 
-def attributes(metadata: Mapping[str, str]) -> dict[str, bytes]:
+def to_attributes(metadata: Mapping[str, str]) -> dict[str, bytes]:
     """Metadata as extended attributes."""
     return {ATTRIBUTE + name: value.encode() for name, value in metadata.items()}
 
 
-def shown(attributes: Mapping[str, bytes]) -> dict[str, str]:
+def from_attributes(attributes: Mapping[str, bytes]) -> dict[str, str]:
     """The metadata among a file's extended attributes; what is not UTF-8 becomes U+FFFD."""
     return {
         name.removeprefix(ATTRIBUTE).encode("utf-8", "replace").decode(): value.decode("utf-8", "replace")

@@ -24,11 +24,11 @@ from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.protocol import e2b
 
 #: Labels of this door.
-OWN = "e2b."
+PREFIX = "e2b."
 TEMPLATE, SNAPSHOT, SOURCE, RESUMES, PAUSES = (
-    OWN + name for name in ("template", "snapshot", "source", "resumes", "pauses")
+    PREFIX + name for name in ("template", "snapshot", "source", "resumes", "pauses")
 )
-LANGUAGE, CWD, DEFAULT = (OWN + name for name in ("language", "cwd", "default"))
+LANGUAGE, CWD, DEFAULT = (PREFIX + name for name in ("language", "cwd", "default"))
 #: A sandbox's directory as its code sees it.
 HOME = "/home/user"
 #: What the label of a snapshot without a name holds.
@@ -42,7 +42,7 @@ ENVD_VERSION = "0.6.4"
 #: E2B's own, where a client names none.
 DEFAULT_SECONDS = 300
 #: Fields of a request that ask for what is not here; each may be there and empty.
-_LACKING = {
+_UNSUPPORTED = {
     "network": "There are no rules for one sandbox's network here.",
     "iam": "There is no workload identity here.",
     "volumeMounts": "There are no volumes here.",
@@ -79,7 +79,7 @@ def decode(asked: Mapping[str, Any]) -> NewSandbox:
         wanted = msgspec.convert(dict(asked), NewSandbox)
     except msgspec.ValidationError as error:
         raise BadRequest(f"The sandbox can't be made: {error}.") from None
-    for name, what in _LACKING.items():
+    for name, what in _UNSUPPORTED.items():
         if getattr(wanted, name):
             raise NotSupported(f"{what} Leave {name!r} out.")
     return wanted
@@ -91,11 +91,11 @@ def template_of(name: str, known: Iterable[str]) -> str | None:
     Raises:
         NotFound: there is none.
     """
-    plain = name.partition(":")[0]
+    name_only = name.partition(":")[0]
     names = set(known)
-    if plain in names:
-        return plain
-    if plain in _DEFAULT_TEMPLATES:
+    if name_only in names:
+        return name_only
+    if name_only in _DEFAULT_TEMPLATES:
         return None
     raise NotFound(f"There is no template {name!r}; there are {', '.join(sorted(names))}.")
 
@@ -131,8 +131,8 @@ def labels(wanted: NewSandbox) -> dict[str, str]:
         BadRequest: metadata with a name of ours.
     """
     found = dict(wanted.metadata or {})
-    if taken := sorted(name for name in found if name.startswith(OWN)):
-        raise BadRequest(f"Metadata may not be named {taken[0]!r}: names that begin with {OWN!r} are taken.")
+    if taken := sorted(name for name in found if name.startswith(PREFIX)):
+        raise BadRequest(f"Metadata may not be named {taken[0]!r}: names that begin with {PREFIX!r} are taken.")
     found[TEMPLATE] = (wanted.templateID or "base")[:256]
     if isinstance(wanted.autoResume, dict) and wanted.autoResume.get("enabled", True):
         found[RESUMES] = "yes"
@@ -143,7 +143,7 @@ def labels(wanted: NewSandbox) -> dict[str, str]:
 
 def metadata(session: SessionInfo) -> dict[str, str]:
     """The metadata of a sandbox."""
-    return {name: value for name, value in session.labels.items() if not name.startswith(OWN)}
+    return {name: value for name, value in session.labels.items() if not name.startswith(PREFIX)}
 
 
 def is_sandbox(session: SessionInfo) -> bool:
@@ -177,7 +177,7 @@ def no_snapshot() -> dict[str, str]:
     return {SNAPSHOT: ""}
 
 
-def snapshot_fits(session: SessionInfo, asked: Mapping[str, str]) -> bool:
+def matches_snapshot(session: SessionInfo, asked: Mapping[str, str]) -> bool:
     """Whether a snapshot is what a listing asks for."""
     source, name = asked.get("sandboxID"), asked.get("name", "").partition(":")[0]
     return source in (None, "", session.labels.get(SOURCE)) and name in ("", session.id, snapshot_name(session))
@@ -317,7 +317,7 @@ def wanted_metadata(text: str) -> dict[str, str]:
     return {unquote(name): unquote(value) for name, value in parse_qsl(text, keep_blank_values=True)}
 
 
-def fits(session: SessionInfo, asked: Mapping[str, str]) -> bool:
+def matches(session: SessionInfo, asked: Mapping[str, str]) -> bool:
     """Whether a sandbox is what a listing asks for.
 
     Args:
@@ -357,12 +357,12 @@ def page(found: Sequence[SessionInfo], asked: Mapping[str, str], most: int) -> t
     """
     limit = _limit(asked.get("limit"), most)
     rising = asked.get("order") == "asc"
-    ordered = sorted(found, key=_place, reverse=not rising)
+    ordered = sorted(found, key=_position, reverse=not rising)
     if token := asked.get("nextToken"):
-        after = _decode_place(token)
-        ordered = [each for each in ordered if (_place(each) > after if rising else _place(each) < after)]
+        after = _decode_position(token)
+        ordered = [each for each in ordered if (_position(each) > after if rising else _position(each) < after)]
     shown = ordered[:limit]
-    return shown, _encode_place(shown[-1]) if len(ordered) > limit else None
+    return shown, _encode_position(shown[-1]) if len(ordered) > limit else None
 
 
 def _limit(text: str | None, most: int) -> int:
@@ -373,15 +373,15 @@ def _limit(text: str | None, most: int) -> int:
     return int(text)
 
 
-def _place(session: SessionInfo) -> tuple[str, str]:
+def _position(session: SessionInfo) -> tuple[str, str]:
     return session.created_at, session.id
 
 
-def _encode_place(session: SessionInfo) -> str:
-    return base64.urlsafe_b64encode(json.dumps(_place(session)).encode()).decode().rstrip("=")
+def _encode_position(session: SessionInfo) -> str:
+    return base64.urlsafe_b64encode(json.dumps(_position(session)).encode()).decode().rstrip("=")
 
 
-def _decode_place(token: str) -> tuple[str, str]:
+def _decode_position(token: str) -> tuple[str, str]:
     try:
         at, session = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         return str(at), str(session)

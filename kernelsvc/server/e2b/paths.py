@@ -37,7 +37,7 @@ def absolute(path: str) -> str:
     return "/" + "/".join(pure.parts[1:])
 
 
-def is_elsewhere(path: str) -> bool:
+def is_outside_home(path: str) -> bool:
     """Whether a path leads outside the home directory.
 
     Raises:
@@ -75,10 +75,10 @@ def entry(directory: RootedDirectory, parts: tuple[bytes, ...]) -> dict[str, Any
     Raises:
         KernelsvcError: it isn't there.
     """
-    return described(parts, *directory.look(parts), metadata=metadata.shown(directory.attributes(parts)))
+    return home_entry(parts, *directory.look(parts), metadata=metadata.from_attributes(directory.attributes(parts)))
 
 
-def described(
+def home_entry(
     parts: tuple[bytes, ...],
     info: os.stat_result,
     target: bytes | None = None,
@@ -93,7 +93,7 @@ def described(
         target: where a link leads.
         metadata: what its owner wrote on it.
     """
-    found = told(path_of(parts), info.st_mode, info.st_size, info.st_mtime_ns, None)
+    found = entry_of(path_of(parts), info.st_mode, info.st_size, info.st_mtime_ns, None)
     if metadata:
         found["metadata"] = dict(metadata)
     if target is not None:
@@ -101,7 +101,7 @@ def described(
     return found
 
 
-def told(path: str, mode: int, size: int, modified: int, target: str | None) -> dict[str, Any]:
+def entry_of(path: str, mode: int, size: int, modified: int, target: str | None) -> dict[str, Any]:
     """What E2B's clients are told of a file that lies anywhere.
 
     Args:

@@ -17,7 +17,7 @@ import msgspec
 from kernelsvc.errors import BadRequest, KernelsvcError
 from kernelsvc.protocol import connect
 from kernelsvc.server.e2b.connect_rpc import RpcHandler
-from kernelsvc.server.e2b.exec_files import OURS
+from kernelsvc.server.e2b.exec_files import INTERNAL_TAG
 from kernelsvc.server.e2b.models import HOME
 from kernelsvc.service.programs import Program, ProgramOutput
 
@@ -25,7 +25,7 @@ _SIGNALS = {"SIGNAL_SIGTERM": signal.SIGTERM, "SIGNAL_SIGKILL": signal.SIGKILL, 
 _DEFAULT_SIZE = (80, 24)
 
 
-class Config(msgspec.Struct, kw_only=True):
+class ProcessConfig(msgspec.Struct, kw_only=True):
     """What is to be run."""
 
     cmd: str
@@ -34,36 +34,36 @@ class Config(msgspec.Struct, kw_only=True):
     cwd: str | None = None
 
 
-class Size(msgspec.Struct, kw_only=True):
+class TerminalSize(msgspec.Struct, kw_only=True):
     """Of a terminal, in characters."""
 
     cols: int = _DEFAULT_SIZE[0]
     rows: int = _DEFAULT_SIZE[1]
 
 
-class Terminal(msgspec.Struct, kw_only=True):
+class TerminalRequest(msgspec.Struct, kw_only=True):
     """A terminal for a program."""
 
-    size: Size = msgspec.field(default_factory=Size)
+    size: TerminalSize = msgspec.field(default_factory=TerminalSize)
 
 
-class Start(msgspec.Struct, kw_only=True):
+class StartRequest(msgspec.Struct, kw_only=True):
     """``Start``."""
 
-    process: Config
-    pty: Terminal | None = None
+    process: ProcessConfig
+    pty: TerminalRequest | None = None
     tag: str | None = None
     stdin: bool | None = None
 
 
-class Selector(msgspec.Struct, kw_only=True):
+class ProcessSelector(msgspec.Struct, kw_only=True):
     """Which program is meant."""
 
     pid: int | None = None
     tag: str | None = None
 
 
-class Input(msgspec.Struct, kw_only=True):
+class ProcessInput(msgspec.Struct, kw_only=True):
     """What it is given to read, in base64."""
 
     stdin: str | None = None
@@ -73,13 +73,13 @@ class Input(msgspec.Struct, kw_only=True):
 class ProcessCall(msgspec.Struct, kw_only=True):
     """Every call but ``Start`` and ``List``: a program, and what is asked of it."""
 
-    process: Selector = msgspec.field(default_factory=Selector)
-    input: Input | None = None
+    process: ProcessSelector = msgspec.field(default_factory=ProcessSelector)
+    input: ProcessInput | None = None
     signal: str | int | None = None
-    pty: Terminal | None = None
+    pty: TerminalRequest | None = None
 
 
-def place_of(path: str | None) -> str:
+def working_directory(path: str | None) -> str:
     """A directory as E2B names it, for ``Programs.start``: the sandbox's own is relative to wherever it lies."""
     for home in (HOME, "~"):
         if path == home or (path or "").startswith(f"{home}/"):
@@ -92,7 +92,7 @@ class ProcessHandler(RpcHandler):
 
     route = "/process.Process"
 
-    def find(self, selector: Selector) -> Program:
+    def find(self, selector: ProcessSelector) -> Program:
         """The program that is meant.
 
         Raises:
@@ -100,7 +100,7 @@ class ProcessHandler(RpcHandler):
         """
         return self.context.service.programs.find(self.who, self.sandbox, pid=selector.pid, tag=selector.tag)
 
-    def give(self, program: Program, given: Input | None) -> None:
+    def write_input(self, program: Program, given: ProcessInput | None) -> None:
         """Write to a program's standard input."""
         if given is not None:
             program.process.write(connect.as_bytes(given.pty if given.pty is not None else given.stdin))
@@ -112,7 +112,7 @@ class ListHandler(ProcessHandler):
     async def post(self) -> None:
         """What runs."""
         running = self.context.service.programs.running(self.who, self.sandbox)
-        self.answer({"processes": [_model(program) for program in running if program.tag != OURS]})
+        self.answer({"processes": [_model(program) for program in running if program.tag != INTERNAL_TAG]})
 
 
 class SendInputHandler(ProcessHandler):
@@ -121,7 +121,7 @@ class SendInputHandler(ProcessHandler):
     async def post(self) -> None:
         """Give it something to read."""
         wanted = self.message(ProcessCall)
-        self.give(self.find(wanted.process), wanted.input)
+        self.write_input(self.find(wanted.process), wanted.input)
         self.answer({})
 
 
@@ -163,15 +163,15 @@ class UpdateHandler(ProcessHandler):
 class StreamHandler(ProcessHandler):
     """Base of what tells of a program."""
 
-    async def tell(self, program: Program, watcher: ProgramOutput) -> None:
+    async def stream_output(self, program: Program, watcher: ProgramOutput) -> None:
         """Send what a program writes until it has ended."""
         try:
-            await self._say({"start": {"pid": program.pid}})
+            await self._send_event({"start": {"pid": program.pid}})
             while (piece := await self._next(watcher)) is not None:
-                await self._say(piece)
+                await self._send_event(piece)
         finally:
             program.leave(watcher)
-        await self._say({"end": _end(program)})
+        await self._send_event({"end": _end(program)})
 
     async def _next(self, watcher: ProgramOutput) -> dict[str, Any] | None:
         try:
@@ -181,7 +181,7 @@ class StreamHandler(ProcessHandler):
             return {"keepalive": {}}
         return None if piece is None else {"data": {piece[0]: connect.as_text(piece[1])}}
 
-    async def _say(self, event: dict[str, Any]) -> None:
+    async def _send_event(self, event: dict[str, Any]) -> None:
         await self.send_message({"event": event})
 
 
@@ -189,18 +189,18 @@ class StartHandler(StreamHandler):
     """``Start``."""
 
     async def post(self) -> None:
-        """Start a program and tell of it."""
+        """Start a program and stream its output."""
         await self.stream(self._start())
 
     async def _start(self) -> None:
-        wanted: Start = self.message(Start)
+        wanted: StartRequest = self.message(StartRequest)
         size = wanted.pty.size if wanted.pty is not None else None
         program, watcher = await self.context.service.programs.start(
             self.who,
             self.sandbox,
             [wanted.process.cmd, *wanted.process.args],
             env={"USER": self.user, "LOGNAME": self.user, **wanted.process.envs},
-            cwd=place_of(wanted.process.cwd),
+            cwd=working_directory(wanted.process.cwd),
             tag=wanted.tag,
             with_input=wanted.stdin is not False,  # clients from before it was asked for expect one
             terminal=(size.cols, size.rows) if size is not None else None,
@@ -208,49 +208,49 @@ class StartHandler(StreamHandler):
         limit = connect.seconds(self.request.headers.get("Connect-Timeout-Ms"), 0.001)
         if limit is not None:
             asyncio.get_running_loop().call_later(limit, program.process.signal, signal.SIGKILL)
-        await self.tell(program, watcher)
+        await self.stream_output(program, watcher)
 
 
-class ConnectHandler(StreamHandler):
+class ProcessConnectHandler(StreamHandler):
     """``Connect``."""
 
     async def post(self) -> None:
         """Tell of a program from now on."""
-        await self.stream(self._tell())
+        await self.stream(self._attach())
 
-    async def _tell(self) -> None:
+    async def _attach(self) -> None:
         program = self.find(self.message(ProcessCall).process)
-        await self.tell(program, program.watch())
+        await self.stream_output(program, program.watch())
 
 
 class StreamInputHandler(ProcessHandler):
     """``StreamInput``: input as it comes, in order."""
 
-    body_bound = 1 << 30
-    _rest: bytearray | None = None
+    max_body_bytes = 1 << 30
+    _unparsed: bytearray | None = None
     _program: Program | None = None
     _failure: KernelsvcError | None = None
 
     def data_received(self, chunk: bytes) -> None:
         """Tornado's hook: hand on what is whole."""
-        rest = self._rest = bytearray() if self._rest is None else self._rest
+        rest = self._unparsed = bytearray() if self._unparsed is None else self._unparsed
         if self._failure is None:
             rest += chunk
         try:
             for message in connect.take(rest):
-                self._hear(message.get("event", message))
+                self._on_message(message.get("event", message))
         except KernelsvcError as error:
             self._failure = error
             rest.clear()
 
-    def _hear(self, event: Any) -> None:
+    def _on_message(self, event: Any) -> None:
         event = event if isinstance(event, dict) else {}
         if "start" in event:
             self._program = self.find(_converted(event["start"]).process)
         elif "data" in event:
             if self._program is None:
                 raise BadRequest("The stream's first message must say which program is meant.")
-            self.give(self._program, _converted(event["data"]).input)
+            self.write_input(self._program, _converted(event["data"]).input)
 
     async def post(self) -> None:
         """All was said."""
@@ -288,7 +288,7 @@ def _end(program: Program) -> dict[str, Any]:
 ROUTES: list[tuple[str, Any]] = [
     (r"/process\.Process/List", ListHandler),
     (r"/process\.Process/Start", StartHandler),
-    (r"/process\.Process/Connect", ConnectHandler),
+    (r"/process\.Process/Connect", ProcessConnectHandler),
     (r"/process\.Process/SendInput", SendInputHandler),
     (r"/process\.Process/StreamInput", StreamInputHandler),
     (r"/process\.Process/SendSignal", SendSignalHandler),

@@ -33,9 +33,9 @@ def routes(shared: dict[str, Any]) -> list[Any]:
         (r"/kernelspecs/(?P<name>[^/]+)/(?P<file>[^/]+)", handlers.SpecFileHandler, {}),
         (r"/api/kernels", handlers.KernelsHandler, {}),
         (rf"/api/kernels/{KERNEL}", handlers.KernelHandler, {}),
-        (rf"/api/kernels/{KERNEL}/(?P<action>interrupt|restart)", handlers.ActionHandler, {}),
+        (rf"/api/kernels/{KERNEL}/(?P<action>interrupt|restart)", handlers.KernelActionHandler, {}),
         (rf"/api/kernels/{KERNEL}/channels", ChannelsSocket, {"cursors": Cursors()}),
-        (r"/api/sessions", handlers.SessionsHandler, {}),
-        (rf"/api/sessions/{KERNEL}", handlers.SessionHandler, {}),
+        (r"/api/sessions", handlers.JupyterSessionsHandler, {}),
+        (rf"/api/sessions/{KERNEL}", handlers.JupyterSessionHandler, {}),
     ]
     return [(PREFIX + path, handler, {**shared, **more}) for path, handler, more in table]

@@ -3,7 +3,7 @@
 Theory of operation. What the socket sends is decoded (either framing) and
 handed to the service: an ``execute_request`` is a cell, a question is asked of
 the kernel, comms are passed on. What the socket is sent comes from a cursor in
-the session's log (``replay``), but for the answers to its own questions.
+the session's log (``translator``), but for the answers to its own questions.
 
 A portion of events is followed by a ping that carries the last event's number;
 the pong brings it back and so says what has arrived. That number is kept under
@@ -39,18 +39,18 @@ from kernelsvc.server.jupyter.event_translator import (
     portions,
 )
 from kernelsvc.server.jupyter.handlers import find, token_of
-from kernelsvc.server.native.websocket import CHUNK_BYTES, ApiSocket, Gone
+from kernelsvc.server.native.websocket import CHUNK_BYTES, ApiSocket, ConnectionGone
 
 log = logging.getLogger(__name__)
 
 #: Clients whose place is remembered.
 MAX_CURSORS = 10_000
 #: Unanswered pings that are remembered per client; beyond, what is sent again may be cut otherwise than before.
-MAX_UNHEARD = 256
+MAX_UNANSWERED = 256
 #: Seconds that a question may wait behind a running cell.
 ASK_SECONDS = 600.0
 #: Ids of clients' sessions that one socket speaks for (jupyter_server has one socket per browser).
-MAX_SPEAKERS = 64
+MAX_CLIENT_IDS = 64
 _CELL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _SEQ_BYTES = 8
 
@@ -72,28 +72,28 @@ class Cursors:
         """Note that everything up to ``seq`` has arrived."""
         if client:
             self._at[session, client] = max(seq, self._at.pop((session, client), 0))
-            _bound(self._at)
-            unheard = self._sent.get((session, client), deque())
-            while unheard and unheard[0] <= seq:
-                unheard.popleft()
+            _trim(self._at)
+            unanswered = self._sent.get((session, client), deque())
+            while unanswered and unanswered[0] <= seq:
+                unanswered.popleft()
 
     def sent(self, session: str, client: str, seq: int) -> None:
         """Note that a ping with ``seq`` went out."""
         if client:
-            self._sent.setdefault((session, client), deque(maxlen=MAX_UNHEARD)).append(seq)
-            _bound(self._sent)
+            self._sent.setdefault((session, client), deque(maxlen=MAX_UNANSWERED)).append(seq)
+            _trim(self._sent)
 
-    def unheard(self, session: str, client: str) -> frozenset[int]:
+    def unanswered(self, session: str, client: str) -> frozenset[int]:
         """The pings to this client that were not answered."""
         return frozenset(self._sent.get((session, client), ()))
 
-    def learn(self, session: str, info: dict[str, Any]) -> None:
+    def put_info(self, session: str, info: dict[str, Any]) -> None:
         """Keep a kernel's description of itself."""
         self.infos[session] = info
-        _bound(self.infos)
+        _trim(self.infos)
 
 
-def _bound(kept: OrderedDict[Any, Any]) -> None:
+def _trim(kept: OrderedDict[Any, Any]) -> None:
     while len(kept) > MAX_CURSORS:
         kept.popitem(last=False)
 
@@ -160,18 +160,18 @@ class ChannelsSocket(ApiSocket):
         """Tornado's hook: begin to send, from where this client was or from now on."""
         self._v1 = self.selected_subprotocol == jupyter.SUBPROTOCOL
         self._client = self.get_query_argument("session_id", "")[:256]
-        self._speakers: OrderedDict[str, None] = OrderedDict({self._client: None} if self._client else {})
+        self._client_ids: OrderedDict[str, None] = OrderedDict({self._client: None} if self._client else {})
         self._pumping: asyncio.Task[None] | None = None
-        self._told_seq = 0
-        self._moved = asyncio.Condition()
+        self._sent_seq = 0
+        self._sent_changed = asyncio.Condition()
         super().open(*args, **kwargs)
         try:
             last = self.context.service.get(self.who, self.session).last_seq
             after = self.cursors.get(self.session, self._client)
             start = last if after is None else min(after, last)
             self.cursors.put(self.session, self._client, start)
-            self._breaks = self.cursors.unheard(self.session, self._client)
-            self._told_seq = start
+            self._breaks = self.cursors.unanswered(self.session, self._client)
+            self._sent_seq = start
             subscription = self.context.service.attach(self.who, self.session, after=start)
         except KernelsvcError as error:
             self.close(1011, error.message[:100])
@@ -194,15 +194,15 @@ class ChannelsSocket(ApiSocket):
 
     async def _pump(self, subscription: Any) -> None:
         service = self.context.service
-        replay = EventTranslator(self.session, lambda cell: service.cell(self.who, self.session, cell))
+        translator = EventTranslator(self.session, lambda cell: service.cell(self.who, self.session, cell))
         try:
             while lines := await subscription.next():
-                await self._tell_events(replay, lines)
-                async with self._moved:
-                    self._told_seq = subscription.last_seq
-                    self._moved.notify_all()
+                await self._send_events(translator, lines)
+                async with self._sent_changed:
+                    self._sent_seq = subscription.last_seq
+                    self._sent_changed.notify_all()
             self.close(1000, "the session is closed")
-        except Gone:
+        except ConnectionGone:
             pass
         except Exception as error:
             if not isinstance(error, KernelsvcError):
@@ -211,43 +211,45 @@ class ChannelsSocket(ApiSocket):
         finally:
             subscription.close()
 
-    async def _tell_events(self, replay: EventTranslator, lines: Iterable[bytes]) -> None:
+    async def _send_events(self, translator: EventTranslator, lines: Iterable[bytes]) -> None:
         for portion in portions(lines, CHUNK_BYTES, self._breaks):
             seq = portion[-1].seq
-            messages = (m for event in joined(portion) for m in replay.messages(event) if self._is_for_us(m))
+            messages = (
+                m for event in joined(portion) for m in translator.messages(event) if self._is_for_this_socket(m)
+            )
             frames = [frame(message, self._v1) for message in messages]
             if frames:
                 self.cursors.sent(self.session, self._client, seq)
                 await self.send_raw(b"".join([*frames, ping_frame(seq)]))
 
-    async def _caught_up(self) -> None:
+    async def _wait_until_sent_all(self) -> None:
         """Wait until this socket was sent everything that is in the log now. Safe to cancel."""
         last = self.context.service.get(self.who, self.session).last_seq
-        async with self._moved:
-            await self._moved.wait_for(lambda: self._told_seq >= last)
+        async with self._sent_changed:
+            await self._sent_changed.wait_for(lambda: self._sent_seq >= last)
 
-    def _is_for_us(self, message: JupyterMessage) -> bool:
+    def _is_for_this_socket(self, message: JupyterMessage) -> bool:
         """Everybody hears iopub; replies and questions go to who asked."""
-        return message.channel == "iopub" or jupyter.text_field(message.parent_header, "session") in self._speakers
+        return message.channel == "iopub" or jupyter.text_field(message.parent_header, "session") in self._client_ids
 
     # --- what the client says -----------------------------------------------------------------
 
     async def on_message(self, message: str | bytes) -> None:
         """Tornado's hook: a whole frame. The next one is read when this returns."""
         try:
-            heard = self._decoded(message)
+            decoded = self._decoded(message)
             if len(self._requests) >= self.context.settings.max_requests:
                 raise QuotaExceeded(f"{len(self._requests)} requests are under way here; await some first.")
         except KernelsvcError as error:
             # There is no reply to what can't be read; a parentless error is what a notebook's log shows.
-            await self._say("iopub", "error", failure(error.code, error.message), {})
+            await self._send_message("iopub", "error", failure(error.code, error.message), {})
             return
-        self._learn_speaker(jupyter.text_field(heard.header, "session"))
-        task = asyncio.create_task(self._answer(heard), name=heard.msg_type)
+        self._remember_client_id(jupyter.text_field(decoded.header, "session"))
+        task = asyncio.create_task(self._handle(decoded), name=decoded.msg_type)
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
         if self._unsent > CHUNK_BYTES:
-            await self._room.wait()
+            await self._may_read.wait()
 
     def _decoded(self, data: str | bytes) -> JupyterMessage:
         message = jupyter.decode_v1(data) if self._v1 and isinstance(data, bytes) else jupyter.decode_json(data)
@@ -255,30 +257,30 @@ class ChannelsSocket(ApiSocket):
             raise BadRequest("A message needs a header with msg_type.")
         return message
 
-    def _learn_speaker(self, speaker: str) -> None:
-        if speaker:
-            self._speakers[speaker] = None
-            self._speakers.move_to_end(speaker)
-        while len(self._speakers) > MAX_SPEAKERS:
-            self._speakers.popitem(last=False)
+    def _remember_client_id(self, client_id: str) -> None:
+        if client_id:
+            self._client_ids[client_id] = None
+            self._client_ids.move_to_end(client_id)
+        while len(self._client_ids) > MAX_CLIENT_IDS:
+            self._client_ids.popitem(last=False)
 
-    async def _answer(self, heard: JupyterMessage) -> None:
-        kind = heard.msg_type
+    async def _handle(self, message: JupyterMessage) -> None:
+        kind = message.msg_type
         code = "ok"
         try:
-            await self._doing(kind)(heard)
-        except Gone:
+            await self._handler_of(kind)(message)
+        except ConnectionGone:
             return
         except Exception as error:
             if not isinstance(error, KernelsvcError):
                 log.error("%s failed", kind[:64], exc_info=error, extra={"action": "request_failed"})
             known = as_error(error)
             code = known.code
-            await self._refuse_message(heard, known)
+            await self._refuse_message(message, known)
         finally:
             self.context.metrics.request(self.transport, "channels", code, 0.0)
 
-    def _doing(self, kind: str) -> Callable[[JupyterMessage], Awaitable[None]]:
+    def _handler_of(self, kind: str) -> Callable[[JupyterMessage], Awaitable[None]]:
         known: dict[str, Callable[[JupyterMessage], Awaitable[None]]] = {
             "execute_request": self._run,
             "input_reply": self._input,
@@ -288,54 +290,54 @@ class ChannelsSocket(ApiSocket):
         }
         return known.get(kind, self._comm if kind.startswith("comm_") and not kind.endswith("_request") else self._ask)
 
-    async def _refuse_message(self, heard: JupyterMessage, error: KernelsvcError) -> None:
+    async def _refuse_message(self, message: JupyterMessage, error: KernelsvcError) -> None:
         content = failure(error.code, error.message)
         try:
-            if heard.msg_type == "execute_request":
+            if message.msg_type == "execute_request":
                 shown = {name: content[name] for name in ("ename", "evalue", "traceback")}
-                await self._say("iopub", "error", shown, heard.header)
+                await self._send_message("iopub", "error", shown, message.header)
                 content |= {"execution_count": None}
-            if heard.msg_type.endswith("_request"):
-                await self._reply_to(heard, content)
+            if message.msg_type.endswith("_request"):
+                await self._reply_to(message, content)
             else:
-                await self._say("iopub", "status", {"execution_state": "idle"}, heard.header)
-        except Gone:
+                await self._send_message("iopub", "status", {"execution_state": "idle"}, message.header)
+        except ConnectionGone:
             return
 
-    async def _say(self, channel: str, msg_type: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
-        self._said = getattr(self, "_said", 0) + 1
-        name = f"{self.session}_{id(self):x}_{self._said}"
+    async def _send_message(self, channel: str, msg_type: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
+        self._sent_count = getattr(self, "_sent_count", 0) + 1
+        name = f"{self.session}_{id(self):x}_{self._sent_count}"
         message = make(self.session, name, timestamp(time.time()), channel, msg_type, content, kept_header(parent))
         payload = frame(message, self._v1)
         self._unsent += len(payload)
-        self._room.clear()
+        self._may_read.clear()
         try:
             await self.send_raw(payload)
         finally:
             self._unsent -= len(payload)
             if self._unsent <= CHUNK_BYTES:
-                self._room.set()
+                self._may_read.set()
 
-    async def _reply_to(self, heard: JupyterMessage, content: dict[str, Any]) -> None:
-        channel = heard.channel if heard.channel in ("shell", "control") else "shell"
-        kind = heard.msg_type.removesuffix("_request") + "_reply"
-        await self._say("iopub", "status", {"execution_state": "busy"}, heard.header)
-        await self._say(channel, kind, content, heard.header)
-        await self._say("iopub", "status", {"execution_state": "idle"}, heard.header)
+    async def _reply_to(self, message: JupyterMessage, content: dict[str, Any]) -> None:
+        channel = message.channel if message.channel in ("shell", "control") else "shell"
+        kind = message.msg_type.removesuffix("_request") + "_reply"
+        await self._send_message("iopub", "status", {"execution_state": "busy"}, message.header)
+        await self._send_message(channel, kind, content, message.header)
+        await self._send_message("iopub", "status", {"execution_state": "idle"}, message.header)
 
-    async def _run(self, heard: JupyterMessage) -> None:
-        content = heard.content
+    async def _run(self, message: JupyterMessage) -> None:
+        content = message.content
         code = content.get("code")
         if not isinstance(code, str):
             raise BadRequest("An execute_request needs 'code', a string.")
         self.auth_scope("run")
-        kept: dict[str, Any] = {"header": kept_header(heard.header)}
+        kept: dict[str, Any] = {"header": kept_header(message.header)}
         silent = content.get("silent") is True
         if silent:
             kept["silent"] = True
         request = CellRequest(
             code=code,
-            cell=heard.msg_id if _CELL_ID.fullmatch(heard.msg_id) else None,
+            cell=message.msg_id if _CELL_ID.fullmatch(message.msg_id) else None,
             on_error="continue" if content.get("stop_on_error") is False else "stop",
             silent=silent,
             allow_stdin=content.get("allow_stdin") is True,
@@ -345,56 +347,56 @@ class ChannelsSocket(ApiSocket):
         )
         await self.context.service.execute(self.who, self.session, request, wait="queued", client=self)
 
-    async def _input(self, heard: JupyterMessage) -> None:
+    async def _input(self, message: JupyterMessage) -> None:
         cell = self.context.service.get(self.who, self.session).running
-        value = heard.content.get("value")
+        value = message.content.get("value")
         if cell is None:
             raise Conflict("No cell waits for input.")
         await self.context.service.input(self.who, self.session, cell, value if isinstance(value, str) else "")
 
-    async def _interrupt(self, heard: JupyterMessage) -> None:
+    async def _interrupt(self, message: JupyterMessage) -> None:
         await self.context.service.interrupt(self.who, self.session)
-        await self._reply_to(heard, {"status": "ok"})
+        await self._reply_to(message, {"status": "ok"})
 
-    async def _shutdown(self, heard: JupyterMessage) -> None:
-        again = heard.content.get("restart") is True
+    async def _shutdown(self, message: JupyterMessage) -> None:
+        again = message.content.get("restart") is True
         if again:
             await self.context.service.restart(self.who, self.session)
-        await self._reply_to(heard, {"status": "ok", "restart": again})
+        await self._reply_to(message, {"status": "ok", "restart": again})
         if not again:
             await self.context.service.close(self.who, self.session)
 
-    async def _kernel_info(self, heard: JupyterMessage) -> None:
+    async def _kernel_info(self, message: JupyterMessage) -> None:
         info = self.cursors.infos.get(self.session)
         if info is None:
             self.auth_scope("run")
             info = await self.context.service.request_kernel(
-                self.who, self.session, heard.msg_type, {}, timeout=ASK_SECONDS
+                self.who, self.session, message.msg_type, {}, timeout=ASK_SECONDS
             )
-            self.cursors.learn(self.session, info)
+            self.cursors.put_info(self.session, info)
         state = self.context.service.get(self.who, self.session).state
-        await self._reply_to(heard, info)
+        await self._reply_to(message, info)
         if state is SessionState.BUSY:
-            await self._say("iopub", "status", {"execution_state": "busy"}, {})
+            await self._send_message("iopub", "status", {"execution_state": "busy"}, {})
 
-    async def _ask(self, heard: JupyterMessage) -> None:
+    async def _ask(self, message: JupyterMessage) -> None:
         answer = await self.context.service.request_kernel(
-            self.who, self.session, heard.msg_type, heard.content, timeout=ASK_SECONDS
+            self.who, self.session, message.msg_type, message.content, timeout=ASK_SECONDS
         )
-        await self._reply_to(heard, answer)
+        await self._reply_to(message, answer)
 
-    async def _comm(self, heard: JupyterMessage) -> None:
-        if not _CELL_ID.fullmatch(heard.msg_id):
+    async def _comm(self, message: JupyterMessage) -> None:
+        if not _CELL_ID.fullmatch(message.msg_id):
             raise BadRequest("A comm message needs a msg_id of letters, digits and ._:-")
-        await self._say("iopub", "status", {"execution_state": "busy"}, heard.header)
+        await self._send_message("iopub", "status", {"execution_state": "busy"}, message.header)
         await self.context.service.send_comm(
             self.who,
             self.session,
-            heard.msg_type,
-            heard.content,
-            msg_id=heard.msg_id,
-            metadata=heard.metadata,
-            buffers=heard.buffers,
+            message.msg_type,
+            message.content,
+            msg_id=message.msg_id,
+            metadata=message.metadata,
+            buffers=message.buffers,
         )
-        await self._caught_up()  # what it caused comes before its idle
-        await self._say("iopub", "status", {"execution_state": "idle"}, heard.header)
+        await self._wait_until_sent_all()  # what it caused comes before its idle
+        await self._send_message("iopub", "status", {"execution_state": "idle"}, message.header)

@@ -66,7 +66,7 @@ class JupyterHandler(ApiHandler):
         found = re.match(r"/t/[^/]+(?=/)", self.request.path)
         return found.group(0) if found else ""
 
-    def asked(self) -> dict[str, Any]:
+    def json_body(self) -> dict[str, Any]:
         """The body: a JSON object, or nothing.
 
         Raises:
@@ -166,7 +166,7 @@ class KernelsHandler(JupyterHandler):
 
     async def post(self, **_: str) -> None:
         """A new session."""
-        asked = self.asked()
+        asked = self.json_body()
         made = await self.create(asked.get("name"), asked.get("env"), labels=models.labels(asked))
         self.set_header("Location", f"{self.prefix}/api/kernels/{models.kernel_id(made.id)}")
         self.answer(models.kernel_model(made), 201)
@@ -186,7 +186,7 @@ class KernelHandler(JupyterHandler):
         self.answer(None)
 
 
-class ActionHandler(JupyterHandler):
+class KernelActionHandler(JupyterHandler):
     """``/api/kernels/{id}/interrupt`` and ``/restart``."""
 
     async def post(self, kernel: str, action: str, **_: str) -> None:
@@ -200,7 +200,7 @@ class ActionHandler(JupyterHandler):
         self.answer(models.kernel_model(again, connections(self, found.id)))
 
 
-class SessionsHandler(JupyterHandler):
+class JupyterSessionsHandler(JupyterHandler):
     """``/api/sessions``: kernels with the path of a notebook."""
 
     async def get(self, **_: str) -> None:
@@ -210,7 +210,7 @@ class SessionsHandler(JupyterHandler):
 
     async def post(self, **_: str) -> None:
         """A session with its kernel; or the kernel that is named."""
-        asked = self.asked()
+        asked = self.json_body()
         kernel = asked.get("kernel") or {}
         if not isinstance(kernel, dict):
             raise BadRequest("'kernel' must be an object with a name or an id.")
@@ -223,7 +223,7 @@ class SessionsHandler(JupyterHandler):
         self.answer(models.session_model(made), 201)
 
 
-class SessionHandler(JupyterHandler):
+class JupyterSessionHandler(JupyterHandler):
     """``/api/sessions/{id}``."""
 
     async def get(self, kernel: str, **_: str) -> None:

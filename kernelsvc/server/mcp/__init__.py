@@ -1,7 +1,7 @@
 """The MCP door: streamable HTTP at ``/mcp``.
 
 ``server`` is the MCP server over a toolbox (``kernelsvc.tools``), ``serving``
-runs it in this process, ``desk`` gives the toolbox its sessions, ``backlog``
+runs it in this process, ``backend`` gives the toolbox its sessions, ``backlog``
 keeps what an interrupted stream missed. This module is the way in, and imports
 none of the official SDK: the first request does, in a thread, so that neither
 the server's start nor other sessions wait for it.
@@ -31,17 +31,17 @@ class McpServiceHolder:
     """Where an application's MCP server is, once somebody has asked for it."""
 
     def __init__(self) -> None:
-        self._serving: McpService | None = None
-        self._making = asyncio.Lock()
+        self._service: McpService | None = None
+        self._lock = asyncio.Lock()
 
     async def serving(self, context: ServerContext) -> McpService:
         """The server, started by the first call. Safe to cancel: the next call begins anew."""
-        async with self._making:
-            if self._serving is None:
+        async with self._lock:
+            if self._service is None:
                 module = await asyncio.to_thread(importlib.import_module, "kernelsvc.server.mcp.asgi_bridge")
-                self._serving = found = module.McpService(context)
+                self._service = found = module.McpService(context)
                 context.closers.append(found.stop)
-            return self._serving
+            return self._service
 
 
 class McpHandler(ApiHandler):
@@ -49,7 +49,7 @@ class McpHandler(ApiHandler):
 
     transport = "mcp"
     route = "/mcp"
-    place: McpServiceHolder
+    holder: McpServiceHolder
     _exchange: Exchange | None = None
 
     def token(self) -> str | None:
@@ -81,18 +81,18 @@ class McpHandler(ApiHandler):
 
     async def post(self) -> None:
         """A message of the client's."""
-        await self._pass_on()
+        await self._forward()
 
     async def get(self) -> None:
         """A stream for the server's messages, or the rest of one that broke."""
-        await self._pass_on()
+        await self._forward()
 
     async def delete(self) -> None:
         """The client leaves."""
-        await self._pass_on()
+        await self._forward()
 
-    async def _pass_on(self) -> None:
-        serving = await self.place.serving(self.context)
+    async def _forward(self) -> None:
+        serving = await self.holder.serving(self.context)
         module = importlib.import_module("kernelsvc.server.mcp.asgi_bridge")
         self._exchange = module.Exchange(self)
         await self.while_connected(serving.answer(self._exchange))
@@ -118,4 +118,4 @@ def routes(shared: dict[str, Any]) -> list[Any]:
     Args:
         shared: what every handler is initialised with.
     """
-    return [(rf"{PREFIX}/mcp/?", McpHandler, {**shared, "place": McpServiceHolder()})]
+    return [(rf"{PREFIX}/mcp/?", McpHandler, {**shared, "holder": McpServiceHolder()})]

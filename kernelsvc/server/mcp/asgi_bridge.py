@@ -22,7 +22,7 @@ from tornado.iostream import StreamClosedError
 from kernelsvc.model.objects import Principal
 from kernelsvc.server.handler import ServerContext
 from kernelsvc.server.mcp import server
-from kernelsvc.server.mcp.event_store import McpSession, MemoryEventStore, current
+from kernelsvc.server.mcp.event_store import McpSession, MemoryEventStore, current_session
 from kernelsvc.server.mcp.tool_backend import ServiceToolBackend
 from kernelsvc.tools import ToolBackend, Toolbox
 from kernelsvc.tools.session_resolver import CallerState
@@ -34,7 +34,7 @@ Message = MutableMapping[str, Any]
 
 SESSION_HEADER = "mcp-session-id"
 #: Clients that are connected at once, and callers whose default session is remembered.
-MAX_CLIENTS, MAX_MEMORIES = 1000, 10_000
+MAX_CLIENTS, MAX_CALLERS = 1000, 10_000
 IDLE_SECONDS = 3600.0
 _WHO = "kernelsvc.principal"
 
@@ -44,69 +44,69 @@ class McpService:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._memories: OrderedDict[tuple[str, str], CallerState] = OrderedDict()
-        self._lines: OrderedDict[str, McpSession] = OrderedDict()
-        self._backlog = MemoryEventStore()
+        self._callers: OrderedDict[tuple[str, str], CallerState] = OrderedDict()
+        self._sessions: OrderedDict[str, McpSession] = OrderedDict()
+        self._event_store = MemoryEventStore()
         self._manager = StreamableHTTPSessionManager(
             server.make_server(self._find),
-            event_store=self._backlog,
+            event_store=self._event_store,
             session_idle_timeout=IDLE_SECONDS,
             max_sessions=MAX_CLIENTS,
             max_request_body_size=context.settings.max_body_bytes,
         )
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._over = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._running = asyncio.create_task(self._run(), name="mcp")
 
     async def _run(self) -> None:
         # The manager's task group must be entered and left by one and the same task.
         async with self._manager.run():
             self._ready.set_result(None)
-            await self._over.wait()
+            await self._stopping.wait()
 
     async def stop(self) -> None:
         """End every MCP session; what cells they began goes on."""
-        self._over.set()
+        self._stopping.set()
         await self._running
 
     async def answer(self, exchange: Exchange) -> None:
         """Serve one request."""
         await asyncio.shield(self._ready)
         given = exchange.handler.request.headers.get(SESSION_HEADER)
-        line = (self._lines.get(given) if given is not None else None) or McpSession()
-        current.set(line)
+        session = (self._sessions.get(given) if given is not None else None) or McpSession()
+        current_session.set(session)
         # Known before the answer's first byte leaves: the client may send its next request at once.
-        exchange.on_opened = lambda opened: self._learn(opened, line)
+        exchange.on_opened = lambda opened: self._remember(opened, session)
         await self._manager.handle_request(exchange.scope(), exchange.receive, exchange.send)
-        if exchange.handler.request.method == "DELETE" and self._lines.pop(given or "", None) is not None:
-            self._backlog.forget(line)
+        if exchange.handler.request.method == "DELETE" and self._sessions.pop(given or "", None) is not None:
+            self._event_store.forget(session)
 
-    def _learn(self, opened: str, line: McpSession) -> None:
-        self._lines.setdefault(opened, line)
-        while len(self._lines) > MAX_CLIENTS * 2:
-            self._backlog.forget(self._lines.popitem(last=False)[1])
+    def _remember(self, opened: str, session: McpSession) -> None:
+        self._sessions.setdefault(opened, session)
+        while len(self._sessions) > MAX_CLIENTS * 2:
+            self._event_store.forget(self._sessions.popitem(last=False)[1])
 
     def _find(self, ctx: server.Context) -> tuple[Toolbox, ToolBackend]:
         request = ctx.request
         if request is None:
             raise RuntimeError("a request without HTTP around it")
         who: Principal = request.scope[_WHO]
-        desk = ServiceToolBackend(self._context, who)
-        return Toolbox(desk, self._memory(who, request.headers.get(SESSION_HEADER), ctx)), desk
+        backend = ServiceToolBackend(self._context, who)
+        return Toolbox(backend, self._caller_state(who, request.headers.get(SESSION_HEADER), ctx)), backend
 
-    def _memory(self, who: Principal, connection: str | None, ctx: server.Context) -> CallerState:
+    def _caller_state(self, who: Principal, connection: str | None, ctx: server.Context) -> CallerState:
         """What this caller's earlier calls remember: by connection, or where there is none, by the client's name."""
         client = ctx.session.client_params
         name = client.client_info.name[:64] if client is not None and client.client_info else ""
         key = f"connection:{connection}" if connection else f"client:{name}"
-        memory = self._memories.pop((who.name, key), None)
-        if memory is None:
+        state = self._callers.pop((who.name, key), None)
+        if state is None:
             digest = hashlib.sha256(f"{who.name}\0{key}".encode()).hexdigest()[:24]
-            memory = CallerState(f"mcp.{digest}", f"MCP: {name}" if name else "MCP")
-        self._memories[who.name, key] = memory
-        while len(self._memories) > MAX_MEMORIES:
-            self._memories.popitem(last=False)
-        return memory
+            state = CallerState(f"mcp.{digest}", f"MCP: {name}" if name else "MCP")
+        self._callers[who.name, key] = state
+        while len(self._callers) > MAX_CALLERS:
+            self._callers.popitem(last=False)
+        return state
 
 
 class Exchange:

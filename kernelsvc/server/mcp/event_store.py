@@ -3,7 +3,7 @@
 The SDK names a stream by the request's id alone, which two clients may share.
 Each MCP session therefore has a ``McpSession`` of its own, which the handler puts
 into the context of its requests (tasks started there inherit it): an event is
-kept under its line, and replayed to that line only.
+kept under its session, and replayed to that session only.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class McpSession:
     """One MCP session, as an owner of events."""
 
 
-class _Kept(Struct, frozen=True):
-    line: McpSession
+class _StoredEvent(Struct, frozen=True):
+    session: McpSession
     stream: str
     message: JSONRPCMessage | None
     size: int
 
 
 #: Whose events are being sent or asked for.
-current: ContextVar[McpSession] = ContextVar("mcp line")
+current_session: ContextVar[McpSession] = ContextVar("mcp_session")
 
 
 class MemoryEventStore(EventStore):
@@ -39,7 +39,7 @@ class MemoryEventStore(EventStore):
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_events: int = MAX_EVENTS) -> None:
         self._max_bytes, self._max_events = max_bytes, max_events
-        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._kept: OrderedDict[int, _StoredEvent] = OrderedDict()
         self._bytes = 0
         self._last = 0
 
@@ -47,7 +47,7 @@ class MemoryEventStore(EventStore):
         """The SDK's hook: keep a message (None: the stream's beginning), and name it."""
         size = len(message.model_dump_json()) if message is not None else 0
         self._last += 1
-        self._kept[self._last] = _Kept(current.get(), stream_id, message, size)
+        self._kept[self._last] = _StoredEvent(current_session.get(), stream_id, message, size)
         self._bytes += size
         while self._bytes > self._max_bytes or len(self._kept) > self._max_events:
             self._bytes -= self._kept.popitem(last=False)[1].size
@@ -56,16 +56,16 @@ class MemoryEventStore(EventStore):
     async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
         """The SDK's hook: send again what followed an event on its stream; None when it is not known."""
         known = self._kept.get(int(last_event_id)) if last_event_id.isdecimal() and len(last_event_id) < 20 else None
-        line = current.get()
-        if known is None or known.line is not line:
+        session = current_session.get()
+        if known is None or known.session is not session:
             return None
         after = int(last_event_id)
         for number, kept in list(self._kept.items()):
-            if number > after and kept.line is line and kept.stream == known.stream and kept.message is not None:
+            if number > after and kept.session is session and kept.stream == known.stream and kept.message is not None:
                 await send_callback(EventMessage(kept.message, str(number)))
         return known.stream
 
-    def forget(self, line: McpSession) -> None:
+    def forget(self, session: McpSession) -> None:
         """Drop what a client that has left was sent."""
-        for number in [number for number, kept in self._kept.items() if kept.line is line]:
+        for number in [number for number, kept in self._kept.items() if kept.session is session]:
             self._bytes -= self._kept.pop(number).size

@@ -72,7 +72,7 @@ _GAP = re.compile(r"\{(\w+)\}")
 PROMPTS: dict[str, Prompt] = {prompt.name: prompt for prompt in _PROMPTS}
 
 
-def filled(name: str, arguments: Mapping[str, str]) -> str:
+def render_prompt(name: str, arguments: Mapping[str, str]) -> str:
     """A prompt's text.
 
     Raises:

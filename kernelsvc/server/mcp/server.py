@@ -21,7 +21,7 @@ from kernelsvc import __version__
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model.objects import SessionState
 from kernelsvc.protocol.methods import SessionPage
-from kernelsvc.server.mcp.prompts import PROMPTS, filled
+from kernelsvc.server.mcp.prompts import PROMPTS, render_prompt
 from kernelsvc.server.mcp.subscriptions import Subscriptions
 from kernelsvc.tools import TOOLS, ImageContent, ResourceLink, TextContent, Tool, ToolBackend, Toolbox, ToolResult
 from kernelsvc.tools.definitions import INSTRUCTIONS
@@ -29,7 +29,7 @@ from kernelsvc.tools.schema import input_schema, output_schema
 from kernelsvc.tools.toolbox import MIME, notebook_uri
 
 Context = ServerRequestContext[Any, Any]
-#: The toolbox and the desk of whoever sent a request.
+#: The toolbox and the backend of whoever sent a request.
 Find = Callable[[Context], tuple[Toolbox, ToolBackend]]
 
 #: Bytes of a resource in one answer.
@@ -46,9 +46,9 @@ _ANY_TEMPLATES = (
 
 
 def make_server(find: Find) -> Server[Any]:
-    """An MCP server whose every request is answered over the desk that ``find`` gives."""
+    """An MCP server whose every request is answered over the backend that ``find`` gives."""
     handlers = _Handlers(find)
-    subscriptions = Subscriptions(lambda ctx: find(ctx)[1], _place)
+    subscriptions = Subscriptions(lambda ctx: find(ctx)[1], parse_uri)
     return Server(
         "kernelsvc",
         version=__version__,
@@ -95,7 +95,7 @@ class _Handlers:
         asked: dict[str, Any] = {"limit": 100}
         if params is not None and params.cursor is not None:
             asked["page"] = params.cursor
-        page = await self._asked(ctx, lambda desk: desk.call("session.list", asked, SessionPage))
+        page = await self._call_backend(ctx, lambda backend: backend.call("session.list", asked, SessionPage))
         found = [
             types.Resource(
                 uri=notebook_uri(each.id, "ipynb"),
@@ -125,8 +125,8 @@ class _Handlers:
 
     async def read_resource(self, ctx: Context, params: types.ReadResourceRequestParams) -> types.ReadResourceResult:
         uri = str(params.uri)
-        session, rest = _place(uri)
-        data, mime = await self._asked(ctx, lambda desk: _resource(desk, session, rest, uri))
+        session, rest = parse_uri(uri)
+        data, mime = await self._call_backend(ctx, lambda backend: _resource(backend, session, rest, uri))
         return types.ReadResourceResult(contents=[contents(uri, mime, data)])
 
     # --- prompts ----------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class _Handlers:
 
     async def get_prompt(self, ctx: Context, params: types.GetPromptRequestParams) -> types.GetPromptResult:
         try:
-            text = filled(params.name, params.arguments or {})
+            text = render_prompt(params.name, params.arguments or {})
         except KernelsvcError as error:
             _refuse(error)
         message = types.PromptMessage(role="user", content=types.TextContent(text=text))
@@ -157,19 +157,21 @@ class _Handlers:
     async def complete(self, ctx: Context, params: types.CompleteRequestParams) -> types.CompleteResult:
         names: list[str] = []
         if params.argument.name == "session":
-            page = await self._asked(ctx, lambda desk: desk.call("session.list", {"limit": 100}, SessionPage))
+            page = await self._call_backend(
+                ctx, lambda backend: backend.call("session.list", {"limit": 100}, SessionPage)
+            )
             names = [each.id for each in page.sessions if each.state is not SessionState.CLOSED]
         fitting = [name for name in names if name.startswith(params.argument.value)][:MAX_SUGGESTED]
         return types.CompleteResult(completion=types.Completion(values=fitting, total=len(fitting), has_more=False))
 
-    async def _asked(self, ctx: Context, ask: Callable[[ToolBackend], Awaitable[Any]]) -> Any:
+    async def _call_backend(self, ctx: Context, ask: Callable[[ToolBackend], Awaitable[Any]]) -> Any:
         try:
             return await ask(self._find(ctx)[1])
         except KernelsvcError as error:
             _refuse(error)
 
 
-def _place(uri: str) -> tuple[str, str]:
+def parse_uri(uri: str) -> tuple[str, str]:
     """The session of a resource, and where it lies there."""
     session, _, rest = uri.removeprefix(_ROOT).partition("/")
     if not uri.startswith(_ROOT) or not session or not rest:
@@ -224,14 +226,14 @@ def call_result(outcome: ToolResult) -> types.CallToolResult:
     return types.CallToolResult(content=content, structured_content=outcome.facts, is_error=outcome.failed)
 
 
-async def _resource(desk: ToolBackend, session: str, rest: str, uri: str) -> tuple[bytes, str | None]:
+async def _resource(backend: ToolBackend, session: str, rest: str, uri: str) -> tuple[bytes, str | None]:
     kind, _, path = rest.partition("/")
     stem, _, format = kind.rpartition(".")
     if stem == "notebook" and format in MIME and not path:
-        return await desk.notebook(session, format), MIME[format]
+        return await backend.notebook(session, format), MIME[format]
     if kind != "files" or not path:
         raise MCPError(types.INVALID_PARAMS, f"There is no resource {uri!r}; resources/templates/list says which.")
-    piece = await desk.read_file(session, path, 0, MAX_RESOURCE)
+    piece = await backend.read_file(session, path, 0, MAX_RESOURCE)
     if piece.size > MAX_RESOURCE:
         advice = f"{path} has {piece.size} bytes and a resource {MAX_RESOURCE} at most; use download_file with offset."
         raise MCPError(types.INVALID_PARAMS, advice)

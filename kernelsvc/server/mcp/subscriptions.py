@@ -1,10 +1,10 @@
-"""Resources that MCP's clients subscribe to: told when a session's notebook or one of its files is another one.
+"""Resources that MCP's clients subscribe to: notify when a session's notebook or one of its files is another one.
 
 Both eras of the protocol come here: ``resources/subscribe``, whose news go to
 the connection's own stream, and ``subscriptions/listen``, whose answer is the
-stream. A session is looked at once a second for as long as somebody wants to
+stream. A session is read at once a second for as long as somebody wants to
 know: that is one look at a number, whoever owns the sessions, and however fast
-a cell prints, a client is told once in that time.
+a cell prints, a client is notify once in that time.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from kernelsvc.protocol.methods import SessionPage
 from kernelsvc.tools import ToolBackend
 
 Context: TypeAlias = ServerRequestContext[Any, Any]
-Told = Callable[[], Awaitable[None]]
+Notify = Callable[[], Awaitable[None]]
 
 #: Seconds between two looks.
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 #: Resources of one client, and streams of one server, at once.
 MAX_RESOURCES, MAX_STREAMS = 64, 256
-#: Bytes of a file that are looked at; of a larger one, its size.
-MAX_LOOKED_AT = 1 << 20
+#: Bytes of a file that are read at; of a larger one, its size.
+MAX_HASHED = 1 << 20
 _STATE = "kernelsvc.subscriptions"
 
 
-class Resource:
-    """One resource, and what it was when it was looked at last. Made by ``watched``."""
+class WatchedResource:
+    """One resource, and what it was when it was read at last. Made by ``watch_resource``."""
 
-    def __init__(self, desk: ToolBackend, session: str, path: str | None) -> None:
-        self._desk, self._session, self._path = desk, session, path
+    def __init__(self, backend: ToolBackend, session: str, path: str | None) -> None:
+        self._backend, self._session, self._path = backend, session, path
         self._seq = -1
         self._content = ""
         self.over = False
@@ -52,7 +52,7 @@ class Resource:
         Raises:
             KernelsvcError: it is not there.
         """
-        found = await self._desk.call("session.get", {"session": self._session}, SessionInfo)
+        found = await self._backend.call("session.get", {"session": self._session}, SessionInfo)
         self.over = found.state is SessionState.CLOSED
         if found.last_seq == self._seq:
             return False
@@ -64,16 +64,16 @@ class Resource:
 
     async def _digest(self, path: str) -> str:
         with contextlib.suppress(NotFound):
-            piece = await self._desk.read_file(self._session, path, 0, MAX_LOOKED_AT)
+            piece = await self._backend.read_file(self._session, path, 0, MAX_HASHED)
             return f"{piece.size} {hashlib.sha256(piece.data).hexdigest()}"
         return "gone"
 
 
-async def watched(desk: ToolBackend, session: str, rest: str) -> Resource:
-    """A resource that is there, looked at once.
+async def watch_resource(backend: ToolBackend, session: str, rest: str) -> WatchedResource:
+    """A resource that is there, read at once.
 
     Args:
-        desk: of whoever wants to know.
+        backend: of whoever wants to know.
         session: its id.
         rest: the resource's name in there.
 
@@ -83,15 +83,15 @@ async def watched(desk: ToolBackend, session: str, rest: str) -> Resource:
     path = rest.removeprefix("files/") if rest.startswith("files/") else None
     if path is None and rest.partition(".")[0] != "notebook":
         raise NotFound(f"A session has no {rest[:100]!r}; resources/templates/list says what it has.")
-    resource = Resource(desk, session, path)
+    resource = WatchedResource(backend, session, path)
     await resource.changed()
     return resource
 
 
-async def follow(resource: Resource, told: Told) -> None:
-    """Call ``told`` at each change until the session has ended. Safe to cancel."""
+async def follow(resource: WatchedResource, notify: Notify) -> None:
+    """Call ``notify`` at each change until the session has ended. Safe to cancel."""
     while not resource.over:
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
         try:
             changed = await resource.changed()
         except NotFound:
@@ -99,48 +99,48 @@ async def follow(resource: Resource, told: Told) -> None:
         except KernelsvcError:
             continue  # the server is away, perhaps
         if changed:
-            await told()
+            await notify()
 
 
-async def follow_list(desk: ToolBackend, told: Told) -> None:
-    """Call ``told`` when there are other sessions than before. Safe to cancel."""
+async def follow_list(backend: ToolBackend, notify: Notify) -> None:
+    """Call ``notify`` when there are other sessions than before. Safe to cancel."""
     before: list[tuple[str, str]] | None = None
     while True:
         with contextlib.suppress(KernelsvcError):
-            page = await desk.call("session.list", {"limit": 100}, SessionPage)
+            page = await backend.call("session.list", {"limit": 100}, SessionPage)
             now = [(each.id, each.name or "") for each in page.sessions]
             if before is not None and now != before:
-                await told()
+                await notify()
             before = now
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
 
 
 class Subscriptions:
     """The protocol's requests.
 
     Args:
-        find: the desk of whoever sent a request, and where in which session a resource lies.
+        find: the backend of whoever sent a request, and where in which session a resource lies.
     """
 
-    def __init__(self, desk: Callable[[Context], ToolBackend], place: Callable[[str], tuple[str, str]]) -> None:
-        self._desk, self._place = desk, place
+    def __init__(self, backend: Callable[[Context], ToolBackend], parse_uri: Callable[[str], tuple[str, str]]) -> None:
+        self._backend, self._parse_uri = backend, parse_uri
         self._streams = 0
 
     async def subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
         """``resources/subscribe``."""
         uri = str(params.uri)
-        kept = self._kept(ctx)
-        if uri not in kept:
-            if len(kept) >= MAX_RESOURCES:
+        tasks = self._tasks_of(ctx)
+        if uri not in tasks:
+            if len(tasks) >= MAX_RESOURCES:
                 raise MCPError(types.INVALID_REQUEST, f"{MAX_RESOURCES} resources are subscribed to; drop one of them.")
-            resource = await self._watched(ctx, uri)
+            resource = await self._watch(ctx, uri)
             session = ctx.session
-            kept[uri] = asyncio.ensure_future(follow(resource, lambda: session.send_resource_updated(uri)))
+            tasks[uri] = asyncio.ensure_future(follow(resource, lambda: session.send_resource_updated(uri)))
         return types.EmptyResult()
 
     async def unsubscribe(self, ctx: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
         """``resources/unsubscribe``."""
-        task = self._kept(ctx).pop(str(params.uri), None)
+        task = self._tasks_of(ctx).pop(str(params.uri), None)
         if task is not None:
             task.cancel()
         return types.EmptyResult()
@@ -160,36 +160,36 @@ class Subscriptions:
         tasks: list[asyncio.Future[None]] = []
         try:
             for uri in uris:
-                resource = await self._watched(ctx, uri)
+                resource = await self._watch(ctx, uri)
                 tasks.append(asyncio.ensure_future(follow(resource, _publisher(bus, ResourceUpdated(uri)))))
             if wanted.resources_list_changed:
-                told = _publisher(bus, ResourcesListChanged())
-                tasks.append(asyncio.ensure_future(follow_list(self._desk(ctx), told)))
+                notify = _publisher(bus, ResourcesListChanged())
+                tasks.append(asyncio.ensure_future(follow_list(self._backend(ctx), notify)))
             return await ListenHandler(bus)(ctx, params)
         finally:
             self._streams -= 1
             for task in tasks:
                 task.cancel()
 
-    async def _watched(self, ctx: Context, uri: str) -> Resource:
+    async def _watch(self, ctx: Context, uri: str) -> WatchedResource:
         try:
-            return await watched(self._desk(ctx), *self._place(uri))
+            return await watch_resource(self._backend(ctx), *self._parse_uri(uri))
         except KernelsvcError as error:
             raise MCPError(types.INVALID_PARAMS, error.message, {"code": error.code}) from None
 
-    def _kept(self, ctx: Context) -> dict[str, asyncio.Future[None]]:
+    def _tasks_of(self, ctx: Context) -> dict[str, asyncio.Future[None]]:
         """This connection's, which end with it."""
         connection = ctx.session._connection  # the SDK shows handlers no other way to its end
         if _STATE not in connection.state:
             connection.state[_STATE] = {}
             connection.exit_stack.callback(_cancel, connection.state[_STATE])
-        kept: dict[str, asyncio.Future[None]] = connection.state[_STATE]
-        for uri in [uri for uri, task in kept.items() if task.done()]:
-            del kept[uri]
-        return kept
+        tasks: dict[str, asyncio.Future[None]] = connection.state[_STATE]
+        for uri in [uri for uri, task in tasks.items() if task.done()]:
+            del tasks[uri]
+        return tasks
 
 
-def _publisher(bus: InMemorySubscriptionBus, event: ResourceUpdated | ResourcesListChanged) -> Told:
+def _publisher(bus: InMemorySubscriptionBus, event: ResourceUpdated | ResourcesListChanged) -> Notify:
     return lambda: bus.publish(event)
 
 

@@ -1,4 +1,4 @@
-"""The tools' desk within the server: the service, for one principal."""
+"""The tools' backend within the server: the service, for one principal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ServiceToolBackend:
         except msgspec.ValidationError as error:
             missing = "session" in params and "$.session" in str(error)
             raise (NotFound() if missing else BadRequest(f"That can't be taken: {error}.")) from None
-        jsonrpc.check(decoded, self._context.bounds)
+        jsonrpc.check(decoded, self._context.request_limits)
         value = await invoke(self._context, self._who, row, decoded)
         # A few methods answer with JSON, not with a struct.
         return msgspec.convert(value, kind) if isinstance(value, dict) else cast("T", value)

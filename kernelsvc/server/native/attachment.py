@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.protocol import jsonrpc
 from kernelsvc.server.handler import as_error
-from kernelsvc.server.ws.send_queue import LONG, FrameSource
+from kernelsvc.server.ws.send_queue import LARGE_FRAME, FrameSource
 
 if TYPE_CHECKING:
     from kernelsvc.service import Subscription
@@ -51,19 +51,19 @@ class EventConnection(Protocol):
 class Attachment:
     """One session's log on one connection: an ``outlet.Source``."""
 
-    def __init__(self, session: str, subscription: Subscription, after: int, wire: EventConnection) -> None:
+    def __init__(self, session: str, subscription: Subscription, after: int, connection: EventConnection) -> None:
         self.session = session
         self.sent = after
         self.ended = False
         self._subscription = subscription
-        self._wire = wire
+        self._connection = connection
         self._waiting: list[tuple[int, Callable[[], object]]] = []
 
     def start(self) -> None:
         """Begin to send events; called after the answer that announced them."""
         if not self.ended:
-            self._subscription.on_lines(self._news)
-            self._wire.schedule(self)
+            self._subscription.on_lines(self._on_lines)
+            self._connection.schedule(self)
 
     def stop(self) -> None:
         """Send nothing more, from now on."""
@@ -71,14 +71,14 @@ class Attachment:
         self._subscription.close()
         self._release()
 
-    def when_sent(self, seq: int, go_on: Callable[[], object]) -> None:
-        """Call ``go_on`` when everything up to ``seq`` is sent, or the attachment has ended; now if it is."""
+    def when_sent(self, seq: int, callback: Callable[[], object]) -> None:
+        """Call ``callback`` when everything up to ``seq`` is sent, or the attachment has ended; now if it is."""
         if not self.ended and self.sent < seq:
-            self._wire.collect()
+            self._connection.collect()
         if self.ended or self.sent >= seq:
-            go_on()
+            callback()
         else:
-            self._waiting.append((seq, go_on))
+            self._waiting.append((seq, callback))
 
     async def reached(self, seq: int) -> None:
         """Wait until everything up to ``seq`` is sent, or the attachment has ended. Safe to cancel."""
@@ -86,12 +86,12 @@ class Attachment:
         self.when_sent(seq, lambda: None if future.done() else future.set_result(None))
         await future
 
-    def _news(self, line: bytes) -> None:
+    def _on_lines(self, line: bytes) -> None:
         # What an answer follows in this very turn goes with it: nothing need be scheduled for it.
         followed = line.startswith(_BEGINNINGS) or (
-            line.startswith(_END) and self._wire.has_pending_reply(self.session)
+            line.startswith(_END) and self._connection.has_pending_reply(self.session)
         )
-        self._wire.schedule(self, LINGER if followed else 0.0)
+        self._connection.schedule(self, LINGER if followed else 0.0)
 
     def take(self) -> Sequence[bytes]:
         """See ``outlet.Source``."""
@@ -104,8 +104,8 @@ class Attachment:
             return (self._detached_frame(error),)
         if not lines and self._subscription.exhausted:
             self.stop()
-        if lines and max(map(len, lines)) >= LONG:
-            return [piece for line in lines for piece in _frame_of(line)]
+        if lines and max(map(len, lines)) >= LARGE_FRAME:
+            return [piece for line in lines for piece in _event_pieces(line)]
         return [b"".join(map(jsonrpc.event_frame, lines))] if lines else ()
 
     def on_queued(self) -> None:
@@ -122,11 +122,11 @@ class Attachment:
     def _release(self) -> None:
         if not self._waiting:
             return
-        ready = [go_on for seq, go_on in self._waiting if self.ended or seq <= self.sent]
+        ready = [callback for seq, callback in self._waiting if self.ended or seq <= self.sent]
         self._waiting = [] if self.ended else [pair for pair in self._waiting if pair[0] > self.sent]
-        for go_on in ready:
-            go_on()
+        for callback in ready:
+            callback()
 
 
-def _frame_of(line: bytes) -> Sequence[bytes]:
-    return (jsonrpc.event_frame(line),) if len(line) < LONG else jsonrpc.event_pieces(line)
+def _event_pieces(line: bytes) -> Sequence[bytes]:
+    return (jsonrpc.event_frame(line),) if len(line) < LARGE_FRAME else jsonrpc.event_pieces(line)

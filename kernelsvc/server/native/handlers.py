@@ -78,7 +78,9 @@ class MethodHandler(ApiHandler):
         method = methods.METHODS[route.method or ""]
         if route.verb == "POST":
             self.query(rest.NoQuery)
-            params = rest.check_body(self.fields(), route.body, {**path, **self._key(route)}, self.context.bounds)
+            params = rest.check_body(
+                self.fields(), route.body, {**path, **self._key(route)}, self.context.request_limits
+            )
         else:
             params = self.query(route.query, **path)
         value = await self.while_connected(invoke(self.context, self.who, method, params, self))
@@ -110,7 +112,7 @@ class CellsHandler(MethodHandler):
         fields = self.fields()
         several = "cells" in fields
         kind = methods.BatchParams if several else methods.ExecuteParams
-        params = rest.check_body(fields, kind, {**path, "wait": wait}, self.context.bounds)
+        params = rest.check_body(fields, kind, {**path, "wait": wait}, self.context.request_limits)
         if key := self.request.headers.get("Idempotency-Key"):
             name_cells(params, key)
         method = methods.METHODS["session.batch" if several else "session.execute"]
@@ -143,7 +145,7 @@ def accepts_stream(accept: str) -> bool:
     return rest.SSE in kinds and not (rest.JSON in kinds and kinds.index(rest.JSON) < kinds.index(rest.SSE))
 
 
-class SessionHandler(ApiHandler):
+class SessionPathHandler(ApiHandler):
     """Base of the handlers of one path below a session."""
 
     async def get(self, session: str) -> None:
@@ -158,7 +160,7 @@ class SessionHandler(ApiHandler):
         raise NotImplementedError
 
 
-class EventsHandler(SessionHandler):
+class EventsHandler(SessionPathHandler):
     """``/v1/sessions/{id}/events``: a page, or a stream."""
 
     route = "/v1/sessions/{session}/events"
@@ -199,7 +201,7 @@ class EventsHandler(SessionHandler):
         self.write(b'{"events":[' + b",".join(lines) + tail)
 
 
-class NotebookHandler(SessionHandler):
+class NotebookHandler(SessionPathHandler):
     """``/v1/sessions/{id}/notebook``."""
 
     route = "/v1/sessions/{session}/notebook"
@@ -220,7 +222,7 @@ class NotebookHandler(SessionHandler):
         self.write(data)
 
 
-class JournalHandler(SessionHandler):
+class JournalHandler(SessionPathHandler):
     """``/v1/sessions/{id}/journal``: the file itself, in pieces."""
 
     route = "/v1/sessions/{session}/journal"

@@ -260,7 +260,7 @@ def is_id(text: str) -> bool:
 
 
 def check_body(
-    fields: dict[str, msgspec.Raw], kind: type[Struct], extra: dict[str, Any], bounds: jsonrpc.Bounds
+    fields: dict[str, msgspec.Raw], kind: type[Struct], extra: dict[str, Any], bounds: jsonrpc.RequestLimits
 ) -> Any:
     """A JSON body together with what path, query and headers say, as params.
 

@@ -86,7 +86,7 @@ async def stream(handler: ApiHandler, subscription: Subscription, after: int, se
     Raises:
         StreamClosedError: the client is gone.
     """
-    begin(handler)
+    start_stream(handler)
     try:
         await _pump(handler, subscription, after, selection)
     except KernelsvcError as error:
@@ -95,7 +95,7 @@ async def stream(handler: ApiHandler, subscription: Subscription, after: int, se
         subscription.close()
 
 
-def begin(handler: ApiHandler) -> None:
+def start_stream(handler: ApiHandler) -> None:
     """The head of an event stream."""
     handler.set_header("Content-Type", "text/event-stream")
     handler.set_header("X-Accel-Buffering", "no")

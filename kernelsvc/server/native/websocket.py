@@ -33,61 +33,61 @@ from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
 from kernelsvc.server.handler import BaseHandler, ServerContext, invoke
 from kernelsvc.server.native.attachment import Attachment
-from kernelsvc.server.ws.frame_parser import FrameParser, ProtocolViolation, TooLong
-from kernelsvc.server.ws.send_queue import ROOM, FrameSource, SendQueue
+from kernelsvc.server.ws.frame_parser import FrameParser, MessageTooBig, ProtocolViolation
+from kernelsvc.server.ws.send_queue import MAX_BACKLOG, FrameSource, SendQueue
 from kernelsvc.server.ws.socket_stream import SocketStream, take_over
 
 log = logging.getLogger(__name__)
 
 #: What may wait in the socket's buffer before more is read from a log.
-CHUNK_BYTES = ROOM
+CHUNK_BYTES = MAX_BACKLOG
 #: Answers that may wait for a reader before its next request is looked at.
 UNSENT_BYTES = 4 * 1024 * 1024
 #: Frames of one connection that are handled in one turn of the event loop.
-AT_ONCE_FRAMES = 64
+MAX_FRAMES_PER_TURN = 64
 #: Requests that begin in one turn of the event loop.
-AT_ONCE = 4
+MAX_STARTS_PER_TURN = 4
 MAX_ATTACHMENTS = 10_000
 
 
-class Gone(Exception):
+class ConnectionGone(Exception):
     """The other end is not there any more."""
 
 
-class _Protocol(WebSocketProtocol13):
+class FastWebSocketProtocol(WebSocketProtocol13):
     """Tornado's protocol, which reads by ``line`` and ``frames``, leaves decoding to us and says why it closes."""
 
     async def _receive_frame_loop(self) -> None:
         """Tornado's hook: the connection is open; returns when it has ended."""
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             connection = connection_of(self.stream)
             taken, early = await take_over(self.stream)
             if connection is not None:
                 connection.restore()
-            self._frames = FrameParser(self.max_message_size)
+            self._frame_parser = FrameParser(self.max_message_size)
             released = connection.release if connection is not None else lambda: None
-            self._line = SocketStream(taken, self._hear, self._gone, released)
-            self.stream = cast("IOStream", self._line)
-            self._hear(early)
-            if not self._line.closed():
-                await self._over
+            self._socket_stream = SocketStream(taken, self._on_data, self._on_closed, released)
+            self.stream = cast("IOStream", self._socket_stream)
+            self._on_data(early)
+            if not self._socket_stream.closed():
+                await self._ended
         except StreamClosedError:
             pass
         finally:
             self._abort()
             self.handler.on_ws_connection_close(self.close_code, self.close_reason)
 
-    def _gone(self) -> None:
-        if not self._over.done():
-            self._over.set_result(None)
+    def _on_closed(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
 
-    def _hear(self, data: bytes) -> None:
+    def _on_data(self, data: bytes) -> None:
         if data:
-            self._frames.feed(data)
+            self._frame_parser.feed(data)
         try:
-            self._take_frames()
-        except TooLong:
+            self._handle_frames()
+        except MessageTooBig:
             self.close(1009, "message too big")
             self._abort()
         except (ProtocolViolation, ValueError) as error:  # Tornado decodes the reason of a close
@@ -97,26 +97,26 @@ class _Protocol(WebSocketProtocol13):
             log.exception("a WebSocket's frame could not be handled", extra={"action": "frame_failed"})
             self._abort()
 
-    def _take_frames(self) -> None:
+    def _handle_frames(self) -> None:
         """Handle what has come, in order; reads on when there is nothing left that can be handled now."""
-        for _ in range(AT_ONCE_FRAMES):
-            frame = self._frames.next()
+        for _ in range(MAX_FRAMES_PER_TURN):
+            frame = self._frame_parser.next()
             if frame is None:
-                self._line.listen()
+                self._socket_stream.listen()
                 return
             handled = self._handle_message(*frame)
             if self.client_terminated:
                 return
             if handled is not None and not handled.done():
-                self._line.pause()
-                handled.add_done_callback(self._go_on)
+                self._socket_stream.pause()
+                handled.add_done_callback(self._resume)
                 return
-        self._line.pause()  # others have a turn
-        asyncio.get_running_loop().call_soon(self._go_on)
+        self._socket_stream.pause()  # others have a turn
+        asyncio.get_running_loop().call_soon(self._resume)
 
-    def _go_on(self, handled: object = None) -> None:
+    def _resume(self, handled: object = None) -> None:
         if not self.client_terminated:
-            self._hear(b"")
+            self._on_data(b"")
 
     def _handle_message(self, opcode: int, data: bytes) -> asyncio.Future[None] | None:
         """Hand text over as bytes: invalid UTF-8 then gets an answer instead of a dead line."""
@@ -133,7 +133,7 @@ class _Protocol(WebSocketProtocol13):
                 None, jsonrpc.too_large("The frame", bound + 1, bound), jsonrpc.INVALID_REQUEST
             )
             if isinstance(self.handler, ApiSocket):
-                self.handler.send_waiting()
+                self.handler.flush_queue()
             self.stream.write(jsonrpc.text_frame(error))
         super().close(code, reason)
 
@@ -155,14 +155,14 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         super().initialize(context, **more)
         self._attachments: dict[str, Attachment] = {}
         self._requests: set[asyncio.Task[None]] = set()
-        self._unbegun = 0
-        self._awaited: Counter[str] = Counter()
+        self._not_started = 0
+        self._pending_replies: Counter[str] = Counter()
         self._unsent = 0
-        self._room = asyncio.Event()
-        self._room.set()
-        self._heard = time.monotonic()
+        self._may_read = asyncio.Event()
+        self._may_read.set()
+        self._last_received = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
-        self._outlet = SendQueue(self._give_stream, self._bytes_left)
+        self._send_queue = SendQueue(self._write_to_stream, self._on_bytes_sent)
 
     # --- opening and closing -------------------------------------------------------------
 
@@ -180,7 +180,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         """Tornado's hook: ours in place of its own."""
         protocol = super().get_websocket_protocol()
         if isinstance(protocol, WebSocketProtocol13):
-            return _Protocol(self, mask_outgoing=False, params=protocol.params)
+            return FastWebSocketProtocol(self, mask_outgoing=False, params=protocol.params)
         return None
 
     def open(self, *args: str, **kwargs: str) -> None:
@@ -189,7 +189,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         self.set_nodelay(True)
         self.context.sockets.add(self)
         self.context.metrics.connections.labels("websocket").inc()
-        self._arm()
+        self._schedule_ping()
         if self.context.stopping:
             self.close(1001, "the server stops")
 
@@ -205,27 +205,27 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         self._attachments.clear()
         for task in self._requests:
             task.cancel()
-        self._room.set()
+        self._may_read.set()
         self.context.service.client_gone(self)
 
     # --- is anybody there? ------------------------------------------------------------------
 
-    def _arm(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self.context.settings.ping_seconds, self._tick)
+    def _schedule_ping(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self.context.settings.ping_seconds, self._ping_or_close)
 
-    def _tick(self) -> None:
+    def _ping_or_close(self) -> None:
         """Ping what is silent, give up on what stays silent. What takes our bytes, however slowly, is alive."""
-        silent = time.monotonic() - self._heard
+        silent = time.monotonic() - self._last_received
         if silent > self.context.settings.ping_timeout_seconds:
-            self._cut()
+            self._abort_stream()
             return
         try:
             self.ping()
         except WebSocketClosedError:
             return
-        self._arm()
+        self._schedule_ping()
 
-    def _cut(self) -> None:
+    def _abort_stream(self) -> None:
         connection = self.ws_connection
         stream = getattr(connection, "stream", None)
         if stream is not None:
@@ -233,11 +233,11 @@ class ApiSocket(BaseHandler, WebSocketHandler):
 
     def on_pong(self, data: bytes) -> None:
         """Tornado's hook: somebody is there."""
-        self._heard = time.monotonic()
+        self._last_received = time.monotonic()
 
     def on_ping(self, data: bytes) -> None:
         """Tornado's hook: so is this one."""
-        self._heard = time.monotonic()
+        self._last_received = time.monotonic()
 
     # --- sending ------------------------------------------------------------------------------
 
@@ -253,87 +253,91 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         Raises:
             Gone: the connection is closed.
         """
-        if self.ws_connection is None or self.ws_connection.is_closing() or self._outlet.closed:
-            raise Gone
-        self._outlet.put(frames, linger)
-        if self._outlet.backlog >= CHUNK_BYTES:
-            await self._outlet.drained()
-            if self._outlet.closed:
-                raise Gone
+        if self.ws_connection is None or self.ws_connection.is_closing() or self._send_queue.closed:
+            raise ConnectionGone
+        self._send_queue.put(frames, linger)
+        if self._send_queue.backlog >= CHUNK_BYTES:
+            await self._send_queue.drained()
+            if self._send_queue.closed:
+                raise ConnectionGone
 
     def schedule(self, source: FrameSource, linger: float = 0.0) -> None:
         """There is something to send, within ``linger`` seconds: see ``SendQueue.expect``."""
-        self._outlet.schedule(source, linger)
+        self._send_queue.schedule(source, linger)
 
     def collect(self) -> None:
         """Put what the sources have in its place, before something that is to come after it."""
-        self._outlet.collect()
+        self._send_queue.collect()
 
-    def _give_stream(self, data: bytes) -> asyncio.Future[None]:
+    def _write_to_stream(self, data: bytes) -> asyncio.Future[None]:
         stream = getattr(self.ws_connection, "stream", None)
         if stream is None or self.ws_connection is None or self.ws_connection.is_closing():
             raise StreamClosedError
         written: asyncio.Future[None] = stream.write(data)
         return written
 
-    def send_waiting(self) -> None:
+    def flush_queue(self) -> None:
         """Send what waits, before something that goes another way."""
-        self._outlet.flush()
+        self._send_queue.flush()
 
-    def _bytes_left(self) -> None:
+    def _on_bytes_sent(self) -> None:
         """The other end took bytes of ours, so somebody is there."""
-        self._heard = time.monotonic()
+        self._last_received = time.monotonic()
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         """Close, after everything that was to be sent."""
-        self.send_waiting()
+        self.flush_queue()
         super().close(code, reason)
 
     async def _reply(self, payload: bytes) -> None:
         self._unsent += len(payload)
-        self._room.clear()
+        self._may_read.clear()
         try:
             await self.send_raw(jsonrpc.text_frame(payload))
         finally:
             self._unsent -= len(payload)
             if self._unsent <= UNSENT_BYTES:
-                self._room.set()
+                self._may_read.set()
 
     # --- requests -------------------------------------------------------------------------------
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         """Tornado's hook: a whole frame. The next one is read when what this returns is done."""
-        self._heard = time.monotonic()
+        self._last_received = time.monotonic()
         try:
-            request = jsonrpc.decode(message, self.context.bounds)
-        except jsonrpc.Refused as refused:
+            request = jsonrpc.decode(message, self.context.request_limits)
+        except jsonrpc.RequestRefused as refused:
             return self._refuse(refused)
-        under_way = len(self._requests) + self._awaited.total()
+        under_way = len(self._requests) + self._pending_replies.total()
         if under_way >= self.context.settings.max_requests:
             busy = QuotaExceeded(f"{under_way} requests are under way on this connection; await some first.")
             return self._send_error(request.id, busy)
-        if not self._unbegun and request.method.name == "session.execute" and request.params.wait == "finished":
+        if not self._not_started and request.method.name == "session.execute" and request.params.wait == "finished":
             self._run_cell(request)
-            return self._outlet.drained() if self._outlet.backlog > UNSENT_BYTES else None
-        self._later(request)
-        return self._wait_for_room() if self._unsent > UNSENT_BYTES or len(self._requests) > AT_ONCE else None
+            return self._send_queue.drained() if self._send_queue.backlog > UNSENT_BYTES else None
+        self._start_task(request)
+        return (
+            self._wait_until_sent()
+            if self._unsent > UNSENT_BYTES or len(self._requests) > MAX_STARTS_PER_TURN
+            else None
+        )
 
-    def _later(self, request: jsonrpc.Request) -> None:
-        self._unbegun += 1
+    def _start_task(self, request: jsonrpc.Request) -> None:
+        self._not_started += 1
         task = asyncio.create_task(self._serve(request), name=request.method.name)
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_until_sent(self) -> None:
         """A client that asks and doesn't read waits for itself, not in our memory."""
         await asyncio.sleep(0)  # what was asked already begins
-        await self._room.wait()
+        await self._may_read.wait()
 
-    async def _refuse(self, refused: jsonrpc.Refused) -> None:
+    async def _refuse(self, refused: jsonrpc.RequestRefused) -> None:
         self.context.metrics.request(self.transport, "refused", refused.error.code, 0.0)
         try:
             await self._reply(jsonrpc.encode_error(refused.id, refused.error, refused.code))
-        except Gone:
+        except ConnectionGone:
             return
         if refused.code == jsonrpc.PARSE_ERROR and "UTF-8" in refused.error.message:
             # RFC 6455, 8.1: an endpoint must fail a connection whose text isn't UTF-8.
@@ -342,10 +346,10 @@ class ApiSocket(BaseHandler, WebSocketHandler):
     def _run_cell(self, request: jsonrpc.Request) -> None:
         """Begin a cell, which is answered when it has finished."""
         began = time.perf_counter()
-        awaited: str = request.params.session
+        session_id: str = request.params.session
 
-        def told(read: Callable[[], CellInfo]) -> None:
-            self._no_more(awaited)
+        def on_finished(read: Callable[[], CellInfo]) -> None:
+            self._forget_pending_reply(session_id)
             try:
                 cell = read()
                 payload = b"" if isinstance(request.id, UnsetType) else jsonrpc.encode_result(request.id, cell)
@@ -358,53 +362,53 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             else:
                 attachment.when_sent(cell.seq.last, lambda: self._answer_cell(request, began, payload))
 
-        self._awaited[awaited] += 1
+        self._pending_replies[session_id] += 1
         try:
             auth.require_scope(self.who, request.method.scope)
             (session, cell), _ = request.method.arguments(request.params)
-            self.context.service.execute_then(self.who, session, cell, told, client=self)
+            self.context.service.execute_then(self.who, session, cell, on_finished, client=self)
         except Recovering:
-            self._no_more(awaited)
-            self._later(request)
+            self._forget_pending_reply(session_id)
+            self._start_task(request)
         except Exception as error:
-            self._no_more(awaited)
+            self._forget_pending_reply(session_id)
             self._answer_cell(request, began, b"", error)
 
-    def _no_more(self, session: str) -> None:
+    def _forget_pending_reply(self, session: str) -> None:
         """One cell fewer is to be answered."""
-        self._awaited[session] -= 1
-        if not self._awaited[session]:
-            del self._awaited[session]
+        self._pending_replies[session] -= 1
+        if not self._pending_replies[session]:
+            del self._pending_replies[session]
 
     def has_pending_reply(self, session: str) -> bool:
         """Whether the end of a cell of this session may be what an answer waits for."""
-        return session in self._awaited
+        return session in self._pending_replies
 
     def _answer_cell(
         self, request: jsonrpc.Request, began: float, payload: bytes, error: Exception | None = None
     ) -> None:
         """Answer a request, if its connection is still there and wants an answer."""
-        known = None if error is None else self._known(error, request)
+        known = None if error is None else self._as_known_error(error, request)
         code = "ok" if known is None else known.code
         self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
         if not isinstance(request.id, UnsetType):
             payload = jsonrpc.encode_error(request.id, known) if known is not None else payload
-            if self._awaited:  # another's answer may go with it
-                self._outlet.put(jsonrpc.text_frame(payload))
+            if self._pending_replies:  # another's answer may go with it
+                self._send_queue.put(jsonrpc.text_frame(payload))
             else:
-                self._outlet.send(jsonrpc.text_frame(payload))
+                self._send_queue.send(jsonrpc.text_frame(payload))
 
     async def _serve(self, request: jsonrpc.Request) -> None:
         began = time.perf_counter()
         code = "ok"
         await self.context.service.ensure_loaded(getattr(request.params, "session", ""))
-        self._unbegun -= 1
+        self._not_started -= 1
         after: Callable[[], None] | None = None
         try:
             value, after = await self._perform(request)
             payload = None if isinstance(request.id, UnsetType) else jsonrpc.encode_result(request.id, value)
         except Exception as error:
-            known = self._known(error, request)
+            known = self._as_known_error(error, request)
             code = known.code
             payload = None if isinstance(request.id, UnsetType) else jsonrpc.encode_error(request.id, known)
         self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
@@ -413,17 +417,17 @@ class ApiSocket(BaseHandler, WebSocketHandler):
                 await self._reply(payload)
             if after is not None:
                 after()
-        except Gone:
+        except ConnectionGone:
             return
 
     async def _send_error(self, id: Any, error: KernelsvcError) -> None:
         if not isinstance(id, UnsetType):
             try:
                 await self._reply(jsonrpc.encode_error(id, error))
-            except Gone:
+            except ConnectionGone:
                 return
 
-    def _known(self, error: Exception, request: jsonrpc.Request) -> KernelsvcError:
+    def _as_known_error(self, error: Exception, request: jsonrpc.Request) -> KernelsvcError:
         if not isinstance(error, KernelsvcError):
             extra = {"action": "request_failed", "method": request.method.name}
             log.error("%s failed", request.method.name, exc_info=error, extra=extra)
@@ -445,7 +449,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         if name == "session.create" and params.attach and value.id not in self._attachments:
             return value, self._attach(value.id, 0).start
         if name in ("session.execute", "session.batch") and params.wait == "finished":
-            await self._told(params.session, value if isinstance(value, list) else [value])
+            await self._wait_for_events(params.session, value if isinstance(value, list) else [value])
         return value, None
 
     def _attach(self, session: str, after: int) -> Attachment:
@@ -460,7 +464,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         if attachment := self._attachments.pop(session, None):
             attachment.stop()
 
-    async def _told(self, session: str, cells: list[CellInfo]) -> None:
+    async def _wait_for_events(self, session: str, cells: list[CellInfo]) -> None:
         """Wait until this connection, if it is attached, has been sent the events of these cells."""
         if (attachment := self._attachments.get(session)) and cells:
             await attachment.reached(max(cell.seq.last for cell in cells))

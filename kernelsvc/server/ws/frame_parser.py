@@ -21,19 +21,19 @@ class ProtocolViolation(Exception):
     """What came is not the protocol; the connection can only be cut (RFC 6455, section 7.1.7)."""
 
 
-class TooLong(Exception):
-    """A message is over its bound."""
+class MessageTooBig(Exception):
+    """A message is over its limit."""
 
 
 class FrameParser:
     """The frames of one connection, and the messages that some of them are parts of.
 
     Args:
-        bound: bytes that a message may have.
+        limit: bytes that a message may have.
     """
 
-    def __init__(self, bound: int) -> None:
-        self._bound = bound
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._pieces: list[bytes] = []
         self._have = 0
         self._need = 2
@@ -55,7 +55,7 @@ class FrameParser:
 
         Raises:
             Broken: a rule of the protocol was broken.
-            TooLong: a message will be longer than the bound; told before it is read.
+            TooLong: a message will be longer than the limit; told before it is read.
         """
         while (frame := self._frame()) is not None:
             first, payload = frame
@@ -76,15 +76,15 @@ class FrameParser:
         data, at = self._data, self._at
         first, size, start = data[at], data[at + 1] & 0x7F, at + 2
         if first & _UNUSUAL:
-            self._judge(first, size)
+            self._check_header(first, size)
         if size > CONTROL_BYTES:
             start += 2 if size == 126 else 8
             if self._have < start - at:
                 self._need = start - at
                 return None
             size = int.from_bytes(data[at + 2 : start], "big")
-        if size > self._bound - (0 if self._message is None else len(self._message)):
-            raise TooLong
+        if size > self._limit - (0 if self._message is None else len(self._message)):
+            raise MessageTooBig
         masked = data[at + 1] & 0x80
         start += 4 if masked else 0
         end = start + size
@@ -95,7 +95,7 @@ class FrameParser:
         self._need, self._at = 2, end
         return first, _websocket_mask(data[start - 4 : start], data[start:end]) if masked else data[start:end]
 
-    def _judge(self, first: int, size: int) -> None:
+    def _check_header(self, first: int, size: int) -> None:
         if first & RESERVED:
             raise ProtocolViolation("a frame of an extension that was not agreed on")
         if first & CONTROL and (size > CONTROL_BYTES or not first & FIN):

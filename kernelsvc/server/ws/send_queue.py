@@ -24,9 +24,9 @@ from tornado.iostream import StreamClosedError
 #: Gives bytes to the stream; done when they have left the process.
 Write = Callable[[bytes], asyncio.Future[None]]
 #: Bytes that may wait to leave before sources are asked for more. Enough to fill a fast link.
-ROOM = 256 * 1024
+MAX_BACKLOG = 256 * 1024
 #: Bytes from which on a piece is not joined with others.
-LONG = 64 * 1024
+LARGE_FRAME = 64 * 1024
 
 
 class FrameSource(Protocol):
@@ -44,18 +44,18 @@ class SendQueue:
 
     Args:
         write: the stream's.
-        moved: called when bytes have left the process.
+        on_sent: called when bytes have left the process.
 
     Attributes:
         backlog: bytes that have not left the process.
         closed: the stream is gone; nothing leaves any more.
     """
 
-    def __init__(self, write: Write, moved: Callable[[], None]) -> None:
+    def __init__(self, write: Write, on_sent: Callable[[], None]) -> None:
         self.backlog = 0
         self.closed = False
         self._write = write
-        self._moved = moved
+        self._on_sent = on_sent
         self._frames: list[bytes] = []
         self._sources: dict[FrameSource, None] = {}
         self._due: asyncio.Handle | None = None
@@ -82,7 +82,7 @@ class SendQueue:
         if self.closed or (source in self._sources and self._due is not None and (linger or not self._lingers)):
             return
         self._sources[source] = None
-        if self.backlog < ROOM:
+        if self.backlog < MAX_BACKLOG:
             self._schedule(linger)
 
     def _schedule(self, linger: float) -> None:
@@ -96,7 +96,7 @@ class SendQueue:
 
     def collect(self) -> None:
         """Ask the sources, in turn, while there is room."""
-        while self._sources and self.backlog < ROOM:
+        while self._sources and self.backlog < MAX_BACKLOG:
             source = next(iter(self._sources))
             del self._sources[source]
             pieces = source.take()
@@ -116,29 +116,29 @@ class SendQueue:
         if not frames:
             return
         try:
-            for data in _joined(frames):
+            for data in _join_small(frames):
                 self._follow(self._write(data), len(data))
         except StreamClosedError:
-            self._gone()
+            self._on_closed()
 
     def _follow(self, written: asyncio.Future[None], size: int) -> None:
         if written.done():
-            self._left(written, size)
+            self._on_written(written, size)
         else:
-            written.add_done_callback(lambda done: self._left(done, size))
+            written.add_done_callback(lambda done: self._on_written(done, size))
 
-    def _left(self, written: asyncio.Future[None], size: int) -> None:
+    def _on_written(self, written: asyncio.Future[None], size: int) -> None:
         if written.cancelled() or written.exception() is not None:
-            self._gone()
+            self._on_closed()
             return
         self.backlog -= size
-        self._moved()
-        if self._sources and self.backlog < ROOM:
+        self._on_sent()
+        if self._sources and self.backlog < MAX_BACKLOG:
             self._schedule(0.0)
         if not self.backlog:
             self._release()
 
-    def _gone(self) -> None:
+    def _on_closed(self) -> None:
         self.closed = True
         self._frames.clear()
         self._sources.clear()
@@ -160,11 +160,11 @@ class SendQueue:
             await future
 
 
-def _joined(frames: list[bytes]) -> Iterable[bytes]:
+def _join_small(frames: list[bytes]) -> Iterable[bytes]:
     """Short ones together, long ones by themselves: to copy those costs more than another write."""
     if len(frames) == 1:
         return frames
-    if not any(len(each) >= LONG for each in frames):
+    if not any(len(each) >= LARGE_FRAME for each in frames):
         return [b"".join(frames)]
-    groups = groupby(frames, key=lambda each: len(each) >= LONG)
+    groups = groupby(frames, key=lambda each: len(each) >= LARGE_FRAME)
     return [each for long, few in groups for each in (few if long else [b"".join(few)])]

@@ -26,14 +26,14 @@ from tornado.iostream import IOStream, StreamClosedError
 #: Bytes that are read in one go.
 READ_BYTES = 64 * 1024
 #: Pieces that go to the socket in one call.
-PIECES = 64
+MAX_PIECES = 64
 
 
 async def take_over(stream: IOStream) -> tuple[socket.socket, bytes]:
     """The socket of a stream that nobody reads, and what the stream has read already; the stream is closed by it.
 
     Raises:
-        StreamClosedError: the other end is gone.
+        StreamClosedError: the other end is on_closed.
     """
     if stream.writing():
         await stream.write(b"")
@@ -53,31 +53,31 @@ class SocketStream:
 
     Args:
         taken: a connected socket that does not block.
-        hear: given what was read.
-        gone: called once when the connection has ended, whoever ended it, in a later turn of the loop.
-        released: called once when the descriptor is closed.
+        on_data: given what was read.
+        on_closed: called once when the connection has ended, whoever ended it, in a later turn of the loop.
+        on_released: called once when the descriptor is closed.
     """
 
     def __init__(
         self,
         taken: socket.socket,
-        hear: Callable[[bytes], None],
-        gone: Callable[[], None],
-        released: Callable[[], None] = lambda: None,
+        on_data: Callable[[bytes], None],
+        on_closed: Callable[[], None],
+        on_released: Callable[[], None] = lambda: None,
     ) -> None:
         self.io_loop = IOLoop.current()
         self._loop = asyncio.get_running_loop()
         self._socket = taken
         self._fd = taken.fileno()
-        self._hear = hear
-        self._gone = gone
-        self._released = released
+        self._on_data = on_data
+        self._on_closed = on_closed
+        self._on_released = on_released
         self._reading = self._closed = False
         self._unsent: deque[memoryview] = deque()
         self._written = self._left = 0
         self._writers: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._at_once: asyncio.Future[None] = self._loop.create_future()
-        self._at_once.set_result(None)
+        self._done: asyncio.Future[None] = self._loop.create_future()
+        self._done.set_result(None)
 
     @property
     def unsent(self) -> int:
@@ -106,7 +106,7 @@ class SocketStream:
         except OSError:
             data = b""
         if data:
-            self._hear(data)
+            self._on_data(data)
         else:
             self.close()
 
@@ -119,13 +119,13 @@ class SocketStream:
             A future that is done when the bytes have left the process.
 
         Raises:
-            StreamClosedError: the connection is gone.
+            StreamClosedError: the connection is on_closed.
         """
         if self._closed:
             raise StreamClosedError
         sent = 0 if self._unsent else self._send(data)
         if sent == len(data):
-            return self._at_once
+            return self._done
         if not self._unsent:
             self._loop.add_writer(self._fd, self._writable)
         self._unsent.append(memoryview(data)[sent:])
@@ -142,7 +142,7 @@ class SocketStream:
             return 0
 
     def _writable(self) -> None:
-        few = [piece for piece, _ in zip(self._unsent, range(PIECES), strict=False)]
+        few = [piece for piece, _ in zip(self._unsent, range(MAX_PIECES), strict=False)]
         try:
             sent = self._socket.sendmsg(few)
         except (BlockingIOError, InterruptedError):
@@ -180,11 +180,11 @@ class SocketStream:
             self._loop.remove_writer(self._fd)
         self._unsent.clear()
         self._socket.close()
-        self._released()
+        self._on_released()
         writers, self._writers = self._writers, deque()
         for _, future in writers:
             self._fail(future)
-        self._loop.call_soon(self._gone)
+        self._loop.call_soon(self._on_closed)
 
     @staticmethod
     def _fail(future: asyncio.Future[None]) -> None:

@@ -13,7 +13,7 @@ from kernelsvc.protocol import e2b_results as results
 
 
 def lines(*events: ev.Event) -> list[dict[str, Any]]:
-    made = results.Lines("c")
+    made = results.ResultLines("c")
     out: list[dict[str, Any]] = []
     for event in events:
         event.cell = "c" if event.cell is msgspec.UNSET else event.cell
@@ -56,7 +56,7 @@ def test_the_end_of_a_line_joins_its_beginning() -> None:
     assert [(line["type"], line["text"]) for line in said] == [
         ("stdout", "a"), ("stderr", "b"), ("result", None), ("stdout", "c"),
     ]  # fmt: skip
-    held = results.Lines("c")
+    held = results.ResultLines("c")
     assert held.of(ev.Stream(cell="c", text="x" * 5000))
     assert held.of(ev.Stream(cell="c", text="x")) == []
     assert held.unfinished

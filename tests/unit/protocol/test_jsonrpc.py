@@ -32,8 +32,8 @@ def frame(method="session.get", params=None, **more):
     return json.dumps(body).encode()
 
 
-def refused(raw, bounds=jsonrpc.DEFAULT_BOUNDS):
-    with pytest.raises(jsonrpc.Refused) as caught:
+def refused(raw, bounds=jsonrpc.DEFAULT_LIMITS):
+    with pytest.raises(jsonrpc.RequestRefused) as caught:
         jsonrpc.decode(raw, bounds)
     return caught.value
 
@@ -136,7 +136,7 @@ def test_depth_bombs_are_harmless(deep):
 
 
 def test_bounds_are_in_bytes():
-    bounds = jsonrpc.Bounds(frame_bytes=1000, code_bytes=100)
+    bounds = jsonrpc.RequestLimits(frame_bytes=1000, code_bytes=100)
     assert refused(frame("session.execute", {"session": "s", "code": "x" * 101}), bounds).error.code == "too_large"
     jsonrpc.decode(frame("session.execute", {"session": "s", "code": "x" * 100}), bounds)
     wide = json.dumps({"session": "s", "code": "\u00e9" * 60}, ensure_ascii=False)
@@ -149,7 +149,7 @@ def test_bounds_are_in_bytes():
 
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_but_refused(raw):
-    with contextlib.suppress(jsonrpc.Refused):
+    with contextlib.suppress(jsonrpc.RequestRefused):
         jsonrpc.decode(raw)
 
 
@@ -165,7 +165,7 @@ def test_no_bytes_raise_anything_but_refused(raw):
 def test_no_params_raise_anything_but_refused(method, params):
     try:
         jsonrpc.decode(frame(method, params))
-    except jsonrpc.Refused as caught:
+    except jsonrpc.RequestRefused as caught:
         json.loads(jsonrpc.encode_error(caught.id, caught.error, caught.code))
 
 

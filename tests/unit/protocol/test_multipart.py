@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.protocol.multipart import MAX_HEADERS, MAX_PARTS, Ended, Form, Part, Piece, boundary_of
+from kernelsvc.protocol.multipart import MAX_HEADERS, MAX_PARTS, Form, Part, PartEnd, Piece, boundary_of
 
 BOUNDARY = b"x-boundary"
 
@@ -28,7 +28,7 @@ def taken(pieces: list[Piece]) -> list[tuple[Part, bytes]]:
             found.append((piece, b""))
         elif isinstance(piece, bytes):
             found[-1] = (found[-1][0], found[-1][1] + piece)
-    assert sum(isinstance(piece, Ended) for piece in pieces) == len(found)
+    assert sum(isinstance(piece, PartEnd) for piece in pieces) == len(found)
     return found
 
 

@@ -39,8 +39,8 @@ def queued(**more: Any) -> ev.CellQueued:
 
 
 def said(events: list[ev.Event]) -> list[tuple[str, str, Any]]:
-    replay = EventTranslator("s_1", none)
-    found = [m for event in events for m in replay.messages(event)]
+    translator = EventTranslator("s_1", none)
+    found = [m for event in events for m in translator.messages(event)]
     assert all(m.parent == "m1" for m in found)
     return [(m.channel, m.msg_type, m.content.get("execution_state") or m.content.get("status")) for m in found]
 
@@ -85,10 +85,10 @@ def test_headers_are_bounded_and_a_foreign_cell_gets_one() -> None:
 
 
 def _after_queue(first: ev.CellQueued) -> list[jupyter.JupyterMessage]:
-    replay = EventTranslator("s_1", none)
+    translator = EventTranslator("s_1", none)
     one, two = stamped(first, ev.Stream(text="t"))
-    replay.messages(one)
-    return replay.messages(two)
+    translator.messages(one)
+    return translator.messages(two)
 
 
 def test_what_a_comm_message_caused_names_it() -> None:
@@ -144,10 +144,10 @@ def test_what_is_sent_again_is_cut_where_it_was() -> None:
     cursors = channels.Cursors()
     for portion in first:
         cursors.sent("s", "me", portion[-1].seq)
-    again = list(portions(lines, 10**6, cursors.unheard("s", "me")))
+    again = list(portions(lines, 10**6, cursors.unanswered("s", "me")))
     assert [list(joined(p)) for p in again] == [list(joined(p)) for p in first]
     cursors.put("s", "me", 2)
-    assert cursors.unheard("s", "me") == {7, 9}
+    assert cursors.unanswered("s", "me") == {7, 9}
 
 
 def test_a_portion_ends_when_it_is_large() -> None:

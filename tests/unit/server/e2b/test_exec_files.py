@@ -40,21 +40,21 @@ def test_whatever_it_says_is_read_or_left_out(data: bytes) -> None:
 )
 def test_how_it_ends_is_told(status: int | None, kind: type[Exception]) -> None:
     with pytest.raises(kind):
-        exec_files._judged(status, {"stdout": b"", "stderr": b"Read-only file system"})
+        exec_files._check_status(status, {"stdout": b"", "stderr": b"Read-only file system"})
 
 
 def test_what_is_there_already_is_no_failure() -> None:
-    assert exec_files._judged(45 << 8, {"stdout": b"", "stderr": b""}) is None
-    assert exec_files._judged(0, {"stdout": b"x", "stderr": b""}) == b"x"
+    assert exec_files._check_status(45 << 8, {"stdout": b"", "stderr": b""}) is None
+    assert exec_files._check_status(0, {"stdout": b"x", "stderr": b""}) == b"x"
 
 
 def test_spare_names_differ_and_are_hidden() -> None:
-    names = {exec_files.spare() for _ in range(100)}
+    names = {exec_files.temporary_name() for _ in range(100)}
     assert len(names) == 100
     assert all(name.startswith(b".") for (name,) in names)
 
 
 def test_the_home_is_where_a_program_begins() -> None:
-    assert exec_files.inside("/home/user/a/b") == "./a/b"
-    assert exec_files.inside("/tmp/a") == "/tmp/a"
-    assert exec_files.inside("/home/username/a") == "/home/username/a"
+    assert exec_files.path_in_sandbox("/home/user/a/b") == "./a/b"
+    assert exec_files.path_in_sandbox("/tmp/a") == "/tmp/a"
+    assert exec_files.path_in_sandbox("/home/username/a") == "/home/username/a"

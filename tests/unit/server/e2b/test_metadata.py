@@ -9,17 +9,17 @@ from kernelsvc.server.e2b import metadata
 
 
 def test_headers_and_attributes() -> None:
-    asked = metadata.asked([("Content-Type", "x"), ("X-Metadata-Author", "me"), ("x-metadata-a.b", "")])
+    asked = metadata.from_headers([("Content-Type", "x"), ("X-Metadata-Author", "me"), ("x-metadata-a.b", "")])
     assert asked == {"author": "me", "a.b": ""}
-    kept = metadata.attributes(asked)
+    kept = metadata.to_attributes(asked)
     assert kept == {"user.e2b.author": b"me", "user.e2b.a.b": b""}
-    assert metadata.shown({**kept, "user.other": b"x", "security.x": b"y"}) == asked
+    assert metadata.from_attributes({**kept, "user.other": b"x", "security.x": b"y"}) == asked
 
 
 def test_what_a_cell_wrote_need_not_be_text() -> None:
-    assert metadata.shown({"user.e2b.\udcff": b"\xff"}) == {"?": "\ufffd"}
+    assert metadata.from_attributes({"user.e2b.\udcff": b"\xff"}) == {"?": "\ufffd"}
     many = {f"user.e2b.{n}": b"x" for n in range(10_000)}
-    assert len(metadata.shown(many)) <= 4 * metadata.MAX_NAMES
+    assert len(metadata.from_attributes(many)) <= 4 * metadata.MAX_NAMES
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ def test_what_a_cell_wrote_need_not_be_text() -> None:
 )
 def test_what_can_t_be_kept(headers: list[tuple[str, str]], error: type[Exception]) -> None:
     with pytest.raises(error):
-        metadata.asked(headers)
+        metadata.from_headers(headers)

@@ -105,8 +105,8 @@ def test_contexts_and_snapshots_are_no_sandboxes() -> None:
     named = session(labels=models.snapshot_labels("n", "s_9"))
     assert models.snapshot_model(named)["names"] == ["n"]
     fitting: list[dict[str, str]] = [{}, {"sandboxID": "s_9"}, {"name": "n:latest"}, {"name": "s_1"}]
-    assert all(models.snapshot_fits(named, asked) for asked in fitting)
-    assert not any(models.snapshot_fits(named, asked) for asked in ({"sandboxID": "s_8"}, {"name": "m"}))
+    assert all(models.matches_snapshot(named, asked) for asked in fitting)
+    assert not any(models.matches_snapshot(named, asked) for asked in ({"sandboxID": "s_8"}, {"name": "m"}))
 
 
 def test_a_listing_is_filtered() -> None:
@@ -115,13 +115,13 @@ def test_a_listing_is_filtered() -> None:
         {}, {"state": "running,paused"}, {"template": "base"}, {"template": "python3"},
         {"startedAfter": "2026-01-01T00:00:00Z"}, {"metadata": "a%2520b=c%2526d"},
     ):  # fmt: skip
-        assert models.fits(one, asked), asked
+        assert models.matches(one, asked), asked
     for asked in (
         {"state": "paused"}, {"template": "x"}, {"startedAfter": "2026-01-02T00:00:00+01:00"}, {"metadata": "a=b"},
     ):  # fmt: skip
-        assert not models.fits(one, asked), asked
+        assert not models.matches(one, asked), asked
     with pytest.raises(BadRequest):
-        models.fits(one, {"startedAfter": "soon"})
+        models.matches(one, {"startedAfter": "soon"})
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])

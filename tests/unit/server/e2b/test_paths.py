@@ -41,7 +41,7 @@ def test_files_are_described(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("text")
     os.chmod(tmp_path / "f", 0o640)
     os.utime(tmp_path / "f", (1e9, 1e9))
-    said = paths.described((b"d", b"f"), (tmp_path / "f").stat())
+    said = paths.home_entry((b"d", b"f"), (tmp_path / "f").stat())
     assert said == {
         "name": "f",
         "type": "FILE_TYPE_FILE",
@@ -54,13 +54,13 @@ def test_files_are_described(tmp_path: Path) -> None:
         "modifiedTime": "2001-09-09T01:46:40.000000Z",
     }
     (tmp_path / "l").symlink_to("/etc")
-    linked = paths.described((b"l",), (tmp_path / "l").lstat(), b"/etc")
+    linked = paths.home_entry((b"l",), (tmp_path / "l").lstat(), b"/etc")
     assert (linked["type"], linked["symlinkTarget"], linked["isSymlink"]) == ("FILE_TYPE_SYMLINK", "/etc", True)
-    assert paths.described((), tmp_path.stat())["path"] == "/home/user"
+    assert paths.home_entry((), tmp_path.stat())["path"] == "/home/user"
 
 
 @pytest.mark.parametrize("seconds", [-(2**62) // 10**9, 2**62 // 10**9])
 def test_a_time_that_no_calendar_has(seconds: int, tmp_path: Path) -> None:
     os.utime(tmp_path, ns=(0, 0))
     info = os.stat_result((*tmp_path.stat()[:8], seconds, 0, 0, seconds, 0, 0, seconds * 10**9, 0))
-    assert paths.described((), info)["modifiedTime"].endswith("Z")
+    assert paths.home_entry((), info)["modifiedTime"].endswith("Z")

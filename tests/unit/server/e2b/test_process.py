@@ -29,7 +29,7 @@ def ended(status: int | None) -> Any:
     ],
 )
 def test_the_sandbox_s_own_directory_is_relative(path: str | None, place: str) -> None:
-    assert process.place_of(path) == place
+    assert process.working_directory(path) == place
 
 
 def test_an_end_says_how() -> None:

@@ -6,8 +6,8 @@ import pytest
 from mcp_types import JSONRPCNotification
 
 from kernelsvc.errors import BadRequest, NotFound
-from kernelsvc.server.mcp.event_store import McpSession, MemoryEventStore, current
-from kernelsvc.server.mcp.prompts import PROMPTS, filled
+from kernelsvc.server.mcp.event_store import McpSession, MemoryEventStore, current_session
+from kernelsvc.server.mcp.prompts import PROMPTS, render_prompt
 
 
 def note(text: str) -> JSONRPCNotification:
@@ -26,9 +26,9 @@ async def replayed(backlog: MemoryEventStore, after: str) -> tuple[str | None, l
 @pytest.fixture
 def line():
     line = McpSession()
-    token = current.set(line)
+    token = current_session.set(line)
     yield line
-    current.reset(token)
+    current_session.reset(token)
 
 
 async def test_what_followed_on_the_same_stream_is_sent_again(line):
@@ -43,7 +43,7 @@ async def test_another_session_with_the_same_request_id_gets_nothing(line):
     backlog = MemoryEventStore()
     first = await backlog.store_event("1", None)
     await backlog.store_event("1", note("secret"))
-    current.set(McpSession())
+    current_session.set(McpSession())
     await backlog.store_event("1", note("mine"))
     assert await replayed(backlog, first) == (None, [])
 
@@ -64,21 +64,21 @@ async def test_it_is_bounded_and_forgets_who_left(line):
 
 
 def test_a_prompt_leaves_out_lines_whose_gap_is_empty():
-    with_question = filled("analyse", {"path": "x.csv", "question": "why {path}?"})
+    with_question = render_prompt("analyse", {"path": "x.csv", "question": "why {path}?"})
     assert "The question: why {path}?" in with_question
-    assert "The question" not in filled("analyse", {"path": "x.csv"})
+    assert "The question" not in render_prompt("analyse", {"path": "x.csv"})
 
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_every_gap_of_a_prompt_is_an_argument(name):
     prompt = PROMPTS[name]
-    assert "{" not in filled(name, dict.fromkeys(prompt.arguments, "value"))
+    assert "{" not in render_prompt(name, dict.fromkeys(prompt.arguments, "value"))
     with pytest.raises(BadRequest, match=prompt.required[0]):
-        filled(name, {})
+        render_prompt(name, {})
     with pytest.raises(BadRequest, match="no argument"):
-        filled(name, {**dict.fromkeys(prompt.required, "v"), "more": "v"})
+        render_prompt(name, {**dict.fromkeys(prompt.required, "v"), "more": "v"})
 
 
 def test_an_unknown_prompt_says_which_there_are():
     with pytest.raises(NotFound, match="analyse"):
-        filled("nope", {})
+        render_prompt("nope", {})

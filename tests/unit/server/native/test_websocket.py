@@ -393,8 +393,8 @@ async def test_silence_is_pinged_and_a_dead_peer_is_dropped(open_doors):
         sockets = doors.app.settings["context"].sockets
         await wait_until(lambda: len(sockets) == 1)
         handler = next(iter(sockets))
-        first = handler._heard
-        await wait_until(lambda: handler._heard > first)
+        first = handler._last_received
+        await wait_until(lambda: handler._last_received > first)
         handler.on_pong = lambda data: None
         await wait_until(lambda: not sockets)
 

@@ -5,7 +5,7 @@ import random
 import pytest
 from websockets.frames import Frame, Opcode
 
-from kernelsvc.server.ws.frame_parser import FrameParser, ProtocolViolation, TooLong
+from kernelsvc.server.ws.frame_parser import FrameParser, MessageTooBig, ProtocolViolation
 
 TEXT, BINARY, PING = 1, 2, 9
 
@@ -63,13 +63,13 @@ def test_what_breaks_the_protocol_is_told(data):
 def test_a_message_over_its_bound_is_told_before_it_is_read():
     frames = FrameParser(100)
     assert read(frames, serialized(Frame(Opcode.TEXT, b"x" * 100))) == [(TEXT, b"x" * 100)]
-    with pytest.raises(TooLong):
+    with pytest.raises(MessageTooBig):
         read(frames, serialized(Frame(Opcode.TEXT, b"x" * 101))[:4])
     frames = FrameParser(100)
     assert read(frames, serialized(Frame(Opcode.TEXT, b"x" * 60, fin=False))) == []
-    with pytest.raises(TooLong):
+    with pytest.raises(MessageTooBig):
         read(frames, serialized(Frame(Opcode.CONT, b"x" * 41))[:2])
-    with pytest.raises(TooLong):
+    with pytest.raises(MessageTooBig):
         read(FrameParser(100), b"\x81\xff" + b"\xff" * 8)
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 from tornado.iostream import StreamClosedError
 
-from kernelsvc.server.ws.send_queue import LONG, ROOM, SendQueue
+from kernelsvc.server.ws.send_queue import LARGE_FRAME, MAX_BACKLOG, SendQueue
 
 
 class Stream:
@@ -111,7 +111,7 @@ async def test_a_source_is_asked_when_something_leaves_and_for_all_that_came_mea
 async def test_what_is_long_is_not_copied_and_keeps_its_place():
     stream = Stream()
     outlet = stream.outlet()
-    long = b"x" * LONG
+    long = b"x" * LARGE_FRAME
     log = Log(outlet, b"1")
     log.take, portions = lambda: portions.pop(0) if portions else [], [[b"<", long, b">"]]
     outlet.put(b"a")
@@ -137,12 +137,12 @@ async def test_what_waits_for_a_source_comes_right_after_it():
 async def test_sources_are_asked_in_turn_and_not_while_the_other_end_takes_nothing():
     stream = Stream(slow=True)
     outlet = stream.outlet()
-    one, two = Log(outlet, *[b"1" * ROOM] * 3), Log(outlet, *[b"2" * ROOM] * 3)
+    one, two = Log(outlet, *[b"1" * MAX_BACKLOG] * 3), Log(outlet, *[b"2" * MAX_BACKLOG] * 3)
     outlet.schedule(one)
     outlet.schedule(two)
     for _ in range(6):
         await turns()
-        assert outlet.backlog == ROOM
+        assert outlet.backlog == MAX_BACKLOG
         stream.pending.pop().set_result(None)
     await turns()
     assert [data[:1] for data in stream.written] == [b"1", b"2"] * 3
