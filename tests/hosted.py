@@ -127,7 +127,7 @@ class Bench:
     # -- the host as seen from outside --------------------------------------------------------
 
     async def hello(self) -> dict[str, Any]:
-        said, _ = await self.client.ask("hello", version=1)
+        said, _ = await self.client.request("hello", version=1)
         return said
 
     async def host(self) -> psutil.Process:
@@ -146,7 +146,7 @@ class Bench:
 
     async def kernels(self) -> dict[str, int]:
         """What the host says it runs: pids by kernel."""
-        said, _ = await self.client.ask("list")
+        said, _ = await self.client.request("list")
         return {one["kernel"]: one["pid"] for one in said["kernels"]}
 
     async def template(self) -> psutil.Process:

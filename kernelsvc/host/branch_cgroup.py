@@ -1,18 +1,16 @@
-"""A branch's own cgroup within its family's sandbox.
+"""A branch's own cgroup within the sandbox of its group.
 
-A branch shares init, namespaces and filters with the session it came from, and
-has its caps to itself: the host makes a cgroup for it and moves the waiting copy
-in before anybody may say "go". What the branch forks later, its own checkpoints
-among it, is born in there.
+A branch shares init, namespaces and filters with the session it came from, and has its own limits: the host creates a
+cgroup for it and moves the waiting process in before the branch runs anything. Processes that the branch forks later,
+its checkpoints among them, start in that cgroup.
 
-Linux charges memory to the cgroup of whoever touched it first and never moves the
-charge. So a branch reads its parent's pages for nothing and pays for what it
-writes, and what was charged before it moved stays with its parent.
+cgroups(7) and the documentation of the memory controller: memory is charged to the cgroup of the process that touched
+it first, and a charge does not move with a process. So a branch reads its parent's pages without a charge, pays for the
+pages it writes, and pages charged before the move stay with the parent.
 
-Moving another process waits for a grace period of RCU, 5 to 20 ms in which nothing
-is computed. It is therefore done in a thread, and as much of the wait as possible
-while the kernel still forks (``SandboxManager.take_turn``); the server waits for the rest
-when it asks for the copy in order to wake it.
+Linux moves another process only after a grace period of RCU, 5 to 20 ms without any computation. A thread waits for it,
+as far as possible while the kernel still forks (``CgroupManager.prewait_rcu``). The server waits for the rest when it
+requests the branch in order to resume it.
 """
 
 from __future__ import annotations
@@ -28,68 +26,75 @@ from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.cgroup import Cgroup
 from kernelsvc.sandbox.manager import SandboxManager
 
-#: Seconds between looks at a cgroup that must become empty, and for how long.
+#: Seconds between two attempts to remove a cgroup, and seconds after which it is left. rmdir(2) fails with EBUSY until
+#: every killed process has exited.
 CLEAR_PAUSE, CLEAR_SECONDS = 0.01, 5.0
 
 
 class BranchCgroup(msgspec.Struct, kw_only=True):
-    """Plain data, so that a host can write it down with its sandbox's record.
+    """A branch's cgroup and its limits. Plain data: a host writes it to disk with the container's record.
 
     Attributes:
-        group: the cgroup; None where this machine has none for us.
-        limits: the caps it was made for.
-        oom_kills: how many of its OOM kills were put down to a kernel already.
+        group: the cgroup, or None if this machine offers none.
+        limits: the limits it was created for.
+        oom_kills: OOM kills that were already reported.
     """
 
     group: Cgroup | None
     limits: Limits
     oom_kills: int = 0
 
-    def struck(self) -> int:
-        """How often the OOM killer struck in here since the last question."""
+    def new_oom_kills(self) -> int:
+        """Return the number of OOM kills since the last call."""
         kills = self.group.sample().oom_kills if self.group is not None else 0
         fresh, self.oom_kills = kills - self.oom_kills, kills
         return fresh
 
 
 async def create_and_attach(sandbox: SandboxManager, name: str, pid: int, limits: Limits) -> BranchCgroup:
-    """A cgroup of that name with these caps, and a process in it. Safe to cancel: it may have moved or not.
+    """Create a cgroup with these limits, and move a process into it. Safe to cancel: it may have moved or not.
+
+    Args:
+        sandbox: creates the cgroup.
+        name: its name, unique for this host.
+        pid: the process.
+        limits: the limits.
 
     Raises:
-        Internal: Linux refused, or the process is gone.
+        Internal: Linux refused, or the process has ended.
     """
-    made: list[Cgroup | None] = []
+    created: list[Cgroup | None] = []
 
-    def act() -> None:
+    def create() -> None:
         group = sandbox.branch_cgroup(name, limits)
-        made.append(group)
+        created.append(group)
         if group is not None:
             group.attach(pid)
 
     try:
-        await in_thread(act)
+        await in_thread(create)
     except OSError as error:
-        for group in made:
+        for group in created:
             if group is not None:
                 await destroy(group)
-        raise Internal(f"The branch has no cgroup of its own: {error}; try again.") from error
-    return BranchCgroup(group=made[0], limits=limits)
+        raise Internal(f"The branch has no cgroup of its own: {error}. Try again.") from error
+    return BranchCgroup(group=created[0], limits=limits)
 
 
 async def attach_process(group: Cgroup, pid: int) -> None:
-    """A process in a cgroup that is there. Safe to cancel: it may have moved or not.
+    """Move a process into a cgroup. Safe to cancel: it may have moved or not.
 
     Raises:
-        KernelDead: it is gone.
+        KernelDead: the process has ended.
     """
     try:
         await in_thread(lambda: group.attach(pid))
     except OSError as error:
-        raise KernelDead("The copy ended before it was in its place.") from error
+        raise KernelDead("The copy ended before it was moved into its branch's cgroup.") from error
 
 
 async def destroy(group: Cgroup) -> bool:
-    """End whatever still lives in a cgroup nobody needs, and remove it. Returns whether it is gone."""
+    """Kill the processes of a cgroup and remove it. Return whether it is gone."""
     deadline = asyncio.get_running_loop().time() + CLEAR_SECONDS
     while not group.remove():
         if asyncio.get_running_loop().time() > deadline:
@@ -100,15 +105,15 @@ async def destroy(group: Cgroup) -> bool:
 
 
 async def in_thread(work: Callable[[], None]) -> None:
-    """Run ``work`` in a thread that ends with it: the host forks, and keeps no pool.
+    """Run ``work`` in a thread of its own. The host forks, so it keeps no pool of threads.
 
     Raises:
-        OSError, Internal: what ``work`` raised.
+        OSError, Internal: raised by ``work``.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
-    def tell(error: OSError | Internal | None) -> None:
+    def resolve(error: OSError | Internal | None) -> None:
         if done.cancelled():
             return
         if error is None:
@@ -122,7 +127,7 @@ async def in_thread(work: Callable[[], None]) -> None:
             work()
         except (OSError, Internal) as error:
             failed = error
-        loop.call_soon_threadsafe(tell, failed)
+        loop.call_soon_threadsafe(resolve, failed)
 
-    threading.Thread(target=run, name="move-in", daemon=True).start()
+    threading.Thread(target=run, name="attach-cgroup", daemon=True).start()
     await done

@@ -1,8 +1,7 @@
-"""What the cgroups of a sandbox have counted, less what was told already.
+"""Counters of a container's cgroups, minus the counts that were already reported.
 
-A kernel that Linux ends is seen by its own end (``ward``). What it started may be
-ended, or not be started at all, without any sign but a counter: this finds it, once a
-second, at 30 microseconds for each cgroup.
+The host sees the end of a kernel. For a process that a kernel started, a counter is the only sign that Linux killed it
+or refused to fork it. The host reads the counters once a second, in 30 microseconds for each cgroup.
 """
 
 from __future__ import annotations
@@ -14,34 +13,34 @@ from kernelsvc.sandbox.cgroup import Cgroup
 
 @dataclass
 class CgroupEvents:
-    """One sandbox's. Decides on counters; reads nothing else."""
+    """The counters of one container. Reads nothing but the counters."""
 
-    _refused: dict[str, int] = field(default_factory=dict)
-    _waiting: dict[str, int] = field(default_factory=dict)
+    _refused_forks: dict[str, int] = field(default_factory=dict)
+    _pending_kills: dict[str, int] = field(default_factory=dict)
 
-    def settle(self, place: str, group: Cgroup) -> None:
-        """Take what was counted so far for told: an earlier host did."""
-        self._refused[place] = group.event_counts()[1]
+    def set_baseline(self, name: str, group: Cgroup) -> None:
+        """Take the current counts of a cgroup as reported: an earlier host did that."""
+        self._refused_forks[name] = group.event_counts()[1]
 
-    def look(self, place: str, group: Cgroup, known: int) -> tuple[list[str], int]:
-        """Names of limits that struck in this cgroup since the last look.
+    def poll(self, name: str, group: Cgroup, known: int) -> tuple[list[str], int]:
+        """Return the names of limits that Linux enforced in a cgroup since the last call.
 
         Args:
-            place: the cgroup's name within its sandbox.
+            name: the cgroup's name within its container.
             group: the cgroup.
-            known: OOM kills that were told, or put down to a kernel's end.
+            known: OOM kills that were reported, or that ended a kernel.
 
         Returns:
-            The names, and how many OOM kills are known now.
+            The names of the limits, and the number of OOM kills known now.
         """
-        kills, refused = group.event_counts()
+        kills, refused_forks = group.event_counts()
         found = []
-        # A kernel that is among the killed is about to say so itself: it has until the next look.
-        if kills > known and self._waiting.get(place) == kills:
+        # A killed kernel's own end is about to be reported with this cause. It has until the next call.
+        if kills > known and self._pending_kills.get(name) == kills:
             found.append("memory_bytes")
             known = kills
-        self._waiting[place] = kills
-        if refused > self._refused.get(place, 0):
+        self._pending_kills[name] = kills
+        if refused_forks > self._refused_forks.get(name, 0):
             found.append("processes")
-        self._refused[place] = refused
+        self._refused_forks[name] = refused_forks
         return found, known

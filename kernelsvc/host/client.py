@@ -1,8 +1,7 @@
-"""The server's side of the host protocol: find the kernel host or start one, ask it, hear from it.
+"""The server's side of the host protocol: find or start the kernel host, send requests, receive notices.
 
-When the host dies, its sessions run on; the client connects to the next one
-(which systemd starts, or this client where there is no systemd), and names again
-every kernel that the server holds.
+When the host ends, its sessions continue. The client connects to the next host, which systemd starts, or this client
+where there is no systemd. It then claims again every kernel that the server holds.
 """
 
 from __future__ import annotations
@@ -40,27 +39,34 @@ from kernelsvc.model.exit_status import Exit, exit_of
 
 log = logging.getLogger(__name__)
 
-#: Seconds for a host to answer its first ``hello``: it probes the machine first.
+#: Seconds for a host to answer the first ``hello``. It probes the machine before.
 CONNECT_SECONDS = 20.0
-#: The same for one that is started just now: under emulation and load its interpreter alone took more than 20.
+#: The same for a host that this client starts. Under emulation and load its interpreter alone took more than 20.
 START_SECONDS = 60.0
-#: Seconds for one request; a spawn waits for its template too.
+#: Seconds for one request. A spawn waits for its fork server, too.
 REQUEST_SECONDS = 60.0
-#: Largest environment of a session, as JSON; it travels in one datagram.
+#: Largest environment of a session, in bytes of JSON. A request is one datagram.
 MAX_ENV_BYTES = 64 * 1024
 _RETRY_SECONDS = 0.02, 1.0
-#: How often what changes nothing, or only for the first time, is asked of the next host.
+#: Attempts at an idempotent request, each with the next host.
 ATTEMPTS = 3
 
-Ended = Callable[[Exit], None]
+OnExit = Callable[[Exit], None]
 
 
 class HostGone(Internal):
-    """The kernel host died while it was asked; try again."""
+    """The kernel host ended during the request. Try again."""
 
 
 class KernelHandle(msgspec.Struct, frozen=True, kw_only=True):
-    """A kernel's process. Whoever gets it owns ``pidfd``."""
+    """A kernel's process.
+
+    Attributes:
+        pid: as seen by this process.
+        pidfd: belongs to the receiver, who closes it.
+        sandbox: the layers that confine it.
+        home: the session's directory as seen inside.
+    """
 
     pid: int
     pidfd: int
@@ -71,10 +77,14 @@ class KernelHandle(msgspec.Struct, frozen=True, kw_only=True):
 class HostClient:
     """One server's connection to its kernel host.
 
+    Args:
+        settings: settings of the host.
+        start: whether to start a host if none answers.
+
     Attributes:
-        templates: what the host says of each, by name.
-        sandbox: what the host enforces.
-        on_struck: called with kernels and the name of a limit of theirs that Linux held against something else of
+        templates: the host's description of each template, by name.
+        sandbox: the layers that the host enforces.
+        on_limit_hit: called with ids of kernels and the name of a limit that Linux enforced against another process of
             their sessions.
     """
 
@@ -91,20 +101,20 @@ class HostClient:
         self._connecting: asyncio.Task[None] | None = None
         self._number = 0
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
-        self._ended: dict[str, Ended] = {}
-        self.on_struck: Callable[[list[str], str], None] = lambda _kernels, _limit: None
+        self._on_exit: dict[str, OnExit] = {}
+        self.on_limit_hit: Callable[[list[str], str], None] = lambda _kernels, _limit: None
         self._closed = False
-        self._first = True
+        self._first_connection = True
         self._process: subprocess.Popen[bytes] | None = None
 
     # -- connecting --------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Connect to the host, starting one where that is ours to do. Safe to cancel.
+        """Connect to the host, and start one if none answers and this client may. Safe to cancel.
 
         Raises:
-            Internal: there is none and none can be started.
-            Conflict: it speaks another version.
+            Internal: there is no host and none can be started.
+            Conflict: the host speaks another version of the protocol.
         """
         pause, longest = _RETRY_SECONDS
         try:
@@ -115,55 +125,58 @@ class HostClient:
                     pause = min(longest, pause * 1.5)
         except TimeoutError:
             log_path = Path(self._settings.runtime_dir) / "host.log"
-            hint = f"see {log_path}" if self._may_start else "start kernelsvc-kernels.service, or set start_host"
-            raise Internal(f"The kernel host does not answer; {hint}.") from None
+            hint = f"See {log_path}" if self._may_start else "Start kernelsvc-kernels.service, or set start_host"
+            raise Internal(f"The kernel host does not answer. {hint}.") from None
 
     async def _connect(self) -> bool:
-        """Try once; False if there is no host, or it ended before it could say anything."""
+        """Try to connect once. Return False if no host answers, or if the host ends before it answers."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             sock.connect(str(Path(self._settings.runtime_dir) / "host.sock"))
         except OSError:
             sock.close()
             return False
-        self._channel = seqpacket.SeqpacketChannel(sock, self._received, self._gone, fds=1)
+        self._channel = seqpacket.SeqpacketChannel(sock, self._received, self._connection_lost, fds=1)
         try:
-            said, _ = await self._ask("hello", version=VERSION)
+            answer, _ = await self._request("hello", version=VERSION)
         except (Internal, Timeout):
-            self._let_go()
+            self._disconnect()
             return False
         except BaseException:
-            self._let_go()
+            self._disconnect()
             raise
-        if said.get("settings") != self._settings.digest() and not await self._keep_other(said):
+        if answer.get("settings") != self._settings.digest() and not await self._accept_settings(answer):
             return False
-        self.templates = {one["name"]: one for one in said["templates"]}
-        if said.get("sandbox"):
-            self.sandbox = msgspec.convert(said["sandbox"], SandboxReport)
-        self._first = False
+        self.templates = {one["name"]: one for one in answer["templates"]}
+        if answer.get("sandbox"):
+            self.sandbox = msgspec.convert(answer["sandbox"], SandboxReport)
+        self._first_connection = False
         self._connected.set()
         return True
 
-    async def _keep_other(self, said: dict[str, Any]) -> bool:
-        """A host runs that an earlier server has started with other settings: have ours take over its kernels."""
-        if not (self._may_start and self._first):
-            log.warning("the kernel host %s runs with other settings than this server's; restart it", said.get("pid"))
+    async def _accept_settings(self, answer: dict[str, Any]) -> bool:
+        """Keep a host that runs with other settings, or end it so that the next host adopts its kernels."""
+        if not (self._may_start and self._first_connection):
+            log.warning(
+                "the kernel host %s runs with other settings than this server. Restart the host to apply the server's.",
+                answer.get("pid"),
+            )
             return True
-        log.info("the kernel host runs with other settings; the next one takes over its kernels")
-        self._first = False
+        log.info("the kernel host runs with other settings. The next host adopts its kernels.")
+        self._first_connection = False
         with contextlib.suppress(KernelsvcError):
-            await self._ask("shutdown", end_kernels=False)
-        self._let_go()
+            await self._request("shutdown", end_kernels=False)
+        self._disconnect()
         return False
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         self._connected.clear()
         if self._channel is not None:
             self._channel.close()
             self._channel = None
 
     def _start_host(self) -> None:
-        """Start a host of our own, detached: it outlives this server."""
+        """Start a host, detached: it outlives this server."""
         running = self._process is not None and self._process.poll() is None
         if not self._may_start or running:
             return
@@ -179,8 +192,8 @@ class HostClient:
                 start_new_session=True,
                 cwd="/",
             )
-        # Sessions begin with the host's soft limit, and this process may have raised its own. The host raises its limit
-        # once it has read its settings, which are not sent yet.
+        # Sessions start with the host's soft limit, and this process may have raised its own. The host raises its limit
+        # when it has read its settings, which are not sent yet.
         with contextlib.suppress(ProcessLookupError):
             resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, inherited_descriptor_limits())
         assert self._process.stdin is not None
@@ -188,63 +201,63 @@ class HostClient:
             self._process.stdin.write(msgspec.json.encode(self._settings))
             self._process.stdin.close()
 
-    def _gone(self) -> None:
+    def _connection_lost(self) -> None:
         lost = self._connected.is_set()
-        self._let_go()
+        self._disconnect()
         waiting, self._waiting = self._waiting, {}
         for one in waiting.values():
             if not one.done():
                 one.set_exception(HostGone())
                 one.exception()
         if lost and not self._closed:
-            log.warning("the kernel host is gone; sessions run on, new ones wait for the next host")
+            log.warning("the kernel host has ended. Sessions continue, and new sessions wait for the next host.")
             for about in self.templates.values():
                 about["state"] = "starting"
             self._connecting = asyncio.ensure_future(self._reconnect())
 
     async def _reconnect(self) -> None:
-        """Find the next host, and name to it every kernel that we hold."""
+        """Connect to the next host, and claim every kernel of this server."""
         while not self._connected.is_set():
             try:
                 await self.start()
             except KernelsvcError as error:
                 log.error("%s", error.message)
-        for kernel in list(self._ended):
+        for kernel in list(self._on_exit):
             try:
                 os.close((await self.find(kernel)).pidfd)
             except NotFound as error:
-                self._tell_ended(kernel, error.details.get("exit"))
+                self._report_exit(kernel, error.details.get("exit"))
             except KernelsvcError as error:
                 log.error("kernel %s: %s", kernel, error.message)
 
     async def close(self) -> None:
-        """Let go; the host and its kernels live on."""
+        """Disconnect. The host and its kernels continue."""
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
-        self._let_go()
+        self._disconnect()
         if self._process is not None and self._process.poll() is None:
-            self._process.returncode = 0  # it outlives us on purpose, of which ``Popen`` would complain
+            self._process.returncode = 0  # the host outlives this process, about which ``Popen`` would warn
             self._process = None
 
-    # -- asking -------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------
 
-    async def _ask(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[dict[str, Any], list[int]]:
+    async def _request(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[dict[str, Any], list[int]]:
         self._number += 1
         number = self._number
         answer: asyncio.Future[tuple[dict[str, Any], list[int]]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         try:
             if self._channel is None or not self._channel.send({"id": number, "op": op, **fields}, fds):
-                raise HostGone("The kernel host can't be reached; try again in a moment.")
+                raise HostGone("The kernel host can't be reached. Try again in a moment.")
             async with asyncio.timeout(REQUEST_SECONDS):
-                with ResumeIfStopped(self._host_pid, lambda pid: _go_on(pid, answer)):
+                with ResumeIfStopped(self._host_pid, lambda pid: _continue_host(pid, answer)):
                     return await answer
         except TimeoutError:
-            raise Timeout("The kernel host did not answer in time; try again.") from None
+            raise Timeout("The kernel host did not answer in time. Try again.") from None
         except asyncio.CancelledError:
             if answer.done() and not answer.cancelled() and answer.exception() is None:
-                seqpacket.close_all(answer.result()[1])  # it came at the last moment
+                seqpacket.close_all(answer.result()[1])  # the answer came after the cancellation
             raise
         finally:
             self._waiting.pop(number, None)
@@ -252,28 +265,33 @@ class HostClient:
     def _host_pid(self) -> int:
         return peer.credentials(self._channel.sock).pid if self._channel is not None and self._channel.is_open else 0
 
-    async def ask(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[dict[str, Any], list[int]]:
-        """One request; waits for the host to be there. Safe to cancel: the host goes on.
+    async def request(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[dict[str, Any], list[int]]:
+        """Send one request, after waiting for a host if there is none. Safe to cancel: the host completes the request.
+
+        Args:
+            op: name of the operation.
+            fds: descriptors that go with it, which the caller keeps.
+            fields: fields of the request.
 
         Returns:
-            The answer and the descriptors that came with it, which are the caller's.
+            The answer, and the descriptors that came with it. The caller closes them.
 
         Raises:
-            KernelsvcError: as the host says; ``Internal`` or ``Timeout`` when it can't be asked.
+            KernelsvcError: the host's error. ``Internal`` or ``Timeout`` if no host answered.
         """
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self._connected.wait()
         except TimeoutError:
-            raise Internal("There is no kernel host; see its log, and 'kernelsvc doctor'.") from None
-        return await self._ask(op, fds, **fields)
+            raise Internal("There is no kernel host. See its log, and 'kernelsvc doctor'.") from None
+        return await self._request(op, fds, **fields)
 
-    async def _ask_again(self, op: str, **fields: Any) -> tuple[dict[str, Any], list[int]]:
-        """A request that may be made twice: the next host is asked where one dies meanwhile."""
+    async def _request_idempotent(self, op: str, **fields: Any) -> tuple[dict[str, Any], list[int]]:
+        """Send a request that may be repeated: to the next host if one ends meanwhile."""
         for _ in range(ATTEMPTS):
             with contextlib.suppress(HostGone):
-                return await self.ask(op, **fields)
-        return await self.ask(op, **fields)
+                return await self.request(op, **fields)
+        return await self.request(op, **fields)
 
     async def spawn(self, request: SpawnRequest, fds: Sequence[int]) -> KernelHandle:
         """Fork a kernel from a template, and wait until it listens.
@@ -284,7 +302,7 @@ class HostClient:
 
         Raises:
             TooLarge: the environment does not fit into a request.
-            KernelsvcError: the host's error; ``Internal`` or ``Timeout`` if no host answered.
+            KernelsvcError: the host's error. ``Internal`` or ``Timeout`` if no host answered.
         """
         return await self._start("spawn", request, fds)
 
@@ -295,17 +313,17 @@ class HostClient:
     async def _start(self, op: str, request: SpawnRequest | StartProcessRequest, fds: Sequence[int]) -> KernelHandle:
         size = len(seqpacket.encode(request.env))
         if size > MAX_ENV_BYTES:
-            raise TooLarge(f"The environment takes {size} bytes and may take {MAX_ENV_BYTES}; put data into a file.")
-        return _handle(*await self.ask(op, fds, **msgspec.to_builtins(request)))
+            raise TooLarge(f"The environment takes {size} bytes and may take {MAX_ENV_BYTES}. Put data into a file.")
+        return _handle(*await self.request(op, fds, **msgspec.to_builtins(request)))
 
     async def find(self, kernel: str) -> KernelHandle:
         """Return a running kernel, which this server holds from now on.
 
         Raises:
-            NotFound: the kernel has ended; ``details["exit"]`` if the host knows how.
+            NotFound: the kernel has ended. ``details["exit"]`` if the host knows how.
             KernelsvcError: see ``spawn``.
         """
-        return _handle(*await self._ask_again("find", kernel=kernel))
+        return _handle(*await self._request_idempotent("find", kernel=kernel))
 
     async def register_copy(self, request: RegisterCopyRequest, pidfd: int) -> int | None:
         """Register a checkpoint or branch that a kernel has forked.
@@ -315,11 +333,11 @@ class HostClient:
             pidfd: of its process. The caller closes it.
 
         Returns:
-            Bytes of its private memory, computed from its page faults; None if unknown.
+            Bytes of its private memory, computed from its page faults, or None if unknown.
         """
-        said, given = await self.ask("enlist", [pidfd], **msgspec.to_builtins(request))
-        seqpacket.close_all(given)
-        private = said.get("private_bytes")
+        answer, answer_fds = await self.request("enlist", [pidfd], **msgspec.to_builtins(request))
+        seqpacket.close_all(answer_fds)
+        private = answer.get("private_bytes")
         return private if isinstance(private, int) else None
 
     async def exec(self, request: ExecRequest, fds: Sequence[int]) -> None:
@@ -329,59 +347,69 @@ class HostClient:
             request: see ``protocol.ExecRequest``.
             fds: ``protocol.EXEC_FDS`` descriptors, which the caller keeps.
         """
-        _, given = await self.ask("exec", fds, **msgspec.to_builtins(request))
-        seqpacket.close_all(given)
+        _, answer_fds = await self.request("exec", fds, **msgspec.to_builtins(request))
+        seqpacket.close_all(answer_fds)
 
-    def expect(self) -> None:
-        """Tell the host that a branch is about to be made; does not wait."""
+    def announce_branch(self) -> None:
+        """Tell the host that a branch will be forked, so that it prepares the move into a cgroup. Does not wait."""
         if self._channel is not None:
             self._channel.send({"id": None, "op": "expect"})
 
     async def kernels(self) -> list[str]:
-        """Ids of all kernels of the host."""
-        said, _ = await self.ask("list")
-        return [str(one["kernel"]) for one in said["kernels"]]
+        """Return the ids of all kernels of the host."""
+        answer, _ = await self.request("list")
+        return [str(one["kernel"]) for one in answer["kernels"]]
 
-    async def strays(self) -> list[str]:
-        """Ids of the kernels that no server which is connected has started or found."""
-        said, _ = await self.ask("list")
-        return [str(one["kernel"]) for one in said["kernels"] if not one.get("held")]
+    async def orphans(self) -> list[str]:
+        """Return the ids of the kernels that no connected server has started or found."""
+        answer, _ = await self.request("list")
+        return [str(one["kernel"]) for one in answer["kernels"] if not one.get("held")]
 
     def signal(self, kernel: str, signum: int, *, everyone: bool = False) -> None:
-        """Ask the host to send a signal; does not wait."""
+        """Have the host send a signal. Does not wait.
+
+        Args:
+            kernel: id of the kernel.
+            signum: number of the signal.
+            everyone: send it to every process of the container.
+        """
         if self._channel is not None:
             self._channel.send({"id": None, "op": "signal", "kernel": kernel, "signum": signum, "all": everyone})
 
     async def end(self, kernel: str) -> None:
-        """End a kernel and what it started, and free what it held."""
-        self._ended.pop(kernel, None)
-        await self._ask_again("end", kernel=kernel)
+        """End a kernel and the processes it started, and free its resources."""
+        self._on_exit.pop(kernel, None)
+        await self._request_idempotent("end", kernel=kernel)
 
     async def shutdown(self, *, end_kernels: bool) -> None:
-        """End the host."""
+        """End the host.
+
+        Args:
+            end_kernels: end its kernels, too. Otherwise the next host adopts them.
+        """
         self._closed = True
         with contextlib.suppress(KernelsvcError):
-            await self._ask("shutdown", end_kernels=end_kernels)
+            await self._request("shutdown", end_kernels=end_kernels)
         if self._process is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(5.0):
-                    while self._process.poll() is None:  # noqa: ASYNC110 - it is our own child and ends now
+                    while self._process.poll() is None:  # noqa: ASYNC110 - a child of this process, about to end
                         await asyncio.sleep(0.005)
 
-    # -- hearing --------------------------------------------------------------------------
+    # -- notices -----------------------------------------------------------------------
 
-    def on_end(self, kernel: str, ended: Ended) -> None:
-        """Call ``ended`` once when the host says that this kernel has ended."""
-        self._ended[kernel] = ended
+    def on_end(self, kernel: str, on_exit: OnExit) -> None:
+        """Call ``on_exit`` once when the host reports the end of a kernel."""
+        self._on_exit[kernel] = on_exit
 
     def forget(self, kernel: str) -> None:
-        """Call nobody any more."""
-        self._ended.pop(kernel, None)
+        """Drop the callback of ``on_end``."""
+        self._on_exit.pop(kernel, None)
 
-    def _tell_ended(self, kernel: str, said: Any) -> None:
-        ended = self._ended.pop(kernel, None)
-        if ended is not None:
-            ended(msgspec.convert(said, Exit) if said else exit_of(None))
+    def _report_exit(self, kernel: str, answer: Any) -> None:
+        on_exit = self._on_exit.pop(kernel, None)
+        if on_exit is not None:
+            on_exit(msgspec.convert(answer, Exit) if answer else exit_of(None))
 
     def _received(self, body: dict[str, Any], fds: list[int]) -> None:
         waiting = self._waiting.get(body.get("id") or -1)
@@ -392,33 +420,33 @@ class HostClient:
                 waiting.set_result((body.get("ok") or {}, fds))
                 fds = []
         elif body.get("notice") == "struck":
-            self.on_struck([str(kernel) for kernel in body.get("kernels") or []], str(body.get("limit")))
+            self.on_limit_hit([str(kernel) for kernel in body.get("kernels") or []], str(body.get("limit")))
         elif body.get("notice") == "exited":
-            self._tell_ended(str(body["kernel"]), body.get("exit"))
+            self._report_exit(str(body["kernel"]), body.get("exit"))
         elif body.get("notice") == "template":
             self.templates[str(body["name"])] = {k: v for k, v in body.items() if k != "notice"}
         seqpacket.close_all(fds)
 
 
-def _handle(said: dict[str, Any], fds: list[int]) -> KernelHandle:
+def _handle(answer: dict[str, Any], fds: list[int]) -> KernelHandle:
     seqpacket.close_all(fds[1:])
-    report = msgspec.convert(said["sandbox"], SandboxReport)
-    return KernelHandle(pid=int(said["pid"]), pidfd=fds[0], sandbox=report, home=str(said.get("home", "")))
+    report = msgspec.convert(answer["sandbox"], SandboxReport)
+    return KernelHandle(pid=int(answer["pid"]), pidfd=fds[0], sandbox=report, home=str(answer.get("home", "")))
 
 
 def _host_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The server's, without its tokens; and the way to this package, which may not be installed."""
+    """Return the host's environment: the server's without its tokens, with the path to this package."""
     kept = {name: value for name, value in env.items() if not (name.startswith("KERNELSVC_") and "TOKEN" in name)}
     paths = [str(Path(kernelsvc.__file__).parent.parent), *filter(None, [env.get("PYTHONPATH")])]
     return kept | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _go_on(pid: int, answer: asyncio.Future[tuple[dict[str, Any], list[int]]]) -> None:
-    """The host was stopped while an answer is waited for: have it go on, or say who can."""
+def _continue_host(pid: int, answer: asyncio.Future[tuple[dict[str, Any], list[int]]]) -> None:
+    """Continue a host that was stopped (SIGSTOP) during a request. Fail the request if that is not allowed."""
     try:
         os.kill(pid, signal.SIGCONT)
     except OSError:
         if not answer.done():
-            answer.set_exception(Internal(f"The kernel host is stopped; let it go on with 'kill -CONT {pid}'."))
+            answer.set_exception(Internal(f"The kernel host is stopped. Continue it with 'kill -CONT {pid}'."))
     else:
-        log.warning("the kernel host was stopped (SIGSTOP) and told to go on")
+        log.warning("the kernel host was stopped (SIGSTOP) and was sent SIGCONT")

@@ -1,12 +1,11 @@
-"""One sandbox in the care of the kernel host: its init, its kernels, its cgroup, its sockets.
+"""One container of the kernel host: its init, its kernels, its cgroup and its sockets.
 
-A sandbox begins with one kernel. Copies of that kernel (checkpoints, branches)
-live in the same namespaces under the same init and are *enlisted*; the sandbox
-ends with its last member. What the host must know to find it again after a crash
-of its own is written beside the init's door: ``<runtime>/<kernel>.json``.
+A container starts with one kernel. Checkpoints and branches of that kernel run in the same namespaces under the same
+init and are *registered*. The container ends with its last kernel. The record ``<runtime>/<kernel>.json`` lies next to
+the init's control socket, so that the next host finds the container again.
 
-What a kernel started ends with it: those of its processes that stayed in its
-session (setsid(2)). Daemons that left it belong to the sandbox and end with that.
+The processes that a kernel started end with it if they are still in its session (setsid(2)). Daemons that left it
+belong to the container and end with that.
 """
 
 from __future__ import annotations
@@ -37,49 +36,72 @@ from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 
 log = logging.getLogger(__name__)
 
-#: Seconds an init gets to end its sandbox before it is killed itself.
+#: Seconds for an init to end its container, before the host kills the init.
 END_SECONDS = 3.0
-#: Seconds between looks at a cgroup that must become empty, and for how long.
+#: Seconds between two attempts to remove a cgroup, and seconds after which it is left.
 RELEASE_PAUSE, RELEASE_SECONDS = 0.005, 5.0
-#: Seconds to wait for the init's word on how a kernel ended, once its pidfd says that it has.
+#: Seconds for the init to report how a kernel ended, when its pidfd has become readable (pidfd_open(2)).
 STATUS_SECONDS = 0.5
 
 
 class KernelExitedEarly(Internal):
-    """The kernel's process ended while it was started; try again."""
+    """The kernel's process ended before it was ready. Try again."""
 
 
-class CopyRecord(msgspec.Struct, frozen=True):
-    """A copy of a kernel, so that a later host can be sure of its process."""
+class CopyRecord(msgspec.Struct, frozen=True, rename={"cgroup_name": "quarters"}):
+    """The process of a checkpoint or branch. The start time lets a later host recognize the process (proc(5)).
+
+    Attributes:
+        pid: as seen by the host.
+        started: start time in clock ticks since boot.
+        home: its directory as seen inside.
+        cgroup_name: see ``ContainerProcess``.
+    """
 
     pid: int
     started: int
     home: str
-    quarters: str = ""
+    cgroup_name: str = ""
 
 
-class ContainerRecord(msgspec.Struct, kw_only=True):
-    """What a host writes down of a sandbox. Its ticket holds no plan: that has the session's environment in it."""
+class ContainerRecord(msgspec.Struct, kw_only=True, rename={"allocation": "ticket", "branch_cgroups": "quarters"}):
+    """A host's record of a container, on disk. The allocation has no plan here: that contains the environment.
+
+    Attributes:
+        kernel: id of its first kernel.
+        session: id of the session of that kernel.
+        kind: "forked" or "cold".
+        allocation: the sandbox's resources, to be released.
+        home: directory of the first kernel as seen inside.
+        copies: checkpoints and branches, by id.
+        oom_kills: OOM kills in the container's own cgroup that were already reported.
+        branch_cgroups: cgroups of branches, by id of the branch.
+    """
 
     kernel: str
     session: str
     kind: str
-    ticket: SandboxAllocation
+    allocation: SandboxAllocation
     home: str
     copies: dict[str, CopyRecord] = {}
     oom_kills: int = 0
-    quarters: dict[str, BranchCgroup] = {}
+    branch_cgroups: dict[str, BranchCgroup] = {}
 
 
 @dataclass
 class ContainerProcess:
-    """One kernel of a sandbox.
+    """One kernel of a container: its first kernel, a checkpoint or a branch.
 
     Attributes:
-        quarters: the name of the branch's cgroup in which it lives; "" for the sandbox's own.
-        placed: done when it lives there.
-        exit: how it ended.
-        over: set when that is known and what it started is gone too.
+        kernel: its id.
+        pidfd: of its process; the container's.
+        pid: as seen by the host.
+        inner_pid: as seen inside. 0 stands for the first kernel.
+        home: its directory as seen inside.
+        cgroup_name: id of the branch in whose cgroup it runs, or "" for the container's own cgroup.
+        attached: done when it runs in that cgroup, or None if it was forked there.
+        exit: how it ended, or None while it runs.
+        cleaned_up: set when it and the processes it started have ended.
     """
 
     kernel: str
@@ -87,19 +109,25 @@ class ContainerProcess:
     pid: int
     inner_pid: int
     home: str = ""
-    quarters: str = ""
-    placed: asyncio.Future[None] | None = None
+    cgroup_name: str = ""
+    attached: asyncio.Future[None] | None = None
     exit: Exit | None = None
-    over: asyncio.Event = field(default_factory=asyncio.Event)
+    cleaned_up: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Container:
     """See the module's docstring.
 
+    Args:
+        record: its record.
+        sandbox: releases its resources.
+        runtime: directory of control sockets and records.
+        exited: called when one of its kernels has ended.
+
     Attributes:
-        members: kernels that live here, by id.
-        init_pid: of the sandbox's init; 0 if it is gone or not there yet.
-        ended: set when every process is gone and everything given back.
+        processes: its kernels, by id.
+        init_pid: pid of its init, or 0 before the init has reported and after it has ended.
+        ended: set when every process has ended and every resource is released.
     """
 
     def __init__(
@@ -110,7 +138,7 @@ class Container:
         exited: Callable[[Container, ContainerProcess], None],
     ) -> None:
         self.record = record
-        self.members: dict[str, ContainerProcess] = {}
+        self.processes: dict[str, ContainerProcess] = {}
         self.ended = asyncio.Event()
         self._sandbox = sandbox
         self._runtime = runtime
@@ -118,64 +146,74 @@ class Container:
         self._channel: seqpacket.SeqpacketChannel | None = None
         self.init_pid = 0
         self._init_pidfd = -1
-        self._introduced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._init_attached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._statuses: dict[int, asyncio.Future[int]] = {}
         self._tasks = OwnedTasks()
         self._gone = asyncio.Event()
         self._ending = False
-        self._tally = CgroupEvents()
+        self._events = CgroupEvents()
 
-    # -- beginnings -----------------------------------------------------------------
+    # -- start -------------------------------------------------------------------------
 
     @staticmethod
     def control_socket_path(runtime: Path, kernel: str) -> Path:
-        """Where the init of a sandbox listens for a host."""
+        """Return the path of the socket on which a container's init waits for a host."""
         return runtime / f"{kernel}.i"
 
     @staticmethod
     def record_path(runtime: Path, kernel: str) -> Path:
-        """Where the host's record of a sandbox lies."""
+        """Return the path of a container's record."""
         return runtime / f"{kernel}.json"
 
     def bind_control_socket(self) -> socket.socket:
-        """The init's socket, bound and not yet listening."""
+        """Return the init's control socket, bound and not listening yet. The caller closes it."""
         path = self.control_socket_path(self._runtime, self.record.kernel)
-        door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control_socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             path.unlink(missing_ok=True)
-            door.bind(str(path))
+            control_socket.bind(str(path))
             path.chmod(0o600)
         except BaseException:
-            door.close()
+            control_socket.close()
             raise
-        return door
+        return control_socket
 
-    def write(self) -> None:
-        """Write the record, whole or not at all."""
+    def write_record(self) -> None:
+        """Write the record to disk, as a whole.
+
+        Raises:
+            OSError: the disk failed. The old record is unchanged.
+        """
         path = self.record_path(self._runtime, self.record.kernel)
         atomic_file.replace_bytes(path, msgspec.json.encode(self.record))
 
-    def _write_again(self) -> None:
-        """Write what has changed. A later host knows less if that fails, and nobody else is harmed."""
+    def _update_record(self) -> None:
+        """Write a changed record. A failure is logged: only a later host would miss the change."""
         if self._ending:
             return
         try:
-            self.write()
+            self.write_record()
         except OSError as error:
-            log.error("the record of %s can't be written: %s", self.record.kernel, error)
+            log.error(
+                "the record of %s can't be written: %s. The next host will miss this change.", self.record.kernel, error
+            )
 
     def listen(self, sock: socket.socket) -> None:
-        """Take the host's end of the channel to the init."""
+        """Use this socket as the channel to the init."""
         self._channel = seqpacket.SeqpacketChannel(sock, self._received, self._init_gone, fds=2)
 
     async def wait_ready(self, seconds: float) -> None:
         """Wait until the kernel listens. Safe to cancel.
 
+        Args:
+            seconds: for each of the two steps, the init's start and the kernel's.
+
         Raises:
-            KernelsvcError: it could not be started or confined.
+            Timeout: it took longer.
+            KernelsvcError: the kernel could not be started or confined.
         """
-        await self._wait(self._introduced, seconds)
+        await self._wait(self._init_attached, seconds)
         await self._wait(self._ready, seconds)
 
     async def _wait(self, news: asyncio.Future[None], seconds: float) -> None:
@@ -183,55 +221,59 @@ class Container:
             async with asyncio.timeout(seconds):
                 await asyncio.shield(news)
         except TimeoutError:
-            raise Timeout("The kernel did not start in time; try again.") from None
+            raise Timeout("The kernel did not start in time. Try again.") from None
 
-    async def wait_introduced(self, seconds: float) -> None:
-        """Wait until the init has said who it is. Safe to cancel.
+    async def wait_init(self, seconds: float) -> None:
+        """Wait until the init has reported its process and the kernel's. Safe to cancel.
+
+        Args:
+            seconds: at the longest.
 
         Raises:
-            KernelsvcError: it could not be made, or not in time.
+            Timeout: it took longer.
+            KernelsvcError: the container could not be created.
         """
-        await self._wait(self._introduced, seconds)
+        await self._wait(self._init_attached, seconds)
 
-    # -- what the init says ------------------------------------------------------------
+    # -- reports of the init -----------------------------------------------------------
 
     def _received(self, body: dict[str, Any], fds: list[int]) -> None:
         if "kernel" in body and len(fds) == 2 and self._init_pidfd < 0:
-            self._introduce(body, fds)
+            self._attach_init(body, fds)
             return
         seqpacket.close_all(fds)
         if body.get("ready"):
             if not self._ready.done():
                 self._ready.set_result(None)
         elif "failed" in body:
-            self._failed(body)
+            self._start_failed(body)
         elif isinstance(body.get("exited"), dict):
-            said = body["exited"]
-            self._tell_status(0 if said.get("kernel") else int(said["pid"]), int(said["status"]))
+            fields = body["exited"]
+            self._set_status(0 if fields.get("kernel") else int(fields["pid"]), int(fields["status"]))
 
-    def _tell_status(self, inner_pid: int, status: int) -> None:
-        """The init waited for a process; 0 stands for the first kernel."""
+    def _set_status(self, inner_pid: int, status: int) -> None:
+        """Note the wait status of a process that the init reaped. Pid 0 stands for the first kernel."""
         waiting = self._statuses.get(inner_pid)
         if waiting is not None and not waiting.done():
             waiting.set_result(status)
 
-    def _introduce(self, body: dict[str, Any], fds: list[int]) -> None:
+    def _attach_init(self, body: dict[str, Any], fds: list[int]) -> None:
         self._init_pidfd, self.init_pid = fds[0], procfs.pid_of(fds[0])
-        self._add(ContainerProcess(self.record.kernel, fds[1], procfs.pid_of(fds[1]), 0, self.record.home))
+        self._add_process(ContainerProcess(self.record.kernel, fds[1], procfs.pid_of(fds[1]), 0, self.record.home))
         if body.get("status") is not None:
-            self._tell_status(0, int(body["status"]))
+            self._set_status(0, int(body["status"]))
         for kernel, known in list(self.record.copies.items()):
-            self._find_copy(kernel, known)
-        if not self._introduced.done():
-            self._introduced.set_result(None)
+            self._recover_copy(kernel, known)
+        if not self._init_attached.done():
+            self._init_attached.set_result(None)
 
-    def _find_copy(self, kernel: str, known: CopyRecord) -> None:
+    def _recover_copy(self, kernel: str, known: CopyRecord) -> None:
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(known.pid)
-            about = procfs.stat(known.pid)
-            if about is not None and about.started == known.started:
+            stat = procfs.stat(known.pid)
+            if stat is not None and stat.started == known.started:
                 inner = procfs.inner_pid(known.pid)
-                self._add_copy(ContainerProcess(kernel, pidfd, known.pid, inner, known.home, known.quarters))
+                self._add_copy(ContainerProcess(kernel, pidfd, known.pid, inner, known.home, known.cgroup_name))
                 return
             os.close(pidfd)
         del self.record.copies[kernel]
@@ -244,200 +286,212 @@ class Container:
             pidfd: of its process. The container closes it, unless this raises.
 
         Raises:
-            KernelDead: it has ended already, or is none of this sandbox's processes.
+            KernelDead: the process has ended, or does not descend from this container's init.
         """
         pid = procfs.pid_of(pidfd)
-        about = procfs.stat(pid)
-        if about is None or not procfs.descends(pid, self.init_pid):
-            raise KernelDead("The copy ended as soon as it was made.")
+        stat = procfs.stat(pid)
+        if stat is None or not procfs.descends(pid, self.init_pid):
+            raise KernelDead("The copy ended immediately after the fork.")
         kernel, home, limits = request.kernel, request.home, request.limits
-        sharing = self.members.get(request.sidecar_of)
-        quarters = kernel if limits is not None else (sharing or self.members[request.original]).quarters
-        member = ContainerProcess(kernel, pidfd, pid, procfs.inner_pid(pid), home, quarters)
-        self._add_copy(member)
-        self.record.copies[kernel] = CopyRecord(pid, about.started, home, quarters)
-        self._write_again()
+        sharing = self.processes.get(request.sidecar_of)
+        cgroup_name = kernel if limits is not None else (sharing or self.processes[request.original]).cgroup_name
+        process = ContainerProcess(kernel, pidfd, pid, procfs.inner_pid(pid), home, cgroup_name)
+        self._add_copy(process)
+        self.record.copies[kernel] = CopyRecord(pid, stat.started, home, cgroup_name)
+        self._update_record()
         if limits is not None:
-            member.placed = asyncio.ensure_future(self._place(member, limits))
+            process.attached = asyncio.ensure_future(self._create_cgroup(process, limits))
         elif sharing is not None:
-            member.placed = asyncio.ensure_future(self._join(member, sharing))
-        if member.placed is not None:
-            member.placed.add_done_callback(_look_at)
-        return member
+            process.attached = asyncio.ensure_future(self._join_cgroup(process, sharing))
+        if process.attached is not None:
+            process.attached.add_done_callback(_mark_retrieved)
+        return process
 
-    async def _join(self, member: ContainerProcess, sharing: ContainerProcess) -> None:
-        if sharing.placed is not None:
-            await asyncio.shield(sharing.placed)
-        quarters = self.record.quarters.get(member.quarters)
-        if quarters is None:
-            raise KernelDead("The branch that this copy belongs to is gone.")
-        if quarters.group is not None:
-            await attach_process(quarters.group, member.pid)
+    async def _join_cgroup(self, process: ContainerProcess, sharing: ContainerProcess) -> None:
+        if sharing.attached is not None:
+            await asyncio.shield(sharing.attached)
+        branch_cgroup = self.record.branch_cgroups.get(process.cgroup_name)
+        if branch_cgroup is None:
+            raise KernelDead("The branch of this checkpoint has ended.")
+        if branch_cgroup.group is not None:
+            await attach_process(branch_cgroup.group, process.pid)
 
-    async def _place(self, member: ContainerProcess, limits: Limits) -> None:
-        quarters = await create_and_attach(self._sandbox, member.kernel, member.pid, limits)
-        if member.kernel in self.members:
-            self.record.quarters[member.kernel] = quarters
-            self._write_again()
-        elif quarters.group is not None:  # discarded meanwhile
-            await destroy(quarters.group)
+    async def _create_cgroup(self, process: ContainerProcess, limits: Limits) -> None:
+        branch_cgroup = await create_and_attach(self._sandbox, process.kernel, process.pid, limits)
+        if process.kernel in self.processes:
+            self.record.branch_cgroups[process.kernel] = branch_cgroup
+            self._update_record()
+        elif branch_cgroup.group is not None:  # the branch was discarded meanwhile
+            await destroy(branch_cgroup.group)
 
-    def _add_copy(self, member: ContainerProcess) -> None:
-        self._add(member)
+    def _add_copy(self, process: ContainerProcess) -> None:
+        self._add_process(process)
         if self._channel is not None:
-            self._channel.send({"member": member.inner_pid})
+            self._channel.send({"member": process.inner_pid})
 
-    def _add(self, member: ContainerProcess) -> None:
-        self.members[member.kernel] = member
-        self._statuses[member.inner_pid] = asyncio.get_running_loop().create_future()
-        self._tasks.start(self._watch(member))
+    def _add_process(self, process: ContainerProcess) -> None:
+        self.processes[process.kernel] = process
+        self._statuses[process.inner_pid] = asyncio.get_running_loop().create_future()
+        self._tasks.start(self._watch(process))
 
-    async def _watch(self, member: ContainerProcess) -> None:
-        await procfs.wait_pidfd(member.pidfd)
-        status = await self._status_of(member)
-        del self._statuses[member.inner_pid]
-        struck, limits = self._oom_kills(member)
-        member.exit = exit_of(status, oom_kills=struck, memory_bytes=limits.memory_bytes)
-        if struck:
-            self._write_again()
-        self._exited(self, member)
-        await self._end_session_of(member)
-        member.over.set()
+    async def _watch(self, process: ContainerProcess) -> None:
+        await procfs.wait_pidfd(process.pidfd)
+        status = await self._status_of(process)
+        del self._statuses[process.inner_pid]
+        oom_kills, limits = self._new_oom_kills(process)
+        process.exit = exit_of(status, oom_kills=oom_kills, memory_bytes=limits.memory_bytes)
+        if oom_kills:
+            self._update_record()
+        self._exited(self, process)
+        await self._kill_session(process)
+        process.cleaned_up.set()
 
-    async def _status_of(self, member: ContainerProcess) -> int | None:
-        """From Linux where it tells, else from the init that waited for it."""
-        status = procfs.exit_status(member.pidfd)
+    async def _status_of(self, process: ContainerProcess) -> int | None:
+        """Return a wait status, from Linux (``PIDFD_GET_INFO``) or else from the init that waited for it."""
+        status = procfs.exit_status(process.pidfd)
         if status is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_SECONDS):
-                    status = await asyncio.shield(self._statuses[member.inner_pid])
-        return procfs.exit_status(member.pidfd) if status is None else status
+                    status = await asyncio.shield(self._statuses[process.inner_pid])
+        return procfs.exit_status(process.pidfd) if status is None else status
 
-    async def _end_session_of(self, member: ContainerProcess) -> None:
-        """End what a kernel that is gone had started. A pid is not used again while it names a session."""
+    async def _kill_session(self, process: ContainerProcess) -> None:
+        """Kill the processes that an ended kernel started. Linux does not reuse a pid that is still a session's id."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + END_SECONDS
-        while procfs.kill_those(procfs.below(self.init_pid), lambda about: about.session == member.pid):
+        while procfs.kill_those(procfs.below(self.init_pid), lambda stat: stat.session == process.pid):
             if loop.time() > deadline:
-                log.error("processes of %s are still there; they end with the sandbox", member.kernel)
+                log.error("processes that kernel %s started still run. They end with the container.", process.kernel)
                 return
             await asyncio.sleep(RELEASE_PAUSE)
 
     def baseline_counters(self) -> None:
-        """What the cgroups have counted until now was told by an earlier host."""
-        for place, quarters in self._places().items():
-            if quarters.group is not None:
-                self._tally.settle(place, quarters.group)
+        """Take the counters of the cgroups as reported already: an earlier host did that."""
+        for cgroup_name, branch_cgroup in self._cgroups().items():
+            if branch_cgroup.group is not None:
+                self._events.set_baseline(cgroup_name, branch_cgroup.group)
 
     def poll_limits(self) -> list[tuple[str, list[str]]]:
-        """Caps of Linux's that have struck something other than a kernel, and the kernels that live there."""
+        """Return limits that Linux enforced against other processes than kernels, with the kernels in that cgroup."""
         found = []
-        for place, quarters in self._places().items():
-            if quarters.group is None:
+        for cgroup_name, branch_cgroup in self._cgroups().items():
+            if branch_cgroup.group is None:
                 continue
-            limits, known = self._tally.look(place, quarters.group, quarters.oom_kills)
-            if place:
-                quarters.oom_kills = known
+            limits, known = self._events.poll(cgroup_name, branch_cgroup.group, branch_cgroup.oom_kills)
+            if cgroup_name:
+                branch_cgroup.oom_kills = known
             else:
                 self.record.oom_kills = known
-            kernels = [m.kernel for m in self.members.values() if m.quarters == place and m.exit is None]
+            kernels = [m.kernel for m in self.processes.values() if m.cgroup_name == cgroup_name and m.exit is None]
             found += [(limit, kernels) for limit in limits]
         return found
 
-    def _places(self) -> dict[str, BranchCgroup]:
-        ticket = self.record.ticket
-        own = BranchCgroup(group=ticket.group, limits=ticket.limits, oom_kills=self.record.oom_kills)
-        return {"": own, **self.record.quarters}
+    def _cgroups(self) -> dict[str, BranchCgroup]:
+        allocation = self.record.allocation
+        own = BranchCgroup(group=allocation.group, limits=allocation.limits, oom_kills=self.record.oom_kills)
+        return {"": own, **self.record.branch_cgroups}
 
-    def group_of(self, member: ContainerProcess) -> Cgroup | None:
-        """The cgroup in which a kernel lives."""
-        quarters = self.record.quarters.get(member.quarters)
-        return self.record.ticket.group if quarters is None else quarters.group
+    def cgroup_of(self, process: ContainerProcess) -> Cgroup | None:
+        """Return the cgroup in which a kernel runs, or None if it has none."""
+        branch_cgroup = self.record.branch_cgroups.get(process.cgroup_name)
+        return self.record.allocation.group if branch_cgroup is None else branch_cgroup.group
 
-    def _oom_kills(self, member: ContainerProcess) -> tuple[int, Limits]:
-        """How often the OOM killer struck where a kernel lived that has just ended, and the caps there."""
-        quarters = self.record.quarters.get(member.quarters)
-        if quarters is not None:
-            return quarters.struck(), quarters.limits
-        group = self.record.ticket.group
+    def _new_oom_kills(self, process: ContainerProcess) -> tuple[int, Limits]:
+        """Return the number of new OOM kills in the cgroup of a kernel that has just ended, and the limits there."""
+        branch_cgroup = self.record.branch_cgroups.get(process.cgroup_name)
+        if branch_cgroup is not None:
+            return branch_cgroup.new_oom_kills(), branch_cgroup.limits
+        group = self.record.allocation.group
         kills = group.sample().oom_kills if group is not None else 0
-        struck, self.record.oom_kills = kills - self.record.oom_kills, kills
-        return struck, self.record.ticket.limits
+        oom_kills, self.record.oom_kills = kills - self.record.oom_kills, kills
+        return oom_kills, self.record.allocation.limits
 
-    def _failed(self, body: dict[str, Any]) -> None:
+    def _start_failed(self, body: dict[str, Any]) -> None:
         log.error("kernel %s could not be started: %s\n%s", self.record.kernel, body["failed"], body.get("trace", ""))
         confined = body.get("step") not in (None, "start")
         error: KernelsvcError
-        if confined and self.record.ticket.report.policy == "required":
+        if confined and self.record.allocation.report.policy == "required":
             error = SandboxUnavailable(f"{body['failed']}. Run 'kernelsvc doctor'.")
         else:
             error = Internal(f"The kernel could not be started: {body['failed']}.")
         self._fail(error)
 
     def _fail(self, error: KernelsvcError) -> None:
-        for waiting in (self._introduced, self._ready):
+        for waiting in (self._init_attached, self._ready):
             if not waiting.done():
                 waiting.set_exception(error)
-                waiting.exception()  # looked at: nobody may be waiting
+                waiting.exception()  # marks it as retrieved, so that asyncio logs nothing if no one awaits it
 
     def _init_gone(self) -> None:
         self._channel = None
         self._gone.set()
         self._fail(KernelExitedEarly())
         if self._init_pidfd >= 0 and not self._ending:
-            log.error("the init of %s is gone; its sandbox ends", self.record.kernel)
+            log.error("the init of %s has ended. Its container ends.", self.record.kernel)
             self._ending = True
             self._tasks.start(self._end())
 
-    # -- orders ---------------------------------------------------------------------------
+    # -- signals and ends --------------------------------------------------------------
 
     def signal(self, kernel: str, number: int, *, everyone: bool) -> None:
-        """Signal a member, or every process of the sandbox."""
+        """Send a signal to a kernel, or to every process of the container.
+
+        Args:
+            kernel: id of the kernel.
+            number: number of the signal.
+            everyone: send it to every process.
+        """
         if everyone:
             if self._channel is not None:
                 self._channel.send({"signal": number, "all": True})
             return
         with contextlib.suppress(ProcessLookupError, KeyError):
-            signal.pidfd_send_signal(self.members[kernel].pidfd, number)
+            signal.pidfd_send_signal(self.processes[kernel].pidfd, number)
 
     async def end_process(self, kernel: str) -> Exit:
-        """End one member and what it started; with the last one the sandbox ends. Safe to cancel: it goes on."""
-        member = self.members.get(kernel)
-        if member is None:
+        """End one kernel and the processes it started. With its last kernel the container ends.
+
+        Safe to cancel: the processes end all the same.
+
+        Returns:
+            How the kernel ended.
+        """
+        process = self.processes.get(kernel)
+        if process is None:
             return exit_of(None)
-        if self._live() - {kernel}:
+        if self._running() - {kernel}:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(member.pidfd, signal.SIGKILL)
-            await member.over.wait()
-            self._drop(member)
-        if not self._live() - {kernel}:
+                signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+            await process.cleaned_up.wait()
+            self._remove_process(process)
+        if not self._running() - {kernel}:
             await self.end()
-        return member.exit or exit_of(None)
+        return process.exit or exit_of(None)
 
-    def _live(self) -> set[str]:
-        return {member.kernel for member in self.members.values() if member.exit is None}
+    def _running(self) -> set[str]:
+        return {process.kernel for process in self.processes.values() if process.exit is None}
 
-    def _drop(self, member: ContainerProcess) -> None:
-        if self.members.pop(member.kernel, None) is not None:
-            os.close(member.pidfd)
-        if self.record.copies.pop(member.kernel, None) is not None:
-            self._write_again()
-        if member.quarters and all(one.quarters != member.quarters for one in self.members.values()):
-            self._tasks.start(self._vacate(member.quarters))
+    def _remove_process(self, process: ContainerProcess) -> None:
+        if self.processes.pop(process.kernel, None) is not None:
+            os.close(process.pidfd)
+        if self.record.copies.pop(process.kernel, None) is not None:
+            self._update_record()
+        if process.cgroup_name and all(one.cgroup_name != process.cgroup_name for one in self.processes.values()):
+            self._tasks.start(self._destroy_branch_cgroup(process.cgroup_name))
 
-    async def _vacate(self, name: str) -> None:
-        """The last of a branch's kernels has gone: end what it left behind, and give its cgroup back."""
-        quarters = self.record.quarters.get(name)
-        if quarters is None:
+    async def _destroy_branch_cgroup(self, name: str) -> None:
+        """Kill the processes that a branch left behind, and remove its cgroup."""
+        branch_cgroup = self.record.branch_cgroups.get(name)
+        if branch_cgroup is None:
             return
-        if quarters.group is not None and not await destroy(quarters.group):
-            log.error("the cgroup of %s is still not empty; it goes with its family's", name)
+        if branch_cgroup.group is not None and not await destroy(branch_cgroup.group):
+            log.error("cgroup %s still has processes. It will be removed with the container's.", name)
             return
-        del self.record.quarters[name]
-        self._write_again()
+        del self.record.branch_cgroups[name]
+        self._update_record()
 
     async def end(self) -> None:
-        """End every process and give everything back. May be called again; safe to cancel: it goes on."""
+        """End every process and release every resource. Idempotent. Safe to cancel: the end completes all the same."""
         if not self._ending:
             self._ending = True
             self._tasks.start(self._end())
@@ -452,10 +506,10 @@ class Container:
                 path(self._runtime, self.record.kernel).unlink(missing_ok=True)
             self.ended.set()
             self._tasks.cancel()
-            for member in self.members.values():
-                os.close(member.pidfd)
-                member.over.set()  # one that leaves meanwhile waits for it, and must not close the descriptor again
-            self.members.clear()
+            for process in self.processes.values():
+                os.close(process.pidfd)
+                process.cleaned_up.set()  # ``end_process`` may wait for it. The descriptor is closed.
+            self.processes.clear()
             if self._init_pidfd >= 0:
                 os.close(self._init_pidfd)
                 self._init_pidfd, self.init_pid = -1, 0
@@ -464,54 +518,54 @@ class Container:
 
     async def _end_processes(self) -> None:
         if self._channel is not None:
-            # One that is only just being made reads this when it has become an init.
+            # An init that is still starting reads this when it is ready.
             self._channel.send({"end": True})
         elif self._init_pidfd < 0:
             return
         if await self._wait_gone():
             return
-        log.error("the sandbox of %s did not end in time; it is killed", self.record.kernel)
-        for pidfd in (self._init_pidfd, *(member.pidfd for member in self.members.values())):
-            with contextlib.suppress(OSError):  # gone, or there never was one
+        log.error("the container of %s did not end within %g s and is killed", self.record.kernel, END_SECONDS)
+        for pidfd in (self._init_pidfd, *(process.pidfd for process in self.processes.values())):
+            with contextlib.suppress(OSError):  # it has ended, or never started
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         await self._wait_gone()
 
     async def _wait_gone(self) -> bool:
-        """Whether init and kernels ended in time. Until there is an init, its end of the channel stands for it."""
+        """Return whether init and kernels ended in time. A closed channel stands for an init that has not reported."""
         try:
             async with asyncio.timeout(END_SECONDS):
                 if self._channel is not None:
                     await self._gone.wait()
                 if self._init_pidfd >= 0:
                     await procfs.wait_pidfd(self._init_pidfd)
-                await self._wait_over()
+                await self._wait_cleaned_up()
         except TimeoutError:
             return False
         return True
 
-    async def _wait_over(self) -> None:
-        """Without a pid namespace a kernel can outlive its init for a moment."""
-        for member in list(self.members.values()):
+    async def _wait_cleaned_up(self) -> None:
+        """Kill the kernels and wait for them. Without a pid namespace a kernel can outlive its init for a moment."""
+        for process in list(self.processes.values()):
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(member.pidfd, signal.SIGKILL)
-            await member.over.wait()
+                signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+            await process.cleaned_up.wait()
 
     async def _release(self) -> None:
-        groups = [one.group for one in self.record.quarters.values() if one.group is not None]
+        groups = [one.group for one in self.record.branch_cgroups.values() if one.group is not None]
         if not all(await asyncio.gather(*(destroy(group) for group in groups))):
-            log.error("the cgroup of a branch of %s is still not empty; it is left", self.record.kernel)
-        ticket = self.record.ticket
+            log.error("a branch's cgroup of %s still has processes. It is not removed.", self.record.kernel)
+        allocation = self.record.allocation
         deadline = asyncio.get_running_loop().time() + RELEASE_SECONDS
-        while not self._sandbox.release(ticket):
+        while not self._sandbox.release(allocation):
             if asyncio.get_running_loop().time() > deadline:
-                log.error("the cgroup of %s is still not empty; it is left", self.record.kernel)
+                log.error("the cgroup of %s still has processes. It is not removed.", self.record.kernel)
                 return
-            if ticket.group is not None:
-                ticket.group.kill()
+            if allocation.group is not None:
+                allocation.group.kill()
             await asyncio.sleep(RELEASE_PAUSE)
 
 
-def _look_at(done: asyncio.Future[None]) -> None:
-    """A failure that nobody asks for is no error of the loop's."""
+def _mark_retrieved(done: asyncio.Future[None]) -> None:
+    """Retrieve the exception of a future that perhaps no one awaits, so that asyncio does not log it."""
     if not done.cancelled():
         done.exception()

@@ -1,9 +1,7 @@
-"""Every sandbox of a kernel host: made, found again, left without a server, ended.
+"""All containers of a kernel host: created, recovered, adopted, ended.
 
-A *ward* is one sandbox (``ward``). Here is what concerns them all: that an id is
-taken once, that an end reaches a kernel which is only just being made, that a
-sandbox of which no server holds a kernel ends after a time, and that no process
-is left when its sandbox is gone.
+It guarantees for all of them that an id is used once, that an end reaches a kernel that is still being started, that a
+container of which no server holds a kernel ends after a time, and that no process remains when its container has ended.
 """
 
 from __future__ import annotations
@@ -29,33 +27,33 @@ from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 
 log = logging.getLogger(__name__)
 
-#: Seconds for a kernel to be ready once its template is.
+#: Seconds for a new kernel to be ready, when its fork server is.
 START_SECONDS = 20.0
-#: Seconds a found init has to introduce itself.
-FIND_SECONDS = 2.0
+#: Seconds for a recovered container's init to report.
+RECOVER_SECONDS = 2.0
 
-#: How many sandboxes are made at once, for each core: more would only keep one another waiting.
+#: Containers that are created at the same time, for each core. More would only delay one another.
 STARTS_PER_CORE = 3
 
-#: Sandboxes whose cgroups are looked at in one go, in about 6 ms.
-LOOK_AT_ONCE = 200
+#: Containers whose cgroups are read in one poll, in about 6 ms.
+POLL_BATCH = 200
 
-#: Starts the first process of a sandbox: the host's and the guest's end of the channel, the init's door.
+#: Starts the first process of a container. Arguments: both ends of the channel to the init, the control socket.
 Launch = Callable[[socket.socket, socket.socket, socket.socket], None]
 
 
 class ContainerManager:
     """See the module's docstring.
 
-    Attributes:
-        wards: each sandbox, under the id of each of its kernels.
-
     Args:
-        runtime: where doors and records lie.
-        sandbox: confines, and takes back.
-        adoption_seconds: how long a sandbox lives without a server.
+        runtime: directory of control sockets and records.
+        sandbox: allocates and releases the sandboxes.
+        adoption_seconds: how long a container runs without a server.
         exited: called when a kernel has ended.
-        own: pids of this process's children that belong to no sandbox.
+        other_children: returns the pids of this process's children that belong to no container.
+
+    Attributes:
+        containers: the container of each kernel, by the kernel's id.
     """
 
     def __init__(
@@ -64,32 +62,32 @@ class ContainerManager:
         sandbox: SandboxManager,
         adoption_seconds: float,
         exited: Callable[[Container, ContainerProcess], None],
-        own: Callable[[], set[int]],
+        other_children: Callable[[], set[int]],
     ) -> None:
-        self.wards: dict[str, Container] = {}
+        self.containers: dict[str, Container] = {}
         self._runtime = runtime
         self._sandbox = sandbox
         self._adoption_seconds = adoption_seconds
         self._exited = exited
-        self._own_children = own
-        self._undoing = OwnedTasks()
+        self._other_children = other_children
+        self._cleanups = OwnedTasks()
         self._starting: dict[str, asyncio.Task[Any]] = {}
-        self._turns = asyncio.Semaphore(STARTS_PER_CORE * len(os.sched_getaffinity(0)))
+        self._start_slots = asyncio.Semaphore(STARTS_PER_CORE * len(os.sched_getaffinity(0)))
         self._orphans: dict[Container, asyncio.TimerHandle] = {}
-        self._turn: list[Container] = []
+        self._poll_queue: list[Container] = []
         self._tasks = OwnedTasks()
 
-    # -- beginnings ----------------------------------------------------------------------
+    # -- creation ----------------------------------------------------------------------
 
     @contextlib.contextmanager
     def reserve_id(self, kernel: str) -> Iterator[None]:
-        """While it is entered, this task makes the kernel of that id; ``end`` cancels it.
+        """Reserve an id while the current task starts the kernel. ``end`` of that id cancels the task.
 
         Raises:
-            Conflict: there is one, or one is being made.
+            Conflict: the id is in use.
         """
-        if kernel in self.wards or kernel in self._starting:
-            raise Conflict(f"There is a kernel {kernel!r} already; choose another id.")
+        if kernel in self.containers or kernel in self._starting:
+            raise Conflict(f"There is a kernel {kernel!r} already. Choose another id.")
         task = asyncio.current_task()
         assert task is not None
         self._starting[kernel] = task
@@ -97,43 +95,43 @@ class ContainerManager:
             yield
         finally:
             del self._starting[kernel]
-            self._end_strays()
+            self._kill_strays()
 
-    async def make(self, record: ContainerRecord, launch: Launch, *, listens: bool) -> Container:
-        """A new sandbox, when its kernel is there. Safe to cancel: nothing is left.
+    async def create(self, record: ContainerRecord, launch: Launch, *, listens: bool) -> Container:
+        """Create a container, and wait until its kernel is there. Safe to cancel: nothing remains.
 
         Args:
-            record: what it is.
+            record: its record.
             launch: starts its first process.
-            listens: wait until the kernel itself says that it is ready, not only its init.
+            listens: wait until the kernel reports that it listens, not only until its init has reported.
 
         Raises:
-            KernelsvcError: it could not be made.
+            KernelsvcError: it could not be created.
         """
-        ward = Container(record, self._sandbox, self._runtime, self._exited)
-        ours, theirs = seqpacket.pair()
-        ward.listen(ours)
+        container = Container(record, self._sandbox, self._runtime, self._exited)
+        host_end, guest_end = seqpacket.pair()
+        container.listen(host_end)
         try:
-            async with self._turns:
-                with theirs, ward.bind_control_socket() as door:
-                    ward.write()
-                    launch(ours, theirs, door)
-                await (ward.wait_ready(START_SECONDS) if listens else ward.wait_introduced(START_SECONDS))
-            self._sandbox.ready(record.ticket)
+            async with self._start_slots:
+                with guest_end, container.bind_control_socket() as control_socket:
+                    container.write_record()
+                    launch(host_end, guest_end, control_socket)
+                await (container.wait_ready(START_SECONDS) if listens else container.wait_init(START_SECONDS))
+            self._sandbox.ready(record.allocation)
         except BaseException:
-            theirs.close()
-            await asyncio.shield(self._undoing.start(ward.end()))
+            guest_end.close()
+            await asyncio.shield(self._cleanups.start(container.end()))
             raise
-        self._keep(ward)
-        return ward
+        self._add_container(container)
+        return container
 
-    def _keep(self, ward: Container) -> None:
-        self.wards |= dict.fromkeys(ward.members, ward)
-        self._tasks.start(self._forget_ended(ward))
+    def _add_container(self, container: Container) -> None:
+        self.containers |= dict.fromkeys(container.processes, container)
+        self._tasks.start(self._forget_when_ended(container))
 
-    async def _forget_ended(self, ward: Container) -> None:
-        await ward.ended.wait()
-        self._forget(ward)
+    async def _forget_when_ended(self, container: Container) -> None:
+        await container.ended.wait()
+        self._forget(container)
 
     def register_copy(self, request: RegisterCopyRequest, pidfd: int) -> ContainerProcess:
         """Register a checkpoint or branch in the container of the kernel that forked it.
@@ -149,132 +147,140 @@ class ContainerManager:
             Conflict: there is one of the copy's id.
             KernelDead: the copy is gone already.
         """
-        ward, original = self.find(request.original)
-        if request.kernel in self.wards or request.kernel in self._starting:
-            raise Conflict(f"There is a kernel {request.kernel!r} already; choose another id.")
+        container, original = self.find(request.original)
+        if request.kernel in self.containers or request.kernel in self._starting:
+            raise Conflict(f"There is a kernel {request.kernel!r} already. Choose another id.")
         if not request.home:
             request = msgspec.structs.replace(request, home=original.home)
-        member = ward.register_copy(request, pidfd)
-        self.wards[request.kernel] = ward
-        return member
+        process = container.register_copy(request, pidfd)
+        self.containers[request.kernel] = container
+        return process
 
-    # -- finding ---------------------------------------------------------------------------
+    # -- finding -----------------------------------------------------------------------
 
     def find(self, kernel: str) -> tuple[Container, ContainerProcess]:
-        """A kernel and where it lives.
+        """Return a kernel and its container.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is no such kernel.
         """
-        ward = self.wards.get(kernel)
-        if ward is None or kernel not in ward.members:
+        container = self.containers.get(kernel)
+        if container is None or kernel not in container.processes:
             raise NotFound(f"This kernel host has no kernel {kernel!r}.")
-        return ward, ward.members[kernel]
+        return container, container.processes[kernel]
 
     async def recover(self) -> None:
-        """Find what an earlier host left; end what can't be taken over."""
+        """Adopt the containers of an earlier host, and end those that can't be adopted."""
         names = {path.stem for pattern in ("*.i", "*.json") for path in self._runtime.glob(pattern)}
-        await asyncio.gather(*(self._find_old(name) for name in sorted(names)))
-        wards = set(self.wards.values())
-        self._sandbox.sweep({name for ward in wards for name in (ward.record.kernel, *ward.record.quarters)})
+        await asyncio.gather(*(self._recover_container(name) for name in sorted(names)))
+        containers = set(self.containers.values())
+        self._sandbox.sweep(
+            {name for container in containers for name in (container.record.kernel, *container.record.branch_cgroups)}
+        )
 
-    async def _find_old(self, name: str) -> None:
+    async def _recover_container(self, name: str) -> None:
         record = _read_record(Container.record_path(self._runtime, name))
         known = record is not None
-        ward = Container(record or _unknown(name), self._sandbox, self._runtime, self._exited)
+        container = Container(record or _placeholder_record(name), self._sandbox, self._runtime, self._exited)
         if known:
-            self._sandbox.restore(ward.record.ticket)
+            self._sandbox.restore(container.record.allocation)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             sock.connect(str(Container.control_socket_path(self._runtime, name)))
         except OSError:
             sock.close()
         else:
-            ward.listen(sock)
+            container.listen(sock)
             with contextlib.suppress(KernelsvcError):
-                await ward.wait_introduced(FIND_SECONDS)
-        if known and ward.members:
-            ward.baseline_counters()
-            self._keep(ward)
+                await container.wait_init(RECOVER_SECONDS)
+        if known and container.processes:
+            container.baseline_counters()
+            self._add_container(container)
         else:
-            log.warning("what an earlier host left of %s is ended", name)
-            await ward.end()
+            log.warning("container %s of an earlier host can't be adopted. It ends.", name)
+            await container.end()
 
-    # -- caps that have struck ------------------------------------------------------------------
+    # -- limits ------------------------------------------------------------------------
 
-    def look(self) -> list[tuple[str, list[str]]]:
-        """Limits that Linux held against something other than a kernel, with the kernels whose limits they are.
+    def poll_limits(self) -> list[tuple[str, list[str]]]:
+        """Return limits that Linux enforced against processes other than kernels, with the kernels in that cgroup.
 
-        Not more than ``LOOK_AT_ONCE`` sandboxes at a time, each in its turn.
+        Polls at most ``POLL_BATCH`` containers. The next call continues with the others.
         """
-        if not self._turn:
-            self._turn = list(set(self.wards.values()))
-        now, self._turn = self._turn[:LOOK_AT_ONCE], self._turn[LOOK_AT_ONCE:]
-        return [struck for ward in now if not ward.ended.is_set() for struck in ward.poll_limits()]
+        if not self._poll_queue:
+            self._poll_queue = list(set(self.containers.values()))
+        now, self._poll_queue = self._poll_queue[:POLL_BATCH], self._poll_queue[POLL_BATCH:]
+        return [exceeded for container in now if not container.ended.is_set() for exceeded in container.poll_limits()]
 
-    # -- what nobody needs any more ------------------------------------------------------------
+    # -- orphans -----------------------------------------------------------------------
 
-    def look_for_orphans(self, held: set[str]) -> None:
-        """Begin the grace time of each sandbox without a kernel in ``held``."""
+    def check_orphans(self, in_use: set[str]) -> None:
+        """Start the grace time of each container without a kernel in ``in_use``."""
         loop = asyncio.get_running_loop()
-        for ward in set(self.wards.values()) - self._orphans.keys():
-            if not held & ward.members.keys():
-                self._orphans[ward] = loop.call_later(self._adoption_seconds, self._grace_over, ward)
+        for container in set(self.containers.values()) - self._orphans.keys():
+            if not in_use & container.processes.keys():
+                self._orphans[container] = loop.call_later(self._adoption_seconds, self._grace_ended, container)
 
-    def cancel_grace(self, ward: Container) -> None:
-        """A server holds one of its kernels."""
-        timer = self._orphans.pop(ward, None)
+    def cancel_grace(self, container: Container) -> None:
+        """Cancel the grace time of a container: a server holds one of its kernels."""
+        timer = self._orphans.pop(container, None)
         if timer is not None:
             timer.cancel()
 
-    def _grace_over(self, ward: Container) -> None:
-        log.warning("nobody adopted %s in %g s: it ends", ward.record.kernel, self._adoption_seconds)
-        self._tasks.start(self._end(ward))
+    def _grace_ended(self, container: Container) -> None:
+        log.warning(
+            "no server adopted %s within %g s. Its container is ended.", container.record.kernel, self._adoption_seconds
+        )
+        self._tasks.start(self._end(container))
 
-    # -- ends ----------------------------------------------------------------------------------
+    # -- ends --------------------------------------------------------------------------
 
     async def end(self, kernel: str) -> Exit | None:
-        """End a kernel, also one that is only just being made; None if there is none. Safe to cancel: it goes on."""
+        """End a kernel, also one that is still being started. Safe to cancel: the end completes all the same.
+
+        Returns:
+            How it ended, or None if there is no such kernel.
+        """
         starting = self._starting.get(kernel)
         if starting is not None:
             starting.cancel()
             await asyncio.wait([starting])
-        ward = self.wards.get(kernel)
-        if ward is None:
+        container = self.containers.get(kernel)
+        if container is None:
             return None
-        exit = await ward.end_process(kernel)
-        self.wards.pop(kernel, None)
-        if ward.ended.is_set():
-            self._forget(ward)
+        exit = await container.end_process(kernel)
+        self.containers.pop(kernel, None)
+        if container.ended.is_set():
+            self._forget(container)
         return exit
 
     async def end_all(self) -> None:
-        """End every sandbox, also those that are being made."""
+        """End every container, also those that are still being created."""
         starting = list(self._starting.values())
         for task in starting:
             task.cancel()
         if starting:
             await asyncio.wait(starting)
-        await self._undoing.wait()  # a start that was cancelled twice no longer waits, and this host ends now
-        await asyncio.gather(*(self._end(ward) for ward in set(self.wards.values())))
+        await self._cleanups.wait()  # a start that was cancelled twice no longer waits, and this host ends now
+        await asyncio.gather(*(self._end(container) for container in set(self.containers.values())))
 
-    async def _end(self, ward: Container) -> None:
-        await ward.end()
-        self._forget(ward)
+    async def _end(self, container: Container) -> None:
+        await container.end()
+        self._forget(container)
 
-    def _forget(self, ward: Container) -> None:
-        self.cancel_grace(ward)
-        self.wards = {kernel: one for kernel, one in self.wards.items() if one is not ward}
-        self._end_strays()
+    def _forget(self, container: Container) -> None:
+        self.cancel_grace(container)
+        self.containers = {kernel: one for kernel, one in self.containers.items() if one is not container}
+        self._kill_strays()
 
-    def _end_strays(self) -> None:
-        """End what became this process's child when the init above it was killed, as an unconfined session can do."""
+    def _kill_strays(self) -> None:
+        """Kill processes that became children of the host because an unconfined session killed its init."""
         if self._starting:
-            return  # the children of one that is being made are not known yet
-        known = self._own_children() | {ward.init_pid for ward in self.wards.values()}
+            return  # the processes of a container that is being created are not known yet
+        known = self._other_children() | {container.init_pid for container in self.containers.values()}
         for pid in set(procfs.children(os.getpid())) - known:
             if procfs.kill_those([*procfs.below(pid), pid], lambda _: True):
-                log.warning("process %d was left by a session and is ended", pid)
+                log.warning("process %d is left over from a session. It was killed.", pid)
 
 
 def _read_record(path: Path) -> ContainerRecord | None:
@@ -283,11 +289,11 @@ def _read_record(path: Path) -> ContainerRecord | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:
-        log.error("the record %s can't be read: %s", path.name, error)
+        log.error("the record %s can't be read: %s. Its container ends.", path.name, error)
         return None
 
 
-def _unknown(kernel: str) -> ContainerRecord:
-    """Stands for a record that is lost, so that its processes can be ended."""
-    ticket = msgspec.convert({"kernel": kernel, "plan": {}, "report": {}, "limits": {}}, SandboxAllocation)
-    return ContainerRecord(kernel=kernel, session="", kind="forked", ticket=ticket, home="")
+def _placeholder_record(kernel: str) -> ContainerRecord:
+    """Return a record for a container whose record is lost, so that the host can end its processes."""
+    allocation = msgspec.convert({"kernel": kernel, "plan": {}, "report": {}, "limits": {}}, SandboxAllocation)
+    return ContainerRecord(kernel=kernel, session="", kind="forked", allocation=allocation, home="")

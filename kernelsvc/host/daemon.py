@@ -1,14 +1,12 @@
-"""The kernel host: the process that owns templates, forks sessions and confines them.
+"""The kernel host: the process that owns the fork servers, forks sessions and confines them.
 
-It is small, has no network, and outlives the server, so that the part that is
-restarted often is not the part that kernels depend on, and the part that faces
-the network is not the part with privileges. Its protocol is the second half of
-``docs/reference/wire.md``.
+It is small, has no network and outlives the server. The part that is restarted often is not the part that kernels
+depend on, and the part that faces the network is not the part with privileges. The second half of
+``docs/reference/wire.md`` specifies its protocol.
 
-Nothing here lives for ever. A sandbox of which no connected server holds a
-kernel ends after ``adoption_seconds``, and a host without any server too; if the
-host is gone, each session's init waits the same time at its door for the next
-host and then ends its session.
+Everything here ends after a time. A container ends ``adoption_seconds`` after the last connected server that held one
+of its kernels. A host without servers ends after the same time. If the host has ended, each session's init waits that
+long on its control socket for the next host and then ends its session.
 """
 
 from __future__ import annotations
@@ -33,11 +31,11 @@ from kernelsvc import __version__, logs
 from kernelsvc.errors import BadRequest, Conflict, Forbidden, Internal, KernelDead, KernelsvcError, NotFound
 from kernelsvc.guest.confine import confine, linux
 from kernelsvc.guest.confine import init as guest_init
-from kernelsvc.host import exec as keepers
 from kernelsvc.host import protocol
 from kernelsvc.host.branch_cgroup import in_thread
 from kernelsvc.host.container import Container, ContainerProcess, ContainerRecord, KernelExitedEarly
 from kernelsvc.host.container_manager import ContainerManager
+from kernelsvc.host.exec import exec_spec, fork_shim
 from kernelsvc.host.forkserver import ForkServer, install_guest
 from kernelsvc.host.protocol import (
     ExecRequest,
@@ -56,11 +54,11 @@ from kernelsvc.sandbox.uid_pool import UIDS
 
 log = logging.getLogger(__name__)
 
-#: Seconds for a template to be ready.
-TEMPLATE_SECONDS = 20.0
-#: Between looks at what the sessions' cgroups have counted; and how many kernels one notice names.
-LOOK_SECONDS, MOST_NAMED = 1.0, 1000
-#: How often a spawn is tried when its template dies meanwhile.
+#: Seconds for a fork server to be ready.
+FORK_SERVER_SECONDS = 20.0
+#: Seconds between two polls of the containers' cgroups, and the most kernels that one notice names.
+POLL_SECONDS, MAX_KERNELS = 1.0, 1000
+#: Attempts at a spawn when the fork server ends meanwhile.
 SPAWN_ATTEMPTS = 3
 
 
@@ -71,8 +69,8 @@ class HostDaemon:
     """One running kernel host.
 
     Args:
-        settings: what it does.
-        descriptors: the soft limit of open files that sessions begin with.
+        settings: see ``protocol.HostSettings``.
+        descriptors: soft limit of open files that sessions start with.
     """
 
     def __init__(self, settings: HostSettings, descriptors: int) -> None:
@@ -81,40 +79,44 @@ class HostDaemon:
         self.runtime = Path(settings.runtime_dir)
         self.sandbox = SandboxManager(policy=settings.sandbox, runtime_dir=settings.runtime_dir, hidden=settings.hidden)
         guest = install_guest(self.runtime)
-        self.templates = {
-            name: ForkServer(name, one, guest, self._template_changed) for name, one in settings.templates.items()
+        self.fork_servers = {
+            name: ForkServer(name, one, guest, self._fork_server_changed) for name, one in settings.templates.items()
         }
-        self.nursery = ContainerManager(
+        self.manager = ContainerManager(
             self.runtime,
             self.sandbox,
             settings.adoption_seconds,
             self._exited,
-            lambda: {template.pid for template in self.templates.values()} | self._keepers,
+            lambda: {fork_server.pid for fork_server in self.fork_servers.values()} | self._exec_shims,
         )
-        self._keepers: set[int] = set()  # of programs
+        self._exec_shims: set[int] = set()  # pids
         self.stopped = asyncio.Event()
         self._servers: dict[seqpacket.SeqpacketChannel, set[str]] = {}
         self._tasks = OwnedTasks()
         self._grace: asyncio.TimerHandle | None = None
-        self._expecting = False
+        self._prewaiting = False
         self._loop = asyncio.get_running_loop()
 
-    # -- life ----------------------------------------------------------------------------
+    # -- start and stop ----------------------------------------------------------------
 
     async def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until told to stop."""
+        """Serve until SIGTERM, SIGINT, a shutdown request, or the end of the grace time without a server.
+
+        Args:
+            ready: called when the host accepts connections.
+        """
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.stopped.set)
-        for template in self.templates.values():
-            template.start()
+        for fork_server in self.fork_servers.values():
+            fork_server.start()
         self._tasks.start(logs.flush_regularly())
-        await self.nursery.recover()
+        await self.manager.recover()
         listener = self._listen()
         acceptor = Acceptor(listener, self._accept)
         ready()
-        self._look_for_orphans()
+        self._check_orphans()
         self._poll_limits()
         await self.stopped.wait()
         acceptor.close()
@@ -127,7 +129,7 @@ class HostDaemon:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         listener.bind(str(path))
         path.chmod(0o600)
-        if os.getuid() == 0:  # a server that is not root has the runtime directory, and is to reach us
+        if os.getuid() == 0:  # unix(7): connecting needs write permission on the socket
             owner = self.runtime.stat()
             os.chown(path, owner.st_uid, owner.st_gid)
         listener.listen(16)
@@ -137,10 +139,10 @@ class HostDaemon:
         server: seqpacket.SeqpacketChannel
 
         def received(body: dict[str, Any], fds: list[int]) -> None:
-            self._tasks.start(self._answer(server, body, fds))
+            self._tasks.start(self._respond(server, body, fds))
 
         def closed() -> None:
-            self._left(server)
+            self._disconnected(server)
 
         server = seqpacket.SeqpacketChannel(sock, received, closed, fds=protocol.SPAWN_FDS)
         self._servers[server] = set()
@@ -148,31 +150,31 @@ class HostDaemon:
             self._grace.cancel()
             self._grace = None
 
-    def _left(self, server: seqpacket.SeqpacketChannel) -> None:
+    def _disconnected(self, server: seqpacket.SeqpacketChannel) -> None:
         self._servers.pop(server, None)
-        self._look_for_orphans()
+        self._check_orphans()
 
-    def _look_for_orphans(self) -> None:
-        """Begin the grace time of what no server needs now."""
-        self.nursery.look_for_orphans({kernel for held in self._servers.values() for kernel in held})
+    def _check_orphans(self) -> None:
+        """Start the grace time of the containers, and of the host itself, that no connected server needs."""
+        self.manager.check_orphans({kernel for held in self._servers.values() for kernel in held})
         if not self._servers and not self.settings.persistent and self._grace is None:
-            self._grace = self._loop.call_later(self.settings.adoption_seconds, self._own_leaving)
+            self._grace = self._loop.call_later(self.settings.adoption_seconds, self._grace_ended)
 
-    def _own_leaving(self) -> None:
+    def _grace_ended(self) -> None:
         self._grace = None
-        self._tasks.start(self._leave())
+        self._tasks.start(self._end_without_servers())
 
-    async def _leave(self) -> None:
-        """Nobody needs this host any more."""
-        log.warning("no server for %g s: ending", self.settings.adoption_seconds)
-        await self.nursery.end_all()
+    async def _end_without_servers(self) -> None:
+        """End every kernel and the host after the grace time."""
+        log.warning("no server connected for %g s. The host and its kernels end.", self.settings.adoption_seconds)
+        await self.manager.end_all()
         self.stopped.set()
 
     async def _stop(self) -> None:
-        for template in self.templates.values():
-            template.stop()
+        for fork_server in self.fork_servers.values():
+            fork_server.stop()
         (self.runtime / "host.sock").unlink(missing_ok=True)
-        if not self.nursery.wards:
+        if not self.manager.containers:
             self.sandbox.close()
             shutil.rmtree(self.runtime / "guest", ignore_errors=True)
             shutil.rmtree(self.runtime / "view", ignore_errors=True)
@@ -181,55 +183,55 @@ class HostDaemon:
 
     def _reap(self) -> None:
         for pid, _ in guest_init.ended_children():
-            self._keepers.discard(pid)
-            for template in self.templates.values():
-                if template.reaped(pid) and not self.stopped.is_set():
-                    log.warning("template %s ended", template.name)
+            self._exec_shims.discard(pid)
+            for fork_server in self.fork_servers.values():
+                if fork_server.is_process(pid) and not self.stopped.is_set():
+                    log.warning("the fork server of template %s has ended", fork_server.name)
 
-    # -- notices ------------------------------------------------------------------------------
+    # -- notices -----------------------------------------------------------------------
 
-    def _tell(self, body: dict[str, Any]) -> None:
+    def _notify(self, body: dict[str, Any]) -> None:
         for server in list(self._servers):
             server.send(body)
 
-    def _template_changed(self, template: ForkServer) -> None:
-        self._tell({"notice": "template", **template.describe()})
+    def _fork_server_changed(self, fork_server: ForkServer) -> None:
+        self._notify({"notice": "template", **fork_server.describe()})
 
     def _poll_limits(self) -> None:
-        """Tell of caps that nobody else would notice, once a second."""
+        """Report limits that Linux enforced without ending a kernel, once a second."""
         if self.stopped.is_set():
             return
-        for limit, kernels in self.nursery.look():
-            self._tell({"notice": "struck", "limit": limit, "kernels": kernels[:MOST_NAMED]})
-        self._loop.call_later(LOOK_SECONDS, self._poll_limits)
+        for limit, kernels in self.manager.poll_limits():
+            self._notify({"notice": "struck", "limit": limit, "kernels": kernels[:MAX_KERNELS]})
+        self._loop.call_later(POLL_SECONDS, self._poll_limits)
 
-    def _exited(self, ward: Container, member: ContainerProcess) -> None:
-        self._tell({"notice": "exited", "kernel": member.kernel, "exit": msgspec.to_builtins(member.exit)})
+    def _exited(self, container: Container, process: ContainerProcess) -> None:
+        self._notify({"notice": "exited", "kernel": process.kernel, "exit": msgspec.to_builtins(process.exit)})
 
-    # -- the protocol -----------------------------------------------------------------------------
+    # -- the protocol ------------------------------------------------------------------
 
-    async def _answer(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> None:
-        number, given = body.get("id"), list(fds)
-        result: list[int] = []
+    async def _respond(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> None:
+        number, owned_fds = body.get("id"), list(fds)
+        result_fds: list[int] = []
         try:
             handler = self._HANDLERS.get(str(body.get("op")))
             if handler is None:
                 raise BadRequest(f"The kernel host knows no operation {body.get('op')!r}.")
-            said, result = await handler(self, server, body, given)
-            answer = {"id": number, "ok": said}
+            result, result_fds = await handler(self, server, body, owned_fds)
+            answer = {"id": number, "ok": result}
         except KernelsvcError as error:
             answer = {"id": number, "error": error.to_json()}
         except asyncio.CancelledError:
-            answer = {"id": number, "error": KernelDead("The kernel was ended while it was started.").to_json()}
+            answer = {"id": number, "error": KernelDead("The kernel was ended during its start.").to_json()}
         except (msgspec.ValidationError, KeyError, TypeError, ValueError) as error:
-            answer = {"id": number, "error": BadRequest(f"The request does not fit: {error}").to_json()}
+            answer = {"id": number, "error": BadRequest(f"The request is not valid: {error}").to_json()}
         except Exception:
-            log.exception("%s failed", body.get("op"))
-            answer = {"id": number, "error": Internal("The kernel host failed; its log says why.").to_json()}
+            log.exception("the request %s failed", body.get("op"))
+            answer = {"id": number, "error": Internal("The kernel host failed. Its log says why.").to_json()}
         finally:
-            seqpacket.close_all(given)
-        server.send(answer, result)
-        seqpacket.close_all(result)
+            seqpacket.close_all(owned_fds)
+        server.send(answer, result_fds)
+        seqpacket.close_all(result_fds)
 
     async def _hello(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         if body.get("version") != protocol.VERSION:
@@ -245,7 +247,7 @@ class HostDaemon:
             "pid": os.getpid(),
             "version": __version__,
             "settings": self.settings.digest(),
-            "templates": [template.describe() for template in self.templates.values()],
+            "templates": [fork_server.describe() for fork_server in self.fork_servers.values()],
             "sandbox": msgspec.to_builtins(report),
         }, []
 
@@ -253,55 +255,55 @@ class HostDaemon:
         request = msgspec.convert(body, SpawnRequest)
         if len(fds) != protocol.SPAWN_FDS:
             raise BadRequest("spawn needs five descriptors.")
-        _must_own(_user_of(server), [request.workdir, *([request.group_dir] if request.group_dir else [])])
-        template = self.templates.get(request.template)
-        if template is None:
+        _check_owner(_user_of(server), [request.workdir, *([request.group_dir] if request.group_dir else [])])
+        fork_server = self.fork_servers.get(request.template)
+        if fork_server is None:
             raise NotFound(f"This kernel host has no template {request.template!r}.")
-        with self.nursery.reserve_id(request.kernel), ResumeIfStopped(lambda: template.pid, _go_on):
+        with self.manager.reserve_id(request.kernel), ResumeIfStopped(lambda: fork_server.pid, _continue_fork_server):
             for attempt in range(1, SPAWN_ATTEMPTS + 1):
-                await template.wait_ready(TEMPLATE_SECONDS)
+                await fork_server.wait_ready(FORK_SERVER_SECONDS)
                 try:
-                    ward = await self._fork(template, request, fds)
+                    container = await self._fork(fork_server, request, fds)
                     break
                 except KernelExitedEarly:
                     if attempt == SPAWN_ATTEMPTS:
                         raise
-        return await self._hand_over(server, ward, request.kernel)
+        return await self._hold_started(server, container, request.kernel)
 
-    async def _fork(self, template: ForkServer, request: SpawnRequest, fds: Sequence[int]) -> Container:
-        ticket = self.sandbox.prepare(
+    async def _fork(self, fork_server: ForkServer, request: SpawnRequest, fds: Sequence[int]) -> Container:
+        allocation = self.sandbox.prepare(
             request.kernel,
             workdir=request.workdir,
             limits=request.limits,
-            python=template.python,
+            python=fork_server.python,
             env=request.env,
-            prefixes=template.about.get("prefixes", []),
+            prefixes=fork_server.info.get("prefixes", []),
             family=request.group_dir or None,
         )
         spawn = {
-            "plan": ticket.plan,
+            "plan": allocation.plan,
             "grace": self.settings.adoption_seconds,
             "descriptors": self.descriptors,
             "identity": {"kernel": request.kernel, "session": request.session},
-            "imports": _imports(template.settings),
+            "imports": _imports(fork_server.settings),
         }
 
-        def launch(ours: socket.socket, theirs: socket.socket, door: socket.socket) -> None:
-            socket.send_fds(ours, [seqpacket.encode(spawn)], [fds[0], door.fileno(), *fds[1:]])
-            if not template.fork(theirs):
+        def launch(host_end: socket.socket, guest_end: socket.socket, control_socket: socket.socket) -> None:
+            socket.send_fds(host_end, [seqpacket.encode(spawn)], [fds[0], control_socket.fileno(), *fds[1:]])
+            if not fork_server.fork(guest_end):
                 raise KernelExitedEarly(
-                    f"The template {template.name!r} is being started again; try again in a moment."
+                    f"The fork server of template {fork_server.name!r} is restarting. Try again in a moment."
                 )
 
-        return await self.nursery.make(_record(request, "forked", ticket), launch, listens=True)
+        return await self.manager.create(_record(request, "forked", allocation), launch, listens=True)
 
     async def _start(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         request = msgspec.convert(body, StartProcessRequest)
         if len(fds) != protocol.START_FDS:
             raise BadRequest("start needs three descriptors.")
-        _must_own(_user_of(server), [request.cwd, request.share])
-        with self.nursery.reserve_id(request.kernel):
-            ticket = self.sandbox.prepare(
+        _check_owner(_user_of(server), [request.cwd, request.share])
+        with self.manager.reserve_id(request.kernel):
+            allocation = self.sandbox.prepare(
                 request.kernel,
                 workdir=request.cwd,
                 limits=request.limits,
@@ -310,75 +312,83 @@ class HostDaemon:
                 share=[request.share],
             )
 
-            def launch(ours: socket.socket, theirs: socket.socket, door: socket.socket) -> None:
+            def launch(host_end: socket.socket, guest_end: socket.socket, control_socket: socket.socket) -> None:
                 if os.fork() == 0:
-                    _cold_child(theirs, door, ticket, request, fds, self)
+                    _run_confined(guest_end, control_socket, allocation, request, fds, self)
 
-            ward = await self.nursery.make(_record(request, "cold", ticket), launch, listens=False)
-        return await self._hand_over(server, ward, request.kernel)
+            container = await self.manager.create(_record(request, "cold", allocation), launch, listens=False)
+        return await self._hold_started(server, container, request.kernel)
 
-    async def _hand_over(self, server: seqpacket.SeqpacketChannel, ward: Container, kernel: str) -> Answer:
-        """A kernel that was made, unless the server that asked for it is gone."""
+    async def _hold_started(self, server: seqpacket.SeqpacketChannel, container: Container, kernel: str) -> Answer:
+        """Return the answer for a new kernel, or end the kernel if its server has disconnected meanwhile."""
         if server not in self._servers:
-            await self.nursery.end(kernel)
-            raise Conflict("The server that asked for this kernel is gone.")
-        return self._held(server, ward, kernel)
+            await self.manager.end(kernel)
+            raise Conflict("The server that requested this kernel has disconnected.")
+        return self._hold(server, container, kernel)
 
-    def _held(self, server: seqpacket.SeqpacketChannel, ward: Container, kernel: str) -> Answer:
-        """The answer that hands a kernel to a server, which holds it from now on."""
-        member = ward.members[kernel]
+    def _hold(self, server: seqpacket.SeqpacketChannel, container: Container, kernel: str) -> Answer:
+        """Return the answer that passes a kernel to a server. The server holds the kernel from now on."""
+        process = container.processes[kernel]
         if server in self._servers:
             self._servers[server].add(kernel)
-            self.nursery.cancel_grace(ward)
-        said = {"pid": member.pid, "home": member.home, "sandbox": msgspec.to_builtins(ward.record.ticket.report)}
-        return said, [os.dup(member.pidfd)]
+            self.manager.cancel_grace(container)
+        result = {
+            "pid": process.pid,
+            "home": process.home,
+            "sandbox": msgspec.to_builtins(container.record.allocation.report),
+        }
+        return result, [os.dup(process.pidfd)]
 
     async def _find(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
-        ward, member = self.nursery.find(str(body["kernel"]))
-        if member.placed is not None:
-            await asyncio.shield(member.placed)
-        if member.exit is not None:
-            raise NotFound(f"The kernel {member.kernel!r} has ended.", exit=msgspec.to_builtins(member.exit))
-        return self._held(server, ward, member.kernel)
+        container, process = self.manager.find(str(body["kernel"]))
+        if process.attached is not None:
+            await asyncio.shield(process.attached)
+        if process.exit is not None:
+            raise NotFound(f"The kernel {process.kernel!r} has ended.", exit=msgspec.to_builtins(process.exit))
+        return self._hold(server, container, process.kernel)
 
-    async def _enlist(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+    async def _register_copy(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         if len(fds) != protocol.COPY_FDS:
             raise BadRequest("enlist needs one descriptor.")
         request = msgspec.convert(body, RegisterCopyRequest)
-        member = self.nursery.register_copy(request, fds[0])
+        process = self.manager.register_copy(request, fds[0])
         fds.clear()
-        said, held = self._held(server, self.nursery.wards[request.kernel], request.kernel)
-        # What a copy has written it has alone. To walk its page tables would tell better, and cost more than the copy.
-        about = procfs.stat(member.pid)
-        return said | {"private_bytes": about.faults * os.sysconf("SC_PAGE_SIZE") if about is not None else None}, held
+        result, result_fds = self._hold(server, self.manager.containers[request.kernel], request.kernel)
+        # The pages that a copy has written are private. To walk its page tables is exact and costs more than the fork.
+        stat = procfs.stat(process.pid)
+        return result | {
+            "private_bytes": stat.faults * os.sysconf("SC_PAGE_SIZE") if stat is not None else None
+        }, result_fds
 
     async def _exec(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         request = msgspec.convert(body, ExecRequest)
         if len(fds) != protocol.EXEC_FDS or not request.argv:
             raise BadRequest(f"exec needs a program and {protocol.EXEC_FDS} descriptors.")
-        order = keepers.order_of(request, *self.nursery.find(request.kernel))
-        self._keepers.add(keepers.launch(order, fds, self.descriptors))
+        spec = exec_spec(request, *self.manager.find(request.kernel))
+        self._exec_shims.add(fork_shim(spec, fds, self.descriptors))
         return {}, []
 
-    async def _expect(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
-        if not self._expecting:
-            self._expecting = True
+    async def _announce_branch(
+        self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]
+    ) -> Answer:
+        if not self._prewaiting:
+            self._prewaiting = True
             try:
                 await in_thread(self.sandbox.prewait_rcu)
             finally:
-                self._expecting = False
+                self._prewaiting = False
         return {}, []
 
     async def _signal(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
-        ward, member = self.nursery.find(str(body["kernel"]))
-        ward.signal(member.kernel, int(body["signum"]), everyone=bool(body.get("all")))
+        container, process = self.manager.find(str(body["kernel"]))
+        container.signal(process.kernel, int(body["signum"]), everyone=bool(body.get("all")))
         return {}, []
 
     async def _end(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         kernel = str(body["kernel"])
         for held in self._servers.values():
             held.discard(kernel)
-        ended = await self.nursery.end(kernel)
+        ended = await self.manager.end(kernel)
         return {"exit": msgspec.to_builtins(ended)}, []
 
     async def _list(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
@@ -386,18 +396,18 @@ class HostDaemon:
         found = [
             {
                 "kernel": kernel,
-                "session": ward.record.session,
-                "pid": ward.members[kernel].pid,
+                "session": container.record.session,
+                "pid": container.processes[kernel].pid,
                 "held": kernel in held,
             }
-            for kernel, ward in self.nursery.wards.items()
-            if kernel in ward.members
+            for kernel, container in self.manager.containers.items()
+            if kernel in container.processes
         ]
         return {"kernels": found}, []
 
     async def _shutdown(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         if body.get("end_kernels"):
-            await self.nursery.end_all()
+            await self.manager.end_all()
         self._loop.call_soon(self.stopped.set)
         return {}, []
 
@@ -406,9 +416,9 @@ class HostDaemon:
         "spawn": _spawn,
         "start": _start,
         "find": _find,
-        "enlist": _enlist,
+        "enlist": _register_copy,
         "exec": _exec,
-        "expect": _expect,
+        "expect": _announce_branch,
         "signal": _signal,
         "end": _end,
         "list": _list,
@@ -420,11 +430,17 @@ def _user_of(server: seqpacket.SeqpacketChannel) -> int:
     return peer.credentials(server.sock).uid
 
 
-def _must_own(user: int, directories: Sequence[str]) -> None:
-    """A server that is not root must not have a host that is root open to sessions what is not the server's.
+def _check_owner(user: int, directories: Sequence[str]) -> None:
+    """Check that the directories belong to the server's user.
+
+    A server that is not root must not make a root host open directories to sessions that the server itself can't open.
+
+    Args:
+        user: the server's user.
+        directories: paths from its request.
 
     Raises:
-        Forbidden: one of the directories is somebody else's.
+        Forbidden: a directory belongs to a user that is neither the server's nor a session's.
     """
     if os.getuid() != 0 or user == 0:
         return
@@ -432,7 +448,7 @@ def _must_own(user: int, directories: Sequence[str]) -> None:
         try:
             owner = os.stat(directory).st_uid
         except OSError:
-            continue  # what follows says so
+            continue  # the next step reports that it is missing
         if owner != user and owner not in UIDS:
             raise Forbidden(
                 f"The directory {directory} belongs to user {owner}. Give a session a directory of the server's "
@@ -440,17 +456,17 @@ def _must_own(user: int, directories: Sequence[str]) -> None:
             )
 
 
-def _record(request: SpawnRequest | StartProcessRequest, kind: str, ticket: SandboxAllocation) -> ContainerRecord:
-    """What is kept of a sandbox: of its plan what programs need, and nothing of the session's environment."""
-    slim = msgspec.structs.replace(ticket, plan=confine.program_plan(ticket.plan, request.env))
+def _record(request: SpawnRequest | StartProcessRequest, kind: str, allocation: SandboxAllocation) -> ContainerRecord:
+    """Return a container's record. Its plan is cut to the parts that programs need, without the environment."""
+    slim = msgspec.structs.replace(allocation, plan=confine.program_plan(allocation.plan, request.env))
     return ContainerRecord(
-        kernel=request.kernel, session=request.session, kind=kind, ticket=slim, home=ticket.plan["home"]
+        kernel=request.kernel, session=request.session, kind=kind, allocation=slim, home=allocation.plan["home"]
     )
 
 
-def _go_on(pid: int) -> None:
-    """A template was stopped while a session waits for it."""
-    log.warning("the template with pid %d was stopped (SIGSTOP) and told to go on", pid)
+def _continue_fork_server(pid: int) -> None:
+    """Continue a fork server that was stopped (SIGSTOP) while a session waits for it."""
+    log.warning("the fork server with pid %d was stopped (SIGSTOP) and was sent SIGCONT", pid)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
 
@@ -461,24 +477,24 @@ def _imports(settings: ForkServerSettings) -> dict[str, Any] | None:
     return {"allow": settings.allow_modules, "deny": settings.deny_modules}
 
 
-def _cold_child(
-    theirs: socket.socket,
-    door: socket.socket,
-    ticket: SandboxAllocation,
+def _run_confined(
+    guest_end: socket.socket,
+    control_socket: socket.socket,
+    allocation: SandboxAllocation,
     request: StartProcessRequest,
     fds: Sequence[int],
     host: HostDaemon,
 ) -> NoReturn:
-    """In a fork of the host: become the middle of a cold kernel's sandbox."""
+    """Run in a fork of the host: confine this process, start the kernelspec kernel's program and become its init."""
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         for target, fd in enumerate(fds):
             os.dup2(fd, target)
-        linux.close_others({0, 1, 2, theirs.fileno(), door.fileno()})
+        linux.close_others({0, 1, 2, guest_end.fileno(), control_socket.fileno()})
         guest_init.limit_descriptors(host.descriptors)
-        guard = guest_init.Init(theirs, door, ticket.plan, grace=host.settings.adoption_seconds)
+        guard = guest_init.Init(guest_end, control_socket, allocation.plan, grace=host.settings.adoption_seconds)
 
         def init(kernel: int, plan: dict[str, Any]) -> NoReturn:
             null = os.open(os.devnull, os.O_RDWR)
@@ -486,14 +502,14 @@ def _cold_child(
                 os.dup2(null, target)
             guard.run(kernel)
 
-        confine.exec_confined(ticket.plan, request.argv, request.env, init=init)
+        confine.exec_confined(allocation.plan, request.argv, request.env, init=init)
     except BaseException as error:
-        guest_init.fail(theirs, error)
+        guest_init.fail(guest_end, error)
 
 
 @contextlib.contextmanager
-def _only_one(runtime: Path) -> Any:
-    """One host to a runtime directory."""
+def _exclusive(runtime: Path) -> Any:
+    """Hold the lock of a runtime directory, so that one host at a time uses it."""
     runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (runtime / "host.lock").open("w") as lock:
         try:
@@ -504,25 +520,27 @@ def _only_one(runtime: Path) -> Any:
 
 
 def run(settings: HostSettings, ready: Callable[[], None] = lambda: None) -> None:
-    """Be a kernel host until told to stop (SIGTERM, SIGINT, ``shutdown``).
+    """Run a kernel host until SIGTERM, SIGINT or a shutdown request. SIGTERM leaves the kernels to the next host.
 
-    SIGTERM leaves the kernels to the next host.
+    Args:
+        settings: see ``protocol.HostSettings``.
+        ready: called when the host accepts connections.
 
     Raises:
-        Conflict: one runs there already.
+        Conflict: another host uses this runtime directory.
     """
-    # The usual soft limit holds about 200 sandboxes.
+    # The usual soft limit of 1024 is enough for about 200 containers.
     descriptors = raise_descriptor_limit()
 
     async def main() -> None:
         await HostDaemon(settings, descriptors).run(ready)
 
-    with _only_one(Path(settings.runtime_dir)):
+    with _exclusive(Path(settings.runtime_dir)):
         asyncio.run(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m kernelsvc.host.daemon``: how a server starts one; settings come as JSON on standard input."""
+    """Run a host for ``python -m kernelsvc.host.daemon``. A server starts it and writes its settings to stdin."""
     parser = argparse.ArgumentParser(description="A kernel host; 'kernelsvc kernel-host' is for people.")
     parser.parse_args(argv)
     logs.configure(logging.WARNING)

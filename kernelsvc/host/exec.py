@@ -1,7 +1,7 @@
-"""The host's part in running a program beside a kernel: find where, fork a keeper (``guest.keeper``), and forget it.
+"""Fork the exec shim of a program (``guest.confine.exec_shim``) that runs in a kernel's sandbox.
 
-The keeper answers to the server that asked, over a socket of their own, so the
-host holds nothing: a program ends with its sandbox, or when its server lets go.
+The shim answers to the server over a socket of its own, so the host keeps no state: a program ends with its container,
+or when its server closes the socket.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from kernelsvc.host.protocol import ExecRequest
 from kernelsvc.sandbox.plan import SCRATCH
 
 
-def order_of(request: ExecRequest, ward: Container, member: ContainerProcess) -> exec_shim.ExecSpec:
-    """What the keeper of a program is to do.
+def exec_spec(request: ExecRequest, container: Container, process: ContainerProcess) -> exec_shim.ExecSpec:
+    """Return the exec shim's instructions for a program.
 
     Raises:
-        NotSupported: the sandbox was made by a host that could not run programs.
+        NotSupported: an older host that could not run programs created the container.
         KernelDead: the kernel has ended.
     """
-    plan = ward.record.ticket.plan
+    plan = container.record.allocation.plan
     if not plan:
-        raise NotSupported("This session began under an older kernel host; restart the session to run programs in it.")
-    if member.exit is not None:
-        raise KernelDead("The session's kernel has ended; run a cell first.")
-    group = ward.group_of(member)
-    home = member.home or plan["home"]
+        raise NotSupported("This session began under an older kernel host. Restart the session to run programs in it.")
+    if process.exit is not None:
+        raise KernelDead("The session's kernel has ended. Run a cell first.")
+    cgroup = container.cgroup_of(process)
+    home = process.home or plan["home"]
     return exec_shim.ExecSpec(
         plan=plan,
-        cgroup=[] if group is None else group.join_files,
-        kernel=member.pidfd,
+        cgroup=[] if cgroup is None else cgroup.join_files,
+        kernel=process.pidfd,
         argv=request.argv,
         env={"HOME": home, **request.env},
         cwd=request.cwd or home,
@@ -46,26 +46,35 @@ def order_of(request: ExecRequest, ward: Container, member: ContainerProcess) ->
     )
 
 
-def launch(order: exec_shim.ExecSpec, fds: Sequence[int], descriptors: int) -> int:
-    """Fork the keeper; its pid. ``fds`` (see ``FDS``) stay the caller's; ``descriptors`` is a program's soft limit."""
+def fork_shim(spec: exec_shim.ExecSpec, fds: Sequence[int], descriptors: int) -> int:
+    """Fork the exec shim.
+
+    Args:
+        spec: its instructions.
+        fds: see ``protocol.EXEC_FDS``; the caller keeps them.
+        descriptors: soft limit of open files for the program.
+
+    Returns:
+        The shim's pid.
+    """
     pid = os.fork()
     if pid == 0:
-        _become_keeper(order, fds, descriptors)
+        _run_shim(spec, fds, descriptors)
     return pid
 
 
-def _become_keeper(order: exec_shim.ExecSpec, fds: Sequence[int], descriptors: int) -> NoReturn:
+def _run_shim(spec: exec_shim.ExecSpec, fds: Sequence[int], descriptors: int) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         server = socket.socket(fileno=os.dup(fds[3]))
-        order.kernel = os.dup(order.kernel)
+        spec.kernel = os.dup(spec.kernel)
         for target, fd in enumerate([os.dup(fd) for fd in fds[:3]]):
             os.dup2(fd, target)
-        linux.close_others({0, 1, 2, server.fileno(), order.kernel})
+        linux.close_others({0, 1, 2, server.fileno(), spec.kernel})
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
-        exec_shim.run_shim(order, server)
+        exec_shim.run_shim(spec, server)
     finally:
         os._exit(70)

@@ -1,8 +1,8 @@
-"""Template processes of a kernel host: started, watched, started again when they die.
+"""Fork servers of a kernel host: started, watched, restarted when they end.
 
-The guest package is copied into the host's own directory and that directory put
-on the template's path, so that an environment needs ipykernel and nothing of
-ours, sees nothing else of ours, and runs one version for as long as the host does.
+The guest package is copied into the host's runtime directory, and that directory is put on the fork server's path. So
+an environment needs ipykernel and nothing of kernelsvc, sees nothing else of kernelsvc, and runs one version of the
+guest for as long as the host runs.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _BOOT = (
     "import sys; sys.path.insert(0, sys.argv[2]); "
     "from kernelsvc.guest.forking.forkserver import main; main(int(sys.argv[1]))"
 )
-#: Seconds between starts of a template that keeps dying: doubled each time, up to the most.
-_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
-#: What a template may know of the host's environment.
-_INHERITED = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
-#: Keeps libraries from starting threads at import, which no fork would have.
-_ENVIRONMENT = {
+#: Seconds before a restart: doubled after each failure, up to the maximum.
+_RETRY_PAUSE, _MAX_RETRY_PAUSE = 0.1, 10.0
+#: Variables of the host's environment that a fork server gets.
+_INHERITED_VARIABLES = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
+#: Keeps libraries from starting threads at import. fork(2): "The child process is created with a single thread".
+_VARIABLES = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "NUMBA_THREADING_LAYER": "workqueue",
@@ -45,7 +45,7 @@ _ENVIRONMENT = {
 
 
 def install_guest(directory: Path) -> Path:
-    """Copy the guest package below ``directory``; returns what to put on ``sys.path``."""
+    """Copy the guest package below ``directory``. Return the directory to put on ``sys.path``."""
     target = directory / "guest"
     package = target / "kernelsvc"
     shutil.rmtree(target, ignore_errors=True)
@@ -57,10 +57,16 @@ def install_guest(directory: Path) -> Path:
 
 
 class ForkServer:
-    """One template process and its successors.
+    """One template's fork server process and its successors.
+
+    Args:
+        name: name of the template.
+        settings: its settings.
+        guest: directory that holds the guest package.
+        changed: called when ``state`` changes.
 
     Attributes:
-        about: what it said of itself when it was ready: python, versions, prefixes, pid.
+        info: the fork server's report when it was ready: python, versions, prefixes, pid.
         state: ``starting``, ``ready`` or ``failed``.
         message: why it failed.
     """
@@ -71,57 +77,57 @@ class ForkServer:
         self.name = name
         self.settings = settings
         self.python = settings.python or sys.executable
-        self.about: dict[str, Any] = {}
+        self.info: dict[str, Any] = {}
         self.state = "starting"
         self.message = ""
         self._guest = guest
         self._changed = changed
         self._channel: seqpacket.SeqpacketChannel | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._settled = asyncio.Event()
-        self._pause = _PAUSE
-        self._again: asyncio.TimerHandle | None = None
+        self._state_known = asyncio.Event()
+        self._retry_pause = _RETRY_PAUSE
+        self._restart: asyncio.TimerHandle | None = None
         self._stopped = False
 
     def start(self) -> None:
-        """Start the process; ``wait_ready`` says when it can fork."""
+        """Start the process. ``wait_ready`` waits until it can fork."""
         self.state, self.message = "starting", ""
-        self._settled.clear()
-        ours, theirs = seqpacket.pair()
-        home = str(self._guest / "home")  # caches of the libraries it imports; no session sees it
-        env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        self._state_known.clear()
+        host_end, server_end = seqpacket.pair()
+        home = str(self._guest / "home")  # for caches of the imported libraries, hidden from sessions
+        env = {name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ}
         try:
             self._process = subprocess.Popen(
-                [self.python, "-P", "-c", _BOOT, str(theirs.fileno()), str(self._guest)],
-                env={"LANG": "C.UTF-8"} | env | _ENVIRONMENT | {"HOME": home, "MPLCONFIGDIR": home, "IPYTHONDIR": home},
-                pass_fds=[theirs.fileno()],
+                [self.python, "-P", "-c", _BOOT, str(server_end.fileno()), str(self._guest)],
+                env={"LANG": "C.UTF-8"} | env | _VARIABLES | {"HOME": home, "MPLCONFIGDIR": home, "IPYTHONDIR": home},
+                pass_fds=[server_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 cwd="/",
             )
         except OSError as error:
-            ours.close()
+            host_end.close()
             self._fail(f"{self.python} can't be started: {error.strerror}")
             return
         finally:
-            theirs.close()
-        self._channel = seqpacket.SeqpacketChannel(ours, self._received, self._gone, fds=0)
+            server_end.close()
+        self._channel = seqpacket.SeqpacketChannel(host_end, self._received, self._exited, fds=0)
         self._channel.send({"preload": self.settings.preload, "path": str(self._guest)})
 
     @property
     def pid(self) -> int:
-        """Of the running process; 0 if there is none."""
+        """Pid of the running process, or 0 if there is none."""
         return self._process.pid if self._process and self._channel else 0
 
     def describe(self) -> dict[str, Any]:
-        """As ``hello`` and ``GET /v1/templates`` show it."""
+        """Return the description in ``hello`` and in ``GET /v1/templates``."""
         return {
             "name": self.name,
             "state": self.state,
-            "python": self.about.get("python", ""),
+            "python": self.info.get("python", ""),
             "executable": self.python,
             "preload": self.settings.preload,
-            "versions": self.about.get("versions", {}),
+            "versions": self.info.get("versions", {}),
             **({"message": self.message} if self.message else {}),
         }
 
@@ -129,64 +135,69 @@ class ForkServer:
         for fd in fds:
             os.close(fd)
         if body.get("ready"):
-            self.about, self.state, self._pause = body, "ready", _PAUSE
-            self._settled.set()
+            self.info, self.state, self._retry_pause = body, "ready", _RETRY_PAUSE
+            self._state_known.set()
             self._changed(self)
         elif "failed" in body:
             self.message = str(body["failed"])
 
-    def _gone(self) -> None:
+    def _exited(self) -> None:
         self._channel = None
         if not self._stopped:
-            self._fail(self.message or "the template's process died")
+            self._fail(self.message or "the fork server's process ended")
 
     def _fail(self, why: str) -> None:
-        log.error("template %s: %s; it is started again in %.1f s", self.name, why, self._pause)
+        log.error(
+            "the fork server of template %s failed: %s. It is restarted in %.1f s.", self.name, why, self._retry_pause
+        )
         self.state, self.message = "failed", why
-        self._settled.set()
+        self._state_known.set()
         self._changed(self)
-        self._again = asyncio.get_running_loop().call_later(self._pause, self.start)
-        self._pause = min(_LONGEST_PAUSE, self._pause * 2)
+        self._restart = asyncio.get_running_loop().call_later(self._retry_pause, self.start)
+        self._retry_pause = min(_MAX_RETRY_PAUSE, self._retry_pause * 2)
 
     async def wait_ready(self, seconds: float) -> None:
         """Wait until it can fork, also through one failed start. Safe to cancel.
 
+        Args:
+            seconds: at the longest.
+
         Raises:
-            Internal: it can't be started; the message says why.
-            Timeout: it takes longer than that.
+            Internal: it can't be started; the message has the reason.
+            Timeout: it took longer.
         """
         try:
             async with asyncio.timeout(seconds):
                 while self.state != "ready":
-                    if self.state == "failed" and self._pause > _PAUSE * 4:
+                    if self.state == "failed" and self._retry_pause > _RETRY_PAUSE * 4:
                         raise self._failure()
-                    self._settled.clear()
-                    await self._settled.wait()
+                    self._state_known.clear()
+                    await self._state_known.wait()
         except TimeoutError:
-            raise Timeout(f"The template {self.name!r} is still starting; try again in a moment.") from None
+            raise Timeout(f"The template {self.name!r} is still starting. Try again in a moment.") from None
 
     def _failure(self) -> KernelsvcError:
         return Internal(f"The template {self.name!r} can't be started: {self.message}. Check its python and preload.")
 
     def fork(self, spawn_channel: socket.socket) -> bool:
-        """Have a child forked that reads its plan from ``spawn_channel``; False if the template died just now."""
+        """Fork a child that reads its plan from ``spawn_channel``. Return False if the fork server has just ended."""
         if self._channel is not None:
             try:
                 socket.send_fds(self._channel.sock, [b"F"], [spawn_channel.fileno()])
                 return True
             except OSError:
-                log.info("template %s: gone when asked to fork", self.name)
+                log.info("the fork server of template %s ended before it could fork", self.name)
         return False
 
-    def reaped(self, pid: int) -> bool:
-        """Whether this pid was the template's process."""
+    def is_process(self, pid: int) -> bool:
+        """Return whether this is the pid of its process."""
         return self._process is not None and self._process.pid == pid
 
     def stop(self) -> None:
-        """End it; its sessions live on."""
+        """End the process. Its sessions continue."""
         self._stopped = True
-        if self._again is not None:
-            self._again.cancel()
+        if self._restart is not None:
+            self._restart.cancel()
         if self._channel is not None:
             self._channel.close()
             self._channel = None

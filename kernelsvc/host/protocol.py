@@ -1,9 +1,9 @@
 """The host protocol: its version, the host's settings and the requests that carry more than a kernel's id.
 
-This module and ``host.client`` are all that the server's process imports of ``host``. Each request is one datagram
+The server's process imports of ``host`` only this module and ``host.client``. Each request is one datagram
 (``linux.seqpacket``). The second half of ``docs/reference/wire.md`` is the specification. The names on the wire are a
 contract: a server talks to a host that another version started. Where a name on the wire is not the field's word, the
-attribute here has the better name and ``rename`` keeps the old one on the wire.
+attribute has a better name and ``rename`` keeps the old one on the wire.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from kernelsvc.model.limits import Limits
 
 #: Version of the protocol. A host refuses a server of another version.
 VERSION = 1
-#: Descriptors that a request carries: the listener's socket and two pipes; standard input, output and error; those
-#: three and the exec shim's end of a socket to the server; a pidfd.
+#: Descriptors of a request. Spawn: the listening socket and both ends of two pipes. Start: standard input, output and
+#: error. Exec: these three and the exec shim's end of a socket to the server. Copy: a pidfd.
 SPAWN_FDS, START_FDS, EXEC_FDS, COPY_FDS = 5, 3, 4, 1
 
 
@@ -29,7 +29,7 @@ class ForkServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         python: the interpreter; the host's own if empty.
         preload: modules that are imported before the first fork.
-        allow_modules: modules that cells may import; None for any.
+        allow_modules: modules that cells may import, or None for any.
         deny_modules: modules that cells may not import.
     """
 
@@ -76,7 +76,7 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True, rename={"group_dir
         workdir: the session's directory.
         env: the session's environment variables.
         limits: the session's limits.
-        group_dir: directory that holds ``workdir`` and the directories of its branches; "" for none.
+        group_dir: directory that holds ``workdir`` and the directories of its branches, or "" for none.
     """
 
     kernel: str
@@ -116,7 +116,7 @@ class RegisterCopyRequest(msgspec.Struct, frozen=True, kw_only=True, rename={"or
     Attributes:
         kernel: id of the checkpoint or branch.
         original: id of the kernel that forked it.
-        home: its directory as seen inside; "" for that of ``original``.
+        home: its directory as seen inside, or "" for that of ``original``.
         limits: for a branch: the limits of its own cgroup, in which ``find`` finds it.
         sidecar_of: for the first checkpoint of a branch: the branch, whose cgroup it shares.
     """
@@ -135,7 +135,7 @@ class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):
         kernel: id of the kernel.
         argv: the program and its arguments.
         env: variables in addition to those of the sandbox.
-        cwd: directory as seen inside; "" for the session's.
+        cwd: directory as seen inside, or "" for the session's.
         terminal: whether the three standard descriptors are a terminal.
     """
 

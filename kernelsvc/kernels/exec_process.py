@@ -40,7 +40,7 @@ class ExecProcess:
 
     Attributes:
         pid: as seen inside the sandbox.
-        ended: its wait status; None if nobody saw how it ended.
+        ended: its wait status, or None if nobody saw how it ended.
     """
 
     def __init__(self, streams: dict[Stream, int], stdin: int) -> None:
@@ -90,7 +90,7 @@ class ExecProcess:
             async with asyncio.timeout(START_SECONDS):
                 await asyncio.shield(self._begun)
         except TimeoutError:
-            raise Internal("The program did not start in time; try again.") from None
+            raise Internal("The program did not start in time. Try again.") from None
 
     def signal(self, number: int) -> None:
         """Send a signal to the program and its process group; nothing happens when it has ended."""
@@ -139,7 +139,7 @@ class ExecProcess:
         if self._stdin < 0 or self._closing_stdin:
             raise NotFound("The program's standard input is closed.")
         if len(self._waiting) + len(data) > MAX_INPUT_BYTES:
-            raise TooLarge(f"The program has {len(self._waiting)} bytes of input to read yet; send more when it did.")
+            raise TooLarge(f"The program has {len(self._waiting)} bytes of input to read yet. Send more when it did.")
         self._waiting += data
         self._feed()
 
@@ -235,7 +235,7 @@ async def start(
     """
     size = len(seqpacket.encode([list(argv), dict(env), cwd]))
     if size > MAX_ORDER_BYTES:
-        raise TooLarge(f"Arguments and environment take {size} bytes and may take {MAX_ORDER_BYTES}; use a file.")
+        raise TooLarge(f"Arguments and environment take {size} bytes and may take {MAX_ORDER_BYTES}. Use a file.")
     streams, stdin, given = _terminal(*terminal) if terminal else _pipes(with_input=with_input)
     ours, theirs = seqpacket.pair()
     process = ExecProcess(streams, stdin)

@@ -52,7 +52,7 @@ class Launchers:
 
     async def end_strays(self, known: set[str]) -> None:
         """End kernels that no server holds and no session knows: what a crash left of starts and replacements."""
-        for kernel in await self.host.strays():
+        for kernel in await self.host.orphans():
             if kernel not in known:
                 log.warning("kernel %s belongs to no session; it is ended", kernel)
                 with contextlib.suppress(KernelsvcError):

@@ -18,7 +18,7 @@ class PeerCredentials(NamedTuple):
     connect(2), listen(2), or socketpair(2)."
 
     Attributes:
-        pid: in the pid namespace of this process; 0 if the peer is not visible in it.
+        pid: in the pid namespace of this process, or 0 if the peer is not visible in it.
         uid: effective user id.
         gid: effective group id.
     """

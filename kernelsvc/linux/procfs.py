@@ -57,7 +57,7 @@ class Stat(msgspec.Struct, frozen=True):
 
 
 def stat(pid: int) -> Stat | None:
-    """Look at one process; None if there is none."""
+    """Look at one process, or None if there is none."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             text = file.read()
@@ -75,7 +75,7 @@ def stat(pid: int) -> Stat | None:
 
 
 def pid_of(pidfd: int) -> int:
-    """The pid that a pidfd stands for, as this process sees it; 0 if it is reaped or out of sight."""
+    """The pid that a pidfd stands for, as this process sees it, or 0 if it is reaped or out of sight."""
     with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
         found = _PID.search(file.read())
         if found:
@@ -84,7 +84,7 @@ def pid_of(pidfd: int) -> int:
 
 
 def inner_pid(pid: int) -> int:
-    """A process's pid in its own pid namespace (proc(5), ``NSpid``); -1 if it is gone."""
+    """A process's pid in its own pid namespace (proc(5), ``NSpid``), or -1 if it is gone."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as file:
         for line in file:
             if line.startswith("NSpid:"):
@@ -93,7 +93,7 @@ def inner_pid(pid: int) -> int:
 
 
 def exit_status(pidfd: int) -> int | None:
-    """The wait status of a process that ended, whosever child it was; None where Linux does not tell us."""
+    """The wait status of a process that ended, whosever child it was, or None where Linux does not tell us."""
     request = bytearray(_INFO.pack(_INFO_EXIT, *[0] * 13))
     with contextlib.suppress(OSError):
         fcntl.ioctl(pidfd, _GET_INFO, request)

@@ -61,14 +61,14 @@ def parse_path(raw: bytes) -> tuple[bytes, ...]:
     """
     parts = tuple(raw.split(b"/"))
     if raw.startswith(b"/"):
-        raise BadRequest("The path is absolute; give one relative to the session's directory.")
+        raise BadRequest("The path is absolute. Give one relative to the session's directory.")
     if any(part in (b"..", b".") for part in parts):
-        raise BadRequest("The path has a '.' or '..'; give a plain path below the session's directory.")
+        raise BadRequest("The path has a '.' or '..'. Give a plain path below the session's directory.")
     if b"" in parts or b"\0" in raw:
-        raise BadRequest("The path has an empty part or a NUL byte; give a plain path such as 'data/a.csv'.")
+        raise BadRequest("The path has an empty part or a NUL byte. Give a plain path such as 'data/a.csv'.")
     if len(raw) > MAX_PATH_BYTES or len(parts) > MAX_DEPTH or any(len(part) > MAX_NAME_BYTES for part in parts):
         raise BadRequest(
-            f"The path is too long; at most {MAX_PATH_BYTES} bytes, {MAX_DEPTH} levels, {MAX_NAME_BYTES} bytes a name."
+            f"The path is too long. At most {MAX_PATH_BYTES} bytes, {MAX_DEPTH} levels, {MAX_NAME_BYTES} bytes a name."
         )
     return parts
 
@@ -145,22 +145,22 @@ def open_beneath(dirfd: int, parts: tuple[bytes, ...], flags: int) -> int:
 
 
 _MESSAGES: dict[int, tuple[type[KernelsvcError], str]] = {
-    errno.ENOENT: (NotFound, "There is no such file; list the directory and check the path."),
-    errno.ENOTDIR: (NotFound, "A part of this path is no directory; list the directory and check the path."),
-    errno.ELOOP: (BadRequest, "A link lies on this path; links are not followed, name the file itself."),
-    errno.EXDEV: (BadRequest, "This path leads out of the session's directory; give one that stays in it."),
-    errno.EISDIR: (Conflict, "This is a directory; name a file in it."),
-    errno.ENOTEMPTY: (Conflict, "The directory is not empty; use recursive=true to delete all that is in it."),
-    errno.EEXIST: (Conflict, "The name is taken; choose another."),
-    errno.ENAMETOOLONG: (BadRequest, "A name is too long; choose a shorter one."),
-    errno.ENOSPC: (AtCapacity, "The disk is full; delete files, then try again."),
-    errno.EDQUOT: (AtCapacity, "The disk quota is used up; delete files, then try again."),
-    errno.EFBIG: (TooLarge, "The file is larger than the filesystem takes; send it in parts."),
-    errno.EACCES: (Conflict, "The server may not do this to the file; change its permissions in a cell."),
-    errno.EPERM: (Conflict, "The server may not do this to the file; change its permissions in a cell."),
-    errno.EAGAIN: (Conflict, "The directory changes too fast to be read; try again when no cell moves it."),
-    errno.ENXIO: (BadRequest, "This is no regular file; only regular files can be read."),
-    errno.ESTALE: (NotFound, "The file is gone; list the directory."),
+    errno.ENOENT: (NotFound, "There is no such file. List the directory and check the path."),
+    errno.ENOTDIR: (NotFound, "A part of this path is no directory. List the directory and check the path."),
+    errno.ELOOP: (BadRequest, "A link lies on this path. Links are not followed, name the file itself."),
+    errno.EXDEV: (BadRequest, "This path leads out of the session's directory. Give one that stays in it."),
+    errno.EISDIR: (Conflict, "This is a directory. Name a file in it."),
+    errno.ENOTEMPTY: (Conflict, "The directory is not empty. Use recursive=true to delete all that is in it."),
+    errno.EEXIST: (Conflict, "The name is taken. Choose another."),
+    errno.ENAMETOOLONG: (BadRequest, "A name is too long. Choose a shorter one."),
+    errno.ENOSPC: (AtCapacity, "The disk is full. Delete files, then try again."),
+    errno.EDQUOT: (AtCapacity, "The disk quota is used up. Delete files, then try again."),
+    errno.EFBIG: (TooLarge, "The file is larger than the filesystem takes. Send it in parts."),
+    errno.EACCES: (Conflict, "The server may not do this to the file. Change its permissions in a cell."),
+    errno.EPERM: (Conflict, "The server may not do this to the file. Change its permissions in a cell."),
+    errno.EAGAIN: (Conflict, "The directory changes too fast to be read. Try again when no cell moves it."),
+    errno.ENXIO: (BadRequest, "This is no regular file. Only regular files can be read."),
+    errno.ESTALE: (NotFound, "The file is gone. List the directory."),
 }
 
 
@@ -170,7 +170,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cls, message = _MESSAGES.get(error.errno or 0, (Conflict, "The file can't be used; list the directory."))
+        cls, message = _MESSAGES.get(error.errno or 0, (Conflict, "The file can't be used. List the directory."))
         raise cls(message) from None
 
 
@@ -248,10 +248,10 @@ class RootedDirectory:
             return fd, info
         os.close(fd)
         if stat.S_ISDIR(info.st_mode):
-            raise Conflict("This is a directory; name a file in it.")
+            raise Conflict("This is a directory. Name a file in it.")
         if stat.S_ISREG(info.st_mode):
-            raise BadRequest("This file has a second name (a hard link) and is not served; copy it first.")
-        raise BadRequest("This is no regular file; only regular files can be read.")
+            raise BadRequest("This file has a second name (a hard link) and is not served. Copy it first.")
+        raise BadRequest("This is no regular file. Only regular files can be read.")
 
     def is_directory(self, parts: tuple[bytes, ...]) -> bool:
         """Whether this names a directory in here."""
@@ -486,9 +486,9 @@ class Upload:
                 os.setxattr(self._fd, name, value)
         except OSError as error:
             if error.errno == errno.ENOTSUP:
-                raise NotSupported("The disk keeps no metadata of files; keep it in a file of its own.") from None
+                raise NotSupported("The disk keeps no metadata of files. Keep it in a file of its own.") from None
             if error.errno in (errno.ENOSPC, errno.E2BIG, errno.ERANGE, errno.EDQUOT):
-                raise TooLarge("The disk takes less metadata for one file; send less of it.") from None
+                raise TooLarge("The disk takes less metadata for one file. Send less of it.") from None
             with explained():
                 raise
 

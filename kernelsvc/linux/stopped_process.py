@@ -21,7 +21,7 @@ class ResumeIfStopped:
     """``with``: an eye on the process that must do something now.
 
     Args:
-        pid: says which one it is, as this process sees it; 0 if there is none at the moment.
+        pid: says which one it is, as this process sees it, or 0 if there is none at the moment.
         go_on: called with the pid when it is stopped, and again if it still is two looks later; raises nothing.
     """
 

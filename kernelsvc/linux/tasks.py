@@ -50,7 +50,7 @@ class OwnedTasks:
         """Wait until the tasks of this moment have ended. Their failures are not raised. Safe to cancel.
 
         Args:
-            seconds: at the longest; None for any time.
+            seconds: at the longest, or None for any time.
         """
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)

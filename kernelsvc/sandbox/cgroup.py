@@ -46,7 +46,7 @@ _FIX_V1 = "run the kernel host as root, or boot with systemd.unified_cgroup_hier
 
 
 class CgroupUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a group uses; None where its controller is missing.
+    """What a group uses, or None where its controller is missing.
 
     Attributes:
         memory_bytes: what can't be dropped: without the page cache of files.
@@ -212,7 +212,7 @@ class CgroupManager:
     """Where a host makes its sessions' groups.
 
     Attributes:
-        version: 1 or 2; 0 where there is none.
+        version: 1 or 2, or 0 where there is none.
         layers: one verdict each for memory, pids, cpu, with reason and fix.
     """
 
@@ -222,7 +222,7 @@ class CgroupManager:
         self._parents = parents
 
     def make(self, name: str, *, cpu: bool = True) -> Cgroup | None:
-        """A new, empty, unlimited group; None where this machine has none for us.
+        """A new, empty, unlimited group, or None where this machine has none for us.
 
         Args:
             name: unique among this host's.

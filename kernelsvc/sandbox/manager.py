@@ -217,7 +217,7 @@ class SandboxManager:
             os.close(found)
 
     def branch_cgroup(self, name: str, limits: Limits) -> Cgroup | None:
-        """A cgroup for a branch, beside its family's, with its caps; None where this machine has none for us.
+        """A cgroup for a branch, beside its family's, with its caps, or None where this machine has none for us.
 
         Args:
             name: unique among this host's.

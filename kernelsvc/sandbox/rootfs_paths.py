@@ -103,7 +103,7 @@ def find_places(python: str = sys.executable, *, prefixes: Sequence[str] = ()) -
     own = python_prefixes(python)
     for prefix in own:
         if prefix in _TOO_WIDE:
-            raise ValueError(f"{prefix} can't be a Python prefix of a confined session; use a virtual environment.")
+            raise ValueError(f"{prefix} can't be a Python prefix of a confined session. Use a virtual environment.")
     apart = {prefix for prefix in prefixes if prefix not in _TOO_WIDE and prefix != _checkout()}
     for prefix in sorted({*own, *apart, *_guest_package()}):
         # Both names: the one that the environment was made with, and the real one that its links lead to.

@@ -58,7 +58,7 @@ class UidPool:
             if uid not in self._taken:
                 self._next = at + 1
                 return uid
-        raise AtCapacity(f"All {len(self._among)} user ids for sessions are in use; close a session first.")
+        raise AtCapacity(f"All {len(self._among)} user ids for sessions are in use. Close a session first.")
 
     def claim(self, uid: int, *directories: str) -> None:
         """Note that a session, found again perhaps, holds this id for its directories."""

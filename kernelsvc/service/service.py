@@ -122,7 +122,7 @@ class Service:
         self._branching = BranchCreator(self._store, self._promised, self._begin_copy)
         self._watch = ResourceMonitor(self._live, settings.watch_seconds)
         self.samples = UsageSamples(self._find, self._watch)
-        self._launchers.host.on_struck = self._watch.counted
+        self._launchers.host.on_limit_hit = self._watch.counted
         self._recoveries = BackgroundLoads(settings.start_seconds)
         self._adoption = Adoption(
             self._projections,

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from attack.driver import LIMITS, _release, _without
 from kernelsvc.guest.confine import confine, exec_shim
-from kernelsvc.host import exec as keepers
+from kernelsvc.host.exec import fork_shim
 from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
 from kernelsvc.sandbox.plan import SCRATCH
 from kernelsvc.sandbox.probe import probe
@@ -104,7 +104,7 @@ def _begin(order: exec_shim.ExecSpec) -> str:
     """One program; what its keeper said of its end."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, open(os.devnull, "r+b") as null:
-        keepers.launch(order, [null.fileno()] * 3 + [theirs.fileno()], 256)
+        fork_shim(order, [null.fileno()] * 3 + [theirs.fileno()], 256)
         theirs.close()
         ours.settimeout(20)
         told = ""

@@ -419,9 +419,9 @@ async def test_what_makes_no_sense_is_refused_and_changes_nothing(host: Bench) -
         ("signal", {}),
     ):
         with pytest.raises((BadRequest, NotFound)):
-            await host.client.ask(op, **fields)
+            await host.client.request(op, **fields)
     with pytest.raises(Conflict, match="version"):
-        await host.client.ask("hello", version=99)
+        await host.client.request("hello", version=99)
     for garbage in (b"not json", b"[]", b"{" * 5000, b'{"id": 1}' + b" " * 190_000):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             sock.connect(str(host.runtime / "host.sock"))

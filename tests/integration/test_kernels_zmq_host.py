@@ -111,7 +111,7 @@ async def test_a_cancelled_start_leaves_nothing(place: Place) -> None:
         await task
 
     async def gone() -> bool:
-        said, _ = await place.host.ask("list")
+        said, _ = await place.host.request("list")
         return not said["kernels"] and not list(place.runtime.glob("k*"))
 
     await wait_until(gone, what="its end")
@@ -124,7 +124,7 @@ async def test_an_environment_that_is_too_large(place: Place) -> None:
 
 async def test_a_kernel_does_not_notice_that_the_host_dies(place: Place) -> None:
     kernel = await place.launcher.start(place.request(), place.sink)
-    said, _ = await place.host.ask("hello", version=1)
+    said, _ = await place.host.request("hello", version=1)
     os.kill(int(said["pid"]), signal.SIGKILL)
     assert await place.run(kernel, "print('on')") == "on"
 

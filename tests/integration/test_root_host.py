@@ -13,7 +13,7 @@ import pytest_asyncio
 from hosted import Bench, bench
 
 from kernelsvc.errors import Forbidden
-from kernelsvc.host.daemon import _must_own
+from kernelsvc.host.daemon import _check_owner
 from kernelsvc.sandbox.uid_pool import UIDS
 
 SERVER = 65_533
@@ -80,6 +80,6 @@ async def test_roots_own_directory_is_given_to_the_session(host: Bench) -> None:
 
 
 async def test_a_server_may_only_name_what_is_its_own(files: Path) -> None:
-    _must_own(SERVER, [str(files)])
+    _check_owner(SERVER, [str(files)])
     with pytest.raises(Forbidden):
-        _must_own(SERVER, [str(files), "/etc"])
+        _check_owner(SERVER, [str(files), "/etc"])

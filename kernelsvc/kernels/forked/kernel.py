@@ -267,7 +267,7 @@ class ForkedKernel:
         if copy.beside:
             identity = branch_identity(copy, self.sandbox)
         elif copy.home:
-            self._owner.host.expect()
+            self._owner.host.announce_branch()
         try:
             answer = await self._wire.control(
                 "fork", ends, timeout=FORK_SECONDS, mode=mode, force=force, identity=identity
@@ -333,7 +333,7 @@ class _ReplySink:
 
 
 def continued_cells(request: StartRequest) -> dict[str, Any] | None:
-    """Return the execution count and past code for a kernel that continues an existing session; None for a new one."""
+    """Return execution count and past code for a kernel that continues a session, or None for a new session."""
     if not request.execution_count:
         return None
     return {"execution_count": request.execution_count, "ran": {str(n): code for n, code in request.ran.items()}}

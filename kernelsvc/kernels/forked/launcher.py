@@ -96,7 +96,7 @@ class ForkedLauncher:
             self._tasks.start(self._end_quietly(request.kernel))
             raise
         await self._end_quietly(request.kernel)
-        raise KernelDead("The prepared kernel did not take the session's environment; try again.")
+        raise KernelDead("The prepared kernel did not take the session's environment. Try again.")
 
     async def prestart(self, request: StartRequest, sink: Sink) -> None:
         """Start a kernel for the next ``start`` of the same id. Until then ``sink`` receives its output and its end.
@@ -244,7 +244,7 @@ class ForkedLauncher:
         Linux names the process that listens on the copy's socket; the kernel's word is not needed.
 
         Returns:
-            Bytes of its private memory; None if unknown.
+            Bytes of its private memory, or None if unknown.
         """
         pidfd = await _listener(self.path(copy.kernel))
         # A branch has a directory of its own, and so limits of its own.
@@ -301,7 +301,7 @@ async def _listener(path: Path) -> int:
                         pass
                 await asyncio.sleep(LISTEN_PAUSE)
     except TimeoutError:
-        raise Timeout("The copy does not listen; wait for the running cell, and try again.") from None
+        raise Timeout("The copy does not listen. Wait for the running cell, and try again.") from None
 
 
 def _peer(sock: socket.socket) -> int:
@@ -310,4 +310,4 @@ def _peer(sock: socket.socket) -> int:
         # Linux 6.5 the process is found by its pid, which may be another's by then: the host checks its ancestors.
         return peer.pidfd(sock)
     except OSError as error:
-        raise KernelDead("The copy ended as soon as it was made.") from error
+        raise KernelDead("The copy ended immediately after the fork.") from error

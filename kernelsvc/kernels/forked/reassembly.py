@@ -43,7 +43,7 @@ class Reassembly:
         Args:
             connection: the owner. Its ``drop_partial`` may be called before this returns.
             frame: number of the incomplete frame. A later frame is younger.
-            size: bytes held; 0 for none.
+            size: bytes held, or 0 for none.
         """
         before = self._held.get(connection)
         if before is not None:

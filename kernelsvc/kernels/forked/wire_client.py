@@ -90,7 +90,7 @@ async def _within(end: float, work: Awaitable[T]) -> T:
         async with asyncio.timeout_at(end):
             return await work
     except TimeoutError:
-        raise Timeout("The kernel did not answer in time; try again, or restart the session.") from None
+        raise Timeout("The kernel did not answer in time. Try again, or restart the session.") from None
     except WireViolation as error:
         raise _loss(error) from None
     except (OSError, EOFError) as error:
@@ -182,7 +182,7 @@ class WireClient:
             raise
         if link.first and link.first <= last_frame:
             link.close()
-            raise WireLost(f"The kernel never sent frame {last_frame}; it is not the one it was.", violation=True)
+            raise WireLost(f"The kernel never sent frame {last_frame}. It is not the one it was.", violation=True)
         return cls(path, link, last_frame=link.first - 1 if link.first else last_frame, max_frame=max_frame)
 
     @staticmethod
@@ -196,7 +196,7 @@ class WireClient:
             async with asyncio.timeout(deadline):
                 sock = await connect(path, patient=True)
         except TimeoutError:
-            raise Timeout("The kernel did not listen in time; try again.") from None
+            raise Timeout("The kernel did not listen in time. Try again.") from None
         with sock:
             return peer.credentials(sock).pid
 
@@ -317,7 +317,7 @@ class WireClient:
         """Forget requests that the kernel speaks of: they need not be sent again.
 
         Returns:
-            where a cell ends in this batch; -1 if none does.
+            where a cell ends in this batch, or -1 if none does.
         """
         requests, end, self._only_text = self._requests, -1, bool(batch)
         for index, item in enumerate(batch):
@@ -425,7 +425,7 @@ class WireClient:
         payload = jupyter.join_v1(channel, parts)
         frame = HEADER.pack(len(payload), MESSAGE, 0) + payload
         if self._outgoing_bytes + len(frame) > MAX_OUTGOING:
-            raise AtCapacity("The kernel does not take more requests; wait for the running cell, or interrupt it.")
+            raise AtCapacity("The kernel does not take more requests. Wait for the running cell, or interrupt it.")
         self._requests[msg_id] = frame
         if len(self._requests) > KEPT_REQUESTS:
             del self._requests[next(iter(self._requests))]
@@ -455,7 +455,7 @@ class WireClient:
             async with asyncio.timeout(timeout):
                 return await answer
         except TimeoutError:
-            raise Timeout(f"The kernel did not answer {op!r} in {timeout} seconds; wait for its cell to end.") from None
+            raise Timeout(f"The kernel did not answer {op!r} in {timeout} seconds. Wait for its cell to end.") from None
         finally:
             del self._controls[number]
 
@@ -627,7 +627,7 @@ class WireClient:
             pipe.close()
         for waiting in self._controls.values():
             if not waiting.done():
-                waiting.set_exception(KernelDead("The kernel is gone; restart the session."))
+                waiting.set_exception(KernelDead("The kernel is gone. Restart the session."))
 
 
 def _mid_line(item: Output) -> bool:

@@ -64,7 +64,7 @@ class WireConnection:
 
     Attributes:
         welcome: what the kernel said of itself; not to be trusted.
-        first: number of the first frame that follows; 0 before WELCOME.
+        first: number of the first frame that follows, or 0 before WELCOME.
         rest: bytes that came after WELCOME.
         pipes: the raw pipes, opened again; the kernel's own descriptors are closed.
     """

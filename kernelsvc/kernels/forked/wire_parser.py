@@ -61,7 +61,7 @@ class Welcome(msgspec.Struct):
     """A kernel's description of itself. Nothing in it is trusted.
 
     Attributes:
-        refused: why a branch could not take its identity, with every other field left out; "" if it did.
+        refused: why a branch could not take its identity, with every other field left out, or "" if it did.
     """
 
     version: int
@@ -317,7 +317,7 @@ def _reply(payload: bytes | bytearray) -> Reply:
 
 
 def welcome(data: bytearray) -> tuple[Welcome, int] | None:
-    """Take WELCOME and the number of the first frame that follows from the front of ``data``; None if not whole yet.
+    """Take WELCOME and the number of the first frame that follows from the front of ``data``, or None if not whole yet.
 
     Raises:
         Violation: it is something else.

@@ -29,7 +29,7 @@ class HostProcesses:
         """See ``Processes``."""
         size = sum(len(name) + len(value) for name, value in request.env.items())
         if size > MAX_ENV_BYTES:
-            raise TooLarge(f"The environment has {size} bytes and may have {MAX_ENV_BYTES}; put data into a file.")
+            raise TooLarge(f"The environment has {size} bytes and may have {MAX_ENV_BYTES}. Put data into a file.")
         self._listen(request.kernel)
         starting = asyncio.ensure_future(self._ask(request))
         try:

@@ -71,7 +71,7 @@ LOST_OUTPUT = "kernelsvc: the server was away; what this cell printed meanwhile 
 #: How a cell ended whose end was not heard: name and text of its error.
 LOST_END = (
     "OutcomeLost",
-    "The cell ended while the server was away; how it ended and what it printed meanwhile is lost.",
+    "The cell ended while the server was away. How it ended and what it printed meanwhile is lost.",
 )
 #: Seconds that a kernel may take to end after a cell asked for it (``exit()``).
 LEAVING_SECONDS = 5.0
@@ -475,15 +475,15 @@ class ZmqKernel:
         self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False
     ) -> ForkResult:
         """Not for cold kernels."""
-        raise NotSupported("A cold kernel can't be forked; use a forked template for checkpoints and branches.")
+        raise NotSupported("A cold kernel can't be forked. Use a forked template for checkpoints and branches.")
 
     async def save(self, fd: int) -> SaveResult:
         """Not for cold kernels."""
-        raise NotSupported("A cold kernel's variables can't be saved; use a forked template to hibernate.")
+        raise NotSupported("A cold kernel's variables can't be saved. Use a forked template to hibernate.")
 
     async def load(self, fd: int, *, execution_count: int) -> SaveResult:
         """Not for cold kernels."""
-        raise NotSupported("A cold kernel's variables can't be loaded; use a forked template to hibernate.")
+        raise NotSupported("A cold kernel's variables can't be loaded. Use a forked template to hibernate.")
 
 
 def _is_noise(message: KernelMessage) -> bool:

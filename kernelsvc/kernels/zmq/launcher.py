@@ -90,14 +90,14 @@ class KernelspecLauncher:
             return self._specs.get_kernel_spec(template)
         except (NoSuchKernel, ValueError):
             known = ", ".join(self.list_kernelspecs())
-            raise NotFound(f"There is no kernelspec {template!r}; installed are: {known}.") from None
+            raise NotFound(f"There is no kernelspec {template!r}. Installed are: {known}.") from None
 
     async def start(self, request: StartRequest, sink: Sink) -> ZmqKernel:
         """See ``port.Launcher``."""
         spec = self._spec(request.template)
         provisioner = spec.metadata.get("kernel_provisioner") or {}
         if provisioner.get("provisioner_name", LOCAL) != LOCAL:
-            raise NotSupported(f"The kernelspec {request.template!r} brings its own provisioner; it can't be confined.")
+            raise NotSupported(f"The kernelspec {request.template!r} brings its own provisioner. It can't be confined.")
         place = KernelRuntimeDir(self._runtime, request.kernel)
         place.make()
         kernel: ZmqKernel | None = None
@@ -166,7 +166,7 @@ class KernelspecLauncher:
             said = f" It said: {said}" if said else ""
             if died.done():
                 raise Internal(f"The kernel ended before it was ready. {died.result().message}{said}")
-            raise Timeout(f"The kernel was not ready after {self._seconds:g} s; try again.{said}")
+            raise Timeout(f"The kernel was not ready after {self._seconds:g} s. Try again.{said}")
         finally:
             ready.cancel()
             died.cancel()

@@ -120,7 +120,7 @@ class HostProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         env = dict(kwargs["env"])
         program = shutil.which(cmd[0], path=env.get("PATH") or os.environ.get("PATH"))
         if program is None:
-            raise NotSupported(f"The kernelspec's program {cmd[0]!r} is not installed; install it or remove the spec.")
+            raise NotSupported(f"The kernelspec's program {cmd[0]!r} is not installed. Install it or remove the spec.")
         values = self.prototype.__dict__ | {"argv": [program, *cmd[1:]], "env": env}
         self.started = await self.processes.start(ProcessRequest(**values))
         return dict(self.connection_info)

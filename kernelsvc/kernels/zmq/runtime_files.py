@@ -99,7 +99,7 @@ class KernelRuntimeDir:
             Internal: the runtime directory's path is too long, or it can't be written.
         """
         if len(os.fsencode(self.socket_prefix)) + len("-99") > MAX_SOCKET_PATH:
-            raise Internal("The runtime directory's path is too long for a socket; choose a shorter one.")
+            raise Internal("The runtime directory's path is too long for a socket. Choose a shorter one.")
         self.remove()  # a kernel id is never used twice: this is a crashed start's
         try:
             self.root.mkdir(mode=0o700, parents=True)
@@ -197,7 +197,7 @@ class StdioFifos:
             self._on_text(name, text)
 
     def _read(self, name: StreamName) -> str:
-        """One slice, decoded; "" if nothing is there."""
+        """One slice, decoded, or "" if nothing is there."""
         fd = self._fds.get(name)
         if fd is None:
             return ""

@@ -14,7 +14,7 @@ from kernelsvc.sandbox.uid_pool import UidPool, give, users_of_processes
 def test_an_id_is_held_by_one_session_at_a_time() -> None:
     ids = UidPool(range(10, 13), taken=[11])
     assert [ids.acquire(), ids.acquire()] == [10, 12]
-    with pytest.raises(AtCapacity, match="close a session"):
+    with pytest.raises(AtCapacity, match="Close a session"):
         ids.acquire()
     ids.release(12)
     assert ids.acquire() == 12
