@@ -95,14 +95,14 @@ async def measure(root: Path, count: int, passes: int) -> None:
         print(f"{'one pass':58}{'CPU ms':>9}{'wall ms':>9}{'at 1/s':>10}")
         hard = watched(kernels, root, hard_limits(kernels[0].sandbox.limits))
         dog = Watchdog()
-        show("caps are hard: look and report", *cost(lambda: dog.look(hard), passes))
+        show("caps are hard: look and report", *cost(lambda: dog.poll(hard), passes))
         soft = watched(kernels, root, frozenset())
-        show("nothing is hard, nobody suspect", *cost(lambda: dog.look(soft), passes))
+        show("nothing is hard, nobody suspect", *cost(lambda: dog.poll(soft), passes))
         low = {
             name: msgspec.structs.replace(one, limits=Limits(memory_bytes=MiB, disk_bytes=None))
             for name, one in soft.items()
         }
-        show("nothing is hard, everybody suspect", *cost(lambda: dog.look(low), max(3, passes // 10)))
+        show("nothing is hard, everybody suspect", *cost(lambda: dog.poll(low), max(3, passes // 10)))
         show("psutil, children(recursive=True) of each", *cost(lambda: ask_psutil(kernels), 3))
         groups = find_groups(count)
         if groups:

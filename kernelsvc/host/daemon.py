@@ -278,7 +278,7 @@ class HostDaemon:
             python=fork_server.python,
             env=request.env,
             prefixes=fork_server.info.get("prefixes", []),
-            family=request.group_dir or None,
+            group_dir=request.group_dir or None,
         )
         spawn = {
             "plan": allocation.plan,

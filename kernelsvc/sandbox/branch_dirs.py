@@ -1,13 +1,13 @@
-"""Where the directories of a session's branches lie, so that Landlock can keep their parent out of them.
+"""Paths of the directories of a session's branches, chosen so that Landlock can keep the parent out of them.
 
-A process may give up a right, and neither it nor a fork of it ever gets that back.
-A branch is a fork; so what it may write to, its parent may write to at the moment of
-the fork, and gives up right after. The directories of branches that are still to
-come must then be elsewhere than those that are given up::
+landlock(7): a thread can only restrict itself further, and its children inherit the restrictions. A branch is a fork of
+its parent. So the parent must still have every right that the branch needs when it forks, and gives up the rights to
+the branch's directory right after the fork. Directories of later branches must then lie outside of the directories
+that the parent has given up::
 
     user            the session's own
-    user.d/A, B     its branches, made at once; given up after that
-    user.d/next/C   a later one; then ``user.d/next`` is given up but for
+    user.d/A, B     branches that were forked together. The parent gives them up
+    user.d/next/C   a later branch. The parent gives up ``user.d/next`` without
     user.d/next/next
 """
 
@@ -17,23 +17,23 @@ from pathlib import Path
 
 from kernelsvc.linux.nofollow import is_plain, make_plain
 
-#: Within a session's directory for branches, the one for later branches.
+#: Name of the directory for later branches, within a session's directory for branches.
 NEXT = "next"
-#: How deep that goes. Linux lays at most 16 Landlock layers on a process, and branches of branches need some too.
+#: Maximum depth. landlock(7) allows 16 layers of stacked rulesets, and branches of branches need some of them, too.
 MOST_TIMES = 9
 
 
 def branches_root(files: Path) -> Path:
-    """Below which all branches of a session have their directories.
+    """Return the directory below which all branches of a session have their directories.
 
     Args:
-        files: the session's own directory, as its link resolves, or as it is seen inside.
+        files: the session's own directory, resolved, or its path inside the sandbox.
     """
     return files.with_name(f"{files.name}.d")
 
 
 def times(files: Path) -> int:
-    """How often a session was branched, as far as that is counted."""
+    """Return how many times a session was branched, up to ``MOST_TIMES``."""
     place, depth = branches_root(files), 0
     while depth < MOST_TIMES and is_plain(place / NEXT):
         place, depth = place / NEXT, depth + 1
@@ -41,15 +41,15 @@ def times(files: Path) -> int:
 
 
 def later(files: Path, depth: int) -> Path:
-    """Where the branches of the time after the first ``depth`` belong."""
+    """Return the directory of the branches that are forked after ``depth`` earlier times."""
     return branches_root(files).joinpath(*[NEXT] * depth)
 
 
 def make_place(files: Path) -> Path:
-    """Where the next branches' directories are to be made; and room for those after them.
+    """Make and return the directory for the next branches, and make the one for those after them.
 
     Raises:
-        OSError: something else lies there, or the disk refuses.
+        OSError: another file has the name, or the disk failed.
     """
     _make_room(branches_root(files))
     depth = times(files)

@@ -1,16 +1,14 @@
-"""Caps that this machine's kernel itself holds: one cgroup for each session.
+"""Limits that Linux enforces: one cgroup for each session.
 
-Version 2 needs a delegated subtree (``Delegate=`` under systemd, or a cgroup
-that nobody else lives in). Processes may only live in leaves there, so the host
-moves itself into ``supervisor`` and sessions become its siblings. Version 1 has a
-hierarchy per controller; a session gets a directory in each, below whatever
-cgroup the host is in. Both are one ``Cgroup`` to callers: files by controller.
+Version 2 needs a delegated subtree (``Delegate=`` under systemd, or a cgroup without other processes). cgroups(7),
+"no internal processes" rule: processes may only live in leaves, so the host moves itself into ``supervisor`` and
+sessions become its siblings. Version 1 has a hierarchy for each controller, and a session gets a directory in each of
+them, below the host's cgroup. Callers see both versions as one ``Cgroup``: directories by controller.
 
-Every host keeps its groups below one directory of its own, named by ``tag``, so
-that cleaning up after a crash never touches another host's.
+Each host keeps its groups below one directory named by ``tag``. Cleaning up after a crash never touches another host's.
 
-A group is limited before a process joins it (the child writes itself into
-``join_files``), and never raised from inside: no session can see these files.
+A group is limited before a process joins it (the child writes itself into ``join_files``). A limit is never raised from
+inside: no session can see these files.
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ from kernelsvc.sandbox.probe_result import Layer
 Controller = Literal["memory", "pids", "cpu", "cpuacct"]
 _WANTED: tuple[Controller, ...] = ("memory", "pids", "cpu", "cpuacct")
 _PERIOD_US = 100_000
-_LEAST_QUOTA_US = 1_000  # the kernel's own minimum
+_LEAST_QUOTA_US = 1_000  # Linux's minimum (min_cfs_quota_period)
 _KILL_ROUNDS = 100
-#: Age from which an empty group of another host is taken for abandoned.
+#: Age in seconds from which an empty group of another host counts as abandoned.
 ABANDONED_SECONDS = 600.0
-#: A bare name could be that of a control file ("tasks").
+#: Without a prefix a name could be that of a control file ("tasks").
 _PREFIX = "k-"
-#: The fixes that doctor shows.
+#: Fixes that ``kernelsvc doctor`` shows.
 _FIX_V2 = (
     "run the kernel host as kernelsvc-kernels.service (Delegate=memory pids cpu), or try: "
     "systemd-run --user --scope -p Delegate=yes kernelsvc kernel-host"
@@ -46,15 +44,15 @@ _FIX_V1 = "run the kernel host as root, or boot with systemd.unified_cgroup_hier
 
 
 class CgroupUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a group uses, or None where its controller is missing.
+    """Resources that a group uses. None where its controller is missing.
 
     Attributes:
-        memory_bytes: what can't be dropped: without the page cache of files.
-        peak_bytes: the most so far, page cache included.
-        cpu_seconds: since the group was made.
+        memory_bytes: memory without the page cache of files.
+        peak_bytes: the maximum so far, page cache included.
+        cpu_seconds: since its creation.
         tasks: processes and threads.
-        oom_kills: how often Linux killed in it for want of memory.
-        refused_forks: how often ``pids.max`` said no.
+        oom_kills: how many times Linux killed a process in it for lack of memory.
+        refused_forks: how many times ``pids.max`` refused a fork.
     """
 
     memory_bytes: int | None = None
@@ -66,11 +64,11 @@ class CgroupUsage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
-    """One session's cgroup. Plain data, so that a host can write it down and find it again.
+    """One session's cgroup. Plain data: a host writes it to disk and finds the cgroup again.
 
     Attributes:
         version: 1 or 2.
-        directories: by controller; with version 2 all the same.
+        directories: by controller. With version 2 all are the same.
     """
 
     version: Literal[1, 2]
@@ -78,40 +76,43 @@ class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """As given to ``make``."""
+        """The name that ``make`` got."""
         return os.path.basename(next(iter(self.directories.values()))).removeprefix(_PREFIX)
 
     @property
     def controllers(self) -> frozenset[str]:
-        """What it limits: of memory, pids, cpu."""
+        """The controllers that limit it, of memory, pids and cpu."""
         return frozenset(self.directories) - {"cpuacct"}
 
     @property
     def join_files(self) -> list[str]:
-        """The files a process with a single thread writes "0" into, to become a member.
+        """The files into which a process with a single thread writes "0" to become a member.
 
-        Moving a whole process takes a lock that waits for a grace period of RCU: 12 ms
-        here, as much as the rest of a session's start. A thread that moves itself
-        doesn't take it (cgroup_procs_write_start() in Linux), and with version 1 there
-        is a file for that. With version 2 a domain's threads can't be moved alone;
-        mounting with ``favordynmods`` makes it cheap there.
+        Moving a whole process takes a lock that waits for a grace period of RCU: 12 ms here, as long as the rest of a
+        session's start. A thread that moves itself does not take the lock (``cgroup_procs_write_start`` in Linux),
+        and version 1 has the file ``tasks`` for that. With version 2 the threads of a domain can't be moved alone.
+        Mounting with ``favordynmods`` makes the move cheap there.
         """
         name = "tasks" if self.version == 1 else "cgroup.procs"
         return [f"{directory}/{name}" for directory in dict.fromkeys(self.directories.values())]
 
     def attach(self, pid: int) -> None:
-        """Make another process a member, with all its threads; its memory so far stays charged where it was.
+        """Move another process into it, with all its threads. Memory that it has used stays charged to its old cgroup.
 
         Blocks for a grace period of RCU, see ``join_files``.
 
         Raises:
-            OSError: Linux refused, or the process is gone.
+            OSError: Linux refused, or the process has ended.
         """
         for directory in dict.fromkeys(self.directories.values()):
             _write(f"{directory}/cgroup.procs", str(pid))
 
     def limit(self, *, memory_bytes: int | None, tasks: int | None) -> None:
-        """Set the hard caps. Swap is taken away with the memory.
+        """Set the hard limits. Swap is limited with the memory.
+
+        Args:
+            memory_bytes: maximum, or None for no limit.
+            tasks: maximum of processes and threads, or None for no limit.
 
         Raises:
             OSError: Linux refused a value.
@@ -121,18 +122,21 @@ class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
         if tasks is not None:
             self._write("pids", "pids.max", str(tasks))
 
-    def _limit_memory(self, most: str) -> None:
+    def _limit_memory(self, value: str) -> None:
         if self.version == 2:
-            self._write("memory", "memory.max", most)
+            self._write("memory", "memory.max", value)
             self._write_if_there("memory", "memory.swap.max", "0")
-            # Only the process that overdraws dies; the init lives to tell.
+            # cgroup v2, memory.oom.group: with 0 the OOM killer ends one process, and the init survives to report it.
             self._write_if_there("memory", "memory.oom.group", "0")
         else:
-            self._write("memory", "memory.limit_in_bytes", most)
-            self._write_if_there("memory", "memory.memsw.limit_in_bytes", most)
+            self._write("memory", "memory.limit_in_bytes", value)
+            self._write_if_there("memory", "memory.memsw.limit_in_bytes", value)
 
     def limit_cpu(self, cores: float | None) -> None:
-        """Set the CPU share; after the session is ready, or a tight one slows its start.
+        """Set the CPU share. Call it when the session is ready: a small share would slow its start.
+
+        Args:
+            cores: number of cores, or None for no limit.
 
         Raises:
             OSError: Linux refused the value.
@@ -147,26 +151,26 @@ class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
             self._write("cpu", "cpu.cfs_quota_us", str(quota))
 
     def sample(self) -> CgroupUsage:
-        """Read what it uses. A group that is gone reads as nothing."""
+        """Return its usage. A group that was removed has no usage."""
         read = _read_v2 if self.version == 2 else _read_v1
         return read(self.directories)
 
     def event_counts(self) -> tuple[int, int]:
-        """How often Linux killed in it for want of memory, and how often it refused a fork: the two cheap counters."""
+        """Return the two counters that are cheap to read: OOM kills and refused forks."""
         name = "memory.events" if self.version == 2 else "memory.oom_control"
         kills = parse_pairs(_text(f"{self.directories.get('memory', '')}/{name}")).get("oom_kill", 0)
         refused = parse_pairs(_text(f"{self.directories.get('pids', '')}/pids.events")).get("max", 0)
         return kills, refused
 
     def members(self) -> list[int]:
-        """Pids in it, as this process sees them."""
+        """Return the pids in it, as this process sees them."""
         pids: set[int] = set()
         for directory in self.directories.values():
             pids.update(_pids(f"{directory}/cgroup.procs"))
         return sorted(pids - {0})
 
     def kill(self) -> None:
-        """SIGKILL to every member; new ones can't come up meanwhile."""
+        """Send SIGKILL to every member. No new member can be forked meanwhile."""
         if self.version == 2 and self._write_if_there("memory", "cgroup.kill", "1", any_directory=True):
             return
         self._write_if_there("pids", "pids.max", "0")
@@ -179,10 +183,10 @@ class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
                     os.kill(pid, signal.SIGKILL)
 
     def remove(self) -> bool:
-        """Remove it if it is empty. Call again a little later when not: the last exits take their time.
+        """Remove it if it has no processes. Otherwise call this again a little later: exits take time.
 
         Returns:
-            Whether nothing of it is left.
+            Whether it is removed.
         """
         gone = True
         for directory in set(self.directories.values()):
@@ -209,11 +213,12 @@ class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CgroupManager:
-    """Where a host makes its sessions' groups.
+    """The cgroups of a host's sessions.
 
-    Attributes:
-        version: 1 or 2, or 0 where there is none.
-        layers: one verdict each for memory, pids, cpu, with reason and fix.
+    Args:
+        version: 1 or 2, or 0 if this machine offers none.
+        parents: directory of the sessions' groups, by controller.
+        layers: a verdict for each of memory, pids and cpu.
     """
 
     def __init__(self, version: Literal[0, 1, 2], parents: dict[str, str], layers: list[Layer]) -> None:
@@ -222,12 +227,11 @@ class CgroupManager:
         self._parents = parents
 
     def make(self, name: str, *, cpu: bool = True) -> Cgroup | None:
-        """A new, empty, unlimited group, or None where this machine has none for us.
+        """Make a new, unlimited group. Return None if this machine offers none.
 
         Args:
-            name: unique among this host's.
-            cpu: whether the processor share will be limited; joining that hierarchy
-                has its price.
+            name: unique for this host.
+            cpu: whether the CPU share will be limited. Membership in that hierarchy has a cost.
 
         Raises:
             OSError: Linux refused.
@@ -244,10 +248,10 @@ class CgroupManager:
         return Cgroup(version=1 if self.version == 1 else 2, directories=directories)
 
     def prewait_rcu(self) -> None:
-        """Wait for a grace period of RCU now, so that ``Cgroup.admit`` soon after this need not.
+        """Wait for a grace period of RCU, so that ``Cgroup.attach`` soon after this does not wait.
 
-        Linux takes one lock for every move of another process, and keeps it cheap to take
-        for as long as a further grace period. So move ourselves to where we are. Best effort.
+        Linux takes one lock for each move of another process, and the lock stays cheap for one more grace period. So
+        this moves the host into its own cgroup. Errors are ignored.
         """
         for parent in [*self._parents.values()][:1]:
             own = f"{os.path.dirname(parent)}{'/supervisor' if self.version == 2 else ''}/cgroup.procs"
@@ -255,7 +259,7 @@ class CgroupManager:
                 _write(own, str(os.getpid()))
 
     def leftovers(self) -> Iterator[Cgroup]:
-        """Every group below ours, as a crash left them."""
+        """Return every group below this host's directory. After a crash these are the old host's."""
         names = {entry.name for parent in set(self._parents.values()) for entry in _subdirectories(parent)}
         for name in sorted(name for name in names if name.startswith(_PREFIX)):
             directories = {controller: f"{parent}/{name}" for controller, parent in self._parents.items()}
@@ -264,17 +268,20 @@ class CgroupManager:
     def clear_abandoned(self, *, older_than: float = ABANDONED_SECONDS) -> int:
         """Remove the empty groups of hosts that were killed and have no successor in their runtime directory.
 
-        Nobody lives in them, or Linux would refuse; their age keeps us from one that a
-        living host has just made and not yet filled.
+        Linux refuses to remove a group with processes. The age keeps a group that another host has just made and not
+        filled yet.
+
+        Args:
+            older_than: age in seconds.
 
         Returns:
-            How many directories are gone.
+            The number of directories that were removed.
         """
         oldest, gone = time.time() - older_than, 0
         for base in {os.path.dirname(parent) for parent in self._parents.values()}:
             hosts = [entry for entry in _subdirectories(base) if entry.name.startswith("kernelsvc.")]
             found = [[entry.path for entry in _subdirectories(host.path)] + [host.path] for host in hosts]
-            # Ages first: removing a group makes its parent look young.
+            # Ages first: to remove a group changes the modification time of its parent.
             for directory in [path for paths in found for path in paths if _made(path) < oldest]:
                 with contextlib.suppress(OSError):
                     os.rmdir(directory)
@@ -282,61 +289,61 @@ class CgroupManager:
         return gone
 
     def trim(self) -> None:
-        """A group was removed: leave nothing behind when it was the last, should this host be killed.
+        """Remove this host's directory when its last group was removed, in case the host is killed later.
 
-        With version 2 the parents go with the unit that they are in, and would have to
-        be given their controllers again.
+        With version 2 the directory is removed with the unit that it belongs to, and a new one would need its
+        controllers enabled again.
         """
         if self.version == 1:
             self.close()
 
     def close(self) -> None:
-        """Remove the parents, where they are empty."""
+        """Remove this host's directories, where they are empty."""
         for parent in set(self._parents.values()):
             with contextlib.suppress(OSError):
                 os.rmdir(parent)
 
 
 def open_cgroups(tag: str, *, dry: bool = False) -> CgroupManager:
-    """Find what this process may use, and prepare it.
+    """Find the cgroups that this process may use, and prepare them.
 
-    Moves this process (and its children) into a leaf, with version 2.
+    With version 2 this moves the process and its children into a leaf.
 
     Args:
-        tag: names this host's own directory; the same after a restart.
-        dry: look only, change nothing; the maker then only has verdicts.
+        tag: names this host's directory, and is the same after a restart.
+        dry: change nothing. The result has verdicts and makes no groups.
     """
     mounts, own = _mounts(), _own_paths()
     if dry:
-        return CgroupManager(0, {}, _look(mounts, own))
+        return CgroupManager(0, {}, _verdicts_only(mounts, own))
     v2 = _try_v2(mounts, own, tag)
     if v2 is not None:
         return v2
     return _v1(mounts, own, tag)
 
 
-def _look(mounts: dict[str, tuple[str, str]], own: dict[str, str]) -> list[Layer]:
-    base = _place("", mounts, own)
-    # Beside version 1 there may be a tree of version 2 that has none of the controllers, or some other ones.
+def _verdicts_only(mounts: dict[str, tuple[str, str]], own: dict[str, str]) -> list[Layer]:
+    base = _cgroup_dir("", mounts, own)
+    # A hybrid machine has version 1 hierarchies and a version 2 tree with other controllers, or with none.
     delegated = set(_WANTED) & set(_text(f"{base}/cgroup.controllers").split()) if base else set()
     if delegated and base:
-        why = _refusal_v2(base.removesuffix("/supervisor"))
+        why = _obstacle_v2(base.removesuffix("/supervisor"))
         there = set() if why else {str(controller) for controller in delegated}
         return _verdicts(there, why or "the controller is not delegated to this cgroup", _FIX_V2)
-    places = {controller: _place(controller, mounts, own) for controller in _WANTED}
-    writable = {controller for controller, place in places.items() if place and os.access(place, os.W_OK)}
+    places = {controller: _cgroup_dir(controller, mounts, own) for controller in _WANTED}
+    writable = {controller for controller, directory in places.items() if directory and os.access(directory, os.W_OK)}
     return _verdicts(set(writable), "no cgroup with this controller is writable for this user", _FIX_V1)
 
 
 def _try_v2(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -> CgroupManager | None:
-    base = _place("", mounts, own)
+    base = _cgroup_dir("", mounts, own)
     if base is None:
         return None
     base = base.removesuffix("/supervisor")
     there: list[str] = [c for c in ("memory", "pids", "cpu") if c in _text(f"{base}/cgroup.controllers").split()]
     if not there:
         return None
-    why = _refusal_v2(base)
+    why = _obstacle_v2(base)
     if why:
         layers = [Layer(name=f"{c} cgroup", ok=False, why=why, fix=_FIX_V2) for c in ("memory", "pids", "cpu")]
         return CgroupManager(0, {}, layers)
@@ -349,7 +356,7 @@ def _try_v2(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -
     return CgroupManager(2, parents, _verdicts(set(there), "the controller is not delegated to this cgroup", _FIX_V2))
 
 
-def _refusal_v2(base: str) -> str:
+def _obstacle_v2(base: str) -> str:
     if not os.access(f"{base}/cgroup.procs", os.W_OK) or not os.access(f"{base}/cgroup.subtree_control", os.W_OK):
         return f"{base} is not delegated to this user"
     ours = {os.getpid(), *procfs.below(os.getpid())}
@@ -376,7 +383,7 @@ def _v1(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -> Cg
     parents: dict[str, str] = {}
     why = dict.fromkeys(_WANTED, "no cgroup hierarchy with this controller is mounted")
     for controller in _WANTED:
-        base = _place(controller, mounts, own)
+        base = _cgroup_dir(controller, mounts, own)
         if base is None:
             continue
         try:
@@ -386,7 +393,7 @@ def _v1(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -> Cg
             continue
         parents[controller] = f"{base}/kernelsvc.{tag}"
         with contextlib.suppress(OSError):
-            os.rmdir(parents[controller])  # it was to see whether we may; ``make`` makes it again
+            os.rmdir(parents[controller])  # only to find out whether it is allowed: ``make`` makes it again
     version: Literal[0, 1] = 1 if set(parents) - {"cpuacct"} else 0
     return CgroupManager(version, parents if version else {}, _verdicts(set(parents), why, _FIX_V1))
 
@@ -404,7 +411,7 @@ def _verdicts(there: set[str], why: str | dict[Controller, str], fix: str) -> li
 
 
 def parse_own(text: str) -> dict[str, str]:
-    """``/proc/self/cgroup`` as controller → path; version 2 under ``""``."""
+    """Parse ``/proc/self/cgroup``: paths by controller, version 2 under "" (cgroups(7))."""
     paths: dict[str, str] = {}
     for line in text.splitlines():
         _, controllers, path = line.split(":", 2)
@@ -414,7 +421,7 @@ def parse_own(text: str) -> dict[str, str]:
 
 
 def parse_mounts(text: str) -> dict[str, tuple[str, str]]:
-    """``/proc/self/mountinfo`` as controller → (mount point, root within the hierarchy)."""
+    """Parse ``/proc/self/mountinfo``: (mount point, root within the hierarchy) by controller (proc(5))."""
     mounts: dict[str, tuple[str, str]] = {}
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
@@ -436,18 +443,18 @@ def _own_paths() -> dict[str, str]:
     return parse_own(_text("/proc/self/cgroup"))
 
 
-def _place(controller: str, mounts: dict[str, tuple[str, str]], own: dict[str, str]) -> str | None:
+def _cgroup_dir(controller: str, mounts: dict[str, tuple[str, str]], own: dict[str, str]) -> str | None:
     if controller not in mounts or controller not in own:
         return None
     point, root = mounts[controller]
     inside = os.path.relpath(own[controller], root)
-    # In a container the path may lie above what is mounted; then the mount's own root is where we are.
-    place = point if inside.startswith("..") else os.path.normpath(f"{point}/{inside}")
-    return place if os.path.isdir(place) else None
+    # In a container the path may lie above the mounted part. Then the mount's root is this process's cgroup.
+    directory = point if inside.startswith("..") else os.path.normpath(f"{point}/{inside}")
+    return directory if os.path.isdir(directory) else None
 
 
 def parse_pairs(text: str) -> dict[str, int]:
-    """A file of "name number" lines."""
+    """Parse a file of "name number" lines."""
     pairs = (line.split() for line in text.splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].lstrip("-").isdigit()}
 
@@ -515,7 +522,7 @@ def _made(directory: str) -> float:
 
 
 def _write(path: str, value: str) -> None:
-    """One write to a control file; the error names the file."""
+    """Write to a control file in one call. An error names the file."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, value.encode())

@@ -1,12 +1,10 @@
-"""A directory that stays its owner's on disk and is the session's own inside: idmapped mounts.
+"""Idmapped mounts: a directory that belongs to the server's user on disk and to the session's user inside.
 
-For a kernel host that is root and a server that is not. The server makes a session's
-directory and reads what comes to lie in it; the session runs under a user id of its
-own, which may not have the directory on disk, or the server could no longer read
-it. So the mount translates: what the server owns on disk is the session's inside,
-and what the session makes is the server's on disk. Everything else in there is
-nobody's. See mount_setattr(2), ``MOUNT_ATTR_IDMAP``; since Linux 5.12, for most
-filesystems (tmpfs since 6.3).
+For a kernel host that is root and a server that is not. The server makes a session's directory and reads its files.
+The session runs under a user id of its own. If the directory belonged to that user on disk, the server could not read
+it. So the mount translates: the server's files on disk are the session's inside, and the files that the session makes
+are the server's on disk. All other owners are mapped to the overflow user. See mount_setattr(2),
+``MOUNT_ATTR_IDMAP``: since Linux 5.12, for most filesystems (tmpfs since 6.3).
 """
 
 from __future__ import annotations
@@ -18,11 +16,11 @@ from kernelsvc.guest.confine import linux as lx
 
 
 def make_map(owner: tuple[int, int], inside: tuple[int, int]) -> int:
-    """A user namespace that stands for the translation; a descriptor, the caller's.
+    """Make a user namespace that holds the translation. Return a descriptor of it, which the caller closes.
 
     Args:
         owner: user and group on disk.
-        inside: user and group that they are in the mount.
+        inside: user and group in the mount.
 
     Raises:
         OSError: this process may not make one.
@@ -42,19 +40,19 @@ def make_map(owner: tuple[int, int], inside: tuple[int, int]) -> int:
     os.close(hold)
     try:
         if not os.read(ready, 1):
-            raise PermissionError("a user namespace for the map of owners can't be made")
+            raise PermissionError("Linux refused a user namespace for the id map")
         lx.write_file(f"/proc/{pid}/uid_map", f"{owner[0]} {inside[0]} 1")
         lx.write_file(f"/proc/{pid}/gid_map", f"{owner[1]} {inside[1]} 1")
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(ready)
         os.close(hold_end)
-        with contextlib.suppress(ChildProcessError):  # whoever waits for every child was quicker
+        with contextlib.suppress(ChildProcessError):  # the host's SIGCHLD handler has reaped it
             os.waitpid(pid, 0)
 
 
 def can_map(directory: str, map_fd: int) -> bool:
-    """Whether the filesystem of ``directory`` can be mounted so; nothing is attached anywhere."""
+    """Return whether the filesystem of ``directory`` supports idmapped mounts. Attaches nothing."""
     try:
         os.close(lx.mapped_tree(directory, 0, map_fd))
     except OSError:
@@ -63,10 +61,10 @@ def can_map(directory: str, map_fd: int) -> bool:
 
 
 def make_owned(path: str, owner: os.stat_result) -> None:
-    """Make a directory, if it isn't there, that belongs to the owner of its parent.
+    """Make a directory, if it does not exist, that belongs to the owner of its parent.
 
-    The parent is another user's: what was made is opened without following a link
-    and only then given away.
+    The parent belongs to another user, who may replace the new directory by a link. So it is opened without following a
+    link, and its owner is changed through the descriptor.
 
     Raises:
         OSError: Linux refused.

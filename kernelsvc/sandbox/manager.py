@@ -1,9 +1,8 @@
-"""What a kernel host holds to confine its kernels: one object, from probe to clean-up.
+"""Allocation and release of the sandboxes of a kernel host: one object, from probe to clean-up.
 
-``prepare`` before a spawn gives a ``SandboxAllocation``: the plan for the child, the report
-for everybody else, and what must be given back. ``release`` after the last
-process is gone. A ticket is plain data: a host writes it down with the kernel's
-record, and the next host calls ``restore`` with it.
+``prepare`` before a spawn returns a ``SandboxAllocation``: the plan for the child, the report for clients and the
+resources to release. ``release`` frees them after the last process has ended. An allocation is plain data: a host
+writes it to disk with the container's record, and the next host passes it to ``restore``.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ from kernelsvc.sandbox.idmap import can_map, make_map, make_owned
 from kernelsvc.sandbox.plan import SPARE_TASKS, ConfinementRequest, Policy, confine
 from kernelsvc.sandbox.probe import probe
 from kernelsvc.sandbox.probe_result import Layer, Probe
-from kernelsvc.sandbox.rootfs_paths import RootfsPaths, find_places, is_reachable
+from kernelsvc.sandbox.rootfs_paths import RootfsPaths, find_paths, is_reachable
 from kernelsvc.sandbox.uid_pool import UIDS, UidPool, give, users_of_processes
 
 
 class SandboxAllocation(msgspec.Struct, frozen=True, kw_only=True):
-    """One kernel's confinement.
+    """One kernel's sandbox.
 
     Attributes:
-        kernel: its id.
+        kernel: id of the kernel.
         plan: for ``kernelsvc.guest.confine.confine``.
         report: for the session's first event.
-        limits: the caps it was made for.
-        group: its cgroup, where there is one.
-        uid: its user of the host, where it has one.
-        directories: what that user is for; who lives in one of them or beneath is the same user.
+        limits: the session's limits.
+        group: its cgroup, if it has one.
+        uid: its user of the host, if it has one.
+        directories: directories of that user. Sessions in one of them or beneath have the same user.
     """
 
     kernel: str
@@ -54,15 +53,13 @@ class SandboxAllocation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxManager:
-    """Probe once, then confine each kernel.
+    """Probes the machine once, then prepares and releases sandboxes.
 
     Args:
-        policy: how much a session's start depends on confinement.
-        runtime_dir: an existing directory of the host's own; its name also tells
-            this host's cgroups from another's.
-        hidden: directories that no session may see, wherever they lie: the data
-            directory, the runtime directory, keys.
-        found: a probe made before, or None to make one now (0.1 s).
+        policy: whether a session may start without confinement.
+        runtime_dir: an existing directory of this host. Its path identifies this host's cgroups.
+        hidden: directories that no session may see: the data directory, the runtime directory, keys.
+        found: the result of an earlier probe, or None to probe now (0.1 s).
     """
 
     def __init__(
@@ -70,32 +67,32 @@ class SandboxManager:
     ) -> None:
         self.policy = policy
         self._tag = hashlib.sha256(os.path.realpath(runtime_dir).encode()).hexdigest()[:12]
-        self._groups: CgroupManager = open_cgroups(self._tag)
-        self.probe = with_cgroups(found or probe(directory=runtime_dir), self._groups)
+        self._cgroups: CgroupManager = open_cgroups(self._tag)
+        self.probe = with_cgroups(found or probe(directory=runtime_dir), self._cgroups)
         hidden = list(hidden)
-        self._data = [path for path in hidden if os.path.isdir(path)]
+        self._quota_dirs = [path for path in hidden if os.path.isdir(path)]
         self._hidden = sorted({os.path.realpath(path) for path in (*hidden, runtime_dir)})
         self._identities = UidPool(taken=users_of_processes() if self.probe.root else ())
         self._root = os.path.join(runtime_dir, "view")
         os.makedirs(self._root, mode=0o755, exist_ok=True)
-        self._places: dict[tuple[str, ...], RootfsPaths] = {}
+        self._paths: dict[tuple[str, ...], RootfsPaths] = {}
         self._maps: dict[str, int] = {}
 
     def report(self, limits: Limits) -> SandboxReport:
-        """What a session with these limits would get; for ``hello`` and ``/v1/info``.
+        """Return the report of a session with these limits, for ``hello`` and ``/v1/info``.
 
         Raises:
-            SandboxUnavailable: the policy is ``required`` and this machine can't.
+            SandboxUnavailable: the policy is ``required`` and this machine can't confine.
         """
         request = ConfinementRequest(
             policy=self.policy,
             limits=limits,
-            places=RootfsPaths(links={}, readonly=[], path=""),
+            paths=RootfsPaths(links={}, readonly=[], path=""),
             root=self._root,
             workdir="/nonexistent",
             uid=0 if self.probe.root else None,
-            quota=any(quota.is_available(path) for path in self._data),
-            controllers=frozenset(layer.name.split()[0] for layer in self._groups.layers if layer.ok),
+            quota=any(quota.is_available(path) for path in self._quota_dirs),
+            controllers=frozenset(layer.name.split()[0] for layer in self._cgroups.layers if layer.ok),
         )
         return confine(request, self.probe).report
 
@@ -108,69 +105,68 @@ class SandboxManager:
         python: str,
         env: dict[str, str] | None = None,
         prefixes: Sequence[str] = (),
-        family: str | None = None,
+        group_dir: str | None = None,
         share: Sequence[str] = (),
     ) -> SandboxAllocation:
-        """Decide and make ready: a user id, the directory's owner, a cgroup with its caps.
+        """Choose the layers, and allocate a user id and a cgroup with its limits. Change the owner of the directory.
 
-        When it raises, what was taken is given back.
+        If it raises, it has released everything.
 
         Args:
-            kernel: its id; names the cgroup.
-            workdir: the session's directory, existing, reached through no link; nothing may run in it now.
-            limits: the caps.
-            python: the interpreter whose environment is shown (a cold kernel's
-                ``argv[0]``).
-            env: the environment inside, on top of a small default one.
-            prefixes: further directories with the environment's modules.
-            family: see ``plan.Request``.
-            share: see ``plan.Request``.
+            kernel: id of the kernel, and name of the cgroup.
+            workdir: the session's existing directory, reached through no link. No process may run in it now.
+            limits: the session's limits.
+            python: the interpreter whose environment is visible (``argv[0]`` of a kernelspec kernel).
+            env: the environment variables inside, in addition to a small default environment.
+            prefixes: more directories with the environment's modules.
+            group_dir: see ``plan.ConfinementRequest``.
+            share: see ``plan.ConfinementRequest``.
 
         Raises:
-            SandboxUnavailable: the policy is ``required`` and this machine can't.
-            AtCapacity: no user id is left.
-            Internal: Linux refused something; the message says what.
+            SandboxUnavailable: the policy is ``required`` and this machine can't confine.
+            AtCapacity: no user id is free.
+            Internal: Linux refused a step, which the message names.
         """
         directory = os.path.realpath(workdir)
-        directories = [directory, *([os.path.realpath(family)] if family else [])]
+        directories = [directory, *([os.path.realpath(group_dir)] if group_dir else [])]
         uid = self._identities.acquire(*directories) if self.probe.root and self.policy != "off" else None
         group: Cgroup | None = None
         try:
-            # What it is shown as its own is what is there now: neither a link, nor what may be put there next.
+            # The plan names the directory by device and inode, so a link or a replacement is not mounted later.
             stat_plain(workdir)
-            own = stat_plain(family or workdir)
-            group = self._groups.make(kernel, cpu=limits.cpu_cores is not None)
-            places = self._find_places(python, tuple(prefixes))
+            own = stat_plain(group_dir or workdir)
+            group = self._cgroups.make(kernel, cpu=limits.cpu_cores is not None)
+            paths = self._find_paths(python, tuple(prefixes))
             request = ConfinementRequest(
                 policy=self.policy,
                 limits=limits,
-                places=places,
+                paths=paths,
                 root=self._root,
                 workdir=directory,
-                family=None if family is None else os.path.realpath(family),
-                branched=0 if family is None else times(Path(directory)),
+                group_dir=None if group_dir is None else os.path.realpath(group_dir),
+                branch_depth=0 if group_dir is None else times(Path(directory)),
                 share=list(share),
                 identity=(own.st_dev, own.st_ino),
                 hidden=self._hidden,
                 uid=uid,
-                reachable=uid is None or is_reachable([workdir, *(source for source, _ in places.readonly)]),
+                reachable=uid is None or is_reachable([workdir, *(source for source, _ in paths.readonly)]),
                 cgroup=group.join_files if group else [],
                 controllers=group.controllers if group else frozenset(),
                 env=env or {},
             )
             request = msgspec.structs.replace(request, quota=_limit_disk(request))
-            idmap = self._map_owner(request)
+            idmap = self._make_idmap(request)
             if idmap is not None:
-                # The child opens it by that name: descriptors of ours are closed before it reads its plan.
+                # The child opens it by this path: it closes inherited descriptors before it reads its plan.
                 request = msgspec.structs.replace(request, idmap=f"/proc/{os.getpid()}/fd/{idmap}")
                 self._maps[kernel] = idmap
             confinement = confine(request, self.probe)
-            self._make_ready(group, limits, request, confinement.plan)
+            self._apply_limits(group, limits, request, confinement.plan)
         except BaseException as error:
-            self._give_back(group, uid)
-            self._drop_map(kernel)
+            self._release_resources(group, uid)
+            self._close_map(kernel)
             if isinstance(error, OSError | ValueError):
-                raise Internal(f"Confinement could not be prepared: {error}") from error
+                raise Internal(f"The sandbox can't be prepared: {error}. Run 'kernelsvc doctor'.") from error
             raise
         return SandboxAllocation(
             kernel=kernel,
@@ -182,24 +178,24 @@ class SandboxManager:
             directories=directories,
         )
 
-    def _make_ready(
+    def _apply_limits(
         self, group: Cgroup | None, limits: Limits, request: ConfinementRequest, plan: dict[str, Any]
     ) -> None:
         if group is not None:
             tasks = None if limits.processes is None else limits.processes + SPARE_TASKS
             group.limit(memory_bytes=limits.memory_bytes, tasks=tasks)
-        if request.family is not None:  # for branches; the plan names it
+        if request.group_dir is not None:  # for branches, whose path the plan grants
             make_owned(f"{request.workdir}.d", os.stat(request.workdir))
         if plan["become"] is not None:
             uid = plan["become"]["uid"]
-            # Others of the same user may work in a directory that is this user's already.
-            theirs = request.idmap is not None or os.stat(request.workdir).st_uid == uid
-            own = [] if theirs else [request.workdir]
+            # If the directory belongs to the user already, other sessions of the user may be running in it.
+            already_owned = request.idmap is not None or os.stat(request.workdir).st_uid == uid
+            own = [] if already_owned else [request.workdir]
             for path in (*own, *request.share):
                 give(path, uid)
 
-    def _map_owner(self, request: ConfinementRequest) -> int | None:
-        """For a directory that is neither root's nor a session's: the map that makes it the session's inside."""
+    def _make_idmap(self, request: ConfinementRequest) -> int | None:
+        """Make the id map of a directory that belongs neither to root nor to a session's user, else None."""
         if request.uid is None or not self.probe.works("filesystem"):
             return None
         owner = os.stat(request.workdir)
@@ -211,120 +207,123 @@ class SandboxManager:
         os.close(found)
         return None
 
-    def _drop_map(self, kernel: str) -> None:
+    def _close_map(self, kernel: str) -> None:
         found = self._maps.pop(kernel, None)
         if found is not None:
             os.close(found)
 
     def branch_cgroup(self, name: str, limits: Limits) -> Cgroup | None:
-        """A cgroup for a branch, beside its family's, with its caps, or None where this machine has none for us.
+        """Make a cgroup with limits for a branch. Return None if this machine offers none.
 
         Args:
-            name: unique among this host's.
-            limits: the caps.
+            name: unique for this host.
+            limits: the branch's limits.
 
         Raises:
-            Internal: Linux refused something; the message says what.
+            Internal: Linux refused a step, which the message names.
         """
         group: Cgroup | None = None
         try:
-            group = self._groups.make(name, cpu=limits.cpu_cores is not None)
+            group = self._cgroups.make(name, cpu=limits.cpu_cores is not None)
             if group is not None:
                 tasks = None if limits.processes is None else limits.processes + SPARE_TASKS
                 group.limit(memory_bytes=limits.memory_bytes, tasks=tasks)
                 group.limit_cpu(limits.cpu_cores)
         except OSError as error:
-            self._give_back(group, None)
-            raise Internal(f"The branch's cgroup could not be made: {error}") from error
+            self._release_resources(group, None)
+            raise Internal(f"Linux refused the branch's cgroup: {error}. Run 'kernelsvc doctor'.") from error
         return group
 
     def prewait_rcu(self) -> None:
-        """A branch is about to be made: what moving it waits for can be waited for now. Blocks; for a thread."""
-        self._groups.prewait_rcu()
+        """See ``CgroupManager.prewait_rcu``. Blocks: call it in a thread, before a branch is forked."""
+        self._cgroups.prewait_rcu()
 
-    def ready(self, ticket: SandboxAllocation) -> None:
-        """The kernel answers: from now on its CPU share holds (a tight one would slow the start).
+    def ready(self, allocation: SandboxAllocation) -> None:
+        """Limit the CPU share of a kernel that is ready. A small share would slow its start.
 
         Raises:
             OSError: Linux refused.
         """
-        self._drop_map(ticket.kernel)
-        if ticket.group is not None:
-            ticket.group.limit_cpu(ticket.limits.cpu_cores)
+        self._close_map(allocation.kernel)
+        if allocation.group is not None:
+            allocation.group.limit_cpu(allocation.limits.cpu_cores)
 
-    def restore(self, ticket: SandboxAllocation) -> None:
-        """Take over a kernel that an earlier host started."""
-        if ticket.uid is not None:
-            self._identities.claim(ticket.uid, *ticket.directories)
+    def restore(self, allocation: SandboxAllocation) -> None:
+        """Reserve the user id of a kernel that an earlier host started."""
+        if allocation.uid is not None:
+            self._identities.claim(allocation.uid, *allocation.directories)
 
-    def release(self, ticket: SandboxAllocation) -> bool:
-        """Give back what the ticket holds, once its processes are gone.
+    def release(self, allocation: SandboxAllocation) -> bool:
+        """Release the resources of an allocation, after its processes have ended.
 
         Returns:
-            False while Linux still counts a process in the cgroup: call again shortly.
+            False while Linux still counts a process in the cgroup. Call it again shortly.
         """
-        self._drop_map(ticket.kernel)
-        return self._give_back(ticket.group, ticket.uid)
+        self._close_map(allocation.kernel)
+        return self._release_resources(allocation.group, allocation.uid)
 
-    def _give_back(self, group: Cgroup | None, uid: int | None) -> bool:
+    def _release_resources(self, group: Cgroup | None, uid: int | None) -> bool:
         if group is not None:
             if not group.remove():
                 return False
-            self._groups.trim()
+            self._cgroups.trim()
         if uid is not None:
             self._identities.release(uid)
         return True
 
     def sweep(self, live: Iterable[str]) -> list[str]:
-        """After a crash: kill and remove this host's cgroups of kernels that are not ``live``.
+        """Kill and remove this host's cgroups that belong to no live kernel, after a crash.
+
+        Args:
+            live: names of the groups to keep.
 
         Returns:
-            The names that were found.
+            The names of the removed groups.
         """
         keep, found = set(live), []
-        for group in self._groups.leftovers():
+        for group in self._cgroups.leftovers():
             if group.name not in keep:
                 group.kill()
                 group.remove()
                 found.append(group.name)
-        self._groups.trim()
-        self._groups.clear_abandoned()
+        self._cgroups.trim()
+        self._cgroups.clear_abandoned()
         return found
 
     def close(self) -> None:
-        """Remove this host's own cgroup directories, if no session is left in them."""
-        self._groups.close()
+        """Remove this host's cgroup directories, if they have no session."""
+        self._cgroups.close()
 
-    def _find_places(self, python: str, prefixes: tuple[str, ...]) -> RootfsPaths:
+    def _find_paths(self, python: str, prefixes: tuple[str, ...]) -> RootfsPaths:
         key = (python, *prefixes)
-        if key not in self._places:
-            self._places[key] = find_places(python, prefixes=prefixes)
-        return self._places[key]
+        if key not in self._paths:
+            self._paths[key] = find_paths(python, prefixes=prefixes)
+        return self._paths[key]
 
 
 def _limit_disk(request: ConfinementRequest) -> bool:
-    """Set the quota of a family that begins, where there are quotas; whether it is held so.
+    """Set the quota of a session's directory, if the filesystem has quotas. Return whether it is enforced.
 
-    A session that shares a directory that has one may only have less: the first one's stands.
+    A sidecar session shares the directory. Its limit may only be lower, so the first session's quota stays.
     """
-    directory = request.family or request.workdir
-    most = request.limits.disk_bytes
-    if request.policy == "off" or most is None or not quota.is_available(directory):
+    directory = request.group_dir or request.workdir
+    maximum = request.limits.disk_bytes
+    if request.policy == "off" or maximum is None or not quota.is_available(directory):
         return False
-    quota.limit(directory, most)
+    quota.limit(directory, maximum)
     return True
 
 
 def with_cgroups(found: Probe, groups: CgroupManager) -> Probe:
-    """The probe's verdicts with those on cgroups."""
+    """Return the probe's verdicts and those on cgroups."""
     return msgspec.structs.replace(found, layers=found.layers | {layer.name: layer for layer in groups.layers})
 
 
 class Examination(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``kernelsvc doctor`` finds.
+    """The findings of ``kernelsvc doctor``.
 
     Attributes:
-        report: what a session would get here and now, as its first event would say it.
+        report: the report that a session would get here.
         layers: every layer with verdict, reason and fix.
     """
 
@@ -333,18 +332,18 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def examine(limits: Limits, *, policy: Policy = "best-effort") -> Examination:
-    """Try every layer as whoever runs this; changes nothing.
+    """Try every layer as the current user. Changes nothing.
 
     Args:
-        limits: the caps that are asked for.
-        policy: ``required`` finds the same as ``best-effort``: it is reported, not refused.
+        limits: the limits to report on.
+        policy: ``required`` gives the same verdicts as ``best-effort``. A missing layer is reported.
     """
     groups = open_cgroups("doctor", dry=True)
     found = with_cgroups(probe(), groups)
     request = ConfinementRequest(
         policy="best-effort" if policy == "required" else policy,
         limits=limits,
-        places=RootfsPaths(links={}, readonly=[], path=""),
+        paths=RootfsPaths(links={}, readonly=[], path=""),
         root="",
         workdir="/nonexistent",
         uid=0 if found.root else None,

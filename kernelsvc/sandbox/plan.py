@@ -1,19 +1,17 @@
-"""Decide what confines a session: policy, probe, limits and places in; a plan and a report out.
+"""Choose the layers that confine a session: policy, probe, limits and paths in, a plan and a report out.
 
-Theory of operation. This module is pure. A layer is wanted when the policy is
-not ``off`` and the probe found that it works here. What is wanted is put in the
-plan, and what is in the plan is applied or the session does not start
-(``kernelsvc.guest.confine.confine``). What is not in the plan is in the report's
-``not_enforced`` with the probe's reason. The report therefore never claims more
-than what was done.
+Theory of operation. This module is pure. A layer is wanted when the policy is not ``off`` and the probe found that it
+works here. Each wanted layer is in the plan, and each layer in the plan is applied or the session does not start
+(``kernelsvc.guest.confine.confine``). Each other layer is in the report's ``not_enforced`` with the probe's reason. So
+the report never claims more than was applied.
 
-``isolation`` is one word for the whole:
+``isolation`` summarizes the layers in one word:
 
 ========== ======================================================================
-full       private root; own pid, network and ipc namespaces; no capability,
-           no_new_privs, seccomp; a hard cap on tasks; as root, a user of its own
-networked  the same, but for the host's network, which was asked for
-files      no namespaces: Landlock keeps it from files, seccomp from the network
+full       private root, own pid, network and ipc namespaces, no capability,
+           no_new_privs, seccomp, a hard limit of tasks. As root, a user of its own
+networked  the same with the host's network, which the limits asked for
+files      no namespaces. Landlock protects files, seccomp the network
 process    less than that: rlimits and the watchdog, perhaps seccomp
 none       the policy is ``off``
 ========== ======================================================================
@@ -37,10 +35,10 @@ from kernelsvc.sandbox.rootfs_paths import RootfsPaths
 
 Policy = Literal["required", "best-effort", "off"]
 
-#: The namespaces without which there is no private view at all; "user" joins them for ordinary users.
+#: Namespaces without which there is no private root. Ordinary users need "user", too.
 _CORE_NAMESPACES = ("mount", "pid", "ipc")
 _DEVICES = ["null", "zero", "full", "random", "urandom"]
-#: What tells of the host, or is root's; covered in the session's /proc.
+#: Files that describe the host or are for root. They are covered in the session's /proc.
 _PROC_MASKS = [
     *("acpi", "asound", "bus", "cmdline", "config.gz", "driver", "dynamic_debug", "fs", "interrupts", "iomem"),
     *("ioports", "irq", "kallsyms", "kcore", "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount", "kpageflags"),
@@ -49,13 +47,13 @@ _PROC_MASKS = [
 ]
 _INSIDE_ID = 1000
 _LIVE_OOM_SCORE = 500
-#: Where every session has a place for temporary files, in a confined one its own.
+#: Directories for temporary files. A confined session has its own.
 SCRATCH = ("/tmp", "/dev/shm")
 _SCRATCH_SHARE = 4  # /tmp and /dev/shm may each hold a quarter of the session's memory
 _LEAST_SCRATCH, _MOST_SCRATCH = 16 * MiB, 4096 * MiB
-#: The init and parked checkpoints count as the session's tasks too.
+#: Tasks in addition to the session's: the init, and parked checkpoints.
 SPARE_TASKS = 8
-#: CPU seconds from the signal that can be ignored to the one that can't.
+#: CPU seconds between SIGXCPU and SIGKILL (setrlimit(2)).
 _CPU_GRACE_SECONDS = 5
 
 
@@ -63,37 +61,36 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One session to confine.
 
     Attributes:
-        policy: how much confinement its start depends on.
-        limits: its caps.
-        places: what it sees read-only.
+        policy: whether the session may start without confinement.
+        limits: its limits.
+        paths: paths that it sees read-only.
         root: an existing empty directory, mounted over in the session's namespace only.
         workdir: its directory on this machine.
-        home: where that is inside; below ``/home``.
-        family: a directory that holds ``workdir`` and those of its branches, shown
-            as ``/home`` instead (``/sessions`` where Python itself lies below
-            ``/home``); ``home`` is then that + the part below it.
-        branched: how often this session was branched before: those branches' directories it may not write to.
-        share: directories shown writable at their own path (a cold kernel's sockets).
-        identity: device and inode of that directory (the family's, where there is one); another one is not shown.
-        hidden: directories that must not be seen although a read-only place holds them.
-        uid: user and group of the host for this session, when the host runs as root.
-        reachable: any user may walk to ``workdir`` and to what is read-only.
+        home: the path of that directory inside, below ``/home``.
+        group_dir: a directory that holds ``workdir`` and the directories of its branches. It is visible as ``/home``
+            instead (``/sessions`` if Python itself lies below ``/home``), and ``home`` is a path below that.
+        branch_depth: how many times this session was branched before. It may not write to those branches' directories.
+        share: directories visible and writable at their own path (a kernelspec kernel's sockets).
+        identity: device and inode of the directory that is mounted. A replacement is refused.
+        hidden: directories that stay invisible although a read-only path holds them.
+        uid: user and group of the host for this session, if the host runs as root.
+        reachable: whether any user may walk to ``workdir`` and to the read-only paths.
         idmap: path of a user namespace that maps the directory's owner to ``uid``.
-        quota: the directory (the family's, where there is one) has a quota of its own, at ``limits.disk_bytes``.
+        quota: whether the directory has a quota, ``limits.disk_bytes``.
         cgroup: files of cgroups to join, by writing "0".
-        controllers: what those cgroups really limit: memory, pids, cpu.
-        env: the whole environment, on top of a small default one.
-        hostname: the name that ``uname`` tells.
+        controllers: the limits that those cgroups enforce: memory, pids, cpu.
+        env: environment variables, in addition to a small default environment.
+        hostname: the name that uname(2) returns.
     """
 
     policy: Policy
     limits: Limits
-    places: RootfsPaths
+    paths: RootfsPaths
     root: str
     workdir: str
     home: str = "/home/user"
-    family: str | None = None
-    branched: int = 0
+    group_dir: str | None = None
+    branch_depth: int = 0
     share: list[str] = []
     identity: tuple[int, int] | None = None
     hidden: list[str] = []
@@ -108,11 +105,11 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Confinement(msgspec.Struct, frozen=True, kw_only=True):
-    """What was decided.
+    """The chosen confinement of a session.
 
     Attributes:
-        plan: for ``kernelsvc.guest.confine.confine``; plain JSON.
-        report: for people, clients and the journal.
+        plan: plain JSON for ``kernelsvc.guest.confine.confine``.
+        report: for users, clients and the journal.
     """
 
     plan: dict[str, Any]
@@ -120,10 +117,10 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def confine(request: ConfinementRequest, probe: Probe) -> Confinement:
-    """The plan and the report for one session.
+    """Return the plan and the report for one session.
 
     Raises:
-        SandboxUnavailable: the policy is ``required`` and this machine can't.
+        SandboxUnavailable: the policy is ``required`` and this machine can't confine.
     """
     wanted = _Wanted(request, probe)
     report = _report(request, probe, wanted)
@@ -138,15 +135,15 @@ def confine(request: ConfinementRequest, probe: Probe) -> Confinement:
 
 
 class _Wanted:
-    """Which layers this session gets: the decisions, each once."""
+    """The layers that a session gets. Each decision is here once."""
 
     def __init__(self, request: ConfinementRequest, probe: Probe) -> None:
         limits = request.limits
         on = request.policy != "off"
         self.root = probe.root
         core = all(probe.works(f"{name} namespace") for name in _CORE_NAMESPACES) and probe.works("filesystem")
-        # Another user sees through a private root whatever was bound into it; without one it
-        # needs the right to walk to the session's directory and to Python.
+        # In a private root another user can reach every bind mount. Without one it
+        # needs search permission for the directories above the session's and Python's.
         may_become = on and probe.root and probe.works("user") and request.uid is not None
         self.become = may_become and (core or request.reachable)
         self.user_namespace = on and core and not probe.root and probe.works("user namespace")
@@ -156,12 +153,12 @@ class _Wanted:
         self.seccomp = on and probe.works("seccomp")
         self.landlock = on and probe.works("landlock")
         self.capabilities = on and probe.works("capabilities")
-        # The kernel's own cap on tasks counts one user, or one user namespace, only
-        # when this session is alone in it.
+        # getrlimit(2): RLIMIT_NPROC counts the processes of a user, within a user namespace. So it limits one session
+        # only when the session has a user or a user namespace of its own.
         self.task_rlimit = limits.processes is not None and (
             self.become or (self.user_namespace and probe.works("task rlimit"))
         )
-        # It also counts a session and all its branches as one; where each has a cgroup, that counts them apart.
+        # It counts a session and its branches together. With a cgroup for each they are counted apart.
         self.shared_tasks = self.task_rlimit and "pids" not in request.controllers
         self.inet = limits.network == "host" or self.net
         self.memory_is_hard = "memory" in request.controllers
@@ -197,7 +194,8 @@ def _plan(request: ConfinementRequest, probe: Probe, wanted: _Wanted) -> dict[st
         "become": become,
         "view": _view(request, wanted, inside) if wanted.view else None,
         "hostname": request.hostname,
-        # Emptying the bounding set takes CAP_SETPCAP: root has it, and whoever made the user namespace.
+        # capabilities(7): dropping from the bounding set needs CAP_SETPCAP, which root has, and the maker of a
+        # user namespace in it.
         "bounding": wanted.capabilities and (wanted.become or wanted.user_namespace),
         "capabilities": wanted.capabilities,
         "no_new_privs": request.policy != "off",
@@ -218,23 +216,23 @@ def _ids_inside(request: ConfinementRequest, wanted: _Wanted) -> dict[str, int]:
 
 
 def _home(request: ConfinementRequest) -> str:
-    if request.family is None:
+    if request.group_dir is None:
         return request.home
-    return f"{_family_home(request)}/{request.workdir.removeprefix(request.family).strip('/')}"
+    return f"{_group_home(request)}/{request.workdir.removeprefix(request.group_dir).strip('/')}"
 
 
-def _family_home(request: ConfinementRequest) -> str:
-    """Where a family is shown: it covers what lies there, so not over a Python environment."""
-    taken = any(target.startswith("/home/") for _, target in request.places.readonly)
+def _group_home(request: ConfinementRequest) -> str:
+    """Return the path of a group's directory inside. It covers the files there, so a Python environment is avoided."""
+    taken = any(target.startswith("/home/") for _, target in request.paths.readonly)
     return "/sessions" if taken else "/home"
 
 
 def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) -> dict[str, Any]:
-    own = (request.workdir, request.home) if request.family is None else (request.family, _family_home(request))
+    own = (request.workdir, request.home) if request.group_dir is None else (request.group_dir, _group_home(request))
     return {
         "root": request.root,
-        "links": request.places.links | {"/var/tmp": "../tmp"},
-        "readonly": [list(pair) for pair in request.places.readonly],
+        "links": request.paths.links | {"/var/tmp": "../tmp"},
+        "readonly": [list(pair) for pair in request.paths.readonly],
         "writable": [list(own), *([path, path] for path in request.share)],
         "identity": request.identity,
         "hidden": request.hidden,
@@ -265,7 +263,7 @@ def _scratch(limits: Limits) -> int:
 
 
 def _rlimits(limits: Limits, wanted: _Wanted) -> dict[str, tuple[int, int]]:
-    most: dict[str, int | None] = {
+    maximum: dict[str, int | None] = {
         "CORE": 0,
         "MSGQUEUE": 0,
         "RTPRIO": 0,
@@ -275,19 +273,19 @@ def _rlimits(limits: Limits, wanted: _Wanted) -> dict[str, tuple[int, int]]:
         "CPU": None if limits.cpu_seconds is None else max(1, round(limits.cpu_seconds)),
         "NPROC": limits.processes + SPARE_TASKS if wanted.shared_tasks and limits.processes else None,
     }
-    found = {name: (value, value) for name, value in most.items() if value is not None}
+    found = {name: (value, value) for name, value in maximum.items() if value is not None}
     if "CPU" in found:
-        # At the first Linux sends SIGXCPU, which tells what happened; at the second SIGKILL, which doesn't.
-        # Who ignores the one is seen by the watchdog before the other.
+        # setrlimit(2): at the soft limit Linux sends SIGXCPU, which names the cause, and at the hard limit SIGKILL.
+        # If a process ignores SIGXCPU, the watchdog ends it before the hard limit.
         found["CPU"] = (found["CPU"][0], found["CPU"][0] + _CPU_GRACE_SECONDS)
     return found
 
 
 def data_bytes(limits: Limits, *, hard: bool) -> int | None:
-    """RLIMIT_DATA beyond what is mapped at the start.
+    """Return RLIMIT_DATA beyond the memory mapped at the start, in bytes, or None for no limit.
 
-    A little below a hard cap, so that a greedy allocation meets ``MemoryError``,
-    with every variable kept, before it meets the OOM killer.
+    It is a little lower than a hard memory limit. A large allocation then raises ``MemoryError``, with every variable
+    kept, before the OOM killer ends the kernel.
     """
     if limits.memory_bytes is None:
         return None
@@ -298,17 +296,17 @@ def data_bytes(limits: Limits, *, hard: bool) -> int | None:
 
 def _landlock(request: ConfinementRequest, wanted: _Wanted, home: str) -> dict[str, Any]:
     if wanted.view:
-        # Of a family's directory only its own and that for its branches: nobody may put a link in their place.
-        own = [home] if request.family is None else [home, str(later(Path(home), request.branched))]
+        # Of the group's directory only its own and that for its branches, so that it can't replace others by links.
+        own = [home] if request.group_dir is None else [home, str(later(Path(home), request.branch_depth))]
         grants = [["/", "read"], *([path, "write"] for path in [*own, *SCRATCH]), ["/dev", "device"]]
         grants += [["/proc", "device"]] if wanted.proc else []
         grants += [[path, "write"] for path in request.share]
         return {"grants": grants, "scope": True}
-    # Without a private root the host's own paths are granted one by one.
-    readable = [source for source, _ in request.places.readonly]
-    grants = [[path, "read"] for path in [*readable, *request.places.links, "/proc"]]
+    # Without a private root the rules grant the host's own paths one by one.
+    readable = [source for source, _ in request.paths.readonly]
+    grants = [[path, "read"] for path in [*readable, *request.paths.links, "/proc"]]
     grants += [[f"/dev/{name}", "device"] for name in _DEVICES]
-    grants += [[path, "write"] for path in [request.family or request.workdir, *request.share]]
+    grants += [[path, "write"] for path in [request.group_dir or request.workdir, *request.share]]
     return {"grants": grants, "scope": True}
 
 
@@ -317,7 +315,7 @@ def _environment(request: ConfinementRequest, home: str, *, confined: bool) -> d
     user = {"USER": "user", "LOGNAME": "user"} if confined else {}
     return {
         "LANG": "C.UTF-8",
-        "PATH": request.places.path,
+        "PATH": request.paths.path,
         "SHELL": "/bin/sh",
         "TERM": "xterm-256color",
         **user,
@@ -334,17 +332,17 @@ def _environment(request: ConfinementRequest, home: str, *, confined: bool) -> d
 def _report(request: ConfinementRequest, probe: Probe, wanted: _Wanted) -> SandboxReport:
     if request.policy == "off":
         return SandboxReport(policy="off", isolation="none", limits=_enforcement(request, wanted))
-    enforced, lacking = [], []
+    enforced, missing = [], []
     for name, there in _layers(request, wanted).items():
         if there:
             enforced.append(name)
-        elif (why := _why_not(name, request, probe)) is not None:
-            lacking.append(NotEnforced(layer=name, why=why))
+        elif (why := _missing_reason(name, request, probe)) is not None:
+            missing.append(NotEnforced(layer=name, why=why))
     return SandboxReport(
         policy=request.policy,
         isolation=_isolation(request, wanted),
         enforced=enforced,
-        not_enforced=lacking,
+        not_enforced=missing,
         limits=_enforcement(request, wanted),
     )
 
@@ -374,12 +372,12 @@ def _layers(request: ConfinementRequest, wanted: _Wanted) -> dict[str, bool]:
     }
 
 
-def _why_not(name: str, request: ConfinementRequest, probe: Probe) -> str | None:
-    """Why a layer is missing; None when it has no place here and nothing is lost."""
+def _missing_reason(name: str, request: ConfinementRequest, probe: Probe) -> str | None:
+    """Return why a layer is missing, or None if the session loses nothing without it."""
     if name == ("user namespace" if probe.root else "user"):
-        return None  # one stands in for the other
+        return None  # a user and a user namespace replace each other
     if name == "cpu cgroup" and request.limits.cpu_cores is None:
-        return None  # no share was asked for
+        return None  # the session has no CPU limit
     if name == "net namespace" and request.limits.network == "host":
         return "the session asked for the host's network"
     if name == "user" and not request.reachable and probe.works("user"):
@@ -403,10 +401,10 @@ def _isolation(request: ConfinementRequest, wanted: _Wanted) -> str:
 
 
 def _enforcement(request: ConfinementRequest, wanted: _Wanted) -> dict[str, str]:
-    """How each limit is held, by the names of ``Limits``; limits that are not set are left out."""
+    """Return how each limit is enforced, by the names of ``Limits``. Limits without a value are omitted."""
     controllers = request.controllers
     sealed_off = wanted.net or (wanted.seccomp and not wanted.inet)
-    held: dict[str, Enforcement] = {
+    enforcement: dict[str, Enforcement] = {
         "memory_bytes": "hard" if "memory" in controllers else "supervised",
         "cpu_cores": "hard" if "cpu" in controllers else "none",
         "cell_seconds": "supervised",
@@ -418,7 +416,9 @@ def _enforcement(request: ConfinementRequest, wanted: _Wanted) -> dict[str, str]
         "idle_seconds": "supervised",
         "lifetime_seconds": "supervised",
     }
-    words: dict[str, str] = {name: word for name, word in held.items() if getattr(request.limits, name) is not None}
+    words: dict[str, str] = {
+        name: word for name, word in enforcement.items() if getattr(request.limits, name) is not None
+    }
     if request.limits.network == "none":
         words["network"] = "hard" if sealed_off else "none"
     return words

@@ -1,8 +1,7 @@
-"""Find out what can confine a session on this machine, for this user.
+"""Find out which layers can confine a session on this machine, for this user.
 
-``probe`` runs ``kernelsvc.guest.confine.layer_probe`` once, in a process of its own, and turns
-what it says into verdicts with the reason and, where there is one, the command
-that would change it. ``kernelsvc doctor`` and ``/v1/info`` show the same.
+``probe`` runs ``kernelsvc.guest.confine.layer_probe`` once, in a process of its own, and turns its result into verdicts
+with the reason and the command that would change it. ``kernelsvc doctor`` and ``/v1/info`` show the same.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from kernelsvc.sandbox.probe_result import Layer, Probe
 from kernelsvc.sandbox.syscall_table import NUMBERS
 
 _TRIAL_SECONDS = 20.0
-#: Trials run under the host's own user ids; any above the system's own will do.
+#: User id of the trials: any id above those of the system.
 TRIAL_UID = 70_000
 
 _USERNS_SWITCHES = {
@@ -48,10 +47,10 @@ _FIXES = {
 
 
 def probe(*, directory: str | None = None) -> Probe:
-    """Try everything once; takes about 0.1 s and leaves nothing behind.
+    """Try every layer once. Takes about 0.1 s and leaves nothing behind.
 
     Args:
-        directory: where an empty directory for the trials may be made.
+        directory: an existing directory in which the trials may make an empty one.
     """
     verdicts, abi = _run_trials(directory)
     layers = {name: _layer(name, why) for name, why in verdicts.items()}

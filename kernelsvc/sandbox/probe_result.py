@@ -1,4 +1,4 @@
-"""What the probe found out about this machine, as values."""
+"""The probe's findings about this machine, as values."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import msgspec
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer of confinement, tried once.
+    """One layer of confinement and its verdict.
 
     Attributes:
         name: as in plans and reports.
-        ok: it works here.
-        why: what happened when it was tried, if it doesn't.
-        fix: the command or step that would change that.
+        ok: whether it works here.
+        why: the error of its trial.
+        fix: the command or step that would make it work.
     """
 
     name: str
@@ -22,14 +22,14 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """What works on this machine, for this user.
+    """The layers that work on this machine, for this user.
 
     Attributes:
-        root: the host process has root's rights, so no user namespace is needed.
-        arch: as ``platform.machine()`` names it.
+        root: whether the host process is root and needs no user namespace.
+        arch: as in ``platform.machine()``.
         release: of the Linux kernel.
         layers: by name.
-        landlock_abi: 0 where there is none.
+        landlock_abi: version of the Landlock ABI, or 0 if there is none.
     """
 
     root: bool
@@ -39,6 +39,6 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     landlock_abi: int = 0
 
     def works(self, name: str) -> bool:
-        """Whether that layer was tried and worked."""
+        """Return whether that layer was tried and worked."""
         layer = self.layers.get(name)
         return layer is not None and layer.ok

@@ -1,11 +1,10 @@
-"""A hard cap on a session's files: project quotas, where the machine has them.
+"""A hard limit of a session's files: project quotas, where the machine has them.
 
-A filesystem that is mounted with ``prjquota`` (ext4 made with ``-O quota,project``,
-XFS) counts what carries a project's number, and what is made in a directory
-inherits the number. So each family of sessions becomes a project: no mount, no
-image, nothing to clean up, and it holds over a restart of the machine. Only root may
-set it, so an ordinary user's sessions stay supervised. A session can't leave its
-project: the filter refuses the ioctl that would. See quotactl(2), ioctl_xfs_fsgetxattr(2).
+A filesystem mounted with ``prjquota`` (ext4 made with ``-O quota,project``, XFS) counts the files that carry a
+project's number, and files made in a directory inherit the number. So each group of sessions becomes a project. There
+is no mount, no image and nothing to clean up, and the limit survives a restart of the machine. Only root may set it,
+so the sessions of other users are supervised. A session can't leave its project: the seccomp filter refuses that
+ioctl. See quotactl(2) and ioctl_xfs_fsgetxattr(2).
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ _DQBLK = struct.Struct("=QQQQQQQQI4x")
 _BLOCK = 1024
 _QIF_LIMITS = 1 | 4
 _GETQUOTA, _SETQUOTA, _PROJECT = 0x80_0007, 0x80_0008, 2
-#: Numbers below it are left to people.
+#: First project number. Smaller numbers are for administrators.
 _FIRST = 1 << 20
-#: An inode for each so many bytes of the cap, and some more.
+#: Bytes of the limit for each inode, and the minimum of inodes.
 _BYTES_PER_INODE, _LEAST_INODES = 16 * 1024, 10_000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def is_available(directory: str) -> bool:
-    """Whether quotas of projects are on where ``directory`` lies, and this process may set them."""
+    """Return whether the filesystem of ``directory`` has project quotas that this process may set."""
     if os.geteuid() != 0:
         return False
     try:
@@ -52,12 +51,12 @@ def is_available(directory: str) -> bool:
     return True
 
 
-def limit(directory: str, most: int | None) -> None:
-    """Cap what lies below ``directory``, which may have files already. Nothing may run in it now.
+def limit(directory: str, maximum: int | None) -> None:
+    """Limit the size of a directory, which may already hold files. No process may run in it now.
 
     Args:
-        directory: becomes a project of its own, if it isn't one.
-        most: bytes; None takes the cap away.
+        directory: becomes a project of its own, if it is none.
+        maximum: bytes, or None for no limit.
 
     Raises:
         OSError: Linux refused.
@@ -66,11 +65,11 @@ def limit(directory: str, most: int | None) -> None:
     try:
         flags, _, _, project, _, _ = _FSXATTR.unpack(_attributes(fd))
         if not (project and flags & _PROJINHERIT):
-            # Unique as long as the directory is there, and its files with it.
+            # The inode number is unique as long as the directory exists.
             project = _FIRST + os.fstat(fd).st_ino % ((1 << 31) - _FIRST)
-            _enroll(directory, project)
-        blocks = 0 if most is None else max(1, most // _BLOCK)
-        inodes = 0 if most is None else max(_LEAST_INODES, most // _BYTES_PER_INODE)
+            _assign_project(directory, project)
+        blocks = 0 if maximum is None else max(1, maximum // _BLOCK)
+        inodes = 0 if maximum is None else max(_LEAST_INODES, maximum // _BYTES_PER_INODE)
         _quotactl(
             fd, _SETQUOTA, project, bytearray(_DQBLK.pack(blocks, blocks, 0, inodes, inodes, 0, 0, 0, _QIF_LIMITS))
         )
@@ -78,12 +77,12 @@ def limit(directory: str, most: int | None) -> None:
         os.close(fd)
 
 
-def _enroll(directory: str, project: int) -> None:
-    """Give the number to the directory and to all that lies in it, without following a link."""
+def _assign_project(directory: str, project: int) -> None:
+    """Give the project's number to the directory and to everything in it, without following a link."""
     for _, _, files, fd in os.fwalk(directory, follow_symlinks=False):
         _set_project(fd, project, inherit=True)
         for name in files:
-            with contextlib.suppress(OSError):  # a link, a socket: they hold next to nothing
+            with contextlib.suppress(OSError):  # a link or a socket, which use almost no space
                 one = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
                 try:
                     _set_project(one, project, inherit=False)

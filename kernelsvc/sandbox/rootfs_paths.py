@@ -1,8 +1,7 @@
-"""Which parts of this machine's filesystem a session may see, read-only.
+"""Paths of this machine's filesystem that a session may see, read-only.
 
-An allow-list: the system's programs and libraries, the handful of files in
-``/etc`` that programs need, and the prefixes of the Python environment. The
-functions that look at the disk are here; ``outermost`` is pure.
+An allow-list: the system's programs and libraries, the few files in ``/etc`` that programs need, and the prefixes of
+the Python environment. The functions that read the disk are here. ``outermost`` is pure.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import msgspec
 
 #: Roots of programs and libraries. On most systems all but ``/usr`` are links into it.
 _SYSTEM_ROOTS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/gnu", "/nix/store")
-#: What programs read in /etc. Nothing of accounts, keys or services.
+#: Files that programs read in /etc. None of accounts, keys or services.
 _ETC = (
     "/etc/alternatives",
     "/etc/ca-certificates",
@@ -39,15 +38,15 @@ _ETC = (
 )
 #: joblib and lscpu count cores there.
 _SYS = ("/sys/devices/system/cpu",)
-#: Never bound whole, whatever claims to be a Python prefix.
-_TOO_WIDE = frozenset({"/", "/home", "/root", "/etc", "/var", "/run", "/tmp", "/dev", "/proc", "/sys", "/opt", "/srv"})
+#: Directories that are never bound, even if an interpreter names one as its prefix.
+_TOO_BROAD = frozenset({"/", "/home", "/root", "/etc", "/var", "/run", "/tmp", "/dev", "/proc", "/sys", "/opt", "/srv"})
 
 
 class RootfsPaths(msgspec.Struct, frozen=True, kw_only=True):
-    """What every session of one environment sees.
+    """The paths that every session of one environment sees.
 
     Attributes:
-        links: path inside → target, for roots that are links on this machine.
+        links: target by path inside, for roots that are links on this machine.
         readonly: (source, path inside).
         path: the value of ``PATH``.
     """
@@ -58,40 +57,39 @@ class RootfsPaths(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def outermost(paths: Iterable[str]) -> list[str]:
-    """The paths that no other one of them contains, sorted.
+    """Return the paths that no other one of them contains, sorted.
 
     >>> outermost(["/usr/lib/python3", "/usr", "/opt/env"])
     ['/opt/env', '/usr']
     """
-    kept: list[str] = []
+    outer: list[str] = []
     for path in sorted(set(paths)):
-        if not any(is_beneath(path, other) for other in kept):
-            kept.append(path)
-    return kept
+        if not any(is_beneath(path, other) for other in outer):
+            outer.append(path)
+    return outer
 
 
 def is_beneath(path: str, root: str) -> bool:
-    """Whether ``path`` is ``root`` or lies in it; by name only."""
+    """Return whether ``path`` is ``root`` or lies in it, by name only."""
     return PurePosixPath(path).is_relative_to(root)
 
 
 def is_reachable(paths: Iterable[str]) -> bool:
-    """Whether every user may walk to these paths: each directory above is searchable by all."""
+    """Return whether every user may walk to these paths: each directory above is searchable by all."""
     above = {str(parent) for path in paths for parent in PurePosixPath(os.path.realpath(path)).parents}
     return all(os.stat(directory).st_mode & stat.S_IXOTH for directory in above)
 
 
-def find_places(python: str = sys.executable, *, prefixes: Sequence[str] = ()) -> RootfsPaths:
-    """Look what of the allow-list exists here.
+def find_paths(python: str = sys.executable, *, prefixes: Sequence[str] = ()) -> RootfsPaths:
+    """Find the paths of the allow-list that exist on this machine.
 
     Args:
         python: the environment's interpreter.
-        prefixes: directories with its modules, as the template itself reports them
-            (its ``sys.path``). Those that would show what is not Python's are left
-            out: whole homes, and the checkout that we ourselves may run from.
+        prefixes: directories with its modules, as the fork server reports them (its ``sys.path``). Directories that
+            hold more than Python's files are omitted: whole homes, and the checkout that kernelsvc may run from.
 
     Raises:
-        ValueError: the interpreter's own prefix is as wide as that.
+        ValueError: the interpreter's own prefix is such a directory.
     """
     links, binds = {}, []
     for root in _SYSTEM_ROOTS:
@@ -100,23 +98,22 @@ def find_places(python: str = sys.executable, *, prefixes: Sequence[str] = ()) -
         elif os.path.isdir(root):
             binds.append(root)
     binds += [path for path in (*_ETC, *_SYS) if os.path.exists(path)]
-    own = python_prefixes(python)
-    for prefix in own:
-        if prefix in _TOO_WIDE:
+    own_prefixes = python_prefixes(python)
+    for prefix in own_prefixes:
+        if prefix in _TOO_BROAD:
             raise ValueError(f"{prefix} can't be a Python prefix of a confined session. Use a virtual environment.")
-    apart = {prefix for prefix in prefixes if prefix not in _TOO_WIDE and prefix != _checkout()}
-    for prefix in sorted({*own, *apart, *_guest_package()}):
-        # Both names: the one that the environment was made with, and the real one that its links lead to.
+    other_prefixes = {prefix for prefix in prefixes if prefix not in _TOO_BROAD and prefix != _checkout()}
+    for prefix in sorted({*own_prefixes, *other_prefixes, *_guest_package()}):
+        # Both names: that of the environment, and the real one that its links point to.
         binds += [path for path in {prefix, os.path.realpath(prefix)} if os.path.exists(path)]
     shown = [path for path in outermost(binds) if not any(is_beneath(path, link) for link in links)]
     return RootfsPaths(links=links, readonly=[(path, path) for path in shown], path=_search_path(python))
 
 
 def python_prefixes(python: str) -> list[str]:
-    """The prefixes of an interpreter, told from its files without running it.
+    """Return the prefixes of an interpreter, found from its files without running it.
 
-    A virtual environment names its base in ``pyvenv.cfg``; else the prefix is
-    what holds ``bin``.
+    A virtual environment names its base in ``pyvenv.cfg``. Otherwise the prefix is the directory that holds ``bin``.
     """
     prefix = os.path.dirname(os.path.dirname(os.path.abspath(python)))
     found = [prefix]
@@ -136,17 +133,17 @@ def _package() -> str:
 
 
 def _checkout() -> str | None:
-    """The source tree we are imported from, if we aren't installed; it holds more than modules."""
+    """Return the source tree of kernelsvc, which holds more than modules, or None if it is installed."""
     above = os.path.dirname(_package())
     return None if os.path.basename(above) in ("site-packages", "dist-packages") else above
 
 
 def _guest_package() -> list[str]:
-    """Our own code that runs inside, wherever it was installed from."""
+    """Return the paths of the guest package, which runs inside."""
     package = _package()
     return [os.path.join(package, "guest"), os.path.join(package, "__init__.py")]
 
 
 def _search_path(python: str) -> str:
-    own = os.path.dirname(os.path.abspath(python))
-    return ":".join(dict.fromkeys([own, "/usr/local/bin", "/usr/bin", "/bin"]))
+    own_prefixes = os.path.dirname(os.path.abspath(python))
+    return ":".join(dict.fromkeys([own_prefixes, "/usr/local/bin", "/usr/bin", "/bin"]))

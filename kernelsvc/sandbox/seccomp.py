@@ -1,21 +1,17 @@
-"""Which system calls a kernel and its init may make, assembled into a BPF filter.
+"""System calls that a kernel and its init may make, assembled into a BPF filter.
 
-Theory of operation. The policy is an allow-list by name (``_FILES``, ``_MEMORY``
-and so on). A call that is known but not on it fails with ``EPERM``; a number that
-the frozen tables don't know fails with ``ENOSYS``, so that programs fall back as
-on an older Linux; another architecture's calls kill the process. Some calls are
-allowed by argument (``_checks``): no new namespace through ``clone``, no set-uid
-bit through any call that takes a mode, no socket families but those of the
-loopback, no terminal injection.
+Theory of operation. The policy is an allow-list by name (``_FILES``, ``_MEMORY`` and so on). A known call that is not
+on the list fails with ``EPERM``. A number that the frozen tables don't have fails with ``ENOSYS``, so that programs
+fall back as on an older Linux. Another architecture's calls kill the process. Some calls are allowed by argument
+(``_checks``): no new namespace through ``clone``, no set-uid bit through any call that takes a mode, no socket
+families other than the loopback's, no terminal injection.
 
-A filter sees numbers, not memory. Calls whose arguments lie in memory and that
-we would have to look into (``clone3``, ``openat2``) answer ``ENOSYS``: the C
-library then uses the older call, which can be checked.
+seccomp(2): a filter can't dereference pointers. Calls whose arguments lie in memory and would have to be checked
+(``clone3``, ``openat2``) fail with ``ENOSYS``: the C library then uses the older call, which can be checked.
 
-The program is a binary search over runs of numbers with one verdict each, seven
-comparisons deep. Linux caches, per number, what is allowed without looking at
-arguments, so most calls cost nothing. Everything here is pure; the guest only
-installs the bytes.
+The program is a binary search over runs of numbers with one verdict each, seven comparisons deep. Linux caches, by
+number, the calls that are allowed whatever their arguments, so most calls cost nothing. Everything here is pure. The
+guest only installs the bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ _ERRNO = 0x0005_0000
 
 
 def refuse(number: int) -> int:
-    """The verdict "fail with this errno"."""
+    """Return the verdict "fail with this errno"."""
     return _ERRNO | number
 
 
@@ -75,7 +71,7 @@ _SOCKETS = """
 bind listen accept accept4 getsockname getpeername sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg
 setsockopt getsockopt shutdown
 """
-#: All that an init does: wait, read its lifeline, signal, report. No exec, no new socket.
+#: Calls of an init: it waits, reads its channel, sends signals and reports. No exec, no new socket.
 _INIT = """
 read write readv writev close close_range lseek stat fstat lstat newfstatat statx access faccessat faccessat2
 readlink readlinkat getdents64 getcwd dup dup2 dup3 fcntl pipe2 mmap mprotect munmap mremap brk madvise membarrier
@@ -87,7 +83,7 @@ clock_nanosleep nanosleep gettimeofday time poll ppoll select pselect6 epoll_cre
 epoll_pwait2 eventfd2 accept accept4 getsockname getpeername sendto recvfrom sendmsg recvmsg setsockopt getsockopt
 shutdown
 """
-#: Known, refused, and better answered as if they didn't exist: callers have a fallback for that.
+#: Known calls that fail with ENOSYS: their callers have a fallback for that.
 _ABSENT = "clone3 openat2 io_uring_setup io_uring_enter io_uring_register userfaultfd"
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
@@ -114,11 +110,11 @@ class ArgumentCheck:
 
     Attributes:
         argument: 0 to 5.
-        values: what is compared.
-        match: the verdict, or the next check, when one of them is equal.
-        other: likewise when none is.
-        mask: bits to look at.
-        high: look at the upper 32 bits instead.
+        values: compared with the masked argument.
+        match: the verdict, or the next check, if one of them is equal.
+        other: the verdict, or the next check, if none is equal.
+        mask: bits of the argument to compare.
+        high: compare the upper 32 bits instead.
     """
 
     argument: int
@@ -147,7 +143,7 @@ def _reading(argument: int) -> ArgumentCheck:
 
 def _socket(inet: bool, connect: bool) -> ArgumentCheck:
     if not connect:
-        # A datagram socket needs no connect to reach another's.
+        # A datagram socket reaches another one without connect(2).
         pairs = ArgumentCheck(1, (_SOCK_STREAM, _SOCK_SEQPACKET), ALLOW, EPERM, mask=0xF)
         return ArgumentCheck(0, (AF_UNIX,), pairs, refuse(errno.EAFNOSUPPORT))
     families = (AF_UNIX, AF_INET, AF_INET6) if inet else (AF_UNIX,)
@@ -164,7 +160,7 @@ def _checks(inet: bool, connect: bool) -> dict[str, Verdict]:
         "prctl": ArgumentCheck(0, (_PR_SET_SECCOMP, _PR_SET_MM, _PR_SET_PTRACER), EPERM, ALLOW),
         "setsockopt": ArgumentCheck(1, (_SOL_SOCKET,), ArgumentCheck(2, (_SO_LINGER,), EPERM, ALLOW), ALLOW),
         "personality": ArgumentCheck(0, (0, _PERSONALITY_ASK), ALLOW, EPERM),
-        # Its own limits, or reading another's: never changing another process's.
+        # prlimit(2): its own limits, or reading those of another process. Never changing those of another.
         "prlimit64": ArgumentCheck(0, (0,), ALLOW, null),
         "socket": _socket(inet, connect),
         "connect": ALLOW if connect else refuse(errno.EACCES),
@@ -184,13 +180,13 @@ def _checks(inet: bool, connect: bool) -> dict[str, Verdict]:
 
 
 def kernel_policy(*, inet: bool, memfd: bool, connect: bool = True) -> dict[str, Verdict]:
-    """What the kernel of a session, and everything it starts, may call.
+    """Return the policy of a session's kernel and of everything it starts.
 
     Args:
-        inet: internet sockets, for a network namespace of its own or the host's.
-        memfd: memory files; they escape every accounting but a memory cgroup's.
-        connect: connecting sockets; without a private root, a path may lead to the
-            server's own socket, which Landlock doesn't guard.
+        inet: allow internet sockets, for a network namespace of its own or the host's.
+        memfd: allow memory files. Only a memory cgroup accounts for them.
+        connect: allow connecting sockets. Without a private root a path may lead to the server's own socket, which
+            Landlock does not guard.
     """
     allowed = " ".join((_FILES, _MEMORY, _PROCESS, _SIGNALS_AND_TIME, _SOCKETS)).split()
     policy: dict[str, Verdict] = dict.fromkeys(allowed, ALLOW)
@@ -200,7 +196,7 @@ def kernel_policy(*, inet: bool, memfd: bool, connect: bool = True) -> dict[str,
 
 
 def init_policy() -> dict[str, Verdict]:
-    """What the init may call once the kernel runs: nothing that makes anything new."""
+    """Return the policy of the init while the kernel runs. It can make nothing new."""
     policy: dict[str, Verdict] = dict.fromkeys(_INIT.split(), ALLOW)
     policy |= dict.fromkeys(_ABSENT.split(), ENOSYS)
     return policy | {"open": _reading(1), "openat": _reading(2)}
@@ -219,15 +215,15 @@ Instruction = tuple[int, int, int, int]
 
 
 def assemble(policy: Mapping[str, Verdict], arch: str) -> bytes:
-    """A filter program for one architecture.
+    """Return a filter program for one architecture.
 
     Args:
-        policy: name → verdict. Names that the architecture lacks are left out;
-            calls that it has and the policy doesn't name fail with ``EPERM``.
+        policy: verdict by name. Names that the architecture lacks are omitted. Calls that it has and the policy does
+            not name fail with ``EPERM``.
         arch: ``x86_64`` or ``aarch64``.
 
     Raises:
-        KeyError: no table for that architecture.
+        KeyError: there is no table for that architecture.
     """
     program: list[Instruction] = [
         (_LOAD, 0, 0, _ARCH_OFFSET),
@@ -241,20 +237,20 @@ def assemble(policy: Mapping[str, Verdict], arch: str) -> bytes:
 
 @functools.cache
 def kernel_program(arch: str, *, inet: bool, memfd: bool, connect: bool = True) -> bytes:
-    """``kernel_policy`` assembled; made once."""
+    """Return ``kernel_policy`` assembled, from a cache."""
     return assemble(kernel_policy(inet=inet, memfd=memfd, connect=connect), arch)
 
 
 @functools.cache
 def init_program(arch: str) -> bytes:
-    """``init_policy`` assembled; made once."""
+    """Return ``init_policy`` assembled, from a cache."""
     return assemble(init_policy(), arch)
 
 
 def _runs(policy: Mapping[str, Verdict], numbers: Mapping[str, int]) -> list[tuple[int, Verdict]]:
-    """(first number, verdict) of each run; together they cover every number there is.
+    """Return (first number, verdict) of each run. Together the runs cover every number.
 
-    The x32 calls (0x40000000 and up) fall into the last run, ``ENOSYS``.
+    The x32 calls (0x40000000 and up) are in the last run, ``ENOSYS``.
     """
     by_number = {number: policy.get(name, EPERM) for name, number in numbers.items()}
     runs: list[tuple[int, Verdict]] = []
@@ -273,7 +269,7 @@ def _search(runs: list[tuple[int, Verdict]]) -> list[Instruction]:
     first = runs[middle][0]
     if len(low) <= _FURTHEST:
         return [(_JUMP_GREATER_EQUAL, len(low), 0, first), *low, *high]
-    # A conditional jump reaches 255 instructions; a plain one reaches any.
+    # A conditional jump has 8 bits and reaches 255 instructions. An unconditional jump has 32 bits.
     return [(_JUMP_GREATER_EQUAL, 0, 1, first), (_JUMP, 0, 0, len(low)), *low, *high]
 
 
@@ -292,11 +288,11 @@ def _decide(verdict: Verdict) -> list[Instruction]:
 
 
 def simulate(program: bytes, number: int, arguments: tuple[int, ...] = (), *, arch: str = "x86_64") -> int:
-    """What Linux would answer for this call: runs the program as the kernel does.
+    """Run the program as Linux does, and return the verdict for a call.
 
     Raises:
         IndexError: the program jumps out of itself or never returns.
-        ValueError: it holds an instruction that ours never do.
+        ValueError: it holds an instruction that the assembler never emits.
     """
     padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
     data = struct.pack("=IIQ6Q", number, AUDIT_ARCH[arch], 0, *(a & 0xFFFF_FFFF_FFFF_FFFF for a in padded))

@@ -1,9 +1,8 @@
 """System call numbers, frozen, so that a filter never depends on a machine's headers.
 
-From ``asm/unistd_64.h`` and ``asm-generic/unistd.h`` of Linux 6.1, and the calls
-added up to 6.17, which have one number everywhere. A number that is not listed
-belongs to a call that this table has never heard of; filters answer it with
-``ENOSYS``, as an older kernel would.
+From ``asm/unistd_64.h`` and ``asm-generic/unistd.h`` of Linux 6.1, and the calls added up to 6.17, which have one
+number on all architectures. A number that is not listed belongs to a newer call. Filters answer it with ``ENOSYS``,
+as an older kernel would.
 """
 
 from __future__ import annotations

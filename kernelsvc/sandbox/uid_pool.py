@@ -1,9 +1,8 @@
-"""A user of the host for each live session, when the kernel host runs as root.
+"""A user of the host for each live session, if the kernel host runs as root.
 
-Then no two sessions share a user id, and Linux itself keeps their files and
-processes apart and counts their tasks. Only sessions that were made to share a
-directory are one user: they are one principal's. The range lies above the ids of people
-and services and below those that container managers hand out.
+With it no two sessions share a user id, and Linux itself separates their files and processes and counts their tasks.
+Only sessions that share a directory have the same user: they belong to one principal. The range lies above
+the ids of people and services and below those that container managers use.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ UIDS = range(70_000, 80_000)
 
 
 class UidPool:
-    """Hands out user ids: one for each directory and what lies beneath it, to as many sessions as share it.
+    """User ids: one for each directory and everything beneath it, for all sessions that share the directory.
 
     Args:
-        among: the range to take from.
-        taken: ids that are in use already, of sessions that outlived another host.
+        among: the range to choose from.
+        taken: ids that are in use already, by sessions of another host.
     """
 
     def __init__(self, among: range = UIDS, *, taken: Iterable[int] = ()) -> None:
@@ -35,10 +34,12 @@ class UidPool:
         self._next = 0
 
     def acquire(self, *directories: str) -> int:
-        """The id of one of these directories, or of one above, if a session has it already; else a free one.
+        """Return the id that a session in one of these directories, or in one above, has already.
+
+        Otherwise return a free one.
 
         Args:
-            directories: absolute, without links; the session's own, and its family's.
+            directories: absolute, without links: the session's own, and its group's.
 
         Raises:
             AtCapacity: all are in use.
@@ -51,7 +52,7 @@ class UidPool:
         return uid
 
     def _free(self) -> int:
-        """The one that was freed longest ago."""
+        """Return the id that has been free for the longest time."""
         for step in range(len(self._among)):
             at = (self._next + step) % len(self._among)
             uid = self._among[at]
@@ -61,14 +62,14 @@ class UidPool:
         raise AtCapacity(f"All {len(self._among)} user ids for sessions are in use. Close a session first.")
 
     def claim(self, uid: int, *directories: str) -> None:
-        """Note that a session, found again perhaps, holds this id for its directories."""
+        """Note that a session, which may have been started by an earlier host, holds this id for its directories."""
         self._taken.add(uid)
         self._holders[uid] += 1
         for directory in directories:
             self._owners[directory] = uid
 
     def release(self, uid: int) -> None:
-        """A session is gone with all its processes."""
+        """Release the id of a session whose processes have all ended."""
         self._holders[uid] -= 1
         if self._holders[uid] > 0:
             return
@@ -78,7 +79,7 @@ class UidPool:
 
 
 def users_of_processes() -> set[int]:
-    """The user ids under which anything runs now."""
+    """Return the user ids of all running processes."""
     found = set()
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -90,11 +91,10 @@ def users_of_processes() -> set[int]:
 
 
 def give(directory: str, uid: int) -> None:
-    """Make ``directory`` and all in it the session's, without following a link.
+    """Change the owner of ``directory`` and of everything in it, without following a link.
 
-    Its files were written by hostile code: only the tree itself is walked, by
-    descriptor, and a link is changed, not what it points to. Nothing may run in
-    it meanwhile.
+    Hostile code wrote its files. Only the tree itself is walked, by descriptor, and the owner of a link is
+    changed instead of its target's. No process may run in it meanwhile.
 
     Raises:
         OSError: Linux refused.

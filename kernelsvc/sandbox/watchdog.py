@@ -1,19 +1,16 @@
-"""The second line: look at what sessions use, and say which ones went too far.
+"""Supervision of limits: read the usage of sessions, and report the limits that they exceed.
 
-Where a cgroup holds a cap, Linux enforces it and this only reports. Where none
-does, a poll is all there is: it supervises, it can't enforce, since memory fills
-at gigabytes a second. So it must be cheap enough to run often, and never strike an
-innocent.
+Where a cgroup has the limit, Linux enforces it and this module only reports. Everywhere else a poll can supervise and
+can't enforce, because memory fills at gigabytes a second. So a poll must be cheap enough to run often, and must never
+end a session that is within its limits.
 
-The cheap pass: one walk over /proc (11 ms for 200 kernels; asking psutil for each
-kernel's children takes 2,000) groups every process under its session's kernel and
-adds up resident memory. Forked kernels share most of that, so the sum overcounts
-several times: it only makes a *suspect*. For suspects alone the proportional set
-size is read, which shares fairly, and that decides. The same for disk: a
-directory is walked only now and then, with a bound on how far.
+The cheap pass: one walk over /proc (11 ms for 200 kernels, where asking psutil for each kernel's children takes 2,000)
+groups every process under its session's kernel and adds up resident memory. Forked kernels share most of that, so the
+sum overcounts several times and only selects candidates. For these alone the proportional set size is read, which
+divides shared pages fairly, and that figure decides. Disk works the same way: a directory is walked only now and then,
+up to a maximum of entries.
 
-``judge`` is pure. Reading is here too, and on systems without /proc it falls back
-to psutil.
+``check_limits`` is pure. Reading is here, too, and uses psutil on systems without /proc.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ _MOST_ENTRIES = 200_000
 
 
 class ProcessStat(msgspec.Struct, frozen=True):
-    """One line of the walk over /proc."""
+    """One process of the walk over /proc."""
 
     pid: int
     parent: int
@@ -45,15 +42,15 @@ class ProcessStat(msgspec.Struct, frozen=True):
 
 
 class SessionUse(msgspec.Struct, frozen=True, kw_only=True):
-    """What one session uses.
+    """The usage of one session.
 
     Attributes:
         pids: its processes, the kernel first.
-        resident_bytes: sum of resident memory; shared pages counted again and again.
-        memory_bytes: the fair figure, where it was worth reading.
-        cpu_seconds: of the processes that live now.
+        resident_bytes: sum of resident memory, with shared pages counted repeatedly.
+        memory_bytes: proportional set size, where it was read.
+        cpu_seconds: of the running processes.
         tasks: threads of all processes.
-        disk_bytes: of its directory, where it was walked.
+        disk_bytes: size of its directory, where it was walked.
     """
 
     pids: tuple[int, ...] = ()
@@ -65,28 +62,28 @@ class SessionUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitExceeded(msgspec.Struct, frozen=True, kw_only=True):
-    """A cap that was passed.
+    """A limit that was exceeded.
 
     Attributes:
         limit: its name in ``Limits``.
-        value: what was seen.
-        bound: what was allowed.
+        value: the measured value.
+        maximum: the allowed value.
         message: the cause in words, with the figures.
     """
 
     limit: str
     value: float
-    bound: float
+    maximum: float
     message: str
 
 
-def judge(limits: Limits, use: SessionUse, *, hard: Iterable[str] = ()) -> list[LimitExceeded]:
-    """Which caps a session has passed.
+def check_limits(limits: Limits, use: SessionUse, *, hard: Iterable[str] = ()) -> list[LimitExceeded]:
+    """Return the limits that a session has exceeded.
 
     Args:
-        limits: its caps.
-        use: what was seen.
-        hard: names of limits that Linux itself holds; they are not judged here.
+        limits: its limits.
+        use: its usage.
+        hard: names of limits that Linux enforces. They are not checked here.
     """
     tasks = None if limits.processes is None else limits.processes + SPARE_TASKS
     checks: list[tuple[str, float | None, float | None, Callable[[float], str]]] = [
@@ -97,19 +94,22 @@ def judge(limits: Limits, use: SessionUse, *, hard: Iterable[str] = ()) -> list[
     ]
     return [
         LimitExceeded(
-            limit=name, value=value, bound=bound, message=f"{_WORDS[name]}: {say(bound)} reached, {say(value)} used"
+            limit=name,
+            value=value,
+            maximum=maximum,
+            message=f"{_NAMES[name]}: {show(maximum)} reached, {show(value)} used",
         )
-        for name, value, bound, say in checks
-        if value is not None and bound is not None and value > bound and name not in hard
+        for name, value, maximum, show in checks
+        if value is not None and maximum is not None and value > maximum and name not in hard
     ]
 
 
-def suspect(limits: Limits, use: SessionUse) -> bool:
-    """Whether a session's resident sum is high enough to read its fair share."""
+def may_exceed_memory(limits: Limits, use: SessionUse) -> bool:
+    """Return whether a session's resident sum is high enough to read its proportional set size."""
     return limits.memory_bytes is not None and use.resident_bytes > limits.memory_bytes
 
 
-_WORDS = {"memory_bytes": "memory", "processes": "processes and threads", "disk_bytes": "disk", "cpu_seconds": "CPU"}
+_NAMES = {"memory_bytes": "memory", "processes": "processes and threads", "disk_bytes": "disk", "cpu_seconds": "CPU"}
 
 
 def _mebibytes(value: float) -> str:
@@ -117,21 +117,20 @@ def _mebibytes(value: float) -> str:
 
 
 def group(processes: Iterable[ProcessStat], roots: Iterable[int], *, own: int = 0) -> dict[int, SessionUse]:
-    """Every kernel with all that descends from it, summed. Pure.
+    """Return every kernel with the sum of its descendants. Pure.
 
-    A branch descends from its parent's kernel and yet is a session of its own, so
-    the walk stops at other roots. A daemon has left its parents and hangs on the
-    session's init, which is the parent of the kernel: it is charged to that
-    kernel, or to the eldest where branches share the init.
+    A branch descends from its parent's kernel and is a session of its own, so the walk stops at other roots. A daemon
+    has left its parents and is a child of the session's init, which is the parent of the kernel. It is charged to
+    that kernel, or to the oldest kernel if branches share the init.
 
     Args:
-        processes: all there are.
+        processes: all processes.
         roots: pids of kernels.
-        own: our pid; where a kernel is our own child there is no init, and our other
-            children are none of its.
+        own: this process's pid. A kernel that is this process's own child has no init, and the other children of this
+            process don't belong to it.
 
     Returns:
-        By root; one that is gone has an empty ``SessionUse``.
+        Usage by root. A root that has ended has an empty ``SessionUse``.
     """
     table = {process.pid: process for process in processes}
     kernels = set(roots)
@@ -151,7 +150,7 @@ def group(processes: Iterable[ProcessStat], roots: Iterable[int], *, own: int = 
 
 
 def _within(pid: int, kernels: set[int], table: Mapping[int, ProcessStat]) -> bool:
-    """Whether a process is a kernel or descends from one: then it is no init."""
+    """Return whether a process is a kernel or descends from one. Then it is no init."""
     seen: set[int] = set()
     while pid in table and pid not in seen:
         if pid in kernels:
@@ -179,7 +178,7 @@ def _sum(members: list[ProcessStat]) -> SessionUse:
 
 
 def walk() -> list[ProcessStat]:
-    """Every process of the machine, once over /proc."""
+    """Return every process of the machine, in one walk over /proc."""
     if not os.path.exists("/proc/self/stat"):
         return _walk_psutil()
     found = []
@@ -209,8 +208,8 @@ def _walk_psutil() -> list[ProcessStat]:
     return found
 
 
-def fair_memory(pids: Iterable[int]) -> int:
-    """The proportional set size of these processes together, in bytes; those that ended or refuse count 0."""
+def proportional_memory(pids: Iterable[int]) -> int:
+    """Return the proportional set size of these processes, in bytes. One that ended or refuses counts 0."""
     total = 0
     for pid in pids:
         try:
@@ -222,13 +221,16 @@ def fair_memory(pids: Iterable[int]) -> int:
 
 
 def disk_usage(directory: str, *, entries: int = _MOST_ENTRIES) -> int:
-    """Bytes that a directory's files take up on disk, links not followed.
+    """Return the bytes that a directory's files use on disk. Links are not followed.
 
-    Hard links are counted once, sparse files by what they hold. Stops at
-    ``entries`` names: who makes more has used the disk well enough to be judged
-    on those.
+    Hard links are counted once, sparse files by their blocks. Stops after ``entries`` names: a session that makes
+    more is judged by the size so far.
+
+    Args:
+        directory: an absolute path.
+        entries: maximum of names.
     """
-    # A session may have put a link in place of its directory: what lies behind that isn't its own.
+    # A session may have replaced its directory by a link, whose target is not its own.
     total, left, seen, todo = 0, entries, set[tuple[int, int]](), [directory] if is_plain(directory) else []
     while todo and left > 0:
         try:
@@ -246,19 +248,19 @@ def disk_usage(directory: str, *, entries: int = _MOST_ENTRIES) -> int:
                         seen.add((status.st_dev, status.st_ino))
                     total += status.st_blocks * 512
         except OSError:
-            continue  # removed meanwhile
+            continue  # it was removed meanwhile
     return total
 
 
 class Watched(msgspec.Struct, frozen=True, kw_only=True):
-    """A session to look after.
+    """A session to supervise.
 
     Attributes:
-        root: pid of its kernel, as this process sees it; the kernel's parent is an init
-            that no other session but branches of this one share.
-        limits: its caps.
+        root: pid of its kernel, as this process sees it. The kernel's parent is an init that only branches of this
+            session share.
+        limits: its limits.
         workdir: its directory.
-        hard: limits that Linux itself holds.
+        hard: limits that Linux enforces.
     """
 
     root: int
@@ -268,14 +270,14 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Watchdog:
-    """Keeps what is remembered between passes.
+    """The state between two polls.
 
-    Directories are walked in turn, those of sessions that have computed something since
-    the last pass before all others: nobody else can have written.
+    Directories are walked in turn. Those of sessions that have used the processor since the last poll come first: the
+    others can't have written.
 
     Args:
-        disks_per_pass: how many directories of sessions at rest one pass walks.
-        disk_seconds: for the directories of the others; who is left over is first the next time.
+        disks_per_pass: how many directories of idle sessions one poll walks.
+        disk_seconds: for the directories of the others. The rest comes first in the next poll.
     """
 
     def __init__(self, *, disks_per_pass: int = 4, disk_seconds: float = 0.05) -> None:
@@ -285,11 +287,11 @@ class Watchdog:
         self._walked: dict[str, float] = {}
         self._spent: dict[str, float] = {}
 
-    def look(self, sessions: Mapping[str, Watched]) -> tuple[dict[str, SessionUse], dict[str, list[LimitExceeded]]]:
-        """One pass over all sessions; blocks for about 10 ms at 200 of them.
+    def poll(self, sessions: Mapping[str, Watched]) -> tuple[dict[str, SessionUse], dict[str, list[LimitExceeded]]]:
+        """Poll all sessions once. Blocks for about 10 ms for 200 sessions.
 
         Returns:
-            What each uses, and the breaches of those that have any.
+            The usage of each, and the exceeded limits of those that have any.
         """
         uses = group(walk(), [watched.root for watched in sessions.values()], own=os.getpid())
         self._walk_disks(sessions, {name: uses[watched.root].cpu_seconds for name, watched in sessions.items()})
@@ -297,10 +299,10 @@ class Watchdog:
         breaches: dict[str, list[LimitExceeded]] = {}
         for name, watched in sessions.items():
             use = uses[watched.root]
-            if "memory_bytes" not in watched.hard and suspect(watched.limits, use):
-                use = msgspec.structs.replace(use, memory_bytes=fair_memory(use.pids))
+            if "memory_bytes" not in watched.hard and may_exceed_memory(watched.limits, use):
+                use = msgspec.structs.replace(use, memory_bytes=proportional_memory(use.pids))
             seen[name] = msgspec.structs.replace(use, disk_bytes=self._disks.get(name))
-            found = judge(watched.limits, seen[name], hard=watched.hard)
+            found = check_limits(watched.limits, seen[name], hard=watched.hard)
             if found:
                 breaches[name] = found
         return seen, breaches
@@ -330,11 +332,11 @@ class Watchdog:
 
 
 def hard_limits(words: Mapping[str, str]) -> frozenset[str]:
-    """The limits that a sandbox report calls hard."""
+    """Return the limits that a sandbox report calls hard."""
     return frozenset(name for name, word in words.items() if word == "hard")
 
 
 def free_bytes(directory: str) -> int:
-    """Free space for ordinary users on the filesystem of ``directory``."""
+    """Return the free space for ordinary users on the filesystem of ``directory``, in bytes."""
     status = os.statvfs(Path(directory))
     return status.f_bavail * status.f_frsize

@@ -52,7 +52,7 @@ class ResourceMonitor:
             if not watched:
                 continue
             try:
-                uses, breaches = await asyncio.to_thread(dog.look, watched)
+                uses, breaches = await asyncio.to_thread(dog.poll, watched)
             except OSError as error:
                 log.warning("the watchdog could not look: %s", error)
                 continue

@@ -131,7 +131,7 @@ def _reached(breach: LimitExceeded) -> LimitReached:
     return LimitReached(
         limit=breach.limit,
         value=breach.value,
-        bound=breach.bound,
+        bound=breach.maximum,
         enforced_by="watchdog",
         message=breach.message,
     )

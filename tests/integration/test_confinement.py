@@ -317,7 +317,7 @@ def test_a_branch_can_read_its_relatives_and_write_only_its_own(sandbox: Sandbox
         os.wait()
         Path("/home/user/after").write_text("the parent may still write")
 
-    ticket = prepare(sandbox, family / "user", family=str(family))
+    ticket = prepare(sandbox, family / "user", group_dir=str(family))
     if ticket.uid is not None:
         for path in [family, *family.rglob("*")]:
             os.chown(path, ticket.uid, ticket.uid)

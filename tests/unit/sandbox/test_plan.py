@@ -31,7 +31,7 @@ def request(**changes: object) -> ConfinementRequest:
     base = ConfinementRequest(
         policy="best-effort",
         limits=Limits(),
-        places=RootfsPaths(links={"/bin": "usr/bin"}, readonly=[("/usr", "/usr")], path="/usr/bin"),
+        paths=RootfsPaths(links={"/bin": "usr/bin"}, readonly=[("/usr", "/usr")], path="/usr/bin"),
         root="/run/view",
         workdir="/data/sessions/s/files",
         uid=70_001,
@@ -142,7 +142,7 @@ def test_a_user_that_could_not_walk_to_its_files_is_not_taken() -> None:
 
 
 def test_a_family_shows_its_directories_side_by_side() -> None:
-    made = confine(request(family="/data/families/f", workdir="/data/families/f/b1"), probe())
+    made = confine(request(group_dir="/data/families/f", workdir="/data/families/f/b1"), probe())
     assert made.plan["home"] == "/home/b1"
     assert ["/data/families/f", "/home"] in made.plan["view"]["writable"]
     grants = made.plan["landlock"]["grants"]
@@ -151,7 +151,7 @@ def test_a_family_shows_its_directories_side_by_side() -> None:
 
 def test_a_family_does_not_cover_python() -> None:
     places = RootfsPaths(links={}, readonly=[("/home/me/venv", "/home/me/venv")], path="/usr/bin")
-    made = confine(request(family="/data/f", workdir="/data/f/user", places=places), probe())
+    made = confine(request(group_dir="/data/f", workdir="/data/f/user", paths=places), probe())
     assert made.plan["home"] == made.plan["env"]["HOME"] == "/sessions/user"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.sandbox.rootfs_paths import find_places, is_beneath, is_reachable, outermost, python_prefixes
+from kernelsvc.sandbox.rootfs_paths import find_paths, is_beneath, is_reachable, outermost, python_prefixes
 
 
 def test_only_outermost_paths_are_bound() -> None:
@@ -22,7 +22,7 @@ def test_this_interpreters_prefixes_are_found_without_running_it() -> None:
 
 
 def test_places_hold_python_and_no_secrets() -> None:
-    places = find_places(sys.executable)
+    places = find_paths(sys.executable)
     shown = [source for source, _ in places.readonly]
     for needed in (sys.prefix, sys.base_prefix, os.__file__):
         assert any(is_beneath(os.path.realpath(needed), root) for root in shown), needed
@@ -33,14 +33,14 @@ def test_places_hold_python_and_no_secrets() -> None:
 
 def test_a_module_path_that_would_show_everything_is_left_out() -> None:
     checkout = str(Path(__file__).parents[3])
-    shown = [source for source, _ in find_places(sys.executable, prefixes=["/home", checkout]).readonly]
+    shown = [source for source, _ in find_paths(sys.executable, prefixes=["/home", checkout]).readonly]
     assert not {"/home", checkout} & set(shown)
     assert f"{checkout}/kernelsvc/guest" in shown
 
 
 def test_an_interpreter_whose_prefix_shows_everything_is_refused() -> None:
     with pytest.raises(ValueError, match="virtual environment"):
-        find_places("/home/bin/python")
+        find_paths("/home/bin/python")
 
 
 def test_a_closed_directory_above_is_noticed(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from kernelsvc.sandbox.watchdog import (
     SessionUse,
     Watchdog,
     Watched,
+    check_limits,
     disk_usage,
     group,
-    judge,
-    suspect,
+    may_exceed_memory,
     walk,
 )
 
@@ -33,35 +33,35 @@ NONE = Limits(memory_bytes=None, processes=None, disk_bytes=None)
 
 
 def test_nothing_is_judged_without_a_cap_or_a_figure() -> None:
-    assert judge(NONE, SessionUse(memory_bytes=1 << 50, tasks=10**6, disk_bytes=1 << 50)) == []
-    assert judge(Limits(), SessionUse()) == []
+    assert check_limits(NONE, SessionUse(memory_bytes=1 << 50, tasks=10**6, disk_bytes=1 << 50)) == []
+    assert check_limits(Limits(), SessionUse()) == []
 
 
 def test_a_breach_says_the_figures() -> None:
-    (breach,) = judge(Limits(memory_bytes=512 * MiB), SessionUse(memory_bytes=600 * MiB))
-    assert (breach.limit, breach.value, breach.bound) == ("memory_bytes", 600 * MiB, 512 * MiB)
+    (breach,) = check_limits(Limits(memory_bytes=512 * MiB), SessionUse(memory_bytes=600 * MiB))
+    assert (breach.limit, breach.value, breach.maximum) == ("memory_bytes", 600 * MiB, 512 * MiB)
     assert breach.message == "memory: 512 MiB reached, 600 MiB used"
 
 
 def test_what_linux_holds_is_left_to_linux() -> None:
     use = SessionUse(memory_bytes=600 * MiB, disk_bytes=600 * MiB)
     limits = Limits(memory_bytes=512 * MiB, disk_bytes=512 * MiB)
-    assert [b.limit for b in judge(limits, use, hard={"memory_bytes"})] == ["disk_bytes"]
+    assert [b.limit for b in check_limits(limits, use, hard={"memory_bytes"})] == ["disk_bytes"]
     assert watchdog.hard_limits({"memory_bytes": "hard", "disk_bytes": "supervised"}) == {"memory_bytes"}
 
 
 def test_the_init_and_checkpoints_are_not_counted_against_a_session() -> None:
     limits = Limits(processes=4)
-    assert judge(limits, SessionUse(tasks=4 + SPARE_TASKS)) == []
-    assert judge(limits, SessionUse(tasks=5 + SPARE_TASKS))
+    assert check_limits(limits, SessionUse(tasks=4 + SPARE_TASKS)) == []
+    assert check_limits(limits, SessionUse(tasks=5 + SPARE_TASKS))
 
 
 def test_resident_memory_makes_a_suspect_only() -> None:
     limits = Limits(memory_bytes=100)
-    assert suspect(limits, SessionUse(resident_bytes=101))
-    assert not suspect(limits, SessionUse(resident_bytes=100))
-    assert judge(limits, SessionUse(resident_bytes=101)) == []
-    assert not suspect(NONE, SessionUse(resident_bytes=1 << 50))
+    assert may_exceed_memory(limits, SessionUse(resident_bytes=101))
+    assert not may_exceed_memory(limits, SessionUse(resident_bytes=100))
+    assert check_limits(limits, SessionUse(resident_bytes=101)) == []
+    assert not may_exceed_memory(NONE, SessionUse(resident_bytes=1 << 50))
 
 
 @given(st.lists(st.integers(1, 30), unique=True), st.data())
@@ -136,7 +136,7 @@ def test_the_walk_sees_what_psutil_sees(family: subprocess.Popen[str]) -> None:
     assert use.tasks == 2
     seen = sum(psutil.Process(pid).memory_info().rss for pid in use.pids)
     assert abs(use.resident_bytes - seen) < 2 * MiB
-    assert 60 * MiB < watchdog.fair_memory(use.pids) <= use.resident_bytes + MiB
+    assert 60 * MiB < watchdog.proportional_memory(use.pids) <= use.resident_bytes + MiB
 
 
 def test_the_fallback_sees_the_same(family: subprocess.Popen[str]) -> None:
@@ -149,7 +149,7 @@ def test_a_pass_strikes_who_took_too_much_and_nobody_else(family: subprocess.Pop
     greedy = Watched(root=family.pid, limits=Limits(memory_bytes=32 * MiB), workdir=str(tmp_path))
     modest = Watched(root=family.pid, limits=Limits(memory_bytes=1024 * MiB), workdir=str(tmp_path))
     held = Watched(root=family.pid, limits=greedy.limits, workdir=str(tmp_path), hard=frozenset({"memory_bytes"}))
-    uses, breaches = Watchdog().look({"greedy": greedy, "modest": modest, "held": held})
+    uses, breaches = Watchdog().poll({"greedy": greedy, "modest": modest, "held": held})
     assert list(breaches) == ["greedy"]
     assert breaches["greedy"][0].limit == "memory_bytes"
     assert uses["modest"].memory_bytes is None, "nobody's fair share is read without suspicion"
@@ -163,10 +163,10 @@ def test_disks_are_walked_in_turn(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "100"]) as sleeper:
         sessions = {name: Watched(root=sleeper.pid, limits=limits, workdir=str(tmp_path / name)) for name in "abc"}
         dog = Watchdog(disks_per_pass=2)
-        assert sorted(dog.look(sessions)[1]) == ["a", "b"]
-        assert sorted(dog.look(sessions)[1]) == ["a", "b", "c"]
+        assert sorted(dog.poll(sessions)[1]) == ["a", "b"]
+        assert sorted(dog.poll(sessions)[1]) == ["a", "b", "c"]
         del sessions["b"]
-        assert sorted(dog.look(sessions)[1]) == ["a", "c"]
+        assert sorted(dog.poll(sessions)[1]) == ["a", "c"]
         sleeper.kill()
 
 
@@ -183,10 +183,10 @@ def test_the_disk_of_whoever_computes_is_walked_at_every_pass(tmp_path: Path) ->
             place.mkdir()
             sessions["busy"] = Watched(root=writer.pid, limits=limits, workdir=str(place))
             dog = Watchdog(disks_per_pass=1)
-            dog.look(sessions)
+            dog.poll(sessions)
             (place / "f").write_bytes(b"x" * 100_000)
-            wait_for(lambda: "busy" in dog.look(sessions)[1], what="a look at it")
-            assert sum(use.disk_bytes is not None for use in dog.look(sessions)[0].values()) < 11
+            wait_for(lambda: "busy" in dog.poll(sessions)[1], what="a look at it")
+            assert sum(use.disk_bytes is not None for use in dog.poll(sessions)[0].values()) < 11
             writer.kill()
         sleeper.kill()
 
