@@ -49,7 +49,7 @@ NO_LIMITS = Limits(
     network="host",
 )
 #: Exit of a kernel that was ended on request.
-ENDED = Exit(cause=Cause.SIGNALLED, message="The kernel was ended.", signal=signal.SIGKILL)
+ENDED_ON_REQUEST = Exit(cause=Cause.SIGNALLED, message="The kernel was ended.", signal=signal.SIGKILL)
 #: Variables of the application's environment that are for its own child processes and would harm a fork.
 NOT_PASSED_ON = ("JPY_PARENT_PID", "JPY_INTERRUPT_EVENT", "MPLBACKEND", "PYTHONEXECUTABLE")
 
@@ -71,11 +71,11 @@ class BackgroundLoop:
         """Return the launcher of this environment's host. Connects on the first call. Use it in the background loop."""
         task = self.launchers.get(environment)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
-            task = self.launchers[environment] = asyncio.ensure_future(_made(connect, environment))
+            task = self.launchers[environment] = asyncio.ensure_future(_connect(connect, environment))
         return await asyncio.shield(task)
 
 
-async def _made(connect: Connect, environment: Environment) -> Launcher:
+async def _connect(connect: Connect, environment: Environment) -> Launcher:
     return await connect(environment)
 
 
@@ -95,19 +95,19 @@ class ServedKernel:
     """One kernel and its ZMQ server. Use it in the background loop only."""
 
     def __init__(self, info: dict[str, Any]) -> None:
-        self.bridge = ZmqServer(info, on_exit=self._exited, on_shutdown=self._shut_down)
+        self.server = ZmqServer(info, on_exit=self._exited, on_shutdown=self._shut_down)
         self.kernel: Kernel | None = None
         self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._ending: asyncio.Task[None] | None = None
 
     async def start(self, launcher: Launcher, request: StartRequest) -> None:
         """Bind the sockets and start the kernel behind them."""
-        self.bridge.open()
+        self.server.open()
         try:
-            self.kernel = await launcher.start(request, self.bridge)
-            self.bridge.serve(self.kernel)
+            self.kernel = await launcher.start(request, self.server)
+            self.server.serve(self.kernel)
         except BaseException:
-            self.bridge.close()
+            self.server.close()
             raise
 
     def _exited(self, exit: Exit) -> None:
@@ -121,8 +121,8 @@ class ServedKernel:
         """End the kernel. Replies that were sent already still reach the clients."""
         if self.kernel is not None:
             await self.kernel.end()
-        self._exited(ENDED)
-        self.bridge.close()
+        self._exited(ENDED_ON_REQUEST)
+        self.server.close()
 
     async def signal(self, signum: int) -> None:
         """Interrupt the kernel for SIGINT, and end it for SIGTERM, SIGKILL, SIGHUP and SIGQUIT.

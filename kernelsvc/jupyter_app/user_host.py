@@ -57,12 +57,12 @@ def make_private(directory: Path) -> None:
     for path in (directory.parent, directory):
         try:
             path.mkdir(mode=0o700, exist_ok=True)
-            about = path.lstat()
+            info = path.lstat()
         except OSError as error:
             raise Internal(
                 f"{path} can't be created ({error.strerror}). Set XDG_RUNTIME_DIR to your own directory."
             ) from error
-        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o022:
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o022:
             raise Internal(f"{path} is not yours alone. Remove it, or set XDG_RUNTIME_DIR to a directory of your own.")
 
 

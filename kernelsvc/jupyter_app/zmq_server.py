@@ -34,22 +34,22 @@ from kernelsvc.model.exit_status import Exit
 
 log = logging.getLogger(__name__)
 
-Door = Literal["shell", "control", "stdin"]
+Channel = Literal["shell", "control", "stdin"]
 
 #: Headers of requests that are stored. Outputs of older requests have an empty parent header.
 MAX_HEADERS = 2000
 #: Messages that wait for one subscriber of iopub.
-IOPUB_WAITING = 10_000
+IOPUB_MESSAGES = 10_000
 #: Seconds between attempts to deliver when a subscriber is full.
 RETRY_SECONDS = 0.02
 #: Seconds after which a full subscriber loses messages.
 STALL_SECONDS = 10.0
 #: Seconds for which text is buffered, and the number of characters after which it is sent immediately.
-GATHER_SECONDS, GATHER_TEXT = 0.02, 64 * 1024
+BUFFER_SECONDS, BUFFER_TEXT = 0.02, 64 * 1024
 #: Milliseconds for which a closed socket still sends its last messages.
 LINGER_MS = 200
 
-DOORS: tuple[Door, ...] = ("shell", "control", "stdin")
+CHANNELS: tuple[Channel, ...] = ("shell", "control", "stdin")
 
 
 class ZmqServer:
@@ -73,17 +73,17 @@ class ZmqServer:
         self._headers: OrderedDict[str, tuple[dict[str, Any], list[bytes]]] = OrderedDict()
         self._running = ""
         self._early: list[Output] = []
-        self._handled = 0
-        self._gathered: list[StreamText] = []
-        self._gathered_size = 0
-        self._flushing: asyncio.TimerHandle | None = None
+        self._delivered = 0
+        self._buffered: list[StreamText] = []
+        self._buffered_size = 0
+        self._flush_timer: asyncio.TimerHandle | None = None
         self._stalled_since: float | None = None
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._context = zmq.asyncio.Context()
         self._sockets: dict[str, zmq.asyncio.Socket] = {}
 
-    # -- life ------------------------------------------------------------------------------
+    # -- start and end -----------------------------------------------------------------------
 
     def open(self) -> None:
         """Bind the sockets. Messages of clients wait in them until ``serve``.
@@ -96,32 +96,32 @@ class ZmqServer:
             socket = self._sockets[name] = self._context.socket(kind)
             socket.linger = LINGER_MS
             if name == "iopub":
-                socket.sndhwm = IOPUB_WAITING
+                socket.sndhwm = IOPUB_MESSAGES
                 socket.set(zmq.XPUB_NODROP, 1)
                 socket.set(zmq.XPUB_VERBOSE, 1)
             socket.bind(self._url(name))
 
     def _url(self, name: str) -> str:
         info = self._info
-        between = "-" if info["transport"] == "ipc" else ":"
-        return f"{info['transport']}://{info['ip']}{between}{info[f'{name}_port']}"
+        separator = "-" if info["transport"] == "ipc" else ":"
+        return f"{info['transport']}://{info['ip']}{separator}{info[f'{name}_port']}"
 
     def serve(self, kernel: Kernel) -> None:
         """Start to pass messages between this kernel and the sockets."""
         self.kernel = kernel
         early, self._early = self._early, []
         self.deliver(early)
-        for door in DOORS:
-            self._own(self._receive(door), door)
-        self._own(self._echo(), "heartbeat")
-        self._own(self._welcome(), "iopub")
+        for channel in CHANNELS:
+            self._create_task(self._receive(channel), channel)
+        self._create_task(self._echo(), "heartbeat")
+        self._create_task(self._welcome(), "iopub")
 
-    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = self._loop.create_task(work, name=f"bridge: {name}")
+    def _create_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._loop.create_task(work, name=f"ZMQ server: {name}")
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._task_ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("%s failed", task.get_name(), exc_info=error)
@@ -130,30 +130,25 @@ class ZmqServer:
         """Close the sockets after ``LINGER_MS`` for the last messages. Idempotent."""
         for task in self._tasks:
             task.cancel()
-        if self._flushing is not None:
-            self._flushing.cancel()
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
         for socket in self._sockets.values():
             socket.close()
         self._sockets.clear()
         if not self._context.closed:
             self._context.term()
 
-    @property
-    def stalled(self) -> bool:
-        """Whether a reader is full, and the kernel waits for it."""
-        return self._stalled_since is not None
-
     # -- from the clients ----------------------------------------------------------------------
 
-    async def _receive(self, door: Door) -> None:
-        socket = self._sockets[door]
+    async def _receive(self, channel: Channel) -> None:
+        socket = self._sockets[channel]
         while True:
             parts = await socket.recv_multipart()
             try:
                 packet = unpack(parts, self._key)
-                self._handle(door, packet)
+                self._handle(channel, packet)
             except InvalidMessage as error:
-                log.warning("a client's message on %s was refused, and no reply was sent: %s", door, error)
+                log.warning("a client's message on %s was refused, and no reply was sent: %s", channel, error)
 
     async def _echo(self) -> None:
         socket = self._sockets["hb"]
@@ -170,7 +165,7 @@ class ZmqServer:
                 with contextlib.suppress(zmq.Again):
                     self._publish("iopub_welcome", {"subscription": topic}, {}, topic=event[1:])
 
-    def _handle(self, door: Door, packet: Packet) -> None:
+    def _handle(self, channel: Channel, packet: Packet) -> None:
         kernel = self.kernel
         msg_type, msg_id = packet.header.get("msg_type"), packet.header.get("msg_id")
         if kernel is None or not isinstance(msg_type, str) or not isinstance(msg_id, str):
@@ -179,19 +174,21 @@ class ZmqServer:
         while len(self._headers) > MAX_HEADERS:
             self._headers.popitem(last=False)
         if msg_type == "shutdown_request":
-            self._reply("control" if door == "control" else "shell", "shutdown_reply", packet)
+            self._reply("control" if channel == "control" else "shell", "shutdown_reply", packet)
             self._on_shutdown()
         elif msg_type == "interrupt_request":
             kernel.interrupt()
-            self._reply(door, "interrupt_reply", packet)
+            self._reply(channel, "interrupt_reply", packet)
         else:
-            kernel.send(door, msg_type, packet.content, msg_id=msg_id, metadata=packet.metadata, buffers=packet.buffers)
+            kernel.send(
+                channel, msg_type, packet.content, msg_id=msg_id, metadata=packet.metadata, buffers=packet.buffers
+            )
 
-    def _reply(self, door: Door, msg_type: str, packet: Packet) -> None:
+    def _reply(self, channel: Channel, msg_type: str, packet: Packet) -> None:
         """Answer a request that this server handles itself."""
         content = {"status": "ok"} | packet.content
         parts = encode(self._key, self._session, msg_type, content, msg_id=uuid.uuid4().hex, parent=packet.header)
-        self._send(door, [*packet.routing, *parts])
+        self._send(channel, [*packet.routing, *parts])
 
     # -- from the kernel (port.Sink) -------------------------------------------------------------
 
@@ -201,13 +198,13 @@ class ZmqServer:
             self._early += batch
             return
         try:
-            for index in range(self._handled, len(batch)):
-                self._pass(batch[index])
-                self._handled = index + 1
+            for index in range(self._delivered, len(batch)):
+                self._forward(batch[index])
+                self._delivered = index + 1
         except zmq.Again:
             self._stall()
             raise OSError("a subscriber of iopub is full") from None
-        self._handled = 0
+        self._delivered = 0
         self._stalled_since = None
 
     def exited(self, exit: Exit) -> None:
@@ -222,40 +219,40 @@ class ZmqServer:
         if now - self._stalled_since > STALL_SECONDS and "iopub" in self._sockets:
             log.warning("a subscriber of iopub was full for %g s and now loses messages", STALL_SECONDS)
             self._sockets["iopub"].set(zmq.XPUB_NODROP, 0)
-        self._loop.call_later(RETRY_SECONDS, self._again)
+        self._loop.call_later(RETRY_SECONDS, self._resume_kernel)
 
-    def _again(self) -> None:
+    def _resume_kernel(self) -> None:
         if self.kernel is not None and self._sockets:
             self.kernel.resume()
 
-    def _gather(self, text: StreamText) -> None:
-        first = self._gathered[0] if self._gathered else text
-        if (first.name, first.parent) != (text.name, text.parent) or self._gathered_size > GATHER_TEXT:
+    def _buffer(self, text: StreamText) -> None:
+        first = self._buffered[0] if self._buffered else text
+        if (first.name, first.parent) != (text.name, text.parent) or self._buffered_size > BUFFER_TEXT:
             self._flush()
-        self._gathered.append(text)
-        self._gathered_size += len(text.text)
-        if self._flushing is None:
-            self._flushing = self._loop.call_later(GATHER_SECONDS, self._flush_later)
+        self._buffered.append(text)
+        self._buffered_size += len(text.text)
+        if self._flush_timer is None:
+            self._flush_timer = self._loop.call_later(BUFFER_SECONDS, self._flush_later)
 
     def _flush(self) -> None:
         """Publish the buffered text. Raises ``zmq.Again`` and changes nothing if a subscriber is full."""
-        if self._gathered:
-            first = self._gathered[0]
+        if self._buffered:
+            first = self._buffered[0]
             header, _ = self._headers.get(first.parent or self._running, ({}, []))
-            content = {"name": first.name, "text": "".join(t.text for t in self._gathered)}
+            content = {"name": first.name, "text": "".join(t.text for t in self._buffered)}
             self._publish("stream", content, header)
-            self._gathered, self._gathered_size = [], 0
+            self._buffered, self._buffered_size = [], 0
 
     def _flush_later(self) -> None:
-        self._flushing = None
+        self._flush_timer = None
         try:
             self._flush()
         except zmq.Again:  # Later outputs are refused meanwhile, or join the buffer up to its limit.
-            self._flushing = self._loop.call_later(GATHER_SECONDS, self._flush_later)
+            self._flush_timer = self._loop.call_later(BUFFER_SECONDS, self._flush_later)
 
-    def _pass(self, output: Output) -> None:
+    def _forward(self, output: Output) -> None:
         if isinstance(output, StreamText):
-            self._gather(output)
+            self._buffer(output)
             return
         self._flush()
         header, routing = self._headers.get(output.parent, ({}, []))

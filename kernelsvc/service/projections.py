@@ -42,7 +42,7 @@ class Projections:
         self._store = store
         self._key = SigningKey.load_or_create(store.data / "keys")
         self._notebooks: dict[str, NotebookFile] = {}
-        self._crowd = WriteLimiter(time.monotonic())
+        self._limiter = WriteLimiter(time.monotonic())
         self._finishing: set[asyncio.Task[None]] = set()
         self._unfinished: list[SessionDirectory] = []
         self._flusher: asyncio.TimerHandle | None = None
@@ -103,7 +103,7 @@ class Projections:
         """Keep the notebook of a live session."""
         inherited = directory.inherited if directory.inherited.exists() else None
         self._notebooks[directory.id] = NotebookFile(
-            directory.notebook, journal, parent=inherited, linger=LINGER, crowd=self._crowd
+            directory.notebook, journal, parent=inherited, linger=LINGER, limiter=self._limiter
         )
 
     def signer(self, session: str, journal: Journal) -> Callable[[], JournalSigned]:

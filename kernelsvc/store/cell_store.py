@@ -1,10 +1,9 @@
-"""Rendered notebook cells, kept outside of memory, so that a notebook of any length is cheap to write again.
+"""Rendered notebook cells outside of memory, so that a long notebook is cheap to write again.
 
-A cell is kept as its JSON, a comma and a newline, so that a run of neighbours can be copied
-into a notebook as it lies. The first ``MEMORY_BYTES`` stay in memory; past them
-everything lies in a file without a name, which goes when the process goes: there
-is nothing to clean up after a crash. A cell that is changed is written again at
-the end; when half of the file is such waste, it is packed.
+A cell is stored as its JSON, a comma and a newline, so that a run of adjacent cells can be copied into a notebook
+unchanged. The first ``MEMORY_BYTES`` stay in memory. Beyond that all cells are in an unnamed file (open(2), O_TMPFILE),
+which disappears with the process: a crash leaves nothing to clean up. A changed cell moves to the end. When
+half of the file is unused, it is compacted.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def encode(value: Any) -> bytes:
-    """JSON, with what JSON can't carry replaced."""
+    """Return JSON. Text that JSON can't hold is replaced."""
     try:
         return _encoder.encode(value)
     except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):
@@ -39,7 +38,7 @@ def encode(value: Any) -> bytes:
 
 
 class Snapshot:
-    """Cells as they were at one moment; a context manager that lets go of the file."""
+    """Cells at one moment. A context manager that closes the file."""
 
     def __init__(self, fd: int, memory: bytes, runs: list[tuple[int, int]]) -> None:
         self._fd = fd
@@ -54,17 +53,17 @@ class Snapshot:
             os.close(self._fd)
 
     def pieces(self) -> Iterator[bytes]:
-        """All of it in pieces of at most a megabyte."""
+        """Yield all bytes in pieces of at most a megabyte."""
         for start, size in self._runs:
             for at in range(start, start + size, _COPY):
                 step = min(_COPY, start + size - at)
                 yield os.pread(self._fd, step, at) if self._fd >= 0 else self._memory[at : at + step]
 
     def copy(self, out: int) -> None:
-        """Append all of it to a descriptor.
+        """Append all bytes to a descriptor.
 
         Raises:
-            OSError: not all of it was written.
+            OSError: The disk refused. A part may be there.
         """
         for piece in self.pieces():
             write_all(out, piece)
@@ -74,7 +73,7 @@ class CellStore:
     """Notebook cells by place and id.
 
     Args:
-        directory: where the file without a name lies.
+        directory: The directory of the unnamed file.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -82,7 +81,7 @@ class CellStore:
         self._memory = bytearray()
         self._fd = -1
         self._end = 0
-        self._live = 0
+        self._live_bytes = 0
         self._starts = array("Q")
         self._sizes = array("Q")
         self._places: dict[str, int] = {}
@@ -92,14 +91,14 @@ class CellStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all cells."""
-        return self._live
+        """Size of all cells in bytes."""
+        return self._live_bytes
 
     def add(self, cells: Iterable[NbCell]) -> None:
-        """Put cells at the end.
+        """Append cells.
 
         Raises:
-            OSError: they could not be stored; none was added.
+            OSError: The disk refused. No cell was added.
         """
         pieces = [(cell["id"], encode(cell) + _SEPARATOR) for cell in cells]
         start = self._store(b"".join(piece for _, piece in pieces)) if pieces else 0
@@ -108,24 +107,24 @@ class CellStore:
             self._starts.append(start)
             self._sizes.append(len(piece))
             start += len(piece)
-            self._live += len(piece)
+            self._live_bytes += len(piece)
 
-    def change(self, cell: str, how: Callable[[NbCell], None]) -> None:
-        """Change one cell; an unknown id changes nothing.
+    def change(self, cell: str, edit: Callable[[NbCell], None]) -> None:
+        """Change one cell by calling ``edit``. An unknown id changes nothing.
 
         Raises:
-            OSError: it is as it was.
+            OSError: The disk refused. The cell is unchanged.
         """
         place = self._places.get(cell)
         if place is None:
             return
         value = self._cell(place)
-        how(value)
+        edit(value)
         piece = encode(value) + _SEPARATOR
         start = self._store(piece)
-        self._live += len(piece) - self._sizes[place]
+        self._live_bytes += len(piece) - self._sizes[place]
         self._starts[place], self._sizes[place] = start, len(piece)
-        if self._fd >= 0 and self._end > 2 * self._live + _COPY:
+        if self._fd >= 0 and self._end > 2 * self._live_bytes + _COPY:
             self._pack()
 
     def _cell(self, place: int) -> NbCell:
@@ -138,7 +137,7 @@ class CellStore:
             yield self._cell(place)
 
     def runs(self) -> list[tuple[int, int]]:
-        """Start and size of each run of bytes that makes up the cells, in order, all with a separator at the end."""
+        """Return start and size of each contiguous run of the cells, in order, each with a separator at the end."""
         runs: list[tuple[int, int]] = []
         for start, size in zip(self._starts, self._sizes, strict=True):
             if runs and sum(runs[-1]) == start:
@@ -148,7 +147,7 @@ class CellStore:
         return runs
 
     def snapshot(self) -> Snapshot:
-        """What is stored now, to be copied out in another thread; what is stored never changes in place."""
+        """Return the present cells, to copy in another thread. Stored bytes never change in place."""
         if self._fd < 0:
             return Snapshot(-1, bytes(self._memory), self.runs())
         return Snapshot(os.dup(self._fd), b"", self.runs())
@@ -161,7 +160,7 @@ class CellStore:
     def _store(self, data: bytes) -> int:
         start = self._end
         if self._fd < 0 and start + len(data) > MEMORY_BYTES:
-            fd = _nameless(self._directory)
+            fd = _open_unnamed(self._directory)
             try:
                 _write_at(fd, bytes(self._memory), 0)
                 _write_at(fd, data, start)
@@ -177,7 +176,7 @@ class CellStore:
         return start
 
     def _pack(self) -> None:
-        fd, old, start = _nameless(self._directory), self._fd, 0
+        fd, old, start = _open_unnamed(self._directory), self._fd, 0
         try:
             with self.snapshot() as snapshot:
                 snapshot.copy(fd)
@@ -191,10 +190,10 @@ class CellStore:
         os.close(old)
 
     def close(self) -> None:
-        """Forget everything. Idempotent."""
+        """Remove all cells. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd, self._end, self._live, self._memory = -1, 0, 0, bytearray()
+        self._fd, self._end, self._live_bytes, self._memory = -1, 0, 0, bytearray()
         self._starts, self._sizes = array("Q"), array("Q")
         self._places.clear()
 
@@ -203,10 +202,10 @@ class CellStore:
             os.close(self._fd)
 
 
-def _nameless(directory: Path) -> int:
+def _open_unnamed(directory: Path) -> int:
     try:
         return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
-    except OSError:  # a filesystem without O_TMPFILE (open(2) lists which)
+    except OSError:  # A filesystem without O_TMPFILE (open(2) lists those with it).
         fd, name = tempfile.mkstemp(dir=directory, prefix=".cells-")
         os.unlink(name)
         return fd

@@ -52,8 +52,8 @@ def clean_style(text: str, prefix: str = "") -> str:
     """Return the safe declarations of a ``style`` attribute.
 
     Args:
-        text: the attribute's value.
-        prefix: what stands before each id of the fragment.
+        text: The attribute's value.
+        prefix: Prefix of each id of the fragment.
     """
     return _declarations(tinycss2.parse_blocks_contents(text, skip_comments=True, skip_whitespace=True), prefix)
 
@@ -62,9 +62,9 @@ def clean_stylesheet(text: str, *, scope: str = "", prefix: str = "") -> str:
     """Return the safe rules of a style sheet.
 
     Args:
-        text: the content of a ``<style>`` element.
-        scope: the id of the element whose descendants the rules may select; empty for a document of its own.
-        prefix: what stands before each id of the fragment.
+        text: The content of a ``<style>`` element.
+        scope: Id of the element whose descendants the rules may select. Empty for a document of its own.
+        prefix: Prefix of each id of the fragment.
     """
     parsed = tinycss2.parse_stylesheet(text, skip_comments=True, skip_whitespace=True)
     return "\n".join(_rules(parsed, scope, prefix, nested=False))

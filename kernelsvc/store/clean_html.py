@@ -112,17 +112,17 @@ class Fragment:
     html: str
     #: safe style sheets, for one ``<style>`` element in front of it; they select elements of its box.
     css: str
-    #: kinds of what was dropped ("script", "frame", "form", "picture from elsewhere" ...), and how many of each.
+    #: Kinds of dropped parts ("script", "frame", "form", "picture from elsewhere" ...), and how many of each.
     dropped: Counter[str] = field(default_factory=Counter)
 
     @property
     def has_content(self) -> bool:
-        """Whether there is something to look at: a table, a picture, paragraphs; empty boxes are none."""
+        """Whether there is content to display: a table, a picture, paragraphs. Empty boxes do not count."""
         return _CONTENT.search(self.html) is not None
 
 
 class HtmlCleaner:
-    """Clean fragments of HTML for one page. Use one for all fragments of a page; not thread-safe."""
+    """Clean fragments of HTML for one page. Use one for all fragments of a page. Not thread-safe."""
 
     def __init__(self) -> None:
         self._prefix = ""
@@ -132,7 +132,7 @@ class HtmlCleaner:
             clean_content_tags=set(_WITH_CONTENT),
             attributes=_ATTRIBUTES,
             attribute_filter=self._attribute,
-            # Whatever an input was, it is a box to tick: xarray and scikit-learn fold their sections with such boxes.
+            # Every input becomes a checkbox: xarray and scikit-learn fold their sections with checkboxes.
             set_tag_attribute_values={"input": {"type": "checkbox"}},
             url_schemes={"http", "https", "mailto", "data"},
             link_rel="noopener noreferrer",
@@ -142,12 +142,12 @@ class HtmlCleaner:
         """Clean a fragment of HTML.
 
         Args:
-            source: untrusted HTML.
-            scope: id of the page's element that the fragment is put into.
-            prefix: what is put before each id of the fragment, so that fragments don't meet.
+            source: Untrusted HTML.
+            scope: Id of the page's element that contains the fragment.
+            prefix: Prefix of each id of the fragment, so that fragments don't collide.
 
         Raises:
-            TooDeep: the nesting would cost a browser or the parser too much.
+            TooDeep: The nesting would cost a browser or the parser too much.
         """
         sheets, dropped = _scan(source)
         self._prefix, self._dropped = prefix, dropped
@@ -245,11 +245,11 @@ class HtmlCleaner:
 
 
 def _scan(source: str) -> tuple[list[str], Counter[str]]:
-    """Return the style sheets in a source, and how many of what is dropped. Linear in the source's length.
+    """Return the style sheets of a source, and the number of dropped parts. Linear in the source's length.
 
     Raises:
-        TooDeep: elements are nested too deep. An estimate from above for HTML as programs write it. A source can be
-            written so that it is too low, and then costs its own export the time limit.
+        TooDeep: Elements are nested too deeply. This is an upper estimate for HTML as programs write it. A hostile
+            source can keep it too low, and then its own export hits the time limit.
     """
     sheets: list[str] = []
     dropped: Counter[str] = Counter()

@@ -1,13 +1,11 @@
-"""A notebook as HTML or as a Python script, by nbconvert in a process of its own.
+"""Convert a notebook to HTML or to a script, by nbconvert in its own process.
 
-nbconvert takes a second to import and holds the interpreter while it works, so
-it runs in a child that is started for one conversion: the event loop does not
-stall, and no memory stays behind. The child gets the notebook on stdin and no
-environment of the server's.
+nbconvert takes a second to import and blocks the interpreter while it works. So each conversion runs in a new child
+process: the event loop does not stall, and the server's memory does not grow. The child gets the notebook on stdin and
+none of the server's environment.
 
-A notebook's outputs were made by untrusted code. ``html_export`` cleans each
-part of the page, *and* the page carries a content security policy that lets no
-script run and nothing be loaded.
+A notebook's outputs come from untrusted code. ``html_export`` cleans each part of the page. In addition, the page has a
+content security policy (CSP Level 3) under which no script runs and nothing is loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 from typing import Literal
 
@@ -37,11 +34,11 @@ def _environment() -> dict[str, str]:
 
 
 async def convert(notebook: bytes, format: Format) -> bytes:
-    """Convert ``.ipynb`` bytes. Safe to cancel: the child is ended.
+    """Convert ``.ipynb`` bytes. Safe to cancel: the child is killed.
 
     Raises:
-        Timeout: it took too long.
-        Internal: nbconvert could not do it.
+        Timeout: It took longer than ``SECONDS``.
+        Internal: nbconvert failed.
     """
     child = await asyncio.create_subprocess_exec(
         *_command(format),
@@ -54,7 +51,7 @@ async def convert(notebook: bytes, format: Format) -> bytes:
         async with asyncio.timeout(SECONDS):
             out, err = await child.communicate(notebook)
     except TimeoutError:
-        raise Timeout(f"Converting the notebook took longer than {SECONDS:g} s; export it as ipynb instead.") from None
+        raise Timeout(f"Converting the notebook took longer than {SECONDS:g} s. Export it as ipynb instead.") from None
     finally:
         if child.returncode is None:
             child.kill()
@@ -62,31 +59,15 @@ async def convert(notebook: bytes, format: Format) -> bytes:
     return _result(child.returncode, out, err, format)
 
 
-def convert_now(notebook: bytes, format: Format) -> bytes:
-    """``convert`` where there is no event loop.
-
-    Raises:
-        Timeout: it took too long.
-        Internal: nbconvert could not do it.
-    """
-    try:
-        done = subprocess.run(
-            _command(format), input=notebook, capture_output=True, env=_environment(), timeout=SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise Timeout(f"Converting the notebook took longer than {SECONDS:g} s; export it as ipynb instead.") from None
-    return _result(done.returncode, done.stdout, done.stderr, format)
-
-
 def _result(status: int | None, out: bytes, err: bytes, format: Format) -> bytes:
     if status != 0:
         last = err.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no message"]
-        raise Internal(f"The notebook could not be converted to {format}; export it as ipynb.", reason=last[0][:500])
+        raise Internal(f"The notebook could not be converted to {format}. Export it as ipynb.", reason=last[0][:500])
     return out
 
 
 def to_script(notebook: bytes) -> str:
-    """A Python script, magics translated. Imports nbconvert: meant for the child."""
+    """Return the notebook as a script with translated magics. Imports nbconvert, so call it in the child."""
     import nbformat
     from nbconvert import PythonExporter, ScriptExporter
 

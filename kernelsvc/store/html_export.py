@@ -1,11 +1,11 @@
-"""A notebook as one HTML page: nbconvert's template, with each untrusted part cleaned before it goes in.
+"""Export a notebook as one HTML page: nbconvert's template, with each untrusted part cleaned before it is inserted.
 
-The page itself is trusted: nbconvert's templates and style sheets, without its scripts. What a cell or a client made
-goes through ``HtmlCleaner`` (HTML, Markdown, SVG), through nbconvert's escaping (text with ANSI colours, tracebacks,
-code), or is a number or a picture in base64. The notebook's metadata, where nbconvert puts strings into attributes,
-is left behind. Nothing cleans or parses the page as a whole: after the parts are cleaned, nothing changes them.
+The page itself is trusted: nbconvert's templates and style sheets, without its scripts. Content of cells and clients
+goes through ``HtmlCleaner`` (HTML, Markdown, SVG) or nbconvert's escaping (text with ANSI colours, tracebacks, code),
+or is a number or a picture in base64. The notebook's metadata, which nbconvert inserts into attributes, is not used. No
+step parses the page as a whole, and nothing changes a part after it is cleaned.
 
-Imports nbconvert: meant for the child process of ``convert``.
+Imports nbconvert, so import it in the child process of ``convert``.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from kernelsvc.store.clean_html import DEPTH, HtmlCleaner, TooDeep
 
-#: Nothing runs, nothing is loaded; pictures and styles are in the page.
+#: No script runs and nothing is loaded. Pictures and styles are in the page.
 POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; font-src data:; base-uri 'none'; form-action 'none'"
 )
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
-#: Kinds of output that only a program in the page could show.
+#: Outputs that need a program in the page.
 _PROGRAMS = {
     "application/javascript": "script",
     "text/javascript": "script",
@@ -66,7 +66,7 @@ def to_html(notebook: bytes) -> str:
 
 
 def _without_metadata(nb: Any) -> Any:
-    """Return a copy that holds what the page shows, each value of the type that the template takes."""
+    """Return a copy with only the parts that the page shows, each of the type that the template expects."""
     named = nb.metadata.get("language_info", {})
     language = {k: named[k] for k in ("name", "pygments_lexer") if _LANGUAGE.fullmatch(str(named.get(k, "")))}
     cells = []
@@ -137,10 +137,10 @@ class _Parts:
         self._boxes = 0
 
     def output(self, output: Any) -> str:
-        """Return a bundle's best form that needs no program, and a note of what was left out."""
+        """Return a bundle's best form that needs no program, and a note about dropped parts."""
         data = output.data
         left_out = Counter(kind for mime, kind in _PROGRAMS.items() if mime in data)
-        # What nbconvert calls it: its style sheet has rules for an output of each kind.
+        # nbconvert's class: its style sheet has rules for each kind of output.
         kind, body = "jp-RenderedHTMLCommon jp-RenderedHTML", None
         if "text/html" in data:
             body, empty = self._box(data["text/html"], left_out)

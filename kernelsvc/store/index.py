@@ -1,12 +1,9 @@
-"""An index over all sessions, in SQLite: listing, paging and search.
+"""An index over all sessions in SQLite: listing, paging and search.
 
-A projection: everything in it comes from the journals and can be made again
-(``rebuild``). It may therefore fail without harm: a write that fails is logged,
-marks the index as in need of a rebuild, and is forgotten. Writes are gathered
-and put into one transaction before the next query, or when many have gathered;
-what many cells change in one session's row is one statement then, so that a cell
-costs a few microseconds here. What a crash loses, ``rebuild`` at the next start
-brings back for the sessions that had changed.
+It is a projection: ``rebuild`` creates it from the journals. So it may fail without harm: a failed write is logged,
+discarded, and marks the index as stale. Changes are collected and written in one transaction before the next query, or
+when there are many. The changes of many cells to one session's row become one statement, so that a cell costs a few
+microseconds. Changes that a crash loses are added again at the next start.
 """
 
 from __future__ import annotations
@@ -28,9 +25,9 @@ from kernelsvc.model.events import Event
 log = logging.getLogger(__name__)
 
 VERSION = 1
-#: Changes that are gathered before they are written.
-GATHERED = 500
-#: Characters of a cell's code that can be searched.
+#: Changes that are collected before they are written.
+MAX_PENDING = 500
+#: Characters of a cell's code that are indexed.
 CODE_CHARACTERS = 100_000
 
 _SCHEMA = """
@@ -64,7 +61,7 @@ _COLUMNS = (
 
 
 class _Change:
-    """What the events since the last write change in one session's row."""
+    """Changes of one session's row since the last write."""
 
     __slots__ = ("at", "cells", "failed", "seq", "state")
 
@@ -75,12 +72,12 @@ class _Change:
         self.seq: int | None = None
 
     def values(self, session: str) -> tuple[Any, ...]:
-        """For ``_UPDATE``."""
+        """Return the values for ``_UPDATE``."""
         return self.cells, self.failed, self.state, self.at, self.seq, session
 
 
 class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A session as the index knows it."""
+    """A session in the index."""
 
     id: str
     principal: str
@@ -107,13 +104,13 @@ class CellMatch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Index:
-    """The index. Used from one thread; every method is short.
+    """The index. Use it from one thread. Every method is short.
 
     Args:
-        path: the database's file; made if it is missing, made anew if it is broken.
+        path: The database file. Created if it is missing, replaced if it is broken.
 
     Attributes:
-        stale: whether something is missing and ``rebuild`` should be called.
+        stale: Whether changes are missing and ``rebuild`` should be called.
     """
 
     def __init__(self, path: Path) -> None:
@@ -129,7 +126,7 @@ class Index:
         try:
             return self._connect(fresh=fresh)
         except sqlite3.Error as error:
-            log.warning("the index is made anew: %s", error)
+            log.warning("the index is not usable and will be rebuilt from the journals: %s", error)
             return self._start_over()
 
     def _start_over(self) -> sqlite3.Connection:
@@ -141,9 +138,9 @@ class Index:
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
             if not fresh and db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
-                raise sqlite3.DatabaseError("it is of another version")
+                raise sqlite3.DatabaseError("it has another version")
             self.path.chmod(0o600)
-            # Durability isn't needed here: the journals have it all.
+            # No durability is needed: the journals have all data (SQLite, PRAGMA synchronous).
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = OFF")
             db.executescript(_SCHEMA)
@@ -157,15 +154,15 @@ class Index:
     # -- writing ------------------------------------------------------------------
 
     def feed(self, session: str, events: Sequence[Event]) -> None:
-        """Take in what was just appended to a session's journal. Never raises."""
+        """Add events that were just appended to a session's journal. Never raises."""
         for event in events:
-            note = _NOTES.get(type(event))
-            if note is not None:
-                note(self, session, event)
+            rule = _RULES.get(type(event))
+            if rule is not None:
+                rule(self, session, event)
         if events and isinstance(events[-1], ev.CellFinished | ev.SessionClosed):
             change = self._change(session)
             change.at, change.seq = events[-1].at, events[-1].seq
-        if len(self._pending) + len(self._code) >= GATHERED:
+        if len(self._pending) + len(self._code) >= MAX_PENDING:
             self.flush()
 
     def _change(self, session: str) -> _Change:
@@ -174,7 +171,7 @@ class Index:
             change = self._changes[session] = _Change()
         return change
 
-    def _note_started(self, session: str, event: Event) -> None:
+    def _on_started(self, session: str, event: Event) -> None:
         assert isinstance(event, ev.SessionStarted)
         parent = event.parent or {}
         values = (session, event.principal, event.name, event.template, event.at, event.at)
@@ -182,19 +179,19 @@ class Index:
         self._pending.append((_INSERT, (*values, parent.get("session"), parent.get("seq"), event.seq, labels)))
         self._pending.extend((_INSERT_LABEL, (session, key, value)) for key, value in event.labels.items())
 
-    def _note_queued(self, session: str, event: Event) -> None:
+    def _on_queued(self, session: str, event: Event) -> None:
         assert isinstance(event, ev.CellQueued)
         self._code.append((session, str(event.cell or ""), event.seq, event.code[:CODE_CHARACTERS]))
         self._change(session).cells += 1
 
-    def _note_finished(self, session: str, event: Event) -> None:
+    def _on_finished(self, session: str, event: Event) -> None:
         assert isinstance(event, ev.CellFinished)
         change = self._change(session)
         change.state = "idle"
         if event.reason is not ev.Reason.OK:
             change.failed += 1
 
-    def _note_state(self, session: str, event: Event) -> None:
+    def _on_state(self, session: str, event: Event) -> None:
         self._change(session).state = _STATES[type(event)]
 
     def set_state(self, session: str, state: str) -> None:
@@ -202,16 +199,16 @@ class Index:
         self._change(session).state = state
 
     def remove(self, session: str) -> None:
-        """Forget a session that was archived or removed. Never raises."""
-        self._forget(session)
+        """Remove a session that was archived or removed. Never raises."""
+        self._remove_rows(session)
         self.flush()
 
-    def _forget(self, session: str) -> None:
-        self.flush()  # what was noted of it must not come after this
+    def _remove_rows(self, session: str) -> None:
+        self.flush()  # Earlier changes of the session must be written first.
         self._pending.extend(_removal(session))
 
     def flush(self) -> None:
-        """Write what has gathered. Never raises: a failure is logged and makes the index ``stale``."""
+        """Write the collected changes. Never raises: a failure is logged and makes the index ``stale``."""
         pending, code, changes = self._pending, self._code, self._changes
         if not (pending or code or changes):
             return
@@ -224,34 +221,34 @@ class Index:
                 self._db.executemany(_INSERT_CODE, code)
                 self._db.executemany(_UPDATE, [change.values(session) for session, change in changes.items()])
         except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
-            log.warning("the index could not be written and must be rebuilt: %s", error)
+            log.warning("a write of the index failed. The index will be rebuilt from the journals: %s", error)
             self.stale = True
 
     def close(self) -> None:
-        """Write the rest and close. Never raises."""
+        """Write the remaining changes and close. Never raises."""
         self.flush()
         self._db.close()
 
     def seqs(self) -> dict[str, int]:
-        """The last entry of each session that the index has seen. Never raises."""
+        """Return the last indexed entry of each session. Never raises."""
         return {row[0]: row[1] for row in self._query("SELECT id, last_seq FROM session", ())}
 
     def closed(self) -> set[str]:
-        """Sessions that are known to be closed. Never raises."""
+        """Return the sessions that are known to be closed. Never raises."""
         return {row[0] for row in self._query("SELECT id FROM session WHERE state = 'closed'", ())}
 
     def rebuild(self, sessions: Iterable[tuple[str, Iterable[bytes]]]) -> None:
-        """Make everything anew from journals; takes their sizes' time, call it in a thread at start.
+        """Rebuild the index from journals. Takes time in proportion to their size: call it in a thread at start.
 
         Args:
-            sessions: each session's id and its journal's lines.
+            sessions: Each session's id and its journal's lines.
         """
         self._pending, self._code, self._changes = [], [], {}
         try:
             self._db.close()
             self._db = self._start_over()
         except (sqlite3.Error, OSError) as error:
-            log.warning("the index can't be made anew: %s", error)
+            log.warning("the index can't be rebuilt. Lists and searches of sessions are incomplete: %s", error)
             self.stale = True
             return
         self.stale = False
@@ -260,18 +257,18 @@ class Index:
         self.flush()
 
     def learn(self, session: str, lines: Iterable[bytes]) -> None:
-        """Make one session's part anew from its journal."""
+        """Rebuild one session's rows from its journal."""
         events = (_event(line) for line in lines if not line.startswith(_OUTPUT))
         self.learn_events(session, (event for event in events if event is not None), anew=True)
 
     def learn_events(self, session: str, events: Iterable[Event], *, anew: bool) -> None:
-        """Take in a part of a session's past, the first one ``anew``: what was known is forgotten. Never raises."""
+        """Add a part of a session's past. With ``anew``, remove its present rows first. Never raises."""
         if anew:
-            self._forget(session)
+            self._remove_rows(session)
         for event in events:
             self.feed(session, [event])
 
-    # -- asking ---------------------------------------------------------------------
+    # -- queries ---------------------------------------------------------------------
 
     def page(
         self,
@@ -282,20 +279,20 @@ class Index:
         limit: int = 100,
         page: str | None = None,
     ) -> tuple[list[SessionRow], str | None]:
-        """One page of a principal's sessions, newest first, and the cursor of the next page.
+        """Return one page of a principal's sessions, newest first, and the cursor of the next page.
 
-        The cursor is a position among the sessions, not a count: sessions that are made
-        or closed meanwhile neither repeat nor hide others.
+        The cursor is a position and not a count, so sessions that are created or closed meanwhile neither repeat nor
+        hide others.
 
         Args:
-            principal: whose.
-            state: only those in this state.
+            principal: The owner.
+            state: Only sessions in this state.
             label: ``key=value``, or ``key`` with any value.
-            limit: sessions on a page.
-            page: the cursor that the page before gave.
+            limit: Sessions on a page.
+            page: The cursor of the previous page.
 
         Raises:
-            BadRequest: the page is not one that was given out.
+            BadRequest: The cursor is not valid.
         """
         where, values = ["principal = ?"], [principal]
         if state is not None:
@@ -322,21 +319,21 @@ class Index:
         limit: int = 100,
         page: str | None = None,
     ) -> tuple[list[str], str | None]:
-        """``page``, ids only.
+        """Return ``page`` with ids only.
 
         Raises:
-            BadRequest: the page is not one that was given out.
+            BadRequest: The cursor is not valid.
         """
         rows, more = self.page(principal, state=state, label=label, limit=limit, page=page)
         return [row.id for row in rows], more
 
     def children(self, session: str) -> list[SessionRow]:
-        """The branches of a session, oldest first."""
+        """Return the branches of a session, oldest first."""
         sql = f"SELECT {_COLUMNS} FROM session WHERE parent = ? ORDER BY created_at, id"
         return [_row(r) for r in self._query(sql, (session,))]
 
     def search(self, principal: str, text: str, *, limit: int = 50) -> list[CellMatch]:
-        """Cells of a principal whose code has all of these words (as prefixes), best first."""
+        """Return a principal's cells whose code has all of these words as prefixes, best match first."""
         words = [w for w in text.split() if w]
         if not words:
             return []
@@ -354,7 +351,7 @@ class Index:
         try:
             return self._db.execute(sql, values).fetchall()
         except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
-            log.warning("the index could not be read and must be rebuilt: %s", error)
+            log.warning("a query of the index failed. The index will be rebuilt from the journals: %s", error)
             self.stale = True
             return []
 
@@ -382,13 +379,13 @@ _STATES: dict[type[Event], str] = {
 }
 
 
-Note = Callable[[Index, str, Event], None]
-#: What events change here; all others nothing.
-_NOTES: dict[type[Event], Note] = {
-    ev.SessionStarted: Index._note_started,
-    ev.CellQueued: Index._note_queued,
-    ev.CellFinished: Index._note_finished,
-    **dict.fromkeys(_STATES, Index._note_state),
+Rule = Callable[[Index, str, Event], None]
+#: Rules by event type. Other events change nothing.
+_RULES: dict[type[Event], Rule] = {
+    ev.SessionStarted: Index._on_started,
+    ev.CellQueued: Index._on_queued,
+    ev.CellFinished: Index._on_finished,
+    **dict.fromkeys(_STATES, Index._on_state),
 }
 
 
@@ -407,20 +404,20 @@ def _row(values: Sequence[Any]) -> SessionRow:
 
 
 def encode_page(created_at: str, session: str) -> str:
-    """A cursor that stands after this session."""
+    """Return a cursor for the sessions after this one."""
     return base64.urlsafe_b64encode(json.dumps([created_at, session]).encode()).decode().rstrip("=")
 
 
 def decode_page(page: str) -> list[str]:
-    """The position of a cursor.
+    """Return the position of a cursor.
 
     Raises:
-        BadRequest: it is none of ours.
+        BadRequest: The cursor is not valid.
     """
     try:
         value = json.loads(base64.urlsafe_b64decode(page + "=" * (-len(page) % 4)))
     except ValueError:
         value = None
     if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)):
-        raise BadRequest("There is no such page; take the cursor of the page before, or leave it out for the first.")
+        raise BadRequest("There is no such page. Use the cursor of the previous page, or none for the first page.")
     return value

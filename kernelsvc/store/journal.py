@@ -1,43 +1,35 @@
-"""A session's journal: one append-only file of chained lines, the truth about the session.
+"""The journal of a session: one append-only file of chained lines, from which all other data follows.
 
 Theory of operation
 -------------------
-``append`` stamps events and hands them to Linux in one ``write``; ``sync`` makes
-them durable. What ``append`` could not write whole it takes back (``ftruncate``)
-and raises, so the file always ends with a whole entry and the caller knows that
-nothing of its batch counts.
+``append`` stamps events and passes them to Linux in one ``write``. ``sync`` makes them durable. If ``append`` can't
+write a whole batch, it truncates the file (ftruncate(2)) and raises. So the file always ends with a whole entry, and
+the caller knows that no event of its batch counts.
 
-**After a failed fsync** nothing may be believed. Linux marks the pages clean
-although they never reached the disk, reports the error once, and a second fsync
-succeeds without writing anything: "Can Applications Recover from fsync
-Failures?" (Rebello et al., USENIX ATC 2020) found ext4 and XFS to keep the new
-content in the page cache only, Btrfs to go back to the old, and PostgreSQL,
-LMDB, LevelDB, SQLite and Redis all to lose data by trying again. So the journal
-counts as damaged: ``append`` and ``sync`` refuse, and readers get nothing that
-was not already handed out. ``recover`` writes the unsynced part again (the pages
-are dirty then, and a second fsync means something), syncs, closes, drops the
-file's pages from the cache, opens again and verifies the whole chain from the
-disk. What could not be saved is reported.
+**After a failed fsync** the data on disk is unknown. Linux marks the pages clean although they never reached the disk,
+reports the error once, and a second fsync succeeds without writing anything (fsync(2)). "Can Applications Recover from
+fsync Failures?" (Rebello et al., USENIX ATC 2020) found that ext4 and XFS keep the new content only in the page cache,
+that Btrfs reverts to the old content, and that PostgreSQL, LMDB, LevelDB, SQLite and Redis lose data when they retry.
+So the journal counts as damaged: ``append`` and ``sync`` refuse, and readers get only entries that were returned
+before. ``recover`` writes the unsynced part again (the pages are then dirty, and an fsync is meaningful), syncs,
+closes, drops the file's pages from the cache, opens the file again and verifies the whole chain from the disk. Lost
+entries are reported.
 
-**The sync is inline**, on the event loop's thread. Measured on 2 cores, ext4 on
-virtio, four small events at a time, one and two sessions at once: inline 0.16 to
-0.22 ms p50 and 0.3 to 0.5 ms p99; through ``asyncio.to_thread`` 0.25 to 0.43 ms
-p50 and 0.4 to 5 ms p99: two changes of thread cost as much as what they hide. A
-disk with slow flushes would shift that; ``sync`` may be called in a thread as
-long as nothing else is called meanwhile. (``python -m benchmarks.journal``.)
+**The sync is inline**, on the event loop's thread. Measured on 2 cores, ext4 on virtio, four small events at a time,
+one and two sessions in parallel: inline 0.16 to 0.22 ms p50 and 0.3 to 0.5 ms p99. Through ``asyncio.to_thread`` 0.25
+to 0.43 ms p50 and 0.4 to 5 ms p99: two thread switches cost as much as they hide. A disk with slow flushes would change
+that. ``sync`` may run in a thread while no other method is called (``python -m benchmarks.journal``).
 
-**Opening** cuts a torn tail back to the last whole entry (``recovery``). More
-than a torn line is never thrown away: it is moved to ``<journal>.cut-N`` beside
-it, for whoever wants to know. What is not synced never grows past a bound, so
-that only the end of a long journal can be in doubt.
+**Opening** cuts a torn tail back to the last whole entry (``recovery``). If more than a torn line is cut, it is moved
+to ``<journal>.cut-N`` in the same directory for inspection. Unsynced data is limited, so only the end of a long journal
+can be in doubt.
 
-**Readers** hold a position, never a queue. Those that are near the end are
-served from a small ring of recent lines, the others from the file (which is in
-the page cache as long as it matters). What one append brought is in the ring for a
-moment whatever its size, if anybody listens: reading 10 MB back is four copies.
+**Readers** have a position and no queue. Readers near the end get lines from a small ring of recent lines, others from
+the file, which is usually in the page cache. The lines of one append stay in the ring for a moment at any size if there
+are listeners: reading 10 MB back would cost four copies.
 
-One process at a time writes to a journal: ``flock`` sees to it. Methods are
-called from one thread at a time; ``lines`` may be walked in another.
+Only one process writes to a journal (flock(2)). Call methods from one thread at a time. ``lines`` may be iterated in
+another thread.
 """
 
 from __future__ import annotations
@@ -63,26 +55,26 @@ from kernelsvc.model.hash_chain import Head
 from kernelsvc.store.recovery import UNSYNCED_BYTES, Recovery, count, cut_tail, last_line, scan
 
 Clock = Callable[[], float]
-#: Told that there is more, with the last line of it; or with none, when something else has changed.
-News = Callable[[bytes], None]
+#: Called after an append with its last line, or with b"" after another change.
+LineListener = Callable[[bytes], None]
 
-#: Bytes of recent lines kept in memory per journal.
+#: Bytes of recent lines in memory per journal.
 RING_BYTES = 32 * 1024
-#: Seconds for which a longer line is there too, so that whoever listens need not read it back.
-MOMENT_SECONDS = 0.05
-#: More bytes than this, in so few lines, are written from where they are.
+#: Seconds for which longer lines stay in memory, so that listeners need not read them back.
+BURST_SECONDS = 0.05
+#: More bytes than this, in at most so many lines, are written without a copy (writev(2)).
 LARGE_BYTES, FEW_LINES = 256 * 1024, 64
-#: Bytes that one ``JournalReader.next`` gives at most, but for a single longer line.
+#: Most bytes that one ``JournalReader.next`` returns, except for a single longer line.
 BATCH_BYTES = 256 * 1024
 
 
 class JournalMetrics:
-    """What all journals of this process cost.
+    """Cost of all journals of this process.
 
     Attributes:
-        append_seconds: making entries and handing them to Linux, without what a sync took.
-        bytes: appended.
-        syncs: seconds of each sync since the last ``take``.
+        append_seconds: Time of encoding and writing entries, without syncs.
+        bytes: Bytes appended.
+        syncs: Seconds of each sync since the last ``take``.
     """
 
     def __init__(self) -> None:
@@ -91,7 +83,7 @@ class JournalMetrics:
         self.syncs: list[float] = []
 
     def take(self) -> JournalMetrics:
-        """What has gathered, and begin anew."""
+        """Return the metrics since the last call, and reset them."""
         taken = JournalMetrics()
         taken.__dict__, self.__dict__ = self.__dict__, taken.__dict__
         return taken
@@ -103,13 +95,13 @@ _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Journal:
-    """One session's journal. Make one with ``create`` or ``open``.
+    """One session's journal. Use ``create`` or ``open``.
 
     Attributes:
-        path: the file.
-        session: the session's id.
-        recovery: what opening found and did.
-        damaged: why it takes nothing more until ``recover``; None if it does.
+        path: The file.
+        session: The session's id.
+        recovery: Result of opening it.
+        damaged: Why it refuses entries until ``recover``, or None.
     """
 
     def __init__(
@@ -136,23 +128,23 @@ class Journal:
         self._directory_synced = False
         self._index = SparseIndex()
         self._ring: deque[bytes] = deque()
-        self._ring_bytes = self._held = 0
+        self._ring_bytes = self._burst_bytes = 0
         self._waiting: set[asyncio.Future[None]] = set()
-        self._listeners: list[News] = []
+        self._listeners: list[LineListener] = []
 
-    # -- making one -------------------------------------------------------------
+    # -- opening ----------------------------------------------------------------
 
     @classmethod
     def create(cls, path: Path, session_id: str, *, clock: Clock = time.time) -> Journal:
-        """A new, empty journal, mode 0600.
+        """Create an empty journal with mode 0600.
 
         Args:
-            path: where; nothing may be there yet.
-            session_id: goes into every line.
-            clock: seconds since the epoch.
+            path: The file, which must not exist.
+            session_id: The id in every line.
+            clock: Returns seconds since the epoch.
 
         Raises:
-            OSError: it can't be made there.
+            OSError: The file can't be created.
         """
         fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         _lock(fd, path)
@@ -162,22 +154,21 @@ class Journal:
     def open(
         cls, path: Path, session_id: str | None = None, *, clock: Clock = time.time, read_only: bool = False
     ) -> Journal:
-        """An existing journal, recovered: see ``recovery`` for what was done.
+        """Open an existing journal and recover it (see ``recovery``).
 
-        Reads the file in pieces: 1 GB in 0.7 s (long lines) to 2 s (4 million short
-        ones), with 30 MB of memory. Call it in a thread when the file is large.
+        Reads the file in pieces: 1 GB takes 0.7 s (long lines) to 2 s (4 million short ones) and 30 MB of memory. Call
+        it in a thread if the file is large.
 
         Args:
-            path: the file.
-            session_id: the id that every line must carry; by default the name of
-                the directory that the file lies in.
-            clock: seconds since the epoch.
-            read_only: nothing is cut or locked; the journal is closed from the start.
+            path: The file.
+            session_id: The id that every line must have. Default: the name of the file's directory.
+            clock: Returns seconds since the epoch.
+            read_only: Cut and lock nothing. The journal is closed from the start.
 
         Raises:
-            OSError: it can't be opened, or what was cut can't be kept.
-            Conflict: another process has it open.
-            NotSupported: a later version wrote it.
+            OSError: The file can't be opened, or the cut part can't be saved.
+            Conflict: Another process has it open.
+            NotSupported: A later version wrote it.
         """
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW if read_only else _FLAGS)
         if not read_only:
@@ -193,7 +184,7 @@ class Journal:
         return journal
 
     def _load(self) -> None:
-        """Find the end of the whole entries; a read-only journal is only counted."""
+        """Find the end of the whole entries. A read-only journal is only counted."""
         size = os.fstat(self._fd).st_size
         if self._closed:
             self._index, seq, self._size = count(self._fd, size)
@@ -212,7 +203,7 @@ class Journal:
 
     @property
     def last_seq(self) -> int:
-        """The last entry's number; 0 in an empty journal."""
+        """The last entry's number. 0 in an empty journal."""
         return self._head.seq
 
     @property
@@ -222,7 +213,7 @@ class Journal:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self._size
 
     @property
@@ -232,22 +223,21 @@ class Journal:
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no more entries."""
+        """Whether it refuses all further entries."""
         return self._closed
 
     def append(self, events: Sequence[Event]) -> None:
         """Stamp these events and write them, all or none, then wake the readers.
 
-        The events are given their ``session``, ``seq``, ``at`` and ``prev`` in place.
+        Sets ``session``, ``seq``, ``at`` and ``prev`` of the events in place.
 
         Raises:
-            OSError: nothing was appended and the events are as before (no room, a
-                file-size limit, an I/O error, or the journal is damaged and waits
-                for ``recover``).
-            SessionClosed: the journal is closed.
+            OSError: No event was appended and the events are unchanged (no space, file size limit, I/O error, or the
+                journal is damaged and needs ``recover``).
+            SessionClosed: The journal is closed.
         """
         if self._closed or self.damaged:
-            self._must_be_writable()
+            self._check_writable()
         if not events:
             return
         began = time.perf_counter()
@@ -258,41 +248,41 @@ class Journal:
         except BaseException:
             hash_chain.unstamp(events)
             raise
-        self._note(lines, size)
+        self._record_lines(lines, size)
         self._head = head
         METER.append_seconds += time.perf_counter() - began
         METER.bytes += size
         self._wake(lines[-1])
 
-    def _must_be_writable(self) -> None:
+    def _check_writable(self) -> None:
         if self._closed:
             raise SessionClosed()
         if self.damaged:
-            raise OSError(errno.EIO, f"the journal needs recover() before it takes more: {self.damaged}")
+            raise OSError(errno.EIO, f"the journal is damaged and needs recover(): {self.damaged}")
 
-    def _note(self, lines: list[bytes], size: int) -> None:
+    def _record_lines(self, lines: list[bytes], size: int) -> None:
         self._index.add_all(self._head.seq + 1, self._size, lines, size)
         self._size += size
         self._ring += lines
         self._ring_bytes += size
         if self._ring_bytes > RING_BYTES:
             if size > RING_BYTES:
-                self._held = size if self._kept_for_a_moment() else 0
-            # Short ones that follow at once, a cell's end say, take nothing away.
-            self._trim(RING_BYTES + self._held)
+                self._burst_bytes = size if self._hold_burst() else 0
+            # Short lines that follow, such as the end of a cell, displace nothing.
+            self._trim(RING_BYTES + self._burst_bytes)
 
-    def _kept_for_a_moment(self) -> bool:
-        """See to it that what is appended just now, and too long for the ring, is there for those who listen."""
+    def _hold_burst(self) -> bool:
+        """Keep the present append in memory for ``BURST_SECONDS`` if there are listeners. Return whether it stays."""
         if not self._listeners:
             return False
         try:
-            asyncio.get_running_loop().call_later(MOMENT_SECONDS, self._let_go)
+            asyncio.get_running_loop().call_later(BURST_SECONDS, self._release_burst)
         except RuntimeError:
             return False
         return True
 
-    def _let_go(self) -> None:
-        self._held = 0
+    def _release_burst(self) -> None:
+        self._burst_bytes = 0
         self._trim(RING_BYTES)
 
     def _trim(self, most: int) -> None:
@@ -300,41 +290,41 @@ class Journal:
             self._ring_bytes -= len(self._ring.popleft()) + 1
 
     def _write(self, lines: list[bytes], size: int) -> None:
-        """All of ``lines``, or nothing of them and an exception (write(2): a short write is no error)."""
+        """Write all ``lines``, or none and raise (write(2): a short write is no error)."""
         unsynced = self._size - self._synced_size
         if self._sync_bytes is not None and unsynced and unsynced + size > self._sync_bytes:
             self.sync()
         try:
             written = 0
-            if size > LARGE_BYTES and len(lines) <= FEW_LINES:  # not copied
+            if size > LARGE_BYTES and len(lines) <= FEW_LINES:  # No copy.
                 written = os.writev(self._fd, [part for line in lines for part in (line, b"\n")])
             if written < size:
                 self._write_rest(b"\n".join(lines) + b"\n", written)
         except BaseException:
-            self._take_back()
+            self._truncate()
             raise
 
     def _write_rest(self, data: bytes, written: int) -> None:
         while written < len(data):
             step = os.write(self._fd, memoryview(data)[written:] if written else data)
             if step == 0:
-                raise OSError(errno.EIO, "write() wrote nothing")
+                raise OSError(errno.EIO, "write() wrote 0 bytes")
             written += step
 
-    def _take_back(self) -> None:
+    def _truncate(self) -> None:
         try:
             os.ftruncate(self._fd, self._size)
         except OSError as error:
-            self.damaged = f"a part of an entry could not be taken back ({error})"
+            self.damaged = f"a part of an entry could not be removed ({error})"
 
     def sync(self) -> None:
-        """Make everything appended durable (fdatasync, inline; the first time also the directory).
+        """Make all entries durable (fdatasync(2), inline). The first call also syncs the directory, as fsync(2) asks.
 
         Raises:
-            OSError: it may be gone. The journal is damaged from now on; see ``recover``.
+            OSError: The entries may be lost. The journal is damaged from now on, see ``recover``.
         """
         if self.damaged:
-            raise OSError(errno.EIO, f"the journal needs recover() first: {self.damaged}")
+            raise OSError(errno.EIO, f"the journal is damaged and needs recover(): {self.damaged}")
         if self._synced_size == self._size or self._closed:
             return
         began = time.perf_counter()
@@ -350,24 +340,24 @@ class Journal:
         self._synced_size = self._size
 
     def recover(self) -> Recovery:
-        """Make a damaged journal usable again, or say why not. As slow as ``open``.
+        """Make a damaged journal usable again. As slow as ``open``.
 
         Returns:
-            What was found: ``lost`` entries were appended once and are gone; a
-            reader that had them gets ``cursor_unknown``.
+            The result. ``lost`` entries were appended before and are gone. A reader that has them gets
+            ``cursor_unknown``.
 
         Raises:
-            OSError: the disk still fails; the journal stays damaged.
+            OSError: The disk still fails. The journal stays damaged.
         """
         if not self.damaged:
             return Recovery(last_seq=self.last_seq)
-        had = self._head
+        before = self._head
         self._rewrite_unsynced()
         self._reopen()
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         self._load()
         self.damaged = None
-        lost = had.seq - self._head.seq
+        lost = before.seq - self._head.seq
         if lost:
             text = f"{self.recovery.message} {lost} entries after {self._head.seq} were lost.".strip()
             self.recovery = msgspec.structs.replace(self.recovery, lost=lost, message=text)
@@ -388,13 +378,13 @@ class Journal:
             for offset in range(self._synced_size, self._size, CHUNK):
                 data = os.pread(fd, min(CHUNK, self._size - offset), offset)
                 if os.pwrite(fd, data, offset) != len(data):
-                    raise OSError(errno.ENOSPC, "no room to write the unsynced entries again")
+                    raise OSError(errno.ENOSPC, "no space to write the unsynced entries again")
             os.fsync(fd)
         finally:
             os.close(fd)
 
     def close(self) -> None:
-        """Take no more entries and wake the readers, who read on to the end. Idempotent."""
+        """Refuse further entries and wake the readers, which read to the end. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -404,21 +394,21 @@ class Journal:
     # -- reading --------------------------------------------------------------------
 
     def lines(self, first: int = 1, last: int | None = None) -> Iterator[bytes]:
-        """Lines ``first`` to ``last`` (both included) from the file, in bounded pieces.
+        """Yield lines ``first`` to ``last`` (both included) from the file, in bounded pieces.
 
-        What is appended later is not included. May be walked in another thread.
+        Lines that are appended later are not included. May be iterated in another thread.
 
         Raises:
-            CursorExpired: the file is gone.
+            CursorExpired: The file is gone.
         """
         until = self.last_seq if last is None else min(last, self.last_seq)
         return self._lines(max(1, first), until, self._size, self._index)
 
     def pieces(self) -> Iterator[bytes]:
-        """Every line that is there now, many in a piece, each with its newline: for whoever can skip a whole one.
+        """Yield all present lines, many in one piece, each with its newline.
 
         Raises:
-            CursorExpired: the file is gone.
+            CursorExpired: The file is gone.
         """
         fd, end = _open_to_read(self.path), self._size
         try:
@@ -436,22 +426,22 @@ class Journal:
             os.close(fd)
 
     def reader(self, after: int = 0, *, max_bytes: int = BATCH_BYTES) -> JournalReader:
-        """A cursor that stands after entry ``after``.
+        """Return a reader that starts after entry ``after``.
 
         Raises:
-            CursorUnknown: there is no such entry.
+            CursorUnknown: There is no such entry.
         """
         hash_chain.check_cursor(after, self.last_seq)
         return JournalReader(self, after, max_bytes)
 
     def _recent(self, after: int) -> int | None:
-        """How many lines of the ring come before the one that follows ``after``; None if it isn't there."""
+        """Return how many lines of the ring come before the one after ``after``, or None if it is not in the ring."""
         skip = after - (self._head.seq - len(self._ring))
         return skip if skip >= 0 else None
 
     def _wake(self, line: bytes = b"") -> None:
-        for news in self._listeners:
-            news(line)
+        for listener in self._listeners:
+            listener(line)
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, set()
@@ -469,10 +459,10 @@ class Journal:
 
 
 class JournalReader:
-    """A position in a journal. Costs nothing while nobody calls ``next``.
+    """A position in a journal. It costs nothing between calls of ``next``.
 
     Attributes:
-        last_seq: the last entry that was given.
+        last_seq: The last entry that was returned.
     """
 
     def __init__(self, journal: Journal, after: int, max_bytes: int) -> None:
@@ -482,30 +472,30 @@ class JournalReader:
         self._offset = journal.size if after == journal.last_seq else -1
         self._fd = -1
         self._done = False
-        self._news: News | None = None
+        self._listener: LineListener | None = None
 
-    def on_lines(self, news: News) -> None:
-        """Have ``news`` called when there is more, until ``close``.
+    def on_lines(self, listener: LineListener) -> None:
+        """Call ``listener`` when there are more lines, until ``close``.
 
-        It is called in the middle of an append, before the entry is synced: it
-        takes note, and calls ``next_nowait`` in a later turn of the loop.
+        It is called during an append, before the entry is synced. It must only record the news, and call
+        ``next_nowait`` in a later iteration of the loop.
         """
-        self._news = news
-        self._journal._listeners.append(news)
+        self._listener = listener
+        self._journal._listeners.append(listener)
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing follows any more: all is read of a journal that is closed, or nobody wants it."""
+        """Whether no lines will follow: the journal is closed and all is read, or the reader is closed."""
         return self._done or (self._journal.closed and self.last_seq == self._journal.last_seq)
 
     async def next(self) -> list[bytes]:
-        """The lines after the cursor, at least one; waits for it. Empty: the journal is closed and all was read.
+        """Wait for lines after the cursor and return them. Empty: the journal is closed and all was read.
 
         Safe to cancel: the cursor moves only when lines are returned.
 
         Raises:
-            CursorUnknown: entries that were given had to be taken back (a failed disk).
-            CursorExpired: retention removed the journal meanwhile.
+            CursorUnknown: Entries that were returned are lost (a failed disk).
+            CursorExpired: Retention removed the journal meanwhile.
         """
         while True:
             lines = self.next_nowait()
@@ -514,15 +504,15 @@ class JournalReader:
             await self._journal._changed()
 
     def next_nowait(self) -> list[bytes]:
-        """What ``next`` would give without waiting; empty if there is nothing yet.
+        """Return the lines that ``next`` would return without waiting, or an empty list.
 
         Raises:
-            CursorUnknown, CursorExpired: as ``next``.
+            CursorUnknown, CursorExpired: See ``next``.
         """
         journal = self._journal
         if self.last_seq > journal.last_seq:
             raise CursorUnknown(after=self.last_seq, last_seq=journal.last_seq)
-        # Entries of a damaged journal may never have reached the disk: nobody is told of them.
+        # Entries of a damaged journal may not be on disk, so no reader gets them.
         if self._done or journal.damaged or self.last_seq == journal.last_seq:
             return []
         lines = self._from_ring() or self._from_file()
@@ -550,7 +540,7 @@ class JournalReader:
             self._offset = journal._index.find(fd, self.last_seq + 1, journal.size)
         lines = read_lines(fd, self._offset, journal.size, self._max_bytes)
         if not lines:
-            raise Internal("The journal is shorter than it was; run 'kernelsvc verify' on it.")
+            raise Internal("The journal file was truncated. Run 'kernelsvc verify' on it.")
         return lines
 
     def _own_fd(self) -> int:
@@ -559,11 +549,11 @@ class JournalReader:
         return self._fd
 
     def close(self) -> None:
-        """Let go; a ``next`` that waits returns when something happens. Idempotent."""
+        """Stop reading. A waiting ``next`` returns at the next change. Idempotent."""
         self._done = True
-        if self._news is not None:
-            self._journal._listeners.remove(self._news)
-            self._news = None
+        if self._listener is not None:
+            self._journal._listeners.remove(self._listener)
+            self._listener = None
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -579,7 +569,7 @@ class _First(msgspec.Struct):
 
 def _refuse_newer(first: list[bytes]) -> None:
     if first and msgspec.json.decode(first[0], type=_First).schema > SCHEMA:
-        raise NotSupported("A later version of kernelsvc wrote this session's journal; upgrade to read it.")
+        raise NotSupported("A later version of kernelsvc wrote this session's journal. Upgrade to read it.")
 
 
 def _lock(fd: int, path: Path) -> None:
@@ -587,7 +577,7 @@ def _lock(fd: int, path: Path) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(fd)
-        raise Conflict(f"Another process has session {path.parent.name} open; stop the other server first.") from None
+        raise Conflict(f"Another process has session {path.parent.name} open. Stop the other server first.") from None
 
 
 def _open_to_read(path: Path) -> int:

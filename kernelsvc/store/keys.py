@@ -1,7 +1,7 @@
-"""The server's signing key: Ed25519, made on first start, never leaves its file.
+"""The server's signing key: Ed25519 (RFC 8032), created at the first start, stored only in its file.
 
-A signature says that a head, or a notebook, was made by the server that holds
-this key. Whoever can read the key file can sign too; the kernels can't see it.
+A signature shows that the server with this key created a journal head or a notebook. Any process that can read the key
+file can sign too. The kernels can't read it.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ NAME = "ed25519.pem"
 
 
 class SigningKey:
-    """A private key. Get one with ``load_or_create``."""
+    """A private key. Use ``load_or_create``."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
 
     @classmethod
     def load_or_create(cls, directory: Path) -> SigningKey:
-        """The key of this data directory (``keys/``); made if there is none yet.
+        """Load the key of this data directory (``keys/``), or create it.
 
-        Two servers that start at once get the same key.
+        Two servers that start at the same time get the same key.
 
         Raises:
-            OSError: it can't be read or made.
-            Internal: others can read it, or it is no Ed25519 key.
+            OSError: The file can't be read or created.
+            Internal: Other users can read it, or it is no Ed25519 key.
         """
         path = directory / NAME
         if not path.exists():
@@ -62,26 +62,26 @@ class SigningKey:
         return base64.b64encode(self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
 
     def secret(self, purpose: str) -> bytes:
-        """A secret of 32 bytes that only this key's holder can make; one per purpose, the same after a restart."""
+        """Return 32 secret bytes that follow from the key and the purpose, and stay the same after a restart."""
         raw = self._key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
         return hmac.new(raw, purpose.encode(), hashlib.sha256).digest()
 
     def sign(self, statement: bytes) -> str:
-        """A signature, base64."""
+        """Return a signature in base64."""
         return base64.b64encode(self._key.sign(statement)).decode()
 
     def sign_head(self, session: str, head: Head) -> JournalSigned:
-        """The event that signs a journal up to ``head``; append it next, with nothing between."""
+        """Return the event that signs a journal up to ``head``. Append it next, with no entry between."""
         signature = self.sign(head_statement(session, head))
         return JournalSigned(head=head.digest, key=self.public, signature=signature)
 
     def sign_audit(self, audit: Audit) -> Audit:
-        """The audit with key and signature; a ``notebooks.Signer``."""
+        """Return the audit with key and signature. A ``notebook_document.Signer``."""
         return msgspec.structs.replace(audit, key=self.public, signature=self.sign(audit.statement()))
 
 
 def is_good(statement: bytes, key: str, signature: str) -> bool:
-    """Whether ``signature`` is that of ``statement`` by ``key``; anything malformed is not."""
+    """Whether ``signature`` is a valid signature of ``statement`` by ``key``. False if anything is malformed."""
     try:
         public = Ed25519PublicKey.from_public_bytes(base64.b64decode(key, validate=True))
         public.verify(base64.b64decode(signature, validate=True), statement)
@@ -95,14 +95,14 @@ def _load(path: Path) -> Ed25519PrivateKey:
     with os.fdopen(fd, "rb") as file:
         if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
             raise Internal(
-                f"Others can read the signing key keys/{NAME}; run chmod 600 on it, or remove it for a new one."
+                f"Others can read the signing key keys/{NAME}. Run chmod 600 on it, or remove it for a new one."
             )
         try:
             key = load_pem_private_key(file.read(), password=None)
         except ValueError:
             key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise Internal(f"keys/{NAME} is no Ed25519 key; put the right one back, or remove it for a new one.")
+        raise Internal(f"keys/{NAME} is no Ed25519 key. Restore the right one, or remove it for a new one.")
     return key
 
 
@@ -113,7 +113,8 @@ def _create(path: Path) -> None:
     try:
         write_all(fd, pem)
         os.fsync(fd)
-        # link(2) never replaces: of two servers that start at once, the first one's key stays.
+        # link(2) fails if the name exists: of two servers that start at the same time, the first one's key stays. A
+        # rename would replace it.
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(temporary)
     finally:

@@ -1,12 +1,10 @@
-"""Finding where a journal's whole entries end, and cutting off what comes after.
+"""Find where a journal's whole entries end, and cut off the rest.
 
-A crash of the server can tear the last line. A crash of the machine can garble
-whatever was not synced, in any order of blocks, so there may be rubbish before
-good-looking lines. ``Journal`` never lets more than ``UNSYNCED_BYTES`` (or one
-larger batch) go unsynced, so only the end of a long journal can be in doubt:
-``scan`` checks every link of the last ``DOUBT_BYTES`` and merely counts the
-lines before them (a gigabyte takes about a second). Tampering is not what this
-looks for; ``store.verify`` is.
+A crash of the server can tear the last line. A crash of the machine can damage all unsynced data, in any order of
+blocks, so invalid data may precede valid lines. ``Journal`` leaves at most ``UNSYNCED_BYTES`` (or one larger batch)
+unsynced, so only the end of a long journal can be in doubt: ``scan`` checks every link of the last ``DOUBT_BYTES`` and
+only counts the lines before them (a gigabyte takes about a second). ``store.verify`` detects tampering. This module
+does not.
 """
 
 from __future__ import annotations
@@ -16,27 +14,28 @@ from pathlib import Path
 
 import msgspec
 
+from kernelsvc.linux.atomic_file import replace, write_all
 from kernelsvc.linux.line_file import CHUNK, SparseIndex, read_lines, walk
 from kernelsvc.model import hash_chain
 from kernelsvc.model.events import Event, decode
 from kernelsvc.model.hash_chain import Head
 
-#: A journal syncs by itself when this much is waiting for it.
+#: A journal syncs by itself before more bytes than this are unsynced.
 UNSYNCED_BYTES = 8 << 20
-#: The part at the end whose links are checked when a journal is opened.
+#: Bytes at the end whose links are checked when a journal is opened.
 DOUBT_BYTES = 16 * UNSYNCED_BYTES
 
 
 class Recovery(msgspec.Struct, frozen=True, kw_only=True):
-    """What opening a journal found and did.
+    """Result of opening a journal.
 
     Attributes:
-        last_seq: entries that are there now.
-        cut_bytes: how much was cut from the end.
-        cut_lines: whole lines among it (0 for an ordinary torn tail).
-        kept_as: the file that holds what was cut, if it was more than a torn line.
-        lost: entries that had been appended and are gone (after a failed sync).
-        message: the same in words; empty if there was nothing to do.
+        last_seq: Present entries.
+        cut_bytes: Bytes that were cut from the end.
+        cut_lines: Whole lines among them (0 for an ordinary torn tail).
+        kept_as: The file that holds the cut part, if it was more than a torn line.
+        lost: Entries that had been appended and are gone (after a failed sync).
+        message: The result in words. Empty if nothing was done.
     """
 
     last_seq: int
@@ -48,7 +47,7 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scan(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole entries of a file: where they end, the head there, and where to find them."""
+    """The whole entries of a file: their end, the head there, and an index of positions."""
 
     head: Head
     end: int
@@ -56,11 +55,11 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def scan(fd: int, size: int, session: str, *, check_from: int | None = None) -> Scan:
-    """Walk a journal; check the links of what lies after ``check_from`` (default: the last ``DOUBT_BYTES``)."""
-    wanted = max(0, size - DOUBT_BYTES) if check_from is None else check_from
+    """Read a journal and check the links after ``check_from`` (default: the last ``DOUBT_BYTES``)."""
+    start = max(0, size - DOUBT_BYTES) if check_from is None else check_from
     index, head, offset = SparseIndex(), Head(), 0
-    if wanted:
-        index, seq, offset = count(fd, wanted)
+    if start:
+        index, seq, offset = count(fd, start)
         entry = read_lines(fd, offset, size, 1)
         env = hash_chain.envelope(entry[0]) if entry else None
         if env is None or env.seq != seq + 1:
@@ -77,7 +76,7 @@ def scan(fd: int, size: int, session: str, *, check_from: int | None = None) -> 
 
 
 def count(fd: int, end: int) -> tuple[SparseIndex, int, int]:
-    """Count whole lines in the first ``end`` bytes, unread: index, how many, and where the next begins."""
+    """Count whole lines in the first ``end`` bytes without parsing. Return index, count and the offset after them."""
     index, seq, offset, step = SparseIndex(), 0, 0, SparseIndex.EVERY_BYTES
     while offset < end:
         data = os.pread(fd, min(step, end - offset), offset)
@@ -95,15 +94,15 @@ def count(fd: int, end: int) -> tuple[SparseIndex, int, int]:
 
 
 def last_line(fd: int, index: SparseIndex, seq: int, end: int) -> bytes:
-    """Line ``seq``, or nothing if there is none."""
+    """Return line ``seq``, or b"" if ``seq`` is 0."""
     return next(walk(fd, index.find(fd, seq, end), end), b"") if seq else b""
 
 
 def end_of(path: Path) -> Event | None:
-    """A journal's last entry; None if it ends with anything else, and must be recovered. Reads the end alone.
+    """Return a journal's last entry, or None if its end needs recovery. Reads only the end.
 
     Raises:
-        OSError: it can't be read.
+        OSError: The file can't be read.
     """
     with path.open("rb") as file:
         size, want = os.fstat(file.fileno()).st_size, CHUNK // 4
@@ -122,10 +121,10 @@ def end_of(path: Path) -> Event | None:
 
 
 def cut_tail(fd: int, path: Path, found: Scan, size: int) -> Recovery:
-    """Cut a file back to its whole entries, durably; what was more than a torn line is kept beside it.
+    """Cut a file back to its whole entries, durably. More than a torn line is saved to another file first.
 
     Raises:
-        OSError: nothing was cut.
+        OSError: Nothing was cut.
     """
     good, seq = found.end, found.head.seq
     if size <= good:
@@ -134,25 +133,25 @@ def cut_tail(fd: int, path: Path, found: Scan, size: int) -> Recovery:
     kept = _keep(fd, good, size, path) if lines > 1 else None
     os.ftruncate(fd, good)
     os.fsync(fd)
-    text = f"{size - good} bytes after entry {seq} were not a whole entry and were cut"
+    text = f"{size - good} bytes after entry {seq} were no whole entry and were cut"
     return Recovery(
         last_seq=seq,
         cut_bytes=size - good,
         cut_lines=lines,
         kept_as=kept.name if kept else None,
-        message=f"{text}; they hold {lines} lines and are kept in {kept.name}." if kept else f"{text}.",
+        message=f"{text}. They have {lines} lines and were moved to {kept.name}." if kept else f"{text}.",
     )
 
 
 def _keep(fd: int, start: int, end: int, path: Path) -> Path:
-    """Copy a part of a journal to the first free ``<journal>.cut-N`` and make it durable."""
+    """Copy a part of a journal to the first free ``<journal>.cut-N``, durably."""
     n = 1
     while (target := path.with_name(f"{path.name}.cut-{n}")).exists():
         n += 1
-    out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(out, "wb") as file:
+
+    def fill(out: int) -> None:
         for offset in range(start, end, CHUNK):
-            file.write(os.pread(fd, min(CHUNK, end - offset), offset))
-        file.flush()
-        os.fsync(file.fileno())
+            write_all(out, os.pread(fd, min(CHUNK, end - offset), offset))
+
+    replace(target, fill, durable=True)
     return target

@@ -1,18 +1,17 @@
-"""Where sessions lie on disk, and how they end there.
+"""Directories of sessions: layout, creation, archive and removal.
 
 ::
 
-    <data>/sessions/<id>/journal.jsonl     the truth
-                         session.json      what the session is (written atomically)
+    <data>/sessions/<id>/journal.jsonl     the journal, from which the rest follows
+                         session.json      the session's settings (written atomically)
                          notebook.ipynb    a projection
-                         parent.cells      a branch's inheritance for its notebook
-                         files/            the working directory; hostile content
+                         parent.cells      a branch's inherited cells for its notebook
+                         files/            the working directory, with hostile content
     <data>/archive/<id>/journal.jsonl.gz, notebook.ipynb.gz, session.json
-    <data>/retention.jsonl                 what was archived or removed, when and why
+    <data>/retention.jsonl                 archived and removed sessions, with time and reason
 
-A session's directory is all its durable state. It goes only on purpose, with a
-line in ``retention.jsonl`` that is durable before anything is removed; the lines
-are chained like a journal's. ``session.json`` is the caller's: any JSON object.
+A session's directory has all its durable state. It is removed only by request, after a durable line in
+``retention.jsonl``. These lines are chained like a journal's. ``session.json`` is any JSON object of the caller.
 """
 
 from __future__ import annotations
@@ -44,13 +43,12 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 Action = Literal["archived", "removed"]
 
 
-class Retained(msgspec.Struct, kw_only=True):
-    """A line of ``retention.jsonl``: what was done with a session that is no longer there.
+class RetentionRecord(msgspec.Struct, kw_only=True):
+    """A line of ``retention.jsonl``: an archived or removed session.
 
     Attributes:
-        seq, head: the journal's last entry and the digest of its line, so that a copy
-            that turns up later can be told to be genuine.
-        prev: SHA-256 of the line before.
+        seq, head: The journal's last entry and the digest of its line, so that a copy can be verified later.
+        prev: SHA-256 of the previous line.
     """
 
     at: str
@@ -64,7 +62,7 @@ class Retained(msgspec.Struct, kw_only=True):
 
 
 class SessionDirectory:
-    """The paths of one session; nothing is looked at."""
+    """The paths of one session. Reads nothing from disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,19 +76,19 @@ class SessionDirectory:
         self.saved = path / "variables.pickle"
 
     def working(self) -> Path:
-        """Where ``files`` leads, told from its text alone.
+        """Return the target of the link ``files``, from its text only.
 
-        The link is ours, what it leads through is the session's: nothing there is
-        followed, and whoever opens this must not follow anything either (``sandbox.plain``).
+        The server owns the link, but the session controls the directories on the way. So no link there is followed, and
+        the caller must follow none either (``linux.nofollow``).
         """
         here = self.path.resolve()
         try:
             return Path(os.path.normpath(here / self.files.readlink()))
-        except OSError:  # there is none, or no link
+        except OSError:  # Missing, or no link.
             return here / self.files.name
 
     def read_about(self) -> dict[str, Any]:
-        """``session.json``; empty if it is missing or no JSON object (a crash at the first write)."""
+        """Return ``session.json``, or {} if it is missing or no JSON object (after a crash at the first write)."""
         try:
             value = json.loads(self.about.read_bytes())
         except (FileNotFoundError, ValueError):
@@ -101,7 +99,7 @@ class SessionDirectory:
         """Replace ``session.json`` atomically.
 
         Raises:
-            OSError: it is as it was.
+            OSError: The file is unchanged.
         """
         replace_bytes(self.about, msgspec.json.format(msgspec.json.encode(about)) + b"\n", durable=durable)
 
@@ -110,11 +108,11 @@ class SessionDirectories:
     """All sessions of a data directory.
 
     Args:
-        data: the data directory; made with mode 0700 if it is missing.
-        clock: seconds since the epoch.
+        data: The data directory. Created with mode 0700 if it is missing.
+        clock: Returns seconds since the epoch.
 
     Raises:
-        OSError: it can't be made.
+        OSError: The directory can't be created.
     """
 
     def __init__(self, data: Path, *, clock: Callable[[], float] = time.time) -> None:
@@ -122,24 +120,24 @@ class SessionDirectories:
         self.clock = clock
         self.sessions = data / "sessions"
         self.archive_path = data / "archive"
-        self._record = data / "retention.jsonl"
+        self._record_path = data / "retention.jsonl"
         for path in (data, self.sessions):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def directory(self, session: str) -> SessionDirectory:
-        """The paths of a session that exists.
+        """Return the paths of an existing session.
 
         Raises:
-            NotFound: no such session, or no id of ours.
+            NotFound: There is no such session, or the id is invalid.
         """
         found = self._paths(session)
         if not found.path.is_dir():
-            raise NotFound(f"There is no session {session!r}; list your sessions.")
+            raise NotFound(f"There is no session {session!r}. List your sessions.")
         return found
 
     def _paths(self, session: str) -> SessionDirectory:
         if not _ID.fullmatch(session):
-            raise NotFound("This is not the id of a session; list your sessions.")
+            raise NotFound("This is not the id of a session. List your sessions.")
         return SessionDirectory(self.sessions / session)
 
     def create(
@@ -151,28 +149,28 @@ class SessionDirectories:
         place: Path | None = None,
         beside: Path | None = None,
     ) -> tuple[SessionDirectory, Journal]:
-        """A new session's directory, its ``session.json``, ``files/`` and empty journal.
+        """Create a session's directory, its ``session.json``, ``files/`` and empty journal.
 
-        ``files`` is a link: all of a family lie below the first one's ``home/``, which
-        is the one directory that its namespace shows. A session's own lies at
-        ``user``, those of its branches beside it in ``user.d``, and so on (``sandbox.family``).
+        ``files`` is a link: the directories of a session and all its branches are below the first session's ``home/``,
+        the only directory that their mount namespace shows. A session's own directory is ``user``, those of its
+        branches are in ``user.d``, and so on (``sandbox.branch_dirs``).
 
         Args:
-            session: its id.
-            about: for ``session.json``.
-            parent: for a branch: its parent's directory (``working``).
-            place: for a branch: where its own is made.
-            beside: for a session that shares another's directory: that (``working``).
+            session: The id.
+            about: Contents of ``session.json``.
+            parent: For a branch: its parent's directory (``working``).
+            place: For a branch: the directory in which its own is created.
+            beside: For a session that shares another session's directory: that directory (``working``).
 
         Raises:
-            OSError: nothing was made.
-            Conflict: the id is taken.
+            OSError: Nothing was created.
+            Conflict: The id exists already.
         """
         made = self._paths(session)
         try:
             made.path.mkdir(mode=0o700)
         except FileExistsError:
-            raise Conflict(f"Session {session!r} exists already; choose another id.") from None
+            raise Conflict(f"Session {session!r} exists already. Choose another id.") from None
         try:
             _make_files(made, session, parent, place, beside)
             made.write_about(about)
@@ -182,7 +180,7 @@ class SessionDirectories:
             raise
 
     def scan(self) -> Iterator[SessionDirectory]:
-        """Every session that has a journal, in no order; what a crash left of others is skipped."""
+        """Yield all sessions that have a journal, in no order. Remains of a crash are skipped."""
         with os.scandir(self.sessions) as entries:
             for entry in entries:
                 if _ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
@@ -190,33 +188,33 @@ class SessionDirectories:
                     if found.journal.is_file():
                         yield found
 
-    # -- the end ----------------------------------------------------------------
+    # -- archive and removal ----------------------------------------------------
 
     def remove(self, session: str, why: str) -> None:
-        """Remove a session for good, on record. Call it in a thread; it must be closed.
+        """Remove a closed session and record it. Call it in a thread.
 
         Raises:
-            NotFound: no such session.
-            OSError: it may be removed in part; calling it again goes on.
+            NotFound: There is no such session.
+            OSError: Some files may be removed. Call it again to continue.
         """
         found = self.directory(session)
-        self._put_on_record(found, "removed", why)
+        self._append_record(found, "removed", why)
         self._remove(found)
 
     def discard(self, session: str) -> None:
-        """Remove what is left of a session that never began, with no record. Call it in a thread.
+        """Remove the remains of a session that never started, without a record. Call it in a thread.
 
         Raises:
-            OSError: it may be removed in part.
+            OSError: Some files may be removed.
         """
         remove_tree(self._paths(session).path)
 
     def archive(self, session: str, why: str) -> Path:
-        """Keep journal, notebook and ``session.json`` compressed, remove the rest, on record. Call it in a thread.
+        """Compress journal, notebook and ``session.json``, remove the rest and record it. Call it in a thread.
 
         Raises:
-            NotFound: no such session.
-            OSError: the session is still there, or removed in part; calling it again goes on.
+            NotFound: There is no such session.
+            OSError: Nothing or some files may be removed. Call it again to continue.
         """
         found = self.directory(session)
         target = self.archive_path / session
@@ -225,21 +223,21 @@ class SessionDirectories:
             if path.is_file():
                 replace(target / f"{path.name}.gz", partial(_compress, path), durable=True)
         replace_bytes(target / found.about.name, json.dumps(found.read_about()).encode(), durable=True)
-        self._put_on_record(found, "archived", why)
+        self._append_record(found, "archived", why)
         self._remove(found)
         return target
 
     def _remove(self, found: SessionDirectory) -> None:
-        # The journal first: without it the rest is no session any more, and a crash leaves only what ``sweep`` takes.
+        # The journal first: a directory without a journal is no session, and ``sweep`` removes it after a crash.
         found.journal.unlink(missing_ok=True)
         remove_tree(found.path)
         sync_directory(self.sessions)
 
     def sweep(self) -> list[str]:
-        """Remove directories without a journal: what a crash left of a creation or a removal. Call it at start only.
+        """Remove directories without a journal: remains of a crash. Call it at start only.
 
         Raises:
-            OSError: one could not be removed.
+            OSError: A directory could not be removed.
         """
         whole = {found.id for found in self.scan()}
         rest = [path for path in self.sessions.iterdir() if path.name not in whole and path.is_dir()]
@@ -247,20 +245,14 @@ class SessionDirectories:
             remove_tree(path)
         return [path.name for path in rest]
 
-    def retained(self) -> Iterator[Retained]:
-        """What is on record, oldest first; a torn last line is left out."""
-        if self._record.exists():
-            for line in self._record.read_bytes().split(b"\n")[:-1]:
-                yield msgspec.json.decode(line, type=Retained)
-
-    def _put_on_record(self, found: SessionDirectory, action: Action, why: str) -> None:
+    def _append_record(self, found: SessionDirectory, action: Action, why: str) -> None:
         head = Head()
         if found.journal.is_file():
             head = Journal.open(found.journal, found.id, read_only=True).head
-        fd = os.open(self._record, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(self._record_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             whole = _cut_torn(fd)
-            entry = Retained(
+            entry = RetentionRecord(
                 at=hash_chain.timestamp(self.clock()),
                 action=action,
                 session=found.id,
@@ -289,14 +281,14 @@ def _make_files(
         real.mkdir(mode=0o700)
     else:
         real = (place or make_place(parent)) / session
-        # A branch's Landlock names the directory of its own branches, so it must be there when that is laid.
+        # A branch's Landlock rules name the directory of its own branches, so it must exist before them.
         make_plain(real.with_name(f"{session}.d"), 0o755)
         make_plain(real, 0o700, stat_plain(parent))
     made.files.symlink_to(os.path.relpath(real, made.path), target_is_directory=True)
 
 
 def _cut_torn(fd: int) -> bytes:
-    """Cut a torn last line off; returns the last whole one."""
+    """Cut a torn last line. Return the last whole one."""
     data = os.pread(fd, os.fstat(fd).st_size, 0)
     whole, _, torn = data.rpartition(b"\n")
     if torn:
@@ -305,7 +297,7 @@ def _cut_torn(fd: int) -> bytes:
 
 
 def _compress(source: Path, fd: int) -> None:
-    # mtime=0: the same journal gives the same archive.
+    # mtime=0: the same journal gives the same archive (RFC 1952, MTIME).
     with (
         source.open("rb") as plain,
         os.fdopen(os.dup(fd), "wb") as out,

@@ -1,10 +1,9 @@
-"""Is this journal, or this exported notebook, what the server wrote? Works without the server.
+"""Verify that a journal or an exported notebook is as the server wrote it. Works without the server.
 
-A journal's chain shows any entry that was changed, removed, added or moved
-(``model.log``); its signatures show that the chain was not computed anew. A
-notebook carries the digests of its cells under a signature (``model.audit``);
-with the journal beside it, each cell is also compared with what the journal
-says. What can't be shown is said: an unsigned journal may have lost its end.
+A journal's chain shows any entry that was changed, removed, added or moved (``model.hash_chain``). Its signatures show
+that the chain was not computed again. A notebook has the digests of its cells under a signature (``model.audit``). With
+the journal, each cell is also compared with the journal's entries. The verdict names its limits: an unsigned journal
+may have lost its end.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ _GZIP = b"\x1f\x8b"
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found.
+    """Result of a verification.
 
     Attributes:
-        ok: nothing speaks against it.
-        what: which of the two it is.
-        session: the session's id.
-        entries: whole entries of the journal, or cells of the notebook, before the fault.
-        head: digest of the last of these entries, or the head that the notebook names.
-        fault: the first thing that is wrong.
-        signature: whether it is signed, and whether the signature is good.
-        key: the signer's public key.
-        trusted: whether that is the key the caller named; None if none was named.
-        signed: entries (cells) that the last good signature covers.
-        closed: whether the session had been closed.
-        torn_bytes: what follows the last whole entry.
-        message: the verdict in sentences.
+        ok: No fault was found.
+        what: Kind of the file.
+        session: The session's id.
+        entries: Whole entries of the journal, or cells of the notebook, before the fault.
+        head: Digest of the last of these entries, or the head that the notebook names.
+        fault: The first fault.
+        signature: Whether it is signed, and whether the signature is valid.
+        key: The signer's public key.
+        trusted: Whether that is the expected key. None if no key was expected.
+        signed: Entries (cells) that the last valid signature covers.
+        closed: Whether the session was closed.
+        torn_bytes: Bytes after the last whole entry.
+        message: The verdict in words.
     """
 
     ok: bool
@@ -75,16 +74,16 @@ class _Signatures(msgspec.Struct):
 
 
 def verify(path: Path, *, public_key: str | None = None, journal: Path | None = None) -> Verdict:
-    """Verify a file, whichever of the two it is.
+    """Verify a journal or a notebook.
 
     Args:
-        path: a journal (also compressed by gzip) or a notebook.
-        public_key: the key that must have signed it (``/v1/info`` shows a server's).
-        journal: for a notebook, the journal that it must agree with.
+        path: A journal (also compressed by gzip) or a notebook.
+        public_key: The key that must have signed it (``/v1/info`` shows a server's).
+        journal: For a notebook, the journal that it must agree with.
 
     Raises:
-        OSError: it can't be read.
-        BadRequest: it is neither.
+        OSError: The file can't be read.
+        BadRequest: It is neither.
     """
     with _open(path) as file:
         start = file.read(4096)
@@ -100,11 +99,11 @@ def verify_journal(source: Path | Iterable[bytes], *, public_key: str | None = N
     """Verify a journal.
 
     Args:
-        source: the file (read twice, in bounded memory), or its lines without newlines.
-        public_key: the key that must have signed it.
+        source: The file (read twice, in bounded memory), or its lines without newlines.
+        public_key: The key that must have signed it.
 
     Raises:
-        OSError: it can't be read.
+        OSError: The file can't be read.
     """
     lines = source if isinstance(source, Path) else list(source)
     signatures = _signatures(_lines_of(lines), public_key)
@@ -160,7 +159,7 @@ def _lines_of(source: Path | list[bytes], torn: list[int] | None = None) -> Iter
 
 
 def _signatures(lines: Iterable[bytes], public_key: str | None) -> _Signatures:
-    """Every good signature as an anchor, and the first bad one."""
+    """Return all valid signatures as anchors, and the first invalid one."""
     result = _Signatures(anchors=[])
     for line in lines:
         if not line.startswith(_SIGNED):
@@ -194,18 +193,18 @@ def _journal_message(verdict: Verdict, signatures: _Signatures) -> str:
         return verdict.fault.message
     if not verdict.entries:
         return "It holds no entry; every session's journal begins with one."
-    said = [f"{verdict.entries} entries, chain unbroken."]
+    sentences = [f"{verdict.entries} entries, chain unbroken."]
     if verdict.torn_bytes:
-        said.append(f"{verdict.torn_bytes} bytes at the end are not a whole entry.")
+        sentences.append(f"{verdict.torn_bytes} bytes at the end are not a whole entry.")
     if verdict.signature == "bad":
-        said.append(
+        sentences.append(
             f"The signature in entry {signatures.bad_seq} is not good: the entries before it are not those signed."
         )
     elif verdict.signature == "none":
-        said.append("It is not signed: entries may be missing from its end.")
+        sentences.append("It is not signed: entries may be missing from its end.")
     else:
-        said.append(f"Signed up to entry {verdict.signed} by {verdict.key}.")
-    return " ".join([*said, *_trust(verdict.trusted)])
+        sentences.append(f"Signed up to entry {verdict.signed} by {verdict.key}.")
+    return " ".join([*sentences, *_trust(verdict.trusted)])
 
 
 def _trust(trusted: bool | None) -> list[str]:
@@ -221,13 +220,13 @@ def verify_notebook(
     """Verify an exported notebook.
 
     Args:
-        source: the file, its bytes, or the parsed document.
-        public_key: the key that must have signed it.
-        journal: the journal that its cells must agree with (not compressed).
+        source: The file, its bytes, or the parsed document.
+        public_key: The key that must have signed it.
+        journal: The journal that its cells must agree with (not compressed).
 
     Raises:
-        OSError: it can't be read.
-        BadRequest: it is no notebook, or none that this service exported.
+        OSError: A file can't be read.
+        BadRequest: It is no notebook, or no export of this service.
     """
     document = _document(source)
     recorded = _audit_of(document)
@@ -278,24 +277,22 @@ def _audit_of(document: dict[str, Any]) -> Audit:
     try:
         return msgspec.convert(document["metadata"]["kernelsvc"]["audit"], Audit)
     except (KeyError, TypeError, msgspec.ValidationError):
-        raise BadRequest(
-            "The notebook carries nothing to verify it by; export it again with 'kernelsvc export'."
-        ) from None
+        raise BadRequest("The notebook has no audit data to verify. Export it again with 'kernelsvc export'.") from None
 
 
 def _notebook_message(recorded: Audit, count: int, state: Signature, trusted: bool | None, against: str) -> str:
-    said = [f"{count} cells as they were exported."]
+    sentences = [f"{count} cells as they were exported."]
     if state == "bad":
-        said = ["The list of cells, or the signature over it, was changed."]
+        sentences = ["The list of cells, or the signature over it, was changed."]
     elif state == "none":
-        said.append("It is not signed: anybody could have made it so.")
+        sentences.append("It is not signed: anybody could have made it so.")
     else:
-        said.append(f"Signed by {recorded.key}.")
-    return " ".join([*said, *_trust(trusted), *([against] if against else [])])
+        sentences.append(f"Signed by {recorded.key}.")
+    return " ".join([*sentences, *_trust(trusted), *([against] if against else [])])
 
 
 def _against_journal(recorded: Audit, cells: list[dict[str, Any]], path: Path) -> str:
-    """What the journal says against the notebook; empty if nothing."""
+    """Return how the journal contradicts the notebook, or ""."""
     found = hash_chain.check(_lines_of(path), anchors=[Head(recorded.seq, recorded.head)])
     if found.fault is not None:
         return f"It is not of this journal: {found.fault.message}"

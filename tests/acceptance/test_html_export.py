@@ -1,5 +1,6 @@
 """Exported pages in a real Chromium: how they look, what they run and what they load."""
 
+import asyncio
 import base64
 import html.parser
 import http.server
@@ -16,7 +17,7 @@ from hostile_html import HOSTILE
 from matplotlib import get_data_path
 from PIL import Image, ImageChops, ImageFilter, ImageStat
 
-from kernelsvc.store.convert import convert_now
+from kernelsvc.store.convert import convert
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = Path(__file__).with_name("analysis.png")
@@ -93,7 +94,7 @@ def exported(*outputs):
         for n, output in enumerate(outputs)
     ]
     notebook = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-    return convert_now(json.dumps(notebook).encode(), "html").decode()
+    return asyncio.run(convert(json.dumps(notebook).encode(), "html")).decode()
 
 
 def shown(source):
@@ -101,7 +102,7 @@ def shown(source):
 
 
 def test_the_worked_example_looks_as_it_should(browser, tmp_path):
-    page = convert_now((ROOT / "notebooks" / "analysis.ipynb").read_bytes(), "html").decode()
+    page = asyncio.run(convert((ROOT / "notebooks" / "analysis.ipynb").read_bytes(), "html")).decode()
     found = picture(browser, page, tmp_path)
     if WRITE:
         found.save(REFERENCE, optimize=True)
@@ -114,7 +115,7 @@ def test_the_worked_example_looks_as_it_should(browser, tmp_path):
 
 def test_the_worked_example_as_the_browser_reads_it(browser, tmp_path):
     notebook = (ROOT / "notebooks" / "analysis.ipynb").read_bytes()
-    page = run(browser, convert_now(notebook, "html").decode(), tmp_path, "--dump-dom")
+    page = run(browser, asyncio.run(convert(notebook, "html")).decode(), tmp_path, "--dump-dom")
     tags = Elements(page).tags
     in_notebook = "".join(
         "".join(output.get("data", {}).get("text/html", ""))

@@ -54,7 +54,7 @@ class Rig:
 
 @pytest.fixture
 async def rig(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    monkeypatch.setattr(bridge_module, "IOPUB_WAITING", 500)
+    monkeypatch.setattr(bridge_module, "IOPUB_MESSAGES", 500)
     info = {
         "transport": "ipc",
         "ip": str(short_tmp / uuid.uuid4().hex[:8]),
@@ -164,7 +164,7 @@ async def test_a_reader_that_is_slow_blocks_the_kernel_and_loses_nothing(rig: Ri
     reader.connect(f"ipc://{rig.info['ip']}-{rig.info['iopub_port']}")
     await wait_until(lambda: reader.poll(0), what="the welcome")
     rig.client.execute(MANY)
-    await wait_until(lambda: rig.bridge.stalled, deadline=30, what="a full reader")
+    await wait_until(lambda: rig.bridge._stalled_since is not None, deadline=30, what="a full reader")
     texts: list[bytes] = []
 
     def drained() -> bool:

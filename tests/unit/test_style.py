@@ -131,6 +131,7 @@ TESTED_THROUGH = {
     "kernelsvc.client.streams": "tests/unit/client/test_async_client.py",
     "kernelsvc.client.transfer": "tests/unit/client/test_http.py",
     "kernelsvc.guest.display": "tests/integration/test_kernel.py",
+    "kernelsvc.store.notebook_document": "tests/unit/store/test_notebook_file.py",
     "kernelsvc.guest.forking.copy_tree": "tests/integration/test_kernel_fork.py",
     "kernelsvc.guest.forking.fork": "tests/integration/test_kernel_fork.py",
     "kernelsvc.guest.confine.init": "tests/integration/test_host.py",

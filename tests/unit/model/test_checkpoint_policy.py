@@ -11,7 +11,7 @@ from kernelsvc.model.checkpoint_policy import (
     PAUSE,
     REST,
     SHARE,
-    SHORT,
+    SHORT_CELL,
     STREAK,
     WORTH,
     CheckpointBudget,
@@ -108,8 +108,8 @@ def test_a_stream_of_trivial_cells_is_copied_once_in_hundreds() -> None:
             copies += 1
             habit.saved(0.005)
     assert 5 <= copies <= 15
-    habit.ended(now, SHORT, 0.0006, 1.0)
-    assert habit.unsaved >= SHORT, "a cell that waits for something was worth its time"
+    habit.ended(now, SHORT_CELL, 0.0006, 1.0)
+    assert habit.unsaved >= SHORT_CELL, "a cell that waits for something was worth its time"
 
 
 def test_standing_in_a_queue_is_no_work() -> None:

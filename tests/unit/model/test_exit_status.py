@@ -20,7 +20,7 @@ from kernelsvc.model.exit_status import Cause, MiB, exit_of
         (signal.SIGKILL, 1, Cause.MEMORY, "512 MiB reached"),
         (signal.SIGTERM, 1, Cause.SIGNALLED, "SIGTERM"),
         (40, 0, Cause.SIGNALLED, "signal 40"),
-        (None, 0, Cause.LOST, "nobody saw"),
+        (None, 0, Cause.LOST, "status is unknown"),
         (None, 1, Cause.MEMORY, "OOM killer"),
     ],
 )

@@ -52,13 +52,13 @@ def test_a_row_knows_what_the_session_did(index):
 
 def test_filters(index):
     fill(index, 6)
-    index.set_state("s3", "dead")
-    assert [r.id for r in index.page("ada", state="dead")[0]] == ["s3"]
+    index.feed("s3", [ev.KernelDied()])
+    assert [r.id for r in index.page("ada", state="restoring")[0]] == ["s3"]
     assert [r.id for r in index.page("ada", label="team=t1")[0]] == ["s5", "s3", "s1"]
     assert len(index.page("ada", label="team")[0]) == 6
     assert index.page("ada", label="other")[0] == []
     assert index.page("eve") == ([], None)
-    assert index.find(principal="ada", state="dead") == (["s3"], None)
+    assert index.find(principal="ada", state="restoring") == (["s3"], None)
     index.feed("s4", [ev.CellStarted(cell="x", seq=9)])
     assert index.find(principal="ada", state="busy") == (["s4"], None)
 
@@ -133,7 +133,7 @@ def test_a_failed_write_is_logged_and_remembered(index, caplog):
     fill(index, 1)
     index.flush()
     assert index.stale
-    assert "must be rebuilt" in caplog.text
+    assert "will be rebuilt" in caplog.text
     index.rebuild([("s0", lines_of(0))])
     assert len(index.search("ada", "x")) == 1
 

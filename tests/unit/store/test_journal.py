@@ -8,7 +8,7 @@ import pytest
 from kernelsvc.errors import Conflict, CursorExpired, CursorUnknown, NotSupported, SessionClosed
 from kernelsvc.model import events as ev
 from kernelsvc.model import hash_chain
-from kernelsvc.store.journal import BATCH_BYTES, FEW_LINES, LARGE_BYTES, METER, MOMENT_SECONDS, RING_BYTES, Journal
+from kernelsvc.store.journal import BATCH_BYTES, BURST_SECONDS, FEW_LINES, LARGE_BYTES, METER, RING_BYTES, Journal
 
 
 @pytest.fixture
@@ -296,7 +296,7 @@ def test_no_descriptor_is_left(path):
 def test_a_journal_of_a_later_version_is_refused(journal, path, read_only):
     journal.append([ev.SessionStarted(schema=ev.SCHEMA + 1)])
     journal.close()
-    with pytest.raises(NotSupported, match="upgrade"):
+    with pytest.raises(NotSupported, match="Upgrade"):
         Journal.open(path, read_only=read_only)
 
 
@@ -326,7 +326,7 @@ async def test_a_long_line_is_handed_to_those_who_listen_as_it_is_and_is_let_go_
     lines = reader.next_nowait() + reader.next_nowait() + reader.next_nowait()
     assert (lines[-2], lines[-1]) == (told[1], told[2])
     assert lines[-2] is told[1]
-    await asyncio.sleep(2 * MOMENT_SECONDS)
+    await asyncio.sleep(2 * BURST_SECONDS)
     assert not any(told[0] is kept for kept in journal._ring)
     assert late.next_nowait() + late.next_nowait() + late.next_nowait() == lines == list(journal.lines())
     reader.close()

@@ -11,9 +11,9 @@ from waiting import wait_until
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
 from kernelsvc.model.notebook import fold
-from kernelsvc.store import notebook_file
+from kernelsvc.store import notebook_file, write_limiter
 from kernelsvc.store.journal import Journal
-from kernelsvc.store.notebook_file import NotebookFile, WriteSchedule, cells_of, write_inherited
+from kernelsvc.store.notebook_file import NotebookFile, cells_of, write_inherited
 from kernelsvc.store.write_limiter import WriteLimiter
 
 
@@ -50,8 +50,8 @@ def expected(journal):
 
 
 async def test_the_file_is_the_fold_after_every_cell(session, monkeypatch):
-    monkeypatch.setattr(notebook_file, "CREDIT", 60)
-    monkeypatch.setattr(notebook_file, "BURST", 60)
+    monkeypatch.setattr(write_limiter, "CREDIT", 60)
+    monkeypatch.setattr(write_limiter, "BURST", 60)
     file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
     file.feed([ev.decode(line) for line in session.lines()])
     for n in range(30):
@@ -83,19 +83,19 @@ async def test_the_client_goes_first_and_an_export_does_not_wait_for_the_file(se
 
 
 async def test_a_stream_of_cells_is_folded_when_the_file_is_due(session, monkeypatch):
-    monkeypatch.setattr(notebook_file, "BURST", 2.0)
-    monkeypatch.setattr(notebook_file, "PER_SECOND", 20.0)
+    monkeypatch.setattr(write_limiter, "BURST", 2.0)
+    monkeypatch.setattr(write_limiter, "PER_SECOND", 20.0)
     file = NotebookFile(session.path.with_name("notebook.ipynb"), session, linger=0.001)
     file.feed([ev.decode(line) for line in session.lines()])
     for n in range(3):
         go(session, file, *run(f"c{n}"))
-        await wait_until(lambda: file._timer or not file._fresh)
+        await wait_until(lambda: file._timer or not file._unfolded)
     for n in range(3, 50):
         go(session, file, *run(f"c{n}", ev.Stream(text="x")))
-    assert len(file._fresh) >= 47 * 4
+    assert len(file._unfolded) >= 47 * 4
     assert file.last_seq == session.last_seq
     await wait_until(lambda: read(file) == expected(session))
-    assert not file._fresh
+    assert not file._unfolded
     go(session, file, *run("last"))
     assert json.loads(await file.export()) == expected(session)
     file.close()
@@ -105,11 +105,13 @@ async def test_notebooks_of_a_crowd_are_written_in_turn_and_none_is_forgotten(tm
     monkeypatch.setattr("kernelsvc.store.write_limiter.SLACK", 0.0)
     written, write = [], NotebookFile.write
     monkeypatch.setattr(NotebookFile, "write", lambda file: (written.append(file), write(file)))
-    crowd, files = WriteLimiter(time.monotonic()), []
+    limiter, files = WriteLimiter(time.monotonic()), []
     for name in "abcdef":
         (tmp_path / name).mkdir()
         journal = Journal.create(tmp_path / name / "journal.jsonl", name)
-        files.append((journal, NotebookFile(tmp_path / name / "notebook.ipynb", journal, linger=0.001, crowd=crowd)))
+        files.append(
+            (journal, NotebookFile(tmp_path / name / "notebook.ipynb", journal, linger=0.001, limiter=limiter))
+        )
         go(*files[-1], ev.SessionStarted(template="t"))
     for n in range(5):
         for journal, file in files:
@@ -129,8 +131,8 @@ async def test_what_waits_to_be_folded_is_bounded(session):
     most = 0
     for n in range(200):
         go(session, file, *run(f"c{n}", ev.Stream(text="x" * 5000)))
-        most = max(most, sum(len(event.text) for event in file._fresh if isinstance(event, ev.Stream)))
-    assert 30_000 < most <= notebook_file.FRESH_BYTES
+        most = max(most, sum(len(event.text) for event in file._unfolded if isinstance(event, ev.Stream)))
+    assert 30_000 < most <= notebook_file.UNFOLDED_BYTES
     await file.finish()
     assert read(file) == expected(session)
 
@@ -167,15 +169,6 @@ async def test_it_is_made_again_when_entries_were_taken_back(session):
     file.feed(gone)
     go(session, file, *run("a"))
     assert json.loads(await file.export()) == expected(session)
-    file.close()
-
-
-def test_it_catches_up_without_an_event_loop(session):
-    session.append(run("a"))
-    file = NotebookFile(session.path.with_name("notebook.ipynb"), session)
-    file.catch_up_now()
-    file.write(durable=True)
-    assert read(file) == expected(session)
     file.close()
 
 
@@ -234,7 +227,7 @@ async def test_an_entry_that_can_not_be_read_is_left_out(session, caplog):
     journal = Journal.open(path, read_only=True)
     file = NotebookFile(path.with_name("notebook.ipynb"), journal)
     assert len(json.loads(await file.export())["cells"]) == 1
-    assert "entry 3 can't be read" in caplog.text
+    assert "entry 3 of a journal can't be decoded" in caplog.text
     file.close()
 
 
@@ -253,7 +246,7 @@ async def test_a_branch_begins_with_its_parents_cells_as_they_were(session, tmp_
     child = Journal.create(tmp_path / "t" / "journal.jsonl", "t")
     child.append([ev.SessionStarted(parent={"session": "s", "seq": at}), *run("a", ev.Stream(text="B"))])
     file = NotebookFile(tmp_path / "t" / "notebook.ipynb", child, parent=tmp_path / "t" / "parent.cells")
-    file.catch_up_now()
+    await file.catch_up()
     file.write()
     cells = read(file)["cells"]
     assert [c["outputs"][0]["text"] for c in cells] == ["A", "B"]
@@ -270,56 +263,10 @@ async def test_a_branch_begins_with_its_parents_cells_as_they_were(session, tmp_
         each.close()
 
 
-def test_pace_keeps_writing_to_its_share():
-    now, pace, spent = 0.0, WriteSchedule(0.0), 0.0
-    while now < 60:
-        wait = pace.wait(now)
-        if wait == 0:
-            pace.spent(0.2)
-            spent += 0.2
-        now += max(0.01, wait)
-    assert spent / 60 < 0.06
-
-
-def test_pace_does_not_delay_what_is_cheap():
-    pace, now = WriteSchedule(0.0), 0.0
-    for _ in range(100):
-        assert pace.wait(now) == 0
-        pace.spent(0.0004)
-        now += 1.0
-    for _ in range(int(notebook_file.BURST)):
-        assert pace.wait(now) == 0
-        pace.spent(0.0004)
-        now += 0.001
-
-
-def test_pace_writes_once_a_second_in_a_stream_of_cells():
-    pace, now, writes = WriteSchedule(0.0), 0.0, 0
-    while now < 60:
-        if pace.wait(now) == 0:
-            pace.spent(0.0004)
-            writes += 1
-        now += 0.003
-    assert writes <= 60 * notebook_file.PER_SECOND + notebook_file.BURST
-
-
-def test_pace_writes_no_more_bytes_for_a_cell_when_there_are_many():
-    pace, now, size, written = WriteSchedule(0.0), 0.0, 0, []
-    for _ in range(20_000):
-        size, now = size + 700, now + 0.003
-        if pace.wait(now) == 0:
-            pace.spent(size / 1e9, size)
-            written.append((now, size))
-    first = sum(bytes for at, bytes in written if at < 15)
-    last = sum(bytes for at, bytes in written if at >= 45)
-    assert last <= 15 * notebook_file.PART_BYTES + size
-    assert first <= 15 * notebook_file.PART_BYTES + notebook_file.BURST * notebook_file.PART_BYTES
-
-
 async def test_while_the_last_version_is_written_the_timer_writes_nothing(session, monkeypatch, caplog):
     """``replace`` is for one writer at a time: two would share a temporary file."""
-    monkeypatch.setattr(notebook_file, "CREDIT", 60)
-    monkeypatch.setattr(notebook_file, "BURST", 60)
+    monkeypatch.setattr(write_limiter, "CREDIT", 60)
+    monkeypatch.setattr(write_limiter, "BURST", 60)
     file = NotebookFile(session.path.with_name("notebook.ipynb"), session, linger=0.001)
     file.feed([ev.decode(line) for line in session.lines()])
     go(session, file, *run("c"))  # the timer is set

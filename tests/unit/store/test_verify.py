@@ -1,3 +1,4 @@
+import asyncio
 import copy
 import gzip
 import json
@@ -37,7 +38,7 @@ class Session:
 
     def export(self):
         file = NotebookFile(self.path.with_name("notebook.ipynb"), self.journal)
-        file.catch_up_now()
+        asyncio.run(file.catch_up())
         file.write(sign=self.key.sign_audit)
         file.close()
         return file.path
