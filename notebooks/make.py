@@ -20,7 +20,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import NamedTuple
 
-from kernelsvc.cli.demo_cells import LAST, TURNS
+from kernelsvc.cli.demo_cells import CELLS, LAST_CELL
 from kernelsvc.cli.server_locator import private_server
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.client import AsyncClient, AsyncSession
@@ -47,7 +47,10 @@ SHORT_ERRORS = Step("Short errors: for a model, the message says enough.", "%xmo
 
 ANALYSIS = [
     SHORT_ERRORS,
-    *(Step(turn.thought, turn.code, ev.Reason.ERROR if turn is TURNS[4] else ev.Reason.OK) for turn in (*TURNS, LAST)),
+    *(
+        Step(cell.thought, cell.code, ev.Reason.ERROR if cell is CELLS[4] else ev.Reason.OK)
+        for cell in (*CELLS, LAST_CELL)
+    ),
 ]
 
 STREAMING = [

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = command(args, terminal)
         return int(asyncio.run(result) if inspect.iscoroutine(result) else result)
     except KernelsvcError as error:
-        return _told(error, terminal)
+        return _report_error(error, terminal)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
 
 
-def _told(error: KernelsvcError, terminal: Terminal) -> int:
+def _report_error(error: KernelsvcError, terminal: Terminal) -> int:
     terminal.progress("")
     terminal.say(f"kernelsvc: {error.message}", "red")
     for reason in error.details.get("reasons", []):

@@ -13,7 +13,7 @@ from pygments import highlight  # type: ignore[import-untyped]
 from pygments.formatters import TerminalFormatter  # type: ignore[import-untyped]
 from pygments.lexers import PythonLexer  # type: ignore[import-untyped]
 
-from kernelsvc.cli.demo_cells import BRANCHES, LAST, TURNS, Turn
+from kernelsvc.cli.demo_cells import BRANCH_CELLS, CELLS, LAST_CELL, DemoCell
 from kernelsvc.cli.record import write_notebook
 from kernelsvc.cli.run_cell import run_cell
 from kernelsvc.cli.server_locator import private_server
@@ -38,7 +38,7 @@ class Demo:
         self.pictures: list[Path] = []
         self.unexpected: list[str] = []
 
-    async def play(self, client: AsyncClient) -> None:
+    async def run(self, client: AsyncClient) -> None:
         """The whole analysis, from a new session to its exported notebook."""
         began = time.perf_counter()
         async with await client.create_session(name=_NAME) as session:
@@ -51,19 +51,19 @@ class Demo:
             data = (files("kernelsvc") / "data" / "penguins.csv").read_bytes()
             (self.out / "penguins.csv").write_bytes(data)
             await session.upload(data, "penguins.csv")
-            for turn in TURNS:
-                await self.turn(session, turn, fails=turn is TURNS[4])
-            await self.think_twice(session)
-            await self.turn(session, LAST)
+            for cell in CELLS:
+                await self.run_cell(session, cell, fails=cell is CELLS[4])
+            await self.run_branches(session)
+            await self.run_cell(session, LAST_CELL)
             await session.close()
             for suffix in (".ipynb", ".html", ".jsonl"):
                 await write_notebook(session, self.out / f"{_NAME}{suffix}", self.terminal)
 
-    async def think_twice(self, session: AsyncSession) -> None:
+    async def run_branches(self, session: AsyncSession) -> None:
         """Two branches of the live session, each trying something of its own."""
         began = time.perf_counter()
         try:
-            branches = await session.branch(count=len(BRANCHES), labels={"demo": "branch"})
+            branches = await session.branch(count=len(BRANCH_CELLS), labels={"demo": "branch"})
         except (NotSupported, CannotFork) as error:
             self.say(f"no branches here: {error.message}")
             return
@@ -71,25 +71,25 @@ class Demo:
         self.say(
             f"two thoughts at once: {len(branches)} branches of the live session in {took}, every variable in both"
         )
-        for branch, turn in zip(branches, BRANCHES, strict=True):
+        for branch, cell in zip(branches, BRANCH_CELLS, strict=True):
             async with branch:
-                await self.turn(branch, turn, where=f"branch {branch.id}")
+                await self.run_cell(branch, cell, where=f"branch {branch.id}")
 
-    async def turn(self, session: AsyncSession, turn: Turn, *, where: str = "", fails: bool = False) -> None:
+    async def run_cell(self, session: AsyncSession, cell: DemoCell, *, where: str = "", fails: bool = False) -> None:
         """One cell: the thought, the code, what comes of it and how long it took."""
         self.cells += 1
         terminal = self.terminal
         terminal.line()
-        terminal.line(f"{self.cells:>2}  {turn.thought}" + (f"  [{where}]" if where else ""), "bold")
-        terminal.line(self._code(turn.code))
+        terminal.line(f"{self.cells:>2}  {cell.thought}" + (f"  [{where}]" if where else ""), "bold")
+        terminal.line(self._code(cell.code))
         view = CellView(terminal, short_errors=True)
 
         def show(event: ev.Event) -> None:
             self.events += 1
             view.show(event)
 
-        end = await run_cell(session, turn.source, show, terminal, on_error="continue")
-        self._keep(view.images)
+        end = await run_cell(session, cell.source, show, terminal, on_error="continue")
+        self._save_images(view.images)
         self.seconds += end.usage.wall_ms / 1000
         terminal.line(f"    {end.reason}, {seconds(end.usage.wall_ms / 1000)}", "red" if fails else "dim")
         if (end.reason is not ev.Reason.OK) != fails:
@@ -100,7 +100,7 @@ class Demo:
             code = str(highlight(code, PythonLexer(), TerminalFormatter()))
         return "\n".join(f"    {line}" for line in code.rstrip().splitlines())
 
-    def _keep(self, images: list[Image]) -> None:
+    def _save_images(self, images: list[Image]) -> None:
         for image in images:
             path = self.out / f"{_NAME}-{len(self.pictures) + 1}{image.suffix}"
             path.write_bytes(image.data)
@@ -122,8 +122,8 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
     async with _server(terminal) as client:
         ready = time.perf_counter()
         demo.say(f"a server listens on {client.address.shown}, ready after {seconds(ready - began)}")
-        await demo.play(client)
-    _tell_end(demo, time.perf_counter() - ready)
+        await demo.run(client)
+    _show_summary(demo, time.perf_counter() - ready)
     return 1 if demo.unexpected else 0
 
 
@@ -137,7 +137,7 @@ async def _server(terminal: Terminal) -> AsyncIterator[AsyncClient]:
         yield client
 
 
-def _tell_end(demo: Demo, took: float) -> None:
+def _show_summary(demo: Demo, took: float) -> None:
     terminal, out = demo.terminal, demo.out
     demo.say(
         f"{demo.cells} cells in {seconds(took)}, {seconds(demo.seconds)} of it in the kernel; "

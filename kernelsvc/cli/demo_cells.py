@@ -1,11 +1,11 @@
-"""The demo's analysis: what a model would think and send, turn by turn."""
+"""The demo's analysis: what a model would think and send, cell by cell."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 
-class Turn(NamedTuple):
+class DemoCell(NamedTuple):
     """One cell and the thought that led to it."""
 
     thought: str
@@ -17,8 +17,8 @@ class Turn(NamedTuple):
         return f"# {self.thought}\n{self.code}"
 
 
-TURNS = (
-    Turn(
+CELLS = (
+    DemoCell(
         "A file of penguins. What is in it?",
         """\
 import pandas as pd
@@ -28,7 +28,7 @@ print(f"{len(raw)} penguins, {raw.shape[1]} columns")
 raw.sample(5, random_state=7)
 """,
     ),
-    Turn(
+    DemoCell(
         "Some values are missing. Where, and how many?",
         """\
 missing = raw.isna().sum()
@@ -36,7 +36,7 @@ print(missing[missing > 0].to_string())
 raw.describe().round(1)
 """,
     ),
-    Turn(
+    DemoCell(
         "Few are incomplete: drop them, and give the columns short names.",
         """\
 penguins = raw.dropna().rename(columns={
@@ -45,25 +45,25 @@ penguins = raw.dropna().rename(columns={
 print(f"kept {len(penguins)} of {len(raw)}")
 """,
     ),
-    Turn(
+    DemoCell(
         "How do the species differ?",
         """\
 penguins.groupby("species")[["bill", "depth", "flipper", "mass"]].mean().round(1)
 """,
     ),
-    Turn(
+    DemoCell(
         "Are bill length and depth related? All correlations at once.",
         """\
 penguins.corr().round(2)
 """,
     ),
-    Turn(
+    DemoCell(
         "Of course, 'Adelie' is no number. Only the numeric columns, then.",
         """\
 penguins[["bill", "depth", "flipper", "mass"]].corr().round(2)
 """,
     ),
-    Turn(
+    DemoCell(
         "Longer bills are shallower, says the table: -0.23. Odd. Look before believing it.",
         """\
 import matplotlib.pyplot as plt
@@ -81,7 +81,7 @@ ax.legend(frameon=False)
 plt.show()
 """,
     ),
-    Turn(
+    DemoCell(
         "Within each species the slope is positive; pooled, it turns around. Now a model of body mass.",
         """\
 def fit(columns, frame=penguins):
@@ -94,7 +94,7 @@ for terms in (["flipper"], ["flipper", "species"], ["flipper", "species", "sex"]
     print(f"mass ~ {' + '.join(terms):<24} R2 = {fit(terms)[1]:.3f}")
 """,
     ),
-    Turn(
+    DemoCell(
         "How sure is the flipper's weight? Resample, and watch it settle.",
         """\
 rng = np.random.default_rng(2007)
@@ -109,8 +109,8 @@ for step in range(1, 1001):
 )
 
 #: Two ways to go on from the same state, each in a branch of its own.
-BRANCHES = (
-    Turn(
+BRANCH_CELLS = (
+    DemoCell(
         "what if each species had a slope of its own?",
         """\
 frame = penguins.copy()
@@ -120,7 +120,7 @@ columns = ["flipper", "species", "sex", "flipper x Chinstrap", "flipper x Gentoo
 print(f"R2 = {fit(columns, frame)[1]:.3f} with {len(columns)} terms")
 """,
     ),
-    Turn(
+    DemoCell(
         "what if the bill's depth said more?",
         """\
 columns = ["flipper", "species", "sex", "depth"]
@@ -129,7 +129,7 @@ print(f"R2 = {fit(columns)[1]:.3f} with {len(columns)} terms")
     ),
 )
 
-LAST = Turn(
+LAST_CELL = DemoCell(
     "Depth says more, with fewer terms. Back in the first session, which knows nothing of either attempt.",
     """\
 print("traces of the branches here:", [name for name in ("frame", "columns") if name in globals()])

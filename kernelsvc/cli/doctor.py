@@ -17,7 +17,7 @@ from kernelsvc.model.events import SandboxReport
 from kernelsvc.sandbox.manager import Examination, examine
 
 #: The words for a session's isolation, in a line each (SECURITY.md).
-ISOLATIONS = {
+ISOLATION_HELP = {
     "full": "private files, processes and network; no privilege; a wall of Linux's own",
     "networked": "as full, but on the host's network",
     "files": "Landlock and seccomp, no namespaces",
@@ -25,14 +25,14 @@ ISOLATIONS = {
     "none": "nothing",
 }
 #: How a limit may be held.
-WORDS = {
+ENFORCEMENT_HELP = {
     "hard": "Linux refuses or kills at the line",
     "per process": "Linux holds it for each process; many processes may have it many times",
     "supervised": "we measure, and end what went too far; something may pass the line for a moment",
     "none": "not held on this machine",
 }
 #: Layers that a session here does without, and loses nothing.
-NOT_USED = {
+UNUSED_LAYER_HELP = {
     "cpu cgroup": "works, and is used when limits.cpu_cores is set",
     "user namespace": "a user id of the host's for each session stands in its place",
     "user": "a user namespace stands in its place",
@@ -43,44 +43,43 @@ NOT_USED = {
 def doctor(args: argparse.Namespace, terminal: Terminal) -> int:
     """Try each layer of confinement, as this user, and say what a session would get."""
     found = conf.load(vars(args), os.environ)
-    seen = examine(found.limits, policy=found.sandbox)
-    needed = {lack.layer for lack in seen.report.not_enforced}
-    missing = [layer for layer in seen.layers if not layer.ok and layer.name in needed]
+    result = examine(found.limits, policy=found.sandbox)
+    needed = {lack.layer for lack in result.report.not_enforced}
+    missing = [layer for layer in result.layers if not layer.ok and layer.name in needed]
     if args.json:
-        terminal.line(msgspec.json.format(msgspec.json.encode(seen), indent=2).decode())
+        terminal.line(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
         return 1 if missing else 0
-    _show_layers(seen, terminal)
+    _show_layers(result, terminal)
     terminal.line()
-    _show_limits(seen.report, terminal)
+    _show_limits(result.report, terminal)
     terminal.line()
-    terminal.line(
-        f"isolation: {seen.report.isolation} ({ISOLATIONS[seen.report.isolation]}); {_consequence(seen.report)}"
-    )
+    isolation = result.report.isolation
+    terminal.line(f"isolation: {isolation} ({ISOLATION_HELP[isolation]}); {_consequence(result.report)}")
     return 1 if missing else 0
 
 
-def _show_layers(seen: Examination, terminal: Terminal) -> None:
+def _show_layers(result: Examination, terminal: Terminal) -> None:
     """Each layer as a session's report has it; what is missing with the reason and the way to it."""
-    why = {lack.layer: lack.why for lack in seen.report.not_enforced}
-    fixes = {layer.name: layer.fix for layer in seen.layers}
-    for name in seen.report.enforced:
+    why = {lack.layer: lack.why for lack in result.report.not_enforced}
+    fixes = {layer.name: layer.fix for layer in result.layers}
+    for name in result.report.enforced:
         terminal.line(f"{terminal.style('enforced', 'green')}  {name}")
     for name, reason in why.items():
         terminal.line(f"{terminal.style('missing ', 'red')}  {name}: {reason}")
         if fixes.get(name):
             terminal.line(f"          {fixes[name]}", "dim")
-    for layer in seen.layers:
-        if layer.name not in why and layer.name not in seen.report.enforced and seen.report.policy != "off":
-            said = NOT_USED.get(layer.name, "works") if layer.ok else layer.why
-            terminal.line(f"{terminal.style('not used', 'dim')}  {layer.name}: {said}")
+    for layer in result.layers:
+        if layer.name not in why and layer.name not in result.report.enforced and result.report.policy != "off":
+            explanation = UNUSED_LAYER_HELP.get(layer.name, "works") if layer.ok else layer.why
+            terminal.line(f"{terminal.style('not used', 'dim')}  {layer.name}: {explanation}")
 
 
 def _show_limits(report: SandboxReport, terminal: Terminal) -> None:
     """Each limit and the word for how it is held."""
-    for word, meaning in WORDS.items():
-        held = [name for name, one in report.limits.items() if one == word]
-        if held:
-            terminal.line(f"{word + ':':<12} {', '.join(held)}")
+    for word, meaning in ENFORCEMENT_HELP.items():
+        names = [name for name, one in report.limits.items() if one == word]
+        if names:
+            terminal.line(f"{word + ':':<12} {', '.join(names)}")
             terminal.line(f"{'':<12} {meaning}", "dim")
 
 

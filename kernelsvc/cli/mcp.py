@@ -24,7 +24,7 @@ from kernelsvc.tools import Toolbox, tool_definitions
 from kernelsvc.tools.session_resolver import CallerState
 
 #: Data directories for servers that ``kernelsvc mcp`` starts: each is one server's at a time.
-MAX_PLACES = 64
+MAX_DATA_DIRS = 64
 
 
 def tools(args: argparse.Namespace, terminal: Terminal) -> int:
@@ -42,9 +42,9 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
     from kernelsvc.server.mcp.server import make_server
 
     async with _client(args, terminal) as client:
-        desk = ClientToolBackend(client)
-        toolbox = Toolbox(desk, CallerState(args.session or new_id("mcp"), "MCP"))
-        server = make_server(lambda ctx: (toolbox, desk))
+        backend = ClientToolBackend(client)
+        toolbox = Toolbox(backend, CallerState(args.session or new_id("mcp"), "MCP"))
+        server = make_server(lambda ctx: (toolbox, backend))
         async with stdio_server() as (reading, writing):
             await server.run(reading, writing, server.create_initialization_options())
     return 0
@@ -61,18 +61,18 @@ async def _client(args: argparse.Namespace, terminal: Terminal) -> AsyncIterator
         async with client_of(args) as client:
             yield client
         return
-    with _place(Path(args.data_dir) if args.data_dir else None) as place:
+    with _unused_data_dir(Path(args.data_dir) if args.data_dir else None) as directory:
         async with (
-            private_server(terminal, data_dir=place, token=_token(place)) as own,
+            private_server(terminal, data_dir=directory, token=_token(directory)) as own,
             AsyncClient(f"unix:{own.uds}", own.token) as client,
         ):
-            terminal.say(f"kernelsvc mcp: a server for this client alone; its notebooks stay in {place}")
+            terminal.say(f"kernelsvc mcp: a server for this client alone; its notebooks stay in {directory}")
             yield client
 
 
-def _token(place: Path) -> str:
+def _token(directory: Path) -> str:
     """The token of this directory's servers: its principal owns the sessions of earlier runs too."""
-    path = place / "mcp.token"
+    path = directory / "mcp.token"
     if not path.exists():
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(24))
@@ -80,17 +80,17 @@ def _token(place: Path) -> str:
 
 
 @contextlib.contextmanager
-def _place(chosen: Path | None) -> Iterator[Path]:
+def _unused_data_dir(chosen: Path | None) -> Iterator[Path]:
     """A data directory that no other ``kernelsvc mcp`` uses now."""
     root = conf.load(env=os.environ).data_path() / "mcp"
-    candidates = [chosen] if chosen else [root / str(number) for number in range(1, MAX_PLACES + 1)]
-    for place in candidates:
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (place / "mcp.lock").open("w") as lock:
+    candidates = [chosen] if chosen else [root / str(number) for number in range(1, MAX_DATA_DIRS + 1)]
+    for directory in candidates:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (directory / "mcp.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 continue
-            yield place
+            yield directory
             return
     raise Conflict(f"{candidates[0]} is in use by another 'kernelsvc mcp'; give another --data-dir.")

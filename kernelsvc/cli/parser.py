@@ -47,17 +47,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"kernelsvc {__version__}")
     commands = _Commands(parser)
-    _serving(commands)
-    _running(commands)
-    _looking(commands)
-    _turning(commands)
-    _recording(commands)
-    _models(commands)
-    _machine(commands)
+    _server_commands(commands)
+    _run_commands(commands)
+    _session_commands(commands)
+    _branch_commands(commands)
+    _record_commands(commands)
+    _model_commands(commands)
+    _machine_commands(commands)
     return parser
 
 
-def _server(parser: argparse.ArgumentParser) -> None:
+def _server_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
     group.add_argument("--url", help="http://HOST:PORT or unix:/path (default: KERNELSVC_URL, then your own server)")
     group.add_argument(
@@ -65,13 +65,13 @@ def _server(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _own_server(parser: argparse.ArgumentParser) -> None:
-    _server(parser)
+def _own_server_options(parser: argparse.ArgumentParser) -> None:
+    _server_options(parser)
     parser.add_argument("--private", action="store_true", help="start a server for this command alone")
 
 
-def _json(parser: argparse.ArgumentParser, what: str = "print JSON") -> None:
-    parser.add_argument("--json", action="store_true", help=what)
+def _json_option(parser: argparse.ArgumentParser, help: str = "print JSON") -> None:
+    parser.add_argument("--json", action="store_true", help=help)
 
 
 def _session_options(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +90,7 @@ def _session_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keep", action="store_true", help="leave the session open at the end")
 
 
-def _serving(commands: _Commands) -> None:
+def _server_commands(commands: _Commands) -> None:
     serve = commands.add(
         "serve",
         "serve:main",
@@ -115,15 +115,15 @@ def _serving(commands: _Commands) -> None:
 def _serve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
     parser.add_argument("--verbose", "-v", action="count", default=0, help="log more, to standard error")
-    _settings(parser, "'kernelsvc settings' prints what holds, and why")
+    _settings_options(parser, "'kernelsvc settings' prints what holds, and why")
 
 
-def _settings(parser: argparse.ArgumentParser, about: str) -> None:
+def _settings_options(parser: argparse.ArgumentParser, description: str) -> None:
     # A group takes options as a parser does; argparse has no public name for what both are.
-    add_options(cast("argparse.ArgumentParser", parser.add_argument_group("settings", about)))
+    add_options(cast("argparse.ArgumentParser", parser.add_argument_group("settings", description)))
 
 
-def _running(commands: _Commands) -> None:
+def _run_commands(commands: _Commands) -> None:
     run = commands.add(
         "run",
         "run:main",
@@ -136,9 +136,9 @@ def _running(commands: _Commands) -> None:
     run.add_argument("--timeout", type=float, metavar="SECONDS", help="wall time of one cell")
     run.add_argument("--save", metavar="FILE", help="at the end, write the notebook here (.ipynb, .html or .py)")
     run.add_argument("--images", metavar="DIR", help="write the pictures that cells show into this directory")
-    _json(run, "print every event as one line of JSON")
+    _json_option(run, "print every event as one line of JSON")
     _session_options(run)
-    _own_server(run)
+    _own_server_options(run)
     repl = commands.add(
         "repl",
         "repl:main",
@@ -147,7 +147,7 @@ def _running(commands: _Commands) -> None:
         "Ctrl-C interrupts the cell, Ctrl-D leaves. Lines that begin with ':' speak to the session; see ':help'.",
     )
     _session_options(repl)
-    _own_server(repl)
+    _own_server_options(repl)
     demo = commands.add(
         "demo",
         "demo:main",
@@ -158,27 +158,27 @@ def _running(commands: _Commands) -> None:
     demo.add_argument("--out", metavar="DIR", default="out", help="where the notebook goes (default: ./out)")
 
 
-def _looking(commands: _Commands) -> None:
+def _session_commands(commands: _Commands) -> None:
     sessions = commands.add("sessions", "show:sessions", "list your sessions, newest first")
     sessions.add_argument("--state", help="only those in this state: starting, idle, busy, restoring, dead, closed")
     sessions.add_argument("--label", metavar="NAME[=VALUE]", help="only those with this label")
     sessions.add_argument("--all", action="store_true", help="closed ones too")
     sessions.add_argument("--limit", type=int, metavar="N", help="at most this many")
-    _json(sessions)
-    _server(sessions)
+    _json_option(sessions)
+    _server_options(sessions)
     show = commands.add("show", "show:show", "show a session: its cells, what they printed, how long they took")
     show.add_argument("id", metavar="ID", help="the session")
     show.add_argument("--events", action="store_true", help="its log instead, one event a line")
     show.add_argument("--follow", "-f", action="store_true", help="and go on as events happen")
-    _json(show)
-    _server(show)
+    _json_option(show)
+    _server_options(show)
     tree = commands.add("tree", "show:tree", "show which session is a branch of which")
     tree.add_argument("id", metavar="ID", nargs="?", help="only this session's family")
-    _json(tree)
-    _server(tree)
+    _json_option(tree)
+    _server_options(tree)
 
 
-def _turning(commands: _Commands) -> None:
+def _branch_commands(commands: _Commands) -> None:
     branch = commands.add(
         "branch",
         "branch:branch",
@@ -191,13 +191,13 @@ def _turning(commands: _Commands) -> None:
     branch.add_argument("--at", metavar="CHECKPOINT", help="from this checkpoint, by name or id, and not from now")
     branch.add_argument("--label", metavar="NAME=VALUE", action="append", default=[], help="for finding them again")
     branch.add_argument("--force", action="store_true", help="go on although something will be lost")
-    _json(branch)
-    _server(branch)
+    _json_option(branch)
+    _server_options(branch)
     checkpoint = commands.add("checkpoint", "branch:checkpoint", "keep a session's present state")
     checkpoint.add_argument("id", metavar="ID", help="the session")
     checkpoint.add_argument("name", metavar="NAME", nargs="?", help="what to call it")
-    _json(checkpoint)
-    _server(checkpoint)
+    _json_option(checkpoint)
+    _server_options(checkpoint)
     rollback = commands.add(
         "rollback",
         "branch:rollback",
@@ -207,11 +207,11 @@ def _turning(commands: _Commands) -> None:
     )
     rollback.add_argument("id", metavar="ID", help="the session")
     rollback.add_argument("to", metavar="TO", nargs="?", help="a checkpoint's name or id, or a cell's id")
-    _json(rollback)
-    _server(rollback)
+    _json_option(rollback)
+    _server_options(rollback)
 
 
-def _recording(commands: _Commands) -> None:
+def _record_commands(commands: _Commands) -> None:
     export = commands.add(
         "export",
         "record:export",
@@ -220,7 +220,7 @@ def _recording(commands: _Commands) -> None:
     )
     export.add_argument("id", metavar="ID", help="the session; closed ones too")
     export.add_argument("-o", "--output", metavar="FILE", help="where to (default: ID.ipynb; - is standard output)")
-    _server(export)
+    _server_options(export)
     verify = commands.add(
         "verify",
         "record:verify",
@@ -231,7 +231,7 @@ def _recording(commands: _Commands) -> None:
     verify.add_argument("file", metavar="FILE", help="journal.jsonl or .ipynb")
     verify.add_argument("--key", metavar="KEY", help="the public key that must have signed it, as /v1/info shows it")
     verify.add_argument("--journal", metavar="FILE", help="for a notebook: the log that it must agree with")
-    _json(verify)
+    _json_option(verify)
     replay = commands.add(
         "replay",
         "record:replay",
@@ -241,12 +241,12 @@ def _recording(commands: _Commands) -> None:
     )
     replay.add_argument("file", metavar="F.ipynb", help="the notebook, or a session's journal.jsonl, also compressed")
     replay.add_argument("--save", metavar="FILE", help="write the new session's notebook here")
-    _json(replay)
+    _json_option(replay)
     _session_options(replay)
-    _own_server(replay)
+    _own_server_options(replay)
 
 
-def _models(commands: _Commands) -> None:
+def _model_commands(commands: _Commands) -> None:
     mcp = commands.add(
         "mcp",
         "mcp:main",
@@ -265,7 +265,7 @@ def _models(commands: _Commands) -> None:
         "--data-dir", metavar="DIR", help="where a server of its own keeps its record (default: mcp/1, or the first "
         "that is free, in the user's data directory)",
     )  # fmt: skip
-    _own_server(mcp)
+    _own_server_options(mcp)
     tools = commands.add(
         "tools",
         "mcp:tools",
@@ -280,7 +280,7 @@ def _models(commands: _Commands) -> None:
     tools.add_argument("tool", metavar="TOOL", nargs="*", help="only these (default: all)")
 
 
-def _machine(commands: _Commands) -> None:
+def _machine_commands(commands: _Commands) -> None:
     doctor = commands.add(
         "doctor",
         "doctor:doctor",
@@ -288,10 +288,10 @@ def _machine(commands: _Commands) -> None:
         "Try each layer of confinement on this machine: enforced, or why not and the command that would change it.\n"
         "Exits with 1 when a layer is missing.",
     )
-    _json(doctor)
+    _json_option(doctor)
     settings = commands.add("settings", "doctor:settings", "print every setting, its value and where that came from")
-    _json(settings)
-    _settings(settings, "what 'serve' would be given")
+    _json_option(settings)
+    _settings_options(settings, "what 'serve' would be given")
     kernelspec = commands.add(
         "install-kernelspec",
         "install_kernelspec:install",

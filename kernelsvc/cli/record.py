@@ -11,7 +11,7 @@ import msgspec
 
 from kernelsvc.cli.cell_source import code_cells, source_of
 from kernelsvc.cli.output_diff import difference
-from kernelsvc.cli.run_cell import interrupting
+from kernelsvc.cli.run_cell import interrupt_on_sigint
 from kernelsvc.cli.server_locator import client_of, client_or_own_server
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.cli.terminal_filter import one_line, safe, seconds, size
@@ -20,7 +20,7 @@ from kernelsvc.errors import BadRequest
 from kernelsvc.linux import atomic_file
 
 #: Why a recorded cell is not run again: it never ran, or it would take the session down again.
-_NOT_AGAIN = ("cancelled", "session_closed", "kernel_died", "memory", "timeout", "interrupted")
+_NOT_REPLAYED = ("cancelled", "session_closed", "kernel_died", "memory", "timeout", "interrupted")
 
 
 async def export(args: argparse.Namespace, terminal: Terminal) -> int:
@@ -90,7 +90,7 @@ async def replay(args: argparse.Namespace, terminal: Terminal) -> int:
     async with client_or_own_server(args, terminal) as client, session_of(args, client) as session:
         for number, cell in enumerate(cells, 1):
             terminal.progress(f"cell {number} of {len(cells)}: {one_line(source_of(cell), 60)}")
-            verdict = {"cell": number, "id": cell.get("id"), **await _again(session, cell, terminal)}
+            verdict = {"cell": number, "id": cell.get("id"), **await _replay_cell(session, cell, terminal)}
             verdicts.append(verdict)
             terminal.progress("")
             terminal.line(
@@ -105,22 +105,22 @@ async def replay(args: argparse.Namespace, terminal: Terminal) -> int:
     return 1 if counts["different"] else 0
 
 
-async def _again(session: AsyncSession, cell: dict[str, Any], terminal: Terminal) -> dict[str, Any]:
-    if why := _why_not(cell):
-        return {"outcome": "skipped", "why": why}
-    with interrupting(session, terminal):
+async def _replay_cell(session: AsyncSession, cell: dict[str, Any], terminal: Terminal) -> dict[str, Any]:
+    if reason := _skip_reason(cell):
+        return {"outcome": "skipped", "why": reason}
+    with interrupt_on_sigint(session, terminal):
         now = await session.run(source_of(cell), on_error="continue")
     found = difference(cell.get("outputs", []), now.outputs)
     took = round(now.usage.wall_ms / 1000, 4)
     return {"outcome": "same" if found is None else "different", "why": found, "seconds": took}
 
 
-def _why_not(cell: dict[str, Any]) -> str | None:
+def _skip_reason(cell: dict[str, Any]) -> str | None:
     metadata = cell.get("metadata", {})
     reason = metadata.get("kernelsvc", {}).get("reason")
     if "undone" in metadata.get("tags", []):
         return "it was undone"
-    return f"it ended with {reason}" if reason in _NOT_AGAIN else None
+    return f"it ended with {reason}" if reason in _NOT_REPLAYED else None
 
 
 def _verdict_line(verdict: dict[str, Any], cell: dict[str, Any], terminal: Terminal) -> str:

@@ -35,22 +35,22 @@ from kernelsvc.errors import BadRequest, KernelsvcError
 
 _HELP_MARK = re.compile(r"^\s*(\?{1,2})?\s*([\w.\[\]'\"]+)\s*(\?{1,2})?\s*$")
 #: A cell that took longer says how long.
-_WORTH_SAYING = 1.0
+_SHOW_DURATION_SECONDS = 1.0
 
-_blocks = TransformerManager()
+_transformer = TransformerManager()
 
 
 def is_whole(code: str) -> bool:
     """Whether Enter runs this, or opens a new line: IPython's own rule, and a blank line ends a block."""
     if code.startswith(":"):
         return True
-    status, _ = _blocks.check_complete(code + "\n" if code.endswith("\n") else code)
+    status, _ = _transformer.check_complete(code + "\n" if code.endswith("\n") else code)
     return status != "incomplete" or code.endswith("\n\n")
 
 
 def indent_after(code: str) -> str:
     """What the next line of an unfinished block begins with."""
-    _, indent = _blocks.check_complete(code)
+    _, indent = _transformer.check_complete(code)
     return " " * (indent or 0)
 
 
@@ -76,10 +76,10 @@ class KernelCompleter(Completer):
     ) -> AsyncGenerator[Completion, None]:
         """What the kernel offers here."""
         if document.text.startswith(":"):
-            begun = document.text[1:]
+            prefix = document.text[1:]
             for name in COMMANDS:
-                if name.startswith(begun):
-                    yield Completion(name, -len(begun), display_meta=summary_of(name))
+                if name.startswith(prefix):
+                    yield Completion(name, -len(prefix), display_meta=summary_of(name))
             return
         try:
             found = await self.session.complete(document.text, document.cursor_position)
@@ -123,7 +123,7 @@ class Repl:
     def _continuation(self, width: int, line: int, wrapped: int) -> ANSI:
         return ANSI(self.terminal.style("...: ".rjust(width), "prompt"))
 
-    async def talk(self) -> None:
+    async def run(self) -> None:
         """Read and run until the person leaves."""
         while not self.leaving:
             try:
@@ -133,7 +133,7 @@ class Repl:
             except EOFError:
                 return
             try:
-                await self.obey(text)
+                await self.handle(text)
             except KernelsvcError as error:
                 self.terminal.say(error.message, "red")
                 for reason in error.details.get("reasons", []):
@@ -141,7 +141,7 @@ class Repl:
             except KeyboardInterrupt:
                 self.terminal.say("the cell goes on; ':interrupt' ends it, ':restart' takes a new kernel", "yellow")
 
-    async def obey(self, text: str) -> None:
+    async def handle(self, text: str) -> None:
         """Carry out what was typed: a cell, a question, or a command."""
         code = text.strip("\n")
         if not code.strip():
@@ -160,7 +160,7 @@ class Repl:
         end = await run_cell(self.session, code, view.show, self.terminal, ask=self._ask)
         self.count = end.execution_count if end.execution_count is not None else self.count
         took = end.usage.wall_ms / 1000
-        if took >= _WORTH_SAYING:
+        if took >= _SHOW_DURATION_SECONDS:
             self.terminal.say(f"{seconds(took)}", "dim")
         self.terminal.line()
 
@@ -184,7 +184,7 @@ class Repl:
             raise BadRequest(f"There is no command ':{name}'; ':help' lists them.")
         await chosen(self, argument.strip())
 
-    def use(self, session: AsyncSession) -> None:
+    def switch_to(self, session: AsyncSession) -> None:
         """Go on in another session."""
         self.session = self._completer.session = session
         self.count = session.details.execution_count
@@ -264,13 +264,13 @@ async def _branch(repl: Repl, argument: str) -> None:
     """Go on in a branch of this session; the original stays as it is."""
     before = repl.session.id
     [branch] = await repl.session.branch()
-    repl.use(branch)
+    repl.switch_to(branch)
     repl.terminal.say(f"now in {branch.id}; ':switch {before}' goes back")
 
 
 async def _switch(repl: Repl, argument: str) -> None:
     """Go on in another session, by its id."""
-    repl.use(await repl.client.session(argument))
+    repl.switch_to(await repl.client.session(argument))
     repl.terminal.say(f"now in {repl.session.id}")
 
 
@@ -343,7 +343,7 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
         terminal.say(
             f"session {session.id}: {what}, isolation {details.sandbox.isolation}. ':help' lists commands.", "dim"
         )
-        await Repl(client, session, terminal).talk()
+        await Repl(client, session, terminal).run()
         if args.keep or args.session:
             terminal.say(f"the session lives on: kernelsvc repl --session {session.id}")
     return 0

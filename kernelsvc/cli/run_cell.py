@@ -60,7 +60,7 @@ async def run_cell(
     """
     stream = session.stream(code, allow_stdin=ask is not None, **options)
     last = ev.CellFinished()
-    with interrupting(session, terminal):
+    with interrupt_on_sigint(session, terminal):
         async for event in stream:
             show(event)
             if isinstance(event, ev.InputRequested) and ask is not None:
@@ -82,7 +82,7 @@ async def _answer(session: AsyncSession, cell: str, event: ev.InputRequested, as
 
 
 @contextlib.contextmanager
-def interrupting(session: AsyncSession, terminal: Terminal) -> Iterator[None]:
+def interrupt_on_sigint(session: AsyncSession, terminal: Terminal) -> Iterator[None]:
     """Ctrl-C goes to the cell instead of to us; the second one to us.
 
     Raises:
@@ -90,18 +90,18 @@ def interrupting(session: AsyncSession, terminal: Terminal) -> Iterator[None]:
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    asked: list[asyncio.Task[None]] = []
+    interrupts: list[asyncio.Task[None]] = []
     given_up = False
 
-    def pressed() -> None:
+    def on_sigint() -> None:
         nonlocal given_up
-        if asked:
+        if interrupts:
             given_up = True
             task.cancel()
             return
-        asked.append(loop.create_task(_interrupt(session, terminal)))
+        interrupts.append(loop.create_task(_interrupt(session, terminal)))
 
-    loop.add_signal_handler(signal.SIGINT, pressed)
+    loop.add_signal_handler(signal.SIGINT, on_sigint)
     try:
         yield
     except asyncio.CancelledError:
@@ -111,8 +111,8 @@ def interrupting(session: AsyncSession, terminal: Terminal) -> Iterator[None]:
         raise KeyboardInterrupt from None
     finally:
         loop.remove_signal_handler(signal.SIGINT)
-        for one in asked:
-            one.cancel()
+        for each in interrupts:
+            each.cancel()
 
 
 async def _interrupt(session: AsyncSession, terminal: Terminal) -> None:

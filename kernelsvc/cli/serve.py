@@ -38,10 +38,10 @@ from kernelsvc.server.app import Server, make_app
 from kernelsvc.service import Service
 
 #: How often a template that is starting is looked at.
-LOOK_SECONDS = 0.02
-FORCED = 130
+POLL_SECONDS = 0.02
+FORCED_EXIT_CODE = 130
 #: One Ctrl-C may arrive twice: from the terminal, and again from a wrapper that passes its own on (timeout(1), npm).
-ONE_PRESS_SECONDS = 0.5
+DUPLICATE_SIGNAL_SECONDS = 0.5
 
 
 def main(args: argparse.Namespace, terminal: Terminal) -> int:
@@ -51,15 +51,17 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
     logs.configure(level)
     raise_descriptor_limit()
     settings = conf.load(vars(args), os.environ)
-    settings, fresh = conf.with_fresh_token(settings)
+    settings, generated_token = conf.with_fresh_token(settings)
     conf.prepare_directories(settings)
-    known = fresh or next(iter(getattr(args, "token", None) or []), None) or os.environ.get("KERNELSVC_TOKEN")
-    with _only_one(settings):
-        return asyncio.run(_Serving(settings, args, terminal, started, fresh=fresh, known=known).run())
+    token = generated_token or next(iter(getattr(args, "token", None) or []), None) or os.environ.get("KERNELSVC_TOKEN")
+    with _data_dir_lock(settings):
+        return asyncio.run(
+            _ServerRun(settings, args, terminal, started, generated_token=generated_token, token=token).run()
+        )
 
 
 @contextlib.contextmanager
-def _only_one(settings: conf.Settings) -> Iterator[None]:
+def _data_dir_lock(settings: conf.Settings) -> Iterator[None]:
     """Two servers on one data directory would both write its journals; the second one is refused."""
     path = settings.data_path() / "server.lock"
     try:
@@ -79,7 +81,7 @@ def _only_one(settings: conf.Settings) -> Iterator[None]:
         yield
 
 
-class _Serving:
+class _ServerRun:
     """One run of the server, from the first line printed to the last session ended."""
 
     def __init__(
@@ -89,15 +91,15 @@ class _Serving:
         terminal: Terminal,
         started: float,
         *,
-        fresh: str | None,
-        known: str | None,
+        generated_token: str | None,
+        token: str | None,
     ) -> None:
         self.settings, self.args, self.terminal = settings, args, terminal
-        self.started, self.fresh, self.known = started, fresh, known
+        self.started, self.generated_token, self.token = started, generated_token, token
         self.systemd = Systemd(os.environ)
         self.stopping = asyncio.Event()
         self.end_sessions = True
-        self.told_at = 0.0
+        self.stop_requested_at = 0.0
 
     async def run(self) -> int:
         """Start, serve, stop."""
@@ -113,7 +115,7 @@ class _Serving:
         try:
             self._announce(server.start())
             tasks = [
-                asyncio.create_task(self._tell_ready(service)),
+                asyncio.create_task(self._announce_ready(service)),
                 asyncio.create_task(self.systemd.feed_watchdog()),
                 asyncio.create_task(logs.flush_regularly()),
             ]
@@ -132,15 +134,15 @@ class _Serving:
     def _announce(self, addresses: list[str]) -> None:
         url = addresses[0]
         self.terminal.line(f"kernelsvc listens on {' and '.join(addresses)}" + self._token_said())
-        write_info(self.settings.runtime_path(), ServerInfo(url=url, token=self.known, pid=os.getpid()))
+        write_info(self.settings.runtime_path(), ServerInfo(url=url, token=self.token, pid=os.getpid()))
         self.systemd.tell("STATUS=starting the template", f"MAINPID={os.getpid()}")
 
     def _token_said(self) -> str:
-        return f" with token {self.fresh}" if self.fresh else ""
+        return f" with token {self.generated_token}" if self.generated_token else ""
 
-    async def _tell_ready(self, service: Service) -> None:
+    async def _announce_ready(self, service: Service) -> None:
         while not service.ready():  # noqa: ASYNC110 - for seconds, once
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         for line in missing_layers(service.info()["sandbox"]):
             self.terminal.say(line, "yellow")
         took = seconds(time.monotonic() - self.started)
@@ -159,28 +161,28 @@ class _Serving:
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._told_to_stop, True)
-        loop.add_signal_handler(signal.SIGTERM, self._told_to_stop, not self.systemd.manages_us)
-        loop.add_signal_handler(signal.SIGHUP, self._told_to_stop, False)
+        loop.add_signal_handler(signal.SIGINT, self._on_stop_signal, True)
+        loop.add_signal_handler(signal.SIGTERM, self._on_stop_signal, not self.systemd.manages_us)
+        loop.add_signal_handler(signal.SIGHUP, self._on_stop_signal, False)
         if self.args.while_fd is not None:
-            loop.add_reader(self.args.while_fd, self._other_end_closed)
+            loop.add_reader(self.args.while_fd, self._on_while_fd_closed)
 
-    def _told_to_stop(self, end_sessions: bool) -> None:
+    def _on_stop_signal(self, end_sessions: bool) -> None:
         now = asyncio.get_running_loop().time()
-        if self.stopping.is_set() and now < self.told_at + ONE_PRESS_SECONDS:
+        if self.stopping.is_set() and now < self.stop_requested_at + DUPLICATE_SIGNAL_SECONDS:
             return
         if self.stopping.is_set():
             self.terminal.say("stopped at once; what is left, the kernel host ends", "yellow")
-            os._exit(FORCED)
-        self.told_at, self.end_sessions = now, end_sessions
+            os._exit(FORCED_EXIT_CODE)
+        self.stop_requested_at, self.end_sessions = now, end_sessions
         what = "ending every session" if end_sessions else "sessions wait for the next server"
         self.terminal.say(f"stopping: {what} …")
         self.stopping.set()
 
-    def _other_end_closed(self) -> None:
+    def _on_while_fd_closed(self) -> None:
         asyncio.get_running_loop().remove_reader(self.args.while_fd)
         if not self.stopping.is_set():
-            self._told_to_stop(True)
+            self._on_stop_signal(True)
 
 
 def missing_layers(report: SandboxReport) -> list[str]:

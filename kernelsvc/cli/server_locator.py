@@ -41,7 +41,9 @@ async def client_or_own_server(args: argparse.Namespace, terminal: Terminal) -> 
     except Unreachable:
         address = None
     if address is not None:
-        async with AsyncClient(_url(address), address.token, connect_seconds=0.0, on_state=_told(terminal)) as client:
+        async with AsyncClient(
+            _url(address), address.token, connect_seconds=0.0, on_state=_connection_messages(terminal)
+        ) as client:
             yield client
         return
     async with private_server(terminal) as address, AsyncClient(_url(address), address.token) as client:
@@ -50,11 +52,11 @@ async def client_or_own_server(args: argparse.Namespace, terminal: Terminal) -> 
         yield client
 
 
-def _told(terminal: Terminal) -> Callable[[str], None]:
+def _connection_messages(terminal: Terminal) -> Callable[[str], None]:
     """Says when the link breaks, and when it stands again."""
     broken = False
 
-    def told(state: str) -> None:
+    def on_state(state: str) -> None:
         nonlocal broken
         if state == "lost":
             terminal.say("the link to the server broke; the session goes on, trying again …", "yellow")
@@ -62,7 +64,7 @@ def _told(terminal: Terminal) -> Callable[[str], None]:
             terminal.say("the link stands again", "dim")
         broken = state == "lost"
 
-    return told
+    return on_state
 
 
 def _url(address: Address) -> str:
@@ -93,17 +95,17 @@ async def private_server(
         *(sys.executable, "-m", "kernelsvc", "serve", *listen),
         *("--runtime-dir", str(home / "run"), "--data-dir", str(data_dir or home / "data"), *options),
     ]
-    alive_end, alive = os.pipe()
+    while_fd, while_fd_writer = os.pipe()
     try:
         terminal.progress("starting a server …")
-        process = await _spawn(command, home / "log", token, alive_end)
+        process = await _spawn(command, home / "log", token, while_fd)
         terminal.progress("")
         try:
             yield _address(home, token)
         finally:
-            await _end(process)
+            await _stop(process)
     finally:
-        os.close(alive)
+        os.close(while_fd_writer)
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -114,7 +116,7 @@ def _address(home: Path, token: str) -> Address:
     return parse(info.url, token)
 
 
-async def _spawn(command: list[str], log: Path, token: str, alive_end: int) -> asyncio.subprocess.Process:
+async def _spawn(command: list[str], log: Path, token: str, while_fd: int) -> asyncio.subprocess.Process:
     ready, ready_end = os.pipe()
     # In a session of its own, so that a Ctrl-C at the terminal reaches the cell through us and not the server.
     with log.open("wb") as file:
@@ -124,41 +126,41 @@ async def _spawn(command: list[str], log: Path, token: str, alive_end: int) -> a
             str(ready_end),
             # When we are killed, the pipe's other end closes and the server ends with us.
             "--while-fd",
-            str(alive_end),
+            str(while_fd),
             env={**os.environ, "KERNELSVC_TOKEN": token},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            pass_fds=[ready_end, alive_end],
+            pass_fds=[ready_end, while_fd],
             start_new_session=True,
         )
     os.close(ready_end)
-    os.close(alive_end)
+    os.close(while_fd)
     try:
-        told = await _first_byte(ready)
+        is_ready = await _first_byte(ready)
     except BaseException:
-        await _end(process)
+        await _stop(process)
         raise
     finally:
         os.close(ready)
-    if not told:
-        await _end(process)
-        raise Unreachable(f"A server for this run did not start. It said:\n{_last_words(log)}")
+    if not is_ready:
+        await _stop(process)
+        raise Unreachable(f"A server for this run did not start. It said:\n{_log_tail(log)}")
     return process
 
 
-def _last_words(log: Path) -> str:
+def _log_tail(log: Path) -> str:
     return log.read_text("utf-8", "replace").strip()[-2000:]
 
 
 async def _first_byte(fd: int) -> bool:
-    """Whether something came before the other end closed; safe to cancel."""
+    """Whether something readable before the other end closed; safe to cancel."""
     loop = asyncio.get_running_loop()
-    came: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(fd, _settle, came)
+    readable: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, _set_result, readable)
     try:
         async with asyncio.timeout(READY_SECONDS):
-            await came
+            await readable
     except TimeoutError:
         return False
     finally:
@@ -166,12 +168,12 @@ async def _first_byte(fd: int) -> bool:
     return bool(os.read(fd, 1))
 
 
-def _settle(future: asyncio.Future[None]) -> None:
+def _set_result(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _stop(process: asyncio.subprocess.Process) -> None:
     """SIGTERM, time to end its sessions, then SIGKILL."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):

@@ -87,7 +87,7 @@ class CellView:
         self._terminal = terminal
         self._prompts = prompts
         self._short_errors = short_errors
-        self._sieves = {name: EscapeFilter(colour=terminal.colour) for name in ("stdout", "stderr")}
+        self._filters = {name: EscapeFilter(colour=terminal.colour) for name in ("stdout", "stderr")}
         self._at_start = True
         self._clear = False
 
@@ -105,7 +105,7 @@ class CellView:
             case ev.OutputCleared(wait=wait):
                 self._clear = True
                 if not wait:
-                    self._wipe()
+                    self._apply_clear()
             case ev.OutputTruncated(dropped=dropped) if dropped:
                 self._note(f"output is over its budget: {dropped:,} characters are kept in the log only")
             case ev.LimitReached() | ev.KernelDied():
@@ -118,8 +118,8 @@ class CellView:
                 pass
 
     def _text(self, name: str, text: str) -> None:
-        self._wipe()
-        shown = self._sieves[name].feed(text)
+        self._apply_clear()
+        shown = self._filters[name].feed(text)
         if not shown:
             return
         stream = self._terminal.err if name == "stderr" else self._terminal.out
@@ -128,22 +128,22 @@ class CellView:
         self._at_start = shown.endswith("\n")
 
     def _bundle(self, data: dict[str, Any], prompt: str) -> None:
-        self._wipe()
-        self._fresh_line()
+        self._apply_clear()
+        self._start_line()
         images = images_of(data)
         if images:
             self.images.append(images[0])
             self._terminal.line(terminal_image.rendered(images[0], self._terminal.image_protocol))
             return
-        text = _plain(data)
+        text = _text_of(data)
         if prompt:
             self._terminal.write(self._terminal.style(prompt, "out"))
             text = "\n" + text if "\n" in text else text
         self._terminal.line(safe(text, colour=self._terminal.colour))
 
     def _error(self, event: ev.Error) -> None:
-        self._wipe()
-        self._fresh_line()
+        self._apply_clear()
+        self._start_line()
         if self._short_errors:
             self._terminal.line(safe(f"{event.ename}: {event.evalue}"), "red")
             return
@@ -152,18 +152,18 @@ class CellView:
         self._terminal.err.flush()
 
     def _finished(self, event: ev.CellFinished) -> None:
-        for sieve in self._sieves.values():
-            self._terminal.write(sieve.flush())
-        self._fresh_line()
+        for escape_filter in self._filters.values():
+            self._terminal.write(escape_filter.flush())
+        self._start_line()
         if event.reason not in (ev.Reason.OK, ev.Reason.ERROR):
             kept = {True: " Variables were kept.", False: " Variables were lost.", None: ""}[event.variables_kept]
             self._note(f"{event.reason}: {event.message or 'the cell ended early'}.{kept}".replace("..", "."))
 
     def _note(self, text: str) -> None:
-        self._fresh_line()
+        self._start_line()
         self._terminal.say(safe(text), "yellow")
 
-    def _wipe(self) -> None:
+    def _apply_clear(self) -> None:
         """What ``clear_output`` asks for, as far as a terminal can: the line that was begun."""
         if not self._clear:
             return
@@ -172,13 +172,13 @@ class CellView:
             self._terminal.write("\r\x1b[K")
             self._at_start = True
 
-    def _fresh_line(self) -> None:
+    def _start_line(self) -> None:
         if not self._at_start:
             self._terminal.write("\n")
             self._at_start = True
 
 
-def _plain(data: dict[str, Any]) -> str:
+def _text_of(data: dict[str, Any]) -> str:
     for mime in ("text/plain", "text/markdown", "text/latex", "text/html", "application/json"):
         value = data.get(mime)
         if isinstance(value, list):

@@ -12,15 +12,15 @@ import re
 #: Obeyed: SGR (colour), erase in line and display, cursor up, down, forth, back, to a column.
 _ALLOWED = re.compile(r"\x1b\[[0-9;:]*[mKJABCDG]")
 #: A sequence that may yet become an allowed one, at the end of a piece.
-_OPEN = re.compile(r"\x1b(\[[0-9;:]*)?\Z")
-_LONGEST = 64
+_UNFINISHED = re.compile(r"\x1b(\[[0-9;:]*)?\Z")
+_MAX_SEQUENCE = 64
 #: C0 but for BS, TAB, LF, CR and ESC; DEL; C1, which some terminals obey like ESC sequences.
-_CONTROLS = {
+_CONTROL_CHARACTERS = {
     code: f"\\x{code:02x}" for code in [*range(8), *range(11, 13), *range(14, 27), *range(28, 32), *range(127, 160)]
 }
-_CONTROLS[7] = ""
+_CONTROL_CHARACTERS[7] = ""
 #: Unicode's direction overrides can make code read as other code ("Trojan source").
-_CONTROLS |= {code: f"\\u{code:04x}" for code in [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]}
+_CONTROL_CHARACTERS |= {code: f"\\u{code:04x}" for code in [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]}
 
 
 class EscapeFilter:
@@ -28,43 +28,43 @@ class EscapeFilter:
 
     def __init__(self, *, colour: bool) -> None:
         self._colour = colour
-        self._held = ""
+        self._pending = ""
 
     def feed(self, text: str) -> str:
         """What of this piece (and of what was held back) can be printed now."""
-        text = self._held + text
-        self._held = ""
-        if (tail := _OPEN.search(text)) and len(tail[0]) < _LONGEST:
-            text, self._held = text[: tail.start()], tail[0]
+        text = self._pending + text
+        self._pending = ""
+        if (tail := _UNFINISHED.search(text)) and len(tail[0]) < _MAX_SEQUENCE:
+            text, self._pending = text[: tail.start()], tail[0]
         return _clean(text, colour=self._colour)
 
     def flush(self) -> str:
         """What was held back, as there will be no more."""
-        held, self._held = self._held, ""
-        return _clean(held, colour=self._colour)
+        pending, self._pending = self._pending, ""
+        return _clean(pending, colour=self._colour)
 
 
 def _clean(text: str, *, colour: bool) -> str:
     if "\x1b" not in text:
-        return text.translate(_CONTROLS)
+        return text.translate(_CONTROL_CHARACTERS)
     parts = []
     position = 0
     for match in _ALLOWED.finditer(text):
-        parts.append(_shown(text[position : match.start()]))
+        parts.append(_visible(text[position : match.start()]))
         parts.append(match[0] if colour else "")
         position = match.end()
-    parts.append(_shown(text[position:]))
+    parts.append(_visible(text[position:]))
     return "".join(parts)
 
 
-def _shown(text: str) -> str:
-    return text.replace("\x1b", "\\x1b").translate(_CONTROLS)
+def _visible(text: str) -> str:
+    return text.replace("\x1b", "\\x1b").translate(_CONTROL_CHARACTERS)
 
 
 def safe(text: str, *, colour: bool = False) -> str:
     """A whole text, safe to print."""
-    sieve = EscapeFilter(colour=colour)
-    return sieve.feed(text) + sieve.flush()
+    escape_filter = EscapeFilter(colour=colour)
+    return escape_filter.feed(text) + escape_filter.flush()
 
 
 def one_line(text: str, width: int = 80) -> str:

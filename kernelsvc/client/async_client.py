@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from kernelsvc.client.address import Address, find, without_none
-from kernelsvc.client.connection import Connection
+from kernelsvc.client.connection import RpcConnection
 from kernelsvc.client.http import Rest
 from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.client.values import Cell, new_id, read
@@ -48,7 +48,7 @@ class AsyncClient:
         on_state: Callable[[str], None] | None = None,
     ) -> None:
         self.address: Address = find(url, token)
-        self._rpc = Connection(
+        self._rpc = RpcConnection(
             self.address, connect_seconds=connect_seconds, retry_seconds=retry_seconds, on_state=on_state
         )
         self._rest = Rest(self.address, connect_seconds=connect_seconds, retry_seconds=retry_seconds)

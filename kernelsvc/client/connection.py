@@ -1,6 +1,6 @@
 """JSON-RPC over one WebSocket that comes back by itself.
 
-Theory of operation. One task, ``_keep``, owns the socket: it connects, brings
+Theory of operation. One task, ``_stay_connected``, owns the socket: it connects, brings
 back what the connection was for, reads until the socket ends, and begins again
 with growing pauses. It ends when nothing has answered for ``retry_seconds``;
 everything that waits then fails with ``Unreachable``, and the next call starts
@@ -11,7 +11,7 @@ idempotency key, or only reads) is sent again on the next socket. Any other
 call that was on its way when the socket ended fails with ``ConnectionLost``:
 whether it was done, only the session's state can tell.
 
-For each session that is read, ``_steer`` brings the attachment to what the
+For each session that is read, ``_update_attachment`` brings the attachment to what the
 ``EventFeed`` wants, one request at a time, so that the order "detach answered, then
 attach sent" holds and no event of an older attachment can be taken for one of
 a newer.
@@ -48,7 +48,7 @@ MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 #: A link that carries nothing is asked at this pace, and taken for broken when it stays silent as long again.
 PING_SECONDS = 20.0
 CONNECT_SECONDS = 10.0
-GOODBYE_SECONDS = 1.0
+CLOSE_SECONDS = 1.0
 
 _encode = msgspec.json.Encoder().encode
 
@@ -92,13 +92,13 @@ def backoff(attempt: int, chance: float) -> float:
     return float(min(5.0, 0.05 * 2 ** min(attempt, 10)) * (0.5 + 0.5 * chance))
 
 
-def _let_go(connected: asyncio.Future[WebSocketClientConnection]) -> None:
+def _close_abandoned(connected: asyncio.Future[WebSocketClientConnection]) -> None:
     """Close a connection that nobody waits for any more."""
     if not connected.cancelled() and connected.exception() is None:
         connected.result().close()
 
 
-class Connection:
+class RpcConnection:
     """See the module's docstring. Belongs to the loop that made it."""
 
     def __init__(
@@ -111,7 +111,7 @@ class Connection:
     ) -> None:
         self.address = address
         self.reconnects = 0
-        self._patience = connect_seconds
+        self._give_up_seconds = connect_seconds
         self._retry_seconds = retry_seconds
         self._on_state = on_state or (lambda state: None)
         self._resolver: Resolver | None = UnixResolver(address.uds) if address.uds else None
@@ -119,9 +119,9 @@ class Connection:
         self._calls: dict[int, _Call] = {}
         self._next_id = 1
         self._feeds: dict[str, EventFeed] = {}
-        self._steering: set[str] = set()
-        self._wakers: dict[FeedReader, asyncio.Event] = {}
-        self._keeper: asyncio.Task[None] | None = None
+        self._updating: set[str] = set()
+        self._readable: dict[FeedReader, asyncio.Event] = {}
+        self._connection_task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop
@@ -147,7 +147,7 @@ class Connection:
         self._next_id += 1
         self._calls[number] = request
         try:
-            self._ensure_keeper()
+            self._ensure_connection_task()
             if self._socket is not None:
                 await self._send(self._socket, number, request)
             async with asyncio.timeout(timeout):
@@ -167,12 +167,12 @@ class Connection:
     # --- readers ------------------------------------------------------------------
 
     def follow(self, session: str, after: int, cell: str | None = None) -> FeedReader:
-        """A reader of this session's events after a position; end it with ``forget``."""
+        """A reader of this session's events after a position; end it with ``unfollow``."""
         reader = FeedReader(after, cell)
-        self._wakers[reader] = asyncio.Event()
+        self._readable[reader] = asyncio.Event()
         self._feeds.setdefault(session, EventFeed(session)).readers.append(reader)
-        self._ensure_keeper()
-        self._start_steering(session)
+        self._ensure_connection_task()
+        self._start_update(session)
         return reader
 
     async def read(self, session: str, reader: FeedReader) -> list[Any]:
@@ -183,14 +183,14 @@ class Connection:
         Raises:
             KernelsvcError: why the reader ended early.
         """
-        waker = self._wakers[reader]
+        readable = self._readable[reader]
         while not reader.waiting and not reader.done:
-            waker.clear()
-            await waker.wait()
+            readable.clear()
+            await readable.wait()
         was_full = reader.full
         events = reader.drain()
         if was_full:
-            self._start_steering(session)
+            self._start_update(session)
         if not events and reader.error is not None:
             raise reader.error
         return events
@@ -198,33 +198,33 @@ class Connection:
     def rewind(self, session: str, reader: FeedReader, after: int) -> None:
         """Move a reader back before it has taken anything."""
         reader.rewind(after)
-        self._start_steering(session)
+        self._start_update(session)
 
-    def forget(self, session: str, reader: FeedReader) -> None:
+    def unfollow(self, session: str, reader: FeedReader) -> None:
         """The reader wants no more."""
         reader.done = True
-        self._wakers.pop(reader, None)
+        self._readable.pop(reader, None)
         feed = self._feeds.get(session)
         if feed is not None and reader in feed.readers:
             feed.readers.remove(reader)
-            self._start_steering(session)
-            self._tidy(feed)
+            self._start_update(session)
+            self._remove_if_unused(feed)
 
-    def forget_soon(self, session: str, reader: FeedReader) -> None:
-        """``forget`` from any thread, as a finalizer runs in any."""
+    def unfollow_threadsafe(self, session: str, reader: FeedReader) -> None:
+        """``unfollow`` from any thread, as a finalizer runs in any."""
         with contextlib.suppress(RuntimeError):  # The loop is closed: there is nothing left to tell.
-            self._loop.call_soon_threadsafe(self.forget, session, reader)
+            self._loop.call_soon_threadsafe(self.unfollow, session, reader)
 
-    def _start_steering(self, session: str) -> None:
-        if session in self._steering or self._socket is None or self._closed:
+    def _start_update(self, session: str) -> None:
+        if session in self._updating or self._socket is None or self._closed:
             return
         feed = self._feeds.get(session)
         if feed is None or feed.step() is None:
             return
-        self._steering.add(session)
-        self._spawn(self._steer(feed), f"steer {session}")
+        self._updating.add(session)
+        self._spawn(self._update_attachment(feed), f"attach {session}")
 
-    async def _steer(self, feed: EventFeed) -> None:
+    async def _update_attachment(self, feed: EventFeed) -> None:
         try:
             while self._socket is not None and (step := feed.step()) is not None:
                 action, after = step
@@ -239,23 +239,23 @@ class Connection:
         except KernelsvcError as error:
             self._fail_readers(feed, error)
         finally:
-            self._steering.discard(feed.session)
-            self._tidy(feed)
-        self._start_steering(feed.session)
+            self._updating.discard(feed.session)
+            self._remove_if_unused(feed)
+        self._start_update(feed.session)
 
-    def _tidy(self, feed: EventFeed) -> None:
-        if not feed.readers and not feed.live and feed.session not in self._steering:
+    def _remove_if_unused(self, feed: EventFeed) -> None:
+        if not feed.readers and not feed.live and feed.session not in self._updating:
             self._feeds.pop(feed.session, None)
 
     def _fail_readers(self, feed: EventFeed, error: KernelsvcError) -> None:
         feed.lost()
         for reader in feed.readers:
             reader.fail(error)
-            self._wake(reader)
+            self._notify(reader)
 
-    def _wake(self, reader: FeedReader) -> None:
-        if waker := self._wakers.get(reader):
-            waker.set()
+    def _notify(self, reader: FeedReader) -> None:
+        if readable := self._readable.get(reader):
+            readable.set()
 
     # --- the socket's life ----------------------------------------------------------
 
@@ -264,40 +264,41 @@ class Connection:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _ensure_keeper(self) -> None:
+    def _ensure_connection_task(self) -> None:
         if self._closed:
             raise Unreachable("This client is closed; make a new one.")
         self._loop = asyncio.get_running_loop()
-        if self._keeper is None or self._keeper.done():
-            self._keeper = asyncio.get_running_loop().create_task(self._keep(), name="kernelsvc client: keep")
+        if self._connection_task is None or self._connection_task.done():
+            work = self._stay_connected()
+            self._connection_task = self._loop.create_task(work, name="kernelsvc client: connect")
 
-    async def _keep(self) -> None:
+    async def _stay_connected(self) -> None:
         try:
             while not self._closed and (self._calls or self._feeds):
-                socket = await self._connect(self._patience)
-                self._patience = self._retry_seconds
+                socket = await self._connect(self._give_up_seconds)
+                self._give_up_seconds = self._retry_seconds
                 try:
                     await self._serve(socket)
                 finally:
-                    self._drop()
+                    self._on_socket_closed()
                 _abort(socket)
                 self.reconnects += 1
                 self._on_state("lost")
         except KernelsvcError as error:
             self._give_up(error)
 
-    async def _connect(self, patience: float) -> WebSocketClientConnection:
+    async def _connect(self, give_up_seconds: float) -> WebSocketClientConnection:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + patience
+        deadline = loop.time() + give_up_seconds
         attempt = 0
         while True:
             try:
                 return await self._connect_once()
             except (OSError, WebSocketError, HTTPClientError, TimeoutError) as error:
-                known = await _refusal(error)
+                refused = await _refusal(error)
                 pause = backoff(attempt, random.random())
-                if (known is not None and not known.retryable) or loop.time() + pause > deadline:
-                    raise known or Unreachable(
+                if (refused is not None and not refused.retryable) or loop.time() + pause > deadline:
+                    raise refused or Unreachable(
                         f"No server answers at {self.address.shown} ({error or type(error).__name__}); "
                         "start one with 'kernelsvc serve', or give its address."
                     )
@@ -323,7 +324,7 @@ class Connection:
         try:
             return await asyncio.shield(connecting)
         except asyncio.CancelledError:
-            connecting.add_done_callback(_let_go)  # Tornado connects on, for nobody
+            connecting.add_done_callback(_close_abandoned)  # Tornado connects on, for nobody
             raise
 
     async def _serve(self, socket: WebSocketClientConnection) -> None:
@@ -334,7 +335,7 @@ class Connection:
             if number in self._calls:
                 await self._send(socket, number, request)
         for session in list(self._feeds):
-            self._start_steering(session)
+            self._start_update(session)
         while (message := await socket.read_message()) is not None:
             try:
                 self._handle(message.encode() if isinstance(message, str) else message)
@@ -359,16 +360,16 @@ class Connection:
         if feed is None:
             return
         for reader in feed.take(event, len(raw)):
-            self._wake(reader)
+            self._notify(reader)
             if reader.full:
-                self._start_steering(event.session)
+                self._start_update(event.session)
 
-    def _detached(self, said: _Detached) -> None:
+    def _detached(self, notice: _Detached) -> None:
         """The server can't go on sending this session's events."""
-        if feed := self._feeds.get(said.session):
-            self._fail_readers(feed, errors.from_json(said.error))
+        if feed := self._feeds.get(notice.session):
+            self._fail_readers(feed, errors.from_json(notice.error))
 
-    def _drop(self) -> None:
+    def _on_socket_closed(self) -> None:
         """The socket is over: nothing is attached, and what can't be sent twice fails."""
         self._socket = None
         for feed in self._feeds.values():
@@ -391,22 +392,22 @@ class Connection:
         if self._closed:
             return
         self._closed = True
-        tasks = [*self._tasks, *([self._keeper] if self._keeper else [])]
+        tasks = [*self._tasks, *([self._connection_task] if self._connection_task else [])]
         socket = self._socket
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._give_up(Unreachable("The client was closed meanwhile."))
         if socket is not None:
-            await _finish(socket)
+            await _close_gracefully(socket)
 
 
-async def _finish(socket: WebSocketClientConnection) -> None:
+async def _close_gracefully(socket: WebSocketClientConnection) -> None:
     """Say goodbye and wait a moment for the other end's, then close the socket without it."""
     protocol = socket.protocol
     socket.close()
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(GOODBYE_SECONDS):
+        async with asyncio.timeout(CLOSE_SECONDS):
             while await socket.read_message() is not None:
                 pass
     _close_stream(protocol)

@@ -20,7 +20,7 @@ from kernelsvc.errors import KernelsvcError
 
 CONNECT_SECONDS = 10.0
 #: A download is handed on in pieces and may be as large as the disk; this only keeps Tornado from saying no.
-_NO_BOUND = 1 << 50
+_NO_LIMIT = 1 << 50
 
 Body = bytes | Callable[[], AsyncIterator[bytes]]
 
@@ -56,11 +56,11 @@ class Rest:
 
     def __init__(self, address: Address, *, connect_seconds: float, retry_seconds: float) -> None:
         self.address = address
-        self._patience = connect_seconds
+        self._give_up_seconds = connect_seconds
         self._retry_seconds = retry_seconds
         options: dict[str, Any] = {"resolver": UnixResolver(address.uds)} if address.uds else {}
         self._http = AsyncHTTPClient(
-            force_instance=True, max_clients=16, max_body_size=_NO_BOUND, max_buffer_size=64 * 1024 * 1024, **options
+            force_instance=True, max_clients=16, max_body_size=_NO_LIMIT, max_buffer_size=64 * 1024 * 1024, **options
         )
 
     async def json(self, method: str, path: str, body: Any = None, *, repeat: bool | None = None) -> Any:
@@ -92,8 +92,8 @@ class Rest:
         headers: dict[str, str] | None = None,
         repeat: bool | None = None,
         sink: Callable[[bytes], None] | None = None,
-        restart: Callable[[], None] | None = None,
-        seen: dict[str, str] | None = None,
+        on_restart: Callable[[], None] | None = None,
+        response_headers: dict[str, str] | None = None,
     ) -> bytes:
         """Ask and get bytes.
 
@@ -104,30 +104,30 @@ class Rest:
             headers: besides the token's.
             repeat: whether the server may get it twice; None says so of GET alone.
             sink: takes the pieces of a good answer as they come, instead of the result.
-            restart: called before a second try, to throw away what ``sink`` got.
-            seen: takes a good answer's headers, by their names in lower case.
+            on_restart: called before a second try, to throw away what ``sink`` got.
+            response_headers: takes a good answer's headers, by their names in lower case.
 
         Raises:
             KernelsvcError: as ``json``.
         """
         repeat = method in ("GET", "HEAD") if repeat is None else repeat
-        deadline = asyncio.get_running_loop().time() + self._patience
+        deadline = asyncio.get_running_loop().time() + self._give_up_seconds
         pause = 0.05
         while True:
             try:
-                answer = await self._once(method, path, body, headers or {}, sink, seen)
-                self._patience = self._retry_seconds
+                answer = await self._request_once(method, path, body, headers or {}, sink, response_headers)
+                self._give_up_seconds = self._retry_seconds
                 return answer
             except (OSError, StreamClosedError, HTTPClientError) as error:
                 never_sent = isinstance(error, ConnectionRefusedError | FileNotFoundError)
                 if asyncio.get_running_loop().time() + pause > deadline or not (repeat or never_sent):
-                    raise self._broken(error, method, path, never_sent=never_sent or repeat)
-            if restart is not None:
-                restart()
+                    raise self._failure(error, method, path, never_sent=never_sent or repeat)
+            if on_restart is not None:
+                on_restart()
             await asyncio.sleep(pause)
             pause = min(5.0, pause * 2)
 
-    def _broken(self, error: BaseException, method: str, path: str, *, never_sent: bool) -> KernelsvcError:
+    def _failure(self, error: BaseException, method: str, path: str, *, never_sent: bool) -> KernelsvcError:
         if never_sent:
             return Unreachable(
                 f"No server answers at {self.address.shown} ({error}); "
@@ -135,16 +135,16 @@ class Rest:
             )
         return ConnectionLost(method=f"{method} {path}")
 
-    async def _once(
+    async def _request_once(
         self,
         method: str,
         path: str,
         body: Body | None,
         headers: dict[str, str],
         sink: Callable[[bytes], None] | None,
-        seen: dict[str, str] | None,
+        response_headers: dict[str, str] | None,
     ) -> bytes:
-        answer = _Answer(sink)
+        answer = _ResponseBody(sink)
         request = HTTPRequest(
             self.address.base + path,
             method=method,
@@ -161,10 +161,10 @@ class Rest:
         if response.code == 599 or (response.error and not isinstance(response.error, HTTPClientError)):
             raise response.error or OSError("no answer")
         if response.code >= 400:
-            raise error_of(response.code, answer.kept())
-        if seen is not None:
-            seen.update((name.lower(), value) for name, value in response.headers.get_all())
-        return answer.kept()
+            raise error_of(response.code, answer.content())
+        if response_headers is not None:
+            response_headers.update((name.lower(), value) for name, value in response.headers.get_all())
+        return answer.content()
 
     def close(self) -> None:
         """Let go of the sockets."""
@@ -182,7 +182,7 @@ def _body_options(body: Body | None) -> dict[str, Any]:
     return {"body_producer": produce}
 
 
-class _Answer:
+class _ResponseBody:
     """Keeps an answer's body, or passes it on once the status says that it is what was asked for."""
 
     def __init__(self, sink: Callable[[bytes], None] | None) -> None:
@@ -200,7 +200,7 @@ class _Answer:
         else:
             self._pieces.append(piece)
 
-    def kept(self) -> bytes:
+    def content(self) -> bytes:
         return b"".join(self._pieces)
 
 

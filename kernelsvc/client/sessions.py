@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from kernelsvc.client.address import quoted, without_none
-from kernelsvc.client.connection import Connection
+from kernelsvc.client.connection import RpcConnection
 from kernelsvc.client.http import Rest, query
 from kernelsvc.client.streams import AsyncEvents, AsyncPages, AsyncStream, SessionRpc
 from kernelsvc.client.transfer import save, target_of, upload_body
@@ -31,13 +31,13 @@ class AsyncSession:
         details: the session as the server last described it.
     """
 
-    def __init__(self, rpc: Connection, rest: Rest, details: SessionInfo, *, keep: bool) -> None:
+    def __init__(self, connection: RpcConnection, rest: Rest, details: SessionInfo, *, keep: bool) -> None:
         self.id = details.id
         self.details = details
         self._rest = rest
         self._keep = keep
-        self._line = SessionRpc(rpc, details.id, details.last_seq)
-        self._ask = self._line.ask
+        self._rpc = SessionRpc(connection, details.id, details.last_seq)
+        self._call = self._rpc.call
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.details.state}>"
@@ -50,7 +50,7 @@ class AsyncSession:
             await self.close()
 
     async def _described(self, method: str, *, repeat: bool = False, **params: Any) -> SessionInfo:
-        answer = await self._ask(method, repeat=repeat, **params)
+        answer = await self._call(method, repeat=repeat, **params)
         self.details = read(answer, SessionInfo)
         return self.details
 
@@ -92,7 +92,7 @@ class AsyncSession:
             KernelsvcError: the cell was refused. A cell that fails is no exception; see ``Cell.raise_for_error``.
         """
         request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata)
-        return self._line.cell(await self._ask("execute", repeat=True, wait=wait, **request))
+        return self._rpc.cell(await self._call("execute", repeat=True, wait=wait, **request))
 
     def stream(
         self,
@@ -114,7 +114,7 @@ class AsyncSession:
         ``input_requested`` event that ``input`` answers; without, it fails.
         """
         request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata)
-        return AsyncStream(self._line, {**request, "allow_stdin": allow_stdin})
+        return AsyncStream(self._rpc, {**request, "allow_stdin": allow_stdin})
 
     async def batch(
         self, cells: Sequence[str | Mapping[str, Any]], *, on_error: Literal["stop", "continue"] = "stop"
@@ -128,20 +128,20 @@ class AsyncSession:
         requests = [{"code": cell} if isinstance(cell, str) else dict(cell) for cell in cells]
         for request in requests:
             request.setdefault("cell", new_id("cell"))
-        answer = await self._ask("batch", repeat=True, cells=requests, on_error=on_error)
-        return [self._line.cell(item) for item in answer]
+        answer = await self._call("batch", repeat=True, cells=requests, on_error=on_error)
+        return [self._rpc.cell(item) for item in answer]
 
     async def cell(self, id: str) -> Cell:
         """A cell of this session, as it is now."""
-        return self._line.cell(await self._ask("cell", repeat=True, cell=id))
+        return self._rpc.cell(await self._call("cell", repeat=True, cell=id))
 
     async def cells(self) -> list[Cell]:
         """Every cell so far, in order."""
         found: list[Cell] = []
         offset: int | None = 0
         while offset is not None:
-            answer = await self._ask("cells", repeat=True, limit=_PAGE, offset=offset)
-            found += [self._line.cell(item) for item in answer["cells"]]
+            answer = await self._call("cells", repeat=True, limit=_PAGE, offset=offset)
+            found += [self._rpc.cell(item) for item in answer["cells"]]
             offset = answer["next_offset"]
         return found
 
@@ -149,7 +149,7 @@ class AsyncSession:
         self, cell: str, *, name: Literal["stdout", "stderr"] = "stdout", offset: int = 0, limit: int = 1 << 20
     ) -> dict[str, Any]:
         """A piece of what a cell wrote, whatever its output budget cut: ``{text, next_offset, total, ...}``."""
-        answer = await self._ask("output", repeat=True, cell=cell, name=name, offset=offset, limit=limit)
+        answer = await self._call("output", repeat=True, cell=cell, name=name, offset=offset, limit=limit)
         return read(answer, dict[str, Any])
 
     def events(self, after: int = 0, *, follow: bool = True) -> AsyncEvents:
@@ -159,11 +159,11 @@ class AsyncSession:
             after: the ``seq`` of the last event that is known already.
             follow: False ends with the last event that there is now.
         """
-        return AsyncEvents(self._line, after) if follow else AsyncPages(self._line, self._rest, after)
+        return AsyncEvents(self._rpc, after) if follow else AsyncPages(self._rpc, self._rest, after)
 
     async def input(self, cell: str, text: str) -> None:
         """Answer a cell that waits in ``input()``."""
-        await self._ask("input", cell=cell, text=text)
+        await self._call("input", cell=cell, text=text)
 
     async def interrupt(self) -> SessionInfo:
         """Interrupt the running cell, as Ctrl-C would."""
@@ -175,30 +175,30 @@ class AsyncSession:
 
     async def complete(self, code: str, cursor_pos: int | None = None) -> dict[str, Any]:
         """Jupyter's completion: ``{matches, cursor_start, cursor_end, ...}``."""
-        return read(await self._ask("complete", repeat=True, code=code, cursor_pos=cursor_pos), dict[str, Any])
+        return read(await self._call("complete", repeat=True, code=code, cursor_pos=cursor_pos), dict[str, Any])
 
     async def inspect(self, code: str, cursor_pos: int | None = None, detail_level: int = 0) -> dict[str, Any]:
         """Jupyter's inspection: ``{found, data, metadata}``."""
-        answer = await self._ask("inspect", repeat=True, code=code, cursor_pos=cursor_pos, detail_level=detail_level)
+        answer = await self._call("inspect", repeat=True, code=code, cursor_pos=cursor_pos, detail_level=detail_level)
         return read(answer, dict[str, Any])
 
     async def variables(self) -> list[Variable]:
         """The names that the session's cells have made."""
-        return read(await self._ask("variables", repeat=True), list[Variable])
+        return read(await self._call("variables", repeat=True), list[Variable])
 
     # --- time travel --------------------------------------------------------------------
 
     async def checkpoint(self, name: str | None = None) -> Checkpoint:
         """Keep the present state, to roll back to or to branch from."""
-        return read(await self._ask("checkpoint", name=name), Checkpoint)
+        return read(await self._call("checkpoint", name=name), Checkpoint)
 
     async def checkpoints(self) -> list[Checkpoint]:
         """What there is to go back to."""
-        return read(await self._ask("checkpoints", repeat=True), list[Checkpoint])
+        return read(await self._call("checkpoints", repeat=True), list[Checkpoint])
 
     async def drop_checkpoint(self, checkpoint: str) -> None:
         """Give a checkpoint's memory back."""
-        await self._ask("drop_checkpoint", checkpoint=checkpoint)
+        await self._call("drop_checkpoint", checkpoint=checkpoint)
 
     async def rollback(self, to: str | None = None) -> SessionInfo:
         """Undo: the variables of an earlier moment. The log and the notebook keep what was undone, marked so.
@@ -229,7 +229,7 @@ class AsyncSession:
         Raises:
             CannotFork: ``details["reasons"]`` says what stands in the way.
         """
-        answer = await self._ask(
+        answer = await self._call(
             "branch",
             at=at,
             count=count,
@@ -238,7 +238,7 @@ class AsyncSession:
             force=True if force else None,
         )
         found = read(answer, list[SessionInfo])
-        return [AsyncSession(self._line.rpc, self._rest, info, keep=False) for info in found]
+        return [AsyncSession(self._rpc.connection, self._rest, info, keep=False) for info in found]
 
     async def hibernate(self) -> SessionInfo:
         """Give the memory back; the next cell wakes the session with its variables."""

@@ -8,7 +8,7 @@ from typing import Any, Self
 import msgspec
 
 from kernelsvc.client.address import quoted, without_none
-from kernelsvc.client.connection import Connection
+from kernelsvc.client.connection import RpcConnection
 from kernelsvc.client.event_feed import FeedReader
 from kernelsvc.client.http import Rest, query
 from kernelsvc.client.values import Cell, event_of, read
@@ -23,15 +23,15 @@ class SessionRpc:
         seen: a position of its log that is known to exist; where a new reader may begin without missing anything.
     """
 
-    def __init__(self, rpc: Connection, session: str, seen: int) -> None:
-        self.rpc = rpc
+    def __init__(self, connection: RpcConnection, session: str, seen: int) -> None:
+        self.connection = connection
         self.session = session
         self.seen = seen
 
-    async def ask(self, method: str, *, repeat: bool = False, **params: Any) -> Any:
+    async def call(self, method: str, *, repeat: bool = False, **params: Any) -> Any:
         """Call ``session.<method>``; parameters that are None are left out."""
         params = {"session": self.session, **without_none(**params)}
-        return await self.rpc.call(f"session.{method}", params, repeat=repeat)
+        return await self.connection.call(f"session.{method}", params, repeat=repeat)
 
     def cell(self, data: Any) -> Cell:
         """A cell from an answer."""
@@ -43,13 +43,13 @@ class SessionRpc:
 class AsyncEvents:
     """A session's events from a position on; iterate over it. ``aclose`` (or the end of a ``with``) lets go early."""
 
-    def __init__(self, line: SessionRpc, after: int, cell: str | None = None) -> None:
-        self._line = line
+    def __init__(self, rpc: SessionRpc, after: int, cell: str | None = None) -> None:
+        self._rpc = rpc
         self._after = after
         self._cell = cell
         self._reader: FeedReader | None = None
         self._ready: list[Event] = []
-        self._let_go: Any = None
+        self._finalizer: Any = None
 
     def __aiter__(self) -> Self:
         return self
@@ -64,24 +64,24 @@ class AsyncEvents:
     async def next_batch(self) -> list[Event]:
         """All events that are there, at least one; empty at the end. Safe to cancel: nothing is lost."""
         reader = self._reader or await self._begin()
-        events = await self._line.rpc.read(self._line.session, reader)
+        events = await self._rpc.connection.read(self._rpc.session, reader)
         if events:
-            self._line.seen = max(self._line.seen, events[-1].seq)
+            self._rpc.seen = max(self._rpc.seen, events[-1].seq)
         else:
             await self.aclose()
         return events
 
     async def _begin(self) -> FeedReader:
-        rpc = self._line.rpc
-        self._reader = reader = rpc.follow(self._line.session, self._after, self._cell)
+        connection = self._rpc.connection
+        self._reader = reader = connection.follow(self._rpc.session, self._after, self._cell)
         # Whoever breaks out of the loop and forgets the iterator lets go of the reader too.
-        self._let_go = weakref.finalize(self, rpc.forget_soon, self._line.session, reader)
+        self._finalizer = weakref.finalize(self, connection.unfollow_threadsafe, self._rpc.session, reader)
         return reader
 
     async def aclose(self) -> None:
         """Read no more. A cell that runs goes on."""
-        if self._let_go is not None:
-            self._let_go()
+        if self._finalizer is not None:
+            self._finalizer()
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,13 +93,13 @@ class AsyncEvents:
 class AsyncPages(AsyncEvents):
     """The events that a session's log holds now, a page at a time."""
 
-    def __init__(self, line: SessionRpc, rest: Rest, after: int) -> None:
-        super().__init__(line, after)
+    def __init__(self, rpc: SessionRpc, rest: Rest, after: int) -> None:
+        super().__init__(rpc, after)
         self._rest = rest
 
     async def next_batch(self) -> list[Event]:
         """The next page; empty at the end. Safe to cancel: nothing is lost."""
-        path = f"/v1/sessions/{quoted(self._line.session)}/events"
+        path = f"/v1/sessions/{quoted(self._rpc.session)}/events"
         page = msgspec.json.decode(await self._rest.raw("GET", query(path, after=self._after)), type=_Page)
         self._after = page.next_after
         return [event_of(bytes(raw)) for raw in page.events]
@@ -117,8 +117,8 @@ class AsyncStream(AsyncEvents):
         id: the cell's id, for ``input``.
     """
 
-    def __init__(self, line: SessionRpc, request: dict[str, Any]) -> None:
-        super().__init__(line, line.seen, request["cell"])
+    def __init__(self, rpc: SessionRpc, request: dict[str, Any]) -> None:
+        super().__init__(rpc, rpc.seen, request["cell"])
         self.id: str = request["cell"]
         self._request = request
 
@@ -126,15 +126,15 @@ class AsyncStream(AsyncEvents):
         # The attachment is asked for first and the cell sent right behind it: one trip.
         reader = await super()._begin()
         try:
-            accepted = await self._line.ask("execute", repeat=True, wait="queued", **self._request)
+            accepted = await self._rpc.call("execute", repeat=True, wait="queued", **self._request)
         except BaseException:
             await self.aclose()
             raise
         first = read(accepted, Cell).seq.first
         if first <= self._after:  # An id that was used before: its events are the old ones.
-            self._line.rpc.rewind(self._line.session, reader, first - 1)
+            self._rpc.connection.rewind(self._rpc.session, reader, first - 1)
         return reader
 
     async def cell(self) -> Cell:
         """The whole cell; waits for its end."""
-        return self._line.cell(await self._line.ask("execute", repeat=True, wait="finished", **self._request))
+        return self._rpc.cell(await self._rpc.call("execute", repeat=True, wait="finished", **self._request))

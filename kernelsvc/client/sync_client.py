@@ -25,7 +25,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class _Loop:
+class EventLoopThread:
     """An event loop on a daemon thread."""
 
     def __init__(self) -> None:
@@ -56,13 +56,13 @@ class _Loop:
         self._loop.close()
 
 
-def _same(outer: Any, value: T) -> T:
+def _unwrapped(outer: Any, value: T) -> T:
     return value
 
 
 def _blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Any, P], R]:
     """The same method for a caller without an event loop."""
-    return _blocking_as(method, _same)
+    return _blocking_as(method, _unwrapped)
 
 
 def _blocking_as(
@@ -92,7 +92,7 @@ def _iterating(
 class Events:
     """A session's events; iterate over it. ``close`` (or the end of a ``with``) lets go early."""
 
-    def __init__(self, loop: _Loop, inner: AsyncEvents) -> None:
+    def __init__(self, loop: EventLoopThread, inner: AsyncEvents) -> None:
         self._loop = loop
         self._inner = inner
         self._ready: list[Event] = []
@@ -153,7 +153,7 @@ def _sessions(outer: Client | Session, inner: list[AsyncSession]) -> list[Sessio
 class Session:
     """``AsyncSession`` for code without an event loop: the same methods, awaited for you."""
 
-    def __init__(self, loop: _Loop, inner: AsyncSession) -> None:
+    def __init__(self, loop: EventLoopThread, inner: AsyncSession) -> None:
         self._loop = loop
         self._inner = inner
 
@@ -206,7 +206,7 @@ class Session:
     journal = _blocking(AsyncSession.journal)
 
 
-async def _connected(url: str | None, token: str | None, options: dict[str, Any]) -> AsyncClient:
+async def _make_client(url: str | None, token: str | None, options: dict[str, Any]) -> AsyncClient:
     return AsyncClient(url, token, **options)
 
 
@@ -214,9 +214,9 @@ class Client:
     """``AsyncClient`` for code without an event loop: the same arguments and methods, awaited for you."""
 
     def __init__(self, url: str | None = None, token: str | None = None, **options: Any) -> None:
-        self._loop = _Loop()
+        self._loop = EventLoopThread()
         try:
-            self._inner = self._loop.run(_connected(url, token, options))
+            self._inner = self._loop.run(_make_client(url, token, options))
         except BaseException:
             self._loop.stop()
             raise

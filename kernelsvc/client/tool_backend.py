@@ -44,16 +44,16 @@ class ClientToolBackend:
 
     async def read_file(self, session: str, path: str, offset: int, limit: int) -> FilePart:
         """Some bytes of a file of the working directory."""
-        seen: dict[str, str] = {}
-        wanted = {"Range": f"bytes={offset}-{offset + limit - 1}"}
+        received: dict[str, str] = {}
+        range_header = {"Range": f"bytes={offset}-{offset + limit - 1}"}
         try:
-            data = await self._rest.raw("GET", _files(session, path), headers=wanted, seen=seen)
+            data = await self._rest.raw("GET", _files(session, path), headers=range_header, response_headers=received)
         except BadRequest:
             if offset:
                 raise
             # An empty file has no first byte to ask for.
-            data = await self._rest.raw("GET", _files(session, path), seen=seen)
-        size = seen.get("content-range", "").rpartition("/")[2]
+            data = await self._rest.raw("GET", _files(session, path), response_headers=received)
+        size = received.get("content-range", "").rpartition("/")[2]
         return FilePart(data=data, size=int(size) if size.isdecimal() else offset + len(data))
 
     async def list_files(self, session: str, path: str, *, recursive: bool) -> tuple[list[FileShown], bool]:

@@ -1,4 +1,4 @@
-"""Files between this machine and a session's working directory, in pieces."""
+"""Files between this machine and a session's working directory, in chunks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from kernelsvc.client.http import Body, Rest
 from kernelsvc.errors import BadRequest
 
-_PIECE = 256 * 1024
+_CHUNK = 256 * 1024
 
 
 def upload_body(source: str | os.PathLike[str] | bytes, name: str | None) -> tuple[Body, int, str]:
@@ -27,12 +27,12 @@ def upload_body(source: str | os.PathLike[str] | bytes, name: str | None) -> tup
     if not path.is_file():
         raise BadRequest(f"There is no file {str(path)!r} to upload.")
 
-    async def pieces() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         with path.open("rb") as file:  # noqa: ASYNC230 - local reads of a quarter MiB; a thread's hop costs more
-            while piece := file.read(_PIECE):
-                yield piece
+            while chunk := file.read(_CHUNK):
+                yield chunk
 
-    return pieces, path.stat().st_size, name or path.name
+    return chunks, path.stat().st_size, name or path.name
 
 
 def target_of(to: Path, name: str) -> Path:
@@ -42,19 +42,19 @@ def target_of(to: Path, name: str) -> Path:
 
 async def save(rest: Rest, path: str, target: Path) -> None:
     """Download into a file that appears whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as draft:
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as temporary:
         try:
 
-            def again() -> None:
-                draft.seek(0)
-                draft.truncate()
+            def start_over() -> None:
+                temporary.seek(0)
+                temporary.truncate()
 
-            def keep(piece: bytes) -> None:
-                draft.write(piece)
+            def write(chunk: bytes) -> None:
+                temporary.write(chunk)
 
-            await rest.raw("GET", path, sink=keep, restart=again)
-            draft.flush()
-            os.replace(draft.name, target)
+            await rest.raw("GET", path, sink=write, on_restart=start_over)
+            temporary.flush()
+            os.replace(temporary.name, target)
         except BaseException:
-            os.unlink(draft.name)
+            os.unlink(temporary.name)
             raise

@@ -170,11 +170,11 @@ def event_of(raw: bytes) -> ev.Event:
         return ev.decode(raw)
     except msgspec.ValidationError:
         data = msgspec.json.decode(raw, type=dict[str, Any])
-        envelope = msgspec.convert(data, _Envelope)
+        envelope = msgspec.convert(data, _EventEnvelope)
         return UnknownEvent(session=envelope.session, seq=envelope.seq, at=envelope.at, cell=envelope.cell, data=data)
 
 
-class _Envelope(msgspec.Struct):
+class _EventEnvelope(msgspec.Struct):
     session: str
     seq: int
     at: str = ""

@@ -17,10 +17,10 @@ def _calls(reply: Any) -> list[ToolCall]:
     ]
 
 
-def _content(outcome: ToolResult) -> list[dict[str, Any]]:
+def _content(result: ToolResult) -> list[dict[str, Any]]:
     # The API refuses an empty text block.
-    blocks: list[dict[str, Any]] = [{"type": "text", "text": outcome.text}] if outcome.text.strip() else []
-    for picture in outcome.pictures:
+    blocks: list[dict[str, Any]] = [{"type": "text", "text": result.text}] if result.text.strip() else []
+    for picture in result.pictures:
         source = {"type": "base64", "media_type": picture.mime, "data": base64.b64encode(picture.data).decode()}
         blocks.append({"type": "image", "source": source})
     return blocks
@@ -29,8 +29,8 @@ def _content(outcome: ToolResult) -> list[dict[str, Any]]:
 def _answers(answered: Answered) -> list[dict[str, Any]]:
     """One user's message with a result for each call."""
     results = [
-        {"type": "tool_result", "tool_use_id": call.id, "content": _content(outcome), "is_error": outcome.failed}
-        for call, outcome in answered
+        {"type": "tool_result", "tool_use_id": call.id, "content": _content(result), "is_error": result.failed}
+        for call, result in answered
     ]
     return [{"role": "user", "content": results}] if results else []
 

@@ -12,7 +12,7 @@ def _calls(reply: Any) -> list[ToolCall]:
     """The calls in a response, or in its content."""
     candidates = field(reply, "candidates", [])
     content = field(candidates[0], "content") if candidates else reply
-    found = [_either(part, "function_call", "functionCall") for part in field(content, "parts", [])]
+    found = [_first_field(part, "function_call", "functionCall") for part in field(content, "parts", [])]
     return [
         ToolCall(id=field(call, "id", ""), name=field(call, "name"), arguments=field(call, "args"))
         for call in found
@@ -20,21 +20,21 @@ def _calls(reply: Any) -> list[ToolCall]:
     ]
 
 
-def _either(part: Any, *names: str) -> Any:
+def _first_field(part: Any, *names: str) -> Any:
     return next((found for name in names if (found := field(part, name)) is not None), None)
 
 
 def _answers(answered: Answered) -> list[dict[str, Any]]:
     """One content with a response for each call, pictures behind them."""
     parts: list[dict[str, Any]] = []
-    for call, outcome in answered:
-        said = {"error" if outcome.failed else "output": outcome.text}
-        answer: dict[str, Any] = {"name": call.name, "response": said}
+    for call, result in answered:
+        response = {"error" if result.failed else "output": result.text}
+        answer: dict[str, Any] = {"name": call.name, "response": response}
         if call.id:
             answer["id"] = call.id
         parts.append({"functionResponse": answer})
-    for _, outcome in answered:
-        for picture in outcome.pictures:
+    for _, result in answered:
+        for picture in result.pictures:
             data = base64.b64encode(picture.data).decode()
             parts.append({"inlineData": {"mimeType": picture.mime, "data": data}})
     return [{"role": "user", "parts": parts}] if parts else []

@@ -48,9 +48,9 @@ def _tool(kind: Any, tool: Tool, over: Tools | AsyncTools) -> Any:
     )
 
 
-def _answer(outcome: ToolResult) -> _Answer:
-    content: list[dict[str, Any]] = [{"type": "text", "text": outcome.text}]
-    for picture in outcome.pictures:
+def _answer(result: ToolResult) -> _Answer:
+    content: list[dict[str, Any]] = [{"type": "text", "text": result.text}]
+    for picture in result.pictures:
         data = base64.b64encode(picture.data).decode()
         content.append({"type": "image", "base64": data, "mime_type": picture.mime})
-    return content, outcome.facts
+    return content, result.facts

@@ -24,12 +24,12 @@ def _calls(reply: Any) -> list[ToolCall]:
 def _answers(answered: Answered) -> list[dict[str, Any]]:
     """A tool message for each call; pictures, which a tool message can't hold, in a user's message behind them."""
     messages: list[dict[str, Any]] = [
-        {"role": "tool", "tool_call_id": call.id, "content": outcome.text} for call, outcome in answered
+        {"role": "tool", "tool_call_id": call.id, "content": result.text} for call, result in answered
     ]
     shown = [
         {"type": "image_url", "image_url": {"url": _url(picture)}}
-        for _, outcome in answered
-        for picture in outcome.pictures
+        for _, result in answered
+        for picture in result.pictures
     ]
     if shown:
         words = {"type": "text", "text": "The pictures that the tool calls showed:"}
@@ -52,10 +52,10 @@ def _response_calls(reply: Any) -> list[ToolCall]:
 def _response_answers(answered: Answered) -> list[dict[str, Any]]:
     """An output item for each call, its pictures within."""
     items = []
-    for call, outcome in answered:
-        parts: list[dict[str, Any]] = [{"type": "input_text", "text": outcome.text}]
-        parts += [{"type": "input_image", "image_url": _url(picture), "detail": "auto"} for picture in outcome.pictures]
-        output: Any = parts if outcome.pictures else outcome.text
+    for call, result in answered:
+        parts: list[dict[str, Any]] = [{"type": "input_text", "text": result.text}]
+        parts += [{"type": "input_image", "image_url": _url(picture), "detail": "auto"} for picture in result.pictures]
+        output: Any = parts if result.pictures else result.text
         items.append({"type": "function_call_output", "call_id": call.id, "output": output})
     return items
 

@@ -9,12 +9,12 @@ from typing import Any, Self
 from msgspec import Struct
 
 from kernelsvc.client import AsyncClient
-from kernelsvc.client.sync_client import _Loop
+from kernelsvc.client.sync_client import EventLoopThread
 from kernelsvc.client.tool_backend import ClientToolBackend
 from kernelsvc.client.values import new_id
 from kernelsvc.errors import BadRequest, KernelsvcError
 from kernelsvc.tools import Toolbox, ToolResult, tool_definitions
-from kernelsvc.tools.result import refusal
+from kernelsvc.tools.result import error_result
 from kernelsvc.tools.session_resolver import CallerState
 
 
@@ -66,12 +66,12 @@ class AsyncTools:
             arguments: as the model gave them, an object or its JSON text.
 
         Returns:
-            what happened; whatever a model can get wrong is an outcome that tells it so.
+            what happened; whatever a model can get wrong is an result that tells it so.
         """
         try:
             return await self._toolbox.call(name, _object(arguments))
         except KernelsvcError as error:
-            return refusal(error)
+            return error_result(error)
 
 
 def _object(arguments: Mapping[str, Any] | str | None) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _object(arguments: Mapping[str, Any] | str | None) -> dict[str, Any]:
     return dict(arguments or {})
 
 
-async def _made(url: str | None, token: str | None, session: str | None) -> AsyncTools:
+async def _make_tools(url: str | None, token: str | None, session: str | None) -> AsyncTools:
     return AsyncTools(url, token, session=session)
 
 
@@ -93,9 +93,9 @@ class Tools:
     """``AsyncTools`` for code without an event loop: the same arguments and methods, awaited for you."""
 
     def __init__(self, url: str | None = None, token: str | None = None, *, session: str | None = None) -> None:
-        self._loop = _Loop()
+        self._loop = EventLoopThread()
         try:
-            self._inner = self._loop.run(_made(url, token, session))
+            self._inner = self._loop.run(_make_tools(url, token, session))
         except BaseException:
             self._loop.stop()
             raise

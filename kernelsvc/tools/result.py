@@ -65,39 +65,39 @@ class ToolResult(Struct, frozen=True, kw_only=True):
         return [part for part in self.parts if isinstance(part, ImageContent)]
 
 
-def outcome(result: Struct, text: str, *more: ImageContent | ResourceLink, failed: bool = False) -> ToolResult:
+def tool_result(result: Struct, text: str, *more: ImageContent | ResourceLink, failed: bool = False) -> ToolResult:
     """An outcome of words and facts."""
     return ToolResult(parts=[TextContent(text), *more], facts=msgspec.to_builtins(result), failed=failed)
 
 
-def refusal(error: KernelsvcError) -> ToolResult:
+def error_result(error: KernelsvcError) -> ToolResult:
     """An error as the model reads it; its message says the next step."""
     reasons = "".join(f"\n- {reason}" for reason in error.details.get("reasons", []))
     return ToolResult(parts=[TextContent(f"{error.code}: {error.message}{reasons}")], failed=True)
 
 
-def shortened(text: str, bound: int, advice: str) -> tuple[str, bool]:
+def shortened(text: str, limit: int, advice: str) -> tuple[str, bool]:
     """The head and the tail of a long text, and whether something is missing between them."""
-    if len(text) <= bound:
+    if len(text) <= limit:
         return text, False
-    head = bound * 2 // 3
-    tail = bound - head
-    return f"{text[:head]}\n[… {len(text) - bound} characters left out; {advice} …]\n{text[-tail:]}", True
+    head = limit * 2 // 3
+    tail = limit - head
+    return f"{text[:head]}\n[… {len(text) - limit} characters left out; {advice} …]\n{text[-tail:]}", True
 
 
-def cell_outcome(cell: CellInfo, bound: int, note: str | None = None) -> ToolResult:
+def cell_result(cell: CellInfo, limit: int, note: str | None = None) -> ToolResult:
     """A cell as a model wants it.
 
     Args:
         cell: as it is now.
-        bound: characters of its text.
+        limit: characters of its text.
         note: something to say first.
     """
     advice = f"read_output with cell={cell.id!r} has all of it"
-    text, cut = shortened(cell.text, bound, advice)
+    text, cut = shortened(cell.text, limit, advice)
     pictures, dropped = pictures_of(cell)
     done = cell.state is CellState.FINISHED
-    following = _next(cell)
+    following = _advice(cell)
     result = CellResult(
         session=cell.session,
         cell=cell.id,
@@ -112,18 +112,18 @@ def cell_outcome(cell: CellInfo, bound: int, note: str | None = None) -> ToolRes
         next=following,
         note=note,
     )
-    said = [note, text.rstrip("\n"), _pictures_left(cell, dropped), _foot(cell), following]
+    said = [note, text.rstrip("\n"), _omitted_images(cell, dropped), _status_line(cell), following]
     shown = "\n".join(part for part in said if part)
-    return outcome(result, shown, *pictures, failed=done and cell.reason is not Reason.OK)
+    return tool_result(result, shown, *pictures, failed=done and cell.reason is not Reason.OK)
 
 
-def _foot(cell: CellInfo) -> str:
+def _status_line(cell: CellInfo) -> str:
     ended = f"ended: {cell.reason}" if cell.reason is not None else str(cell.state)
     cause = f" ({cell.message})" if cell.message and cell.message not in cell.text else ""
     return f"[cell {cell.id} {ended}{cause}, session {cell.session}]"
 
 
-def _pictures_left(cell: CellInfo, dropped: int) -> str | None:
+def _omitted_images(cell: CellInfo, dropped: int) -> str | None:
     if not dropped:
         return None
     return f"[{dropped} more pictures are in the notebook: export_notebook, or show fewer or smaller ones]"
@@ -140,7 +140,7 @@ _ADVICE = {
 }
 
 
-def _next(cell: CellInfo) -> str | None:
+def _advice(cell: CellInfo) -> str | None:
     if cell.state is not CellState.FINISHED:
         verb = "waits behind another cell" if cell.state is CellState.QUEUED else "still runs"
         return f"The cell {verb}: call wait_for_cell with cell={cell.id!r} to pick it up, or interrupt to stop it."

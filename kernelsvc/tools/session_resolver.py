@@ -18,7 +18,7 @@ LABEL = "tool-session"
 _ID = re.compile(r"^s_[0-9a-f]{16}$")
 _PAGE = 20
 
-MADE_ANEW = "Your session of that name has ended; this is a new one with empty variables (its files are new too)."
+RECREATED = "Your session of that name has ended; this is a new one with empty variables (its files are new too)."
 
 
 class CallerState:
@@ -37,10 +37,10 @@ class CallerState:
 
 
 class SessionResolver:
-    """Finds and makes sessions over one desk."""
+    """Finds and makes sessions over one backend."""
 
-    def __init__(self, desk: ToolBackend, memory: CallerState) -> None:
-        self._desk, self._memory = desk, memory
+    def __init__(self, backend: ToolBackend, caller: CallerState) -> None:
+        self._backend, self._caller = backend, caller
 
     async def find(self, wanted: str | None) -> SessionInfo:
         """A session that exists; closed ones by their id alone.
@@ -48,9 +48,9 @@ class SessionResolver:
         Raises:
             NotFound: there is none; the message says how one is made.
         """
-        if (by_id := await self._by_id(wanted or self._memory.default)) is not None:
+        if (by_id := await self._by_id(wanted or self._caller.default)) is not None:
             return by_id
-        found = await self._named(wanted or self._memory.default)
+        found = await self._named(wanted or self._caller.default)
         if found is None:
             raise NotFound(_missing(wanted))
         return found
@@ -62,22 +62,22 @@ class SessionResolver:
             NotFound: an id that is nobody's.
             KernelsvcError: no session can be made now.
         """
-        if (by_id := await self._by_id(wanted or self._memory.default)) is not None:
+        if (by_id := await self._by_id(wanted or self._caller.default)) is not None:
             return by_id, None
-        name = wanted or self._memory.default
-        async with self._memory.lock:
-            known = name in self._memory.ids
+        name = wanted or self._caller.default
+        async with self._caller.lock:
+            known = name in self._caller.ids
             found = await self._named(name)
             if found is not None:
                 return found, None
-            return await self._make(name, wanted), MADE_ANEW if known else None
+            return await self._make(name, wanted), RECREATED if known else None
 
     async def _make(self, name: str, wanted: str | None) -> SessionInfo:
         params: dict[str, Any] = {"labels": {LABEL: name}}
-        if title := wanted or self._memory.title:
+        if title := wanted or self._caller.title:
             params["name"] = title
-        made = await self._desk.call("session.create", params, SessionInfo)
-        self._memory.ids[name] = made.id
+        made = await self._backend.call("session.create", params, SessionInfo)
+        self._caller.ids[name] = made.id
         return made
 
     async def _by_id(self, wanted: str) -> SessionInfo | None:
@@ -85,22 +85,22 @@ class SessionResolver:
         if not _ID.match(wanted):
             return None
         try:
-            return await self._desk.call("session.get", {"session": wanted}, SessionInfo)
+            return await self._backend.call("session.get", {"session": wanted}, SessionInfo)
         except NotFound:
             advice = f"There is no session {wanted!r}; list_sessions shows yours, or leave 'session' out."
             raise NotFound(advice) from None
 
     async def _named(self, name: str) -> SessionInfo | None:
-        if (id := self._memory.ids.get(name)) is not None:
+        if (id := self._caller.ids.get(name)) is not None:
             with contextlib.suppress(NotFound):
-                found = await self._desk.call("session.get", {"session": id}, SessionInfo)
+                found = await self._backend.call("session.get", {"session": id}, SessionInfo)
                 if found.state is not SessionState.CLOSED:
                     return found
         params = {"label": f"{LABEL}={name}", "limit": _PAGE}
-        page = await self._desk.call("session.list", params, SessionPage)
+        page = await self._backend.call("session.list", params, SessionPage)
         for each in page.sessions:
             if each.state is not SessionState.CLOSED:
-                self._memory.ids[name] = each.id
+                self._caller.ids[name] = each.id
                 return each
         return None
 

@@ -19,7 +19,15 @@ from kernelsvc.protocol.methods import CellPage, Output, SessionPage
 from kernelsvc.tools import definitions
 from kernelsvc.tools.backend import ToolBackend
 from kernelsvc.tools.definitions import TOOLS
-from kernelsvc.tools.result import ImageContent, ResourceLink, ToolResult, cell_outcome, outcome, refusal, shortened
+from kernelsvc.tools.result import (
+    ImageContent,
+    ResourceLink,
+    ToolResult,
+    cell_result,
+    error_result,
+    shortened,
+    tool_result,
+)
 from kernelsvc.tools.session_resolver import CallerState, SessionResolver
 
 #: Told every second or so how long a call has waited, in seconds, and what the cell said last.
@@ -30,22 +38,22 @@ TICK_SECONDS = 1.0
 MAX_NOTEBOOK = 100_000
 #: Bytes of a file that one call uploads.
 MAX_UPLOAD = 16 * 1024 * 1024
-MAX_SAID = 160
+MAX_PROGRESS_TEXT = 160
 _PAGE = 1000
 
 
 class Toolbox:
-    """The tools, over one principal's desk.
+    """The tools, over one principal's backend.
 
     Args:
-        desk: how the sessions are reached.
+        backend: how the sessions are reached.
         memory: what this caller's earlier calls remember; a fresh one when None.
     """
 
-    def __init__(self, desk: ToolBackend, memory: CallerState | None = None) -> None:
-        self._desk = desk
-        self._sessions = SessionResolver(desk, memory or CallerState("default"))
-        self._doing: dict[str, Callable[[Any, Report | None], Awaitable[ToolResult]]] = {
+    def __init__(self, backend: ToolBackend, caller: CallerState | None = None) -> None:
+        self._backend = backend
+        self._sessions = SessionResolver(backend, caller or CallerState("default"))
+        self._handlers: dict[str, Callable[[Any, Report | None], Awaitable[ToolResult]]] = {
             "run_code": self._run_code,
             "wait_for_cell": self._wait_for_cell,
             "read_output": self._read_output,
@@ -83,38 +91,38 @@ class Toolbox:
         if tool is None:
             raise NotFound(f"There is no tool {name!r}; there are {', '.join(TOOLS)}.")
         try:
-            return await self._doing[name](_decoded(tool, arguments or {}), report)
+            return await self._handlers[name](_decoded(tool, arguments or {}), report)
         except KernelsvcError as error:
-            return refusal(error)
+            return error_result(error)
 
     # --- cells -------------------------------------------------------------------------------
 
-    async def _run_code(self, asked: definitions.RunCode, report: Report | None) -> ToolResult:
-        session, note = await self._sessions.open(asked.session)
+    async def _run_code(self, args: definitions.RunCode, report: Report | None) -> ToolResult:
+        session, note = await self._sessions.open(args.session)
         cell = f"c_{secrets.token_hex(8)}"
-        params: dict[str, Any] = {"session": session.id, "cell": cell, "code": asked.code}
-        if asked.timeout_seconds is not None:
-            params["timeout_seconds"] = asked.timeout_seconds
-        await self._desk.call("session.execute", {**params, "wait": "queued"}, CellInfo)
-        found = await self._ended(params, asked.wait_seconds, report)
-        return cell_outcome(found, asked.max_text, note)
+        params: dict[str, Any] = {"session": session.id, "cell": cell, "code": args.code}
+        if args.timeout_seconds is not None:
+            params["timeout_seconds"] = args.timeout_seconds
+        await self._backend.call("session.execute", {**params, "wait": "queued"}, CellInfo)
+        found = await self._wait_until_finished(params, args.wait_seconds, report)
+        return cell_result(found, args.max_text, note)
 
-    async def _wait_for_cell(self, asked: definitions.WaitForCell, report: Report | None) -> ToolResult:
-        session = await self._sessions.find(asked.session)
-        cell = await self._cell(session.id, asked.cell) if asked.cell else await self._last_cell(session.id)
+    async def _wait_for_cell(self, args: definitions.WaitForCell, report: Report | None) -> ToolResult:
+        session = await self._sessions.find(args.session)
+        cell = await self._cell(session.id, args.cell) if args.cell else await self._last_cell(session.id)
         if cell.state is not CellState.FINISHED:
             params = {"session": session.id, "cell": cell.id, "code": cell.code}
-            cell = await self._ended(params, asked.wait_seconds, report)
-        return cell_outcome(cell, asked.max_text)
+            cell = await self._wait_until_finished(params, args.wait_seconds, report)
+        return cell_result(cell, args.max_text)
 
-    async def _ended(self, params: dict[str, Any], seconds: float, report: Report | None) -> CellInfo:
+    async def _wait_until_finished(self, params: dict[str, Any], seconds: float, report: Report | None) -> CellInfo:
         """The cell when it has ended, or as it is after ``seconds``.
 
         Asking for a cell again by its id runs nothing: it waits for the one there is.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
-        asking = asyncio.create_task(self._desk.call("session.execute", {**params, "wait": "finished"}, CellInfo))
+        asking = asyncio.create_task(self._backend.call("session.execute", {**params, "wait": "finished"}, CellInfo))
         try:
             while (left := began + seconds - loop.time()) > 0:
                 await asyncio.wait({asking}, timeout=min(left, TICK_SECONDS) if report else left)
@@ -128,47 +136,48 @@ class Toolbox:
             asking.cancel()
 
     async def _cell(self, session: str, cell: str) -> CellInfo:
-        return await self._desk.call("session.cell", {"session": session, "cell": cell}, CellInfo)
+        return await self._backend.call("session.cell", {"session": session, "cell": cell}, CellInfo)
 
     async def _last_cell(self, session: str) -> CellInfo:
         offset: int | None = 0
         last: CellInfo | None = None
         while offset is not None:
             params = {"session": session, "limit": _PAGE, "offset": offset}
-            page = await self._desk.call("session.cells", params, CellPage)
+            page = await self._backend.call("session.cells", params, CellPage)
             last = page.cells[-1] if page.cells else last
             offset = page.next_offset
         if last is None:
             raise NotFound("No cell has run in this session yet; run_code runs one.")
         return last
 
-    async def _read_output(self, asked: definitions.ReadOutput, report: Report | None) -> ToolResult:
-        session = await self._sessions.find(asked.session)
+    async def _read_output(self, args: definitions.ReadOutput, report: Report | None) -> ToolResult:
+        session = await self._sessions.find(args.session)
         params = {
-            "session": session.id, "cell": asked.cell, "name": asked.name, "offset": asked.offset, "limit": asked.limit,
+            "session": session.id, "cell": args.cell, "name": args.name, "offset": args.offset, "limit": args.limit,
         }  # fmt: skip
-        piece = await self._desk.call("session.output", params, Output)
+        piece = await self._backend.call("session.output", params, Output)
         result = definitions.OutputResult(
-            session=session.id, cell=asked.cell, text=piece.text, total=piece.total, next_offset=piece.next_offset
+            session=session.id, cell=args.cell, text=piece.text, total=piece.total, next_offset=piece.next_offset
         )
         more = f"\n[{piece.total} characters in all; go on with offset={piece.next_offset}]"
-        return outcome(result, piece.text + (more if piece.next_offset is not None else "") or "[nothing was written]")
+        shown = piece.text + more if piece.next_offset is not None else piece.text
+        return tool_result(result, shown or "[nothing was written]")
 
     # --- sessions ----------------------------------------------------------------------------
 
-    async def _interrupt(self, asked: definitions.InSession, report: Report | None) -> ToolResult:
-        session = await self._sessions.find(asked.session)
-        after = await self._desk.call("session.interrupt", {"session": session.id}, SessionInfo)
-        return _session_outcome(after, "Interrupted; wait_for_cell shows how the cell ended.")
+    async def _interrupt(self, args: definitions.InSession, report: Report | None) -> ToolResult:
+        session = await self._sessions.find(args.session)
+        after = await self._backend.call("session.interrupt", {"session": session.id}, SessionInfo)
+        return _session_result(after, "Interrupted; wait_for_cell shows how the cell ended.")
 
-    async def _restart(self, asked: definitions.InSession, report: Report | None) -> ToolResult:
-        session = await self._sessions.find(asked.session)
-        after = await self._desk.call("session.restart", {"session": session.id}, SessionInfo)
-        return _session_outcome(after, "Restarted: no variables, the files and the notebook are still there.")
+    async def _restart(self, args: definitions.InSession, report: Report | None) -> ToolResult:
+        session = await self._sessions.find(args.session)
+        after = await self._backend.call("session.restart", {"session": session.id}, SessionInfo)
+        return _session_result(after, "Restarted: no variables, the files and the notebook are still there.")
 
-    async def _variables(self, asked: definitions.InSession, report: Report | None) -> ToolResult:
-        session = await self._sessions.find(asked.session)
-        found = await self._desk.call("session.variables", {"session": session.id}, list[Variable])
+    async def _variables(self, args: definitions.InSession, report: Report | None) -> ToolResult:
+        session = await self._sessions.find(args.session)
+        found = await self._backend.call("session.variables", {"session": session.id}, list[Variable])
         shown = [
             definitions.VariableShown(name=each.name, type=each.type, summary=each.summary, size_bytes=each.size_bytes)
             for each in found
@@ -177,88 +186,88 @@ class Toolbox:
         text, _ = shortened(
             "\n".join(lines) or "No variables yet.", definitions.DEFAULT_TEXT, "look at some by run_code"
         )
-        return outcome(definitions.VariablesResult(session=session.id, variables=shown), text)
+        return tool_result(definitions.VariablesResult(session=session.id, variables=shown), text)
 
-    async def _checkpoint(self, asked: definitions.MakeCheckpoint, report: Report | None) -> ToolResult:
-        session = await self._sessions.find(asked.session)
-        await self._desk.call("session.checkpoint", {"session": session.id, "name": asked.name}, Checkpoint)
-        after = await self._desk.call("session.get", {"session": session.id}, SessionInfo)
-        return _session_outcome(after, f"Kept as {asked.name!r}; rollback with to={asked.name!r} goes back to it.")
+    async def _checkpoint(self, args: definitions.MakeCheckpoint, report: Report | None) -> ToolResult:
+        session = await self._sessions.find(args.session)
+        await self._backend.call("session.checkpoint", {"session": session.id, "name": args.name}, Checkpoint)
+        after = await self._backend.call("session.get", {"session": session.id}, SessionInfo)
+        return _session_result(after, f"Kept as {args.name!r}; rollback with to={args.name!r} goes back to it.")
 
-    async def _rollback(self, asked: definitions.Rollback, report: Report | None) -> ToolResult:
-        session = await self._sessions.find(asked.session)
-        after = await self._desk.call("session.rollback", {"session": session.id, "to": asked.to}, SessionInfo)
-        moment = f"at {asked.to!r}" if asked.to else "before the last cell"
-        return _session_outcome(after, f"The variables are those {moment}; files are as they were.")
+    async def _rollback(self, args: definitions.Rollback, report: Report | None) -> ToolResult:
+        session = await self._sessions.find(args.session)
+        after = await self._backend.call("session.rollback", {"session": session.id, "to": args.to}, SessionInfo)
+        moment = f"at {args.to!r}" if args.to else "before the last cell"
+        return _session_result(after, f"The variables are those {moment}; files are as they were.")
 
-    async def _branch(self, asked: definitions.Branch, report: Report | None) -> ToolResult:
-        session = await self._sessions.find(asked.session)
-        params: dict[str, Any] = {"session": session.id, "count": asked.count}
-        if asked.at is not None:
-            params["at"] = asked.at
-        made = await self._desk.call("session.branch", params, list[SessionInfo])
+    async def _branch(self, args: definitions.Branch, report: Report | None) -> ToolResult:
+        session = await self._sessions.find(args.session)
+        params: dict[str, Any] = {"session": session.id, "count": args.count}
+        if args.at is not None:
+            params["at"] = args.at
+        made = await self._backend.call("session.branch", params, list[SessionInfo])
         lines = "\n".join(each.id for each in made)
         text = f"Branches of {session.id}, each with its variables and files; run_code with one's id:\n{lines}"
-        return outcome(definitions.SessionsResult(sessions=[_shown(each) for each in made]), text)
+        return tool_result(definitions.SessionsResult(sessions=[_shown(each) for each in made]), text)
 
-    async def _list_sessions(self, asked: definitions.ListSessions, report: Report | None) -> ToolResult:
-        page = await self._desk.call("session.list", {"limit": 100}, SessionPage)
-        found = [each for each in page.sessions if asked.closed or each.state is not SessionState.CLOSED]
+    async def _list_sessions(self, args: definitions.ListSessions, report: Report | None) -> ToolResult:
+        page = await self._backend.call("session.list", {"limit": 100}, SessionPage)
+        found = [each for each in page.sessions if args.closed or each.state is not SessionState.CLOSED]
         lines = [f"{each.id}  {each.state}  {each.name or ''}  {each.execution_count} cells" for each in found]
         shown = definitions.SessionsResult(sessions=[_shown(each) for each in found])
-        return outcome(shown, "\n".join(lines) or "No session yet; run_code makes one.")
+        return tool_result(shown, "\n".join(lines) or "No session yet; run_code makes one.")
 
-    async def _close_session(self, asked: definitions.CloseSession, report: Report | None) -> ToolResult:
-        session = await self._sessions.find(asked.session)
-        after = await self._desk.call("session.close", {"session": session.id}, SessionInfo)
-        return _session_outcome(after, "Closed; export_notebook and download_file still read its record.")
+    async def _close_session(self, args: definitions.CloseSession, report: Report | None) -> ToolResult:
+        session = await self._sessions.find(args.session)
+        after = await self._backend.call("session.close", {"session": session.id}, SessionInfo)
+        return _session_result(after, "Closed; export_notebook and download_file still read its record.")
 
     # --- files and records ---------------------------------------------------------------------
 
-    async def _upload_file(self, asked: definitions.UploadFile, report: Report | None) -> ToolResult:
-        data = _content(asked)
-        session, note = await self._sessions.open(asked.session)
-        await self._desk.put_file(session.id, asked.path, data)
-        result = definitions.FileResult(session=session.id, path=asked.path, size=len(data), note=note)
-        return outcome(result, f"Wrote {len(data)} bytes to {asked.path} in session {session.id}.")
+    async def _upload_file(self, args: definitions.UploadFile, report: Report | None) -> ToolResult:
+        data = _content(args)
+        session, note = await self._sessions.open(args.session)
+        await self._backend.put_file(session.id, args.path, data)
+        result = definitions.FileResult(session=session.id, path=args.path, size=len(data), note=note)
+        return tool_result(result, f"Wrote {len(data)} bytes to {args.path} in session {session.id}.")
 
-    async def _download_file(self, asked: definitions.DownloadFile, report: Report | None) -> ToolResult:
-        session = await self._sessions.find(asked.session)
-        limit = definitions.MAX_PIECE * 4 if _is_picture(asked.path) and asked.offset == 0 else asked.limit
-        piece = await self._desk.read_file(session.id, asked.path, asked.offset, limit)
-        end = asked.offset + len(piece.data)
+    async def _download_file(self, args: definitions.DownloadFile, report: Report | None) -> ToolResult:
+        session = await self._sessions.find(args.session)
+        limit = definitions.MAX_PIECE * 4 if _is_picture(args.path) and args.offset == 0 else args.limit
+        piece = await self._backend.read_file(session.id, args.path, args.offset, limit)
+        end = args.offset + len(piece.data)
         result = definitions.FileResult(
-            session=session.id, path=asked.path, size=piece.size, uri=file_uri(session.id, asked.path),
+            session=session.id, path=args.path, size=piece.size, uri=file_uri(session.id, args.path),
             next_offset=end if end < piece.size else None,
         )  # fmt: skip
-        mime = mimetypes.guess_type(asked.path)[0] or ""
-        if mime in ("image/png", "image/jpeg", "image/gif", "image/webp") and end == piece.size and asked.offset == 0:
-            return outcome(result, f"{asked.path}: {piece.size} bytes", ImageContent(mime, piece.data))
+        mime = mimetypes.guess_type(args.path)[0] or ""
+        if mime in ("image/png", "image/jpeg", "image/gif", "image/webp") and end == piece.size and args.offset == 0:
+            return tool_result(result, f"{args.path}: {piece.size} bytes", ImageContent(mime, piece.data))
         more = f"\n[{piece.size} bytes in all; go on with offset={end}]" if end < piece.size else ""
-        return outcome(result, _as_text(piece.data) + more)
+        return tool_result(result, _as_text(piece.data) + more)
 
-    async def _list_files(self, asked: definitions.ListFiles, report: Report | None) -> ToolResult:
-        session = await self._sessions.find(asked.session)
-        files, truncated = await self._desk.list_files(session.id, asked.path, recursive=asked.recursive)
+    async def _list_files(self, args: definitions.ListFiles, report: Report | None) -> ToolResult:
+        session = await self._sessions.find(args.session)
+        files, truncated = await self._backend.list_files(session.id, args.path, recursive=args.recursive)
         lines = [f"{each.path}{'/' if each.kind == 'directory' else ''}  {each.size}" for each in files]
         more = ["[there are more; list a directory of it]"] if truncated else []
         result = definitions.FilesResult(session=session.id, files=files, truncated=truncated)
-        return outcome(result, "\n".join(lines + more) or "The directory is empty.")
+        return tool_result(result, "\n".join(lines + more) or "The directory is empty.")
 
-    async def _export_notebook(self, asked: definitions.ExportNotebook, report: Report | None) -> ToolResult:
-        session = await self._sessions.find(asked.session)
-        data = await self._desk.notebook(session.id, asked.format)
-        uri = notebook_uri(session.id, asked.format)
-        if asked.save_as:
-            await self._desk.put_file(session.id, asked.save_as, data)
-        path = asked.save_as or f"notebook.{asked.format}"
+    async def _export_notebook(self, args: definitions.ExportNotebook, report: Report | None) -> ToolResult:
+        session = await self._sessions.find(args.session)
+        data = await self._backend.notebook(session.id, args.format)
+        uri = notebook_uri(session.id, args.format)
+        if args.save_as:
+            await self._backend.put_file(session.id, args.save_as, data)
+        path = args.save_as or f"notebook.{args.format}"
         result = definitions.FileResult(session=session.id, path=path, size=len(data), uri=uri)
-        link = ResourceLink(uri=uri, name=path, mime=MIME[asked.format], size=len(data))
-        saved = f" and written to {asked.save_as}" if asked.save_as else ""
+        link = ResourceLink(uri=uri, name=path, mime=MIME[args.format], size=len(data))
+        saved = f" and written to {args.save_as}" if args.save_as else ""
         where = f"The notebook of session {session.id} ({len(data)} bytes) is the resource {uri}{saved}; the user gets "
-        how = f"it by 'kernelsvc export {session.id} -o notebook.{asked.format}'."
-        body = data.decode("utf-8", "replace") if len(data) <= MAX_NOTEBOOK and asked.format == "py" else ""
-        return outcome(result, f"{where}{how}" + (f"\n\n{body}" if body else ""), link)
+        how = f"it by 'kernelsvc export {session.id} -o notebook.{args.format}'."
+        body = data.decode("utf-8", "replace") if len(data) <= MAX_NOTEBOOK and args.format == "py" else ""
+        return tool_result(result, f"{where}{how}" + (f"\n\n{body}" if body else ""), link)
 
 
 MIME = {"ipynb": "application/x-ipynb+json", "html": "text/html", "py": "text/x-python"}
@@ -284,13 +293,13 @@ def _decoded(tool: definitions.Tool, arguments: Mapping[str, Any]) -> Any:
         ) from None
 
 
-def _content(asked: definitions.UploadFile) -> bytes:
-    if (asked.text is None) == (asked.base64 is None):
+def _content(args: definitions.UploadFile) -> bytes:
+    if (args.text is None) == (args.base64 is None):
         raise BadRequest("Give the content either as 'text' or as 'base64'.")
-    if not asked.path.strip("/"):
+    if not args.path.strip("/"):
         raise BadRequest("Name the file in 'path', such as 'data.csv'.")
     try:
-        data = asked.text.encode() if asked.text is not None else base64.b64decode(asked.base64 or "", validate=True)
+        data = args.text.encode() if args.text is not None else base64.b64decode(args.base64 or "", validate=True)
     except (binascii.Error, UnicodeEncodeError):
         raise BadRequest("The content is no valid base64 (or no valid text); encode it again.") from None
     if len(data) > MAX_UPLOAD:
@@ -315,7 +324,7 @@ def _as_text(data: bytes) -> str:
 
 def _last_line(text: str) -> str:
     lines = text.rstrip().rsplit("\n", 1)
-    return lines[-1][-MAX_SAID:]
+    return lines[-1][-MAX_PROGRESS_TEXT:]
 
 
 def _shown(session: SessionInfo, note: str | None = None) -> definitions.SessionResult:
@@ -330,6 +339,6 @@ def _shown(session: SessionInfo, note: str | None = None) -> definitions.Session
     )
 
 
-def _session_outcome(session: SessionInfo, note: str) -> ToolResult:
+def _session_result(session: SessionInfo, note: str) -> ToolResult:
     result: Struct = _shown(session, note)
-    return outcome(result, f"{note} [session {session.id} is {session.state}]")
+    return tool_result(result, f"{note} [session {session.id} is {session.state}]")

@@ -10,7 +10,7 @@ import pytest
 from kernelsvc.errors import CannotFork
 from kernelsvc.model.events import Reason
 from kernelsvc.model.objects import CellError, CellInfo, CellState, SeqRange
-from kernelsvc.tools.result import MAX_PICTURES, cell_outcome, pictures_of, refusal, shortened
+from kernelsvc.tools.result import MAX_PICTURES, cell_result, error_result, pictures_of, shortened
 
 
 def cell(**changes: Any) -> CellInfo:
@@ -23,7 +23,7 @@ def shown(mime: str, data: bytes) -> dict[str, Any]:
 
 
 def test_a_good_cell():
-    made = cell_outcome(cell(text="42\n", execution_count=3), 1000)
+    made = cell_result(cell(text="42\n", execution_count=3), 1000)
     assert made.text == "42\n[cell c1 ended: ok, session s1]"
     assert made.facts == {
         "session": "s1", "cell": "c1", "state": "finished", "reason": "ok", "text": "42\n", "execution_count": 3,
@@ -32,7 +32,7 @@ def test_a_good_cell():
 
 
 def test_a_cell_that_still_runs_is_no_failure_and_says_how_to_go_on():
-    made = cell_outcome(cell(state=CellState.RUNNING, reason=None, text="half"), 1000)
+    made = cell_result(cell(state=CellState.RUNNING, reason=None, text="half"), 1000)
     assert not made.failed
     assert "wait_for_cell" in made.facts["next"]
     assert "wait_for_cell" in made.text
@@ -40,15 +40,15 @@ def test_a_cell_that_still_runs_is_no_failure_and_says_how_to_go_on():
 
 @pytest.mark.parametrize("reason", [each for each in Reason if each is not Reason.OK])
 def test_every_bad_end_is_a_failure(reason):
-    made = cell_outcome(cell(reason=reason, error=CellError(ename="E", evalue="v", traceback=[])), 1000)
+    made = cell_result(cell(reason=reason, error=CellError(ename="E", evalue="v", traceback=[])), 1000)
     assert made.failed
     assert made.facts["error"] == {"ename": "E", "evalue": "v"}
     assert reason is Reason.ERROR or made.facts["next"]
 
 
 def test_a_crash_says_whether_the_variables_are_there():
-    kept = cell_outcome(cell(reason=Reason.KERNEL_DIED, variables_kept=True), 1000)
-    lost = cell_outcome(cell(reason=Reason.KERNEL_DIED, variables_kept=False), 1000)
+    kept = cell_result(cell(reason=Reason.KERNEL_DIED, variables_kept=True), 1000)
+    lost = cell_result(cell(reason=Reason.KERNEL_DIED, variables_kept=False), 1000)
     assert "are there" in kept.facts["next"]
     assert "run again" in lost.facts["next"]
 
@@ -58,7 +58,7 @@ def test_a_long_text_keeps_its_head_and_tail():
     assert cut
     assert text.startswith("a" * 200 + "\n[… 700 characters left out; read_output …]\n")
     assert text.endswith("z" * 100)
-    assert cell_outcome(cell(text="x" * 1000), 300).facts["truncated"]
+    assert cell_result(cell(text="x" * 1000), 300).facts["truncated"]
 
 
 def test_pictures_are_bounded_and_hostile_ones_left_out():
@@ -69,11 +69,11 @@ def test_pictures_are_bounded_and_hostile_ones_left_out():
     found, dropped = pictures_of(cell(outputs=outputs))
     assert (len(found), dropped) == (MAX_PICTURES, 2)
     assert found[0].data == b"p"
-    assert "2 more pictures" in cell_outcome(cell(outputs=outputs), 1000).text
+    assert "2 more pictures" in cell_result(cell(outputs=outputs), 1000).text
 
 
 def test_a_refusal_gives_the_reasons():
-    made = refusal(CannotFork("No.", reasons=["a thread runs"]))
+    made = error_result(CannotFork("No.", reasons=["a thread runs"]))
     assert made.failed
     assert made.facts is None
     assert made.text == "cannot_fork: No.\n- a thread runs"
