@@ -95,8 +95,7 @@ def test_several_lines(sit):
     me.sees(r"\.\.\.:\Z")
     me.types("print(i * 10)")
     me.sees(r"print\(i \* 10\)\n +\.\.\.:\Z")
-    me.types("")
-    me.types("")
+    me.types("")  # One Enter ends the block. A second one would be echoed into the output of the running cell.
     assert "\n0\n10\n20\n" in me.prompt(2)
 
 
