@@ -1,31 +1,31 @@
-"""Every error that a client can see, as one tree.
+"""The errors that a client can get, as one tree.
 
 ::
 
     KernelsvcError
-    ├── BadRequest            the request itself is wrong; sending it again won't help
-    │   ├── LimitTooHigh      a limit above the server's was asked for
-    │   ├── TooLarge          a body, frame or file over its bound
-    │   └── CursorUnknown     a position that the log never had
-    ├── Unauthenticated       no token, or one that is not known
-    ├── Forbidden             the token lacks the scope, or the origin is foreign
-    ├── NotFound              no such thing, or it belongs to somebody else
-    ├── Conflict              the request fits, but not in this state
-    │   ├── CellExists        the cell id is taken by other code
-    │   ├── SessionClosed     the session has ended; its record can still be read
-    │   ├── KernelDead        the kernel is gone; ``restart`` gives a new one
-    │   └── CannotFork        what the session holds would not survive a fork
-    ├── CursorExpired         a position that retention has removed
-    ├── QuotaExceeded         the principal's own quota is used up
-    ├── AtCapacity            the server is full; try again later
-    ├── Recovering            the session's log is being read back; try again in a moment
-    ├── SandboxUnavailable    policy is ``required`` and this machine can't confine
-    ├── NotSupported          this kind of kernel can't do that
-    ├── Timeout               the time the caller gave is over
-    └── Internal              our bug or this machine's; never shows internals
+    ├── BadRequest            the request is wrong, and wrong again when repeated
+    │   ├── LimitTooHigh      the request asks for more than a limit of the server
+    │   ├── TooLarge          a body, frame or file exceeds its maximum size
+    │   └── CursorUnknown     the log has never reached this position
+    ├── Unauthenticated       the token is missing or unknown
+    ├── Forbidden             the token lacks the scope, or the web origin is not allowed
+    ├── NotFound              the object does not exist, or another principal owns it
+    ├── Conflict              the request is valid, but not in the present state
+    │   ├── CellExists        the cell id already names other code
+    │   ├── SessionClosed     the session has ended, and its record can still be read
+    │   ├── KernelDead        the kernel has ended, and ``restart`` starts a new one
+    │   └── CannotFork        the session has objects that a fork would break
+    ├── CursorExpired         retention has removed this part of the log
+    ├── QuotaExceeded         the principal has used up its quota
+    ├── AtCapacity            the server has no room for another session
+    ├── Recovering            the server is still reading the session's log
+    ├── SandboxUnavailable    the policy is ``required``, and this machine can't confine
+    ├── NotSupported          this kind of kernel lacks the feature
+    ├── Timeout               the client's deadline has passed
+    └── Internal              a fault of the server or its machine. Details are in its log only
 
-The first paragraph of a class's docstring is its default message, written to
-whoever meets it and ending in the next step.
+The first paragraph of a class's docstring is its default message. Clients and users read it, so it ends with the next
+step.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class KernelsvcError(Exception):
     """Something went wrong.
 
     Attributes:
-        code: stable machine-readable name, part of the API.
-        http_status: the status that REST answers with.
-        retryable: whether the same request may succeed later, unchanged.
-        fault: whose fault it is.
-        details: JSON-ready facts about this occurrence.
+        code: machine-readable name, a stable part of the API.
+        http_status: status of a REST response.
+        retryable: whether the same request may succeed later.
+        fault: the party at fault.
+        details: facts about this occurrence, as JSON values.
     """
 
     code: ClassVar[str] = "internal"
@@ -59,7 +59,7 @@ class KernelsvcError(Exception):
         super().__init__(self.message)
 
     def to_json(self) -> dict[str, Any]:
-        """The one shape that every transport carries."""
+        """Return the error object that every API sends."""
         return {
             "code": self.code,
             "message": self.message,
@@ -69,125 +69,125 @@ class KernelsvcError(Exception):
 
 
 class BadRequest(KernelsvcError):
-    """The request is not well formed; see the API reference for its shape."""
+    """The request is not valid. Compare it with the API reference."""
 
     code, http_status, fault = "bad_request", 400, "caller"
 
 
 class LimitTooHigh(BadRequest):
-    """A limit may be lowered, not raised above the server's; ask for less."""
+    """The limit is higher than the server allows. Ask for a lower one."""
 
     code = "limit_too_high"
 
 
 class TooLarge(BadRequest):
-    """The request is larger than the server accepts; send less, or in parts."""
+    """The request is larger than the server accepts. Send less, or send it in parts."""
 
     code, http_status = "too_large", 413
 
 
 class CursorUnknown(BadRequest):
-    """The log has no such position; attach with after=0 to read it from the start."""
+    """The log has no such position. Attach with after=0 to read it from the start."""
 
     code = "cursor_unknown"
 
 
 class Unauthenticated(KernelsvcError):
-    """No valid token was given; send it as 'Authorization: Bearer TOKEN'."""
+    """The request has no valid token. Send it as 'Authorization: Bearer TOKEN'."""
 
     code, http_status, fault = "unauthenticated", 401, "caller"
 
 
 class Forbidden(KernelsvcError):
-    """The token does not allow this; use one with the scope that is named."""
+    """The token does not allow this request. Use a token with the scope it needs."""
 
     code, http_status, fault = "forbidden", 403, "caller"
 
 
 class NotFound(KernelsvcError):
-    """There is no such thing; list what exists and check the id."""
+    """There is no such object. Check the id against a list of existing ones."""
 
     code, http_status, fault = "not_found", 404, "caller"
 
 
 class Conflict(KernelsvcError):
-    """The request does not fit the present state; read the state and try again."""
+    """The request does not fit the present state. Read the state, then try again."""
 
     code, http_status = "conflict", 409
     fault: ClassVar[Fault] = "caller"
 
 
 class CellExists(Conflict):
-    """This cell id already names other code; choose a new id."""
+    """This cell id already names other code. Choose a new id."""
 
     code = "cell_exists"
 
 
 class SessionClosed(Conflict):
-    """The session is closed; its notebook can be read, or create a new session."""
+    """The session is closed. Its notebook and files can still be read. Create a new session to run code."""
 
     code = "session_closed"
 
 
 class KernelDead(Conflict):
-    """The session's kernel is gone; call restart for a new one with empty variables."""
+    """The session's kernel has ended. Call restart for a new one with empty variables."""
 
     code, fault = "kernel_dead", "kernel"
 
 
 class CannotFork(Conflict):
-    """The session holds something that a fork would break; end it, or use force.
+    """The session has objects that a fork would break. End them, or use force.
 
-    ``details["reasons"]`` lists each obstacle in words.
+    ``details["reasons"]`` describes each of them.
     """
 
     code, fault = "cannot_fork", "kernel"
 
 
 class CursorExpired(KernelsvcError):
-    """That part of the log was removed by retention; attach with a later cursor."""
+    """Retention has removed this part of the log. Attach with a later cursor."""
 
     code, http_status, fault = "cursor_expired", 410, "caller"
 
 
 class QuotaExceeded(KernelsvcError):
-    """The token's quota is used up; close a session first."""
+    """The token's quota is used up. Close a session first."""
 
     code, http_status, retryable, fault = "quota_exceeded", 429, True, "caller"
 
 
 class AtCapacity(KernelsvcError):
-    """The server is full; close a session or try again later."""
+    """The server is full. Close a session, or try again later."""
 
     code, http_status, retryable = "at_capacity", 503, True
 
 
 class Recovering(KernelsvcError):
-    """The session's log is being read back after a restart; try again in a moment."""
+    """The server has restarted and is still reading this session's log. Try again in a few seconds."""
 
     code, http_status, retryable = "recovering", 503, True
 
 
 class SandboxUnavailable(KernelsvcError):
-    """This machine can't confine a session as required; run 'kernelsvc doctor'."""
+    """This machine can't confine a session as required. Run 'kernelsvc doctor' to see the reason."""
 
     code, http_status = "sandbox_unavailable", 503
 
 
 class NotSupported(KernelsvcError):
-    """This kind of kernel can't do that; use a forked template."""
+    """This kind of kernel can't do that. Use a forked template."""
 
     code, http_status, fault = "not_supported", 501, "caller"
 
 
 class Timeout(KernelsvcError):
-    """The time given is over; give more, or look at the session's state."""
+    """The request did not finish in time. Allow more time, or read the session's state."""
 
     code, http_status, retryable = "timeout", 504, True
 
 
 class Internal(KernelsvcError):
-    """Something failed on the server; its log has the details."""
+    """The server failed to handle the request. Its log has the details."""
 
     code, retryable = "internal", True
 
@@ -199,11 +199,11 @@ def _tree(cls: type[KernelsvcError]) -> dict[str, type[KernelsvcError]]:
     return found
 
 
-#: Every error by its code, for clients that rebuild one from JSON.
+#: Error classes by code, for clients that rebuild an error from JSON.
 BY_CODE: dict[str, type[KernelsvcError]] = _tree(KernelsvcError)
 
 
 def from_json(data: dict[str, Any]) -> KernelsvcError:
-    """Rebuild an error from ``to_json``'s shape; an unknown code gives ``Internal``."""
+    """Rebuild an error from the object that ``to_json`` returns. An unknown code becomes ``Internal``."""
     cls = BY_CODE.get(str(data.get("code")), Internal)
     return cls(str(data.get("message") or ""), **(data.get("details") or {}))

@@ -1,13 +1,11 @@
-"""One table of settings: command line, environment, TOML file and docs are all read from it.
+"""The table of settings, from which command line, environment, TOML file and docs are derived.
 
-The fields of ``Settings`` *are* the table: a field's type is checked, its
-``Meta`` says what it means and in which unit. ``rows()`` flattens it (``limits``
-becomes ``limits.memory_bytes`` and so on), ``load()`` fills it. Precedence:
-command line, then environment, then file, then what the platform says, then
-the default. Everything below ``service`` gets its values as arguments; nobody
-else reads the environment.
+The fields of ``Settings`` are the table. A field has a type, which is checked, and a ``Meta`` with its help and unit.
+``rows()`` flattens it (``limits`` becomes ``limits.memory_bytes`` and so on), and ``load()`` fills it. Precedence:
+command line, environment, file, platform, default. Modules below ``service`` get values as arguments, and do not read
+the environment.
 
-A plain ``token`` never becomes a field: it is hashed while loading.
+A plain ``token`` never becomes a field: ``load()`` hashes it.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from kernelsvc.model.tokens import TokenRecord, hash_token, record_for
 
 MiB = 1024 * 1024
 ENV_PREFIX = "KERNELSVC_"
-#: sun_path holds 108 bytes (unix(7)); a kernel's id and suffix need about 40.
+#: Bytes of its path. unix(7): sun_path has 108 bytes, and a kernel's id and suffix take about 40.
 MAX_RUNTIME_DIR = 64
 
 
@@ -44,10 +42,11 @@ class Template(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """An environment that sessions are forked from.
 
     Attributes:
-        python: the interpreter; empty means the one that runs the server.
-        preload: modules imported once, before the first session.
-        allow_modules: when set, the only top-level modules a cell may import (a sign for the model, not a wall).
-        deny_modules: top-level modules that a cell is told not to import.
+        python: path of the interpreter. Empty means the server's own.
+        preload: modules to import once, before the first session.
+        allow_modules: the only top-level modules that a cell may import, if set. Guidance for a model: code can evade
+            it.
+        deny_modules: top-level modules that a cell may not import, likewise.
     """
 
     python: str = ""
@@ -64,138 +63,146 @@ def _meta(help: str, unit: str | None = None, **bounds: Any) -> Meta:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Every setting of the server. ``sources`` says where each value came from."""
+    """The settings of the server. ``sources`` names the origin of each value."""
 
     host: Annotated[str, _meta("Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, _meta("TCP port; 0 takes a free one.", ge=0, le=65535)] = 8888
+    port: Annotated[int, _meta("TCP port. 0 picks a free one.", ge=0, le=65535)] = 8888
     uds: Annotated[Path | None, _meta("Listen on this Unix socket (mode 0600) instead of TCP.")] = None
     data_dir: Annotated[
         Path | None,
-        _meta("Where sessions, index and keys live; default: $STATE_DIRECTORY or the user's data directory."),
+        _meta("Directory of sessions, index and keys. Default: $STATE_DIRECTORY, or the user's data directory."),
     ] = None
     runtime_dir: Annotated[
-        Path | None, _meta("Where sockets live (mode 0700, a short path); default: by platform, one for each data_dir.")
+        Path | None,
+        _meta("Directory of sockets (mode 0700, a short path). Default: one for each data_dir, by platform."),
     ] = None
     tokens: Annotated[
-        list[TokenRecord], _meta("Principals: name, sha256 (or token) and, if wanted, scopes and max_sessions.")
+        list[TokenRecord], _meta("Principals: name, sha256 (or token), and optionally scopes and max_sessions.")
     ] = []
     origins: Annotated[
-        list[str], _meta("Foreign web origins that may call, such as https://example.org; * allows any.")
+        list[str], _meta("Web origins that may call the server, such as https://example.org. * allows any.")
     ] = []
     journal_sync: Annotated[
         Literal["ack", "run", "off"],
-        _meta("Sync the log before a cell's end is told (ack), also before it runs (run), or never (off)."),
+        _meta("Sync the log before a client gets a cell's end (ack), also before the cell runs (run), or never (off)."),
     ] = "ack"
     sandbox: Annotated[
         Literal["required", "best-effort", "off"],
-        _meta("Confinement of sessions; under systemd the default is required."),
+        _meta("Confinement of sessions. Under systemd the default is required."),
     ] = "best-effort"
     start_host: Annotated[
-        bool, _meta("Start a kernel host when none answers; under systemd the default is false, its unit does.")
+        bool, _meta("Start a kernel host if none runs. Under systemd the default is false: the host has its own unit.")
     ] = True
-    default_template: Annotated[str, _meta("Template of a session that names none.", min_length=1)] = "python3"
-    templates: Annotated[dict[str, Template], _meta("Environments to fork sessions from: name to python, preload.")] = (
-        msgspec.field(default_factory=lambda: dict(DEFAULT_TEMPLATES))
-    )
+    default_template: Annotated[str, _meta("Template of a session that does not name one.", min_length=1)] = "python3"
+    templates: Annotated[
+        dict[str, Template], _meta("Environments to fork sessions from, by name: python, preload.")
+    ] = msgspec.field(default_factory=lambda: dict(DEFAULT_TEMPLATES))
     warm_pool: Annotated[
-        int, _meta("Confined, ready kernels kept for new sessions, at most; as many as were asked for.", ge=0, le=1000)
+        int,
+        _meta(
+            "Maximum number of confined kernels kept ready for new sessions. Demand decides how many.", ge=0, le=1000
+        ),
     ] = 0
-    limits: Annotated[Limits, _meta("The caps of a session; a request may lower them.")] = Limits()
-    max_sessions: Annotated[int, _meta("Open sessions on this server.", ge=1)] = 2000
-    max_sessions_per_principal: Annotated[int, _meta("Open sessions of one principal.", ge=1)] = 2000
+    limits: Annotated[Limits, _meta("The limits of a session. A request may lower them.")] = Limits()
+    max_sessions: Annotated[int, _meta("Maximum number of open sessions on this server.", ge=1)] = 2000
+    max_sessions_per_principal: Annotated[int, _meta("Maximum number of open sessions of one principal.", ge=1)] = 2000
     max_total_memory_bytes: Annotated[
-        int | None, _meta("Memory of all sessions together, above which none is created.", "bytes", ge=MiB)
+        int | None, _meta("Memory of all sessions together. Above it the server creates no session.", "bytes", ge=MiB)
     ] = None
     max_cell_output_bytes: Annotated[
         int | None,
-        _meta("Output of one cell that the log takes; past it the cell is interrupted, then ended.", "bytes", ge=MiB),
+        _meta("Maximum output of one cell in the log. Above it the cell is interrupted, then killed.", "bytes", ge=MiB),
     ] = 1024 * MiB
-    max_queued_cells: Annotated[int, _meta("Cells that may wait in one session.", ge=1)] = 1000
-    max_body_bytes: Annotated[int, _meta("Largest request body (files apart).", "bytes", ge=1024)] = 64 * MiB
-    max_frame_bytes: Annotated[int, _meta("Largest WebSocket message.", "bytes", ge=1024)] = 64 * MiB
-    max_code_bytes: Annotated[int, _meta("Largest code of one cell.", "bytes", ge=1024)] = 4 * MiB
+    max_queued_cells: Annotated[int, _meta("Maximum number of queued cells in one session.", ge=1)] = 1000
+    max_body_bytes: Annotated[
+        int, _meta("Maximum size of a request body, except of file uploads.", "bytes", ge=1024)
+    ] = 64 * MiB
+    max_frame_bytes: Annotated[int, _meta("Maximum size of a WebSocket message.", "bytes", ge=1024)] = 64 * MiB
+    max_code_bytes: Annotated[int, _meta("Maximum size of one cell's code.", "bytes", ge=1024)] = 4 * MiB
     max_connections: Annotated[
-        int, _meta("Open connections; never more than half of the files that the process may open.", ge=1)
+        int, _meta("Maximum number of open connections, at most half of the process's limit of open files.", ge=1)
     ] = 8192
     max_unauthenticated_connections: Annotated[
         int,
-        _meta("Open connections of one peer address without a token so far; one more closes the oldest.", ge=1),
+        _meta("Connections of one peer address that have not sent a token yet. One more closes the oldest.", ge=1),
     ] = 256
-    request_head_seconds: Annotated[
-        float, _meta("Time that a client has to send the head of a request.", "seconds", gt=0)
-    ] = 10.0
-    max_requests: Annotated[int, _meta("Requests under way on one WebSocket.", ge=1)] = 4096
-    ping_seconds: Annotated[float, _meta("Idle time after which a WebSocket is pinged.", "seconds", gt=0)] = 20.0
+    request_head_seconds: Annotated[float, _meta("Time for a client to send a request's headers.", "seconds", gt=0)] = (
+        10.0
+    )
+    max_requests: Annotated[int, _meta("Maximum number of concurrent requests on one WebSocket.", ge=1)] = 4096
+    ping_seconds: Annotated[float, _meta("Idle time after which the server pings a WebSocket.", "seconds", gt=0)] = 20.0
     ping_timeout_seconds: Annotated[
-        float, _meta("Silence after which a WebSocket is taken for dead.", "seconds", gt=0)
+        float, _meta("Silence after which the server closes a WebSocket as dead.", "seconds", gt=0)
     ] = 120.0
     keepalive_seconds: Annotated[
-        float, _meta("Silence after which an event stream gets a comment line.", "seconds", gt=0)
+        float, _meta("Silence after which the server sends a comment line on an event stream.", "seconds", gt=0)
     ] = 15.0
     interrupt_grace_seconds: Annotated[
         float, _meta("Time from an interrupt to the kill of a cell that ignores it.", "seconds", ge=0)
     ] = 1.5
-    start_seconds: Annotated[float, _meta("Time a new session may take to be ready.", "seconds", gt=0)] = 60.0
-    shutdown_seconds: Annotated[float, _meta("Time that requests under way get at a stop.", "seconds", ge=0)] = 5.0
-    adoption_seconds: Annotated[
-        float, _meta("Time sessions live without a server before they are ended.", "seconds", ge=0)
-    ] = 600.0
+    start_seconds: Annotated[float, _meta("Time for a new session to become ready.", "seconds", gt=0)] = 60.0
+    shutdown_seconds: Annotated[
+        float, _meta("Time for pending requests to finish when the server stops.", "seconds", ge=0)
+    ] = 5.0
+    adoption_seconds: Annotated[float, _meta("Time that sessions survive without a server.", "seconds", ge=0)] = 600.0
     watch_seconds: Annotated[float, _meta("Interval of the resource watchdog.", "seconds", gt=0)] = 1.0
-    checkpoints: Annotated[int, _meta("Automatic checkpoints kept per session; 0 makes none.", ge=0, le=64)] = 1
+    checkpoints: Annotated[int, _meta("Automatic checkpoints kept for each session. 0 disables them.", ge=0, le=64)] = 1
     checkpoint_max_bytes: Annotated[
-        int | None, _meta("Private memory of a kernel above which no automatic checkpoint is made.", "bytes", ge=0)
+        int | None, _meta("A kernel with more private memory gets no automatic checkpoint.", "bytes", ge=0)
     ] = None
     hibernate_seconds: Annotated[
-        float | None, _meta("Idle time after which a session's memory is given back.", "seconds", gt=0)
+        float | None, _meta("Idle time after which a session hibernates.", "seconds", gt=0)
     ] = None
     retention_seconds: Annotated[
         float | None, _meta("Age at which a closed session is archived or removed.", "seconds", gt=0)
     ] = None
-    retention_action: Annotated[Literal["archive", "remove"], _meta("What happens to it then.")] = "archive"
+    retention_action: Annotated[
+        Literal["archive", "remove"], _meta("What to do with a closed session after retention_seconds.")
+    ] = "archive"
     sources: dict[str, str] = {}
 
     def data_path(self) -> Path:
-        """The data directory; set by ``load``."""
+        """Return the data directory, absolute."""
         return (self.data_dir or _default_data_dir({})).absolute()
 
     def runtime_path(self) -> Path:
-        """The runtime directory; set by ``load``."""
+        """Return the runtime directory, absolute."""
         return (self.runtime_dir or _default_runtime_dir({}, self.data_path())).absolute()
 
 
-#: Settings that are not fields: they feed another one while loading.
+#: Settings that are not fields: ``load`` adds their values to another setting. Name to type, help, that setting.
 _EXTRA: dict[str, tuple[Any, str, str]] = {
     "token": (
         list[Annotated[str, Meta(min_length=1, max_length=1024)]],
-        "A token with every scope; may be given more than once. It is kept as a hash only.",
+        "A token with every scope. May be repeated. Only its hash is stored.",
         "tokens",
     ),
 }
 
 _LIMIT_HELP: dict[str, tuple[str, str | None]] = {
-    "memory_bytes": ("Memory of all the session's processes together.", "bytes"),
-    "cpu_cores": ("CPU share, in cores.", "cores"),
+    "memory_bytes": ("Memory of all processes of the session together.", "bytes"),
+    "cpu_cores": ("CPU share.", "cores"),
     "cell_seconds": ("Wall time of one cell.", "seconds"),
     "cpu_seconds": ("CPU time of the session.", "seconds"),
-    "processes": ("Processes and threads.", None),
+    "processes": ("Number of processes and threads.", None),
     "open_files": ("Open files of one process.", None),
     "disk_bytes": ("Size of the working directory, and of one upload.", "bytes"),
-    "output_bytes": ("Output of one cell kept in the notebook; the log keeps all.", "bytes"),
-    "idle_seconds": ("Time without a cell after which the session is closed.", "seconds"),
+    "output_bytes": ("Output of one cell in the notebook. The log keeps all of it.", "bytes"),
+    "idle_seconds": ("Idle time after which the session is closed.", "seconds"),
     "lifetime_seconds": ("Age at which the session is closed.", "seconds"),
-    "network": ("What the session may reach.", None),
+    "network": ("Network that the session can reach.", None),
 }
 
 
 class SettingRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the table.
+    """One row of the table of settings.
 
     Attributes:
-        name: dotted for a nested one, as in TOML.
-        type: what a value is checked against.
-        default: what holds when nothing says otherwise; None may stand for "by platform".
-        help: one sentence.
-        unit: of the value, if it has one.
+        name: its name in TOML, dotted for a field of ``limits``.
+        type: annotated type of a value.
+        default: default value. None may mean a default by platform.
+        help: description, one sentence or two.
+        unit: unit of the value, if it has one.
     """
 
     name: str
@@ -206,36 +213,36 @@ class SettingRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def option(self) -> str:
-        """The command line's name for it."""
+        """The name of its command-line option."""
         return "--" + self.name.replace("_", "-").replace(".", "-")
 
     @property
     def env(self) -> str:
-        """The environment's name for it."""
+        """The name of its environment variable."""
         return ENV_PREFIX + self.name.replace(".", "_").upper()
 
     @property
     def dest(self) -> str:
-        """What argparse calls it."""
+        """The name of its argparse attribute."""
         return self.name.replace(".", "_")
 
     @property
     def many(self) -> bool:
-        """Whether the option may be given more than once."""
+        """Whether its option may be repeated."""
         return typing.get_origin(self.type) is list
 
     @property
     def structured(self) -> bool:
-        """Whether a text for it is JSON."""
+        """Whether its text form is JSON."""
         return self.name in {"tokens", "templates"}
 
     @property
     def optional(self) -> bool:
-        """Whether it may be empty (``none`` as a text)."""
+        """Whether it may be None (``none`` as text)."""
         return types.NoneType in typing.get_args(self.type)
 
     def type_name(self) -> str:
-        """The type in words, for the docs."""
+        """Return the type in words, for the docs."""
         return _type_name(self.type)
 
 
@@ -261,7 +268,7 @@ def _split(hint: Any) -> tuple[Any, Meta]:
 
 
 def rows() -> Iterator[SettingRow]:
-    """The table, in the order of the fields."""
+    """Yield the rows of the table, in the order of the fields."""
     hints = typing.get_type_hints(Settings, include_extras=True)
     for name, (kind, help, _) in _EXTRA.items():
         yield SettingRow(name=name, type=kind, default=[], help=help)
@@ -312,7 +319,7 @@ TABLE: tuple[SettingRow, ...] = tuple(rows())
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give a parser one option for each setting, and ``--config``; what is not given stays out of the namespace."""
+    """Add an option for each setting, and ``--config``, to a parser. An absent option sets no attribute."""
     parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="TOML file with settings.")
     for row in TABLE:
         parser.add_argument(
@@ -331,15 +338,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def load(
     cli: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None, file: Path | None = None
 ) -> Settings:
-    """Settings from the command line, the environment, a file and the platform, in this precedence.
+    """Load settings from the command line, the environment, a file and the platform, in this precedence.
 
     Args:
-        cli: option name (``dest``) to text or texts, as argparse gives it; names that are no setting are ignored.
-        env: the environment; None reads no environment at all.
-        file: a TOML file; else ``config`` of ``cli``, else ``KERNELSVC_CONFIG``.
+        cli: option name (``dest``) to text or list of texts, from argparse. Other names are ignored.
+        env: environment variables. None reads none.
+        file: a TOML file. The default is ``config`` of ``cli``, then ``KERNELSVC_CONFIG``.
 
     Raises:
-        BadRequest: a value that doesn't fit, or a key of the file that is no setting. The message names the source.
+        BadRequest: a value has the wrong type, or the file has an unknown key. The message names the source.
     """
     cli, env = cli or {}, env or {}
     chosen = file or cli.get("config") or env.get(ENV_PREFIX + "CONFIG")
@@ -361,9 +368,9 @@ def _from_file(path: Path) -> dict[str, tuple[Any, str, bool]]:
     try:
         data = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise BadRequest(f"The settings file {path} can't be read: {error.strerror}.") from None
+        raise BadRequest(f"Can't read the settings file {path}: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"The settings file {path} is not TOML: {error}.") from None
+        raise BadRequest(f"The settings file {path} is not valid TOML: {error}.") from None
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if key == "limits" and isinstance(value, dict):
@@ -374,8 +381,8 @@ def _from_file(path: Path) -> dict[str, tuple[Any, str, bool]]:
     for key in flat:
         if key not in names:
             near = difflib.get_close_matches(key, names, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else " 'kernelsvc settings' lists them."
-            raise BadRequest(f"The settings file {path} has {key!r}, which is no setting.{hint}")
+            hint = f" Did you mean {near[0]!r}?" if near else " 'kernelsvc settings' lists all settings."
+            raise BadRequest(f"The settings file {path} has an unknown setting {key!r}.{hint}")
     return {key: (value, f"file {path}", False) for key, value in flat.items()}
 
 
@@ -390,7 +397,7 @@ def _convert(row: SettingRow, value: Any, source: str, *, text: bool) -> Any:
         return msgspec.convert(value, row.type, strict=not text, dec_hook=_to_path)
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
         shown = "" if row.name in {"token", "tokens"} else f" = {value!r}"
-        raise BadRequest(f"Setting {row.name}{shown} ({source}) is wrong: {error}.", setting=row.name) from None
+        raise BadRequest(f"Setting {row.name}{shown} ({source}) is not valid: {error}.", setting=row.name) from None
 
 
 def _to_path(kind: type, value: Any) -> Any:
@@ -410,7 +417,7 @@ def _from_text(row: SettingRow, value: Any) -> Any:
 
 
 def _hash_plain(value: Any) -> Any:
-    """``token = "..."`` in a table of ``tokens`` becomes its hash."""
+    """Replace each ``token`` in the table ``tokens`` by its hash."""
     if not isinstance(value, list):
         return value
     return [
@@ -433,7 +440,8 @@ def _assemble(found: dict[str, tuple[Any, str]], env: Mapping[str, str]) -> Sett
     values["data_dir"] = values["data_dir"].expanduser().absolute()
     if values.get("runtime_dir") is None:
         values["runtime_dir"], sources["runtime_dir"] = _default_runtime_dir(env, values["data_dir"]), "platform"
-    # INVOCATION_ID is inherited by every shell under a unit; this one names the unit's own process.
+    # systemd.exec(5): $SYSTEMD_EXEC_PID is the PID of the unit's process. $INVOCATION_ID would not do: every process
+    # below the unit inherits it, also a shell in which a user starts a server.
     if env.get("SYSTEMD_EXEC_PID") == str(os.getpid()):
         for name, value in (("sandbox", "required"), ("start_host", False)):
             if name not in values:
@@ -456,8 +464,8 @@ def _check(settings: Settings) -> None:
     runtime = os.fsencode(settings.runtime_path())
     if len(runtime) > MAX_RUNTIME_DIR:
         raise BadRequest(
-            f"Setting runtime_dir ({settings.sources['runtime_dir']}) has {len(runtime)} bytes, and a socket's path "
-            f"must stay short; give a directory of at most {MAX_RUNTIME_DIR} bytes.",
+            f"Setting runtime_dir ({settings.sources['runtime_dir']}) is a path of {len(runtime)} bytes, too long for "
+            f"a socket in it. Choose a directory of at most {MAX_RUNTIME_DIR} bytes.",
             setting="runtime_dir",
         )
 
@@ -466,14 +474,14 @@ def _check(settings: Settings) -> None:
 
 
 def _default_data_dir(env: Mapping[str, str]) -> Path:
-    """``$STATE_DIRECTORY`` (systemd.exec(5): may hold several, colon-separated), else the user's data directory."""
+    """Return ``$STATE_DIRECTORY``, else the user's data directory. systemd.exec(5): may be several, colon-separated."""
     if state := env.get("STATE_DIRECTORY"):
         return Path(state.split(":")[0])
     return Path(platformdirs.user_data_dir("kernelsvc"))
 
 
 def _default_runtime_dir(env: Mapping[str, str], data_dir: Path) -> Path:
-    """A short path that the next server on the same data directory finds again, and no other server takes."""
+    """Return a short path that is the same for each server on one data directory, and differs for others."""
     if runtime := env.get("RUNTIME_DIRECTORY"):
         return Path(runtime.split(":")[0])
     name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:8]
@@ -488,14 +496,14 @@ def _default_runtime_dir(env: Mapping[str, str], data_dir: Path) -> Path:
 
 
 def prepare_directories(settings: Settings, *, of_others: bool = False) -> None:
-    """Make the data and runtime directories, mode 0700, and refuse any that somebody else owns.
+    """Create the data and runtime directories, mode 0700, and refuse those of another user.
 
     Args:
-        settings: name them.
-        of_others: take those that are there as they are: a kernel host that is root works in a server's.
+        settings: names the directories.
+        of_others: accept existing directories of any owner. A kernel host that runs as root uses its server's.
 
     Raises:
-        BadRequest: one can't be made, or isn't ours alone.
+        BadRequest: a directory can't be created, or other users can open it.
     """
     for name, path in (("data_dir", settings.data_path()), ("runtime_dir", settings.runtime_path())):
         try:
@@ -503,35 +511,36 @@ def prepare_directories(settings: Settings, *, of_others: bool = False) -> None:
                 _make_private(path)
         except OSError as error:
             raise BadRequest(
-                f"Setting {name} ({settings.sources.get(name, 'default')}): {path} can't be used: {error.strerror}.",
+                f"Setting {name} ({settings.sources.get(name, 'default')}): can't use {path}: {error.strerror}.",
                 setting=name,
             ) from None
 
 
-#: What one of our directories holds, so that we may close it to others: nobody's ``/srv`` is closed by a slip.
+#: Names in a directory of kernelsvc. Only such a directory, or an empty one, may get mode 0700: a mistyped setting
+#: must not close a directory like ``/srv`` to its users.
 _MARKS = ("sessions", "keys", "host.lock", "server.json")
-#: What the root of a filesystem holds that was made for us and nobody else (mke2fs(8)).
+#: Names in an empty directory: mke2fs(8) creates lost+found in the root of a new file system.
 _EMPTY = {"lost+found"}
 
 
 def _make_private(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
-    # In a world-writable /tmp another user may have made the name first.
+    # In a world-writable /tmp another user may have created the directory first, to read our sockets and tokens.
     for part in (path, path.parent) if path.parent.name.startswith("kernelsvc-") else (path,):
         info = part.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid not in (os.geteuid(), 0):
-            raise PermissionError(1, "it belongs to somebody else")
+            raise PermissionError(1, "it belongs to another user")
         if info.st_uid == os.geteuid() and info.st_mode & 0o077 and part == path:
             if {each.name for each in part.iterdir()} - _EMPTY and not any((part / mark).exists() for mark in _MARKS):
-                raise PermissionError(1, "it is open to others and holds things of theirs; give a directory of its own")
+                raise PermissionError(1, "other users can open it, and it has other files. Choose an empty directory")
             part.chmod(0o700)
 
 
 def with_fresh_token(settings: Settings) -> tuple[Settings, str | None]:
-    """These settings and, when no token was configured, a new one for the principal ``local``.
+    """Return the settings and, if they have no token, a new token for the principal ``local``.
 
-    The name is the same at each start, so that yesterday's sessions still belong to whoever starts the server today.
+    The principal's name is the same at each start, so that it still owns the sessions of earlier runs.
     """
     if settings.tokens:
         return settings, None
@@ -540,7 +549,7 @@ def with_fresh_token(settings: Settings) -> tuple[Settings, str | None]:
 
 
 def describe(settings: Settings) -> list[dict[str, Any]]:
-    """Each setting as ``{name, value, source, help, unit}``, for ``kernelsvc settings``. Holds no token."""
+    """Return each setting as ``{name, value, source, help, unit}``, for ``kernelsvc settings``. Tokens are left out."""
     described = []
     for row in TABLE:
         if row.name in _EXTRA:
@@ -563,7 +572,7 @@ def describe(settings: Settings) -> list[dict[str, Any]]:
 
 
 def markdown() -> str:
-    """The reference page's table."""
+    """Return the table of the reference page, in Markdown."""
     lines = ["| setting | type | default | |", "|---|---|---|---|"]
     for row in TABLE:
         default = "" if row.default in (None, []) or row.structured else f"`{row.default}`"

@@ -42,7 +42,7 @@ def test_file_named_by_option_or_environment(tmp_path):
         ({"journal_sync": "perhaps"}, ["journal_sync"]),
         ({"limits_network": "all"}, ["limits.network"]),
         ({"templates": "{"}, ["templates"]),
-        ({"runtime_dir": "/" + "x" * 100}, ["runtime_dir", "short"]),
+        ({"runtime_dir": "/" + "x" * 100}, ["runtime_dir", "too long"]),
     ],
 )
 def test_bad_values_name_their_source(cli, words):
@@ -70,7 +70,7 @@ def test_bad_files_name_the_file(tmp_path, text, words):
 
 
 def test_missing_file_is_said(tmp_path):
-    with pytest.raises(BadRequest, match="can't be read"):
+    with pytest.raises(BadRequest, match="Can't read"):
         s.load({}, {}, tmp_path / "none.toml")
 
 
@@ -133,7 +133,7 @@ def test_a_directory_that_holds_other_things_is_not_closed_to_others(short_tmp, 
     theirs.chmod(0o755)
     (theirs / "something").touch()
     given = {"data_dir": str(root / "d"), "runtime_dir": str(root / "r"), name: str(theirs)}
-    with pytest.raises(BadRequest, match="a directory of its own"):
+    with pytest.raises(BadRequest, match="Choose an empty directory"):
         s.prepare_directories(s.load(given))
     assert stat.S_IMODE(theirs.stat().st_mode) == 0o755
     (theirs / "something").unlink()
