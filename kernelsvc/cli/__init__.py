@@ -1,9 +1,13 @@
-"""The command line. ``parser`` says what there is; each command's module is imported when it is called.
+"""The command line. ``parser`` lists the commands. The module of a command is imported when the command runs.
 
-Exit codes: 0 all went well; 1 a cell failed, a record does not verify, a
-replay differs, confinement lacks a layer; 2 the command line is wrong; 3 the
-server or this machine refused, and the message says why; 4 no server answers;
-130 stopped by Ctrl-C.
+Exit codes:
+
+* 0: success.
+* 1: a cell failed, a record does not verify, a replay differs, or a layer of confinement is missing.
+* 2: the command line is not valid.
+* 3: the server or this machine refused. The message gives the reason.
+* 4: no server answers.
+* 130: stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the words after ``kernelsvc``; None takes the process's own.
+        argv: the arguments after ``kernelsvc``. None means those of the process.
 
     Returns:
         the exit code.
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A kernel may print what this terminal's encoding lacks; that is no reason to stop.
+            # A kernel may print characters that the terminal's encoding lacks. Escape them instead of failing.
             stream.reconfigure(errors="backslashreplace")
     terminal = Terminal()
     try:
@@ -47,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output is gone ("| head"): nothing is left to say, also not at exit.
+        # The reader of the output has exited ("| head"). Python also flushes stdout at exit, and would report the same
+        # error again: docs.python.org/3/library/signal.html#note-on-sigpipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
 

@@ -1,4 +1,4 @@
-"""``kernelsvc branch``, ``checkpoint`` and ``rollback``: other ways for a session to go on."""
+"""``kernelsvc branch``, ``checkpoint`` and ``rollback``."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from kernelsvc.errors import BadRequest
 
 
 async def branch(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Make new sessions from one's live state, and print their ids, one a line."""
+    """Make new sessions from a session's live state, and print their ids, one a line."""
     async with client_of(args) as client:
         session = await client.session(args.id)
-        made = await session.branch(at=args.at, count=args.count, labels=labels_of(args.label), force=args.force)
+        branches = await session.branch(at=args.at, count=args.count, labels=labels_of(args.label), force=args.force)
     if args.json:
-        terminal.line(_json([one.details for one in made]))
+        terminal.line(_json([one.details for one in branches]))
         return 0
-    for one in made:
+    for one in branches:
         terminal.line(one.id)
-    for warning in (made[0].details.parent or {}).get("warnings", []):
+    for warning in (branches[0].details.parent or {}).get("warnings", []):
         terminal.say(safe(str(warning)))
     return 0
 
 
 async def checkpoint(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Keep a session's present state."""
+    """Save a session's present state."""
     async with client_of(args) as client:
         made = await (await client.session(args.id)).checkpoint(args.name)
     terminal.line(_json(made) if args.json else f"{made.id}" + (f"  {made.name}" if made.name else ""))
@@ -36,7 +36,7 @@ async def checkpoint(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 async def rollback(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Make a session's variables those of an earlier moment."""
+    """Restore a session's variables to an earlier state."""
     async with client_of(args) as client:
         info = await (await client.session(args.id)).rollback(args.to)
     terminal.line(_json(info) if args.json else f"{info.id} {info.state}")
@@ -44,15 +44,15 @@ async def rollback(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def labels_of(given: list[str]) -> dict[str, str]:
-    """``NAME=VALUE`` words as labels.
+    """Parse ``NAME=VALUE`` arguments as labels.
 
     Raises:
-        BadRequest: one has no ``=``.
+        BadRequest: an argument has no name or no ``=``.
     """
     pairs = [word.partition("=") for word in given]
     for name, equals, _ in pairs:
         if not (name and equals):
-            raise BadRequest(f"A label is NAME=VALUE, not {name!r}.")
+            raise BadRequest(f"--label {name!r} is not valid. Write NAME=VALUE.")
     return {name: value for name, _, value in pairs}
 
 

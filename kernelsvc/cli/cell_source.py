@@ -1,4 +1,4 @@
-"""Cells out of files: Python with ``# %%`` lines, or a notebook. Pure."""
+"""Parse cells from files: Python with ``# %%`` lines, a notebook or a journal. Pure."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MARK = re.compile(r"^# ?%%.*$", re.MULTILINE)
 
 
 def cells_of(text: str, name: str) -> list[str]:
-    """The code cells of a file; empty ones are left out.
+    """Return the code cells of a file, without empty ones.
 
     Raises:
-        BadRequest: a file named ``.ipynb`` is no notebook.
+        BadRequest: a file named ``.ipynb`` is not a notebook.
     """
     if name.endswith(".ipynb"):
         return [source_of(cell) for cell in code_cells(text, name)]
@@ -29,25 +29,26 @@ def cells_of(text: str, name: str) -> list[str]:
 
 
 def code_cells(text: str, name: str) -> list[dict[str, Any]]:
-    """The code cells of a notebook, or of a session's log, that hold code.
+    """Return the code cells of a notebook or of a session's journal, without empty ones.
 
     Raises:
-        BadRequest: it is neither.
+        BadRequest: the text is neither.
     """
     try:
         notebook = fold_journal(text) if text.startswith(_JOURNAL) else json.loads(text)
         cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code" and source_of(cell).strip()]
     except (ValueError, KeyError, TypeError):
-        raise BadRequest(f"{name} is not a notebook (nbformat 4); export it again, or give a .py file.") from None
+        raise BadRequest(f"{name} is not a notebook (nbformat 4). Export it again, or give a .py file.") from None
     return cells
 
 
 def fold_journal(text: str) -> dict[str, Any]:
-    """A session's log as the notebook that it makes; a torn last line is left out.
+    """Return the notebook of a session's journal.
 
     Raises:
-        ValueError: a line of it is no event.
+        ValueError: a line is not an event.
     """
+    # A line without a line end is still being written, or was cut by a crash.
     lines = text.encode().split(b"\n")[:-1]
     try:
         return fold(ev.decode(line) for line in lines)
@@ -56,16 +57,16 @@ def fold_journal(text: str) -> dict[str, Any]:
 
 
 def source_of(cell: dict[str, Any]) -> str:
-    """A cell's code; nbformat keeps it as a text or as lines."""
+    """Return a cell's code. In nbformat it is a string or a list of lines."""
     source = cell["source"]
     return "".join(source) if isinstance(source, list) else str(source)
 
 
 def limits_of(pairs: list[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs as the limits of a session.
+    """Parse ``NAME=VALUE`` arguments as the limits of a session.
 
     Raises:
-        BadRequest: a pair is none, or a value is no number.
+        BadRequest: an argument has no ``=``, or its value is not a number.
     """
     limits: dict[str, Any] = {}
     for pair in pairs:
@@ -74,7 +75,9 @@ def limits_of(pairs: list[str]) -> dict[str, Any]:
             number = float(value)
         except ValueError:
             if name != "network" or not equals:
-                raise BadRequest(f"--limit {pair!r} is not NAME=NUMBER, such as memory_bytes=1e9.") from None
+                raise BadRequest(
+                    f"--limit {pair!r} is not valid. Write NAME=NUMBER, such as memory_bytes=1e9."
+                ) from None
             limits[name] = value
         else:
             limits[name] = int(number) if number.is_integer() else number

@@ -1,4 +1,4 @@
-"""``kernelsvc demo``: a real analysis in a real session, to watch."""
+"""``kernelsvc demo``: run an analysis of real data in a session, and show it live."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NAME = "penguins"
 
 
 class Demo:
-    """The run: what is shown, and what is counted for the end."""
+    """One run of the demo, with the counts for its summary."""
 
     def __init__(self, terminal: Terminal, out: Path) -> None:
         self.terminal = terminal
@@ -39,7 +39,7 @@ class Demo:
         self.unexpected: list[str] = []
 
     async def run(self, client: AsyncClient) -> None:
-        """The whole analysis, from a new session to its exported notebook."""
+        """Run the whole analysis: create a session, run the cells, export the notebook."""
         began = time.perf_counter()
         async with await client.create_session(name=_NAME) as session:
             took = seconds(time.perf_counter() - began)
@@ -47,7 +47,7 @@ class Demo:
                 f"session {session.id} is ready after {took}, numpy, pandas and pyplot imported; "
                 f"isolation: {session.details.sandbox.isolation}"
             )
-            # A copy beside the notebook, so that it runs again where it lies.
+            # Also in the output directory, so that the exported notebook finds its data there.
             data = (files("kernelsvc") / "data" / "penguins.csv").read_bytes()
             (self.out / "penguins.csv").write_bytes(data)
             await session.upload(data, "penguins.csv")
@@ -60,23 +60,23 @@ class Demo:
                 await write_notebook(session, self.out / f"{_NAME}{suffix}", self.terminal)
 
     async def run_branches(self, session: AsyncSession) -> None:
-        """Two branches of the live session, each trying something of its own."""
+        """Branch the live session in two, and try another approach in each."""
         began = time.perf_counter()
         try:
             branches = await session.branch(count=len(BRANCH_CELLS), labels={"demo": "branch"})
         except (NotSupported, CannotFork) as error:
-            self.say(f"no branches here: {error.message}")
+            self.say(f"this machine can't branch the session: {error.message}")
             return
         took = seconds(time.perf_counter() - began)
         self.say(
-            f"two thoughts at once: {len(branches)} branches of the live session in {took}, every variable in both"
+            f"two approaches in parallel: {len(branches)} branches of the live session in {took}, with every variable"
         )
         for branch, cell in zip(branches, BRANCH_CELLS, strict=True):
             async with branch:
                 await self.run_cell(branch, cell, where=f"branch {branch.id}")
 
     async def run_cell(self, session: AsyncSession, cell: DemoCell, *, where: str = "", fails: bool = False) -> None:
-        """One cell: the thought, the code, what comes of it and how long it took."""
+        """Run one cell. Show its thought, its code, its output and its duration."""
         self.cells += 1
         terminal = self.terminal
         terminal.line()
@@ -105,18 +105,18 @@ class Demo:
             path = self.out / f"{_NAME}-{len(self.pictures) + 1}{image.suffix}"
             path.write_bytes(image.data)
             self.pictures.append(path)
-            self.terminal.line(f"    the picture: {path}", "dim")
+            self.terminal.line(f"    saved as {path}", "dim")
 
     def say(self, text: str) -> None:
-        """What goes on around the cells."""
+        """Show a line about the demo itself."""
         self.terminal.line()
         self.terminal.line(f"--  {text}", "cyan")
 
 
 async def main(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Play the demo; 1 if a cell ended as it should not have."""
+    """Run the demo. Return 1 if a cell ended in an unexpected way."""
     out = Path(args.out)
-    _prepare(out)
+    out.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - before anything else runs on the loop
     demo = Demo(terminal, out)
     began = time.perf_counter()
     async with _server(terminal) as client:
@@ -125,10 +125,6 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
         await demo.run(client)
     _show_summary(demo, time.perf_counter() - ready)
     return 1 if demo.unexpected else 0
-
-
-def _prepare(out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.asynccontextmanager
@@ -144,10 +140,10 @@ def _show_summary(demo: Demo, took: float) -> None:
         f"{demo.events} events over one WebSocket"
     )
     terminal.line()
-    terminal.line(f"The session is a notebook now: {out / _NAME}.ipynb", "bold")
-    terminal.line(f"  to look at it:  {out / _NAME}.html, or open the .ipynb in Jupyter")
+    terminal.line(f"The session's notebook: {out / _NAME}.ipynb", "bold")
+    terminal.line(f"  to read it:     {out / _NAME}.html, or open the .ipynb in Jupyter")
     terminal.line(f"  to verify it:   kernelsvc verify {out / _NAME}.ipynb --journal {out / _NAME}.jsonl")
     terminal.line(f"  to repeat it:   kernelsvc replay {out / _NAME}.ipynb --upload {out / _NAME}.csv")
-    terminal.line("  to try it:      kernelsvc repl")
+    terminal.line("  your own:       kernelsvc repl")
     for problem in demo.unexpected:
         terminal.say(f"unexpected: {problem}", "red")

@@ -1,4 +1,4 @@
-"""The demo's analysis: what a model would think and send, cell by cell."""
+"""The cells of the demo's analysis, with the thoughts of an imagined model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class DemoCell(NamedTuple):
-    """One cell and the thought that led to it."""
+    """One cell, and the thought behind it."""
 
     thought: str
     code: str
 
     @property
     def source(self) -> str:
-        """The cell as it is sent: the notebook keeps the thought as a comment."""
+        """The code to send. The thought is a comment in it, so that the notebook has it."""
         return f"# {self.thought}\n{self.code}"
 
 

@@ -1,4 +1,4 @@
-"""``kernelsvc doctor``, ``settings`` and ``kernel-host``: this machine, without a server."""
+"""``kernelsvc doctor``, ``settings`` and ``kernel-host``: commands for this machine, without a server."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from kernelsvc.linux.systemd import Systemd, ready_fd
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.sandbox.manager import Examination, examine
 
-#: The words for a session's isolation, in a line each (SECURITY.md).
+#: Levels of isolation (SECURITY.md).
 ISOLATION_HELP = {
-    "full": "private files, processes and network; no privilege; a wall of Linux's own",
+    "full": "own view of files, processes and network, and no privileges, enforced by Linux",
     "networked": "as full, but on the host's network",
     "files": "Landlock and seccomp, no namespaces",
-    "process": "limits and the watchdog, no wall",
+    "process": "limits and the watchdog only",
     "none": "nothing",
 }
-#: How a limit may be held.
+#: Ways to enforce a limit.
 ENFORCEMENT_HELP = {
-    "hard": "Linux refuses or kills at the line",
-    "per process": "Linux holds it for each process; many processes may have it many times",
-    "supervised": "we measure, and end what went too far; something may pass the line for a moment",
-    "none": "not held on this machine",
+    "hard": "Linux refuses or kills at the limit",
+    "per process": "Linux enforces it for each process, so several processes together can exceed it",
+    "supervised": "the server measures, and ends a cell above the limit. It can exceed the limit for a moment",
+    "none": "not enforced on this machine",
 }
-#: Layers that a session here does without, and loses nothing.
+#: Layers that a session does not need here, because another layer does the same.
 UNUSED_LAYER_HELP = {
-    "cpu cgroup": "works, and is used when limits.cpu_cores is set",
-    "user namespace": "a user id of the host's for each session stands in its place",
-    "user": "a user namespace stands in its place",
-    "task rlimit": "works, and holds the cap on processes where no cgroup does",
+    "cpu cgroup": "works, for sessions with limits.cpu_cores",
+    "user namespace": "replaced by a user id of the host for each session",
+    "user": "replaced by a user namespace",
+    "task rlimit": "works, for machines where no cgroup can limit processes",
 }
 
 
 def doctor(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Try each layer of confinement, as this user, and say what a session would get."""
+    """Test each layer of confinement as this user, and print the results. Return 1 if a layer is missing."""
     found = conf.load(vars(args), os.environ)
     result = examine(found.limits, policy=found.sandbox)
     needed = {lack.layer for lack in result.report.not_enforced}
@@ -59,7 +59,7 @@ def doctor(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _show_layers(result: Examination, terminal: Terminal) -> None:
-    """Each layer as a session's report has it; what is missing with the reason and the way to it."""
+    """Print each layer of a session's report. A missing layer has its reason and the way to enable it."""
     why = {lack.layer: lack.why for lack in result.report.not_enforced}
     fixes = {layer.name: layer.fix for layer in result.layers}
     for name in result.report.enforced:
@@ -75,7 +75,7 @@ def _show_layers(result: Examination, terminal: Terminal) -> None:
 
 
 def _show_limits(report: SandboxReport, terminal: Terminal) -> None:
-    """Each limit and the word for how it is held."""
+    """Print the limits, grouped by the way that they are enforced."""
     for word, meaning in ENFORCEMENT_HELP.items():
         names = [name for name, one in report.limits.items() if one == word]
         if names:
@@ -88,8 +88,8 @@ def _consequence(report: SandboxReport) -> str:
     if report.policy == "required":
         return "sandbox = required: " + ("sessions start" if full else "sessions are refused with sandbox_unavailable")
     if report.policy == "off":
-        return "sandbox = off: nothing confines a session"
-    missing = "sessions run without what is missing" if report.not_enforced else "nothing is missing"
+        return "sandbox = off: sessions are not confined"
+    missing = "sessions run without the missing layers" if report.not_enforced else "no layer is missing"
     return f"sandbox = best-effort: {missing}"
 
 
@@ -113,7 +113,7 @@ def _shown(one: dict[str, object]) -> str:
 
 
 def kernel_host(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Run the kernel host in the foreground until told to stop."""
+    """Run the kernel host in the foreground until a signal stops it."""
     from kernelsvc.host.daemon import run
     from kernelsvc.service.host_settings import host_settings
 

@@ -1,4 +1,4 @@
-"""``kernelsvc mcp``: MCP over standard input and output; ``kernelsvc tools``: the tools' definitions."""
+"""``kernelsvc mcp`` serves MCP over standard input and output. ``kernelsvc tools`` prints the tools' definitions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kernelsvc.errors import Conflict
 from kernelsvc.tools import Toolbox, tool_definitions
 from kernelsvc.tools.session_resolver import CallerState
 
-#: Data directories for servers that ``kernelsvc mcp`` starts: each is one server's at a time.
+#: Data directories for servers that ``kernelsvc mcp`` starts. One server at a time can use a directory.
 MAX_DATA_DIRS = 64
 
 
@@ -35,8 +35,8 @@ def tools(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 async def main(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Serve one MCP client until it closes our standard input."""
-    # Not before somebody speaks MCP: these imports take a second.
+    """Serve one MCP client until it closes standard input."""
+    # Imported late: these imports take a second, and other commands do not need them.
     from mcp.server.stdio import stdio_server
 
     from kernelsvc.server.mcp.server import make_server
@@ -52,7 +52,7 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
 
 @contextlib.asynccontextmanager
 async def _client(args: argparse.Namespace, terminal: Terminal) -> AsyncIterator[AsyncClient]:
-    """A client of the server that is meant, else of one that ends with us and leaves its record."""
+    """Yield a client of the named or running server, else of a new one that ends with this block."""
     try:
         address = None if args.private else find(args.url, args.token)
     except Unreachable:
@@ -66,12 +66,12 @@ async def _client(args: argparse.Namespace, terminal: Terminal) -> AsyncIterator
             private_server(terminal, data_dir=directory, token=_token(directory)) as own,
             AsyncClient(f"unix:{own.uds}", own.token) as client,
         ):
-            terminal.say(f"kernelsvc mcp: a server for this client alone; its notebooks stay in {directory}")
+            terminal.say(f"kernelsvc mcp: started a server for this client only. Its notebooks stay in {directory}")
             yield client
 
 
 def _token(directory: Path) -> str:
-    """The token of this directory's servers: its principal owns the sessions of earlier runs too."""
+    """Return the token of this directory's servers. It stays the same, so that its principal owns earlier sessions."""
     path = directory / "mcp.token"
     if not path.exists():
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -81,7 +81,11 @@ def _token(directory: Path) -> str:
 
 @contextlib.contextmanager
 def _unused_data_dir(chosen: Path | None) -> Iterator[Path]:
-    """A data directory that no other ``kernelsvc mcp`` uses now."""
+    """Lock and yield a data directory that no other ``kernelsvc mcp`` uses.
+
+    Raises:
+        Conflict: all of them are in use.
+    """
     root = conf.load(env=os.environ).data_path() / "mcp"
     candidates = [chosen] if chosen else [root / str(number) for number in range(1, MAX_DATA_DIRS + 1)]
     for directory in candidates:
@@ -93,4 +97,4 @@ def _unused_data_dir(chosen: Path | None) -> Iterator[Path]:
                 continue
             yield directory
             return
-    raise Conflict(f"{candidates[0]} is in use by another 'kernelsvc mcp'; give another --data-dir.")
+    raise Conflict(f"{candidates[0]} is in use by another 'kernelsvc mcp'. Give another --data-dir.")

@@ -1,11 +1,9 @@
-"""How a server's process deals with memory: set once, when everything is imported.
+"""Tune the garbage collector and malloc of the server process, after all imports.
 
-Both settings are about work that nobody sees in a profile of Python functions. The
-garbage collector looks at all that a cell makes, three times a cell, and at everything
-that was ever imported now and then; nearly nothing of it is garbage that counting
-references leaves behind. And glibc gives each block above some size back to Linux as
-soon as it is free, so that every copy of a large result is 2,500 page faults of fresh
-memory: a third of what 10 MB of HTML cost the server.
+A profile of Python functions does not show these costs. By default the collector examines the new objects of a cell
+three times, and now and then all imported modules. Nearly none of them are cyclic garbage. And glibc returns each
+freed block above 128 KiB to Linux (mallopt(3), M_MMAP_THRESHOLD). A copy of a 10 MB result then takes 2,500 page
+faults, a third of the server's time for it.
 """
 
 from __future__ import annotations
@@ -14,19 +12,19 @@ import contextlib
 import ctypes
 import gc
 
-#: malloc.h
+#: Parameters of mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: Bytes that are free at the heap's end before they go back to Linux: what a result of 10 MB takes on its way.
+#: Free bytes at the end of the heap above which glibc returns them to Linux: enough for the copies of a 10 MB result.
 KEPT_BYTES = 64 * 1024 * 1024
-#: Blocks up to this size come from the heap; the most that glibc itself would ever come to.
+#: Blocks up to this size come from the heap. It is the maximum of glibc's dynamic threshold on 64-bit systems.
 HEAP_BYTES = 32 * 1024 * 1024
-#: Objects made before the youngest are looked at, and how often that is done before the older ones are: seldom enough
-#: for cells not to pay for it, often enough for what thousands of connections leave behind in circles.
+#: Arguments of gc.set_threshold(). Rare enough that cells do not pay, and often enough for the cyclic garbage of
+#: thousands of connections.
 THRESHOLDS = 20_000, 10, 10
 
 
 def tune() -> None:
-    """Make this process quick at what a server does. Without glibc, only the garbage collector is told."""
+    """Apply the settings to this process. Without glibc, only those of the garbage collector."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

@@ -1,9 +1,8 @@
-"""Did a cell come out as it did before? Pure.
+"""Compare the outputs of two runs of a cell. Pure.
 
-Compared is what a reader would notice: printed text, results, pictures, the
-kind and message of an error. Left out is what differs from run to run without
-meaning anything: execution counts, memory addresses, tracebacks, the order of
-stdout against stderr, how text was split on its way.
+Compared are printed text, results, images, and the type and message of an error. Ignored are differences between runs
+that mean nothing: execution counts, memory addresses, tracebacks, the order of stdout and stderr, the split of text
+into messages.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ Output = Mapping[str, Any]
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-#: Richest first: the first of these that both sides have decides.
+#: Richest first. The first type that both outputs have is compared.
 _MIMES = (
     "image/png",
     "image/jpeg",
@@ -30,7 +29,7 @@ _MIMES = (
 
 
 def difference(before: Iterable[Output], now: Iterable[Output]) -> str | None:
-    """The first thing that differs, in words; None when nothing does."""
+    """Describe the first difference. Return None if there is none."""
     old, new = _digest(before), _digest(now)
     for name in ("stdout", "stderr"):
         if old[name] != new[name]:
@@ -74,7 +73,7 @@ def _bundle_difference(was: Mapping[str, Any], came: Mapping[str, Any]) -> str |
         )
     before, now = _plain(was[mime]), _plain(came[mime])
     if mime.startswith("image/"):
-        return None if "".join(before.split()) == "".join(now.split()) else f"{mime}: another picture"
+        return None if "".join(before.split()) == "".join(now.split()) else f"{mime}: another image"
     return None if before.rstrip() == now.rstrip() else f"{mime}: {_first_line(before, now)}"
 
 

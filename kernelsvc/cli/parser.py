@@ -1,4 +1,4 @@
-"""What the command line takes: every command, its options and its help, and where it is carried out."""
+"""The grammar of the command line: each command, its options, its help and the function that runs it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from kernelsvc.settings import add_options
 
 _EPILOG = """\
 exit codes:
-  0  all went well                     3  the server or this machine refused
+  0  success                           3  the server or this machine refused
   1  a cell failed, a record does not  4  no server answers
      verify, a replay differs        130  stopped by Ctrl-C
-  2  the command line is wrong
+  2  the command line is not valid
 
-Commands that talk to a server take --url and --token, else KERNELSVC_URL and
-KERNELSVC_TOKEN, else your own server that runs on this machine. 'run', 'repl'
-and 'replay' start one of their own when there is none.
+Commands that need a server use --url and --token, else KERNELSVC_URL and
+KERNELSVC_TOKEN, else your own server on this machine. If there is none, 'run',
+'repl' and 'replay' start a server for the time of the command.
 """
 
 
 class _Commands:
-    """Adds subcommands, each with the function that carries it out."""
+    """Adds subcommands, each with the function that runs it."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._all = parser.add_subparsers(dest="command", required=True)
@@ -38,7 +38,7 @@ class _Commands:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+    """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="kernelsvc",
         description="Stateful IPython sessions for agents, on one machine: each a forked kernel, a log and a notebook.",
@@ -61,13 +61,13 @@ def _server_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
     group.add_argument("--url", help="http://HOST:PORT or unix:/path (default: KERNELSVC_URL, then your own server)")
     group.add_argument(
-        "--token", help="default: KERNELSVC_TOKEN, then your own server's; better not on a shared machine"
+        "--token", help="default: KERNELSVC_TOKEN, then your own server's. Other users can see it in a process list"
     )
 
 
 def _own_server_options(parser: argparse.ArgumentParser) -> None:
     _server_options(parser)
-    parser.add_argument("--private", action="store_true", help="start a server for this command alone")
+    parser.add_argument("--private", action="store_true", help="start a server for this command only")
 
 
 def _json_option(parser: argparse.ArgumentParser, help: str = "print JSON") -> None:
@@ -76,16 +76,16 @@ def _json_option(parser: argparse.ArgumentParser, help: str = "print JSON") -> N
 
 def _session_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("session")
-    group.add_argument("--session", metavar="ID", help="use this session and leave it open (default: a new one)")
+    group.add_argument("--session", metavar="ID", help="use this session and leave it open (default: a new session)")
     group.add_argument("--template", help="environment to fork, or the name of a Jupyter kernelspec")
-    group.add_argument("--name", help="a name for people")
+    group.add_argument("--name", help="display name")
     group.add_argument(
         "--limit", action="append", default=[], metavar="NAME=VALUE",
-        help="a lower cap, such as memory_bytes=1e9 or cell_seconds=60; may be given more than once",
+        help="a lower limit, such as memory_bytes=1e9 or cell_seconds=60. May be repeated",
     )  # fmt: skip
     group.add_argument(
         "--upload", action="append", default=[], metavar="FILE",
-        help="put this file into the working directory first; may be given more than once",
+        help="upload this file to the working directory first. May be repeated",
     )  # fmt: skip
     group.add_argument("--keep", action="store_true", help="leave the session open at the end")
 
@@ -95,31 +95,31 @@ def _server_commands(commands: _Commands) -> None:
         "serve",
         "serve:main",
         "start the server",
-        "Start the server in the foreground. It prints its address and, if none is configured, a fresh token; then\n"
-        "says when the first session would not have to wait.\n\n"
-        "Ctrl-C and SIGTERM end it and every session; SIGHUP, a restart under systemd and a crash end no session: the\n"
-        "next server on the same data directory finds them. A second Ctrl-C does not wait.",
+        "Start the server in the foreground. It prints its address and, if none is configured, a new token. It prints\n"
+        "another line when sessions can start without a wait.\n\n"
+        "Ctrl-C and SIGTERM end the server and every session. SIGHUP, a restart under systemd and a crash keep the\n"
+        "sessions: the next server on the same data directory adopts them. A second Ctrl-C stops immediately.",
     )
     serve.add_argument("--while-fd", type=int, metavar="N", help="stop when the other end of this pipe closes")
     _serve_options(serve)
     host = commands.add(
         "kernel-host",
         "doctor:kernel_host",
-        "start the kernel host alone (systemd does)",
+        "start only the kernel host (as its systemd unit does)",
         "Start the kernel host: the process that owns templates, forks sessions and confines them. The server starts\n"
-        "one when none is there; under systemd it is a unit of its own.",
+        "one if none runs. Under systemd the host has its own unit.",
     )
     _serve_options(host)
 
 
 def _serve_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this descriptor when ready")
+    parser.add_argument("--ready-fd", type=int, metavar="N", help="write a line to this file descriptor when ready")
     parser.add_argument("--verbose", "-v", action="count", default=0, help="log more, to standard error")
-    _settings_options(parser, "'kernelsvc settings' prints what holds, and why")
+    _settings_options(parser, "'kernelsvc settings' prints the effective values and their origin")
 
 
 def _settings_options(parser: argparse.ArgumentParser, description: str) -> None:
-    # A group takes options as a parser does; argparse has no public name for what both are.
+    # A group accepts options like a parser. argparse has no public type for both.
     add_options(cast("argparse.ArgumentParser", parser.add_argument_group("settings", description)))
 
 
@@ -128,14 +128,16 @@ def _run_commands(commands: _Commands) -> None:
         "run",
         "run:main",
         "run a file, or standard input, cell by cell",
-        "Run code in a session and show what it prints as it prints it. FILE is Python (cells parted by '# %%'),\n"
-        "a notebook, or - for standard input. Ctrl-C interrupts the cell; a second one lets go of it.\n\n"
-        "Exits with 1 when a cell fails; the cells behind it are not run.",
+        "Run code in a session and show its output live. FILE is Python (cells separated by '# %%'), a notebook, or -\n"
+        "for standard input. Ctrl-C interrupts the cell. A second Ctrl-C exits and leaves the cell running.\n\n"
+        "Exits with 1 when a cell fails, without running the cells after it.",
     )
-    run.add_argument("file", metavar="FILE|-", help="what to run")
-    run.add_argument("--timeout", type=float, metavar="SECONDS", help="wall time of one cell")
-    run.add_argument("--save", metavar="FILE", help="at the end, write the notebook here (.ipynb, .html or .py)")
-    run.add_argument("--images", metavar="DIR", help="write the pictures that cells show into this directory")
+    run.add_argument("file", metavar="FILE|-", help="the code to run")
+    run.add_argument("--timeout", type=float, metavar="SECONDS", help="maximum wall time of a cell")
+    run.add_argument(
+        "--save", metavar="FILE", help="at the end, write the notebook to this file (.ipynb, .html or .py)"
+    )
+    run.add_argument("--images", metavar="DIR", help="write the images that cells display to this directory")
     _json_option(run, "print every event as one line of JSON")
     _session_options(run)
     _own_server_options(run)
@@ -143,8 +145,9 @@ def _run_commands(commands: _Commands) -> None:
         "repl",
         "repl:main",
         "work in a session as in IPython",
-        "Work in a session as in IPython: several lines, history, Tab completion by the live kernel, name? for help.\n"
-        "Ctrl-C interrupts the cell, Ctrl-D leaves. Lines that begin with ':' speak to the session; see ':help'.",
+        "Work in a session as in IPython: multi-line input, history, Tab completion by the live kernel, name? for\n"
+        "help. Ctrl-C interrupts the cell, Ctrl-D exits. Lines that begin with ':' are commands for the session:\n"
+        "see ':help'.",
     )
     _session_options(repl)
     _own_server_options(repl)
@@ -152,28 +155,28 @@ def _run_commands(commands: _Commands) -> None:
         "demo",
         "demo:main",
         "watch a data analysis run in a session",
-        "Start a server, run an analysis of real data in a session over its WebSocket, show it as it happens, and\n"
-        "export it as a notebook.",
+        "Start a server, run an analysis of real data in a session over its WebSocket, show it live, and export\n"
+        "it as a notebook.",
     )
-    demo.add_argument("--out", metavar="DIR", default="out", help="where the notebook goes (default: ./out)")
+    demo.add_argument("--out", metavar="DIR", default="out", help="directory of the notebook (default: ./out)")
 
 
 def _session_commands(commands: _Commands) -> None:
     sessions = commands.add("sessions", "show:sessions", "list your sessions, newest first")
     sessions.add_argument("--state", help="only those in this state: starting, idle, busy, restoring, dead, closed")
     sessions.add_argument("--label", metavar="NAME[=VALUE]", help="only those with this label")
-    sessions.add_argument("--all", action="store_true", help="closed ones too")
+    sessions.add_argument("--all", action="store_true", help="include closed sessions")
     sessions.add_argument("--limit", type=int, metavar="N", help="at most this many")
     _json_option(sessions)
     _server_options(sessions)
-    show = commands.add("show", "show:show", "show a session: its cells, what they printed, how long they took")
+    show = commands.add("show", "show:show", "show a session: its cells, their output and their duration")
     show.add_argument("id", metavar="ID", help="the session")
-    show.add_argument("--events", action="store_true", help="its log instead, one event a line")
-    show.add_argument("--follow", "-f", action="store_true", help="and go on as events happen")
+    show.add_argument("--events", action="store_true", help="show its log instead, one event a line")
+    show.add_argument("--follow", "-f", action="store_true", help="show its log, and new events as they happen")
     _json_option(show)
     _server_options(show)
     tree = commands.add("tree", "show:tree", "show which session is a branch of which")
-    tree.add_argument("id", metavar="ID", nargs="?", help="only this session's family")
+    tree.add_argument("id", metavar="ID", nargs="?", help="only the tree that has this session")
     _json_option(tree)
     _server_options(tree)
 
@@ -182,28 +185,33 @@ def _branch_commands(commands: _Commands) -> None:
     branch = commands.add(
         "branch",
         "branch:branch",
-        "make new sessions from one's live state",
-        "Fork a session's live kernel: each branch has its variables, a copy of its files, its notebook so far, and\n"
-        "goes its own way. Prints their ids, one a line; 'kernelsvc tree ID' shows the family.",
+        "make new sessions from a session's live state",
+        "Fork a session's live kernel. Each branch has its variables, a copy of its files and its notebook so\n"
+        "far, and is independent from then on. Prints their ids, one a line. 'kernelsvc tree ID' shows them as a\n"
+        "tree.",
     )
     branch.add_argument("id", metavar="ID", help="the session")
-    branch.add_argument("--count", type=int, metavar="N", default=1, help="how many (default: 1)")
-    branch.add_argument("--at", metavar="CHECKPOINT", help="from this checkpoint, by name or id, and not from now")
-    branch.add_argument("--label", metavar="NAME=VALUE", action="append", default=[], help="for finding them again")
-    branch.add_argument("--force", action="store_true", help="go on although something will be lost")
+    branch.add_argument("--count", type=int, metavar="N", default=1, help="number of branches (default: 1)")
+    branch.add_argument(
+        "--at", metavar="CHECKPOINT", help="start from this checkpoint, by name or id (default: the present state)"
+    )
+    branch.add_argument(
+        "--label", metavar="NAME=VALUE", action="append", default=[], help="a label of the new sessions"
+    )
+    branch.add_argument("--force", action="store_true", help="branch even if some objects will be lost")
     _json_option(branch)
     _server_options(branch)
-    checkpoint = commands.add("checkpoint", "branch:checkpoint", "keep a session's present state")
+    checkpoint = commands.add("checkpoint", "branch:checkpoint", "save a session's present state in memory")
     checkpoint.add_argument("id", metavar="ID", help="the session")
-    checkpoint.add_argument("name", metavar="NAME", nargs="?", help="what to call it")
+    checkpoint.add_argument("name", metavar="NAME", nargs="?", help="name of the checkpoint")
     _json_option(checkpoint)
     _server_options(checkpoint)
     rollback = commands.add(
         "rollback",
         "branch:rollback",
-        "make a session's variables those of an earlier moment",
-        "Undo: back to the state before the last cell, or before a cell, or to a checkpoint. The log and the notebook\n"
-        "keep what was undone, marked so.",
+        "restore a session's variables to an earlier state",
+        "Restore the state before the last cell, before a given cell, or of a checkpoint. The log and the\n"
+        "notebook keep the undone cells, and mark them.",
     )
     rollback.add_argument("id", metavar="ID", help="the session")
     rollback.add_argument("to", metavar="TO", nargs="?", help="a checkpoint's name or id, or a cell's id")
@@ -216,31 +224,37 @@ def _record_commands(commands: _Commands) -> None:
         "export",
         "record:export",
         "write a session's notebook, log or code",
-        "Write a session as a notebook. The name's ending chooses the form: .ipynb, .html, .py, or .jsonl for the log.",
+        "Write a session as a notebook. The file's suffix selects the format: .ipynb, .html, .py, or .jsonl for\n"
+        "the log.",
     )
-    export.add_argument("id", metavar="ID", help="the session; closed ones too")
-    export.add_argument("-o", "--output", metavar="FILE", help="where to (default: ID.ipynb; - is standard output)")
+    export.add_argument("id", metavar="ID", help="the session, open or closed")
+    export.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="file to write (default: ID.ipynb). - writes the notebook to standard output",
+    )
     _server_options(export)
     verify = commands.add(
         "verify",
         "record:verify",
-        "check that a log or an exported notebook was not changed",
-        "Check the chain of hashes and the signatures of a log (journal.jsonl) or an exported notebook. No server is\n"
-        "needed. Exits with 1 and names the first entry that was changed, removed, added or moved.",
+        "check that a log or an exported notebook is unchanged",
+        "Check the hash chain and the signatures of a log (journal.jsonl) or an exported notebook, without a server.\n"
+        "Exits with 1 and names the first entry that was changed, removed, added or moved.",
     )
     verify.add_argument("file", metavar="FILE", help="journal.jsonl or .ipynb")
-    verify.add_argument("--key", metavar="KEY", help="the public key that must have signed it, as /v1/info shows it")
-    verify.add_argument("--journal", metavar="FILE", help="for a notebook: the log that it must agree with")
+    verify.add_argument("--key", metavar="KEY", help="the public key that must have signed it: see /v1/info")
+    verify.add_argument("--journal", metavar="FILE", help="the log that the notebook must agree with")
     _json_option(verify)
     replay = commands.add(
         "replay",
         "record:replay",
-        "run a notebook again and say what came out different",
-        "Run a notebook's cells in a new session, one by one, and compare what they print and show with what the\n"
-        "notebook holds. Exits with 1 when a cell came out different.",
+        "run a notebook again and report differences",
+        "Run a notebook's cells in a new session, one by one, and compare their output with the output in the\n"
+        "notebook. Exits with 1 when a cell's output differs.",
     )
-    replay.add_argument("file", metavar="F.ipynb", help="the notebook, or a session's journal.jsonl, also compressed")
-    replay.add_argument("--save", metavar="FILE", help="write the new session's notebook here")
+    replay.add_argument("file", metavar="F.ipynb", help="a notebook, or a session's journal.jsonl, also compressed")
+    replay.add_argument("--save", metavar="FILE", help="write the new session's notebook to this file")
     _json_option(replay)
     _session_options(replay)
     _own_server_options(replay)
@@ -250,32 +264,32 @@ def _model_commands(commands: _Commands) -> None:
     mcp = commands.add(
         "mcp",
         "mcp:main",
-        "give a model sessions: MCP over standard input and output",
-        "Serve one MCP client over standard input and output: for hosts that start their tools as programs. In their\n"
-        'configuration: {"mcpServers": {"kernelsvc": {"command": "kernelsvc", "args": ["mcp"]}}}\n\n'
-        "It works on the server that --url, KERNELSVC_URL or your own running one names; sessions then outlive this\n"
-        "command. With none there it starts one for this client alone, which ends with it; its notebooks and logs\n"
-        "stay in --data-dir. A host that speaks HTTP needs no command: give it the server's address with /mcp behind\n"
-        "it, and the token as 'Authorization: Bearer TOKEN'.",
+        "serve MCP over standard input and output",
+        "Serve one MCP client over standard input and output, for MCP hosts that start their servers as programs.\n"
+        'In the host\'s configuration: {"mcpServers": {"kernelsvc": {"command": "kernelsvc", "args": ["mcp"]}}}\n\n'
+        "The command uses the server of --url, else of KERNELSVC_URL, else your own running server. Sessions then\n"
+        "outlive the command. If there is none, it starts a server for this client. That server ends with the\n"
+        "command, and its notebooks and logs stay in --data-dir. A host that uses HTTP needs no command: give it\n"
+        "the server's address followed by /mcp, and the token as 'Authorization: Bearer TOKEN'.",
     )
     mcp.add_argument(
-        "--session", metavar="NAME|ID", help="what calls mean that name no session (default: one of this command's own)"
+        "--session", metavar="NAME|ID", help="session of calls that do not name one (default: a new session)"
     )
     mcp.add_argument(
-        "--data-dir", metavar="DIR", help="where a server of its own keeps its record (default: mcp/1, or the first "
-        "that is free, in the user's data directory)",
+        "--data-dir", metavar="DIR", help="data directory of a server that the command starts (default: the first "
+        "unused one of mcp/1, mcp/2, ... in the user's data directory)",
     )  # fmt: skip
     _own_server_options(mcp)
     tools = commands.add(
         "tools",
         "mcp:tools",
-        "print the tools that models are offered, for function calling",
-        "Print the definitions of the tools as JSON, as a request to a vendor's API takes them under 'tools'. What\n"
-        "carries out the calls that come back is kernelsvc.integrations.",
+        "print the tools for models, for function calling",
+        "Print the definitions of the tools as JSON, for the field 'tools' of a request to a vendor's API.\n"
+        "kernelsvc.integrations runs the calls in the reply.",
     )
     tools.add_argument(
         "--format", choices=["openai", "openai-responses", "anthropic", "gemini"], default="openai",
-        help="whose form (default: openai, which is Chat Completions)",
+        help="format of the definitions (default: openai, for Chat Completions)",
     )  # fmt: skip
     tools.add_argument("tool", metavar="TOOL", nargs="*", help="only these (default: all)")
 
@@ -284,14 +298,14 @@ def _machine_commands(commands: _Commands) -> None:
     doctor = commands.add(
         "doctor",
         "doctor:doctor",
-        "say what confines a session on this machine",
-        "Try each layer of confinement on this machine: enforced, or why not and the command that would change it.\n"
-        "Exits with 1 when a layer is missing.",
+        "report how sessions are confined on this machine",
+        "Test each layer of confinement on this machine. Print whether it is enforced, or the reason and the\n"
+        "command that would enable it. Exits with 1 when a layer is missing.",
     )
     _json_option(doctor)
-    settings = commands.add("settings", "doctor:settings", "print every setting, its value and where that came from")
+    settings = commands.add("settings", "doctor:settings", "print each setting, its value and the origin of the value")
     _json_option(settings)
-    _settings_options(settings, "what 'serve' would be given")
+    _settings_options(settings, "as for 'serve'")
     kernelspec = commands.add(
         "install-kernelspec",
         "install_kernelspec:install",

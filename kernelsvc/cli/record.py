@@ -1,4 +1,4 @@
-"""``kernelsvc export``, ``verify`` and ``replay``: the record of a session, out, checked, and run again."""
+"""``kernelsvc export``, ``verify`` and ``replay``: a session's record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kernelsvc.client import AsyncSession
 from kernelsvc.errors import BadRequest
 from kernelsvc.linux import atomic_file
 
-#: Why a recorded cell is not run again: it never ran, or it would take the session down again.
+#: Reasons of recorded cells that replay skips: they did not run, or would end or stop the session again.
 _NOT_REPLAYED = ("cancelled", "session_closed", "kernel_died", "memory", "timeout", "interrupted")
 
 
@@ -37,16 +37,16 @@ async def export(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 async def write_notebook(session: AsyncSession, path: Path, terminal: Terminal) -> None:
-    """Write a session in the form that the name's ending says; whole or not at all.
+    """Write a session atomically, in the format of the path's suffix.
 
     Raises:
-        BadRequest: the ending says no form that we have, or the place can't be written to.
+        BadRequest: the suffix is unknown, or the file can't be written.
     """
     data = await _document(session, path)
     try:
         atomic_file.replace_bytes(path, data, mode=0o644)
     except OSError as error:
-        raise BadRequest(f"{path} can't be written: {error.strerror}.") from None
+        raise BadRequest(f"Can't write {path}: {error.strerror}.") from None
     terminal.say(f"wrote {path} ({size(len(data))})")
 
 
@@ -60,19 +60,19 @@ async def _document(session: AsyncSession, path: Path) -> bytes:
             return await session.notebook("py")
         case ".jsonl":
             return await session.journal()
-    raise BadRequest(f"{path.name} ends in none of .ipynb, .html, .py and .jsonl, so its form is not known.")
+    raise BadRequest(f"Unknown format {path.suffix!r} of {path.name}. Use .ipynb, .html, .py or .jsonl.")
 
 
 def verify(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Check a log or a notebook, without a server."""
-    # Cryptography takes a moment to import, and no other command needs it.
+    """Verify a log or a notebook, without a server."""
+    # Imported late: cryptography is slow to import, and no other command needs it.
     from kernelsvc.store.verify import verify as check
 
     journal = Path(args.journal) if args.journal else None
     try:
         verdict = check(Path(args.file), public_key=args.key, journal=journal)
     except OSError as error:
-        raise BadRequest(f"{error.filename or args.file} can't be read: {error.strerror}.") from None
+        raise BadRequest(f"Can't read {error.filename or args.file}: {error.strerror}.") from None
     if args.json:
         terminal.line(msgspec.json.encode(verdict).decode())
     else:
@@ -82,7 +82,7 @@ def verify(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 async def replay(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Run a notebook's cells again and compare."""
+    """Run a notebook's cells again and compare their outputs."""
     from kernelsvc.cli.run import read_source, session_of
 
     cells = code_cells(read_source(args.file), args.file)
@@ -100,8 +100,8 @@ async def replay(args: argparse.Namespace, terminal: Terminal) -> int:
             await write_notebook(session, Path(args.save), terminal)
     counts = {word: sum(v["outcome"] == word for v in verdicts) for word in ("same", "different", "skipped")}
     if not args.json:
-        terminal.line(f"{counts['same']} of {len(verdicts)} cells came out the same, {counts['different']} different, "
-                      f"{counts['skipped']} were not run.", "bold")  # fmt: skip
+        terminal.line(f"{counts['same']} of {len(verdicts)} cells had the same output, {counts['different']} differed, "
+                      f"{counts['skipped']} were skipped.", "bold")  # fmt: skip
     return 1 if counts["different"] else 0
 
 

@@ -1,7 +1,6 @@
-"""``kernelsvc repl``: a session by hand, as in IPython.
+"""``kernelsvc repl``: an interactive session, as in IPython.
 
-The editing is prompt_toolkit's, which IPython's own terminal is built on; the
-variables, the completions and the help come from the live kernel.
+prompt_toolkit edits the input, as in IPython's own terminal. Variables, completions and help come from the live kernel.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ from kernelsvc.client import AsyncClient, AsyncSession
 from kernelsvc.errors import BadRequest, KernelsvcError
 
 _HELP_MARK = re.compile(r"^\s*(\?{1,2})?\s*([\w.\[\]'\"]+)\s*(\?{1,2})?\s*$")
-#: A cell that took longer says how long.
+#: The duration of a longer cell is shown.
 _SHOW_DURATION_SECONDS = 1.0
 
 _transformer = TransformerManager()
 
 
 def is_whole(code: str) -> bool:
-    """Whether Enter runs this, or opens a new line: IPython's own rule, and a blank line ends a block."""
+    """Whether Enter runs this code instead of starting a new line: IPython's rule. A blank line ends a block."""
     if code.startswith(":"):
         return True
     status, _ = _transformer.check_complete(code + "\n" if code.endswith("\n") else code)
@@ -49,32 +48,32 @@ def is_whole(code: str) -> bool:
 
 
 def indent_after(code: str) -> str:
-    """What the next line of an unfinished block begins with."""
+    """Return the indentation of the next line of an unfinished block."""
     _, indent = _transformer.check_complete(code)
     return " " * (indent or 0)
 
 
 def help_wanted(code: str) -> tuple[str, int] | None:
-    """``name?`` and ``name??`` as a name and a level of detail; None for anything else."""
+    """Parse ``name?`` and ``name??`` as a name and a level of detail, 0 or 1. Return None for other code."""
     match = _HELP_MARK.match(code)
     marks = match and (match[1] or match[3])
     return (match[2], len(marks) - 1) if match and marks else None
 
 
 class KernelCompleter(Completer):
-    """Asks the live kernel; a kernel that is busy or gone has no completions."""
+    """Completions from the live kernel. A busy or dead kernel has none."""
 
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> list[Completion]:
-        """Nothing: only the asynchronous way is used."""
+        """Return none: prompt_toolkit calls the asynchronous method."""
         return []
 
     async def get_completions_async(
         self, document: Document, complete_event: CompleteEvent
     ) -> AsyncGenerator[Completion, None]:
-        """What the kernel offers here."""
+        """Yield the kernel's completions at the cursor, or the commands after ``:``."""
         if document.text.startswith(":"):
             prefix = document.text[1:]
             for name in COMMANDS:
@@ -94,7 +93,7 @@ class KernelCompleter(Completer):
 
 
 class Repl:
-    """One sitting: a session, its prompt, and the commands that speak to the session itself."""
+    """The read and run loop of one session, with its prompt and its ``:`` commands."""
 
     def __init__(self, client: AsyncClient, session: AsyncSession, terminal: Terminal) -> None:
         self.client = client
@@ -124,7 +123,7 @@ class Repl:
         return ANSI(self.terminal.style("...: ".rjust(width), "prompt"))
 
     async def run(self) -> None:
-        """Read and run until the person leaves."""
+        """Read and run input until the user exits."""
         while not self.leaving:
             try:
                 text = await self._prompt.prompt_async()
@@ -139,10 +138,12 @@ class Repl:
                 for reason in error.details.get("reasons", []):
                     self.terminal.say(f"  {reason}", "red")
             except KeyboardInterrupt:
-                self.terminal.say("the cell goes on; ':interrupt' ends it, ':restart' takes a new kernel", "yellow")
+                self.terminal.say(
+                    "the cell is still running. ':interrupt' interrupts it, ':restart' starts a new kernel", "yellow"
+                )
 
     async def handle(self, text: str) -> None:
-        """Carry out what was typed: a cell, a question, or a command."""
+        """Handle one input: a cell, a request for help (``name?``) or a ``:`` command."""
         code = text.strip("\n")
         if not code.strip():
             return
@@ -167,25 +168,25 @@ class Repl:
     async def _help(self, name: str, level: int) -> None:
         found = await self.session.inspect(name, len(name), level)
         if not found.get("found"):
-            self.terminal.say(f"there is no {name!r} in this session")
+            self.terminal.say(f"this session has no {name!r}")
             return
         text = str(found.get("data", {}).get("text/plain", ""))
         self.terminal.line(safe(text, colour=self.terminal.colour))
 
     async def command(self, text: str) -> None:
-        """One ``:command``.
+        """Run one ``:`` command.
 
         Raises:
-            BadRequest: there is no such command.
+            BadRequest: the command is unknown.
         """
         name, _, argument = text.strip().partition(" ")
         chosen = COMMANDS.get(name)
         if chosen is None:
-            raise BadRequest(f"There is no command ':{name}'; ':help' lists them.")
+            raise BadRequest(f"Unknown command ':{name}'. ':help' lists the commands.")
         await chosen(self, argument.strip())
 
     def switch_to(self, session: AsyncSession) -> None:
-        """Go on in another session."""
+        """Continue in another session."""
         self.session = self._completer.session = session
         self.count = session.details.execution_count
 
@@ -230,7 +231,7 @@ def _keys() -> KeyBindings:
 
 
 async def _commands(repl: Repl, argument: str) -> None:
-    """List these commands."""
+    """List the commands."""
     for name in COMMANDS:
         repl.terminal.line(f"  :{name:<12} {summary_of(name)}")
 
@@ -241,35 +242,35 @@ async def _interrupt(repl: Repl, argument: str) -> None:
 
 
 async def _restart(repl: Repl, argument: str) -> None:
-    """Take a new kernel with empty variables."""
+    """Start a new kernel with empty variables."""
     await repl.session.restart()
     repl.count = 0
-    repl.terminal.say("a new kernel; the log goes on")
+    repl.terminal.say("started a new kernel. The log continues")
 
 
 async def _undo(repl: Repl, argument: str) -> None:
-    """Go back to before the last cell, or to a checkpoint's name."""
+    """Restore the variables from before the last cell, or those of a checkpoint."""
     details = await repl.session.rollback(argument or None)
     repl.count = details.execution_count
-    repl.terminal.say(f"back to {argument or 'before the last cell'}; the record keeps what was undone")
+    repl.terminal.say(f"back to {argument or 'before the last cell'}. The log and the notebook keep the undone cells")
 
 
 async def _checkpoint(repl: Repl, argument: str) -> None:
-    """Keep the present state under a name."""
+    """Save the present state under a name."""
     made = await repl.session.checkpoint(argument or None)
     repl.terminal.say(f"checkpoint {made.name or made.id}, {made.cost_ms:.1f} ms")
 
 
 async def _branch(repl: Repl, argument: str) -> None:
-    """Go on in a branch of this session; the original stays as it is."""
+    """Continue in a branch of this session, which itself stays as it is."""
     before = repl.session.id
     [branch] = await repl.session.branch()
     repl.switch_to(branch)
-    repl.terminal.say(f"now in {branch.id}; ':switch {before}' goes back")
+    repl.terminal.say(f"now in {branch.id}. ':switch {before}' returns")
 
 
 async def _switch(repl: Repl, argument: str) -> None:
-    """Go on in another session, by its id."""
+    """Continue in another session, by its id."""
     repl.switch_to(await repl.client.session(argument))
     repl.terminal.say(f"now in {repl.session.id}")
 
@@ -286,13 +287,13 @@ async def _variables(repl: Repl, argument: str) -> None:
 
 
 async def _upload(repl: Repl, argument: str) -> None:
-    """Put a file of this machine into the working directory."""
-    name = await repl.session.upload(os.path.expanduser(argument))  # noqa: ASYNC240 - looks at no file
+    """Upload a file of this machine to the working directory."""
+    name = await repl.session.upload(os.path.expanduser(argument))  # noqa: ASYNC240 - reads no file
     repl.terminal.say(f"uploaded {name}")
 
 
 async def _download(repl: Repl, argument: str) -> None:
-    """Copy a file of the session here."""
+    """Download a file of the session to this directory."""
     repl.terminal.say(f"wrote {await repl.session.save(argument)}")
 
 
@@ -308,7 +309,7 @@ async def _save(repl: Repl, argument: str) -> None:
 
 
 async def _quit(repl: Repl, argument: str) -> None:
-    """Leave."""
+    """Exit."""
     repl.leaving = True
 
 
@@ -330,20 +331,20 @@ COMMANDS: dict[str, Callable[[Repl, str], Awaitable[None]]] = {
 
 
 def summary_of(name: str) -> str:
-    """A command's meaning, in one line."""
+    """Return a command's description, in one line."""
     return (COMMANDS[name].__doc__ or "").partition(".")[0]
 
 
 async def main(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Work in a session until the person leaves."""
+    """Run the loop until the user exits."""
     async with client_or_own_server(args, terminal) as client, session_of(args, client) as session:
         details = session.details
         kernel = details.kernel
-        what = f"{kernel.language} {kernel.python}".strip() if kernel else details.template
+        language = f"{kernel.language} {kernel.python}".strip() if kernel else details.template
         terminal.say(
-            f"session {session.id}: {what}, isolation {details.sandbox.isolation}. ':help' lists commands.", "dim"
+            f"session {session.id}: {language}, isolation {details.sandbox.isolation}. ':help' lists commands.", "dim"
         )
         await Repl(client, session, terminal).run()
         if args.keep or args.session:
-            terminal.say(f"the session lives on: kernelsvc repl --session {session.id}")
+            terminal.say(f"the session stays open: kernelsvc repl --session {session.id}")
     return 0

@@ -1,4 +1,4 @@
-"""``kernelsvc run``: a file or standard input, cell by cell."""
+"""``kernelsvc run``: run a file or standard input, cell by cell."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kernelsvc.client.values import UnknownEvent
 from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
 
-#: How a file begins that gzip made, such as an archived session's.
+#: First bytes of a gzip file (RFC 1952, section 2.3.1), such as the journal of an archived session.
 GZIP = b"\x1f\x8b"
 
 
@@ -39,7 +39,7 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 async def _run(args: argparse.Namespace, terminal: Terminal, session: AsyncSession, cells: list[str]) -> int:
-    # What came in by standard input has used it up: input() then has nobody to ask.
+    # Code that came by standard input has consumed it: there is no terminal to answer input().
     ask = stdin_prompt() if sys.stdin.isatty() and args.file != "-" and not args.json else None
     view = CellView(terminal)
     show = functools.partial(_print_json, terminal) if args.json else view.show
@@ -68,10 +68,10 @@ def _keep_images(directory: str | None, images: list[Image], terminal: Terminal)
 
 
 def read_source(name: str) -> str:
-    """The text of a file, compressed or not, or of standard input for ``-``.
+    """Return the text of a file, compressed or not. ``-`` reads standard input.
 
     Raises:
-        BadRequest: it can't be read, or is not UTF-8.
+        BadRequest: the file can't be read, or is not UTF-8.
     """
     try:
         if name == "-":
@@ -80,12 +80,12 @@ def read_source(name: str) -> str:
         return (gzip.decompress(data) if data.startswith(GZIP) else data).decode().replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or error
-        raise BadRequest(f"{name} can't be read: {why}.") from None
+        raise BadRequest(f"Can't read {name}: {why}.") from None
 
 
 @contextlib.asynccontextmanager
 async def session_of(args: argparse.Namespace, client: AsyncClient) -> AsyncIterator[AsyncSession]:
-    """The session that the options name, or a new one that ends with the block."""
+    """Yield the session of the options, or a new one that ends with this block."""
     if args.session:
         session = await client.session(args.session)
     else:

@@ -1,4 +1,4 @@
-"""One cell, from the terminal's side: sent, shown as it runs, interrupted by Ctrl-C, answered when it asks."""
+"""Run one cell for a user at a terminal: show its output live, interrupt it on Ctrl-C, answer its ``input()``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kernelsvc.client import AsyncSession
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model import events as ev
 
-#: Asks the person at the terminal; the flag says whether the answer is a secret.
+#: Asks the user a question. The flag hides the answer.
 Ask = Callable[[str, bool], Awaitable[str]]
 
 
@@ -44,19 +44,19 @@ async def run_cell(
     ask: Ask | None = None,
     **options: Any,
 ) -> ev.CellFinished:
-    """Run a cell and show it. Ctrl-C interrupts the cell; a second one lets go of it.
+    """Run a cell and show it. Ctrl-C interrupts the cell. A second Ctrl-C stops waiting for it.
 
     Args:
-        session: where.
-        code: what.
-        show: sees every event as it comes; ``CellView.show`` shows it.
-        terminal: where to say that it was interrupted.
-        ask: answers ``input()``; None lets it fail.
-        options: more of ``AsyncSession.stream``'s.
+        session: runs the cell.
+        code: source text of the cell.
+        show: called with each event, such as ``CellView.show``.
+        terminal: shows an error of the interrupt.
+        ask: answers ``input()``. Without it ``input()`` fails.
+        options: other options of ``AsyncSession.stream``.
 
     Raises:
-        KeyboardInterrupt: the second Ctrl-C.
-        KernelsvcError: the cell was refused.
+        KeyboardInterrupt: the user pressed Ctrl-C twice. The cell is still running.
+        KernelsvcError: the server refused the cell.
     """
     stream = session.stream(code, allow_stdin=ask is not None, **options)
     last = ev.CellFinished()
@@ -76,17 +76,17 @@ async def _answer(session: AsyncSession, cell: str, event: ev.InputRequested, as
     except (KeyboardInterrupt, EOFError):
         await session.interrupt()
         return
-    # The cell may have been interrupted, or answered by another client, meanwhile.
+    # In the meantime another client may have answered or interrupted the cell.
     with contextlib.suppress(KernelsvcError):
         await session.input(cell, text)
 
 
 @contextlib.contextmanager
 def interrupt_on_sigint(session: AsyncSession, terminal: Terminal) -> Iterator[None]:
-    """Ctrl-C goes to the cell instead of to us; the second one to us.
+    """Interrupt the session's cell on SIGINT instead of this process. The second SIGINT cancels the block.
 
     Raises:
-        KeyboardInterrupt: the second one came.
+        KeyboardInterrupt: the second SIGINT arrived.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None

@@ -1,15 +1,15 @@
-"""``kernelsvc serve``: the server in the foreground, what it prints, and what its signals mean.
+"""``kernelsvc serve``: run the server in the foreground, until a signal stops it.
 
-=================  =============================  ==================================
-signal             started by a person            started by systemd
-=================  =============================  ==================================
-SIGINT (Ctrl-C)    stop; every session is ended   stop; every session is ended
-SIGTERM            stop; every session is ended   stop; sessions wait for the next
-SIGHUP             stop; sessions wait            stop; sessions wait for the next
-=================  =============================  ==================================
+=================  ========================  ========================
+signal             started by a user         started by systemd
+=================  ========================  ========================
+SIGINT (Ctrl-C)    stop, end every session   stop, end every session
+SIGTERM            stop, end every session   stop, keep sessions
+SIGHUP             stop, keep sessions       stop, keep sessions
+=================  ========================  ========================
 
-A second SIGINT or SIGTERM stops at once; what is then left alive, the kernel
-host ends after ``adoption_seconds``. A crash ends no session either.
+The next server on the same data directory adopts kept sessions, also after a crash. A second SIGINT or SIGTERM exits
+immediately. Sessions without a server end after ``adoption_seconds``: the kernel host ends them.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ from kernelsvc.model.events import SandboxReport
 from kernelsvc.server.app import Server, make_app
 from kernelsvc.service import Service
 
-#: How often a template that is starting is looked at.
+#: Interval of the check whether the first template is ready.
 POLL_SECONDS = 0.02
 FORCED_EXIT_CODE = 130
-#: One Ctrl-C may arrive twice: from the terminal, and again from a wrapper that passes its own on (timeout(1), npm).
+#: A second signal within this time is the same Ctrl-C: the terminal signals the whole process group, and a wrapper
+#: such as timeout(1) or npm forwards its own signal.
 DUPLICATE_SIGNAL_SECONDS = 0.5
 
 
 def main(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Serve until told to stop."""
+    """Serve until a signal stops the server."""
     started = time.monotonic()
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
     logs.configure(level)
@@ -62,27 +63,32 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
 
 @contextlib.contextmanager
 def _data_dir_lock(settings: conf.Settings) -> Iterator[None]:
-    """Two servers on one data directory would both write its journals; the second one is refused."""
+    """Lock the data directory: two servers would both write its journals.
+
+    Raises:
+        BadRequest: the directory is not writable.
+        Conflict: another server has the lock.
+    """
     path = settings.data_path() / "server.lock"
     try:
         lock = path.open("w")
     except OSError as error:
         raise BadRequest(
-            f"The data directory can't be written ({error.strerror}): {settings.data_path()}; "
-            "make it writable, or give another --data-dir."
+            f"Can't write to the data directory {settings.data_path()} ({error.strerror}). "
+            "Make it writable, or give another --data-dir."
         ) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise Conflict(
-                f"A server already works on {settings.data_path()}; stop it, or give another --data-dir.",
+                f"Another server uses {settings.data_path()}. Stop it, or give another --data-dir.",
             ) from None
         yield
 
 
 class _ServerRun:
-    """One run of the server, from the first line printed to the last session ended."""
+    """One run of the server: start, serve, stop."""
 
     def __init__(
         self,
@@ -106,7 +112,7 @@ class _ServerRun:
         self._catch_signals()
         service = Service(self.settings)
         server = Server(make_app(service, self.settings, service.metrics), self.settings, os.environ)
-        # Before anything is started: an address that is taken then costs nothing. Who connects now waits.
+        # Before anything else starts, so that an address in use costs nothing. Clients that connect now wait.
         server.bind()
         await service.start()
         memory_tuning.tune()
@@ -121,7 +127,7 @@ class _ServerRun:
             ]
             await self.stopping.wait()
         except BaseException:
-            # A port that is taken, say: no reason to end what an earlier server left alive.
+            # A failed start, for example a port in use, must not end sessions that an earlier server kept.
             self.end_sessions = False
             raise
         finally:
@@ -133,21 +139,19 @@ class _ServerRun:
 
     def _announce(self, addresses: list[str]) -> None:
         url = addresses[0]
-        self.terminal.line(f"kernelsvc listens on {' and '.join(addresses)}" + self._token_said())
+        token = f" with token {self.generated_token}" if self.generated_token else ""
+        self.terminal.line(f"kernelsvc listens on {' and '.join(addresses)}{token}")
         write_info(self.settings.runtime_path(), ServerInfo(url=url, token=self.token, pid=os.getpid()))
         self.systemd.tell("STATUS=starting the template", f"MAINPID={os.getpid()}")
 
-    def _token_said(self) -> str:
-        return f" with token {self.generated_token}" if self.generated_token else ""
-
     async def _announce_ready(self, service: Service) -> None:
-        while not service.ready():  # noqa: ASYNC110 - for seconds, once
+        while not service.ready():  # noqa: ASYNC110 - once, for some seconds
             await asyncio.sleep(POLL_SECONDS)
         for line in missing_layers(service.info()["sandbox"]):
             self.terminal.say(line, "yellow")
         took = seconds(time.monotonic() - self.started)
         names = ", ".join(one["name"] for one in service.templates() if one.get("kind") == "forked")
-        hint = ". Ctrl-C ends it and its sessions." if self.terminal.tty else ""
+        hint = ". Ctrl-C ends the server and its sessions." if self.terminal.tty else ""
         self.terminal.line(f"ready after {took}; templates: {names}{hint}")
         ready_fd(self.args.ready_fd)
         self.systemd.tell("READY=1", f"STATUS=ready; templates: {names}")
@@ -172,11 +176,11 @@ class _ServerRun:
         if self.stopping.is_set() and now < self.stop_requested_at + DUPLICATE_SIGNAL_SECONDS:
             return
         if self.stopping.is_set():
-            self.terminal.say("stopped at once; what is left, the kernel host ends", "yellow")
+            self.terminal.say("exiting immediately. The kernel host ends the remaining sessions", "yellow")
             os._exit(FORCED_EXIT_CODE)
         self.stop_requested_at, self.end_sessions = now, end_sessions
-        what = "ending every session" if end_sessions else "sessions wait for the next server"
-        self.terminal.say(f"stopping: {what} …")
+        consequence = "ending every session" if end_sessions else "sessions wait for the next server"
+        self.terminal.say(f"stopping: {consequence} …")
         self.stopping.set()
 
     def _on_while_fd_closed(self) -> None:
@@ -186,9 +190,10 @@ class _ServerRun:
 
 
 def missing_layers(report: SandboxReport) -> list[str]:
-    """A warning about each layer of confinement that this machine lacks; none where the policy says ``off``."""
+    """Return a warning for each layer of confinement that is missing. If the policy is ``off``, return one warning."""
     if report.policy == "off":
         return ["Sessions are not confined (sandbox = off): run only code that you would run yourself."]
     return [
-        f"Not enforced here: {one.layer} ({one.why}). 'kernelsvc doctor' tells more." for one in report.not_enforced
+        f"Not enforced here: {one.layer} ({one.why}). Run 'kernelsvc doctor' for details."
+        for one in report.not_enforced
     ]

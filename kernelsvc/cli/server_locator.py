@@ -1,4 +1,4 @@
-"""Which server a command talks to: the one that is named, your own running one, or one just for this command."""
+"""Find the server of a command: the named one, the user's running one, or a private one for this command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STOP_SECONDS = 15.0
 
 @contextlib.asynccontextmanager
 async def client_of(args: argparse.Namespace) -> AsyncIterator[AsyncClient]:
-    """A client of the server that the options, the environment or the running local server name.
+    """Yield a client of the server that the options or the environment name, else of the user's running server.
 
     Raises:
         Unreachable: there is none.
@@ -35,7 +35,7 @@ async def client_of(args: argparse.Namespace) -> AsyncIterator[AsyncClient]:
 
 @contextlib.asynccontextmanager
 async def client_or_own_server(args: argparse.Namespace, terminal: Terminal) -> AsyncIterator[AsyncClient]:
-    """``client_of``, or a client of a server that lives as long as this block."""
+    """Yield ``client_of`` or, if there is no server, a client of a private one that ends with this block."""
     try:
         address = None if args.private else find(args.url, args.token)
     except Unreachable:
@@ -48,20 +48,20 @@ async def client_or_own_server(args: argparse.Namespace, terminal: Terminal) -> 
         return
     async with private_server(terminal) as address, AsyncClient(_url(address), address.token) as client:
         if terminal.err.isatty():
-            terminal.say("a server for this command alone; what you don't save goes with it", "dim")
+            terminal.say("started a server for this command only. It ends with the command: save what you need", "dim")
         yield client
 
 
 def _connection_messages(terminal: Terminal) -> Callable[[str], None]:
-    """Says when the link breaks, and when it stands again."""
+    """Return a callback that reports when the connection is lost and restored."""
     broken = False
 
     def on_state(state: str) -> None:
         nonlocal broken
         if state == "lost":
-            terminal.say("the link to the server broke; the session goes on, trying again …", "yellow")
+            terminal.say("lost the connection to the server. The session continues. Reconnecting …", "yellow")
         elif state == "connected" and broken:
-            terminal.say("the link stands again", "dim")
+            terminal.say("reconnected", "dim")
         broken = state == "lost"
 
     return on_state
@@ -75,19 +75,19 @@ def _url(address: Address) -> str:
 async def private_server(
     terminal: Terminal, *options: str, data_dir: Path | None = None, tcp: bool = False, token: str | None = None
 ) -> AsyncIterator[Address]:
-    """A server process of our own, ended with all its sessions at the end of the block.
+    """Start a server process, yield its address, and end it with all its sessions.
 
     Args:
-        terminal: where to say what is being waited for.
-        options: more of ``kernelsvc serve``'s.
-        data_dir: what stays after it; None leaves nothing.
-        tcp: listen on a free port instead of a Unix socket that only we can open.
-        token: to be known by, so that an earlier run's sessions are one's own; None makes a fresh one.
+        terminal: shows progress.
+        options: other options of ``kernelsvc serve``.
+        data_dir: its data directory. The default is a temporary directory.
+        tcp: listen on a free port instead of a Unix socket that only this user can open.
+        token: its token. The token of an earlier run owns the sessions of that run. The default is a new token.
 
     Raises:
-        Unreachable: it did not start; its own words say why.
+        Unreachable: the server did not start. The message has the end of its log.
     """
-    # unix(7) allows 108 bytes for a socket's path, so not in whatever long TMPDIR there is.
+    # unix(7): a socket's path has at most 108 bytes. $TMPDIR may be long, so this does not use it.
     home = Path(tempfile.mkdtemp(prefix="kernelsvc-", dir="/tmp"))
     token = token or secrets.token_urlsafe(24)
     listen = ["--port", "0"] if tcp else ["--uds", str(home / "s")]
@@ -112,19 +112,20 @@ async def private_server(
 def _address(home: Path, token: str) -> Address:
     info = read_info(home / "run")
     if info is None:
-        raise Unreachable("A server for this run started and was gone at once; try again.")
+        raise Unreachable("The private server exited directly after its start. Try again.")
     return parse(info.url, token)
 
 
 async def _spawn(command: list[str], log: Path, token: str, while_fd: int) -> asyncio.subprocess.Process:
     ready, ready_end = os.pipe()
-    # In a session of its own, so that a Ctrl-C at the terminal reaches the cell through us and not the server.
+    # In another process session (setsid(2)), so that a terminal's SIGINT does not reach the server. This process turns
+    # it into an interrupt of the cell.
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
             *command,
             "--ready-fd",
             str(ready_end),
-            # When we are killed, the pipe's other end closes and the server ends with us.
+            # If this process is killed, the kernel closes its end of the pipe, and the server stops.
             "--while-fd",
             str(while_fd),
             env={**os.environ, "KERNELSVC_TOKEN": token},
@@ -145,7 +146,7 @@ async def _spawn(command: list[str], log: Path, token: str, while_fd: int) -> as
         os.close(ready)
     if not is_ready:
         await _stop(process)
-        raise Unreachable(f"A server for this run did not start. It said:\n{_log_tail(log)}")
+        raise Unreachable(f"The private server did not start. Its log:\n{_log_tail(log)}")
     return process
 
 
@@ -154,7 +155,7 @@ def _log_tail(log: Path) -> str:
 
 
 async def _first_byte(fd: int) -> bool:
-    """Whether something readable before the other end closed; safe to cancel."""
+    """Wait for a byte. Return False on a timeout, or if the writer closed its end without one. Safe to cancel."""
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
     loop.add_reader(fd, _set_result, readable)
@@ -174,7 +175,7 @@ def _set_result(future: asyncio.Future[None]) -> None:
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, time to end its sessions, then SIGKILL."""
+    """Send SIGTERM, wait until it has ended its sessions, then send SIGKILL."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""``kernelsvc sessions``, ``show`` and ``tree``: what there is."""
+"""``kernelsvc sessions``, ``show`` and ``tree``: list and show sessions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def sessions(args: argparse.Namespace, terminal: Terminal) -> int:
         for number, line in enumerate(table([_row(one) for one in found], header)):
             terminal.line(line, *(["bold"] if number == 0 else []))
     else:
-        terminal.say("no sessions; 'kernelsvc repl' makes one" + ("" if args.all else ", --all shows closed ones"))
+        terminal.say("no sessions. 'kernelsvc repl' makes one" + ("" if args.all else ", --all lists closed ones"))
     return 0
 
 
@@ -44,7 +44,7 @@ def _row(one: SessionInfo) -> list[str]:
 
 
 def ago(at: str, now: datetime | None = None) -> str:
-    """How long a moment lies back, in words; empty for what is no moment."""
+    """Return the time since a timestamp, in words. Return an empty text if it is not an ISO 8601 timestamp."""
     try:
         then = datetime.fromisoformat(at)
     except ValueError:
@@ -59,7 +59,7 @@ def ago(at: str, now: datetime | None = None) -> str:
 
 
 async def show(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Show one session's cells, or its log."""
+    """Show the cells of a session, or its log."""
     async with client_of(args) as client:
         session = await client.session(args.id)
         if args.events or args.follow:
@@ -86,7 +86,7 @@ def _head(one: SessionInfo, terminal: Terminal) -> None:
         f"isolation {one.sandbox.isolation}",
         f"log {one.last_seq} events",
     ]
-    facts += [f"made {ago(one.created_at)}"]
+    facts += [f"created {ago(one.created_at)}"]
     if one.parent:
         facts.append(f"branch of {one.parent.get('session')}")
     terminal.line(", ".join(facts), "dim")
@@ -106,8 +106,8 @@ def _show_cell(cell: Cell, terminal: Terminal) -> None:
     for image in cell.images:
         terminal.line(f"[{image.mime}, {size(len(image.data))}]", "dim")
     state = str(cell.reason or cell.state)
-    said = f": {safe(cell.message)}" if cell.message else ""
-    terminal.line(f"{state} in {seconds(cell.usage.wall_ms / 1000)}{said}", "dim" if cell.ok else "red")
+    message = f": {safe(cell.message)}" if cell.message else ""
+    terminal.line(f"{state} in {seconds(cell.usage.wall_ms / 1000)}{message}", "dim" if cell.ok else "red")
 
 
 async def _show_events(args: argparse.Namespace, terminal: Terminal, session: AsyncSession) -> int:
@@ -129,7 +129,7 @@ def _event_line(event: ev.Event, terminal: Terminal, *, as_json: bool) -> str:
 
 
 async def tree(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Show sessions as branches of each other."""
+    """Show sessions as a tree of branches."""
     async with client_of(args) as client:
         found = {one.id: one for one in await client.sessions()}
         if args.id and args.id not in found:

@@ -1,4 +1,4 @@
-"""The terminal: where text goes, what it can show, and how a cell's events look on it."""
+"""Output to the terminal: its capabilities, and the view of a cell's events."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ _STYLES = {
 
 
 class Terminal:
-    """Standard output and standard error, with what the output can do.
+    """Standard output and standard error, with their capabilities.
 
     Attributes:
-        out: for what was asked for.
-        err: for what is said about it.
-        tty: whether a person watches ``out``.
-        colour: whether ``out`` shows colour (``NO_COLOR`` and ``FORCE_COLOR`` are obeyed, see no-color.org).
+        out: stream of results.
+        err: stream of messages about them.
+        tty: whether ``out`` is a terminal.
+        colour: whether ``out`` shows colour. ``NO_COLOR`` (no-color.org) and ``FORCE_COLOR`` override the default.
+        image_protocol: how ``out`` shows images.
     """
 
     def __init__(
@@ -46,40 +47,43 @@ class Terminal:
         return shutil.get_terminal_size((100, 24)).columns
 
     def style(self, text: str, *names: str) -> str:
-        """Text in colour, where there is colour."""
+        """Return the text in colour, if the terminal shows colour."""
         if not self.colour or not text:
             return text
         return f"\x1b[{';'.join(_STYLES[name] for name in names)}m{text}\x1b[0m"
 
     def write(self, text: str) -> None:
-        """Put text out at once, without adding a line's end."""
+        """Write text to ``out`` and flush it. Adds no line end."""
         self.out.write(text)
         self.out.flush()
 
     def line(self, text: str = "", *styles: str) -> None:
-        """One line of what was asked for."""
+        """Write a line to ``out``."""
         self.write((self.style(text, *styles) if styles else text) + "\n")
 
     def say(self, text: str, *styles: str) -> None:
-        """One line about what is going on, on standard error."""
+        """Write a line to ``err``."""
         shown = self.style(text, *styles) if styles and self.err.isatty() else text
         self.err.write(shown + "\n")
         self.err.flush()
 
     def progress(self, text: str) -> None:
-        """A line that the next one replaces; nothing where nobody watches."""
+        """Write a line to ``err`` that the next one replaces. Write nothing if ``err`` is not a terminal."""
         if self.err.isatty():
             self.err.write(f"\r\x1b[K{text[: self.columns - 1]}")
             self.err.flush()
 
 
 class CellView:
-    """Shows one cell's events as they come.
+    """A live view of one cell's events.
 
     Args:
-        terminal: where.
-        prompts: whether results are marked with ``Out[n]:`` as IPython does.
-        short_errors: show an error's message alone, among the output, and not its traceback.
+        terminal: shows the events.
+        prompts: mark results with ``Out[n]:``, like IPython.
+        short_errors: show only the message of an error, on ``out``, without its traceback.
+
+    Attributes:
+        images: images that the cell displayed.
     """
 
     def __init__(self, terminal: Terminal, *, prompts: bool = False, short_errors: bool = False) -> None:
@@ -92,7 +96,7 @@ class CellView:
         self._clear = False
 
     def show(self, event: ev.Event) -> None:
-        """Show one event; those that a watcher need not see show nothing."""
+        """Show one event. Events without output show nothing."""
         match event:
             case ev.Stream(name=name, text=text):
                 self._text(name, text)
@@ -107,11 +111,11 @@ class CellView:
                 if not wait:
                     self._apply_clear()
             case ev.OutputTruncated(dropped=dropped) if dropped:
-                self._note(f"output is over its budget: {dropped:,} characters are kept in the log only")
+                self._note(f"the output exceeds its limit. {dropped:,} characters of it are only in the log")
             case ev.LimitReached() | ev.KernelDied():
                 self._note(event.message)
             case ev.KernelRestored():
-                self._note("the kernel was restored from its checkpoint; variables are those from before this cell")
+                self._note("the kernel was restored from a checkpoint, with the variables from before this cell")
             case ev.CellFinished():
                 self._finished(event)
             case _:
@@ -164,7 +168,7 @@ class CellView:
         self._terminal.say(safe(text), "yellow")
 
     def _apply_clear(self) -> None:
-        """What ``clear_output`` asks for, as far as a terminal can: the line that was begun."""
+        """Obey ``clear_output`` as far as a terminal can: erase the unfinished line."""
         if not self._clear:
             return
         self._clear = False

@@ -1,37 +1,37 @@
-"""What a kernel may do to the terminal of whoever watches: colours and plain motion, nothing else. Pure.
+"""Filter a kernel's output for a terminal, and format values as text. Pure.
 
-A cell's output was written by a model and may have been written by its
-attacker. Terminals obey escape sequences that set the clipboard, the window's
-title or the answer-back string; those are shown, not obeyed.
+A model writes a cell's code, and an attacker may have written the data in its output. Terminals obey escape sequences
+that set the clipboard, the window's title or the answer-back string. Only colours and cursor movement pass the filter.
+Other sequences become visible text.
 """
 
 from __future__ import annotations
 
 import re
 
-#: Obeyed: SGR (colour), erase in line and display, cursor up, down, forth, back, to a column.
+#: Sequences that pass (ECMA-48): SGR (colour), EL and ED (erase), CUU, CUD, CUF, CUB and CHA (cursor movement).
 _ALLOWED = re.compile(r"\x1b\[[0-9;:]*[mKJABCDG]")
-#: A sequence that may yet become an allowed one, at the end of a piece.
+#: The beginning of an allowed sequence, at the end of a chunk.
 _UNFINISHED = re.compile(r"\x1b(\[[0-9;:]*)?\Z")
 _MAX_SEQUENCE = 64
-#: C0 but for BS, TAB, LF, CR and ESC; DEL; C1, which some terminals obey like ESC sequences.
+#: C0 except BS, TAB, LF, CR and ESC. DEL. C1, which some terminals obey like ESC sequences.
 _CONTROL_CHARACTERS = {
     code: f"\\x{code:02x}" for code in [*range(8), *range(11, 13), *range(14, 27), *range(28, 32), *range(127, 160)]
 }
 _CONTROL_CHARACTERS[7] = ""
-#: Unicode's direction overrides can make code read as other code ("Trojan source").
+#: Unicode's direction overrides can make code look like other code ("Trojan Source", CVE-2021-42574).
 _CONTROL_CHARACTERS |= {code: f"\\u{code:04x}" for code in [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]}
 
 
 class EscapeFilter:
-    """Makes a stream of text safe to print, piece by piece; a sequence may lie across pieces."""
+    """Filters a stream of text, chunk by chunk. A sequence may span chunks."""
 
     def __init__(self, *, colour: bool) -> None:
         self._colour = colour
         self._pending = ""
 
     def feed(self, text: str) -> str:
-        """What of this piece (and of what was held back) can be printed now."""
+        """Return the text that can be printed now. The beginning of a sequence waits for the next chunk."""
         text = self._pending + text
         self._pending = ""
         if (tail := _UNFINISHED.search(text)) and len(tail[0]) < _MAX_SEQUENCE:
@@ -39,7 +39,7 @@ class EscapeFilter:
         return _clean(text, colour=self._colour)
 
     def flush(self) -> str:
-        """What was held back, as there will be no more."""
+        """Return the waiting rest of the stream, at its end."""
         pending, self._pending = self._pending, ""
         return _clean(pending, colour=self._colour)
 
@@ -62,19 +62,19 @@ def _visible(text: str) -> str:
 
 
 def safe(text: str, *, colour: bool = False) -> str:
-    """A whole text, safe to print."""
+    """Filter a whole text."""
     escape_filter = EscapeFilter(colour=colour)
     return escape_filter.feed(text) + escape_filter.flush()
 
 
 def one_line(text: str, width: int = 80) -> str:
-    """The beginning of a text on one line, plain."""
+    """Return the beginning of a text on one line of at most ``width`` characters, without colours."""
     flat = " ".join(safe(text).split())
     return flat if len(flat) <= width else flat[: max(1, width - 1)] + "…"
 
 
 def seconds(value: float) -> str:
-    """A duration as a person would say it."""
+    """Format a duration in seconds for people."""
     if value < 0.1:
         return f"{value * 1000:.1f} ms"
     if value < 60:
@@ -84,7 +84,7 @@ def seconds(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """A number of bytes as a person would say it."""
+    """Format a number of bytes for people."""
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
@@ -93,7 +93,7 @@ def size(value: float) -> str:
 
 
 def table(rows: list[list[str]], header: list[str]) -> list[str]:
-    """Lines of a table, each column as wide as it must be; the last one is not padded."""
+    """Return the lines of a table. Each column but the last is padded to its longest cell."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(row: list[str]) -> str:

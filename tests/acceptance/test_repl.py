@@ -151,7 +151,7 @@ def test_commands(sit, tmp_path):
     me.sees("wrote .*n.ipynb")
     assert (tmp_path / "n.ipynb").exists()
     me.types(":nonsense")
-    me.sees("':help' lists them")
+    me.sees("':help' lists the commands")
     me.prompt(2)
 
 

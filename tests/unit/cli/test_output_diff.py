@@ -45,7 +45,7 @@ def test_the_same(before, now):
         ([], [error()], "error: none before, ValueError: no now"),
         ([shown(plain="1")], [], "1 results and displays before, 0 now"),
         ([shown(plain="1")], [shown(plain="2")], "text/plain: line 1: '1' before, '2' now"),
-        ([shown(png="aGk=")], [shown(png="aG8=")], "image/png: another picture"),
+        ([shown(png="aGk=")], [shown(png="aG8=")], "image/png: another image"),
         ([shown(html="<b>")], [shown(png="x")], "text/html before, image/png now"),
     ],
 )
