@@ -1,9 +1,11 @@
-"""The client: ``AsyncClient``, and ``Client`` on top of it for code without an event loop.
+"""The Python client: ``AsyncClient``, and ``Client`` for code without an event loop.
 
-Flow: ``aio``, ``sessions`` and ``streams`` say what each method sends; ``connection`` carries JSON-RPC over
-one WebSocket that comes back by itself; ``feed`` (values only) decides which
-event goes to which reader, each once; ``rest`` and ``transfer`` carry files and notebooks;
-``blocking`` runs all that on a thread of its own and adds no behaviour.
+* ``async_client``, ``sessions``, ``streams``: the API's operations as methods.
+* ``connection``: JSON-RPC over one WebSocket that reconnects by itself.
+* ``event_feed``: delivers each event to each reader once. Pure.
+* ``http``, ``transfer``: files and notebooks over HTTP.
+* ``sync_client``: runs the async client on a thread, and adds no behaviour.
+* ``tool_backend``: the tools' interface to a server.
 """
 
 from kernelsvc.client.async_client import AsyncClient

@@ -1,9 +1,7 @@
-"""Where the server is and which token to show: pure but for two reads, the environment and one small file.
+"""Find the server's address and token.
 
-In this order: what the caller gave, then ``KERNELSVC_URL`` and
-``KERNELSVC_TOKEN``, then the file ``server.json`` that a running local server
-keeps in its runtime directory. A token found with an address goes to that
-address only.
+In this order: the arguments, ``KERNELSVC_URL`` and ``KERNELSVC_TOKEN``, the file ``server.json`` in the runtime
+directory of a running local server. A token from that file is only sent to the address in it.
 """
 
 from __future__ import annotations
@@ -25,12 +23,12 @@ INFO_FILE = "server.json"
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """A server.
+    """The address of a server, and a token for it.
 
     Attributes:
-        base: ``http://host:port`` or ``https://...``, no slash at its end.
-        token: sent as ``Authorization: Bearer``; None sends none.
-        uds: the Unix socket to connect to, whatever ``base`` says.
+        base: ``http://host:port`` or ``https://...``, without a slash at the end.
+        token: sent as ``Authorization: Bearer``. None sends no token.
+        uds: path of a Unix socket to connect to. ``base`` is then only the ``Host`` header.
     """
 
     base: str
@@ -39,21 +37,21 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def websocket(self) -> str:
-        """The address of the JSON-RPC door."""
+        """The URL of the JSON-RPC WebSocket."""
         return "ws" + self.base.removeprefix("http") + "/v1/ws"
 
     @property
     def shown(self) -> str:
-        """For messages: without the token."""
+        """The address for messages, without the token."""
         return f"unix:{self.uds}" if self.uds else self.base
 
     def headers(self) -> dict[str, str]:
-        """What every request carries."""
+        """Return the headers of each request."""
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a running server tells the user who started it."""
+    """Content of ``server.json``, for local clients of the user who started the server."""
 
     url: str
     token: str | None = None
@@ -61,21 +59,21 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(url: str, token: str | None = None) -> Address:
-    """An address from a URL: ``http(s)://``, ``ws(s)://``, or ``unix:/path``; ``?token=`` in it counts.
+    """Parse a URL: ``http(s)://``, ``ws(s)://``, or ``unix:/path``. It may have the token as ``?token=``.
 
     Raises:
-        BadRequest: it is none of these.
+        BadRequest: the URL has another form.
     """
     parts = urlsplit(url)
     token = token or next(iter(parse_qs(parts.query).get("token", [])), None)
     if parts.scheme in ("unix", "http+unix"):
         path = unquote(parts.netloc) + parts.path
         if not path.startswith("/"):
-            raise BadRequest(f"The address {url!r} lacks an absolute path; write unix:/path/to/socket.")
+            raise BadRequest(f"The address {url!r} has no absolute path. Write unix:/path/to/socket.")
         return Address(base="http://localhost", token=token, uds=path)
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     if scheme not in ("http", "https") or not parts.netloc:
-        raise BadRequest(f"The address {url!r} is none; write http://HOST:PORT or unix:/path/to/socket.")
+        raise BadRequest(f"The address {url!r} is not valid. Write http://HOST:PORT or unix:/path/to/socket.")
     return Address(base=f"{scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1/ws')}", token=token)
 
 
@@ -86,16 +84,16 @@ def find(
     env: Mapping[str, str] | None = None,
     runtime_dir: Path | None = None,
 ) -> Address:
-    """The server that is meant.
+    """Find the server to use.
 
     Args:
-        url: as ``parse`` takes it; None looks further.
-        token: shown to whatever address is found.
-        env: the environment; None is the process's own.
-        runtime_dir: where a local server's info file would be; None asks the settings.
+        url: a URL for ``parse``. The default is ``KERNELSVC_URL``, then the running local server.
+        token: token for the server, from any source.
+        env: environment variables. None means those of the process.
+        runtime_dir: directory of the local server's ``server.json``. The default is the setting.
 
     Raises:
-        Unreachable: no address was given and no local server is running.
+        Unreachable: there is no URL, and no local server runs.
     """
     env = os.environ if env is None else env
     if url := url or env.get("KERNELSVC_URL"):
@@ -103,22 +101,22 @@ def find(
     info = read_info(runtime_dir or _runtime_dir(env))
     if info is None:
         raise Unreachable(
-            "No address was given and no server of yours is running here; "
-            "start one with 'kernelsvc serve', or set KERNELSVC_URL and KERNELSVC_TOKEN."
+            "No address is set, and no server of yours is running here. "
+            "Start one with 'kernelsvc serve', or set KERNELSVC_URL and KERNELSVC_TOKEN."
         )
     return parse(info.url, token or env.get("KERNELSVC_TOKEN") or info.token)
 
 
 def _runtime_dir(env: Mapping[str, str]) -> Path:
-    # Only here does the client look at the server's settings: the platform's rule for the
-    # directory must not be written down twice.
+    # The client's only use of the server's settings: the default directory depends on the platform, and both sides must
+    # agree on it.
     from kernelsvc import settings
 
     return settings.load(env=env).runtime_path()
 
 
 def read_info(runtime_dir: Path) -> ServerInfo | None:
-    """The info file of a server that lives, or None; one left behind by a server that is gone counts as none."""
+    """Read the info file of a running server. Return None if there is none, or if its server has exited."""
     try:
         info = msgspec.json.decode((runtime_dir / INFO_FILE).read_bytes(), type=ServerInfo)
     except (OSError, msgspec.DecodeError):
@@ -139,17 +137,17 @@ def _alive(pid: int) -> bool:
 
 
 def write_info(runtime_dir: Path, info: ServerInfo) -> Path:
-    """Leave the info file, mode 0600, whole or not at all."""
+    """Write the info file atomically, mode 0600."""
     path = runtime_dir / INFO_FILE
     atomic_file.replace_bytes(path, msgspec.json.encode(info))
     return path
 
 
 def quoted(path: str) -> str:
-    """A file's name as part of a URL."""
+    """Percent-encode a file's path for a URL."""
     return "/".join(quote(part, safe="") for part in path.split("/"))
 
 
 def without_none(**params: Any) -> dict[str, Any]:
-    """Parameters as a request carries them: what is None is left out."""
+    """Return the parameters of a request, without those that are None."""
     return {name: value for name, value in params.items() if value is not None}

@@ -1,7 +1,6 @@
-"""``AsyncClient``: every operation of the API as a method, over one WebSocket and plain HTTP.
+"""``AsyncClient``: the operations of the API as methods, over one WebSocket and HTTP.
 
-What a method sends stands here and nowhere else; ``blocking`` wraps these
-classes for code without an event loop.
+``sync_client`` wraps these classes for code without an event loop.
 """
 
 from __future__ import annotations
@@ -16,26 +15,25 @@ from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.client.values import Cell, new_id, read
 from kernelsvc.model.objects import SessionInfo
 
-#: The server's own bound on a page.
+#: Maximum page size of the server.
 _PAGE = 1000
 
 
 class AsyncClient:
     """A connection to one kernelsvc server.
 
-    It comes back by itself when the link breaks or the server restarts; what
-    was under way goes on, each event is seen once and nothing runs twice. Use
-    it as an async context manager, within one event loop.
+    The client reconnects by itself when the connection is lost or the server restarts. Pending calls continue, each
+    event arrives once, and no cell runs twice. Use it as an async context manager, within one event loop.
 
     Args:
-        url: ``http://HOST:PORT`` or ``unix:/path``; default: ``KERNELSVC_URL``, then your own running server.
-        token: default: ``KERNELSVC_TOKEN``, then your own running server's.
-        connect_seconds: how long the first connection is tried.
-        retry_seconds: how long a broken one is tried again before what waits fails with ``Unreachable``.
-        on_state: called with ``connected``, ``lost`` or ``gone`` as the link changes.
+        url: ``http://HOST:PORT`` or ``unix:/path``. Default: ``KERNELSVC_URL``, then your own running server.
+        token: default: ``KERNELSVC_TOKEN``, then that of your own running server.
+        connect_seconds: time to try the first connection.
+        retry_seconds: time to reconnect, after which pending calls fail with ``Unreachable``.
+        on_state: called with ``connected``, ``lost`` or ``gone`` when the state of the connection changes.
 
     Raises:
-        Unreachable: no address was given and no server of yours is running here.
+        Unreachable: there is no ``url``, and no server of yours runs on this machine.
     """
 
     def __init__(
@@ -60,23 +58,23 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the server. Sessions live on until they are closed or expire."""
+        """Close the connection. Sessions stay open until they are closed or expire."""
         await self._rpc.close()
         self._rest.close()
 
     @property
     def reconnects(self) -> int:
-        """How often the link broke and came back."""
+        """How often the client has lost the connection."""
         return self._rpc.reconnects
 
     # --- the server ---------------------------------------------------------------
 
     async def info(self) -> dict[str, Any]:
-        """Version, limits, and what the sandbox enforces."""
+        """Return the server's version, limits and confinement."""
         return read(await self._rpc.call("info", {}, repeat=True), dict[str, Any])
 
     async def templates(self) -> list[dict[str, Any]]:
-        """The environments that a session can be made from."""
+        """Return the environments that sessions can use."""
         return read(await self._rpc.call("templates", {}, repeat=True), list[dict[str, Any]])
 
     async def execute_once(
@@ -91,20 +89,21 @@ class AsyncClient:
         limits: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> Cell:
-        """Run code, or call a function, in a session of its own that is then closed.
+        """Run code, or call a function, in a new session, and close the session.
 
         Args:
-            code: what to run.
-            function: instead of code, the source of a lambda or a def; its return value is the cell's ``value``.
-            args: its arguments, as JSON holds them.
-            kwargs: its keyword arguments.
+            code: source text to run.
+            function: instead of code, the source of a lambda or a def. Its return value is the cell's ``value``.
+            args: arguments of the function, as JSON values.
+            kwargs: keyword arguments of the function.
             template: environment to fork.
-            files: names and texts to put into the working directory before.
-            limits: caps, at most the server's.
-            timeout: seconds the cell may take.
+            files: files to create first in the working directory, name to text.
+            limits: limits of the session, at most the server's.
+            timeout: maximum wall time of the cell, in seconds.
 
         Raises:
-            KernelsvcError: the request was refused. A cell that fails is no exception; see ``Cell.raise_for_error``.
+            KernelsvcError: the server refused the request. A failed cell does not raise: see
+                ``Cell.raise_for_error``.
         """
         body = without_none(
             code=code,
@@ -131,16 +130,17 @@ class AsyncClient:
         beside: str | None = None,
         keep: bool = False,
     ) -> AsyncSession:
-        """A new session, ready for its first cell.
+        """Create a session, ready for its first cell.
 
         Args:
             template: environment to fork, or the name of a Jupyter kernelspec.
-            name: for people.
-            labels: for finding it again.
-            limits: caps such as ``{"memory_bytes": 1 << 30, "cell_seconds": 60}``, at most the server's.
+            name: display name.
+            labels: labels to filter sessions by.
+            limits: limits such as ``{"memory_bytes": 1 << 30, "cell_seconds": 60}``, at most the server's.
             env: environment variables of the kernel.
-            beside: a session's id: a kernel of its own in that one's directory, which ends with it.
-            keep: whether leaving the session's ``with`` block leaves it open.
+            beside: id of another session. The new session is its sidecar: it uses the same working directory, and ends
+                with it.
+            keep: leave the session open at the end of its ``with`` block.
 
         Raises:
             KernelsvcError: ``at_capacity``, ``quota_exceeded``, ``limit_too_high``, ``sandbox_unavailable``, …
@@ -159,10 +159,14 @@ class AsyncClient:
         return AsyncSession(self._rpc, self._rest, info, keep=keep)
 
     async def session(self, id: str, *, keep: bool = True) -> AsyncSession:
-        """A session that exists, by its id (leaving its ``with`` block leaves it open, unless ``keep`` is False).
+        """Get a session by its id.
+
+        Args:
+            id: the session's id.
+            keep: leave the session open at the end of its ``with`` block.
 
         Raises:
-            NotFound: there is none, or it is another principal's.
+            NotFound: there is no such session, or another principal owns it.
         """
         info = read(await self._rpc.call("session.get", {"session": id}, repeat=True), SessionInfo)
         return AsyncSession(self._rpc, self._rest, info, keep=keep)
@@ -170,7 +174,13 @@ class AsyncClient:
     async def sessions(
         self, *, state: str | None = None, label: str | None = None, limit: int | None = None
     ) -> list[SessionInfo]:
-        """Your sessions, closed ones too, all pages unless ``limit`` says how many."""
+        """List your sessions, newest first, open and closed.
+
+        Args:
+            state: only sessions in this state.
+            label: only sessions with this label, ``NAME`` or ``NAME=VALUE``.
+            limit: maximum number of sessions. The default is all.
+        """
         found: list[SessionInfo] = []
         page: str | None = None
         while True:

@@ -1,20 +1,17 @@
-"""JSON-RPC over one WebSocket that comes back by itself.
+"""JSON-RPC over one WebSocket that reconnects by itself.
 
-Theory of operation. One task, ``_stay_connected``, owns the socket: it connects, brings
-back what the connection was for, reads until the socket ends, and begins again
-with growing pauses. It ends when nothing has answered for ``retry_seconds``;
-everything that waits then fails with ``Unreachable``, and the next call starts
-it anew.
+Theory of operation. One task, ``_stay_connected``, owns the socket. It connects, sends pending calls, attaches to the
+sessions with readers, reads until the socket closes, and reconnects after growing pauses. It gives up when no server
+has answered for ``retry_seconds``. Pending calls then fail with ``Unreachable``, and the next call starts the task
+again.
 
-A call that the server may safely get twice (it carries its own cell id or
-idempotency key, or only reads) is sent again on the next socket. Any other
-call that was on its way when the socket ended fails with ``ConnectionLost``:
-whether it was done, only the session's state can tell.
+A call is sent again on the next socket if the server may get it twice: it has its own cell id or idempotency key, or
+only reads. Any other call that was sent when the socket closed fails with ``ConnectionLost``. Only the session's state
+shows whether the server executed it.
 
-For each session that is read, ``_update_attachment`` brings the attachment to what the
-``EventFeed`` wants, one request at a time, so that the order "detach answered, then
-attach sent" holds and no event of an older attachment can be taken for one of
-a newer.
+For each session with readers, ``_update_attachment`` attaches or detaches as its ``EventFeed`` demands, one request at
+a time. An attach is sent only after the reply to the detach before it, so that no event of the older attachment can
+belong to the newer one.
 """
 
 from __future__ import annotations
@@ -43,9 +40,9 @@ from kernelsvc.client.http import UnixResolver, error_of
 from kernelsvc.client.values import ConnectionLost, Unreachable, event_of
 from kernelsvc.errors import KernelsvcError
 
-#: The server's own bound on a frame is 64 MiB; an answer may hold several cells.
+#: The server's limit for a frame is 64 MiB, and a response may have several cells.
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
-#: A link that carries nothing is asked at this pace, and taken for broken when it stays silent as long again.
+#: Idle time after which the client pings, and time for the pong before it closes the connection.
 PING_SECONDS = 20.0
 CONNECT_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
@@ -54,7 +51,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class _Incoming(msgspec.Struct):
-    """Any message from the server; its parts stay undecoded until somebody wants them."""
+    """Any message from the server. Its parts are decoded when needed."""
 
     id: int | None = None
     method: str = ""
@@ -72,7 +69,7 @@ _decode = msgspec.json.Decoder(_Incoming).decode
 
 
 class _Call:
-    """A request that waits for its answer."""
+    """A request that waits for its response."""
 
     def __init__(self, method: str, params: dict[str, Any], *, repeat: bool) -> None:
         self.method = method
@@ -83,23 +80,23 @@ class _Call:
 
 
 def backoff(attempt: int, chance: float) -> float:
-    """Seconds to wait before connecting again.
+    """Return the time before the next connection attempt, in seconds.
 
     Args:
-        attempt: 0 for the first time after a loss.
-        chance: from 0 to 1, so that many clients of one server don't come back in step.
+        attempt: 0 for the first attempt after a loss.
+        chance: random number from 0 to 1, so that many clients do not reconnect at the same moment.
     """
     return float(min(5.0, 0.05 * 2 ** min(attempt, 10)) * (0.5 + 0.5 * chance))
 
 
 def _close_abandoned(connected: asyncio.Future[WebSocketClientConnection]) -> None:
-    """Close a connection that nobody waits for any more."""
+    """Close a connection whose caller was cancelled."""
     if not connected.cancelled() and connected.exception() is None:
         connected.result().close()
 
 
 class RpcConnection:
-    """See the module's docstring. Belongs to the loop that made it."""
+    """A JSON-RPC connection: see the module's docstring. Use it on the event loop that created it."""
 
     def __init__(
         self,
@@ -129,15 +126,15 @@ class RpcConnection:
     # --- calls ------------------------------------------------------------------
 
     async def call(self, method: str, params: dict[str, Any], *, repeat: bool, timeout: float | None = None) -> Any:
-        """Ask and wait for the answer, across reconnects.
+        """Call a method and wait for its result, across reconnects.
 
-        Safe to cancel: the answer is dropped; what the server accepted goes on.
+        Safe to cancel: the result is dropped. The server still executes a call that it has accepted.
 
         Args:
-            method: of the API.
-            params: as JSON holds them.
-            repeat: whether the server may get it twice.
-            timeout: seconds to wait at most; None waits as long as it takes.
+            method: name of the method.
+            params: parameters, as JSON values.
+            repeat: whether the server may get the call twice.
+            timeout: maximum time to wait, in seconds. None waits without a limit.
 
         Raises:
             KernelsvcError: the server's error, ``Unreachable``, ``ConnectionLost`` or ``Timeout``.
@@ -153,21 +150,21 @@ class RpcConnection:
             async with asyncio.timeout(timeout):
                 return await request.answer
         except TimeoutError:
-            raise errors.Timeout(f"{method} was not answered within {timeout:g} s; look at the session's state.")
+            raise errors.Timeout(f"No response to {method} within {timeout:g} s. Read the session's state.")
         finally:
             self._calls.pop(number, None)
 
     async def _send(self, socket: WebSocketClientConnection, number: int, request: _Call) -> None:
         message = _encode({"jsonrpc": "2.0", "id": number, "method": request.method, "params": request.params})
         request.sent = True
-        # A socket that ends meanwhile is seen by the keeper, which then decides about this call.
+        # If the socket is closed, _stay_connected notices it, and decides about this call.
         with contextlib.suppress(WebSocketClosedError):
             await socket.write_message(message.decode())
 
     # --- readers ------------------------------------------------------------------
 
     def follow(self, session: str, after: int, cell: str | None = None) -> FeedReader:
-        """A reader of this session's events after a position; end it with ``unfollow``."""
+        """Return a reader of the session's events after a position. End it with ``unfollow``."""
         reader = FeedReader(after, cell)
         self._readable[reader] = asyncio.Event()
         self._feeds.setdefault(session, EventFeed(session)).readers.append(reader)
@@ -176,12 +173,12 @@ class RpcConnection:
         return reader
 
     async def read(self, session: str, reader: FeedReader) -> list[Any]:
-        """The events that came since the last call, at least one; empty when none will follow.
+        """Return the events since the last call, at least one. Return an empty list after the last event.
 
-        Safe to cancel: nothing is lost.
+        Safe to cancel: no event is lost.
 
         Raises:
-            KernelsvcError: why the reader ended early.
+            KernelsvcError: the reason why the reader ended early.
         """
         readable = self._readable[reader]
         while not reader.waiting and not reader.done:
@@ -196,12 +193,12 @@ class RpcConnection:
         return events
 
     def rewind(self, session: str, reader: FeedReader, after: int) -> None:
-        """Move a reader back before it has taken anything."""
+        """Move a reader back to an earlier position, before it has read any event."""
         reader.rewind(after)
         self._start_update(session)
 
     def unfollow(self, session: str, reader: FeedReader) -> None:
-        """The reader wants no more."""
+        """End a reader."""
         reader.done = True
         self._readable.pop(reader, None)
         feed = self._feeds.get(session)
@@ -211,8 +208,8 @@ class RpcConnection:
             self._remove_if_unused(feed)
 
     def unfollow_threadsafe(self, session: str, reader: FeedReader) -> None:
-        """``unfollow`` from any thread, as a finalizer runs in any."""
-        with contextlib.suppress(RuntimeError):  # The loop is closed: there is nothing left to tell.
+        """``unfollow`` from any thread. The garbage collector can run a finalizer in any."""
+        with contextlib.suppress(RuntimeError):  # The loop is closed, and all readers with it.
             self._loop.call_soon_threadsafe(self.unfollow, session, reader)
 
     def _start_update(self, session: str) -> None:
@@ -235,7 +232,7 @@ class RpcConnection:
                     feed.lost()
                     await self.call("session.detach", {"session": feed.session}, repeat=False)
         except (ConnectionLost, Unreachable):
-            pass  # The keeper has marked the feed as lost; the next socket steers again.
+            pass  # _on_socket_closed has marked the feed as detached. _serve attaches again on the next socket.
         except KernelsvcError as error:
             self._fail_readers(feed, error)
         finally:
@@ -266,7 +263,7 @@ class RpcConnection:
 
     def _ensure_connection_task(self) -> None:
         if self._closed:
-            raise Unreachable("This client is closed; make a new one.")
+            raise Unreachable("This client is closed. Create a new one.")
         self._loop = asyncio.get_running_loop()
         if self._connection_task is None or self._connection_task.done():
             work = self._stay_connected()
@@ -299,8 +296,8 @@ class RpcConnection:
                 pause = backoff(attempt, random.random())
                 if (refused is not None and not refused.retryable) or loop.time() + pause > deadline:
                     raise refused or Unreachable(
-                        f"No server answers at {self.address.shown} ({error or type(error).__name__}); "
-                        "start one with 'kernelsvc serve', or give its address."
+                        f"No server answers at {self.address.shown} ({error or type(error).__name__}). "
+                        "Start one with 'kernelsvc serve', or give its address."
                     )
                 attempt += 1
                 await asyncio.sleep(pause)
@@ -324,11 +321,11 @@ class RpcConnection:
         try:
             return await asyncio.shield(connecting)
         except asyncio.CancelledError:
-            connecting.add_done_callback(_close_abandoned)  # Tornado connects on, for nobody
+            connecting.add_done_callback(_close_abandoned)  # Tornado can't cancel a connect
             raise
 
     async def _serve(self, socket: WebSocketClientConnection) -> None:
-        """Bring back what the connection is for, then read until the socket ends."""
+        """Send pending calls, attach to the sessions with readers, and read until the socket closes."""
         self._socket = socket
         self._on_state("connected")
         for number, request in list(self._calls.items()):
@@ -340,7 +337,7 @@ class RpcConnection:
             try:
                 self._handle(message.encode() if isinstance(message, str) else message)
             except (SequenceGap, msgspec.DecodeError):
-                return  # Attach again after the last event that was taken.
+                return  # Reconnect, and attach after the last event that was received.
 
     def _handle(self, message: bytes) -> None:
         incoming = _decode(message)
@@ -365,12 +362,12 @@ class RpcConnection:
                 self._start_update(event.session)
 
     def _detached(self, notice: _Detached) -> None:
-        """The server can't go on sending this session's events."""
+        """The server has stopped sending this session's events, because of an error."""
         if feed := self._feeds.get(notice.session):
             self._fail_readers(feed, errors.from_json(notice.error))
 
     def _on_socket_closed(self) -> None:
-        """The socket is over: nothing is attached, and what can't be sent twice fails."""
+        """Mark all feeds as detached, and fail the sent calls that must not be sent twice."""
         self._socket = None
         for feed in self._feeds.values():
             feed.lost()
@@ -388,7 +385,7 @@ class RpcConnection:
         self._feeds.clear()
 
     async def close(self) -> None:
-        """Let go of the socket. Sessions live on. What still waits fails with ``Unreachable``."""
+        """Close the connection. Sessions stay open. Pending calls fail with ``Unreachable``."""
         if self._closed:
             return
         self._closed = True
@@ -397,13 +394,13 @@ class RpcConnection:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._give_up(Unreachable("The client was closed meanwhile."))
+        self._give_up(Unreachable("The client was closed before the call finished."))
         if socket is not None:
             await _close_gracefully(socket)
 
 
 async def _close_gracefully(socket: WebSocketClientConnection) -> None:
-    """Say goodbye and wait a moment for the other end's, then close the socket without it."""
+    """Send a close frame, wait a moment for the server's (RFC 6455, section 7.1.1), then close the socket."""
     protocol = socket.protocol
     socket.close()
     with contextlib.suppress(TimeoutError):
@@ -414,7 +411,7 @@ async def _close_gracefully(socket: WebSocketClientConnection) -> None:
 
 
 def _abort(socket: WebSocketClientConnection) -> None:
-    """Close it at once. A reply that nobody reads would keep Tornado's own farewell waiting."""
+    """Close the socket without the closing handshake: Tornado would wait for a close frame that nothing reads."""
     protocol = socket.protocol
     socket.close()
     _close_stream(protocol)
@@ -429,11 +426,11 @@ def _rpc_error(error: dict[str, Any]) -> KernelsvcError:
     data = error.get("data")
     if isinstance(data, dict) and "code" in data:
         return errors.from_json(data)
-    return errors.BadRequest(str(error.get("message") or "The server refused the request and did not say why."))
+    return errors.BadRequest(str(error.get("message") or "The server refused the request without a reason."))
 
 
 async def _refusal(error: BaseException) -> KernelsvcError | None:
-    """The server's own word on why it did not let us in, if that was it."""
+    """Return the error of an HTTP response that refused the WebSocket handshake, or None if there was no response."""
     if isinstance(error, HTTPClientError) and error.code != 599:
         return error_of(error.code, error.response.body if error.response else b"")
     return None

@@ -1,16 +1,14 @@
-"""Which event goes to which reader: values only, no socket, no clock.
+"""Deliver a session's events to its readers. Pure: no socket, no clock.
 
-A connection can be attached to a session once, so all readers of one session
-share one ``EventFeed``. Each reader has a cursor of its own and takes each event
-above it exactly once, whatever is sent again after a reconnect. A reader that
-does not read fills its bounded buffer; the feed then asks to be detached and,
-when there is room again, to be attached after the lowest cursor. So the server's
-log is the queue, and neither side's memory grows.
+A connection can attach to a session once, so all readers of one session share one ``EventFeed``. Each reader has its
+own cursor, and gets each event above it exactly once, also when the server sends events again after a reconnect. A
+reader that does not read fills its buffer, whose size is limited. The feed then asks the connection to detach and, when
+there is room again, to attach after the lowest cursor. The server's log is therefore the queue, and memory grows on
+neither side.
 
-Rules: ``take`` ignores everything while the feed is not live, so that events
-which were under way when a detach was sent can do no harm. A hole in the
-numbers is an error of the server or the wire and is raised as ``SequenceGap``; the
-connection answers it by attaching again.
+``take`` ignores events while the feed is detached: the server may have sent them before it handled the detach request.
+A gap in the sequence numbers is a fault of the server or the network. It raises ``SequenceGap``, and the connection
+attaches again.
 """
 
 from __future__ import annotations
@@ -20,23 +18,23 @@ from collections import deque
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model.events import CellFinished, Event, SessionClosed
 
-#: A reader holds at most this much before it asks for a pause; the same order as a kernel's own wire buffer.
+#: Buffered bytes of a reader above which its feed detaches: half of the kernel wire's buffer.
 MAX_BYTES = 4 * 1024 * 1024
 MAX_EVENTS = 10_000
 
 
 class SequenceGap(Exception):
-    """An event is missing between what came before and what came now."""
+    """The server left out an event."""
 
 
 class FeedReader:
     """One consumer of one session's events.
 
     Attributes:
-        last_seq: the cursor; everything up to it was taken or was not wanted.
-        cell: when set, only this cell's events are kept, and its end is the reader's end.
-        done: no event will follow those in the buffer.
-        error: why there will be none, if that was not the natural end.
+        last_seq: the cursor. The reader has received or skipped each event up to it.
+        cell: if set, the reader gets only this cell's events, and ends with the cell.
+        done: no event follows those in the buffer.
+        error: the reason, if the reader ended early.
     """
 
     def __init__(self, after: int, cell: str | None = None) -> None:
@@ -49,16 +47,16 @@ class FeedReader:
 
     @property
     def full(self) -> bool:
-        """Whether it should get no more for now."""
+        """Whether the buffer exceeds its limit."""
         return not self.done and (self._bytes > MAX_BYTES or len(self._buffer) > MAX_EVENTS)
 
     @property
     def waiting(self) -> int:
-        """How many events lie in the buffer."""
+        """Number of events in the buffer."""
         return len(self._buffer)
 
     def take(self, event: Event, size: int) -> bool:
-        """Keep the event that follows the cursor, if it is wanted; True if there is now something to read."""
+        """Take the event that follows the cursor. Return True if there is something new to read."""
         self.last_seq = event.seq
         closed = isinstance(event, SessionClosed)
         wanted = self.cell is None or event.cell == self.cell
@@ -69,18 +67,18 @@ class FeedReader:
         return wanted or self.done
 
     def drain(self) -> list[Event]:
-        """Everything in the buffer, which is then empty."""
+        """Remove and return all events in the buffer."""
         events = [event for event, _ in self._buffer]
         self._buffer.clear()
         self._bytes = 0
         return events
 
     def rewind(self, after: int) -> None:
-        """Go back to an earlier position; nothing may have been taken from there on yet."""
+        """Move the cursor back. The reader must not have received any event after the new position."""
         self.last_seq = min(self.last_seq, after)
 
     def fail(self, error: KernelsvcError) -> None:
-        """End it with an error, after what it already holds."""
+        """End the reader with an error, after the events in its buffer."""
         if not self.done:
             self.done, self.error = True, error
 
@@ -89,8 +87,8 @@ class EventFeed:
     """The readers of one session on one connection.
 
     Attributes:
-        live: whether the connection is attached, or has asked to be.
-        position: everything up to here was dispatched since it is live.
+        live: whether the connection is attached, or has sent an attach request.
+        position: sequence number of the last event that the feed dispatched.
     """
 
     def __init__(self, session: str) -> None:
@@ -100,34 +98,34 @@ class EventFeed:
         self.position = 0
 
     def wants(self) -> int | None:
-        """The cursor to be attached after, or None: nobody reads, or somebody has to catch up first."""
+        """Return the cursor to attach after. Return None if there is no reader, or if a reader's buffer is full."""
         open_readers = [reader for reader in self.readers if not reader.done]
         if not open_readers or any(reader.full for reader in open_readers):
             return None
         return min(reader.last_seq for reader in open_readers)
 
     def step(self) -> tuple[str, int] | None:
-        """What to ask the server next: ``("attach", after)``, ``("detach", 0)`` or nothing."""
+        """Return the next request to the server: ``("attach", after)``, ``("detach", 0)`` or None."""
         cursor = self.wants()
         if self.live:
             return ("detach", 0) if cursor is None or cursor < self.position else None
         return None if cursor is None else ("attach", cursor)
 
     def attached(self, after: int) -> None:
-        """The attach request is on its way; what comes now counts."""
+        """Note that the attach request was sent. The events from now on belong to it."""
         self.live, self.position = True, after
 
     def lost(self) -> None:
-        """Detached, on purpose or by a broken connection; what still comes is ignored."""
+        """Note that the feed is detached, by a request or by a lost connection. ``take`` ignores events from now on."""
         self.live = False
 
     def take(self, event: Event, size: int) -> list[FeedReader]:
-        """Hand an event to every reader that has not had it; those with something new to read.
+        """Deliver an event to each reader whose cursor is directly before it. Return the readers with something new.
 
-        A reader behind the position waits for the attachment to go back to it (``step`` says so).
+        A reader with a lower cursor waits until ``step`` has attached the feed again, at that cursor.
 
         Raises:
-            Gap: the server left an event out.
+            SequenceGap: the server left out an event.
         """
         if not self.live or event.seq <= self.position:
             return []

@@ -1,4 +1,4 @@
-"""Plain HTTP to the same server: files, notebooks, one-shot calls."""
+"""HTTP requests to the server: files, notebooks, pages of events."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from kernelsvc.client.values import ConnectionLost, Unreachable
 from kernelsvc.errors import KernelsvcError
 
 CONNECT_SECONDS = 10.0
-#: A download is handed on in pieces and may be as large as the disk; this only keeps Tornado from saying no.
+#: Tornado refuses larger bodies. A download is passed on in chunks, and may be as large as the disk.
 _NO_LIMIT = 1 << 50
 
 Body = bytes | Callable[[], AsyncIterator[bytes]]
 
 
 class UnixResolver(Resolver):
-    """Every name leads to one Unix socket."""
+    """Resolves each host name to one Unix socket."""
 
     def initialize(self, path: str) -> None:
-        """Take the socket's path."""
+        """Set the socket's path. Tornado calls this instead of ``__init__``."""
         self.path = path
 
     async def resolve(self, host: str, port: int, family: int = 0) -> list[tuple[int, Any]]:
-        """The one address."""
+        """Return the socket's address."""
         return [(socket.AF_UNIX, self.path)]
 
 
 def error_of(status: int, body: bytes) -> KernelsvcError:
-    """An error from an answer: the one shape where the server sent it, else the nearest by status."""
+    """Return the error object of a response. A response without one gives an error by its HTTP status."""
     try:
         data = msgspec.json.decode(body)
     except msgspec.DecodeError:
@@ -48,11 +48,13 @@ def error_of(status: int, body: bytes) -> KernelsvcError:
         if isinstance(data, dict) and "code" in data:
             return errors.from_json(data)
     nearest = next((cls for cls in errors.BY_CODE.values() if cls.http_status == status), errors.Internal)
-    return nearest(f"The server answered with status {status}; is this address a kernelsvc server?")
+    return nearest(
+        f"The server answered with status {status} and no error object. Check that this address is a kernelsvc server."
+    )
 
 
 class Rest:
-    """Requests to one address. Belongs to the loop that made it."""
+    """HTTP requests to one address. Use it on the event loop that created it."""
 
     def __init__(self, address: Address, *, connect_seconds: float, retry_seconds: float) -> None:
         self.address = address
@@ -64,13 +66,13 @@ class Rest:
         )
 
     async def json(self, method: str, path: str, body: Any = None, *, repeat: bool | None = None) -> Any:
-        """Ask with JSON (or nothing) and get JSON.
+        """Send a request with a JSON body, or without one, and return the JSON of the response.
 
         Args:
             method: GET, POST, …
-            path: below the address, with its query.
-            body: what JSON can hold; None sends nothing.
-            repeat: whether the server may get it twice; None says so of GET alone.
+            path: path and query, below the address.
+            body: JSON values. None sends no body.
+            repeat: whether the server may get the request twice. Default: only GET.
 
         Raises:
             KernelsvcError: the server's error, ``Unreachable`` or ``ConnectionLost``.
@@ -95,17 +97,17 @@ class Rest:
         on_restart: Callable[[], None] | None = None,
         response_headers: dict[str, str] | None = None,
     ) -> bytes:
-        """Ask and get bytes.
+        """Send a request and return the body of the response.
 
         Args:
             method: GET, PUT, …
-            path: below the address, with its query.
-            body: bytes, or a function that gives the pieces afresh at each try.
-            headers: besides the token's.
-            repeat: whether the server may get it twice; None says so of GET alone.
-            sink: takes the pieces of a good answer as they come, instead of the result.
-            on_restart: called before a second try, to throw away what ``sink`` got.
-            response_headers: takes a good answer's headers, by their names in lower case.
+            path: path and query, below the address.
+            body: bytes, or a function that returns the chunks, called again for each attempt.
+            headers: headers besides the token's.
+            repeat: whether the server may get the request twice. Default: only GET and HEAD.
+            sink: called with each chunk of a successful response. The returned body is then empty.
+            on_restart: called before another attempt, to discard the chunks that ``sink`` got.
+            response_headers: filled with the headers of a successful response, names in lower case.
 
         Raises:
             KernelsvcError: as ``json``.
@@ -130,8 +132,8 @@ class Rest:
     def _failure(self, error: BaseException, method: str, path: str, *, never_sent: bool) -> KernelsvcError:
         if never_sent:
             return Unreachable(
-                f"No server answers at {self.address.shown} ({error}); "
-                "start one with 'kernelsvc serve', or give its address."
+                f"No server answers at {self.address.shown} ({error}). "
+                "Start one with 'kernelsvc serve', or give its address."
             )
         return ConnectionLost(method=f"{method} {path}")
 
@@ -167,7 +169,7 @@ class Rest:
         return answer.content()
 
     def close(self) -> None:
-        """Let go of the sockets."""
+        """Close the connections."""
         self._http.close()
 
 
@@ -183,7 +185,7 @@ def _body_options(body: Body | None) -> dict[str, Any]:
 
 
 class _ResponseBody:
-    """Keeps an answer's body, or passes it on once the status says that it is what was asked for."""
+    """Collects the body of a response, or passes the body of a successful one to a sink."""
 
     def __init__(self, sink: Callable[[bytes], None] | None) -> None:
         self._sink = sink
@@ -205,7 +207,7 @@ class _ResponseBody:
 
 
 def query(path: str, **params: Any) -> str:
-    """A path with its query; parameters that are None are left out."""
+    """Return a path with a query string of the parameters that are not None."""
     pairs = {name: str(value) for name, value in params.items() if value is not None}
     if not pairs:
         return path

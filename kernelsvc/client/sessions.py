@@ -1,4 +1,4 @@
-"""``AsyncSession``: every operation on one session as a method."""
+"""``AsyncSession``: the operations on one session as methods."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from kernelsvc.client.values import Cell, FileInfo, new_id, read
 from kernelsvc.model.objects import Checkpoint, SessionInfo, Variable
 
 Format = Literal["ipynb", "html", "py"]
-#: The server's own bound on a page.
+#: Maximum page size of the server.
 _PAGE = 1000
 
 
 class AsyncSession:
-    """One session: variables that live from cell to cell, a log, a notebook.
+    """One session: a kernel that keeps its variables from cell to cell, a log, a notebook.
 
-    Get one from ``AsyncClient.create_session`` or ``AsyncClient.session``. As a
-    context manager it closes what ``create_session`` or ``branch`` made.
+    Get one from ``AsyncClient.create_session`` or ``AsyncClient.session``. Used as a context manager, a session from
+    ``create_session`` or ``branch`` is closed at the end of the block.
 
     Attributes:
         id: the session's id.
-        details: the session as the server last described it.
+        details: the last description of the session from the server.
     """
 
     def __init__(self, connection: RpcConnection, rest: Rest, details: SessionInfo, *, keep: bool) -> None:
@@ -55,7 +55,7 @@ class AsyncSession:
         return self.details
 
     async def info(self) -> SessionInfo:
-        """The session as it is now."""
+        """Return the present description of the session."""
         return await self._described("get", repeat=True)
 
     # --- cells ------------------------------------------------------------------------
@@ -74,22 +74,21 @@ class AsyncSession:
     ) -> Cell:
         """Run a cell and wait for its end.
 
-        A broken link does not matter: the cell's id makes it safe to ask again,
-        and nothing runs twice. Cancelling stops the waiting; the cell goes on
-        (``interrupt`` ends it).
+        The wait survives a lost connection. The request has the cell's id, so that the client can repeat it and the
+        cell runs once. Cancelling ends the wait. The cell continues to run (``interrupt`` stops it).
 
         Args:
-            code: source text as in a Jupyter cell; magics and top-level ``await`` work.
-            cell: an id of your own; the same id again gives the same cell and runs nothing.
-            timeout: seconds of wall time, after which the cell is interrupted.
-            silent: whether it stays out of history and execution count.
-            on_error: whether a failure cancels the cells queued behind it.
-            on_disconnect: whether losing every client interrupts it.
-            metadata: kept with the cell in the log and the notebook.
-            wait: ``queued`` returns as soon as it is accepted.
+            code: source text as in a Jupyter cell, with magics and top-level ``await``.
+            cell: an id of your choice. A repeated id returns the same cell and runs nothing.
+            timeout: maximum wall time in seconds, after which the cell is interrupted.
+            silent: leave the cell out of history and execution count.
+            on_error: ``stop`` cancels the queued cells if this one fails.
+            on_disconnect: ``interrupt`` interrupts the cell when its last client disconnects.
+            metadata: stored with the cell in the log and the notebook.
+            wait: ``queued`` returns when the server has accepted the cell.
 
         Raises:
-            KernelsvcError: the cell was refused. A cell that fails is no exception; see ``Cell.raise_for_error``.
+            KernelsvcError: the server refused the cell. A failed cell does not raise: see ``Cell.raise_for_error``.
         """
         request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata)
         return self._rpc.cell(await self._call("execute", repeat=True, wait=wait, **request))
@@ -106,12 +105,12 @@ class AsyncSession:
         on_disconnect: Literal["keep", "interrupt"] = "keep",
         metadata: Mapping[str, Any] | None = None,
     ) -> AsyncStream:
-        """Run a cell and get its events as they happen, the last being ``cell_finished``.
+        """Run a cell and iterate over its events as they happen. The last one is ``cell_finished``.
 
-        The cell is sent when the iteration begins. Each event comes exactly once, across reconnects too.
+        The first iteration sends the cell. Each event arrives exactly once, across reconnects too.
 
-        The arguments are those of ``run``. With ``allow_stdin`` the cell's ``input()`` asks, by an
-        ``input_requested`` event that ``input`` answers; without, it fails.
+        The arguments are those of ``run``. With ``allow_stdin`` the cell's ``input()`` sends an ``input_requested``
+        event, which the method ``input`` answers. Without it ``input()`` fails.
         """
         request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata)
         return AsyncStream(self._rpc, {**request, "allow_stdin": allow_stdin})
@@ -119,11 +118,11 @@ class AsyncSession:
     async def batch(
         self, cells: Sequence[str | Mapping[str, Any]], *, on_error: Literal["stop", "continue"] = "stop"
     ) -> list[Cell]:
-        """Run several cells in one trip.
+        """Run several cells in one request, and wait for their ends.
 
         Args:
-            cells: code, or objects as the API's ``session.execute`` takes them.
-            on_error: ``stop`` cancels the cells behind one that fails.
+            cells: source texts, or parameters of the API's ``session.execute``.
+            on_error: ``stop`` cancels the cells after one that fails.
         """
         requests = [{"code": cell} if isinstance(cell, str) else dict(cell) for cell in cells]
         for request in requests:
@@ -132,11 +131,11 @@ class AsyncSession:
         return [self._rpc.cell(item) for item in answer]
 
     async def cell(self, id: str) -> Cell:
-        """A cell of this session, as it is now."""
+        """Return the present state of a cell."""
         return self._rpc.cell(await self._call("cell", repeat=True, cell=id))
 
     async def cells(self) -> list[Cell]:
-        """Every cell so far, in order."""
+        """Return all cells of the session, in order."""
         found: list[Cell] = []
         offset: int | None = 0
         while offset is not None:
@@ -148,16 +147,23 @@ class AsyncSession:
     async def output(
         self, cell: str, *, name: Literal["stdout", "stderr"] = "stdout", offset: int = 0, limit: int = 1 << 20
     ) -> dict[str, Any]:
-        """A piece of what a cell wrote, whatever its output budget cut: ``{text, next_offset, total, ...}``."""
+        """Read a cell's output from the log, also beyond ``output_bytes``: ``{text, next_offset, total, ...}``.
+
+        Args:
+            cell: the cell's id.
+            name: the stream.
+            offset: position to start at, in characters.
+            limit: maximum number of characters.
+        """
         answer = await self._call("output", repeat=True, cell=cell, name=name, offset=offset, limit=limit)
         return read(answer, dict[str, Any])
 
     def events(self, after: int = 0, *, follow: bool = True) -> AsyncEvents:
-        """Every event of the session after a position, old ones first, then live, until the session is closed.
+        """Iterate over the session's events after a position: first the logged ones, then live ones.
 
         Args:
-            after: the ``seq`` of the last event that is known already.
-            follow: False ends with the last event that there is now.
+            after: ``seq`` of the last event that the caller has already.
+            follow: wait for live events, until the session is closed. False ends with the last logged event.
         """
         return AsyncEvents(self._rpc, after) if follow else AsyncPages(self._rpc, self._rest, after)
 
@@ -170,41 +176,41 @@ class AsyncSession:
         return await self._described("interrupt")
 
     async def restart(self) -> SessionInfo:
-        """A new kernel with empty variables; the log goes on."""
+        """Start a new kernel with empty variables. The log continues."""
         return await self._described("restart")
 
     async def complete(self, code: str, cursor_pos: int | None = None) -> dict[str, Any]:
-        """Jupyter's completion: ``{matches, cursor_start, cursor_end, ...}``."""
+        """Complete code: Jupyter's ``complete_reply``, ``{matches, cursor_start, cursor_end, ...}``."""
         return read(await self._call("complete", repeat=True, code=code, cursor_pos=cursor_pos), dict[str, Any])
 
     async def inspect(self, code: str, cursor_pos: int | None = None, detail_level: int = 0) -> dict[str, Any]:
-        """Jupyter's inspection: ``{found, data, metadata}``."""
+        """Inspect the object at the cursor: Jupyter's ``inspect_reply``, ``{found, data, metadata}``."""
         answer = await self._call("inspect", repeat=True, code=code, cursor_pos=cursor_pos, detail_level=detail_level)
         return read(answer, dict[str, Any])
 
     async def variables(self) -> list[Variable]:
-        """The names that the session's cells have made."""
+        """Return the variables that the session's cells have defined."""
         return read(await self._call("variables", repeat=True), list[Variable])
 
     # --- time travel --------------------------------------------------------------------
 
     async def checkpoint(self, name: str | None = None) -> Checkpoint:
-        """Keep the present state, to roll back to or to branch from."""
+        """Save the present state, for ``rollback`` or ``branch``."""
         return read(await self._call("checkpoint", name=name), Checkpoint)
 
     async def checkpoints(self) -> list[Checkpoint]:
-        """What there is to go back to."""
+        """Return the session's checkpoints."""
         return read(await self._call("checkpoints", repeat=True), list[Checkpoint])
 
     async def drop_checkpoint(self, checkpoint: str) -> None:
-        """Give a checkpoint's memory back."""
+        """Remove a checkpoint and free its memory."""
         await self._call("drop_checkpoint", checkpoint=checkpoint)
 
     async def rollback(self, to: str | None = None) -> SessionInfo:
-        """Undo: the variables of an earlier moment. The log and the notebook keep what was undone, marked so.
+        """Restore the variables to an earlier state. The log and the notebook keep the undone cells, and mark them.
 
         Args:
-            to: a checkpoint's name or id, or a cell's id (the state before it); default: before the last cell.
+            to: a checkpoint's name or id, or a cell's id for the state before it. Default: before the last cell.
         """
         return await self._described("rollback", to=to)
 
@@ -217,17 +223,17 @@ class AsyncSession:
         limits: Mapping[str, Any] | None = None,
         force: bool = False,
     ) -> list[AsyncSession]:
-        """New sessions that start from this one's live state, independent from then on.
+        """Create sessions that start with this one's live state, and are independent from then on.
 
         Args:
-            at: a checkpoint to start from instead.
-            count: how many.
-            labels: for finding them again.
-            limits: for each of them, where they are to be lower than this session's.
-            force: go on although something will be lost.
+            at: a checkpoint to start from, instead of the present state.
+            count: number of branches.
+            labels: labels of the new sessions.
+            limits: limits of each new session, at most those of this session.
+            force: branch even if some objects will be lost.
 
         Raises:
-            CannotFork: ``details["reasons"]`` says what stands in the way.
+            CannotFork: the session has objects that a fork would break. ``details["reasons"]`` lists them.
         """
         answer = await self._call(
             "branch",
@@ -241,7 +247,7 @@ class AsyncSession:
         return [AsyncSession(self._rpc.connection, self._rest, info, keep=False) for info in found]
 
     async def hibernate(self) -> SessionInfo:
-        """Give the memory back; the next cell wakes the session with its variables."""
+        """Save the variables to disk and free the memory. The next cell resumes the session."""
         return await self._described("hibernate")
 
     async def close(self) -> SessionInfo:
@@ -255,14 +261,14 @@ class AsyncSession:
         return f"/v1/sessions/{quoted(self.id)}"
 
     async def upload(self, source: str | os.PathLike[str] | bytes, name: str | None = None) -> str:
-        """Put a file into the session's working directory.
+        """Upload a file to the session's working directory.
 
         Args:
             source: a path of this machine, or the content as bytes.
-            name: its name there, with ``/`` for directories; needed for bytes.
+            name: its path in the working directory. Required for bytes. The default is the name of the source.
 
         Returns:
-            The name it has there.
+            the file's path in the working directory.
         """
         body, size, name = upload_body(source, name)
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
@@ -270,11 +276,11 @@ class AsyncSession:
         return name
 
     async def download(self, name: str) -> bytes:
-        """A file's content, in memory; see ``save`` for large ones."""
+        """Return a file's content. For a large file use ``save``."""
         return await self._rest.raw("GET", f"{self._path}/files/{quoted(name)}")
 
     async def save(self, name: str, to: str | os.PathLike[str] = ".") -> Path:
-        """Copy a file of the session to this machine; a directory keeps its name. Whole or not at all."""
+        """Download a file to this machine, atomically. If ``to`` is a directory, the file keeps its name."""
         target = target_of(Path(to), name)
         await save(self._rest, f"{self._path}/files/{quoted(name)}", target)
         return target
@@ -284,17 +290,17 @@ class AsyncSession:
         await self._rest.raw("DELETE", f"{self._path}/files/{quoted(name)}", repeat=True)
 
     async def files(self, path: str = "", *, recursive: bool = False) -> list[FileInfo]:
-        """What lies in the session's working directory, or in a directory of it; the first 10,000 names."""
+        """List a directory of the session's working directory. Returns at most 10,000 files."""
         where = f"{self._path}/files/{quoted(path)}"
         options = {"limit": 10_000, "recursive": "true" if recursive else None}
         return read((await self._rest.json("GET", query(where, **options)))["files"], list[FileInfo])
 
     async def notebook(self, format: Format = "ipynb") -> bytes:
-        """The session as a notebook, at any time, also when it is closed."""
+        """Return the session as a notebook, also while it runs and after it is closed."""
         return await self._rest.raw("GET", query(f"{self._path}/notebook", format=format))
 
     async def journal(self) -> bytes:
-        """The log itself, one JSON object a line: what ``kernelsvc verify`` checks."""
+        """Return the log, one JSON object a line, for ``kernelsvc verify``."""
         return await self._rest.raw("GET", f"{self._path}/journal")
 
 

@@ -1,4 +1,4 @@
-"""A session's events as async iterators, and the line to one session that they share with it."""
+"""A session's events as async iterators, and the requests about one session."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class SessionRpc:
     """Requests about one session.
 
     Attributes:
-        session: its id.
-        seen: a position of its log that is known to exist; where a new reader may begin without missing anything.
+        session: the session's id.
+        seen: highest known sequence number of its log. The events of a new cell come after it.
     """
 
     def __init__(self, connection: RpcConnection, session: str, seen: int) -> None:
@@ -29,19 +29,19 @@ class SessionRpc:
         self.seen = seen
 
     async def call(self, method: str, *, repeat: bool = False, **params: Any) -> Any:
-        """Call ``session.<method>``; parameters that are None are left out."""
+        """Call ``session.<method>``, without the parameters that are None."""
         params = {"session": self.session, **without_none(**params)}
         return await self.connection.call(f"session.{method}", params, repeat=repeat)
 
     def cell(self, data: Any) -> Cell:
-        """A cell from an answer."""
+        """Decode a cell from a response."""
         cell = read(data, Cell)
         self.seen = max(self.seen, cell.seq.last)
         return cell
 
 
 class AsyncEvents:
-    """A session's events from a position on; iterate over it. ``aclose`` (or the end of a ``with``) lets go early."""
+    """An async iterator over a session's events after a position. ``aclose`` or the end of a ``with`` ends it early."""
 
     def __init__(self, rpc: SessionRpc, after: int, cell: str | None = None) -> None:
         self._rpc = rpc
@@ -62,7 +62,7 @@ class AsyncEvents:
         return self._ready.pop()
 
     async def next_batch(self) -> list[Event]:
-        """All events that are there, at least one; empty at the end. Safe to cancel: nothing is lost."""
+        """Wait for events and return all that have arrived. Empty at the end. Safe to cancel: no event is lost."""
         reader = self._reader or await self._begin()
         events = await self._rpc.connection.read(self._rpc.session, reader)
         if events:
@@ -74,12 +74,12 @@ class AsyncEvents:
     async def _begin(self) -> FeedReader:
         connection = self._rpc.connection
         self._reader = reader = connection.follow(self._rpc.session, self._after, self._cell)
-        # Whoever breaks out of the loop and forgets the iterator lets go of the reader too.
+        # A caller may break out of the loop without closing the iterator. The reader then ends with the iterator.
         self._finalizer = weakref.finalize(self, connection.unfollow_threadsafe, self._rpc.session, reader)
         return reader
 
     async def aclose(self) -> None:
-        """Read no more. A cell that runs goes on."""
+        """Stop reading. A running cell continues."""
         if self._finalizer is not None:
             self._finalizer()
 
@@ -91,14 +91,14 @@ class AsyncEvents:
 
 
 class AsyncPages(AsyncEvents):
-    """The events that a session's log holds now, a page at a time."""
+    """An async iterator over the events that are in a session's log now, a page at a time."""
 
     def __init__(self, rpc: SessionRpc, rest: Rest, after: int) -> None:
         super().__init__(rpc, after)
         self._rest = rest
 
     async def next_batch(self) -> list[Event]:
-        """The next page; empty at the end. Safe to cancel: nothing is lost."""
+        """Return the next page. Empty at the end. Safe to cancel: no event is lost."""
         path = f"/v1/sessions/{quoted(self._rpc.session)}/events"
         page = msgspec.json.decode(await self._rest.raw("GET", query(path, after=self._after)), type=_Page)
         self._after = page.next_after
@@ -111,7 +111,7 @@ class _Page(msgspec.Struct):
 
 
 class AsyncStream(AsyncEvents):
-    """The events of one cell; made by ``AsyncSession.stream``.
+    """An async iterator over the events of one cell. Made by ``AsyncSession.stream``.
 
     Attributes:
         id: the cell's id, for ``input``.
@@ -123,7 +123,7 @@ class AsyncStream(AsyncEvents):
         self._request = request
 
     async def _begin(self) -> FeedReader:
-        # The attachment is asked for first and the cell sent right behind it: one trip.
+        # Attach first, and send the cell without waiting for the reply: one round trip, and no event is missed.
         reader = await super()._begin()
         try:
             accepted = await self._rpc.call("execute", repeat=True, wait="queued", **self._request)
@@ -131,10 +131,10 @@ class AsyncStream(AsyncEvents):
             await self.aclose()
             raise
         first = read(accepted, Cell).seq.first
-        if first <= self._after:  # An id that was used before: its events are the old ones.
+        if first <= self._after:  # The id was used before, and the cell's events are older.
             self._rpc.connection.rewind(self._rpc.session, reader, first - 1)
         return reader
 
     async def cell(self) -> Cell:
-        """The whole cell; waits for its end."""
+        """Wait for the end of the cell and return it."""
         return self._rpc.cell(await self._rpc.call("execute", repeat=True, wait="finished", **self._request))

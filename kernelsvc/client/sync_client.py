@@ -1,8 +1,8 @@
-"""``Client``: the async client, run on a thread of its own, for code without an event loop.
+"""``Client``: the async client for code without an event loop.
 
-No behaviour stands here. Each method is ``_blocking(the async one)``, with the
-same arguments and docstring by construction; only sessions and iterators are
-wrapped again on their way out.
+It runs ``AsyncClient`` on the event loop of a thread, and adds no behaviour. Each method is ``_blocking(method)`` of
+the async class, and so has the same arguments and docstring. Returned sessions and iterators are wrapped in their
+blocking counterparts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class EventLoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, R]) -> R:
-        """Run to the end. A KeyboardInterrupt cancels the waiting; what the server accepted goes on."""
+        """Run a coroutine and return its result. A KeyboardInterrupt cancels it, but not the cell that it waits for."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -44,11 +44,11 @@ class EventLoopThread:
 
     @property
     def closed(self) -> bool:
-        """Whether it was stopped."""
+        """Whether ``stop`` was called."""
         return self._loop.is_closed()
 
     def stop(self) -> None:
-        """End the thread and the loop."""
+        """Stop the thread and close the loop."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
@@ -61,14 +61,14 @@ def _unwrapped(outer: Any, value: T) -> T:
 
 
 def _blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Any, P], R]:
-    """The same method for a caller without an event loop."""
+    """Return a blocking version of an async method."""
     return _blocking_as(method, _unwrapped)
 
 
 def _blocking_as(
     method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], wrap: Callable[[Any, R], T]
 ) -> Callable[Concatenate[Any, P], T]:
-    """The same method, its result wrapped."""
+    """Return a blocking version of an async method that wraps the result."""
 
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return wrap(self, self._loop.run(method(self._inner, *args, **kwargs)))
@@ -80,7 +80,7 @@ def _blocking_as(
 def _iterating(
     method: Callable[Concatenate[Any, P], R], wrap: Callable[[Any, R], T]
 ) -> Callable[Concatenate[Any, P], T]:
-    """The same for a method that gives an iterator and waits for nothing."""
+    """Return a version of a method that returns an async iterator, with a blocking iterator."""
 
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return wrap(self, method(self._inner, *args, **kwargs))
@@ -90,7 +90,7 @@ def _iterating(
 
 
 class Events:
-    """A session's events; iterate over it. ``close`` (or the end of a ``with``) lets go early."""
+    """An iterator over a session's events. ``close``, or the end of a ``with``, ends it early."""
 
     def __init__(self, loop: EventLoopThread, inner: AsyncEvents) -> None:
         self._loop = loop
@@ -101,7 +101,7 @@ class Events:
         return self
 
     def __next__(self) -> Event:
-        # A batch at a time: a hop to the other thread costs more than an event.
+        # A batch at a time: a switch to the other thread costs more than an event.
         if not self._ready:
             self._ready = self._loop.run(self._inner.next_batch())[::-1]
         if not self._ready:
@@ -118,7 +118,7 @@ class Events:
 
 
 class Stream(Events):
-    """The events of one cell; made by ``Session.stream``.
+    """An iterator over the events of one cell. Made by ``Session.stream``.
 
     Attributes:
         id: the cell's id, for ``input``.
@@ -151,7 +151,7 @@ def _sessions(outer: Client | Session, inner: list[AsyncSession]) -> list[Sessio
 
 
 class Session:
-    """``AsyncSession`` for code without an event loop: the same methods, awaited for you."""
+    """``AsyncSession`` for code without an event loop, with the same methods."""
 
     def __init__(self, loop: EventLoopThread, inner: AsyncSession) -> None:
         self._loop = loop
@@ -164,7 +164,7 @@ class Session:
 
     @property
     def details(self) -> SessionInfo:
-        """The session as the server last described it."""
+        """The last description of the session from the server."""
         return self._inner.details
 
     def __repr__(self) -> str:
@@ -211,7 +211,7 @@ async def _make_client(url: str | None, token: str | None, options: dict[str, An
 
 
 class Client:
-    """``AsyncClient`` for code without an event loop: the same arguments and methods, awaited for you."""
+    """``AsyncClient`` for code without an event loop, with the same arguments and methods."""
 
     def __init__(self, url: str | None = None, token: str | None = None, **options: Any) -> None:
         self._loop = EventLoopThread()
@@ -223,12 +223,12 @@ class Client:
 
     @property
     def address(self) -> Address:
-        """Where the server is."""
+        """The address of the server."""
         return self._inner.address
 
     @property
     def reconnects(self) -> int:
-        """How often the link broke and came back."""
+        """How often the client has lost the connection."""
         return self._inner.reconnects
 
     def __enter__(self) -> Self:
@@ -238,7 +238,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let go of the server. Sessions live on until they are closed or expire."""
+        """Close the connection. Sessions stay open until they are closed or expire."""
         if self._loop.closed:
             return
         self._loop.run(self._inner.close())

@@ -1,4 +1,4 @@
-"""Files between this machine and a session's working directory, in chunks."""
+"""Transfer files between this machine and a session's working directory, in chunks."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _CHUNK = 256 * 1024
 
 
 def upload_body(source: str | os.PathLike[str] | bytes, name: str | None) -> tuple[Body, int, str]:
-    """What to send for a source, how many bytes that is, and under which name.
+    """Return the request body for a source, its size in bytes, and the file's name.
 
     Raises:
-        BadRequest: there is no such file, or bytes came without a name.
+        BadRequest: the file does not exist, or the source is bytes and has no name.
     """
     if isinstance(source, bytes):
         if name is None:
-            raise BadRequest("Bytes have no name of their own; give name='data.csv'.")
+            raise BadRequest("Bytes have no file name. Give one, such as name='data.csv'.")
         return source, len(source), name
     path = Path(source)
     if not path.is_file():
-        raise BadRequest(f"There is no file {str(path)!r} to upload.")
+        raise BadRequest(f"There is no file {str(path)!r} to upload. Check the path.")
 
     async def chunks() -> AsyncIterator[bytes]:
-        with path.open("rb") as file:  # noqa: ASYNC230 - local reads of a quarter MiB; a thread's hop costs more
+        with path.open("rb") as file:  # noqa: ASYNC230 - a switch to a thread costs more than a read of 256 KiB
             while chunk := file.read(_CHUNK):
                 yield chunk
 
@@ -36,12 +36,12 @@ def upload_body(source: str | os.PathLike[str] | bytes, name: str | None) -> tup
 
 
 def target_of(to: Path, name: str) -> Path:
-    """The file to write for a download: inside ``to`` if that is a directory."""
+    """Return the path of a download. If ``to`` is a directory, it is a path in it."""
     return to / PurePosixPath(name).name if to.is_dir() else to
 
 
 async def save(rest: Rest, path: str, target: Path) -> None:
-    """Download into a file that appears whole or not at all."""
+    """Download a file atomically: into a temporary file, which is then renamed."""
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as temporary:
         try:
 

@@ -1,4 +1,4 @@
-"""What the client hands out: cells, images, files, and the errors that only a client can meet."""
+"""Values that the client returns: cells, images, files. Errors that only a client raises."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ _T = TypeVar("_T")
 
 
 def new_id(kind: str) -> str:
-    """An id of the client's own making: what makes a request safe to send twice."""
+    """Return a new random id. It makes a request safe to send twice."""
     return f"{kind}-{secrets.token_hex(10)}"
 
 
 def read(data: Any, kind: type[_T]) -> _T:
-    """JSON from the server as a value; fields that we do not know are left out.
+    """Convert JSON from the server to a type. Ignore unknown fields: a newer server may send them.
 
     Raises:
-        msgspec.ValidationError: the server and we do not speak the same version.
+        msgspec.ValidationError: the JSON has another type. Client and server have incompatible versions.
     """
     return msgspec.convert(data, kind, strict=False)
 
 
 class Unreachable(KernelsvcError):
-    """No server answers; start one with 'kernelsvc serve', or give its address and token."""
+    """No server answers. Start one with 'kernelsvc serve', or give its address and token."""
 
     code, http_status, retryable = "unreachable", 503, True
 
 
 class ConnectionLost(KernelsvcError):
-    """The connection broke under a request that can't be sent twice; look at the session's state, then ask again."""
+    """The connection was lost during a request that can't be sent twice. Read the session's state, then decide."""
 
     code, http_status, retryable = "connection_lost", 503, False
 
 
 class CellFailed(KernelsvcError):
-    """The cell did not end well; its text and error say why.
+    """The cell failed. Its text and error have the reason.
 
     Attributes:
         cell: the cell.
@@ -57,7 +57,7 @@ class CellFailed(KernelsvcError):
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
-    """A picture that a cell showed.
+    """An image that a cell displayed.
 
     Attributes:
         mime: ``image/png``, ``image/jpeg``, ``image/gif``, ``image/webp`` or ``image/svg+xml``.
@@ -69,12 +69,12 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def suffix(self) -> str:
-        """What a file's name should end in, with the dot."""
+        """The suffix for a file's name, with the dot."""
         kind = self.mime.removeprefix("image/")
         return {"jpeg": ".jpg", "svg+xml": ".svg"}.get(kind, f".{kind}")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """Show itself in a notebook (IPython's display protocol)."""
+        """Return the image as a MIME bundle: IPython's display protocol calls this to show it in a notebook."""
         if self.mime == "image/svg+xml":
             return {self.mime: self.data.decode("utf-8", "replace")}
         return {self.mime: base64.b64encode(self.data).decode()}
@@ -84,7 +84,7 @@ _IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/svg+xml"
 
 
 def images_of(bundle: dict[str, Any]) -> list[Image]:
-    """The pictures in a MIME bundle, the best one first; what is not base64 is left out."""
+    """Return the images of a MIME bundle, the best format first. Values that are not base64 are ignored."""
     found = []
     for mime in _IMAGES:
         value = bundle.get(mime)
@@ -103,35 +103,35 @@ def images_of(bundle: dict[str, Any]) -> list[Image]:
 
 
 class Cell(objects.CellInfo, kw_only=True):
-    """A cell as the server shows it (``kernelsvc.model.objects.CellInfo``), with what a caller wants to do with it.
+    """A cell: the fields of ``kernelsvc.model.objects.CellInfo``, with images and an exception.
 
     Attributes:
-        value: what the function returned, for ``execute_once(function=...)``.
+        value: return value of the function, for ``execute_once(function=...)``.
     """
 
     value: Any = None
 
     @property
     def ok(self) -> bool:
-        """Whether it ran to its end without an error."""
+        """Whether the cell ended without an error."""
         return self.reason is ev.Reason.OK
 
     @property
     def images(self) -> list[Image]:
-        """One picture for each output that has any, in order."""
+        """The images of the cell, one for each output that has any, in order."""
         bundles = (output.get("data") for output in self.outputs)
         found = (images_of(bundle) for bundle in bundles if isinstance(bundle, dict))
         return [images[0] for images in found if images]
 
     def raise_for_error(self) -> Cell:
-        """The cell itself, for chaining.
+        """Return the cell, or raise an exception if it failed.
 
         Raises:
-            CellFailed: it ended with any reason but ``ok``; carries the cell.
+            CellFailed: the cell ended with another reason than ``ok``.
         """
         if self.ok:
             return self
-        cause = f"{self.error.ename}: {self.error.evalue}" if self.error else self.message or "see its text"
+        cause = f"{self.error.ename}: {self.error.evalue}" if self.error else self.message or "see the cell's text"
         raise CellFailed(f"The cell ended with {self.reason or self.state}: {cause}", cell=self, reason=self.reason)
 
     def __str__(self) -> str:
@@ -142,10 +142,10 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A file in a session's working directory.
 
     Attributes:
-        path: relative, with ``/``.
-        size: bytes.
+        path: path relative to the working directory, with ``/``.
+        size: size in bytes.
         kind: ``file``, ``directory``, ``link`` or ``other``.
-        modified: when it was last written, UTC.
+        modified: time of the last change, UTC.
     """
 
     path: str
@@ -155,16 +155,20 @@ class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnknownEvent(ev.Event):
-    """An event of a type that this client's version does not know; ``data`` is its JSON."""
+    """An event of an unknown type, from a newer server.
+
+    Attributes:
+        data: the event's JSON.
+    """
 
     data: dict[str, Any] = {}
 
 
 def event_of(raw: bytes) -> ev.Event:
-    """An event from its JSON; a type we do not know (a newer server's) becomes ``UnknownEvent``.
+    """Decode an event. An unknown type, from a newer server, becomes ``UnknownEvent``.
 
     Raises:
-        msgspec.DecodeError: it is no event at all.
+        msgspec.DecodeError: the JSON is not an event.
     """
     try:
         return ev.decode(raw)
