@@ -1,4 +1,4 @@
-"""Function calling: the same tools for models that are called through a vendor's own API.
+"""Function calling: the tools for models of vendors' APIs.
 
     from kernelsvc.integrations import Tools, anthropic
 
@@ -6,12 +6,10 @@
         reply = client.messages.create(tools=anthropic.tools(), messages=messages, ...)
         messages += anthropic.run(tools, reply)
 
-``openai``, ``anthropic`` and ``gemini`` are alike: ``tools()`` is what a
-request's ``tools`` takes, ``run`` carries out the calls in a reply and gives
-the messages to send next (``arun`` awaits them, over ``AsyncTools``).
-``langchain`` makes LangChain's own tools. None of them imports a vendor's
-package: replies are read by their fields, as objects or as plain JSON, and
-answers are plain JSON that the packages' types accept.
+``openai``, ``anthropic`` and ``gemini`` have the same functions. ``tools()`` returns the value of ``tools`` in a
+request. ``run`` runs the calls in a reply and returns the messages to send next. ``arun`` is its async version,
+over ``AsyncTools``. ``langchain`` makes LangChain tools. No module imports a vendor's package. A reply may be an object
+or JSON, because its fields are read by name. The returned messages are JSON that the packages' types accept.
 """
 
 from kernelsvc.integrations.tool_calls import AsyncTools, ToolCall, Tools, Vendor

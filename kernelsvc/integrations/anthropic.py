@@ -1,4 +1,4 @@
-"""Anthropic's Messages API."""
+"""Tool calls of Anthropic's Messages API."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _content(result: ToolResult) -> list[dict[str, Any]]:
 
 
 def _answers(answered: Answered) -> list[dict[str, Any]]:
-    """One user's message with a result for each call."""
+    """Return one user message with a result for each call."""
     results = [
         {"type": "tool_result", "tool_use_id": call.id, "content": _content(result), "is_error": result.failed}
         for call, result in answered

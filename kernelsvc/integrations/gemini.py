@@ -1,4 +1,4 @@
-"""Google's Gemini API (``google-genai``)."""
+"""Tool calls of Google's Gemini API (``google-genai``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kernelsvc.integrations.tool_calls import Answered, ToolCall, Vendor, field
 
 
 def _calls(reply: Any) -> list[ToolCall]:
-    """The calls in a response, or in its content."""
+    """Return the calls in a response, or in its content."""
     candidates = field(reply, "candidates", [])
     content = field(candidates[0], "content") if candidates else reply
     found = [_first_field(part, "function_call", "functionCall") for part in field(content, "parts", [])]
@@ -25,7 +25,7 @@ def _first_field(part: Any, *names: str) -> Any:
 
 
 def _answers(answered: Answered) -> list[dict[str, Any]]:
-    """One content with a response for each call, pictures behind them."""
+    """Return one content with a response for each call, and the images after them."""
     parts: list[dict[str, Any]] = []
     for call, result in answered:
         response = {"error" if result.failed else "output": result.text}

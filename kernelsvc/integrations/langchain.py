@@ -1,4 +1,4 @@
-"""LangChain: the tools as its own, to bind to any of its models or agents."""
+"""The tools as LangChain tools, for any of its models and agents."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _Answer = tuple[list[dict[str, Any]], dict[str, Any] | None]
 
 
 def tools(over: Tools | AsyncTools, names: list[str] | None = None) -> list[Any]:
-    """LangChain's ``StructuredTool`` for each tool. Needs the package ``langchain-core``.
+    """Return a LangChain ``StructuredTool`` for each tool. Needs the package ``langchain-core``.
 
-    The content of a tool's message is text and pictures as LangChain's content blocks; its artifact are the facts. A
+    The content of a tool message is text and images, as LangChain's content blocks. Its artifact is the facts. A
     failure is content too, so that the model reads it.
 
     Args:
-        over: the tools to call; ``AsyncTools`` gives tools that can only be awaited.
-        names: which; None takes all.
+        over: runs the calls. With ``AsyncTools`` the tools can only be awaited.
+        names: names of tools. None means all.
     """
     kind = importlib.import_module("langchain_core.tools").StructuredTool
     return [_tool(kind, TOOLS[name], over) for name in names or TOOLS]
@@ -30,12 +30,12 @@ def tools(over: Tools | AsyncTools, names: list[str] | None = None) -> list[Any]
 def _tool(kind: Any, tool: Tool, over: Tools | AsyncTools) -> Any:
     def call(**arguments: Any) -> _Answer:
         if isinstance(over, AsyncTools):
-            raise TypeError("These tools can only be awaited: use ainvoke, or make them over Tools.")
+            raise TypeError("These tools can only be awaited. Call ainvoke, or make them over Tools.")
         return _answer(over.call(tool.name, arguments))
 
     async def acall(**arguments: Any) -> _Answer:
         if isinstance(over, Tools):
-            raise TypeError("These tools can't be awaited: use invoke, or make them over AsyncTools.")
+            raise TypeError("These tools can't be awaited. Call invoke, or make them over AsyncTools.")
         return _answer(await over.call(tool.name, arguments))
 
     more = {"func": call} if isinstance(over, Tools) else {"coroutine": acall}

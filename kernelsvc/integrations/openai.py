@@ -1,4 +1,4 @@
-"""OpenAI: Chat Completions (``run``) and the Responses API (``responses.run``), and what is compatible with them."""
+"""Tool calls of OpenAI's Chat Completions (``run``) and Responses API (``responses.run``), and of compatible APIs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kernelsvc.tools import ImageContent
 
 
 def _calls(reply: Any) -> list[ToolCall]:
-    """The calls in a completion, or in its message."""
+    """Return the calls in a completion, or in its message."""
     choices = field(reply, "choices", [])
     message = field(choices[0], "message") if choices else reply
     return [
@@ -22,7 +22,7 @@ def _calls(reply: Any) -> list[ToolCall]:
 
 
 def _answers(answered: Answered) -> list[dict[str, Any]]:
-    """A tool message for each call; pictures, which a tool message can't hold, in a user's message behind them."""
+    """Return a tool message for each call. A tool message can't have images, so a user message after them has those."""
     messages: list[dict[str, Any]] = [
         {"role": "tool", "tool_call_id": call.id, "content": result.text} for call, result in answered
     ]
@@ -32,8 +32,8 @@ def _answers(answered: Answered) -> list[dict[str, Any]]:
         for picture in result.pictures
     ]
     if shown:
-        words = {"type": "text", "text": "The pictures that the tool calls showed:"}
-        messages.append({"role": "user", "content": [words, *shown]})
+        caption = {"type": "text", "text": "Images from the tool calls:"}
+        messages.append({"role": "user", "content": [caption, *shown]})
     return messages
 
 
@@ -50,7 +50,7 @@ def _response_calls(reply: Any) -> list[ToolCall]:
 
 
 def _response_answers(answered: Answered) -> list[dict[str, Any]]:
-    """An output item for each call, its pictures within."""
+    """Return an output item for each call, with its images."""
     items = []
     for call, result in answered:
         parts: list[dict[str, Any]] = [{"type": "input_text", "text": result.text}]

@@ -1,4 +1,4 @@
-"""What all vendors' formats have in common: the tools, the calls in a reply, and their answers."""
+"""The common part of all vendors' formats: the tools, the calls in a reply, and their results."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from kernelsvc.tools.session_resolver import CallerState
 
 
 class ToolCall(Struct, frozen=True, kw_only=True):
-    """One call that a model asks for.
+    """One tool call of a model.
 
     Attributes:
-        id: the vendor's, which the answer names.
-        name: the tool.
-        arguments: an object, or the JSON text of one.
+        id: the vendor's id of the call.
+        name: name of the tool.
+        arguments: an object, or its JSON text.
     """
 
     id: str
@@ -33,13 +33,13 @@ class ToolCall(Struct, frozen=True, kw_only=True):
 
 
 class AsyncTools:
-    """The tools over a server, for code with an event loop.
+    """The tools of a server, for code with an event loop.
 
     Args:
-        url: as ``AsyncClient`` takes it.
-        token: as ``AsyncClient`` takes it.
-        session: the session that calls mean when the model names none: an id, or a name that is found again later.
-            Default: one of this object's own, made at its first use.
+        url: see ``AsyncClient``.
+        token: see ``AsyncClient``.
+        session: session of calls that do not name one: an id, or a name. The same name finds the same session later.
+            Default: a new session, created by the first call.
     """
 
     def __init__(self, url: str | None = None, token: str | None = None, *, session: str | None = None) -> None:
@@ -55,18 +55,18 @@ class AsyncTools:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the server. Sessions live on until they are closed or expire."""
+        """Close the connection. Sessions stay open until they are closed or expire."""
         await self._client.close()
 
     async def call(self, name: str, arguments: Mapping[str, Any] | str | None = None) -> ToolResult:
-        """Carry out one call. Safe to cancel: a cell that was accepted goes on.
+        """Run one call. Safe to cancel: an accepted cell continues.
 
         Args:
-            name: the tool.
-            arguments: as the model gave them, an object or its JSON text.
+            name: name of the tool.
+            arguments: arguments from the model, an object or its JSON text.
 
         Returns:
-            what happened; whatever a model can get wrong is an result that tells it so.
+            the result. An error of the call is a result too, so that the model reads it.
         """
         try:
             return await self._toolbox.call(name, _object(arguments))
@@ -79,9 +79,9 @@ def _object(arguments: Mapping[str, Any] | str | None) -> dict[str, Any]:
         try:
             arguments = json.loads(arguments or "{}")
         except (ValueError, RecursionError) as error:
-            raise BadRequest(f"The arguments are no JSON ({error}); send them again.") from None
+            raise BadRequest(f"The arguments are not valid JSON ({error}). Send them again.") from None
     if arguments is not None and not isinstance(arguments, Mapping):
-        raise BadRequest("The arguments must be a JSON object; send them again.")
+        raise BadRequest("The arguments must be a JSON object. Send them again.")
     return dict(arguments or {})
 
 
@@ -90,7 +90,7 @@ async def _make_tools(url: str | None, token: str | None, session: str | None) -
 
 
 class Tools:
-    """``AsyncTools`` for code without an event loop: the same arguments and methods, awaited for you."""
+    """``AsyncTools`` for code without an event loop, with the same arguments and methods."""
 
     def __init__(self, url: str | None = None, token: str | None = None, *, session: str | None = None) -> None:
         self._loop = EventLoopThread()
@@ -107,13 +107,13 @@ class Tools:
         self.close()
 
     def close(self) -> None:
-        """Let go of the server. Sessions live on until they are closed or expire."""
+        """Close the connection. Sessions stay open until they are closed or expire."""
         if not self._loop.closed:
             self._loop.run(self._inner.close())
             self._loop.stop()
 
     def call(self, name: str, arguments: Mapping[str, Any] | str | None = None) -> ToolResult:
-        """Carry out one call; see ``AsyncTools.call``."""
+        """Run one call: see ``AsyncTools.call``."""
         return self._loop.run(self._inner.call(name, arguments))
 
 
@@ -124,9 +124,9 @@ class Vendor(Struct, frozen=True):
     """One vendor's format.
 
     Attributes:
-        format: of the definitions.
-        calls: the calls in a reply.
-        answers: the messages that answer them; none for no call.
+        format: format of the definitions.
+        calls: returns the calls in a reply.
+        answers: returns the messages with their results, none if there are no calls.
     """
 
     format: str
@@ -134,23 +134,23 @@ class Vendor(Struct, frozen=True):
     answers: Callable[[Answered], list[dict[str, Any]]]
 
     def tools(self, names: list[str] | None = None) -> list[dict[str, Any]]:
-        """What a request's ``tools`` takes; ``names`` chooses some."""
+        """Return the value of a request's ``tools``. ``names`` selects some tools."""
         return tool_definitions(self.format, names)
 
     def run(self, tools: Tools, reply: Any) -> list[dict[str, Any]]:
-        """Carry out the calls in a reply, in order.
+        """Run the calls in a reply, in order.
 
         Returns:
-            the messages to append after the reply; empty when the model called nothing.
+            the messages to append after the reply. Empty if the model called no tool.
         """
         return self.answers([(call, tools.call(call.name, call.arguments)) for call in self.calls(reply)])
 
     async def arun(self, tools: AsyncTools, reply: Any) -> list[dict[str, Any]]:
-        """``run``, awaited."""
+        """Run the calls in a reply, in order. The async version of ``run``."""
         return self.answers([(call, await tools.call(call.name, call.arguments)) for call in self.calls(reply)])
 
 
 def field(thing: Any, name: str, default: Any = None) -> Any:
-    """A field of a vendor's object, or of the JSON that it stands for."""
+    """Return a field of a vendor's object, or of its JSON. Return the default if it is missing or None."""
     found = thing.get(name, default) if isinstance(thing, Mapping) else getattr(thing, name, default)
     return default if found is None else found

@@ -1,14 +1,12 @@
-"""What a language model is offered: tools over sessions, the same for every protocol that carries tool calls.
+"""Tools for language models, independent of the protocol of the tool calls.
 
-Flow: ``table`` says which tools there are, with their arguments and results as
-types; ``schema`` turns those into JSON Schema and into each vendor's form.
-``Toolbox`` carries a call out over a ``ToolBackend`` (``port``: the service within the
-server, or a client outside of it) and gives an ``ToolResult`` (``outcome``): text
-within a budget, pictures, and the same facts for programs. ``choosing`` finds
-the session that a call means.
+* ``definitions``: the tools, with their wording, arguments and results.
+* ``schema``: the same as JSON Schema, in each vendor's format.
+* ``toolbox``: runs a call over a ``ToolBackend``, which is the service in the server, or a client outside of it.
+* ``result``: the result of a call. Text of limited length, images, and the same facts for programs.
+* ``session_resolver``: finds the session of a call.
 
-MCP (``transports.mcp``) and function calling (``integrations``) are adapters
-over this package; no wording and no rule stands in them twice.
+MCP (``server.mcp``) and function calling (``integrations``) are adapters over this package.
 """
 
 from kernelsvc.tools.backend import FilePart, ToolBackend

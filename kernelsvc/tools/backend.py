@@ -1,4 +1,4 @@
-"""What the tools need of whoever owns the sessions."""
+"""The interface between the tools and the sessions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class FilePart(Struct, frozen=True, kw_only=True):
     """A part of a file.
 
     Attributes:
-        data: the bytes.
-        size: of the whole file, in bytes.
+        data: bytes of the part.
+        size: size of the whole file, in bytes.
     """
 
     data: bytes
@@ -24,19 +24,19 @@ class FilePart(Struct, frozen=True, kw_only=True):
 
 
 class ToolBackend(Protocol):
-    """One principal's way to its sessions. Every method raises ``KernelsvcError`` for what the caller must know."""
+    """Access to one principal's sessions. Methods raise ``KernelsvcError`` for errors that the caller should read."""
 
     async def call(self, method: str, params: dict[str, Any], kind: type[T]) -> T:
-        """A method of the native API, by its name. Safe to cancel: what was accepted goes on."""
+        """Call a method of the native API. Safe to cancel: the server still executes a call that it has accepted."""
 
     async def put_file(self, session: str, path: str, data: bytes) -> None:
-        """Write a file of the working directory, whole or not at all."""
+        """Write a file of the working directory atomically."""
 
     async def read_file(self, session: str, path: str, offset: int, limit: int) -> FilePart:
-        """Some bytes of a file of the working directory."""
+        """Read at most ``limit`` bytes of a file of the working directory."""
 
     async def list_files(self, session: str, path: str, *, recursive: bool) -> tuple[list[FileShown], bool]:
-        """What lies in a directory, at most a thousand names, and whether there are more."""
+        """List a directory. Returns at most 1,000 files, and whether there are more."""
 
     async def notebook(self, session: str, format: str) -> bytes:
-        """The session as a notebook; closed ones too."""
+        """Return an open or closed session as a notebook."""

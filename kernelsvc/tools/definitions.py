@@ -1,4 +1,4 @@
-"""The tools, as data: name, wording, arguments and results. The wording is read by models; each says the next step."""
+"""The tools as data: name, description, arguments and results. Models read the descriptions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from msgspec import Meta, Struct
 
 from kernelsvc.model.objects import Seconds
 
-#: Most clients give a call 60 seconds; a cell that takes longer is picked up again.
+#: Seconds. Most MCP clients time out a call after 60 seconds. A model waits for a longer cell with wait_for_cell.
 DEFAULT_WAIT = 50.0
-#: Characters of a cell's text in one result, unless the call says otherwise.
+#: Default for the characters of a cell's text in one result.
 DEFAULT_TEXT = 20_000
 MAX_TEXT = 200_000
 #: Bytes of a file in one result.
@@ -23,34 +23,32 @@ SessionName = Annotated[
         min_length=1,
         max_length=64,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="The session: an id from an earlier result, or a name of your own choice, such as 'analysis'. "
-        "Left out: your default session. What does not exist yet is made by run_code and upload_file.",
+        description="The session: an id from an earlier result, or a name of your choice, such as 'analysis'. "
+        "Default: your default session. run_code and upload_file create a session that does not exist yet.",
     ),
 ]
 CellId = Annotated[str, Meta(min_length=1, max_length=128, description="A cell's id, from an earlier result.")]
-Path = Annotated[
-    str, Meta(max_length=4096, description="Relative to the session's working directory, with / for directories.")
-]
+Path = Annotated[str, Meta(max_length=4096, description="Path relative to the session's working directory, with /.")]
 Wait = Annotated[
     float,
     Meta(
         ge=0,
         le=3600,
-        description="Seconds to wait for the cell's end before answering that it still runs. It runs on either way.",
+        description="Seconds to wait for the cell to end. A cell that takes longer continues, and the result says so.",
     ),
 ]
 MaxText = Annotated[
-    int, Meta(ge=200, le=MAX_TEXT, description="Characters of output in the answer; read_output has the rest.")
+    int, Meta(ge=200, le=MAX_TEXT, description="Maximum length of the output in the result. read_output has the rest.")
 ]
-Offset = Annotated[int, Meta(ge=0, description="Where to begin, from an earlier answer's next_offset.")]
+Offset = Annotated[int, Meta(ge=0, description="Start position: next_offset of an earlier result.")]
 
 
 class Arguments(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base of what tools take."""
+    """Base of the arguments of all tools."""
 
 
 class InSession(Arguments, kw_only=True):
-    """Base of what happens in a session."""
+    """Base of the arguments of tools that use a session."""
 
     session: SessionName | None = None
 
@@ -62,7 +60,7 @@ class RunCode(InSession, kw_only=True):
         str,
         Meta(
             min_length=1,
-            description="Python, as in a Jupyter cell: the last expression's value is shown; %magics, "
+            description="Python code, as in a Jupyter cell. The value of the last expression is shown. %magics, "
             "top-level await and plots work.",
         ),
     ]
@@ -76,7 +74,7 @@ class RunCode(InSession, kw_only=True):
 class WaitForCell(InSession, kw_only=True):
     """``wait_for_cell``."""
 
-    cell: Annotated[CellId, Meta(description="The cell; left out: the session's last one.")] | None = None
+    cell: Annotated[CellId, Meta(description="The cell. Default: the session's last one.")] | None = None
     wait_seconds: Wait = DEFAULT_WAIT
     max_text: MaxText = DEFAULT_TEXT
 
@@ -85,9 +83,9 @@ class ReadOutput(InSession, kw_only=True):
     """``read_output``."""
 
     cell: CellId
-    name: Annotated[Literal["stdout", "stderr"], Meta(description="Which stream.")] = "stdout"
+    name: Annotated[Literal["stdout", "stderr"], Meta(description="The stream.")] = "stdout"
     offset: Offset = 0
-    limit: Annotated[int, Meta(ge=1, le=MAX_TEXT, description="Characters to read.")] = DEFAULT_TEXT
+    limit: Annotated[int, Meta(ge=1, le=MAX_TEXT, description="Maximum number of characters to read.")] = DEFAULT_TEXT
 
 
 class Rollback(InSession, kw_only=True):
@@ -98,7 +96,7 @@ class Rollback(InSession, kw_only=True):
             str,
             Meta(
                 max_length=128,
-                description="A checkpoint's name, or a cell's id: the state before that cell. Left out: before the "
+                description="A checkpoint's name, or a cell's id for the state before that cell. Default: before the "
                 "last cell.",
             ),
         ]
@@ -110,23 +108,26 @@ class MakeCheckpoint(InSession, kw_only=True):
     """``checkpoint``."""
 
     name: Annotated[
-        str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="To go back to it.")
+        str,
+        Meta(
+            min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="For rollback and branch."
+        ),
     ]
 
 
 class Branch(InSession, kw_only=True):
     """``branch``."""
 
-    count: Annotated[int, Meta(ge=1, le=64, description="How many.")] = 1
-    at: Annotated[str, Meta(max_length=128, description="A checkpoint to start from, by name.")] | None = None
+    count: Annotated[int, Meta(ge=1, le=64, description="Number of branches.")] = 1
+    at: Annotated[str, Meta(max_length=128, description="Checkpoint to start from. Default: now.")] | None = None
 
 
 class UploadFile(InSession, kw_only=True):
     """``upload_file``."""
 
     path: Path
-    text: Annotated[str, Meta(description="The content, for a text file.")] | None = None
-    base64: Annotated[str, Meta(description="The content in base64, for any other file.")] | None = None
+    text: Annotated[str, Meta(description="Content of a text file.")] | None = None
+    base64: Annotated[str, Meta(description="Content of any other file, in base64.")] | None = None
 
 
 class DownloadFile(InSession, kw_only=True):
@@ -134,30 +135,29 @@ class DownloadFile(InSession, kw_only=True):
 
     path: Path
     offset: Offset = 0
-    limit: Annotated[int, Meta(ge=1, le=MAX_PIECE, description="Bytes to read.")] = DEFAULT_PIECE
+    limit: Annotated[int, Meta(ge=1, le=MAX_PIECE, description="Maximum number of bytes to read.")] = DEFAULT_PIECE
 
 
 class ListFiles(InSession, kw_only=True):
     """``list_files``."""
 
     path: Path = ""
-    recursive: Annotated[bool, Meta(description="Whether to list directories within.")] = False
+    recursive: Annotated[bool, Meta(description="Whether to list subdirectories too.")] = False
 
 
 class ExportNotebook(InSession, kw_only=True):
     """``export_notebook``."""
 
-    format: Annotated[Literal["ipynb", "html", "py"], Meta(description="ipynb, html or py.")] = "ipynb"
+    format: Annotated[Literal["ipynb", "html", "py"], Meta(description="Format of the notebook.")] = "ipynb"
     save_as: (
-        Annotated[str, Meta(max_length=4096, description="Write it to this path of the working directory as well.")]
-        | None
+        Annotated[str, Meta(max_length=4096, description="Also write it to this path in the working directory.")] | None
     ) = None
 
 
 class ListSessions(Arguments, kw_only=True):
     """``list_sessions``."""
 
-    closed: Annotated[bool, Meta(description="Whether to list those that have ended, too.")] = False
+    closed: Annotated[bool, Meta(description="Whether to list closed sessions too.")] = False
 
 
 class CloseSession(Arguments, kw_only=True):
@@ -170,18 +170,19 @@ class CloseSession(Arguments, kw_only=True):
 
 
 class ErrorShown(Struct, kw_only=True):
-    """What a cell raised."""
+    """The exception that a cell raised."""
 
     ename: str
     evalue: str
 
 
 class CellResult(Struct, kw_only=True, omit_defaults=True):
-    """A cell, as a model wants it.
+    """The state of a cell, for a model.
 
     Attributes:
-        truncated: whether ``text`` lacks some of what the cell wrote.
-        next: what to do next, where that is not plain.
+        truncated: whether ``text`` lacks a part of the cell's output.
+        next: the next step, if the state does not imply it.
+        note: a notice about the session.
     """
 
     session: str
@@ -217,7 +218,7 @@ class SessionsResult(Struct, kw_only=True):
 
 
 class OutputResult(Struct, kw_only=True, omit_defaults=True):
-    """A piece of what a cell wrote; no ``next_offset`` at the end."""
+    """A part of a cell's output. The last part has no ``next_offset``."""
 
     session: str
     cell: str
@@ -227,7 +228,7 @@ class OutputResult(Struct, kw_only=True, omit_defaults=True):
 
 
 class VariableShown(Struct, kw_only=True, omit_defaults=True):
-    """One name."""
+    """One variable."""
 
     name: str
     type: str
@@ -236,7 +237,7 @@ class VariableShown(Struct, kw_only=True, omit_defaults=True):
 
 
 class VariablesResult(Struct, kw_only=True):
-    """The names that cells have made."""
+    """The variables that cells have defined."""
 
     session: str
     variables: list[VariableShown]
@@ -251,7 +252,7 @@ class FileShown(Struct, kw_only=True):
 
 
 class FilesResult(Struct, kw_only=True):
-    """A directory."""
+    """A directory listing."""
 
     session: str
     files: list[FileShown]
@@ -259,7 +260,7 @@ class FilesResult(Struct, kw_only=True):
 
 
 class FileResult(Struct, kw_only=True, omit_defaults=True):
-    """A file, or a piece of one; no ``next_offset`` at the end."""
+    """A file, or a part of one. The last part has no ``next_offset``."""
 
     session: str
     path: str
@@ -273,14 +274,14 @@ class Tool(Struct, frozen=True, kw_only=True):
     """One tool.
 
     Attributes:
-        name: what a call names.
-        title: for people.
-        about: for models.
-        arguments: what a call's arguments are decoded into.
-        result: what the facts of its outcome are.
-        reads: whether it changes nothing.
-        destroys: whether it may lose something.
-        repeats: whether calling it again with the same arguments changes nothing more.
+        name: name in a call.
+        title: display name.
+        about: description, for models.
+        arguments: type of the arguments.
+        result: type of the result's facts.
+        reads: whether it only reads. MCP's readOnlyHint.
+        destroys: whether it may destroy data. MCP's destructiveHint.
+        repeats: whether a second call with the same arguments has no further effect. MCP's idempotentHint.
     """
 
     name: str
@@ -296,53 +297,53 @@ class Tool(Struct, frozen=True, kw_only=True):
 _TOOLS = (
     Tool(
         name="run_code", title="Run Python", arguments=RunCode, result=CellResult, destroys=True,
-        about="Run Python in a session that keeps its variables, imports and files from call to call, and return what "
-        "it printed, its last value, its error and its plots. A cell that outlasts wait_seconds runs on: pick it up "
-        "with wait_for_cell. If it crashes Python, the variables from before it are restored.",
+        about="Run Python code in a session that keeps its variables, imports and files from call to call. Returns the "
+        "printed text, the last value, the error and the plots. A cell that takes longer than wait_seconds continues: "
+        "get its result with wait_for_cell. If it crashes Python, the variables from before it are restored.",
     ),
     Tool(
         name="wait_for_cell", title="Wait for a cell", arguments=WaitForCell, result=CellResult, reads=True,
-        about="Go on waiting for a cell that still runs, or see again how one ended. Use it after run_code said that "
-        "the cell still runs, or when a call of yours timed out: nothing is run twice.",
+        about="Wait for a cell that is still running, or get the result of an ended one again. Use it after run_code "
+        "returned before the cell's end, or after a call timed out. It runs nothing.",
     ),
     Tool(
         name="read_output", title="Read a cell's output", arguments=ReadOutput, result=OutputResult, reads=True,
-        about="Read what a cell wrote, a piece at a time, where run_code's answer was cut.",
+        about="Read a cell's output in parts, if run_code's result had to leave out some of it.",
     ),
     Tool(
         name="interrupt", title="Interrupt", arguments=InSession, result=SessionResult, repeats=True,
-        about="Interrupt the running cell, as Ctrl-C would. Variables stay.",
+        about="Interrupt the running cell, like Ctrl-C. The variables stay.",
     ),
     Tool(
         name="restart", title="Restart", arguments=InSession, result=SessionResult, destroys=True,
-        about="Give the session a new Python process with no variables; files and notebook stay. "
-        "To undo a step, use rollback.",
+        about="Start a new Python process without variables. The files and the notebook stay. "
+        "To undo one step, use rollback.",
     ),
     Tool(
         name="variables", title="Variables", arguments=InSession, result=VariablesResult, reads=True,
-        about="List the names that cells have made, with type, size and a summary of each.",
+        about="List the variables that cells have defined, each with type, size and a summary.",
     ),
     Tool(
         name="checkpoint", title="Checkpoint", arguments=MakeCheckpoint, result=SessionResult,
-        about="Keep the present variables under a name, to go back to with rollback or to branch from.",
+        about="Save the present variables under a name, for rollback or branch.",
     ),
     Tool(
         name="rollback", title="Undo", arguments=Rollback, result=SessionResult, destroys=True,
-        about="Make the variables those of an earlier moment: before the last cell, before a given cell, or at a "
-        "checkpoint. Files are not changed back. The notebook keeps what was undone, marked so.",
+        about="Restore the variables to an earlier state: before the last cell, before a given cell, or at a "
+        "checkpoint. Files are not restored. The notebook keeps the undone cells, and marks them.",
     ),
     Tool(
         name="branch", title="Branch", arguments=Branch, result=SessionsResult,
-        about="Fork the session: new sessions with copies of all its variables and files, independent from then on. "
-        "Try a different approach in each (run_code with its id), compare, go on in the best and close the others.",
+        about="Fork the session into new sessions with copies of its variables and files, independent from then on. "
+        "Try a different approach in each (run_code with its id), compare, continue in the best, close the others.",
     ),
     Tool(
         name="upload_file", title="Write a file", arguments=UploadFile, result=FileResult, destroys=True, repeats=True,
-        about="Put a file into the session's working directory, where code opens it by its relative path.",
+        about="Write a file to the session's working directory, where code can open it by its relative path.",
     ),
     Tool(
         name="download_file", title="Read a file", arguments=DownloadFile, result=FileResult, reads=True,
-        about="Read a file of the session's working directory: text as text, a picture as a picture, else base64.",
+        about="Read a file of the session's working directory: a text, an image, or any other file in base64.",
     ),
     Tool(
         name="list_files", title="List files", arguments=ListFiles, result=FilesResult, reads=True,
@@ -350,7 +351,7 @@ _TOOLS = (
     ),
     Tool(
         name="export_notebook", title="Export the notebook", arguments=ExportNotebook, result=FileResult, repeats=True,
-        about="The session so far as a Jupyter notebook, a web page or a script; also of a session that has ended.",
+        about="Export the session as a Jupyter notebook, a web page or a script. Works for a closed session too.",
     ),
     Tool(
         name="list_sessions", title="Sessions", arguments=ListSessions, result=SessionsResult, reads=True,
@@ -359,19 +360,20 @@ _TOOLS = (
     Tool(
         name="close_session", title="Close a session", arguments=CloseSession, result=SessionResult, destroys=True,
         repeats=True,
-        about="End a session and give its memory back. Its variables are gone; its notebook and files stay readable.",
+        about="Close a session and free its memory. Its variables are lost. Its notebook and files stay readable.",
     ),
 )  # fmt: skip
 
-#: Every tool by its name, in the order in which models are shown them.
+#: The tools by name, in the order for models.
 TOOLS: dict[str, Tool] = {tool.name: tool for tool in _TOOLS}
 
-#: How to work with them, for protocols that have a place for it.
+#: Instructions for models, for protocols that have a field for them.
 INSTRUCTIONS = (
-    "A Python interpreter that keeps state. run_code runs a cell in a session; variables, imports and files live on "
-    "from call to call. Leave 'session' out for your default session, or give a name to keep separate pieces of work "
-    "apart; when several conversations may share this server, choose a name for yours. Work in small steps, as in a "
-    "notebook. numpy, pandas and matplotlib are there; show a plot with plt.show() and you see it. There is no "
-    "network unless you were told so. If a cell takes long, wait_for_cell picks it up again; if a step was wrong, "
-    "rollback undoes it; to try several ways, branch. Every step is recorded: export_notebook gives it to the user."
+    "A stateful Python interpreter. run_code runs a cell in a session. Variables, imports and files stay from call to "
+    "call. Without 'session' a call uses your default session. Give a name to separate tasks, and if several "
+    "conversations may share this server, choose a name for yours. Work in small steps, as in a notebook. numpy, "
+    "pandas and matplotlib are installed. Show a plot with plt.show() to see it. There is no network unless you were "
+    "told otherwise. If a cell takes long, get its result with wait_for_cell. If a step was wrong, undo it with "
+    "rollback. To try several approaches, use branch. Each step is recorded: export_notebook makes a notebook for the "
+    "user."
 )

@@ -1,4 +1,4 @@
-"""What a tool call gives back: decisions on values."""
+"""The result of a tool call. Pure."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from kernelsvc.model.events import Reason
 from kernelsvc.model.objects import CellInfo, CellState
 from kernelsvc.tools.definitions import CellResult, ErrorShown
 
-#: Pictures in one result, and their bytes together; hosts refuse results of many megabytes.
+#: Maximum number of images in one result, and of their bytes. MCP hosts refuse results of many megabytes.
 MAX_PICTURES, MAX_PICTURE_BYTES = 8, 4 * 1024 * 1024
 _PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
 
 class TextContent(Struct, frozen=True):
-    """Words for the model."""
+    """Text for the model."""
 
     text: str
 
 
 class ImageContent(Struct, frozen=True):
-    """A picture for the model."""
+    """An image for the model."""
 
     mime: str
     data: bytes
 
 
 class ResourceLink(Struct, frozen=True, kw_only=True):
-    """Something that can be read elsewhere."""
+    """A link to an MCP resource."""
 
     uri: str
     name: str
@@ -45,9 +45,9 @@ class ToolResult(Struct, frozen=True, kw_only=True):
     """The result of a call.
 
     Attributes:
-        parts: for the model, in order.
-        facts: the same for programs, a JSON object; None for a refusal.
-        failed: whether the model should take it for a failure.
+        parts: content for the model, in order.
+        facts: the same for programs, as a JSON object. None for an error.
+        failed: whether the call, or the cell, failed.
     """
 
     parts: list[TextContent | ImageContent | ResourceLink]
@@ -56,28 +56,28 @@ class ToolResult(Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """All words."""
+        """The text of all parts."""
         return "\n".join(part.text for part in self.parts if isinstance(part, TextContent))
 
     @property
     def pictures(self) -> list[ImageContent]:
-        """All pictures."""
+        """The images of all parts."""
         return [part for part in self.parts if isinstance(part, ImageContent)]
 
 
 def tool_result(result: Struct, text: str, *more: ImageContent | ResourceLink, failed: bool = False) -> ToolResult:
-    """An outcome of words and facts."""
+    """Return a result with a text and its facts."""
     return ToolResult(parts=[TextContent(text), *more], facts=msgspec.to_builtins(result), failed=failed)
 
 
 def error_result(error: KernelsvcError) -> ToolResult:
-    """An error as the model reads it; its message says the next step."""
+    """Return the result for an error. Its message names the next step."""
     reasons = "".join(f"\n- {reason}" for reason in error.details.get("reasons", []))
     return ToolResult(parts=[TextContent(f"{error.code}: {error.message}{reasons}")], failed=True)
 
 
 def shortened(text: str, limit: int, advice: str) -> tuple[str, bool]:
-    """The head and the tail of a long text, and whether something is missing between them."""
+    """Shorten a text to its head and tail. Return it, and whether a part is missing."""
     if len(text) <= limit:
         return text, False
     head = limit * 2 // 3
@@ -86,14 +86,14 @@ def shortened(text: str, limit: int, advice: str) -> tuple[str, bool]:
 
 
 def cell_result(cell: CellInfo, limit: int, note: str | None = None) -> ToolResult:
-    """A cell as a model wants it.
+    """Return the result for a cell.
 
     Args:
-        cell: as it is now.
-        limit: characters of its text.
-        note: something to say first.
+        cell: state of the cell.
+        limit: maximum number of characters of its text.
+        note: a notice about the session, shown first.
     """
-    advice = f"read_output with cell={cell.id!r} has all of it"
+    advice = f"read_output with cell={cell.id!r} returns all of it"
     text, cut = shortened(cell.text, limit, advice)
     pictures, dropped = pictures_of(cell)
     done = cell.state is CellState.FINISHED
@@ -126,33 +126,33 @@ def _status_line(cell: CellInfo) -> str:
 def _omitted_images(cell: CellInfo, dropped: int) -> str | None:
     if not dropped:
         return None
-    return f"[{dropped} more pictures are in the notebook: export_notebook, or show fewer or smaller ones]"
+    return f"[{dropped} more pictures are in the notebook: call export_notebook, or show fewer or smaller ones]"
 
 
-_KEPT = "Variables from before this cell are there."
+_KEPT = "The variables from before this cell are kept."
 _ADVICE = {
-    Reason.TIMEOUT: "The cell took longer than it may; split the work, or give a larger timeout_seconds. ",
-    Reason.MEMORY: "The memory limit was reached; use less at once: chunks, smaller dtypes, del. ",
+    Reason.TIMEOUT: "The cell exceeded its time limit. Split the work, or give a larger timeout_seconds. ",
+    Reason.MEMORY: "The cell reached the memory limit. Use less at a time: chunks, smaller dtypes, del. ",
     Reason.KERNEL_DIED: "The Python process ended. ",
     Reason.INTERRUPTED: "The cell was interrupted. ",
-    Reason.CANCELLED: "The cell did not run, since one before it failed; run it again if it is still wanted. ",
-    Reason.SESSION_CLOSED: "The session has ended; run_code in another session. ",
+    Reason.CANCELLED: "The cell did not run, because one before it failed. Run it again if you still need it. ",
+    Reason.SESSION_CLOSED: "The session has ended. Use run_code in another session. ",
 }
 
 
 def _advice(cell: CellInfo) -> str | None:
     if cell.state is not CellState.FINISHED:
-        verb = "waits behind another cell" if cell.state is CellState.QUEUED else "still runs"
-        return f"The cell {verb}: call wait_for_cell with cell={cell.id!r} to pick it up, or interrupt to stop it."
+        verb = "waits for another cell" if cell.state is CellState.QUEUED else "still runs"
+        return f"The cell {verb}: call wait_for_cell with cell={cell.id!r} to get its result, or interrupt to stop it."
     if cell.reason not in _ADVICE:
         return None
-    lost = "The variables are gone; run again the cells that made what you need."
+    lost = "The variables are lost. Run again the cells that define the ones you need."
     kept = {True: _KEPT, False: lost, None: ""}[cell.variables_kept]
     return (_ADVICE[cell.reason] + kept).strip()
 
 
 def pictures_of(cell: CellInfo) -> tuple[list[ImageContent], int]:
-    """One picture for each output that has any, within bounds; and how many were left out."""
+    """Return the images of a cell, one for each output, within the limits. Also return how many exceed the limits."""
     bundles = (output.get("data") for output in cell.outputs)
     found = [picture for bundle in bundles if isinstance(bundle, dict) and (picture := _picture(bundle))]
     kept: list[ImageContent] = []

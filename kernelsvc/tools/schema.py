@@ -1,4 +1,4 @@
-"""The tools as JSON Schema, and in the forms in which vendors' APIs take them."""
+"""The tools as JSON Schema, and in the formats of vendors' APIs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _REF = "#/$defs/{name}"
 
 
 def input_schema(tool: Tool) -> dict[str, Any]:
-    """What a call's arguments must be. No reference, no null: what is optional may be left out."""
+    """Return the schema of a tool's arguments, without references and null. Optional arguments are not required."""
     return _closed(_plain(tool.arguments))
 
 
 def output_schema(tool: Tool) -> dict[str, Any]:
-    """What the facts of its outcome are."""
+    """Return the schema of a result's facts."""
     return _plain(tool.result)
 
 
@@ -32,7 +32,7 @@ def _plain(kind: type[Struct]) -> dict[str, Any]:
 
 
 def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
-    """The schema with each reference replaced by what it names, without titles, and without null as a choice."""
+    """Replace each reference in a schema by its target. Remove titles, and null as a choice."""
     if isinstance(schema, list):
         return [_inlined(each, parts) for each in schema]
     if not isinstance(schema, dict):
@@ -58,13 +58,13 @@ def _closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _openai(tool: Tool) -> dict[str, Any]:
-    """Chat Completions."""
+    """Return a tool for Chat Completions."""
     inner = {"name": tool.name, "description": tool.about, "parameters": input_schema(tool)}
     return {"type": "function", "function": inner}
 
 
 def _openai_responses(tool: Tool) -> dict[str, Any]:
-    """The Responses API, where optional parameters need ``strict`` off."""
+    """Return a tool for the Responses API, where optional parameters need ``strict`` off."""
     return {
         "type": "function",
         "name": tool.name,
@@ -75,11 +75,11 @@ def _openai_responses(tool: Tool) -> dict[str, Any]:
 
 
 def _anthropic(tool: Tool) -> dict[str, Any]:
-    """The Messages API."""
+    """Return a tool for the Messages API."""
     return {"name": tool.name, "description": tool.about, "input_schema": input_schema(tool)}
 
 
-#: What Gemini's subset of OpenAPI knows of a schema.
+#: Fields of a schema in Gemini's subset of OpenAPI.
 _GEMINI = ("description", "enum", "default", "minimum", "maximum", "pattern")
 
 
@@ -102,11 +102,11 @@ def _each(form: Callable[[Tool], dict[str, Any]]) -> Callable[[list[Tool]], list
 
 
 def _gemini_tools(tools: list[Tool]) -> list[dict[str, Any]]:
-    """One tool that holds every function, as ``generateContent`` takes it."""
+    """Return one tool with all functions, for ``generateContent``."""
     return [{"functionDeclarations": [_gemini(tool) for tool in tools]}]
 
 
-#: Each form by its name: what to put under ``tools`` of a request.
+#: Formats by name. Each returns the value of ``tools`` in a request.
 FORMATS: dict[str, Callable[[list[Tool]], list[dict[str, Any]]]] = {
     "openai": _each(_openai),
     "openai-responses": _each(_openai_responses),
@@ -116,18 +116,18 @@ FORMATS: dict[str, Callable[[list[Tool]], list[dict[str, Any]]]] = {
 
 
 def tool_definitions(format: str, names: list[str] | None = None) -> list[dict[str, Any]]:
-    """The tools as a vendor's API takes them, ready for a request's ``tools``.
+    """Return the tools in a vendor's format, for the field ``tools`` of a request.
 
     Args:
         format: ``openai``, ``openai-responses``, ``anthropic`` or ``gemini``.
-        names: which tools, in this order; None takes all.
+        names: names of tools, in this order. None means all.
 
     Raises:
-        BadRequest: an unknown format or tool.
+        BadRequest: the format or a tool is unknown.
     """
     if format not in FORMATS:
-        raise BadRequest(f"There is no format {format!r}; choose one of {', '.join(FORMATS)}.")
+        raise BadRequest(f"There is no format {format!r}. Choose one of {', '.join(FORMATS)}.")
     unknown = [name for name in names or [] if name not in TOOLS]
     if unknown:
-        raise BadRequest(f"There is no tool {unknown[0]!r}; choose of {', '.join(TOOLS)}.")
+        raise BadRequest(f"There is no tool {unknown[0]!r}. Choose from {', '.join(TOOLS)}.")
     return FORMATS[format]([TOOLS[name] for name in names] if names else list(TOOLS.values()))

@@ -1,4 +1,4 @@
-"""Which session a call means: an id, a name of the caller's, or its default one; made on first use."""
+"""Find the session of a tool call by id, by a name of the caller's choice, or the caller's default session."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from kernelsvc.model.objects import SessionInfo, SessionState
 from kernelsvc.protocol.methods import SessionPage
 from kernelsvc.tools.backend import ToolBackend
 
-#: The label that carries a session's name, so that it is found again by another connection or a later server.
+#: The label with a session's name. Another connection, or a later server, finds the session by it.
 LABEL = "tool-session"
-#: What a session's id looks like; a name of this shape would be taken for one.
+#: Form of a session's id. A name of this form counts as an id.
 _ID = re.compile(r"^s_[0-9a-f]{16}$")
 _PAGE = 20
 
-RECREATED = "Your session of that name has ended; this is a new one with empty variables (its files are new too)."
+RECREATED = "Your session of that name has ended. This is a new one, without its variables and files."
 
 
 class CallerState:
-    """What calls of one caller remember of each other: ids by name. May be forgotten; labels find them again.
+    """A cache of one caller's sessions, name to id. It may be lost: labels find the sessions again.
 
     Attributes:
-        default: the name, or the id, that stands for none.
-        title: what new sessions are called, for people.
+        default: name or id of the session of calls that do not name one.
+        title: display name of new sessions.
+        ids: ids by name.
+        lock: held while a session is created, so that concurrent calls create one.
     """
 
     def __init__(self, default: str, title: str | None = None) -> None:
@@ -37,16 +39,16 @@ class CallerState:
 
 
 class SessionResolver:
-    """Finds and makes sessions over one backend."""
+    """Finds and creates sessions over one backend."""
 
     def __init__(self, backend: ToolBackend, caller: CallerState) -> None:
         self._backend, self._caller = backend, caller
 
     async def find(self, wanted: str | None) -> SessionInfo:
-        """A session that exists; closed ones by their id alone.
+        """Find an existing session. A closed session is only found by its id.
 
         Raises:
-            NotFound: there is none; the message says how one is made.
+            NotFound: there is none.
         """
         if (by_id := await self._by_id(wanted or self._caller.default)) is not None:
             return by_id
@@ -56,11 +58,11 @@ class SessionResolver:
         return found
 
     async def open(self, wanted: str | None) -> tuple[SessionInfo, str | None]:
-        """A session to work in, made if need be; and something to tell the model.
+        """Find an open session, or create it. Return it, and a note for the model if it replaces one that has ended.
 
         Raises:
-            NotFound: an id that is nobody's.
-            KernelsvcError: no session can be made now.
+            NotFound: ``wanted`` is the id of no session of this principal.
+            KernelsvcError: the server can't create a session now.
         """
         if (by_id := await self._by_id(wanted or self._caller.default)) is not None:
             return by_id, None
@@ -81,13 +83,17 @@ class SessionResolver:
         return made
 
     async def _by_id(self, wanted: str) -> SessionInfo | None:
-        """The session of this id; None for what is no id but a name."""
+        """Get a session by id. Return None if ``wanted`` is a name.
+
+        Raises:
+            NotFound: ``wanted`` is the id of no session of this principal.
+        """
         if not _ID.match(wanted):
             return None
         try:
             return await self._backend.call("session.get", {"session": wanted}, SessionInfo)
         except NotFound:
-            advice = f"There is no session {wanted!r}; list_sessions shows yours, or leave 'session' out."
+            advice = f"There is no session {wanted!r}. list_sessions shows yours. Or leave 'session' out."
             raise NotFound(advice) from None
 
     async def _named(self, name: str) -> SessionInfo | None:
@@ -107,5 +113,5 @@ class SessionResolver:
 
 def _missing(wanted: str | None) -> str:
     if wanted is None:
-        return "You have no session yet; run_code makes one."
-    return f"There is no open session {wanted!r}; run_code with that name makes it, list_sessions shows yours."
+        return "You have no session yet. run_code creates one."
+    return f"There is no open session {wanted!r}. run_code with that name creates it, list_sessions shows yours."

@@ -1,4 +1,4 @@
-"""Carries tool calls out."""
+"""Run tool calls."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from kernelsvc.tools.result import (
 )
 from kernelsvc.tools.session_resolver import CallerState, SessionResolver
 
-#: Told every second or so how long a call has waited, in seconds, and what the cell said last.
+#: Progress callback, called about once a second: seconds since the call, and the last line of the cell's output.
 Report = Callable[[float, str], Awaitable[None]]
 
 TICK_SECONDS = 1.0
-#: A notebook in a result, in characters; larger ones are linked.
+#: Maximum bytes of a script in a result. A larger one is only linked.
 MAX_NOTEBOOK = 100_000
-#: Bytes of a file that one call uploads.
+#: Maximum bytes of a file in one call.
 MAX_UPLOAD = 16 * 1024 * 1024
 MAX_PROGRESS_TEXT = 160
 _PAGE = 1000
 
 
 class Toolbox:
-    """The tools, over one principal's backend.
+    """The tools of one principal.
 
     Args:
-        backend: how the sessions are reached.
-        memory: what this caller's earlier calls remember; a fresh one when None.
+        backend: access to the sessions.
+        caller: state from earlier calls of this caller. Default: none.
     """
 
     def __init__(self, backend: ToolBackend, caller: CallerState | None = None) -> None:
@@ -74,22 +74,22 @@ class Toolbox:
     async def call(
         self, name: str, arguments: Mapping[str, Any] | None = None, report: Report | None = None
     ) -> ToolResult:
-        """Carry out one call. Safe to cancel: a cell that was accepted goes on, and can be picked up again.
+        """Run one call. Safe to cancel: an accepted cell continues, and wait_for_cell returns its result.
 
         Args:
-            name: the tool.
-            arguments: as the model gave them.
-            report: told of progress while a cell runs.
+            name: name of the tool.
+            arguments: arguments from the model.
+            report: progress callback while a cell runs.
 
         Returns:
-            what happened; a refusal is an outcome too, so that the model reads why.
+            the result. An error of the call is a result too, so that the model reads it.
 
         Raises:
             NotFound: there is no such tool.
         """
         tool = TOOLS.get(name)
         if tool is None:
-            raise NotFound(f"There is no tool {name!r}; there are {', '.join(TOOLS)}.")
+            raise NotFound(f"There is no tool {name!r}. The tools are {', '.join(TOOLS)}.")
         try:
             return await self._handlers[name](_decoded(tool, arguments or {}), report)
         except KernelsvcError as error:
@@ -116,9 +116,9 @@ class Toolbox:
         return cell_result(cell, args.max_text)
 
     async def _wait_until_finished(self, params: dict[str, Any], seconds: float, report: Report | None) -> CellInfo:
-        """The cell when it has ended, or as it is after ``seconds``.
+        """Wait for the end of a cell, at most ``seconds``, and return its state.
 
-        Asking for a cell again by its id runs nothing: it waits for the one there is.
+        A repeated ``session.execute`` with the cell's id runs nothing, and waits for the existing cell.
         """
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -147,7 +147,7 @@ class Toolbox:
             last = page.cells[-1] if page.cells else last
             offset = page.next_offset
         if last is None:
-            raise NotFound("No cell has run in this session yet; run_code runs one.")
+            raise NotFound("No cell has run in this session yet. Use run_code.")
         return last
 
     async def _read_output(self, args: definitions.ReadOutput, report: Report | None) -> ToolResult:
@@ -159,21 +159,21 @@ class Toolbox:
         result = definitions.OutputResult(
             session=session.id, cell=args.cell, text=piece.text, total=piece.total, next_offset=piece.next_offset
         )
-        more = f"\n[{piece.total} characters in all; go on with offset={piece.next_offset}]"
+        more = f"\n[{piece.total} characters in total. Continue with offset={piece.next_offset}]"
         shown = piece.text + more if piece.next_offset is not None else piece.text
-        return tool_result(result, shown or "[nothing was written]")
+        return tool_result(result, shown or "[no output]")
 
     # --- sessions ----------------------------------------------------------------------------
 
     async def _interrupt(self, args: definitions.InSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
         after = await self._backend.call("session.interrupt", {"session": session.id}, SessionInfo)
-        return _session_result(after, "Interrupted; wait_for_cell shows how the cell ended.")
+        return _session_result(after, "Interrupted. wait_for_cell returns the cell's result.")
 
     async def _restart(self, args: definitions.InSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
         after = await self._backend.call("session.restart", {"session": session.id}, SessionInfo)
-        return _session_result(after, "Restarted: no variables, the files and the notebook are still there.")
+        return _session_result(after, "Restarted without variables. The files and the notebook are kept.")
 
     async def _variables(self, args: definitions.InSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
@@ -184,7 +184,7 @@ class Toolbox:
         ]
         lines = [f"{each.name}: {each.type} = {each.summary}" for each in found]
         text, _ = shortened(
-            "\n".join(lines) or "No variables yet.", definitions.DEFAULT_TEXT, "look at some by run_code"
+            "\n".join(lines) or "No variables yet.", definitions.DEFAULT_TEXT, "print single ones with run_code"
         )
         return tool_result(definitions.VariablesResult(session=session.id, variables=shown), text)
 
@@ -192,13 +192,13 @@ class Toolbox:
         session = await self._sessions.find(args.session)
         await self._backend.call("session.checkpoint", {"session": session.id, "name": args.name}, Checkpoint)
         after = await self._backend.call("session.get", {"session": session.id}, SessionInfo)
-        return _session_result(after, f"Kept as {args.name!r}; rollback with to={args.name!r} goes back to it.")
+        return _session_result(after, f"Saved as {args.name!r}. rollback with to={args.name!r} restores it.")
 
     async def _rollback(self, args: definitions.Rollback, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
         after = await self._backend.call("session.rollback", {"session": session.id, "to": args.to}, SessionInfo)
-        moment = f"at {args.to!r}" if args.to else "before the last cell"
-        return _session_result(after, f"The variables are those {moment}; files are as they were.")
+        moment = f"of {args.to!r}" if args.to else "from before the last cell"
+        return _session_result(after, f"Restored the variables {moment}. The files are unchanged.")
 
     async def _branch(self, args: definitions.Branch, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
@@ -207,7 +207,9 @@ class Toolbox:
             params["at"] = args.at
         made = await self._backend.call("session.branch", params, list[SessionInfo])
         lines = "\n".join(each.id for each in made)
-        text = f"Branches of {session.id}, each with its variables and files; run_code with one's id:\n{lines}"
+        text = (
+            f"Branches of {session.id}, each with its variables and files. Use run_code with one of these ids:\n{lines}"
+        )
         return tool_result(definitions.SessionsResult(sessions=[_shown(each) for each in made]), text)
 
     async def _list_sessions(self, args: definitions.ListSessions, report: Report | None) -> ToolResult:
@@ -215,12 +217,12 @@ class Toolbox:
         found = [each for each in page.sessions if args.closed or each.state is not SessionState.CLOSED]
         lines = [f"{each.id}  {each.state}  {each.name or ''}  {each.execution_count} cells" for each in found]
         shown = definitions.SessionsResult(sessions=[_shown(each) for each in found])
-        return tool_result(shown, "\n".join(lines) or "No session yet; run_code makes one.")
+        return tool_result(shown, "\n".join(lines) or "No session yet. run_code creates one.")
 
     async def _close_session(self, args: definitions.CloseSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
         after = await self._backend.call("session.close", {"session": session.id}, SessionInfo)
-        return _session_result(after, "Closed; export_notebook and download_file still read its record.")
+        return _session_result(after, "Closed. export_notebook and download_file still work.")
 
     # --- files and records ---------------------------------------------------------------------
 
@@ -243,14 +245,14 @@ class Toolbox:
         mime = mimetypes.guess_type(args.path)[0] or ""
         if mime in ("image/png", "image/jpeg", "image/gif", "image/webp") and end == piece.size and args.offset == 0:
             return tool_result(result, f"{args.path}: {piece.size} bytes", ImageContent(mime, piece.data))
-        more = f"\n[{piece.size} bytes in all; go on with offset={end}]" if end < piece.size else ""
+        more = f"\n[{piece.size} bytes in total. Continue with offset={end}]" if end < piece.size else ""
         return tool_result(result, _as_text(piece.data) + more)
 
     async def _list_files(self, args: definitions.ListFiles, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
         files, truncated = await self._backend.list_files(session.id, args.path, recursive=args.recursive)
         lines = [f"{each.path}{'/' if each.kind == 'directory' else ''}  {each.size}" for each in files]
-        more = ["[there are more; list a directory of it]"] if truncated else []
+        more = ["[there are more files. List a subdirectory]"] if truncated else []
         result = definitions.FilesResult(session=session.id, files=files, truncated=truncated)
         return tool_result(result, "\n".join(lines + more) or "The directory is empty.")
 
@@ -264,8 +266,8 @@ class Toolbox:
         result = definitions.FileResult(session=session.id, path=path, size=len(data), uri=uri)
         link = ResourceLink(uri=uri, name=path, mime=MIME[args.format], size=len(data))
         saved = f" and written to {args.save_as}" if args.save_as else ""
-        where = f"The notebook of session {session.id} ({len(data)} bytes) is the resource {uri}{saved}; the user gets "
-        how = f"it by 'kernelsvc export {session.id} -o notebook.{args.format}'."
+        where = f"The notebook of session {session.id} ({len(data)} bytes) is the resource {uri}{saved}. The user gets "
+        how = f"it with 'kernelsvc export {session.id} -o notebook.{args.format}'."
         body = data.decode("utf-8", "replace") if len(data) <= MAX_NOTEBOOK and args.format == "py" else ""
         return tool_result(result, f"{where}{how}" + (f"\n\n{body}" if body else ""), link)
 
@@ -274,12 +276,12 @@ MIME = {"ipynb": "application/x-ipynb+json", "html": "text/html", "py": "text/x-
 
 
 def notebook_uri(session: str, format: str) -> str:
-    """The resource that a session's notebook is."""
+    """Return the URI of a session's notebook as an MCP resource."""
     return f"kernelsvc://sessions/{session}/notebook.{format}"
 
 
 def file_uri(session: str, path: str) -> str:
-    """The resource that a file of a session is."""
+    """Return the URI of a session's file as an MCP resource."""
     return f"kernelsvc://sessions/{session}/files/{path}"
 
 
@@ -288,9 +290,7 @@ def _decoded(tool: definitions.Tool, arguments: Mapping[str, Any]) -> Any:
     try:
         return msgspec.convert(given, tool.arguments, strict=False)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:
-        raise BadRequest(
-            f"The arguments of {tool.name} can't be taken: {error}. Correct them and call again."
-        ) from None
+        raise BadRequest(f"The arguments of {tool.name} are not valid: {error}. Correct them and call again.") from None
 
 
 def _content(args: definitions.UploadFile) -> bytes:
@@ -301,9 +301,9 @@ def _content(args: definitions.UploadFile) -> bytes:
     try:
         data = args.text.encode() if args.text is not None else base64.b64decode(args.base64 or "", validate=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise BadRequest("The content is no valid base64 (or no valid text); encode it again.") from None
+        raise BadRequest("The content is not valid base64, or not valid text. Encode it again.") from None
     if len(data) > MAX_UPLOAD:
-        raise TooLarge(f"One call uploads at most {MAX_UPLOAD} bytes; send the file over HTTP, or in parts.")
+        raise TooLarge(f"One call can upload at most {MAX_UPLOAD} bytes. Upload the file over HTTP, or in parts.")
     return data
 
 
@@ -312,7 +312,7 @@ def _is_picture(path: str) -> bool:
 
 
 def _as_text(data: bytes) -> str:
-    """Text as text; anything else in base64, said so. A character cut at a piece's end is left for the next."""
+    """Return text as it is, and other data in base64, marked so. A part may end within a UTF-8 character."""
     if b"\0" not in data:
         try:
             return data.decode()

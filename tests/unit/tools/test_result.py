@@ -49,8 +49,8 @@ def test_every_bad_end_is_a_failure(reason):
 def test_a_crash_says_whether_the_variables_are_there():
     kept = cell_result(cell(reason=Reason.KERNEL_DIED, variables_kept=True), 1000)
     lost = cell_result(cell(reason=Reason.KERNEL_DIED, variables_kept=False), 1000)
-    assert "are there" in kept.facts["next"]
-    assert "run again" in lost.facts["next"]
+    assert "are kept" in kept.facts["next"]
+    assert "Run again" in lost.facts["next"]
 
 
 def test_a_long_text_keeps_its_head_and_tail():

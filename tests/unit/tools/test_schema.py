@@ -48,7 +48,7 @@ def test_gemini_has_one_tool_with_its_own_types():
     assert set(functions) == set(TOOLS)
     listed = functions["read_output"]["parameters"]["properties"]
     assert listed["name"] == {
-        "type": "STRING", "description": "Which stream.", "enum": ["stderr", "stdout"], "default": "stdout",
+        "type": "STRING", "description": "The stream.", "enum": ["stderr", "stdout"], "default": "stdout",
     }  # fmt: skip
     assert "additionalProperties" not in json.dumps(tool)
 
