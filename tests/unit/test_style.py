@@ -50,6 +50,44 @@ def test_a_package_exports_no_name_of_a_module_in_it(path: Path) -> None:
     assert not bound & modules
 
 
+#: Class names that two modules may share: both are public. The client's Session and Stream wrap the session of a server
+#: and a cell's events, and SessionClosed is the error of a request to a session and the event that closed it.
+PUBLIC_TWICE = {
+    "Session": {"kernelsvc.client.sync_client", "kernelsvc.session.session"},
+    "SessionClosed": {"kernelsvc.errors", "kernelsvc.model.events"},
+    "Stream": {"kernelsvc.client.sync_client", "kernelsvc.model.events"},
+}
+#: Names that are still to be changed. An entry that is no longer needed fails the test: delete it.
+STILL_TWICE = {
+    "ConnectHandler",
+    "Connection",
+    "Events",
+    "HealthHandler",
+    "JupyterHandler",
+    "MetricsHandler",
+    "RunCode",
+    "SandboxHandler",
+    "SandboxesHandler",
+    "SessionHandler",
+    "Stream",
+    "Terminal",
+    "Watch",
+    "_Handler",
+    "_Watched",
+}
+
+
+def test_no_class_name_stands_for_two_classes() -> None:
+    modules: dict[str, set[str]] = {}
+    for path in MODULES:
+        relative = path.relative_to(PACKAGE).with_suffix("")
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                modules.setdefault(node.name, set()).add(".".join(["kernelsvc", *relative.parts]))
+    twice = {name: found for name, found in modules.items() if len(found) > 1 and found != PUBLIC_TWICE.get(name)}
+    assert set(twice) == STILL_TWICE, {name: found for name, found in twice.items() if name not in STILL_TWICE}
+
+
 def test_functions_are_short() -> None:
     bodies = sorted(
         node.end_lineno - node.body[0].lineno + 1
