@@ -2,8 +2,7 @@
 
 A session is a forked kernel, a log and a notebook. See ``ARCHITECTURE.md``.
 
-This file stays light on purpose: the kernel's own process imports
-``kernelsvc.guest`` and must not pull in the server with it.
+This module imports nothing of the server: a kernel process imports ``kernelsvc.guest``, and with it this module.
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ __all__ = ["AsyncClient", "Client", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """Import the clients when they are first asked for (PEP 562)."""
+    """Import the clients at their first use (PEP 562)."""
     if name in ("Client", "AsyncClient"):
         from kernelsvc import client
 
