@@ -149,7 +149,9 @@ def _reduce_database(connection: sqlite3.Connection) -> Any:
     if connection.in_transaction:
         raise NotPortable("a database connection in an open transaction (commit it first)")
     path = connection.execute("pragma database_list").fetchone()[2]
-    return (sqlite3.connect, (path,)) if path else (_database, (connection.serialize(),))
+    # The file of a database is named by its whole path. One in memory has no name, or "x" once it was deserialized
+    # (memdb.c of SQLite), so that a session which is saved twice would lose it.
+    return (sqlite3.connect, (path,)) if os.path.isabs(path) else (_database, (connection.serialize(),))
 
 
 def _reduce_lock(lock: Any) -> Any:

@@ -171,6 +171,19 @@ def test_databases(tmp_path):
         one.close()
 
 
+def test_a_database_in_memory_survives_each_of_several_saves():
+    """SQLite names one that was loaded "x", which is no file."""
+    space = {"memory": sqlite3.connect(":memory:")}
+    space["memory"].executescript("create table t (n); insert into t values (3)")
+    for _ in range(3):
+        before = space["memory"]
+        space, lost = around(space, ["memory"])
+        before.close()
+        assert not lost
+        assert space["memory"].execute("select n from t").fetchall() == [(3,)]
+    space["memory"].close()
+
+
 def test_what_lies_outside_is_lost_with_a_reason():
     held = threading.Lock()
     held.acquire()

@@ -1,0 +1,210 @@
+"""What an earlier release wrote is read, verified and adopted, and sessions that it runs survive an upgrade."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import Served, serving
+from waiting import wait_for
+
+from kernelsvc import AsyncClient
+
+ROOT = Path(__file__).parents[2]
+#: Made by ``make_written_before.py``, which says what is in it.
+ARCHIVE = ROOT / "tests" / "fixtures" / "written_before.tar.xz"
+#: The release that sessions are upgraded from. Raise it with each minor version: older ones are not promised.
+BEFORE = "3f0f94d3131105262df9dd3e2c06ecef8fb2c680"
+QUICK = {"KERNELSVC_TEMPLATES": '{"python3": {"preload": []}}'}
+#: What a replay says of each cell: a picture that was updated, a text that was cut and an answered question differ.
+REPLAYED = {
+    "plain": ["same", "same", "different", "same", "same"],
+    "cut": ["different"],
+    "asks": ["different"],
+    "crashed": ["same", "skipped", "same"],
+    "rolled": ["same", "skipped", "same"],
+}
+#: What a hibernated session's variables give, one for each way in which they were saved.
+HIBERNATED = {
+    "kept['a']": "[1, 2, 3, 4]",
+    "double(3, by=5)": "15",
+    "event.is_set(), waiting.get()": "(True, 'one')",
+    "database.execute('select n from t').fetchall()": "[(3,)]",
+    "base[2] = 7; int(view[0])": "7",
+    "cached(1), cached.cache_parameters()['maxsize']": "(2, 4)",
+    "made.value": "5",
+    "file.tell(), file.seek(0), file.read()": "(3, 0, 'abc')",
+}
+#: Prints, and waits for a file of the next server.
+LONG = """import os, time
+for n in range(40):
+    print(n, flush=True)
+    time.sleep(0.05)
+while not os.path.exists("go"):
+    time.sleep(0.01)
+"""
+CLOSED = ["plain", "cut", "asks", "crashed", "rolled", "branch"]
+
+
+class WrittenBefore:
+    """A server of today on a copy of what the earlier release wrote.
+
+    Attributes:
+        served: the server.
+        told: what the release's own server reported of each session, by name.
+    """
+
+    def __init__(self, served: Served, told: dict[str, dict[str, Any]]) -> None:
+        self.served, self.told = served, told
+
+    def path(self, name: str, file: str) -> Path:
+        """A file of a session."""
+        return self.served.data_dir / "sessions" / self.told[name]["id"] / file
+
+    def command(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line of today with this server."""
+        command = [sys.executable, "-m", "kernelsvc", *args]
+        return subprocess.run(command, env=self.served.client_env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def before() -> Iterator[WrittenBefore]:
+    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True) as directory:
+        root = Path(directory)
+        with tarfile.open(ARCHIVE) as archive:
+            archive.extractall(root, numeric_owner=True, filter="tar")
+        told = json.loads((root / "data" / "wanted.json").read_text())["sessions"]
+        for file in root.glob("data/sessions/*/session.json"):  # it names the session's directory by its whole path
+            file.write_text(re.sub(r"/tmp/k\w+/data", f"{root}/data", file.read_text()))
+        # Today's server has to write this one again from the log.
+        (root / "data" / "sessions" / told["crashed"]["id"] / "notebook.ipynb").write_text("{")
+        with serving(root, env=QUICK) as served:
+            yield WrittenBefore(served, told)
+
+
+async def test_each_session_is_listed_with_its_cells(before):
+    async with AsyncClient(before.served.url, before.served.token) as client:
+        listed = {session.id for session in await client.sessions()}
+        assert {told["id"] for told in before.told.values()} <= listed
+        for name in [*CLOSED, "hibernated"]:
+            told = before.told[name]
+            cells = await (await client.session(told["id"])).cells()
+            assert [[cell.id, cell.reason, cell.code] for cell in cells] == told["cells"], name
+
+
+@pytest.mark.parametrize("name", CLOSED)
+async def test_a_closed_session_has_the_notebook_that_it_had(before, name):
+    async with AsyncClient(before.served.url, before.served.token) as client:
+        session = await client.session(before.told[name]["id"])
+        assert (await session.info()).state == "closed"
+        assert hashlib.sha256(await session.notebook()).hexdigest() == before.told[name]["notebook_sha256"]
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_its_log_and_its_export_are_verified(before, name):
+    for path in (before.path(name, "journal.jsonl"), before.served.data_dir / "exported" / f"{name}.ipynb"):
+        done = before.command("verify", str(path))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+def test_its_log_and_its_notebook_run_again(before, name):
+    path = before.path(name, "notebook.ipynb")
+    wait_for(lambda: path.stat().st_size > 1, what="the notebook")
+    for file in (before.path(name, "journal.jsonl"), path):
+        done = before.command("replay", "--json", str(file))
+        outcomes = [json.loads(line)["outcome"] for line in done.stdout.splitlines()]
+        assert outcomes == REPLAYED[name], done.stdout + done.stderr
+
+
+async def test_a_hibernated_session_wakes_with_its_variables(before):
+    """A pickle names the functions that rebuild a variable by their module, and that module has moved."""
+    async with AsyncClient(before.served.url, before.served.token) as client:
+        session = await client.session(before.told["hibernated"]["id"])
+        for code, value in HIBERNATED.items():
+            assert (await session.run(code)).text.strip() == value, code
+        assert "make it again" in (await session.run("next(lost)")).text
+
+
+async def test_a_session_that_was_open_when_all_was_killed_has_a_new_kernel(before):
+    async with AsyncClient(before.served.url, before.served.token) as client:
+        session = await client.session(before.told["open"]["id"])
+        done, running = await session.cells()
+        assert (done.reason, done.text) == ("ok", "5\n")
+        assert running.reason == "kernel_died"
+        assert running.text.startswith("on\n")
+        assert (await session.info()).state == "idle"
+        assert (await session.run("'y' in globals()")).text.strip() == "False"
+
+
+def old_code(to: Path) -> None:
+    """The package as it was, from this checkout's history."""
+    packed = subprocess.run(["git", "-C", str(ROOT), "archive", BEFORE, "kernelsvc"], capture_output=True)
+    if packed.returncode:
+        pytest.skip(f"the history of this checkout lacks {BEFORE[:7]}: {packed.stderr.decode()[:100]}")
+    subprocess.run(["tar", "-x", "-C", str(to)], input=packed.stdout, check=True)
+
+
+@pytest.mark.parametrize("how", [signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.timeout(120)
+async def test_sessions_that_run_survive_an_upgrade(how):
+    """The kernel host keeps its code, and its kernels keep theirs; today's server adopts them."""
+    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True) as directory:
+        root = Path(directory)
+        code = root / "old"
+        code.mkdir()
+        old_code(code)
+        os.chmod(root, 0o711)
+        served = Served(root, env={**QUICK, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"})
+        served.start()
+        try:
+            async with AsyncClient(served.url, served.token) as client:
+                busy, idle, asleep = [await client.create_session(keep=True) for _ in range(3)]
+                await busy.run("x = 41")
+                await idle.run("import os\npid = os.getpid()")
+                guest = list((served.runtime_dir / "guest" / "kernelsvc" / "guest").rglob("*.py"))
+                old = [code / path.relative_to(served.runtime_dir / "guest") for path in guest]
+                assert guest
+                assert [path.read_bytes() for path in guest] == [path.read_bytes() for path in old], "the old code runs"
+                await idle.checkpoint("one")
+                await idle.run("y = 1")
+                await asleep.run("k = 7")
+                await asleep.hibernate()
+                await busy.run(LONG, cell="long", wait="queued")
+                async with busy.events(0) as events:
+                    async for event in events:
+                        if type(event).__name__ == "Stream":
+                            break
+            assert served.process is not None
+            served.process.send_signal(how)
+            served.process.wait(30)
+            del served.env["PYTHONPATH"], served.env["PYTHONSAFEPATH"]
+            served.start()
+            async with AsyncClient(served.url, served.token) as client:
+                again = await client.session(busy.id)
+                assert (await again.info()).state == "busy"
+                await again.upload(b"", "go")
+                assert (await again.run("x + 1")).text.strip() == "42"
+                cell = await again.cell("long")
+                assert (cell.reason, cell.text.split()) == ("ok", [str(n) for n in range(40)])
+                again = await client.session(idle.id)
+                assert (await again.run("os.getpid() == pid")).text.strip() == "True"
+                await again.rollback("one")
+                assert (await again.run("'y' in globals()")).text.strip() == "False"
+                (branch,) = await again.branch()
+                assert (await branch.run("'pid' in globals()")).text.strip() == "True"
+                assert (await (await client.session(asleep.id)).run("k")).text.strip() == "7"
+                assert (await (await client.create_session()).run("1 + 1")).text.strip() == "2"
+        finally:
+            served.stop()
