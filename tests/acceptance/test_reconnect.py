@@ -6,7 +6,7 @@ import socket
 from urllib.parse import urlsplit
 
 import pytest
-from cutting_proxy import CuttingProxy
+from faulty_proxy import FaultyProxy
 from served import Served
 
 from kernelsvc import AsyncClient
@@ -27,7 +27,7 @@ def numbers(events):
 
 @pytest.fixture
 async def proxy(served):
-    async with CuttingProxy(urlsplit(served.url).port) as proxy:
+    async with FaultyProxy(urlsplit(served.url).port) as proxy:
         yield proxy
 
 

@@ -17,7 +17,7 @@ import pytest
 from served import Served
 from waiting import wait_for
 
-from attack.ordinary import UID, as_ordinary_user
+from attack.unprivileged import UID, as_ordinary_user
 from kernelsvc import Client
 from kernelsvc.model.limits import MiB
 

@@ -19,7 +19,7 @@ import pytest
 
 from attack.cell import Cell, Who
 from attack.cells import ALL, FAMILY
-from attack.ordinary import as_ordinary_user
+from attack.unprivileged import as_ordinary_user
 
 HERE = Path(__file__).parent
 WHO: tuple[Who, ...] = ("root", "user") if os.getuid() == 0 else ("user",)

@@ -21,8 +21,8 @@ import pytest
 from served import Served
 from waiting import wait_for
 
-from attack.ordinary import UID, as_ordinary_user
 from attack.test_caps import events
+from attack.unprivileged import UID, as_ordinary_user
 from kernelsvc import Client
 from kernelsvc.client import Session
 from kernelsvc.model.limits import MiB

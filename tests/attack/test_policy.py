@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from served import Served
 
-from attack.lesser import PATHS, Lesser, without
-from attack.ordinary import UID, as_ordinary_user
+from attack.missing_syscalls import PATHS, MissingSyscalls, without
+from attack.unprivileged import UID, as_ordinary_user
 
 pytestmark = pytest.mark.timeout(120)
 
 
-class WithoutNamespaces(Lesser):
+class WithoutNamespaces(MissingSyscalls):
     calls, error = ("unshare",), errno.EPERM
 
 

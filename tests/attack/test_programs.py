@@ -11,7 +11,7 @@ import pytest
 from integration.test_e2b_process import Box
 from served import Served
 
-from attack.ordinary import UID, as_ordinary_user
+from attack.unprivileged import UID, as_ordinary_user
 
 FACTS = (
     "grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp|Uid|Gid|Groups):' /proc/self/status; "

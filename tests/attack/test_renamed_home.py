@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from served import Served
 
-from attack.lesser import PATHS, Lesser
-from attack.ordinary import UID
+from attack.missing_syscalls import PATHS, MissingSyscalls
+from attack.unprivileged import UID
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -30,7 +30,7 @@ DATA = "../../.."
 SECRET = "the server's own"
 
 
-class WithoutLandlock(Lesser):
+class WithoutLandlock(MissingSyscalls):
     calls, error = ("landlock_create_ruleset",), errno.ENOSYS
 
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import leaks
 import nbformat
 import psutil
-from cutting_proxy import CuttingProxy
+from faulty_proxy import FaultyProxy
 from served import Served
 from waiting import wait_until
 
@@ -48,7 +48,7 @@ class Arena:
         self.temporary = root / "tmp"
         self.temporary.mkdir(exist_ok=True)
         self.served = Served(root, *args, env={**QUICK, "TMPDIR": str(self.temporary), **(env or {})})
-        self.proxy = CuttingProxy(0)
+        self.proxy = FaultyProxy(0)
 
     async def __aenter__(self) -> Arena:
         await asyncio.to_thread(self.served.start)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from served import Served
 
-from attack.ordinary import as_ordinary_user
+from attack.unprivileged import as_ordinary_user
 from kernelsvc.sandbox.syscall_table import NUMBERS
 
 _PROGRAM = """
@@ -38,7 +38,7 @@ def without(calls: list[str], error: int, command: list[str]) -> list[str]:
     return [sys.executable, "-c", _PROGRAM, str(error), ",".join(str(table[name]) for name in calls), *command]
 
 
-class Lesser(Served):
+class MissingSyscalls(Served):
     """A server of an ordinary user on such a machine."""
 
     calls: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 
 
-class CuttingProxy:
+class FaultyProxy:
     """Stands between a client and a server.
 
     Attributes:

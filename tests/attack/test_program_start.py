@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from attack.beginning import SECRET
 from attack.cell import Who
-from attack.ordinary import as_ordinary_user
+from attack.program_probe import SECRET
+from attack.unprivileged import as_ordinary_user
 
 HERE = Path(__file__).parent
 WHO: tuple[Who, ...] = ("root", "user") if os.getuid() == 0 else ("user",)
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(180)
 
 
 def begin(who: Who, *options: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "attack.beginning", *options, SECRET]
+    command = [sys.executable, "-m", "attack.program_probe", *options, SECRET]
     if who == "user" and os.getuid() == 0:
         command = as_ordinary_user(command)
     paths = os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])

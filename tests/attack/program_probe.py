@@ -2,7 +2,7 @@
 
 A program of its own, so that the tests can run it as root and as an ordinary user::
 
-    python -m attack.beginning [--without LAYER ...] [--bare]
+    python -m attack.program_probe [--without LAYER ...] [--bare]
 
 What is started is a fork of this process until it execs. This one plays the kernel
 host: a secret is in its environment, its arguments and its memory.
