@@ -1,6 +1,7 @@
 # Everything a person or CI runs here, by one word. `make` alone lists the words.
 #
 #   make test ARGS='-k journal'     some of the tests
+#   make test JOBS=0                the tests in one process, for a debugger
 #   make serve ARGS='--port 9000'   the server with other settings
 #   VENV=/some/venv                 use an environment of your own
 
@@ -12,8 +13,12 @@ SHELL := /bin/bash
 VENV ?= .venv
 ARGS ?=
 NEWEST ?=
+JOBS ?= 2
 BIN := $(VENV)/bin
-TESTS := tests/unit tests/integration tests/acceptance $(wildcard tests/attack)
+# Files with few long tests first, so that the workers end together.
+TESTS := tests/acceptance tests/integration $(wildcard tests/attack) tests/unit
+# The tests of a file share servers, so they run in one worker.
+WORKERS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 export PYTHONUNBUFFERED := 1
 
@@ -36,7 +41,7 @@ demo: $(VENV)/.run ## install what is needed and watch a real analysis run in a 
 
 test: $(VENV)/.dev ## every test but those of foreign clients: unit, integration, acceptance, attacks
 	@scripts/bootstrap browser $(VENV)
-	@$(BIN)/python -m pytest --durations=10 --durations-min=5 $(TESTS) $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) $(TESTS) $(ARGS)
 
 test-chaos: $(VENV)/.dev ## faults, caused for real: kills, restarts, full disks, soaks; takes minutes
 	@$(BIN)/python -m pytest tests/chaos $(ARGS)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import durations
 import leaks
 import pytest
 from served import Served, serving
@@ -42,8 +43,12 @@ def served(short_tmp: Path) -> Iterator[Served]:
         yield instance
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run that skipped too much or left something behind."""
+    """Fail a run that skipped too much or left something behind.
+
+    Only the process that the run began with looks, and last: pytest-xdist's hook has ended its workers by then.
+    """
     found = _left_behind() if _OUTERMOST else []
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skips = len(_counted(reporter.stats.get("skipped", []))) if reporter else 0
@@ -73,7 +78,8 @@ def _left_behind() -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """List what was skipped, by reason, and what was left behind."""
+    """List how long each folder took, what was skipped, by reason, and what was left behind."""
+    durations.write(terminalreporter)
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = Counter(_reason(report) for report in skipped)
     if reasons:

@@ -1,0 +1,48 @@
+"""How long the tests of a run took: a table by folder, and the slowest tests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+#: A run of fewer tests gets no table.
+MIN_TESTS = 50
+SLOWEST = 10
+#: Tests that are faster than this, in seconds, are not among the slowest.
+MIN_SECONDS = 1.0
+
+
+def of(reporter: pytest.TerminalReporter) -> Counter[str]:
+    """Seconds of each test, with its setup and teardown, by node id."""
+    seconds: Counter[str] = Counter()
+    for reports in reporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid] += report.duration
+    return seconds
+
+
+def by_folder(seconds: Counter[str]) -> dict[str, tuple[int, float]]:
+    """Number of tests and seconds, by the first two parts of the path."""
+    found: dict[str, tuple[int, float]] = {}
+    for test, duration in seconds.items():
+        folder = "/".join(Path(test.partition("::")[0]).parts[:2])
+        number, total = found.get(folder, (0, 0.0))
+        found[folder] = number + 1, total + duration
+    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+
+
+def write(reporter: pytest.TerminalReporter) -> None:
+    """Write the table. Seconds are those of the workers together: two workers spend two in a second."""
+    seconds = of(reporter)
+    if len(seconds) < MIN_TESTS:
+        return
+    reporter.section("durations")
+    reporter.line(f"{'folder':24}{'tests':>8}{'seconds':>10}")
+    for folder, (number, total) in by_folder(seconds).items():
+        reporter.line(f"{folder:24}{number:8d}{total:10.1f}")
+    slowest = [(test, duration) for test, duration in seconds.most_common(SLOWEST) if duration >= MIN_SECONDS]
+    for test, duration in slowest:
+        reporter.line(f"{duration:8.1f} s  {test}")
