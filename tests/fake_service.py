@@ -209,12 +209,12 @@ class FakeService:
         self.gone: list[object] = []
         self.changed: list[Any] = []
         self.batch_size = 1000
-        self.access = SessionTokens(b"k" * 32, [*TOKENS.values()], self.owner, self.live)
+        self.access = SessionTokens(b"k" * 32, [*TOKENS.values()], self)
 
     def owner(self, session: str) -> str | None:
         return self.sessions[session].owner if session in self.sessions else None
 
-    def live(self) -> list[str]:
+    def open_ids(self) -> list[str]:
         return [id for id, each in self.sessions.items() if each.state is not SessionState.CLOSED]
 
     async def aclose(self) -> None:
@@ -321,11 +321,11 @@ class FakeService:
             await s.finished[cell.id].wait()
         return cell
 
-    def execute_then(self, who, session, request, told, *, client) -> None:
+    def execute_then(self, who, session, request, on_finished, *, client) -> None:
         s = self.find(who, session)
         cell = s.submit(request, client)
         waiting = asyncio.ensure_future(s.finished[cell.id].wait())
-        waiting.add_done_callback(lambda done: done.cancelled() or told(lambda: cell))
+        waiting.add_done_callback(lambda done: done.cancelled() or on_finished(lambda: cell))
 
     async def batch(self, who, session, cells, *, on_error="stop", wait="finished", client=None):
         s = self.find(who, session)

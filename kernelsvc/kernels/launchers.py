@@ -1,16 +1,19 @@
-"""Which launcher a template belongs to: forked environments first, then installed kernelspecs."""
+"""Which launcher starts a template's kernels: forked environments come first, then installed kernelspecs."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kernelsvc.errors import KernelsvcError, NotFound
 from kernelsvc.host.client import HostClient
 from kernelsvc.host.protocol import HostSettings
+from kernelsvc.kernels import exec_process
+from kernelsvc.kernels.exec_process import ExecProcess
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import Launcher, Sink, StartRequest
 from kernelsvc.kernels.zmq.host_processes import HostProcesses
@@ -19,21 +22,97 @@ from kernelsvc.model.events import SandboxReport
 
 log = logging.getLogger(__name__)
 
-#: Seconds for which the list of installed kernelspecs is believed.
+#: Seconds for which the list of installed kernelspecs is cached.
 SPECS_SECONDS = 5.0
 
 
+class KernelLaunchers(Protocol):
+    """Start kernels and programs: the port between the service and the machine.
+
+    ``Launchers`` implements it for this machine, ``kernelsvc.testing.FakeLaunchers`` for tests.
+    """
+
+    def on_cgroup_event(self, callback: Callable[[list[str], str], None]) -> None:
+        """Have ``callback`` called when Linux enforced a limit on a process that is not a kernel.
+
+        It gets the kernels of the sessions concerned, and the limit's name.
+        """
+
+    async def start(self) -> None:
+        """Make ready to start kernels.
+
+        Raises:
+            Internal: it is not possible.
+        """
+
+    async def stop(self, *, end_kernels: bool) -> None:
+        """Disconnect. With ``end_kernels``, every kernel ends; without, they wait for the next server."""
+
+    def ready(self) -> bool:
+        """Whether every template is ready, so that a session would not wait for one."""
+
+    def templates(self) -> list[dict[str, Any]]:
+        """Return what a session can be made from, as ``GET /v1/templates`` shows it."""
+
+    def sandbox(self) -> SandboxReport:
+        """Return what this machine enforces."""
+
+    def launcher(self, template: str) -> Launcher:
+        """Return the launcher for a template's name.
+
+        Raises:
+            NotFound: there is no such template.
+        """
+
+    def forks(self, template: str) -> bool:
+        """Whether the kernels of this template are forked, and the template is ready."""
+
+    async def start_for_later(self, request: StartRequest, sink: Sink) -> None:
+        """Start a forked kernel that ``Launcher.start`` hands over later, or ``discard`` ends.
+
+        Raises:
+            KernelsvcError: it can't be started.
+        """
+
+    async def discard(self, kernel: str) -> None:
+        """End a forked kernel that no session has."""
+
+    async def end_strays(self, known: set[str]) -> None:
+        """End all kernels that no server holds, except the known ones."""
+
+    async def exec(
+        self,
+        kernel: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str,
+        with_input: bool,
+        terminal: tuple[int, int] | None,
+    ) -> ExecProcess:
+        """Start a program in a kernel's sandbox. Safe to cancel: the program is killed. See ``exec_process.start``.
+
+        Raises:
+            BadRequest: there is no such program or directory.
+            TooLarge: arguments and environment are too large together.
+        """
+
+
 class Launchers:
-    """Every way to start a kernel on this machine. One kernel host stands behind them all."""
+    """Every way to start a kernel on this machine. Implements ``KernelLaunchers`` over one kernel host."""
 
     def __init__(self, settings: HostSettings, *, start_host: bool = True) -> None:
         self.host = HostClient(settings, start=start_host)
         self._runtime = runtime = Path(settings.runtime_dir)
         self._forked = ForkedLauncher(self.host, runtime)
-        self._cold = KernelspecLauncher(HostProcesses(self.host), runtime)
+        self._kernelspec = KernelspecLauncher(HostProcesses(self.host), runtime)
         self._found: set[Path] = set()
         self._specs: dict[str, str] = {}  # name -> language
         self._specs_at = -SPECS_SECONDS
+
+    def on_cgroup_event(self, callback: Callable[[list[str], str], None]) -> None:
+        """See ``KernelLaunchers``."""
+        self.host.on_limit_hit = callback
 
     async def start(self) -> None:
         """Connect to the kernel host, or start one.
@@ -45,27 +124,27 @@ class Launchers:
         await self.host.start()
 
     async def stop(self, *, end_kernels: bool) -> None:
-        """Let go of the host; with ``end_kernels`` it and everything it runs ends."""
+        """Disconnect from the host. With ``end_kernels``, the host and everything it runs ends."""
         if end_kernels:
             await self.host.shutdown(end_kernels=True)
         await self.host.close()
 
     async def end_strays(self, known: set[str]) -> None:
-        """End kernels that no server holds and no session knows: what a crash left of starts and replacements."""
+        """End kernels that no server holds and no session knows, which a crash left."""
         for kernel in await self.host.orphans():
             if kernel not in known:
-                log.warning("kernel %s belongs to no session; it is ended", kernel)
+                log.warning("kernel %s belongs to no session and is ended", kernel)
                 with contextlib.suppress(KernelsvcError):
                     await self._forked.end(kernel)
         listed = {*known, *await self.host.kernels()}
-        for path in self._found:  # and not what was made since
+        for path in self._found:  # not those that were made since the start
             if path.stem not in listed:
                 path.unlink(missing_ok=True)
 
     def _kernelspecs(self) -> list[str]:
         now = time.monotonic()
         if now - self._specs_at > SPECS_SECONDS:
-            self._specs, self._specs_at = self._cold.languages(), now
+            self._specs, self._specs_at = self._kernelspec.languages(), now
         return [name for name in self._specs if name not in self.host.templates]
 
     def launcher(self, template: str) -> Launcher:
@@ -77,7 +156,7 @@ class Launchers:
         if template in self.host.templates:
             return self._forked
         if template in self._kernelspecs():
-            return self._cold
+            return self._kernelspec
         names = ", ".join([*self.host.templates, *self._kernelspecs()])
         raise NotFound(f"There is no template {template!r}; there are {names}.")
 
@@ -86,7 +165,7 @@ class Launchers:
         return self.host.templates.get(template, {}).get("state") == "ready"
 
     async def start_for_later(self, request: StartRequest, sink: Sink) -> None:
-        """Have a forked kernel ready; ``start`` hands it over, ``discard`` ends it.
+        """Start a forked kernel that ``Launcher.start`` hands over later, or ``discard`` ends.
 
         Raises:
             KernelsvcError: it can't be started.
@@ -94,11 +173,11 @@ class Launchers:
         await self._forked.prestart(request, sink)
 
     async def discard(self, kernel: str) -> None:
-        """End a forked kernel that nobody needs."""
+        """End a forked kernel that no session has."""
         await self._forked.discard(kernel)
 
     def templates(self) -> list[dict[str, Any]]:
-        """What a session can be made from, as ``GET /v1/templates`` shows it."""
+        """Return what a session can be made from, as ``GET /v1/templates`` shows it."""
         forked = [{**about, "kind": "forked"} for about in self.host.templates.values()]
         cold = {"kind": "cold", "state": "ready"}
         return [*forked, *({"name": name, **cold, "language": self._specs[name]} for name in self._kernelspecs())]
@@ -108,5 +187,20 @@ class Launchers:
         return all(about.get("state") == "ready" for about in self.host.templates.values())
 
     def sandbox(self) -> SandboxReport:
-        """What this machine enforces."""
+        """Return what this machine enforces."""
         return self.host.sandbox
+
+    async def exec(
+        self,
+        kernel: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str,
+        with_input: bool,
+        terminal: tuple[int, int] | None,
+    ) -> ExecProcess:
+        """See ``KernelLaunchers``."""
+        return await exec_process.start(
+            self.host, kernel, argv, env=env, cwd=cwd, with_input=with_input, terminal=terminal
+        )

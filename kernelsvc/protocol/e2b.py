@@ -15,6 +15,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import msgspec
+
 from kernelsvc.errors import Unauthenticated
 
 #: Ports inside a sandbox that E2B's clients speak to.
@@ -74,12 +76,21 @@ def signature(path: str, operation: Operation, user: str, secret: str, expires: 
     return "v1_" + base64.b64encode(digest).rstrip(b"=").decode()
 
 
-def is_signed(given: str, path: str, operation: Operation, user: str, secret: str, expires: int | None) -> bool:
-    """Whether ``given`` is the signature of all this; compared in constant time."""
-    if len(given) != _SIGNATURE:
-        return False
-    made = signature(path, operation, user, secret, expires)
-    return hmac.compare_digest(made.encode(), given.encode("utf-8", "surrogatepass"))
+class SignedAddress(msgspec.Struct, frozen=True):
+    """The address of a file with its signature; the fields are those of ``signature``."""
+
+    given: str
+    path: str
+    operation: Operation
+    user: str
+    expires: int | None
+
+    def is_signed_with(self, secret: str) -> bool:
+        """Whether this secret made the signature; compared in constant time."""
+        if len(self.given) != _SIGNATURE:
+            return False
+        made = signature(self.path, self.operation, self.user, secret, self.expires)
+        return hmac.compare_digest(made.encode(), self.given.encode("utf-8", "surrogatepass"))
 
 
 def expiry_of(text: str | None, now: float) -> int | None:

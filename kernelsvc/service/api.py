@@ -1,14 +1,17 @@
-# ruff: noqa: D102 - what each method does stands once, on ``service.core.Service``
-"""The port that transports are written against.
+# ruff: noqa: D102 - the methods are documented once, on the classes that implement them
+"""The port that transports are written against: values, session ids and streams, no paths and no live objects.
 
-A transport knows this module, ``model`` and ``protocol``, and not one name more.
+A front on another machine can implement it by forwarding. ``service.service.Service`` implements it here.
+The import contracts in ``pyproject.toml`` hold that ``server`` imports nothing else of ``service``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+import msgspec
 
 from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import (
@@ -21,11 +24,7 @@ from kernelsvc.model.objects import (
     SessionRequest,
     Variable,
 )
-from kernelsvc.service.environment import SessionEnvironment
-from kernelsvc.service.leases import Leases
-from kernelsvc.service.programs import Programs
-from kernelsvc.service.resource_monitor import UsageSamples
-from kernelsvc.service.session_tokens import SessionTokens
+from kernelsvc.model.usage_history import UsageSample
 
 NotebookFormat = Literal["ipynb", "html", "py"]
 # Named, because ``list`` means a method inside the class below.
@@ -35,64 +34,172 @@ Lines = list[bytes]
 Sessions = list[SessionInfo]
 Variables = list[Variable]
 Page = tuple[Sessions, str | None]
-#: Told of a cell's end, with what reads the cell. Called in the event loop; raises nothing.
+#: Called in the event loop when a cell has ended, with a function that reads the cell. It must not raise.
 OnFinished = Callable[[Callable[[], CellInfo]], None]
+#: Which stream of a program wrote, and what.
+ProgramStream = Literal["stdout", "stderr", "pty"]
+ProgramPiece = tuple[ProgramStream, bytes]
 
 
 class Subscription(Protocol):
-    """A reader of one session's log: a cursor, never a queue."""
+    """A reader of one session's journal. It holds a position and no entries."""
 
     last_seq: int
 
     async def next(self) -> list[bytes]:
-        """Journal lines (JSON objects, no newline) after the cursor, at least one; waits for it.
+        """Wait for entries after the position and return them as JSON objects without a newline.
 
-        An empty list says that the session is closed and all was read. Safe to cancel: nothing is skipped.
+        An empty list means that the session is closed and everything was read. Safe to cancel: no entry is skipped.
         """
 
     def next_nowait(self) -> list[bytes]:
-        """What ``next`` would give without waiting, a bounded portion; empty if there is nothing yet."""
+        """Return a bounded number of entries without waiting, or an empty list."""
 
     def on_lines(self, news: Callable[[bytes], None]) -> None:
-        """Have ``news`` called when there is more, with the last line of it, until ``close``.
+        """Have ``news`` called with the last line of each new portion, until ``close``.
 
-        It only takes note; ``next_nowait`` is for a later turn of the event loop.
+        ``news`` must not call ``next_nowait`` itself, but in a later turn of the event loop.
         """
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing follows any more."""
+        """Whether the session is closed and everything was read."""
 
     def close(self) -> None:
-        """Let go."""
+        """Stop reading."""
+
+
+class ProgramInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A program that runs in a session's sandbox, next to its kernel.
+
+    Attributes:
+        id: its number, which this server never uses again.
+        pid: the process id inside the sandbox.
+        argv: the program and its arguments.
+        env: the environment variables that the caller added.
+        cwd: the directory where it started; empty for the session's directory.
+        tag: the caller's own name for it.
+    """
+
+    id: int
+    pid: int
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str
+    tag: str | None
+
+
+class ProgramOutput(Protocol):
+    """The output of a program from one moment on. A reader that does not read slows the program down."""
+
+    async def next(self) -> ProgramPiece | None:
+        """Wait for output. None means that the program has ended. Safe to cancel: nothing is lost."""
+
+    @property
+    def status(self) -> int | None:
+        """The wait status (wait(2)) of a program that has ended; None if it is not known."""
+
+    def close(self) -> None:
+        """Stop reading. The program continues."""
+
+
+class ProgramApi(Protocol):
+    """Programs in sessions' sandboxes: shell commands, servers, terminals."""
+
+    async def start(
+        self,
+        who: Principal,
+        session: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        tag: str | None = None,
+        with_input: bool = True,
+        terminal: tuple[int, int] | None = None,
+    ) -> tuple[ProgramInfo, ProgramOutput]: ...
+    def running(self, who: Principal, session: str) -> list[ProgramInfo]: ...
+    def find(self, who: Principal, session: str, *, pid: int | None = None, tag: str | None = None) -> ProgramInfo: ...
+    def watch(self, who: Principal, session: str, program: int) -> ProgramOutput: ...
+    def write(self, who: Principal, session: str, program: int, data: bytes) -> None: ...
+    def close_input(self, who: Principal, session: str, program: int) -> None: ...
+    def signal(self, who: Principal, session: str, program: int, number: int) -> None: ...
+    def resize(self, who: Principal, session: str, program: int, columns: int, rows: int) -> None: ...
+
+
+class EnvironmentApi(Protocol):
+    """The environment variables and the current directory of sessions."""
+
+    async def change(
+        self, who: Principal, session: str, environ: Mapping[str, str | None], directory: str | None = None
+    ) -> dict[str, str | None]: ...
+
+
+class LeaseApi(Protocol):
+    """How long sessions live, and the sessions that share the directory and the lease of another."""
+
+    def grant(
+        self,
+        who: Principal,
+        session: str,
+        seconds: float,
+        *,
+        then: Literal["close", "pause"] | None = None,
+        at_least: bool = False,
+    ) -> SessionInfo: ...
+    def pause(self, who: Principal, session: str) -> SessionInfo: ...
+    def keep(self, who: Principal, session: str) -> SessionInfo: ...
+    def sidecars(self, who: Principal, session: str) -> list[SessionInfo]: ...
+
+
+class UsageApi(Protocol):
+    """What sessions have used."""
+
+    def samples(self, who: Principal, session: str) -> list[UsageSample]: ...
+
+
+class Signed(Protocol):
+    """A value that a secret has signed, for example ``protocol.e2b.SignedAddress``."""
+
+    def is_signed_with(self, secret: str) -> bool:
+        """Whether this secret made the signature; compared in constant time."""
+
+
+class TokenApi(Protocol):
+    """Secrets that are derived from a token, each for one session and one purpose."""
+
+    def secret(self, who: Principal, session: str, purpose: str) -> str: ...
+    def holder(self, session: str, purposes: Iterable[str], *given: str) -> Principal: ...
+    def signer(self, session: str, purpose: str, signed: Signed) -> Principal: ...
+    def search(self, purpose: str, signed: Signed) -> tuple[Principal, str]: ...
 
 
 class ServiceApi(Protocol):
-    """What transports call. Every method raises ``KernelsvcError`` for what the caller must know.
+    """What transports call. Every method raises ``KernelsvcError`` for an error that the caller must know.
 
-    ``who`` owns what it makes; another's session is ``not_found``. Awaiting
-    methods may be cancelled: what was accepted goes on.
+    ``who`` owns the sessions that it creates. Another principal's session is
+    ``not_found``. Methods that wait may be cancelled: what was accepted continues.
     """
 
     @property
-    def access(self) -> SessionTokens:
-        """Secrets that stand for one session, for doors whose clients show one."""
+    def access(self) -> TokenApi:
+        """Secrets for one session, for APIs whose clients send one."""
 
     @property
-    def surroundings(self) -> SessionEnvironment:
-        """What a session's cells find around them."""
+    def environment(self) -> EnvironmentApi:
+        """Environment variables and the current directory."""
 
     @property
-    def programs(self) -> Programs:
-        """Programs beside sessions' kernels."""
+    def programs(self) -> ProgramApi:
+        """Programs in sessions' sandboxes."""
 
     @property
-    def leases(self) -> Leases:
-        """Sessions' time, and sessions beside others."""
+    def leases(self) -> LeaseApi:
+        """Leases, pauses and sidecars."""
 
     @property
-    def samples(self) -> UsageSamples:
-        """What sessions used over their lives."""
+    def usage(self) -> UsageApi:
+        """Samples of the resources that sessions have used."""
 
     def authenticate(self, token: str | None) -> Principal: ...
     def info(self) -> dict[str, Any]: ...
@@ -125,7 +232,7 @@ class ServiceApi(Protocol):
         client: object | None = None,
     ) -> CellInfo: ...
     def execute_then(
-        self, who: Principal, session: str, request: CellRequest, told: OnFinished, *, client: object
+        self, who: Principal, session: str, request: CellRequest, on_finished: OnFinished, *, client: object
     ) -> None: ...
 
     async def batch(
@@ -139,10 +246,10 @@ class ServiceApi(Protocol):
         client: object | None = None,
     ) -> Cells: ...
     def client_gone(self, client: object) -> None:
-        """A connection that submitted cells is gone: those with on_disconnect="interrupt" are interrupted."""
+        """Interrupt the cells with ``on_disconnect="interrupt"`` that a lost connection had submitted."""
 
     async def call(self, who: Principal, call: Call) -> dict[str, Any]:
-        """``POST /v1/execute``: the cell as JSON, plus ``value`` for a function."""
+        """``POST /v1/execute``: return the cell as JSON, and ``value`` for a function."""
 
     async def input(self, who: Principal, session: str, cell: str, text: str) -> None: ...
     def cell(self, who: Principal, session: str, cell: str) -> CellInfo: ...
@@ -150,7 +257,7 @@ class ServiceApi(Protocol):
     def output(
         self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536
     ) -> dict[str, Any]:
-        """``{name, offset, text, next_offset, total}`` in characters, from the journal."""
+        """Return ``{name, offset, text, next_offset, total}`` in characters, from the journal."""
 
     def attach(self, who: Principal, session: str, *, after: int = 0) -> Subscription: ...
     def events(self, who: Principal, session: str, *, after: int = 0, limit: int = 1000) -> Lines: ...

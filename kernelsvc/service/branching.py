@@ -1,136 +1,163 @@
-"""How one live session becomes several.
+"""How one open session becomes several.
 
-Order: room for them is promised, the directory's size is looked at, the live
-kernel (or a checkpoint) is forked once for each, all from one moment; then each
-copy gets its directory, its log and its "go" at the same time as its siblings. If
-one can't be made, none is.
+The order is: reserve room for the branches, measure the directory, fork the live
+kernel (or a checkpoint) once for each branch at one moment, then create the
+directory and the journal of all branches and start them at the same time. If one
+branch can't be created, none is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, TooLarge
 from kernelsvc.kernels.port import ForkResult
 from kernelsvc.model import events as ev
-from kernelsvc.model.admission import Reservation
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits, LimitsRequest
-from kernelsvc.model.objects import Checkpoint
+from kernelsvc.model.objects import Checkpoint, Principal
 from kernelsvc.sandbox import branch_dirs
 from kernelsvc.sandbox.watchdog import disk_usage, free_bytes
+from kernelsvc.service.creation import SessionCreator
+from kernelsvc.service.projections import Projections
+from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.session import Session, SessionSpec, new_id, new_kernel_id, start_request_of
 from kernelsvc.store.sessions import SessionDirectories
 
 MiB = 1024 * 1024
 
-#: How often is said how far the copies of a large directory are.
-TELL_SECONDS = 1.0
+#: Seconds between reports of how far the copies of a large directory are.
+REPORT_SECONDS = 1.0
 
-#: Makes a session of a copy that waits: what it is, its parent's directory, where its own is made, when it is forked.
-Begin = Callable[[SessionSpec, Path, Path, asyncio.Future[Any]], Awaitable[Session]]
-#: What the model should know of the copies, and the first checkpoint of each, in the making.
+#: Warnings for the client, and the first checkpoint of each branch, in creation.
 Forks = tuple[list[str], list[asyncio.Task[ForkResult]]]
 
 
 class BranchCreator:
-    """See the module's docstring.
+    """Create branches. See the module's docstring.
 
     Args:
-        store: where sessions lie.
-        promised: sessions that are being made, by id; they count as there.
-        begin: makes a session of a copy.
+        store: all session directories.
+        registry: all sessions.
+        creator: begins a session on a forked kernel.
+        projections: give a branch the notebook of its parent.
     """
 
-    def __init__(self, store: SessionDirectories, promised: dict[str, Reservation], begin: Begin) -> None:
+    def __init__(
+        self,
+        store: SessionDirectories,
+        registry: SessionRegistry,
+        creator: SessionCreator,
+        projections: Projections,
+    ) -> None:
         self._store = store
-        self._promised = promised
-        self._begin = begin
+        self._registry = registry
+        self._creator = creator
+        self._projections = projections
 
     async def branch(
-        self, parent: Session, abouts: list[SessionSpec], *, at: str | None, force: bool
-    ) -> tuple[list[Session], list[str]]:
-        """Make the branches that ``abouts`` describe; returns them and what the model should know of them.
+        self,
+        who: Principal,
+        parent: Session,
+        *,
+        at: str | None,
+        count: int,
+        labels: dict[str, str] | None,
+        limits: LimitsRequest | None,
+        force: bool,
+    ) -> list[Session]:
+        """Create branches of a session; the arguments are those of ``Service.branch``.
 
         Raises:
-            KernelsvcError: nothing was made.
+            KernelsvcError: nothing was created.
         """
+        now = self._store.clock()
+        # One microsecond apart, so that lists show the branches in the order of the answer.
+        specs = [branch_spec(parent, now + n / 1e6, at=at, labels=labels, limits=limits) for n in range(count)]
+        self._creator.admit(who, specs[0].limits, count)
+        await parent.succession.ensure_running()
+        made, warnings = await self._branch(parent, specs, at=at, force=force)
+        parent.record(ev.Branched(sessions=[one.id for one in made], checkpoint=at, warnings=warnings))
+        for one in made:
+            self._projections.inherit(self._store.directory(one.id), self._store.directory(parent.id), one.about.parent)
+        return made
+
+    async def _branch(
+        self, parent: Session, specs: list[SessionSpec], *, at: str | None, force: bool
+    ) -> tuple[list[Session], list[str]]:
         files = self._store.directory(parent.id).working()
-        self._promised |= {a.id: Reservation(principal=a.principal, memory_bytes=a.limits.memory_bytes) for a in abouts}
-        try:
-            size = await asyncio.to_thread(_must_fit, files, abouts)
-            place = self._place(parent, files, abouts)
-            telling = asyncio.ensure_future(_tell(parent, abouts, place, size * len(abouts)))
-            forking = asyncio.ensure_future(self._fork(parent, abouts, at=at, force=force))
+        with self._registry.reserved(specs):
+            size = await asyncio.to_thread(_must_fit, files, specs)
+            place = self._make_place(parent, files, specs)
+            reporting = asyncio.ensure_future(_report_copying(parent, specs, place, size * len(specs)))
+            forking = asyncio.ensure_future(self._fork(parent, specs, at=at, force=force))
             try:
-                parent.spawn(self._fence(parent, abouts, forking))
-                made = await self._wake(parent, abouts, files, place, forking)
+                parent.spawn(self._restrict_writes(parent, specs, forking))
+                made = await self._begin_all(parent, specs, files, place, forking)
             except BaseException:
-                parent.spawn(self._discard(parent, abouts, forking))
+                parent.spawn(self._discard(parent, specs, forking))
                 raise
             finally:
-                telling.cancel()
+                reporting.cancel()
             warnings, spares = forking.result()
             for one, spare in zip(made, spares, strict=False):
                 one.spawn(one.copies.adopt_first(one.about.spare, spare))
             return made, warnings
-        finally:
-            for about in abouts:
-                del self._promised[about.id]
 
-    async def _fork(self, parent: Session, abouts: list[SessionSpec], *, at: str | None, force: bool) -> Forks:
-        copies = [start_request_of(about) for about in abouts]
+    async def _fork(self, parent: Session, specs: list[SessionSpec], *, at: str | None, force: bool) -> Forks:
+        copies = [start_request_of(spec) for spec in specs]
         spares = [
-            msgspec.structs.replace(copy, kernel=about.spare, beside=copy.kernel, copy_from="")
-            for about, copy in zip(abouts, copies, strict=True)
+            msgspec.structs.replace(copy, kernel=spec.spare, beside=copy.kernel, copy_from="")
+            for spec, copy in zip(specs, copies, strict=True)
         ]
         wanted = spares if parent.copies.wanted else []
         warnings, making = await parent.copies.fork_branches(copies, wanted, at=at, force=force)
-        for about in abouts:
-            about.parent = {**(about.parent or {}), **({"warnings": warnings} if warnings else {})}
+        for spec in specs:
+            spec.parent = {**(spec.parent or {}), **({"warnings": warnings} if warnings else {})}
         return warnings, making
 
-    async def _discard(self, parent: Session, abouts: list[SessionSpec], forking: asyncio.Future[Forks]) -> None:
+    async def _discard(self, parent: Session, specs: list[SessionSpec], forking: asyncio.Future[Forks]) -> None:
         await asyncio.wait([forking])
         if forking.exception() is None:
             await asyncio.gather(*forking.result()[1], return_exceptions=True)
-            kernels = [kernel for about in abouts for kernel in (about.kernel, about.spare)]
+            kernels = [kernel for spec in specs for kernel in (spec.kernel, spec.spare)]
             await asyncio.gather(*(parent.launcher.discard(kernel) for kernel in kernels))
 
-    async def _fence(self, parent: Session, abouts: list[SessionSpec], forking: asyncio.Future[Forks]) -> None:
-        """Nobody waits for it: it is with the parent before any cell that comes later. Its failure is told."""
+    async def _restrict_writes(self, parent: Session, specs: list[SessionSpec], forking: asyncio.Future[Forks]) -> None:
+        """Stop the parent from writing to the branches' directories. Warnings go into the journal.
+
+        The request does not wait for it: the kernel gets it before any later cell.
+        """
         await asyncio.wait([forking])
         if forking.exception() is None and (warnings := await parent.copies.restrict_writes()):
-            parent.try_record(ev.Branched(sessions=[about.id for about in abouts], warnings=warnings))
+            parent.try_record(ev.Branched(sessions=[spec.id for spec in specs], warnings=warnings))
 
-    def _place(self, parent: Session, files: Path, abouts: list[SessionSpec]) -> Path:
-        """Where their directories will lie, as this machine sees it; ``abouts`` are told how they see it."""
+    def _make_place(self, parent: Session, files: Path, specs: list[SessionSpec]) -> Path:
+        """Create the directory for the branches' directories, and fill in its paths in ``specs``."""
         if parent.kernel is None:
             raise KernelDead()
         try:
             place = branch_dirs.make_place(files)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP):
-                said = "A link or a file lies where branches have their directories (/home/user.d); move it in a cell."
-                raise Conflict(said) from error
+                text = "A link or a file lies where branches have their directories (/home/user.d); move it in a cell."
+                raise Conflict(text) from error
             raise AtCapacity(f"No branch can be recorded ({error.strerror}); free disk space.") from error
         home = Path(parent.kernel.home)
         inside = branch_dirs.branches_root(home) / place.relative_to(branch_dirs.branches_root(files))
-        for about in abouts:
-            about.home, about.copy_from = str(inside / about.id), parent.kernel.home
-            about.workdir = str(place / about.id)
+        for spec in specs:
+            spec.home, spec.copy_from = str(inside / spec.id), parent.kernel.home
+            spec.workdir = str(place / spec.id)
         return place
 
-    async def _wake(
-        self, parent: Session, abouts: list[SessionSpec], files: Path, place: Path, forking: asyncio.Future[Forks]
+    async def _begin_all(
+        self, parent: Session, specs: list[SessionSpec], files: Path, place: Path, forking: asyncio.Future[Forks]
     ) -> list[Session]:
-        beginning = (self._begin(about, files, place, forking) for about in abouts)
+        beginning = (self._creator.begin_branch(spec, files, place, forking) for spec in specs)
         results = await asyncio.gather(*beginning, return_exceptions=True)
         made = [one for one in results if isinstance(one, Session)]
         failed = [one for one in results if isinstance(one, BaseException)]
@@ -140,14 +167,14 @@ class BranchCreator:
         return made
 
 
-def branch_about(
+def branch_spec(
     parent: Session, now: float, *, at: str | None, labels: dict[str, str] | None, limits: LimitsRequest | None
 ) -> SessionSpec:
-    """What a branch is to be; its directory comes later.
+    """Return the specification of a branch, without its directory.
 
     Raises:
         NotFound: no such checkpoint.
-        BadRequest, LimitTooHigh: the limits are none that its parent could give.
+        BadRequest, LimitTooHigh: the limits are wrong, or above its parent's.
     """
     about = parent.about
     return msgspec.structs.replace(
@@ -165,52 +192,52 @@ def branch_about(
 
 
 def _lowered(limits: Limits, wanted: LimitsRequest) -> Limits:
-    # The network is the family's namespace; it can't be left by one of them.
+    # All sessions of a family share one network namespace, so a branch can't have another network limit.
     return limits.lowered(msgspec.structs.replace(wanted, network=None))
 
 
 def position(parent: Session, checkpoint: Checkpoint | None) -> int:
-    """How much of its parent's log a branch has behind it: all of it, or up to the checkpoint's last cell."""
+    """Return the last entry of the parent's journal that a branch continues: its end, or the checkpoint's last cell."""
     if checkpoint is None:
         return parent.log.last_seq
     last = parent.machine.cells.get(checkpoint.after_cell or "")
     return last.last if last is not None else 1
 
 
-async def _tell(parent: Session, abouts: list[SessionSpec], place: Path, total: int) -> None:
-    """Say how far the copies of the directory are, until cancelled."""
+async def _report_copying(parent: Session, specs: list[SessionSpec], place: Path, total: int) -> None:
+    """Record how many bytes of the directories are copied, until cancelled."""
     while True:
-        await asyncio.sleep(TELL_SECONDS)
-        parts = await asyncio.gather(*(asyncio.to_thread(disk_usage, str(place / about.id)) for about in abouts))
-        told = ev.Branching(sessions=[about.id for about in abouts], copied_bytes=sum(parts), total_bytes=total)
-        parent.try_record(told)
+        await asyncio.sleep(REPORT_SECONDS)
+        parts = await asyncio.gather(*(asyncio.to_thread(disk_usage, str(place / spec.id)) for spec in specs))
+        progress = ev.Branching(sessions=[spec.id for spec in specs], copied_bytes=sum(parts), total_bytes=total)
+        parent.try_record(progress)
 
 
-def _must_fit(files: Path, abouts: list[SessionSpec]) -> int:
-    """Refuse before anything is forked what could not be copied; returns how much there is, in bytes.
+def _must_fit(files: Path, specs: list[SessionSpec]) -> int:
+    """Check that the directory can be copied for each branch. Return its size in bytes.
 
     Raises:
-        TooLarge: more than a branch may have.
-        AtCapacity: more than the disk holds.
+        TooLarge: it holds more than a branch may have.
+        AtCapacity: the copies would not fit on the disk.
     """
     size = disk_usage(str(files))
-    most = abouts[0].limits.disk_bytes
+    most = specs[0].limits.disk_bytes
     if most is not None and size > most:
         raise TooLarge(
             f"The session's directory holds {size} bytes and a branch may have {most}; delete some files first.",
             size=size,
             allowed=most,
         )
-    if size > MiB and size * len(abouts) > free_bytes(str(files)) and not _shares_blocks(files):
+    if size > MiB and size * len(specs) > free_bytes(str(files)) and not _shares_blocks(files):
         raise AtCapacity(
-            f"{len(abouts)} copies of the session's directory, {size} bytes each, do not fit on the disk; "
+            f"{len(specs)} copies of the session's directory, {size} bytes each, do not fit on the disk; "
             "branch fewer, or delete some files.",
         )
     return size
 
 
 def _shares_blocks(files: Path) -> bool:
-    """Whether copies on this filesystem take no room at first (FICLONE)."""
+    """Whether copies on this filesystem share blocks with the original (FICLONE, ioctl_ficlone(2))."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,8 @@
-"""What a session's cells find around them: changed between two cells, and on no record.
+"""A session's environment variables and current directory, changed between two cells.
 
-The values of variables are secrets as often as not. They go to the kernel beside
-its cells, not in their code, and so stand neither in the log nor in a notebook.
+The values of environment variables are often secrets. They are sent to the
+kernel as a request of their own and not as code of a cell, so they are neither
+in the journal nor in a notebook.
 """
 
 from __future__ import annotations
@@ -11,48 +12,48 @@ from collections.abc import Mapping
 from kernelsvc.errors import BadRequest, NotSupported
 from kernelsvc.model.objects import CellRequest, Principal
 from kernelsvc.protocol import kernel_events
-from kernelsvc.service.leases import Find
+from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.session import Session
 
-#: What the kernel understands (``guest.surroundings``).
+#: The request to the kernel, which ``guest.environment`` answers. Running kernels know it by this name.
 REQUEST = "kernelsvc_surroundings_request"
 #: Seconds that a change may wait for the cell that runs.
 WAIT_SECONDS = 3600.0
 
 
 class SessionEnvironment:
-    """Changes them.
+    """Change the environment of sessions. Implements ``EnvironmentApi``.
 
     Args:
-        find: a session of a principal, for a scope.
+        registry: all sessions.
     """
 
-    def __init__(self, find: Find) -> None:
-        self._find = find
+    def __init__(self, registry: SessionRegistry) -> None:
+        self._registry = registry
 
     async def change(
         self, who: Principal, session: str, environ: Mapping[str, str | None], directory: str | None = None
     ) -> dict[str, str | None]:
-        """Set variables of the environment, None removing one, and go to a directory.
+        """Set environment variables, remove those whose value is None, and change the current directory.
 
-        It happens when the cells before it have ended. Safe to cancel: it may happen anyway.
+        The kernel does it after the cells that were submitted before. If this is cancelled, it may happen anyway.
 
         Returns:
-            what undoes the variables.
+            The values before the change; the same call with them undoes it.
 
         Raises:
-            NotSupported: a cold kernel.
-            BadRequest: a name that can't be a variable's, or no such directory.
-            KernelDead, SessionClosed, Timeout: nobody did it.
+            NotSupported: the session's kernel is not a forked one.
+            BadRequest: a name is not the name of a variable, or there is no such directory.
+            KernelDead, SessionClosed, Timeout: nothing was changed.
         """
-        found = self._find(who, session, "run")
+        found = self._registry.find(who, session, "run")
         if wrong := [name for name in environ if not name or "=" in name or "\0" in name]:
             raise BadRequest(f"{wrong[0]!r} is no name of an environment variable.")
         if any("\0" in value for value in environ.values() if value is not None):
             raise BadRequest("The value of an environment variable can't hold a zero byte.")
-        await self.wake(found)
+        await self.resume(found)
         if found.info is not None and found.info.kind != "forked":
-            raise NotSupported("Only Python sessions take variables beside a cell; set them in the cell's code.")
+            raise NotSupported("Only Python sessions take environment variables here; set them in the cell's code.")
         content = {"environ": dict(environ), "directory": directory}
         reply = await found.request(REQUEST, content, timeout=WAIT_SECONDS)
         if reply.get("status") != "ok":
@@ -60,11 +61,11 @@ class SessionEnvironment:
         before = kernel_events.mapping(reply.get("before"))
         return {name: before[name] if isinstance(before.get(name), str) else None for name in environ}
 
-    async def wake(self, session: Session) -> None:
-        """See that the session has a kernel: one that sleeps is woken.
+    async def resume(self, session: Session) -> None:
+        """Resume a session if it is hibernated.
 
         Raises:
-            SessionClosed, KernelDead: it can't have one.
+            SessionClosed, KernelDead: it can't be resumed.
         """
         await session.settled()  # it may be on its way there, or back
         if session.hibernated:

@@ -1,43 +1,37 @@
-"""A session's time, set by its owner; and sessions that live beside another, in its directory and for its time.
+"""Leases: how long a session lives, set by its owner. Also sidecars, which share a session's directory and lease.
 
-Without a lease a session ends at its lifetime or when it is idle for too long.
-With one it ends when the lease does, and the lease may be given again and again,
-within the lifetime that the server allows. A pause is a lease too: a long one,
-during which the variables go to disk and whoever paused the session serves it
-no cells. What is granted is an event in the log, so it outlives the server.
+Without a lease a session ends at its lifetime limit, or when it is idle for too
+long. With a lease it ends when the lease does. A lease can be renewed any number
+of times within the server's lifetime limit. A pause is a long lease, during which
+the variables are on disk and the server that paused the session runs no cells in
+it. A lease is an event in the journal, so it outlives the server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
 from typing import Literal
 
-from kernelsvc.errors import KernelsvcError, LimitTooHigh, SessionClosed
+from kernelsvc.errors import KernelsvcError, LimitTooHigh
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.machine import PAUSED_SECONDS
-from kernelsvc.model.objects import Principal, Scope, SessionInfo, SessionState
+from kernelsvc.model.objects import Principal, SessionInfo
+from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.session import Session
-
-Find = Callable[[Principal, str, Scope], Session]
 
 
 class Leases:
-    """Grants time, and ends with a session those beside it.
+    """Grant leases, and end the sidecars of a session that has ended. Implements ``LeaseApi``.
 
     Args:
-        find: a session of a principal, for a scope.
-        live: the open sessions by id.
-        view: a session as the API shows it.
-        limits: the server's; their lifetime bounds every lease.
+        registry: all sessions.
+        limits: the server's limits. Their lifetime is the longest lease.
     """
 
-    def __init__(
-        self, find: Find, live: Mapping[str, Session], view: Callable[[Session], SessionInfo], limits: Limits
-    ) -> None:
-        self._find, self._live, self._view, self._limits = find, live, view, limits
+    def __init__(self, registry: SessionRegistry, limits: Limits) -> None:
+        self._registry, self._limits = registry, limits
         self._ending: set[asyncio.Task[None]] = set()
 
     def grant(
@@ -49,23 +43,23 @@ class Leases:
         then: Literal["close", "pause"] | None = None,
         at_least: bool = False,
     ) -> SessionInfo:
-        """Give a session time from now on, and take it out of a pause. Those beside it get the same.
+        """Give a session a lease from now on, and end its pause. Its sidecars get the same lease.
 
-        However often it is renewed, a session that is not paused lives no longer
-        than the server's lifetime limit; ``expires_at`` says what came of it.
+        A session that is not paused never lives longer than the server's lifetime
+        limit, however often its lease is renewed. ``expires_at`` shows the result.
 
         Args:
-            who: its owner.
-            session: its id.
-            seconds: from now.
-            then: what happens at the end; None leaves it as it was (at first: close).
-            at_least: leave a longer lease as it is.
+            who: the owner.
+            session: the session's id.
+            seconds: the length of the lease, from now.
+            then: what happens at the end. None leaves it as it was (at first: close).
+            at_least: keep the present lease if it is longer.
 
         Raises:
-            LimitTooHigh: more than the server's lifetime limit at once.
-            SessionClosed: it has ended.
+            LimitTooHigh: ``seconds`` is above the server's lifetime limit.
+            SessionClosed: the session has ended.
         """
-        found = self._running(who, session)
+        found = self._registry.find_open(who, session)
         most = self._limits.lifetime_seconds
         if most is not None and seconds > most:
             raise LimitTooHigh(
@@ -81,65 +75,57 @@ class Leases:
             began = found.machine.born if found.machine.run_since is None else found.machine.run_since
             seconds = max(0.0, min(seconds, began + most - now))
         if at_least and lease is not None and not resumes and found.machine.leased_until >= now + seconds:
-            return self._view(found)
+            return self._registry.describe(found)
         action = then or (lease.then if lease is not None else "close")
         return self._put(found, ev.Leased(seconds=round(seconds, 6), then=action))
 
     def pause(self, who: Principal, session: str) -> SessionInfo:
-        """Pause a session, and those beside it; their variables go to disk as soon as no cell runs.
+        """Pause a session and its sidecars. Their variables are saved to disk as soon as no cell runs.
 
         Raises:
-            SessionClosed: it has ended.
+            SessionClosed: the session has ended.
         """
-        found = self._running(who, session)
+        found = self._registry.find_open(who, session)
         lease = found.machine.lease
         then = lease.then if lease is not None else "close"
         return self._put(found, ev.Leased(seconds=PAUSED_SECONDS, then=then, paused=True))
 
     def keep(self, who: Principal, session: str) -> SessionInfo:
-        """Give a session as long as a paused one has, without pausing it.
+        """Give a session the lease of a paused one without pausing it.
 
         Raises:
-            SessionClosed: it has ended.
+            SessionClosed: the session has ended.
         """
-        return self._put(self._running(who, session), ev.Leased(seconds=PAUSED_SECONDS))
+        return self._put(self._registry.find_open(who, session), ev.Leased(seconds=PAUSED_SECONDS))
 
     def sidecars(self, who: Principal, session: str) -> list[SessionInfo]:
-        """The open sessions that live in this one's directory, oldest first."""
-        found = self._find(who, session, "read")
-        return sorted(map(self._view, self._neighbours(found.id)), key=lambda each: each.created_at)
+        """Return the open sessions that share this one's directory, the oldest first."""
+        found = self._registry.find(who, session)
+        sidecars = map(self._registry.describe, self._registry.sidecars(found.id))
+        return sorted(sidecars, key=lambda each: each.created_at)
 
     def began(self, session: Session) -> None:
-        """A session has begun: beside another it has as much time as that."""
-        host = self._live.get(session.about.beside or "")
-        if host is not None and (lease := host.machine.lease) is not None:
-            left = max(0.0, host.machine.leased_until - asyncio.get_running_loop().time())
+        """Give a sidecar that has begun the lease of the session whose directory it shares."""
+        main = self._registry.get(session.about.beside or "")
+        if main is not None and (lease := main.machine.lease) is not None:
+            left = max(0.0, main.machine.leased_until - asyncio.get_running_loop().time())
             session.try_record(ev.Leased(seconds=round(left, 6), then=lease.then, paused=lease.paused))
 
     def ended(self, session: str) -> None:
-        """A session has ended: so do those beside it."""
-        for neighbour in self._neighbours(session):
-            task = asyncio.ensure_future(_close(neighbour, f"{session}, in whose directory it lived, has ended"))
+        """End the sidecars of a session that has ended."""
+        for sidecar in self._registry.sidecars(session):
+            task = asyncio.ensure_future(_close(sidecar, f"{session}, whose directory it shared, has ended"))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
-    def _running(self, who: Principal, session: str) -> Session:
-        found = self._find(who, session, "run")
-        if found.state is SessionState.CLOSED:
-            raise SessionClosed()
-        return found
-
-    def _neighbours(self, session: str) -> list[Session]:
-        return [each for each in self._live.values() if each.about.beside == session]
-
     def _put(self, session: Session, lease: ev.Leased) -> SessionInfo:
         session.record(lease)
-        for neighbour in self._neighbours(session.id):
-            neighbour.try_record(ev.Leased(seconds=lease.seconds, then=lease.then, paused=lease.paused))
-        return self._view(session)
+        for sidecar in self._registry.sidecars(session.id):
+            sidecar.try_record(ev.Leased(seconds=lease.seconds, then=lease.then, paused=lease.paused))
+        return self._registry.describe(session)
 
 
 async def _close(session: Session, reason: str) -> None:
-    # What the disk refuses now, the lease ends later.
+    # If the journal can't be written now, the sidecar ends later, with its lease.
     with contextlib.suppress(KernelsvcError, OSError):
         await session.close(reason)

@@ -1,148 +1,148 @@
-"""Programs that a session's owner runs beside its kernel: shell commands, servers, terminals.
+"""Programs that run in a session's sandbox next to its kernel: shell commands, servers, terminals.
 
-A program lives in the session's sandbox and ends with the session, or with this
-server: unlike a kernel, it is not taken over by the next one. The log says which
-programs ran and how they ended; what they wrote goes to whoever watches, and is
-only counted in the log. Whoever watches and does not read slows the program;
-when nobody watches, what it writes is read and dropped.
+A program ends with its session or with this server. Unlike a kernel, it is not
+adopted by the next server. The journal records which programs ran and how they
+ended, and counts their output without keeping it. Readers get the output. A
+reader that does not read slows the program down; without a reader, the output is
+read and dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 
 from kernelsvc.errors import KernelDead, NotFound, QuotaExceeded
-from kernelsvc.host.client import HostClient
-from kernelsvc.kernels import exec_process
-from kernelsvc.kernels.exec_process import ExecProcess, Stream
+from kernelsvc.kernels.exec_process import ExecProcess
+from kernelsvc.kernels.launchers import KernelLaunchers
 from kernelsvc.model import events as ev
 from kernelsvc.model.objects import Principal
+from kernelsvc.service.api import ProgramInfo, ProgramPiece, ProgramStream
 from kernelsvc.service.environment import SessionEnvironment
-from kernelsvc.service.leases import Find
+from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.session import Session
 
-#: Programs of one session at once.
+#: Programs of one session at the same time.
 MAX_PROGRAMS = 64
-#: Pieces of output that wait for one watcher; then the program waits too.
+#: Pieces of output that wait for one reader. If there are more, the program waits too.
 BACKLOG = 16
-#: Seconds that output is waited for when a program has ended and something it started still holds its pipes.
+#: Seconds to wait for output after the end of a program whose pipes are still held by a process that it started.
 LINGER = 0.2
-#: Arguments, and characters of each, that the log keeps.
+#: Arguments, and characters of each, that the journal keeps.
 MAX_LOGGED, MAX_LOGGED_TEXT = 64, 4096
 
-Piece = tuple[Stream, bytes]
 
+class OutputReader:
+    """Read the output of a program from now on. Implements ``ProgramOutput``."""
 
-class ProgramOutput:
-    """A reader of what a program writes from now on."""
-
-    def __init__(self) -> None:
-        self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._pieces: asyncio.Queue[ProgramPiece | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(BACKLOG)
-        self.closed = False
+        self._closed = False
+
+    @property
+    def status(self) -> int | None:
+        """The wait status of a program that has ended; None if it is not known."""
+        return self._program.status
 
     @property
     def behind(self) -> bool:
         """Whether there is no room for a further piece."""
-        return self._room.locked() and not self.closed
+        return self._room.locked() and not self._closed
 
-    async def put(self, piece: Piece) -> None:
-        """Hand over the next piece; waits for room."""
+    async def put(self, piece: ProgramPiece) -> None:
+        """Add a piece; wait for room."""
         await self._room.acquire()
         self._pieces.put_nowait(piece)
 
     def end(self) -> None:
-        """There is no further piece."""
+        """Mark the end of the output."""
         self._pieces.put_nowait(None)
 
-    async def next(self) -> Piece | None:
-        """The next piece, None at the end. Safe to cancel: nothing is lost."""
+    async def next(self) -> ProgramPiece | None:
+        """Wait for a piece and return it, or None at the end. Safe to cancel: nothing is lost."""
         piece = await self._pieces.get()
         self._room.release()
         return piece
 
     def close(self) -> None:
-        """Watch no more; whoever waits for room goes on."""
-        self.closed = True
+        """Stop reading. A program that waits for this reader continues."""
+        self._closed = True
         self._room.release()
+        self._program.forget(self)
 
 
 class Program:
-    """One that runs, or ran.
+    """One program.
 
     Attributes:
-        pid: as seen inside the sandbox.
-        argv: the program and its arguments.
-        env: what its caller added to the environment.
-        cwd: where it started; empty for the session's directory.
-        tag: its caller's own name for it.
-        status: its wait status, as soon as it is known; None if nobody saw it.
-        over: set when it has ended and all was handed to who watches.
+        info: what the API shows of it.
+        process: its streams and signals.
+        status: its wait status after the end; None if it is not known.
+        written: bytes of output.
     """
 
-    def __init__(
-        self, process: ExecProcess, argv: Sequence[str], env: Mapping[str, str], cwd: str, tag: str | None
-    ) -> None:
-        self.process = process
-        self.pid, self.argv, self.env, self.cwd, self.tag = process.pid, [*argv], {**env}, cwd, tag
+    def __init__(self, process: ExecProcess, info: ProgramInfo) -> None:
+        self.process, self.info = process, info
         self.status: int | None = None
-        self.over = asyncio.Event()
         self.written = 0
-        self._watchers: list[ProgramOutput] = []
+        self._ended = False
+        self._readers: list[OutputReader] = []
 
-    def watch(self) -> ProgramOutput:
-        """Watch it from now on."""
-        watcher = ProgramOutput()
-        self._watchers.append(watcher)
-        if self.over.is_set():
-            watcher.end()
-        return watcher
+    def read(self) -> OutputReader:
+        """Return a reader of the output from now on."""
+        reader = OutputReader(self)
+        self._readers.append(reader)
+        if self._ended:
+            reader.end()
+        return reader
 
-    def leave(self, watcher: ProgramOutput) -> None:
-        """Watch it no more."""
-        watcher.close()
-        if watcher in self._watchers:
-            self._watchers.remove(watcher)
+    def forget(self, reader: OutputReader) -> None:
+        """Give no more output to a reader."""
+        if reader in self._readers:
+            self._readers.remove(reader)
 
     async def run(self) -> None:
-        """Hand on what it writes until it has ended. Whoever cancels this ends the program."""
+        """Pass the output to the readers until the program has ended. Cancelling this ends the program."""
         pumps = [asyncio.ensure_future(self._pump(stream)) for stream in self.process.streams]
         try:
             self.status = await asyncio.shield(self.process.ended)
             await asyncio.wait(pumps, timeout=LINGER)
-            while any(not pump.done() for pump in pumps) and any(one.behind for one in self._watchers):
+            while any(not pump.done() for pump in pumps) and any(reader.behind for reader in self._readers):
                 await asyncio.wait(pumps, timeout=LINGER)
         finally:
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
             self.process.close()
-            self.over.set()
-            for watcher in [*self._watchers]:
-                watcher.end()
+            self._ended = True
+            for reader in [*self._readers]:
+                reader.end()
 
-    async def _pump(self, stream: Stream) -> None:
+    async def _pump(self, stream: ProgramStream) -> None:
         while data := await self.process.read(stream):
             self.written += len(data)
-            for watcher in [*self._watchers]:
-                await watcher.put((stream, data))
+            for reader in [*self._readers]:
+                await reader.put((stream, data))
 
 
 class Programs:
-    """Starts them, finds them, ends them with their session.
+    """Start programs, find them, and end them with their session. Implements ``ProgramApi``.
 
     Args:
-        find: a session of a principal, for a scope.
-        surroundings: wakes a session that sleeps.
-        host: the kernel host.
+        registry: all sessions.
+        environment: resumes a hibernated session.
+        launchers: start a program in a kernel's sandbox.
     """
 
-    def __init__(self, find: Find, surroundings: SessionEnvironment, host: HostClient) -> None:
-        self._find, self._surroundings, self._host = find, surroundings, host
+    def __init__(self, registry: SessionRegistry, environment: SessionEnvironment, launchers: KernelLaunchers) -> None:
+        self._registry, self._environment, self._launchers = registry, environment, launchers
         self._running: dict[str, dict[int, Program]] = {}
         self._tasks: dict[asyncio.Task[None], str] = {}
+        self._numbers = itertools.count(1)
 
     async def start(
         self,
@@ -155,34 +155,33 @@ class Programs:
         tag: str | None = None,
         with_input: bool = True,
         terminal: tuple[int, int] | None = None,
-    ) -> tuple[Program, ProgramOutput]:
-        """Start a program in a session's sandbox, and watch it. Safe to cancel: it is killed.
+    ) -> tuple[ProgramInfo, OutputReader]:
+        """Start a program in a session's sandbox and read its output. Safe to cancel: the program is killed.
 
         Args:
             who: the session's owner.
-            session: its id.
+            session: the session's id.
             argv: the program and its arguments.
-            env: on top of the session's environment.
-            cwd: a directory as seen inside; empty for the session's own.
-            tag: the caller's own name for it.
-            with_input: whether it has a standard input.
-            terminal: columns and rows of a terminal for it.
+            env: environment variables, added to the session's.
+            cwd: a directory as seen inside the sandbox; empty for the session's own.
+            tag: the caller's own name for the program.
+            with_input: whether the program has a standard input.
+            terminal: columns and rows of a terminal for the program; None gives it pipes.
 
         Raises:
             BadRequest: there is no such program or directory.
-            QuotaExceeded: too many of this session run.
+            QuotaExceeded: too many programs of this session run.
             KernelDead, SessionClosed: the session has no sandbox now.
         """
-        found = self._find(who, session, "run")
-        await found.settled()  # it may be on its way to sleep
-        await self._surroundings.wake(found)
+        found = self._registry.find(who, session, "run")
+        await found.settled()  # a hibernation may be under way
+        await self._environment.resume(found)
         if len(self._running.get(session, ())) >= MAX_PROGRAMS:
             raise QuotaExceeded(f"{MAX_PROGRAMS} programs of this session run; end one of them.")
         if found.info is None:
             raise KernelDead("The session has no kernel now; restart it, then run the program.")
         with found.starting_program():
-            process = await exec_process.start(
-                self._host,
+            process = await self._launchers.exec(
                 found.info.id,
                 argv,
                 env={**found.about.env, **(env or {})},
@@ -190,49 +189,100 @@ class Programs:
                 with_input=with_input,
                 terminal=terminal,
             )
-            program = Program(process, argv, env or {}, cwd, tag)
-            watcher = program.watch()
-            self._running.setdefault(session, {})[program.pid] = program
-            logged = [argument[:MAX_LOGGED_TEXT] for argument in program.argv[:MAX_LOGGED]]
-            found.try_record(ev.ProgramStarted(program=program.pid, argv=logged, cwd=cwd))
+            number = next(self._numbers)
+            info = ProgramInfo(id=number, pid=process.pid, argv=[*argv], env={**(env or {})}, cwd=cwd, tag=tag)
+            program = Program(process, info)
+            reader = program.read()
+            self._running.setdefault(session, {})[number] = program
+            logged = [argument[:MAX_LOGGED_TEXT] for argument in argv[:MAX_LOGGED]]
+            found.try_record(ev.ProgramStarted(program=info.pid, argv=logged, cwd=cwd))
         task = asyncio.get_running_loop().create_task(self._attend(found, program))
         self._tasks[task] = session
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
-        return program, watcher
+        return info, reader
 
     async def _attend(self, session: Session, program: Program) -> None:
         try:
             await program.run()
         finally:
-            self._running[session.id].pop(program.pid, None)
+            self._running[session.id].pop(program.info.id, None)
             if not self._running[session.id]:
                 del self._running[session.id]
             session.try_record(_ended(program))
 
-    def running(self, who: Principal, session: str) -> list[Program]:
-        """Those that run in a session, in the order of their start."""
-        self._find(who, session, "read")
-        return [*self._running.get(session, {}).values()]
+    def running(self, who: Principal, session: str) -> list[ProgramInfo]:
+        """Return the programs that run in a session, in the order of their start."""
+        self._registry.find(who, session)
+        return [program.info for program in self._running.get(session, {}).values()]
 
-    def find(self, who: Principal, session: str, *, pid: int | None = None, tag: str | None = None) -> Program:
-        """One that runs.
+    def find(self, who: Principal, session: str, *, pid: int | None = None, tag: str | None = None) -> ProgramInfo:
+        """Return the running program with this process id, or with this tag.
 
         Raises:
-            NotFound: none does of this pid, or tag.
+            NotFound: there is none.
         """
-        for program in self.running(who, session):
-            if program.pid == pid or (tag is not None and program.tag == tag):
-                return program
+        for info in self.running(who, session):
+            if info.pid == pid or (tag is not None and info.tag == tag):
+                return info
         raise NotFound(f"No program {tag if pid is None else pid} runs in this session; list those that do.")
 
+    def watch(self, who: Principal, session: str, program: int) -> OutputReader:
+        """Read the output of a running program from now on.
+
+        Raises:
+            NotFound: it has ended.
+        """
+        self._registry.find(who, session)
+        return self._require(session, program).read()
+
+    def write(self, who: Principal, session: str, program: int, data: bytes) -> None:
+        """Write to a program's standard input. Data that it does not read yet waits.
+
+        Raises:
+            NotFound: the program has ended, or its standard input is closed.
+            TooLarge: too much data waits already.
+        """
+        self._registry.find(who, session, "run")
+        self._require(session, program).process.write(data)
+
+    def close_input(self, who: Principal, session: str, program: int) -> None:
+        """Close a program's standard input after the data that waits.
+
+        Raises:
+            NotFound: the program has ended.
+        """
+        self._registry.find(who, session, "run")
+        self._require(session, program).process.close_input()
+
+    def signal(self, who: Principal, session: str, program: int, number: int) -> None:
+        """Send a signal to a program and its process group. Do nothing if the program has ended."""
+        if (found := self._running.get(session, {}).get(program)) is not None:
+            self._registry.find(who, session, "run")
+            found.process.signal(number)
+
+    def resize(self, who: Principal, session: str, program: int, columns: int, rows: int) -> None:
+        """Change the size of a program's terminal. Do nothing if it has none.
+
+        Raises:
+            NotFound: the program has ended.
+        """
+        self._registry.find(who, session, "run")
+        self._require(session, program).process.resize(columns, rows)
+
+    def _require(self, session: str, program: int) -> Program:
+        found = self._running.get(session, {}).get(program)
+        if found is None:
+            raise NotFound("The program has ended; list those that run.")
+        return found
+
     def end(self, session: str) -> None:
-        """A session has ended: so do its programs."""
+        """End the programs of a session that has ended."""
         for task, of in [*self._tasks.items()]:
             if of == session:
                 task.cancel()
 
     async def end_all(self) -> None:
-        """This server ends: so do they."""
+        """End all programs, because the server stops."""
         for task in [*self._tasks]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -241,4 +291,4 @@ class Programs:
 def _ended(program: Program) -> ev.ProgramEnded:
     status = program.status
     code = None if status is None else os.waitstatus_to_exitcode(status)
-    return ev.ProgramEnded(program=program.pid, exit_code=code, output_bytes=program.written)
+    return ev.ProgramEnded(program=program.info.pid, exit_code=code, output_bytes=program.written)

@@ -1,96 +1,131 @@
-"""The second line of caps: look after what Linux does not enforce by itself, and hear of what it did."""
+"""Resource use of the open sessions: measured at intervals, and compared with the limits that Linux does not enforce.
+
+It also finds kernels that were stopped (SIGSTOP) in the middle of a cell. To
+Linux such a process is alive: it exists and its socket accepts, but it never
+replies, so its cell would last until its time limit. A kernel that is stopped at
+two checks in a row is ended, and the session continues from its checkpoint. A
+kernel that is stopped for less than ``STOPPED_SECONDS``, or while no cell runs, is
+left alone. A process that computes, waits for the disk or is traced by a debugger
+is in another state than ``T`` (proc_pid_stat(5)) and is left alone too.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
+from kernelsvc.linux import procfs
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.objects import Principal
 from kernelsvc.model.usage_history import UsageHistory, UsageSample, sample_of
 from kernelsvc.sandbox.watchdog import SessionUse, Watchdog, Watched, hard_limits
-from kernelsvc.service.leases import Find
-from kernelsvc.service.stopped_kernels import StoppedKernelDetector
-from kernelsvc.session.session import Session
+from kernelsvc.service.registry import SessionRegistry
+from kernelsvc.session import Session
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two checks for stopped kernels. A stop is found after one to two of them.
+STOPPED_SECONDS = 0.3
+
 
 class ResourceMonitor:
-    """Looks at every live session again and again.
-
-    Attributes:
-        usage: what each was seen to use last, by id.
-        histories: what each was seen to use over its life, by id.
+    """Measure every open session at intervals. Implements ``UsageApi``.
 
     Args:
-        live: the sessions, by id; changes under us.
-        seconds: between two looks.
+        registry: all sessions; it gets the last measured use of each.
+        seconds: the time between two measurements.
     """
 
-    def __init__(self, live: Mapping[str, Session], seconds: float) -> None:
-        self.usage: dict[str, Usage] = {}
-        self.histories: dict[str, UsageHistory] = {}
-        self._live = live
+    def __init__(self, registry: SessionRegistry, seconds: float) -> None:
+        self._registry = registry
         self._seconds = seconds
+        self._histories: dict[str, UsageHistory] = {}
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Measure, and check for stopped kernels, until cancelled."""
         async with asyncio.TaskGroup() as both:
-            both.create_task(self._look())
-            both.create_task(StoppedKernelDetector(self._live.values).run())
+            both.create_task(self._measure())
+            both.create_task(StoppedKernelDetector(self._registry).run())
 
-    async def _look(self) -> None:
-        dog = Watchdog()
+    async def _measure(self) -> None:
+        watchdog = Watchdog()
         while True:
             await asyncio.sleep(self._seconds)
-            for ended in self.histories.keys() - self._live.keys():
-                del self.histories[ended]
-            watched = {session.id: found for session in self._live.values() if (found := _watched(session))}
+            sessions = self._registry.open_sessions()
+            for ended in self._histories.keys() - {session.id for session in sessions}:
+                del self._histories[ended]
+            watched = {session.id: found for session in sessions if (found := _watched(session))}
             if not watched:
                 continue
             try:
-                uses, breaches = await asyncio.to_thread(dog.poll, watched)
+                uses, breaches = await asyncio.to_thread(watchdog.poll, watched)
             except OSError as error:
-                log.warning("the watchdog could not look: %s", error)
+                log.warning("resource use of %d sessions can't be measured now: %s", len(watched), error)
                 continue
             for name, use in uses.items():
-                session = self._live.get(name)
+                session = self._registry.get(name)
                 if session is not None:
-                    self.usage[name] = used = _usage(use)
-                    self.histories.setdefault(name, UsageHistory()).add(time.time(), used)
+                    self._registry.usage[name] = used = _usage(use)
+                    self._histories.setdefault(name, UsageHistory()).add(time.time(), used)
                     session.guard.on_watchdog(breaches.get(name, []))
 
-    def counted(self, kernels: Iterable[str], limit: str) -> None:
-        """The kernel host says: where these kernels live, a cap of Linux's has struck some other process."""
-        struck = set(kernels)
-        for session in list(self._live.values()):
-            if session.about.kernel in struck:
+    def on_cgroup_event(self, kernels: Iterable[str], limit: str) -> None:
+        """Record that Linux enforced a limit on a process of some sessions that is not their kernel.
+
+        Args:
+            kernels: the kernels of the sessions.
+            limit: the name of the limit.
+        """
+        affected = set(kernels)
+        for session in self._registry.open_sessions():
+            if session.about.kernel in affected:
                 session.guard.on_cgroup_event(limit)
 
-
-class UsageSamples:
-    """What sessions used over their lives.
-
-    Args:
-        find: a session of a principal, for a scope.
-        watching: who measures it.
-    """
-
-    def __init__(self, find: Find, watching: ResourceMonitor) -> None:
-        self._find, self._watching = find, watching
-
-    def of(self, who: Principal, session: str) -> list[UsageSample]:
-        """A session's samples, the oldest first; the last one is of now.
+    def samples(self, who: Principal, session: str) -> list[UsageSample]:
+        """Return the samples of a session's use, the oldest first. The last one is of now.
 
         Raises:
             NotFound: there is no such session.
         """
-        found = self._find(who, session, "read")
-        now = sample_of(time.time(), self._watching.usage.get(found.id, Usage()))
-        return [*(each for each in self._watching.histories.get(found.id, ()) if each.at < now.at), now]
+        found = self._registry.find(who, session)
+        now = sample_of(time.time(), self._registry.usage.get(found.id, Usage()))
+        return [*(each for each in self._histories.get(found.id, ()) if each.at < now.at), now]
+
+
+class StoppedKernelDetector:
+    """Check the kernel of every session in which a cell runs.
+
+    Args:
+        registry: all sessions.
+    """
+
+    def __init__(self, registry: SessionRegistry) -> None:
+        self._registry = registry
+        self._before: set[tuple[str, int]] = set()
+
+    async def run(self) -> None:
+        """Check at intervals, until cancelled."""
+        while True:
+            await asyncio.sleep(STOPPED_SECONDS)
+            self.check()
+
+    def check(self) -> None:
+        """Check once. End each kernel that was stopped at the last check too."""
+        stopped: set[tuple[str, int]] = set()
+        for session in self._registry.open_sessions():
+            info = session.info
+            if session.machine.running is None or info is None or not info.pid:
+                continue
+            about = procfs.stat(info.pid)
+            if about is None or about.state != "T":
+                continue
+            mark = session.id, info.pid
+            stopped.add(mark)
+            if mark in self._before:
+                session.guard.on_kernel_stopped()
+        self._before = stopped
 
 
 def _watched(session: Session) -> Watched | None:

@@ -1,24 +1,25 @@
-"""What becomes of closed sessions that are old: archived or removed, on purpose and on record."""
+"""Archive or remove closed sessions of a certain age, and record it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Literal
+from collections.abc import Iterable
 
 from kernelsvc.errors import KernelsvcError
-from kernelsvc.store.index import Index
-from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
+from kernelsvc.service.loading.closed_sessions import ClosedSessions
+from kernelsvc.service.projections import Projections
+from kernelsvc.settings import Settings
+from kernelsvc.store.sessions import SessionDirectories
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks: a tenth of the age, within these bounds.
-LOOK_SECONDS = 0.5, 3600.0
+#: Least and most seconds between two passes; in between it is a tenth of the age.
+PASS_SECONDS = 0.5, 3600.0
 
 
 def due(closed: Iterable[tuple[str, float]], now: float, age: float) -> list[str]:
-    """Which sessions are over age, oldest first. Pure.
+    """Return the sessions that are over age, the oldest first.
 
     Args:
         closed: sessions and when each had its last entry (seconds since the epoch).
@@ -29,68 +30,60 @@ def due(closed: Iterable[tuple[str, float]], now: float, age: float) -> list[str
 
 
 class Retention:
-    """Looks through the closed sessions from time to time.
+    """Check the closed sessions at intervals, and retire the old ones.
 
     Args:
-        store: where they lie.
-        index: where they are listed; forgets them too.
-        age: seconds that a closed session is kept.
-        action: what happens to it then.
-        forget: called with the id of each before it goes.
-        finish: writes the last notebook of one that is archived; a crash may have come between its end and that.
+        settings: the server's settings: the age at which a session is retired, and the action.
+        store: all session directories.
+        projections: the index, which forgets a retired session, and the last notebook of an archived one.
+        closed: keeps closed sessions in memory.
     """
 
     def __init__(
-        self,
-        store: SessionDirectories,
-        index: Index,
-        age: float,
-        action: Literal["archive", "remove"],
-        forget: Callable[[str], object],
-        finish: Callable[[SessionDirectory], Awaitable[None]],
+        self, settings: Settings, store: SessionDirectories, projections: Projections, closed: ClosedSessions
     ) -> None:
         self._store = store
-        self._index = index
-        self._age = age
-        self._action = action
-        self._forget = forget
-        self._finish = finish
+        self._projections = projections
+        self._closed = closed
+        self._age = settings.retention_seconds or 0.0
+        self._action = settings.retention_action
 
     async def run(self) -> None:
-        """Look, act, wait, for ever. Safe to cancel: what is under way goes on at the next start."""
-        least, most = LOOK_SECONDS
+        """Retire sessions at intervals. Safe to cancel: the next start completes the one in progress."""
+        least, most = PASS_SECONDS
         while True:
-            await self.look()
+            await self.retire()
             await asyncio.sleep(min(most, max(least, self._age / 10)))
 
-    async def look(self) -> list[str]:
-        """Act on what is due now; returns which sessions went. A failure is logged and tried again next time."""
+    async def retire(self) -> list[str]:
+        """Retire the sessions that are due now, and return their ids. A failure is logged and tried again later."""
         gone = []
-        for session in due(self._closed(), self._store.clock(), self._age):
+        for session in due(self._closed_sessions(), self._store.clock(), self._age):
             why = f"closed for {self._age:g} s"
             act = self._store.archive if self._action == "archive" else self._store.remove
-            self._forget(session)
+            self._closed.forget(session)
             try:
                 if self._action == "archive":
-                    await self._finish(self._store.directory(session))
+                    # A crash may have come between the session's end and its last notebook.
+                    await self._projections.last_notebook(self._store.directory(session))
                 await asyncio.to_thread(act, session, why)
             except (OSError, KernelsvcError) as error:
-                log.error("session %s can't be retired: %s", session, error)
+                log.error("session %s can't be retired, it is tried again later: %s", session, error)
                 continue
-            self._index.remove(session)
+            self._projections.index.remove(session)
             gone.append(session)
         return gone
 
-    def _closed(self) -> Iterable[tuple[str, float]]:
-        """Closed sessions, but for those in whose directory the files of a branch lie."""
-        for session in self._index.closed() - self._hosts():
+    def _closed_sessions(self) -> Iterable[tuple[str, float]]:
+        """Yield closed sessions and the time of their last entry. Those whose directory holds a branch's files stay."""
+        for session in self._projections.index.closed() - self._hosts():
             try:
                 yield session, self._store.directory(session).journal.stat().st_mtime
             except (OSError, KernelsvcError):
-                continue  # going already, or removed by hand
+                continue  # it is being removed, or an operator removed it
 
     def _hosts(self) -> set[str]:
-        """Sessions below whose ``home`` another one's files lie: the first ones of families."""
+        """Return the sessions whose ``home`` holds the files of another one: the first sessions of families."""
         top = self._store.sessions.resolve()
         hosts = set()
         for found in self._store.scan():

@@ -1,154 +1,134 @@
-"""The composition root: everything a transport may call, and nothing else.
+"""The service: all sessions of one server, and everything that a transport may do with them.
 
-``ServiceApi`` is the port that transports are written against; ``Service`` is
-what stands behind it. A transport knows this module, ``model`` and ``protocol``,
-and not one name more. The service addresses everything by session id, so that
-a front on another machine could route by it.
+``Service`` implements ``service.api.ServiceApi``. It builds the parts of the
+service, finds the session that a call names, and passes the call on. It addresses
+everything by session id, so that a front on another machine could route by it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import sys
-import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 import msgspec
 
 from kernelsvc import __version__
-from kernelsvc.errors import (
-    AtCapacity,
-    BadRequest,
-    Conflict,
-    Forbidden,
-    KernelsvcError,
-    NotFound,
-    NotSupported,
-    Recovering,
-    SessionClosed,
-    Timeout,
-    TooLarge,
-)
-from kernelsvc.kernels.launchers import Launchers
+from kernelsvc.errors import BadRequest, NotFound, NotSupported, TooLarge
+from kernelsvc.kernels.launchers import KernelLaunchers, Launchers
 from kernelsvc.model import events as ev
-from kernelsvc.model.admission import Ceilings, Reservation, admit
-from kernelsvc.model.checkpoint_policy import CheckpointBudget
 from kernelsvc.model.events import SCHEMA, Event
-from kernelsvc.model.hash_chain import timestamp
-from kernelsvc.model.limits import Limits, LimitsRequest, Usage
+from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import (
     Call,
     CellInfo,
     CellRequest,
     Checkpoint,
     Principal,
-    Scope,
     SessionInfo,
     SessionRequest,
     SessionState,
 )
-from kernelsvc.model.state import Policy
 from kernelsvc.model.tokens import authenticate
 from kernelsvc.protocol import function_call as call_protocol
-from kernelsvc.service import api
-from kernelsvc.service.api import Cells, Checkpoints, Lines, NotebookFormat, Page, Sessions, Subscription, Variables
-from kernelsvc.service.branching import BranchCreator, branch_about
+from kernelsvc.service.api import (
+    Cells,
+    Checkpoints,
+    Lines,
+    NotebookFormat,
+    OnFinished,
+    Page,
+    Sessions,
+    Subscription,
+    Variables,
+)
+from kernelsvc.service.branching import BranchCreator
+from kernelsvc.service.creation import SessionCreator
 from kernelsvc.service.environment import SessionEnvironment
 from kernelsvc.service.host_settings import host_settings
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.loading.adoption import Adoption
-from kernelsvc.service.loading.background_loading import BackgroundLoads, brief, ids_in
-from kernelsvc.service.loading.session_loading import about_of, is_large, life_of
+from kernelsvc.service.loading.background_loading import BackgroundLoads, brief
+from kernelsvc.service.loading.closed_sessions import ClosedSessions
 from kernelsvc.service.programs import Programs
 from kernelsvc.service.projections import Projections
-from kernelsvc.service.resource_monitor import ResourceMonitor, UsageSamples
+from kernelsvc.service.registry import SessionRegistry
+from kernelsvc.service.resource_monitor import ResourceMonitor
 from kernelsvc.service.retention import Retention
+from kernelsvc.service.session_factory import SessionFactory
 from kernelsvc.service.session_tokens import SessionTokens
-from kernelsvc.service.warm_pool import WarmPool, WarmSession
-from kernelsvc.session import Session, SessionSpec, new_id, new_kernel_id
+from kernelsvc.service.warm_pool import WarmPool
+from kernelsvc.session import Session
 from kernelsvc.settings import Settings
 from kernelsvc.store.index import SessionRow
 from kernelsvc.store.journal import Journal
-from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
+from kernelsvc.store.sessions import SessionDirectories
 from kernelsvc.telemetry.metrics import Metrics
 
-log = logging.getLogger(__name__)
-
-
-#: What clients of the Jupyter protocol may ask a kernel besides running cells.
-QUESTIONS = frozenset(
+#: The Jupyter requests that a client may send to a kernel besides cells.
+REQUESTS = frozenset(
     f"{name}_request" for name in ("kernel_info", "complete", "inspect", "is_complete", "history", "comm_info")
 )
 COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
-#: Idempotency keys remembered at once.
-KEYS_KEPT = 10_000
-#: Closed sessions kept open for reading.
-PAST_KEPT = 64
-#: Seconds given to sessions to end at a stop of the server.
+#: Seconds in which sessions must end when the server stops.
 STOP_SECONDS = 10.0
 
 
 def versions() -> dict[str, str]:
-    """What runs here, for the record."""
+    """Return names and versions of the software that runs here, for the journal."""
     names = ("ipykernel", "ipython", "jupyter_client", "tornado", "nbformat")
     return {"kernelsvc": __version__, "python": sys.version.split()[0], **{n: version(n) for n in names}}
 
 
 class Service:
-    """Sessions by id, and everything that may be done with them. Implements ``ServiceApi``."""
+    """All sessions of one server. Implements ``ServiceApi``.
 
-    def __init__(self, settings: Settings, *, metrics: Metrics | None = None) -> None:
+    Args:
+        settings: the server's settings.
+        metrics: counters to use; None makes new ones.
+        launchers: start kernels. None takes those of this machine; ``kernelsvc.testing`` has fake ones.
+
+    Attributes:
+        environment, programs, leases, usage, access: the parts of ``ServiceApi``.
+    """
+
+    def __init__(
+        self, settings: Settings, *, metrics: Metrics | None = None, launchers: KernelLaunchers | None = None
+    ) -> None:
         self.settings = settings
         self.versions = versions()
         self.metrics = metrics or Metrics()
-        self._store = SessionDirectories(settings.data_path())
-        self._projections = Projections(self._store, self.metrics)
-        self._launchers = Launchers(host_settings(settings), start_host=settings.start_host)
-        self._live: dict[str, Session] = {}
-        self._past: OrderedDict[str, Session] = OrderedDict()
-        self._account = CheckpointBudget(len(os.sched_getaffinity(0)), asyncio.get_running_loop().time())
-        self._promised: dict[str, Reservation] = {}
-        self._warm = WarmPool(settings.warm_pool, settings.limits, self._store, self._launchers, self._has_room)
-        self._made: dict[tuple[str, str], asyncio.Future[str] | str] = {}
+        self._launchers = launchers or Launchers(host_settings(settings), start_host=settings.start_host)
+        self._store = store = SessionDirectories(settings.data_path())
+        self._projections = projections = Projections(store, self.metrics)
+        self._loads = loads = BackgroundLoads(settings.start_seconds)
+        factory = SessionFactory(settings, store, self._launchers, projections, self.versions, self._observe)
+        self._closed = ClosedSessions(store, factory, loads)
+        self._registry = registry = SessionRegistry(settings, self._closed, loads)
+        self._warm_pool = WarmPool(settings, registry, factory, self._launchers)
+        self._adoption = Adoption(registry, self._closed, factory, projections, self._launchers, loads)
+        self.usage = ResourceMonitor(registry, settings.watch_seconds)
+        self._launchers.on_cgroup_event(self.usage.on_cgroup_event)
+        self.environment = SessionEnvironment(registry)
+        self.programs = Programs(registry, self.environment, self._launchers)
+        self.leases = Leases(registry, settings.limits)
+        self.access = SessionTokens(projections.secret("access"), settings.tokens, registry)
+        self._creator = SessionCreator(settings, registry, factory, self._warm_pool, self.leases, self.metrics)
+        self._branches = BranchCreator(store, registry, self._creator, projections)
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
-        self._branching = BranchCreator(self._store, self._promised, self._begin_copy)
-        self._watch = ResourceMonitor(self._live, settings.watch_seconds)
-        self.samples = UsageSamples(self._find, self._watch)
-        self._launchers.host.on_limit_hit = self._watch.counted
-        self._recoveries = BackgroundLoads(settings.start_seconds)
-        self._adoption = Adoption(
-            self._projections,
-            self._launchers,
-            self._recoveries,
-            self._live,
-            self._promised,
-            self._made,
-            self._session,
-            self._keep,
-            self._store.discard,
-        )
-        self._watching: asyncio.Future[None] | None = None
-        self._retiring: asyncio.Future[None] | None = None
+        self._tasks: list[asyncio.Future[None]] = []
         self._stopping = False
-        self.surroundings = SessionEnvironment(self._find)
-        self.programs = Programs(self._find, self.surroundings, self._launchers.host)
-        self.leases = Leases(self._find, self._live, self._view, settings.limits)
-        self.access = SessionTokens(
-            self._projections.secret("access"), settings.tokens, self._owner, lambda: [*self._live]
-        )
 
-    # -- life ------------------------------------------------------------------------
+    # -- start and stop ------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start the kernel host and find again every session that an earlier server left.
+        """Start the kernel host and adopt every session that an earlier server left.
 
         Raises:
             KernelsvcError: the kernel host can't be started.
@@ -156,51 +136,48 @@ class Service:
         await self._launchers.start()
         self._store.sweep()
         await self._adoption.run(self._store.scan())
-        self._watching = asyncio.ensure_future(self._watch.run())
-        self._warm.start(self.settings.default_template)
+        self._tasks.append(asyncio.ensure_future(self.usage.run()))
+        self._warm_pool.start(self.settings.default_template)
         if self.settings.retention_seconds is not None:
-            self._retiring = asyncio.ensure_future(self._retention(self.settings.retention_seconds).run())
-
-    def _retention(self, age: float) -> Retention:
-        action, finish = self.settings.retention_action, self._projections.last_notebook
-        return Retention(self._store, self._projections.index, age, action, lambda id: self._past.pop(id, None), finish)
+            retention = Retention(self.settings, self._store, self._projections, self._closed)
+            self._tasks.append(asyncio.ensure_future(retention.run()))
 
     async def stop(self, *, end_sessions: bool) -> None:
-        """Let go of every session, or end them all. Nothing is accepted any more."""
+        """Stop. Sessions end, or wait for the next server with their kernels alive. Nothing is accepted any more."""
         self._stopping = True
+        self._creator.stop()
         await self.programs.end_all()
         if end_sessions:
-            await self._recoveries.all(STOP_SECONDS)
-            ending = [s.close("server stopped") for s in list(self._live.values())]
+            await self._loads.all(STOP_SECONDS)
+            ending = [session.close("server stopped") for session in self._registry.open_sessions()]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     await asyncio.gather(*ending, return_exceptions=True)
-        for task in (self._watching, self._retiring):
-            if task is not None:
-                task.cancel()
-        self._recoveries.close()
-        await self._warm.close()
-        for session in self._live.values():
+        for task in self._tasks:
+            task.cancel()
+        self._loads.close()
+        await self._warm_pool.close()
+        for session in self._registry.open_sessions():
             session.detach()
         await self._projections.close()
         await self._launchers.stop(end_kernels=end_sessions)
 
     def ready(self) -> bool:
-        """Whether a session asked for now would not wait for its template."""
+        """Whether a session that is created now would not wait for its template."""
         return self._launchers.ready() and not self._stopping
 
-    # -- who and what ------------------------------------------------------------------
+    # -- the server ----------------------------------------------------------------------
 
     def authenticate(self, token: str | None) -> Principal:
-        """Who this token names.
+        """Return the principal of a token.
 
         Raises:
-            Unauthenticated: nobody.
+            Unauthenticated: no principal has this token.
         """
         return authenticate(self.settings.tokens, token)
 
     def info(self) -> dict[str, Any]:
-        """What this server is, allows and enforces."""
+        """Return the server's versions, limits and sandbox."""
         return {
             "name": "kernelsvc",
             "version": __version__,
@@ -214,252 +191,31 @@ class Service:
         }
 
     def templates(self) -> list[dict[str, Any]]:
-        """What a session can be made from."""
+        """Return what a session can be made from."""
         return self._launchers.templates()
 
-    def _may(self, who: Principal, scope: Scope) -> None:
-        if scope not in who.scopes:
-            raise Forbidden(f"This token lacks the scope '{scope}'; use one that has it.", scope=scope)
-
-    def _find(self, who: Principal, session: str, scope: Scope = "read") -> Session:
-        self._may(who, scope)
-        self._recoveries.check(session, who.name)
-        found = self._live.get(session) or self._reopen(session)
-        if found is None or found.about.principal != who.name:
-            raise NotFound(f"There is no session {session!r}; list your sessions.")
-        return found
-
-    def _reopen(self, session: str) -> Session | None:
-        """A closed session, read back from its directory."""
-        found = self._past.get(session)
-        if found is None:
-            try:
-                directory = self._store.directory(session)
-                if is_large(directory.journal):
-                    self._read_later(directory)
-                journal = Journal.open(directory.journal, directory.id, read_only=True)
-                found = self._session(about_of(directory, journal), directory, journal, live=False)
-                found.rebuild(life_of(journal))
-            except (NotFound, OSError, msgspec.ValidationError):
-                return None
-            self._keep(found)
-        return found
-
-    def _read_later(self, directory: SessionDirectory) -> NoReturn:
-        """Read a large log of a closed session in a thread; whoever asks waits in ``present``."""
-        about = msgspec.convert(directory.read_about(), SessionSpec)
-
-        async def read() -> None:
-            journal = await asyncio.to_thread(Journal.open, directory.journal, directory.id, read_only=True)
-            found = self._session(about, directory, journal, live=False)
-            await asyncio.to_thread(found.rebuild, life_of(journal))
-            self._keep(found)
-
-        self._recoveries.begin(directory.id, about.principal, read)
-        raise Recovering(session=directory.id)
-
     async def ensure_loaded(self, named: str) -> None:
-        """Have the sessions read that a request names; waits ``start_seconds`` at most. Safe to cancel."""
-        for session in ids_in(named):
-            if session not in self._live and session not in self._recoveries:
-                with contextlib.suppress(Recovering):
-                    self._reopen(session)
-        await self._recoveries.named(named)
-
-    def _owner(self, session: str) -> str | None:
-        found = self._live.get(session) or self._reopen(session)
-        return found.about.principal if found else None
-
-    def _keep(self, session: Session) -> None:
-        self._past[session.id] = session
-        while len(self._past) > PAST_KEPT:
-            self._past.popitem(last=False)
-
-    def _session(
-        self, about: SessionSpec, directory: SessionDirectory, journal: Journal, *, live: bool = True
-    ) -> Session:
-        limits = about.limits
-        if live:
-            self._projections.open(directory, journal)
-        policy = Policy(
-            cell_seconds=limits.cell_seconds,
-            idle_seconds=limits.idle_seconds,
-            lifetime_seconds=limits.lifetime_seconds,
-            grace_seconds=self.settings.interrupt_grace_seconds,
-            max_queued=self.settings.max_queued_cells,
-            output_bytes=limits.output_bytes,
-            max_cell_output_bytes=self.settings.max_cell_output_bytes,
-            hibernate_seconds=self.settings.hibernate_seconds,
-            limits=limits,
-        )
-        return Session(
-            about,
-            journal,
-            self._launchers.launcher(about.template) if live else None,
-            policy,
-            sync=self.settings.journal_sync,
-            observer=self._observe,
-            versions=self.versions,
-            checkpoints=self.settings.checkpoints,
-            checkpoint_max_bytes=self.settings.checkpoint_max_bytes,
-            account=self._account,
-            sign=self._projections.signer(about.id, journal),
-            saved=directory.saved,
-        )
+        """Load the sessions that a request names; wait ``start_seconds`` at most. Safe to cancel."""
+        await self._registry.ensure_loaded(named)
 
     # -- sessions ----------------------------------------------------------------------
 
     async def create(self, who: Principal, request: SessionRequest) -> SessionInfo:
-        """A new session, ready for its first cell. Cancelling it leaves nothing behind.
+        """Create a session that is ready for its first cell. Cancelling it leaves nothing behind.
 
         Raises:
-            NotFound: no such template.
-            Conflict: the idempotency key belongs to another request.
-            LimitTooHigh, QuotaExceeded, AtCapacity, SandboxUnavailable, Timeout: nothing was made.
+            NotFound: there is no such template.
+            Conflict: the server is stopping.
+            LimitTooHigh, QuotaExceeded, AtCapacity, SandboxUnavailable, Timeout: nothing was created.
         """
-        self._may(who, "run")
-        if request.idempotency_key is None:
-            return self._view(await self._create(who, request))
-        key = (who.name, request.idempotency_key)
-        made = self._made.get(key)
-        if made is None:
-            made = asyncio.ensure_future(self._create_id(who, request))
-            self._remember(key, made)
-        known = made if isinstance(made, str) else await asyncio.shield(made)
-        await self._recoveries.named(known)
-        return self._view(self._find(who, known))
-
-    async def _create_id(self, who: Principal, request: SessionRequest) -> str:
-        """What is remembered for a key: the id alone, or each of the last 10,000 sessions would stay in memory."""
-        return (await self._create(who, request)).id
-
-    def _remember(self, key: tuple[str, str], made: asyncio.Future[str]) -> None:
-        def settle(done: asyncio.Future[str]) -> None:
-            if done.cancelled() or done.exception() is not None:
-                self._made.pop(key, None)
-            elif key in self._made:
-                self._made[key] = done.result()  # the task would hold on to what it was begun with
-
-        self._made[key] = made
-        made.add_done_callback(settle)
-        while len(self._made) > KEYS_KEPT:
-            self._made.pop(next(iter(self._made)))
-
-    async def _create(self, who: Principal, request: SessionRequest) -> Session:
-        if self._stopping:
-            raise Conflict("The server is stopping; try again when it is back.")
-        host = self._find_live(who, request.beside) if request.beside else None
-        template = request.template or (host.about.template if host else self.settings.default_template)
-        self._launchers.launcher(template)
-        limits = (host.about.limits if host else self.settings.limits).lowered(request.limits)
-        env = {**(host.about.env if host else {}), **request.env}
-        warm = self._warm.take(template, limits) if host is None else None
-        try:
-            self._admit(who, limits)
-        except KernelsvcError:
-            if warm is not None:
-                self._warm.put_back(warm)
-            raise
-        session_id = warm.about.id if warm else new_id("s")
-        self._promised[session_id] = Reservation(principal=who.name, memory_bytes=limits.memory_bytes)
-        try:
-            about = SessionSpec(
-                id=session_id,
-                principal=who.name,
-                template=template,
-                workdir="",
-                kernel=warm.about.kernel if warm else new_kernel_id(),
-                created_at=timestamp(self._store.clock()),
-                limits=limits,
-                name=request.name,
-                labels=request.labels,
-                env=env,
-                idempotency_key=request.idempotency_key,
-                beside=request.beside,
-                family=host.about.family if host else "",
-            )
-            return await self._begin(about, beside=Path(host.about.workdir) if host else None, warm=warm)
-        finally:
-            del self._promised[session_id]
-
-    def _admit(self, who: Principal, limits: Limits, count: int = 1) -> None:
-        settings = self.settings
-        ceilings = Ceilings(
-            sessions=settings.max_sessions,
-            sessions_per_principal=who.max_sessions or settings.max_sessions_per_principal,
-            memory_bytes=settings.max_total_memory_bytes,
-        )
-        live = [
-            Reservation(principal=s.about.principal, memory_bytes=s.about.limits.memory_bytes)
-            for s in self._live.values()
-        ] + [*self._promised.values()]
-        try:
-            admit([*live, *self._warm.lives()], ceilings, who.name, limits, count=count)
-        except AtCapacity:
-            if not self._warm.evict_all():
-                raise
-            admit(live, ceilings, who.name, limits, count=count)
-
-    def _has_room(self) -> bool:
-        """Whether one more session, of nobody in particular, would be admitted, and none is being made now."""
-        settings, count = self.settings, len(self._live) + len(self._warm)
-        promised = sum(s.about.limits.memory_bytes or 0 for s in self._live.values())
-        promised += (len(self._warm) + 1) * (settings.limits.memory_bytes or 0)
-        most = settings.max_total_memory_bytes
-        return not self._promised and count < settings.max_sessions and (most is None or promised <= most)
-
-    async def _begin_copy(self, about: SessionSpec, parent: Path, place: Path, forked: asyncio.Future[Any]) -> Session:
-        return await self._begin(about, parent=parent, place=place, forked=forked)
-
-    async def _begin(
-        self,
-        about: SessionSpec,
-        *,
-        parent: Path | None = None,
-        place: Path | None = None,
-        forked: asyncio.Future[Any] | None = None,
-        beside: Path | None = None,
-        warm: WarmSession | None = None,
-    ) -> Session:
-        started = time.perf_counter()
-        try:
-            if warm is not None:
-                directory, journal = warm.directory, warm.journal
-            else:
-                directory, journal = self._store.create(about.id, {}, parent=parent, place=place, beside=beside)
-        except OSError as error:
-            raise AtCapacity(
-                f"No session can be recorded ({error.strerror}); free disk space and try again."
-            ) from error
-        about.workdir = str(directory.working())
-        if parent is None and beside is None:
-            about.family = str(directory.home.resolve())
-        session = self._session(about, directory, journal)
-        try:
-            if forked is not None:
-                await asyncio.shield(forked)
-            directory.write_about(msgspec.to_builtins(about))
-            async with asyncio.timeout(self.settings.start_seconds):
-                await session.start(copy=parent is not None)
-        except BaseException as error:
-            session.detach()
-            if warm is not None:
-                await asyncio.shield(self._launchers.discard(about.kernel))
-            self._projections.forget(about.id)
-            self._store.discard(about.id)
-            if isinstance(error, TimeoutError):
-                raise Timeout("The session did not start in time; try again.") from None
-            if isinstance(error, OSError):
-                raise AtCapacity("No session can be recorded; free disk space and try again.") from error
-            raise
-        self._live[about.id] = session
-        self.leases.began(session)
-        self.metrics.create_seconds.observe(time.perf_counter() - started)
-        return session
+        self._registry.require_scope(who, "run")
+        session = await self._creator.create(who, request)
+        await self._registry.ensure_loaded(session)
+        return self._registry.describe(self._registry.find(who, session))
 
     def get(self, who: Principal, session: str) -> SessionInfo:
-        """One session; also a closed one."""
-        return self._view(self._find(who, session))
+        """Return a session, open or closed."""
+        return self._registry.describe(self._registry.find(who, session))
 
     def list(
         self,
@@ -470,44 +226,42 @@ class Service:
         limit: int = 100,
         page: str | None = None,
     ) -> Page:
-        """The caller's sessions, newest first, and the next page's name."""
-        self._may(who, "read")
+        """Return the caller's sessions, the newest first, and the name of the next page."""
+        self._registry.require_scope(who, "read")
         rows, following = self._projections.index.page(who.name, state=state, label=label, limit=limit, page=page)
         found = []
         for row in rows:
             with contextlib.suppress(NotFound):
-                found.append(self._brief(row) or self._view(self._find(who, row.id)))
+                found.append(self._summary(row) or self._registry.describe(self._registry.find(who, row.id)))
         return found, following
 
-    def _brief(self, row: SessionRow) -> SessionInfo | None:
-        """How a list shows a session whose log is large and not read."""
-        if row.id in self._live or row.id in self._past or not (row.id in self._recoveries or row.state == "closed"):
+    def _summary(self, row: SessionRow) -> SessionInfo | None:
+        """Return how a list shows a session whose journal is large and not read; None for any other session."""
+        unread = self._registry.is_loading(row.id) or row.state == "closed"
+        if self._registry.in_memory(row.id) or not unread:
             return None
         return brief(row, self._store.directory(row.id))
 
     async def close(self, who: Principal, session: str, *, reason: str = "closed") -> SessionInfo:
-        """End a session; its record stays. Closing a closed one changes nothing."""
-        found = self._find(who, session, "run")
+        """End a session; its journal stays. Closing a closed session changes nothing."""
+        found = self._registry.find(who, session, "run")
         if found.state is not SessionState.CLOSED:
             await found.close(reason)
-        return self._view(found)
+        return self._registry.describe(found)
 
     async def interrupt(self, who: Principal, session: str) -> SessionInfo:
         """Interrupt the running cell."""
-        found = self._find(who, session, "run")
+        found = self._registry.find(who, session, "run")
         found.interrupt()
-        return self._view(found)
+        return self._registry.describe(found)
 
     async def restart(self, who: Principal, session: str) -> SessionInfo:
-        """A new kernel with empty variables; waits until it is there. Safe to cancel: it comes anyway."""
-        found = self._find(who, session, "run")
+        """Replace the kernel by one with empty variables, and wait for it. Safe to cancel: it starts anyway."""
+        found = self._registry.find(who, session, "run")
         found.restart()
         async with asyncio.timeout(self.settings.start_seconds):
             await found.settled()
-        return self._view(found)
-
-    def _view(self, session: Session) -> SessionInfo:
-        return session.view(self._watch.usage.get(session.id, Usage()))
+        return self._registry.describe(found)
 
     # -- cells ----------------------------------------------------------------------------
 
@@ -542,8 +296,8 @@ class Service:
         wait: Literal["finished", "queued"] = "finished",
         client: object | None = None,
     ) -> Cells:
-        """Run cells in order in one trip; accepted all or none."""
-        found = self._find(who, session, "run")
+        """Run cells in order in one request. Either all are accepted or none is."""
+        found = self._registry.find(who, session, "run")
         if len(cells) > 1:
             cells = [msgspec.structs.replace(c, on_error=on_error) for c in cells]
         ids = self._submit(found, who, cells, client)
@@ -553,12 +307,12 @@ class Service:
         return [found.reading.cell(cell) for cell in ids]
 
     def execute_then(
-        self, who: Principal, session: str, request: CellRequest, told: api.OnFinished, *, client: object
+        self, who: Principal, session: str, request: CellRequest, on_finished: OnFinished, *, client: object
     ) -> None:
-        """``execute`` without a task: ``told``, which raises nothing, is called with what reads the finished cell."""
-        found = self._find(who, session, "run")
+        """Run one cell without a task. ``on_finished`` must not raise; it gets a function that reads the cell."""
+        found = self._registry.find(who, session, "run")
         (cell,) = self._submit(found, who, [request], client)
-        found.when_finished(cell, lambda: told(lambda: found.reading.cell(cell)))
+        found.when_finished(cell, lambda: on_finished(lambda: found.reading.cell(cell)))
 
     def _submit(self, found: Session, who: Principal, cells: Sequence[CellRequest], client: object) -> Sequence[str]:
         if not cells:
@@ -570,13 +324,13 @@ class Service:
         return ids
 
     def client_gone(self, client: object) -> None:
-        """A connection that submitted cells is gone: what wanted to be interrupted then is."""
+        """Interrupt the cells with ``on_disconnect="interrupt"`` that a lost connection had submitted."""
         for session in self._clients.pop(client, ()):
-            if session in self._live:
-                self._live[session].client_disconnected(client)
+            if (found := self._registry.get(session)) is not None:
+                found.client_disconnected(client)
 
     async def call(self, who: Principal, call: Call) -> dict[str, Any]:
-        """One shot: a session is made, used, recorded and closed."""
+        """Run code or a function in a session that is created for it and closed after it."""
         if (call.code is None) == (call.function is None):
             raise BadRequest("Give either 'code' or 'function'.")
         source = call.code
@@ -609,52 +363,52 @@ class Service:
 
     async def input(self, who: Principal, session: str, cell: str, text: str) -> None:
         """Answer a cell's ``input()``."""
-        self._find(who, session, "run").give_input(cell, text)
+        self._registry.find(who, session, "run").give_input(cell, text)
 
     def cell(self, who: Principal, session: str, cell: str) -> CellInfo:
-        """One cell."""
-        return self._find(who, session).reading.cell(cell)
+        """Return a cell."""
+        return self._registry.find(who, session).reading.cell(cell)
 
     def cells(self, who: Principal, session: str) -> Cells:
-        """Every cell, in the order they were accepted."""
-        found = self._find(who, session)
+        """Return all cells, in the order in which they were accepted."""
+        found = self._registry.find(who, session)
         return [found.reading.cell(cell) for cell in found.machine.cells]
 
     def output(
         self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536
     ) -> dict[str, Any]:
-        """A page of what a cell wrote, from the journal, whatever the budget cut."""
-        return self._find(who, session).reading.output(cell, name, offset, limit)
+        """Return a page of a cell's output from the journal, which has also what the cell's text omits."""
+        return self._registry.find(who, session).reading.output(cell, name, offset, limit)
 
-    # -- the log ------------------------------------------------------------------------------
+    # -- the journal --------------------------------------------------------------------------
 
     def attach(self, who: Principal, session: str, *, after: int = 0) -> Subscription:
-        """A reader of the log from ``after`` on.
+        """Return a reader of the journal's entries after ``after``.
 
         Raises:
-            CursorUnknown: the log has no such position.
+            CursorUnknown: the journal has no such entry.
         """
-        return self._find(who, session).log.reader(after)
+        return self._registry.find(who, session).log.reader(after)
 
     def events(self, who: Principal, session: str, *, after: int = 0, limit: int = 1000) -> Lines:
-        """A page of the log."""
-        journal = self._find(who, session).log
+        """Return a page of the journal."""
+        journal = self._registry.find(who, session).log
         journal.reader(after).close()
         return [*journal.lines(after + 1, after + limit)]
 
-    # -- asking the kernel ------------------------------------------------------------------------
+    # -- requests to the kernel -------------------------------------------------------------------
 
     async def complete(self, who: Principal, session: str, code: str, cursor_pos: int | None) -> dict[str, Any]:
-        """Jupyter's ``complete_reply``."""
-        found = self._find(who, session, "run")
+        """Return Jupyter's ``complete_reply``."""
+        found = self._registry.find(who, session, "run")
         content = {"code": code, "cursor_pos": len(code) if cursor_pos is None else cursor_pos}
         return await found.request("complete_request", content)
 
     async def inspect(
         self, who: Principal, session: str, code: str, cursor_pos: int | None, detail_level: int
     ) -> dict[str, Any]:
-        """Jupyter's ``inspect_reply``."""
-        found = self._find(who, session, "run")
+        """Return Jupyter's ``inspect_reply``."""
+        found = self._registry.find(who, session, "run")
         position = len(code) if cursor_pos is None else cursor_pos
         content = {"code": code, "cursor_pos": position, "detail_level": detail_level}
         return await found.request("inspect_request", content)
@@ -662,10 +416,10 @@ class Service:
     async def request_kernel(
         self, who: Principal, session: str, msg_type: str, content: dict[str, Any], *, timeout: float = 10.0
     ) -> dict[str, Any]:
-        """What the kernel answers to one of Jupyter's questions (``QUESTIONS``), as it is."""
-        found = self._find(who, session, "run")
-        if msg_type not in QUESTIONS:
-            raise BadRequest(f"{msg_type[:64]!r} can't be asked; there are {', '.join(sorted(QUESTIONS))}.")
+        """Send one of ``REQUESTS`` to the kernel and return the content of the reply, unchanged."""
+        found = self._registry.find(who, session, "run")
+        if msg_type not in REQUESTS:
+            raise BadRequest(f"{msg_type[:64]!r} can't be sent to a kernel; there are {', '.join(sorted(REQUESTS))}.")
         return await found.request(msg_type, content, timeout=timeout)
 
     async def send_comm(
@@ -679,15 +433,15 @@ class Service:
         metadata: dict[str, Any] | None = None,
         buffers: Sequence[bytes] = (),
     ) -> None:
-        """Give the kernel a comm message; returns when it was handled. What it causes is on record."""
-        found = self._find(who, session, "run")
+        """Send a comm message to the kernel and wait until it was handled. Its output goes into the journal."""
+        found = self._registry.find(who, session, "run")
         if msg_type not in COMMS:
             raise BadRequest(f"{msg_type[:64]!r} is no comm message; there are {', '.join(sorted(COMMS))}.")
         await found.send_comm(msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
 
     async def variables(self, who: Principal, session: str) -> Variables:
-        """The session's variables, without running any code of theirs."""
-        found = self._find(who, session, "run")
+        """Return the session's variables. No code of the session runs for it."""
+        found = self._registry.find(who, session, "run")
         if found.info is not None and found.info.kind != "forked":
             raise NotSupported("Only forked kernels list their variables; run a cell that prints them.")
         reply = await found.request("kernelsvc_variables_request", {})
@@ -699,32 +453,30 @@ class Service:
     # -- notebook and files ---------------------------------------------------------------------------
 
     async def notebook(self, who: Principal, session: str, format: NotebookFormat = "ipynb") -> bytes:
-        """The session as a notebook, at any time."""
-        found = self._find(who, session)
+        """Return the session as a notebook, also while a cell runs."""
+        found = self._registry.find(who, session)
         return await self._projections.export(self._store.directory(session), cast("Journal", found.log), format)
 
     def journal_path(self, who: Principal, session: str) -> Path:
-        """The journal's file."""
-        return self._store.directory(self._find(who, session).id).journal
+        """Return the path of the journal."""
+        return self._store.directory(self._registry.find(who, session).id).journal
 
     def files_dir(self, who: Principal, session: str) -> Path:
-        """The working directory as the server sees it; hostile content."""
-        return self._store.directory(self._find(who, session).id).working()
+        """Return the path of the working directory on the server. Its content is hostile."""
+        return self._store.directory(self._registry.find(who, session).id).working()
 
     def files_changed(self, who: Principal, session: str, files: Sequence[dict[str, Any]]) -> None:
-        """Record an upload or a deletion; a closed session's files can't change."""
-        self._find(who, session, "run").record(ev.FilesChanged(files=list(files)))
+        """Record a change of files. The files of a closed session can't change."""
+        self._registry.find(who, session, "run").record(ev.FilesChanged(files=list(files)))
 
-    # -- after an event -----------------------------------------------------------------------------------
+    # -- after an entry in the journal ---------------------------------------------------
 
     def _observe(self, session: Session, events: Sequence[Event]) -> None:
         self._projections.feed(session.id, events)
         self._projections.index.set_state(session.id, session.state)
         last = events[-1]
         if isinstance(last, ev.SessionClosed):
-            self._live.pop(session.id, None)
-            self._watch.usage.pop(session.id, None)
-            self._keep(session)
+            self._registry.close(session)
             self.programs.end(session.id)
             self.leases.ended(session.id)
         elif isinstance(last, ev.JournalSigned):
@@ -733,24 +485,24 @@ class Service:
     # -- checkpoints, undo, branches --------------------------------------------------------
 
     async def checkpoint(self, who: Principal, session: str, name: str | None = None) -> Checkpoint:
-        """A parked copy of the session as it is after everything sent so far."""
-        found = self._find_live(who, session)
+        """Save the state that the session has after everything sent so far, as a forked process that waits."""
+        found = self._registry.find_open(who, session)
         await found.succession.ensure_running()
         return await found.copies.make(name)
 
     def checkpoints(self, who: Principal, session: str) -> Checkpoints:
-        """The copies that are kept."""
-        return [*self._find(who, session).machine.checkpoints.values()]
+        """Return the checkpoints."""
+        return [*self._registry.find(who, session).machine.checkpoints.values()]
 
     async def drop_checkpoint(self, who: Principal, session: str, checkpoint: str) -> None:
-        """End a copy."""
-        await self._find_live(who, session).copies.drop(checkpoint)
+        """End a checkpoint."""
+        await self._registry.find_open(who, session).copies.drop(checkpoint)
 
     async def rollback(self, who: Principal, session: str, to: str | None = None) -> SessionInfo:
-        """Make the variables those of an earlier moment; the record keeps everything."""
-        found = self._find_live(who, session)
+        """Set the variables back to a checkpoint. The journal keeps everything."""
+        found = self._registry.find_open(who, session)
         await found.succession.rollback(to)
-        return self._view(found)
+        return self._registry.describe(found)
 
     async def branch(
         self,
@@ -763,44 +515,30 @@ class Service:
         limits: LimitsRequest | None = None,
         force: bool = False,
     ) -> Sessions:
-        """New sessions from this one's live state or a checkpoint, independent from then on.
+        """Create sessions from this one's present state or a checkpoint. They are independent from then on.
 
         Args:
             who: the caller.
-            session: the parent.
-            at: a checkpoint's id or name, or None for now.
-            count: how many.
-            labels: on top of the parent's.
-            limits: each branch's, where they are to be lower than the parent's.
-            force: go on although something will be lost.
+            session: the parent's id.
+            at: a checkpoint's id or name; None takes the present state.
+            count: the number of branches.
+            labels: labels of each branch, added to the parent's.
+            limits: limits of each branch that are lower than the parent's.
+            force: create them although something in the session can't be copied, for example a thread.
 
         Raises:
-            CannotFork: what the session holds would not survive; nothing was made.
-            NotSupported: a cold kernel.
-            LimitTooHigh: a branch can't have more than its parent.
+            CannotFork: the session has something that can't be copied. Nothing was created.
+            NotSupported: the session's kernel is not a forked one.
+            LimitTooHigh: a limit is above the parent's.
             TooLarge: the directory holds more than a branch may have.
-            QuotaExceeded, AtCapacity: they don't fit.
+            QuotaExceeded, AtCapacity: the branches do not fit.
         """
-        found = self._find_live(who, session)
-        now = self._store.clock()
-        # A microsecond apart, so that lists show siblings in the order in which they were given.
-        abouts = [branch_about(found, now + n / 1e6, at=at, labels=labels, limits=limits) for n in range(count)]
-        self._admit(who, abouts[0].limits, count)
-        await found.succession.ensure_running()
-        made, warnings = await self._branching.branch(found, abouts, at=at, force=force)
-        found.record(ev.Branched(sessions=[one.id for one in made], checkpoint=at, warnings=warnings))
-        for one in made:
-            self._projections.inherit(self._store.directory(one.id), self._store.directory(session), one.about.parent)
-        return [self._view(one) for one in made]
+        found = self._registry.find_open(who, session)
+        made = await self._branches.branch(who, found, at=at, count=count, labels=labels, limits=limits, force=force)
+        return [self._registry.describe(one) for one in made]
 
     async def hibernate(self, who: Principal, session: str) -> SessionInfo:
-        """Save the variables to disk and give the memory back; the next cell wakes the session."""
-        found = self._find_live(who, session)
+        """Save the variables to disk and end the kernel. The next cell resumes the session."""
+        found = self._registry.find_open(who, session)
         await found.succession.hibernate()
-        return self._view(found)
-
-    def _find_live(self, who: Principal, session: str) -> Session:
-        found = self._find(who, session, "run")
-        if found.state is SessionState.CLOSED:
-            raise SessionClosed()
-        return found
+        return self._registry.describe(found)

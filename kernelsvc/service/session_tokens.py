@@ -11,13 +11,15 @@ server can't derive the secret any more, and the secret is void.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import msgspec
 
 from kernelsvc.errors import Forbidden, NotFound, Unauthenticated
 from kernelsvc.model.objects import Principal
 from kernelsvc.model.tokens import MAX_TOKEN_LENGTH, TokenRecord
+from kernelsvc.service.api import Signed
 
 #: Scopes that no secret grants, even if its token has them.
 _WITHHELD = frozenset({"admin"})
@@ -25,24 +27,32 @@ _WITHHELD = frozenset({"admin"})
 _NEEDED = "run"
 
 
+class SessionOwners(Protocol):
+    """The part of ``SessionRegistry`` that is used here."""
+
+    def owner(self, session: str) -> str | None:
+        """Return the name of a session's principal, or None if there is no such session."""
+
+    def open_ids(self) -> list[str]:
+        """Return the ids of the open sessions."""
+
+
 class SessionTokens:
-    """Makes and checks the secrets of one server.
+    """Make and check the secrets of one server. Implements ``TokenApi``.
 
     Args:
         key: the HMAC key, which never leaves the server.
         tokens: the configured tokens.
-        owner: returns the name of a session's principal, None if there is no such session.
-        live: returns the ids of the open sessions.
+        owners: knows the owner of each session, and the ids of the open ones.
     """
 
     def __init__(
         self,
         key: bytes,
         tokens: Sequence[TokenRecord],
-        owner: Callable[[str], str | None],
-        live: Callable[[], Iterable[str]],
+        owners: SessionOwners,
     ) -> None:
-        self._key, self._owner, self._live = key, owner, live
+        self._key, self._owners = key, owners
         self._callers = [each for each in (record.principal() for record in tokens) if _NEEDED in each.scopes]
 
     def secret(self, who: Principal, session: str, purpose: str) -> str:
@@ -85,37 +95,38 @@ class SessionTokens:
 
         return self._owning(session, [who for who in self._callers if fits(who)])
 
-    def signer(self, session: str, purpose: str, fits: Callable[[str], bool]) -> Principal:
+    def signer(self, session: str, purpose: str, signed: Signed) -> Principal:
         """Return the caller whose secret of a session signed a request.
 
         Args:
             session: the session's id.
             purpose: of the secret.
-            fits: whether the request was signed with this secret. It must compare in constant time.
+            signed: the request's signature.
 
         Raises:
             Unauthenticated: no secret fits that a configured token of the session's owner gets.
             NotFound: one fits, but the session does not exist any more.
         """
-        return self._owning(session, [who for who in self._callers if fits(self._derive(who, session, purpose))])
+        secrets = ((who, self._derive(who, session, purpose)) for who in self._callers)
+        return self._owning(session, [who for who, secret in secrets if signed.is_signed_with(secret)])
 
-    def search(self, purpose: str, fits: Callable[[str], bool]) -> tuple[Principal, str]:
+    def search(self, purpose: str, signed: Signed) -> tuple[Principal, str]:
         """Find the open session whose secret signed a request that names no session.
 
         The secrets of every open session are tried, also after one has fitted.
 
         Args:
             purpose: of the secret.
-            fits: whether the request was signed with this secret. It must compare in constant time.
+            signed: the request's signature.
 
         Raises:
             Unauthenticated: none fits.
         """
         found = []
-        for session in self._live():
-            owner = self._owner(session)
+        for session in self._owners.open_ids():
+            owner = self._owners.owner(session)
             for who in self._callers:
-                if who.name == owner and fits(self._derive(who, session, purpose)):
+                if who.name == owner and signed.is_signed_with(self._derive(who, session, purpose)):
                     found.append((who, session))
         if not found:
             raise Unauthenticated("The signature fits no open session; ask the session's owner for a new address.")
@@ -129,7 +140,7 @@ class SessionTokens:
                 "This secret is not one of that session, or its token is not known here any more; "
                 "connect to the session with a token to get another."
             )
-        owner = self._owner(session)
+        owner = self._owners.owner(session)
         if owner is None:
             raise NotFound(f"There is no session {session!r} any more; create another.")
         for who in fitting:

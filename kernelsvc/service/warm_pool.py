@@ -1,20 +1,21 @@
-"""Sessions that are ready before anybody asks: confined kernels, each with a directory of its own.
+"""Sessions that are ready before a client asks: confined kernels, each with a directory of its own.
 
 Theory of operation
 -------------------
-A member is made as every session is, up to the moment at which its owner would be
-written down: directory, journal without an entry, confined kernel, connected. Its
-id is the id of the session that it becomes. So nothing has to be moved into a
-sandbox that is closed already, and no kernel ever held anything of somebody else:
-a member is handed over once, and what is not handed over is ended.
+A member is created as every session is, except for the step that records its
+owner: it has a directory, a journal without an entry, and a confined and
+connected kernel. The id of a member is the id of the session that it becomes.
+Therefore nothing has to be moved into a closed sandbox, and no kernel ever held
+data of another session: a member is handed over once or ended.
 
-Only a session with the server's own limits can begin so: they are part of a
-sandbox from its first moment. Others are forked. An environment of its own is
-told to the kernel when it is handed over, before its first cell.
+Only a session with the server's own limits can start as a member, because the
+limits are part of a sandbox from its start. Other sessions are forked. A
+session's own environment variables are sent to the kernel at the hand-over,
+before the first cell.
 
-Members count at admission like sessions, and give way to them when there is no
-room. What a crash leaves of them are journals without an entry and kernels that
-no session knows; the next start removes both.
+Members count at admission like sessions, and end when sessions need their room.
+A crash of the server leaves journals without an entry and kernels that no
+session knows. The next start removes both.
 """
 
 from __future__ import annotations
@@ -26,63 +27,72 @@ import time
 from collections.abc import Callable, Sequence
 
 from kernelsvc.errors import KernelsvcError
-from kernelsvc.kernels.launchers import Launchers
+from kernelsvc.kernels.launchers import KernelLaunchers
 from kernelsvc.kernels.port import Output
-from kernelsvc.model.admission import Reservation
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.pool_policy import PoolDemand
+from kernelsvc.service.registry import SessionRegistry
+from kernelsvc.service.session_factory import PreparedSession, SessionFactory
 from kernelsvc.session import SessionSpec, new_id, new_kernel_id, start_request_of
-from kernelsvc.store.journal import Journal
-from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
+from kernelsvc.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two members that are made, so that sessions which are asked for go first.
+#: Seconds between two members that are created, so that requested sessions go first.
 PAUSE = 0.05
-#: Seconds between looks at the demand, and after a failure.
-LOOK, RETRY = 1.0, 5.0
+#: Seconds between checks of the demand, and after a failure.
+CHECK_SECONDS, RETRY_SECONDS = 1.0, 5.0
 
 
 class WarmSession:
-    """A session that nobody has yet. The sink of its kernel until somebody does."""
+    """A member: a session without an owner. It receives its kernel's output until the hand-over."""
 
-    def __init__(
-        self, about: SessionSpec, directory: SessionDirectory, journal: Journal, gone: Callable[[WarmSession], None]
-    ) -> None:
-        self.about = about
-        self.directory = directory
-        self.journal = journal
-        self._gone = gone
+    def __init__(self, prepared: PreparedSession, on_exit: Callable[[WarmSession], None]) -> None:
+        self._prepared = prepared
+        self._on_exit = on_exit
+
+    @property
+    def spec(self) -> SessionSpec:
+        """The member's specification, without an owner."""
+        return self._prepared.spec
+
+    def become(self, spec: SessionSpec) -> PreparedSession:
+        """Return the member's directory and journal as those of the session that it becomes."""
+        spec.workdir, spec.family = self.spec.workdir, self.spec.family
+        return PreparedSession(spec, self._prepared.directory, self._prepared.journal)
+
+    def close_journal(self) -> None:
+        """Close the journal, which has no entry."""
+        self._prepared.journal.close()
 
     def deliver(self, batch: Sequence[Output]) -> None:
-        """It has run nothing, so there is nothing to tell."""
+        """Drop the output: the kernel has run no cell."""
 
     def exited(self, exit: Exit) -> None:
-        """It is of no use any more."""
-        self._gone(self)
+        """Report that the kernel has ended."""
+        self._on_exit(self)
 
 
 class WarmPool:
     """See the module's docstring.
 
     Args:
-        most: how many members may be kept for each template that is asked for; 0 keeps none.
-        limits: the server's own.
-        store: where their directories lie.
-        launchers: who starts their kernels.
-        room: whether one more session would be admitted now.
+        settings: the server's settings: the size for each requested template (0 disables the pool), and the limits.
+        registry: says whether there is room for a further member.
+        factory: makes directories.
+        launchers: start kernels.
     """
 
     def __init__(
-        self, most: int, limits: Limits, store: SessionDirectories, launchers: Launchers, room: Callable[[], bool]
+        self, settings: Settings, registry: SessionRegistry, factory: SessionFactory, launchers: KernelLaunchers
     ) -> None:
-        self._most = most
-        self._limits = limits
-        self._store = store
+        self._most = settings.warm_pool
+        self._limits = settings.limits
+        self._registry = registry
+        self._factory = factory
         self._launchers = launchers
-        self._room = room
         self._members: dict[str, list[WarmSession]] = {}
         self._demand: dict[str, PoolDemand] = {}
         self._wanted = asyncio.Event()
@@ -98,14 +108,10 @@ class WarmPool:
     def __len__(self) -> int:
         return sum(map(len, self._members.values()))
 
-    def lives(self) -> list[Reservation]:
-        """The members, as admission counts them."""
-        return [Reservation(principal="", memory_bytes=self._limits.memory_bytes)] * len(self)
-
     # -- handing over ----------------------------------------------------------------
 
     def take(self, template: str, limits: Limits) -> WarmSession | None:
-        """A member that becomes such a session, or None if none can. It is the caller's from here on."""
+        """Return a member for a session with these limits, or None. The caller owns it from now on."""
         if not self._most or limits != self._limits:
             return None
         self._demand_of(template).asked(time.monotonic())
@@ -114,11 +120,11 @@ class WarmPool:
         return ready.pop(0) if ready else None
 
     def put_back(self, member: WarmSession) -> None:
-        """It was not needed after all; it is as it was."""
-        self._members.setdefault(member.about.template, []).append(member)
+        """Take back a member that was taken and not used."""
+        self._members.setdefault(member.spec.template, []).append(member)
 
     def evict_all(self) -> bool:
-        """End all members, because sessions need their room. False: there were none."""
+        """End all members, because sessions need their room. Return whether there were any."""
         members = [member for ready in self._members.values() for member in ready]
         self._members.clear()
         for member in members:
@@ -135,45 +141,42 @@ class WarmPool:
     async def _run(self) -> None:
         while True:
             self._wanted.clear()
-            pause = LOOK
+            pause = CHECK_SECONDS
             for template, demand in list(self._demand.items()):
                 pause = min(pause, await self._step(template, demand.target(time.monotonic())))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await (asyncio.sleep(pause) if pause != LOOK else self._wanted.wait())
+                    await (asyncio.sleep(pause) if pause != CHECK_SECONDS else self._wanted.wait())
 
     async def _step(self, template: str, target: int) -> float:
-        """Make one member or end one, if the demand says so; seconds until the next step."""
+        """Create or end one member if the demand requires it. Return the seconds until the next step."""
         ready = self._members.setdefault(template, [])
         if len(ready) > target:
             self._end_soon(ready.pop())
             return PAUSE
-        if len(ready) == target or not self._launchers.forks(template) or not self._room():
-            return LOOK
+        if len(ready) == target or not self._launchers.forks(template) or not self._registry.has_room(len(self)):
+            return CHECK_SECONDS
         try:
             member = await self._make(template)
         except (KernelsvcError, OSError) as error:
-            log.info("no kernel can be kept ready for %s now: %s", template, error)
-            return RETRY
+            log.info("template %s: no member of the warm pool can be created now: %s", template, error)
+            return RETRY_SECONDS
         self.put_back(member)
         return PAUSE
 
     async def _make(self, template: str) -> WarmSession:
-        session = new_id("s")
-        directory, journal = self._store.create(session, {})
-        about = SessionSpec(
-            id=session,
+        spec = SessionSpec(
+            id=new_id("s"),
             principal="",
             template=template,
-            workdir=str(directory.working()),
+            workdir="",
             kernel=new_kernel_id(),
-            created_at=timestamp(self._store.clock()),
+            created_at=timestamp(self._factory.now()),
             limits=self._limits,
-            family=str(directory.home.resolve()),
         )
-        member = WarmSession(about, directory, journal, self._lost)
+        member = WarmSession(self._factory.prepare(spec), self._lost)
         try:
-            await self._launchers.start_for_later(start_request_of(about), member)
+            await self._launchers.start_for_later(start_request_of(spec), member)
         except BaseException:
             self._clear(member)
             raise
@@ -182,8 +185,8 @@ class WarmPool:
     # -- ends --------------------------------------------------------------------------------
 
     def _lost(self, member: WarmSession) -> None:
-        """Its kernel ended by itself."""
-        ready = self._members.get(member.about.template, [])
+        """Remove a member whose kernel has ended by itself."""
+        ready = self._members.get(member.spec.template, [])
         if member in ready:
             ready.remove(member)
             self._end_soon(member)
@@ -194,14 +197,18 @@ class WarmPool:
         task.add_done_callback(self._endings.discard)
 
     async def _end(self, member: WarmSession) -> None:
-        with contextlib.suppress(KernelsvcError):
-            await self._launchers.discard(member.about.kernel)
+        await self.end_kernel(member)
         self._clear(member)
 
+    async def end_kernel(self, member: WarmSession) -> None:
+        """End a member's kernel. An error is ignored: the next start of the server ends kernels without a session."""
+        with contextlib.suppress(KernelsvcError):
+            await self._launchers.discard(member.spec.kernel)
+
     def _clear(self, member: WarmSession) -> None:
-        member.journal.close()
+        member.close_journal()
         with contextlib.suppress(OSError):
-            self._store.discard(member.about.id)
+            self._factory.discard(member.spec.id)
 
     async def close(self) -> None:
         """End every member; the server stops."""

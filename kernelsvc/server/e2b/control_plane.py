@@ -157,7 +157,7 @@ class SandboxesHandler(ControlPlaneHandler):
     async def _create_from_snapshot(self, snapshot: SessionInfo, wanted: models.NewSandbox) -> SessionInfo:
         (made,) = await self.branch(snapshot, 1, models.labels(wanted) | models.no_snapshot())
         if wanted.envVars:
-            await self.context.service.surroundings.change(self.who, made.id, wanted.envVars)
+            await self.context.service.environment.change(self.who, made.id, wanted.envVars)
         return made
 
 
@@ -302,7 +302,7 @@ class SandboxMetricsHandler(ControlPlaneHandler):
         found = self.find(sandbox)
         asked = self.query_fields()
         start, end = models.moment(asked, "start", 0), models.moment(asked, "end", 1 << 40)
-        shown = models.metric_models(found, self.context.service.samples.of(self.who, found.id))
+        shown = models.metric_models(found, self.context.service.usage.samples(self.who, found.id))
         self.answer([each for each in shown if start <= each["timestampUnix"] <= end])
 
 
@@ -315,7 +315,8 @@ class SandboxesMetricsHandler(ControlPlaneHandler):
         for name in self.query_fields().get("sandbox_ids", "").split(","):
             with contextlib.suppress(NotFound):
                 session = self.find(name)
-                found[name] = models.metric_models(session, self.context.service.samples.of(self.who, session.id))[-1]
+                samples = self.context.service.usage.samples(self.who, session.id)
+                found[name] = models.metric_models(session, samples)[-1]
         self.answer({"sandboxes": found})
 
 

@@ -102,23 +102,22 @@ class ExecFiles:
             BadRequest: the sandbox refuses; in its words.
         """
         argv = ["/bin/sh", "-c", script, "files", *args]
-        program, watcher = await self._service.programs.start(
+        program, output = await self._service.programs.start(
             self._who, self._sandbox, argv, env={"LC_ALL": "C.UTF-8"}, with_input=False, tag=INTERNAL_TAG
         )
         said: dict[str, bytes] = {"stdout": b"", "stderr": b""}
         try:
             async with asyncio.timeout(SECONDS):
-                while (piece := await watcher.next()) is not None:
+                while (piece := await output.next()) is not None:
                     said[piece[0]] += piece[1]
                     if len(said[piece[0]]) > MAX_ANSWER:
                         raise Conflict("The directory has too many files to be listed here; list a part of it.")
-                await program.over.wait()
         except TimeoutError:
             raise Timeout("The sandbox took too long over this file; try again.") from None
         finally:
-            program.leave(watcher)
-            program.process.signal(signal.SIGKILL)
-        return _check_status(program.status, said)
+            output.close()
+            self._service.programs.signal(self._who, self._sandbox, program.id, signal.SIGKILL)
+        return _check_status(output.status, said)
 
 
 def _check_status(status: int | None, said: dict[str, bytes]) -> bytes | None:

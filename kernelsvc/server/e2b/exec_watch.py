@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +24,7 @@ from kernelsvc.server.e2b.exec_files import INTERNAL_TAG
 
 if TYPE_CHECKING:
     from kernelsvc.service import ServiceApi
-    from kernelsvc.service.programs import Program
-    from kernelsvc.service.programs import ProgramOutput as Reader
+    from kernelsvc.service.api import ProgramOutput
 
 #: Seconds until it must watch, and the longest line that it may say.
 BEGIN_SECONDS, MAX_LINE = 10.0, 64 * 1024
@@ -47,14 +48,14 @@ class ExecWatcher(PendingEvents):
     """Watches one directory from inside. Made by ``watch_elsewhere``.
 
     Args:
-        program: what watches.
-        reader: what it writes.
+        output: the output of the program that watches.
+        kill: ends the program.
         top: the directory.
     """
 
-    def __init__(self, program: Program, reader: Reader, top: str) -> None:
+    def __init__(self, output: ProgramOutput, kill: Callable[[], None], top: str) -> None:
         super().__init__()
-        self._program, self._reader, self._top = program, reader, top
+        self._output, self._kill, self._top = output, kill, top
         self._unparsed = b""
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reading = asyncio.ensure_future(self._read())
@@ -62,17 +63,16 @@ class ExecWatcher(PendingEvents):
     def close(self) -> None:
         """Watch no more."""
         self._reading.cancel()
-        self._program.leave(self._reader)
-        self._program.process.signal(signal.SIGKILL)
+        self._output.close()
+        self._kill()
         self.news.set()
 
     async def _read(self) -> None:
-        while (piece := await self._reader.next()) is not None:
+        while (piece := await self._output.next()) is not None:
             if piece[0] == "stdout":
                 self._on_data(piece[1])
-        await self._program.over.wait()
         if not self.ready.done():
-            self.ready.set_exception(_failure(self._program.status, self._top))
+            self.ready.set_exception(_failure(self._output.status, self._top))
         self.news.set()
 
     def _on_data(self, data: bytes) -> None:
@@ -127,11 +127,13 @@ async def watch_elsewhere(
         NotFound, BadRequest, AtCapacity, Conflict, Timeout: it can't be watched.
     """
     argv = ["python3", "-I", "-S", "-", path, str(int(recursive)), str(int(include_entry))]
-    program, reader = await service.programs.start(who, sandbox, argv, tag=INTERNAL_TAG)
-    watcher = ExecWatcher(program, reader, path)
+    program, output = await service.programs.start(who, sandbox, argv, tag=INTERNAL_TAG)
+    kill = partial(service.programs.signal, who, sandbox, program.id, signal.SIGKILL)
+    watcher = ExecWatcher(output, kill, path)
     try:
-        program.process.write(resources.files("kernelsvc.guest").joinpath("inotify_agent.py").read_bytes())
-        program.process.close_input()
+        agent = resources.files("kernelsvc.guest").joinpath("inotify_agent.py").read_bytes()
+        service.programs.write(who, sandbox, program.id, agent)
+        service.programs.close_input(who, sandbox, program.id)
         async with asyncio.timeout(BEGIN_SECONDS):
             await asyncio.shield(watcher.ready)
     except TimeoutError:

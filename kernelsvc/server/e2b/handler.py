@@ -197,14 +197,11 @@ class SandboxHandler(E2bHandler):
         path, user = self.argument("path") or "", self.argument("username") or ""
         expires = e2b.expiry_of(self.argument("signature_expiration"), time.time())
         access = self.context.service.access
-
-        def fits(secret: str) -> bool:
-            return e2b.is_signed(given, path, operation, user, secret, expires)
-
+        signed = e2b.SignedAddress(given, path, operation, user, expires)
         if sandbox is None:
-            self.who, self.sandbox = access.search(e2b.ENVD, fits)
+            self.who, self.sandbox = access.search(e2b.ENVD, signed)
             return
-        self.who, self.sandbox = access.signer(sandbox, e2b.ENVD, fits), sandbox
+        self.who, self.sandbox = access.signer(sandbox, e2b.ENVD, signed), sandbox
 
     def named_user(self) -> str:
         """The user that the request names, or E2B's default one."""

@@ -137,7 +137,7 @@ class InterpreterHandler(SandboxHandler):
         made = await service.create(self.who, request)
         if cwd:
             try:
-                await service.surroundings.change(self.who, made.id, {}, cwd)
+                await service.environment.change(self.who, made.id, {}, cwd)
             except KernelsvcError:
                 await service.close(self.who, made.id, reason="its directory is not there")
                 raise
@@ -189,7 +189,7 @@ class RestartHandler(InterpreterHandler):
         service = self.context.service
         await self.while_connected(service.restart(self.who, found.id))
         if found.beside and (cwd := found.labels.get(models.CWD)):
-            await service.surroundings.change(self.who, found.id, {}, cwd)
+            await service.environment.change(self.who, found.id, {}, cwd)
         self.answer({})
 
 
@@ -212,7 +212,7 @@ class ExecuteHandler(InterpreterHandler):
     async def _run(self, wanted: ExecuteRequest) -> None:
         session = await self._choose_context(wanted)
         environ = wanted.env_vars or {}
-        before = await self.context.service.surroundings.change(self.who, session, environ) if environ else {}
+        before = await self.context.service.environment.change(self.who, session, environ) if environ else {}
         try:
             await self._stream(session, wanted, sorted(environ))
         finally:
@@ -232,7 +232,7 @@ class ExecuteHandler(InterpreterHandler):
 
     async def _undo(self, who: Principal, session: str, before: Mapping[str, str | None]) -> None:
         with contextlib.suppress(KernelsvcError):  # the session has ended, or its kernel is a new one
-            await self.context.service.surroundings.change(who, session, before)
+            await self.context.service.environment.change(who, session, before)
 
     async def _stream(self, session: str, wanted: ExecuteRequest, env_names: list[str]) -> None:
         service = self.context.service

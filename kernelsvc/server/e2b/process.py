@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from kernelsvc.protocol import connect
 from kernelsvc.server.e2b.connect_rpc import RpcHandler
 from kernelsvc.server.e2b.exec_files import INTERNAL_TAG
 from kernelsvc.server.e2b.models import HOME
-from kernelsvc.service.programs import Program, ProgramOutput
+from kernelsvc.service.api import ProgramApi, ProgramInfo, ProgramOutput
 
 _SIGNALS = {"SIGNAL_SIGTERM": signal.SIGTERM, "SIGNAL_SIGKILL": signal.SIGKILL, 15: signal.SIGTERM, 9: signal.SIGKILL}
 _DEFAULT_SIZE = (80, 24)
@@ -92,18 +93,24 @@ class ProcessHandler(RpcHandler):
 
     route = "/process.Process"
 
-    def find(self, selector: ProcessSelector) -> Program:
+    @property
+    def programs(self) -> ProgramApi:
+        """The programs of all sandboxes."""
+        return self.context.service.programs
+
+    def find(self, selector: ProcessSelector) -> ProgramInfo:
         """The program that is meant.
 
         Raises:
             NotFound: it does not run.
         """
-        return self.context.service.programs.find(self.who, self.sandbox, pid=selector.pid, tag=selector.tag)
+        return self.programs.find(self.who, self.sandbox, pid=selector.pid, tag=selector.tag)
 
-    def write_input(self, program: Program, given: ProcessInput | None) -> None:
+    def write_input(self, program: ProgramInfo, given: ProcessInput | None) -> None:
         """Write to a program's standard input."""
         if given is not None:
-            program.process.write(connect.as_bytes(given.pty if given.pty is not None else given.stdin))
+            data = connect.as_bytes(given.pty if given.pty is not None else given.stdin)
+            self.programs.write(self.who, self.sandbox, program.id, data)
 
 
 class ListHandler(ProcessHandler):
@@ -111,7 +118,7 @@ class ListHandler(ProcessHandler):
 
     async def post(self) -> None:
         """What runs."""
-        running = self.context.service.programs.running(self.who, self.sandbox)
+        running = self.programs.running(self.who, self.sandbox)
         self.answer({"processes": [_model(program) for program in running if program.tag != INTERNAL_TAG]})
 
 
@@ -130,7 +137,8 @@ class CloseStdinHandler(ProcessHandler):
 
     async def post(self) -> None:
         """There is no more to read."""
-        self.find(self.message(ProcessCall).process).process.close_input()
+        program = self.find(self.message(ProcessCall).process)
+        self.programs.close_input(self.who, self.sandbox, program.id)
         self.answer({})
 
 
@@ -144,7 +152,7 @@ class SendSignalHandler(ProcessHandler):
         number = _SIGNALS.get(wanted.signal or 0)
         if number is None:
             raise BadRequest(f"The signal must be one of {', '.join(str(name) for name in _SIGNALS)}.")
-        program.process.signal(number)
+        self.programs.signal(self.who, self.sandbox, program.id, number)
         self.answer({})
 
 
@@ -156,27 +164,28 @@ class UpdateHandler(ProcessHandler):
         wanted = self.message(ProcessCall)
         program = self.find(wanted.process)
         if wanted.pty is not None:
-            program.process.resize(wanted.pty.size.cols, wanted.pty.size.rows)
+            size = wanted.pty.size
+            self.programs.resize(self.who, self.sandbox, program.id, size.cols, size.rows)
         self.answer({})
 
 
 class StreamHandler(ProcessHandler):
     """Base of what tells of a program."""
 
-    async def stream_output(self, program: Program, watcher: ProgramOutput) -> None:
+    async def stream_output(self, program: ProgramInfo, output: ProgramOutput) -> None:
         """Send what a program writes until it has ended."""
         try:
             await self._send_event({"start": {"pid": program.pid}})
-            while (piece := await self._next(watcher)) is not None:
+            while (piece := await self._next(output)) is not None:
                 await self._send_event(piece)
         finally:
-            program.leave(watcher)
-        await self._send_event({"end": _end(program)})
+            output.close()
+        await self._send_event({"end": _end(output.status)})
 
-    async def _next(self, watcher: ProgramOutput) -> dict[str, Any] | None:
+    async def _next(self, output: ProgramOutput) -> dict[str, Any] | None:
         try:
             async with asyncio.timeout(self.pause()):
-                piece = await watcher.next()
+                piece = await output.next()
         except TimeoutError:
             return {"keepalive": {}}
         return None if piece is None else {"data": {piece[0]: connect.as_text(piece[1])}}
@@ -195,7 +204,7 @@ class StartHandler(StreamHandler):
     async def _start(self) -> None:
         wanted: StartRequest = self.message(StartRequest)
         size = wanted.pty.size if wanted.pty is not None else None
-        program, watcher = await self.context.service.programs.start(
+        program, output = await self.programs.start(
             self.who,
             self.sandbox,
             [wanted.process.cmd, *wanted.process.args],
@@ -207,8 +216,9 @@ class StartHandler(StreamHandler):
         )
         limit = connect.seconds(self.request.headers.get("Connect-Timeout-Ms"), 0.001)
         if limit is not None:
-            asyncio.get_running_loop().call_later(limit, program.process.signal, signal.SIGKILL)
-        await self.stream_output(program, watcher)
+            kill = partial(self.programs.signal, self.who, self.sandbox, program.id, signal.SIGKILL)
+            asyncio.get_running_loop().call_later(limit, kill)
+        await self.stream_output(program, output)
 
 
 class ProcessConnectHandler(StreamHandler):
@@ -220,15 +230,15 @@ class ProcessConnectHandler(StreamHandler):
 
     async def _attach(self) -> None:
         program = self.find(self.message(ProcessCall).process)
-        await self.stream_output(program, program.watch())
+        await self.stream_output(program, self.programs.watch(self.who, self.sandbox, program.id))
 
 
 class StreamInputHandler(ProcessHandler):
     """``StreamInput``: input as it comes, in order."""
 
-    max_body_bytes = 1 << 30
+    body_bound = 1 << 30
     _unparsed: bytearray | None = None
-    _program: Program | None = None
+    _program: ProgramInfo | None = None
     _failure: KernelsvcError | None = None
 
     def data_received(self, chunk: bytes) -> None:
@@ -269,15 +279,14 @@ def _converted(value: object) -> ProcessCall:
         raise BadRequest(f"The message can't be read: {error}.") from None
 
 
-def _model(program: Program) -> dict[str, Any]:
+def _model(program: ProgramInfo) -> dict[str, Any]:
     config: dict[str, Any] = {"cmd": program.argv[0], "args": program.argv[1:], "envs": program.env}
     if program.cwd:
         config["cwd"] = program.cwd
     return {"pid": program.pid, "config": config} | ({"tag": program.tag} if program.tag is not None else {})
 
 
-def _end(program: Program) -> dict[str, Any]:
-    status = program.status
+def _end(status: int | None) -> dict[str, Any]:
     code = None if status is None else os.waitstatus_to_exitcode(status)
     if code is not None and code >= 0:
         return {"exitCode": code, "exited": True, "status": f"exit status {code}"}

@@ -1,28 +1,31 @@
-"""How a server finds again what an earlier one left: every session, read back and joined to its kernel.
+"""How a server adopts the sessions of an earlier one: it reads each journal and connects to the session's kernel.
 
-Small logs are read before the first request is answered. Large ones are read one
-after the other while others are served (``recovering``); until then their sessions
-count against the quotas, keep their idempotency keys, and no kernel is taken for a stray.
+Small journals are read before the first request is answered. Large ones are read
+one after the other while other sessions are served (``recovering``). Until a
+large journal is read, its session counts against the quotas and keeps its
+idempotency key, and no kernel is ended as a stray.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 
 import msgspec
 
 from kernelsvc.errors import KernelsvcError
-from kernelsvc.kernels.launchers import Launchers
-from kernelsvc.model.admission import Reservation
+from kernelsvc.kernels.launchers import KernelLaunchers
 from kernelsvc.model.events import Event
 from kernelsvc.model.objects import SessionState
 from kernelsvc.service.loading.background_loading import BackgroundLoads
+from kernelsvc.service.loading.closed_sessions import ClosedSessions
 from kernelsvc.service.loading.session_loading import about_of, beginning_of, is_large, life_of, reading_of
 from kernelsvc.service.projections import Projections
+from kernelsvc.service.registry import SessionRegistry
+from kernelsvc.service.session_factory import PreparedSession, SessionFactory
 from kernelsvc.session import Session, SessionSpec
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectory
@@ -31,51 +34,42 @@ log = logging.getLogger(__name__)
 
 #: Seconds between attempts to reach a kernel that an earlier server started.
 ADOPT_AGAIN_SECONDS = 1.0
-#: Events that the index is given at once.
-_TOLD = 200
+#: Events that the index gets in one turn of the event loop.
+_INDEXED = 200
 
 
 class Adoption:
-    """One server's, at its start.
+    """Adopt the sessions of an earlier server, at the start of this one.
 
     Args:
-        projections: told of what they missed.
-        launchers: know the kernels.
-        recoveries: what is read while others are served.
-        live: open sessions by id; what is found open goes there.
-        promised: sessions that count against the quotas, and are not among ``live`` yet.
-        made: sessions by their owner's idempotency key.
-        make: a session from its directory and log.
-        keep: takes one that turns out to be closed.
-        discard: removes one that never began.
+        registry: all sessions; each open one is added.
+        closed: keeps each session that turns out to be closed.
+        factory: makes session objects.
+        projections: the index and the notebooks, which read the entries that they missed.
+        launchers: reach the kernels.
+        loads: reads large journals in the background.
     """
 
     def __init__(
         self,
+        registry: SessionRegistry,
+        closed: ClosedSessions,
+        factory: SessionFactory,
         projections: Projections,
-        launchers: Launchers,
-        recoveries: BackgroundLoads,
-        live: MutableMapping[str, Session],
-        promised: MutableMapping[str, Reservation],
-        made: MutableMapping[tuple[str, str], asyncio.Future[str] | str],
-        make: Callable[[SessionSpec, SessionDirectory, Journal], Session],
-        keep: Callable[[Session], None],
-        discard: Callable[[str], None],
+        launchers: KernelLaunchers,
+        loads: BackgroundLoads,
     ) -> None:
+        self._registry = registry
+        self._closed = closed
+        self._factory = factory
         self._projections = projections
         self._launchers = launchers
-        self._recoveries = recoveries
-        self._live = live
-        self._promised = promised
-        self._made = made
-        self._make = make
-        self._keep = keep
-        self._discard = discard
-        self._whole = True
+        self._loads = loads
+        self._all_readable = True
         self._later: set[str] = set()
 
     async def run(self, found: Iterable[SessionDirectory]) -> None:
-        """Adopt all that have small logs, and begin with the others."""
+        """Adopt all sessions with small journals, and start to load the others."""
         small: list[SessionDirectory] = []
         large: list[SessionDirectory] = []
         for directory in found:
@@ -90,83 +84,85 @@ class Adoption:
         await self._end_strays()
 
     def _begin(self, directory: SessionDirectory, *, closed: bool) -> None:
-        """Read this one later; what must not be forgotten meanwhile is taken from ``session.json``."""
+        """Load a session in the background. Its quota and its idempotency key come from ``session.json`` until then."""
         try:
             about = msgspec.convert(directory.read_about(), SessionSpec)
         except msgspec.ValidationError:
             about = None
         if about is not None and not closed:
-            self._promised[about.id] = Reservation(principal=about.principal, memory_bytes=about.limits.memory_bytes)
+            self._registry.reserve([about])
             if about.idempotency_key is not None:
-                self._made[about.principal, about.idempotency_key] = about.id
+                self._registry.keys.put(about.principal, about.idempotency_key, about.id)
         if about is not None and directory.id not in self._projections.index.seqs():
             self._projections.index.feed(directory.id, [beginning_of(about)])
         owner = about.principal if about else None
-        self._recoveries.begin(directory.id, owner, partial(self._recover, directory, about, closed=closed))
+        self._loads.begin(directory.id, owner, partial(self._recover, directory, about, closed=closed))
 
     async def _recover(self, directory: SessionDirectory, about: SessionSpec | None, *, closed: bool) -> None:
         try:
             if not closed:
                 await self._adopt(directory)
-            if directory.id not in self._live:
+            if directory.id not in self._registry:
                 await asyncio.to_thread(self._projections.complete, directory)
         finally:
-            self._promised.pop(directory.id, None)
-            if about is not None and about.idempotency_key is not None and directory.id not in self._live:
-                self._made.pop((about.principal, about.idempotency_key), None)
+            self._registry.release(directory.id)
+            if about is not None and about.idempotency_key is not None and directory.id not in self._registry:
+                self._registry.keys.forget(about.principal, about.idempotency_key)
             self._later.discard(directory.id)
         await self._end_strays()
 
     async def _end_strays(self) -> None:
-        """End kernels that are nobody's, once it is known of every session which are its own."""
-        if self._whole and not self._later:
-            await self._launchers.end_strays({kernel for s in self._live.values() for kernel in s.kernels()})
+        """End kernels that belong to no session. This needs the journals of all sessions."""
+        if self._all_readable and not self._later:
+            known = {kernel for session in self._registry.open_sessions() for kernel in session.kernels()}
+            await self._launchers.end_strays(known)
 
     async def _adopt(self, directory: SessionDirectory) -> None:
-        """Take a session up again. What is wrong with one must not stop the others."""
+        """Adopt one session. An error is logged, so that it does not stop the others."""
         try:
             session = await self._read(directory)
         except Exception as error:
-            log.error("session %s can't be opened: %s", directory.id, error, exc_info=not isinstance(error, OSError))
-            self._whole = False  # a kernel may be its own
+            trace = not isinstance(error, OSError)
+            log.error("session %s is left out, its journal can't be opened: %s", directory.id, error, exc_info=trace)
+            self._all_readable = False  # its kernels are unknown, so no kernel is a stray
             return
         if session is None:
             return
         if session.state is SessionState.CLOSED:
             session.log.close()
-            self._keep(session)
+            self._closed.keep(session)
             return
-        self._live[session.id] = session
+        self._registry.add(session)
         about = session.about
         if about.idempotency_key is not None:
-            self._made[about.principal, about.idempotency_key] = session.id
+            self._registry.keys.put(about.principal, about.idempotency_key, session.id)
         if not await self._adopted(session):
             session.spawn(self._adopt_later(session))
 
     async def _read(self, directory: SessionDirectory) -> Session | None:
-        """The session as its log tells of it; None if it never began, and nobody was told of it."""
+        """Rebuild the session from its journal. Return None if creation never completed."""
         read = reading_of(directory.journal)
         journal = await read(Journal.open, directory.journal, directory.id)
         if journal.last_seq == 0:
             journal.close()
-            self._discard(directory.id)
+            self._factory.discard(directory.id)
             return None
-        session = self._make(about_of(directory, journal), directory, journal)
-        life = life_of(journal)
+        session = self._factory.open(PreparedSession(about_of(directory, journal), directory, journal))
+        events = life_of(journal)
         if is_large(directory.journal) and self._projections.index.seqs().get(directory.id) != journal.last_seq:
-            life = self._telling(directory.id, life)
-        await read(session.rebuild, life)
+            events = self._indexed(directory.id, events)
+        await read(session.rebuild, events)
         return session
 
-    def _telling(self, session: str, life: Iterator[Event]) -> Iterator[Event]:
-        """Let the index learn what a log holds while it is read in a thread: in the loop's own, some at a time."""
+    def _indexed(self, session: str, events: Iterator[Event]) -> Iterator[Event]:
+        """Pass events on in a thread, and have the index learn them in the event loop, some at a time."""
         loop, index = asyncio.get_running_loop(), self._projections.index
 
         def passing() -> Iterator[Event]:
-            anew = True
-            while some := [*islice(life, _TOLD)]:
-                loop.call_soon_threadsafe(partial(index.learn_events, session, some, anew=anew))
-                anew = False
+            first = True
+            while some := [*islice(events, _INDEXED)]:
+                loop.call_soon_threadsafe(partial(index.learn_events, session, some, anew=first))
+                first = False
                 yield from some
 
         return passing()
@@ -175,7 +171,7 @@ class Adoption:
         try:
             await session.adopt()
         except (OSError, KernelsvcError) as error:
-            log.warning("session %s can't be adopted yet: %s", session.id, error)
+            log.warning("session %s: its kernel can't be adopted yet, it is tried again: %s", session.id, error)
             return False
         self._projections.index.set_state(session.id, session.state)
         return True

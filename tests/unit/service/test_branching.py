@@ -57,9 +57,11 @@ async def test_how_far_copying_is_is_told(files: Path, monkeypatch: pytest.Monke
     class Parent:
         try_record = told.append
 
-    monkeypatch.setattr(branching, "TELL_SECONDS", 0.01)
+    monkeypatch.setattr(branching, "REPORT_SECONDS", 0.01)
     parent: Any = Parent
-    telling = asyncio.ensure_future(branching._tell(parent, [about(id="user"), about(id="other")], files.parent, 99))
+    telling = asyncio.ensure_future(
+        branching._report_copying(parent, [about(id="user"), about(id="other")], files.parent, 99)
+    )
     await wait_until(lambda: told)
     telling.cancel()
     first = told[0]

@@ -39,7 +39,8 @@ class Scripted:
 
 
 def over(session: Scripted) -> SessionEnvironment:
-    return SessionEnvironment(lambda who, name, scope: session)  # type: ignore[arg-type, return-value]
+    registry: Any = SimpleNamespace(find=lambda who, name, scope: session)
+    return SessionEnvironment(registry)
 
 
 async def test_what_was_before_comes_back() -> None:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
-from kernelsvc.errors import LimitTooHigh, NotFound, SessionClosed
+from kernelsvc.errors import LimitTooHigh, SessionClosed
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.model import events as ev
-from kernelsvc.model.limits import Limits, Usage
+from kernelsvc.model.limits import Limits
 from kernelsvc.model.machine import PAUSED_SECONDS, Machine
 from kernelsvc.model.objects import Principal, SessionState
 from kernelsvc.model.state import Policy
 from kernelsvc.model.stimuli import Close, Hibernate, KernelReady, RecordEvents, Tick
 from kernelsvc.service.leases import Leases
+from kernelsvc.service.loading.background_loading import BackgroundLoads
+from kernelsvc.service.loading.closed_sessions import ClosedSessions
+from kernelsvc.service.registry import SessionRegistry
+from kernelsvc.service.session_factory import SessionFactory
 from kernelsvc.session import Session, SessionSpec
+from kernelsvc.settings import Settings
 from kernelsvc.store.journal import Journal
+from kernelsvc.store.sessions import SessionDirectories
 
 ME = Principal(name="p")
 LIMITS = Limits(lifetime_seconds=100.0)
@@ -30,13 +36,10 @@ class House:
 
     def __init__(self, path: Path) -> None:
         self.path, self.launcher = path, FakeLauncher()
-        self.live: dict[str, Session] = {}
-        self.leases = Leases(self.find, self.live, lambda session: session.view(Usage()), LIMITS)
-
-    def find(self, who: Principal, session: str, scope: str) -> Session:
-        if session not in self.live:
-            raise NotFound
-        return self.live[session]
+        loads, factory = BackgroundLoads(1.0), cast("SessionFactory", None)
+        closed = ClosedSessions(SessionDirectories(path / "data"), factory, loads)
+        self.registry = SessionRegistry(Settings(), closed, loads)
+        self.leases = Leases(self.registry, LIMITS)
 
     async def open(self, id: str, beside: str | None = None) -> Session:
         about = SessionSpec(
@@ -45,7 +48,7 @@ class House:
         )  # fmt: skip
         made = Session(about, Journal.create(self.path / f"{id}.jsonl", id), self.launcher, Policy())
         await made.start()
-        self.live[id] = made
+        self.registry.add(made)
         self.leases.began(made)
         return made
 
@@ -54,7 +57,7 @@ class House:
 async def house(tmp_path: Path) -> Any:
     made = House(tmp_path)
     yield made
-    for session in made.live.values():
+    for session in made.registry.open_sessions():
         await session.close("test over")
     made.launcher.close()
 

@@ -19,8 +19,28 @@ BOB = TokenRecord(name="bob", sha256=hash_token("c"))
 TOKENS = [READ, RUN, OTHER, BOB]
 
 
+class SignedWith:
+    """A request that one secret has signed."""
+
+    def __init__(self, secret: str) -> None:
+        self.secret = secret
+
+    def is_signed_with(self, secret: str) -> bool:
+        return hmac.compare_digest(secret, self.secret)
+
+
+class Owners:
+    """A registry that knows the owners of three open sessions."""
+
+    def owner(self, session: str) -> str | None:
+        return OWNERS.get(session)
+
+    def open_ids(self) -> list[str]:
+        return [*OWNERS]
+
+
 def over(tokens: Sequence[TokenRecord], key: bytes = b"k" * 32) -> SessionTokens:
-    return SessionTokens(key, tokens, OWNERS.get, lambda: list(OWNERS))
+    return SessionTokens(key, tokens, Owners())
 
 
 @pytest.fixture
@@ -69,9 +89,9 @@ def test_a_secret_is_void_once_its_token_is_changed_or_gone(access: SessionToken
     with pytest.raises(Unauthenticated):
         later.holder("s_1", ["envd"], secret)
     with pytest.raises(Unauthenticated):
-        later.signer("s_1", "envd", lambda one: hmac.compare_digest(one, secret))
+        later.signer("s_1", "envd", SignedWith(secret))
     with pytest.raises(Unauthenticated):
-        later.search("envd", lambda one: hmac.compare_digest(one, secret))
+        later.search("envd", SignedWith(secret))
 
 
 @pytest.mark.parametrize("given", [[], [""], ["\udcff"], ["x" * 10_000], ["session"], ["purpose"], ["principal"]])
@@ -95,8 +115,8 @@ def test_without_a_secret_the_answer_does_not_depend_on_the_session(access: Sess
 
 def test_a_session_is_found_by_what_its_secret_signed(access: SessionTokens) -> None:
     wanted = access.secret(BOB.principal(), "s_2", "envd")
-    who, session = access.search("envd", lambda secret: hmac.compare_digest(secret, wanted))
+    who, session = access.search("envd", SignedWith(wanted))
     assert (who.name, session, who.scopes) == ("bob", "s_2", {"read", "run"})
-    assert access.signer("s_2", "envd", lambda secret: hmac.compare_digest(secret, wanted)) == who
+    assert access.signer("s_2", "envd", SignedWith(wanted)) == who
     with pytest.raises(Unauthenticated):
-        access.search("traffic", lambda secret: hmac.compare_digest(secret, wanted))
+        access.search("traffic", SignedWith(wanted))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from kernelsvc.server.e2b import process
 
 
 def ended(status: int | None) -> Any:
-    return process._end(SimpleNamespace(status=status))  # type: ignore[arg-type]
+    return process._end(status)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ async def test_it_learns_everything_once_and_in_order(tmp_path):
     index.learn_events("s_1", [stamped(ev.SessionStarted(principal="me", template="old"), 1)], anew=True)
     adoption = object.__new__(Adoption)
     adoption._projections = SimpleNamespace(index=index)
-    telling = adoption._telling("s_1", past())
+    telling = adoption._indexed("s_1", past())
     passed = await asyncio.to_thread(lambda: [event.seq for event in telling])
     await asyncio.sleep(0)
     assert passed == list(range(1, MANY + 1))

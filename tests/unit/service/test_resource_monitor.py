@@ -10,7 +10,17 @@ import pytest
 from waiting import wait_for
 
 from kernelsvc.linux import procfs
-from kernelsvc.service.stopped_kernels import StoppedKernelDetector
+from kernelsvc.service.resource_monitor import StoppedKernelDetector
+
+
+class Registry:
+    """A registry with one session."""
+
+    def __init__(self, session):
+        self.sessions = [session]
+
+    def open_sessions(self):
+        return self.sessions
 
 
 class Sleeper:
@@ -40,30 +50,30 @@ def sleeper():
 
 
 def test_ended_at_the_second_look(sleeper):
-    looks = StoppedKernelDetector(lambda: [sleeper])
+    looks = StoppedKernelDetector(Registry(sleeper))
     sleeper.signal(signal.SIGSTOP, "T")
-    looks.look()
+    looks.check()
     assert sleeper.ended == 0
-    looks.look()
+    looks.check()
     assert sleeper.ended == 1
 
 
 def test_one_that_goes_on_is_left_alone(sleeper):
-    looks = StoppedKernelDetector(lambda: [sleeper])
+    looks = StoppedKernelDetector(Registry(sleeper))
     for _ in range(3):
         sleeper.signal(signal.SIGSTOP, "T")
-        looks.look()
+        looks.check()
         sleeper.signal(signal.SIGCONT, "RS")
-        looks.look()
+        looks.check()
     assert sleeper.ended == 0
 
 
 def test_without_a_cell_nobody_is_asked(sleeper):
-    looks = StoppedKernelDetector(lambda: [sleeper])
+    looks = StoppedKernelDetector(Registry(sleeper))
     sleeper.machine.running = None
     sleeper.signal(signal.SIGSTOP, "T")
-    looks.look()
-    looks.look()
+    looks.check()
+    looks.check()
     assert sleeper.ended == 0
 
 

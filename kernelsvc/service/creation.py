@@ -1,0 +1,175 @@
+"""How a session begins: a new one, one from the warm pool, and a branch, all by one path.
+
+The path is: admit, reserve, prepare the directory and the journal, start the
+kernel, add the session to the registry. If any step fails, nothing is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kernelsvc.errors import AtCapacity, Conflict, KernelsvcError, Timeout
+from kernelsvc.model.hash_chain import timestamp
+from kernelsvc.model.limits import Limits
+from kernelsvc.model.objects import Principal, SessionRequest
+from kernelsvc.service.leases import Leases
+from kernelsvc.service.registry import SessionRegistry
+from kernelsvc.service.session_factory import PreparedSession, SessionFactory
+from kernelsvc.service.warm_pool import WarmPool, WarmSession
+from kernelsvc.session import Session, SessionSpec, new_id, new_kernel_id
+from kernelsvc.settings import Settings
+from kernelsvc.telemetry.metrics import Metrics
+
+
+class SessionCreator:
+    """Create sessions.
+
+    Args:
+        settings: the server's settings: default template and limits, and the time that a start may take.
+        registry: all sessions.
+        factory: makes session objects and directories.
+        warm_pool: kernels that are started already.
+        leases: give a sidecar the lease of its session.
+        metrics: count the seconds of each creation.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: SessionRegistry,
+        factory: SessionFactory,
+        warm_pool: WarmPool,
+        leases: Leases,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._factory = factory
+        self._warm_pool = warm_pool
+        self._leases = leases
+        self._metrics = metrics
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Create no more sessions; the server stops."""
+        self._stopping = True
+
+    async def create(self, who: Principal, request: SessionRequest) -> str:
+        """Create a session, or find the one that the same idempotency key created. Return its id.
+
+        Cancelling it leaves nothing behind, unless the request has an idempotency key: then creation continues.
+
+        Raises:
+            Conflict: the server stops.
+            NotFound: there is no such template.
+            LimitTooHigh, QuotaExceeded, AtCapacity, SandboxUnavailable, Timeout: nothing was created.
+        """
+        if request.idempotency_key is None:
+            return await self._create(who, request)
+        known = self._registry.keys.get(who.name, request.idempotency_key)
+        if known is None:
+            known = asyncio.ensure_future(self._create(who, request))
+            self._registry.keys.put_future(who.name, request.idempotency_key, known)
+        return known if isinstance(known, str) else await asyncio.shield(known)
+
+    def admit(self, who: Principal, limits: Limits, count: int = 1) -> None:
+        """Check that more sessions fit. Members of the warm pool end if that makes the room.
+
+        Raises:
+            QuotaExceeded, AtCapacity: they do not fit.
+        """
+        try:
+            self._registry.admit(who, limits, count, warm=len(self._warm_pool))
+        except AtCapacity:
+            if not self._warm_pool.evict_all():
+                raise
+            self._registry.admit(who, limits, count)
+
+    async def _create(self, who: Principal, request: SessionRequest) -> str:
+        if self._stopping:
+            raise Conflict("The server is stopping; try again when it is back.")
+        main = self._registry.find_open(who, request.beside) if request.beside else None
+        template = request.template or (main.about.template if main else self._settings.default_template)
+        self._factory.require_template(template)
+        limits = (main.about.limits if main else self._settings.limits).lowered(request.limits)
+        env = {**(main.about.env if main else {}), **request.env}
+        member = self._warm_pool.take(template, limits) if main is None else None
+        try:
+            self.admit(who, limits)
+        except KernelsvcError:
+            if member is not None:
+                self._warm_pool.put_back(member)
+            raise
+        spec = SessionSpec(
+            id=new_id("s"),
+            principal=who.name,
+            template=template,
+            workdir="",
+            kernel=new_kernel_id(),
+            created_at=timestamp(self._factory.now()),
+            limits=limits,
+            name=request.name,
+            labels=request.labels,
+            env=env,
+            idempotency_key=request.idempotency_key,
+            beside=request.beside,
+            family=main.about.family if main else "",
+        )
+        if member is not None:
+            spec.id, spec.kernel = member.spec.id, member.spec.kernel
+        with self._registry.reserved([spec]):
+            started = time.perf_counter()
+            if member is not None:
+                prepared = member.become(spec)
+            else:
+                prepared = self._factory.prepare(spec, sidecar_of=Path(main.about.workdir) if main else None)
+            return (await self._begin(prepared, started, member=member)).id
+
+    async def begin_branch(self, spec: SessionSpec, parent: Path, place: Path, forked: asyncio.Future[Any]) -> Session:
+        """Begin a branch on a kernel that was forked for it. The caller has reserved it.
+
+        Args:
+            spec: the branch's specification.
+            parent: the parent's working directory.
+            place: the directory in which the branch's own is created.
+            forked: done when the kernel exists.
+        """
+        started = time.perf_counter()
+        prepared = self._factory.prepare(spec, parent=parent, place=place)
+        return await self._begin(prepared, started, forked=forked)
+
+    async def _begin(
+        self,
+        prepared: PreparedSession,
+        started: float,
+        *,
+        forked: asyncio.Future[Any] | None = None,
+        member: WarmSession | None = None,
+    ) -> Session:
+        spec = prepared.spec
+        session = self._factory.open(prepared)
+        try:
+            if forked is not None:
+                await asyncio.shield(forked)
+            prepared.directory.write_about(msgspec.to_builtins(spec))
+            async with asyncio.timeout(self._settings.start_seconds):
+                await session.start(copy=forked is not None)
+        except BaseException as error:
+            session.detach()
+            if member is not None:
+                await asyncio.shield(self._warm_pool.end_kernel(member))
+            self._factory.discard(spec.id)
+            if isinstance(error, TimeoutError):
+                raise Timeout("The session did not start in time; try again.") from None
+            if isinstance(error, OSError):
+                raise AtCapacity("No session can be recorded; free disk space and try again.") from error
+            raise
+        self._registry.add(session)
+        self._leases.began(session)
+        self._metrics.create_seconds.observe(time.perf_counter() - started)
+        return session

@@ -1,0 +1,250 @@
+"""The sessions of one server: the open ones, the closed ones that were read back, those in creation, and their owners.
+
+Every other part of the service asks here for a session and reports here that
+one began or ended. Nothing else holds a table of sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+
+from kernelsvc.errors import Forbidden, NotFound, Recovering, SessionClosed
+from kernelsvc.model.admission import Ceilings, Reservation, admit
+from kernelsvc.model.limits import Limits, Usage
+from kernelsvc.model.objects import Principal, Scope, SessionInfo, SessionState
+from kernelsvc.service.loading.background_loading import BackgroundLoads, ids_in
+from kernelsvc.service.loading.closed_sessions import ClosedSessions
+from kernelsvc.session import Session, SessionSpec
+from kernelsvc.settings import Settings
+
+#: Idempotency keys that are remembered. The oldest is forgotten first.
+MAX_KEYS = 10_000
+
+
+class IdempotencyKeys:
+    """Session ids by their owner's idempotency key: at most ``MAX_KEYS``.
+
+    A key names the id alone. If it named the session, each of the last 10,000 sessions would stay in memory.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], asyncio.Future[str] | str] = {}
+
+    def get(self, principal: str, key: str) -> asyncio.Future[str] | str | None:
+        """Return the session's id, a future of it while the session is in creation, or None."""
+        return self._known.get((principal, key))
+
+    def put(self, principal: str, key: str, session: str) -> None:
+        """Remember the id of a session that exists."""
+        self._known[principal, key] = session
+        self._trim()
+
+    def put_future(self, principal: str, key: str, creation: asyncio.Future[str]) -> None:
+        """Remember a session that is in creation. If creation fails, the key is forgotten."""
+
+        def settle(done: asyncio.Future[str]) -> None:
+            if done.cancelled() or done.exception() is not None:
+                self.forget(principal, key)
+            elif (principal, key) in self._known:
+                # The finished task would keep its arguments and its result in memory.
+                self._known[principal, key] = done.result()
+
+        self._known[principal, key] = creation
+        creation.add_done_callback(settle)
+        self._trim()
+
+    def forget(self, principal: str, key: str) -> None:
+        """Forget a key, if it is known."""
+        self._known.pop((principal, key), None)
+
+    def _trim(self) -> None:
+        while len(self._known) > MAX_KEYS:
+            self._known.pop(next(iter(self._known)))
+
+
+class SessionRegistry:
+    """Find sessions by id and owner, and decide whether more are admitted.
+
+    Args:
+        settings: the server's settings; they hold the ceilings of admission.
+        closed: reads closed sessions back.
+        loads: the sessions that are being read in the background.
+
+    Attributes:
+        keys: session ids by idempotency key.
+        usage: the last measured use of each open session, by id.
+    """
+
+    def __init__(self, settings: Settings, closed: ClosedSessions, loads: BackgroundLoads) -> None:
+        self.keys = IdempotencyKeys()
+        self.usage: dict[str, Usage] = {}
+        self._settings = settings
+        self._closed = closed
+        self._loads = loads
+        self._open: dict[str, Session] = {}
+        self._reserved: dict[str, Reservation] = {}
+
+    # -- open sessions -------------------------------------------------------------------
+
+    def __contains__(self, session: str) -> bool:
+        return session in self._open
+
+    def get(self, session: str) -> Session | None:
+        """Return an open session, or None."""
+        return self._open.get(session)
+
+    def open_sessions(self) -> list[Session]:
+        """Return the open sessions, in the order in which they were added."""
+        return [*self._open.values()]
+
+    def sidecars(self, session: str) -> list[Session]:
+        """Return the open sessions that share the directory of this one."""
+        return [each for each in self._open.values() if each.about.beside == session]
+
+    def add(self, session: Session) -> None:
+        """Add a session that has begun or was adopted."""
+        self._open[session.id] = session
+
+    def close(self, session: Session) -> None:
+        """Move a session that has ended to the closed ones."""
+        self._open.pop(session.id, None)
+        self.usage.pop(session.id, None)
+        self._closed.keep(session)
+
+    # -- finding -------------------------------------------------------------------------
+
+    def require_scope(self, who: Principal, scope: Scope) -> None:
+        """Check a scope of the caller's token.
+
+        Raises:
+            Forbidden: the token lacks it.
+        """
+        if scope not in who.scopes:
+            raise Forbidden(f"This token lacks the scope '{scope}'; use one that has it.", scope=scope)
+
+    def find(self, who: Principal, session: str, scope: Scope = "read") -> Session:
+        """Return a session of the caller, open or closed.
+
+        Raises:
+            Forbidden: the caller's token lacks the scope.
+            NotFound: the caller has no such session.
+            Recovering: its journal is being read in the background.
+        """
+        self.require_scope(who, scope)
+        self._loads.check(session, who.name)
+        found = self._open.get(session) or self._closed.get(session)
+        if found is None or found.about.principal != who.name:
+            raise NotFound(f"There is no session {session!r}; list your sessions.")
+        return found
+
+    def find_open(self, who: Principal, session: str) -> Session:
+        """Return an open session of the caller, whose token has the scope ``run``.
+
+        Raises:
+            SessionClosed: it has ended.
+            Forbidden, NotFound, Recovering: as ``find``.
+        """
+        found = self.find(who, session, "run")
+        if found.state is SessionState.CLOSED:
+            raise SessionClosed()
+        return found
+
+    def owner(self, session: str) -> str | None:
+        """Return the name of a session's principal, or None if there is no such session.
+
+        Raises:
+            Recovering: the session is closed, and its journal is large and not read yet.
+        """
+        found = self._open.get(session) or self._closed.get(session)
+        return found.about.principal if found else None
+
+    def open_ids(self) -> list[str]:
+        """Return the ids of the open sessions."""
+        return [*self._open]
+
+    def in_memory(self, session: str) -> bool:
+        """Whether a session can be found without reading its journal."""
+        return session in self._open or session in self._closed
+
+    def is_loading(self, session: str) -> bool:
+        """Whether a session's journal is being read in the background."""
+        return session in self._loads
+
+    async def ensure_loaded(self, text: str) -> None:
+        """Load the sessions that a request names; wait ``start_seconds`` at most. Safe to cancel.
+
+        Args:
+            text: any part of the request that may hold session ids, for example its path.
+        """
+        for session in ids_in(text):
+            if session not in self._open and session not in self._loads:
+                with contextlib.suppress(Recovering):
+                    self._closed.get(session)
+        await self._loads.named(text)
+
+    def describe(self, session: Session) -> SessionInfo:
+        """Return a session as the API shows it, with its last measured use."""
+        return session.view(self.usage.get(session.id, Usage()))
+
+    # -- admission -----------------------------------------------------------------------
+
+    def reserve(self, specs: Iterable[SessionSpec]) -> None:
+        """Count sessions that are not open yet against the quotas."""
+        for spec in specs:
+            self._reserved[spec.id] = Reservation(principal=spec.principal, memory_bytes=spec.limits.memory_bytes)
+
+    def release(self, session: str) -> None:
+        """Stop counting a session that was reserved, if it was."""
+        self._reserved.pop(session, None)
+
+    @contextlib.contextmanager
+    def reserved(self, specs: Sequence[SessionSpec]) -> Iterator[None]:
+        """Count sessions against the quotas while they are in creation."""
+        self.reserve(specs)
+        try:
+            yield
+        finally:
+            for spec in specs:
+                self.release(spec.id)
+
+    def admit(self, who: Principal, limits: Limits, count: int = 1, *, warm: int = 0) -> None:
+        """Check that more sessions fit.
+
+        Args:
+            who: their owner.
+            limits: the limits of each.
+            count: how many are asked for.
+            warm: members of the warm pool, which count like sessions with the server's own limits.
+
+        Raises:
+            QuotaExceeded: the owner has as many as it may have.
+            AtCapacity: the server has.
+        """
+        settings = self._settings
+        ceilings = Ceilings(
+            sessions=settings.max_sessions,
+            sessions_per_principal=who.max_sessions or settings.max_sessions_per_principal,
+            memory_bytes=settings.max_total_memory_bytes,
+        )
+        pool = [Reservation(principal="", memory_bytes=settings.limits.memory_bytes)] * warm
+        admit([*self._reservations(), *self._reserved.values(), *pool], ceilings, who.name, limits, count=count)
+
+    def has_room(self, warm: int) -> bool:
+        """Whether the warm pool may grow by one: it would be admitted, and no session is in creation.
+
+        Args:
+            warm: members that the pool has now.
+        """
+        settings, count = self._settings, len(self._open) + warm
+        reserved = sum(each.memory_bytes or 0 for each in self._reservations())
+        reserved += (warm + 1) * (settings.limits.memory_bytes or 0)
+        most = settings.max_total_memory_bytes
+        return not self._reserved and count < settings.max_sessions and (most is None or reserved <= most)
+
+    def _reservations(self) -> list[Reservation]:
+        return [
+            Reservation(principal=each.about.principal, memory_bytes=each.about.limits.memory_bytes)
+            for each in self._open.values()
+        ]

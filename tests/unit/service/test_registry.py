@@ -1,0 +1,119 @@
+"""Which sessions are found, who may have more, and what an idempotency key names."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from kernelsvc.errors import AtCapacity, Forbidden, NotFound, QuotaExceeded, SessionClosed
+from kernelsvc.model.limits import Limits
+from kernelsvc.model.objects import Principal, SessionState
+from kernelsvc.service import registry as registries
+from kernelsvc.service.loading.background_loading import BackgroundLoads
+from kernelsvc.service.loading.closed_sessions import ClosedSessions
+from kernelsvc.service.registry import IdempotencyKeys, SessionRegistry
+from kernelsvc.service.session_factory import SessionFactory
+from kernelsvc.session import SessionSpec
+from kernelsvc.settings import Settings
+from kernelsvc.store.sessions import SessionDirectories
+
+ALICE, BOB = Principal(name="alice"), Principal(name="bob")
+MIB = 1 << 20
+
+
+def spec(id: str, principal: str = "alice", sidecar_of: str | None = None) -> SessionSpec:
+    return SessionSpec(
+        id=id, principal=principal, template="t", workdir="", kernel=f"k_{id}", created_at="",
+        limits=Limits(memory_bytes=100 * MIB), beside=sidecar_of,
+    )  # fmt: skip
+
+
+def session(id: str, principal: str = "alice", sidecar_of: str | None = None) -> Any:
+    return SimpleNamespace(id=id, about=spec(id, principal, sidecar_of), state=SessionState.IDLE)
+
+
+def registry(path: Path, **changes: Any) -> SessionRegistry:
+    loads = BackgroundLoads(1.0)
+    settings = Settings(limits=Limits(memory_bytes=100 * MIB), **changes)
+    return SessionRegistry(
+        settings, ClosedSessions(SessionDirectories(path), cast("SessionFactory", None), loads), loads
+    )
+
+
+async def test_only_the_owner_finds_a_session_and_only_with_the_scope(tmp_path: Path) -> None:
+    found = registry(tmp_path)
+    one = session("s_1")
+    found.add(one)
+    assert found.find(ALICE, "s_1", "run") is one
+    with pytest.raises(NotFound):
+        found.find(BOB, "s_1")
+    with pytest.raises(NotFound):
+        found.find(ALICE, "s_2")
+    with pytest.raises(Forbidden):
+        found.find(Principal(name="alice", scopes=frozenset({"read"})), "s_1", "run")
+
+
+async def test_a_session_that_has_ended_is_found_and_not_open(tmp_path: Path) -> None:
+    found = registry(tmp_path)
+    one = session("s_1")
+    found.add(one)
+    one.state = SessionState.CLOSED
+    found.close(one)
+    assert found.open_sessions() == []
+    assert found.find(ALICE, "s_1") is one
+    assert found.owner("s_1") == "alice"
+    with pytest.raises(SessionClosed):
+        found.find_open(ALICE, "s_1")
+
+
+async def test_sidecars_are_those_of_the_session(tmp_path: Path) -> None:
+    found = registry(tmp_path)
+    for one in (session("s_1"), session("s_2", sidecar_of="s_1"), session("s_3", sidecar_of="s_9")):
+        found.add(one)
+    assert [each.id for each in found.sidecars("s_1")] == ["s_2"]
+
+
+async def test_sessions_in_creation_count_until_they_are_released(tmp_path: Path) -> None:
+    found = registry(tmp_path, max_sessions_per_principal=2)
+    found.add(session("s_1"))
+    with found.reserved([spec("s_2")]):
+        with pytest.raises(QuotaExceeded):
+            found.admit(ALICE, Limits())
+        assert not found.has_room(0)
+    found.admit(ALICE, Limits())
+    assert found.has_room(0)
+
+
+async def test_members_of_the_warm_pool_count_with_the_servers_limits(tmp_path: Path) -> None:
+    found = registry(tmp_path, max_total_memory_bytes=300 * MIB)
+    found.add(session("s_1"))
+    found.admit(ALICE, Limits(memory_bytes=100 * MIB), warm=1)
+    with pytest.raises(AtCapacity):
+        found.admit(ALICE, Limits(memory_bytes=100 * MIB), warm=2)
+    assert found.has_room(1)
+    assert not found.has_room(2)
+
+
+async def test_a_key_names_the_session_or_its_creation_and_is_forgotten_when_that_fails() -> None:
+    keys, creation, failing = IdempotencyKeys(), asyncio.Future[str](), asyncio.Future[str]()
+    keys.put_future("alice", "k", creation)
+    keys.put_future("alice", "f", failing)
+    assert keys.get("alice", "k") is creation
+    creation.set_result("s_1")
+    failing.set_exception(AtCapacity())
+    await asyncio.sleep(0)
+    assert keys.get("alice", "k") == "s_1"
+    assert keys.get("alice", "f") is None
+    assert keys.get("bob", "k") is None
+
+
+def test_the_oldest_key_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registries, "MAX_KEYS", 2)
+    keys = IdempotencyKeys()
+    for number in range(3):
+        keys.put("alice", str(number), f"s_{number}")
+    assert [keys.get("alice", str(number)) for number in range(3)] == [None, "s_1", "s_2"]
