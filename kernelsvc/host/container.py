@@ -196,7 +196,7 @@ class Container:
             self.write_record()
         except OSError as error:
             log.error(
-                "the record of %s can't be written: %s. The next host will miss this change.", self.record.kernel, error
+                "writing the record of %s failed: %s. The next host will miss this change.", self.record.kernel, error
             )
 
     def listen(self, sock: socket.socket) -> None:

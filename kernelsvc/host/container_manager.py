@@ -229,7 +229,7 @@ class ContainerManager:
 
     def _grace_ended(self, container: Container) -> None:
         log.warning(
-            "no server adopted %s within %g s. Its container is ended.", container.record.kernel, self._adoption_seconds
+            "no server adopted %s within %g s. Its container ends.", container.record.kernel, self._adoption_seconds
         )
         self._tasks.start(self._end(container))
 
@@ -280,7 +280,7 @@ class ContainerManager:
         known = self._other_children() | {container.init_pid for container in self.containers.values()}
         for pid in set(procfs.children(os.getpid())) - known:
             if procfs.kill_those([*procfs.below(pid), pid], lambda _: True):
-                log.warning("process %d is left over from a session. It was killed.", pid)
+                log.warning("process %d is left over from a session. The host killed it.", pid)
 
 
 def _read_record(path: Path) -> ContainerRecord | None:

@@ -1,1 +1,1 @@
-"""How a kernel comes to exist, speaks and ends."""
+"""The server's side of kernels: the port, and its implementations for forked and for kernelspec kernels."""

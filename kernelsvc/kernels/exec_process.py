@@ -1,8 +1,7 @@
-"""A program beside a session's kernel, from the server's side: its streams, its signals and its end.
+"""A program that runs in a session's sandbox, from the server's side: its streams, its signals and its end.
 
-The kernel host forks a keeper (``guest.keeper``), which has the program's other
-ends. What the program writes waits in a pipe until it is read: a slow reader
-slows the program, and costs no memory.
+The kernel host forks an exec shim (``guest.confine.exec_shim``), which holds the program's ends of the streams. Output
+waits in a pipe until it is read. A slow reader slows the program and costs no memory.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from kernelsvc.host.client import HostClient
 from kernelsvc.host.protocol import ExecRequest
 from kernelsvc.linux import seqpacket
 
-#: Seconds until a program must have begun.
+#: Seconds for a program to start.
 START_SECONDS = 30.0
 #: Bytes of output read at a time.
 CHUNK = 64 * 1024
-#: Most bytes of arguments and environment; they travel in one datagram.
+#: Maximum bytes of arguments and environment. A request is one datagram.
 MAX_ORDER_BYTES = 96 * 1024
-#: Bytes of standard input that wait for a program that does not read.
+#: Maximum bytes of standard input that wait for a program that does not read.
 MAX_INPUT_BYTES = 4 << 20
 
 Stream = Literal["stdout", "stderr", "pty"]
@@ -40,73 +39,73 @@ class ExecProcess:
 
     Attributes:
         pid: as seen inside the sandbox.
-        ended: its wait status, or None if nobody saw how it ended.
+        ended: its wait status, or None if its end was not reported.
     """
 
     def __init__(self, streams: dict[Stream, int], stdin: int) -> None:
         self.pid = 0
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int | None] = self._loop.create_future()
-        self._begun: asyncio.Future[None] = self._loop.create_future()
+        self._started: asyncio.Future[None] = self._loop.create_future()
         self._streams = streams
         self._stdin = stdin
         self._waiting = bytearray()
         self._closing_stdin = False
         self._channel: seqpacket.SeqpacketChannel | None = None
 
-    # -- the keeper -----------------------------------------------------------------------
+    # -- the exec shim ----------------------------------------------------------------------
 
     def listen(self, sock: socket.socket) -> None:
-        """Take the server's end of the socket to the keeper."""
-        self._channel = seqpacket.SeqpacketChannel(sock, self._received, self._keeper_gone, fds=0)
+        """Use this socket as the channel to the exec shim."""
+        self._channel = seqpacket.SeqpacketChannel(sock, self._received, self._shim_gone, fds=0)
 
     def _received(self, body: dict[str, Any], fds: list[int]) -> None:
         seqpacket.close_all(fds)
-        if "pid" in body and not self._begun.done():
+        if "pid" in body and not self._started.done():
             self.pid = int(body["pid"])
-            self._begun.set_result(None)
-        elif "failed" in body and not self._begun.done():
+            self._started.set_result(None)
+        elif "failed" in body and not self._started.done():
             text = str(body["failed"])
-            wrong = BadRequest(f"The program can't be started: {text}.") if body.get("missing") else Internal(text)
-            self._begun.set_exception(wrong)
+            error = BadRequest(f"The program can't be started: {text}.") if body.get("missing") else Internal(text)
+            self._started.set_exception(error)
         elif "ended" in body and not self.ended.done():
             self.ended.set_result(int(body["ended"]))
 
-    def _keeper_gone(self) -> None:
-        if not self._begun.done():
-            self._begun.set_exception(NotFound("The session ended before its program began."))
+    def _shim_gone(self) -> None:
+        if not self._started.done():
+            self._started.set_exception(NotFound("The session ended before its program began."))
         if not self.ended.done():
             self.ended.set_result(None)
 
-    async def begun(self) -> None:
-        """Wait until it runs.
+    async def wait_started(self) -> None:
+        """Wait until the program runs. Safe to cancel.
 
         Raises:
             BadRequest: there is no such program or directory.
-            Internal: it can't be confined, or not in time.
+            Internal: it can't be confined, or did not start in time.
             NotFound: the session has ended.
         """
         try:
             async with asyncio.timeout(START_SECONDS):
-                await asyncio.shield(self._begun)
+                await asyncio.shield(self._started)
         except TimeoutError:
             raise Internal("The program did not start in time. Try again.") from None
 
     def signal(self, number: int) -> None:
-        """Send a signal to the program and its process group; nothing happens when it has ended."""
+        """Send a signal to the program and its process group. Does nothing when it has ended."""
         if self._channel is not None and not self.ended.done():
             self._channel.send({"signal": number})
 
     def close(self) -> None:
-        """Let go: a program that still runs is killed."""
+        """Close the streams and the channel. The exec shim kills a program that still runs."""
         if self._stdin >= 0:
             self._loop.remove_writer(self._stdin)
         if self._channel is not None:
             self._channel.close()
         if not self.ended.done():
             self.ended.set_result(signal.SIGKILL)
-        if self._begun.done():
-            self._begun.exception()
+        if self._started.done():
+            self._started.exception()
         for fd in {self._stdin, *self._streams.values()} - {-1}:
             os.close(fd)
         self._stdin, self._streams = -1, {}
@@ -115,36 +114,41 @@ class ExecProcess:
 
     @property
     def streams(self) -> tuple[Stream, ...]:
-        """What it writes to."""
+        """The streams that it writes to."""
         return tuple(self._streams)
 
     async def read(self, stream: Stream) -> bytes:
-        """What it wrote there, at most ``CHUNK``; empty at its end. Safe to cancel: nothing is lost."""
+        """Return the next output of a stream: at most ``CHUNK`` bytes, or none at its end.
+
+        Safe to cancel: nothing is lost.
+        """
         while (fd := self._streams.get(stream, -1)) >= 0:
             try:
                 return os.read(fd, CHUNK)
             except BlockingIOError:
                 await _readable(fd)
-            except OSError:  # a terminal whose last user has gone (EIO)
+            except OSError:  # EIO: the last process has closed the terminal
                 return b""
         return b""
 
     def write(self, data: bytes) -> None:
-        """Give it standard input; what it does not read yet waits.
+        """Write to its standard input. Data that it does not read yet is buffered.
 
         Raises:
             NotFound: its standard input is closed.
-            TooLarge: too much waits already.
+            TooLarge: the buffer is full.
         """
         if self._stdin < 0 or self._closing_stdin:
             raise NotFound("The program's standard input is closed.")
         if len(self._waiting) + len(data) > MAX_INPUT_BYTES:
-            raise TooLarge(f"The program has {len(self._waiting)} bytes of input to read yet. Send more when it did.")
+            raise TooLarge(
+                f"The program has {len(self._waiting)} bytes of input to read. Send more after it has read them."
+            )
         self._waiting += data
         self._feed()
 
     def close_input(self) -> None:
-        """End its standard input, after what waits."""
+        """Close its standard input, after the buffered data."""
         self._closing_stdin = True
         self._feed()
 
@@ -157,7 +161,7 @@ class ExecProcess:
         except BlockingIOError:
             self._loop.add_writer(self._stdin, self._feed)
             return
-        except OSError:  # it reads no more
+        except OSError:  # the program has closed its end (EPIPE)
             self._waiting.clear()
         self._loop.remove_writer(self._stdin)
         if self._closing_stdin and self._stdin not in self._streams.values():
@@ -165,7 +169,7 @@ class ExecProcess:
             self._stdin = -1
 
     def resize(self, columns: int, rows: int) -> None:
-        """Give its terminal another size; nothing happens without one."""
+        """Set the size of its terminal, in characters. Does nothing without a terminal."""
         if "pty" in self._streams:
             set_size(self._streams["pty"], columns, rows)
 
@@ -173,7 +177,7 @@ class ExecProcess:
 async def _readable(fd: int) -> None:
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-    own = os.dup(fd)  # a selector knows a number once, and the original may be closed meanwhile
+    own = os.dup(fd)  # a selector takes each number once, and ``close`` may close the original
     loop.add_reader(own, lambda: None if ready.done() else ready.set_result(None))
     try:
         await ready
@@ -183,12 +187,12 @@ async def _readable(fd: int) -> None:
 
 
 def set_size(terminal: int, columns: int, rows: int) -> None:
-    """The size of a terminal, in characters (tty_ioctl(4))."""
+    """Set the size of a terminal, in characters (TIOCSWINSZ)."""
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0))
 
 
 def _pipes(*, with_input: bool) -> tuple[dict[Stream, int], int, list[int]]:
-    """Output to read, input to write, and the program's three ends."""
+    """Return the output pipes to read, the input pipe to write, and the program's three ends."""
     in_read, in_write = os.pipe2(os.O_CLOEXEC)
     out_read, out_write = os.pipe2(os.O_CLOEXEC)
     err_read, err_write = os.pipe2(os.O_CLOEXEC)
@@ -201,10 +205,10 @@ def _pipes(*, with_input: bool) -> tuple[dict[Stream, int], int, list[int]]:
 
 
 def _terminal(columns: int, rows: int) -> tuple[dict[Stream, int], int, list[int]]:
-    ours, theirs = os.openpty()
-    set_size(ours, columns, rows)
-    os.set_blocking(ours, False)
-    return {"pty": ours}, ours, [theirs, os.dup(theirs), os.dup(theirs)]
+    server_end, shim_end = os.openpty()
+    set_size(server_end, columns, rows)
+    os.set_blocking(server_end, False)
+    return {"pty": server_end}, server_end, [shim_end, os.dup(shim_end), os.dup(shim_end)]
 
 
 async def start(
@@ -217,37 +221,37 @@ async def start(
     with_input: bool = True,
     terminal: tuple[int, int] | None = None,
 ) -> ExecProcess:
-    """Start a program in a kernel's sandbox. Safe to cancel: it is killed.
+    """Start a program in a kernel's sandbox. Safe to cancel: the program is killed.
 
     Args:
         host: the kernel host.
-        kernel: the kernel's id.
+        kernel: id of the kernel.
         argv: the program and its arguments.
-        env: additions to the sandbox's environment.
-        cwd: as seen inside; empty for the session's directory.
-        with_input: whether it has a standard input that is written to; else it is at its end.
-        terminal: columns and rows of a terminal that stands for all three streams.
+        env: variables in addition to those of the sandbox.
+        cwd: directory as seen inside, or "" for the session's.
+        with_input: whether the caller writes to its standard input. Otherwise it reads the end of the file.
+        terminal: columns and rows of a terminal that replaces all three streams.
 
     Raises:
         BadRequest: there is no such program or directory.
         TooLarge: arguments and environment together.
-        KernelsvcError: as the host says.
+        KernelsvcError: the host's error.
     """
     size = len(seqpacket.encode([list(argv), dict(env), cwd]))
     if size > MAX_ORDER_BYTES:
         raise TooLarge(f"Arguments and environment take {size} bytes and may take {MAX_ORDER_BYTES}. Use a file.")
-    streams, stdin, given = _terminal(*terminal) if terminal else _pipes(with_input=with_input)
-    ours, theirs = seqpacket.pair()
+    streams, stdin, program_ends = _terminal(*terminal) if terminal else _pipes(with_input=with_input)
+    server_end, shim_end = seqpacket.pair()
     process = ExecProcess(streams, stdin)
-    process.listen(ours)
+    process.listen(server_end)
     request = ExecRequest(kernel=kernel, argv=[*argv], env={**env}, cwd=cwd, terminal=terminal is not None)
     try:
         try:
-            await host.exec(request, [*given, theirs.fileno()])
+            await host.exec(request, [*program_ends, shim_end.fileno()])
         finally:
-            theirs.close()
-            seqpacket.close_all(given)
-        await process.begun()
+            shim_end.close()
+            seqpacket.close_all(program_ends)
+        await process.wait_started()
     except BaseException:
         with contextlib.suppress(OSError):
             process.close()

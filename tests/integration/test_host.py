@@ -595,7 +595,7 @@ async def test_a_host_with_other_settings_is_replaced_and_its_kernels_live(own: 
     # Where another starts the hosts, it is left alone, and told of.
     other = type(own.client)(own.settings, start=False)
     await other.start()
-    assert (await other.ask("hello", version=1))[0]["pid"] == (await own.host()).pid
+    assert (await other.request("hello", version=1))[0]["pid"] == (await own.host()).pid
     await other.close()
     await again.kernel.end()
 

@@ -178,12 +178,12 @@ async def test_the_kernel_says_which_requests_it_saw(k: Client) -> None:
 
 async def test_a_connection_that_breaks_is_made_again(k: Client) -> None:
     await k.run("x = 5")
-    link = k.wire._link
+    link = k.wire._connection
     assert link is not None
     link.sock.shutdown(socket.SHUT_RDWR)
     msg_id = k.execute("x + 1")
     assert (await k.finish(msg_id)).result == "6"
-    assert k.wire._link is not link
+    assert k.wire._connection is not link
 
 
 async def test_a_server_that_claims_more_than_was_sent_is_told(k: Client) -> None:
@@ -566,7 +566,7 @@ async def test_half_frames_of_many_kernels_share_one_limit(tmp_path: Path, monke
             wires_.append(wire)
         await wait_until(lambda: sum(impostor.visits for impostor in impostors) > 4)
         assert sum(wire._parser.pending for wire in wires_) == reassembly.total <= 3 * MiB
-        assert not any(wire._hang_ups for wire in wires_), "it is not their doing"
+        assert not any(wire._disconnects for wire in wires_), "it is not their doing"
         for wire in wires_:
             wire.close()
         assert (sum(wire._parser.pending for wire in wires_), reassembly.total) == (0, 0)

@@ -288,7 +288,7 @@ async def test_a_cell_that_exits_ends_with_its_kernel_and_not_before(lab: Lab, c
 
 
 async def test_a_kernel_that_stays_after_an_exit_is_ended(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernelsvc.kernels.zmq.kernel.LEAVING_SECONDS", 0.2)
+    monkeypatch.setattr("kernelsvc.kernels.zmq.kernel.EXIT_CELL_SECONDS", 0.2)
     kernel = await lab.start()
     kernel.execute("c", "import atexit, time; atexit.register(time.sleep, 600); exit()")
     await wait_until(lambda: lab.sink.exits, what="its end")

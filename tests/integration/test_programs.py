@@ -149,7 +149,7 @@ async def test_what_can_t_be_started_is_said(host: Bench, one: Running, argv: li
 
 
 async def test_too_many_arguments(host: Bench, one: Running) -> None:
-    with pytest.raises(TooLarge, match="use a file"):
+    with pytest.raises(TooLarge, match="Use a file"):
         await begin(host, one, "echo", "x" * 100_000)
 
 

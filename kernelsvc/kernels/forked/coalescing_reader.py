@@ -1,11 +1,9 @@
-"""Reading from one descriptor, without haste where somebody prints line after line.
+"""Read a descriptor, with a short pause where a program prints line after line.
 
-A program that prints in a loop wakes its reader for every few lines, and what follows a
-read (an entry in the log, a message to each client) costs more than the lines. So after
-some reads of a little text in quick succession the next one waits for a moment, in which
-the descriptor's own buffer gathers what comes. The first lines, lines that come now and
-then, and whatever is no text are never waited for; a read of much text says that waiting
-would only hold the writer up.
+A program that prints in a loop wakes its reader for every few lines, and the work after a read (an entry in the log,
+a message to each client) costs more than the lines. So after several small reads in quick succession the next one
+waits for a moment, in which the descriptor's buffer gathers more. The first lines, occasional lines and output other
+than text never wait. After a large read there is no pause, which would only delay the writer.
 """
 
 from __future__ import annotations
@@ -13,35 +11,41 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-#: Seconds to wait: at 3 us a printed line, what Linux's default buffer of a socket (some 500 short frames) holds.
+#: Seconds to wait. At 3 us for a line this fills Linux's default socket buffer (about 500 short frames).
 PAUSE = 0.001
-#: Reads of text that follow one another within so many seconds are in quick succession; so many of them are haste.
-SOON, HASTE = 4 * PAUSE, 4
-#: A read of so many bytes is much.
-MUCH = 48 * 1024
+#: Maximum seconds between two reads in quick succession, and the number of such reads after which one waits.
+QUICK_SECONDS, QUICK_READS = 4 * PAUSE, 4
+#: Bytes from which a read is large.
+LARGE = 48 * 1024
 
 
 class CoalescingReader:
-    """One descriptor of an event loop's, read by a callback. The descriptor stays the caller's."""
+    """Calls a function when a descriptor is readable. The caller closes the descriptor.
 
-    __slots__ = ("_fd", "_haste", "_last", "_loop", "_read", "_timer", "_watched")
+    Args:
+        loop: the event loop.
+        fd: the descriptor.
+        read: reads from it.
+    """
+
+    __slots__ = ("_fd", "_last", "_loop", "_quick_reads", "_read", "_timer", "_watched")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int, read: Callable[[], None]) -> None:
         self._loop = loop
         self._fd = fd
         self._read = read
-        self._haste = 0
+        self._quick_reads = 0
         self._last = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._watched = False
 
     def watch(self) -> None:
-        """Call ``read`` whenever something is there."""
+        """Call ``read`` whenever the descriptor is readable."""
         self._watched = True
         self._loop.add_reader(self._fd, self._read)
 
     def unwatch(self) -> None:
-        """No more; also before the descriptor is closed, whose number may be another's then. Idempotent."""
+        """Stop calling ``read``. Call this before the descriptor is closed and its number reused. Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -50,15 +54,15 @@ class CoalescingReader:
             self._loop.remove_reader(self._fd)
 
     def took_text(self, size: int) -> None:
-        """``read`` has just brought ``size`` bytes of text, and nothing else: perhaps let more of it gather."""
+        """Note that ``read`` has just read ``size`` bytes of text and nothing else. The next read may pause."""
         now = self._loop.time()
-        self._haste = self._haste + 1 if now - self._last < SOON else 0
+        self._quick_reads = self._quick_reads + 1 if now - self._last < QUICK_SECONDS else 0
         self._last = now
-        if self._haste >= HASTE and size < MUCH and self._watched:
+        if self._quick_reads >= QUICK_READS and size < LARGE and self._watched:
             self.unwatch()
-            self._timer = self._loop.call_at(now + PAUSE, self._go_on)
+            self._timer = self._loop.call_at(now + PAUSE, self._continue)
 
-    def _go_on(self) -> None:
+    def _continue(self) -> None:
         self._timer = None
         self.watch()
         self._read()

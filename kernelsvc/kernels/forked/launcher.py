@@ -160,7 +160,7 @@ class ForkedLauncher:
             wire.close()
             os.close(handle.pidfd)
             await asyncio.shield(self._end_quietly(request.kernel))
-            raise AtCapacity(f"The branch could not be made: {refused}.")
+            raise AtCapacity(f"The branch can't copy its files: {refused}.")
         return ForkedKernel(self, request, wire, handle, sink)
 
     async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> ForkedKernel | None:
@@ -175,7 +175,7 @@ class ForkedLauncher:
             self._unanswered.pop(request.kernel, None)
             return kernel
         except WireLost as error:
-            log.warning("kernel %s can't be adopted and was ended: %s", request.kernel, error.message)
+            log.warning("kernel %s can't be adopted: %s. The server ends it.", request.kernel, error.message)
             if error.violation:
                 message = error.message.rstrip(".")
                 self._given_up[request.kernel] = Exit(cause=Cause.PROTOCOL, message=message, signal=signal.SIGKILL)
@@ -183,7 +183,9 @@ class ForkedLauncher:
             attempts = self._unanswered[request.kernel] = self._unanswered.get(request.kernel, 0) + 1
             if attempts < ADOPT_ATTEMPTS and not await _refuses(self.path(request.kernel)):
                 raise  # while C code runs, the kernel accepts nothing and the queue of its listener is full
-            log.warning("kernel %s can't be adopted and was ended: it accepts no connection", request.kernel)
+            log.warning(
+                "kernel %s can't be adopted, because it accepts no connection. The server ends it.", request.kernel
+            )
             await asyncio.shield(self._end_quietly(request.kernel))
             self._given_up[request.kernel] = UNREACHABLE
         self._unanswered.pop(request.kernel, None)
@@ -206,7 +208,7 @@ class ForkedLauncher:
         """See ``port.Launcher``.
 
         Raises:
-            AtCapacity: the branch can't copy its parent's directory. It was ended.
+            AtCapacity: the branch can't copy its parent's directory. It has ended.
         """
         try:
             handle = await self.host.find(request.kernel)
@@ -241,7 +243,7 @@ class ForkedLauncher:
     async def register_copy(self, copy: StartRequest, *, of: str, home: str) -> int | None:
         """Register a checkpoint or branch with the host.
 
-        Linux names the process that listens on the copy's socket; the kernel's word is not needed.
+        Linux identifies the process that listens on the copy's socket, so the kernel need not be trusted.
 
         Returns:
             Bytes of its private memory, or None if unknown.
@@ -274,7 +276,7 @@ async def _refuses(path: Path) -> bool:
     """Return whether no process listens at ``path``. One whose queue is full does listen."""
     try:
         async with asyncio.timeout(REFUSE_SECONDS):
-            (await connect(str(path), patient=False)).close()
+            (await connect(str(path), wait=False)).close()
     except TimeoutError:
         return False
     except OSError:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-#: Most bytes of incomplete frames of all kernels together: four of the largest frames.
+#: Maximum bytes of incomplete frames of all kernels together: four of the largest frames.
 MAX_BYTES = 256 * 1024 * 1024
 
 
-class Connection(Protocol):
+class PartialFrameOwner(Protocol):
     """The owner of an incomplete frame."""
 
     def drop_partial(self) -> None:
@@ -35,35 +35,35 @@ class Reassembly:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
         self.total = 0
-        self._held: dict[Connection, tuple[int, int]] = {}  # frame number and bytes, oldest frame first
+        self._held: dict[PartialFrameOwner, tuple[int, int]] = {}  # frame number and bytes, oldest frame first
 
-    def hold(self, connection: Connection, frame: int, size: int) -> None:
-        """Record how much of its incomplete frame a connection holds, and drop the oldest ones over the limit.
+    def hold(self, owner: PartialFrameOwner, frame: int, size: int) -> None:
+        """Record how much of its incomplete frame an owner holds, and drop the oldest frames over the limit.
 
         Args:
-            connection: the owner. Its ``drop_partial`` may be called before this returns.
+            owner: the owner. Its ``drop_partial`` may be called before this returns.
             frame: number of the incomplete frame. A later frame is younger.
-            size: bytes held, or 0 for none.
+            size: bytes held. 0 for none.
         """
-        before = self._held.get(connection)
+        before = self._held.get(owner)
         if before is not None:
             self.total -= before[1]
             if before[0] != frame or not size:
-                del self._held[connection]
+                del self._held[owner]
         if size:
-            self._held[connection] = frame, size
+            self._held[owner] = frame, size
             self.total += size
         while self.total > self.max_bytes:
             oldest = next(iter(self._held))
             self.release(oldest)
             oldest.drop_partial()
 
-    def release(self, connection: Connection) -> None:
-        """Forget a connection, which has freed its buffer."""
-        before = self._held.pop(connection, None)
+    def release(self, owner: PartialFrameOwner) -> None:
+        """Forget an owner, which has freed its buffer."""
+        before = self._held.pop(owner, None)
         if before is not None:
             self.total -= before[1]
 
 
-#: The one limit of this process.
+#: The limit of all kernels of this process.
 reassembly = Reassembly()

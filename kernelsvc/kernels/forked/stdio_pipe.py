@@ -1,10 +1,9 @@
-"""What C code and subprocesses write to descriptors 1 and 2, as text.
+"""Text that C code and subprocesses write to descriptors 1 and 2.
 
-A kernel hands the read ends of its pipes to each server that connects. What it hands
-over is an open file description that it shares with the server, and status flags
-belong to the description (fcntl(2), ``F_SETFL``): user code could clear ``O_NONBLOCK``
-and stop the server in ``read``. So the server opens each pipe again, which gives it a
-description of its own (proc(5), ``/proc/self/fd``), and closes the kernel's.
+A kernel passes the read ends of its pipes to each server that connects. Both processes then share an open file
+description, and status flags belong to the description (fcntl(2), ``F_SETFL``): user code could clear ``O_NONBLOCK``
+and block the server in ``read``. So the server opens each pipe again, which gives it a description of its own
+(proc(5), ``/proc/self/fd``), and closes the kernel's.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Literal
 from kernelsvc.kernels.forked.wire_parser import WireViolation
 from kernelsvc.kernels.port import StreamText
 
-#: Most bytes taken in one go, so that one kernel's flood lets the others have their turn.
+#: Maximum bytes of one read, so that a flood from one kernel does not delay the others.
 CHUNK = 256 * 1024
 _INT = bytes(4)
 
@@ -29,17 +28,17 @@ class StdioPipe:
     """The server's own description of the read end of one pipe.
 
     Args:
-        given: descriptor that a kernel sent. It stays the caller's.
-        name: which of the kernel's descriptors writes to the pipe.
+        given: descriptor that a kernel sent. The caller closes it.
+        name: the kernel's descriptor that writes to the pipe.
 
     Attributes:
-        fd: the descriptor to read; -1 after ``close``.
+        fd: the descriptor to read, or -1 after ``close``.
         identity: device and inode of the pipe.
-        ended: every writer is gone.
+        ended: whether every writer has closed it.
 
     Raises:
-        Violation: it is not a pipe that this user made.
-        OSError: no descriptor is left.
+        WireViolation: it is not a pipe that this user made.
+        OSError: no descriptor is free.
     """
 
     def __init__(self, given: int, name: Literal["stdout", "stderr"]) -> None:
@@ -48,7 +47,7 @@ class StdioPipe:
         if not stat.S_ISFIFO(found.st_mode) or found.st_uid != os.geteuid():
             raise WireViolation(f"{name} is not the pipe that the server made")
         try:
-            # Opening a FIFO for reading with O_NONBLOCK succeeds without waiting (fifo(7)).
+            # fifo(7): opening for read only with O_NONBLOCK succeeds "even if no one has opened on the write side yet".
             self.fd = os.open(f"/proc/self/fd/{given}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except PermissionError:
             raise WireViolation(f"{name} is a pipe that the server may not open") from None
@@ -58,7 +57,7 @@ class StdioPipe:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def available(self) -> int:
-        """Bytes that can be read now, at most what the pipe holds (fcntl(2), ``F_GETPIPE_SZ``)."""
+        """Return the number of readable bytes, at most the pipe's capacity (fcntl(2), ``F_GETPIPE_SZ``)."""
         try:
             found = int.from_bytes(fcntl.ioctl(self.fd, termios.FIONREAD, _INT), sys.byteorder)
             return min(found, fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ)) if found else 0
@@ -66,7 +65,7 @@ class StdioPipe:
             return 0
 
     def read(self, most: int = CHUNK) -> StreamText | None:
-        """Up to ``most`` bytes as text, or None if there are none. A character cut in two waits for its rest."""
+        """Return up to ``most`` bytes as text, or None if there are none. A character cut in two waits for its rest."""
         try:
             data = os.read(self.fd, most)
         except OSError:
@@ -76,7 +75,7 @@ class StdioPipe:
         return StreamText(name=self.name, text=text) if text else None
 
     def drain(self) -> list[StreamText]:
-        """All that is there now, but not what is written meanwhile."""
+        """Return the text in the pipe at this moment, without that written meanwhile."""
         left = self.available()
         if not left:
             return []
@@ -89,7 +88,7 @@ class StdioPipe:
         return found
 
     def close(self) -> None:
-        """Let go."""
+        """Close the descriptor."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

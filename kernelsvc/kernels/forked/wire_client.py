@@ -1,16 +1,13 @@
 """The server's end of the kernel wire (``docs/reference/wire.md``).
 
-One ``WireClient`` belongs to one kernel for as long as that lives. It reads in large
-pieces, hands whole batches to ``deliver``, and acknowledges what was taken, with the
-next request or soon: an acknowledgement of its own wakes a kernel that has nothing
-to do. When
-``deliver`` refuses, nothing more is read until ``resume``, the kernel's buffer
-fills and its prints block: back-pressure without a queue.
+One ``WireClient`` belongs to one kernel for the life of the kernel. It reads in large pieces, passes whole batches to
+``deliver``, and acknowledges them with the next request or after a short time: a separate acknowledgement would wake an
+idle kernel. When ``deliver`` refuses a batch, nothing more is read until ``resume``. The kernel's buffer then fills and
+its prints block, so there is back-pressure without a queue.
 
-A connection that ends while the kernel lives is made again: the kernel names
-the requests that it saw, those it did not see are sent once more, and the
-frames go on after the last that was delivered. Only a kernel that can't be
-reached any more is ``lost``.
+When a connection ends while the kernel runs, the client connects again. The kernel names the requests that it received,
+the others are sent again, and the frames continue after the last delivered one. Only a kernel that can't be reached any
+more is ``lost``.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from kernelsvc.errors import AtCapacity, KernelDead, Timeout
-from kernelsvc.kernels.forked import wire_parser as frames
+from kernelsvc.kernels.forked import wire_parser
 from kernelsvc.kernels.forked.coalescing_reader import CoalescingReader
 from kernelsvc.kernels.forked.reassembly import reassembly
 from kernelsvc.kernels.forked.stdio_pipe import StdioPipe
@@ -44,20 +41,20 @@ T = TypeVar("T")
 Deliver = Callable[[Sequence[Output]], None]
 Lost = Callable[["WireLost"], None]
 
-#: A read below this brought what was written in one go.
+#: A read below this size returned everything that was written.
 SMALL = 4096
-#: Most bytes that wait for a kernel that does not read its requests.
+#: Maximum bytes that wait for a kernel that does not read its requests.
 MAX_OUTGOING = 64 * 1024 * 1024
-#: Taken frames are acknowledged after so many bytes, or seconds, unless a request goes out before.
+#: Bytes or seconds after which delivered frames are acknowledged, unless a request is sent before.
 ACK_BYTES, ACK_SECONDS = 64 * 1024, 0.05
-#: Requests kept until the kernel is known to have seen them; it names its last 32.
-KEPT_REQUESTS = 32
-#: Connections that a kernel may end within so many seconds. A signal's handler that raises in a print ends one too.
-MAX_HANG_UPS, HANG_UP_SECONDS = 20, 60.0
-#: Seconds that one frame may take to arrive, after which it is asked for again; checked as often.
+#: Maximum of requests kept until the kernel has confirmed them. It names its last 32.
+MAX_REQUESTS = 32
+#: Maximum of connections that a kernel may end in so many seconds. A signal handler that raises in a print ends one.
+MAX_DISCONNECTS, DISCONNECT_SECONDS = 20, 60.0
+#: Seconds for one frame to arrive, after which the client connects again. Checked at the same interval.
 PARTIAL_SECONDS = 30.0
-#: Seconds after a connection was made again at which the listener is looked at.
-LOOK_AGAIN_SECONDS = 0.5
+#: Seconds from a new connection to the check of the listener.
+VERIFY_SECONDS = 0.5
 
 _encode = msgspec.json.Encoder().encode
 
@@ -66,8 +63,8 @@ class WireLost(KernelDead):
     """The wire to the kernel ended.
 
     Attributes:
-        violation: True when the kernel broke the protocol (end it with cause
-            ``protocol``), False when its end of the socket is simply gone.
+        violation: whether the kernel broke the protocol (end it with cause ``protocol``). Otherwise it closed its
+            socket.
     """
 
     def __init__(self, message: str, *, violation: bool = False) -> None:
@@ -75,17 +72,17 @@ class WireLost(KernelDead):
         self.violation = violation
 
 
-_GONE = "The kernel closed its socket and can't be reached any more."
+_UNREACHABLE = "The kernel closed its socket and can't be reached any more."
 
 
 def _loss(error: Exception) -> WireLost:
     if isinstance(error, WireViolation):
         return WireLost(f"The kernel broke its protocol: {error}.", violation=True)
-    return WireLost(_GONE)
+    return WireLost(_UNREACHABLE)
 
 
 async def _within(end: float, work: Awaitable[T]) -> T:
-    """``work``, if it is done before ``end`` on the loop's clock; its failures as those of ``connect``."""
+    """Await ``work`` until ``end`` on the loop's clock, and raise the errors of ``WireClient.connect``."""
     try:
         async with asyncio.timeout_at(end):
             return await work
@@ -98,44 +95,44 @@ async def _within(end: float, work: Awaitable[T]) -> T:
 
 
 class WireClient:
-    """The wire to one kernel. Every method is called from the event loop that connected it.
+    """The wire to one kernel. Call every method from the event loop that connected it.
 
     Attributes:
-        peer_pid: the kernel's pid as Linux vouches for it (``SO_PEERCRED``), in the server's pid namespace.
+        peer_pid: the kernel's pid as Linux reports it (``SO_PEERCRED``), in the server's pid namespace.
     """
 
-    def __init__(self, path: str, link: WireConnection, *, last_frame: int, max_frame: int) -> None:
-        self.peer_pid = link.peer_pid
+    def __init__(self, path: str, connection: WireConnection, *, last_frame: int, max_frame: int) -> None:
+        self.peer_pid = connection.peer_pid
         self._path = path
         self._loop = asyncio.get_running_loop()
         self._parser = WireParser(last=last_frame, max_frame=max_frame)
         self._deliver: Deliver | None = None
         self._lost: Lost | None = None
-        self._link: WireConnection | None = None
-        self._reader: CoalescingReader | None = None  # of the link
+        self._connection: WireConnection | None = None
+        self._reader: CoalescingReader | None = None  # of the connection
         self._raw: list[StdioPipe] = []
-        self._raw_readers: list[CoalescingReader] = []  # one for each
+        self._raw_readers: list[CoalescingReader] = []  # one for each pipe
         self._loss: WireLost | None = None
-        self._refused: list[Output] = []
+        self._undelivered: list[Output] = []
         self._outgoing: deque[tuple[memoryview, list[int]]] = deque()
         self._outgoing_bytes = 0
-        self._stuck = False  # the socket takes no more: the loop says when it does
+        self._write_blocked = False  # the socket is full, and the loop watches it
         self._acked = last_frame
-        self._unacknowledged_bytes = 0  # bytes taken since the kernel was told
-        self._only_text = False  # the last batch
+        self._unacknowledged_bytes = 0  # bytes received since the last acknowledgement
+        self._only_text = False  # in the last batch
         self._ack_timer: asyncio.TimerHandle | None = None
         self._controls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._control_number = 0
-        self._requests: dict[str, bytes] = {}  # that the kernel may not have seen, as frames, by id
-        self._healing: asyncio.Task[None] | None = None
-        self._hang_ups: deque[float] = deque(maxlen=MAX_HANG_UPS)  # when the last ones were
-        self._partial = False  # half a frame is held
+        self._requests: dict[str, bytes] = {}  # frames by id, not confirmed yet
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._disconnects: deque[float] = deque(maxlen=MAX_DISCONNECTS)  # times on the loop's clock
+        self._partial = False  # the parser holds an incomplete frame
         self._partial_timer: asyncio.TimerHandle | None = None
-        self._welcome = link.welcome
-        if link.first:
-            self._adopt(link)
+        self._welcome = connection.welcome
+        if connection.first:
+            self._adopt(connection)
         else:
-            self._healing = self._loop.create_task(self._complete(link), name=f"wait for {path}")
+            self._reconnecting = self._loop.create_task(self._complete(connection), name=f"wait for {path}")
 
     # -- connecting -----------------------------------------------------------------------
 
@@ -150,51 +147,54 @@ class WireClient:
         busy_ok: bool = False,
         max_frame: int = jupyter.MAX_BYTES,
     ) -> WireClient:
-        """Connect to a kernel's listener, say HELLO, await WELCOME. A HELLO wakes a parked checkpoint.
-
-        Safe to cancel.
+        """Connect to a kernel, send HELLO and wait for WELCOME. HELLO resumes a checkpoint. Safe to cancel.
 
         Args:
-            path: the listener's socket.
-            last_frame: the highest frame that the journal holds.
-            deadline: seconds from now; until then a refused connection is tried again.
-            identity: for a parked checkpoint only: who it is from now on (``kernel``,
-                ``session``, ``workdir``, ``env``); None keeps what the fork request said.
-            busy_ok: a kernel that is there but answers late, since its cell sits in C
-                code, is good too: ``welcome`` is empty until it does, what is sent waits,
-                and requests that it turns out to have seen are not sent again.
-            max_frame: most bytes of one message.
+            path: path of the kernel's socket.
+            last_frame: the highest frame in the journal.
+            deadline: seconds from now. Until then a refused connection is tried again.
+            identity: for a checkpoint or branch: its new identity (``kernel``, ``session``, ``workdir``, ``env``), or
+                None for the identity in the fork request.
+            busy_ok: accept a kernel that answers late because its cell runs C code. ``welcome`` is empty until it
+                answers, messages wait, and requests that the kernel has received already are not sent again.
+            max_frame: maximum bytes of one message.
 
         Raises:
-            Timeout: nobody answered in time.
-            WireLoss: it answered, but not as the protocol says.
+            Timeout: no answer in time.
+            WireLost: the answer was not valid, or the kernel ended.
         """
         end = asyncio.get_running_loop().time() + deadline
-        link = await _within(end, WireConnection.open(path, last_frame, identity, patient=True))
+        connection = await _within(end, WireConnection.open(path, last_frame, identity, wait=True))
         try:
-            await _within(end, link.welcomed())
+            await _within(end, connection.wait_welcome())
         except Timeout:
             if not busy_ok:
-                link.close()
+                connection.close()
                 raise
         except BaseException:
-            link.close()
+            connection.close()
             raise
-        if link.first and link.first <= last_frame:
-            link.close()
-            raise WireLost(f"The kernel never sent frame {last_frame}. It is not the one it was.", violation=True)
-        return cls(path, link, last_frame=link.first - 1 if link.first else last_frame, max_frame=max_frame)
+        if connection.first and connection.first <= last_frame:
+            connection.close()
+            raise WireLost(
+                f"The kernel never sent frame {last_frame}. Another kernel listens in its place.", violation=True
+            )
+        return cls(
+            path, connection, last_frame=connection.first - 1 if connection.first else last_frame, max_frame=max_frame
+        )
 
     @staticmethod
     async def peer(path: str, *, deadline: float = 10.0) -> int:
-        """The pid behind a listener, in the server's pid namespace. A parked checkpoint sleeps on. Safe to cancel.
+        """Return the pid behind a listener, in the server's pid namespace.
+
+        Does not resume a checkpoint. Safe to cancel.
 
         Raises:
-            Timeout: nobody listened in time.
+            Timeout: no process listened in time.
         """
         try:
             async with asyncio.timeout(deadline):
-                sock = await connect(path, patient=True)
+                sock = await connect(path, wait=True)
         except TimeoutError:
             raise Timeout("The kernel did not listen in time. Try again.") from None
         with sock:
@@ -202,7 +202,7 @@ class WireClient:
 
     @property
     def welcome(self) -> dict[str, Any]:
-        """What the kernel said of itself: ``version, kernel, session, pid, python, ipykernel, seen, cell, busy``."""
+        """The kernel's description of itself, see ``wire_parser.Welcome``."""
         return msgspec.to_builtins(self._welcome)  # type: ignore[no-any-return]
 
     @property
@@ -210,24 +210,25 @@ class WireClient:
         """The highest frame that was delivered."""
         return self._acked
 
-    def _adopt(self, link: WireConnection) -> None:
-        self._link = link
-        self._welcome = link.welcome
-        self._unacknowledged_bytes = 0  # HELLO has told it
+    def _adopt(self, connection: WireConnection) -> None:
+        self._connection = connection
+        self._welcome = connection.welcome
+        self._unacknowledged_bytes = 0  # HELLO has acknowledged them
         self._parser.reset()
         if not self._raw:
-            self._raw = link.take_pipes()
-        self._reader = CoalescingReader(self._loop, link.sock.fileno(), self._read)
+            self._raw = connection.take_pipes()
+        self._reader = CoalescingReader(self._loop, connection.sock.fileno(), self._read)
         self._raw_readers = [
             CoalescingReader(self._loop, pipe.fd, partial(self._read_raw, n)) for n, pipe in enumerate(self._raw)
         ]
 
     def start(self, deliver: Deliver, lost: Lost) -> None:
-        """Begin to read.
+        """Start to read.
 
         Args:
             deliver: as in ``port.Sink``.
-            lost: called once, with the reason, after the last batch (raw pipes included); not after ``close``.
+            lost: called once, with the reason, after the last batch, standard output and error included. Not called
+                after ``close``.
         """
         self._deliver, self._lost = deliver, lost
         self._watch()
@@ -248,22 +249,22 @@ class WireClient:
     # -- reading ----------------------------------------------------------------------------
 
     def _read(self) -> None:
-        if self._link is None or self._refused:
+        if self._connection is None or self._undelivered:
             return
         chunk = self._receive()
         if chunk == b"":
-            self._hung_up()
+            self._connection_ended()
         elif chunk:
             self._feed(chunk)
             if self._only_text and self._reader is not None:
                 self._reader.took_text(len(chunk))
 
     def _receive(self) -> bytes | None:
-        """What is there; b"" at the end, None if nothing is."""
-        if self._link is None:
+        """Return the available bytes, b"" at the end, or None if there are none."""
+        if self._connection is None:
             return None
         try:
-            return self._link.sock.recv(READ)
+            return self._connection.sock.recv(READ)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
@@ -274,50 +275,54 @@ class WireClient:
         try:
             batch = self._parser.feed(chunk)
             if batch and len(chunk) < SMALL and _mid_line(batch[-1]) and (more := self._receive()):
-                # A print is two writes; the line's end has most likely come meanwhile.
-                batch = frames.joined(batch, self._parser.feed(more))
+                # A print is two writes. The end of the line has probably arrived meanwhile.
+                batch = wire_parser.merge_texts(batch, self._parser.feed(more))
         except WireViolation as error:
             self._lose(WireLost(f"The kernel broke its protocol: {error}.", violation=True))
             return
         if self._parser.replies:
             for reply in self._parser.replies:
-                self._answered(reply)
+                self._set_reply(reply)
             self._parser.replies.clear()
-        end = self._look_through(batch)
+        end = self._scan(batch)
         if end >= 0:
             batch[end:end] = [text for pipe in self._raw for text in pipe.drain()]
-        self._give(batch)
+        self._deliver_batch(batch)
         if self._partial or self._parser.pending:
-            self._hold_partial()
+            self._track_partial()
 
-    def _hold_partial(self) -> None:
-        """Count the incomplete frame against the limit for all kernels, and see to it that it becomes whole."""
-        if self._link is None:
-            return  # all was freed with the connection
+    def _track_partial(self) -> None:
+        """Count the incomplete frame against the limit of all kernels, and check later that it has become complete."""
+        if self._connection is None:
+            return  # the buffer was freed with the connection
         size, last = self._parser.pending, self._parser.last
         self._partial = size > 0
         if size and self._partial_timer is None:
-            self._partial_timer = self._loop.call_later(PARTIAL_SECONDS, self._look_at_partial, last)
+            self._partial_timer = self._loop.call_later(PARTIAL_SECONDS, self._check_partial, last)
         reassembly.hold(self, last, size)
 
-    def _look_at_partial(self, last: int) -> None:
+    def _check_partial(self, last: int) -> None:
         self._partial_timer = None
-        if self._parser.last != last or self._refused or not self._parser.pending:  # it moves, or is not read now
-            self._hold_partial()
+        if (
+            self._parser.last != last or self._undelivered or not self._parser.pending
+        ):  # it makes progress, or reading is paused
+            self._track_partial()
             return
-        log.warning("kernel %s: a frame was not whole within %g s; connecting again", self._path, PARTIAL_SECONDS)
-        self._hung_up()
+        log.warning(
+            "kernel %s: a frame was incomplete for %g s. The server connects again.", self._path, PARTIAL_SECONDS
+        )
+        self._connection_ended()
 
     def drop_partial(self) -> None:
-        """See ``reassembly.Connection``."""
-        log.info("kernel %s: no memory is left for its incomplete frame; connecting again", self._path)
-        self._hung_up(counted=False)
+        """See ``reassembly.PartialFrameOwner``."""
+        log.info("kernel %s: the memory for incomplete frames is full. The server connects again.", self._path)
+        self._connection_ended(counted=False)
 
-    def _look_through(self, batch: list[Output]) -> int:
-        """Forget requests that the kernel speaks of: they need not be sent again.
+    def _scan(self, batch: list[Output]) -> int:
+        """Forget the requests that outputs belong to: the kernel has them.
 
         Returns:
-            where a cell ends in this batch, or -1 if none does.
+            The index at which a cell ends in this batch, or -1.
         """
         requests, end, self._only_text = self._requests, -1, bool(batch)
         for index, item in enumerate(batch):
@@ -330,30 +335,30 @@ class WireClient:
         return end
 
     def _read_raw(self, number: int) -> None:
-        if self._refused:
+        if self._undelivered:
             return
         pipe, reader = self._raw[number], self._raw_readers[number]
         text = pipe.read()
         if text is not None:
-            self._give([text])
+            self._deliver_batch([text])
             reader.took_text(len(text.text))
         elif pipe.ended:
             reader.unwatch()
 
-    def _give(self, batch: list[Output]) -> None:
-        """Deliver, then acknowledge; what is refused waits for ``resume``."""
+    def _deliver_batch(self, batch: list[Output]) -> None:
+        """Deliver a batch, then acknowledge it. A refused batch waits for ``resume``."""
         if self._deliver is None:
             return
         if batch:
             try:
                 self._deliver(batch)
             except OSError:
-                self._refused = batch
+                self._undelivered = batch
                 self._unwatch()
                 return
             except Exception:
-                log.exception("a batch from kernel %s could not be taken", self._path)
-                self._lose(WireLost("The server failed on what the kernel sent; its log has the details."))
+                log.exception("the output of kernel %s can't be processed. Its connection is closed.", self._path)
+                self._lose(WireLost("The server could not process the kernel's output. Its log has the details."))
                 return
         if self._parser.last > self._acked:
             self._acked = self._parser.last
@@ -368,40 +373,40 @@ class WireClient:
             self._send(owed)
 
     def _acknowledgement(self) -> bytes:
-        """The frame that tells the kernel what was taken; empty if it knows."""
-        if not self._unacknowledged_bytes or self._link is None:
+        """Return an ACK frame for the delivered frames, or nothing if the kernel knows of them."""
+        if not self._unacknowledged_bytes or self._connection is None:
             return b""
         self._unacknowledged_bytes = 0
         return HEADER.pack(0, ACK, self._acked)
 
     def resume(self) -> None:
-        """Deliver again what ``deliver`` refused, and read on."""
-        batch, self._refused = self._refused, []
+        """Deliver the refused batch again, and continue to read."""
+        batch, self._undelivered = self._undelivered, []
         if not batch:
             return
-        self._give(batch)
+        self._deliver_batch(batch)
         if self._loss is not None:
             self._finish()
-        elif not self._refused and self._lost is not None:
+        elif not self._undelivered and self._lost is not None:
             self._watch()
 
     def drain(self) -> bool:
-        """Deliver all that is there, now; for when the process is known to have ended.
+        """Deliver everything that can be read now. For a process that has ended.
 
         Returns:
-            False if ``deliver`` refused; call it again after ``resume``.
+            False if ``deliver`` refused a batch. Call it again after ``resume``.
         """
-        while self._link is not None and self._lost is not None and not self._refused:
+        while self._connection is not None and self._lost is not None and not self._undelivered:
             try:
-                chunk = self._link.sock.recv(READ)
+                chunk = self._connection.sock.recv(READ)
             except OSError:
                 break
             if not chunk:
                 break
             self._feed(chunk)
-        if not self._refused and self._lost is not None:
-            self._give([text for pipe in self._raw for text in pipe.drain()])
-        return not self._refused
+        if not self._undelivered and self._lost is not None:
+            self._deliver_batch([text for pipe in self._raw for text in pipe.drain()])
+        return not self._undelivered
 
     # -- sending ----------------------------------------------------------------------------
 
@@ -415,7 +420,7 @@ class WireClient:
         metadata: dict[str, Any] | None = None,
         buffers: Sequence[bytes] = (),
     ) -> None:
-        """Send a Jupyter message. What the socket does not take at once is kept, and sent when it does.
+        """Send a Jupyter message. The part that the socket does not take is buffered and sent later.
 
         Raises:
             AtCapacity: the kernel has not read the last 64 MiB that were sent to it.
@@ -427,19 +432,20 @@ class WireClient:
         if self._outgoing_bytes + len(frame) > MAX_OUTGOING:
             raise AtCapacity("The kernel does not take more requests. Wait for the running cell, or interrupt it.")
         self._requests[msg_id] = frame
-        if len(self._requests) > KEPT_REQUESTS:
+        if len(self._requests) > MAX_REQUESTS:
             del self._requests[next(iter(self._requests))]
         self._send(self._acknowledgement() + frame)
 
     async def control(
         self, op: str, fds: Sequence[int] = (), *, timeout: float = 10.0, **fields: Any
     ) -> dict[str, Any]:
-        """Send a CONTROL request and await its REPLY. ``fds`` are duplicated to the kernel; the caller closes its own.
+        """Send a CONTROL request and wait for its REPLY. Cancelling leaves the request with the kernel.
 
-        Cancelling it leaves the request with the kernel.
-
-        Ops: ``survey``; ``fork`` (``mode="checkpoint"|"branch", force: bool, identity: {kernel, session, workdir,
-        env}``, ``fds`` = bound listener, stdout read, stdout write, stderr read, stderr write).
+        Args:
+            op: ``survey``, ``fork``, ``fence``, ``save`` or ``load``, see ``docs/reference/wire.md``.
+            fds: descriptors that are duplicated to the kernel. The caller closes its own.
+            timeout: seconds.
+            fields: fields of the request.
 
         Raises:
             Timeout: no reply in time.
@@ -459,20 +465,20 @@ class WireClient:
         finally:
             del self._controls[number]
 
-    def _answered(self, reply: frames.Reply) -> None:
+    def _set_reply(self, reply: wire_parser.Reply) -> None:
         waiting = self._controls.get(reply.request)
         if waiting is not None and not waiting.done():
             waiting.set_result(reply.body)
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        if self._link is None and data[4] != CONTROL:
-            return  # requests are sent again when the kernel is back; acknowledgements come with HELLO
+        if self._connection is None and data[4] != CONTROL:
+            return  # a new connection sends the requests again, and its HELLO acknowledges
         sent = 0
-        if not (fds or self._outgoing or self._link is None):  # nearly always
+        if not (fds or self._outgoing or self._connection is None):  # the common case
             try:
-                sent = self._link.sock.send(data)
+                sent = self._connection.sock.send(data)
             except OSError:
-                sent = 0  # ``_flush`` finds out why
+                sent = 0  # ``_flush`` handles the error
             if sent == len(data):
                 return
         self._outgoing.append((memoryview(data)[sent:], [os.dup(fd) for fd in fds]))
@@ -481,17 +487,17 @@ class WireClient:
             self._flush()
 
     def _flush(self) -> None:
-        while self._outgoing and self._link is not None:
+        while self._outgoing and self._connection is not None:
             view, fds = self._outgoing[0]
-            sock = self._link.sock
+            sock = self._connection.sock
             try:
                 count = socket.send_fds(sock, [view], fds) if fds else sock.send(view)
             except (BlockingIOError, InterruptedError):
                 self._loop.add_writer(sock.fileno(), self._flush)
-                self._stuck = True
+                self._write_blocked = True
                 return
             except OSError:
-                return  # the reader finds out, and connects again
+                return  # the reader gets the error, too, and connects again
             for fd in fds:
                 os.close(fd)
             self._outgoing_bytes -= count
@@ -499,9 +505,9 @@ class WireClient:
                 self._outgoing.popleft()
             else:
                 self._outgoing[0] = (view[count:], [])
-        if self._stuck and self._link is not None:
-            self._loop.remove_writer(self._link.sock.fileno())
-            self._stuck = False
+        if self._write_blocked and self._connection is not None:
+            self._loop.remove_writer(self._connection.sock.fileno())
+            self._write_blocked = False
 
     def _drop_outgoing(self) -> None:
         for _, fds in self._outgoing:
@@ -511,21 +517,21 @@ class WireClient:
         self._outgoing_bytes = 0
 
     def seen(self, msg_id: str) -> bool:
-        """Whether the kernel said, when it was connected, that it had received this request."""
+        """Return whether the kernel listed this request as received when it was connected."""
         welcome = self._welcome
         return msg_id in welcome.seen or msg_id in (welcome.busy, welcome.cell)
 
     # -- ends -------------------------------------------------------------------------------
 
     def _disconnect(self) -> None:
-        link, self._link = self._link, None
+        connection, self._connection = self._connection, None
         if self._reader is not None:
             self._reader.unwatch()
             self._reader = None
-        if link is not None:
-            self._loop.remove_writer(link.sock.fileno())
-            self._stuck = False
-            link.close()
+        if connection is not None:
+            self._loop.remove_writer(connection.sock.fileno())
+            self._write_blocked = False
+            connection.close()
         self._drop_outgoing()
         self._parser.reset()
         self._partial = False
@@ -534,89 +540,89 @@ class WireClient:
             self._partial_timer.cancel()
             self._partial_timer = None
 
-    def _hung_up(self, *, counted: bool = True) -> None:
-        """Connect again after the connection ended, if the kernel still lives and does not do so all the time."""
+    def _connection_ended(self, *, counted: bool = True) -> None:
+        """Connect again, unless the kernel's connections end too often."""
         self._disconnect()
         if counted:
             now = self._loop.time()
-            if len(self._hang_ups) == MAX_HANG_UPS and now - self._hang_ups[0] < HANG_UP_SECONDS:
-                what = f"its connection ended more than {MAX_HANG_UPS} times in {HANG_UP_SECONDS:g} seconds"
+            if len(self._disconnects) == MAX_DISCONNECTS and now - self._disconnects[0] < DISCONNECT_SECONDS:
+                what = f"its connection ended more than {MAX_DISCONNECTS} times in {DISCONNECT_SECONDS:g} seconds"
                 self._lose(WireLost(f"The kernel broke its protocol: {what}.", violation=True))
                 return
-            self._hang_ups.append(now)
-        if self._healing is not None:
-            self._healing.cancel()
-        self._healing = self._loop.create_task(self._reconnect(), name=f"heal {self._path}")
+            self._disconnects.append(now)
+        if self._reconnecting is not None:
+            self._reconnecting.cancel()
+        self._reconnecting = self._loop.create_task(self._reconnect(), name=f"heal {self._path}")
 
     async def _reconnect(self) -> None:
         try:
-            link = await WireConnection.open(self._path, self._parser.last, patient=False)
+            connection = await WireConnection.open(self._path, self._parser.last, wait=False)
         except OSError:
-            self._lose(WireLost(_GONE))
+            self._lose(WireLost(_UNREACHABLE))
         else:
-            await self._complete(link)
+            await self._complete(connection)
             await self._verify_listener()
 
     async def _verify_listener(self) -> None:
-        """Whether the door is still there: code that closes descriptor by descriptor may have let us in on the way."""
-        await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        """Check that the kernel still listens. Code that closes every descriptor may close the listener last."""
+        await asyncio.sleep(VERIFY_SECONDS)
         try:
-            (await connect(self._path, patient=False)).close()
+            (await connect(self._path, wait=False)).close()
         except OSError:
             if self._lost is not None:
-                self._lose(WireLost(_GONE))
+                self._lose(WireLost(_UNREACHABLE))
 
-    async def _complete(self, link: WireConnection) -> None:
-        """Wait, for as long as it takes, for WELCOME; go on where the last connection ended."""
+    async def _complete(self, connection: WireConnection) -> None:
+        """Wait without a limit for WELCOME, and continue after the last delivered frame."""
         try:
-            await link.welcomed()
+            await connection.wait_welcome()
         except asyncio.CancelledError:
-            link.close()
+            connection.close()
             raise
         except (WireViolation, OSError, EOFError) as error:
-            link.close()
+            connection.close()
             self._lose(_loss(error))
             return
-        other = self._raw and [pipe.identity for pipe in link.pipes] != [pipe.identity for pipe in self._raw]
-        if link.first != self._parser.last + 1 or other:
-            link.close()
+        other = self._raw and [pipe.identity for pipe in connection.pipes] != [pipe.identity for pipe in self._raw]
+        if connection.first != self._parser.last + 1 or other:
+            connection.close()
             what = "handed over other pipes than before" if other else "does not go on where it ended"
             self._lose(WireLost(f"The kernel {what}.", violation=True))
             return
         self._unwatch()
-        self._adopt(link)
+        self._adopt(connection)
         for msg_id, frame in self._requests.items():
             if not self.seen(msg_id):
                 self._send(frame)
-        if self._lost is not None and not self._refused:
+        if self._lost is not None and not self._undelivered:
             self._watch()
             self._feed_rest()
 
     def _feed_rest(self) -> None:
-        """What came together with WELCOME."""
-        if self._link is not None and self._link.rest:
-            rest, self._link.rest = bytes(self._link.rest), bytearray()
+        """Parse the bytes that came together with WELCOME."""
+        if self._connection is not None and self._connection.rest:
+            rest, self._connection.rest = bytes(self._connection.rest), bytearray()
             self._feed(rest)
 
     def _lose(self, loss: WireLost) -> None:
         self._loss = loss
         self._disconnect()
         if not loss.violation:
-            self._give([text for pipe in self._raw for text in pipe.drain()])
+            self._deliver_batch([text for pipe in self._raw for text in pipe.drain()])
         self._finish()
 
     def _finish(self) -> None:
-        """Say that the wire is lost, once everything before that is delivered."""
+        """Report the loss of the wire, after everything before it was delivered."""
         lost, loss = self._lost, self._loss
-        if loss is not None and not self._refused:
+        if loss is not None and not self._undelivered:
             self.close()
             if lost is not None:
                 lost(loss)
 
     def close(self) -> None:
-        """Let go of the kernel; it lives on, and keeps what was not acknowledged."""
-        if self._healing is not None and self._healing is not asyncio.current_task():
-            self._healing.cancel()
+        """Disconnect. The kernel continues, and keeps the frames that were not acknowledged."""
+        if self._reconnecting is not None and self._reconnecting is not asyncio.current_task():
+            self._reconnecting.cancel()
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
@@ -627,7 +633,7 @@ class WireClient:
             pipe.close()
         for waiting in self._controls.values():
             if not waiting.done():
-                waiting.set_exception(KernelDead("The kernel is gone. Restart the session."))
+                waiting.set_exception(KernelDead("The kernel has ended. Restart the session."))
 
 
 def _mid_line(item: Output) -> bool:

@@ -1,4 +1,4 @@
-"""Connecting to a kernel: one socket, from the first knock to WELCOME."""
+"""One connection to a kernel, from connect(2) to WELCOME."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.kernels.forked import wire_parser as frames
+from kernelsvc.kernels.forked import wire_parser
 from kernelsvc.kernels.forked.reassembly import reassembly
 from kernelsvc.kernels.forked.stdio_pipe import StdioPipe
 from kernelsvc.kernels.forked.wire_parser import HEADER, HELLO, Welcome, WireViolation
 from kernelsvc.linux import peer
 from kernelsvc.linux.seqpacket import close_all, refuse_descriptors
 
-#: Seconds between attempts to connect: first, and at the most.
+#: Seconds between attempts to connect: the first, and the maximum.
 RETRY_SECONDS = 0.002, 0.05
-#: Most bytes of one read.
+#: Maximum bytes of one read.
 READ = 256 * 1024
-#: Seconds from the first byte of WELCOME to its last. The first one may come late: a running cell
-#: that sits in C code keeps its kernel from the socket, and has limits of its own.
+#: Seconds from the first byte of WELCOME to its last. The first may come late: a cell that runs C code
+#: blocks its kernel, and has limits of its own.
 WELCOME_SECONDS = 10.0
-#: Descriptors that come with the first byte of WELCOME: the read ends of the raw pipes.
+#: Descriptors that come with the first byte of WELCOME: the read ends of the pipes for standard output and error.
 PIPES = 2
 
 _encode = msgspec.json.Encoder().encode
 
 
-async def connect(path: str, *, patient: bool) -> socket.socket:
-    """Connect. Safe to cancel.
+async def connect(path: str, *, wait: bool) -> socket.socket:
+    """Connect to a kernel's socket. Safe to cancel.
 
     Args:
-        path: the listener's.
-        patient: wait for a listener that is not there yet.
+        path: path of the socket.
+        wait: whether to wait for a listener that is not there yet.
 
     Raises:
-        OSError: nobody listens, and ``patient`` was not asked.
+        OSError: no process listens, and ``wait`` is False.
     """
     pause, longest = RETRY_SECONDS
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            sock.connect(path)  # never waits: EAGAIN says that the listener's queue is full (connect(2))
+            sock.connect(path)  # connect(2): EAGAIN for a nonblocking Unix socket when the backlog is full
             return sock
         except (ConnectionRefusedError, FileNotFoundError, BlockingIOError) as error:
             sock.close()
-            if not (patient or isinstance(error, BlockingIOError)):
+            if not (wait or isinstance(error, BlockingIOError)):
                 raise
         except BaseException:
             sock.close()
@@ -62,11 +62,15 @@ async def connect(path: str, *, patient: bool) -> socket.socket:
 class WireConnection:
     """One connected socket.
 
+    Args:
+        sock: connected to a kernel. It belongs to this object.
+
     Attributes:
-        welcome: what the kernel said of itself; not to be trusted.
+        peer_pid: the kernel's pid as Linux reports it.
+        welcome: the kernel's description of itself, which is not trusted.
         first: number of the first frame that follows, or 0 before WELCOME.
         rest: bytes that came after WELCOME.
-        pipes: the raw pipes, opened again; the kernel's own descriptors are closed.
+        pipes: the kernel's standard output and error, opened again.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -80,16 +84,22 @@ class WireConnection:
 
     @classmethod
     async def open(
-        cls, path: str, last_frame: int, identity: dict[str, Any] | None = None, *, patient: bool
+        cls, path: str, last_frame: int, identity: dict[str, Any] | None = None, *, wait: bool
     ) -> WireConnection:
-        """Connect and say HELLO. Safe to cancel.
+        """Connect and send HELLO. Safe to cancel.
+
+        Args:
+            path: path of the kernel's socket.
+            last_frame: the last frame that the server has.
+            identity: see ``WireClient.connect``.
+            wait: see ``connect``.
 
         Raises:
-            OSError: nobody listens.
+            OSError: no process listens.
         """
-        sock = await connect(path, patient=patient)
+        sock = await connect(path, wait=wait)
         try:
-            body = _encode({"version": frames.VERSION, **({"identity": identity} if identity else {})})
+            body = _encode({"version": wire_parser.VERSION, **({"identity": identity} if identity else {})})
             hello = HEADER.pack(len(body), HELLO, last_frame) + body
             await asyncio.get_running_loop().sock_sendall(sock, hello)
             return cls(sock)
@@ -97,12 +107,12 @@ class WireConnection:
             sock.close()
             raise
 
-    async def welcomed(self) -> None:
-        """Wait for WELCOME, which a kernel that sits in C code says late. Safe to cancel, and to call again.
+    async def wait_welcome(self) -> None:
+        """Wait for WELCOME, which is late while a kernel runs C code. Safe to cancel, and to call again.
 
         Raises:
-            Violation: something else came, or not the descriptors that belong there, or not all of it in time.
-            EOFError, OSError: the kernel hung up.
+            WireViolation: the kernel sent something else, or other descriptors, or not all of WELCOME in time.
+            EOFError, OSError: the kernel closed the connection.
         """
         if not self.rest:
             await self._readable()
@@ -111,11 +121,11 @@ class WireConnection:
                 while not self._receive():
                     await self._readable()
         except TimeoutError:
-            raise WireViolation(f"WELCOME was not whole within {WELCOME_SECONDS:g} seconds") from None
+            raise WireViolation(f"WELCOME was incomplete after {WELCOME_SECONDS:g} seconds") from None
 
     def _receive(self) -> bool:
         if self._dropped:
-            raise WireViolation("WELCOME was not whole when the memory for incomplete frames was full")
+            raise WireViolation("WELCOME was incomplete when the memory for incomplete frames was full")
         try:
             data, fds, flags, _ = socket.recv_fds(self.sock, READ, PIPES, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
@@ -127,7 +137,7 @@ class WireConnection:
         finally:
             close_all(fds)
         self.rest += data
-        found = frames.welcome(self.rest)
+        found = wire_parser.parse_welcome(self.rest)
         if found is not None:
             self.welcome, self.first = found
             refuse_descriptors(self.sock)
@@ -135,10 +145,11 @@ class WireConnection:
         return found is not None
 
     def _take_pipes(self, fds: Sequence[int], flags: int, expected: int) -> None:
-        """Open the pipes again that came with some bytes.
+        """Open the pipes that came with some bytes.
 
-        Linux ends a read after bytes that descriptors came with, closes those for which there is no room, and says
-        ``MSG_CTRUNC`` (unix(7), recvmsg(2)): so all that came are in ``fds``, and the caller closes those.
+        unix(7): descriptors in excess of the buffer "are automatically closed in the receiving process", and
+        recvmsg(2) then sets ``MSG_CTRUNC``. A read ends after the bytes that descriptors came with. So all that came
+        are in ``fds``, and the caller closes them.
         """
         if flags & socket.MSG_CTRUNC and len(fds) < PIPES:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -163,19 +174,19 @@ class WireConnection:
             loop.remove_reader(self.sock.fileno())
 
     def drop_partial(self) -> None:
-        """See ``reassembly.Connection``. The task that waits for WELCOME fails."""
+        """See ``reassembly.PartialFrameOwner``. The task that waits for WELCOME fails."""
         self._dropped = True
         self.rest = bytearray()
         with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)  # wakes that task
+            self.sock.shutdown(socket.SHUT_RDWR)  # ends the wait of that task
 
     def take_pipes(self) -> list[StdioPipe]:
-        """Give the pipes to the caller, which closes them."""
+        """Pass the pipes to the caller, which closes them."""
         pipes, self.pipes = self.pipes, []
         return pipes
 
     def close(self) -> None:
-        """Let go of the socket, the buffer, and pipes that nobody took."""
+        """Close the socket and the pipes that were not taken, and free the buffer."""
         self.sock.close()
         self.rest = bytearray()
         reassembly.release(self)

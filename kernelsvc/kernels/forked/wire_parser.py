@@ -1,7 +1,7 @@
-"""Frames from a kernel, checked and turned into what a session understands. Pure.
+"""Parse frames from a kernel, and check them. Pure.
 
-Every byte was written by what the user ran. Whatever the wire's description does
-not allow ends in ``WireViolation``; the adapter then ends the kernel.
+User code may have written every byte. Everything that the description of the wire does not allow raises
+``WireViolation``, and the adapter then ends the kernel.
 """
 
 from __future__ import annotations
@@ -24,29 +24,34 @@ from kernelsvc.guest.wire_frames import VERSION as VERSION
 from kernelsvc.kernels.port import KernelMessage, Output, StreamText
 from kernelsvc.protocol import jupyter
 
-#: Longest payload of a STREAM frame: its head, the longest id, and text.
+#: Maximum bytes of the payload of a STREAM frame: its head, the longest id, and text.
 MAX_STREAM = 3 + 0xFFFF + MAX_TEXT
-#: Longest REPLY or WELCOME.
+#: Maximum bytes of a REPLY or WELCOME.
 MAX_ANSWER = 1024 * 1024
 MAX_ID = 1024
 
-#: Frames from this size on are decoded where they were gathered; a shorter one is copied.
+#: Bytes from which a frame is decoded in the buffer. A shorter one is copied.
 LARGE = 64 * 1024
-#: After so many text frames in a row, more are looked for in one go.
-FEW = 4
+#: Consecutive text frames after which ``take_run`` is tried.
+RUN_AFTER = 4
 
 _LIMITS = {STREAM: MAX_STREAM, REPLY: MAX_ANSWER}
 _unpack = HEADER.unpack_from
 _SIZE = HEADER.size
-_PLAIN = 5  # where header, parent header, metadata and content begin, and where the last ends
+_PLAIN = 5  # offsets of header, parent header, metadata and content, and the end of the last
 
 
 class WireViolation(Exception):
-    """The kernel sent what it may not send."""
+    """The kernel broke the protocol. The text says how."""
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """The answer to a CONTROL request."""
+    """The reply to a CONTROL request.
+
+    Attributes:
+        request: number of the request.
+        body: fields of the reply.
+    """
 
     request: int
     body: dict[str, Any]
@@ -83,13 +88,18 @@ _welcome = msgspec.json.Decoder(Welcome).decode
 
 
 class WireParser:
-    """Bytes in, outputs and replies out.
+    """Parses bytes into outputs and replies.
 
-    What a kernel sends is looked at where it lies: nothing is copied but the texts and the parts of short messages.
-    The rest of a read, half a frame, waits in ``_rest``; a large frame grows there and is decoded from there.
+    Input is parsed in place: only texts and the parts of short messages are copied. The rest of a read, an incomplete
+    frame, waits in ``_rest``. A large frame grows there and is decoded from there.
+
+    Args:
+        last: number of the last frame that was parsed before.
+        max_frame: maximum bytes of a message.
 
     Attributes:
-        last: number of the last whole frame; the next must be one more.
+        last: number of the last complete frame. The next one must be one more.
+        replies: replies that were parsed. The caller clears them.
     """
 
     def __init__(self, *, last: int = 0, max_frame: int = jupyter.MAX_BYTES) -> None:
@@ -97,45 +107,45 @@ class WireParser:
         self.max_frame = max_frame
         self.replies: list[Reply] = []
         self._rest = bytearray()
-        self._need = 0  # bytes of the frame that ``_rest`` begins with; of its header while that is not whole
+        self._need = 0  # length of the frame at the start of ``_rest``, or of its header while that is incomplete
 
     @property
     def pending(self) -> int:
-        """Bytes of a frame that is not whole yet."""
+        """Bytes of the incomplete frame."""
         return len(self._rest)
 
     def reset(self) -> None:
-        """Another connection begins: half a frame of the old one is void."""
+        """Drop an incomplete frame: another connection starts."""
         self._rest.clear()
 
     def feed(self, chunk: bytes) -> list[Output]:
-        """What the bytes read so far make whole. Text frames of one kind in a row become one ``StreamText``.
+        """Return the outputs that these bytes complete. Consecutive text frames of one kind become one ``StreamText``.
 
         Raises:
-            Violation: a frame that may not be. What came before it in this chunk is lost with it.
+            WireViolation: a frame is not valid. Invalid data also discards the rest of the same read.
         """
-        found: list[Output] = []
+        outputs: list[Output] = []
         if not self._rest:
-            self._walk(chunk, found)
-            return found
+            self._walk(chunk, outputs)
+            return outputs
         self._rest += chunk
         while LARGE <= self._need <= len(self._rest):
-            self._take_large(found)
+            self._take_large(outputs)
         if not self._rest or len(self._rest) < self._need:
-            return found
+            return outputs
         whole, self._rest = bytes(self._rest), bytearray()
         following: list[Output] = []
         self._walk(whole, following)
-        return joined(found, following)
+        return merge_texts(outputs, following)
 
-    def _take_large(self, found: list[Output]) -> None:
-        """Take the frame that ``_rest`` begins with and holds whole, and look how much the next one needs."""
+    def _take_large(self, outputs: list[Output]) -> None:
+        """Parse the complete frame at the start of ``_rest``, and find the length of the next one."""
         rest, end = self._rest, self._need
         _, kind, number = _unpack(rest)
         if kind == STREAM:
-            found[:] = joined(found, [self._large_text(rest, number, end)])
+            outputs[:] = merge_texts(outputs, [self._large_text(rest, number, end)])
         else:
-            self._other(kind, number, rest, _SIZE, end, found)
+            self._other(kind, number, rest, _SIZE, end, outputs)
         del rest[:end]
         self._need = _SIZE
         if len(rest) >= _SIZE:
@@ -153,7 +163,7 @@ class WireParser:
         with memoryview(data) as view, view[at:end] as said:
             return _text(bytes(data[_SIZE:at]), str(said, "utf-8", "replace"), number)
 
-    def _walk(self, data: bytes, found: list[Output]) -> None:
+    def _walk(self, data: bytes, outputs: list[Output]) -> None:
         at, size = 0, len(data)
         runs = True
         while size - at >= _SIZE:
@@ -167,21 +177,21 @@ class WireParser:
                 self._need = _SIZE + length
                 break
             if kind == STREAM:
-                at, runs = self._texts(data, at, found, runs)
+                at, runs = self._texts(data, at, outputs, runs)
             else:
                 self._check_length(kind, length)
-                self._other(kind, number, data, start, end, found)
+                self._other(kind, number, data, start, end, outputs)
                 at = end
         else:
             self._need = _SIZE
         if at < size:
             self._rest = bytearray(data[at:] if at else data)
 
-    def _texts(self, data: bytes, at: int, found: list[Output], runs: bool) -> tuple[int, bool]:
-        """Take the whole text frames of one kind that begin at ``at``.
+    def _texts(self, data: bytes, at: int, outputs: list[Output], runs: bool) -> tuple[int, bool]:
+        """Parse the complete text frames of one kind that start at ``at``.
 
         Returns:
-            where they end, and whether it is worth while to look for more of them in one go.
+            The end of the last one, and whether it pays to look for more of them with ``take_run``.
         """
         size, number = len(data), self.last
         pieces: list[bytes] = []
@@ -203,13 +213,13 @@ class WireParser:
                 break
             pieces.append(data[text_at:end])
             number, at = numbered, end
-            if runs and len(pieces) == FEW:
-                more, at = run(data, at, prefix, number)
+            if runs and len(pieces) == RUN_AFTER:
+                more, at = take_run(data, at, prefix, number)
                 pieces += more
                 number += len(more)
                 runs = False
         self.last = number
-        found.append(_text(prefix, b"".join(pieces).decode("utf-8", "replace"), number))
+        outputs.append(_text(prefix, b"".join(pieces).decode("utf-8", "replace"), number))
         return at, runs
 
     def _check_length(self, kind: int, length: int) -> None:
@@ -220,13 +230,13 @@ class WireParser:
             raise WireViolation(f"a frame of {length} bytes where {limit} are allowed")
 
     def _other(
-        self, kind: int, number: int, data: bytes | bytearray, start: int, end: int, found: list[Output]
+        self, kind: int, number: int, data: bytes | bytearray, start: int, end: int, outputs: list[Output]
     ) -> None:
         if number != self.last + 1:
             raise WireViolation(f"frame {number} came after frame {self.last}")
         try:
             if kind == MESSAGE:
-                found.append(message(data, start, end, number))
+                outputs.append(parse_message(data, start, end, number))
             else:
                 self.replies.append(_reply(data[start:end]))
         except BadRequest as error:
@@ -234,15 +244,15 @@ class WireParser:
         self.last = number
 
 
-def run(data: bytes, at: int, prefix: bytes, last: int) -> tuple[list[bytes], int]:
-    """The texts of the frames from ``at`` on that are text with this prefix and numbered one by one; and their end.
+def take_run(data: bytes, at: int, prefix: bytes, last: int) -> tuple[list[bytes], int]:
+    """Return the texts of consecutive frames with one prefix, from ``at`` on, and their end.
 
-    A program that prints sends thousands of such frames, and looking at each is most of what they cost. Cut at the
-    prefix all at once, they are right if every piece is as long as the header before it says, by induction: the
-    first header says where the second frame begins, and there the second header was found. What is not right ends
-    the run, and is for the caller to look at: so does a text that holds the prefix.
+    A program that prints sends thousands of such frames, and parsing each one is most of their cost. Split at the
+    prefix in one call, the frames are right if every piece has the length that the header before it gives, by
+    induction: the first header gives the start of the second frame, and there the second header was found. The run
+    ends at the first piece that does not fit, which the caller parses. That includes a text that contains the prefix.
     """
-    pieces = data[at + _SIZE :].split(prefix)[:-1]  # the last one ends where the read ended, or in other frames
+    pieces = data[at + _SIZE :].split(prefix)[:-1]  # the last piece is cut off, or continues into other frames
     if len(pieces) < 2 or pieces[0]:
         return [], at
     del pieces[0]
@@ -265,8 +275,8 @@ def _text(prefix: bytes, text: str, number: int) -> StreamText:
     return StreamText(name=name, text=text, parent=prefix[3:].decode("utf-8", "replace")[:MAX_ID], frame=number)
 
 
-def joined(one: list[Output], two: list[Output]) -> list[Output]:
-    """Two batches as one; text that goes on over the seam is one text."""
+def merge_texts(one: list[Output], two: list[Output]) -> list[Output]:
+    """Return two batches as one. A text that continues across the boundary becomes one text."""
     if not one or not two:
         return one + two
     last, first = one[-1], two[0]
@@ -279,11 +289,11 @@ def joined(one: list[Output], two: list[Output]) -> list[Output]:
     return one + two
 
 
-def message(data: bytes | bytearray, start: int, end: int, number: int | None) -> KernelMessage:
-    """A MESSAGE frame's payload, ``data[start:end]``, decoded where it lies.
+def parse_message(data: bytes | bytearray, start: int, end: int, number: int | None) -> KernelMessage:
+    """Parse the payload of a MESSAGE frame, ``data[start:end]``, in place.
 
     Raises:
-        BadRequest: it is not a Jupyter message within the bounds.
+        BadRequest: it is not a Jupyter message within the limits.
     """
     channel, at = jupyter.spans_v1(data, start, end)
     try:
@@ -316,11 +326,13 @@ def _reply(payload: bytes | bytearray) -> Reply:
     return Reply(body.pop("request"), body)
 
 
-def welcome(data: bytearray) -> tuple[Welcome, int] | None:
-    """Take WELCOME and the number of the first frame that follows from the front of ``data``, or None if not whole yet.
+def parse_welcome(data: bytearray) -> tuple[Welcome, int] | None:
+    """Remove WELCOME from the front of ``data``.
+
+    Return it with the number of the first frame, or None if it is incomplete.
 
     Raises:
-        Violation: it is something else.
+        WireViolation: it is another frame, or not valid.
     """
     if len(data) < _SIZE:
         return None

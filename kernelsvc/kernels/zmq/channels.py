@@ -1,25 +1,22 @@
-"""The sockets of a cold kernel: ZMQ over ``ipc``, read from the event loop.
+"""The ZMQ sockets of a kernelspec kernel, read from the event loop.
 
 Theory of operation
 -------------------
-libzmq reads the sockets in a thread of its own, without a high-water mark on
-our side (a PUB socket that meets one drops output), so nothing is lost while
-this process is slow. What it has read is unbounded, though, so the one who
-sends must be stopped instead: when a drain has not caught up for
-``LAG_SECONDS``, ``on_lag(True)`` asks for a SIGSTOP of the kernel and
-``on_lag(False)`` for its SIGCONT once the sockets are empty.
+libzmq reads the sockets in a thread of its own. The server's sockets have no high-water mark (a PUB socket that reaches
+one drops output), so nothing is lost while this process is slow. As the buffer of libzmq has no limit, the sender must
+be stopped instead: when a drain has not caught up for ``LAG_SECONDS``, ``on_lag(True)`` requests a SIGSTOP of the
+kernel, and ``on_lag(False)`` its SIGCONT when the sockets are empty.
 
-A ZMQ socket's descriptor is edge-triggered: it says that *something* happened,
-and after any send or receive the socket must be asked again. So every wake-up
-drains all sockets until they are empty, at most ``SLICE_MESSAGES`` and about
-``SLICE_BYTES`` at a time before the loop gets its turn.
+A ZMQ socket's descriptor is edge-triggered (zmq_getsockopt(3), ``ZMQ_FD``): it signals that *some* event occurred, and
+after any send or receive the socket must be read again. So every wake-up drains all sockets until they are empty, at
+most ``SLICE_MESSAGES`` and about ``SLICE_BYTES`` at a time before the loop continues.
 
-A connection that breaks while the process lives is a message above the limit or a
-kernel that closed its socket: neither can go on. What one message may have, all its
-parts together, is counted before libzmq gets to see it (``cold_relay``).
+A connection that ends while the process runs means a message above the limit or a kernel that closed its socket. Both
+end the kernel. The size of one message, all its parts together, is counted before libzmq receives it
+(``metering_proxy``).
 
-A connection that breaks because the process died tells that all it had sent has
-been read, which is how the last words of a kernel are known to be complete.
+A connection that ends because the process has ended means that everything the process sent has been read. So the last
+output of a kernel is complete.
 """
 
 from __future__ import annotations
@@ -37,34 +34,40 @@ from kernelsvc.kernels.port import KernelMessage
 from kernelsvc.kernels.zmq.messages import MAX_PARTS, Channel, HmacKey, InvalidMessage, decode
 from kernelsvc.kernels.zmq.metering_proxy import MeteringProxy
 
-#: Messages handled before the event loop gets its turn.
+#: Maximum messages in one slice, after which the event loop continues.
 SLICE_MESSAGES = 256
-#: And bytes.
+#: Bytes in one slice, about.
 SLICE_BYTES = 4 * 1024 * 1024
-#: Seconds of unbroken draining after which the kernel is stopped.
+#: Seconds of continuous draining after which the kernel is stopped.
 LAG_SECONDS = 0.05
 #: Milliseconds between attempts to connect to a kernel that is starting.
 RECONNECT_MS = 10
-#: Requests that wait for a kernel that does not read.
+#: Maximum requests that wait for a kernel that does not read.
 MAX_WAITING_REQUESTS = 10_000
 
 Sending = Literal["shell", "control", "stdin"]
 
 
 @dataclass(frozen=True)
-class Connection:
-    """Where a kernel's sockets are. ``identity`` stays the same when another server connects."""
+class ChannelAddresses:
+    """Addresses of a kernel's sockets.
+
+    Attributes:
+        path: prefix of the sockets' paths.
+        ports: number of each channel's socket.
+        identity: routing id of the server, the same after a restart.
+    """
 
     path: str
     ports: dict[Channel, int]
     identity: str
 
     def socket(self, channel: Channel) -> str:
-        """Where the kernel's socket of a channel lies."""
+        """Return the path of a channel's socket."""
         return f"{self.path}-{self.ports[channel]}"
 
     def url(self, channel: Channel) -> str:
-        """Its address as ZMQ has it."""
+        """Return the ZMQ address of a channel's socket."""
         return f"ipc://{self.socket(channel)}"
 
 
@@ -73,48 +76,48 @@ class Channels:
 
     Args:
         context: shared by all kernels of a server.
-        connection: where they are.
-        key: what both sides sign with.
-        max_message_bytes: a larger message breaks its connection.
-        on_messages: gets what one drain brought, in order per channel, iopub first.
-        on_garbled: the kernel broke the protocol; nothing is read any more.
-        on_lag: asked to stop (True) and to continue (False) the kernel.
-        on_hangup: a connection broke.
+        addresses: of the sockets.
+        key: signs the messages of both sides.
+        max_message_bytes: a larger message ends its connection.
+        on_messages: receives the messages of one drain, in order for each channel, iopub first.
+        on_invalid: the kernel broke the protocol. Nothing more is read.
+        on_lag: stops (True) and continues (False) the kernel.
+        on_disconnect: a connection has ended.
 
     Attributes:
-        gone: set when both shell and iopub broke, with all that came before read by libzmq, and by ``close``.
-        lagging: whether the kernel is asked to stop.
+        disconnected: set when both shell and iopub have ended and libzmq has read everything before, and by ``close``.
+        lagging: whether the kernel is to be stopped.
     """
 
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
-        connection: Connection,
+        addresses: ChannelAddresses,
         key: HmacKey,
         *,
         max_message_bytes: int,
         on_messages: Callable[[list[KernelMessage]], None],
-        on_garbled: Callable[[str], None],
+        on_invalid: Callable[[str], None],
         on_lag: Callable[[bool], None],
-        on_hangup: Callable[[], None],
+        on_disconnect: Callable[[], None],
     ) -> None:
-        self.gone = asyncio.Event()
+        self.disconnected = asyncio.Event()
         self._key = key
         self._max = max_message_bytes
-        self._on_messages, self._on_garbled = on_messages, on_garbled
-        self._on_lag, self._on_hangup = on_lag, on_hangup
+        self._on_messages, self._on_invalid = on_messages, on_invalid
+        self._on_lag, self._on_disconnect = on_lag, on_disconnect
         self._loop = asyncio.get_running_loop()
         self.lagging = self._paused = self._closed = False
         self._behind_since: float | None = None
         self._scheduled: asyncio.Handle | None = None
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._monitors: dict[Channel, zmq.Socket[bytes]] = {}
-        self._relays: dict[Channel, MeteringProxy] = {}
-        self._hung_up: set[Channel] = set()
+        self._proxies: dict[Channel, MeteringProxy] = {}
+        self._disconnected: set[Channel] = set()
         for channel in ("iopub", "shell", "control", "stdin"):
-            self._open(context, channel, connection)
+            self._open(context, channel, addresses)
 
-    def _open(self, context: zmq.Context[zmq.Socket[bytes]], channel: Channel, connection: Connection) -> None:
+    def _open(self, context: zmq.Context[zmq.Socket[bytes]], channel: Channel, addresses: ChannelAddresses) -> None:
         socket = context.socket(zmq.SUB if channel == "iopub" else zmq.DEALER)
         socket.linger = 0
         socket.rcvhwm = 0
@@ -124,14 +127,14 @@ class Channels:
         if channel == "iopub":
             socket.subscribe(b"")
         else:
-            socket.routing_id = connection.identity.encode()
+            socket.routing_id = addresses.identity.encode()
         if channel in ("iopub", "shell"):
             monitor = self._monitors[channel] = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             self._loop.add_reader(monitor.FD, self._wake)
-        # The relay keeps the connection while the kernel starts, and libzmq must not lose patience meanwhile.
+        # The proxy accepts the connection before the kernel listens, so libzmq must not limit the handshake.
         socket.set(zmq.HANDSHAKE_IVL, 0)
-        relay = self._relays[channel] = MeteringProxy(connection.socket(channel), self._max, self._garbled)
-        socket.connect(relay.url)
+        proxy = self._proxies[channel] = MeteringProxy(addresses.socket(channel), self._max, self._invalid)
+        socket.connect(proxy.url)
         self._sockets[channel] = socket
         self._loop.add_reader(socket.FD, self._wake)
         self._wake()
@@ -139,7 +142,7 @@ class Channels:
     # -- writing ------------------------------------------------------------------------
 
     def send(self, channel: Sending, parts: list[bytes]) -> bool:
-        """Hand a request to the kernel; False if it has stopped reading and too much waits."""
+        """Send a request. Return False if the kernel does not read and too many requests wait."""
         if self._closed:
             return False
         try:
@@ -152,11 +155,11 @@ class Channels:
     # -- reading ------------------------------------------------------------------------
 
     def pause(self) -> None:
-        """Read nothing until ``resume``."""
+        """Stop reading until ``resume``."""
         self._paused = True
 
     def resume(self) -> None:
-        """Read again."""
+        """Continue to read."""
         self._paused = False
         self._wake()
 
@@ -172,41 +175,44 @@ class Channels:
         if self._paused:
             return
         empty = self._slice()
-        self._judge_lag(empty)
+        self._check_lag(empty)
         if not empty:
             self._wake()
 
     def _slice(self) -> bool:
-        """Read and hand on one slice; whether all sockets are empty now."""
+        """Read and deliver one slice. Return whether all sockets are empty."""
         messages: list[KernelMessage] = []
-        room = SLICE_BYTES
+        space = SLICE_BYTES
         empty = True
         try:
             for channel, socket in self._sockets.items():
-                room = self._read(channel, socket, messages, room)
-                empty = empty and room > 0
+                space = self._read(channel, socket, messages, space)
+                empty = empty and space > 0
         except InvalidMessage as error:
             self.close()
             self._on_messages(messages)
-            self._on_garbled(str(error))
-            return True  # nothing is read any more
+            self._on_invalid(str(error))
+            return True  # reading has ended
         if messages:
             self._on_messages(messages)
         return empty
 
-    def _read(self, channel: Channel, socket: zmq.Socket[bytes], messages: list[KernelMessage], room: int) -> int:
-        """Read one socket until it is empty or the slice is full; how many bytes may still come, 0 if it is full."""
-        while room > 0 and len(messages) < SLICE_MESSAGES:
+    def _read(self, channel: Channel, socket: zmq.Socket[bytes], messages: list[KernelMessage], space: int) -> int:
+        """Read one socket until it is empty or the slice is full.
+
+        Return the bytes left in the slice, or 0 if it is full.
+        """
+        while space > 0 and len(messages) < SLICE_MESSAGES:
             try:
                 parts, size = self._parts(socket)
             except zmq.Again:
-                return room
+                return space
             messages.append(decode(channel, parts, self._key))
-            room -= size
+            space -= size
         return 0
 
     def _parts(self, socket: zmq.Socket[bytes]) -> tuple[list[bytes], int]:
-        """One message and its size; bounded in parts and in all, whatever its sender claims."""
+        """Receive one message. Return its parts and its size, both limited."""
         parts = [socket.recv(zmq.NOBLOCK)]
         size = len(parts[0])
         while socket.rcvmore:
@@ -217,7 +223,7 @@ class Channels:
             parts.append(part)
         return parts, size
 
-    def _judge_lag(self, empty: bool) -> None:
+    def _check_lag(self, empty: bool) -> None:
         now = self._loop.time()
         if empty:
             self._behind_since = None
@@ -233,35 +239,35 @@ class Channels:
 
     # -- the end ------------------------------------------------------------------------
 
-    def _garbled(self, why: str) -> None:
+    def _invalid(self, why: str) -> None:
         if not self._closed:
             self.close()
-            self._on_garbled(why)
+            self._on_invalid(why)
 
     def _watch_monitors(self) -> None:
         for channel, monitor in self._monitors.items():
             with contextlib.suppress(zmq.Again):
                 while True:
                     recv_monitor_message(monitor, zmq.NOBLOCK)
-                    self._hung_up.add(channel)
-        if self._hung_up and not self.gone.is_set():
-            self._on_hangup()
-        if len(self._hung_up) == len(self._monitors):
-            self.gone.set()
+                    self._disconnected.add(channel)
+        if self._disconnected and not self.disconnected.is_set():
+            self._on_disconnect()
+        if len(self._disconnected) == len(self._monitors):
+            self.disconnected.set()
 
     async def read_rest(self) -> None:
-        """Hand on all that is here: the kernel is gone and sends no more. Safe to cancel."""
+        """Deliver all messages of a kernel that has ended. Safe to cancel."""
         empty = False
         while not (empty or self._closed or self._paused):
             empty = self._slice()
-            await asyncio.sleep(0)  # others get their turn between slices
+            await asyncio.sleep(0)  # lets other callbacks run between slices
 
     def close(self) -> None:
-        """Let go of the sockets. May be called twice."""
+        """Close the sockets. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        self.gone.set()
+        self.disconnected.set()
         if self._scheduled is not None:
             self._scheduled.cancel()
         for channel, socket in self._sockets.items():
@@ -272,5 +278,5 @@ class Channels:
                 monitor.close(0)
             self._loop.remove_reader(socket.FD)
             socket.close(0)
-        for relay in self._relays.values():
-            relay.close()
+        for proxy in self._proxies.values():
+            proxy.close()

@@ -1,4 +1,4 @@
-"""Cold kernels' processes in the care of the kernel host: confined, and outliving the server."""
+"""Processes of kernelspec kernels, run by the kernel host: confined, and outliving the server."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kernelsvc.kernels.zmq.processes import ProcessRequest, Started
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.exit_status import Exit, exit_of
 
-#: Largest environment; it travels in one datagram.
+#: Maximum bytes of the environment. A request is one datagram.
 MAX_ENV_BYTES = 64 * 1024
 
 
 class HostProcesses:
-    """``cold_process.Processes`` by the kernel host."""
+    """``Processes`` through the kernel host."""
 
     def __init__(self, host: HostClient) -> None:
         self._host = host
@@ -30,8 +30,8 @@ class HostProcesses:
         size = sum(len(name) + len(value) for name, value in request.env.items())
         if size > MAX_ENV_BYTES:
             raise TooLarge(f"The environment has {size} bytes and may have {MAX_ENV_BYTES}. Put data into a file.")
-        self._listen(request.kernel)
-        starting = asyncio.ensure_future(self._ask(request))
+        self._watch_exit(request.kernel)
+        starting = asyncio.ensure_future(self._start_process(request))
         try:
             found = await asyncio.shield(starting)
         except BaseException:
@@ -39,11 +39,11 @@ class HostProcesses:
             raise
         return Started(found.pid, found.pidfd, found.sandbox)
 
-    async def _ask(self, request: ProcessRequest) -> KernelHandle:
-        # Copies: a caller who is cancelled closes its own before the host has been reached.
+    async def _start_process(self, request: ProcessRequest) -> KernelHandle:
+        # Duplicates, because a cancelled caller closes its own before the request is sent.
         fds = [os.dup(fd) for fd in (request.stdin, request.stdout, request.stderr)]
         try:
-            order = StartProcessRequest(
+            start = StartProcessRequest(
                 kernel=request.kernel,
                 session=request.session,
                 argv=request.argv,
@@ -52,26 +52,26 @@ class HostProcesses:
                 limits=request.limits,
                 share=request.share,
             )
-            return await self._host.start_process(order, fds)
+            return await self._host.start_process(start, fds)
         finally:
             for fd in fds:
                 os.close(fd)
 
     async def _abandon(self, kernel: str, starting: asyncio.Future[KernelHandle]) -> None:
-        """End what a cancelled start may still bring; the host knows no kernel by name before it has begun."""
+        """End the kernel of a cancelled start, after the start: the host does not know it before."""
         with contextlib.suppress(KernelsvcError):
             os.close((await starting).pidfd)
             await self.end(kernel)
 
-    def _listen(self, kernel: str) -> asyncio.Future[Exit]:
+    def _watch_exit(self, kernel: str) -> asyncio.Future[Exit]:
         if kernel not in self._ends:
-            ended = self._ends[kernel] = asyncio.get_running_loop().create_future()
-            self._host.on_end(kernel, lambda exit: None if ended.done() else ended.set_result(exit))
+            exited = self._ends[kernel] = asyncio.get_running_loop().create_future()
+            self._host.on_end(kernel, lambda exit: None if exited.done() else exited.set_result(exit))
         return self._ends[kernel]
 
     async def find(self, kernel: str) -> Started | None:
         """See ``Processes``."""
-        self._listen(kernel)
+        self._watch_exit(kernel)
         try:
             found = await self._host.find(kernel)
         except NotFound:

@@ -1,8 +1,7 @@
-"""Cold kernels: any installed Jupyter kernelspec behind the same port.
+"""Start and adopt kernels of installed Jupyter kernelspecs.
 
-``jupyter_client`` prepares the kernel (kernelspec, connection file, command
-line) and our provisioner has ``Processes`` start it, so that it is confined and
-outlives the server. ``ZmqKernel`` is what then talks to it.
+``jupyter_client`` prepares the kernel (kernelspec, connection file, command line), and kernelsvc's provisioner has
+``Processes`` start it, so that it is confined and outlives the server. ``ZmqKernel`` then exchanges its messages.
 """
 
 from __future__ import annotations
@@ -27,26 +26,26 @@ from kernelsvc.kernels.zmq.processes import HostProvisioner, Processes, ProcessR
 from kernelsvc.kernels.zmq.runtime_files import KernelRuntimeDir, ZmqKernelRecord
 from kernelsvc.model.exit_status import Exit
 
-#: Seconds that a kernel may take to its first answer; R and Julia need several.
+#: Seconds for a kernel's first answer. R and Julia need several.
 START_SECONDS = 60.0
-#: The provisioner that means "a process on this machine"; any other brings a way of starting that can't be confined.
+#: The provisioner of local processes. Any other starts its kernel in a way that can't be confined.
 LOCAL = "local-provisioner"
 
 
 def list_kernelspecs() -> list[str]:
-    """Names of the kernelspecs installed where Jupyter looks. Reads the disk."""
+    """Return the names of the kernelspecs on Jupyter's path. Reads the disk."""
     return sorted(KernelSpecManager().find_kernel_specs())
 
 
 class KernelspecLauncher:
-    """Starts and adopts kernels of installed kernelspecs (``port.Launcher``); a template is a kernelspec's name.
+    """Starts and adopts kernels of installed kernelspecs (``port.Launcher``). A template is a kernelspec's name.
 
     Args:
-        processes: who runs the processes: a kernel host, or something in its place.
-        runtime: directory for sockets and records; short, private to the server.
-        kernel_dirs: where to look for kernelspecs; by default where Jupyter looks.
+        processes: runs the processes: a kernel host, or another implementation of the port.
+        runtime: private directory of sockets and records, with a short path.
+        kernel_dirs: directories of kernelspecs, or None for Jupyter's path.
         start_seconds: time to the first answer.
-        max_message_bytes: largest part of a message.
+        max_message_bytes: maximum size of a message.
     """
 
     def __init__(
@@ -65,11 +64,11 @@ class KernelspecLauncher:
         self._max = max_message_bytes
 
     def list_kernelspecs(self) -> list[str]:
-        """Names of the installed kernelspecs. Reads the disk."""
+        """Return the names of the installed kernelspecs. Reads the disk."""
         return sorted(self._specs.find_kernel_specs())
 
     def languages(self) -> dict[str, str]:
-        """The installed kernelspecs, and the language of each, empty where it can't be read. Reads the disk."""
+        """Return the language of each installed kernelspec, "" if it can't be read. Reads the disk."""
         found = {}
         for name in self.list_kernelspecs():
             found[name] = ""
@@ -78,7 +77,7 @@ class KernelspecLauncher:
         return found
 
     def language(self, template: str) -> str:
-        """The language that a kernelspec says it runs.
+        """Return the language of a kernelspec.
 
         Raises:
             NotFound: there is no such kernelspec.
@@ -97,48 +96,53 @@ class KernelspecLauncher:
         spec = self._spec(request.template)
         provisioner = spec.metadata.get("kernel_provisioner") or {}
         if provisioner.get("provisioner_name", LOCAL) != LOCAL:
-            raise NotSupported(f"The kernelspec {request.template!r} brings its own provisioner. It can't be confined.")
-        place = KernelRuntimeDir(self._runtime, request.kernel)
-        place.make()
+            raise NotSupported(
+                f"The kernelspec {request.template!r} has a provisioner of its own, which can't be confined. "
+                "Use another kernelspec."
+            )
+        runtime_dir = KernelRuntimeDir(self._runtime, request.kernel)
+        runtime_dir.make()
         kernel: ZmqKernel | None = None
-        manager = self._manager(request, place)
+        manager = self._manager(request, runtime_dir)
         try:
-            with _kernel_fds(place) as fds:  # open until ours are: a FIFO that nobody holds forgets what it has
-                started = await self._launch(manager, request, place, fds)
+            with _kernel_fds(
+                runtime_dir
+            ) as fds:  # kept open until the reader is open, because a FIFO loses its data when all have closed it
+                started = await self._launch(manager, request, runtime_dir, fds)
                 record = _record(request.kernel, manager.get_connection_info(), spec)
-                place.write_record(record)
-                kernel = ZmqKernel(place, record, started, self._processes, sink, max_message_bytes=self._max)
+                runtime_dir.write_record(record)
+                kernel = ZmqKernel(runtime_dir, record, started, self._processes, sink, max_message_bytes=self._max)
             await self._get_ready(kernel)
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._undo(request.kernel, place, kernel)))
+            await asyncio.shield(asyncio.ensure_future(self._undo(request.kernel, runtime_dir, kernel)))
             raise
-        # Only now: when the manager goes it removes the connection file, which the kernel reads first.
+        # Only now: its destructor removes the connection file, which the kernel reads at its start.
         del manager
         info = kernel.info
-        place.write_record(msgspec.structs.replace(record, language=info.language, python=info.python))
+        runtime_dir.write_record(msgspec.structs.replace(record, language=info.language, python=info.python))
         return kernel
 
-    def _manager(self, request: StartRequest, place: KernelRuntimeDir) -> ZmqKernelManager:
+    def _manager(self, request: StartRequest, runtime_dir: KernelRuntimeDir) -> ZmqKernelManager:
         return ZmqKernelManager(
             kernel_name=request.template,
             kernel_spec_manager=self._specs,
             transport="ipc",
-            ip=place.socket_prefix,
-            connection_file=place.connection_file,
+            ip=runtime_dir.socket_prefix,
+            connection_file=runtime_dir.connection_file,
             autorestart=False,
         )
 
     async def _launch(
-        self, manager: ZmqKernelManager, request: StartRequest, place: KernelRuntimeDir, fds: tuple[int, int, int]
+        self, manager: ZmqKernelManager, request: StartRequest, runtime_dir: KernelRuntimeDir, fds: tuple[int, int, int]
     ) -> Started:
         prototype = ProcessRequest(
             kernel=request.kernel,
             session=request.session,
             argv=[],
-            env={"IPYTHONDIR": place.ipython} | request.env,
+            env={"IPYTHONDIR": runtime_dir.ipython} | request.env,
             cwd=request.workdir,
             limits=request.limits,
-            share=str(place.share),
+            share=str(runtime_dir.share),
             stdin=fds[0],
             stdout=fds[1],
             stderr=fds[2],
@@ -155,42 +159,42 @@ class KernelspecLauncher:
         return provisioner.started
 
     async def _get_ready(self, kernel: ZmqKernel) -> None:
-        """Wait for readiness, for its end, or for the time to be over; whichever comes first."""
+        """Wait until the kernel is ready. Raise if it ends or takes too long."""
         ready = asyncio.ensure_future(kernel.wait_ready())
         died = asyncio.ensure_future(self._processes.wait_exit(kernel.info.id))
         try:
             await asyncio.wait({ready, died}, timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
                 return ready.result()
-            said = kernel.last_line()
-            said = f" It said: {said}" if said else ""
+            output = kernel.last_line()
+            output = f" Its last line of output: {output}" if output else ""
             if died.done():
-                raise Internal(f"The kernel ended before it was ready. {died.result().message}{said}")
-            raise Timeout(f"The kernel was not ready after {self._seconds:g} s. Try again.{said}")
+                raise Internal(f"The kernel ended before it was ready. {died.result().message}{output}")
+            raise Timeout(f"The kernel was not ready after {self._seconds:g} s. Try again.{output}")
         finally:
             ready.cancel()
             died.cancel()
 
-    async def _undo(self, name: str, place: KernelRuntimeDir, kernel: ZmqKernel | None) -> None:
+    async def _undo(self, name: str, runtime_dir: KernelRuntimeDir, kernel: ZmqKernel | None) -> None:
         if kernel is not None:
             await kernel.end()
         else:
             await self._processes.end(name)
-            place.remove()
+            runtime_dir.remove()
 
     async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> ZmqKernel | None:
-        """See ``port.Launcher``. ``last_frame`` means nothing here: cold kernels don't number their frames."""
-        place = KernelRuntimeDir(self._runtime, request.kernel)
-        record = place.read_record()
+        """See ``port.Launcher``. ``last_frame`` is ignored: kernelspec kernels don't number their frames."""
+        runtime_dir = KernelRuntimeDir(self._runtime, request.kernel)
+        record = runtime_dir.read_record()
         started = await self._processes.find(request.kernel)
         if record is None or started is None or record.kernel != request.kernel:
             if started is not None:
                 os.close(started.pidfd)
             await self._processes.end(request.kernel)
-            place.remove()
+            runtime_dir.remove()
             return None
-        kernel = ZmqKernel(place, record, started, self._processes, sink, max_message_bytes=self._max)
-        kernel.adopted()
+        kernel = ZmqKernel(runtime_dir, record, started, self._processes, sink, max_message_bytes=self._max)
+        kernel.continue_adopted()
         return kernel
 
     async def how_ended(self, kernel: str) -> Exit | None:
@@ -198,20 +202,20 @@ class KernelspecLauncher:
         return None
 
     async def resume_copy(self, request: StartRequest, sink: Sink) -> Kernel:
-        """Not for cold kernels: there are no copies."""
+        """Raise ``KernelDead``: a kernelspec kernel has no checkpoints."""
         raise KernelDead()
 
     async def discard(self, kernel: str) -> None:
-        """Nothing to end: there are no copies."""
+        """Do nothing: a kernelspec kernel has no checkpoints."""
 
 
 @contextlib.contextmanager
-def _kernel_fds(place: KernelRuntimeDir) -> Iterator[tuple[int, int, int]]:
-    """What becomes the kernel's stdin, stdout and stderr."""
+def _kernel_fds(runtime_dir: KernelRuntimeDir) -> Iterator[tuple[int, int, int]]:
+    """Open the kernel's stdin, stdout and stderr."""
     fds: list[int] = []
     try:
         fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        fds += [place.kernel_fd("stdout"), place.kernel_fd("stderr")]
+        fds += [runtime_dir.kernel_fd("stdout"), runtime_dir.kernel_fd("stderr")]
         yield fds[0], fds[1], fds[2]
     finally:
         for fd in fds:

@@ -1,13 +1,12 @@
-"""Jupyter messages as ZMQ parts: reading, writing and putting in order. Pure.
+"""Jupyter messages as ZMQ parts: decoding, encoding and ordering. Pure.
 
-Everything that is read here was written by a hostile kernel. What is forged,
-oversized, truncated or not JSON raises ``InvalidMessage`` and ends the kernel. What an
-honest kernel may send though a strict reader refuses it (NaN, lone surrogates,
-integers beyond 64 bits: all from values that a user printed) is mended instead.
+A hostile kernel may have written every message. A forged, oversized or truncated message, or one that is not JSON,
+raises ``InvalidMessage`` and ends the kernel. Values that an honest kernel may send and a strict parser refuses (NaN,
+lone surrogates, integers beyond 64 bits, all from values that a user printed) are repaired.
 
-Two sockets have no order between them, so a reply can overtake the outputs that
-were sent before it. ``ReplyOrdering`` holds the reply to an ``execute_request`` until
-the idle status of the same request has come, and idle until the reply has come.
+Two sockets have no order between them, so a reply can overtake outputs that were sent before it. ``ReplyOrdering``
+holds the reply to an ``execute_request`` until the idle status of the same request has come, and the idle status
+until the reply has come.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ Channel = Literal["shell", "control", "iopub", "stdin"]
 
 DELIMITER = b"<IDS|MSG>"
 PROTOCOL_VERSION = "5.4"
-#: Parts of one message, buffers included. ipywidgets sends a handful.
+#: Maximum parts of one message, buffers included. ipywidgets sends about five.
 MAX_PARTS = 512
-#: Routing parts before the delimiter; a PUB socket has one topic.
+#: Maximum routing parts before the delimiter. A PUB socket sends one topic.
 MAX_ROUTING = 8
-#: Longest identifier or message type.
+#: Maximum characters of an identifier or message type.
 MAX_NAME = 512
-#: Characters of output that are joined into one ``StreamText``.
+#: Maximum characters that are merged into one ``StreamText``.
 MAX_JOINED = 256 * 1024
-#: Requests whose reply is put in order at the same time; the server sends one cell at a time.
+#: Maximum requests whose replies are ordered at the same time. The server sends one cell at a time.
 MAX_TRACKED = 256
 
 _OBJECT = msgspec.json.Decoder(dict)
@@ -45,20 +44,20 @@ _INT_LOW, _INT_HIGH = -(1 << 63), (1 << 64) - 1
 
 
 class InvalidMessage(Exception):
-    """The kernel broke the protocol; the text says how."""
+    """The kernel broke the protocol. The text says how."""
 
 
 class HmacKey:
-    """The key that both sides of a connection sign with."""
+    """The key with which both sides sign messages."""
 
     def __init__(self, key: bytes, scheme: str = "hmac-sha256") -> None:
-        """Raises ``ValueError`` for a scheme that is not ``hmac-<hash>``."""
+        """Raises ``ValueError`` for a scheme other than ``hmac-<hash>``."""
         if not scheme.startswith("hmac-"):
             raise ValueError(f"unknown signature scheme {scheme!r}")
         self._mac = hmac.new(key, digestmod=scheme.removeprefix("hmac-"))
 
     def sign(self, parts: Iterable[bytes]) -> bytes:
-        """The signature of header, parent, metadata and content."""
+        """Return the signature of header, parent header, metadata and content."""
         mac = self._mac.copy()
         for part in parts:
             mac.update(part)
@@ -79,7 +78,18 @@ def encode(
     metadata: dict[str, Any] | None = None,
     buffers: Sequence[bytes] = (),
 ) -> list[bytes]:
-    """A message as parts, ready to send; ``parent`` is the header of what it answers."""
+    """Return a message as parts.
+
+    Args:
+        key: signs the message.
+        session: the sender's session id.
+        msg_type: type of the message.
+        content: its content.
+        msg_id: its id.
+        parent: header of the request that it answers.
+        metadata: its metadata.
+        buffers: its binary buffers.
+    """
     header = {
         "msg_id": msg_id,
         "msg_type": msg_type,
@@ -93,7 +103,7 @@ def encode(
 
 
 def _dump(value: dict[str, Any]) -> bytes:
-    # ASCII, so that a lone surrogate in a cell's code travels as an escape instead of failing here.
+    # ASCII, so that a lone surrogate in a cell's code becomes an escape instead of an error.
     return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii")
 
 
@@ -101,7 +111,16 @@ def _dump(value: dict[str, Any]) -> bytes:
 
 
 class Packet(msgspec.Struct, frozen=True, kw_only=True):
-    """A message as it was signed. ``routing`` is who sent it, to whom a ROUTER socket answers."""
+    """A signed message.
+
+    Attributes:
+        routing: routing parts of the sender, with which a ROUTER socket answers.
+        header: its header.
+        parent: header of its request.
+        metadata: its metadata.
+        content: its content.
+        buffers: its binary buffers.
+    """
 
     routing: list[bytes]
     header: dict[str, Any]
@@ -112,10 +131,10 @@ class Packet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def unpack(parts: Sequence[bytes], key: HmacKey) -> Packet:
-    """Check a message's parts and read its JSON.
+    """Verify a message's signature and parse its JSON.
 
     Raises:
-        Garbled: forged, truncated, too many parts, beyond the bounds, or not the JSON it should be.
+        InvalidMessage: it is forged, truncated, above the limits, or not JSON objects.
     """
     if len(parts) > MAX_PARTS:
         raise InvalidMessage(f"a message of more than {MAX_PARTS} parts")
@@ -140,10 +159,10 @@ def unpack(parts: Sequence[bytes], key: HmacKey) -> Packet:
 
 
 def decode(channel: Channel, parts: Sequence[bytes], key: HmacKey) -> KernelMessage:
-    """One message from a kernel.
+    """Return one message from a kernel.
 
     Raises:
-        Garbled: see ``unpack``; or its ids and type are not short texts.
+        InvalidMessage: see ``unpack``, or its ids and type are no short texts.
     """
     packet = unpack(parts, key)
     return KernelMessage(
@@ -157,9 +176,9 @@ def decode(channel: Channel, parts: Sequence[bytes], key: HmacKey) -> KernelMess
     )
 
 
-def _name(value: object, what: str) -> str:
+def _name(value: object, field: str) -> str:
     if not isinstance(value, str) or len(value) > MAX_NAME:
-        raise InvalidMessage(f"a message whose {what} is not a short text")
+        raise InvalidMessage(f"a message whose {field} is not a short text")
     return value
 
 
@@ -167,15 +186,15 @@ def _object(raw: bytes) -> dict[str, Any]:
     try:
         check_json(raw)
     except BadRequest as error:
-        raise InvalidMessage(f"a message beyond the bounds: {error.message}") from None
+        raise InvalidMessage(f"a message above the limits: {error.message}") from None
     try:
         return cast("dict[str, Any]", _OBJECT.decode(raw))
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return _mended_object(raw)
+        return _repaired_object(raw)
 
 
-def _mended_object(raw: bytes) -> dict[str, Any]:
-    """The slow way, for what the strict reader refuses; ``null`` counts as empty."""
+def _repaired_object(raw: bytes) -> dict[str, Any]:
+    """Parse JSON that the strict parser refuses, slowly. ``null`` counts as an empty object."""
     try:
         value = json.loads(raw.decode("utf-8", "replace"), parse_constant=lambda _: None)
     except (ValueError, RecursionError):
@@ -184,17 +203,17 @@ def _mended_object(raw: bytes) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise InvalidMessage("a message whose part is not a JSON object")
-    return cast("dict[str, Any]", _mend(value))
+    return cast("dict[str, Any]", _repair(value))
 
 
-def _mend(value: object) -> object:
+def _repair(value: object) -> object:
     match value:
         case str():
             return value if value.isascii() else _without_surrogates(value)
         case dict():
-            return {_without_surrogates(k): _mend(v) for k, v in value.items()}
+            return {_without_surrogates(k): _repair(v) for k, v in value.items()}
         case list():
-            return [_mend(v) for v in value]
+            return [_repair(v) for v in value]
         case bool():
             return value
         case int():
@@ -221,7 +240,7 @@ def _without_surrogates(text: str) -> str:
 
 
 class ReplyOrdering:
-    """Puts what the sockets brought into the order in which the kernel meant it."""
+    """Restores the order in which the kernel sent replies and outputs on different sockets."""
 
     def __init__(self) -> None:
         self._open: dict[str, list[KernelMessage | None]] = {}
@@ -231,13 +250,13 @@ class ReplyOrdering:
         """Ids of execute requests that have not ended, oldest first."""
         return list(self._open)
 
-    def sent(self, msg_id: str) -> None:
-        """An ``execute_request`` was sent."""
+    def track(self, msg_id: str) -> None:
+        """Note that an ``execute_request`` was sent."""
         if len(self._open) < MAX_TRACKED:
             self._open[msg_id] = [None, None]
 
     def arrange(self, messages: Iterable[KernelMessage]) -> list[Output]:
-        """What may be delivered now."""
+        """Return the outputs that can be delivered now."""
         out: list[Output] = []
         for message in messages:
             slot = _slot(message)
@@ -251,21 +270,21 @@ class ReplyOrdering:
         return out
 
     def answered(self, msg_id: str) -> bool:
-        """Whether the reply is here and only idle is missing."""
+        """Return whether the reply has come and only the idle status is missing."""
         waiting = self._open.get(msg_id)
         return waiting is not None and waiting[0] is not None
 
     def close(self, msg_id: str) -> list[KernelMessage]:
-        """Stop waiting for this request and give what there is of its end."""
+        """Stop waiting for a request. Return its reply or its idle status, whichever has come."""
         return [m for m in self._open.pop(msg_id, []) if m is not None]
 
     def flush(self) -> list[Output]:
-        """What was held; the kernel is gone and nothing else comes."""
+        """Return every held message, when the kernel has ended."""
         return [m for msg_id in list(self._open) for m in self.close(msg_id)]
 
 
 def _slot(message: KernelMessage) -> int | None:
-    """0 for the end of a request on shell, 1 for its end on iopub, None for all else."""
+    """Return 0 for the end of a request on shell, 1 for its end on iopub, else None."""
     if message.channel == "shell" and message.msg_type == "execute_reply":
         return 0
     idle = message.msg_type == "status" and message.content.get("execution_state") == "idle"
@@ -273,7 +292,7 @@ def _slot(message: KernelMessage) -> int | None:
 
 
 def _output(message: KernelMessage) -> Output:
-    """A stream message as ``StreamText``, so that the session sees one shape whatever kernel it has."""
+    """Return a stream message as ``StreamText``, the form that forked kernels send."""
     content = message.content
     name, text = content.get("name"), content.get("text")
     is_text = message.msg_type == "stream" and message.channel == "iopub" and isinstance(text, str)
@@ -282,25 +301,25 @@ def _output(message: KernelMessage) -> Output:
     return StreamText(name=name, text=cast("str", text), parent=message.parent)
 
 
-def joined(batch: Iterable[Output]) -> list[Output]:
-    """The same output with neighbouring texts of one stream and one cell made one."""
+def merge_texts(batch: Iterable[Output]) -> list[Output]:
+    """Return the output with consecutive texts of one stream and one cell merged."""
     out: list[Output] = []
     run: list[StreamText] = []
     size = 0
     for item in batch:
-        goes_on = run and isinstance(item, StreamText) and (item.name, item.parent) == (run[0].name, run[0].parent)
-        if not goes_on or size >= MAX_JOINED:
-            out += _one(run)
+        continues = run and isinstance(item, StreamText) and (item.name, item.parent) == (run[0].name, run[0].parent)
+        if not continues or size >= MAX_JOINED:
+            out += _merged(run)
             run, size = [], 0
         if isinstance(item, StreamText):
             run.append(item)
             size += len(item.text)
         else:
             out.append(item)
-    return out + _one(run)
+    return out + _merged(run)
 
 
-def _one(run: list[StreamText]) -> list[Output]:
+def _merged(run: list[StreamText]) -> list[Output]:
     if len(run) <= 1:
         return list(run)
     return [StreamText(name=run[0].name, text="".join(t.text for t in run), parent=run[0].parent)]

@@ -1,15 +1,13 @@
-"""What stands between a cold kernel's socket and libzmq: it passes bytes on, and counts them.
+"""A proxy between a kernelspec kernel's socket and libzmq that limits the size of messages.
 
-libzmq keeps the parts of a message until the last one has come, and no option of it
-limits their sum: a program that speaks ZMTP by hand, and never says "last", would have
-this process hold whatever it sends. So libzmq connects to a ``MeteringProxy``, the relay
-to the kernel, and the relay reads the framing (ZMTP 3, https://rfc.zeromq.org/spec/23)
-of what the kernel sends: a message that grows beyond the bounds ends the connection
-before its next part is passed on. Nothing is kept here but one chunk for each
-direction, so a slow reader slows its sender.
+libzmq keeps the parts of a message until the last one has come, and no option limits their sum. A program that speaks
+ZMTP itself and never sends the last part could fill this process's memory. So libzmq connects to a ``MeteringProxy``,
+which reads the framing of the kernel's data (ZMTP 3, https://rfc.zeromq.org/spec/23). A message above the limits ends
+the connection before its next part is forwarded. The proxy holds one chunk for each direction, so a slow reader slows
+its sender.
 
-libzmq finds the relay under an abstract name that cannot be guessed, and the relay
-speaks with nobody but this process, as Linux vouches.
+libzmq finds the proxy under an abstract name that can't be guessed (unix(7)), and the proxy accepts connections of this
+process only.
 """
 
 from __future__ import annotations
@@ -27,29 +25,29 @@ from kernelsvc.linux import peer
 from kernelsvc.linux.acceptor import Acceptor
 from kernelsvc.linux.tasks import OwnedTasks
 
-#: Bytes that are passed on at once.
+#: Maximum bytes that are forwarded in one write.
 CHUNK = 256 * 1024
-#: Seconds between attempts to reach a kernel that is starting.
+#: Seconds between attempts to connect to a kernel that is starting.
 RETRY_SECONDS = 0.01
-#: Seconds for the last requests to reach a kernel, once libzmq has closed its end.
+#: Seconds for the last requests to reach a kernel, when libzmq has closed its end.
 LINGER_SECONDS = 1.0
 
 _GREETING = 64
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _PARTS = MAX_PARTS + MAX_ROUTING
-#: Largest command (READY, PING, ERROR); a handful of names.
-_MOST_COMMAND = 64 * 1024
+#: Maximum bytes of a command (READY, PING, ERROR), which holds a few names.
+_MAX_COMMAND = 64 * 1024
 
 
 class ZmtpMeter:
-    """Reads one direction of a ZMTP connection, in pieces of any size, and keeps none of it.
+    """Counts one direction of a ZMTP connection, in pieces of any size. Keeps no data.
 
     Args:
-        most: bytes that one message may have, all its parts together.
+        max_bytes: maximum size of one message, all its parts together.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._head = bytearray()
         self._want = _GREETING
         self._greeted = False
@@ -57,10 +55,10 @@ class ZmtpMeter:
         self._size = self._parts = 0
 
     def feed(self, data: bytes) -> None:
-        """The next bytes.
+        """Count the next bytes.
 
         Raises:
-            Garbled: no ZMTP 3, or a message beyond the bounds.
+            InvalidMessage: it is not ZMTP 3, or a message is above the limits.
         """
         at = 0
         while at < len(data):
@@ -90,23 +88,23 @@ class ZmtpMeter:
 
     def _count(self, flags: int, size: int) -> None:
         if flags & _COMMAND:
-            if size > _MOST_COMMAND:
-                raise InvalidMessage(f"a command above {_MOST_COMMAND} bytes")
+            if size > _MAX_COMMAND:
+                raise InvalidMessage(f"a command above {_MAX_COMMAND} bytes")
         else:
             self._size += size
             self._parts += 1
-            if self._size > self._most or self._parts > _PARTS:
-                raise InvalidMessage(f"a message above {self._most} bytes or {MAX_PARTS} parts")
+            if self._size > self._max_bytes or self._parts > _PARTS:
+                raise InvalidMessage(f"a message above {self._max_bytes} bytes or {MAX_PARTS} parts")
             if not flags & _MORE:
                 self._size = self._parts = 0
         self._skip = size
 
 
 class _Runner:
-    """The thread that all relays of this process run in, while there are any.
+    """The thread that runs all proxies of this process, while there are any.
 
-    Not the server's own loop: a kernel's PUB socket drops output when nobody reads it,
-    so relays must go on while that loop computes.
+    It is not the server's event loop: a kernel's PUB socket drops output when it is not read, so proxies must run
+    while that loop computes.
     """
 
     def __init__(self) -> None:
@@ -115,16 +113,16 @@ class _Runner:
         self._users = 0
 
     def acquire(self) -> asyncio.AbstractEventLoop:
-        """The loop of the thread, which runs until everybody who asked has called ``release``."""
+        """Return the loop of the thread, which runs until each caller has called ``release``."""
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=_run, args=(self._loop,), name="cold relays", daemon=True).start()
+                threading.Thread(target=_run, args=(self._loop,), name="zmq proxies", daemon=True).start()
             self._users += 1
             return self._loop
 
     def release(self) -> None:
-        """Called in the thread."""
+        """Release the loop. Call this in the thread."""
         with self._lock:
             self._users -= 1
             if self._users == 0 and self._loop is not None:
@@ -143,17 +141,17 @@ _runner = _Runner()
 
 
 class MeteringProxy:
-    """One socket of a kernel, metered. Made and closed on the server's event loop; works in a thread.
+    """A proxy for one socket of a kernel. Made and closed on the server's event loop, run in a thread.
 
     Args:
-        path: of the kernel's Unix socket, which may not be there yet.
-        most: bytes of one message.
-        on_garbled: called once on the server's loop, when the kernel broke a bound; the connection is gone then.
+        path: of the kernel's Unix socket, which may not exist yet.
+        max_bytes: maximum size of one message.
+        on_invalid: called once on the server's loop if the kernel broke a limit. The connection is closed then.
     """
 
-    def __init__(self, path: str, most: int, on_garbled: Callable[[str], None]) -> None:
-        self._path, self._most, self._on_garbled = path, most, on_garbled
-        self._home = asyncio.get_running_loop()
+    def __init__(self, path: str, max_bytes: int, on_invalid: Callable[[str], None]) -> None:
+        self._path, self._max_bytes, self._on_invalid = path, max_bytes, on_invalid
+        self._owner_loop = asyncio.get_running_loop()
         self._name = f"kernelsvc-{secrets.token_hex(16)}"
         self._closed = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -166,11 +164,11 @@ class MeteringProxy:
 
     @property
     def url(self) -> str:
-        """What libzmq connects to."""
+        """The address that libzmq connects to."""
         return f"ipc://@{self._name}"
 
     def close(self) -> None:
-        """Let nobody in any more; what libzmq has given away already still reaches the kernel. May be called twice."""
+        """Accept no more connections. Data that libzmq has sent already still reaches the kernel. Idempotent."""
         if not self._closed:
             self._closed = True
             self._loop.call_soon_threadsafe(self._loop.create_task, self._close())
@@ -187,33 +185,33 @@ class MeteringProxy:
         await self._tasks.wait()
         self._loop.call_soon(_runner.release)
 
-    def _garbled(self, why: str) -> None:
+    def _invalid(self, why: str) -> None:
         with contextlib.suppress(RuntimeError):  # the server's loop is closed
-            self._home.call_soon_threadsafe(self._on_garbled, why)
+            self._owner_loop.call_soon_threadsafe(self._on_invalid, why)
 
-    def _accept(self, ours: socket.socket, _: object) -> None:
-        if peer.credentials(ours).pid != os.getpid():
-            ours.close()
+    def _accept(self, connection: socket.socket, _: object) -> None:
+        if peer.credentials(connection).pid != os.getpid():
+            connection.close()
             return
-        self._tasks.start(self._serve(ours))
+        self._tasks.start(self._serve(connection))
 
-    async def _serve(self, ours: socket.socket) -> None:
-        with ours, await self._reach() as kernel:
-            down = self._loop.create_task(self._pump(kernel, ours, ZmtpMeter(self._most)))
-            up = self._loop.create_task(self._pump(ours, kernel, None))
-            # What libzmq has let go of ends it all; what a kernel that is gone has left is still passed on.
+    async def _serve(self, connection: socket.socket) -> None:
+        with connection, await self._reach() as kernel:
+            down = self._loop.create_task(self._pump(kernel, connection, ZmtpMeter(self._max_bytes)))
+            up = self._loop.create_task(self._pump(connection, kernel, None))
+            # When libzmq closes its end, both directions end. When the kernel ends, its remaining data is forwarded.
             up.add_done_callback(lambda done: down.cancel() if not done.cancelled() and done.result() else None)
             try:
                 await asyncio.wait([down])
             finally:
-                for way in (up, down):
-                    way.cancel()
+                for task in (up, down):
+                    task.cancel()
                 await asyncio.wait([up, down])
             if not down.cancelled() and isinstance(error := down.exception(), InvalidMessage):
-                self._garbled(str(error))
+                self._invalid(str(error))
 
     async def _reach(self) -> socket.socket:
-        """Connect to the kernel, as soon as it listens. Safe to cancel."""
+        """Connect to the kernel when it listens. Safe to cancel."""
         while True:
             kernel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
@@ -225,7 +223,7 @@ class MeteringProxy:
                 return kernel
 
     async def _pump(self, source: socket.socket, target: socket.socket, meter: ZmtpMeter | None) -> bool:
-        """Pass on until one of the two ends; whether it was the source."""
+        """Forward data until one end closes. Return whether the source did."""
         with contextlib.suppress(OSError):
             while data := await self._loop.sock_recv(source, CHUNK):
                 if meter is not None:

@@ -19,16 +19,25 @@ from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import Limits
 
-#: What a kernel inherits of the server's environment, and nothing else.
+#: The only variables of the server's environment that a kernel inherits.
 INHERITED = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True)
 class ProcessRequest:
-    """A process to start. ``share`` is the one directory that it has in common with the server.
+    """A process to start.
 
-    ``env`` is what comes on top of the environment that a process has anyway. The
-    descriptors are the caller's and are closed by the caller.
+    Attributes:
+        kernel: id of the kernel.
+        session: id of the session.
+        argv: the program and its arguments.
+        env: variables in addition to the environment that every process gets.
+        cwd: directory in which it starts.
+        limits: the session's limits.
+        share: the directory that it shares with the server.
+        stdin: descriptor, which the caller closes.
+        stdout: descriptor, which the caller closes.
+        stderr: descriptor, which the caller closes.
     """
 
     kernel: str
@@ -45,7 +54,7 @@ class ProcessRequest:
 
 @dataclass(frozen=True)
 class Started:
-    """A process that runs. Whoever gets it owns ``pidfd``."""
+    """A running process. The receiver closes ``pidfd``."""
 
     pid: int
     pidfd: int
@@ -53,23 +62,23 @@ class Started:
 
 
 class Processes(Protocol):
-    """Starts, finds, signals and ends processes of cold kernels. They outlive the server."""
+    """Starts, finds, signals and ends processes of kernelspec kernels. They outlive the server."""
 
     async def start(self, request: ProcessRequest) -> Started:
-        """Start one. Cancelling it ends what was started.
+        """Start a process. Cancelling ends it.
 
         Raises:
             KernelsvcError: it can't be started or confined.
         """
 
     async def find(self, kernel: str) -> Started | None:
-        """The process of this kernel, or None if it is gone."""
+        """Return the process of a kernel, or None if it has ended."""
 
     def signal(self, kernel: str, signum: int, *, everyone: bool = False) -> None:
-        """Send a signal to the kernel, or to all that it started too; a process that is gone is no error."""
+        """Send a signal to the kernel, or also to everything it started. A process that has ended is no error."""
 
     async def end(self, kernel: str) -> None:
-        """Kill it and all that it started. Safe to cancel and to repeat."""
+        """Kill the kernel and everything it started. Idempotent. Safe to cancel."""
 
     async def wait_exit(self, kernel: str) -> Exit:
         """Wait until the process has ended. Safe to cancel."""
@@ -79,7 +88,7 @@ class Processes(Protocol):
 
 
 def inherited() -> dict[str, str]:
-    """The few names of the server's environment that an unconfined kernel gets and a kernelspec may refer to."""
+    """Return the variables of the server's environment that an unconfined kernel gets and a kernelspec may use."""
     return {name: os.environ[name] for name in INHERITED if name in os.environ}
 
 
@@ -98,10 +107,10 @@ class HostProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         return self.started is not None
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Write the connection file and fill in the command line and the environment.
+        """Write the connection file, and complete the command line and the environment.
 
-        ``JPY_PARENT_PID`` never gets in, wherever it comes from: with it ipykernel
-        polls for its parent, and exits when the server does or at once in a pid namespace.
+        ``JPY_PARENT_PID`` is removed: with it ipykernel polls its parent, and exits when the server does or, in a pid
+        namespace, immediately.
         """
         manager: AsyncKernelManager = self.parent
         base = inherited()
@@ -116,17 +125,19 @@ class HostProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         return kwargs | {"cmd": manager.format_kernel_cmd()}
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
-        """Ask for the process."""
+        """Start the process."""
         env = dict(kwargs["env"])
         program = shutil.which(cmd[0], path=env.get("PATH") or os.environ.get("PATH"))
         if program is None:
-            raise NotSupported(f"The kernelspec's program {cmd[0]!r} is not installed. Install it or remove the spec.")
+            raise NotSupported(
+                f"The kernelspec's program {cmd[0]!r} is not installed. Install it or remove the kernelspec."
+            )
         values = self.prototype.__dict__ | {"argv": [program, *cmd[1:]], "env": env}
         self.started = await self.processes.start(ProcessRequest(**values))
         return dict(self.connection_info)
 
     async def poll(self) -> int | None:
-        """None while it runs."""
+        """Return None while the process runs."""
         return None if await self.processes.find(self.prototype.kernel) is not None else 0
 
     async def wait(self) -> int | None:
@@ -139,19 +150,19 @@ class HostProvisioner(KernelProvisionerBase):  # type: ignore[misc]
         self.processes.signal(self.prototype.kernel, signum)
 
     async def kill(self, restart: bool = False) -> None:
-        """Kill all of it."""
+        """Kill the kernel and everything it started."""
         self.processes.signal(self.prototype.kernel, signal.SIGKILL, everyone=True)
 
     async def terminate(self, restart: bool = False) -> None:
-        """Ask it to end."""
+        """Send SIGTERM."""
         self.processes.signal(self.prototype.kernel, signal.SIGTERM)
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Nothing: ``ColdKernel.end`` removes what was made."""
+        """Do nothing: ``ZmqKernel.end`` removes the files."""
 
 
 class ZmqKernelManager(AsyncKernelManager):  # type: ignore[misc]
-    """Prepares and launches; ``Channels`` does the talking, so it opens no socket of its own."""
+    """Prepares and launches the kernel. ``Channels`` exchanges the messages, so this opens no socket."""
 
     def _connect_control_socket(self) -> None:
         pass

@@ -1,18 +1,17 @@
-"""What a cold kernel has on disk, and its raw output.
+"""The files of a kernelspec kernel, and its raw output.
 
 ::
 
     <runtime>/c<12 hex of the kernel's id>/     0700, the server's
-        kernel.json     how to find the kernel again: the server's own copy, which the kernel can't touch
+        kernel.json     how to reach the kernel: the server's own copy, which the kernel can't change
         open            ids of execute requests that have not ended
         out, err        FIFOs behind descriptors 1 and 2
         k/              shared with the kernel: its connection file, its sockets, IPython's directory
 
-The names are short: a Unix socket's path has 107 bytes at the most (unix(7)).
+The names are short: the path of a Unix socket has at most 107 bytes (unix(7)).
 
-The kernel's descriptors 1 and 2 are FIFOs opened for reading *and* writing, so
-a reader exists while no server does: what is written waits, and blocks when
-64 KiB are full, instead of SIGPIPE.
+The kernel's descriptors 1 and 2 are FIFOs opened for reading *and* writing. So a reader exists while no server does:
+output waits, and blocks when 64 KiB are full (pipe(7)), instead of raising SIGPIPE.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ from typing import Any, Literal
 import msgspec
 
 from kernelsvc.errors import Internal
-from kernelsvc.kernels.zmq.channels import Connection
+from kernelsvc.kernels.zmq.channels import ChannelAddresses
 from kernelsvc.kernels.zmq.messages import HmacKey
 from kernelsvc.linux import atomic_file
 
-#: Longest path of a socket.
+#: Maximum bytes of a socket's path (unix(7)).
 MAX_SOCKET_PATH = 107
-#: Bytes read from a FIFO at a time: all that one can hold (pipe(7)).
+#: Maximum bytes of one read from a FIFO: its capacity (pipe(7)).
 RAW_SLICE = 64 * 1024
-#: Bytes of the file of open requests; it is overwritten in place.
+#: Bytes of the file of open requests, which is overwritten in place.
 OPEN_BYTES = 8192
 
-#: Read by every kernel that is built on ipykernel, in whatever language.
+#: Configuration for every kernel that is built on ipykernel, in any language.
 #:
-#: It would capture descriptors 1 and 2 itself, publish what it reads and echo it to the originals, which are ours: all
-#: would come twice. Without its capture ``fileno()`` raises, and ``subprocess.run(..., stdout=sys.stdout)`` with it, so
-#: it gets the true descriptors. And its iopub would drop output when this machine is so busy that 1,000 messages wait
-#: in the kernel; without a high-water mark they wait in the kernel's own memory, which is capped.
+#: ipykernel would capture descriptors 1 and 2, publish the output and echo it to the original descriptors, which the
+#: server reads, too. Without its capture ``fileno()`` raises, as does ``subprocess.run(..., stdout=sys.stdout)``, so
+#: it gets the real descriptors. Its iopub would drop output when the machine is busy and 1,000 messages wait
+#: in the kernel. Without a high-water mark they wait in the kernel's own memory, which is limited.
 IPYTHON_CONFIG = """\
 c.IPKernelApp.capture_fd_output = False
 c.HistoryManager.hist_file = ":memory:"
@@ -69,7 +68,7 @@ StreamName = Literal["stdout", "stderr"]
 
 
 class ZmqKernelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What another server needs to go on with a kernel."""
+    """The data that another server needs to continue with a kernel."""
 
     kernel: str
     key: str
@@ -82,7 +81,7 @@ class ZmqKernelRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KernelRuntimeDir:
-    """The files of one kernel. Nothing is made until ``make``."""
+    """The files of one kernel. ``make`` creates them."""
 
     def __init__(self, runtime: Path, kernel: str) -> None:
         self.root = runtime / ("c" + hashlib.sha256(kernel.encode()).hexdigest()[:12])
@@ -96,11 +95,11 @@ class KernelRuntimeDir:
         """Make the directories and the FIFOs.
 
         Raises:
-            Internal: the runtime directory's path is too long, or it can't be written.
+            Internal: the path of the runtime directory is too long, or the disk failed.
         """
         if len(os.fsencode(self.socket_prefix)) + len("-99") > MAX_SOCKET_PATH:
             raise Internal("The runtime directory's path is too long for a socket. Choose a shorter one.")
-        self.remove()  # a kernel id is never used twice: this is a crashed start's
+        self.remove()  # a kernel id is never used twice, so these files are those of a start that crashed
         try:
             self.root.mkdir(mode=0o700, parents=True)
             profile = Path(self.ipython) / "profile_default"
@@ -110,10 +109,12 @@ class KernelRuntimeDir:
             for name in ("out", "err"):
                 os.mkfifo(self.root / name, 0o600)
         except OSError as error:
-            raise Internal(f"The runtime directory can't be written ({error.strerror}).") from error
+            raise Internal(
+                f"Making files in the runtime directory failed ({error.strerror}). Check its owner and the disk."
+            ) from error
 
     def remove(self) -> None:
-        """Remove all of it. The kernel's part is hostile: links in it are unlinked, not followed."""
+        """Remove all files. The kernel's part is hostile: links in it are removed, not followed."""
         self.close()
         shutil.rmtree(self.root, ignore_errors=True)
 
@@ -124,70 +125,70 @@ class KernelRuntimeDir:
             self._open_fd = -1
 
     def kernel_fd(self, name: StreamName) -> int:
-        """The descriptor that becomes the kernel's 1 or 2. The caller closes it."""
+        """Open the kernel's descriptor 1 or 2. The caller closes it."""
         return os.open(self.root / name.removeprefix("std"), os.O_RDWR | os.O_CLOEXEC)
 
     def reader_fd(self, name: StreamName) -> int:
-        """The server's end of it. The caller closes it."""
+        """Open the server's end of that FIFO. The caller closes it."""
         return os.open(self.root / name.removeprefix("std"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def write_record(self, record: ZmqKernelRecord) -> None:
-        """Keep what another server needs. It holds the key: mode 0600."""
+        """Write the record for another server. It holds the key, so its mode is 0600."""
         atomic_file.replace_bytes(self.root / "kernel.json", msgspec.json.encode(record))
 
     def read_record(self) -> ZmqKernelRecord | None:
-        """What an earlier server kept, or None."""
+        """Return the record of an earlier server, or None."""
         try:
             return msgspec.json.decode((self.root / "kernel.json").read_bytes(), type=ZmqKernelRecord)
         except (OSError, msgspec.DecodeError):
             return None
 
     def write_open(self, ids: Sequence[str]) -> None:
-        """Keep the ids of requests that were sent and have not ended: one write, so a crash can't tear it."""
+        """Write the ids of requests that have not ended, in one write(2), so that a crash can't tear the file."""
         if self._open_fd < 0:
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
             self._open_fd = os.open(self.root / "open", flags, 0o600)
-        kept = list(ids)
-        while len(data := msgspec.json.encode(kept)) > OPEN_BYTES:
-            kept.pop(0)
+        ids = list(ids)
+        while len(data := msgspec.json.encode(ids)) > OPEN_BYTES:
+            ids.pop(0)
         os.pwrite(self._open_fd, data.ljust(OPEN_BYTES), 0)
 
     def read_open(self) -> list[str]:
-        """The ids that an earlier server kept."""
+        """Return the ids that an earlier server wrote."""
         try:
             return msgspec.json.decode((self.root / "open").read_bytes(), type=list[str])
         except (OSError, msgspec.DecodeError):
             return []
 
 
-def connection_of(place: KernelRuntimeDir, record: ZmqKernelRecord) -> tuple[Connection, HmacKey]:
-    """Where the kernel's sockets are, from the server's own copy, and the key."""
+def addresses_of(runtime_dir: KernelRuntimeDir, record: ZmqKernelRecord) -> tuple[ChannelAddresses, HmacKey]:
+    """Return the addresses of the kernel's sockets, from the server's own record, and the key."""
     ports: dict[Any, int] = dict(record.ports)
     return (
-        Connection(path=place.socket_prefix, ports=ports, identity=record.identity),
+        ChannelAddresses(path=runtime_dir.socket_prefix, ports=ports, identity=record.identity),
         HmacKey(record.key.encode(), record.scheme),
     )
 
 
 class StdioFifos:
-    """Reads what C code and subprocesses write to descriptors 1 and 2. Owns its descriptors."""
+    """Reads the text that C code and subprocesses write to descriptors 1 and 2. Owns its descriptors."""
 
-    def __init__(self, place: KernelRuntimeDir, on_text: Callable[[StreamName, str], None]) -> None:
+    def __init__(self, runtime_dir: KernelRuntimeDir, on_text: Callable[[StreamName, str], None]) -> None:
         self._on_text = on_text
         self._loop = asyncio.get_running_loop()
         names: tuple[StreamName, ...] = ("stdout", "stderr")
-        self._fds = {name: place.reader_fd(name) for name in names}
+        self._fds = {name: runtime_dir.reader_fd(name) for name in names}
         make = codecs.getincrementaldecoder("utf-8")
         self._decoders = {name: make("replace") for name in names}
         self.resume()
 
     def pause(self) -> None:
-        """Read nothing; a full FIFO blocks the kernel."""
+        """Stop reading. A full FIFO blocks the kernel."""
         for fd in self._fds.values():
             self._loop.remove_reader(fd)
 
     def resume(self) -> None:
-        """Read again."""
+        """Continue to read."""
         for name, fd in self._fds.items():
             self._loop.add_reader(fd, self._on_readable, name)
 
@@ -197,7 +198,7 @@ class StdioFifos:
             self._on_text(name, text)
 
     def _read(self, name: StreamName) -> str:
-        """One slice, decoded, or "" if nothing is there."""
+        """Return one slice, decoded, or "" if there is none."""
         fd = self._fds.get(name)
         if fd is None:
             return ""
@@ -205,16 +206,16 @@ class StdioFifos:
             data = os.read(fd, RAW_SLICE)
         except BlockingIOError:
             return ""
-        if not data:  # no writer is left; without this the loop would spin
+        if not data:  # no writer is left, and the descriptor stays readable
             self._loop.remove_reader(fd)
         return self._decoders[name].decode(data)
 
     def read_rest(self) -> list[tuple[StreamName, str]]:
-        """What is there now, not given to ``on_text``: at most what the two FIFOs hold."""
+        """Return the text in the FIFOs at this moment, without passing it to ``on_text``."""
         return [(name, text) for name in self._fds if (text := self._read(name))]
 
     def close(self) -> None:
-        """Stop reading. May be called twice."""
+        """Close the descriptors. Idempotent."""
         self.pause()
         fds, self._fds = self._fds, {}
         for fd in fds.values():

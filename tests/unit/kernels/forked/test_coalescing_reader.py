@@ -10,7 +10,7 @@ from typing import cast
 
 from waiting import wait_until
 
-from kernelsvc.kernels.forked.coalescing_reader import HASTE, MUCH, PAUSE, SOON, CoalescingReader
+from kernelsvc.kernels.forked.coalescing_reader import LARGE, PAUSE, QUICK_READS, QUICK_SECONDS, CoalescingReader
 
 
 class Timer:
@@ -52,7 +52,7 @@ def reader(loop: Loop, reads: list[float]) -> CoalescingReader:
     return paced
 
 
-def hasten(loop: Loop, paced: CoalescingReader, times: int, size: int = 10, every: float = SOON / 4) -> None:
+def hasten(loop: Loop, paced: CoalescingReader, times: int, size: int = 10, every: float = QUICK_SECONDS / 4) -> None:
     for _ in range(times):
         loop.now += every
         paced.took_text(size)
@@ -61,7 +61,7 @@ def hasten(loop: Loop, paced: CoalescingReader, times: int, size: int = 10, ever
 def test_the_first_reads_are_not_waited_for_and_those_of_a_flood_are() -> None:
     loop, reads = Loop(), []
     paced = reader(loop, reads)
-    hasten(loop, paced, HASTE)
+    hasten(loop, paced, QUICK_READS)
     assert loop.watched == {7}
     hasten(loop, paced, 1)
     assert not loop.watched
@@ -74,20 +74,20 @@ def test_the_first_reads_are_not_waited_for_and_those_of_a_flood_are() -> None:
 
 def test_a_line_now_and_then_is_never_waited_for() -> None:
     loop = Loop()
-    hasten(loop, reader(loop, []), 100, every=2 * SOON)
+    hasten(loop, reader(loop, []), 100, every=2 * QUICK_SECONDS)
     assert loop.watched == {7}
 
 
 def test_a_writer_of_much_is_not_held_up() -> None:
     loop = Loop()
-    hasten(loop, reader(loop, []), 100, size=MUCH)
+    hasten(loop, reader(loop, []), 100, size=LARGE)
     assert loop.watched == {7}
 
 
 def test_nothing_is_read_after_the_end_and_no_other_descriptor_is_touched() -> None:
     loop = Loop()
     paced = reader(loop, [])
-    hasten(loop, paced, HASTE + 1)
+    hasten(loop, paced, QUICK_READS + 1)
     paced.unwatch()
     paced.unwatch()
     assert loop.timers[0].cancelled

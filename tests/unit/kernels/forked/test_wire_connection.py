@@ -36,7 +36,7 @@ def listening(path: Path) -> socket.socket:
 
 
 async def test_a_listener_that_comes_later_is_met(tmp_path: Path) -> None:
-    knocking = asyncio.create_task(connect(str(tmp_path / "k"), patient=True))
+    knocking = asyncio.create_task(connect(str(tmp_path / "k"), wait=True))
     await asyncio.sleep(0)
     with listening(tmp_path / "k"):
         (await asyncio.wait_for(knocking, 5)).close()
@@ -44,21 +44,21 @@ async def test_a_listener_that_comes_later_is_met(tmp_path: Path) -> None:
 
 async def test_nobody_there_is_said_at_once_to_the_impatient(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        await connect(str(tmp_path / "k"), patient=False)
+        await connect(str(tmp_path / "k"), wait=False)
     listening(tmp_path / "dead").close()
     with pytest.raises(ConnectionRefusedError):
-        await connect(str(tmp_path / "dead"), patient=False)
+        await connect(str(tmp_path / "dead"), wait=False)
 
 
 async def test_hello_names_the_frame_and_welcome_is_read_in_pieces(tmp_path: Path, pipes: list[int]) -> None:
     with listening(tmp_path / "k") as server:
-        link = await WireConnection.open(str(tmp_path / "k"), 7, {"kernel": "x"}, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 7, {"kernel": "x"}, wait=False)
         theirs, _ = server.accept()
         with theirs:
             length, kind, number = HEADER.unpack(theirs.recv(HEADER.size))
             assert (kind, number) == (HELLO, 7)
             assert theirs.recv(length) == b'{"version":1,"identity":{"kernel":"x"}}'
-            waiting = asyncio.create_task(link.welcomed())
+            waiting = asyncio.create_task(link.wait_welcome())
             said = b'{"version":1}'
             for piece in (HEADER.pack(len(said), HELLO, 8), said[:5], said[5:] + b"more"):
                 socket.send_fds(theirs, [piece], [] if said[:5] in piece or b"more" in piece else pipes)
@@ -71,25 +71,25 @@ async def test_hello_names_the_frame_and_welcome_is_read_in_pieces(tmp_path: Pat
 
 async def test_waiting_for_welcome_can_be_cancelled_and_taken_up_again(tmp_path: Path, pipes: list[int]) -> None:
     with listening(tmp_path / "k") as server:
-        link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 0, wait=False)
         theirs, _ = server.accept()
         with theirs:
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(link.welcomed(), 0.01)
+                await asyncio.wait_for(link.wait_welcome(), 0.01)
             socket.send_fds(theirs, [WELCOME], pipes)
-            await asyncio.wait_for(link.welcomed(), 5)
+            await asyncio.wait_for(link.wait_welcome(), 5)
         link.close()
 
 
 async def test_an_end_and_garbage_are_told_apart(tmp_path: Path) -> None:
     with listening(tmp_path / "k") as server:
         for said, error in ((b"", EOFError), (b"x" * 100, WireViolation)):
-            link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
+            link = await WireConnection.open(str(tmp_path / "k"), 0, wait=False)
             theirs, _ = server.accept()
             theirs.sendall(said)
             theirs.shutdown(socket.SHUT_WR)
             with pytest.raises(error):
-                await link.welcomed()
+                await link.wait_welcome()
             theirs.close()
             link.close()
 
@@ -116,10 +116,10 @@ async def test_descriptors_that_do_not_belong_there_end_it_and_are_closed(
 ) -> None:
     with listening(tmp_path / "k") as server:
         before = _descriptors()
-        link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 0, wait=False)
         theirs, _ = server.accept()
         with theirs:
-            waiting = asyncio.create_task(link.welcomed())
+            waiting = asyncio.create_task(link.wait_welcome())
             for data, count in pieces:
                 socket.send_fds(theirs, [data], (pipes * 100)[:count])
                 await wait_until(lambda: link.rest or waiting.done())
@@ -132,23 +132,23 @@ async def test_descriptors_that_do_not_belong_there_end_it_and_are_closed(
 async def test_what_is_no_pipe_ends_it_and_is_closed(tmp_path: Path, pipes: list[int]) -> None:
     with listening(tmp_path / "k") as server, (tmp_path / "file").open("w+") as file:
         before = _descriptors()
-        link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 0, wait=False)
         theirs, _ = server.accept()
         with theirs:
             socket.send_fds(theirs, [WELCOME], [pipes[0], file.fileno()])
             with pytest.raises(WireViolation, match="stderr is not the pipe"):
-                await link.welcomed()
+                await link.wait_welcome()
         link.close()
         assert _descriptors() == before
 
 
 async def test_descriptors_after_welcome_do_not_arrive(tmp_path: Path, pipes: list[int]) -> None:
     with listening(tmp_path / "k") as server:
-        link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 0, wait=False)
         theirs, _ = server.accept()
         with theirs:
             socket.send_fds(theirs, [WELCOME], pipes)
-            await link.welcomed()
+            await link.wait_welcome()
             before = _descriptors()
             try:
                 socket.send_fds(theirs, [b"x"], pipes)
@@ -164,12 +164,12 @@ async def test_a_welcome_that_does_not_end_is_given_up(
 ) -> None:
     monkeypatch.setattr(links, "WELCOME_SECONDS", 0.05)
     with listening(tmp_path / "k") as server:
-        link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 0, wait=False)
         theirs, _ = server.accept()
         with theirs:
             socket.send_fds(theirs, [WELCOME[:-1]], pipes)
-            with pytest.raises(WireViolation, match="whole within"):
-                await asyncio.wait_for(link.welcomed(), 5)
+            with pytest.raises(WireViolation, match="incomplete after"):
+                await asyncio.wait_for(link.wait_welcome(), 5)
         assert reassembly.total > 0
         link.close()
         assert reassembly.total == 0
@@ -180,10 +180,10 @@ async def test_a_welcome_for_which_no_memory_is_left_is_given_up(
 ) -> None:
     monkeypatch.setattr(reassembly, "max_bytes", 10)
     with listening(tmp_path / "k") as server:
-        link = await WireConnection.open(str(tmp_path / "k"), 0, patient=False)
+        link = await WireConnection.open(str(tmp_path / "k"), 0, wait=False)
         theirs, _ = server.accept()
         with theirs:
             socket.send_fds(theirs, [WELCOME[:-1]], pipes)
             with pytest.raises(WireViolation, match="memory for incomplete frames"):
-                await asyncio.wait_for(link.welcomed(), 5)
+                await asyncio.wait_for(link.wait_welcome(), 5)
         link.close()

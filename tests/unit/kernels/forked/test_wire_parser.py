@@ -19,8 +19,8 @@ from kernelsvc.kernels.forked.wire_parser import (
     STREAM,
     WireParser,
     WireViolation,
-    joined,
-    welcome,
+    merge_texts,
+    parse_welcome,
 )
 from kernelsvc.kernels.port import KernelMessage, StreamText
 from kernelsvc.protocol.jupyter import join_v1
@@ -74,7 +74,7 @@ def _fed(data: bytes, size: int) -> list[StreamText | KernelMessage]:
     """What a parser makes of ``data`` in pieces of ``size``; texts of one kind joined."""
     parser, got = WireParser(), []
     for at in range(0, len(data), size):
-        got = joined(got, parser.feed(data[at : at + size]))
+        got = merge_texts(got, parser.feed(data[at : at + size]))
     assert parser.pending == 0
     return got
 
@@ -241,9 +241,9 @@ def test_invalid_utf8_is_replaced() -> None:
 
 def test_welcome_is_taken_from_the_front() -> None:
     data = bytearray(frame(HELLO, 9, b'{"version":1,"pid":5}')[:10])
-    assert welcome(data) is None
+    assert parse_welcome(data) is None
     data[:] = frame(HELLO, 9, b'{"version":1,"pid":5}') + b"rest"
-    said = welcome(data)
+    said = parse_welcome(data)
     assert said is not None
     assert (said[0].pid, said[1]) == (5, 9)
     assert data == b"rest"
@@ -255,6 +255,6 @@ def test_batches_are_joined_over_the_seam() -> None:
         StreamText(name="stdout", text="b", parent="p", frame=2),
     )
     other = StreamText(name="stderr", text="c", parent="p", frame=3)
-    assert joined([a], [b, other]) == [StreamText(name="stdout", text="ab", parent="p", frame=2), other]
-    assert joined([a], [other]) == [a, other]
-    assert joined([], [a]) == joined([a], []) == [a]
+    assert merge_texts([a], [b, other]) == [StreamText(name="stdout", text="ab", parent="p", frame=2), other]
+    assert merge_texts([a], [other]) == [a, other]
+    assert merge_texts([], [a]) == merge_texts([a], []) == [a]

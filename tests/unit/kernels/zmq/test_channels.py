@@ -14,7 +14,7 @@ from waiting import wait_until
 
 from kernelsvc.kernels.port import KernelMessage
 from kernelsvc.kernels.zmq import channels as cold_channels
-from kernelsvc.kernels.zmq.channels import MAX_WAITING_REQUESTS, Channels, Connection
+from kernelsvc.kernels.zmq.channels import MAX_WAITING_REQUESTS, ChannelAddresses, Channels
 from kernelsvc.kernels.zmq.messages import DELIMITER, MAX_PARTS, HmacKey, encode
 
 KEY = HmacKey(b"secret")
@@ -24,14 +24,14 @@ MAX_BYTES = 100_000
 class Peer:
     """What stands for a kernel: bound sockets, and no manners."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, addresses: ChannelAddresses) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.iopub = self.context.socket(zmq.XPUB)
         self.shell = self.context.socket(zmq.ROUTER)
         for socket, channel in ((self.iopub, "iopub"), (self.shell, "shell")):
             socket.linger = 1000
             socket.sndhwm = 0
-            socket.bind(connection.url(channel))  # type: ignore[arg-type]
+            socket.bind(addresses.url(channel))  # type: ignore[arg-type]
 
     def publish(self, *texts: str) -> None:
         for text in texts:
@@ -76,17 +76,17 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 @pytest.fixture
 async def pair(short_tmp: Path, context: zmq.Context[zmq.Socket[bytes]]) -> AsyncIterator[Pair]:
     prefix = str(short_tmp / uuid.uuid4().hex[:8])
-    connection = Connection(path=prefix, ports={"shell": 1, "iopub": 2, "stdin": 3, "control": 4}, identity="me")
-    peer, heard = Peer(connection), Heard()
+    addresses = ChannelAddresses(path=prefix, ports={"shell": 1, "iopub": 2, "stdin": 3, "control": 4}, identity="me")
+    peer, heard = Peer(addresses), Heard()
     channels = Channels(
         context,
-        connection,
+        addresses,
         KEY,
         max_message_bytes=MAX_BYTES,
         on_messages=heard.messages.extend,
-        on_garbled=heard.garbled.append,
+        on_invalid=heard.garbled.append,
         on_lag=heard.lags.append,
-        on_hangup=heard.hang_up,
+        on_disconnect=heard.hang_up,
     )
     await wait_until(lambda: peer.iopub.poll(0), what="the subscription")
     yield Pair(peer, channels, heard)
@@ -171,7 +171,7 @@ async def test_all_that_was_sent_is_read_after_the_peer_is_gone(pair: Pair) -> N
     pair.channels.pause()
     pair.peer.publish(*[str(i) for i in range(2000)])
     pair.peer.close()
-    await wait_until(pair.channels.gone.is_set, what="both connections' end")
+    await wait_until(pair.channels.disconnected.is_set, what="both connections' end")
     pair.channels.resume()
     await pair.channels.read_rest()
     assert pair.heard.texts == [str(i) for i in range(2000)]
@@ -180,19 +180,19 @@ async def test_all_that_was_sent_is_read_after_the_peer_is_gone(pair: Pair) -> N
 async def test_closing_twice_frees_the_descriptors(short_tmp: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    connection = Connection(
+    addresses = ChannelAddresses(
         path=str(short_tmp / "nobody"), ports={"shell": 1, "iopub": 2, "stdin": 3, "control": 4}, identity="me"
     )
     heard = Heard()
     channels = Channels(
         context,
-        connection,
+        addresses,
         KEY,
         max_message_bytes=1,
         on_messages=heard.messages.extend,
-        on_garbled=heard.garbled.append,
+        on_invalid=heard.garbled.append,
         on_lag=heard.lags.append,
-        on_hangup=heard.hang_up,
+        on_disconnect=heard.hang_up,
     )
     channels.close()
     channels.close()

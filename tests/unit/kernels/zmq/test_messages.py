@@ -21,7 +21,7 @@ from kernelsvc.kernels.zmq.messages import (
     ReplyOrdering,
     decode,
     encode,
-    joined,
+    merge_texts,
 )
 from kernelsvc.protocol.jupyter import MAX_DEPTH, MAX_VALUES
 
@@ -159,7 +159,7 @@ DISPLAY = message("iopub", "display_data")
 )
 def test_reply_and_idle_come_after_the_outputs(arriving: list[KernelMessage]) -> None:
     ordering = ReplyOrdering()
-    ordering.sent("c")
+    ordering.track("c")
     out: list[Output] = []
     for one in arriving:
         out += ordering.arrange([one])
@@ -169,14 +169,14 @@ def test_reply_and_idle_come_after_the_outputs(arriving: list[KernelMessage]) ->
 
 def test_what_was_not_asked_is_not_held() -> None:
     ordering = ReplyOrdering()
-    ordering.sent("other")
+    ordering.track("other")
     assert ordering.arrange([REPLY, IDLE]) == [REPLY, IDLE]
     assert ordering.open == ["other"]
 
 
 def test_a_second_reply_does_not_replace_the_first() -> None:
     ordering = ReplyOrdering()
-    ordering.sent("c")
+    ordering.track("c")
     forged = message("shell", "execute_reply", status="error")
     assert ordering.arrange([REPLY, forged]) == [forged]
     assert ordering.arrange([IDLE]) == [REPLY, IDLE]
@@ -184,7 +184,7 @@ def test_a_second_reply_does_not_replace_the_first() -> None:
 
 def test_an_end_on_the_wrong_channel_is_no_end() -> None:
     ordering = ReplyOrdering()
-    ordering.sent("c")
+    ordering.track("c")
     wrong = [message("iopub", "execute_reply"), message("shell", "status", execution_state="idle")]
     assert ordering.arrange(wrong) == wrong
     assert ordering.open == ["c"]
@@ -192,8 +192,8 @@ def test_an_end_on_the_wrong_channel_is_no_end() -> None:
 
 def test_what_was_held_is_given_at_the_end() -> None:
     ordering = ReplyOrdering()
-    ordering.sent("c")
-    ordering.sent("d")
+    ordering.track("c")
+    ordering.track("d")
     assert ordering.arrange([REPLY]) == []
     assert ordering.answered("c")
     assert not ordering.answered("d")
@@ -204,7 +204,7 @@ def test_what_was_held_is_given_at_the_end() -> None:
 def test_the_number_of_open_requests_is_bounded() -> None:
     ordering = ReplyOrdering()
     for number in range(MAX_TRACKED + 10):
-        ordering.sent(str(number))
+        ordering.track(str(number))
     assert len(ordering.open) == MAX_TRACKED
 
 
@@ -220,11 +220,11 @@ def test_neighbouring_text_is_joined() -> None:
 
     err = StreamText(name="stderr", text="e", parent="c")
     batch = [out("a"), out("b"), err, out("c"), BUSY, out("d"), out("e", "x"), out("f", "x")]
-    assert joined(batch) == [out("ab"), err, out("c"), BUSY, out("d"), out("ef", "x")]
-    assert joined([]) == []
+    assert merge_texts(batch) == [out("ab"), err, out("c"), BUSY, out("d"), out("ef", "x")]
+    assert merge_texts([]) == []
 
 
 def test_joined_text_has_a_bound() -> None:
     piece = "x" * (MAX_JOINED // 2)
-    texts = joined([StreamText(name="stdout", text=piece)] * 5)
+    texts = merge_texts([StreamText(name="stdout", text=piece)] * 5)
     assert [len(t.text) // len(piece) for t in texts if isinstance(t, StreamText)] == [2, 2, 1]

@@ -12,7 +12,7 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc.errors import Internal
-from kernelsvc.kernels.zmq.runtime_files import OPEN_BYTES, KernelRuntimeDir, StdioFifos, ZmqKernelRecord, connection_of
+from kernelsvc.kernels.zmq.runtime_files import OPEN_BYTES, KernelRuntimeDir, StdioFifos, ZmqKernelRecord, addresses_of
 
 RECORD = ZmqKernelRecord(
     kernel="k1",
@@ -44,7 +44,7 @@ def test_the_record_is_kept(place: KernelRuntimeDir, short_tmp: Path) -> None:
     assert place.read_record() is None
     place.write_record(RECORD)
     assert KernelRuntimeDir(short_tmp, "k1").read_record() == RECORD
-    connection, key = connection_of(place, RECORD)
+    connection, key = addresses_of(place, RECORD)
     assert connection.url("iopub") == f"ipc://{place.socket_prefix}-2"
     assert len(key.sign([b"x"])) == 64
 
@@ -85,7 +85,7 @@ def test_a_long_path_is_refused_with_the_way_out(short_tmp: Path) -> None:
 
 def test_a_directory_that_can_t_be_made(short_tmp: Path) -> None:
     (short_tmp / "file").touch()
-    with pytest.raises(Internal, match="can't be written"):
+    with pytest.raises(Internal, match="Making files in the runtime directory failed"):
         KernelRuntimeDir(short_tmp / "file", "k").make()
 
 
