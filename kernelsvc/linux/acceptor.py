@@ -92,8 +92,8 @@ class Acceptor:
         now = self._loop.time()
         if now >= self._logged_at + LOG_SECONDS:
             log.warning(
-                "%s accepts no connections for the moment: %s (%d times since the last such line); "
-                "they wait until descriptors are free. Raise the limit with LimitNOFILE or 'ulimit -n'.",
+                "%s accepts no connections for the moment: %s (%d times since the last such line). "
+                "They wait until descriptors are free. Raise the limit with LimitNOFILE or 'ulimit -n'.",
                 _name(self._listener),
                 error.strerror,
                 self._failures,

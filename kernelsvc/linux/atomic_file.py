@@ -1,4 +1,4 @@
-"""Replacing a file so that every reader sees the old one or the new one, whole."""
+"""Replace a file so that every reader sees the old content or the new content, complete."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 
 
 def sync_directory(path: Path) -> None:
-    """Make what was created, renamed or removed in a directory durable.
+    """Make created, renamed and removed entries of a directory durable.
+
+    fsync(2): "Calling fsync() does not necessarily ensure that the entry in the directory containing the file has also
+    reached disk. For that an explicit fsync() on a file descriptor for the directory is also needed."
 
     Raises:
-        OSError: it may not be.
+        OSError: the entries may not be durable.
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -22,20 +25,19 @@ def sync_directory(path: Path) -> None:
 
 
 def replace(path: Path, fill: Callable[[int], None], *, durable: bool = False, mode: int = 0o600) -> None:
-    """Write a new file beside ``path`` and rename it over it.
+    """Write a new file and rename it over ``path``. rename(2) replaces the old file atomically.
 
-    The temporary name is always the same, so what a crash leaves is overwritten by
-    the next write. One writer at a time.
+    The temporary name is always the same, so the next write replaces the rest of a crashed one. One writer at a time.
 
     Args:
-        path: what is replaced or made.
+        path: the file to replace or make.
         fill: writes the content to a descriptor.
-        durable: whether it must survive a power cut (file and directory synced);
-            otherwise a cut may leave the old one.
-        mode: the new file's permissions.
+        durable: whether the file must survive a power cut (file and directory are synced). Otherwise the old one may be
+            there after a power cut.
+        mode: permissions of the new file.
 
     Raises:
-        OSError: the old file is as it was.
+        OSError: the old file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with contextlib.suppress(FileNotFoundError):
@@ -58,10 +60,10 @@ def replace(path: Path, fill: Callable[[int], None], *, durable: bool = False, m
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of ``data`` at the file's position; write(2) may take less at a time.
+    """Write all of ``data`` at the file's position. write(2) may write less in one call.
 
     Raises:
-        OSError: not all of it was written.
+        OSError: a part is not written.
     """
     view = memoryview(data)
     while view:
@@ -69,9 +71,9 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def replace_bytes(path: Path, data: bytes, *, durable: bool = False, mode: int = 0o600) -> None:
-    """``replace`` with the content at hand.
+    """Replace a file by ``data``, see ``replace``.
 
     Raises:
-        OSError: the old file is as it was.
+        OSError: the old file is unchanged.
     """
     replace(path, lambda fd: write_all(fd, data), durable=durable, mode=mode)

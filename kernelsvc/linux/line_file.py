@@ -1,4 +1,4 @@
-"""Reading whole lines from a file of any size in bounded pieces, without moving its position."""
+"""Read whole lines of a file of any size in limited pieces, without moving its position (pread(2))."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CHUNK = 1 << 18
 
 
 def read_lines(fd: int, offset: int, end: int, size: int = CHUNK) -> list[bytes]:
-    """Whole lines (no newline) from ``offset``, about ``size`` bytes of them, at least one if there is one.
+    """Return whole lines without newlines from ``offset``: about ``size`` bytes, and at least one line if there is one.
 
-    A line longer than ``size`` is read whole. Nothing at or past ``end`` is looked at.
+    A line longer than ``size`` is read whole. Nothing at or after ``end`` is read.
     """
     begun: list[bytes] = []
     while True:
@@ -34,7 +34,7 @@ def read_lines(fd: int, offset: int, end: int, size: int = CHUNK) -> list[bytes]
 
 
 def pieces(fd: int, offset: int, end: int, size: int = CHUNK) -> Iterator[bytes]:
-    """What lies between ``offset`` and ``end``, in pieces of whole lines, each with its newline."""
+    """Yield the bytes between ``offset`` and ``end`` in pieces of whole lines, each line with its newline."""
     while offset < end:
         data = os.pread(fd, min(size, end - offset), offset)
         whole = data.rfind(b"\n") + 1
@@ -48,7 +48,7 @@ def pieces(fd: int, offset: int, end: int, size: int = CHUNK) -> Iterator[bytes]
 
 
 def walk(fd: int, offset: int, end: int, size: int = CHUNK) -> Iterator[bytes]:
-    """Every whole line between ``offset`` and ``end``; memory stays near ``size`` and the longest line."""
+    """Yield every whole line between ``offset`` and ``end``. Memory stays near ``size`` and the longest line."""
     while offset < end:
         lines = read_lines(fd, offset, end, size)
         if not lines:
@@ -58,11 +58,10 @@ def walk(fd: int, offset: int, end: int, size: int = CHUNK) -> Iterator[bytes]:
 
 
 class SparseIndex:
-    """Where a numbered line begins, for one in many; the rest is found by counting newlines.
+    """Offsets of some numbered lines of a file. The others are found by counting newlines.
 
-    One entry (16 bytes) per 64 lines or 64 KiB, whichever comes first: at most
-    2.5 KB per 10,000 small lines and 16 KB per 64 MB, and a look-up reads 64 KiB
-    and one line at the most.
+    One entry (16 bytes) for 64 lines or 64 KiB, whichever comes first: at most 2.5 KB for 10,000 small lines and 16
+    KB for 64 MB. A look-up reads at most 64 KiB and one line.
     """
 
     EVERY_LINES = 64
@@ -75,14 +74,14 @@ class SparseIndex:
         self._next_offset = 0
 
     def add(self, seq: int, offset: int) -> None:
-        """Line ``seq`` begins at ``offset``; call it for each line in order."""
+        """Note that line ``seq`` begins at ``offset``. Call it for each line in order."""
         if seq >= self._next_seq or offset >= self._next_offset:
             self._seqs.append(seq)
             self._offsets.append(offset)
             self._next_seq, self._next_offset = seq + self.EVERY_LINES, offset + self.EVERY_BYTES
 
     def add_all(self, seq: int, offset: int, lines: Sequence[bytes], size: int) -> None:
-        """These lines, ``size`` bytes with their newlines, begin at ``offset`` with number ``seq``."""
+        """Note that these lines begin at ``offset`` with number ``seq``. ``size`` is their length with newlines."""
         if seq + len(lines) <= self._next_seq and offset + size <= self._next_offset:
             return
         for number, line in enumerate(lines, seq):
@@ -90,7 +89,7 @@ class SparseIndex:
             offset += len(line) + 1
 
     def find(self, fd: int, seq: int, end: int) -> int:
-        """The offset of line ``seq``, which must exist before ``end``."""
+        """Return the offset of line ``seq``, which must exist before ``end``."""
         at = bisect_right(self._seqs, seq) - 1
         here, offset = self._seqs[at], self._offsets[at]
         while here < seq:

@@ -1,11 +1,9 @@
-"""Directories that are reached through directories alone.
+"""Open directories without following any link on the path.
 
-A session may have the right to rename what it works in, and to put a link in its
-place; who then opened the path would follow it to wherever it leads. So a path that
-passes through what a session may change is walked from the root, each component
-opened on its own relative to the one before, and no link is ever followed: there is
-no moment between looking and using. The caller gives the path with the links that
-are the machine's own resolved already.
+A session may be allowed to rename the directory that it works in, and to put a link in its place. Opening the path
+would follow the link. So a path through directories that a session can change is walked from the root: each component
+is opened relative to the one before with ``O_NOFOLLOW`` (open(2)). There is no moment between a check and a use. The
+caller passes the path with the machine's own links resolved.
 """
 
 from __future__ import annotations
@@ -17,15 +15,15 @@ from pathlib import Path
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def open_plain(path: str | Path, flags: int = os.O_PATH) -> int:
-    """A descriptor of a directory; the caller closes it.
+def open_directory(path: str | Path, flags: int = os.O_PATH) -> int:
+    """Open a directory. The caller closes the descriptor.
 
     Args:
         path: absolute.
         flags: for the directory itself.
 
     Raises:
-        OSError: it isn't there; ENOTDIR or ELOOP where a link lies on the way or in its place.
+        OSError: it does not exist, or ENOTDIR or ELOOP if a component is a link.
     """
     parts = Path(os.path.abspath(path)).parts
     current = os.open(parts[0], _STEP if len(parts) > 1 else flags | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -41,39 +39,39 @@ def open_plain(path: str | Path, flags: int = os.O_PATH) -> int:
     return current
 
 
-def stat_plain(path: str | Path) -> os.stat_result:
-    """What that directory is.
+def stat_directory(path: str | Path) -> os.stat_result:
+    """Return the status of a directory.
 
     Raises:
-        OSError: as ``open_plain``.
+        OSError: see ``open_directory``.
     """
-    fd = open_plain(path)
+    fd = open_directory(path)
     try:
         return os.fstat(fd)
     finally:
         os.close(fd)
 
 
-def is_plain(path: str | Path) -> bool:
-    """Whether it is a directory, and no link lies on the way."""
+def is_directory(path: str | Path) -> bool:
+    """Return whether the path is a directory and no component is a link."""
     with contextlib.suppress(OSError):
-        stat_plain(path)
+        stat_directory(path)
         return True
     return False
 
 
-def make_plain(path: str | Path, mode: int, owner: os.stat_result | None = None) -> None:
+def make_directory(path: str | Path, mode: int, owner: os.stat_result | None = None) -> None:
     """Make a directory.
 
     Args:
         path: absolute.
         mode: its permissions.
-        owner: whose it shall be, where that is somebody else and we may say so.
+        owner: status of a file whose owner it gets, if that is another user and this process may change it.
 
     Raises:
-        OSError: it is there already, a link lies on the way, or the disk refuses.
+        OSError: it exists already, a component is a link, or the disk failed.
     """
-    parent = open_plain(os.path.dirname(os.path.abspath(path)))
+    parent = open_directory(os.path.dirname(os.path.abspath(path)))
     try:
         name = os.path.basename(path)
         os.mkdir(name, mode, dir_fd=parent)

@@ -12,7 +12,7 @@ _SO_PEERPIDFD = 77  # asm-generic/socket.h since Linux 6.5; Python has no name f
 
 
 class PeerCredentials(NamedTuple):
-    """Process, user and group of the peer when the connection was made.
+    """Process, user and group of the peer at the time of the connection.
 
     unix(7), ``SO_PEERCRED``: "The returned credentials are those that were in effect at the time of the call to
     connect(2), listen(2), or socketpair(2)."

@@ -1,6 +1,6 @@
-"""What Linux says about a process, asked through descriptors and numbers that can't be mistaken for another's.
+"""Status of processes from pidfds and /proc.
 
-A pid alone may be used again; a pidfd, or a pid with its start time, may not.
+A pid alone may be reused. A pidfd stands for one process (pidfd_open(2)), and so does a pid with its start time.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _PF_EXITING = 4
 
 
 class Stat(msgspec.Struct, frozen=True):
-    """The part of proc(5)'s ``stat`` that matters here.
+    """Some fields of ``/proc/PID/stat`` (proc_pid_stat(5)).
 
     Attributes:
-        state: one letter; ``Z`` for a zombie.
+        state: one letter. ``Z`` for a zombie, ``T`` for a stopped process.
         parent: pid.
-        session: pid of the session's first process, which may be gone.
-        started: ticks since boot.
-        status: wait status of a zombie; 0 too where this process may not see it.
-        exiting: it ends, perhaps so newly that it is no zombie yet (``PF_EXITING``).
-        faults: pages that it had to be given since it began, without reading from a disk.
+        session: pid of the session's first process, which may have ended.
+        started: start time in clock ticks since boot.
+        status: wait status of a zombie. Also 0 if this process may not read it.
+        exiting: whether it is ending, perhaps before it is a zombie (``PF_EXITING``).
+        faults: minor page faults since its start: pages that it got without reading from a disk.
         cpu_seconds: time on a processor, in user and in system mode.
         threads: number of threads.
         resident_bytes: resident set size, shared pages included.
@@ -57,13 +57,13 @@ class Stat(msgspec.Struct, frozen=True):
 
 
 def stat(pid: int) -> Stat | None:
-    """Look at one process, or None if there is none."""
+    """Return the status of a process, or None if there is none."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             text = file.read()
     except OSError:
         return None
-    # The name in brackets may hold anything, brackets too: split after the last one.
+    # proc_pid_stat(5): the name in parentheses may contain parentheses, so split after the last one.
     fields = text[text.rindex(b")") + 2 :].split()
     exiting = bool(int(fields[6]) & _PF_EXITING)
     parent, session, faults, started, status = (int(fields[at]) for at in (1, 3, 7, 19, 49))
@@ -75,7 +75,7 @@ def stat(pid: int) -> Stat | None:
 
 
 def pid_of(pidfd: int) -> int:
-    """The pid that a pidfd stands for, as this process sees it, or 0 if it is reaped or out of sight."""
+    """Return the pid of a pidfd, as this process sees it, or 0 if it is reaped or not visible."""
     with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
         found = _PID.search(file.read())
         if found:
@@ -84,7 +84,7 @@ def pid_of(pidfd: int) -> int:
 
 
 def inner_pid(pid: int) -> int:
-    """A process's pid in its own pid namespace (proc(5), ``NSpid``), or -1 if it is gone."""
+    """Return a process's pid in its own pid namespace (proc(5), ``NSpid``), or -1 if it has ended."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as file:
         for line in file:
             if line.startswith("NSpid:"):
@@ -93,7 +93,10 @@ def inner_pid(pid: int) -> int:
 
 
 def exit_status(pidfd: int) -> int | None:
-    """The wait status of a process that ended, whosever child it was, or None where Linux does not tell us."""
+    """Return the wait status of a process that has ended, also of another process's child.
+
+    None if Linux does not report it.
+    """
     request = bytearray(_INFO.pack(_INFO_EXIT, *[0] * 13))
     with contextlib.suppress(OSError):
         fcntl.ioctl(pidfd, _GET_INFO, request)
@@ -101,18 +104,22 @@ def exit_status(pidfd: int) -> int | None:
         if found[0] & _INFO_EXIT:
             return int(found[-1])
     about = stat(pid_of(pidfd))
-    # Nobody has waited for it yet. 0 may mean that we may not see it, so it is no answer.
+    # Its parent has not reaped it. 0 may also mean that this process may not read the status.
     return about.status if about is not None and about.state == "Z" and about.status else None
 
 
 def ending(pid: int) -> bool:
-    """Whether a process has ended, or is just about to."""
+    """Return whether a process has ended or is about to end."""
     about = stat(pid)
     return about is None or about.exiting or about.state in "ZX"
 
 
 async def wait_pidfd(pidfd: int) -> None:
-    """Wait until the process has ended. Safe to cancel."""
+    """Wait until the process has ended. Safe to cancel.
+
+    pidfd_open(2): "When the process that it refers to terminates, these interfaces indicate the file descriptor as
+    readable."
+    """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
 
@@ -120,7 +127,7 @@ async def wait_pidfd(pidfd: int) -> None:
         if not ended.done():
             ended.set_result(None)
 
-    # A descriptor of its own: several may wait for one process, and a selector knows a number once.
+    # A duplicate, because several callers may wait for one process, and a selector takes each number once.
     own = os.dup(pidfd)
     loop.add_reader(own, wake)
     try:
@@ -131,7 +138,7 @@ async def wait_pidfd(pidfd: int) -> None:
 
 
 def descends(pid: int, ancestor: int) -> bool:
-    """Whether a process is below another one."""
+    """Return whether a process is ``ancestor`` or descends from it."""
     seen = 0
     while pid > 1 and seen < 1000:
         if pid == ancestor:
@@ -144,7 +151,7 @@ def descends(pid: int, ancestor: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The children of a process; none if it is gone."""
+    """Return the children of a process, or none if it has ended."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
@@ -154,7 +161,7 @@ def children(pid: int) -> list[int]:
 
 
 def below(pid: int) -> Iterator[int]:
-    """Every process below this one."""
+    """Yield every descendant of a process."""
     waiting = children(pid)
     while waiting:
         one = waiting.pop()
@@ -163,12 +170,14 @@ def below(pid: int) -> Iterator[int]:
 
 
 def kill_those(pids: Iterable[int], condition: Callable[[Stat], bool]) -> int:
-    """Kill every process for which the condition holds, looked at when no other can have its pid any more.
+    """Kill every process for which the condition holds.
+
+    The condition is checked while a pidfd is open, so the pid can't be another process's by then.
 
     Returns:
-        How many were still alive.
+        How many were still running.
     """
-    struck = 0
+    killed = 0
     for pid in pids:
         try:
             pidfd = os.pidfd_open(pid)
@@ -178,9 +187,9 @@ def kill_those(pids: Iterable[int], condition: Callable[[Stat], bool]) -> int:
             about = stat(pid)
             if about is not None and about.state != "Z" and condition(about):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                struck += 1
+                killed += 1
         except ProcessLookupError:
             continue
         finally:
             os.close(pidfd)
-    return struck
+    return killed

@@ -1,9 +1,8 @@
-"""Removing a directory that hostile code has filled.
+"""Remove a directory that hostile code has filled.
 
-A kernel may leave a tree a million levels deep (deeper than Python recurses,
-than a path is long, than descriptors go), directories without permissions, and
-links to anywhere. So nothing is followed and nothing is descended into: each
-directory is moved up to the top, emptied there, and removed.
+A kernel may leave a tree a million levels deep (deeper than Python recurses, longer than a path, more than the limit of
+descriptors), directories without permissions, and links to anywhere. So no link is followed and no tree is descended:
+each directory is moved up to the top, emptied there and removed.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from pathlib import Path
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and everything in it; a path that is gone is fine.
+    """Remove a directory and everything in it. Does nothing if it does not exist.
 
     Takes time in proportion to the number of files: call it in a thread.
 
     Raises:
-        OSError: something could not be removed.
+        OSError: an entry could not be removed.
     """
     try:
         top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -37,7 +36,7 @@ def remove_tree(path: Path) -> None:
 
 
 def _remove_entry(top: int, name: str, counter: int) -> int:
-    """Remove one entry of ``top``; what it holds is unlinked or moved up. Returns the counter for new names."""
+    """Remove one entry of ``top``: unlink or move up its own entries first. Return the counter for new names."""
     try:
         os.unlink(name, dir_fd=top)
         return counter

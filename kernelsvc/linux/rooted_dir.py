@@ -1,22 +1,19 @@
-"""A directory that an attacker writes to, opened so that nothing in it leads out of it.
+"""A directory that an attacker writes to, opened so that no path leads out of it.
 
-Theory of operation. Names are never joined to a path and looked at first: the
-kernel of the machine resolves each name itself, in one call, beneath a
-descriptor of the directory, with links, magic links and other filesystems
-forbidden (openat2(2): ``RESOLVE_BENEATH | NO_SYMLINKS | NO_MAGICLINKS |
-NO_XDEV``). What was opened is then judged by its descriptor: a regular file
-with one link, or nothing. So there is no moment between looking and using.
+Theory of operation. Names are never joined to a path and checked first. Linux resolves each name itself, in one call,
+beneath a descriptor of the directory, with links, magic links and other filesystems forbidden (openat2(2):
+``RESOLVE_BENEATH | NO_SYMLINKS | NO_MAGICLINKS | NO_XDEV``). The opened file is then checked by its descriptor: it
+must be a regular file with one link. So there is no moment between a check and a use.
 
-Where openat2 is missing (Linux before 5.6, or a filter that refuses it), each
-component is opened on its own with ``O_NOFOLLOW``, relative to the one before,
-and must lie on the same device; that is as safe, one call per component.
+Where openat2 is missing (Linux before 5.6, or a filter that refuses it), each component is opened on its own with
+``O_NOFOLLOW``, relative to the one before, and must lie on the same device. That is as safe, with one call for each
+component.
 
-Writing goes to a new name in the target's directory and is renamed into place,
-both relative to that directory's descriptor: it replaces a link, never follows
-one. When the directory belongs to a session's own user, so does the new file.
+A write goes to a new name in the target's directory, and rename(2) puts it in place, both relative to that directory's
+descriptor. It replaces a link and never follows one. If the directory belongs to a session's own user, so does the new
+file.
 
-Everything here is synchronous and short, but ``walk`` and ``delete`` of a large
-tree; call those in a thread.
+All calls are synchronous and short except ``list`` and ``delete`` of a large tree: call those in a thread.
 """
 
 from __future__ import annotations
@@ -37,14 +34,14 @@ from pathlib import Path
 import msgspec
 
 from kernelsvc.errors import AtCapacity, BadRequest, Conflict, KernelsvcError, NotFound, NotSupported, TooLarge
-from kernelsvc.linux.nofollow import open_plain
+from kernelsvc.linux.nofollow import open_directory
 
 #: linux/openat2.h
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 2, 4, 8
 _RESOLVE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV
-#: The same number on every architecture: it is younger than the common table (asm-generic/unistd.h).
+#: The same number on every architecture (asm-generic/unistd.h).
 _SYS_OPENAT2 = 437
-#: openat2(2) says EAGAIN when a rename raced with it; an attacker can race for ever.
+#: openat2(2) fails with EAGAIN when a rename races with it. An attacker can race without end.
 _TRIES = 64
 
 MAX_PATH_BYTES, MAX_NAME_BYTES, MAX_DEPTH = 4096, 255, 64
@@ -54,10 +51,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def parse_path(raw: bytes) -> tuple[bytes, ...]:
-    """A relative path from a URL, percent-decoded, as its components.
+    """Return the components of a relative path from a URL, percent-decoded.
 
     Raises:
-        BadRequest: it is absolute, empty, too long or deep, or has a part that climbs.
+        BadRequest: it is absolute, empty, too long or too deep, or has a part ``..``.
     """
     parts = tuple(raw.split(b"/"))
     if raw.startswith(b"/"):
@@ -74,10 +71,10 @@ def parse_path(raw: bytes) -> tuple[bytes, ...]:
 
 
 def openat2(dirfd: int, path: bytes, flags: int) -> int:
-    """Open what lies beneath ``dirfd``, in one call of the machine's kernel, and follow no link.
+    """Open a path beneath ``dirfd`` in one system call, without following a link.
 
     Raises:
-        OSError: as the system call; ENOSYS where there is none.
+        OSError: see openat2(2). ENOSYS if Linux lacks it.
     """
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE)
     for _ in range(_TRIES):
@@ -87,14 +84,14 @@ def openat2(dirfd: int, path: bytes, flags: int) -> int:
         number = ctypes.get_errno()
         if number not in (errno.EINTR, errno.EAGAIN):
             raise OSError(number, os.strerror(number))
-    raise OSError(errno.EAGAIN, "the directory is being renamed under us")
+    raise OSError(errno.EAGAIN, "the directory is being renamed meanwhile")
 
 
 def walk_open(dirfd: int, parts: tuple[bytes, ...], flags: int) -> int:
-    """``openat2`` for machines without it: one component at a time, no link followed, no other device entered.
+    """Do the same as ``openat2`` on machines without it: one component at a time, no link, no other device.
 
     Raises:
-        OSError: as ``open``; ELOOP or ENOTDIR at a link, EXDEV at another device.
+        OSError: see open(2). ELOOP or ENOTDIR at a link, EXDEV at another device.
     """
     device = os.fstat(dirfd).st_dev
     current = os.dup(dirfd)
@@ -132,10 +129,10 @@ HAS_OPENAT2 = _works()
 
 
 def open_beneath(dirfd: int, parts: tuple[bytes, ...], flags: int) -> int:
-    """A descriptor of what ``parts`` names beneath ``dirfd``; the caller closes it.
+    """Open the path ``parts`` beneath ``dirfd``. The caller closes the descriptor.
 
     Raises:
-        OSError: it isn't there, or a link or another filesystem lies on the way.
+        OSError: it does not exist, or a component is a link or on another filesystem.
     """
     if not parts:
         return os.open(b".", flags | os.O_CLOEXEC, dir_fd=dirfd)
@@ -166,7 +163,7 @@ _MESSAGES: dict[int, tuple[type[KernelsvcError], str]] = {
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turn the machine's errors into ours, with no path of the server's in them."""
+    """Convert an OSError into an error for the client, without a path of the server's."""
     try:
         yield
     except OSError as error:
@@ -175,7 +172,7 @@ def explained() -> Iterator[None]:
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One name: ``path`` relative to the root, as bytes."""
+    """One entry. ``path`` is relative to the root, as bytes."""
 
     path: bytes
     kind: str
@@ -184,7 +181,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def modified(self) -> str:
-        """UTC, ISO 8601; a time that no calendar has becomes the epoch."""
+        """Time of the last change in UTC, ISO 8601. A time outside of the calendar becomes the epoch."""
         try:
             at = datetime.fromtimestamp(self.mtime_ns / 1e9, UTC)
         except (ValueError, OverflowError, OSError):
@@ -193,7 +190,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def kind_of(mode: int) -> str:
-    """What a mode says that something is."""
+    """Return the kind of a file from its mode."""
     if stat.S_ISREG(mode):
         return "file"
     if stat.S_ISDIR(mode):
@@ -202,18 +199,18 @@ def kind_of(mode: int) -> str:
 
 
 def etag_of(info: os.stat_result) -> str:
-    """Changes whenever the file's content may have."""
+    """Return a value that changes whenever the file's content may have changed."""
     facts = f"{info.st_ino}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}"
     return '"' + hashlib.sha256(facts.encode()).hexdigest()[:32] + '"'
 
 
 class RootedDirectory:
-    """A session's directory. A context manager: holds one descriptor."""
+    """A session's directory. A context manager that holds one descriptor."""
 
     def __init__(self, path: Path) -> None:
         with explained():
             try:
-                self._fd = open_plain(path, os.O_RDONLY)
+                self._fd = open_directory(path, os.O_RDONLY)
             except OSError as error:
                 if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                     raise
@@ -228,18 +225,18 @@ class RootedDirectory:
         self.close()
 
     def close(self) -> None:
-        """Let go of the descriptor."""
+        """Close the descriptor."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def open_file(self, parts: tuple[bytes, ...]) -> tuple[int, os.stat_result]:
-        """A readable descriptor of a regular file, and what it is. The caller closes it.
+        """Open a regular file for reading. Return the descriptor, which the caller closes, and its status.
 
-        Never waits: ``O_NONBLOCK`` opens a FIFO at once, and then it is refused.
+        Never blocks: ``O_NONBLOCK`` opens a FIFO immediately (fifo(7)), and then the check refuses it.
 
         Raises:
-            KernelsvcError: it isn't there, no regular file, or has a second link (to who knows what).
+            KernelsvcError: it does not exist, is no regular file, or has a second link, which may lie outside.
         """
         with explained():
             fd = open_beneath(self._fd, parts, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
@@ -254,7 +251,7 @@ class RootedDirectory:
         raise BadRequest("This is no regular file. Only regular files can be read.")
 
     def is_directory(self, parts: tuple[bytes, ...]) -> bool:
-        """Whether this names a directory in here."""
+        """Return whether this is a directory in here."""
         try:
             os.close(open_beneath(self._fd, parts, os.O_PATH | os.O_DIRECTORY))
         except OSError:
@@ -262,7 +259,9 @@ class RootedDirectory:
         return True
 
     def list(self, parts: tuple[bytes, ...], *, recursive: bool, limit: int) -> tuple[list[Entry], bool]:
-        """At most ``limit`` entries, sorted, and whether there are more. May take long; call it in a thread.
+        """Return at most ``limit`` entries, sorted, and whether there are more.
+
+        Slow for a large tree: call it in a thread.
 
         Raises:
             KernelsvcError: it is no directory in here.
@@ -284,7 +283,7 @@ class RootedDirectory:
             except OSError:
                 if parts == top:
                     raise
-                continue  # It went away, or became a link, since its parent was read.
+                continue  # It was removed or replaced by a link since its parent was read.
             try:
                 for entry in self._entries(fd, parts):
                     yield entry
@@ -307,10 +306,12 @@ class RootedDirectory:
                 yield Entry(path=path, kind=kind, size=info.st_size, mtime_ns=info.st_mtime_ns)
 
     def look(self, parts: tuple[bytes, ...]) -> tuple[os.stat_result, bytes | None]:
-        """What a name is, itself: a link is not followed, its target is told. No parts: the directory.
+        """Return the status of an entry, and its target if it is a link.
+
+        A link is not followed. No parts: the directory.
 
         Raises:
-            KernelsvcError: it isn't there.
+            KernelsvcError: it does not exist.
         """
         if not parts:
             return os.fstat(self._fd), None
@@ -324,10 +325,10 @@ class RootedDirectory:
         return info, target
 
     def attributes(self, parts: tuple[bytes, ...]) -> dict[str, bytes]:
-        """The extended attributes of a name's own (``user.*``); none of what is no file and no directory.
+        """Return the extended attributes (``user.*``) of a file or directory, none of other kinds.
 
         Raises:
-            KernelsvcError: it isn't there.
+            KernelsvcError: it does not exist.
         """
         with explained():
             fd = open_beneath(self._fd, parts, os.O_PATH | os.O_NOFOLLOW)
@@ -337,28 +338,28 @@ class RootedDirectory:
                 os.close(fd)
 
     def open_directory(self, parts: tuple[bytes, ...]) -> int:
-        """A descriptor (``O_PATH``) of a directory in here; the caller closes it.
+        """Open a directory with ``O_PATH``. The caller closes the descriptor.
 
         Raises:
-            KernelsvcError: it isn't there, or is no directory.
+            KernelsvcError: it does not exist, or is no directory.
         """
         with explained():
             return open_beneath(self._fd, parts, os.O_PATH | os.O_DIRECTORY)
 
     def make(self, parts: tuple[bytes, ...]) -> None:
-        """Make a directory, and those on its way.
+        """Make a directory and its parents.
 
         Raises:
-            KernelsvcError: a link or something else is in the way, or the disk is full.
+            KernelsvcError: a component is a link or a file, or the disk is full.
         """
         with explained():
             os.close(self._make_parents(parts))
 
     def move(self, source: tuple[bytes, ...], target: tuple[bytes, ...]) -> None:
-        """Give what has a name another one; directories on its way are made, what has that name is replaced.
+        """Rename an entry. It makes missing parents, and an entry with the new name is replaced.
 
         Raises:
-            KernelsvcError: it isn't there, or the new name is a directory's with something in it.
+            KernelsvcError: it does not exist, or the new name is that of a directory that is not empty.
         """
         with contextlib.ExitStack() as held, explained():
             old = open_beneath(self._fd, source[:-1], os.O_RDONLY | os.O_DIRECTORY)
@@ -369,10 +370,10 @@ class RootedDirectory:
             os.rename(source[-1], target[-1], src_dir_fd=old, dst_dir_fd=new)
 
     def upload(self, parts: tuple[bytes, ...]) -> Upload:
-        """Begin to write a file; directories on its way are made.
+        """Start to write a file. It makes missing parents.
 
         Raises:
-            KernelsvcError: a link or something else is in the way, or the disk is full.
+            KernelsvcError: a component is a link or a file, or the disk is full.
         """
         with explained():
             parent = self._make_parents(parts[:-1])
@@ -384,7 +385,7 @@ class RootedDirectory:
             raise
 
     def _make_parents(self, parts: tuple[bytes, ...]) -> int:
-        """Each step is relative to the descriptor of the one before, so that no step can be redirected."""
+        """Make directories, each relative to the descriptor of the one before, so that no step can be redirected."""
         current = os.dup(self._fd)
         try:
             for part in parts:
@@ -403,10 +404,10 @@ class RootedDirectory:
         return current
 
     def delete(self, parts: tuple[bytes, ...], *, recursive: bool) -> None:
-        """Remove a name: a file, a link (not what it points to), a directory. May take long; call it in a thread.
+        """Remove an entry: a file, a link (not its target), a directory. Slow for a large tree: call it in a thread.
 
         Raises:
-            KernelsvcError: it isn't there, or is a directory with something in it.
+            KernelsvcError: it does not exist, or is a directory that is not empty.
         """
         with explained():
             parent = open_beneath(self._fd, parts[:-1], os.O_RDONLY | os.O_DIRECTORY)
@@ -421,7 +422,7 @@ def _remove(parent: int, name: bytes, *, recursive: bool) -> None:
         os.unlink(name, dir_fd=parent)
     elif recursive:
         try:
-            # Descriptor-based on Linux: a directory swapped for a link is not entered (shutil.rmtree's docs).
+            # shutil.rmtree is "symlink attack resistant" on Linux: it uses descriptors and enters no link.
             shutil.rmtree(os.fsdecode(name), dir_fd=parent)
         except RecursionError:
             raise OSError(errno.ENOTEMPTY, "nested too deep") from None
@@ -433,17 +434,17 @@ def _attributes(fd: int) -> dict[str, bytes]:
     kind = os.fstat(fd).st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
         return {}
-    place = f"/proc/self/fd/{fd}"  # leads to what O_PATH has open; the descriptor itself is refused (open(2))
+    place = f"/proc/self/fd/{fd}"  # open(2): operations on an O_PATH descriptor itself fail with EBADF
     found = {}
-    with contextlib.suppress(OSError):  # a filesystem without them
+    with contextlib.suppress(OSError):  # a filesystem without extended attributes
         for name in os.listxattr(place):
-            with contextlib.suppress(OSError):  # removed meanwhile
+            with contextlib.suppress(OSError):  # it was removed meanwhile
                 found[name] = os.getxattr(place, name)
     return found
 
 
 def own(fd: int, owner: os.stat_result) -> None:
-    """Give a new file to whom the directory belongs to, when that is somebody else and we may."""
+    """Give a new file to the owner of its directory, if that is another user and this process is root."""
     if os.geteuid() == 0 and (owner.st_uid, owner.st_gid) != (0, 0):
         os.fchown(fd, owner.st_uid, owner.st_gid)
 
@@ -461,10 +462,10 @@ class Upload:
         own(self._fd, owner)
 
     def write(self, data: bytes) -> None:
-        """Append.
+        """Append data.
 
         Raises:
-            KernelsvcError: the disk is full or fails; ``abort`` is still to be called.
+            KernelsvcError: the disk is full or failed. Call ``abort`` then.
         """
         with explained():
             view = memoryview(data)
@@ -474,12 +475,12 @@ class Upload:
         self.size += len(data)
 
     def describe(self, attributes: Mapping[str, bytes]) -> None:
-        """Give it extended attributes (xattr(7)).
+        """Set extended attributes (xattr(7)).
 
         Raises:
             NotSupported: the filesystem has none.
-            TooLarge: they are more than it takes.
-            KernelsvcError: the disk fails; ``abort`` is still to be called.
+            TooLarge: they exceed its limit.
+            KernelsvcError: the disk failed. Call ``abort`` then.
         """
         try:
             for name, value in attributes.items():
@@ -493,17 +494,17 @@ class Upload:
                 raise
 
     def current(self) -> os.stat_result | None:
-        """What has the name now, None if nothing has."""
+        """Return the status of the present file of this name, or None if there is none."""
         try:
             return os.stat(self._name, dir_fd=self._parent, follow_symlinks=False)
         except OSError:
             return None
 
     def commit(self) -> tuple[str, str]:
-        """Put it in place of whatever had the name. Returns its SHA-256 and ETag.
+        """Put the file in place of the present one. Return its SHA-256 and ETag.
 
         Raises:
-            KernelsvcError: the name is a directory's.
+            KernelsvcError: the name is that of a directory.
         """
         with explained():
             os.rename(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
@@ -513,7 +514,7 @@ class Upload:
         return self._digest.hexdigest(), etag
 
     def abort(self) -> None:
-        """Forget it; calling it again, or after ``commit``, does nothing."""
+        """Remove the temporary file. Idempotent, and does nothing after ``commit``."""
         if self._fd >= 0 and self._temporary:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary, dir_fd=self._parent)

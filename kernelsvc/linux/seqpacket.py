@@ -1,6 +1,7 @@
-"""Datagrams of JSON with descriptors over ``SOCK_SEQPACKET``: how host, init, template and server talk.
+"""JSON datagrams with descriptors over ``SOCK_SEQPACKET``, between host, init, fork server and server.
 
-See unix(7): a datagram arrives whole or not at all, with its descriptors.
+unix(7): a SOCK_SEQPACKET socket "preserves message boundaries". A datagram arrives whole with its descriptors, or not
+at all.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any
 
 import msgspec
 
-#: Largest datagram that is read; writers are bounded by what they write.
+#: Maximum bytes of a datagram. Writers limit their requests.
 DATAGRAM = 192 * 1024
-#: What a socket is asked to hold (Linux gives at most twice ``net.core.wmem_max``): a datagram must fit in whole.
+#: Requested size of the socket's buffer (socket(7): at most twice ``net.core.wmem_max``). A datagram must fit whole.
 BUFFER = 1 << 20
-#: Datagrams that wait for a peer that does not read; one that leaves more unread is given up.
+#: Maximum datagrams that wait for a peer that does not read. More are refused.
 BACKLOG = 4096
 
 encode = msgspec.json.Encoder().encode
@@ -31,7 +32,7 @@ Received = Callable[[dict[str, Any], list[int]], None]
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected ends."""
+    """Return two connected sockets."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in ends:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
@@ -39,33 +40,34 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def refuse_descriptors(sock: socket.socket) -> None:
-    """Have Linux refuse descriptors that the other end sends from now on (EPERM for the sender).
+    """Have Linux refuse descriptors that the peer sends from now on (EPERM for the sender).
 
-    Before Linux 6.16 the other end may send some: a read without room for them closes them (unix(7)).
+    Before Linux 6.16 the peer may send some. unix(7): those in excess of the receiver's buffer are closed
+    automatically.
     """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
-def receive(sock: socket.socket, most: int) -> tuple[dict[str, Any], list[int]] | None:
-    """One datagram, or None at the end.
+def receive(sock: socket.socket, max_fds: int) -> tuple[dict[str, Any], list[int]] | None:
+    """Return one datagram and its descriptors, or None at the end.
 
     Args:
-        sock: to read from.
-        most: descriptors that may come with it.
+        sock: the socket.
+        max_fds: maximum of descriptors.
 
     Raises:
         BlockingIOError: there is none yet.
-        ValueError: it is not a JSON object, or too long, or more descriptors came with it. All are closed.
+        ValueError: it is not a JSON object, too long, or with too many descriptors. All descriptors are closed.
     """
     try:
-        data, fds, flags, _ = socket.recv_fds(sock, DATAGRAM, most, socket.MSG_CMSG_CLOEXEC)
+        data, fds, flags, _ = socket.recv_fds(sock, DATAGRAM, max_fds, socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:
         raise
     except OSError:
         return None
     if not data:
-        close_all(fds)  # an empty datagram may carry some
+        close_all(fds)  # an empty datagram may have descriptors
         return None
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
@@ -77,19 +79,19 @@ def receive(sock: socket.socket, most: int) -> tuple[dict[str, Any], list[int]] 
 
 
 def close_all(fds: Sequence[int]) -> None:
-    """Close every one of these descriptors."""
+    """Close these descriptors."""
     for fd in fds:
         os.close(fd)
 
 
 class SeqpacketChannel:
-    """One end, on the event loop.
+    """One end of a connection, on the event loop.
 
     Args:
-        sock: connected; the channel's from now on.
-        received: takes each datagram, and owns the descriptors that came with it.
-        closed: called once when the other end is gone or sent what it may not send.
-        fds: most descriptors that the other end may send with one datagram.
+        sock: a connected socket, which belongs to the channel.
+        received: receives each datagram, and owns its descriptors.
+        closed: called once if the peer has closed the connection or sent an invalid datagram.
+        fds: maximum of descriptors that the peer may send with one datagram.
     """
 
     def __init__(self, sock: socket.socket, received: Received, closed: Callable[[], None], *, fds: int) -> None:
@@ -107,13 +109,13 @@ class SeqpacketChannel:
 
     @property
     def is_open(self) -> bool:
-        """Whether it can still be used."""
+        """Whether the channel is open."""
         return self.sock.fileno() >= 0
 
     def send(self, body: dict[str, Any], fds: Sequence[int] = ()) -> bool:
-        """Send one datagram, later if the other end is slow; False if it is gone or reads nothing at all.
+        """Send one datagram, later if the peer is slow. Return False if the channel is closed or its queue is full.
 
-        The descriptors are duplicated where they must wait; the caller closes its own.
+        The descriptors are duplicated if they must wait. The caller closes its own.
         """
         if not self.is_open:
             return False
@@ -138,7 +140,7 @@ class SeqpacketChannel:
         return True
 
     def _flush(self) -> None:
-        with contextlib.suppress(OSError):  # the reader finds out
+        with contextlib.suppress(OSError):  # the reader gets the error, too
             while self._waiting and self._put(*self._waiting[0]):
                 close_all(self._waiting.popleft()[1])
             if self._waiting:
@@ -164,7 +166,7 @@ class SeqpacketChannel:
             self._received(*got)
 
     def close(self) -> None:
-        """Let go, without calling ``closed``."""
+        """Close the socket, without calling ``closed``."""
         if self.is_open:
             self._drop_waiting()
             self._loop.remove_reader(self.sock.fileno())

@@ -1,4 +1,4 @@
-"""Telling others that the server is ready: a descriptor, and systemd's notification socket (sd_notify(3))."""
+"""Report readiness to the parent process through a descriptor, and to systemd (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 
 def ready_fd(fd: int | None) -> None:
-    """Write one line to a descriptor that the caller gave, and close it."""
+    """Write one line to a descriptor that the caller passed, and close it."""
     if fd is None:
         return
     with contextlib.suppress(OSError):
@@ -19,16 +19,20 @@ def ready_fd(fd: int | None) -> None:
 
 
 class Systemd:
-    """What systemd wants to hear; does nothing where systemd did not ask."""
+    """Notifications to systemd. Does nothing without ``NOTIFY_SOCKET``.
+
+    Args:
+        env: the environment.
+    """
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self._path = env.get("NOTIFY_SOCKET", "")
         self.watchdog_seconds = int(env.get("WATCHDOG_USEC", "0")) / 1e6
-        # systemd.exec(5): the unit's own process. Whatever it starts inherits the variable with a number not its own.
+        # systemd.exec(5): SYSTEMD_EXEC_PID is the pid of the unit's process. Its children inherit the variable.
         self.manages_us = env.get("SYSTEMD_EXEC_PID") == str(os.getpid())
 
     def tell(self, *lines: str) -> None:
-        """Send ``READY=1`` and the like."""
+        """Send lines such as ``READY=1``."""
         if not self._path:
             return
         address = "\0" + self._path[1:] if self._path.startswith("@") else self._path
@@ -36,7 +40,7 @@ class Systemd:
             sender.sendto("\n".join(lines).encode(), address)
 
     async def feed_watchdog(self) -> None:
-        """Say at half the asked interval that the loop is alive; until cancelled."""
+        """Notify systemd's watchdog at half of its interval, until cancelled."""
         if not self.watchdog_seconds:
             return
         while True:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kernelsvc.linux.nofollow import is_plain, make_plain
+from kernelsvc.linux.nofollow import is_directory, make_directory
 
 #: Name of the directory for later branches, within a session's directory for branches.
 NEXT = "next"
@@ -35,7 +35,7 @@ def branches_root(files: Path) -> Path:
 def times(files: Path) -> int:
     """Return how many times a session was branched, up to ``MOST_TIMES``."""
     place, depth = branches_root(files), 0
-    while depth < MOST_TIMES and is_plain(place / NEXT):
+    while depth < MOST_TIMES and is_directory(place / NEXT):
         place, depth = place / NEXT, depth + 1
     return depth
 
@@ -59,5 +59,5 @@ def make_place(files: Path) -> Path:
 
 
 def _make_room(path: Path) -> None:
-    if not is_plain(path):
-        make_plain(path, 0o755)
+    if not is_directory(path):
+        make_directory(path, 0o755)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import Internal
-from kernelsvc.linux.nofollow import stat_plain
+from kernelsvc.linux.nofollow import stat_directory
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox import quota
@@ -133,8 +133,8 @@ class SandboxManager:
         group: Cgroup | None = None
         try:
             # The plan names the directory by device and inode, so a link or a replacement is not mounted later.
-            stat_plain(workdir)
-            own = stat_plain(group_dir or workdir)
+            stat_directory(workdir)
+            own = stat_directory(group_dir or workdir)
             group = self._cgroups.make(kernel, cpu=limits.cpu_cores is not None)
             paths = self._find_paths(python, tuple(prefixes))
             request = ConfinementRequest(

@@ -24,7 +24,7 @@ import msgspec
 import psutil
 
 from kernelsvc.linux import procfs
-from kernelsvc.linux.nofollow import is_plain
+from kernelsvc.linux.nofollow import is_directory
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.plan import SPARE_TASKS
 
@@ -231,7 +231,7 @@ def disk_usage(directory: str, *, entries: int = _MOST_ENTRIES) -> int:
         entries: maximum of names.
     """
     # A session may have replaced its directory by a link, whose target is not its own.
-    total, left, seen, todo = 0, entries, set[tuple[int, int]](), [directory] if is_plain(directory) else []
+    total, left, seen, todo = 0, entries, set[tuple[int, int]](), [directory] if is_directory(directory) else []
     while todo and left > 0:
         try:
             with os.scandir(todo.pop()) as found:

@@ -31,7 +31,7 @@ import msgspec
 
 from kernelsvc.errors import Conflict, NotFound
 from kernelsvc.linux.atomic_file import replace, replace_bytes, sync_directory, write_all
-from kernelsvc.linux.nofollow import make_plain, stat_plain
+from kernelsvc.linux.nofollow import make_directory, stat_directory
 from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model import hash_chain
 from kernelsvc.model.hash_chain import Head
@@ -282,8 +282,8 @@ def _make_files(
     else:
         real = (place or make_place(parent)) / session
         # A branch's Landlock rules name the directory of its own branches, so it must exist before them.
-        make_plain(real.with_name(f"{session}.d"), 0o755)
-        make_plain(real, 0o700, stat_plain(parent))
+        make_directory(real.with_name(f"{session}.d"), 0o755)
+        make_directory(real, 0o700, stat_directory(parent))
     made.files.symlink_to(os.path.relpath(real, made.path), target_is_directory=True)
 
 
