@@ -1,22 +1,28 @@
-"""A scripted kernel in this process, for tests of what lies above the port.
+"""A scripted kernel in this process, for tests of the layers above the port.
 
-It keeps the whole contract of ``port`` (the same suite runs on it and on the
-real ones), numbers its frames, and outlives a ``detach`` like a real process.
-A cell is a script, one command a line:
+It fulfils the whole contract of ``port`` (the same suite runs on it and on the real kernels), numbers its frames, and
+outlives a ``detach`` like a real process. A cell is a script, one command on a line:
 
 =====================  ==================================================
-``print TEXT``         a line on stdout; ``err TEXT`` on stderr
+``print TEXT``         a line on stdout
+``err TEXT``           a line on stderr
 ``raw TEXT``           a line on stdout from no cell, as C code writes it
 ``lines N``            N numbered lines, one delivery each
 ``big N``              one text of N characters
-``show MIME DATA``     a display; ``clear`` clears
+``show MIME DATA``     a display
+``clear``              clears the output
 ``result TEXT``        the value of the cell
 ``error NAME TEXT``    raise
-``set NAME VALUE``     a variable; ``get NAME`` makes it the result
-``input PROMPT``       ask, and print the answer; ``password PROMPT``
+``set NAME VALUE``     a variable
+``get NAME``           the value of the variable is that of the cell
+``input PROMPT``       wait for input, and print it
+``password PROMPT``    the same for a password
 ``wait NAME``          until ``FakeLauncher.release(NAME)``, or an interrupt
-``hang``               for ever, deaf to interrupts
-``die SIGNUM``         as by a signal; ``exit CODE``; ``oom``; ``garble``
+``hang``               without an end, and without a reaction to interrupts
+``die SIGNUM``         end as by a signal
+``exit CODE``          end with a status
+``oom``                end as by the OOM killer
+``garble``             break the protocol
 =====================  ==================================================
 """
 
@@ -40,15 +46,15 @@ Reply = dict[str, Any]
 
 
 class Raised(Exception):
-    """The script raises: name and text."""
+    """The script raises an error: name and text."""
 
 
 class Died(Exception):
-    """The script ends its process; ``args[0]`` is the ``Exit``."""
+    """The script ends its process. ``args[0]`` is the ``Exit``."""
 
 
 class FakeProcess:
-    """What stands for the kernel's process: it lives on while no server is attached."""
+    """The process of a fake kernel. It continues while no server is attached."""
 
     def __init__(self, kernel: str, pid: int, gates: dict[str, asyncio.Event]) -> None:
         self.kernel, self.pid, self._gates = kernel, pid, gates
@@ -73,17 +79,17 @@ class FakeProcess:
     # -- the server's side ----------------------------------------------------------------
 
     def attach(self, sink: Sink, last_frame: int = 0) -> None:
-        """Give everything above ``last_frame`` to ``sink``, and what follows."""
+        """Deliver everything above ``last_frame`` to ``sink``, and all later output."""
         self.sink = sink
         self._kept = [o for o in self._kept if (o.frame or 0) > last_frame]
         self._wake()
 
     def detach(self) -> None:
-        """Keep what comes until somebody attaches."""
+        """Keep all output until a server attaches."""
         self.sink, self._refused = None, None
 
     def resume(self) -> None:
-        """Deliver again what was refused."""
+        """Deliver the refused batch again."""
         self._pump()
 
     def request(self, msg_id: str, content: dict[str, Any]) -> None:
@@ -92,12 +98,12 @@ class FakeProcess:
         self._requests.put_nowait((msg_id, content))
 
     def interrupt(self) -> None:
-        """As SIGINT: raises in the running cell, or does nothing."""
+        """Raise in the running cell, as SIGINT does. Does nothing without one."""
         if not self._deaf and self._cell:
             self._interrupted.set()
 
     async def copy(self, kernel: str, processes: dict[str, FakeProcess], force: bool) -> None:
-        """A process with the same variables and count, to which nobody is attached, made between two cells."""
+        """Make a process with the same variables and count between two cells. No server is attached to it."""
         made: asyncio.Future[None] = self._loop.create_future()
 
         def fork() -> None:
@@ -116,12 +122,12 @@ class FakeProcess:
         made.result()
 
     def answer(self, value: str) -> None:
-        """An ``input_reply``; ignored if nobody asked."""
+        """Pass an ``input_reply`` to the cell that waits for it. Without one it is ignored."""
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(value)
 
     def end(self, how: Exit) -> None:
-        """End the process at once."""
+        """End the process immediately."""
         if self.exit is None:
             self.exit = how
             self._task.cancel()
@@ -387,12 +393,12 @@ class FakeKernel:
     async def fork(
         self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False
     ) -> ForkResult:
-        """See ``port.Kernel``. A variable named ``thread`` is what can't be forked."""
+        """See ``port.Kernel``. A kernel with a variable named ``thread`` can't be forked."""
         await self.process.copy(copy.kernel, self.processes, force)
         return ForkResult(cost_ms=1.0)
 
     async def restrict_writes(self, write: Sequence[str]) -> str:
-        """See ``port.Kernel``; nothing confines it."""
+        """See ``port.Kernel``. A fake kernel is not confined."""
         return ""
 
     async def save(self, fd: int) -> SaveResult:
@@ -411,7 +417,7 @@ class FakeLauncher:
     """``port.Launcher`` of fake kernels.
 
     Attributes:
-        processes: every process ever started, by kernel id; tests look into them.
+        processes: every process ever started, by kernel id, for tests to inspect.
         refusals: errors that the next starts raise, first first.
         delay: an event that starts wait for, or None.
     """

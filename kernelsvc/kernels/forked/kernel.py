@@ -308,7 +308,7 @@ class _ReplySink:
     """A sink that waits for the reply to one request.
 
     Attributes:
-        succeeded: whether the reply has the status "ok"; False, too, if the kernel ended.
+        succeeded: whether the reply has the status "ok". It is False, too, if the kernel ended.
     """
 
     def __init__(self, msg_id: str) -> None:
