@@ -21,7 +21,7 @@ MAX_MESSAGE, MAX_TRACEBACK = 4096, 16 * 1024
 _formatter = logging.Formatter()
 
 
-class _Place:
+class _Source:
     """The records of one place in the code."""
 
     def __init__(self, record: logging.LogRecord, since: float) -> None:
@@ -42,7 +42,7 @@ class RateLimit(logging.Filter):
     def __init__(self, handler: logging.Handler, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._handler, self._clock = handler, clock
-        self._places: dict[tuple[str, int], _Place] = {}
+        self._sources: dict[tuple[str, int], _Source] = {}
         self._lock = threading.RLock()
         handler.addFilter(self)
 
@@ -53,11 +53,11 @@ class RateLimit(logging.Filter):
         with self._lock:
             now = self._clock()
             self._summarise(now)
-            place = self._places.setdefault((record.pathname, record.lineno), _Place(record, now))
-            if place.written >= BURST:
-                place.left_out += 1
+            source = self._sources.setdefault((record.pathname, record.lineno), _Source(record, now))
+            if source.written >= BURST:
+                source.left_out += 1
                 return False
-            place.written += 1
+            source.written += 1
         _shorten(record)
         return True
 
@@ -67,17 +67,17 @@ class RateLimit(logging.Filter):
             self._summarise(self._clock())
 
     def _summarise(self, now: float) -> None:
-        over = {key: one for key, one in self._places.items() if now >= one.since + PERIOD_SECONDS}
-        for key, place in over.items():
-            del self._places[key]
-            if place.left_out:
-                self._handler.handle(_summary(place, now))
+        over = {key: one for key, one in self._sources.items() if now >= one.since + PERIOD_SECONDS}
+        for key, source in over.items():
+            del self._sources[key]
+            if source.left_out:
+                self._handler.handle(_summary(source, now))
 
 
-def _summary(place: _Place, now: float) -> logging.LogRecord:
-    first = place.record
+def _summary(source: _Source, now: float) -> logging.LogRecord:
+    first = source.record
     text = "%d more records like the last %d of %s line %d were left out in %.0f s"
-    args = (place.left_out, place.written, first.module, first.lineno, now - place.since)
+    args = (source.left_out, source.written, first.module, first.lineno, now - source.since)
     record = logging.LogRecord(first.name, first.levelno, first.pathname, first.lineno, text, args, None)
     record.summary = True
     return record

@@ -56,11 +56,11 @@ def install(shell: Any) -> None:
         )
         formatter = kind(parent=shell.display_formatter)
         for module, name in types:
-            formatter.for_type_by_name(module, name, _harmless(extract))
+            formatter.for_type_by_name(module, name, _without_errors(extract))
         shell.display_formatter.formatters[mime] = formatter
 
 
-def _harmless(extract: Callable[[Any], Json | None]) -> Callable[[Any], Json | None]:
+def _without_errors(extract: Callable[[Any], Json | None]) -> Callable[[Any], Json | None]:
     def guarded(value: Any) -> Json | None:
         try:
             return extract(value)
@@ -153,7 +153,7 @@ def axes_chart(ax: Any) -> Json:
     return {"type": kind, "title": ax.get_title() or None, **_READERS[kind](ax, errors)}
 
 
-class _Errors:
+class _ErrorBars:
     """The error bars of one pair of axes.
 
     Attributes:
@@ -168,8 +168,8 @@ class _Errors:
         self.labels: dict[int, object] = {}
 
 
-def _errors(ax: Any) -> _Errors:
-    found = _Errors()
+def _errors(ax: Any) -> _ErrorBars:
+    found = _ErrorBars()
     bars = [each for each in ax.containers if type(each).__name__ == "BarContainer"]
     for each in ax.containers:
         if type(each).__name__ != "ErrorbarContainer":
@@ -209,7 +209,7 @@ def _relative(spans: list[Any] | None, centres: Sequence[Any]) -> list[Any] | No
     return found
 
 
-def _kind(ax: Any, errors: _Errors) -> str:
+def _kind(ax: Any, errors: _ErrorBars) -> str:
     """Return the kind of chart that explains all artists on the axes."""
     from matplotlib.collections import PathCollection
     from matplotlib.lines import Line2D
@@ -237,10 +237,10 @@ def _is_guide(line: Any) -> bool:
 # --- labels, ticks, scales -------------------------------------------------------------------
 
 
-def _planar(ax: Any, *, turned: bool = False) -> Json:
+def _planar(ax: Any, *, horizontal: bool = False) -> Json:
     """Return labels and units, swapped for a horizontal chart."""
     names = [ax.get_xlabel() or None, ax.get_ylabel() or None]
-    x, y = reversed(names) if turned else names
+    x, y = reversed(names) if horizontal else names
     return {"x_label": x, "y_label": y, "x_unit": _unit(x), "y_unit": _unit(y)}
 
 
@@ -283,13 +283,13 @@ def _is_categorical(ticks: Sequence[Any], labels: Sequence[str]) -> bool:
 # --- one reader for each kind -----------------------------------------------------------------
 
 
-def _lines(ax: Any, errors: _Errors) -> Json:
+def _lines(ax: Any, errors: _ErrorBars) -> Json:
     elements = []
     for line in ax.get_lines():
         if _is_guide(line) or id(line) in errors.artists:
             continue
         label = errors.labels.get(id(line), line.get_label())
-        found = {"label": _named(label, "Line"), "points": _points(line.get_xdata(), line.get_ydata())}
+        found = {"label": _series_name(label, "Line"), "points": _points(line.get_xdata(), line.get_ydata())}
         elements.append(found | _point_errors(errors, line))
     return _scaled(ax) | {"elements": elements}
 
@@ -305,20 +305,20 @@ def _listed(values: Any) -> Iterable[Any]:
     return found
 
 
-def _point_errors(errors: _Errors, line: Any) -> Json:
+def _point_errors(errors: _ErrorBars, line: Any) -> Json:
     x, y = errors.of.get(id(line), (None, None))
     centres = {"x": (x, line.get_xdata(orig=False)), "y": (y, line.get_ydata(orig=False))}
     found = {name: _relative(spans, [_number(at) for at in places]) for name, (spans, places) in centres.items()}
     return {f"{name}_errors": value for name, value in found.items() if value is not None}
 
 
-def _named(label: object, kind: str) -> str:
+def _series_name(label: object, kind: str) -> str:
     text = str(label)
     found = re.fullmatch(r"_(?:child|container)(\d+)", text)
     return f"{kind} {found.group(1)}" if found else text
 
 
-def _scatter(ax: Any, errors: _Errors) -> Json:
+def _scatter(ax: Any, errors: _ErrorBars) -> Json:
     dated = _is_dated(ax.xaxis), _is_dated(ax.yaxis)
     elements = []
     for found in ax.collections:
@@ -332,22 +332,24 @@ def _scatter(ax: Any, errors: _Errors) -> Json:
     return _scaled(ax) | {"elements": elements}
 
 
-def _bars(ax: Any, errors: _Errors) -> Json:
+def _bars(ax: Any, errors: _ErrorBars) -> Json:
     containers = [each for each in ax.containers if type(each).__name__ == "BarContainer"]
-    turned = any(getattr(each, "orientation", None) == "horizontal" for each in containers)
-    labels = [label.get_text() for label in (ax.get_yticklabels() if turned else ax.get_xticklabels())]
+    horizontal = any(getattr(each, "orientation", None) == "horizontal" for each in containers)
+    labels = [label.get_text() for label in (ax.get_yticklabels() if horizontal else ax.get_xticklabels())]
     elements = []
     for container in containers:
-        elements += _group(container, labels, turned, errors)
-    return _planar(ax, turned=turned) | {"elements": elements}
+        elements += _group(container, labels, horizontal, errors)
+    return _planar(ax, horizontal=horizontal) | {"elements": elements}
 
 
-def _group(container: Any, labels: Sequence[str], turned: bool, errors: _Errors) -> list[Json]:
+def _group(container: Any, labels: Sequence[str], horizontal: bool, errors: _ErrorBars) -> list[Json]:
     name = str(container.get_label())
     group = f"Group {name.removeprefix('_container')}" if name.startswith("_container") else name
-    values = [_number(bar.get_width() if turned else bar.get_height()) for bar in container]
-    ends = [_number(bar.get_x() + bar.get_width() if turned else bar.get_y() + bar.get_height()) for bar in container]
-    spans = errors.of.get(id(container), (None, None))[0 if turned else 1]
+    values = [_number(bar.get_width() if horizontal else bar.get_height()) for bar in container]
+    ends = [
+        _number(bar.get_x() + bar.get_width() if horizontal else bar.get_y() + bar.get_height()) for bar in container
+    ]
+    spans = errors.of.get(id(container), (None, None))[0 if horizontal else 1]
     found = _relative(spans, ends) or [None] * len(values)
     names = [*labels, *(str(at) for at in range(len(labels), len(values)))]
     return [
@@ -356,7 +358,7 @@ def _group(container: Any, labels: Sequence[str], turned: bool, errors: _Errors)
     ]
 
 
-def _pie(ax: Any, errors: _Errors) -> Json:
+def _pie(ax: Any, errors: _ErrorBars) -> Json:
     return {
         "elements": [
             {
@@ -369,7 +371,7 @@ def _pie(ax: Any, errors: _Errors) -> Json:
     }
 
 
-def _unknown(ax: Any, errors: _Errors) -> Json:
+def _unknown(ax: Any, errors: _ErrorBars) -> Json:
     return {"elements": []}
 
 
@@ -394,20 +396,20 @@ class _Box:
         self.side, self.far = min(across), max(across)
         self.low, self.high = min(along), max(along)
         self.median: float | None = None
-        self.least, self.most = self.low, self.high
+        self.minimum, self.maximum = self.low, self.high
         self.outliers: list[float] = []
 
-    def has(self, across: Sequence[float]) -> bool:
+    def contains(self, across: Sequence[float]) -> bool:
         """Whether a line is above, below or in the box."""
         room = _NEAR * max(1.0, abs(self.far))
         return all(self.side - room <= value <= self.far + room for value in across)
 
-    def take(self, across: Sequence[float], along: Sequence[float], is_marker: bool) -> None:
+    def add(self, across: Sequence[float], along: Sequence[float], is_marker: bool) -> None:
         """Add a line of this box: outliers, a whisker or a median."""
         if is_marker:
             self.outliers += along
         elif len(along) == 2 and along[0] != along[1]:
-            self.least, self.most = min(self.least, *along), max(self.most, *along)
+            self.minimum, self.maximum = min(self.minimum, *along), max(self.maximum, *along)
         elif len(along) == 2 and self.low <= along[0] <= self.high and self._spans(across):
             self.median = along[0]
 
@@ -417,33 +419,33 @@ class _Box:
         return max(across) - min(across) > 0.75 * width
 
 
-def _boxes(ax: Any, errors: _Errors) -> Json:
+def _boxes(ax: Any, errors: _ErrorBars) -> Json:
     outlines = _outlines(ax)
-    turned = _lies(ax, outlines)
-    boxes = [_Box(y, x) if turned else _Box(x, y) for x, y in outlines]
+    horizontal = _is_horizontal(ax, outlines)
+    boxes = [_Box(y, x) if horizontal else _Box(x, y) for x, y in outlines]
     for line in ax.get_lines():
         x, y = _floats(line.get_xdata(orig=False)), _floats(line.get_ydata(orig=False))
         if not x or _is_outline(line):
             continue
-        across, along = (y, x) if turned else (x, y)
+        across, along = (y, x) if horizontal else (x, y)
         is_marker = line.get_linestyle() in ("None", "none", "", " ")
-        owner = next((box for box in boxes if box.has(across)), None)
+        owner = next((box for box in boxes if box.contains(across)), None)
         if owner is not None:
-            owner.take(across, along, is_marker)
-    labels = [label.get_text() for label in (ax.get_yticklabels() if turned else ax.get_xticklabels())]
+            owner.add(across, along, is_marker)
+    labels = [label.get_text() for label in (ax.get_yticklabels() if horizontal else ax.get_xticklabels())]
     names = [*labels, *(str(at + 1) for at in range(len(labels), len(boxes)))]
     elements = [_box_shown(name, box) for name, box in zip(names, boxes, strict=False)]
-    return _planar(ax, turned=turned) | {"elements": elements}
+    return _planar(ax, horizontal=horizontal) | {"elements": elements}
 
 
 def _box_shown(name: str, box: _Box) -> Json:
     return {
         "label": name,
-        "min": box.least,
+        "min": box.minimum,
         "first_quartile": box.low,
         "median": box.low if box.median is None else box.median,
         "third_quartile": box.high,
-        "max": box.most,
+        "max": box.maximum,
         "outliers": box.outliers,
     }
 
@@ -456,7 +458,7 @@ def _outlines(ax: Any) -> list[tuple[list[float], list[float]]]:
     return found + [(_floats(line.get_xdata(orig=False)), _floats(line.get_ydata(orig=False))) for line in lines]
 
 
-def _lies(ax: Any, outlines: Sequence[tuple[list[float], list[float]]]) -> bool:
+def _is_horizontal(ax: Any, outlines: Sequence[tuple[list[float], list[float]]]) -> bool:
     """Whether the boxes are horizontal: their medians are vertical lines."""
     for line in ax.get_lines():
         x, y = _floats(line.get_xdata(orig=False)), _floats(line.get_ydata(orig=False))
@@ -479,7 +481,7 @@ def _floats(values: Iterable[Any]) -> list[float]:
     return [float(value) for value in values]
 
 
-_READERS: dict[str, Callable[[Any, _Errors], Json]] = {
+_READERS: dict[str, Callable[[Any, _ErrorBars], Json]] = {
     "line": _lines,
     "scatter": _scatter,
     "bar": _bars,

@@ -86,6 +86,7 @@ _backgrounds: dict[int, BackgroundLoop] = {}
 def background() -> BackgroundLoop:
     """Return the background loop of this process. A forked process has no threads of its parent and gets its own."""
     with _lock:
+        # Threads do not survive a fork (fork(2)), and the new process has another pid.
         if os.getpid() not in _backgrounds:
             _backgrounds[os.getpid()] = BackgroundLoop()
         return _backgrounds[os.getpid()]

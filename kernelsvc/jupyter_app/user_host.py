@@ -57,6 +57,7 @@ def make_private(directory: Path) -> None:
     for path in (directory.parent, directory):
         try:
             path.mkdir(mode=0o700, exist_ok=True)
+            # lstat: a link of another user in /tmp must not be followed.
             info = path.lstat()
         except OSError as error:
             raise Internal(

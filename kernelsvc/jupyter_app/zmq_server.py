@@ -97,7 +97,9 @@ class ZmqServer:
             socket.linger = LINGER_MS
             if name == "iopub":
                 socket.sndhwm = IOPUB_MESSAGES
+                # A send to a full subscriber fails with EAGAIN instead of dropping the message.
                 socket.set(zmq.XPUB_NODROP, 1)
+                # Reports every subscription, also a second one to the same topic, so that each subscriber is welcomed.
                 socket.set(zmq.XPUB_VERBOSE, 1)
             socket.bind(self._url(name))
 
@@ -218,6 +220,7 @@ class ZmqServer:
         self._stalled_since = self._stalled_since or now
         if now - self._stalled_since > STALL_SECONDS and "iopub" in self._sockets:
             log.warning("a subscriber of iopub was full for %g s and now loses messages", STALL_SECONDS)
+            # From now on messages to the full subscriber are dropped.
             self._sockets["iopub"].set(zmq.XPUB_NODROP, 0)
         self._loop.call_later(RETRY_SECONDS, self._resume_kernel)
 

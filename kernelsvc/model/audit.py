@@ -77,6 +77,7 @@ def cell_digest(cell: dict[str, Any]) -> str:
         "outputs": [_plain_output(o) for o in cell.get("outputs", ())],
         "source": _joined(cell.get("source", "")),
     }
+    # Sorted keys and ASCII: one canonical text for one meaning.
     return sha256(json.dumps(_numbers(value), sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 

@@ -50,8 +50,8 @@ class CheckpointBudget:
     def __init__(self, cores: int, now: float) -> None:
         self._cores = max(1, cores)
         self._rate = SHARE * self._cores
-        self._most = self._rate * BURST_SECONDS
-        self._credit = self._most
+        self._max_credit = self._rate * BURST_SECONDS
+        self._credit = self._max_credit
         self._at = now
         self._active: OrderedDict[str, float] = OrderedDict()
 
@@ -72,7 +72,7 @@ class CheckpointBudget:
 
     def credit(self, now: float) -> float:
         """Return the seconds that may be spent. Below zero they are reserved already."""
-        self._credit = min(self._most, self._credit + self._rate * max(0.0, now - self._at))
+        self._credit = min(self._max_credit, self._credit + self._rate * max(0.0, now - self._at))
         self._at = max(self._at, now)
         return self._credit
 
@@ -84,11 +84,11 @@ class CheckpointBudget:
 
     def refund(self, cost: float) -> None:
         """Return the cost of a reservation that is not used."""
-        self._credit = min(self._most, self._credit + cost)
+        self._credit = min(self._max_credit, self._credit + cost)
 
     def try_spend(self, now: float, cost: float) -> bool:
         """Take ``cost`` even if the account is empty, unless it is far below zero. Return False for ``reserve``."""
-        if self.credit(now) - cost < -self._most:
+        if self.credit(now) - cost < -self._max_credit:
             return False
         self._credit -= cost
         return True

@@ -75,9 +75,9 @@ def exit_of(status: int | None, *, oom_kills: int = 0, memory_bytes: int | None 
 
 
 def _out_of_memory(number: int | None, memory_bytes: int | None) -> Exit:
-    cap = f"{memory_bytes // MiB} MiB" if memory_bytes else "the cap"
+    limit = f"{memory_bytes // MiB} MiB" if memory_bytes else "the limit"
     return Exit(
-        cause=Cause.MEMORY, message=f"memory: {cap} reached; the kernel was killed by the OOM killer", signal=number
+        cause=Cause.MEMORY, message=f"memory: {limit} reached; the kernel was killed by the OOM killer", signal=number
     )
 
 

@@ -185,6 +185,7 @@ def _encode_sanitized(event: Event) -> bytes:
 def sanitize(value: Any, depth: int = MAX_DEPTH) -> Any:
     """Return a value in which everything is replaced that JSON or its readers can't handle."""
     if isinstance(value, str):
+        # A lone surrogate is no Unicode scalar value and can't be UTF-8 (RFC 3629, section 3).
         return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if value is None or isinstance(value, bool | float):
         return value

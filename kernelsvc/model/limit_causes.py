@@ -39,14 +39,14 @@ def of_reply(reply: KernelReplied, limits: Limits) -> LimitReached | None:
         reply: Has the guest's report. Kernelspec kernels have none.
         limits: The session's limits.
     """
-    strike = reply.struck or _guess(reply.ename, reply.evalue)
-    if not strike or reply.status != "error":
+    limit_name = reply.struck or _guess(reply.ename, reply.evalue)
+    if not limit_name or reply.status != "error":
         return None
-    bound = reply.room if strike == "scratch" else getattr(limits, strike)
+    bound = reply.room if limit_name == "scratch" else getattr(limits, limit_name)
     if bound is None:
         return None
-    limit = "disk_bytes" if strike == "scratch" else strike
-    return LimitReached(limit=limit, bound=bound, enforced_by="linux", message=_message(strike, bound, reply))
+    limit = "disk_bytes" if limit_name == "scratch" else limit_name
+    return LimitReached(limit=limit, bound=bound, enforced_by="linux", message=_message(limit_name, bound, reply))
 
 
 def _guess(ename: str, evalue: str) -> str:
@@ -59,14 +59,14 @@ def _guess(ename: str, evalue: str) -> str:
     return _ERRNOS.get(int(found[1]), "") if found else ""
 
 
-def _message(strike: str, bound: float, reply: KernelReplied) -> str:
-    if strike == "memory_bytes":
+def _message(limit_name: str, bound: float, reply: KernelReplied) -> str:
+    if limit_name == "memory_bytes":
         return f"memory: {_mebibytes(bound)} reached; an allocation was refused"
-    if strike == "processes":
+    if limit_name == "processes":
         return f"processes: {bound:.0f} reached; another process or thread was refused"
-    if strike == "open_files":
+    if limit_name == "open_files":
         return f"open files: {bound:.0f} reached; another was refused"
-    if strike == "scratch":
+    if limit_name == "scratch":
         return f"disk: {_mebibytes(bound)} of scratch space reached (/tmp or /dev/shm); a write was refused"
     alone = " in one file" if "[Errno 27]" in reply.evalue else ""
     return f"disk: {_mebibytes(bound)}{alone} reached; a write was refused"

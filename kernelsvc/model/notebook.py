@@ -124,12 +124,12 @@ class NotebookFold:
     """A session's notebook, built one event at a time.
 
     Attributes:
-        about: The session's first event.
+        started: The session's first event.
         last_seq: Number of the last event.
     """
 
     def __init__(self) -> None:
-        self.about = ev.SessionStarted()
+        self.started = ev.SessionStarted()
         self.last_seq = 0
         self.last_at = ""
         self.closed: str | None = None
@@ -147,7 +147,7 @@ class NotebookFold:
     @property
     def limits(self) -> Limits:
         """The session's limits."""
-        return self.about.limits
+        return self.started.limits
 
     def feed(self, event: Event) -> None:
         """Add the session's next event."""
@@ -160,7 +160,7 @@ class NotebookFold:
 
     def _on_session_started(self, event: Event) -> None:
         assert isinstance(event, ev.SessionStarted)
-        self.about, self._kernel = event, event.kernel
+        self.started, self._kernel = event, event.kernel
 
     def _on_session_closed(self, event: Event) -> None:
         assert isinstance(event, ev.SessionClosed)
@@ -187,6 +187,7 @@ class NotebookFold:
         cell = event.cell
         if not isinstance(cell, str):
             return None
+        # The order of cells is the order of their starts.
         waiting = self._waiting.pop(cell, None)
         if waiting is not None:
             self._open[cell] = waiting
@@ -274,6 +275,7 @@ class NotebookFold:
 
     def _on_limit(self, event: Event) -> None:
         assert isinstance(event, ev.LimitReached)
+        # A limit that a cell reached is in the message of the cell's end.
         if event.cell is UNSET:
             self._note(event, f"limit reached: {_plain(event.limit)}. {_plain(event.message)}")
 
@@ -348,36 +350,36 @@ class NotebookFold:
 
     def metadata(self) -> dict[str, Any]:
         """Return the metadata of the notebook."""
-        about = self.about
+        started = self.started
         own = {
-            "session": about.session,
-            "name": about.name,
-            "template": about.template,
-            "principal": about.principal,
-            "labels": about.labels,
-            "created_at": about.at,
+            "session": started.session,
+            "name": started.name,
+            "template": started.template,
+            "principal": started.principal,
+            "labels": started.labels,
+            "created_at": started.at,
             "updated_at": self.last_at,
             "closed": self.closed,
-            "versions": about.versions,
-            "parent": about.parent,
-            "sandbox": msgspec.to_builtins(about.sandbox),
-            "limits": msgspec.to_builtins(about.limits),
+            "versions": started.versions,
+            "parent": started.parent,
+            "sandbox": msgspec.to_builtins(started.sandbox),
+            "limits": msgspec.to_builtins(started.limits),
             "last_seq": self.last_seq,
         }
-        return {**_language(about, self._kernel), "kernelsvc": own}
+        return {**_language(started, self._kernel), "kernelsvc": own}
 
 
-def _language(about: ev.SessionStarted, kernel: ev.KernelInfo) -> dict[str, Any]:
+def _language(started: ev.SessionStarted, kernel: ev.KernelInfo) -> dict[str, Any]:
     language = kernel.language or "python"
     if language != "python":
-        name = about.template or language
+        name = started.template or language
         return {
             "kernelspec": {"name": name, "display_name": name, "language": language},
             "language_info": {"name": language},
         }
-    name = about.template if kernel.kind == "cold" and about.template else "python3"
+    name = started.template if kernel.kind == "cold" and started.template else "python3"
     info = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python", "pygments_lexer": "ipython3"}
-    version = re.match(r"\d+(\.\d+)*", about.versions.get("python") or kernel.python)
+    version = re.match(r"\d+(\.\d+)*", started.versions.get("python") or kernel.python)
     return {
         "kernelspec": {"name": name, "display_name": "Python 3 (ipykernel)", "language": "python"},
         "language_info": {**info, "version": version.group()} if version else info,

@@ -92,13 +92,13 @@ def slim(output: Output, room: int) -> Output:
         return output
     if output["output_type"] == "error":
         return {**output, **_slim_error(output)}
-    data, gone = dict(output["data"]), []
+    data, dropped = dict(output["data"]), []
     for mime, value in sorted(data.items(), key=lambda item: -len(str(item[1]))):
         if sum(len(str(v)) for v in data.values()) <= room:
             break
-        gone.append(f"{mime} ({len(str(value)):,} characters)")
+        dropped.append(f"{mime} ({len(str(value)):,} characters)")
         del data[mime]
-    note = f"[left out, over the output budget: {', '.join(gone)[:500]}]"
+    note = f"[left out, over the output budget: {', '.join(dropped)[:500]}]"
     data["text/plain"] = f"{data['text/plain']}\n{note}" if isinstance(data.get("text/plain"), str) else note
     return {**output, "data": data}
 
@@ -310,6 +310,7 @@ class Outputs:
         self.cut += part.size
         if part.display_id is not None:
             same = self._by_id[part.display_id]
+            # ``maxlen`` may have removed it already.
             if same[0] is part:
                 same.popleft()
             if not same:

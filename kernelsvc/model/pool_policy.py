@@ -14,7 +14,7 @@ from math import ceil
 WINDOW = 10.0
 #: Seconds in which the memory of the largest burst halves.
 HALF_LIFE = 600.0
-#: Share of the maximum that is always kept.
+#: Share of the maximum that is always ready.
 LEAST = 0.25
 
 
@@ -27,7 +27,7 @@ class PoolDemand:
     """
 
     def __init__(self, most: int, now: float) -> None:
-        self._most = most
+        self._max = most
         self._peak = float(most)
         self._at = now
         self._asked: deque[float] = deque(maxlen=max(1, most))
@@ -44,4 +44,4 @@ class PoolDemand:
         self._peak *= 0.5 ** (max(0.0, now - self._at) / HALF_LIFE)
         self._at = max(self._at, now)
         self._peak = max(self._peak, float(len(self._asked)))
-        return min(self._most, max(ceil(self._most * LEAST), ceil(self._peak - 1e-9)))
+        return min(self._max, max(ceil(self._max * LEAST), ceil(self._peak - 1e-9)))

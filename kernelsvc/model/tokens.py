@@ -71,6 +71,7 @@ def authenticate(records: Iterable[TokenRecord], token: str | None) -> Principal
     digest = hash_token(token)
     found: TokenRecord | None = None
     for record in records:
+        # No break: the time must not depend on the position of the match.
         if hmac.compare_digest(record.sha256, digest):
             found = record
     if found is None:

@@ -150,6 +150,7 @@ class CellStore:
         """Return the present cells, to copy in another thread. Stored bytes never change in place."""
         if self._fd < 0:
             return Snapshot(-1, bytes(self._memory), self.runs())
+        # A duplicate stays valid when compaction replaces the file.
         return Snapshot(os.dup(self._fd), b"", self.runs())
 
     def _read(self, start: int, size: int) -> bytes:
@@ -214,5 +215,6 @@ def _open_unnamed(directory: Path) -> int:
 def _write_at(fd: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
+        # pwrite(2) may write less than asked, without an error.
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written

@@ -73,7 +73,8 @@ def clean_stylesheet(text: str, *, scope: str = "", prefix: str = "") -> str:
 def _rules(parsed: Iterable[Any], scope: str, prefix: str, *, nested: bool) -> Iterator[str]:
     for rule in parsed:
         if rule.type == "at-rule":
-            # Only "@media": "@import" and "@font-face" load; "@keyframes" and "@property" define names for the page.
+            # Only "@media" is allowed. "@import" and "@font-face" load files, "@keyframes" and "@property" define names
+            # for the page.
             if nested or rule.lower_at_keyword != "media" or rule.content is None or not _is_query(rule.prelude):
                 continue
             inside = tinycss2.parse_rule_list(rule.content, skip_comments=True, skip_whitespace=True)
@@ -174,5 +175,5 @@ def _is_value(tokens: Iterable[Any], prefix: str, *, refers: bool, depth: int = 
 
 
 def _text(tokens: Iterable[Any]) -> str:
-    # HTML ends a style element at "</style", even in a string of CSS; an escape means the same to CSS.
+    # HTML ends a style element at "</style" even in a CSS string. The escape means the same in CSS.
     return str(tinycss2.serialize(tokens)).replace("<", "\\3c ")

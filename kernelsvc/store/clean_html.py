@@ -21,7 +21,7 @@ import nh3
 
 from kernelsvc.store.clean_css import clean_style, clean_stylesheet
 
-#: Levels of nesting. Chrome stops at 512 too; a parser's time grows with the square of it.
+#: Levels of nesting. Chrome stops at 512 too, and the parser's time grows with the square of the depth.
 DEPTH = 512
 
 
@@ -108,9 +108,9 @@ class TooDeep(Exception):
 class Fragment:
     """A cleaned fragment of HTML."""
 
-    #: safe markup; every element that it opens is closed.
+    #: Safe markup, in which every element is closed.
     html: str
-    #: safe style sheets, for one ``<style>`` element in front of it; they select elements of its box.
+    #: Safe style sheets, for one ``<style>`` element in front of the markup. They select elements in its box only.
     css: str
     #: Kinds of dropped parts ("script", "frame", "form", "picture from elsewhere" ...), and how many of each.
     dropped: Counter[str] = field(default_factory=Counter)

@@ -25,6 +25,7 @@ SECONDS = 120.0
 
 
 def _command(format: Format) -> list[str]:
+    # -I: the child ignores PYTHON* variables, the user's site directory and the working directory.
     return [sys.executable, "-I", "-m", "kernelsvc.store.convert", format]
 
 

@@ -135,6 +135,7 @@ class Index:
         return self._connect(fresh=True)
 
     def _connect(self, *, fresh: bool) -> sqlite3.Connection:
+        # Autocommit: transactions begin explicitly in ``flush``.
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
             if not fresh and db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
@@ -215,6 +216,7 @@ class Index:
         self._pending, self._code, self._changes = [], [], {}
         try:
             with self._db:
+                # The context manager commits, or rolls back on an exception.
                 self._db.execute("BEGIN")
                 for statement, values in pending:
                     self._db.execute(statement, values)
@@ -303,6 +305,7 @@ class Index:
             where.append(f"id IN (SELECT session FROM label WHERE key = ?{' AND value = ?' if equals else ''})")
             values += [key, value] if equals else [key]
         if page is not None:
+            # A row value comparison, which can use the index ``by_age``.
             where.append("(created_at, id) < (?, ?)")
             values += decode_page(page)
         sql = f"SELECT {_COLUMNS} FROM session WHERE {' AND '.join(where)} ORDER BY created_at DESC, id DESC LIMIT ?"
@@ -337,6 +340,7 @@ class Index:
         words = [w for w in text.split() if w]
         if not words:
             return []
+        # FTS5 string syntax: a quote is doubled, and * after the string matches a prefix.
         match = " ".join('"' + w.replace('"', '""') + '"*' for w in words)
         sql = """SELECT code.session, cell, seq, snippet(code, 3, '', '', '…', 12) FROM code
                  JOIN session ON session.id = code.session

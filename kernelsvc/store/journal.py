@@ -307,6 +307,7 @@ class Journal:
     def _write_rest(self, data: bytes, written: int) -> None:
         while written < len(data):
             step = os.write(self._fd, memoryview(data)[written:] if written else data)
+            # Without this check the loop would not end.
             if step == 0:
                 raise OSError(errno.EIO, "write() wrote 0 bytes")
             written += step
@@ -329,8 +330,10 @@ class Journal:
             return
         began = time.perf_counter()
         try:
+            # fdatasync(2) also flushes the file size, which is needed to read the data, and skips time stamps.
             os.fdatasync(self._fd)
             if not self._directory_synced:
+                # fsync(2): the directory entry of a new file needs an fsync of the directory.
                 sync_directory(self.path.parent)
                 self._directory_synced = True
         except OSError as error:
@@ -354,6 +357,7 @@ class Journal:
         before = self._head
         self._rewrite_unsynced()
         self._reopen()
+        # Dropped pages are read from the disk again, so ``_load`` verifies the disk and not the cache.
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         self._load()
         self.damaged = None
@@ -366,6 +370,7 @@ class Journal:
 
     def _reopen(self) -> None:
         fd = os.open(self.path, _FLAGS)
+        # flock(2) locks belong to the open file description: unlock the old one before the new one locks.
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         _lock(fd, self.path)
         os.close(self._fd)
@@ -450,6 +455,7 @@ class Journal:
                 future.set_result(None)
 
     async def _changed(self) -> None:
+        # One future for each waiting reader: cancelling one does not affect the others.
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(future)
         try:

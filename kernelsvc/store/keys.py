@@ -63,6 +63,7 @@ class SigningKey:
 
     def secret(self, purpose: str) -> bytes:
         """Return 32 secret bytes that follow from the key and the purpose, and stay the same after a restart."""
+        # HMAC as a key derivation: a secret reveals neither the key nor other secrets (RFC 2104).
         raw = self._key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
         return hmac.new(raw, purpose.encode(), hashlib.sha256).digest()
 
@@ -93,6 +94,7 @@ def is_good(statement: bytes, key: str, signature: str) -> bool:
 def _load(path: Path) -> Ed25519PrivateKey:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     with os.fdopen(fd, "rb") as file:
+        # fstat of the open descriptor: a check by path could see another file.
         if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
             raise Internal(
                 f"Others can read the signing key keys/{NAME}. Run chmod 600 on it, or remove it for a new one."

@@ -80,7 +80,7 @@ class NotebookFile:
         self._clock = clock
         self._linger = linger
         self._limiter = limiter
-        self._has_turn = False
+        self._has_slot = False
         self._schedule = WriteSchedule(clock())
         self._fold = NotebookFold()
         self._unfolded: list[Event] = []
@@ -145,7 +145,7 @@ class NotebookFile:
         self._cancel_linger()
         self._dirty = True
         try:
-            self._settle()
+            self._store_settled()
         except OSError as error:
             self._on_error(error)
             return
@@ -157,9 +157,9 @@ class NotebookFile:
             self._linger_timer.cancel()
             self._linger_timer = None
 
-    def _settle(self) -> None:
+    def _store_settled(self) -> None:
         self._fold_events()
-        _settle(self._fold, self._cells)
+        _store_settled(self._fold, self._cells)
 
     def _on_error(self, error: OSError) -> None:
         log.warning(
@@ -201,12 +201,12 @@ class NotebookFile:
             for line in self._journal.lines(self._fold.last_seq + 1):
                 self._fold.feed(_decode(line, self._fold.last_seq + 1))
                 if self._fold.heavy:
-                    self._settle()
+                    self._store_settled()
                 if self._clock() >= pause:
-                    self._settle()
+                    self._store_settled()
                     yield
                     pause = self._clock() + SLICE
-        self._settle()
+        self._store_settled()
 
     async def catch_up(self) -> None:
         """Fold all present entries of the journal. Safe to cancel: the folding continues.
@@ -227,7 +227,7 @@ class NotebookFile:
     # -- writing ----------------------------------------------------------------
 
     def _write_when_due(self) -> None:
-        wait = self._schedule.wait(self._clock()) or self._turn_delay()
+        wait = self._schedule.wait(self._clock()) or self._limiter_delay()
         if wait:
             self._later(wait)
         elif self._size() <= INLINE_BYTES:
@@ -235,13 +235,13 @@ class NotebookFile:
         else:
             self._writing = asyncio.ensure_future(self._write_in_thread())
 
-    def _turn_delay(self) -> float:
+    def _limiter_delay(self) -> float:
         """Return the seconds until the next write of this notebook. 0 means now and uses the turn."""
-        if self._has_turn or self._limiter is None:
-            self._has_turn = False
+        if self._has_slot or self._limiter is None:
+            self._has_slot = False
             return 0.0
         wait = self._limiter.delay(self._clock())
-        self._has_turn = wait > 0
+        self._has_slot = wait > 0
         return wait
 
     def _size(self) -> int:
@@ -317,7 +317,7 @@ class NotebookFile:
             OSError: The journal can't be read.
         """
         await self.catch_up()
-        self._settle()
+        self._store_settled()
         document = self._document(sign)
         if self._size() <= INLINE_BYTES:
             return document.data()
@@ -329,7 +329,7 @@ class NotebookFile:
             await self.catch_up()
             if self._writing is not None:
                 await asyncio.shield(self._writing)
-            self._settle()
+            self._store_settled()
             document = self._document(sign)
             # ``replace`` takes one writer at a time: no timer may write while the thread does.
             self._closed = True
@@ -357,7 +357,7 @@ class NotebookFile:
         self._cells.close()
 
 
-def _settle(fold: NotebookFold, store: CellStore) -> None:
+def _store_settled(fold: NotebookFold, store: CellStore) -> None:
     store.add(fold.take())
     for patch in fold.take_patches():
         store.change(patch.id, patch.apply)
@@ -382,8 +382,8 @@ def cells_of(journal: Journal, until: int) -> Iterator[NbCell]:
         for seq, line in enumerate(journal.lines(1, until), 1):
             fold.feed(_decode(line, seq))
             if fold.heavy or seq % 64 == 0:
-                _settle(fold, store)
-        _settle(fold, store)
+                _store_settled(fold, store)
+        _store_settled(fold, store)
         yield from store
         yield from fold.rest()
     finally:

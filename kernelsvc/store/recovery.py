@@ -130,7 +130,9 @@ def cut_tail(fd: int, path: Path, found: Scan, size: int) -> Recovery:
     if size <= good:
         return Recovery(last_seq=seq)
     lines = sum(1 for _ in walk(fd, good, size))
+    # Saved before it is cut: a crash between the two loses nothing.
     kept = _keep(fd, good, size, path) if lines > 1 else None
+    # The fsync makes the new size durable, so that a second crash can't bring the tail back.
     os.ftruncate(fd, good)
     os.fsync(fd)
     text = f"{size - good} bytes after entry {seq} were no whole entry and were cut"

@@ -166,17 +166,18 @@ class SessionDirectories:
             OSError: Nothing was created.
             Conflict: The id exists already.
         """
-        made = self._paths(session)
+        directory = self._paths(session)
         try:
-            made.path.mkdir(mode=0o700)
+            # mkdir(2) is atomic: of two sessions with one id, one fails.
+            directory.path.mkdir(mode=0o700)
         except FileExistsError:
             raise Conflict(f"Session {session!r} exists already. Choose another id.") from None
         try:
-            _make_files(made, session, parent, place, beside)
-            made.write_about(about)
-            return made, Journal.create(made.journal, session, clock=self.clock)
+            _make_files(directory, session, parent, place, beside)
+            directory.write_about(about)
+            return directory, Journal.create(directory.journal, session, clock=self.clock)
         except BaseException:
-            remove_tree(made.path)
+            remove_tree(directory.path)
             raise
 
     def scan(self) -> Iterator[SessionDirectory]:
@@ -263,6 +264,7 @@ class SessionDirectories:
                 prev=hash_chain.digest(whole) if whole else "",
             )
             write_all(fd, msgspec.json.encode(entry) + b"\n")
+            # The record must be durable before any file is removed.
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -270,21 +272,21 @@ class SessionDirectories:
 
 
 def _make_files(
-    made: SessionDirectory, session: str, parent: Path | None, place: Path | None, beside: Path | None
+    directory: SessionDirectory, session: str, parent: Path | None, place: Path | None, beside: Path | None
 ) -> None:
     if beside is not None:
-        made.files.symlink_to(os.path.relpath(beside, made.path), target_is_directory=True)
+        directory.files.symlink_to(os.path.relpath(beside, directory.path), target_is_directory=True)
         return
     if parent is None:
-        made.home.mkdir(mode=0o755)
-        real = made.home / "user"
-        real.mkdir(mode=0o700)
+        directory.home.mkdir(mode=0o755)
+        target = directory.home / "user"
+        target.mkdir(mode=0o700)
     else:
-        real = (place or make_place(parent)) / session
+        target = (place or make_place(parent)) / session
         # A branch's Landlock rules name the directory of its own branches, so it must exist before them.
-        make_directory(real.with_name(f"{session}.d"), 0o755)
-        make_directory(real, 0o700, stat_directory(parent))
-    made.files.symlink_to(os.path.relpath(real, made.path), target_is_directory=True)
+        make_directory(target.with_name(f"{session}.d"), 0o755)
+        make_directory(target, 0o700, stat_directory(parent))
+    directory.files.symlink_to(os.path.relpath(target, directory.path), target_is_directory=True)
 
 
 def _cut_torn(fd: int) -> bytes:

@@ -63,6 +63,7 @@ class Times(Collector):
         counts = self._counts.get(kind)
         if counts is None:
             counts = self._counts[kind] = [0] * (len(self._bounds) + 1)
+        # Upper bounds are inclusive ("le" in the exposition format), hence bisect_left.
         counts[bisect_left(self._bounds, seconds)] += 1
         self._sums[kind] += seconds
 
@@ -80,6 +81,7 @@ class Metrics:
     """The metrics of one server."""
 
     def __init__(self) -> None:
+        # Without it, registering would collect once, before the server has any state.
         self.registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(namespace="kernelsvc_server", registry=self.registry)
 
@@ -95,8 +97,8 @@ class Metrics:
         self.cell_seconds = histogram("cell_seconds", "Wall time of cells.", _LONG)
         self.output_bytes = counter("output_bytes", "Output of cells that ended, in bytes.")
         self.events = counter("events", "Events appended to logs, by type.", "type")
-        self.kernel_deaths = counter("kernel_deaths", "Kernels that ended unasked, by cause.", "cause")
-        self.limits = counter("limits_reached", "Caps that struck, by limit.", "limit")
+        self.kernel_deaths = counter("kernel_deaths", "Kernels that ended without a request, by cause.", "cause")
+        self.limits = counter("limits_reached", "Limits that were reached, by limit.", "limit")
         self.create_seconds = histogram("session_create_seconds", "From request to a ready session.", _FAST)
         self.journal_bytes = counter("journal_bytes", "Bytes appended to journals.")
         self.append_seconds = counter("journal_append_seconds", "Time of making and writing entries of journals.")

@@ -167,13 +167,13 @@ def deaths(server: Served, session: Session) -> list[dict[str, Any]]:
 
 
 OVER = "import os; print('over:', os.path.exists('over'))"
-HANG_UP = "threading.Thread(target=lambda: (time.sleep(.2), w._hang_up()), daemon=True).start()"
+HANG_UP = "threading.Thread(target=lambda: (time.sleep(.2), w._disconnect()), daemon=True).start()"
 
 
 def test_a_read_of_the_server_can_not_be_made_to_block(server: Served) -> None:
     """The description's O_NONBLOCK is cleared, and a byte is taken back between the server's poll and its read."""
     code = f"""
-    r, e = w._raw
+    r, e = w._stdio_reads
     if os.fork() == 0:
         fcntl.fcntl(r, fcntl.F_SETFL, fcntl.fcntl(r, fcntl.F_GETFL) & ~os.O_NONBLOCK)
         b, d, end = bytearray(1), 1e-4, time.time() + {HOLD}
@@ -226,7 +226,7 @@ def test_a_file_in_place_of_a_pipe_ends_its_kernel(server: Served) -> None:
     """48 MiB that take no disk: the server believed their size, and read them in one go."""
     code = f"""
     f = os.open("sparse", os.O_RDWR | os.O_CREAT); os.ftruncate(f, {48 * MiB})
-    w._raw = [f, f]
+    w._stdio_reads = [f, f]
     {HANG_UP}
     """
     before = memory(server)
@@ -240,7 +240,7 @@ def test_a_file_in_place_of_a_pipe_ends_its_kernel(server: Served) -> None:
 def test_a_welcome_without_end_brings_no_descriptors(server: Served) -> None:
     code = f"""
     def evil(self, guest, found):
-        k = guest.sock; self._guests.remove(guest); self._unwatch(guest)
+        k = guest.sock; self._pending.remove(guest); self._unwatch(guest)
         def go():
             k.setblocking(True); k.send(struct.pack("<IBQ", 1000000, 1, 1))
             for _ in range(60):
@@ -260,9 +260,9 @@ def test_a_welcome_without_end_brings_no_descriptors(server: Served) -> None:
 def test_half_a_welcome_is_given_up(server: Served) -> None:
     code = f"""
     def evil(self, guest, found):
-        self._guests.remove(guest); self._unwatch(guest)
+        self._pending.remove(guest); self._unwatch(guest)
         guest.sock.setblocking(True)
-        socket.send_fds(guest.sock, [struct.pack("<IBQ", 1000000, 1, 1)], self._raw)
+        socket.send_fds(guest.sock, [struct.pack("<IBQ", 1000000, 1, 1)], self._stdio_reads)
         globals()["kept"] = guest
     type(w)._welcome = evil
     {HANG_UP}
@@ -275,7 +275,7 @@ def test_half_a_welcome_is_given_up(server: Served) -> None:
 def test_a_kernel_that_ends_its_connection_all_the_time_is_ended(server: Served) -> None:
     code = f"""
     original = type(w)._welcome
-    def evil(self, guest, found): original(self, guest, found); self._hang_up()
+    def evil(self, guest, found): original(self, guest, found); self._disconnect()
     type(w)._welcome = evil
     {HANG_UP}
     """
@@ -289,7 +289,7 @@ def test_half_a_frame_is_not_kept_after_its_session(server: Served) -> None:
     code = f"""
     def go():
         time.sleep(.3)
-        k = w._conn.sock; w._conn = w._direct = None; k.setblocking(True)
+        k = w._conn.sock; w._conn = w._send_now = None; k.setblocking(True)
         k.sendall(struct.pack("<IBQ", {60 * MiB}, 2, w.outbox.last + 1)); part = bytes(1 << 20)
         for _ in range(59): k.sendall(part)
         open("over", "w").close()
@@ -308,7 +308,7 @@ def test_a_hostile_kernel_does_not_outlive_the_restart(server: Served) -> None:
     """What it hands over is no pipe, and nothing that can be polled."""
     with Client(server.url, token=server.token) as client:
         session = client.create_session()
-        run(session, "f = os.open('sparse', os.O_RDWR | os.O_CREAT); w._raw = [f, f]")
+        run(session, "f = os.open('sparse', os.O_RDWR | os.O_CREAT); w._stdio_reads = [f, f]")
         server.kill()
         server.start()
     with Client(server.url, token=server.token) as client, Bystander(server) as bystander:

@@ -376,7 +376,7 @@ async def test_libraries_work_in_both_copies_after_use(k: Client, setup: str, us
         ("import threading as t\nt.Thread(target=t.Event().wait, name='worker-1', daemon=True).start()",
          "Thread 'worker-1' is running"),
         ("from concurrent.futures import ThreadPoolExecutor\ne = ThreadPoolExecutor(1); e.submit(int).result()",
-         "Executor thread 'ThreadPoolExecutor-0_0' is alive; shut the executor down"),
+         "Executor thread 'ThreadPoolExecutor-0_0' is alive. Shut the executor down"),
         ("from concurrent.futures import ProcessPoolExecutor\ne = ProcessPoolExecutor(1); e.submit(int).result()",
          "A ProcessPoolExecutor is alive"),
         ("import sqlite3; db = sqlite3.connect('a.db'); db.execute('create table t(a)'); db.commit()",
@@ -417,7 +417,7 @@ async def test_force_goes_on_and_says_what_is_lost(k: Client) -> None:
         ("import subprocess; p = subprocess.Popen(['sleep', '30'])", "Child process .* stays with the original"),
         ("import os; r, w = os.pipe()", "Pipe .* is shared"),
         ("import socket; a, b = socket.socketpair()", "Socket .* is shared"),
-        ("import tempfile; f = open(tempfile.mktemp(), 'w')", "is open for writing; both copies"),
+        ("import tempfile; f = open(tempfile.mktemp(), 'w')", "is open for writing. Both copies"),
         (
             "import numpy as np; m = np.memmap('m.bin', 'float64', 'w+', shape=10)",
             "memory-mapped file .*m.bin is shared",

@@ -209,7 +209,7 @@ ROWS = [
         "ThreadPoolExecutor(1).submit(int).result()",
         "0",
         "refused while it has threads; shut it down, or use it in a `with` block",
-        refused="Executor thread 'ThreadPoolExecutor-0_0' is alive; shut the executor down",
+        refused="Executor thread 'ThreadPoolExecutor-0_0' is alive. Shut the executor down",
         undo="e.shutdown()",
     ),
     Row(

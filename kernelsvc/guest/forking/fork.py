@@ -116,10 +116,10 @@ def reap(main_loop: MainLoop) -> None:
     """Reap forks of this kernel that ended. Children of user code belong to user code (waitpid(2))."""
     for pid in list(main_loop.forks):
         try:
-            gone = os.waitpid(pid, os.WNOHANG)[0] == pid
+            ended = os.waitpid(pid, os.WNOHANG)[0] == pid
         except ChildProcessError:
-            gone = True  # User code has called waitpid(-1).
-        if gone:
+            ended = True  # User code has called waitpid(-1).
+        if ended:
             main_loop.forks.remove(pid)
 
 
@@ -334,9 +334,9 @@ def _reopen(fd: int) -> None:
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     position = os.lseek(fd, 0, os.SEEK_CUR)
     inheritable = os.get_inheritable(fd)
-    prefault_after = os.open(f"/proc/self/fd/{fd}", flags & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK) | os.O_CLOEXEC)
+    reopened = os.open(f"/proc/self/fd/{fd}", flags & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK) | os.O_CLOEXEC)
     try:
-        os.lseek(prefault_after, position, os.SEEK_SET)
-        os.dup2(prefault_after, fd, inheritable=inheritable)
+        os.lseek(reopened, position, os.SEEK_SET)
+        os.dup2(reopened, fd, inheritable=inheritable)
     finally:
-        os.close(prefault_after)
+        os.close(reopened)

@@ -102,9 +102,9 @@ def _threads() -> Iterator[str]:
             continue
         name = thread.name
         if name.startswith("asyncio_") or name.startswith(_POOL_THREADS):
-            yield f"Executor thread {name!r} is alive; shut the executor down, or use it in a 'with' block."
+            yield f"Executor thread {name!r} is alive. Shut the executor down, or use it in a 'with' block."
         else:
-            yield f"Thread {name!r} is running and would not exist in a copy; end and join it."
+            yield f"Thread {name!r} is running and would not exist in a fork. End and join it."
 
 
 def _libraries() -> Iterator[str]:
@@ -134,40 +134,40 @@ def thread_names() -> list[str]:
 def _polars(_: Any) -> str | None:
     if any(name.startswith("polars") for name in thread_names()):
         return (
-            "polars has started its thread pool, and polars calls would hang in a copy; use pandas or pyarrow instead."
+            "polars has started its thread pool, and polars calls would hang in a fork. Use pandas or pyarrow instead."
         )
     return None
 
 
 def _process_pool(module: Any) -> str | None:
     if getattr(module, "_threads_wakeups", None):
-        return "A ProcessPoolExecutor is alive; shut it down (joblib's: get_reusable_executor().shutdown())."
+        return "A ProcessPoolExecutor is alive. Shut it down (joblib's: get_reusable_executor().shutdown())."
     return None
 
 
 def _numba(module: Any) -> str | None:
     layer = getattr(module, "_threading_layer", None)
     if getattr(module, "_is_initialized", False) and layer and "omp" in str(layer):
-        return "numba runs on OpenMP, which aborts in a copy; import it with NUMBA_THREADING_LAYER=workqueue."
+        return "numba runs on OpenMP, which aborts in a fork. Import it with NUMBA_THREADING_LAYER=workqueue."
     return None
 
 
 def _torch(module: Any) -> str | None:
     if module.cuda.is_initialized():
-        return "torch has opened a GPU, and CUDA can't be used in a copy; restart and use device='cpu'."
+        return "torch has opened a GPU, and CUDA can't be used in a fork. Restart and use device='cpu'."
     return None
 
 
 def _jax(module: Any) -> str | None:
-    return "jax has started its threads and would hang in a copy." if getattr(module, "_backends", None) else None
+    return "jax has started its threads and would hang in a fork." if getattr(module, "_backends", None) else None
 
 
 def _tensorflow(_: Any) -> str:
-    return "tensorflow is loaded and its threads would be missing in a copy."
+    return "tensorflow is loaded and its threads would be missing in a fork."
 
 
 def _grpc(_: Any) -> str:
-    return "grpc is loaded and its threads would be missing in a copy."
+    return "grpc is loaded and its threads would be missing in a fork."
 
 
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
@@ -187,7 +187,7 @@ def _databases(open_files: list[Descriptor]) -> Iterator[str]:
         return
     for suspect in suspects:
         if _magic(suspect.fd, 8, 4) == b"DUCK":
-            yield f"A DuckDB connection to {suspect.target} can write; close it, or open it read-only."
+            yield f"A DuckDB connection to {suspect.target} can write. Close it, or open it read-only."
     if "sqlite3" in sys.modules and any(_may_be_sqlite(d) for d in suspects):
         yield from _sqlite()
 
@@ -221,7 +221,7 @@ def _sqlite() -> Iterator[str]:
             continue  # Closed, or of another thread, which is an obstacle itself.
         if path and not readonly:
             what = " has an open transaction" if open_transaction else " can write"
-            yield f"An SQLite connection to {path}{what}; close it, or both copies would corrupt the file."
+            yield f"An SQLite connection to {path}{what}. Close it, or both copies would corrupt the file."
 
 
 def _connections(open_files: list[Descriptor]) -> Iterator[str]:
@@ -230,7 +230,7 @@ def _connections(open_files: list[Descriptor]) -> Iterator[str]:
             continue
         peer = _peer(found.fd)
         if peer:
-            yield f"A network connection to {peer} is open and both copies would talk on it; close it."
+            yield f"A network connection to {peer} is open and both copies would talk on it. Close it."
 
 
 def _peer(fd: int) -> str | None:
@@ -268,7 +268,7 @@ def children(forks: set[int]) -> set[int]:
 
 def _children(forks: set[int]) -> Iterator[str]:
     for pid in sorted(children(forks)):
-        yield f"Child process {pid} stays with the original; a copy can't wait for it."
+        yield f"Child process {pid} stays with the original. A fork can't wait for it."
 
 
 def _shared(open_files: list[Descriptor]) -> Iterator[str]:
@@ -279,7 +279,7 @@ def _shared(open_files: list[Descriptor]) -> Iterator[str]:
         elif stat.S_ISFIFO(found.mode):
             yield f"Pipe {found.fd} is shared by both copies."
         elif found.regular and found.writable and not found.target.startswith((here + "/", "/memfd:")):
-            yield f"The file {found.target} is open for writing; both copies write into the same file."
+            yield f"The file {found.target} is open for writing. Both copies write into the same file."
 
 
 def _shared_memory(mapped: str) -> Iterator[str]:

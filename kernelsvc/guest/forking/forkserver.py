@@ -63,7 +63,7 @@ def main(control_fd: int) -> None:
         control.send(json.dumps({"failed": why[:4000]}).encode())
         raise
     sys.path[:] = [p for p in sys.path if p != request.get("path")]
-    control.send(json.dumps(_about()).encode())
+    control.send(json.dumps(_describe()).encode())
     _wait(control, prepared)
 
 
@@ -89,7 +89,7 @@ def _count_threads(name: str) -> int:
         return 0
 
 
-def _about() -> dict[str, Any]:
+def _describe() -> dict[str, Any]:
     packages = ("ipykernel", "IPython", "numpy", "pandas", "matplotlib")
     found = {name: getattr(sys.modules.get(name), "__version__", None) for name in packages}
     return {
@@ -143,14 +143,14 @@ def _child(channel: socket.socket, prepared: PreparedKernel) -> NoReturn:
         spawn = json.loads(data)
         if len(fds) != DESCRIPTORS:
             raise ValueError(f"{len(fds)} descriptors came with the plan, {DESCRIPTORS} were expected")
-        _quiet()
+        _redirect_stdio()
         linux.close_others({0, 1, 2, channel.fileno(), *fds})
         start(channel, spawn, fds, prepared)
     except BaseException as error:
         init.fail(channel, error)
 
 
-def _quiet() -> None:
+def _redirect_stdio() -> None:
     """Point descriptors 0 to 2 to /dev/null: they lead to the host's log, where the session must not write."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):

@@ -38,11 +38,11 @@ def immortalize() -> int:
     count, waiting = 0, gc.get_objects()
     mark = ctypes.c_uint32.from_address(id(None)).value
     while waiting:
-        fresh = [each for each in waiting[-_BATCH:] if _mark(each, mark)]
+        marked = [each for each in waiting[-_BATCH:] if _mark(each, mark)]
         del waiting[-_BATCH:]
-        count += len(fresh)
-        waiting += gc.get_referents(*fresh)
-        for each in fresh:
+        count += len(marked)
+        waiting += gc.get_referents(*marked)
+        for each in marked:
             if isinstance(each, dict):
                 waiting += dict.keys(each)
             elif isinstance(each, types.CodeType):

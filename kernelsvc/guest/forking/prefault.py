@@ -92,16 +92,16 @@ def written(mapped: ProcMaps) -> list[Range]:
 def common(one: list[Range], other: list[Range]) -> list[Range]:
     """Return the intersection of two lists of ranges. Each is ordered and has no overlaps."""
     found: list[Range] = []
-    mine, theirs = iter(one), iter(other)
-    a, b = next(mine, None), next(theirs, None)
+    first_ranges, other_ranges = iter(one), iter(other)
+    a, b = next(first_ranges, None), next(other_ranges, None)
     while a and b:
         begin, end = max(a[0], b[0]), min(sum(a), sum(b))
         if begin < end:
             found.append((begin, end - begin))
         if sum(a) < sum(b):
-            a = next(mine, None)
+            a = next(first_ranges, None)
         else:
-            b = next(theirs, None)
+            b = next(other_ranges, None)
     return found
 
 

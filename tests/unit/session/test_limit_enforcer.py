@@ -57,7 +57,7 @@ def made() -> tuple[Session, LimitEnforcer]:
 
 def disk(mebibytes: float) -> list[LimitExceeded]:
     return [
-        LimitExceeded(limit="disk_bytes", value=mebibytes * MiB, bound=100.0 * MiB, message="disk: 100 MiB reached")
+        LimitExceeded(limit="disk_bytes", value=mebibytes * MiB, maximum=100.0 * MiB, message="disk: 100 MiB reached")
     ]
 
 
@@ -104,7 +104,7 @@ def test_what_writes_without_a_cell_is_ended_when_it_goes_on() -> None:
 def test_memory_ends_the_kernel_and_the_end_is_explained_once() -> None:
     session, guard = made()
     guard.on_watchdog(
-        [LimitExceeded(limit="memory_bytes", value=600.0, bound=512.0, message="memory: 512 MiB reached")]
+        [LimitExceeded(limit="memory_bytes", value=600.0, maximum=512.0, message="memory: 512 MiB reached")]
     )
     assert session.kills == 1
     killed = Exit(cause=Cause.SIGNALLED, message="SIGKILL", signal=9)
@@ -115,7 +115,7 @@ def test_memory_ends_the_kernel_and_the_end_is_explained_once() -> None:
 def test_a_cell_that_is_being_stopped_is_not_stopped_again() -> None:
     session, guard = made()
     session.machine.running = Running("a", 0.0, stop=ev.Reason.TIMEOUT)
-    guard.on_watchdog([LimitExceeded(limit="cpu_seconds", value=9.0, bound=3.0, message="CPU")])
+    guard.on_watchdog([LimitExceeded(limit="cpu_seconds", value=9.0, maximum=3.0, message="CPU")])
     assert (session.recorded, session.interrupts, session.kills) == ([], [], 0)
 
 

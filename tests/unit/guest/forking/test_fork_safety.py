@@ -80,7 +80,7 @@ def test_a_writable_duckdb_file_is_recognised(tmp_path: Path) -> None:
         )
     finally:
         os.close(fd)
-    assert found == [f"A DuckDB connection to {path} can write; close it, or open it read-only."]
+    assert found == [f"A DuckDB connection to {path} can write. Close it, or open it read-only."]
 
 
 def test_mapped_files_are_found_in_the_text_of_proc() -> None:
