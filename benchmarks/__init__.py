@@ -1,1 +1,1 @@
-"""Every figure in the README, measured beside the peers in one run. ``python -m benchmarks --help``."""
+"""The benchmarks behind the README's figures: kernelsvc and its peers in one run. ``python -m benchmarks --help``."""

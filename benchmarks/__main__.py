@@ -1,9 +1,9 @@
 """The command line of the benchmarks.
 
-python -m benchmarks run                  everything, beside every peer; writes docs/benchmarks/ and the README's table
-python -m benchmarks run --only density   some sections (may be given again), put over the figures of the last run
-python -m benchmarks plots                table and plots anew from the last run's figures
-python -m benchmarks smoke                a few of each, ourselves and a plain kernel only; writes nothing
+python -m benchmarks run                  all sections and peers, written to docs/benchmarks/ and the README
+python -m benchmarks run --only density   some sections (may be repeated), merged into the last run's figures
+python -m benchmarks plots                table and plots from the last run's figures
+python -m benchmarks smoke                few samples of kernelsvc and a plain kernel, written nowhere
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHOWN = ("ipykernel", "tornado", "numpy", "pandas", "matplotlib", "kernelsvc")
 
 
 def limits(scratch: Path) -> dict[str, float]:
-    """The limit column, from a process of its own."""
+    """Measure the limit column in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.floor", str(scratch)]
     found: dict[str, float] = json.loads(
         subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
@@ -43,7 +43,7 @@ def limits(scratch: Path) -> dict[str, float]:
 def measured(
     subjects: list[Subject], counts: Counts, sections: list[Section], scratch: Path, versions: dict[str, str]
 ) -> dict[str, Any]:
-    """Run it; all of it, as it goes into the JSON file."""
+    """Run the sections and return the content of the JSON file."""
     facts: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": report.machine(),
@@ -56,7 +56,7 @@ def measured(
 
 
 def run(args: argparse.Namespace, scratch: Path) -> int:
-    """Everything, or some sections, beside every peer."""
+    """Measure all sections, or some, of all subjects, and write the results."""
     subjects, found = peers.everyone(ENVIRONMENTS, scratch, *args.setting)
     if args.subject:
         subjects = [subject for subject in subjects if any(part in subject.name for part in args.subject)]
@@ -79,14 +79,14 @@ def run(args: argparse.Namespace, scratch: Path) -> int:
 
 
 def plots(args: argparse.Namespace, scratch: Path) -> int:
-    """Table and plots anew."""
+    """Write table and plots from the last run's figures."""
     del args, scratch
     tell(report.write(PAGES, ROOT / "README.md", json.loads((PAGES / "latest.json").read_text())))
     return 0
 
 
 def smoke(args: argparse.Namespace, scratch: Path) -> int:
-    """A few of each, to see that the harness runs. Fails when something could not be measured or was lost."""
+    """Test the harness with few samples. Return 1 if a subject could not be measured, or lost output."""
     del args
     data = measured([peers.ours(scratch), PlainZmq()], SMOKE, list(SECTIONS), scratch, {})
     print(report.markdown(data))
@@ -97,33 +97,35 @@ def smoke(args: argparse.Namespace, scratch: Path) -> int:
 
 
 def tell(paths: list[Path]) -> None:
-    """Say what was written."""
+    """Print the names of the written files."""
     for path in paths:
         say(f"written: {path.relative_to(ROOT)}")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     commands = made.add_subparsers(required=True)
-    full = commands.add_parser("run", help="everything, beside every peer")
+    full = commands.add_parser("run", help="measure all sections and peers")
     full.set_defaults(do=run)
     names = [section.name for section in SECTIONS]
-    full.add_argument("--only", action="append", choices=names, help="a section; may be given again")
-    full.add_argument("--subject", action="append", help="subjects whose name holds this; may be given again")
-    full.add_argument("--setting", action="append", default=[], metavar="--NAME=VALUE", help="for our own server")
+    full.add_argument("--only", action="append", choices=names, help="a section. May be repeated")
+    full.add_argument("--subject", action="append", help="only subjects with this in their name. May be repeated")
+    full.add_argument(
+        "--setting", action="append", default=[], metavar="--NAME=VALUE", help="a setting of kernelsvc's server"
+    )
     full.add_argument("--no-write", dest="write", action="store_false", help="print the table and change no file")
     for name, value in vars(Counts()).items():
         if isinstance(value, int):
             full.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {value}")
-    full.add_argument("--busy", action="append", type=int, help="how many busy sessions; may be given again")
-    commands.add_parser("plots", help="table and plots anew from the last figures").set_defaults(do=plots)
-    commands.add_parser("smoke", help="a few of each, ourselves and a plain kernel only").set_defaults(do=smoke)
+    full.add_argument("--busy", action="append", type=int, help="number of busy sessions. May be repeated")
+    commands.add_parser("plots", help="write table and plots from the last figures").set_defaults(do=plots)
+    commands.add_parser("smoke", help="few samples of kernelsvc and a plain kernel").set_defaults(do=smoke)
     return made
 
 
 def main() -> int:
-    """Run a command in a directory that is removed after."""
+    """Run a command in a temporary directory."""
     args = parser().parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="kernelsvc-bench-"))
     try:

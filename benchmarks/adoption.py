@@ -1,9 +1,8 @@
-"""What a crash costs: ``python -m benchmarks.adoption [--sessions 200] [--gigabytes 1] [--dir DIR]``.
+"""The cost of a server crash: ``python -m benchmarks.adoption [--sessions 200] [--gigabytes 1] [--dir DIR]``.
 
-The server is killed while sessions live and some of them run cells. Measured are
-the time from the next server's start to its first answer, to every session
-adopted, and to the first answers of cells in all of them. (The journal's cost
-per cell and the opening of a large one: ``python -m benchmarks.journal``.)
+The benchmark kills the server while sessions exist and some of them run cells. It measures the time from the start of
+the next server to its first response, to the adoption of every session, and to the first results of cells.
+``python -m benchmarks.journal`` measures the journal's cost for a cell, and the time to open a large journal.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ TOKEN = "adoption"
 
 
 def serve(root: Path) -> tuple[subprocess.Popen[bytes], float]:
-    """A server on a Unix socket, ready; and how long that took."""
+    """Start a server on a Unix socket. Return it, and the seconds until it was ready."""
     ready, end = os.pipe()
     began = time.perf_counter()
     where = ["--uds", str(root / "s"), "--data-dir", str(root / "data"), "--runtime-dir", str(root / "run")]
@@ -48,7 +47,7 @@ def serve(root: Path) -> tuple[subprocess.Popen[bytes], float]:
 
 
 async def measure(root: Path, count: int) -> None:
-    """Make sessions, kill, start, look."""
+    """Create sessions, kill the server, start another one, measure."""
     process, cold = serve(root)
     try:
         async with AsyncClient(f"unix:{root / 's'}", TOKEN, retry_seconds=120) as client:
@@ -73,7 +72,7 @@ async def measure(root: Path, count: int) -> None:
 
 
 async def large(root: Path, size: int) -> None:
-    """One session with a journal of ``size`` bytes beside ten small ones: what its recovery costs, and whom."""
+    """Measure the recovery of a session with a journal of ``size`` bytes, and its effect on ten small sessions."""
     process, _ = serve(root)
     try:
         async with AsyncClient(f"unix:{root / 's'}", TOKEN, retry_seconds=120) as client:
@@ -108,11 +107,13 @@ async def large(root: Path, size: int) -> None:
 
 
 def main() -> None:
-    """Run it in a directory that is removed afterwards."""
+    """Run the benchmark in a temporary directory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", type=int, default=200)
-    parser.add_argument("--gigabytes", type=float, default=0.0, help="also a session with a journal of this size")
-    parser.add_argument("--dir", type=Path, default=None, help="where the data lies (a short path, on a disk)")
+    parser.add_argument(
+        "--gigabytes", type=float, default=0.0, help="also measure a session with a journal of this size"
+    )
+    parser.add_argument("--dir", type=Path, default=None, help="parent of the data directory (a short path, on a disk)")
     args = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="ka", dir=args.dir))
     try:

@@ -1,11 +1,10 @@
-"""Branches, checkpoints, undo and crashes of live sessions, beside what one would do without them.
+"""Branches, checkpoints, rollbacks and crashes of live sessions, compared with the alternatives.
 
     python -m benchmarks.branches [--rounds N] [--small] [--write]
 
-Each figure is taken over the WebSocket, from the request to the first answer of a
-cell. Beside it, in the same run: the same cells run again in a fresh ordinary kernel
-(what a notebook's user does), dill's dump of the same variables and its load in a
-new process, and an ordinary kernel that is only started.
+Each figure is the time over the WebSocket from the request to the first result of a cell. The alternatives, measured
+in the same run, are: the same cells in a new ordinary kernel, as a notebook user would do, dill's dump of the variables
+and its load in a new process, and the start of an ordinary kernel.
 """
 
 from __future__ import annotations
@@ -57,18 +56,18 @@ GOALS: dict[str, tuple[float, str]] = {
 
 
 class Sheet:
-    """Figures by row: ours, and what else one could do."""
+    """Figures by row, of kernelsvc and of the alternatives."""
 
     def __init__(self) -> None:
         self.ours: dict[str, list[float]] = {}
         self.others: dict[str, dict[str, float]] = {}
 
     def add(self, row: str, value: float) -> None:
-        """One sample of ours."""
+        """Add a sample of kernelsvc."""
         self.ours.setdefault(row, []).append(value)
 
     def beside(self, row: str, other: str, value: float) -> None:
-        """What the same state costs otherwise."""
+        """Add a figure of an alternative."""
         self.others.setdefault(row, {})[other] = value
 
 
@@ -76,7 +75,7 @@ OTHERS = ("cells run again", "dill", "new kernel, empty")
 
 
 def table(sheet: Sheet) -> str:
-    """As Markdown: the median, the goal, and each other way with how many times longer it takes."""
+    """Return a Markdown table: the median, the goal, and each alternative with its ratio to the median."""
     lines = [f"| | **kernelsvc** | goal | {' | '.join(OTHERS)} |", "|---|---:|---:|" + "---:|" * len(OTHERS)]
     for row, (goal, unit) in GOALS.items():
         samples = sheet.ours.get(row)
@@ -93,7 +92,7 @@ def _beside(value: float | None, ours: float, unit: str) -> str:
 
 
 def missed(sheet: Sheet) -> list[str]:
-    """Each goal that was not met, in words."""
+    """Return a line for each goal that was missed."""
     found = []
     for row, (goal, unit) in GOALS.items():
         samples = sheet.ours.get(row)
@@ -106,14 +105,14 @@ def missed(sheet: Sheet) -> list[str]:
 
 
 async def timed(work: Callable[[], Awaitable[object]]) -> float:
-    """Milliseconds."""
+    """Return the duration of a coroutine, in milliseconds."""
     began = time.perf_counter()
     await work()
     return (time.perf_counter() - began) * 1e3
 
 
 async def rest(session: AsyncSession) -> None:
-    """Until the automatic checkpoint of the last cell is there."""
+    """Wait for the automatic checkpoint of the last cell."""
     for _ in range(200):
         info = await session.info()
         if any(c.auto for c in info.checkpoints):
@@ -123,7 +122,7 @@ async def rest(session: AsyncSession) -> None:
 
 @contextlib.asynccontextmanager
 async def holding(client: AsyncClient, cells: list[str]) -> AsyncIterator[AsyncSession]:
-    """A session that has run these cells and rests."""
+    """Create a session, run these cells, and wait until it is idle."""
     async with await client.create_session() as session:
         for code in cells:
             (await session.run(code)).raise_for_error()
@@ -132,7 +131,7 @@ async def holding(client: AsyncClient, cells: list[str]) -> AsyncIterator[AsyncS
 
 
 async def branch_row(client: AsyncClient, sheet: Sheet, row: str, cells: list[str], ask: str, rounds: int) -> None:
-    """One branch at a time, to its first answer."""
+    """Measure single branches, to the first result."""
     async with holding(client, cells) as session:
         for _ in range(rounds):
             made: list[AsyncSession] = []
@@ -147,7 +146,7 @@ async def branch_row(client: AsyncClient, sheet: Sheet, row: str, cells: list[st
 
 
 async def sixteen(client: AsyncClient, sheet: Sheet, rounds: int) -> None:
-    """Sixteen at once, all with an answer; and what one weighs."""
+    """Measure sixteen concurrent branches, to their first results, and the memory of one."""
     cells, ask = SMALL
     async with holding(client, cells) as session:
         for _ in range(rounds):
@@ -171,7 +170,7 @@ async def sixteen(client: AsyncClient, sheet: Sheet, rounds: int) -> None:
 
 
 async def undo(client: AsyncClient, sheet: Sheet, rounds: int) -> None:
-    """A crash and a rollback, each to the next cell's answer."""
+    """Measure a crash and a rollback, each to the next cell's result."""
     cells, ask = SMALL
     async with holding(client, cells) as session:
         for _ in range(rounds):
@@ -194,7 +193,7 @@ async def undo(client: AsyncClient, sheet: Sheet, rounds: int) -> None:
 
 
 async def fifty(client: AsyncClient, sheet: Sheet) -> None:
-    """Fifty named checkpoints, with a cell between each."""
+    """Measure fifty named checkpoints, with a cell between two."""
     cells, _ = SMALL
     async with holding(client, cells) as session:
         kernel = (await session.info()).kernel
@@ -207,12 +206,12 @@ async def fifty(client: AsyncClient, sheet: Sheet) -> None:
 
 
 def private(pid: int) -> int:
-    """Bytes that are a process's alone."""
+    """Return the private bytes of a process."""
     return int(psutil.Process(pid).memory_full_info().uss)
 
 
 def everything(pid: int) -> int:
-    """Bytes of all that the host of a kernel has, each page counted once: its copies share most with the template."""
+    """Return the bytes of all processes of a kernel's host. A page that forks share counts once."""
     init = psutil.Process(pid).parent()
     template = init.parent() if init is not None else None
     host = template.parent() if template is not None else None
@@ -224,7 +223,7 @@ def everything(pid: int) -> int:
 
 
 async def again(cells: list[str], ask: str) -> tuple[float, float]:
-    """An ordinary kernel: milliseconds until it is there, and until the cells have run in it once more."""
+    """Measure an ordinary kernel: milliseconds to its start, and until the cells have run in it."""
     manager = AsyncKernelManager()
     began = time.perf_counter()
     await manager.start_kernel()
@@ -257,7 +256,7 @@ _LOAD = "import dill, sys\nwith open(sys.argv[1], 'rb') as file: x = dill.load(f
 
 
 def dill(python: Path, cells: list[str]) -> float:
-    """Milliseconds to dump a session's variables, and to have them in a new process."""
+    """Return the milliseconds to dump a session's variables, and to load them in a new process."""
     with tempfile.TemporaryDirectory(prefix="bench") as place:
         path = str(Path(place) / "dump")
         dumped = subprocess.run(
@@ -272,7 +271,7 @@ def dill(python: Path, cells: list[str]) -> float:
 
 
 async def measure(rounds: int, small: bool, python: Path | None) -> Sheet:
-    """Every row."""
+    """Measure every row."""
     sheet, share = Sheet(), 100 if small else 1
     rows = {
         "branch of a small session, to its first answer": SMALL,
@@ -306,11 +305,11 @@ async def measure(rounds: int, small: bool, python: Path | None) -> Sheet:
 
 
 def about(here: dict[str, Any], rounds: int) -> str:
-    """What was measured, how and where, in words.
+    """Describe the benchmark and the machine.
 
     Args:
-        here: of ``report.machine``, from before the run.
-        rounds: samples of each row.
+        here: value of ``report.machine`` from before the run.
+        rounds: number of samples of a row.
     """
     load = here["load_before"][0]
     return f"""\
@@ -331,10 +330,10 @@ def _sized(what: tuple[list[str], str], count: int) -> tuple[list[str], str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, print, and say what is missed."""
+    """Measure, and print the table and the missed goals."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.branches", description="Branches and what they save.")
     parser.add_argument("--rounds", type=int, default=5, help="samples of each row (default: 5)")
-    parser.add_argument("--small", action="store_true", help="a hundredth of the data: that it runs, not what it times")
+    parser.add_argument("--small", action="store_true", help="a hundredth of the data, to test the harness")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/branches.md")
     args = parser.parse_args(argv)
     python = None

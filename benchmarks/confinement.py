@@ -1,11 +1,11 @@
-"""What each layer of confinement adds to a fork.
+"""The time that each layer of confinement adds to a fork.
 
     python -m benchmarks.confinement [rounds] [--write]
 
-Forks a process that holds what a template holds (numpy, pandas, pyplot), as a
-session's start does: middle, init, kernel. From the fork to the kernel's word that
-it is sealed, for: no layer, each layer alone, all of them, all but one. Interleaved,
-medians. ``--write`` puts the table into ``docs/benchmarks/confinement.md``.
+The benchmark forks a process with a template's modules (numpy, pandas, pyplot) in the steps of a session's start:
+middle process, init, kernel. It measures the time from the fork to the kernel's message that it is confined: without
+layers, with each single layer, with all of them, and with all but one. Runs are interleaved, and figures are medians.
+``--write`` writes ``docs/benchmarks/confinement.md``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "confinement.md"
 
 
 def variants(full: dict[str, Any], bare: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Plans by what they hold: nothing, one layer, everything."""
+    """Return plans by name: without layers, with one layer, with all."""
     spaces = full["namespaces"]
     needed = [name for name in ("user",) if name in spaces]
     plans = {"no layer": bare}
@@ -54,7 +54,7 @@ def variants(full: dict[str, Any], bare: dict[str, Any]) -> dict[str, dict[str, 
 
 
 def without_one(full: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Everything but one layer, for those that another one does not stand on."""
+    """Return plans with all layers but one, for each layer that no other layer needs."""
     left_out: dict[str, dict[str, Any]] = {
         "cgroup": {"cgroup": []},
         "net namespace": {"namespaces": [name for name in full["namespaces"] if name != "net"]},
@@ -66,7 +66,7 @@ def without_one(full: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def spawn(plan: dict[str, Any]) -> float:
-    """Milliseconds from the fork to a sealed kernel."""
+    """Return the milliseconds from the fork to a confined kernel."""
     reader, writer = os.pipe()
     started = time.perf_counter()
     middle = os.fork()
@@ -97,12 +97,12 @@ def spawn(plan: dict[str, Any]) -> float:
 
 
 def percentile(values: list[float]) -> float:
-    """The 95th."""
+    """Return the 95th percentile."""
     return sorted(values)[int(len(values) * 0.95)]
 
 
 def page(rows: list[tuple[str, float, float, float, float]], rounds: int, how: str) -> str:
-    """The table, with what it was measured on."""
+    """Return the page: the table and the conditions."""
     lines = [f"| {name} | {a:.1f} | {b:+.1f} | {c:.1f} | {d:.1f} |" for name, a, b, c, d in rows]
     load = os.getloadavg()[0]
     return f"""# Cost of each layer of confinement at a session's start

@@ -1,4 +1,4 @@
-"""How much of everything is measured."""
+"""The number of samples of each kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Counts:
-    """The defaults are for a run whose figures are published: about 20 minutes with all peers on two quiet cores."""
+    """Numbers of samples. The defaults are for published figures: about 20 minutes with all peers on two idle cores."""
 
     rounds: int = 3
     creates: int = 10
@@ -35,7 +35,7 @@ class Counts:
 
     @property
     def told(self) -> str:
-        """In words, for the report."""
+        """Return the numbers in words, for the report."""
         return (
             f"{self.rounds} rounds of {self.creates} new sessions ({self.slow_creates} for the peers) and "
             f"{self.cells} cells each, {self.print_rounds} of {self.lines:,} lines, "
@@ -43,7 +43,7 @@ class Counts:
         )
 
 
-#: That everything runs, as fast as it may.
+#: Few samples, to test the harness.
 SMOKE = Counts(
     rounds=1,
     creates=2,

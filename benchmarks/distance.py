@@ -1,4 +1,4 @@
-"""A client that is far away: a relay that holds every byte back for half of the round trip."""
+"""A relay that simulates a distant client: it delays each byte by half of the round trip."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-#: Milliseconds there and back.
+#: Round trip, in milliseconds.
 ROUND_TRIP = 50.0
 _CHUNK = 64 * 1024
 
 
 @contextlib.asynccontextmanager
 async def far(port: int, milliseconds: float = ROUND_TRIP) -> AsyncIterator[int]:
-    """A local port that leads to another one, with a delay. Connections end with the block."""
+    """Yield a local port that forwards to another one with a delay. Connections end with the block."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def joined(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -34,7 +34,7 @@ async def far(port: int, milliseconds: float = ROUND_TRIP) -> AsyncIterator[int]
 
 
 async def _carry(source: asyncio.StreamReader, target: asyncio.StreamWriter, seconds: float) -> None:
-    """Bytes in their order, each ``seconds`` later; several batches are on their way at once, as on a real line."""
+    """Forward bytes in order, each ``seconds`` later. Several batches can be in flight, like in a real network."""
     loop = asyncio.get_running_loop()
     try:
         while data := await source.read(_CHUNK):

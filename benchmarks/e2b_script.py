@@ -1,8 +1,8 @@
-"""What E2B's Python SDK sees of a server: run by an environment that has it, prints its samples as JSON.
+"""Measure a server with E2B's Python SDK, in an environment that has it. Prints the samples as JSON.
 
     e2b_script.py API_URL SANDBOX_URL KEY ROUNDS
 
-An empty URL leaves the SDK's own, which is E2B's cloud.
+With an empty URL the SDK uses its default, E2B's cloud.
 """
 
 import json

@@ -1,12 +1,11 @@
-"""E2B's own SDK against this server, and against what of E2B's stack can be installed.
+"""E2B's SDK with this server, compared with the installable parts of E2B's stack.
 
     python -m benchmarks.e2b_sdk [--rounds N] [--against API_URL SANDBOX_URL KEY] [--write]
 
-The same unmodified script (``e2b_script``) runs against us and, with ``--against``,
-against any other server of E2B's API: E2B's cloud (two empty addresses and a key of
-yours), or one that you host. E2B's interpreter server is in no registry, so it is not
-installed here; what it is built on is (jupyter_server: its figures are a floor of E2B's,
-whose server speaks to it for every cell), and so is its chart extractor (e2b-charts).
+The same unmodified script (``e2b_script``) runs against kernelsvc and, with ``--against``, against another server of
+E2B's API: E2B's cloud (two empty addresses and your key), or your own. E2B's interpreter server is in no package
+registry. Its base, jupyter_server, is: E2B's server sends each cell to it, so that its figures are a lower limit for
+E2B's. E2B's chart extractor (e2b-charts) can be installed too.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ ENVIRONMENTS = ROOT / ".benchmarks"
 SCRIPT = Path(__file__).with_name("e2b_script.py")
 SDK = Environment("e2b", ("e2b-code-interpreter", "e2b-charts"), ("e2b-code-interpreter", "e2b", "e2b-charts"))
 US, ENGINE, OTHER, CHARTS = "kernelsvc", "jupyter_server, beneath E2B's", "the other server", "e2b-charts"
-#: Rows of the engine by the row of the SDK that they are a floor of.
+#: Rows of jupyter_server, by the row of the SDK for which they are a lower limit.
 EXTRACTION = "a line's 1,000 points read back from its figure"
 
 _EXTRACT = """
@@ -66,7 +65,7 @@ Sheet = dict[str, dict[str, float]]
 
 
 def script(python: Path, api: str, sandbox: str, key: str, rounds: int) -> dict[str, float]:
-    """Medians of the SDK's script against one server, in milliseconds."""
+    """Run the SDK's script against one server. Return the medians in milliseconds."""
     command = [str(python), str(SCRIPT), api, sandbox, key, str(rounds)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     if done.returncode:
@@ -76,14 +75,14 @@ def script(python: Path, api: str, sandbox: str, key: str, rounds: int) -> dict[
 
 
 async def against_us(python: Path, rounds: int) -> dict[str, float]:
-    """The script against this checkout."""
+    """Run the script against this checkout."""
     with tempfile.TemporaryDirectory(prefix="bench") as place:
         async with private_server(Terminal(), data_dir=Path(place), tcp=True) as address:
             return await asyncio.to_thread(script, python, address.base, address.base, address.token, rounds)
 
 
 async def engine(rounds: int, scratch: Path) -> dict[str, float]:
-    """jupyter_server by itself, through a WebSocket that is kept open: what E2B's server does for each cell."""
+    """Measure jupyter_server over one WebSocket, which is the part of E2B's server that runs cells."""
     subject = peers.jupyter_server(peers.GATEWAY.prepared(ENVIRONMENTS), scratch)
     samples: dict[str, list[float]] = {}
 
@@ -107,7 +106,7 @@ async def engine(rounds: int, scratch: Path) -> dict[str, float]:
 
 
 def extraction(python: Path) -> tuple[float, float]:
-    """Milliseconds that our chart extractor and E2B's take for the same figure."""
+    """Return the milliseconds of kernelsvc's and E2B's chart extractors for the same figure."""
     command = [str(python), "-c", _EXTRACT, str(e2b_charts.__file__)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     ours, theirs = json.loads(done.stdout)
@@ -115,7 +114,7 @@ def extraction(python: Path) -> tuple[float, float]:
 
 
 def table(sheet: Sheet) -> str:
-    """As Markdown: ours, and each other with how many times longer it takes."""
+    """Return a Markdown table: kernelsvc, and each other subject with its ratio."""
     others = [name for name in (OTHER, ENGINE, CHARTS) if any(name in row for row in sheet.values())]
     lines = [
         f"| ms, median | **kernelsvc** |{''.join(f' {name} |' for name in others)}",
@@ -132,14 +131,14 @@ def _beside(value: float | None, ours: float) -> str:
 
 
 def put(sheet: Sheet, who: str, found: dict[str, float]) -> None:
-    """Add one server's column."""
+    """Add the column of one server."""
     for row, value in found.items():
         if who == US or row in sheet:
             sheet.setdefault(row, {})[who] = value
 
 
 async def measure(rounds: int, other: list[str] | None) -> Sheet:
-    """Every row that can be had here."""
+    """Measure each row that this machine can measure."""
     python = SDK.prepared(ENVIRONMENTS) / "python"
     sheet: Sheet = {}
     put(sheet, US, await against_us(python, rounds))
@@ -156,7 +155,7 @@ async def measure(rounds: int, other: list[str] | None) -> Sheet:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and print."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.e2b_sdk", description="E2B's SDK against this server.")
     parser.add_argument("--rounds", type=int, default=5, help="sandboxes (default: 5)")
     parser.add_argument("--against", nargs=3, metavar=("API_URL", "SANDBOX_URL", "KEY"), help="another server")

@@ -1,4 +1,4 @@
-"""Samples, what is kept of them, and the rows of the table. Values only: no clock, no process."""
+"""Samples, their summaries, and the rows of the table. Pure."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-#: What is kept of the samples of one kind: a label and its share.
+#: Percentiles in the summary of a kind of samples: label to share.
 SHARES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
-#: Kinds of samples whose whole distribution is kept, for the plots.
+#: Kinds of samples with the whole distribution in their summary, for the plots.
 DISTRIBUTED = ("cell", "create", "delay", "busy_cell_10", "busy_cell_100")
 _POINTS = 200
 
-#: One subject's samples by kind, as they stand in the JSON: counts, percentiles, or why there are none.
+#: Summary of one subject in the JSON: by kind the count and percentiles, or the reason why there are none.
 Summary = Mapping[str, Mapping[str, Any]]
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile; ``share`` is between 0 and 1.
+    """Return the nearest-rank percentile. ``share`` is between 0 and 1.
 
     Raises:
         ValueError: there are no samples.
@@ -34,14 +34,14 @@ class Measure:
     """One row of the table.
 
     Attributes:
-        name: stable, for the JSON.
-        title: what a reader sees.
-        unit: of the samples.
-        label: which percentile stands in the table (``SHARES``).
-        goal: what the project wants of itself, in the same unit.
-        higher_is_better: for rates.
-        source: the kind of samples, where it isn't ``name``.
-        headline: title of the row in the README; empty if the README leaves the row out.
+        name: stable name, for the JSON.
+        title: title of the row.
+        unit: unit of the samples.
+        label: label of the percentile in the table (``SHARES``).
+        goal: the project's goal, in the same unit.
+        higher_is_better: True for rates.
+        source: kind of the samples, if it differs from ``name``.
+        headline: title of the row in the README. Empty if the README does not have the row.
     """
 
     name: str
@@ -55,12 +55,12 @@ class Measure:
 
     @property
     def samples(self) -> str:
-        """The name under which the samples were gathered."""
+        """The kind of the samples."""
         return self.source or self.name
 
 
 def _cells(count: int) -> list[Measure]:
-    """The rows of so many busy sessions."""
+    """Return the rows for a number of busy sessions."""
     name = f"busy_cell_{count}"
     return [
         Measure(f"busy_{count}", f"`1+1` in {count} busy sessions", "cells/s", higher_is_better=True),
@@ -70,7 +70,7 @@ def _cells(count: int) -> list[Measure]:
     ]
 
 
-#: Every row, in the order of the table. A row whose samples nobody gathered is left out.
+#: The rows, in the order of the table. A row without samples is left out.
 MEASURES = (
     Measure(
         "create",
@@ -144,17 +144,17 @@ MEASURES = (
 
 @dataclass
 class Samples:
-    """What one subject gave, by kind; and why, where it gave nothing."""
+    """The samples of one subject by kind, and the reasons for missing ones."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, *values: float) -> None:
-        """Keep these."""
+        """Add samples."""
         self.values.setdefault(name, []).extend(values)
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """Count and percentiles of every kind of sample; the distribution of some."""
+        """Return the count and percentiles of each kind of samples, and the distribution of some."""
         found: dict[str, dict[str, Any]] = {}
         for name, values in self.values.items():
             if values:
@@ -168,20 +168,20 @@ class Samples:
 
 
 def figure(summary: Summary, measure: Measure) -> float | None:
-    """What a subject's samples say for a row; None without samples."""
+    """Return a subject's figure for a row, or None if there are no samples."""
     value = summary.get(measure.samples, {}).get(measure.label)
     return float(value) if value is not None else None
 
 
 def ratio(ours: float | None, theirs: float | None, measure: Measure) -> float | None:
-    """How many times better we are; below 1 the peer is better. None where it can't be said."""
+    """Return how many times better kernelsvc is. Below 1 the peer is better. None if a figure is missing."""
     if ours is None or theirs is None or not ours or not theirs:
         return None
     return ours / theirs if measure.higher_is_better else theirs / ours
 
 
 def shown(value: float | None) -> str:
-    """A figure with three digits that mean something."""
+    """Format a figure with three significant digits."""
     if value is None:
         return "-"
     if value >= 100 or value == int(value):

@@ -1,8 +1,7 @@
-"""The limit column: what the same machine could do at best. ``python -m benchmarks.floor`` prints JSON.
+"""The limit column: the best possible figures of the machine. ``python -m benchmarks.floor`` prints JSON.
 
-Each figure is in the unit of the measure that it stands beside. Run in a
-process of its own, because one of them forks and another loads half a
-scientific stack.
+Each figure has the unit of its row. The module runs in a process of its own, because one measurement forks, and another
+one imports IPython, numpy and pandas.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from benchmarks.figures import percentile
 
 
 def timed(action: Callable[[], object], times: int) -> float:
-    """Median milliseconds of one call."""
+    """Return the median milliseconds of a call."""
     samples = []
     for _ in range(times):
         begun = time.perf_counter()
@@ -29,7 +28,7 @@ def timed(action: Callable[[], object], times: int) -> float:
 
 
 def run_cell() -> float:
-    """``1+1`` in IPython's own shell, in process."""
+    """Measure ``1+1`` in IPython's shell, in this process."""
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.capture import capture_output
 
@@ -40,7 +39,7 @@ def run_cell() -> float:
 
 
 def bare_fork() -> float:
-    """From the fork of a process that has the imports to a byte from the child."""
+    """Measure from the fork of a process with the imports to a byte from the child."""
     import matplotlib.pyplot  # noqa: F401
     import numpy  # noqa: F401
     import pandas  # noqa: F401
@@ -60,7 +59,7 @@ def bare_fork() -> float:
 
 
 def socket_echo() -> float:
-    """A byte to another process over a Unix socket and back."""
+    """Measure the round trip of a byte to another process, over a Unix socket."""
     here, there = socket.socketpair()
     if os.fork() == 0:
         here.close()
@@ -80,7 +79,7 @@ def socket_echo() -> float:
 
 
 def sync() -> float:
-    """Append a journal line's worth and ``fdatasync`` it, where the benchmark's data lies."""
+    """Measure an append of the size of a journal line with ``fdatasync``, on the disk of the benchmark's data."""
     with tempfile.NamedTemporaryFile(dir=sys.argv[1] if len(sys.argv) > 1 else None) as file:
 
         def append() -> None:
@@ -91,7 +90,7 @@ def sync() -> float:
 
 
 def pipe_lines(count: int = 100_000) -> float:
-    """Milliseconds for so many printed lines through a bare pipe to a reader that parses nothing."""
+    """Return the milliseconds for a number of printed lines through a pipe, to a reader without a parser."""
     code = f"for i in range({count}): print(i, flush=True)"
 
     def stream() -> None:
@@ -106,7 +105,7 @@ def pipe_lines(count: int = 100_000) -> float:
 
 
 def main() -> None:
-    """Measure all of them; fork before anything may have started a thread."""
+    """Measure all of them. The fork comes first, before a library can start a thread."""
     echo, fork, cell = socket_echo(), bare_fork(), run_cell()
     cores = os.cpu_count() or 1
     found = {

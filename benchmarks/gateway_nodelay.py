@@ -1,8 +1,7 @@
-"""Kernel Gateway with the one line that it lacks: ``TCP_NODELAY`` on its WebSocket.
+"""Kernel Gateway with ``TCP_NODELAY`` on its WebSocket.
 
-Run by the gateway's own Python. Without it Nagle's algorithm and delayed
-acknowledgement add 40 ms to each cell; measured beside the original so that
-the comparison does not rest on that alone.
+The gateway's Python runs this module. Without the option Nagle's algorithm and delayed acknowledgements add 40 ms to
+each cell. The benchmark measures both, so that this delay is not the whole difference.
 """
 
 from jupyter_server.services.kernels.websocket import KernelWebsocketHandler

@@ -1,11 +1,13 @@
-"""What the journal costs: ``python -m benchmarks.journal [--gigabytes 1] [--dir DIR]``.
+"""The cost of the journal: ``python -m benchmarks.journal [--gigabytes 1] [--dir DIR]``.
 
-First its share of a trivial cell: cells through the WebSocket, one at a time, of a
-server that never syncs and of one that syncs each end (``journal_sync = "ack"``, the
-default), and what the server itself has counted for its journals meanwhile. Then
-appending and syncing alone, the sync inline and in a thread; the notebook's share; and
-the time to open a large journal. Run it on a quiet machine, ``--dir`` on the disk that
-is meant: a tmpfs syncs for nothing.
+The benchmark measures:
+
+* The journal's share of a trivial cell. Cells over the WebSocket, one at a time, with a server that never syncs and one
+  that syncs each end (``journal_sync = "ack"``, the default), and the time that the server itself counts for journals.
+* Append and sync without a server, with the sync inline and in a thread, and the notebook's share.
+* The time to open a large journal.
+
+Run it on an idle machine, with ``--dir`` on the disk to measure. A sync on tmpfs costs nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ TOKEN = "journal"
 
 
 def cell(n: int) -> list[ev.Event]:
-    """The events of a trivial cell."""
+    """Return the events of a trivial cell."""
     name = f"c{n}"
     return [
         ev.CellStarted(cell=name, execution_count=n),
@@ -45,13 +47,13 @@ def cell(n: int) -> list[ev.Event]:
 
 
 def spread(seconds: Sequence[float]) -> str:
-    """p50 and p99 in microseconds."""
+    """Return p50 and p99 in microseconds."""
     ordered = sorted(seconds)
     return f"p50 {ordered[len(ordered) // 2] * 1e6:8.1f} µs   p99 {ordered[int(len(ordered) * 0.99)] * 1e6:8.1f} µs"
 
 
 async def costs(directory: Path, rounds: int = 500) -> None:
-    """Append, sync inline, sync in a thread, and the notebook, interleaved."""
+    """Measure append, sync inline, sync in a thread, and the notebook, interleaved."""
     journal = Journal.create(directory / "journal.jsonl", "s")
     notebook = NotebookFile(directory / "notebook.ipynb", journal)
     taken: dict[str, list[float]] = {"append 4 events": [], "sync inline": [], "sync in a thread": [], "notebook": []}
@@ -83,7 +85,7 @@ GOAL = 0.15
 
 
 async def share(directory: Path, rounds: int = 500) -> None:
-    """What part of a trivial cell the journal is, as the server itself has counted it."""
+    """Measure the journal's share of a trivial cell, from the server's own metrics."""
     for sync in ("off", "ack"):
         with Running(directory / sync, "--journal-sync", sync) as server:
             async with AsyncClient(server.url, TOKEN) as client, await client.create_session() as session:
@@ -108,7 +110,7 @@ async def _cells(session: AsyncSession, count: int) -> list[float]:
 
 
 class Running:
-    """``with``: a server on a Unix socket, with directories of its own below ``root``."""
+    """A context manager for a server on a Unix socket, with its directories below ``root``."""
 
     def __init__(self, root: Path, *args: str) -> None:
         root.mkdir()
@@ -130,7 +132,7 @@ class Running:
         return self
 
     async def spent(self) -> list[float]:
-        """Seconds that this server's journals have taken: entries, syncs."""
+        """Return the seconds that the server has spent on journals: on entries, and on syncs."""
         await asyncio.sleep(2 * FLUSH_SECONDS)  # by then all is told
         reader, writer = await asyncio.open_unix_connection(self.url.removeprefix("unix:"))
         writer.write(b"GET /metrics HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
@@ -145,7 +147,7 @@ class Running:
 
 
 def opening(directory: Path, size: int) -> None:
-    """Write a journal of ``size`` bytes and open it again."""
+    """Write a journal of ``size`` bytes, and measure the time to open it."""
     for text in (60, 3000):
         path = directory / f"large-{text}.jsonl"
         journal = Journal.create(path, "s")
@@ -162,7 +164,7 @@ def opening(directory: Path, size: int) -> None:
 
 
 def main() -> None:
-    """Run all of it in a directory that is removed afterwards."""
+    """Run the benchmark in a temporary directory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--dir", type=Path, default=None, help="where the data lies (a disk, not a tmpfs)")

@@ -1,4 +1,4 @@
-"""The peers, each installed from the registry into an environment of its own below ``.benchmarks/``."""
+"""The peers, each installed from the package registry into its own environment below ``.benchmarks/``."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ KERNEL = ("ipykernel", "numpy", "pandas", "matplotlib")
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment and what is installed in it.
+    """A virtual environment and its packages.
 
     Attributes:
-        name: of its directory.
-        packages: what is asked of the registry.
-        shows: packages whose version the report tells.
+        name: name of its directory.
+        packages: requirements to install.
+        shows: packages whose version the report has.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Environment:
     shows: tuple[str, ...]
 
     def prepared(self, below: Path) -> Path:
-        """Its ``bin`` directory, made on first use.
+        """Return its ``bin`` directory. Create the environment at the first use.
 
         Raises:
             RuntimeError: the packages could not be installed.
@@ -55,7 +55,7 @@ class Environment:
         return place / "bin"
 
     def versions(self, below: Path) -> dict[str, str]:
-        """Package to release, as installed."""
+        """Return the installed version by package."""
         code = "import sys, importlib.metadata as m\nfor n in sys.argv[1:]: print(n, m.version(n))"
         command = [below / self.name / "bin" / "python", "-c", code, *self.shows]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -69,7 +69,7 @@ JUPYVERSE = Environment("jupyverse", ("jupyverse[jupyterlab,noauth]",), ("jupyve
 
 
 def gateway(bin: Path, scratch: Path, *, nodelay: bool) -> Subject:
-    """Kernel Gateway as it is, or with its Nagle delay taken away."""
+    """Return Kernel Gateway, as released or without its Nagle delay."""
     port = free_port()
     start = [str(bin / "python"), str(NODELAY)] if nodelay else [str(bin / "jupyter-kernelgateway")]
     options = {"ip": "127.0.0.1", "port": port, "auth_token": TOKEN}
@@ -81,7 +81,7 @@ def gateway(bin: Path, scratch: Path, *, nodelay: bool) -> Subject:
 
 
 def jupyter_server(bin: Path, scratch: Path) -> Subject:
-    """jupyter_server, what JupyterLab runs on."""
+    """Return jupyter_server, the server of JupyterLab."""
     port = free_port()
     options = {
         "ServerApp.ip": "127.0.0.1",
@@ -97,7 +97,7 @@ def jupyter_server(bin: Path, scratch: Path) -> Subject:
 
 
 def jupyverse(bin: Path, scratch: Path) -> Subject:
-    """jupyverse, Jupyter's server rewritten on ASGI."""
+    """Return jupyverse, a Jupyter server on ASGI."""
     port = free_port()
     # Its kernelspec starts "python": the one on the path.
     env = _apart(bin, scratch) | {"PATH": f"{bin}{os.pathsep}{os.environ.get('PATH', '')}"}
@@ -105,19 +105,19 @@ def jupyverse(bin: Path, scratch: Path) -> Subject:
 
 
 def _apart(bin: Path, scratch: Path) -> dict[str, str]:
-    """An environment in which a peer reads nobody's configuration and starts its own Python's kernels."""
+    """Return environment variables: a peer ignores the user's configuration, and starts kernels of its own Python."""
     home = scratch / "jupyter"
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     return {name: str(home / name.lower()) for name in names} | {"JUPYTER_PREFER_ENV_PATH": "1", "VIRTUAL_ENV": ""}
 
 
 def ours(scratch: Path, *settings: str) -> Subject:
-    """This checkout."""
+    """Return the subject for this checkout."""
     return Kernelsvc(sys.executable, scratch, *settings)
 
 
 def everyone(below: Path, scratch: Path, *settings: str) -> tuple[list[Subject], dict[str, str]]:
-    """Ourselves and every peer that can be had here, with the peers' releases. One that can't is named and left out."""
+    """Return kernelsvc and each peer that can be installed, with the peers' releases. Others are named and left out."""
     subjects: list[Subject] = [ours(scratch, *settings)]
     versions: dict[str, str] = {}
     for environment, makers in PEERS:

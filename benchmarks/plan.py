@@ -1,4 +1,4 @@
-"""In which order things are measured: round after round, each subject in turn, so that a busy moment hits all alike."""
+"""The order of measurements: in each round every subject in turn, so that other load affects all of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Bench:
     samples: dict[str, Samples] = field(default_factory=dict)
 
     async def run(self, subjects: Sequence[Subject]) -> dict[str, Samples]:
-        """Measure them all. A subject that can't start, or breaks, is named and left out of what follows."""
+        """Measure all subjects. A subject that can't start, or fails, is named and left out from then on."""
         self.samples = {subject.name: Samples() for subject in subjects}
         async with contextlib.AsyncExitStack() as stack:
             alive = [subject for subject in subjects if await self._started(subject, stack)]
@@ -66,11 +66,11 @@ class Bench:
 
 
 def turned(subjects: Sequence[Subject], number: int) -> list[Subject]:
-    """The subjects in the order of a round."""
+    """Return the subjects in the order of a round."""
     first = number % len(subjects)
     return [*subjects[first:], *subjects[:first]]
 
 
 def say(text: str) -> None:
-    """Progress, where it doesn't mix with the result."""
+    """Print progress to standard error, apart from the result."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The plots, drawn from the JSON of a run alone, so that they can be drawn again."""
+"""Draw the plots from the JSON of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DENSE = (10, 100, 500, 1000, 1500, 2000)
 
 
 def draw(data: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Draw those for which there are figures; returns the files."""
+    """Draw the plots that have figures. Return the files."""
     import matplotlib as mpl
 
     mpl.use("svg")

@@ -1,4 +1,4 @@
-"""Servers as processes: started on a free port, watched while they are measured, ended with all they started."""
+"""Servers as processes: start one on a free port, watch its memory, end it with all its descendants."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ MiB = 1024 * 1024
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """Return a TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class Server:
-    """A server process that answers ``ready`` with 200 once it can be used."""
+    """A server process. It is ready when GET ``ready`` returns status 200."""
 
     #: What a user's Ctrl-C sends. Jupyter's servers would ask whether it was meant; they get SIGTERM.
     stop_signal = signal.SIGINT
@@ -41,10 +41,10 @@ class Server:
         self.start_seconds = 0.0
 
     async def start(self) -> None:
-        """Start it and wait until it answers.
+        """Start the server and wait until it is ready.
 
         Raises:
-            RuntimeError: it ended, or did not answer in time; the message has its log's end.
+            RuntimeError: it ended, or was not ready in time. The message has the end of its log.
         """
         self.log.parent.mkdir(parents=True, exist_ok=True)
         begun = time.perf_counter()
@@ -61,7 +61,7 @@ class Server:
         self.start_seconds = time.perf_counter() - begun
 
     async def stop(self) -> None:
-        """Ask it to end, wait, and end what is left of its descendants by id."""
+        """Terminate the server, wait, and end its remaining descendants by id."""
         if self.process is None:
             return
         left = descendants(self.process.pid)
@@ -77,24 +77,24 @@ class Server:
                 child.kill()
 
     def cpu(self) -> float:
-        """Seconds of CPU that the server itself has used, without its children."""
+        """Return the CPU seconds of the server process, without its children."""
         assert self.process is not None
         times = psutil.Process(self.process.pid).cpu_times()
         return float(times.user + times.system)
 
     def written(self) -> int:
-        """Bytes that the server itself has written, to files and sockets (proc(5), ``wchar``)."""
+        """Return the bytes that the server process has written to files and sockets (proc(5), ``wchar``)."""
         assert self.process is not None
         return int(psutil.Process(self.process.pid).io_counters().write_chars)
 
     def rss(self) -> int:
-        """Bytes of the server's own resident memory, without its children."""
+        """Return the resident bytes of the server process, without its children."""
         assert self.process is not None
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
 
 def answers(url: str) -> bool:
-    """Whether a GET is answered with 200."""
+    """Whether a GET returns status 200."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)
@@ -103,7 +103,7 @@ def answers(url: str) -> bool:
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """All that a process has started and that still lives, but for what has detached itself."""
+    """Return the living descendants of a process, without those that have detached themselves."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.Error:
@@ -111,7 +111,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def uss(pids: Sequence[int]) -> int:
-    """Bytes that these processes have to themselves: what their end would give back."""
+    """Return the private bytes of these processes: the memory that their end would free."""
     total = 0
     for pid in pids:
         with contextlib.suppress(psutil.Error):
@@ -120,7 +120,7 @@ def uss(pids: Sequence[int]) -> int:
 
 
 def pss(pids: Sequence[int]) -> int:
-    """Bytes of these processes, a page that several share counted in equal parts."""
+    """Return the proportional bytes of these processes: a page of n processes counts 1/n for each."""
     total = 0
     for pid in pids:
         with contextlib.suppress(psutil.Error):
@@ -130,7 +130,7 @@ def pss(pids: Sequence[int]) -> int:
 
 @contextlib.asynccontextmanager
 async def peak(server: Server | None) -> AsyncIterator[list[int]]:
-    """Watch a server's memory; the list holds its growth in bytes once the block has ended."""
+    """Watch a server's memory during a block. After it the list has the growth in bytes."""
     grown = [0]
     if server is None:
         yield grown

@@ -1,4 +1,4 @@
-"""From samples to JSON and Markdown. Both tables, the page's and the README's, are written from one document."""
+"""Turn samples into JSON and Markdown. The tables of the page and of the README come from the same document."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SLOW = """## What is slow, and why
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """Return a description of the machine."""
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     return {
@@ -64,7 +64,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """What is installed here of these packages."""
+    """Return the installed versions of packages."""
     found = {}
     for package in packages:
         try:
@@ -75,18 +75,18 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def document(subjects: Mapping[str, Summary], limits: Mapping[str, float], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """All of a run, for the JSON file."""
+    """Return the content of the JSON file for a run."""
     return {**facts, "limits": dict(limits), "subjects": {name: dict(found) for name, found in subjects.items()}}
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any], sections: Sequence[str]) -> dict[str, Any]:
-    """A run of some sections put over an earlier run; says of which day and machine its parts are.
+    """Merge a run of some sections into an earlier run, with the date and machine of each part.
 
     Raises:
-        ValueError: the two are of different machines.
+        ValueError: the runs are from different machines.
     """
     if {**old["machine"], "load_before": 0} != {**new["machine"], "load_before": 0}:
-        raise ValueError("the earlier run was on another machine; run everything")
+        raise ValueError("the earlier run was on another machine. Run everything")
     names = [*new["subjects"], *(name for name in old["subjects"] if name not in new["subjects"])]
     subjects = {name: {**old["subjects"].get(name, {}), **new["subjects"].get(name, {})} for name in names}
     parts = {
@@ -101,7 +101,7 @@ def table(data: Mapping[str, Any]) -> str:
     """Return the Markdown table: a row a measure, a column a subject, then the ratio and the limit.
 
     Args:
-        data: of ``document``.
+        data: value of ``document``.
     """
     subjects, limits = data["subjects"], data["limits"]
     peers = [name for name in subjects if name != OURS]
@@ -141,7 +141,7 @@ def headlines(data: Mapping[str, Any]) -> str:
 
 
 def goals(found: Summary) -> list[str]:
-    """Each goal, whether it was met, in words."""
+    """Return a line for each goal, and whether it was met."""
     told = []
     for measure in MEASURES:
         value = figure(found, measure)
@@ -179,7 +179,7 @@ def conditions(data: Mapping[str, Any]) -> str:
 
 
 def markdown(data: Mapping[str, Any]) -> str:
-    """The page: table, conditions, plots."""
+    """Return the page: table, conditions, plots."""
     pictures = "\n".join(f"![{title}]({name}.svg)\n" for name, title in PLOTS.items())
     return f"# Benchmarks\n\n{table(data)}\n\n{conditions(data)}\n{pictures}\n{SLOW}"
 
@@ -193,7 +193,7 @@ def excerpt(data: Mapping[str, Any]) -> str:
 
 
 def write(directory: Path, readme: Path | None, data: Mapping[str, Any]) -> list[Path]:
-    """Write JSON, Markdown and plots, and put the excerpt between the README's markers. Returns what was written."""
+    """Write JSON, Markdown and plots, and the excerpt between the README's markers. Return the written files."""
     directory.mkdir(parents=True, exist_ok=True)
     found = [directory / "latest.json", directory / "latest.md", *draw(data, directory)]
     found[0].write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", "utf-8")
@@ -206,7 +206,7 @@ def write(directory: Path, readme: Path | None, data: Mapping[str, Any]) -> list
 
 
 def between(page: str, text: str) -> str:
-    """The page with its benchmark part replaced.
+    """Return the page with a new benchmark part.
 
     Raises:
         ValueError: the page has no such part.

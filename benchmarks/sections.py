@@ -1,4 +1,4 @@
-"""What is measured of one subject, section by section. Each takes a subject and where its samples go."""
+"""The sections of the benchmark. Each measures one subject and adds its samples."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ PNG = (
 
 
 def is_ours(subject: Subject) -> bool:
-    """Whether it is quick enough to be asked more often."""
+    """Whether the subject is kernelsvc, which is fast enough for more samples."""
     return isinstance(subject, Kernelsvc)
 
 
 @contextlib.asynccontextmanager
 async def opened(subject: Subject) -> AsyncIterator[Session]:
-    """A session for the length of a block."""
+    """Open a session for a block."""
     session = await subject.open()
     try:
         yield session
@@ -47,7 +47,7 @@ async def opened(subject: Subject) -> AsyncIterator[Session]:
 
 @contextlib.asynccontextmanager
 async def many(subject: Subject, count: int) -> AsyncIterator[list[Session]]:
-    """So many sessions, asked for at once, and closed a few at a time."""
+    """Open a number of sessions concurrently, and close a few at a time."""
     async with contextlib.AsyncExitStack() as stack:
         opening = [subject.open() for _ in range(count)]
         sessions = await asyncio.gather(*opening)
@@ -66,7 +66,7 @@ async def _close(sessions: list[Session]) -> None:
 
 
 async def creates(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """One session after the other, and their first cells."""
+    """Measure the creation of sessions, one at a time, and their first cells."""
     for _ in range(counts.creates if is_ours(subject) else counts.slow_creates):
         begun = time.perf_counter()
         async with opened(subject) as session:
@@ -78,7 +78,7 @@ async def creates(subject: Subject, samples: Samples, counts: Counts) -> None:
 
 
 async def cells(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """One session, cell after cell; then with pauses, as somebody who thinks."""
+    """Measure the cells of one session without pauses, then with pauses like those of a user."""
     async with opened(subject) as session:
         for _ in range(counts.warmup):
             await session.run("1+1")
@@ -93,7 +93,7 @@ async def cells(subject: Subject, samples: Samples, counts: Counts) -> None:
 
 
 async def delays(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """How long a printed line takes to the client, who shares the machine's clock."""
+    """Measure the time from ``print`` to the client, by the clock of the machine that both share."""
     async with opened(subject) as session:
         await _delays(session, "delay", samples, counts)
 
@@ -107,7 +107,7 @@ async def _delays(session: Session, name: str, samples: Samples, counts: Counts)
 
 
 async def loaded(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """The same, while a session for each core computes."""
+    """Measure the same while a session for each core computes."""
     seconds = counts.delays * 0.05 + 1
     burn = f"import time\nend = time.time() + {seconds}\nwhile time.time() < end: pass"
     async with many(subject, 1 + (os.cpu_count() or 1)) as (session, *others):
@@ -118,7 +118,7 @@ async def loaded(subject: Subject, samples: Samples, counts: Counts) -> None:
 
 
 async def prints(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """Many short lines."""
+    """Measure many short lines."""
     async with opened(subject) as session:
         ran = await session.run(f"for i in range({counts.lines}): print(i)")
         samples.add("prints", ran.seconds * 1e3)
@@ -128,14 +128,14 @@ async def prints(subject: Subject, samples: Samples, counts: Counts) -> None:
 
 
 async def burst(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """Many sessions asked for at once."""
+    """Measure the concurrent creation of many sessions."""
     begun = time.perf_counter()
     async with many(subject, counts.burst):
         samples.add("burst", time.perf_counter() - begun)
 
 
 async def warm(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """The same with a warm pool, in a server of its own."""
+    """Measure the same with a warm pool, in another server."""
     if not isinstance(subject, Kernelsvc):
         return
     with tempfile.TemporaryDirectory(prefix="kw", dir="/tmp") as place:
@@ -157,7 +157,7 @@ async def warm(subject: Subject, samples: Samples, counts: Counts) -> None:
 
 
 async def _filled(subject: Kernelsvc, count: int) -> None:
-    """Wait until so many kernels listen, and rest a moment."""
+    """Wait until a number of kernels listen, then pause."""
     async with asyncio.timeout(120):
         while subject.listening() < count:
             await asyncio.sleep(0.05)
@@ -165,7 +165,7 @@ async def _filled(subject: Kernelsvc, count: int) -> None:
 
 
 async def busy(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """Sessions that all run cell after cell. Few peers are asked for many: each of their sessions takes a second."""
+    """Measure sessions that all run cells. Most peers get few sessions, because each takes a second to start."""
     for count in counts.busy:
         if count <= counts.slow_busy or is_ours(subject) or subject.rival:
             await _busy(subject, samples, counts, count)
@@ -190,7 +190,7 @@ async def _busy(subject: Subject, samples: Samples, counts: Counts, count: int) 
 
 
 async def big_print(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """One large text, and what the server takes for it."""
+    """Measure one large text, and the server's CPU time and memory for it."""
     before = subject.server.cpu() if subject.server else 0
     async with opened(subject) as session, peak(subject.server) as grown:
         ran = await session.run(f"print('x' * {counts.big_bytes})")
@@ -206,7 +206,7 @@ async def big_print(subject: Subject, samples: Samples, counts: Counts) -> None:
 
 
 async def big_results(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """A table and an image of 10 MB."""
+    """Measure a table and an image of 10 MB."""
     async with opened(subject) as session:
         for name, make in (("html", HTML), ("png", PNG)):
             await session.run(make.replace("{size}", str(counts.result_bytes)))
@@ -218,7 +218,7 @@ async def big_results(subject: Subject, samples: Samples, counts: Counts) -> Non
 
 
 async def distance(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """Cells one by one, and in one request, from a client that is 50 ms away."""
+    """Measure single cells, and cells in one request, with a round trip of 50 ms."""
     if subject.server is None:
         return
     async with far(subject.port) as port, subject.from_afar(port) as distant, opened(distant) as session:
@@ -235,7 +235,7 @@ async def distance(subject: Subject, samples: Samples, counts: Counts) -> None:
 
 
 async def copies(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """Checkpoint, branch, restore: what nobody else has."""
+    """Measure checkpoint, branch and restore, which the peers do not have."""
     if not isinstance(subject, Kernelsvc):
         return
     async with opened(subject) as session:
@@ -260,7 +260,7 @@ async def copies(subject: Subject, samples: Samples, counts: Counts) -> None:
 
 
 async def long(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """One session with many cells: does the last cost what the first did?"""
+    """Measure a session with many cells, to see whether later cells are slower."""
     if not isinstance(subject, Kernelsvc) or subject.server is None:
         return
     part = counts.long // 10
@@ -276,7 +276,7 @@ async def long(subject: Subject, samples: Samples, counts: Counts) -> None:
 
 
 async def idle(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """What sessions that do nothing take, process by process."""
+    """Measure the memory of idle sessions, by process."""
     count = counts.idle if is_ours(subject) else min(counts.idle, counts.slow_idle)
     async with many(subject, 1) as (first,):
         await first.run("1+1")
@@ -293,7 +293,7 @@ async def idle(subject: Subject, samples: Samples, counts: Counts) -> None:
 
 
 async def density(subject: Subject, samples: Samples, counts: Counts) -> None:
-    """How many idle sessions fit, and what they take; until there are enough, or no room, or no time."""
+    """Measure how many idle sessions fit, and their memory. Stop at the goal, the memory limit or the time limit."""
     if not isinstance(subject, Kernelsvc):
         return
     end = time.perf_counter() + counts.dense_seconds
@@ -315,7 +315,7 @@ async def density(subject: Subject, samples: Samples, counts: Counts) -> None:
 
 
 async def _fill(subject: Subject, sessions: list[Session], goal: int, end: float) -> bool:
-    """Open sessions up to ``goal``, each with a cell run; False when room or time is over."""
+    """Open sessions up to ``goal`` and run a cell in each. Return False at the memory limit or the time limit."""
     while len(sessions) < goal:
         if time.perf_counter() > end or _available() < 1e9:
             return False
@@ -336,11 +336,11 @@ async def _beside(subject: Subject, samples: Samples) -> None:
 
 
 def _available() -> int:
-    """Bytes that the machine could still give."""
+    """Return the available bytes of the machine (proc(5), MemAvailable)."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo does not say what is available")
+    raise RuntimeError("/proc/meminfo has no MemAvailable. Linux 3.14 or later is needed")
 
 
 Work = Callable[[Subject, Samples, Counts], Awaitable[None]]
@@ -348,12 +348,12 @@ Work = Callable[[Subject, Samples, Counts], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Section:
-    """Something that can be measured by itself.
+    """A part of the benchmark that can run by itself.
 
     Attributes:
-        name: for ``--only``.
-        work: measures it.
-        rounds: the count of how often it is done, in turns; empty for once.
+        name: name for ``--only``.
+        work: function that measures it.
+        rounds: name of the field of ``Counts`` with its number of rounds. Empty means one round.
     """
 
     name: str

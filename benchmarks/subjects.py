@@ -1,8 +1,7 @@
-"""Who is measured: ourselves and the peers, each driven by a plain client of its own protocol.
+"""The subjects: kernelsvc and its peers, each with a minimal client of its protocol.
 
-A subject gives sessions; a session runs code and says what arrived. Every
-client reads each message and parses its JSON, as any real one must; none does
-more than that.
+A subject opens sessions. A session runs code and returns the received output. Each client reads every message and
+parses its JSON, like any real client, and does nothing else.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ PATIENT_SECONDS = 300.0
 
 @dataclass
 class Ran:
-    """What came of a cell.
+    """The result of a cell.
 
     Attributes:
-        seconds: from sending it until its end was told, or until its last output if the end never came.
-        text: characters of stdout that arrived.
-        lines: of them, line ends.
-        ended: False when its end never arrived.
-        parts: stdout with the time at which each part arrived, if it was asked for.
+        seconds: time from the request to the cell's end, or to its last output if no end arrived.
+        text: number of received characters of stdout.
+        lines: number of line ends in them.
+        ended: whether the cell's end arrived.
+        parts: the parts of stdout with their time of arrival, if requested.
     """
 
     seconds: float
@@ -57,11 +56,11 @@ class Ran:
 
     @property
     def output(self) -> str:
-        """All parts."""
+        """The whole of stdout."""
         return "".join(text for _, text in self.parts)
 
     def saw(self, text: str, *, keep: bool) -> None:
-        """A part of stdout arrived."""
+        """Handle a part of stdout."""
         self.text += len(text)
         self.lines += text.count("\n")
         if keep:
@@ -72,8 +71,8 @@ class Session(ABC):
     """One live session of a subject.
 
     Attributes:
-        kernel: the process id of its kernel, and
-        pids: those of all its processes, once ``learn_pids`` was asked.
+        kernel: process id of its kernel, after ``learn_pids``.
+        pids: process ids of all its processes, after ``learn_pids``.
     """
 
     kernel: int
@@ -81,19 +80,19 @@ class Session(ABC):
 
     @abstractmethod
     async def learn_pids(self) -> None:
-        """Find out which processes it consists of."""
+        """Find the session's processes."""
 
     @abstractmethod
     async def run(self, code: str, *, keep: bool = False) -> Ran:
-        """Run a cell to its end; ``keep`` its output."""
+        """Run a cell to its end. ``keep`` keeps its output."""
 
     @abstractmethod
     async def close(self) -> None:
-        """End it."""
+        """Close the session."""
 
 
 class Subject(ABC):
-    """Something that gives sessions."""
+    """A subject of the benchmark, which opens sessions."""
 
     name: str
     server: Server | None = None
@@ -104,28 +103,28 @@ class Subject(ABC):
 
     @abstractmethod
     async def start(self) -> None:
-        """Make it ready to be measured."""
+        """Start the subject and wait until it is ready."""
 
     @abstractmethod
     async def open(self) -> Session:
-        """A session that is ready, numpy, pandas and pyplot imported."""
+        """Open a session with numpy, pandas and pyplot imported."""
 
     def from_afar(self, port: int) -> contextlib.AbstractAsyncContextManager[Subject]:
-        """The same server by way of another port, while the block lasts.
+        """Return the same server behind another port, for a block.
 
         Raises:
-            NotImplementedError: it has no server.
+            NotImplementedError: the subject has no server.
         """
         raise NotImplementedError
 
     async def stop(self) -> None:
-        """End it and all it started."""
+        """End the subject and all its processes."""
         if self.server is not None:
             await self.server.stop()
 
 
 async def http(method: str, url: str, *, token: str = TOKEN, body: Any = None) -> Any:
-    """One call; the answer's JSON, or None."""
+    """Send an HTTP request. Return the JSON of the response, or None."""
     data = json.dumps(body) if body is not None else ("" if method in ("POST", "PUT", "PATCH") else None)
     headers = {"Authorization": f"token {token}", "Content-Type": "application/json"}
     request = HTTPRequest(
@@ -139,7 +138,7 @@ async def http(method: str, url: str, *, token: str = TOKEN, body: Any = None) -
 
 
 class Kernelsvc(Subject):
-    """``kernelsvc serve`` as its users run it, by JSON-RPC over one plain WebSocket as in the API's reference."""
+    """``kernelsvc serve`` in its default configuration, over JSON-RPC and one WebSocket."""
 
     name = "kernelsvc"
 
@@ -184,11 +183,11 @@ class Kernelsvc(Subject):
                     future.set_result(message["result"])
 
     def listening(self) -> int:
-        """How many kernels and copies listen for the server."""
+        """Return the number of kernels and checkpoints that listen for the server."""
         return len(list(Path(self._runtime.name).glob("k_*.k")))
 
     async def call(self, method: str, **params: Any) -> Any:
-        """One JSON-RPC request and its result."""
+        """Send a JSON-RPC request and return its result."""
         id = next(self.ids)
         future = self.waiting[id] = asyncio.get_running_loop().create_future()
         await self.socket.send(json.dumps({"jsonrpc": "2.0", "id": id, "method": method, "params": params}))
@@ -230,7 +229,7 @@ class OurSession(Session):
         subject.watchers[self.id] = self
 
     def saw(self, event: dict[str, Any]) -> None:
-        """One event of this session."""
+        """Handle an event of this session."""
         if event["type"] == "stream" and event.get("name") == "stdout":
             self.ran.saw(event["text"], keep=self.keep)
 
@@ -261,7 +260,7 @@ class OurSession(Session):
 
 
 class JupyterCell:
-    """Follows one request through Jupyter's messages: it has ended when reply and idle have both come."""
+    """Follows one request through Jupyter's messages. It ends when both its reply and the idle status have arrived."""
 
     def __init__(self, id: str, *, keep: bool) -> None:
         self.id, self.keep = id, keep
@@ -270,7 +269,7 @@ class JupyterCell:
         self.ran = Ran(0)
 
     def saw(self, message: dict[str, Any]) -> bool:
-        """Take a message; True when it was the last."""
+        """Handle a message. Return True if it was the last."""
         if message.get("parent_header", {}).get("msg_id") != self.id:
             return False
         self.last = time.perf_counter()
@@ -284,14 +283,14 @@ class JupyterCell:
         return self.replied and self.idle
 
     def result(self) -> Ran:
-        """What came of it."""
+        """Return the result."""
         self.ran.ended = self.replied and self.idle
         self.ran.seconds = self.last - self.begun
         return self.ran
 
 
 def request(kind: str, content: dict[str, Any], session: str) -> dict[str, Any]:
-    """A Jupyter request in the plain JSON framing."""
+    """Return a Jupyter request in the plain JSON framing."""
     header = {
         "msg_id": uuid.uuid4().hex,
         "msg_type": kind,
@@ -305,13 +304,13 @@ def request(kind: str, content: dict[str, Any], session: str) -> dict[str, Any]:
 
 
 def execution(code: str) -> dict[str, Any]:
-    """The content of an ``execute_request``."""
+    """Return the content of an ``execute_request``."""
     options = {"silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
     return {"code": code, "stop_on_error": True, **options}
 
 
 class JupyterServer(Subject):
-    """Kernel Gateway, jupyter_server and whatever else has ``/api/kernels`` and its WebSocket."""
+    """Kernel Gateway, jupyter_server, or another server with ``/api/kernels`` and its WebSocket."""
 
     #: Answered with 200 once the server can be used.
     ready = "/api"
@@ -334,7 +333,7 @@ class JupyterServer(Subject):
         yield distant
 
     async def make(self) -> tuple[str, str]:
-        """A new kernel: its id, and the path to delete it by."""
+        """Start a kernel. Return its id, and the path to delete it."""
         kernel = (await http("POST", f"{self.url}/api/kernels", body={"name": "python3"}))["id"]
         return kernel, f"/api/kernels/{kernel}"
 
@@ -354,7 +353,7 @@ class JupyterServer(Subject):
 
 
 class JupyverseServer(JupyterServer):
-    """jupyverse: its kernels come with a session that names a notebook."""
+    """jupyverse, which starts a kernel with a session for a notebook."""
 
     ready = "/api/kernelspecs"
 
@@ -376,7 +375,7 @@ class JupyterSession(Session):
         self.pids = [self.kernel]
 
     async def ask(self, kind: str, content: dict[str, Any], *, keep: bool = False) -> Ran:
-        """Send a request and follow it to its end, or to its last message if the end is lost."""
+        """Send a request and follow it to its end, or to its last message if no end arrives."""
         message = request(kind, content, self.session)
         cell = JupyterCell(message["header"]["msg_id"], keep=keep)
         await self.socket.send(json.dumps(message))
@@ -398,12 +397,12 @@ class JupyterSession(Session):
 
 
 class PlainZmq(Subject):
-    """``jupyter_client`` and a kernel over ZMQ, with no server between."""
+    """``jupyter_client`` and a kernel over ZMQ, without a server."""
 
     name = "ZMQ, no server"
 
     async def start(self) -> None:
-        """Nothing to start."""
+        """Do nothing: there is no server."""
 
     async def open(self) -> Session:
         from jupyter_client.manager import AsyncKernelManager

@@ -1,14 +1,13 @@
-"""What looking after sessions costs: ``python -m benchmarks.watchdog [--sessions 200] [--passes 30]``.
+"""The cost of the watchdog: ``python -m benchmarks.watchdog [--sessions 200] [--passes 30]``.
 
-A kernel host with that many confined, idle sessions. Measured is the processor time
-of one pass of the server's watchdog, where cgroups hold memory and tasks (as under
-systemd or root), where nothing does, and at its worst, when every session is a
-suspect whose fair share of memory must be read; beside it what psutil takes if it is
-asked for each session's children. Then the kernel host's look at the cgroups'
-counters. At one pass a second, milliseconds are tenths of a percent of a core.
+The benchmark starts a kernel host with a number of confined, idle sessions. It measures the CPU time of one pass of the
+server's watchdog: with cgroups that limit memory and tasks (as under systemd or root), without them, and in the worst
+case, when it must read the proportional memory of every session. For comparison it measures psutil's list of each
+session's children, and the kernel host's pass over the cgroups' counters. The watchdog makes a pass a second, so that a
+millisecond is a tenth of a percent of a core.
 
-At last, how far a writer gets past the limit of its disk where that is only
-supervised: one session that writes many files as fast as it can.
+At the end it measures by how much a session can exceed a supervised disk limit, when it writes many files as fast as
+possible.
 """
 
 from __future__ import annotations
@@ -55,17 +54,17 @@ except BaseException as error:
 
 
 class Nobody:
-    """A sink for kernels that say nothing."""
+    """A sink that discards the messages of kernels."""
 
     def deliver(self, batch: Any) -> None:
-        """Nothing comes."""
+        """Discard a message."""
 
     def exited(self, exit: Exit) -> None:
-        """They end with the host."""
+        """Ignore the exit: the kernels end with the host."""
 
 
 def cost(work: Callable[[], object], passes: int) -> tuple[float, float]:
-    """Median milliseconds of processor and of wall time of one pass."""
+    """Return the median CPU and wall milliseconds of one pass."""
     cpu, wall = [], []
     for _ in range(passes):
         began, spent = time.perf_counter(), time.thread_time()
@@ -76,12 +75,12 @@ def cost(work: Callable[[], object], passes: int) -> tuple[float, float]:
 
 
 def show(what: str, cpu: float, wall: float) -> None:
-    """One line of the table."""
+    """Print a line of the table."""
     print(f"{what:58}{cpu:9.1f}{wall:9.1f}{cpu / 10:8.2f} %")
 
 
 async def measure(root: Path, count: int, passes: int) -> None:
-    """Start the sessions, look at them, end them."""
+    """Start the sessions, measure, end them."""
     run = root / "run"
     run.mkdir(mode=0o700)
     template = ForkServerSettings(python=sys.executable, preload=[])
@@ -116,7 +115,7 @@ async def measure(root: Path, count: int, passes: int) -> None:
 
 
 async def start(launcher: ForkedLauncher, root: Path, number: int) -> ForkedKernel:
-    """One confined kernel with a directory of its own."""
+    """Start a confined kernel with its own directory."""
     workdir = root / f"w{number}"
     workdir.mkdir(mode=0o755)
     request = StartRequest(
@@ -126,7 +125,7 @@ async def start(launcher: ForkedLauncher, root: Path, number: int) -> ForkedKern
 
 
 def watched(kernels: list[ForkedKernel], root: Path, hard: frozenset[str]) -> dict[str, Watched]:
-    """What the watchdog is told of them."""
+    """Return the watchdog's input for the sessions."""
     return {
         f"s{number}": Watched(root=kernel.info.pid, limits=Limits(), workdir=str(root / f"w{number}"), hard=hard)
         for number, kernel in enumerate(kernels)
@@ -134,7 +133,7 @@ def watched(kernels: list[ForkedKernel], root: Path, hard: frozenset[str]) -> di
 
 
 def ask_psutil(kernels: list[ForkedKernel]) -> None:
-    """What a watchdog without a plan would do."""
+    """Read each session's children with psutil, as a simple watchdog would do."""
     for kernel in kernels:
         process = psutil.Process(kernel.info.pid)
         for one in [process, *process.children(recursive=True)]:
@@ -142,7 +141,7 @@ def ask_psutil(kernels: list[ForkedKernel]) -> None:
 
 
 def find_groups(count: int) -> list[Cgroup]:
-    """The newest cgroups with names like ours."""
+    """Return the newest cgroups of kernelsvc."""
     found = []
     for base, _, _ in os.walk("/sys/fs/cgroup"):
         name = os.path.basename(base)
@@ -156,7 +155,7 @@ def find_groups(count: int) -> list[Cgroup]:
 
 
 async def write(root: Path, count: int) -> None:
-    """How far a writer gets."""
+    """Measure how far a writer exceeds its limit."""
     process, _ = serve(root)
     try:
         async with AsyncClient(f"unix:{root / 's'}", TOKEN) as client:
@@ -174,7 +173,7 @@ async def write(root: Path, count: int) -> None:
 
 
 def main() -> None:
-    """Run it in a directory that is removed afterwards."""
+    """Run the benchmark in a temporary directory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", type=int, default=200)
     parser.add_argument("--passes", type=int, default=30)

@@ -1,12 +1,11 @@
-"""Write the reference pages that can be read off the code, or check that they are as the code says.
+"""Generate the reference pages from the code, or check that they are up to date.
 
     python docs/generate.py            write them
     python docs/generate.py --check    exit 1 and name each page that is out of date
 
-A page is a function without arguments that returns its text; ``PAGES`` maps
-file to function. What stands in two places (the README's list of commands, for
-one) goes between a pair of markers, ``<!-- generated: NAME -->`` and
-``<!-- end -->``; ``PARTS`` maps the name to a function.
+A page is a function without arguments that returns its text. ``PAGES`` maps file to function. A generated part of
+another page, such as the README's list of commands, stands between the markers ``<!-- generated: NAME -->`` and
+``<!-- end -->``. ``PARTS`` maps the name to a function.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ NOTE = "<!-- Written by docs/generate.py from the code. Run `make docs` to updat
 
 
 def events_page() -> str:
-    """Every event: its meaning, its fields, their types and defaults."""
+    """Return the page of events: meaning, fields, types, defaults."""
     lines = [
         "# Events",
         "",
@@ -74,7 +73,7 @@ def events_page() -> str:
 
 
 def _prose(kind: type) -> list[str]:
-    """A docstring without its ``Attributes`` section, which the table of fields shows."""
+    """Return a docstring without its ``Attributes`` section, which the table of fields has."""
     return _code_marks(inspect.getdoc(kind) or "").split("\nAttributes:")[0].strip().split("\n")
 
 
@@ -83,7 +82,7 @@ def _code_marks(text: str) -> str:
 
 
 def _described(kind: type) -> dict[str, str]:
-    """Field to text, from the docstring's ``Attributes`` section."""
+    """Return the descriptions by field, from the docstring's ``Attributes`` section."""
     section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
     found = re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)", section, re.MULTILINE)
     return {name: _code_marks(" ".join(text.split())) for name, text in found}
@@ -118,7 +117,7 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
 
 
 def _type(kind: Any) -> str:
-    """A type as JSON's reader would name it."""
+    """Return the name of a type in JSON."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return _type(args[0])
@@ -143,7 +142,7 @@ def _type(kind: Any) -> str:
 
 
 def errors_page() -> str:
-    """The tree of errors and what each one means."""
+    """Return the page of errors: the tree, and the meaning of each."""
     tree = textwrap.dedent((errors.__doc__ or "").partition("::\n\n")[2].partition("\n\nThe first")[0])
     lines = [
         "# Errors",
@@ -169,7 +168,7 @@ def errors_page() -> str:
 
 
 def settings_page() -> str:
-    """The table of settings."""
+    """Return the page of settings."""
     return (
         "# Settings\n\n"
         "Each is an option of `kernelsvc serve` (`--max-sessions 50`), an environment variable "
@@ -181,7 +180,7 @@ def settings_page() -> str:
 
 
 def states_page() -> str:
-    """The session's state machine, drawn from its table."""
+    """Return the page of the session's state machine, drawn from its table."""
     lines = [
         "# States of a session",
         "",
@@ -237,7 +236,7 @@ asyncio.run(main())
 
 
 def websocket_page() -> str:
-    """Every method of the WebSocket, from the table that dispatches them."""
+    """Return the page of the WebSocket's methods, from the table that dispatches them."""
     lines = [
         "# WebSocket",
         "",
@@ -268,7 +267,7 @@ def websocket_page() -> str:
 
 
 def rest_page() -> str:
-    """Every route, from the OpenAPI document."""
+    """Return the page of the REST routes, from the OpenAPI document."""
     document = openapi.openapi("")
     lines = [
         "# REST",
@@ -332,7 +331,7 @@ def _is_struct(kind: Any) -> bool:
 
 
 def objects_page() -> str:
-    """The objects that requests are answered with."""
+    """Return the page of the objects in responses."""
     kinds: dict[str, type[msgspec.Struct]] = {}
     for row in methods.METHODS.values():
         _gather(row.result, kinds)
@@ -343,7 +342,7 @@ def objects_page() -> str:
 
 
 def _gather(kind: Any, kinds: dict[str, type[msgspec.Struct]]) -> None:
-    """The structs of ours that a type is made of."""
+    """Collect the structs in a type."""
     for part in typing.get_args(kind):
         _gather(part, kinds)
     if _is_struct(kind) and kind.__name__ not in kinds:
@@ -356,7 +355,7 @@ def _gather(kind: Any, kinds: dict[str, type[msgspec.Struct]]) -> None:
 
 
 def _help(*words: str) -> str:
-    """What ``kernelsvc WORDS --help`` prints, at a fixed width."""
+    """Return the output of ``kernelsvc WORDS --help``, at a fixed width."""
     # The defaults that help texts show must not be this machine's.
     env = {k: v for k, v in os.environ.items() if not k.startswith("KERNELSVC_")}
     env |= {"COLUMNS": "100", "NO_COLOR": "1", "PYTHON_COLORS": "0"}
@@ -366,13 +365,13 @@ def _help(*words: str) -> str:
 
 
 def _commands(text: str) -> list[str]:
-    """The subcommands that a help text lists in its usage line."""
+    """Return the subcommands in the usage line of a help text."""
     found = re.search(r"\{([\w,-]+)\}", text)
     return found.group(1).split(",") if found else []
 
 
 def cli_page() -> str:
-    """The help of every command."""
+    """Return the page of the command line: the help of each command."""
     top = _help()
     lines = ["# Command line", "", "```text", top, "```", ""]
     for name in _commands(top):
@@ -384,7 +383,7 @@ def cli_page() -> str:
 
 
 def client_page() -> str:
-    """The public methods of the client, from their docstrings."""
+    """Return the page of the client's public methods, from their docstrings."""
     client = importlib.import_module("kernelsvc.client")
     lines = [
         "# Client",
@@ -401,7 +400,7 @@ def client_page() -> str:
 
 
 def _docstring(thing: object) -> str:
-    """A Google-style docstring as Markdown: each section a heading, each entry a list item."""
+    """Convert a Google-style docstring to Markdown: a heading for each section, a list item for each entry."""
     lines, section = [], False
     for line in _code_marks(inspect.getdoc(thing) or "").splitlines():
         if re.fullmatch(r"(Args|Attributes|Returns|Raises|Yields):", line):
@@ -492,7 +491,7 @@ processes, time.
 
 
 def branching_page() -> str:
-    """What survives a fork: one row for each test of the matrix."""
+    """Return the table of objects that survive a fork, a row for each test of the matrix."""
     sys.path.insert(0, str(ROOT / "tests"))
     rows = importlib.import_module("matrix.rows").ROWS
     lines = ["| | in a branch | |", "|---|---|---|"]
@@ -503,7 +502,7 @@ def branching_page() -> str:
 
 
 def tools_page() -> str:
-    """Every tool that models are offered: its wording, its arguments, and what its facts are."""
+    """Return the page of tools for models: description, arguments, facts of the result."""
     lines = [
         "# Tools",
         "",
@@ -547,7 +546,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def drifted(*, write: bool) -> list[str]:
-    """The pages whose text is not what the code says; with ``write`` they are put right."""
+    """Return the pages that are out of date. With ``write`` update them."""
     found = []
     for name, page in PAGES.items():
         if page is cli_page and not write and sys.version_info[:2] != CLI_PYTHON:
@@ -563,7 +562,7 @@ def drifted(*, write: bool) -> list[str]:
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail when a page is out of date")
     check = parser.parse_args().check

@@ -1,11 +1,10 @@
-"""Make the worked examples anew: real sessions on a real server, exported by the service.
+"""Make the example notebooks: run sessions on a server and export them.
 
     python notebooks/make.py            all of them
     python notebooks/make.py recovery   one
 
-Each example is a list of steps that a model would take. The notebooks beside
-this file are what the service exported at the end; tests run them again
-(``tests/acceptance/test_notebooks.py``) and compare what they print.
+Each example is a list of steps that a model could take. The notebooks in this directory are the exports.
+``tests/acceptance/test_notebooks.py`` runs them again and compares the output.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ HERE = Path(__file__).parent
 
 
 class Step(NamedTuple):
-    """One cell, why it is sent, and how it should end."""
+    """One cell, the thought behind it, and the expected reason of its end."""
 
     why: str
     code: str
@@ -39,7 +38,7 @@ class Step(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The cell: the thought as a comment, then the code."""
+        """The code to send, with the thought as a comment."""
         return f"# {self.why}\n{self.code}"
 
 
@@ -263,7 +262,7 @@ EXAMPLES = {"analysis": ANALYSIS, "streaming": STREAMING, "recovery": RECOVERY, 
 
 
 async def best_branch(session: AsyncSession) -> AsyncSession:
-    """Sixteen branches of one live session, each with knobs of its own; the best one, the others closed."""
+    """Make sixteen branches of a session, each with its own parameters. Return the best one, close the others."""
     knobs = [(width, smooth) for width in WIDTHS for smooth in SMOOTH]
     branches = await session.branch(count=len(knobs), labels={"example": "tree search"})
 
@@ -285,7 +284,7 @@ def _say(text: str) -> None:
 
 
 async def play(session: AsyncSession, steps: list[Step]) -> None:
-    """Send each step, see that it ends as it should and that its lines come while it runs."""
+    """Run each step. Check the reason of its end, and that its lines arrive while it runs."""
     for step in steps:
         early = 0
         end = ev.CellFinished()
@@ -299,7 +298,7 @@ async def play(session: AsyncSession, steps: list[Step]) -> None:
 
 
 async def make(client: AsyncClient, name: str) -> None:
-    """One example, from a new session to the notebook beside this file."""
+    """Make one example, from a new session to the notebook in this directory."""
     _say(name)
     async with await client.create_session(name=name) as session:
         if name == "analysis":
@@ -325,7 +324,7 @@ async def _client() -> AsyncIterator[AsyncClient]:
 
 
 async def main(names: list[str]) -> None:
-    """Make the examples that are named, or all."""
+    """Make the named examples, or all."""
     async with _client() as client:
         for name in names or EXAMPLES:
             await make(client, name)

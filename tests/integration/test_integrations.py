@@ -47,7 +47,7 @@ def test_openai(tools):
     said, wrong, missing, shown = openai.run(tools, reply)
     assert (said["role"], said["tool_call_id"]) == ("tool", "0")
     assert said["content"].startswith("hi\n")
-    assert "no JSON" in wrong["content"]
+    assert "not valid JSON" in wrong["content"]
     assert "run_code" in missing["content"]
     assert shown["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
     assert openai.run(tools, {"choices": [{"message": {"content": "Done."}}]}) == []

@@ -1,8 +1,8 @@
-"""The same Jupyter script against us, through the Jupyter door, and against Kernel Gateway; prints a table with ratios.
+"""One Jupyter script with kernelsvc's Jupyter API and with Kernel Gateway. Prints a table with ratios.
 
-    python -m benchmarks.jupyter_door [ROUNDS]
+    python -m benchmarks.jupyter_api [ROUNDS]
 
-One client for both: Jupyter's REST and its plain JSON framing, over a socket that is kept open.
+Both use the same client: Jupyter's REST API, and its plain JSON framing over one WebSocket.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ NAMES = "import numpy as np, pandas as pd, matplotlib.pyplot as plt; plt.plot([1
 Samples = dict[str, list[float]]
 
 
-def door(scratch: Path, runtime: str) -> JupyterServer:
-    """This checkout, as a Jupyter client sees it."""
+def own_server(scratch: Path, runtime: str) -> JupyterServer:
+    """Return this checkout's server as a Jupyter server."""
     port = free_port()
     where = ["--port", str(port), "--data-dir", str(scratch / "data"), "--runtime-dir", runtime]
     command = [sys.executable, "-m", "kernelsvc", "serve", "--token", TOKEN, *where]
@@ -42,7 +42,7 @@ def door(scratch: Path, runtime: str) -> JupyterServer:
 
 
 async def one_round(subject: Subject, samples: Samples) -> None:
-    """A kernel, its cells, its end: milliseconds of each."""
+    """Start a kernel, run its cells, stop it. Return the milliseconds of each."""
 
     def note(row: str, begun: float) -> None:
         samples.setdefault(row, []).append((time.perf_counter() - begun) * 1e3)
@@ -65,7 +65,7 @@ async def one_round(subject: Subject, samples: Samples) -> None:
 
 
 async def measured(subjects: list[Subject], rounds: int) -> list[Samples]:
-    """All subjects in one run, taking turns; the first round warms up and is not counted."""
+    """Measure all subjects in turn. The first round is a warm-up, and does not count."""
     samples: list[Samples] = [{} for _ in subjects]
     async with contextlib.AsyncExitStack() as stack:
         for subject in subjects:
@@ -78,7 +78,7 @@ async def measured(subjects: list[Subject], rounds: int) -> list[Samples]:
 
 
 def table(ours: Samples, theirs: Samples) -> list[str]:
-    """A Markdown table of medians."""
+    """Return a Markdown table of medians."""
     lines = ["| p50 (ms) | kernelsvc | Kernel Gateway | ratio |", "|---|---:|---:|---:|"]
     for row, mine in ours.items():
         us, them = statistics.median(mine), statistics.median(theirs[row])
@@ -87,11 +87,11 @@ def table(ours: Samples, theirs: Samples) -> list[str]:
 
 
 def main() -> int:
-    """See the module."""
+    """Measure and print the table."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     bin = peers.GATEWAY.prepared(ENVIRONMENTS)
     with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory(prefix="kj", dir="/tmp") as runtime:
-        subjects = [door(Path(place), runtime), peers.gateway(bin, Path(place), nodelay=False)]
+        subjects = [own_server(Path(place), runtime), peers.gateway(bin, Path(place), nodelay=False)]
         ours, theirs = asyncio.run(measured(subjects, rounds))
     print("\n".join(table(ours, theirs)))
     return 0
