@@ -71,6 +71,7 @@ def parse(url: str, token: str | None = None) -> Address:
         if not path.startswith("/"):
             raise BadRequest(f"The address {url!r} has no absolute path. Write unix:/path/to/socket.")
         return Address(base="http://localhost", token=token, uds=path)
+    # A user may paste the WebSocket's URL from the docs or from a log.
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     if scheme not in ("http", "https") or not parts.netloc:
         raise BadRequest(f"The address {url!r} is not valid. Write http://HOST:PORT or unix:/path/to/socket.")
@@ -128,10 +129,12 @@ def _alive(pid: int) -> bool:
     if pid <= 0:
         return True
     try:
+        # kill(2): with signal 0 no signal is sent, but existence and permission checks are still performed.
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
+        # EPERM: the process exists, and belongs to another user.
         return True
     return True
 
