@@ -356,6 +356,7 @@ def load(
         {row.name: (cli[row.dest], f"option {row.option}", True) for row in TABLE if cli.get(row.dest) is not None},
     ]
     found: dict[str, tuple[Any, str]] = {}
+    # Later layers win.
     for layer in layers:
         for row in TABLE:
             if row.name in layer:
@@ -489,6 +490,7 @@ def _default_runtime_dir(env: Mapping[str, str], data_dir: Path) -> Path:
         candidate = Path(runtime) / "kernelsvc" / name
         if len(os.fsencode(candidate)) <= MAX_RUNTIME_DIR:
             return candidate
+    # A per-user name, because other users share the directory.
     base = Path(tempfile.gettempdir())
     if len(os.fsencode(base)) > MAX_RUNTIME_DIR - 32:
         base = Path("/tmp")

@@ -62,6 +62,7 @@ async def _client(args: argparse.Namespace, terminal: Terminal) -> AsyncIterator
             yield client
         return
     with _unused_data_dir(Path(args.data_dir) if args.data_dir else None) as directory:
+        # MCP owns standard output. terminal.say and the server's log use standard error and a file.
         async with (
             private_server(terminal, data_dir=directory, token=_token(directory)) as own,
             AsyncClient(f"unix:{own.uds}", own.token) as client,
@@ -91,6 +92,7 @@ def _unused_data_dir(chosen: Path | None) -> Iterator[Path]:
     for directory in candidates:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (directory / "mcp.lock").open("w") as lock:
+            # flock(2): Linux releases the lock when the process ends, also when it is killed.
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

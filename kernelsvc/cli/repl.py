@@ -83,6 +83,7 @@ class KernelCompleter(Completer):
         try:
             found = await self.session.complete(document.text, document.cursor_position)
         except KernelsvcError:
+            # Completion must not disturb the input. A busy or dead kernel has none.
             return
         start = int(found.get("cursor_start", document.cursor_position)) - document.cursor_position
         types = found.get("metadata", {}).get("_jupyter_types_experimental", [])
@@ -195,6 +196,7 @@ def _history() -> History:
     try:
         home = Path(platformdirs.user_state_dir("kernelsvc"))
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Created before prompt_toolkit does, with its default mode: code may have secrets.
         (home / "history").touch(mode=0o600)
     except OSError:
         return InMemoryHistory()

@@ -74,6 +74,7 @@ async def _answer(session: AsyncSession, cell: str, event: ev.InputRequested, as
     try:
         text = await ask(event.prompt, event.password)
     except (KeyboardInterrupt, EOFError):
+        # prompt_toolkit reads Ctrl-C as a key, so that no SIGINT arrives.
         await session.interrupt()
         return
     # In the meantime another client may have answered or interrupted the cell.
@@ -107,6 +108,7 @@ def interrupt_on_sigint(session: AsyncSession, terminal: Terminal) -> Iterator[N
     except asyncio.CancelledError:
         if not given_up:
             raise
+        # The cancellation is handled. asyncio.timeout() and TaskGroup rely on the task's count of pending ones.
         task.uncancel()
         raise KeyboardInterrupt from None
     finally:

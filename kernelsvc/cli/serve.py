@@ -78,6 +78,7 @@ def _data_dir_lock(settings: conf.Settings) -> Iterator[None]:
             "Make it writable, or give another --data-dir."
         ) from None
     with lock:
+        # flock(2): Linux releases the lock when the process ends, also when it is killed.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -115,6 +116,7 @@ class _ServerRun:
         # Before anything else starts, so that an address in use costs nothing. Clients that connect now wait.
         server.bind()
         await service.start()
+        # After all imports and the start, because it freezes the objects that exist now.
         memory_tuning.tune()
         info = self.settings.runtime_path() / INFO_FILE
         tasks: list[asyncio.Task[None]] = []
@@ -166,6 +168,7 @@ class _ServerRun:
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._on_stop_signal, True)
+        # systemd stops and restarts a unit with SIGTERM (systemd.kill(5)). Sessions must survive an upgrade.
         loop.add_signal_handler(signal.SIGTERM, self._on_stop_signal, not self.systemd.manages_us)
         loop.add_signal_handler(signal.SIGHUP, self._on_stop_signal, False)
         if self.args.while_fd is not None:

@@ -135,6 +135,7 @@ async def _spawn(command: list[str], log: Path, token: str, while_fd: int) -> as
             pass_fds=[ready_end, while_fd],
             start_new_session=True,
         )
+    # Only the server has these ends now. Closing the last copy of an end signals the other side.
     os.close(ready_end)
     os.close(while_fd)
     try:
@@ -158,6 +159,7 @@ async def _first_byte(fd: int) -> bool:
     """Wait for a byte. Return False on a timeout, or if the writer closed its end without one. Safe to cancel."""
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
+    # Not a thread in os.read: it could not be cancelled.
     loop.add_reader(fd, _set_result, readable)
     try:
         async with asyncio.timeout(READY_SECONDS):

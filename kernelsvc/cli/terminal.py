@@ -122,6 +122,7 @@ class CellView:
                 pass
 
     def _text(self, name: str, text: str) -> None:
+        # clear_output(wait=True) takes effect with the next output.
         self._apply_clear()
         shown = self._filters[name].feed(text)
         if not shown:

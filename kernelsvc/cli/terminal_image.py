@@ -54,7 +54,7 @@ def rendered(image: Image, protocol: ImageProtocol) -> str:
     if pixels is not None and pixels[0] * pixels[1] <= MAX_PIXELS:
         if protocol == "kitty" and image.mime == "image/png":  # f=100: the protocol's only compressed format
             return _kitty(image.data)
-        if protocol == "iterm":
+        if protocol == "iterm":  # iterm2.com/documentation-images.html
             return f"\x1b]1337;File=inline=1;size={len(image.data)}:{base64.b64encode(image.data).decode()}\a"
     return described(image)
 

@@ -86,6 +86,7 @@ def backoff(attempt: int, chance: float) -> float:
         attempt: 0 for the first attempt after a loss.
         chance: random number from 0 to 1, so that many clients do not reconnect at the same moment.
     """
+    # At most 5 s, and half of the delay is random. The limit of the exponent avoids huge integers after many attempts.
     return float(min(5.0, 0.05 * 2 ** min(attempt, 10)) * (0.5 + 0.5 * chance))
 
 
@@ -156,6 +157,7 @@ class RpcConnection:
 
     async def _send(self, socket: WebSocketClientConnection, number: int, request: _Call) -> None:
         message = _encode({"jsonrpc": "2.0", "id": number, "method": request.method, "params": request.params})
+        # Set before the write: a write that fails halfway may have delivered the request.
         request.sent = True
         # If the socket is closed, _stay_connected notices it, and decides about this call.
         with contextlib.suppress(WebSocketClosedError):
@@ -226,6 +228,7 @@ class RpcConnection:
             while self._socket is not None and (step := feed.step()) is not None:
                 action, after = step
                 if action == "attach":
+                    # Before the request: the server may send events before its reply.
                     feed.attached(after)
                     await self.call("session.attach", {"session": feed.session, "after": after}, repeat=False)
                 else:
@@ -238,6 +241,7 @@ class RpcConnection:
         finally:
             self._updating.discard(feed.session)
             self._remove_if_unused(feed)
+        # The readers may have changed after the last step.
         self._start_update(feed.session)
 
     def _remove_if_unused(self, feed: EventFeed) -> None:
@@ -292,6 +296,7 @@ class RpcConnection:
             try:
                 return await self._connect_once()
             except (OSError, WebSocketError, HTTPClientError, TimeoutError) as error:
+                # A refusal, such as a wrong token, is final, unless the error says that a retry may succeed.
                 refused = await _refusal(error)
                 pause = backoff(attempt, random.random())
                 if (refused is not None and not refused.retryable) or loop.time() + pause > deadline:
@@ -329,6 +334,7 @@ class RpcConnection:
         self._socket = socket
         self._on_state("connected")
         for number, request in list(self._calls.items()):
+            # While _send waits for the socket, other calls may end.
             if number in self._calls:
                 await self._send(socket, number, request)
         for session in list(self._feeds):
@@ -345,6 +351,7 @@ class RpcConnection:
             self._dispatch(bytes(incoming.params))
         elif incoming.method == "detached":
             self._detached(msgspec.json.decode(incoming.params, type=_Detached))
+        # The call of an unknown id was cancelled, or timed out.
         elif incoming.id is not None and (request := self._calls.get(incoming.id)) and not request.answer.done():
             if incoming.error is not None:
                 request.answer.set_exception(_rpc_error(incoming.error))
@@ -354,6 +361,7 @@ class RpcConnection:
     def _dispatch(self, raw: bytes) -> None:
         event = event_of(raw)
         feed = self._feeds.get(event.session)
+        # Events that the server sent before it handled the detach request.
         if feed is None:
             return
         for reader in feed.take(event, len(raw)):
@@ -431,6 +439,7 @@ def _rpc_error(error: dict[str, Any]) -> KernelsvcError:
 
 async def _refusal(error: BaseException) -> KernelsvcError | None:
     """Return the error of an HTTP response that refused the WebSocket handshake, or None if there was no response."""
+    # Tornado raises code 599 if there was no response: connection failed, or timeout.
     if isinstance(error, HTTPClientError) and error.code != 599:
         return error_of(error.code, error.response.body if error.response else b"")
     return None

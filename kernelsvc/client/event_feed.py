@@ -108,6 +108,7 @@ class EventFeed:
         """Return the next request to the server: ``("attach", after)``, ``("detach", 0)`` or None."""
         cursor = self.wants()
         if self.live:
+            # A connection attaches to a session once, so that a lower cursor needs a detach first.
             return ("detach", 0) if cursor is None or cursor < self.position else None
         return None if cursor is None else ("attach", cursor)
 
@@ -131,6 +132,7 @@ class EventFeed:
             return []
         if event.seq != self.position + 1:
             raise SequenceGap(f"session {self.session}: expected event {self.position + 1}, got {event.seq}")
+        # A reader with a lower cursor must not skip events: it waits for the next attachment.
         next_ones = [reader for reader in self.readers if not reader.done and reader.last_seq == self.position]
         self.position = event.seq
         return [reader for reader in next_ones if reader.take(event, size)]

@@ -44,6 +44,7 @@ def error_of(status: int, body: bytes) -> KernelsvcError:
     except msgspec.DecodeError:
         data = None
     if isinstance(data, dict):
+        # REST wraps the error object: {"error": {...}}.
         data = data.get("error", data)
         if isinstance(data, dict) and "code" in data:
             return errors.from_json(data)
@@ -61,6 +62,7 @@ class Rest:
         self._give_up_seconds = connect_seconds
         self._retry_seconds = retry_seconds
         options: dict[str, Any] = {"resolver": UnixResolver(address.uds)} if address.uds else {}
+        # force_instance: otherwise Tornado shares one client in a loop, with the resolver and limits of the first one.
         self._http = AsyncHTTPClient(
             force_instance=True, max_clients=16, max_body_size=_NO_LIMIT, max_buffer_size=64 * 1024 * 1024, **options
         )
@@ -121,6 +123,7 @@ class Rest:
                 self._give_up_seconds = self._retry_seconds
                 return answer
             except (OSError, StreamClosedError, HTTPClientError) as error:
+                # The connect failed, so that the server has not got the request. Any request may be sent again.
                 never_sent = isinstance(error, ConnectionRefusedError | FileNotFoundError)
                 if asyncio.get_running_loop().time() + pause > deadline or not (repeat or never_sent):
                     raise self._failure(error, method, path, never_sent=never_sent or repeat)
@@ -152,14 +155,15 @@ class Rest:
             method=method,
             headers={**self.address.headers(), **headers},
             connect_timeout=CONNECT_SECONDS,
-            request_timeout=0,
+            request_timeout=0,  # A cell or a download takes as long as it takes.
             header_callback=answer.header,
             streaming_callback=answer.piece,
-            allow_nonstandard_methods=True,
+            allow_nonstandard_methods=True,  # Otherwise Tornado refuses a POST without a body.
             decompress_response=sink is None,
             **_body_options(body),
         )
         response: HTTPResponse = await self._http.fetch(request, raise_error=False)
+        # Tornado's code 599: there was no response.
         if response.code == 599 or (response.error and not isinstance(response.error, HTTPClientError)):
             raise response.error or OSError("no answer")
         if response.code >= 400:

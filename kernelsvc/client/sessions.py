@@ -125,6 +125,7 @@ class AsyncSession:
             on_error: ``stop`` cancels the cells after one that fails.
         """
         requests = [{"code": cell} if isinstance(cell, str) else dict(cell) for cell in cells]
+        # With their own ids the cells run once, even if the client sends the batch twice.
         for request in requests:
             request.setdefault("cell", new_id("cell"))
         answer = await self._call("batch", repeat=True, cells=requests, on_error=on_error)

@@ -30,6 +30,7 @@ class EventLoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        # A daemon thread, so that a program that forgets close() can exit.
         self._thread = threading.Thread(target=self._loop.run_forever, name="kernelsvc client", daemon=True)
         self._thread.start()
 
@@ -39,6 +40,7 @@ class EventLoopThread:
         try:
             return future.result()
         except BaseException:
+            # Also on Ctrl-C, which Python raises in the main thread only. The coroutine runs on the other thread.
             future.cancel()
             raise
 

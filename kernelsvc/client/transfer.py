@@ -42,6 +42,7 @@ def target_of(to: Path, name: str) -> Path:
 
 async def save(rest: Rest, path: str, target: Path) -> None:
     """Download a file atomically: into a temporary file, which is then renamed."""
+    # In the target's directory: rename(2) fails with EXDEV across file systems.
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as temporary:
         try:
 

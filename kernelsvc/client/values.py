@@ -89,9 +89,11 @@ def images_of(bundle: dict[str, Any]) -> list[Image]:
     for mime in _IMAGES:
         value = bundle.get(mime)
         if isinstance(value, list):
+            # nbformat allows a list of lines.
             value = "".join(str(part) for part in value)
         if not isinstance(value, str):
             continue
+        # SVG is text. The other formats are base64.
         if mime == "image/svg+xml":
             found.append(Image(mime=mime, data=value.encode()))
             continue

@@ -76,6 +76,7 @@ class AsyncTools:
 
 def _object(arguments: Mapping[str, Any] | str | None) -> dict[str, Any]:
     if isinstance(arguments, str):
+        # OpenAI sends the arguments as JSON text, the others as an object. A model may write text that is not JSON.
         try:
             arguments = json.loads(arguments or "{}")
         except (ValueError, RecursionError) as error:

@@ -80,6 +80,7 @@ def shortened(text: str, limit: int, advice: str) -> tuple[str, bool]:
     """Shorten a text to its head and tail. Return it, and whether a part is missing."""
     if len(text) <= limit:
         return text, False
+    # Most of the beginning, which shows the kind of output, and the end, which has an error or the last result.
     head = limit * 2 // 3
     tail = limit - head
     return f"{text[:head]}\n[… {len(text) - limit} characters left out; {advice} …]\n{text[-tail:]}", True

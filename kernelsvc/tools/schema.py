@@ -37,6 +37,7 @@ def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
         return [_inlined(each, parts) for each in schema]
     if not isinstance(schema, dict):
         return schema
+    # Gemini's subset of OpenAPI has no $ref.
     if "$ref" in schema:
         return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
     choices = [each for each in schema.get("anyOf", []) if each != {"type": "null"}]
@@ -54,6 +55,7 @@ def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
 
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
+    # OpenAI refuses an object schema without "properties".
     return {"type": "object", "properties": {}, "required": [], **schema, "additionalProperties": False}
 
 

@@ -68,6 +68,7 @@ class SessionResolver:
             return by_id, None
         name = wanted or self._caller.default
         async with self._caller.lock:
+            # Looked up under the lock: a concurrent call may be creating the session.
             known = name in self._caller.ids
             found = await self._named(name)
             if found is not None:

@@ -99,6 +99,7 @@ class Toolbox:
 
     async def _run_code(self, args: definitions.RunCode, report: Report | None) -> ToolResult:
         session, note = await self._sessions.open(args.session)
+        # An id of its own, so that the wait can send the same request again.
         cell = f"c_{secrets.token_hex(8)}"
         params: dict[str, Any] = {"session": session.id, "cell": cell, "code": args.code}
         if args.timeout_seconds is not None:
@@ -133,6 +134,7 @@ class Toolbox:
                     await report(loop.time() - began, _last_line(cell.text))
             return await self._cell(params["session"], params["cell"])
         finally:
+            # Ends only the wait. The cell continues.
             asking.cancel()
 
     async def _cell(self, session: str, cell: str) -> CellInfo:
@@ -286,6 +288,7 @@ def file_uri(session: str, path: str) -> str:
 
 
 def _decoded(tool: definitions.Tool, arguments: Mapping[str, Any]) -> Any:
+    # Models often send null for an optional argument.
     given = {name: value for name, value in arguments.items() if value is not None}
     try:
         return msgspec.convert(given, tool.arguments, strict=False)
@@ -317,6 +320,7 @@ def _as_text(data: bytes) -> str:
         try:
             return data.decode()
         except UnicodeDecodeError as error:
+            # A UTF-8 character has at most 4 bytes (RFC 3629, section 3), so that a cut one has up to 3.
             if error.start >= len(data) - 3 and error.reason == "unexpected end of data":
                 return data.decode("utf-8", "replace")
     return "[base64] " + base64.b64encode(data).decode()
