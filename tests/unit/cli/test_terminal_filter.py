@@ -4,7 +4,7 @@ import itertools
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelsvc.cli.show import ago
@@ -36,6 +36,7 @@ def test_without_colour_nothing_escapes():
     assert safe("\x1b[1;31mred\x1b[0m") == "red"
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="\x1b[]31m;?x\x07\x9b\n", max_size=60), st.lists(st.integers(0, 60), max_size=5), st.booleans())
 def test_pieces_come_out_as_the_whole_does(text, cuts, colour):
     sieve = EscapeFilter(colour=colour)
@@ -44,6 +45,7 @@ def test_pieces_come_out_as_the_whole_does(text, cuts, colour):
     assert pieces == safe(text, colour=colour)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_no_escape_is_left_without_colour(text):
     shown = safe(text)

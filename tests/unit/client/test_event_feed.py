@@ -1,7 +1,7 @@
-"""Readers and cursors, as values; Hypothesis plays the server, the wire and the readers."""
+"""Readers and cursors as values. Hypothesis plays the server, the network and the readers."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelsvc.client import event_feed as feeds
@@ -13,14 +13,14 @@ def event(seq, cell="c"):
     return ev.Stream(session="s", seq=seq, cell=cell, text=str(seq))
 
 
-def test_a_feed_that_is_not_live_hears_nothing():
+def test_a_detached_feed_ignores_events():
     feed = EventFeed("s")
     feed.readers.append(FeedReader(0))
     assert feed.take(event(1), 1) == []
     assert feed.step() == ("attach", 0)
 
 
-def test_a_hole_is_an_error():
+def test_a_gap_is_an_error():
     feed = EventFeed("s")
     feed.readers.append(FeedReader(0))
     feed.attached(0)
@@ -55,6 +55,7 @@ def test_a_big_event_alone_pauses_but_is_taken():
     assert feed.step() == ("attach", 1)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_every_reader_gets_each_event_once_whatever_happens(data):
     """Random order of: events on the wire, cuts, stale events, drains, new readers. Nothing is lost or repeated."""
