@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report_error(error: KernelsvcError, terminal: Terminal) -> int:
     terminal.progress("")
-    terminal.say(f"kernelsvc: {error.message}", "red")
+    terminal.message(f"kernelsvc: {error.message}", "red")
     for reason in error.details.get("reasons", []):
-        terminal.say(f"  {reason}", "red")
+        terminal.message(f"  {reason}", "red")
     return {"unreachable": UNREACHABLE, "bad_request": USAGE}.get(error.code, REFUSED)

@@ -23,7 +23,7 @@ async def branch(args: argparse.Namespace, terminal: Terminal) -> int:
     for one in branches:
         terminal.line(one.id)
     for warning in (branches[0].details.parent or {}).get("warnings", []):
-        terminal.say(safe(str(warning)))
+        terminal.message(safe(str(warning)))
     return 0
 
 
@@ -43,13 +43,13 @@ async def rollback(args: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def labels_of(given: list[str]) -> dict[str, str]:
+def labels_of(arguments: list[str]) -> dict[str, str]:
     """Parse ``NAME=VALUE`` arguments as labels.
 
     Raises:
         BadRequest: an argument has no name or no ``=``.
     """
-    pairs = [word.partition("=") for word in given]
+    pairs = [word.partition("=") for word in arguments]
     for name, equals, _ in pairs:
         if not (name and equals):
             raise BadRequest(f"--label {name!r} is not valid. Write NAME=VALUE.")

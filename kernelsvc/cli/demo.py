@@ -43,7 +43,7 @@ class Demo:
         began = time.perf_counter()
         async with await client.create_session(name=_NAME) as session:
             took = seconds(time.perf_counter() - began)
-            self.say(
+            self.message(
                 f"session {session.id} is ready after {took}, numpy, pandas and pyplot imported; "
                 f"isolation: {session.details.sandbox.isolation}"
             )
@@ -65,10 +65,10 @@ class Demo:
         try:
             branches = await session.branch(count=len(BRANCH_CELLS), labels={"demo": "branch"})
         except (NotSupported, CannotFork) as error:
-            self.say(f"this machine can't branch the session: {error.message}")
+            self.message(f"this machine can't branch the session: {error.message}")
             return
         took = seconds(time.perf_counter() - began)
-        self.say(
+        self.message(
             f"two approaches in parallel: {len(branches)} branches of the live session in {took}, with every variable"
         )
         for branch, cell in zip(branches, BRANCH_CELLS, strict=True):
@@ -107,7 +107,7 @@ class Demo:
             self.pictures.append(path)
             self.terminal.line(f"    saved as {path}", "dim")
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Show a line about the demo itself."""
         self.terminal.line()
         self.terminal.line(f"--  {text}", "cyan")
@@ -121,7 +121,7 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
     began = time.perf_counter()
     async with _server(terminal) as client:
         ready = time.perf_counter()
-        demo.say(f"a server listens on {client.address.shown}, ready after {seconds(ready - began)}")
+        demo.message(f"a server listens on {client.address.shown}, ready after {seconds(ready - began)}")
         await demo.run(client)
     _show_summary(demo, time.perf_counter() - ready)
     return 1 if demo.unexpected else 0
@@ -135,7 +135,7 @@ async def _server(terminal: Terminal) -> AsyncIterator[AsyncClient]:
 
 def _show_summary(demo: Demo, took: float) -> None:
     terminal, out = demo.terminal, demo.out
-    demo.say(
+    demo.message(
         f"{demo.cells} cells in {seconds(took)}, {seconds(demo.seconds)} of it in the kernel; "
         f"{demo.events} events over one WebSocket"
     )
@@ -146,4 +146,4 @@ def _show_summary(demo: Demo, took: float) -> None:
     terminal.line(f"  to repeat it:   kernelsvc replay {out / _NAME}.ipynb --upload {out / _NAME}.csv")
     terminal.line("  your own:       kernelsvc repl")
     for problem in demo.unexpected:
-        terminal.say(f"unexpected: {problem}", "red")
+        terminal.message(f"unexpected: {problem}", "red")

@@ -62,12 +62,12 @@ async def _client(args: argparse.Namespace, terminal: Terminal) -> AsyncIterator
             yield client
         return
     with _unused_data_dir(Path(args.data_dir) if args.data_dir else None) as directory:
-        # MCP owns standard output. terminal.say and the server's log use standard error and a file.
+        # MCP owns standard output. terminal.message and the server's log use standard error and a file.
         async with (
             private_server(terminal, data_dir=directory, token=_token(directory)) as own,
             AsyncClient(f"unix:{own.uds}", own.token) as client,
         ):
-            terminal.say(f"kernelsvc mcp: started a server for this client only. Its notebooks stay in {directory}")
+            terminal.message(f"kernelsvc mcp: started a server for this client only. Its notebooks stay in {directory}")
             yield client
 
 

@@ -38,8 +38,8 @@ def difference(before: Iterable[Output], now: Iterable[Output]) -> str | None:
         return f"error: {old['error'] or 'none'} before, {new['error'] or 'none'} now"
     if len(old["shown"]) != len(new["shown"]):
         return f"{len(old['shown'])} results and displays before, {len(new['shown'])} now"
-    for was, came in zip(old["shown"], new["shown"], strict=True):
-        if (found := _bundle_difference(was, came)) is not None:
+    for old_data, new_data in zip(old["shown"], new["shown"], strict=True):
+        if (found := _bundle_difference(old_data, new_data)) is not None:
             return found
     return None
 
@@ -63,15 +63,13 @@ def _plain(value: Any) -> str:
     return _ADDRESS.sub("0x…", _ANSI.sub("", text))
 
 
-def _bundle_difference(was: Mapping[str, Any], came: Mapping[str, Any]) -> str | None:
-    mime = next((mime for mime in _MIMES if mime in was and mime in came), None)
+def _bundle_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    mime = next((mime for mime in _MIMES if mime in old and mime in new), None)
     if mime is None:
         return (
-            None
-            if set(was) == set(came)
-            else f"{', '.join(was) or 'nothing'} before, {', '.join(came) or 'nothing'} now"
+            None if set(old) == set(new) else f"{', '.join(old) or 'nothing'} before, {', '.join(new) or 'nothing'} now"
         )
-    before, now = _plain(was[mime]), _plain(came[mime])
+    before, now = _plain(old[mime]), _plain(new[mime])
     if mime.startswith("image/"):
         return None if "".join(before.split()) == "".join(now.split()) else f"{mime}: another image"
     return None if before.rstrip() == now.rstrip() else f"{mime}: {_first_line(before, now)}"
@@ -80,10 +78,10 @@ def _bundle_difference(was: Mapping[str, Any], came: Mapping[str, Any]) -> str |
 def _first_line(before: str, now: str) -> str:
     old, new = before.splitlines(), now.splitlines()
     for number in range(max(len(old), len(new))):
-        was = old[number] if number < len(old) else "nothing"
-        came = new[number] if number < len(new) else "nothing"
-        if was != came:
-            return f"line {number + 1}: {_short(was)} before, {_short(came)} now"
+        old_line = old[number] if number < len(old) else "nothing"
+        new_line = new[number] if number < len(new) else "nothing"
+        if old_line != new_line:
+            return f"line {number + 1}: {_short(old_line)} before, {_short(new_line)} now"
     return "line ends differ"
 
 

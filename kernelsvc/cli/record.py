@@ -47,7 +47,7 @@ async def write_notebook(session: AsyncSession, path: Path, terminal: Terminal) 
         atomic_file.replace_bytes(path, data, mode=0o644)
     except OSError as error:
         raise BadRequest(f"Can't write {path}: {error.strerror}.") from None
-    terminal.say(f"wrote {path} ({size(len(data))})")
+    terminal.message(f"wrote {path} ({size(len(data))})")
 
 
 async def _document(session: AsyncSession, path: Path) -> bytes:

@@ -135,11 +135,11 @@ class Repl:
             try:
                 await self.handle(text)
             except KernelsvcError as error:
-                self.terminal.say(error.message, "red")
+                self.terminal.message(error.message, "red")
                 for reason in error.details.get("reasons", []):
-                    self.terminal.say(f"  {reason}", "red")
+                    self.terminal.message(f"  {reason}", "red")
             except KeyboardInterrupt:
-                self.terminal.say(
+                self.terminal.message(
                     "the cell is still running. ':interrupt' interrupts it, ':restart' starts a new kernel", "yellow"
                 )
 
@@ -163,13 +163,13 @@ class Repl:
         self.count = end.execution_count if end.execution_count is not None else self.count
         took = end.usage.wall_ms / 1000
         if took >= _SHOW_DURATION_SECONDS:
-            self.terminal.say(f"{seconds(took)}", "dim")
+            self.terminal.message(f"{seconds(took)}", "dim")
         self.terminal.line()
 
     async def _help(self, name: str, level: int) -> None:
         found = await self.session.inspect(name, len(name), level)
         if not found.get("found"):
-            self.terminal.say(f"this session has no {name!r}")
+            self.terminal.message(f"this session has no {name!r}")
             return
         text = str(found.get("data", {}).get("text/plain", ""))
         self.terminal.line(safe(text, colour=self.terminal.colour))
@@ -247,20 +247,22 @@ async def _restart(repl: Repl, argument: str) -> None:
     """Start a new kernel with empty variables."""
     await repl.session.restart()
     repl.count = 0
-    repl.terminal.say("started a new kernel. The log continues")
+    repl.terminal.message("started a new kernel. The log continues")
 
 
 async def _undo(repl: Repl, argument: str) -> None:
     """Restore the variables from before the last cell, or those of a checkpoint."""
     details = await repl.session.rollback(argument or None)
     repl.count = details.execution_count
-    repl.terminal.say(f"back to {argument or 'before the last cell'}. The log and the notebook keep the undone cells")
+    repl.terminal.message(
+        f"back to {argument or 'before the last cell'}. The log and the notebook keep the undone cells"
+    )
 
 
 async def _checkpoint(repl: Repl, argument: str) -> None:
     """Save the present state under a name."""
     made = await repl.session.checkpoint(argument or None)
-    repl.terminal.say(f"checkpoint {made.name or made.id}, {made.cost_ms:.1f} ms")
+    repl.terminal.message(f"checkpoint {made.name or made.id}, {made.cost_ms:.1f} ms")
 
 
 async def _branch(repl: Repl, argument: str) -> None:
@@ -268,13 +270,13 @@ async def _branch(repl: Repl, argument: str) -> None:
     before = repl.session.id
     [branch] = await repl.session.branch()
     repl.switch_to(branch)
-    repl.terminal.say(f"now in {branch.id}. ':switch {before}' returns")
+    repl.terminal.message(f"now in {branch.id}. ':switch {before}' returns")
 
 
 async def _switch(repl: Repl, argument: str) -> None:
     """Continue in another session, by its id."""
     repl.switch_to(await repl.client.session(argument))
-    repl.terminal.say(f"now in {repl.session.id}")
+    repl.terminal.message(f"now in {repl.session.id}")
 
 
 async def _variables(repl: Repl, argument: str) -> None:
@@ -291,12 +293,12 @@ async def _variables(repl: Repl, argument: str) -> None:
 async def _upload(repl: Repl, argument: str) -> None:
     """Upload a file of this machine to the working directory."""
     name = await repl.session.upload(os.path.expanduser(argument))  # noqa: ASYNC240 - reads no file
-    repl.terminal.say(f"uploaded {name}")
+    repl.terminal.message(f"uploaded {name}")
 
 
 async def _download(repl: Repl, argument: str) -> None:
     """Download a file of the session to this directory."""
-    repl.terminal.say(f"wrote {await repl.session.save(argument)}")
+    repl.terminal.message(f"wrote {await repl.session.save(argument)}")
 
 
 async def _files(repl: Repl, argument: str) -> None:
@@ -343,10 +345,10 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
         details = session.details
         kernel = details.kernel
         language = f"{kernel.language} {kernel.python}".strip() if kernel else details.template
-        terminal.say(
+        terminal.message(
             f"session {session.id}: {language}, isolation {details.sandbox.isolation}. ':help' lists commands.", "dim"
         )
         await Repl(client, session, terminal).run()
         if args.keep or args.session:
-            terminal.say(f"the session stays open: kernelsvc repl --session {session.id}")
+            terminal.message(f"the session stays open: kernelsvc repl --session {session.id}")
     return 0

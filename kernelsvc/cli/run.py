@@ -64,7 +64,7 @@ def _keep_images(directory: str | None, images: list[Image], terminal: Terminal)
     for number, image in enumerate(images, 1):
         path = home / f"{number:03}{image.suffix}"
         path.write_bytes(image.data)
-        terminal.say(f"wrote {path}")
+        terminal.message(f"wrote {path}")
 
 
 def read_source(name: str) -> str:

@@ -121,4 +121,4 @@ async def _interrupt(session: AsyncSession, terminal: Terminal) -> None:
     try:
         await session.interrupt()
     except KernelsvcError as error:
-        terminal.say(error.message, "yellow")
+        terminal.message(error.message, "yellow")

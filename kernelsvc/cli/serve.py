@@ -150,7 +150,7 @@ class _ServerRun:
         while not service.ready():  # noqa: ASYNC110 - once, for some seconds
             await asyncio.sleep(POLL_SECONDS)
         for line in missing_layers(service.info()["sandbox"]):
-            self.terminal.say(line, "yellow")
+            self.terminal.message(line, "yellow")
         took = seconds(time.monotonic() - self.started)
         names = ", ".join(one["name"] for one in service.templates() if one.get("kind") == "forked")
         hint = ". Ctrl-C ends the server and its sessions." if self.terminal.tty else ""
@@ -179,11 +179,11 @@ class _ServerRun:
         if self.stopping.is_set() and now < self.stop_requested_at + DUPLICATE_SIGNAL_SECONDS:
             return
         if self.stopping.is_set():
-            self.terminal.say("exiting immediately. The kernel host ends the remaining sessions", "yellow")
+            self.terminal.message("exiting immediately. The kernel host ends the remaining sessions", "yellow")
             os._exit(FORCED_EXIT_CODE)
         self.stop_requested_at, self.end_sessions = now, end_sessions
         consequence = "ending every session" if end_sessions else "sessions wait for the next server"
-        self.terminal.say(f"stopping: {consequence} …")
+        self.terminal.message(f"stopping: {consequence} …")
         self.stopping.set()
 
     def _on_while_fd_closed(self) -> None:

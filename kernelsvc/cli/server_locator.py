@@ -48,7 +48,9 @@ async def client_or_own_server(args: argparse.Namespace, terminal: Terminal) -> 
         return
     async with private_server(terminal) as address, AsyncClient(_url(address), address.token) as client:
         if terminal.err.isatty():
-            terminal.say("started a server for this command only. It ends with the command: save what you need", "dim")
+            terminal.message(
+                "started a server for this command only. It ends with the command: save what you need", "dim"
+            )
         yield client
 
 
@@ -59,9 +61,9 @@ def _connection_messages(terminal: Terminal) -> Callable[[str], None]:
     def on_state(state: str) -> None:
         nonlocal broken
         if state == "lost":
-            terminal.say("lost the connection to the server. The session continues. Reconnecting …", "yellow")
+            terminal.message("lost the connection to the server. The session continues. Reconnecting …", "yellow")
         elif state == "connected" and broken:
-            terminal.say("reconnected", "dim")
+            terminal.message("reconnected", "dim")
         broken = state == "lost"
 
     return on_state

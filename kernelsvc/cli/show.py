@@ -33,7 +33,7 @@ async def sessions(args: argparse.Namespace, terminal: Terminal) -> int:
         for number, line in enumerate(table([_row(one) for one in found], header)):
             terminal.line(line, *(["bold"] if number == 0 else []))
     else:
-        terminal.say("no sessions. 'kernelsvc repl' makes one" + ("" if args.all else ", --all lists closed ones"))
+        terminal.message("no sessions. 'kernelsvc repl' makes one" + ("" if args.all else ", --all lists closed ones"))
     return 0
 
 

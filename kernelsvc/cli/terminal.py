@@ -61,7 +61,7 @@ class Terminal:
         """Write a line to ``out``."""
         self.write((self.style(text, *styles) if styles else text) + "\n")
 
-    def say(self, text: str, *styles: str) -> None:
+    def message(self, text: str, *styles: str) -> None:
         """Write a line to ``err``."""
         shown = self.style(text, *styles) if styles and self.err.isatty() else text
         self.err.write(shown + "\n")
@@ -166,7 +166,7 @@ class CellView:
 
     def _note(self, text: str) -> None:
         self._start_line()
-        self._terminal.say(safe(text), "yellow")
+        self._terminal.message(safe(text), "yellow")
 
     def _apply_clear(self) -> None:
         """Obey ``clear_output`` as far as a terminal can: erase the unfinished line."""

@@ -113,8 +113,8 @@ def cell_result(cell: CellInfo, limit: int, note: str | None = None) -> ToolResu
         next=following,
         note=note,
     )
-    said = [note, text.rstrip("\n"), _omitted_images(cell, dropped), _status_line(cell), following]
-    shown = "\n".join(part for part in said if part)
+    lines = [note, text.rstrip("\n"), _omitted_images(cell, dropped), _status_line(cell), following]
+    shown = "\n".join(part for part in lines if part)
     return tool_result(result, shown, *pictures, failed=done and cell.reason is not Reason.OK)
 
 

@@ -1,4 +1,4 @@
-"""Words of the command line that branch; the commands themselves: tests/acceptance/test_cli.py."""
+"""Arguments of ``kernelsvc branch``. tests/acceptance/test_cli.py runs the command."""
 
 import pytest
 

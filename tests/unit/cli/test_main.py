@@ -18,7 +18,7 @@ def commands():
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch, tmp_path):
-    """No server of this machine is found by accident."""
+    """Hide servers of this machine from the tests."""
     for name in [name for name in os.environ if name.startswith("KERNELSVC_") and "TEST" not in name]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("KERNELSVC_RUNTIME_DIR", str(tmp_path))
@@ -34,11 +34,11 @@ def test_every_command_exists_and_explains_itself(name):
     assert [a for a in options if not a.help] == []
 
 
-def test_the_exit_codes_are_told(capsys):
+def test_the_help_lists_the_exit_codes(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    told = set(map(int, re.findall(r"(?:^|\s{2,})(\d+)  ", capsys.readouterr().out)))
-    assert told == {0, 1, 2, 3, 4, 130}
+    listed = set(map(int, re.findall(r"(?:^|\s{2,})(\d+)  ", capsys.readouterr().out)))
+    assert listed == {0, 1, 2, 3, 4, 130}
 
 
 def test_no_server(capsys):

@@ -1,4 +1,4 @@
-"""What a server's process is told about memory, in a process of its own."""
+"""The tuning of a server process, in a process of its own."""
 
 from __future__ import annotations
 

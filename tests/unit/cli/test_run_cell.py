@@ -1,4 +1,4 @@
-"""One cell from the terminal's side, against a server that does as told."""
+"""Run one cell at a terminal, with a scripted server."""
 
 import asyncio
 import io

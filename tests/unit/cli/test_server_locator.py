@@ -1,4 +1,4 @@
-"""A server of one's own."""
+"""A private server of a command."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Lists and trees against a server that does as told."""
+"""Lists and trees of sessions, with a scripted server."""
 
 import argparse
 import io

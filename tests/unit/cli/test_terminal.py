@@ -51,18 +51,18 @@ def test_errors_go_to_stderr_without_colour_where_there_is_none():
     assert err == "Traceback\nE: v\n"
 
 
-def test_the_end_says_what_happened_when_it_was_not_plain():
+def test_an_unusual_end_has_a_message():
     _, err, _ = played(ev.CellFinished(reason=ev.Reason.MEMORY, message="512 MiB reached", variables_kept=True))
     assert err == "memory: 512 MiB reached. Variables were kept.\n"
     assert played(ev.CellFinished())[:2] == ("", "")
 
 
-def test_hostile_text_is_sieved_and_its_rest_comes_at_the_end():
+def test_escape_sequences_are_filtered_and_flushed_at_the_end():
     out, _, _ = played(ev.Stream(text="x\x1b"), ev.Stream(text="]0;t\a"), ev.Stream(text="\x1b["), ev.CellFinished())
     assert out.rstrip("\n") == "x\\x1b]0;t\\x1b["
 
 
-def test_clear_output_begins_the_line_anew():
+def test_clear_output_erases_the_line():
     out, _, _ = played(ev.Stream(text="10 %"), ev.OutputCleared(wait=True), ev.Stream(text="20 %"), tty=True)
     assert out == "10 %\r\x1b[K20 %"
     out, _, _ = played(ev.Stream(text="10 %\n"), ev.OutputCleared(wait=True), ev.Stream(text="20 %\n"))

@@ -1,4 +1,4 @@
-"""The async client against a server that speaks the contract and can be told to misbehave."""
+"""The async client with a scripted server, which can violate the protocol."""
 
 import asyncio
 

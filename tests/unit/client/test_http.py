@@ -6,7 +6,7 @@ from kernelsvc import errors
 from kernelsvc.client.http import error_of, query
 
 
-def test_an_error_in_the_one_shape_comes_back_as_it_was():
+def test_an_error_object_is_rebuilt():
     sent = errors.LimitTooHigh("memory_bytes is too high", limit="memory_bytes")
     for body in (sent.to_json(), {"error": sent.to_json()}):
         error = error_of(400, json.dumps(body).encode())
@@ -18,7 +18,7 @@ def test_an_error_in_the_one_shape_comes_back_as_it_was():
     ("status", "kind"), [(404, errors.NotFound), (401, errors.Unauthenticated), (418, errors.Internal)]
 )
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"x"', b'{"detail": "no"}'])
-def test_a_stranger_s_error_is_named_by_its_status(status, kind, body):
+def test_a_response_without_an_error_object_is_mapped_by_its_status(status, kind, body):
     error = error_of(status, body)
     assert type(error) is kind
     assert str(status) in error.message

@@ -46,7 +46,7 @@ def test_every_bad_end_is_a_failure(reason):
     assert reason is Reason.ERROR or made.facts["next"]
 
 
-def test_a_crash_says_whether_the_variables_are_there():
+def test_a_crash_says_whether_the_variables_are_kept():
     kept = cell_result(cell(reason=Reason.KERNEL_DIED, variables_kept=True), 1000)
     lost = cell_result(cell(reason=Reason.KERNEL_DIED, variables_kept=False), 1000)
     assert "are kept" in kept.facts["next"]
@@ -61,7 +61,7 @@ def test_a_long_text_keeps_its_head_and_tail():
     assert cell_result(cell(text="x" * 1000), 300).facts["truncated"]
 
 
-def test_pictures_are_bounded_and_hostile_ones_left_out():
+def test_images_are_limited_and_invalid_ones_ignored():
     outputs = [shown("image/png", b"p")] * (MAX_PICTURES + 2) + [
         {"data": {"image/png": 7}},
         {"data": {"image/png": "é"}},
@@ -72,7 +72,7 @@ def test_pictures_are_bounded_and_hostile_ones_left_out():
     assert "2 more pictures" in cell_result(cell(outputs=outputs), 1000).text
 
 
-def test_a_refusal_gives_the_reasons():
+def test_an_error_result_has_the_reasons():
     made = error_result(CannotFork("No.", reasons=["a thread runs"]))
     assert made.failed
     assert made.facts is None
