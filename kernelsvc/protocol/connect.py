@@ -1,9 +1,9 @@
 """The Connect protocol's framing of streams, with messages in JSON: functions of values.
 
-Source: the protocol's reference at connectrpc.com. A stream is a row of
+Source: the protocol's reference at connectrpc.com. A stream is a sequence of
 envelopes: one byte of flags, four of length (big-endian), and the message. The
-last one from the server has flag 2 and holds an error or nothing. Plain calls
-have no envelopes: a JSON body each way, errors by HTTP status.
+last one from the server has flag 2 and holds an error or nothing. Unary calls
+have no envelopes: a JSON body in each direction, errors by HTTP status.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ MAX_MESSAGE = 8 << 20
 
 
 def envelope(message: Any, flags: int = 0) -> bytes:
-    """A message as it travels in a stream."""
+    """Encode a message as an envelope of a stream."""
     data = msgspec.json.encode(message)
     return _HEAD.pack(flags, len(data)) + data
 
 
 def end(code: str | None = None, message: str = "") -> bytes:
-    """The last envelope of a stream; with a word of Connect's it tells of a failure."""
+    """Encode the last envelope of a stream. With a Connect error code it reports a failure."""
     return envelope({} if code is None else {"error": {"code": code, "message": message}}, _END)
 
 
 def take(data: bytearray) -> list[dict[str, Any]]:
-    """Take whole messages from the front of what has arrived.
+    """Remove whole messages from the front of ``data`` and return them.
 
     Raises:
-        BadRequest: it is no stream of JSON objects, or compressed.
-        TooLarge: a message is.
+        BadRequest: ``data`` is compressed, or is not a stream of JSON objects.
+        TooLarge: A message is longer than ``MAX_MESSAGE``.
     """
     found: list[dict[str, Any]] = []
     while len(data) >= _HEAD.size:
         flags, length = _HEAD.unpack_from(data)
         if flags & _COMPRESSED:
-            raise BadRequest("Compressed messages are not understood; send them as they are.")
+            raise BadRequest("Compressed messages are not supported. Send them uncompressed.")
         if length > MAX_MESSAGE:
-            raise TooLarge(f"A message of {length} bytes; at most {MAX_MESSAGE} are taken, send it in pieces.")
+            raise TooLarge(f"A message has {length} bytes, and {MAX_MESSAGE} is the limit. Send it in pieces.")
         whole = _HEAD.size + length
         if len(data) < whole:
             break
@@ -70,10 +70,10 @@ def _message(data: bytes) -> dict[str, Any]:
 
 
 def as_bytes(value: object) -> bytes:
-    """Bytes as protocol buffers write them in JSON: base64.
+    """Decode bytes as protocol buffers write them in JSON: base64.
 
     Raises:
-        BadRequest: it is none.
+        BadRequest: ``value`` is not base64.
     """
     try:
         return base64.b64decode(value if isinstance(value, str) else "", validate=True)
@@ -82,12 +82,20 @@ def as_bytes(value: object) -> bytes:
 
 
 def as_text(data: bytes) -> str:
-    """See ``as_bytes``."""
+    """Encode bytes as protocol buffers write them in JSON. See ``as_bytes``."""
     return base64.b64encode(data).decode()
 
 
 def seconds(header: str | None, unit: float = 1.0) -> float | None:
-    """A time from a header such as ``Connect-Timeout-Ms``; None for none, and for what is no number above 0."""
+    """Parse a time from a header such as ``Connect-Timeout-Ms``.
+
+    Args:
+        header: The header's value, if it was sent.
+        unit: Seconds of one unit of the header.
+
+    Returns:
+        Seconds. None if the header is missing or is not a positive number.
+    """
     if header is None or not header.isdecimal() or len(header) > 12:
         return None
     return int(header) * unit or None

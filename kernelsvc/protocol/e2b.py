@@ -1,8 +1,8 @@
-"""E2B's wire, as functions of values: headers, signatures, errors.
+"""E2B's headers, signatures and errors: functions of values.
 
-What E2B's clients send to one sandbox names it by two headers (or by the host
-name, where a wildcard name leads here): its id, and the port inside the sandbox
-that is meant. Two ports have a meaning: files and commands, and the interpreter.
+E2B's clients name the sandbox of a request by two headers, or by the host name
+where a wildcard name leads to this server: the sandbox's id, and a port inside the
+sandbox. Two ports have a meaning: one for files and commands, one for the interpreter.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from kernelsvc.errors import Unauthenticated
 
 #: Ports inside a sandbox that E2B's clients speak to.
 FILES_PORT, INTERPRETER_PORT = 49983, 49999
-#: What the secrets of a sandbox are for: files, commands and code; or code alone.
+#: Purposes of a sandbox's secrets: files, commands and code, or code alone.
 ENVD, TRAFFIC = "envd", "traffic"
-#: Whom files and commands belong to when nobody is named.
+#: User of files and commands if the request names none.
 DEFAULT_USER = "user"
 
 _HOST = re.compile(r"(?P<port>\d{1,5})-(?P<sandbox>[A-Za-z0-9_-]{1,64})\.")
@@ -36,10 +36,10 @@ Operation = Literal["read", "write"]
 
 
 def address(headers: Mapping[str, str]) -> tuple[str | None, int | None]:
-    """Which sandbox and which of its ports a request is for; None for what it does not say.
+    """Read from a request which sandbox and which of its ports it is for. None where it does not say.
 
     Args:
-        headers: the request's, by name in any case (as Tornado's are).
+        headers: The request's, by name in any case (as Tornado's are).
     """
     sandbox, port = headers.get("E2b-Sandbox-Id"), headers.get("E2b-Sandbox-Port")
     host = _HOST.match(headers.get("Host") or "")
@@ -51,7 +51,7 @@ def address(headers: Mapping[str, str]) -> tuple[str | None, int | None]:
 
 
 def user_of(authorization: str | None) -> str:
-    """The user that a request wants to be: E2B's clients write it as the name of basic authentication."""
+    """Return the user that a request names. E2B's clients send it as the name of basic authentication."""
     scheme, _, rest = (authorization or "").strip().partition(" ")
     if scheme.lower() != "basic":
         return ""
@@ -62,14 +62,14 @@ def user_of(authorization: str | None) -> str:
 
 
 def signature(path: str, operation: Operation, user: str, secret: str, expires: int | None = None) -> str:
-    """The signature of a file's address, as E2B's clients make it.
+    """Compute the signature of a file's URL, as E2B's clients do.
 
     Args:
-        path: the file's, as it stands in the address.
-        operation: what the address allows.
-        user: the name in the address, empty for none.
-        secret: the sandbox's for files.
-        expires: Unix time after which the address is void; None for never.
+        path: The file's, as in the URL.
+        operation: The operation that the URL allows.
+        user: The name in the URL, empty for none.
+        secret: The sandbox's secret for files.
+        expires: Unix time after which the URL is invalid. None: never.
     """
     fields = [path, operation, user, secret, *([] if expires is None else [str(expires)])]
     digest = hashlib.sha256(":".join(fields).encode("utf-8", "surrogatepass")).digest()
@@ -77,7 +77,7 @@ def signature(path: str, operation: Operation, user: str, secret: str, expires: 
 
 
 class SignedAddress(msgspec.Struct, frozen=True):
-    """The address of a file with its signature; the fields are those of ``signature``."""
+    """The URL of a file with its signature. The fields are those of ``signature``."""
 
     given: str
     path: str
@@ -86,7 +86,7 @@ class SignedAddress(msgspec.Struct, frozen=True):
     expires: int | None
 
     def is_signed_with(self, secret: str) -> bool:
-        """Whether this secret made the signature; compared in constant time."""
+        """Return whether this secret made the signature. The comparison takes constant time."""
         if len(self.given) != _SIGNATURE:
             return False
         made = signature(self.path, self.operation, self.user, secret, self.expires)
@@ -94,26 +94,26 @@ class SignedAddress(msgspec.Struct, frozen=True):
 
 
 def expiry_of(text: str | None, now: float) -> int | None:
-    """The time at which a signed address ends; None for one that has no end.
+    """Parse the expiry of a signed URL, as Unix time. None: it never expires.
 
     Raises:
-        Unauthenticated: it has ended, or can't be read.
+        Unauthenticated: It has expired, or is not a time.
     """
     if not text:
         return None
     if not text.isdecimal() or len(text) > 12:
-        raise Unauthenticated("The address's signature_expiration is no Unix time; ask for a new address.")
+        raise Unauthenticated("The URL's signature_expiration is not a Unix time. Ask for a new URL.")
     if now > int(text):
-        raise Unauthenticated("The address has expired; ask for a new one.")
+        raise Unauthenticated("The URL has expired. Ask for a new one.")
     return int(text)
 
 
 def gone(sandbox: str) -> dict[str, Any]:
-    """What is said of a sandbox that is not there (or not any more), with the status 502."""
+    """Return the body of a 502 for a sandbox that does not exist or has ended."""
     return {"sandboxId": sandbox, "message": "The sandbox was not found", "code": 502}
 
 
 def closed_port(sandbox: str, port: int) -> dict[str, Any]:
-    """What is said of a port on which nothing listens, with the status 502."""
+    """Return the body of a 502 for a port on which nothing listens."""
     message = f"The sandbox is running but port {port} is not open"
     return {"sandboxId": sandbox, "message": message, "port": port, "code": 502}

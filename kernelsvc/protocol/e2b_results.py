@@ -1,11 +1,11 @@
-"""A cell's events as the lines of E2B's ``POST /execute``: pure.
+"""Events of a cell as the lines of E2B's ``POST /execute``. Pure.
 
-One JSON object a line. E2B's clients know ``number_of_executions``, ``stdout``,
+Each line is a JSON object. E2B's clients know ``number_of_executions``, ``stdout``,
 ``stderr``, ``result``, ``error``, ``keepalive`` and ``end_of_execution``, which
-is always the last, and leave out what they don't know. Of that kind are ours:
-``cell`` comes first and names the cell, so that what a dropped connection missed
-can be read from the session's log; ``display_update`` and ``clear_output`` keep
-progress bars alive; ``output_truncated`` says what the notebook will lack.
+is always the last. They ignore unknown types, and kernelsvc adds some: ``cell``
+comes first and names the cell, so that a client can read from the session's log
+the output that it missed after a lost connection. ``display_update`` and ``clear_output``
+let progress bars work. ``output_truncated`` reports output that the notebook will lack.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kernelsvc.model.events import Event, Reason
 
 Line = dict[str, Any]
 
-#: E2B's name for each MIME type; the two of our own come from ``guest.charts``.
+#: E2B's name for each MIME type. ``guest.e2b_charts`` makes the two last ones.
 FORMATS = {
     "text/plain": "text",
     "text/html": "html",
@@ -37,11 +37,11 @@ FORMATS = {
     "e2b/data": "data",
     "e2b/chart": "chart",
 }
-#: Formats that are text; anything else under their names would break a client's own use of them.
+#: Formats that are text. A value of another type under these names would break clients.
 _TEXTS = frozenset({"text", "html", "markdown", "svg", "png", "jpeg", "pdf", "latex", "javascript"})
-#: Characters beyond which a text is not held back for the end of its line.
+#: Most characters of an incomplete line that is delayed.
 MAX_HELD = 4096
-#: How an end that was no exception is named, for clients that know only exceptions.
+#: Exception names for ends of a cell that are not exceptions. E2B's clients know only exceptions.
 _ENDS = {
     Reason.INTERRUPTED: "KeyboardInterrupt",
     Reason.TIMEOUT: "CellTimeout",
@@ -56,11 +56,11 @@ KEEPALIVE: Line = {"type": "keepalive"}
 
 
 def result(data: Mapping[str, Any], *, main: bool) -> Line:
-    """A MIME bundle in E2B's formats.
+    """Convert a MIME bundle into E2B's formats.
 
     Args:
-        data: the bundle.
-        main: whether it is the value of the cell's last expression.
+        data: The bundle.
+        main: Whether it is the value of the cell's last expression.
     """
     line: Line = {"type": "result", "is_main_result": main}
     extra: dict[str, Any] = {}
@@ -77,20 +77,20 @@ def result(data: Mapping[str, Any], *, main: bool) -> Line:
 
 
 def unquoted(text: str | None) -> str | None:
-    """A text's ``repr`` without the quotes around it: E2B's clients are shown texts so."""
+    """Remove the quotes of a string's ``repr``. E2B shows strings without them."""
     if text is not None and len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
     return text
 
 
 class ResultLines:
-    """Turns the events of one cell into lines, in order.
+    """Converter of one cell's events into lines, in order.
 
-    A text that ends within a line is held back for its end (``unfinished``): the
-    next event brings it, or the caller asks for the ``rest``.
+    Text that ends within a line is delayed (``unfinished``) until the next event
+    completes it, or until the caller asks for the ``rest``.
 
     Attributes:
-        ended: whether the last line has been given out.
+        ended: Whether the last line was returned.
     """
 
     def __init__(self, cell: str) -> None:
@@ -102,16 +102,16 @@ class ResultLines:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a text is held back."""
+        """Whether text is delayed."""
         return self._held is not None
 
     def rest(self) -> list[Line]:
-        """What is held back, if anything."""
+        """Return the delayed text, if any."""
         held, self._held = self._held, None
         return [] if held is None else [held]
 
     def of(self, event: Event) -> list[Line]:
-        """What this event says; nothing for another cell's."""
+        """Return the lines for this event. Empty for an event of another cell."""
         if event.cell != self._cell or self.ended:
             return []
         if isinstance(event, ev.Stream):
@@ -158,7 +158,7 @@ class ResultLines:
         name = _ENDS[event.reason]
         if name == self._name and not event.message:
             return [end]
-        # A client keeps the last error: the true cause, with where the code was when it struck.
+        # A client shows the last error. This one has the true cause, and the traceback of the code's position.
         return [_error(name, event.message or f"The cell ended: {event.reason}.", self._traceback), end]
 
 
@@ -167,10 +167,10 @@ def _error(name: str, value: str, traceback: str) -> Line:
 
 
 def first(session: str, cell: str) -> Line:
-    """The line that names the cell."""
+    """Return the line that names the cell."""
     return {"type": "cell", "session": session, "id": cell}
 
 
 def encode(line: Line) -> bytes:
-    """A line as it is sent."""
+    """Encode a line for the response's body."""
     return msgspec.json.encode(line) + b"\n"

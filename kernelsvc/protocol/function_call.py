@@ -1,7 +1,7 @@
-"""A function call as a cell, and its value back: pure.
+"""A function call as a cell, and its value. Pure.
 
 ``POST /v1/execute`` takes a function's source with JSON arguments. The cell that
-runs it is ordinary code and goes on record like any other.
+runs it is ordinary code and is logged like any other cell.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _publish({{{mime!r}: {{"value": _value}}}})
 
 
 def function_cell(source: str, args: list[Any], kwargs: dict[str, Any]) -> str:
-    """The code of a cell that calls ``source`` with these JSON arguments."""
+    """Return the code of a cell that calls ``source`` with these JSON arguments."""
     payload = json.dumps({"function": source, "args": args, "kwargs": kwargs})
     return _CELL.format(payload=payload, mime=VALUE_MIME)
 
 
 def value_of(cell: CellInfo) -> Any:
-    """The value that a ``function_cell`` published, or None if it did not come to that."""
+    """Return the value that a ``function_cell`` published. None if it published none."""
     for output in reversed(cell.outputs):
         data = output.get("data")
         found = data.get(VALUE_MIME) if isinstance(data, dict) else None

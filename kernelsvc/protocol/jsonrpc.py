@@ -2,14 +2,13 @@
 
 Rules:
 
-* ``decode`` either gives a ``Request`` whose params have passed their types, or
-  raises ``RequestRefused`` with the id (when one could be read) and an error of the one
-  tree. Nothing else escapes it, whatever the bytes are.
+* ``decode`` returns a ``Request`` whose params have passed their types, or raises
+  ``RequestRefused`` with an error of the common hierarchy, and with the request's id
+  if it could be read. It raises nothing else, for any bytes.
 * An event notification is a journal line with a prefix and a suffix. It is never
-  decoded and encoded again, so what a client receives is what the audit keeps.
-* Strict where a mistake would otherwise be silent: unknown fields, positional
-  params, batch arrays, NaN, invalid UTF-8 and a second meaning of an id are
-  refused.
+  decoded and encoded again, so clients receive the bytes of the log.
+* Mistakes that would otherwise be silent are refused: unknown fields, positional
+  params, batch arrays, NaN, invalid UTF-8.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from kernelsvc.errors import BadRequest, Internal, KernelsvcError, NotFound, TooLarge
 from kernelsvc.protocol.methods import METHODS, Method
 
-#: Deeper JSON in a client's own data (metadata, arguments) is refused: readers of the journal recurse.
+#: Deepest JSON in a client's own data (metadata, arguments). Readers of the journal recurse.
 MAX_DEPTH = 64
 
 PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND = -32700, -32600, -32601
@@ -32,12 +31,12 @@ RpcId = Annotated[str, Meta(max_length=256)] | int | float | None
 
 
 class RequestRefused(Exception):
-    """A frame that is no request we can serve.
+    """A frame is not a request that can be served.
 
     Attributes:
-        id: the request's id, None when none could be read.
-        code: the number that JSON-RPC wants.
-        error: the one shape.
+        id: The request's id. None if none could be read.
+        code: JSON-RPC's number for the error.
+        error: The error for ``error.data``.
     """
 
     def __init__(self, id: RpcId, code: int, error: KernelsvcError) -> None:
@@ -46,7 +45,7 @@ class RequestRefused(Exception):
 
 
 class Request(Struct, frozen=True, kw_only=True):
-    """A call that has passed its types. ``id`` is UNSET for a notification, which gets no answer."""
+    """A call that has passed its types. ``id`` is UNSET for a notification, which gets no reply."""
 
     id: RpcId | UnsetType
     method: Method
@@ -54,7 +53,7 @@ class Request(Struct, frozen=True, kw_only=True):
 
 
 class RequestLimits(Struct, frozen=True, kw_only=True):
-    """How much a request may hold, in bytes of UTF-8 and levels."""
+    """Largest request, in bytes of UTF-8 and levels of nesting."""
 
     frame_bytes: int = 64 * 1024 * 1024
     code_bytes: int = 4 * 1024 * 1024
@@ -69,7 +68,7 @@ class _RequestEnvelope(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def _call_of(row: Method) -> type[Struct]:
-    """The envelope of one method, with its params in it: what is as it should be is decoded in one go."""
+    """Make the type of one method's whole request, so that a valid request is decoded in one pass."""
     fields: list[Any] = [
         ("jsonrpc", Literal["2.0"]),
         ("params", row.params | None, None),
@@ -89,7 +88,7 @@ _calls: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Union[*map(_call_of, ME
 _params = {name: msgspec.json.Decoder(row.params) for name, row in METHODS.items()}
 _encoder = msgspec.json.Encoder()
 
-#: What msgspec raises for hostile text: broken JSON and types, invalid UTF-8, depth bombs, huge numbers.
+#: Errors of msgspec for hostile text: invalid JSON, types or UTF-8, deep nesting, huge numbers.
 DECODE_ERRORS = (msgspec.DecodeError, ValueError, RecursionError, OverflowError)
 
 
@@ -97,23 +96,23 @@ DEFAULT_LIMITS = RequestLimits()
 
 
 def decode(frame: bytes | str, bounds: RequestLimits = DEFAULT_LIMITS) -> Request:
-    """One frame as a request.
+    """Decode one frame into a request.
 
     Raises:
-        RequestRefused: it is none; whatever the bytes are, nothing else is raised.
+        RequestRefused: The frame is not a request. Nothing else is raised, for any bytes.
     """
     try:
         raw = frame.encode() if isinstance(frame, str) else frame
     except UnicodeEncodeError:
         raise RequestRefused(
-            None, PARSE_ERROR, BadRequest("The frame is not UTF-8; encode the JSON text in UTF-8.")
+            None, PARSE_ERROR, BadRequest("The frame is not UTF-8. Encode the JSON text in UTF-8.")
         ) from None
     if len(raw) > bounds.frame_bytes:
         raise RequestRefused(None, INVALID_REQUEST, too_large("The frame", len(raw), bounds.frame_bytes))
     try:
         call = _calls.decode(raw)
     except DECODE_ERRORS:
-        call = None  # what is wrong with it, the long way tells
+        call = None  # _decode_by_steps finds the cause
     if call is None or call.params is None:
         return _decode_by_steps(raw, bounds)
     method = METHODS[call.__struct_config__.tag]
@@ -129,7 +128,7 @@ def _check(params: Any, bounds: RequestLimits, id: RpcId | UnsetType) -> None:
 
 
 def _decode_by_steps(raw: bytes, bounds: RequestLimits) -> Request:
-    """The envelope first, then the method, then its params: each with an error of its own."""
+    """Decode the envelope, then the method, then its params. Each step has an error of its own."""
     envelope = _envelope(raw)
     id = None if isinstance(envelope.id, UnsetType) else envelope.id
     method = METHODS.get(envelope.method)
@@ -170,7 +169,7 @@ def decode_json(decoder: msgspec.json.Decoder[Any], raw: bytes, what: str) -> An
     """Decode a client's JSON.
 
     Raises:
-        BadRequest: it is not JSON, or not of the type; the message says where.
+        BadRequest: It is not JSON, or not of the type. The message names the place.
     """
     try:
         return decoder.decode(raw)
@@ -187,7 +186,7 @@ def _reason(error: Exception) -> str:
 
 
 def too_large(what: str, size: int, bound: int) -> TooLarge:
-    """The error for something over its bound, with both figures."""
+    """Make the error for a size over its limit, with both figures."""
     return TooLarge(
         f"{what} has {size} bytes and the bound is {bound}; send less, or in parts.", size=size, bound=bound
     )
@@ -198,7 +197,7 @@ _bounded: dict[type, tuple[str, ...]] = {}
 
 
 def _limited_fields(kind: type) -> tuple[str, ...]:
-    """Those fields of params that are code, or a client's own data."""
+    """Return the fields of params that hold code or a client's own data."""
     fields = _bounded.get(kind)
     if fields is None:
         fields = _bounded[kind] = tuple(each for each in _BOUNDED if hasattr(kind, each))
@@ -206,11 +205,11 @@ def _limited_fields(kind: type) -> tuple[str, ...]:
 
 
 def check(params: Any, bounds: RequestLimits) -> None:
-    """Bounds that types alone can't say.
+    """Check limits that types alone can't express.
 
     Raises:
-        TooLarge: code over its bound.
-        BadRequest: the client's own data is nested too deep.
+        TooLarge: The code is over its limit.
+        BadRequest: The client's own data is nested too deep.
     """
     for cell in (params, *getattr(params, "cells", ())):
         for field in _limited_fields(type(cell)):
@@ -218,15 +217,15 @@ def check(params: Any, bounds: RequestLimits) -> None:
             if not value:
                 continue
             if isinstance(value, str):
-                # A character takes at most four bytes: the exact count is needed only near the bound.
+                # A character takes at most four bytes: the exact count is needed only near the limit.
                 if len(value) * 4 > bounds.code_bytes and len(value.encode()) > bounds.code_bytes:
                     raise too_large("The code", len(value.encode()), bounds.code_bytes)
             elif too_deep(value, bounds.depth):
-                raise BadRequest(f"{field} is nested deeper than {bounds.depth} levels; flatten it.")
+                raise BadRequest(f"{field} is nested deeper than {bounds.depth} levels. Flatten it.")
 
 
 def too_deep(value: Any, limit: int) -> bool:
-    """Whether JSON-like data has more levels than this; walks without recursion."""
+    """Return whether JSON-like data has more levels than ``limit``. Does not recurse."""
     level: list[Any] = [value] if isinstance(value, (dict, list)) and value else []
     depth = 0
     while level:
@@ -245,19 +244,19 @@ _NUMBERS = {"internal": INTERNAL_ERROR, "bad_request": INVALID_PARAMS}
 
 
 def encode_result(id: RpcId, value: Any) -> bytes:
-    """The answer to a request.
+    """Encode the reply to a request.
 
     Raises:
-        Internal: the value has no JSON (a lone surrogate, say).
+        Internal: The value has no JSON form (a lone surrogate, for example).
     """
     try:
         return _RESULT % (_encoder.encode(id), _encoder.encode(value))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise Internal("The result can't be written as JSON; read the cell's output in pieces instead.") from error
+        raise Internal("The result has no JSON form. Read the cell's output in pieces instead.") from error
 
 
 def encode_error(id: RpcId, error: KernelsvcError, code: int | None = None) -> bytes:
-    """The refusal of a request; the one shape stands in ``error.data``."""
+    """Encode an error reply. ``error.data`` holds the same error object as in REST."""
     number = _NUMBERS.get(error.code, SERVER_ERROR) if code is None else code
     data = error_json(error)
     body = {"code": number, "message": data["message"], "data": data}
@@ -265,7 +264,7 @@ def encode_error(id: RpcId, error: KernelsvcError, code: int | None = None) -> b
 
 
 def error_json(error: KernelsvcError) -> dict[str, Any]:
-    """``to_json`` with details that are sure to have a JSON form."""
+    """Return ``error.to_json()``, with details that are certain to have a JSON form."""
     shape = error.to_json()
     try:
         _encoder.encode(shape)
@@ -275,7 +274,7 @@ def error_json(error: KernelsvcError) -> dict[str, Any]:
 
 
 def frame_head(size: int) -> bytes:
-    """What comes before the content of a text frame from a server (RFC 6455, section 5.2): FIN, opcode 1, no mask."""
+    """Return the head of a server's text frame (RFC 6455, section 5.2): FIN, opcode 1, no mask."""
     if size < 126:
         return b"\x81" + size.to_bytes(1, "big")
     if size < 1 << 16:
@@ -284,12 +283,12 @@ def frame_head(size: int) -> bytes:
 
 
 def text_frame(payload: bytes) -> bytes:
-    """A whole text frame from a server."""
+    """Return a whole text frame from a server."""
     return frame_head(len(payload)) + payload
 
 
 def event_frame(line: bytes) -> bytes:
-    """A journal line as a notification, byte for byte, in a frame of its own."""
+    """Frame a journal line as a notification, byte for byte."""
     size = len(line) + _EVENT_SIZE
     if 126 <= size < 1 << 16:
         return b"\x81\x7e%b%b%b}" % (size.to_bytes(2, "big"), _EVENT, line)
@@ -297,11 +296,11 @@ def event_frame(line: bytes) -> bytes:
 
 
 def event_pieces(line: bytes) -> tuple[bytes, bytes, bytes]:
-    """``event_frame`` without copying the line: what comes before it, itself, and what comes after."""
+    """Return ``event_frame`` as prefix, line and suffix, without copying the line."""
     return frame_head(len(line) + _EVENT_SIZE) + _EVENT, line, b"}"
 
 
 def encode_detached(session: str, error: KernelsvcError) -> bytes:
-    """A notification that no more events of a session follow, and why."""
+    """Encode the notification that ends a session's events, with the cause."""
     params = {"session": session, "error": error_json(error)}
     return _encoder.encode({"jsonrpc": "2.0", "method": "detached", "params": params})

@@ -1,17 +1,17 @@
-"""Jupyter messages on a socket: the two framings, as functions of values.
+"""Jupyter messages on a socket in two framings: functions of values.
 
 ``v1``: the subprotocol ``v1.kernel.websocket.jupyter.org``, also the payload of
-MESSAGE frames on the kernel wire. Little-endian u64s: how many offsets follow,
-then where each part begins, the last being the end; then the parts: channel,
+MESSAGE frames on the kernel wire. First come little-endian u64s: the number of
+offsets, then the offset of each part and of the end. Then come the parts: channel,
 header, parent header, metadata, content, buffers.
 
 ``json``: the older framing. Without buffers the message is one JSON text with a
-``channel`` field. With buffers it is binary: big-endian u32s, how many parts
-and where each begins, then the JSON, then the buffers.
+``channel`` field. With buffers it is binary: big-endian u32s with the number of parts
+and the offset of each, then the JSON, then the buffers.
 
-Whatever comes in may be hostile. Decoding raises ``BadRequest`` and nothing
-else, and what it accepts is bounded in depth and in the number of values, since
-64 MiB of ``[[],[],...]`` would otherwise become gigabytes.
+Input may be hostile. Decoding raises ``BadRequest`` and no other error. JSON is
+limited in depth and in the number of values, since 64 MiB of ``[[],[],...]``
+would otherwise become gigabytes of objects.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from kernelsvc.model.hash_chain import LONG, count_at_most, max_depth_ok
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})
 
-#: Most bytes of one message; the kernel wire has the same bound.
+#: Most bytes of one message, as on the kernel wire.
 MAX_BYTES = 64 * 1024 * 1024
-#: Binary buffers of one message; ipywidgets with images use a handful.
+#: Most binary buffers of one message. ipywidgets with images use a few.
 MAX_BUFFERS = 1024
-#: Nesting of JSON. Vega and plotly figures stay below 20.
+#: Deepest JSON. Vega and plotly figures stay below 20.
 MAX_DEPTH = 100
-#: Values in one JSON text: keeps what is decoded below some 200 MB.
+#: Most values in one JSON text. Limits the decoded objects to about 200 MB.
 MAX_VALUES = 2_000_000
-#: Commas up to which they are searched, ten times as fast as counted.
+#: Number of commas up to which find() is used, which is ten times as fast as count().
 FEW_VALUES = 1000
-#: Bytes up to which a part is copied to be decoded, which costs less than a view of it.
+#: Size in bytes up to which a part is copied before it is decoded. A view costs more.
 COPIED = 64 * 1024
 
 _FIXED_PARTS = 5  # channel, header, parent header, metadata, content
@@ -53,7 +53,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class JupyterMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """One message of the Jupyter protocol, with the channel it belongs to."""
+    """One message of the Jupyter protocol, with its channel."""
 
     channel: str
     header: dict[str, Any]
@@ -64,22 +64,22 @@ class JupyterMessage(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def msg_id(self) -> str:
-        """The id in the header; "" if it has none."""
+        """The id in the header, or ""."""
         return text_field(self.header, "msg_id")
 
     @property
     def msg_type(self) -> str:
-        """The type in the header; "" if it has none."""
+        """The type in the header, or ""."""
         return text_field(self.header, "msg_type")
 
     @property
     def parent(self) -> str:
-        """The ``msg_id`` of the request that this answers; "" if none."""
+        """The ``msg_id`` of the request that this message answers, or ""."""
         return text_field(self.parent_header, "msg_id")
 
 
 def text_field(mapping: dict[str, Any], name: str) -> str:
-    """``mapping[name]`` if it is text, else ""."""
+    """Return ``mapping[name]`` if it is text, else ""."""
     value = mapping.get(name)
     return value if isinstance(value, str) else ""
 
@@ -105,15 +105,15 @@ def _depth(structure: bytes) -> int:
 
 
 def check_json(data: bytes | bytearray, start: int = 0, end: int | None = None) -> None:
-    """Refuse a JSON text that is too deep or holds too many values. Cheap for ordinary ones.
+    """Refuse a JSON text that is nested too deep or holds too many values. Cheap for ordinary texts.
 
     Args:
-        data: what holds it.
-        start: where it begins.
-        end: where it ends; None: with ``data``.
+        data: Contains the text.
+        start: Offset of its first byte.
+        end: Offset after its last byte. None: the end of ``data``.
 
     Raises:
-        BadRequest: it is.
+        BadRequest: It is over a limit.
     """
     end = len(data) if end is None else end
     if max_depth_ok(data, MAX_DEPTH, start, end) and (
@@ -124,21 +124,21 @@ def check_json(data: bytes | bytearray, start: int = 0, end: int | None = None) 
         return
     structure = _structure(data[start:end])
     if _values(structure) > MAX_VALUES:
-        raise TooLarge(f"A message holds more than {MAX_VALUES} JSON values; send less, or in a buffer.")
+        raise TooLarge(f"A message holds more than {MAX_VALUES} JSON values. Send less, or in a buffer.")
     if _depth(structure) > MAX_DEPTH:
-        raise BadRequest(f"A message's JSON is nested deeper than {MAX_DEPTH}; flatten it.")
+        raise BadRequest(f"A message's JSON is nested deeper than {MAX_DEPTH}. Flatten it.")
 
 
 def parse_json(data: bytes | bytearray, start: int = 0, end: int | None = None) -> Any:
-    """A JSON text as a value. NaN, infinity and invalid UTF-8 are refused. A long one is decoded where it lies.
+    """Decode a JSON text. NaN, infinity and invalid UTF-8 are refused. A long text is decoded without a copy.
 
     Args:
-        data: what holds it.
-        start: where it begins.
-        end: where it ends; None: with ``data``.
+        data: Contains the text.
+        start: Offset of its first byte.
+        end: Offset after its last byte. None: the end of ``data``.
 
     Raises:
-        BadRequest: it is not JSON, or beyond the bounds.
+        BadRequest: It is not JSON, or it is over a limit.
     """
     end = len(data) if end is None else end
     size = end - start
@@ -146,7 +146,7 @@ def parse_json(data: bytes | bytearray, start: int = 0, end: int | None = None) 
         return {}
     try:
         if size < COPIED:
-            # One shorter than the bound on depth can be neither deep nor large, nor a short one with few brackets.
+            # A text with fewer bytes or brackets than the depth's limit is within all limits.
             if size > MAX_DEPTH and (
                 size > LONG or data.count(b"[", start, end) + data.count(b"{", start, end) > MAX_DEPTH
             ):
@@ -170,7 +170,7 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
 
 
 def join_v1(channel: str, parts: Sequence[bytes]) -> bytes:
-    """The v1 framing of parts that are encoded already: header, parent header, metadata, content, buffers."""
+    """Frame encoded parts as v1: header, parent header, metadata, content, buffers."""
     pieces = [channel.encode(), *parts]
     offsets = list(itertools.accumulate(map(len, pieces), initial=8 * (len(pieces) + 2)))
     plain = len(pieces) == _FIXED_PARTS
@@ -181,16 +181,19 @@ def join_v1(channel: str, parts: Sequence[bytes]) -> bytes:
 
 
 def spans_v1(data: bytes | bytearray, start: int = 0, end: int | None = None) -> tuple[str, Sequence[int]]:
-    """The channel, and where in ``data`` the parts after it begin; at last where they end. Nothing is decoded.
+    """Find the parts of a v1 frame without decoding them.
+
+    Returns:
+        The channel, the offset in ``data`` of each part after it, and the offset of the end.
 
     Raises:
-        BadRequest: the framing is wrong or beyond the bounds.
+        BadRequest: The framing is wrong or over a limit.
     """
     end = len(data) if end is None else end
     size = end - start
     if size > MAX_BYTES:
-        raise TooLarge(f"A message may have {MAX_BYTES} bytes, not {size}; send less.")
-    if size >= _PLAIN.size:  # nearly every message has no buffers
+        raise TooLarge(f"A message may have {MAX_BYTES} bytes, not {size}. Send less.")
+    if size >= _PLAIN.size:  # fast path: nearly every message has no buffers
         count, a, b, c, d, e, f = _PLAIN.unpack_from(data, start)
         if count == _FIXED_PARTS + 1 and _PLAIN.size == a <= b <= c <= d <= e <= f == size:
             known = _BY_BYTES.get(bytes(data[start + a : start + b]))
@@ -200,7 +203,7 @@ def spans_v1(data: bytes | bytearray, start: int = 0, end: int | None = None) ->
         raise BadRequest("A message's frame is cut short.")
     count = int.from_bytes(data[start : start + 8], "little")
     if not _FIXED_PARTS < count <= _FIXED_PARTS + MAX_BUFFERS + 1 or size < 8 * (count + 1):
-        raise BadRequest(f"A message's frame names {count} offsets; that can't be.")
+        raise BadRequest(f"A message's frame names {count} offsets, which is impossible.")
     offsets = struct.unpack_from(f"<{count}Q", data, start + 8)
     if offsets[0] != 8 * (count + 1) or offsets[-1] != size:
         raise BadRequest("A message's offsets do not cover its frame.")
@@ -208,31 +211,31 @@ def spans_v1(data: bytes | bytearray, start: int = 0, end: int | None = None) ->
         raise BadRequest("A message's offsets do not ascend.")
     channel = data[start + offsets[0] : start + offsets[1]].decode("ascii", "replace")
     if channel not in CHANNELS:
-        raise BadRequest(f"There is no channel {channel[:20]!r}; use one of {', '.join(sorted(CHANNELS))}.")
+        raise BadRequest(f"There is no channel {channel[:20]!r}. Use one of {', '.join(sorted(CHANNELS))}.")
     return channel, [start + offset for offset in offsets[1:]]
 
 
 def split_v1(data: bytes) -> tuple[str, list[bytes]]:
-    """The channel and the parts, nothing decoded: header, parent header, metadata, content, buffers.
+    """Split a v1 frame into the channel and the encoded parts: header, parent header, metadata, content, buffers.
 
     Raises:
-        BadRequest: the framing is wrong or beyond the bounds.
+        BadRequest: The framing is wrong or over a limit.
     """
     channel, at = spans_v1(data)
     return channel, [data[a:b] for a, b in itertools.pairwise(at)]
 
 
 def encode_v1(message: JupyterMessage) -> bytes:
-    """A message in the v1 framing."""
+    """Encode a message in the v1 framing."""
     fields = (message.header, message.parent_header, message.metadata, message.content)
     return join_v1(message.channel, [*map(_encode, fields), *message.buffers])
 
 
 def decode_v1(data: bytes) -> JupyterMessage:
-    """A message from the v1 framing.
+    """Decode a message in the v1 framing.
 
     Raises:
-        BadRequest: anything is wrong with it.
+        BadRequest: The framing or a part is invalid.
     """
     channel, parts = split_v1(data)
     return JupyterMessage(
@@ -261,7 +264,7 @@ def _plain(message: JupyterMessage) -> dict[str, Any]:
 
 
 def encode_json(message: JupyterMessage) -> str | bytes:
-    """A message in the older framing: text, or binary when it has buffers."""
+    """Encode a message in the older framing: text, or binary if it has buffers."""
     if not message.buffers:
         return _encode({**_plain(message), "buffers": []}).decode()
     parts = [_encode(_plain(message)), *message.buffers]
@@ -278,7 +281,7 @@ def _split_json(data: bytes) -> list[bytes]:
         raise BadRequest("A message's frame is cut short.")
     count = int.from_bytes(data[:4], "big")
     if not 0 < count <= MAX_BUFFERS + 1 or len(data) < 4 * (count + 1):
-        raise BadRequest(f"A message's frame names {count} parts; that can't be.")
+        raise BadRequest(f"A message's frame names {count} parts, which is impossible.")
     offsets = [*struct.unpack_from(f">{count}I", data, 4), len(data)]
     if offsets[0] != 4 * (count + 1) or any(a > b for a, b in itertools.pairwise(offsets)):
         raise BadRequest("A message's offsets do not fit its frame.")
@@ -295,18 +298,18 @@ def _field(plain: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def decode_json(data: str | bytes) -> JupyterMessage:
-    """A message from the older framing. A missing ``channel`` means ``shell``, as clients expect.
+    """Decode a message in the older framing. A missing ``channel`` means ``shell``, as clients expect.
 
     Raises:
-        BadRequest: anything is wrong with it.
+        BadRequest: The framing or a field is invalid.
     """
     if len(data) > MAX_BYTES:
-        raise TooLarge(f"A message may have {MAX_BYTES} bytes, not {len(data)}; send less.")
+        raise TooLarge(f"A message may have {MAX_BYTES} bytes, not {len(data)}. Send less.")
     parts = [data.encode("utf-8", "replace")] if isinstance(data, str) else _split_json(data)
     plain = _object(parts[0], "text")
     channel = plain.get("channel") or "shell"
     if channel not in CHANNELS if isinstance(channel, str) else True:
-        raise BadRequest(f"There is no such channel; use one of {', '.join(sorted(CHANNELS))}.")
+        raise BadRequest(f"There is no such channel. Use one of {', '.join(sorted(CHANNELS))}.")
     return JupyterMessage(
         channel=cast("str", channel),
         header=_field(plain, "header"),

@@ -1,8 +1,8 @@
-"""What a kernel's message means, as an event: pure, and trusting nothing.
+"""Conversion of a kernel's messages into events. Pure. Input is untrusted.
 
 A kernel's JSON is well formed when it arrives here, but any field may be
-missing or of any type. Whatever can't be read as what the protocol says is
-coerced or dropped; nothing raises. Source: the Jupyter messaging protocol 5.4.
+missing or have any type. Fields that do not conform to the protocol are coerced
+or dropped. Nothing raises. Source: the Jupyter messaging protocol 5.4.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from kernelsvc.model.events import Event
 from kernelsvc.model.objects import MAX_EXPRESSIONS
 from kernelsvc.model.stimuli import KernelReplied
 
-#: Longest traceback that is recorded, in lines; deep recursion makes thousands.
+#: Most lines of a logged traceback. Deep recursion makes thousands.
 MAX_TRACEBACK_LINES = 500
-#: Bytes of JSON of what all expressions of a cell gave.
+#: Most bytes of JSON for the results of all expressions of a cell.
 MAX_EXPRESSION_BYTES = 256 * 1024
 _encode = msgspec.json.Encoder().encode
 
@@ -30,30 +30,30 @@ Content = Mapping[str, Any]
 
 
 def text(value: object, limit: int = 1 << 20) -> str:
-    """``value`` as text of at most ``limit`` characters."""
+    """Return ``value`` as text of at most ``limit`` characters."""
     if value is None:
         return ""
     return value[:limit] if isinstance(value, str) else str(value)[:limit]
 
 
 def number(value: object) -> int | None:
-    """``value`` if it is a whole number of reasonable size, else None."""
+    """Return ``value`` if it is an integer from 0 to 2**53, else None."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53 else None
 
 
 def figure(value: object) -> float | None:
-    """``value`` if it is a finite, not negative number, else None."""
+    """Return ``value`` if it is a finite number of 0 or more, else None."""
     good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15
     return float(cast("float", value)) if good else None
 
 
 def mapping(value: object) -> dict[str, Any]:
-    """``value`` if it is a JSON object, else an empty one."""
+    """Return ``value`` if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def lines(value: object) -> list[str]:
-    """A traceback: a list of text, cut in the middle when it is very long."""
+    """Return a traceback as a list of strings. A long one is cut in the middle."""
     if not value:
         return []
     found = [text(v) for v in value] if isinstance(value, list) else []
@@ -64,7 +64,7 @@ def lines(value: object) -> list[str]:
 
 
 def bundle(value: object) -> dict[str, Any]:
-    """A MIME bundle: values stay text or JSON, lists of text (nbformat's multiline form) are joined."""
+    """Return a MIME bundle. Lists of strings (nbformat's multiline form) are joined."""
     out = {}
     for key, item in mapping(value).items():
         if isinstance(item, list) and not key.endswith("json") and all(isinstance(v, str) for v in item):
@@ -135,7 +135,7 @@ _EVENTS: dict[str, Callable[[Content], Event | None]] = {
 def event_of(
     msg_type: str, content: Content, metadata: Content | None = None, buffers: Sequence[bytes] = ()
 ) -> Event | None:
-    """The event that a message stands for, without envelope; None if it is none."""
+    """Convert a message into an event without envelope. None if the message is not an event."""
     if msg_type in ("comm_open", "comm_msg", "comm_close"):
         return ev.Comm(
             msg_type=cast("Any", msg_type),
@@ -148,12 +148,12 @@ def event_of(
 
 
 def is_idle(msg_type: str, content: Content) -> bool:
-    """Whether a message says that its request was handled."""
+    """Return whether a message reports that its request is done."""
     return msg_type == "status" and content.get("execution_state") == "idle"
 
 
 def expressions(value: object) -> dict[str, Any]:
-    """What became of expressions, bounded in number and, together, in size."""
+    """Return the results of ``user_expressions``, limited in number and in total size."""
     if not value:
         return {}
     room, found = MAX_EXPRESSION_BYTES, {}
@@ -169,7 +169,7 @@ def expressions(value: object) -> dict[str, Any]:
 
 
 def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) -> KernelReplied:
-    """An ``execute_reply`` as a stimulus. Usage is the kernel's own word and only shown, never billed."""
+    """Convert an ``execute_reply`` into a stimulus. Usage is the kernel's claim and only displayed."""
     usage = mapping(metadata.get("kernelsvc"))
     strike = mapping(usage.get("struck"))
     status = content.get("status")

@@ -27,7 +27,7 @@ from kernelsvc.model.objects import (
     Variable,
 )
 
-#: Cells of one batch; more belong into several trips.
+#: Most cells of one batch, and most branches of one call.
 MAX_BATCH = 1000
 MAX_BRANCHES = 256
 
@@ -40,11 +40,11 @@ PageSize = Annotated[int, Meta(ge=1, le=1000)]
 
 
 class NoParams(Struct, kw_only=True, forbid_unknown_fields=True):
-    """A method without parameters."""
+    """Parameters of a method that has none."""
 
 
 class SessionParams(Struct, kw_only=True, forbid_unknown_fields=True):
-    """A method on one session."""
+    """Parameters of a method on one session."""
 
     session: Id
 
@@ -56,7 +56,7 @@ class CreateParams(SessionRequest, kw_only=True, forbid_unknown_fields=True):
 
 
 class ListParams(Struct, kw_only=True, forbid_unknown_fields=True):
-    """``session.list``; ``label`` is ``name=value`` or ``name``."""
+    """``session.list``. ``label`` is ``name=value`` or ``name``."""
 
     state: SessionState | None = None
     label: Annotated[str, Meta(max_length=513)] | None = None
@@ -65,7 +65,7 @@ class ListParams(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AttachParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
-    """``session.attach``: every event with ``seq > after``."""
+    """``session.attach``: all events with ``seq > after``."""
 
     after: Position = 0
 
@@ -84,7 +84,7 @@ class ExecuteParams(CellRequest, kw_only=True, forbid_unknown_fields=True):
 
 
 class BatchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
-    """``session.batch``: many steps in one trip."""
+    """``session.batch``: several cells in one request."""
 
     cells: Annotated[list[CellRequest], Meta(min_length=1, max_length=MAX_BATCH)]
     on_error: Literal["stop", "continue"] = "stop"
@@ -92,13 +92,13 @@ class BatchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
 
 
 class CellParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
-    """A method on one cell."""
+    """Parameters of a method on one cell."""
 
     cell: Id
 
 
 class CellsParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
-    """``session.cells``: a page of them, oldest first."""
+    """``session.cells``: a page of them, the oldest first."""
 
     limit: PageSize = 100
     offset: Position = 0
@@ -113,13 +113,13 @@ class OutputParams(CellParams, kw_only=True, forbid_unknown_fields=True):
 
 
 class InputParams(CellParams, kw_only=True, forbid_unknown_fields=True):
-    """``session.input``: the answer to an ``input_requested``."""
+    """``session.input``: the reply to an ``input_requested``."""
 
     text: Text
 
 
 class CompleteParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
-    """``session.complete``; ``cursor_pos`` is in characters, default the end."""
+    """``session.complete``. ``cursor_pos`` is in characters, by default the end."""
 
     code: Text
     cursor_pos: Position | None = None
@@ -145,7 +145,7 @@ class DropCheckpointParams(SessionParams, kw_only=True, forbid_unknown_fields=Tr
 
 
 class RollbackParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
-    """``session.rollback``: to a checkpoint, or to before a cell; default before the last."""
+    """``session.rollback``: to a checkpoint, or to before a cell. By default before the last cell."""
 
     to: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
 
@@ -161,28 +161,28 @@ class BranchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
 
 
 class SessionPage(Struct, kw_only=True):
-    """Some sessions, and where the rest begins (None: there is no more)."""
+    """A page of sessions, and the name of the next page (None: this is the last)."""
 
     sessions: list[SessionInfo]
     next_page: str | None = None
 
 
 class CellPage(Struct, kw_only=True):
-    """Some cells, oldest first, and where the rest begins."""
+    """A page of cells, the oldest first, and the offset of the next page."""
 
     cells: list[CellInfo]
     next_offset: int | None = None
 
 
 class Attached(Struct, kw_only=True):
-    """``session.attach`` is accepted; events up to ``last_seq`` are old, later ones live."""
+    """``session.attach`` is accepted. Events up to ``last_seq`` are old, later ones are live."""
 
     session: str
     last_seq: int
 
 
 class Output(Struct, kw_only=True):
-    """A piece of a cell's text, in characters; ``next_offset`` is None at the end."""
+    """A piece of a cell's text, in characters. ``next_offset`` is None at the end."""
 
     name: str
     offset: int
@@ -197,14 +197,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def _fields(params: Any) -> Arguments:
-    """``session`` by position, the rest by name: how most of ``ServiceApi`` is called."""
+    """Pass ``session`` by position and the rest by name, as most methods of ``ServiceApi`` take them."""
     named = {name: getattr(params, name) for name in params.__struct_fields__}
     session = named.pop("session", None)
     return ((session,) if session is not None else ()), named
 
 
 def _in_order(*names: str) -> Callable[[Any], Arguments]:
-    """These fields by position."""
+    """Pass these fields by position."""
     return lambda params: (tuple(getattr(params, name) for name in names), {})
 
 
@@ -217,7 +217,7 @@ def _create(params: CreateParams) -> Arguments:
 
 
 def _execute(params: ExecuteParams) -> Arguments:
-    return (params.session, params), {"wait": params.wait}  # they are a ``CellRequest``, and more
+    return (params.session, params), {"wait": params.wait}  # ExecuteParams is a ``CellRequest``
 
 
 def _batch(params: BatchParams) -> Arguments:
@@ -243,15 +243,15 @@ class Method(Struct, frozen=True, kw_only=True):
     """One row of the API.
 
     Attributes:
-        name: on the wire.
-        params: what the params object is decoded into.
-        result: the type of the result, for the documents.
-        scope: what the caller's token must allow.
-        calls: the method of ``ServiceApi``.
-        summary: one sentence.
-        arguments: the call's positional and keyword arguments (after ``who``).
-        client: whether the call is told which connection it came from.
-        who: whether the call takes the principal.
+        name: The method's name on the wire.
+        params: The type that the params object is decoded into.
+        result: The type of the result, for the documents.
+        scope: The scope that the caller's token needs.
+        calls: The method of ``ServiceApi``.
+        summary: One sentence.
+        arguments: Converts params into positional and keyword arguments (after ``who``).
+        client: Whether the call takes the connection that it came from.
+        who: Whether the call takes the principal.
     """
 
     name: str
@@ -319,7 +319,7 @@ METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
 
 
 def shape(method: Method, params: Any, value: Any) -> Any:
-    """What ``ServiceApi`` returned, as the method's result type."""
+    """Convert the value that ``ServiceApi`` returned into the method's result type."""
     if method.name == "session.list":
         sessions, page = value
         return SessionPage(sessions=sessions, next_page=page)
@@ -329,6 +329,6 @@ def shape(method: Method, params: Any, value: Any) -> Any:
 
 
 def page_of_cells(cells: list[CellInfo], offset: int, limit: int) -> CellPage:
-    """One page of a session's cells."""
+    """Return one page of a session's cells."""
     end = offset + limit
     return CellPage(cells=cells[offset:end], next_offset=end if end < len(cells) else None)

@@ -1,4 +1,4 @@
-"""A form with files (RFC 7578), parsed while it arrives. No part is held in memory as a whole.
+"""A form with files (RFC 7578), parsed while it arrives. No part is in memory as a whole.
 
 ``python-multipart`` parses. This module adds the limits, and returns pieces in place of callbacks.
 """

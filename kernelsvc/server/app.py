@@ -33,23 +33,23 @@ log = logging.getLogger(__name__)
 
 #: sd_listen_fds(3): the first descriptor that systemd passes.
 LISTEN_FDS_START = 3
-#: How often a stop looks whether all requests are answered, and how long closing the rest may take.
+#: Seconds between two checks for open requests during a stop, and most seconds for closing the rest.
 LOOK_SECONDS, CLOSE_SECONDS = 0.01, 5.0
-#: Connections that may wait to be accepted; hundreds may come at once after a restart.
+#: listen(2)'s backlog. After a restart, hundreds of clients may reconnect at the same time.
 BACKLOG = 1024
-#: How long a connection may wait between two requests, in seconds.
+#: Seconds that a connection may wait between two requests.
 IDLE_SECONDS = 600.0
-#: A body that no handler takes (a WebSocket's opening has none).
+#: Largest body, in bytes, where no handler sets a limit of its own.
 MAX_STRAY_BODY = 64 * 1024
 
 
 def make_app(service: ServiceApi, settings: Settings, metrics: Metrics | None = None) -> Application:
-    """Every route over this service.
+    """Make the Tornado application with all routes over this service.
 
     Args:
-        service: what the routes call.
-        settings: bounds, origins and times.
-        metrics: what ``/metrics`` shows; a new one when None.
+        service: The service that the routes call.
+        settings: Limits, origins and times.
+        metrics: The counters of ``/metrics``. None: new ones.
     """
     context = ServerContext(service, settings, metrics or Metrics())
     shared = {"context": context}
@@ -65,7 +65,7 @@ def make_app(service: ServiceApi, settings: Settings, metrics: Metrics | None = 
     return app
 
 
-#: Handlers of the routes that are more than a method of the native protocol.
+#: Handlers of the routes that are not a method of the native API.
 _SPECIAL: dict[str, tuple[type[ApiHandler], dict[str, Any]]] = {
     "healthz": (handlers.HealthHandler, {}),
     "readyz": (handlers.ReadyHandler, {}),
@@ -81,12 +81,12 @@ _SPECIAL: dict[str, tuple[type[ApiHandler], dict[str, Any]]] = {
 
 
 def _compatibility_routes(shared: dict[str, Any]) -> list[Any]:
-    """The routes of other people's protocols."""
-    return [route for door in (jupyter, mcp, sandboxai, sandboxfusion, e2b) for route in door.routes(shared)]
+    """Return the routes of the APIs of other products."""
+    return [route for api in (jupyter, mcp, sandboxai, sandboxfusion, e2b) for route in api.routes(shared)]
 
 
 def _rest_routes(shared: dict[str, Any]) -> list[Any]:
-    """One Tornado route for each path of the table."""
+    """Return one Tornado route for each path of the table."""
     paths: dict[str, dict[str, rest.Route]] = {}
     for route in rest.ROUTES:
         paths.setdefault(route.path, {})[route.verb] = route
@@ -103,7 +103,7 @@ def _rest_routes(shared: dict[str, Any]) -> list[Any]:
 
 
 def _log_request(handler: RequestHandler) -> None:
-    """One line a request, at debug level, without the query: a token may be in it."""
+    """Log one line for each request at debug level, without the query, which may hold a token."""
     request = handler.request
     log.debug(
         "%s %s %d",
@@ -115,7 +115,7 @@ def _log_request(handler: RequestHandler) -> None:
 
 
 class _HideQuotedInput(logging.Filter):
-    """Tornado's line on a malformed request quotes it, and a token may stand in what it quotes."""
+    """Filter of Tornado's line on a malformed request. The line quotes the request, which may hold a token."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Keep the line, drop the quote."""
@@ -128,7 +128,7 @@ _WITHOUT_VALUES = _HideQuotedInput()
 
 
 class Server:
-    """Listens, serves and stops. Prints nothing: ``addresses`` says where it is."""
+    """The HTTP server: listens, serves and stops. ``addresses`` lists where it listens."""
 
     def __init__(self, app: Application, settings: Settings, env: Mapping[str, str] | None = None) -> None:
         self.addresses: list[str] = []
@@ -147,13 +147,13 @@ class Server:
         )
 
     def bind(self) -> list[str]:
-        """Listen on what systemd passed, else on the Unix socket, else on TCP; who connects waits for ``start``.
+        """Listen on the sockets from systemd, else on the Unix socket, else on TCP. Clients wait until ``start``.
 
         Returns:
-            the addresses, as clients write them.
+            The addresses, as clients write them.
 
         Raises:
-            Conflict: the address is taken or not ours.
+            Conflict: The address is in use or is not this machine's.
         """
         self._sockets = activated_sockets(self._env)
         if not self._sockets:
@@ -162,13 +162,13 @@ class Server:
         return self.addresses
 
     def start(self) -> list[str]:
-        """Serve, after ``bind`` if that was not done.
+        """Serve, after ``bind`` if that was not called.
 
         Returns:
-            the addresses, as clients write them.
+            The addresses, as clients write them.
 
         Raises:
-            Conflict: the address is taken or not ours.
+            Conflict: The address is in use or is not this machine's.
         """
         if not self._sockets:
             self.bind()
@@ -180,20 +180,20 @@ class Server:
         try:
             return bind_tcp(host, port)
         except OSError as error:
-            raise Conflict(f"Can't listen on {host}:{port}: {error.strerror}; choose another with --port.") from None
+            raise Conflict(f"Can't listen on {host}:{port}: {error.strerror}. Choose another with --port.") from None
 
     def _bind_uds(self, path: Path) -> socket.socket:
         try:
             bound = bind_private(path)
         except OSError as error:
-            raise Conflict(f"Can't listen on {path}: {error.strerror}; choose another with --uds.") from None
+            raise Conflict(f"Can't listen on {path}: {error.strerror}. Choose another with --uds.") from None
         self._unlink = path
         return bound
 
     async def stop(self) -> None:
-        """Take nothing new, let requests under way end within ``shutdown_seconds``, then close what is left.
+        """Accept nothing new, let open requests end within ``shutdown_seconds``, then close the rest.
 
-        Event streams and sockets are told at once; their clients resume by cursor.
+        Event streams and WebSockets end immediately. Their clients resume by cursor.
         """
         self._context.stopping = True
         self._http.stop()
@@ -201,7 +201,7 @@ class Server:
             handler.close(1001, "the server stops")
         deadline = asyncio.get_running_loop().time() + self._settings.shutdown_seconds
         while self._context.requests and asyncio.get_running_loop().time() < deadline:
-            # Again and again: a request that was still arriving may begin to wait only now.
+            # In each turn, because a request that was still arriving may start a stream only now.
             for task in list(self._context.streams):
                 task.cancel()
             await asyncio.sleep(LOOK_SECONDS)
@@ -218,7 +218,7 @@ class Server:
 
 
 def activated_sockets(env: Mapping[str, str]) -> list[socket.socket]:
-    """The listening sockets that systemd passed to this very process, if any."""
+    """Return the listening sockets that systemd passed to this process (sd_listen_fds(3))."""
     if env.get("LISTEN_PID") != str(os.getpid()):
         return []
     found = []
@@ -231,10 +231,10 @@ def activated_sockets(env: Mapping[str, str]) -> list[socket.socket]:
 
 
 def bind_tcp(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets for every address of a host, all on one port (0: a free one).
+    """Open listening sockets for each address of a host, all on one port (0: a free one).
 
     Raises:
-        OSError: an address is taken or not this machine's; nothing is left open.
+        OSError: An address is in use or is not this machine's. No socket stays open.
     """
     found: list[socket.socket] = []
     infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -257,15 +257,15 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
 
 
 def bind_private(path: Path) -> socket.socket:
-    """A listening Unix socket that is 0600 from its first moment on; a dead server's is replaced.
+    """Open a listening Unix socket that has mode 0600 from the start. A dead server's socket is replaced.
 
     Raises:
-        OSError: somebody listens there, or something else has the name.
+        OSError: A server listens there, or another file has the name.
     """
     if path.exists() or path.is_symlink():
         _remove_dead(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # fchmod before bind gives the file its mode at birth (unix(7)); a chmod after it would leave a gap.
+    # unix(7): the file gets the socket's mode at bind. A chmod after bind would leave a gap.
     os.fchmod(listener.fileno(), 0o600)
     try:
         listener.bind(str(path))
@@ -279,7 +279,7 @@ def bind_private(path: Path) -> socket.socket:
 
 def _remove_dead(path: Path) -> None:
     if not stat.S_ISSOCK(path.lstat().st_mode):
-        raise FileExistsError(errno.EEXIST, "the name is taken by something that is no socket")
+        raise FileExistsError(errno.EEXIST, "another file has this name, and it is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
@@ -291,7 +291,7 @@ def _remove_dead(path: Path) -> None:
 
 
 def address_of(listener: socket.socket) -> str:
-    """``http://127.0.0.1:8888`` or ``unix:/path``."""
+    """Return ``http://127.0.0.1:8888`` or ``unix:/path``."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{os.fsdecode(name)}"

@@ -1,8 +1,8 @@
-"""Who calls, from where, and what they may: decisions on header values.
+"""Authentication and authorisation of requests: decisions on header values.
 
-A token is looked for in ``Authorization: Bearer`` and, for WebSockets alone
-(a browser can't set their headers), in ``?token=``. It is never logged: the
-transports log paths without their query.
+A token is read from ``Authorization: Bearer`` and, for WebSockets alone
+(a browser can't set their headers), from ``?token=``. It is never logged: the
+server logs paths without their query.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from kernelsvc.model.objects import Principal, Scope
 
 
 def bearer(authorization: str | None) -> str | None:
-    """The token in an ``Authorization`` header, None when there is none that we understand."""
+    """Return the token in an ``Authorization`` header. None if the header has no bearer token."""
     scheme, _, token = (authorization or "").strip().partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 
 def origin_allowed(origin: str | None, host: str | None, allowed: Sequence[str]) -> bool:
-    """Whether a request with this ``Origin`` may be served.
+    """Return whether a request with this ``Origin`` may be served.
 
-    No origin means that no browser's page is behind it. A page of our own has
-    our own host; any other must be configured. The scheme of our own is not
-    compared, since a proxy may speak TLS in front of us.
+    A request without an origin does not come from a page in a browser. A page of this
+    server has this server's host. Any other origin must be configured. The scheme is not
+    compared, since a proxy may terminate TLS in front of this server.
     """
     if origin is None or "*" in allowed:
         return True
@@ -36,10 +36,10 @@ def origin_allowed(origin: str | None, host: str | None, allowed: Sequence[str])
 
 
 def require_scope(who: Principal, scope: Scope) -> None:
-    """Let this principal pass.
+    """Check that a principal has a scope.
 
     Raises:
-        Forbidden: its token lacks the scope; the message names it.
+        Forbidden: Its token lacks the scope. The message names it.
     """
     if scope not in who.scopes:
-        raise Forbidden(f"This needs a token with the scope {scope!r}; this one has {sorted(who.scopes)}.", scope=scope)
+        raise Forbidden(f"This needs a token with the scope {scope!r}. This one has {sorted(who.scopes)}.", scope=scope)

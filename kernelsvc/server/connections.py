@@ -30,20 +30,20 @@ from kernelsvc.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: Least bytes per second of a body, while the server waits for it.
+#: Slowest accepted rate of a body, in bytes per second, while the server reads it.
 MIN_BODY_RATE = 512
 #: Seconds that the body of an authenticated request may pause.
 BODY_PAUSE_SECONDS = 60.0
-#: Seconds that an unauthenticated client may take to read an answer.
+#: Seconds that an unauthenticated client may take to read a response.
 ANSWER_SECONDS = 60.0
 #: Age in seconds below which a connection is not closed for its address's limit: its request may still be on the way.
 GRACE_SECONDS = 1.0
-#: The part of the process's descriptors that connections may take. The rest is for sessions, journals and kernels.
+#: Share of the process's descriptors for connections. The rest is for sessions, journals and kernels.
 DESCRIPTOR_SHARE = 0.5
 
 
 class Phase(Enum):
-    """What a connection waits for."""
+    """The input or output that a connection waits for."""
 
     HEAD = "a request's head"
     BODY = "a request's body"
@@ -54,10 +54,10 @@ class LimitedConnection:
     """One accepted connection, from accept(2) until its descriptor is closed.
 
     Attributes:
-        peer: the address that it is counted for.
-        principal: the name of the principal that a request on it authenticated last, None before.
-        phase: what it waits for.
-        since: when the phase began, on the event loop's clock.
+        peer: The address that it is counted for.
+        principal: Name of the principal that a request on it authenticated last. None before.
+        phase: The input or output that it waits for.
+        since: Start of the phase, on the event loop's clock.
     """
 
     def __init__(self, owner: ConnectionLimiter, peer: str) -> None:
@@ -67,58 +67,58 @@ class LimitedConnection:
         self.opened = self.since = owner.now()
         self.phase = Phase.HEAD
         self.stream: IOStream | None = None
-        # When the first byte of the awaited head came. The first head counts from accept(2).
+        # Time of the head's first byte. The first head counts from accept(2).
         self._head_since: float | None = self.opened
         self._credit = 0.0
 
     @property
     def idle(self) -> bool:
-        """Whether it waits for a request of which nothing has come."""
+        """Whether it waits for a request of which no byte has arrived."""
         return self.phase is Phase.HEAD and self._head_since is None
 
     # -- what happens on it ------------------------------------------------------------
 
     def await_head(self, buffered: bool) -> None:
-        """Begin to wait for a head.
+        """Begin to wait for a request's head.
 
         Args:
-            buffered: whether a part of it has been read already, with the request before.
+            buffered: Whether a part of it was read already, together with the request before.
         """
         if self.phase is not Phase.HEAD:
             self.phase, self.since = Phase.HEAD, self._owner.now()
             self._head_since = self.since if buffered else None
 
     def await_body(self) -> None:
-        """The head is complete."""
+        """Begin to wait for the body: the head is complete."""
         self.phase, self.since = Phase.BODY, self._owner.now()
         self._credit = self._body_pause()
 
     def await_answer(self) -> None:
-        """The request is complete."""
+        """Begin to wait for the answer: the request is complete."""
         self.phase, self.since = Phase.ANSWER, self._owner.now()
 
     def received(self, size: int) -> None:
-        """Bytes have come."""
+        """Note that ``size`` bytes have arrived."""
         if self.phase is Phase.HEAD and self._head_since is None:
             self._head_since = self._owner.now()
         elif self.phase is Phase.BODY:
             self._credit = min(self._body_pause(), self._credit + size / MIN_BODY_RATE)
 
     def claim(self, principal: str) -> None:
-        """Count this connection for a principal, whose token or secret a request on it holds.
+        """Count this connection for a principal, after a request on it showed a good token or secret.
 
         Raises:
-            AtCapacity: the principal has as many connections as one may have.
+            AtCapacity: The principal has as many connections as are allowed.
         """
         self._owner.claim(self, principal)
         self._credit = self._body_pause()  # an authenticated client may pause for longer
 
     def restore(self) -> None:
-        """Count it again: its descriptor was duplicated before it was closed."""
+        """Count it again. Its descriptor was duplicated before it was closed."""
         self._owner.add(self)
 
     def release(self) -> None:
-        """Its descriptor is closed. May be called twice."""
+        """Stop counting it: its descriptor is closed. Idempotent."""
         self._owner.remove(self)
 
     def close(self, reason: str) -> None:
@@ -134,11 +134,11 @@ class LimitedConnection:
         return head if self.principal is None else max(head, BODY_PAUSE_SECONDS)
 
     def overdue(self, now: float, elapsed: float) -> str | None:
-        """Why it must be closed; None if it need not be. Called once per sweep.
+        """Return why it must be closed, or None. Called once in each sweep.
 
         Args:
-            now: the event loop's time.
-            elapsed: seconds since the sweep before.
+            now: The event loop's time.
+            elapsed: Seconds since the sweep before.
         """
         head = self._owner.head_seconds
         if self.phase is Phase.HEAD and self._head_since is not None and now - self._head_since > head:
@@ -149,17 +149,17 @@ class LimitedConnection:
             if self._credit <= 0:
                 return f"the body of a request came with less than {MIN_BODY_RATE} bytes/s"
         if self.phase is Phase.ANSWER and self.principal is None and now - self.since > ANSWER_SECONDS:
-            return f"an answer was not read after {ANSWER_SECONDS:g} s"
+            return f"the client did not read a response for {ANSWER_SECONDS:g} s"
         return None
 
 
 class ConnectionLimiter:
-    """The open connections of all listening sockets of one server. Used on the event loop alone.
+    """The open connections of all listening sockets of one server. Used on the event loop only.
 
     Args:
-        most: connections at the same time.
-        per_peer: unauthenticated ones of one peer address.
-        head_seconds: time for the head of a request.
+        most: Most connections at the same time.
+        per_peer: Most unauthenticated ones of one peer address.
+        head_seconds: Time for the head of a request.
     """
 
     def __init__(self, most: int, per_peer: int, head_seconds: float) -> None:
@@ -176,11 +176,13 @@ class ConnectionLimiter:
 
     @classmethod
     def of(cls, settings: Settings) -> ConnectionLimiter:
-        """The limits of these settings, below the process's limit of open files."""
+        """Make a limiter from the settings, within the process's limit of open files."""
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most = max(1, min(settings.max_connections, int(descriptors * DESCRIPTOR_SHARE)))
         if most < settings.max_connections:
-            log.info("At most %d connections: a process here may open %d files", most, descriptors)
+            log.info(
+                "max_connections is reduced to %d: the process may open %d files (RLIMIT_NOFILE)", most, descriptors
+            )
         return cls(most, settings.max_unauthenticated_connections, settings.request_head_seconds)
 
     def __len__(self) -> int:
@@ -189,10 +191,10 @@ class ConnectionLimiter:
     # -- coming and going ----------------------------------------------------------------
 
     def open(self, family: int, address: Any) -> LimitedConnection | None:
-        """Count a new connection, closing another if there are too many.
+        """Count a new connection, and close another one if there are too many.
 
         Returns:
-            None if it must be refused: every connection is authenticated and in use.
+            None if it must be refused: all connections are authenticated and in use.
         """
         peer = peer_of(family, address)
         same = self._unauthenticated.get(peer, {})
@@ -203,7 +205,9 @@ class ConnectionLimiter:
         if self._count >= self.most:
             victim = self._victim()
             if victim is None:
-                log.warning("Refused a connection from %s: %d are open and in use (max_connections)", peer, self._count)
+                log.warning(
+                    "Refused a connection from %s: all %d connections are in use (max_connections)", peer, self._count
+                )
                 return None
             victim.close(f"more than {self.most} connections are open")
         connection = LimitedConnection(self, peer)
@@ -211,7 +215,7 @@ class ConnectionLimiter:
         return connection
 
     def _victim(self) -> LimitedConnection | None:
-        """The connection that is closed for a new one: an unauthenticated one, else an idle one."""
+        """Return the connection to close for a new one: an unauthenticated one, else an idle one."""
         if self._unauthenticated:
             most = max(self._unauthenticated, key=lambda peer: len(self._unauthenticated[peer]))
             return next(iter(self._unauthenticated[most]))
@@ -233,7 +237,7 @@ class ConnectionLimiter:
         self._count += 1
 
     def remove(self, connection: LimitedConnection) -> None:
-        """Count it no more. May be called twice."""
+        """Stop counting a connection. Idempotent."""
         table, name = self._table_of(connection)
         group = table.get(name, {})
         if connection in group:
@@ -248,7 +252,7 @@ class ConnectionLimiter:
             return
         if len(self._owned.get(principal, {})) >= self.per_principal:
             raise AtCapacity(
-                f"{principal!r} has {self.per_principal} connections open, which is the limit; close some of them."
+                f"{principal!r} has {self.per_principal} connections open, which is the limit. Close some of them."
             )
         self.remove(connection)
         connection.principal = principal
@@ -257,12 +261,12 @@ class ConnectionLimiter:
     # -- the sweep -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Close slow connections from now on."""
+        """Start to close slow connections."""
         self._last_sweep = self.now()
         self._timer = asyncio.get_running_loop().call_later(self._interval, self._sweep)
 
     def stop(self) -> None:
-        """Close none any more."""
+        """Stop closing slow connections."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -272,7 +276,7 @@ class ConnectionLimiter:
 
     def _sweep(self) -> None:
         now = self.now()
-        # A loop that was held up has not read in time what clients had sent in time.
+        # After a delay of the event loop, input that arrived in time is still unread.
         elapsed, self._last_sweep = min(now - self._last_sweep, 2 * self._interval), now
         for table in (self._unauthenticated, self._owned):
             for connection in [each for group in table.values() for each in group]:
@@ -282,7 +286,7 @@ class ConnectionLimiter:
 
 
 def peer_of(family: int, address: Any) -> str:
-    """The address that a connection is counted for: of IPv6 its /64 network, which one host may own."""
+    """Return the address that a connection is counted for. For IPv6, its /64 network, which one host may own."""
     if family == socket.AF_UNIX:
         return "unix"
     host = ipaddress.ip_address(str(address[0]).partition("%")[0])
@@ -292,7 +296,7 @@ def peer_of(family: int, address: Any) -> str:
 
 
 class LimitedStream(IOStream):
-    """Tornado's stream of an accepted socket, which tells its ``LimitedConnection`` what happens."""
+    """Tornado's stream of an accepted socket, which reports its progress to a ``LimitedConnection``."""
 
     def __init__(self, accepted: socket.socket, connection: LimitedConnection, **more: Any) -> None:
         self.connection = connection
@@ -312,17 +316,17 @@ class LimitedStream(IOStream):
         self.connection.release()
 
     def buffered(self) -> bool:
-        """Whether bytes were read from the socket that no one has asked for yet."""
+        """Return whether bytes were read from the socket that no request has consumed yet."""
         return bool(self._read_buffer_size)
 
 
 def connection_of(stream: object) -> LimitedConnection | None:
-    """The connection behind a stream; None if it was not accepted by a ``LimitedServer``."""
+    """Return the connection behind a stream. None if a ``LimitedServer`` did not accept it."""
     return stream.connection if isinstance(stream, LimitedStream) else None
 
 
 class _PhaseDelegate(HTTPMessageDelegate):
-    """A request's delegate, which tells the connection how far the request has come."""
+    """A request's delegate, which reports the request's progress to the connection."""
 
     def __init__(self, delegate: HTTPMessageDelegate, connection: LimitedConnection) -> None:
         self._delegate, self._connection = delegate, connection
@@ -345,13 +349,13 @@ class _PhaseDelegate(HTTPMessageDelegate):
 
 
 class LimitedServer(HTTPServer):
-    """Tornado's server, whose connections are limited."""
+    """Tornado's HTTP server with limited connections."""
 
     connections: ConnectionLimiter | None = None
     _handlers: dict[int, Callable[[], None]]
 
     def listen_within(self, connections: ConnectionLimiter, sockets: Sequence[socket.socket]) -> None:
-        """Listen on these sockets, within these limits, by an ``Acceptor`` in place of Tornado's handler."""
+        """Listen on these sockets within these limits, with an ``Acceptor`` in place of Tornado's handler."""
         self.connections = connections
         connections.start()
         for listener in sockets:

@@ -1,9 +1,9 @@
-"""What every handler has in common: one error shape, one way in, bounds before bodies.
+"""Base of all HTTP handlers: errors of one format, authentication, limits on bodies.
 
-Bodies are never buffered by Tornado: each handler takes them in pieces, so that
-``prepare`` refuses a caller, an origin or a size before a byte of body is kept.
-Once an answer is finished, Tornado reads what is left of the body and throws it
-away, which lets a client that is still sending read why it was refused.
+Tornado never buffers bodies here. Each handler reads its body in pieces, so that
+``prepare`` refuses a caller, an origin or a size before a byte of the body is stored.
+When a response is finished, Tornado reads and discards the rest of the body. A client
+that is still sending can therefore read why its request was refused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: How much of a refused body is still read, so that the refusal can be read at all.
+#: Bytes of a refused body that are read and discarded. A client that still sends can't read its error otherwise.
 DISCARD_BYTES = 256 * 1024 * 1024
 
 SECURITY_HEADERS = {
@@ -48,17 +48,17 @@ SECURITY_HEADERS = {
 
 
 class ServerContext:
-    """What the handlers share.
+    """State that all handlers of one server share.
 
     Attributes:
-        service: the only thing behind a transport.
-        settings: bounds, origins, times.
-        metrics: what is counted.
-        streams: answers that go on until told; ended at a stop.
-        requests: handlers that have not answered yet.
-        sockets: open WebSockets.
-        closers: what a door wants awaited at a stop, when every request is answered.
-        stopping: whether nothing new is taken any more.
+        service: The service that handlers call.
+        settings: Limits, origins, times.
+        metrics: Counters.
+        streams: Tasks of responses without an end of their own. Cancelled at a stop.
+        requests: Handlers that have not responded yet.
+        sockets: Open WebSockets.
+        closers: Awaited at a stop, when all requests have a response.
+        stopping: Whether new requests are refused.
     """
 
     def __init__(self, service: ServiceApi, settings: Settings, metrics: Metrics) -> None:
@@ -78,10 +78,10 @@ class ServerContext:
 async def invoke(
     context: ServerContext, who: Principal, method: methods.Method, params: Any, client: object | None = None
 ) -> Any:
-    """Call the service as a row of the method table says. Safe to cancel: what was accepted goes on.
+    """Call the service as a row of the method table says. Cancelling stops the wait, not the accepted work.
 
     Raises:
-        KernelsvcError: the scope is missing, or the service's own.
+        KernelsvcError: The scope is missing, or the service's own error.
     """
     auth.require_scope(who, method.scope)
     args, kwargs = method.arguments(params)
@@ -94,7 +94,7 @@ async def invoke(
 
 
 def as_error(error: BaseException) -> KernelsvcError:
-    """Any exception as one of the tree; what is not meant for clients becomes ``Internal``."""
+    """Convert any exception into a ``KernelsvcError``. Internal details become ``Internal``."""
     if isinstance(error, KernelsvcError):
         return error
     if isinstance(error, HTTPError):
@@ -115,22 +115,22 @@ def _from_tornado(error: HTTPError) -> KernelsvcError:
 
 
 def without_token(path: str) -> str:
-    """A path as it may be logged: a capability URL (``/t/<token>/...``) has the token in it."""
+    """Return a path as it may be logged: a capability URL (``/t/<token>/...``) holds a token."""
     return re.sub(r"^/t/[^/]*", "/t/...", path)
 
 
 class ClientGone(Exception):
-    """The connection was dropped while we worked for it; nobody is left to answer."""
+    """The client closed the connection before its response."""
 
 
 class BaseHandler(RequestHandler):
-    """Base of every handler, WebSockets included."""
+    """Base of every handler, including WebSockets."""
 
     context: ServerContext
     who: Principal
-    #: What a token must allow; None opens the route to everybody.
+    #: Scope that the token needs. None: the route needs no token.
     scope: Scope | None = "read"
-    #: Whether ``?token=`` counts (browsers' WebSockets).
+    #: Whether ``?token=`` is accepted (browsers can't set headers of a WebSocket).
     query_token = False
     transport = "http"
     kept_headers: dict[str, str] = {}
@@ -138,20 +138,20 @@ class BaseHandler(RequestHandler):
     _code = "ok"
 
     def initialize(self, context: ServerContext, **more: Any) -> None:
-        """Tornado's hook: takes the shared context."""
+        """Tornado's hook: store the shared context."""
         self.context = context
         self._began = time.perf_counter()
         for name, value in more.items():
             setattr(self, name, value)
 
     def set_default_headers(self) -> None:
-        """Headers that keep a browser from making more of an answer than it is."""
+        """Set headers that stop a browser from running or caching a response."""
         for name, value in (SECURITY_HEADERS | self.kept_headers).items():
             self.set_header(name, value)
         self.clear_header("Server")
 
     def keep_headers(self, **headers: str) -> None:
-        """Set headers that an error's answer carries too (Tornado clears the others)."""
+        """Set headers that an error response carries too (Tornado clears the others)."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         self.kept_headers = self.kept_headers | named
         for name, value in named.items():
@@ -160,16 +160,16 @@ class BaseHandler(RequestHandler):
     # --- the way in ------------------------------------------------------------------
 
     def authenticate_request(self) -> None:
-        """Check origin, then token.
+        """Check the origin, then the token.
 
         Raises:
-            Forbidden: a foreign origin.
-            Unauthenticated: no token that we know.
+            Forbidden: The origin is not allowed.
+            Unauthenticated: The token is missing or unknown.
         """
         headers = self.request.headers
         origin = headers.get("Origin")
         if not auth.origin_allowed(origin, headers.get("Host"), self.context.settings.origins):
-            raise Forbidden(f"The origin {origin} is not allowed here; add it to the setting 'origins'.")
+            raise Forbidden(f"The origin {origin} is not allowed here. Add it to the setting 'origins'.")
         if origin is not None:
             exposed = "ETag, Location, Retry-After, Content-Disposition, Content-Range"
             self.keep_headers(Access_Control_Allow_Origin=origin, Vary="Origin", Access_Control_Expose_Headers=exposed)
@@ -180,7 +180,7 @@ class BaseHandler(RequestHandler):
         """Serve this request for a caller whose token or secret was checked.
 
         Raises:
-            AtCapacity: the caller has too many connections open.
+            AtCapacity: The caller has too many open connections.
         """
         connection = connection_of(getattr(self.request.connection, "stream", None))
         if connection is not None:
@@ -188,7 +188,7 @@ class BaseHandler(RequestHandler):
         self.who = who
 
     def token(self) -> str | None:
-        """The token that the request carries."""
+        """Return the token that the request carries."""
         token = auth.bearer(self.request.headers.get("Authorization"))
         if token is None and self.query_token:
             given = self.request.query_arguments.get("token")
@@ -196,15 +196,15 @@ class BaseHandler(RequestHandler):
         return token
 
     def auth_scope(self, scope: Scope) -> None:
-        """Ask for a scope.
+        """Require a scope.
 
         Raises:
-            Forbidden: the token lacks it.
+            Forbidden: The token lacks it.
         """
         auth.require_scope(self.who, scope)
 
     def options(self, *args: str) -> None:
-        """A browser's preflight; the origin was checked."""
+        """Respond to a browser's preflight. The origin was checked."""
         self.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE, OPTIONS")
         self.set_header(
             "Access-Control-Allow-Headers",
@@ -216,7 +216,7 @@ class BaseHandler(RequestHandler):
     # --- errors -----------------------------------------------------------------------
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Tornado's hook: any failure as the one shape."""
+        """Tornado's hook: write any failure in the common format."""
         info = kwargs.get("exc_info")
         raised = info[1] if info else HTTPError(status_code)
         error = as_error(raised)
@@ -232,12 +232,12 @@ class BaseHandler(RequestHandler):
         self.finish(msgspec.json.encode(jsonrpc.error_json(error)))
 
     def allowed(self) -> list[str]:
-        """The HTTP methods that this handler has."""
+        """Return the HTTP methods that this handler implements."""
         unset = RequestHandler._unimplemented_method
         return [verb for verb in self.SUPPORTED_METHODS if getattr(type(self), verb.lower()) is not unset]
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        """Tornado's hook: our own errors are answers, not log lines; others are bugs. Never logs a query."""
+        """Tornado's hook: log bugs, and no errors that are responses. Never logs a query."""
         if value is None or isinstance(value, (KernelsvcError, HTTPError, StreamClosedError)):
             return
         log.error("%s failed", self._request_summary(), exc_info=value, extra={"action": "request_failed"})
@@ -246,21 +246,21 @@ class BaseHandler(RequestHandler):
         return f"{self.request.method} {without_token(self.request.path)}"
 
     def on_finish(self) -> None:
-        """Tornado's hook: count it."""
+        """Tornado's hook: count the request."""
         name = f"{self.request.method} {getattr(self, 'route', 'other')}"
         self.context.metrics.request(self.transport, name, self._code, time.perf_counter() - self._began)
 
 
 @stream_request_body
 class ApiHandler(BaseHandler):
-    """Base of the REST handlers: bounded bodies, and work that ends when the client leaves."""
+    """Base of the REST handlers: limited bodies, and work that is cancelled when the client disconnects."""
 
-    #: Largest body of this route; None takes the setting.
+    #: Largest body of this route in bytes. None: the setting's.
     max_body_bytes: int | None = None
     _work: asyncio.Task[Any] | None = None
 
     async def prepare(self) -> None:
-        """Tornado's hook: refuse before a byte of body is kept."""
+        """Tornado's hook: authenticate and check the size before a byte of the body is stored."""
         self._body: list[bytes] = []
         self._kept = 0
         self.context.requests.add(self)
@@ -281,11 +281,11 @@ class ApiHandler(BaseHandler):
             raise jsonrpc.too_large("The body", int(length), bound)
 
     def max_body(self) -> int:
-        """The largest body that this request may have, in bytes."""
+        """Return the largest body that this request may have, in bytes."""
         return self.context.settings.max_body_bytes if self.max_body_bytes is None else self.max_body_bytes
 
     def data_received(self, chunk: bytes) -> None:
-        """Tornado's hook: keep the body, up to its bound."""
+        """Tornado's hook: keep the body, up to its limit."""
         self._kept += len(chunk)
         if self._kept <= self.max_body():
             self._body.append(chunk)
@@ -293,25 +293,25 @@ class ApiHandler(BaseHandler):
             self._body.clear()
 
     def body(self) -> bytes:
-        """The whole body.
+        """Return the whole body.
 
         Raises:
-            TooLarge: it passed its bound on the way (chunked encoding tells no length before).
+            TooLarge: It passed its limit while it arrived (chunked encoding declares no length).
         """
         if self._kept > self.max_body():
             raise jsonrpc.too_large("The body", self._kept, self.max_body())
         return b"".join(self._body)
 
     def query(self, kind: type[T], **path: str) -> T:
-        """Query (and path) values as a struct.
+        """Convert the query (and path) values into a struct.
 
         Raises:
-            BadRequest: one that is unknown, doubled or of the wrong type.
+            BadRequest: A value is unknown, repeated or of the wrong type.
         """
         found: dict[str, Any] = dict(path)
         for name, values in self.request.query_arguments.items():
             if len(values) > 1:
-                raise BadRequest(f"The query has {name!r} more than once; send it once.")
+                raise BadRequest(f"The query has {name!r} more than once. Send it once.")
             found[name] = self.decode_argument(values[0], name)
         try:
             return msgspec.convert(found, kind, strict=False)
@@ -319,7 +319,7 @@ class ApiHandler(BaseHandler):
             raise BadRequest(f"The query can't be read: {error}.") from None
 
     def answer(self, value: Any, status: int = 200) -> None:
-        """Write a value as JSON (204 when there is none)."""
+        """Write a value as JSON, or 204 for None."""
         if value is None:
             self.set_status(204)
             return
@@ -328,14 +328,14 @@ class ApiHandler(BaseHandler):
         try:
             self.write(msgspec.json.encode(value))
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise Internal("The result can't be written as JSON; read the cell's output in pieces instead.") from error
+            raise Internal("The result has no JSON form. Read the cell's output in pieces instead.") from error
 
     async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await this, and cancel it when the client leaves or the server stops.
+        """Await ``work``, and cancel it when the client disconnects or the server stops.
 
         Raises:
-            ClientGone: nobody is left to answer.
-            AtCapacity: the server stops.
+            ClientGone: The client disconnected.
+            AtCapacity: The server stops.
         """
         self._work = task = asyncio.ensure_future(work)
         self.context.streams.add(task)
@@ -343,7 +343,7 @@ class ApiHandler(BaseHandler):
             return await task
         except asyncio.CancelledError:
             if self.context.stopping and not self._headers_written:
-                raise AtCapacity("The server stops; what was accepted goes on, send the request again.") from None
+                raise AtCapacity("The server is stopping. Accepted work continues. Send the request again.") from None
             raise ClientGone from None
         except StreamClosedError:
             raise ClientGone from None
@@ -352,30 +352,30 @@ class ApiHandler(BaseHandler):
             self.context.streams.discard(task)
 
     def on_finish(self) -> None:
-        """Tornado's hook: answered."""
+        """Tornado's hook: the response is complete."""
         self.context.requests.discard(self)
         super().on_finish()
 
     def on_connection_close(self) -> None:
-        """Tornado's hook: the client left."""
+        """Tornado's hook: the client disconnected."""
         self.context.requests.discard(self)
         self.context.service.client_gone(self)
         if self._work is not None:
             self._work.cancel()
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        """A client that left is no failure."""
+        """Log nothing for a client that disconnected."""
         if not isinstance(value, ClientGone):
             super().log_exception(typ, value, tb)
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """Tornado's hook: an answer that is half sent can only be cut off."""
+        """Tornado's hook: abort a response that is half sent, since its status can't change any more."""
         info = kwargs.get("exc_info")
         gone = info is not None and isinstance(info[1], ClientGone)
         if gone or self._headers_written:
             self._abort()
             return
-        # Tornado closes the connection of who is answered before all was read, and does not say so.
+        # Tornado closes a connection whose body was not read to the end, and does not send the header for it.
         if not getattr(self.request.connection, "_read_finished", True):
             self.keep_headers(Connection="close")
         super().send_error(status_code, **kwargs)
@@ -390,11 +390,11 @@ class ApiHandler(BaseHandler):
 
 
 class UnknownRoute(ApiHandler):
-    """Everything that is no route of ours."""
+    """Handler of all paths that are not routes."""
 
     scope = None
 
     async def prepare(self) -> None:
-        """Refuse, in the one shape."""
+        """Respond 404 in the common format."""
         await super().prepare()
         raise HTTPError(404)

@@ -1,8 +1,8 @@
-"""The SandboxAI door: ``/v1/spaces/...``, five routes over the one service.
+"""The SandboxAI API: ``/v1/spaces/...``, five routes.
 
-A sandbox is a session; its space and name are a label. Cells and shell commands
-are cells of it, in the log and the notebook as any others. SandboxAI's client
-sends no token: its base URL carries it, ``http://HOST:PORT/t/TOKEN/v1``.
+A sandbox is a session. Its space and name are a label. Cells and shell commands
+are cells of the session, in its log and its notebook. SandboxAI's client
+sends no token, so its base URL contains it: ``http://HOST:PORT/t/TOKEN/v1``.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from kernelsvc.protocol.jsonrpc import decode_json
 from kernelsvc.server.handler import ApiHandler
 from kernelsvc.server.jupyter.handlers import token_of
 
-#: Where a token may stand that can be sent in no other way.
+#: Prefix with a token, for clients that can't send one in another way.
 PREFIX = r"(?:/t/[^/]+)?"
 LABEL = "sandboxai"
 _PAGE = 20
 
 
 class SpaceSandboxSpec(msgspec.Struct, frozen=True):
-    """What a sandbox is made of. An image has no meaning here: it is kept, and shown again."""
+    """A sandbox's specification. The image has no effect. It is stored and returned."""
 
     image: str | None = None
     env: dict[str, str] | None = None
@@ -58,12 +58,12 @@ _command_decoder = msgspec.json.Decoder(RunCommandRequest)
 
 
 def command_cell(command: str) -> str:
-    """A shell command as a cell; a bad exit status is no error, as with SandboxAI."""
+    """Return a cell that runs a shell command. As in SandboxAI, a non-zero exit status is not an error."""
     return f"%%bash --no-raise-error\n{command}"
 
 
 def result(cell: CellInfo, split: bool) -> dict[str, str]:
-    """What a cell printed and showed, in order or parted; an error belongs to stdout, where IPython prints it."""
+    """Return a cell's output, joined or split by stream. An error is part of stdout, where IPython prints it."""
     if not split:
         return {"output": _with_cause(cell, cell.text)}
     errors = "".join(_text(each) for each in cell.outputs if each.get("name") == "stderr")
@@ -72,7 +72,7 @@ def result(cell: CellInfo, split: bool) -> dict[str, str]:
 
 
 def _with_cause(cell: CellInfo, text: str) -> str:
-    """The text, and why the cell ended if only its end says so."""
+    """Append the reason why the cell ended, unless its output has it."""
     return text + (f"\n{cell.message}\n" if cell.message and cell.error is None else "")
 
 
@@ -90,42 +90,42 @@ def _joined(text: Any) -> str:
 
 
 class SandboxAiHandler(ApiHandler):
-    """Base: how this door's clients say who they are, and which sandbox they mean."""
+    """Base of SandboxAI's handlers: authentication, and finding a sandbox."""
 
     transport = "sandboxai"
     route = "/v1/spaces"
 
     def token(self) -> str | None:
-        """The token that the request carries."""
+        """Return the token that the request carries."""
         return token_of(self)
 
     def find(self, space: str, name: str) -> SessionInfo:
-        """The open session behind a sandbox.
+        """Return the open session of a sandbox.
 
         Raises:
-            NotFound: the caller has none of that name.
+            NotFound: The caller has no sandbox of this name.
         """
         found = self.known(space, name)
         if found is None:
-            raise NotFound(f"There is no sandbox {name!r} in the space {space!r}; POST one to its sandboxes.")
+            raise NotFound(f"There is no sandbox {name!r} in the space {space!r}. POST one to its sandboxes.")
         return found
 
     def known(self, space: str, name: str) -> SessionInfo | None:
-        """The same, or None."""
+        """Return the open session of a sandbox, or None."""
         sessions, _ = self.context.service.list(self.who, label=f"{LABEL}={space}/{name}", limit=_PAGE)
         return next((each for each in sessions if each.state is not SessionState.CLOSED), None)
 
 
 class SpaceSandboxesHandler(SandboxAiHandler):
-    """``/v1/spaces/{space}/sandboxes``."""
+    """Handler of ``/v1/spaces/{space}/sandboxes``."""
 
     async def post(self, space: str) -> None:
-        """A new sandbox."""
+        """Create a sandbox."""
         self.auth_scope("run")
         asked = decode_json(_sandbox_decoder, self.body(), "body")
         name = asked.name or f"sandbox-{secrets.token_hex(6)}"
         if self.known(space, name) is not None:
-            raise Conflict(f"The sandbox {name!r} exists in the space {space!r}; delete it, or choose another name.")
+            raise Conflict(f"The sandbox {name!r} exists in the space {space!r}. Delete it, or choose another name.")
         labels = {LABEL: f"{space}/{name}", "sandboxai-image": (asked.spec.image or "")[:256]}
         raw = {"name": name, "labels": labels, "env": asked.spec.env or {}}
         made = await self.context.service.create(
@@ -138,24 +138,24 @@ _session_decoder = msgspec.json.Decoder(SessionRequest)
 
 
 class SpaceSandboxHandler(SandboxAiHandler):
-    """``/v1/spaces/{space}/sandboxes/{name}``."""
+    """Handler of ``/v1/spaces/{space}/sandboxes/{name}``."""
 
     async def get(self, space: str, name: str) -> None:
-        """The sandbox."""
+        """Return the sandbox."""
         self.answer(sandbox_model(self.find(space, name)))
 
     async def delete(self, space: str, name: str) -> None:
-        """End it; its record stays."""
+        """Close the session. Its log stays."""
         self.auth_scope("run")
         await self.context.service.close(self.who, self.find(space, name).id)
         self.answer(None)
 
 
 class SpaceToolHandler(SandboxAiHandler):
-    """``.../tools:run_ipython_cell`` and ``.../tools:run_shell_command``."""
+    """Handler of ``.../tools:run_ipython_cell`` and ``.../tools:run_shell_command``."""
 
     async def post(self, space: str, name: str, tool: str) -> None:
-        """Run it, and answer when it has ended."""
+        """Run the code or the command, and respond when it has ended."""
         self.auth_scope("run")
         session = self.find(space, name)
         if tool == "run_ipython_cell":
@@ -170,26 +170,26 @@ class SpaceToolHandler(SandboxAiHandler):
 
 
 class SandboxAiHealthHandler(SandboxAiHandler):
-    """``/v1/healthz``: that somebody answers."""
+    """Handler of ``/v1/healthz``."""
 
     scope = None
 
     async def get(self) -> None:
-        """Say so."""
+        """Respond, which shows that the server runs."""
         self.answer({"status": "ok"})
 
 
 def sandbox_model(session: SessionInfo) -> dict[str, Any]:
-    """A session as a sandbox."""
+    """Return a session as a sandbox."""
     spec = {"image": session.labels.get("sandboxai-image") or session.template, "env": None}
     return {"name": session.name, "uid": session.id, "spec": spec, "status": {}}
 
 
 def routes(shared: dict[str, Any]) -> list[Any]:
-    """Tornado's routes of this door.
+    """Return Tornado's routes of the SandboxAI API.
 
     Args:
-        shared: what every handler is initialised with.
+        shared: Passed to each handler's ``initialize``.
     """
     sandbox = rf"{PREFIX}/v1/spaces/([A-Za-z0-9._-]{{1,100}})/sandboxes"
     name = r"([A-Za-z0-9._-]{1,100})"

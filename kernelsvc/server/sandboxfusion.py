@@ -1,8 +1,8 @@
-"""The SandboxFusion door: ``/run_code`` for Python, and ``/run_jupyter``.
+"""The SandboxFusion API: ``/run_code`` for Python, and ``/run_jupyter``.
 
-Each request is a session of its own that ends with it and leaves its record: a
-fork of the template, so that a program finds numpy and pandas loaded. Its
-client sends no token: the endpoint carries it, ``http://HOST:PORT/t/TOKEN``.
+Each request has a session of its own, a fork of the template with numpy and pandas
+loaded. The session ends with the request, and its log stays. SandboxFusion's client
+sends no token, so the endpoint contains it: ``http://HOST:PORT/t/TOKEN``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kernelsvc.server.jupyter.handlers import token_of
 from kernelsvc.server.sandboxai import PREFIX
 
 MAIN = "main.py"
-#: Files of one request, and bytes of one that is read_files.
+#: Most files of one request, and most bytes of a file that the response returns.
 MAX_FILES, MAX_FETCHED = 1000, 16 * 1024 * 1024
 MAX_CELLS = 1000
 
@@ -56,8 +56,8 @@ class RunJupyterRequest(msgspec.Struct):
 _code_decoder = msgspec.json.Decoder(RunCodeRequest)
 _jupyter_decoder = msgspec.json.Decoder(RunJupyterRequest)
 
-#: Runs main.py as a program in the warm process, and shows its exit status as the cell's value. What it leaves of
-#: itself in a traceback is cut off, so that the first frame is the program's.
+#: Runs main.py as a program in the warm process, and returns its exit status as the cell's value. Its own frames are
+#: removed from a traceback, so that the first frame is the program's.
 _PROGRAM = """\
 def _run(stdin):
     import builtins, io, runpy, sys, traceback
@@ -90,18 +90,18 @@ _run({stdin!r})
 
 
 def program(stdin: str | None) -> str:
-    """The cell that runs the program."""
+    """Return the cell that runs ``main.py``."""
     return _PROGRAM.replace("{stdin!r}", repr(stdin or ""))
 
 
 def stream(cell: CellInfo, name: str) -> str:
-    """What a cell wrote to one stream."""
+    """Return the text that a cell wrote to one stream."""
     texts = (each["text"] for each in cell.outputs if each["output_type"] == "stream" and each["name"] == name)
     return "".join("".join(text) if isinstance(text, list) else text for text in texts)
 
 
 def program_result(cell: CellInfo) -> dict[str, Any]:
-    """``run_result``: how a program ended."""
+    """Return ``run_result``: how a program ended."""
     seconds, cpu = (cell.usage.wall_ms or 0) / 1000, (cell.usage.cpu_ms or 0) / 1000
     common = {"execution_time": seconds, "cpu_time": cpu, "stdout": stream(cell, "stdout")}
     errors = stream(cell, "stderr")
@@ -114,7 +114,7 @@ def program_result(cell: CellInfo) -> dict[str, Any]:
 
 
 def _exit_status(cell: CellInfo) -> int | None:
-    """What the program returned; None when its process did not live to say so."""
+    """Return the program's exit status. None if its process died first."""
     for each in reversed(cell.outputs):
         if each["output_type"] == "execute_result":
             text = str(each["data"].get("text/plain", ""))
@@ -123,7 +123,7 @@ def _exit_status(cell: CellInfo) -> int | None:
 
 
 def cell_result(cell: CellInfo) -> dict[str, Any]:
-    """One cell of ``/run_jupyter``."""
+    """Return one cell's result for ``/run_jupyter``."""
     display = [each["data"] for each in cell.outputs if each["output_type"] in ("display_data", "execute_result")]
     error = [] if cell.error is None else [msgspec.to_builtins(cell.error)]
     if cell.error is None and cell.reason is not Reason.OK:
@@ -132,18 +132,18 @@ def cell_result(cell: CellInfo) -> dict[str, Any]:
 
 
 class SandboxFusionHandler(ApiHandler):
-    """Base: one session for each request."""
+    """Base of SandboxFusion's handlers: one session for each request."""
 
     transport = "sandboxfusion"
     route = "/"
     session = ""
 
     def token(self) -> str | None:
-        """The token that the request carries."""
+        """Return the token that the request carries."""
         return token_of(self)
 
     async def post(self) -> None:
-        """Run it; what our side refuses is common in the door's own form, which its client raises."""
+        """Serve the request. A refusal has SandboxFusion's format, which its client raises as an error."""
         self.auth_scope("run")
         body = self.body()
         try:
@@ -153,7 +153,7 @@ class SandboxFusionHandler(ApiHandler):
             self.answer(refused)
 
     async def in_session(self, body: bytes) -> dict[str, Any]:
-        """Make the session, carry the request out, end the session."""
+        """Create the session, run the request in it, and close it."""
         asked, files = self.parse_request(body)
         labels = {"door": "sandboxfusion"}
         made = await self.context.service.create(self.who, SessionRequest(name=self.route[1:], labels=labels))
@@ -165,11 +165,11 @@ class SandboxFusionHandler(ApiHandler):
             await asyncio.shield(self.context.service.close(self.who, made.id, reason="closed"))
 
     def parse_request(self, body: bytes) -> tuple[Any, dict[bytes, bytes]]:
-        """What is asked for, and the files to write before; nothing has happened yet."""
+        """Decode the request and the files to write first. Has no side effects."""
         raise NotImplementedError
 
     async def run(self, asked: Any) -> dict[str, Any]:
-        """Carry it out, in the session that there is now."""
+        """Run the decoded request in the current session."""
         raise NotImplementedError
 
     async def execute(self, code: str, seconds: float) -> CellInfo:
@@ -183,21 +183,21 @@ class SandboxFusionHandler(ApiHandler):
         await asyncio.to_thread(_write, root, files)
 
     async def read_files(self, names: list[str]) -> dict[str, str]:
-        """Files of the session's directory in base64; what is not there is left out."""
+        """Return files of the session's directory in base64. Missing files are omitted."""
         root = self.context.service.files_dir(self.who, self.session)
         return await asyncio.to_thread(_read, root, names)
 
 
 class RunCodeHandler(SandboxFusionHandler):
-    """``/run_code``."""
+    """Handler of ``/run_code``."""
 
     route = "/run_code"
 
     def parse_request(self, body: bytes) -> tuple[RunCodeRequest, dict[bytes, bytes]]:
-        """What is asked for, and the program among its files."""
+        """Decode the request. The program becomes one of its files."""
         asked = decode_json(_code_decoder, body, "body")
         if asked.language != "python":
-            raise BadRequest(f"The language {asked.language!r} is not served here; use 'python'.")
+            raise BadRequest(f"The language {asked.language!r} is not supported. Use 'python'.")
         _check_limits(asked.run_timeout, asked.files, asked.fetch_files)
         return asked, {**_decode_files(asked.files), MAIN.encode(): asked.code.encode()}
 
@@ -217,12 +217,12 @@ class RunCodeHandler(SandboxFusionHandler):
 
 
 class RunJupyterHandler(SandboxFusionHandler):
-    """``/run_jupyter``."""
+    """Handler of ``/run_jupyter``."""
 
     route = "/run_jupyter"
 
     def parse_request(self, body: bytes) -> tuple[RunJupyterRequest, dict[bytes, bytes]]:
-        """What is asked for, and its files."""
+        """Decode the request and its files."""
         asked = decode_json(_jupyter_decoder, body, "body")
         if asked.kernel != "python3" or len(asked.cells) > MAX_CELLS:
             raise BadRequest(f"Give at most {MAX_CELLS} cells, and the kernel 'python3'.")
@@ -230,7 +230,7 @@ class RunJupyterHandler(SandboxFusionHandler):
         return asked, _decode_files(asked.files)
 
     async def run(self, asked: RunJupyterRequest) -> dict[str, Any]:
-        """Run the cells, one behind the other."""
+        """Run the cells in order."""
         clock = asyncio.get_running_loop().time
         began, late = clock(), False
         cells: list[CellInfo] = []
@@ -239,7 +239,7 @@ class RunJupyterHandler(SandboxFusionHandler):
             if left <= 0:
                 late = True
                 break
-            # 0 stands for no bound of the cell's own.
+            # A cell_timeout of 0 means no limit for the cell.
             cells.append(await self.execute(code, min(left, asked.cell_timeout or left)))
             late = late or cells[-1].reason is Reason.TIMEOUT
         driver = {
@@ -261,16 +261,16 @@ class RunJupyterHandler(SandboxFusionHandler):
 
 def _check_limits(seconds: float, files: dict[str, str | None], read_files: list[str]) -> None:
     if not 0 < seconds <= 24 * 3600:
-        raise BadRequest("A time-out lies above 0 and is at most a day; give it in seconds.")
+        raise BadRequest("A time-out is more than 0 and at most a day. Give it in seconds.")
     if len(files) > MAX_FILES or len(read_files) > MAX_FILES:
-        raise BadRequest(f"One request carries at most {MAX_FILES} files; pack them.")
+        raise BadRequest(f"One request carries at most {MAX_FILES} files. Put them into an archive.")
 
 
 def _decode_files(files: dict[str, str | None]) -> dict[bytes, bytes]:
     try:
         return {os.fsencode(name): base64.b64decode(content) for name, content in files.items() if content is not None}
     except (binascii.Error, ValueError):
-        raise BadRequest("A file is no base64; encode its content and send it again.") from None
+        raise BadRequest("A file is not base64. Encode its content and send it again.") from None
 
 
 def _write(root: Any, files: dict[bytes, bytes]) -> None:
@@ -300,9 +300,9 @@ def _read(root: Any, names: list[str]) -> dict[str, str]:
 
 
 def routes(shared: dict[str, Any]) -> list[Any]:
-    """Tornado's routes of this door.
+    """Return Tornado's routes of the SandboxFusion API.
 
     Args:
-        shared: what every handler is initialised with.
+        shared: Passed to each handler's ``initialize``.
     """
     return [(rf"{PREFIX}/run_code", RunCodeHandler, shared), (rf"{PREFIX}/run_jupyter", RunJupyterHandler, shared)]

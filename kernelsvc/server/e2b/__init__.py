@@ -1,10 +1,10 @@
-"""The E2B door: its control plane, interpreter, files and commands over the one service.
+"""The E2B API: control plane, interpreter, files and commands.
 
-A sandbox of this door *is* a session, with the further contexts that belong to
-it. E2B's clients speak to one address, and say by headers which sandbox and
-which of its ports they mean (``protocol.e2b``).
+A sandbox of this API *is* a session, with the further contexts that belong to
+it. E2B's clients use one address. Headers name the sandbox and the port in it
+(``protocol.e2b``).
 
-``door`` is what all handlers share. Each other module has ``ROUTES``: pairs of a
+``handler`` has the common base. Each other module has ``ROUTES``: pairs of a
 path's pattern and its handler.
 """
 
@@ -16,15 +16,15 @@ from kernelsvc.server.e2b import control_plane, filesystem, interpreter, process
 from kernelsvc.server.e2b import files as transfer
 from kernelsvc.server.e2b.directory_watch import WatcherRegistry
 
-#: The modules whose routes this door has.
+#: The modules with this API's routes.
 MODULES: tuple[Any, ...] = (control_plane, interpreter, process, filesystem, transfer)
 
 
 def routes(shared: dict[str, Any]) -> list[Any]:
-    """Tornado's routes of this door.
+    """Return Tornado's routes of the E2B API.
 
     Args:
-        shared: what every handler is initialised with.
+        shared: Passed to each handler's ``initialize``.
     """
     watchers = WatcherRegistry()
     shared["context"].closers.append(watchers.stop)

@@ -1,6 +1,6 @@
-"""What calls of the Connect protocol have in common: one answer, or a stream of them.
+"""Base of the handlers of Connect calls: unary responses and streams.
 
-A stream that fails says so in its last envelope, for by then its status is sent.
+A stream reports a failure in its last envelope, because its HTTP status was sent before.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from kernelsvc.protocol import connect
 from kernelsvc.server.e2b.handler import SandboxHandler, connect_code
 from kernelsvc.server.handler import ClientGone, as_error
 
-#: Seconds of silence after which a stream says that it is alive, when its client asks for no other time.
+#: Seconds of silence after which a stream sends a keepalive, unless its client asks for another time.
 KEEPALIVE_SECONDS = 50.0
 
 
 class AlreadyExists(Conflict):
-    """What was to be made exists: Connect has a word of its own for that."""
+    """The file or directory to make exists. Connect has an error code for that."""
 
 
 class RpcHandler(SandboxHandler):
-    """Base of the calls: reads a message, writes messages."""
+    """Base of the calls: decodes a message, writes messages."""
 
     connect_codes: ClassVar[bool] = True
 
     def shape(self, raised: BaseException, known: KernelsvcError, status: int) -> dict[str, Any]:
-        """The body of an error's answer, with Connect's word for what went wrong."""
+        """Return the body of an error response, with a Connect error code."""
         said = super().shape(raised, known, status)
         return said | {"code": "already_exists"} if isinstance(raised, AlreadyExists) else said
 
     def message(self, kind: type[Any]) -> Any:
-        """What is asked for, of a call or at the head of a stream.
+        """Decode the request's message: the body of a unary call, or a stream's first envelope.
 
         Raises:
-            BadRequest: it can't be read.
+            BadRequest: It is invalid.
         """
         asked = self.json_body() if not self._is_stream() else next(iter(connect.take(bytearray(self.body()))), {})
         try:
@@ -50,9 +50,9 @@ class RpcHandler(SandboxHandler):
         return self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower() == connect.STREAM
 
     async def stream(self, work: Coroutine[Any, Any, None]) -> None:
-        """Answer with a stream that ``work`` writes by ``put``, and end it, whatever happens.
+        """Respond with a stream that ``work`` writes by ``send_message``, and write its end.
 
-        ``Connect-Timeout-Ms`` bounds it. The client's going cancels ``work``.
+        ``Connect-Timeout-Ms`` limits its time. ``work`` is cancelled when the client disconnects.
         """
         self.set_header("Content-Type", connect.STREAM)
         try:
@@ -73,10 +73,10 @@ class RpcHandler(SandboxHandler):
             await work
 
     async def send_message(self, message: dict[str, Any]) -> None:
-        """Write a message of a stream at the client's pace."""
+        """Write a message of a stream at the client's speed."""
         self.write(connect.envelope(message))
         await self.flush()
 
     def pause(self) -> float:
-        """Seconds of silence after which a stream says that it is alive."""
+        """Return the seconds of silence after which a stream sends a keepalive."""
         return connect.seconds(self.request.headers.get("Keepalive-Ping-Interval")) or KEEPALIVE_SECONDS

@@ -1,8 +1,7 @@
-"""E2B's control plane: sandboxes made, found, given time, paused, forked, ended.
+"""E2B's control plane: create, find, extend, pause, fork and end sandboxes.
 
-A fork is a branch; a snapshot is a branch that waits; a pause is a lease that
-puts the variables to disk. A snapshot therefore outlives the sandbox it was
-taken of.
+A fork is a branch. A snapshot is a branch that takes no cells. A pause is a lease that
+saves the variables to disk. A snapshot therefore outlives its sandbox.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from kernelsvc.server.e2b import models
 from kernelsvc.server.e2b.directory_watch import WatcherRegistry
 from kernelsvc.server.e2b.handler import E2bHandler, SandboxHandler
 
-#: Sandboxes that one listing looks through, and shows on one page.
+#: Most sandboxes that one listing searches, and most on one page.
 MAX_LISTED, MAX_PAGE = 10_000, 100
-#: Forks at once: E2B's own bound.
+#: Most forks of one request, as in E2B.
 MAX_FORKS = 20
 _OPEN = [state for state in SessionState if state is not SessionState.CLOSED]
 _PAGE = 1000
 
 
 class ControlPlaneHandler(E2bHandler):
-    """Base: the caller's sandboxes."""
+    """Base of the handlers of the caller's sandboxes."""
 
     def open_sessions(self) -> list[SessionInfo]:
-        """The caller's open sessions, in no order."""
+        """Return the caller's open sessions, in no order."""
         found: dict[str, SessionInfo] = {}
         for state in _OPEN:
             page: str | None = None
@@ -52,19 +51,19 @@ class ControlPlaneHandler(E2bHandler):
         return [*found.values()]
 
     def find(self, sandbox: str) -> SessionInfo:
-        """An open sandbox of the caller's.
+        """Return an open sandbox of the caller.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: The caller has no sandbox of that name.
         """
         with contextlib.suppress(NotFound):
             found = self.context.service.get(self.who, unquote(sandbox))
             if found.state is not SessionState.CLOSED and models.is_sandbox(found):
                 return found
-        raise NotFound(f"sandbox {sandbox!r} was not found; it may have ended. Create another.")
+        raise NotFound(f"sandbox {sandbox!r} was not found. It may have ended. Create another.")
 
     def find_snapshot(self, name: str) -> SessionInfo | None:
-        """A snapshot by its id or, the newest, by its name."""
+        """Return a snapshot by its id, or the newest one by its name."""
         with contextlib.suppress(NotFound):
             found = self.context.service.get(self.who, name)
             return found if found.state is not SessionState.CLOSED and models.is_snapshot(found) else None
@@ -75,10 +74,11 @@ class ControlPlaneHandler(E2bHandler):
         return max(named, key=lambda each: each.created_at, default=None)
 
     def seconds(self, value: object, otherwise: float | None = None) -> float:
-        """A time that a client asks for.
+        """Check a time that a client asks for.
 
         Raises:
-            BadRequest: it is none, or longer than the server allows.
+            BadRequest: It is not a number of seconds.
+            LimitTooHigh: It is longer than the server allows.
         """
         if value is None and otherwise is not None:
             value = otherwise
@@ -86,30 +86,30 @@ class ControlPlaneHandler(E2bHandler):
             raise BadRequest("timeout must be a number of seconds, 0 or more.")
         most = self.context.settings.limits.lifetime_seconds
         if most is not None and value > most:
-            raise LimitTooHigh(f"A timeout of {value:.0f} s is above this server's {most:.0f}; ask for at most that.")
+            raise LimitTooHigh(f"A timeout of {value:.0f} s is above this server's {most:.0f}. Ask for less.")
         return float(value)
 
     def query_fields(self) -> dict[str, str]:
-        """The query; the last value of what is there more than once."""
+        """Return the query. Of a repeated field, the last value counts."""
         return {name: self.decode_argument(values[-1], name) for name, values in self.request.query_arguments.items()}
 
     def lease(self, session: SessionInfo, seconds: float, **more: Any) -> SessionInfo:
-        """Give a sandbox time."""
+        """Set the time until a sandbox ends."""
         return self.context.service.leases.grant(self.who, session.id, seconds, **more)
 
     def shown(self, session: SessionInfo) -> dict[str, Any]:
         """Return a sandbox with its secrets.
 
         Raises:
-            Forbidden: the caller's token lacks the scope ``run``.
+            Forbidden: The caller's token lacks the scope ``run``.
         """
         return models.access_model(session, *models.secrets_of(self.context.service.access, self.who, session.id))
 
     async def branch(self, session: SessionInfo, count: int, labels: dict[str, str]) -> list[SessionInfo]:
-        """Branches of a session; one that sleeps is woken first.
+        """Branch a session. A hibernated one is resumed first.
 
         Raises:
-            CannotFork, QuotaExceeded, AtCapacity, NotSupported: none was made.
+            CannotFork, QuotaExceeded, AtCapacity, NotSupported: There is no new session.
         """
         service = self.context.service
         if session.kernel is None:
@@ -119,10 +119,10 @@ class ControlPlaneHandler(E2bHandler):
 
 
 class SandboxesHandler(ControlPlaneHandler):
-    """``/v2/sandboxes`` and ``/sandboxes``."""
+    """Handler of ``/v2/sandboxes`` and ``/sandboxes``."""
 
     async def get(self) -> None:
-        """A page of the caller's sandboxes; the older path shows only those that run."""
+        """List a page of the caller's sandboxes. The older path lists only running ones."""
         asked = self.query_fields()
         if not self.request.path.startswith("/v2/"):
             asked.setdefault("state", "running")
@@ -133,7 +133,7 @@ class SandboxesHandler(ControlPlaneHandler):
         self.answer([models.model(each) for each in shown])
 
     async def post(self) -> None:
-        """A new sandbox, from a template or a snapshot."""
+        """Create a sandbox from a template or a snapshot."""
         self.auth_scope("run")
         wanted = models.decode(self.json_body())
         seconds = self.seconds(wanted.timeout)
@@ -162,10 +162,10 @@ class SandboxesHandler(ControlPlaneHandler):
 
 
 class SandboxDetailHandler(ControlPlaneHandler):
-    """``/sandboxes/{id}``."""
+    """Handler of ``/sandboxes/{id}``."""
 
     async def get(self, sandbox: str) -> None:
-        """Return a sandbox as it is now. A token without the scope ``run`` gets no secret."""
+        """Return a sandbox. A token without the scope ``run`` gets no secret."""
         found = self.find(sandbox)
         envd = None
         if "run" in self.who.scopes:
@@ -173,22 +173,22 @@ class SandboxDetailHandler(ControlPlaneHandler):
         self.answer(models.detail_model(found, envd))
 
     async def delete(self, sandbox: str) -> None:
-        """End it; its record stays."""
+        """Close the session. Its log stays."""
         found = self.find(sandbox)
         await self.context.service.close(self.who, found.id, reason="killed")
         self.answer(None)
 
 
 class TimeoutHandler(ControlPlaneHandler):
-    """``/sandboxes/{id}/timeout`` and ``/refreshes``."""
+    """Handler of ``/sandboxes/{id}/timeout`` and ``/refreshes``."""
 
     async def post(self, sandbox: str, action: str) -> None:
-        """Set when it ends, or put that off."""
+        """Set the sandbox's end, or postpone it."""
         self.auth_scope("run")
         asked = self.json_body()
         found = self.find(sandbox)
         if found.paused:
-            raise Conflict("The sandbox is paused; connect to it, which gives it time.")
+            raise Conflict("The sandbox is paused. Connect to it first.")
         if action == "timeout":
             self.lease(found, self.seconds(asked.get("timeout")))
         else:
@@ -197,26 +197,26 @@ class TimeoutHandler(ControlPlaneHandler):
 
 
 class PauseHandler(ControlPlaneHandler):
-    """``/sandboxes/{id}/pause``."""
+    """Handler of ``/sandboxes/{id}/pause``."""
 
     watchers: WatcherRegistry
 
     async def post(self, sandbox: str) -> None:
-        """Pause it: 409 if it is paused already."""
+        """Pause the sandbox. 409 if it is paused already."""
         self.auth_scope("run")
         found = self.find(sandbox)
         if found.paused:
             raise Conflict(f"sandbox {sandbox!r} is paused already.")
-        self.watchers.drop(found.id)  # one that is a program of the sandbox's would keep it awake
+        self.watchers.drop(found.id)  # a watcher that is a program would keep the sandbox running
         self.context.service.leases.pause(self.who, found.id)
         self.answer(None)
 
 
 class ResumeHandler(ControlPlaneHandler):
-    """``/sandboxes/{id}/connect`` (of both versions) and ``/resume``."""
+    """Handler of ``/sandboxes/{id}/connect`` (of both versions) and ``/resume``."""
 
     async def post(self, sandbox: str, action: str) -> None:
-        """Take it out of a pause if it is in one, and give it time; a running one's never gets shorter."""
+        """Resume a paused sandbox and extend its time. The time of a running one never gets shorter."""
         self.auth_scope("run")
         asked = self.json_body()
         found = self.find(sandbox)
@@ -228,10 +228,10 @@ class ResumeHandler(ControlPlaneHandler):
 
 
 class ForkHandler(ControlPlaneHandler):
-    """``/sandboxes/{id}/fork``."""
+    """Handler of ``/sandboxes/{id}/fork``."""
 
     async def post(self, sandbox: str) -> None:
-        """New sandboxes from this one's live state; each is a branch."""
+        """Branch the sandbox's live state into new sandboxes."""
         asked = self.json_body()
         found = self.find(sandbox)
         count = asked.get("count", 1)
@@ -253,10 +253,10 @@ def _error(error: KernelsvcError) -> dict[str, Any]:
 
 
 class SnapshotsHandler(ControlPlaneHandler):
-    """``/sandboxes/{id}/snapshots``."""
+    """Handler of ``/sandboxes/{id}/snapshots``."""
 
     async def post(self, sandbox: str) -> None:
-        """Keep its state: a branch that waits and takes no cells."""
+        """Save the sandbox's state: a branch that takes no cells."""
         name = self.json_body().get("name") or ""
         if not isinstance(name, str) or len(name) > models.MAX_NAME:
             raise BadRequest(f"name must be a text of at most {models.MAX_NAME} characters.")
@@ -268,10 +268,10 @@ class SnapshotsHandler(ControlPlaneHandler):
 
 
 class SnapshotListHandler(ControlPlaneHandler):
-    """``/snapshots``."""
+    """Handler of ``/snapshots``."""
 
     async def get(self) -> None:
-        """A page of the caller's snapshots."""
+        """List a page of the caller's snapshots."""
         asked = self.query_fields()
         found = [
             each for each in self.open_sessions() if models.is_snapshot(each) and models.matches_snapshot(each, asked)
@@ -283,22 +283,22 @@ class SnapshotListHandler(ControlPlaneHandler):
 
 
 class SnapshotHandler(ControlPlaneHandler):
-    """``/templates/{id}``: snapshots are deleted there."""
+    """Handler of ``/templates/{id}``, where E2B's clients delete snapshots."""
 
     async def delete(self, template: str) -> None:
-        """Delete a snapshot; what was made from it goes on."""
+        """Delete a snapshot. Sandboxes that were created from it stay."""
         found = self.find_snapshot(unquote(template))
         if found is None:
-            raise NotFound(f"There is no snapshot {template!r}; templates are the server's own.")
+            raise NotFound(f"There is no snapshot {template!r}. Templates belong to the server and can't be deleted.")
         await self.context.service.close(self.who, found.id, reason="snapshot deleted")
         self.answer(None)
 
 
 class SandboxMetricsHandler(ControlPlaneHandler):
-    """``/sandboxes/{id}/metrics``: what it used, from its beginning until now."""
+    """Handler of ``/sandboxes/{id}/metrics``: its usage over its life."""
 
     async def get(self, sandbox: str) -> None:
-        """At most ``MAX_SAMPLES`` of them, the oldest first; those between ``start`` and ``end`` if that is asked."""
+        """List the samples, the oldest first, between ``start`` and ``end`` if the query has them."""
         found = self.find(sandbox)
         asked = self.query_fields()
         start, end = models.moment(asked, "start", 0), models.moment(asked, "end", 1 << 40)
@@ -307,10 +307,10 @@ class SandboxMetricsHandler(ControlPlaneHandler):
 
 
 class SandboxesMetricsHandler(ControlPlaneHandler):
-    """``/sandboxes/metrics``."""
+    """Handler of ``/sandboxes/metrics``."""
 
     async def get(self) -> None:
-        """What several use now; those that are not there are left out."""
+        """Return the current usage of several sandboxes. Unknown ones are omitted."""
         found = {}
         for name in self.query_fields().get("sandbox_ids", "").split(","):
             with contextlib.suppress(NotFound):
@@ -321,27 +321,27 @@ class SandboxesMetricsHandler(ControlPlaneHandler):
 
 
 class NetworkHandler(ControlPlaneHandler):
-    """What E2B has and this server has not: said plainly, behind the same lock."""
+    """Handler of ``/sandboxes/{id}/network``, which this server does not support."""
 
     async def put(self, sandbox: str) -> None:
-        """Rules for the network."""
+        """Refuse rules for the network."""
         self.find(sandbox)
         raise NotSupported("The network of a sandbox is the server's setting and can't be changed while it runs.")
 
 
 class SandboxHealthHandler(SandboxHandler):
-    """``GET /health``."""
+    """Handler of ``/health``, whose response depends on the port. Both responses say that the sandbox runs."""
 
     purposes = (e2b.ENVD, e2b.TRAFFIC)
     asked_port: int | None = None
 
     def require_running(self, port: int | None) -> SessionInfo:
-        """Any of the two ports is as well as the other."""
+        """Accept either port."""
         self.asked_port = port
         return super().require_running(None if port == e2b.INTERPRETER_PORT else port)
 
     async def get(self) -> None:
-        """204 from files and commands, 200 from the interpreter."""
+        """Respond 204 on the port of files and commands, 200 on the interpreter's."""
         if self.asked_port == e2b.INTERPRETER_PORT:
             self.write("OK")
         else:

@@ -1,9 +1,9 @@
-"""Directories that E2B's clients watch: inotify(7) on a session's directory, which nobody trusts.
+"""Directory watches of E2B's clients: inotify(7) on a session's directory.
 
-Every watched directory is opened beneath the session's (``transports.beneath``)
-and watched through its descriptor, so no link leads a watch out of there. A
-watcher has a bounded number of directories and of events that wait; what is over
-the bound is left out, never waited for.
+A cell may put links into the directory at any time. Each watched directory is
+therefore opened below the session's (``linux.rooted_dir``) and watched through its
+descriptor, so that no link leads a watch outside. A watcher has a limited number of
+directories and of pending events. Beyond a limit they are dropped.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from kernelsvc.errors import AtCapacity, KernelsvcError, NotFound, QuotaExceeded
 from kernelsvc.linux.rooted_dir import MAX_DEPTH, TEMPORARY, RootedDirectory, explained
 from kernelsvc.server.e2b import paths
 
-#: Directories of one watcher, and events of one that wait to be taken.
+#: Most directories of one watcher, and most of its pending events.
 MAX_DIRECTORIES, MAX_EVENTS = 512, 4096
-#: Watchers of one sandbox, and of this server: Linux gives a user 128 of them by default.
+#: Most watchers of one sandbox and of this server. By default, Linux allows a user 128 inotify instances.
 MAX_PER_SANDBOX, MAX_WATCHERS = 16, 100
-#: Seconds after which a watcher that nobody asks for its events is forgotten.
+#: Seconds without a poll after which a watcher is closed.
 FORGET_SECONDS = 600.0
 _READ = 256 * 1024
 
@@ -53,7 +53,7 @@ Parts = tuple[bytes, ...]
 
 
 class FileEvent(msgspec.Struct, frozen=True):
-    """An event: its kind, the file, and whether that is a directory."""
+    """An event: its kind, the file, and whether the file is a directory."""
 
     kind: str
     parts: Parts
@@ -61,7 +61,7 @@ class FileEvent(msgspec.Struct, frozen=True):
 
 
 def parse(data: bytes) -> list[tuple[int, int, int, bytes]]:
-    """What Linux wrote to an inotify descriptor: watch, mask, cookie and name of each event."""
+    """Parse inotify(7) events into watch, mask, cookie and name."""
     found, at = [], 0
     while at + _EVENT.size <= len(data):
         watch, mask, cookie, size = _EVENT.unpack_from(data, at)
@@ -71,12 +71,12 @@ def parse(data: bytes) -> list[tuple[int, int, int, bytes]]:
     return found
 
 
-#: The kinds that there are.
+#: All kinds of events.
 KINDS = frozenset(_KINDS.values())
 
 
 class PendingEvents:
-    """What a watcher has seen and nobody has asked for yet; the oldest go first when there is too much."""
+    """Events that a watcher has collected and the client has not read. Beyond a limit the oldest are dropped."""
 
     def __init__(self) -> None:
         self._events: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
@@ -84,16 +84,16 @@ class PendingEvents:
         self.asked = time.monotonic()
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         raise NotImplementedError
 
     def happened(self, event: dict[str, Any]) -> None:
-        """Keep an event."""
+        """Add an event."""
         self._events.append(event)
         self.news.set()
 
     def take(self) -> list[dict[str, Any]]:
-        """The events since the last time."""
+        """Return the events since the last call."""
         self.asked = time.monotonic()
         found = [*self._events]
         self._events.clear()
@@ -101,7 +101,7 @@ class PendingEvents:
         return found
 
     async def next(self, seconds: float) -> list[dict[str, Any]]:
-        """The events since the last time; waits for one, none if there is none in that time. Safe to cancel."""
+        """Return the events since the last call. Waits ``seconds`` for one, then returns none. Safe to cancel."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.news.wait()
@@ -109,13 +109,13 @@ class PendingEvents:
 
 
 class DirectoryWatcher(PendingEvents):
-    """Watches one directory, with or without what is below it.
+    """Watcher of one directory, optionally with the directories below it.
 
     Args:
-        directory: the session's; the watcher's from now on.
-        top: what is watched in there.
-        recursive: whether also what is below it.
-        include_entry: whether an event describes its file.
+        directory: The session's directory. The watcher closes it.
+        top: The directory to watch.
+        recursive: Whether to watch directories below it.
+        include_entry: Whether an event describes its file.
     """
 
     def __init__(self, directory: RootedDirectory, top: Parts, *, recursive: bool, include_entry: bool) -> None:
@@ -127,7 +127,7 @@ class DirectoryWatcher(PendingEvents):
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             directory.close()
-            raise AtCapacity("This server watches as many directories as it may; stop watching another one.")
+            raise AtCapacity("This server has reached its limit of watched directories. Remove another watcher.")
         try:
             self._add(top)
         except BaseException:
@@ -136,7 +136,7 @@ class DirectoryWatcher(PendingEvents):
         self._loop.add_reader(self._fd, self._read)
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
@@ -165,7 +165,7 @@ class DirectoryWatcher(PendingEvents):
                 pending += self._below(one)
 
     def _add_descriptor(self, fd: int, parts: Parts) -> bool:
-        # The link leads to what the descriptor has open, wherever its name leads by now.
+        # proc(5): the link refers to the open file, even if its name was replaced by a symbolic link meanwhile.
         watch = _libc.inotify_add_watch(self._fd, f"/proc/self/fd/{fd}".encode(), _MASK)
         if watch >= 0:
             self._watched[watch] = parts
@@ -188,7 +188,7 @@ class DirectoryWatcher(PendingEvents):
             data = os.read(self._fd, _READ)
         except OSError:
             return
-        uploads = set()  # an upload is a file of another name that is moved into place
+        uploads = set()  # an upload is written under a temporary name and renamed
         for watch, mask, cookie, name in parse(data):
             parts = self._watched.get(watch)
             if name.startswith(TEMPORARY):
@@ -210,49 +210,49 @@ class DirectoryWatcher(PendingEvents):
 
 
 class WatcherRegistry:
-    """Those that are asked for their events from time to time, by sandbox and id."""
+    """Watchers whose events clients poll, by sandbox and id."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str], PendingEvents] = {}
 
     def keep(self, sandbox: str, make: Callable[[], PendingEvents]) -> str:
-        """Make a watcher and keep it; returns its id.
+        """Make a watcher, store it and return its id.
 
         Raises:
-            QuotaExceeded: the sandbox has too many.
-            AtCapacity: this server has.
+            QuotaExceeded: The sandbox has too many.
+            AtCapacity: The server has too many.
         """
         self._forget_old()
         if sum(1 for of, _ in self._kept if of == sandbox) >= MAX_PER_SANDBOX:
-            raise QuotaExceeded(f"This sandbox has {MAX_PER_SANDBOX} watchers; remove one of them.")
+            raise QuotaExceeded(f"This sandbox has {MAX_PER_SANDBOX} watchers. Remove one of them.")
         if len(self._kept) >= MAX_WATCHERS:
-            raise AtCapacity("This server watches as many directories as it may; try again later.")
+            raise AtCapacity("This server has reached its limit of watchers. Try again later.")
         name = secrets.token_hex(8)
         self._kept[sandbox, name] = make()
         asyncio.get_running_loop().call_later(FORGET_SECONDS + 1, self._forget_old)
         return name
 
     def find(self, sandbox: str, name: str) -> PendingEvents:
-        """A watcher.
+        """Return a watcher.
 
         Raises:
-            NotFound: the sandbox has none of that id.
+            NotFound: The sandbox has no watcher of this id.
         """
         if found := self._kept.get((sandbox, name)):
             return found
-        raise NotFound(f"watcher {name[:64]!r} was not found; it was removed, or not asked for too long.")
+        raise NotFound(f"watcher {name[:64]!r} was not found. It was removed, or not polled for too long.")
 
     def remove(self, sandbox: str, name: str) -> None:
-        """Forget a watcher.
+        """Close and remove a watcher.
 
         Raises:
-            NotFound: the sandbox has none of that id.
+            NotFound: The sandbox has no watcher of this id.
         """
         self.find(sandbox, name).close()
         del self._kept[sandbox, name]
 
     def drop(self, sandbox: str, name: str | None = None) -> None:
-        """Forget a watcher, if it is there; without a name, all of the sandbox's."""
+        """Close and remove a watcher if it exists. Without a name, all of the sandbox."""
         for key in [key for key in self._kept if key[0] == sandbox and name in (None, key[1])]:
             self._kept.pop(key).close()
 
@@ -264,7 +264,7 @@ class WatcherRegistry:
                 del self._kept[key]
 
     async def stop(self) -> None:
-        """Forget them all."""
+        """Close all watchers."""
         for watcher in self._kept.values():
             watcher.close()
         self._kept.clear()

@@ -1,8 +1,8 @@
-"""Files of a sandbox outside its home directory: ``/tmp``, say. They are there for who is inside alone.
+"""Files of a sandbox outside its home directory, for example in ``/tmp``.
 
-So the session's own programs do the work (``service.programs``), with no more
-rights than its cells have: what they may not write to is refused by the sandbox.
-Content is carried by a copy in the home directory, which the server can open.
+They exist only inside the sandbox. Programs in the sandbox (``service.programs``)
+therefore do the work, with the rights of the sandbox's cells. Content is
+carried by a copy in the home directory, which the server can open.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from kernelsvc.server.e2b import paths
 if TYPE_CHECKING:
     from kernelsvc.service import ServiceApi
 
-#: Seconds for one operation, most bytes of its answer, and of what it says went wrong.
+#: Seconds for one operation, most bytes of its output, and most characters of a quoted error.
 SECONDS, MAX_ANSWER, MAX_WORDS = 60.0, 8 << 20, 300
-#: The tag of programs that this door runs for itself.
+#: Tag of programs that this API runs for its own purposes.
 INTERNAL_TAG = "kernelsvc.files"
-#: What scripts end with where there is no such file, and where it exists already.
+#: Exit statuses of the scripts: the file does not exist, the directory exists already.
 _MISSING, _EXISTS = 44, 45
 
 _IF_EXISTS = '[ -e "$1" ] || [ -L "$1" ] || exit 44; '
@@ -33,19 +33,19 @@ _STAT = _IF_EXISTS + 'exec find "$1" -mindepth "$2" -maxdepth "$3" -printf \'%y\
 _MAKE = '[ -d "$1" ] && exit 45; exec mkdir -p -- "$1"'
 _MOVE = _IF_EXISTS + _PARENT + 'exec mv -T -- "$1" "$2"'
 _REMOVE = _IF_EXISTS + 'exec rm -rf -- "$1"'
-_FETCH = _IF_EXISTS + '[ -f "$1" ] || { echo "it is no regular file" >&2; exit 1; }; exec cp -- "$1" "$2"'
+_FETCH = _IF_EXISTS + '[ -f "$1" ] || { echo "it is not a regular file" >&2; exit 1; }; exec cp -- "$1" "$2"'
 _PUT = _PARENT + 'cp -- "$1" "$2"; status=$?; rm -f -- "$1"; exit $status'
 
 _KINDS = {"f": "FILE_TYPE_FILE", "d": "FILE_TYPE_DIRECTORY", "l": "FILE_TYPE_SYMLINK"}
 
 
 class ExecFiles:
-    """The files of one sandbox that lie outside its home; paths are absolute.
+    """The files of one sandbox outside its home directory. Paths are absolute.
 
     Args:
-        service: what runs programs.
-        who: the sandbox's owner.
-        sandbox: its id.
+        service: Runs the programs.
+        who: The sandbox's owner.
+        sandbox: Its id.
     """
 
     def __init__(self, service: ServiceApi, who: Principal, sandbox: str) -> None:
@@ -55,51 +55,51 @@ class ExecFiles:
         """Describe a file.
 
         Raises:
-            NotFound: it isn't there.
+            NotFound: It does not exist.
         """
         (found,) = _entries(await self._run(_STAT, path, "0", "0"))
         return found
 
     async def list(self, path: str, depth: int) -> list[dict[str, Any]]:
-        """Describe what lies in a directory.
+        """Describe the files in a directory.
 
         Raises:
-            NotFound: it isn't there.
+            NotFound: It does not exist.
         """
         return sorted(_entries(await self._run(_STAT, path, "1", str(depth))), key=lambda each: str(each["path"]))
 
     async def make(self, path: str) -> bool:
-        """Make a directory, and those on its way; False if it is there."""
+        """Make a directory and its parents. Return False if it exists."""
         return await self._run(_MAKE, path) is not None
 
     async def move(self, source: str, target: str) -> None:
-        """Give a file another name; one of the two lies at home, perhaps."""
+        """Move a file. One of the paths may be in the home directory."""
         await self._run(_MOVE, path_in_sandbox(source), path_in_sandbox(target))
 
     async def remove(self, path: str) -> None:
-        """Remove a file, or a directory with all that is in it."""
+        """Remove a file, or a directory with its content."""
         await self._run(_REMOVE, path)
 
     async def fetch(self, path: str) -> tuple[bytes, ...]:
-        """Copy a file into the home directory; the caller removes the copy.
+        """Copy a file into the home directory. The caller removes the copy.
 
         Raises:
-            NotFound: it isn't there.
+            NotFound: It does not exist.
         """
         copy = temporary_name()
         await self._run(_FETCH, path, path_in_sandbox(paths.path_of(copy)))
         return copy
 
     async def put(self, copy: tuple[bytes, ...], path: str) -> None:
-        """Move a file from the home directory, where it may be only for this, to its place; replaces what is there."""
+        """Move a temporary file from the home directory to its path. An existing file is replaced."""
         await self._run(_PUT, path_in_sandbox(paths.path_of(copy)), path)
 
     async def _run(self, script: str, *args: str) -> bytes | None:
-        """What a script says; None where what it was to make is there.
+        """Run a script and return its output. None if the directory that it should make exists.
 
         Raises:
-            NotFound: what it looks for is missing.
-            BadRequest: the sandbox refuses; in its words.
+            NotFound: The file does not exist.
+            BadRequest: The sandbox refuses. The message quotes the error.
         """
         argv = ["/bin/sh", "-c", script, "files", *args]
         program, output = await self._service.programs.start(
@@ -111,9 +111,9 @@ class ExecFiles:
                 while (piece := await output.next()) is not None:
                     said[piece[0]] += piece[1]
                     if len(said[piece[0]]) > MAX_ANSWER:
-                        raise Conflict("The directory has too many files to be listed here; list a part of it.")
+                        raise Conflict("The directory has too many files for one listing. List a part of it.")
         except TimeoutError:
-            raise Timeout("The sandbox took too long over this file; try again.") from None
+            raise Timeout("The sandbox took too long to access this file. Try again.") from None
         finally:
             output.close()
             self._service.programs.signal(self._who, self._sandbox, program.id, signal.SIGKILL)
@@ -125,22 +125,20 @@ def _check_status(status: int | None, said: dict[str, bytes]) -> bytes | None:
     if code == _EXISTS:
         return None
     if code == _MISSING:
-        raise NotFound("There is no such file; list the directory and check the path.")
+        raise NotFound("There is no such file. List the directory and check the path.")
     if code != 0:
-        words = said["stderr"].decode("utf-8", "replace").strip()[:MAX_WORDS] or "its program was ended"
-        raise BadRequest(
-            f"The sandbox refused this: {words}. Everything below {paths.HOME} and /tmp can be written to."
-        )
+        words = said["stderr"].decode("utf-8", "replace").strip()[:MAX_WORDS] or "its program was killed"
+        raise BadRequest(f"The sandbox refused this: {words}. {paths.HOME} and /tmp are writable.")
     return said["stdout"]
 
 
 def path_in_sandbox(path: str) -> str:
-    """A path as a program in the sandbox finds it: a branch's home lies elsewhere, and is where its programs begin."""
+    """Return a path for a program in the sandbox. They start in the home directory, whose path differs in a branch."""
     return f".{path.removeprefix(paths.HOME)}" if path.startswith(f"{paths.HOME}/") else path
 
 
 def temporary_name() -> tuple[bytes, ...]:
-    """A name in the home directory that nobody has."""
+    """Return an unused name in the home directory."""
     return (b".e2b-" + secrets.token_hex(12).encode(),)
 
 

@@ -1,7 +1,7 @@
-"""Directories that are watched outside the home directory: ``/tmp``, say. Whoever is inside alone sees them.
+"""Watches of directories outside the home directory, for example ``/tmp``.
 
-So a program in the sandbox watches (``guest.watch``), with no more rights than a
-cell has, and what it says is read as what a stranger says.
+A program in the sandbox watches (``guest.inotify_agent``), with the rights of a cell.
+Its output is untrusted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kernelsvc.service import ServiceApi
     from kernelsvc.service.api import ProgramOutput
 
-#: Seconds until it must watch, and the longest line that it may say.
+#: Seconds for the program to start watching, and the longest line of its output in bytes.
 BEGIN_SECONDS, MAX_LINE = 10.0, 64 * 1024
 
 
@@ -45,12 +45,12 @@ class _AgentLine(msgspec.Struct):
 
 
 class ExecWatcher(PendingEvents):
-    """Watches one directory from inside. Made by ``watch_elsewhere``.
+    """Watcher of one directory from inside the sandbox. Made by ``watch_elsewhere``.
 
     Args:
-        output: the output of the program that watches.
-        kill: ends the program.
-        top: the directory.
+        output: Output of the program that watches.
+        kill: Ends the program.
+        top: The directory.
     """
 
     def __init__(self, output: ProgramOutput, kill: Callable[[], None], top: str) -> None:
@@ -61,7 +61,7 @@ class ExecWatcher(PendingEvents):
         self._reading = asyncio.ensure_future(self._read())
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._reading.cancel()
         self._output.close()
         self._kill()
@@ -100,31 +100,34 @@ class ExecWatcher(PendingEvents):
 def _failure(status: int | None, top: str) -> KernelsvcError:
     code = status >> 8 if status is not None and not status & 0x7F else -1
     if code == MISSING:
-        return NotFound(f"There is no {top[:200]}; make it first.")
+        return NotFound(f"{top[:200]} does not exist. Make it first.")
     if code == NO_DIRECTORY:
-        return BadRequest(f"{top[:200]} is no directory; watch the one that it lies in.")
+        return BadRequest(f"{top[:200]} is not a directory. Watch its parent.")
     if code == NO_WATCHES:
-        return AtCapacity(f"{top[:200]} can't be watched: it may not be read, or Linux has no watches left.")
+        return AtCapacity(
+            f"{top[:200]} can't be watched: it is not readable, or the limit of inotify watches is reached."
+        )
     return Conflict(
-        "The program that was to watch has ended; the sandbox needs a python3 for it. Watch a directory at home."
+        "The program that watches has ended. It needs a python3 in the sandbox. "
+        "Watch a directory below the home directory."
     )
 
 
 async def watch_elsewhere(
     service: ServiceApi, who: Principal, sandbox: str, path: str, *, recursive: bool, include_entry: bool
 ) -> ExecWatcher:
-    """Watch a directory outside the home directory. Safe to cancel: nothing goes on.
+    """Watch a directory outside the home directory. Safe to cancel: the program ends.
 
     Args:
-        service: what runs programs.
-        who: the sandbox's owner.
-        sandbox: its id.
-        path: the directory; absolute.
-        recursive: whether also what is below it.
-        include_entry: whether an event describes its file.
+        service: Runs the program.
+        who: The sandbox's owner.
+        sandbox: Its id.
+        path: The directory, absolute.
+        recursive: Whether to watch directories below it.
+        include_entry: Whether an event describes its file.
 
     Raises:
-        NotFound, BadRequest, AtCapacity, Conflict, Timeout: it can't be watched.
+        NotFound, BadRequest, AtCapacity, Conflict, Timeout: It can't be watched.
     """
     argv = ["python3", "-I", "-S", "-", path, str(int(recursive)), str(int(include_entry))]
     program, output = await service.programs.start(who, sandbox, argv, tag=INTERNAL_TAG)
@@ -138,7 +141,7 @@ async def watch_elsewhere(
             await asyncio.shield(watcher.ready)
     except TimeoutError:
         watcher.close()
-        raise Timeout("The sandbox took too long to watch this directory; try again.") from None
+        raise Timeout("The sandbox took too long to watch this directory. Try again.") from None
     except BaseException:
         watcher.close()
         raise

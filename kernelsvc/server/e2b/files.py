@@ -1,8 +1,8 @@
-"""Files of a sandbox, up and down: ``/files``.
+"""Upload and download of a sandbox's files: ``/files``.
 
-Down is as through the native door (``transports.files``). Up is a form of which
-every part named ``file`` is written, or the file itself as the body; either goes
-to the disk as it comes, and takes its name when it is whole.
+Downloads work as in the native API (``native.files``). An upload is a form whose
+parts named ``file`` are written, or a body that is the file. Data is written to the
+disk as it arrives, and the file gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from kernelsvc.server.e2b.exec_files import ExecFiles, temporary_name
 from kernelsvc.server.e2b.handler import SandboxHandler
 from kernelsvc.server.native.files import FileHandler
 
-#: Bytes that a compressed body is unpacked to at a time.
+#: Most bytes of decompressed data at a time.
 _UNPACKED = 1 << 20
 
 
 class FilesHandler(SandboxHandler, FileHandler):
-    """``/files?path=``."""
+    """Handler of ``/files?path=``."""
 
     route = "/files"
     port = e2b.FILES_PORT
@@ -41,7 +41,7 @@ class FilesHandler(SandboxHandler, FileHandler):
     # -- the way in ---------------------------------------------------------------------------
 
     async def prepare(self) -> None:
-        """Tornado's hook: for an upload, everything is decided before the first byte."""
+        """Tornado's hook: check an upload before the first byte of its body."""
         self._written: list[dict[str, Any]] = []
         self._carried: list[tuple[tuple[bytes, ...], str]] = []
         await super().prepare()
@@ -49,7 +49,7 @@ class FilesHandler(SandboxHandler, FileHandler):
             self._begin()
 
     def max_body(self) -> int:
-        """An upload may fill the session's disk."""
+        """Return the free space of the session's disk limit for an upload."""
         if self.request.method != "POST":
             return super().max_body()
         used = self.context.service.get(self.who, self.sandbox).usage.disk_bytes or 0
@@ -83,7 +83,7 @@ class FilesHandler(SandboxHandler, FileHandler):
     # -- down ---------------------------------------------------------------------------------
 
     async def get(self, session: str = "", path: str = "") -> None:
-        """A file."""
+        """Send a file."""
         named = self.argument("path") or ""
         if paths.is_outside_home(named):
             await self._get_elsewhere(paths.absolute(named))
@@ -91,7 +91,7 @@ class FilesHandler(SandboxHandler, FileHandler):
         parts = self._parts()
         with self._directory() as directory:
             if directory.is_directory(parts):
-                raise BadRequest("This is a directory; list it, or name a file in it.")
+                raise BadRequest("This is a directory. List it, or name a file in it.")
         await self.download(parts)
 
     async def _get_elsewhere(self, path: str) -> None:
@@ -106,25 +106,27 @@ class FilesHandler(SandboxHandler, FileHandler):
         return ExecFiles(self.context.service, self.who, self.sandbox)
 
     async def head(self, session: str = "", path: str = "") -> None:
-        """What GET would say, without the body."""
+        """Send the headers of GET without the body."""
         await super().head(self.sandbox, "file")
 
     # -- up -----------------------------------------------------------------------------------
 
     def _open(self, path: str | None) -> None:
-        # What lies elsewhere is carried there when all of it is here.
+        # A file outside the home directory is uploaded into it, and moved when it is complete.
         self._place = paths.absolute(path) if path and paths.is_outside_home(path) else None
         if self._place is not None and self._metadata:
-            raise NotSupported(f"Files carry metadata below {paths.HOME} alone; leave it out, or put the file there.")
+            raise NotSupported(
+                f"Only files below {paths.HOME} can have metadata. Leave it out, or write the file there."
+            )
         self._target = temporary_name() if self._place is not None else self._named(path)
         if not self._target:
-            raise Conflict("The home directory can't be a file; name a file in it.")
+            raise Conflict("The home directory can't be a file. Name a file in it.")
         with self._directory() as directory:
             self._upload = directory.upload(self._target)
         self._upload.describe(metadata.to_attributes(self._metadata))
 
     def data_received(self, chunk: bytes) -> None:
-        """Tornado's hook: a piece of the body goes straight to the disk."""
+        """Tornado's hook: write a piece of the body to the disk."""
         if self.request.method != "POST" or self._failure is not None:
             return
         try:
@@ -137,7 +139,7 @@ class FilesHandler(SandboxHandler, FileHandler):
         except KernelsvcError as error:
             self._fail(error)
         except zlib.error:
-            self._fail(BadRequest("The body is not what gzip makes."))
+            self._fail(BadRequest("The body is not valid gzip data."))
 
     def _unpacked(self, chunk: bytes) -> Iterator[bytes]:
         if self._unpack is None:
@@ -178,20 +180,20 @@ class FilesHandler(SandboxHandler, FileHandler):
         self._written.append(written | ({"metadata": self._metadata} if self._metadata else {}))
 
     def on_finish(self) -> None:
-        """Tornado's hook: what could not be carried to its place does not stay."""
+        """Tornado's hook: remove copies that were not moved to their path."""
         for copy, _ in getattr(self, "_carried", ()):
             with contextlib.suppress(KernelsvcError), self._directory() as directory:
                 directory.delete(copy, recursive=False)
         super().on_finish()
 
     async def post(self) -> None:
-        """The body is on the disk; put it in place."""
+        """Rename the uploaded files to their final names."""
         if self._failure is not None:
             raise self._failure
         if self._form is None and self._upload is not None:
             self._commit(self._upload)
         elif self._form is None or not self._form.complete:
-            raise BadRequest("The form is cut off; send it again.")
+            raise BadRequest("The form is cut off. Send it again.")
         if not self._written:
             raise BadRequest("The form has no part named 'file'.")
         while self._carried:

@@ -1,8 +1,8 @@
-"""Files of a sandbox as E2B's clients know them: ``filesystem.Filesystem/*``.
+"""Files of a sandbox in E2B's format: ``filesystem.Filesystem/*``.
 
-All of it is the session's directory, opened so that nothing leads out of it
-(``transports.beneath``). What a client changes is an event of the session, as it
-is through the native door.
+All files are in the session's directory, opened so that no path leads out of it
+(``linux.rooted_dir``). A client's change is an event of the session, as with the
+native API.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kernelsvc.server.e2b.exec_watch import watch_elsewhere
 
 T = TypeVar("T")
 
-#: Entries of one listing.
+#: Most entries of one listing.
 MAX_ENTRIES = 10_000
 
 
@@ -57,18 +57,18 @@ class WatcherName(msgspec.Struct, kw_only=True, rename="camel"):
 
 
 class FilesystemHandler(RpcHandler):
-    """Base: the sandbox's directory."""
+    """Base of the handlers of a sandbox's directory."""
 
     route = "/filesystem.Filesystem"
     port = e2b.FILES_PORT
     watchers: WatcherRegistry
 
     def directory(self) -> RootedDirectory:
-        """The session's directory; the caller closes it."""
+        """Open the session's directory. The caller closes it."""
         return RootedDirectory(self.context.service.files_dir(self.who, self.sandbox))
 
     async def within(self, work: Callable[[RootedDirectory], T]) -> T:
-        """Do something in the directory, in a thread: it may take long."""
+        """Call ``work`` with the directory, in a thread, since it may take long."""
 
         def act() -> T:
             with self.directory() as directory:
@@ -77,20 +77,20 @@ class FilesystemHandler(RpcHandler):
         return await self.while_connected(asyncio.to_thread(act))
 
     def elsewhere(self) -> ExecFiles:
-        """What lies outside the home directory."""
+        """Return the files outside the home directory."""
         return ExecFiles(self.context.service, self.who, self.sandbox)
 
     def changed(self, op: str, parts: tuple[bytes, ...], **more: Any) -> None:
-        """Put a change on record."""
+        """Log a change."""
         name = b"/".join(parts).decode("utf-8", "replace")
         self.context.service.files_changed(self.who, self.sandbox, [{"op": op, "path": name, **more}])
 
 
 class StatHandler(FilesystemHandler):
-    """``Stat``."""
+    """Handler of ``Stat``."""
 
     async def post(self) -> None:
-        """What a name is."""
+        """Describe a file."""
         path = self.message(PathRequest).path
         if paths.is_outside_home(path):
             self.answer({"entry": await self.while_connected(self.elsewhere().stat(paths.absolute(path)))})
@@ -100,10 +100,10 @@ class StatHandler(FilesystemHandler):
 
 
 class ListDirHandler(FilesystemHandler):
-    """``ListDir``."""
+    """Handler of ``ListDir``."""
 
     async def post(self) -> None:
-        """What lies in a directory, as deep as is asked for."""
+        """List a directory to the requested depth."""
         wanted = self.message(PathRequest)
         if wanted.depth < 0:
             raise BadRequest("depth must be 1 or more.")
@@ -127,7 +127,7 @@ def _tree(directory: RootedDirectory, top: tuple[bytes, ...], deepest: int) -> l
         except (NotFound, BadRequest):
             if one == top:
                 raise
-            continue  # it went away, or became a link, since it was seen
+            continue  # it was removed, or replaced by a link, since it was listed
         for entry in entries:
             parts = tuple(entry.path.split(b"/"))
             try:
@@ -140,10 +140,10 @@ def _tree(directory: RootedDirectory, top: tuple[bytes, ...], deepest: int) -> l
 
 
 class MakeDirHandler(FilesystemHandler):
-    """``MakeDir``."""
+    """Handler of ``MakeDir``."""
 
     async def post(self) -> None:
-        """Make a directory, and those on its way."""
+        """Make a directory and its parents."""
         path = self.message(PathRequest).path
         if paths.is_outside_home(path):
             await self._make_elsewhere(paths.absolute(path))
@@ -167,14 +167,14 @@ def _make(directory: RootedDirectory, parts: tuple[bytes, ...]) -> dict[str, Any
         return paths.entry(directory, parts)
     if kind_of(info.st_mode) == "directory":
         raise AlreadyExists("The directory exists already.")
-    raise BadRequest("The name is taken by something that is no directory; choose another.")
+    raise BadRequest("A file has this name. Choose another.")
 
 
 class MoveHandler(FilesystemHandler):
-    """``Move``."""
+    """Handler of ``Move``."""
 
     async def post(self) -> None:
-        """Give a file or a directory another name."""
+        """Rename a file or a directory."""
         wanted = self.message(MoveRequest)
         if paths.is_outside_home(wanted.source) or paths.is_outside_home(wanted.destination):
             await self._move_elsewhere(paths.absolute(wanted.source), paths.absolute(wanted.destination))
@@ -199,10 +199,10 @@ class MoveHandler(FilesystemHandler):
 
 
 class RemoveHandler(FilesystemHandler):
-    """``Remove``."""
+    """Handler of ``Remove``."""
 
     async def post(self) -> None:
-        """Remove a file, or a directory with all that is in it."""
+        """Remove a file, or a directory with its content."""
         path = self.message(PathRequest).path
         if paths.is_outside_home(path):
             await self.while_connected(self.elsewhere().remove(paths.absolute(path)))
@@ -210,7 +210,7 @@ class RemoveHandler(FilesystemHandler):
             return
         parts = paths.parts_of(path)
         if not parts:
-            raise BadRequest("The home directory itself can't be removed; kill the sandbox instead.")
+            raise BadRequest("The home directory itself can't be removed. Kill the sandbox instead.")
         await self.within(lambda directory: directory.delete(parts, recursive=True))
         self.changed("delete", parts)
         self.answer({})
@@ -220,14 +220,14 @@ class RemoveHandler(FilesystemHandler):
 
 
 class WatchingHandler(FilesystemHandler):
-    """Base of what makes watchers."""
+    """Base of the handlers that make watchers."""
 
     async def keep(self, wanted: WatchRequest) -> str:
-        """Make a watcher and keep it; returns its id.
+        """Make a watcher, store it and return its id.
 
         Raises:
-            NotFound: there is no such directory.
-            QuotaExceeded, AtCapacity: there are too many.
+            NotFound: There is no such directory.
+            QuotaExceeded, AtCapacity: There are too many watchers.
         """
         how = {"recursive": wanted.recursive, "include_entry": wanted.include_entry}
         if not paths.is_outside_home(wanted.path):
@@ -243,36 +243,36 @@ class WatchingHandler(FilesystemHandler):
 
 
 class CreateWatcherHandler(WatchingHandler):
-    """``CreateWatcher``."""
+    """Handler of ``CreateWatcher``."""
 
     async def post(self) -> None:
-        """Begin to watch; its events are asked for."""
+        """Begin to watch. The client polls for events."""
         self.answer({"watcherId": await self.while_connected(self.keep(self.message(WatchRequest)))})
 
 
 class GetWatcherEventsHandler(FilesystemHandler):
-    """``GetWatcherEvents``."""
+    """Handler of ``GetWatcherEvents``."""
 
     async def post(self) -> None:
-        """What happened since the last time."""
+        """Return the events since the last call."""
         found = self.watchers.find(self.sandbox, self.message(WatcherName).watcher_id)
         self.answer({"events": found.take()})
 
 
 class RemoveWatcherHandler(FilesystemHandler):
-    """``RemoveWatcher``."""
+    """Handler of ``RemoveWatcher``."""
 
     async def post(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self.watchers.remove(self.sandbox, self.message(WatcherName).watcher_id)
         self.answer({})
 
 
 class WatchDirHandler(WatchingHandler):
-    """``WatchDir``."""
+    """Handler of ``WatchDir``."""
 
     async def post(self) -> None:
-        """Watch for as long as the client listens."""
+        """Stream events for as long as the client reads them."""
         await self.stream(self._watch())
 
     async def _watch(self) -> None:

@@ -1,11 +1,10 @@
-"""What the handlers of the E2B door have in common: who calls, for which sandbox, and how errors look.
+"""Base of the handlers of the E2B API: authentication, sandboxes, format of errors.
 
-Two kinds of request come here. The *control plane* (``E2bHandler``) is called
-with a token of ours, as ``X-API-KEY`` or ``Authorization: Bearer``. What goes
-*to a sandbox* (``SandboxHandler``) names it in headers and shows the secret that
-``create`` or ``connect`` gave, or a token of its owner; a file's address may be
-signed instead. Who shows neither learns nothing, not even whether a sandbox of
-that name exists.
+There are two kinds of requests. The *control plane* (``E2bHandler``) takes a token of
+kernelsvc, as ``X-API-KEY`` or ``Authorization: Bearer``. Requests *to a sandbox*
+(``SandboxHandler``) name it in headers and carry the secret from ``create`` or
+``connect``, or a token of the owner. A file's URL may be signed instead. Without
+either, the error does not reveal whether a sandbox of that name exists.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from kernelsvc.server import auth
 from kernelsvc.server.e2b import models
 from kernelsvc.server.handler import ApiHandler, as_error
 
-#: What a page may send here.
+#: Headers that a page in a browser may send.
 ALLOWED_HEADERS = (
     "Authorization",
     "Connect-Protocol-Version",
@@ -43,7 +42,7 @@ ALLOWED_HEADERS = (
 
 
 class SandboxNotFound(HTTPError):
-    """The sandbox is not there, or does not listen: 502, as the proxy in front of E2B's sandboxes says it."""
+    """The sandbox does not exist or does not listen: 502, as from the proxy in front of E2B's sandboxes."""
 
     def __init__(self, body: dict[str, Any]) -> None:
         super().__init__(502)
@@ -51,10 +50,10 @@ class SandboxNotFound(HTTPError):
 
 
 class E2bHandler(ApiHandler):
-    """Base of all: E2B's names for a token, and its shape of errors.
+    """Base of all handlers of this API: E2B's header for a token, and E2B's format of errors.
 
     Attributes:
-        words: whether an error's ``code`` is a word (Connect's) or the HTTP status.
+        connect_codes: Whether an error's ``code`` is a Connect code instead of the HTTP status.
     """
 
     transport = "e2b"
@@ -62,18 +61,18 @@ class E2bHandler(ApiHandler):
     connect_codes: ClassVar[bool] = False
 
     def token(self) -> str | None:
-        """The token that the request carries."""
+        """Return the token that the request carries."""
         headers = self.request.headers
         return headers.get("X-API-KEY") or auth.bearer(headers.get("Authorization"))
 
     def options(self, *args: str, **named: str) -> None:
-        """A browser's preflight, for E2B's SDK in a page; the origin was checked."""
+        """Respond to a browser's preflight, for E2B's SDK in a page. The origin was checked."""
         super().options(*args)
         self.set_header("Access-Control-Allow-Headers", ", ".join(ALLOWED_HEADERS))
         self.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Tornado's hook: any failure in E2B's shape, ``{"code", "message"}``."""
+        """Tornado's hook: write any failure in E2B's format, ``{"code", "message"}``."""
         info = kwargs.get("exc_info")
         raised = info[1] if info else HTTPError(status_code)
         known = as_error(raised)
@@ -86,18 +85,18 @@ class E2bHandler(ApiHandler):
         self.finish(msgspec.json.encode(self.shape(raised, known, status)))
 
     def shape(self, raised: BaseException, known: KernelsvcError, status: int) -> dict[str, Any]:
-        """The body of an error's answer."""
+        """Return the body of an error response."""
         if isinstance(raised, SandboxNotFound):
             return raised.body
         message = known.message.encode("utf-8", "replace").decode()
         return {"code": connect_code(status) if self.connect_codes else status, "message": message}
 
     def json_body(self) -> dict[str, Any]:
-        """The body: a JSON object, or nothing.
+        """Decode the body, a JSON object. An empty body is an empty object.
 
         Raises:
-            BadRequest: it is something else.
-            TooLarge: it is over its bound.
+            BadRequest: It is not a JSON object.
+            TooLarge: It is over its limit.
         """
         data = self.body().strip()
         try:
@@ -109,7 +108,7 @@ class E2bHandler(ApiHandler):
         return value
 
 
-#: Connect's words for statuses, where an answer is a Connect error.
+#: Connect error codes for HTTP statuses.
 _WORDS = {
     400: "invalid_argument",
     401: "unauthenticated",
@@ -127,20 +126,20 @@ _WORDS = {
 
 
 def connect_code(status: int) -> str:
-    """Connect's word for an HTTP status."""
+    """Return the Connect error code for an HTTP status."""
     return _WORDS.get(status, "internal")
 
 
 class SandboxHandler(E2bHandler):
-    """Base of what goes to one sandbox. Once ``prepare`` has returned, its attributes are set.
+    """Base of requests to one sandbox. ``prepare`` sets the attributes.
 
     Attributes:
-        who: the sandbox's owner, with at most the scopes of the token that was shown or that the secret is bound to.
-        sandbox: the sandbox's id, which is that of its session; it is open.
-        user: the user that the request names, or ``user``. Nothing is granted by it.
-        port: which of the sandbox's ports this route belongs to.
-        purposes: the secrets that open this route.
-        signed: HTTP methods for which a signed address counts, with what it must allow.
+        who: The sandbox's owner, with at most the scopes of the token, or of the secret's token.
+        sandbox: The id of the sandbox and of its session, which is open.
+        user: The user that the request names, or ``user``. It grants no rights.
+        port: The sandbox's port that this route belongs to.
+        purposes: The secrets that this route accepts.
+        signed: HTTP methods that accept a signed URL, with the operation that it must allow.
     """
 
     route = "/sandbox"
@@ -152,11 +151,11 @@ class SandboxHandler(E2bHandler):
     user = e2b.DEFAULT_USER
 
     def authenticate_request(self) -> None:
-        """Check origin, then the secret, the token or the signature; then that the sandbox is there.
+        """Check the origin, then the secret, token or signature, then that the sandbox runs.
 
         Raises:
-            Unauthenticated: none of them is good.
-            NoSandbox: the sandbox is not there, ended or paused, or the port is another one.
+            Unauthenticated: None of them is valid.
+            SandboxNotFound: The sandbox does not exist, has ended or is paused, or the port is another one.
         """
         scope, self.scope = self.scope, None
         super().authenticate_request()
@@ -173,11 +172,11 @@ class SandboxHandler(E2bHandler):
         self.require_running(port)
 
     def identify(self, sandbox: str | None) -> None:
-        """Find out who calls, and for which sandbox.
+        """Set the caller and the sandbox.
 
         Raises:
-            Unauthenticated: that can't be found out.
-            NotFound: it can, but the sandbox is not there any more.
+            Unauthenticated: The request does not prove who calls.
+            NotFound: It does, but the sandbox does not exist any more.
         """
         headers = self.request.headers
         self.user = self.named_user()
@@ -204,19 +203,19 @@ class SandboxHandler(E2bHandler):
         self.who, self.sandbox = access.signer(sandbox, e2b.ENVD, signed), sandbox
 
     def named_user(self) -> str:
-        """The user that the request names, or E2B's default one."""
+        """Return the user that the request names, or E2B's default."""
         return self.argument("username") or e2b.user_of(self.request.headers.get("Authorization")) or e2b.DEFAULT_USER
 
     def argument(self, name: str) -> str | None:
-        """A value of the query."""
+        """Return a value of the query."""
         given = self.request.query_arguments.get(name)
         return given[-1].decode("utf-8", "surrogateescape") if given else None
 
     def require_running(self, port: int | None) -> SessionInfo:
-        """The sandbox's session.
+        """Return the sandbox's session.
 
         Raises:
-            NoSandbox: it is somebody else's, has ended or is paused, or this route is not on that port.
+            SandboxNotFound: It belongs to another user, has ended or is paused, or this route has another port.
         """
         try:
             session = self.context.service.get(self.who, self.sandbox)
@@ -231,7 +230,7 @@ class SandboxHandler(E2bHandler):
         return session
 
     def _resumed(self, session: SessionInfo) -> SessionInfo:
-        """A paused sandbox, running again if it was made so that whoever wants it resumes it."""
+        """Resume a paused sandbox if it was created with ``autoResume``."""
         if models.RESUMES not in session.labels:
             raise SandboxNotFound(e2b.gone(self.sandbox))
         return self.context.service.leases.grant(self.who, session.id, models.DEFAULT_SECONDS)

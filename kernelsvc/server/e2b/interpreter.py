@@ -1,7 +1,7 @@
 """The interpreter of a sandbox: ``/execute`` and ``/contexts``.
 
-The sandbox's own session is its first context. Each further one is a session
-beside it: a kernel of its own in the same directory, which ends with the sandbox.
+The sandbox's own session is its first context. Each further context is a sidecar
+session: its own kernel in the same directory, which ends with the sandbox.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from kernelsvc.server.native.websocket import CHUNK_BYTES
 
 log = logging.getLogger(__name__)
 
-#: Seconds of silence after which a line says that the cell goes on.
+#: Seconds of silence after which a keepalive line is sent.
 KEEPALIVE_SECONDS = 5.0
-#: Seconds that the beginning of a printed line waits for its end: ``print`` writes the two apart.
+#: Seconds that an incomplete line waits for its end. ``print`` writes a text and its newline separately.
 LINE_SECONDS = 0.02
 #: Longest text in a status line.
 MAX_REASON = 200
-#: Names under which Python is asked for.
+#: Names of Python in requests.
 _PYTHON = frozenset({"", "python", "python3", "ipython"})
 
 
@@ -53,7 +53,7 @@ class NewContextRequest(msgspec.Struct, kw_only=True):
 
 
 class InterpreterHandler(SandboxHandler):
-    """Base: the contexts of a sandbox."""
+    """Base of the handlers of a sandbox's contexts."""
 
     route = "/contexts"
     port = e2b.INTERPRETER_PORT
@@ -61,21 +61,21 @@ class InterpreterHandler(SandboxHandler):
     purposes = (e2b.ENVD, e2b.TRAFFIC)
 
     def set_status(self, status_code: int, reason: str | None = None) -> None:
-        """Tornado's hook: E2B's JavaScript client shows of some errors no more than the status line."""
+        """Tornado's hook: put the error into the status line, which is all that E2B's JavaScript client shows."""
         super().set_status(status_code, self.reason if reason is None and status_code >= 400 else reason)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Tornado's hook: a failure, told in the status line too."""
+        """Tornado's hook: put a failure into the status line too."""
         info = kwargs.get("exc_info")
         if info and isinstance(info[1], KernelsvcError):
             self.reason = "".join(c if " " <= c <= "~" else "?" for c in info[1].message)[:MAX_REASON]
         super().write_error(status_code, **kwargs)
 
     def decoded(self, kind: type[Any]) -> Any:
-        """The body.
+        """Decode the body.
 
         Raises:
-            BadRequest: it is something else.
+            BadRequest: It is invalid.
         """
         try:
             return msgspec.convert(self.json_body(), kind)
@@ -83,15 +83,15 @@ class InterpreterHandler(SandboxHandler):
             raise BadRequest(f"The body can't be read: {error}.") from None
 
     def contexts(self) -> list[SessionInfo]:
-        """The sandbox's contexts, the first one first."""
+        """Return the sandbox's contexts, the oldest first."""
         service = self.context.service
         return [service.get(self.who, self.sandbox), *service.leases.sidecars(self.who, self.sandbox)]
 
     def find(self, context: str) -> SessionInfo:
-        """A context by its id.
+        """Return a context by its id.
 
         Raises:
-            NotFound: the sandbox has none of that name.
+            NotFound: The sandbox has no such context.
         """
         for each in self.contexts():
             if each.id == context:
@@ -99,10 +99,10 @@ class InterpreterHandler(SandboxHandler):
         raise NotFound(f"Context {context} not found")
 
     def template_of(self, language: str) -> str | None:
-        """The template of a language; None for the sandbox's own.
+        """Return the template of a language. None: the sandbox's own.
 
         Raises:
-            NotSupported: nothing here runs it.
+            NotSupported: No template runs the language.
         """
         if language.lower() in _PYTHON:
             return None
@@ -112,21 +112,21 @@ class InterpreterHandler(SandboxHandler):
                 return str(each["name"])
         known = sorted({str(each.get("language") or "python") for each in templates})
         raise NotSupported(
-            f"Nothing here runs {language[:64]!r}; there is {', '.join(known)}. "
-            "Who runs this server can install a Jupyter kernel for it."
+            f"This server does not run {language[:64]!r}. It runs {', '.join(known)}. "
+            "The server's operator can install a Jupyter kernel for it."
         )
 
     async def new_context(self, language: str, cwd: str | None, *, default: bool = False) -> SessionInfo:
-        """A further context.
+        """Create a further context.
 
         Args:
-            language: of its code.
-            cwd: its working directory; None for the sandbox's.
-            default: whether code in this language runs there when no context is named.
+            language: Of its code.
+            cwd: Its working directory. None: the sandbox's.
+            default: Whether code in this language runs there if the request names no context.
 
         Raises:
-            NotSupported: nothing here runs that language.
-            BadRequest: there is no such directory.
+            NotSupported: No template runs the language.
+            BadRequest: There is no such directory.
         """
         service = self.context.service
         template = self.template_of(language)
@@ -139,13 +139,13 @@ class InterpreterHandler(SandboxHandler):
             try:
                 await service.environment.change(self.who, made.id, {}, cwd)
             except KernelsvcError:
-                await service.close(self.who, made.id, reason="its directory is not there")
+                await service.close(self.who, made.id, reason="its directory does not exist")
                 raise
         return made
 
 
 def context_model(session: SessionInfo) -> dict[str, str]:
-    """A context as E2B's clients read it."""
+    """Return a context in E2B's format."""
     labels = session.labels if session.beside else {}
     return {
         "id": session.id,
@@ -155,36 +155,36 @@ def context_model(session: SessionInfo) -> dict[str, str]:
 
 
 class ContextsHandler(InterpreterHandler):
-    """``/contexts``."""
+    """Handler of ``/contexts``."""
 
     async def get(self) -> None:
-        """All of them."""
+        """List the contexts."""
         self.answer([context_model(each) for each in self.contexts()])
 
     async def post(self) -> None:
-        """One more."""
+        """Create a context."""
         wanted = self.decoded(NewContextRequest)
         made = await self.while_connected(self.new_context(wanted.language or "", wanted.cwd))
         self.answer(context_model(made))
 
 
 class ContextHandler(InterpreterHandler):
-    """``/contexts/{id}``."""
+    """Handler of ``/contexts/{id}``."""
 
     async def delete(self, context: str) -> None:
-        """End a context; the sandbox's first one ends with the sandbox alone."""
+        """Close a context. The sandbox's first one ends only with the sandbox."""
         found = self.find(unquote(context))
         if found.id == self.sandbox:
-            raise BadRequest("The sandbox's first context can't be removed; restart it, or kill the sandbox.")
+            raise BadRequest("The sandbox's first context can't be removed. Restart it, or kill the sandbox.")
         await self.context.service.close(self.who, found.id, reason="context removed")
         self.answer(None)
 
 
 class RestartHandler(InterpreterHandler):
-    """``/contexts/{id}/restart``."""
+    """Handler of ``/contexts/{id}/restart``."""
 
     async def post(self, context: str) -> None:
-        """Empty variables, in the directory session it began."""
+        """Restart the context with empty variables, in its first directory."""
         found = self.find(unquote(context))
         service = self.context.service
         await self.while_connected(service.restart(self.who, found.id))
@@ -194,16 +194,16 @@ class RestartHandler(InterpreterHandler):
 
 
 class ExecuteHandler(InterpreterHandler):
-    """``/execute``: runs code and sends its results line by line, as they are produced.
+    """Handler of ``/execute``: runs code and streams its results as lines.
 
-    Dropping the connection interrupts the code, as E2B's clients expect of their
-    own time-outs.
+    A lost connection interrupts the code, as E2B's clients expect of their own
+    time-outs.
     """
 
     route = "/execute"
 
     async def post(self) -> None:
-        """Run it."""
+        """Run the code."""
         wanted = self.decoded(ExecuteRequest)
         if wanted.context_id and wanted.language:
             raise BadRequest("Only one of context_id or language can be provided")
@@ -231,7 +231,7 @@ class ExecuteHandler(InterpreterHandler):
         return (await self.new_context(language, None, default=True)).id
 
     async def _undo(self, who: Principal, session: str, before: Mapping[str, str | None]) -> None:
-        with contextlib.suppress(KernelsvcError):  # the session has ended, or its kernel is a new one
+        with contextlib.suppress(KernelsvcError):  # the session has ended, or its kernel was replaced
             await self.context.service.environment.change(who, session, before)
 
     async def _stream(self, session: str, wanted: ExecuteRequest, env_names: list[str]) -> None:
@@ -261,7 +261,7 @@ class ExecuteHandler(InterpreterHandler):
                 await self._send_lines(lines.rest() or [results.KEEPALIVE])
                 quiet = loop.time()
                 continue
-            if not batch:  # the session's log is complete, and so is the cell
+            if not batch:  # the session is closed
                 break
             said = [line for entry in batch for line in lines.of(ev.decode(entry))]
             if said:
@@ -285,7 +285,7 @@ _undoing: set[asyncio.Task[None]] = set()
 
 
 def _run_detached(work: Any) -> None:
-    """Do something that outlives the request."""
+    """Run a coroutine that outlives the request."""
     task = asyncio.ensure_future(work)
     _undoing.add(task)
     task.add_done_callback(_undoing.discard)

@@ -1,7 +1,7 @@
-"""Sessions as E2B's control plane shows them, and its requests as ours: functions of values.
+"""Sessions in the format of E2B's control plane, and its requests as session requests: functions of values.
 
-Metadata are labels. What else this door must remember of a sandbox stands in
-labels of its own, whose names begin with ``e2b.``.
+Metadata are labels. Further data about a sandbox is in labels whose names begin with
+``e2b.``.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from kernelsvc.model.objects import Principal, SessionInfo, SessionRequest
 from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.protocol import e2b
 
-#: Labels of this door.
+#: Prefix of this API's own labels.
 PREFIX = "e2b."
 TEMPLATE, SNAPSHOT, SOURCE, RESUMES, PAUSES = (
     PREFIX + name for name in ("template", "snapshot", "source", "resumes", "pauses")
 )
 LANGUAGE, CWD, DEFAULT = (PREFIX + name for name in ("language", "cwd", "default"))
-#: A sandbox's directory as its code sees it.
+#: The session's directory inside the sandbox.
 HOME = "/home/user"
-#: What the label of a snapshot without a name holds.
+#: Value of the label of a snapshot without a name.
 _UNNAMED = "-"
-#: Longest name of a snapshot, in characters: a label's.
+#: Longest name of a snapshot, in characters, as for a label.
 MAX_NAME = 256
-#: Names that E2B's clients ask for by themselves; they mean our default template.
+#: Default names in E2B's clients. They mean this server's default template.
 _DEFAULT_TEMPLATES = frozenset({"", "base", "code-interpreter-v1", "code-interpreter", "code-interpreter-beta"})
-#: The release of E2B's agent whose behaviour this door has.
+#: The release of E2B's agent (envd) that this API imitates.
 ENVD_VERSION = "0.6.4"
-#: E2B's own, where a client names none.
+#: E2B's default timeout.
 DEFAULT_SECONDS = 300
-#: Fields of a request that ask for what is not here; each may be there and empty.
+#: Fields that ask for features which this server lacks. An empty field is accepted.
 _UNSUPPORTED = {
     "network": "There are no rules for one sandbox's network here.",
     "iam": "There is no workload identity here.",
     "volumeMounts": "There are no volumes here.",
     "mcp": "There is no MCP gateway in a sandbox; MCP clients speak to this server at /mcp.",
 }
-#: What switches on, in a session's process, the results that only this door shows.
+#: Environment variable that makes a session's kernel produce E2B's extra results.
 ENVIRONMENT = {"E2B_SANDBOX": "true"}
 
 
 class NewSandbox(msgspec.Struct, kw_only=True):
-    """``POST /v2/sandboxes``; what is unknown is left alone, so that a newer client works."""
+    """``POST /v2/sandboxes``. Unknown fields are ignored, so that newer clients work."""
 
     templateID: str = ""
     timeout: float = DEFAULT_SECONDS
@@ -69,16 +69,16 @@ class NewSandbox(msgspec.Struct, kw_only=True):
 
 
 def decode(asked: Mapping[str, Any]) -> NewSandbox:
-    """A request for a sandbox.
+    """Decode a request for a sandbox.
 
     Raises:
-        BadRequest: a field is of the wrong type.
-        NotSupported: it asks for what is not here.
+        BadRequest: A field has the wrong type.
+        NotSupported: It asks for a feature that this server lacks.
     """
     try:
         wanted = msgspec.convert(dict(asked), NewSandbox)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"The sandbox can't be made: {error}.") from None
+        raise BadRequest(f"The sandbox can't be created: {error}.") from None
     for name, what in _UNSUPPORTED.items():
         if getattr(wanted, name):
             raise NotSupported(f"{what} Leave {name!r} out.")
@@ -86,10 +86,10 @@ def decode(asked: Mapping[str, Any]) -> NewSandbox:
 
 
 def template_of(name: str, known: Iterable[str]) -> str | None:
-    """Our template behind E2B's name for one; None for the default one.
+    """Return the template for E2B's name of one. None: the default template.
 
     Raises:
-        NotFound: there is none.
+        NotFound: There is none.
     """
     name_only = name.partition(":")[0]
     names = set(known)
@@ -97,19 +97,19 @@ def template_of(name: str, known: Iterable[str]) -> str | None:
         return name_only
     if name_only in _DEFAULT_TEMPLATES:
         return None
-    raise NotFound(f"There is no template {name!r}; there are {', '.join(sorted(names))}.")
+    raise NotFound(f"There is no template {name!r}. There are {', '.join(sorted(names))}.")
 
 
 def request_of(wanted: NewSandbox, template: str | None, key: str | None) -> SessionRequest:
-    """The session behind a sandbox.
+    """Return the session request for a sandbox.
 
     Args:
-        wanted: what the client asks for.
-        template: ours, None for the default one.
-        key: its idempotency key.
+        wanted: The client's request.
+        template: The template. None: the default one.
+        key: The client's idempotency key.
 
     Raises:
-        BadRequest: a name of a variable, or metadata, can't be a session's.
+        BadRequest: A variable's name or the metadata are invalid for a session.
     """
     fields = {
         "template": template,
@@ -121,18 +121,18 @@ def request_of(wanted: NewSandbox, template: str | None, key: str | None) -> Ses
     try:
         return msgspec.convert(fields, SessionRequest)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"The sandbox can't be made: {error}.") from None
+        raise BadRequest(f"The sandbox can't be created: {error}.") from None
 
 
 def labels(wanted: NewSandbox) -> dict[str, str]:
-    """What is kept of a request.
+    """Return the labels for a request.
 
     Raises:
-        BadRequest: metadata with a name of ours.
+        BadRequest: The metadata has a reserved name.
     """
     found = dict(wanted.metadata or {})
     if taken := sorted(name for name in found if name.startswith(PREFIX)):
-        raise BadRequest(f"Metadata may not be named {taken[0]!r}: names that begin with {PREFIX!r} are taken.")
+        raise BadRequest(f"Metadata may not be named {taken[0]!r}: names that begin with {PREFIX!r} are reserved.")
     found[TEMPLATE] = (wanted.templateID or "base")[:256]
     if isinstance(wanted.autoResume, dict) and wanted.autoResume.get("enabled", True):
         found[RESUMES] = "yes"
@@ -142,43 +142,43 @@ def labels(wanted: NewSandbox) -> dict[str, str]:
 
 
 def metadata(session: SessionInfo) -> dict[str, str]:
-    """The metadata of a sandbox."""
+    """Return the metadata of a sandbox."""
     return {name: value for name, value in session.labels.items() if not name.startswith(PREFIX)}
 
 
 def is_sandbox(session: SessionInfo) -> bool:
-    """Whether this session is a sandbox of its own: no further context, and no snapshot."""
+    """Return whether this session is a sandbox, and not a further context or a snapshot."""
     return session.beside is None and not is_snapshot(session)
 
 
 def is_snapshot(session: SessionInfo) -> bool:
-    """Whether this session only keeps another one's state."""
+    """Return whether this session is a snapshot."""
     return bool(session.labels.get(SNAPSHOT))
 
 
 def snapshot_name(session: SessionInfo) -> str:
-    """A snapshot's name, empty for none."""
+    """Return a snapshot's name. Empty if it has none."""
     name = session.labels.get(SNAPSHOT, "")
     return "" if name == _UNNAMED else name
 
 
 def snapshot_labels(name: str, source: str) -> dict[str, str]:
-    """What makes a branch a snapshot.
+    """Return the labels that make a branch a snapshot.
 
     Args:
-        name: empty for none.
-        source: the sandbox it is taken of.
+        name: Empty for none.
+        source: The sandbox of the snapshot.
     """
     return {SNAPSHOT: name or _UNNAMED, SOURCE: source}
 
 
 def no_snapshot() -> dict[str, str]:
-    """What makes the branch of a snapshot a sandbox again."""
+    """Return the labels that make the branch of a snapshot a sandbox."""
     return {SNAPSHOT: ""}
 
 
 def matches_snapshot(session: SessionInfo, asked: Mapping[str, str]) -> bool:
-    """Whether a snapshot is what a listing asks for."""
+    """Return whether a snapshot matches a listing's query."""
     source, name = asked.get("sandboxID"), asked.get("name", "").partition(":")[0]
     return source in (None, "", session.labels.get(SOURCE)) and name in ("", session.id, snapshot_name(session))
 
@@ -187,17 +187,17 @@ def matches_snapshot(session: SessionInfo, asked: Mapping[str, str]) -> bool:
 
 
 def template_shown(session: SessionInfo) -> str:
-    """The name of its template, as the client gave it."""
+    """Return the template's name as the client gave it."""
     return session.labels.get(TEMPLATE, session.template)
 
 
 def access_model(session: SessionInfo, envd: str, traffic: str) -> dict[str, Any]:
-    """The answer to ``create`` and ``connect``.
+    """Return the response to ``create`` and ``connect``.
 
     Args:
-        session: the sandbox.
-        envd: its secret for files, commands and code.
-        traffic: its secret for code.
+        session: The sandbox.
+        envd: Its secret for files, commands and code.
+        traffic: Its secret for code.
     """
     return {
         "templateID": template_shown(session),
@@ -211,7 +211,7 @@ def access_model(session: SessionInfo, envd: str, traffic: str) -> dict[str, Any
 
 
 def model(session: SessionInfo) -> dict[str, Any]:
-    """A sandbox in a listing."""
+    """Return a sandbox for a listing."""
     limits = session.limits
     return {
         "templateID": template_shown(session),
@@ -230,11 +230,11 @@ def model(session: SessionInfo) -> dict[str, Any]:
 
 
 def detail_model(session: SessionInfo, envd: str | None) -> dict[str, Any]:
-    """``GET /sandboxes/{id}``.
+    """Return the response to ``GET /sandboxes/{id}``.
 
     Args:
-        session: the sandbox.
-        envd: its secret for files, commands and code. None leaves the field out, as E2B's schema allows.
+        session: The sandbox.
+        envd: Its secret for files, commands and code. None leaves the field out, as E2B's schema allows.
     """
     return (
         model(session)
@@ -251,10 +251,10 @@ def detail_model(session: SessionInfo, envd: str | None) -> dict[str, Any]:
 
 
 def moment(asked: Mapping[str, str], name: str, otherwise: int) -> int:
-    """A moment in a query, in whole seconds of Unix time.
+    """Parse a time in a query, in whole seconds of Unix time.
 
     Raises:
-        BadRequest: it is none.
+        BadRequest: It is not a time.
     """
     text = asked.get(name)
     if text is None:
@@ -265,17 +265,17 @@ def moment(asked: Mapping[str, str], name: str, otherwise: int) -> int:
 
 
 def metric_models(session: SessionInfo, samples: Sequence[UsageSample]) -> list[dict[str, Any]]:
-    """What a sandbox used; of the CPU, the share between a sample and the one before it.
+    """Return a sandbox's usage. CPU is the share between a sample and the one before it.
 
     Args:
-        session: the sandbox.
-        samples: the oldest first.
+        session: The sandbox.
+        samples: The oldest first.
     """
     before = UsageSample(seconds_of(session.created_at, 0.0), 0.0, 0, 0)
     found = []
     for sample in samples:
         spent, passed = sample.cpu_seconds - before.cpu_seconds, max(1.0, sample.at - before.at)
-        found.append(_metric_model(session, sample, max(0.0, spent) / passed))  # a new kernel begins at zero
+        found.append(_metric_model(session, sample, max(0.0, spent) / passed))  # a new kernel's usage starts at zero
         before = sample
     return found
 
@@ -295,7 +295,7 @@ def _metric_model(session: SessionInfo, sample: UsageSample, busy: float) -> dic
 
 
 def cpus(session: SessionInfo) -> int:
-    """Processors of a sandbox, as a whole number."""
+    """Return the number of a sandbox's processors, rounded to an integer."""
     return max(1, round(session.limits.cpu_cores or len(os.sched_getaffinity(0))))
 
 
@@ -304,7 +304,7 @@ def _machine_memory() -> int:
 
 
 def snapshot_model(session: SessionInfo) -> dict[str, Any]:
-    """A snapshot."""
+    """Return a snapshot in E2B's format."""
     name = snapshot_name(session)
     return {"snapshotID": session.id, "names": [name] if name else []}
 
@@ -313,19 +313,19 @@ def snapshot_model(session: SessionInfo) -> dict[str, Any]:
 
 
 def wanted_metadata(text: str) -> dict[str, str]:
-    """The metadata that a listing asks for: a query in a query, names and values quoted once more."""
+    """Parse the metadata of a listing's query: an encoded query whose names and values are quoted again."""
     return {unquote(name): unquote(value) for name, value in parse_qsl(text, keep_blank_values=True)}
 
 
 def matches(session: SessionInfo, asked: Mapping[str, str]) -> bool:
-    """Whether a sandbox is what a listing asks for.
+    """Return whether a sandbox matches a listing's query.
 
     Args:
-        session: the sandbox.
-        asked: the listing's query.
+        session: The sandbox.
+        asked: The query.
 
     Raises:
-        BadRequest: the query can't be read.
+        BadRequest: The query is invalid.
     """
     states = set(filter(None, asked.get("state", "").split(",")))
     if states and ("paused" if session.paused else "running") not in states:
@@ -335,25 +335,25 @@ def matches(session: SessionInfo, asked: Mapping[str, str]) -> bool:
     if since := asked.get("startedAfter"):
         moment = seconds_of(since, -1.0)
         if moment < 0:
-            raise BadRequest("startedAfter is no time; write it as 2026-01-31T12:00:00Z.")
+            raise BadRequest("startedAfter is not a time. Write it as 2026-01-31T12:00:00Z.")
         if seconds_of(session.created_at, 0.0) < moment:
             return False
     return metadata(session).items() >= wanted_metadata(asked.get("metadata", "")).items()
 
 
 def page(found: Sequence[SessionInfo], asked: Mapping[str, str], most: int) -> tuple[list[SessionInfo], str | None]:
-    """One page of a listing, and the next one's name.
+    """Return one page of a listing, and the token of the next page.
 
-    The name is a position among the sandboxes, not a count: those that are made or
+    The token is a position among the sandboxes, not a count. Sandboxes that are created or
     ended meanwhile neither repeat nor hide others.
 
     Args:
-        found: everything there is to list.
-        asked: the listing's query.
-        most: sandboxes on a page where the query does not say.
+        found: All matching sandboxes.
+        asked: The query.
+        most: Sandboxes on a page if the query does not say.
 
     Raises:
-        BadRequest: the query can't be read.
+        BadRequest: The query is invalid.
     """
     limit = _limit(asked.get("limit"), most)
     rising = asked.get("order") == "asc"
@@ -386,7 +386,7 @@ def _decode_position(token: str) -> tuple[str, str]:
         at, session = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         return str(at), str(session)
     except (ValueError, TypeError):
-        raise BadRequest("There is no such page; take the x-next-token of the page before.") from None
+        raise BadRequest("There is no such page. Send the x-next-token of the page before.") from None
 
 
 def secrets_of(access: Any, who: Principal, session: str) -> tuple[str, str]:

@@ -1,8 +1,8 @@
-"""Paths as E2B's clients write them, and files as they are described to them.
+"""Paths in E2B's format, and descriptions of files.
 
-A path is absolute, or relative to the home directory. What lies at home is the
-session's directory, which the server can open; everything else is the sandbox's
-own and can be reached from inside alone.
+A path is absolute, or relative to the home directory. The home directory is the
+session's directory, which the server can open. All other paths belong to the sandbox's
+file system and can be reached only from inside.
 """
 
 from __future__ import annotations
@@ -18,62 +18,61 @@ from kernelsvc.errors import BadRequest
 from kernelsvc.linux.rooted_dir import RootedDirectory, parse_path
 from kernelsvc.server.e2b import metadata
 
-#: The session's directory as its cells see it.
+#: The session's directory inside the sandbox.
 HOME = "/home/user"
 _KINDS = {stat.S_IFREG: "FILE_TYPE_FILE", stat.S_IFDIR: "FILE_TYPE_DIRECTORY", stat.S_IFLNK: "FILE_TYPE_SYMLINK"}
 
 
 def absolute(path: str) -> str:
-    """A path from the root, without what means nothing.
+    """Return a normalised absolute path.
 
     Raises:
-        BadRequest: it climbs, or holds a zero byte.
+        BadRequest: It has a ``..`` or a zero byte.
     """
     if "\0" in path:
         raise BadRequest("The path holds a zero byte.")
     pure = PurePosixPath(HOME, path.removeprefix("~/") if path != "~" else "")
     if ".." in pure.parts:
-        raise BadRequest("The path has a '..'; give one without.")
+        raise BadRequest("The path has a '..'. Give one without.")
     return "/" + "/".join(pure.parts[1:])
 
 
 def is_outside_home(path: str) -> bool:
-    """Whether a path leads outside the home directory.
+    """Return whether a path leads outside the home directory.
 
     Raises:
-        BadRequest: it can't be a path.
+        BadRequest: The path is invalid.
     """
     whole = absolute(path)
     return whole != HOME and not whole.startswith(HOME + "/")
 
 
 def parts_of(path: str) -> tuple[bytes, ...]:
-    """The part of a path below the home directory; empty for that itself.
+    """Return the names of a path below the home directory. Empty for the home directory.
 
     Raises:
-        BadRequest: it leads elsewhere, or can't be a path.
+        BadRequest: It leads outside, or is invalid.
     """
     whole = absolute(path)
     if whole == HOME:
         return ()
     if not whole.startswith(HOME + "/"):
         raise BadRequest(
-            f"{whole[:200]} lies outside {HOME}; this can be done there alone. "
-            "Reach what lies elsewhere by a command or by code."
+            f"{whole[:200]} is outside {HOME}, where this is not possible. Use a command or code for other paths."
         )
     return parse_path(os.fsencode(whole.removeprefix(HOME + "/")))
 
 
 def path_of(parts: tuple[bytes, ...]) -> str:
-    """The absolute path of what lies below the home directory; what is not UTF-8 becomes U+FFFD."""
+    """Return the absolute path of a file in the home directory. Bytes that are not UTF-8 become U+FFFD."""
     return "/".join([HOME, *(part.decode("utf-8", "replace") for part in parts)])
 
 
 def entry(directory: RootedDirectory, parts: tuple[bytes, ...]) -> dict[str, Any]:
-    """What E2B's clients are told of what lies somewhere below the home directory.
+    """Describe a file in the home directory.
 
     Raises:
-        KernelsvcError: it isn't there.
+        KernelsvcError: It does not exist.
     """
     return home_entry(parts, *directory.look(parts), metadata=metadata.from_attributes(directory.attributes(parts)))
 
@@ -85,13 +84,13 @@ def home_entry(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What E2B's clients are told of a file.
+    """Describe a file in the home directory from its status.
 
     Args:
-        parts: where it lies below the home directory.
-        info: what it is; of a link, of the link itself.
-        target: where a link leads.
-        metadata: what its owner wrote on it.
+        parts: Its path below the home directory.
+        info: Its status. For a link, the link's.
+        target: A link's target.
+        metadata: From its extended attributes.
     """
     found = entry_of(path_of(parts), info.st_mode, info.st_size, info.st_mtime_ns, None)
     if metadata:
@@ -102,14 +101,14 @@ def home_entry(
 
 
 def entry_of(path: str, mode: int, size: int, modified: int, target: str | None) -> dict[str, Any]:
-    """What E2B's clients are told of a file that lies anywhere.
+    """Describe a file at any path.
 
     Args:
-        path: absolute.
-        mode: as stat(2) has it, with its kind.
-        size: bytes.
-        modified: nanoseconds of Unix time.
-        target: where a link leads.
+        path: Absolute.
+        mode: As in stat(2), with the type.
+        size: Bytes.
+        modified: Nanoseconds of Unix time.
+        target: A link's target.
     """
     found: dict[str, Any] = {
         "name": path.rpartition("/")[2],

@@ -1,8 +1,8 @@
-"""Commands of a sandbox: ``process.Process/*``, programs beside its kernel.
+"""Commands of a sandbox: ``process.Process/*``, programs next to its kernel.
 
-Whoever starts a program, or connects to one, is sent what it writes from then
-on. Whoever leaves changes nothing: the program goes on, and can be connected to
-again. A time limit that its caller set ends it.
+A client that starts a program, or connects to one, gets its output from then on.
+If the client disconnects, the program continues, and a client can connect to it
+later. A time limit that its caller set ends it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DEFAULT_SIZE = (80, 24)
 
 
 class ProcessConfig(msgspec.Struct, kw_only=True):
-    """What is to be run."""
+    """The command to run."""
 
     cmd: str
     args: list[str] = []
@@ -36,7 +36,7 @@ class ProcessConfig(msgspec.Struct, kw_only=True):
 
 
 class TerminalSize(msgspec.Struct, kw_only=True):
-    """Of a terminal, in characters."""
+    """Size of a terminal, in characters."""
 
     cols: int = _DEFAULT_SIZE[0]
     rows: int = _DEFAULT_SIZE[1]
@@ -48,7 +48,7 @@ class TerminalRequest(msgspec.Struct, kw_only=True):
     size: TerminalSize = msgspec.field(default_factory=TerminalSize)
 
 
-class StartRequest(msgspec.Struct, kw_only=True):
+class ProcessStartRequest(msgspec.Struct, kw_only=True):
     """``Start``."""
 
     process: ProcessConfig
@@ -58,21 +58,21 @@ class StartRequest(msgspec.Struct, kw_only=True):
 
 
 class ProcessSelector(msgspec.Struct, kw_only=True):
-    """Which program is meant."""
+    """Names a program by pid or tag."""
 
     pid: int | None = None
     tag: str | None = None
 
 
 class ProcessInput(msgspec.Struct, kw_only=True):
-    """What it is given to read, in base64."""
+    """Input for a program, in base64."""
 
     stdin: str | None = None
     pty: str | None = None
 
 
 class ProcessCall(msgspec.Struct, kw_only=True):
-    """Every call but ``Start`` and ``List``: a program, and what is asked of it."""
+    """Message of each call except ``Start`` and ``List``: a program, and the call's arguments."""
 
     process: ProcessSelector = msgspec.field(default_factory=ProcessSelector)
     input: ProcessInput | None = None
@@ -81,7 +81,7 @@ class ProcessCall(msgspec.Struct, kw_only=True):
 
 
 def working_directory(path: str | None) -> str:
-    """A directory as E2B names it, for ``Programs.start``: the sandbox's own is relative to wherever it lies."""
+    """Convert E2B's path of a directory for ``Programs.start``. A path in the home directory becomes relative."""
     for home in (HOME, "~"):
         if path == home or (path or "").startswith(f"{home}/"):
             return (path or "").removeprefix(home).strip("/")
@@ -89,7 +89,7 @@ def working_directory(path: str | None) -> str:
 
 
 class ProcessHandler(RpcHandler):
-    """Base: the programs of a sandbox."""
+    """Base of the handlers of a sandbox's programs."""
 
     route = "/process.Process"
 
@@ -99,10 +99,10 @@ class ProcessHandler(RpcHandler):
         return self.context.service.programs
 
     def find(self, selector: ProcessSelector) -> ProgramInfo:
-        """The program that is meant.
+        """Return the selected program.
 
         Raises:
-            NotFound: it does not run.
+            NotFound: It does not run.
         """
         return self.programs.find(self.who, self.sandbox, pid=selector.pid, tag=selector.tag)
 
@@ -114,39 +114,39 @@ class ProcessHandler(RpcHandler):
 
 
 class ListHandler(ProcessHandler):
-    """``List``."""
+    """Handler of ``List``."""
 
     async def post(self) -> None:
-        """What runs."""
+        """List the running programs."""
         running = self.programs.running(self.who, self.sandbox)
         self.answer({"processes": [_model(program) for program in running if program.tag != INTERNAL_TAG]})
 
 
 class SendInputHandler(ProcessHandler):
-    """``SendInput``."""
+    """Handler of ``SendInput``."""
 
     async def post(self) -> None:
-        """Give it something to read."""
+        """Write to the program's input."""
         wanted = self.message(ProcessCall)
         self.write_input(self.find(wanted.process), wanted.input)
         self.answer({})
 
 
 class CloseStdinHandler(ProcessHandler):
-    """``CloseStdin``."""
+    """Handler of ``CloseStdin``."""
 
     async def post(self) -> None:
-        """There is no more to read."""
+        """Close the program's input."""
         program = self.find(self.message(ProcessCall).process)
         self.programs.close_input(self.who, self.sandbox, program.id)
         self.answer({})
 
 
 class SendSignalHandler(ProcessHandler):
-    """``SendSignal``."""
+    """Handler of ``SendSignal``."""
 
     async def post(self) -> None:
-        """Signal it, and what it started."""
+        """Send a signal to the program and its children."""
         wanted = self.message(ProcessCall)
         program = self.find(wanted.process)
         number = _SIGNALS.get(wanted.signal or 0)
@@ -157,10 +157,10 @@ class SendSignalHandler(ProcessHandler):
 
 
 class UpdateHandler(ProcessHandler):
-    """``Update``."""
+    """Handler of ``Update``."""
 
     async def post(self) -> None:
-        """Its terminal has another size."""
+        """Resize the program's terminal."""
         wanted = self.message(ProcessCall)
         program = self.find(wanted.process)
         if wanted.pty is not None:
@@ -170,10 +170,10 @@ class UpdateHandler(ProcessHandler):
 
 
 class StreamHandler(ProcessHandler):
-    """Base of what tells of a program."""
+    """Base of the handlers that stream a program's output."""
 
     async def stream_output(self, program: ProgramInfo, output: ProgramOutput) -> None:
-        """Send what a program writes until it has ended."""
+        """Send a program's output until it has ended."""
         try:
             await self._send_event({"start": {"pid": program.pid}})
             while (piece := await self._next(output)) is not None:
@@ -195,14 +195,14 @@ class StreamHandler(ProcessHandler):
 
 
 class StartHandler(StreamHandler):
-    """``Start``."""
+    """Handler of ``Start``."""
 
     async def post(self) -> None:
         """Start a program and stream its output."""
         await self.stream(self._start())
 
     async def _start(self) -> None:
-        wanted: StartRequest = self.message(StartRequest)
+        wanted: ProcessStartRequest = self.message(ProcessStartRequest)
         size = wanted.pty.size if wanted.pty is not None else None
         program, output = await self.programs.start(
             self.who,
@@ -211,7 +211,7 @@ class StartHandler(StreamHandler):
             env={"USER": self.user, "LOGNAME": self.user, **wanted.process.envs},
             cwd=working_directory(wanted.process.cwd),
             tag=wanted.tag,
-            with_input=wanted.stdin is not False,  # clients from before it was asked for expect one
+            with_input=wanted.stdin is not False,  # older clients don't send the field and expect an input
             terminal=(size.cols, size.rows) if size is not None else None,
         )
         limit = connect.seconds(self.request.headers.get("Connect-Timeout-Ms"), 0.001)
@@ -222,10 +222,10 @@ class StartHandler(StreamHandler):
 
 
 class ProcessConnectHandler(StreamHandler):
-    """``Connect``."""
+    """Handler of ``Connect``."""
 
     async def post(self) -> None:
-        """Tell of a program from now on."""
+        """Stream a program's output from now on."""
         await self.stream(self._attach())
 
     async def _attach(self) -> None:
@@ -234,15 +234,15 @@ class ProcessConnectHandler(StreamHandler):
 
 
 class StreamInputHandler(ProcessHandler):
-    """``StreamInput``: input as it comes, in order."""
+    """Handler of ``StreamInput``: a stream of input."""
 
-    body_bound = 1 << 30
+    max_body_bytes = 1 << 30
     _unparsed: bytearray | None = None
     _program: ProgramInfo | None = None
     _failure: KernelsvcError | None = None
 
     def data_received(self, chunk: bytes) -> None:
-        """Tornado's hook: hand on what is whole."""
+        """Tornado's hook: pass on whole messages."""
         rest = self._unparsed = bytearray() if self._unparsed is None else self._unparsed
         if self._failure is None:
             rest += chunk
@@ -263,7 +263,7 @@ class StreamInputHandler(ProcessHandler):
             self.write_input(self._program, _converted(event["data"]).input)
 
     async def post(self) -> None:
-        """All was said."""
+        """Respond at the end of the input."""
         await self.stream(self._answer())
 
     async def _answer(self) -> None:
@@ -290,8 +290,8 @@ def _end(status: int | None) -> dict[str, Any]:
     code = None if status is None else os.waitstatus_to_exitcode(status)
     if code is not None and code >= 0:
         return {"exitCode": code, "exited": True, "status": f"exit status {code}"}
-    told = "the sandbox ended it" if code is None else f"signal: {signal.strsignal(-code) or -code}".lower()
-    return {"exitCode": -1, "exited": False, "status": told, "error": told}
+    status_text = "the sandbox ended it" if code is None else f"signal: {signal.strsignal(-code) or -code}".lower()
+    return {"exitCode": -1, "exited": False, "status": status_text, "error": status_text}
 
 
 ROUTES: list[tuple[str, Any]] = [

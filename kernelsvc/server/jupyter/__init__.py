@@ -1,11 +1,11 @@
-"""The Jupyter door: Kernel Gateway's REST and channels over the one service.
+"""The Jupyter API: Kernel Gateway's REST and channels.
 
-A kernel of this door *is* a session: its execute requests are cells, and what
-clients are sent is rebuilt from the session's log, so that a socket that comes
-back is sent what it missed, message by message the same.
+A kernel of this API *is* a session: its execute requests are cells. Messages for
+clients are rebuilt from the session's log, so that a client that reconnects gets
+the same messages that it missed.
 
-``models`` and ``replay`` are functions of values; ``handlers`` and ``channels``
-are the HTTP and the WebSocket side.
+``models`` and ``event_translator`` are functions of values, ``handlers`` has the REST
+handlers and ``channels`` the WebSocket handler.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 from kernelsvc.server.jupyter import handlers
 from kernelsvc.server.jupyter.channels import ChannelsSocket, Cursors
 
-#: A token may stand in front of the path, for clients that can send none in another way.
+#: Prefix with a token, for clients that can't send one in another way.
 PREFIX = r"(?:/t/(?P<path_token>[^/]+))?"
 KERNEL = r"(?P<kernel>[A-Za-z0-9_-]+)"
 
 
 def routes(shared: dict[str, Any]) -> list[Any]:
-    """Tornado's routes of this door.
+    """Return Tornado's routes of the Jupyter API.
 
     Args:
-        shared: what every handler is initialised with.
+        shared: Passed to each handler's ``initialize``.
     """
     table: list[tuple[str, type[Any], dict[str, Any]]] = [
         (r"/api/?", handlers.RootHandler, {}),

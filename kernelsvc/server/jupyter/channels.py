@@ -1,13 +1,13 @@
 """``WS /api/kernels/{id}/channels``: one socket of a Jupyter client on one session.
 
-Theory of operation. What the socket sends is decoded (either framing) and
-handed to the service: an ``execute_request`` is a cell, a question is asked of
-the kernel, comms are passed on. What the socket is sent comes from a cursor in
-the session's log (``translator``), but for the answers to its own questions.
+Messages from the client are decoded (in either framing) and passed to the service:
+an ``execute_request`` is a cell, other requests are sent to the kernel, comm messages
+are forwarded. Messages to the client come from a cursor in the session's log
+(``event_translator``), except replies to the client's own requests.
 
-A portion of events is followed by a ping that carries the last event's number;
-the pong brings it back and so says what has arrived. That number is kept under
-the client's ``session_id``, and a socket that comes back with it goes on there.
+A batch of events is followed by a ping that carries the last event's number. The
+pong returns the number, which shows that the events have arrived. The number is stored
+under the client's ``session_id``. A socket that reconnects with this id continues there.
 """
 
 from __future__ import annotations
@@ -43,33 +43,33 @@ from kernelsvc.server.native.websocket import CHUNK_BYTES, ApiSocket, Connection
 
 log = logging.getLogger(__name__)
 
-#: Clients whose place is remembered.
+#: Most clients whose position is stored.
 MAX_CURSORS = 10_000
-#: Unanswered pings that are remembered per client; beyond, what is sent again may be cut otherwise than before.
+#: Most unanswered pings stored per client. Beyond it, repeated batches may end at other events.
 MAX_UNANSWERED = 256
-#: Seconds that a question may wait behind a running cell.
+#: Seconds that a request may wait for a running cell.
 ASK_SECONDS = 600.0
-#: Ids of clients' sessions that one socket speaks for (jupyter_server has one socket per browser).
+#: Most client session ids of one socket (jupyter_server has one socket per browser).
 MAX_CLIENT_IDS = 64
 _CELL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _SEQ_BYTES = 8
 
 
 class Cursors:
-    """Where each client is in each log: what has arrived, as far as pongs say."""
+    """The position of each client in each log, as far as pongs confirm it."""
 
     def __init__(self) -> None:
         self._at: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._sent: OrderedDict[tuple[str, str], deque[int]] = OrderedDict()
-        #: Answers to ``kernel_info_request``: one per session, they never change.
+        #: Replies to ``kernel_info_request`` by session. They never change.
         self.infos: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
     def get(self, session: str, client: str) -> int | None:
-        """The last event that arrived; None for a client that was never here."""
+        """Return the last event that arrived. None for an unknown client."""
         return self._at.get((session, client))
 
     def put(self, session: str, client: str, seq: int) -> None:
-        """Note that everything up to ``seq`` has arrived."""
+        """Note that all events up to ``seq`` have arrived."""
         if client:
             self._at[session, client] = max(seq, self._at.pop((session, client), 0))
             _trim(self._at)
@@ -78,17 +78,17 @@ class Cursors:
                 unanswered.popleft()
 
     def sent(self, session: str, client: str, seq: int) -> None:
-        """Note that a ping with ``seq`` went out."""
+        """Note that a ping with ``seq`` was sent."""
         if client:
             self._sent.setdefault((session, client), deque(maxlen=MAX_UNANSWERED)).append(seq)
             _trim(self._sent)
 
     def unanswered(self, session: str, client: str) -> frozenset[int]:
-        """The pings to this client that were not answered."""
+        """Return the pings to this client without a pong."""
         return frozenset(self._sent.get((session, client), ()))
 
     def put_info(self, session: str, info: dict[str, Any]) -> None:
-        """Keep a kernel's description of itself."""
+        """Store a kernel's ``kernel_info_reply``."""
         self.infos[session] = info
         _trim(self.infos)
 
@@ -99,7 +99,7 @@ def _trim(kept: OrderedDict[Any, Any]) -> None:
 
 
 def frame(message: JupyterMessage, v1: bool) -> bytes:
-    """A message as a whole WebSocket frame."""
+    """Encode a message as a whole WebSocket frame."""
     if v1:
         return binary_frame(jupyter.encode_v1(message))
     data = jupyter.encode_json(message)
@@ -107,20 +107,20 @@ def frame(message: JupyterMessage, v1: bool) -> bytes:
 
 
 def binary_frame(payload: bytes) -> bytes:
-    """A whole binary frame from a server (RFC 6455, 5.2): as a text frame, with opcode 2."""
+    """Return a whole binary frame from a server (RFC 6455, section 5.2): a text frame with opcode 2."""
     return b"\x82" + jsonrpc.text_frame(payload)[1:]
 
 
 def ping_frame(seq: int) -> bytes:
-    """A ping whose pong says that ``seq`` has arrived."""
+    """Return a ping whose pong confirms ``seq``."""
     return b"\x89" + bytes([_SEQ_BYTES]) + seq.to_bytes(_SEQ_BYTES, "big")
 
 
 def expressions_of(value: object) -> dict[str, str]:
-    """The expressions that a request names.
+    """Decode a request's ``user_expressions``.
 
     Raises:
-        BadRequest: they are not names with code, or too many.
+        BadRequest: They are not names with code, or there are too many.
     """
     try:
         return convert(value or {}, Expressions)
@@ -129,7 +129,7 @@ def expressions_of(value: object) -> dict[str, str]:
 
 
 class ChannelsSocket(ApiSocket):
-    """One connection to one session."""
+    """The handler of one connection to one session."""
 
     cursors: Cursors
     transport = "jupyter"
@@ -139,25 +139,25 @@ class ChannelsSocket(ApiSocket):
     # --- opening and closing -------------------------------------------------------------
 
     def token(self) -> str | None:
-        """The token that the request carries."""
+        """Return the token that the request carries."""
         return token_of(self)
 
     async def prepare(self) -> None:
-        """Tornado's hook: everything is checked before the upgrade."""
+        """Tornado's hook: check token and session before the upgrade."""
         await super().prepare()
         self.session = find(self, self.path_kwargs["kernel"]).id
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
-        """Tornado's hook: v1 where it is offered."""
+        """Tornado's hook: choose v1 if it is offered."""
         self._v1 = jupyter.SUBPROTOCOL in subprotocols
         return jupyter.SUBPROTOCOL if self._v1 else None
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
-        """Tornado's hook: its own, since text and binary frames are told apart here."""
+        """Tornado's hook: use Tornado's own protocol, since text and binary frames differ here."""
         return WebSocketHandler.get_websocket_protocol(self)
 
     def open(self, *args: str, **kwargs: str) -> None:
-        """Tornado's hook: begin to send, from where this client was or from now on."""
+        """Tornado's hook: begin to send, from this client's position or from now."""
         self._v1 = self.selected_subprotocol == jupyter.SUBPROTOCOL
         self._client = self.get_query_argument("session_id", "")[:256]
         self._client_ids: OrderedDict[str, None] = OrderedDict({self._client: None} if self._client else {})
@@ -179,13 +179,13 @@ class ChannelsSocket(ApiSocket):
         self._pumping = asyncio.create_task(self._pump(subscription), name=f"channels of {self.session}")
 
     def on_close(self) -> None:
-        """Tornado's hook: the other end left, or we did."""
+        """Tornado's hook: the WebSocket is closed, by either side."""
         if self._pumping is not None:
             self._pumping.cancel()
         super().on_close()
 
     def on_pong(self, data: bytes) -> None:
-        """Tornado's hook: what had been sent before the ping has arrived."""
+        """Tornado's hook: all events before the ping have arrived."""
         super().on_pong(data)
         if len(data) == _SEQ_BYTES:
             self.cursors.put(self.session, self._client, int.from_bytes(data, "big"))
@@ -206,7 +206,12 @@ class ChannelsSocket(ApiSocket):
             pass
         except Exception as error:
             if not isinstance(error, KernelsvcError):
-                log.error("channels failed", exc_info=error, extra={"action": "pump_failed", "session": self.session})
+                log.error(
+                    "Session %s: reading its events failed. The socket is closed",
+                    self.session,
+                    exc_info=error,
+                    extra={"action": "pump_failed", "session": self.session},
+                )
             self.close(1011, as_error(error).message[:100])
         finally:
             subscription.close()
@@ -223,25 +228,27 @@ class ChannelsSocket(ApiSocket):
                 await self.send_raw(b"".join([*frames, ping_frame(seq)]))
 
     async def _wait_until_sent_all(self) -> None:
-        """Wait until this socket was sent everything that is in the log now. Safe to cancel."""
+        """Wait until all events that the log has now are sent to this socket. Safe to cancel."""
         last = self.context.service.get(self.who, self.session).last_seq
         async with self._sent_changed:
             await self._sent_changed.wait_for(lambda: self._sent_seq >= last)
 
     def _is_for_this_socket(self, message: JupyterMessage) -> bool:
-        """Everybody hears iopub; replies and questions go to who asked."""
+        """Return whether to send a message: iopub goes to all clients, replies to the client that asked."""
         return message.channel == "iopub" or jupyter.text_field(message.parent_header, "session") in self._client_ids
 
     # --- what the client says -----------------------------------------------------------------
 
     async def on_message(self, message: str | bytes) -> None:
-        """Tornado's hook: a whole frame. The next one is read when this returns."""
+        """Tornado's hook: a whole frame arrived. The next one is read when this returns."""
         try:
             decoded = self._decoded(message)
             if len(self._requests) >= self.context.settings.max_requests:
-                raise QuotaExceeded(f"{len(self._requests)} requests are under way here; await some first.")
+                raise QuotaExceeded(
+                    f"{len(self._requests)} requests are unanswered here. Wait for some of the replies first."
+                )
         except KernelsvcError as error:
-            # There is no reply to what can't be read; a parentless error is what a notebook's log shows.
+            # An invalid message gets no reply. JupyterLab shows an error without a parent in its log.
             await self._send_message("iopub", "error", failure(error.code, error.message), {})
             return
         self._remember_client_id(jupyter.text_field(decoded.header, "session"))
@@ -398,5 +405,5 @@ class ChannelsSocket(ApiSocket):
             metadata=message.metadata,
             buffers=message.buffers,
         )
-        await self._wait_until_sent_all()  # what it caused comes before its idle
+        await self._wait_until_sent_all()  # its output must precede its idle status
         await self._send_message("iopub", "status", {"execution_state": "idle"}, message.header)

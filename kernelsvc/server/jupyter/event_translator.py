@@ -1,13 +1,13 @@
-"""Events of a session's log as Jupyter messages: the same events give the same messages, always.
+"""Translation of a session's events into Jupyter messages. Equal events give equal messages.
 
-A message's id is made of the session, the event's number and a count, its date
-is the event's, and its parent header is what the client sent, which is kept in
-the cell's metadata. So a socket that reads an event twice is sent the same
-message twice, and one that was away is sent what it would have been sent.
+A message's id consists of the session, the event's number and a count. Its date
+is the event's. Its parent header is the client's, from the cell's metadata. If a
+socket reads an event twice, it sends the same message twice. A client that was
+disconnected gets the messages that it would have got.
 
-What was printed line after line within one portion of the log is one message,
-as ipykernel's own buffer makes it. Portions end where a ping was sent, and the
-pings that nobody answered are kept, so that what is sent again is cut alike.
+Text that was printed in several events of one batch becomes one message, as
+ipykernel's own buffer does. A batch ends where a ping was sent. The numbers of
+unanswered pings are stored, so that repeated batches end at the same events.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from kernelsvc.model.objects import CellInfo
 from kernelsvc.protocol.jupyter import JupyterMessage
 
 VERSION = "5.4"
-#: Where a cell's metadata keeps the header of the request.
+#: Key of a cell's metadata for the request's header.
 KEPT = "jupyter"
 _FIELDS = ("msg_id", "msg_type", "username", "session", "date", "version")
 _FIELD_LENGTH = 256
-#: Headers remembered per socket; older cells are looked up.
+#: Headers in one socket's cache. Older cells are read from the service.
 _HEADERS = 1024
 
 Header = dict[str, Any]
@@ -39,14 +39,14 @@ Content = dict[str, Any]
 
 
 def kept_header(header: Mapping[str, Any]) -> Header:
-    """What is kept of a client's header: the protocol's fields, bounded."""
+    """Return the fields of a client's header that are stored: the protocol's, each limited in length."""
     return {name: header[name][:_FIELD_LENGTH] for name in _FIELDS if isinstance(header.get(name), str)}
 
 
 def make(
     session: str, name: str, at: str, channel: str, msg_type: str, content: Content, parent: Header
 ) -> JupyterMessage:
-    """A message from us, with a header of the protocol's form."""
+    """Make a message from kernelsvc, with a header of the protocol's format."""
     header = {
         "msg_id": name,
         "msg_type": msg_type,
@@ -59,7 +59,7 @@ def make(
 
 
 def failure(ename: str, evalue: str, traceback: list[str] | None = None) -> Content:
-    """The content of a reply that says what failed."""
+    """Return the content of an error reply."""
     return {"status": "error", "ename": ename, "evalue": evalue, "traceback": traceback or [f"{ename}: {evalue}"]}
 
 
@@ -68,7 +68,7 @@ def _transient(display_id: str | None) -> Content:
 
 
 def output_of(event: Event) -> tuple[str, str, Content] | None:
-    """Channel, type and content of an output event; None for any other."""
+    """Return channel, type and content of an output event. None for any other event."""
     match event:
         case ev.Stream():
             return "iopub", "stream", {"name": event.name, "text": event.text}
@@ -92,7 +92,7 @@ def output_of(event: Event) -> tuple[str, str, Content] | None:
 
 
 def buffers_of(event: ev.Comm) -> tuple[bytes, ...]:
-    """A comm's buffers; those that can't be read (nobody but a broken kernel makes them) are empty."""
+    """Decode a comm's buffers. A buffer that is not base64 (from a broken kernel) becomes empty."""
     found = []
     for each in event.buffers:
         try:
@@ -103,12 +103,12 @@ def buffers_of(event: ev.Comm) -> tuple[bytes, ...]:
 
 
 def portions(lines: Iterable[bytes], most: int, breaks: Container[int]) -> Iterator[list[Event]]:
-    """A batch of the log in portions that are sent in one go.
+    """Split lines of the log into batches that are sent with one ping each.
 
     Args:
-        lines: entries of the journal, in order.
-        most: bytes of entries after which a portion ends.
-        breaks: numbers of events at which portions ended the first time that they were sent.
+        lines: Entries of the journal, in order.
+        most: Bytes of entries after which a batch ends.
+        breaks: Numbers of the events at which batches ended when they were first sent.
     """
     portion: list[Event] = []
     size = 0
@@ -123,7 +123,7 @@ def portions(lines: Iterable[bytes], most: int, breaks: Container[int]) -> Itera
 
 
 def joined(events: Iterable[Event]) -> Iterator[Event]:
-    """The same events, but text that was printed in one go is one event, with the number of its first line."""
+    """Join consecutive text of one stream into one event, with the number of the first."""
     first: ev.Stream | None = None
     texts: list[str] = []
     for event in events:
@@ -148,7 +148,7 @@ def _whole(first: ev.Stream, texts: list[str]) -> Event:
 
 
 class EventTranslator:
-    """Turns one session's events into messages, in order, for one socket."""
+    """Translator of one session's events into messages, in order, for one socket."""
 
     def __init__(self, session: str, look_up: Callable[[str], CellInfo]) -> None:
         self._session = session
@@ -158,7 +158,7 @@ class EventTranslator:
         self._started: set[str] = set()
 
     def messages(self, event: Event) -> list[JupyterMessage]:
-        """What this event says to a Jupyter client; nothing for most of a session's life."""
+        """Return the Jupyter messages for this event. Empty for most events that are not output."""
         parts = self._parts(event)
         parent = self._parent(event)
         out = [
@@ -175,7 +175,7 @@ class EventTranslator:
         return {}
 
     def _cell(self, cell: str) -> tuple[Header, bool, str]:
-        """Header, silence and code of a cell's request."""
+        """Return header, silence and code of a cell's request."""
         if cell not in self._cells:
             found = self._look_up(cell)
             self._keep(cell, found.metadata, False, found.code)
@@ -184,7 +184,7 @@ class EventTranslator:
     def _keep(self, cell: str, metadata: dict[str, Any], silent: bool, code: str) -> None:
         kept = metadata.get(KEPT)
         header = kept_header(kept["header"]) if isinstance(kept, dict) and isinstance(kept.get("header"), dict) else {}
-        if not header:  # it came through another door
+        if not header:  # the cell came through another API
             header = {"msg_id": cell, "msg_type": "execute_request", "session": "", "username": "", "version": VERSION}
         silent = silent or (isinstance(kept, dict) and kept.get("silent") is True)
         self._cells[cell] = (header, silent, code)
@@ -206,7 +206,7 @@ class EventTranslator:
                 return self._started_parts(event.cell, event.execution_count)
             case ev.CellFinished() if isinstance(event.cell, str):
                 return self._finished(event.cell, event)
-            # Nothing for KernelDied: at "restarting" JupyterLab drops its cells, and a checkpoint may bring all back.
+            # Nothing for KernelDied: at "restarting" JupyterLab drops queued cells, and a checkpoint may restore all.
             case ev.KernelRestarted():
                 return [("iopub", "status", {"execution_state": s}) for s in ("restarting", "starting", "idle")]
             case ev.KernelRestored() | ev.Woken() | ev.RolledBack():
@@ -239,7 +239,7 @@ class EventTranslator:
         return parts
 
     def _earlier_error(self, cell: str, event: ev.CellFinished) -> ev.Error | None:
-        """The error of a cell whose outputs this socket was sent before it came back."""
+        """Return the error of a cell whose outputs were sent before the client reconnected."""
         if event.reason is Reason.OK or cell in self._started or event.execution_count is None:
             return None
         found = self._look_up(cell).error
@@ -257,7 +257,7 @@ def _with(message: JupyterMessage, event: ev.Comm) -> JupyterMessage:
     )
 
 
-#: How a client that knows only exceptions is told of an end that was none.
+#: Exception names for ends of a cell that are not exceptions. Jupyter clients know only exceptions.
 _NAMES = {
     Reason.INTERRUPTED: "KeyboardInterrupt",
     Reason.TIMEOUT: "CellTimeout",
@@ -270,7 +270,7 @@ _NAMES = {
 
 
 def reply_of(event: ev.CellFinished, error: ev.Error | None, began: bool) -> Content:
-    """The ``execute_reply`` of a cell that has ended."""
+    """Return the ``execute_reply`` of a cell that has ended."""
     count = {"execution_count": event.execution_count}
     if event.reason is Reason.OK:
         return {"status": "ok", **count, "user_expressions": event.user_expressions, "payload": []}

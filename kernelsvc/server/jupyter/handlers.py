@@ -1,4 +1,4 @@
-"""Kernel Gateway's REST: ``/api/kernels`` and what belongs to it."""
+"""Kernel Gateway's REST API: ``/api/kernels``, ``/api/sessions``, ``/api/kernelspecs``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from kernelsvc.protocol.jupyter import parse_json
 from kernelsvc.server.handler import ApiHandler, BaseHandler
 from kernelsvc.server.jupyter import models
 
-#: Sessions in one listing.
+#: Most sessions of one listing.
 MAX_LISTED = 1000
 _PAGE = 100
 _OPEN = [state for state in SessionState if state is not SessionState.CLOSED]
 
 
 def token_of(handler: RequestHandler) -> str | None:
-    """The token of a Jupyter client: in front of the path, else a header of either scheme, else ``?token=``."""
+    """Return a Jupyter client's token: from the path's prefix, else a header of either scheme, else ``?token=``."""
     if found := re.match(r"/t/([^/]+)/", handler.request.path):
         return unquote(found.group(1))
     scheme, _, token = (handler.request.headers.get("Authorization") or "").strip().partition(" ")
@@ -34,43 +34,43 @@ def token_of(handler: RequestHandler) -> str | None:
 
 
 def connections(handler: BaseHandler, session: str) -> int:
-    """How many sockets of this door are open on a session."""
+    """Return the number of this API's WebSockets on a session."""
     return sum(getattr(socket, "session", None) == session for socket in handler.context.sockets)
 
 
 def find(handler: BaseHandler, kernel: str) -> SessionInfo:
-    """The open session behind a kernel's id.
+    """Return the open session of a kernel's id.
 
     Raises:
-        NotFound: none of the caller's, or closed.
+        NotFound: The caller has no such session, or it is closed.
     """
     found = handler.context.service.get(handler.who, models.session_id(kernel))
     if found.state is SessionState.CLOSED:
-        raise NotFound(f"The kernel {kernel!r} has ended; start another.")
+        raise NotFound(f"The kernel {kernel!r} has ended. Start another.")
     return found
 
 
 class JupyterHandler(ApiHandler):
-    """Base: how Jupyter's clients say who they are."""
+    """Base of Jupyter's REST handlers: authentication, and creating sessions."""
 
     transport = "jupyter"
     route = "/api"
 
     def token(self) -> str | None:
-        """The token that the request carries."""
+        """Return the token that the request carries."""
         return token_of(self)
 
     @property
     def prefix(self) -> str:
-        """What stands before this door's paths in the client's URLs."""
+        """The prefix of this API's paths in the client's URLs."""
         found = re.match(r"/t/[^/]+(?=/)", self.request.path)
         return found.group(0) if found else ""
 
     def json_body(self) -> dict[str, Any]:
-        """The body: a JSON object, or nothing.
+        """Decode the body, a JSON object. An empty body is an empty object.
 
         Raises:
-            BadRequest: it is something else.
+            BadRequest: It is not a JSON object.
         """
         data = self.body().strip()
         value = parse_json(data) if data else {}
@@ -79,7 +79,7 @@ class JupyterHandler(ApiHandler):
         return value or {}
 
     def open_sessions(self) -> list[SessionInfo]:
-        """The caller's open sessions, newest first."""
+        """Return the caller's open sessions, the newest first."""
         found: dict[str, SessionInfo] = {}
         for state in _OPEN:
             page: str | None = None
@@ -91,62 +91,62 @@ class JupyterHandler(ApiHandler):
         return sorted(found.values(), key=lambda each: each.created_at, reverse=True)
 
     async def create(self, template: object, env: object, **more: Any) -> SessionInfo:
-        """A new session for a client that asks for a kernel.
+        """Create a session for a client that asks for a kernel.
 
         Raises:
-            BadRequest: the name or the environment can't be read.
+            BadRequest: The name or the environment is invalid.
         """
         wanted = {"template": template or None, "env": env or {}, **more}
         try:
             request = msgspec.convert(wanted, SessionRequest)
         except msgspec.ValidationError as error:
-            raise BadRequest(f"The kernel can't be made: {error}.") from None
+            raise BadRequest(f"The kernel can't be started: {error}.") from None
         return await self.while_connected(self.context.service.create(self.who, request))
 
 
 class RootHandler(JupyterHandler):
-    """``/api``."""
+    """Handler of ``/api``."""
 
     scope = None
 
     async def get(self, **_: str) -> None:
-        """The version; clients take any."""
+        """Return the version. Clients accept any."""
         self.answer({"version": "2.0.0", "kernelsvc": __version__})
 
 
 class SpecsHandler(JupyterHandler):
-    """``/api/kernelspecs``."""
+    """Handler of ``/api/kernelspecs``."""
 
     async def get(self, **_: str) -> None:
-        """What kernels can be made from."""
+        """List the templates as kernelspecs."""
         service = self.context.service
         self.answer(models.specs_model(service.templates(), service.info()["default_template"], self.prefix))
 
 
 class SpecHandler(JupyterHandler):
-    """``/api/kernelspecs/{name}``."""
+    """Handler of ``/api/kernelspecs/{name}``."""
 
     async def get(self, name: str, **_: str) -> None:
-        """One of them."""
+        """Return one kernelspec."""
         self.answer(models.spec_model(self.template(unquote(name)), self.prefix))
 
     def template(self, name: str) -> dict[str, Any]:
-        """A template by name.
+        """Return a template by name.
 
         Raises:
-            NotFound: there is none.
+            NotFound: There is none.
         """
         for template in self.context.service.templates():
             if template["name"] == name:
                 return template
-        raise NotFound(f"There is no kernelspec {name!r}; GET /api/kernelspecs lists them.")
+        raise NotFound(f"There is no kernelspec {name!r}. GET /api/kernelspecs lists them.")
 
 
 class SpecFileHandler(SpecHandler):
-    """``/kernelspecs/{name}/{file}``."""
+    """Handler of ``/kernelspecs/{name}/{file}``."""
 
     async def get(self, name: str, file: str = "", **_: str) -> None:
-        """The logo, or ``kernel.json``."""
+        """Return the logo, or ``kernel.json``."""
         template = self.template(unquote(name))
         if file == "kernel.json":
             self.answer(models.spec_model(template)["spec"])
@@ -158,14 +158,14 @@ class SpecFileHandler(SpecHandler):
 
 
 class KernelsHandler(JupyterHandler):
-    """``/api/kernels``."""
+    """Handler of ``/api/kernels``."""
 
     async def get(self, **_: str) -> None:
-        """The caller's sessions, whichever door made them."""
+        """List the caller's sessions, whichever API created them."""
         self.answer([models.kernel_model(each, connections(self, each.id)) for each in self.open_sessions()])
 
     async def post(self, **_: str) -> None:
-        """A new session."""
+        """Create a session."""
         asked = self.json_body()
         made = await self.create(asked.get("name"), asked.get("env"), labels=models.labels(asked))
         self.set_header("Location", f"{self.prefix}/api/kernels/{models.kernel_id(made.id)}")
@@ -173,24 +173,24 @@ class KernelsHandler(JupyterHandler):
 
 
 class KernelHandler(JupyterHandler):
-    """``/api/kernels/{id}``."""
+    """Handler of ``/api/kernels/{id}``."""
 
     async def get(self, kernel: str, **_: str) -> None:
-        """One kernel."""
+        """Return one kernel."""
         found = find(self, kernel)
         self.answer(models.kernel_model(found, connections(self, found.id)))
 
     async def delete(self, kernel: str, **_: str) -> None:
-        """Close the session; its record stays."""
+        """Close the session. Its log stays."""
         await self.context.service.close(self.who, find(self, kernel).id)
         self.answer(None)
 
 
 class KernelActionHandler(JupyterHandler):
-    """``/api/kernels/{id}/interrupt`` and ``/restart``."""
+    """Handler of ``/api/kernels/{id}/interrupt`` and ``/restart``."""
 
     async def post(self, kernel: str, action: str, **_: str) -> None:
-        """204 for an interrupt, the kernel for a restart."""
+        """Respond 204 to an interrupt, with the kernel to a restart."""
         found = find(self, kernel)
         if action == "interrupt":
             await self.context.service.interrupt(self.who, found.id)
@@ -201,15 +201,15 @@ class KernelActionHandler(JupyterHandler):
 
 
 class JupyterSessionsHandler(JupyterHandler):
-    """``/api/sessions``: kernels with the path of a notebook."""
+    """Handler of ``/api/sessions``: kernels with the path of a notebook."""
 
     async def get(self, **_: str) -> None:
-        """Those that were made with a path."""
+        """List the sessions that were created with a path."""
         named = [each for each in self.open_sessions() if models.PATH in each.labels]
         self.answer([models.session_model(each, connections(self, each.id)) for each in named])
 
     async def post(self, **_: str) -> None:
-        """A session with its kernel; or the kernel that is named."""
+        """Create a session with its kernel, or use the named kernel."""
         asked = self.json_body()
         kernel = asked.get("kernel") or {}
         if not isinstance(kernel, dict):
@@ -224,13 +224,13 @@ class JupyterSessionsHandler(JupyterHandler):
 
 
 class JupyterSessionHandler(JupyterHandler):
-    """``/api/sessions/{id}``."""
+    """Handler of ``/api/sessions/{id}``."""
 
     async def get(self, kernel: str, **_: str) -> None:
-        """One session."""
+        """Return one session."""
         self.answer(models.session_model(find(self, kernel)))
 
     async def delete(self, kernel: str, **_: str) -> None:
-        """Close it."""
+        """Close the session."""
         await self.context.service.close(self.who, find(self, kernel).id)
         self.answer(None)

@@ -1,4 +1,4 @@
-"""Sessions and templates as Jupyter's REST shows them: functions of values."""
+"""Sessions and templates in the format of Jupyter's REST API: functions of values."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _STATES = {
     SessionState.CLOSED: "dead",
 }
 
-#: Labels that keep what a client said of a notebook's session.
+#: Labels for a notebook session's path and type.
 PATH, TYPE = "jupyter.path", "jupyter.type"
-#: Longest label.
+#: Longest value of a label, in characters.
 _LABEL = 256
 
 LOGO = (
@@ -38,7 +38,7 @@ LOGO = (
 
 
 def kernel_id(session: str) -> str:
-    """A session's id in the shape that Jupyter's routes want."""
+    """Return a session's id in the format that Jupyter's routes require."""
     digits = session.removeprefix("s_")
     if len(digits) != _DIGITS or digits == session:
         return session
@@ -46,14 +46,14 @@ def kernel_id(session: str) -> str:
 
 
 def session_id(kernel: str) -> str:
-    """The session behind a kernel's id; its own id is taken as well."""
+    """Return the session id of a kernel id. A session id is returned unchanged."""
     if not kernel.startswith(_UUID):
         return kernel
     return "s_" + kernel.removeprefix(_UUID).replace("-", "")
 
 
 def kernel_model(session: SessionInfo, connections: int = 0) -> dict[str, Any]:
-    """``/api/kernels/{id}``."""
+    """Return the body of ``/api/kernels/{id}``."""
     return {
         "id": kernel_id(session.id),
         "name": session.template,
@@ -64,7 +64,7 @@ def kernel_model(session: SessionInfo, connections: int = 0) -> dict[str, Any]:
 
 
 def session_model(session: SessionInfo, connections: int = 0) -> dict[str, Any]:
-    """``/api/sessions/{id}``; a session and its kernel have one id."""
+    """Return the body of ``/api/sessions/{id}``. A session and its kernel have the same id."""
     path = session.labels.get(PATH, session.name or session.id)
     name = session.name or path.rpartition("/")[2]
     kind = session.labels.get(TYPE, "notebook")
@@ -79,17 +79,17 @@ def session_model(session: SessionInfo, connections: int = 0) -> dict[str, Any]:
 
 
 def labels(asked: Mapping[str, Any]) -> dict[str, str]:
-    """What to keep of a client's request for a session."""
+    """Return the fields of a client's request that are stored as labels."""
     found = {PATH: asked.get("path"), TYPE: asked.get("type")}
     return {name: value[:_LABEL] for name, value in found.items() if isinstance(value, str) and value}
 
 
 def spec_model(template: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``/api/kernelspecs/{name}``.
+    """Return the body of ``/api/kernelspecs/{name}``.
 
     Args:
-        template: as the service lists it.
-        prefix: what stands before the path in the client's URLs.
+        template: From the service's list.
+        prefix: The prefix of the path in the client's URLs.
     """
     name = str(template["name"])
     forked = template.get("kind") == "forked"
@@ -108,5 +108,5 @@ def spec_model(template: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def specs_model(templates: Sequence[Mapping[str, Any]], default: str, prefix: str = "") -> dict[str, Any]:
-    """``/api/kernelspecs``."""
+    """Return the body of ``/api/kernelspecs``."""
     return {"default": default, "kernelspecs": {str(each["name"]): spec_model(each, prefix) for each in templates}}

@@ -1,10 +1,10 @@
-"""The MCP door: streamable HTTP at ``/mcp``.
+"""The MCP endpoint: streamable HTTP at ``/mcp``.
 
-``server`` is the MCP server over a toolbox (``kernelsvc.tools``), ``serving``
-runs it in this process, ``backend`` gives the toolbox its sessions, ``backlog``
-keeps what an interrupted stream missed. This module is the way in, and imports
-none of the official SDK: the first request does, in a thread, so that neither
-the server's start nor other sessions wait for it.
+``server`` is the MCP server over a toolbox (``kernelsvc.tools``), ``asgi_bridge``
+runs it in this process, ``tool_backend`` connects the toolbox to the service, and
+``event_store`` stores events for interrupted streams. This module has the handler. It
+does not import the official SDK. The first request imports it in a thread, so that
+neither the server's start nor other sessions wait for it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from kernelsvc.server.handler import ApiHandler, ServerContext
 if TYPE_CHECKING:
     from kernelsvc.server.mcp.asgi_bridge import Exchange, McpService
 
-#: Where a token may stand that a host can send in no other way.
+#: Prefix with a token, for MCP hosts that can't send headers.
 PREFIX = r"(?:/t/[^/]+)?"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class McpServiceHolder:
-    """Where an application's MCP server is, once somebody has asked for it."""
+    """Holder of an application's MCP server, which the first request starts."""
 
     def __init__(self) -> None:
         self._service: McpService | None = None
         self._lock = asyncio.Lock()
 
     async def serving(self, context: ServerContext) -> McpService:
-        """The server, started by the first call. Safe to cancel: the next call begins anew."""
+        """Return the server. The first call starts it. Safe to cancel: the next call starts it again."""
         async with self._lock:
             if self._service is None:
                 module = await asyncio.to_thread(importlib.import_module, "kernelsvc.server.mcp.asgi_bridge")
@@ -45,7 +45,7 @@ class McpServiceHolder:
 
 
 class McpHandler(ApiHandler):
-    """One request of the protocol's; who may send it is decided here."""
+    """Handler of the MCP endpoint: authentication, then the SDK."""
 
     transport = "mcp"
     route = "/mcp"
@@ -53,42 +53,43 @@ class McpHandler(ApiHandler):
     _exchange: Exchange | None = None
 
     def token(self) -> str | None:
-        """The token that the request carries, in a header or in front of the path."""
+        """Return the token that the request carries, in a header or in the path's prefix."""
         found = re.match(r"/t/([^/]+)/", self.request.path)
         return unquote(found.group(1)) if found else super().token()
 
     def authenticate_request(self) -> None:
-        """Check origin, then token.
+        """Check the origin, then the token.
 
-        The protocol's own rule (transports, security): a page may only call from an origin that is known. That a
-        page has our own host name proves nothing, since its owner decides what address the name has (DNS rebinding).
+        MCP requires that servers validate the origin (transports, security): a page may only call
+        from a known origin. An origin with this server's own host name is not enough, since the
+        owner of a name decides its address (DNS rebinding).
 
         Raises:
-            Forbidden: a foreign origin.
-            Unauthenticated: no token that we know.
+            Forbidden: The origin is not allowed.
+            Unauthenticated: The token is missing or unknown.
         """
         origin = self.request.headers.get("Origin")
         configured = auth.origin_allowed(origin, None, self.context.settings.origins)
         if not configured and urlsplit(origin or "").hostname not in _LOOPBACK:
-            raise Forbidden(f"The origin {origin} is not allowed here; add it to the setting 'origins'.")
+            raise Forbidden(f"The origin {origin} is not allowed here. Add it to the setting 'origins'.")
         super().authenticate_request()
 
     def options(self, *args: str) -> None:
-        """A browser's preflight; the origin was checked."""
+        """Respond to a browser's preflight. The origin was checked."""
         super().options(*args)
         more = "Authorization, Content-Type, Accept, Last-Event-ID, Mcp-Session-Id, Mcp-Protocol-Version, Mcp-Method"
         self.set_header("Access-Control-Allow-Headers", more)
 
     async def post(self) -> None:
-        """A message of the client's."""
+        """Receive a message from the client."""
         await self._forward()
 
     async def get(self) -> None:
-        """A stream for the server's messages, or the rest of one that broke."""
+        """Stream the server's messages, or the rest of an interrupted stream."""
         await self._forward()
 
     async def delete(self) -> None:
-        """The client leaves."""
+        """End the MCP session."""
         await self._forward()
 
     async def _forward(self) -> None:
@@ -98,13 +99,13 @@ class McpHandler(ApiHandler):
         await self.while_connected(serving.answer(self._exchange))
 
     def no_delay(self) -> None:
-        """Let each event leave at once."""
+        """Set TCP_NODELAY, so that each event is sent immediately."""
         stream = getattr(self.request.connection, "stream", None)
         if stream is not None:
             stream.set_nodelay(True)
 
     def on_connection_close(self) -> None:
-        """Tornado's hook: the client left. The SDK decides what that ends: a stream, not the work behind it."""
+        """Tornado's hook: the client disconnected. The SDK ends the stream, not the request's work."""
         if self._exchange is None:
             super().on_connection_close()
             return
@@ -113,9 +114,9 @@ class McpHandler(ApiHandler):
 
 
 def routes(shared: dict[str, Any]) -> list[Any]:
-    """Tornado's routes of this door.
+    """Return Tornado's routes of the MCP endpoint.
 
     Args:
-        shared: what every handler is initialised with.
+        shared: Passed to each handler's ``initialize``.
     """
     return [(rf"{PREFIX}/mcp/?", McpHandler, {**shared, "holder": McpServiceHolder()})]

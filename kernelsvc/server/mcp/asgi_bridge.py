@@ -1,9 +1,9 @@
-"""MCP over HTTP: the SDK's session manager, in this process, behind our own way in.
+"""MCP over HTTP: the SDK's session manager in this process.
 
-The SDK speaks both eras of the protocol (``initialize`` with ``Mcp-Session-Id``,
+The SDK implements both versions of the protocol (``initialize`` with ``Mcp-Session-Id``,
 and the stateless one of 2026-07-28), event streams and their resumption. It
-speaks ASGI; ``Exchange`` carries one request between Tornado and it. Tokens,
-origins and bounds are checked before it hears of a request.
+speaks ASGI. ``Exchange`` carries one request between Tornado and the SDK. Tokens,
+origins and limits are checked before the SDK gets a request.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Message = MutableMapping[str, Any]
 
 SESSION_HEADER = "mcp-session-id"
-#: Clients that are connected at once, and callers whose default session is remembered.
+#: Most connected clients, and most callers whose state is stored.
 MAX_CLIENTS, MAX_CALLERS = 1000, 10_000
 IDLE_SECONDS = 3600.0
 _WHO = "kernelsvc.principal"
@@ -59,13 +59,13 @@ class McpService:
         self._running = asyncio.create_task(self._run(), name="mcp")
 
     async def _run(self) -> None:
-        # The manager's task group must be entered and left by one and the same task.
+        # The manager's task group must be entered and left by the same task (AnyIO).
         async with self._manager.run():
             self._ready.set_result(None)
             await self._stopping.wait()
 
     async def stop(self) -> None:
-        """End every MCP session; what cells they began goes on."""
+        """End all MCP sessions. Running cells continue."""
         self._stopping.set()
         await self._running
 
@@ -75,7 +75,7 @@ class McpService:
         given = exchange.handler.request.headers.get(SESSION_HEADER)
         session = (self._sessions.get(given) if given is not None else None) or McpSession()
         current_session.set(session)
-        # Known before the answer's first byte leaves: the client may send its next request at once.
+        # Stored before the response's first byte is sent: the client may send its next request immediately.
         exchange.on_opened = lambda opened: self._remember(opened, session)
         await self._manager.handle_request(exchange.scope(), exchange.receive, exchange.send)
         if exchange.handler.request.method == "DELETE" and self._sessions.pop(given or "", None) is not None:
@@ -89,13 +89,13 @@ class McpService:
     def _find(self, ctx: server.Context) -> tuple[Toolbox, ToolBackend]:
         request = ctx.request
         if request is None:
-            raise RuntimeError("a request without HTTP around it")
+            raise RuntimeError("the MCP request has no HTTP request")
         who: Principal = request.scope[_WHO]
         backend = ServiceToolBackend(self._context, who)
         return Toolbox(backend, self._caller_state(who, request.headers.get(SESSION_HEADER), ctx)), backend
 
     def _caller_state(self, who: Principal, connection: str | None, ctx: server.Context) -> CallerState:
-        """What this caller's earlier calls remember: by connection, or where there is none, by the client's name."""
+        """Return the state that this caller's calls share: by connection, or without one, by the client's name."""
         client = ctx.session.client_params
         name = client.client_info.name[:64] if client is not None and client.client_info else ""
         key = f"connection:{connection}" if connection else f"client:{name}"
@@ -110,7 +110,7 @@ class McpService:
 
 
 class Exchange:
-    """One request and its answer, between Tornado and ASGI."""
+    """One request and its response, between Tornado and ASGI."""
 
     def __init__(self, handler: McpHandler) -> None:
         self.handler = handler
@@ -120,7 +120,7 @@ class Exchange:
         self._streams = False
 
     def scope(self) -> dict[str, Any]:
-        """The request, with who sent it; the SDK binds an MCP session to them."""
+        """Return the ASGI scope with the caller. The SDK binds an MCP session to the caller."""
         request, who = self.handler.request, self.handler.who
         user = AuthenticatedUser(AccessToken(token="", client_id=who.name, scopes=sorted(who.scopes)))
         return {
@@ -129,7 +129,7 @@ class Exchange:
             "http_version": "1.1",
             "method": request.method,
             "scheme": request.protocol,
-            "path": "/mcp",  # as it is without a token in front
+            "path": "/mcp",  # without the prefix with the token
             "raw_path": b"/mcp",
             "query_string": b"",
             "root_path": "",
@@ -145,7 +145,7 @@ class Exchange:
         }
 
     async def receive(self) -> Message:
-        """The body, whole; then word that the client is gone, once it is. Safe to cancel."""
+        """Return the whole body. The second call waits until the client disconnects. Safe to cancel."""
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
@@ -153,7 +153,7 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        """A part of the answer; nothing when nobody is there any more to take it."""
+        """Write a part of the response. Does nothing after the client has disconnected."""
         if self.gone.is_set():
             return
         if message["type"] == "http.response.start":

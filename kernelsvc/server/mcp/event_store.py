@@ -1,9 +1,9 @@
-"""What was sent on MCP's event streams, kept so that a client that lost one gets what it missed.
+"""Events of MCP's streams, stored in memory for clients whose stream was interrupted.
 
 The SDK names a stream by the request's id alone, which two clients may share.
-Each MCP session therefore has a ``McpSession`` of its own, which the handler puts
-into the context of its requests (tasks started there inherit it): an event is
-kept under its session, and replayed to that session only.
+Each MCP session therefore has its own ``McpSession``. The handler puts it into the
+context of its requests, and their tasks inherit it. An event is stored for its
+session, and replayed only to that session.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mcp.server.streamable_http import EventCallback, EventMessage, EventStore
 from mcp_types import JSONRPCMessage
 from msgspec import Struct
 
-#: Bytes and messages kept for all clients together; the oldest go first.
+#: Most bytes and messages for all clients together. The oldest are dropped first.
 MAX_BYTES, MAX_EVENTS = 64 * 1024 * 1024, 100_000
 
 
@@ -30,12 +30,12 @@ class _StoredEvent(Struct, frozen=True):
     size: int
 
 
-#: Whose events are being sent or asked for.
+#: The MCP session of the current request.
 current_session: ContextVar[McpSession] = ContextVar("mcp_session")
 
 
 class MemoryEventStore(EventStore):
-    """Events in memory, bounded; a server that starts again has none, and its clients begin anew."""
+    """Events in memory, limited in size. A restarted server has none, and its clients start new streams."""
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_events: int = MAX_EVENTS) -> None:
         self._max_bytes, self._max_events = max_bytes, max_events
@@ -44,7 +44,7 @@ class MemoryEventStore(EventStore):
         self._last = 0
 
     async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
-        """The SDK's hook: keep a message (None: the stream's beginning), and name it."""
+        """The SDK's hook: store a message (None: a stream's beginning) and return its id."""
         size = len(message.model_dump_json()) if message is not None else 0
         self._last += 1
         self._kept[self._last] = _StoredEvent(current_session.get(), stream_id, message, size)
@@ -54,7 +54,7 @@ class MemoryEventStore(EventStore):
         return str(self._last)
 
     async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
-        """The SDK's hook: send again what followed an event on its stream; None when it is not known."""
+        """The SDK's hook: send the events after this one on its stream. None if the event is unknown."""
         known = self._kept.get(int(last_event_id)) if last_event_id.isdecimal() and len(last_event_id) < 20 else None
         session = current_session.get()
         if known is None or known.session is not session:
@@ -66,6 +66,6 @@ class MemoryEventStore(EventStore):
         return known.stream
 
     def forget(self, session: McpSession) -> None:
-        """Drop what a client that has left was sent."""
+        """Drop the events of a session that has ended."""
         for number in [number for number, kept in self._kept.items() if kept.session is session]:
             self._bytes -= self._kept.pop(number).size

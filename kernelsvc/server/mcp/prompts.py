@@ -1,4 +1,4 @@
-"""Prompts for the common uses, as data."""
+"""MCP prompts for common tasks, as data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from kernelsvc.errors import BadRequest, NotFound
 
 
 class Prompt(Struct, frozen=True, kw_only=True):
-    """A text with gaps.
+    """A text with placeholders.
 
     Attributes:
-        name: what a client asks for.
-        title: for people.
-        about: one sentence.
-        arguments: each gap and what goes there.
-        required: those that must be given.
-        text: the words, with ``{gaps}``; a line whose optional gap is empty is left out.
+        name: Its id for clients.
+        title: Its name for people.
+        about: One sentence.
+        arguments: Each placeholder and its description.
+        required: The mandatory placeholders.
+        text: The text with ``{placeholders}``. A line whose optional placeholder is empty is omitted.
     """
 
     name: str
@@ -73,15 +73,15 @@ PROMPTS: dict[str, Prompt] = {prompt.name: prompt for prompt in _PROMPTS}
 
 
 def render_prompt(name: str, arguments: Mapping[str, str]) -> str:
-    """A prompt's text.
+    """Return a prompt's text.
 
     Raises:
-        NotFound: there is no such prompt.
-        BadRequest: a required argument is missing, or one is not known.
+        NotFound: There is no such prompt.
+        BadRequest: A required argument is missing, or an argument is unknown.
     """
     prompt = PROMPTS.get(name)
     if prompt is None:
-        raise NotFound(f"There is no prompt {name!r}; there are {', '.join(PROMPTS)}.")
+        raise NotFound(f"There is no prompt {name!r}. There are {', '.join(PROMPTS)}.")
     if missing := [each for each in prompt.required if not arguments.get(each)]:
         raise BadRequest(f"The prompt {name!r} needs the argument {missing[0]!r}.")
     if unknown := [each for each in arguments if each not in prompt.arguments]:

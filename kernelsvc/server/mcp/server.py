@@ -1,8 +1,8 @@
-"""The MCP server itself: the official SDK's low-level server, its handlers over a toolbox.
+"""The MCP server: the official SDK's low-level server, with handlers over a toolbox.
 
-Both transports use it: HTTP (``serving``), and stdio (``kernelsvc mcp``). Only
-this module, ``serving`` and ``backlog`` import the SDK; nothing imports them
-before somebody speaks MCP, since the SDK's own imports take a second.
+Both transports use it: HTTP (``asgi_bridge``) and stdio (``kernelsvc mcp``). Only
+this module, ``asgi_bridge``, ``subscriptions`` and ``event_store`` import the SDK. They are
+imported with the first MCP request, since the SDK's own imports take a second.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from kernelsvc.tools.schema import input_schema, output_schema
 from kernelsvc.tools.toolbox import MIME, notebook_uri
 
 Context = ServerRequestContext[Any, Any]
-#: The toolbox and the backend of whoever sent a request.
+#: Returns the toolbox and the backend for a request's sender.
 Find = Callable[[Context], tuple[Toolbox, ToolBackend]]
 
-#: Bytes of a resource in one answer.
+#: Most bytes of a resource in one response.
 MAX_RESOURCE = 16 * 1024 * 1024
 MAX_SUGGESTED = 100
 _ROOT = "kernelsvc://sessions/"
@@ -46,7 +46,7 @@ _ANY_TEMPLATES = (
 
 
 def make_server(find: Find) -> Server[Any]:
-    """An MCP server whose every request is answered over the backend that ``find`` gives."""
+    """Make an MCP server that answers each request over the backend that ``find`` returns."""
     handlers = _Handlers(find)
     subscriptions = Subscriptions(lambda ctx: find(ctx)[1], parse_uri)
     return Server(
@@ -172,10 +172,10 @@ class _Handlers:
 
 
 def parse_uri(uri: str) -> tuple[str, str]:
-    """The session of a resource, and where it lies there."""
+    """Return a resource's session and its path in the session."""
     session, _, rest = uri.removeprefix(_ROOT).partition("/")
     if not uri.startswith(_ROOT) or not session or not rest:
-        raise MCPError(types.INVALID_PARAMS, f"There is no resource {uri!r}; resources/templates/list says which.")
+        raise MCPError(types.INVALID_PARAMS, f"There is no resource {uri!r}. Call resources/templates/list.")
     return unquote(session), unquote(rest)
 
 
@@ -202,7 +202,7 @@ def _tool(tool: Tool) -> types.Tool:
 
 
 def _reporter(ctx: Context) -> Callable[[float, str], Awaitable[None]] | None:
-    """Tells the client of progress, if it asked for that."""
+    """Return a function that reports progress to the client. None if the client did not ask for it."""
     if not {"progress_token", "progressToken"} & set(ctx.meta or ()):
         return None
 
@@ -213,7 +213,7 @@ def _reporter(ctx: Context) -> Callable[[float, str], Awaitable[None]] | None:
 
 
 def call_result(outcome: ToolResult) -> types.CallToolResult:
-    """An outcome on the wire."""
+    """Convert a tool's result into the protocol's."""
     content: list[types.ContentBlock] = []
     for part in outcome.parts:
         match part:
@@ -232,7 +232,7 @@ async def _resource(backend: ToolBackend, session: str, rest: str, uri: str) -> 
     if stem == "notebook" and format in MIME and not path:
         return await backend.notebook(session, format), MIME[format]
     if kind != "files" or not path:
-        raise MCPError(types.INVALID_PARAMS, f"There is no resource {uri!r}; resources/templates/list says which.")
+        raise MCPError(types.INVALID_PARAMS, f"There is no resource {uri!r}. Call resources/templates/list.")
     piece = await backend.read_file(session, path, 0, MAX_RESOURCE)
     if piece.size > MAX_RESOURCE:
         advice = f"{path} has {piece.size} bytes and a resource {MAX_RESOURCE} at most; use download_file with offset."
@@ -241,7 +241,7 @@ async def _resource(backend: ToolBackend, session: str, rest: str, uri: str) -> 
 
 
 def contents(uri: str, mime: str | None, data: bytes) -> types.TextResourceContents | types.BlobResourceContents:
-    """Bytes as a resource: text where they are text."""
+    """Return bytes as a resource: as text if they are UTF-8."""
     try:
         text = data.decode()
     except UnicodeDecodeError:

@@ -1,10 +1,9 @@
-"""Resources that MCP's clients subscribe to: notify when a session's notebook or one of its files is another one.
+"""MCP subscriptions: clients are notified when a session's notebook or one of its files changes.
 
-Both eras of the protocol come here: ``resources/subscribe``, whose news go to
-the connection's own stream, and ``subscriptions/listen``, whose answer is the
-stream. A session is read at once a second for as long as somebody wants to
-know: that is one look at a number, whoever owns the sessions, and however fast
-a cell prints, a client is notify once in that time.
+Both versions of the protocol are served: ``resources/subscribe``, whose notifications
+use the connection's own stream, and ``subscriptions/listen``, whose response is the
+stream. A subscribed session is polled once a second. A poll compares one number. However
+fast a cell prints, a client gets at most one notification a second.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from kernelsvc.tools import ToolBackend
 Context: TypeAlias = ServerRequestContext[Any, Any]
 Notify = Callable[[], Awaitable[None]]
 
-#: Seconds between two looks.
+#: Seconds between two polls.
 POLL_SECONDS = 1.0
-#: Resources of one client, and streams of one server, at once.
+#: Most resources of one client, and most streams of one server.
 MAX_RESOURCES, MAX_STREAMS = 64, 256
-#: Bytes of a file that are read at; of a larger one, its size.
+#: Bytes of a file that are hashed. The rest counts only by the file's size.
 MAX_HASHED = 1 << 20
 _STATE = "kernelsvc.subscriptions"
 
 
 class WatchedResource:
-    """One resource, and what it was when it was read at last. Made by ``watch_resource``."""
+    """One resource, and its state at the last poll. Made by ``watch_resource``."""
 
     def __init__(self, backend: ToolBackend, session: str, path: str | None) -> None:
         self._backend, self._session, self._path = backend, session, path
@@ -47,10 +46,10 @@ class WatchedResource:
         self.over = False
 
     async def changed(self) -> bool:
-        """Whether it is another one than at the last look; true at the first. Safe to cancel.
+        """Return whether it changed since the last poll. True at the first poll. Safe to cancel.
 
         Raises:
-            KernelsvcError: it is not there.
+            KernelsvcError: It does not exist.
         """
         found = await self._backend.call("session.get", {"session": self._session}, SessionInfo)
         self.over = found.state is SessionState.CLOSED
@@ -70,19 +69,19 @@ class WatchedResource:
 
 
 async def watch_resource(backend: ToolBackend, session: str, rest: str) -> WatchedResource:
-    """A resource that is there, read at once.
+    """Return an existing resource, after its first poll.
 
     Args:
-        backend: of whoever wants to know.
-        session: its id.
-        rest: the resource's name in there.
+        backend: The subscriber's.
+        session: The session's id.
+        rest: The resource's name in the session.
 
     Raises:
-        KernelsvcError: the session is not there, or has no such resource.
+        KernelsvcError: The session does not exist, or has no such resource.
     """
     path = rest.removeprefix("files/") if rest.startswith("files/") else None
     if path is None and rest.partition(".")[0] != "notebook":
-        raise NotFound(f"A session has no {rest[:100]!r}; resources/templates/list says what it has.")
+        raise NotFound(f"A session has no {rest[:100]!r}. Call resources/templates/list.")
     resource = WatchedResource(backend, session, path)
     await resource.changed()
     return resource
@@ -97,13 +96,13 @@ async def follow(resource: WatchedResource, notify: Notify) -> None:
         except NotFound:
             return
         except KernelsvcError:
-            continue  # the server is away, perhaps
+            continue  # the server may be restarting
         if changed:
             await notify()
 
 
 async def follow_list(backend: ToolBackend, notify: Notify) -> None:
-    """Call ``notify`` when there are other sessions than before. Safe to cancel."""
+    """Call ``notify`` when the list of sessions changes. Safe to cancel."""
     before: list[tuple[str, str]] | None = None
     while True:
         with contextlib.suppress(KernelsvcError):
@@ -116,10 +115,11 @@ async def follow_list(backend: ToolBackend, notify: Notify) -> None:
 
 
 class Subscriptions:
-    """The protocol's requests.
+    """Handlers of the protocol's subscription requests.
 
     Args:
-        find: the backend of whoever sent a request, and where in which session a resource lies.
+        backend: Returns the backend of the client that sent a request.
+        parse_uri: Splits a resource's URI into session and name.
     """
 
     def __init__(self, backend: Callable[[Context], ToolBackend], parse_uri: Callable[[str], tuple[str, str]]) -> None:
@@ -127,19 +127,21 @@ class Subscriptions:
         self._streams = 0
 
     async def subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
-        """``resources/subscribe``."""
+        """Handle ``resources/subscribe``."""
         uri = str(params.uri)
         tasks = self._tasks_of(ctx)
         if uri not in tasks:
             if len(tasks) >= MAX_RESOURCES:
-                raise MCPError(types.INVALID_REQUEST, f"{MAX_RESOURCES} resources are subscribed to; drop one of them.")
+                raise MCPError(
+                    types.INVALID_REQUEST, f"{MAX_RESOURCES} resources are subscribed. Unsubscribe one of them."
+                )
             resource = await self._watch(ctx, uri)
             session = ctx.session
             tasks[uri] = asyncio.ensure_future(follow(resource, lambda: session.send_resource_updated(uri)))
         return types.EmptyResult()
 
     async def unsubscribe(self, ctx: Context, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
-        """``resources/unsubscribe``."""
+        """Handle ``resources/unsubscribe``."""
         task = self._tasks_of(ctx).pop(str(params.uri), None)
         if task is not None:
             task.cancel()
@@ -148,12 +150,13 @@ class Subscriptions:
     async def listen(
         self, ctx: Context, params: types.SubscriptionsListenRequestParams
     ) -> types.SubscriptionsListenResult:
-        """``subscriptions/listen``: answered by a stream, for as long as the client reads it."""
+        """Handle ``subscriptions/listen``: respond with a stream for as long as the client reads it."""
         wanted = params.notifications
         uris = [str(uri) for uri in wanted.resource_subscriptions or ()]
         if len(uris) > MAX_RESOURCES or self._streams >= MAX_STREAMS:
             raise MCPError(
-                types.INVALID_REQUEST, f"At most {MAX_RESOURCES} resources and {MAX_STREAMS} streams at once."
+                types.INVALID_REQUEST,
+                f"At most {MAX_RESOURCES} resources and {MAX_STREAMS} streams are possible at the same time.",
             )
         bus = InMemorySubscriptionBus()
         self._streams += 1
@@ -178,8 +181,8 @@ class Subscriptions:
             raise MCPError(types.INVALID_PARAMS, error.message, {"code": error.code}) from None
 
     def _tasks_of(self, ctx: Context) -> dict[str, asyncio.Future[None]]:
-        """This connection's, which end with it."""
-        connection = ctx.session._connection  # the SDK shows handlers no other way to its end
+        """Return this connection's tasks, which end with it."""
+        connection = ctx.session._connection  # private: the SDK gives handlers no public access to the connection's end
         if _STATE not in connection.state:
             connection.state[_STATE] = {}
             connection.exit_stack.callback(_cancel, connection.state[_STATE])

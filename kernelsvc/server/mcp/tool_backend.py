@@ -1,4 +1,4 @@
-"""The tools' backend within the server: the service, for one principal."""
+"""The tools' backend in the server: the service, for one principal."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ MAX_LISTED = 1000
 
 
 class ServiceToolBackend:
-    """Calls the service as one principal; its token's scopes hold for every call."""
+    """Backend that calls the service as one principal, within its token's scopes."""
 
     def __init__(self, context: ServerContext, who: Principal) -> None:
         self._context, self._who = context, who
 
     async def call(self, method: str, params: dict[str, Any], kind: type[T]) -> T:
-        """A method of the native API. Safe to cancel: what was accepted goes on.
+        """Call a method of the native API. Cancelling stops the wait, not the accepted work.
 
         Raises:
-            KernelsvcError: the scope is missing, the params are wrong, or the service's own.
+            KernelsvcError: The scope is missing, the params are wrong, or the service's own error.
         """
         row = methods.METHODS[method]
         try:
             decoded = msgspec.convert(params, row.params)
         except msgspec.ValidationError as error:
             missing = "session" in params and "$.session" in str(error)
-            raise (NotFound() if missing else BadRequest(f"That can't be taken: {error}.")) from None
+            raise (NotFound() if missing else BadRequest(f"The arguments are invalid: {error}.")) from None
         jsonrpc.check(decoded, self._context.request_limits)
         value = await invoke(self._context, self._who, row, decoded)
-        # A few methods answer with JSON, not with a struct.
+        # A few methods return JSON, not a struct.
         return msgspec.convert(value, kind) if isinstance(value, dict) else cast("T", value)
 
     async def put_file(self, session: str, path: str, data: bytes) -> None:
         """Write a file of the working directory, whole or not at all.
 
         Raises:
-            KernelsvcError: the session has ended, the disk's limit is reached, or the path leads outside.
+            KernelsvcError: The session has ended, the disk's limit is reached, or the path leads outside.
         """
         auth.require_scope(self._who, "run")
         found = self._context.service.get(self._who, session)
@@ -65,20 +65,20 @@ class ServiceToolBackend:
         self._context.service.files_changed(self._who, session, [change])
 
     async def read_file(self, session: str, path: str, offset: int, limit: int) -> FilePart:
-        """Some bytes of a file of the working directory.
+        """Read some bytes of a file of the working directory.
 
         Raises:
-            KernelsvcError: there is none, or it is no regular file in there.
+            KernelsvcError: There is no such regular file.
         """
         auth.require_scope(self._who, "read")
         root = self._context.service.files_dir(self._who, session)
         return await asyncio.to_thread(_read, root, parse_path(os.fsencode(path)), offset, limit)
 
     async def list_files(self, session: str, path: str, *, recursive: bool) -> tuple[list[FileShown], bool]:
-        """What lies in a directory, at most a thousand names, and whether there are more.
+        """List a directory: at most a thousand names, and whether there are more.
 
         Raises:
-            KernelsvcError: it is no directory in there.
+            KernelsvcError: It is not a directory of the session.
         """
         auth.require_scope(self._who, "read")
         root = self._context.service.files_dir(self._who, session)
@@ -86,7 +86,7 @@ class ServiceToolBackend:
         return await asyncio.to_thread(_list, root, parts, recursive)
 
     async def notebook(self, session: str, format: str) -> bytes:
-        """The session as a notebook; closed ones too."""
+        """Return the session as a notebook, also if it is closed."""
         auth.require_scope(self._who, "read")
         return await self._context.service.notebook(self._who, session, cast("NotebookFormat", format))
 

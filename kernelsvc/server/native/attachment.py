@@ -1,13 +1,14 @@
 """One session's events on one connection.
 
-An attachment is a cursor in a log (``Subscription``). It hears that there is more,
-and is asked for it when something is about to leave (``ws.send_queue``). There is no
-queue of events: a reader that doesn't read is not asked, and the log waits on disk.
+An attachment is a cursor in a log (``Subscription``). The log reports that it has
+more, and the attachment reads it when frames are about to be sent (``ws.send_queue``).
+There is no queue of events: for a client that does not read, nothing is read from the
+log, and the events wait on disk.
 
-Two promises about order, both kept here:
+It guarantees two things about order:
 
-* The answer to ``session.attach`` (or ``create``) is sent before the first event.
-* The events of a cell are sent before the answer to the ``execute`` that ran it,
+* The reply to ``session.attach`` (or ``create``) is sent before the first event.
+* The events of a cell are sent before the reply to the ``execute`` that ran it,
   if this connection is attached to the session.
 """
 
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds that the news of a cell's beginning wait for its output, or for its end: most cells are done by then.
+#: Seconds that the events of a cell's start wait for its output or its end. Most cells have finished by then.
 LINGER = 0.002
-#: What such a line begins with.
+#: Prefixes of these events' lines.
 _BEGINNINGS = (b'{"type":"cell_queued"', b'{"type":"cell_started"')
 _END = b'{"type":"cell_finished"'
 
@@ -49,7 +50,7 @@ class EventConnection(Protocol):
 
 
 class Attachment:
-    """One session's log on one connection: an ``outlet.Source``."""
+    """One session's log on one connection: a ``ws.send_queue.FrameSource``."""
 
     def __init__(self, session: str, subscription: Subscription, after: int, connection: EventConnection) -> None:
         self.session = session
@@ -60,19 +61,19 @@ class Attachment:
         self._waiting: list[tuple[int, Callable[[], object]]] = []
 
     def start(self) -> None:
-        """Begin to send events; called after the answer that announced them."""
+        """Begin to send events. Called after the reply that announced them."""
         if not self.ended:
             self._subscription.on_lines(self._on_lines)
             self._connection.schedule(self)
 
     def stop(self) -> None:
-        """Send nothing more, from now on."""
+        """Send nothing more."""
         self.ended = True
         self._subscription.close()
         self._release()
 
     def when_sent(self, seq: int, callback: Callable[[], object]) -> None:
-        """Call ``callback`` when everything up to ``seq`` is sent, or the attachment has ended; now if it is."""
+        """Call ``callback`` when all events up to ``seq`` are sent or the attachment has ended, at the latest."""
         if not self.ended and self.sent < seq:
             self._connection.collect()
         if self.ended or self.sent >= seq:
@@ -81,20 +82,20 @@ class Attachment:
             self._waiting.append((seq, callback))
 
     async def reached(self, seq: int) -> None:
-        """Wait until everything up to ``seq`` is sent, or the attachment has ended. Safe to cancel."""
+        """Wait until all events up to ``seq`` are sent or the attachment has ended. Safe to cancel."""
         future = asyncio.get_running_loop().create_future()
         self.when_sent(seq, lambda: None if future.done() else future.set_result(None))
         await future
 
     def _on_lines(self, line: bytes) -> None:
-        # What an answer follows in this very turn goes with it: nothing need be scheduled for it.
+        # The reply to the cell follows in this turn of the loop and is sent in the same write.
         followed = line.startswith(_BEGINNINGS) or (
             line.startswith(_END) and self._connection.has_pending_reply(self.session)
         )
         self._connection.schedule(self, LINGER if followed else 0.0)
 
     def take(self) -> Sequence[bytes]:
-        """See ``outlet.Source``."""
+        """See ``FrameSource``."""
         if self.ended:
             return ()
         try:
@@ -109,14 +110,19 @@ class Attachment:
         return [b"".join(map(jsonrpc.event_frame, lines))] if lines else ()
 
     def on_queued(self) -> None:
-        """See ``outlet.Source``."""
+        """See ``FrameSource``."""
         self.sent = self._subscription.last_seq
         self._release()
 
     def _detached_frame(self, error: Exception) -> bytes:
-        """The reader must know that no event will follow, and why."""
+        """Encode the frame that ends this session's events, with the cause."""
         if not isinstance(error, KernelsvcError):
-            log.error("attachment failed", exc_info=error, extra={"action": "pump_failed", "session": self.session})
+            log.error(
+                "Session %s: reading its events failed. Its client is detached",
+                self.session,
+                exc_info=error,
+                extra={"action": "pump_failed", "session": self.session},
+            )
         return jsonrpc.text_frame(jsonrpc.encode_detached(self.session, as_error(error)))
 
     def _release(self) -> None:

@@ -1,7 +1,8 @@
-"""``/v1/sessions/{id}/files/...``: up, down, list, delete, over a directory that nobody trusts.
+"""``/v1/sessions/{id}/files/...``: upload, download, list and delete in a session's directory.
 
-Everything that touches the disk goes through ``beneath``. A download is bounded
-by the session's ``disk_bytes`` (a sparse file can claim any size), an upload too.
+A cell may put links and special files into the directory at any time. All access
+is therefore through ``linux.rooted_dir``. Downloads and uploads are limited by the
+session's ``disk_bytes`` (a sparse file can have any size).
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from kernelsvc.server.handler import ApiHandler
 from kernelsvc.server.native import routes
 from kernelsvc.server.native.handlers import INERT, send_file
 
-#: A session without ``disk_bytes`` still has a bound for one transfer.
+#: Limit of one transfer, in bytes, in a session without ``disk_bytes``.
 UNBOUNDED = 1 << 40
 
 
 class ByteRange(msgspec.Struct, frozen=True):
-    """The bytes from ``start``, ``size`` of them."""
+    """``size`` bytes from ``start``."""
 
     start: int
     size: int
 
 
 def parse_range(header: str | None, size: int) -> ByteRange | None:
-    """What a ``Range`` header asks for (RFC 9110, 14.1.2), None for the whole file.
+    """Parse a ``Range`` header (RFC 9110, section 14.1.2). None: the whole file.
 
-    Several ranges, and units that aren't bytes, may be ignored; so they are.
+    Several ranges, and units other than bytes, are ignored, as the RFC allows.
 
     Raises:
-        ValueError: the range lies behind the end (416).
+        ValueError: The range begins after the end of the file (416).
     """
     unit, _, spec = (header or "").strip().partition("=")
     if unit.strip().lower() != "bytes" or "," in spec:
@@ -67,7 +68,7 @@ def _suffix(last: str, size: int) -> ByteRange | None:
 
 
 def matches(header: str | None, etag: str) -> bool:
-    """Whether an ``If-Match`` or ``If-None-Match`` header names this ETag."""
+    """Return whether an ``If-Match`` or ``If-None-Match`` header names this ETag."""
     if header is None:
         return False
     named = [part.strip().removeprefix("W/") for part in header.split(",")]
@@ -75,7 +76,7 @@ def matches(header: str | None, etag: str) -> bool:
 
 
 class FileHandler(ApiHandler):
-    """One path below ``files/``."""
+    """Handler of one path below ``files/``."""
 
     route = "/v1/sessions/{session}/files/{path}"
     _upload: Upload | None = None
@@ -86,13 +87,13 @@ class FileHandler(ApiHandler):
     # --- the way in ----------------------------------------------------------------------
 
     async def prepare(self) -> None:
-        """Tornado's hook: for an upload, everything is decided before the first byte."""
+        """Tornado's hook: check an upload before the first byte of its body."""
         await super().prepare()
         if self.request.method == "PUT":
             self._begin_upload()
 
     def max_body(self) -> int:
-        """An upload may fill the session's disk."""
+        """Return the free space of the session's disk limit for an upload."""
         if self.request.method != "PUT":
             return super().max_body()
         session = self._session()
@@ -101,7 +102,7 @@ class FileHandler(ApiHandler):
         return max(0, limit - used)
 
     def decode_argument(self, value: bytes, name: str | None = None) -> str:
-        """Tornado's hook: a file's name may be any bytes; ``_parts`` reads it from the raw URL."""
+        """Tornado's hook. A file's name may be any bytes, which ``_parts`` reads from the raw URL."""
         return value.decode("utf-8", "surrogateescape") if name is None else super().decode_argument(value, name)
 
     def _session(self) -> str:
@@ -114,7 +115,7 @@ class FileHandler(ApiHandler):
         return self.context.service.get(self.who, session).limits.disk_bytes or UNBOUNDED
 
     def _parts(self) -> tuple[bytes, ...]:
-        """The path below ``files/``, from the raw URL: names may be any bytes."""
+        """Return the path below ``files/`` from the raw URL. Names may be any bytes."""
         raw = self.request.path.partition("/files/")[2]
         return parse_path(unquote_to_bytes(raw).removesuffix(b"/"))
 
@@ -124,7 +125,7 @@ class FileHandler(ApiHandler):
     # --- down -----------------------------------------------------------------------------
 
     async def get(self, session: str, path: str = "") -> None:
-        """A file; or a list, for a directory."""
+        """Send a file, or list a directory."""
         query = self.query(routes.ListFilesQuery)
         if path == "":
             await self._list((), query)
@@ -147,14 +148,14 @@ class FileHandler(ApiHandler):
             os.close(fd)
 
     async def head(self, session: str, path: str = "") -> None:
-        """What GET would say, without the body."""
+        """Send the headers of GET without the body."""
         with self._directory() as directory:
             fd, info = directory.open_file(self._parts())
         os.close(fd)
         self._head(self._parts(), info)
 
     def _head(self, parts: tuple[bytes, ...], info: os.stat_result) -> ByteRange | None:
-        """Status and headers; the part to send, None when there is nothing to send."""
+        """Set status and headers. Return the bytes to send, None for none."""
         etag = etag_of(info)
         self.set_header("ETag", etag)
         self.set_header("Accept-Ranges", "bytes")
@@ -167,7 +168,7 @@ class FileHandler(ApiHandler):
             advice = f"This file says that it has {info.st_size} bytes and the bound is {bound}; read it by Range."
             raise TooLarge(advice, size=info.st_size, bound=bound)
         self.set_header("Content-Type", "application/octet-stream")
-        # What a cell wrote must never become a page of this server's origin.
+        # Content from a cell must never become a page of this server's origin.
         self.set_header("Content-Security-Policy", INERT)
         self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{quote_from_bytes(parts[-1], safe='')}")
         self.set_header("Content-Length", str(span.size))
@@ -230,12 +231,12 @@ class FileHandler(ApiHandler):
         etag = etag_of(current) if current else ""
         wanted, unwanted = self.request.headers.get("If-Match"), self.request.headers.get("If-None-Match")
         if wanted is not None and not (current and matches(wanted, etag)):
-            raise Conflict("The file is not the one that If-Match names; read it again before you replace it.")
+            raise Conflict("The file is not the one that If-Match names. Read it again before you replace it.")
         if unwanted is not None and current and matches(unwanted, etag):
             raise Conflict("The file exists already, and If-None-Match forbids to replace it.")
 
     def data_received(self, chunk: bytes) -> None:
-        """Tornado's hook: a piece of the body goes straight to the disk."""
+        """Tornado's hook: write a piece of the body to the disk."""
         if self._upload is None:
             super().data_received(chunk)
             return
@@ -251,7 +252,7 @@ class FileHandler(ApiHandler):
             self._upload.abort()
 
     async def put(self, session: str, path: str = "") -> None:
-        """The body is on the disk; put it in place."""
+        """Rename the uploaded file to its final name."""
         upload = self._upload
         if upload is None:
             raise BadRequest("Name the file to write: PUT /v1/sessions/ID/files/NAME.")
@@ -267,12 +268,12 @@ class FileHandler(ApiHandler):
         self.answer(written, 200 if existed else 201)
 
     async def delete(self, session: str, path: str = "") -> None:
-        """Remove a name."""
+        """Delete a file or a directory."""
         self.auth_scope("run")
         query = self.query(routes.DeleteFileQuery)
         parts = self._parts() if path else ()
         if not parts:
-            raise BadRequest("The session's directory itself can't be deleted; close the session instead.")
+            raise BadRequest("The session's directory itself can't be deleted. Close the session instead.")
         if self.context.service.get(self.who, session).state is SessionState.CLOSED:
             raise SessionClosed
 
@@ -290,18 +291,18 @@ class FileHandler(ApiHandler):
     # --- the end ------------------------------------------------------------------------------
 
     def on_finish(self) -> None:
-        """Tornado's hook: nothing half-written stays."""
+        """Tornado's hook: remove an incomplete upload."""
         if self._upload is not None:
             self._upload.abort()
         super().on_finish()
 
     def on_connection_close(self) -> None:
-        """Tornado's hook: the client left in the middle."""
+        """Tornado's hook: the client disconnected during an upload."""
         if self._upload is not None:
             self._upload.abort()
         super().on_connection_close()
 
 
 def shown(path: bytes) -> str:
-    """A path for JSON: what is not UTF-8 becomes U+FFFD."""
+    """Decode a path for JSON. Bytes that are not UTF-8 become U+FFFD."""
     return path.decode("utf-8", "replace")

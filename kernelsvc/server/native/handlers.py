@@ -1,4 +1,4 @@
-"""The REST handlers. What they serve is in ``rest``; files are in ``files``."""
+"""The REST handlers. ``routes`` is their table. ``files`` has the handlers of files."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from kernelsvc.server.native import openapi, sse
 from kernelsvc.server.native import routes as rest
 from kernelsvc.telemetry.metrics import CONTENT_TYPE
 
-#: What a page of events may hold, in bytes, before it is cut short of its limit.
+#: Bytes after which a page of events ends before its limit.
 PAGE_BYTES = 8 * 1024 * 1024
 CHUNK_BYTES = 256 * 1024
 
-#: Whatever a kernel put into an export or a file, a browser shows it without scripts, forms or an origin of ours.
+#: Content Security Policy for content from a kernel: no scripts, no forms, not this server's origin.
 INERT = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; frame-ancestors 'none'"
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class MethodHandler(ApiHandler):
-    """One path whose verbs are methods of the native protocol."""
+    """Handler of one path whose verbs are methods of the native API."""
 
     routes: dict[str, rest.Route]
 
     def initialize(self, context: ServerContext, **more: Any) -> None:
-        """Tornado's hook."""
+        """Tornado's hook: name the route for metrics."""
         super().initialize(context, **more)
         self.route = next(iter(self.routes.values())).path
 
     def allowed(self) -> list[str]:
-        """The verbs of this path."""
+        """Return the verbs of this path."""
         return [*self.routes, "OPTIONS"]
 
     def get(self, *path: str) -> Coroutine[Any, Any, None]:
-        """GET."""
+        """Serve GET."""
         return self._serve(path)
 
     def post(self, *path: str) -> Coroutine[Any, Any, None]:
-        """POST."""
+        """Serve POST."""
         return self._serve(path)
 
     def delete(self, *path: str) -> Coroutine[Any, Any, None]:
-        """DELETE."""
+        """Serve DELETE."""
         return self._serve(path)
 
     async def _serve(self, path: tuple[str, ...]) -> None:
@@ -62,19 +62,19 @@ class MethodHandler(ApiHandler):
         await self.serve(route, self.named(route, path))
 
     def named(self, route: rest.Route, path: tuple[str, ...]) -> dict[str, str]:
-        """The path's values by name.
+        """Return the values in the path by name.
 
         Raises:
-            NotFound: one that can't be the name of anything.
+            NotFound: A value can't be an id.
         """
         found = dict(zip(route.names, path, strict=True))
         for name, value in found.items():
             if not rest.is_id(value):
-                raise NotFound(f"There is no such {name}; list what exists and check the id.")
+                raise NotFound(f"There is no such {name}. List what exists and check the id.")
         return found
 
     async def serve(self, route: rest.Route, path: dict[str, str]) -> None:
-        """Call the method and write what it gave."""
+        """Call the method and write its result."""
         method = methods.METHODS[route.method or ""]
         if route.verb == "POST":
             self.query(rest.NoQuery)
@@ -93,17 +93,17 @@ class MethodHandler(ApiHandler):
         return {"idempotency_key": key} if key and route.id == "session.create" else {}
 
     def fields(self) -> dict[str, msgspec.Raw]:
-        """The body as an object of undecoded values; no body is an empty one."""
+        """Decode the body into an object of undecoded values. An empty body is an empty object."""
         body = self.body()
         found: dict[str, msgspec.Raw] = jsonrpc.decode_json(_fields, body, "body") if body.strip() else {}
         return found
 
 
 class CellsHandler(MethodHandler):
-    """``/v1/sessions/{id}/cells``: submit in three forms, or list."""
+    """Handler of ``/v1/sessions/{id}/cells``: run cells in three forms, or list them."""
 
     async def serve(self, route: rest.Route, path: dict[str, str]) -> None:
-        """GET lists, POST runs."""
+        """List for GET, run for POST."""
         if route.verb == "GET":
             await super().serve(route, path)
             return
@@ -130,7 +130,7 @@ class CellsHandler(MethodHandler):
 
 
 def name_cells(params: methods.ExecuteParams | methods.BatchParams, key: str) -> None:
-    """Give cells without an id one that follows from the key, so that the same request again runs nothing."""
+    """Derive ids for cells without one from the idempotency key, so that a repeated request runs nothing."""
     stem = "key-" + hashlib.sha256(key.encode()).hexdigest()[:32]
     if isinstance(params, methods.ExecuteParams):
         params.cell = params.cell or stem
@@ -140,7 +140,7 @@ def name_cells(params: methods.ExecuteParams | methods.BatchParams, key: str) ->
 
 
 def accepts_stream(accept: str) -> bool:
-    """Whether an event stream is wanted rather than JSON: what stands first in ``Accept`` wins."""
+    """Return whether ``Accept`` names an event stream before JSON."""
     kinds = [part.split(";")[0].strip().lower() for part in accept.split(",")]
     return rest.SSE in kinds and not (rest.JSON in kinds and kinds.index(rest.JSON) < kinds.index(rest.SSE))
 
@@ -149,24 +149,24 @@ class SessionPathHandler(ApiHandler):
     """Base of the handlers of one path below a session."""
 
     async def get(self, session: str) -> None:
-        """GET."""
+        """Serve GET."""
         self.auth_scope("read")
         if not rest.is_id(session):
             raise NotFound
         await self.show(session)
 
     async def show(self, session: str) -> None:
-        """Answer for this session."""
+        """Write the response for this session."""
         raise NotImplementedError
 
 
 class EventsHandler(SessionPathHandler):
-    """``/v1/sessions/{id}/events``: a page, or a stream."""
+    """Handler of ``/v1/sessions/{id}/events``: a page, or a stream."""
 
     route = "/v1/sessions/{session}/events"
 
     async def show(self, session: str) -> None:
-        """JSON, or an event stream when it is asked for."""
+        """Write JSON, or an event stream if the client asks for one."""
         query = self.query(rest.EventsQuery)
         after = self._last_event_id(query.after)
         if query.follow or accepts_stream(self.request.headers.get("Accept", "")):
@@ -182,7 +182,7 @@ class EventsHandler(SessionPathHandler):
         if given is None:
             return after
         if not given.isascii() or not given.isdecimal() or len(given) > 15:
-            raise BadRequest("Last-Event-ID is not the number of an event; send the id of the last one you got.")
+            raise BadRequest("Last-Event-ID is not the number of an event. Send the id of the last one you got.")
         return int(given)
 
     def _page(self, session: str, after: int, limit: int) -> None:
@@ -202,7 +202,7 @@ class EventsHandler(SessionPathHandler):
 
 
 class NotebookHandler(SessionPathHandler):
-    """``/v1/sessions/{id}/notebook``."""
+    """Handler of ``/v1/sessions/{id}/notebook``."""
 
     route = "/v1/sessions/{session}/notebook"
     _types = {
@@ -212,7 +212,7 @@ class NotebookHandler(SessionPathHandler):
     }
 
     async def show(self, session: str) -> None:
-        """The export, made inert for browsers."""
+        """Write the export, with headers that stop a browser from running its content."""
         form = self.query(rest.NotebookQuery).format
         data = await self.while_connected(self.context.service.notebook(self.who, session, form))
         self.set_header("Content-Type", self._types[form])
@@ -223,12 +223,12 @@ class NotebookHandler(SessionPathHandler):
 
 
 class JournalHandler(SessionPathHandler):
-    """``/v1/sessions/{id}/journal``: the file itself, in pieces."""
+    """Handler of ``/v1/sessions/{id}/journal``: the journal file."""
 
     route = "/v1/sessions/{session}/journal"
 
     async def show(self, session: str) -> None:
-        """Every whole line that is there now."""
+        """Write all whole lines that the file has now."""
         self.query(rest.NoQuery)
         path = self.context.service.journal_path(self.who, session)
         try:
@@ -246,7 +246,7 @@ class JournalHandler(SessionPathHandler):
 
 
 def whole_lines(fd: int) -> int:
-    """Size of a file up to and with its last newline: a line that is being written is not shown."""
+    """Return the size of a file up to and including its last newline. An incomplete line is not counted."""
     end = os.fstat(fd).st_size
     while end > 0:
         start = max(0, end - CHUNK_BYTES)
@@ -258,70 +258,70 @@ def whole_lines(fd: int) -> int:
 
 
 async def send_file(handler: ApiHandler, fd: int, start: int, size: int) -> None:
-    """Send a part of a file at the client's pace. Safe to cancel.
+    """Send a part of a file at the client's speed. Safe to cancel.
 
     Raises:
-        StreamClosedError: the client is gone.
-        BrokenPipeError: the file is shorter than was promised; the answer is cut off.
+        StreamClosedError: The client disconnected.
+        BrokenPipeError: The file became shorter than promised. The response is cut off.
     """
     end = start + size
     while start < end:
         piece = os.pread(fd, min(CHUNK_BYTES, end - start), start)
         if not piece:
-            raise BrokenPipeError("the file became shorter while it was sent")
+            raise BrokenPipeError("the file became shorter while it was being sent")
         start += len(piece)
         handler.write(piece)
         await handler.flush()
 
 
 class HealthHandler(ApiHandler):
-    """``/healthz``."""
+    """Handler of ``/healthz``."""
 
     scope = None
     route = "/healthz"
 
     def get(self) -> None:
-        """The loop runs."""
+        """Respond, which shows that the event loop runs."""
         self.answer(rest.Health(status="ok"))
 
     head = get
 
 
 class ReadyHandler(ApiHandler):
-    """``/readyz``."""
+    """Handler of ``/readyz``."""
 
     scope = None
     route = "/readyz"
 
     def get(self) -> None:
-        """Sessions can be created."""
+        """Respond 200 if sessions can be created, else 503."""
         if self.context.stopping or not self.context.service.ready():
-            raise AtCapacity("The server is not ready (starting, or about to stop); try again in a moment.")
+            raise AtCapacity("The server is starting or stopping. Try again in a moment.")
         self.answer(rest.Health(status="ready"))
 
     head = get
 
 
 class MetricsHandler(ApiHandler):
-    """``/metrics``."""
+    """Handler of ``/metrics``."""
 
     scope = None
     route = "/metrics"
 
     def get(self) -> None:
-        """The text format."""
+        """Write the metrics in Prometheus' text format."""
         self.set_header("Content-Type", CONTENT_TYPE)
         self.write(self.context.metrics.exposition())
 
 
 class DocumentHandler(ApiHandler):
-    """``/v1/openapi.json`` and ``/v1/openrpc.json``."""
+    """Handler of ``/v1/openapi.json`` and ``/v1/openrpc.json``."""
 
     scope = None
     kind: str
 
     def get(self) -> None:
-        """Generated from the tables, once."""
+        """Write the document that is generated from the tables."""
         self.set_header("Content-Type", "application/json")
         make = openapi.openapi_json if self.kind == "openapi" else openapi.openrpc_json
         self.write(make(__version__))

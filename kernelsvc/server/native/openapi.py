@@ -1,4 +1,4 @@
-"""OpenAPI 3.1 and OpenRPC, generated from the tables that the code runs on."""
+"""OpenAPI 3.1 and OpenRPC documents, generated from the tables that the server runs on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ERROR_REF = {"$ref": "#/components/schemas/Refusal"}
 
 @functools.cache
 def _schemas() -> tuple[dict[Any, Schema], dict[str, Schema]]:
-    """Each type's schema, and the components that they refer to."""
+    """Return the schema of each type, and the components that they refer to."""
     types: list[Any] = [AnyEvent, SessionRequest]
     for row in methods.METHODS.values():
         types += [row.params, row.result]
@@ -45,7 +45,7 @@ def _schemas() -> tuple[dict[Any, Schema], dict[str, Schema]]:
 
 
 def schema_of(kind: Any) -> Schema:
-    """A type's schema (a reference, for a struct)."""
+    """Return a type's schema (for a struct, a reference)."""
     return {"type": "null"} if kind is None else _schemas()[0][kind]
 
 
@@ -54,7 +54,7 @@ def _struct_schema(kind: type[Struct]) -> Schema:
 
 
 def _without(kind: type[Struct], names: list[str]) -> Schema:
-    """A struct's schema without the fields that stand elsewhere."""
+    """Return a struct's schema without these fields."""
     schema = _struct_schema(kind)
     properties = {name: value for name, value in schema["properties"].items() if name not in names}
     required = [name for name in schema.get("required", []) if name not in names]
@@ -67,12 +67,12 @@ def _without(kind: type[Struct], names: list[str]) -> Schema:
 
 @functools.cache
 def openapi_json(version: str) -> bytes:
-    """The OpenAPI document as JSON."""
+    """Return the OpenAPI document as JSON."""
     return msgspec.json.encode(openapi(version))
 
 
 def openapi(version: str) -> Schema:
-    """The OpenAPI 3.1 document."""
+    """Return the OpenAPI 3.1 document."""
     paths: dict[str, Schema] = {}
     for route in routes.ROUTES:
         paths.setdefault(route.path, {})[route.verb.lower()] = _operation(route)
@@ -145,7 +145,7 @@ def _parameters(route: routes.Route) -> list[Schema]:
 
 
 def _no_null(schema: Schema) -> Schema:
-    """A query says None by being absent."""
+    """Remove null from a query's schema: an absent parameter means None."""
     options = [each for each in schema.get("anyOf", []) if each.get("type") != "null"]
     if not options:
         return schema
@@ -174,12 +174,12 @@ def _body(route: routes.Route) -> Schema | None:
 
 @functools.cache
 def openrpc_json(version: str) -> bytes:
-    """The OpenRPC document as JSON."""
+    """Return the OpenRPC document as JSON."""
     return msgspec.json.encode(openrpc(version))
 
 
 def openrpc(version: str) -> Schema:
-    """The OpenRPC document of ``/v1/ws``; notifications stand under ``x-notifications``."""
+    """Return the OpenRPC document of ``/v1/ws``. Notifications are under ``x-notifications``."""
     return {
         "openrpc": "1.3.2",
         "info": {"title": "kernelsvc", "version": version},

@@ -1,8 +1,8 @@
-"""The REST surface as data: one row per verb and path.
+"""The REST API as data: one row per verb and path.
 
-Most rows are a method of the native protocol under another name: path, query
-and body are merged into the same params, so that the two can't drift. The
-handlers, the OpenAPI document and the reference page all read this table.
+Most rows are a method of the native API: path, query and body are merged into its
+params, so that both APIs stay equal. The handlers, the OpenAPI document and the
+reference page read this table.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ SSE = "text/event-stream"
 
 
 class WaitQuery(Struct, kw_only=True, forbid_unknown_fields=True):
-    """``queued`` answers 202 as soon as the cell is on record."""
+    """``queued`` responds 202 as soon as the cell is logged."""
 
     wait: Literal["finished", "queued"] = "finished"
 
 
 class EventsQuery(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Which events; ``follow`` goes on with live ones, as an event stream."""
+    """Selects events. With ``follow``, live events follow, as an event stream."""
 
     after: methods.Position = 0
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
@@ -36,36 +36,36 @@ class EventsQuery(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NotebookQuery(Struct, kw_only=True, forbid_unknown_fields=True):
-    """The form of the export."""
+    """The format of the export."""
 
     format: Literal["ipynb", "html", "py"] = "ipynb"
 
 
 class ListFilesQuery(Struct, kw_only=True, forbid_unknown_fields=True):
-    """How far to list."""
+    """The depth and size of a listing."""
 
     recursive: bool = False
     limit: Annotated[int, Meta(ge=1, le=10_000)] = 1000
 
 
 class DeleteFileQuery(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Whether a directory goes with all that is in it."""
+    """Whether a directory is deleted with its content."""
 
     recursive: bool = False
 
 
 class NoQuery(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Nothing in the query."""
+    """No query parameters."""
 
 
 class FileEntry(Struct, kw_only=True):
     """One name in a session's directory.
 
     Attributes:
-        path: relative to the session's directory; bytes that are not UTF-8 are shown as U+FFFD.
-        url: the same, percent-encoded: what to put after ``files/``.
-        kind: links and devices are listed, never followed.
-        size: bytes.
+        path: Relative to the session's directory. Bytes that are not UTF-8 are U+FFFD.
+        url: The path, percent-encoded, to append to ``files/``.
+        kind: Links and devices are listed, never followed.
+        size: Bytes.
         modified: UTC.
     """
 
@@ -77,7 +77,7 @@ class FileEntry(Struct, kw_only=True):
 
 
 class FileList(Struct, kw_only=True):
-    """A directory; ``truncated`` when it holds more than the limit."""
+    """A directory's content. ``truncated``: it holds more than the limit."""
 
     path: str
     files: list[FileEntry]
@@ -85,7 +85,7 @@ class FileList(Struct, kw_only=True):
 
 
 class FileWritten(Struct, kw_only=True):
-    """A file as it was put."""
+    """A written file."""
 
     path: str
     size: int
@@ -94,7 +94,7 @@ class FileWritten(Struct, kw_only=True):
 
 
 class EventPage(Struct, kw_only=True):
-    """Some events; the next page begins after ``next_after``."""
+    """A page of events. The next page begins after ``next_after``."""
 
     events: list[dict[str, Any]]
     next_after: int
@@ -102,7 +102,7 @@ class EventPage(Struct, kw_only=True):
 
 
 class Health(Struct, kw_only=True):
-    """That the server answers."""
+    """The server responds."""
 
     status: str
 
@@ -112,17 +112,17 @@ class Route(Struct, frozen=True, kw_only=True):
 
     Attributes:
         verb: HTTP's.
-        path: with ``{names}``.
-        id: the operation's name in OpenAPI.
-        summary: one sentence.
-        scope: what the token must allow; None: no token is asked for.
-        query: the query's type.
-        body: the JSON body's type; None: no body.
-        result: the answer's type.
-        status: of a good answer.
-        media: of a good answer; the first is the default.
-        takes: media type of a body that is no JSON.
-        method: the native method behind it.
+        path: With ``{names}``.
+        id: The operation's name in OpenAPI.
+        summary: One sentence.
+        scope: The scope that the token needs. None: no token is needed.
+        query: The query's type.
+        body: The JSON body's type. None: no body.
+        result: The response's type.
+        status: HTTP status of a good response.
+        media: Media types of a good response. The first is the default.
+        takes: Media type of a body that is not JSON.
+        method: The native method.
     """
 
     verb: str
@@ -246,7 +246,7 @@ BY_ID: dict[str, Route] = {route.id: route for route in ROUTES}
 
 
 def pattern(path: str) -> str:
-    """A path with ``{names}`` as a regular expression; a file's path may hold slashes."""
+    """Convert a path with ``{names}`` into a regular expression. A file's path may contain slashes."""
     found = re.sub(r"\\{(\w+)\\}", lambda m: "(.+)" if m[1] == "path" else "([^/]+)", re.escape(path))
     return found + "?" if path.endswith("/") else found
 
@@ -255,22 +255,22 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
 def is_id(text: str) -> bool:
-    """Whether this could name anything of ours."""
+    """Return whether this text has the form of an id."""
     return _ID.fullmatch(text) is not None
 
 
 def check_body(
     fields: dict[str, msgspec.Raw], kind: type[Struct], extra: dict[str, Any], bounds: jsonrpc.RequestLimits
 ) -> Any:
-    """A JSON body together with what path, query and headers say, as params.
+    """Merge a JSON body with the values of path, query and headers into params.
 
     Raises:
-        BadRequest: the body says something else about them, or doesn't fit the type.
-        TooLarge: code over its bound.
+        BadRequest: The body repeats one of them, or doesn't fit the type.
+        TooLarge: The code is over its limit.
     """
     doubled = sorted(fields.keys() & extra.keys())
     if doubled:
-        raise BadRequest(f"{', '.join(doubled)} stands in the path, query or a header; leave it out of the body.")
+        raise BadRequest(f"{', '.join(doubled)} is in the path, the query or a header. Leave it out of the body.")
     merged = msgspec.json.encode({**fields, **extra})
     params = jsonrpc.decode_json(msgspec.json.Decoder(kind), merged, "body")
     jsonrpc.check(params, bounds)
@@ -278,7 +278,7 @@ def check_body(
 
 
 def markdown() -> str:
-    """The reference page's table: every verb and path, in the order of the table."""
+    """Return the reference page's table: each verb and path, in the order of ``ROUTES``."""
     lines = ["| request | query | body | answer | scope | |", "|---|---|---|---|---|---|"]
     for route in ROUTES:
         query = ", ".join(f"`{name}`" for name in route.query.__struct_fields__ if name not in route.names)

@@ -1,8 +1,8 @@
 """Event streams: journal lines as server-sent events (WHATWG HTML, section 9.2).
 
-One event of ours is one event there, ``id`` its ``seq`` and ``data`` its journal
-line, byte for byte; a line has no newline, so that it needs no escaping. A
-client that comes back with ``Last-Event-ID`` gets the next one.
+Each event has its ``seq`` as ``id`` and its journal line, byte for byte, as ``data``.
+A line contains no newline, so it needs no escaping. A client that reconnects with
+``Last-Event-ID`` gets the next event.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _heads = msgspec.json.Decoder(_Head)
 
 
 def frame(seq: int, line: bytes) -> bytes:
-    """One journal line as one server-sent event."""
+    """Encode one journal line as one server-sent event."""
     return b"id: %d\ndata: %b\n\n" % (seq, line)
 
 
 def joined(frames: list[bytes], bound: int) -> Iterator[bytes]:
-    """Frames joined up to about ``bound`` bytes each."""
+    """Join frames into chunks of about ``bound`` bytes."""
     size, parts = 0, []
     for each in frames:
         parts.append(each)
@@ -54,11 +54,11 @@ def joined(frames: list[bytes], bound: int) -> Iterator[bytes]:
 
 
 class Selection:
-    """Which events a stream carries, and when it is over.
+    """The events that a stream carries, and its end.
 
     Args:
-        cells: only events of these, until each has ended; None takes everything.
-        until: the last position; None goes on until the session is closed.
+        cells: Only events of these cells, until each has finished. None: all events.
+        until: The last position. None: until the session is closed.
     """
 
     def __init__(self, cells: set[str] | None = None, until: int | None = None) -> None:
@@ -67,11 +67,11 @@ class Selection:
         self._until = until
 
     def over(self, seq: int) -> bool:
-        """Whether nothing more is wanted after this position."""
+        """Return whether the stream ends after this position."""
         return (self._cells is not None and not self._pending) or (self._until is not None and seq >= self._until)
 
     def wants(self, line: bytes) -> bool:
-        """Whether this line belongs into the stream."""
+        """Return whether this line belongs to the stream."""
         if self._cells is None:
             return True
         head = _heads.decode(line)
@@ -81,10 +81,10 @@ class Selection:
 
 
 async def stream(handler: ApiHandler, subscription: Subscription, after: int, selection: Selection) -> None:
-    """Send events until the selection is over or the session is closed. Safe to cancel.
+    """Send events until the selection or the session ends. Safe to cancel.
 
     Raises:
-        StreamClosedError: the client is gone.
+        StreamClosedError: The client disconnected.
     """
     start_stream(handler)
     try:
@@ -96,7 +96,7 @@ async def stream(handler: ApiHandler, subscription: Subscription, after: int, se
 
 
 def start_stream(handler: ApiHandler) -> None:
-    """The head of an event stream."""
+    """Set the headers of an event stream."""
     handler.set_header("Content-Type", "text/event-stream")
     handler.set_header("X-Accel-Buffering", "no")
     connection_stream = getattr(handler.request.connection, "stream", None)
@@ -124,7 +124,7 @@ async def _pump(handler: ApiHandler, subscription: Subscription, after: int, sel
 
 
 async def _next(handler: ApiHandler, subscription: Subscription) -> list[bytes]:
-    """The next lines; sends a comment whenever it stays silent for long, so that no proxy takes us for dead."""
+    """Return the next lines. During a long silence, send comments so that proxies keep the connection open."""
     while True:
         try:
             async with asyncio.timeout(handler.context.settings.keepalive_seconds):

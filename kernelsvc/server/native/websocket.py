@@ -1,15 +1,17 @@
 """``/v1/ws``: JSON-RPC 2.0, many sessions on one connection.
 
-Theory of operation. Each request is a task of its own; tasks begin in the order
-in which their frames arrived, and the service accepts a cell before its first
-await, so the order of submission is the order of execution. Answers come as
-they are ready. A cell that is run and awaited, which is most of what is asked, is
-begun at once and answered by a callback: a task for it would cost more than the
-rest of the way.
+Each request is a task. Tasks begin in the order in which their frames arrived, and
+the service accepts a cell before its first await, so cells run in the order of
+submission. Replies are sent as they become ready. An ``execute`` that waits for its
+cell, which is the most common request, is started without a task and answered by a
+callback: a task would cost more than the rest of the request.
 
-Frames are written to the stream as bytes that we frame ourselves (RFC 6455,
-no compression): Tornado's ``write_message`` costs a task per message, which
-100,000 printed lines would pay 100,000 times. ``outlet`` joins those of one turn.
+Events are sent by ``attachment``, which also guarantees their order.
+
+Frames are written to the stream as bytes with kernelsvc's own framing (RFC 6455,
+no compression): Tornado's ``write_message`` costs a task per message, and 100,000
+printed lines would cost 100,000 tasks. ``ws.send_queue`` joins the frames of one
+turn of the event loop.
 """
 
 from __future__ import annotations
@@ -39,26 +41,26 @@ from kernelsvc.server.ws.socket_stream import SocketStream, take_over
 
 log = logging.getLogger(__name__)
 
-#: What may wait in the socket's buffer before more is read from a log.
+#: Unsent bytes beyond which nothing more is read from a log.
 CHUNK_BYTES = MAX_BACKLOG
-#: Answers that may wait for a reader before its next request is looked at.
+#: Bytes of unsent replies beyond which the client's next request is not read.
 UNSENT_BYTES = 4 * 1024 * 1024
-#: Frames of one connection that are handled in one turn of the event loop.
+#: Most frames of one connection in one turn of the event loop, so that other connections get their share.
 MAX_FRAMES_PER_TURN = 64
-#: Requests that begin in one turn of the event loop.
+#: Most requests of one connection that start in one turn of the event loop.
 MAX_STARTS_PER_TURN = 4
 MAX_ATTACHMENTS = 10_000
 
 
 class ConnectionGone(Exception):
-    """The other end is not there any more."""
+    """The connection is closed."""
 
 
 class FastWebSocketProtocol(WebSocketProtocol13):
-    """Tornado's protocol, which reads by ``line`` and ``frames``, leaves decoding to us and says why it closes."""
+    """Tornado's protocol with kernelsvc's reader and parser (``ws``). It reports why it closes."""
 
     async def _receive_frame_loop(self) -> None:
-        """Tornado's hook: the connection is open; returns when it has ended."""
+        """Tornado's hook: the connection is open. Returns when it has ended."""
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             connection = connection_of(self.stream)
@@ -90,15 +92,15 @@ class FastWebSocketProtocol(WebSocketProtocol13):
         except MessageTooBig:
             self.close(1009, "message too big")
             self._abort()
-        except (ProtocolViolation, ValueError) as error:  # Tornado decodes the reason of a close
-            log.debug("a WebSocket is cut: %s", error)
+        except (ProtocolViolation, ValueError) as error:  # ValueError: Tornado decodes the reason of a close frame
+            log.debug("Closed a WebSocket: %s", error)
             self._abort()
-        except Exception:  # a fault of ours with one frame: it costs its connection, and no other
-            log.exception("a WebSocket's frame could not be handled", extra={"action": "frame_failed"})
+        except Exception:  # a bug with one frame must end only its own connection
+            log.exception("A WebSocket's frame failed. The connection is closed", extra={"action": "frame_failed"})
             self._abort()
 
     def _handle_frames(self) -> None:
-        """Handle what has come, in order; reads on when there is nothing left that can be handled now."""
+        """Handle the frames that have arrived, in order. Read on when all are handled."""
         for _ in range(MAX_FRAMES_PER_TURN):
             frame = self._frame_parser.next()
             if frame is None:
@@ -111,7 +113,7 @@ class FastWebSocketProtocol(WebSocketProtocol13):
                 self._socket_stream.pause()
                 handled.add_done_callback(self._resume)
                 return
-        self._socket_stream.pause()  # others have a turn
+        self._socket_stream.pause()  # other connections get their turn
         asyncio.get_running_loop().call_soon(self._resume)
 
     def _resume(self, handled: object = None) -> None:
@@ -119,14 +121,14 @@ class FastWebSocketProtocol(WebSocketProtocol13):
             self._on_data(b"")
 
     def _handle_message(self, opcode: int, data: bytes) -> asyncio.Future[None] | None:
-        """Hand text over as bytes: invalid UTF-8 then gets an answer instead of a dead line."""
+        """Pass text as bytes, so that invalid UTF-8 gets an error before the close."""
         if opcode == 0x1 and not self.client_terminated and not self._frame_compressed:
             self._message_bytes_in += len(data)
             return self._run_callback(self.handler.on_message, data)
         return super()._handle_message(opcode, data)
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
-        """Before the close frame of a too large message, the error in the one shape."""
+        """Send the error of a message that is too large before the close frame."""
         if code == 1009 and not self.server_terminated:
             bound = self.max_message_size
             error = jsonrpc.encode_error(
@@ -139,12 +141,12 @@ class FastWebSocketProtocol(WebSocketProtocol13):
 
     @property
     def max_message_size(self) -> int:
-        """The bound that was configured."""
+        """The configured limit, in bytes."""
         return self.params.max_message_size
 
 
 class ApiSocket(BaseHandler, WebSocketHandler):
-    """One connection."""
+    """The handler of one WebSocket connection."""
 
     query_token = True
     transport = "websocket"
@@ -167,24 +169,24 @@ class ApiSocket(BaseHandler, WebSocketHandler):
     # --- opening and closing -------------------------------------------------------------
 
     async def prepare(self) -> None:
-        """Tornado's hook: origin and token are checked before the upgrade."""
+        """Tornado's hook: check origin and token before the upgrade."""
         self.authenticate_request()
         if "upgrade" not in self.request.headers.get("Connection", "").lower():
-            raise BadRequest("This route speaks WebSocket only; connect with a WebSocket client.")
+            raise BadRequest("This route accepts only WebSocket connections. Connect with a WebSocket client.")
 
     def check_origin(self, origin: str) -> bool:
-        """Tornado's hook; ``admit`` has done it."""
+        """Tornado's hook. ``authenticate_request`` has checked it."""
         return True
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
-        """Tornado's hook: ours in place of its own."""
+        """Tornado's hook: use ``FastWebSocketProtocol``."""
         protocol = super().get_websocket_protocol()
         if isinstance(protocol, WebSocketProtocol13):
             return FastWebSocketProtocol(self, mask_outgoing=False, params=protocol.params)
         return None
 
     def open(self, *args: str, **kwargs: str) -> None:
-        """Tornado's hook: the socket is there."""
+        """Tornado's hook: the WebSocket is open."""
         # Without this, Nagle and delayed acknowledgement cost 40 ms per cell.
         self.set_nodelay(True)
         self.context.sockets.add(self)
@@ -194,7 +196,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             self.close(1001, "the server stops")
 
     def on_close(self) -> None:
-        """Tornado's hook: the other end left, or we did."""
+        """Tornado's hook: the WebSocket is closed, by either side."""
         if self in self.context.sockets:
             self.context.sockets.discard(self)
             self.context.metrics.connections.labels("websocket").dec()
@@ -214,7 +216,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         self._timer = asyncio.get_running_loop().call_later(self.context.settings.ping_seconds, self._ping_or_close)
 
     def _ping_or_close(self) -> None:
-        """Ping what is silent, give up on what stays silent. What takes our bytes, however slowly, is alive."""
+        """Ping a silent client, and close one that stays silent. A client that takes bytes is alive."""
         silent = time.monotonic() - self._last_received
         if silent > self.context.settings.ping_timeout_seconds:
             self._abort_stream()
@@ -232,26 +234,26 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             stream.close()
 
     def on_pong(self, data: bytes) -> None:
-        """Tornado's hook: somebody is there."""
+        """Tornado's hook: the client is alive."""
         self._last_received = time.monotonic()
 
     def on_ping(self, data: bytes) -> None:
-        """Tornado's hook: so is this one."""
+        """Tornado's hook: the client is alive."""
         self._last_received = time.monotonic()
 
     # --- sending ------------------------------------------------------------------------------
 
     async def send_raw(self, frames: bytes, linger: float = 0.0) -> None:
-        """Write whole frames, after all that were given before; waits while much has not left the process yet.
+        """Queue whole frames after all earlier ones. Waits while the queue is long.
 
-        Cancelling it stops the wait, not the writing: frames are never cut.
+        Cancelling stops the wait, not the writing: frames are never cut.
 
         Args:
-            frames: one or more.
-            linger: seconds that they may wait for others to go with.
+            frames: One or more whole frames.
+            linger: Seconds that they may wait, to be sent together with others.
 
         Raises:
-            Gone: the connection is closed.
+            ConnectionGone: The connection is closed.
         """
         if self.ws_connection is None or self.ws_connection.is_closing() or self._send_queue.closed:
             raise ConnectionGone
@@ -262,11 +264,11 @@ class ApiSocket(BaseHandler, WebSocketHandler):
                 raise ConnectionGone
 
     def schedule(self, source: FrameSource, linger: float = 0.0) -> None:
-        """There is something to send, within ``linger`` seconds: see ``SendQueue.expect``."""
+        """Ask ``source`` for frames within ``linger`` seconds. See ``SendQueue.schedule``."""
         self._send_queue.schedule(source, linger)
 
     def collect(self) -> None:
-        """Put what the sources have in its place, before something that is to come after it."""
+        """Queue the frames that the scheduled sources have now, before a frame that must follow them."""
         self._send_queue.collect()
 
     def _write_to_stream(self, data: bytes) -> asyncio.Future[None]:
@@ -277,15 +279,15 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         return written
 
     def flush_queue(self) -> None:
-        """Send what waits, before something that goes another way."""
+        """Send all queued frames, before bytes that do not pass through the queue."""
         self._send_queue.flush()
 
     def _on_bytes_sent(self) -> None:
-        """The other end took bytes of ours, so somebody is there."""
+        """Note that the client took bytes, so it is alive."""
         self._last_received = time.monotonic()
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
-        """Close, after everything that was to be sent."""
+        """Close after all queued frames."""
         self.flush_queue()
         super().close(code, reason)
 
@@ -302,7 +304,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
     # --- requests -------------------------------------------------------------------------------
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
-        """Tornado's hook: a whole frame. The next one is read when what this returns is done."""
+        """Tornado's hook: a whole frame arrived. The next one is read when the returned future is done."""
         self._last_received = time.monotonic()
         try:
             request = jsonrpc.decode(message, self.context.request_limits)
@@ -310,7 +312,9 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             return self._refuse(refused)
         under_way = len(self._requests) + self._pending_replies.total()
         if under_way >= self.context.settings.max_requests:
-            busy = QuotaExceeded(f"{under_way} requests are under way on this connection; await some first.")
+            busy = QuotaExceeded(
+                f"{under_way} requests are unanswered on this connection. Wait for some of the replies first."
+            )
             return self._send_error(request.id, busy)
         if not self._not_started and request.method.name == "session.execute" and request.params.wait == "finished":
             self._run_cell(request)
@@ -329,8 +333,8 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         task.add_done_callback(self._requests.discard)
 
     async def _wait_until_sent(self) -> None:
-        """A client that asks and doesn't read waits for itself, not in our memory."""
-        await asyncio.sleep(0)  # what was asked already begins
+        """Delay the next request of a client that does not read its replies, so that they don't fill memory."""
+        await asyncio.sleep(0)  # lets the accepted requests start
         await self._may_read.wait()
 
     async def _refuse(self, refused: jsonrpc.RequestRefused) -> None:
@@ -340,11 +344,11 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         except ConnectionGone:
             return
         if refused.code == jsonrpc.PARSE_ERROR and "UTF-8" in refused.error.message:
-            # RFC 6455, 8.1: an endpoint must fail a connection whose text isn't UTF-8.
+            # RFC 6455, section 8.1: an endpoint must fail a connection whose text isn't UTF-8.
             self.close(1007, "not UTF-8")
 
     def _run_cell(self, request: jsonrpc.Request) -> None:
-        """Begin a cell, which is answered when it has finished."""
+        """Start a cell whose reply is sent when it has finished."""
         began = time.perf_counter()
         session_id: str = request.params.session
 
@@ -375,25 +379,25 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             self._answer_cell(request, began, b"", error)
 
     def _forget_pending_reply(self, session: str) -> None:
-        """One cell fewer is to be answered."""
+        """Count one pending reply fewer for a session."""
         self._pending_replies[session] -= 1
         if not self._pending_replies[session]:
             del self._pending_replies[session]
 
     def has_pending_reply(self, session: str) -> bool:
-        """Whether the end of a cell of this session may be what an answer waits for."""
+        """Return whether a reply waits for a cell of this session to finish."""
         return session in self._pending_replies
 
     def _answer_cell(
         self, request: jsonrpc.Request, began: float, payload: bytes, error: Exception | None = None
     ) -> None:
-        """Answer a request, if its connection is still there and wants an answer."""
+        """Reply to a request, unless it is a notification."""
         known = None if error is None else self._as_known_error(error, request)
         code = "ok" if known is None else known.code
         self.context.metrics.request(self.transport, request.method.name, code, time.perf_counter() - began)
         if not isinstance(request.id, UnsetType):
             payload = jsonrpc.encode_error(request.id, known) if known is not None else payload
-            if self._pending_replies:  # another's answer may go with it
+            if self._pending_replies:  # another reply may be sent in the same write
                 self._send_queue.put(jsonrpc.text_frame(payload))
             else:
                 self._send_queue.send(jsonrpc.text_frame(payload))
@@ -435,7 +439,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         return error
 
     async def _perform(self, request: jsonrpc.Request) -> tuple[Any, Callable[[], None] | None]:
-        """The result, and what to do when it has been sent."""
+        """Return the result, and a function to call after it was sent."""
         name, params = request.method.name, request.params
         if name == "session.attach":
             auth.require_scope(self.who, request.method.scope)
@@ -454,7 +458,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
 
     def _attach(self, session: str, after: int) -> Attachment:
         if len(self._attachments) >= MAX_ATTACHMENTS:
-            raise QuotaExceeded(f"This connection is attached to {MAX_ATTACHMENTS} sessions; open another one.")
+            raise QuotaExceeded(f"This connection is attached to {MAX_ATTACHMENTS} sessions. Open another one.")
         subscription = self.context.service.attach(self.who, session, after=after)
         self._detach(session)
         attachment = self._attachments[session] = Attachment(session, subscription, after, self)
@@ -465,12 +469,16 @@ class ApiSocket(BaseHandler, WebSocketHandler):
             attachment.stop()
 
     async def _wait_for_events(self, session: str, cells: list[CellInfo]) -> None:
-        """Wait until this connection, if it is attached, has been sent the events of these cells."""
+        """Wait until the events of these cells are sent, if this connection is attached to the session."""
         if (attachment := self._attachments.get(session)) and cells:
             await attachment.reached(max(cell.seq.last for cell in cells))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """A refused upgrade, in the one shape."""
+        """Tornado's hook: refuse an upgrade with an error of the common format."""
         if status_code == HTTPStatus.UPGRADE_REQUIRED:
-            kwargs["exc_info"] = (BadRequest, BadRequest("Only WebSocket version 13 is spoken here."), None)
+            kwargs["exc_info"] = (
+                BadRequest,
+                BadRequest("Only WebSocket version 13 is supported. Connect with it."),
+                None,
+            )
         super().write_error(status_code, **kwargs)

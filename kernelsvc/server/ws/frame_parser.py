@@ -1,8 +1,8 @@
-"""A client's bytes, in whatever pieces they come, as WebSocket frames (RFC 6455, section 5). Pure.
+"""A parser of WebSocket frames (RFC 6455, section 5). Pure.
 
-One small frame in one piece, which is what nearly every request is, is looked at once
-and copied where its mask is taken off. A large one is kept in the pieces in which
-it came until it is whole, so that its cost grows with its size and no faster.
+Most requests are one small frame that arrives in one piece. It is parsed in one
+step, and copied once, to unmask it. A large frame stays in the pieces in which
+it arrives until it is complete, so that its cost is proportional to its size.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from __future__ import annotations
 from tornado.util import _websocket_mask
 
 CONTINUATION, TEXT = 0x0, 0x1
-#: The bits of a frame's first byte: the last of its message, an extension's, and that it is no data.
+#: Bits of a frame's first byte (RFC 6455, section 5.2): the final frame of its message, reserved bits, control opcodes.
 FIN, RESERVED, CONTROL = 0x80, 0x70, 0x08
 _UNUSUAL = RESERVED | CONTROL
-#: What a frame of control may carry (section 5.5).
+#: Most bytes of a control frame's content (section 5.5).
 CONTROL_BYTES = 125
 
 
 class ProtocolViolation(Exception):
-    """What came is not the protocol; the connection can only be cut (RFC 6455, section 7.1.7)."""
+    """The client broke the protocol. The connection can only be closed (RFC 6455, section 7.1.7)."""
 
 
 class MessageTooBig(Exception):
-    """A message is over its limit."""
+    """A message is over the limit."""
 
 
 class FrameParser:
-    """The frames of one connection, and the messages that some of them are parts of.
+    """The frames of one connection, joined into messages.
 
     Args:
-        limit: bytes that a message may have.
+        limit: Most bytes of a message.
     """
 
     def __init__(self, limit: int) -> None:
@@ -43,7 +43,7 @@ class FrameParser:
         self._opcode = 0
 
     def feed(self, data: bytes) -> None:
-        """Take what was read."""
+        """Add bytes that were read."""
         if self._at == len(self._data):
             self._data, self._at = data, 0
         else:
@@ -51,11 +51,11 @@ class FrameParser:
         self._have += len(data)
 
     def next(self) -> tuple[int, bytes] | None:
-        """The next whole message or frame of control, as its opcode and content; None if more must be read first.
+        """Return the next whole message or control frame, as opcode and content. None: more bytes are needed.
 
         Raises:
-            Broken: a rule of the protocol was broken.
-            TooLong: a message will be longer than the limit; told before it is read.
+            ProtocolViolation: The bytes break the protocol.
+            MessageTooBig: A message will be longer than the limit. Raised before the message is read.
         """
         while (frame := self._frame()) is not None:
             first, payload = frame
@@ -67,7 +67,7 @@ class FrameParser:
         return None
 
     def _frame(self) -> tuple[int, bytes] | None:
-        """The next whole frame's first byte and its content."""
+        """Return the first byte and the content of the next whole frame."""
         if self._have < self._need:
             return None
         if self._pieces:
@@ -97,21 +97,21 @@ class FrameParser:
 
     def _check_header(self, first: int, size: int) -> None:
         if first & RESERVED:
-            raise ProtocolViolation("a frame of an extension that was not agreed on")
+            raise ProtocolViolation("a reserved bit is set, and no extension was negotiated (section 5.2)")
         if first & CONTROL and (size > CONTROL_BYTES or not first & FIN):
-            raise ProtocolViolation("a frame of control that is too long, or in parts")
+            raise ProtocolViolation("a control frame is fragmented or has more than 125 bytes (section 5.5)")
 
     def _part_of_message(self, first: int, payload: bytes) -> tuple[int, bytes] | None:
-        """What is whole now: this frame, or the message that it completes."""
+        """Return the message that is complete with this frame, if any."""
         opcode = first & 0x0F
         if opcode & CONTROL:
             return opcode, payload
         if opcode == CONTINUATION:
             if self._message is None:
-                raise ProtocolViolation("a part of no message")
+                raise ProtocolViolation("a continuation frame without a message to continue (section 5.4)")
             self._message += payload
         elif self._message is not None:
-            raise ProtocolViolation("a message within another")
+            raise ProtocolViolation("a new message before the end of a fragmented one (section 5.4)")
         elif first & FIN:
             return opcode, payload
         else:

@@ -1,15 +1,14 @@
-"""What leaves through a socket: the frames of one turn of the event loop, in one write.
+"""A connection's queue of outgoing frames, which are sent in one write per turn of the event loop.
 
-A write to a TCP socket costs more processor time than everything else that is done
-for an event (0.15 to 0.2 ms on the machine this was measured on, most of it in
-Linux), so frames that are ready together go together: a cell's last events and the
-answer to the request that ran it. Frames that nobody waits for may *linger* for
-some that follow soon; whatever does not linger takes them along at once. Order is
-the order of ``put``.
+A write to a TCP socket costs more processor time than all other work for an event
+(0.15 to 0.2 ms on the machine where it was measured, most of it in Linux). Frames that
+are ready together are therefore sent together: a cell's last events and the reply to
+the request that ran it. A frame may *linger* for others that follow soon. A frame
+that does not linger takes them along immediately. Frames leave in the order of ``put``.
 
-What reads a log is a ``FrameSource``: it is announced with ``expect`` and asked for its
-frames only when something is about to leave, so that a log that grew five times
-meanwhile is read once, and not at all while the other end does not take what it has.
+A reader of a log is a ``FrameSource``. It is announced with ``schedule`` and asked for
+frames only when bytes are about to be sent. A log that grew five times meanwhile
+is read once, and not at all while the client does not take bytes.
 """
 
 from __future__ import annotations
@@ -21,34 +20,34 @@ from typing import Protocol
 
 from tornado.iostream import StreamClosedError
 
-#: Gives bytes to the stream; done when they have left the process.
+#: Writes bytes to the stream. The future is done when they have left the process.
 Write = Callable[[bytes], asyncio.Future[None]]
-#: Bytes that may wait to leave before sources are asked for more. Enough to fill a fast link.
+#: Unsent bytes beyond which sources are not read. Enough to fill a fast link.
 MAX_BACKLOG = 256 * 1024
-#: Bytes from which on a piece is not joined with others.
+#: Size in bytes from which a piece is not joined with others.
 LARGE_FRAME = 64 * 1024
 
 
 class FrameSource(Protocol):
-    """Something that has frames when it is asked."""
+    """A source of frames that is read on demand."""
 
     def take(self) -> Sequence[bytes]:
-        """The next whole frames, a good portion of them, in pieces as they lie; empty when there are none for now."""
+        """Return the next whole frames, possibly in pieces. Empty: there are none for now."""
 
     def on_queued(self) -> None:
-        """They are in their place; what is put from here on comes after them."""
+        """Called when the taken frames are queued. Later frames follow them."""
 
 
 class SendQueue:
-    """See the module's docstring.
+    """The queue of one connection. See the module's docstring.
 
     Args:
-        write: the stream's.
-        on_sent: called when bytes have left the process.
+        write: Writes bytes to the stream.
+        on_sent: Called when bytes have left the process.
 
     Attributes:
-        backlog: bytes that have not left the process.
-        closed: the stream is gone; nothing leaves any more.
+        backlog: Bytes that have not left the process.
+        closed: Whether the stream is closed, so that nothing is sent any more.
     """
 
     def __init__(self, write: Write, on_sent: Callable[[], None]) -> None:
@@ -63,7 +62,7 @@ class SendQueue:
         self._waiting: list[asyncio.Future[None]] = []
 
     def put(self, frames: bytes, linger: float = 0.0) -> None:
-        """Send whole frames in this turn of the loop, or within ``linger`` seconds if nothing else goes before."""
+        """Send whole frames with the next write: in this turn of the loop, or within ``linger`` seconds."""
         if self.closed:
             return
         self._frames.append(frames)
@@ -71,14 +70,14 @@ class SendQueue:
         self._schedule(linger)
 
     def send(self, frames: bytes) -> None:
-        """Send whole frames at once, and with them everything that waits."""
+        """Send whole frames immediately, after all that wait."""
         if not self.closed:
             self._frames.append(frames)
             self.backlog += len(frames)
             self.flush()
 
     def schedule(self, source: FrameSource, linger: float = 0.0) -> None:
-        """Ask this source before the next bytes leave; that is in this turn of the loop, or within ``linger``."""
+        """Ask this source for frames before the next write: in this turn of the loop, or within ``linger`` seconds."""
         if self.closed or (source in self._sources and self._due is not None and (linger or not self._lingers)):
             return
         self._sources[source] = None
@@ -95,19 +94,19 @@ class SendQueue:
         self._due = loop.call_later(linger, self.flush) if linger else loop.call_soon(self.flush)
 
     def collect(self) -> None:
-        """Ask the sources, in turn, while there is room."""
+        """Queue frames of the scheduled sources while the backlog is below its limit."""
         while self._sources and self.backlog < MAX_BACKLOG:
             source = next(iter(self._sources))
             del self._sources[source]
             pieces = source.take()
             if pieces:
-                self._sources[source] = None  # until it has no more
+                self._sources[source] = None  # it may have more
                 self._frames += pieces
                 self.backlog += sum(map(len, pieces))
                 source.on_queued()
 
     def flush(self) -> None:
-        """Give everything to the stream now."""
+        """Write all frames to the stream now."""
         self.collect()
         if self._due is not None:
             self._due.cancel()
@@ -152,7 +151,7 @@ class SendQueue:
                 future.set_result(None)
 
     async def drained(self) -> None:
-        """Wait until everything has left the process, or nothing can any more. Safe to cancel: it leaves anyway."""
+        """Wait until all frames have left the process or the stream is closed. Cancelling stops only the wait."""
         self.flush()
         if self.backlog and not self.closed:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -161,7 +160,7 @@ class SendQueue:
 
 
 def _join_small(frames: list[bytes]) -> Iterable[bytes]:
-    """Short ones together, long ones by themselves: to copy those costs more than another write."""
+    """Join small frames. A large one is written by itself, because a copy costs more than another write."""
     if len(frames) == 1:
         return frames
     if not any(len(each) >= LARGE_FRAME for each in frames):

@@ -1,16 +1,16 @@
-"""An established connection's socket, read by a callback and written at once.
+"""An established connection's socket, read by a callback and written immediately.
 
-Theory of operation. Tornado's stream serves HTTP: what is read goes through a buffer, a
-future and a coroutine, at some sixty calls of Python's for a frame. A WebSocket needs
-none of it once it is open: when bytes are there they are handed over in the same turn of
-the event loop, and what is written goes to the socket in the same call; only what Linux
-doesn't take is kept, in the pieces that it was given in, without a copy.
+Tornado's stream serves HTTP: input passes through a buffer, a future and a
+coroutine, with some sixty Python calls for a frame. An open WebSocket needs none of
+this. Here, input is passed on in the turn of the event loop in which it arrives, and
+output goes to the socket in the call. Only bytes that Linux does not take are kept, in
+their original pieces, without a copy.
 
-``SocketStream`` has those methods of Tornado's stream that its WebSocket protocol calls, with
-their meaning, so that closing, pinging and time limits stay Tornado's.
+``SocketStream`` has the methods of Tornado's stream that Tornado's WebSocket protocol
+calls, with their meaning, so that closing, pinging and time limits stay Tornado's.
 
-Who reads decides how fast: while it is paused nothing is taken from the socket, and
-the other end waits in TCP.
+The reader controls the speed: while it is paused, nothing is read from the socket, and
+TCP stops the client.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ from collections.abc import Callable
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream, StreamClosedError
 
-#: Bytes that are read in one go.
+#: Most bytes of one read.
 READ_BYTES = 64 * 1024
-#: Pieces that go to the socket in one call.
+#: Most pieces of one sendmsg(2).
 MAX_PIECES = 64
 
 
 async def take_over(stream: IOStream) -> tuple[socket.socket, bytes]:
-    """The socket of a stream that nobody reads, and what the stream has read already; the stream is closed by it.
+    """Detach the socket from a stream that no task reads, and close the stream.
+
+    Returns:
+        The socket, and the bytes that the stream has read already.
 
     Raises:
-        StreamClosedError: the other end is on_closed.
+        StreamClosedError: The client disconnected.
     """
     if stream.writing():
         await stream.write(b"")
@@ -42,20 +45,20 @@ async def take_over(stream: IOStream) -> tuple[socket.socket, bytes]:
     early = ahead.result() if ahead.done() and ahead.exception() is None else b""
     stream.close()
     if ahead.done():
-        ahead.exception()  # has been looked at
+        ahead.exception()  # marks the exception as retrieved, else asyncio logs it
     else:
         ahead.add_done_callback(lambda done: done.exception())
     return taken, early
 
 
 class SocketStream:
-    """See the module's docstring. Called from the event loop's thread.
+    """The stream of one socket. See the module's docstring. Used on the event loop's thread.
 
     Args:
-        taken: a connected socket that does not block.
-        on_data: given what was read.
-        on_closed: called once when the connection has ended, whoever ended it, in a later turn of the loop.
-        on_released: called once when the descriptor is closed.
+        taken: A connected, non-blocking socket.
+        on_data: Called with bytes that were read.
+        on_closed: Called once when the connection has ended, from either side, in a later turn of the loop.
+        on_released: Called once when the descriptor is closed.
     """
 
     def __init__(
@@ -87,13 +90,13 @@ class SocketStream:
     # -- reading --------------------------------------------------------------------
 
     def listen(self) -> None:
-        """Hear what comes."""
+        """Start to read."""
         if not self._reading and not self._closed:
             self._reading = True
             self._loop.add_reader(self._fd, self._readable)
 
     def pause(self) -> None:
-        """Take nothing from the socket for now."""
+        """Stop reading."""
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._fd)
@@ -113,13 +116,13 @@ class SocketStream:
     # -- writing --------------------------------------------------------------------
 
     def write(self, data: bytes) -> asyncio.Future[None]:
-        """Send this after everything that was given before.
+        """Send ``data`` after all earlier bytes.
 
         Returns:
             A future that is done when the bytes have left the process.
 
         Raises:
-            StreamClosedError: the connection is on_closed.
+            StreamClosedError: The connection is closed.
         """
         if self._closed:
             raise StreamClosedError
@@ -135,7 +138,7 @@ class SocketStream:
         return future
 
     def _send(self, data: bytes) -> int:
-        """Bytes that Linux took; an error shows at the next look."""
+        """Return the number of bytes that Linux took. An error shows at the next read or write."""
         try:
             return self._socket.send(data)
         except OSError:
@@ -167,11 +170,11 @@ class SocketStream:
     # -- the end --------------------------------------------------------------------
 
     def closed(self) -> bool:
-        """Whether the connection has ended."""
+        """Return whether the connection has ended."""
         return self._closed
 
     def close(self) -> None:
-        """End the connection at once; what has not left is lost. Idempotent."""
+        """Close the connection immediately. Unsent bytes are lost. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -190,9 +193,9 @@ class SocketStream:
     def _fail(future: asyncio.Future[None]) -> None:
         if not future.done():
             future.set_exception(StreamClosedError())
-            future.exception()  # nobody need look
+            future.exception()  # marks the exception as retrieved, else asyncio logs it
 
     def set_nodelay(self, on: bool) -> None:
-        """Tornado's name for ``TCP_NODELAY``; of no effect on a Unix socket."""
+        """Set ``TCP_NODELAY``. No effect on a Unix socket."""
         if not self._closed and self._socket.family in (socket.AF_INET, socket.AF_INET6):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(on))

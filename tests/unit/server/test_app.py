@@ -66,7 +66,7 @@ async def test_a_file_in_the_sockets_place_is_left_alone(short_tmp, tmp_path):
     path = short_tmp / "file"
     path.write_text("mine")
     async with serving(tmp_path, uds=path) as server:
-        with pytest.raises(Conflict, match="no socket"):
+        with pytest.raises(Conflict, match="not a socket"):
             server.start()
     assert path.read_text() == "mine"
 
