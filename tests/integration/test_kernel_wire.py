@@ -530,7 +530,7 @@ async def test_other_pipes_at_a_reconnection_end_it(tmp_path: Path) -> None:
         own = os.pipe()
         impostor.hands_over = [own[0], impostor.pipes[2]]
         before = len(os.listdir("/proc/self/fd"))
-        wire._hung_up()
+        wire._connection_ended()
         loss = await _lost(wire)
         assert loss.violation
         assert "other pipes" in loss.message
@@ -549,7 +549,7 @@ async def test_a_frame_that_does_not_become_whole_is_asked_for_again(
         loss = await _lost(wire)  # it never does, so that its connections are counted
         assert loss.violation
         assert "connection ended more than 20 times" in loss.message
-        assert impostor.visits == wires.MAX_HANG_UPS + 1
+        assert impostor.visits == wires.MAX_DISCONNECTS + 1
         assert (wire._parser.pending, reassembly.total) == (0, 0)
 
 
@@ -574,5 +574,5 @@ async def test_half_frames_of_many_kernels_share_one_limit(tmp_path: Path, monke
 
 async def test_a_kernel_that_hangs_up_now_and_then_goes_on(k: Client) -> None:
     for n in range(5):
-        k.wire._hung_up()
+        k.wire._connection_ended()
         assert (await k.run(str(n))).result == str(n)
