@@ -211,8 +211,8 @@ class HostClient:
                 one.exception()
         if lost and not self._closed:
             log.warning("the kernel host has ended. Sessions continue, and new sessions wait for the next host.")
-            for about in self.templates.values():
-                about["state"] = "starting"
+            for template in self.templates.values():
+                template["state"] = "starting"
             self._connecting = asyncio.ensure_future(self._reconnect())
 
     async def _reconnect(self) -> None:

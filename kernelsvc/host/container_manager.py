@@ -280,7 +280,7 @@ class ContainerManager:
         known = self._other_children() | {container.init_pid for container in self.containers.values()}
         for pid in set(procfs.children(os.getpid())) - known:
             if procfs.kill_those([*procfs.below(pid), pid], lambda _: True):
-                log.warning("process %d is left over from a session. The host killed it.", pid)
+                log.warning("killed process %d, which a session left behind", pid)
 
 
 def _read_record(path: Path) -> ContainerRecord | None:

@@ -156,7 +156,7 @@ class HostDaemon:
 
     def _check_orphans(self) -> None:
         """Start the grace time of the containers, and of the host itself, that no connected server needs."""
-        self.manager.check_orphans({kernel for held in self._servers.values() for kernel in held})
+        self.manager.check_orphans({kernel for kernels in self._servers.values() for kernel in kernels})
         if not self._servers and not self.settings.persistent and self._grace is None:
             self._grace = self._loop.call_later(self.settings.adoption_seconds, self._grace_ended)
 
@@ -386,19 +386,19 @@ class HostDaemon:
 
     async def _end(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         kernel = str(body["kernel"])
-        for held in self._servers.values():
-            held.discard(kernel)
+        for kernels in self._servers.values():
+            kernels.discard(kernel)
         ended = await self.manager.end(kernel)
         return {"exit": msgspec.to_builtins(ended)}, []
 
     async def _list(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
-        held = set().union(*self._servers.values())
+        kernels = set().union(*self._servers.values())
         found = [
             {
                 "kernel": kernel,
                 "session": container.record.session,
                 "pid": container.processes[kernel].pid,
-                "held": kernel in held,
+                "held": kernel in kernels,
             }
             for kernel, container in self.manager.containers.items()
             if kernel in container.processes

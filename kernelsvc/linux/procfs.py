@@ -103,15 +103,15 @@ def exit_status(pidfd: int) -> int | None:
         found = _INFO.unpack(request)
         if found[0] & _INFO_EXIT:
             return int(found[-1])
-    about = stat(pid_of(pidfd))
+    info = stat(pid_of(pidfd))
     # Its parent has not reaped it. 0 may also mean that this process may not read the status.
-    return about.status if about is not None and about.state == "Z" and about.status else None
+    return info.status if info is not None and info.state == "Z" and info.status else None
 
 
 def ending(pid: int) -> bool:
     """Return whether a process has ended or is about to end."""
-    about = stat(pid)
-    return about is None or about.exiting or about.state in "ZX"
+    info = stat(pid)
+    return info is None or info.exiting or info.state in "ZX"
 
 
 async def wait_pidfd(pidfd: int) -> None:
@@ -143,10 +143,10 @@ def descends(pid: int, ancestor: int) -> bool:
     while pid > 1 and seen < 1000:
         if pid == ancestor:
             return True
-        about = stat(pid)
-        if about is None:
+        info = stat(pid)
+        if info is None:
             return False
-        pid, seen = about.parent, seen + 1
+        pid, seen = info.parent, seen + 1
     return False
 
 
@@ -184,8 +184,8 @@ def kill_those(pids: Iterable[int], condition: Callable[[Stat], bool]) -> int:
         except OSError:
             continue
         try:
-            about = stat(pid)
-            if about is not None and about.state != "Z" and condition(about):
+            info = stat(pid)
+            if info is not None and info.state != "Z" and condition(info):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 killed += 1
         except ProcessLookupError:

@@ -214,8 +214,8 @@ class RootedDirectory:
             except OSError as error:
                 if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                     raise
-                said = "A link lies in place of the session's directory and is not followed; move it back in a cell."
-                raise Conflict(said) from None
+                message = "A link lies in place of the session's directory and is not followed; move it back in a cell."
+                raise Conflict(message) from None
         self._owner = os.fstat(self._fd)
 
     def __enter__(self) -> RootedDirectory:
@@ -305,7 +305,7 @@ class RootedDirectory:
                 kind = kind_of(info.st_mode)
                 yield Entry(path=path, kind=kind, size=info.st_size, mtime_ns=info.st_mtime_ns)
 
-    def look(self, parts: tuple[bytes, ...]) -> tuple[os.stat_result, bytes | None]:
+    def stat_entry(self, parts: tuple[bytes, ...]) -> tuple[os.stat_result, bytes | None]:
         """Return the status of an entry, and its target if it is a link.
 
         A link is not followed. No parts: the directory.
@@ -361,12 +361,12 @@ class RootedDirectory:
         Raises:
             KernelsvcError: it does not exist, or the new name is that of a directory that is not empty.
         """
-        with contextlib.ExitStack() as held, explained():
+        with contextlib.ExitStack() as stack, explained():
             old = open_beneath(self._fd, source[:-1], os.O_RDONLY | os.O_DIRECTORY)
-            held.callback(os.close, old)
+            stack.callback(os.close, old)
             os.stat(source[-1], dir_fd=old, follow_symlinks=False)
             new = self._make_parents(target[:-1])
-            held.callback(os.close, new)
+            stack.callback(os.close, new)
             os.rename(source[-1], target[-1], src_dir_fd=old, dst_dir_fd=new)
 
     def upload(self, parts: tuple[bytes, ...]) -> Upload:
@@ -434,12 +434,12 @@ def _attributes(fd: int) -> dict[str, bytes]:
     kind = os.fstat(fd).st_mode
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
         return {}
-    place = f"/proc/self/fd/{fd}"  # open(2): operations on an O_PATH descriptor itself fail with EBADF
+    proc_path = f"/proc/self/fd/{fd}"  # open(2): operations on an O_PATH descriptor itself fail with EBADF
     found = {}
     with contextlib.suppress(OSError):  # a filesystem without extended attributes
-        for name in os.listxattr(place):
+        for name in os.listxattr(proc_path):
             with contextlib.suppress(OSError):  # it was removed meanwhile
-                found[name] = os.getxattr(place, name)
+                found[name] = os.getxattr(proc_path, name)
     return found
 
 

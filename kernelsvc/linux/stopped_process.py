@@ -39,8 +39,8 @@ class ResumeIfStopped:
     def _poll(self) -> None:
         self._timer = self._loop.call_later(POLL_SECONDS, self._poll)
         now = self._pid()
-        about = procfs.stat(now) if now else None
-        stopped = now if about is not None and about.state == "T" else 0
+        info = procfs.stat(now) if now else None
+        stopped = now if info is not None and info.state == "T" else 0
         if stopped and stopped == self._before:
             self._go_on(stopped)
             stopped = 0

@@ -20,7 +20,7 @@ from kernelsvc.linux.nofollow import is_directory, make_directory
 #: Name of the directory for later branches, within a session's directory for branches.
 NEXT = "next"
 #: Maximum depth. landlock(7) allows 16 layers of stacked rulesets, and branches of branches need some of them, too.
-MOST_TIMES = 9
+MAX_DEPTH = 9
 
 
 def branches_root(files: Path) -> Path:
@@ -32,32 +32,32 @@ def branches_root(files: Path) -> Path:
     return files.with_name(f"{files.name}.d")
 
 
-def times(files: Path) -> int:
-    """Return how many times a session was branched, up to ``MOST_TIMES``."""
-    place, depth = branches_root(files), 0
-    while depth < MOST_TIMES and is_directory(place / NEXT):
-        place, depth = place / NEXT, depth + 1
+def branch_count(files: Path) -> int:
+    """Return how many times a session was branched, up to ``MAX_DEPTH``."""
+    directory, depth = branches_root(files), 0
+    while depth < MAX_DEPTH and is_directory(directory / NEXT):
+        directory, depth = directory / NEXT, depth + 1
     return depth
 
 
-def later(files: Path, depth: int) -> Path:
+def later_branches_dir(files: Path, depth: int) -> Path:
     """Return the directory of the branches that are forked after ``depth`` earlier times."""
     return branches_root(files).joinpath(*[NEXT] * depth)
 
 
-def make_place(files: Path) -> Path:
+def make_branches_dir(files: Path) -> Path:
     """Make and return the directory for the next branches, and make the one for those after them.
 
     Raises:
         OSError: another file has the name, or the disk failed.
     """
-    _make_room(branches_root(files))
-    depth = times(files)
-    if depth < MOST_TIMES:
-        _make_room(later(files, depth + 1))
-    return later(files, depth)
+    _make_missing(branches_root(files))
+    depth = branch_count(files)
+    if depth < MAX_DEPTH:
+        _make_missing(later_branches_dir(files, depth + 1))
+    return later_branches_dir(files, depth)
 
 
-def _make_room(path: Path) -> None:
+def _make_missing(path: Path) -> None:
     if not is_directory(path):
         make_directory(path, 0o755)

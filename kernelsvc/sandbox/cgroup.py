@@ -188,15 +188,15 @@ class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
         Returns:
             Whether it is removed.
         """
-        gone = True
+        removed = True
         for directory in set(self.directories.values()):
             try:
                 os.rmdir(directory)
             except FileNotFoundError:
                 continue
             except OSError:
-                gone = False
-        return gone
+                removed = False
+        return removed
 
     def _write(self, controller: str, name: str, value: str) -> None:
         if controller in self.directories:
@@ -277,7 +277,7 @@ class CgroupManager:
         Returns:
             The number of directories that were removed.
         """
-        oldest, gone = time.time() - older_than, 0
+        oldest, removed = time.time() - older_than, 0
         for base in {os.path.dirname(parent) for parent in self._parents.values()}:
             hosts = [entry for entry in _subdirectories(base) if entry.name.startswith("kernelsvc.")]
             found = [[entry.path for entry in _subdirectories(host.path)] + [host.path] for host in hosts]
@@ -285,8 +285,8 @@ class CgroupManager:
             for directory in [path for paths in found for path in paths if _made(path) < oldest]:
                 with contextlib.suppress(OSError):
                     os.rmdir(directory)
-                    gone += 1
-        return gone
+                    removed += 1
+        return removed
 
     def trim(self) -> None:
         """Remove this host's directory when its last group was removed, in case the host is killed later.
@@ -330,8 +330,10 @@ def _verdicts_only(mounts: dict[str, tuple[str, str]], own: dict[str, str]) -> l
         why = _obstacle_v2(base.removesuffix("/supervisor"))
         there = set() if why else {str(controller) for controller in delegated}
         return _verdicts(there, why or "the controller is not delegated to this cgroup", _FIX_V2)
-    places = {controller: _cgroup_dir(controller, mounts, own) for controller in _WANTED}
-    writable = {controller for controller, directory in places.items() if directory and os.access(directory, os.W_OK)}
+    directories = {controller: _cgroup_dir(controller, mounts, own) for controller in _WANTED}
+    writable = {
+        controller for controller, directory in directories.items() if directory and os.access(directory, os.W_OK)
+    }
     return _verdicts(set(writable), "no cgroup with this controller is writable for this user", _FIX_V1)
 
 
@@ -359,8 +361,8 @@ def _try_v2(mounts: dict[str, tuple[str, str]], own: dict[str, str], tag: str) -
 def _obstacle_v2(base: str) -> str:
     if not os.access(f"{base}/cgroup.procs", os.W_OK) or not os.access(f"{base}/cgroup.subtree_control", os.W_OK):
         return f"{base} is not delegated to this user"
-    ours = {os.getpid(), *procfs.below(os.getpid())}
-    foreign = [pid for pid in _pids(f"{base}/cgroup.procs") if pid not in ours]
+    own_pids = {os.getpid(), *procfs.below(os.getpid())}
+    foreign = [pid for pid in _pids(f"{base}/cgroup.procs") if pid not in own_pids]
     if foreign:
         return f"{base} is shared with other processes ({len(foreign)})"
     return ""

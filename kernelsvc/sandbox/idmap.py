@@ -26,18 +26,18 @@ def make_map(owner: tuple[int, int], inside: tuple[int, int]) -> int:
         OSError: this process may not make one.
     """
     ready, ready_end = os.pipe2(os.O_CLOEXEC)
-    hold, hold_end = os.pipe2(os.O_CLOEXEC)
+    release, release_end = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         try:
-            os.close(hold_end)
+            os.close(release_end)
             lx.unshare(["user"])
             os.write(ready_end, b"1")
-            os.read(hold, 1)
+            os.read(release, 1)
         finally:
             os._exit(0)
     os.close(ready_end)
-    os.close(hold)
+    os.close(release)
     try:
         if not os.read(ready, 1):
             raise PermissionError("Linux refused a user namespace for the id map")
@@ -46,7 +46,7 @@ def make_map(owner: tuple[int, int], inside: tuple[int, int]) -> int:
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(ready)
-        os.close(hold_end)
+        os.close(release_end)
         with contextlib.suppress(ChildProcessError):  # the host's SIGCHLD handler has reaped it
             os.waitpid(pid, 0)
 

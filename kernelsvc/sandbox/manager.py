@@ -20,7 +20,7 @@ from kernelsvc.linux.nofollow import stat_directory
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox import quota
-from kernelsvc.sandbox.branch_dirs import times
+from kernelsvc.sandbox.branch_dirs import branch_count
 from kernelsvc.sandbox.cgroup import Cgroup, CgroupManager, open_cgroups
 from kernelsvc.sandbox.idmap import can_map, make_map, make_owned
 from kernelsvc.sandbox.plan import SPARE_TASKS, ConfinementRequest, Policy, confine
@@ -144,7 +144,7 @@ class SandboxManager:
                 root=self._root,
                 workdir=directory,
                 group_dir=None if group_dir is None else os.path.realpath(group_dir),
-                branch_depth=0 if group_dir is None else times(Path(directory)),
+                branch_depth=0 if group_dir is None else branch_count(Path(directory)),
                 share=list(share),
                 identity=(own.st_dev, own.st_ino),
                 hidden=self._hidden,

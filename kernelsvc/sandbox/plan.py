@@ -29,7 +29,7 @@ from kernelsvc.guest.confine.confine import PLAN_VERSION
 from kernelsvc.model.events import NotEnforced, SandboxReport
 from kernelsvc.model.limits import Enforcement, Limits, MiB
 from kernelsvc.sandbox import seccomp
-from kernelsvc.sandbox.branch_dirs import later
+from kernelsvc.sandbox.branch_dirs import later_branches_dir
 from kernelsvc.sandbox.probe_result import Layer, Probe
 from kernelsvc.sandbox.rootfs_paths import RootfsPaths
 
@@ -50,7 +50,7 @@ _LIVE_OOM_SCORE = 500
 #: Directories for temporary files. A confined session has its own.
 SCRATCH = ("/tmp", "/dev/shm")
 _SCRATCH_SHARE = 4  # /tmp and /dev/shm may each hold a quarter of the session's memory
-_LEAST_SCRATCH, _MOST_SCRATCH = 16 * MiB, 4096 * MiB
+_MIN_SCRATCH, _MAX_SCRATCH = 16 * MiB, 4096 * MiB
 #: Tasks in addition to the session's: the init, and parked checkpoints.
 SPARE_TASKS = 8
 #: CPU seconds between SIGXCPU and SIGKILL (setrlimit(2)).
@@ -258,8 +258,8 @@ def _etc_files(inside: dict[str, int], *, networked: bool, hostname: str) -> dic
 
 
 def _scratch(limits: Limits) -> int:
-    share = _MOST_SCRATCH if limits.memory_bytes is None else limits.memory_bytes // _SCRATCH_SHARE
-    return max(_LEAST_SCRATCH, min(share, _MOST_SCRATCH))
+    share = _MAX_SCRATCH if limits.memory_bytes is None else limits.memory_bytes // _SCRATCH_SHARE
+    return max(_MIN_SCRATCH, min(share, _MAX_SCRATCH))
 
 
 def _rlimits(limits: Limits, wanted: _Wanted) -> dict[str, tuple[int, int]]:
@@ -297,7 +297,7 @@ def data_bytes(limits: Limits, *, hard: bool) -> int | None:
 def _landlock(request: ConfinementRequest, wanted: _Wanted, home: str) -> dict[str, Any]:
     if wanted.view:
         # Of the group's directory only its own and that for its branches, so that it can't replace others by links.
-        own = [home] if request.group_dir is None else [home, str(later(Path(home), request.branch_depth))]
+        own = [home] if request.group_dir is None else [home, str(later_branches_dir(Path(home), request.branch_depth))]
         grants = [["/", "read"], *([path, "write"] for path in [*own, *SCRATCH]), ["/dev", "device"]]
         grants += [["/proc", "device"]] if wanted.proc else []
         grants += [[path, "write"] for path in request.share]

@@ -69,10 +69,10 @@ def _run_trials(directory: str | None) -> tuple[Mapping[str, str], int]:
         return {"filesystem": f"{sys.platform} has none of the layers; Linux is needed"}, 0
     if platform.machine() not in NUMBERS:
         return {"seccomp": f"no system call table for {platform.machine()}"}, 0
-    place = tempfile.mkdtemp(prefix="kernelsvc-trial-", dir=directory)
+    directory_path = tempfile.mkdtemp(prefix="kernelsvc-trial-", dir=directory)
     try:
         program = seccomp.kernel_program(platform.machine(), inet=True, memfd=True)
-        request = {"directory": place, "uid": TRIAL_UID, "filter": program.hex()}
+        request = {"directory": directory_path, "uid": TRIAL_UID, "filter": program.hex()}
         answer = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(__file__).parents[2])],
             input=json.dumps(request),
@@ -82,7 +82,7 @@ def _run_trials(directory: str | None) -> tuple[Mapping[str, str], int]:
             check=False,
         )
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(directory_path, ignore_errors=True)
     try:
         found = json.loads(answer.stdout)
         return found["layers"], int(found["landlock_abi"])

@@ -28,7 +28,7 @@ from kernelsvc.linux.nofollow import is_directory
 from kernelsvc.model.limits import Limits
 from kernelsvc.sandbox.plan import SPARE_TASKS
 
-_MOST_ENTRIES = 200_000
+_MAX_ENTRIES = 200_000
 
 
 class ProcessStat(msgspec.Struct, frozen=True):
@@ -220,7 +220,7 @@ def proportional_memory(pids: Iterable[int]) -> int:
     return total
 
 
-def disk_usage(directory: str, *, entries: int = _MOST_ENTRIES) -> int:
+def disk_usage(directory: str, *, entries: int = _MAX_ENTRIES) -> int:
     """Return the bytes that a directory's files use on disk. Links are not followed.
 
     Hard links are counted once, sparse files by their blocks. Stops after ``entries`` names: a session that makes
@@ -231,13 +231,13 @@ def disk_usage(directory: str, *, entries: int = _MOST_ENTRIES) -> int:
         entries: maximum of names.
     """
     # A session may have replaced its directory by a link, whose target is not its own.
-    total, left, seen, todo = 0, entries, set[tuple[int, int]](), [directory] if is_directory(directory) else []
-    while todo and left > 0:
+    total, remaining, seen, todo = 0, entries, set[tuple[int, int]](), [directory] if is_directory(directory) else []
+    while todo and remaining > 0:
         try:
             with os.scandir(todo.pop()) as found:
                 for entry in found:
-                    left -= 1
-                    if left < 0:
+                    remaining -= 1
+                    if remaining < 0:
                         break
                     status = entry.stat(follow_symlinks=False)
                     if entry.is_dir(follow_symlinks=False):

@@ -141,7 +141,7 @@ class BranchCreator:
         if parent.kernel is None:
             raise KernelDead()
         try:
-            place = branch_dirs.make_place(files)
+            place = branch_dirs.make_branches_dir(files)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP):
                 text = "A link or a file lies where branches have their directories (/home/user.d); move it in a cell."

@@ -354,10 +354,10 @@ class Checkpoints:
             What the model should know, if it could not be done.
         """
         kernel = kernel or self._session.kernel
-        depth = branch_dirs.times(Path(self._session.about.workdir))
+        depth = branch_dirs.branch_count(Path(self._session.about.workdir))
         if kernel is None or not kernel.forkable or not depth:
             return []
-        why = await kernel.restrict_writes([kernel.home, str(branch_dirs.later(Path(kernel.home), depth))])
+        why = await kernel.restrict_writes([kernel.home, str(branch_dirs.later_branches_dir(Path(kernel.home), depth))])
         return [f"The parent can still write into its branches' directories: {why}"] if why else []
 
     async def _branching_kernel(self, at: str | None) -> Kernel:

@@ -35,7 +35,7 @@ from kernelsvc.linux.nofollow import make_directory, stat_directory
 from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model import hash_chain
 from kernelsvc.model.hash_chain import Head
-from kernelsvc.sandbox.branch_dirs import make_place
+from kernelsvc.sandbox.branch_dirs import make_branches_dir
 from kernelsvc.store.journal import Journal
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
@@ -282,7 +282,7 @@ def _make_files(
         target = directory.home / "user"
         target.mkdir(mode=0o700)
     else:
-        target = (place or make_place(parent)) / session
+        target = (place or make_branches_dir(parent)) / session
         # A branch's Landlock rules name the directory of its own branches, so it must exist before them.
         make_directory(target.with_name(f"{session}.d"), 0o755)
         make_directory(target, 0o700, stat_directory(parent))

@@ -28,7 +28,7 @@ class StdioPipe:
     """The server's own description of the read end of one pipe.
 
     Args:
-        given: descriptor that a kernel sent. The caller closes it.
+        received: descriptor that a kernel sent. The caller closes it.
         name: the kernel's descriptor that writes to the pipe.
 
     Attributes:
@@ -41,14 +41,14 @@ class StdioPipe:
         OSError: no descriptor is free.
     """
 
-    def __init__(self, given: int, name: Literal["stdout", "stderr"]) -> None:
-        found = os.fstat(given)
+    def __init__(self, received: int, name: Literal["stdout", "stderr"]) -> None:
+        found = os.fstat(received)
         # The server makes every kernel's pipes, and a pipe belongs to the user that made it.
         if not stat.S_ISFIFO(found.st_mode) or found.st_uid != os.geteuid():
             raise WireViolation(f"{name} is not the pipe that the server made")
         try:
             # fifo(7): opening for read only with O_NONBLOCK succeeds "even if no one has opened on the write side yet".
-            self.fd = os.open(f"/proc/self/fd/{given}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.fd = os.open(f"/proc/self/fd/{received}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except PermissionError:
             raise WireViolation(f"{name} is a pipe that the server may not open") from None
         self.identity = found.st_dev, found.st_ino
@@ -64,10 +64,10 @@ class StdioPipe:
         except OSError:
             return 0
 
-    def read(self, most: int = CHUNK) -> StreamText | None:
-        """Return up to ``most`` bytes as text, or None if there are none. A character cut in two waits for its rest."""
+    def read(self, max_bytes: int = CHUNK) -> StreamText | None:
+        """Return up to ``max_bytes`` as text, or None if there are none. An incomplete character waits for its rest."""
         try:
-            data = os.read(self.fd, most)
+            data = os.read(self.fd, max_bytes)
         except OSError:
             return None
         self.ended = not data
@@ -76,13 +76,13 @@ class StdioPipe:
 
     def drain(self) -> list[StreamText]:
         """Return the text in the pipe at this moment, without that written meanwhile."""
-        left = self.available()
-        if not left:
+        remaining = self.available()
+        if not remaining:
             return []
         found = []
-        while left > 0:
-            text = self.read(min(left, CHUNK))
-            left -= CHUNK
+        while remaining > 0:
+            text = self.read(min(remaining, CHUNK))
+            remaining -= CHUNK
             if text is not None:
                 found.append(text)
         return found

@@ -160,8 +160,8 @@ class WireParser:
         if at > end:
             raise WireViolation(f"a text frame of {end - _SIZE} bytes")
         self.last = number
-        with memoryview(data) as view, view[at:end] as said:
-            return _text(bytes(data[_SIZE:at]), str(said, "utf-8", "replace"), number)
+        with memoryview(data) as view, view[at:end] as parsed:
+            return _text(bytes(data[_SIZE:at]), str(parsed, "utf-8", "replace"), number)
 
     def _walk(self, data: bytes, outputs: list[Output]) -> None:
         at, size = 0, len(data)
@@ -260,10 +260,10 @@ def take_run(data: bytes, at: int, prefix: bytes, last: int) -> tuple[list[bytes
     if len(heads) != _SIZE * len(pieces):
         return [], at
     around = len(prefix) - _SIZE
-    said = list(HEADER.iter_unpack(heads))
+    parsed = list(HEADER.iter_unpack(heads))
     true = [(len(piece) + around, STREAM, number) for number, piece in enumerate(pieces, last + 1)]
-    if said != true:
-        del pieces[next(i for i, head in enumerate(said) if head != true[i]) :]
+    if parsed != true:
+        del pieces[next(i for i, head in enumerate(parsed) if head != true[i]) :]
     texts = [piece[:-_SIZE] for piece in pieces if _SIZE <= len(piece) <= MAX_STREAM - around]
     if len(texts) != len(pieces):
         return [], at
@@ -344,9 +344,9 @@ def parse_welcome(data: bytearray) -> tuple[Welcome, int] | None:
     payload = bytes(data[_SIZE : _SIZE + length])
     del data[: _SIZE + length]
     try:
-        said = _welcome(payload)
+        parsed = _welcome(payload)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise WireViolation(f"a WELCOME that can't be read: {error}") from None
-    if said.version != VERSION:
-        raise WireViolation(f"version {said.version} of the wire; this server speaks {VERSION}")
-    return said, number
+    if parsed.version != VERSION:
+        raise WireViolation(f"version {parsed.version} of the wire; this server speaks {VERSION}")
+    return parsed, number

@@ -161,7 +161,7 @@ class MakeDirHandler(FilesystemHandler):
 
 def _make(directory: RootedDirectory, parts: tuple[bytes, ...]) -> dict[str, Any]:
     try:
-        info, _ = directory.look(parts)
+        info, _ = directory.stat_entry(parts)
     except NotFound:
         directory.make(parts)
         return paths.entry(directory, parts)

@@ -74,7 +74,9 @@ def entry(directory: RootedDirectory, parts: tuple[bytes, ...]) -> dict[str, Any
     Raises:
         KernelsvcError: It does not exist.
     """
-    return home_entry(parts, *directory.look(parts), metadata=metadata.from_attributes(directory.attributes(parts)))
+    return home_entry(
+        parts, *directory.stat_entry(parts), metadata=metadata.from_attributes(directory.attributes(parts))
+    )
 
 
 def home_entry(

@@ -209,12 +209,12 @@ def test_looking_says_what_a_name_is_itself(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d/link").symlink_to("/etc/passwd")
     with RootedDirectory(tmp_path) as directory:
-        info, target = directory.look((b"d", b"link"))
+        info, target = directory.stat_entry((b"d", b"link"))
         assert (kind_of(info.st_mode), target) == ("link", b"/etc/passwd")
-        assert kind_of(directory.look(())[0].st_mode) == "directory"
-        assert directory.look((b"d",))[1] is None
+        assert kind_of(directory.stat_entry(())[0].st_mode) == "directory"
+        assert directory.stat_entry((b"d",))[1] is None
         with pytest.raises(NotFound):
-            directory.look((b"d", b"nothing"))
+            directory.stat_entry((b"d", b"nothing"))
 
 
 def test_directories_are_made_and_names_moved_in_here_alone(tmp_path: Path) -> None:
