@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from kernelsvc.errors import AtCapacity, Conflict, KernelDead, TooLarge
+from kernelsvc.errors import AtCapacity, Conflict, TooLarge
 from kernelsvc.kernels.port import ForkResult
 from kernelsvc.model import events as ev
 from kernelsvc.model.hash_chain import timestamp
@@ -79,11 +79,11 @@ class BranchCreator:
         # One microsecond apart, so that lists show the branches in the order of the answer.
         specs = [branch_spec(parent, now + n / 1e6, at=at, labels=labels, limits=limits) for n in range(count)]
         self._creator.admit(who, specs[0].limits, count)
-        await parent.succession.ensure_running()
+        await parent.ensure_running()
         made, warnings = await self._branch(parent, specs, at=at, force=force)
         parent.record(ev.Branched(sessions=[one.id for one in made], checkpoint=at, warnings=warnings))
         for one in made:
-            self._projections.inherit(self._store.directory(one.id), self._store.directory(parent.id), one.about.parent)
+            self._projections.inherit(self._store.directory(one.id), self._store.directory(parent.id), one.spec.parent)
         return made
 
     async def _branch(
@@ -105,7 +105,7 @@ class BranchCreator:
                 reporting.cancel()
             warnings, spares = forking.result()
             for one, spare in zip(made, spares, strict=False):
-                one.spawn(one.copies.adopt_first(one.about.spare, spare))
+                one.adopt_first_checkpoint(spare)
             return made, warnings
 
     async def _fork(self, parent: Session, specs: list[SessionSpec], *, at: str | None, force: bool) -> Forks:
@@ -114,8 +114,8 @@ class BranchCreator:
             msgspec.structs.replace(copy, kernel=spec.spare, beside=copy.kernel, copy_from="")
             for spec, copy in zip(specs, copies, strict=True)
         ]
-        wanted = spares if parent.copies.wanted else []
-        warnings, making = await parent.copies.fork_branches(copies, wanted, at=at, force=force)
+        wanted = spares if parent.keeps_checkpoints else []
+        warnings, making = await parent.fork_branches(copies, wanted, at=at, force=force)
         for spec in specs:
             spec.parent = {**(spec.parent or {}), **({"warnings": warnings} if warnings else {})}
         return warnings, making
@@ -125,7 +125,7 @@ class BranchCreator:
         if forking.exception() is None:
             await asyncio.gather(*forking.result()[1], return_exceptions=True)
             kernels = [kernel for spec in specs for kernel in (spec.kernel, spec.spare)]
-            await asyncio.gather(*(parent.launcher.discard(kernel) for kernel in kernels))
+            await asyncio.gather(*(parent.discard_kernel(kernel) for kernel in kernels))
 
     async def _restrict_writes(self, parent: Session, specs: list[SessionSpec], forking: asyncio.Future[Forks]) -> None:
         """Stop the parent from writing to the branches' directories. Warnings go into the journal.
@@ -133,13 +133,12 @@ class BranchCreator:
         The request does not wait for it: the kernel gets it before any later cell.
         """
         await asyncio.wait([forking])
-        if forking.exception() is None and (warnings := await parent.copies.restrict_writes()):
+        if forking.exception() is None and (warnings := await parent.restrict_writes()):
             parent.try_record(ev.Branched(sessions=[spec.id for spec in specs], warnings=warnings))
 
     def _make_place(self, parent: Session, files: Path, specs: list[SessionSpec]) -> Path:
         """Create the directory for the branches' directories, and fill in its paths in ``specs``."""
-        if parent.kernel is None:
-            raise KernelDead()
+        home = parent.home
         try:
             place = branch_dirs.make_branches_dir(files)
         except OSError as error:
@@ -147,10 +146,9 @@ class BranchCreator:
                 text = "A link or a file lies where branches have their directories (/home/user.d); move it in a cell."
                 raise Conflict(text) from error
             raise AtCapacity(f"No branch can be recorded ({error.strerror}); free disk space.") from error
-        home = Path(parent.kernel.home)
         inside = branch_dirs.branches_root(home) / place.relative_to(branch_dirs.branches_root(files))
         for spec in specs:
-            spec.home, spec.copy_from = str(inside / spec.id), parent.kernel.home
+            spec.home, spec.copy_from = str(inside / spec.id), str(home)
             spec.workdir = str(place / spec.id)
         return place
 
@@ -176,7 +174,7 @@ def branch_spec(
         NotFound: no such checkpoint.
         BadRequest, LimitTooHigh: the limits are wrong, or above its parent's.
     """
-    about = parent.about
+    about = parent.spec
     return msgspec.structs.replace(
         about,
         id=new_id("s"),
@@ -185,7 +183,7 @@ def branch_spec(
         created_at=timestamp(now),
         labels={**about.labels, **(labels or {})},
         limits=about.limits if limits is None else _lowered(about.limits, limits),
-        parent={"session": parent.id, "seq": position(parent, parent.copies.find(at) if at else None)},
+        parent={"session": parent.id, "seq": position(parent, parent.find_checkpoint(at) if at else None)},
         idempotency_key=None,
         beside=None,
     )
@@ -199,9 +197,8 @@ def _lowered(limits: Limits, wanted: LimitsRequest) -> Limits:
 def position(parent: Session, checkpoint: Checkpoint | None) -> int:
     """Return the last entry of the parent's journal that a branch continues: its end, or the checkpoint's last cell."""
     if checkpoint is None:
-        return parent.log.last_seq
-    last = parent.machine.cells.get(checkpoint.after_cell or "")
-    return last.last if last is not None else 1
+        return parent.last_seq
+    return parent.position_after(checkpoint.after_cell)
 
 
 async def _report_copying(parent: Session, specs: list[SessionSpec], place: Path, total: int) -> None:

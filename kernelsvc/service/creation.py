@@ -94,10 +94,10 @@ class SessionCreator:
         if self._stopping:
             raise Conflict("The server is stopping; try again when it is back.")
         main = self._registry.find_open(who, request.beside) if request.beside else None
-        template = request.template or (main.about.template if main else self._settings.default_template)
+        template = request.template or (main.spec.template if main else self._settings.default_template)
         self._factory.require_template(template)
-        limits = (main.about.limits if main else self._settings.limits).lowered(request.limits)
-        env = {**(main.about.env if main else {}), **request.env}
+        limits = (main.limits if main else self._settings.limits).lowered(request.limits)
+        env = {**(main.spec.env if main else {}), **request.env}
         member = self._warm_pool.take(template, limits) if main is None else None
         try:
             self.admit(who, limits)
@@ -118,7 +118,7 @@ class SessionCreator:
             env=env,
             idempotency_key=request.idempotency_key,
             beside=request.beside,
-            family=main.about.family if main else "",
+            family=main.spec.family if main else "",
         )
         if member is not None:
             spec.id, spec.kernel = member.spec.id, member.spec.kernel
@@ -127,7 +127,7 @@ class SessionCreator:
             if member is not None:
                 prepared = member.become(spec)
             else:
-                prepared = self._factory.prepare(spec, sidecar_of=Path(main.about.workdir) if main else None)
+                prepared = self._factory.prepare(spec, sidecar_of=Path(main.spec.workdir) if main else None)
             return (await self._begin(prepared, started, member=member)).id
 
     async def begin_branch(self, spec: SessionSpec, parent: Path, place: Path, forked: asyncio.Future[Any]) -> Session:

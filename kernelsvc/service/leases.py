@@ -68,13 +68,13 @@ class Leases:
                 wanted=seconds,
                 allowed=most,
             )
-        lease = found.machine.lease
+        lease = found.lease
         now = asyncio.get_running_loop().time()
         resumes = lease is not None and lease.paused
         if most is not None and not resumes:
-            began = found.machine.born if found.machine.run_since is None else found.machine.run_since
+            began = found.lifetime_began
             seconds = max(0.0, min(seconds, began + most - now))
-        if at_least and lease is not None and not resumes and found.machine.leased_until >= now + seconds:
+        if at_least and lease is not None and not resumes and found.leased_until >= now + seconds:
             return self._registry.describe(found)
         action = then or (lease.then if lease is not None else "close")
         return self._put(found, ev.Leased(seconds=round(seconds, 6), then=action))
@@ -86,7 +86,7 @@ class Leases:
             SessionClosed: the session has ended.
         """
         found = self._registry.find_open(who, session)
-        lease = found.machine.lease
+        lease = found.lease
         then = lease.then if lease is not None else "close"
         return self._put(found, ev.Leased(seconds=PAUSED_SECONDS, then=then, paused=True))
 
@@ -106,9 +106,9 @@ class Leases:
 
     def began(self, session: Session) -> None:
         """Give a sidecar that has begun the lease of the session whose directory it shares."""
-        main = self._registry.get(session.about.beside or "")
-        if main is not None and (lease := main.machine.lease) is not None:
-            left = max(0.0, main.machine.leased_until - asyncio.get_running_loop().time())
+        main = self._registry.get(session.spec.beside or "")
+        if main is not None and (lease := main.lease) is not None:
+            left = max(0.0, main.leased_until - asyncio.get_running_loop().time())
             session.try_record(ev.Leased(seconds=round(left, 6), then=lease.then, paused=lease.paused))
 
     def ended(self, session: str) -> None:

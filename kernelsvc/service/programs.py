@@ -184,7 +184,7 @@ class Programs:
             process = await self._launchers.exec(
                 found.info.id,
                 argv,
-                env={**found.about.env, **(env or {})},
+                env={**found.spec.env, **(env or {})},
                 cwd=cwd,
                 with_input=with_input,
                 terminal=terminal,

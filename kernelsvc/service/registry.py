@@ -101,7 +101,7 @@ class SessionRegistry:
 
     def sidecars(self, session: str) -> list[Session]:
         """Return the open sessions that share the directory of this one."""
-        return [each for each in self._open.values() if each.about.beside == session]
+        return [each for each in self._open.values() if each.spec.beside == session]
 
     def add(self, session: Session) -> None:
         """Add a session that has begun or was adopted."""
@@ -135,7 +135,7 @@ class SessionRegistry:
         self.require_scope(who, scope)
         self._loads.check(session, who.name)
         found = self._open.get(session) or self._closed.get(session)
-        if found is None or found.about.principal != who.name:
+        if found is None or found.principal != who.name:
             raise NotFound(f"There is no session {session!r}; list your sessions.")
         return found
 
@@ -158,7 +158,7 @@ class SessionRegistry:
             Recovering: the session is closed, and its journal is large and not read yet.
         """
         found = self._open.get(session) or self._closed.get(session)
-        return found.about.principal if found else None
+        return found.principal if found else None
 
     def open_ids(self) -> list[str]:
         """Return the ids of the open sessions."""
@@ -245,6 +245,5 @@ class SessionRegistry:
 
     def _reservations(self) -> list[Reservation]:
         return [
-            Reservation(principal=each.about.principal, memory_bytes=each.about.limits.memory_bytes)
-            for each in self._open.values()
+            Reservation(principal=each.principal, memory_bytes=each.limits.memory_bytes) for each in self._open.values()
         ]

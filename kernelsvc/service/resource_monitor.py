@@ -69,7 +69,7 @@ class ResourceMonitor:
                 if session is not None:
                     self._registry.usage[name] = used = _usage(use)
                     self._histories.setdefault(name, UsageHistory()).add(time.time(), used)
-                    session.guard.on_watchdog(breaches.get(name, []))
+                    session.on_watchdog(breaches.get(name, []))
 
     def on_cgroup_event(self, kernels: Iterable[str], limit: str) -> None:
         """Record that Linux enforced a limit on a process of some sessions that is not their kernel.
@@ -80,8 +80,8 @@ class ResourceMonitor:
         """
         affected = set(kernels)
         for session in self._registry.open_sessions():
-            if session.about.kernel in affected:
-                session.guard.on_cgroup_event(limit)
+            if session.spec.kernel in affected:
+                session.on_cgroup_event(limit)
 
     def samples(self, who: Principal, session: str) -> list[UsageSample]:
         """Return the samples of a session's use, the oldest first. The last one is of now.
@@ -116,7 +116,7 @@ class StoppedKernelDetector:
         stopped: set[tuple[str, int]] = set()
         for session in self._registry.open_sessions():
             info = session.info
-            if session.machine.running is None or info is None or not info.pid:
+            if session.running is None or info is None or not info.pid:
                 continue
             about = procfs.stat(info.pid)
             if about is None or about.state != "T":
@@ -124,16 +124,15 @@ class StoppedKernelDetector:
             mark = session.id, info.pid
             stopped.add(mark)
             if mark in self._before:
-                session.guard.on_kernel_stopped()
+                session.on_kernel_stopped()
         self._before = stopped
 
 
 def _watched(session: Session) -> Watched | None:
     if session.info is None or not session.info.pid:
         return None
-    about = session.about
-    hard = hard_limits(session.report.limits)
-    return Watched(root=session.info.pid, limits=about.limits, workdir=about.workdir, hard=hard)
+    hard = hard_limits(session.sandbox.limits)
+    return Watched(root=session.info.pid, limits=session.limits, workdir=session.spec.workdir, hard=hard)
 
 
 def _usage(use: SessionUse) -> Usage:

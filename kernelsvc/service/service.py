@@ -304,7 +304,7 @@ class Service:
         if wait == "finished":
             for cell in ids:
                 await found.wait(cell)
-        return [found.reading.cell(cell) for cell in ids]
+        return [found.cell(cell) for cell in ids]
 
     def execute_then(
         self, who: Principal, session: str, request: CellRequest, on_finished: OnFinished, *, client: object
@@ -312,7 +312,7 @@ class Service:
         """Run one cell without a task. ``on_finished`` must not raise; it gets a function that reads the cell."""
         found = self._registry.find(who, session, "run")
         (cell,) = self._submit(found, who, [request], client)
-        found.when_finished(cell, lambda: on_finished(lambda: found.reading.cell(cell)))
+        found.when_finished(cell, lambda: on_finished(lambda: found.cell(cell)))
 
     def _submit(self, found: Session, who: Principal, cells: Sequence[CellRequest], client: object) -> Sequence[str]:
         if not cells:
@@ -367,18 +367,18 @@ class Service:
 
     def cell(self, who: Principal, session: str, cell: str) -> CellInfo:
         """Return a cell."""
-        return self._registry.find(who, session).reading.cell(cell)
+        return self._registry.find(who, session).cell(cell)
 
     def cells(self, who: Principal, session: str) -> Cells:
         """Return all cells, in the order in which they were accepted."""
         found = self._registry.find(who, session)
-        return [found.reading.cell(cell) for cell in found.machine.cells]
+        return [found.cell(cell) for cell in found.cell_ids()]
 
     def output(
         self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536
     ) -> dict[str, Any]:
         """Return a page of a cell's output from the journal, which has also what the cell's text omits."""
-        return self._registry.find(who, session).reading.output(cell, name, offset, limit)
+        return self._registry.find(who, session).output(cell, name, offset, limit)
 
     # -- the journal --------------------------------------------------------------------------
 
@@ -388,13 +388,13 @@ class Service:
         Raises:
             CursorUnknown: the journal has no such entry.
         """
-        return self._registry.find(who, session).log.reader(after)
+        return self._registry.find(who, session).reader(after)
 
     def events(self, who: Principal, session: str, *, after: int = 0, limit: int = 1000) -> Lines:
         """Return a page of the journal."""
-        journal = self._registry.find(who, session).log
-        journal.reader(after).close()
-        return [*journal.lines(after + 1, after + limit)]
+        found = self._registry.find(who, session)
+        found.reader(after).close()
+        return [*found.lines(after + 1, after + limit)]
 
     # -- requests to the kernel -------------------------------------------------------------------
 
@@ -487,21 +487,20 @@ class Service:
     async def checkpoint(self, who: Principal, session: str, name: str | None = None) -> Checkpoint:
         """Save the state that the session has after everything sent so far, as a forked process that waits."""
         found = self._registry.find_open(who, session)
-        await found.succession.ensure_running()
-        return await found.copies.make(name)
+        return await found.make_checkpoint(name)
 
     def checkpoints(self, who: Principal, session: str) -> Checkpoints:
         """Return the checkpoints."""
-        return [*self._registry.find(who, session).machine.checkpoints.values()]
+        return self._registry.find(who, session).list_checkpoints()
 
     async def drop_checkpoint(self, who: Principal, session: str, checkpoint: str) -> None:
         """End a checkpoint."""
-        await self._registry.find_open(who, session).copies.drop(checkpoint)
+        await self._registry.find_open(who, session).drop_checkpoint(checkpoint)
 
     async def rollback(self, who: Principal, session: str, to: str | None = None) -> SessionInfo:
         """Set the variables back to a checkpoint. The journal keeps everything."""
         found = self._registry.find_open(who, session)
-        await found.succession.rollback(to)
+        await found.rollback(to)
         return self._registry.describe(found)
 
     async def branch(
@@ -540,5 +539,5 @@ class Service:
     async def hibernate(self, who: Principal, session: str) -> SessionInfo:
         """Save the variables to disk and end the kernel. The next cell resumes the session."""
         found = self._registry.find_open(who, session)
-        await found.succession.hibernate()
+        await found.hibernate()
         return self._registry.describe(found)

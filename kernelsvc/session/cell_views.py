@@ -1,79 +1,27 @@
-"""What a session's log says of its cells: folded while they run, read back later.
-
-``Log`` is what a session needs of its journal (``store.journal.Journal``); it is
-stated here because the session and the store don't know each other.
-"""
+"""The cells of a session as its log describes them: folded while they run, read back later."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 from kernelsvc.errors import NotFound
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
-from kernelsvc.model.machine import Machine
 from kernelsvc.model.notebook import CellFold
 from kernelsvc.model.objects import CellInfo, CellState
-from kernelsvc.model.state import CellRecord
+from kernelsvc.model.state import CellRecord, MachineState
+from kernelsvc.session.ports import Log
 
 #: Folded cells kept in memory per session; older ones are folded again from the journal.
 FOLDS_KEPT = 8
 
 
-class LogReader(Protocol):
-    """A cursor in a log; see ``service.api.Subscription``."""
-
-    last_seq: int
-
-    async def next(self) -> list[bytes]:
-        """Lines after the cursor, at least one; none when the log is closed and read."""
-
-    def next_nowait(self) -> list[bytes]:
-        """What ``next`` would give without waiting."""
-
-    def on_lines(self, news: Callable[[bytes], None]) -> None:
-        """Have this called when there is more."""
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether nothing follows any more."""
-
-    def close(self) -> None:
-        """Let go."""
-
-
-class Log(Protocol):
-    """What a session needs of its journal (``store.journal.Journal``)."""
-
-    @property
-    def last_seq(self) -> int:
-        """The last entry's position."""
-
-    def append(self, events: Sequence[Event]) -> None:
-        """Stamp and write all, or raise OSError and write none."""
-
-    def sync(self) -> None:
-        """Make what was written durable, or raise OSError."""
-
-    def recover(self) -> object:
-        """Make a journal that failed writable again, or raise OSError."""
-
-    def lines(self, first: int, last: int) -> Iterable[bytes]:
-        """Entries ``first`` to ``last``, inclusive."""
-
-    def reader(self, after: int) -> LogReader:
-        """A cursor behind entry ``after``."""
-
-    def close(self) -> None:
-        """No more entries; readers come to an end."""
-
-
 class CellViews:
     """The cells of one session as the API shows them."""
 
-    def __init__(self, session: str, log: Log, machine: Machine, budget: int | None) -> None:
+    def __init__(self, session: str, log: Log, machine: MachineState, budget: int | None) -> None:
         self._session = session
         self._log = log
         self._machine = machine
@@ -105,8 +53,12 @@ class CellViews:
             raise NotFound(f"There is no cell {cell!r} in this session; list its cells.")
         return record
 
+    def cells(self) -> list[CellInfo]:
+        """Return all cells, in the order in which they were accepted."""
+        return [self.cell(cell) for cell in self._machine.cells]
+
     def cell(self, cell: str) -> CellInfo:
-        """A cell, folded from the log.
+        """Return a cell, folded from the log.
 
         Raises:
             NotFound: no such cell.

@@ -22,22 +22,23 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from kernelsvc.errors import CannotFork, Conflict, KernelDead, KernelsvcError, NotFound, NotSupported
-from kernelsvc.kernels.port import ForkResult, Kernel, Output, Sink, StartRequest
+from kernelsvc.kernels.port import ForkResult, Kernel, Launcher, Output, Sink, StartRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model.checkpoint_policy import CheckpointBudget, CheckpointSchedule
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import Checkpoint, SessionState
+from kernelsvc.model.state import MachineState
 from kernelsvc.sandbox import branch_dirs
+from kernelsvc.session.cell_views import CellViews
 from kernelsvc.session.ids import new_id, new_kernel_id
-
-if TYPE_CHECKING:
-    from kernelsvc.session.session import Session
+from kernelsvc.session.operation_queue import OperationQueue
+from kernelsvc.session.ports import SessionPort
+from kernelsvc.session.spec import SessionSpec, start_request_of
 
 log = logging.getLogger(__name__)
 
@@ -57,50 +58,76 @@ class NullSink:
 
 
 class Checkpoints:
-    """The checkpoints of one session. Events hold the truth; this holds which process is which."""
+    """The checkpoints of one session. The log says which there are; the machine, which process is which.
 
-    def __init__(self, session: Session, keep: int, max_bytes: int | None, account: CheckpointBudget) -> None:
+    Args:
+        session: records, and runs tasks.
+        machine: is only read here.
+        spec: what the session is.
+        launcher: resumes and ends processes.
+        operations: keeps forks, cells and messages in order.
+        views: the code of past cells, for a resumed kernel's history.
+        keep: automatic checkpoints kept for undo, besides that of the present; 0 for no automatic checkpoints.
+        max_bytes: no automatic checkpoint of a kernel above this size.
+        budget: the server's, in CPU seconds.
+    """
+
+    def __init__(
+        self,
+        session: SessionPort,
+        machine: MachineState,
+        spec: SessionSpec,
+        launcher: Launcher,
+        operations: OperationQueue,
+        views: CellViews,
+        keep: int,
+        max_bytes: int | None,
+        budget: CheckpointBudget,
+    ) -> None:
         self._session = session
+        self._machine = machine
+        self._spec = spec
+        self._launcher = launcher
+        self._operations = operations
+        self._views = views
         self._keep = keep
         self._max_bytes = max_bytes
-        self._account = account
-        self._habit = CheckpointSchedule()
-        self._booked = 0.0
+        self._budget = budget
+        self._schedule = CheckpointSchedule()
+        self._reserved = 0.0
         self._lock = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
-        self._told: list[str] = []
-        self._woken: set[str] = (
-            set()
-        )  # kernels that were copies and are, or will be, live: not to be discarded as copies
-        self.starting = False
+        self._skipped_for: list[str] = []
+        # Kernels that were checkpoints and are, or will be, the session's: not to be ended as checkpoints.
+        self._resumed: set[str] = set()
 
     # -- when ------------------------------------------------------------------------
 
     def cell_sent(self, now: float) -> None:
         """A cell goes to the kernel."""
-        self._account.sent(self._session.id, now)
-        self._habit.sent(now, self._account.load(now))
+        self._budget.sent(self._spec.id, now)
+        self._schedule.sent(now, self._budget.load(now))
         self._cancel()
 
     def cell_ended(self, now: float, usage: CellUsage) -> None:
         """A cell has ended; make a copy now, later, or not."""
-        account, habit = self._account, self._habit
+        budget, schedule = self._budget, self._schedule
         cpu = None if usage.cpu_ms is None else usage.cpu_ms / 1000
-        habit.ended(now, usage.wall_ms / 1000, cpu, account.load(now))
+        schedule.ended(now, usage.wall_ms / 1000, cpu, budget.load(now))
         kernel, rss = self._session.kernel, usage.peak_rss_bytes
         if self._keep <= 0 or kernel is None or not kernel.forkable:
             return
         if self._max_bytes is not None and rss is not None and rss > self._max_bytes:
             self._skip([f"the kernel has {rss} bytes and copies are made up to {self._max_bytes}"])
-        elif habit.worth_it and account.try_spend(now, habit.cost):
+        elif schedule.worth_it and budget.try_spend(now, schedule.cost):
             self._begin()
         else:
-            self._after(habit.idle_delay(account.load(now)), self._take_turn)
+            self._after(schedule.idle_delay(budget.load(now)), self._take_turn)
 
     def _take_turn(self) -> None:
         """Make a copy when the account has what it costs."""
-        cost = self._booked = self._habit.cost
-        self._after(self._account.reserve(asyncio.get_running_loop().time(), cost), self._begin)
+        cost = self._reserved = self._schedule.cost
+        self._after(self._budget.reserve(asyncio.get_running_loop().time(), cost), self._begin)
 
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
         self._timer = None
@@ -110,17 +137,10 @@ class Checkpoints:
             act()
 
     def _begin(self) -> None:
-        self._booked = 0.0
-        self.pause_queue()
-        self._session.spawn(self._automatic(self._session.machine.present))
-
-    def pause_queue(self) -> None:
-        """Hold cells back until the request for a copy, which comes next, is with the kernel."""
+        self._reserved = 0.0
         self._cancel()
-        self.starting = True
-
-    def _started(self) -> None:
-        self.starting = False
+        after = self._machine.present
+        self._operations.put_fork(lambda: self._session.spawn(self._automatic(after)))
 
     async def wait_made(self) -> None:
         """Wait until no copy is being made. Safe to cancel."""
@@ -130,30 +150,28 @@ class Checkpoints:
     @property
     def busy(self) -> bool:
         """Whether a copy is being asked for, or made."""
-        return self.starting or self._lock.locked()
+        return self._operations.fork_waits or self._lock.locked()
 
     def _cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._account.refund(self._booked)
-        self._booked = 0.0
+        self._budget.refund(self._reserved)
+        self._reserved = 0.0
 
     async def _automatic(self, after: str | None) -> None:
-        # Up to its first real wait, this runs in one go: the request is with the kernel when ``starting`` ends.
-        asyncio.get_running_loop().call_soon(self._started)
         try:
             async with self._lock:
                 await self._fork(new_id("p"), None, True, after)
         except CannotFork as refused:
             self._skip([str(r) for r in refused.details.get("reasons", [])] or [refused.message])
         except KernelsvcError as error:
-            log.info("session %s: no checkpoint: %s", self._session.id, error.message)
+            log.info("session %s: no checkpoint: %s", self._spec.id, error.message)
 
     def _skip(self, why: list[str]) -> None:
         """Say why there is no copy, once for the same reasons in a row."""
-        if why != self._told and self._session.state is not SessionState.CLOSED:
-            self._told = why
+        if why != self._skipped_for and self._machine.state is not SessionState.CLOSED:
+            self._skipped_for = why
             self._session.try_record(ev.CheckpointSkipped(why=why))
 
     # -- making ---------------------------------------------------------------------------
@@ -167,7 +185,7 @@ class Checkpoints:
         """
         if name is not None and self.named(name):
             raise Conflict(f"There is a checkpoint named {name!r}; drop it or choose another name.")
-        machine = self._session.machine
+        machine = self._machine
         after = machine.running.id if machine.running else machine.present
         async with self._lock:
             return await self._fork(new_id("p"), name, False, after, force)
@@ -175,19 +193,18 @@ class Checkpoints:
     async def _fork(
         self, checkpoint: str, name: str | None, auto: bool, after: str | None, force: bool = False
     ) -> Checkpoint:
-        session = self._session
-        kernel = session.kernel
+        kernel = self._session.kernel
         if kernel is None:
             raise KernelDead()
         if not kernel.forkable:
             raise NotSupported()
-        request = msgspec.structs.replace(session.start_request(), kernel=new_kernel_id())
+        request = msgspec.structs.replace(start_request_of(self._spec), kernel=new_kernel_id())
         forked = await kernel.fork(request, mode="checkpoint", force=force)
-        if session.kernel is not kernel:
-            await session.launcher.discard(request.kernel)
+        if self._session.kernel is not kernel:
+            await self._launcher.discard(request.kernel)
             raise KernelDead()
-        self._habit.saved(forked.cost_ms / 1000)
-        self._told = []
+        self._schedule.saved(forked.cost_ms / 1000)
+        self._skipped_for = []
         made = ev.CheckpointMade(
             checkpoint=checkpoint,
             kernel=request.kernel,
@@ -199,20 +216,20 @@ class Checkpoints:
             warnings=forked.warnings,
         )
         try:
-            session.record(made)
+            self._session.record(made)
         except BaseException:  # closed in this moment, or the disk is full: nobody will ever name it
-            await asyncio.shield(session.launcher.discard(request.kernel))
+            await asyncio.shield(self._launcher.discard(request.kernel))
             raise
-        known = session.machine.checkpoints[checkpoint]
+        known = self._machine.checkpoints[checkpoint]
         await self._thin()
         return known
 
     async def _thin(self) -> None:
         """Drop automatic checkpoints past ``keep``, besides the newest and one that is just being woken."""
-        machine = self._session.machine
+        machine = self._machine
         automatic = sorted((c for c in machine.checkpoints.values() if c.auto), key=lambda c: c.seq)
         for old in automatic[: -(self._keep + 1)]:  # by when it was made last: one that was woken is of the present
-            if machine.copies.get(old.id) not in self._woken:
+            if machine.copies.get(old.id) not in self._resumed:
                 await self._drop(old.id, "replaced by a newer one")
 
     async def drop(self, which: str) -> None:
@@ -224,22 +241,22 @@ class Checkpoints:
         await self._drop(self.find(which).id, "requested")
 
     async def _drop(self, checkpoint: str, why: str) -> None:
-        kernel = self._session.machine.copies.get(checkpoint)
+        kernel = self._machine.copies.get(checkpoint)
         self._session.record(ev.CheckpointDropped(checkpoint=checkpoint, why=why))
-        if kernel is not None and kernel not in self._woken:
-            await self._session.launcher.discard(kernel)
+        if kernel is not None and kernel not in self._resumed:
+            await self._launcher.discard(kernel)
 
     async def discard_all(self) -> None:
         """End every copy, without a word in the log: the session or its kernel has ended."""
         self._cancel()
-        copies = list(self._session.machine.copies.values())
-        await asyncio.gather(*(self._session.launcher.discard(kernel) for kernel in copies))
+        copies = list(self._machine.copies.values())
+        await asyncio.gather(*(self._launcher.discard(kernel) for kernel in copies))
 
     # -- finding ------------------------------------------------------------------------------
 
     def named(self, name: str) -> Checkpoint | None:
         """The checkpoint of that name."""
-        return next((c for c in self._session.machine.checkpoints.values() if c.name == name), None)
+        return next((c for c in self._machine.checkpoints.values() if c.name == name), None)
 
     def find(self, which: str) -> Checkpoint:
         """The checkpoint of that id or name.
@@ -247,14 +264,27 @@ class Checkpoints:
         Raises:
             NotFound: there is none.
         """
-        found = self._session.machine.checkpoints.get(which) or self.named(which)
+        found = self._machine.checkpoints.get(which) or self.named(which)
         if found is None:
             raise NotFound(f"There is no checkpoint {which!r}; list the session's checkpoints.")
         return found
 
+    def target_of(self, to: str | None) -> Checkpoint | None:
+        """Return the checkpoint that a rollback resumes, or None for a fresh kernel.
+
+        Args:
+            to: a checkpoint's id or name, or a cell's id; None for the last cell. Of a cell: the state before it.
+
+        Raises:
+            NotFound: no such checkpoint, or that moment is not kept.
+        """
+        if to is not None and (to in self._machine.checkpoints or self.named(to)):
+            return self.find(to)
+        return self.before(to)
+
     def newest(self, besides: Collection[str] = ()) -> Checkpoint | None:
         """The checkpoint of the latest moment; those ``besides`` are left out."""
-        kept = [c for c in self._session.machine.checkpoints.values() if c.id not in besides]
+        kept = [c for c in self._machine.checkpoints.values() if c.id not in besides]
         return max(kept, key=lambda c: c.seq, default=None)
 
     def before(self, cell: str | None) -> Checkpoint | None:
@@ -266,7 +296,7 @@ class Checkpoints:
         Raises:
             NotFound: no such cell, or no copy of that moment is kept.
         """
-        machine = self._session.machine
+        machine = self._machine
         standing = machine.since(None)
         wanted = cell or machine.present
         if wanted not in standing:
@@ -312,7 +342,7 @@ class Checkpoints:
             await asyncio.gather(*extra, return_exceptions=True)
             asked = zip([*copies, *spares], [*forking, *extra], strict=True)
             there = [request.kernel for request, one in asked if one.exception() is None]
-            await asyncio.gather(*(self._session.launcher.discard(kernel) for kernel in there))
+            await asyncio.gather(*(self._launcher.discard(kernel) for kernel in there))
             raise failed[0]
         return list(dict.fromkeys(w for one in made if isinstance(one, ForkResult) for w in one.warnings)), extra
 
@@ -328,12 +358,11 @@ class Checkpoints:
     async def adopt_first(self, kernel: str, spare: asyncio.Future[ForkResult]) -> None:
         """Take the copy that was made together with this branch as its first checkpoint, so that no cell is without."""
         await asyncio.wait([spare])
-        session = self._session
         if spare.exception() is not None:
             return
-        late = bool(session.machine.checkpoints) or session.machine.present is not None
-        if late or session.state is SessionState.CLOSED:
-            await session.launcher.discard(kernel)
+        late = bool(self._machine.checkpoints) or self._machine.present is not None
+        if late or self._machine.state is SessionState.CLOSED:
+            await self._launcher.discard(kernel)
             return
         made = ev.CheckpointMade(
             checkpoint=new_id("p"),
@@ -342,7 +371,7 @@ class Checkpoints:
             cost_ms=round(spare.result().cost_ms, 3),
             private_bytes=spare.result().private_bytes,
         )
-        session.try_record(made)
+        self._session.try_record(made)
 
     async def restrict_writes(self, kernel: Kernel | None = None) -> list[str]:
         """Take from the kernel the right to write where the session's branches have their directories.
@@ -354,7 +383,7 @@ class Checkpoints:
             What the model should know, if it could not be done.
         """
         kernel = kernel or self._session.kernel
-        depth = branch_dirs.branch_count(Path(self._session.about.workdir))
+        depth = branch_dirs.branch_count(Path(self._spec.workdir))
         if kernel is None or not kernel.forkable or not depth:
             return []
         why = await kernel.restrict_writes([kernel.home, str(branch_dirs.later_branches_dir(Path(kernel.home), depth))])
@@ -370,8 +399,8 @@ class Checkpoints:
         if at is None:
             return kernel
         checkpoint = self.find(at)
-        woken, request = await self.resume(checkpoint, NullSink())
-        again = msgspec.structs.replace(request, kernel=new_kernel_id())
+        woken = await self.resume(checkpoint, NullSink())
+        again = msgspec.structs.replace(start_request_of(self._spec), kernel=new_kernel_id(), home="")
         forked = await woken.fork(again, mode="checkpoint", force=True)
         self._session.record(
             ev.CheckpointMade(
@@ -388,76 +417,92 @@ class Checkpoints:
 
     # -- waking ---------------------------------------------------------------------------------
 
-    async def resume(self, checkpoint: Checkpoint, sink: Sink | None = None) -> tuple[Kernel, StartRequest]:
-        """The copy as a live kernel. The checkpoint is used up until ``remake``.
+    async def resume(self, checkpoint: Checkpoint, sink: Sink | None = None) -> Kernel:
+        """Return the checkpoint's process as a live kernel. This uses the checkpoint up until ``put_recreate``.
 
         Raises:
             KernelDead, Timeout: it could not be woken.
         """
-        session = self._session
-        kernel = session.machine.copies.get(checkpoint.id)
+        kernel = self._machine.copies.get(checkpoint.id)
         if kernel is None:
             raise KernelDead(f"The checkpoint {checkpoint.id} is gone.")
-        request = msgspec.structs.replace(session.start_request(), kernel=kernel, home="")
+        request = msgspec.structs.replace(start_request_of(self._spec), kernel=kernel, home="")
         if sink is None:
             request = self._with_past(request, checkpoint.after_cell)
-        self._woken &= set(session.machine.copies.values())  # the others are copies no more
-        self._woken.add(kernel)
+        self._resumed &= set(self._machine.copies.values())  # the others are copies no more
+        self._resumed.add(kernel)
         try:
-            return await session.launcher.resume_copy(request, sink or session), request
+            return await self._launcher.resume_copy(request, sink or self._session)
         except BaseException:
-            self._woken.discard(kernel)
+            self._resumed.discard(kernel)
             raise
 
-    async def start_fresh(self) -> tuple[Kernel, StartRequest]:
+    async def start_fresh(self) -> Kernel:
         """A fresh kernel that goes on counting, for the state before the first cell. The copies stay.
 
         Raises:
             KernelsvcError: it could not be started.
         """
-        session = self._session
-        request = msgspec.structs.replace(session.start_request(), kernel=new_kernel_id())
+        request = msgspec.structs.replace(start_request_of(self._spec), kernel=new_kernel_id())
         request = self._with_past(request, None)
-        return await session.launcher.start(request, session), request
+        return await self._launcher.start(request, self._session)
 
     def _with_past(self, request: StartRequest, after: str | None) -> StartRequest:
         """For a kernel that goes on where others have been."""
         return msgspec.structs.replace(
-            request, execution_count=self._session.machine.execution_count, ran=self._ran_since(after)
+            request, execution_count=self._machine.execution_count, ran=self._ran_since(after)
         )
 
     def _ran_since(self, cell: str | None) -> dict[int, str]:
         """Code that was run after a cell, by its count, as far as a history is worth it."""
-        records = list(self._session.machine.cells.values())
+        records = list(self._machine.cells.values())
         first = next((n + 1 for n, record in enumerate(records) if record.id == cell), 0)
         ran: dict[int, str] = {}
         left = MAX_HISTORY
         for record in reversed(records[first:]):
             if record.execution_count is not None and record.execution_count not in ran:
-                code = self._session.reading.cell(record.id).code
+                code = self._views.cell(record.id).code
                 left -= len(code)
                 if left < 0:
                     break
                 ran[record.execution_count] = code
         return ran
 
-    async def recreate(self, checkpoint: Checkpoint | None) -> None:
-        """Make the copy again that waking has used up, from the kernel that it became. ``hold`` comes first.
+    def put_recreate(self, checkpoint: Checkpoint | None) -> asyncio.Future[None]:
+        """Fork again the checkpoint that resuming has used up, ahead of the cells that wait for the resumed kernel.
+
+        Call it before the kernel is attached, which sends those cells.
 
         Args:
-            checkpoint: None for a kernel that is none's copy: a crash must not bring back what came later.
+            checkpoint: None for a kernel that is no checkpoint's: a crash must not return to a later moment.
+
+        Returns:
+            A future that ends when the fork is there, or can't be.
         """
-        asyncio.get_running_loop().call_soon(self._started)
+        self._cancel()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def recreate() -> None:
+            try:
+                await self._recreate(checkpoint)
+            finally:
+                if not done.done():
+                    done.set_result(None)
+
+        self._operations.put_fork(lambda: self._session.spawn(recreate()))
+        return done
+
+    async def _recreate(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
             if self.wanted:
                 await self._automatic(None)
             return
-        if checkpoint.id not in self._session.machine.checkpoints:
-            return  # dropped while it was being woken
+        if checkpoint.id not in self._machine.checkpoints:
+            return  # dropped while it was being resumed
         try:
             async with self._lock:
                 await self._fork(checkpoint.id, checkpoint.name, checkpoint.auto, checkpoint.after_cell)
         except KernelsvcError as error:
-            log.info("session %s: checkpoint %s not made again: %s", self._session.id, checkpoint.id, error.message)
-            if checkpoint.id in self._session.machine.checkpoints:
+            log.info("session %s: checkpoint %s not made again: %s", self._spec.id, checkpoint.id, error.message)
+            if checkpoint.id in self._machine.checkpoints:
                 self._session.try_record(ev.CheckpointDropped(checkpoint=checkpoint.id, why=error.message))

@@ -1,90 +1,166 @@
-"""How one kernel follows another in a session: replaced, restored, rolled back, put to sleep and woken.
+"""How one kernel follows another in a session: started, adopted, replaced, restored, rolled back, hibernated, resumed.
 
-Each way ends in ``Session.adopt_kernel`` with the event that tells of it. The
-machine holds cells back meanwhile, so none is sent to a kernel that is going.
+Each way ends in ``SessionPort.attach_kernel`` with the event that records it. Meanwhile the machine holds cells back,
+so none is sent to a kernel that is about to end.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotSupported
-from kernelsvc.kernels.port import Kernel, SaveResult
+from kernelsvc.kernels.port import Kernel, Launcher, SaveResult
 from kernelsvc.model import events as ev
+from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.objects import SessionState
-from kernelsvc.model.stimuli import AbortSwitch, BeginSwitch, Resume, StartFailed, StateSaved
-from kernelsvc.session.ids import new_kernel_id
-
-if TYPE_CHECKING:
-    from kernelsvc.session.session import Session
+from kernelsvc.model.state import MachineState
+from kernelsvc.model.stimuli import AbortSwitch, BeginSwitch, DeliveryKnown, Resume, StartFailed, StateSaved
+from kernelsvc.session.checkpoints import Checkpoints
+from kernelsvc.session.ports import SessionPort
+from kernelsvc.session.spec import SessionSpec, start_request_of
 
 log = logging.getLogger(__name__)
 
 
 class KernelLifecycle:
-    """The successions of one session.
+    """The kernels of one session, one after the other.
 
     Args:
-        session: whose.
-        saved: where its variables lie while it sleeps; None if it can't.
+        session: attaches and releases kernels.
+        machine: is only read here.
+        spec: what the session is.
+        launcher: starts, finds and ends kernels.
+        checkpoints: kernels that wait.
+        saved: the file for the variables of a hibernated session; None if it can't hibernate.
+        versions: recorded with the session's start.
     """
 
-    def __init__(self, session: Session, saved: Path | None) -> None:
+    def __init__(
+        self,
+        session: SessionPort,
+        machine: MachineState,
+        spec: SessionSpec,
+        launcher: Launcher,
+        checkpoints: Checkpoints,
+        saved: Path | None,
+        versions: Mapping[str, str],
+    ) -> None:
         self._session = session
+        self._machine = machine
+        self._spec = spec
+        self._launcher = launcher
+        self._checkpoints = checkpoints
         self._saved = saved
+        self._versions = versions
+
+    # -- the first kernel of a session, and of a server ---------------------------------
+
+    async def start(self, *, copy: bool) -> None:
+        """Start the first kernel and write the first event; see ``Session.start``."""
+        begin = self._launcher.resume_copy if copy else self._launcher.start
+        spec = self._spec
+        kernel = await begin(start_request_of(spec), self._session)
+        first = ev.SessionStarted(
+            principal=spec.principal,
+            template=spec.template,
+            name=spec.name,
+            labels=spec.labels,
+            limits=spec.limits,
+            env_names=sorted(spec.env),
+            kernel=kernel.info,
+            sandbox=kernel.sandbox,
+            versions={**self._versions},
+            parent=spec.parent,
+        )
+        try:
+            self._session.attach_kernel(kernel, first)
+        except OSError as error:
+            await kernel.end()
+            raise AtCapacity("The log can't be written; free disk space and try again.") from error
+
+    async def adopt(self) -> None:
+        """Connect to the kernel of an earlier server, or replace it if it is gone; see ``Session.adopt``."""
+        if self._machine.hibernated:
+            if self._machine.queue:  # the earlier server ended before it had resumed the session for them
+                self._session.handle(Resume())
+            return
+        request = start_request_of(self._spec)
+        kernel = await self._launcher.adopt(request, self._session, last_frame=self._machine.frame)
+        if kernel is None:
+            self._kernel_gone(await self._launcher.how_ended(request.kernel))
+        elif self._machine.state is SessionState.CLOSED:  # meanwhile
+            await kernel.end()
+        else:
+            self._attach_adopted(kernel)
+
+    def _attach_adopted(self, kernel: Kernel) -> None:
+        received = frozenset(cell for cell in self._machine.queue if kernel.has_received(cell))
+        try:
+            self._session.handle(DeliveryKnown(received, ordered=kernel.ordered))
+            self._session.attach_kernel(kernel, ev.SessionAdopted(kernel=kernel.info))
+        except OSError:
+            self._session.release_kernel(KernelDead())
+            kernel.detach()
+            raise
+
+    def _kernel_gone(self, exit: Exit | None) -> None:
+        """Handle the end of a kernel while no server watched, or before it was ready."""
+        if self._machine.state in (SessionState.STARTING, SessionState.RESTORING):
+            again = self.restore() if self._machine.copies else self.replace("not found after a restart")
+            self._session.spawn(again)
+            return
+        # A cell that the log calls queued may have been sent, and may have run: it must not run again.
+        self._session.handle(DeliveryKnown(frozenset(self._machine.queue)))
+        self._session.exited(exit or Exit(cause=Cause.LOST, message="The kernel ended while no server was running"))
+
+    # -- replacements -------------------------------------------------------------------
 
     async def replace(self, why: str) -> None:
-        """A new kernel with empty variables in place of the old one."""
-        await self._let_go(KernelDead("The kernel was replaced before it answered; ask again."))
-        await self._session.copies.discard_all()
-        kernel = await self._start()
+        """Start a kernel with empty variables in place of the current one."""
+        await self._end_current(KernelDead("The kernel was replaced before it answered; ask again."))
+        await self._checkpoints.discard_all()
+        kernel = await self._start_fresh()
         if kernel is not None:
-            self._session.adopt_kernel(kernel, ev.KernelRestarted(why=why, kernel=kernel.info))
+            self._session.attach_kernel(kernel, ev.KernelRestarted(why=why, kernel=kernel.info))
 
-    async def _let_go(self, error: KernelsvcError) -> None:
-        session = self._session
-        old, session.kernel = session.kernel, None
-        session.fail_requests(error)
-        if old is not None:
-            await old.end()
+    async def _end_current(self, why: KernelsvcError) -> None:
+        kernel = self._session.release_kernel(why)
+        if kernel is not None:
+            await kernel.end()
 
-    async def _start(self) -> Kernel | None:
-        """A fresh kernel, or None if there can't be one or nobody wants it any more."""
-        session = self._session
+    async def _start_fresh(self) -> Kernel | None:
+        """Return a fresh kernel, or None if none could be started or the session was closed meanwhile."""
         try:
-            session.about.kernel = new_kernel_id()
-            kernel = await session.launcher.start(session.start_request(), session)
+            kernel = await self._launcher.start(self._session.next_start_request(), self._session)
         except KernelsvcError as error:
-            if session.state is not SessionState.CLOSED:
-                session.handle(StartFailed(error.message))
+            if self._machine.state is not SessionState.CLOSED:
+                self._session.handle(StartFailed(error.message))
             return None
-        if session.state is SessionState.CLOSED:
+        if self._machine.state is SessionState.CLOSED:
             await kernel.end()
             return None
-        await session.copies.restrict_writes(kernel)
+        await self._checkpoints.restrict_writes(kernel)
         return kernel
 
     async def restore(self) -> None:
-        """Wake the newest checkpoint in place of a kernel that died; a new kernel if none wakes."""
-        session = self._session
-        await self._let_go(KernelDead("The kernel died before it answered; ask again."))
+        """Resume the newest checkpoint in place of a kernel that died; start a fresh one if none can be resumed."""
+        await self._end_current(KernelDead("The kernel died before it answered; ask again."))
         failed: set[str] = set()
-        while (newest := session.copies.newest(failed)) is not None:
+        while (newest := self._checkpoints.newest(failed)) is not None:
             try:
-                kernel, request = await session.copies.resume(newest)
+                kernel = await self._checkpoints.resume(newest)
             except KernelsvcError as error:
-                session.try_record(ev.CheckpointDropped(checkpoint=newest.id, why=error.message))
+                self._session.try_record(ev.CheckpointDropped(checkpoint=newest.id, why=error.message))
                 failed.add(newest.id)  # when the disk refuses, the log does not say so
                 continue
-            await session.copies.restrict_writes(kernel)
-            session.about.kernel = request.kernel
+            await self._checkpoints.restrict_writes(kernel)
             event = ev.KernelRestored(checkpoint=newest.id, after_cell=newest.after_cell, kernel=kernel.info)
-            session.copies.pause_queue()
-            session.adopt_kernel(kernel, event)
-            await session.copies.recreate(newest)
+            recreated = self._checkpoints.put_recreate(newest)
+            self._session.attach_kernel(kernel, event)
+            await recreated
             return
         await self.replace("died, and no checkpoint could be woken")
 
@@ -98,27 +174,24 @@ class KernelLifecycle:
         Raises:
             NotFound: no such checkpoint, or that moment is not kept.
             Conflict: a cell runs or waits.
-            KernelsvcError: the copy could not be woken, or no fresh kernel started; nothing has changed.
+            KernelsvcError: the checkpoint could not be resumed, or no fresh kernel started; nothing has changed.
         """
-        session = self._session
-        session.require_writable_log()
+        self._session.require_writable()
         await self.ensure_running()
-        copies = session.copies
-        if session.kernel is not None and not session.kernel.forkable:
+        checkpoints, kernel = self._checkpoints, self._session.kernel
+        if kernel is not None and not kernel.forkable:
             raise NotSupported()
-        known = to is not None and (to in session.machine.checkpoints or copies.named(to))
-        target = copies.find(to) if known and to else copies.before(to)
-        session.handle(BeginSwitch())
+        target = checkpoints.target_of(to)
+        self._session.handle(BeginSwitch())
         try:
-            kernel, request = await (copies.resume(target) if target else copies.start_fresh())
+            kernel = await (checkpoints.resume(target) if target else checkpoints.start_fresh())
         except BaseException:
-            session.handle(AbortSwitch())
+            self._session.handle(AbortSwitch())
             raise
-        await session.copies.restrict_writes(kernel)
-        old, session.kernel = session.kernel, None
-        session.about.kernel = request.kernel
+        await checkpoints.restrict_writes(kernel)
+        old = self._session.release_kernel(KernelDead("The session was rolled back before it answered; ask again."))
         after = target.after_cell if target else None
-        undone, redone = session.machine.rollback_effect(target.id if target else None, after)
+        undone, redone = self._machine.rollback_effect(target.id if target else None, after)
         event = ev.RolledBack(
             to=target.id if target else "",
             after_cell=after,
@@ -126,55 +199,54 @@ class KernelLifecycle:
             redone=redone,
             kernel=kernel.info,
         )
-        copies.pause_queue()
-        session.adopt_kernel(kernel, event)
-        await copies.recreate(target)
+        recreated = checkpoints.put_recreate(target)
+        self._session.attach_kernel(kernel, event)
+        await recreated
         if old is not None:
             await old.end()
 
-    # -- sleep -----------------------------------------------------------------------------
+    # -- hibernate and resume -----------------------------------------------------------
 
-    async def sleep_if_possible(self) -> None:
-        """``sleep``, for a session that nobody asked: what can't be, is not tried again before its next cell."""
+    async def hibernate_if_possible(self) -> None:
+        """Hibernate an idle session. If it can't, it is not tried again before its next cell."""
         try:
-            await self.hibernate(kindly=True)
+            await self.hibernate(unless_programs=True)
         except KernelsvcError as error:
-            log.info("session %s stays awake: %s", self._session.id, error.message)
+            log.info("session %s does not hibernate: %s", self._spec.id, error.message)
 
-    async def hibernate(self, *, kindly: bool = False) -> None:
-        """Save the variables to disk and give the memory back; the next cell wakes the session.
+    async def hibernate(self, *, unless_programs: bool = False) -> None:
+        """Save the variables to disk and end the kernel; the next cell resumes the session.
 
         Args:
-            kindly: not if a program has begun meanwhile, which would end; but a pause does not wait for any.
+            unless_programs: not if a program has started meanwhile, which would end. A pause ends programs.
 
         Raises:
             Conflict: a cell runs or waits.
             NotSupported: this kernel can't, or its environment has no cloudpickle.
-            AtCapacity: the disk refuses. In every case the session goes on awake.
+            AtCapacity: the disk refuses. In every case the session keeps its kernel.
         """
-        session = self._session
-        session.require_writable_log()
-        if session.machine.hibernated:
+        self._session.require_writable()
+        if self._machine.hibernated:
             return
-        session.handle(BeginSwitch())
+        self._session.handle(BeginSwitch())
         try:
             saved, size = await self._save()
         except BaseException:
-            session.handle(AbortSwitch())
+            self._session.handle(AbortSwitch())
             raise
-        if kindly and session.machine.programs and not session.machine.paused:
-            session.handle(AbortSwitch())
-            raise Conflict("A program has begun beside the kernel.")
-        await session.copies.discard_all()
-        await self._let_go(KernelDead("The session was put to sleep before it answered; run a cell to wake it."))
-        session.handle(StateSaved(ev.Hibernated(saved=saved.count, bytes=size, lost=saved.lost)))
+        if unless_programs and self._machine.programs and not self._machine.paused:
+            self._session.handle(AbortSwitch())
+            raise Conflict("A program has started in the session's sandbox.")
+        await self._checkpoints.discard_all()
+        await self._end_current(KernelDead("The session was hibernated before it answered; run a cell to resume it."))
+        self._session.handle(StateSaved(ev.Hibernated(saved=saved.count, bytes=size, lost=saved.lost)))
 
     async def _save(self) -> tuple[SaveResult, int]:
         kernel, path = self._session.kernel, self._saved
         if kernel is None or path is None:
             raise KernelDead()
         if not kernel.forkable:
-            raise NotSupported("Only forked kernels can be put to sleep.")
+            raise NotSupported("Only forked kernels can hibernate.")
         fresh = path.with_suffix(".new")
         try:
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -189,41 +261,36 @@ class KernelLifecycle:
         return saved, size
 
     async def ensure_running(self) -> None:
-        """Wake a session that sleeps, or wait for one that is being restored: for what needs a kernel and is no cell.
+        """Resume a hibernated session, or wait until a kernel is there: for operations that are no cell.
 
         Safe to cancel.
-
-        Raises:
-            Conflict: it is on its way to sleep, or back; try again in a moment.
         """
-        session = self._session
-        if session.kernel is None:
-            await session.settled()
-        if session.machine.hibernated:
-            session.handle(Resume())
-            await session.settled()
+        if self._session.kernel is None:
+            await self._session.settled()
+        if self._machine.hibernated:
+            self._session.handle(Resume())
+            await self._session.settled()
 
     async def resume(self) -> None:
-        """A fresh kernel with the saved variables; they are read by it and by nobody else."""
-        session = self._session
-        kernel = await self._start()
+        """Start a kernel that loads the saved variables. The server doesn't read them."""
+        kernel = await self._start_fresh()
         if kernel is None:
             return
         try:
             loaded = await self._load(kernel)
         except (KernelsvcError, OSError) as error:
             why = f"the saved variables could not be loaded: {error}"
-            session.adopt_kernel(kernel, ev.KernelRestarted(why=why, kernel=kernel.info))
+            self._session.attach_kernel(kernel, ev.KernelRestarted(why=why, kernel=kernel.info))
             return
-        session.adopt_kernel(kernel, ev.Woken(kernel=kernel.info, lost=loaded.lost))
+        self._session.attach_kernel(kernel, ev.Woken(kernel=kernel.info, lost=loaded.lost))
         if self._saved is not None:
             self._saved.unlink(missing_ok=True)
 
     async def _load(self, kernel: Kernel) -> SaveResult:
         if self._saved is None:
-            raise KernelDead("There is no place for saved variables.")
+            raise KernelDead("There is no file for saved variables.")
         fd = os.open(self._saved, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            return await kernel.load(fd, execution_count=self._session.machine.execution_count + 1)
+            return await kernel.load(fd, execution_count=self._machine.execution_count + 1)
         finally:
             os.close(fd)

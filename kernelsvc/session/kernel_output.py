@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from kernelsvc.kernels.port import KernelMessage, Output, StreamText
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
+from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import SessionState
 from kernelsvc.model.state import output_size
 from kernelsvc.model.stimuli import (
@@ -30,29 +30,28 @@ from kernelsvc.model.stimuli import (
 )
 from kernelsvc.protocol import kernel_events
 from kernelsvc.session.kernel_requests import KernelRequests
-
-if TYPE_CHECKING:
-    from kernelsvc.session.session import Session
+from kernelsvc.session.ports import SessionPort
 
 #: Output that changes nothing but how much there is of it.
 _PLAIN = (ev.Stream, ev.Display, ev.Result)
 
 
 class KernelOutput:
-    """One session's. Called from the server's event loop.
+    """The output of one session's kernel. Called from the server's event loop.
 
-    Attributes:
-        busy: a batch is being journaled; deadlines are looked at when it is done.
+    Args:
+        session: applies what follows from the output.
+        machine: decides, and is only read here.
+        requests: wait for messages that are no output.
     """
 
-    def __init__(self, session: Session, questions: KernelRequests) -> None:
+    def __init__(self, session: SessionPort, machine: Machine, requests: KernelRequests) -> None:
         self._session = session
-        self._questions = questions
-        self._machine = session.machine
+        self._requests = requests
+        self._machine = machine
         self._loop = asyncio.get_running_loop()
         self._early: list[Output] = []
         self._handled = 0
-        self.busy = False
 
     def new_kernel(self) -> None:
         """Another kernel speaks from now on; nothing of its first batch is on record."""
@@ -66,20 +65,17 @@ class KernelOutput:
 
     def deliver(self, batch: Sequence[Output]) -> None:
         """Journal a batch; see ``port.Sink``."""
-        if self._session.state is SessionState.CLOSED:
+        if self._machine.state is SessionState.CLOSED:
             return
         if self._session.kernel is None:
             self._early.extend(batch)
             return
-        self.busy = True
         try:
-            self._take(batch)
+            self._journal(batch)
         finally:
-            self.busy = False
-            self._session.notify_observer()
-            self._session.schedule_timer()
+            self._session.flush()  # once for the batch
 
-    def _take(self, batch: Sequence[Output]) -> None:
+    def _journal(self, batch: Sequence[Output]) -> None:
         pending: list[Event] = []
         for index in range(self._handled, len(batch)):
             item = batch[index]
@@ -97,11 +93,15 @@ class KernelOutput:
             if pending:
                 self._record(pending, index)
                 pending = []
-            self._session.handle(stimulus)
+            self._handle(stimulus)
             self._handled = index + 1
         if pending:
             self._record(pending, len(batch))
         self._handled = 0
+
+    def _handle(self, stimulus: Stimulus) -> None:
+        now = self._loop.time()
+        self._session.apply(self._machine.decide(stimulus, now), now)
 
     def _fits(self, pending: list[Event]) -> bool:
         """Whether this is output, and reaches no bound: then its cell's end may be decided before it is on record."""
@@ -114,15 +114,15 @@ class KernelOutput:
         return not _beyond(machine.flow + size, policy.max_cell_output_bytes)
 
     def _record(self, pending: list[Event], handled: int) -> None:
-        self._session.commit(Decision(pending), self._loop.time())
+        self._session.apply(Decision(pending), self._loop.time())
         self._handled = handled
         run = self._machine.running
         if run is not None and run.dropped and not run.told_truncated:
             kept = run.output_bytes - run.dropped
-            self._session.handle(RecordEvents((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
+            self._handle(RecordEvents((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
         bound = self._machine.policy.max_cell_output_bytes
         if bound is not None and self._machine.flow > bound:
-            self._session.handle(CheckOutputLimit())
+            self._handle(CheckOutputLimit())
 
     def _stimulus(self, message: KernelMessage) -> Stimulus | None:
         """The message as a stimulus if it is about the life of the running cell, else None."""
@@ -146,14 +146,14 @@ class KernelOutput:
         event: Event | None
         if isinstance(item, StreamText):
             event = ev.Stream(name=item.name, text=item.text)
-        elif self._questions.on_message(item):
+        elif self._requests.on_message(item):
             return
         else:
             event = kernel_events.event_of(item.msg_type, item.content, item.metadata, item.buffers)
         if event is None:
             return
         cell = self._cell_of(item.parent)
-        if item.parent in self._questions.told:
+        if item.parent in self._requests.told:
             event.request = item.parent
         elif cell is not None:
             event.cell = cell

@@ -10,6 +10,7 @@ from kernelsvc.errors import Conflict, KernelsvcError, QuotaExceeded, Timeout
 from kernelsvc.kernels.port import Kernel, KernelMessage
 from kernelsvc.protocol import kernel_events
 from kernelsvc.session.ids import new_id
+from kernelsvc.session.operation_queue import OperationQueue
 
 #: Messages without an answer (comms) that one kernel may have before it has handled them.
 MAX_TOLD = 1000
@@ -22,7 +23,8 @@ class KernelRequests:
         told: messages without an answer that the kernel has not handled yet, by ``msg_id``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, operations: OperationQueue) -> None:
+        self._operations = operations
         self._asked: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self.told: dict[str, asyncio.Future[None]] = {}
 
@@ -37,7 +39,7 @@ class KernelRequests:
         waiting: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._asked[msg_id] = waiting
         try:
-            kernel.send("shell", msg_type, content, msg_id=msg_id)
+            self._operations.put(lambda: kernel.send("shell", msg_type, content, msg_id=msg_id))
             async with asyncio.timeout(timeout):
                 return await waiting
         except TimeoutError:
@@ -69,7 +71,9 @@ class KernelRequests:
         handled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.told[msg_id] = handled
         try:
-            kernel.send("shell", msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
+            self._operations.put(
+                lambda: kernel.send("shell", msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
+            )
             await handled
         finally:
             self.told.pop(msg_id, None)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,12 +19,11 @@ from kernelsvc.errors import KernelsvcError
 from kernelsvc.model import limit_causes
 from kernelsvc.model.events import LimitReached, Reason
 from kernelsvc.model.exit_status import Cause, Exit
-from kernelsvc.model.limits import MiB
+from kernelsvc.model.limits import Limits, MiB
+from kernelsvc.model.state import MachineState
 from kernelsvc.model.stimuli import Interrupt
 from kernelsvc.sandbox.watchdog import LimitExceeded
-
-if TYPE_CHECKING:
-    from kernelsvc.session.session import Session
+from kernelsvc.session.ports import SessionPort
 
 #: The end of a kernel that could not go on.
 STOPPED = Exit(
@@ -40,8 +38,10 @@ DISK_SLACK = 1 * MiB
 class LimitEnforcer:
     """One session's. Called from the server's event loop."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: SessionPort, machine: MachineState, limits: Limits) -> None:
         self._session = session
+        self._machine = machine
+        self._limits = limits
         self._disk: float | None = None
         self._after: str | None = None
         self._counted_for: str | None = None
@@ -62,19 +62,19 @@ class LimitEnforcer:
                 self._told_of_nobody(breach, first=first)
             elif grown:
                 # What a cell that has ended wrote is seen only now; what grows without a cell is ended.
-                self._breached(breach, kill=not first and self._after == self._session.machine.last_finished)
+                self._breached(breach, kill=not first and self._after == self._machine.last_finished)
             else:
                 continue
             break
-        self._after = self._session.machine.last_finished
+        self._after = self._machine.last_finished
 
     def _spare(self, *, grown: bool) -> bool:
         """Whether files that grew may be those of a cell that has ended since the last look, and not the running one's.
 
         Not twice on end: many short cells must not fill what one may not.
         """
-        ended = self._after != self._session.machine.last_finished
-        self._spared = grown and ended and self._session.machine.running is not None and not self._spared
+        ended = self._after != self._machine.last_finished
+        self._spared = grown and ended and self._machine.running is not None and not self._spared
         return self._spared
 
     def _told_of_nobody(self, breach: LimitExceeded, *, first: bool) -> None:
@@ -82,8 +82,8 @@ class LimitEnforcer:
             self._session.try_record(_reached(breach))
 
     def _breached(self, breach: LimitExceeded, *, kill: bool) -> None:
-        session, run = self._session, self._session.machine.running
-        if session.kernel is None or (run is not None and run.stop is not None):
+        session, kernel, run = self._session, self._session.kernel, self._machine.running
+        if kernel is None or (run is not None and run.stop is not None):
             return  # it is being ended already
         self._record(_reached(breach))
         with contextlib.suppress(KernelsvcError, OSError):
@@ -93,13 +93,14 @@ class LimitEnforcer:
                 )
             if breach.limit in limit_causes.ENDED_AT_ONCE or (run is None and kill):
                 self._killed_for = breach.message
-                session.kernel.kill()
+                kernel.kill()
 
     def on_kernel_stopped(self) -> None:
         """The kernel was stopped (SIGSTOP) in the middle of a cell: it can do nothing, so it is as good as dead."""
-        if self._session.kernel is not None:
+        kernel = self._session.kernel
+        if kernel is not None:
             self._stopped = True
-            self._session.kernel.kill()
+            kernel.kill()
 
     def explain(self, exit: Exit) -> Exit:
         """How a kernel ended, with the reason for which we ended it."""
@@ -112,16 +113,16 @@ class LimitEnforcer:
 
     def on_cgroup_event(self, limit: str) -> None:
         """The session's cgroup says that a cap of Linux's has struck something other than the kernel."""
-        reached = limit_causes.of_counters(limit, self._session.about.limits)
-        run, last = self._session.machine.running, self._session.machine.last_finished
+        reached = limit_causes.of_counters(limit, self._limits)
+        run, last = self._machine.running, self._machine.last_finished
         # The counters are read now and then: what a cell said of itself may be counted after its end.
-        told = run.struck if run is not None else () if self._counted_for == last else self._session.machine.last_struck
+        told = run.struck if run is not None else () if self._counted_for == last else self._machine.last_struck
         self._counted_for = last
         if reached is not None and limit not in told:
             self._record(reached)
 
     def _record(self, reached: LimitReached) -> None:
-        run = self._session.machine.running
+        run = self._machine.running
         if run is not None:
             reached.cell = run.id
         self._session.try_record(reached)

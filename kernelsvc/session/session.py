@@ -1,170 +1,44 @@
-"""One session: a kernel, a log and a machine, held together.
+"""One session, as the service uses it: its cells, its kernel, its checkpoints, its log.
 
-The way of one cell::
-
-    submit ─> machine.decide ─> log.append (code is on record) ─> kernel.execute
-    kernel ─> deliver(batch) ─> facts ─> log.append ─> readers wake
-    reply ─> machine.decide ─> log.append + sync ─> waiters wake
-
-Everything below runs in the server's event loop; nothing here awaits between a
-decision, its journal entry and its commit, so no lock is needed. Effects that
-take time (a new kernel, the end of one) run as tasks that the session owns and
-whose end is a stimulus again.
-
-What the kernel says is made into events by ``hearing``, caps are ``guard``'s, copies
-of the kernel ``copies``', a new kernel after an old one ``succession``'s.
-
-When the disk refuses, ``deliver`` raises, the kernel is not acknowledged and
-soon blocks; the session takes no cells, tries to recover once a second, and
-goes on where it was.
+A session is a kernel, a log and a machine, held together by ``SessionRuntime``. This module adds the operations that
+clients ask for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import logging
-import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from typing import Any
 
-from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed
-from kernelsvc.kernels.port import Kernel, Launcher, Output, StartRequest
+from kernelsvc.errors import Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed
+from kernelsvc.kernels.port import ForkResult, Kernel, StartRequest
 from kernelsvc.model import events as ev
-from kernelsvc.model.checkpoint_policy import CheckpointBudget
-from kernelsvc.model.events import Event, KernelInfo, SandboxReport
-from kernelsvc.model.exit_status import Cause, Exit
-from kernelsvc.model.hash_chain import seconds_of, timestamp
-from kernelsvc.model.limits import Usage
-from kernelsvc.model.machine import Machine
-from kernelsvc.model.objects import CellRequest, CellState, SessionInfo, SessionState
-from kernelsvc.model.state import Policy
-from kernelsvc.model.stimuli import (
-    Answer,
-    BeginProgram,
-    Close,
-    Decision,
-    DeliveryKnown,
-    Effect,
-    EndKernel,
-    Hibernate,
-    Interrupt,
-    InterruptKernel,
-    JournalReplayed,
-    KernelExited,
-    KernelReady,
-    KillKernel,
-    ProgramBegun,
-    RecordEvents,
-    Restart,
-    Resume,
-    ResumeSaved,
-    SendAnswer,
-    SendCell,
-    StartKernel,
-    Stimulus,
-    Submit,
-    Tick,
-    WakeCheckpoint,
-)
-from kernelsvc.model.story import Story
-from kernelsvc.session.cell_views import CellViews, Log
-from kernelsvc.session.checkpoints import Checkpoints
-from kernelsvc.session.ids import new_cell_id, new_id
-from kernelsvc.session.kernel_lifecycle import KernelLifecycle
-from kernelsvc.session.kernel_output import KernelOutput
-from kernelsvc.session.kernel_requests import KernelRequests
-from kernelsvc.session.limit_enforcer import LimitEnforcer
-from kernelsvc.session.spec import SessionSpec, start_request_of
-
-log = logging.getLogger(__name__)
-
-#: Events whose moments the machine goes by.
-_TIMED = (ev.SessionStarted, ev.CellStarted, ev.Interrupted, ev.Leased)
-
-#: Events that are on disk before anybody is told.
-_SYNCED = (ev.CellFinished, ev.SessionClosed, ev.SessionStarted)
-
-#: Seconds between attempts to write again after the disk refused.
-RECOVER_SECONDS = 1.0
-#: Seconds between the interrupts of a cell that goes on.
-STRIKE_SECONDS = 1.0
+from kernelsvc.model.limits import Limits, Usage
+from kernelsvc.model.objects import CellInfo, CellRequest, Checkpoint, SessionInfo, SessionState
+from kernelsvc.model.stimuli import Answer, BeginProgram, Close, Interrupt, ProgramBegun, Restart, Submit
+from kernelsvc.sandbox.watchdog import LimitExceeded
+from kernelsvc.session.ids import new_cell_id
+from kernelsvc.session.ports import LogReader
+from kernelsvc.session.runtime import SessionRuntime
+from kernelsvc.session.session_info import describe
 
 
-Observer = Callable[["Session", Sequence[Event]], None]
+class Session(SessionRuntime):
+    """One session. Made by ``service``, and called by nothing else."""
 
-
-class Session:
-    """See the module's docstring. Made by ``service``; called by nothing else."""
-
-    def __init__(
-        self,
-        about: SessionSpec,
-        journal: Log,
-        launcher: Launcher | None,
-        policy: Policy,
-        *,
-        sync: Literal["ack", "run", "off"] = "ack",
-        observer: Observer = lambda _session, _events: None,
-        versions: dict[str, str] | None = None,
-        checkpoints: int = 0,
-        checkpoint_max_bytes: int | None = None,
-        account: CheckpointBudget | None = None,
-        sign: Callable[[], Event] | None = None,
-        saved: Path | None = None,
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.about = about
-        self.log = journal
-        self._launcher = launcher
-        self.machine = Machine(policy, self._loop.time())
-        self.kernel: Kernel | None = None
-        self.fault: OSError | None = None
-        self.report = SandboxReport()
-        self.reading = CellViews(about.id, journal, self.machine, about.limits.output_bytes)
-        self.succession = KernelLifecycle(self, saved)
-        self.guard = LimitEnforcer(self)
-        self.copies = Checkpoints(
-            self, checkpoints, checkpoint_max_bytes, account or CheckpointBudget(1, self._loop.time())
-        )
-        self._sync = sync
-        self._observer = observer
-        self._unobserved: list[Event] = []
-        self._sign = sign
-        self._versions = versions or {}
-        self._waiters: dict[str, list[Callable[[], object]]] = {}
-        self._questions = KernelRequests()
-        self.hearing = KernelOutput(self, self._questions)
-        self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._starts = itertools.count(1)
-        self.closed = asyncio.Event()
-        if Machine.validate or log.isEnabledFor(logging.DEBUG):
-            self.machine.story = Story()
-
-    # -- life ------------------------------------------------------------------------
+    # -- properties --------------------------------------------------------------------
 
     @property
-    def launcher(self) -> Launcher:
-        """Who starts this session's kernels; a closed session has none."""
-        if self._launcher is None:
-            raise SessionClosed()
-        return self._launcher
+    def principal(self) -> str:
+        """The name of its owner."""
+        return self.spec.principal
 
     @property
-    def id(self) -> str:
-        """The session's id."""
-        return self.about.id
-
-    @property
-    def state(self) -> SessionState:
-        """Where the session is in its life."""
-        return self.machine.state
+    def limits(self) -> Limits:
+        """Its limits."""
+        return self.spec.limits
 
     @property
     def hibernated(self) -> bool:
@@ -172,398 +46,72 @@ class Session:
         return self.machine.hibernated
 
     @property
-    def info(self) -> KernelInfo | None:
-        """The kernel's process, while there is one."""
-        return self.kernel.info if self.kernel else None
+    def running(self) -> str | None:
+        """The id of the running cell."""
+        run = self.machine.running
+        return run.id if run is not None else None
 
-    def start_request(self) -> StartRequest:
-        """What it takes to start this session's kernel."""
-        return start_request_of(self.about)
+    @property
+    def lease(self) -> ev.Leased | None:
+        """The time that its owner has granted last."""
+        return self.machine.lease
+
+    @property
+    def leased_until(self) -> float:
+        """When the lease ends, in monotonic seconds."""
+        return self.machine.leased_until
+
+    @property
+    def lifetime_began(self) -> float:
+        """When its lifetime began: at its start, or at the end of the last pause. Monotonic seconds."""
+        return self.machine.born if self.machine.run_since is None else self.machine.run_since
+
+    @property
+    def last_seq(self) -> int:
+        """The position of the last event."""
+        return self.log.last_seq
 
     def kernels(self) -> set[str]:
-        """Ids of every process that is this session's: the kernel and its copies."""
-        return {self.about.kernel, *self.machine.copies.values()}
+        """Return the ids of all processes of this session: the kernel and its checkpoints."""
+        return {self.spec.kernel, *self.machine.copies.values()}
+
+    def view(self, usage: Usage) -> SessionInfo:
+        """Return the session as the API shows it."""
+        return describe(self.spec, self.machine, usage, self.log.last_seq, self.info, self.sandbox)
+
+    # -- life ------------------------------------------------------------------------
 
     async def start(self, *, copy: bool = False) -> None:
         """Start the first kernel and write the first event. Cancelling it ends the kernel.
 
         Args:
-            copy: the kernel is a copy of another session's, already forked; wake it.
+            copy: the kernel is a fork of another session's, made already; resume it.
 
         Raises:
             KernelsvcError: no kernel could be started; nothing was written.
         """
-        begin = self.launcher.resume_copy if copy else self.launcher.start
-        kernel = await begin(self.start_request(), self)
-        about = self.about
-        first = ev.SessionStarted(
-            principal=about.principal,
-            template=about.template,
-            name=about.name,
-            labels=about.labels,
-            limits=about.limits,
-            env_names=sorted(about.env),
-            kernel=kernel.info,
-            sandbox=kernel.sandbox,
-            versions=self._versions,
-            parent=about.parent,
-        )
-        try:
-            self.adopt_kernel(kernel, first)
-        except OSError as error:
-            await kernel.end()
-            raise AtCapacity("The log can't be written; free disk space and try again.") from error
-
-    def adopt_kernel(self, kernel: Kernel, event: Event) -> None:
-        """This is the session's kernel from now on, and ``event`` says how it came to be."""
-        self.kernel, self.report = kernel, kernel.sandbox
-        self.hearing.new_kernel()
-        self.handle(KernelReady(event, ordered=kernel.ordered))
-        self.hearing.flush_early()
-
-    def rebuild(self, events: Iterable[Event]) -> None:
-        """Replay a journal into the machine, after a restart of the server. Clocks go on as if there had been none."""
-        now, wall = self._loop.time(), time.time()
-        for event in events:
-            moment = now
-            if isinstance(event, _TIMED):
-                moment = min(now, now - wall + seconds_of(event.at, wall))
-            self.machine.evolve(event, moment)
-            started = getattr(event, "kernel", None)
-            if isinstance(started, KernelInfo) and started.id:
-                self.about.kernel = started.id
-            if isinstance(event, ev.SessionStarted):
-                self.report = event.sandbox
-        self.machine.commit(self.machine.decide(JournalReplayed(), now), now)
+        await self.lifecycle.start(copy=copy)
 
     async def adopt(self) -> None:
-        """Find the kernel that an earlier server started; start a new one if it is gone. Safe to cancel.
+        """Connect to the kernel that an earlier server started, or replace it if it is gone. Safe to cancel.
 
         Raises:
-            KernelsvcError: it lives and does not answer now, or nobody could be asked; try again.
+            KernelsvcError: the kernel lives and does not answer, or the host does not; try again.
             OSError: the log can't be written; try again.
         """
         if self.state in (SessionState.CLOSED, SessionState.DEAD) or self.kernel is not None:
             return
-        if self.machine.hibernated:
-            if self.machine.queue:  # the earlier server ended before it had resumed the session for them
-                self.handle(Resume())
-            self.schedule_timer()
-            return
-        try:
-            kernel = await self.launcher.adopt(self.start_request(), self, last_frame=self.machine.frame)
-        except KernelsvcError:
-            self.schedule_timer()  # its time is not stopped by its silence
-            raise
-        if kernel is None:
-            self._kernel_gone(await self.launcher.how_ended(self.about.kernel))
-        elif self._ended():  # meanwhile
-            await kernel.end()
-        else:
-            self._resume(kernel)
+        self._timer.schedule()  # an unreachable kernel's cell has its deadline too
+        await self.lifecycle.adopt()
 
-    def _resume(self, kernel: Kernel) -> None:
-        """Continue with a kernel that an earlier server started."""
-        received = frozenset(cell for cell in self.machine.queue if kernel.has_received(cell))
-        try:
-            self.handle(DeliveryKnown(received, ordered=kernel.ordered))
-            self.adopt_kernel(kernel, ev.SessionAdopted(kernel=kernel.info))
-        except OSError:
-            self.kernel = None
-            kernel.detach()
-            raise
+    async def close(self, reason: str) -> None:
+        """End the session and its kernel. Safe to cancel: it ends anyway."""
+        if self.state is not SessionState.CLOSED:
+            self.require_writable()
+            self.handle(Close(reason))
+        await self.closed.wait()
 
-    def _ended(self) -> bool:
-        return self.state is SessionState.CLOSED
-
-    def _kernel_gone(self, exit: Exit | None) -> None:
-        """The kernel ended while no server watched, or before it was ready."""
-        if self.state in (SessionState.STARTING, SessionState.RESTORING):
-            again = self.succession
-            self.spawn(again.restore() if self.machine.copies else again.replace("not found after a restart"))
-        else:
-            # A cell that the log calls queued may have been sent, and may have run: it must not run again.
-            self.handle(DeliveryKnown(frozenset(self.machine.queue)))
-            self.exited(exit or Exit(cause=Cause.LOST, message="The kernel ended, and nobody was there to see how"))
-
-    def detach(self) -> None:
-        """Let go of the kernel without ending it: the server stops, the session lives on."""
-        self._cancel_timer()
-        for task in self._tasks:
-            task.cancel()
-        if self.kernel:
-            self.kernel.detach()
-            self.kernel = None
-        self.log.close()
-
-    # -- decisions ----------------------------------------------------------------------
-
-    def handle(self, stimulus: Stimulus) -> Decision:
-        """Decide, journal, commit and carry out.
-
-        Raises:
-            KernelsvcError: an illegal move; nothing changed.
-            OSError: it could not be written; nothing changed.
-        """
-        now = self._loop.time()
-        outcome = self.machine.decide(stimulus, now)
-        self.commit(outcome, now)
-        return outcome
-
-    def commit(self, outcome: Decision, now: float) -> None:
-        """Journal, then commit, then carry out.
-
-        Raises:
-            OSError: it could not be written; nothing changed.
-        """
-        events = outcome.events
-        if events:
-            try:
-                self.log.append(events)
-            except OSError as error:
-                self._failed(error)
-                raise
-        self.machine.commit(outcome, now)
-        if log.isEnabledFor(logging.DEBUG) and self.machine.story is not None:
-            log.debug("session %s: transition %s", self.id, self.machine.story.transitions[-1])
-        sends = [effect for effect in outcome.effects if isinstance(effect, SendCell)]
-        try:
-            for send in sends:  # first: the kernel can work while we keep our books
-                self._perform(send)
-        finally:
-            if events:
-                self._project(events)
-        for effect in outcome.effects:
-            if not isinstance(effect, SendCell):
-                self._perform(effect)
-        if not self.hearing.busy:
-            self.notify_observer()
-            self.schedule_timer()
-
-    def _project(self, events: Sequence[Event]) -> None:
-        ended = [e for e in events if isinstance(e, _SYNCED)]
-        if ended and self._sync != "off":
-            self._sync_log()
-        for event in events:
-            self.reading.feed(event)
-        for event in ended:
-            if isinstance(event.cell, str):
-                self._wake(event.cell)  # what is derived may come after the answer
-        self._unobserved += events
-        last = events[-1]
-        if isinstance(last, ev.CellFinished) and self.state is SessionState.IDLE:
-            self.copies.cell_ended(self._loop.time(), last.usage)
-
-    def notify_observer(self) -> None:
-        """Tell the observer what was appended since the last time; once for a whole batch of the kernel's."""
-        events, self._unobserved = self._unobserved, []
-        if events:
-            self._observer(self, events)
-
-    def _sync_log(self) -> None:
-        try:
-            self.log.sync()
-        except OSError as error:
-            self._failed(error)
-
-    def _wake(self, cell: str) -> None:
-        if self.fault is not None:
-            return  # not durable yet; ``_recover`` wakes them
-        for tell in self._waiters.pop(cell, ()):
-            tell()
-
-    # -- effects -------------------------------------------------------------------------
-
-    def _perform(self, effect: Effect) -> None:
-        match effect:
-            case SendCell() if self.copies.starting:
-                self._loop.call_soon(self._send, effect.cell)  # behind the request for a copy, so that it is of before
-            case SendCell():
-                self._send(effect.cell)
-            case SendAnswer() if self.kernel:
-                content = {"value": effect.text, "status": "ok"}
-                self.kernel.send("stdin", "input_reply", content, msg_id=new_id("i"))
-            case InterruptKernel() if self.kernel and self.machine.running:
-                self._interrupt_until_dead(self.machine.running.id)
-            case KillKernel() if self.kernel:
-                self.kernel.kill()
-            case KillKernel():  # it lives and did not answer since the server came back
-                self.spawn(self.launcher.discard(self.about.kernel))
-            case StartKernel():
-                self.spawn(self.succession.replace(effect.why))
-            case WakeCheckpoint():
-                self.spawn(self.succession.restore())
-            case Hibernate():
-                self.spawn(self.succession.sleep_if_possible())
-            case ResumeSaved():
-                self.spawn(self.succession.resume())
-            case EndKernel():
-                self.spawn(self._finish())
-            case _:
-                pass
-
-    def _interrupt_until_dead(self, cell: str) -> None:
-        """Interrupt, and again while the grace lasts: a signal just before a blocking C call strikes only after it."""
-        run = self.machine.running
-        if run is not None and run.id == cell and run.kill_at is not None and self.kernel is not None:
-            self.kernel.interrupt()
-            self._loop.call_later(STRIKE_SECONDS, self._interrupt_until_dead, cell)
-
-    def _send(self, cell: str) -> None:
-        spec = self.machine.queue.get(cell)
-        if spec is None:
-            return
-        if self._sync == "run":
-            self._sync_log()
-        self.copies.cell_sent(self._loop.time())
-        if self.kernel:
-            self.kernel.execute(
-                cell,
-                spec.code,
-                silent=spec.silent,
-                allow_stdin=spec.allow_stdin,
-                store_history=spec.store_history and not spec.silent,
-                user_expressions=spec.user_expressions,
-            )
-
-    def spawn(self, work: Awaitable[None]) -> None:
-        """Run ``work`` as a task of this session; its failure is logged."""
-        task: asyncio.Task[None] = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._disown)
-
-    def _disown(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("session %s: a task failed", self.id, exc_info=task.exception())
-
-    async def _finish(self) -> None:
-        kernel, self.kernel = self.kernel, None
-        self._cancel_timer()
-        self.fail_requests(SessionClosed())
-        try:
-            await self.copies.discard_all()
-            if kernel is not None:
-                await kernel.end()
-            else:  # between two kernels, or not adopted yet
-                await self.launcher.discard(self.about.kernel)
-        finally:
-            self._sign_journal()
-            for cell in list(self._waiters):
-                self._wake(cell)
-            self.log.close()
-            self.closed.set()
-
-    def _sign_journal(self) -> None:
-        """Sign the head of a journal that is complete."""
-        if self._sign is None:
-            return
-        try:
-            signed = [self._sign()]
-            self.log.append(signed)
-            self.log.sync()
-        except OSError as error:
-            log.error("session %s: its journal could not be signed: %s", self.id, error)
-            return
-        self._observer(self, signed)
-
-    def fail_requests(self, error: KernelsvcError) -> None:
-        """Nobody will answer what the kernel was asked."""
-        self._questions.fail(error)
-
-    # -- time ----------------------------------------------------------------------------
-
-    def schedule_timer(self) -> None:
-        """Set the one timer to the earliest deadline; a later deadline is noticed when it fires."""
-        at = self.machine.next_deadline()
-        if at is None or (self._timer is not None and self._timer_at <= at):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = at
-        self._timer = self._loop.call_at(at, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        try:
-            self.handle(Tick())
-        except OSError:
-            self._timer_at = self._loop.time() + RECOVER_SECONDS
-            self._timer = self._loop.call_at(self._timer_at, self._tick)
-        self.schedule_timer()
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    # -- the disk refuses -------------------------------------------------------------------
-
-    def _failed(self, error: OSError) -> None:
-        if self.fault is None:
-            log.error("session %s: the journal can't be written: %s", self.id, error)
-            self._loop.call_later(RECOVER_SECONDS, self._recover)
-        self.fault = error
-
-    def _recover(self) -> None:
-        if self.state is SessionState.CLOSED and self.closed.is_set():
-            return
-        try:
-            self.log.recover()
-            self.log.sync()
-        except OSError as error:
-            self.fault = error
-            self._loop.call_later(RECOVER_SECONDS, self._recover)
-            return
-        log.warning("session %s: the journal can be written again", self.id)
-        self.fault = None
-        for cell in list(self._waiters):
-            record = self.machine.cells.get(cell)
-            if record is not None and record.state is CellState.FINISHED:
-                self._wake(cell)
-        if self.kernel:
-            self.kernel.resume()
-
-    def require_writable_log(self) -> None:
-        """Go on only if the log can be written.
-
-        Raises:
-            AtCapacity: it can't now.
-        """
-        if self.fault is not None:
-            raise AtCapacity(
-                f"The session's log can't be written ({self.fault.strerror}); free disk space, it goes on by itself.",
-                disk=True,
-            )
-
-    # -- the kernel speaks (port.Sink) ----------------------------------------------------------
-
-    def deliver(self, batch: Sequence[Output]) -> None:
-        """Journal a batch; see ``port``."""
-        self.hearing.deliver(batch)
-
-    def exited(self, exit: Exit) -> None:
-        """The kernel is gone; see ``port``. A copy that it was just making may be what brings it back: wait for it."""
-        if self.copies.busy:
-            self.spawn(self._exited_later(exit))
-            return
-        exit = self.guard.explain(exit)
-        stimulus = KernelExited(str(exit.cause), exit.message, exit.signal, exit.exit_code, self._restorable())
-        try:
-            self.handle(stimulus)
-        except OSError:
-            self._loop.call_later(RECOVER_SECONDS, self.exited, exit)
-
-    async def _exited_later(self, exit: Exit) -> None:
-        while self.copies.busy:
-            await self.copies.wait_made()
-            await asyncio.sleep(0)
-        self.exited(exit)
-
-    def _restorable(self) -> bool:
-        return bool(self.machine.copies)
-
-    # -- what clients ask for ---------------------------------------------------------------------
+    # -- requests of clients ----------------------------------------------------------------
 
     def submit(
         self, requests: Sequence[CellRequest], *, principal: str = "", client: object | None = None
@@ -573,12 +121,12 @@ class Session:
         Raises:
             SessionClosed, KernelDead, CellExists, QuotaExceeded, AtCapacity: nothing was accepted.
         """
-        self.require_writable_log()
+        self.require_writable()
         ids = tuple(r.cell or new_cell_id() for r in requests)
         try:
             self.handle(Submit(tuple(requests), ids, principal))
         except OSError:
-            self.require_writable_log()
+            self.require_writable()
             raise
         for request, cell in zip(requests, ids, strict=True):
             if client is not None and request.on_disconnect == "interrupt":
@@ -586,69 +134,29 @@ class Session:
         return list(ids)
 
     async def wait(self, cell: str) -> None:
-        """Wait until the cell has finished, on record. Safe to cancel: the cell goes on."""
+        """Wait until the cell has finished, on record. Safe to cancel: the cell runs on."""
         waiter: asyncio.Future[None] = self._loop.create_future()
         self.when_finished(cell, lambda: None if waiter.done() else waiter.set_result(None))
         await waiter
 
-    def when_finished(self, cell: str, tell: Callable[[], object]) -> None:
-        """Have ``tell`` called, once, when the cell has finished, on record; now if it has. It raises nothing.
+    def when_finished(self, cell: str, call: Callable[[], object]) -> None:
+        """Call ``call`` once, when the cell has finished, on record: now if it has. It must not raise.
 
         Raises:
             NotFound: there is no such cell.
         """
-        record = self.machine.cells.get(cell)
-        if record is None:
+        if cell not in self.machine.cells:
             raise NotFound(f"There is no cell {cell!r} in this session.")
-        if record.state is CellState.FINISHED and self.fault is None:
-            tell()
-        else:
-            self._waiters.setdefault(cell, []).append(tell)
-
-    def view(self, usage: Usage) -> SessionInfo:
-        """The session as the API shows it."""
-        about, machine = self.about, self.machine
-        now, wall = self._loop.time(), time.time()
-        expires = machine.expires_at()
-        closed = self.state is SessionState.CLOSED
-        return SessionInfo(
-            id=about.id,
-            name=about.name,
-            template=about.template,
-            state=self.state,
-            created_at=about.created_at,
-            last_activity_at=timestamp(wall - (now - machine.active)),
-            expires_at=None if closed or expires is None else timestamp(wall + expires - now),
-            principal=about.principal,
-            labels=about.labels,
-            limits=about.limits,
-            usage=usage,
-            last_seq=self.log.last_seq,
-            execution_count=machine.execution_count,
-            parent=about.parent,
-            kernel=self.info,
-            sandbox=self.report,
-            checkpoints=list(machine.checkpoints.values()),
-            queued=len(machine.queue) - (machine.running is not None),
-            running=machine.running.id if machine.running else None,
-            beside=about.beside,
-            paused=machine.paused,
-        )
-
-    async def settled(self) -> None:
-        """Wait until no kernel is being started or woken. Safe to cancel."""
-        while self.state in (SessionState.STARTING, SessionState.RESTORING) and self._tasks:
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        self.journal.when_finished(cell, call)
 
     def client_disconnected(self, client: object) -> None:
-        """Interrupt what this client wanted interrupted when it leaves; what has not begun never does."""
-        cells = self._clients.pop(client, set())
-        run = self.machine.running
+        """Interrupt or cancel the cells of a client that wanted that when it disconnects."""
+        cells, running = self._clients.pop(client, set()), self.running
         with contextlib.suppress(KernelsvcError, OSError):
-            never = [cell for cell in self.machine.queue if cell in cells and (run is None or run.id != cell)]
+            waiting = [cell for cell in self.machine.queue if cell in cells and cell != running]
             why = "Its client left before it began."
-            self.record(*(ev.CellFinished(cell=each, reason=ev.Reason.CANCELLED, message=why) for each in never))
-            if run is not None and run.id in cells:
+            self.record(*(ev.CellFinished(cell=each, reason=ev.Reason.CANCELLED, message=why) for each in waiting))
+            if running in cells:
                 self.handle(Interrupt(why="client gone"))
 
     def interrupt(self, why: str = "requested") -> None:
@@ -657,44 +165,21 @@ class Session:
         Raises:
             SessionClosed, KernelDead: there is nothing to interrupt.
         """
-        self.require_writable_log()
+        self.require_writable()
         self.handle(Interrupt(why=why))
 
     def restart(self) -> None:
-        """A new kernel with empty variables; what ran or waited is cancelled."""
-        self.require_writable_log()
+        """Replace the kernel by one with empty variables; running and waiting cells are cancelled."""
+        self.require_writable()
         self.handle(Restart())
-
-    def record(self, *events: Event) -> None:
-        """Put events that change nothing but the record into the log.
-
-        Raises:
-            SessionClosed: the log is complete.
-        """
-        if self.state is SessionState.CLOSED:
-            raise SessionClosed()
-        self.require_writable_log()
-        self.handle(RecordEvents(events))
-
-    def try_record(self, event: Event) -> None:
-        """Put an event into the log that nobody waits for; when the disk refuses, it is left out."""
-        with contextlib.suppress(KernelsvcError, OSError):
-            self.record(event)
-
-    async def close(self, reason: str) -> None:
-        """End the session and its kernel. Safe to cancel: it ends anyway."""
-        if self.state is not SessionState.CLOSED:
-            self.require_writable_log()
-            self.handle(Close(reason))
-        await self.closed.wait()
 
     def give_input(self, cell: str, text: str) -> None:
         """Answer the running cell's ``input()``.
 
         Raises:
-            Conflict: the cell does not wait for input.
+            Conflict: the cell does not wait for input, or the kernel is not connected yet.
         """
-        self.require_writable_log()
+        self.require_writable()
         if self.machine.running is not None and self.kernel is None:
             raise Conflict("The kernel of this session is not connected yet; try again in a moment.")
         self.handle(Answer(cell, text))
@@ -702,7 +187,7 @@ class Session:
     @contextlib.contextmanager
     def starting_program(self) -> Iterator[None]:
         """Don't hibernate while a program starts: its start takes time, and its event comes at the end."""
-        number = -next(self._starts)  # below 0, where no pid is
+        number = next(self._program_numbers)
         self.handle(BeginProgram(number))
         try:
             yield
@@ -710,12 +195,14 @@ class Session:
             self.handle(ProgramBegun(number))
 
     async def request(self, msg_type: str, content: dict[str, Any], *, timeout: float = 10.0) -> dict[str, Any]:
-        """Ask the kernel something that is not a cell; answered between cells. Safe to cancel.
+        """Send the kernel a request that is no cell, and return its reply's content. Safe to cancel.
+
+        The kernel answers between cells, ``timeout`` seconds later at most.
 
         Raises:
             KernelDead, SessionClosed, Timeout: no answer.
         """
-        return await self._questions.request(self._require_kernel(), msg_type, content, timeout)
+        return await self.kernel_requests.request(self._require_kernel(), msg_type, content, timeout)
 
     async def send_comm(
         self,
@@ -726,20 +213,20 @@ class Session:
         metadata: dict[str, Any] | None = None,
         buffers: Sequence[bytes] = (),
     ) -> None:
-        """Give the kernel a message that has no answer (comms); returns when it was handled. Safe to cancel.
+        """Send the kernel a message that has no reply (comms), and return when it was handled. Safe to cancel.
 
-        What it causes is on record with ``request`` set to ``msg_id``.
+        Events that it causes are on record with ``request`` set to ``msg_id``.
 
         Raises:
             Conflict: ``msg_id`` is in use.
-            QuotaExceeded: too many are under way.
-            KernelDead, SessionClosed: nobody is there.
+            QuotaExceeded: too many wait to be handled.
+            KernelDead, SessionClosed: there is no kernel.
         """
         kernel = self._require_kernel()
-        self.require_writable_log()
+        self.require_writable()
         if msg_id in self.machine.cells:
             raise Conflict(f"There is a cell {msg_id!r}; give each message an id of its own.")
-        await self._questions.send(kernel, msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
+        await self.kernel_requests.send(kernel, msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
 
     def _require_kernel(self) -> Kernel:
         if self.state is SessionState.CLOSED:
@@ -749,3 +236,123 @@ class Session:
                 "The session is hibernated and has no kernel; run a cell to resume it." if self.hibernated else None
             )
         return self.kernel
+
+    # -- the log ------------------------------------------------------------------------------
+
+    def cell(self, cell: str) -> CellInfo:
+        """Return a cell, folded from the log.
+
+        Raises:
+            NotFound: no such cell.
+        """
+        return self.views.cell(cell)
+
+    def cell_ids(self) -> list[str]:
+        """Return the ids of all cells, in the order in which they were accepted."""
+        return [*self.machine.cells]
+
+    def output(self, cell: str, name: str, offset: int, limit: int) -> dict[str, Any]:
+        """Return a page of a cell's output; see ``CellViews.output``."""
+        return self.views.output(cell, name, offset, limit)
+
+    def reader(self, after: int) -> LogReader:
+        """Return a cursor behind entry ``after`` of the log.
+
+        Raises:
+            CursorUnknown: the log has no such position.
+        """
+        return self.log.reader(after)
+
+    def lines(self, first: int, last: int) -> Iterable[bytes]:
+        """Return entries ``first`` to ``last`` of the log, inclusive."""
+        return self.log.lines(first, last)
+
+    def position_after(self, cell: str | None) -> int:
+        """Return the position of a cell's last entry in the log; 1 if there is no such cell."""
+        record = self.machine.cells.get(cell or "")
+        return record.last if record is not None else 1
+
+    # -- checkpoints, hibernation ---------------------------------------------------------------
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        """Whether the session keeps automatic checkpoints."""
+        return self.checkpoints.wanted
+
+    def list_checkpoints(self) -> list[Checkpoint]:
+        """Return the checkpoints, oldest first."""
+        return [*self.machine.checkpoints.values()]
+
+    def find_checkpoint(self, which: str) -> Checkpoint:
+        """Return the checkpoint of that id or name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        return self.checkpoints.find(which)
+
+    async def make_checkpoint(self, name: str | None = None) -> Checkpoint:
+        """Fork the kernel as it is after everything sent so far; see ``Checkpoints.make``."""
+        await self.ensure_running()
+        return await self.checkpoints.make(name)
+
+    async def drop_checkpoint(self, which: str) -> None:
+        """End a checkpoint by id or name; see ``Checkpoints.drop``."""
+        await self.checkpoints.drop(which)
+
+    async def rollback(self, to: str | None = None) -> None:
+        """Make the variables those of an earlier moment; see ``KernelLifecycle.rollback``."""
+        await self.lifecycle.rollback(to)
+
+    async def hibernate(self) -> None:
+        """Save the variables to disk and end the kernel; see ``KernelLifecycle.hibernate``."""
+        await self.lifecycle.hibernate()
+
+    async def ensure_running(self) -> None:
+        """Resume a hibernated session, or wait until a kernel is there. Safe to cancel."""
+        await self.lifecycle.ensure_running()
+
+    # -- branches -------------------------------------------------------------------------------
+
+    @property
+    def home(self) -> Path:
+        """The session's directory as its kernel sees it.
+
+        Raises:
+            KernelDead: there is no kernel now.
+        """
+        if self.kernel is None:
+            raise KernelDead()
+        return Path(self.kernel.home)
+
+    async def fork_branches(
+        self, copies: Sequence[StartRequest], spares: Sequence[StartRequest], *, at: str | None, force: bool
+    ) -> tuple[list[str], list[asyncio.Task[ForkResult]]]:
+        """Fork kernels for other sessions; see ``Checkpoints.fork_branches``."""
+        return await self.checkpoints.fork_branches(copies, spares, at=at, force=force)
+
+    def adopt_first_checkpoint(self, spare: asyncio.Future[ForkResult]) -> None:
+        """Use a fork that was made together with this branch as its first checkpoint."""
+        self.spawn(self.checkpoints.adopt_first(self.spec.spare, spare))
+
+    async def restrict_writes(self) -> list[str]:
+        """Take from the kernel the right to write into branches' directories; see ``Checkpoints.restrict_writes``."""
+        return await self.checkpoints.restrict_writes()
+
+    async def discard_kernel(self, kernel: str) -> None:
+        """End a forked kernel that no session has resumed."""
+        await self.launcher.discard(kernel)
+
+    # -- limits ---------------------------------------------------------------------------------
+
+    def on_watchdog(self, breaches: Sequence[LimitExceeded]) -> None:
+        """Act on the limits that the watchdog saw exceeded at its last look."""
+        self.limit_enforcer.on_watchdog(breaches)
+
+    def on_cgroup_event(self, limit: str) -> None:
+        """Record that Linux enforced a limit of the session's cgroup."""
+        self.limit_enforcer.on_cgroup_event(limit)
+
+    def on_kernel_stopped(self) -> None:
+        """End a kernel that was stopped (SIGSTOP) in the middle of a cell."""
+        self.limit_enforcer.on_kernel_stopped()

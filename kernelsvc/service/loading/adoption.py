@@ -129,11 +129,11 @@ class Adoption:
         if session is None:
             return
         if session.state is SessionState.CLOSED:
-            session.log.close()
+            session.detach()
             self._closed.keep(session)
             return
         self._registry.add(session)
-        about = session.about
+        about = session.spec
         if about.idempotency_key is not None:
             self._registry.keys.put(about.principal, about.idempotency_key, session.id)
         if not await self._adopted(session):

@@ -118,7 +118,7 @@ async def test_what_has_ended_gets_no_time(house: House) -> None:
 async def test_a_lease_outlives_the_server(house: House) -> None:
     session = await house.open("s_1")
     house.leases.grant(ME, "s_1", 50, then="pause")
-    again = Session(session.about, session.log, None, Policy())
+    again = Session(session.spec, session.log, None, Policy())
     again.rebuild(ev.decode(line) for line in session.log.lines(1, session.log.last_seq))
     assert msgspec.structs.astuple(again.machine.lease) == msgspec.structs.astuple(session.machine.lease)
     assert left(again) == 50

@@ -29,11 +29,10 @@ class Sleeper:
     def __init__(self):
         self.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         self.id, self.info = "s", SimpleNamespace(pid=self.process.pid)
-        self.machine = SimpleNamespace(running="cell")
+        self.running = "cell"
         self.ended = 0
-        self.guard = SimpleNamespace(on_kernel_stopped=self.stopped)
 
-    def stopped(self):
+    def on_kernel_stopped(self):
         self.ended += 1
 
     def signal(self, number, state):
@@ -70,7 +69,7 @@ def test_one_that_goes_on_is_left_alone(sleeper):
 
 def test_without_a_cell_nobody_is_asked(sleeper):
     looks = StoppedKernelDetector(Registry(sleeper))
-    sleeper.machine.running = None
+    sleeper.running = None
     sleeper.signal(signal.SIGSTOP, "T")
     looks.check()
     looks.check()

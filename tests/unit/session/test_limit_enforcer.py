@@ -13,10 +13,7 @@ from kernelsvc.model.stimuli import Interrupt
 from kernelsvc.sandbox.watchdog import LimitExceeded
 from kernelsvc.session.limit_enforcer import LimitEnforcer
 
-
-@dataclass
-class About:
-    limits: Limits = field(default_factory=lambda: Limits(memory_bytes=512 * MiB, processes=64))
+LIMITS = Limits(memory_bytes=512 * MiB, processes=64)
 
 
 @dataclass
@@ -30,7 +27,6 @@ class Machine:
 class Session:
     """A session's surface that the guard touches, and what was done to it."""
 
-    about: About = field(default_factory=About)
     machine: Machine = field(default_factory=Machine)
     recorded: list[ev.LimitReached] = field(default_factory=list)
     interrupts: list[Interrupt] = field(default_factory=list)
@@ -52,7 +48,7 @@ class Session:
 
 def made() -> tuple[Session, LimitEnforcer]:
     session = Session()
-    return session, LimitEnforcer(cast("Any", session))
+    return session, LimitEnforcer(cast("Any", session), cast("Any", session.machine), LIMITS)
 
 
 def disk(mebibytes: float) -> list[LimitExceeded]:

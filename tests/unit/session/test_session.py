@@ -75,7 +75,7 @@ async def run(session, code, **options):
     (cell,) = session.submit([CellRequest(code=code, **options)])
     async with asyncio.timeout(DEADLINE):
         await session.wait(cell)
-    return session.reading.cell(cell)
+    return session.cell(cell)
 
 
 def types(session):
@@ -127,8 +127,8 @@ async def test_an_error_stops_what_waits_and_the_next_submission_runs(bench):
     ids = session.submit([CellRequest(code="error ValueError no"), CellRequest(code="print never")])
     async with asyncio.timeout(DEADLINE):
         await session.wait(ids[1])
-    assert [session.reading.cell(c).reason for c in ids] == [Reason.ERROR, Reason.CANCELLED]
-    assert session.reading.cell(ids[0]).error.ename == "ValueError"
+    assert [session.cell(c).reason for c in ids] == [Reason.ERROR, Reason.CANCELLED]
+    assert session.cell(ids[0]).error.ename == "ValueError"
     assert (await run(session, "print yes")).reason is Reason.OK
 
 
@@ -167,8 +167,8 @@ async def test_output_past_its_budget_is_told_and_can_be_paged(bench):
     cell = await run(session, "big 5000")
     assert "output_truncated" in types(session)
     assert len(cell.text) < 2500
-    first = session.reading.output(cell.id, "stdout", 0, 3000)
-    second = session.reading.output(cell.id, "stdout", first["next_offset"], 3000)
+    first = session.output(cell.id, "stdout", 0, 3000)
+    second = session.output(cell.id, "stdout", first["next_offset"], 3000)
     assert len(first["text"]) == 3000
     assert len(first["text"] + second["text"]) == second["total"] >= 5000
     assert second["next_offset"] is None
@@ -183,7 +183,7 @@ async def test_input_is_asked_and_given(bench):
     session.give_input(cell, "ada")
     async with asyncio.timeout(DEADLINE):
         await session.wait(cell)
-    assert "ada" in session.reading.cell(cell).text
+    assert "ada" in session.cell(cell).text
 
 
 @pytest.mark.parametrize("word", ["input", "password"])
@@ -199,7 +199,7 @@ async def test_a_cell_that_waits_for_input_is_answered_by_the_next_server(bench,
     again.give_input(cell, "ada")
     async with asyncio.timeout(DEADLINE):
         await again.wait(cell)
-    assert "ada" in again.reading.cell(cell).text
+    assert "ada" in again.cell(cell).text
     with pytest.raises(Conflict, match="does not wait"):
         again.give_input(cell, "late")
 
@@ -218,7 +218,7 @@ async def test_close_ends_everything_and_says_so(bench):
     session = await bench.start()
     (cell,) = session.submit([CellRequest(code="hang")])
     await session.close("done")
-    assert session.reading.cell(cell).reason is Reason.SESSION_CLOSED
+    assert session.cell(cell).reason is Reason.SESSION_CLOSED
     assert bench.launcher.alive() == []
     with pytest.raises(SessionClosed):
         session.submit([CellRequest(code="print no")])
@@ -228,7 +228,7 @@ async def test_close_ends_everything_and_says_so(bench):
 async def test_unknown_cells_are_not_found(bench):
     session = await bench.start()
     with pytest.raises(NotFound):
-        session.reading.cell("nope")
+        session.cell("nope")
     with pytest.raises(NotFound):
         await session.wait("nope")
 
@@ -245,7 +245,7 @@ async def test_a_client_that_leaves_takes_its_cell_with_it_if_it_wished(bench):
     session.client_disconnected(client)
     async with asyncio.timeout(DEADLINE):
         await session.wait(cell)
-    assert session.reading.cell(cell).reason is Reason.INTERRUPTED
+    assert session.cell(cell).reason is Reason.INTERRUPTED
 
 
 async def test_what_a_client_left_before_it_began_never_begins(bench):
@@ -256,13 +256,13 @@ async def test_what_a_client_left_before_it_began_never_begins(bench):
     session.client_disconnected(client)
     async with asyncio.timeout(DEADLINE):
         await session.wait(left)
-    cell = session.reading.cell(left)
+    cell = session.cell(left)
     assert (cell.reason, cell.text) == (Reason.CANCELLED, "[cancelled] Its client left before it began.\n")
     bench.launcher.release("gate")
     async with asyncio.timeout(DEADLINE):
         await session.wait(after)
-    assert session.reading.cell(first).reason is Reason.OK
-    assert "yes" in session.reading.cell(after).text
+    assert session.cell(first).reason is Reason.OK
+    assert "yes" in session.cell(after).text
 
 
 async def test_a_cell_on_record_that_never_reached_the_kernel_is_sent_by_the_next_server(bench):
@@ -277,7 +277,7 @@ async def test_a_cell_on_record_that_never_reached_the_kernel_is_sent_by_the_nex
     await again.adopt()
     async with asyncio.timeout(DEADLINE):
         await again.wait(cell)
-    assert again.reading.cell(cell).text == "once\n"
+    assert again.cell(cell).text == "once\n"
     assert [types(again).count(kind) for kind in ("cell_started", "cell_finished")] == [1, 1]
 
 
@@ -299,8 +299,8 @@ async def test_a_restarted_server_goes_on_where_it_was(bench):
     await again.adopt()
     async with asyncio.timeout(DEADLINE):
         await again.wait(queued)
-    assert again.reading.cell(running).text.split() == ["one", "two"]
-    assert "7" in again.reading.cell(queued).text
+    assert again.cell(running).text.split() == ["one", "two"]
+    assert "7" in again.cell(queued).text
     kinds = types(again)
     assert kinds.count("cell_finished") == 3
     assert kinds.count("session_adopted") == 1
@@ -317,13 +317,13 @@ async def test_a_kernel_that_died_unwatched_is_replaced(bench):
     await again.adopt()
     async with asyncio.timeout(DEADLINE):
         await again.wait(cell)
-    assert again.reading.cell(cell).reason is Reason.KERNEL_DIED
+    assert again.cell(cell).reason is Reason.KERNEL_DIED
     assert (await run(again, "print ok")).reason is Reason.OK
 
 
 async def test_a_full_disk_stops_the_session_and_it_goes_on_when_there_is_room(bench, monkeypatch):
     """RLIMIT_FSIZE makes the write fail for real (EFBIG), as a full disk does (ENOSPC)."""
-    monkeypatch.setattr("kernelsvc.session.session.RECOVER_SECONDS", 0.02)
+    monkeypatch.setattr("kernelsvc.session.journal_writer.RECOVER_SECONDS", 0.02)
     session = await bench.start()
     await run(session, "print before")
     old, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -334,7 +334,7 @@ async def test_a_full_disk_stops_the_session_and_it_goes_on_when_there_is_room(b
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
         bench.launcher.release("gate")
-        await until(lambda: session.fault is not None)
+        await until(lambda: session.journal.fault is not None)
         with pytest.raises(AtCapacity):
             session.submit([CellRequest(code="print no")])
         assert os.path.getsize(bench.path / "journal.jsonl") == size
@@ -382,7 +382,7 @@ async def test_rollback_goes_back_one_cell_and_marks_what_it_undid(bench):
     await copied(session)
     second = await run(session, "set x 2")
     await copied(session, 2)
-    await session.succession.rollback()
+    await session.lifecycle.rollback()
     assert "1" in (await run(session, "get x")).text
     assert session.machine.cells[second.id].undone
     assert types(session).count("rolled_back") == 1
@@ -391,14 +391,14 @@ async def test_rollback_goes_back_one_cell_and_marks_what_it_undid(bench):
 async def test_rollback_to_a_name_again_and_again(bench):
     session = await bench.start(checkpoints=1)
     await run(session, "set x 1")
-    await session.copies.make("start")
+    await session.checkpoints.make("start")
     for value in (5, 6):
         await run(session, f"set x {value}")
-        await session.succession.rollback("start")
+        await session.lifecycle.rollback("start")
         assert "1" in (await run(session, "get x")).text
-    await session.copies.drop("start")
+    await session.checkpoints.drop("start")
     with pytest.raises(NotFound):
-        await session.succession.rollback("start")
+        await session.lifecycle.rollback("start")
 
 
 async def test_rollback_to_a_moment_that_is_gone_changes_nothing(bench):
@@ -409,7 +409,7 @@ async def test_rollback_to_a_moment_that_is_gone_changes_nothing(bench):
         await run(session, f"set x {value}")
         await copied(session, value + 3)
     with pytest.raises(NotFound):
-        await session.succession.rollback(first.id)
+        await session.lifecycle.rollback(first.id)
     assert session.state is SessionState.IDLE
 
 
@@ -444,9 +444,9 @@ async def test_a_copy_that_is_being_woken_is_not_dropped_for_a_newer_one(bench):
     session.kernel.fork = late
     waking_meanwhile(bench, session, finished)
     await run(session, "set x 3")
-    assert session.copies.busy
-    await session.succession.rollback(second.id)
-    newest = session.copies.newest()
+    assert session.checkpoints.busy
+    await session.lifecycle.rollback(second.id)
+    newest = session.checkpoints.newest()
     assert newest is not None
     assert newest.after_cell == session.machine.present
     assert "1" in (await run(session, "get x")).text
@@ -455,12 +455,12 @@ async def test_a_copy_that_is_being_woken_is_not_dropped_for_a_newer_one(bench):
 async def test_a_copy_that_is_dropped_while_it_wakes_is_the_kernel_all_the_same(bench):
     session = await bench.start(checkpoints=1)
     await run(session, "set x 1")
-    await session.copies.make("start")
+    await session.checkpoints.make("start")
     await run(session, "set x 2")
-    waking_meanwhile(bench, session, lambda: session.copies.drop("start"))
-    await session.succession.rollback("start")
+    waking_meanwhile(bench, session, lambda: session.checkpoints.drop("start"))
+    await session.lifecycle.rollback("start")
     assert "1" in (await run(session, "get x")).text
-    assert session.copies.named("start") is None
+    assert session.checkpoints.named("start") is None
 
 
 async def test_rollback_while_a_cell_runs_is_refused(bench):
@@ -469,7 +469,7 @@ async def test_rollback_while_a_cell_runs_is_refused(bench):
     await copied(session)
     session.submit([CellRequest(code="wait gate")])
     with pytest.raises(Conflict):
-        await session.succession.rollback(session.copies.newest().id)
+        await session.lifecycle.rollback(session.checkpoints.newest().id)
     bench.launcher.release("gate")
 
 
@@ -506,7 +506,7 @@ async def test_a_stream_of_cells_is_not_held_up_by_copies(bench):
     session = await bench.start(checkpoints=1)
     for value in range(60):
         await run(session, f"set x {value}")
-    await until(lambda: session.copies.newest().after_cell == session.machine.present)
+    await until(lambda: session.checkpoints.newest().after_cell == session.machine.present)
     assert types(session).count("checkpoint_made") < 60
 
 
@@ -516,11 +516,11 @@ async def test_copies_wait_for_their_turn_when_the_server_has_spent_its_share(be
     account.reserve(now, account.credit(now) + 0.1)  # others have taken the next 0.2 seconds
     session = await bench.start(checkpoints=1, account=account)
     await run(session, "set x 1")
-    assert session.copies.newest() is None
+    assert session.checkpoints.newest() is None
     await run(session, "set x 2")
     await copied(session)
     assert types(session).count("checkpoint_made") == 1
-    assert session.copies.newest().after_cell == session.machine.present
+    assert session.checkpoints.newest().after_cell == session.machine.present
     assert account.credit(asyncio.get_running_loop().time()) >= -COST, "the turn of the first cell was given back"
 
 
@@ -531,7 +531,7 @@ async def test_a_session_sleeps_and_the_next_cell_wakes_it(bench):
     session = await bench.start(checkpoints=1)
     await run(session, "set x 41")
     await copied(session)
-    await session.succession.hibernate()
+    await session.lifecycle.hibernate()
     assert bench.launcher.alive() == []
     assert session.state is SessionState.HIBERNATED
     cell = await run(session, "get x")
@@ -551,14 +551,14 @@ async def test_a_busy_session_is_not_put_to_sleep(bench):
     session = await bench.start()
     session.submit([CellRequest(code="wait gate")])
     with pytest.raises(Conflict):
-        await session.succession.hibernate()
+        await session.lifecycle.hibernate()
     bench.launcher.release("gate")
 
 
 async def test_a_sleeping_session_survives_a_restart_of_the_server(bench):
     session = await bench.start()
     await run(session, "set x 7")
-    await session.succession.hibernate()
+    await session.lifecycle.hibernate()
     session.detach()
     again = bench.again()
     await again.adopt()
@@ -569,7 +569,7 @@ async def test_a_sleeping_session_survives_a_restart_of_the_server(bench):
 async def test_a_cell_that_a_hibernated_session_took_just_before_the_server_died_runs_after_it(bench, monkeypatch):
     session = await bench.start()
     await run(session, "set x 7")
-    await session.succession.hibernate()
+    await session.lifecycle.hibernate()
     monkeypatch.setattr(session, "spawn", lambda work: work.close())  # the server dies before it can resume
     (cell,) = session.submit([CellRequest(code="get x")])
     session.detach()
@@ -578,13 +578,13 @@ async def test_a_cell_that_a_hibernated_session_took_just_before_the_server_died
     await again.adopt()
     async with asyncio.timeout(DEADLINE):
         await again.wait(cell)
-    assert "7" in again.reading.cell(cell).text
+    assert "7" in again.cell(cell).text
 
 
 async def test_saved_variables_that_are_gone_give_an_empty_kernel_that_says_so(bench):
     session = await bench.start()
     await run(session, "set x 7")
-    await session.succession.hibernate()
+    await session.lifecycle.hibernate()
     (bench.path / "variables.pickle").unlink()
     assert "NameError" in (await run(session, "get x")).text
     restarted = [json.loads(x) for x in session.log.lines(1, session.log.last_seq) if b"kernel_restarted" in x]
@@ -594,9 +594,9 @@ async def test_saved_variables_that_are_gone_give_an_empty_kernel_that_says_so(b
 async def test_a_sleeping_session_can_be_closed_and_restarted(bench):
     session = await bench.start()
     await run(session, "set x 7")
-    await session.succession.hibernate()
+    await session.lifecycle.hibernate()
     session.restart()
     await session.settled()
     assert "NameError" in (await run(session, "get x")).text
-    await session.succession.hibernate()
+    await session.lifecycle.hibernate()
     await session.close("done")

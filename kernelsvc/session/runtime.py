@@ -1,0 +1,387 @@
+"""The running part of a session: each stimulus is decided, journaled, committed and carried out here.
+
+The way of one cell::
+
+    submit -> machine.decide -> journal (the code is on record) -> machine.commit -> kernel.execute
+    kernel -> deliver(batch) -> KernelOutput -> journal -> readers
+    reply  -> machine.decide -> journal, synced -> waiters
+
+Everything runs in the server's event loop, and nothing awaits between a decision, its journal entry and its commit,
+so no lock is needed. Effects that take time (a new kernel, the end of one) run as tasks of the session, and their end
+is a stimulus again.
+
+The parts use the runtime by ``ports.SessionPort``; the machine is theirs to read. What the kernel sends becomes
+events in ``KernelOutput``. ``LimitEnforcer`` acts on limits, ``Checkpoints`` forks the kernel, ``KernelLifecycle`` puts
+one kernel in the place of another, ``JournalWriter`` writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from kernelsvc.errors import KernelsvcError, SessionClosed
+from kernelsvc.kernels.port import Kernel, Launcher, Output, StartRequest
+from kernelsvc.model import events as ev
+from kernelsvc.model.checkpoint_policy import CheckpointBudget
+from kernelsvc.model.events import Event, KernelInfo, SandboxReport
+from kernelsvc.model.exit_status import Exit
+from kernelsvc.model.hash_chain import seconds_of
+from kernelsvc.model.machine import Machine
+from kernelsvc.model.objects import CellState, SessionState
+from kernelsvc.model.state import Policy
+from kernelsvc.model.stimuli import (
+    Decision,
+    Effect,
+    EndKernel,
+    Hibernate,
+    InterruptKernel,
+    JournalReplayed,
+    KernelExited,
+    KernelReady,
+    KillKernel,
+    RecordEvents,
+    ResumeSaved,
+    SendAnswer,
+    SendCell,
+    StartKernel,
+    Stimulus,
+    Tick,
+    WakeCheckpoint,
+)
+from kernelsvc.model.story import Story
+from kernelsvc.session.cell_views import CellViews
+from kernelsvc.session.checkpoints import Checkpoints
+from kernelsvc.session.deadline_timer import DeadlineTimer
+from kernelsvc.session.ids import new_id, new_kernel_id
+from kernelsvc.session.journal_writer import JournalWriter
+from kernelsvc.session.kernel_lifecycle import KernelLifecycle
+from kernelsvc.session.kernel_output import KernelOutput
+from kernelsvc.session.kernel_requests import KernelRequests
+from kernelsvc.session.limit_enforcer import LimitEnforcer
+from kernelsvc.session.operation_queue import OperationQueue
+from kernelsvc.session.ports import Log, launcher_or_closed
+from kernelsvc.session.spec import SessionSpec, start_request_of
+
+log = logging.getLogger(__name__)
+
+#: Events whose moments the machine measures from.
+_TIMED = (ev.SessionStarted, ev.CellStarted, ev.Interrupted, ev.Leased)
+
+#: Seconds between the interrupts of a cell that ignores them.
+INTERRUPT_SECONDS = 1.0
+
+Observer = Callable[[Any, Sequence[Event]], None]
+
+
+class SessionRuntime:
+    """Decides, journals, commits and carries out for one session; see the module's docstring.
+
+    Args:
+        spec: what the session is.
+        journal: its log.
+        launcher: starts its kernels; None for a session that has ended and is only read.
+        policy: figures for the machine.
+        sync: see ``JournalWriter``.
+        observer: called with events that were appended.
+        versions: recorded with the session's start.
+        checkpoints: how many automatic checkpoints are kept for undo; 0 for none, also not for a crash.
+        checkpoint_max_bytes: no automatic checkpoint of a kernel above this size.
+        account: the server's budget for checkpoints.
+        sign: makes the event that signs the complete journal.
+        saved: the file for the variables of a hibernated session; None if it can't hibernate.
+    """
+
+    def __init__(
+        self,
+        spec: SessionSpec,
+        journal: Log,
+        launcher: Launcher | None,
+        policy: Policy,
+        *,
+        sync: Literal["ack", "run", "off"] = "ack",
+        observer: Observer = lambda _session, _events: None,
+        versions: dict[str, str] | None = None,
+        checkpoints: int = 0,
+        checkpoint_max_bytes: int | None = None,
+        account: CheckpointBudget | None = None,
+        sign: Callable[[], Event] | None = None,
+        saved: Path | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.spec = spec
+        self.log = journal
+        self.launcher = launcher_or_closed(launcher)
+        self.machine = machine = Machine(policy, self._loop.time())
+        if Machine.validate or log.isEnabledFor(logging.DEBUG):
+            machine.story = Story()
+        self.kernel: Kernel | None = None
+        self.sandbox = SandboxReport()
+        self.journal = JournalWriter(
+            spec.id, journal, sync=sync, finished=self._has_finished, recovered=self._journal_recovered
+        )
+        self.operations = OperationQueue()
+        self.views = CellViews(spec.id, journal, machine, spec.limits.output_bytes)
+        self.limit_enforcer = LimitEnforcer(self, machine, spec.limits)
+        budget = account or CheckpointBudget(1, self._loop.time())
+        self.checkpoints = Checkpoints(
+            self, machine, spec, self.launcher, self.operations, self.views, checkpoints, checkpoint_max_bytes, budget
+        )
+        self.lifecycle = KernelLifecycle(self, machine, spec, self.launcher, self.checkpoints, saved, versions or {})
+        self.kernel_requests = KernelRequests(self.operations)
+        self.kernel_output = KernelOutput(self, machine, self.kernel_requests)
+        self._observer = observer
+        self._unobserved: list[Event] = []
+        self._sign = sign
+        self._timer = DeadlineTimer(machine.next_deadline, lambda: self.handle(Tick()))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()  # cells to interrupt, by client
+        self._program_numbers = itertools.count(-1, -1)  # below 0, where no pid is
+        self.closed = asyncio.Event()
+
+    @property
+    def id(self) -> str:
+        """The session's id."""
+        return self.spec.id
+
+    @property
+    def state(self) -> SessionState:
+        """Its state."""
+        return self.machine.state
+
+    @property
+    def info(self) -> KernelInfo | None:
+        """The kernel's process, while there is one."""
+        return self.kernel.info if self.kernel else None
+
+    # -- the kernel in use (ports.SessionPort) -------------------------------------------
+
+    def attach_kernel(self, kernel: Kernel, event: Event) -> None:
+        """Send cells to this kernel from now on; see ``ports``."""
+        self.kernel, self.sandbox = kernel, kernel.sandbox
+        self.spec.kernel = kernel.info.id or self.spec.kernel
+        self.kernel_output.new_kernel()
+        self.handle(KernelReady(event, ordered=kernel.ordered))
+        self.kernel_output.flush_early()
+
+    def release_kernel(self, why: KernelsvcError) -> Kernel | None:
+        """Send no more to the current kernel and return it; see ``ports``."""
+        kernel, self.kernel = self.kernel, None
+        self.kernel_requests.fail(why)
+        return kernel
+
+    def next_start_request(self) -> StartRequest:
+        """Return the request for this session's next fresh kernel; see ``ports``."""
+        self.spec.kernel = new_kernel_id()
+        return start_request_of(self.spec)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run ``work`` as a task of this session; its failure is logged."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("session %s: a task failed", self.id, exc_info=task.exception())
+
+    # -- decisions ----------------------------------------------------------------------
+
+    def handle(self, stimulus: Stimulus) -> Decision:
+        """Decide, journal, commit and carry out; see ``ports``."""
+        now = self._loop.time()
+        decision = self.machine.decide(stimulus, now)
+        self.apply(decision, now)
+        self.flush()
+        return decision
+
+    def apply(self, decision: Decision, now: float) -> None:
+        """Journal, then commit, then carry out; see ``ports``."""
+        events = decision.events
+        if events:
+            self.journal.append(events)
+        self.machine.commit(decision, now)
+        if self.machine.story is not None and log.isEnabledFor(logging.DEBUG):
+            log.debug("session %s: transition %s", self.id, self.machine.story.transitions[-1])
+        sends = [effect for effect in decision.effects if isinstance(effect, SendCell)]
+        try:
+            for send in sends:  # first: the kernel works while the server does the rest
+                self._perform(send)
+        finally:
+            if events:
+                self._project(events)
+        for effect in decision.effects:
+            if not isinstance(effect, SendCell):
+                self._perform(effect)
+
+    def flush(self) -> None:
+        """Pass what was appended since the last time to the observer, and set the timer."""
+        events, self._unobserved = self._unobserved, []
+        if events:
+            self._observer(self, events)
+        self._timer.schedule()
+
+    def _project(self, events: Sequence[Event]) -> None:
+        ends = self.journal.sync_ends(events)
+        for event in events:
+            self.views.feed(event)
+        self.journal.report(ends)  # the observer may learn of it after the client
+        self._unobserved += events
+        last = events[-1]
+        if isinstance(last, ev.CellFinished) and self.state is SessionState.IDLE:
+            self.checkpoints.cell_ended(self._loop.time(), last.usage)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case SendCell():
+                self.operations.put(partial(self._send, effect.cell))
+            case SendAnswer():
+                self.operations.put(partial(self._send_answer, effect.text))
+            case InterruptKernel() if self.kernel and self.machine.running:
+                self._interrupt_until_dead(self.machine.running.id)
+            case KillKernel() if self.kernel:
+                self.kernel.kill()
+            case KillKernel():  # it lives and has not answered since the server started
+                self.spawn(self.launcher.discard(self.spec.kernel))
+            case StartKernel():
+                self.spawn(self.lifecycle.replace(effect.why))
+            case WakeCheckpoint():
+                self.spawn(self.lifecycle.restore())
+            case Hibernate():
+                self.spawn(self.lifecycle.hibernate_if_possible())
+            case ResumeSaved():
+                self.spawn(self.lifecycle.resume())
+            case EndKernel():
+                self.spawn(self._finish())
+            case _:
+                pass
+
+    def _interrupt_until_dead(self, cell: str) -> None:
+        """Interrupt again and again in the grace time: a signal just before a blocking C call takes effect after it."""
+        run = self.machine.running
+        if run is not None and run.id == cell and run.kill_at is not None and self.kernel is not None:
+            self.kernel.interrupt()
+            self._loop.call_later(INTERRUPT_SECONDS, self._interrupt_until_dead, cell)
+
+    def _send(self, cell: str) -> None:
+        queued = self.machine.queue.get(cell)
+        if queued is None:
+            return
+        self.journal.sync_before_cell()
+        self.checkpoints.cell_sent(self._loop.time())
+        if self.kernel:
+            self.kernel.execute(
+                cell,
+                queued.code,
+                silent=queued.silent,
+                allow_stdin=queued.allow_stdin,
+                store_history=queued.store_history and not queued.silent,
+                user_expressions=queued.user_expressions,
+            )
+
+    def _send_answer(self, text: str) -> None:
+        if self.kernel:
+            self.kernel.send("stdin", "input_reply", {"value": text, "status": "ok"}, msg_id=new_id("i"))
+
+    async def _finish(self) -> None:
+        kernel = self.release_kernel(SessionClosed())
+        self._timer.cancel()
+        try:
+            await self.checkpoints.discard_all()
+            if kernel is not None:
+                await kernel.end()
+            else:  # between two kernels, or not adopted yet
+                await self.launcher.discard(self.spec.kernel)
+        finally:
+            if signed := self.journal.finish(self._sign):
+                self._observer(self, signed)
+            self.journal.close()
+            self.closed.set()
+
+    def _has_finished(self, cell: str) -> bool:
+        record = self.machine.cells.get(cell)
+        return record is not None and record.state is CellState.FINISHED
+
+    def _journal_recovered(self) -> None:
+        if self.kernel:
+            self.kernel.resume()
+
+    # -- the kernel's output and end (kernels.port.Sink) ------------------------------------
+
+    def deliver(self, batch: Sequence[Output]) -> None:
+        """Journal a batch; see ``kernels.port``."""
+        self.kernel_output.deliver(batch)
+
+    def exited(self, exit: Exit) -> None:
+        """Handle the end of the kernel; see ``kernels.port``. A fork that is under way may replace it."""
+        if self.checkpoints.busy:
+            self.spawn(self._exited_later(exit))
+            return
+        exit = self.limit_enforcer.explain(exit)
+        restorable = bool(self.machine.copies)
+        try:
+            self.handle(KernelExited(str(exit.cause), exit.message, exit.signal, exit.exit_code, restorable))
+        except OSError:
+            self.journal.retry(self.exited, exit)
+
+    async def _exited_later(self, exit: Exit) -> None:
+        while self.checkpoints.busy:
+            await self.checkpoints.wait_made()
+            await asyncio.sleep(0)
+        self.exited(exit)
+
+    def require_writable(self) -> None:
+        """Raise AtCapacity if the journal can't be written now; see ``ports``."""
+        self.journal.require_writable()
+
+    def record(self, *events: Event) -> None:
+        """Journal events that decide nothing; see ``ports``."""
+        if self.state is SessionState.CLOSED:
+            raise SessionClosed()
+        self.require_writable()
+        self.handle(RecordEvents(events))
+
+    def try_record(self, event: Event) -> None:
+        """Journal an event, or leave it out if the disk refuses; see ``ports``."""
+        with contextlib.suppress(KernelsvcError, OSError):
+            self.record(event)
+
+    async def settled(self) -> None:
+        """Wait until no kernel is being started, saved or resumed. Safe to cancel."""
+        while self.state in (SessionState.STARTING, SessionState.RESTORING) and self._tasks:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    def rebuild(self, events: Iterable[Event]) -> None:
+        """Replay a journal into the machine, after a restart of the server. Clocks run on as if there had been none."""
+        now, wall = self._loop.time(), time.time()
+        for event in events:
+            moment = now
+            if isinstance(event, _TIMED):
+                moment = min(now, now - wall + seconds_of(event.at, wall))
+            self.machine.evolve(event, moment)
+            started = getattr(event, "kernel", None)
+            if isinstance(started, KernelInfo) and started.id:
+                self.spec.kernel = started.id
+            if isinstance(event, ev.SessionStarted):
+                self.sandbox = event.sandbox
+        self.machine.commit(self.machine.decide(JournalReplayed(), now), now)
+
+    def detach(self) -> None:
+        """Disconnect from the kernel without ending it: the server stops, the session continues under the next."""
+        self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self.kernel:
+            self.kernel.detach()
+            self.kernel = None
+        self.journal.close()
