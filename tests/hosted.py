@@ -25,6 +25,7 @@ from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.linux import procfs
 from kernelsvc.model.exit_status import Exit
+from kernelsvc.model.kernel_messages import ExecuteRequest
 from kernelsvc.model.limits import Limits
 
 _numbers = itertools.count(1)
@@ -77,7 +78,7 @@ class Running:
 
     def send(self, code: str) -> str:
         cell = f"m{next(_numbers)}"
-        self.kernel.execute(cell, code)
+        self.kernel.execute(ExecuteRequest(cell, code))
         return cell
 
     async def run(self, code: str) -> str:

@@ -31,6 +31,7 @@ import zmq.asyncio
 from kernelsvc.kernels.port import Kernel, KernelMessage, Output, StreamText
 from kernelsvc.kernels.zmq.messages import HmacKey, InvalidMessage, Packet, encode, unpack
 from kernelsvc.model.exit_status import Exit
+from kernelsvc.model.kernel_messages import KernelRequest
 
 log = logging.getLogger(__name__)
 
@@ -182,9 +183,7 @@ class ZmqServer:
             kernel.interrupt()
             self._reply(channel, "interrupt_reply", packet)
         else:
-            kernel.send(
-                channel, msg_type, packet.content, msg_id=msg_id, metadata=packet.metadata, buffers=packet.buffers
-            )
+            kernel.send(KernelRequest(msg_type, packet.content, msg_id, channel, packet.metadata, packet.buffers))
 
     def _reply(self, channel: Channel, msg_type: str, packet: Packet) -> None:
         """Answer a request that this server handles itself."""

@@ -33,13 +33,14 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError
 from kernelsvc.kernels.port import ForkResult, KernelMessage, Output, SaveResult, Sink, StartRequest, StreamText
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Cause, Exit
+from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
 
 Channel = Literal["shell", "control", "stdin"]
 Reply = dict[str, Any]
@@ -329,41 +330,24 @@ class FakeKernel:
         self.info = KernelInfo(kind="forked", pid=process.pid, python="3.11.0", id=process.kernel, language="fake")
         self.sandbox = SandboxReport()
 
-    def execute(
-        self,
-        msg_id: str,
-        code: str,
-        *,
-        silent: bool = False,
-        allow_stdin: bool = False,
-        store_history: bool = True,
-        user_expressions: Mapping[str, str] | None = None,
-    ) -> None:
+    def execute(self, request: ExecuteRequest) -> None:
         """See ``port.Kernel``."""
-        self.process.request(msg_id, {"code": code, "silent": silent, "allow_stdin": allow_stdin, "terse": True})
+        self.process.request(request.msg_id, request.content(stop_on_error=True) | {"terse": True})
 
-    def send(
-        self,
-        channel: Channel,
-        msg_type: str,
-        content: dict[str, Any],
-        *,
-        msg_id: str,
-        metadata: dict[str, Any] | None = None,
-        buffers: Sequence[bytes] = (),
-    ) -> None:
+    def send(self, request: KernelRequest) -> None:
         """See ``port.Kernel``."""
+        msg_type, content = request.msg_type, request.content
         if msg_type == "input_reply":
             self.process.answer(str(content.get("value", "")))
         elif msg_type == "execute_request":
-            self.process.request(msg_id, {"silent": False, "allow_stdin": False} | content)
+            self.process.request(request.msg_id, {"silent": False, "allow_stdin": False} | content)
         elif msg_type.endswith("_request"):
             about = {
                 "protocol_version": "5.4",
                 "language_info": {"name": "fake"},
                 "matches": sorted(self.process.variables),
             }
-            self.process.reply(msg_type.removesuffix("request") + "reply", about, msg_id)
+            self.process.reply(msg_type.removesuffix("request") + "reply", about, request.msg_id)
 
     def interrupt(self) -> None:
         """See ``port.Kernel``."""

@@ -14,13 +14,14 @@ same batch when ``resume()`` is called. A sink may be called at any time between
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
 
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Exit
+from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
 from kernelsvc.model.limits import Limits
 
 
@@ -135,28 +136,10 @@ class Kernel(Protocol):
     ordered: bool
     home: str  # the session's directory as the kernel sees it
 
-    def execute(
-        self,
-        msg_id: str,
-        code: str,
-        *,
-        silent: bool = False,
-        allow_stdin: bool = False,
-        store_history: bool = True,
-        user_expressions: Mapping[str, str] | None = None,
-    ) -> None:
+    def execute(self, request: ExecuteRequest) -> None:
         """Send an ``execute_request``; its replies arrive at the sink."""
 
-    def send(
-        self,
-        channel: Literal["shell", "control", "stdin"],
-        msg_type: str,
-        content: dict[str, Any],
-        *,
-        msg_id: str,
-        metadata: dict[str, Any] | None = None,
-        buffers: Sequence[bytes] = (),
-    ) -> None:
+    def send(self, request: KernelRequest) -> None:
         """Send any other Jupyter message; replies arrive at the sink."""
 
     def interrupt(self) -> None:

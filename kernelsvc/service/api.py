@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from kernelsvc.model.kernel_messages import KernelRequest
 from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import (
     Call,
@@ -269,17 +270,7 @@ class ServiceApi(Protocol):
     async def request_kernel(
         self, who: Principal, session: str, msg_type: str, content: dict[str, Any], *, timeout: float = 10.0
     ) -> dict[str, Any]: ...
-    async def send_comm(
-        self,
-        who: Principal,
-        session: str,
-        msg_type: str,
-        content: dict[str, Any],
-        *,
-        msg_id: str,
-        metadata: dict[str, Any] | None = None,
-        buffers: Sequence[bytes] = (),
-    ) -> None: ...
+    async def send_comm(self, who: Principal, session: str, message: KernelRequest) -> None: ...
     async def variables(self, who: Principal, session: str) -> Variables: ...
 
     async def checkpoint(self, who: Principal, session: str, name: str | None = None) -> Checkpoint: ...

@@ -24,6 +24,7 @@ from kernelsvc.errors import BadRequest, NotFound, NotSupported, TooLarge
 from kernelsvc.kernels.launchers import KernelLaunchers, Launchers
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import SCHEMA, Event
+from kernelsvc.model.kernel_messages import KernelRequest
 from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import (
     Call,
@@ -422,22 +423,12 @@ class Service:
             raise BadRequest(f"{msg_type[:64]!r} can't be sent to a kernel; there are {', '.join(sorted(REQUESTS))}.")
         return await found.request(msg_type, content, timeout=timeout)
 
-    async def send_comm(
-        self,
-        who: Principal,
-        session: str,
-        msg_type: str,
-        content: dict[str, Any],
-        *,
-        msg_id: str,
-        metadata: dict[str, Any] | None = None,
-        buffers: Sequence[bytes] = (),
-    ) -> None:
+    async def send_comm(self, who: Principal, session: str, message: KernelRequest) -> None:
         """Send a comm message to the kernel and wait until it was handled. Its output goes into the journal."""
         found = self._registry.find(who, session, "run")
-        if msg_type not in COMMS:
-            raise BadRequest(f"{msg_type[:64]!r} is no comm message; there are {', '.join(sorted(COMMS))}.")
-        await found.send_comm(msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
+        if message.msg_type not in COMMS:
+            raise BadRequest(f"{message.msg_type[:64]!r} is no comm message; there are {', '.join(sorted(COMMS))}.")
+        await found.send_comm(message)
 
     async def variables(self, who: Principal, session: str) -> Variables:
         """Return the session's variables. No code of the session runs for it."""

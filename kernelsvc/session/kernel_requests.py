@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 from kernelsvc.errors import Conflict, KernelsvcError, QuotaExceeded, Timeout
 from kernelsvc.kernels.port import Kernel, KernelMessage
+from kernelsvc.model.kernel_messages import KernelRequest
 from kernelsvc.protocol import kernel_events
 from kernelsvc.session.ids import new_id
 from kernelsvc.session.operation_queue import OperationQueue
@@ -39,7 +39,7 @@ class KernelRequests:
         waiting: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._asked[msg_id] = waiting
         try:
-            self._operations.put(lambda: kernel.send("shell", msg_type, content, msg_id=msg_id))
+            self._operations.put(lambda: kernel.send(KernelRequest(msg_type, content, msg_id)))
             async with asyncio.timeout(timeout):
                 return await waiting
         except TimeoutError:
@@ -47,16 +47,7 @@ class KernelRequests:
         finally:
             self._asked.pop(msg_id, None)
 
-    async def send(
-        self,
-        kernel: Kernel,
-        msg_type: str,
-        content: dict[str, Any],
-        *,
-        msg_id: str,
-        metadata: dict[str, Any] | None = None,
-        buffers: Sequence[bytes] = (),
-    ) -> None:
+    async def send(self, kernel: Kernel, message: KernelRequest) -> None:
         """Send a message that has no reply and wait until the kernel is idle after it. Safe to cancel.
 
         Raises:
@@ -64,6 +55,7 @@ class KernelRequests:
             QuotaExceeded: too many are under way.
             KernelsvcError: what ``fail`` was given.
         """
+        msg_id = message.msg_id
         if msg_id in self.told or msg_id in self._asked:
             raise Conflict(f"There is a message {msg_id!r} already; give each an id of its own.")
         if len(self.told) >= MAX_TOLD:
@@ -71,9 +63,7 @@ class KernelRequests:
         handled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.told[msg_id] = handled
         try:
-            self._operations.put(
-                lambda: kernel.send("shell", msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
-            )
+            self._operations.put(lambda: kernel.send(message))
             await handled
         finally:
             self.told.pop(msg_id, None)

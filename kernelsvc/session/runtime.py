@@ -35,6 +35,7 @@ from kernelsvc.model.checkpoint_policy import CheckpointBudget
 from kernelsvc.model.events import Event, KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.hash_chain import seconds_of
+from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellState, SessionState
 from kernelsvc.model.state import Policy
@@ -280,7 +281,7 @@ class SessionRuntime:
         self.journal.sync_before_cell()
         self.checkpoints.cell_sent(self._loop.time())
         if self.kernel:
-            self.kernel.execute(
+            request = ExecuteRequest(
                 cell,
                 queued.code,
                 silent=queued.silent,
@@ -288,10 +289,11 @@ class SessionRuntime:
                 store_history=queued.store_history and not queued.silent,
                 user_expressions=queued.user_expressions,
             )
+            self.kernel.execute(request)
 
     def _send_answer(self, text: str) -> None:
         if self.kernel:
-            self.kernel.send("stdin", "input_reply", {"value": text, "status": "ok"}, msg_id=new_id("i"))
+            self.kernel.send(KernelRequest("input_reply", {"value": text, "status": "ok"}, new_id("i"), "stdin"))
 
     async def _finish(self) -> None:
         kernel = self.release_kernel(SessionClosed())

@@ -15,6 +15,7 @@ from typing import Any
 from kernelsvc.errors import Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed
 from kernelsvc.kernels.port import ForkResult, Kernel, StartRequest
 from kernelsvc.model import events as ev
+from kernelsvc.model.kernel_messages import KernelRequest
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import CellInfo, CellRequest, Checkpoint, SessionInfo, SessionState
 from kernelsvc.model.stimuli import Answer, BeginProgram, Close, Interrupt, ProgramBegun, Restart, Submit
@@ -204,18 +205,10 @@ class Session(SessionRuntime):
         """
         return await self.kernel_requests.request(self._require_kernel(), msg_type, content, timeout)
 
-    async def send_comm(
-        self,
-        msg_type: str,
-        content: dict[str, Any],
-        *,
-        msg_id: str,
-        metadata: dict[str, Any] | None = None,
-        buffers: Sequence[bytes] = (),
-    ) -> None:
+    async def send_comm(self, message: KernelRequest) -> None:
         """Send the kernel a message that has no reply (comms), and return when it was handled. Safe to cancel.
 
-        Events that it causes are on record with ``request`` set to ``msg_id``.
+        Events that it causes are on record with ``request`` set to its ``msg_id``.
 
         Raises:
             Conflict: ``msg_id`` is in use.
@@ -224,9 +217,9 @@ class Session(SessionRuntime):
         """
         kernel = self._require_kernel()
         self.require_writable()
-        if msg_id in self.machine.cells:
-            raise Conflict(f"There is a cell {msg_id!r}; give each message an id of its own.")
-        await self.kernel_requests.send(kernel, msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
+        if message.msg_id in self.machine.cells:
+            raise Conflict(f"There is a cell {message.msg_id!r}; give each message an id of its own.")
+        await self.kernel_requests.send(kernel, message)
 
     def _require_kernel(self) -> Kernel:
         if self.state is SessionState.CLOSED:

@@ -24,6 +24,7 @@ from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.launchers import HostSettings, Launchers
 from kernelsvc.kernels.port import Kernel, KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.model.exit_status import Exit
+from kernelsvc.model.kernel_messages import ExecuteRequest
 from kernelsvc.model.limits import Limits
 
 CELL_SECONDS = 40.0
@@ -68,7 +69,7 @@ async def begin(launcher: ForkedLauncher, request: StartRequest, as_: As) -> tup
     kernel = await launcher.start(request, listener)
     if as_ == "session":
         return kernel, listener, None
-    kernel.execute("before", "kept = 41")
+    kernel.execute(ExecuteRequest("before", "kept = 41"))
     assert await listener.wait("before") == "ok"
     copied = Listener()
     if as_ == "woken":
@@ -111,7 +112,7 @@ async def run_cell(
         code = f"assert kept == 41\n{code}"
     try:
         async with asyncio.timeout(CELL_SECONDS):
-            kernel.execute("cell", code)
+            kernel.execute(ExecuteRequest("cell", code))
             status = await listener.wait("cell")
             text = "".join(listener.text) + str(listener.replies.get("cell", listener.exit))
             survived = await _survives(kernel, listener)
@@ -131,7 +132,7 @@ async def run_cell(
 async def _survives(kernel: Kernel, listener: Listener) -> bool:
     if listener.exit is not None:
         return False
-    kernel.execute("after", "assert 1 + 1 == 2")
+    kernel.execute(ExecuteRequest("after", "assert 1 + 1 == 2"))
     return await listener.wait("after") == "ok"
 
 

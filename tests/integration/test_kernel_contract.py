@@ -33,6 +33,7 @@ from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import Kernel, KernelMessage, Launcher, Output, StartRequest, StreamText
 from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
 from kernelsvc.model.exit_status import Cause, Exit
+from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
 from kernelsvc.model.limits import Limits
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -432,7 +433,7 @@ class Bench:
 
     def send(self, kernel: Kernel, code: str, **options: Any) -> str:
         cell = f"cell-{next(CELLS)}"
-        kernel.execute(cell, code, **options)
+        kernel.execute(ExecuteRequest(cell, code, **options))
         return cell
 
     async def heard(self, text: str) -> None:
@@ -554,7 +555,7 @@ async def test_input_asks_and_gets_its_answer(bench: Bench) -> None:
     (question,) = bench.sink.messages(cell, "input_request")
     assert question.channel == "stdin"
     assert str(question.content["prompt"]).strip() == "who?"
-    kernel.send("stdin", "input_reply", {"value": "me", "status": "ok"}, msg_id="answer")
+    kernel.send(KernelRequest("input_reply", {"value": "me", "status": "ok"}, "answer", "stdin"))
     await wait_until(lambda: bench.sink.ended(cell), what="the cell's end")
     assert "me" in bench.sink.text(parent=cell)
 
@@ -568,7 +569,7 @@ async def test_input_that_is_not_allowed_fails(bench: Bench) -> None:
 
 async def test_another_request_is_answered(bench: Bench) -> None:
     kernel = await bench.shared()
-    kernel.send("shell", "comm_info_request", {}, msg_id="ask-1")
+    kernel.send(KernelRequest("comm_info_request", {}, "ask-1"))
     await wait_until(lambda: bench.sink.messages("ask-1", "comm_info_reply"), what="the reply")
     (reply,) = bench.sink.messages("ask-1", "comm_info_reply")
     assert reply.channel == "shell"

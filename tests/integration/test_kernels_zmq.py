@@ -22,6 +22,7 @@ from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamTe
 from kernelsvc.kernels.zmq.kernel import ZmqKernel
 from kernelsvc.kernels.zmq.launcher import KernelspecLauncher, list_kernelspecs
 from kernelsvc.model.exit_status import Cause, Exit
+from kernelsvc.model.kernel_messages import ExecuteRequest
 from kernelsvc.model.limits import Limits
 
 IPYKERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -84,7 +85,7 @@ class Lab:
 
     async def run(self, kernel: ZmqKernel, code: str) -> dict[str, Any]:
         cell = uuid.uuid4().hex
-        kernel.execute(cell, code)
+        kernel.execute(ExecuteRequest(cell, code))
         await wait_until(lambda: self.sink.reply(cell) or self.sink.exits, what="the cell's end")
         return self.sink.reply(cell) or {}
 
@@ -200,7 +201,7 @@ async def test_its_environment_is_its_own(lab: Lab, monkeypatch: pytest.MonkeyPa
 
 async def test_an_interrupt_by_message(lab: Lab) -> None:
     kernel = await lab.start(lab.spec("polite", IPYKERNEL, interrupt_mode="message"))
-    kernel.execute("c", "print('on'); import time; time.sleep(60)")
+    kernel.execute(ExecuteRequest("c", "print('on'); import time; time.sleep(60)"))
     await wait_until(lambda: "on" in lab.sink.text())
     kernel.interrupt()
     await wait_until(lambda: lab.sink.reply("c"))
@@ -213,7 +214,7 @@ async def test_a_request_that_an_interrupt_swallows_still_ends(lab: Lab) -> None
     code = "k = get_ipython().kernel\nasync def forget(*a): raise KeyboardInterrupt\n"
     code += "k.shell_handlers['execute_request'], kept = forget, k.shell_handlers['execute_request']"
     await lab.run(kernel, code)
-    kernel.execute("c", "1")
+    kernel.execute(ExecuteRequest("c", "1"))
     kernel.interrupt()
     await wait_until(lambda: lab.sink.reply("c"))
     assert (lab.sink.reply("c") or {})["ename"] == "KeyboardInterrupt"
@@ -236,7 +237,7 @@ async def test_output_below_python_comes_once(lab: Lab) -> None:
 async def test_a_refusing_sink_stops_the_kernel(lab: Lab) -> None:
     kernel = await lab.start()
     lab.sink.refusing = True
-    kernel.execute("c", "print('x')")
+    kernel.execute(ExecuteRequest("c", "print('x')"))
     process = psutil.Process(kernel.info.pid)
     await wait_until(lambda: process.status() == psutil.STATUS_STOPPED, what="the stop")
     lab.sink.refusing = False
@@ -263,7 +264,7 @@ FORGED = "k = get_ipython().kernel; k.iopub_socket.send_multipart({parts})"
 )
 async def test_a_kernel_that_breaks_the_protocol_is_ended(lab: Lab, code: str, reason: str) -> None:
     kernel = await lab.start(max_message_bytes=1_000_000)
-    kernel.execute("c", code)
+    kernel.execute(ExecuteRequest("c", code))
     await wait_until(lambda: lab.sink.exits, what="its end")
     (ended,) = lab.sink.exits
     assert ended.cause is Cause.PROTOCOL
@@ -275,9 +276,11 @@ async def test_a_kernel_that_breaks_the_protocol_is_ended(lab: Lab, code: str, r
 async def test_a_cell_that_exits_ends_with_its_kernel_and_not_before(lab: Lab, code: str) -> None:
     kernel = await lab.start()
     if "(" in code:
-        kernel.execute("c", f"import atexit, time; atexit.register(time.sleep, 1); print('last words'); {code}")
+        kernel.execute(
+            ExecuteRequest("c", f"import atexit, time; atexit.register(time.sleep, 1); print('last words'); {code}")
+        )
     else:
-        kernel.execute("c", code)
+        kernel.execute(ExecuteRequest("c", code))
     await wait_until(lambda: lab.sink.exits, what="its end")
     (ended,) = lab.sink.exits
     assert (ended.cause, ended.exit_code) == (Cause.EXITED, 0)
@@ -290,7 +293,7 @@ async def test_a_cell_that_exits_ends_with_its_kernel_and_not_before(lab: Lab, c
 async def test_a_kernel_that_stays_after_an_exit_is_ended(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kernelsvc.kernels.zmq.kernel.EXIT_CELL_SECONDS", 0.2)
     kernel = await lab.start()
-    kernel.execute("c", "import atexit, time; atexit.register(time.sleep, 600); exit()")
+    kernel.execute(ExecuteRequest("c", "import atexit, time; atexit.register(time.sleep, 600); exit()"))
     await wait_until(lambda: lab.sink.exits, what="its end")
     assert (lab.sink.exits[0].signal, lab.sink.reply("c")) == (signal.SIGKILL, None)
     assert "The cell asked for the end of the kernel" in lab.sink.exits[0].message
@@ -355,7 +358,9 @@ async def test_raw_output_waits_for_the_next_server(lab: Lab) -> None:
     kernel = await lab.start()
     go = lab.workdir / "go"
     kernel.execute(
-        "c", f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\nos.system('echo kept')"
+        ExecuteRequest(
+            "c", f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\nos.system('echo kept')"
+        )
     )
     kernel.detach()
     go.touch()
@@ -368,7 +373,7 @@ async def test_raw_output_waits_for_the_next_server(lab: Lab) -> None:
 async def test_an_adopted_kernel_that_was_stopped_goes_on(lab: Lab) -> None:
     kernel = await lab.start()
     lab.sink.refusing = True
-    kernel.execute("c", "print('x')")
+    kernel.execute(ExecuteRequest("c", "print('x')"))
     process = psutil.Process(kernel.info.pid)
     await wait_until(lambda: process.status() == psutil.STATUS_STOPPED)
     kernel.detach()
@@ -380,7 +385,7 @@ async def test_an_adopted_kernel_that_was_stopped_goes_on(lab: Lab) -> None:
 async def test_an_end_that_was_missed_is_told_as_such(lab: Lab) -> None:
     kernel = await lab.start()
     done = lab.workdir / "done"
-    kernel.execute("c", f"x = 5; open({str(done)!r}, 'w').close()")
+    kernel.execute(ExecuteRequest("c", f"x = 5; open({str(done)!r}, 'w').close()"))
     kernel.detach()
     await wait_until(done.exists)
     again, sink = await adopt(lab, kernel)
@@ -432,7 +437,9 @@ async def test_end_takes_those_who_left_the_process_group(lab: Lab) -> None:
 async def test_a_child_that_keeps_the_connections_does_not_hold_up_the_end(lab: Lab) -> None:
     kernel = await lab.start()
     kernel.execute(
-        "c", "import os, signal, time\nif os.fork() == 0: time.sleep(60)\nos.kill(os.getpid(), signal.SIGKILL)"
+        ExecuteRequest(
+            "c", "import os, signal, time\nif os.fork() == 0: time.sleep(60)\nos.kill(os.getpid(), signal.SIGKILL)"
+        )
     )
     await wait_until(lambda: lab.sink.exits, deadline=5, what="its end")
     assert lab.sink.exits[0].signal == signal.SIGKILL
@@ -472,7 +479,7 @@ async def test_a_message_that_never_ends_costs_no_memory_and_ends_the_kernel(lab
     kernel = await lab.start(max_message_bytes=8 << 20)
     await lab.run(kernel, "1")
     before = psutil.Process().memory_info().rss
-    kernel.execute("c", ENDLESS)
+    kernel.execute(ExecuteRequest("c", ENDLESS))
     most = before
     async with asyncio.timeout(30):
         while not lab.sink.exits:

@@ -23,6 +23,7 @@ from kernelsvc.kernels.zmq.host_processes import MAX_ENV_BYTES, HostProcesses
 from kernelsvc.kernels.zmq.kernel import ZmqKernel
 from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
 from kernelsvc.model.exit_status import Cause, Exit
+from kernelsvc.model.kernel_messages import ExecuteRequest
 from kernelsvc.model.limits import Limits
 
 
@@ -56,7 +57,7 @@ class Place:
     async def run(self, kernel: ZmqKernel, code: str) -> str:
         cell = uuid.uuid4().hex
         before = len(self.sink.text())
-        kernel.execute(cell, code)
+        kernel.execute(ExecuteRequest(cell, code))
 
         def ended() -> bool:
             replies = [o for o in self.sink.got if isinstance(o, KernelMessage) and o.msg_type == "execute_reply"]
@@ -96,7 +97,7 @@ async def test_it_is_confined_as_the_host_says(place: Place) -> None:
 
 async def test_its_end_is_the_host_s_word(place: Place) -> None:
     kernel = await place.launcher.start(place.request(), place.sink)
-    kernel.execute("c", "import os; os._exit(7)")
+    kernel.execute(ExecuteRequest("c", "import os; os._exit(7)"))
     await wait_until(lambda: place.sink.exits)
     assert (place.sink.exits[0].cause, place.sink.exits[0].exit_code) == (Cause.EXITED, 7)
     await kernel.end()

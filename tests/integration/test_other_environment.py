@@ -21,6 +21,7 @@ from waiting import wait_until
 from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
 from kernelsvc.model.exit_status import Exit
+from kernelsvc.model.kernel_messages import ExecuteRequest
 from kernelsvc.model.limits import Limits
 
 #: The last of the line before ours. Its iopub is a plain PUB socket that says no welcome, as that of most other
@@ -82,11 +83,11 @@ async def test_a_kernel_of_another_environment(python: Path, short_tmp: Path, tm
         assert kernel.info.python
         code = "import sys, ipykernel, importlib.util as u, os\n"
         code += "print(sys.prefix, ipykernel.__version__, u.find_spec('pandas'))\nos.system('echo below')"
-        kernel.execute("c", code)
+        kernel.execute(ExecuteRequest("c", code))
         await wait_until(lambda: sink.ended("c"), what="the cell's end")
         assert f"{python.parent.parent} {IPYKERNEL} None\n" in sink.text
         assert sink.text.count("below\n") == 1
-        kernel.execute("d", "import time; print('on', flush=True); time.sleep(60)")
+        kernel.execute(ExecuteRequest("d", "import time; print('on', flush=True); time.sleep(60)"))
         await wait_until(lambda: "on\n" in sink.text)
         kernel.interrupt()
         await wait_until(lambda: sink.ended("d"), what="the interrupted cell's end")

@@ -21,6 +21,7 @@ from kernelsvc.kernels.port import ForkResult, KernelMessage, Output, SaveResult
 from kernelsvc.linux import procfs
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Cause, Exit, exit_of
+from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
 from kernelsvc.sandbox.plan import SCRATCH, data_bytes
 
 #: Seconds for the host to report how a kernel ended.
@@ -122,41 +123,22 @@ class ForkedKernel:
         self._wire_ended.set()
         self.kill()  # a kernel that can't be reached or that breaks the protocol is of no use
 
-    def execute(
-        self,
-        msg_id: str,
-        code: str,
-        *,
-        silent: bool = False,
-        allow_stdin: bool = False,
-        store_history: bool = True,
-        user_expressions: Mapping[str, str] | None = None,
-    ) -> None:
+    def execute(self, request: ExecuteRequest) -> None:
         """See ``port.Kernel``."""
-        content = {
-            "code": code,
-            "silent": silent,
-            "store_history": store_history,
-            "user_expressions": dict(user_expressions or {}),
-            "allow_stdin": allow_stdin,
-            "stop_on_error": True,
-            "terse": True,
-        }
-        self.send("shell", "execute_request", content, msg_id=msg_id)
+        content = request.content(stop_on_error=True) | {"terse": True}
+        self.send(KernelRequest("execute_request", content, request.msg_id))
 
-    def send(
-        self,
-        channel: Literal["shell", "control", "stdin"],
-        msg_type: str,
-        content: dict[str, Any],
-        *,
-        msg_id: str,
-        metadata: dict[str, Any] | None = None,
-        buffers: Sequence[bytes] = (),
-    ) -> None:
+    def send(self, request: KernelRequest) -> None:
         """See ``port.Kernel``."""
         with contextlib.suppress(KernelDead):  # the sink gets its end
-            self._wire.send_message(channel, msg_type, content, msg_id=msg_id, metadata=metadata, buffers=buffers)
+            self._wire.send_message(
+                request.channel,
+                request.msg_type,
+                request.content,
+                msg_id=request.msg_id,
+                metadata=request.metadata,
+                buffers=request.buffers,
+            )
 
     def resume(self) -> None:
         """See ``port.Kernel``."""
@@ -178,7 +160,7 @@ class ForkedKernel:
         """
         waiter = _ReplySink(_ENVIRONMENT_ID)
         self.set_sink(waiter)
-        self.send("shell", ENVIRONMENT_REQUEST, {"environ": dict(env), "directory": None}, msg_id=_ENVIRONMENT_ID)
+        self.send(KernelRequest(ENVIRONMENT_REQUEST, {"environ": dict(env), "directory": None}, _ENVIRONMENT_ID))
         try:
             async with asyncio.timeout(ENVIRONMENT_SECONDS):
                 return await waiter.succeeded

@@ -29,7 +29,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import zmq
@@ -43,6 +43,7 @@ from kernelsvc.kernels.zmq.runtime_files import KernelRuntimeDir, StdioFifos, Zm
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.events import KernelInfo
 from kernelsvc.model.exit_status import Cause, Exit
+from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
 
 log = logging.getLogger(__name__)
 
@@ -144,53 +145,28 @@ class ZmqKernel:
 
     # -- requests --------------------------------------------------------------------------
 
-    def execute(
-        self,
-        msg_id: str,
-        code: str,
-        *,
-        silent: bool = False,
-        allow_stdin: bool = False,
-        store_history: bool = True,
-        user_expressions: Mapping[str, str] | None = None,
-    ) -> None:
+    def execute(self, request: ExecuteRequest) -> None:
         """See ``port.Kernel``."""
-        content = {
-            "code": code,
-            "silent": silent,
-            "store_history": store_history,
-            "user_expressions": dict(user_expressions or {}),
-            "allow_stdin": allow_stdin,
-            # The server owns the queue. With True, ipykernel also aborts requests that come shortly after an error.
-            "stop_on_error": False,
-        }
-        self.send("shell", "execute_request", content, msg_id=msg_id)
+        # The server owns the queue. With True, ipykernel also aborts requests that come shortly after an error.
+        content = request.content(stop_on_error=False)
+        self.send(KernelRequest("execute_request", content, request.msg_id))
 
-    def send(
-        self,
-        channel: Sending,
-        msg_type: str,
-        content: dict[str, Any],
-        *,
-        msg_id: str,
-        metadata: dict[str, Any] | None = None,
-        buffers: Sequence[bytes] = (),
-    ) -> None:
+    def send(self, request: KernelRequest) -> None:
         """See ``port.Kernel``."""
-        if msg_type == "execute_request":
-            self._order.track(msg_id)
-            self._seen.add(msg_id)
+        if request.msg_type == "execute_request":
+            self._order.track(request.msg_id)
+            self._seen.add(request.msg_id)
             self._write_open()
         parts = encode(
             self._key,
             self._record.identity,
-            msg_type,
-            content,
-            msg_id=msg_id,
-            metadata=metadata,
-            buffers=buffers,
+            request.msg_type,
+            request.content,
+            msg_id=request.msg_id,
+            metadata=request.metadata,
+            buffers=request.buffers,
         )
-        if not self._channels.send(channel, parts) and self._ending is None:
+        if not self._channels.send(request.channel, parts) and self._ending is None:
             self._violation("did not read its requests")
 
     def has_received(self, msg_id: str) -> bool:
@@ -230,7 +206,7 @@ class ZmqKernel:
         msg_id = f"{prefix}-{next(self._counter)}"
         answer = self._answers[msg_id] = self._loop.create_future()
         answer.add_done_callback(lambda _: self._answers.pop(msg_id, None))
-        self.send(channel, msg_type, {}, msg_id=msg_id)
+        self.send(KernelRequest(msg_type, {}, msg_id, channel))
         return answer
 
     # -- what the kernel sends ---------------------------------------------------------------

@@ -25,6 +25,7 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, QuotaExceeded
 from kernelsvc.model.hash_chain import timestamp
+from kernelsvc.model.kernel_messages import KernelRequest
 from kernelsvc.model.objects import MAX_EXPRESSIONS, CellRequest, Expressions, SessionState
 from kernelsvc.protocol import jsonrpc, jupyter
 from kernelsvc.protocol.jupyter import JupyterMessage
@@ -396,14 +397,9 @@ class ChannelsSocket(ApiSocket):
         if not _CELL_ID.fullmatch(message.msg_id):
             raise BadRequest("A comm message needs a msg_id of letters, digits and ._:-")
         await self._send_message("iopub", "status", {"execution_state": "busy"}, message.header)
-        await self.context.service.send_comm(
-            self.who,
-            self.session,
-            message.msg_type,
-            message.content,
-            msg_id=message.msg_id,
-            metadata=message.metadata,
-            buffers=message.buffers,
+        request = KernelRequest(
+            message.msg_type, message.content, message.msg_id, metadata=message.metadata, buffers=message.buffers
         )
+        await self.context.service.send_comm(self.who, self.session, request)
         await self._wait_until_sent_all()  # its output must precede its idle status
         await self._send_message("iopub", "status", {"execution_state": "idle"}, message.header)

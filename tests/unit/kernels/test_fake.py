@@ -13,6 +13,7 @@ from kernelsvc.errors import AtCapacity, CannotFork, KernelDead
 from kernelsvc.kernels.fake import FakeKernel, FakeLauncher
 from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.model.exit_status import Cause, Exit
+from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
 from kernelsvc.model.limits import Limits
 
 
@@ -52,7 +53,7 @@ async def launcher() -> AsyncIterator[FakeLauncher]:
 async def run(launcher: FakeLauncher, code: str) -> tuple[FakeKernel, Sink]:
     sink = Sink()
     kernel = await launcher.start(request(), sink)
-    kernel.execute("c", code, allow_stdin=True)
+    kernel.execute(ExecuteRequest("c", code, allow_stdin=True))
     await wait_until(lambda: sink.reply() or sink.exits)
     return kernel, sink
 
@@ -89,7 +90,7 @@ async def test_ends_of_the_script(launcher: FakeLauncher, code: str, cause: Caus
 async def test_a_cell_waits_until_it_is_released(launcher: FakeLauncher) -> None:
     sink = Sink()
     kernel = await launcher.start(request(), sink)
-    kernel.execute("c", "print before\nwait gate\nprint after")
+    kernel.execute(ExecuteRequest("c", "print before\nwait gate\nprint after"))
     await wait_until(lambda: sink.text() == "before\n")
     assert sink.reply() is None
     launcher.release("gate")
@@ -100,7 +101,7 @@ async def test_a_cell_waits_until_it_is_released(launcher: FakeLauncher) -> None
 async def test_a_deaf_cell_hears_no_interrupt(launcher: FakeLauncher) -> None:
     sink = Sink()
     kernel = await launcher.start(request(), sink)
-    kernel.execute("c", "print deaf\nhang")
+    kernel.execute(ExecuteRequest("c", "print deaf\nhang"))
     await wait_until(sink.text)
     kernel.interrupt()
     for _ in range(20):
@@ -113,11 +114,11 @@ async def test_a_deaf_cell_hears_no_interrupt(launcher: FakeLauncher) -> None:
 async def test_a_password_is_asked_as_one(launcher: FakeLauncher) -> None:
     sink = Sink()
     kernel = await launcher.start(request(), sink)
-    kernel.execute("c", "password secret?", allow_stdin=True)
+    kernel.execute(ExecuteRequest("c", "password secret?", allow_stdin=True))
     await wait_until(lambda: "input_request" in sink.kinds())
     asked = next(o for o in sink.got if isinstance(o, KernelMessage) and o.channel == "stdin")
     assert asked.content == {"prompt": "secret?", "password": True}
-    kernel.send("stdin", "input_reply", {"value": "x"}, msg_id="i")
+    kernel.send(KernelRequest("input_reply", {"value": "x"}, "i", "stdin"))
     await wait_until(sink.reply)
 
 
@@ -136,10 +137,10 @@ async def test_a_start_can_be_refused_or_held_up(launcher: FakeLauncher) -> None
 async def test_a_copy_has_the_variables_and_a_life_of_its_own(launcher: FakeLauncher) -> None:
     kernel, sink = await run(launcher, "set x 1")
     await kernel.fork(request("copy"), mode="branch")
-    kernel.execute("d", "set x 2")
+    kernel.execute(ExecuteRequest("d", "set x 2"))
     other = Sink()
     copy = await launcher.resume_copy(request("copy"), other)
-    copy.execute("e", "get x")
+    copy.execute(ExecuteRequest("e", "get x"))
     await wait_until(lambda: "execute_result" in other.kinds())
     (result,) = [o for o in other.got if isinstance(o, KernelMessage) and o.msg_type == "execute_result"]
     assert result.content["data"]["text/plain"] == "1"
