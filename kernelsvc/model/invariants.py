@@ -39,7 +39,7 @@ def _invariants(machine: MachineState) -> list[tuple[bool, str]]:
             "a saved session is paused exactly if its lease is",
         ),
         (
-            state is SessionState.CLOSED or machine.checkpoints.keys() == machine.copies.keys(),
+            state is SessionState.CLOSED or machine.checkpoints.keys() == machine.checkpoint_kernels.keys(),
             "each checkpoint has its process",
         ),
     ]

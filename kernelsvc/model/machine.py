@@ -174,7 +174,7 @@ class Machine(MachineState):
                 self._require_idle("roll back")
                 return Decision([], [PauseQueue()])
             case AbortSwitch():
-                return self._stay()
+                return self._abort_switch()
             case StateSaved():
                 return self._state_saved(stimulus)
             case Close():
@@ -182,18 +182,18 @@ class Machine(MachineState):
             case Tick():
                 return self._tick(now)
             case CheckOutputLimit():
-                return self._flood(now)
+                return self._check_output_limit(now)
             case RecordEvents():
                 return Decision(list(stimulus.events))
 
-    def _must_live(self) -> None:
+    def _require_kernel(self) -> None:
         if self.state is S.CLOSED:
             raise SessionClosed()
         if self.state is S.DEAD:
             raise KernelDead()
 
     def _require_idle(self, wish: str) -> None:
-        self._must_live()
+        self._require_kernel()
         if self.running or self.queue or self.state is not S.IDLE:
             raise Conflict(
                 f"The session is {self.state}; to {wish}, wait until its cells have finished or interrupt them."
@@ -211,7 +211,7 @@ class Machine(MachineState):
                 raise CellExists(cell=cell)
         if not fresh:
             return Decision()
-        self._must_live()
+        self._require_kernel()
         if len(self.queue) + len(fresh) > self.policy.max_queued:
             raise QuotaExceeded(
                 f"{len(self.queue)} cells wait and at most {self.policy.max_queued} may; wait until some finish.",
@@ -271,7 +271,7 @@ class Machine(MachineState):
         assert run is not None
         events: list[Event] = [*reply.outputs]
         hit = limit_causes.of_reply(reply, self.policy.limits) if run.stop is None else None
-        if hit is not None and hit.limit not in run.struck:
+        if hit is not None and hit.limit not in run.limits_reached:
             hit.cell = run.id
             events.append(hit)
         reason, message, kept = self._reason(reply, run, hit)
@@ -287,13 +287,13 @@ class Machine(MachineState):
             usage=usage,
             message=message,
             variables_kept=kept,
-            user_expressions=self._asked(run.id, reply),
+            user_expressions=self._user_expressions(run.id, reply),
         )
         if frame is not None:
             finished.frame = frame
         return self._after(events, finished)
 
-    def _asked(self, cell: str, reply: KernelReplied) -> dict[str, Any]:
+    def _user_expressions(self, cell: str, reply: KernelReplied) -> dict[str, Any]:
         """Of what the kernel says of expressions: those that the cell's request named."""
         queued = self.queue.get(cell)
         names = queued.user_expressions if queued else {}
@@ -302,7 +302,7 @@ class Machine(MachineState):
     def _reason(
         self, reply: KernelReplied, run: Running, hit: ev.LimitReached | None
     ) -> tuple[Reason, str | None, bool | None]:
-        noticed = next(reversed(run.struck.values()), None)
+        noticed = next(reversed(run.limits_reached.values()), None)
         if reply.status == "ok":
             return Reason.OK, noticed, None
         if reply.status != "error":
@@ -318,10 +318,10 @@ class Machine(MachineState):
 
     def _cause(self, run: Running) -> str | None:
         """The limit for which a cell is stopped, with the figure; None if somebody asked for it."""
-        if self.flooded:
-            return self._flood_text()
+        if self.output_limit_reached:
+            return self._output_limit_text()
         timeout = f"{self._timeout_text(run.id)} reached" if run.stop is Reason.TIMEOUT else None
-        return run.struck.get(run.why, timeout)
+        return run.limits_reached.get(run.why, timeout)
 
     def _timeout_text(self, cell: str) -> str:
         queued = self.queue.get(cell)
@@ -432,7 +432,7 @@ class Machine(MachineState):
             return Decision()
         return Decision([stimulus.event], [ResumeSaved()] if self.queue else [])
 
-    def _stay(self) -> Decision:
+    def _abort_switch(self) -> Decision:
         if self.state is not S.RESTORING:
             return Decision()
         waiting = next(iter(self.queue), None)
@@ -449,7 +449,7 @@ class Machine(MachineState):
         return out
 
     def _interrupt(self, stimulus: Interrupt, now: float) -> Decision:
-        self._must_live()
+        self._require_kernel()
         run = self.running
         if run is None or run.stop is not None:
             return Decision()
@@ -495,9 +495,9 @@ class Machine(MachineState):
             return [(self.leased_until, "lifetime")]
         found = []
         if self.policy.lifetime_seconds is not None:
-            found.append((self.born + self.policy.lifetime_seconds, "lifetime"))
+            found.append((self.started_at + self.policy.lifetime_seconds, "lifetime"))
         if self.policy.idle_seconds is not None and not self.queue and not self.programs:
-            found.append((self.active + self.policy.idle_seconds, "idle"))
+            found.append((self.last_activity + self.policy.idle_seconds, "idle"))
         return found
 
     def expires_at(self) -> float | None:
@@ -505,22 +505,22 @@ class Machine(MachineState):
         found = self._expiry()
         return min(found)[0] if found else None
 
-    def _rests_until(self) -> float | None:
+    def _hibernates_at(self) -> float | None:
         """When it has rested long enough to be put to sleep."""
         rest = self.policy.hibernate_seconds
-        awake = self.state is S.IDLE and not self.sleepless and not self.queue
+        awake = self.state is S.IDLE and not self.cannot_hibernate and not self.queue
         if self.paused:
             rest = 0.0
         elif self.programs:
             rest = None
-        return self.active + rest if rest is not None and awake else None
+        return self.last_activity + rest if rest is not None and awake else None
 
     def next_deadline(self) -> float | None:
         """When ``Tick`` is wanted next (monotonic seconds)."""
         if self.state is S.CLOSED:
             return None
         kill = self.running.kill_at if self.running else None
-        times = [t for t in (self._cell_deadline(), kill, self.expires_at(), self._rests_until()) if t is not None]
+        times = [t for t in (self._cell_deadline(), kill, self.expires_at(), self._hibernates_at()) if t is not None]
         return min(times, default=None)
 
     def _tick(self, now: float) -> Decision:
@@ -548,21 +548,21 @@ class Machine(MachineState):
                 return Decision([ev.Leased(seconds=PAUSED_SECONDS, paused=True)])
             if now >= at:
                 return self._close(Close(why))
-        rest = self._rests_until()
+        rest = self._hibernates_at()
         return Decision([], [Hibernate()] if rest is not None and now >= rest else [])
 
-    def _flood(self, now: float) -> Decision:
+    def _check_output_limit(self, now: float) -> Decision:
         """More output than the log may take of one cell: interrupt it, or end the kernel if no cell runs."""
         bound = self.policy.max_cell_output_bytes
-        if bound is None or self.flow <= bound or self.flooded or self.state is S.CLOSED:
+        if bound is None or self.output_bytes <= bound or self.output_limit_reached or self.state is S.CLOSED:
             return Decision()
         run = self.running
         reached = ev.LimitReached(
             limit=FLOOD,
-            value=self.flow,
+            value=self.output_bytes,
             bound=bound,
             enforced_by="server",
-            message=f"{self._flood_text()}; " + ("the cell is interrupted" if run else "the kernel is ended"),
+            message=f"{self._output_limit_text()}; " + ("the cell is interrupted" if run else "the kernel is ended"),
         )
         if run is None:
             return Decision([reached], [KillKernel()])
@@ -573,7 +573,7 @@ class Machine(MachineState):
         out.events.insert(0, reached)
         return out
 
-    def _flood_text(self) -> str:
+    def _output_limit_text(self) -> str:
         return f"{FLOOD}: {self.policy.max_cell_output_bytes} bytes of output reached"
 
     # -- changes ---------------------------------------------------------------------
@@ -596,7 +596,7 @@ class Machine(MachineState):
             case SendCell():
                 if not self._is_running(effect.cell):
                     self.running = Running(effect.cell, now)
-                    self.flow, self.flooded = 0, False
+                    self.output_bytes, self.output_limit_reached = 0, False
                 self._move(S.BUSY)
             case MarkSent():
                 self.running = Running(effect.cell, now)
@@ -607,7 +607,7 @@ class Machine(MachineState):
             case MarkProgram():
                 (self.programs.discard if effect.over else self.programs.add)(effect.number)
             case ResetClocks():
-                self.active, self.programs = now, set()
+                self.last_activity, self.programs = now, set()
                 if run is not None and run.kill_at is not None:
                     run.kill_at = now + self.policy.grace_seconds
             case AttachKernel():
@@ -621,7 +621,7 @@ class Machine(MachineState):
             case NoteIdle() if run is not None:
                 run.idle = True
             case Hibernate():
-                self.sleepless = True
+                self.cannot_hibernate = True
             case ResumeSaved():
                 self._move(S.RESTORING)
             case PauseQueue():

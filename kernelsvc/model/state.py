@@ -52,23 +52,23 @@ class CellRecord:
 
     id: str
     state: CellState
-    first: int
-    last: int
+    first_seq: int
+    last_seq: int
     digest: int
     reason: Reason | None = None
     execution_count: int | None = None
     ran: bool = False
     lost: bool = False  # its effects went with the kernel
-    turned: tuple[int, ...] = ()  # seqs of the events that undid it, brought it back, undid it again
+    toggled_at: tuple[int, ...] = ()  # seqs of the events that undid it, brought it back, undid it again
 
     @property
     def undone(self) -> bool:
         """Whether its effects are undone now."""
-        return len(self.turned) % 2 == 1
+        return len(self.toggled_at) % 2 == 1
 
     def effective_at(self, moment: int) -> bool:
         """Whether its effects stood when the log was that long, if it had run by then."""
-        return self.ran and not self.lost and sum(seq <= moment for seq in self.turned) % 2 == 0
+        return self.ran and not self.lost and sum(seq <= moment for seq in self.toggled_at) % 2 == 0
 
 
 @dataclass
@@ -87,8 +87,8 @@ class Running:
     cancels: tuple[str, ...] | None = None  # what waited when it said that it failed
     output_bytes: int = 0
     dropped: int = 0
-    told_truncated: bool = False
-    struck: dict[str, str] = field(default_factory=dict)  # limits that struck, with the words
+    truncation_recorded: bool = False
+    limits_reached: dict[str, str] = field(default_factory=dict)  # limits that struck, with the words
 
 
 @dataclass(frozen=True)
@@ -142,24 +142,24 @@ class MachineState:
         self.waiting_for: Waiting | None = None
         self.checkpoints: OrderedDict[str, Checkpoint] = OrderedDict()
         self.execution_count = 0
-        self.copies: dict[str, str] = {}  # checkpoint -> the kernel id of the parked process
-        self._moments: dict[str, int] = {}  # checkpoint -> how long the log was when it was first made
+        self.checkpoint_kernels: dict[str, str] = {}  # checkpoint -> the kernel id of the parked process
+        self._made_at: dict[str, int] = {}  # checkpoint -> how long the log was when it was first made
         self.last_finished: str | None = None
-        self.last_struck: frozenset[str] = frozenset()  # the limits that struck the cell that ran last
-        self.present: str | None = None  # the cell after which the variables are as they are now
-        self.began_empty = True  # before the first cell whose effects stand there was a fresh kernel
-        self.born = now
-        self.active = now
+        self.last_limits_reached: frozenset[str] = frozenset()  # the limits that struck the cell that ran last
+        self.variables_after: str | None = None  # the cell after which the variables are as they are now
+        self.started_empty = True  # before the first cell whose effects stand there was a fresh kernel
+        self.started_at = now
+        self.last_activity = now
         self.frame = 0
-        self.flow = 0  # output since the last cell began
-        self.flooded = False
+        self.output_bytes = 0  # output since the last cell began
+        self.output_limit_reached = False
         self.close_reason: str | None = None
         self.programs: set[int] = set()  # that run beside the kernel
-        self.sleepless = False  # it could not be put to sleep; not tried again before the next cell
+        self.cannot_hibernate = False  # it could not be put to sleep; not tried again before the next cell
         self.lease: ev.Leased | None = None
         self.leased_until = now
         self.ordered = False  # whether the kernel is; known when there is one
-        self.run_since: float | None = None  # when it was last taken out of a pause
+        self.unpaused_at: float | None = None  # when it was last taken out of a pause
 
     @property
     def hibernated(self) -> bool:
@@ -188,11 +188,11 @@ class MachineState:
                 self.running.stop, self.running.why = STOPS.get(event.why, Reason.INTERRUPTED), event.why
                 self.running.kill_at = now + self.policy.grace_seconds
             case ev.LimitReached() if event.limit == FLOOD:
-                self.flooded = True
+                self.output_limit_reached = True
             case ev.LimitReached() if self.running is not None and event.cell == self.running.id:
-                self.running.struck[event.limit] = event.message
+                self.running.limits_reached[event.limit] = event.message
             case ev.OutputTruncated() if self.running is not None:
-                self.running.told_truncated = True
+                self.running.truncation_recorded = True
             case ev.SessionStarted() | ev.KernelRestarted() | ev.KernelRestored() | ev.RolledBack() | ev.Woken():
                 self._evolve_kernel(event, now)
             case ev.SessionAdopted():
@@ -210,7 +210,7 @@ class MachineState:
                 self._move(S.CLOSED)
             case ev.Leased():
                 if self.paused and not event.paused:
-                    self.run_since = now
+                    self.unpaused_at = now
                 self.lease, self.leased_until = event, now + event.seconds
                 if self.hibernated:
                     self._move(S.PAUSED if event.paused else S.HIBERNATED)
@@ -218,15 +218,15 @@ class MachineState:
                 self.programs.add(event.program)
             case ev.ProgramEnded():
                 self.programs.discard(event.program)
-                self.active, self.sleepless = now, False
+                self.last_activity, self.cannot_hibernate = now, False
             case ev.Hibernated():
-                self._forget_copies()
+                self._forget_checkpoints()
                 if self.state is S.IDLE:  # in a replay: that saving began left no event
                     self._move(S.RESTORING)
                 self._move(S.PAUSED if self.paused else S.HIBERNATED)
             case ev.CheckpointMade():
-                self.copies[event.checkpoint] = event.kernel
-                self._moments.setdefault(event.checkpoint, event.seq)
+                self.checkpoint_kernels[event.checkpoint] = event.kernel
+                self._made_at.setdefault(event.checkpoint, event.seq)
                 self.checkpoints[event.checkpoint] = Checkpoint(
                     id=event.checkpoint,
                     name=event.name,
@@ -239,8 +239,8 @@ class MachineState:
                 )
             case ev.CheckpointDropped():
                 self.checkpoints.pop(event.checkpoint, None)
-                self.copies.pop(event.checkpoint, None)
-                self._moments.pop(event.checkpoint, None)
+                self.checkpoint_kernels.pop(event.checkpoint, None)
+                self._made_at.pop(event.checkpoint, None)
             case _:
                 pass
 
@@ -255,21 +255,21 @@ class MachineState:
 
     def _evolve_queued(self, event: ev.CellQueued, now: float) -> None:
         assert isinstance(event.cell, str)
-        self.active = now
-        self.sleepless = False
+        self.last_activity = now
+        self.cannot_hibernate = False
         self.queue[event.cell] = event
         self.cells[event.cell] = CellRecord(event.cell, CellState.QUEUED, event.seq, event.seq, digest(event.code))
 
     def _evolve_started(self, event: ev.CellStarted, now: float) -> None:
         assert isinstance(event.cell, str)
         record = self.cells[event.cell]
-        record.state, record.last, record.execution_count = CellState.RUNNING, event.seq, event.execution_count
+        record.state, record.last_seq, record.execution_count = CellState.RUNNING, event.seq, event.execution_count
         spec = self.queue.get(event.cell)
         if event.execution_count is not None and (spec is None or spec.store_history):
             self.execution_count = event.execution_count
         if not self._is_running(event.cell):
             self.running = Running(event.cell, now)
-            self.flow, self.flooded = 0, False
+            self.output_bytes, self.output_limit_reached = 0, False
         run = self.running
         assert run is not None
         run.began, run.began_at = True, now
@@ -278,17 +278,17 @@ class MachineState:
 
     def _evolve_finished(self, event: ev.CellFinished, now: float) -> None:
         assert isinstance(event.cell, str)
-        self.active = now
+        self.last_activity = now
         record = self.cells[event.cell]
-        record.state, record.last, record.reason = CellState.FINISHED, event.seq, event.reason
+        record.state, record.last_seq, record.reason = CellState.FINISHED, event.seq, event.reason
         if event.execution_count is not None:
             record.execution_count = self.execution_count = event.execution_count
         self.queue.pop(event.cell, None)
         self.last_finished = event.cell
         if self._is_running(event.cell):
-            self.present = event.cell
+            self.variables_after = event.cell
             record.ran = True
-            self.last_struck = frozenset(self.running.struck) if self.running else frozenset()
+            self.last_limits_reached = frozenset(self.running.limits_reached) if self.running else frozenset()
             self.running = self.waiting_for = None
             if self.state is S.BUSY:
                 self._move(S.IDLE)
@@ -301,10 +301,10 @@ class MachineState:
 
     def _evolve_output(self, event: Event) -> None:
         size = output_size(event)
-        self.flow += size  # whichever cell it says it belongs to
+        self.output_bytes += size  # whichever cell it says it belongs to
         if not isinstance(event.cell, str) or event.cell not in self.cells:
             return
-        self.cells[event.cell].last = event.seq
+        self.cells[event.cell].last_seq = event.seq
         run = self.running
         if run is None or run.id != event.cell:
             return
@@ -317,11 +317,11 @@ class MachineState:
 
     def _evolve_kernel(self, event: Event, now: float) -> None:
         self.frame = 0
-        self.flow, self.flooded = 0, False
+        self.output_bytes, self.output_limit_reached = 0, False
         self.running = self.waiting_for = None
-        self.active = now
+        self.last_activity = now
         if isinstance(event, ev.RolledBack | ev.KernelRestored):
-            self.present = event.after_cell
+            self.variables_after = event.after_cell
             turned = (
                 (*event.undone, *event.redone)
                 if isinstance(event, ev.RolledBack)
@@ -329,14 +329,14 @@ class MachineState:
             )
             for cell in turned:
                 if cell in self.cells:
-                    self.cells[cell].turned += (event.seq,)
+                    self.cells[cell].toggled_at += (event.seq,)
         if isinstance(event, ev.SessionStarted):
-            self.born, self.began_empty = now, event.parent is None
+            self.started_at, self.started_empty = now, event.parent is None
         if isinstance(event, ev.KernelRestarted):
-            for cell in self.since(None):
+            for cell in self.effective_since(None):
                 self.cells[cell].lost = True
-            self.present, self.began_empty = None, True
-            self._forget_copies()
+            self.variables_after, self.started_empty = None, True
+            self._forget_checkpoints()
             self.execution_count = 0
         # In a replay: that a restart was asked for, or a resume began, left no event.
         if self.state is S.DEAD:
@@ -348,7 +348,7 @@ class MachineState:
         if self.hibernated:
             self._move(S.RESTORING)
 
-    def since(self, cell: str | None) -> list[str]:
+    def effective_since(self, cell: str | None) -> list[str]:
         """Cells that finished after ``cell`` and whose effects stand; all of them for None."""
         ended = [r for r in self.cells.values() if r.ran and not (r.undone or r.lost)]
         after = next((i + 1 for i, r in enumerate(ended) if r.id == cell), 0)
@@ -361,22 +361,22 @@ class MachineState:
             checkpoint: its id; None for a fresh kernel.
             after: the last cell that it has behind it.
         """
-        moment = self._moments.get(checkpoint or "")
+        moment = self._made_at.get(checkpoint or "")
         if moment is None:
-            return self.since(after), []
+            return self.effective_since(after), []
         then: list[str] = []
         for record in self.cells.values() if after is not None else ():
             if record.effective_at(moment):
                 then.append(record.id)
             if record.id == after:
                 break
-        now = self.since(None)
+        now = self.effective_since(None)
         return [cell for cell in now if cell not in set(then)], [cell for cell in then if cell not in set(now)]
 
-    def _forget_copies(self) -> None:
+    def _forget_checkpoints(self) -> None:
         self.checkpoints.clear()
-        self._moments.clear()
-        self.copies.clear()
+        self._made_at.clear()
+        self.checkpoint_kernels.clear()
 
     def _evolve_died(self, event: ev.KernelDied) -> None:
         # The cell that ran ends by its own event, which follows and finds it still there.

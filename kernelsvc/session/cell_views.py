@@ -92,7 +92,7 @@ class CellViews:
 
     def _events(self, record: CellRecord, cell: str) -> Iterable[Event]:
         mark = cell.encode()
-        for line in self._log.lines(record.first, record.last):
+        for line in self._log.lines(record.first_seq, record.last_seq):
             if mark in line:
                 event = ev.decode(line)
                 if event.cell == cell:

@@ -139,7 +139,7 @@ class Checkpoints:
     def _begin(self) -> None:
         self._reserved = 0.0
         self._cancel()
-        after = self._machine.present
+        after = self._machine.variables_after
         self._operations.put_fork(lambda: self._session.spawn(self._automatic(after)))
 
     async def wait_made(self) -> None:
@@ -186,7 +186,7 @@ class Checkpoints:
         if name is not None and self.named(name):
             raise Conflict(f"There is a checkpoint named {name!r}; drop it or choose another name.")
         machine = self._machine
-        after = machine.running.id if machine.running else machine.present
+        after = machine.running.id if machine.running else machine.variables_after
         async with self._lock:
             return await self._fork(new_id("p"), name, False, after, force)
 
@@ -229,7 +229,7 @@ class Checkpoints:
         machine = self._machine
         automatic = sorted((c for c in machine.checkpoints.values() if c.auto), key=lambda c: c.seq)
         for old in automatic[: -(self._keep + 1)]:  # by when it was made last: one that was woken is of the present
-            if machine.copies.get(old.id) not in self._resumed:
+            if machine.checkpoint_kernels.get(old.id) not in self._resumed:
                 await self._drop(old.id, "replaced by a newer one")
 
     async def drop(self, which: str) -> None:
@@ -241,7 +241,7 @@ class Checkpoints:
         await self._drop(self.find(which).id, "requested")
 
     async def _drop(self, checkpoint: str, why: str) -> None:
-        kernel = self._machine.copies.get(checkpoint)
+        kernel = self._machine.checkpoint_kernels.get(checkpoint)
         self._session.record(ev.CheckpointDropped(checkpoint=checkpoint, why=why))
         if kernel is not None and kernel not in self._resumed:
             await self._launcher.discard(kernel)
@@ -249,7 +249,7 @@ class Checkpoints:
     async def discard_all(self) -> None:
         """End every copy, without a word in the log: the session or its kernel has ended."""
         self._cancel()
-        copies = list(self._machine.copies.values())
+        copies = list(self._machine.checkpoint_kernels.values())
         await asyncio.gather(*(self._launcher.discard(kernel) for kernel in copies))
 
     # -- finding ------------------------------------------------------------------------------
@@ -297,14 +297,14 @@ class Checkpoints:
             NotFound: no such cell, or no copy of that moment is kept.
         """
         machine = self._machine
-        standing = machine.since(None)
-        wanted = cell or machine.present
+        standing = machine.effective_since(None)
+        wanted = cell or machine.variables_after
         if wanted not in standing:
             raise NotFound(f"There is no finished cell {wanted!r} to go back behind; list the session's cells.")
         position = standing.index(wanted)
         previous = standing[position - 1] if position else None
         kept = [c for c in machine.checkpoints.values() if c.after_cell == previous]
-        if not kept and previous is None and machine.began_empty:
+        if not kept and previous is None and machine.started_empty:
             return None
         if not kept:
             names = (
@@ -360,7 +360,7 @@ class Checkpoints:
         await asyncio.wait([spare])
         if spare.exception() is not None:
             return
-        late = bool(self._machine.checkpoints) or self._machine.present is not None
+        late = bool(self._machine.checkpoints) or self._machine.variables_after is not None
         if late or self._machine.state is SessionState.CLOSED:
             await self._launcher.discard(kernel)
             return
@@ -423,13 +423,13 @@ class Checkpoints:
         Raises:
             KernelDead, Timeout: it could not be woken.
         """
-        kernel = self._machine.copies.get(checkpoint.id)
+        kernel = self._machine.checkpoint_kernels.get(checkpoint.id)
         if kernel is None:
             raise KernelDead(f"The checkpoint {checkpoint.id} is gone.")
         request = msgspec.structs.replace(start_request_of(self._spec), kernel=kernel, home="")
         if sink is None:
             request = self._with_past(request, checkpoint.after_cell)
-        self._resumed &= set(self._machine.copies.values())  # the others are copies no more
+        self._resumed &= set(self._machine.checkpoint_kernels.values())  # the others are copies no more
         self._resumed.add(kernel)
         try:
             return await self._launcher.resume_copy(request, sink or self._session)

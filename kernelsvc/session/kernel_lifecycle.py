@@ -109,7 +109,7 @@ class KernelLifecycle:
     def _kernel_gone(self, exit: Exit | None) -> None:
         """Handle the end of a kernel while no server watched, or before it was ready."""
         if self._machine.state in (SessionState.STARTING, SessionState.RESTORING):
-            again = self.restore() if self._machine.copies else self.replace("not found after a restart")
+            again = self.restore() if self._machine.checkpoint_kernels else self.replace("not found after a restart")
             self._session.spawn(again)
             return
         # A cell that the log calls queued may have been sent, and may have run: it must not run again.

@@ -1,10 +1,10 @@
-"""How a session hears its kernel: batches of output become events, and stimuli about the running cell.
+"""A kernel's output: batches of messages become events, and stimuli about the running cell.
 
-Nothing that the kernel sends is trusted: a message is about the running cell only
-if it names it, and what belongs to no known cell goes to the one that runs.
+Nothing that the kernel sends is trusted. A message is about the running cell only if it names that cell. Output that
+names no known cell belongs to the running one.
 
-A batch that the disk refused comes again. ``_handled`` remembers how far it had
-come, so that nothing is on record twice.
+The kernel's adapter delivers a batch again if the disk refused it. ``_handled`` counts the messages that are on
+record, so none is recorded twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kernelsvc.protocol import kernel_events
 from kernelsvc.session.kernel_requests import KernelRequests
 from kernelsvc.session.ports import SessionPort
 
-#: Output that changes nothing but how much there is of it.
+#: Output that changes nothing in the machine but byte counts.
 _PLAIN = (ev.Stream, ev.Display, ev.Result)
 
 
@@ -54,11 +54,11 @@ class KernelOutput:
         self._handled = 0
 
     def new_kernel(self) -> None:
-        """Another kernel speaks from now on; nothing of its first batch is on record."""
+        """Expect another kernel's output: nothing of its first batch is on record."""
         self._handled = 0
 
     def flush_early(self) -> None:
-        """The kernel is in place: journal what it said before that."""
+        """Journal output that came before the kernel was attached."""
         early, self._early = self._early, []
         if early:
             self.deliver(early)
@@ -83,10 +83,10 @@ class KernelOutput:
             if stimulus is None:
                 self._collect(item, pending)
                 continue
-            if isinstance(stimulus, CellBegan) and not pending:  # it goes into the log with the output that follows
+            if isinstance(stimulus, CellBegan) and not pending:  # one write for it and the output that follows
                 pending.extend(self._machine.decide(stimulus, self._loop.time()).events)
                 continue
-            if isinstance(stimulus, KernelReplied) and self._fits(
+            if isinstance(stimulus, KernelReplied) and self._fits_limits(
                 pending
             ):  # the cell's last words and its end are one entry
                 stimulus, pending = replace(stimulus, outputs=tuple(pending)), []
@@ -103,25 +103,25 @@ class KernelOutput:
         now = self._loop.time()
         self._session.apply(self._machine.decide(stimulus, now), now)
 
-    def _fits(self, pending: list[Event]) -> bool:
-        """Whether this is output, and reaches no bound: then its cell's end may be decided before it is on record."""
+    def _fits_limits(self, pending: list[Event]) -> bool:
+        """Whether these are outputs within the limits: then the cell's end may be decided before they are on record."""
         machine, run = self._machine, self._machine.running
         if run is None or not machine.ordered or not all(isinstance(event, _PLAIN) for event in pending):
             return False
         size, policy = sum(map(output_size, pending)), machine.policy
         if _beyond(run.output_bytes + size, policy.output_bytes):
             return False
-        return not _beyond(machine.flow + size, policy.max_cell_output_bytes)
+        return not _beyond(machine.output_bytes + size, policy.max_cell_output_bytes)
 
     def _record(self, pending: list[Event], handled: int) -> None:
         self._session.apply(Decision(pending), self._loop.time())
         self._handled = handled
         run = self._machine.running
-        if run is not None and run.dropped and not run.told_truncated:
+        if run is not None and run.dropped and not run.truncation_recorded:
             kept = run.output_bytes - run.dropped
             self._handle(RecordEvents((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
         bound = self._machine.policy.max_cell_output_bytes
-        if bound is not None and self._machine.flow > bound:
+        if bound is not None and self._machine.output_bytes > bound:
             self._handle(CheckOutputLimit())
 
     def _stimulus(self, message: KernelMessage) -> Stimulus | None:
@@ -153,7 +153,7 @@ class KernelOutput:
         if event is None:
             return
         cell = self._cell_of(item.parent)
-        if item.parent in self._requests.told:
+        if item.parent in self._requests.unhandled:
             event.request = item.parent
         elif cell is not None:
             event.cell = cell

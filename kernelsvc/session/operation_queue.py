@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 
 class OperationQueue:
@@ -17,7 +18,7 @@ class OperationQueue:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[Callable[[], object]] = deque()
+        self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._forks: deque[Callable[[], object]] = deque()
         self._beginning = False
 
@@ -26,12 +27,12 @@ class OperationQueue:
         """Whether a fork was put whose request is not written yet."""
         return self._beginning or bool(self._forks)
 
-    def put(self, operation: Callable[[], object]) -> None:
+    def put(self, operation: Callable[..., object], *args: Any) -> None:
         """Begin an operation, a plain call, behind all that were put before: now if none waits."""
         if self._beginning or self._waiting:
-            self._waiting.append(operation)
+            self._waiting.append((operation, args))
         else:
-            operation()
+            operation(*args)
 
     def put_fork(self, start: Callable[[], object]) -> None:
         """Begin a fork behind all operations that were put before, and hold those that follow until it has begun.
@@ -40,7 +41,7 @@ class OperationQueue:
             start: creates the task that forks. Up to its first wait the task writes the request.
         """
         self._forks.append(start)
-        self.put(lambda: self._begin(start))
+        self.put(self._begin, start)
 
     def _begin(self, start: Callable[[], object]) -> None:
         self._beginning = True
@@ -52,4 +53,5 @@ class OperationQueue:
     def _begun(self) -> None:
         self._beginning = False
         while self._waiting and not self._beginning:
-            self._waiting.popleft()()
+            operation, args = self._waiting.popleft()
+            operation(*args)

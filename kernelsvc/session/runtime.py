@@ -23,7 +23,6 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -245,9 +244,9 @@ class SessionRuntime:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case SendCell():
-                self.operations.put(partial(self._send, effect.cell))
+                self.operations.put(self._send, effect.cell)
             case SendAnswer():
-                self.operations.put(partial(self._send_answer, effect.text))
+                self.operations.put(self._send_answer, effect.text)
             case InterruptKernel() if self.kernel and self.machine.running:
                 self._interrupt_until_dead(self.machine.running.id)
             case KillKernel() if self.kernel:
@@ -330,7 +329,7 @@ class SessionRuntime:
             self.spawn(self._exited_later(exit))
             return
         exit = self.limit_enforcer.explain(exit)
-        restorable = bool(self.machine.copies)
+        restorable = bool(self.machine.checkpoint_kernels)
         try:
             self.handle(KernelExited(str(exit.cause), exit.message, exit.signal, exit.exit_code, restorable))
         except OSError:

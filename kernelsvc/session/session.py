@@ -65,7 +65,7 @@ class Session(SessionRuntime):
     @property
     def lifetime_began(self) -> float:
         """When its lifetime began: at its start, or at the end of the last pause. Monotonic seconds."""
-        return self.machine.born if self.machine.run_since is None else self.machine.run_since
+        return self.machine.started_at if self.machine.unpaused_at is None else self.machine.unpaused_at
 
     @property
     def last_seq(self) -> int:
@@ -74,7 +74,7 @@ class Session(SessionRuntime):
 
     def kernels(self) -> set[str]:
         """Return the ids of all processes of this session: the kernel and its checkpoints."""
-        return {self.spec.kernel, *self.machine.copies.values()}
+        return {self.spec.kernel, *self.machine.checkpoint_kernels.values()}
 
     def view(self, usage: Usage) -> SessionInfo:
         """Return the session as the API shows it."""
@@ -263,7 +263,7 @@ class Session(SessionRuntime):
     def position_after(self, cell: str | None) -> int:
         """Return the position of a cell's last entry in the log; 1 if there is no such cell."""
         record = self.machine.cells.get(cell or "")
-        return record.last if record is not None else 1
+        return record.last_seq if record is not None else 1
 
     # -- checkpoints, hibernation ---------------------------------------------------------------
 

@@ -31,7 +31,7 @@ def describe(
         template=spec.template,
         state=machine.state,
         created_at=spec.created_at,
-        last_activity_at=timestamp(wall - (now - machine.active)),
+        last_activity_at=timestamp(wall - (now - machine.last_activity)),
         expires_at=None if closed or expires is None else timestamp(wall + expires - now),
         principal=spec.principal,
         labels=spec.labels,

@@ -74,7 +74,7 @@ async def test_a_lease_is_renewed_within_the_servers_lifetime(house: House) -> N
     assert left(session) == 50
     house.leases.grant(ME, "s_1", 20)
     assert left(session) == 20
-    session.machine.born -= 90
+    session.machine.started_at -= 90
     house.leases.grant(ME, "s_1", 60)
     assert left(session) == 10
     with pytest.raises(LimitTooHigh):
@@ -83,7 +83,7 @@ async def test_a_lease_is_renewed_within_the_servers_lifetime(house: House) -> N
 
 async def test_after_a_pause_its_lifetime_begins_anew(house: House) -> None:
     session = await house.open("s_1")
-    session.machine.born -= 95
+    session.machine.started_at -= 95
     assert house.leases.pause(ME, "s_1").paused
     assert left(session) == PAUSED_SECONDS
     assert not house.leases.grant(ME, "s_1", 60, at_least=True).paused

@@ -20,7 +20,7 @@ LIMITS = Limits(memory_bytes=512 * MiB, processes=64)
 class Machine:
     running: Running | None = None
     last_finished: str | None = None
-    last_struck: frozenset[str] = frozenset()
+    last_limits_reached: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -120,7 +120,7 @@ def test_counters_are_told_once_for_a_cell() -> None:
     session.machine.running = run = Running("a", 0.0)
     guard.on_cgroup_event("processes")
     assert [event.cell for event in session.recorded] == ["a"]
-    run.struck["processes"] = "told"
+    run.limits_reached["processes"] = "told"
     guard.on_cgroup_event("processes")
     guard.on_cgroup_event("no such limit")
     assert len(session.recorded) == 1
@@ -128,7 +128,7 @@ def test_counters_are_told_once_for_a_cell() -> None:
 
 def test_what_a_cell_said_of_itself_and_is_counted_after_its_end_is_not_told_again() -> None:
     session, guard = made()
-    session.machine.last_finished, session.machine.last_struck = "a", frozenset({"processes"})
+    session.machine.last_finished, session.machine.last_limits_reached = "a", frozenset({"processes"})
     guard.on_cgroup_event("processes")
     assert session.recorded == []
     guard.on_cgroup_event("processes")  # what it left behind goes on

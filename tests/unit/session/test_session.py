@@ -448,7 +448,7 @@ async def test_a_copy_that_is_being_woken_is_not_dropped_for_a_newer_one(bench):
     await session.lifecycle.rollback(second.id)
     newest = session.checkpoints.newest()
     assert newest is not None
-    assert newest.after_cell == session.machine.present
+    assert newest.after_cell == session.machine.variables_after
     assert "1" in (await run(session, "get x")).text
 
 
@@ -506,7 +506,7 @@ async def test_a_stream_of_cells_is_not_held_up_by_copies(bench):
     session = await bench.start(checkpoints=1)
     for value in range(60):
         await run(session, f"set x {value}")
-    await until(lambda: session.checkpoints.newest().after_cell == session.machine.present)
+    await until(lambda: session.checkpoints.newest().after_cell == session.machine.variables_after)
     assert types(session).count("checkpoint_made") < 60
 
 
@@ -520,7 +520,7 @@ async def test_copies_wait_for_their_turn_when_the_server_has_spent_its_share(be
     await run(session, "set x 2")
     await copied(session)
     assert types(session).count("checkpoint_made") == 1
-    assert session.checkpoints.newest().after_cell == session.machine.present
+    assert session.checkpoints.newest().after_cell == session.machine.variables_after
     assert account.credit(asyncio.get_running_loop().time()) >= -COST, "the turn of the first cell was given back"
 
 
