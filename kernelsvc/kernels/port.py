@@ -1,8 +1,7 @@
-"""The port between a session and whatever runs its cells.
+"""The port between a session and its kernel.
 
-Three adapters stand behind it: ``forked`` (a fork of a template, on the kernel
-wire), ``cold`` (any Jupyter kernelspec through ``jupyter_client``) and ``fake``
-(for tests of what lies above; held to the same contract suite).
+Three adapters implement it: ``forked`` (a fork of a template, on the kernel wire), ``zmq`` (any Jupyter kernelspec, on
+Jupyter's messaging protocol) and ``fake`` (for tests of the layers above). One contract suite holds for all three.
 
 Delivery: the adapter calls ``sink.deliver(batch)`` with everything that one
 read brought, in order. When it returns, the batch is in the journal and the
@@ -59,7 +58,7 @@ Output = KernelMessage | StreamText
 
 
 class Sink(Protocol):
-    """What a kernel's adapter calls; implemented by the session."""
+    """The receiver of a kernel's output. The session implements it."""
 
     def deliver(self, batch: Sequence[Output]) -> None:
         """Journal this batch.
@@ -69,11 +68,11 @@ class Sink(Protocol):
         """
 
     def exited(self, exit: Exit) -> None:
-        """The kernel is gone; everything it had sent was delivered before."""
+        """Handle the end of the kernel. All of its output was delivered before."""
 
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What it takes to start a kernel, or to wake a copy of one.
+    """A request to start a kernel, or to resume a fork of one.
 
     Attributes:
         workdir: the session's directory on this machine.
@@ -81,8 +80,8 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
         home: for a branch: its directory as seen inside, made but empty.
         copy_from: for a branch: its parent's directory as seen inside, to be copied.
         beside: for a branch's first checkpoint: the copy that becomes the branch.
-        execution_count: for a copy in whose place others have run cells: how far they have counted.
-        ran: the code of these cells, by their count, for its history.
+        execution_count: for a fork that continues an existing session: the session's execution count.
+        ran: the code of that session's cells since the fork, by execution count, for the kernel's history.
     """
 
     session: str
@@ -152,12 +151,12 @@ class Kernel(Protocol):
         """Deliver again what ``deliver`` refused."""
 
     def detach(self) -> None:
-        """Let go without ending it: the server stops or restarts. No ``exited`` follows."""
+        """Disconnect without ending the kernel: the server stops or restarts. No ``exited`` follows."""
 
     async def end(self) -> None:
         """End the kernel and all it started, and free what it held; its copies live on.
 
-        Safe to cancel; it ends anyway.
+        Safe to cancel. It ends anyway.
         """
 
     async def fork(
@@ -202,7 +201,7 @@ class Kernel(Protocol):
         """Put saved variables into this fresh kernel and go on counting cells from there.
 
         Raises:
-            NotSupported: they can't be loaded; nothing was put in.
+            NotSupported: they can't be loaded. Nothing was put in.
             KernelDead, Timeout: it did not answer.
         """
 
@@ -211,7 +210,7 @@ class Launcher(Protocol):
     """Starts and adopts kernels of one kind."""
 
     async def start(self, request: StartRequest, sink: Sink) -> Kernel:
-        """A kernel that is ready for its first cell.
+        """Start a kernel, and return it when it is ready for its first cell.
 
         Cancelling it ends whatever was started.
 
@@ -220,22 +219,22 @@ class Launcher(Protocol):
         """
 
     async def adopt(self, request: StartRequest, sink: Sink, *, last_frame: int) -> Kernel | None:
-        """The kernel that an earlier server started, or None if it is gone.
+        """Connect to the kernel that an earlier server started. Return None if it is gone.
 
         Raises:
-            KernelsvcError: it lives and does not answer now, or nobody could be asked; it is left alone.
+            KernelsvcError: it lives and does not answer now, or nobody could be asked. It is left alone.
         """
 
     async def how_ended(self, kernel: str) -> Exit | None:
-        """How a kernel that is gone ended, if anybody saw it."""
+        """Return how a kernel ended, or None if the host does not know."""
 
     async def resume_copy(self, request: StartRequest, sink: Sink) -> Kernel:
         """A copy that ``Kernel.fork`` made, named by ``request.kernel``, as a kernel of its own.
 
         Raises:
             KernelDead: the copy is gone.
-            Timeout: it did not wake in time; it is ended.
+            Timeout: it did not wake in time. It is ended.
         """
 
     async def discard(self, kernel: str) -> None:
-        """End a copy that nobody woke. Nothing happens if it is gone."""
+        """End a fork that no session has resumed. Nothing happens if it is gone."""

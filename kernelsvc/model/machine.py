@@ -1,23 +1,19 @@
-"""What a session does next: a pure state machine.
+"""The state machine of a session: pure, without I/O.
 
 Theory of operation
 -------------------
-``decide(stimulus, now)`` looks at the machine and a stimulus and returns an
-``Decision``: the events that have now happened and the effects to carry out. It
-changes nothing and raises a ``KernelsvcError`` for an illegal move. The session
-writes the events to the journal, then calls ``commit(outcome, now)``, which is
-the only thing that changes the machine, then carries out the effects. A failed
-write therefore leaves machine and journal as they were.
+``decide(stimulus, now)`` returns a ``Decision``: the events that have now happened and the effects to carry out. It
+changes nothing, and raises a ``KernelsvcError`` for an illegal move. The session writes the events to the journal, then
+calls ``commit(decision, now)``, then carries out the effects. Nothing else changes the machine, so a failed write
+leaves machine and journal as they were.
 
-Everything durable follows from the events alone (``model.standing``): ``evolve``
-over a journal's events rebuilds the machine after a crash of the server. What is
-volatile changes by ``effects``.
+Everything durable follows from the events alone: ``evolve`` (``model.state``) over a journal's events rebuilds the
+machine after a crash of the server. Volatile state changes by effects (``_mark``).
 
-With an *ordered* kernel (``kernels.port``) a cell has begun when it is sent, and ends
-on the kernel's reply. With one that is not, it begins when the kernel says so, and ends
-on the reply *and* the idle status, both naming the cell, whichever comes first; so
-output that was sent before either is in the log before the end. The kernel is hostile:
-messages about cells that are not the running one change nothing here.
+With an *ordered* kernel (``kernels.port``) a cell begins when it is sent, and ends on the kernel's reply. With any
+other kernel it begins when the kernel reports that, and ends when both the reply and the idle status have come, in
+either order. Both name the cell. So output that was sent before either is in the log before the end. The kernel is
+hostile: messages about a cell that is not the running one change nothing.
 """
 
 from __future__ import annotations
@@ -82,12 +78,12 @@ from kernelsvc.model.story import Story
 
 S = SessionState
 
-#: How long a paused session waits to be wanted again: as long as E2B keeps a paused sandbox.
+#: Seconds that a paused session is kept: as long as E2B keeps a paused sandbox.
 PAUSED_SECONDS = 30 * 24 * 3600.0
 
 
 class Machine(MachineState):
-    """One session's state, and what it does next. See the module's docstring for how it is used.
+    """One session's state and decisions. See the module's docstring for how it is used.
 
     Attributes:
         validate: check the invariants after each transition. Tests switch it on by ``KERNELSVC_VALIDATE=1``.
@@ -100,7 +96,7 @@ class Machine(MachineState):
     # -- decisions ---------------------------------------------------------------
 
     def decide(self, stimulus: Stimulus, now: float) -> Decision:
-        """What follows from ``stimulus``; changes nothing.
+        """Return what follows from ``stimulus``. Change nothing.
 
         Raises:
             SessionClosed, KernelDead, Conflict, CellExists, QuotaExceeded: an illegal move.
@@ -113,7 +109,7 @@ class Machine(MachineState):
         return out
 
     def _begin(self, out: Decision) -> None:
-        """Say of a cell that is about to be sent that it has begun; not again of one that is sent again."""
+        """Add the start of a cell that is about to be sent, but not a second one if it is sent again."""
         for effect in out.effects:
             if isinstance(effect, SendCell):
                 known = self.cells.get(effect.cell)
@@ -122,11 +118,11 @@ class Machine(MachineState):
                     out.events.append(ev.CellStarted(cell=effect.cell, execution_count=count))
 
     def _count_of(self, cell: str, before: list[Event]) -> int | None:
-        """The number that the kernel will give to a cell; None for a silent one.
+        """Return the execution count that the kernel will give to a cell; None for a silent one.
 
         Args:
-            cell: sent next.
-            before: what goes on record first; its being queued, perhaps.
+            cell: the cell that is sent next.
+            before: events that are journaled first, among them perhaps that the cell is queued.
         """
         count, spec = self.execution_count, self.queue.get(cell)
         for event in before:
@@ -294,7 +290,7 @@ class Machine(MachineState):
         return self._after(events, finished)
 
     def _user_expressions(self, cell: str, reply: KernelReplied) -> dict[str, Any]:
-        """Of what the kernel says of expressions: those that the cell's request named."""
+        """Return the values of those user expressions that the cell's request named."""
         queued = self.queue.get(cell)
         names = queued.user_expressions if queued else {}
         return {name: reply.expressions[name] for name in names if name in reply.expressions}
@@ -317,7 +313,7 @@ class Machine(MachineState):
         return Reason.ERROR, text, None
 
     def _cause(self, run: Running) -> str | None:
-        """The limit for which a cell is stopped, with the figure; None if somebody asked for it."""
+        """Return the limit for which a cell is stopped, with its figure; None if a client interrupted it."""
         if self.output_limit_reached:
             return self._output_limit_text()
         timeout = f"{self._timeout_text(run.id)} reached" if run.stop is Reason.TIMEOUT else None
@@ -338,7 +334,7 @@ class Machine(MachineState):
         )
 
     def _after(self, before: list[Event], finished: ev.CellFinished) -> Decision:
-        """The end of the running cell, what it cancels, and the next one."""
+        """End the running cell, cancel the cells that its failure cancels, and send the next."""
         run = self.running
         assert run is not None
         if run.dropped:
@@ -349,7 +345,7 @@ class Machine(MachineState):
         spec = self.queue.get(run.id)
         if finished.reason is not Reason.OK and spec is not None and spec.on_error == "stop":
             text = f"Cell {run.id} before it ended in {finished.reason}."
-            # Whoever had read of the failure and sent a cell all the same meant it.
+            # Cells submitted after the failure was reported are not cancelled: their client knew of it.
             doomed = waiting if run.cancels is None else [c for c in waiting if c in run.cancels]
             out.events += [ev.CellFinished(cell=c, reason=Reason.CANCELLED, message=text) for c in doomed]
             waiting = [c for c in waiting if c not in doomed]
@@ -501,12 +497,12 @@ class Machine(MachineState):
         return found
 
     def expires_at(self) -> float | None:
-        """When the session ends by itself if nothing happens (monotonic seconds)."""
+        """Return when the session ends if nothing happens, in monotonic seconds; None for never."""
         found = self._expiry()
         return min(found)[0] if found else None
 
     def _hibernates_at(self) -> float | None:
-        """When it has rested long enough to be put to sleep."""
+        """Return when it has been idle for long enough to hibernate, in monotonic seconds; None for never."""
         rest = self.policy.hibernate_seconds
         awake = self.state is S.IDLE and not self.cannot_hibernate and not self.queue
         if self.paused:
@@ -516,7 +512,7 @@ class Machine(MachineState):
         return self.last_activity + rest if rest is not None and awake else None
 
     def next_deadline(self) -> float | None:
-        """When ``Tick`` is wanted next (monotonic seconds)."""
+        """Return when the next ``Tick`` is due, in monotonic seconds; None for never."""
         if self.state is S.CLOSED:
             return None
         kill = self.running.kill_at if self.running else None
@@ -552,7 +548,7 @@ class Machine(MachineState):
         return Decision([], [Hibernate()] if rest is not None and now >= rest else [])
 
     def _check_output_limit(self, now: float) -> Decision:
-        """More output than the log may take of one cell: interrupt it, or end the kernel if no cell runs."""
+        """Interrupt a cell whose output is above the limit of the log; without a cell, end the kernel."""
         bound = self.policy.max_cell_output_bytes
         if bound is None or self.output_bytes <= bound or self.output_limit_reached or self.state is S.CLOSED:
             return Decision()
@@ -578,15 +574,15 @@ class Machine(MachineState):
 
     # -- changes ---------------------------------------------------------------------
 
-    def commit(self, outcome: Decision, now: float) -> None:
-        """Make the outcome true. Call it when its events are in the journal."""
+    def commit(self, decision: Decision, now: float) -> None:
+        """Apply a decision whose events are in the journal."""
         before = self.state
-        for event in outcome.events:
+        for event in decision.events:
             self.evolve(event, now)
-        for effect in outcome.effects:
+        for effect in decision.effects:
             self._mark(effect, now)
         if self.story is not None:
-            self.story.add(outcome, now, before, self.state)
+            self.story.add(decision, now, before, self.state)
         if self.validate:
             check_invariants(self)
 

@@ -1,12 +1,10 @@
-"""Where a session stands, by its events: the state that a journal's replay rebuilds.
+"""The state of a session as its events define it: a replay of the journal rebuilds it.
 
-``evolve`` is the only way in which an event changes it, and everything durable
-follows from the events alone. What the events don't hold (has the reply come,
-when is the grace over) is volatile: ``model.machine`` notes it, and after a crash
-of the server the kernel makes it good by saying again what was not acknowledged.
+An event changes the state by ``evolve`` alone, and everything durable follows from the events. Facts that no event
+holds (whether the reply has come, when the grace time is over) are volatile: ``model.machine`` keeps them, and after a
+crash of the server the kernel sends again whatever was not acknowledged.
 
-What must change together: a new state needs a row in ``MOVES``; the diagram in
-``docs/reference/states.md`` is drawn from that table.
+A new state needs a row in ``MOVES``. The diagram in ``docs/reference/states.md`` is drawn from that table.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ STOPS: dict[str, Reason] = {"timeout": Reason.TIMEOUT, **limit_causes.REASONS}
 
 @dataclass
 class CellRecord:
-    """What the machine keeps of a cell for the session's whole life: small, and flat in time."""
+    """One cell, as the machine keeps it for the session's whole life: of constant size."""
 
     id: str
     state: CellState
@@ -58,7 +56,7 @@ class CellRecord:
     reason: Reason | None = None
     execution_count: int | None = None
     ran: bool = False
-    lost: bool = False  # its effects went with the kernel
+    lost: bool = False  # its effects ended with their kernel
     toggled_at: tuple[int, ...] = ()  # seqs of the events that undid it, brought it back, undid it again
 
     @property
@@ -73,7 +71,7 @@ class CellRecord:
 
 @dataclass
 class Running:
-    """The cell that the kernel has: volatile but for its id."""
+    """The cell that the kernel runs: volatile except for its id."""
 
     id: str
     sent_at: float
@@ -84,11 +82,11 @@ class Running:
     stop: Reason | None = None
     why: str = ""
     kill_at: float | None = None
-    cancels: tuple[str, ...] | None = None  # what waited when it said that it failed
+    cancels: tuple[str, ...] | None = None  # cells that waited when it reported its failure
     output_bytes: int = 0
     dropped: int = 0
     truncation_recorded: bool = False
-    limits_reached: dict[str, str] = field(default_factory=dict)  # limits that struck, with the words
+    limits_reached: dict[str, str] = field(default_factory=dict)  # limits reached, with their messages
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Policy:
-    """The figures that decisions need. Seconds; bytes; counts."""
+    """The figures that decisions need, in seconds, bytes and counts."""
 
     cell_seconds: float | None = 600.0
     idle_seconds: float | None = 3600.0
@@ -126,7 +124,7 @@ class Policy:
 
 
 def digest(code: str) -> int:
-    """A cell's code as a number, to tell a retry from another cell with the same id."""
+    """Return a hash of a cell's code, which tells a retry from another cell with the same id."""
     return hash(("cell", code))
 
 
@@ -145,21 +143,21 @@ class MachineState:
         self.checkpoint_kernels: dict[str, str] = {}  # checkpoint -> the kernel id of the parked process
         self._made_at: dict[str, int] = {}  # checkpoint -> how long the log was when it was first made
         self.last_finished: str | None = None
-        self.last_limits_reached: frozenset[str] = frozenset()  # the limits that struck the cell that ran last
-        self.variables_after: str | None = None  # the cell after which the variables are as they are now
-        self.started_empty = True  # before the first cell whose effects stand there was a fresh kernel
+        self.last_limits_reached: frozenset[str] = frozenset()  # of the cell that ran last
+        self.variables_after: str | None = None  # the variables are those after this cell
+        self.started_empty = True  # a fresh kernel came before the first effective cell
         self.started_at = now
         self.last_activity = now
         self.frame = 0
         self.output_bytes = 0  # output since the last cell began
         self.output_limit_reached = False
         self.close_reason: str | None = None
-        self.programs: set[int] = set()  # that run beside the kernel
-        self.cannot_hibernate = False  # it could not be put to sleep; not tried again before the next cell
+        self.programs: set[int] = set()  # pids; below 0 while one starts
+        self.cannot_hibernate = False  # not tried again before the next cell
         self.lease: ev.Leased | None = None
         self.leased_until = now
-        self.ordered = False  # whether the kernel is; known when there is one
-        self.unpaused_at: float | None = None  # when it was last taken out of a pause
+        self.ordered = False  # whether the kernel is (kernels.port); known once it is attached
+        self.unpaused_at: float | None = None  # the end of the last pause
 
     @property
     def hibernated(self) -> bool:
@@ -349,17 +347,17 @@ class MachineState:
             self._move(S.RESTORING)
 
     def effective_since(self, cell: str | None) -> list[str]:
-        """Cells that finished after ``cell`` and whose effects stand; all of them for None."""
+        """Return the cells after ``cell`` whose effects are in the variables; all such cells for None."""
         ended = [r for r in self.cells.values() if r.ran and not (r.undone or r.lost)]
         after = next((i + 1 for i, r in enumerate(ended) if r.id == cell), 0)
         return [r.id for r in ended[after:]]
 
     def rollback_effect(self, checkpoint: str | None, after: str | None) -> tuple[list[str], list[str]]:
-        """What waking a checkpoint undoes of the cells that stand, and what it brings back of those that don't.
+        """Return the cells that resuming a checkpoint undoes, and those that it brings back.
 
         Args:
-            checkpoint: its id; None for a fresh kernel.
-            after: the last cell that it has behind it.
+            checkpoint: its id, None for a fresh kernel.
+            after: the last cell before the checkpoint.
         """
         moment = self._made_at.get(checkpoint or "")
         if moment is None:
@@ -385,7 +383,7 @@ class MachineState:
 
 
 def output_size(event: Event) -> int:
-    """How much of the output budget an event uses, in characters of what was sent."""
+    """Return the share of an event in the output budget, in characters."""
     match event:
         case ev.Stream():
             return len(event.text)

@@ -1,6 +1,6 @@
-"""What may happen to a session, and what the session must then do: values only.
+"""Stimuli (what can happen to a session) and effects (what the session must then do): values only.
 
-``machine.decide`` turns a stimulus into an ``Decision`` of events and effects.
+``Machine.decide`` turns a stimulus into a ``Decision``, which holds events and effects.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Submit:
 
 @dataclass(frozen=True)
 class CellBegan:
-    """The kernel says that it runs a cell."""
+    """The kernel reports that it runs a cell."""
 
     cell: str
     execution_count: int | None
@@ -38,7 +38,7 @@ class KernelReplied:
     """The kernel's ``execute_reply``.
 
     Attributes:
-        outputs: what the cell put out last, which goes on record together with its end.
+        outputs: the cell's last outputs, which are journaled together with its end.
     """
 
     cell: str
@@ -50,8 +50,8 @@ class KernelReplied:
     cpu_ms: float | None = None
     peak_rss_bytes: int | None = None
     frame: int | None = None
-    struck: str = ""  # of ``caps.STRIKES``: the cap that its exception tells of
-    expressions: Mapping[str, Any] = field(default_factory=dict)  # what the kernel says of each
+    struck: str = ""  # the limit that its exception names (``limit_causes``)
+    expressions: Mapping[str, Any] = field(default_factory=dict)  # the kernel's value for each
     room: int | None = None  # size of the scratch space that was full, bytes
     outputs: tuple[Event, ...] = ()
 
@@ -119,7 +119,7 @@ class StartFailed:
 
 @dataclass(frozen=True)
 class Interrupt:
-    """Stop the running cell; ``reason`` is what it will have ended of."""
+    """Stop the running cell, which then ends with ``reason``."""
 
     why: str = "requested"
     reason: Reason = Reason.INTERRUPTED
@@ -165,17 +165,17 @@ class Resume:
 
 @dataclass(frozen=True)
 class BeginSwitch:
-    """Another copy of the kernel is about to take over (rollback); refused while a cell runs or waits."""
+    """The kernel is about to be replaced or to end (rollback, hibernation). Refused while a cell runs or waits."""
 
 
 @dataclass(frozen=True)
 class AbortSwitch:
-    """The switch came to nothing; the old kernel goes on."""
+    """The switch failed; the session keeps its kernel."""
 
 
 @dataclass(frozen=True)
 class StateSaved:
-    """The variables are saved; the kernel is let go."""
+    """The variables are saved and the kernel has ended."""
 
     event: Event
 
@@ -194,12 +194,12 @@ class Tick:
 
 @dataclass(frozen=True)
 class CheckOutputLimit:
-    """Output has come: is it more than the log may take of one cell?"""
+    """Output was journaled: compare it with the limit of the log."""
 
 
 @dataclass(frozen=True)
 class RecordEvents:
-    """Something happened that the machine only has to know of."""
+    """Events that need no decision."""
 
     events: tuple[Event, ...]
 
@@ -284,7 +284,7 @@ class SendAnswer:
 
 @dataclass(frozen=True)
 class InterruptKernel:
-    """SIGINT; at ``kill_at`` (monotonic seconds) it is killed if the cell still runs."""
+    """Send SIGINT. At ``kill_at`` (monotonic seconds) the kernel is killed if the cell still runs."""
 
     reason: Reason
     kill_at: float
@@ -292,7 +292,7 @@ class InterruptKernel:
 
 @dataclass(frozen=True)
 class KillKernel:
-    """SIGKILL to all of it; an ``KernelExited`` follows."""
+    """Send SIGKILL to all processes of the kernel. A ``KernelExited`` follows."""
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ class StartKernel:
 
 @dataclass(frozen=True)
 class WakeCheckpoint:
-    """Wake the newest checkpoint in place of the dead kernel."""
+    """Resume the newest checkpoint in place of the dead kernel."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ class ResumeQueue:
 
 @dataclass(frozen=True)
 class Hibernate:
-    """It has rested for long: save the variables and let the kernel go."""
+    """Save the variables of an idle session and end its kernel."""
 
 
 @dataclass(frozen=True)
@@ -371,7 +371,7 @@ class Decision:
     """The events that happened and the effects that follow.
 
     Attributes:
-        stimulus: what was decided on; None for events that are only recorded.
+        stimulus: the cause, None for events that are only recorded.
     """
 
     events: list[Event] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""One session: a kernel, a log and a machine, held together. Called by ``service`` and nothing else."""
+"""One session: a kernel, a log and a state machine. Only ``service`` uses it."""
 
 from kernelsvc.session.ids import new_id, new_kernel_id
 from kernelsvc.session.session import Session

@@ -1,19 +1,17 @@
-"""Checkpoints: copies of the kernel that wait, and the waking of one.
+"""Checkpoints: forks of the kernel that wait, and their resumption.
 
-A copy is made by ``Kernel.fork`` between two cells and costs the kernel a few
-milliseconds, so *when* matters more than *how*:
+``Kernel.fork`` makes one between two cells and holds the kernel up for a few milliseconds. So the moment matters more
+than the way:
 
-* The automatic one is asked for the moment a cell has ended, while its client
-  reads the answer and thinks. Whoever thinks longer than a fork takes never
-  notices it, and a crash then costs exactly the cell that crashed.
-* A program that sends cell after cell without a pause would wait for every fork,
-  and many of them would keep a machine busy with copies. ``model.copying``
-  decides when theirs are made; a crash meanwhile goes back to the last copy, and
-  the event says to which cell.
+* An automatic checkpoint is requested when a cell has ended, while its client reads the result. A client that thinks
+  for longer than a fork takes does not notice. A crash then costs exactly the cell that crashed.
+* A program that sends cell after cell would wait for every fork, and many such programs would keep the machine busy.
+  ``model.checkpoint_policy`` decides when to fork for them. A crash returns to the last checkpoint, and the event names
+  the cell after which it was made.
 
-``keep`` earlier states are kept for undo, besides the copy of the present one
-that a crash needs. Waking uses a copy up, so after each waking a new one is
-made of the same moment; a checkpoint's id is therefore not its kernel's id.
+For rollbacks, ``keep`` earlier states stay, in addition to the checkpoint of the present that a crash needs. Resuming
+uses a checkpoint up, because its process becomes the session's kernel. So another fork of the same moment follows, and
+a checkpoint's id differs from its kernel's id.
 """
 
 from __future__ import annotations
@@ -43,18 +41,18 @@ from kernelsvc.session.spec import SessionSpec, start_request_of
 log = logging.getLogger(__name__)
 
 
-#: Characters of code that a woken copy is told for its history.
+#: Characters of code that a resumed kernel gets for its history.
 MAX_HISTORY = 100_000
 
 
 class NullSink:
-    """A sink for a copy that is woken only to be forked: it runs no cell."""
+    """A sink for a kernel that is resumed only to be forked: it runs no cell."""
 
     def deliver(self, batch: Sequence[Output]) -> None:
-        """Nothing is expected."""
+        """Drop the output: none is expected."""
 
     def exited(self, exit: Exit) -> None:
-        """Its fork requests fail by themselves."""
+        """Do nothing: open fork requests fail by themselves."""
 
 
 class Checkpoints:
@@ -104,13 +102,13 @@ class Checkpoints:
     # -- when ------------------------------------------------------------------------
 
     def cell_sent(self, now: float) -> None:
-        """A cell goes to the kernel."""
+        """Note that a cell is sent, and postpone a checkpoint that waits for its turn."""
         self._budget.sent(self._spec.id, now)
         self._schedule.sent(now, self._budget.load(now))
         self._cancel()
 
     def cell_ended(self, now: float, usage: CellUsage) -> None:
-        """A cell has ended; make a copy now, later, or not."""
+        """Make a checkpoint after a cell: now, later, or not at all."""
         budget, schedule = self._budget, self._schedule
         cpu = None if usage.cpu_ms is None else usage.cpu_ms / 1000
         schedule.ended(now, usage.wall_ms / 1000, cpu, budget.load(now))
@@ -125,7 +123,7 @@ class Checkpoints:
             self._after(schedule.idle_delay(budget.load(now)), self._take_turn)
 
     def _take_turn(self) -> None:
-        """Make a copy when the account has what it costs."""
+        """Make a checkpoint as soon as the budget covers its cost."""
         cost = self._reserved = self._schedule.cost
         self._after(self._budget.reserve(asyncio.get_running_loop().time(), cost), self._begin)
 
@@ -143,13 +141,13 @@ class Checkpoints:
         self._operations.put_fork(lambda: self._session.spawn(self._automatic(after)))
 
     async def wait_made(self) -> None:
-        """Wait until no copy is being made. Safe to cancel."""
+        """Wait until no fork is under way. Safe to cancel."""
         async with self._lock:
             return
 
     @property
     def busy(self) -> bool:
-        """Whether a copy is being asked for, or made."""
+        """Whether a fork is requested or under way."""
         return self._operations.fork_waits or self._lock.locked()
 
     def _cancel(self) -> None:
@@ -169,7 +167,7 @@ class Checkpoints:
             log.info("session %s: no checkpoint: %s", self._spec.id, error.message)
 
     def _skip(self, why: list[str]) -> None:
-        """Say why there is no copy, once for the same reasons in a row."""
+        """Record why there is no checkpoint, once for the same reasons in a row."""
         if why != self._skipped_for and self._machine.state is not SessionState.CLOSED:
             self._skipped_for = why
             self._session.try_record(ev.CheckpointSkipped(why=why))
@@ -177,11 +175,11 @@ class Checkpoints:
     # -- making ---------------------------------------------------------------------------
 
     async def make(self, name: str | None = None, *, force: bool = False) -> Checkpoint:
-        """A copy of the kernel as it is after everything sent so far.
+        """Fork the kernel as it is after everything sent so far, and return the checkpoint.
 
         Raises:
-            CannotFork, NotSupported, KernelDead, Timeout: there is none.
-            Conflict: the name is taken.
+            CannotFork, NotSupported, KernelDead, Timeout: the kernel was not forked.
+            Conflict: another checkpoint has the name.
         """
         if name is not None and self.named(name):
             raise Conflict(f"There is a checkpoint named {name!r}; drop it or choose another name.")
@@ -225,7 +223,7 @@ class Checkpoints:
         return known
 
     async def _thin(self) -> None:
-        """Drop automatic checkpoints past ``keep``, besides the newest and one that is just being woken."""
+        """Drop automatic checkpoints past ``keep``, except the newest and one that is being resumed."""
         machine = self._machine
         automatic = sorted((c for c in machine.checkpoints.values() if c.auto), key=lambda c: c.seq)
         for old in automatic[: -(self._keep + 1)]:  # by when it was made last: one that was woken is of the present
@@ -247,7 +245,7 @@ class Checkpoints:
             await self._launcher.discard(kernel)
 
     async def discard_all(self) -> None:
-        """End every copy, without a word in the log: the session or its kernel has ended."""
+        """End all checkpoints without an event: the session or its kernel has ended."""
         self._cancel()
         copies = list(self._machine.checkpoint_kernels.values())
         await asyncio.gather(*(self._launcher.discard(kernel) for kernel in copies))
@@ -255,11 +253,11 @@ class Checkpoints:
     # -- finding ------------------------------------------------------------------------------
 
     def named(self, name: str) -> Checkpoint | None:
-        """The checkpoint of that name."""
+        """Return the checkpoint of that name, or None."""
         return next((c for c in self._machine.checkpoints.values() if c.name == name), None)
 
     def find(self, which: str) -> Checkpoint:
-        """The checkpoint of that id or name.
+        """Return the checkpoint of that id or name.
 
         Raises:
             NotFound: there is none.
@@ -273,7 +271,7 @@ class Checkpoints:
         """Return the checkpoint that a rollback resumes, or None for a fresh kernel.
 
         Args:
-            to: a checkpoint's id or name, or a cell's id; None for the last cell. Of a cell: the state before it.
+            to: a checkpoint's id or name, or a cell's id, None for the last cell. Of a cell: the state before it.
 
         Raises:
             NotFound: no such checkpoint, or that moment is not kept.
@@ -283,18 +281,18 @@ class Checkpoints:
         return self.before(to)
 
     def newest(self, besides: Collection[str] = ()) -> Checkpoint | None:
-        """The checkpoint of the latest moment; those ``besides`` are left out."""
+        """Return the checkpoint of the latest moment, except those in ``besides``, None if there is none."""
         kept = [c for c in self._machine.checkpoints.values() if c.id not in besides]
         return max(kept, key=lambda c: c.seq, default=None)
 
     def before(self, cell: str | None) -> Checkpoint | None:
-        """The copy of the state before a cell; by default before the last one that finished.
+        """Return the checkpoint of the state before a cell, by default before the last finished one.
 
         Returns:
-            None for the state before the very first cell when no copy of it is kept: any fresh kernel has it.
+            None for the state before the first cell if it has no checkpoint: any fresh kernel has that state.
 
         Raises:
-            NotFound: no such cell, or no copy of that moment is kept.
+            NotFound: no such cell, or no checkpoint of that moment.
         """
         machine = self._machine
         standing = machine.effective_since(None)
@@ -316,19 +314,19 @@ class Checkpoints:
     async def fork_branches(
         self, copies: Sequence[StartRequest], spares: Sequence[StartRequest], *, at: str | None, force: bool
     ) -> tuple[list[str], list[asyncio.Task[ForkResult]]]:
-        """Fork copies that other sessions will wake, all from one moment.
+        """Fork kernels that other sessions will resume, all from one moment.
 
         Args:
             copies: one request each, named by its kernel.
-            spares: more copies, which nobody waits for: a branch's first checkpoint each.
+            spares: one request more for each branch: its first checkpoint. The call does not wait for these forks.
             at: a checkpoint's id or name, or None for now, after everything sent so far.
             force: fork although something would be lost.
 
         Raises:
-            CannotFork, KernelDead, NotFound, Timeout: none of them is left.
+            CannotFork, KernelDead, NotFound, Timeout: no fork remains.
 
         Returns:
-            What runs on in both copies, or is lost; and the spares, in the making.
+            Warnings (what runs on in both processes, or is lost), and the tasks that make the spares.
         """
         source = await self._branching_kernel(at)
         # All requests are with the kernel before any cell that comes later.
@@ -356,7 +354,7 @@ class Checkpoints:
         return self._keep > 0
 
     async def adopt_first(self, kernel: str, spare: asyncio.Future[ForkResult]) -> None:
-        """Take the copy that was made together with this branch as its first checkpoint, so that no cell is without."""
+        """Use the fork that was made together with this branch as its first checkpoint."""
         await asyncio.wait([spare])
         if spare.exception() is not None:
             return
@@ -376,11 +374,11 @@ class Checkpoints:
     async def restrict_writes(self, kernel: Kernel | None = None) -> list[str]:
         """Take from the kernel the right to write where the session's branches have their directories.
 
-        A kernel that was copied before they were made has it still: it comes back with
-        a rollback, or after a crash.
+        A kernel that was forked before these directories existed still has the right, and a rollback or a restore
+        brings such a kernel back.
 
         Returns:
-            What the model should know, if it could not be done.
+            Warnings for the model, if it could not be done.
         """
         kernel = kernel or self._session.kernel
         depth = branch_dirs.branch_count(Path(self._spec.workdir))
@@ -390,7 +388,7 @@ class Checkpoints:
         return [f"The parent can still write into its branches' directories: {why}"] if why else []
 
     async def _branching_kernel(self, at: str | None) -> Kernel:
-        """The kernel to fork from: the live one, or a copy of a checkpoint woken just for that."""
+        """Return the kernel to fork from: the live one, or a checkpoint that is resumed for this purpose."""
         kernel = self._session.kernel
         if kernel is None:
             raise KernelDead()
@@ -438,7 +436,7 @@ class Checkpoints:
             raise
 
     async def start_fresh(self) -> Kernel:
-        """A fresh kernel that goes on counting, for the state before the first cell. The copies stay.
+        """Start a kernel that continues the execution count, for the state before the first cell. Checkpoints stay.
 
         Raises:
             KernelsvcError: it could not be started.
@@ -448,13 +446,13 @@ class Checkpoints:
         return await self._launcher.start(request, self._session)
 
     def _with_past(self, request: StartRequest, after: str | None) -> StartRequest:
-        """For a kernel that goes on where others have been."""
+        """Add execution count and past code for a kernel that continues an existing session."""
         return msgspec.structs.replace(
             request, execution_count=self._machine.execution_count, ran=self._ran_since(after)
         )
 
     def _ran_since(self, cell: str | None) -> dict[int, str]:
-        """Code that was run after a cell, by its count, as far as a history is worth it."""
+        """Return the code that ran after a cell, by execution count: the latest ``MAX_HISTORY`` characters of it."""
         records = list(self._machine.cells.values())
         first = next((n + 1 for n, record in enumerate(records) if record.id == cell), 0)
         ran: dict[int, str] = {}

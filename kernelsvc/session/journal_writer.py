@@ -36,7 +36,7 @@ class JournalWriter:
         recovered: called when the journal can be written again.
 
     Attributes:
-        fault: why the journal can't be written now; None if it can.
+        fault: why the journal can't be written now, None if it can.
     """
 
     def __init__(

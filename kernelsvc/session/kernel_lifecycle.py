@@ -34,7 +34,7 @@ class KernelLifecycle:
         spec: what the session is.
         launcher: starts, finds and ends kernels.
         checkpoints: kernels that wait.
-        saved: the file for the variables of a hibernated session; None if it can't hibernate.
+        saved: the file for the variables of a hibernated session, None if it can't hibernate.
         versions: recorded with the session's start.
     """
 
@@ -59,7 +59,7 @@ class KernelLifecycle:
     # -- the first kernel of a session, and of a server ---------------------------------
 
     async def start(self, *, copy: bool) -> None:
-        """Start the first kernel and write the first event; see ``Session.start``."""
+        """Start the first kernel and write the first event. See ``Session.start``."""
         begin = self._launcher.resume_copy if copy else self._launcher.start
         spec = self._spec
         kernel = await begin(start_request_of(spec), self._session)
@@ -82,7 +82,7 @@ class KernelLifecycle:
             raise AtCapacity("The log can't be written; free disk space and try again.") from error
 
     async def adopt(self) -> None:
-        """Connect to the kernel of an earlier server, or replace it if it is gone; see ``Session.adopt``."""
+        """Connect to the kernel of an earlier server, or replace it if it is gone. See ``Session.adopt``."""
         if self._machine.hibernated:
             if self._machine.queue:  # the earlier server ended before it had resumed the session for them
                 self._session.handle(Resume())
@@ -174,7 +174,7 @@ class KernelLifecycle:
         Raises:
             NotFound: no such checkpoint, or that moment is not kept.
             Conflict: a cell runs or waits.
-            KernelsvcError: the checkpoint could not be resumed, or no fresh kernel started; nothing has changed.
+            KernelsvcError: the checkpoint could not be resumed, or no fresh kernel started. Nothing has changed.
         """
         self._session.require_writable()
         await self.ensure_running()

@@ -64,7 +64,7 @@ class KernelOutput:
             self.deliver(early)
 
     def deliver(self, batch: Sequence[Output]) -> None:
-        """Journal a batch; see ``port.Sink``."""
+        """Journal a batch. See ``port.Sink``."""
         if self._machine.state is SessionState.CLOSED:
             return
         if self._session.kernel is None:

@@ -18,7 +18,7 @@ from kernelsvc.model.stimuli import Decision, Stimulus
 
 
 class LogReader(Protocol):
-    """A cursor in a log; see ``service.api.Subscription``."""
+    """A cursor in a log. See ``service.api.Subscription``."""
 
     last_seq: int
 
@@ -70,21 +70,21 @@ class SessionPort(Sink, Protocol):
 
     @property
     def kernel(self) -> Kernel | None:
-        """The kernel that cells go to; None while there is none."""
+        """The kernel that cells go to, None while there is none."""
 
     def handle(self, stimulus: Stimulus) -> Decision:
         """Decide on a stimulus, journal, commit and carry out.
 
         Raises:
-            KernelsvcError: an illegal move; nothing changed.
-            OSError: the journal can't be written; nothing changed.
+            KernelsvcError: an illegal move. Nothing changed.
+            OSError: the journal can't be written. Nothing changed.
         """
 
     def apply(self, decision: Decision, now: float) -> None:
         """Journal a decision, commit it and carry it out. A ``flush`` must follow.
 
         Raises:
-            OSError: the journal can't be written; nothing changed.
+            OSError: the journal can't be written. Nothing changed.
         """
 
     def flush(self) -> None:

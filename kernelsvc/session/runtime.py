@@ -88,7 +88,7 @@ class SessionRuntime:
     Args:
         spec: what the session is.
         journal: its log.
-        launcher: starts its kernels; None for a session that has ended and is only read.
+        launcher: starts its kernels, None for a session that has ended and is only read.
         policy: figures for the machine.
         sync: see ``JournalWriter``.
         observer: called with events that were appended.
@@ -97,7 +97,7 @@ class SessionRuntime:
         checkpoint_max_bytes: no automatic checkpoint of a kernel above this size.
         account: the server's budget for checkpoints.
         sign: makes the event that signs the complete journal.
-        saved: the file for the variables of a hibernated session; None if it can't hibernate.
+        saved: the file for the variables of a hibernated session, None if it can't hibernate.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class SessionRuntime:
     # -- the kernel in use (ports.SessionPort) -------------------------------------------
 
     def attach_kernel(self, kernel: Kernel, event: Event) -> None:
-        """Send cells to this kernel from now on; see ``ports``."""
+        """Send cells to this kernel from now on. See ``ports``."""
         self.kernel, self.sandbox = kernel, kernel.sandbox
         self.spec.kernel = kernel.info.id or self.spec.kernel
         self.kernel_output.new_kernel()
@@ -173,13 +173,13 @@ class SessionRuntime:
         self.kernel_output.flush_early()
 
     def release_kernel(self, why: KernelsvcError) -> Kernel | None:
-        """Send no more to the current kernel and return it; see ``ports``."""
+        """Send no more to the current kernel and return it. See ``ports``."""
         kernel, self.kernel = self.kernel, None
         self.kernel_requests.fail(why)
         return kernel
 
     def next_start_request(self) -> StartRequest:
-        """Return the request for this session's next fresh kernel; see ``ports``."""
+        """Return the request for this session's next fresh kernel. See ``ports``."""
         self.spec.kernel = new_kernel_id()
         return start_request_of(self.spec)
 
@@ -198,7 +198,7 @@ class SessionRuntime:
     # -- decisions ----------------------------------------------------------------------
 
     def handle(self, stimulus: Stimulus) -> Decision:
-        """Decide, journal, commit and carry out; see ``ports``."""
+        """Decide, journal, commit and carry out. See ``ports``."""
         now = self._loop.time()
         decision = self.machine.decide(stimulus, now)
         self.apply(decision, now)
@@ -206,7 +206,7 @@ class SessionRuntime:
         return decision
 
     def apply(self, decision: Decision, now: float) -> None:
-        """Journal, then commit, then carry out; see ``ports``."""
+        """Journal, then commit, then carry out. See ``ports``."""
         events = decision.events
         if events:
             self.journal.append(events)
@@ -320,11 +320,11 @@ class SessionRuntime:
     # -- the kernel's output and end (kernels.port.Sink) ------------------------------------
 
     def deliver(self, batch: Sequence[Output]) -> None:
-        """Journal a batch; see ``kernels.port``."""
+        """Journal a batch. See ``kernels.port``."""
         self.kernel_output.deliver(batch)
 
     def exited(self, exit: Exit) -> None:
-        """Handle the end of the kernel; see ``kernels.port``. A fork that is under way may replace it."""
+        """Handle the end of the kernel. See ``kernels.port``. A fork that is under way may replace it."""
         if self.checkpoints.busy:
             self.spawn(self._exited_later(exit))
             return
@@ -342,18 +342,18 @@ class SessionRuntime:
         self.exited(exit)
 
     def require_writable(self) -> None:
-        """Raise AtCapacity if the journal can't be written now; see ``ports``."""
+        """Raise AtCapacity if the journal can't be written now. See ``ports``."""
         self.journal.require_writable()
 
     def record(self, *events: Event) -> None:
-        """Journal events that decide nothing; see ``ports``."""
+        """Journal events that decide nothing. See ``ports``."""
         if self.state is SessionState.CLOSED:
             raise SessionClosed()
         self.require_writable()
         self.handle(RecordEvents(events))
 
     def try_record(self, event: Event) -> None:
-        """Journal an event, or leave it out if the disk refuses; see ``ports``."""
+        """Journal an event, or leave it out if the disk refuses. See ``ports``."""
         with contextlib.suppress(KernelsvcError, OSError):
             self.record(event)
 

@@ -89,7 +89,7 @@ class Session(SessionRuntime):
             copy: the kernel is a fork of another session's, made already; resume it.
 
         Raises:
-            KernelsvcError: no kernel could be started; nothing was written.
+            KernelsvcError: no kernel could be started. Nothing was written.
         """
         await self.lifecycle.start(copy=copy)
 
@@ -97,8 +97,8 @@ class Session(SessionRuntime):
         """Connect to the kernel that an earlier server started, or replace it if it is gone. Safe to cancel.
 
         Raises:
-            KernelsvcError: the kernel lives and does not answer, or the host does not; try again.
-            OSError: the log can't be written; try again.
+            KernelsvcError: the kernel lives and does not answer, or the host does not. Try again.
+            OSError: the log can't be written. Try again.
         """
         if self.state in (SessionState.CLOSED, SessionState.DEAD) or self.kernel is not None:
             return
@@ -182,7 +182,7 @@ class Session(SessionRuntime):
         """
         self.require_writable()
         if self.machine.running is not None and self.kernel is None:
-            raise Conflict("The kernel of this session is not connected yet; try again in a moment.")
+            raise Conflict("The kernel of this session is not connected yet. Try again in a moment.")
         self.handle(Answer(cell, text))
 
     @contextlib.contextmanager
@@ -245,7 +245,7 @@ class Session(SessionRuntime):
         return [*self.machine.cells]
 
     def output(self, cell: str, name: str, offset: int, limit: int) -> dict[str, Any]:
-        """Return a page of a cell's output; see ``CellViews.output``."""
+        """Return a page of a cell's output. See ``CellViews.output``."""
         return self.views.output(cell, name, offset, limit)
 
     def reader(self, after: int) -> LogReader:
@@ -285,20 +285,20 @@ class Session(SessionRuntime):
         return self.checkpoints.find(which)
 
     async def make_checkpoint(self, name: str | None = None) -> Checkpoint:
-        """Fork the kernel as it is after everything sent so far; see ``Checkpoints.make``."""
+        """Fork the kernel as it is after everything sent so far. See ``Checkpoints.make``."""
         await self.ensure_running()
         return await self.checkpoints.make(name)
 
     async def drop_checkpoint(self, which: str) -> None:
-        """End a checkpoint by id or name; see ``Checkpoints.drop``."""
+        """End a checkpoint by id or name. See ``Checkpoints.drop``."""
         await self.checkpoints.drop(which)
 
     async def rollback(self, to: str | None = None) -> None:
-        """Make the variables those of an earlier moment; see ``KernelLifecycle.rollback``."""
+        """Make the variables those of an earlier moment. See ``KernelLifecycle.rollback``."""
         await self.lifecycle.rollback(to)
 
     async def hibernate(self) -> None:
-        """Save the variables to disk and end the kernel; see ``KernelLifecycle.hibernate``."""
+        """Save the variables to disk and end the kernel. See ``KernelLifecycle.hibernate``."""
         await self.lifecycle.hibernate()
 
     async def ensure_running(self) -> None:
@@ -321,7 +321,7 @@ class Session(SessionRuntime):
     async def fork_branches(
         self, copies: Sequence[StartRequest], spares: Sequence[StartRequest], *, at: str | None, force: bool
     ) -> tuple[list[str], list[asyncio.Task[ForkResult]]]:
-        """Fork kernels for other sessions; see ``Checkpoints.fork_branches``."""
+        """Fork kernels for other sessions. See ``Checkpoints.fork_branches``."""
         return await self.checkpoints.fork_branches(copies, spares, at=at, force=force)
 
     def adopt_first_checkpoint(self, spare: asyncio.Future[ForkResult]) -> None:
@@ -329,7 +329,7 @@ class Session(SessionRuntime):
         self.spawn(self.checkpoints.adopt_first(self.spec.spare, spare))
 
     async def restrict_writes(self) -> list[str]:
-        """Take from the kernel the right to write into branches' directories; see ``Checkpoints.restrict_writes``."""
+        """Take from the kernel the right to write into branches' directories. See ``Checkpoints.restrict_writes``."""
         return await self.checkpoints.restrict_writes()
 
     async def discard_kernel(self, kernel: str) -> None:

@@ -1,4 +1,4 @@
-"""What a session is, apart from what happens in it."""
+"""The specification of a session: everything about it that its log does not change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kernelsvc.model.limits import Limits
 
 
 class SessionSpec(msgspec.Struct, kw_only=True):
-    """What a session is, apart from what happens in it. Kept in ``session.json``."""
+    """The specification of one session. Stored in ``session.json``."""
 
     id: str
     principal: str
@@ -32,16 +32,16 @@ class SessionSpec(msgspec.Struct, kw_only=True):
     beside: str | None = None
 
 
-def start_request_of(about: SessionSpec) -> StartRequest:
-    """What it takes to start the kernel of such a session, or to wake the copy that it begins as."""
+def start_request_of(spec: SessionSpec) -> StartRequest:
+    """Return the request that starts the session's kernel, or resumes the fork that it begins as."""
     return StartRequest(
-        session=about.id,
-        kernel=about.kernel,
-        template=about.template,
-        workdir=about.workdir,
-        limits=about.limits,
-        env=about.env,
-        family=about.family,
-        home=about.home,
-        copy_from=about.copy_from,
+        session=spec.id,
+        kernel=spec.kernel,
+        template=spec.template,
+        workdir=spec.workdir,
+        limits=spec.limits,
+        env=spec.env,
+        family=spec.family,
+        home=spec.home,
+        copy_from=spec.copy_from,
     )
