@@ -5,6 +5,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model import hash_chain
 from kernelsvc.model.events import Reason
 from kernelsvc.model.hash_chain import Head
+from kernelsvc.model.objects import SessionState
 from kernelsvc.store.index import Index
 
 
@@ -61,6 +62,18 @@ def test_filters(index):
     assert index.find(principal="ada", state="restoring") == (["s3"], None)
     index.feed("s4", [ev.CellStarted(cell="x", seq=9)])
     assert index.find(principal="ada", state="busy") == (["s4"], None)
+
+
+def test_a_hibernated_session_is_found_by_its_state(index):
+    index.rebuild([])
+    fill(index, 2)
+    index.feed("s1", [ev.Hibernated(seq=9)])
+    assert index.find(principal="ada", state="hibernated") == (["s1"], None)
+    index.set_state("s1", SessionState.PAUSED)  # as its machine knows: a pause has no event of its own
+    assert index.find(principal="ada", state="paused") == (["s1"], None)
+    assert not index.stale
+    index.feed("s1", [ev.Woken(seq=10)])
+    assert index.find(principal="ada", state="idle") == (["s1", "s0"], None)
 
 
 def test_branches_know_their_parent(index):
