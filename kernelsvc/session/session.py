@@ -102,8 +102,10 @@ class Session(SessionRuntime):
         """
         if self.state in (SessionState.CLOSED, SessionState.DEAD) or self.kernel is not None:
             return
-        self._timer.schedule()  # an unreachable kernel's cell has its deadline too
-        await self.lifecycle.adopt()
+        try:
+            await self.lifecycle.adopt()
+        finally:
+            self._timer.schedule()  # also if the kernel can't be reached: its cell has its deadline
 
     async def close(self, reason: str) -> None:
         """End the session and its kernel. Safe to cancel: it ends anyway."""
