@@ -39,6 +39,7 @@ def change(environ: Mapping[str, Any], directory: str | None = None) -> dict[str
     before = {name: os.environ.get(name) for name in environ}
     for name, value in environ.items():
         if value is None:
+            # Also calls unsetenv(3), so that subprocesses and C code see the change.
             os.environ.pop(name, None)
         else:
             os.environ[name] = str(value)

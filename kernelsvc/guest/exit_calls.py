@@ -92,6 +92,7 @@ def without_advice() -> None:
 
     A filter would not do: user code may reset the filters, and turns warnings into errors with them.
     """
+    # The module's global, which IPython looks up at each call.
     interactiveshell.warn = _warn
 
 

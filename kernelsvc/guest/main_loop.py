@@ -105,6 +105,7 @@ def prepare(preload: Sequence[str]) -> PreparedKernel:
     names = [_read(f"/proc/self/task/{task}/comm") for task in os.listdir("/proc/self/task")]
     if len(names) != 1:
         raise RuntimeError(f"A template must have one thread, not {names}. Remove a module from {list(preload)}.")
+    # Garbage of the warm-up must not be frozen with the rest.
     gc.collect()
     prepared = PreparedKernel(kernel)
     immortal.immortalize()
@@ -260,17 +261,21 @@ class MainLoop:
         kernel.usage.reopen()
         kernel.flush_c = self.flush_c
         if "" not in sys.path[:1]:
+            # As for an interactive interpreter: modules in the working directory can be imported.
             sys.path.insert(0, "")
         if e2b_charts.wanted():
             e2b_charts.install(kernel.shell)
         self.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self.loop)
         self.wire.watch_all(self)
+        # A crash in C code (SIGSEGV) writes the Python traceback to the cell's stderr.
         faulthandler.enable(2)
         fork.set_oom_score(fork.OOM_LIVE)
         self._unbuffer_c()
+        # Also runs in children of multiprocessing and of C code that calls PyOS_AfterFork_Child.
         os.register_at_fork(after_in_child=self._after_fork_in_child)
         signal.signal(signal.SIGINT, kernel.interrupted)
+        # The default action ignores SIGURG (signal(7)), so it harms no program that user code starts.
         signal.signal(signal.SIGURG, lambda *_: self.wire.on_sigurg())
 
     def apply_identity(self, identity: Mapping[str, Any]) -> None:
@@ -306,10 +311,12 @@ class MainLoop:
         """Put the write ends at 1 and 2. Return the read ends, which no subprocess inherits."""
         out_read, out_write, err_read, err_write = raw
         for write, target in ((out_write, 1), (err_write, 2)):
+            # dup2(2) closes the old target, and os.dup2 makes the new one inheritable for subprocesses.
             os.dup2(write, target)
             if write != target:
                 os.close(write)
         for read in (out_read, err_read):
+            # A subprocess with a read end would keep the pipe open after the kernel has ended (pipe(7)).
             os.set_inheritable(read, False)
         return [out_read, err_read]
 
@@ -480,6 +487,7 @@ class MainLoop:
     def arrived(self) -> None:
         """Dispatch requests that the wire read outside of ``_readable``."""
         if not self._reading:  # Also when the loop is stopped, since it may be about to start.
+            # ``call_soon_threadsafe`` also wakes a loop that is blocked in its selector.
             self.loop.call_soon_threadsafe(self._dispatch)
 
     def _readable(self, fd: int) -> None:

@@ -31,6 +31,7 @@ class _Bytes(io.RawIOBase):
 
     def __init__(self, stream: OutputStream) -> None:
         self._stream = stream
+        # A character may be split between two writes of bytes.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def writable(self) -> bool:

@@ -132,6 +132,7 @@ class _Connection:
         size = _READ
         while True:
             try:
+                # SCM_RIGHTS (unix(7)): descriptors of CONTROL requests arrive with the bytes.
                 data, fds, _, _ = socket.recv_fds(self.sock, size, _MAX_FDS)
             # The session is at its memory limit. A small request, which may free memory, must still be readable.
             except MemoryError:
@@ -147,6 +148,8 @@ class _Connection:
             if not data:
                 return False
             self.data += data
+            # A short read without descriptors: the socket is empty. With descriptors recvmsg(2) stops early, so read
+            # on.
             if len(data) < size and not fds:
                 return True
 
@@ -168,6 +171,7 @@ class _Guard:
         self._before: list[Any] = []
 
     def __enter__(self) -> None:
+        # An empty set changes nothing and returns the present mask (pthread_sigmask(3)).
         before = _sigmask(signal.SIG_BLOCK, ())
         try:
             _sigmask(signal.SIG_BLOCK, self._ALL)  # Runs pending handlers.
@@ -271,6 +275,7 @@ class WireServer:
         # get it.
         listener.set_inheritable(False)
         listener.setblocking(False)
+        # listen(2) in this process: SO_PEERCRED of a client shows the process that called listen (unix(7)).
         listener.listen(16)
         self._listener = listener
         _signal_when_readable(listener.fileno())
@@ -356,6 +361,8 @@ class WireServer:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
+                # These mean that the descriptor is closed or reused. Other errors concern one connection only
+                # (accept(2)).
                 if error.errno in (errno.EBADF, errno.ENOTSOCK, errno.EINVAL) and self._conn is None:
                     exit_unreachable("listener")
                 return
@@ -401,6 +408,7 @@ class WireServer:
             {"version": wire_frames.VERSION, **described, "seen": list(self.seen), "cell": self.cell}
         ).encode()
         welcome = wire_frames.HEADER.pack(len(payload), HELLO, first) + payload
+        # Blocking: WELCOME and its descriptors must go out in one sendmsg(2).
         connection.sock.setblocking(True)
         socket.send_fds(connection.sock, [welcome], self._stdio_reads)
         connection.sock.setblocking(False)
@@ -631,7 +639,9 @@ class WireServer:
 
 
 def _signal_when_readable(fd: int) -> None:
+    # The owner gets the signal when the descriptor becomes readable (fcntl(2), O_ASYNC).
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    # Instead of SIGIO, whose default action ends a process (signal(7)).
     fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
 

@@ -85,6 +85,7 @@ def _unshare(plan: dict[str, Any]) -> None:
     if "user" in plan["namespaces"]:
         with _step("user namespace"):
             inside = plan["inside"]
+            # Required before an unprivileged process may write gid_map (user_namespaces(7)).
             lx.write_file("/proc/self/setgroups", "deny")
             lx.write_file("/proc/self/uid_map", f"{inside['uid']} {uid} 1")
             lx.write_file("/proc/self/gid_map", f"{inside['gid']} {gid} 1")
@@ -105,6 +106,7 @@ def build(plan: dict[str, Any]) -> None:
             plan["data_idle_bytes"] = _data_bytes()
     if "pid" not in plan["namespaces"]:
         with _step("subreaper"):
+            # Orphans become children of the init instead of the host's pid 1 (prctl(2)).
             lx.prctl(lx.PR_SET_CHILD_SUBREAPER, 1)
     if plan["view"] is not None:
         with _step("filesystem"):
@@ -132,6 +134,7 @@ def _drop(plan: dict[str, Any]) -> None:
             lx.drop_capabilities()
     if plan["no_new_privs"]:
         with _step("no_new_privs"):
+            # Required for seccomp and Landlock without privileges, and exec then ignores set-user-ID bits (prctl(2)).
             lx.prctl(lx.PR_SET_NO_NEW_PRIVS, 1)
 
 

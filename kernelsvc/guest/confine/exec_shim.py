@@ -62,6 +62,7 @@ def run_shim(spec: ExecSpec, server: socket.socket) -> NoReturn:
     try:
         confine.hide_from_sandbox(spec.plan)
         confine.join(spec.plan, spec.cgroup, spec.kernel)
+        # Exec closes the write end (O_CLOEXEC): the end of the pipe reports a successful start.
         start_read, start_pipe = os.pipe2(os.O_CLOEXEC)
         program = os.fork()
         if program == 0:
@@ -81,6 +82,7 @@ def _run(spec: ExecSpec, start_pipe: int) -> NoReturn:
     try:
         os.setsid()
         if spec.terminal:
+            # A session leader without a terminal may take one (ioctl_tty(2)). Ctrl-C then signals the program.
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         os.write(start_pipe, f"{os.getpid()}\n".encode())
         lx.close_others({0, 1, 2, start_pipe})
@@ -122,6 +124,7 @@ def _report_start(server: socket.socket, start_read: int) -> bool:
 
 def _watch(server: socket.socket, program: int) -> None:
     """Pass on signals until the program ends or the server closes the socket."""
+    # Readable when the process ends (pidfd_open(2)), without a SIGCHLD handler.
     pidfd = os.pidfd_open(program)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)

@@ -99,7 +99,11 @@ class Init:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # In a pid namespace, pid 1 gets no signal from inside without a handler (pid_namespaces(7)). Without one,
+            # it must ignore them.
             signal.signal(number, signal.SIG_IGN)
+        # Before ``guard_init``, after which nothing can be opened. The host gets pidfds, since pids of the namespace
+        # mean nothing there.
         own = os.pidfd_open(os.getpid())
         self._send_pidfds(own)
         confine.guard_init(self._plan)
@@ -196,6 +200,7 @@ class Init:
                 continue
 
     def _others(self) -> list[int]:
+        # kill(2): -1 is every process that the caller may signal except pid 1, so all of the namespace.
         return [-1] if self._own_namespace else _descendants(os.getpid())
 
     def _end(self) -> NoReturn:

@@ -68,6 +68,7 @@ def copy(source: str, target: str, most: int | None) -> None:
 def _copy_file(source: str, target: str) -> None:
     with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
         try:
+            # Shares blocks until one side writes, all or nothing.
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
         except OSError as error:
             if error.errno not in _NO_CLONE:

@@ -160,6 +160,7 @@ def _fork(main_loop: MainLoop, control: ControlRequest) -> None:
     _maps.drop()
     files = any(found.regular for found in fork_safety.descriptors(main_loop.own_fds() | set(control.fds)))
     state = random.getstate()
+    # Only the calling thread exists in the child (fork(2)), so the survey refuses other threads.
     pid = _fork_process(main_loop)
     if pid:
         main_loop.forks.append(pid)
@@ -201,6 +202,7 @@ def _start_fork(main_loop: MainLoop, control: ControlRequest, *, files: bool) ->
     gc.disable()
     listener, raw = socket.socket(fileno=control.fds[0]), control.fds[1:]
     control.fds = []
+    # A session of its own: signals to the original's process group do not reach the fork (setsid(2)).
     os.setsid()
     own = main_loop.own_fds() | {listener.fileno(), *raw}
     main_loop.forks.clear()
@@ -305,12 +307,14 @@ def renew_loop(loop: Any, drop: set[int]) -> None:
     loop._ssock.close()
     loop._csock.close()
     loop._selector = selectors.DefaultSelector()
+    # ``_make_self_pipe`` counts the new pipe again.
     loop._internal_fds -= 1
     loop._make_self_pipe()
     for key in keys:
         with contextlib.suppress(OSError, ValueError, KeyError):
             loop._selector.register(key.fileobj, key.events, key.data)
     if getattr(loop, "_signal_handlers", None):
+        # Signal handlers of the loop write to the inherited pipe otherwise.
         signal.set_wakeup_fd(loop._csock.fileno())
 
 

@@ -105,6 +105,7 @@ def _describe() -> dict[str, Any]:
 def _wait(control: socket.socket, prepared: PreparedKernel) -> None:
     """Fork for each descriptor that arrives, and reap the middle processes."""
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    # SIGCHLD writes a byte, so that poll returns. A handler alone would not end poll (PEP 475).
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     poll = select.poll()

@@ -76,6 +76,7 @@ class LostVariable:
 
 
 def _file(path: str, mode: str, position: int, encoding: str | None) -> Any:
+    # The file exists now: "x" would fail, and "w" would truncate it.
     mode = mode.replace("x", "w")
     if "w" in mode:
         mode = mode.replace("w", "r" if "+" in mode else "r+")
@@ -310,6 +311,7 @@ def _flush() -> None:
 
 def _try_in_fork(namespace: dict[str, Any], names: list[str], lost: dict[str, str]) -> int:
     """Try names until the fork ends. Return how many were tried, and add the lost ones to ``lost``."""
+    # The fork reports line by line, so that a crash loses only the name that caused it.
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -367,6 +369,7 @@ def _save(shell: Any, fd: int) -> dict[str, Any]:
     with os.fdopen(fd, "wb") as file:
         lost = dump(shell.user_ns, names, file)
         file.flush()
+        # The kernel ends after the reply, so the variables must be on disk (fsync(2)).
         os.fsync(file.fileno())
     return {"ok": True, "saved": len(names) - len(lost), "lost": lost}
 
