@@ -1,18 +1,32 @@
-"""A server over the fake service, and plain clients for it."""
+"""A real server over fake kernels, and plain clients for it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import websockets
-from fake_service import FakeService
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 
-from kernelsvc.server.app import Server, make_app
+from kernelsvc.kernels.fake import FakeLauncher
+from kernelsvc.model import events as ev
+from kernelsvc.model.objects import Principal
+from kernelsvc.model.tokens import TokenRecord, hash_token
 from kernelsvc.settings import Settings
-from kernelsvc.telemetry.metrics import Metrics
+from kernelsvc.store.sessions import SessionDirectories
+from kernelsvc.testing import InProcessServer
+
+#: A cell that an interrupt ends.
+SLEEP = "import asyncio\nawait asyncio.sleep(60)"
+ALICE = Principal(name="alice")
+TOKENS = [
+    TokenRecord(name="alice", sha256=hash_token("alice-token")),
+    TokenRecord(name="bob", sha256=hash_token("bob-token")),
+    TokenRecord(name="alice", sha256=hash_token("reader-token"), scopes=frozenset({"read"})),
+]
 
 
 @dataclass
@@ -60,12 +74,42 @@ class Rpc:
 class Doors:
     """A server, its service and clients for it."""
 
-    def __init__(self, service: FakeService, settings: Settings) -> None:
-        self.service, self.settings, self.metrics = service, settings, Metrics()
-        self.app = make_app(service, settings, self.metrics)
-        self.server = Server(self.app, settings)
-        self.url = self.server.start()[0]
+    def __init__(self, settings: Settings, kernels: FakeLauncher | None = None) -> None:
+        settings = msgspec.structs.replace(settings, tokens=TOKENS, journal_sync="off")
+        self.inner = InProcessServer(settings, kernels=kernels)
+        self.service, self.settings, self.app = self.inner.service, self.inner.settings, self.inner.app
+        self.server, self.kernels = self.inner.server, self.inner.kernels
+        self.url = ""
         self.http = AsyncHTTPClient(force_instance=True)
+
+    async def start(self) -> Doors:
+        self.url = await self.inner.start()
+        return self
+
+    def state(self, session: str) -> str:
+        """The state of one of Alice's sessions."""
+        return self.service.get(ALICE, session).state
+
+    def files(self, session: str) -> Path:
+        """The working directory of one of Alice's sessions."""
+        return SessionDirectories(self.settings.data_path()).directory(session).working()
+
+    def changes(self, session: str) -> list[list[dict[str, Any]]]:
+        """The changes of files that the journal of one of Alice's sessions holds."""
+        events = map(ev.decode, self.service.events(ALICE, session))
+        return [event.files for event in events if isinstance(event, ev.FilesChanged)]
+
+    def losses(self) -> list[object]:
+        """A list that gets each connection which is reported as lost from now on."""
+        lost: list[object] = []
+        report = self.service.client_gone
+
+        def client_gone(client: object) -> None:
+            lost.append(client)
+            report(client)
+
+        self.service.client_gone = client_gone
+        return lost
 
     async def fetch(
         self, verb: str, path: str, body: Any = None, token: str | None = "alice-token", **more: Any
@@ -103,5 +147,4 @@ class Doors:
 
     async def stop(self) -> None:
         self.http.close()
-        await self.server.stop()
-        await self.service.aclose()
+        await self.inner.stop()

@@ -1,7 +1,13 @@
-"""A scripted kernel in this process, for tests of the layers above the port.
+"""A fake kernel in this process, for tests of the layers above ``kernels.port``.
 
-It fulfils the whole contract of ``port`` (the same suite runs on it and on the real kernels), numbers its frames, and
-outlives a ``detach`` like a real process. A cell is a script, one command on a line:
+It keeps the whole contract of ``port`` (the same test suite runs on it and on the
+real kernels), numbers its frames, and survives a ``detach`` like a real process.
+
+With ``FakeLauncher(python=True)`` a cell is Python, run in this process: with
+top-level ``await``, and with ``print`` and the value of the last expression as
+output. An interrupt ends a cell at its next ``await``. Such cells are not
+confined; run only code of your own tests. Otherwise a cell is a script, one
+command a line:
 
 =====================  ==================================================
 ``print TEXT``         a line on stdout
@@ -28,12 +34,16 @@ outlives a ``detach`` like a real process. A cell is a script, one command on a 
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import inspect
 import itertools
 import json
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Sequence
+from types import CodeType
 from typing import Any, Literal
 
 from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError
@@ -57,9 +67,9 @@ class Died(Exception):
 class FakeProcess:
     """The process of a fake kernel. It continues while no server is attached."""
 
-    def __init__(self, kernel: str, pid: int, gates: dict[str, asyncio.Event]) -> None:
-        self.kernel, self.pid, self._gates = kernel, pid, gates
-        self.variables: dict[str, str] = {}
+    def __init__(self, kernel: str, pid: int, gates: dict[str, asyncio.Event], *, python: bool = False) -> None:
+        self.kernel, self.pid, self._gates, self._python = kernel, pid, gates, python
+        self.variables: dict[str, Any] = {}
         self.seen: list[str] = []
         self.sink: Sink | None = None
         self.exit: Exit | None = None
@@ -111,7 +121,7 @@ class FakeProcess:
             if "thread" in self.variables and not force:
                 made.set_exception(CannotFork(reasons=["the thread 'thread' is running"]))
                 return
-            child = FakeProcess(kernel, 100_000 + len(processes), self._gates)
+            child = FakeProcess(kernel, 100_000 + len(processes), self._gates, python=self._python)
             child.variables, child._count = dict(self.variables), self._count
             processes[kernel] = child
             made.set_result(None)
@@ -199,8 +209,7 @@ class FakeProcess:
                 self._message("iopub", "execute_input", {"code": content["code"], "execution_count": count})
         reply: Reply = {"status": "ok", "execution_count": count, "payload": [], "user_expressions": {}}
         try:
-            for line in content["code"].splitlines():
-                await self._command(*line.strip().partition(" ")[::2])
+            await (self._run_python if self._python else self._run_script)(content["code"])
         except Raised as error:
             name, text = error.args
             failure = {"ename": name, "evalue": text, "traceback": [f"{name}: {text}"]}
@@ -211,6 +220,49 @@ class FakeProcess:
             self._message("iopub", "status", {"execution_state": "idle"})
         self._interrupted.clear()
         self._cell = ""
+
+    async def _run_script(self, code: str) -> None:
+        for line in code.splitlines():
+            await self._command(*line.strip().partition(" ")[::2])
+
+    async def _run_python(self, code: str) -> None:
+        await asyncio.sleep(0)  # a real kernel never answers within the call
+        try:
+            value = await self._evaluate(code)
+        except (Raised, Died):
+            raise
+        except Exception as error:
+            raise Raised(type(error).__name__, str(error)) from error
+        if value is not None:
+            self._do_result(repr(value))
+
+    async def _evaluate(self, code: str) -> object:
+        """Run Python code; return the value of its last expression, or None."""
+        scope = {**self.variables, "print": self._print, "__name__": "__main__"}
+        try:
+            tree = ast.parse(code)
+            last = tree.body[-1] if tree.body else None
+            if isinstance(last, ast.Expr):
+                tree.body.pop()
+            await self._run_block(compile(tree, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), scope)
+            if not isinstance(last, ast.Expr):
+                return None
+            expression = ast.Expression(last.value)
+            return await self._run_block(compile(expression, "<cell>", "eval", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), scope)
+        finally:
+            hidden = {"print", "__name__", "__builtins__"}
+            self.variables = {name: value for name, value in scope.items() if name not in hidden}
+
+    async def _run_block(self, code: CodeType, scope: dict[str, Any]) -> object:
+        value = eval(code, scope)
+        return await self._or_interrupt(value) if inspect.iscoroutine(value) else value
+
+    def _print(
+        self, *values: object, sep: str = " ", end: str = "\n", file: object = None, flush: bool = False
+    ) -> None:
+        text = sep.join(map(str, values)) + end
+        name: Literal["stdout", "stderr"] = "stderr" if file is sys.stderr else "stdout"
+        self.emit(StreamText(name=name, text=text, parent=self._cell))
 
     async def _command(self, word: str, rest: str) -> None:
         await asyncio.sleep(0)  # a real kernel never answers within the call
@@ -285,13 +337,15 @@ class FakeProcess:
         self._deaf = True
         await self._loop.create_future()
 
-    async def _or_interrupt(self, what: Awaitable[Any]) -> None:
+    async def _or_interrupt(self, what: Awaitable[Any]) -> Any:
+        """Wait for something and return its value; an interrupt cancels it and raises KeyboardInterrupt in the cell."""
         waiting = asyncio.ensure_future(what)
         stop = asyncio.ensure_future(self._interrupted.wait())
         try:
             await asyncio.wait({waiting, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
                 raise Raised("KeyboardInterrupt", "")
+            return waiting.result()
         finally:
             waiting.cancel()
             stop.cancel()
@@ -315,6 +369,18 @@ def killed(signum: int) -> Exit:
     """The end of a process by a signal."""
     name = signal.Signals(signum).name
     return Exit(cause=Cause.SIGNALLED, message=f"The kernel was killed by {name}.", signal=signum)
+
+
+def _variable(name: str, value: object) -> dict[str, Any]:
+    return {"name": name, "type": type(value).__name__, "summary": repr(value)[:100]}
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class FakeKernel:
@@ -342,10 +408,16 @@ class FakeKernel:
         elif msg_type == "execute_request":
             self.process.request(request.msg_id, {"silent": False, "allow_stdin": False} | content)
         elif msg_type.endswith("_request"):
+            names = sorted(self.process.variables)
             about = {
                 "protocol_version": "5.4",
                 "language_info": {"name": "fake"},
-                "matches": sorted(self.process.variables),
+                "matches": names,
+                "cursor_start": 0,
+                "cursor_end": content.get("cursor_pos", 0),
+                "found": False,
+                "data": {},
+                "variables": [_variable(name, self.process.variables[name]) for name in names],
             }
             self.process.reply(msg_type.removesuffix("request") + "reply", about, request.msg_id)
 
@@ -387,8 +459,9 @@ class FakeKernel:
 
     async def save(self, fd: int) -> SaveResult:
         """See ``port.Kernel``."""
-        os.write(fd, json.dumps(self.process.variables).encode())
-        return SaveResult(count=len(self.process.variables))
+        kept = {name: value for name, value in self.process.variables.items() if _is_json(value)}
+        os.write(fd, json.dumps(kept).encode())
+        return SaveResult(count=len(kept))
 
     async def load(self, fd: int, *, execution_count: int) -> SaveResult:
         """See ``port.Kernel``."""
@@ -400,13 +473,17 @@ class FakeKernel:
 class FakeLauncher:
     """``port.Launcher`` of fake kernels.
 
+    Args:
+        python: whether a cell is Python code, and not a script.
+
     Attributes:
         processes: every process ever started, by kernel id, for tests to inspect.
         refusals: errors that the next starts raise, first first.
         delay: an event that starts wait for, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, python: bool = False) -> None:
+        self.python = python
         self.processes: dict[str, FakeProcess] = {}
         self.refusals: list[KernelsvcError] = []
         self.delay: asyncio.Event | None = None
@@ -426,7 +503,7 @@ class FakeLauncher:
             await self.delay.wait()
         if self.refusals:
             raise self.refusals.pop(0)
-        process = FakeProcess(request.kernel, 100_000 + len(self.processes), self._gates)
+        process = FakeProcess(request.kernel, 100_000 + len(self.processes), self._gates, python=self.python)
         self.processes[request.kernel] = process
         process.attach(sink)
         return FakeKernel(process, self.processes)

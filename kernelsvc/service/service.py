@@ -156,6 +156,7 @@ class Service:
                     await asyncio.gather(*ending, return_exceptions=True)
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._loads.close()
         await self._warm_pool.close()
         for session in self._registry.open_sessions():

@@ -19,7 +19,6 @@ from urllib.parse import quote
 
 import httpx2
 import pytest
-from fake_service import FakeService
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from served import Served
@@ -27,10 +26,9 @@ from tornado.web import Application, RequestHandler
 from websockets.sync.client import connect
 
 from kernelsvc.protocol import e2b, methods
-from kernelsvc.server.app import make_app
 from kernelsvc.server.e2b.handler import SandboxHandler
 from kernelsvc.server.native import routes
-from kernelsvc.settings import Settings
+from kernelsvc.testing import InProcessServer
 from kernelsvc.tools import TOOLS
 
 #: Token to principal and scope. The token "leaving" is removed before the last test.
@@ -242,7 +240,8 @@ def lab(short_tmp: Path) -> Iterator[Lab]:
 
 
 async def test_the_table_names_every_route_and_method(tmp_path: Path) -> None:
-    app: Application = make_app(FakeService(tmp_path), Settings(port=0))
+    async with InProcessServer(data_dir=tmp_path) as server:
+        app: Application = server.app
     lacking = []
     unset = RequestHandler._unimplemented_method
     for rule in app.wildcard_router.rules:

@@ -1,4 +1,4 @@
-"""A server over the fake service, on real sockets."""
+"""A real server over fake kernels, on real sockets."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from typing import Any
 import msgspec
 import pytest
 from doors import Doors, Rpc
-from fake_service import FakeService
 
 from kernelsvc.settings import Settings
 
 
 @pytest.fixture
-async def open_doors(tmp_path):
+async def open_doors():
     """Make servers with settings of the test's choice."""
     made = []
 
-    def make(**changes: Any) -> Doors:
-        settings = msgspec.structs.replace(Settings(port=0, shutdown_seconds=2.0), **changes)
-        doors = Doors(FakeService(tmp_path / str(len(made))), settings)
+    async def make(**changes: Any) -> Doors:
+        settings = msgspec.structs.replace(Settings(port=0, shutdown_seconds=2.0, checkpoints=0), **changes)
+        doors = Doors(settings)
         made.append(doors)
-        return doors
+        return await doors.start()
 
     yield make
     for doors in made:
@@ -30,7 +29,7 @@ async def open_doors(tmp_path):
 
 @pytest.fixture
 async def doors(open_doors):
-    return open_doors()
+    return await open_doors()
 
 
 @pytest.fixture

@@ -14,23 +14,22 @@ import sys
 
 import msgspec
 import pytest
-from fake_service import FakeService
 
 from kernelsvc.errors import Conflict
-from kernelsvc.server.app import Server, activated_sockets, address_of, bind_private, make_app
+from kernelsvc.server.app import activated_sockets, address_of, bind_private
 from kernelsvc.settings import Settings
+from kernelsvc.testing import InProcessServer
 
 
 @contextlib.asynccontextmanager
 async def serving(tmp_path, **changes):
-    settings = msgspec.structs.replace(Settings(port=0, shutdown_seconds=1.0), **changes)
-    service = FakeService(tmp_path / "service")
-    server = Server(make_app(service, settings), settings)
+    settings = Settings(port=0, shutdown_seconds=1.0, data_dir=tmp_path / "data")
+    inner = InProcessServer(msgspec.structs.replace(settings, **changes))
+    await inner.service.start()
     try:
-        yield server
+        yield inner.server
     finally:
-        await server.stop()
-        await service.aclose()
+        await inner.stop()
 
 
 async def ask(path, request=b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"):
@@ -105,16 +104,15 @@ def test_sockets_of_another_process_are_not_ours():
 
 ACTIVATED = """
 import asyncio, os, sys
-sys.path[:0] = [{tests!r}]
 from pathlib import Path
-from fake_service import FakeService
 from kernelsvc.settings import Settings
-from kernelsvc.server.app import Server, make_app
+from kernelsvc.server.app import Server
+from kernelsvc.testing import InProcessServer
 
 async def main():
-    settings = Settings(port=1, shutdown_seconds=1.0)
+    settings = Settings(port=1, shutdown_seconds=1.0, data_dir=Path({root!r}))
     env = {{**os.environ, "LISTEN_PID": str(os.getpid())}}
-    server = Server(make_app(FakeService(Path({root!r})), settings), settings, env)
+    server = Server(InProcessServer(settings).app, settings, env)
     print(server.start()[0], flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await server.stop()
@@ -129,9 +127,7 @@ async def test_socket_activation(tmp_path):
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        code = ACTIVATED.format(
-            tests=str(os.path.dirname(FakeService.__init__.__code__.co_filename)), root=str(tmp_path)
-        )
+        code = ACTIVATED.format(root=str(tmp_path))
         # The shell moves the socket to 3, as systemd does.
         command = f'exec 3<&{listener.fileno()}; exec "$0" -c "$1"'
         process = subprocess.Popen(

@@ -100,7 +100,7 @@ def test_an_error_that_connect_reads_has_a_word() -> None:
 
 
 async def test_a_page_of_a_configured_origin_may_send_e2bs_headers(open_doors: Any) -> None:
-    doors = open_doors(origins=["https://app.example"])
+    doors = await open_doors(origins=["https://app.example"])
     asking = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
     answer = await doors.fetch("OPTIONS", "/sandboxes/s_1", token=None, headers=asking)
     assert answer.code == 204

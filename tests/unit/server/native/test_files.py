@@ -11,7 +11,6 @@ import socket
 import urllib.parse
 from pathlib import Path
 
-import msgspec
 import pytest
 from waiting import wait_until
 
@@ -24,7 +23,7 @@ DATA = bytes(range(256)) * 4096
 async def home(doors):
     """A session's files: its URL and its directory."""
     session = (await doors.json("POST", "/v1/sessions", {}))["id"]
-    return f"/v1/sessions/{session}/files/", doors.service.sessions[session].files
+    return f"/v1/sessions/{session}/files/", doors.files(session)
 
 
 async def test_up_and_down(doors, home):
@@ -34,7 +33,7 @@ async def test_up_and_down(doors, home):
     told = json.loads(response.body)
     assert told["sha256"] == hashlib.sha256(DATA).hexdigest()
     assert (files / "a/b/c.bin").read_bytes() == DATA
-    assert doors.service.changed[-1] == [
+    assert doors.changes(url.split("/")[3])[-1] == [
         {"op": "put", "path": "a/b/c.bin", "size": len(DATA), "sha256": told["sha256"]}
     ]
     down = await doors.fetch("GET", url + "a/b/c.bin")
@@ -202,24 +201,23 @@ async def test_a_sparse_terabyte_is_bounded(doors, home):
 
 
 @pytest.fixture
-async def small(doors, home):
-    url, _ = home
-    session = doors.service.sessions[url.split("/")[3]]
-    session.limits = msgspec.structs.replace(session.limits, disk_bytes=100_000)
-    return home
+async def small(doors):
+    """``home`` of a session that may hold 1 MiB."""
+    session = (await doors.json("POST", "/v1/sessions", {"limits": {"disk_bytes": 1 << 20}}, status=201))["id"]
+    return f"/v1/sessions/{session}/files/", doors.files(session)
 
 
 async def test_an_upload_over_its_bound_leaves_nothing(doors, small):
     url, files = small
-    assert await doors.refused("PUT", url + "f", b"x" * 100_001) == (413, "too_large")
+    assert await doors.refused("PUT", url + "f", b"x" * (1 << 20 | 1)) == (413, "too_large")
 
     async def produce(write):
         for _ in range(20):
-            await write(b"x" * 10_000)
+            await write(b"x" * 100_000)
 
     assert await doors.refused("PUT", url + "f", body_producer=produce) == (413, "too_large")
     assert list(files.iterdir()) == []
-    assert doors.service.changed == []
+    assert doors.changes(url.split("/")[3]) == []
 
 
 async def test_a_filesystem_that_takes_no_more_is_told_and_left_clean(doors, home):

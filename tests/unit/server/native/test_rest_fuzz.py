@@ -1,4 +1,4 @@
-"""schemathesis against the fake service: the transports alone."""
+"""schemathesis against a real server over fake kernels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import threading
 import pytest
 import rest_fuzz
 from doors import Doors
-from fake_service import FakeService
 
+from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.server.native import openapi
 from kernelsvc.settings import Settings
 
@@ -17,12 +17,13 @@ DOCUMENT = openapi.openapi("1")
 
 
 @pytest.fixture(scope="module")
-def served_fake(tmp_path_factory):
-    """The fake behind real sockets, with a loop in a thread: schemathesis asks synchronously."""
+def served_fake():
+    """A server whose loop runs in a thread, because schemathesis waits for each answer. Its kernels run no Python."""
     ready, box = threading.Event(), {}
 
     async def serve():
-        doors = Doors(FakeService(tmp_path_factory.mktemp("fake")), Settings(port=0, shutdown_seconds=1.0))
+        settings = Settings(port=0, shutdown_seconds=1.0, checkpoints=0, max_sessions=500)
+        doors = await Doors(settings, FakeLauncher()).start()
         box.update(url=doors.url, loop=asyncio.get_running_loop(), stop=asyncio.Event())
         box["session"] = (await doors.json("POST", "/v1/sessions", {}))["id"]
         ready.set()
