@@ -27,7 +27,7 @@ from kernelsvc.settings import Settings
 from kernelsvc.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from kernelsvc.service import ServiceApi
+    from kernelsvc.service.api import ServiceApi
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from kernelsvc.settings import Settings
 from kernelsvc.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from kernelsvc.service import ServiceApi
+    from kernelsvc.service.api import ServiceApi
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

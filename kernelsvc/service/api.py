@@ -175,6 +175,18 @@ class TokenApi(Protocol):
     def search(self, purpose: str, signed: Signed) -> tuple[Principal, str]: ...
 
 
+class ByteStream(Protocol):
+    """Bytes that are read in pieces, at the reader's pace."""
+
+    size: int
+
+    async def next(self) -> bytes:
+        """Return the next piece, or nothing at the end. Safe to cancel."""
+
+    def close(self) -> None:
+        """Stop reading."""
+
+
 class ServiceApi(Protocol):
     """What transports call. Every method raises ``KernelsvcError`` for an error that the caller must know.
 
@@ -291,7 +303,9 @@ class ServiceApi(Protocol):
     async def hibernate(self, who: Principal, session: str) -> SessionInfo: ...
 
     async def notebook(self, who: Principal, session: str, format: NotebookFormat = "ipynb") -> bytes: ...
-    def journal_path(self, who: Principal, session: str) -> Path: ...
+    def journal(self, who: Principal, session: str) -> ByteStream:
+        """Return the journal's whole lines as they are now; the caller closes the stream."""
+
     def files_dir(self, who: Principal, session: str) -> Path:
         """The session's working directory as the server sees it; hostile content, open it with ``transports.files``."""
 

@@ -53,6 +53,7 @@ from kernelsvc.service.branching import BranchCreator
 from kernelsvc.service.creation import SessionCreator
 from kernelsvc.service.environment import SessionEnvironment
 from kernelsvc.service.host_settings import host_settings
+from kernelsvc.service.journal_stream import JournalStream
 from kernelsvc.service.leases import Leases
 from kernelsvc.service.loading.adoption import Adoption
 from kernelsvc.service.loading.background_loading import BackgroundLoads, brief
@@ -449,9 +450,13 @@ class Service:
         found = self._registry.find(who, session)
         return await self._projections.export(self._store.directory(session), cast("Journal", found.log), format)
 
-    def journal_path(self, who: Principal, session: str) -> Path:
-        """Return the path of the journal."""
-        return self._store.directory(self._registry.find(who, session).id).journal
+    def journal(self, who: Principal, session: str) -> JournalStream:
+        """Return the journal's whole lines as they are now; the caller closes the stream.
+
+        Raises:
+            NotFound: there is no such session, or retention has removed the journal.
+        """
+        return JournalStream(self._store.directory(self._registry.find(who, session).id).journal)
 
     def files_dir(self, who: Principal, session: str) -> Path:
         """Return the path of the working directory on the server. Its content is hostile."""

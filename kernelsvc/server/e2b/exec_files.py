@@ -18,7 +18,7 @@ from kernelsvc.model.objects import Principal
 from kernelsvc.server.e2b import paths
 
 if TYPE_CHECKING:
-    from kernelsvc.service import ServiceApi
+    from kernelsvc.service.api import ServiceApi
 
 #: Seconds for one operation, most bytes of its output, and most characters of a quoted error.
 SECONDS, MAX_ANSWER, MAX_WORDS = 60.0, 8 << 20, 300

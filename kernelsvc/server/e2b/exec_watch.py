@@ -23,8 +23,7 @@ from kernelsvc.server.e2b.directory_watch import KINDS, PendingEvents
 from kernelsvc.server.e2b.exec_files import INTERNAL_TAG
 
 if TYPE_CHECKING:
-    from kernelsvc.service import ServiceApi
-    from kernelsvc.service.api import ProgramOutput
+    from kernelsvc.service.api import ProgramOutput, ServiceApi
 
 #: Seconds for the program to start watching, and the longest line of its output in bytes.
 BEGIN_SECONDS, MAX_LINE = 10.0, 64 * 1024

@@ -25,7 +25,7 @@ from kernelsvc.server.handler import as_error
 from kernelsvc.server.ws.send_queue import LARGE_FRAME, FrameSource
 
 if TYPE_CHECKING:
-    from kernelsvc.service import Subscription
+    from kernelsvc.service.api import Subscription
 
 log = logging.getLogger(__name__)
 

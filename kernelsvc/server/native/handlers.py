@@ -17,6 +17,7 @@ from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server.handler import ApiHandler, ServerContext, invoke
 from kernelsvc.server.native import openapi, sse
 from kernelsvc.server.native import routes as rest
+from kernelsvc.service.api import ByteStream
 from kernelsvc.telemetry.metrics import CONTENT_TYPE
 
 #: Bytes after which a page of events ends before its limit.
@@ -230,31 +231,19 @@ class JournalHandler(SessionPathHandler):
     async def show(self, session: str) -> None:
         """Write all whole lines that the file has now."""
         self.query(rest.NoQuery)
-        path = self.context.service.journal_path(self.who, session)
+        stream = self.context.service.journal(self.who, session)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            raise NotFound("This session's journal was removed by retention.") from None
-        try:
-            size = whole_lines(fd)
             self.set_header("Content-Type", "application/x-ndjson")
             self.set_header("Content-Disposition", f'attachment; filename="{session}.jsonl"')
-            self.set_header("Content-Length", str(size))
-            await self.while_connected(send_file(self, fd, 0, size))
+            self.set_header("Content-Length", str(stream.size))
+            await self.while_connected(self._send(stream))
         finally:
-            os.close(fd)
+            stream.close()
 
-
-def whole_lines(fd: int) -> int:
-    """Return the size of a file up to and including its last newline. An incomplete line is not counted."""
-    end = os.fstat(fd).st_size
-    while end > 0:
-        start = max(0, end - CHUNK_BYTES)
-        found = os.pread(fd, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
+    async def _send(self, stream: ByteStream) -> None:
+        while piece := await stream.next():
+            self.write(piece)
+            await self.flush()
 
 
 async def send_file(handler: ApiHandler, fd: int, start: int, size: int) -> None:

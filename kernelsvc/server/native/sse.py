@@ -19,7 +19,7 @@ from kernelsvc.protocol import jsonrpc
 from kernelsvc.server.handler import ApiHandler, as_error
 
 if TYPE_CHECKING:
-    from kernelsvc.service import Subscription
+    from kernelsvc.service.api import Subscription
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from doors import SLEEP, Rpc
 from waiting import wait_until
 
 from kernelsvc.errors import CursorExpired
-from kernelsvc.server.native.handlers import accepts_stream, whole_lines
+from kernelsvc.server.native.handlers import accepts_stream
 from kernelsvc.server.native.routes import ROUTES, is_id, pattern
 
 
@@ -453,13 +453,6 @@ async def test_the_journal_is_whole_lines(doors):
     assert response.headers["Content-Type"] == "application/x-ndjson"
     lines = response.body.splitlines()
     assert [json.loads(line)["seq"] for line in lines] == list(range(1, len(lines) + 1))
-
-
-def test_whole_lines(tmp_path):
-    for content, size in ((b"", 0), (b"abc", 0), (b"a\nb", 2), (b"a\n", 2), (b"a\n" + b"b" * 600_000, 2)):
-        (tmp_path / "f").write_bytes(content)
-        with open(tmp_path / "f", "rb") as file:
-            assert whole_lines(file.fileno()) == size
 
 
 async def test_health_and_metrics_hold_no_session_data(doors):
