@@ -205,6 +205,7 @@ def serve_in_thread(settings: Settings | None = None) -> Iterator[InProcessServe
             yield server
         finally:
             asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+            asyncio.run_coroutine_threadsafe(loop.shutdown_default_executor(), loop).result()
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from rpc_server import TOKEN, Server
+from faulty_server import TOKEN, FaultyServer
 from waiting import wait_until
 
 from kernelsvc import AsyncClient
@@ -16,8 +16,8 @@ from kernelsvc.cli.terminal import CellView, Terminal
 
 @pytest.fixture
 async def server():
-    server = Server()
-    server.url = await server.start()
+    server = FaultyServer()
+    await server.start()
     yield server
     await server.stop()
 
@@ -46,20 +46,20 @@ async def test_it_asks(session, terminal, server):
         asked.append((prompt, secret))
         return "Ada"
 
-    await run_cell(session, "ask", CellView(terminal).show, terminal, ask=ask)
-    assert asked == [("name? ", False)]
-    assert next(iter(server.sessions[session.id].cells.values()))["text"] == "Ada"
+    await run_cell(session, "input name? ", CellView(terminal).show, terminal, ask=ask)
+    assert asked == [("name?", False)]
+    assert server.cells(session.id)[0].text == "name?Ada\nAda\n"
 
 
 async def test_ctrl_c_interrupts_the_cell_and_the_second_lets_go(session, terminal, server):
     async def run():
         # Within the task: a KeyboardInterrupt that leaves a task ends the loop too.
         with pytest.raises(KeyboardInterrupt):
-            await run_cell(session, "wait", CellView(terminal).show, terminal)
+            await run_cell(session, "hang", CellView(terminal).show, terminal)
         return asyncio.current_task().cancelling()
 
     running = asyncio.create_task(run())
-    await wait_until(lambda: server.sessions[session.id].runs)
+    await wait_until(lambda: server.runs(session.id))
     os.kill(os.getpid(), signal.SIGINT)
     await wait_until(lambda: "session.interrupt" in server.calls)
     assert not running.done()

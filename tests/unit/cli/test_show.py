@@ -3,9 +3,10 @@
 import argparse
 import io
 import json
+import re
 
 import pytest
-from rpc_server import TOKEN, Server
+from faulty_server import ME, TOKEN, FaultyServer
 
 from kernelsvc.cli import show
 from kernelsvc.cli.terminal import Terminal
@@ -13,8 +14,8 @@ from kernelsvc.cli.terminal import Terminal
 
 @pytest.fixture
 async def server():
-    server = Server()
-    server.url = await server.start()
+    server = FaultyServer()
+    await server.start()
     yield server
     await server.stop()
 
@@ -28,42 +29,41 @@ async def said(command, server, **options):
 
 
 async def family(server):
-    """s0 with branches s1 and s2, s1 with s3; s4 alone."""
+    """A session with two branches, of which the first has one; and another one with a name to be afraid of."""
     from kernelsvc import AsyncClient
 
     async with AsyncClient(server.url, TOKEN) as client:
-        for _ in range(5):
-            await client.create_session()
-    for child, parent in (("s1", "s0"), ("s2", "s0"), ("s3", "s1")):
-        log, shown = server.sessions[child], server.sessions[child].shown
-        log.shown = lambda shown=shown, parent=parent: shown() | {"parent": {"session": parent, "seq": 7}}
+        first = await client.create_session(keep=True)
+        one, two = await first.branch(count=2)
+        [three] = await one.branch()
+        alone = await client.create_session(name="\x1b]0;evil\x07\x1b[31mred", keep=True)
+    return [session.id for session in (first, one, two, three, alone)]
 
 
 async def test_a_tree(server):
-    await family(server)
-    assert await said(show.tree, server) == (
-        "s0 idle, 0 cells\n"
-        "├─ s1 idle at 7, 0 cells\n"
-        "│  └─ s3 idle at 7, 0 cells\n"
-        "└─ s2 idle at 7, 0 cells\n"
-        "s4 idle, 0 cells\n"
-    )
-    assert (await said(show.tree, server, id="s3")).splitlines()[0] == "s0 idle, 0 cells"
-    nested = json.loads(await said(show.tree, server, id="s0", json=True))
-    assert [branch["session"]["id"] for branch in nested[0]["branches"]] == ["s1", "s2"]
+    first, one, two, three, alone = await family(server)
+    lines = (await said(show.tree, server)).splitlines()
+    assert [re.sub(r"at \d+", "at N", line) for line in lines[:4]] == [
+        f"{first} idle, 0 cells",
+        f"├─ {one} idle at N, 0 cells",
+        f"│  └─ {three} idle at N, 0 cells",
+        f"└─ {two} idle at N, 0 cells",
+    ]
+    assert lines[4].startswith(alone)
+    assert (await said(show.tree, server, id=three)).splitlines()[0] == f"{first} idle, 0 cells"
+    nested = json.loads(await said(show.tree, server, id=first, json=True))
+    assert [branch["session"]["id"] for branch in nested[0]["branches"]] == [one, two]
 
 
 async def test_closed_ones_are_left_out_unless_asked_for(server):
-    await family(server)
-    server.sessions["s4"].closed = True
-    assert "s4" not in await said(show.sessions, server)
-    assert "s4" in await said(show.sessions, server, all=True)
+    *_, alone = await family(server)
+    await server.service.close(ME, alone)
+    assert alone not in await said(show.sessions, server)
+    assert alone in await said(show.sessions, server, all=True)
 
 
 async def test_what_others_wrote_into_a_name_does_not_reach_the_terminal(server):
     await family(server)
-    log, shown = server.sessions["s4"], server.sessions["s4"].shown
-    log.shown = lambda: shown() | {"name": "\x1b]0;evil\x07\x1b[31mred"}
     for command in (show.sessions, show.tree):
         out = await said(command, server)
         assert "\x1b" not in out

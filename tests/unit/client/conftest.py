@@ -1,14 +1,14 @@
 import contextlib
 
 import pytest
-from rpc_server import TOKEN, Server
+from faulty_server import TOKEN, FaultyServer
 
 from kernelsvc.client import AsyncClient
 
 
 @pytest.fixture
 async def server():
-    server = Server()
+    server = FaultyServer()
     yield server
     await server.stop()
 

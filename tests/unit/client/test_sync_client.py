@@ -1,28 +1,20 @@
 """The blocking client is the async one: the same methods, arguments and docstrings."""
 
-import asyncio
 import inspect
 import threading
 
 import pytest
-from rpc_server import TOKEN, Server
 
 from kernelsvc import Client
 from kernelsvc.client import AsyncClient, AsyncEvents, AsyncSession, AsyncStream, Events, Session, Stream, Unreachable
 from kernelsvc.model import events as ev
+from kernelsvc.testing import TOKEN, serve_in_thread
 
 
 @pytest.fixture
 def url():
-    """A server on a thread of its own."""
-    loop, server = asyncio.new_event_loop(), Server()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    yield asyncio.run_coroutine_threadsafe(server.start(), loop).result()
-    asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    with serve_in_thread() as server:
+        yield server.url
 
 
 def public(cls):
@@ -46,15 +38,15 @@ def test_the_twins_have_the_same_methods(blocking, own):
 
 def test_ten_lines(url, tmp_path):
     with Client(url, TOKEN) as client, client.create_session() as session:
-        assert session.run("1 + 1").raise_for_error().text == "1 + 1"
-        texts = [event.text for event in session.stream("lines 3") if isinstance(event, ev.Stream)]
+        assert session.run("1 + 1").raise_for_error().text == "2\n"
+        texts = [event.text for event in session.stream("for n in range(3): print(n)") if isinstance(event, ev.Stream)]
         assert texts == ["0\n", "1\n", "2\n"]
         session.upload(b"a", "a.txt")
         assert session.download("a.txt") == b"a"
         assert [info.path for info in session.files()] == ["a.txt"]
         [branch] = session.branch()
         assert branch.run("2").ok
-        assert repr(branch).startswith("<Session s1")
+        assert repr(branch).startswith("<Session s_")
         assert client.session(session.id).id == session.id
         assert len(client.sessions()) == 2
 
