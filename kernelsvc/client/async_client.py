@@ -127,6 +127,7 @@ class AsyncClient:
         labels: Mapping[str, str] | None = None,
         limits: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
+        sidecar_of: str | None = None,
         beside: str | None = None,
         keep: bool = False,
     ) -> AsyncSession:
@@ -138,8 +139,8 @@ class AsyncClient:
             labels: labels to filter sessions by.
             limits: limits such as ``{"memory_bytes": 1 << 30, "cell_seconds": 60}``, at most the server's.
             env: environment variables of the kernel.
-            beside: id of another session. The new session is its sidecar: it uses the same working directory, and ends
-                with it.
+            sidecar_of: id of another session. The new session uses the same working directory, and ends with it.
+            beside: the old name of ``sidecar_of``, accepted for one release.
             keep: leave the session open at the end of its ``with`` block.
 
         Raises:
@@ -151,7 +152,7 @@ class AsyncClient:
             labels=dict(labels or {}) or None,
             limits=dict(limits or {}) or None,
             env=dict(env or {}) or None,
-            beside=beside,
+            sidecar_of=sidecar_of if beside is None else beside,
             idempotency_key=new_id("create"),
             attach=False,
         )

@@ -72,9 +72,16 @@ class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     limits: LimitsRequest = LimitsRequest()
     env: dict[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
     idempotency_key: Annotated[str, msgspec.Meta(max_length=256)] | None = None
-    beside: Annotated[str, msgspec.Meta(max_length=128, description="A session whose directory it shares.")] | None = (
-        None
-    )
+    sidecar_of: (
+        Annotated[str, msgspec.Meta(max_length=128, description="A session whose directory it shares.")] | None
+    ) = None
+    beside: Annotated[str, msgspec.Meta(max_length=128, description="The old name of `sidecar_of`.")] | None = None
+
+    def __post_init__(self) -> None:
+        if self.beside is not None:
+            if self.sidecar_of not in (None, self.beside):
+                raise ValueError("`beside` is the old name of `sidecar_of`; give only `sidecar_of`")
+            self.sidecar_of = self.beside
 
 
 class CellRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -173,6 +180,7 @@ class SessionInfo(msgspec.Struct, kw_only=True):
     checkpoints: list[Checkpoint]
     queued: int = 0
     running: str | None = None
+    sidecar_of: str | None = None
     beside: str | None = None
     paused: bool = False
 

@@ -93,7 +93,7 @@ class SessionCreator:
     async def _create(self, who: Principal, request: SessionRequest) -> str:
         if self._stopping:
             raise Conflict("The server is stopping; try again when it is back.")
-        main = self._registry.find_open(who, request.beside) if request.beside else None
+        main = self._registry.find_open(who, request.sidecar_of) if request.sidecar_of else None
         template = request.template or (main.spec.template if main else self._settings.default_template)
         self._factory.require_template(template)
         limits = (main.limits if main else self._settings.limits).lowered(request.limits)
@@ -117,7 +117,7 @@ class SessionCreator:
             labels=request.labels,
             env=env,
             idempotency_key=request.idempotency_key,
-            beside=request.beside,
+            beside=request.sidecar_of,
             family=main.spec.family if main else "",
         )
         if member is not None:

@@ -45,6 +45,7 @@ def describe(
         checkpoints=list(machine.checkpoints.values()),
         queued=len(machine.queue) - (machine.running is not None),
         running=machine.running.id if machine.running else None,
+        sidecar_of=spec.beside,
         beside=spec.beside,
         paused=machine.paused,
     )

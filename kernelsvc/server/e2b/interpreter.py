@@ -133,7 +133,7 @@ class InterpreterHandler(SandboxHandler):
         labels = {models.LANGUAGE: language or "python", models.CWD: (cwd or "")[:256]}
         if default:
             labels[models.DEFAULT] = "yes"
-        request = SessionRequest(template=template, beside=self.sandbox, labels=labels)
+        request = SessionRequest(template=template, sidecar_of=self.sandbox, labels=labels)
         made = await service.create(self.who, request)
         if cwd:
             try:
@@ -146,7 +146,7 @@ class InterpreterHandler(SandboxHandler):
 
 def context_model(session: SessionInfo) -> dict[str, str]:
     """Return a context in E2B's format."""
-    labels = session.labels if session.beside else {}
+    labels = session.labels if session.sidecar_of else {}
     return {
         "id": session.id,
         "language": labels.get(models.LANGUAGE, "python"),
@@ -188,7 +188,7 @@ class RestartHandler(InterpreterHandler):
         found = self.find(unquote(context))
         service = self.context.service
         await self.while_connected(service.restart(self.who, found.id))
-        if found.beside and (cwd := found.labels.get(models.CWD)):
+        if found.sidecar_of and (cwd := found.labels.get(models.CWD)):
             await service.environment.change(self.who, found.id, {}, cwd)
         self.answer({})
 

@@ -148,7 +148,7 @@ def metadata(session: SessionInfo) -> dict[str, str]:
 
 def is_sandbox(session: SessionInfo) -> bool:
     """Return whether this session is a sandbox, and not a further context or a snapshot."""
-    return session.beside is None and not is_snapshot(session)
+    return session.sidecar_of is None and not is_snapshot(session)
 
 
 def is_snapshot(session: SessionInfo) -> bool:

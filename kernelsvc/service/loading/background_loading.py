@@ -122,5 +122,6 @@ def brief(row: SessionRow, directory: SessionDirectory) -> SessionInfo | None:
         kernel=None,
         sandbox=SandboxReport(),
         checkpoints=[],
+        sidecar_of=about.beside,
         beside=about.beside,
     )

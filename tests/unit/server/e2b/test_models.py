@@ -98,7 +98,7 @@ def test_a_moment_is_whole_seconds(text: str) -> None:
 def test_contexts_and_snapshots_are_no_sandboxes() -> None:
     snapshot = session(labels=models.snapshot_labels("", "s_9"))
     assert models.is_sandbox(session())
-    assert not models.is_sandbox(session(beside="s_2"))
+    assert not models.is_sandbox(session(sidecar_of="s_2"))
     assert not models.is_sandbox(snapshot)
     assert models.is_sandbox(session(labels=snapshot.labels | models.no_snapshot()))
     assert models.snapshot_model(snapshot) == {"snapshotID": "s_1", "names": []}

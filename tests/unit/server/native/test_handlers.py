@@ -502,3 +502,16 @@ def test_pure_parts():
     assert not re.fullmatch(pattern("/a/{session}"), "/a/x/y")
     assert is_id("abc-1.2:3_x")
     assert not any(map(is_id, ("", "-a", "a/b", "a\n", "ä", "a" * 129)))
+
+
+@pytest.mark.parametrize("field", ["sidecar_of", "beside"])
+async def test_a_sidecar_shares_the_directory_and_the_old_name_of_the_field_is_accepted(doors, field):
+    session = await make(doors)
+    await doors.fetch("PUT", f"/v1/sessions/{session}/files/shared", b"1")
+    sidecar = await doors.json("POST", "/v1/sessions", {field: session}, status=201)
+    assert (sidecar["sidecar_of"], sidecar["beside"]) == (session, session)
+    assert (await doors.fetch("GET", f"/v1/sessions/{sidecar['id']}/files/shared")).body == b"1"
+    both = {"sidecar_of": session, "beside": "s_0000000000000000"}
+    assert await doors.refused("POST", "/v1/sessions", both) == (400, "bad_request")
+    await doors.json("DELETE", f"/v1/sessions/{session}", status=200)
+    await wait_until(lambda: doors.state(sidecar["id"]) == "closed")
