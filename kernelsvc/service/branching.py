@@ -143,9 +143,9 @@ class BranchCreator:
             place = branch_dirs.make_branches_dir(files)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP):
-                text = "A link or a file lies where branches have their directories (/home/user.d); move it in a cell."
+                text = "A link or a file lies where branches have their directories (/home/user.d). Move it in a cell."
                 raise Conflict(text) from error
-            raise AtCapacity(f"No branch can be recorded ({error.strerror}); free disk space.") from error
+            raise AtCapacity(f"No branch can be recorded ({error.strerror}). Free disk space.") from error
         inside = branch_dirs.branches_root(home) / place.relative_to(branch_dirs.branches_root(files))
         for spec in specs:
             spec.home, spec.copy_from = str(inside / spec.id), str(home)
@@ -221,14 +221,14 @@ def _must_fit(files: Path, specs: list[SessionSpec]) -> int:
     most = specs[0].limits.disk_bytes
     if most is not None and size > most:
         raise TooLarge(
-            f"The session's directory holds {size} bytes and a branch may have {most}; delete some files first.",
+            f"The session's directory holds {size} bytes and a branch may have {most}. Delete some files first.",
             size=size,
             allowed=most,
         )
     if size > MiB and size * len(specs) > free_bytes(str(files)) and not _shares_blocks(files):
         raise AtCapacity(
-            f"{len(specs)} copies of the session's directory, {size} bytes each, do not fit on the disk; "
-            "branch fewer, or delete some files.",
+            f"{len(specs)} copies of the session's directory, {size} bytes each, do not fit on the disk. "
+            "Branch fewer, or delete some files.",
         )
     return size
 

@@ -1,7 +1,7 @@
 """How a session begins: a new one, one from the warm pool, and a branch, all by one path.
 
 The path is: admit, reserve, prepare the directory and the journal, start the
-kernel, add the session to the registry. If any step fails, nothing is left.
+kernel, add the session to the registry. If any step fails, all is undone.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class SessionCreator:
 
     async def _create(self, who: Principal, request: SessionRequest) -> str:
         if self._stopping:
-            raise Conflict("The server is stopping; try again when it is back.")
+            raise Conflict("The server is stopping. Try again when it is back.")
         main = self._registry.find_open(who, request.sidecar_of) if request.sidecar_of else None
         template = request.template or (main.spec.template if main else self._settings.default_template)
         self._factory.require_template(template)
@@ -165,9 +165,9 @@ class SessionCreator:
                 await asyncio.shield(self._warm_pool.end_kernel(member))
             self._factory.discard(spec.id)
             if isinstance(error, TimeoutError):
-                raise Timeout("The session did not start in time; try again.") from None
+                raise Timeout("The session did not start in time. Try again.") from None
             if isinstance(error, OSError):
-                raise AtCapacity("No session can be recorded; free disk space and try again.") from error
+                raise AtCapacity("No session can be recorded. Free disk space and try again.") from error
             raise
         self._registry.add(session)
         self._leases.began(session)

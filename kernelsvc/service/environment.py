@@ -53,7 +53,7 @@ class SessionEnvironment:
             raise BadRequest("The value of an environment variable can't hold a zero byte.")
         await self.resume(found)
         if found.info is not None and found.info.kind != "forked":
-            raise NotSupported("Only Python sessions take environment variables here; set them in the cell's code.")
+            raise NotSupported("Only Python sessions take environment variables here. Set them in the cell's code.")
         content = {"environ": dict(environ), "directory": directory}
         reply = await found.request(REQUEST, content, timeout=WAIT_SECONDS)
         if reply.get("status") != "ok":

@@ -1,4 +1,4 @@
-"""What the kernel host is started with: settings in its own words."""
+"""The settings of the kernel host, derived from those of the server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kernelsvc.settings import Settings
 
 
 def host_settings(settings: Settings) -> HostSettings:
-    """What the kernel host is started with, for these settings."""
+    """Return the settings of the kernel host."""
     return HostSettings(
         runtime_dir=str(settings.runtime_path()),
         templates={

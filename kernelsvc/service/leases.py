@@ -63,7 +63,7 @@ class Leases:
         most = self._limits.lifetime_seconds
         if most is not None and seconds > most:
             raise LimitTooHigh(
-                f"A lease of {seconds:.0f} s is above this server's {most:.0f}; ask for at most that.",
+                f"A lease of {seconds:.0f} s is above this server's {most:.0f}. Ask for at most that.",
                 limit="lifetime_seconds",
                 wanted=seconds,
                 allowed=most,

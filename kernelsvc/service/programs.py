@@ -177,9 +177,9 @@ class Programs:
         await found.settled()  # a hibernation may be under way
         await self._environment.resume(found)
         if len(self._running.get(session, ())) >= MAX_PROGRAMS:
-            raise QuotaExceeded(f"{MAX_PROGRAMS} programs of this session run; end one of them.")
+            raise QuotaExceeded(f"{MAX_PROGRAMS} programs of this session run. End one of them.")
         if found.info is None:
-            raise KernelDead("The session has no kernel now; restart it, then run the program.")
+            raise KernelDead("The session has no kernel now. Restart it, then run the program.")
         with found.starting_program():
             process = await self._launchers.exec(
                 found.info.id,
@@ -224,7 +224,7 @@ class Programs:
         for info in self.running(who, session):
             if info.pid == pid or (tag is not None and info.tag == tag):
                 return info
-        raise NotFound(f"No program {tag if pid is None else pid} runs in this session; list those that do.")
+        raise NotFound(f"No program {tag if pid is None else pid} runs in this session. List those that do.")
 
     def watch(self, who: Principal, session: str, program: int) -> OutputReader:
         """Read the output of a running program from now on.
@@ -272,7 +272,7 @@ class Programs:
     def _require(self, session: str, program: int) -> Program:
         found = self._running.get(session, {}).get(program)
         if found is None:
-            raise NotFound("The program has ended; list those that run.")
+            raise NotFound("The program has ended. List those that run.")
         return found
 
     def end(self, session: str) -> None:

@@ -1,7 +1,7 @@
-"""What is derived from the journals: index, notebooks, metrics, signatures.
+"""Data derived from the journals: index, notebooks, metrics, signatures.
 
-A projection may fail and be rebuilt; the journal may not. Nothing here raises
-into the way of a cell.
+A projection may fail and be rebuilt from the journal. An error here never stops
+a cell.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from kernelsvc.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-#: Seconds between writes of the index, when there is something to write.
+#: Seconds between two writes of the index.
 FLUSH_SECONDS = 0.5
-#: Seconds by which a notebook is rendered and written after the event: the client has its answer first.
+#: Seconds between an event and the rendering of the notebook, so that the client gets its answer first.
 LINGER = 0.003
 
 
 class Projections:
-    """Every derived thing of one data directory."""
+    """The projections of one data directory."""
 
     def __init__(self, store: SessionDirectories, metrics: Metrics) -> None:
         self.index = Index(store.data / "index.sqlite")
@@ -49,34 +49,34 @@ class Projections:
 
     @property
     def public_key(self) -> str:
-        """With which every signature of this server can be checked."""
+        """The public key that checks every signature of this server."""
         return self._key.public
 
     def secret(self, purpose: str) -> bytes:
-        """A secret of this server for a purpose, the same after a restart."""
+        """Return a secret of this server for a purpose. It is the same after a restart."""
         return self._key.secret(purpose)
 
     def catch_up_index(self, sessions: Iterable[SessionDirectory]) -> None:
-        """Put right what a loss of power left of the journals' ends, and read what the index missed. For a thread.
+        """Repair the ends of journals after a loss of power, and index missing entries. Run it in a thread.
 
-        Only the end of a journal is looked at if there is nothing to do.
+        If a journal needs neither, only its end is read.
         """
         seen = self.index.seqs()
         for directory in sessions:
             try:
                 self._catch_up(directory, seen.get(directory.id))
             except (OSError, KernelsvcError) as error:
-                log.error("the log of session %s can't be read: %s", directory.id, error)
+                log.error("session %s: its journal can't be read: %s", directory.id, error)
         self.index.flush()
 
     def complete(self, directory: SessionDirectory) -> None:
-        """Put right what a loss of power left of a closed session's end. For a thread."""
+        """Repair the end of a closed session's journal after a loss of power. Run it in a thread."""
         try:
             last = end_of(directory.journal)
             if last is None or isinstance(last, SessionClosed):
                 self._complete(directory)
         except (OSError, KernelsvcError) as error:
-            log.error("the log of session %s can't be read: %s", directory.id, error)
+            log.error("session %s: its journal can't be read: %s", directory.id, error)
 
     def _catch_up(self, directory: SessionDirectory, seen: int | None) -> None:
         last = end_of(directory.journal)
@@ -90,7 +90,7 @@ class Projections:
                 self._unfinished.append(directory)
 
     def _complete(self, directory: SessionDirectory) -> None:
-        """Cut a torn end off, also that of a session which is closed; sign what was closed and is not signed."""
+        """Cut off a torn end, and sign the journal of a session that closed without a signature."""
         journal = Journal.open(directory.journal, directory.id)
         try:
             if isinstance(end_of(directory.journal), SessionClosed):
@@ -100,18 +100,18 @@ class Projections:
             journal.close()
 
     def open(self, directory: SessionDirectory, journal: Journal) -> None:
-        """Keep the notebook of a live session."""
+        """Keep the notebook of an open session up to date."""
         inherited = directory.inherited if directory.inherited.exists() else None
         self._notebooks[directory.id] = NotebookFile(
             directory.notebook, journal, parent=inherited, linger=LINGER, limiter=self._limiter
         )
 
     def signer(self, session: str, journal: Journal) -> Callable[[], JournalSigned]:
-        """What signs the head of a journal when its session closes."""
+        """Return the function that signs the head of a journal when its session closes."""
         return lambda: self._key.sign_head(session, journal.head)
 
     def feed(self, session: str, events: Sequence[Event]) -> None:
-        """Take in what was just appended."""
+        """Update the projections with entries that were just appended."""
         self.index.feed(session, events)
         for event in events:
             self.metrics.record(event)
@@ -131,7 +131,7 @@ class Projections:
             self.metrics.sync_seconds.observe(seconds)
 
     def finish(self, session: str) -> None:
-        """The session has closed and its journal is complete: write the last notebook."""
+        """Write the last notebook of a session whose journal is complete."""
         notebook = self._notebooks.pop(session, None)
         if notebook is not None:
             task = asyncio.ensure_future(notebook.finish(self._key.sign_audit))
@@ -139,7 +139,7 @@ class Projections:
             task.add_done_callback(self._finishing.discard)
 
     def finish_others(self) -> None:
-        """Write, in the background, the last notebooks of sessions at whose end the server died."""
+        """Write, in the background, the last notebooks of sessions that closed just before the server died."""
         while self._unfinished and not self.index.stale:
             task = asyncio.ensure_future(self._finish_other(self._unfinished.pop()))
             self._finishing.add(task)
@@ -150,24 +150,24 @@ class Projections:
         try:
             await self.last_notebook(directory)
         except (OSError, KernelsvcError) as error:
-            log.warning("the last notebook of session %s can't be written: %s", directory.id, error)
+            log.warning("session %s: the write of its last notebook failed: %s", directory.id, error)
 
     async def last_notebook(self, directory: SessionDirectory) -> None:
-        """Write the notebook of a session that has closed once more, whole and signed.
+        """Write the complete, signed notebook of a closed session again.
 
         Raises:
-            OSError: its log can't be read.
+            OSError: its journal can't be read.
         """
         journal = await asyncio.to_thread(Journal.open, directory.journal, directory.id, read_only=True)
         inherited = directory.inherited if directory.inherited.exists() else None
         await NotebookFile(directory.notebook, journal, parent=inherited).finish(self._key.sign_audit)
 
     async def export(self, directory: SessionDirectory, journal: Journal, format: NotebookFormat) -> bytes:
-        """The notebook as it is now, signed.
+        """Return the notebook as it is now, signed.
 
         Raises:
             Internal, Timeout: it could not be converted.
-            AtCapacity: the disk refuses.
+            AtCapacity: there is no space on the disk.
         """
         notebook = self._notebooks.get(directory.id)
         passing = notebook is None
@@ -177,7 +177,7 @@ class Projections:
         try:
             data = await notebook.export(self._key.sign_audit)
         except OSError as error:
-            raise AtCapacity(f"The notebook can't be made now ({error.strerror}); try again.") from error
+            raise AtCapacity(f"Writing the notebook failed ({error.strerror}). Try again.") from error
         finally:
             if passing:
                 notebook.close()
@@ -206,13 +206,13 @@ class Projections:
         task.add_done_callback(self._finishing.discard)
 
     def forget(self, session: str) -> None:
-        """The session's start failed; nothing of it stays."""
+        """Drop the notebook of a session whose start failed."""
         notebook = self._notebooks.pop(session, None)
         if notebook is not None:
             notebook.close()
 
     async def close(self) -> None:
-        """Write what waits and let go."""
+        """Write pending changes and close all files."""
         if self._finishing:
             await asyncio.wait(self._finishing, timeout=5.0)
         for notebook in self._notebooks.values():

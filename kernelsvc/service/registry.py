@@ -68,7 +68,7 @@ class SessionRegistry:
     """Find sessions by id and owner, and decide whether more are admitted.
 
     Args:
-        settings: the server's settings; they hold the ceilings of admission.
+        settings: the server's settings, with the ceilings of admission.
         closed: reads closed sessions back.
         loads: the sessions that are being read in the background.
 
@@ -122,7 +122,7 @@ class SessionRegistry:
             Forbidden: the token lacks it.
         """
         if scope not in who.scopes:
-            raise Forbidden(f"This token lacks the scope '{scope}'; use one that has it.", scope=scope)
+            raise Forbidden(f"This token lacks the scope '{scope}'. Use one that has it.", scope=scope)
 
     def find(self, who: Principal, session: str, scope: Scope = "read") -> Session:
         """Return a session of the caller, open or closed.
@@ -136,7 +136,7 @@ class SessionRegistry:
         self._loads.check(session, who.name)
         found = self._open.get(session) or self._closed.get(session)
         if found is None or found.principal != who.name:
-            raise NotFound(f"There is no session {session!r}; list your sessions.")
+            raise NotFound(f"There is no session {session!r}. List your sessions.")
         return found
 
     def find_open(self, who: Principal, session: str) -> Session:
@@ -173,7 +173,7 @@ class SessionRegistry:
         return session in self._loads
 
     async def ensure_loaded(self, text: str) -> None:
-        """Load the sessions that a request names; wait ``start_seconds`` at most. Safe to cancel.
+        """Load the sessions that a request names. Wait ``start_seconds`` at most. Safe to cancel.
 
         Args:
             text: any part of the request that may hold session ids, for example its path.
@@ -215,7 +215,7 @@ class SessionRegistry:
         Args:
             who: their owner.
             limits: the limits of each.
-            count: how many are asked for.
+            count: the number of sessions.
             warm: members of the warm pool, which count like sessions with the server's own limits.
 
         Raises:

@@ -34,7 +34,7 @@ class ResourceMonitor:
     """Measure every open session at intervals. Implements ``UsageApi``.
 
     Args:
-        registry: all sessions; it gets the last measured use of each.
+        registry: all sessions. It gets the last measured use of each.
         seconds: the time between two measurements.
     """
 

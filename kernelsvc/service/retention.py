@@ -24,7 +24,7 @@ def due(closed: Iterable[tuple[str, float]], now: float, age: float) -> list[str
     Args:
         closed: sessions and when each had its last entry (seconds since the epoch).
         now: the present, likewise.
-        age: seconds that a closed session is kept.
+        age: seconds for which a closed session stays.
     """
     return [session for at, session in sorted((at, session) for session, at in closed) if now - at >= age]
 

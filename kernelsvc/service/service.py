@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -37,7 +36,6 @@ from kernelsvc.model.objects import (
     SessionState,
 )
 from kernelsvc.model.tokens import authenticate
-from kernelsvc.protocol import function_call as call_protocol
 from kernelsvc.service.api import (
     Cells,
     Checkpoints,
@@ -58,6 +56,7 @@ from kernelsvc.service.leases import Leases
 from kernelsvc.service.loading.adoption import Adoption
 from kernelsvc.service.loading.background_loading import BackgroundLoads, brief
 from kernelsvc.service.loading.closed_sessions import ClosedSessions
+from kernelsvc.service.one_shot import run_once
 from kernelsvc.service.programs import Programs
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.registry import SessionRegistry
@@ -93,7 +92,7 @@ class Service:
 
     Args:
         settings: the server's settings.
-        metrics: counters to use; None makes new ones.
+        metrics: counters to use. None makes new ones.
         launchers: start kernels. None takes those of this machine; ``kernelsvc.testing`` has fake ones.
 
     Attributes:
@@ -194,11 +193,11 @@ class Service:
         }
 
     def templates(self) -> list[dict[str, Any]]:
-        """Return what a session can be made from."""
+        """Return the templates of sessions."""
         return self._launchers.templates()
 
     async def ensure_loaded(self, named: str) -> None:
-        """Load the sessions that a request names; wait ``start_seconds`` at most. Safe to cancel."""
+        """Load the sessions that a request names. Wait ``start_seconds`` at most. Safe to cancel."""
         await self._registry.ensure_loaded(named)
 
     # -- sessions ----------------------------------------------------------------------
@@ -239,14 +238,14 @@ class Service:
         return found, following
 
     def _summary(self, row: SessionRow) -> SessionInfo | None:
-        """Return how a list shows a session whose journal is large and not read; None for any other session."""
+        """Return how a list shows a session whose journal is large and not read. Return None for any other session."""
         unread = self._registry.is_loading(row.id) or row.state == "closed"
         if self._registry.in_memory(row.id) or not unread:
             return None
         return brief(row, self._store.directory(row.id))
 
     async def close(self, who: Principal, session: str, *, reason: str = "closed") -> SessionInfo:
-        """End a session; its journal stays. Closing a closed session changes nothing."""
+        """End a session. Its journal stays. Closing a closed session changes nothing."""
         found = self._registry.find(who, session, "run")
         if found.state is not SessionState.CLOSED:
             await found.close(reason)
@@ -272,8 +271,8 @@ class Service:
         for request in requests:
             if len(request.code) > self.settings.max_code_bytes:
                 raise TooLarge(
-                    f"The code has {len(request.code)} characters and may have {self.settings.max_code_bytes}; "
-                    "upload data as a file instead.",
+                    f"The code has {len(request.code)} characters and may have {self.settings.max_code_bytes}. "
+                    "Upload data as a file instead.",
                     limit=self.settings.max_code_bytes,
                 )
 
@@ -312,7 +311,7 @@ class Service:
     def execute_then(
         self, who: Principal, session: str, request: CellRequest, on_finished: OnFinished, *, client: object
     ) -> None:
-        """Run one cell without a task. ``on_finished`` must not raise; it gets a function that reads the cell."""
+        """Run one cell without a task. ``on_finished`` must not raise. It gets a function that reads the cell."""
         found = self._registry.find(who, session, "run")
         (cell,) = self._submit(found, who, [request], client)
         found.when_finished(cell, lambda: on_finished(lambda: found.cell(cell)))
@@ -334,35 +333,7 @@ class Service:
 
     async def call(self, who: Principal, call: Call) -> dict[str, Any]:
         """Run code or a function in a session that is created for it and closed after it."""
-        if (call.code is None) == (call.function is None):
-            raise BadRequest("Give either 'code' or 'function'.")
-        source = call.code
-        if source is None:
-            source = call_protocol.function_cell(call.function or "", call.args, call.kwargs)
-        request = SessionRequest(template=call.template, limits=call.limits, name="execute")
-        session = (await self.create(who, request)).id
-        try:
-            self._put_files(who, session, call.files)
-            cell = await self.execute(who, session, CellRequest(code=source, timeout_seconds=call.timeout_seconds))
-        finally:
-            await asyncio.shield(self.close(who, session, reason="executed"))
-        result: dict[str, Any] = msgspec.to_builtins(cell)
-        if call.function is not None:
-            result["value"] = call_protocol.value_of(cell)
-        return result
-
-    def _put_files(self, who: Principal, session: str, files: dict[str, str]) -> None:
-        directory = self._store.directory(session).files
-        owner = directory.stat()
-        for name, text in files.items():
-            if not name or "/" in name or name in (".", "..") or "\0" in name:
-                raise BadRequest(f"The file name {name!r} has a path in it; give a plain name.")
-            # The session has run nothing yet, so the directory holds what we put there and nothing else.
-            path = directory / name
-            path.write_text(text, "utf-8")
-            os.chown(path, owner.st_uid, owner.st_gid)
-        if files:
-            self.files_changed(who, session, [{"path": name, "action": "put"} for name in files])
+        return await run_once(self, self._store, who, call)
 
     async def input(self, who: Principal, session: str, cell: str, text: str) -> None:
         """Answer a cell's ``input()``."""
@@ -422,21 +393,21 @@ class Service:
         """Send one of ``REQUESTS`` to the kernel and return the content of the reply, unchanged."""
         found = self._registry.find(who, session, "run")
         if msg_type not in REQUESTS:
-            raise BadRequest(f"{msg_type[:64]!r} can't be sent to a kernel; there are {', '.join(sorted(REQUESTS))}.")
+            raise BadRequest(f"{msg_type[:64]!r} can't be sent to a kernel. There are {', '.join(sorted(REQUESTS))}.")
         return await found.request(msg_type, content, timeout=timeout)
 
     async def send_comm(self, who: Principal, session: str, message: KernelRequest) -> None:
         """Send a comm message to the kernel and wait until it was handled. Its output goes into the journal."""
         found = self._registry.find(who, session, "run")
         if message.msg_type not in COMMS:
-            raise BadRequest(f"{message.msg_type[:64]!r} is no comm message; there are {', '.join(sorted(COMMS))}.")
+            raise BadRequest(f"{message.msg_type[:64]!r} is no comm message. There are {', '.join(sorted(COMMS))}.")
         await found.send_comm(message)
 
     async def variables(self, who: Principal, session: str) -> Variables:
         """Return the session's variables. No code of the session runs for it."""
         found = self._registry.find(who, session, "run")
         if found.info is not None and found.info.kind != "forked":
-            raise NotSupported("Only forked kernels list their variables; run a cell that prints them.")
+            raise NotSupported("Only forked kernels list their variables. Run a cell that prints them.")
         reply = await found.request("kernelsvc_variables_request", {})
         try:
             return msgspec.convert(reply.get("variables", []), Variables)
@@ -451,7 +422,7 @@ class Service:
         return await self._projections.export(self._store.directory(session), cast("Journal", found.log), format)
 
     def journal(self, who: Principal, session: str) -> JournalStream:
-        """Return the journal's whole lines as they are now; the caller closes the stream.
+        """Return the journal's whole lines as they are now. The caller closes the stream.
 
         Raises:
             NotFound: there is no such session, or retention has removed the journal.
@@ -516,7 +487,7 @@ class Service:
         Args:
             who: the caller.
             session: the parent's id.
-            at: a checkpoint's id or name; None takes the present state.
+            at: a checkpoint's id or name. None takes the present state.
             count: the number of branches.
             labels: labels of each branch, added to the parent's.
             limits: limits of each branch that are lower than the parent's.

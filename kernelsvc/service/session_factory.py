@@ -1,4 +1,4 @@
-"""How a session object is made from its specification, its directory and its journal.
+"""Session objects, made from a specification, a directory and a journal.
 
 Every session goes through here: a new one, a branch, a member of the warm pool,
 one that an earlier server left, and a closed one that is read back.
@@ -77,7 +77,7 @@ class SessionFactory:
         return self._store.clock()
 
     def require_template(self, template: str) -> None:
-        """Check that sessions can be made from a template.
+        """Check that a template exists.
 
         Raises:
             NotFound: there is no such template.
@@ -95,7 +95,7 @@ class SessionFactory:
         """Create the directory and the journal of a new session.
 
         Args:
-            spec: the specification; ``workdir`` and ``family`` are filled in.
+            spec: the specification. ``workdir`` and ``family`` are filled in.
             parent: for a branch, the working directory of its parent.
             place: for a branch, the directory in which its own is created.
             sidecar_of: for a sidecar, the working directory that it shares.
@@ -107,7 +107,7 @@ class SessionFactory:
             directory, journal = self._store.create(spec.id, {}, parent=parent, place=place, beside=sidecar_of)
         except OSError as error:
             raise AtCapacity(
-                f"No session can be recorded ({error.strerror}); free disk space and try again."
+                f"No session can be recorded ({error.strerror}). Free disk space and try again."
             ) from error
         spec.workdir = str(directory.working())
         if parent is None and sidecar_of is None:
@@ -115,7 +115,7 @@ class SessionFactory:
         return PreparedSession(spec, directory, journal)
 
     def open(self, prepared: PreparedSession) -> Session:
-        """Return the session object of an open session. Its notebook is kept from now on."""
+        """Return the session object of an open session. From now on its notebook follows the journal."""
         self._projections.open(prepared.directory, prepared.journal)
         launcher = self._launchers.launcher(prepared.spec.template)
         return self._session(prepared.spec, prepared.directory, prepared.journal, launcher)

@@ -62,7 +62,7 @@ class SessionTokens:
             Forbidden: the caller's token lacks the scope ``run``.
         """
         if _NEEDED not in who.scopes:
-            raise Forbidden(f"A session's secret needs a token with the scope {_NEEDED!r}; use one.", scope=_NEEDED)
+            raise Forbidden(f"A session's secret needs a token with the scope {_NEEDED!r}. Use one.", scope=_NEEDED)
         return self._derive(who, session, purpose)
 
     def _derive(self, who: Principal, session: str, purpose: str) -> str:
@@ -72,7 +72,7 @@ class SessionTokens:
         return hmac.digest(self._key, bound.encode("utf-8", "surrogatepass"), "sha256").hex()
 
     def holder(self, session: str, purposes: Iterable[str], *given: str) -> Principal:
-        """Return the caller that a secret was made for, with its token's scopes without ``admin``.
+        """Return the caller of a secret, with its token's scopes without ``admin``.
 
         Without a good secret the answer is the same whether the session exists or not: that is looked up last.
 
@@ -129,7 +129,7 @@ class SessionTokens:
                 if who.name == owner and signed.is_signed_with(self._derive(who, session, purpose)):
                     found.append((who, session))
         if not found:
-            raise Unauthenticated("The signature fits no open session; ask the session's owner for a new address.")
+            raise Unauthenticated("The signature fits no open session. Ask the session's owner for a new address.")
         who, session = found[0]
         return self._owning(session, [who]), session
 
@@ -137,13 +137,13 @@ class SessionTokens:
         """Of the callers whose secret fits, the one that owns the session."""
         if not fitting:
             raise Unauthenticated(
-                "This secret is not one of that session, or its token is not known here any more; "
-                "connect to the session with a token to get another."
+                "This secret is not one of that session, or its token is not known here any more. "
+                "Connect to the session with a token to get another."
             )
         owner = self._owners.owner(session)
         if owner is None:
-            raise NotFound(f"There is no session {session!r} any more; create another.")
+            raise NotFound(f"There is no session {session!r} any more. Create another.")
         for who in fitting:
             if who.name == owner:
                 return msgspec.structs.replace(who, scopes=who.scopes - _WITHHELD)
-        raise Unauthenticated("This secret's token does not own that session; connect to one of your own sessions.")
+        raise Unauthenticated("This secret's token does not own that session. Connect to one of your own sessions.")

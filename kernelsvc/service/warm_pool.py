@@ -211,7 +211,7 @@ class WarmPool:
             self._factory.discard(member.spec.id)
 
     async def close(self) -> None:
-        """End every member; the server stops."""
+        """End every member, because the server stops."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

@@ -210,7 +210,7 @@ async def test_branches_of_branches_are_refused_when_linux_fences_no_deeper(clie
 async def test_a_directory_that_is_too_large_is_refused_before_anything_is_made(client: AsyncClient) -> None:
     parent = await client.create_session()
     await parent.run("open('big', 'wb').write(bytes(3 << 20)); n = 1")
-    with pytest.raises(TooLarge, match="delete some files"):
+    with pytest.raises(TooLarge, match="Delete some files"):
         await parent.branch(limits={"disk_bytes": 1 << 20})
     assert await value(parent, "n") == "1"
     assert await events_of(parent, ev.Branched) == []

@@ -195,6 +195,7 @@ TESTED_THROUGH = {
     "kernelsvc.service.session_factory": "tests/acceptance/test_docs.py",
     "kernelsvc.service.creation": "tests/integration/test_warm_pool.py",
     "kernelsvc.service.warm_pool": "tests/integration/test_warm_pool.py",
+    "kernelsvc.service.one_shot": "tests/unit/server/native/test_handlers.py",
     "kernelsvc.service.projections": "tests/acceptance/test_docs.py",
     "kernelsvc.session.spec": "tests/unit/session/test_session.py",
     "kernelsvc.session.kernel_lifecycle": "tests/unit/session/test_session.py",

@@ -22,7 +22,7 @@ from kernelsvc.model.events import Event
 from kernelsvc.model.objects import SessionState
 from kernelsvc.service.loading.background_loading import BackgroundLoads
 from kernelsvc.service.loading.closed_sessions import ClosedSessions
-from kernelsvc.service.loading.session_loading import about_of, beginning_of, is_large, life_of, reading_of
+from kernelsvc.service.loading.session_loading import first_event, is_large, machine_events, read_spec, reader_for
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.service.session_factory import PreparedSession, SessionFactory
@@ -86,19 +86,19 @@ class Adoption:
     def _begin(self, directory: SessionDirectory, *, closed: bool) -> None:
         """Load a session in the background. Its quota and its idempotency key come from ``session.json`` until then."""
         try:
-            about = msgspec.convert(directory.read_about(), SessionSpec)
+            spec = msgspec.convert(directory.read_about(), SessionSpec)
         except msgspec.ValidationError:
-            about = None
-        if about is not None and not closed:
-            self._registry.reserve([about])
-            if about.idempotency_key is not None:
-                self._registry.keys.put(about.principal, about.idempotency_key, about.id)
-        if about is not None and directory.id not in self._projections.index.seqs():
-            self._projections.index.feed(directory.id, [beginning_of(about)])
-        owner = about.principal if about else None
-        self._loads.begin(directory.id, owner, partial(self._recover, directory, about, closed=closed))
+            spec = None
+        if spec is not None and not closed:
+            self._registry.reserve([spec])
+            if spec.idempotency_key is not None:
+                self._registry.keys.put(spec.principal, spec.idempotency_key, spec.id)
+        if spec is not None and directory.id not in self._projections.index.seqs():
+            self._projections.index.feed(directory.id, [first_event(spec)])
+        owner = spec.principal if spec else None
+        self._loads.begin(directory.id, owner, partial(self._recover, directory, spec, closed=closed))
 
-    async def _recover(self, directory: SessionDirectory, about: SessionSpec | None, *, closed: bool) -> None:
+    async def _recover(self, directory: SessionDirectory, spec: SessionSpec | None, *, closed: bool) -> None:
         try:
             if not closed:
                 await self._adopt(directory)
@@ -106,8 +106,8 @@ class Adoption:
                 await asyncio.to_thread(self._projections.complete, directory)
         finally:
             self._registry.release(directory.id)
-            if about is not None and about.idempotency_key is not None and directory.id not in self._registry:
-                self._registry.keys.forget(about.principal, about.idempotency_key)
+            if spec is not None and spec.idempotency_key is not None and directory.id not in self._registry:
+                self._registry.keys.forget(spec.principal, spec.idempotency_key)
             self._later.discard(directory.id)
         await self._end_strays()
 
@@ -123,7 +123,7 @@ class Adoption:
             session = await self._read(directory)
         except Exception as error:
             trace = not isinstance(error, OSError)
-            log.error("session %s is left out, its journal can't be opened: %s", directory.id, error, exc_info=trace)
+            log.error("session %s is left out. To open its journal failed: %s", directory.id, error, exc_info=trace)
             self._all_readable = False  # its kernels are unknown, so no kernel is a stray
             return
         if session is None:
@@ -141,14 +141,14 @@ class Adoption:
 
     async def _read(self, directory: SessionDirectory) -> Session | None:
         """Rebuild the session from its journal. Return None if creation never completed."""
-        read = reading_of(directory.journal)
+        read = reader_for(directory.journal)
         journal = await read(Journal.open, directory.journal, directory.id)
         if journal.last_seq == 0:
             journal.close()
             self._factory.discard(directory.id)
             return None
-        session = self._factory.open(PreparedSession(about_of(directory, journal), directory, journal))
-        events = life_of(journal)
+        session = self._factory.open(PreparedSession(read_spec(directory, journal), directory, journal))
+        events = machine_events(journal)
         if is_large(directory.journal) and self._projections.index.seqs().get(directory.id) != journal.last_seq:
             events = self._indexed(directory.id, events)
         await read(session.rebuild, events)

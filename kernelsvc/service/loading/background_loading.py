@@ -1,9 +1,10 @@
-"""Sessions whose logs are being read back, while others are served.
+"""Sessions whose large journals are read in the background, while other sessions are served.
 
-A log of a gigabyte takes seconds to read. Meanwhile its session shows itself in
-lists as ``restoring``, whoever asks for it waits, and is told ``recovering`` if it
-takes longer than a request may wait. One is read at a time, in a thread that lets
-the event loop run about every millisecond, so that the others' cells go on.
+A journal of one gigabyte takes seconds to read. Meanwhile lists show its session
+as ``restoring``, and requests that name the session wait. A request that has waited
+for too long gets the error ``recovering``. One journal is read at a time, in a
+thread that lets the event loop run about every millisecond, so cells of other
+sessions continue.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def ids_in(text: str) -> list[str]:
-    """What stands in a text and may be the id of a session."""
+    """Return the parts of a text that have the form of a session's id."""
     return _ID.findall(text)
 
 
@@ -36,92 +37,109 @@ _ID = re.compile(r"s_[0-9a-f]{16}")
 
 
 class BackgroundLoads:
-    """What is under way.
+    """Read journals one after the other, and have requests wait for them.
 
     Args:
-        seconds: how long a request waits for the session that it names.
+        seconds: the longest time that a request waits for the session that it names.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._owners: dict[str, str | None] = {}
-        self._lane = asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()
 
     def __contains__(self, session: str) -> bool:
         return session in self._tasks
 
     def begin(self, session: str, owner: str | None, work: Callable[[], Awaitable[object]]) -> None:
-        """Read this one back, after those that were begun before; a failure is logged."""
+        """Start to read a session back. It runs after the earlier ones. A failure is logged.
+
+        Args:
+            session: the session's id.
+            owner: its principal's name; None if that is not known.
+            work: reads the session.
+        """
         if session not in self._tasks:
             self._owners[session] = owner
             self._tasks[session] = asyncio.ensure_future(self._one(session, work))
 
     async def _one(self, session: str, work: Callable[[], Awaitable[object]]) -> None:
         try:
-            async with self._lane:
+            async with self._one_at_a_time:
                 await work()
         except Exception as error:
-            log.error("session %s can't be read: %s", session, error, exc_info=not isinstance(error, OSError))
+            log.error(
+                "session %s: its journal can't be read: %s", session, error, exc_info=not isinstance(error, OSError)
+            )
         finally:
             del self._tasks[session], self._owners[session]
 
     def check(self, session: str, who: str | None = None) -> None:
-        """Nothing may be asked of a session that is being read back; and of another's nothing is told.
+        """Check that a session is not being read.
+
+        Args:
+            session: the session's id.
+            who: the caller's name. A caller learns nothing about the session of another.
 
         Raises:
-            Recovering: this one is.
+            Recovering: the session is being read, and the caller may know that.
         """
         if session in self._tasks and (who is None or self._owners[session] in (None, who)):
             raise Recovering(session=session)
 
     async def named(self, text: str) -> None:
-        """Wait for the sessions that a request names; one that takes too long is told of by ``check``. Safe to cancel.
+        """Wait for the sessions that a request names, at most ``seconds``. Then ``check`` says which are not ready.
+
+        Safe to cancel.
 
         Args:
-            text: wherever the request may name them: its path, say.
+            text: the part of the request that may hold their ids, for example its path.
         """
         if not self._tasks:
             return
-        plain = text.replace("-", "")  # Jupyter's paths have dashes in it
-        waiting = [task for session, task in self._tasks.items() if session.removeprefix("s_") in plain]
+        digits = text.replace("-", "")  # Jupyter's paths have session ids as UUIDs, with dashes
+        waiting = [task for session, task in self._tasks.items() if session.removeprefix("s_") in digits]
         if waiting:
             await asyncio.wait(waiting, timeout=self._seconds)
 
     async def all(self, seconds: float) -> None:
-        """Wait for all of them, but no longer than this. Safe to cancel."""
+        """Wait for all sessions, at most this time. Safe to cancel."""
         if self._tasks:
             await asyncio.wait([*self._tasks.values()], timeout=seconds)
 
     def close(self) -> None:
-        """Begin no more; what is being read is read for nothing."""
+        """Cancel all reading."""
         for task in self._tasks.values():
             task.cancel()
 
 
 def brief(row: SessionRow, directory: SessionDirectory) -> SessionInfo | None:
-    """How a list shows a session whose large log has not been read: from ``session.json`` and the index."""
+    """Return how a list shows a session whose large journal is not read, from ``session.json`` and the index.
+
+    Return None if the journal is not large.
+    """
     if not is_large(directory.journal):
         return None
-    about = msgspec.convert(directory.read_about(), SessionSpec)
+    spec = msgspec.convert(directory.read_about(), SessionSpec)
     return SessionInfo(
         state=SessionState.CLOSED if row.state == "closed" else SessionState.RESTORING,
-        id=about.id,
-        name=about.name,
-        template=about.template,
-        created_at=about.created_at,
+        id=spec.id,
+        name=spec.name,
+        template=spec.template,
+        created_at=spec.created_at,
         last_activity_at=row.last_activity_at,
         expires_at=None,
-        principal=about.principal,
-        labels=about.labels,
-        limits=about.limits,
+        principal=spec.principal,
+        labels=spec.labels,
+        limits=spec.limits,
         usage=Usage(),
         last_seq=row.last_seq,
         execution_count=0,
-        parent=about.parent,
+        parent=spec.parent,
         kernel=None,
         sandbox=SandboxReport(),
         checkpoints=[],
-        sidecar_of=about.beside,
-        beside=about.beside,
+        sidecar_of=spec.beside,
+        beside=spec.beside,
     )

@@ -10,7 +10,7 @@ import msgspec
 
 from kernelsvc.errors import NotFound, Recovering
 from kernelsvc.service.loading.background_loading import BackgroundLoads
-from kernelsvc.service.loading.session_loading import about_of, is_large, life_of
+from kernelsvc.service.loading.session_loading import is_large, machine_events, read_spec
 from kernelsvc.service.session_factory import SessionFactory
 from kernelsvc.session import Session, SessionSpec
 from kernelsvc.store.journal import Journal
@@ -61,8 +61,8 @@ class ClosedSessions:
                 if is_large(directory.journal):
                     self._read_in_background(directory)
                 journal = Journal.open(directory.journal, directory.id, read_only=True)
-                found = self._factory.read_only(about_of(directory, journal), directory, journal)
-                found.rebuild(life_of(journal))
+                found = self._factory.read_only(read_spec(directory, journal), directory, journal)
+                found.rebuild(machine_events(journal))
             except (NotFound, OSError, msgspec.ValidationError):
                 return None
             self.keep(found)
@@ -74,7 +74,7 @@ class ClosedSessions:
         async def read() -> None:
             journal = await asyncio.to_thread(Journal.open, directory.journal, directory.id, read_only=True)
             found = self._factory.read_only(spec, directory, journal)
-            await asyncio.to_thread(found.rebuild, life_of(journal))
+            await asyncio.to_thread(found.rebuild, machine_events(journal))
             self.keep(found)
 
         self._loads.begin(directory.id, spec.principal, read)

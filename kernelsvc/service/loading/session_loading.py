@@ -1,4 +1,4 @@
-"""A session's directory read back: what it is, and what happened in it."""
+"""A session's directory, read back: the specification, and the events that rebuild the state machine."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ T = TypeVar("T")
 LARGE_BYTES = 1 << 20
 
 
-def about_of(directory: SessionDirectory, journal: Journal) -> SessionSpec:
-    """What a session is, from ``session.json``, or from its first entry if a crash left that empty.
+def read_spec(directory: SessionDirectory, journal: Journal) -> SessionSpec:
+    """Return a session's specification, from ``session.json`` or, if a crash left that empty, from the journal.
 
     Raises:
-        msgspec.ValidationError: neither says.
+        msgspec.ValidationError: neither holds it.
     """
     try:
         return msgspec.convert(directory.read_about(), SessionSpec)
@@ -38,8 +38,8 @@ def about_of(directory: SessionDirectory, journal: Journal) -> SessionSpec:
         started = ev.decode(first) if first else None
         if not isinstance(started, ev.SessionStarted):
             raise
-        log.warning("session %s: session.json was lost; made again from the journal", directory.id)
-        about = SessionSpec(
+        log.warning("session %s: session.json was empty. Writing it again from the journal", directory.id)
+        spec = SessionSpec(
             id=directory.id,
             principal=started.principal,
             template=started.template,
@@ -52,26 +52,26 @@ def about_of(directory: SessionDirectory, journal: Journal) -> SessionSpec:
             labels=started.labels,
             parent=started.parent,
         )
-        directory.write_about(msgspec.to_builtins(about))
-        return about
+        directory.write_about(msgspec.to_builtins(spec))
+        return spec
 
 
-def beginning_of(about: SessionSpec) -> ev.SessionStarted:
-    """What the first entry of such a session's log tells those who list it. Pure."""
+def first_event(spec: SessionSpec) -> ev.SessionStarted:
+    """Return the first entry that the journal of such a session has, for the index. Pure."""
     started = ev.SessionStarted(
-        principal=about.principal,
-        template=about.template,
-        name=about.name,
-        labels=about.labels,
-        limits=about.limits,
-        parent=about.parent,
+        principal=spec.principal,
+        template=spec.template,
+        name=spec.name,
+        labels=spec.labels,
+        limits=spec.limits,
+        parent=spec.parent,
     )
-    started.session, started.seq, started.at = about.id, 1, about.created_at
+    started.session, started.seq, started.at = spec.id, 1, spec.created_at
     return started
 
 
 def is_large(path: Path) -> bool:
-    """Whether reading this journal would keep others waiting; no for one that is not there."""
+    """Whether this journal is too large to be read in the event loop. False if it does not exist."""
     try:
         return path.stat().st_size > LARGE_BYTES
     except OSError:
@@ -82,30 +82,30 @@ class _Reading(Protocol):
     async def __call__(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
 
 
-def reading_of(path: Path) -> _Reading:
-    """How to read a journal: here and now, or, if it is large, in a thread, so that others are not kept waiting.
+def reader_for(path: Path) -> _Reading:
+    """Return the function that runs a reader of this journal: directly, or in a thread if the journal is large.
 
     Raises:
-        OSError: it is not there.
+        OSError: the journal does not exist.
     """
-    return asyncio.to_thread if path.stat().st_size > LARGE_BYTES else _at_once
+    return asyncio.to_thread if path.stat().st_size > LARGE_BYTES else _run_directly
 
 
-async def _at_once(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+async def _run_directly(work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     return work(*args, **kwargs)
 
 
-def life_of(journal: Journal) -> Iterator[Event]:
-    """A journal's events without their bulk: enough to rebuild the machine.
+def machine_events(journal: Journal) -> Iterator[Event]:
+    """Yield the events of a journal that the state machine needs.
 
-    What a cell has put out that has ended is skipped unread, which is nearly all of
-    a large journal; of what came after its end, the last tells where that lies. What
-    the running one has put out comes last.
+    Output of cells that have ended is skipped without decoding, which is most of a
+    large journal. Of output that came after its cell's end, only the last event is
+    yielded, because it holds the position. The output of the running cell comes last.
     """
     running, since = b"", 0
     late: dict[bytes, bytes] = {}
-    for line in _but_long_runs(journal):
-        if line.startswith(_BULK):
+    for line in _without_long_prints(journal):
+        if line.startswith(_OUTPUT):
             cell = _cell_of(line)
             if cell != running:
                 late[cell] = line
@@ -120,14 +120,14 @@ def life_of(journal: Journal) -> Iterator[Event]:
         yield event
     yield from map(ev.decode, late.values())
     for line in journal.lines(since) if running else ():
-        if line.startswith(_BULK) and _cell_of(line) == running:
+        if line.startswith(_OUTPUT) and _cell_of(line) == running:
             yield ev.decode(line)
 
 
-def _but_long_runs(journal: Journal) -> Iterator[bytes]:
-    """A journal's lines; where a whole piece of it is what one cell has printed, only the last of them.
+def _without_long_prints(journal: Journal) -> Iterator[bytes]:
+    """Yield a journal's lines. Of a piece that holds only prints of one cell, yield only the last line.
 
-    That is how a journal becomes large, and looking at each line on its own takes twice as long.
+    Most of a large journal consists of such pieces. To check each line on its own takes twice as long.
     """
     last = b""
     for piece in journal.pieces():
@@ -139,15 +139,15 @@ def _but_long_runs(journal: Journal) -> Iterator[bytes]:
             yield from piece.split(b"\n")[:-1]
 
 
-#: How a line begins that a cell printed, and what it holds near its end. No text can hold that: its quotes are escaped.
+#: The start of a line that a cell printed, and a mark near its end. No text contains the mark: its quotes are escaped.
 _PRINTED, _PRINTED_BY = b'\n{"type":"stream"', b'Z","cell":"%s",'
-#: How lines of outputs begin.
-_BULK = (b'{"type":"stream"', b'{"type":"display', b'{"type":"result"', b'{"type":"error"')
-#: What stands before the cell's id; and what stands before that, in every line. What the kernel made comes before both.
+#: The starts of lines with output.
+_OUTPUT = (b'{"type":"stream"', b'{"type":"display', b'{"type":"result"', b'{"type":"error"')
+#: The mark before the cell's id, and an earlier mark in every line. Content from the kernel comes before both.
 _CELL, _AT = b'"cell":"', b'"at":"'
 
 
 def _cell_of(line: bytes) -> bytes:
-    """The cell that a line names in its envelope, which comes after everything else; empty if it names none."""
+    """Return the cell in a line's envelope, which comes last in the line; empty if there is none."""
     start = line.find(_CELL, line.rfind(_AT))
     return line[start + len(_CELL) : line.find(b'"', start + len(_CELL))] if start >= 0 else b""

@@ -35,7 +35,7 @@ def test_what_fits_is_measured(files: Path) -> None:
 
 
 def test_more_than_a_branch_may_have_is_refused(files: Path) -> None:
-    with pytest.raises(TooLarge, match="delete some files") as refused:
+    with pytest.raises(TooLarge, match="Delete some files") as refused:
         branching._must_fit(files, [about(limits=Limits(disk_bytes=MIB))])
     assert refused.value.details["allowed"] == MIB
     branching._must_fit(files, [about(limits=Limits(disk_bytes=None))])

@@ -8,7 +8,7 @@ import pytest
 from kernelsvc.model import events as ev
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.state import Policy
-from kernelsvc.service.loading.session_loading import LARGE_BYTES, life_of, reading_of
+from kernelsvc.service.loading.session_loading import LARGE_BYTES, machine_events, reader_for
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.recovery import end_of
 
@@ -56,7 +56,7 @@ def test_without_its_bulk_a_journal_rebuilds_the_same_machine(journal, seed):
     whole, brief = Machine(Policy(output_bytes=40), 0.0), Machine(Policy(output_bytes=40), 0.0)
     for line in journal.lines():
         whole.evolve(ev.decode(line), 0.0)
-    for event in life_of(journal):
+    for event in machine_events(journal):
         brief.evolve(event, 0.0)
     assert brief.running == whole.running
     assert brief.cells == whole.cells
@@ -68,7 +68,7 @@ def test_bulk_is_skipped(journal):
     journal.append([ev.SessionStarted(), ev.CellQueued(cell="c", code="1"), ev.CellStarted(cell="c")])
     journal.append([ev.Stream(cell="c", text="x") for _ in range(1000)])
     journal.append([ev.CellFinished(cell="c")])
-    assert len([*life_of(journal)]) == 4
+    assert len([*machine_events(journal)]) == 4
 
 
 async def test_a_large_one_is_read_in_a_thread(tmp_path):
@@ -77,8 +77,8 @@ async def test_a_large_one_is_read_in_a_thread(tmp_path):
     small, large = tmp_path / "small", tmp_path / "large"
     small.write_bytes(b"")
     large.write_bytes(b"x" * (LARGE_BYTES + 1))
-    assert await reading_of(small)(threading.current_thread) is threading.main_thread()
-    assert await reading_of(large)(threading.current_thread) is not threading.main_thread()
+    assert await reader_for(small)(threading.current_thread) is threading.main_thread()
+    assert await reader_for(large)(threading.current_thread) is not threading.main_thread()
 
 
 @pytest.mark.parametrize("text", [0, 100, 300_000, 3_000_000])
