@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from kernelsvc.errors import CursorExpired
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.model import events as ev
-from kernelsvc.model.objects import Cell, Principal, SessionInfo
+from kernelsvc.model.objects import CellInfo, Principal, SessionInfo
 from kernelsvc.model.tokens import record_for
 from kernelsvc.settings import Settings
 from kernelsvc.testing import TOKEN, InProcessServer
@@ -152,7 +152,7 @@ class FaultyServer:
         """Whether the last event is a question of a cell."""
         return isinstance(self.events(session)[-1], ev.InputRequested)
 
-    def cells(self, session: str) -> list[Cell]:
+    def cells(self, session: str) -> list[CellInfo]:
         return self.service.cells(ME, session)
 
     def count(self) -> int:
