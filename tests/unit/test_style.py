@@ -209,8 +209,8 @@ TESTED_THROUGH = {
     "kernelsvc.server.mcp.asgi_bridge": "tests/integration/test_mcp.py",
     "kernelsvc.sandbox.idmap": "tests/integration/test_root_host.py",
     "kernelsvc.sandbox.quota": "tests/vm/guest_main.py",
-    "kernelsvc.server.sandboxai": "tests/integration/test_sandbox_doors.py",
-    "kernelsvc.server.sandboxfusion": "tests/integration/test_sandbox_doors.py",
+    "kernelsvc.server.sandboxai": "tests/integration/test_sandboxai_sandboxfusion.py",
+    "kernelsvc.server.sandboxfusion": "tests/integration/test_sandboxai_sandboxfusion.py",
     "kernelsvc.server.handler": "tests/unit/server/native/test_handlers.py",
 }
 
