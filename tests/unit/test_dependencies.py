@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -33,6 +34,7 @@ def declared() -> set[str]:
     return {canonical(re.match(r"[\w.-]+", text)[0]) for text in PROJECT["dependencies"]}
 
 
+@functools.cache
 def imported() -> dict[str, set[str]]:
     """Distribution to the modules of ours that import it."""
     owners = packages_distributions()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import statistics
 import tomllib
 from pathlib import Path
@@ -20,20 +21,30 @@ MAX_FILES = 21
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
+@functools.cache
+def text_of(path: Path) -> str:
+    return path.read_text("utf-8")
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(text_of(path))
+
+
 def name_of(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_is_not_too_long(path: Path) -> None:
-    lines = len(path.read_text("utf-8").splitlines())
+    lines = len(text_of(path).splitlines())
     assert lines <= MAX_LINES, f"{name_of(path)} has {lines} lines; what in it is a thing of its own?"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_has_a_name_that_says_something_and_a_docstring(path: Path) -> None:
     assert path.stem not in EMPTY_NAMES
-    assert ast.get_docstring(ast.parse(path.read_text("utf-8")))
+    assert ast.get_docstring(parsed(path))
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.name == "__init__.py"], ids=name_of)
@@ -42,7 +53,7 @@ def test_a_package_exports_no_name_of_a_module_in_it(path: Path) -> None:
     package = ".".join(["kernelsvc", *path.parent.relative_to(PACKAGE).parts])
     bound = {
         alias.asname or alias.name
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.ImportFrom) and node.module != package
         for alias in node.names
     }
@@ -65,7 +76,7 @@ def test_no_class_name_stands_for_two_classes() -> None:
     modules: dict[str, set[str]] = {}
     for path in MODULES:
         relative = path.relative_to(PACKAGE).with_suffix("")
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
                 modules.setdefault(node.name, set()).add(".".join(["kernelsvc", *relative.parts]))
     twice = {name: found for name, found in modules.items() if len(found) > 1 and found != PUBLIC_TWICE.get(name)}
@@ -76,7 +87,7 @@ def test_functions_are_short() -> None:
     bodies = sorted(
         node.end_lineno - node.body[0].lineno + 1
         for path in MODULES
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
     )
     assert statistics.median(bodies) <= 8
@@ -119,11 +130,12 @@ def test_the_server_may_import_of_the_host_only_its_client_and_its_protocol() ->
     assert set(contract["forbidden_modules"]) == modules - {"kernelsvc.host.client", "kernelsvc.host.protocol"}
 
 
-def _importers() -> dict[str, set[Path]]:
+@functools.cache
+def importers() -> dict[str, set[Path]]:
     """Which test files import which module of ours."""
     found: dict[str, set[Path]] = {}
     for path in (ROOT / "tests").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
@@ -134,8 +146,6 @@ def _importers() -> dict[str, set[Path]]:
                 found.setdefault(name, set()).add(path)
     return found
 
-
-IMPORTERS = _importers()
 
 #: Modules that have no test file of their name and are imported by none, and the test that runs them all the same: in a
 #: process of their own, through the package that re-exports them, or as part of one that is named.
@@ -226,12 +236,89 @@ def test_a_module_has_a_test(path: Path) -> None:
     ]
     if module in TESTED_THROUGH:
         named.append(ROOT / TESTED_THROUGH[module])
-    assert any(test.exists() for test in named) or IMPORTERS.get(module), (
+    assert any(test.exists() for test in named) or importers().get(module), (
         f"{module} has no test: make {named[0].relative_to(ROOT)}, or say in TESTED_THROUGH which one runs it"
     )
+
+
+#: Unit tests of something other than one module of the package, and what that is.
+NOT_OF_ONE_MODULE = {"server/native/test_rest_fuzz.py": "every REST route, by its own OpenAPI document"}
+UNIT = ROOT / "tests" / "unit"
+
+
+def test_unit_tests_mirror_the_package() -> None:
+    """A test stands where its module stands. Tests of the tree itself, and of the tests' own parts, are at the top."""
+    strays = [
+        str(test.relative_to(UNIT))
+        for test in UNIT.glob("*/**/test_*.py")
+        if not (PACKAGE / test.relative_to(UNIT).parent / f"{test.stem.removeprefix('test_')}.py").exists()
+    ]
+    assert sorted(strays) == sorted(NOT_OF_ONE_MODULE)
 
 
 def test_the_list_of_exceptions_holds_nothing_that_is_none() -> None:
     modules = {".".join(["kernelsvc", *p.relative_to(PACKAGE).with_suffix("").parts]) for p in MODULES}
     assert set(TESTED_THROUGH) <= modules
     assert all((ROOT / test).exists() for test in TESTED_THROUGH.values())
+
+
+#: Fixed sleeps that a test has left, by file. The number may only be lowered; a new sleep is replaced by
+#: ``wait_until`` or ``wait_for``. What is left proves that nothing happens in a time, strikes at moments that a random
+#: number chooses, or yields to what no one outside can see.
+SLEEPS_LEFT = {
+    "attack/driver.py": 1,
+    "chaos/test_any_order.py": 3,
+    "chaos/test_clean_up.py": 1,
+    "chaos/test_clients.py": 1,
+    "chaos/test_disk.py": 4,
+    "chaos/test_kernel_dies.py": 3,
+    "chaos/test_power_loss.py": 1,
+    "chaos/test_server_dies.py": 5,
+    "compat/clients/e2b_commands.py": 1,
+    "compat/clients/e2b_files.py": 1,
+    "compat/clients/e2b_sync.py": 2,
+    "compat/clients/e2b_together.py": 1,
+    "compat/clients/jupyter_server_gateway.py": 1,
+    "compat/clients/jupyterlab_browser.py": 1,
+    "compat/clients/smolagents_jupyter.py": 1,
+    "faulty_proxy.py": 1,
+    "integration/test_confinement.py": 4,
+    "integration/test_connections.py": 1,
+    "integration/test_e2b.py": 1,
+    "integration/test_host.py": 2,
+    "integration/test_kernel.py": 2,
+    "integration/test_kernel_contract.py": 1,
+    "integration/test_kernel_wire.py": 6,
+    "integration/test_kernels_zmq.py": 1,
+    "integration/test_store_convert.py": 1,
+    "unit/guest/forking/test_fork_safety.py": 1,
+    "unit/host/test_container_manager.py": 1,
+    "unit/linux/test_acceptor.py": 1,
+    "unit/linux/test_stopped_process.py": 2,
+    "unit/sandbox/test_cgroup.py": 1,
+    "unit/server/ws/test_send_queue.py": 1,
+    "unit/session/test_session.py": 1,
+    "unit/store/test_journal.py": 1,
+    "unit/store/test_notebook_file.py": 2,
+    "vm/guest_main.py": 2,
+    "vm/test_vm.py": 1,
+}
+
+
+def _fixed_sleeps(tree: ast.Module) -> int:
+    """Calls of ``time.sleep`` or ``asyncio.sleep``, in the test itself, with anything but a plain 0."""
+    return sum(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "sleep"
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id in ("time", "asyncio")
+        and not (node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value == 0)
+        for node in ast.walk(tree)
+    )
+
+
+def test_no_test_sleeps_for_a_fixed_time() -> None:
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path.name != "waiting.py"]
+    found = {str(path.relative_to(ROOT / "tests")): _fixed_sleeps(parsed(path)) for path in tests}
+    assert {path: number for path, number in found.items() if number > SLEEPS_LEFT.get(path, 0)} == {}
