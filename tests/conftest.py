@@ -28,6 +28,24 @@ _CGROUPS_BEFORE = leaks.empty_cgroups()
 _OUTERMOST = _RUN.startswith(f"{os.getpid()}-")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Make a worker of pytest-xdist like a run of one process.
+
+    It has a thread that reads from its controller, of which Python warns at each fork. And its temporary directory has
+    a longer name, in which sockets have no place (unix(7) gives them 108 bytes).
+    """
+    if hasattr(config, "workerinput"):
+        config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
+        config.option.basetemp = tempfile.mkdtemp(prefix="pytest-", dir="/tmp")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove a worker's temporary directory; a run of one process keeps the last three, as pytest does."""
+    if hasattr(config, "workerinput"):
+        shutil.rmtree(config.option.basetemp, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def short_tmp() -> Iterator[Path]:
     """A directory with a short path, for sockets: unix(7) gives them 108 bytes."""

@@ -21,6 +21,8 @@ from waiting import wait_for
 #: Longer than the service promises (5 s), for a machine that does much else.
 READY_SECONDS = 60.0
 STOP_SECONDS = 30.0
+#: A template that imports nothing in advance: importing pandas and matplotlib costs seconds at each start of a server.
+QUICK = {"KERNELSVC_TEMPLATES": '{"python3": {"preload": []}}'}
 
 
 class Served:

@@ -30,7 +30,7 @@ from kernelsvc.model.limits import MiB
 pytestmark = pytest.mark.timeout(180)
 
 #: Seconds that an attack holds on, and seconds in which the other session's cell must be answered meanwhile.
-HOLD, ANSWER = 15, 10
+HOLD, ANSWER = 8, 6
 #: What a server may have more of after an attack, for its own reasons.
 SOME_DESCRIPTORS, SOME_BYTES = 20, 32 * MiB
 

@@ -23,15 +23,12 @@ import leaks
 import nbformat
 import psutil
 from faulty_proxy import FaultyProxy
-from served import Served
+from served import QUICK, Served
 from waiting import wait_until
 
 from kernelsvc import AsyncClient
 from kernelsvc.model import events as ev
 from kernelsvc.store.verify import verify_journal
-
-#: A template that is ready at once: faults are slow enough.
-QUICK = {"KERNELSVC_TEMPLATES": '{"python3": {"preload": []}}'}
 
 
 class Arena:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Served, serving
+from served import QUICK, Served, serving
 from waiting import wait_for
 
 from kernelsvc import AsyncClient
@@ -26,7 +26,6 @@ ROOT = Path(__file__).parents[2]
 ARCHIVE = ROOT / "tests" / "fixtures" / "written_before.tar.xz"
 #: The release that sessions are upgraded from. Raise it with each minor version: older ones are not promised.
 BEFORE = "3f0f94d3131105262df9dd3e2c06ecef8fb2c680"
-QUICK = {"KERNELSVC_TEMPLATES": '{"python3": {"preload": []}}'}
 #: What a replay says of each cell: a picture that was updated, a text that was cut and an answered question differ.
 REPLAYED = {
     "plain": ["same", "same", "different", "same", "same"],
