@@ -150,6 +150,10 @@ def importers() -> dict[str, set[Path]]:
 #: Modules that have no test file of their name and are imported by none, and the test that runs them all the same: in a
 #: process of their own, through the package that re-exports them, or as part of one that is named.
 TESTED_THROUGH = {
+    "kernelsvc.session.session_info": "tests/unit/session/test_session.py",
+    "kernelsvc.session.runtime": "tests/unit/session/test_session.py",
+    "kernelsvc.session.ports": "tests/unit/session/test_session.py",
+    "kernelsvc.session.journal_writer": "tests/unit/session/test_session.py",
     "kernelsvc.store.html_export": "tests/integration/test_store_convert.py",
     "kernelsvc.server.e2b.exec_watch": "tests/integration/test_e2b_files.py",
     "kernelsvc.server.mcp.subscriptions": "tests/integration/test_mcp.py",
@@ -242,7 +246,11 @@ def test_a_module_has_a_test(path: Path) -> None:
 
 
 #: Unit tests of something other than one module of the package, and what that is.
-NOT_OF_ONE_MODULE = {"server/native/test_rest_fuzz.py": "every REST route, by its own OpenAPI document"}
+NOT_OF_ONE_MODULE = {
+    "guest/test_private_names.py": "several modules of its folder",
+    "server/native/test_rest_fuzz.py": "every REST route, by its own OpenAPI document",
+    "server/test_private_names.py": "several modules of its folder",
+}
 UNIT = ROOT / "tests" / "unit"
 
 
