@@ -25,8 +25,8 @@ from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.linux import procfs
 from kernelsvc.model.exit_status import Exit
-from kernelsvc.model.kernel_messages import ExecuteRequest
 from kernelsvc.model.limits import Limits
+from kernelsvc.protocol.kernel_messages import ExecuteRequest
 
 _numbers = itertools.count(1)
 

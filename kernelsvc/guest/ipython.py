@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kernelsvc.guest import environment, limit_errors, tracebacks, variables
-from kernelsvc.guest.wire_frames import KernelRequest, join, size_error, stream_prefix
+from kernelsvc.guest.wire_frames import WireRequest, join, size_error, stream_prefix
 from kernelsvc.guest.wire_server import WireServer
 
 
@@ -161,7 +161,7 @@ class WireSession(Session):  # type: ignore[misc]
             head = _HEAD % (self._name, self.message_count, msg_type, self._name, utcnow().isoformat())
             wire.message(join(channel.name, head.encode(), self._parent(parent["header"]), encode(metadata), data))
 
-    def remember_header(self, request: KernelRequest) -> None:
+    def remember_header(self, request: WireRequest) -> None:
         """Quote this request's header in its replies byte for byte."""
         self._parents[request.msg_id] = request.raw_header
         if len(self._parents) > _MAX_PARENTS:
@@ -313,7 +313,7 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         """Do nothing. ipykernel would stop the loop, but only ``shutdown_request`` ends the kernel."""
 
 
-def _wants_reply_only(request: KernelRequest) -> bool:
+def _wants_reply_only(request: WireRequest) -> bool:
     """Whether the sender wants only the outputs and the reply of a cell, and no status messages or echo."""
     return request.msg_type == "execute_request" and request.content.get("terse") is True
 
@@ -409,7 +409,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         self.usage = CellMeter()
         #: Set by a ``shutdown_request``. The main loop then ends.
         self.ending = False
-        self._unanswered: dict[str, KernelRequest] = {}
+        self._unanswered: dict[str, WireRequest] = {}
         self.flush_c: Callable[[], None] = lambda: None
         super().__init__(**kwargs)
         self.shell_channel_thread = types.SimpleNamespace(parent_thread=threading.main_thread())
@@ -424,7 +424,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
 
     # -- one request -------------------------------------------------------------------
 
-    async def handle(self, request: KernelRequest, *, concurrent: bool = False) -> None:
+    async def handle(self, request: WireRequest, *, concurrent: bool = False) -> None:
         """Answer one request: busy, reply, idle. Never raises.
 
         Args:
@@ -458,12 +458,12 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         finally:
             self.ensure_end(request, why)
 
-    def can_run_inline(self, request: KernelRequest) -> bool:
+    def can_run_inline(self, request: WireRequest) -> bool:
         """Whether a request is a cell that awaits nothing, as far as this is known before it runs."""
         code, plain = request.content.get("code"), self.shell.plain
         return _wants_reply_only(request) and isinstance(code, str) and not _may_await(code) and plain.is_plain(code)
 
-    def ensure_end(self, request: KernelRequest, why: str = "The kernel did not answer.") -> None:
+    def ensure_end(self, request: WireRequest, why: str = "The kernel did not answer.") -> None:
         """Report once that the request is done: by the idle status, or for a terse cell by the missing reply."""
         if self._unanswered.pop(request.msg_id, None) is None:
             return
@@ -662,7 +662,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
     @staticmethod
     def _pop_input(wire: WireServer, into: list[str]) -> bool:
         for item in wire.inbox:
-            if isinstance(item, KernelRequest) and item.channel == "stdin":
+            if isinstance(item, WireRequest) and item.channel == "stdin":
                 wire.inbox.remove(item)
                 into.append(str(item.content.get("value", "")))
                 return True

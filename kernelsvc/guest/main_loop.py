@@ -34,7 +34,7 @@ from kernelsvc.guest.confine import confine
 from kernelsvc.guest.forking import copy_tree, fork, immortal
 from kernelsvc.guest.forking.prefault import PagePrefault
 from kernelsvc.guest.streams import OutputStream
-from kernelsvc.guest.wire_frames import KernelRequest
+from kernelsvc.guest.wire_frames import WireRequest
 from kernelsvc.guest.wire_server import ControlRequest, WireServer, exit_unreachable
 
 BACKEND = "module://matplotlib_inline.backend_inline"
@@ -146,7 +146,7 @@ def _warm(kernel: Any, preload: Sequence[str]) -> None:
     _reset_after_warming(kernel)
 
 
-def _warm_requests(preload: Sequence[str]) -> list[KernelRequest]:
+def _warm_requests(preload: Sequence[str]) -> list[WireRequest]:
     cells = [*_WARM]
     if "pandas" in preload:
         cells.append(_WARM_PANDAS)
@@ -162,7 +162,7 @@ def _warm_requests(preload: Sequence[str]) -> list[KernelRequest]:
         ("kernelsvc_variables_request", {}),
     ]
     return [
-        KernelRequest("shell", {"msg_id": f"warm{i}", "msg_type": kind}, b"{}", {}, content, [])
+        WireRequest("shell", {"msg_id": f"warm{i}", "msg_type": kind}, b"{}", {}, content, [])
         for i, (kind, content) in enumerate(requests)
     ]
 
@@ -234,7 +234,7 @@ class MainLoop:
         self.identity: dict[str, Any] = {}
         self.wire: WireServer
         self.loop: asyncio.AbstractEventLoop
-        self.busy: KernelRequest | None = None
+        self.busy: WireRequest | None = None
         self.forking_itself = False
         self.pending_identity: dict[str, Any] = {}
         self.landlock_layers = 1
@@ -397,7 +397,7 @@ class MainLoop:
             else:
                 self.loop.run_forever()
 
-    def _process(self, item: KernelRequest | ControlRequest) -> None:
+    def _process(self, item: WireRequest | ControlRequest) -> None:
         if isinstance(item, ControlRequest):
             self._handle_control(item)
             return
@@ -522,5 +522,5 @@ class MainLoop:
                 self.loop.create_task(self.kernel.handle(item, concurrent=True))
 
 
-def _runs_concurrently(item: KernelRequest | ControlRequest) -> bool:
+def _runs_concurrently(item: WireRequest | ControlRequest) -> bool:
     return isinstance(item, ControlRequest) or item.channel == "control" or item.msg_type.startswith("comm_")

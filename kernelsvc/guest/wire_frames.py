@@ -199,7 +199,7 @@ def parse(data: bytearray) -> list[Frame]:
     return frames
 
 
-class KernelRequest(NamedTuple):
+class WireRequest(NamedTuple):
     """A Jupyter message from the server. ``raw_header`` is the header's JSON as received."""
 
     channel: str
@@ -232,7 +232,7 @@ class KernelRequest(NamedTuple):
         }
 
 
-def parse_request(payload: bytes) -> KernelRequest:
+def parse_request(payload: bytes) -> WireRequest:
     """Parse the payload of a MESSAGE frame.
 
     Raises:
@@ -249,7 +249,7 @@ def parse_request(payload: bytes) -> KernelRequest:
             raise WireError("a message whose parts are not JSON objects")
         if not (isinstance(header.get("msg_id"), str) and isinstance(header.get("msg_type"), str)):
             raise WireError("a message without msg_id or msg_type")
-        return KernelRequest(parts[0].decode(), header, parts[1], metadata, content, parts[5:])
+        return WireRequest(parts[0].decode(), header, parts[1], metadata, content, parts[5:])
     except (struct.error, ValueError, RecursionError) as error:
         raise WireError(f"a message that can't be read: {error}") from None
 

@@ -46,7 +46,7 @@ from kernelsvc.guest.wire_frames import (
     REPLY,
     STREAM,
     Frame,
-    KernelRequest,
+    WireRequest,
 )
 
 #: Bytes that are put between two checks for acknowledgements.
@@ -211,7 +211,7 @@ class WireServer:
             raw: Read ends of the pipes behind descriptors 1 and 2. Each server gets them.
             describe: Called with the body of each HELLO. Returns WELCOME's fields beyond ``version`` and ``seen``.
         """
-        self.inbox: deque[KernelRequest | ControlRequest] = deque()
+        self.inbox: deque[WireRequest | ControlRequest] = deque()
         self.seen: deque[str] = deque(maxlen=MAX_SEEN)
         self.cell = ""
         self.foreign = False

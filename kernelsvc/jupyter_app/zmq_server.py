@@ -31,7 +31,7 @@ import zmq.asyncio
 from kernelsvc.kernels.port import Kernel, KernelMessage, Output, StreamText
 from kernelsvc.kernels.zmq.messages import HmacKey, InvalidMessage, Packet, encode, unpack
 from kernelsvc.model.exit_status import Exit
-from kernelsvc.model.kernel_messages import KernelRequest
+from kernelsvc.protocol.kernel_messages import KernelRequest
 
 log = logging.getLogger(__name__)
 

@@ -50,7 +50,7 @@ from kernelsvc.errors import CannotFork, KernelDead, KernelsvcError
 from kernelsvc.kernels.port import ForkResult, KernelMessage, Output, SaveResult, Sink, StartRequest, StreamText
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Cause, Exit
-from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
+from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest
 
 Channel = Literal["shell", "control", "stdin"]
 Reply = dict[str, Any]

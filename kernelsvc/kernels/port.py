@@ -20,8 +20,8 @@ import msgspec
 
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Exit
-from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
 from kernelsvc.model.limits import Limits
+from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest
 
 
 class KernelMessage(msgspec.Struct, frozen=True, kw_only=True):

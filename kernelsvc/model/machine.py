@@ -19,6 +19,7 @@ hostile: messages about a cell that is not the running one change nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from kernelsvc.errors import CellExists, Conflict, KernelDead, QuotaExceeded, SessionClosed
@@ -74,7 +75,7 @@ from kernelsvc.model.stimuli import (
     Tick,
     WakeCheckpoint,
 )
-from kernelsvc.model.story import Story
+from kernelsvc.model.story import Story, Transition
 
 S = SessionState
 
@@ -573,6 +574,27 @@ class Machine(MachineState):
         return f"{FLOOD}: {self.policy.max_cell_output_bytes} bytes of output reached"
 
     # -- changes ---------------------------------------------------------------------
+
+    def replay(self, transitions: Iterable[Transition]) -> None:
+        """Repeat a story: the same stimuli at the same times must lead to the same state.
+
+        Args:
+            transitions: from a story. The machine is in the state that the first of them found.
+
+        Raises:
+            ValueError: the machine decides otherwise than it did. The message names the transition.
+        """
+        for each in transitions:
+            decision = self.decide(each.stimulus, each.at)
+            types = [type(event) for event in decision.events]
+            if types != [type(event) for event in each.events] or decision.effects != [*each.effects]:
+                raise ValueError(
+                    f"Transition {each} was replayed as events {decision.events}, effects {decision.effects}."
+                )
+            # The recorded events bear the log's numbers and times, which the machine keeps.
+            self.commit(Decision([*each.events], decision.effects, each.stimulus), each.at)
+            if self.state is not each.after:
+                raise ValueError(f"Transition {each} was replayed and led to {self.state}.")
 
     def commit(self, decision: Decision, now: float) -> None:
         """Apply a decision whose events are in the journal."""

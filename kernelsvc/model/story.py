@@ -1,4 +1,4 @@
-"""The last transitions of one session's machine: what a log line shows and ``model.replay`` repeats.
+"""The last transitions of one session's machine: for log lines, and for ``Machine.replay``.
 
 As in dask's ``WorkerState``: each stimulus has a number, and the same stimuli at the same times lead to the same
 state. A story is kept where it is read, which is in tests and at log level DEBUG, because it keeps the events of its

@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from kernelsvc.model.kernel_messages import KernelRequest
 from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import (
     Call,
@@ -26,6 +25,7 @@ from kernelsvc.model.objects import (
     Variable,
 )
 from kernelsvc.model.usage_history import UsageSample
+from kernelsvc.protocol.kernel_messages import KernelRequest
 
 NotebookFormat = Literal["ipynb", "html", "py"]
 # Named, because ``list`` means a method inside the class below.

@@ -23,7 +23,6 @@ from kernelsvc.errors import BadRequest, NotFound, NotSupported, TooLarge
 from kernelsvc.kernels.launchers import KernelLaunchers, Launchers
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import SCHEMA, Event
-from kernelsvc.model.kernel_messages import KernelRequest
 from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import (
     Call,
@@ -36,6 +35,7 @@ from kernelsvc.model.objects import (
     SessionState,
 )
 from kernelsvc.model.tokens import authenticate
+from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.service.api import (
     Cells,
     Checkpoints,

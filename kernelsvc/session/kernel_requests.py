@@ -7,8 +7,8 @@ from typing import Any
 
 from kernelsvc.errors import Conflict, KernelsvcError, QuotaExceeded, Timeout
 from kernelsvc.kernels.port import Kernel, KernelMessage
-from kernelsvc.model.kernel_messages import KernelRequest
 from kernelsvc.protocol import kernel_events
+from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.session.ids import new_id
 from kernelsvc.session.operation_queue import OperationQueue
 

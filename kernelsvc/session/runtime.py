@@ -34,7 +34,6 @@ from kernelsvc.model.checkpoint_policy import CheckpointBudget
 from kernelsvc.model.events import Event, KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.hash_chain import seconds_of
-from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellState, SessionState
 from kernelsvc.model.state import Policy
@@ -58,6 +57,7 @@ from kernelsvc.model.stimuli import (
     WakeCheckpoint,
 )
 from kernelsvc.model.story import Story
+from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest
 from kernelsvc.session.cell_views import CellViews
 from kernelsvc.session.checkpoints import Checkpoints
 from kernelsvc.session.deadline_timer import DeadlineTimer

@@ -15,10 +15,10 @@ from typing import Any
 from kernelsvc.errors import Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed
 from kernelsvc.kernels.port import ForkResult, Kernel, StartRequest
 from kernelsvc.model import events as ev
-from kernelsvc.model.kernel_messages import KernelRequest
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import CellInfo, CellRequest, Checkpoint, SessionInfo, SessionState
 from kernelsvc.model.stimuli import Answer, BeginProgram, Close, Interrupt, ProgramBegun, Restart, Submit
+from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.sandbox.watchdog import LimitExceeded
 from kernelsvc.session.ids import new_cell_id
 from kernelsvc.session.ports import LogReader

@@ -24,8 +24,8 @@ from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.launchers import HostSettings, Launchers
 from kernelsvc.kernels.port import Kernel, KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.model.exit_status import Exit
-from kernelsvc.model.kernel_messages import ExecuteRequest
 from kernelsvc.model.limits import Limits
+from kernelsvc.protocol.kernel_messages import ExecuteRequest
 
 CELL_SECONDS = 40.0
 #: What a cell runs in: a fresh session, a branch of one, a checkpoint that replaced its dead original.

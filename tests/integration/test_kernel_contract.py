@@ -33,8 +33,8 @@ from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import Kernel, KernelMessage, Launcher, Output, StartRequest, StreamText
 from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
 from kernelsvc.model.exit_status import Cause, Exit
-from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
 from kernelsvc.model.limits import Limits
+from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -22,8 +22,8 @@ from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamTe
 from kernelsvc.kernels.zmq.kernel import ZmqKernel
 from kernelsvc.kernels.zmq.launcher import KernelspecLauncher, list_kernelspecs
 from kernelsvc.model.exit_status import Cause, Exit
-from kernelsvc.model.kernel_messages import ExecuteRequest
 from kernelsvc.model.limits import Limits
+from kernelsvc.protocol.kernel_messages import ExecuteRequest
 
 IPYKERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 

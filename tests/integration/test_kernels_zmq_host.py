@@ -23,8 +23,8 @@ from kernelsvc.kernels.zmq.host_processes import MAX_ENV_BYTES, HostProcesses
 from kernelsvc.kernels.zmq.kernel import ZmqKernel
 from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
 from kernelsvc.model.exit_status import Cause, Exit
-from kernelsvc.model.kernel_messages import ExecuteRequest
 from kernelsvc.model.limits import Limits
+from kernelsvc.protocol.kernel_messages import ExecuteRequest
 
 
 @dataclass

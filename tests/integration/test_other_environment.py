@@ -21,8 +21,8 @@ from waiting import wait_until
 from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
 from kernelsvc.model.exit_status import Exit
-from kernelsvc.model.kernel_messages import ExecuteRequest
 from kernelsvc.model.limits import Limits
+from kernelsvc.protocol.kernel_messages import ExecuteRequest
 
 #: The last of the line before ours. Its iopub is a plain PUB socket that says no welcome, as that of most other
 #: languages' kernels, so readiness has to be shown in the other way.

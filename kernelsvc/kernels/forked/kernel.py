@@ -21,7 +21,7 @@ from kernelsvc.kernels.port import ForkResult, KernelMessage, Output, SaveResult
 from kernelsvc.linux import procfs
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.exit_status import Cause, Exit, exit_of
-from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
+from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest
 from kernelsvc.sandbox.plan import SCRATCH, data_bytes
 
 #: Seconds for the host to report how a kernel ended.

@@ -43,7 +43,7 @@ from kernelsvc.kernels.zmq.runtime_files import KernelRuntimeDir, StdioFifos, Zm
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.events import KernelInfo
 from kernelsvc.model.exit_status import Cause, Exit
-from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
+from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ MAX_REASON = 200
 _PYTHON = frozenset({"", "python", "python3", "ipython"})
 
 
-class ExecuteRequest(msgspec.Struct, kw_only=True):
+class InterpreterRequest(msgspec.Struct, kw_only=True):
     """``POST /execute``."""
 
     code: str
@@ -204,12 +204,12 @@ class ExecuteHandler(InterpreterHandler):
 
     async def post(self) -> None:
         """Run the code."""
-        wanted = self.decoded(ExecuteRequest)
+        wanted = self.decoded(InterpreterRequest)
         if wanted.context_id and wanted.language:
             raise BadRequest("Only one of context_id or language can be provided")
         await self.while_connected(self._run(wanted))
 
-    async def _run(self, wanted: ExecuteRequest) -> None:
+    async def _run(self, wanted: InterpreterRequest) -> None:
         session = await self._choose_context(wanted)
         environ = wanted.env_vars or {}
         before = await self.context.service.environment.change(self.who, session, environ) if environ else {}
@@ -219,7 +219,7 @@ class ExecuteHandler(InterpreterHandler):
             if before:
                 _run_detached(self._undo(self.who, session, before))
 
-    async def _choose_context(self, wanted: ExecuteRequest) -> str:
+    async def _choose_context(self, wanted: InterpreterRequest) -> str:
         if wanted.context_id:
             return self.find(wanted.context_id).id
         language = wanted.language or ""
@@ -234,7 +234,7 @@ class ExecuteHandler(InterpreterHandler):
         with contextlib.suppress(KernelsvcError):  # the session has ended, or its kernel was replaced
             await self.context.service.environment.change(who, session, before)
 
-    async def _stream(self, session: str, wanted: ExecuteRequest, env_names: list[str]) -> None:
+    async def _stream(self, session: str, wanted: InterpreterRequest, env_names: list[str]) -> None:
         service = self.context.service
         metadata = {"e2b": {"env_names": env_names}} if env_names else {}
         request = CellRequest(code=wanted.code, on_disconnect="interrupt", on_error="continue", metadata=metadata)

@@ -25,10 +25,10 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, QuotaExceeded
 from kernelsvc.model.hash_chain import timestamp
-from kernelsvc.model.kernel_messages import KernelRequest
 from kernelsvc.model.objects import MAX_EXPRESSIONS, CellRequest, Expressions, SessionState
 from kernelsvc.protocol import jsonrpc, jupyter
 from kernelsvc.protocol.jupyter import JupyterMessage
+from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.server.handler import as_error
 from kernelsvc.server.jupyter.event_translator import (
     KEPT,

@@ -13,8 +13,8 @@ from kernelsvc.errors import AtCapacity, CannotFork, KernelDead
 from kernelsvc.kernels.fake import FakeKernel, FakeLauncher
 from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.model.exit_status import Cause, Exit
-from kernelsvc.model.kernel_messages import ExecuteRequest, KernelRequest
 from kernelsvc.model.limits import Limits
+from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest
 
 
 @dataclass

@@ -12,7 +12,6 @@ from kernelsvc.model.events import Reason
 from kernelsvc.model.invariants import InvariantError
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest, SessionState
-from kernelsvc.model.replay import replay
 from kernelsvc.model.state import MOVES, Policy, Waiting
 from kernelsvc.model.stimuli import (
     AbortSwitch,
@@ -520,7 +519,7 @@ def test_whatever_happens_each_cell_ends_at_most_once_and_replay_agrees(steps):
     if machine.state is SessionState.CLOSED or machine.hibernated:
         assert again.state is machine.state
     replayed = ready(policy)
-    replay(story.transitions, replayed)
+    replayed.replay(story.transitions)
     assert state_of(replayed) == state_of(machine)
 
 
