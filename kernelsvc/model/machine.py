@@ -94,6 +94,10 @@ class Machine(MachineState):
     validate: ClassVar[bool] = bool(os.environ.get("KERNELSVC_VALIDATE"))
     story: Story | None = None
 
+    def keep_story(self) -> None:
+        """Keep the last transitions from now on, in ``story``."""
+        self.story = Story()
+
     # -- decisions ---------------------------------------------------------------
 
     def decide(self, stimulus: Stimulus, now: float) -> Decision:

@@ -117,7 +117,7 @@ class BranchCreator:
         wanted = spares if parent.keeps_checkpoints else []
         warnings, making = await parent.fork_branches(copies, wanted, at=at, force=force)
         for spec in specs:
-            spec.parent = {**(spec.parent or {}), **({"warnings": warnings} if warnings else {})}
+            spec.add_warnings(warnings)
         return warnings, making
 
     async def _discard(self, parent: Session, specs: list[SessionSpec], forking: asyncio.Future[Forks]) -> None:
@@ -148,8 +148,7 @@ class BranchCreator:
             raise AtCapacity(f"No branch can be recorded ({error.strerror}). Free disk space.") from error
         inside = branch_dirs.branches_root(home) / place.relative_to(branch_dirs.branches_root(files))
         for spec in specs:
-            spec.home, spec.copy_from = str(inside / spec.id), str(home)
-            spec.workdir = str(place / spec.id)
+            spec.use_directory(str(place / spec.id), home=str(inside / spec.id), copy_from=str(home))
         return place
 
     async def _begin_all(

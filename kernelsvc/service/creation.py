@@ -49,6 +49,7 @@ class SessionCreator:
     ) -> None:
         self._settings = settings
         self._registry = registry
+        self._keys = registry.keys
         self._factory = factory
         self._warm_pool = warm_pool
         self._leases = leases
@@ -71,10 +72,10 @@ class SessionCreator:
         """
         if request.idempotency_key is None:
             return await self._create(who, request)
-        known = self._registry.keys.get(who.name, request.idempotency_key)
+        known = self._keys.get(who.name, request.idempotency_key)
         if known is None:
             known = asyncio.ensure_future(self._create(who, request))
-            self._registry.keys.put_future(who.name, request.idempotency_key, known)
+            self._keys.put_future(who.name, request.idempotency_key, known)
         return known if isinstance(known, str) else await asyncio.shield(known)
 
     def admit(self, who: Principal, limits: Limits, count: int = 1) -> None:

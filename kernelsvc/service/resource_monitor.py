@@ -40,6 +40,7 @@ class ResourceMonitor:
 
     def __init__(self, registry: SessionRegistry, seconds: float) -> None:
         self._registry = registry
+        self._usage = registry.usage
         self._seconds = seconds
         self._histories: dict[str, UsageHistory] = {}
 
@@ -67,7 +68,7 @@ class ResourceMonitor:
             for name, use in uses.items():
                 session = self._registry.get(name)
                 if session is not None:
-                    self._registry.usage[name] = used = _usage(use)
+                    self._usage[name] = used = _usage(use)
                     self._histories.setdefault(name, UsageHistory()).add(time.time(), used)
                     session.on_watchdog(breaches.get(name, []))
 
@@ -90,7 +91,7 @@ class ResourceMonitor:
             NotFound: there is no such session.
         """
         found = self._registry.find(who, session)
-        now = sample_of(time.time(), self._registry.usage.get(found.id, Usage()))
+        now = sample_of(time.time(), self._usage.get(found.id, Usage()))
         return [*(each for each in self._histories.get(found.id, ()) if each.at < now.at), now]
 
 

@@ -109,9 +109,8 @@ class SessionFactory:
             raise AtCapacity(
                 f"No session can be recorded ({error.strerror}). Free disk space and try again."
             ) from error
-        spec.workdir = str(directory.working())
-        if parent is None and sidecar_of is None:
-            spec.family = str(directory.home.resolve())
+        family = str(directory.home.resolve()) if parent is None and sidecar_of is None else ""
+        spec.use_directory(str(directory.working()), family=family)
         return PreparedSession(spec, directory, journal)
 
     def open(self, prepared: PreparedSession) -> Session:

@@ -60,7 +60,7 @@ class WarmSession:
 
     def become(self, spec: SessionSpec) -> PreparedSession:
         """Return the member's directory and journal as those of the session that it becomes."""
-        spec.workdir, spec.family = self.spec.workdir, self.spec.family
+        spec.use_directory(self.spec.workdir, family=self.spec.family)
         return PreparedSession(spec, self._prepared.directory, self._prepared.journal)
 
     def close_journal(self) -> None:

@@ -133,9 +133,7 @@ class LimitEnforcer:
 
     def _record(self, reached: LimitReached) -> None:
         run = self._machine.running
-        if run is not None:
-            reached.cell = run.id
-        self._session.try_record(reached)
+        self._session.try_record(reached if run is None else msgspec.structs.replace(reached, cell=run.id))
 
 
 def _reached(breach: LimitExceeded) -> LimitReached:

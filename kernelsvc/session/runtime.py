@@ -56,7 +56,6 @@ from kernelsvc.model.stimuli import (
     Tick,
     WakeCheckpoint,
 )
-from kernelsvc.model.story import Story
 from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest
 from kernelsvc.session.cell_views import CellViews
 from kernelsvc.session.checkpoints import Checkpoints
@@ -122,7 +121,7 @@ class SessionRuntime:
         self.launcher = launcher_or_closed(launcher)
         self.machine = machine = Machine(policy, self._loop.time())
         if Machine.validate or log.isEnabledFor(logging.DEBUG):
-            machine.story = Story()
+            machine.keep_story()
         self.kernel: Kernel | None = None
         self.sandbox = SandboxReport()
         self.journal = JournalWriter(
@@ -167,7 +166,7 @@ class SessionRuntime:
     def attach_kernel(self, kernel: Kernel, event: Event) -> None:
         """Send cells to this kernel from now on. See ``ports``."""
         self.kernel, self.sandbox = kernel, kernel.sandbox
-        self.spec.kernel = kernel.info.id or self.spec.kernel
+        self.spec.use_kernel(kernel.info.id or self.spec.kernel)
         self.kernel_output.new_kernel()
         self.handle(KernelReady(event, ordered=kernel.ordered))
         self.kernel_output.flush_early()
@@ -180,7 +179,7 @@ class SessionRuntime:
 
     def next_start_request(self) -> StartRequest:
         """Return the request for this session's next fresh kernel. See ``ports``."""
-        self.spec.kernel = new_kernel_id()
+        self.spec.use_kernel(new_kernel_id())
         return start_request_of(self.spec)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -372,7 +371,7 @@ class SessionRuntime:
             self.machine.evolve(event, moment)
             started = getattr(event, "kernel", None)
             if isinstance(started, KernelInfo) and started.id:
-                self.spec.kernel = started.id
+                self.spec.use_kernel(started.id)
             if isinstance(event, ev.SessionStarted):
                 self.sandbox = event.sandbox
         self.machine.commit(self.machine.decide(JournalReplayed(), now), now)

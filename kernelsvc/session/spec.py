@@ -31,6 +31,29 @@ class SessionSpec(msgspec.Struct, kw_only=True):
     spare: str = ""
     beside: str | None = None
 
+    def use_kernel(self, kernel: str) -> None:
+        """Note the id of the kernel that runs the session from now on."""
+        self.kernel = kernel
+
+    def use_directory(self, workdir: str, *, family: str = "", home: str = "", copy_from: str = "") -> None:
+        """Note the session's directories. An empty argument leaves what the specification has.
+
+        Args:
+            workdir: the working directory on this machine.
+            family: the directory that holds it and those of its branches.
+            home: for a branch: its directory as seen inside the sandbox.
+            copy_from: for a branch: its parent's directory as seen inside the sandbox.
+        """
+        self.workdir = workdir
+        self.family = family or self.family
+        self.home = home or self.home
+        self.copy_from = copy_from or self.copy_from
+
+    def add_warnings(self, warnings: list[str]) -> None:
+        """Note for the journal what a fork could not copy."""
+        if warnings:
+            self.parent = {**(self.parent or {}), "warnings": warnings}
+
 
 def start_request_of(spec: SessionSpec) -> StartRequest:
     """Return the request that starts the session's kernel, or resumes the fork that it begins as."""

@@ -10,7 +10,7 @@ import pytest
 from served import Served
 
 from kernelsvc import Client
-from kernelsvc.store.notebook_file import BURST, PART_BYTES
+from kernelsvc.store.write_limiter import BURST, PART_BYTES
 
 PART = 400
 

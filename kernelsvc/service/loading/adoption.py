@@ -60,6 +60,7 @@ class Adoption:
         loads: BackgroundLoads,
     ) -> None:
         self._registry = registry
+        self._keys = registry.keys
         self._closed = closed
         self._factory = factory
         self._projections = projections
@@ -92,7 +93,7 @@ class Adoption:
         if spec is not None and not closed:
             self._registry.reserve([spec])
             if spec.idempotency_key is not None:
-                self._registry.keys.put(spec.principal, spec.idempotency_key, spec.id)
+                self._keys.put(spec.principal, spec.idempotency_key, spec.id)
         if spec is not None and directory.id not in self._projections.index.seqs():
             self._projections.index.feed(directory.id, [first_event(spec)])
         owner = spec.principal if spec else None
@@ -107,7 +108,7 @@ class Adoption:
         finally:
             self._registry.release(directory.id)
             if spec is not None and spec.idempotency_key is not None and directory.id not in self._registry:
-                self._registry.keys.forget(spec.principal, spec.idempotency_key)
+                self._keys.forget(spec.principal, spec.idempotency_key)
             self._later.discard(directory.id)
         await self._end_strays()
 
@@ -135,7 +136,7 @@ class Adoption:
         self._registry.add(session)
         about = session.spec
         if about.idempotency_key is not None:
-            self._registry.keys.put(about.principal, about.idempotency_key, session.id)
+            self._keys.put(about.principal, about.idempotency_key, session.id)
         if not await self._adopted(session):
             session.spawn(self._adopt_later(session))
 

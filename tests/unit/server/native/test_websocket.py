@@ -191,6 +191,7 @@ async def test_text_that_is_not_utf8_is_answered_then_closed(doors):
         b"\xc1\x81\0\0\0\0x",
         b"\x83\x80\0\0\0\0",
     ],
+    ids=["close reason", "continuation", "reserved bit", "opcode"],  # masks are random, so workers would differ
 )
 async def test_what_is_not_the_protocol_cuts_this_connection_and_nothing_else(doors, rpc, data, caplog):
     async with doors.socket() as socket:

@@ -54,6 +54,7 @@ def test_parts_are_put_together_and_control_comes_between_them(step):
         b"\x09\x80\0\0\0\0",
         b"\x89\xfe\0\x7e\0\0\0\0",
     ],
+    ids=["continuation", "two beginnings", "reserved bit", "control in parts", "long control"],  # masks are random
 )
 def test_what_breaks_the_protocol_is_told(data):
     with pytest.raises(ProtocolViolation):
