@@ -92,7 +92,7 @@ class FakeLaunchers:
             NotFound: there is no such template.
         """
         if template not in self._templates:
-            raise NotFound(f"There is no template {template!r}; there are {', '.join(self._templates)}.")
+            raise NotFound(f"There is no template {template!r}. Use one of these: {', '.join(self._templates)}.")
         return self.kernels
 
     def forks(self, template: str) -> bool:
@@ -101,7 +101,7 @@ class FakeLaunchers:
 
     async def start_for_later(self, request: StartRequest, sink: Sink) -> None:
         """Raise NotSupported: there is no warm pool."""
-        raise NotSupported("Fake kernels have no warm pool; set warm_pool to 0.")
+        raise NotSupported("Fake kernels have no warm pool. Set warm_pool to 0.")
 
     async def discard(self, kernel: str) -> None:
         """End a kernel."""
@@ -121,7 +121,7 @@ class FakeLaunchers:
         terminal: tuple[int, int] | None,
     ) -> ExecProcess:
         """Raise NotSupported: a fake kernel has no sandbox in which a program could run."""
-        raise NotSupported("Fake kernels run no programs; test programs against a real server.")
+        raise NotSupported("Fake kernels run no programs. Test programs against a real server.")
 
 
 class InProcessServer:

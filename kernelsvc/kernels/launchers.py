@@ -133,7 +133,7 @@ class Launchers:
         """End kernels that no server holds and no session knows, which a crash left."""
         for kernel in await self.host.orphans():
             if kernel not in known:
-                log.warning("kernel %s belongs to no session and is ended", kernel)
+                log.warning("kernel %s belongs to no session. The server ends it.", kernel)
                 with contextlib.suppress(KernelsvcError):
                     await self._forked.end(kernel)
         listed = {*known, *await self.host.kernels()}
@@ -158,7 +158,7 @@ class Launchers:
         if template in self._kernelspecs():
             return self._kernelspec
         names = ", ".join([*self.host.templates, *self._kernelspecs()])
-        raise NotFound(f"There is no template {template!r}; there are {names}.")
+        raise NotFound(f"There is no template {template!r}. Use one of these: {names}.")
 
     def forks(self, template: str) -> bool:
         """Whether this template is one that is up and forks."""

@@ -68,7 +68,7 @@ class Retention:
                     await self._projections.last_notebook(self._store.directory(session))
                 await asyncio.to_thread(act, session, why)
             except (OSError, KernelsvcError) as error:
-                log.error("session %s can't be retired, it is tried again later: %s", session, error)
+                log.error("session %s can't be retired. The next pass tries again: %s", session, error)
                 continue
             self._projections.index.remove(session)
             gone.append(session)

@@ -227,7 +227,7 @@ class ForkedLauncher:
 
         def continue_process(pid: int) -> None:
             nonlocal continued
-            log.warning("checkpoint %s was stopped (SIGSTOP) and was sent SIGCONT", request.kernel)
+            log.warning("checkpoint %s was stopped (SIGSTOP). The server sends SIGCONT.", request.kernel)
             self.host.signal(request.kernel, signal.SIGCONT)
             if continued:
                 timeout.reschedule(0)

@@ -124,7 +124,7 @@ class Adoption:
             session = await self._read(directory)
         except Exception as error:
             trace = not isinstance(error, OSError)
-            log.error("session %s is left out. To open its journal failed: %s", directory.id, error, exc_info=trace)
+            log.error("session %s can't be loaded: opening its journal failed: %s", directory.id, error, exc_info=trace)
             self._all_readable = False  # its kernels are unknown, so no kernel is a stray
             return
         if session is None:
@@ -172,7 +172,7 @@ class Adoption:
         try:
             await session.adopt()
         except (OSError, KernelsvcError) as error:
-            log.warning("session %s: its kernel can't be adopted yet, it is tried again: %s", session.id, error)
+            log.warning("session %s: its kernel can't be adopted yet. The server tries again: %s", session.id, error)
             return False
         self._projections.index.set_state(session.id, session.state)
         return True
