@@ -1,9 +1,9 @@
-r"""A real server over fake kernels, for tests: starts in milliseconds, needs no sandbox and no other process.
+r"""A real server with fake kernels, for tests. It starts in milliseconds, without a sandbox or another process.
 
-Everything above the kernels is the real thing: the HTTP and WebSocket server,
-sessions, journals, checkpoints, branches, notebooks, files. A cell is Python that
+Only the kernels are fake. The HTTP and WebSocket server, sessions, journals,
+checkpoints, branches, notebooks and files are real. A cell is Python code that
 runs in the process of the test, with top-level ``await`` and without ``input()``.
-Such cells are **not confined**; run only code of your own tests.
+Such cells are **not confined**: run only code of your own tests.
 
 A test of a program that uses the blocking client::
 
@@ -17,9 +17,10 @@ A test of a program that uses the blocking client::
 Within an event loop, ``async with InProcessServer() as server`` does the same,
 and ``server.service`` is the service, whose methods a test may call or replace.
 
-A kernel does on request what a real one rarely does: ``server.kernels.refusals``
-makes starts fail, ``FakeLauncher(python=False)`` understands commands such as
-``hang``, ``die 9`` and ``oom`` (see ``kernelsvc.kernels.fake``).
+Tests can request faults that are rare in real kernels. Errors in
+``server.kernels.refusals`` make the next starts fail. With
+``FakeLauncher(python=False)``, a cell holds commands such as ``hang``, ``die 9`` and
+``oom`` (see ``kernelsvc.kernels.fake``).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from kernelsvc.server.app import Server, make_app
 from kernelsvc.service import Service
 from kernelsvc.settings import Settings
 
-#: The token of a server whose settings name none.
+#: The token of a server whose settings have no tokens.
 TOKEN = "test-token"
 
 
@@ -53,8 +54,8 @@ class FakeLaunchers:
     """Start fake kernels. Implements ``kernels.launchers.KernelLaunchers``.
 
     Args:
-        kernels: makes the kernels; None makes Python ones.
-        templates: the names that sessions may be created from.
+        kernels: launcher of the kernels. None makes one whose cells are Python.
+        templates: names of the templates of new sessions.
     """
 
     def __init__(self, kernels: FakeLauncher | None = None, templates: Sequence[str] = ("python3",)) -> None:
@@ -69,7 +70,7 @@ class FakeLaunchers:
         """Do nothing: fake kernels need no other process."""
 
     async def stop(self, *, end_kernels: bool) -> None:
-        """End all kernels, if that is asked for. Otherwise a new ``Service`` over this object can adopt them."""
+        """With ``end_kernels``, end all kernels. Otherwise a new ``Service`` with this object can adopt them."""
         if end_kernels:
             self.kernels.close()
 
@@ -82,7 +83,7 @@ class FakeLaunchers:
         return [{"name": name, "kind": "forked", "state": "ready", "preload": []} for name in self._templates]
 
     def sandbox(self) -> SandboxReport:
-        """Return that nothing is enforced."""
+        """Return the report of a machine that enforces nothing."""
         return self._report
 
     def launcher(self, template: str) -> Launcher:
@@ -125,17 +126,17 @@ class FakeLaunchers:
 
 
 class InProcessServer:
-    """A server in this process and this event loop, over fake kernels: ``async with InProcessServer() as server``.
+    """A server with fake kernels in this process and event loop: ``async with InProcessServer() as server``.
 
     Args:
         settings: the server's settings. Their port, ``data_dir`` and ``runtime_dir`` are replaced if they are not set.
             Without tokens, ``TOKEN`` is accepted.
-        kernels: makes the kernels; None makes Python ones.
-        data_dir: the data directory; None takes ``settings.data_dir``, or a temporary one that is removed at the end.
+        kernels: launcher of the kernels. None makes one whose cells are Python.
+        data_dir: the data directory. None takes ``settings.data_dir``, or a temporary directory, removed by ``stop``.
 
     Attributes:
-        url: the server's address, once it is started.
-        token: a token with every scope, if the settings name none.
+        url: the server's address after the start, "" before.
+        token: a token with every scope, valid if the settings have no tokens.
         service: the service.
         kernels: the fake kernels.
         settings: the settings in use.
@@ -160,13 +161,13 @@ class InProcessServer:
         self.url = ""
 
     async def start(self) -> str:
-        """Start, and return the address."""
+        """Start the server. Return its address."""
         await self.service.start()
         self.url = self.server.start()[0]
         return self.url
 
     async def stop(self) -> None:
-        """Stop; every session ends."""
+        """Stop the server and end every session."""
         await self.server.stop()
         await self.service.stop(end_sessions=True)
         if self._temporary is not None:
@@ -185,7 +186,7 @@ def serve_in_thread(settings: Settings | None = None) -> Iterator[InProcessServe
     """Run an ``InProcessServer`` in a thread of its own, for tests without an event loop.
 
     Args:
-        settings: the server's settings; None takes those of ``InProcessServer``.
+        settings: the server's settings. None takes those of ``InProcessServer``.
 
     Yields:
         The server. Only ``url``, ``token`` and ``settings`` may be used from the test's thread.

@@ -31,7 +31,7 @@ class Exiter(ZMQExitAutocall):  # type: ignore[misc]
 
         Args:
             code: the exit status, or a text.
-            keep_kernel: accepted because ipykernel's takes it; the kernel is always kept.
+            keep_kernel: ignored, accepted because ipykernel's function has it. The kernel always continues.
 
         Raises:
             SystemExit: always.
@@ -50,7 +50,7 @@ class SessionHooks(EventManager):  # type: ignore[misc]
     """
 
     def trigger(self, event: str, *args: Any, **kwargs: Any) -> None:
-        """Call the hooks of an event; see ``EventManager.trigger``."""
+        """Call the hooks of an event. See ``EventManager.trigger``."""
         for hook in self.callbacks[event][:]:
             try:
                 hook(*args, **kwargs)

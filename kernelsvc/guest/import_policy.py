@@ -1,6 +1,6 @@
 """Explain at an import which modules a template does not want in cells, and what to use instead.
 
-This is advice and not isolation: confinement decides what a cell can reach, and code can avoid this check. It helps a
+This is advice and not isolation: confinement limits the access of a cell, and code can avoid this check. It helps a
 model: the message "'requests' is not for this session. It has no network. Work with files in the current directory." is
 a better base for its next step than a time-out.
 
@@ -47,7 +47,7 @@ class ImportNotAllowed(ImportError):
 
 
 def refusal(module: str, allow: Sequence[str] | None, deny: Sequence[str]) -> str | None:
-    """Return why a cell should not import ``module`` and what it may use, or None if the import is allowed.
+    """Return why a cell should not import ``module``, with a replacement, or None if the import is allowed.
 
     A name in either list covers all modules below it (``xml`` covers ``xml.etree``). The longest match wins, and
     ``deny`` wins a tie.

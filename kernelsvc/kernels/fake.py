@@ -1,13 +1,13 @@
 """A fake kernel in this process, for tests of the layers above ``kernels.port``.
 
-It keeps the whole contract of ``port`` (the same test suite runs on it and on the
-real kernels), numbers its frames, and survives a ``detach`` like a real process.
+It implements the whole contract of ``port`` (the same test suite runs on it and on the
+real kernels), numbers its frames, and continues after a ``detach`` like a real process.
 
-With ``FakeLauncher(python=True)`` a cell is Python, run in this process: with
-top-level ``await``, and with ``print`` and the value of the last expression as
-output. An interrupt ends a cell at its next ``await``. Such cells are not
-confined; run only code of your own tests. Otherwise a cell is a script, one
-command a line:
+With ``FakeLauncher(python=True)`` a cell is Python code that runs in this process.
+It may use top-level ``await``. Its output is that of ``print``, and the value of the
+last expression. An interrupt ends a cell at its next ``await``. Such cells are not
+confined: run only code of your own tests. Otherwise a cell is a script, with one
+command in each line:
 
 =====================  ==================================================
 ``print TEXT``         a line on stdout
@@ -57,11 +57,11 @@ Reply = dict[str, Any]
 
 
 class Raised(Exception):
-    """The script raises an error: name and text."""
+    """An error that the script raises. ``args`` are its name and its text."""
 
 
 class Died(Exception):
-    """The script ends its process. ``args[0]`` is the ``Exit``."""
+    """The end of the process, by the script. ``args[0]`` is the ``Exit``."""
 
 
 class FakeProcess:
@@ -237,7 +237,7 @@ class FakeProcess:
             self._do_result(repr(value))
 
     async def _evaluate(self, code: str) -> object:
-        """Run Python code; return the value of its last expression, or None."""
+        """Run Python code. Return the value of its last expression, or None."""
         scope = {**self.variables, "print": self._print, "__name__": "__main__"}
         try:
             tree = ast.parse(code)
@@ -338,7 +338,7 @@ class FakeProcess:
         await self._loop.create_future()
 
     async def _or_interrupt(self, what: Awaitable[Any]) -> Any:
-        """Wait for something and return its value; an interrupt cancels it and raises KeyboardInterrupt in the cell."""
+        """Return the value of an awaitable. An interrupt cancels it and raises KeyboardInterrupt in the cell."""
         waiting = asyncio.ensure_future(what)
         stop = asyncio.ensure_future(self._interrupted.wait())
         try:
@@ -366,7 +366,7 @@ class FakeProcess:
 
 
 def killed(signum: int) -> Exit:
-    """The end of a process by a signal."""
+    """Return the exit of a process that a signal killed."""
     name = signal.Signals(signum).name
     return Exit(cause=Cause.SIGNALLED, message=f"The kernel was killed by {name}.", signal=signum)
 
@@ -478,8 +478,8 @@ class FakeLauncher:
 
     Attributes:
         processes: every process ever started, by kernel id, for tests to inspect.
-        refusals: errors that the next starts raise, first first.
-        delay: an event that starts wait for, or None.
+        refusals: errors that the next starts raise, in this order.
+        delay: an event that every start waits for, or None.
     """
 
     def __init__(self, *, python: bool = False) -> None:
@@ -490,11 +490,11 @@ class FakeLauncher:
         self._gates: dict[str, asyncio.Event] = {}
 
     def release(self, name: str) -> None:
-        """Let cells that ``wait NAME`` go on, now and later."""
+        """Continue cells that ``wait NAME``, now and later."""
         self._gates.setdefault(name, asyncio.Event()).set()
 
     def alive(self) -> list[str]:
-        """Kernels that have not ended."""
+        """The kernels that have not ended."""
         return [name for name, process in self.processes.items() if process.exit is None]
 
     async def start(self, request: StartRequest, sink: Sink) -> FakeKernel:
@@ -533,7 +533,7 @@ class FakeLauncher:
             self.processes[kernel].end(killed(signal.SIGKILL))
 
     def close(self) -> None:
-        """End every process, without telling anybody. For the end of a test."""
+        """End every process without a report to the sinks. For the end of a test."""
         for process in self.processes.values():
             process.detach()
             process.end(killed(signal.SIGKILL))

@@ -1,4 +1,4 @@
-"""Which launcher starts a template's kernels: forked environments come first, then installed kernelspecs."""
+"""Select the launcher of a template: forked environments come first, then installed kernelspecs."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ class KernelLaunchers(Protocol):
     """
 
     def on_cgroup_event(self, callback: Callable[[list[str], str], None]) -> None:
-        """Have ``callback`` called when Linux enforced a limit on a process that is not a kernel.
+        """Call ``callback`` when Linux has enforced a limit on a process that is not a kernel.
 
-        It gets the kernels of the sessions concerned, and the limit's name.
+        Its arguments are the ids of the affected sessions' kernels, and the limit's name.
         """
 
     async def start(self) -> None:
-        """Make ready to start kernels.
+        """Prepare to start kernels.
 
         Raises:
-            Internal: it is not possible.
+            Internal: kernels can't be started on this machine.
         """
 
     async def stop(self, *, end_kernels: bool) -> None:
-        """Disconnect. With ``end_kernels``, every kernel ends; without, they wait for the next server."""
+        """Disconnect. With ``end_kernels``, end every kernel. Otherwise they wait for the next server."""
 
     def ready(self) -> bool:
-        """Whether every template is ready, so that a session would not wait for one."""
+        """Return whether every template is ready, so that a new session does not wait."""
 
     def templates(self) -> list[dict[str, Any]]:
-        """Return what a session can be made from, as ``GET /v1/templates`` shows it."""
+        """Return the templates and kernelspecs of new sessions, as ``GET /v1/templates`` shows them."""
 
     def sandbox(self) -> SandboxReport:
-        """Return what this machine enforces."""
+        """Return the confinement and the limits that this machine enforces."""
 
     def launcher(self, template: str) -> Launcher:
         """Return the launcher for a template's name.
@@ -65,7 +65,7 @@ class KernelLaunchers(Protocol):
         """
 
     def forks(self, template: str) -> bool:
-        """Whether the kernels of this template are forked, and the template is ready."""
+        """Return whether the template is ready and its kernels are forked."""
 
     async def start_for_later(self, request: StartRequest, sink: Sink) -> None:
         """Start a forked kernel that ``Launcher.start`` hands over later, or ``discard`` ends.
@@ -78,7 +78,7 @@ class KernelLaunchers(Protocol):
         """End a forked kernel that no session has."""
 
     async def end_strays(self, known: set[str]) -> None:
-        """End all kernels that no server holds, except the known ones."""
+        """End all kernels to which no server is connected, except the known ones."""
 
     async def exec(
         self,
@@ -99,7 +99,7 @@ class KernelLaunchers(Protocol):
 
 
 class Launchers:
-    """Every way to start a kernel on this machine. Implements ``KernelLaunchers`` over one kernel host."""
+    """The launchers of this machine. Implements ``KernelLaunchers`` over one kernel host."""
 
     def __init__(self, settings: HostSettings, *, start_host: bool = True) -> None:
         self.host = HostClient(settings, start=start_host)
@@ -118,26 +118,26 @@ class Launchers:
         """Connect to the kernel host, or start one.
 
         Raises:
-            Internal: there is none.
+            Internal: no host runs, and none can be started.
         """
         self._found = set(self._runtime.glob("k_*.k"))
         await self.host.start()
 
     async def stop(self, *, end_kernels: bool) -> None:
-        """Disconnect from the host. With ``end_kernels``, the host and everything it runs ends."""
+        """Disconnect from the host. With ``end_kernels``, end the host and all its processes."""
         if end_kernels:
             await self.host.shutdown(end_kernels=True)
         await self.host.close()
 
     async def end_strays(self, known: set[str]) -> None:
-        """End kernels that no server holds and no session knows, which a crash left."""
+        """End the kernels that a crash left: no server is connected to them, and no session knows them."""
         for kernel in await self.host.orphans():
             if kernel not in known:
                 log.warning("kernel %s belongs to no session. The server ends it.", kernel)
                 with contextlib.suppress(KernelsvcError):
                     await self._forked.end(kernel)
         listed = {*known, *await self.host.kernels()}
-        for path in self._found:  # not those that were made since the start
+        for path in self._found:  # sockets made since the start may not be listed yet
             if path.stem not in listed:
                 path.unlink(missing_ok=True)
 
@@ -148,10 +148,10 @@ class Launchers:
         return [name for name in self._specs if name not in self.host.templates]
 
     def launcher(self, template: str) -> Launcher:
-        """The launcher for a template's name.
+        """Return the launcher for a template's name.
 
         Raises:
-            NotFound: neither a configured environment nor an installed kernelspec.
+            NotFound: there is neither a configured environment nor an installed kernelspec of this name.
         """
         if template in self.host.templates:
             return self._forked
@@ -161,7 +161,7 @@ class Launchers:
         raise NotFound(f"There is no template {template!r}. Use one of these: {names}.")
 
     def forks(self, template: str) -> bool:
-        """Whether this template is one that is up and forks."""
+        """Return whether the template is ready and its kernels are forked."""
         return self.host.templates.get(template, {}).get("state") == "ready"
 
     async def start_for_later(self, request: StartRequest, sink: Sink) -> None:
@@ -177,17 +177,17 @@ class Launchers:
         await self._forked.discard(kernel)
 
     def templates(self) -> list[dict[str, Any]]:
-        """Return what a session can be made from, as ``GET /v1/templates`` shows it."""
+        """Return the templates and kernelspecs of new sessions, as ``GET /v1/templates`` shows them."""
         forked = [{**about, "kind": "forked"} for about in self.host.templates.values()]
         cold = {"kind": "cold", "state": "ready"}
         return [*forked, *({"name": name, **cold, "language": self._specs[name]} for name in self._kernelspecs())]
 
     def ready(self) -> bool:
-        """Whether every template is up, so that a session would not wait for one."""
+        """Return whether every template is ready, so that a new session does not wait."""
         return all(about.get("state") == "ready" for about in self.host.templates.values())
 
     def sandbox(self) -> SandboxReport:
-        """Return what this machine enforces."""
+        """Return the confinement and the limits that this machine enforces."""
         return self.host.sandbox
 
     async def exec(

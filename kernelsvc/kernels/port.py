@@ -3,12 +3,10 @@
 Three adapters implement it: ``forked`` (a fork of a template, on the kernel wire), ``zmq`` (any Jupyter kernelspec, on
 Jupyter's messaging protocol) and ``fake`` (for tests of the layers above). One contract suite holds for all three.
 
-Delivery: the adapter calls ``sink.deliver(batch)`` with everything that one
-read brought, in order. When it returns, the batch is in the journal and the
-adapter acknowledges it to the kernel. When it raises, nothing of the batch
-counts as held; the adapter stops reading and calls ``deliver`` again with the
-same batch when ``resume()`` is called. A sink may be called at any time between
-``start`` and ``exited``, never after it.
+Delivery: the adapter calls ``sink.deliver(batch)`` with all outputs of one read, in order. When the call returns, the
+batch is in the journal, and the adapter acknowledges it to the kernel. When the call raises, no output of the batch
+counts as delivered. The adapter then stops reading, and delivers the same batch again when ``resume()`` is called. A
+sink may be called at any time between ``start`` and ``exited``, and never after ``exited``.
 """
 
 from __future__ import annotations
@@ -27,8 +25,8 @@ from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest
 class KernelMessage(msgspec.Struct, frozen=True, kw_only=True):
     """One Jupyter message from a kernel. Nothing in it is trusted.
 
-    ``content`` is a JSON object whose fields may have any type. ``parent`` is
-    the ``msg_id`` of the request it claims to answer ("" if none).
+    ``content`` is a JSON object whose fields may have any type. ``parent`` is the ``msg_id`` of the request that the
+    message claims to answer, or "".
     """
 
     channel: str
@@ -44,8 +42,8 @@ class KernelMessage(msgspec.Struct, frozen=True, kw_only=True):
 class StreamText(msgspec.Struct, frozen=True, kw_only=True):
     """Text for stdout or stderr.
 
-    ``parent`` is "" for what C code and subprocesses wrote straight to file
-    descriptors 1 and 2; it then belongs to the running cell.
+    ``parent`` is "" if C code or a subprocess wrote the text directly to file descriptor 1 or 2. Such text belongs to
+    the running cell.
     """
 
     name: Literal["stdout", "stderr"]
@@ -64,7 +62,7 @@ class Sink(Protocol):
         """Journal this batch.
 
         Raises:
-            OSError: it could not be written; deliver the same again after ``resume``.
+            OSError: the write failed. Deliver the same batch again after ``resume``.
         """
 
     def exited(self, exit: Exit) -> None:
@@ -77,9 +75,9 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         workdir: the session's directory on this machine.
         family: the directory that holds ``workdir`` and those of its branches.
-        home: for a branch: its directory as seen inside, made but empty.
-        copy_from: for a branch: its parent's directory as seen inside, to be copied.
-        beside: for a branch's first checkpoint: the copy that becomes the branch.
+        home: for a branch: its directory as seen inside the sandbox, which exists and is empty.
+        copy_from: for a branch: its parent's directory as seen inside the sandbox, which the branch copies.
+        beside: for the first checkpoint of a branch: id of the copy that becomes the branch.
         execution_count: for a fork that continues an existing session: the session's execution count.
         ran: the code of that session's cells since the fork, by execution count, for the kernel's history.
     """
@@ -102,10 +100,10 @@ class ForkResult(msgspec.Struct, frozen=True, kw_only=True):
     """A copy of a live kernel.
 
     Attributes:
-        cost_ms: how long the original was held up.
-        private_bytes: memory that is the copy's alone when it is made, by its page faults; it grows with what the
-            original writes from then on. None where it can't be told.
-        warnings: what runs on in both copies, or was lost by ``force``.
+        cost_ms: time for which the original could not run, in milliseconds.
+        private_bytes: memory that the copy does not share with the original after the fork, computed from the copy's
+            page faults. It grows with each page that the original writes later. None if it is not known.
+        warnings: objects that continue in both processes, or that ``force`` lost.
     """
 
     cost_ms: float
@@ -114,7 +112,7 @@ class ForkResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SaveResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Variables that were saved or loaded: how many, and which were lost, name to reason."""
+    """The number of saved or loaded variables, and the lost ones: name to reason."""
 
     count: int
     lost: dict[str, str] = {}
@@ -124,9 +122,10 @@ class Kernel(Protocol):
     """A running kernel. Every method is called from the server's event loop.
 
     Attributes:
-        ordered: what it says comes in one order, and it has one cell at a time: a cell that it is given begins, and
-            its reply is its end. Of one that is not, a cell begins with its ``execute_input`` (a silent one with its
-            busy status), and ends on its reply and its idle status, whichever comes last.
+        ordered: whether all outputs arrive in the order in which the kernel sent them, and the server sends one cell at
+            a time. A cell then begins when it is sent, and ends with its reply. Otherwise a cell begins with its
+            ``execute_input`` (a silent one with its busy status), and ends with its reply or its idle status, whichever
+            comes last.
     """
 
     info: KernelInfo
@@ -136,73 +135,72 @@ class Kernel(Protocol):
     home: str  # the session's directory as the kernel sees it
 
     def execute(self, request: ExecuteRequest) -> None:
-        """Send an ``execute_request``; its replies arrive at the sink."""
+        """Send an ``execute_request``. Its replies arrive at the sink."""
 
     def send(self, request: KernelRequest) -> None:
-        """Send any other Jupyter message; replies arrive at the sink."""
+        """Send any other Jupyter message. Its replies arrive at the sink."""
 
     def interrupt(self) -> None:
-        """SIGINT to the kernel (its own interrupt message for cold ones that want it)."""
+        """Send SIGINT to the kernel, or an interrupt message if its kernelspec asks for one."""
 
     def kill(self) -> None:
-        """SIGKILL to the kernel and what it started, not to its copies; ``exited`` follows."""
+        """Send SIGKILL to the kernel and its subprocesses, but not to its copies. ``exited`` follows."""
 
     def resume(self) -> None:
-        """Deliver again what ``deliver`` refused."""
+        """Deliver the refused batch again, and continue to read."""
 
     def detach(self) -> None:
-        """Disconnect without ending the kernel: the server stops or restarts. No ``exited`` follows."""
+        """Disconnect without ending the kernel, because the server stops or restarts. No ``exited`` follows."""
 
     async def end(self) -> None:
-        """End the kernel and all it started, and free what it held; its copies live on.
+        """End the kernel and its subprocesses, and free their resources. Its copies continue.
 
-        Safe to cancel. It ends anyway.
+        Safe to cancel: the kernel ends anyway.
         """
 
     async def fork(
         self, copy: StartRequest, *, mode: Literal["checkpoint", "branch"], force: bool = False
     ) -> ForkResult:
-        """Copy the kernel between two cells, after everything that was sent to it before.
+        """Copy the kernel between two cells, after all requests that were sent to it before.
 
-        A copy waits on its own socket until ``Launcher.wake``; a checkpoint is
-        parked, a branch keeps its background tasks running.
+        A copy waits on its own socket until ``Launcher.resume_copy``. A checkpoint runs no code until then. A branch
+        keeps its background tasks running.
 
         Raises:
-            CannotFork: what the kernel holds would not survive; ``details["reasons"]``.
-            NotSupported: not a forkable kernel.
-            KernelDead, Timeout: it did not answer.
+            CannotFork: the kernel has objects that a fork would break. ``details["reasons"]`` names them.
+            NotSupported: the kernel is not forkable.
+            KernelDead, Timeout: the kernel did not answer.
         """
 
     async def restrict_writes(self, write: Sequence[str]) -> str:
-        """Take from the kernel, for good, the right to write anywhere but beneath these directories.
+        """Remove permanently the kernel's right to write outside these directories.
 
-        A parent is fenced off from its branches so. Where nothing confines the kernel,
-        nothing happens.
+        It keeps a parent from writing to the files of its branches. Does nothing if the kernel is not confined.
 
         Args:
-            write: as seen inside.
+            write: the directories, as seen inside the sandbox.
 
         Returns:
-            Why it could not be done; "" if it was.
+            The reason of a failure, or "" after success.
         """
 
     def has_received(self, msg_id: str) -> bool:
-        """Whether the kernel says that it has received this request (known after adoption)."""
+        """Return whether the kernel reports that it has received this request. Known after adoption."""
 
     async def save(self, fd: int) -> SaveResult:
-        """Write the variables to ``fd``, durably, between two cells. The descriptor stays the caller's.
+        """Write the variables to ``fd``, durably, between two cells. The caller closes the descriptor.
 
         Raises:
-            NotSupported: this kernel or its environment can't.
-            KernelDead, Timeout: it did not answer; what was written is of no use.
+            NotSupported: this kernel or its environment can't save variables.
+            KernelDead, Timeout: the kernel did not answer. Discard the incomplete data.
         """
 
     async def load(self, fd: int, *, execution_count: int) -> SaveResult:
-        """Put saved variables into this fresh kernel and go on counting cells from there.
+        """Load saved variables into this new kernel, and continue from this execution count.
 
         Raises:
-            NotSupported: they can't be loaded. Nothing was put in.
-            KernelDead, Timeout: it did not answer.
+            NotSupported: the variables can't be loaded. The kernel is unchanged.
+            KernelDead, Timeout: the kernel did not answer.
         """
 
 
@@ -212,7 +210,7 @@ class Launcher(Protocol):
     async def start(self, request: StartRequest, sink: Sink) -> Kernel:
         """Start a kernel, and return it when it is ready for its first cell.
 
-        Cancelling it ends whatever was started.
+        Safe to cancel: a process that was started ends.
 
         Raises:
             KernelsvcError: ``sandbox_unavailable``, ``at_capacity``, ``timeout``, ``internal``.
@@ -222,19 +220,19 @@ class Launcher(Protocol):
         """Connect to the kernel that an earlier server started. Return None if it is gone.
 
         Raises:
-            KernelsvcError: it lives and does not answer now, or nobody could be asked. It is left alone.
+            KernelsvcError: the kernel runs and does not answer now, or the host can't be reached. The kernel continues.
         """
 
     async def how_ended(self, kernel: str) -> Exit | None:
         """Return how a kernel ended, or None if the host does not know."""
 
     async def resume_copy(self, request: StartRequest, sink: Sink) -> Kernel:
-        """A copy that ``Kernel.fork`` made, named by ``request.kernel``, as a kernel of its own.
+        """Resume the copy ``request.kernel`` that ``Kernel.fork`` made. Return it as a kernel of its own.
 
         Raises:
             KernelDead: the copy is gone.
-            Timeout: it did not wake in time. It is ended.
+            Timeout: the copy did not resume in time. The launcher ends it.
         """
 
     async def discard(self, kernel: str) -> None:
-        """End a fork that no session has resumed. Nothing happens if it is gone."""
+        """End a fork that no session has resumed. Does nothing if it has ended already."""

@@ -78,7 +78,7 @@ class ProgramInfo(msgspec.Struct, frozen=True, kw_only=True):
         pid: the process id inside the sandbox.
         argv: the program and its arguments.
         env: the environment variables that the caller added.
-        cwd: the directory where it started; empty for the session's directory.
+        cwd: the directory where it started, or "" for the session's directory.
         tag: the caller's own name for it.
     """
 
@@ -98,7 +98,7 @@ class ProgramOutput(Protocol):
 
     @property
     def status(self) -> int | None:
-        """The wait status (wait(2)) of a program that has ended; None if it is not known."""
+        """The wait status (wait(2)) of a program that has ended, or None if it is not known."""
 
     def close(self) -> None:
         """Stop reading. The program continues."""
@@ -163,7 +163,7 @@ class Signed(Protocol):
     """A value that a secret has signed, for example ``protocol.e2b.SignedAddress``."""
 
     def is_signed_with(self, secret: str) -> bool:
-        """Whether this secret made the signature; compared in constant time."""
+        """Return whether this secret made the signature. The comparison takes constant time."""
 
 
 class TokenApi(Protocol):
@@ -191,7 +191,7 @@ class ServiceApi(Protocol):
     """What transports call. Every method raises ``KernelsvcError`` for an error that the caller must know.
 
     ``who`` owns the sessions that it creates. Another principal's session is
-    ``not_found``. Methods that wait may be cancelled: what was accepted continues.
+    ``not_found``. Methods that wait are safe to cancel: accepted work continues.
     """
 
     @property
@@ -304,10 +304,10 @@ class ServiceApi(Protocol):
 
     async def notebook(self, who: Principal, session: str, format: NotebookFormat = "ipynb") -> bytes: ...
     def journal(self, who: Principal, session: str) -> ByteStream:
-        """Return the journal's whole lines as they are now; the caller closes the stream."""
+        """Return the journal's present complete lines. The caller closes the stream."""
 
     def files_dir(self, who: Principal, session: str) -> Path:
-        """The session's working directory as the server sees it; hostile content, open it with ``transports.files``."""
+        """Return the server's path of the working directory. Open its hostile content with ``linux.rooted_dir``."""
 
     def files_changed(self, who: Principal, session: str, files: Sequence[dict[str, Any]]) -> None:
         """Record an upload or a deletion."""

@@ -70,7 +70,7 @@ class BranchCreator:
         limits: LimitsRequest | None,
         force: bool,
     ) -> list[Session]:
-        """Create branches of a session; the arguments are those of ``Service.branch``.
+        """Create branches of a session. For the arguments see ``Service.branch``.
 
         Raises:
             KernelsvcError: nothing was created.

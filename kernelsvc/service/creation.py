@@ -57,7 +57,7 @@ class SessionCreator:
         self._stopping = False
 
     def stop(self) -> None:
-        """Create no more sessions; the server stops."""
+        """Refuse new sessions from now on, because the server stops."""
         self._stopping = True
 
     async def create(self, who: Principal, request: SessionRequest) -> str:

@@ -39,7 +39,7 @@ class SessionEnvironment:
         The kernel does it after the cells that were submitted before. If this is cancelled, it may happen anyway.
 
         Returns:
-            The values before the change; the same call with them undoes it.
+            The values before the change. The same call with them reverts it.
 
         Raises:
             NotSupported: the session's kernel is not a forked one.

@@ -26,7 +26,7 @@ async def run_once(service: ServiceApi, store: SessionDirectories, who: Principa
         call: the code or the function, its arguments, files and limits.
 
     Returns:
-        The cell as JSON. For a function, ``value`` holds what it returned.
+        The cell as JSON. For a function, ``value`` holds its return value.
 
     Raises:
         BadRequest: there is neither code nor a function, or both, or a file name has a path in it.

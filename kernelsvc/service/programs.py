@@ -3,8 +3,8 @@
 A program ends with its session or with this server. Unlike a kernel, it is not
 adopted by the next server. The journal records which programs ran and how they
 ended, and counts their output without keeping it. Readers get the output. A
-reader that does not read slows the program down; without a reader, the output is
-read and dropped.
+slow reader slows the program down. Without a reader, the server reads and drops the
+output.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class OutputReader:
 
     @property
     def status(self) -> int | None:
-        """The wait status of a program that has ended; None if it is not known."""
+        """The wait status of a program that has ended, or None if it is not known."""
         return self._program.status
 
     @property
@@ -54,7 +54,7 @@ class OutputReader:
         return self._room.locked() and not self._closed
 
     async def put(self, piece: ProgramPiece) -> None:
-        """Add a piece; wait for room."""
+        """Wait for room and add a piece."""
         await self._room.acquire()
         self._pieces.put_nowait(piece)
 
@@ -79,9 +79,9 @@ class Program:
     """One program.
 
     Attributes:
-        info: what the API shows of it.
+        info: its description in the API.
         process: its streams and signals.
-        status: its wait status after the end; None if it is not known.
+        status: its wait status after the end, or None if it is not known.
         written: bytes of output.
     """
 
@@ -163,10 +163,10 @@ class Programs:
             session: the session's id.
             argv: the program and its arguments.
             env: environment variables, added to the session's.
-            cwd: a directory as seen inside the sandbox; empty for the session's own.
+            cwd: a directory as seen inside the sandbox, or "" for the session's own.
             tag: the caller's own name for the program.
             with_input: whether the program has a standard input.
-            terminal: columns and rows of a terminal for the program; None gives it pipes.
+            terminal: columns and rows of a terminal for the program. With None it gets pipes.
 
         Raises:
             BadRequest: there is no such program or directory.

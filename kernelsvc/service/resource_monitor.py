@@ -2,11 +2,11 @@
 
 It also finds kernels that were stopped (SIGSTOP) in the middle of a cell. To
 Linux such a process is alive: it exists and its socket accepts, but it never
-replies, so its cell would last until its time limit. A kernel that is stopped at
-two checks in a row is ended, and the session continues from its checkpoint. A
-kernel that is stopped for less than ``STOPPED_SECONDS``, or while no cell runs, is
-left alone. A process that computes, waits for the disk or is traced by a debugger
-is in another state than ``T`` (proc_pid_stat(5)) and is left alone too.
+replies, so its cell would last until its time limit. The server
+ends a kernel that is stopped at two checks in a row, and the session continues from
+its checkpoint. It does not end a kernel that is stopped for less than
+``STOPPED_SECONDS``, or while no cell runs, or a process that computes, waits for the
+disk or is traced by a debugger: its state is not ``T`` (proc_pid_stat(5)).
 """
 
 from __future__ import annotations

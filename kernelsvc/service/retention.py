@@ -14,7 +14,7 @@ from kernelsvc.store.sessions import SessionDirectories
 
 log = logging.getLogger(__name__)
 
-#: Least and most seconds between two passes; in between it is a tenth of the age.
+#: Least and most seconds between two passes. Between these limits it is a tenth of the age.
 PASS_SECONDS = 0.5, 3600.0
 
 

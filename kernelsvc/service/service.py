@@ -93,7 +93,7 @@ class Service:
     Args:
         settings: the server's settings.
         metrics: counters to use. None makes new ones.
-        launchers: start kernels. None takes those of this machine; ``kernelsvc.testing`` has fake ones.
+        launchers: start kernels. None takes those of this machine. ``kernelsvc.testing`` has fake ones.
 
     Attributes:
         environment, programs, leases, usage, access: the parts of ``ServiceApi``.
@@ -351,7 +351,7 @@ class Service:
     def output(
         self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536
     ) -> dict[str, Any]:
-        """Return a page of a cell's output from the journal, which has also what the cell's text omits."""
+        """Return a page of a cell's output from the journal, which also has the text that the cell omits."""
         return self._registry.find(who, session).output(cell, name, offset, limit)
 
     # -- the journal --------------------------------------------------------------------------

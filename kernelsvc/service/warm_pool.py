@@ -120,7 +120,7 @@ class WarmPool:
         return ready.pop(0) if ready else None
 
     def put_back(self, member: WarmSession) -> None:
-        """Take back a member that was taken and not used."""
+        """Take back an unused member."""
         self._members.setdefault(member.spec.template, []).append(member)
 
     def evict_all(self) -> bool:

@@ -1,9 +1,10 @@
 """A sanitizer for untrusted HTML and SVG: allow-lists of elements and attributes, by nh3 (ammonia, html5ever).
 
-nh3 parses a fragment as a browser does and writes out what the allow-lists hold. This module adds what it has no
-options for: values of attributes, pictures, CSS, and the count of what was dropped. Style sheets never pass through
-nh3: a scanner takes their text from the source, ``clean_css`` cleans it, and the page gets it in an element of its
-own. So it does not matter for safety where the scanner and a browser disagree about the source.
+nh3 parses a fragment as a browser does and writes out the elements and attributes of the allow-lists. This
+module adds checks that nh3 has no options for: values of attributes, pictures and CSS. It also counts the dropped
+parts. Style sheets never pass through nh3: a scanner takes their text from the source, ``clean_css`` cleans it, and
+the page gets it in an element of its own. So it does not matter for safety where the scanner and a browser disagree
+about the source.
 """
 
 from __future__ import annotations

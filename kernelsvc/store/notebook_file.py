@@ -10,7 +10,7 @@ the few open cells. The file is replaced atomically (rename(2)), so a reader alw
 A cell's end triggers a write while that is cheap. Each write spends credit, which grows by a twentieth of
 the elapsed time. So a long notebook in a busy session gets fewer writes, and writing never takes more than 5 % of
 the time (``write_limiter``). A session that sends cell after cell has its file written once a second, and less often if
-it is large or if many sessions are busy. A file over a megabyte is written in a thread.
+it is large or if many sessions are busy. A thread writes files over a megabyte.
 
 A projection may fail: the error is logged, and the notebook is rebuilt from the journal. The same code serves a
 restarted server and a session that is only read.
@@ -44,7 +44,7 @@ STEPS = frozenset(
 #: Most bytes of entries that wait to be folded.
 UNFOLDED_BYTES = 64 * 1024
 
-#: A larger notebook is written in a thread, in bytes.
+#: Size in bytes above which a thread writes the notebook.
 INLINE_BYTES = 1 << 20
 #: Seconds of folding before other tasks of the event loop run.
 SLICE = 0.002

@@ -67,7 +67,7 @@ _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 
 LANDLOCK_EXECUTE, LANDLOCK_WRITE_FILE, LANDLOCK_READ_FILE, LANDLOCK_READ_DIR = 1, 2, 4, 8
 _LANDLOCK_TRUNCATE, _LANDLOCK_IOCTL = 1 << 14, 1 << 15
-#: Rights on files that each Landlock version knows; a newer kernel is used as version 5.
+#: Rights on files that each Landlock version knows. A later version is treated as version 5.
 _LANDLOCK_FS = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}
 _LANDLOCK_FILE_RIGHTS = (
     LANDLOCK_EXECUTE | LANDLOCK_WRITE_FILE | LANDLOCK_READ_FILE | _LANDLOCK_TRUNCATE | _LANDLOCK_IOCTL

@@ -1,7 +1,7 @@
 """A forked kernel: ``port.Kernel`` on the kernel wire.
 
-The pidfd tells when the kernel has ended (pidfd_open(2)), the kernel host tells how. The session gets the end after
-everything that the kernel had sent.
+The pidfd reports when the kernel has ended (pidfd_open(2)), the kernel host reports how. The session receives the end
+after all output of the kernel.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ UNREACHABLE = Exit(
 
 
 class ForkedKernelOwner(Protocol):
-    """The parts of its launcher that a kernel uses.
+    """The interface of the launcher that a kernel uses.
 
     Attributes:
         host: connection to the kernel host.
@@ -193,7 +193,7 @@ class ForkedKernel:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EXIT_REPORT_SECONDS):
                 exit = await asyncio.shield(self._reported)
-        if exit.cause is Cause.LOST:  # the host has ended, too, or never knew the kernel; Linux may know
+        if exit.cause is Cause.LOST:  # the host has ended too, or never knew the kernel, so ask Linux
             exit = exit_of(procfs.exit_status(self._pidfd))
         if self._loss is not None and self._loss.violation:
             return Exit(cause=Cause.PROTOCOL, message=self._loss.message.rstrip("."), signal=exit.signal)

@@ -143,7 +143,7 @@ class ForkedLauncher:
         seconds: float = CONNECT_SECONDS,
         adopting: bool = False,
     ) -> ForkedKernel:
-        """Connect to a kernel. On failure end it, but not one that is being adopted and only does not answer."""
+        """Connect to a kernel. On failure end it, except a kernel to be adopted that only does not answer."""
         path = str(self.path(request.kernel))
         try:
             wire = await WireClient.connect(

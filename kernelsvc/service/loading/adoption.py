@@ -3,7 +3,7 @@
 Small journals are read before the first request is answered. Large ones are read
 one after the other while other sessions are served (``recovering``). Until a
 large journal is read, its session counts against the quotas and keeps its
-idempotency key, and no kernel is ended as a stray.
+idempotency key, and the server ends no kernel as a stray.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Adoption:
     """Adopt the sessions of an earlier server, at the start of this one.
 
     Args:
-        registry: all sessions; each open one is added.
+        registry: all sessions. Each open one is added.
         closed: keeps each session that turns out to be closed.
         factory: makes session objects.
         projections: the index and the notebooks, which read the entries that they missed.

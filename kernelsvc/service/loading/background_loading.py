@@ -57,7 +57,7 @@ class BackgroundLoads:
 
         Args:
             session: the session's id.
-            owner: its principal's name; None if that is not known.
+            owner: its principal's name, or None if it is not known.
             work: reads the session.
         """
         if session not in self._tasks:

@@ -52,7 +52,7 @@ class ClosedSessions:
         """Return a session, read from its directory if it is not in memory. None if there is none.
 
         Raises:
-            Recovering: its journal is large. A thread reads it now; ``BackgroundLoads.named`` waits for that.
+            Recovering: its journal is large, and a thread reads it now. ``BackgroundLoads.named`` waits for that.
         """
         found = self._kept.get(session)
         if found is None:

@@ -148,6 +148,6 @@ _CELL, _AT = b'"cell":"', b'"at":"'
 
 
 def _cell_of(line: bytes) -> bytes:
-    """Return the cell in a line's envelope, which comes last in the line; empty if there is none."""
+    """Return the cell in a line's envelope, which comes last in the line, or b"" if there is none."""
     start = line.find(_CELL, line.rfind(_AT))
     return line[start + len(_CELL) : line.find(b'"', start + len(_CELL))] if start >= 0 else b""
