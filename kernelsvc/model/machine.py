@@ -197,12 +197,12 @@ class Machine(MachineState):
         self._require_kernel()
         if self.running or self.queue or self.state is not S.IDLE:
             raise Conflict(
-                f"The session is {self.state}; to {wish}, wait until its cells have finished or interrupt them."
+                f"The session is {self.state}. To {wish}, wait until its cells have finished or interrupt them."
             )
 
     def _submit(self, stimulus: Submit) -> Decision:
         if len(set(stimulus.ids)) != len(stimulus.ids):
-            raise CellExists("Two cells of one batch have the same id; choose another for one of them.")
+            raise CellExists("Two cells of one batch have the same id. Choose another id for one of them.")
         fresh = []
         for request, cell in zip(stimulus.requests, stimulus.ids, strict=True):
             known = self.cells.get(cell)
@@ -215,7 +215,7 @@ class Machine(MachineState):
         self._require_kernel()
         if len(self.queue) + len(fresh) > self.policy.max_queued:
             raise QuotaExceeded(
-                f"{len(self.queue)} cells wait and at most {self.policy.max_queued} may; wait until some finish.",
+                f"{len(self.queue)} cells wait and at most {self.policy.max_queued} may. Wait until some finish.",
                 queued=len(self.queue),
                 allowed=self.policy.max_queued,
             )
@@ -424,7 +424,7 @@ class Machine(MachineState):
     def _answer(self, stimulus: Answer) -> Decision:
         waiting = self.waiting_for
         if waiting is None or waiting.cell != stimulus.cell:
-            raise Conflict(f"Cell {stimulus.cell!r} does not wait for input; wait for its input_requested event.")
+            raise Conflict(f"Cell {stimulus.cell!r} does not wait for input. Wait for its input_requested event.")
         given = ev.InputGiven(cell=stimulus.cell, text=None if waiting.secret else stimulus.text)
         return Decision([given], [SendAnswer(stimulus.cell, stimulus.text)])
 

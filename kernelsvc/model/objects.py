@@ -80,7 +80,7 @@ class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.beside is not None:
             if self.sidecar_of not in (None, self.beside):
-                raise ValueError("`beside` is the old name of `sidecar_of`; give only `sidecar_of`")
+                raise ValueError("`sidecar_of` and its old name have different values. Send only `sidecar_of`")
             self.sidecar_of = self.beside
 
 

@@ -50,7 +50,7 @@ class CellViews:
     def _record(self, cell: str) -> CellRecord:
         record = self._machine.cells.get(cell)
         if record is None:
-            raise NotFound(f"There is no cell {cell!r} in this session; list its cells.")
+            raise NotFound(f"There is no cell {cell!r} in this session. List its cells.")
         return record
 
     def cells(self) -> list[CellInfo]:

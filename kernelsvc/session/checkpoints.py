@@ -164,7 +164,7 @@ class Checkpoints:
         except CannotFork as refused:
             self._skip([str(r) for r in refused.details.get("reasons", [])] or [refused.message])
         except KernelsvcError as error:
-            log.info("session %s: no checkpoint: %s", self._spec.id, error.message)
+            log.info("session %s: made no automatic checkpoint: %s", self._spec.id, error.message)
 
     def _skip(self, why: list[str]) -> None:
         """Record why there is no checkpoint, once for the same reasons in a row."""
@@ -182,7 +182,7 @@ class Checkpoints:
             Conflict: another checkpoint has the name.
         """
         if name is not None and self.named(name):
-            raise Conflict(f"There is a checkpoint named {name!r}; drop it or choose another name.")
+            raise Conflict(f"There is a checkpoint named {name!r}. Drop it or choose another name.")
         machine = self._machine
         after = machine.running.id if machine.running else machine.variables_after
         async with self._lock:
@@ -264,7 +264,7 @@ class Checkpoints:
         """
         found = self._machine.checkpoints.get(which) or self.named(which)
         if found is None:
-            raise NotFound(f"There is no checkpoint {which!r}; list the session's checkpoints.")
+            raise NotFound(f"There is no checkpoint {which!r}. List the session's checkpoints.")
         return found
 
     def target_of(self, to: str | None) -> Checkpoint | None:
@@ -298,7 +298,7 @@ class Checkpoints:
         standing = machine.effective_since(None)
         wanted = cell or machine.variables_after
         if wanted not in standing:
-            raise NotFound(f"There is no finished cell {wanted!r} to go back behind; list the session's cells.")
+            raise NotFound(f"There is no finished cell {wanted!r} to roll back. List the session's cells.")
         position = standing.index(wanted)
         previous = standing[position - 1] if position else None
         kept = [c for c in machine.checkpoints.values() if c.after_cell == previous]
@@ -308,7 +308,7 @@ class Checkpoints:
             names = (
                 ", ".join(f"{c.name or c.id} (after {c.after_cell})" for c in machine.checkpoints.values()) or "none"
             )
-            raise NotFound(f"The state before cell {wanted} is not kept any more; checkpoints are: {names}.")
+            raise NotFound(f"The state before cell {wanted} has no checkpoint any more. Existing checkpoints: {names}.")
         return kept[-1]
 
     async def fork_branches(
@@ -501,6 +501,11 @@ class Checkpoints:
             async with self._lock:
                 await self._fork(checkpoint.id, checkpoint.name, checkpoint.auto, checkpoint.after_cell)
         except KernelsvcError as error:
-            log.info("session %s: checkpoint %s not made again: %s", self._spec.id, checkpoint.id, error.message)
+            log.info(
+                "session %s: could not fork checkpoint %s again after its use: %s",
+                self._spec.id,
+                checkpoint.id,
+                error.message,
+            )
             if checkpoint.id in self._machine.checkpoints:
                 self._session.try_record(ev.CheckpointDropped(checkpoint=checkpoint.id, why=error.message))

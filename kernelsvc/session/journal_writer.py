@@ -103,7 +103,7 @@ class JournalWriter:
         """
         if self.fault is not None:
             raise AtCapacity(
-                f"The session's log can't be written ({self.fault.strerror}); free disk space, and the session "
+                f"The session's log is not writable ({self.fault.strerror}). Free disk space. The session then "
                 "continues by itself.",
                 disk=True,
             )
@@ -122,7 +122,7 @@ class JournalWriter:
                 self._log.sync()
         except OSError as error:
             signed = []
-            log.error("session %s: its journal could not be signed: %s", self._session, error)
+            log.error("session %s: could not sign the journal, it ends without a signature: %s", self._session, error)
         for cell in list(self._waiters):
             if self.fault is None:
                 self._call_waiters(cell)
@@ -146,7 +146,11 @@ class JournalWriter:
 
     def _failed(self, error: OSError) -> None:
         if self.fault is None:
-            log.error("session %s: the journal can't be written: %s", self._session, error)
+            log.error(
+                "session %s: the journal is not writable: %s. The session accepts no cells until a write succeeds",
+                self._session,
+                error,
+            )
             self.retry(self._recover)
         self.fault = error
 
@@ -160,7 +164,7 @@ class JournalWriter:
             self.fault = error
             self.retry(self._recover)
             return
-        log.warning("session %s: the journal can be written again", self._session)
+        log.warning("session %s: the journal is writable again, the session continues", self._session)
         self.fault = None
         for cell in list(self._waiters):
             if self._finished(cell):

@@ -79,7 +79,7 @@ class KernelLifecycle:
             self._session.attach_kernel(kernel, first)
         except OSError as error:
             await kernel.end()
-            raise AtCapacity("The log can't be written; free disk space and try again.") from error
+            raise AtCapacity("The session's log is not writable. Free disk space and try again.") from error
 
     async def adopt(self) -> None:
         """Connect to the kernel of an earlier server, or replace it if it is gone. See ``Session.adopt``."""
@@ -120,7 +120,7 @@ class KernelLifecycle:
 
     async def replace(self, why: str) -> None:
         """Start a kernel with empty variables in place of the current one."""
-        await self._end_current(KernelDead("The kernel was replaced before it answered; ask again."))
+        await self._end_current(KernelDead("The kernel was replaced before it answered. Send the request again."))
         await self._checkpoints.discard_all()
         kernel = await self._start_fresh()
         if kernel is not None:
@@ -147,7 +147,7 @@ class KernelLifecycle:
 
     async def restore(self) -> None:
         """Resume the newest checkpoint in place of a kernel that died; start a fresh one if none can be resumed."""
-        await self._end_current(KernelDead("The kernel died before it answered; ask again."))
+        await self._end_current(KernelDead("The kernel died before it answered. Send the request again."))
         failed: set[str] = set()
         while (newest := self._checkpoints.newest(failed)) is not None:
             try:
@@ -189,7 +189,9 @@ class KernelLifecycle:
             self._session.handle(AbortSwitch())
             raise
         await checkpoints.restrict_writes(kernel)
-        old = self._session.release_kernel(KernelDead("The session was rolled back before it answered; ask again."))
+        old = self._session.release_kernel(
+            KernelDead("The session was rolled back before its kernel answered. Send the request again.")
+        )
         after = target.after_cell if target else None
         undone, redone = self._machine.rollback_effect(target.id if target else None, after)
         event = ev.RolledBack(
@@ -238,7 +240,9 @@ class KernelLifecycle:
             self._session.handle(AbortSwitch())
             raise Conflict("A program has started in the session's sandbox.")
         await self._checkpoints.discard_all()
-        await self._end_current(KernelDead("The session was hibernated before it answered; run a cell to resume it."))
+        await self._end_current(
+            KernelDead("The session hibernated before its kernel answered. Run a cell to resume it.")
+        )
         self._session.handle(StateSaved(ev.Hibernated(saved=saved.count, bytes=size, lost=saved.lost)))
 
     async def _save(self) -> tuple[SaveResult, int]:
@@ -257,7 +261,9 @@ class KernelLifecycle:
                 os.close(fd)
             fresh.rename(path)
         except OSError as error:
-            raise AtCapacity(f"The variables can't be saved ({error.strerror}); free disk space.") from error
+            raise AtCapacity(
+                f"The variables can't be saved ({error.strerror}). Free disk space and try again."
+            ) from error
         return saved, size
 
     async def ensure_running(self) -> None:

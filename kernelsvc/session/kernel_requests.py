@@ -43,7 +43,7 @@ class KernelRequests:
             async with asyncio.timeout(timeout):
                 return await waiting
         except TimeoutError:
-            raise Timeout("The kernel did not answer in time; a cell may be running. Try again when it is idle.")
+            raise Timeout("The kernel did not answer in time. A cell may be running. Try again when it is idle.")
         finally:
             self._unanswered.pop(msg_id, None)
 
@@ -57,9 +57,9 @@ class KernelRequests:
         """
         msg_id = message.msg_id
         if msg_id in self.unhandled or msg_id in self._unanswered:
-            raise Conflict(f"There is a message {msg_id!r} already; give each an id of its own.")
+            raise Conflict(f"A message with the id {msg_id!r} is open already. Give each message its own id.")
         if len(self.unhandled) >= MAX_UNHANDLED:
-            raise QuotaExceeded(f"{MAX_UNHANDLED} messages wait for the kernel; let it handle some first.")
+            raise QuotaExceeded(f"{MAX_UNHANDLED} messages wait for the kernel. Wait until it has handled some.")
         handled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.unhandled[msg_id] = handled
         try:

@@ -192,7 +192,7 @@ class SessionRuntime:
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.error("session %s: a task failed", self.id, exc_info=task.exception())
+            log.error("session %s: a background task failed", self.id, exc_info=task.exception())
 
     # -- decisions ----------------------------------------------------------------------
 

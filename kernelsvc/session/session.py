@@ -149,7 +149,7 @@ class Session(SessionRuntime):
             NotFound: there is no such cell.
         """
         if cell not in self.machine.cells:
-            raise NotFound(f"There is no cell {cell!r} in this session.")
+            raise NotFound(f"There is no cell {cell!r} in this session. List its cells.")
         self.journal.when_finished(cell, call)
 
     def client_disconnected(self, client: object) -> None:
@@ -220,7 +220,7 @@ class Session(SessionRuntime):
         kernel = self._require_kernel()
         self.require_writable()
         if message.msg_id in self.machine.cells:
-            raise Conflict(f"There is a cell {message.msg_id!r}; give each message an id of its own.")
+            raise Conflict(f"A cell has the id {message.msg_id!r} already. Give each message its own id.")
         await self.kernel_requests.send(kernel, message)
 
     def _require_kernel(self) -> Kernel:
@@ -228,7 +228,7 @@ class Session(SessionRuntime):
             raise SessionClosed()
         if self.kernel is None:
             raise KernelDead(
-                "The session is hibernated and has no kernel; run a cell to resume it." if self.hibernated else None
+                "The session is hibernated and has no kernel. Run a cell to resume it." if self.hibernated else None
             )
         return self.kernel
 

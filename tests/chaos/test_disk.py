@@ -170,7 +170,7 @@ async def test_a_session_closed_on_a_full_disk(small):
         disk.fill()
         with pytest.raises(AtCapacity):
             await use_up(session)
-        with pytest.raises(AtCapacity, match="free disk space"):
+        with pytest.raises(AtCapacity, match="Free disk space"):
             await session.close()
         assert (await session.info()).state in ("idle", "busy")
         disk.free()
