@@ -1,7 +1,7 @@
 """The closed union of the events of a session.
 
-One journal line is one event. Clients receive the same JSON, so the log, the stream, the notebook and the audit can't
-disagree. The state machine creates events without the envelope. Only the journal sets ``session``, ``seq``, ``at`` and
+One journal line is one event. Clients receive the same JSON, so the log, the stream, the notebook and the audit always
+agree. The state machine creates events without the envelope. Only the journal sets ``session``, ``seq``, ``at`` and
 ``prev``, when it appends.
 
 To add a type: a class here, a rule in ``model.notebook``, and ``make docs``. Tests fail if one is missing.
@@ -22,7 +22,7 @@ SCHEMA = 1
 
 
 class Reason(StrEnum):
-    """Why a cell ended. Closed: every accepted cell ends with exactly one."""
+    """Why a cell ended. Every accepted cell ends with exactly one of these."""
 
     OK = "ok"
     ERROR = "error"
@@ -244,7 +244,7 @@ class DisplayUpdated(Event):
 
 
 class OutputCleared(Event):
-    """The cell's outputs are void, immediately or when the next output comes (``wait``)."""
+    """Clients must remove the cell's outputs, immediately or when the next output arrives (``wait``)."""
 
     wait: bool = False
 

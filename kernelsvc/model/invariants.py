@@ -7,14 +7,14 @@ from kernelsvc.model.state import MachineState
 
 
 class InvariantError(AssertionError):
-    """A transition led to a state that can't be."""
+    """A transition led to a state that breaks an invariant."""
 
 
 def check_invariants(machine: MachineState) -> None:
-    """Check one machine; takes time in proportion to its cells.
+    """Check one machine, in time proportional to its number of cells.
 
     Raises:
-        InvariantError: an invariant does not hold. The message says which.
+        InvariantError: an invariant does not hold. The message names it.
     """
     for holds, text in _invariants(machine):
         if not holds:

@@ -35,7 +35,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     network: Literal["none", "host"] = "none"
 
     def lowered(self, wanted: LimitsRequest) -> Limits:
-        """Return these limits with each wanted one in its place.
+        """Return a copy of these limits with the requested values.
 
         Raises:
             BadRequest: A wanted limit is too low for a session to start.

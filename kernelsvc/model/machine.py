@@ -4,16 +4,16 @@ Theory of operation
 -------------------
 ``decide(stimulus, now)`` returns a ``Decision``: the events that have now happened and the effects to carry out. It
 changes nothing, and raises a ``KernelsvcError`` for an illegal move. The session writes the events to the journal, then
-calls ``commit(decision, now)``, then carries out the effects. Nothing else changes the machine, so a failed write
-leaves machine and journal as they were.
+calls ``commit(decision, now)``, then carries out the effects. Only ``commit`` changes the machine, so a failed write
+changes neither machine nor journal.
 
-Everything durable follows from the events alone: ``evolve`` (``model.state``) over a journal's events rebuilds the
+The durable state follows from the events alone: ``evolve`` (``model.state``) over a journal's events rebuilds the
 machine after a crash of the server. Volatile state changes by effects (``_mark``).
 
 With an *ordered* kernel (``kernels.port``) a cell begins when it is sent, and ends on the kernel's reply. With any
-other kernel it begins when the kernel reports that, and ends when both the reply and the idle status have come, in
-either order. Both name the cell. So output that was sent before either is in the log before the end. The kernel is
-hostile: messages about a cell that is not the running one change nothing.
+other kernel it begins when the kernel reports that, and ends when both the reply and the idle status have arrived, in
+either order. Both name the cell. So output that the kernel sent before them is in the log before the cell's end. The
+kernel is not trusted: messages about a cell that does not run change nothing.
 """
 
 from __future__ import annotations
@@ -79,29 +79,33 @@ from kernelsvc.model.story import Story, Transition
 
 S = SessionState
 
-#: Seconds that a paused session is kept: as long as E2B keeps a paused sandbox.
+#: Lifetime of a paused session in seconds. E2B keeps a paused sandbox for the same time.
 PAUSED_SECONDS = 30 * 24 * 3600.0
 
 
 class Machine(MachineState):
-    """One session's state and decisions. See the module's docstring for how it is used.
+    """One session's state and decisions. See the module's docstring.
 
     Attributes:
         validate: check the invariants after each transition. Tests switch it on by ``KERNELSVC_VALIDATE=1``.
-        story: the last transitions, where they are kept.
+        story: the last transitions. None if they are not recorded.
     """
 
     validate: ClassVar[bool] = bool(os.environ.get("KERNELSVC_VALIDATE"))
     story: Story | None = None
 
     def keep_story(self) -> None:
-        """Keep the last transitions from now on, in ``story``."""
+        """Record the last transitions in ``story`` from now on."""
         self.story = Story()
 
     # -- decisions ---------------------------------------------------------------
 
     def decide(self, stimulus: Stimulus, now: float) -> Decision:
-        """Return what follows from ``stimulus``. Change nothing.
+        """Return the events and effects that follow from ``stimulus``. Change nothing.
+
+        Args:
+            stimulus: the cause.
+            now: monotonic seconds.
 
         Raises:
             SessionClosed, KernelDead, Conflict, CellExists, QuotaExceeded: an illegal move.
@@ -114,7 +118,7 @@ class Machine(MachineState):
         return out
 
     def _begin(self, out: Decision) -> None:
-        """Add the start of a cell that is about to be sent, but not a second one if it is sent again."""
+        """Add a ``CellStarted`` for a cell that is about to be sent, unless the journal has one already."""
         for effect in out.effects:
             if isinstance(effect, SendCell):
                 known = self.cells.get(effect.cell)
@@ -123,11 +127,11 @@ class Machine(MachineState):
                     out.events.append(ev.CellStarted(cell=effect.cell, execution_count=count))
 
     def _count_of(self, cell: str, before: list[Event]) -> int | None:
-        """Return the execution count that the kernel will give to a cell; None for a silent one.
+        """Return the execution count that the kernel will give to a cell, or None for a silent cell.
 
         Args:
             cell: the cell that is sent next.
-            before: events that are journaled first, among them perhaps that the cell is queued.
+            before: events that are journaled first. They may include the cell's ``CellQueued``.
         """
         count, spec = self.execution_count, self.queue.get(cell)
         for event in before:
@@ -318,7 +322,7 @@ class Machine(MachineState):
         return Reason.ERROR, text, None
 
     def _cause(self, run: Running) -> str | None:
-        """Return the limit for which a cell is stopped, with its figure; None if a client interrupted it."""
+        """Return the limit for which a cell is stopped, with its value, or None if a client interrupted it."""
         if self.output_limit_reached:
             return self._output_limit_text()
         timeout = f"{self._timeout_text(run.id)} reached" if run.stop is Reason.TIMEOUT else None
@@ -350,7 +354,7 @@ class Machine(MachineState):
         spec = self.queue.get(run.id)
         if finished.reason is not Reason.OK and spec is not None and spec.on_error == "stop":
             text = f"Cell {run.id} before it ended in {finished.reason}."
-            # Cells submitted after the failure was reported are not cancelled: their client knew of it.
+            # Do not cancel cells submitted after the failure was reported: their client knew of it.
             doomed = waiting if run.cancels is None else [c for c in waiting if c in run.cancels]
             out.events += [ev.CellFinished(cell=c, reason=Reason.CANCELLED, message=text) for c in doomed]
             waiting = [c for c in waiting if c not in doomed]
@@ -404,14 +408,17 @@ class Machine(MachineState):
         waiting = next(iter(self.queue), None)
         run = self.running if isinstance(stimulus.event, ev.SessionAdopted) else None
         if run is not None and run.stop is not None:
-            # The server that decided to interrupt it may have died before it did.
+            # The earlier server may have journaled the interrupt and ended before it sent the signal.
             out.effects.append(InterruptKernel(run.stop, now + self.policy.grace_seconds))
         elif run is None and waiting is not None:
             out.effects.append(SendCell(waiting))
         return out
 
     def _delivery_known(self, stimulus: DeliveryKnown) -> Decision:
-        """Whether the kernel has the first cell is what the kernel says, not what the earlier server meant to send."""
+        """Correct the running cell by the cells that the kernel has received.
+
+        The journal is not enough: the earlier server may have ended between an entry and its effect.
+        """
         out = Decision()
         run, pending = self.running, next(iter(self.queue), None)
         if run is not None and (stimulus.ordered or not run.began) and run.id not in stimulus.received:
@@ -502,12 +509,12 @@ class Machine(MachineState):
         return found
 
     def expires_at(self) -> float | None:
-        """Return when the session ends if nothing happens, in monotonic seconds; None for never."""
+        """Return the time when the session ends without further activity, in monotonic seconds. None for never."""
         found = self._expiry()
         return min(found)[0] if found else None
 
     def _hibernates_at(self) -> float | None:
-        """Return when it has been idle for long enough to hibernate, in monotonic seconds; None for never."""
+        """Return the time when the idle session hibernates, in monotonic seconds. None for never."""
         rest = self.policy.hibernate_seconds
         awake = self.state is S.IDLE and not self.cannot_hibernate and not self.queue
         if self.paused:
@@ -517,7 +524,7 @@ class Machine(MachineState):
         return self.last_activity + rest if rest is not None and awake else None
 
     def next_deadline(self) -> float | None:
-        """Return when the next ``Tick`` is due, in monotonic seconds; None for never."""
+        """Return the time of the next ``Tick`` in monotonic seconds. None for never."""
         if self.state is S.CLOSED:
             return None
         kill = self.running.kill_at if self.running else None
@@ -553,7 +560,7 @@ class Machine(MachineState):
         return Decision([], [Hibernate()] if rest is not None and now >= rest else [])
 
     def _check_output_limit(self, now: float) -> Decision:
-        """Interrupt a cell whose output is above the limit of the log; without a cell, end the kernel."""
+        """Interrupt a cell whose output is above the limit of the log. If no cell runs, end the kernel."""
         bound = self.policy.max_cell_output_bytes
         if bound is None or self.output_bytes <= bound or self.output_limit_reached or self.state is S.CLOSED:
             return Decision()
@@ -568,7 +575,7 @@ class Machine(MachineState):
         if run is None:
             return Decision([reached], [KillKernel()])
         reached.cell = run.id
-        if run.stop is not None:  # it is being ended already
+        if run.stop is not None:  # the cell is already being ended
             return Decision([reached])
         out = self._interrupt(Interrupt(why=FLOOD), now)
         out.events.insert(0, reached)
@@ -580,13 +587,13 @@ class Machine(MachineState):
     # -- changes ---------------------------------------------------------------------
 
     def replay(self, transitions: Iterable[Transition]) -> None:
-        """Repeat a story: the same stimuli at the same times must lead to the same state.
+        """Repeat the transitions of a story. The same stimuli at the same times must lead to the same state.
 
         Args:
-            transitions: from a story. The machine is in the state that the first of them found.
+            transitions: from a story. The machine must be in the state before the first one.
 
         Raises:
-            ValueError: the machine decides otherwise than it did. The message names the transition.
+            ValueError: a decision differs from the recorded one. The message names the transition.
         """
         for each in transitions:
             decision = self.decide(each.stimulus, each.at)
@@ -595,7 +602,7 @@ class Machine(MachineState):
                 raise ValueError(
                     f"Transition {each} was replayed as events {decision.events}, effects {decision.effects}."
                 )
-            # The recorded events bear the log's numbers and times, which the machine keeps.
+            # Apply the recorded events, because the machine's state includes their positions in the log.
             self.commit(Decision([*each.events], decision.effects, each.stimulus), each.at)
             if self.state is not each.after:
                 raise ValueError(f"Transition {each} was replayed and led to {self.state}.")

@@ -1,8 +1,8 @@
-"""The state of a session as its events define it: a replay of the journal rebuilds it.
+"""The state of a session, which follows from its events: a replay of the journal rebuilds it.
 
-An event changes the state by ``evolve`` alone, and everything durable follows from the events. Facts that no event
-holds (whether the reply has come, when the grace time is over) are volatile: ``model.machine`` keeps them, and after a
-crash of the server the kernel sends again whatever was not acknowledged.
+Only ``evolve`` applies an event, and the durable state follows from the events alone. Facts that no event contains
+(whether the reply has arrived, when the grace time ends) are volatile. ``model.machine`` keeps them, and after a crash
+of the server the kernel sends again all messages that were not acknowledged.
 
 A new state needs a row in ``MOVES``. The diagram in ``docs/reference/states.md`` is drawn from that table.
 """
@@ -23,7 +23,7 @@ from kernelsvc.model.stimuli import KernelReplied
 
 S = SessionState
 
-#: state -> states that it may move to. Read by the machine, the tests and the docs.
+#: The allowed transitions: state -> next states. Read by the machine, the tests and the docs.
 MOVES: dict[SessionState, frozenset[SessionState]] = {
     S.STARTING: frozenset({S.IDLE, S.DEAD, S.CLOSED}),
     S.IDLE: frozenset({S.BUSY, S.STARTING, S.RESTORING, S.DEAD, S.CLOSED}),
@@ -36,17 +36,17 @@ MOVES: dict[SessionState, frozenset[SessionState]] = {
 }
 
 
-#: States without a kernel: the variables are on disk.
+#: States without a kernel, with the variables on disk.
 SAVED_STATES = frozenset({S.HIBERNATED, S.PAUSED})
-#: The limit on what the log takes of one cell.
+#: Name of the limit on one cell's output in the log.
 FLOOD = "max_cell_output_bytes"
-#: Why a cell was interrupted -> how it ends, for those that are not ``interrupted``.
+#: ``why`` of an interrupt -> the cell's ``reason``. For all others the reason is ``interrupted``.
 STOPS: dict[str, Reason] = {"timeout": Reason.TIMEOUT, **limit_causes.REASONS}
 
 
 @dataclass
 class CellRecord:
-    """One cell, as the machine keeps it for the session's whole life: of constant size."""
+    """The machine's record of one cell. It has a constant size, because it stays for the session's lifetime."""
 
     id: str
     state: CellState
@@ -56,8 +56,8 @@ class CellRecord:
     reason: Reason | None = None
     execution_count: int | None = None
     ran: bool = False
-    lost: bool = False  # its effects ended with their kernel
-    toggled_at: tuple[int, ...] = ()  # seqs of the events that undid it, brought it back, undid it again
+    lost: bool = False  # its effects were lost with a kernel
+    toggled_at: tuple[int, ...] = ()  # seq of each event that undid or redid it, in turn
 
     @property
     def undone(self) -> bool:
@@ -65,13 +65,13 @@ class CellRecord:
         return len(self.toggled_at) % 2 == 1
 
     def effective_at(self, moment: int) -> bool:
-        """Whether its effects stood when the log was that long, if it had run by then."""
+        """Return whether its effects were in the variables after entry ``moment`` of the log, if it had run by then."""
         return self.ran and not self.lost and sum(seq <= moment for seq in self.toggled_at) % 2 == 0
 
 
 @dataclass
 class Running:
-    """The cell that the kernel runs: volatile except for its id."""
+    """The cell that the kernel runs. Only its id is durable."""
 
     id: str
     sent_at: float
@@ -82,24 +82,24 @@ class Running:
     stop: Reason | None = None
     why: str = ""
     kill_at: float | None = None
-    cancels: tuple[str, ...] | None = None  # cells that waited when it reported its failure
+    cancels: tuple[str, ...] | None = None  # ids of the cells that waited when it reported its failure
     output_bytes: int = 0
     dropped: int = 0
     truncation_recorded: bool = False
-    limits_reached: dict[str, str] = field(default_factory=dict)  # limits reached, with their messages
+    limits_reached: dict[str, str] = field(default_factory=dict)  # limit -> message
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """An answer from a client that the running cell waits for.
+    """A request of the running cell that waits for a client's answer.
 
-    It follows from the events alone, so a cell can be answered by another server than the one that saw it ask.
+    It follows from the events alone, so a client can also answer after a restart of the server.
 
     Attributes:
-        kind: what the cell asked for. ``input``: a line of text for ``input()`` or ``getpass``.
-        id: names this request among those of the session: the position in the log of the event that asked.
+        kind: the kind of answer. ``input``: a line of text for ``input()`` or ``getpass``.
+        id: unique in the session: the position of the request's event in the log.
         cell: the cell that waits.
-        secret: whether the answer must not be recorded.
+        secret: whether the journal must not contain the answer.
     """
 
     kind: Literal["input"]
@@ -110,7 +110,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Policy:
-    """The figures that decisions need, in seconds, bytes and counts."""
+    """The limits and times that decisions need, in seconds, bytes and counts. None for no limit."""
 
     cell_seconds: float | None = 600.0
     idle_seconds: float | None = 3600.0
@@ -124,7 +124,7 @@ class Policy:
 
 
 def digest(code: str) -> int:
-    """Return a hash of a cell's code, which tells a retry from another cell with the same id."""
+    """Return a hash of a cell's code, to distinguish a retry from another cell with the same id."""
     return hash(("cell", code))
 
 
@@ -140,12 +140,12 @@ class MachineState:
         self.waiting_for: Waiting | None = None
         self.checkpoints: OrderedDict[str, Checkpoint] = OrderedDict()
         self.execution_count = 0
-        self.checkpoint_kernels: dict[str, str] = {}  # checkpoint -> the kernel id of the parked process
-        self._made_at: dict[str, int] = {}  # checkpoint -> how long the log was when it was first made
+        self.checkpoint_kernels: dict[str, str] = {}  # checkpoint -> kernel id of the parked process
+        self._made_at: dict[str, int] = {}  # checkpoint -> seq of its first event
         self.last_finished: str | None = None
         self.last_limits_reached: frozenset[str] = frozenset()  # of the cell that ran last
-        self.variables_after: str | None = None  # the variables are those after this cell
-        self.started_empty = True  # a fresh kernel came before the first effective cell
+        self.variables_after: str | None = None  # the last cell whose effects the variables have
+        self.started_empty = True  # whether the variables were empty before the first effective cell
         self.started_at = now
         self.last_activity = now
         self.frame = 0
@@ -153,10 +153,10 @@ class MachineState:
         self.output_limit_reached = False
         self.close_reason: str | None = None
         self.programs: set[int] = set()  # pids; below 0 while one starts
-        self.cannot_hibernate = False  # not tried again before the next cell
+        self.cannot_hibernate = False  # it was tried: no other attempt before the next cell
         self.lease: ev.Leased | None = None
         self.leased_until = now
-        self.ordered = False  # whether the kernel is (kernels.port); known once it is attached
+        self.ordered = False  # whether the kernel is ordered (kernels.port), known when it is attached
         self.unpaused_at: float | None = None  # the end of the last pause
 
     @property
@@ -166,11 +166,16 @@ class MachineState:
 
     @property
     def paused(self) -> bool:
-        """Whether the session's owner has paused it: a lease that serves no cells."""
+        """Whether the session's owner has paused it by a lease."""
         return self.lease is not None and self.lease.paused
 
     def evolve(self, event: Event, now: float) -> None:
-        """Apply one event that is in the journal; over a whole journal this rebuilds the machine."""
+        """Apply one event of the journal. Applied to a whole journal, this rebuilds the machine.
+
+        Args:
+            event: is in the journal.
+            now: when it happened, in monotonic seconds.
+        """
         if event.frame and isinstance(event.frame, int):
             self.frame = max(self.frame, event.frame)
         match event:
@@ -219,7 +224,7 @@ class MachineState:
                 self.last_activity, self.cannot_hibernate = now, False
             case ev.Hibernated():
                 self._forget_checkpoints()
-                if self.state is S.IDLE:  # in a replay: that saving began left no event
+                if self.state is S.IDLE:  # in a replay: the start of saving has no event
                     self._move(S.RESTORING)
                 self._move(S.PAUSED if self.paused else S.HIBERNATED)
             case ev.CheckpointMade():
@@ -293,13 +298,13 @@ class MachineState:
 
     def _evolve_input_requested(self, event: ev.InputRequested) -> None:
         run = self.running
-        # A cell that the log has not seen start can't ask: a replay of the log would not know that it runs.
+        # Ignore the request of a cell that has no CellStarted in the log: a replay would not know that it runs.
         if run is not None and run.id == event.cell and self.cells[run.id].state is CellState.RUNNING:
             self.waiting_for = Waiting("input", str(event.seq), run.id, secret=event.password)
 
     def _evolve_output(self, event: Event) -> None:
         size = output_size(event)
-        self.output_bytes += size  # whichever cell it says it belongs to
+        self.output_bytes += size  # whichever cell the output names: the kernel is not trusted
         if not isinstance(event.cell, str) or event.cell not in self.cells:
             return
         self.cells[event.cell].last_seq = event.seq
@@ -336,7 +341,7 @@ class MachineState:
             self.variables_after, self.started_empty = None, True
             self._forget_checkpoints()
             self.execution_count = 0
-        # In a replay: that a restart was asked for, or a resume began, left no event.
+        # In a replay: the request of a restart and the start of a resume have no event.
         if self.state is S.DEAD:
             self._move(S.STARTING)
         self._leave_saved()
@@ -347,16 +352,16 @@ class MachineState:
             self._move(S.RESTORING)
 
     def effective_since(self, cell: str | None) -> list[str]:
-        """Return the cells after ``cell`` whose effects are in the variables; all such cells for None."""
+        """Return the cells after ``cell`` whose effects are in the variables. For None, return all such cells."""
         ended = [r for r in self.cells.values() if r.ran and not (r.undone or r.lost)]
         after = next((i + 1 for i, r in enumerate(ended) if r.id == cell), 0)
         return [r.id for r in ended[after:]]
 
     def rollback_effect(self, checkpoint: str | None, after: str | None) -> tuple[list[str], list[str]]:
-        """Return the cells that resuming a checkpoint undoes, and those that it brings back.
+        """Return the cells that resuming a checkpoint undoes, and those that it redoes.
 
         Args:
-            checkpoint: its id, None for a fresh kernel.
+            checkpoint: the checkpoint's id, or None for a fresh kernel.
             after: the last cell before the checkpoint.
         """
         moment = self._made_at.get(checkpoint or "")
@@ -377,13 +382,13 @@ class MachineState:
         self.checkpoint_kernels.clear()
 
     def _evolve_died(self, event: ev.KernelDied) -> None:
-        # The cell that ran ends by its own event, which follows and finds it still there.
+        # Keep the running cell: its own CellFinished follows and ends it.
         self._leave_saved()
         self._move(S.DEAD if event.cause == "start" else S.RESTORING if self.checkpoints else S.STARTING)
 
 
 def output_size(event: Event) -> int:
-    """Return the share of an event in the output budget, in characters."""
+    """Return how much of the output budget an event uses, in characters. 0 for events that are not output."""
     match event:
         case ev.Stream():
             return len(event.text)

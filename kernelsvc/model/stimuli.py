@@ -1,6 +1,6 @@
-"""Stimuli (what can happen to a session) and effects (what the session must then do): values only.
+"""Stimuli, the causes of a session's transitions, and effects, the actions that the session must then carry out.
 
-``Machine.decide`` turns a stimulus into a ``Decision``, which holds events and effects.
+Both are plain values. ``Machine.decide`` turns a stimulus into a ``Decision``, which contains events and effects.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.objects import CellRequest
 
-# --- stimuli: what may happen to a session ---------------------------------------
+# --- stimuli --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Submit:
-    """A client sends cells, all or none. ``ids`` are chosen by the client or made by the session."""
+    """A client sends cells. The session accepts all or none. The client or the session chose the ``ids``."""
 
     requests: tuple[CellRequest, ...]
     ids: tuple[str, ...]
@@ -50,8 +50,8 @@ class KernelReplied:
     cpu_ms: float | None = None
     peak_rss_bytes: int | None = None
     frame: int | None = None
-    struck: str = ""  # the limit that its exception names (``limit_causes``)
-    expressions: Mapping[str, Any] = field(default_factory=dict)  # the kernel's value for each
+    struck: str = ""  # limit that its exception names (``limit_causes``)
+    expressions: Mapping[str, Any] = field(default_factory=dict)  # name -> MIME bundle or error
     room: int | None = None  # size of the scratch space that was full, bytes
     outputs: tuple[Event, ...] = ()
 
@@ -66,10 +66,10 @@ class KernelIdle:
 
 @dataclass(frozen=True)
 class KernelExited:
-    """The kernel's process is gone.
+    """The kernel's process has ended.
 
     Attributes:
-        restorable: a checkpoint's process waits to take its place.
+        restorable: whether a checkpoint's process can replace it.
     """
 
     cause: str
@@ -81,11 +81,11 @@ class KernelExited:
 
 @dataclass(frozen=True)
 class KernelReady:
-    """A kernel is there: a new one, a resumed checkpoint, or one that an earlier server started.
+    """A kernel is ready: a new one, a resumed checkpoint, or one that an earlier server started.
 
     Attributes:
-        event: how it came to be.
-        ordered: whether its messages come in one order (``kernels.port``).
+        event: records how it was started or resumed.
+        ordered: whether its messages arrive in one order (``kernels.port``).
     """
 
     event: Event
@@ -94,15 +94,15 @@ class KernelReady:
 
 @dataclass(frozen=True)
 class JournalReplayed:
-    """A new server has rebuilt the session. The time without a server counts as no idle time."""
+    """A new server has rebuilt the session. The time without a server does not count as idle time."""
 
 
 @dataclass(frozen=True)
 class DeliveryKnown:
-    """A new server has learned which cells an earlier one sent.
+    """A new server knows which cells the earlier server sent.
 
     Attributes:
-        received: cells that the kernel has received, or may have: such a cell must not run twice.
+        received: cells that the kernel has received, or may have received. Such a cell must not run twice.
         ordered: as in ``KernelReady``.
     """
 
@@ -127,7 +127,7 @@ class Interrupt:
 
 @dataclass(frozen=True)
 class Restart:
-    """Give the session a new kernel with empty variables."""
+    """Replace the kernel by a new one with empty variables."""
 
     why: str = "requested"
 
@@ -142,10 +142,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class BeginProgram:
-    """A program is about to start in the session's container; the session doesn't hibernate until it has ended.
+    """A program is about to start in the session's container. The session does not hibernate before it has ended.
 
     Attributes:
-        number: names the start until the program has a pid.
+        number: below 0. Identifies the start until the program has a pid.
     """
 
     number: int
@@ -153,24 +153,24 @@ class BeginProgram:
 
 @dataclass(frozen=True)
 class ProgramBegun:
-    """The start of a program is over: its event is in the log, or it failed."""
+    """The start of a program has succeeded, with its event in the log, or has failed."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Give a hibernated session a kernel with the saved variables."""
+    """Start a kernel with the saved variables for a hibernated session."""
 
 
 @dataclass(frozen=True)
 class BeginSwitch:
-    """The kernel is about to be replaced or to end (rollback, hibernation). Refused while a cell runs or waits."""
+    """The session is about to replace or end its kernel (rollback, hibernation). Illegal while a cell runs or waits."""
 
 
 @dataclass(frozen=True)
 class AbortSwitch:
-    """The switch failed; the session keeps its kernel."""
+    """The rollback or hibernation failed. The session keeps its kernel."""
 
 
 @dataclass(frozen=True)
@@ -194,12 +194,12 @@ class Tick:
 
 @dataclass(frozen=True)
 class CheckOutputLimit:
-    """Output was journaled: compare it with the limit of the log."""
+    """Output was journaled and may exceed the limit of the log."""
 
 
 @dataclass(frozen=True)
 class RecordEvents:
-    """Events that need no decision."""
+    """Events to journal that need no decision."""
 
     events: tuple[Event, ...]
 
@@ -230,7 +230,7 @@ Stimulus = (
 )
 
 
-# --- effects: what the session must do -------------------------------------------
+# --- effects --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -242,33 +242,33 @@ class SendCell:
 
 @dataclass(frozen=True)
 class AttachKernel:
-    """Cells go to this kernel from now on."""
+    """Send cells to this kernel from now on."""
 
     ordered: bool
 
 
 @dataclass(frozen=True)
 class MarkSent:
-    """Treat the cell as sent, and send nothing."""
+    """Treat the cell as running without sending it, because the kernel has received it."""
 
     cell: str
 
 
 @dataclass(frozen=True)
 class MarkUnsent:
-    """Treat the running cell as one that was never sent."""
+    """Treat the running cell as not sent, because the kernel has not received it."""
 
     cell: str
 
 
 @dataclass(frozen=True)
 class ResetClocks:
-    """Count idle time and the time until a kill from now on; programs ended with the server that ran them."""
+    """Start idle time and grace time from now, and forget programs, which ended with the earlier server."""
 
 
 @dataclass(frozen=True)
 class MarkProgram:
-    """Count a program that is being started; count it no more if it is ``over``."""
+    """Add a program that is being started to the running programs, or remove it if the start is ``over``."""
 
     number: int
     over: bool
@@ -297,19 +297,19 @@ class KillKernel:
 
 @dataclass(frozen=True)
 class NoteReply:
-    """Remember the reply until the idle status comes."""
+    """Keep the reply until the idle status arrives."""
 
     reply: KernelReplied
 
 
 @dataclass(frozen=True)
 class NoteIdle:
-    """Remember the idle status until the reply comes."""
+    """Keep the idle status until the reply arrives."""
 
 
 @dataclass(frozen=True)
 class StartKernel:
-    """Start a new kernel in place of the old."""
+    """Replace the kernel by a new one."""
 
     why: str
 
@@ -326,7 +326,7 @@ class PauseQueue:
 
 @dataclass(frozen=True)
 class ResumeQueue:
-    """Cells may be sent again."""
+    """Send cells again."""
 
 
 @dataclass(frozen=True)
@@ -341,7 +341,7 @@ class ResumeSaved:
 
 @dataclass(frozen=True)
 class EndKernel:
-    """End the kernel for good."""
+    """End the kernel and close the session's log."""
 
 
 Effect = (

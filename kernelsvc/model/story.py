@@ -1,8 +1,7 @@
-"""The last transitions of one session's machine: for log lines, and for ``Machine.replay``.
+"""The last transitions of one session's machine, for log lines and for ``Machine.replay``.
 
-As in dask's ``WorkerState``: each stimulus has a number, and the same stimuli at the same times lead to the same
-state. A story is kept where it is read, which is in tests and at log level DEBUG, because it keeps the events of its
-transitions in memory.
+The model is dask's ``WorkerState``: each stimulus has a number, and the same stimuli at the same times lead to the same
+state. A story keeps the events of its transitions in memory. So a session has one only in tests and at log level DEBUG.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from kernelsvc.model.events import Event
 from kernelsvc.model.objects import SessionState
 from kernelsvc.model.stimuli import Decision, Effect, RecordEvents, Stimulus
 
-#: Transitions that a story holds.
+#: Number of transitions that a story keeps.
 STORY_LENGTH = 200
 
 
 @dataclass(frozen=True)
 class Transition:
-    """One stimulus and what followed from it.
+    """One stimulus with its events and effects.
 
     Attributes:
-        number: counts the session's transitions, from 1.
-        at: monotonic seconds.
+        number: number of the transition in the session, from 1.
+        at: time in monotonic seconds.
     """
 
     number: int
@@ -36,7 +35,7 @@ class Transition:
     effects: tuple[Effect, ...]
 
     def __str__(self) -> str:
-        """Return one line for a log. It holds no code, no output and no answer of a client."""
+        """Return one line for a log. It contains no code, no output and no client's answer."""
         parts = [f"{self.number} {type(self.stimulus).__name__}: {self.before} -> {self.after}"]
         if self.events:
             parts.append("events " + " ".join(type(event).__name__ for event in self.events))
@@ -53,7 +52,7 @@ class Story:
         self._count = 0
 
     def add(self, decision: Decision, at: float, before: SessionState, after: SessionState) -> None:
-        """Note a decision that was committed."""
+        """Add a decision that was committed."""
         self._count += 1
         events = tuple(decision.events)
         stimulus = decision.stimulus or RecordEvents(events)

@@ -1,4 +1,4 @@
-"""The cells of a session as its log describes them: folded while they run, read back later."""
+"""The cells of a session, computed from its log: folded while they run, read from the journal later."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from kernelsvc.model.objects import CellInfo, CellState
 from kernelsvc.model.state import CellRecord, MachineState
 from kernelsvc.session.ports import Log
 
-#: Folded cells kept in memory per session; older ones are folded again from the journal.
+#: Folded cells kept in memory per session. Older ones are folded again from the journal.
 FOLDS_KEPT = 8
 
 
 class CellViews:
-    """The cells of one session as the API shows them."""
+    """The cells of one session as the API shows them.
+
+    Args:
+        session: its id.
+        log: the journal to read finished cells from.
+        machine: is only read here.
+        budget: output that a cell may show, in characters. None for no limit.
+    """
 
     def __init__(self, session: str, log: Log, machine: MachineState, budget: int | None) -> None:
         self._session = session
@@ -74,7 +81,13 @@ class CellViews:
         return fold.cell(self._session)
 
     def output(self, cell: str, name: str, offset: int, limit: int) -> dict[str, Any]:
-        """A page of what a cell wrote to one stream, in characters, read from the journal.
+        """Return a page of a cell's text on one stream, read from the journal.
+
+        Args:
+            cell: the cell's id.
+            name: ``stdout`` or ``stderr``.
+            offset: where the page starts, in characters from the start of the stream.
+            limit: the longest page, in characters.
 
         Raises:
             NotFound: no such cell.
@@ -91,7 +104,7 @@ class CellViews:
         return {"name": name, "offset": offset, "text": text, "next_offset": following, "total": position}
 
     def _events(self, record: CellRecord, cell: str) -> Iterable[Event]:
-        mark = cell.encode()
+        mark = cell.encode()  # skips most lines of other cells without decoding them
         for line in self._log.lines(record.first_seq, record.last_seq):
             if mark in line:
                 event = ev.decode(line)

@@ -1,17 +1,18 @@
-"""Checkpoints: forks of the kernel that wait, and their resumption.
+"""Checkpoints: forks of the kernel that wait, and how one is resumed.
 
-``Kernel.fork`` makes one between two cells and holds the kernel up for a few milliseconds. So the moment matters more
-than the way:
+``Kernel.fork`` makes a checkpoint between two cells and blocks the kernel for a few milliseconds. So the main question
+is when to fork:
 
-* An automatic checkpoint is requested when a cell has ended, while its client reads the result. A client that thinks
-  for longer than a fork takes does not notice. A crash then costs exactly the cell that crashed.
-* A program that sends cell after cell would wait for every fork, and many such programs would keep the machine busy.
+* The session requests an automatic checkpoint when a cell has ended, while the client reads the result. The client
+  does not notice the fork if its next cell comes later than that. A crash then loses only the effects of the cell that
+  crashed.
+* A program that sends cell after cell would wait for every fork, and many such programs would keep the CPUs busy.
   ``model.checkpoint_policy`` decides when to fork for them. A crash returns to the last checkpoint, and the event names
-  the cell after which it was made.
+  the last cell before it.
 
-For rollbacks, ``keep`` earlier states stay, in addition to the checkpoint of the present that a crash needs. Resuming
-uses a checkpoint up, because its process becomes the session's kernel. So another fork of the same moment follows, and
-a checkpoint's id differs from its kernel's id.
+For rollbacks, the session keeps ``keep`` earlier states, in addition to the checkpoint of the current state that a
+crash needs. Resuming uses a checkpoint up, because its process becomes the session's kernel. So the session forks the
+resumed kernel again before its next cell, and a checkpoint's id differs from its kernel's id.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ MAX_HISTORY = 100_000
 
 
 class NullSink:
-    """A sink for a kernel that is resumed only to be forked: it runs no cell."""
+    """A sink for a kernel that is resumed only to be forked and runs no cell."""
 
     def deliver(self, batch: Sequence[Output]) -> None:
         """Drop the output: none is expected."""
@@ -56,18 +57,19 @@ class NullSink:
 
 
 class Checkpoints:
-    """The checkpoints of one session. The log says which there are; the machine, which process is which.
+    """The checkpoints of one session. The machine has the list of them and the kernel id of each.
 
     Args:
         session: records, and runs tasks.
         machine: is only read here.
-        spec: what the session is.
+        spec: the session's specification.
         launcher: resumes and ends processes.
         operations: keeps forks, cells and messages in order.
         views: the code of past cells, for a resumed kernel's history.
-        keep: automatic checkpoints kept for undo, besides that of the present; 0 for no automatic checkpoints.
-        max_bytes: no automatic checkpoint of a kernel above this size.
-        budget: the server's, in CPU seconds.
+        keep: number of automatic checkpoints for undo, in addition to that of the current state. 0 for no automatic
+            checkpoints.
+        max_bytes: largest kernel that gets automatic checkpoints, in bytes of peak RSS. None for no limit.
+        budget: the server's budget for forks, in CPU seconds.
     """
 
     def __init__(
@@ -96,19 +98,25 @@ class Checkpoints:
         self._lock = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._skipped_for: list[str] = []
-        # Kernels that were checkpoints and are, or will be, the session's: not to be ended as checkpoints.
+        # Ids of checkpoint processes that became the session's kernel, or are about to. Dropping the checkpoint must
+        # not end such a process.
         self._resumed: set[str] = set()
 
     # -- when ------------------------------------------------------------------------
 
     def cell_sent(self, now: float) -> None:
-        """Note that a cell is sent, and postpone a checkpoint that waits for its turn."""
+        """Record that a cell is sent at ``now`` (monotonic seconds), and cancel a scheduled checkpoint."""
         self._budget.sent(self._spec.id, now)
         self._schedule.sent(now, self._budget.load(now))
         self._cancel()
 
     def cell_ended(self, now: float, usage: CellUsage) -> None:
-        """Make a checkpoint after a cell: now, later, or not at all."""
+        """Decide about a checkpoint after a cell: fork now, schedule a fork, or skip it.
+
+        Args:
+            now: monotonic seconds.
+            usage: resources that the cell used.
+        """
         budget, schedule = self._budget, self._schedule
         cpu = None if usage.cpu_ms is None else usage.cpu_ms / 1000
         schedule.ended(now, usage.wall_ms / 1000, cpu, budget.load(now))
@@ -141,13 +149,13 @@ class Checkpoints:
         self._operations.put_fork(lambda: self._session.spawn(self._automatic(after)))
 
     async def wait_made(self) -> None:
-        """Wait until no fork is under way. Safe to cancel."""
+        """Wait until no fork is in progress. Safe to cancel."""
         async with self._lock:
             return
 
     @property
     def busy(self) -> bool:
-        """Whether a fork is requested or under way."""
+        """Whether a fork is requested or in progress."""
         return self._operations.fork_waits or self._lock.locked()
 
     def _cancel(self) -> None:
@@ -167,7 +175,7 @@ class Checkpoints:
             log.info("session %s: made no automatic checkpoint: %s", self._spec.id, error.message)
 
     def _skip(self, why: list[str]) -> None:
-        """Record why there is no checkpoint, once for the same reasons in a row."""
+        """Record why there is no checkpoint, unless the last skip had the same reasons."""
         if why != self._skipped_for and self._machine.state is not SessionState.CLOSED:
             self._skipped_for = why
             self._session.try_record(ev.CheckpointSkipped(why=why))
@@ -175,7 +183,11 @@ class Checkpoints:
     # -- making ---------------------------------------------------------------------------
 
     async def make(self, name: str | None = None, *, force: bool = False) -> Checkpoint:
-        """Fork the kernel as it is after everything sent so far, and return the checkpoint.
+        """Fork the kernel after all operations sent so far, and return the checkpoint.
+
+        Args:
+            name: unique in the session, or None.
+            force: fork although the fork loses resources.
 
         Raises:
             CannotFork, NotSupported, KernelDead, Timeout: the kernel was not forked.
@@ -215,7 +227,7 @@ class Checkpoints:
         )
         try:
             self._session.record(made)
-        except BaseException:  # closed in this moment, or the disk is full: nobody will ever name it
+        except BaseException:  # closed meanwhile, or the disk is full: no event names the fork
             await asyncio.shield(self._launcher.discard(request.kernel))
             raise
         known = self._machine.checkpoints[checkpoint]
@@ -223,10 +235,10 @@ class Checkpoints:
         return known
 
     async def _thin(self) -> None:
-        """Drop automatic checkpoints past ``keep``, except the newest and one that is being resumed."""
+        """Drop automatic checkpoints above ``keep``, except the newest and one that is being resumed."""
         machine = self._machine
         automatic = sorted((c for c in machine.checkpoints.values() if c.auto), key=lambda c: c.seq)
-        for old in automatic[: -(self._keep + 1)]:  # by when it was made last: one that was woken is of the present
+        for old in automatic[: -(self._keep + 1)]:  # oldest fork first: one that was resumed was forked again
             if machine.checkpoint_kernels.get(old.id) not in self._resumed:
                 await self._drop(old.id, "replaced by a newer one")
 
@@ -234,7 +246,7 @@ class Checkpoints:
         """Drop a checkpoint by id or name.
 
         Raises:
-            NotFound: there is none.
+            NotFound: no checkpoint has this id or name.
         """
         await self._drop(self.find(which).id, "requested")
 
@@ -245,7 +257,7 @@ class Checkpoints:
             await self._launcher.discard(kernel)
 
     async def discard_all(self) -> None:
-        """End all checkpoints without an event: the session or its kernel has ended."""
+        """End all checkpoint processes without an event, because the session or its kernel has ended."""
         self._cancel()
         copies = list(self._machine.checkpoint_kernels.values())
         await asyncio.gather(*(self._launcher.discard(kernel) for kernel in copies))
@@ -253,14 +265,14 @@ class Checkpoints:
     # -- finding ------------------------------------------------------------------------------
 
     def named(self, name: str) -> Checkpoint | None:
-        """Return the checkpoint of that name, or None."""
+        """Return the checkpoint with this name, or None."""
         return next((c for c in self._machine.checkpoints.values() if c.name == name), None)
 
     def find(self, which: str) -> Checkpoint:
-        """Return the checkpoint of that id or name.
+        """Return the checkpoint with this id or name.
 
         Raises:
-            NotFound: there is none.
+            NotFound: no checkpoint has it.
         """
         found = self._machine.checkpoints.get(which) or self.named(which)
         if found is None:
@@ -271,28 +283,28 @@ class Checkpoints:
         """Return the checkpoint that a rollback resumes, or None for a fresh kernel.
 
         Args:
-            to: a checkpoint's id or name, or a cell's id, None for the last cell. Of a cell: the state before it.
+            to: a checkpoint's id or name, or a cell's id for the state before that cell. None for the last cell.
 
         Raises:
-            NotFound: no such checkpoint, or that moment is not kept.
+            NotFound: no such checkpoint or cell, or the state before the cell has no checkpoint.
         """
         if to is not None and (to in self._machine.checkpoints or self.named(to)):
             return self.find(to)
         return self.before(to)
 
     def newest(self, besides: Collection[str] = ()) -> Checkpoint | None:
-        """Return the checkpoint of the latest moment, except those in ``besides``, None if there is none."""
+        """Return the newest checkpoint whose id is not in ``besides``, or None."""
         kept = [c for c in self._machine.checkpoints.values() if c.id not in besides]
         return max(kept, key=lambda c: c.seq, default=None)
 
     def before(self, cell: str | None) -> Checkpoint | None:
-        """Return the checkpoint of the state before a cell, by default before the last finished one.
+        """Return the checkpoint of the state before a cell, by default before the last finished cell.
 
         Returns:
-            None for the state before the first cell if it has no checkpoint: any fresh kernel has that state.
+            None for the state before the first cell if it has no checkpoint. Any fresh kernel has that state.
 
         Raises:
-            NotFound: no such cell, or no checkpoint of that moment.
+            NotFound: no such cell, or the state has no checkpoint.
         """
         machine = self._machine
         standing = machine.effective_since(None)
@@ -314,22 +326,22 @@ class Checkpoints:
     async def fork_branches(
         self, copies: Sequence[StartRequest], spares: Sequence[StartRequest], *, at: str | None, force: bool
     ) -> tuple[list[str], list[asyncio.Task[ForkResult]]]:
-        """Fork kernels that other sessions will resume, all from one moment.
+        """Fork kernels that other sessions will resume, all from the same state.
 
         Args:
-            copies: one request each, named by its kernel.
-            spares: one request more for each branch: its first checkpoint. The call does not wait for these forks.
-            at: a checkpoint's id or name, or None for now, after everything sent so far.
-            force: fork although something would be lost.
-
-        Raises:
-            CannotFork, KernelDead, NotFound, Timeout: no fork remains.
+            copies: one request for each branch. Its ``kernel`` is the id of the fork.
+            spares: one more request for each branch, for its first checkpoint. The call does not wait for these forks.
+            at: a checkpoint's id or name. None for the state after all operations sent so far.
+            force: fork although the forks lose resources.
 
         Returns:
-            Warnings (what runs on in both processes, or is lost), and the tasks that make the spares.
+            Warnings (resources that both processes use, or that the forks lost), and the tasks that make the spares.
+
+        Raises:
+            CannotFork, KernelDead, NotFound, Timeout: a fork failed. The others were ended.
         """
         source = await self._branching_kernel(at)
-        # All requests are with the kernel before any cell that comes later.
+        # Write all requests before any later cell is sent, so that all forks are of the same state.
         forking = [asyncio.ensure_future(source.fork(request, mode="branch", force=force)) for request in copies]
         extra = [asyncio.ensure_future(source.fork(request, mode="checkpoint", force=force)) for request in spares]
         if source is not self._session.kernel:
@@ -354,7 +366,12 @@ class Checkpoints:
         return self._keep > 0
 
     async def adopt_first(self, kernel: str, spare: asyncio.Future[ForkResult]) -> None:
-        """Use the fork that was made together with this branch as its first checkpoint."""
+        """Use the fork made together with this branch as its first checkpoint.
+
+        Args:
+            kernel: the id of the fork.
+            spare: ends when the fork exists or has failed.
+        """
         await asyncio.wait([spare])
         if spare.exception() is not None:
             return
@@ -372,13 +389,13 @@ class Checkpoints:
         self._session.try_record(made)
 
     async def restrict_writes(self, kernel: Kernel | None = None) -> list[str]:
-        """Take from the kernel the right to write where the session's branches have their directories.
+        """Forbid the kernel to write into the directories of the session's branches.
 
-        A kernel that was forked before these directories existed still has the right, and a rollback or a restore
-        brings such a kernel back.
+        A kernel that was forked before these directories existed may still write there. A rollback or a restore can
+        resume such a kernel.
 
         Returns:
-            Warnings for the model, if it could not be done.
+            Warnings for the client if the kernel can still write there, else an empty list.
         """
         kernel = kernel or self._session.kernel
         depth = branch_dirs.branch_count(Path(self._spec.workdir))
@@ -413,13 +430,17 @@ class Checkpoints:
         )
         return woken
 
-    # -- waking ---------------------------------------------------------------------------------
+    # -- resuming -------------------------------------------------------------------------------
 
     async def resume(self, checkpoint: Checkpoint, sink: Sink | None = None) -> Kernel:
-        """Return the checkpoint's process as a live kernel. This uses the checkpoint up until ``put_recreate``.
+        """Resume the checkpoint's process and return it as a kernel. This uses it up until ``put_recreate``.
+
+        Args:
+            checkpoint: the one to resume.
+            sink: receives the kernel's output. None for the session.
 
         Raises:
-            KernelDead, Timeout: it could not be woken.
+            KernelDead, Timeout: the process could not be resumed.
         """
         kernel = self._machine.checkpoint_kernels.get(checkpoint.id)
         if kernel is None:
@@ -427,7 +448,8 @@ class Checkpoints:
         request = msgspec.structs.replace(start_request_of(self._spec), kernel=kernel, home="")
         if sink is None:
             request = self._with_past(request, checkpoint.after_cell)
-        self._resumed &= set(self._machine.checkpoint_kernels.values())  # the others are copies no more
+        # Forget processes that no checkpoint has any more.
+        self._resumed &= set(self._machine.checkpoint_kernels.values())
         self._resumed.add(kernel)
         try:
             return await self._launcher.resume_copy(request, sink or self._session)
@@ -436,23 +458,23 @@ class Checkpoints:
             raise
 
     async def start_fresh(self) -> Kernel:
-        """Start a kernel that continues the execution count, for the state before the first cell. Checkpoints stay.
+        """Start a kernel for the state before the first cell, with the session's execution count. Keep the checkpoints.
 
         Raises:
-            KernelsvcError: it could not be started.
+            KernelsvcError: the kernel could not be started.
         """
         request = msgspec.structs.replace(start_request_of(self._spec), kernel=new_kernel_id())
         request = self._with_past(request, None)
         return await self._launcher.start(request, self._session)
 
     def _with_past(self, request: StartRequest, after: str | None) -> StartRequest:
-        """Add execution count and past code for a kernel that continues an existing session."""
+        """Add the execution count and past code to the request, for a kernel that continues an existing session."""
         return msgspec.structs.replace(
             request, execution_count=self._machine.execution_count, ran=self._ran_since(after)
         )
 
     def _ran_since(self, cell: str | None) -> dict[int, str]:
-        """Return the code that ran after a cell, by execution count: the latest ``MAX_HISTORY`` characters of it."""
+        """Return code by execution count, for cells after ``cell``: at most the last ``MAX_HISTORY`` characters."""
         records = list(self._machine.cells.values())
         first = next((n + 1 for n, record in enumerate(records) if record.id == cell), 0)
         ran: dict[int, str] = {}
@@ -467,15 +489,16 @@ class Checkpoints:
         return ran
 
     def put_recreate(self, checkpoint: Checkpoint | None) -> asyncio.Future[None]:
-        """Fork again the checkpoint that resuming has used up, ahead of the cells that wait for the resumed kernel.
+        """Fork the resumed kernel to replace the checkpoint that resuming has used up, before its next cell.
 
-        Call it before the kernel is attached, which sends those cells.
+        Call this before ``attach_kernel``, which sends the cells that wait.
 
         Args:
-            checkpoint: None for a kernel that is no checkpoint's: a crash must not return to a later moment.
+            checkpoint: the one that was used up. None for a fresh kernel, which gets an automatic checkpoint instead,
+                so that a crash does not return to a later state.
 
         Returns:
-            A future that ends when the fork is there, or can't be.
+            A future that ends when the fork exists or has failed.
         """
         self._cancel()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

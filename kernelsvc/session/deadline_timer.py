@@ -1,4 +1,4 @@
-"""The one timer of a session: it fires at the machine's next deadline."""
+"""The timer of a session, which fires at the machine's next deadline."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from kernelsvc.session.journal_writer import RECOVER_SECONDS
 
 
 class DeadlineTimer:
-    """Calls ``fire`` at the next deadline.
+    """A timer that calls ``fire`` at the next deadline.
 
     Args:
-        next_deadline: the deadline in the loop's seconds, or None.
-        fire: acts on what is due. If it raises OSError, because the journal can't be written, it is called again
-            ``RECOVER_SECONDS`` later.
+        next_deadline: returns the deadline in the event loop's time (seconds), or None.
+        fire: handles the deadlines that have passed. If it raises OSError because the journal is not writable, the
+            timer calls it again ``RECOVER_SECONDS`` later.
     """
 
     def __init__(self, next_deadline: Callable[[], float | None], fire: Callable[[], object]) -> None:
@@ -25,7 +25,7 @@ class DeadlineTimer:
         self._at = self._not_before = 0.0
 
     def schedule(self) -> None:
-        """Set the timer if the deadline is earlier than before. A later one is noticed when the timer fires."""
+        """Set the timer if the deadline has become earlier. A later deadline takes effect when the timer fires."""
         at = self._next_deadline()
         if at is None:
             return
@@ -37,7 +37,7 @@ class DeadlineTimer:
         self._timer = self._loop.call_at(at, self._due)
 
     def cancel(self) -> None:
-        """Don't fire until the next ``schedule``."""
+        """Stop the timer until the next ``schedule``."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -46,6 +46,6 @@ class DeadlineTimer:
         self._timer = None
         try:
             self._fire()
-        except OSError:  # a deadline that has passed would otherwise fire in each turn of the loop
+        except OSError:  # without a delay the passed deadline would fire in each iteration of the loop
             self._not_before = self._loop.time() + RECOVER_SECONDS
         self.schedule()

@@ -1,7 +1,7 @@
-"""The writing side of one session's journal: append, sync, wait for the end of a cell, recover.
+"""The writer of one session's journal: append, sync, report the ends of cells, recover.
 
-When the disk refuses, the session takes no cells and the kernel's output is not acknowledged, so the kernel blocks
-soon. The writer tries once a second to write again, and then the session continues where it was.
+When a write fails, the session accepts no cells and does not acknowledge the kernel's output, so the kernel soon
+blocks. The writer tries to write again once a second. When that succeeds, the session continues.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from kernelsvc.session.ports import Log
 
 log = logging.getLogger(__name__)
 
-#: Events that are on disk before a client learns of them.
+#: Events that must be on disk before a client receives them.
 _SYNCED = (ev.CellFinished, ev.SessionClosed, ev.SessionStarted)
 
-#: Seconds between attempts to write again after the disk refused.
+#: Seconds between attempts to write after a failed write.
 RECOVER_SECONDS = 1.0
 
 
 class JournalWriter:
-    """Writes one session's journal. Called from the server's event loop.
+    """The writer of one session's journal. Called from the server's event loop.
 
     Args:
         session: its id, for log lines.
         log: the journal.
-        sync: ``ack``: before the end of a cell is reported. ``run``: also before a cell is sent. ``off``: never.
-        finished: whether the journal holds the end of a cell.
-        recovered: called when the journal can be written again.
+        sync: when to make the journal durable. ``ack``: before the end of a cell is reported. ``run``: also before a
+            cell is sent. ``off``: never.
+        finished: returns whether the journal contains the end of a cell.
+        recovered: called when the journal is writable again.
 
     Attributes:
-        fault: why the journal can't be written now, None if it can.
+        fault: the error of the failed write, None while the journal is writable.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class JournalWriter:
         """Write all of the events, or none.
 
         Raises:
-            OSError: the disk refuses; recovery begins.
+            OSError: the write failed. Recovery has begun.
         """
         try:
             self._log.append(events)
@@ -71,35 +72,35 @@ class JournalWriter:
             raise
 
     def sync_ends(self, events: Sequence[Event]) -> list[Event]:
-        """Make the journal durable if the events hold an end that a client may wait for, and return those ends."""
+        """Return those of the events that a client may wait for. If there are any, make the journal durable first."""
         ends: list[Event] = [event for event in events if isinstance(event, _SYNCED)]
         if ends and self._sync != "off":
             self._sync_log()
         return ends
 
     def sync_before_cell(self) -> None:
-        """Make the journal durable before a cell is sent, if the setting wants it."""
+        """Make the journal durable before a cell is sent, if ``sync`` is ``run``."""
         if self._sync == "run":
             self._sync_log()
 
     def report(self, ends: Sequence[Event]) -> None:
-        """Call the waiters of these cells, unless their end is not durable yet. Recovery calls them then."""
+        """Call the waiters of these cells. If the journal is not durable now, recovery calls them later."""
         for event in ends:
             if isinstance(event.cell, str) and self.fault is None:
                 self._call_waiters(event.cell)
 
     def when_finished(self, cell: str, call: Callable[[], object]) -> None:
-        """Call ``call`` once, when the end of the cell is in the journal: now if it is. It must not raise."""
+        """Call ``call`` once when the end of the cell is in the journal, now if it is there. It must not raise."""
         if self._finished(cell) and self.fault is None:
             call()
         else:
             self._waiters.setdefault(cell, []).append(call)
 
     def require_writable(self) -> None:
-        """Do nothing if the journal can be written.
+        """Raise an error if the journal is not writable.
 
         Raises:
-            AtCapacity: it can't now.
+            AtCapacity: the last write failed.
         """
         if self.fault is not None:
             raise AtCapacity(
@@ -109,11 +110,11 @@ class JournalWriter:
             )
 
     def retry(self, call: Callable[..., None], *args: object) -> None:
-        """Call ``call`` when the next attempt to write is due."""
+        """Call ``call`` after ``RECOVER_SECONDS``, when the next attempt to write is due."""
         self._loop.call_later(RECOVER_SECONDS, call, *args)
 
     def finish(self, sign: Callable[[], Event] | None) -> list[Event]:
-        """Sign the complete journal, release all waiters and close it. Return the events that were written."""
+        """Sign the complete journal, call all waiters, and return the events that this wrote."""
         signed: list[Event] = []
         try:
             if sign is not None:
@@ -130,7 +131,7 @@ class JournalWriter:
         return signed
 
     def close(self) -> None:
-        """Take no more entries; readers come to an end."""
+        """Close the journal. Readers end after its last entry."""
         self._closed = True
         self._log.close()
 

@@ -1,7 +1,7 @@
-"""How one kernel follows another in a session: started, adopted, replaced, restored, rolled back, hibernated, resumed.
+"""The kernels of a session: start, adopt, replace, restore, roll back, hibernate, resume.
 
-Each way ends in ``SessionPort.attach_kernel`` with the event that records it. Meanwhile the machine holds cells back,
-so none is sent to a kernel that is about to end.
+Each operation that brings a kernel ends in ``SessionPort.attach_kernel`` with the event that records it. Until then the
+machine sends no cells, so no cell goes to a kernel that is about to end.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ log = logging.getLogger(__name__)
 
 
 class KernelLifecycle:
-    """The kernels of one session, one after the other.
+    """The operations that start, replace and end the kernel of one session.
 
     Args:
         session: attaches and releases kernels.
         machine: is only read here.
-        spec: what the session is.
+        spec: the session's specification.
         launcher: starts, finds and ends kernels.
-        checkpoints: kernels that wait.
-        saved: the file for the variables of a hibernated session, None if it can't hibernate.
-        versions: recorded with the session's start.
+        checkpoints: the session's checkpoints.
+        saved: path of the file for the variables of a hibernated session. None if the session can't hibernate.
+        versions: versions of software, for the ``session_started`` event.
     """
 
     def __init__(
@@ -82,16 +82,16 @@ class KernelLifecycle:
             raise AtCapacity("The session's log is not writable. Free disk space and try again.") from error
 
     async def adopt(self) -> None:
-        """Connect to the kernel of an earlier server, or replace it if it is gone. See ``Session.adopt``."""
+        """Connect to the kernel of an earlier server, or replace it if it has ended. See ``Session.adopt``."""
         if self._machine.hibernated:
-            if self._machine.queue:  # the earlier server ended before it had resumed the session for them
+            if self._machine.queue:  # the earlier server ended before it resumed the session for these cells
                 self._session.handle(Resume())
             return
         request = start_request_of(self._spec)
         kernel = await self._launcher.adopt(request, self._session, last_frame=self._machine.frame)
         if kernel is None:
             self._kernel_gone(await self._launcher.how_ended(request.kernel))
-        elif self._machine.state is SessionState.CLOSED:  # meanwhile
+        elif self._machine.state is SessionState.CLOSED:  # closed while the server connected
             await kernel.end()
         else:
             self._attach_adopted(kernel)
@@ -107,19 +107,23 @@ class KernelLifecycle:
             raise
 
     def _kernel_gone(self, exit: Exit | None) -> None:
-        """Handle the end of a kernel while no server watched, or before it was ready."""
+        """Handle a kernel that ended while no server was running, or before it was ready."""
         if self._machine.state in (SessionState.STARTING, SessionState.RESTORING):
             again = self.restore() if self._machine.checkpoint_kernels else self.replace("not found after a restart")
             self._session.spawn(again)
             return
-        # A cell that the log calls queued may have been sent, and may have run: it must not run again.
+        # The earlier server may have sent the queued cells, and they may have run. They must not run twice.
         self._session.handle(DeliveryKnown(frozenset(self._machine.queue)))
         self._session.exited(exit or Exit(cause=Cause.LOST, message="The kernel ended while no server was running"))
 
     # -- replacements -------------------------------------------------------------------
 
     async def replace(self, why: str) -> None:
-        """Start a kernel with empty variables in place of the current one."""
+        """Replace the current kernel by a new one with empty variables.
+
+        Args:
+            why: the reason, for the ``kernel_restarted`` event.
+        """
         await self._end_current(KernelDead("The kernel was replaced before it answered. Send the request again."))
         await self._checkpoints.discard_all()
         kernel = await self._start_fresh()
@@ -132,7 +136,7 @@ class KernelLifecycle:
             await kernel.end()
 
     async def _start_fresh(self) -> Kernel | None:
-        """Return a fresh kernel, or None if none could be started or the session was closed meanwhile."""
+        """Return a fresh kernel. Return None if it could not be started, or if the session was closed meanwhile."""
         try:
             kernel = await self._launcher.start(self._session.next_start_request(), self._session)
         except KernelsvcError as error:
@@ -146,7 +150,7 @@ class KernelLifecycle:
         return kernel
 
     async def restore(self) -> None:
-        """Resume the newest checkpoint in place of a kernel that died; start a fresh one if none can be resumed."""
+        """Resume the newest checkpoint in place of a kernel that died. If none can be resumed, start a fresh kernel."""
         await self._end_current(KernelDead("The kernel died before it answered. Send the request again."))
         failed: set[str] = set()
         while (newest := self._checkpoints.newest(failed)) is not None:
@@ -154,7 +158,7 @@ class KernelLifecycle:
                 kernel = await self._checkpoints.resume(newest)
             except KernelsvcError as error:
                 self._session.try_record(ev.CheckpointDropped(checkpoint=newest.id, why=error.message))
-                failed.add(newest.id)  # when the disk refuses, the log does not say so
+                failed.add(newest.id)  # if the write failed, the machine still lists this checkpoint
                 continue
             await self._checkpoints.restrict_writes(kernel)
             event = ev.KernelRestored(checkpoint=newest.id, after_cell=newest.after_cell, kernel=kernel.info)
@@ -165,14 +169,14 @@ class KernelLifecycle:
         await self.replace("died, and no checkpoint could be woken")
 
     async def rollback(self, to: str | None = None) -> None:
-        """Make the variables those of an earlier moment.
+        """Return to an earlier state of the variables.
 
         Args:
-            to: a checkpoint's id or name, or a cell's id: the state before it. Default: before the last cell.
-                Before the first cell is a fresh kernel.
+            to: a checkpoint's id or name, or a cell's id for the state before that cell. None for the state before
+                the last cell. The state before the first cell is a fresh kernel.
 
         Raises:
-            NotFound: no such checkpoint, or that moment is not kept.
+            NotFound: no such checkpoint or cell, or the state before the cell has no checkpoint.
             Conflict: a cell runs or waits.
             KernelsvcError: the checkpoint could not be resumed, or no fresh kernel started. Nothing has changed.
         """
@@ -210,22 +214,25 @@ class KernelLifecycle:
     # -- hibernate and resume -----------------------------------------------------------
 
     async def hibernate_if_possible(self) -> None:
-        """Hibernate an idle session. If it can't, it is not tried again before its next cell."""
+        """Hibernate an idle session, or log why that failed. The machine tries again only after the next cell."""
         try:
             await self.hibernate(unless_programs=True)
         except KernelsvcError as error:
             log.info("session %s does not hibernate: %s", self._spec.id, error.message)
 
     async def hibernate(self, *, unless_programs: bool = False) -> None:
-        """Save the variables to disk and end the kernel; the next cell resumes the session.
+        """Save the variables to disk and end the kernel. The next cell resumes the session.
+
+        If this raises, the session keeps its kernel.
 
         Args:
-            unless_programs: not if a program has started meanwhile, which would end. A pause ends programs.
+            unless_programs: refuse if a program runs in the sandbox, because it would end with the kernel. A paused
+                session hibernates all the same.
 
         Raises:
-            Conflict: a cell runs or waits.
-            NotSupported: this kernel can't, or its environment has no cloudpickle.
-            AtCapacity: the disk refuses. In every case the session keeps its kernel.
+            Conflict: a cell runs or waits, or a program runs.
+            NotSupported: this kernel can't hibernate, or its environment has no cloudpickle.
+            AtCapacity: the variables could not be written to disk.
         """
         self._session.require_writable()
         if self._machine.hibernated:
@@ -267,7 +274,7 @@ class KernelLifecycle:
         return saved, size
 
     async def ensure_running(self) -> None:
-        """Resume a hibernated session, or wait until a kernel is there: for operations that are no cell.
+        """Resume a hibernated session, or wait until a kernel is attached. For operations other than cells.
 
         Safe to cancel.
         """
@@ -278,7 +285,7 @@ class KernelLifecycle:
             await self._session.settled()
 
     async def resume(self) -> None:
-        """Start a kernel that loads the saved variables. The server doesn't read them."""
+        """Start a kernel and have it load the saved variables. The server does not read that file."""
         kernel = await self._start_fresh()
         if kernel is None:
             return

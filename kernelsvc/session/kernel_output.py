@@ -1,10 +1,10 @@
 """A kernel's output: batches of messages become events, and stimuli about the running cell.
 
-Nothing that the kernel sends is trusted. A message is about the running cell only if it names that cell. Output that
-names no known cell belongs to the running one.
+The server does not trust the kernel. A message is about the running cell only if it names that cell. Output that names
+no known cell belongs to the running cell.
 
-The kernel's adapter delivers a batch again if the disk refused it. ``_handled`` counts the messages that are on
-record, so none is recorded twice.
+The kernel's adapter delivers a batch again if the journal could not write it. ``_handled`` counts the messages of the
+batch that are in the journal, so none is written twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kernelsvc.protocol import kernel_events
 from kernelsvc.session.kernel_requests import KernelRequests
 from kernelsvc.session.ports import SessionPort
 
-#: Output that changes nothing in the machine but byte counts.
+#: Output that changes only byte counts in the machine.
 _PLAIN = (ev.Stream, ev.Display, ev.Result)
 
 
@@ -40,9 +40,9 @@ class KernelOutput:
     """The output of one session's kernel. Called from the server's event loop.
 
     Args:
-        session: applies what follows from the output.
+        session: applies the decisions.
         machine: decides, and is only read here.
-        requests: wait for messages that are no output.
+        requests: open requests, which wait for messages other than output.
     """
 
     def __init__(self, session: SessionPort, machine: Machine, requests: KernelRequests) -> None:
@@ -54,7 +54,7 @@ class KernelOutput:
         self._handled = 0
 
     def new_kernel(self) -> None:
-        """Expect another kernel's output: nothing of its first batch is on record."""
+        """Prepare for another kernel's output: no message of its first batch is in the journal."""
         self._handled = 0
 
     def flush_early(self) -> None:
@@ -64,7 +64,7 @@ class KernelOutput:
             self.deliver(early)
 
     def deliver(self, batch: Sequence[Output]) -> None:
-        """Journal a batch. See ``port.Sink``."""
+        """Journal a batch. See ``kernels.port.Sink``."""
         if self._machine.state is SessionState.CLOSED:
             return
         if self._session.kernel is None:
@@ -73,7 +73,7 @@ class KernelOutput:
         try:
             self._journal(batch)
         finally:
-            self._session.flush()  # once for the batch
+            self._session.flush()  # only once for each batch
 
     def _journal(self, batch: Sequence[Output]) -> None:
         pending: list[Event] = []
@@ -83,12 +83,12 @@ class KernelOutput:
             if stimulus is None:
                 self._collect(item, pending)
                 continue
-            if isinstance(stimulus, CellBegan) and not pending:  # one write for it and the output that follows
+            if isinstance(stimulus, CellBegan) and not pending:  # one write for the start and the output that follows
                 pending.extend(self._machine.decide(stimulus, self._loop.time()).events)
                 continue
             if isinstance(stimulus, KernelReplied) and self._fits_limits(
                 pending
-            ):  # the cell's last words and its end are one entry
+            ):  # one write for the cell's last output and its end
                 stimulus, pending = replace(stimulus, outputs=tuple(pending)), []
             if pending:
                 self._record(pending, index)
@@ -104,7 +104,7 @@ class KernelOutput:
         self._session.apply(self._machine.decide(stimulus, now), now)
 
     def _fits_limits(self, pending: list[Event]) -> bool:
-        """Whether these are outputs within the limits: then the cell's end may be decided before they are on record."""
+        """Return whether these events are output within the limits: then they and the cell's end can be one write."""
         machine, run = self._machine, self._machine.running
         if run is None or not machine.ordered or not all(isinstance(event, _PLAIN) for event in pending):
             return False
@@ -125,7 +125,7 @@ class KernelOutput:
             self._handle(CheckOutputLimit())
 
     def _stimulus(self, message: KernelMessage) -> Stimulus | None:
-        """The message as a stimulus if it is about the life of the running cell, else None."""
+        """Return the stimulus for a message about the start or the end of the running cell, or None."""
         run = self._machine.running
         if run is None or message.parent != run.id:
             return None
@@ -162,7 +162,7 @@ class KernelOutput:
         pending.append(event)
 
     def _cell_of(self, parent: str) -> str | None:
-        """The cell that output belongs to: the one it names if that is known, else the running one."""
+        """Return the cell that output belongs to: the one that it names if that is known, else the running cell."""
         if parent in self._machine.cells:
             return parent
         return self._machine.running.id if self._machine.running else None

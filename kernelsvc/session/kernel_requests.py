@@ -1,4 +1,4 @@
-"""Requests to the kernel that are no cells (completion, inspection, comms), and the futures that wait for it."""
+"""Requests to the kernel other than cells (completion, inspection, comms), and the futures of their replies."""
 
 from __future__ import annotations
 
@@ -29,11 +29,17 @@ class KernelRequests:
         self.unhandled: dict[str, asyncio.Future[None]] = {}
 
     async def request(self, kernel: Kernel, msg_type: str, content: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """Send a request and return its reply's content, ``timeout`` seconds later at most. Safe to cancel.
+        """Send a request and return its reply's content. Safe to cancel.
+
+        Args:
+            kernel: receives the request.
+            msg_type: as in Jupyter's messaging protocol, for example ``complete_request``.
+            content: the message's content.
+            timeout: seconds to wait for the reply.
 
         Raises:
-            Timeout: no reply.
-            KernelsvcError: the error that ``fail`` received.
+            Timeout: no reply in time.
+            KernelsvcError: the kernel ended first. The error is the one passed to ``fail``.
         """
         msg_id = new_id("r")
         waiting: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -52,8 +58,8 @@ class KernelRequests:
 
         Raises:
             Conflict: ``msg_id`` is in use.
-            QuotaExceeded: too many wait to be handled.
-            KernelsvcError: the error that ``fail`` received.
+            QuotaExceeded: ``MAX_UNHANDLED`` messages wait for the kernel.
+            KernelsvcError: the kernel ended first. The error is the one passed to ``fail``.
         """
         msg_id = message.msg_id
         if msg_id in self.unhandled or msg_id in self._unanswered:
@@ -69,7 +75,7 @@ class KernelRequests:
             self.unhandled.pop(msg_id, None)
 
     def on_message(self, message: KernelMessage) -> bool:
-        """Match a message to the open requests. Return True if it is only a reply, which is not logged."""
+        """Match a message to the open requests. Return True if it answers a request, so that it is not journaled."""
         if handled := self.unhandled.get(message.parent):
             if kernel_events.is_idle(message.msg_type, message.content) and not handled.done():
                 handled.set_result(None)
@@ -82,7 +88,7 @@ class KernelRequests:
         return True
 
     def fail(self, error: KernelsvcError) -> None:
-        """Fail all open requests: the kernel that had them is gone."""
+        """Fail all open requests with ``error``, because their kernel has ended."""
         waiters: list[asyncio.Future[Any]] = [*self._unanswered.values(), *self.unhandled.values()]
         for waiting in waiters:
             if not waiting.done():

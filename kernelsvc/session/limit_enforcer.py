@@ -1,8 +1,8 @@
 """Actions on limits that a session has reached, as the watchdog and the kernel host report them.
 
 For limits that Linux enforces, this only records that the limit was reached. For limits that the server supervises, it
-interrupts the cell, or ends the kernel where an interrupt can't help. It acts once on the same excess: files above the
-limit stay until they are deleted, and cells run meanwhile as long as the files don't grow.
+interrupts the cell, or ends the kernel where an interrupt can't help. It acts only once on the same excess: files above
+the limit stay until they are deleted, and meanwhile cells may run as long as the files don't grow.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from kernelsvc.model.stimuli import Interrupt
 from kernelsvc.sandbox.watchdog import LimitExceeded
 from kernelsvc.session.ports import SessionPort
 
-#: How a kernel ends that was stopped by a signal.
+#: The end of a kernel that was stopped by SIGSTOP.
 STOPPED = Exit(
     cause=Cause.STOPPED,
     message="The kernel was stopped by a signal (SIGSTOP), could not go on, and was ended",
     signal=signal.SIGKILL,
 )
-#: Growth of the files, in bytes, below which one that is over its limit is left alone.
+#: Growth of files above their limit that is ignored, in bytes.
 DISK_SLACK = 1 * MiB
 
 
 class LimitEnforcer:
-    """Enforces the limits of one session. Called from the server's event loop.
+    """The enforcement of one session's limits. Called from the server's event loop.
 
     Args:
         session: interrupts and records.
         machine: is only read here.
-        limits: the session's.
+        limits: the session's limits.
     """
 
     def __init__(self, session: SessionPort, machine: MachineState, limits: Limits) -> None:
@@ -54,7 +54,7 @@ class LimitEnforcer:
         self._stopped = False
 
     def on_watchdog(self, breaches: Sequence[LimitExceeded]) -> None:
-        """Act on the limits that the watchdog saw exceeded; an empty sequence if none is."""
+        """Act on the limits that the watchdog found exceeded in its last check. The sequence may be empty."""
         disk = next((breach.value for breach in breaches if breach.limit == "disk_bytes"), None)
         first, grown = self._disk is None, disk is not None and disk > (self._disk or 0) + DISK_SLACK
         self._disk = disk
@@ -65,7 +65,8 @@ class LimitEnforcer:
             elif spare:
                 self._record_once(breach, first=first)
             elif grown:
-                # Files of a cell that has ended are seen only now. Files that grow without a cell end the kernel.
+                # An interrupt can't stop files that grow while no cell runs, so the kernel is ended. But not if a cell
+                # has ended since the last check: its files are found only now.
                 self._enforce(breach, kill=not first and self._last_finished == self._machine.last_finished)
             else:
                 continue
@@ -73,9 +74,9 @@ class LimitEnforcer:
         self._last_finished = self._machine.last_finished
 
     def _spare(self, *, grown: bool) -> bool:
-        """Whether files that grew may belong to a cell that has ended since the last look, and not to the running one.
+        """Return whether files that grew may belong to a cell that ended since the last check, not to the running cell.
 
-        Never twice in a row: otherwise many short cells could fill the disk.
+        Never return True twice in a row: otherwise many short cells could fill the disk.
         """
         ended = self._last_finished != self._machine.last_finished
         self._spared = grown and ended and self._machine.running is not None and not self._spared
@@ -88,7 +89,7 @@ class LimitEnforcer:
     def _enforce(self, breach: LimitExceeded, *, kill: bool) -> None:
         session, kernel, run = self._session, self._session.kernel, self._machine.running
         if kernel is None or (run is not None and run.stop is not None):
-            return  # the cell or the kernel is being ended already
+            return  # the cell or the kernel is already being ended
         self._record(_reached(breach))
         with contextlib.suppress(KernelsvcError, OSError):
             if run is not None:
@@ -100,14 +101,14 @@ class LimitEnforcer:
                 kernel.kill()
 
     def on_kernel_stopped(self) -> None:
-        """End a kernel that was stopped (SIGSTOP) in the middle of a cell: it can't reply any more."""
+        """End a kernel that was stopped by SIGSTOP in the middle of a cell, because it can't reply any more."""
         kernel = self._session.kernel
         if kernel is not None:
             self._stopped = True
             kernel.kill()
 
     def explain(self, exit: Exit) -> Exit:
-        """Return how a kernel ended, with the reason if this object ended it."""
+        """Return the end of a kernel, with the limit in its message if this object ended the kernel."""
         said, self._killed_for = self._killed_for, ""
         stopped, self._stopped = self._stopped, False
         if stopped and exit.signal == signal.SIGKILL:
@@ -119,7 +120,8 @@ class LimitEnforcer:
         """Record that Linux enforced a limit of the session's cgroup on a process other than the kernel."""
         reached = limit_causes.of_counters(limit, self._limits)
         run, last = self._machine.running, self._machine.last_finished
-        # The host reads the counters at intervals, so it may count after a cell's end what the cell itself reported.
+        # The kernel host reads the cgroup's counters at intervals. So a limit that a cell's own reply has reported may
+        # be reported here again after the cell's end, and must not be recorded twice.
         told = (
             run.limits_reached
             if run is not None

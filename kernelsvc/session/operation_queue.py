@@ -1,8 +1,9 @@
 """The order of a session's operations on its kernel: forks, cells, messages.
 
-The kernel carries out requests in the order in which it reads them. A cell or a message is written by a call. A fork
-is a coroutine, whose request is written when its task first runs, one turn of the event loop later. Operations behind
-a fork wait for that, and for nothing else: the fork is then of the moment before them.
+The kernel carries out requests in the order in which it reads them. A plain call writes a cell or a message. A fork is
+a coroutine, and it writes its request when its task first runs, one iteration of the event loop later. Operations
+behind a fork wait until its request is written, so that the fork has the state before them. They don't wait for its
+reply.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 
 class OperationQueue:
-    """Begins the operations of one session in the order in which they were put. Called from the event loop."""
+    """A queue that begins the operations of one session in their order. Called from the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -24,21 +25,21 @@ class OperationQueue:
 
     @property
     def fork_waits(self) -> bool:
-        """Whether a fork was put whose request is not written yet."""
+        """Whether the queue has a fork whose request is not written yet."""
         return self._beginning or bool(self._forks)
 
     def put(self, operation: Callable[..., object], *args: Any) -> None:
-        """Begin an operation, a plain call, behind all that were put before: now if none waits."""
+        """Call ``operation(*args)`` after all earlier operations, or now if none waits."""
         if self._beginning or self._waiting:
             self._waiting.append((operation, args))
         else:
             operation(*args)
 
     def put_fork(self, start: Callable[[], object]) -> None:
-        """Begin a fork behind all operations that were put before, and hold those that follow until it has begun.
+        """Begin a fork after all earlier operations. Later operations wait until its request is written.
 
         Args:
-            start: creates the task that forks. Up to its first wait the task writes the request.
+            start: creates the task that forks. The task must write the request before its first ``await`` that waits.
         """
         self._forks.append(start)
         self.put(self._begin, start)
@@ -47,7 +48,7 @@ class OperationQueue:
         self._beginning = True
         self._forks.remove(start)
         start()
-        # The loop calls in order: first the task's first step, which asyncio scheduled in start(), then this.
+        # The event loop runs callbacks in order: first the first step of the task that start() created, then this.
         self._loop.call_soon(self._begun)
 
     def _begun(self) -> None:

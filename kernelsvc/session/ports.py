@@ -1,8 +1,7 @@
-"""Ports of a session: what it needs of its journal, and what its parts may use of it.
+"""Ports of a session: the journal that it needs, and the methods that its parts may call.
 
-The parts (``KernelLifecycle``, ``Checkpoints``, ``KernelOutput``, ``LimitEnforcer``) are given the machine to read, and
-a ``SessionPort`` to act. They change nothing of the session or of each other but by these methods, and they don't
-import ``session.session``.
+The parts (``KernelLifecycle``, ``Checkpoints``, ``KernelOutput``, ``LimitEnforcer``) read the machine and act by a
+``SessionPort``. They change the session and each other only by these methods, and don't import ``session.session``.
 """
 
 from __future__ import annotations
@@ -23,31 +22,31 @@ class LogReader(Protocol):
     last_seq: int
 
     async def next(self) -> list[bytes]:
-        """Wait for lines after the cursor and return them; none when the log is closed and read. Safe to cancel."""
+        """Wait for lines after the cursor and return them. Return none at the end of a closed log. Safe to cancel."""
 
     def next_nowait(self) -> list[bytes]:
         """Return the lines that ``next`` would return without waiting."""
 
     def on_lines(self, news: Callable[[bytes], None]) -> None:
-        """Have ``news`` called when there are more lines."""
+        """Call ``news`` when lines are appended. It must only record that. See ``store.journal``."""
 
     @property
     def exhausted(self) -> bool:
-        """Whether the log is closed and read to its end."""
+        """Whether the log is closed and all its lines were returned."""
 
     def close(self) -> None:
-        """Read no more."""
+        """Close the cursor."""
 
 
 class Log(Protocol):
-    """A session's journal (``store.journal.Journal``); here, because session and store don't import each other."""
+    """A session's journal (``store.journal.Journal``). Session and store don't import each other."""
 
     @property
     def last_seq(self) -> int:
         """The last entry's position."""
 
     def append(self, events: Sequence[Event]) -> None:
-        """Stamp and write all, or raise OSError and write none."""
+        """Set the envelope of all events and write them, or raise OSError and write none."""
 
     def sync(self) -> None:
         """Make the written entries durable, or raise OSError."""
@@ -59,10 +58,10 @@ class Log(Protocol):
         """Return entries ``first`` to ``last``, inclusive."""
 
     def reader(self, after: int) -> LogReader:
-        """Return a cursor behind entry ``after``."""
+        """Return a cursor that starts after entry ``after``."""
 
     def close(self) -> None:
-        """Take no more entries; readers come to an end."""
+        """Close the journal. Readers end after its last entry."""
 
 
 class SessionPort(Sink, Protocol):
@@ -70,62 +69,62 @@ class SessionPort(Sink, Protocol):
 
     @property
     def kernel(self) -> Kernel | None:
-        """The kernel that cells go to, None while there is none."""
+        """The kernel that cells are sent to, or None."""
 
     def handle(self, stimulus: Stimulus) -> Decision:
-        """Decide on a stimulus, journal, commit and carry out.
+        """Decide on a stimulus, then journal, commit and carry out the decision.
 
         Raises:
             KernelsvcError: an illegal move. Nothing changed.
-            OSError: the journal can't be written. Nothing changed.
+            OSError: the journal is not writable. Nothing changed.
         """
 
     def apply(self, decision: Decision, now: float) -> None:
-        """Journal a decision, commit it and carry it out. A ``flush`` must follow.
+        """Journal a decision, commit it and carry it out. The caller must call ``flush`` afterwards.
 
         Raises:
-            OSError: the journal can't be written. Nothing changed.
+            OSError: the journal is not writable. Nothing changed.
         """
 
     def flush(self) -> None:
         """Pass applied events to the observer, and set the timer to the next deadline."""
 
     def require_writable(self) -> None:
-        """Do nothing if the journal can be written.
+        """Raise an error if the journal is not writable.
 
         Raises:
-            AtCapacity: it can't now.
+            AtCapacity: the last write failed.
         """
 
     def record(self, *events: Event) -> None:
-        """Journal events that decide nothing.
+        """Journal events that need no decision.
 
         Raises:
-            SessionClosed: the log is complete.
-            AtCapacity, OSError: the journal can't be written.
+            SessionClosed: the session is closed, so its log is complete.
+            AtCapacity, OSError: the journal is not writable.
         """
 
     def try_record(self, event: Event) -> None:
-        """Journal an event, or leave it out if that is not possible now."""
+        """Journal an event, or drop it if the session is closed or the journal is not writable."""
 
     def attach_kernel(self, kernel: Kernel, event: Event) -> None:
-        """Send cells to this kernel from now on. ``event`` says how it came to be."""
+        """Send cells to this kernel from now on. ``event`` records how it was started or resumed."""
 
     def release_kernel(self, why: KernelsvcError) -> Kernel | None:
-        """Send no more to the current kernel and return it. Open requests to it fail with ``why``."""
+        """Stop sending to the current kernel and return it. Fail its open requests with ``why``."""
 
     def next_start_request(self) -> StartRequest:
-        """Return the request for this session's next fresh kernel, under a new id."""
+        """Return the start request for this session's next fresh kernel, with a new kernel id."""
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run ``work`` as a task of the session, which logs its failure and cancels it when the server stops."""
+        """Run ``work`` as a task of the session. The session logs its failure, and cancels it when the server stops."""
 
     async def settled(self) -> None:
         """Wait until no kernel is being started, saved or resumed. Safe to cancel."""
 
 
 class _NoLauncher:
-    """The launcher of a session that has ended and is only read."""
+    """The launcher of a session that has ended and can only be read."""
 
     def __getattr__(self, name: str) -> Any:
         raise SessionClosed()

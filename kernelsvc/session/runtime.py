@@ -1,18 +1,18 @@
-"""The running part of a session: each stimulus is decided, journaled, committed and carried out here.
+"""The runtime of a session: it decides on each stimulus, then journals, commits and carries out the decision.
 
-The way of one cell::
+The path of one cell::
 
-    submit -> machine.decide -> journal (the code is on record) -> machine.commit -> kernel.execute
+    submit -> machine.decide -> journal (contains the code) -> machine.commit -> kernel.execute
     kernel -> deliver(batch) -> KernelOutput -> journal -> readers
     reply  -> machine.decide -> journal, synced -> waiters
 
-Everything runs in the server's event loop, and nothing awaits between a decision, its journal entry and its commit,
-so no lock is needed. Effects that take time (a new kernel, the end of one) run as tasks of the session, and their end
-is a stimulus again.
+All of this runs in the server's event loop. There is no ``await`` between a decision, its journal entry and its commit,
+so no lock is needed. Effects that take time (to start or end a kernel) run as tasks of the session, and each such task
+ends with another stimulus.
 
-The parts use the runtime by ``ports.SessionPort``; the machine is theirs to read. What the kernel sends becomes
-events in ``KernelOutput``. ``LimitEnforcer`` acts on limits, ``Checkpoints`` forks the kernel, ``KernelLifecycle`` puts
-one kernel in the place of another, ``JournalWriter`` writes.
+The parts use the runtime by ``ports.SessionPort``, and may read the machine. ``KernelOutput`` turns the kernel's
+messages into events. ``LimitEnforcer`` acts on limits, ``Checkpoints`` forks the kernel, ``KernelLifecycle`` replaces
+one kernel by another, and ``JournalWriter`` writes the journal.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ from kernelsvc.session.spec import SessionSpec, start_request_of
 
 log = logging.getLogger(__name__)
 
-#: Events whose moments the machine measures from.
+#: Events that start a clock of the machine. A replay needs their times.
 _TIMED = (ev.SessionStarted, ev.CellStarted, ev.Interrupted, ev.Leased)
 
 #: Seconds between the interrupts of a cell that ignores them.
@@ -82,21 +82,22 @@ Observer = Callable[[Any, Sequence[Event]], None]
 
 
 class SessionRuntime:
-    """Decides, journals, commits and carries out for one session; see the module's docstring.
+    """The runtime of one session. See the module's docstring.
 
     Args:
-        spec: what the session is.
+        spec: the session's specification.
         journal: its log.
-        launcher: starts its kernels, None for a session that has ended and is only read.
-        policy: figures for the machine.
+        launcher: starts its kernels. None for a session that has ended and can only be read.
+        policy: limits and times for the machine.
         sync: see ``JournalWriter``.
-        observer: called with events that were appended.
-        versions: recorded with the session's start.
-        checkpoints: how many automatic checkpoints are kept for undo; 0 for none, also not for a crash.
-        checkpoint_max_bytes: no automatic checkpoint of a kernel above this size.
+        observer: called with the session and the events that were appended.
+        versions: versions of software, for the ``session_started`` event.
+        checkpoints: number of automatic checkpoints for undo. 0 for no automatic checkpoints, so that a crash loses
+            the variables.
+        checkpoint_max_bytes: largest kernel that gets automatic checkpoints, in bytes. None for no limit.
         account: the server's budget for checkpoints.
         sign: makes the event that signs the complete journal.
-        saved: the file for the variables of a hibernated session, None if it can't hibernate.
+        saved: path of the file for the variables of a hibernated session. None if the session can't hibernate.
     """
 
     def __init__(
@@ -142,8 +143,9 @@ class SessionRuntime:
         self._sign = sign
         self._timer = DeadlineTimer(machine.next_deadline, lambda: self.handle(Tick()))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()  # cells to interrupt, by client
-        self._program_numbers = itertools.count(-1, -1)  # below 0, where no pid is
+        # By client: ids of the cells to interrupt or cancel when it disconnects.
+        self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
+        self._program_numbers = itertools.count(-1, -1)  # below 0: differ from pids
         self.closed = asyncio.Event()
 
     @property
@@ -153,12 +155,12 @@ class SessionRuntime:
 
     @property
     def state(self) -> SessionState:
-        """Its state."""
+        """The session's state."""
         return self.machine.state
 
     @property
     def info(self) -> KernelInfo | None:
-        """The kernel's process, while there is one."""
+        """The kernel's process, or None without a kernel."""
         return self.kernel.info if self.kernel else None
 
     # -- the kernel in use (ports.SessionPort) -------------------------------------------
@@ -172,18 +174,18 @@ class SessionRuntime:
         self.kernel_output.flush_early()
 
     def release_kernel(self, why: KernelsvcError) -> Kernel | None:
-        """Send no more to the current kernel and return it. See ``ports``."""
+        """Stop sending to the current kernel and return it. See ``ports``."""
         kernel, self.kernel = self.kernel, None
         self.kernel_requests.fail(why)
         return kernel
 
     def next_start_request(self) -> StartRequest:
-        """Return the request for this session's next fresh kernel. See ``ports``."""
+        """Return the start request for this session's next fresh kernel. See ``ports``."""
         self.spec.use_kernel(new_kernel_id())
         return start_request_of(self.spec)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run ``work`` as a task of this session; its failure is logged."""
+        """Run ``work`` as a task of this session, and log its failure."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
@@ -214,7 +216,7 @@ class SessionRuntime:
             log.debug("session %s: transition %s", self.id, self.machine.story.transitions[-1])
         sends = [effect for effect in decision.effects if isinstance(effect, SendCell)]
         try:
-            for send in sends:  # first: the kernel works while the server does the rest
+            for send in sends:  # first, so that the kernel works while the server does the rest
                 self._perform(send)
         finally:
             if events:
@@ -224,7 +226,7 @@ class SessionRuntime:
                 self._perform(effect)
 
     def flush(self) -> None:
-        """Pass what was appended since the last time to the observer, and set the timer."""
+        """Pass the events appended since the last call to the observer, and set the timer."""
         events, self._unobserved = self._unobserved, []
         if events:
             self._observer(self, events)
@@ -234,7 +236,7 @@ class SessionRuntime:
         ends = self.journal.sync_ends(events)
         for event in events:
             self.views.feed(event)
-        self.journal.report(ends)  # the observer may learn of it after the client
+        self.journal.report(ends)  # before the observer, because a client waits for it
         self._unobserved += events
         last = events[-1]
         if isinstance(last, ev.CellFinished) and self.state is SessionState.IDLE:
@@ -250,7 +252,7 @@ class SessionRuntime:
                 self._interrupt_until_dead(self.machine.running.id)
             case KillKernel() if self.kernel:
                 self.kernel.kill()
-            case KillKernel():  # it lives and has not answered since the server started
+            case KillKernel():  # the kernel runs, but has not answered since the server started
                 self.spawn(self.launcher.discard(self.spec.kernel))
             case StartKernel():
                 self.spawn(self.lifecycle.replace(effect.why))
@@ -266,7 +268,7 @@ class SessionRuntime:
                 pass
 
     def _interrupt_until_dead(self, cell: str) -> None:
-        """Interrupt again and again in the grace time: a signal just before a blocking C call takes effect after it."""
+        """Repeat the interrupt in the grace time: a signal just before a blocking C call takes effect after it."""
         run = self.machine.running
         if run is not None and run.id == cell and run.kill_at is not None and self.kernel is not None:
             self.kernel.interrupt()
@@ -300,7 +302,7 @@ class SessionRuntime:
             await self.checkpoints.discard_all()
             if kernel is not None:
                 await kernel.end()
-            else:  # between two kernels, or not adopted yet
+            else:  # no kernel at this moment, or not adopted yet
                 await self.launcher.discard(self.spec.kernel)
         finally:
             if signed := self.journal.finish(self._sign):
@@ -323,7 +325,7 @@ class SessionRuntime:
         self.kernel_output.deliver(batch)
 
     def exited(self, exit: Exit) -> None:
-        """Handle the end of the kernel. See ``kernels.port``. A fork that is under way may replace it."""
+        """Handle the end of the kernel, after a fork in progress, which may replace it. See ``kernels.port``."""
         if self.checkpoints.busy:
             self.spawn(self._exited_later(exit))
             return
@@ -341,18 +343,18 @@ class SessionRuntime:
         self.exited(exit)
 
     def require_writable(self) -> None:
-        """Raise AtCapacity if the journal can't be written now. See ``ports``."""
+        """Raise AtCapacity if the journal is not writable. See ``ports``."""
         self.journal.require_writable()
 
     def record(self, *events: Event) -> None:
-        """Journal events that decide nothing. See ``ports``."""
+        """Journal events that need no decision. See ``ports``."""
         if self.state is SessionState.CLOSED:
             raise SessionClosed()
         self.require_writable()
         self.handle(RecordEvents(events))
 
     def try_record(self, event: Event) -> None:
-        """Journal an event, or leave it out if the disk refuses. See ``ports``."""
+        """Journal an event, or drop it if that is not possible. See ``ports``."""
         with contextlib.suppress(KernelsvcError, OSError):
             self.record(event)
 
@@ -362,7 +364,7 @@ class SessionRuntime:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
     def rebuild(self, events: Iterable[Event]) -> None:
-        """Replay a journal into the machine, after a restart of the server. Clocks run on as if there had been none."""
+        """Replay a journal into the machine after a restart of the server. Lifetimes continue from recorded times."""
         now, wall = self._loop.time(), time.time()
         for event in events:
             moment = now
@@ -377,7 +379,7 @@ class SessionRuntime:
         self.machine.commit(self.machine.decide(JournalReplayed(), now), now)
 
     def detach(self) -> None:
-        """Disconnect from the kernel without ending it: the server stops, the session continues under the next."""
+        """Disconnect from the kernel without ending it: the server stops, and the next server continues the session."""
         self._timer.cancel()
         for task in self._tasks:
             task.cancel()

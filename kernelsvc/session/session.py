@@ -1,7 +1,6 @@
-"""One session, as the service uses it: its cells, its kernel, its checkpoints, its log.
+"""One session with the operations that the service calls: cells, kernel, checkpoints, log.
 
-A session is a kernel, a log and a machine, held together by ``SessionRuntime``. This module adds the operations that
-clients ask for.
+``SessionRuntime`` connects a session's kernel, log and machine. This module adds the operations that clients request.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ from kernelsvc.session.session_info import describe
 
 
 class Session(SessionRuntime):
-    """One session. Made by ``service``, and called by nothing else."""
+    """One session. Only ``service`` creates and calls it."""
 
     # -- properties --------------------------------------------------------------------
 
     @property
     def principal(self) -> str:
-        """The name of its owner."""
+        """The name of the session's owner."""
         return self.spec.principal
 
     @property
     def limits(self) -> Limits:
-        """Its limits."""
+        """The session's limits."""
         return self.spec.limits
 
     @property
@@ -48,13 +47,13 @@ class Session(SessionRuntime):
 
     @property
     def running(self) -> str | None:
-        """The id of the running cell."""
+        """The id of the running cell, or None."""
         run = self.machine.running
         return run.id if run is not None else None
 
     @property
     def lease(self) -> ev.Leased | None:
-        """The time that its owner has granted last."""
+        """The last lease that the owner set, or None."""
         return self.machine.lease
 
     @property
@@ -86,29 +85,29 @@ class Session(SessionRuntime):
         """Start the first kernel and write the first event. Cancelling it ends the kernel.
 
         Args:
-            copy: the kernel is a fork of another session's, made already; resume it.
+            copy: resume the fork of another session's kernel that was made for this session.
 
         Raises:
-            KernelsvcError: no kernel could be started. Nothing was written.
+            KernelsvcError: no kernel could be started. The log has no entry.
         """
         await self.lifecycle.start(copy=copy)
 
     async def adopt(self) -> None:
-        """Connect to the kernel that an earlier server started, or replace it if it is gone. Safe to cancel.
+        """Connect to the kernel that an earlier server started, or replace it if it has ended. Safe to cancel.
 
         Raises:
-            KernelsvcError: the kernel lives and does not answer, or the host does not. Try again.
-            OSError: the log can't be written. Try again.
+            KernelsvcError: the kernel runs and does not answer, or the kernel host does not answer. Try again.
+            OSError: the log is not writable. Try again.
         """
         if self.state in (SessionState.CLOSED, SessionState.DEAD) or self.kernel is not None:
             return
         try:
             await self.lifecycle.adopt()
         finally:
-            self._timer.schedule()  # also if the kernel can't be reached: its cell has its deadline
+            self._timer.schedule()  # also if the kernel can't be reached, because its cell has a deadline
 
     async def close(self, reason: str) -> None:
-        """End the session and its kernel. Safe to cancel: it ends anyway."""
+        """End the session and its kernel. Safe to cancel: the session ends all the same."""
         if self.state is not SessionState.CLOSED:
             self.require_writable()
             self.handle(Close(reason))
@@ -119,10 +118,16 @@ class Session(SessionRuntime):
     def submit(
         self, requests: Sequence[CellRequest], *, principal: str = "", client: object | None = None
     ) -> list[str]:
-        """Accept cells, all or none, and return their ids. They are on record when this returns.
+        """Accept cells, all or none, and return their ids. They are in the journal when this returns.
+
+        Args:
+            requests: the cells, in order.
+            principal: who sends them, for the journal.
+            client: the connection whose end interrupts cells with ``on_disconnect="interrupt"``. See
+                ``client_disconnected``.
 
         Raises:
-            SessionClosed, KernelDead, CellExists, QuotaExceeded, AtCapacity: nothing was accepted.
+            SessionClosed, KernelDead, CellExists, QuotaExceeded, AtCapacity: no cell was accepted.
         """
         self.require_writable()
         ids = tuple(r.cell or new_cell_id() for r in requests)
@@ -137,13 +142,13 @@ class Session(SessionRuntime):
         return list(ids)
 
     async def wait(self, cell: str) -> None:
-        """Wait until the cell has finished, on record. Safe to cancel: the cell runs on."""
+        """Wait until the end of the cell is in the journal. Safe to cancel: the cell continues to run."""
         waiter: asyncio.Future[None] = self._loop.create_future()
         self.when_finished(cell, lambda: None if waiter.done() else waiter.set_result(None))
         await waiter
 
     def when_finished(self, cell: str, call: Callable[[], object]) -> None:
-        """Call ``call`` once, when the cell has finished, on record: now if it has. It must not raise.
+        """Call ``call`` once when the end of the cell is in the journal, now if it is there. ``call`` must not raise.
 
         Raises:
             NotFound: there is no such cell.
@@ -153,7 +158,7 @@ class Session(SessionRuntime):
         self.journal.when_finished(cell, call)
 
     def client_disconnected(self, client: object) -> None:
-        """Interrupt or cancel the cells of a client that wanted that when it disconnects."""
+        """Interrupt or cancel the cells of a client that has disconnected, if they were sent with that option."""
         cells, running = self._clients.pop(client, set()), self.running
         with contextlib.suppress(KernelsvcError, OSError):
             waiting = [cell for cell in self.machine.queue if cell in cells and cell != running]
@@ -163,16 +168,16 @@ class Session(SessionRuntime):
                 self.handle(Interrupt(why="client gone"))
 
     def interrupt(self, why: str = "requested") -> None:
-        """Interrupt the running cell; nothing happens if none runs.
+        """Interrupt the running cell. Do nothing if no cell runs.
 
         Raises:
-            SessionClosed, KernelDead: there is nothing to interrupt.
+            SessionClosed, KernelDead: the session has no kernel.
         """
         self.require_writable()
         self.handle(Interrupt(why=why))
 
     def restart(self) -> None:
-        """Replace the kernel by one with empty variables; running and waiting cells are cancelled."""
+        """Replace the kernel by one with empty variables, and cancel running and waiting cells."""
         self.require_writable()
         self.handle(Restart())
 
@@ -189,7 +194,7 @@ class Session(SessionRuntime):
 
     @contextlib.contextmanager
     def starting_program(self) -> Iterator[None]:
-        """Don't hibernate while a program starts: its start takes time, and its event comes at the end."""
+        """Return a context manager that prevents hibernation while a program starts, before its event is in the log."""
         number = next(self._program_numbers)
         self.handle(BeginProgram(number))
         try:
@@ -198,23 +203,23 @@ class Session(SessionRuntime):
             self.handle(ProgramBegun(number))
 
     async def request(self, msg_type: str, content: dict[str, Any], *, timeout: float = 10.0) -> dict[str, Any]:
-        """Send the kernel a request that is no cell, and return its reply's content. Safe to cancel.
+        """Send the kernel a request other than a cell, and return its reply's content. Safe to cancel.
 
-        The kernel answers between cells, ``timeout`` seconds later at most.
+        The kernel replies between cells. ``timeout`` is in seconds.
 
         Raises:
-            KernelDead, SessionClosed, Timeout: no answer.
+            KernelDead, SessionClosed, Timeout: no reply.
         """
         return await self.kernel_requests.request(self._require_kernel(), msg_type, content, timeout)
 
     async def send_comm(self, message: KernelRequest) -> None:
-        """Send the kernel a message that has no reply (comms), and return when it was handled. Safe to cancel.
+        """Send the kernel a message that has no reply (comms), and wait until it is handled. Safe to cancel.
 
-        Events that it causes are on record with ``request`` set to its ``msg_id``.
+        Events that the message causes have its ``msg_id`` as their ``request``.
 
         Raises:
             Conflict: ``msg_id`` is in use.
-            QuotaExceeded: too many wait to be handled.
+            QuotaExceeded: too many messages wait for the kernel.
             KernelDead, SessionClosed: there is no kernel.
         """
         kernel = self._require_kernel()
@@ -251,7 +256,7 @@ class Session(SessionRuntime):
         return self.views.output(cell, name, offset, limit)
 
     def reader(self, after: int) -> LogReader:
-        """Return a cursor behind entry ``after`` of the log.
+        """Return a cursor that starts after entry ``after`` of the log.
 
         Raises:
             CursorUnknown: the log has no such position.
@@ -263,7 +268,7 @@ class Session(SessionRuntime):
         return self.log.lines(first, last)
 
     def position_after(self, cell: str | None) -> int:
-        """Return the position of a cell's last entry in the log; 1 if there is no such cell."""
+        """Return the position of a cell's last entry in the log, or 1 if there is no such cell."""
         record = self.machine.cells.get(cell or "")
         return record.last_seq if record is not None else 1
 
@@ -279,24 +284,24 @@ class Session(SessionRuntime):
         return [*self.machine.checkpoints.values()]
 
     def find_checkpoint(self, which: str) -> Checkpoint:
-        """Return the checkpoint of that id or name.
+        """Return the checkpoint with this id or name.
 
         Raises:
-            NotFound: there is none.
+            NotFound: no checkpoint has it.
         """
         return self.checkpoints.find(which)
 
     async def make_checkpoint(self, name: str | None = None) -> Checkpoint:
-        """Fork the kernel as it is after everything sent so far. See ``Checkpoints.make``."""
+        """Fork the kernel after all operations sent so far. See ``Checkpoints.make``."""
         await self.ensure_running()
         return await self.checkpoints.make(name)
 
     async def drop_checkpoint(self, which: str) -> None:
-        """End a checkpoint by id or name. See ``Checkpoints.drop``."""
+        """Drop a checkpoint by id or name. See ``Checkpoints.drop``."""
         await self.checkpoints.drop(which)
 
     async def rollback(self, to: str | None = None) -> None:
-        """Make the variables those of an earlier moment. See ``KernelLifecycle.rollback``."""
+        """Return to an earlier state of the variables. See ``KernelLifecycle.rollback``."""
         await self.lifecycle.rollback(to)
 
     async def hibernate(self) -> None:
@@ -304,7 +309,7 @@ class Session(SessionRuntime):
         await self.lifecycle.hibernate()
 
     async def ensure_running(self) -> None:
-        """Resume a hibernated session, or wait until a kernel is there. Safe to cancel."""
+        """Resume a hibernated session, or wait until a kernel is attached. Safe to cancel."""
         await self.lifecycle.ensure_running()
 
     # -- branches -------------------------------------------------------------------------------
@@ -327,11 +332,11 @@ class Session(SessionRuntime):
         return await self.checkpoints.fork_branches(copies, spares, at=at, force=force)
 
     def adopt_first_checkpoint(self, spare: asyncio.Future[ForkResult]) -> None:
-        """Use a fork that was made together with this branch as its first checkpoint."""
+        """Use a fork made together with this branch as its first checkpoint."""
         self.spawn(self.checkpoints.adopt_first(self.spec.spare, spare))
 
     async def restrict_writes(self) -> list[str]:
-        """Take from the kernel the right to write into branches' directories. See ``Checkpoints.restrict_writes``."""
+        """Forbid the kernel to write into its branches' directories. See ``Checkpoints.restrict_writes``."""
         return await self.checkpoints.restrict_writes()
 
     async def discard_kernel(self, kernel: str) -> None:
@@ -341,7 +346,7 @@ class Session(SessionRuntime):
     # -- limits ---------------------------------------------------------------------------------
 
     def on_watchdog(self, breaches: Sequence[LimitExceeded]) -> None:
-        """Act on the limits that the watchdog saw exceeded at its last look."""
+        """Act on the limits that the watchdog found exceeded in its last check."""
         self.limit_enforcer.on_watchdog(breaches)
 
     def on_cgroup_event(self, limit: str) -> None:
@@ -349,5 +354,5 @@ class Session(SessionRuntime):
         self.limit_enforcer.on_cgroup_event(limit)
 
     def on_kernel_stopped(self) -> None:
-        """End a kernel that was stopped (SIGSTOP) in the middle of a cell."""
+        """End a kernel that was stopped by SIGSTOP in the middle of a cell."""
         self.limit_enforcer.on_kernel_stopped()

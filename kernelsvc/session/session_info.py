@@ -21,7 +21,7 @@ def describe(
     kernel: KernelInfo | None,
     sandbox: SandboxReport,
 ) -> SessionInfo:
-    """Return the public description of a session. The machine's clock becomes wall time."""
+    """Return the public description of a session, with the machine's monotonic times as wall-clock times."""
     now, wall = asyncio.get_running_loop().time(), time.time()
     expires = machine.expires_at()
     closed = machine.state is SessionState.CLOSED

@@ -1,4 +1,4 @@
-"""The specification of a session: everything about it that its log does not change."""
+"""The specification of a session: its properties outside the log."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class SessionSpec(msgspec.Struct, kw_only=True):
     beside: str | None = None
 
     def use_kernel(self, kernel: str) -> None:
-        """Note the id of the kernel that runs the session from now on."""
+        """Set the id of the kernel that runs the session from now on."""
         self.kernel = kernel
 
     def use_directory(self, workdir: str, *, family: str = "", home: str = "", copy_from: str = "") -> None:
-        """Note the session's directories. An empty argument leaves what the specification has.
+        """Set the session's directories. An empty argument does not change the specification.
 
         Args:
             workdir: the working directory on this machine.
-            family: the directory that holds it and those of its branches.
-            home: for a branch: its directory as seen inside the sandbox.
-            copy_from: for a branch: its parent's directory as seen inside the sandbox.
+            family: the directory that contains it and the directories of its branches.
+            home: a branch's directory as seen inside the sandbox.
+            copy_from: the directory of a branch's parent as seen inside the sandbox.
         """
         self.workdir = workdir
         self.family = family or self.family
@@ -50,13 +50,13 @@ class SessionSpec(msgspec.Struct, kw_only=True):
         self.copy_from = copy_from or self.copy_from
 
     def add_warnings(self, warnings: list[str]) -> None:
-        """Note for the journal what a fork could not copy."""
+        """Add a fork's warnings to ``parent``, which the ``session_started`` event records."""
         if warnings:
             self.parent = {**(self.parent or {}), "warnings": warnings}
 
 
 def start_request_of(spec: SessionSpec) -> StartRequest:
-    """Return the request that starts the session's kernel, or resumes the fork that it begins as."""
+    """Return the request that starts the session's kernel, or resumes the fork of a new branch."""
     return StartRequest(
         session=spec.id,
         kernel=spec.kernel,
