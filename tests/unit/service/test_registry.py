@@ -33,7 +33,8 @@ def spec(id: str, principal: str = "alice", sidecar_of: str | None = None) -> Se
 
 
 def session(id: str, principal: str = "alice", sidecar_of: str | None = None) -> Any:
-    return SimpleNamespace(id=id, about=spec(id, principal, sidecar_of), state=SessionState.IDLE)
+    made = spec(id, principal, sidecar_of)
+    return SimpleNamespace(id=id, spec=made, principal=principal, limits=made.limits, state=SessionState.IDLE)
 
 
 def registry(path: Path, **changes: Any) -> SessionRegistry:
