@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from PIL import Image, ImageChops, ImageFilter, ImageStat
 from kernelsvc.store.convert import convert
 
 ROOT = Path(__file__).parents[2]
-REFERENCE = Path(__file__).with_name("analysis.png")
-#: Set to write the reference picture: after a change of the page's looks that was meant.
+REFERENCES = Path(__file__).parent
+#: Set to write the reference pictures, after an intended change of the page.
 WRITE = "KERNELSVC_WRITE_REFERENCE" in os.environ
 SIZE = (1000, 2600)
 #: Mean difference of grey, of 255, that another release of Chromium or of its fonts' rendering may cause.
@@ -101,16 +102,32 @@ def shown(source):
     return {"output_type": "display_data", "data": {"text/html": source}, "metadata": {}}
 
 
+def assert_looks_as(reference, page, browser, tmp_path):
+    """Compare a page with its reference picture, and check that the comparison sees a fault."""
+    found = picture(browser, page, tmp_path)
+    path = REFERENCES / reference
+    if WRITE:
+        found.save(path, optimize=True)
+    with Image.open(path) as wanted:
+        assert difference(found, wanted) < TOLERANCE
+        # The same page with one fault: table heads as text.
+        broken = picture(browser, re.sub(r"<(/?(?:thead|tr|th)\b[^>]*)>", r"&lt;\1&gt;", page), tmp_path)
+        assert difference(broken, wanted) > 2 * TOLERANCE
+
+
 def test_the_worked_example_looks_as_it_should(browser, tmp_path):
     page = asyncio.run(convert((ROOT / "notebooks" / "analysis.ipynb").read_bytes(), "html")).decode()
-    found = picture(browser, page, tmp_path)
-    if WRITE:
-        found.save(REFERENCE, optimize=True)
-    with Image.open(REFERENCE) as reference:
-        assert difference(found, reference) < TOLERANCE
-        # The same page with one fault: table heads as text. The comparison must see it.
-        broken = picture(browser, re.sub(r"<(/?(?:thead|tr|th)\b[^>]*)>", r"&lt;\1&gt;", page), tmp_path)
-        assert difference(broken, reference) > 2 * TOLERANCE
+    assert_looks_as("analysis.png", page, browser, tmp_path)
+
+
+def test_the_page_of_the_demo_looks_as_it_should(browser, tmp_path):
+    env = {name: value for name, value in os.environ.items() if name not in ("KERNELSVC_URL", "KERNELSVC_TOKEN")}
+    command = [sys.executable, "-m", "kernelsvc", "demo", "--out", str(tmp_path / "out")]
+    subprocess.run(command, env=env, capture_output=True, timeout=100, check=True)
+    page = (tmp_path / "out" / "penguins.html").read_text()
+    # A traceback names files of this environment. Long paths wrap, and would move the rest of the page.
+    page = re.sub(r"python3\.\d+", "python3", page.replace(sys.prefix, "/env"))
+    assert_looks_as("demo.png", page, browser, tmp_path)
 
 
 def test_the_worked_example_as_the_browser_reads_it(browser, tmp_path):
