@@ -159,6 +159,22 @@ class MachineState:
         self.ordered = False  # whether the kernel is ordered (kernels.port), known when it is attached
         self.unpaused_at: float | None = None  # the end of the last pause
 
+    def find_cell(self, cell: str) -> CellRecord | None:
+        """Return the record of a cell, or None if the session has no such cell."""
+        return self.cells.get(cell)
+
+    def cell_records(self) -> list[CellRecord]:
+        """Return the records of all cells, in the order in which they were accepted."""
+        return list(self.cells.values())
+
+    def kernel_of(self, checkpoint: str) -> str | None:
+        """Return the kernel id of a checkpoint's process, or None if there is none."""
+        return self.checkpoint_kernels.get(checkpoint)
+
+    def kernels_of_checkpoints(self) -> list[str]:
+        """Return the kernel ids of all checkpoints' processes."""
+        return list(self.checkpoint_kernels.values())
+
     @property
     def hibernated(self) -> bool:
         """Whether the variables are on disk and there is no kernel."""

@@ -58,6 +58,10 @@ class Story:
         stimulus = decision.stimulus or RecordEvents(events)
         self.transitions.append(Transition(self._count, at, stimulus, before, after, events, tuple(decision.effects)))
 
+    def last(self) -> str:
+        """Return one line for the last transition."""
+        return str(self.transitions[-1])
+
     def __str__(self) -> str:
         """Return one line for each transition."""
         return "\n".join(map(str, self.transitions))

@@ -44,6 +44,7 @@ class Retention:
     ) -> None:
         self._store = store
         self._projections = projections
+        self._index = projections.index
         self._closed = closed
         self._age = settings.retention_seconds or 0.0
         self._action = settings.retention_action
@@ -70,13 +71,13 @@ class Retention:
             except (OSError, KernelsvcError) as error:
                 log.error("session %s can't be retired. The next pass tries again: %s", session, error)
                 continue
-            self._projections.index.remove(session)
+            self._index.remove(session)
             gone.append(session)
         return gone
 
     def _closed_sessions(self) -> Iterable[tuple[str, float]]:
         """Yield closed sessions and the time of their last entry. Those whose directory holds a branch's files stay."""
-        for session in self._projections.index.closed() - self._hosts():
+        for session in self._index.closed() - self._hosts():
             try:
                 yield session, self._store.directory(session).journal.stat().st_mtime
             except (OSError, KernelsvcError):

@@ -108,6 +108,7 @@ class Service:
         self._launchers = launchers or Launchers(host_settings(settings), start_host=settings.start_host)
         self._store = store = SessionDirectories(settings.data_path())
         self._projections = projections = Projections(store, self.metrics)
+        self._index = projections.index
         self._loads = loads = BackgroundLoads(settings.start_seconds)
         factory = SessionFactory(settings, store, self._launchers, projections, self.versions, self._observe)
         self._closed = ClosedSessions(store, factory, loads)
@@ -230,7 +231,7 @@ class Service:
     ) -> Page:
         """Return the caller's sessions, the newest first, and the name of the next page."""
         self._registry.require_scope(who, "read")
-        rows, following = self._projections.index.page(who.name, state=state, label=label, limit=limit, page=page)
+        rows, following = self._index.page(who.name, state=state, label=label, limit=limit, page=page)
         found = []
         for row in rows:
             with contextlib.suppress(NotFound):
@@ -441,7 +442,7 @@ class Service:
 
     def _observe(self, session: Session, events: Sequence[Event]) -> None:
         self._projections.feed(session.id, events)
-        self._projections.index.set_state(session.id, session.state)
+        self._index.set_state(session.id, session.state)
         last = events[-1]
         if isinstance(last, ev.SessionClosed):
             self._registry.close(session)

@@ -55,7 +55,7 @@ class CellViews:
             del self._folds[oldest]
 
     def _record(self, cell: str) -> CellRecord:
-        record = self._machine.cells.get(cell)
+        record = self._machine.find_cell(cell)
         if record is None:
             raise NotFound(f"There is no cell {cell!r} in this session. List its cells.")
         return record

@@ -239,7 +239,7 @@ class Checkpoints:
         machine = self._machine
         automatic = sorted((c for c in machine.checkpoints.values() if c.auto), key=lambda c: c.seq)
         for old in automatic[: -(self._keep + 1)]:  # oldest fork first: one that was resumed was forked again
-            if machine.checkpoint_kernels.get(old.id) not in self._resumed:
+            if machine.kernel_of(old.id) not in self._resumed:
                 await self._drop(old.id, "replaced by a newer one")
 
     async def drop(self, which: str) -> None:
@@ -251,7 +251,7 @@ class Checkpoints:
         await self._drop(self.find(which).id, "requested")
 
     async def _drop(self, checkpoint: str, why: str) -> None:
-        kernel = self._machine.checkpoint_kernels.get(checkpoint)
+        kernel = self._machine.kernel_of(checkpoint)
         self._session.record(ev.CheckpointDropped(checkpoint=checkpoint, why=why))
         if kernel is not None and kernel not in self._resumed:
             await self._launcher.discard(kernel)
@@ -259,7 +259,7 @@ class Checkpoints:
     async def discard_all(self) -> None:
         """End all checkpoint processes without an event, because the session or its kernel has ended."""
         self._cancel()
-        copies = list(self._machine.checkpoint_kernels.values())
+        copies = self._machine.kernels_of_checkpoints()
         await asyncio.gather(*(self._launcher.discard(kernel) for kernel in copies))
 
     # -- finding ------------------------------------------------------------------------------
@@ -442,14 +442,14 @@ class Checkpoints:
         Raises:
             KernelDead, Timeout: the process could not be resumed.
         """
-        kernel = self._machine.checkpoint_kernels.get(checkpoint.id)
+        kernel = self._machine.kernel_of(checkpoint.id)
         if kernel is None:
             raise KernelDead(f"The checkpoint {checkpoint.id} is gone.")
         request = msgspec.structs.replace(start_request_of(self._spec), kernel=kernel, home="")
         if sink is None:
             request = self._with_past(request, checkpoint.after_cell)
         # Forget processes that no checkpoint has any more.
-        self._resumed &= set(self._machine.checkpoint_kernels.values())
+        self._resumed &= set(self._machine.kernels_of_checkpoints())
         self._resumed.add(kernel)
         try:
             return await self._launcher.resume_copy(request, sink or self._session)
@@ -475,7 +475,7 @@ class Checkpoints:
 
     def _ran_since(self, cell: str | None) -> dict[int, str]:
         """Return code by execution count, for cells after ``cell``: at most the last ``MAX_HISTORY`` characters."""
-        records = list(self._machine.cells.values())
+        records = self._machine.cell_records()
         first = next((n + 1 for n, record in enumerate(records) if record.id == cell), 0)
         ran: dict[int, str] = {}
         left = MAX_HISTORY

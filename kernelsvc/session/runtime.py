@@ -212,8 +212,9 @@ class SessionRuntime:
         if events:
             self.journal.append(events)
         self.machine.commit(decision, now)
-        if self.machine.story is not None and log.isEnabledFor(logging.DEBUG):
-            log.debug("session %s: transition %s", self.id, self.machine.story.transitions[-1])
+        story = self.machine.story
+        if story is not None and log.isEnabledFor(logging.DEBUG):
+            log.debug("session %s: transition %s", self.id, story.last())
         sends = [effect for effect in decision.effects if isinstance(effect, SendCell)]
         try:
             for send in sends:  # first, so that the kernel works while the server does the rest

@@ -60,7 +60,7 @@ def test_a_token_is_rotated_and_the_session_keeps_its_variables(short_tmp: Path)
         restarted(server)
         with Client(server.url, "new") as client:
             assert client.session(id).run("x + 1").text.strip() == "42"
-        with pytest.raises(KernelsvcError, match="not known"), Client(server.url, "old") as client:
+        with pytest.raises(KernelsvcError, match="token is unknown"), Client(server.url, "old") as client:
             client.session(id)
     finally:
         server.stop()

@@ -133,7 +133,7 @@ async def test_a_hibernated_session_wakes_with_its_variables(before):
         session = await client.session(before.told["hibernated"]["id"])
         for code, value in HIBERNATED.items():
             assert (await session.run(code)).text.strip() == value, code
-        assert "make it again" in (await session.run("next(lost)")).text
+        assert "Create it again" in (await session.run("next(lost)")).text
 
 
 async def test_a_session_that_was_open_when_all_was_killed_has_a_new_kernel(before):

@@ -64,6 +64,7 @@ class Adoption:
         self._closed = closed
         self._factory = factory
         self._projections = projections
+        self._index = projections.index
         self._launchers = launchers
         self._loads = loads
         self._all_readable = True
@@ -77,7 +78,7 @@ class Adoption:
             (large if is_large(directory.journal) else small).append(directory)
         await asyncio.to_thread(self._projections.catch_up_index, small)
         self._projections.finish_others()
-        closed = self._projections.index.closed()
+        closed = self._index.closed()
         await asyncio.gather(*(self._adopt(directory) for directory in small if directory.id not in closed))
         self._later = {directory.id for directory in large}
         for directory in sorted(large, key=lambda each: each.journal.stat().st_size):
@@ -94,8 +95,8 @@ class Adoption:
             self._registry.reserve([spec])
             if spec.idempotency_key is not None:
                 self._keys.put(spec.principal, spec.idempotency_key, spec.id)
-        if spec is not None and directory.id not in self._projections.index.seqs():
-            self._projections.index.feed(directory.id, [first_event(spec)])
+        if spec is not None and directory.id not in self._index.seqs():
+            self._index.feed(directory.id, [first_event(spec)])
         owner = spec.principal if spec else None
         self._loads.begin(directory.id, owner, partial(self._recover, directory, spec, closed=closed))
 
@@ -150,14 +151,14 @@ class Adoption:
             return None
         session = self._factory.open(PreparedSession(read_spec(directory, journal), directory, journal))
         events = machine_events(journal)
-        if is_large(directory.journal) and self._projections.index.seqs().get(directory.id) != journal.last_seq:
+        if is_large(directory.journal) and self._index.seqs().get(directory.id) != journal.last_seq:
             events = self._indexed(directory.id, events)
         await read(session.rebuild, events)
         return session
 
     def _indexed(self, session: str, events: Iterator[Event]) -> Iterator[Event]:
         """Pass events on in a thread, and have the index learn them in the event loop, some at a time."""
-        loop, index = asyncio.get_running_loop(), self._projections.index
+        loop, index = asyncio.get_running_loop(), self._index
 
         def passing() -> Iterator[Event]:
             first = True
@@ -174,7 +175,7 @@ class Adoption:
         except (OSError, KernelsvcError) as error:
             log.warning("session %s: its kernel can't be adopted yet. The server tries again: %s", session.id, error)
             return False
-        self._projections.index.set_state(session.id, session.state)
+        self._index.set_state(session.id, session.state)
         return True
 
     async def _adopt_later(self, session: Session) -> None:

@@ -1,7 +1,6 @@
 """What an index learns of a log while it is read in a thread. (Adoption itself: ``chaos/test_server_dies.py``.)"""
 
 import asyncio
-from types import SimpleNamespace
 
 from kernelsvc.model import events as ev
 from kernelsvc.service.loading.adoption import Adoption
@@ -26,7 +25,7 @@ async def test_it_learns_everything_once_and_in_order(tmp_path):
     index = Index(tmp_path / "index.sqlite")
     index.learn_events("s_1", [stamped(ev.SessionStarted(principal="me", template="old"), 1)], anew=True)
     adoption = object.__new__(Adoption)
-    adoption._projections = SimpleNamespace(index=index)
+    adoption._index = index
     telling = adoption._indexed("s_1", past())
     passed = await asyncio.to_thread(lambda: [event.seq for event in telling])
     await asyncio.sleep(0)
