@@ -1,8 +1,9 @@
 # ruff: noqa: D102 - the methods are documented once, on the classes that implement them
-"""The port that transports are written against: values, session ids and streams, no paths and no live objects.
+"""The port of the service, which every public API of the server uses: values, session ids and streams.
 
-A front on another machine can implement it by forwarding. ``service.service.Service`` implements it here.
-The import contracts in ``pyproject.toml`` hold that ``server`` imports nothing else of ``service``.
+A front on another machine can implement it by forwarding, except ``files_dir``, which returns a path.
+``service.service.Service`` implements it here. The import contracts in ``pyproject.toml`` hold that
+``server`` imports nothing else of ``service``.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ class ByteStream(Protocol):
 
 
 class ServiceApi(Protocol):
-    """What transports call. Every method raises ``KernelsvcError`` for an error that the caller must know.
+    """The methods that the public APIs call. Each raises ``KernelsvcError`` for an error that the caller must know.
 
     ``who`` owns the sessions that it creates. Another principal's session is
     ``not_found``. Methods that wait are safe to cancel: accepted work continues.
