@@ -71,7 +71,7 @@ class Rpc:
         return [m["params"] for m in self.heard if m.get("method") == "event" and m["params"]["session"] == session]
 
 
-class Doors:
+class HttpServer:
     """A server, its service and clients for it."""
 
     def __init__(self, settings: Settings, kernels: FakeLauncher | None = None) -> None:
@@ -82,7 +82,7 @@ class Doors:
         self.url = ""
         self.http = AsyncHTTPClient(force_instance=True)
 
-    async def start(self) -> Doors:
+    async def start(self) -> HttpServer:
         self.url = await self.inner.start()
         return self
 

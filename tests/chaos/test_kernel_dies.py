@@ -101,7 +101,7 @@ async def test_a_kernel_that_made_itself_deaf_is_replaced_between_cells(arena, c
 
 
 async def test_descriptors_closed_one_by_one(arena):
-    """The server may come back through a door that is closed a moment later; what is closed by then differs."""
+    """The server may come back through a connection that is closed a moment later; what is closed by then differs."""
     code = "import os, time\nfor fd in range(3, 100):\n    try: os.close(fd)\n    except OSError: pass\ntime.sleep(20)"
     async with arena.client() as client, await client.create_session() as session:
         for _ in range(12):

@@ -1,4 +1,4 @@
-"""The Jupyter door as a plain client meets it: REST, and both framings of the channels."""
+"""The Jupyter API as a plain client meets it: REST, and both framings of the channels."""
 
 from __future__ import annotations
 

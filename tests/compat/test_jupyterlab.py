@@ -1,6 +1,6 @@
-"""JupyterLab at its current release, in a real browser: in front of our door, and with forks and no server of ours.
+"""JupyterLab at its current release, in a real browser: in front of our API, and with forks and no server of ours.
 
-What a person does is the script ``clients/jupyterlab_browser.py``. The kernels need ipywidgets: the door's come from a
+What a person does is the script ``clients/jupyterlab_browser.py``. The kernels need ipywidgets: the API's come from a
 template with a Python of its own, the others are forks of JupyterLab's own Python.
 """
 

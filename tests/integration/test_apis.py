@@ -1,4 +1,4 @@
-"""The doors in front of the real service: what a plain client sees, as ``api.md`` writes it."""
+"""The APIs in front of the real service: what a plain client sees, as ``api.md`` writes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 import websockets
-from doors import Rpc
+from http_server import Rpc
 from served import Served, serving
 
 HEADERS = {"Authorization": "Bearer test-token"}

@@ -242,7 +242,7 @@ async def test_a_branch_holds_nothing_of_its_siblings(client: AsyncClient) -> No
     branches = await parent.branch(count=8)
     assert all("warnings" not in (one.details.parent or {}) for one in branches)
     for one in branches:
-        assert await value(one, look) == before, "the doors and pipes of others that were asked for with it"
+        assert await value(one, look) == before, "the sockets and pipes of others that were asked for with it"
     await close(parent, *branches)
 
 

@@ -1,4 +1,4 @@
-"""The E2B door over a real server, by plain HTTP: what its clients rely on, and what an attacker tries."""
+"""The E2B API over a real server, by plain HTTP: what its clients rely on, and what an attacker tries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from served import Served, serving
 from waiting import wait_for
 
-from kernelsvc.server import e2b as door
+from kernelsvc.server import e2b as api
 
 Answer = tuple[int, Any]
 
@@ -24,8 +24,8 @@ Answer = tuple[int, Any]
 class Box:
     """One sandbox and what E2B's clients know of it."""
 
-    def __init__(self, door: Door, shown: dict[str, Any]) -> None:
-        self.door, self.id = door, shown["sandboxID"]
+    def __init__(self, api: E2bApi, shown: dict[str, Any]) -> None:
+        self.api, self.id = api, shown["sandboxID"]
         self.envd, self.traffic = shown["envdAccessToken"], shown["trafficAccessToken"]
 
     def headers(self, port: int = 49999, **more: str) -> dict[str, str]:
@@ -33,10 +33,10 @@ class Box:
         return {"E2b-Sandbox-Id": self.id, "E2b-Sandbox-Port": str(port), **secret, **more}
 
     def ask(self, method: str, path: str, body: Any = None, port: int = 49999) -> Answer:
-        return self.door.ask(method, path, body, self.headers(port))
+        return self.api.ask(method, path, body, self.headers(port))
 
     def run(self, code: str, **more: Any) -> list[dict[str, Any]]:
-        status, text = self.door.raw("POST", "/execute", {"code": code, **more}, self.headers())
+        status, text = self.api.raw("POST", "/execute", {"code": code, **more}, self.headers())
         assert status == 200, text
         return [json.loads(line) for line in text.splitlines()]
 
@@ -46,7 +46,7 @@ class Box:
         return next((line["text"] for line in lines if line.get("is_main_result")), None)
 
 
-class Door:
+class E2bApi:
     """A plain client."""
 
     def __init__(self, served: Served) -> None:
@@ -72,12 +72,12 @@ class Door:
 
 
 @pytest.fixture(scope="module")
-def e2b(served: Served) -> Door:
-    return Door(served)
+def e2b(served: Served) -> E2bApi:
+    return E2bApi(served)
 
 
 @pytest.fixture
-def box(e2b: Door) -> Iterator[Box]:
+def box(e2b: E2bApi) -> Iterator[Box]:
     made = e2b.create()
     yield made
     e2b.ask("DELETE", f"/sandboxes/{made.id}")
@@ -91,9 +91,9 @@ def kinds(lines: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("headers", [{}, {"X-API-KEY": "wrong"}, {"Authorization": "Bearer wrong"}])
-def test_every_route_is_closed_without_a_key(e2b: Door, box: Box, headers: dict[str, str]) -> None:
+def test_every_route_is_closed_without_a_key(e2b: E2bApi, box: Box, headers: dict[str, str]) -> None:
     where = {"E2b-Sandbox-Id": box.id, "E2b-Sandbox-Port": "49999"} | headers
-    paths = [_example(pattern, box.id) for module in door.MODULES for pattern, _ in module.ROUTES]
+    paths = [_example(pattern, box.id) for module in api.MODULES for pattern, _ in module.ROUTES]
     for path in paths:
         for method in ("GET", "POST", "PUT", "DELETE"):
             status, said = e2b.ask(method, path, {} if method == "POST" else None, where)
@@ -116,22 +116,22 @@ def _example(pattern: str, id: str) -> str:
 
 def test_one_principals_sandbox_is_not_there_for_another(short_tmp: Any) -> None:
     with serving(short_tmp / "two", "--token", "other-token") as served:
-        mine = Door(served).create()
+        mine = E2bApi(served).create()
         theirs = {"X-API-KEY": "other-token"}
         for method, path in (
             ("GET", ""), ("DELETE", ""), ("POST", "/timeout"), ("POST", "/pause"), ("POST", "/connect"),
             ("POST", "/fork"), ("POST", "/snapshots"), ("GET", "/metrics"),
         ):  # fmt: skip
-            status, said = mine.door.ask(method, f"/sandboxes/{mine.id}{path}", {"timeout": 1}, theirs)
+            status, said = mine.api.ask(method, f"/sandboxes/{mine.id}{path}", {"timeout": 1}, theirs)
             assert (status, said["code"]) == (404, 404), (method, path, said)
-        assert mine.door.ask("GET", "/v2/sandboxes", None, theirs) == (200, [])
+        assert mine.api.ask("GET", "/v2/sandboxes", None, theirs) == (200, [])
         where = {"E2b-Sandbox-Id": mine.id, "E2b-Sandbox-Port": "49999"} | theirs
         for method, path in (("POST", "/execute"), ("GET", "/contexts"), ("GET", "/health")):
-            assert mine.door.ask(method, path, {"code": "1"}, where)[0] == 502
+            assert mine.api.ask(method, path, {"code": "1"}, where)[0] == 502
         assert mine.text("1") == "1"
 
 
-def test_the_secret_for_code_opens_no_files(e2b: Door, box: Box) -> None:
+def test_the_secret_for_code_opens_no_files(e2b: E2bApi, box: Box) -> None:
     headers = {"E2b-Sandbox-Id": box.id, "E2b-Sandbox-Port": "49983", "X-Access-Token": box.traffic}
     assert e2b.ask("GET", "/files?path=x", None, headers)[0] in (401, 404)
     assert box.ask("GET", "/contexts")[0] == 200
@@ -140,7 +140,7 @@ def test_the_secret_for_code_opens_no_files(e2b: Door, box: Box) -> None:
 # --- the control plane ----------------------------------------------------------------------
 
 
-def test_a_sandbox_from_beginning_to_end(e2b: Door) -> None:
+def test_a_sandbox_from_beginning_to_end(e2b: E2bApi) -> None:
     box = e2b.create(metadata={"user": "me", "a b": "c&d"}, envVars={"MINE": "it's"}, timeout=100)
     status, shown = e2b.ask("GET", f"/sandboxes/{box.id}")
     assert status == 200
@@ -163,7 +163,7 @@ def test_a_sandbox_from_beginning_to_end(e2b: Door) -> None:
     assert (status, said["message"]) == (502, "The sandbox was not found")
 
 
-def test_a_listing_in_pages_by_metadata(e2b: Door) -> None:
+def test_a_listing_in_pages_by_metadata(e2b: E2bApi) -> None:
     boxes = [e2b.create(metadata={"listed": "y s", "n": str(n)}) for n in range(3)]
     query = f"/v2/sandboxes?limit=2&metadata={quote('listed=y%20s')}"
     connection = http.client.HTTPConnection(e2b.served.url.removeprefix("http://"))
@@ -184,7 +184,7 @@ def test_a_listing_in_pages_by_metadata(e2b: Door) -> None:
         e2b.ask("DELETE", f"/sandboxes/{box.id}")
 
 
-def test_a_sandbox_ends_at_its_time_and_renewing_puts_it_off(e2b: Door) -> None:
+def test_a_sandbox_ends_at_its_time_and_renewing_puts_it_off(e2b: E2bApi) -> None:
     box = e2b.create(timeout=0.3)
     assert e2b.ask("POST", f"/sandboxes/{box.id}/timeout", {"timeout": 60})[0] == 204
     time.sleep(0.5)  # the point is that it does not end in this time
@@ -196,7 +196,7 @@ def test_a_sandbox_ends_at_its_time_and_renewing_puts_it_off(e2b: Door) -> None:
     assert (status, "above this server's" in said["message"]) == (400, True)
 
 
-def test_at_its_time_a_sandbox_may_be_paused(e2b: Door) -> None:
+def test_at_its_time_a_sandbox_may_be_paused(e2b: E2bApi) -> None:
     box = e2b.create(timeout=60, autoPause=True)
     box.run("kept = 7")
     e2b.ask("POST", f"/sandboxes/{box.id}/timeout", {"timeout": 0})
@@ -208,7 +208,7 @@ def test_at_its_time_a_sandbox_may_be_paused(e2b: Door) -> None:
     e2b.ask("DELETE", f"/sandboxes/{box.id}")
 
 
-def test_a_paused_sandbox_that_wakes_itself(e2b: Door) -> None:
+def test_a_paused_sandbox_that_wakes_itself(e2b: E2bApi) -> None:
     box = e2b.create(autoResume={"enabled": True}, autoPause=True)
     box.run("kept = 8")
     assert e2b.ask("POST", f"/sandboxes/{box.id}/pause")[0] == 204
@@ -217,7 +217,7 @@ def test_a_paused_sandbox_that_wakes_itself(e2b: Door) -> None:
     e2b.ask("DELETE", f"/sandboxes/{box.id}")
 
 
-def test_a_fork_has_the_live_state_and_is_its_own(e2b: Door, box: Box) -> None:
+def test_a_fork_has_the_live_state_and_is_its_own(e2b: E2bApi, box: Box) -> None:
     box.run("x = [1]; open('f', 'w').write('before')")
     status, found = e2b.ask("POST", f"/sandboxes/{box.id}/fork", {"count": 2})
     assert status == 201
@@ -229,14 +229,14 @@ def test_a_fork_has_the_live_state_and_is_its_own(e2b: Door, box: Box) -> None:
     assert e2b.ask("POST", f"/sandboxes/{box.id}/fork", {"count": 21})[0] == 400
 
 
-def test_what_cannot_be_forked_says_why(e2b: Door, box: Box) -> None:
+def test_what_cannot_be_forked_says_why(e2b: E2bApi, box: Box) -> None:
     box.run("import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()")
     _, (found,) = e2b.ask("POST", f"/sandboxes/{box.id}/fork", {})
     assert found["error"]["code"] == 409
     assert "thread" in found["error"]["message"].lower()
 
 
-def test_a_snapshot_outlives_its_sandbox(e2b: Door) -> None:
+def test_a_snapshot_outlives_its_sandbox(e2b: E2bApi) -> None:
     box = e2b.create()
     box.run("x = 1; open('f', 'w').write('then')")
     status, taken = e2b.ask("POST", f"/sandboxes/{box.id}/snapshots", {"name": "checked"})
@@ -257,7 +257,7 @@ def test_a_snapshot_outlives_its_sandbox(e2b: Door) -> None:
         e2b.ask("DELETE", f"/sandboxes/{each.id}")
 
 
-def test_what_is_not_here_is_said(e2b: Door, box: Box) -> None:
+def test_what_is_not_here_is_said(e2b: E2bApi, box: Box) -> None:
     assert e2b.ask("POST", "/v2/sandboxes", {"templateID": "nothing-of-mine"})[0] == 404
     assert e2b.ask("POST", "/v2/sandboxes", {"mcp": {"x": {}}})[0] == 501
     assert e2b.ask("PUT", f"/sandboxes/{box.id}/network", {})[0] == 501
@@ -265,7 +265,7 @@ def test_what_is_not_here_is_said(e2b: Door, box: Box) -> None:
     assert e2b.raw("POST", "/v2/sandboxes", None, {"X-API-KEY": "test-token"})[0] == 201
 
 
-def test_the_same_key_makes_one_sandbox(e2b: Door) -> None:
+def test_the_same_key_makes_one_sandbox(e2b: E2bApi) -> None:
     headers = {"X-API-KEY": "test-token", "Idempotency-Key": "one"}
     found = {e2b.ask("POST", "/v2/sandboxes", {}, headers)[1]["sandboxID"] for _ in range(2)}
     assert len(found) == 1
@@ -286,7 +286,7 @@ def test_what_a_cell_says_comes_line_by_line(box: Box) -> None:
 def test_what_is_produced_is_sent_at_once_and_silence_is_not_taken_for_death(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection = http.client.HTTPConnection(box.door.served.url.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(box.api.served.url.removeprefix("http://"), timeout=30)
     code = "print('now'); import time; time.sleep(5.6)"
     connection.request("POST", "/execute", json.dumps({"code": code}), box.headers())
     began = time.monotonic()
@@ -299,7 +299,7 @@ def test_what_is_produced_is_sent_at_once_and_silence_is_not_taken_for_death(
 
 
 def test_leaving_interrupts_the_code(box: Box) -> None:
-    connection = http.client.HTTPConnection(box.door.served.url.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(box.api.served.url.removeprefix("http://"), timeout=30)
     code = "n = 0\nwhile True:\n    n += 1\n    if n == 1: print('on')\n    __import__('time').sleep(0.01)"
     connection.request("POST", "/execute", json.dumps({"code": code}), box.headers())
     response = connection.getresponse()
@@ -318,7 +318,7 @@ def test_cells_wait_for_each_other(box: Box) -> None:
 
     first = threading.Thread(target=run, args=("first", "import time; time.sleep(1); x = 1"))
     first.start()
-    wait_for(lambda: box.door.served.call("GET", f"/v1/sessions/{box.id}")["state"] == "busy", what="the first cell")
+    wait_for(lambda: box.api.served.call("GET", f"/v1/sessions/{box.id}")["state"] == "busy", what="the first cell")
     assert box.text("x") == "1"
     order.append("second")
     first.join()
@@ -329,7 +329,7 @@ def test_variables_of_one_run_are_of_that_run_and_on_no_record(box: Box) -> None
     value = "sec'ret\"\n$(x)"
     assert box.text("import os; os.environ['ONE'] == " + repr(value), env_vars={"ONE": value}) == "True"
     wait_for(lambda: box.text("'ONE' in os.environ") == "False", what="their end")
-    journal = box.door.served.data_dir / "sessions" / box.id / "journal.jsonl"
+    journal = box.api.served.data_dir / "sessions" / box.id / "journal.jsonl"
     assert 'ret\\"\\n$(x)"}' not in journal.read_text()
     assert box.ask("POST", "/execute", {"code": "1", "env_vars": {"a=b": "x"}})[0] == 400
 
@@ -375,7 +375,7 @@ def test_notebooks_of_sandboxes_are_valid(box: Box) -> None:
     import nbformat
 
     box.run("import pandas as pd, matplotlib.pyplot as plt\nplt.plot([1]); plt.show()\npd.DataFrame({'a': [1]})")
-    notebook = box.door.served.call("GET", f"/v1/sessions/{box.id}/notebook")
+    notebook = box.api.served.call("GET", f"/v1/sessions/{box.id}/notebook")
     nbformat.validate(notebook)
     kept = [data for cell in notebook["cells"] for out in cell.get("outputs", []) for data in out.get("data", {})]
     assert "application/vnd.e2b.chart+json" in kept
@@ -403,7 +403,7 @@ def test_contexts_share_files_and_nothing_else(box: Box) -> None:
     assert box.ask("DELETE", f"/contexts/{box.id}")[0] == 400
 
 
-def test_contexts_end_with_their_sandbox_and_are_none_themselves(e2b: Door) -> None:
+def test_contexts_end_with_their_sandbox_and_are_none_themselves(e2b: E2bApi) -> None:
     box = e2b.create()
     context = box.ask("POST", "/contexts", {})[1]["id"]
     assert context not in [each["sandboxID"] for each in e2b.ask("GET", "/v2/sandboxes")[1]]
@@ -429,32 +429,32 @@ def test_what_a_context_cannot_be(box: Box) -> None:
 
 def test_a_sandbox_is_a_session_of_every_other_door(box: Box) -> None:
     box.run("x = 41")
-    cell = box.door.served.call("POST", f"/v1/sessions/{box.id}/cells", {"code": "x + 1"})
+    cell = box.api.served.call("POST", f"/v1/sessions/{box.id}/cells", {"code": "x + 1"})
     assert cell["text"].strip() == "42"
     line = box.run("print('again')")[0]
-    again = box.door.served.call("GET", f"/v1/sessions/{line['session']}/cells/{line['id']}")
+    again = box.api.served.call("GET", f"/v1/sessions/{line['session']}/cells/{line['id']}")
     assert again["text"] == "again\n"
 
 
 def test_a_sandbox_outlives_its_server(short_tmp: Any) -> None:
     with serving(short_tmp / "restarted") as served:
-        box = Door(served).create(timeout=500, metadata={"k": "v"})
+        box = E2bApi(served).create(timeout=500, metadata={"k": "v"})
         box.run("x = 1; open('f', 'w').write('y')")
         context = box.ask("POST", "/contexts", {})[1]["id"]
         box.text("z = 2; z", context_id=context)
-        paused = Door(served).create()
+        paused = E2bApi(served).create()
         paused.run("x = 3")
-        box.door.ask("POST", f"/sandboxes/{paused.id}/pause")
-        ends = box.door.ask("GET", f"/sandboxes/{box.id}")[1]["endAt"]
+        box.api.ask("POST", f"/sandboxes/{paused.id}/pause")
+        ends = box.api.ask("GET", f"/sandboxes/{box.id}")[1]["endAt"]
         served.kill()
         served.start()
         assert box.text("x, open('f').read()") == "(1, 'y')"
         assert box.text("z", context_id=context) == "2"
-        shown = box.door.ask("GET", f"/sandboxes/{box.id}")[1]
+        shown = box.api.ask("GET", f"/sandboxes/{box.id}")[1]
         assert (shown["metadata"], shown["endAt"][:18]) == ({"k": "v"}, ends[:18])
         assert paused.ask("GET", "/health")[0] == 502
-        assert box.door.ask("GET", f"/sandboxes/{paused.id}")[1]["state"] == "paused"
-        box.door.ask("POST", f"/sandboxes/{paused.id}/connect", {})
+        assert box.api.ask("GET", f"/sandboxes/{paused.id}")[1]["state"] == "paused"
+        box.api.ask("POST", f"/sandboxes/{paused.id}/connect", {})
         assert paused.text("x") == "3"
 
 
@@ -464,7 +464,7 @@ def test_another_language_is_a_kernel_that_is_installed(short_tmp: Any) -> None:
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec.joinpath("kernel.json").write_text(json.dumps({"argv": command, "display_name": "S", "language": "snake"}))
     with serving(short_tmp / "languages", env={"JUPYTER_PATH": str(short_tmp / "jupyter")}) as served:
-        box = Door(served).create()
+        box = E2bApi(served).create()
         box.run("open('f', 'w').write('shared')")
         assert box.text("x = open('f').read(); x", language="snake") == "shared"
         assert box.text("x", language="snake") == "shared"
@@ -473,7 +473,7 @@ def test_another_language_is_a_kernel_that_is_installed(short_tmp: Any) -> None:
         assert box.ask("POST", "/execute", {"code": "1", "language": "snake", "env_vars": {"A": "1"}})[0] == 501
 
 
-def test_relatives_stay_apart_whoever_comes_later(e2b: Door) -> None:
+def test_relatives_stay_apart_whoever_comes_later(e2b: E2bApi) -> None:
     box = e2b.create()
     box.run("open('f', 'w').write('main')")
     fork = Box(e2b, e2b.ask("POST", f"/sandboxes/{box.id}/fork", {})[1][0]["sandbox"])

@@ -1,4 +1,4 @@
-"""Files through the E2B door, by plain HTTP, in a directory whose owner means harm."""
+"""Files through the E2B API, by plain HTTP, in a directory whose owner means harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``exit()`` through every door: the cell ends and says so once, and the next cell finds the variables."""
+"""``exit()`` through every API: the cell ends and says so once, and the next cell finds the variables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import httpx2
 import nbformat
 import pytest
 import websockets
-from doors import Rpc
+from http_server import Rpc
 from mcp import Client as McpClient
 from mcp.client.streamable_http import streamable_http_client
 from served import Served, serving
@@ -175,7 +175,7 @@ def _command_line(served: Served) -> list[str]:
     return [done.stdout + done.stderr for done in ran]
 
 
-DOORS: list[Callable[[Served], Coroutine[Any, Any, list[str]]]] = [
+APIS: list[Callable[[Served], Coroutine[Any, Any, list[str]]]] = [
     websocket,
     rest,
     events,
@@ -188,9 +188,9 @@ DOORS: list[Callable[[Served], Coroutine[Any, Any, list[str]]]] = [
 ]
 
 
-@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
-async def test_an_exit_is_said_once_and_the_next_cell_finds_the_variables(served: Served, door: Any) -> None:
-    first, second = await door(served)
+@pytest.mark.parametrize("api", APIS, ids=lambda api: api.__name__)
+async def test_an_exit_is_said_once_and_the_next_cell_finds_the_variables(served: Served, api: Any) -> None:
+    first, second = await api(served)
     assert first.count(NOTE) == 1, first
     assert "found 41" in second
     assert NOTE not in second

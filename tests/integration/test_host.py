@@ -175,7 +175,7 @@ async def test_whichever_descriptor_it_closes_nobody_waits_for_it(host: Bench) -
     await one.kernel.end()
     for number in [number for number in numbers if int(number) > 2]:
         one = await host.start()
-        # The cell goes on for a moment, in which the server may be back at the door.
+        # The cell goes on for a moment, in which the server may be back at the socket.
         code = f"import os, time\ntry: os.close({number})\nexcept OSError: pass\ntime.sleep(0.05)\nprint('on')"
         cells = [one.send(code), one.send("print('on')")]
         what = f"the end of a kernel without its descriptor {number}, or of its cells"

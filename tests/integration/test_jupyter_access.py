@@ -1,4 +1,4 @@
-"""Every route of the Jupyter door: closed without a token, blind to another principal, refused to a foreign page."""
+"""Every route of the Jupyter API: closed without a token, blind to another principal, refused to a foreign page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from websockets.exceptions import InvalidStatus
 
 from kernelsvc.server import jupyter
 
-#: Each route of the door, how it is asked for, and whether it names a session.
+#: Each route of the API, how it is asked for, and whether it names a session.
 ROUTES = [
     ("GET", "/api/kernelspecs", False),
     ("GET", "/api/kernelspecs/python3", False),

@@ -1,4 +1,4 @@
-"""SandboxAI's and SandboxFusion's doors on a real server, by plain HTTP."""
+"""SandboxAI's and SandboxFusion's APIs on a real server, by plain HTTP."""
 
 from __future__ import annotations
 

@@ -305,7 +305,7 @@ def test_what_a_read_token_is_shown_opens_nothing(lab: Lab, row: Row) -> None:
 
 
 def test_an_own_run_token_and_its_secret_reach_the_sandbox(lab: Lab) -> None:
-    """The positive control: the refusals above are not those of a closed door."""
+    """The positive control: the refusals above are not those of a closed API."""
     code = Row("POST", "/execute", "run", {"code": "6 * 7"}, sandbox=True)
     stat = Row("GET", "/health", "run", sandbox=True)
     for headers in (

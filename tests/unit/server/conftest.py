@@ -6,33 +6,33 @@ from typing import Any
 
 import msgspec
 import pytest
-from doors import Doors, Rpc
+from http_server import HttpServer, Rpc
 
 from kernelsvc.settings import Settings
 
 
 @pytest.fixture
-async def open_doors():
+async def open_http_server():
     """Make servers with settings of the test's choice."""
     made = []
 
-    async def make(**changes: Any) -> Doors:
+    async def make(**changes: Any) -> HttpServer:
         settings = msgspec.structs.replace(Settings(port=0, shutdown_seconds=2.0, checkpoints=0), **changes)
-        doors = Doors(settings)
-        made.append(doors)
-        return await doors.start()
+        http_server = HttpServer(settings)
+        made.append(http_server)
+        return await http_server.start()
 
     yield make
-    for doors in made:
-        await doors.stop()
+    for http_server in made:
+        await http_server.stop()
 
 
 @pytest.fixture
-async def doors(open_doors):
-    return await open_doors()
+async def http_server(open_http_server):
+    return await open_http_server()
 
 
 @pytest.fixture
-async def rpc(doors):
-    async with doors.socket() as socket:
+async def rpc(http_server):
+    async with http_server.socket() as socket:
         yield Rpc(socket)

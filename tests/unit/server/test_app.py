@@ -149,21 +149,21 @@ async def test_socket_activation(tmp_path):
     assert process.returncode == 0
 
 
-async def test_the_log_holds_paths_and_no_query(doors, caplog):
+async def test_the_log_holds_paths_and_no_query(http_server, caplog):
     caplog.set_level(logging.DEBUG)
-    await doors.fetch("GET", "/v1/sessions?token=alice-token&label=private")
-    doors.service.list = lambda *args, **kwargs: 1 / 0
-    await doors.fetch("GET", "/v1/sessions?label=private")
+    await http_server.fetch("GET", "/v1/sessions?token=alice-token&label=private")
+    http_server.service.list = lambda *args, **kwargs: 1 / 0
+    await http_server.fetch("GET", "/v1/sessions?label=private")
     text = "\n".join(record.getMessage() for record in caplog.records)
     assert "/v1/sessions" in text
     assert "private" not in text
     assert "alice-token" not in text
 
 
-async def test_errors_have_one_shape_on_every_transport(doors):
+async def test_errors_have_one_shape_on_every_transport(http_server):
     shape = {"code", "message", "retryable", "details"}
-    rest = json.loads((await doors.fetch("GET", "/v1/sessions/nope")).body)
-    async with doors.socket() as ws:
+    rest = json.loads((await http_server.fetch("GET", "/v1/sessions/nope")).body)
+    async with http_server.socket() as ws:
         await ws.send('{"jsonrpc":"2.0","id":1,"method":"session.get","params":{"session":"nope"}}')
         rpc = json.loads(await ws.recv())["error"]["data"]
     assert set(rest) == shape

@@ -26,12 +26,12 @@ DEADLINE = 10.0
 class Guarded:
     """An init, its kernel, and the host's end of the channel."""
 
-    def __init__(self, door: Path, act: Callable[[], object], grace: float) -> None:
-        self.door = door
+    def __init__(self, address: Path, act: Callable[[], object], grace: float) -> None:
+        self.address = address
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel.settimeout(DEADLINE)
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        bound.bind(str(door))
+        bound.bind(str(address))
         self.pid = os.fork()
         if self.pid == 0:
             self.channel.close()
@@ -69,16 +69,16 @@ class Guarded:
         """Come as the next host."""
         self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel.settimeout(DEADLINE)
-        self.channel.connect(str(self.door))
+        self.channel.connect(str(self.address))
 
     def wait(self) -> int:
         return os.waitpid(self.pid, 0)[1]
 
 
-def _guard(channel: socket.socket, door: socket.socket, act: Callable[[], object], grace: float) -> NoReturn:
+def _guard(channel: socket.socket, address: socket.socket, act: Callable[[], object], grace: float) -> NoReturn:
     try:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-        guard = init.Init(channel, door, {"namespaces": [], "guard_init": False}, grace=grace)
+        guard = init.Init(channel, address, {"namespaces": [], "guard_init": False}, grace=grace)
         kernel = os.fork()
         if kernel == 0:
             guard.forget()
@@ -107,7 +107,7 @@ def make(short_tmp: Path) -> Iterator[Make]:
         guarded.channel.close()
         pids = [guarded.pid, *procfs.below(guarded.pid)]
         procfs.kill_those(pids, lambda about: about.session != os.getsid(0) or about.parent == os.getpid())
-        guarded.door.unlink()
+        guarded.address.unlink()
 
 
 def alive(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Commands of the E2B door: how places, ends and listings are written."""
+"""Commands of the E2B API: how places, ends and listings are written."""
 
 from __future__ import annotations
 

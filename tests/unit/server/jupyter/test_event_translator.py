@@ -1,4 +1,4 @@
-"""The Jupyter door's functions of values: ids, models, and events as messages."""
+"""The Jupyter API's functions of values: ids, models, and events as messages."""
 
 from __future__ import annotations
 

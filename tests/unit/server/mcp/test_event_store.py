@@ -1,4 +1,4 @@
-"""Parts of the MCP door that need no server: prompts, and what is kept for broken streams."""
+"""Parts of the MCP API that need no server: prompts, and what is kept for broken streams."""
 
 from __future__ import annotations
 

@@ -20,77 +20,77 @@ DATA = bytes(range(256)) * 4096
 
 
 @pytest.fixture
-async def home(doors):
+async def home(http_server):
     """A session's files: its URL and its directory."""
-    session = (await doors.json("POST", "/v1/sessions", {}))["id"]
-    return f"/v1/sessions/{session}/files/", doors.files(session)
+    session = (await http_server.json("POST", "/v1/sessions", {}))["id"]
+    return f"/v1/sessions/{session}/files/", http_server.files(session)
 
 
-async def test_up_and_down(doors, home):
+async def test_up_and_down(http_server, home):
     url, files = home
-    response = await doors.fetch("PUT", url + "a/b/c.bin", DATA)
+    response = await http_server.fetch("PUT", url + "a/b/c.bin", DATA)
     assert response.code == 201
     told = json.loads(response.body)
     assert told["sha256"] == hashlib.sha256(DATA).hexdigest()
     assert (files / "a/b/c.bin").read_bytes() == DATA
-    assert doors.changes(url.split("/")[3])[-1] == [
+    assert http_server.changes(url.split("/")[3])[-1] == [
         {"op": "put", "path": "a/b/c.bin", "size": len(DATA), "sha256": told["sha256"]}
     ]
-    down = await doors.fetch("GET", url + "a/b/c.bin")
+    down = await http_server.fetch("GET", url + "a/b/c.bin")
     assert down.body == DATA
     assert down.headers["ETag"] == told["etag"]
     assert down.headers["Content-Security-Policy"].startswith("sandbox")
     assert down.headers["Content-Disposition"].startswith("attachment")
-    head = await doors.fetch("HEAD", url + "a/b/c.bin")
+    head = await http_server.fetch("HEAD", url + "a/b/c.bin")
     assert (head.code, head.body, head.headers["Content-Length"]) == (200, b"", str(len(DATA)))
-    assert (await doors.fetch("PUT", url + "a/b/c.bin", b"new")).code == 200
-    assert (await doors.fetch("GET", url + "a/b/c.bin")).body == b"new"
-    assert (await doors.fetch("DELETE", url + "a/b/c.bin")).code == 204
-    assert await doors.refused("GET", url + "a/b/c.bin") == (404, "not_found")
-    assert await doors.refused("DELETE", url + "a/b/c.bin") == (404, "not_found")
+    assert (await http_server.fetch("PUT", url + "a/b/c.bin", b"new")).code == 200
+    assert (await http_server.fetch("GET", url + "a/b/c.bin")).body == b"new"
+    assert (await http_server.fetch("DELETE", url + "a/b/c.bin")).code == 204
+    assert await http_server.refused("GET", url + "a/b/c.bin") == (404, "not_found")
+    assert await http_server.refused("DELETE", url + "a/b/c.bin") == (404, "not_found")
 
 
-async def test_an_empty_file_and_a_chunked_upload(doors, home):
+async def test_an_empty_file_and_a_chunked_upload(http_server, home):
     url, files = home
-    assert (await doors.fetch("PUT", url + "empty", b"")).code == 201
-    assert (await doors.fetch("GET", url + "empty")).body == b""
+    assert (await http_server.fetch("PUT", url + "empty", b"")).code == 201
+    assert (await http_server.fetch("GET", url + "empty")).body == b""
 
     async def produce(write):
         for _ in range(64):
             await write(b"x" * 65536)
 
-    assert (await doors.fetch("PUT", url + "big", body_producer=produce)).code == 201
+    assert (await http_server.fetch("PUT", url + "big", body_producer=produce)).code == 201
     assert (files / "big").stat().st_size == 64 * 65536
 
 
-async def test_lists(doors, home):
+async def test_lists(http_server, home):
     url, files = home
     for name in ("b.txt", "sub/c.txt", "sub/deep/d.txt"):
-        await doors.fetch("PUT", url + name, b"1")
+        await http_server.fetch("PUT", url + name, b"1")
     (files / "link").symlink_to("/etc/passwd")
     os.mkfifo(files / "fifo")
-    top = await doors.json("GET", url, status=200)
+    top = await http_server.json("GET", url, status=200)
     assert [(e["path"], e["kind"]) for e in top["files"]] == [
         ("b.txt", "file"), ("fifo", "other"), ("link", "link"), ("sub", "directory"),
     ]  # fmt: skip
-    assert await doors.json("GET", url.removesuffix("/")) == top
+    assert await http_server.json("GET", url.removesuffix("/")) == top
     for path in ("sub", "sub/"):
-        assert [e["path"] for e in (await doors.json("GET", url + path))["files"]] == ["sub/c.txt", "sub/deep"]
-    everything = await doors.json("GET", url + "?recursive=true")
+        assert [e["path"] for e in (await http_server.json("GET", url + path))["files"]] == ["sub/c.txt", "sub/deep"]
+    everything = await http_server.json("GET", url + "?recursive=true")
     assert "sub/deep/d.txt" in [e["path"] for e in everything["files"]]
-    short = await doors.json("GET", url + "?recursive=true&limit=2")
+    short = await http_server.json("GET", url + "?recursive=true&limit=2")
     assert (len(short["files"]), short["truncated"]) == (2, True)
-    assert await doors.refused("GET", url + "b.txt/") == (404, "not_found")
-    assert await doors.refused("GET", url + "nope/") == (404, "not_found")
+    assert await http_server.refused("GET", url + "b.txt/") == (404, "not_found")
+    assert await http_server.refused("GET", url + "nope/") == (404, "not_found")
 
 
-async def test_ranges_and_conditions(doors, home):
+async def test_ranges_and_conditions(http_server, home):
     url, _ = home
-    await doors.fetch("PUT", url + "f", b"0123456789")
-    etag = (await doors.fetch("HEAD", url + "f")).headers["ETag"]
+    await http_server.fetch("PUT", url + "f", b"0123456789")
+    etag = (await http_server.fetch("HEAD", url + "f")).headers["ETag"]
 
     async def get(**headers):
-        return await doors.fetch("GET", url + "f", headers={k.replace("_", "-"): v for k, v in headers.items()})
+        return await http_server.fetch("GET", url + "f", headers={k.replace("_", "-"): v for k, v in headers.items()})
 
     part = await get(Range="bytes=2-4")
     assert (part.code, part.body, part.headers["Content-Range"]) == (206, b"234", "bytes 2-4/10")
@@ -103,11 +103,11 @@ async def test_ranges_and_conditions(doors, home):
     assert (await get(Range="bytes=2-4", If_Range='"other"')).code == 200
     assert (await get(Range="bytes=2-4", If_Range=etag)).code == 206
     assert (await get(If_None_Match=etag)).code == 304
-    put = doors.refused
+    put = http_server.refused
     assert await put("PUT", url + "f", b"x", headers={"If-Match": '"other"'}) == (409, "conflict")
     assert await put("PUT", url + "f", b"x", headers={"If-None-Match": "*"}) == (409, "conflict")
     assert await put("PUT", url + "g", b"x", headers={"If-Match": "*"}) == (409, "conflict")
-    assert (await doors.fetch("PUT", url + "f", b"x", headers={"If-Match": etag})).code == 200
+    assert (await http_server.fetch("PUT", url + "f", b"x", headers={"If-Match": etag})).code == 200
 
 
 @pytest.mark.parametrize(
@@ -127,9 +127,9 @@ async def test_ranges_and_conditions(doors, home):
         ("nothing", 404),
     ],
 )
-async def test_paths_that_lead_nowhere(doors, home, path, status):
+async def test_paths_that_lead_nowhere(http_server, home, path, status):
     url, files = home
-    port = urllib.parse.urlsplit(doors.url).port
+    port = urllib.parse.urlsplit(http_server.url).port
     for verb in ("GET", "PUT", "DELETE"):
         if verb == "PUT" and status == 404:
             continue
@@ -144,7 +144,7 @@ async def test_paths_that_lead_nowhere(doors, home, path, status):
     assert list(files.iterdir()) == []
 
 
-async def test_nothing_but_plain_files_is_served(doors, home, tmp_path):
+async def test_nothing_but_plain_files_is_served(http_server, home, tmp_path):
     url, files = home
     secret = tmp_path / "secret"
     secret.write_text("the secret")
@@ -160,92 +160,92 @@ async def test_nothing_but_plain_files_is_served(doors, home, tmp_path):
         listener.bind(f"/proc/self/fd/{here}/sock")
     os.close(here)
     for name in ("link", "linkdir/secret", "inner", "dangling", "hard", "fifo", "sock"):
-        response = await asyncio.wait_for(doors.fetch("GET", url + name), 5)
+        response = await asyncio.wait_for(http_server.fetch("GET", url + name), 5)
         assert response.code in (400, 404), name
         assert b"the secret" not in response.body
         assert str(tmp_path).encode() not in response.body
-    assert await doors.refused("GET", url + "linkdir/") == (400, "bad_request")
-    assert await doors.refused("PUT", url + "linkdir/new", b"x") == (400, "bad_request")
+    assert await http_server.refused("GET", url + "linkdir/") == (400, "bad_request")
+    assert await http_server.refused("PUT", url + "linkdir/new", b"x") == (400, "bad_request")
     assert not (tmp_path / "new").exists()
-    assert await doors.refused("DELETE", url + "linkdir/secret") == (400, "bad_request")
-    assert (await doors.fetch("PUT", url + "link", b"mine")).code in (200, 201)
+    assert await http_server.refused("DELETE", url + "linkdir/secret") == (400, "bad_request")
+    assert (await http_server.fetch("PUT", url + "link", b"mine")).code in (200, 201)
     assert secret.read_text() == "the secret"
     assert not (files / "link").is_symlink()
-    assert (await doors.fetch("DELETE", url + "linkdir")).code == 204
-    assert (await doors.fetch("DELETE", url + "fifo")).code == 204
+    assert (await http_server.fetch("DELETE", url + "linkdir")).code == 204
+    assert (await http_server.fetch("DELETE", url + "fifo")).code == 204
     assert secret.exists()
 
 
-async def test_strange_names_are_listed_and_served(doors, home):
+async def test_strange_names_are_listed_and_served(http_server, home):
     url, files = home
     names = [b"new\nline", b"\xff\xfe", "ä ö".encode(), b"a?b#c%d", b'"quoted"', b"<script>", b"\x1b[31m"]
     for name in names:
         (files / os.fsdecode(name)).write_bytes(name)
-    listed = await doors.json("GET", url)
+    listed = await http_server.json("GET", url)
     assert len(listed["files"]) == len(names)
     for entry in listed["files"]:
-        response = await doors.fetch("GET", url + entry["url"])
+        response = await http_server.fetch("GET", url + entry["url"])
         assert response.body in names
-    assert (await doors.fetch("PUT", url + "%ff%0a", b"odd")).code == 201
+    assert (await http_server.fetch("PUT", url + "%ff%0a", b"odd")).code == 201
     assert (files / os.fsdecode(b"\xff\n")).read_bytes() == b"odd"
-    assert (await doors.fetch("DELETE", url + "%ff%0a")).code == 204
+    assert (await http_server.fetch("DELETE", url + "%ff%0a")).code == 204
 
 
-async def test_a_sparse_terabyte_is_bounded(doors, home):
+async def test_a_sparse_terabyte_is_bounded(http_server, home):
     url, files = home
     with open(files / "huge", "wb") as file:
         file.truncate(1 << 40)
-    assert await doors.refused("GET", url + "huge") == (413, "too_large")
-    part = await doors.fetch("GET", url + "huge", headers={"Range": f"bytes={(1 << 40) - 5}-"})
+    assert await http_server.refused("GET", url + "huge") == (413, "too_large")
+    part = await http_server.fetch("GET", url + "huge", headers={"Range": f"bytes={(1 << 40) - 5}-"})
     assert part.body == b"\0" * 5
 
 
 @pytest.fixture
-async def small(doors):
+async def small(http_server):
     """``home`` of a session that may hold 1 MiB."""
-    session = (await doors.json("POST", "/v1/sessions", {"limits": {"disk_bytes": 1 << 20}}, status=201))["id"]
-    return f"/v1/sessions/{session}/files/", doors.files(session)
+    session = (await http_server.json("POST", "/v1/sessions", {"limits": {"disk_bytes": 1 << 20}}, status=201))["id"]
+    return f"/v1/sessions/{session}/files/", http_server.files(session)
 
 
-async def test_an_upload_over_its_bound_leaves_nothing(doors, small):
+async def test_an_upload_over_its_bound_leaves_nothing(http_server, small):
     url, files = small
-    assert await doors.refused("PUT", url + "f", b"x" * (1 << 20 | 1)) == (413, "too_large")
+    assert await http_server.refused("PUT", url + "f", b"x" * (1 << 20 | 1)) == (413, "too_large")
 
     async def produce(write):
         for _ in range(20):
             await write(b"x" * 100_000)
 
-    assert await doors.refused("PUT", url + "f", body_producer=produce) == (413, "too_large")
+    assert await http_server.refused("PUT", url + "f", body_producer=produce) == (413, "too_large")
     assert list(files.iterdir()) == []
-    assert doors.changes(url.split("/")[3]) == []
+    assert http_server.changes(url.split("/")[3]) == []
 
 
-async def test_a_filesystem_that_takes_no_more_is_told_and_left_clean(doors, home):
+async def test_a_filesystem_that_takes_no_more_is_told_and_left_clean(http_server, home):
     url, files = home
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        assert await doors.refused("PUT", url + "f", b"x" * 1_000_000) == (413, "too_large")
+        assert await http_server.refused("PUT", url + "f", b"x" * 1_000_000) == (413, "too_large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(files.iterdir()) == []
 
 
-async def test_a_client_that_leaves_in_the_middle_leaves_nothing(doors, home):
+async def test_a_client_that_leaves_in_the_middle_leaves_nothing(http_server, home):
     url, files = home
-    _, writer = await asyncio.open_connection("127.0.0.1", urllib.parse.urlsplit(doors.url).port)
+    _, writer = await asyncio.open_connection("127.0.0.1", urllib.parse.urlsplit(http_server.url).port)
     head = f"PUT {url}half HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-token\r\nContent-Length: 1000\r\n\r\n"
     writer.write(head.encode() + b"x" * 500)
     await wait_until(lambda: list(files.iterdir()))
-    assert (await doors.json("GET", url))["files"] == []
+    assert (await http_server.json("GET", url))["files"] == []
     writer.close()
     await wait_until(lambda: not list(files.iterdir()))
 
 
-async def test_a_file_that_shrinks_while_it_is_sent_cuts_the_answer_off(doors, home):
+async def test_a_file_that_shrinks_while_it_is_sent_cuts_the_answer_off(http_server, home):
     url, files = home
     (files / "f").write_bytes(b"x" * 50_000_000)
-    reader, writer = await asyncio.open_connection("127.0.0.1", urllib.parse.urlsplit(doors.url).port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", urllib.parse.urlsplit(http_server.url).port)
     writer.write(f"GET {url}f HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-token\r\n\r\n".encode())
     await reader.readuntil(b"\r\n\r\n")
     os.truncate(files / "f", 1000)
@@ -254,38 +254,38 @@ async def test_a_file_that_shrinks_while_it_is_sent_cuts_the_answer_off(doors, h
     writer.close()
 
 
-async def test_a_closed_session_gives_and_does_not_take(doors, home):
+async def test_a_closed_session_gives_and_does_not_take(http_server, home):
     url, _ = home
-    await doors.fetch("PUT", url + "f", b"1")
-    await doors.fetch("DELETE", url.removesuffix("/files/"))
-    assert (await doors.fetch("GET", url + "f")).body == b"1"
-    assert await doors.refused("PUT", url + "f", b"2") == (409, "session_closed")
-    assert await doors.refused("DELETE", url + "f") == (409, "session_closed")
+    await http_server.fetch("PUT", url + "f", b"1")
+    await http_server.fetch("DELETE", url.removesuffix("/files/"))
+    assert (await http_server.fetch("GET", url + "f")).body == b"1"
+    assert await http_server.refused("PUT", url + "f", b"2") == (409, "session_closed")
+    assert await http_server.refused("DELETE", url + "f") == (409, "session_closed")
 
 
-async def test_directories_are_deleted_on_purpose_only(doors, home):
+async def test_directories_are_deleted_on_purpose_only(http_server, home):
     url, files = home
-    await doors.fetch("PUT", url + "d/e/f", b"1")
-    assert await doors.refused("DELETE", url + "d") == (409, "conflict")
-    assert await doors.refused("DELETE", url) == (400, "bad_request")
-    assert await doors.refused("PUT", url + "d", b"1") == (409, "conflict")
-    assert await doors.refused("PUT", url, b"1") == (400, "bad_request")
-    assert await doors.refused("PUT", url.removesuffix("/"), b"1") == (400, "bad_request")
-    assert (await doors.fetch("DELETE", url + "d?recursive=true")).code == 204
+    await http_server.fetch("PUT", url + "d/e/f", b"1")
+    assert await http_server.refused("DELETE", url + "d") == (409, "conflict")
+    assert await http_server.refused("DELETE", url) == (400, "bad_request")
+    assert await http_server.refused("PUT", url + "d", b"1") == (409, "conflict")
+    assert await http_server.refused("PUT", url, b"1") == (400, "bad_request")
+    assert await http_server.refused("PUT", url.removesuffix("/"), b"1") == (400, "bad_request")
+    assert (await http_server.fetch("DELETE", url + "d?recursive=true")).code == 204
     assert list(files.iterdir()) == []
 
 
-async def test_no_descriptor_is_left(doors, home):
+async def test_no_descriptor_is_left(http_server, home):
     url, _ = home
-    await doors.fetch("PUT", url + "f", b"1")
+    await http_server.fetch("PUT", url + "f", b"1")
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
-        await doors.fetch("PUT", url + "a/f", b"1")
-        await doors.fetch("GET", url + "f")
-        await doors.fetch("GET", url + "nope")
-        await doors.fetch("GET", url)
-        await doors.fetch("HEAD", url + "a")
-        await doors.fetch("PUT", url + "a", b"1")
+        await http_server.fetch("PUT", url + "a/f", b"1")
+        await http_server.fetch("GET", url + "f")
+        await http_server.fetch("GET", url + "nope")
+        await http_server.fetch("GET", url)
+        await http_server.fetch("HEAD", url + "a")
+        await http_server.fetch("PUT", url + "a", b"1")
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
 
 

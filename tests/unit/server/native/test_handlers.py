@@ -9,7 +9,7 @@ import socket
 import urllib.parse
 
 import pytest
-from doors import SLEEP, Rpc
+from http_server import SLEEP, Rpc
 from waiting import wait_until
 
 from kernelsvc.errors import CursorExpired
@@ -17,8 +17,8 @@ from kernelsvc.server.native.handlers import accepts_stream
 from kernelsvc.server.native.routes import ROUTES, is_id, pattern
 
 
-async def make(doors, **body):
-    return (await doors.json("POST", "/v1/sessions", body, status=201))["id"]
+async def make(http_server, **body):
+    return (await http_server.json("POST", "/v1/sessions", body, status=201))["id"]
 
 
 def sse(data: bytes):
@@ -31,87 +31,95 @@ def sse(data: bytes):
     return found
 
 
-async def test_a_session_from_birth_to_end(doors):
-    response = await doors.fetch("POST", "/v1/sessions", {"name": "n", "labels": {"a": "b"}})
+async def test_a_session_from_birth_to_end(http_server):
+    response = await http_server.fetch("POST", "/v1/sessions", {"name": "n", "labels": {"a": "b"}})
     assert response.code == 201
     session = json.loads(response.body)["id"]
     assert response.headers["Location"] == f"/v1/sessions/{session}"
     base = f"/v1/sessions/{session}"
-    assert (await doors.json("GET", base, status=200))["state"] == "idle"
-    cell = await doors.json("POST", f"{base}/cells", {"code": "print('x' * 10)\n2", "cell": "c1"}, status=200)
+    assert (await http_server.json("GET", base, status=200))["state"] == "idle"
+    cell = await http_server.json("POST", f"{base}/cells", {"code": "print('x' * 10)\n2", "cell": "c1"}, status=200)
     assert (cell["text"], cell["reason"]) == ("xxxxxxxxxx\n2\n", "ok")
-    assert (await doors.json("GET", f"{base}/cells/c1", status=200)) == cell
-    assert (await doors.json("GET", f"{base}/cells?limit=1", status=200)) == {"cells": [cell], "next_offset": None}
-    piece = await doors.json("GET", f"{base}/cells/c1/output?offset=2&limit=3", status=200)
+    assert (await http_server.json("GET", f"{base}/cells/c1", status=200)) == cell
+    assert (await http_server.json("GET", f"{base}/cells?limit=1", status=200)) == {
+        "cells": [cell],
+        "next_offset": None,
+    }
+    piece = await http_server.json("GET", f"{base}/cells/c1/output?offset=2&limit=3", status=200)
     assert piece == {"name": "stdout", "offset": 2, "text": "xxx", "next_offset": 5, "total": 11}
-    assert await doors.refused("POST", f"{base}/cells/c1/input", {"text": "t"}) == (409, "conflict")
-    assert (await doors.json("POST", f"{base}/interrupt", status=200))["id"] == session
-    assert (await doors.json("POST", f"{base}/restart", b"", status=200))["id"] == session
-    assert (await doors.json("POST", f"{base}/complete", {"code": "pr"}, status=200))["matches"] == []
-    assert (await doors.json("POST", f"{base}/inspect", {"code": "pr"}, status=200))["found"] is False
-    assert await doors.json("GET", f"{base}/variables", status=200) == []
-    made = await doors.json("POST", f"{base}/checkpoints", {"name": "k"}, status=201)
+    assert await http_server.refused("POST", f"{base}/cells/c1/input", {"text": "t"}) == (409, "conflict")
+    assert (await http_server.json("POST", f"{base}/interrupt", status=200))["id"] == session
+    assert (await http_server.json("POST", f"{base}/restart", b"", status=200))["id"] == session
+    assert (await http_server.json("POST", f"{base}/complete", {"code": "pr"}, status=200))["matches"] == []
+    assert (await http_server.json("POST", f"{base}/inspect", {"code": "pr"}, status=200))["found"] is False
+    assert await http_server.json("GET", f"{base}/variables", status=200) == []
+    made = await http_server.json("POST", f"{base}/checkpoints", {"name": "k"}, status=201)
     assert made["name"] == "k"
-    assert made["id"] in [each["id"] for each in await doors.json("GET", f"{base}/checkpoints", status=200)]
-    assert (await doors.json("POST", f"{base}/rollback", {"to": "k"}, status=200))["id"] == session
-    assert await doors.json("DELETE", f"{base}/checkpoints/k", status=204) is None
-    assert await doors.refused("DELETE", f"{base}/checkpoints/k") == (404, "not_found")
-    assert (await doors.json("POST", f"{base}/hibernate", status=200))["id"] == session
-    assert len(await doors.json("POST", f"{base}/branches", {"count": 2}, status=201)) == 2
-    assert (await doors.json("DELETE", base, status=200))["state"] == "closed"
-    assert (await doors.json("GET", base, status=200))["state"] == "closed"
-    assert await doors.refused("POST", f"{base}/cells", {"code": "1"}) == (409, "session_closed")
+    assert made["id"] in [each["id"] for each in await http_server.json("GET", f"{base}/checkpoints", status=200)]
+    assert (await http_server.json("POST", f"{base}/rollback", {"to": "k"}, status=200))["id"] == session
+    assert await http_server.json("DELETE", f"{base}/checkpoints/k", status=204) is None
+    assert await http_server.refused("DELETE", f"{base}/checkpoints/k") == (404, "not_found")
+    assert (await http_server.json("POST", f"{base}/hibernate", status=200))["id"] == session
+    assert len(await http_server.json("POST", f"{base}/branches", {"count": 2}, status=201)) == 2
+    assert (await http_server.json("DELETE", base, status=200))["state"] == "closed"
+    assert (await http_server.json("GET", base, status=200))["state"] == "closed"
+    assert await http_server.refused("POST", f"{base}/cells", {"code": "1"}) == (409, "session_closed")
 
 
-async def test_sessions_are_listed_in_pages_by_label_and_state(doors):
-    made = [await make(doors, labels={"n": str(number % 2)}) for number in range(5)]
-    await doors.json("DELETE", f"/v1/sessions/{made[0]}")
-    first = await doors.json("GET", "/v1/sessions?limit=3", status=200)
-    rest = await doors.json("GET", f"/v1/sessions?limit=3&page={first['next_page']}", status=200)
+async def test_sessions_are_listed_in_pages_by_label_and_state(http_server):
+    made = [await make(http_server, labels={"n": str(number % 2)}) for number in range(5)]
+    await http_server.json("DELETE", f"/v1/sessions/{made[0]}")
+    first = await http_server.json("GET", "/v1/sessions?limit=3", status=200)
+    rest = await http_server.json("GET", f"/v1/sessions?limit=3&page={first['next_page']}", status=200)
     assert [s["id"] for s in first["sessions"] + rest["sessions"]] == made[::-1]
     assert rest["next_page"] is None
-    assert len((await doors.json("GET", "/v1/sessions?label=n%3D1", status=200))["sessions"]) == 2
-    assert len((await doors.json("GET", "/v1/sessions?state=closed", status=200))["sessions"]) == 1
-    assert await doors.refused("GET", "/v1/sessions?state=asleep") == (400, "bad_request")
+    assert len((await http_server.json("GET", "/v1/sessions?label=n%3D1", status=200))["sessions"]) == 2
+    assert len((await http_server.json("GET", "/v1/sessions?state=closed", status=200))["sessions"]) == 1
+    assert await http_server.refused("GET", "/v1/sessions?state=asleep") == (400, "bad_request")
 
 
-async def test_idempotency_keys(doors):
+async def test_idempotency_keys(http_server):
     key = {"Idempotency-Key": "k-1"}
-    first = await doors.json("POST", "/v1/sessions", {}, headers=key)
-    assert (await doors.json("POST", "/v1/sessions", {}, headers=key))["id"] == first["id"]
-    assert await doors.refused("POST", "/v1/sessions", {"idempotency_key": "z"}, headers=key) == (400, "bad_request")
+    first = await http_server.json("POST", "/v1/sessions", {}, headers=key)
+    assert (await http_server.json("POST", "/v1/sessions", {}, headers=key))["id"] == first["id"]
+    assert await http_server.refused("POST", "/v1/sessions", {"idempotency_key": "z"}, headers=key) == (
+        400,
+        "bad_request",
+    )
     path = f"/v1/sessions/{first['id']}/cells"
     code = "n = globals().get('n', 0) + 1\nn"
-    one = await doors.json("POST", path, {"code": code}, headers=key, status=200)
-    assert await doors.json("POST", path, {"code": code}, headers=key, status=200) == one
+    one = await http_server.json("POST", path, {"code": code}, headers=key, status=200)
+    assert await http_server.json("POST", path, {"code": code}, headers=key, status=200) == one
     several = {"cells": [{"code": code}, {"code": code}]}
-    two = await doors.json("POST", path, several, headers={"Idempotency-Key": "k-2"}, status=200)
-    assert await doors.json("POST", path, several, headers={"Idempotency-Key": "k-2"}, status=200) == two
+    two = await http_server.json("POST", path, several, headers={"Idempotency-Key": "k-2"}, status=200)
+    assert await http_server.json("POST", path, several, headers={"Idempotency-Key": "k-2"}, status=200) == two
     assert [cell["text"] for cell in two] == ["2\n", "3\n"]
 
 
-async def test_queued_answers_at_once(doors):
-    session = await make(doors)
-    cell = await doors.json("POST", f"/v1/sessions/{session}/cells?wait=queued", {"code": SLEEP}, status=202)
+async def test_queued_answers_at_once(http_server):
+    session = await make(http_server)
+    cell = await http_server.json("POST", f"/v1/sessions/{session}/cells?wait=queued", {"code": SLEEP}, status=202)
     assert cell["state"] in ("queued", "running")
 
 
-async def test_one_shot(doors):
-    cell = await doors.json("POST", "/v1/execute", {"code": "open('a').read() + 'b'", "files": {"a": "a"}}, status=200)
+async def test_one_shot(http_server):
+    cell = await http_server.json(
+        "POST", "/v1/execute", {"code": "open('a').read() + 'b'", "files": {"a": "a"}}, status=200
+    )
     assert (cell["error"]["ename"], cell["reason"]) == ("FileNotFoundError", "error")  # fake kernels have no directory
-    cell = await doors.json("POST", "/v1/execute", {"code": "6 * 7"}, status=200)
+    cell = await http_server.json("POST", "/v1/execute", {"code": "6 * 7"}, status=200)
     assert (cell["text"], cell["reason"]) == ("42\n", "ok")
-    assert await doors.refused("POST", "/v1/execute", {}) == (400, "bad_request")
-    assert await doors.refused("POST", "/v1/execute", {"code": "1", "args": "x"}) == (400, "bad_request")
+    assert await http_server.refused("POST", "/v1/execute", {}) == (400, "bad_request")
+    assert await http_server.refused("POST", "/v1/execute", {"code": "1", "args": "x"}) == (400, "bad_request")
 
 
 # --- streams -----------------------------------------------------------------------------
 
 
-async def test_a_cell_as_a_stream_of_its_own_events(doors):
-    session = await make(doors)
-    await doors.json("POST", f"/v1/sessions/{session}/cells", {"code": "1"})
-    response = await doors.fetch(
+async def test_a_cell_as_a_stream_of_its_own_events(http_server):
+    session = await make(http_server)
+    await http_server.json("POST", f"/v1/sessions/{session}/cells", {"code": "1"})
+    response = await http_server.fetch(
         "POST", f"/v1/sessions/{session}/cells", {"code": "print('a')\nprint('b')", "cell": "c2"},
         headers={"Accept": "text/event-stream"},
     )  # fmt: skip
@@ -120,59 +128,59 @@ async def test_a_cell_as_a_stream_of_its_own_events(doors):
     assert [data["type"] for _, data in events] == ["cell_queued", "cell_started", "stream", "stream", "cell_finished"]
     assert all(id == data["seq"] and data["cell"] == "c2" for id, data in events)
     several = {"cells": [{"code": "1"}, {"code": "2"}]}
-    response = await doors.fetch(
+    response = await http_server.fetch(
         "POST", f"/v1/sessions/{session}/cells", several, headers={"Accept": "text/event-stream"}
     )
     assert [data["type"] for _, data in sse(response.body)].count("cell_finished") == 2
 
 
-async def test_events_as_pages(doors):
-    session = await make(doors)
-    await doors.json("POST", f"/v1/sessions/{session}/cells", {"code": "for n in range(300): print(n)"})
+async def test_events_as_pages(http_server):
+    session = await make(http_server)
+    await http_server.json("POST", f"/v1/sessions/{session}/cells", {"code": "for n in range(300): print(n)"})
     after, seen = 0, []
     while True:
-        page = await doors.json("GET", f"/v1/sessions/{session}/events?after={after}&limit=101", status=200)
+        page = await http_server.json("GET", f"/v1/sessions/{session}/events?after={after}&limit=101", status=200)
         seen += page["events"]
         after = page["next_after"]
         if not page["events"]:
             break
     assert [event["seq"] for event in seen] == list(range(1, page["last_seq"] + 1))
-    assert await doors.refused("GET", f"/v1/sessions/{session}/events?after=99999") == (400, "cursor_unknown")
-    assert await doors.refused("GET", f"/v1/sessions/{session}/events?after=-1") == (400, "bad_request")
-    assert await doors.refused("GET", f"/v1/sessions/{session}/events?aftre=1") == (400, "bad_request")
-    assert await doors.refused("GET", f"/v1/sessions/{session}/events?after=1&after=2") == (400, "bad_request")
+    assert await http_server.refused("GET", f"/v1/sessions/{session}/events?after=99999") == (400, "cursor_unknown")
+    assert await http_server.refused("GET", f"/v1/sessions/{session}/events?after=-1") == (400, "bad_request")
+    assert await http_server.refused("GET", f"/v1/sessions/{session}/events?aftre=1") == (400, "bad_request")
+    assert await http_server.refused("GET", f"/v1/sessions/{session}/events?after=1&after=2") == (400, "bad_request")
 
 
-async def test_events_as_a_stream_resume_after_the_last_one_seen(doors):
-    session = await make(doors)
+async def test_events_as_a_stream_resume_after_the_last_one_seen(http_server):
+    session = await make(http_server)
     path = f"/v1/sessions/{session}/events"
-    await doors.json("POST", f"/v1/sessions/{session}/cells", {"code": "for n in range(20): print(n)"})
-    taken = await doors.fetch("GET", f"{path}?follow=false", headers={"Accept": "text/event-stream"})
+    await http_server.json("POST", f"/v1/sessions/{session}/cells", {"code": "for n in range(20): print(n)"})
+    taken = await http_server.fetch("GET", f"{path}?follow=false", headers={"Accept": "text/event-stream"})
     first = [id for id, _ in sse(taken.body)]
     assert first == list(range(1, first[-1] + 1))
     headers = {"Accept": "text/event-stream", "Last-Event-ID": "10"}
-    again = await doors.fetch("GET", f"{path}?follow=false", headers=headers)
+    again = await http_server.fetch("GET", f"{path}?follow=false", headers=headers)
     assert [id for id, _ in sse(again.body)] == list(range(11, first[-1] + 1))
     headers["Last-Event-ID"] = "ten"
-    assert await doors.refused("GET", path, headers=headers) == (400, "bad_request")
+    assert await http_server.refused("GET", path, headers=headers) == (400, "bad_request")
 
 
-async def test_a_stream_goes_on_live_with_comments_in_silence_and_ends_with_the_session(open_doors):
-    doors = await open_doors(keepalive_seconds=0.05)
-    session = await make(doors)
+async def test_a_stream_goes_on_live_with_comments_in_silence_and_ends_with_the_session(open_http_server):
+    http_server = await open_http_server(keepalive_seconds=0.05)
+    session = await make(http_server)
     pieces = []
     path = f"/v1/sessions/{session}/events?follow=true"
-    stream = asyncio.ensure_future(doors.fetch("GET", path, streaming_callback=pieces.append))
+    stream = asyncio.ensure_future(http_server.fetch("GET", path, streaming_callback=pieces.append))
     await wait_until(lambda: b": keepalive" in b"".join(pieces))
-    await doors.json("POST", f"/v1/sessions/{session}/cells", {"code": "print(1)"})
+    await http_server.json("POST", f"/v1/sessions/{session}/cells", {"code": "print(1)"})
     await wait_until(lambda: b"cell_finished" in b"".join(pieces))
-    await doors.json("DELETE", f"/v1/sessions/{session}")
+    await http_server.json("DELETE", f"/v1/sessions/{session}")
     await stream
     assert [data["type"] for _, data in sse(b"".join(pieces))[-2:]] == ["session_closed", "journal_signed"]
 
 
-async def test_a_stream_that_fails_says_so_in_the_one_shape(doors):
-    session = await make(doors)
+async def test_a_stream_that_fails_says_so_in_the_one_shape(http_server):
+    session = await make(http_server)
 
     class Broken:
         async def next(self):
@@ -181,37 +189,39 @@ async def test_a_stream_that_fails_says_so_in_the_one_shape(doors):
         def close(self):
             pass
 
-    doors.service.attach = lambda *args, **more: Broken()
-    response = await doors.fetch("GET", f"/v1/sessions/{session}/events?follow=true")
+    http_server.service.attach = lambda *args, **more: Broken()
+    response = await http_server.fetch("GET", f"/v1/sessions/{session}/events?follow=true")
     assert b"event: error" in response.body
     assert sse(response.body)[0][1]["code"] == "cursor_expired"
 
 
 @pytest.mark.parametrize(("then", "state"), [("interrupt", "idle"), ("keep", "busy")])
-async def test_a_client_that_leaves_while_its_cell_runs(doors, then, state):
-    session = await make(doors)
+async def test_a_client_that_leaves_while_its_cell_runs(http_server, then, state):
+    session = await make(http_server)
     body = json.dumps({"code": SLEEP, "on_disconnect": then}).encode()
-    port = urllib.parse.urlsplit(doors.url).port
+    port = urllib.parse.urlsplit(http_server.url).port
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST /v1/sessions/{session}/cells HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-token\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    await wait_until(lambda: doors.state(session) == "busy")
-    gone = doors.losses()
+    await wait_until(lambda: http_server.state(session) == "busy")
+    gone = http_server.losses()
     writer.close()
     await wait_until(lambda: gone)
-    await wait_until(lambda: doors.state(session) == state)
+    await wait_until(lambda: http_server.state(session) == state)
 
 
-async def test_a_stop_ends_streams_and_long_waits(open_doors):
-    doors = await open_doors(shutdown_seconds=0.5)
-    session = await make(doors)
+async def test_a_stop_ends_streams_and_long_waits(open_http_server):
+    http_server = await open_http_server(shutdown_seconds=0.5)
+    session = await make(http_server)
     waits = [
-        asyncio.ensure_future(doors.fetch("GET", f"/v1/sessions/{session}/events?follow=true")),
-        asyncio.ensure_future(doors.fetch("POST", f"/v1/sessions/{session}/cells", {"code": SLEEP})),
+        asyncio.ensure_future(http_server.fetch("GET", f"/v1/sessions/{session}/events?follow=true")),
+        asyncio.ensure_future(http_server.fetch("POST", f"/v1/sessions/{session}/cells", {"code": SLEEP})),
     ]
-    await wait_until(lambda: doors.state(session) == "busy" and len(doors.app.settings["context"].streams) == 2)
+    await wait_until(
+        lambda: http_server.state(session) == "busy" and len(http_server.app.settings["context"].streams) == 2
+    )
     began = asyncio.get_running_loop().time()
-    await doors.server.stop()
+    await http_server.server.stop()
     assert asyncio.get_running_loop().time() - began < 0.4
     done, _ = await asyncio.wait(waits, timeout=5)
     assert len(done) == 2
@@ -219,9 +229,9 @@ async def test_a_stop_ends_streams_and_long_waits(open_doors):
     assert (answer.code, json.loads(answer.body)["retryable"]) == (503, True)
 
 
-async def test_a_request_under_way_is_answered_before_a_stop_ends(open_doors):
-    doors = await open_doors(shutdown_seconds=10.0)
-    session = await make(doors)
+async def test_a_request_under_way_is_answered_before_a_stop_ends(open_http_server):
+    http_server = await open_http_server(shutdown_seconds=10.0)
+    session = await make(http_server)
     gate = asyncio.Event()
 
     async def produce(write):
@@ -229,10 +239,10 @@ async def test_a_request_under_way_is_answered_before_a_stop_ends(open_doors):
         await gate.wait()
         await write(b"x" * 1000)
 
-    put = asyncio.ensure_future(doors.fetch("PUT", f"/v1/sessions/{session}/files/f", body_producer=produce))
-    await wait_until(lambda: list(doors.files(session).iterdir()))
-    stop = asyncio.ensure_future(doors.server.stop())
-    await wait_until(lambda: doors.app.settings["context"].stopping)
+    put = asyncio.ensure_future(http_server.fetch("PUT", f"/v1/sessions/{session}/files/f", body_producer=produce))
+    await wait_until(lambda: list(http_server.files(session).iterdir()))
+    stop = asyncio.ensure_future(http_server.server.stop())
+    await wait_until(lambda: http_server.app.settings["context"].stopping)
     gate.set()
     assert (await put).code == 201
     await stop
@@ -276,69 +286,72 @@ async def test_a_request_under_way_is_answered_before_a_stop_ends(open_doors):
         ("GET", "/v1/sessions?limit=%ff", None, 400, "bad_request"),
     ],
 )
-async def test_bad_requests_get_the_one_shape(doors, verb, path, body, status, code):
-    assert await doors.refused(verb, path, body) == (status, code)
+async def test_bad_requests_get_the_one_shape(http_server, verb, path, body, status, code):
+    assert await http_server.refused(verb, path, body) == (status, code)
 
 
-async def test_a_bad_cell_changes_nothing(doors):
-    session = await make(doors)
+async def test_a_bad_cell_changes_nothing(http_server):
+    session = await make(http_server)
     path = f"/v1/sessions/{session}/cells"
     for body in (
         {}, {"code": 1}, {"code": "1", "cell": "../x"}, {"code": "1", "session": "other"},
         {"code": "1", "wait": "queued"}, {"cells": []}, {"cells": [{"code": "1"}], "code": "2"},
         {"code": "1", "timeout_seconds": 0},
     ):  # fmt: skip
-        assert await doors.refused("POST", path, body) == (400, "bad_request"), body
-    assert (await doors.json("GET", f"/v1/sessions/{session}"))["last_seq"] == 1
-    await doors.json("POST", path, {"code": "1", "cell": "c"})
-    assert await doors.refused("POST", path, {"code": "2", "cell": "c"}) == (409, "cell_exists")
+        assert await http_server.refused("POST", path, body) == (400, "bad_request"), body
+    assert (await http_server.json("GET", f"/v1/sessions/{session}"))["last_seq"] == 1
+    await http_server.json("POST", path, {"code": "1", "cell": "c"})
+    assert await http_server.refused("POST", path, {"code": "2", "cell": "c"}) == (409, "cell_exists")
 
 
-async def test_a_405_names_what_is_allowed(doors):
-    response = await doors.fetch("PATCH", "/v1/sessions", b"")
+async def test_a_405_names_what_is_allowed(http_server):
+    response = await http_server.fetch("PATCH", "/v1/sessions", b"")
     assert set(response.headers["Allow"].split(", ")) == {"GET", "POST", "OPTIONS"}
 
 
-async def test_a_body_over_its_bound_is_refused_unread_and_one_without_length_too(open_doors):
-    doors = await open_doors(max_body_bytes=4096)
-    assert await doors.refused("POST", "/v1/sessions", b"x" * 5_000_000) == (413, "too_large")
+async def test_a_body_over_its_bound_is_refused_unread_and_one_without_length_too(open_http_server):
+    http_server = await open_http_server(max_body_bytes=4096)
+    assert await http_server.refused("POST", "/v1/sessions", b"x" * 5_000_000) == (413, "too_large")
 
     async def produce(write):
         for _ in range(100):
             await write(b"x" * 1000)
 
-    assert await doors.refused("POST", "/v1/sessions", body_producer=produce) == (413, "too_large")
-    assert await doors.json("GET", "/v1/sessions") == {"sessions": [], "next_page": None}
+    assert await http_server.refused("POST", "/v1/sessions", body_producer=produce) == (413, "too_large")
+    assert await http_server.json("GET", "/v1/sessions") == {"sessions": [], "next_page": None}
 
 
-async def test_code_over_its_bound(open_doors):
-    doors = await open_doors(max_code_bytes=2048)
-    session = await make(doors)
-    assert await doors.refused("POST", f"/v1/sessions/{session}/cells", {"code": "x" * 3000}) == (413, "too_large")
-
-
-async def test_50_megabytes_of_code_get_an_answer(doors):
-    session = await make(doors)
-    assert await doors.refused("POST", f"/v1/sessions/{session}/cells", {"code": "#" * 50_000_000}) == (
+async def test_code_over_its_bound(open_http_server):
+    http_server = await open_http_server(max_code_bytes=2048)
+    session = await make(http_server)
+    assert await http_server.refused("POST", f"/v1/sessions/{session}/cells", {"code": "x" * 3000}) == (
         413,
         "too_large",
     )
-    async with doors.socket() as ws:
+
+
+async def test_50_megabytes_of_code_get_an_answer(http_server):
+    session = await make(http_server)
+    assert await http_server.refused("POST", f"/v1/sessions/{session}/cells", {"code": "#" * 50_000_000}) == (
+        413,
+        "too_large",
+    )
+    async with http_server.socket() as ws:
         rpc = Rpc(ws)
         assert (await rpc.refused("session.execute", session=session, code="#" * 50_000_000))["code"] == "too_large"
 
 
-async def test_a_bug_of_ours_shows_nothing_of_itself(doors, caplog):
-    session = await make(doors)
-    doors.service.get = lambda *args: 1 / 0
-    response = await doors.fetch("GET", f"/v1/sessions/{session}")
+async def test_a_bug_of_ours_shows_nothing_of_itself(http_server, caplog):
+    session = await make(http_server)
+    http_server.service.get = lambda *args: 1 / 0
+    response = await http_server.fetch("GET", f"/v1/sessions/{session}")
     assert response.code == 500
     assert json.loads(response.body)["code"] == "internal"
     assert b"ZeroDivision" not in response.body
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_garbage_on_the_wire_does_not_stop_the_server_and_is_not_logged(doors, caplog):
+async def test_garbage_on_the_wire_does_not_stop_the_server_and_is_not_logged(http_server, caplog):
     caplog.set_level("DEBUG")
     for garbage in (
         b"\x00\xff\r\n\r\n",
@@ -346,13 +359,13 @@ async def test_garbage_on_the_wire_does_not_stop_the_server_and_is_not_logged(do
         b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-token\x01\r\n\r\n",
         b"POST /v1/sessions HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
     ):
-        port = urllib.parse.urlsplit(doors.url).port
+        port = urllib.parse.urlsplit(http_server.url).port
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(garbage)
         await asyncio.wait_for(reader.read(), 5)
         writer.close()
-    assert (await doors.json("GET", "/healthz"))["status"] == "ok"
-    assert (await doors.fetch("HEAD", "/healthz")).code == 200
+    assert (await http_server.json("GET", "/healthz"))["status"] == "ok"
+    assert (await http_server.fetch("HEAD", "/healthz")).code == 200
     assert "alice-token" not in caplog.text
 
 
@@ -360,31 +373,31 @@ async def test_garbage_on_the_wire_does_not_stop_the_server_and_is_not_logged(do
 
 
 @pytest.mark.parametrize("token", [None, "wrong", "alice-token "])
-async def test_tokens(doors, token):
+async def test_tokens(http_server, token):
     headers = {"Authorization": f"Bearer {token}x"} if token else {}
-    assert await doors.refused("GET", "/v1/sessions", token=None, headers=headers) == (401, "unauthenticated")
+    assert await http_server.refused("GET", "/v1/sessions", token=None, headers=headers) == (401, "unauthenticated")
 
 
-async def test_the_query_is_no_place_for_a_token_in_rest(doors):
-    assert await doors.refused("GET", "/v1/sessions?token=alice-token", token=None) == (401, "unauthenticated")
+async def test_the_query_is_no_place_for_a_token_in_rest(http_server):
+    assert await http_server.refused("GET", "/v1/sessions?token=alice-token", token=None) == (401, "unauthenticated")
 
 
-async def test_every_route_but_the_open_ones_asks_for_a_token(doors):
+async def test_every_route_but_the_open_ones_asks_for_a_token(http_server):
     for route in ROUTES:
         path = re.sub(r"\{\w+\}", "x", route.path)
-        response = await doors.fetch(route.verb, path, token=None)
+        response = await http_server.fetch(route.verb, path, token=None)
         if route.scope is None:
             assert response.code == 200, path
         else:
             assert response.code == 401, path
 
 
-async def test_scopes(doors):
-    session = await make(doors)
+async def test_scopes(http_server):
+    session = await make(http_server)
     for route in ROUTES:
         path = re.sub(r"\{session\}", session, route.path)
         path = re.sub(r"\{\w+\}", "x", path)
-        response = await doors.fetch(
+        response = await http_server.fetch(
             route.verb, path, {"code": "1"} if route.verb == "POST" else None, token="reader-token"
         )
         if route.scope == "run":
@@ -393,12 +406,12 @@ async def test_scopes(doors):
                 assert json.loads(response.body)["code"] == "forbidden"
         elif route.scope == "read":
             assert response.code in (200, 404, 501), path
-    assert (await doors.json("GET", f"/v1/sessions/{session}"))["last_seq"] == 1
+    assert (await http_server.json("GET", f"/v1/sessions/{session}"))["last_seq"] == 1
 
 
-async def test_anothers_session_does_not_exist(doors):
-    session = await make(doors)
-    await doors.fetch("PUT", f"/v1/sessions/{session}/files/x", b"1")
+async def test_anothers_session_does_not_exist(http_server):
+    session = await make(http_server)
+    await http_server.fetch("PUT", f"/v1/sessions/{session}/files/x", b"1")
     for route in ROUTES:
         if "{session}" in route.path:
             path = re.sub(r"\{\w+\}", "x", route.path.replace("{session}", session))
@@ -409,7 +422,7 @@ async def test_anothers_session_does_not_exist(doors):
             }
             body = bodies.get(route.id, {"text": ""} if route.id == "session.input" else {})
             data = None if route.verb in ("GET", "DELETE", "HEAD") else b"x" if route.verb == "PUT" else body
-            response = await doors.fetch(route.verb, path, data, token="bob-token")
+            response = await http_server.fetch(route.verb, path, data, token="bob-token")
             assert response.code == 404, route
 
 
@@ -417,16 +430,16 @@ async def test_anothers_session_does_not_exist(doors):
     ("origin", "allowed", "good"),
     [("https://evil.example", [], False), ("https://a.example", ["https://a.example"], True)],
 )
-async def test_foreign_origins(open_doors, origin, allowed, good):
-    doors = await open_doors(origins=allowed)
+async def test_foreign_origins(open_http_server, origin, allowed, good):
+    http_server = await open_http_server(origins=allowed)
     for verb in ("GET", "OPTIONS"):
-        response = await doors.fetch(verb, "/v1/sessions", headers={"Origin": origin}, token="alice-token")
+        response = await http_server.fetch(verb, "/v1/sessions", headers={"Origin": origin}, token="alice-token")
         assert response.headers.get("Access-Control-Allow-Origin") == (origin if good else None)
         assert (response.code < 300) is good
-    response = await doors.fetch("GET", "/v1/sessions/nope", headers={"Origin": origin})
+    response = await http_server.fetch("GET", "/v1/sessions/nope", headers={"Origin": origin})
     assert response.code == (404 if good else 403)
     assert response.headers.get("Access-Control-Allow-Origin") == (origin if good else None)
-    assert (await doors.fetch("OPTIONS", "/v1/sessions", headers={"Origin": origin}, token=None)).code == (
+    assert (await http_server.fetch("OPTIONS", "/v1/sessions", headers={"Origin": origin}, token=None)).code == (
         204 if good else 403
     )
 
@@ -437,50 +450,50 @@ async def test_foreign_origins(open_doors, origin, allowed, good):
 @pytest.mark.parametrize(
     ("form", "kind"), [("ipynb", "application/x-ipynb+json"), ("html", "text/html"), ("py", "text/x-python")]
 )
-async def test_notebooks(doors, form, kind):
-    session = await make(doors)
-    response = await doors.fetch("GET", f"/v1/sessions/{session}/notebook?format={form}")
+async def test_notebooks(http_server, form, kind):
+    session = await make(http_server)
+    response = await http_server.fetch("GET", f"/v1/sessions/{session}/notebook?format={form}")
     assert response.headers["Content-Type"].startswith(kind)
     assert response.headers["Content-Security-Policy"].startswith("sandbox;")
     assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert await doors.refused("GET", f"/v1/sessions/{session}/notebook?format=exe") == (400, "bad_request")
+    assert await http_server.refused("GET", f"/v1/sessions/{session}/notebook?format=exe") == (400, "bad_request")
 
 
-async def test_the_journal_is_whole_lines(doors):
-    session = await make(doors)
-    await doors.json("POST", f"/v1/sessions/{session}/cells", {"code": "print('x' * 1000000)"})
-    response = await doors.fetch("GET", f"/v1/sessions/{session}/journal")
+async def test_the_journal_is_whole_lines(http_server):
+    session = await make(http_server)
+    await http_server.json("POST", f"/v1/sessions/{session}/cells", {"code": "print('x' * 1000000)"})
+    response = await http_server.fetch("GET", f"/v1/sessions/{session}/journal")
     assert response.headers["Content-Type"] == "application/x-ndjson"
     lines = response.body.splitlines()
     assert [json.loads(line)["seq"] for line in lines] == list(range(1, len(lines) + 1))
 
 
-async def test_health_and_metrics_hold_no_session_data(doors):
-    session = await make(doors, name="secretname")
-    assert await doors.json("GET", "/healthz", token=None) == {"status": "ok"}
-    assert await doors.json("GET", "/readyz", token=None) == {"status": "ready"}
-    doors.service.ready = lambda: False
-    response = await doors.fetch("GET", "/readyz", token=None)
+async def test_health_and_metrics_hold_no_session_data(http_server):
+    session = await make(http_server, name="secretname")
+    assert await http_server.json("GET", "/healthz", token=None) == {"status": "ok"}
+    assert await http_server.json("GET", "/readyz", token=None) == {"status": "ready"}
+    http_server.service.ready = lambda: False
+    response = await http_server.fetch("GET", "/readyz", token=None)
     assert response.code == 503
     assert json.loads(response.body)["retryable"] is True
     assert "Retry-After" in response.headers
-    text = (await doors.fetch("GET", "/metrics", token=None)).body.decode()
+    text = (await http_server.fetch("GET", "/metrics", token=None)).body.decode()
     assert "kernelsvc_requests_total" in text
     assert "secretname" not in text
     assert f'"{session}"' not in text
 
 
-async def test_documents(doors):
-    openapi = await doors.json("GET", "/v1/openapi.json", token=None)
+async def test_documents(http_server):
+    openapi = await http_server.json("GET", "/v1/openapi.json", token=None)
     assert openapi["openapi"].startswith("3.1")
     assert set(openapi["paths"]) == {route.path for route in ROUTES}
-    openrpc = await doors.json("GET", "/v1/openrpc.json", token=None)
+    openrpc = await http_server.json("GET", "/v1/openrpc.json", token=None)
     assert "session.execute" in {method["name"] for method in openrpc["methods"]}
     assert "CellFinished" in openrpc["components"]["schemas"]
 
 
-async def test_headers_of_a_streamed_download_and_keepalive_connections(doors):
-    port = urllib.parse.urlsplit(doors.url).port
+async def test_headers_of_a_streamed_download_and_keepalive_connections(http_server):
+    port = urllib.parse.urlsplit(http_server.url).port
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     sock = writer.get_extra_info("socket")
     assert sock.family == socket.AF_INET
@@ -505,13 +518,13 @@ def test_pure_parts():
 
 
 @pytest.mark.parametrize("field", ["sidecar_of", "beside"])
-async def test_a_sidecar_shares_the_directory_and_the_old_name_of_the_field_is_accepted(doors, field):
-    session = await make(doors)
-    await doors.fetch("PUT", f"/v1/sessions/{session}/files/shared", b"1")
-    sidecar = await doors.json("POST", "/v1/sessions", {field: session}, status=201)
+async def test_a_sidecar_shares_the_directory_and_the_old_name_of_the_field_is_accepted(http_server, field):
+    session = await make(http_server)
+    await http_server.fetch("PUT", f"/v1/sessions/{session}/files/shared", b"1")
+    sidecar = await http_server.json("POST", "/v1/sessions", {field: session}, status=201)
     assert (sidecar["sidecar_of"], sidecar["beside"]) == (session, session)
-    assert (await doors.fetch("GET", f"/v1/sessions/{sidecar['id']}/files/shared")).body == b"1"
+    assert (await http_server.fetch("GET", f"/v1/sessions/{sidecar['id']}/files/shared")).body == b"1"
     both = {"sidecar_of": session, "beside": "s_0000000000000000"}
-    assert await doors.refused("POST", "/v1/sessions", both) == (400, "bad_request")
-    await doors.json("DELETE", f"/v1/sessions/{session}", status=200)
-    await wait_until(lambda: doors.state(sidecar["id"]) == "closed")
+    assert await http_server.refused("POST", "/v1/sessions", both) == (400, "bad_request")
+    await http_server.json("DELETE", f"/v1/sessions/{session}", status=200)
+    await wait_until(lambda: http_server.state(sidecar["id"]) == "closed")

@@ -64,30 +64,35 @@ def schema_for(openapi, path, verb, status):
     return {**content, "components": openapi["components"]}
 
 
-async def test_real_answers_fit_the_document(doors, openapi):
-    session = await doors.json("POST", "/v1/sessions", {})
+async def test_real_answers_fit_the_document(http_server, openapi):
+    session = await http_server.json("POST", "/v1/sessions", {})
     base = f"/v1/sessions/{session['id']}"
-    cell = await doors.json("POST", f"{base}/cells", {"code": "1/0", "cell": "c"})
-    await doors.fetch("PUT", f"{base}/files/f", b"1")
+    cell = await http_server.json("POST", f"{base}/cells", {"code": "1/0", "cell": "c"})
+    await http_server.fetch("PUT", f"{base}/files/f", b"1")
     answers = [
         ("/v1/sessions", "post", "201", session),
         ("/v1/sessions/{session}/cells", "post", "200", cell),
-        ("/v1/sessions/{session}/cells", "get", "200", await doors.json("GET", f"{base}/cells")),
-        ("/v1/sessions", "get", "200", await doors.json("GET", "/v1/sessions")),
-        ("/v1/sessions/{session}/events", "get", "200", await doors.json("GET", f"{base}/events")),
-        ("/v1/sessions/{session}/files/", "get", "200", await doors.json("GET", f"{base}/files/")),
-        ("/v1/sessions", "get", "default", json.loads((await doors.fetch("GET", "/v1/sessions", token=None)).body)),
+        ("/v1/sessions/{session}/cells", "get", "200", await http_server.json("GET", f"{base}/cells")),
+        ("/v1/sessions", "get", "200", await http_server.json("GET", "/v1/sessions")),
+        ("/v1/sessions/{session}/events", "get", "200", await http_server.json("GET", f"{base}/events")),
+        ("/v1/sessions/{session}/files/", "get", "200", await http_server.json("GET", f"{base}/files/")),
+        (
+            "/v1/sessions",
+            "get",
+            "default",
+            json.loads((await http_server.fetch("GET", "/v1/sessions", token=None)).body),
+        ),
     ]
     for path, verb, status, answer in answers:
         jsonschema.validate(answer, schema_for(openapi, path, verb, status))
 
 
-async def test_events_fit_the_document(doors):
+async def test_events_fit_the_document(http_server):
     openrpc = documents.openrpc("1")
     schema = {**openrpc["x-notifications"][0]["schema"], "components": openrpc["components"]}
-    session = await doors.json("POST", "/v1/sessions", {})
-    await doors.json("POST", f"/v1/sessions/{session['id']}/cells", {"code": "print(1)\n1/0"})
-    for event in (await doors.json("GET", f"/v1/sessions/{session['id']}/events"))["events"]:
+    session = await http_server.json("POST", "/v1/sessions", {})
+    await http_server.json("POST", f"/v1/sessions/{session['id']}/cells", {"code": "print(1)\n1/0"})
+    for event in (await http_server.json("GET", f"/v1/sessions/{session['id']}/events"))["events"]:
         jsonschema.validate(event, schema)
 
 

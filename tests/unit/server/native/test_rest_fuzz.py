@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import rest_fuzz
-from doors import Doors
+from http_server import HttpServer
 
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.server.native import openapi
@@ -23,12 +23,12 @@ def served_fake():
 
     async def serve():
         settings = Settings(port=0, shutdown_seconds=1.0, checkpoints=0, max_sessions=500)
-        doors = await Doors(settings, FakeLauncher()).start()
-        box.update(url=doors.url, loop=asyncio.get_running_loop(), stop=asyncio.Event())
-        box["session"] = (await doors.json("POST", "/v1/sessions", {}))["id"]
+        http_server = await HttpServer(settings, FakeLauncher()).start()
+        box.update(url=http_server.url, loop=asyncio.get_running_loop(), stop=asyncio.Event())
+        box["session"] = (await http_server.json("POST", "/v1/sessions", {}))["id"]
         ready.set()
         await box["stop"].wait()
-        await doors.stop()
+        await http_server.stop()
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()

@@ -9,7 +9,7 @@ import logging
 
 import pytest
 import websockets
-from doors import SLEEP, Rpc
+from http_server import SLEEP, Rpc
 from waiting import wait_until
 from websockets.frames import Frame, Opcode
 
@@ -45,7 +45,7 @@ async def test_the_answer_of_create_and_attach_comes_before_the_events_and_those
     assert rpc.heard[-1]["result"] == {"session": session, "last_seq": rpc.events(session)[-1]["seq"]}
 
 
-async def test_attach_replays_after_a_position_then_goes_live(doors, rpc):
+async def test_attach_replays_after_a_position_then_goes_live(http_server, rpc):
     session = await make(rpc, attach=False)
     await rpc.call("session.execute", session=session, code="print(1)")
     assert rpc.events(session) == []
@@ -92,13 +92,13 @@ async def test_a_cell_is_begun_at_once_but_not_before_what_was_asked_earlier(rpc
 
 
 @pytest.mark.parametrize("step", [1, 3, 1000, 1_000_000])
-async def test_frames_may_come_in_any_pieces(doors, step):
+async def test_frames_may_come_in_any_pieces(http_server, step):
     texts = ["", "x" * 120, "y" * 70_000]
     ask = {"jsonrpc": "2.0", "method": "session.get"}
     asked = [{**ask, "id": n, "params": {"session": text}} for n, text in enumerate(texts)]
     frames = [Frame(Opcode.TEXT, json.dumps(each).encode()).serialize(mask=True) for each in asked]
     data = b"".join(frames[:2] if step < 100 else frames)
-    async with doors.socket() as socket:
+    async with http_server.socket() as socket:
         for at in range(0, len(data), step):
             socket.transport.write(data[at : at + step])
             await asyncio.sleep(0)
@@ -174,8 +174,8 @@ async def test_bad_frames_get_the_one_shape_and_the_connection_lives(rpc, frame,
     assert (await rpc.call("info"))["name"] == "kernelsvc"
 
 
-async def test_text_that_is_not_utf8_is_answered_then_closed(doors):
-    async with doors.socket() as socket:
+async def test_text_that_is_not_utf8_is_answered_then_closed(http_server):
+    async with http_server.socket() as socket:
         await socket.send(b'{"jsonrpc": "2.0", "id": 1, "method": "\xff"}', text=True)
         assert json.loads(await socket.recv())["error"]["code"] == -32700
         with pytest.raises(websockets.ConnectionClosed) as closed:
@@ -193,27 +193,27 @@ async def test_text_that_is_not_utf8_is_answered_then_closed(doors):
     ],
     ids=["close reason", "continuation", "reserved bit", "opcode"],  # masks are random, so workers would differ
 )
-async def test_what_is_not_the_protocol_cuts_this_connection_and_nothing_else(doors, rpc, data, caplog):
-    async with doors.socket() as socket:
+async def test_what_is_not_the_protocol_cuts_this_connection_and_nothing_else(http_server, rpc, data, caplog):
+    async with http_server.socket() as socket:
         socket.transport.write(data)
         await asyncio.wait_for(socket.wait_closed(), 5)
-    assert len(doors.app.settings["context"].sockets) == 1
+    assert len(http_server.app.settings["context"].sockets) == 1
     assert (await rpc.call("info"))["name"] == "kernelsvc"
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_code_over_its_bound_is_refused_and_nothing_is_queued(open_doors):
-    doors = await open_doors(max_code_bytes=2048)
-    async with doors.socket() as socket:
+async def test_code_over_its_bound_is_refused_and_nothing_is_queued(open_http_server):
+    http_server = await open_http_server(max_code_bytes=2048)
+    async with http_server.socket() as socket:
         rpc = Rpc(socket)
         session = await make(rpc)
         assert (await rpc.refused("session.execute", session=session, code="x" * 3000))["code"] == "too_large"
         assert (await rpc.call("session.get", session=session))["last_seq"] == 1
 
 
-async def test_a_frame_over_its_bound_is_told_then_closed(open_doors):
-    doors = await open_doors(max_frame_bytes=4096)
-    async with doors.socket() as socket:
+async def test_a_frame_over_its_bound_is_told_then_closed(open_http_server):
+    http_server = await open_http_server(max_frame_bytes=4096)
+    async with http_server.socket() as socket:
         await socket.send("x" * 5000)
         assert json.loads(await socket.recv())["error"]["data"]["code"] == "too_large"
         with pytest.raises(websockets.ConnectionClosed) as closed:
@@ -227,9 +227,9 @@ async def test_a_request_without_id_gets_no_answer(rpc):
     assert len(rpc.heard) == 1
 
 
-async def test_too_many_requests_at_once_are_refused(open_doors):
-    doors = await open_doors(max_requests=10)
-    async with doors.socket() as socket:
+async def test_too_many_requests_at_once_are_refused(open_http_server):
+    http_server = await open_http_server(max_requests=10)
+    async with http_server.socket() as socket:
         rpc = Rpc(socket)
         session = await make(rpc)
         hung = [await rpc.send("session.execute", {"session": session, "code": SLEEP}) for _ in range(10)]
@@ -241,22 +241,22 @@ async def test_too_many_requests_at_once_are_refused(open_doors):
 
 
 @pytest.mark.parametrize("token", [None, "wrong", "x" * 5000])
-async def test_without_a_known_token_there_is_no_connection(doors, token):
+async def test_without_a_known_token_there_is_no_connection(http_server, token):
     with pytest.raises(websockets.InvalidStatus) as caught:
-        await doors.socket(token=token)
+        await http_server.socket(token=token)
     assert caught.value.response.status_code == 401
     data = json.loads(caught.value.response.body)
     assert set(data) == CONTRACT_ERRORS
     assert data["code"] == "unauthenticated"
 
 
-async def test_a_browser_may_send_its_token_in_the_query_and_it_is_not_logged(doors, caplog):
+async def test_a_browser_may_send_its_token_in_the_query_and_it_is_not_logged(http_server, caplog):
     caplog.set_level(logging.DEBUG)
-    async with doors.socket(token=None, query="?token=alice-token") as socket:
+    async with http_server.socket(token=None, query="?token=alice-token") as socket:
         await socket.send("{")
         await socket.recv()
     with pytest.raises(websockets.InvalidStatus):
-        await doors.socket(token=None, query="?token=wrong-secret-token")
+        await http_server.socket(token=None, query="?token=wrong-secret-token")
     served = [record for record in caplog.records if not record.name.startswith("websockets")]
     assert not [r for r in served if "alice-token" in r.getMessage() or "wrong-secret-token" in r.getMessage()]
 
@@ -270,37 +270,37 @@ async def test_a_browser_may_send_its_token_in_the_query_and_it_is_not_logged(do
         ("SELF", [], 101),
     ],
 )
-async def test_a_foreign_origin_is_refused(open_doors, origin, allowed, status):
-    doors = await open_doors(origins=allowed)
-    headers = {"Origin": doors.url if origin == "SELF" else origin}
+async def test_a_foreign_origin_is_refused(open_http_server, origin, allowed, status):
+    http_server = await open_http_server(origins=allowed)
+    headers = {"Origin": http_server.url if origin == "SELF" else origin}
     if status == 101:
-        async with doors.socket(headers=headers):
+        async with http_server.socket(headers=headers):
             return
     with pytest.raises(websockets.InvalidStatus) as caught:
-        await doors.socket(headers=headers)
+        await http_server.socket(headers=headers)
     assert caught.value.response.status_code == status
     assert json.loads(caught.value.response.body)["code"] == "forbidden"
 
 
-async def test_a_session_of_another_does_not_exist(doors, rpc):
+async def test_a_session_of_another_does_not_exist(http_server, rpc):
     session = await make(rpc)
-    async with doors.socket(token="bob-token") as socket:
+    async with http_server.socket(token="bob-token") as socket:
         bob = Rpc(socket)
         for method, more in (("get", {}), ("attach", {}), ("execute", {"code": "1"}), ("close", {})):
             assert (await bob.refused(f"session.{method}", session=session, **more))["code"] == "not_found"
 
 
-async def test_a_reader_reads_and_does_not_run(doors, rpc):
+async def test_a_reader_reads_and_does_not_run(http_server, rpc):
     session = await make(rpc)
-    async with doors.socket(token="reader-token") as socket:
+    async with http_server.socket(token="reader-token") as socket:
         reader = Rpc(socket)
         assert (await reader.call("session.get", session=session))["id"] == session
         assert (await reader.refused("session.execute", session=session, code="1"))["code"] == "forbidden"
         assert (await reader.refused("session.create"))["code"] == "forbidden"
 
 
-async def test_plain_http_on_the_route_is_told(doors):
-    assert await doors.refused("GET", "/v1/ws") == (400, "bad_request")
+async def test_plain_http_on_the_route_is_told(http_server):
+    assert await http_server.refused("GET", "/v1/ws") == (400, "bad_request")
 
 
 # --- readers ---------------------------------------------------------------------------
@@ -349,13 +349,13 @@ async def until_still(value):
     return seen[-1]
 
 
-async def test_a_reader_that_does_not_read_holds_up_nobody_and_fills_no_memory(open_doors):
-    doors = await open_doors(ping_seconds=0.2)
-    async with doors.socket(max_queue=1, ping_interval=None) as slow_socket, doors.socket() as quick_socket:
+async def test_a_reader_that_does_not_read_holds_up_nobody_and_fills_no_memory(open_http_server):
+    http_server = await open_http_server(ping_seconds=0.2)
+    async with http_server.socket(max_queue=1, ping_interval=None) as slow_socket, http_server.socket() as quick_socket:
         slow, quick = Rpc(slow_socket), Rpc(quick_socket)
         session = await make(slow)
         await quick.call("session.execute", session=session, code="for n in range(3000): print('x' * 10_000)")
-        handler = next(h for h in doors.app.settings["context"].sockets if h._attachments)
+        handler = next(h for h in http_server.app.settings["context"].sockets if h._attachments)
         pump = handler._attachments[session]
         stuck = await until_still(lambda: pump.sent)
         assert 0 < stuck < 3000
@@ -367,16 +367,16 @@ async def test_a_reader_that_does_not_read_holds_up_nobody_and_fills_no_memory(o
         assert seqs == list(range(1, len(seqs) + 1))
 
 
-async def test_a_connection_that_drops_is_told_to_the_service_and_its_cells_go_on_or_not(doors, rpc):
+async def test_a_connection_that_drops_is_told_to_the_service_and_its_cells_go_on_or_not(http_server, rpc):
     kept, cut = await make(rpc), await make(rpc)
     for session, then in ((kept, "keep"), (cut, "interrupt")):
         cell = {"session": session, "code": SLEEP, "on_disconnect": then, "cell": "c"}
         await rpc.send("session.execute", cell)
-    async with doors.socket() as socket:
+    async with http_server.socket() as socket:
         other = Rpc(socket)
         await other.call("session.attach", session=cut)
-        await wait_until(lambda: doors.state(cut) == doors.state(kept) == "busy")
-        lost = doors.losses()
+        await wait_until(lambda: http_server.state(cut) == http_server.state(kept) == "busy")
+        lost = http_server.losses()
         await rpc.socket.close()
         while not other.events(cut) or other.events(cut)[-1]["type"] != "cell_finished":
             await other.hear()
@@ -385,11 +385,11 @@ async def test_a_connection_that_drops_is_told_to_the_service_and_its_cells_go_o
     assert lost
 
 
-async def test_silence_is_pinged_and_a_dead_peer_is_dropped(open_doors):
-    doors = await open_doors(ping_seconds=0.05, ping_timeout_seconds=0.2)
-    async with doors.socket(ping_interval=None) as alive:
+async def test_silence_is_pinged_and_a_dead_peer_is_dropped(open_http_server):
+    http_server = await open_http_server(ping_seconds=0.05, ping_timeout_seconds=0.2)
+    async with http_server.socket(ping_interval=None) as alive:
         await asyncio.wait_for(wait_until(lambda: alive.protocol.state == 1), 1)
-        sockets = doors.app.settings["context"].sockets
+        sockets = http_server.app.settings["context"].sockets
         await wait_until(lambda: len(sockets) == 1)
         handler = next(iter(sockets))
         first = handler._last_received
@@ -398,12 +398,12 @@ async def test_silence_is_pinged_and_a_dead_peer_is_dropped(open_doors):
         await wait_until(lambda: not sockets)
 
 
-async def test_a_stop_tells_the_sockets(open_doors):
-    doors = await open_doors()
-    async with doors.socket() as socket:
+async def test_a_stop_tells_the_sockets(open_http_server):
+    http_server = await open_http_server()
+    async with http_server.socket() as socket:
         rpc = Rpc(socket)
         await make(rpc)
-        await doors.server.stop()
+        await http_server.server.stop()
         await socket.wait_closed()
         assert socket.close_code == 1001
 
@@ -430,9 +430,9 @@ class Broken:
 
 
 @pytest.mark.parametrize(("error", "code"), [(CursorExpired(), "cursor_expired"), (OSError(5, "EIO"), "internal")])
-async def test_an_attachment_that_fails_says_so_and_the_answer_of_a_cell_still_comes(doors, rpc, error, code):
+async def test_an_attachment_that_fails_says_so_and_the_answer_of_a_cell_still_comes(http_server, rpc, error, code):
     session = await make(rpc, attach=False)
-    doors.service.attach = lambda *args, **more: Broken(error)
+    http_server.service.attach = lambda *args, **more: Broken(error)
     await rpc.call("session.attach", session=session)
     while rpc.heard[-1].get("method") != "detached":
         await rpc.hear()
@@ -441,8 +441,8 @@ async def test_an_attachment_that_fails_says_so_and_the_answer_of_a_cell_still_c
     assert (await rpc.call("session.execute", session=session, code="1"))["reason"] == "ok"
 
 
-async def test_a_bug_of_ours_is_an_internal_error_and_the_connection_lives(doors, rpc, caplog):
-    doors.service.info = lambda: 1 / 0
+async def test_a_bug_of_ours_is_an_internal_error_and_the_connection_lives(http_server, rpc, caplog):
+    http_server.service.info = lambda: 1 / 0
     error = await rpc.refused("info")
     assert (error["code"], error["details"]) == ("internal", {})
     assert "ZeroDivisionError" not in json.dumps(error)
@@ -450,8 +450,8 @@ async def test_a_bug_of_ours_is_an_internal_error_and_the_connection_lives(doors
     assert await rpc.call("templates")
 
 
-async def test_a_result_without_json_is_an_internal_error(doors, rpc):
-    doors.service.info = lambda: {"text": "\udc80"}
+async def test_a_result_without_json_is_an_internal_error(http_server, rpc):
+    http_server.service.info = lambda: {"text": "\udc80"}
     assert (await rpc.refused("info"))["code"] == "internal"
 
 
@@ -463,10 +463,10 @@ async def test_attachments_are_bounded(rpc, monkeypatch):
     await rpc.call("session.attach", session=sessions[0])
 
 
-async def test_a_client_that_asks_and_does_not_read_waits_for_itself(open_doors):
-    doors = await open_doors()
-    async with doors.socket(max_queue=1, ping_interval=None) as socket, doors.socket() as other:
-        doors.service.info = lambda: {"text": "x" * 1_000_000}
+async def test_a_client_that_asks_and_does_not_read_waits_for_itself(open_http_server):
+    http_server = await open_http_server()
+    async with http_server.socket(max_queue=1, ping_interval=None) as socket, http_server.socket() as other:
+        http_server.service.info = lambda: {"text": "x" * 1_000_000}
         greedy = Rpc(socket)
 
         async def ask():
@@ -474,12 +474,12 @@ async def test_a_client_that_asks_and_does_not_read_waits_for_itself(open_doors)
                 await greedy.send("info")
 
         asking = asyncio.ensure_future(ask())
-        context = doors.app.settings["context"]
+        context = http_server.app.settings["context"]
         await wait_until(lambda: len(context.sockets) == 2)
         handler = await wait_until(lambda: next((each for each in context.sockets if each._unsent), None))
         sent = await until_still(lambda: handler._unsent)
         assert sent < 20_000_000
-        doors.service.info = lambda: {}
+        http_server.service.info = lambda: {}
         assert await Rpc(other).call("info") == {}
         for number in range(1, 301):
             await greedy.answer(number)
@@ -487,13 +487,13 @@ async def test_a_client_that_asks_and_does_not_read_waits_for_itself(open_doors)
         await asking
 
 
-async def test_nothing_of_a_connection_is_left_when_it_has_ended(doors):
+async def test_nothing_of_a_connection_is_left_when_it_has_ended(http_server):
     def left():
         gc.collect()
         return sum(type(each).__name__ in ("_Protocol", "Line", "Frames") for each in gc.get_objects())
 
     before = left()
     for _ in range(5):
-        async with doors.socket() as socket:
+        async with http_server.socket() as socket:
             await Rpc(socket).call("info")
     await wait_until(lambda: left() <= before)
