@@ -547,7 +547,7 @@ def with_fresh_token(settings: Settings) -> tuple[Settings, str | None]:
     if settings.tokens:
         return settings, None
     token = secrets.token_urlsafe(24)
-    return msgspec.structs.replace(settings, tokens=[record_for(token, "local")]), token
+    return msgspec.structs.replace(settings, tokens=[record_for(token)]), token
 
 
 def describe(settings: Settings) -> list[dict[str, Any]]:

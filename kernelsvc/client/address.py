@@ -2,6 +2,9 @@
 
 In this order: the arguments, ``KERNELSVC_URL`` and ``KERNELSVC_TOKEN``, the file ``server.json`` in the runtime
 directory of a running local server. A token from that file is only sent to the address in it.
+
+The runtime directory is one for each data directory. If none of the settings names it, and the default one has no
+running server, the client looks at all runtime directories of this user.
 """
 
 from __future__ import annotations
@@ -61,11 +64,14 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 def parse(url: str, token: str | None = None) -> Address:
     """Parse a URL: ``http(s)://``, ``ws(s)://``, or ``unix:/path``. It may have the token as ``?token=``.
 
+    White space around the URL and the token is dropped: a file with a token usually ends with a newline.
+
     Raises:
-        BadRequest: the URL has another form.
+        BadRequest: the URL has another form, or the token has characters that no header can carry.
     """
+    url = url.strip()
     parts = urlsplit(url)
-    token = token or next(iter(parse_qs(parts.query).get("token", [])), None)
+    token = _clean_token(token or next(iter(parse_qs(parts.query).get("token", [])), None))
     if parts.scheme in ("unix", "http+unix"):
         path = unquote(parts.netloc) + parts.path
         if not path.startswith("/"):
@@ -76,6 +82,14 @@ def parse(url: str, token: str | None = None) -> Address:
     if scheme not in ("http", "https") or not parts.netloc:
         raise BadRequest(f"The address {url!r} is not valid. Write http://HOST:PORT or unix:/path/to/socket.")
     return Address(base=f"{scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1/ws')}", token=token)
+
+
+def _clean_token(token: str | None) -> str | None:
+    token = (token or "").strip()
+    # RFC 9110, section 5.5: CR, LF and NUL are invalid in a field value, and text beyond ASCII has no defined form.
+    if not (token.isascii() and token.isprintable()):
+        raise BadRequest("The token has a control character or a letter beyond ASCII. Check where you copied it from.")
+    return token or None
 
 
 def find(
@@ -94,12 +108,12 @@ def find(
         runtime_dir: directory of the local server's ``server.json``. The default is the setting.
 
     Raises:
-        Unreachable: there is no URL, and no local server runs.
+        Unreachable: there is no URL, and no local server runs, or more than one.
     """
     env = os.environ if env is None else env
     if url := url or env.get("KERNELSVC_URL"):
         return parse(url, token or env.get("KERNELSVC_TOKEN"))
-    info = read_info(runtime_dir or _runtime_dir(env))
+    info = read_info(runtime_dir) if runtime_dir else _local_server(env)
     if info is None:
         raise Unreachable(
             "No address is set, and no server of yours is running here. "
@@ -108,12 +122,30 @@ def find(
     return parse(info.url, token or env.get("KERNELSVC_TOKEN") or info.token)
 
 
-def _runtime_dir(env: Mapping[str, str]) -> Path:
+def _local_server(env: Mapping[str, str]) -> ServerInfo | None:
     # The client's only use of the server's settings: the default directory depends on the platform, and both sides must
     # agree on it.
     from kernelsvc import settings
 
-    return settings.load(env=env).runtime_path()
+    loaded = settings.load(env=env)
+    expected = loaded.runtime_path()
+    info = read_info(expected)
+    if info is not None or any(loaded.sources[name] != "platform" for name in ("data_dir", "runtime_dir")):
+        return info
+    # A server with another --data-dir has a directory beside the default one.
+    found = {each: info for each in _siblings(expected) if (info := read_info(each))}
+    if len(found) > 1:
+        listed = ", ".join(sorted(info.url for info in found.values()))
+        raise Unreachable(f"Several servers of yours are running here: {listed}. Choose one with KERNELSVC_URL.")
+    return next(iter(found.values()), None)
+
+
+def _siblings(runtime_dir: Path) -> list[Path]:
+    """Return the runtime directories beside one, those of this user only: another user's file could name any server."""
+    try:
+        return [each for each in runtime_dir.parent.iterdir() if each.is_dir() and each.stat().st_uid == os.getuid()]
+    except OSError:
+        return []
 
 
 def read_info(runtime_dir: Path) -> ServerInfo | None:

@@ -287,6 +287,10 @@ class RpcConnection:
                 self._on_state("lost")
         except KernelsvcError as error:
             self._give_up(error)
+        except Exception as error:  # Without this, a caller would wait for ever for a task that has ended.
+            failure = Unreachable(f"The client can't connect to {self.address.shown}: {error}")
+            failure.__cause__ = error
+            self._give_up(failure)
 
     async def _connect(self, give_up_seconds: float) -> WebSocketClientConnection:
         loop = asyncio.get_running_loop()
@@ -324,8 +328,10 @@ class RpcConnection:
             )
         )
         try:
-            return await asyncio.shield(connecting)
-        except asyncio.CancelledError:
+            # Tornado's own limits end where it has written the request: an error in between leaves its future pending.
+            async with asyncio.timeout(2 * CONNECT_SECONDS):
+                return await asyncio.shield(connecting)
+        except (asyncio.CancelledError, TimeoutError):
             connecting.add_done_callback(_close_abandoned)  # Tornado can't cancel a connect
             raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -12,6 +13,9 @@ import msgspec
 from kernelsvc.errors import Unauthenticated
 from kernelsvc.model.objects import Principal, Scope
 
+#: The principal of a token that has no name: of ``--token``, ``KERNELSVC_TOKEN``, and of a generated token.
+LOCAL = "local"
+_NAMED_AFTER_HASH = re.compile(r"token-[0-9a-f]{12}\Z")
 #: Longest token, in characters. A longer one is refused before it is hashed.
 MAX_TOKEN_LENGTH = 1024
 
@@ -52,10 +56,24 @@ def hash_token(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def record_for(token: str, name: str | None = None) -> TokenRecord:
-    """Return a record with all scopes for a token. Without a name, it is named after its hash."""
-    digest = hash_token(token)
-    return TokenRecord(name=name or f"token-{digest[:12]}", sha256=digest)
+def record_for(token: str, name: str = LOCAL) -> TokenRecord:
+    """Return a record with all scopes for a token."""
+    return TokenRecord(name=name, sha256=hash_token(token))
+
+
+def present_name(principal: str, records: Iterable[TokenRecord]) -> str:
+    """Return the name under which a principal of the record has its sessions now.
+
+    Until release 0.1 the principal of ``--token`` was named after the token's hash, so that a changed token lost its
+    sessions. Those sessions belong to ``local``.
+
+    Args:
+        principal: the name on record.
+        records: the tokens of the settings. A name that one of them has is kept.
+    """
+    if _NAMED_AFTER_HASH.match(principal) and all(record.name != principal for record in records):
+        return LOCAL
+    return principal
 
 
 def authenticate(records: Iterable[TokenRecord], token: str | None) -> Principal:

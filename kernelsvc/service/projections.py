@@ -36,8 +36,10 @@ LINGER = 0.003
 class Projections:
     """The projections of one data directory."""
 
-    def __init__(self, store: SessionDirectories, metrics: Metrics) -> None:
-        self.index = Index(store.data / "index.sqlite")
+    def __init__(
+        self, store: SessionDirectories, metrics: Metrics, *, present_name: Callable[[str], str] = str
+    ) -> None:
+        self.index = Index(store.data / "index.sqlite", present_name=present_name)
         self.metrics = metrics
         self._store = store
         self._key = SigningKey.load_or_create(store.data / "keys")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -34,7 +35,7 @@ from kernelsvc.model.objects import (
     SessionRequest,
     SessionState,
 )
-from kernelsvc.model.tokens import authenticate
+from kernelsvc.model.tokens import authenticate, present_name
 from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.service.api import (
     Cells,
@@ -56,6 +57,7 @@ from kernelsvc.service.leases import Leases
 from kernelsvc.service.loading.adoption import Adoption
 from kernelsvc.service.loading.background_loading import BackgroundLoads, brief
 from kernelsvc.service.loading.closed_sessions import ClosedSessions
+from kernelsvc.service.loading.principal_names import update_principal_names
 from kernelsvc.service.one_shot import run_once
 from kernelsvc.service.programs import Programs
 from kernelsvc.service.projections import Projections
@@ -107,7 +109,8 @@ class Service:
         self.metrics = metrics or Metrics()
         self._launchers = launchers or Launchers(host_settings(settings), start_host=settings.start_host)
         self._store = store = SessionDirectories(settings.data_path())
-        self._projections = projections = Projections(store, self.metrics)
+        self._present_name = functools.partial(present_name, records=settings.tokens)
+        self._projections = projections = Projections(store, self.metrics, present_name=self._present_name)
         self._index = projections.index
         self._loads = loads = BackgroundLoads(settings.start_seconds)
         factory = SessionFactory(settings, store, self._launchers, projections, self.versions, self._observe)
@@ -137,6 +140,7 @@ class Service:
         """
         await self._launchers.start()
         self._store.sweep()
+        update_principal_names(self._store, self._index, self._present_name)
         await self._adoption.run(self._store.scan())
         self._tasks.append(asyncio.ensure_future(self.usage.run()))
         self._warm_pool.start(self.settings.default_template)

@@ -108,14 +108,16 @@ class Index:
 
     Args:
         path: The database file. Created if it is missing, replaced if it is broken.
+        present_name: Returns the present name of the principal that a journal names.
 
     Attributes:
         stale: Whether changes are missing and ``rebuild`` should be called.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, present_name: Callable[[str], str] = str) -> None:
         self.path = path
         self.stale = False
+        self._present_name = present_name
         self._pending: list[tuple[str, Sequence[Any]]] = []
         self._code: list[tuple[str, str, int, str]] = []
         self._changes: dict[str, _Change] = {}
@@ -175,7 +177,7 @@ class Index:
     def _on_started(self, session: str, event: Event) -> None:
         assert isinstance(event, ev.SessionStarted)
         parent = event.parent or {}
-        values = (session, event.principal, event.name, event.template, event.at, event.at)
+        values = (session, self._present_name(event.principal), event.name, event.template, event.at, event.at)
         labels = json.dumps(event.labels)
         self._pending.append((_INSERT, (*values, parent.get("session"), parent.get("seq"), event.seq, labels)))
         self._pending.extend((_INSERT_LABEL, (session, key, value)) for key, value in event.labels.items())
@@ -198,6 +200,11 @@ class Index:
     def set_state(self, session: str, state: str) -> None:
         """Note the state of an open session, as its machine knows it. Never raises."""
         self._change(session).state = state
+
+    def set_owner(self, session: str, principal: str) -> None:
+        """Change the principal of a session. Never raises."""
+        self.flush()
+        self._pending.append(("UPDATE session SET principal = ? WHERE id = ?", (principal, session)))
 
     def remove(self, session: str) -> None:
         """Remove a session that was archived or removed. Never raises."""
@@ -234,6 +241,10 @@ class Index:
     def seqs(self) -> dict[str, int]:
         """Return the last indexed entry of each session. Never raises."""
         return {row[0]: row[1] for row in self._query("SELECT id, last_seq FROM session", ())}
+
+    def owners(self) -> dict[str, str]:
+        """Return the principal of each session. Never raises."""
+        return {row[0]: row[1] for row in self._query("SELECT id, principal FROM session", ())}
 
     def closed(self) -> set[str]:
         """Return the sessions that are known to be closed. Never raises."""

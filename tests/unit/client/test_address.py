@@ -1,4 +1,5 @@
 import os
+import tempfile
 
 import pytest
 
@@ -61,6 +62,59 @@ def test_it_is_found_where_the_settings_say(tmp_path):
     runtime = settings.load(env=env).runtime_path()
     write_info(runtime, ServerInfo(url="http://127.0.0.1:6", pid=os.getpid()))
     assert find(env=env).base == "http://127.0.0.1:6"
+
+
+@pytest.fixture
+def home(tmp_path):
+    """The environment of a user, and a function that lets a server run on a data directory of its own."""
+    # Short, because a longer directory is not used for sockets. The default one is shared with real servers.
+    runtime = tempfile.TemporaryDirectory(dir="/tmp", prefix="k")
+    env = {"XDG_RUNTIME_DIR": runtime.name, "HOME": str(tmp_path)}
+
+    def run_server(data_dir, url):
+        directory = settings.load({"data_dir": str(data_dir)}, env).runtime_path()
+        directory.mkdir(parents=True)
+        write_info(directory, ServerInfo(url=url, pid=os.getpid()))
+
+    with runtime:
+        yield env, run_server
+
+
+def test_a_server_with_another_data_directory_is_found(home, tmp_path):
+    env, run_server = home
+    run_server(tmp_path / "one", "http://127.0.0.1:5")
+    assert find(env=env).base == "http://127.0.0.1:5"
+    with pytest.raises(Unreachable, match="no server of yours"):
+        find(env={**env, "KERNELSVC_DATA_DIR": str(tmp_path / "two")})
+
+
+def test_of_several_servers_none_is_guessed(home, tmp_path):
+    env, run_server = home
+    run_server(tmp_path / "one", "http://127.0.0.1:5")
+    run_server(tmp_path / "two", "http://127.0.0.1:6")
+    with pytest.raises(Unreachable, match=r"http://127.0.0.1:5, http://127.0.0.1:6.*KERNELSVC_URL"):
+        find(env=env)
+
+
+def test_the_directory_of_another_user_counts_as_none(home, tmp_path, monkeypatch):
+    env, run_server = home
+    run_server(tmp_path / "one", "http://127.0.0.1:5")
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    with pytest.raises(Unreachable):
+        find(env=env)
+
+
+@pytest.mark.parametrize("space", ["\n", "\r\n", " ", "\t"])
+def test_white_space_around_a_token_is_dropped(space):
+    expected = Address(base="http://h", token="t")
+    assert parse("http://h" + space, "t" + space) == expected
+    assert find("http://h", env={"KERNELSVC_TOKEN": space + "t" + space}) == expected
+
+
+@pytest.mark.parametrize("token", ["a\nb", "a\x00b", "a\x7fb", "gr\u00fcn"])
+def test_a_token_that_no_header_can_carry_is_refused(token):
+    with pytest.raises(BadRequest, match="control character"):
+        parse("http://h", token)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"token": 1}'])
