@@ -166,6 +166,9 @@ def _session_commands(commands: _Commands) -> None:
     sessions.add_argument("--state", help="only those in this state: starting, idle, busy, restoring, dead, closed")
     sessions.add_argument("--label", metavar="NAME[=VALUE]", help="only those with this label")
     sessions.add_argument("--all", action="store_true", help="include closed sessions")
+    sessions.add_argument(
+        "--principal", metavar="NAME", help="those of this principal, '*' for all. Needs a token with the scope audit"
+    )
     sessions.add_argument("--limit", type=int, metavar="N", help="at most this many")
     _json_option(sessions)
     _server_options(sessions)

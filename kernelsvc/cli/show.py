@@ -23,14 +23,19 @@ _STATE_STYLE = {"idle": "green", "busy": "cyan", "hibernated": "blue", "paused":
 async def sessions(args: argparse.Namespace, terminal: Terminal) -> int:
     """List sessions, newest first."""
     async with client_of(args) as client:
-        found = await client.sessions(state=args.state, label=args.label, limit=args.limit)
+        found = await client.sessions(state=args.state, label=args.label, limit=args.limit, principal=args.principal)
     if not args.all and not args.state:
         found = [one for one in found if one.state is not SessionState.CLOSED]
     if args.json:
         terminal.line(_json(found))
     elif found:
         header = ["ID", "STATE", "TEMPLATE", "CELLS", "MEMORY", "ACTIVE", "NAME"]
-        for number, line in enumerate(table([_row(one) for one in found], header)):
+        rows = [_row(one) for one in found]
+        if args.principal:
+            header.insert(1, "PRINCIPAL")
+            for one, row in zip(found, rows, strict=True):
+                row.insert(1, one_line(one.principal, 40))
+        for number, line in enumerate(table(rows, header)):
             terminal.line(line, *(["bold"] if number == 0 else []))
     else:
         terminal.message("no sessions. 'kernelsvc repl' makes one" + ("" if args.all else ", --all lists closed ones"))

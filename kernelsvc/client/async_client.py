@@ -173,7 +173,12 @@ class AsyncClient:
         return AsyncSession(self._rpc, self._rest, info, keep=keep)
 
     async def sessions(
-        self, *, state: str | None = None, label: str | None = None, limit: int | None = None
+        self,
+        *,
+        state: str | None = None,
+        label: str | None = None,
+        limit: int | None = None,
+        principal: str | None = None,
     ) -> list[SessionInfo]:
         """List your sessions, newest first, open and closed.
 
@@ -181,12 +186,16 @@ class AsyncClient:
             state: only sessions in this state.
             label: only sessions with this label, ``NAME`` or ``NAME=VALUE``.
             limit: maximum number of sessions. The default is all.
+            principal: list the sessions of this principal, or of every one with ``*``. Needs the scope ``audit``.
+
+        Raises:
+            Forbidden: the token lacks the scope.
         """
         found: list[SessionInfo] = []
         page: str | None = None
         while True:
             size = _PAGE if limit is None else min(_PAGE, limit - len(found))
-            params = without_none(state=state, label=label, limit=size, page=page)
+            params = without_none(state=state, label=label, limit=size, page=page, principal=principal)
             answer = await self._rpc.call("session.list", params, repeat=True)
             found += read(answer["sessions"], list[SessionInfo])
             page = answer["next_page"]

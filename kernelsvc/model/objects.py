@@ -13,7 +13,7 @@ import msgspec
 from kernelsvc.model.events import KernelInfo, Reason, SandboxReport
 from kernelsvc.model.limits import CellUsage, Limits, LimitsRequest, Usage
 
-Scope = Literal["run", "read", "admin"]
+Scope = Literal["run", "read", "audit", "operate", "admin"]
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
 Label = Annotated[str, msgspec.Meta(max_length=256)]
 #: Most expressions of one cell. Jupyter's clients use a handful.
@@ -58,7 +58,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    scopes: frozenset[str] = frozenset({"run", "read", "admin"})
+    scopes: frozenset[str] = frozenset({"run", "read"})
     max_sessions: int | None = None
     token_sha256: str = ""
 

@@ -22,7 +22,9 @@ MAX_TOKEN_LENGTH = 1024
 _IMPLIED: dict[Scope, frozenset[Scope]] = {
     "read": frozenset({"read"}),
     "run": frozenset({"read", "run"}),
-    "admin": frozenset({"read", "run", "admin"}),
+    "audit": frozenset({"read", "audit"}),
+    "operate": frozenset({"read", "run", "audit", "operate"}),
+    "admin": frozenset({"read", "run", "audit", "operate", "admin"}),
 }
 
 
@@ -32,13 +34,14 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         name: The principal's name. Sessions belong to it, so keep it when the token changes.
         sha256: Hex digest of the token.
-        scopes: Operations that it allows. ``run`` includes ``read``, ``admin`` includes both.
+        scopes: Operations that it allows. ``run`` includes ``read``. ``audit`` reads the sessions of every principal,
+            ``operate`` also uses and ends them, and ``admin`` includes all.
         max_sessions: Open sessions at the same time. None takes the server's setting.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
-    scopes: frozenset[Scope] = frozenset({"run", "read", "admin"})
+    scopes: frozenset[Scope] = frozenset({"run", "read"})
     max_sessions: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
     def principal(self) -> Principal:
@@ -57,8 +60,8 @@ def hash_token(token: str) -> str:
 
 
 def record_for(token: str, name: str = LOCAL) -> TokenRecord:
-    """Return a record with all scopes for a token."""
-    return TokenRecord(name=name, sha256=hash_token(token))
+    """Return a record with all scopes for a token: that of the person who starts the server."""
+    return TokenRecord(name=name, sha256=hash_token(token), scopes=frozenset({"admin"}))
 
 
 def present_name(principal: str, records: Iterable[TokenRecord]) -> str:

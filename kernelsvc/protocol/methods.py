@@ -56,12 +56,16 @@ class CreateParams(SessionRequest, kw_only=True, forbid_unknown_fields=True):
 
 
 class ListParams(Struct, kw_only=True, forbid_unknown_fields=True):
-    """``session.list``. ``label`` is ``name=value`` or ``name``."""
+    """``session.list``. ``label`` is ``name=value`` or ``name``.
+
+    ``principal`` names another principal, or ``*`` for every one, and needs the scope ``audit``.
+    """
 
     state: SessionState | None = None
     label: Annotated[str, Meta(max_length=513)] | None = None
     limit: PageSize = 100
     page: Annotated[str, Meta(max_length=256)] | None = None
+    principal: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
 
 
 class AttachParams(SessionParams, kw_only=True, forbid_unknown_fields=True):

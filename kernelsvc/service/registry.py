@@ -19,6 +19,8 @@ from kernelsvc.service.loading.closed_sessions import ClosedSessions
 from kernelsvc.session import Session, SessionSpec
 from kernelsvc.settings import Settings
 
+#: The scope that allows the same with the sessions of other principals.
+_SCOPE_OF_OTHERS: dict[Scope, Scope] = {"read": "audit", "run": "operate"}
 #: Idempotency keys that are remembered. The oldest is forgotten first.
 MAX_KEYS = 10_000
 
@@ -125,17 +127,18 @@ class SessionRegistry:
             raise Forbidden(f"This token lacks the scope '{scope}'. Use one that has it.", scope=scope)
 
     def find(self, who: Principal, session: str, scope: Scope = "read") -> Session:
-        """Return a session of the caller, open or closed.
+        """Return a session that the caller may use in this way, open or closed.
 
         Raises:
             Forbidden: the caller's token lacks the scope.
-            NotFound: the caller has no such session.
+            NotFound: the caller has no such session, and its token has no scope for the sessions of others.
             Recovering: its journal is being read in the background.
         """
         self.require_scope(who, scope)
-        self._loads.check(session, who.name)
+        of_others = _SCOPE_OF_OTHERS.get(scope) in who.scopes
+        self._loads.check(session, None if of_others else who.name)
         found = self._open.get(session) or self._closed.get(session)
-        if found is None or found.principal != who.name:
+        if found is None or not (of_others or found.principal == who.name):
             raise NotFound(f"There is no session {session!r}. List your sessions.")
         return found
 

@@ -232,10 +232,24 @@ class Service:
         label: str | None = None,
         limit: int = 100,
         page: str | None = None,
+        principal: str | None = None,
     ) -> Page:
-        """Return the caller's sessions, the newest first, and the name of the next page."""
-        self._registry.require_scope(who, "read")
-        rows, following = self._index.page(who.name, state=state, label=label, limit=limit, page=page)
+        """Return sessions, the newest first, and the name of the next page.
+
+        Args:
+            who: the caller.
+            state: only sessions in this state.
+            label: only sessions with this label, ``NAME`` or ``NAME=VALUE``.
+            limit: maximum number of sessions.
+            page: the name of the page, from the page before.
+            principal: whose sessions. None means the caller's, ``*`` means those of every principal.
+
+        Raises:
+            Forbidden: the caller's token has no scope for these sessions.
+        """
+        self._registry.require_scope(who, "read" if principal in (None, who.name) else "audit")
+        owner = None if principal == "*" else principal or who.name
+        rows, following = self._index.page(owner, state=state, label=label, limit=limit, page=page)
         found = []
         for row in rows:
             with contextlib.suppress(NotFound):

@@ -285,7 +285,7 @@ class Index:
 
     def page(
         self,
-        principal: str,
+        principal: str | None,
         *,
         state: str | None = None,
         label: str | None = None,
@@ -298,7 +298,7 @@ class Index:
         hide others.
 
         Args:
-            principal: The owner.
+            principal: The owner. None means any.
             state: Only sessions in this state.
             label: ``key=value``, or ``key`` with any value.
             limit: Sessions on a page.
@@ -307,7 +307,11 @@ class Index:
         Raises:
             BadRequest: The cursor is not valid.
         """
-        where, values = ["principal = ?"], [principal]
+        where: list[str] = ["TRUE"]
+        values: list[Any] = []
+        if principal is not None:
+            where.append("principal = ?")
+            values.append(principal)
         if state is not None:
             where.append("state = ?")
             values.append(state)

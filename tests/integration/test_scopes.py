@@ -38,6 +38,7 @@ TOKENS = {
     "leaving": ("alice", "run"),
     "bob-run": ("bob", "run"),
     "bob-read": ("bob", "read"),
+    "carol-audit": ("carol", "audit"),
 }
 REFUSED = {401, 403, 404, 502}
 S, CELL = "{session}", "nothing"
@@ -265,7 +266,7 @@ def callers(lab: Lab, row: Row) -> Iterator[tuple[str, Row, dict[str, str], set[
     yield "wrong", row, bearer("wrong"), set()
     for token, (name, scope) in TOKENS.items():
         scopes = {"run", "read"} if scope == "run" else {"read"}
-        foreign = name == "bob" and (S in row.path or row.sandbox)
+        foreign = name != "alice" and scope != "audit" and (S in row.path or row.sandbox)
         if foreign and row.verb == "DELETE" and row.path.endswith("/files/"):
             continue  # 400 for any session: the directory itself can't be deleted
         for header in (bearer(token), {"X-API-KEY": token}):
@@ -322,6 +323,20 @@ def test_an_own_run_token_and_its_secret_reach_the_sandbox(lab: Lab) -> None:
     shown = json.loads(lab.ask(Row("GET", f"/sandboxes/{S}", "read"), bearer("alice-run"))[1])
     assert shown["envdAccessToken"] == lab.kept["envdAccessToken"], "the same token gets the same secret again"
     assert "envdAccessToken" not in json.loads(lab.ask(Row("GET", f"/sandboxes/{S}", "read"), bearer("alice-read"))[1])
+
+
+def test_an_auditor_reads_the_sessions_of_others_and_uses_none(lab: Lab) -> None:
+    """What the table above refuses to an auditor is not all that there is."""
+    listed = lab.ask(Row("GET", "/v1/sessions?principal=*", "read"), bearer("carol-audit"))
+    assert lab.session in [each["id"] for each in json.loads(listed[1])["sessions"]]
+    assert (
+        json.loads(lab.ask(Row("GET", f"/v1/sessions/{S}", "read"), bearer("carol-audit"))[1])["principal"] == "alice"
+    )
+    assert lab.ask(Row("GET", f"/v1/sessions/{S}/notebook", "read"), bearer("carol-audit"))[0] == 200
+    own = json.loads(lab.ask(Row("GET", "/v1/sessions", "read"), bearer("carol-audit"))[1])
+    assert own["sessions"] == []
+    for whose in ("*", "alice"):
+        assert lab.ask(Row("GET", f"/v1/sessions?principal={whose}", "read"), bearer("bob-run"))[0] == 403
 
 
 def test_a_secret_opens_no_route_but_those_of_its_sandbox(lab: Lab) -> None:

@@ -6,13 +6,13 @@ import msgspec
 import pytest
 
 from kernelsvc.errors import Unauthenticated
-from kernelsvc.model.tokens import TokenRecord, authenticate, hash_token, record_for
+from kernelsvc.model.tokens import TokenRecord, authenticate, hash_token, present_name, record_for
 
 
 def test_a_token_names_its_principal():
     records = [record_for("one", "a"), record_for("two", "b")]
     assert authenticate(records, "two").name == "b"
-    assert authenticate(records, "two").scopes == {"run", "read", "admin"}
+    assert authenticate(records, "two").scopes == {"run", "read", "audit", "operate", "admin"}
 
 
 @pytest.mark.parametrize("token", [None, "", "three", "on", "one ", "x" * 5000, "\udcff"])
@@ -28,12 +28,26 @@ def test_scopes_include_smaller_ones():
 
     assert scopes("read") == {"read"}
     assert scopes("run") == {"read", "run"}
-    assert scopes("admin") == {"read", "run", "admin"}
+    assert scopes("audit") == {"read", "audit"}
+    assert scopes("operate") == {"read", "run", "audit", "operate"}
+    assert scopes("admin") == {"read", "run", "audit", "operate", "admin"}
 
 
-def test_an_unnamed_token_keeps_its_name_over_restarts():
-    assert record_for("one").name == record_for("one").name
-    assert "one" not in record_for("one").name
+def test_a_record_without_scopes_reaches_no_session_of_others():
+    assert TokenRecord(name="a", sha256=hash_token("t")).principal().scopes == {"read", "run"}
+
+
+def test_another_token_without_a_name_is_the_same_principal():
+    assert record_for("one").name == record_for("two").name == "local"
+
+
+@pytest.mark.parametrize(
+    ("name", "present"),
+    [("token-0123456789ab", "local"), ("token-0123456789AB", None), ("token-of-ana", None), ("ana", None)],
+)
+def test_a_principal_named_after_a_hash_has_another_name_now(name, present):
+    assert present_name(name, []) == (present or name)
+    assert present_name(name, [record_for("t", name)]) == name
 
 
 @pytest.mark.parametrize("bad", [{"name": ""}, {"sha256": "x"}, {"scopes": ["all"]}, {"more": 1}, {"max_sessions": -1}])

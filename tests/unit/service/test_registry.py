@@ -12,6 +12,7 @@ import pytest
 from kernelsvc.errors import AtCapacity, Forbidden, NotFound, QuotaExceeded, SessionClosed
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import Principal, SessionState
+from kernelsvc.model.tokens import TokenRecord
 from kernelsvc.service import registry as registries
 from kernelsvc.service.loading.background_loading import BackgroundLoads
 from kernelsvc.service.loading.closed_sessions import ClosedSessions
@@ -43,6 +44,30 @@ def registry(path: Path, **changes: Any) -> SessionRegistry:
     return SessionRegistry(
         settings, ClosedSessions(SessionDirectories(path), cast("SessionFactory", None), loads), loads
     )
+
+
+@pytest.mark.parametrize(
+    ("granted", "asked", "error"),
+    [
+        ("audit", "read", None),
+        ("audit", "run", Forbidden),
+        ("operate", "read", None),
+        ("operate", "run", None),
+        ("admin", "run", None),
+        ("run", "read", NotFound),
+        ("run", "run", NotFound),
+    ],
+)
+async def test_a_scope_opens_the_sessions_of_others(tmp_path: Path, granted: Any, asked: Any, error: Any) -> None:
+    found = registry(tmp_path)
+    one = session("s_1")
+    found.add(one)
+    carol = TokenRecord(name="carol", sha256="0" * 64, scopes=frozenset({granted})).principal()
+    if error is None:
+        assert found.find(carol, "s_1", asked) is one
+    else:
+        with pytest.raises(error):
+            found.find(carol, "s_1", asked)
 
 
 async def test_only_the_owner_finds_a_session_and_only_with_the_scope(tmp_path: Path) -> None:
