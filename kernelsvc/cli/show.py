@@ -10,7 +10,7 @@ import msgspec
 
 from kernelsvc.cli.server_locator import client_of
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.cli.terminal_filter import one_line, safe, seconds, size, table
+from kernelsvc.cli.terminal_filter import json_text, one_line, safe, seconds, size, still, table
 from kernelsvc.client import AsyncSession, Cell
 from kernelsvc.client.values import UnknownEvent
 from kernelsvc.model import events as ev
@@ -80,7 +80,7 @@ async def show(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _head(one: SessionInfo, terminal: Terminal) -> None:
-    name = f" {safe(one.name)!r}" if one.name else ""
+    name = f" {still(one.name)!r}" if one.name else ""
     terminal.line(
         terminal.style(one.id, "bold") + name + " " + terminal.style(one.state, _STATE_STYLE.get(one.state, "bold"))
     )
@@ -94,24 +94,24 @@ def _head(one: SessionInfo, terminal: Terminal) -> None:
     facts += [f"created {ago(one.created_at)}"]
     if one.parent:
         facts.append(f"branch of {one.parent.get('session')}")
-    terminal.line(", ".join(facts), "dim")
+    # A kernelspec kernel reports its own language and version.
+    terminal.line(still(", ".join(facts)), "dim")
     for checkpoint in one.checkpoints:
-        terminal.line(
-            f"checkpoint {checkpoint.name or checkpoint.id} after {checkpoint.after_cell or 'the start'}", "dim"
-        )
+        name, place = checkpoint.name or checkpoint.id, checkpoint.after_cell or "the start"
+        terminal.line(still(f"checkpoint {name} after {place}"), "dim")
 
 
 def _show_cell(cell: Cell, terminal: Terminal) -> None:
     terminal.line()
     prompt = f"In [{cell.execution_count if cell.execution_count is not None else ' '}]: "
-    code = safe(cell.code.rstrip()).replace("\n", "\n" + "...: ".rjust(len(prompt)))
+    code = still(cell.code.rstrip()).replace("\n", "\n" + "...: ".rjust(len(prompt)))
     terminal.line(terminal.style(prompt, "prompt") + code)
     if cell.text:
         terminal.line(safe(cell.text.rstrip("\n"), colour=terminal.colour))
     for image in cell.images:
-        terminal.line(f"[{image.mime}, {size(len(image.data))}]", "dim")
+        terminal.line(f"[{still(image.mime)}, {size(len(image.data))}]", "dim")
     state = str(cell.reason or cell.state)
-    message = f": {safe(cell.message)}" if cell.message else ""
+    message = f": {still(cell.message)}" if cell.message else ""
     terminal.line(f"{state} in {seconds(cell.usage.wall_ms / 1000)}{message}", "dim" if cell.ok else "red")
 
 
@@ -125,7 +125,7 @@ async def _show_events(args: argparse.Namespace, terminal: Terminal, session: As
 def _event_line(event: ev.Event, terminal: Terminal, *, as_json: bool) -> str:
     data = event.data if isinstance(event, UnknownEvent) else msgspec.to_builtins(event)
     if as_json:
-        return msgspec.json.encode(data).decode()
+        return json_text(msgspec.json.encode(data))
     rest = {k: v for k, v in data.items() if k not in _ENVELOPE and v not in (None, "", [], {})}
     head = f"{data['seq']:>6}  {data['at'][11:23]}  {data['type']:<18} "
     return terminal.style(head, "dim") + one_line(
@@ -185,4 +185,4 @@ def _draw(
 
 
 def _json(value: object) -> str:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    return json_text(msgspec.json.format(msgspec.json.encode(value), indent=2))

@@ -91,7 +91,7 @@ class CellView:
         self._terminal = terminal
         self._prompts = prompts
         self._short_errors = short_errors
-        self._filters = {name: EscapeFilter(colour=terminal.colour) for name in ("stdout", "stderr")}
+        self._filters = {name: EscapeFilter(colour=terminal.colour, movement=True) for name in ("stdout", "stderr")}
         self._at_start = True
         self._clear = False
 

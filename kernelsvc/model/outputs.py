@@ -42,8 +42,12 @@ Output = dict[str, Any]
 
 
 def strip_ansi(text: str) -> str:
-    """Return text without terminal escape sequences (ECMA-48)."""
-    return _ANSI.sub("", text) if "\x1b" in text else text
+    """Return text without terminal escape sequences (ECMA-48) and without a single ESC.
+
+    A removed sequence can join the characters around it to a new one, so no ESC may stay. To search again until
+    nothing changes would take time in the square of a hostile text's length.
+    """
+    return _ANSI.sub("", text).replace("\x1b", "") if "\x1b" in text else text
 
 
 def clean_bundle(data: Mapping[Any, Any]) -> dict[str, Any]:

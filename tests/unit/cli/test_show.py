@@ -68,3 +68,28 @@ async def test_what_others_wrote_into_a_name_does_not_reach_the_terminal(server)
         out = await said(command, server)
         assert "\x1b" not in out
         assert "evil" in out
+
+
+async def test_no_output_or_name_repaints_what_show_printed(server):
+    """One removal of sequences makes new ones from nested ones. A checkpoint's name comes from a client."""
+    from kernelsvc import AsyncClient
+
+    attack = "\x1b\x1b[A[99A\x1b\x1b[A[J\r\b"
+    async with AsyncClient(server.url, TOKEN) as client:
+        session = await client.create_session(name=attack, labels={attack: attack}, keep=True)
+        await session.run(f"print({attack + 'forged'!r})")
+        await session.checkpoint(attack)
+    for options in ({}, {"events": True}, {"json": True}):
+        terminal = Terminal(io.StringIO(), io.StringIO(), {"FORCE_COLOR": "1"})
+        defaults = {
+            "url": server.url,
+            "token": TOKEN,
+            "json": False,
+            "id": session.id,
+            "events": False,
+            "follow": False,
+        }
+        assert await show.show(argparse.Namespace(**(defaults | options)), terminal) == 0
+        shown = terminal.out.getvalue()
+        assert options.get("events") or "forged" in shown
+        assert not re.search(r"\x1b(?!\[[0-9;:]*m)|\r|\x08", shown), options

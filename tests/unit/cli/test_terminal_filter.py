@@ -1,14 +1,18 @@
 """What a hostile cell may do to a terminal."""
 
 import itertools
+import json
+import re
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelsvc.cli.show import ago
-from kernelsvc.cli.terminal_filter import EscapeFilter, one_line, safe, seconds, size, table
+from kernelsvc.cli.terminal_filter import EscapeFilter, json_text, one_line, safe, seconds, size, still, table
+from kernelsvc.model.outputs import strip_ansi
 
 
 @pytest.mark.parametrize(
@@ -16,7 +20,8 @@ from kernelsvc.cli.terminal_filter import EscapeFilter, one_line, safe, seconds,
     [
         ("plain\ttext\r\n", "plain\ttext\r\n"),
         ("\x1b[31mred\x1b[0m", "\x1b[31mred\x1b[0m"),
-        ("\x1b[2K\x1b[1A", "\x1b[2K\x1b[1A"),
+        ("\x1b[2K\x1b[1A", ""),
+        ("\x1b[8mhidden", "\x1b[8mhidden\x1b[0m"),  # conceals the lines that follow
         ("\x1b]52;c;ZXZpbA==\x07", "\\x1b]52;c;ZXZpbA=="),  # sets the clipboard
         ("\x1b]0;title\x1b\\", "\\x1b]0;title\\x1b\\"),
         ("\x1bP+q544e\x1b\\", "\\x1bP+q544e\\x1b\\"),
@@ -30,6 +35,47 @@ from kernelsvc.cli.terminal_filter import EscapeFilter, one_line, safe, seconds,
 )
 def test_colours_pass_and_orders_are_shown(text, shown):
     assert safe(text, colour=True) == shown
+
+
+def test_a_live_stream_may_move_the_cursor():
+    text = "\x1b[2K\x1b[1A\x1b[6n"
+    assert EscapeFilter(colour=True, movement=True).feed(text) == "\x1b[2K\x1b[1A\\x1b[6n"
+
+
+#: Sequences inside of sequences: one removal of the inner ones would leave the outer ones.
+NESTED = [
+    "\x1b\x1b[A[99A\x1b\x1b[A[Jforged",
+    "\x1b[\x1b[31m2Jforged",
+    "\x1b\x1b]0;t\x07]52;c;ZQ==\x07forged",
+    "\x1b\x1b\x1b[A[A[99Aforged",
+    "\x1b\x1bcc\x1b\x1b[m[?1049hforged",
+]
+
+
+@pytest.mark.parametrize("text", NESTED)
+@pytest.mark.parametrize("colour", [False, True])
+def test_nested_sequences_leave_only_colours(text, colour):
+    assert not re.search(r"\x1b(?!\[[0-9;:]*m)", safe(strip_ansi(text), colour=colour))
+    assert not re.search(r"\x1b(?!\[[0-9;:]*m)", safe(text, colour=colour))
+    assert "\x1b" not in strip_ansi(text)
+    assert "\x1b" not in still(text)
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="\x1b[]AJHm29;?x\x07\x9b\n", max_size=60))
+def test_no_text_moves_the_cursor(text):
+    assert not re.search(r"\x1b(?!\[[0-9;:]*m)|\x9b", safe(strip_ansi(text), colour=True))
+    assert not re.search(r"\x1b(?!\[[0-9;:]*m)|\x9b", safe(text, colour=True))
+    assert strip_ansi(strip_ansi(text)) == strip_ansi(text)
+
+
+def test_code_and_names_keep_their_line():
+    assert still("x = 1\r\ny\rIn [2]: \b\b") == "x = 1\ny\\x0dIn [2]: \\x08\\x08"
+
+
+def test_json_has_no_character_that_a_terminal_obeys():
+    text = json_text(msgspec.json.encode({"name": "\x9b2J\u202e\x7f"}))
+    assert (text, json.loads(text)) == ('{"name":"\\u009b2J\\u202e\\u007f"}', {"name": "\x9b2J\u202e\x7f"})
 
 
 def test_without_colour_nothing_escapes():
