@@ -3,8 +3,8 @@
 Theory of operation. The policy is an allow-list by name (``_FILES``, ``_MEMORY`` and so on). A known call that is not
 on the list fails with ``EPERM``. A number that the frozen tables don't have fails with ``ENOSYS``, so that programs
 fall back as on an older Linux. Another architecture's calls kill the process. Some calls are allowed by argument
-(``_checks``): no new namespace through ``clone``, no set-uid bit through any call that takes a mode, no socket
-families other than the loopback's, no terminal injection.
+(``syscall_arguments``): no new namespace through ``clone``, no set-uid bit through any call that takes a mode, only the
+loopback's socket families and protocols, allow-lists of ioctl, prctl, fcntl and setsockopt.
 
 seccomp(2): a filter can't dereference pointers. Calls whose arguments lie in memory and would have to be checked
 (``clone3``, ``openat2``) fail with ``ENOSYS``: the C library then uses the older call, which can be checked.
@@ -16,33 +16,20 @@ guest only installs the bytes.
 
 from __future__ import annotations
 
-import errno
 import functools
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from kernelsvc.sandbox import syscall_arguments
+from kernelsvc.sandbox.syscall_arguments import ALLOW, ENOSYS, EPERM, KILL, ArgumentCheck, Verdict
 from kernelsvc.sandbox.syscall_table import AUDIT_ARCH, NUMBERS
-
-ALLOW = 0x7FFF_0000
-KILL = 0x8000_0000
-_ERRNO = 0x0005_0000
-
-
-def refuse(number: int) -> int:
-    """Return the verdict "fail with this errno"."""
-    return _ERRNO | number
-
-
-EPERM = refuse(errno.EPERM)
-ENOSYS = refuse(errno.ENOSYS)
 
 _FILES = """
 read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 close close_range lseek stat fstat lstat
 newfstatat statx access faccessat faccessat2 readlink readlinkat getdents getdents64 getcwd chdir fchdir rename
 renameat renameat2 rmdir link linkat unlink unlinkat symlink symlinkat chown fchown lchown fchownat umask truncate
 ftruncate fallocate fadvise64 readahead cachestat fsync fdatasync syncfs sync_file_range sendfile splice tee vmsplice
-copy_file_range dup dup2 dup3 fcntl flock pipe pipe2 utime utimes utimensat futimesat statfs fstatfs getxattr
+copy_file_range dup dup2 dup3 flock pipe pipe2 utime utimes utimensat futimesat statfs fstatfs getxattr
 lgetxattr fgetxattr listxattr llistxattr flistxattr setxattr lsetxattr fsetxattr removexattr lremovexattr
 fremovexattr inotify_init inotify_init1 inotify_add_watch inotify_rm_watch
 """
@@ -55,10 +42,9 @@ fork vfork execve execveat exit exit_group wait4 waitid kill tkill tgkill getpid
 setpgid getsid setsid getuid geteuid getgid getegid getgroups setgroups setuid setgid setreuid setregid setresuid
 setresgid getresuid getresgid setfsuid setfsgid capget capset arch_prctl set_tid_address set_robust_list
 get_robust_list futex futex_waitv futex_wait futex_wake futex_requeue rseq getrlimit setrlimit getrusage sched_yield
-sched_getaffinity sched_setaffinity sched_getparam sched_setparam sched_getscheduler sched_setscheduler
-sched_get_priority_max sched_get_priority_min sched_rr_get_interval sched_getattr sched_setattr getpriority
-setpriority ioprio_get pidfd_open pidfd_send_signal times getcpu uname sysinfo getrandom restart_syscall
-landlock_create_ruleset landlock_add_rule landlock_restrict_self
+sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max sched_get_priority_min
+sched_rr_get_interval sched_getattr getpriority ioprio_get pidfd_open pidfd_send_signal times getcpu
+uname sysinfo getrandom restart_syscall landlock_create_ruleset landlock_add_rule landlock_restrict_self
 """
 _SIGNALS_AND_TIME = """
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigqueueinfo rt_tgsigqueueinfo
@@ -68,8 +54,7 @@ clock_nanosleep nanosleep gettimeofday time poll ppoll select pselect6 epoll_cre
 epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2
 """
 _SOCKETS = """
-bind listen accept accept4 getsockname getpeername sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg
-setsockopt getsockopt shutdown
+bind listen accept accept4 getsockname getpeername recvfrom recvmsg recvmmsg getsockopt shutdown
 """
 #: Calls of an init: it waits, reads its channel, sends signals and reports. No exec, no new socket.
 _INIT = """
@@ -86,97 +71,11 @@ shutdown
 #: Known calls that fail with ENOSYS: their callers have a fallback for that.
 _ABSENT = "clone3 openat2 io_uring_setup io_uring_enter io_uring_register userfaultfd"
 
-AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
-_NETLINK_ROUTE = 0
-_SOCK_STREAM, _SOCK_SEQPACKET = 1, 5
-_NEW_NAMESPACES = 0x7E02_0000  # NEWNS NEWCGROUP NEWUTS NEWIPC NEWUSER NEWPID NEWNET
-_SET_ID_BITS = 0o6000
-_S_IFMT, _S_IFIFO, _S_IFREG, _S_IFSOCK = 0o170000, 0o010000, 0o100000, 0o140000
 _WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # O_WRONLY O_RDWR O_CREAT O_TRUNC
-# Push characters into a terminal's input, or take its line discipline or console.
-_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
-#: FS_IOC_FSSETXATTR: with it a file leaves the project whose quota counts it.
-_FSSETXATTR = 0x401C_5820
-#: With SO_LINGER, the process that closes the last reference of a TCP socket waits, for as long as the option says
-#: (socket(7)). A reference that was sent to the server is closed by the server, also when it is discarded on arrival.
-_SOL_SOCKET, _SO_LINGER = 1, 13
-_PR_SET_SECCOMP, _PR_SET_MM, _PR_SET_PTRACER = 22, 35, 0x5961_6D61
-_PERSONALITY_ASK = 0xFFFF_FFFF
-
-
-@dataclass(frozen=True)
-class ArgumentCheck:
-    """Decide by one argument's low half: ``(argument & mask) in values``.
-
-    Attributes:
-        argument: 0 to 5.
-        values: compared with the masked argument.
-        match: the verdict, or the next check, if one of them is equal.
-        other: the verdict, or the next check, if none is equal.
-        mask: bits of the argument to compare.
-        high: compare the upper 32 bits instead.
-    """
-
-    argument: int
-    values: tuple[int, ...]
-    match: int | ArgumentCheck
-    other: int | ArgumentCheck
-    mask: int = 0xFFFF_FFFF
-    high: bool = False
-
-
-Verdict = int | ArgumentCheck
-
-
-def _mode(argument: int) -> ArgumentCheck:
-    return ArgumentCheck(argument, (0,), ALLOW, EPERM, mask=_SET_ID_BITS)
-
-
-def _node(argument: int) -> ArgumentCheck:
-    kinds = (_S_IFIFO, _S_IFREG, _S_IFSOCK, 0)
-    return ArgumentCheck(argument, kinds, ALLOW, EPERM, mask=_S_IFMT | _SET_ID_BITS)
 
 
 def _reading(argument: int) -> ArgumentCheck:
     return ArgumentCheck(argument, (0,), ALLOW, EPERM, mask=_WRITING)
-
-
-def _socket(inet: bool, connect: bool) -> ArgumentCheck:
-    if not connect:
-        # A datagram socket reaches another one without connect(2).
-        pairs = ArgumentCheck(1, (_SOCK_STREAM, _SOCK_SEQPACKET), ALLOW, EPERM, mask=0xF)
-        return ArgumentCheck(0, (AF_UNIX,), pairs, refuse(errno.EAFNOSUPPORT))
-    families = (AF_UNIX, AF_INET, AF_INET6) if inet else (AF_UNIX,)
-    rest = ArgumentCheck(0, families, ALLOW, refuse(errno.EAFNOSUPPORT))
-    # The C library asks netlink for the interfaces; libzmq aborts without it.
-    return ArgumentCheck(0, (AF_NETLINK,), ArgumentCheck(2, (_NETLINK_ROUTE,), ALLOW, EPERM), rest) if inet else rest
-
-
-def _checks(inet: bool, connect: bool) -> dict[str, Verdict]:
-    null = ArgumentCheck(2, (0,), ArgumentCheck(2, (0,), ALLOW, EPERM, high=True), EPERM)
-    return {
-        "clone": ArgumentCheck(0, (0,), ALLOW, EPERM, mask=_NEW_NAMESPACES),
-        "ioctl": ArgumentCheck(1, (_TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD, _FSSETXATTR), EPERM, ALLOW),
-        "prctl": ArgumentCheck(0, (_PR_SET_SECCOMP, _PR_SET_MM, _PR_SET_PTRACER), EPERM, ALLOW),
-        "setsockopt": ArgumentCheck(1, (_SOL_SOCKET,), ArgumentCheck(2, (_SO_LINGER,), EPERM, ALLOW), ALLOW),
-        "personality": ArgumentCheck(0, (0, _PERSONALITY_ASK), ALLOW, EPERM),
-        # prlimit(2): its own limits, or reading those of another process. Never changing those of another.
-        "prlimit64": ArgumentCheck(0, (0,), ALLOW, null),
-        "socket": _socket(inet, connect),
-        "connect": ALLOW if connect else refuse(errno.EACCES),
-        "socketpair": ArgumentCheck(0, (AF_UNIX,), ALLOW, refuse(errno.EAFNOSUPPORT)),
-        "open": _mode(2),
-        "openat": _mode(3),
-        "creat": _mode(1),
-        "mkdir": _mode(1),
-        "mkdirat": _mode(2),
-        "chmod": _mode(1),
-        "fchmod": _mode(1),
-        "fchmodat": _mode(2),
-        "fchmodat2": _mode(2),
-        "mknod": _node(1),
-        "mknodat": _node(2),
-    }
 
 
 def kernel_policy(*, inet: bool, memfd: bool, connect: bool = True) -> dict[str, Verdict]:
@@ -192,7 +91,7 @@ def kernel_policy(*, inet: bool, memfd: bool, connect: bool = True) -> dict[str,
     policy: dict[str, Verdict] = dict.fromkeys(allowed, ALLOW)
     policy |= dict.fromkeys(_ABSENT.split(), ENOSYS)
     policy["memfd_create"] = ALLOW if memfd else ENOSYS
-    return policy | _checks(inet and connect, connect)
+    return policy | syscall_arguments.checks(inet and connect, connect)
 
 
 def init_policy() -> dict[str, Verdict]:

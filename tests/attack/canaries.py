@@ -23,6 +23,9 @@ def _machine() -> dict[str, Any]:
         "disk": next((path for path in sorted(glob.glob("/dev/[svn][dv]*")) if _opens(path)), None),
         "sysrq": os.path.exists("/proc/sysrq-trigger"),
         "resource": bool(capabilities >> 24 & 1),
+        "dnotify": os.path.exists("/proc/sys/fs/dir-notify-enable"),
+        "udplite": _makes_socket(socket.AF_INET, socket.SOCK_DGRAM, 136),
+        "unix_oob": _sends_out_of_band(),
         "joblib": importlib.util.find_spec("joblib") is not None,
     }
 
@@ -33,6 +36,24 @@ def _opens(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _makes_socket(family: int, kind: int, protocol: int) -> bool:
+    try:
+        socket.socket(family, kind, protocol).close()
+    except OSError:
+        return False
+    return True
+
+
+def _sends_out_of_band() -> bool:
+    a, b = socket.socketpair()
+    with a, b:
+        try:
+            a.send(b"x", socket.MSG_OOB)
+        except OSError:
+            return False
+        return True
 
 
 class Canaries:

@@ -194,6 +194,101 @@ if shutil.which('gcc'):
 """,
     ),
     harmless(
+        "scheduling myself",
+        """
+os.nice(1)
+os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0))
+os.sched_setaffinity(0, os.sched_getaffinity(0))
+os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+import subprocess
+subprocess.run(['nice', '-n', '5', 'true'], check=True)
+""",
+    ),
+    harmless(
+        "ZeroMQ",
+        """
+import zmq
+with zmq.Context() as c, c.socket(zmq.PAIR) as a, c.socket(zmq.PAIR) as b:
+    b.connect(f"tcp://127.0.0.1:{a.bind_to_random_port('tcp://127.0.0.1')}")
+    b.send(b'x')
+    need(a.recv() == b'x', '?')
+""",
+    ),
+    harmless(
+        "OpenMP in scikit-learn",
+        """
+import importlib.util
+import numpy as np
+if importlib.util.find_spec('sklearn'):
+    from sklearn.cluster import KMeans
+    need(len(KMeans(2, n_init=1).fit(np.arange(4000.0).reshape(-1, 2)).labels_) == 2000, '?')
+""",
+    ),
+    harmless(
+        "options of sockets",
+        """
+s = socket.socket()
+for level, option in (
+    (socket.SOL_SOCKET, socket.SO_REUSEADDR), (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+    (socket.SOL_SOCKET, socket.SO_REUSEPORT), (socket.SOL_SOCKET, socket.SO_SNDBUF),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), (socket.IPPROTO_IP, socket.IP_TOS),
+):
+    s.setsockopt(level, option, 1)
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+u.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 2)
+socket.if_nametoindex('lo')
+import psutil
+need(psutil.net_if_addrs() and psutil.net_if_stats(), '?')
+""",
+    ),
+    harmless(
+        "job control in a shell's terminal",
+        r"""
+import pty, time
+p, fd = pty.fork()
+if p == 0:
+    os.execvp('bash', ['bash', '--norc', '-i'])
+os.write(fd, b'sleep 60 &\njobs\nstty size\nkill %1; wait; fg; exit 7\n')
+said = b''
+try:
+    while (chunk := os.read(fd, 4096)):
+        said += chunk
+except OSError:
+    pass
+need(os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) == 7, said)
+need(b'no job control' not in said and b'Running' in said, said)
+""",
+    ),
+    harmless(
+        "a pager and a terminal's recorder",
+        r"""
+import shutil, subprocess
+open('page.txt', 'w').write('one\n' * 200)
+if shutil.which('script') and shutil.which('less'):
+    done = subprocess.run(['script', '-qec', 'less +q page.txt', 'log'], stdin=subprocess.DEVNULL, capture_output=True)
+    need(done.returncode == 0, done)
+""",
+    ),
+    harmless(
+        "Java",
+        """
+import shutil, subprocess
+if shutil.which('java'):
+    done = subprocess.run(['java', '-Xmx64m', '-XX:+UseSerialGC', '-version'], capture_output=True, text=True)
+    need(done.returncode == 0, done.stderr)
+""",
+    ),
+    harmless(
+        "Node.js",
+        """
+import shutil, subprocess
+if shutil.which('node'):
+    done = subprocess.run(['node', '--jitless', '-e', 'console.log(6*7)'], capture_output=True, text=True)
+    need(done.stdout == '42\\n', done)
+""",
+    ),
+    harmless(
         "git",
         """
 import shutil, subprocess

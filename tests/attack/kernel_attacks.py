@@ -16,6 +16,104 @@ with open('counted', 'w') as f:
     ),
     attack(
         "seccomp",
+        "make files that no quota counts",
+        """
+import fcntl
+with open('uncounted', 'w') as f:
+    fcntl.ioctl(f, 0x40086602, fcntl.ioctl(f, 0x80086601, bytes(8)))
+""",
+    ),
+    attack(
+        "seccomp",
+        "hide memory from whoever counts it",
+        "need(_libc.prctl(4, 0, 0, 0, 0) == 0, 'refused')",
+    ),
+    attack(
+        "seccomp",
+        "take a lease on a file",
+        """
+import fcntl
+f = open('leased', 'w')
+fcntl.fcntl(f, 1024, fcntl.F_WRLCK)
+fcntl.fcntl(f, 1024, fcntl.F_UNLCK)
+""",
+    ),
+    attack(
+        "seccomp",
+        "watch a directory of the system's by dnotify",
+        """
+import fcntl
+fcntl.fcntl(os.open('/usr/bin', 0), 1026, 1)
+""",
+        needs="dnotify",
+    ),
+    attack(
+        "seccomp",
+        "attach a filter program to a socket",
+        """
+code = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 65535))
+a, b = socket.socketpair()
+a.setsockopt(1, 26, struct.pack('H6xQ', 1, ctypes.addressof(code)))
+""",
+    ),
+    attack(
+        "seccomp",
+        "open a socket of a rare protocol",
+        """
+for kind, protocol in ((1, 262), (2, 136), (1, 132), (5, 132)):
+    try:
+        socket.socket(2, kind, protocol).close()
+    except OSError:
+        continue
+    break
+else:
+    need(False, 'all refused')
+""",
+        needs="udplite",
+    ),
+    attack(
+        "seccomp",
+        "send out-of-band data over a Unix socket",
+        """
+a, b = socket.socketpair()
+a.send(b'x', 1)
+""",
+        needs="unix_oob",
+    ),
+    *(
+        attack(
+            "seccomp",
+            f"{what} of another process",
+            f"""
+p = os.fork()
+if p == 0:
+    import signal
+    signal.pause()
+try:
+    {code}
+finally:
+    os.kill(p, 9)
+    os.waitpid(p, 0)
+""",
+        )
+        for what, code in (
+            ("change the policy", "os.sched_setscheduler(p, os.SCHED_IDLE, os.sched_param(0))"),
+            ("change the processors", "os.sched_setaffinity(p, {min(os.sched_getaffinity(0))})"),
+            ("change the priority", "os.setpriority(os.PRIO_PROCESS, p, 19)"),
+        )
+    ),
+    attack(
+        "seccomp",
+        "change the priority of all processes of my user",
+        "os.setpriority(os.PRIO_USER, 0, os.getpriority(os.PRIO_PROCESS, 0))",
+    ),
+    attack(
+        "mounts",
+        "set the times of the host's /dev/null",
+        "os.utime('/dev/null')",
+    ),
+    attack(
+        "seccomp",
         "load a BPF program",
         "call('bpf', 0, struct.pack('IIIII', 2, 4, 4, 1, 0) + bytes(100), 120)",
         ROOT,

@@ -19,7 +19,8 @@ from kernelsvc.guest.confine import linux as lx
 
 _SYSTEM = lx.ATTR_RDONLY | lx.ATTR_NOSUID | lx.ATTR_NODEV
 _OWN = lx.ATTR_NOSUID | lx.ATTR_NODEV
-_DEVICE = lx.ATTR_NOSUID | lx.ATTR_NOEXEC
+# Read-only: a device can still be written to, but the times and the mode of the host's file can't be changed.
+_DEVICE = lx.ATTR_NOSUID | lx.ATTR_NOEXEC | lx.ATTR_RDONLY
 _SEALED = lx.MS_REMOUNT | lx.MS_BIND | lx.MS_RDONLY | lx.MS_NOSUID
 
 
