@@ -5,13 +5,13 @@ The values are in no cell's code, so neither in the log nor in a notebook.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from IPython.core.getipython import get_ipython
 
 from kernelsvc.guest import e2b_charts
+from kernelsvc.guest.private_modules import current_directory, os
 
 
 def _install_formatters() -> None:
@@ -44,4 +44,4 @@ def change(environ: Mapping[str, Any], directory: str | None = None) -> dict[str
         else:
             os.environ[name] = str(value)
     _install_formatters()
-    return {"status": "ok", "before": before, "directory": os.getcwd()}
+    return {"status": "ok", "before": before, "directory": current_directory()}

@@ -17,17 +17,15 @@ import importlib
 import inspect
 import json
 import logging
-import os
 import resource
-import signal
 import sys
-import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from kernelsvc.guest import environment, limit_errors, tracebacks, variables
+from kernelsvc.guest.private_modules import os, signal, threading
 from kernelsvc.guest.wire_frames import WireRequest, join, size_error, stream_prefix
 from kernelsvc.guest.wire_server import WireServer
 

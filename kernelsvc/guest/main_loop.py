@@ -14,15 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import faulthandler
-import gc
 import importlib
-import os
 import platform
-import random
-import signal
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +27,7 @@ from kernelsvc.guest import e2b_charts
 from kernelsvc.guest.confine import confine
 from kernelsvc.guest.forking import copy_tree, fork, immortal
 from kernelsvc.guest.forking.prefault import PagePrefault
+from kernelsvc.guest.private_modules import ctypes, current_directory, gc, open_file, os, random, signal, socket
 from kernelsvc.guest.streams import OutputStream
 from kernelsvc.guest.wire_frames import WireRequest
 from kernelsvc.guest.wire_server import ControlRequest, WireServer, exit_unreachable
@@ -122,7 +117,7 @@ def _end_openblas_threads() -> None:
 
 
 def _read(path: str) -> str:
-    with open(path) as file:
+    with open_file(path) as file:
         return file.read().strip()
 
 
@@ -290,7 +285,7 @@ class MainLoop:
         if workdir:
             with contextlib.suppress(OSError):  # WELCOME reports the actual directory.
                 os.chdir(workdir)
-            self.kernel.shell.user_ns["_dh"] = [os.getcwd()]
+            self.kernel.shell.user_ns["_dh"] = [current_directory() or workdir]
         if identity.get("data_bytes"):
             confine.lower_data(int(identity["data_bytes"]))
         if identity.get("write"):
@@ -368,7 +363,7 @@ class MainLoop:
             "python": platform.python_version(),
             "ipykernel": IPYKERNEL_VERSION,
             "execution_count": self.kernel.shell.execution_count,
-            "workdir": os.getcwd(),
+            "workdir": current_directory(),
             "busy": self.busy.msg_id if self.busy else None,
         }
 
@@ -471,6 +466,10 @@ class MainLoop:
     def _handle_control(self, control: ControlRequest) -> None:
         try:
             fork.handle_control(self, control)
+        except BaseException as error:  # The server waits for an answer, and records the reason.
+            self.wire.reply(control.number, {"ok": False, "refused": [f"{type(error).__name__}: {error}"]})
+            if not isinstance(error, Exception):
+                raise  # Of a signal handler of user code: the main loop reports it.
         finally:
             control.close()
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import codecs
 import io
-import os
 from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from kernelsvc.guest.private_modules import os
 from kernelsvc.guest.wire_frames import stream_prefix
 
 

@@ -22,20 +22,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import importlib
 import json
-import os
-import select
-import signal
-import socket
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
 from kernelsvc.guest import wire_frames
+from kernelsvc.guest.private_modules import fcntl, os, select, signal, socket, threading, time
 from kernelsvc.guest.wire_frames import (
     ACK,
     CONTROL,

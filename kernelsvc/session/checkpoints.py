@@ -24,7 +24,16 @@ from pathlib import Path
 
 import msgspec
 
-from kernelsvc.errors import CannotFork, Conflict, KernelDead, KernelsvcError, NotFound, NotSupported
+from kernelsvc.errors import (
+    CannotFork,
+    Conflict,
+    KernelDead,
+    KernelsvcError,
+    NotFound,
+    NotSupported,
+    SessionClosed,
+    Timeout,
+)
 from kernelsvc.kernels.port import ForkResult, Kernel, Launcher, Output, Sink, StartRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model.checkpoint_policy import CheckpointBudget, CheckpointSchedule
@@ -169,10 +178,15 @@ class Checkpoints:
         try:
             async with self._lock:
                 await self._fork(new_id("p"), None, True, after)
-        except CannotFork as refused:
-            self._skip([str(r) for r in refused.details.get("reasons", [])] or [refused.message])
-        except KernelsvcError as error:
+        except (KernelDead, SessionClosed) as error:
             log.info("session %s: made no automatic checkpoint: %s", self._spec.id, error.message)
+        except KernelsvcError as error:
+            self.record_skipped(error)
+
+    def record_skipped(self, error: KernelsvcError) -> None:
+        """Record that no copy of the kernel was made, with the reasons of the error."""
+        reasons = error.details.get("reasons")
+        self._skip([str(reason) for reason in reasons] if isinstance(reasons, list) and reasons else [error.message])
 
     def _skip(self, why: list[str]) -> None:
         """Record why there is no checkpoint, unless the last skip had the same reasons."""
@@ -197,8 +211,12 @@ class Checkpoints:
             raise Conflict(f"There is a checkpoint named {name!r}. Drop it or choose another name.")
         machine = self._machine
         after = machine.running.id if machine.running else machine.variables_after
-        async with self._lock:
-            return await self._fork(new_id("p"), name, False, after, force)
+        try:
+            async with self._lock:
+                return await self._fork(new_id("p"), name, False, after, force)
+        except (CannotFork, Timeout) as error:
+            self.record_skipped(error)
+            raise
 
     async def _fork(
         self, checkpoint: str, name: str | None, auto: bool, after: str | None, force: bool = False
@@ -349,6 +367,8 @@ class Checkpoints:
         made = await asyncio.gather(*forking, return_exceptions=True)
         failed = [one for one in made if isinstance(one, BaseException)]
         if failed:
+            if isinstance(failed[0], CannotFork | Timeout):
+                self.record_skipped(failed[0])
             await asyncio.gather(*extra, return_exceptions=True)
             asked = zip([*copies, *spares], [*forking, *extra], strict=True)
             there = [request.kernel for request, one in asked if one.exception() is None]

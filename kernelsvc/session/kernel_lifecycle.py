@@ -11,11 +11,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotSupported
+from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotSupported, Timeout
 from kernelsvc.kernels.port import Kernel, Launcher, SaveResult
 from kernelsvc.model import events as ev
 from kernelsvc.model.exit_status import Cause, Exit
-from kernelsvc.model.objects import SessionState
+from kernelsvc.model.objects import Checkpoint, SessionState
 from kernelsvc.model.state import MachineState
 from kernelsvc.model.stimuli import AbortSwitch, BeginSwitch, DeliveryKnown, Resume, StartFailed, StateSaved
 from kernelsvc.session.checkpoints import Checkpoints
@@ -55,6 +55,8 @@ class KernelLifecycle:
         self._checkpoints = checkpoints
         self._saved = saved
         self._versions = versions
+        # A checkpoint that was resumed after a crash, until ``restore`` attaches its kernel.
+        self._resumed: tuple[Checkpoint, Kernel] | None = None
 
     # -- the first kernel of a session, and of a server ---------------------------------
 
@@ -125,6 +127,7 @@ class KernelLifecycle:
             why: the reason, for the ``kernel_restarted`` event.
         """
         await self._end_current(KernelDead("The kernel was replaced before it answered. Send the request again."))
+        await self.end_resumed()
         await self._checkpoints.discard_all()
         kernel = await self._start_fresh()
         if kernel is not None:
@@ -134,6 +137,12 @@ class KernelLifecycle:
         kernel = self._session.release_kernel(why)
         if kernel is not None:
             await kernel.end()
+
+    async def end_resumed(self) -> None:
+        """End the kernel of ``resume_newest`` if the session does not need it, because it was closed or restarted."""
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            await resumed[1].end()
 
     async def _start_fresh(self) -> Kernel | None:
         """Return a fresh kernel. Return None if it could not be started, or if the session was closed meanwhile."""
@@ -149,24 +158,40 @@ class KernelLifecycle:
         await self._checkpoints.restrict_writes(kernel)
         return kernel
 
-    async def restore(self) -> None:
-        """Resume the newest checkpoint in place of a kernel that died. If none can be resumed, start a fresh kernel."""
+    async def resume_newest(self) -> bool:
+        """Resume the newest checkpoint that answers, in place of a kernel that died. ``restore`` then attaches it.
+
+        A checkpoint may have died together with its kernel. Only one that answers proves that the variables are kept.
+
+        Returns:
+            Whether a checkpoint answered.
+        """
         await self._end_current(KernelDead("The kernel died before it answered. Send the request again."))
         failed: set[str] = set()
         while (newest := self._checkpoints.newest(failed)) is not None:
             try:
-                kernel = await self._checkpoints.resume(newest)
+                self._resumed = newest, await self._checkpoints.resume(newest)
             except KernelsvcError as error:
                 self._session.try_record(ev.CheckpointDropped(checkpoint=newest.id, why=error.message))
                 failed.add(newest.id)  # if the write failed, the machine still lists this checkpoint
                 continue
-            await self._checkpoints.restrict_writes(kernel)
-            event = ev.KernelRestored(checkpoint=newest.id, after_cell=newest.after_cell, kernel=kernel.info)
-            recreated = self._checkpoints.put_recreate(newest)
-            self._session.attach_kernel(kernel, event)
-            await recreated
+            return True
+        return False
+
+    async def restore(self) -> None:
+        """Resume the newest checkpoint in place of a kernel that died. If none can be resumed, start a fresh kernel."""
+        if self._resumed is None:
+            await self.resume_newest()
+        resumed, self._resumed = self._resumed, None
+        if resumed is None:
+            await self.replace("died, and no checkpoint could be woken")
             return
-        await self.replace("died, and no checkpoint could be woken")
+        newest, kernel = resumed
+        await self._checkpoints.restrict_writes(kernel)
+        event = ev.KernelRestored(checkpoint=newest.id, after_cell=newest.after_cell, kernel=kernel.info)
+        recreated = self._checkpoints.put_recreate(newest)
+        self._session.attach_kernel(kernel, event)
+        await recreated
 
     async def rollback(self, to: str | None = None) -> None:
         """Return to an earlier state of the variables.
@@ -219,6 +244,8 @@ class KernelLifecycle:
             await self.hibernate(unless_programs=True)
         except KernelsvcError as error:
             log.info("session %s does not hibernate: %s", self._spec.id, error.message)
+            if isinstance(error, NotSupported | Timeout | AtCapacity):
+                self._checkpoints.record_skipped(error)
 
     async def hibernate(self, *, unless_programs: bool = False) -> None:
         """Save the variables to disk and end the kernel. The next cell resumes the session.

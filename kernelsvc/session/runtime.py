@@ -143,6 +143,7 @@ class SessionRuntime:
         self._sign = sign
         self._timer = DeadlineTimer(machine.next_deadline, lambda: self.handle(Tick()))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._resuming = False  # the kernel died in a cell, and a checkpoint is being resumed
         # By client: ids of the cells to interrupt or cancel when it disconnects.
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
         self._program_numbers = itertools.count(-1, -1)  # below 0: differ from pids
@@ -332,10 +333,28 @@ class SessionRuntime:
             return
         exit = self.limit_enforcer.explain(exit)
         restorable = bool(self.machine.checkpoint_kernels)
+        if restorable and self.machine.running is not None:
+            self.spawn(self._exited_in_cell(exit))  # the end of the cell says whether its variables are kept
+        else:
+            self._kernel_exited(exit, restorable)
+
+    async def _exited_in_cell(self, exit: Exit) -> None:
+        self._resuming = True
         try:
-            self.handle(KernelExited(str(exit.cause), exit.message, exit.signal, exit.exit_code, restorable))
+            restorable = await self.lifecycle.resume_newest()
+        finally:
+            self._resuming = False
+        self._kernel_exited(exit, restorable)
+
+    def _kernel_exited(self, exit: Exit, restorable: bool) -> None:
+        stimulus = KernelExited(str(exit.cause), exit.message, exit.signal, exit.exit_code, restorable)
+        try:
+            decision = self.handle(stimulus)
         except OSError:
-            self.journal.retry(self.exited, exit)
+            self.journal.retry(self._kernel_exited, exit, restorable)
+            return
+        if not any(isinstance(effect, WakeCheckpoint) for effect in decision.effects):
+            self.spawn(self.lifecycle.end_resumed())
 
     async def _exited_later(self, exit: Exit) -> None:
         while self.checkpoints.busy:
@@ -359,9 +378,13 @@ class SessionRuntime:
         with contextlib.suppress(KernelsvcError, OSError):
             self.record(event)
 
+    @property
+    def _between_kernels(self) -> bool:
+        return self._resuming or self.state in (SessionState.STARTING, SessionState.RESTORING)
+
     async def settled(self) -> None:
         """Wait until no kernel is being started, saved or resumed. Safe to cancel."""
-        while self.state in (SessionState.STARTING, SessionState.RESTORING) and self._tasks:
+        while self._between_kernels and self._tasks:
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
     def rebuild(self, events: Iterable[Event]) -> None:

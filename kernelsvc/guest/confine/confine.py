@@ -25,8 +25,6 @@ set is dropped before the user changes (capabilities(7)), the user changes befor
 from __future__ import annotations
 
 import contextlib
-import os
-import random
 import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +32,7 @@ from typing import Any, NoReturn
 
 from kernelsvc.guest.confine import linux as lx
 from kernelsvc.guest.confine.rootfs import build_view
+from kernelsvc.guest.private_modules import open_file, os, random
 
 #: Version of the plan's format. A plan of another version is refused.
 PLAN_VERSION = 1
@@ -354,7 +353,7 @@ def _exec(plan: dict[str, Any], argv: list[str], env: dict[str, str]) -> NoRetur
 
 
 def _data_bytes() -> int:
-    with open("/proc/self/statm", "rb") as f:
+    with open_file("/proc/self/statm", "rb") as f:
         return int(f.read().split()[5]) * resource.getpagesize()
 
 

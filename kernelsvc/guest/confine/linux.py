@@ -11,12 +11,10 @@ the error at close, where it is easily lost.
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import os
 import platform
-import socket
 import struct
+
+from kernelsvc.guest.private_modules import ctypes, fcntl, open_file, os, socket
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -235,7 +233,7 @@ def forget_start() -> None:
     ``cmdline`` is world-readable even if the process is not dumpable (proc(5)). Only for a process that will exec: this
     also destroys the environment of its C library.
     """
-    with open("/proc/self/stat", "rb") as f:
+    with open_file("/proc/self/stat", "rb") as f:
         fields = f.read().rpartition(b")")[2].split()
     for start, end in (fields[45:47], fields[47:49]):  # arg_start, arg_end; env_start, env_end
         if 0 < int(start) < int(end):

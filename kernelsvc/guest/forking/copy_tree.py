@@ -8,10 +8,9 @@ until one is written (ioctl_ficlone(2)).
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 import shutil
-import stat
+
+from kernelsvc.guest.private_modules import fcntl, open_file, os, stat
 
 _FICLONE = 0x40049409
 _NO_CLONE = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ENOSYS}
@@ -66,7 +65,7 @@ def copy(source: str, target: str, most: int | None) -> None:
 
 
 def _copy_file(source: str, target: str) -> None:
-    with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
+    with open_file(source, "rb", buffering=0) as reader, open_file(target, "xb", buffering=0) as writer:
         try:
             # Shares blocks until one side writes, all or nothing.
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())

@@ -22,18 +22,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import fcntl
-import gc
 import io
-import os
-import random
-import select
 import selectors
-import signal
-import socket
 import sys
-import time
 import traceback
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -43,6 +34,7 @@ from kernelsvc.guest.forking import fork_safety, state_pickle
 from kernelsvc.guest.forking.fork_safety import ForkSafety
 from kernelsvc.guest.forking.prefault import PagePrefault
 from kernelsvc.guest.forking.proc_maps import ProcMaps
+from kernelsvc.guest.private_modules import ctypes, fcntl, gc, open_file, os, random, select, signal, socket, time
 
 if TYPE_CHECKING:
     from kernelsvc.guest.main_loop import MainLoop
@@ -125,7 +117,7 @@ def reap(main_loop: MainLoop) -> None:
 
 def set_oom_score(value: int) -> None:
     """Set the OOM score of this process (proc(5)). Errors are ignored."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+    with contextlib.suppress(OSError), open_file("/proc/self/oom_score_adj", "w") as file:
         file.write(str(value))
 
 

@@ -10,15 +10,11 @@ an open file requires it.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import gc
-import os
-import socket
-import stat
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
+
+from kernelsvc.guest.private_modules import current_directory, fcntl, gc, open_file, os, socket, stat, threading
 
 MAX_NAMED = 10
 
@@ -124,7 +120,7 @@ def thread_names() -> list[str]:
     names = []
     for task in os.listdir("/proc/self/task"):
         try:
-            with open(f"/proc/self/task/{task}/comm") as file:
+            with open_file(f"/proc/self/task/{task}/comm") as file:
                 names.append(file.read().strip())
         except OSError:
             continue
@@ -260,7 +256,7 @@ def _tasks(loop: asyncio.AbstractEventLoop) -> Iterator[str]:
 def children(forks: set[int]) -> set[int]:
     """Return the pids of user code's child processes, as far as /proc shows them."""
     try:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        with open_file(f"/proc/self/task/{os.getpid()}/children") as file:
             return {int(pid) for pid in file.read().split()} - forks
     except (OSError, ValueError):
         return set()
@@ -272,13 +268,14 @@ def _children(forks: set[int]) -> Iterator[str]:
 
 
 def _shared(open_files: list[Descriptor]) -> Iterator[str]:
-    here = os.getcwd()
+    here = current_directory()
+    private = (f"{here}/", "/memfd:") if here else ("/memfd:",)
     for found in open_files:
         if stat.S_ISSOCK(found.mode):
             yield f"Socket {found.fd} is shared by both copies."
         elif stat.S_ISFIFO(found.mode):
             yield f"Pipe {found.fd} is shared by both copies."
-        elif found.regular and found.writable and not found.target.startswith((here + "/", "/memfd:")):
+        elif found.regular and found.writable and not found.target.startswith(private):
             yield f"The file {found.target} is open for writing. Both copies write into the same file."
 
 

@@ -12,11 +12,11 @@ The measurement itself writes as little as possible. Long runs are skipped, sinc
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Iterator
 
 from kernelsvc.guest.forking.proc_maps import ProcMaps
+from kernelsvc.guest.private_modules import ctypes, open_file
 
 #: Most pages, most pages in one run, and the largest mapping that is searched, in bytes.
 MOST_PAGES, MOST_RUN, MOST_MAPPED = 4096, 64, 256 << 20
@@ -75,7 +75,7 @@ def written(mapped: ProcMaps) -> list[Range]:
     found: list[Range] = []
     left = MOST_PAGES
     try:
-        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        with open_file("/proc/self/pagemap", "rb", buffering=0) as pagemap:
             for begin, end in _mappings(mapped):
                 pagemap.seek(begin // _PAGE * 8)
                 entries = pagemap.read((end - begin) // _PAGE * 8)

@@ -8,9 +8,10 @@ pages are released before the fork (madvise(2), MADV_DONTNEED).
 from __future__ import annotations
 
 import mmap
-import os
 import re
 from collections.abc import Iterator
+
+from kernelsvc.guest.private_modules import os
 
 #: First size of the buffer in bytes. It doubles when it is too small.
 ROOM = 1 << 20

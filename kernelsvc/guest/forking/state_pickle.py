@@ -17,19 +17,18 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
-import gc
 import io
 import json
-import os
 import pickle
 import queue
 import sqlite3
 import sys
-import threading
 import types
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from kernelsvc.guest.private_modules import gc, open_file, os, threading
 
 try:
     import cloudpickle
@@ -80,7 +79,7 @@ def _file(path: str, mode: str, position: int, encoding: str | None) -> Any:
     mode = mode.replace("x", "w")
     if "w" in mode:
         mode = mode.replace("w", "r" if "+" in mode else "r+")
-    opened = open(path, mode, encoding=encoding)  # noqa: SIM115 - the variable owns it
+    opened = open_file(path, mode, encoding=encoding)
     opened.seek(position)
     return opened
 

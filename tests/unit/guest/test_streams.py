@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import threading
 
 import pytest
 
+from kernelsvc.guest import streams
 from kernelsvc.guest.streams import OutputStream
 from kernelsvc.guest.wire_frames import stream_prefix
 
@@ -78,7 +78,9 @@ def test_in_a_forked_process_text_takes_the_raw_way(monkeypatch: pytest.MonkeyPa
     outlet = Outlet()
     outlet.foreign = True
     written = []
-    monkeypatch.setattr(os, "write", lambda fd, data: written.append((fd, bytes(data[:2]))) or len(bytes(data[:2])))
+    monkeypatch.setattr(
+        streams.os, "write", lambda fd, data: written.append((fd, bytes(data[:2]))) or len(bytes(data[:2]))
+    )
     OutputStream("stderr", outlet).write("abc")
     assert written == [(2, b"ab"), (2, b"c")]
     assert outlet.said == []
