@@ -232,6 +232,12 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         super().init_builtins()
         self.builtin_trap.auto_builtins.update(exit=self.exiter, quit=self.exiter)
 
+    def init_user_ns(self) -> None:
+        """See IPython. After a reset ``__main__`` still has the attributes of a module, which multiprocessing reads."""
+        super().init_user_ns()
+        for name in ("__doc__", "__loader__", "__package__", "__spec__"):
+            self.user_ns.setdefault(name, None)
+
     def init_events(self) -> None:
         """See IPython. A hook that exits does not end the cell."""
         super().init_events()

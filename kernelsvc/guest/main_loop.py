@@ -27,6 +27,7 @@ from kernelsvc.guest import e2b_charts
 from kernelsvc.guest.confine import confine
 from kernelsvc.guest.forking import copy_tree, fork, immortal
 from kernelsvc.guest.forking.prefault import PagePrefault
+from kernelsvc.guest.home_paths import HomePaths
 from kernelsvc.guest.private_modules import ctypes, current_directory, gc, open_file, os, random, signal, socket
 from kernelsvc.guest.streams import OutputStream
 from kernelsvc.guest.wire_frames import WireRequest
@@ -56,6 +57,7 @@ class PreparedKernel:
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
+        self.home_paths = HomePaths(kernel.shell)
 
 
 class _NullWire:
@@ -200,7 +202,7 @@ def serve(
     """
     code = 70
     try:
-        main_loop = MainLoop(prepared.kernel)
+        main_loop = MainLoop(prepared.kernel, prepared.home_paths)
         main_loop.begin(identity, listener, raw)
         on_ready()
         code = main_loop.run()
@@ -224,8 +226,9 @@ class MainLoop:
         forking_itself: Set while this process forks itself, so that the at-fork hook ignores the child.
     """
 
-    def __init__(self, kernel: Any) -> None:
+    def __init__(self, kernel: Any, home_paths: HomePaths) -> None:
         self.kernel = kernel
+        self._home_paths = home_paths
         self.identity: dict[str, Any] = {}
         self.wire: WireServer
         self.loop: asyncio.AbstractEventLoop
@@ -279,6 +282,7 @@ class MainLoop:
             self._continue_history(int(identity["execution_count"]), identity.get("ran") or {})
         self.identity.update({k: v for k, v in identity.items() if v is not None and k not in _HISTORY_FIELDS})
         os.environ.update({str(k): str(v) for k, v in (identity.get("env") or {}).items()})
+        self._home_paths.move(os.path.expanduser("~"))
         workdir = identity.get("workdir")
         if workdir and identity.get("copy_from"):
             copy_tree.copy(identity["copy_from"], workdir, identity.get("copy_bytes"))

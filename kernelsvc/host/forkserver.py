@@ -94,12 +94,12 @@ class ForkServer:
         self.state, self.message = "starting", ""
         self._state_known.clear()
         host_end, server_end = seqpacket.pair()
-        home = str(self._guest / "home")  # for caches of the imported libraries, hidden from sessions
+        home = str(self._guest / "home")  # for the imported libraries. Sessions can't open it (``guest.home_paths``)
         env = {name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ}
         try:
             self._process = subprocess.Popen(
                 [self.python, "-P", "-c", _BOOT, str(server_end.fileno()), str(self._guest)],
-                env={"LANG": "C.UTF-8"} | env | _VARIABLES | {"HOME": home, "MPLCONFIGDIR": home, "IPYTHONDIR": home},
+                env={"LANG": "C.UTF-8"} | env | _VARIABLES | {"HOME": home},
                 pass_fds=[server_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
