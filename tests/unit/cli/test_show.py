@@ -23,7 +23,7 @@ async def server():
 async def said(command, server, **options):
     terminal = Terminal(io.StringIO(), io.StringIO(), {})
     defaults = {"url": server.url, "token": TOKEN, "json": False, "id": None, "state": None, "label": None}
-    defaults |= {"limit": None, "all": False, "events": False, "follow": False}
+    defaults |= {"limit": None, "principal": None, "all": False, "events": False, "follow": False}
     assert await command(argparse.Namespace(**(defaults | options)), terminal) == 0
     return terminal.out.getvalue()
 
