@@ -10,15 +10,54 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kernelsvc.client import AsyncClient, Client
+    from kernelsvc.client import AsyncClient, CellFailed, Client, ConnectionLost, Unreachable
+    from kernelsvc.errors import (
+        AtCapacity,
+        BadRequest,
+        CannotFork,
+        Conflict,
+        Forbidden,
+        KernelsvcError,
+        NotFound,
+        QuotaExceeded,
+        SessionClosed,
+        Timeout,
+        TooLarge,
+        Unauthenticated,
+    )
 
-__all__ = ["AsyncClient", "Client", "__version__"]
+_CLIENT = ("AsyncClient", "CellFailed", "Client", "ConnectionLost", "Unreachable")
+
+__all__ = [
+    "AsyncClient",
+    "AtCapacity",
+    "BadRequest",
+    "CannotFork",
+    "CellFailed",
+    "Client",
+    "Conflict",
+    "ConnectionLost",
+    "Forbidden",
+    "KernelsvcError",
+    "NotFound",
+    "QuotaExceeded",
+    "SessionClosed",
+    "Timeout",
+    "TooLarge",
+    "Unauthenticated",
+    "Unreachable",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:
-    """Import the clients at their first use (PEP 562)."""
-    if name in ("Client", "AsyncClient"):
+    """Import the clients and errors at their first use (PEP 562)."""
+    if name in _CLIENT:
         from kernelsvc import client
 
         return getattr(client, name)
+    if name in __all__:
+        from kernelsvc import errors
+
+        return getattr(errors, name)
     raise AttributeError(f"module 'kernelsvc' has no attribute {name!r}")

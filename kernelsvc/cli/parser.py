@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     _server_commands(commands)
     _run_commands(commands)
     _session_commands(commands)
+    _action_commands(commands)
     _branch_commands(commands)
     _record_commands(commands)
     _model_commands(commands)
@@ -182,6 +183,35 @@ def _session_commands(commands: _Commands) -> None:
     tree.add_argument("id", metavar="ID", nargs="?", help="only the tree that has this session")
     _json_option(tree)
     _server_options(tree)
+
+
+def _action_commands(commands: _Commands) -> None:
+    for name, title in (
+        ("close", "end sessions; their logs and notebooks stay"),
+        ("interrupt", "interrupt the running cells of sessions"),
+        ("hibernate", "save the variables of idle sessions to disk, and end their kernels"),
+    ):
+        action = commands.add(name, f"session_actions:{name}", title)
+        action.add_argument("id", metavar="ID", nargs="+", help="a session")
+        _json_option(action)
+        _server_options(action)
+    upload = commands.add(
+        "upload",
+        "session_actions:upload",
+        "copy files into a session's working directory",
+        "Copy files of this machine into a session's working directory. Prints their names there, one a line.",
+    )
+    upload.add_argument("id", metavar="ID", help="the session")
+    upload.add_argument("file", metavar="FILE", nargs="+", help="a file of this machine")
+    upload.add_argument("--to", metavar="NAME", help="its path in the working directory (default: its name)")
+    _server_options(upload)
+    download = commands.add("download", "session_actions:download", "copy a file out of a session's working directory")
+    download.add_argument("id", metavar="ID", help="the session, open or closed")
+    download.add_argument("file", metavar="FILE", help="its path in the working directory")
+    download.add_argument(
+        "-o", "--output", metavar="PATH", help="file or directory to write (default: .). - writes to standard output"
+    )
+    _server_options(download)
 
 
 def _branch_commands(commands: _Commands) -> None:

@@ -1,0 +1,93 @@
+"""Commands that act on sessions, parsed and run as the command line does, at a real server over fake kernels."""
+
+import importlib
+import io
+import json
+
+import pytest
+from faulty_server import TOKEN, FaultyServer
+
+from kernelsvc import AsyncClient, BadRequest, KernelsvcError
+from kernelsvc.cli.parser import build_parser
+from kernelsvc.cli.terminal import Terminal
+from kernelsvc.model.events import CellStarted
+
+
+@pytest.fixture
+async def server():
+    server = FaultyServer()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def client(server):
+    async with AsyncClient(server.url, TOKEN) as client:
+        yield client
+
+
+@pytest.fixture
+def command(server):
+    """Run a command. Return its output and, if it was refused, the error."""
+
+    async def run(*words):
+        args = build_parser().parse_args([*words, "--url", server.url, "--token", TOKEN])
+        terminal = Terminal(io.StringIO(), io.StringIO(), {})
+        error = None
+        try:
+            await getattr(importlib.import_module(args.module), args.function)(args, terminal)
+        except KernelsvcError as refused:
+            error = refused
+        return terminal.out.getvalue(), error
+
+    return run
+
+
+async def test_close_ends_each_session_and_says_what_it_could_not_find(client, command):
+    one, two = [await client.create_session(keep=True) for _ in range(2)]
+    out, error = await command("close", one.id, "nothing", two.id)
+    assert out.splitlines() == [f"{one.id} closed", f"{two.id} closed"]
+    assert error is not None
+    assert "nothing" in error.message
+    shown = json.loads((await command("close", one.id, "--json"))[0])
+    assert [(each["id"], each["state"]) for each in shown] == [(one.id, "closed")]
+
+
+async def test_interrupt_ends_the_cell(client, command):
+    session = await client.create_session(keep=True)
+    async with session.stream("import asyncio\nawait asyncio.sleep(60)") as running:
+        async for event in running:
+            if isinstance(event, CellStarted):
+                assert (await command("interrupt", session.id))[1] is None
+    assert (await running.cell()).reason == "interrupted"
+
+
+async def test_files_go_in_and_come_out(client, command, tmp_path, capfdbinary):
+    session = await client.create_session(keep=True)
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_bytes(name.encode() + b"\xff\x00")
+    out, error = await command("upload", session.id, str(tmp_path / "a.bin"), str(tmp_path / "b.bin"))
+    assert (out.split(), error) == (["a.bin", "b.bin"], None)
+    await command("upload", session.id, str(tmp_path / "a.bin"), "--to", "deep/c.bin")
+    out, _ = await command("download", session.id, "deep/c.bin", "-o", str(tmp_path))
+    assert (tmp_path / "c.bin").read_bytes() == (tmp_path / "a.bin").read_bytes()
+    assert out.strip() == str(tmp_path / "c.bin")
+    await command("download", session.id, "b.bin", "-o", "-")
+    assert capfdbinary.readouterr().out == b"b.bin\xff\x00"
+
+
+async def test_one_name_for_several_files_is_refused_before_anything_is_sent(client, command, tmp_path):
+    session = await client.create_session(keep=True)
+    (tmp_path / "a").write_bytes(b"a")
+    _, error = await command("upload", session.id, str(tmp_path / "a"), str(tmp_path / "a"), "--to", "c")
+    assert isinstance(error, BadRequest)
+    assert await session.files() == []
+
+
+@pytest.mark.parametrize("words", [("interrupt", "nothing"), ("hibernate", "nothing"), ("download", "nothing", "a")])
+async def test_an_unknown_session_is_an_error(command, words):
+    out, error = await command(*words)
+    assert out == ""
+    assert error is not None
+    assert "nothing" in error.message
