@@ -3,9 +3,9 @@
 Exit codes:
 
 * 0: success.
-* 1: a cell failed, a record does not verify, a replay differs, or a layer of confinement is missing.
+* 1: a cell failed, a record is not as it was written, a replay differs, or a layer of confinement is missing.
 * 2: the command line is not valid.
-* 3: the server or this machine refused. The message gives the reason.
+* 3: the server or this machine refused, or a record is not proven. The message gives the reason.
 * 4: no server answers.
 * 130: stopped by Ctrl-C.
 """

@@ -35,11 +35,13 @@ class Demo:
         self.cells = 0
         self.events = 0
         self.seconds = 0.0
+        self.key = ""
         self.pictures: list[Path] = []
         self.unexpected: list[str] = []
 
     async def run(self, client: AsyncClient) -> None:
         """Run the whole analysis: create a session, run the cells, export the notebook."""
+        self.key = (await client.info())["public_key"]
         began = time.perf_counter()
         async with await client.create_session(name=_NAME) as session:
             took = seconds(time.perf_counter() - began)
@@ -142,7 +144,9 @@ def _show_summary(demo: Demo, took: float) -> None:
     terminal.line()
     terminal.line(f"The session's notebook: {out / _NAME}.ipynb", "bold")
     terminal.line(f"  to read it:     {out / _NAME}.html, or open the .ipynb in Jupyter")
-    terminal.line(f"  to verify it:   kernelsvc verify {out / _NAME}.ipynb --journal {out / _NAME}.jsonl")
+    terminal.line(
+        f"  to verify it:   kernelsvc verify {out / _NAME}.ipynb --journal {out / _NAME}.jsonl --key {demo.key}"
+    )
     terminal.line(f"  to repeat it:   kernelsvc replay {out / _NAME}.ipynb --upload {out / _NAME}.csv")
     terminal.line("  your own:       kernelsvc repl")
     for problem in demo.unexpected:

@@ -10,9 +10,10 @@ from kernelsvc.settings import add_options
 
 _EPILOG = """\
 exit codes:
-  0  success                           3  the server or this machine refused
-  1  a cell failed, a record does not  4  no server answers
-     verify, a replay differs        130  stopped by Ctrl-C
+  0  success                           3  the server or this machine refused,
+  1  a cell failed, a record is not       or a record is not proven
+     as it was written, a replay       4  no server answers
+     differs                         130  stopped by Ctrl-C
   2  the command line is not valid
 
 Commands that need a server use --url and --token, else KERNELSVC_URL and
@@ -273,10 +274,17 @@ def _record_commands(commands: _Commands) -> None:
         "record:verify",
         "check that a log or an exported notebook is unchanged",
         "Check the hash chain and the signatures of a log (journal.jsonl) or an exported notebook, without a server.\n"
-        "Exits with 1 and names the first entry that was changed, removed, added or moved.",
+        "\n"
+        "exit codes:\n"
+        "  0  verified: a signature of the key that --key names covers every entry (every cell)\n"
+        "  1  NOT AS WRITTEN: the message names the first entry that was changed, removed, added or moved\n"
+        "  2  the file can't be read, or is neither a log nor an exported notebook\n"
+        "  3  NOT PROVEN: no fault, but no key was named, another key signed it, or entries are not covered",
     )
     verify.add_argument("file", metavar="FILE", help="journal.jsonl or .ipynb")
-    verify.add_argument("--key", metavar="KEY", help="the public key that must have signed it: see /v1/info")
+    verify.add_argument(
+        "--key", metavar="KEY", help="the public key that must have signed it ('public_key' in /v1/info)"
+    )
     verify.add_argument("--journal", metavar="FILE", help="the log that the notebook must agree with")
     _json_option(verify)
     replay = commands.add(

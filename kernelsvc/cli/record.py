@@ -14,13 +14,20 @@ from kernelsvc.cli.output_diff import difference
 from kernelsvc.cli.run_cell import interrupt_on_sigint
 from kernelsvc.cli.server_locator import client_of, client_or_own_server
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.cli.terminal_filter import one_line, safe, seconds, size
+from kernelsvc.cli.terminal_filter import json_text, one_line, safe, seconds, size, still
 from kernelsvc.client import AsyncSession
 from kernelsvc.errors import BadRequest
 from kernelsvc.linux import atomic_file
 
 #: Reasons of recorded cells that replay skips: they did not run, or would end or stop the session again.
 _NOT_REPLAYED = ("cancelled", "session_closed", "kernel_died", "memory", "timeout", "interrupted")
+
+#: Exit code, words and colour of each result of ``verify``.
+_VERDICTS = {
+    "verified": (0, "verified", "green"),
+    "not_as_written": (1, "NOT AS WRITTEN", "red"),
+    "not_proven": (3, "NOT PROVEN", "yellow"),
+}
 
 
 async def export(args: argparse.Namespace, terminal: Terminal) -> int:
@@ -73,12 +80,13 @@ def verify(args: argparse.Namespace, terminal: Terminal) -> int:
         verdict = check(Path(args.file), public_key=args.key, journal=journal)
     except OSError as error:
         raise BadRequest(f"Can't read {error.filename or args.file}: {error.strerror}.") from None
+    code, words, colour = _VERDICTS[verdict.result]
     if args.json:
-        terminal.line(msgspec.json.encode(verdict).decode())
+        terminal.line(json_text(msgspec.json.encode(verdict)))
     else:
-        mark = terminal.style("verified", "green") if verdict.ok else terminal.style("NOT AS WRITTEN", "red")
-        terminal.line(f"{mark}: {verdict.what} of session {safe(verdict.session)}. {safe(verdict.message)}")
-    return 0 if verdict.ok else 1
+        mark = terminal.style(words, colour)
+        terminal.line(f"{mark}: {verdict.what} of session {still(verdict.session)}. {still(verdict.message)}")
+    return code
 
 
 async def replay(args: argparse.Namespace, terminal: Terminal) -> int:

@@ -86,7 +86,9 @@ class NotebookDocument:
         if self._sign is None:
             return {}
         cells = (msgspec.json.decode(line) for line in self._cell_lines())
-        return {"audit": msgspec.to_builtins(self._sign(audit(self._session, self._head, cells)))}
+        # As a reader will find it, after the encoder.
+        document = {"metadata": msgspec.json.decode(encode(self._metadata))}
+        return {"audit": msgspec.to_builtins(self._sign(audit(self._session, self._head, cells, document)))}
 
     def _cell_lines(self) -> Iterator[bytes]:
         tail = b""

@@ -2,8 +2,11 @@
 
 A journal's chain shows any entry that was changed, removed, added or moved (``model.hash_chain``). Its signatures show
 that the chain was not computed again. A notebook has the digests of its cells under a signature (``model.audit``). With
-the journal, each cell is also compared with the journal's entries. The verdict names its limits: an unsigned journal
-may have lost its end.
+the journal, each cell is also compared with the journal's entries.
+
+Three results, so that "no fault was found" can't pass for a proof: ``verified`` if a signature of the key that the
+caller named covers every entry, ``not_as_written`` if there is a fault, and ``not_proven`` otherwise. An unsigned
+journal may have lost its end, entries after the last signature may be forged, and anyone can sign with their own key.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ import msgspec
 from kernelsvc.errors import BadRequest
 from kernelsvc.model import events as ev
 from kernelsvc.model import hash_chain
-from kernelsvc.model.audit import Audit, CellFault, audit, compare, head_statement
+from kernelsvc.model.audit import VERSION, Audit, CellFault, audit, compare, compare_cells, head_statement
 from kernelsvc.model.hash_chain import ChainFault, Head
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.keys import is_good
 from kernelsvc.store.notebook_file import cells_of
 
 Signature = Literal["good", "bad", "none"]
+Result = Literal["verified", "not_proven", "not_as_written"]
 
 _SIGNED = b'{"type":"journal_signed"'
 _GZIP = b"\x1f\x8b"
@@ -35,7 +39,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """Result of a verification.
 
     Attributes:
-        ok: No fault was found.
+        ok: Whether the result is ``verified``.
+        result: ``verified``: a signature of the named key covers everything. ``not_as_written``: a fault was found.
+            ``not_proven``: neither.
         what: Kind of the file.
         session: The session's id.
         entries: Whole entries of the journal, or cells of the notebook, before the fault.
@@ -43,14 +49,16 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         fault: The first fault.
         signature: Whether it is signed, and whether the signature is valid.
         key: The signer's public key.
-        trusted: Whether that is the expected key. None if no key was expected.
-        signed: Entries (cells) that the last valid signature covers.
+        trusted: Whether the named key signed it. None if no key was named.
+        signed: Entries (cells) that the last valid signature of the named key covers, or of any key if none was named.
+        uncovered: First and last entry that this signature does not cover. None if it covers all.
         closed: Whether the session was closed.
         torn_bytes: Bytes after the last whole entry.
         message: The verdict in words.
     """
 
     ok: bool
+    result: Result
     what: Literal["journal", "notebook"]
     session: str
     entries: int
@@ -60,6 +68,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     trusted: bool | None = None
     signed: int = 0
+    uncovered: tuple[int, int] | None = None
     closed: bool = False
     torn_bytes: int = 0
     message: str = ""
@@ -69,7 +78,6 @@ class _Signatures(msgspec.Struct):
     anchors: list[Head] = []
     state: Signature = "none"
     key: str | None = None
-    trusted: bool | None = None
     bad_seq: int = 0
 
 
@@ -110,12 +118,15 @@ def verify_journal(source: Path | Iterable[bytes], *, public_key: str | None = N
     torn: list[int] = []
     found = hash_chain.check(_lines_of(lines, torn), anchors=signatures.anchors)
     closed = _is_closed(found, signatures)
-    trusted_enough = signatures.state != "bad" and signatures.trusted is not False
-    if public_key is not None and signatures.state == "none":
-        trusted_enough = False
+    sound = found.fault is None and signatures.state != "bad" and not sum(torn) and found.head.seq > 0
     signed = max((a.seq for a in signatures.anchors if a.seq <= found.head.seq), default=0)
+    # The entry after the signed ones is the signature.
+    first = signed + 2 if signed else 1
+    uncovered = (first, found.head.seq) if first <= found.head.seq else None
+    result = _result(sound=sound, covered=uncovered is None, named=public_key is not None)
     verdict = Verdict(
-        ok=found.fault is None and trusted_enough and not sum(torn) and found.head.seq > 0,
+        ok=result == "verified",
+        result=result,
         what="journal",
         session=found.session,
         entries=found.head.seq,
@@ -123,12 +134,19 @@ def verify_journal(source: Path | Iterable[bytes], *, public_key: str | None = N
         fault=found.fault,
         signature=signatures.state,
         key=signatures.key,
-        trusted=signatures.trusted,
+        trusted=None if public_key is None else bool(signatures.anchors),
         signed=signed,
+        uncovered=uncovered,
         closed=closed,
         torn_bytes=sum(torn),
     )
     return msgspec.structs.replace(verdict, message=_journal_message(verdict, signatures))
+
+
+def _result(*, sound: bool, covered: bool, named: bool) -> Result:
+    if not sound:
+        return "not_as_written"
+    return "verified" if covered and named else "not_proven"
 
 
 def _is_closed(found: hash_chain.ChainReport, signatures: _Signatures) -> bool:
@@ -173,10 +191,8 @@ def _signatures(lines: Iterable[bytes], public_key: str | None) -> _Signatures:
             result.anchors.append(head)
         if not good and result.state != "bad":
             result.state, result.bad_seq, result.key = "bad", event.seq, event.key
-        elif result.state != "bad":
+        elif result.state != "bad" and (public_key is None or result.key != public_key):
             result.state, result.key = "good", event.key
-        if public_key is not None:
-            result.trusted = event.key == public_key and result.trusted is not False
     return result
 
 
@@ -201,14 +217,21 @@ def _journal_message(verdict: Verdict, signatures: _Signatures) -> str:
             f"The signature in entry {signatures.bad_seq} is not good: the entries before it are not those signed."
         )
     elif verdict.signature == "none":
-        sentences.append("It is not signed: entries may be missing from its end.")
+        sentences.append("It is not signed: entries may be missing from its end, or all may be forged.")
+    elif verdict.trusted is False:
+        sentences.append(f"It is signed by {verdict.key}. That is not the key you named, so no entry is covered.")
     else:
         sentences.append(f"Signed up to entry {verdict.signed} by {verdict.key}.")
-    return " ".join([*sentences, *_trust(verdict.trusted)])
+        if verdict.uncovered is not None:
+            first, last = verdict.uncovered
+            which = f"Entry {first} is" if first == last else f"Entries {first} to {last} are"
+            sentences.append(f"{which} not covered by a signature and may be forged.")
+        sentences += _unnamed(verdict.trusted)
+    return " ".join(sentences)
 
 
-def _trust(trusted: bool | None) -> list[str]:
-    return ["That is not the key you named."] if trusted is False else []
+def _unnamed(trusted: bool | None) -> list[str]:
+    return ["Name the server's key to prove who signed it (--key, see /v1/info)."] if trusted is None else []
 
 
 # --- notebooks --------------------------------------------------------------------
@@ -231,24 +254,27 @@ def verify_notebook(
     document = _document(source)
     recorded = _audit_of(document)
     cells = document["cells"]
-    fault: CellFault | None = compare(recorded, cells)
+    fault: CellFault | None = compare(recorded, document)
     state: Signature = "none"
     if recorded.signature:
         state = "good" if is_good(recorded.statement(), recorded.key, recorded.signature) else "bad"
-    trusted = None if public_key is None else bool(recorded.signature) and recorded.key == public_key
+    trusted = None if public_key is None else state == "good" and recorded.key == public_key
     against = _against_journal(recorded, cells, journal) if journal is not None and fault is None else ""
     message = fault.message if fault else _notebook_message(recorded, len(cells), state, trusted, against)
+    sound = fault is None and state != "bad" and not against
+    result = _result(sound=sound, covered=bool(trusted), named=public_key is not None)
     return Verdict(
-        ok=fault is None and state != "bad" and trusted is not False and not against,
+        ok=result == "verified",
+        result=result,
         what="notebook",
         session=recorded.session,
-        entries=fault.place - 1 if fault else len(cells),
+        entries=fault.place - 1 if fault and fault.place else len(cells),
         head=recorded.head,
         fault=fault,
         signature=state,
         key=recorded.key or None,
         trusted=trusted,
-        signed=len(recorded.cells) if state == "good" else 0,
+        signed=len(recorded.cells) if state == "good" and trusted is not False else 0,
         closed=bool(document["metadata"]["kernelsvc"].get("closed")),
         message=message,
     )
@@ -275,9 +301,12 @@ def _document(source: Path | bytes | dict[str, Any]) -> dict[str, Any]:
 
 def _audit_of(document: dict[str, Any]) -> Audit:
     try:
-        return msgspec.convert(document["metadata"]["kernelsvc"]["audit"], Audit)
+        recorded = msgspec.convert(document["metadata"]["kernelsvc"]["audit"], Audit)
     except (KeyError, TypeError, msgspec.ValidationError):
         raise BadRequest("The notebook has no audit data to verify. Export it again with 'kernelsvc export'.") from None
+    if recorded.version > VERSION:
+        raise BadRequest(f"A later version of kernelsvc exported it (form {recorded.version}). Upgrade to verify it.")
+    return recorded
 
 
 def _notebook_message(recorded: Audit, count: int, state: Signature, trusted: bool | None, against: str) -> str:
@@ -286,9 +315,15 @@ def _notebook_message(recorded: Audit, count: int, state: Signature, trusted: bo
         sentences = ["The list of cells, or the signature over it, was changed."]
     elif state == "none":
         sentences.append("It is not signed: anybody could have made it so.")
+    elif trusted is False:
+        sentences.append(f"It is signed by {recorded.key}. That is not the key you named.")
     else:
-        sentences.append(f"Signed by {recorded.key}.")
-    return " ".join([*sentences, *_trust(trusted), *([against] if against else [])])
+        sentences += [f"Signed by {recorded.key}.", *_unnamed(trusted)]
+    if recorded.version == 1:
+        sentences.append(
+            "Its digests have the earlier form 1: tags, attachments and the notebook's metadata are not covered."
+        )
+    return " ".join([*sentences, *([against] if against else [])])
 
 
 def _against_journal(recorded: Audit, cells: list[dict[str, Any]], path: Path) -> str:
@@ -298,7 +333,8 @@ def _against_journal(recorded: Audit, cells: list[dict[str, Any]], path: Path) -
         return f"It is not of this journal: {found.fault.message}"
     own = [c for c in cells if not _inherited(c)]
     journal = Journal.open(path, recorded.session, read_only=True)
-    fault = compare(audit(recorded.session, Head(), cells_of(journal, recorded.seq)), own)
+    written = audit(recorded.session, Head(), cells_of(journal, recorded.seq), {}, recorded.version)
+    fault = compare_cells(written, own)
     return f"The journal says otherwise: {fault.message}" if fault else ""
 
 

@@ -223,23 +223,27 @@ def recorded(client):
     return session.id
 
 
-def test_export_verify_and_tampering(env, recorded, tmp_path):
+def test_export_verify_and_tampering(env, client, recorded, tmp_path):
+    key = ("--key", client.info()["public_key"])
     for suffix in ("ipynb", "html", "py", "jsonl"):
         kernelsvc("export", recorded, "-o", str(tmp_path / f"r.{suffix}"), env=env)
     nbformat.validate(nbformat.read(tmp_path / "r.ipynb", as_version=4))
     assert "kept" in (tmp_path / "r.html").read_text()
     assert "6 * 7" in (tmp_path / "r.py").read_text()
-    for name in ("r.ipynb", "r.jsonl"):
-        out, _ = kernelsvc("verify", str(tmp_path / name), env=env)
+    journal, notebook = tmp_path / "r.jsonl", tmp_path / "r.ipynb"
+    for file in (notebook, journal):
+        out, _ = kernelsvc("verify", str(file), *key, env=env)
         assert out.startswith("verified")
-    journal = tmp_path / "r.jsonl"
-    kernelsvc("verify", str(tmp_path / "r.ipynb"), "--journal", str(journal), env=env)
+        out, _ = kernelsvc("verify", str(file), env={**env, "FORCE_COLOR": "1"}, code=3)
+        assert out.startswith("\x1b[33mNOT PROVEN")
+    kernelsvc("verify", str(notebook), "--journal", str(journal), *key, env=env)
+    (tmp_path / "cut.jsonl").write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    kernelsvc("verify", str(tmp_path / "cut.jsonl"), *key, env=env, code=3)
     journal.write_bytes(journal.read_bytes().replace(b"kept", b"kepT"))
-    out, _ = kernelsvc("verify", str(journal), "--json", env=env, code=1)
-    assert json.loads(out)["ok"] is False
-    notebook = tmp_path / "r.ipynb"
+    out, _ = kernelsvc("verify", str(journal), "--json", *key, env=env, code=1)
+    assert json.loads(out)["result"] == "not_as_written"
     notebook.write_bytes(notebook.read_bytes().replace(b"kept", b"kepT"))
-    out, _ = kernelsvc("verify", str(notebook), env=env, code=1)
+    out, _ = kernelsvc("verify", str(notebook), *key, env=env, code=1)
     assert out.startswith("NOT AS WRITTEN")
 
 
@@ -274,7 +278,8 @@ def test_demo(tmp_path):
     assert "&lt;t" not in page
     assert "<script" not in page
     journal = str(tmp_path / "out" / "penguins.jsonl")
-    kernelsvc("verify", str(tmp_path / "out" / "penguins.ipynb"), "--journal", journal, env=env)
+    [key] = re.findall(r"--key (\S+)", out)
+    kernelsvc("verify", str(tmp_path / "out" / "penguins.ipynb"), "--journal", journal, "--key", key, env=env)
 
 
 # --- serve ------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def test_it_is_a_record_of_a_session(path):
     assert all(reason_of(cell) for cell in code_of(notebook))
     # As exported: a formatter that touched it, or a hand, would show here.
     verdict = verify_notebook(path)
-    assert verdict.ok, verdict.message
+    assert verdict.fault is None, verdict.message
     assert verdict.signature == "good"
 
 

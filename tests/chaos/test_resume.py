@@ -31,7 +31,8 @@ async def test_the_last_notebook_of_a_session_at_whose_end_the_server_died(arena
         notebook.write_text("{")
         await arena.start()
         await wait_until(lambda: notebook.stat().st_size > 1, what="the notebook")
-        done = await kernelsvc(arena, "verify", str(notebook))
+        key = (await client.info())["public_key"]
+        done = await kernelsvc(arena, "verify", "--key", key, str(notebook))
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -50,7 +51,7 @@ async def test_from_its_journal_and_its_notebook(arena, tmp_path):
         notebook = tmp_path / "session.ipynb"
         notebook.write_bytes(await session.notebook())
         for file in (notebook, journal):
-            done = await kernelsvc(arena, "verify", str(file))
+            done = await kernelsvc(arena, "verify", "--key", (await client.info())["public_key"], str(file))
             assert done.returncode == 0, done.stdout + done.stderr
         for file in (notebook, journal, before):
             done = await kernelsvc(arena, "replay", "--json", str(file))

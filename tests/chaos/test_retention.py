@@ -39,10 +39,10 @@ async def test_a_parent_stays_as_long_as_its_branches(place):
         await wait_until(lambda: not arena.session_path(parent.id).exists(), deadline=20, what="the parent's end")
 
 
-async def by_hand(arena, journal, notebook):
+async def by_hand(arena, key, journal, notebook):
     """What a user would do with an archived session: verify it, and run it again from either file."""
     for file in (journal, notebook):
-        done = await kernelsvc(arena, "verify", str(file))
+        done = await kernelsvc(arena, "verify", "--key", key, str(file))
         assert done.returncode == 0, done.stdout + done.stderr
         done = await kernelsvc(arena, "replay", str(file))
         assert done.returncode == 0, done.stdout + done.stderr
@@ -74,9 +74,10 @@ async def test_a_closed_session_goes_and_that_is_on_record(place, action):
         archived = arena.served.data_dir / "archive" / session.id / "journal.jsonl.gz"
         assert archived.exists() == (action == "archive")
         if action == "archive":
-            assert verify(archived).ok
+            key = (await client.info())["public_key"]
+            assert verify(archived, public_key=key).ok
             last = json.loads(gzip.decompress(archived.read_bytes()).splitlines()[-1])
             assert told["seq"] == last["seq"]
-            await by_hand(arena, archived, archived.with_name("notebook.ipynb.gz"))
+            await by_hand(arena, key, archived, archived.with_name("notebook.ipynb.gz"))
         assert (await stays.run("1 + 1")).text.strip() == "2", "open ones are left alone"
         await stays.close()

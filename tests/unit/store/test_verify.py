@@ -80,15 +80,49 @@ def test_a_compressed_one(session, tmp_path):
 
 def test_another_key(session, tmp_path):
     verdict = verify_journal(session.path, public_key=SigningKey.load_or_create(tmp_path).public)
-    assert (verdict.ok, verdict.signature, verdict.trusted) == (False, "good", False)
+    assert (verdict.result, verdict.signature, verdict.trusted) == ("not_proven", "good", False)
+    assert verdict.uncovered == (1, 29)
     assert "not the key you named" in verdict.message
 
 
 def test_an_unsigned_one(lines, session):
-    verdict = verify_journal(lines[:20])
-    assert (verdict.ok, verdict.signature, verdict.closed) == (True, "none", False)
-    assert "may be missing from its end" in verdict.message
-    assert not verify_journal(lines[:20], public_key=session.key.public).ok
+    for key in (None, session.key.public):
+        verdict = verify_journal(lines[:20], public_key=key)
+        assert (verdict.result, verdict.signature, verdict.closed) == ("not_proven", "none", False)
+        assert verdict.uncovered == (1, 20)
+        assert "may be missing from its end" in verdict.message
+
+
+def test_a_signed_one_without_a_named_key(lines):
+    verdict = verify_journal(lines)
+    assert (verdict.result, verdict.ok, verdict.uncovered) == ("not_proven", False, None)
+    assert "--key" in verdict.message
+
+
+def test_a_signature_that_was_cut_off(lines, session):
+    """An earlier signature does not cover the entries after it."""
+    verdict = verify_journal(lines[:-1], public_key=session.key.public)
+    assert (verdict.result, verdict.signed, verdict.uncovered) == ("not_proven", 26, (28, 28))
+    assert "Entry 28 is not covered" in verdict.message
+
+
+def forged_entries(lines, *, signer=None):
+    """Entries that anyone can append with a correct chain, also with a signature of the forger's own key."""
+    head = hash_chain.Head(len(lines), hash_chain.digest(lines[-1]))
+    more, head = hash_chain.stamp([ev.CellQueued(cell="x", code="x"), ev.SessionClosed()], "s", head, "2026")
+    if signer is not None:
+        more += hash_chain.stamp([signer.sign_head("s", head)], "s", head, "2026")[0]
+    return [*lines, *more]
+
+
+@pytest.mark.parametrize("stranger", [False, True])
+def test_entries_after_the_signature(lines, session, tmp_path, stranger):
+    forged = forged_entries(lines, signer=SigningKey.load_or_create(tmp_path) if stranger else None)
+    verdict = verify_journal(forged, public_key=session.key.public)
+    assert (verdict.result, verdict.trusted, verdict.signed) == ("not_proven", True, 28)
+    assert verdict.uncovered == (30, len(forged))
+    assert verdict.key == session.key.public
+    assert f"Entries 30 to {len(forged)} are not covered" in verdict.message
 
 
 def test_a_torn_one(session, tmp_path):
@@ -129,8 +163,9 @@ def test_a_signature_that_was_swapped(lines, session, tmp_path):
     forged[3].data = {"text/plain": "forged"}
     again, head = hash_chain.stamp(forged, "s", hash_chain.Head(), "2026")
     again += hash_chain.stamp([other.sign_head("s", head)], "s", head, "2026")[0]
-    assert verify_journal(again).ok
-    assert not verify_journal(again, public_key=session.key.public).ok
+    for key in (None, session.key.public):
+        assert verify_journal(again, public_key=key).result == "not_proven"
+    assert verify_journal(again, public_key=other.public).ok
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -161,16 +196,148 @@ def test_a_genuine_notebook(session, notebook):
     assert verdict.head == session.journal.head.digest
 
 
-def test_saving_it_in_jupyter_breaks_nothing(notebook, tmp_path):
+def test_saving_it_in_jupyter_breaks_nothing(notebook, session, tmp_path):
     nb = nbformat.from_dict(copy.deepcopy(notebook))
     for cell in nb.cells:
-        cell.metadata["collapsed"] = True
+        cell.metadata["scrolled"] = True
         cell.metadata["trusted"] = True
-    nb.metadata["toc"] = {}
+    nb.metadata["language_info"] = {"name": "python", "version": "3.99", "codemirror_mode": {"name": "ipython"}}
+    nb.metadata["kernelspec"] = {"name": "other", "display_name": "Other", "language": "python"}
+    nb.metadata["orig_nbformat"] = 4
     nbformat.write(nb, tmp_path / "n.ipynb")
     text = (tmp_path / "n.ipynb").read_text()
     (tmp_path / "n.ipynb").write_text(text.replace("0.0", "0"))
-    assert verify(tmp_path / "n.ipynb").ok
+    assert verify(tmp_path / "n.ipynb", public_key=session.key.public).ok
+
+
+def _set(place, *path, value):
+    def act(notebook):
+        target = notebook if place is None else notebook["cells"][place]
+        for name in path[:-1]:
+            target = target.setdefault(name, {})
+        target[path[-1]] = value
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("act", "place"),
+    [
+        (_set(2, "metadata", "jupyter", value={"source_hidden": True}), 3),
+        (_set(2, "metadata", "collapsed", value=True), 3),
+        (_set(2, "metadata", "tags", value=["remove-cell"]), 3),
+        (_set(2, "metadata", "execution", "iopub.execute_input", value="2001-01-01T00:00:00Z"), 3),
+        (_set(2, "metadata", "vscode", value={"languageId": "html"}), 3),
+        (_set(2, "metadata", "unknown", value=1), 3),
+        (_set(2, "metadata", "kernelsvc", "principal", value="charity"), 3),
+        (_set(2, "attachments", value={"a.png": {"image/png": "eA=="}}), 3),
+        (_set(2, "unknown", value=1), 3),
+        (_set(None, "metadata", "kernelsvc", "principal", value="charity"), 0),
+        (_set(None, "metadata", "kernelsvc", "closed", value="never"), 0),
+        (_set(None, "metadata", "kernelsvc", "sandbox", "isolation", value="full"), 0),
+        (_set(None, "metadata", "kernelsvc", "unknown", value=1), 0),
+        (_set(None, "metadata", "widgets", value={"application/vnd.jupyter.widget-state+json": {}}), 0),
+        (_set(None, "metadata", "language_info", "name", value="bash"), 0),
+        (_set(None, "metadata", "title", value="x"), 0),
+        (_set(None, "unknown", value=1), 0),
+    ],
+)
+def test_all_of_a_cell_and_of_the_metadata_is_covered(notebook, session, act, place):
+    changed = copy.deepcopy(notebook)
+    act(changed)
+    verdict = verify_notebook(changed, public_key=session.key.public)
+    assert (verdict.result, verdict.fault.kind, verdict.fault.place) == ("not_as_written", "changed", place)
+
+
+#: A notebook as kernelsvc exported it before form 2.
+FORM_1 = {
+    "cells": [
+        {
+            "cell_type": "code",
+            "execution_count": None,
+            "id": "c",
+            "metadata": {
+                "kernelsvc": {
+                    "cell": "c",
+                    "state": "finished",
+                    "seq": {"first": 2, "last": 5},
+                    "queued_at": "2026-12-01T10:43:21.161692Z",
+                    "started_at": "2026-12-01T10:43:21.161692Z",
+                    "finished_at": "2026-12-01T10:43:21.161692Z",
+                    "principal": "",
+                    "metadata": {},
+                    "reason": "ok",
+                    "usage": {"wall_ms": 0.0, "cpu_ms": None, "peak_rss_bytes": None, "output_bytes": 0},
+                },
+                "execution": {
+                    "iopub.execute_input": "2026-12-01T10:43:21.161692Z",
+                    "shell.execute_reply": "2026-12-01T10:43:21.161692Z",
+                },
+            },
+            "outputs": [{"output_type": "stream", "name": "stdout", "text": "a\n"}],
+            "source": "x",
+        }
+    ],
+    "metadata": {
+        "kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"},
+        "language_info": {
+            "name": "python",
+            "file_extension": ".py",
+            "mimetype": "text/x-python",
+            "pygments_lexer": "ipython3",
+        },
+        "kernelsvc": {
+            "session": "s",
+            "name": None,
+            "template": "t",
+            "principal": "me",
+            "created_at": "2026-12-01T10:43:21.161373Z",
+            "updated_at": "2026-12-01T10:43:21.161692Z",
+            "closed": None,
+            "parent": None,
+            "last_seq": 5,
+            "audit": {
+                "version": 1,
+                "session": "s",
+                "seq": 5,
+                "head": "9420b7f753a4b56a4c8fa47935a1111bacb8c5e037cb24e0c573fc1b33f0b209",
+                "cells": [["c", "0c2ae2533fb07e186996cd248cb41b9f41f922d67fd93d569f49337cda3b8779"]],
+                "key": "oXoPB9AG4Tx3ritB/MdkWqSdRm6XVLF/nG72xd1B0iM=",
+                "signature": "jq7e1waVhDTr5Qh8bIs4YeBIvolf7wFgwCpARjYjygVGPSxqqnTYhYQqN3AysH73dmlcBAQS1QJPVxhmjde9DA==",
+            },
+        },
+    },
+    "nbformat": 4,
+    "nbformat_minor": 5,
+}
+
+
+def test_a_notebook_of_form_1_still_verifies_and_the_verdict_says_so():
+    key = FORM_1["metadata"]["kernelsvc"]["audit"]["key"]
+    verdict = verify_notebook(FORM_1, public_key=key)
+    assert verdict.ok
+    assert "form 1" in verdict.message
+    changed = copy.deepcopy(FORM_1)
+    changed["cells"][0]["source"] += "!"
+    assert verify_notebook(changed, public_key=key).result == "not_as_written"
+
+
+def test_form_2_can_not_become_form_1(notebook, session):
+    """The form is signed: otherwise one could drop the digest of the metadata and change it."""
+    from kernelsvc.model.audit import cell_digest
+
+    changed = copy.deepcopy(notebook)
+    recorded = changed["metadata"]["kernelsvc"]["audit"]
+    recorded |= {"version": 1, "cells": [[cell["id"], cell_digest(cell, 1)] for cell in changed["cells"]]}
+    verdict = verify_notebook(changed, public_key=session.key.public)
+    assert (verdict.result, verdict.fault, verdict.signature) == ("not_as_written", None, "bad")
+
+
+def test_a_form_of_a_later_version(notebook):
+    changed = copy.deepcopy(notebook)
+    changed["metadata"]["kernelsvc"]["audit"]["version"] = 3
+    with pytest.raises(BadRequest, match="later version"):
+        verify_notebook(changed)
 
 
 def edit_source(cells):
@@ -222,7 +389,7 @@ def test_what_was_done_to_a_cell_is_named(notebook, act, kind, place):
     assert (verdict.ok, verdict.fault.kind, verdict.fault.place) == (False, kind, place)
 
 
-def test_changing_the_list_of_digests_too_breaks_the_signature(notebook):
+def test_changing_the_list_of_digests_too_breaks_the_signature(notebook, session):
     changed = copy.deepcopy(notebook)
     edit_source(changed["cells"])
     from kernelsvc.model.audit import cell_digest
@@ -232,7 +399,8 @@ def test_changing_the_list_of_digests_too_breaks_the_signature(notebook):
     assert (verdict.ok, verdict.fault, verdict.signature) == (False, None, "bad")
     changed["metadata"]["kernelsvc"]["audit"]["signature"] = ""
     verdict = verify_notebook(changed)
-    assert (verdict.ok, verdict.signature) == (True, "none")
+    assert (verdict.result, verdict.signature) == ("not_proven", "none")
+    assert verify_notebook(changed, public_key=session.key.public).result == "not_proven"
     assert "anybody could have made it so" in verdict.message
 
 
@@ -242,11 +410,11 @@ def test_the_journal_has_the_last_word(notebook, session):
     from kernelsvc.model.audit import audit
     from kernelsvc.model.hash_chain import Head
 
-    forged = session.key.sign_audit(audit("s", Head(29, session.journal.head.digest), changed["cells"]))
+    forged = session.key.sign_audit(audit("s", Head(29, session.journal.head.digest), changed["cells"], changed))
     changed["metadata"]["kernelsvc"]["audit"] |= {"cells": forged.cells, "signature": forged.signature}
-    assert verify_notebook(changed).ok
-    verdict = verify_notebook(changed, journal=session.path)
-    assert not verdict.ok
+    assert verify_notebook(changed, public_key=session.key.public).ok
+    verdict = verify_notebook(changed, public_key=session.key.public, journal=session.path)
+    assert verdict.result == "not_as_written"
     assert "The journal says otherwise: Cell 3 (c2) was changed." in verdict.message
 
 
