@@ -17,6 +17,7 @@ import importlib
 import inspect
 import json
 import logging
+import pdb
 import resource
 import sys
 import types
@@ -44,6 +45,7 @@ _without_debugpy()
 import ipykernel  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.zmqshell import ZMQInteractiveShell  # noqa: E402
+from IPython.core import debugger  # noqa: E402
 from IPython.core.error import UsageError  # noqa: E402
 from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
 from jupyter_client.jsonutil import json_clean, json_default  # noqa: E402
@@ -414,6 +416,8 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         #: Set by a ``shutdown_request``. The main loop then ends.
         self.ending = False
         self._unanswered: dict[str, WireRequest] = {}
+        #: Ids of cells that waited when an earlier cell failed (``stop_on_error``).
+        self._aborted: set[str] = set()
         self.flush_c: Callable[[], None] = lambda: None
         super().__init__(**kwargs)
         self.shell_channel_thread = types.SimpleNamespace(parent_thread=threading.main_thread())
@@ -440,7 +444,9 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         handlers = self.control_handlers if channel is CONTROL else self.shell_handlers
         handler = handlers.get(request.msg_type) or self.shell_handlers.get(request.msg_type)
         self.session.remember_header(request)
-        self.set_parent([b""], message, channel="control" if concurrent or channel is CONTROL else "shell")
+        # ipykernel's identity is that of a ZMQ socket, which is the client's session id.
+        ident = [str(request.header.get("session", "")).encode()]
+        self.set_parent(ident, message, channel="control" if concurrent or channel is CONTROL else "shell")
         self._unanswered[request.msg_id] = request
         if not _wants_reply_only(request):
             self._status("busy", message)
@@ -448,8 +454,11 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         try:
             if handler is None:
                 self._refuse(channel, message, f"There is no request {request.msg_type!r}.")
+            elif request.msg_id in self._aborted:
+                self._aborted.discard(request.msg_id)
+                self.session.send(channel, "execute_reply", {"status": "aborted"}, parent=message)
             else:
-                result = handler(channel, [b""], message)
+                result = handler(channel, ident, message)
                 if result is not None:
                     await result
         except BaseException as error:  # Also a SystemExit, such as one from an object that is only inspected.
@@ -519,6 +528,8 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         if terse:
             self._unanswered.pop(parent["header"]["msg_id"], None)
         self.session.send_fast(stream, "execute_reply", reply, parent, self.finish_metadata(parent, metadata, reply))
+        if reply["status"] == "error" and not (terse or silent) and content.get("stop_on_error", True):
+            self._abort_queues()
 
     async def do_execute(self, code: str, silent: bool, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Run user code. An interrupt can be delivered until this returns."""
@@ -645,7 +656,15 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         return metadata
 
     def _abort_queues(self, subshell_id: Any = None) -> None:
-        """Do nothing: the server has the queue."""
+        """Abort the cells that wait behind one that failed. For clients without a server, which has its own queue."""
+        wire = self.session.wire
+        if wire is not None and not wire.foreign:
+            wire.serve()  # Cells that arrived while the failed one ran are still in the socket.
+            self._aborted.update(
+                item.msg_id
+                for item in wire.inbox
+                if isinstance(item, WireRequest) and item.msg_type == "execute_request"
+            )
 
     # -- input -----------------------------------------------------------------------------
 
@@ -754,4 +773,7 @@ def make_kernel() -> ForkableKernel:
     )
     kernel.shell.plain = PlainCellDetector(kernel.shell)
     exit_calls.without_advice()
+    # The plain ``pdb.Pdb`` continues after a KeyboardInterrupt, so an interrupt would not end its cell.
+    pdb.Pdb = debugger.Pdb = debugger.InterruptiblePdb
+    pdb.set_trace = debugger.set_trace
     return kernel

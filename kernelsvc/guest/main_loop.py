@@ -249,6 +249,8 @@ class MainLoop:
     def begin(self, identity: Mapping[str, Any], listener: socket.socket, raw: Sequence[int]) -> None:
         """Set up the process: identity, streams, wire, loop, signals."""
         self.apply_identity(identity)
+        # Confinement replaces the environment that ``prepare`` set.
+        os.environ.setdefault("MPLBACKEND", BACKEND)
         reads = self.install_stdio(raw)
         self._reseed()
         kernel = self.kernel
@@ -526,4 +528,6 @@ class MainLoop:
 
 
 def _runs_concurrently(item: WireRequest | ControlRequest) -> bool:
-    return isinstance(item, ControlRequest) or item.channel == "control" or item.msg_type.startswith("comm_")
+    if isinstance(item, ControlRequest) or item.msg_type.startswith("comm_"):
+        return True
+    return item.channel == "control" and item.msg_type != "execute_request"  # A cell waits for the running one.

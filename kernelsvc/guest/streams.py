@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Iterable
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any, Protocol
 
 from kernelsvc.guest.private_modules import os
@@ -76,6 +76,23 @@ class OutputStream(io.TextIOBase):
         header = parent.get("header") or parent
         self._prefix = stream_prefix(self._name, str(header.get("msg_id", "")))
         self._context_prefix.set(self._prefix)
+
+    def set_thread_parent(self, parent: dict[str, Any]) -> Token[bytes]:
+        """Assign further text of this thread or task to this request, as ``ipykernel.iostream.OutStream`` does.
+
+        Returns:
+            The argument for ``reset_thread_parent``.
+        """
+        header = parent.get("header") or parent
+        return self._context_prefix.set(stream_prefix(self._name, str(header.get("msg_id", ""))))
+
+    def reset_thread_parent(self, token: Token[bytes]) -> None:
+        """Undo the ``set_thread_parent`` that returned this token."""
+        self._context_prefix.reset(token)
+
+    def _is_master_process(self) -> bool:
+        """Whether this is not a process that user code forked. ``OutStream`` has this method, and code calls it."""
+        return not self.outlet.foreign
 
     def write(self, text: str, /) -> int:
         """Send ``text`` now."""

@@ -21,6 +21,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from jupyter_client.connect import LocalPortCache
@@ -159,6 +160,7 @@ class ForkProvisioner(KernelProvisionerBase):  # type: ignore[misc]
     def __init__(self, **traits: Any) -> None:
         super().__init__(**traits)
         self._served: ServedKernel | None = None
+        self._workdir = ""
 
     @property
     def has_process(self) -> bool:
@@ -185,16 +187,23 @@ class ForkProvisioner(KernelProvisionerBase):  # type: ignore[misc]
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
         """Fork a kernel and return its connection info."""
         env = {name: value for name, value in kwargs["env"].items() if name not in NOT_PASSED_ON}
+        self._workdir = os.path.realpath(kwargs.get("cwd") or os.getcwd())  # noqa: ASYNC240
         request = StartRequest(
             session=f"jupyter-{self.kernel_id}",
             kernel=uuid.uuid4().hex,
             template=TEMPLATE,
-            workdir=os.path.realpath(kwargs.get("cwd") or os.getcwd()),  # noqa: ASYNC240
+            workdir=self._workdir,
             limits=NO_LIMITS,
             env=env,
         )
         self._served = await background().run(self._serve(request))
         return dict(self.connection_info)
+
+    def resolve_path(self, path_str: str) -> str | None:
+        """Return the absolute path of a file that a path in a traceback names, or None if there is no such file."""
+        path = Path(path_str).expanduser()
+        path = path if path.is_absolute() else Path(self._workdir, path).resolve()
+        return path.as_posix() if path.exists() else None
 
     async def _serve(self, request: StartRequest) -> ServedKernel:
         environment = Environment(python=self.python, preload=tuple(self.preload))

@@ -109,6 +109,7 @@ def install_kernelspec(name: str, prefix: str | None, preload: Sequence[str]) ->
         "interrupt_mode": "signal",
         "metadata": {
             "debugger": False,
+            "supported_encryption": "curve",
             "kernel_provisioner": {"provisioner_name": "kernelsvc-fork", "config": config},
         },
     }

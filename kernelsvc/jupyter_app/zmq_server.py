@@ -28,6 +28,7 @@ from typing import Any, Literal
 import zmq
 import zmq.asyncio
 
+from kernelsvc.jupyter_app.usage import UsageMeter
 from kernelsvc.kernels.port import Kernel, KernelMessage, Output, StreamText
 from kernelsvc.kernels.zmq.messages import HmacKey, InvalidMessage, Packet, encode, unpack
 from kernelsvc.model.exit_status import Exit
@@ -67,12 +68,16 @@ class ZmqServer:
     ) -> None:
         key = info["key"]
         self.kernel: Kernel | None = None
-        self._key = HmacKey(key if isinstance(key, bytes) else str(key).encode(), info["signature_scheme"])
+        self._key = HmacKey(_bytes(key), info["signature_scheme"])
         self._info = info
         self._on_exit, self._on_shutdown = on_exit, on_shutdown
         self._session = uuid.uuid4().hex
         self._headers: OrderedDict[str, tuple[dict[str, Any], list[bytes]]] = OrderedDict()
         self._running = ""
+        #: Ids of cells that were sent to the kernel and have not ended.
+        self._cells: set[str] = set()
+        self._kernel_info: dict[str, Any] | None = None
+        self._usage: UsageMeter | None = None
         self._early: list[Output] = []
         self._delivered = 0
         self._buffered: list[StreamText] = []
@@ -93,9 +98,13 @@ class ZmqServer:
             zmq.ZMQError: An address is in use.
         """
         kinds = {"shell": zmq.ROUTER, "control": zmq.ROUTER, "stdin": zmq.ROUTER, "hb": zmq.ROUTER, "iopub": zmq.XPUB}
+        secret = self._info.get("curve_secretkey")
         for name, kind in kinds.items():
             socket = self._sockets[name] = self._context.socket(kind)
             socket.linger = LINGER_MS
+            if secret:
+                # Encryption and authentication of the server by CurveZMQ (zmq_curve(7)), if the application wants it.
+                socket.curve_secretkey, socket.curve_server = _bytes(secret), True
             if name == "iopub":
                 socket.sndhwm = IOPUB_MESSAGES
                 # A send to a full subscriber fails with EAGAIN instead of dropping the message.
@@ -112,6 +121,7 @@ class ZmqServer:
     def serve(self, kernel: Kernel) -> None:
         """Start to pass messages between this kernel and the sockets."""
         self.kernel = kernel
+        self._usage = UsageMeter(kernel.info.pid) if kernel.info.pid else None
         early, self._early = self._early, []
         self.deliver(early)
         for channel in CHANNELS:
@@ -182,12 +192,47 @@ class ZmqServer:
         elif msg_type == "interrupt_request":
             kernel.interrupt()
             self._reply(channel, "interrupt_reply", packet)
-        else:
-            kernel.send(KernelRequest(msg_type, packet.content, msg_id, channel, packet.metadata, packet.buffers))
+        elif not self._answer(channel, msg_type, packet):
+            if msg_type == "execute_request":
+                self._cells.add(msg_id)
+            session = packet.header.get("session")
+            kernel.send(
+                KernelRequest(
+                    msg_type,
+                    packet.content,
+                    msg_id,
+                    channel,
+                    packet.metadata,
+                    packet.buffers,
+                    session if isinstance(session, str) else "",
+                )
+            )
 
-    def _reply(self, channel: Channel, msg_type: str, packet: Packet) -> None:
-        """Answer a request that this server handles itself."""
-        content = {"status": "ok"} | packet.content
+    def _answer(self, channel: Channel, msg_type: str, packet: Packet) -> bool:
+        """Answer a request that needs no code in the kernel. Return False if the kernel must answer.
+
+        The kernel has one thread, so it answers only between cells. Clients send these also while a cell runs. On the
+        shell channel ``kernel_info_request`` goes to the kernel, since clients use it to wait for earlier requests.
+        """
+        content: dict[str, Any] | None = None
+        if msg_type == "connect_request":
+            content = {name: port for name, port in self._info.items() if name.endswith("_port")}
+        elif msg_type == "kernel_info_request" and channel == "control" and self._cells:
+            content = self._kernel_info
+        elif msg_type == "usage_request" and self._usage is not None:
+            content = self._usage.content()
+        if content is None:
+            return False
+        with contextlib.suppress(zmq.Again):
+            self._publish("status", {"execution_state": "busy"}, packet.header)
+        self._reply(channel, msg_type.removesuffix("_request") + "_reply", packet, content)
+        with contextlib.suppress(zmq.Again):
+            self._publish("status", {"execution_state": "idle"}, packet.header)
+        return True
+
+    def _reply(self, channel: Channel, msg_type: str, packet: Packet, content: dict[str, Any] | None = None) -> None:
+        """Answer a request that this server handles itself. The content is that of the request by default."""
+        content = {"status": "ok"} | (packet.content if content is None else content)
         parts = encode(self._key, self._session, msg_type, content, msg_id=uuid.uuid4().hex, parent=packet.header)
         self._send(channel, [*packet.routing, *parts])
 
@@ -259,10 +304,15 @@ class ZmqServer:
         self._flush()
         header, routing = self._headers.get(output.parent, ({}, []))
         if output.channel == "iopub":
-            if output.msg_type == "status" and output.content.get("execution_state") == "busy":
+            state = output.content.get("execution_state") if output.msg_type == "status" else ""
+            if state == "busy":
                 self._running = output.parent
+            elif state == "idle":
+                self._cells.discard(output.parent)
             self._publish(output.msg_type, output.content, header, message=output)
         elif routing:
+            if output.msg_type == "kernel_info_reply":
+                self._kernel_info = output.content
             self._send(output.channel, [*routing, *self._encoded(output.msg_type, output.content, header, output)])
 
     def _encoded(
@@ -302,3 +352,7 @@ class ZmqServer:
             raise error
         if error is not None:
             log.warning("a reply to a client on %s was not sent: %s", name, error)
+
+
+def _bytes(key: bytes | str) -> bytes:
+    return key if isinstance(key, bytes) else str(key).encode()

@@ -47,6 +47,7 @@ class KernelRequest(msgspec.Struct, frozen=True):
     Attributes:
         msg_id: replies name it as their parent.
         buffers: binary parts, which follow the JSON.
+        session: the client's session id, for code in the kernel that reads the header of its request.
     """
 
     msg_type: str
@@ -55,3 +56,4 @@ class KernelRequest(msgspec.Struct, frozen=True):
     channel: RequestChannel = "shell"
     metadata: dict[str, Any] | None = None
     buffers: Sequence[bytes] = ()
+    session: str = ""

@@ -16,6 +16,7 @@ from jupyter_client.asynchronous import AsyncKernelClient
 from waiting import wait_until
 
 from kernelsvc.jupyter_app import zmq_server as bridge_module
+from kernelsvc.jupyter_app.usage import UsageMeter
 from kernelsvc.jupyter_app.zmq_server import ZmqServer
 from kernelsvc.kernels.fake import FakeKernel, FakeLauncher
 from kernelsvc.kernels.port import StartRequest
@@ -131,6 +132,38 @@ async def test_interrupt_and_shutdown_by_message(rig: Rig) -> None:
     answer = await rig.client.get_control_msg(timeout=10)
     assert answer["content"] == {"status": "ok", "restart": True}
     assert rig.shutdowns == [1]
+
+
+@pytest.mark.parametrize(
+    ("request_type", "fields"),
+    [
+        ("connect_request", {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}),
+        ("kernel_info_request", {"status": "ok"}),
+        ("usage_request", {}),
+    ],
+)
+async def test_the_control_channel_answers_while_a_cell_runs(
+    rig: Rig, request_type: str, fields: dict[str, Any]
+) -> None:
+    cell = asyncio.ensure_future(rig.run("print on\nwait for-ever"))
+    await wait_until(lambda: rig.kernel.process.seen)
+    rig.client.control_channel.send(rig.client.session.msg(request_type, {}))
+    answer = await rig.client.get_control_msg(timeout=10)
+    assert answer["msg_type"] == request_type.replace("_request", "_reply")
+    assert {name: answer["content"][name] for name in fields} == fields
+    assert answer["content"]["status"] == "ok"
+    assert not cell.done()
+    rig.kernel.interrupt()
+    await cell
+
+
+def test_usage_is_measured_from_outside() -> None:
+    meter = UsageMeter(os.getpid())
+    found = meter.content()
+    assert found["pid"] == os.getpid()
+    assert found["kernel_memory"] > 1 << 20
+    assert {"hostname", "kernel_cpu", "host_cpu_percent", "cpu_count", "host_virtual_memory"} < found.keys()
+    assert UsageMeter(2**22 + 1).content()["kernel_memory"] == 0
 
 
 async def test_the_heart_beats(rig: Rig) -> None:

@@ -138,6 +138,7 @@ class ForkedKernel:
                 msg_id=request.msg_id,
                 metadata=request.metadata,
                 buffers=request.buffers,
+                session=request.session,
             )
 
     def resume(self) -> None:

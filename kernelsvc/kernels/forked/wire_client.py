@@ -419,13 +419,14 @@ class WireClient:
         msg_id: str,
         metadata: dict[str, Any] | None = None,
         buffers: Sequence[bytes] = (),
+        session: str = "",
     ) -> None:
         """Send a Jupyter message. The part that the socket does not take is buffered and sent later.
 
         Raises:
             AtCapacity: the kernel has not read the last 64 MiB that were sent to it.
         """
-        header = {"msg_id": msg_id, "msg_type": msg_type, "username": "", "session": "", "version": "5.4"}
+        header = {"msg_id": msg_id, "msg_type": msg_type, "username": "", "session": session, "version": "5.4"}
         parts = [_encode(header), b"{}", _encode(metadata or {}), _encode(content), *buffers]
         payload = jupyter.join_v1(channel, parts)
         frame = HEADER.pack(len(payload), MESSAGE, 0) + payload
