@@ -774,6 +774,6 @@ def make_kernel() -> ForkableKernel:
     kernel.shell.plain = PlainCellDetector(kernel.shell)
     exit_calls.without_advice()
     # The plain ``pdb.Pdb`` continues after a KeyboardInterrupt, so an interrupt would not end its cell.
-    pdb.Pdb = debugger.Pdb = debugger.InterruptiblePdb
+    pdb.Pdb = debugger.Pdb = debugger.InterruptiblePdb  # type: ignore[misc]
     pdb.set_trace = debugger.set_trace
     return kernel
