@@ -56,7 +56,7 @@ async def test_close_ends_each_session_and_says_what_it_could_not_find(client, c
 
 async def test_interrupt_ends_the_cell(client, command):
     session = await client.create_session(keep=True)
-    async with session.stream("import asyncio\nawait asyncio.sleep(60)") as running:
+    async with session.stream("wait for-ever") as running:
         async for event in running:
             if isinstance(event, CellStarted):
                 assert (await command("interrupt", session.id))[1] is None
