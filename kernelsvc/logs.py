@@ -1,4 +1,4 @@
-"""Logging of the server and the kernel host: one format, and a limit of records per place in the code.
+"""Logging of the server and the kernel host: text or JSON lines, and a limit of records per place in the code.
 
 A client or a kernel may cause the same event as often as it likes. Without a limit
 the records of that event fill the disk.
@@ -7,10 +7,13 @@ the records of that event fill the disk.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Literal
 
 #: Records of one place in the code that are written in one period. The others are counted.
 BURST = 20
@@ -19,6 +22,8 @@ PERIOD_SECONDS = 60.0
 MAX_MESSAGE, MAX_TRACEBACK = 4096, 16 * 1024
 
 _formatter = logging.Formatter()
+#: Attributes that each record has. The others were given as ``extra``.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "summary", "without_limit", "taskName"}
 
 
 class _Source:
@@ -49,6 +54,9 @@ class RateLimit(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """See ``logging.Filter``: whether to write this record."""
         if record.levelno < logging.INFO or getattr(record, "summary", False):
+            return True
+        if getattr(record, "without_limit", False):
+            _shorten(record)
             return True
         with self._lock:
             now = self._clock()
@@ -94,11 +102,33 @@ def _shorten(record: logging.LogRecord) -> None:
         record.exc_text = record.exc_text[-MAX_TRACEBACK:]
 
 
-def configure(level: int) -> None:
-    """Log to standard error from this level on, with a limit of records per place. Call it once."""
+class JsonLines(logging.Formatter):
+    """Formats a record as one JSON object: ``at``, ``level``, ``logger``, ``message``, and the record's own fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See ``logging.Formatter``."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        entry = {"at": at, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD and value is not None}
+        if record.exc_info or record.exc_text:
+            entry["traceback"] = record.exc_text or self.formatException(record.exc_info)  # type: ignore[arg-type]
+        return json.dumps(entry, default=str)
+
+
+def configure(level: int, *, operator_level: int = logging.WARNING, form: Literal["text", "json"] = "text") -> None:
+    """Log to standard error, with a limit of records per place. Call it once.
+
+    Args:
+        level: the lowest level that is written.
+        operator_level: the lowest level of the operator's log (``telemetry.operator_log``).
+        form: lines of text, or JSON lines.
+    """
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("kernelsvc.telemetry.operator_log").setLevel(min(level, operator_level))
     for handler in logging.getLogger().handlers:
         RateLimit(handler)
+        if form == "json":
+            handler.setFormatter(JsonLines())
 
 
 def flush() -> None:

@@ -82,6 +82,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     origins: Annotated[
         list[str], _meta("Web origins that may call the server, such as https://example.org. * allows any.")
     ] = []
+    log_format: Annotated[
+        Literal["text", "json"], _meta("Format of the server's log on standard error: text, or one JSON object a line.")
+    ] = "text"
     journal_sync: Annotated[
         Literal["ack", "run", "off"],
         _meta("Sync the log before a client gets a cell's end (ack), also before the cell runs (run), or never (off)."),

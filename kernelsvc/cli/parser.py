@@ -180,6 +180,13 @@ def _session_commands(commands: _Commands) -> None:
     show.add_argument("--follow", "-f", action="store_true", help="show its log, and new events as they happen")
     _json_option(show)
     _server_options(show)
+    why = commands.add(
+        "why", "why:why", "say why a session ended",
+        "Print what ended a session, and before it each death of its kernel, each limit that it reached, and\n"
+        "each cell that ended with a cause, the last one first. Reads the session's log, also of a closed session.",
+    )  # fmt: skip
+    why.add_argument("id", metavar="ID", help="the session")
+    _server_options(why)
     tree = commands.add("tree", "show:tree", "show which session is a branch of which")
     tree.add_argument("id", metavar="ID", nargs="?", help="only the tree that has this session")
     _json_option(tree)

@@ -49,9 +49,10 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
     """Serve until a signal stops the server."""
     started = time.monotonic()
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
-    logs.configure(level)
-    raise_descriptor_limit()
     settings = conf.load(vars(args), os.environ)
+    # A person at a terminal sees warnings. A log that is kept has each session.
+    logs.configure(level, operator_level=logging.WARNING if terminal.tty else logging.INFO, form=settings.log_format)
+    raise_descriptor_limit()
     settings, generated_token = conf.with_fresh_token(settings)
     conf.prepare_directories(settings)
     token = generated_token or next(iter(getattr(args, "token", None) or []), None) or os.environ.get("KERNELSVC_TOKEN")

@@ -23,6 +23,7 @@ from kernelsvc.store.notebook_file import NotebookFile, cells_of, write_inherite
 from kernelsvc.store.recovery import end_of
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
 from kernelsvc.store.write_limiter import WriteLimiter
+from kernelsvc.telemetry import operator_log
 from kernelsvc.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ class Projections:
         self.index.feed(session, events)
         for event in events:
             self.metrics.record(event)
+            operator_log.record(event)
         notebook = self._notebooks.get(session)
         if notebook is not None:
             notebook.feed(events)
