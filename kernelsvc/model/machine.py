@@ -26,7 +26,6 @@ from kernelsvc.errors import CellExists, Conflict, KernelDead, QuotaExceeded, Se
 from kernelsvc.model import events as ev
 from kernelsvc.model import limit_causes
 from kernelsvc.model.events import Event, Reason
-from kernelsvc.model.invariants import check_invariants
 from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
 from kernelsvc.model.state import FLOOD, MachineState, Running, digest, output_size
@@ -75,7 +74,7 @@ from kernelsvc.model.stimuli import (
     Tick,
     WakeCheckpoint,
 )
-from kernelsvc.model.story import Story, Transition
+from kernelsvc.model.story import Story, Transition, check_invariants
 
 S = SessionState
 

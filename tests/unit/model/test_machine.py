@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from kernelsvc.errors import CellExists, Conflict, KernelDead, KernelsvcError, QuotaExceeded, SessionClosed
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
-from kernelsvc.model.invariants import InvariantError
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellRequest, SessionState
 from kernelsvc.model.state import MOVES, Policy, Waiting
@@ -46,7 +45,7 @@ from kernelsvc.model.stimuli import (
     Tick,
     WakeCheckpoint,
 )
-from kernelsvc.model.story import Story
+from kernelsvc.model.story import InvariantError, Story
 
 
 def drive(machine, *stimuli, now=0.0):
