@@ -28,10 +28,7 @@ import shutil
 import stat
 import struct
 from collections.abc import Generator, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-
-import msgspec
 
 from kernelsvc.errors import AtCapacity, BadRequest, Conflict, KernelsvcError, NotFound, NotSupported, TooLarge
 from kernelsvc.linux.nofollow import open_directory
@@ -171,39 +168,6 @@ def explained() -> Iterator[None]:
         raise cls(message) from None
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry. ``path`` is relative to the root, as bytes."""
-
-    path: bytes
-    kind: str
-    size: int
-    mtime_ns: int
-
-    @property
-    def modified(self) -> str:
-        """Time of the last change in UTC, ISO 8601. A time outside of the calendar becomes the epoch."""
-        try:
-            at = datetime.fromtimestamp(self.mtime_ns / 1e9, UTC)
-        except (ValueError, OverflowError, OSError):
-            at = datetime.fromtimestamp(0, UTC)
-        return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def kind_of(mode: int) -> str:
-    """Return the kind of a file from its mode."""
-    if stat.S_ISREG(mode):
-        return "file"
-    if stat.S_ISDIR(mode):
-        return "directory"
-    return "link" if stat.S_ISLNK(mode) else "other"
-
-
-def etag_of(info: os.stat_result) -> str:
-    """Return a value that changes whenever the file's content may have changed."""
-    facts = f"{info.st_ino}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}"
-    return '"' + hashlib.sha256(facts.encode()).hexdigest()[:32] + '"'
-
-
 class RootedDirectory:
     """A session's directory. A context manager that holds one descriptor."""
 
@@ -250,31 +214,29 @@ class RootedDirectory:
             raise BadRequest("This file has a second name (a hard link) and is not served. Copy it first.")
         raise BadRequest("This is no regular file. Only regular files can be read.")
 
-    def is_directory(self, parts: tuple[bytes, ...]) -> bool:
-        """Return whether this is a directory in here."""
-        try:
-            os.close(open_beneath(self._fd, parts, os.O_PATH | os.O_DIRECTORY))
-        except OSError:
-            return False
-        return True
+    def list(
+        self, parts: tuple[bytes, ...], *, depth: int | None, limit: int
+    ) -> tuple[list[tuple[bytes, os.stat_result]], bool]:
+        """Return at most ``limit`` entries as path and status, sorted, and whether there are more.
 
-    def list(self, parts: tuple[bytes, ...], *, recursive: bool, limit: int) -> tuple[list[Entry], bool]:
-        """Return at most ``limit`` entries, sorted, and whether there are more.
+        A path is relative to this directory. The status of a link is the link's own. ``depth`` is the number of levels:
+        1 for the entries of the directory alone, None for all.
 
         Slow for a large tree: call it in a thread.
 
         Raises:
             KernelsvcError: it is no directory in here.
         """
-        found: list[Entry] = []
-        with explained(), contextlib.closing(self._walk(parts, recursive=recursive)) as entries:
+        found: list[tuple[bytes, os.stat_result]] = []
+        with explained(), contextlib.closing(self._walk(parts, depth)) as entries:
             for entry in entries:
                 if len(found) >= limit:
-                    return sorted(found, key=lambda e: e.path), True
+                    return sorted(found, key=lambda entry: entry[0]), True
                 found.append(entry)
-        return sorted(found, key=lambda e: e.path), False
+        return sorted(found, key=lambda entry: entry[0]), False
 
-    def _walk(self, top: tuple[bytes, ...], *, recursive: bool) -> Generator[Entry, None, None]:
+    def _walk(self, top: tuple[bytes, ...], depth: int | None) -> Generator[tuple[bytes, os.stat_result], None, None]:
+        deepest = MAX_DEPTH if depth is None else min(MAX_DEPTH, len(top) + depth - 1)
         pending = [top]
         while pending:
             parts = pending.pop()
@@ -285,14 +247,14 @@ class RootedDirectory:
                     raise
                 continue  # It was removed or replaced by a link since its parent was read.
             try:
-                for entry in self._entries(fd, parts):
-                    yield entry
-                    if recursive and entry.kind == "directory" and len(parts) < MAX_DEPTH:
-                        pending.append(tuple(entry.path.split(b"/")))
+                for path, info in self._entries(fd, parts):
+                    yield path, info
+                    if stat.S_ISDIR(info.st_mode) and len(parts) < deepest:
+                        pending.append(tuple(path.split(b"/")))
             finally:
                 os.close(fd)
 
-    def _entries(self, fd: int, parts: tuple[bytes, ...]) -> Iterator[Entry]:
+    def _entries(self, fd: int, parts: tuple[bytes, ...]) -> Iterator[tuple[bytes, os.stat_result]]:
         with os.scandir(fd) as names:
             for name in names:
                 try:
@@ -301,9 +263,7 @@ class RootedDirectory:
                     continue
                 if os.fsencode(name.name).startswith(TEMPORARY):
                     continue
-                path = b"/".join((*parts, os.fsencode(name.name)))
-                kind = kind_of(info.st_mode)
-                yield Entry(path=path, kind=kind, size=info.st_size, mtime_ns=info.st_mtime_ns)
+                yield b"/".join((*parts, os.fsencode(name.name))), info
 
     def stat_entry(self, parts: tuple[bytes, ...]) -> tuple[os.stat_result, bytes | None]:
         """Return the status of an entry, and its target if it is a link.
@@ -500,18 +460,18 @@ class Upload:
         except OSError:
             return None
 
-    def commit(self) -> tuple[str, str]:
-        """Put the file in place of the present one. Return its SHA-256 and ETag.
+    def commit(self) -> tuple[str, os.stat_result]:
+        """Put the file in place of the present one. Return its SHA-256 and its status.
 
         Raises:
             KernelsvcError: the name is that of a directory.
         """
         with explained():
             os.rename(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
-        etag = etag_of(os.fstat(self._fd))
+        info = os.fstat(self._fd)
         self._temporary = b""
         self._release()
-        return self._digest.hexdigest(), etag
+        return self._digest.hexdigest(), info
 
     def abort(self) -> None:
         """Remove the temporary file. Idempotent, and does nothing after ``commit``."""

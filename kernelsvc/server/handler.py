@@ -14,6 +14,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from kernelsvc.errors import AtCapacity, BadRequest, Forbidden, Internal, KernelsvcError, NotFound, TooLarge
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.objects import Principal, Scope
 from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server import auth
@@ -38,6 +40,9 @@ T = TypeVar("T")
 
 #: Bytes of a refused body that are read and discarded. A client that still sends can't read its error otherwise.
 DISCARD_BYTES = 256 * 1024 * 1024
+
+#: Seconds that a stopping server waits for the tasks that clean up.
+CLEANUP_SECONDS = 5.0
 
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -57,6 +62,7 @@ class ServerContext:
         streams: Tasks of responses without an end of their own. Cancelled at a stop.
         requests: Handlers that have not responded yet.
         sockets: Open WebSockets.
+        background: Tasks that clean up after a request.
         closers: Awaited at a stop, when all requests have a response.
         stopping: Whether new requests are refused.
     """
@@ -71,7 +77,8 @@ class ServerContext:
         self.streams: set[asyncio.Task[Any]] = set()
         self.requests: set[Any] = set()
         self.sockets: set[Any] = set()
-        self.closers: list[Callable[[], Awaitable[None]]] = []
+        self.background = OwnedTasks()
+        self.closers: list[Callable[[], Awaitable[None]]] = [partial(self.background.wait, CLEANUP_SECONDS)]
         self.stopping = False
 
 
@@ -284,13 +291,14 @@ class ApiHandler(BaseHandler):
         """Return the largest body that this request may have, in bytes."""
         return self.context.settings.max_body_bytes if self.max_body_bytes is None else self.max_body_bytes
 
-    def data_received(self, chunk: bytes) -> None:
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Tornado's hook: keep the body, up to its limit."""
         self._kept += len(chunk)
         if self._kept <= self.max_body():
             self._body.append(chunk)
         else:
             self._body.clear()
+        return None
 
     def body(self) -> bytes:
         """Return the whole body.

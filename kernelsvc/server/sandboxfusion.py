@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound
-from kernelsvc.linux.rooted_dir import RootedDirectory, parse_path
 from kernelsvc.model.events import Reason
 from kernelsvc.model.objects import CellInfo, CellRequest, SessionRequest
 from kernelsvc.protocol.jsonrpc import decode_json
@@ -179,13 +178,23 @@ class SandboxFusionHandler(ApiHandler):
 
     async def upload(self, files: dict[bytes, bytes]) -> None:
         """Write files into the session's directory."""
-        root = self.context.service.files_dir(self.who, self.session)
-        await asyncio.to_thread(_write, root, files)
+        for name, data in files.items():
+            await self.context.service.files.put(self.who, self.session, name, data, record=False)
 
     async def read_files(self, names: list[str]) -> dict[str, str]:
         """Return files of the session's directory in base64. Missing files are omitted."""
-        root = self.context.service.files_dir(self.who, self.session)
-        return await asyncio.to_thread(_read, root, names)
+        found = {}
+        for name in names:
+            try:
+                reader = await self.context.service.files.open(self.who, self.session, os.fsencode(name))
+            except KernelsvcError:
+                continue
+            try:
+                content = await reader.read(0, MAX_FETCHED)
+                found[name] = (await asyncio.to_thread(base64.b64encode, content)).decode()
+            finally:
+                reader.close()
+        return found
 
 
 class RunCodeHandler(SandboxFusionHandler):
@@ -271,32 +280,6 @@ def _decode_files(files: dict[str, str | None]) -> dict[bytes, bytes]:
         return {os.fsencode(name): base64.b64decode(content) for name, content in files.items() if content is not None}
     except (binascii.Error, ValueError):
         raise BadRequest("A file is not base64. Encode its content and send it again.") from None
-
-
-def _write(root: Any, files: dict[bytes, bytes]) -> None:
-    with RootedDirectory(root) as directory:
-        for name, data in files.items():
-            upload = directory.upload(parse_path(name))
-            try:
-                upload.write(data)
-                upload.commit()
-            finally:
-                upload.abort()
-
-
-def _read(root: Any, names: list[str]) -> dict[str, str]:
-    found = {}
-    with RootedDirectory(root) as directory:
-        for name in names:
-            try:
-                fd, _ = directory.open_file(parse_path(os.fsencode(name)))
-            except KernelsvcError:
-                continue
-            try:
-                found[name] = base64.b64encode(os.pread(fd, MAX_FETCHED, 0)).decode()
-            finally:
-                os.close(fd)
-    return found
 
 
 def routes(shared: dict[str, Any]) -> list[Any]:

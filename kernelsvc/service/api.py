@@ -1,19 +1,19 @@
 # ruff: noqa: D102 - the methods are documented once, on the classes that implement them
 """The port of the service, which every public API of the server uses: values, session ids and streams.
 
-A front on another machine can implement it by forwarding, except ``files_dir``, which returns a path.
-``service.service.Service`` implements it here. The import contracts in ``pyproject.toml`` hold that
+A front on another machine can implement it by forwarding: no path of the server, no file and no live object crosses
+it. ``service.service.Service`` implements it here. The import contracts in ``pyproject.toml`` hold that
 ``server`` imports nothing else of ``service``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
 
+from kernelsvc.model.files import FileEvent, FileStatus, StoredFile
 from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import (
     Call,
@@ -32,6 +32,7 @@ NotebookFormat = Literal["ipynb", "html", "py"]
 # Named, because ``list`` means a method inside the class below.
 Cells = list[CellInfo]
 Checkpoints = list[Checkpoint]
+Files = list[FileStatus]
 Lines = list[bytes]
 Sessions = list[SessionInfo]
 Variables = list[Variable]
@@ -188,6 +189,97 @@ class ByteStream(Protocol):
         """Stop reading."""
 
 
+class FileReader(Protocol):
+    """A regular file that is open for reading. The same file is read also if its name gets another one meanwhile."""
+
+    @property
+    def status(self) -> FileStatus:
+        """Its description at the time of ``open``."""
+
+    async def read(self, offset: int, limit: int) -> bytes:
+        """Return some of the bytes from ``offset``: at most ``limit``, and none at the end. Safe to cancel."""
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+
+
+class FileWriter(Protocol):
+    """A file that is being written, under a temporary name until ``commit``. Each writer ends with ``close``."""
+
+    @property
+    def replaces(self) -> FileStatus | None:
+        """The present file of this name, which ``commit`` replaces. None if there was none at the start."""
+
+    async def write(self, data: bytes) -> None:
+        """Append data. After an error, or a cancelled call, only ``close`` is possible."""
+
+    async def commit(self) -> StoredFile:
+        """Give the file its name, and record the change as an event of the session. Do not cancel it."""
+
+    def close(self) -> None:
+        """Remove the temporary file if ``commit`` did not succeed. Idempotent."""
+
+
+class FileWatch(Protocol):
+    """A watch of a directory, until ``close``."""
+
+    def close(self) -> None:
+        """Stop watching. Idempotent."""
+
+
+#: Called in the event loop with each change. It must not raise.
+OnFileEvent = Callable[[FileEvent], None]
+
+
+class FilesApi(Protocol):
+    """Files of sessions' working directories.
+
+    A path is relative to the directory, percent-decoded, and may hold any bytes but NUL. b"" is the directory itself. A
+    cell may put links and special files there at any time: no call follows a link or leaves the directory.
+    Calls that change something need an open session and record the change as an event, unless ``record`` is False.
+    """
+
+    async def stat(self, who: Principal, session: str, path: bytes, *, attributes: bool = False) -> FileStatus: ...
+    async def list(
+        self,
+        who: Principal,
+        session: str,
+        path: bytes,
+        *,
+        depth: int | None = 1,
+        limit: int = 1000,
+        attributes: bool = False,
+    ) -> tuple[Files, bool]: ...
+    async def open(self, who: Principal, session: str, path: bytes) -> FileReader: ...
+    async def write(
+        self,
+        who: Principal,
+        session: str,
+        path: bytes,
+        *,
+        attributes: Mapping[str, bytes] | None = None,
+        record: bool = True,
+    ) -> FileWriter: ...
+    async def put(
+        self, who: Principal, session: str, path: bytes, data: bytes, *, record: bool = True
+    ) -> StoredFile: ...
+    async def make_directory(self, who: Principal, session: str, path: bytes) -> None: ...
+    async def move(self, who: Principal, session: str, source: bytes, target: bytes) -> None: ...
+    async def remove(
+        self, who: Principal, session: str, path: bytes, *, recursive: bool = False, record: bool = True
+    ) -> None: ...
+    async def watch(
+        self,
+        who: Principal,
+        session: str,
+        path: bytes,
+        on_event: OnFileEvent,
+        *,
+        recursive: bool = False,
+        statuses: bool = False,
+    ) -> FileWatch: ...
+
+
 class ServiceApi(Protocol):
     """The methods that the public APIs call. Each raises ``KernelsvcError`` for an error that the caller must know.
 
@@ -202,6 +294,10 @@ class ServiceApi(Protocol):
     @property
     def environment(self) -> EnvironmentApi:
         """Environment variables and the current directory."""
+
+    @property
+    def files(self) -> FilesApi:
+        """Files of sessions' working directories."""
 
     @property
     def programs(self) -> ProgramApi:
@@ -307,9 +403,3 @@ class ServiceApi(Protocol):
     async def notebook(self, who: Principal, session: str, format: NotebookFormat = "ipynb") -> bytes: ...
     def journal(self, who: Principal, session: str) -> ByteStream:
         """Return the journal's present complete lines. The caller closes the stream."""
-
-    def files_dir(self, who: Principal, session: str) -> Path:
-        """Return the server's path of the working directory. Open its hostile content with ``linux.rooted_dir``."""
-
-    def files_changed(self, who: Principal, session: str, files: Sequence[dict[str, Any]]) -> None:
-        """Record an upload or a deletion."""

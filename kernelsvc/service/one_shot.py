@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -13,15 +12,13 @@ from kernelsvc.errors import BadRequest
 from kernelsvc.model.objects import Call, CellRequest, Principal, SessionRequest
 from kernelsvc.protocol import function_call
 from kernelsvc.service.api import ServiceApi
-from kernelsvc.store.sessions import SessionDirectories
 
 
-async def run_once(service: ServiceApi, store: SessionDirectories, who: Principal, call: Call) -> dict[str, Any]:
+async def run_once(service: ServiceApi, who: Principal, call: Call) -> dict[str, Any]:
     """Run code or a function. Safe to cancel: the session is closed anyway.
 
     Args:
         service: runs the session.
-        store: all session directories.
         who: the caller.
         call: the code or the function, its arguments, files and limits.
 
@@ -40,9 +37,10 @@ async def run_once(service: ServiceApi, store: SessionDirectories, who: Principa
     request = SessionRequest(template=call.template, limits=call.limits, name="execute")
     session = (await service.create(who, request)).id
     try:
-        _put_files(store, session, call.files)
-        if call.files:
-            service.files_changed(who, session, [{"path": name, "action": "put"} for name in call.files])
+        for name, text in call.files.items():
+            if "/" in name:
+                raise BadRequest(f"The file name {name!r} has a path in it. Give a plain name.")
+            await service.files.put(who, session, os.fsencode(name), text.encode())
         cell = await service.execute(who, session, CellRequest(code=source, timeout_seconds=call.timeout_seconds))
     finally:
         await asyncio.shield(service.close(who, session, reason="executed"))
@@ -50,15 +48,3 @@ async def run_once(service: ServiceApi, store: SessionDirectories, who: Principa
     if call.function is not None:
         result["value"] = function_call.value_of(cell)
     return result
-
-
-def _put_files(store: SessionDirectories, session: str, files: Mapping[str, str]) -> None:
-    directory = store.directory(session).files
-    owner = directory.stat()
-    for name, text in files.items():
-        if not name or "/" in name or name in (".", "..") or "\0" in name:
-            raise BadRequest(f"The file name {name!r} has a path in it. Give a plain name.")
-        # The session has run no code yet, so nothing in the directory can be a link out of it.
-        path = directory / name
-        path.write_text(text, "utf-8")
-        os.chown(path, owner.st_uid, owner.st_gid)

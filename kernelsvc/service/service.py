@@ -13,7 +13,6 @@ import functools
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
@@ -51,6 +50,7 @@ from kernelsvc.service.api import (
 from kernelsvc.service.branching import BranchCreator
 from kernelsvc.service.creation import SessionCreator
 from kernelsvc.service.environment import SessionEnvironment
+from kernelsvc.service.files import SessionFiles
 from kernelsvc.service.host_settings import host_settings
 from kernelsvc.service.journal_stream import JournalStream
 from kernelsvc.service.leases import Leases
@@ -98,7 +98,7 @@ class Service:
         launchers: start kernels. None takes those of this machine. ``kernelsvc.testing`` has fake ones.
 
     Attributes:
-        environment, programs, leases, usage, access: the parts of ``ServiceApi``.
+        environment, files, programs, leases, usage, access: the parts of ``ServiceApi``.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class Service:
         self.usage = ResourceMonitor(registry, settings.watch_seconds)
         self._launchers.on_cgroup_event(self.usage.on_cgroup_event)
         self.environment = SessionEnvironment(registry)
+        self.files = SessionFiles(registry, store)
         self.programs = Programs(registry, self.environment, self._launchers)
         self.leases = Leases(registry, settings.limits)
         self.access = SessionTokens(projections.secret("access"), settings.tokens, registry)
@@ -352,7 +353,7 @@ class Service:
 
     async def call(self, who: Principal, call: Call) -> dict[str, Any]:
         """Run code or a function in a session that is created for it and closed after it."""
-        return await run_once(self, self._store, who, call)
+        return await run_once(self, who, call)
 
     async def input(self, who: Principal, session: str, cell: str, text: str) -> None:
         """Answer a cell's ``input()``."""
@@ -433,7 +434,7 @@ class Service:
         except msgspec.ValidationError:
             return []
 
-    # -- notebook and files ---------------------------------------------------------------------------
+    # -- notebook and journal -------------------------------------------------------------------------
 
     async def notebook(self, who: Principal, session: str, format: NotebookFormat = "ipynb") -> bytes:
         """Return the session as a notebook, also while a cell runs."""
@@ -447,14 +448,6 @@ class Service:
             NotFound: there is no such session, or retention has removed the journal.
         """
         return JournalStream(self._store.directory(self._registry.find(who, session).id).journal)
-
-    def files_dir(self, who: Principal, session: str) -> Path:
-        """Return the path of the working directory on the server. Its content is hostile."""
-        return self._store.directory(self._registry.find(who, session).id).working()
-
-    def files_changed(self, who: Principal, session: str, files: Sequence[dict[str, Any]]) -> None:
-        """Record a change of files. The files of a closed session can't change."""
-        self._registry.find(who, session, "run").record(ev.FilesChanged(files=list(files)))
 
     # -- after an entry in the journal ---------------------------------------------------
 

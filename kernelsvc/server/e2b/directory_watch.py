@@ -1,78 +1,42 @@
-"""Directory watches of E2B's clients: inotify(7) on a session's directory.
+"""Directory watches of E2B's clients: the events that each has collected, and which watches there are.
 
-A cell may put links into the directory at any time. Each watched directory is
-therefore opened below the session's (``linux.rooted_dir``) and watched through its
-descriptor, so that no link leads a watch outside. A watcher has a limited number of
-directories and of pending events. Beyond a limit they are dropped.
+The service watches a session's directory. ``exec_watch`` watches the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import os
 import secrets
-import struct
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from kernelsvc.errors import AtCapacity, KernelsvcError, NotFound, QuotaExceeded
-from kernelsvc.linux.rooted_dir import MAX_DEPTH, TEMPORARY, RootedDirectory, explained
+from kernelsvc.errors import AtCapacity, NotFound, QuotaExceeded
+from kernelsvc.model.files import FileChange, FileEvent
+from kernelsvc.model.objects import Principal
 from kernelsvc.server.e2b import paths
 
-#: Most directories of one watcher, and most of its pending events.
-MAX_DIRECTORIES, MAX_EVENTS = 512, 4096
+if TYPE_CHECKING:
+    from kernelsvc.service.api import FilesApi, FileWatch
+
+#: Most pending events of one watcher.
+MAX_EVENTS = 4096
 #: Most watchers of one sandbox and of this server. By default, Linux allows a user 128 inotify instances.
 MAX_PER_SANDBOX, MAX_WATCHERS = 16, 100
 #: Seconds without a poll after which a watcher is closed.
 FORGET_SECONDS = 600.0
-_READ = 256 * 1024
 
-# linux/inotify.h
-_MODIFY, _ATTRIB, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x2, 0x4, 0x40, 0x80, 0x100, 0x200
-_ONLYDIR, _ISDIR, _OVERFLOW = 0x0100_0000, 0x4000_0000, 0x4000
-_MASK = _MODIFY | _ATTRIB | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _ONLYDIR
-_EVENT = struct.Struct("iIII")
-_KINDS = {
-    _CREATE: "EVENT_TYPE_CREATE",
-    _MOVED_TO: "EVENT_TYPE_CREATE",
-    _MODIFY: "EVENT_TYPE_WRITE",
-    _DELETE: "EVENT_TYPE_REMOVE",
-    _MOVED_FROM: "EVENT_TYPE_RENAME",
-    _ATTRIB: "EVENT_TYPE_CHMOD",
+#: E2B's names of the changes.
+_TYPES: dict[FileChange, str] = {
+    "create": "EVENT_TYPE_CREATE",
+    "write": "EVENT_TYPE_WRITE",
+    "remove": "EVENT_TYPE_REMOVE",
+    "rename": "EVENT_TYPE_RENAME",
+    "chmod": "EVENT_TYPE_CHMOD",
 }
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-Parts = tuple[bytes, ...]
-
-
-class FileEvent(msgspec.Struct, frozen=True):
-    """An event: its kind, the file, and whether the file is a directory."""
-
-    kind: str
-    parts: Parts
-    directory: bool
-
-
-def parse(data: bytes) -> list[tuple[int, int, int, bytes]]:
-    """Parse inotify(7) events into watch, mask, cookie and name."""
-    found, at = [], 0
-    while at + _EVENT.size <= len(data):
-        watch, mask, cookie, size = _EVENT.unpack_from(data, at)
-        at += _EVENT.size
-        found.append((watch, mask, cookie, data[at : at + size].rstrip(b"\0")))
-        at += size
-    return found
-
-
-#: All kinds of events.
-KINDS = frozenset(_KINDS.values())
+#: All types of events.
+KINDS = frozenset(_TYPES.values())
 
 
 class PendingEvents:
@@ -108,104 +72,48 @@ class PendingEvents:
         return self.take()
 
 
-class DirectoryWatcher(PendingEvents):
-    """Watcher of one directory, optionally with the directories below it.
+class HomeWatcher(PendingEvents):
+    """Watcher of a directory below the home directory.
 
     Args:
-        directory: The session's directory. The watcher closes it.
-        top: The directory to watch.
-        recursive: Whether to watch directories below it.
-        include_entry: Whether an event describes its file.
+        top: the directory, relative to the home directory.
     """
 
-    def __init__(self, directory: RootedDirectory, top: Parts, *, recursive: bool, include_entry: bool) -> None:
+    def __init__(self, top: bytes) -> None:
         super().__init__()
-        self._directory, self._top = directory, top
-        self._recursive, self._include_entry = recursive, include_entry
-        self._watched: dict[int, Parts] = {}
-        self._loop = asyncio.get_running_loop()
-        self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._fd < 0:
-            directory.close()
-            raise AtCapacity("This server has reached its limit of watched directories. Remove another watcher.")
-        try:
-            self._add(top)
-        except BaseException:
-            self.close()
-            raise
-        self._loop.add_reader(self._fd, self._read)
+        self._top, self._prefix = top, top + b"/" if top else b""
+        self._watch: FileWatch | None = None
+
+    async def start(
+        self, files: FilesApi, who: Principal, sandbox: str, *, recursive: bool, include_entry: bool
+    ) -> None:
+        """Begin to watch.
+
+        Args:
+            files: watches.
+            who: the sandbox's owner.
+            sandbox: its id.
+            recursive: whether to watch directories below it.
+            include_entry: whether an event describes its file.
+
+        Raises:
+            NotFound, AtCapacity: it can't be watched.
+        """
+        self._watch = await files.watch(
+            who, sandbox, self._top, self._changed, recursive=recursive, statuses=include_entry
+        )
 
     def close(self) -> None:
         """Stop watching."""
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-            self._directory.close()
+        if self._watch is not None:
+            self._watch.close()
         self.news.set()
 
-    # -- what is watched ------------------------------------------------------------------------
-
-    def _add(self, parts: Parts) -> None:
-        pending = [parts]
-        while pending and len(self._watched) < MAX_DIRECTORIES:
-            one = pending.pop()
-            try:
-                fd = self._directory.open_directory(one)
-            except KernelsvcError:
-                if one == self._top:
-                    raise
-                continue
-            try:
-                if not self._add_descriptor(fd, one):
-                    return
-            finally:
-                os.close(fd)
-            if self._recursive and len(one) < MAX_DEPTH:
-                pending += self._below(one)
-
-    def _add_descriptor(self, fd: int, parts: Parts) -> bool:
-        # proc(5): the link refers to the open file, even if its name was replaced by a symbolic link meanwhile.
-        watch = _libc.inotify_add_watch(self._fd, f"/proc/self/fd/{fd}".encode(), _MASK)
-        if watch >= 0:
-            self._watched[watch] = parts
-        elif parts == self._top:
-            with explained():
-                raise OSError(ctypes.get_errno(), "inotify_add_watch")
-        return bool(watch >= 0)
-
-    def _below(self, parts: Parts) -> list[Parts]:
-        try:
-            entries, _ = self._directory.list(parts, recursive=False, limit=MAX_DIRECTORIES)
-        except KernelsvcError:
-            return []
-        return [tuple(entry.path.split(b"/")) for entry in entries if entry.kind == "directory"]
-
-    # -- what happens ---------------------------------------------------------------------------
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._fd, _READ)
-        except OSError:
-            return
-        uploads = set()  # an upload is written under a temporary name and renamed
-        for watch, mask, cookie, name in parse(data):
-            parts = self._watched.get(watch)
-            if name.startswith(TEMPORARY):
-                uploads.add(cookie)
-            elif not mask & _OVERFLOW and parts is not None and name:
-                bits = mask | _MODIFY if mask & _MOVED_TO and cookie in uploads else mask
-                for kind in (kind for bit, kind in _KINDS.items() if bits & bit):
-                    self._happened(FileEvent(kind, (*parts, name), bool(mask & _ISDIR)))
-
-    def _happened(self, event: FileEvent) -> None:
-        if self._recursive and event.directory and event.kind == "EVENT_TYPE_CREATE":
-            self._add(event.parts)
-        name = b"/".join(event.parts[len(self._top) :]).decode("utf-8", "replace")
-        said: dict[str, Any] = {"name": name, "type": event.kind}
-        if self._include_entry:
-            with contextlib.suppress(KernelsvcError):
-                said["entry"] = paths.entry(self._directory, event.parts)
+    def _changed(self, event: FileEvent) -> None:
+        name = event.path.removeprefix(self._prefix).decode("utf-8", "replace")
+        said: dict[str, Any] = {"name": name, "type": _TYPES[event.change]}
+        if event.status is not None:
+            said["entry"] = paths.entry(event.status)
         self.happened(said)
 
 
@@ -215,8 +123,8 @@ class WatcherRegistry:
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str], PendingEvents] = {}
 
-    def keep(self, sandbox: str, make: Callable[[], PendingEvents]) -> str:
-        """Make a watcher, store it and return its id.
+    def keep(self, sandbox: str, watcher: PendingEvents) -> str:
+        """Store a watcher and return its id.
 
         Raises:
             QuotaExceeded: The sandbox has too many.
@@ -228,7 +136,7 @@ class WatcherRegistry:
         if len(self._kept) >= MAX_WATCHERS:
             raise AtCapacity("This server has reached its limit of watchers. Try again later.")
         name = secrets.token_hex(8)
-        self._kept[sandbox, name] = make()
+        self._kept[sandbox, name] = watcher
         asyncio.get_running_loop().call_later(FORGET_SECONDS + 1, self._forget_old)
         return name
 

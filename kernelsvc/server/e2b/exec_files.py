@@ -80,7 +80,7 @@ class ExecFiles:
         """Remove a file, or a directory with its content."""
         await self._run(_REMOVE, path)
 
-    async def fetch(self, path: str) -> tuple[bytes, ...]:
+    async def fetch(self, path: str) -> bytes:
         """Copy a file into the home directory. The caller removes the copy.
 
         Raises:
@@ -90,7 +90,7 @@ class ExecFiles:
         await self._run(_FETCH, path, path_in_sandbox(paths.path_of(copy)))
         return copy
 
-    async def put(self, copy: tuple[bytes, ...], path: str) -> None:
+    async def put(self, copy: bytes, path: str) -> None:
         """Move a temporary file from the home directory to its path. An existing file is replaced."""
         await self._run(_PUT, path_in_sandbox(paths.path_of(copy)), path)
 
@@ -137,9 +137,9 @@ def path_in_sandbox(path: str) -> str:
     return f".{path.removeprefix(paths.HOME)}" if path.startswith(f"{paths.HOME}/") else path
 
 
-def temporary_name() -> tuple[bytes, ...]:
+def temporary_name() -> bytes:
     """Return an unused name in the home directory."""
-    return (b".e2b-" + secrets.token_hex(12).encode(),)
+    return b".e2b-" + secrets.token_hex(12).encode()
 
 
 def _entries(data: bytes | None) -> list[dict[str, Any]]:

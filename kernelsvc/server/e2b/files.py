@@ -11,16 +11,18 @@ import contextlib
 import zlib
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotSupported
-from kernelsvc.linux.rooted_dir import Upload
 from kernelsvc.protocol import e2b, jsonrpc
 from kernelsvc.protocol.multipart import Form, Part, PartEnd, Piece, boundary_of
 from kernelsvc.server.e2b import metadata, paths
 from kernelsvc.server.e2b.exec_files import ExecFiles, temporary_name
 from kernelsvc.server.e2b.handler import SandboxHandler
 from kernelsvc.server.native.files import FileHandler
+
+if TYPE_CHECKING:
+    from kernelsvc.service.api import FileWriter
 
 #: Most bytes of decompressed data at a time.
 _UNPACKED = 1 << 20
@@ -34,7 +36,7 @@ class FilesHandler(SandboxHandler, FileHandler):
     signed = {"GET": "read", "HEAD": "read", "POST": "write"}
     _form: Form | None = None
     _unpack: Any = None
-    _target: tuple[bytes, ...] = ()
+    _target = b""
     _place: str | None = None
     _metadata: Mapping[str, str] = MappingProxyType({})
 
@@ -43,10 +45,10 @@ class FilesHandler(SandboxHandler, FileHandler):
     async def prepare(self) -> None:
         """Tornado's hook: check an upload before the first byte of its body."""
         self._written: list[dict[str, Any]] = []
-        self._carried: list[tuple[tuple[bytes, ...], str]] = []
+        self._carried: list[tuple[bytes, str]] = []
         await super().prepare()
         if self.request.method == "POST":
-            self._begin()
+            await self._begin()
 
     def max_body(self) -> int:
         """Return the free space of the session's disk limit for an upload."""
@@ -55,7 +57,7 @@ class FilesHandler(SandboxHandler, FileHandler):
         used = self.context.service.get(self.who, self.sandbox).usage.disk_bytes or 0
         return max(0, self._limit(self.sandbox) - used)
 
-    def _begin(self) -> None:
+    async def _begin(self) -> None:
         self._bound = self.max_body()
         headers = self.request.headers
         self._metadata = metadata.from_headers(headers.get_all())
@@ -67,18 +69,18 @@ class FilesHandler(SandboxHandler, FileHandler):
         if boundary is not None:
             self._form = Form(boundary)
         else:
-            self._open(self.argument("path"))
+            await self._open(self.argument("path"))
 
     def _session(self) -> str:
         return self.sandbox
 
-    def _parts(self) -> tuple[bytes, ...]:
+    def _path(self) -> bytes:
         return self._named(self.argument("path"))
 
-    def _named(self, path: str | None) -> tuple[bytes, ...]:
+    def _named(self, path: str | None) -> bytes:
         if not path:
             raise BadRequest("Name the file: /files?path=NAME.")
-        return paths.parts_of(path)
+        return paths.below_home(path)
 
     # -- down ---------------------------------------------------------------------------------
 
@@ -88,19 +90,21 @@ class FilesHandler(SandboxHandler, FileHandler):
         if paths.is_outside_home(named):
             await self._get_elsewhere(paths.absolute(named))
             return
-        parts = self._parts()
-        with self._directory() as directory:
-            if directory.is_directory(parts):
-                raise BadRequest("This is a directory. List it, or name a file in it.")
-        await self.download(parts)
+        home_path = self._path()
+        if (await self.context.service.files.stat(self.who, self.sandbox, home_path)).kind == "directory":
+            raise BadRequest("This is a directory. List it, or name a file in it.")
+        await self.download(home_path)
 
     async def _get_elsewhere(self, path: str) -> None:
         copy = await self.while_connected(self._elsewhere().fetch(path))
         try:
             await self.download(copy)
         finally:
-            with contextlib.suppress(KernelsvcError), self._directory() as directory:
-                directory.delete(copy, recursive=False)
+            await self._remove_copy(copy)
+
+    async def _remove_copy(self, copy: bytes) -> None:
+        with contextlib.suppress(KernelsvcError):
+            await self.context.service.files.remove(self.who, self.sandbox, copy, record=False)
 
     def _elsewhere(self) -> ExecFiles:
         return ExecFiles(self.context.service, self.who, self.sandbox)
@@ -111,7 +115,7 @@ class FilesHandler(SandboxHandler, FileHandler):
 
     # -- up -----------------------------------------------------------------------------------
 
-    def _open(self, path: str | None) -> None:
+    async def _open(self, path: str | None) -> None:
         # A file outside the home directory is uploaded into it, and moved when it is complete.
         self._place = paths.absolute(path) if path and paths.is_outside_home(path) else None
         if self._place is not None and self._metadata:
@@ -121,11 +125,15 @@ class FilesHandler(SandboxHandler, FileHandler):
         self._target = temporary_name() if self._place is not None else self._named(path)
         if not self._target:
             raise Conflict("The home directory can't be a file. Name a file in it.")
-        with self._directory() as directory:
-            self._upload = directory.upload(self._target)
-        self._upload.describe(metadata.to_attributes(self._metadata))
+        self._upload = await self.context.service.files.write(
+            self.who,
+            self.sandbox,
+            self._target,
+            attributes=metadata.to_attributes(self._metadata),
+            record=self._place is None,
+        )
 
-    def data_received(self, chunk: bytes) -> None:
+    async def data_received(self, chunk: bytes) -> None:
         """Tornado's hook: write a piece of the body to the disk."""
         if self.request.method != "POST" or self._failure is not None:
             return
@@ -135,7 +143,7 @@ class FilesHandler(SandboxHandler, FileHandler):
                 if self._received > self._bound:
                     raise jsonrpc.too_large("The file", self._received, self._bound)
                 for piece in self._form.feed(data) if self._form is not None else [data]:
-                    self._take(piece)
+                    await self._take(piece)
         except KernelsvcError as error:
             self._fail(error)
         except zlib.error:
@@ -149,41 +157,37 @@ class FilesHandler(SandboxHandler, FileHandler):
             yield self._unpack.decompress(chunk, _UNPACKED)
             chunk = self._unpack.unconsumed_tail
 
-    def _take(self, piece: Piece) -> None:
+    async def _take(self, piece: Piece) -> None:
         if isinstance(piece, Part):
             if piece.name == "file":
-                self._open(self.argument("path") or piece.filename)
+                await self._open(self.argument("path") or piece.filename)
         elif self._upload is None:
             return  # another field of the form
         elif isinstance(piece, PartEnd):
-            self._commit(self._upload)
+            await self._commit(self._upload)
         else:
-            self._upload.write(piece)
+            await self._upload.write(piece)
 
     def _fail(self, error: KernelsvcError) -> None:
         self._failure = error
         if self._upload is not None:
-            self._upload.abort()
+            self._upload.close()
 
-    def _commit(self, upload: Upload) -> None:
-        sha256, _ = upload.commit()
+    async def _commit(self, upload: FileWriter) -> None:
+        await upload.commit()
         self._upload = None
         if self._place is not None:
             self._carried.append((self._target, self._place))
             self._written.append({"name": self._place.rpartition("/")[2], "type": "file", "path": self._place})
             return
         path = paths.path_of(self._target)
-        name = b"/".join(self._target).decode("utf-8", "replace")
-        change = {"op": "put", "path": name, "size": upload.size, "sha256": sha256}
-        self.context.service.files_changed(self.who, self.sandbox, [change])
         written: dict[str, Any] = {"name": path.rpartition("/")[2], "type": "file", "path": path}
         self._written.append(written | ({"metadata": self._metadata} if self._metadata else {}))
 
     def on_finish(self) -> None:
         """Tornado's hook: remove copies that were not moved to their path."""
         for copy, _ in getattr(self, "_carried", ()):
-            with contextlib.suppress(KernelsvcError), self._directory() as directory:
-                directory.delete(copy, recursive=False)
+            self.context.background.start(self._remove_copy(copy))
         super().on_finish()
 
     async def post(self) -> None:
@@ -191,7 +195,7 @@ class FilesHandler(SandboxHandler, FileHandler):
         if self._failure is not None:
             raise self._failure
         if self._form is None and self._upload is not None:
-            self._commit(self._upload)
+            await self._commit(self._upload)
         elif self._form is None or not self._form.complete:
             raise BadRequest("The form is cut off. Send it again.")
         if not self._written:

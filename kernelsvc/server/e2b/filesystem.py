@@ -1,28 +1,22 @@
 """Files of a sandbox in E2B's format: ``filesystem.Filesystem/*``.
 
-All files are in the session's directory, opened so that no path leads out of it
-(``linux.rooted_dir``). A client's change is an event of the session, as with the
-native API.
+Files of the home directory go through the service's port for files (``FilesApi``), all others through programs in
+the sandbox (``exec_files``).
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from kernelsvc.errors import BadRequest, KernelsvcError, NotFound
-from kernelsvc.linux.rooted_dir import RootedDirectory, kind_of
 from kernelsvc.protocol import e2b
 from kernelsvc.server.e2b import paths
 from kernelsvc.server.e2b.connect_rpc import AlreadyExists, RpcHandler
-from kernelsvc.server.e2b.directory_watch import DirectoryWatcher, WatcherRegistry
+from kernelsvc.server.e2b.directory_watch import HomeWatcher, PendingEvents, WatcherRegistry
 from kernelsvc.server.e2b.exec_files import ExecFiles
 from kernelsvc.server.e2b.exec_watch import watch_elsewhere
-
-T = TypeVar("T")
 
 #: Most entries of one listing.
 MAX_ENTRIES = 10_000
@@ -63,27 +57,18 @@ class FilesystemHandler(RpcHandler):
     port = e2b.FILES_PORT
     watchers: WatcherRegistry
 
-    def directory(self) -> RootedDirectory:
-        """Open the session's directory. The caller closes it."""
-        return RootedDirectory(self.context.service.files_dir(self.who, self.sandbox))
+    async def entry(self, path: bytes) -> dict[str, Any]:
+        """Describe a file in the home directory.
 
-    async def within(self, work: Callable[[RootedDirectory], T]) -> T:
-        """Call ``work`` with the directory, in a thread, since it may take long."""
-
-        def act() -> T:
-            with self.directory() as directory:
-                return work(directory)
-
-        return await self.while_connected(asyncio.to_thread(act))
+        Raises:
+            KernelsvcError: It does not exist.
+        """
+        files = self.context.service.files
+        return paths.entry(await files.stat(self.who, self.sandbox, path, attributes=True))
 
     def elsewhere(self) -> ExecFiles:
         """Return the files outside the home directory."""
         return ExecFiles(self.context.service, self.who, self.sandbox)
-
-    def changed(self, op: str, parts: tuple[bytes, ...], **more: Any) -> None:
-        """Log a change."""
-        name = b"/".join(parts).decode("utf-8", "replace")
-        self.context.service.files_changed(self.who, self.sandbox, [{"op": op, "path": name, **more}])
 
 
 class StatHandler(FilesystemHandler):
@@ -95,8 +80,7 @@ class StatHandler(FilesystemHandler):
         if paths.is_outside_home(path):
             self.answer({"entry": await self.while_connected(self.elsewhere().stat(paths.absolute(path)))})
             return
-        parts = paths.parts_of(path)
-        self.answer({"entry": await self.within(lambda d: paths.entry(d, parts))})
+        self.answer({"entry": await self.entry(paths.below_home(path))})
 
 
 class ListDirHandler(FilesystemHandler):
@@ -108,35 +92,20 @@ class ListDirHandler(FilesystemHandler):
         if wanted.depth < 0:
             raise BadRequest("depth must be 1 or more.")
         if paths.is_outside_home(wanted.path):
-            listing = self.elsewhere().list(paths.absolute(wanted.path), max(1, wanted.depth))
-            self.answer({"entries": await self.while_connected(listing)})
+            outside = self.elsewhere().list(paths.absolute(wanted.path), max(1, wanted.depth))
+            self.answer({"entries": await self.while_connected(outside)})
             return
-        parts = paths.parts_of(wanted.path)
-        deepest = len(parts) + max(1, wanted.depth)
-
-        self.answer({"entries": await self.within(lambda directory: _tree(directory, parts, deepest))})
-
-
-def _tree(directory: RootedDirectory, top: tuple[bytes, ...], deepest: int) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    pending = [top]
-    while pending and len(found) < MAX_ENTRIES:
-        one = pending.pop(0)
-        try:
-            entries, _ = directory.list(one, recursive=False, limit=MAX_ENTRIES - len(found))
-        except (NotFound, BadRequest):
-            if one == top:
-                raise
-            continue  # it was removed, or replaced by a link, since it was listed
-        for entry in entries:
-            parts = tuple(entry.path.split(b"/"))
-            try:
-                found.append(paths.entry(directory, parts))
-            except NotFound:
-                continue
-            if entry.kind == "directory" and len(parts) < deepest:
-                pending.append(parts)
-    return sorted(found, key=lambda entry: str(entry["path"]))
+        listing = self.context.service.files.list(
+            self.who,
+            self.sandbox,
+            paths.below_home(wanted.path),
+            depth=max(1, wanted.depth),
+            limit=MAX_ENTRIES,
+            attributes=True,
+        )
+        found, _ = await self.while_connected(listing)
+        entries = [paths.entry(status) for status in found]
+        self.answer({"entries": sorted(entries, key=lambda entry: str(entry["path"]))})
 
 
 class MakeDirHandler(FilesystemHandler):
@@ -148,26 +117,24 @@ class MakeDirHandler(FilesystemHandler):
         if paths.is_outside_home(path):
             await self._make_elsewhere(paths.absolute(path))
             return
-        parts = paths.parts_of(path)
-        entry = await self.within(lambda directory: _make(directory, parts))
-        self.changed("mkdir", parts)
-        self.answer({"entry": entry})
+        home_path = paths.below_home(path)
+        await self._require_free(home_path)
+        await self.context.service.files.make_directory(self.who, self.sandbox, home_path)
+        self.answer({"entry": await self.entry(home_path)})
+
+    async def _require_free(self, path: bytes) -> None:
+        try:
+            present = await self.context.service.files.stat(self.who, self.sandbox, path)
+        except NotFound:
+            return
+        if present.kind == "directory":
+            raise AlreadyExists("The directory exists already.")
+        raise BadRequest("A file has this name. Choose another.")
 
     async def _make_elsewhere(self, path: str) -> None:
         if not await self.while_connected(self.elsewhere().make(path)):
             raise AlreadyExists("The directory exists already.")
         self.answer({"entry": await self.while_connected(self.elsewhere().stat(path))})
-
-
-def _make(directory: RootedDirectory, parts: tuple[bytes, ...]) -> dict[str, Any]:
-    try:
-        info, _ = directory.stat_entry(parts)
-    except NotFound:
-        directory.make(parts)
-        return paths.entry(directory, parts)
-    if kind_of(info.st_mode) == "directory":
-        raise AlreadyExists("The directory exists already.")
-    raise BadRequest("A file has this name. Choose another.")
 
 
 class MoveHandler(FilesystemHandler):
@@ -179,17 +146,11 @@ class MoveHandler(FilesystemHandler):
         if paths.is_outside_home(wanted.source) or paths.is_outside_home(wanted.destination):
             await self._move_elsewhere(paths.absolute(wanted.source), paths.absolute(wanted.destination))
             return
-        source, target = paths.parts_of(wanted.source), paths.parts_of(wanted.destination)
+        source, target = paths.below_home(wanted.source), paths.below_home(wanted.destination)
         if not source or not target:
             raise BadRequest("The home directory itself can't be moved or replaced.")
-
-        def act(directory: RootedDirectory) -> dict[str, Any]:
-            directory.move(source, target)
-            return paths.entry(directory, target)
-
-        entry = await self.within(act)
-        self.changed("move", target, source=b"/".join(source).decode("utf-8", "replace"))
-        self.answer({"entry": entry})
+        await self.context.service.files.move(self.who, self.sandbox, source, target)
+        self.answer({"entry": await self.entry(target)})
 
     async def _move_elsewhere(self, source: str, target: str) -> None:
         if paths.HOME in (source, target):
@@ -208,11 +169,11 @@ class RemoveHandler(FilesystemHandler):
             await self.while_connected(self.elsewhere().remove(paths.absolute(path)))
             self.answer({})
             return
-        parts = paths.parts_of(path)
-        if not parts:
+        home_path = paths.below_home(path)
+        if not home_path:
             raise BadRequest("The home directory itself can't be removed. Kill the sandbox instead.")
-        await self.within(lambda directory: directory.delete(parts, recursive=True))
-        self.changed("delete", parts)
+        removal = self.context.service.files.remove(self.who, self.sandbox, home_path, recursive=True)
+        await self.while_connected(removal)
         self.answer({})
 
 
@@ -229,17 +190,20 @@ class WatchingHandler(FilesystemHandler):
             NotFound: There is no such directory.
             QuotaExceeded, AtCapacity: There are too many watchers.
         """
-        how = {"recursive": wanted.recursive, "include_entry": wanted.include_entry}
-        if not paths.is_outside_home(wanted.path):
-            parts = paths.parts_of(wanted.path)
-            return self.watchers.keep(self.sandbox, lambda: DirectoryWatcher(self.directory(), parts, **how))
-        place = paths.absolute(wanted.path)
-        made = await watch_elsewhere(self.context.service, self.who, self.sandbox, place, **how)
+        watcher = await self._watch_path(wanted)
         try:
-            return self.watchers.keep(self.sandbox, lambda: made)
+            return self.watchers.keep(self.sandbox, watcher)
         except KernelsvcError:
-            made.close()
+            watcher.close()
             raise
+
+    async def _watch_path(self, wanted: WatchRequest) -> PendingEvents:
+        service, how = self.context.service, {"recursive": wanted.recursive, "include_entry": wanted.include_entry}
+        if paths.is_outside_home(wanted.path):
+            return await watch_elsewhere(service, self.who, self.sandbox, paths.absolute(wanted.path), **how)
+        watcher = HomeWatcher(paths.below_home(wanted.path))
+        await watcher.start(service.files, self.who, self.sandbox, **how)
+        return watcher
 
 
 class CreateWatcherHandler(WatchingHandler):

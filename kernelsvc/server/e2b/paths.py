@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.linux.rooted_dir import RootedDirectory, parse_path
+from kernelsvc.model.files import FileStatus
 from kernelsvc.server.e2b import metadata
 
 #: The session's directory inside the sandbox.
@@ -47,58 +46,34 @@ def is_outside_home(path: str) -> bool:
     return whole != HOME and not whole.startswith(HOME + "/")
 
 
-def parts_of(path: str) -> tuple[bytes, ...]:
-    """Return the names of a path below the home directory. Empty for the home directory.
+def below_home(path: str) -> bytes:
+    """Return a path relative to the home directory, which is b"" itself.
 
     Raises:
         BadRequest: It leads outside, or is invalid.
     """
     whole = absolute(path)
     if whole == HOME:
-        return ()
+        return b""
     if not whole.startswith(HOME + "/"):
         raise BadRequest(
             f"{whole[:200]} is outside {HOME}, where this is not possible. Use a command or code for other paths."
         )
-    return parse_path(os.fsencode(whole.removeprefix(HOME + "/")))
+    return os.fsencode(whole.removeprefix(HOME + "/"))
 
 
-def path_of(parts: tuple[bytes, ...]) -> str:
+def path_of(path: bytes) -> str:
     """Return the absolute path of a file in the home directory. Bytes that are not UTF-8 become U+FFFD."""
-    return "/".join([HOME, *(part.decode("utf-8", "replace") for part in parts)])
+    return f"{HOME}/{path.decode('utf-8', 'replace')}" if path else HOME
 
 
-def entry(directory: RootedDirectory, parts: tuple[bytes, ...]) -> dict[str, Any]:
-    """Describe a file in the home directory.
-
-    Raises:
-        KernelsvcError: It does not exist.
-    """
-    return home_entry(
-        parts, *directory.stat_entry(parts), metadata=metadata.from_attributes(directory.attributes(parts))
-    )
-
-
-def home_entry(
-    parts: tuple[bytes, ...],
-    info: os.stat_result,
-    target: bytes | None = None,
-    *,
-    metadata: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Describe a file in the home directory from its status.
-
-    Args:
-        parts: Its path below the home directory.
-        info: Its status. For a link, the link's.
-        target: A link's target.
-        metadata: From its extended attributes.
-    """
-    found = entry_of(path_of(parts), info.st_mode, info.st_size, info.st_mtime_ns, None)
-    if metadata:
-        found["metadata"] = dict(metadata)
-    if target is not None:
-        found |= {"symlinkTarget": target.decode("utf-8", "replace"), "isSymlink": True}
+def entry(status: FileStatus) -> dict[str, Any]:
+    """Describe a file in the home directory, with the metadata in its extended attributes."""
+    found = entry_of(path_of(status.path), status.mode, status.size, status.mtime_ns, None)
+    if named := metadata.from_attributes(status.attributes):
+        found["metadata"] = named
+    if status.target is not None:
+        found |= {"symlinkTarget": status.target.decode("utf-8", "replace"), "isSymlink": True}
     return found
 
 

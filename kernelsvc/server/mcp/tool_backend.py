@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import Any, TypeVar, cast
 
 import msgspec
 
-from kernelsvc.errors import BadRequest, NotFound, SessionClosed
-from kernelsvc.linux.rooted_dir import RootedDirectory, parse_path
-from kernelsvc.model.objects import Principal, SessionState
+from kernelsvc.errors import BadRequest, NotFound
+from kernelsvc.model.objects import Principal
 from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server import auth
 from kernelsvc.server.handler import ServerContext, invoke
@@ -54,15 +52,10 @@ class ServiceToolBackend:
         """
         auth.require_scope(self._who, "run")
         found = self._context.service.get(self._who, session)
-        if found.state is SessionState.CLOSED:
-            raise SessionClosed
         bound = found.limits.disk_bytes
         if bound is not None and len(data) > max(0, bound - (found.usage.disk_bytes or 0)):
             raise jsonrpc.too_large("The file", len(data), max(0, bound - (found.usage.disk_bytes or 0)))
-        root = self._context.service.files_dir(self._who, session)
-        sha256 = await asyncio.to_thread(_write, root, parse_path(os.fsencode(path)), data)
-        change = {"op": "put", "path": path, "size": len(data), "sha256": sha256}
-        self._context.service.files_changed(self._who, session, [change])
+        await self._context.service.files.put(self._who, session, os.fsencode(path), data)
 
     async def read_file(self, session: str, path: str, offset: int, limit: int) -> FilePart:
         """Read some bytes of a file of the working directory.
@@ -71,8 +64,11 @@ class ServiceToolBackend:
             KernelsvcError: There is no such regular file.
         """
         auth.require_scope(self._who, "read")
-        root = self._context.service.files_dir(self._who, session)
-        return await asyncio.to_thread(_read, root, parse_path(os.fsencode(path)), offset, limit)
+        reader = await self._context.service.files.open(self._who, session, os.fsencode(path))
+        try:
+            return FilePart(data=await reader.read(offset, limit), size=reader.status.size)
+        finally:
+            reader.close()
 
     async def list_files(self, session: str, path: str, *, recursive: bool) -> tuple[list[FileShown], bool]:
         """List a directory: at most a thousand names, and whether there are more.
@@ -81,38 +77,16 @@ class ServiceToolBackend:
             KernelsvcError: It is not a directory of the session.
         """
         auth.require_scope(self._who, "read")
-        root = self._context.service.files_dir(self._who, session)
-        parts = parse_path(os.fsencode(path.strip("/"))) if path.strip("/.") else ()
-        return await asyncio.to_thread(_list, root, parts, recursive)
+        named = os.fsencode(path.strip("/")) if path.strip("/.") else b""
+        entries, more = await self._context.service.files.list(
+            self._who, session, named, depth=None if recursive else 1, limit=MAX_LISTED
+        )
+        shown = [
+            FileShown(path=each.path.decode("utf-8", "replace"), kind=each.kind, size=each.size) for each in entries
+        ]
+        return shown, more
 
     async def notebook(self, session: str, format: str) -> bytes:
         """Return the session as a notebook, also if it is closed."""
         auth.require_scope(self._who, "read")
         return await self._context.service.notebook(self._who, session, cast("NotebookFormat", format))
-
-
-def _write(root: Any, parts: tuple[bytes, ...], data: bytes) -> str:
-    with RootedDirectory(root) as directory:
-        upload = directory.upload(parts)
-        try:
-            upload.write(data)
-            return upload.commit()[0]
-        finally:
-            upload.abort()
-
-
-def _read(root: Any, parts: tuple[bytes, ...], offset: int, limit: int) -> FilePart:
-    with RootedDirectory(root) as directory:
-        fd, info = directory.open_file(parts)
-    try:
-        return FilePart(data=os.pread(fd, limit, offset), size=info.st_size)
-    finally:
-        os.close(fd)
-
-
-def _list(root: Any, parts: tuple[bytes, ...], recursive: bool) -> tuple[list[FileShown], bool]:
-    with RootedDirectory(root) as directory:
-        entries, more = directory.list(parts, recursive=recursive, limit=MAX_LISTED)
-    return [
-        FileShown(path=each.path.decode("utf-8", "replace"), kind=each.kind, size=each.size) for each in entries
-    ], more

@@ -1,27 +1,26 @@
 """``/v1/sessions/{id}/files/...``: upload, download, list and delete in a session's directory.
 
-A cell may put links and special files into the directory at any time. All access
-is therefore through ``linux.rooted_dir``. Downloads and uploads are limited by the
-session's ``disk_bytes`` (a sparse file can have any size).
+All access is through the service's port for files (``FilesApi``). Downloads and uploads are limited by the session's
+``disk_bytes`` (a sparse file can have any size).
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import msgspec
 from tornado.web import HTTPError
 
-from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, SessionClosed, TooLarge
-from kernelsvc.linux.rooted_dir import RootedDirectory, Upload, etag_of, parse_path
-from kernelsvc.model.objects import SessionState
+from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, TooLarge
+from kernelsvc.model.files import FileStatus
 from kernelsvc.protocol import jsonrpc
 from kernelsvc.server.handler import ApiHandler
 from kernelsvc.server.native import routes
 from kernelsvc.server.native.handlers import INERT, send_file
+
+if TYPE_CHECKING:
+    from kernelsvc.service.api import FileWriter
 
 #: Limit of one transfer, in bytes, in a session without ``disk_bytes``.
 UNBOUNDED = 1 << 40
@@ -79,7 +78,7 @@ class FileHandler(ApiHandler):
     """Handler of one path below ``files/``."""
 
     route = "/v1/sessions/{session}/files/{path}"
-    _upload: Upload | None = None
+    _upload: FileWriter | None = None
     _failure: Exception | None = None
     _received = 0
     _bound = 0
@@ -90,7 +89,7 @@ class FileHandler(ApiHandler):
         """Tornado's hook: check an upload before the first byte of its body."""
         await super().prepare()
         if self.request.method == "PUT":
-            self._begin_upload()
+            await self._begin_upload()
 
     def max_body(self) -> int:
         """Return the free space of the session's disk limit for an upload."""
@@ -114,13 +113,17 @@ class FileHandler(ApiHandler):
     def _limit(self, session: str) -> int:
         return self.context.service.get(self.who, session).limits.disk_bytes or UNBOUNDED
 
-    def _parts(self) -> tuple[bytes, ...]:
-        """Return the path below ``files/`` from the raw URL. Names may be any bytes."""
-        raw = self.request.path.partition("/files/")[2]
-        return parse_path(unquote_to_bytes(raw).removesuffix(b"/"))
+    def _path(self) -> bytes:
+        """Return the path below ``files/`` from the raw URL. Names may be any bytes.
 
-    def _directory(self) -> RootedDirectory:
-        return RootedDirectory(self.context.service.files_dir(self.who, self._session()))
+        Raises:
+            BadRequest: There is none. No file is the session's directory.
+        """
+        raw = self.request.path.partition("/files/")[2]
+        path = unquote_to_bytes(raw).removesuffix(b"/")
+        if not path:
+            raise BadRequest("The path has an empty part. Give a plain path such as 'data/a.csv'.")
+        return path
 
     # --- down -----------------------------------------------------------------------------
 
@@ -128,49 +131,48 @@ class FileHandler(ApiHandler):
         """Send a file, or list a directory."""
         query = self.query(routes.ListFilesQuery)
         if path == "":
-            await self._list((), query)
+            await self._list(b"", query)
             return
-        parts = self._parts()
-        with self._directory() as directory:
-            if path.endswith("/") or directory.is_directory(parts):
-                await self._list(parts, query)
-                return
-        await self.download(parts)
+        named, session = self._path(), self._session()
+        files = self.context.service.files
+        if path.endswith("/") or (await files.stat(self.who, session, named)).kind == "directory":
+            await self._list(named, query)
+        else:
+            await self.download(named)
 
-    async def download(self, parts: tuple[bytes, ...]) -> None:
+    async def download(self, path: bytes) -> None:
         """Send a file."""
-        with self._directory() as directory:
-            fd, info = directory.open_file(parts)
+        reader = await self.context.service.files.open(self.who, self._session(), path)
         try:
-            if (span := self._head(parts, info)) is not None:
-                await self.while_connected(send_file(self, fd, span.start, span.size))
+            if (span := self._head(reader.status)) is not None:
+                await self.while_connected(send_file(self, reader, span.start, span.size))
         finally:
-            os.close(fd)
+            reader.close()
 
     async def head(self, session: str, path: str = "") -> None:
         """Send the headers of GET without the body."""
-        with self._directory() as directory:
-            fd, info = directory.open_file(self._parts())
-        os.close(fd)
-        self._head(self._parts(), info)
+        reader = await self.context.service.files.open(self.who, self._session(), self._path())
+        reader.close()
+        self._head(reader.status)
 
-    def _head(self, parts: tuple[bytes, ...], info: os.stat_result) -> ByteRange | None:
+    def _head(self, status: FileStatus) -> ByteRange | None:
         """Set status and headers. Return the bytes to send, None for none."""
-        etag = etag_of(info)
+        etag = status.etag
         self.set_header("ETag", etag)
         self.set_header("Accept-Ranges", "bytes")
         if matches(self.request.headers.get("If-None-Match"), etag):
             self.set_status(304)
             return None
-        span = self._span(info.st_size, etag)
+        span = self._span(status.size, etag)
         bound = self._limit(self._session())
         if span.size > bound:
-            advice = f"This file says that it has {info.st_size} bytes and the bound is {bound}; read it by Range."
-            raise TooLarge(advice, size=info.st_size, bound=bound)
+            advice = f"This file says that it has {status.size} bytes and the bound is {bound}; read it by Range."
+            raise TooLarge(advice, size=status.size, bound=bound)
         self.set_header("Content-Type", "application/octet-stream")
         # Content from a cell must never become a page of this server's origin.
         self.set_header("Content-Security-Policy", INERT)
-        self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{quote_from_bytes(parts[-1], safe='')}")
+        name = status.path.rpartition(b"/")[2]
+        self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{quote_from_bytes(name, safe='')}")
         self.set_header("Content-Length", str(span.size))
         return span if self.request.method == "GET" else None
 
@@ -190,14 +192,10 @@ class FileHandler(ApiHandler):
         self.set_header("Content-Range", f"bytes {span.start}-{span.start + span.size - 1}/{size}")
         return span
 
-    async def _list(self, parts: tuple[bytes, ...], query: routes.ListFilesQuery) -> None:
-        directory = self._directory()
-
-        def collect() -> Any:
-            with directory:
-                return directory.list(parts, recursive=query.recursive, limit=query.limit)
-
-        entries, truncated = await self.while_connected(asyncio.to_thread(collect))
+    async def _list(self, path: bytes, query: routes.ListFilesQuery) -> None:
+        depth = None if query.recursive else 1
+        listing = self.context.service.files.list(self.who, self._session(), path, depth=depth, limit=query.limit)
+        entries, truncated = await self.while_connected(listing)
         files = [
             routes.FileEntry(
                 path=shown(entry.path),
@@ -208,34 +206,25 @@ class FileHandler(ApiHandler):
             )
             for entry in entries
         ]
-        self.answer(routes.FileList(path=shown(b"/".join(parts)), files=files, truncated=truncated))
+        self.answer(routes.FileList(path=shown(path), files=files, truncated=truncated))
 
     # --- up ---------------------------------------------------------------------------------
 
-    def _begin_upload(self) -> None:
+    async def _begin_upload(self) -> None:
         session = self._session()
         self.auth_scope("run")
-        if self.context.service.get(self.who, session).state is SessionState.CLOSED:
-            raise SessionClosed
-        with self._directory() as directory:
-            upload = directory.upload(self._parts())
-        try:
-            self._check_conditions(upload)
-        except BaseException:
-            upload.abort()
-            raise
-        self._upload, self._bound = upload, self.max_body()
+        self._upload = await self.context.service.files.write(self.who, session, self._path())
+        self._check_conditions(self._upload.replaces)
+        self._bound = self.max_body()
 
-    def _check_conditions(self, upload: Upload) -> None:
-        current = upload.current()
-        etag = etag_of(current) if current else ""
+    def _check_conditions(self, present: FileStatus | None) -> None:
         wanted, unwanted = self.request.headers.get("If-Match"), self.request.headers.get("If-None-Match")
-        if wanted is not None and not (current and matches(wanted, etag)):
+        if wanted is not None and not (present and matches(wanted, present.etag)):
             raise Conflict("The file is not the one that If-Match names. Read it again before you replace it.")
-        if unwanted is not None and current and matches(unwanted, etag):
+        if unwanted is not None and present and matches(unwanted, present.etag):
             raise Conflict("The file exists already, and If-None-Match forbids to replace it.")
 
-    def data_received(self, chunk: bytes) -> None:
+    async def data_received(self, chunk: bytes) -> None:
         """Tornado's hook: write a piece of the body to the disk."""
         if self._upload is None:
             super().data_received(chunk)
@@ -246,10 +235,10 @@ class FileHandler(ApiHandler):
         try:
             if self._received > self._bound:
                 raise jsonrpc.too_large("The file", self._received, self._bound)
-            self._upload.write(chunk)
+            await self._upload.write(chunk)
         except KernelsvcError as error:
             self._failure = error
-            self._upload.abort()
+            self._upload.close()
 
     async def put(self, session: str, path: str = "") -> None:
         """Rename the uploaded file to its final name."""
@@ -258,34 +247,20 @@ class FileHandler(ApiHandler):
             raise BadRequest("Name the file to write: PUT /v1/sessions/ID/files/NAME.")
         if self._failure is not None:
             raise self._failure
-        existed = upload.current() is not None
-        sha256, etag = upload.commit()
-        name = shown(b"/".join(self._parts()))
-        change = {"op": "put", "path": name, "size": upload.size, "sha256": sha256}
-        self.context.service.files_changed(self.who, session, [change])
-        self.set_header("ETag", etag)
-        written = routes.FileWritten(path=name, size=upload.size, sha256=sha256, etag=etag)
-        self.answer(written, 200 if existed else 201)
+        stored = await upload.commit()
+        self.set_header("ETag", stored.etag)
+        written = routes.FileWritten(path=shown(self._path()), size=stored.size, sha256=stored.sha256, etag=stored.etag)
+        self.answer(written, 201 if upload.replaces is None else 200)
 
     async def delete(self, session: str, path: str = "") -> None:
         """Delete a file or a directory."""
         self.auth_scope("run")
         query = self.query(routes.DeleteFileQuery)
-        parts = self._parts() if path else ()
-        if not parts:
+        if not path:
             raise BadRequest("The session's directory itself can't be deleted. Close the session instead.")
-        if self.context.service.get(self.who, session).state is SessionState.CLOSED:
-            raise SessionClosed
-
-        directory = self._directory()
-
-        def remove() -> None:
-            with directory:
-                directory.delete(parts, recursive=query.recursive)
-
-        await self.while_connected(asyncio.to_thread(remove))
-        change = {"op": "delete", "path": shown(b"/".join(parts))}
-        self.context.service.files_changed(self.who, session, [change])
+        files = self.context.service.files
+        removal = files.remove(self.who, self._session(), self._path(), recursive=query.recursive)
+        await self.while_connected(removal)
         self.set_status(204)
 
     # --- the end ------------------------------------------------------------------------------
@@ -293,13 +268,13 @@ class FileHandler(ApiHandler):
     def on_finish(self) -> None:
         """Tornado's hook: remove an incomplete upload."""
         if self._upload is not None:
-            self._upload.abort()
+            self._upload.close()
         super().on_finish()
 
     def on_connection_close(self) -> None:
         """Tornado's hook: the client disconnected during an upload."""
         if self._upload is not None:
-            self._upload.abort()
+            self._upload.close()
         super().on_connection_close()
 
 

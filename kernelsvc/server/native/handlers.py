@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Coroutine
 from typing import Any
 
@@ -17,7 +16,7 @@ from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server.handler import ApiHandler, ServerContext, invoke
 from kernelsvc.server.native import openapi, sse
 from kernelsvc.server.native import routes as rest
-from kernelsvc.service.api import ByteStream
+from kernelsvc.service.api import ByteStream, FileReader
 from kernelsvc.telemetry.metrics import CONTENT_TYPE
 
 #: Bytes after which a page of events ends before its limit.
@@ -246,7 +245,7 @@ class JournalHandler(SessionPathHandler):
             await self.flush()
 
 
-async def send_file(handler: ApiHandler, fd: int, start: int, size: int) -> None:
+async def send_file(handler: ApiHandler, reader: FileReader, start: int, size: int) -> None:
     """Send a part of a file at the client's speed. Safe to cancel.
 
     Raises:
@@ -255,7 +254,7 @@ async def send_file(handler: ApiHandler, fd: int, start: int, size: int) -> None
     """
     end = start + size
     while start < end:
-        piece = os.pread(fd, min(CHUNK_BYTES, end - start), start)
+        piece = await reader.read(start, min(CHUNK_BYTES, end - start))
         if not piece:
             raise BrokenPipeError("the file became shorter while it was being sent")
         start += len(piece)

@@ -51,7 +51,7 @@ def test_what_is_there_already_is_no_failure() -> None:
 def test_spare_names_differ_and_are_hidden() -> None:
     names = {exec_files.temporary_name() for _ in range(100)}
     assert len(names) == 100
-    assert all(name.startswith(b".") for (name,) in names)
+    assert all(name.startswith(b".") for name in names)
 
 
 def test_the_home_is_where_a_program_begins() -> None:
