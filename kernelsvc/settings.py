@@ -68,6 +68,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host: Annotated[str, _meta("Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, _meta("TCP port. 0 picks a free one.", ge=0, le=65535)] = 8888
     uds: Annotated[Path | None, _meta("Listen on this Unix socket (mode 0600) instead of TCP.")] = None
+    uds_group: Annotated[
+        str | None,
+        _meta("Group, by name or number, that may connect to the Unix socket (mode 0660), such as the proxy's."),
+    ] = None
     data_dir: Annotated[
         Path | None,
         _meta("Directory of sessions, index and keys. Default: $STATE_DIRECTORY, or the user's data directory."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import grp
 import logging
 import os
 import socket
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tornado.web import Application, RequestHandler
 
-from kernelsvc.errors import Conflict
+from kernelsvc.errors import BadRequest, Conflict
 from kernelsvc.server import e2b, jupyter, mcp, sandboxai, sandboxfusion
 from kernelsvc.server.connections import ConnectionLimiter, LimitedServer
 from kernelsvc.server.handler import ApiHandler, ServerContext, UnknownRoute, without_token
@@ -157,7 +158,11 @@ class Server:
         """
         self._sockets = activated_sockets(self._env)
         if not self._sockets:
-            self._sockets = [self._bind_uds(self._settings.uds)] if self._settings.uds else self._bind_tcp()
+            self._sockets = (
+                [self._bind_uds(self._settings.uds, self._settings.uds_group)]
+                if self._settings.uds
+                else self._bind_tcp()
+            )
         self.addresses = [address_of(each) for each in self._sockets]
         return self.addresses
 
@@ -182,9 +187,9 @@ class Server:
         except OSError as error:
             raise Conflict(f"Can't listen on {host}:{port}: {error.strerror}. Choose another with --port.") from None
 
-    def _bind_uds(self, path: Path) -> socket.socket:
+    def _bind_uds(self, path: Path, group: str | None) -> socket.socket:
         try:
-            bound = bind_private(path)
+            bound = bind_private(path, group=None if group is None else _group_id(group))
         except OSError as error:
             raise Conflict(f"Can't listen on {path}: {error.strerror}. Choose another with --uds.") from None
         self._unlink = path
@@ -256,11 +261,22 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
     return found
 
 
-def bind_private(path: Path) -> socket.socket:
+def _group_id(group: str) -> int:
+    try:
+        return int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise BadRequest(f"This machine has no group {group!r}. Choose another with --uds-group.") from None
+
+
+def bind_private(path: Path, *, group: int | None = None) -> socket.socket:
     """Open a listening Unix socket that has mode 0600 from the start. A dead server's socket is replaced.
 
+    Args:
+        path: The socket's file.
+        group: Id of a group that may connect too (mode 0660).
+
     Raises:
-        OSError: A server listens there, or another file has the name.
+        OSError: A server listens there, another file has the name, or this process may not give a file to the group.
     """
     if path.exists() or path.is_symlink():
         _remove_dead(path)
@@ -269,6 +285,10 @@ def bind_private(path: Path) -> socket.socket:
     os.fchmod(listener.fileno(), 0o600)
     try:
         listener.bind(str(path))
+        if group is not None:
+            # Before listen(2), so that nobody connects in between.
+            os.chown(path, -1, group)
+            path.chmod(0o660)
         listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError:

@@ -15,7 +15,7 @@ import sys
 import msgspec
 import pytest
 
-from kernelsvc.errors import Conflict
+from kernelsvc.errors import BadRequest, Conflict
 from kernelsvc.server.app import activated_sockets, address_of, bind_private
 from kernelsvc.settings import Settings
 from kernelsvc.testing import InProcessServer
@@ -46,6 +46,24 @@ async def test_a_unix_socket_is_private_and_removed_at_the_end(short_tmp, tmp_pa
         assert server.start() == [f"unix:{path}"]
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert b"200 OK" in await ask(path)
+    assert not path.exists()
+
+
+async def test_a_unix_socket_can_be_opened_by_a_group(short_tmp, tmp_path):
+    path = short_tmp / "g.sock"
+    group = os.getgroups()[-1] if os.geteuid() else 4242
+    async with serving(tmp_path, uds=path, uds_group=str(group)) as server:
+        server.start()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert path.stat().st_gid == group
+        assert b"200 OK" in await ask(path)
+
+
+async def test_an_unknown_group_is_refused_and_leaves_no_socket(short_tmp, tmp_path):
+    path = short_tmp / "u.sock"
+    async with serving(tmp_path, uds=path, uds_group="no-such-group") as server:
+        with pytest.raises(BadRequest, match="no-such-group"):
+            server.start()
     assert not path.exists()
 
 
