@@ -19,6 +19,7 @@
     ├── QuotaExceeded         the principal has used up its quota
     ├── AtCapacity            the server has no room for another session
     ├── Recovering            the server is still reading the session's log
+    ├── TemplateFailed        the template's fork server can't start
     ├── SandboxUnavailable    the policy is ``required``, and this machine can't confine
     ├── NotSupported          this kind of kernel lacks the feature
     ├── Timeout               the client's deadline has passed
@@ -166,6 +167,12 @@ class Recovering(KernelsvcError):
     """The server has restarted and is still reading this session's log. Try again in a few seconds."""
 
     code, http_status, retryable = "recovering", 503, True
+
+
+class TemplateFailed(KernelsvcError):
+    """The template can't start. Correct its settings, or choose another template."""
+
+    code, http_status = "template_failed", 503
 
 
 class SandboxUnavailable(KernelsvcError):

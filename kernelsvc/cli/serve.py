@@ -148,7 +148,13 @@ class _ServerRun:
         self.systemd.tell("STATUS=starting the template", f"MAINPID={os.getpid()}")
 
     async def _announce_ready(self, service: Service) -> None:
-        while not service.ready():  # noqa: ASYNC110 - once, for some seconds
+        failed: dict[str, str] = {}
+        while not service.ready():
+            for one in service.templates():
+                message = str(one.get("message", ""))
+                if one.get("state") == "failed" and failed.get(one["name"]) != message:
+                    failed[one["name"]] = message
+                    self.terminal.message(f"The template {one['name']!r} can't be started: {message}", "red")
             await asyncio.sleep(POLL_SECONDS)
         for line in missing_layers(service.info()["sandbox"]):
             self.terminal.message(line, "yellow")

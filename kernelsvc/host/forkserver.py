@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import kernelsvc
-from kernelsvc.errors import Internal, KernelsvcError, Timeout
+from kernelsvc.errors import KernelsvcError, TemplateFailed, Timeout
 from kernelsvc.host.protocol import ForkServerSettings
 from kernelsvc.linux import seqpacket
 
@@ -163,7 +163,7 @@ class ForkServer:
             seconds: at the longest.
 
         Raises:
-            Internal: it can't be started; the message has the reason.
+            TemplateFailed: it can't be started; the message has the reason.
             Timeout: it took longer.
         """
         try:
@@ -177,7 +177,9 @@ class ForkServer:
             raise Timeout(f"The template {self.name!r} is still starting. Try again in a moment.") from None
 
     def _failure(self) -> KernelsvcError:
-        return Internal(f"The template {self.name!r} can't be started: {self.message}. Check its python and preload.")
+        return TemplateFailed(
+            f"The template {self.name!r} can't be started: {self.message.rstrip('.')}. Check its python and preload."
+        )
 
     def fork(self, spawn_channel: socket.socket) -> bool:
         """Fork a child that reads its plan from ``spawn_channel``. Return False if the fork server has just ended."""

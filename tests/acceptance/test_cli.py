@@ -332,6 +332,16 @@ def _alive(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+def test_serve_says_that_a_template_cannot_start_and_why(short_tmp):
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(short_tmp), "KERNELSVC_TEMPLATES": '{"python3": {"python": "/nope"}}'}
+    process = start("serve", "--port", "0", "--data-dir", str(short_tmp / "d"), "--sandbox", "off", env=env)
+    try:
+        assert "The template 'python3' can't be started" in read_until(process.stderr, "/nope")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+
 def test_a_second_server_on_the_same_data_is_refused(short_tmp):
     with Bare(short_tmp / "twice") as server:
         where = ("--data-dir", str(short_tmp / "twice" / "d"), "--runtime-dir", str(short_tmp / "twice" / "r2"))

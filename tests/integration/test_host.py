@@ -30,10 +30,10 @@ from kernelsvc.errors import (
     AtCapacity,
     BadRequest,
     Conflict,
-    Internal,
     KernelDead,
     KernelsvcError,
     NotFound,
+    TemplateFailed,
     Timeout,
     TooLarge,
 )
@@ -470,12 +470,12 @@ async def test_spawns_while_the_template_dies_again_and_again(own: Bench) -> Non
 
 async def test_a_template_that_can_t_start_says_why(short_tmp: Path) -> None:
     async with bench("off", template={"preload": ["no_such_module"]}) as broken:
-        with pytest.raises(Internal, match="no_such_module"):
+        with pytest.raises(TemplateFailed, match="no_such_module"):
             await broken.start()
         await wait_until(lambda: broken.client.templates["python3"]["state"] == "failed")
         assert "no_such_module" in broken.client.templates["python3"]["message"]
     async with bench("off", template={"python": "/nonexistent/python"}) as broken:
-        with pytest.raises(Internal, match="/nonexistent/python can't be started"):
+        with pytest.raises(TemplateFailed, match="/nonexistent/python can't be started"):
             await broken.start()
 
 
@@ -483,7 +483,7 @@ async def test_a_module_that_starts_threads_is_named(tmp_path: Path) -> None:
     source = "import threading, time\nthreading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n"
     python = hosted.python_with(tmp_path, source)
     async with bench("off", template={"python": str(python), "preload": ["json", "extra"]}) as broken:
-        with pytest.raises(Internal, match=r"extra starts 1 thread .*preload"):
+        with pytest.raises(TemplateFailed, match=r"extra starts 1 thread .*preload"):
             await broken.start()
 
 

@@ -10,7 +10,7 @@ import msgspec
 from tornado.web import HTTPError
 
 from kernelsvc import __version__
-from kernelsvc.errors import AtCapacity, BadRequest, NotFound
+from kernelsvc.errors import AtCapacity, BadRequest, NotFound, TemplateFailed
 from kernelsvc.model.objects import CellInfo
 from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server.handler import ApiHandler, ServerContext, invoke
@@ -282,8 +282,11 @@ class ReadyHandler(ApiHandler):
     route = "/readyz"
 
     def get(self) -> None:
-        """Respond 200 if sessions can be created, else 503."""
+        """Respond 200 if sessions of every template can be created, else 503 with the reason."""
         if self.context.stopping or not self.context.service.ready():
+            if failed := [each for each in self.context.service.templates() if each.get("state") == "failed"]:
+                one = failed[0]
+                raise TemplateFailed(f"The template {one['name']!r} can't be started: {one.get('message', '')}")
             raise AtCapacity("The server is starting or stopping. Try again in a moment.")
         self.answer(rest.Health(status="ready"))
 

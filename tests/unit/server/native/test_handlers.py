@@ -477,6 +477,10 @@ async def test_health_and_metrics_hold_no_session_data(http_server):
     assert response.code == 503
     assert json.loads(response.body)["retryable"] is True
     assert "Retry-After" in response.headers
+    http_server.service.templates = lambda: [{"name": "ds", "state": "failed", "message": "polars starts 3 threads"}]
+    response = await http_server.fetch("GET", "/readyz", token=None)
+    assert (response.code, json.loads(response.body)["code"]) == (503, "template_failed")
+    assert b"polars starts 3 threads" in response.body
     text = (await http_server.fetch("GET", "/metrics", token=None)).body.decode()
     assert "kernelsvc_requests_total" in text
     assert "secretname" not in text
