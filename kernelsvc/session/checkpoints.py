@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 
@@ -104,7 +105,8 @@ class Checkpoints:
         self._budget = budget
         self._schedule = CheckpointSchedule()
         self._reserved = 0.0
-        self._lock = asyncio.Lock()
+        self._forks: set[asyncio.Future[None]] = set()
+        self._names: set[str] = set()  # of checkpoints that are being made
         self._timer: asyncio.TimerHandle | None = None
         self._skipped_for: list[str] = []
         # Ids of checkpoint processes that became the session's kernel, or are about to. Dropping the checkpoint must
@@ -155,17 +157,17 @@ class Checkpoints:
         self._reserved = 0.0
         self._cancel()
         after = self._machine.variables_after
-        self._operations.put_fork(lambda: self._session.spawn(self._automatic(after)))
+        self._session.spawn(self._operations.request(lambda: self._automatic(after)))
 
     async def wait_made(self) -> None:
-        """Wait until no fork is in progress. Safe to cancel."""
-        async with self._lock:
-            return
+        """Wait until the forks of this moment exist or have failed. Safe to cancel."""
+        if self._forks:
+            await asyncio.wait(self._forks)
 
     @property
     def busy(self) -> bool:
         """Whether a fork is requested or in progress."""
-        return self._operations.fork_waits or self._lock.locked()
+        return self._operations.request_waits or bool(self._forks)
 
     def _cancel(self) -> None:
         if self._timer is not None:
@@ -176,8 +178,7 @@ class Checkpoints:
 
     async def _automatic(self, after: str | None) -> None:
         try:
-            async with self._lock:
-                await self._fork(new_id("p"), None, True, after)
+            await self._fork(new_id("p"), None, True, after)
         except (KernelDead, SessionClosed) as error:
             log.info("session %s: made no automatic checkpoint: %s", self._spec.id, error.message)
         except KernelsvcError as error:
@@ -207,19 +208,33 @@ class Checkpoints:
             CannotFork, NotSupported, KernelDead, Timeout: the kernel was not forked.
             Conflict: another checkpoint has the name.
         """
-        if name is not None and self.named(name):
+        if name is not None and (self.named(name) or name in self._names):
             raise Conflict(f"There is a checkpoint named {name!r}. Drop it or choose another name.")
         machine = self._machine
         after = machine.running.id if machine.running else machine.variables_after
+        names = {name} if name is not None else set()
+        self._names |= names
         try:
-            async with self._lock:
-                return await self._fork(new_id("p"), name, False, after, force)
+            return await self._operations.request(lambda: self._fork(new_id("p"), name, False, after, force))
         except (CannotFork, Timeout) as error:
             self.record_skipped(error)
             raise
+        finally:
+            self._names -= names
 
     async def _fork(
         self, checkpoint: str, name: str | None, auto: bool, after: str | None, force: bool = False
+    ) -> Checkpoint:
+        made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._forks.add(made)
+        try:
+            return await self._fork_and_record(checkpoint, name, auto, after, force)
+        finally:
+            self._forks.discard(made)
+            made.set_result(None)
+
+    async def _fork_and_record(
+        self, checkpoint: str, name: str | None, auto: bool, after: str | None, force: bool
     ) -> Checkpoint:
         kernel = self._session.kernel
         if kernel is None:
@@ -359,10 +374,18 @@ class Checkpoints:
             CannotFork, KernelDead, NotFound, Timeout: a fork failed. The others were ended.
         """
         source = await self._branching_kernel(at)
-        # Write all requests before any later cell is sent, so that all forks are of the same state.
-        forking = [asyncio.ensure_future(source.fork(request, mode="branch", force=force)) for request in copies]
-        extra = [asyncio.ensure_future(source.fork(request, mode="checkpoint", force=force)) for request in spares]
-        if source is not self._session.kernel:
+        live = source is self._session.kernel
+
+        def fork(request: StartRequest, mode: Literal["checkpoint", "branch"]) -> asyncio.Task[ForkResult]:
+            def begin() -> Coroutine[Any, Any, ForkResult]:
+                return source.fork(request, mode=mode, force=force)
+
+            return asyncio.create_task(self._operations.request(begin) if live else begin())
+
+        # All places are taken now, before any later cell, so that all forks are of the same state.
+        forking = [fork(request, "branch") for request in copies]
+        extra = [fork(request, "checkpoint") for request in spares]
+        if not live:
             self._session.spawn(self._end_after(source, [*forking, *extra]))
         made = await asyncio.gather(*forking, return_exceptions=True)
         failed = [one for one in made if isinstance(one, BaseException)]
@@ -421,7 +444,11 @@ class Checkpoints:
         depth = branch_dirs.branch_count(Path(self._spec.workdir))
         if kernel is None or not kernel.forkable or not depth:
             return []
-        why = await kernel.restrict_writes([kernel.home, str(branch_dirs.later_branches_dir(Path(kernel.home), depth))])
+        paths = [kernel.home, str(branch_dirs.later_branches_dir(Path(kernel.home), depth))]
+        if kernel is self._session.kernel:
+            why = await self._operations.request(lambda: kernel.restrict_writes(paths))
+        else:  # not attached yet, so no other operation is sent to it
+            why = await kernel.restrict_writes(paths)
         return [f"The parent can still write into its branches' directories: {why}"] if why else []
 
     async def _branching_kernel(self, at: str | None) -> Kernel:
@@ -530,7 +557,7 @@ class Checkpoints:
                 if not done.done():
                     done.set_result(None)
 
-        self._operations.put_fork(lambda: self._session.spawn(recreate()))
+        self._session.spawn(self._operations.request(recreate))
         return done
 
     async def _recreate(self, checkpoint: Checkpoint | None) -> None:
@@ -541,8 +568,7 @@ class Checkpoints:
         if checkpoint.id not in self._machine.checkpoints:
             return  # dropped while it was being resumed
         try:
-            async with self._lock:
-                await self._fork(checkpoint.id, checkpoint.name, checkpoint.auto, checkpoint.after_cell)
+            await self._fork(checkpoint.id, checkpoint.name, checkpoint.auto, checkpoint.after_cell)
         except KernelsvcError as error:
             log.info(
                 "session %s: could not fork checkpoint %s again after its use: %s",

@@ -19,6 +19,7 @@ from kernelsvc.model.objects import Checkpoint, SessionState
 from kernelsvc.model.state import MachineState
 from kernelsvc.model.stimuli import AbortSwitch, BeginSwitch, DeliveryKnown, Resume, StartFailed, StateSaved
 from kernelsvc.session.checkpoints import Checkpoints
+from kernelsvc.session.operation_queue import OperationQueue
 from kernelsvc.session.ports import SessionPort
 from kernelsvc.session.spec import SessionSpec, start_request_of
 
@@ -34,6 +35,7 @@ class KernelLifecycle:
         spec: the session's specification.
         launcher: starts, finds and ends kernels.
         checkpoints: the session's checkpoints.
+        operations: keeps requests to the kernel in order.
         saved: path of the file for the variables of a hibernated session. None if the session can't hibernate.
         versions: versions of software, for the ``session_started`` event.
     """
@@ -45,6 +47,7 @@ class KernelLifecycle:
         spec: SessionSpec,
         launcher: Launcher,
         checkpoints: Checkpoints,
+        operations: OperationQueue,
         saved: Path | None,
         versions: Mapping[str, str],
     ) -> None:
@@ -53,6 +56,7 @@ class KernelLifecycle:
         self._spec = spec
         self._launcher = launcher
         self._checkpoints = checkpoints
+        self._operations = operations
         self._saved = saved
         self._versions = versions
         # A checkpoint that was resumed after a crash, until ``restore`` attaches its kernel.
@@ -289,7 +293,7 @@ class KernelLifecycle:
         try:
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                saved = await kernel.save(fd)
+                saved = await self._operations.request(lambda: kernel.save(fd))
                 size = os.fstat(fd).st_size
             finally:
                 os.close(fd)

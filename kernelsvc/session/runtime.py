@@ -135,7 +135,9 @@ class SessionRuntime:
         self.checkpoints = Checkpoints(
             self, machine, spec, self.launcher, self.operations, self.views, checkpoints, checkpoint_max_bytes, budget
         )
-        self.lifecycle = KernelLifecycle(self, machine, spec, self.launcher, self.checkpoints, saved, versions or {})
+        self.lifecycle = KernelLifecycle(
+            self, machine, spec, self.launcher, self.checkpoints, self.operations, saved, versions or {}
+        )
         self.kernel_requests = KernelRequests(self.operations)
         self.kernel_output = KernelOutput(self, machine, self.kernel_requests)
         self._observer = observer

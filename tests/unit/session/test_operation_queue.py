@@ -22,7 +22,7 @@ class Kernel:
             self.written.append(name)
             await self.forked.wait()
 
-        self.operations.put_fork(lambda: self.tasks.append(asyncio.create_task(work())))
+        self.tasks.append(asyncio.create_task(self.operations.request(work)))
 
 
 async def test_an_operation_begins_now_if_none_waits() -> None:
@@ -36,9 +36,9 @@ async def test_operations_behind_a_fork_wait_until_its_request_is_written_and_no
     for name in ("cell 1", "fork 1", "cell 2", "message", "fork 2", "cell 3"):
         (kernel.fork if name.startswith("fork") else kernel.send)(name)
     assert kernel.written == ["cell 1"]
-    assert kernel.operations.fork_waits
+    assert kernel.operations.request_waits
     async with asyncio.timeout(5):
-        while kernel.operations.fork_waits:
+        while kernel.operations.request_waits:
             await asyncio.sleep(0)
     assert kernel.written == ["cell 1", "fork 1", "cell 2", "message", "fork 2", "cell 3"]
     assert not any(task.done() for task in kernel.tasks), "the forks themselves are still under way"

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 
+import msgspec
 import pytest
 
 from kernelsvc.errors import AtCapacity, CellExists, Conflict, NotFound, SessionClosed
@@ -17,6 +18,7 @@ from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import CellRequest, CellState, SessionState
 from kernelsvc.model.state import Policy
 from kernelsvc.session import Session, SessionSpec
+from kernelsvc.session.spec import start_request_of
 from kernelsvc.store.journal import Journal
 
 DEADLINE = 5.0
@@ -600,3 +602,36 @@ async def test_a_sleeping_session_can_be_closed_and_restarted(bench):
     assert "NameError" in (await run(session, "get x")).text
     await session.lifecycle.hibernate()
     await session.close("done")
+
+
+# --- the order of operations ------------------------------------------------------------
+
+
+async def checkpointed(bench, session, number):
+    made = await session.make_checkpoint(f"c{number}")
+    return session.machine.kernel_of(made.id)
+
+
+async def branched(bench, session, number):
+    request = msgspec.structs.replace(start_request_of(session.spec), kernel=f"k_branch{number}")
+    await session.fork_branches([request], [], at=None, force=False)
+    return request.kernel
+
+
+@pytest.mark.parametrize("first", [checkpointed, branched])
+@pytest.mark.parametrize("second", [checkpointed, branched])
+async def test_a_fork_has_the_state_before_the_cells_that_were_sent_after_it(bench, first, second):
+    session = await bench.start()
+    await run(session, "set x 1")
+    forks = [asyncio.create_task(fork(bench, session, number)) for number, fork in enumerate((first, second))]
+    await asyncio.sleep(0)  # both were requested, and neither exists
+    session.submit([CellRequest(code="set x 2")])
+    async with asyncio.timeout(DEADLINE):
+        kernels = await asyncio.gather(*forks)
+    assert [bench.launcher.processes[kernel].variables["x"] for kernel in kernels] == ["1", "1"]
+
+
+async def test_two_checkpoints_that_are_made_at_the_same_time_have_different_names(bench):
+    session = await bench.start()
+    made = await asyncio.gather(*(session.make_checkpoint("one") for _ in range(2)), return_exceptions=True)
+    assert [type(each).__name__ for each in made] == ["Checkpoint", "Conflict"]
