@@ -80,6 +80,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Path | None,
         _meta("Directory of sockets (mode 0700, a short path). Default: one for each data_dir, by platform."),
     ] = None
+    signing_key: Annotated[
+        Path | None,
+        _meta(
+            "File with the private key (Ed25519, PEM) that signs logs and notebooks. "
+            "Default: $CREDENTIALS_DIRECTORY/signing-key (systemd's LoadCredential), or keys/ed25519.pem in data_dir."
+        ),
+    ] = None
+    head_log: Annotated[
+        Literal["off", "syslog"],
+        _meta("Send each signed head of a log to syslog or journald, so that a copy exists outside of data_dir."),
+    ] = "off"
     tokens: Annotated[
         list[TokenRecord], _meta("Principals: name, sha256 (or token), and optionally scopes and max_sessions.")
     ] = []
@@ -454,6 +465,9 @@ def _assemble(found: dict[str, tuple[Any, str]], env: Mapping[str, str]) -> Sett
         for name, value in (("sandbox", "required"), ("start_host", False)):
             if name not in values:
                 values[name], sources[name] = value, "platform"
+    credential = Path(env.get("CREDENTIALS_DIRECTORY", "")) / "signing-key"
+    if values.get("signing_key") is None and env.get("CREDENTIALS_DIRECTORY") and credential.exists():
+        values["signing_key"], sources["signing_key"] = credential, "platform"
     if plain and sources["tokens"] == "default":
         sources["tokens"] = sources["token"]
     settings = Settings(limits=Limits(**limits), tokens=tokens, templates=templates, sources=sources, **values)

@@ -196,6 +196,15 @@ class JournalSigned(Event):
     signature: str = ""
 
 
+class NotAsWritten(Event):
+    """The server found entries that it can't vouch for. If ``refused``, the log is never signed."""
+
+    first: int = 0
+    last: int = 0
+    refused: bool = False
+    message: str = ""
+
+
 # --- cells -----------------------------------------------------------------------
 
 
@@ -446,6 +455,7 @@ AnyEvent = (
     | ProgramEnded
     | SessionClosed
     | JournalSigned
+    | NotAsWritten
     | CellQueued
     | CellStarted
     | Stream

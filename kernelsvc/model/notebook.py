@@ -348,6 +348,12 @@ class NotebookFold:
         waiting = [f for f in self._waiting.values() if not f.queued.silent]
         return [entry.nb_cell() for entry in (*self._entries, *waiting)]
 
+    def _on_not_as_written(self, event: Event) -> None:
+        assert isinstance(event, ev.NotAsWritten)
+        if not self.closed:  # At the end it stands in for the signature.
+            text = f"**not as written**: entries {event.first} to {event.last} of the log. {_plain(event.message)}"
+            self._note(event, text)
+
     def metadata(self) -> dict[str, Any]:
         """Return the metadata of the notebook."""
         started = self.started
@@ -415,6 +421,7 @@ RULES: dict[type[Event], Rule | None] = {
     ev.ProgramStarted: NotebookFold._on_program,
     ev.ProgramEnded: None,
     ev.JournalSigned: None,
+    ev.NotAsWritten: NotebookFold._on_not_as_written,
     ev.CellQueued: NotebookFold._on_queued,
     ev.CellStarted: NotebookFold._on_cell_event,
     ev.Stream: NotebookFold._on_output,

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import syslog
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kernelsvc.errors import AtCapacity, KernelsvcError
-from kernelsvc.model.events import Event, JournalSigned, SessionClosed
+from kernelsvc.model.audit import head_statement
+from kernelsvc.model.events import Event, JournalSigned, NotAsWritten, SessionClosed
+from kernelsvc.model.hash_chain import Head
 from kernelsvc.service.api import NotebookFormat
 from kernelsvc.store.convert import convert
+from kernelsvc.store.heads import HeadFile, judge
 from kernelsvc.store.index import Index
 from kernelsvc.store.journal import METER, Journal
-from kernelsvc.store.keys import SigningKey
-from kernelsvc.store.notebook_file import NotebookFile, cells_of, write_inherited
+from kernelsvc.store.keys import SigningKey, is_good
+from kernelsvc.store.notebook_document import Signer
+from kernelsvc.store.notebook_file import NotebookFile, cells_of, unsigned, write_inherited
 from kernelsvc.store.recovery import end_of
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
 from kernelsvc.store.write_limiter import WriteLimiter
@@ -34,16 +39,39 @@ FLUSH_SECONDS = 0.5
 LINGER = 0.003
 
 
+def head_syslog(session: str, signed: JournalSigned) -> None:
+    """Send a signed head to syslog (syslog(3)), which journald also reads. A ``head_log`` of ``Projections``."""
+    text = f"kernelsvc head session={session} head={signed.head} key={signed.key} signature={signed.signature}"
+    syslog.syslog(syslog.LOG_NOTICE | syslog.LOG_AUTHPRIV, text)
+
+
 class Projections:
-    """The projections of one data directory."""
+    """The projections of one data directory.
+
+    Args:
+        store: All session directories. They record the heads of journals from now on.
+        metrics: Counts events.
+        key: Signs journals and notebooks.
+        head_log: Called with a session's id and each signature, to keep a copy elsewhere.
+        present_name: Returns the present name of the principal that a journal names.
+    """
 
     def __init__(
-        self, store: SessionDirectories, metrics: Metrics, *, present_name: Callable[[str], str] = str
+        self,
+        store: SessionDirectories,
+        metrics: Metrics,
+        key: SigningKey,
+        head_log: Callable[[str, JournalSigned], None] | None = None,
+        *,
+        present_name: Callable[[str], str] = str,
     ) -> None:
         self.index = Index(store.data / "index.sqlite", present_name=present_name)
         self.metrics = metrics
         self._store = store
-        self._key = SigningKey.load_or_create(store.data / "keys")
+        self._key = key
+        self._head_log = head_log
+        self._heads = HeadFile(store.data / "heads", key.secret("heads"))
+        store.use_heads(self._heads)
         self._notebooks: dict[str, NotebookFile] = {}
         self._limiter = WriteLimiter(time.monotonic())
         self._finishing: set[asyncio.Task[None]] = set()
@@ -94,13 +122,36 @@ class Projections:
 
     def _complete(self, directory: SessionDirectory) -> None:
         """Cut off a torn end, and sign the journal of a session that closed without a signature."""
-        journal = Journal.open(directory.journal, directory.id)
+        closed = isinstance(end_of(directory.journal), SessionClosed)
+        journal = self.open_journal(directory)
         try:
-            if isinstance(end_of(directory.journal), SessionClosed):
-                journal.append([self._key.sign_head(directory.id, journal.head)])
+            if closed:
+                journal.append([self.signer(directory.id, journal)()])
                 journal.sync()
         finally:
             journal.close()
+
+    def open_journal(self, directory: SessionDirectory) -> Journal:
+        """Open a session's journal for writing. Put entries that the server can't vouch for on record, in the journal.
+
+        Raises:
+            OSError, Conflict, NotSupported: See ``Journal.open``.
+        """
+        journal = self._store.open_journal(directory)
+        judged = journal.judgement
+        if journal.refused:
+            log.error("session %s: NOT AS WRITTEN: %s It is readable and never signed", directory.id, judged.message)
+        elif judged.message:
+            log.warning("session %s: %s", directory.id, judged.message)
+        if judged.first:
+            last, first = journal.last_seq, min(judged.first, journal.last_seq)
+            event = NotAsWritten(first=first, last=last, refused=journal.refused, message=judged.message)
+            try:
+                journal.append([event])
+            except OSError:
+                journal.close()
+                raise
+        return journal
 
     def open(self, directory: SessionDirectory, journal: Journal) -> None:
         """Keep the notebook of an open session up to date."""
@@ -109,9 +160,32 @@ class Projections:
             directory.notebook, journal, parent=inherited, linger=LINGER, limiter=self._limiter
         )
 
-    def signer(self, session: str, journal: Journal) -> Callable[[], JournalSigned]:
-        """Return the function that signs the head of a journal when its session closes."""
-        return lambda: self._key.sign_head(session, journal.head)
+    def signer(self, session: str, journal: Journal) -> Callable[[], Event]:
+        """Return the function that makes the last entry of a journal: the signature of its head, or its refusal."""
+
+        def sign() -> Event:
+            if journal.refused:
+                text = "The log is not signed, because it is not as the server wrote it."
+                return NotAsWritten(first=1, last=journal.last_seq, refused=True, message=text)
+            signed = self._key.sign_head(session, journal.head)
+            if self._head_log is not None:
+                self._head_log(session, signed)
+            return signed
+
+        return sign
+
+    def _audit_signer(self, journal: Journal) -> Signer:
+        """Return the signer of a notebook. For a closed journal: only if its end is known to be genuine."""
+        return self._key.sign_audit if self._is_known(journal) else unsigned
+
+    def _is_known(self, journal: Journal) -> bool:
+        if not journal.closed:
+            return not journal.refused
+        last = end_of(journal.path)
+        if isinstance(last, JournalSigned) and last.key == self._key.public and last.prev == last.head:
+            return is_good(head_statement(journal.session, Head(last.seq - 1, last.head)), last.key, last.signature)
+        record = self._heads.find(journal.session)
+        return judge(record, journal.head, lambda _seq: "").kind == "watched"
 
     def feed(self, session: str, events: Sequence[Event]) -> None:
         """Update the projections with entries that were just appended."""
@@ -138,7 +212,7 @@ class Projections:
         """Write the last notebook of a session whose journal is complete."""
         notebook = self._notebooks.pop(session, None)
         if notebook is not None:
-            task = asyncio.ensure_future(notebook.finish(self._key.sign_audit))
+            task = asyncio.ensure_future(notebook.finish(self._audit_signer(notebook.journal)))
             self._finishing.add(task)
             task.add_done_callback(self._finishing.discard)
 
@@ -164,7 +238,7 @@ class Projections:
         """
         journal = await asyncio.to_thread(Journal.open, directory.journal, directory.id, read_only=True)
         inherited = directory.inherited if directory.inherited.exists() else None
-        await NotebookFile(directory.notebook, journal, parent=inherited).finish(self._key.sign_audit)
+        await NotebookFile(directory.notebook, journal, parent=inherited).finish(self._audit_signer(journal))
 
     async def export(self, directory: SessionDirectory, journal: Journal, format: NotebookFormat) -> bytes:
         """Return the notebook as it is now, signed.
@@ -179,7 +253,7 @@ class Projections:
             inherited = directory.inherited if directory.inherited.exists() else None
             notebook = NotebookFile(directory.notebook, journal, parent=inherited)
         try:
-            data = await notebook.export(self._key.sign_audit)
+            data = await notebook.export(self._audit_signer(journal))
         except OSError as error:
             raise AtCapacity(f"Writing the notebook failed ({error.strerror}). Try again.") from error
         finally:
@@ -224,3 +298,4 @@ class Projections:
         if self._flusher is not None:
             self._flusher.cancel()
         self.index.close()
+        self._heads.close()

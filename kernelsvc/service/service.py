@@ -60,7 +60,7 @@ from kernelsvc.service.loading.closed_sessions import ClosedSessions
 from kernelsvc.service.loading.principal_names import update_principal_names
 from kernelsvc.service.one_shot import run_once
 from kernelsvc.service.programs import Programs
-from kernelsvc.service.projections import Projections
+from kernelsvc.service.projections import Projections, head_syslog
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.service.resource_monitor import ResourceMonitor
 from kernelsvc.service.retention import Retention
@@ -71,6 +71,7 @@ from kernelsvc.session import Session
 from kernelsvc.settings import Settings
 from kernelsvc.store.index import SessionRow
 from kernelsvc.store.journal import Journal
+from kernelsvc.store.keys import SigningKey
 from kernelsvc.store.sessions import SessionDirectories
 from kernelsvc.telemetry.metrics import Metrics
 
@@ -109,8 +110,13 @@ class Service:
         self.metrics = metrics or Metrics()
         self._launchers = launchers or Launchers(host_settings(settings), start_host=settings.start_host)
         self._store = store = SessionDirectories(settings.data_path())
+        own = settings.signing_key
+        key = SigningKey.load(own.absolute()) if own else SigningKey.load_or_create(store.data / "keys")
+        head_log = head_syslog if settings.head_log == "syslog" else None
         self._present_name = functools.partial(present_name, records=settings.tokens)
-        self._projections = projections = Projections(store, self.metrics, present_name=self._present_name)
+        self._projections = projections = Projections(
+            store, self.metrics, key, head_log, present_name=self._present_name
+        )
         self._index = projections.index
         self._loads = loads = BackgroundLoads(settings.start_seconds)
         factory = SessionFactory(settings, store, self._launchers, projections, self.versions, self._observe)
@@ -459,7 +465,7 @@ class Service:
             self._registry.close(session)
             self.programs.end(session.id)
             self.leases.ended(session.id)
-        elif isinstance(last, ev.JournalSigned):
+        elif isinstance(last, ev.JournalSigned | ev.NotAsWritten):
             self._projections.finish(session.id)
 
     # -- checkpoints, undo, branches --------------------------------------------------------

@@ -35,6 +35,7 @@ another thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -52,6 +53,7 @@ from kernelsvc.linux.line_file import CHUNK, SparseIndex, pieces, read_lines, wa
 from kernelsvc.model import hash_chain
 from kernelsvc.model.events import SCHEMA, Event
 from kernelsvc.model.hash_chain import Head
+from kernelsvc.store.heads import WATCHED, HeadFile, HeadSlot, Judgement, judge
 from kernelsvc.store.recovery import UNSYNCED_BYTES, Recovery, count, cut_tail, last_line, scan
 
 Clock = Callable[[], float]
@@ -101,6 +103,7 @@ class Journal:
         path: The file.
         session: The session's id.
         recovery: Result of opening it.
+        judgement: Whether this server's record vouches for it (``heads``).
         damaged: Why it refuses entries until ``recover``, or None.
     """
 
@@ -113,15 +116,19 @@ class Journal:
         *,
         read_only: bool = False,
         sync_bytes: int | None = UNSYNCED_BYTES,
+        heads: HeadFile | None = None,
     ) -> None:
         self.path = path
         self.session = session
         self.recovery = Recovery(last_seq=0)
+        self.judgement: Judgement = WATCHED
         self.damaged: str | None = None
+        self._heads = heads
+        self._slot: HeadSlot | None = heads.slot(session) if heads is not None else None
         self._clock = clock
         self._fd = fd
         self._closed = read_only
-        self._head = Head()
+        self._head = self._durable = Head()
         self._size = 0
         self._synced_size = 0
         self._sync_bytes = sync_bytes
@@ -135,24 +142,31 @@ class Journal:
     # -- opening ----------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: Path, session_id: str, *, clock: Clock = time.time) -> Journal:
+    def create(cls, path: Path, session_id: str, *, clock: Clock = time.time, heads: HeadFile | None = None) -> Journal:
         """Create an empty journal with mode 0600.
 
         Args:
             path: The file, which must not exist.
             session_id: The id in every line.
             clock: Returns seconds since the epoch.
+            heads: Keeps the head of this journal.
 
         Raises:
             OSError: The file can't be created.
         """
         fd = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         _lock(fd, path)
-        return cls(path, session_id, fd, clock)
+        return cls(path, session_id, fd, clock, heads=heads)
 
     @classmethod
     def open(
-        cls, path: Path, session_id: str | None = None, *, clock: Clock = time.time, read_only: bool = False
+        cls,
+        path: Path,
+        session_id: str | None = None,
+        *,
+        clock: Clock = time.time,
+        read_only: bool = False,
+        heads: HeadFile | None = None,
     ) -> Journal:
         """Open an existing journal and recover it (see ``recovery``).
 
@@ -164,6 +178,7 @@ class Journal:
             session_id: The id that every line must have. Default: the name of the file's directory.
             clock: Returns seconds since the epoch.
             read_only: Cut and lock nothing. The journal is closed from the start.
+            heads: Keeps the head of this journal. All links are checked, and ``judgement`` is the result.
 
         Raises:
             OSError: The file can't be opened, or the cut part can't be saved.
@@ -173,9 +188,10 @@ class Journal:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW if read_only else _FLAGS)
         if not read_only:
             _lock(fd, path)
-        journal = cls(path, session_id or path.absolute().parent.name, fd, clock, read_only=read_only)
+        journal = cls(path, session_id or path.absolute().parent.name, fd, clock, read_only=read_only, heads=heads)
         try:
             journal._load()
+            journal._judge()
         except BaseException:
             os.close(fd)
             raise
@@ -191,15 +207,27 @@ class Journal:
             self._head = Head(seq, hash_chain.digest(last_line(self._fd, self._index, seq, self._size)) if seq else "")
             self.recovery = Recovery(last_seq=seq)
         else:
-            found = scan(self._fd, size, self.session)
+            found = scan(self._fd, size, self.session, check_from=None if self._heads is None else 0)
             self.recovery = cut_tail(self._fd, self.path, found, size)
             self._index, self._head, self._size = found.index, found.head, found.end
         _refuse_newer(read_lines(self._fd, 0, self._size, 1))
         self._synced_size = self._size
+        self._durable = self._head
         self._ring.clear()
         self._ring_bytes = 0
 
+    def _judge(self) -> None:
+        if self._heads is not None:
+            record = self._heads.find(self.session)
+            self.judgement = judge(record, self._head, lambda seq: hash_chain.digest(next(self.lines(seq, seq), b"")))
+            self._slot = self._heads.slot(self.session, refused=self.refused)
+
     # -- writing ------------------------------------------------------------------
+
+    @property
+    def refused(self) -> bool:
+        """Whether the journal is not as this server wrote it, so that it must not be signed."""
+        return self.judgement.kind == "mismatch"
 
     @property
     def last_seq(self) -> int:
@@ -244,6 +272,8 @@ class Journal:
         lines, head = hash_chain.stamp(events, self.session, self._head, hash_chain.timestamp(self._clock()))
         size = len(lines) + sum(map(len, lines))
         try:
+            if self._slot is not None:
+                self._slot.advance(self._head, head, self._durable)
             self._write(lines, size)
         except BaseException:
             hash_chain.unstamp(events)
@@ -341,6 +371,7 @@ class Journal:
             raise
         METER.syncs.append(time.perf_counter() - began)
         self._synced_size = self._size
+        self._durable = self._head
 
     def recover(self) -> Recovery:
         """Make a damaged journal usable again. As slow as ``open``.
@@ -394,6 +425,10 @@ class Journal:
             return
         self._closed = True
         os.close(self._fd)
+        if self._slot is not None and not self.damaged and self._head.seq:
+            # Without it, the next server compares with the record of the last append.
+            with contextlib.suppress(OSError):
+                self._slot.settle(self._head)
         self._wake()
 
     # -- reading --------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The server's signing key: Ed25519 (RFC 8032), created at the first start, stored only in its file.
 
 A signature shows that the server with this key created a journal head or a notebook. Any process that can read the key
-file can sign too. The kernels can't read it.
+file can sign too. The kernels can't read it. The file may be outside of the data directory (``SigningKey.load``), so
+that a process that can write to the data directory can't read the key.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from kernelsvc.errors import Internal
+from kernelsvc.errors import BadRequest, Internal
 from kernelsvc.linux.atomic_file import sync_directory, write_all
 from kernelsvc.model.audit import Audit, head_statement
 from kernelsvc.model.events import JournalSigned
@@ -55,6 +56,20 @@ class SigningKey:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             _create(path)
         return cls(_load(path))
+
+    @classmethod
+    def load(cls, path: Path) -> SigningKey:
+        """Load the key from a file, which must exist.
+
+        Raises:
+            BadRequest: It can't be read, other users can read it, or it is no Ed25519 key.
+        """
+        try:
+            return cls(_load(path))
+        except OSError as error:
+            raise BadRequest(f"Setting signing_key: can't read {path}: {error.strerror}.") from None
+        except Internal as error:
+            raise BadRequest(f"Setting signing_key: {error.message}") from None
 
     @property
     def public(self) -> str:
@@ -95,17 +110,30 @@ def _load(path: Path) -> Ed25519PrivateKey:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     with os.fdopen(fd, "rb") as file:
         # fstat of the open descriptor: a check by path could see another file.
-        if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
+        if stat.S_IMODE(os.fstat(fd).st_mode) & _forbidden(path):
             raise Internal(
-                f"Others can read the signing key keys/{NAME}. Run chmod 600 on it, or remove it for a new one."
+                f"Others can read the signing key {path.parent.name}/{path.name}. Run chmod 600 on it, or remove it "
+                "for a new one."
             )
         try:
             key = load_pem_private_key(file.read(), password=None)
         except ValueError:
             key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise Internal(f"keys/{NAME} is no Ed25519 key. Restore the right one, or remove it for a new one.")
+        raise Internal(
+            f"{path.parent.name}/{path.name} is no Ed25519 key. Restore the right one, or remove it for a new one."
+        )
     return key
+
+
+def _forbidden(path: Path) -> int:
+    """Return the permission bits that a key file must not have.
+
+    systemd.exec(5), LoadCredential: only the unit's user has access. systemd may grant it by an ACL, and acl(5) shows
+    the ACL's mask as the group's permissions.
+    """
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    return 0o037 if credentials and path.parent == Path(credentials) else 0o077
 
 
 def _create(path: Path) -> None:

@@ -28,7 +28,10 @@ import msgspec
 
 from kernelsvc.linux.atomic_file import replace, write_all
 from kernelsvc.model import events as ev
+from kernelsvc.model import hash_chain
+from kernelsvc.model.audit import Audit
 from kernelsvc.model.events import Event
+from kernelsvc.model.hash_chain import Head
 from kernelsvc.model.notebook import NbCell, NotebookFold, inherited
 from kernelsvc.store.cell_store import CellStore, encode
 from kernelsvc.store.journal import Journal
@@ -75,7 +78,7 @@ class NotebookFile:
         limiter: WriteLimiter | None = None,
     ) -> None:
         self.path = path
-        self._journal = journal
+        self.journal = journal
         self._parent = parent
         self._clock = clock
         self._linger = linger
@@ -83,6 +86,10 @@ class NotebookFile:
         self._has_slot = False
         self._schedule = WriteSchedule(clock())
         self._fold = NotebookFold()
+        # The head of the folded part. An empty digest means that its last line was not read back.
+        self._chain = Head()
+        #: How the journal's file differs from a chain that ends with its head. Empty if it does not.
+        self.fault = ""
         self._unfolded: list[Event] = []
         self._folded_at = 0
         self._cells = CellStore(path.parent)
@@ -116,9 +123,11 @@ class NotebookFile:
             self._catch_up_soon()
             return
         self._unfolded += events
+        head = self.journal.head
+        self._chain = head if head.seq == events[-1].seq else Head(events[-1].seq)
         if not STEPS.isdisjoint(map(type, events)):
             self._dirty = True
-        full = self._journal.size - self._folded_at > UNFOLDED_BYTES
+        full = self.journal.size - self._folded_at > UNFOLDED_BYTES
         if full or not self._linger:
             self._fold_events()
             if self._dirty or self._fold.heavy:
@@ -128,7 +137,7 @@ class NotebookFile:
 
     def _fold_events(self) -> None:
         unfolded, self._unfolded = self._unfolded, []
-        self._folded_at = self._journal.size
+        self._folded_at = self.journal.size
         for event in unfolded:
             self._fold.feed(event)
 
@@ -164,14 +173,14 @@ class NotebookFile:
     def _on_error(self, error: OSError) -> None:
         log.warning(
             "the notebook of session %s can't be updated and will be rebuilt from the journal: %s",
-            self._journal.session,
+            self.journal.session,
             error,
         )
         self._start_over()
         self._later(RETRY)
 
     def _start_over(self) -> None:
-        self._fold = NotebookFold()
+        self._fold, self._chain = NotebookFold(), Head()
         self._unfolded.clear()
         self._cells.close()
 
@@ -197,8 +206,9 @@ class NotebookFile:
         """
         self._fold_events()
         pause = self._clock() + SLICE
-        while self._fold.last_seq < self._journal.last_seq:
-            for line in self._journal.lines(self._fold.last_seq + 1):
+        while self._fold.last_seq < self.journal.last_seq:
+            for line in self.journal.lines(self._fold.last_seq + 1):
+                self._follow(line)
                 self._fold.feed(_decode(line, self._fold.last_seq + 1))
                 if self._fold.heavy:
                     self._store_settled()
@@ -208,6 +218,18 @@ class NotebookFile:
                     pause = self._clock() + SLICE
         self._store_settled()
 
+    def _follow(self, line: bytes) -> None:
+        """Check that a line of the file continues the chain. The file could have been edited since it was written."""
+        seq, digest = self._chain
+        env = hash_chain.envelope(line)
+        linked = env is not None and env.seq == seq + 1 and (env.prev == digest or (seq > 0 and not digest))
+        if not linked and not self.fault:
+            self.fault = f"Entry {seq + 1} does not follow the entry before it: one of the two was changed."
+        self._chain = Head(seq + 1, hash_chain.digest(line))
+        head = self.journal.head
+        if seq + 1 == head.seq and self._chain != head and not self.fault:
+            self.fault = f"Entry {head.seq} is not the one that was written."
+
     async def catch_up(self) -> None:
         """Fold all present entries of the journal. Safe to cancel: the folding continues.
 
@@ -215,14 +237,14 @@ class NotebookFile:
             OSError: The journal can't be read, or the disk is full.
         """
         self._fold_events()
-        while self._fold.last_seq < self._journal.last_seq:
+        while self._fold.last_seq < self.journal.last_seq:
             if self._catching_up is None:
                 self._catch_up_soon()
             assert self._catching_up is not None
             before = self._fold.last_seq
             await asyncio.shield(self._catching_up)
             if self._fold.last_seq <= before:
-                raise OSError(f"the journal of session {self._journal.session} can't be folded beyond {before}")
+                raise OSError(f"the journal of session {self.journal.session} can't be folded beyond {before}")
 
     # -- writing ----------------------------------------------------------------
 
@@ -255,7 +277,7 @@ class NotebookFile:
         self._timer = None
         if self._closed or self._writing is not None:
             return
-        if self.last_seq < self._journal.last_seq and self._catching_up is None:
+        if self.last_seq < self.journal.last_seq and self._catching_up is None:
             self._catch_up_soon()
         elif self._dirty:
             self._step()
@@ -265,7 +287,7 @@ class NotebookFile:
             self.write()
         except OSError as error:
             log.warning(
-                "a write of the notebook of session %s failed and will be retried: %s", self._journal.session, error
+                "a write of the notebook of session %s failed and will be retried: %s", self.journal.session, error
             )
             self._later(RETRY)
 
@@ -277,7 +299,7 @@ class NotebookFile:
             await asyncio.to_thread(replace, self.path, document.write)
         except OSError as error:
             log.warning(
-                "a write of the notebook of session %s failed and will be retried: %s", self._journal.session, error
+                "a write of the notebook of session %s failed and will be retried: %s", self.journal.session, error
             )
             self._dirty = True
             self._later(RETRY)
@@ -307,7 +329,11 @@ class NotebookFile:
     def _document(self, sign: Signer | None = None) -> NotebookDocument:
         self._fold_events()
         rest, metadata = self._fold.rest(), self._fold.metadata()
-        session, head = self._journal.session, self._journal.head
+        session, head = self.journal.session, self.journal.head
+        if self.fault:
+            log.error("session %s: NOT AS WRITTEN: %s Its notebook is not signed", session, self.fault)
+            metadata["kernelsvc"]["not_as_written"] = self.fault
+            sign = sign and unsigned
         return NotebookDocument(self._parent, self._cells.snapshot(), rest, metadata, session, head, sign)
 
     async def export(self, sign: Signer | None = None) -> bytes:
@@ -338,7 +364,7 @@ class NotebookFile:
         except OSError as error:
             log.warning(
                 "the last write of the notebook of session %s failed. Export it from the journal: %s",
-                self._journal.session,
+                self.journal.session,
                 error,
             )
         finally:
@@ -355,6 +381,11 @@ class NotebookFile:
         if self._catching_up is not None:
             self._catching_up.cancel()
         self._cells.close()
+
+
+def unsigned(audit: Audit) -> Audit:
+    """Return the audit data without a signature. A ``notebook_document.Signer`` for what the server can't vouch for."""
+    return audit
 
 
 def _store_settled(fold: NotebookFold, store: CellStore) -> None:

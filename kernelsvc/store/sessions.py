@@ -36,6 +36,7 @@ from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model import hash_chain
 from kernelsvc.model.hash_chain import Head
 from kernelsvc.sandbox.branch_dirs import make_branches_dir
+from kernelsvc.store.heads import HeadFile
 from kernelsvc.store.journal import Journal
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
@@ -121,8 +122,21 @@ class SessionDirectories:
         self.sessions = data / "sessions"
         self.archive_path = data / "archive"
         self._record_path = data / "retention.jsonl"
+        self._heads: HeadFile | None = None
         for path in (data, self.sessions):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def use_heads(self, heads: HeadFile) -> None:
+        """Record the heads of all journals here from now on."""
+        self._heads = heads
+
+    def open_journal(self, directory: SessionDirectory) -> Journal:
+        """Open a session's journal for writing, and judge whether it is as the server wrote it.
+
+        Raises:
+            OSError, Conflict, NotSupported: See ``Journal.open``.
+        """
+        return Journal.open(directory.journal, directory.id, clock=self.clock, heads=self._heads)
 
     def directory(self, session: str) -> SessionDirectory:
         """Return the paths of an existing session.
@@ -175,7 +189,7 @@ class SessionDirectories:
         try:
             _make_files(directory, session, parent, place, beside)
             directory.write_about(about)
-            return directory, Journal.create(directory.journal, session, clock=self.clock)
+            return directory, Journal.create(directory.journal, session, clock=self.clock, heads=self._heads)
         except BaseException:
             remove_tree(directory.path)
             raise
@@ -209,6 +223,7 @@ class SessionDirectories:
             OSError: Some files may be removed.
         """
         remove_tree(self._paths(session).path)
+        self._forget_head(session)
 
     def archive(self, session: str, why: str) -> Path:
         """Compress journal, notebook and ``session.json``, remove the rest and record it. Call it in a thread.
@@ -233,6 +248,11 @@ class SessionDirectories:
         found.journal.unlink(missing_ok=True)
         remove_tree(found.path)
         sync_directory(self.sessions)
+        self._forget_head(found.id)
+
+    def _forget_head(self, session: str) -> None:
+        if self._heads is not None:
+            self._heads.forget(session)
 
     def sweep(self) -> list[str]:
         """Remove directories without a journal: remains of a crash. Call it at start only.

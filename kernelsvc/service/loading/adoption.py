@@ -27,7 +27,6 @@ from kernelsvc.service.projections import Projections
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.service.session_factory import PreparedSession, SessionFactory
 from kernelsvc.session import Session, SessionSpec
-from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectory
 
 log = logging.getLogger(__name__)
@@ -144,7 +143,7 @@ class Adoption:
     async def _read(self, directory: SessionDirectory) -> Session | None:
         """Rebuild the session from its journal. Return None if creation never completed."""
         read = reader_for(directory.journal)
-        journal = await read(Journal.open, directory.journal, directory.id)
+        journal = await read(self._projections.open_journal, directory)
         if journal.last_seq == 0:
             journal.close()
             self._factory.discard(directory.id)

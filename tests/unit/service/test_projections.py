@@ -1,0 +1,176 @@
+"""The server signs nothing that it did not write: journals and notebooks of real servers over fake kernels."""
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from kernelsvc import AsyncClient
+from kernelsvc.errors import BadRequest
+from kernelsvc.kernels.fake import FakeLauncher
+from kernelsvc.model import events as ev
+from kernelsvc.model import hash_chain
+from kernelsvc.model.hash_chain import Head
+from kernelsvc.settings import Settings, load
+from kernelsvc.store.keys import SigningKey
+from kernelsvc.store.verify import verify_journal, verify_notebook
+from kernelsvc.testing import InProcessServer
+
+
+class Record:
+    """One session's record over the ends and starts of servers."""
+
+    def __init__(self, data_dir):
+        self.data_dir = data_dir
+        self.kernels = FakeLauncher(python=True)
+        self.key = ""
+        self.id = ""
+
+    def server(self, **more):
+        settings = Settings(port=0, journal_sync="off", shutdown_seconds=1.0, **more)
+        return InProcessServer(settings, kernels=self.kernels, data_dir=self.data_dir)
+
+    async def begin(self, *, close):
+        async with Serving(self) as client:
+            self.key = (await client.info())["public_key"]
+            session = await client.create_session(keep=True)
+            self.id = session.id
+            await session.run("print('pay mallory')")
+            await session.run("print('two')")
+            if close:
+                await session.close()
+
+    @property
+    def journal(self):
+        return self.data_dir / "sessions" / self.id / "journal.jsonl"
+
+    def lines(self):
+        return self.journal.read_bytes().splitlines()
+
+    def types(self):
+        return [json.loads(line)["type"] for line in self.lines()]
+
+    def rewrite(self, change, *, drop=()):
+        events = [event for event in map(ev.decode, self.lines()) if not isinstance(event, drop)]
+        change(events)
+        lines, _ = hash_chain.stamp(events, self.id, Head(), events[-1].at)
+        self.journal.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+class Serving:
+    """A server that leaves its sessions open at its end, and a client of it."""
+
+    def __init__(self, record, **more):
+        self.server = record.server(**more)
+
+    async def __aenter__(self):
+        await self.server.start()
+        self.client = AsyncClient(self.server.url, self.server.token)
+        return await self.client.__aenter__()
+
+    async def __aexit__(self, *exc):
+        await self.client.__aexit__(*exc)
+        await self.server.server.stop()
+        await self.server.service.stop(end_sessions=False)
+
+
+@pytest.fixture
+def record(tmp_path):
+    return Record(tmp_path / "data")
+
+
+def forge(events):
+    for event in events:
+        if isinstance(event, ev.CellQueued):
+            event.code = event.code.replace("mallory", "charity")
+
+
+async def test_a_session_over_a_restart_is_signed(record):
+    await record.begin(close=False)
+    async with Serving(record) as client:
+        session = await client.session(record.id)
+        await session.run("print(3)")
+        assert verify_notebook(await session.notebook(), public_key=record.key).ok
+        await session.close()
+    assert "not_as_written" not in record.types()
+    assert verify_journal(record.journal, public_key=record.key).ok
+
+
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_rewritten_journal_is_never_signed(record, caplog, closed):
+    """The attack needs no key: it leaves the signature off and waits for the next start."""
+    await record.begin(close=closed)
+    record.rewrite(forge, drop=(ev.JournalSigned,))
+    for _ in range(2):
+        async with Serving(record) as client:
+            session = await client.session(record.id)
+            assert next(cell.code for cell in await session.cells()) == "print('pay charity')"
+            assert verify_notebook(await session.notebook(), public_key=record.key).result == "not_proven"
+            if not closed:
+                await session.run("print(3)")
+    async with Serving(record) as client:
+        if not closed:
+            await (await client.session(record.id)).close()
+    assert "NOT AS WRITTEN" in caplog.text
+    assert "not_as_written" in record.types()
+    assert "journal_signed" not in record.types()
+    assert not verify_journal(record.journal, public_key=record.key).ok
+
+
+async def test_a_closed_journal_that_was_edited_gives_no_signed_notebook(record, caplog):
+    await record.begin(close=True)
+    record.journal.write_bytes(record.journal.read_bytes().replace(b"mallory", b"charity"))
+    async with Serving(record) as client:
+        session = await client.session(record.id)
+        notebook = json.loads(await session.notebook())
+    assert "charity" in json.dumps(notebook["cells"])
+    assert "was changed" in notebook["metadata"]["kernelsvc"]["not_as_written"]
+    assert verify_notebook(notebook, public_key=record.key).result == "not_proven"
+    assert "NOT AS WRITTEN" in caplog.text
+
+
+async def test_an_end_without_a_signature_is_signed_if_it_was_watched(record):
+    """The server died between the session's end and the signature."""
+    await record.begin(close=True)
+    lines = record.lines()
+    assert record.types()[-1] == "journal_signed"
+    record.journal.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
+    key = SigningKey.load_or_create(record.data_dir / "keys")
+    from kernelsvc.store.heads import HeadFile
+
+    file = HeadFile(record.data_dir / "heads", key.secret("heads"))
+    file.slot(record.id).advance(
+        Head(len(lines) - 2, hash_chain.digest(lines[-3])), Head(len(lines) - 1, hash_chain.digest(lines[-2])), Head()
+    )
+    file.close()
+    async with Serving(record):
+        pass
+    assert verify_journal(record.journal, public_key=record.key).ok
+
+
+async def test_a_key_outside_of_the_data_directory(record, tmp_path, monkeypatch):
+    (tmp_path / "credentials").mkdir()
+    path = tmp_path / "credentials" / "signing-key"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", path], check=True)
+    path.chmod(0o440)  # As systemd shows a credential with an ACL.
+    with pytest.raises(BadRequest, match="Others can read"):
+        SigningKey.load(path)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(path.parent))
+    settings = load({}, {"CREDENTIALS_DIRECTORY": str(path.parent)})
+    assert settings.signing_key == path
+    async with Serving(record, signing_key=settings.signing_key) as client:
+        assert (await client.info())["public_key"] == SigningKey.load(path).public
+    assert not (record.data_dir / "keys").exists()
+    with pytest.raises(BadRequest, match="can't read"):
+        SigningKey.load(tmp_path / "none")
+
+
+async def test_signed_heads_go_to_syslog(record, monkeypatch):
+    sent = []
+    monkeypatch.setattr("kernelsvc.service.projections.syslog.syslog", lambda _level, text: sent.append(text))
+    async with Serving(record, head_log="syslog") as client:
+        session = await client.create_session(keep=True)
+        await session.close()
+    [text] = sent
+    assert re.search(rf"session={session.id} head=[0-9a-f]{{64}} key=\S+ signature=\S+", text)
