@@ -19,6 +19,7 @@ durable head, and later entries are accepted and named on the record. The boot i
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import struct
 from collections.abc import Callable
@@ -32,8 +33,10 @@ from kernelsvc.model.hash_chain import Head
 
 SLOT = 256
 _MAC_SIZE = 32
-#: Mark, session, boot, refused, and three heads.
-_LAYOUT = struct.Struct("<4s16s16s?3xQ32sQ32sQ32s")
+#: Mark, session, boot, refused. Three heads and the MAC follow.
+_START = struct.Struct("<4s16s16s?3x")
+_HEAD = struct.Struct("<Q32s")
+_BODY = _START.size + 3 * _HEAD.size
 _MARK = b"KSH1"
 #: The boot of a slot that is exact over a restart of the machine: the server closed the journal.
 _CLEAN = bytes(16)
@@ -138,10 +141,9 @@ class HeadFile:
         slot = os.pread(self._fd, SLOT, offset) if offset is not None else b""
         if not self._is_genuine(slot) or slot[4:20] != _name(session):
             return None
-        _, _, boot, refused, *heads = _LAYOUT.unpack_from(slot)
-        before, after, durable = (
-            Head(seq, digest.hex() if seq else "") for seq, digest in zip(*[iter(heads)] * 2, strict=True)
-        )
+        _, _, boot, refused = _START.unpack_from(slot)
+        pairs = _HEAD.iter_unpack(slot[_START.size : _BODY])
+        before, after, durable = (Head(seq, digest.hex() if seq else "") for seq, digest in pairs)
         return HeadRecord(
             before=before, after=after, durable=durable, exact=boot in (_CLEAN, self._boot), refused=refused
         )
@@ -179,17 +181,15 @@ class HeadFile:
         self.sync()
         os.close(self._fd)
 
-    def _write(self, offset: int, name: bytes, refused: bool, heads: tuple[Head, Head, Head], *, clean: bool) -> None:
-        fields = [part for head in heads for part in (head.seq, bytes.fromhex(head.digest))]
-        slot = _LAYOUT.pack(_MARK, name, _CLEAN if clean else self._boot, refused, *fields)
-        slot = slot.ljust(SLOT - _MAC_SIZE, b"\0")
-        os.pwrite(self._fd, slot + self._mac(slot), offset)
+    def _write(self, offset: int, body: bytes) -> None:
+        os.pwrite(self._fd, (body + self._mac(body)).ljust(SLOT, b"\0"), offset)
 
-    def _mac(self, slot: bytes) -> bytes:
-        return blake2b(slot, key=self._key, digest_size=_MAC_SIZE).digest()
+    def _mac(self, body: bytes) -> bytes:
+        return blake2b(body, key=self._key, digest_size=_MAC_SIZE).digest()
 
     def _is_genuine(self, slot: bytes) -> bool:
-        return len(slot) == SLOT and slot[:4] == _MARK and self._mac(slot[:-_MAC_SIZE]) == slot[-_MAC_SIZE:]
+        mac = slot[_BODY : _BODY + _MAC_SIZE]
+        return len(slot) == SLOT and slot[:4] == _MARK and hmac.compare_digest(self._mac(slot[:_BODY]), mac)
 
 
 class HeadSlot:
@@ -197,8 +197,11 @@ class HeadSlot:
 
     def __init__(self, file: HeadFile, offset: int, name: bytes, refused: bool) -> None:
         self._file = file
-        self._place = offset, name, refused
-        self.refused = refused
+        self._offset = offset
+        self._start = _START.pack(_MARK, name, file._boot, refused)
+        self._clean_start = _START.pack(_MARK, name, _CLEAN, refused)
+        # The bytes of the heads that the last call wrote: most calls repeat two of three.
+        self._packed: dict[str, bytes] = {}
 
     def advance(self, before: Head, after: Head, durable: Head) -> None:
         """Write the record before an append.
@@ -206,7 +209,12 @@ class HeadSlot:
         Raises:
             OSError: It can't be written. The append must not happen.
         """
-        self._file._write(*self._place, (before, after, durable), clean=False)
+        known = self._packed
+        old = known.get(before.digest) or _pack(before)
+        new = _pack(after)
+        synced = known.get(durable.digest) or _pack(durable)
+        self._packed = {after.digest: new, durable.digest: synced}
+        self._file._write(self._offset, self._start + old + new + synced)
 
     def settle(self, head: Head) -> None:
         """Write that the journal ends with this head, and that the server closed it.
@@ -214,7 +222,11 @@ class HeadSlot:
         Raises:
             OSError: It can't be written.
         """
-        self._file._write(*self._place, (head, head, head), clean=True)
+        self._file._write(self._offset, self._clean_start + 3 * _pack(head))
+
+
+def _pack(head: Head) -> bytes:
+    return _HEAD.pack(head.seq, bytes.fromhex(head.digest))
 
 
 def _name(session: str) -> bytes:
