@@ -205,6 +205,7 @@ _LIMIT_HELP: dict[str, tuple[str, str | None]] = {
     "processes": ("Number of processes and threads.", None),
     "open_files": ("Open files of one process.", None),
     "disk_bytes": ("Size of the working directory, and of one upload.", "bytes"),
+    "files": ("Number of files and directories in the working directory.", None),
     "output_bytes": ("Output of one cell in the notebook. The log keeps all of it.", "bytes"),
     "idle_seconds": ("Idle time after which the session is closed.", "seconds"),
     "lifetime_seconds": ("Age at which the session is closed.", "seconds"),

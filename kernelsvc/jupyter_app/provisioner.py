@@ -44,6 +44,7 @@ NO_LIMITS = Limits(
     processes=None,
     open_files=None,
     disk_bytes=None,
+    files=None,
     output_bytes=None,
     idle_seconds=None,
     lifetime_seconds=None,

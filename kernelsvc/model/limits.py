@@ -29,6 +29,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     processes: int | None = 128
     open_files: int | None = 1024
     disk_bytes: int | None = 2048 * MiB
+    files: int | None = 100_000
     output_bytes: int | None = 1 * MiB
     idle_seconds: float | None = 3600.0
     lifetime_seconds: float | None = 24 * 3600.0
@@ -79,6 +80,7 @@ class LimitsRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     processes: PositiveInt | None = None
     open_files: PositiveInt | None = None
     disk_bytes: PositiveInt | None = None
+    files: PositiveInt | None = None
     output_bytes: PositiveInt | None = None
     idle_seconds: PositiveFloat | None = None
     lifetime_seconds: PositiveFloat | None = None
@@ -101,4 +103,5 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     cpu_seconds: float | None = None
     processes: int | None = None
     disk_bytes: int | None = None
+    files: int | None = None
     output_bytes: int = 0

@@ -307,10 +307,10 @@ def _limit_disk(request: ConfinementRequest) -> bool:
     A sidecar session shares the directory. Its limit may only be lower, so the first session's quota stays.
     """
     directory = request.group_dir or request.workdir
-    maximum = request.limits.disk_bytes
-    if request.policy == "off" or maximum is None or not quota.is_available(directory):
+    maximum, files = request.limits.disk_bytes, request.limits.files
+    if request.policy == "off" or (maximum is None and files is None) or not quota.is_available(directory):
         return False
-    quota.limit(directory, maximum)
+    quota.limit(directory, maximum, files)
     return True
 
 

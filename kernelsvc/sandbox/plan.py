@@ -412,6 +412,7 @@ def _enforcement(request: ConfinementRequest, wanted: _Wanted) -> dict[str, str]
         "processes": "hard" if "pids" in controllers or wanted.task_rlimit else "supervised",
         "open_files": "per process",
         "disk_bytes": "hard" if request.quota else "supervised",
+        "files": "hard" if request.quota else "supervised",
         "output_bytes": "supervised",
         "idle_seconds": "supervised",
         "lifetime_seconds": "supervised",

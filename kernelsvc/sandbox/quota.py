@@ -28,8 +28,6 @@ _QIF_LIMITS = 1 | 4
 _GETQUOTA, _SETQUOTA, _PROJECT = 0x80_0007, 0x80_0008, 2
 #: First project number. Smaller numbers are for administrators.
 _FIRST = 1 << 20
-#: Bytes of the limit for each inode, and the minimum of inodes.
-_BYTES_PER_INODE, _LEAST_INODES = 16 * 1024, 10_000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,12 +49,13 @@ def is_available(directory: str) -> bool:
     return True
 
 
-def limit(directory: str, maximum: int | None) -> None:
+def limit(directory: str, maximum: int | None, files: int | None) -> None:
     """Limit the size of a directory, which may already hold files. No process may run in it now.
 
     Args:
         directory: becomes a project of its own, if it is none.
         maximum: bytes, or None for no limit.
+        files: number of files and directories, or None for no limit.
 
     Raises:
         OSError: Linux refused.
@@ -69,7 +68,7 @@ def limit(directory: str, maximum: int | None) -> None:
             project = _FIRST + os.fstat(fd).st_ino % ((1 << 31) - _FIRST)
             _assign_project(directory, project)
         blocks = 0 if maximum is None else max(1, maximum // _BLOCK)
-        inodes = 0 if maximum is None else max(_LEAST_INODES, maximum // _BYTES_PER_INODE)
+        inodes = 0 if files is None else files
         _quotactl(
             fd, _SETQUOTA, project, bytearray(_DQBLK.pack(blocks, blocks, 0, inodes, inodes, 0, 0, 0, _QIF_LIMITS))
         )

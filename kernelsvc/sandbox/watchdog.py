@@ -7,8 +7,7 @@ end a session that is within its limits.
 The cheap pass: one walk over /proc (11 ms for 200 kernels, where asking psutil for each kernel's children takes 2,000)
 groups every process under its session's kernel and adds up resident memory. Forked kernels share most of that, so the
 sum overcounts several times and only selects candidates. For these alone the proportional set size is read, which
-divides shared pages fairly, and that figure decides. Disk works the same way: a directory is walked only now and then,
-up to a maximum of entries.
+divides shared pages fairly, and that figure decides. Directories are walked only now and then (``disk_use``).
 
 ``check_limits`` is pure. Reading is here, too, and uses psutil on systems without /proc.
 """
@@ -24,11 +23,10 @@ import msgspec
 import psutil
 
 from kernelsvc.linux import procfs
-from kernelsvc.linux.nofollow import is_directory
 from kernelsvc.model.limits import Limits
+from kernelsvc.sandbox.branch_dirs import branches_root
+from kernelsvc.sandbox.disk_use import DiskUse, measure_deleted, measure_directory
 from kernelsvc.sandbox.plan import SPARE_TASKS
-
-_MAX_ENTRIES = 200_000
 
 
 class ProcessStat(msgspec.Struct, frozen=True):
@@ -50,7 +48,8 @@ class SessionUse(msgspec.Struct, frozen=True, kw_only=True):
         memory_bytes: proportional set size, where it was read.
         cpu_seconds: of the running processes.
         tasks: threads of all processes.
-        disk_bytes: size of its directory, where it was walked.
+        disk: size of its directories and of its deleted files, where they were measured.
+        busy: whether it used the processor since the last poll. Otherwise it can't have written.
     """
 
     pids: tuple[int, ...] = ()
@@ -58,7 +57,8 @@ class SessionUse(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int | None = None
     cpu_seconds: float = 0.0
     tasks: int = 0
-    disk_bytes: int | None = None
+    disk: DiskUse | None = None
+    busy: bool = False
 
 
 class LimitExceeded(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,12 +69,14 @@ class LimitExceeded(msgspec.Struct, frozen=True, kw_only=True):
         value: the measured value.
         maximum: the allowed value.
         message: the cause in words, with the figures.
+        unseen: part of the value could not be measured.
     """
 
     limit: str
     value: float
     maximum: float
     message: str
+    unseen: bool = False
 
 
 def check_limits(limits: Limits, use: SessionUse, *, hard: Iterable[str] = ()) -> list[LimitExceeded]:
@@ -89,10 +91,11 @@ def check_limits(limits: Limits, use: SessionUse, *, hard: Iterable[str] = ()) -
     checks: list[tuple[str, float | None, float | None, Callable[[float], str]]] = [
         ("memory_bytes", use.memory_bytes, limits.memory_bytes, _mebibytes),
         ("processes", use.tasks, tasks, lambda count: f"{count:.0f}"),
-        ("disk_bytes", use.disk_bytes, limits.disk_bytes, _mebibytes),
+        ("disk_bytes", use.disk.bytes if use.disk else None, limits.disk_bytes, _mebibytes),
+        ("files", use.disk.files if use.disk else None, limits.files, lambda count: f"{count:.0f}"),
         ("cpu_seconds", use.cpu_seconds, limits.cpu_seconds, lambda seconds: f"{seconds:.0f} s"),
     ]
-    return [
+    exceeded = [
         LimitExceeded(
             limit=name,
             value=value,
@@ -102,6 +105,17 @@ def check_limits(limits: Limits, use: SessionUse, *, hard: Iterable[str] = ()) -
         for name, value, maximum, show in checks
         if value is not None and maximum is not None and value > maximum and name not in hard
     ]
+    return exceeded or _unseen(limits, use, frozenset(hard))
+
+
+def _unseen(limits: Limits, use: SessionUse, hard: frozenset[str]) -> list[LimitExceeded]:
+    """Return the breach of a session that may be writing where nothing can be measured."""
+    if use.disk is None or not use.disk.unseen or not use.busy or limits.disk_bytes is None or "disk_bytes" in hard:
+        return []
+    message = f"disk: the use can't be compared with {_mebibytes(limits.disk_bytes)}: {use.disk.unseen}"
+    return [
+        LimitExceeded(limit="disk_bytes", value=use.disk.bytes, maximum=limits.disk_bytes, message=message, unseen=True)
+    ]
 
 
 def may_exceed_memory(limits: Limits, use: SessionUse) -> bool:
@@ -109,7 +123,13 @@ def may_exceed_memory(limits: Limits, use: SessionUse) -> bool:
     return limits.memory_bytes is not None and use.resident_bytes > limits.memory_bytes
 
 
-_NAMES = {"memory_bytes": "memory", "processes": "processes and threads", "disk_bytes": "disk", "cpu_seconds": "CPU"}
+_NAMES = {
+    "memory_bytes": "memory",
+    "processes": "processes and threads",
+    "disk_bytes": "disk",
+    "files": "files",
+    "cpu_seconds": "CPU",
+}
 
 
 def _mebibytes(value: float) -> str:
@@ -220,38 +240,6 @@ def proportional_memory(pids: Iterable[int]) -> int:
     return total
 
 
-def disk_usage(directory: str, *, entries: int = _MAX_ENTRIES) -> int:
-    """Return the bytes that a directory's files use on disk. Links are not followed.
-
-    Hard links are counted once, sparse files by their blocks. Stops after ``entries`` names: a session that makes
-    more is judged by the size so far.
-
-    Args:
-        directory: an absolute path.
-        entries: maximum of names.
-    """
-    # A session may have replaced its directory by a link, whose target is not its own.
-    total, remaining, seen, todo = 0, entries, set[tuple[int, int]](), [directory] if is_directory(directory) else []
-    while todo and remaining > 0:
-        try:
-            with os.scandir(todo.pop()) as found:
-                for entry in found:
-                    remaining -= 1
-                    if remaining < 0:
-                        break
-                    status = entry.stat(follow_symlinks=False)
-                    if entry.is_dir(follow_symlinks=False):
-                        todo.append(entry.path)
-                    elif status.st_nlink > 1:
-                        if (status.st_dev, status.st_ino) in seen:
-                            continue
-                        seen.add((status.st_dev, status.st_ino))
-                    total += status.st_blocks * 512
-        except OSError:
-            continue  # it was removed meanwhile
-    return total
-
-
 class Watched(msgspec.Struct, frozen=True, kw_only=True):
     """A session to supervise.
 
@@ -260,12 +248,14 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
             session share.
         limits: its limits.
         workdir: its directory.
+        home: the same directory as the session sees it.
         hard: limits that Linux enforces.
     """
 
     root: int
     limits: Limits
     workdir: str
+    home: str = ""
     hard: frozenset[str] = frozenset()
 
 
@@ -278,12 +268,20 @@ class Watchdog:
     Args:
         disks_per_pass: how many directories of idle sessions one poll walks.
         disk_seconds: for the directories of the others. The rest comes first in the next poll.
+        is_workdir: whether a path is the directory of some session. Such directories are not counted for another one.
     """
 
-    def __init__(self, *, disks_per_pass: int = 4, disk_seconds: float = 0.05) -> None:
+    def __init__(
+        self,
+        *,
+        disks_per_pass: int = 4,
+        disk_seconds: float = 0.05,
+        is_workdir: Callable[[str], bool] = lambda path: False,
+    ) -> None:
         self._disks_per_pass = disks_per_pass
         self._disk_seconds = disk_seconds
-        self._disks: dict[str, int] = {}
+        self._is_workdir = is_workdir
+        self._disks: dict[str, DiskUse] = {}
         self._walked: dict[str, float] = {}
         self._spent: dict[str, float] = {}
 
@@ -294,41 +292,52 @@ class Watchdog:
             The usage of each, and the exceeded limits of those that have any.
         """
         uses = group(walk(), [watched.root for watched in sessions.values()], own=os.getpid())
-        self._walk_disks(sessions, {name: uses[watched.root].cpu_seconds for name, watched in sessions.items()})
+        busy = self._walk_disks(sessions, {name: uses[watched.root] for name, watched in sessions.items()})
         seen: dict[str, SessionUse] = {}
         breaches: dict[str, list[LimitExceeded]] = {}
         for name, watched in sessions.items():
             use = uses[watched.root]
             if "memory_bytes" not in watched.hard and may_exceed_memory(watched.limits, use):
                 use = msgspec.structs.replace(use, memory_bytes=proportional_memory(use.pids))
-            seen[name] = msgspec.structs.replace(use, disk_bytes=self._disks.get(name))
+            seen[name] = msgspec.structs.replace(use, disk=self._disks.get(name), busy=name in busy)
             found = check_limits(watched.limits, seen[name], hard=watched.hard)
             if found:
                 breaches[name] = found
         return seen, breaches
 
-    def _walk_disks(self, sessions: Mapping[str, Watched], spent: dict[str, float]) -> None:
+    def _walk_disks(self, sessions: Mapping[str, Watched], uses: Mapping[str, SessionUse]) -> set[str]:
+        """Measure some directories. Return the sessions that used the processor since the last call."""
         self._disks = {name: size for name, size in self._disks.items() if name in sessions}
         self._walked = {name: when for name, when in self._walked.items() if name in sessions}
-        wanted = [
-            name
-            for name, watched in sessions.items()
-            if watched.limits.disk_bytes is not None and "disk_bytes" not in watched.hard
-        ]
+        wanted = [name for name, watched in sessions.items() if _supervised(watched)]
         wanted.sort(key=lambda name: self._walked.get(name, 0.0))
-        busy = [name for name in wanted if name in self._spent and spent[name] != self._spent[name]]
-        self._spent = spent
+        busy = [name for name in wanted if name in self._spent and uses[name].cpu_seconds != self._spent[name]]
+        self._spent = {name: use.cpu_seconds for name, use in uses.items()}
         until = time.monotonic() + self._disk_seconds
         for name in busy:
-            self._walk(name, sessions[name])
+            self._walk(name, sessions[name], uses[name])
             if time.monotonic() > until:
                 break
         for name in [name for name in wanted if name not in busy][: self._disks_per_pass]:
-            self._walk(name, sessions[name])
+            self._walk(name, sessions[name], uses[name])
+        return set(busy)
 
-    def _walk(self, name: str, watched: Watched) -> None:
-        self._disks[name] = disk_usage(watched.workdir)
+    def _walk(self, name: str, watched: Watched, use: SessionUse) -> None:
+        # One more than the limit is enough to see that it is exceeded.
+        entries = None if watched.limits.files is None else watched.limits.files + 1
+        # A session may write beside its directory: where its branches will have theirs.
+        beside = str(branches_root(Path(watched.workdir)))
+        self._disks[name] = (
+            measure_directory(watched.workdir, entries=entries)
+            .plus(measure_directory(beside, entries=entries, skip=lambda path: self._is_workdir(f"{beside}/{path}")))
+            .plus(measure_deleted(use.pids, workdir=watched.workdir, home=watched.home))
+        )
         self._walked[name] = time.monotonic()
+
+
+def _supervised(watched: Watched) -> bool:
+    limits = {"disk_bytes": watched.limits.disk_bytes, "files": watched.limits.files}
+    return any(limit is not None and name not in watched.hard for name, limit in limits.items())
 
 
 def hard_limits(words: Mapping[str, str]) -> frozenset[str]:

@@ -21,7 +21,8 @@ from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits, LimitsRequest
 from kernelsvc.model.objects import Checkpoint, Principal
 from kernelsvc.sandbox import branch_dirs
-from kernelsvc.sandbox.watchdog import disk_usage, free_bytes
+from kernelsvc.sandbox.disk_use import measure_directory
+from kernelsvc.sandbox.watchdog import free_bytes
 from kernelsvc.service.creation import SessionCreator
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.registry import SessionRegistry
@@ -204,8 +205,10 @@ async def _report_copying(parent: Session, specs: list[SessionSpec], place: Path
     """Record how many bytes of the directories are copied, until cancelled."""
     while True:
         await asyncio.sleep(REPORT_SECONDS)
-        parts = await asyncio.gather(*(asyncio.to_thread(disk_usage, str(place / spec.id)) for spec in specs))
-        progress = ev.Branching(sessions=[spec.id for spec in specs], copied_bytes=sum(parts), total_bytes=total)
+        parts = await asyncio.gather(*(asyncio.to_thread(measure_directory, str(place / spec.id)) for spec in specs))
+        progress = ev.Branching(
+            sessions=[spec.id for spec in specs], copied_bytes=sum(part.bytes for part in parts), total_bytes=total
+        )
         parent.try_record(progress)
 
 
@@ -216,7 +219,7 @@ def _must_fit(files: Path, specs: list[SessionSpec]) -> int:
         TooLarge: it holds more than a branch may have.
         AtCapacity: the copies would not fit on the disk.
     """
-    size = disk_usage(str(files))
+    size = measure_directory(str(files)).bytes
     most = specs[0].limits.disk_bytes
     if most is not None and size > most:
         raise TooLarge(

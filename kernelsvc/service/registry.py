@@ -163,6 +163,11 @@ class SessionRegistry:
         found = self._open.get(session) or self._closed.get(session)
         return found.principal if found else None
 
+    def workdir(self, session: str) -> str | None:
+        """Return the directory of an open or closed session, or None if there is no such session. For any thread."""
+        found = self._open.get(session)
+        return found.spec.workdir if found else self._closed.workdir(session)
+
     def open_ids(self) -> list[str]:
         """Return the ids of the open sessions."""
         return [*self._open]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Iterable
 
@@ -51,7 +52,7 @@ class ResourceMonitor:
             both.create_task(StoppedKernelDetector(self._registry).run())
 
     async def _measure(self) -> None:
-        watchdog = Watchdog()
+        watchdog = Watchdog(is_workdir=self._is_workdir)
         while True:
             await asyncio.sleep(self._seconds)
             sessions = self._registry.open_sessions()
@@ -71,6 +72,14 @@ class ResourceMonitor:
                     self._usage[name] = used = _usage(use)
                     self._histories.setdefault(name, UsageHistory()).add(time.time(), used)
                     session.on_watchdog(breaches.get(name, []))
+
+    def _is_workdir(self, path: str) -> bool:
+        """Return whether a path is the directory of a session: of a branch, beside its parent's directory.
+
+        Called from the watchdog's thread.
+        """
+        found = self._registry.workdir(os.path.basename(path))
+        return found is not None and os.path.realpath(found) == os.path.realpath(path)
 
     def on_cgroup_event(self, kernels: Iterable[str], limit: str) -> None:
         """Record that Linux enforced a limit on a process of some sessions that is not their kernel.
@@ -133,7 +142,8 @@ def _watched(session: Session) -> Watched | None:
     if session.info is None or not session.info.pid:
         return None
     hard = hard_limits(session.sandbox.limits)
-    return Watched(root=session.info.pid, limits=session.limits, workdir=session.spec.workdir, hard=hard)
+    home = session.kernel.home if session.kernel is not None else ""
+    return Watched(root=session.info.pid, limits=session.limits, workdir=session.spec.workdir, home=home, hard=hard)
 
 
 def _usage(use: SessionUse) -> Usage:
@@ -141,5 +151,6 @@ def _usage(use: SessionUse) -> Usage:
         memory_bytes=use.memory_bytes or use.resident_bytes,
         cpu_seconds=use.cpu_seconds,
         processes=len(use.pids),
-        disk_bytes=use.disk_bytes,
+        disk_bytes=use.disk.bytes if use.disk else None,
+        files=use.disk.files if use.disk else None,
     )

@@ -276,6 +276,7 @@ class KernelLifecycle:
             raise
         if unless_programs and self._machine.programs and not self._machine.paused:
             self._session.handle(AbortSwitch())
+            self._remove_saved()
             raise Conflict("A program has started in the session's sandbox.")
         await self._checkpoints.discard_all()
         await self._end_current(
@@ -291,18 +292,28 @@ class KernelLifecycle:
             raise NotSupported("Only forked kernels can hibernate.")
         fresh = path.with_suffix(".new")
         try:
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                saved = await self._operations.request(lambda: kernel.save(fd))
-                size = os.fstat(fd).st_size
-            finally:
-                os.close(fd)
+            saved, size = await self._write(kernel, fresh)
             fresh.rename(path)
         except OSError as error:
             raise AtCapacity(
                 f"The variables can't be saved ({error.strerror}). Free disk space and try again."
             ) from error
+        finally:
+            # A kernel may keep the descriptor. Without a name, the file counts as one that it has open.
+            fresh.unlink(missing_ok=True)
         return saved, size
+
+    async def _write(self, kernel: Kernel, fresh: Path) -> tuple[SaveResult, int]:
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            saved = await self._operations.request(lambda: kernel.save(fd))
+            return saved, os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+
+    def _remove_saved(self) -> None:
+        if self._saved is not None:
+            self._saved.unlink(missing_ok=True)
 
     async def ensure_running(self) -> None:
         """Resume a hibernated session, or wait until a kernel is attached. For operations other than cells.
@@ -327,8 +338,7 @@ class KernelLifecycle:
             self._session.attach_kernel(kernel, ev.KernelRestarted(why=why, kernel=kernel.info))
             return
         self._session.attach_kernel(kernel, ev.Woken(kernel=kernel.info, lost=loaded.lost))
-        if self._saved is not None:
-            self._saved.unlink(missing_ok=True)
+        self._remove_saved()
 
     async def _load(self, kernel: Kernel) -> SaveResult:
         if self._saved is None:

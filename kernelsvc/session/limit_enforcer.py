@@ -29,8 +29,8 @@ STOPPED = Exit(
     message="The kernel was stopped by a signal (SIGSTOP), could not go on, and was ended",
     signal=signal.SIGKILL,
 )
-#: Growth of files above their limit that is ignored, in bytes.
-DISK_SLACK = 1 * MiB
+#: Growth above a limit that is ignored, by the limits of what a session keeps: bytes, and number of files.
+SLACK = {"disk_bytes": 1 * MiB, "files": 100}
 
 
 class LimitEnforcer:
@@ -46,7 +46,7 @@ class LimitEnforcer:
         self._session = session
         self._machine = machine
         self._limits = limits
-        self._disk: float | None = None
+        self._kept: dict[str, float] = {}
         self._last_finished: str | None = None
         self._counted_for: str | None = None
         self._spared = False
@@ -55,19 +55,24 @@ class LimitEnforcer:
 
     def on_watchdog(self, breaches: Sequence[LimitExceeded]) -> None:
         """Act on the limits that the watchdog found exceeded in its last check. The sequence may be empty."""
-        disk = next((breach.value for breach in breaches if breach.limit == "disk_bytes"), None)
-        first, grown = self._disk is None, disk is not None and disk > (self._disk or 0) + DISK_SLACK
-        self._disk = disk
-        spare = self._spare(grown=grown)
+        kept = {breach.limit: breach.value for breach in breaches if breach.limit in SLACK}
+        first = kept.keys() - self._kept.keys()
+        grown = {name for name, value in kept.items() if name in first or value > self._kept[name] + SLACK[name]}
+        # Files that can't be measured may grow all the time.
+        grown |= {breach.limit for breach in breaches if breach.unseen}
+        self._kept = kept
+        spare = self._spare(grown=bool(grown))
         for breach in breaches:
-            if breach.limit != "disk_bytes":
+            name = breach.limit
+            if name not in SLACK:
                 self._enforce(breach, kill=True)
             elif spare:
-                self._record_once(breach, first=first)
-            elif grown:
+                self._record_once(breach, first=name in first)
+            elif name in grown:
                 # An interrupt can't stop files that grow while no cell runs, so the kernel is ended. But not if a cell
                 # has ended since the last check: its files are found only now.
-                self._enforce(breach, kill=not first and self._last_finished == self._machine.last_finished)
+                quiet = self._last_finished == self._machine.last_finished
+                self._enforce(breach, kill=name not in first and quiet)
             else:
                 continue
             break

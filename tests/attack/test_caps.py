@@ -31,6 +31,7 @@ LIMITS: dict[str, Any] = {
     "cell_seconds": 60,
 }
 FLOOD = 4 * MiB
+SETTINGS = {"KERNELSVC_MAX_CELL_OUTPUT_BYTES": str(FLOOD), "KERNELSVC_WATCH_SECONDS": "0.3"}
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,48 @@ GUEST_LIMITS = [
 ]
 
 
+_WRITE = "    f = open({name}, 'wb')\n    f.write(bytes(1 << 20))\n    f.flush()\n    time.sleep(0.05)\n    {then}\n"
+
+
+def _hidden(name: str, before: str, file: str, then: str) -> Strike:
+    loop = "import os, time\nheld = []\n" + before + "\nfor n in range(400):\n" + _WRITE.format(name=file, then=then)
+    says = "the use can't be compared" if name == "directories nested too deep" else "disk: 20 MiB reached"
+    return Strike(name, loop, "disk_bytes", ("interrupted",), says, {"disk_bytes": 20 * MiB})
+
+
+GUEST_LIMITS += [
+    Strike(
+        "empty files",
+        "import os\nos.mkdir('e')\nfor n in range(60_000): os.close(os.open(f'e/{n}', os.O_CREAT))\n"
+        "import time; time.sleep(10)",
+        "files",
+        ("interrupted",),
+        "files: 20000 reached",
+        {"files": 20_000},
+    ),
+    _hidden("deleted files that are open", "", "'f'", "os.unlink('f'); held.append(f)"),
+    _hidden(
+        "deleted files that are mapped",
+        "import mmap",
+        "'f'",
+        "g = os.open('f', os.O_RDONLY); held.append(mmap.mmap(g, 0, prot=1)); os.close(g); os.unlink('f')",
+    ),
+    _hidden(
+        "paths longer than PATH_MAX",
+        "for _ in range(20): os.mkdir('d' * 250); os.chdir('d' * 250)",
+        "str(n)",
+        "f.close()",
+    ),
+    _hidden("directories nested too deep", "for _ in range(300): os.mkdir('d'); os.chdir('d')", "str(n)", "f.close()"),
+    _hidden(
+        "a directory without permissions",
+        "os.mkdir('m'); os.chdir('m'); here = os.open('.', os.O_RDONLY)",
+        "str(n)",
+        "f.close(); os.chmod('.', 0); time.sleep(0.1); os.fchmod(here, 0o700)",
+    ),
+]
+
+
 class OrdinaryServed(Served):
     """Of a user to whom no cgroup was delegated: rlimits and the watchdog are all there is."""
 
@@ -171,7 +214,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Served]:
         made = OrdinaryServed if ordinary else Served
         if ordinary:
             os.chown(root, UID, UID)
-        served = made(Path(root), env={"KERNELSVC_MAX_CELL_OUTPUT_BYTES": str(FLOOD), "HOME": root})
+        served = made(Path(root), env=SETTINGS | {"HOME": root})
         try:
             yield served.start()
         finally:

@@ -48,6 +48,13 @@ class ClosedSessions:
         """Drop a session from memory, because its directory will be removed."""
         self._kept.pop(session, None)
 
+    def workdir(self, session: str) -> str | None:
+        """Return the directory of a session, from its specification on disk, or None if there is none."""
+        try:
+            return str(self._store.directory(session).read_about()["workdir"])
+        except (NotFound, OSError, KeyError, ValueError):
+            return None
+
     def get(self, session: str) -> Session | None:
         """Return a session, read from its directory if it is not in memory. None if there is none.
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from waiting import wait_for
 
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.sandbox import watchdog
+from kernelsvc.sandbox.disk_use import DiskUse
 from kernelsvc.sandbox.plan import SPARE_TASKS
 from kernelsvc.sandbox.watchdog import (
     ProcessStat,
@@ -23,17 +25,19 @@ from kernelsvc.sandbox.watchdog import (
     Watchdog,
     Watched,
     check_limits,
-    disk_usage,
     group,
     may_exceed_memory,
     walk,
 )
 
-NONE = Limits(memory_bytes=None, processes=None, disk_bytes=None)
+NONE = Limits(memory_bytes=None, processes=None, disk_bytes=None, files=None)
 
 
 def test_nothing_is_judged_without_a_cap_or_a_figure() -> None:
-    assert check_limits(NONE, SessionUse(memory_bytes=1 << 50, tasks=10**6, disk_bytes=1 << 50)) == []
+    assert (
+        check_limits(NONE, SessionUse(memory_bytes=1 << 50, tasks=10**6, disk=DiskUse(bytes=1 << 50, files=1 << 30)))
+        == []
+    )
     assert check_limits(Limits(), SessionUse()) == []
 
 
@@ -44,7 +48,7 @@ def test_a_breach_says_the_figures() -> None:
 
 
 def test_what_linux_holds_is_left_to_linux() -> None:
-    use = SessionUse(memory_bytes=600 * MiB, disk_bytes=600 * MiB)
+    use = SessionUse(memory_bytes=600 * MiB, disk=DiskUse(bytes=600 * MiB))
     limits = Limits(memory_bytes=512 * MiB, disk_bytes=512 * MiB)
     assert [b.limit for b in check_limits(limits, use, hard={"memory_bytes"})] == ["disk_bytes"]
     assert watchdog.hard_limits({"memory_bytes": "hard", "disk_bytes": "supervised"}) == {"memory_bytes"}
@@ -186,24 +190,35 @@ def test_the_disk_of_whoever_computes_is_walked_at_every_pass(tmp_path: Path) ->
             dog.poll(sessions)
             (place / "f").write_bytes(b"x" * 100_000)
             wait_for(lambda: "busy" in dog.poll(sessions)[1], what="a look at it")
-            assert sum(use.disk_bytes is not None for use in dog.poll(sessions)[0].values()) < 11
+            assert sum(use.disk is not None for use in dog.poll(sessions)[0].values()) < 11
             writer.kill()
         sleeper.kill()
 
 
-def test_a_disk_is_counted_by_what_it_holds(tmp_path: Path) -> None:
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "f").write_bytes(b"x" * 50_000)
-    os.link(tmp_path / "d" / "f", tmp_path / "again")
-    with (tmp_path / "sparse").open("wb") as f:
-        f.truncate(1 << 40)
-    (tmp_path / "out").symlink_to("/usr")
-    assert 50_000 < disk_usage(str(tmp_path)) < 200_000
-    assert disk_usage(str(tmp_path / "absent")) == 0
-    assert watchdog.free_bytes(str(tmp_path)) > 0
+def test_a_number_of_files_is_a_limit_beside_their_size() -> None:
+    use = SessionUse(disk=DiskUse(bytes=0, files=60_000))
+    (breach,) = check_limits(Limits(files=50_000), use)
+    assert (breach.limit, breach.message) == ("files", "files: 50000 reached, 60000 used")
+    assert check_limits(Limits(files=60_000), use) == []
 
 
-def test_a_disk_with_endless_names_is_not_walked_endlessly(tmp_path: Path) -> None:
-    for i in range(50):
-        (tmp_path / str(i)).touch()
-    assert disk_usage(str(tmp_path), entries=10) >= 0
+def test_what_cannot_be_measured_is_a_breach_of_whoever_may_be_writing() -> None:
+    use = SessionUse(disk=DiskUse(bytes=1, unseen="a directory can't be read"), busy=True)
+    (breach,) = check_limits(Limits(disk_bytes=100 * MiB), use)
+    assert (breach.limit, breach.unseen) == ("disk_bytes", True)
+    assert breach.message == "disk: the use can't be compared with 100 MiB: a directory can't be read"
+    assert check_limits(Limits(), msgspec.structs.replace(use, busy=False)) == [], "an idle session writes nothing"
+    assert check_limits(Limits(), use, hard={"disk_bytes"}) == []
+    assert check_limits(NONE, use) == []
+
+
+def test_files_beside_the_directory_count_unless_they_are_a_branch_s(tmp_path: Path) -> None:
+    (tmp_path / "user").mkdir()
+    for name in ("branch", "hidden"):
+        (tmp_path / "user.d" / name).mkdir(parents=True)
+        (tmp_path / "user.d" / name / "f").write_bytes(b"x" * 100_000)
+    watched = Watched(root=os.getpid(), limits=Limits(memory_bytes=None), workdir=str(tmp_path / "user"))
+    dog = Watchdog(is_workdir=lambda path: path == str(tmp_path / "user.d" / "branch"))
+    disk = dog.poll({"s": watched})[0]["s"].disk
+    assert disk is not None
+    assert 100_000 <= disk.bytes < 200_000
