@@ -31,6 +31,7 @@ RUN_BYTES = 64 * 1024
 #: Limits of the JSON in a message.
 MAX_DEPTH = 100
 MAX_VALUES = 2_000_000
+MAX_CONTAINERS, MAX_STRINGS = 250_000, 300_000
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NOT_BRACKETS = bytes(b for b in range(256) if b not in b"[]{}")
@@ -284,10 +285,15 @@ def size_error(part: bytes) -> str | None:
     """Return why the server would refuse this JSON, or None. The limits are those of ``protocol.jupyter``."""
     if _shallow(part) and (len(part) <= MAX_VALUES or part.count(b",") <= MAX_VALUES - MAX_DEPTH):
         return None
-    structure = _STRING.sub(b"", part)
-    values = structure.count(b"[") + structure.count(b"{") + structure.count(b",")
-    if values > MAX_VALUES:
-        return f"it holds {values} values and at most {MAX_VALUES} can be sent"
+    structure, strings = _STRING.subn(b"", part)
+    containers = structure.count(b"[") + structure.count(b"{")
+    for count, most, name in (
+        (strings, MAX_STRINGS, "texts and keys"),
+        (containers, MAX_CONTAINERS, "arrays and objects"),
+        (containers + structure.count(b","), MAX_VALUES, "values"),
+    ):
+        if count > most:
+            return f"it holds {count} {name} and at most {most} can be sent"
     depth = 0
     for byte in structure.translate(None, _NOT_BRACKETS):
         depth += 1 if byte in b"[{" else -1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -154,3 +155,32 @@ def test_size_depth_and_number_are_bounded() -> None:
 def test_escapes_in_strings_do_not_confuse_the_depth() -> None:
     tricky = json.dumps({"a": '\\"' * 300 + "[" * 300}).encode()
     assert jupyter.parse_json(tricky)
+
+
+@pytest.mark.parametrize(
+    ("unit", "name"),
+    [(b"[],", "arrays and objects"), (b"{},", "arrays and objects"), (b'{"a":1},', "arrays and objects")],
+)
+def test_many_small_containers_are_refused(unit: bytes, name: str) -> None:
+    text = b"[" + unit * (jupyter.MAX_CONTAINERS - 1) + b"0]"
+    assert len(jupyter.parse_json(text)) == jupyter.MAX_CONTAINERS
+    with pytest.raises(TooLarge, match=name):
+        jupyter.parse_json(b"[" + unit * (jupyter.MAX_CONTAINERS + 1) + b"0]")
+
+
+def test_many_texts_among_brackets_are_refused() -> None:
+    few = b"[[]" + b",[]" * 200
+    assert jupyter.parse_json(few + b',"a"' * jupyter.MAX_STRINGS + b"]")
+    with pytest.raises(TooLarge, match="texts and keys"):
+        jupyter.parse_json(few + b',"a"' * (jupyter.MAX_STRINGS + 1) + b"]")
+
+
+def test_a_text_of_escapes_is_checked_without_going_back() -> None:
+    """Each escape cost 0.2 us and 20 bytes of the regular expression's stack."""
+    text = b'["' + b"[" * 101 + b'\\"' * 4_000_000 + b'"]'
+    tracemalloc.start()
+    try:
+        jupyter.check_json(text)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(text)
+    finally:
+        tracemalloc.stop()

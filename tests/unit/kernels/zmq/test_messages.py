@@ -23,7 +23,7 @@ from kernelsvc.kernels.zmq.messages import (
     encode,
     merge_texts,
 )
-from kernelsvc.protocol.jupyter import MAX_DEPTH, MAX_VALUES
+from kernelsvc.protocol.jupyter import MAX_CONTAINERS, MAX_DEPTH
 
 KEY = HmacKey(b"secret")
 
@@ -70,7 +70,7 @@ def test_the_parent_is_named() -> None:
         (raw(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "deep"),
         (raw(b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"), "deep"),
         (raw(b'{"n":NaN,"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}"), "deep"),
-        (raw(b'{"a":[' + b"[]," * MAX_VALUES + b"[]]}"), "values"),
+        (raw(b'{"a":[' + b"[]," * MAX_CONTAINERS + b"[]]}"), "arrays and objects"),
         (raw(b'{"a":' + b"9" * 5000 + b"}"), "JSON"),
         (raw(header=b"{}"), "msg_type"),
         (raw(header=b'{"msg_type":3}'), "msg_type"),
