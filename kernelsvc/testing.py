@@ -40,6 +40,7 @@ from kernelsvc.errors import NotFound, NotSupported
 from kernelsvc.kernels.exec_process import ExecProcess
 from kernelsvc.kernels.fake import FakeLauncher
 from kernelsvc.kernels.port import Launcher, Sink, StartRequest
+from kernelsvc.kernels.read_budget import ReadPauses
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.model.tokens import record_for
 from kernelsvc.server.app import Server, make_app
@@ -65,6 +66,13 @@ class FakeLaunchers:
 
     def on_cgroup_event(self, callback: Callable[[list[str], str], None]) -> None:
         """Do nothing: no limit is enforced."""
+
+    def on_read_pauses(self, callback: Callable[[ReadPauses], None]) -> None:
+        """Do nothing: fake kernels are not read."""
+
+    def read_statistics(self) -> Mapping[str, float]:
+        """Return no totals."""
+        return {}
 
     async def start(self) -> None:
         """Do nothing: fake kernels need no other process."""

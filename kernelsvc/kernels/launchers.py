@@ -16,6 +16,7 @@ from kernelsvc.kernels import exec_process
 from kernelsvc.kernels.exec_process import ExecProcess
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.port import Launcher, Sink, StartRequest
+from kernelsvc.kernels.read_budget import ReadBudgets, ReadPauses
 from kernelsvc.kernels.zmq.host_processes import HostProcesses
 from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
 from kernelsvc.model.events import SandboxReport
@@ -37,6 +38,12 @@ class KernelLaunchers(Protocol):
 
         Its arguments are the ids of the affected sessions' kernels, and the limit's name.
         """
+
+    def on_read_pauses(self, callback: Callable[[ReadPauses], None]) -> None:
+        """Call ``callback`` when a kernel has sent so much that the server reads it with pauses."""
+
+    def read_statistics(self) -> Mapping[str, float]:
+        """Return the totals of reading from kernels, as metrics: seconds, pauses and seconds of pauses."""
 
     async def start(self) -> None:
         """Prepare to start kernels.
@@ -104,8 +111,9 @@ class Launchers:
     def __init__(self, settings: HostSettings, *, start_host: bool = True) -> None:
         self.host = HostClient(settings, start=start_host)
         self._runtime = runtime = Path(settings.runtime_dir)
-        self._forked = ForkedLauncher(self.host, runtime)
-        self._kernelspec = KernelspecLauncher(HostProcesses(self.host), runtime)
+        self._budgets = ReadBudgets()
+        self._forked = ForkedLauncher(self.host, runtime, self._budgets)
+        self._kernelspec = KernelspecLauncher(HostProcesses(self.host), runtime, budgets=self._budgets)
         self._found: set[Path] = set()
         self._specs: dict[str, str] = {}  # name -> language
         self._specs_at = -SPECS_SECONDS
@@ -113,6 +121,14 @@ class Launchers:
     def on_cgroup_event(self, callback: Callable[[list[str], str], None]) -> None:
         """See ``KernelLaunchers``."""
         self.host.on_limit_hit = callback
+
+    def on_read_pauses(self, callback: Callable[[ReadPauses], None]) -> None:
+        """See ``KernelLaunchers``."""
+        self._budgets.on_pauses = callback
+
+    def read_statistics(self) -> Mapping[str, float]:
+        """See ``KernelLaunchers``."""
+        return self._budgets.statistics()
 
     async def start(self) -> None:
         """Connect to the kernel host, or start one.

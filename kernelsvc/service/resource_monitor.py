@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Iterable
 
+from kernelsvc.kernels.read_budget import ReadPauses
 from kernelsvc.linux import procfs
 from kernelsvc.model.limits import Usage
 from kernelsvc.model.objects import Principal
@@ -92,6 +93,12 @@ class ResourceMonitor:
         for session in self._registry.open_sessions():
             if session.spec.kernel in affected:
                 session.on_cgroup_event(limit)
+
+    def on_read_pauses(self, pauses: ReadPauses) -> None:
+        """Record that a session's kernel sends more than its share, so that the server reads it with pauses."""
+        for session in self._registry.open_sessions():
+            if session.spec.kernel == pauses.kernel:
+                session.on_read_pauses(pauses)
 
     def samples(self, who: Principal, session: str) -> list[UsageSample]:
         """Return the samples of a session's use, the oldest first. The last one is of now.

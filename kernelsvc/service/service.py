@@ -126,6 +126,8 @@ class Service:
         self._adoption = Adoption(registry, self._closed, factory, projections, self._launchers, loads)
         self.usage = ResourceMonitor(registry, settings.watch_seconds)
         self._launchers.on_cgroup_event(self.usage.on_cgroup_event)
+        self._launchers.on_read_pauses(self.usage.on_read_pauses)
+        self.metrics.watch(self._launchers.read_statistics)
         self.environment = SessionEnvironment(registry)
         self.files = SessionFiles(registry, store)
         self.programs = Programs(registry, self.environment, self._launchers)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import msgspec
 
 from kernelsvc.errors import KernelsvcError
+from kernelsvc.kernels.read_budget import ReadPauses
 from kernelsvc.model import limit_causes
 from kernelsvc.model.events import LimitReached, Reason
 from kernelsvc.model.exit_status import Cause, Exit
@@ -29,6 +30,8 @@ STOPPED = Exit(
     message="The kernel was stopped by a signal (SIGSTOP), could not go on, and was ended",
     signal=signal.SIGKILL,
 )
+#: Name of the limit on the share of the server's thread that the output of one kernel may take.
+SERVER_SHARE = "server_share"
 #: Growth above a limit that is ignored, by the limits of what a session keeps: bytes, and number of files.
 SLACK = {"disk_bytes": 1 * MiB, "files": 100}
 
@@ -137,6 +140,25 @@ class LimitEnforcer:
         self._counted_for = last
         if reached is not None and limit not in told:
             self._record(reached)
+
+    def on_read_pauses(self, pauses: ReadPauses) -> None:
+        """Record that the kernel sends more than its share of the server's time allows.
+
+        Not a limit of the cell: the event names no cell, so it does not become the reason of the cell's end.
+        """
+        message = (
+            f"server time: the output of this kernel took {pauses.busy_seconds:.1f} s of the server's thread while "
+            f"other sessions needed it. It is read with pauses now, at most {pauses.share:.0%} of the time"
+        )
+        self._session.try_record(
+            LimitReached(
+                limit=SERVER_SHARE,
+                value=round(pauses.busy_seconds / (pauses.busy_seconds + pauses.paused_seconds), 3),
+                bound=pauses.share,
+                enforced_by="server",
+                message=message,
+            )
+        )
 
     def _record(self, reached: LimitReached) -> None:
         run = self._machine.running

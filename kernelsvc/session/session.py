@@ -13,6 +13,7 @@ from typing import Any
 
 from kernelsvc.errors import Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed
 from kernelsvc.kernels.port import ForkResult, Kernel, StartRequest
+from kernelsvc.kernels.read_budget import ReadPauses
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits, Usage
 from kernelsvc.model.objects import CellInfo, CellRequest, Checkpoint, SessionInfo, SessionState
@@ -352,6 +353,10 @@ class Session(SessionRuntime):
     def on_cgroup_event(self, limit: str) -> None:
         """Record that Linux enforced a limit of the session's cgroup."""
         self.limit_enforcer.on_cgroup_event(limit)
+
+    def on_read_pauses(self, pauses: ReadPauses) -> None:
+        """Record that the server reads the kernel with pauses."""
+        self.limit_enforcer.on_read_pauses(pauses)
 
     def on_kernel_stopped(self) -> None:
         """End a kernel that was stopped by SIGSTOP in the middle of a cell."""

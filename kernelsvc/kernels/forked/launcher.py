@@ -20,6 +20,7 @@ from kernelsvc.kernels.forked.kernel import MAX_REASON, UNREACHABLE, ForkedKerne
 from kernelsvc.kernels.forked.wire_client import WireClient, WireLost
 from kernelsvc.kernels.forked.wire_connection import connect
 from kernelsvc.kernels.port import Sink, StartRequest
+from kernelsvc.kernels.read_budget import ReadBudgets
 from kernelsvc.linux import peer, seqpacket
 from kernelsvc.linux.stopped_process import ResumeIfStopped
 from kernelsvc.linux.tasks import OwnedTasks
@@ -49,10 +50,12 @@ class ForkedLauncher:
     Args:
         host: connection to the kernel host.
         runtime: directory of the kernels' sockets.
+        budgets: the shares of the event loop.
     """
 
-    def __init__(self, host: HostClient, runtime: Path) -> None:
+    def __init__(self, host: HostClient, runtime: Path, budgets: ReadBudgets | None = None) -> None:
         self.host = host
+        self._budgets = budgets or ReadBudgets()
         self._runtime = runtime
         self._tasks = OwnedTasks()
         self._prestarted: dict[str, ForkedKernel] = {}
@@ -147,7 +150,12 @@ class ForkedLauncher:
         path = str(self.path(request.kernel))
         try:
             wire = await WireClient.connect(
-                path, last_frame=last_frame, deadline=seconds, identity=identity, busy_ok=adopting
+                path,
+                last_frame=last_frame,
+                deadline=seconds,
+                identity=identity,
+                busy_ok=adopting,
+                budget=self._budgets.open(request.kernel),
             )
         except BaseException as error:
             os.close(handle.pidfd)

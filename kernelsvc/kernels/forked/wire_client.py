@@ -13,9 +13,12 @@ more is ``lost``.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import socket
+import sys
+import termios
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -28,9 +31,10 @@ from kernelsvc.kernels.forked import wire_parser
 from kernelsvc.kernels.forked.coalescing_reader import CoalescingReader
 from kernelsvc.kernels.forked.reassembly import reassembly
 from kernelsvc.kernels.forked.stdio_pipe import StdioPipe
-from kernelsvc.kernels.forked.wire_connection import READ, WireConnection, connect
+from kernelsvc.kernels.forked.wire_connection import WireConnection, connect
 from kernelsvc.kernels.forked.wire_parser import ACK, CONTROL, HEADER, MESSAGE, WireParser, WireViolation
 from kernelsvc.kernels.port import KernelMessage, Output, StreamText
+from kernelsvc.kernels.read_budget import ReadBudget, ReadBudgets
 from kernelsvc.linux import peer
 from kernelsvc.protocol import jupyter
 
@@ -101,7 +105,9 @@ class WireClient:
         peer_pid: the kernel's pid as Linux reports it (``SO_PEERCRED``), in the server's pid namespace.
     """
 
-    def __init__(self, path: str, connection: WireConnection, *, last_frame: int, max_frame: int) -> None:
+    def __init__(
+        self, path: str, connection: WireConnection, *, last_frame: int, max_frame: int, budget: ReadBudget
+    ) -> None:
         self.peer_pid = connection.peer_pid
         self._path = path
         self._loop = asyncio.get_running_loop()
@@ -112,6 +118,8 @@ class WireClient:
         self._reader: CoalescingReader | None = None  # of the connection
         self._raw: list[StdioPipe] = []
         self._raw_readers: list[CoalescingReader] = []  # one for each pipe
+        self._budget = budget
+        self._pause: asyncio.TimerHandle | None = None  # nothing is read until it fires
         self._loss: WireLost | None = None
         self._undelivered: list[Output] = []
         self._outgoing: deque[tuple[memoryview, list[int]]] = deque()
@@ -146,6 +154,7 @@ class WireClient:
         identity: dict[str, Any] | None = None,
         busy_ok: bool = False,
         max_frame: int = jupyter.MAX_BYTES,
+        budget: ReadBudget | None = None,
     ) -> WireClient:
         """Connect to a kernel, send HELLO and wait for WELCOME. HELLO resumes a checkpoint. Safe to cancel.
 
@@ -158,6 +167,7 @@ class WireClient:
             busy_ok: accept a kernel that answers late because its cell runs C code. ``welcome`` is empty until it
                 answers, messages wait, and requests that the kernel has received already are not sent again.
             max_frame: maximum bytes of one message.
+            budget: the kernel's share of the event loop, which this object closes. None for a kernel alone.
 
         Raises:
             Timeout: no answer in time.
@@ -180,7 +190,11 @@ class WireClient:
                 f"The kernel never sent frame {last_frame}. Another kernel listens in its place.", violation=True
             )
         return cls(
-            path, connection, last_frame=connection.first - 1 if connection.first else last_frame, max_frame=max_frame
+            path,
+            connection,
+            last_frame=connection.first - 1 if connection.first else last_frame,
+            max_frame=max_frame,
+            budget=budget or ReadBudgets().open(path),
         )
 
     @staticmethod
@@ -235,6 +249,8 @@ class WireClient:
         self._loop.call_soon(self._feed_rest)
 
     def _watch(self) -> None:
+        if self._pause is not None:
+            return
         if self._reader is not None:
             self._reader.watch()
         for reader in self._raw_readers:
@@ -251,6 +267,7 @@ class WireClient:
     def _read(self) -> None:
         if self._connection is None or self._undelivered:
             return
+        started = self._loop.time()
         chunk = self._receive()
         if chunk == b"":
             self._connection_ended()
@@ -258,13 +275,27 @@ class WireClient:
             self._feed(chunk)
             if self._only_text and self._reader is not None:
                 self._reader.took_text(len(chunk))
+            self._charge(started)
+
+    def _charge(self, started: float) -> None:
+        """Charge the kernel with a read, and pause if it is over its share."""
+        now = self._loop.time()
+        seconds = self._budget.charge(now - started, now)
+        if seconds and self._pause is None and self._lost is not None:
+            self._unwatch()
+            self._pause = self._loop.call_later(seconds, self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._pause = None
+        if not self._undelivered and self._lost is not None:
+            self._watch()
 
     def _receive(self) -> bytes | None:
         """Return the available bytes, b"" at the end, or None if there are none."""
         if self._connection is None:
             return None
         try:
-            return self._connection.sock.recv(READ)
+            return self._connection.sock.recv(self._budget.read_size)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
@@ -303,9 +334,8 @@ class WireClient:
 
     def _check_partial(self, last: int) -> None:
         self._partial_timer = None
-        if (
-            self._parser.last != last or self._undelivered or not self._parser.pending
-        ):  # it makes progress, or reading is paused
+        # It makes progress, or reading is paused.
+        if self._parser.last != last or self._undelivered or self._pause or not self._parser.pending:
             self._track_partial()
             return
         log.warning(
@@ -338,10 +368,12 @@ class WireClient:
         if self._undelivered:
             return
         pipe, reader = self._raw[number], self._raw_readers[number]
-        text = pipe.read()
+        started = self._loop.time()
+        text = pipe.read(self._budget.read_size)
         if text is not None:
             self._deliver_batch([text])
             reader.took_text(len(text.text))
+            self._charge(started)
         elif pipe.ended:
             reader.unwatch()
 
@@ -393,16 +425,20 @@ class WireClient:
     def drain(self) -> bool:
         """Deliver everything that can be read now. For a process that has ended.
 
+        A child of it may have the socket, too, and send more all the time. That is not read.
+
         Returns:
             False if ``deliver`` refused a batch. Call it again after ``resume``.
         """
-        while self._connection is not None and self._lost is not None and not self._undelivered:
+        remaining = 0 if self._connection is None else _readable_bytes(self._connection.sock)
+        while remaining > 0 and self._connection is not None and self._lost is not None and not self._undelivered:
             try:
-                chunk = self._connection.sock.recv(READ)
+                chunk = self._connection.sock.recv(min(remaining, self._budget.read_size))
             except OSError:
                 break
             if not chunk:
                 break
+            remaining -= len(chunk)
             self._feed(chunk)
         if not self._undelivered and self._lost is not None:
             self._deliver_batch([text for pipe in self._raw for text in pipe.drain()])
@@ -627,6 +663,10 @@ class WireClient:
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        self._budget.close()
         self._unwatch()
         self._lost = self._deliver = None
         self._disconnect()
@@ -635,6 +675,14 @@ class WireClient:
         for waiting in self._controls.values():
             if not waiting.done():
                 waiting.set_exception(KernelDead("The kernel has ended. Restart the session."))
+
+
+def _readable_bytes(sock: socket.socket) -> int:
+    """Return the bytes in the socket's queue (unix(7), ``SIOCINQ``, which is FIONREAD), or 0 if it is closed."""
+    try:
+        return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def _mid_line(item: Output) -> bool:

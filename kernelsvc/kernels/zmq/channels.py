@@ -31,11 +31,14 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from kernelsvc.kernels.port import KernelMessage
+from kernelsvc.kernels.read_budget import MAX_READ, ReadBudget
 from kernelsvc.kernels.zmq.messages import MAX_PARTS, Channel, HmacKey, InvalidMessage, decode
 from kernelsvc.kernels.zmq.metering_proxy import MeteringProxy
 
 #: Maximum messages in one slice, after which the event loop continues.
 SLICE_MESSAGES = 256
+#: The same for a kernel whose messages take long.
+MIN_SLICE = 16
 #: Bytes in one slice, about.
 SLICE_BYTES = 4 * 1024 * 1024
 #: Seconds of continuous draining after which the kernel is stopped.
@@ -56,11 +59,13 @@ class ChannelAddresses:
         path: prefix of the sockets' paths.
         ports: number of each channel's socket.
         identity: routing id of the server, the same after a restart.
+        pid: of the kernel. None does not check which process listens.
     """
 
     path: str
     ports: dict[Channel, int]
     identity: str
+    pid: int | None = None
 
     def socket(self, channel: Channel) -> str:
         """Return the path of a channel's socket."""
@@ -79,6 +84,7 @@ class Channels:
         addresses: of the sockets.
         key: signs the messages of both sides.
         max_message_bytes: a larger message ends its connection.
+        budget: the kernel's share of the event loop, which the caller closes.
         on_messages: receives the messages of one drain, in order for each channel, iopub first.
         on_invalid: the kernel broke the protocol. Nothing more is read.
         on_lag: stops (True) and continues (False) the kernel.
@@ -96,6 +102,7 @@ class Channels:
         key: HmacKey,
         *,
         max_message_bytes: int,
+        budget: ReadBudget,
         on_messages: Callable[[list[KernelMessage]], None],
         on_invalid: Callable[[str], None],
         on_lag: Callable[[bool], None],
@@ -104,6 +111,9 @@ class Channels:
         self.disconnected = asyncio.Event()
         self._key = key
         self._max = max_message_bytes
+        self._budget = budget
+        self._hold: asyncio.TimerHandle | None = None  # nothing is read until it fires
+        self._held = False  # the proxies don't read from the kernel
         self._on_messages, self._on_invalid = on_messages, on_invalid
         self._on_lag, self._on_disconnect = on_lag, on_disconnect
         self._loop = asyncio.get_running_loop()
@@ -133,7 +143,9 @@ class Channels:
             self._loop.add_reader(monitor.FD, self._wake)
         # The proxy accepts the connection before the kernel listens, so libzmq must not limit the handshake.
         socket.set(zmq.HANDSHAKE_IVL, 0)
-        proxy = self._proxies[channel] = MeteringProxy(addresses.socket(channel), self._max, self._invalid)
+        proxy = self._proxies[channel] = MeteringProxy(
+            addresses.socket(channel), self._max, self._invalid, family=addresses.pid
+        )
         socket.connect(proxy.url)
         self._sockets[channel] = socket
         self._loop.add_reader(socket.FD, self._wake)
@@ -164,7 +176,7 @@ class Channels:
         self._wake()
 
     def _wake(self) -> None:
-        if self._scheduled is None and not self._closed:
+        if self._scheduled is None and self._hold is None and not self._closed:
             self._scheduled = self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
@@ -174,10 +186,32 @@ class Channels:
         self._watch_monitors()
         if self._paused:
             return
+        started = self._loop.time()
         empty = self._slice()
+        now = self._loop.time()
+        seconds = self._budget.charge(now - started, now)
         self._check_lag(empty)
-        if not empty:
+        if seconds and not self._closed:
+            self._hold = self._loop.call_later(seconds, self._end_hold)
+            self._update_proxies()
+        elif not empty:
             self._wake()
+
+    def _end_hold(self) -> None:
+        self._hold = None
+        self._update_proxies()
+        self._wake()
+
+    def _update_proxies(self) -> None:
+        """Stop or continue the flow into libzmq's buffers, which have no limit.
+
+        The signal that stops the kernel may take a while, and does not reach a process that left the session.
+        """
+        on = self.lagging or self._hold is not None
+        if on != self._held:
+            self._held = on
+            for proxy in self._proxies.values():
+                proxy.hold(on)
 
     def _slice(self) -> bool:
         """Read and deliver one slice. Return whether all sockets are empty."""
@@ -202,7 +236,8 @@ class Channels:
 
         Return the bytes left in the slice, or 0 if it is full.
         """
-        while space > 0 and len(messages) < SLICE_MESSAGES:
+        most = max(MIN_SLICE, SLICE_MESSAGES * self._budget.read_size // MAX_READ)
+        while space > 0 and len(messages) < most:
             try:
                 parts, size = self._parts(socket)
             except zmq.Again:
@@ -232,9 +267,11 @@ class Channels:
         lagging = self._behind_since is not None and now - self._behind_since > LAG_SECONDS
         if lagging and not self.lagging:
             self.lagging = True
+            self._update_proxies()
             self._on_lag(True)
         elif empty and self.lagging:
             self.lagging = False
+            self._update_proxies()
             self._on_lag(False)
 
     # -- the end ------------------------------------------------------------------------
@@ -270,6 +307,8 @@ class Channels:
         self.disconnected.set()
         if self._scheduled is not None:
             self._scheduled.cancel()
+        if self._hold is not None:
+            self._hold.cancel()
         for channel, socket in self._sockets.items():
             if channel in self._monitors:
                 monitor = self._monitors[channel]

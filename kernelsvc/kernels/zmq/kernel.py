@@ -36,6 +36,7 @@ import zmq
 
 from kernelsvc.errors import NotSupported
 from kernelsvc.kernels.port import ForkResult, KernelMessage, Output, SaveResult, Sink, StartRequest, StreamText
+from kernelsvc.kernels.read_budget import ReadBudget, ReadBudgets
 from kernelsvc.kernels.zmq.channels import Channels, Sending
 from kernelsvc.kernels.zmq.messages import ReplyOrdering, encode, merge_texts
 from kernelsvc.kernels.zmq.processes import Processes, Started
@@ -87,6 +88,7 @@ class ZmqKernel:
         processes: runs its process.
         sink: receives the output and the end.
         max_message_bytes: a larger message ends the kernel.
+        budget: the kernel's share of the event loop, which this object closes. None for a kernel alone.
     """
 
     forkable = False
@@ -102,7 +104,9 @@ class ZmqKernel:
         sink: Sink,
         *,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        budget: ReadBudget | None = None,
     ) -> None:
+        self._budget = budget or ReadBudgets().open(record.kernel)
         self.info = KernelInfo(
             kind="cold", pid=started.pid, id=record.kernel, language=record.language, python=record.python
         )
@@ -130,18 +134,19 @@ class ZmqKernel:
         self._tasks = OwnedTasks(self._loop)
         self._ending: asyncio.Task[None] | None = None
         self._written_ids: list[str] = []
-        addresses, self._key = addresses_of(runtime_dir, record)
+        addresses, self._key = addresses_of(runtime_dir, record, started.pid)
         self._channels = Channels(
             _context(),
             addresses,
             self._key,
             max_message_bytes=max_message_bytes,
+            budget=self._budget,
             on_messages=self._on_messages,
             on_invalid=self._violation,
             on_lag=lambda lags: self._stop("lag", lags),
             on_disconnect=self._on_disconnect,
         )
-        self._raw = StdioFifos(runtime_dir, self._on_raw)
+        self._raw = StdioFifos(runtime_dir, self._on_raw, self._budget)
 
     # -- requests --------------------------------------------------------------------------
 
@@ -445,6 +450,7 @@ class ZmqKernel:
             answer.cancel()
         self._channels.close()
         self._raw.close()
+        self._budget.close()
         if self._pidfd >= 0:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)

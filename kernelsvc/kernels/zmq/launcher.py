@@ -20,6 +20,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from kernelsvc.errors import Internal, KernelDead, NotFound, NotSupported, Timeout
 from kernelsvc.host.client import HostClient
 from kernelsvc.kernels.port import Kernel, Sink, StartRequest
+from kernelsvc.kernels.read_budget import ReadBudgets
 from kernelsvc.kernels.zmq.host_processes import HostProcesses
 from kernelsvc.kernels.zmq.kernel import MAX_MESSAGE_BYTES, ZmqKernel
 from kernelsvc.kernels.zmq.processes import HostProvisioner, Processes, ProcessRequest, Started, ZmqKernelManager
@@ -46,6 +47,7 @@ class KernelspecLauncher:
         kernel_dirs: directories of kernelspecs, or None for Jupyter's path.
         start_seconds: time to the first answer.
         max_message_bytes: maximum size of a message.
+        budgets: the shares of the event loop.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class KernelspecLauncher:
         kernel_dirs: Sequence[str] | None = None,
         start_seconds: float = START_SECONDS,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        budgets: ReadBudgets | None = None,
     ) -> None:
+        self._budgets = budgets or ReadBudgets()
         self._runtime = runtime
         self._processes = HostProcesses(processes) if isinstance(processes, HostClient) else processes
         self._specs = KernelSpecManager() if kernel_dirs is None else KernelSpecManager(kernel_dirs=list(kernel_dirs))
@@ -111,7 +115,7 @@ class KernelspecLauncher:
                 started = await self._launch(manager, request, runtime_dir, fds)
                 record = _record(request.kernel, manager.get_connection_info(), spec)
                 runtime_dir.write_record(record)
-                kernel = ZmqKernel(runtime_dir, record, started, self._processes, sink, max_message_bytes=self._max)
+                kernel = self._connect(runtime_dir, record, started, sink)
             await self._get_ready(kernel)
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(self._undo(request.kernel, runtime_dir, kernel)))
@@ -158,6 +162,14 @@ class KernelspecLauncher:
         assert provisioner.started is not None
         return provisioner.started
 
+    def _connect(
+        self, runtime_dir: KernelRuntimeDir, record: ZmqKernelRecord, started: Started, sink: Sink
+    ) -> ZmqKernel:
+        budget = self._budgets.open(record.kernel)
+        return ZmqKernel(
+            runtime_dir, record, started, self._processes, sink, max_message_bytes=self._max, budget=budget
+        )
+
     async def _get_ready(self, kernel: ZmqKernel) -> None:
         """Wait until the kernel is ready. Raise if it ends or takes too long."""
         ready = asyncio.ensure_future(kernel.wait_ready())
@@ -193,7 +205,7 @@ class KernelspecLauncher:
             await self._processes.end(request.kernel)
             runtime_dir.remove()
             return None
-        kernel = ZmqKernel(runtime_dir, record, started, self._processes, sink, max_message_bytes=self._max)
+        kernel = self._connect(runtime_dir, record, started, sink)
         kernel.continue_adopted()
         return kernel
 

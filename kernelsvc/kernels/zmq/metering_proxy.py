@@ -24,11 +24,14 @@ from kernelsvc.kernels.zmq.messages import MAX_PARTS, MAX_ROUTING, InvalidMessag
 from kernelsvc.linux import peer
 from kernelsvc.linux.acceptor import Acceptor
 from kernelsvc.linux.tasks import OwnedTasks
+from kernelsvc.linux.unix_socket import connect_nofollow
 
 #: Maximum bytes that are forwarded in one write.
 CHUNK = 256 * 1024
 #: Seconds between attempts to connect to a kernel that is starting.
 RETRY_SECONDS = 0.01
+#: Share of the time that counting may take, bytes that are counted at a time, and seconds after which it pauses.
+METER_SHARE, METER_STEP, METER_SECONDS = 0.25, 4096, 0.001
 #: Seconds for the last requests to reach a kernel, when libzmq has closed its end.
 LINGER_SECONDS = 1.0
 
@@ -147,9 +150,13 @@ class MeteringProxy:
         path: of the kernel's Unix socket, which may not exist yet.
         max_bytes: maximum size of one message.
         on_invalid: called once on the server's loop if the kernel broke a limit. The connection is closed then.
+        family: pid of the kernel's process, whose family must be the listener. None does not check.
     """
 
-    def __init__(self, path: str, max_bytes: int, on_invalid: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: str, max_bytes: int, on_invalid: Callable[[str], None], *, family: int | None = None
+    ) -> None:
+        self._family = family
         self._path, self._max_bytes, self._on_invalid = path, max_bytes, on_invalid
         self._owner_loop = asyncio.get_running_loop()
         self._name = f"kernelsvc-{secrets.token_hex(16)}"
@@ -160,6 +167,8 @@ class MeteringProxy:
         self._loop = _runner.acquire()
         self._tasks = OwnedTasks(self._loop)
         self._acceptor: Acceptor | None = None
+        self._running = asyncio.Event()
+        self._running.set()
         self._loop.call_soon_threadsafe(self._open)
 
     @property
@@ -172,6 +181,11 @@ class MeteringProxy:
         if not self._closed:
             self._closed = True
             self._loop.call_soon_threadsafe(self._loop.create_task, self._close())
+
+    def hold(self, on: bool) -> None:
+        """Stop or continue to read from the kernel, whose writes block meanwhile."""
+        if not self._closed:
+            self._loop.call_soon_threadsafe(self._running.clear if on else self._running.set)
 
     def _open(self) -> None:
         self._acceptor = Acceptor(self._listener, self._accept, self._loop)
@@ -196,26 +210,42 @@ class MeteringProxy:
         self._tasks.start(self._serve(connection))
 
     async def _serve(self, connection: socket.socket) -> None:
-        with connection, await self._reach() as kernel:
-            down = self._loop.create_task(self._pump(kernel, connection, ZmtpMeter(self._max_bytes)))
-            up = self._loop.create_task(self._pump(connection, kernel, None))
-            # When libzmq closes its end, both directions end. When the kernel ends, its remaining data is forwarded.
-            up.add_done_callback(lambda done: down.cancel() if not done.cancelled() and done.result() else None)
+        with connection:
             try:
-                await asyncio.wait([down])
-            finally:
-                for task in (up, down):
-                    task.cancel()
-                await asyncio.wait([up, down])
-            if not down.cancelled() and isinstance(error := down.exception(), InvalidMessage):
-                self._invalid(str(error))
+                kernel = await self._reach()
+            except PermissionError as refused:
+                self._invalid(f"the path of its socket is not a socket of this session ({refused.strerror})")
+                return
+            with kernel:
+                await self._forward(connection, kernel)
+
+    async def _forward(self, connection: socket.socket, kernel: socket.socket) -> None:
+        down = self._loop.create_task(self._pump(kernel, connection, ZmtpMeter(self._max_bytes)))
+        up = self._loop.create_task(self._pump(connection, kernel, None))
+        # When libzmq closes its end, both directions end. When the kernel ends, its remaining data is forwarded.
+        up.add_done_callback(lambda done: down.cancel() if not done.cancelled() and done.result() else None)
+        try:
+            await asyncio.wait([down])
+        finally:
+            for task in (up, down):
+                task.cancel()
+            await asyncio.wait([up, down])
+        if not down.cancelled() and isinstance(error := down.exception(), InvalidMessage):
+            self._invalid(str(error))
 
     async def _reach(self) -> socket.socket:
-        """Connect to the kernel when it listens. Safe to cancel."""
+        """Connect to the kernel when it listens. Safe to cancel.
+
+        Raises:
+            PermissionError: the path leads to a socket that is not the kernel's.
+        """
         while True:
             kernel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
-                kernel.connect(self._path)
+                connect_nofollow(kernel, self._path, family=self._family)
+            except PermissionError:
+                kernel.close()
+                raise
             except OSError:
                 kernel.close()
                 await asyncio.sleep(RETRY_SECONDS)
@@ -227,7 +257,21 @@ class MeteringProxy:
         with contextlib.suppress(OSError):
             while data := await self._loop.sock_recv(source, CHUNK):
                 if meter is not None:
-                    meter.feed(data)
+                    await self._meter(meter, data)
                 await self._loop.sock_sendall(target, data)
             return True
         return False
+
+    async def _meter(self, meter: ZmtpMeter, data: bytes) -> None:
+        """Count data from the kernel, at most for ``METER_SHARE`` of the time, and wait while the proxy is held.
+
+        This thread and the event loop take turns with the interpreter's lock. Many small frames in each chunk would
+        make every turn of the event loop wait for it (``sys.setswitchinterval``).
+        """
+        started = self._loop.time()
+        for at in range(0, len(data), METER_STEP):
+            meter.feed(data[at : at + METER_STEP])
+            if (busy := self._loop.time() - started) > METER_SECONDS:
+                await asyncio.sleep(busy * (1 / METER_SHARE - 1))
+                started = self._loop.time()
+        await self._running.wait()

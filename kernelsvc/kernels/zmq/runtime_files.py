@@ -29,6 +29,7 @@ from typing import Any, Literal
 import msgspec
 
 from kernelsvc.errors import Internal
+from kernelsvc.kernels.read_budget import ReadBudget
 from kernelsvc.kernels.zmq.channels import ChannelAddresses
 from kernelsvc.kernels.zmq.messages import HmacKey
 from kernelsvc.linux import atomic_file
@@ -161,20 +162,31 @@ class KernelRuntimeDir:
             return []
 
 
-def addresses_of(runtime_dir: KernelRuntimeDir, record: ZmqKernelRecord) -> tuple[ChannelAddresses, HmacKey]:
+def addresses_of(runtime_dir: KernelRuntimeDir, record: ZmqKernelRecord, pid: int) -> tuple[ChannelAddresses, HmacKey]:
     """Return the addresses of the kernel's sockets, from the server's own record, and the key."""
     ports: dict[Any, int] = dict(record.ports)
     return (
-        ChannelAddresses(path=runtime_dir.socket_prefix, ports=ports, identity=record.identity),
+        ChannelAddresses(path=runtime_dir.socket_prefix, ports=ports, identity=record.identity, pid=pid or None),
         HmacKey(record.key.encode(), record.scheme),
     )
 
 
 class StdioFifos:
-    """Reads the text that C code and subprocesses write to descriptors 1 and 2. Owns its descriptors."""
+    """Reads the text that C code and subprocesses write to descriptors 1 and 2. Owns its descriptors.
 
-    def __init__(self, runtime_dir: KernelRuntimeDir, on_text: Callable[[StreamName, str], None]) -> None:
+    Args:
+        runtime_dir: has the FIFOs.
+        on_text: receives the text.
+        budget: the kernel's share of the event loop, which the caller closes.
+    """
+
+    def __init__(
+        self, runtime_dir: KernelRuntimeDir, on_text: Callable[[StreamName, str], None], budget: ReadBudget
+    ) -> None:
         self._on_text = on_text
+        self._budget = budget
+        self._hold: asyncio.TimerHandle | None = None  # nothing is read until it fires
+        self._paused = False
         self._loop = asyncio.get_running_loop()
         names: tuple[StreamName, ...] = ("stdout", "stderr")
         self._fds = {name: runtime_dir.reader_fd(name) for name in names}
@@ -184,18 +196,35 @@ class StdioFifos:
 
     def pause(self) -> None:
         """Stop reading. A full FIFO blocks the kernel."""
+        self._paused = True
+        self._unwatch()
+
+    def _unwatch(self) -> None:
         for fd in self._fds.values():
             self._loop.remove_reader(fd)
 
     def resume(self) -> None:
         """Continue to read."""
-        for name, fd in self._fds.items():
-            self._loop.add_reader(fd, self._on_readable, name)
+        self._paused = False
+        if self._hold is None:
+            for name, fd in self._fds.items():
+                self._loop.add_reader(fd, self._on_readable, name)
 
     def _on_readable(self, name: StreamName) -> None:
+        started = self._loop.time()
         text = self._read(name)
         if text:
             self._on_text(name, text)
+        now = self._loop.time()
+        seconds = self._budget.charge(now - started, now)
+        if seconds and self._hold is None:
+            self._unwatch()
+            self._hold = self._loop.call_later(seconds, self._end_hold)
+
+    def _end_hold(self) -> None:
+        self._hold = None
+        if not self._paused:
+            self.resume()
 
     def _read(self, name: StreamName) -> str:
         """Return one slice, decoded, or "" if there is none."""
@@ -217,6 +246,8 @@ class StdioFifos:
     def close(self) -> None:
         """Close the descriptors. Idempotent."""
         self.pause()
+        if self._hold is not None:
+            self._hold.cancel()
         fds, self._fds = self._fds, {}
         for fd in fds.values():
             with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ import zmq
 from waiting import wait_until
 
 from kernelsvc.kernels.port import KernelMessage
+from kernelsvc.kernels.read_budget import ReadBudgets
 from kernelsvc.kernels.zmq import channels as cold_channels
 from kernelsvc.kernels.zmq.channels import MAX_WAITING_REQUESTS, ChannelAddresses, Channels
 from kernelsvc.kernels.zmq.messages import DELIMITER, MAX_PARTS, HmacKey, encode
@@ -83,6 +84,7 @@ async def pair(short_tmp: Path, context: zmq.Context[zmq.Socket[bytes]]) -> Asyn
         addresses,
         KEY,
         max_message_bytes=MAX_BYTES,
+        budget=ReadBudgets().open("k"),
         on_messages=heard.messages.extend,
         on_invalid=heard.garbled.append,
         on_lag=heard.lags.append,
@@ -189,6 +191,7 @@ async def test_closing_twice_frees_the_descriptors(short_tmp: Path) -> None:
         addresses,
         KEY,
         max_message_bytes=1,
+        budget=ReadBudgets().open("k"),
         on_messages=heard.messages.extend,
         on_invalid=heard.garbled.append,
         on_lag=heard.lags.append,

@@ -12,6 +12,7 @@ import pytest
 from waiting import wait_until
 
 from kernelsvc.errors import Internal
+from kernelsvc.kernels.read_budget import ReadBudgets
 from kernelsvc.kernels.zmq.runtime_files import OPEN_BYTES, KernelRuntimeDir, StdioFifos, ZmqKernelRecord, addresses_of
 
 RECORD = ZmqKernelRecord(
@@ -44,7 +45,7 @@ def test_the_record_is_kept(place: KernelRuntimeDir, short_tmp: Path) -> None:
     assert place.read_record() is None
     place.write_record(RECORD)
     assert KernelRuntimeDir(short_tmp, "k1").read_record() == RECORD
-    connection, key = addresses_of(place, RECORD)
+    connection, key = addresses_of(place, RECORD, 7)
     assert connection.url("iopub") == f"ipc://{place.socket_prefix}-2"
     assert len(key.sign([b"x"])) == 64
 
@@ -93,7 +94,7 @@ async def test_raw_output_waits_while_nobody_reads_and_is_decoded_across_reads(p
     kernel = place.kernel_fd("stdout")
     os.write(kernel, "früh ".encode())
     heard: list[tuple[str, str]] = []
-    raw = StdioFifos(place, lambda name, text: heard.append((name, text)))
+    raw = StdioFifos(place, lambda name, text: heard.append((name, text)), ReadBudgets().open("k"))
     try:
         await wait_until(lambda: heard)
         os.write(kernel, b"\xc3")
@@ -109,7 +110,7 @@ async def test_paused_raw_output_blocks_the_writer(place: KernelRuntimeDir) -> N
     kernel = place.kernel_fd("stderr")
     os.set_blocking(kernel, False)
     heard: list[str] = []
-    raw = StdioFifos(place, lambda name, text: heard.append(text))
+    raw = StdioFifos(place, lambda name, text: heard.append(text), ReadBudgets().open("k"))
     try:
         raw.pause()
         written = 0
@@ -129,7 +130,7 @@ async def test_paused_raw_output_blocks_the_writer(place: KernelRuntimeDir) -> N
 async def test_the_rest_is_given_and_the_end_of_all_writers_is_quiet(place: KernelRuntimeDir) -> None:
     kernel = place.kernel_fd("stdout")
     heard: list[str] = []
-    raw = StdioFifos(place, lambda name, text: heard.append(text))
+    raw = StdioFifos(place, lambda name, text: heard.append(text), ReadBudgets().open("k"))
     os.write(kernel, b"last")
     os.close(kernel)
     assert raw.read_rest() == [("stdout", "last")]

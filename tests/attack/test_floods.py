@@ -1,0 +1,137 @@
+"""One session sends without end, and the server's thread must still serve the others.
+
+Each flood is what a session can really send: frames on its own wire that leave no trace in the log, frames that cost
+much for their size, and text. A second session's cells must be answered meanwhile, and the
+server must have put on record that it made the flood wait. Every flood ends by itself.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from served import QUICK, Served
+from waiting import wait_for
+
+from attack.test_caps import events
+from attack.test_descriptors import ANSWER, Guarded, attacking
+from kernelsvc.kernels.read_budget import TOTAL_SHARE
+from kernelsvc.session.limit_enforcer import SERVER_SHARE
+
+pytestmark = pytest.mark.timeout(120)
+
+#: Seconds that a flood lasts.
+FLOOD = 3
+#: Cells of the other session that must be answered meanwhile.
+CELLS = 5
+
+#: Speaks the wire in place of the kernel: frames without end, with the right numbers.
+FRAMES = """
+import itertools
+def message(content):
+    parts = [b"iopub", b'{"msg_id":"a","msg_type":"unheard_of"}', b"{}", b"{}", content]
+    offsets = itertools.accumulate([8 * 7] + [len(part) for part in parts])
+    return struct.pack("<7Q", 6, *offsets) + b"".join(parts)
+def go():
+    time.sleep(.3)
+    k = w._conn.sock; w._conn = w._send_now = None; k.setblocking(True)
+    frame, number, end = struct.Struct("<IBQ"), w.outbox.last, time.time() + SECONDS
+    while time.time() < end:
+        parts = []
+        for _ in range(BATCH):
+            number += 1
+            payload = PAYLOAD
+            parts.append(frame.pack(len(payload), KIND, number) + payload)
+        k.sendall(b"".join(parts))
+threading.Thread(target=go, daemon=True).start()
+"""
+
+
+def frames(kind: int, payload: str, batch: int) -> str:
+    return FRAMES.replace("KIND", str(kind)).replace("PAYLOAD", payload).replace("BATCH", str(batch))
+
+
+FLOODS = {
+    "replies to no request": frames(6, "b'{\"request\":0}'", 2000),
+    "messages of an unknown type": frames(2, "message(b'{}')", 500),
+    "empty texts of both streams": frames(5, "bytes((1 + number % 2, 0, 0))", 2000),
+    "large messages of small objects": frames(2, "LARGE", 1).replace(
+        "def go", "LARGE = message(b'{\"a\":[' + b'{\"a\":1},' * 200_000 + b'0]}')\ndef go"
+    ),
+    "prints": """
+def go():
+    end = time.time() + SECONDS
+    while time.time() < end: print("x" * 80)
+threading.Thread(target=go, daemon=True).start()
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True) as root:
+        served = Guarded(Path(root), env={"HOME": root, **QUICK})
+        try:
+            yield served.start()
+        finally:
+            served.stop()
+
+
+def metric(server: Served, name: str) -> float:
+    with urllib.request.urlopen(server.url + "/metrics", timeout=ANSWER) as answer:
+        found = re.search(rf"^kernelsvc_{name} (\S+)$", answer.read().decode(), re.MULTILINE)
+    assert found is not None, name
+    return float(found[1])
+
+
+@pytest.mark.parametrize("code", FLOODS.values(), ids=FLOODS)
+def test_a_flood_waits_and_the_others_are_served(server: Served, code: str) -> None:
+    pauses, busy, started = (
+        metric(server, "kernel_read_pauses"),
+        metric(server, "kernel_read_seconds"),
+        time.monotonic(),
+    )
+    with attacking(server, code.replace("SECONDS", str(FLOOD))) as (_, bystander):
+        before = bystander.answered
+        wait_for(lambda: metric(server, "kernel_read_pauses") > pauses, deadline=30, what="a pause of the flood")
+        bystander.wait(lambda: bystander.answered >= before + CELLS, what="the other session's answers")
+        share = (metric(server, "kernel_read_seconds") - busy) / (time.monotonic() - started)
+    assert share < TOTAL_SHARE
+
+
+def test_a_long_flood_is_on_record_in_its_session(server: Served) -> None:
+    code = FLOODS["messages of an unknown type"].replace("SECONDS", "15")
+    with attacking(server, code) as (session, bystander):
+        (found,) = bystander.wait(
+            lambda: [each for each in events(server, session.id, "limit_reached") if each["limit"] == SERVER_SHARE],
+            what="the event",
+        )
+    assert found["enforced_by"] == "server"
+    assert "read with pauses" in found["message"]
+    assert found.get("cell") is None
+
+
+def test_a_child_that_floods_does_not_outlast_its_kernel(server: Served) -> None:
+    """The kernel's process has ended, and its child writes to the same socket faster than it can be read."""
+    code = (
+        frames(2, "message(b'{}')", 500)
+        .replace("SECONDS", "8")
+        .replace(
+            "    frame, number",
+            "    k = socket.socket(fileno=os.dup(k.fileno())); last = w.outbox.last\n    FORK\n    frame, number",
+        )
+        .replace("w.outbox.last, time", "last, time")
+        .replace(
+            "FORK",
+            "parent = os.getpid()\n    if os.fork(): return\n    threading.Timer(2, os.kill, (parent, 9)).start()",
+        )
+    )
+    with attacking(server, code) as (session, bystander):
+        bystander.wait(lambda: events(server, session.id, "kernel_died"), what="the kernel's end")
+        before = bystander.answered
+        bystander.wait(lambda: bystander.answered >= before + CELLS, what="the other session's answers")
