@@ -55,6 +55,7 @@ from traitlets import Bool, Type, default  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
 from kernelsvc.guest import exit_calls  # noqa: E402
+from kernelsvc.guest.debugger import KernelDebugger, available  # noqa: E402
 from kernelsvc.guest.display import DisplayHook, SelectiveFormatter  # noqa: E402
 from kernelsvc.guest.plain_cells import PlainCellDetector  # noqa: E402
 
@@ -419,10 +420,13 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         #: Ids of cells that waited when an earlier cell failed (``stop_on_error``).
         self._aborted: set[str] = set()
         self.flush_c: Callable[[], None] = lambda: None
+        self.debugging = KernelDebugger(self)
         super().__init__(**kwargs)
         self.shell_channel_thread = types.SimpleNamespace(parent_thread=threading.main_thread())
         self.shell_handlers[VARIABLES_REQUEST] = self.variables_request
         self.shell_handlers[ENVIRONMENT_REQUEST] = self.environment_request
+        for action in ("create", "delete", "list"):  # Subshells are threads: see docs/adr/0015. They are refused.
+            del self.control_handlers[f"{action}_subshell_request"]
 
     @property
     def foreign(self) -> bool:
@@ -631,6 +635,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         wire = self.session.wire
         if wire is None or wire.foreign:
             raise KeyboardInterrupt
+        self.debugging.resume_stopped()
         wire.run_unlocked(self.gate.deliver)
 
     @contextlib.contextmanager
@@ -705,6 +710,15 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         """Return whether the code is complete."""
         return _resolved(super().do_is_complete(code))
 
+    async def do_debug_request(self, msg: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request for the debugger."""
+        return await self.debugging.answer(msg) if available() else {}
+
+    @property
+    def kernel_info(self) -> dict[str, Any]:
+        """The content of ``kernel_info_reply``. ipykernel imports debugpy to find out whether it is installed."""
+        return {**super().kernel_info, "supported_features": ["debugger"] if available() else []}
+
     def do_shutdown(self, restart: bool) -> Any:
         """End the code that calls it. ipykernel would end the kernel.
 
@@ -774,6 +788,7 @@ def make_kernel() -> ForkableKernel:
     kernel.shell.plain = PlainCellDetector(kernel.shell)
     exit_calls.without_advice()
     # The plain ``pdb.Pdb`` continues after a KeyboardInterrupt, so an interrupt would not end its cell.
-    pdb.Pdb = debugger.Pdb = debugger.InterruptiblePdb  # type: ignore[misc]
+    debugger.Pdb = debugger.InterruptiblePdb
+    pdb.Pdb = debugger.InterruptiblePdb  # type: ignore[misc]
     pdb.set_trace = debugger.set_trace
     return kernel

@@ -348,6 +348,7 @@ class MainLoop:
         """In every child: detach a process that user code forked from the wire. It still writes text."""
         if not self.forking_itself:
             self.wire.close_in_child()
+            self.kernel.debugging.close_in_child()
             if self.busy is None:  # Forked by a background task: the process ends when that task yields.
                 self.loop.call_soon(os._exit, 0)
 

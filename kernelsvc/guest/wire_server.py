@@ -192,6 +192,7 @@ class WireServer:
         seen: Ids of the last requests.
         cell: Id of the last request that runs a cell.
         hello: Body of the last HELLO, for a checkpoint that waits for one.
+        divert: Called with each request. Returns True for those that it handles, which stay out of the inbox.
     """
 
     def __init__(
@@ -210,6 +211,7 @@ class WireServer:
         self.cell = ""
         self.foreign = False
         self.watcher: FdWatcher | None = None
+        self.divert: Callable[[WireRequest], bool] | None = None
         self.corked = False
         self.hello: dict[str, Any] | None = None
         self.outbox = wire_frames.Outbox()
@@ -255,7 +257,7 @@ class WireServer:
     def close_in_child(self) -> None:
         """In a process that user code forked: close the wire, which belongs to the parent."""
         self.foreign = True
-        self.watcher = self._send_now = None
+        self.watcher = self._send_now = self.divert = None
         self._new_lock()
         for connection in self._all_connections():
             connection.close()
@@ -440,7 +442,8 @@ class WireServer:
                 self.seen.append(request.msg_id)
                 if request.msg_type == "execute_request":
                     self.cell = request.msg_id
-                self.inbox.append(request)
+                if self.divert is None or not self.divert(request):
+                    self.inbox.append(request)
             elif frame.kind == CONTROL:
                 self.inbox.append(self._parse_control(conn, frame))
         if len(self.inbox) > before and self.watcher:

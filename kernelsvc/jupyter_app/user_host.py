@@ -108,7 +108,7 @@ def install_kernelspec(name: str, prefix: str | None, preload: Sequence[str]) ->
         "language": "python",
         "interrupt_mode": "signal",
         "metadata": {
-            "debugger": False,
+            "debugger": True,
             "supported_encryption": "curve",
             "kernel_provisioner": {"provisioner_name": "kernelsvc-fork", "config": config},
         },

@@ -91,3 +91,9 @@ async def test_figures_are_inline_when_matplotlib_was_not_preloaded(k: Client) -
     result = (await k.run(code)).result or ""
     assert result.startswith("(True")
     assert "inline" in result
+
+
+@pytest.mark.parametrize("action", ["create", "delete", "list"])
+async def test_subshells_are_refused(k: Client, action: str) -> None:
+    content = await k.ask(f"{action}_subshell_request", {"subshell_id": "x"}, "control")
+    assert (content["status"], content["ename"]) == ("error", "BadRequest")

@@ -101,6 +101,7 @@ def restrict_writes(main_loop: MainLoop, write: list[str]) -> dict[str, Any]:
 def check_fork_safety(main_loop: MainLoop, given: set[int], maps_text: str) -> ForkSafety:
     """Return obstacles and warnings for a fork of this process. ``given`` are descriptors of the request."""
     _quiesce_pools(main_loop.loop)
+    main_loop.kernel.debugging.settle()
     return fork_safety.survey(main_loop.loop, main_loop.own_fds() | given, main_loop.forks, maps_text)
 
 

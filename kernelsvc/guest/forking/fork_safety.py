@@ -94,7 +94,7 @@ def descriptors(own: set[int]) -> Iterator[Descriptor]:
 
 def _threads() -> Iterator[str]:
     for thread in threading.enumerate():
-        if thread is threading.main_thread():
+        if thread is threading.main_thread() or getattr(thread, "is_pydev_daemon_thread", False):  # See _debugger.
             continue
         name = thread.name
         if name.startswith("asyncio_") or name.startswith(_POOL_THREADS):
@@ -166,7 +166,14 @@ def _grpc(_: Any) -> str:
     return "grpc is loaded and its threads would be missing in a fork."
 
 
+def _debugger(module: Any) -> str | None:
+    if module.get_global_debugger() is None:
+        return None
+    return "The debugger is on, and its threads would not exist in a fork. Turn the debugger off."
+
+
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
+    "pydevd": _debugger,
     "polars": _polars,
     "concurrent.futures.process": _process_pool,
     "numba.np.ufunc.parallel": _numba,

@@ -33,6 +33,8 @@ INHERITED = {
 ELSEWHERE = {
     ("IPython.lib.pretty", "_repr_pprint"),
     ("ipykernel.debugger", "_is_debugpy_available"),
+    ("ipykernel.debugger.Debugger", "_handle_event"),
+    ("ipykernel.debugger.Debugger", "_removed_cleanup"),
     ("ipykernel.kernelbase.Kernel", "_stderr"),
     ("ipykernel.kernelbase.Kernel", "_stdout"),
     ("ipykernel.zmqshell.ZMQInteractiveShell", "_last_traceback"),
