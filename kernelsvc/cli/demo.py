@@ -14,11 +14,11 @@ from pygments.formatters import TerminalFormatter  # type: ignore[import-untyped
 from pygments.lexers import PythonLexer  # type: ignore[import-untyped]
 
 from kernelsvc.cli.demo_cells import BRANCH_CELLS, CELLS, LAST_CELL, DemoCell
-from kernelsvc.cli.record import write_notebook
 from kernelsvc.cli.run_cell import run_cell
 from kernelsvc.cli.server_locator import private_server
+from kernelsvc.cli.sessions.record import write_notebook
 from kernelsvc.cli.terminal import CellView, Terminal
-from kernelsvc.cli.terminal_filter import seconds
+from kernelsvc.cli.terminal.filter import seconds
 from kernelsvc.client import AsyncClient, AsyncSession, Image
 from kernelsvc.errors import CannotFork, NotSupported
 from kernelsvc.model import events as ev

@@ -11,7 +11,7 @@ import msgspec
 from kernelsvc import logs
 from kernelsvc import settings as conf
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.cli.terminal_filter import table
+from kernelsvc.cli.terminal.filter import table
 from kernelsvc.linux.systemd import Systemd, ready_fd
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.sandbox.manager import Examination, examine

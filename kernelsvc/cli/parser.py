@@ -164,7 +164,7 @@ def _run_commands(commands: _Commands) -> None:
 
 
 def _session_commands(commands: _Commands) -> None:
-    sessions = commands.add("sessions", "show:sessions", "list your sessions, newest first")
+    sessions = commands.add("sessions", "sessions.show:sessions", "list your sessions, newest first")
     sessions.add_argument("--state", help="only those in this state: starting, idle, busy, restoring, dead, closed")
     sessions.add_argument("--label", metavar="NAME[=VALUE]", help="only those with this label")
     sessions.add_argument("--all", action="store_true", help="include closed sessions")
@@ -174,20 +174,20 @@ def _session_commands(commands: _Commands) -> None:
     sessions.add_argument("--limit", type=int, metavar="N", help="at most this many")
     _json_option(sessions)
     _server_options(sessions)
-    show = commands.add("show", "show:show", "show a session: its cells, their output and their duration")
+    show = commands.add("show", "sessions.show:show", "show a session: its cells, their output and their duration")
     show.add_argument("id", metavar="ID", help="the session")
     show.add_argument("--events", action="store_true", help="show its log instead, one event a line")
     show.add_argument("--follow", "-f", action="store_true", help="show its log, and new events as they happen")
     _json_option(show)
     _server_options(show)
     why = commands.add(
-        "why", "why:why", "say why a session ended",
+        "why", "sessions.why:why", "say why a session ended",
         "Print what ended a session, and before it each death of its kernel, each limit that it reached, and\n"
         "each cell that ended with a cause, the last one first. Reads the session's log, also of a closed session.",
     )  # fmt: skip
     why.add_argument("id", metavar="ID", help="the session")
     _server_options(why)
-    tree = commands.add("tree", "show:tree", "show which session is a branch of which")
+    tree = commands.add("tree", "sessions.show:tree", "show which session is a branch of which")
     tree.add_argument("id", metavar="ID", nargs="?", help="only the tree that has this session")
     _json_option(tree)
     _server_options(tree)
@@ -199,13 +199,13 @@ def _action_commands(commands: _Commands) -> None:
         ("interrupt", "interrupt the running cells of sessions"),
         ("hibernate", "save the variables of idle sessions to disk, and end their kernels"),
     ):
-        action = commands.add(name, f"session_actions:{name}", title)
+        action = commands.add(name, f"sessions.actions:{name}", title)
         action.add_argument("id", metavar="ID", nargs="+", help="a session")
         _json_option(action)
         _server_options(action)
     upload = commands.add(
         "upload",
-        "session_actions:upload",
+        "sessions.actions:upload",
         "copy files into a session's working directory",
         "Copy files of this machine into a session's working directory. Prints their names there, one a line.",
     )
@@ -213,7 +213,7 @@ def _action_commands(commands: _Commands) -> None:
     upload.add_argument("file", metavar="FILE", nargs="+", help="a file of this machine")
     upload.add_argument("--to", metavar="NAME", help="its path in the working directory (default: its name)")
     _server_options(upload)
-    download = commands.add("download", "session_actions:download", "copy a file out of a session's working directory")
+    download = commands.add("download", "sessions.actions:download", "copy a file out of a session's working directory")
     download.add_argument("id", metavar="ID", help="the session, open or closed")
     download.add_argument("file", metavar="FILE", help="its path in the working directory")
     download.add_argument(
@@ -225,7 +225,7 @@ def _action_commands(commands: _Commands) -> None:
 def _branch_commands(commands: _Commands) -> None:
     branch = commands.add(
         "branch",
-        "branch:branch",
+        "sessions.branch:branch",
         "make new sessions from a session's live state",
         "Fork a session's live kernel. Each branch has its variables, a copy of its files and its notebook so\n"
         "far, and is independent from then on. Prints their ids, one a line. 'kernelsvc tree ID' shows them as a\n"
@@ -242,14 +242,14 @@ def _branch_commands(commands: _Commands) -> None:
     branch.add_argument("--force", action="store_true", help="branch even if some objects will be lost")
     _json_option(branch)
     _server_options(branch)
-    checkpoint = commands.add("checkpoint", "branch:checkpoint", "save a session's present state in memory")
+    checkpoint = commands.add("checkpoint", "sessions.branch:checkpoint", "save a session's present state in memory")
     checkpoint.add_argument("id", metavar="ID", help="the session")
     checkpoint.add_argument("name", metavar="NAME", nargs="?", help="name of the checkpoint")
     _json_option(checkpoint)
     _server_options(checkpoint)
     rollback = commands.add(
         "rollback",
-        "branch:rollback",
+        "sessions.branch:rollback",
         "restore a session's variables to an earlier state",
         "Restore the state before the last cell, before a given cell, or of a checkpoint. The log and the\n"
         "notebook keep the undone cells, and mark them.",
@@ -263,7 +263,7 @@ def _branch_commands(commands: _Commands) -> None:
 def _record_commands(commands: _Commands) -> None:
     export = commands.add(
         "export",
-        "record:export",
+        "sessions.record:export",
         "write a session's notebook, log or code",
         "Write a session as a notebook. The file's suffix selects the format: .ipynb, .html, .py, or .jsonl for\n"
         "the log.",
@@ -278,7 +278,7 @@ def _record_commands(commands: _Commands) -> None:
     _server_options(export)
     verify = commands.add(
         "verify",
-        "record:verify",
+        "sessions.record:verify",
         "check that a log or an exported notebook is unchanged",
         "Check the hash chain and the signatures of a log (journal.jsonl) or an exported notebook, without a server.\n"
         "\n"
@@ -296,7 +296,7 @@ def _record_commands(commands: _Commands) -> None:
     _json_option(verify)
     replay = commands.add(
         "replay",
-        "record:replay",
+        "sessions.record:replay",
         "run a notebook again and report differences",
         "Run a notebook's cells in a new session, one by one, and compare their output with the output in the\n"
         "notebook. Exits with 1 when a cell's output differs.",

@@ -23,12 +23,12 @@ from prompt_toolkit.lexers import PygmentsLexer
 from prompt_toolkit.output import ColorDepth
 from pygments.lexers.python import PythonLexer  # type: ignore[import-untyped]
 
-from kernelsvc.cli.record import write_notebook
 from kernelsvc.cli.run import session_of
 from kernelsvc.cli.run_cell import run_cell, stdin_prompt
 from kernelsvc.cli.server_locator import client_or_own_server
+from kernelsvc.cli.sessions.record import write_notebook
 from kernelsvc.cli.terminal import CellView, Terminal
-from kernelsvc.cli.terminal_filter import one_line, safe, seconds, size, table
+from kernelsvc.cli.terminal.filter import one_line, safe, seconds, size, table
 from kernelsvc.client import AsyncClient, AsyncSession
 from kernelsvc.errors import BadRequest, KernelsvcError
 

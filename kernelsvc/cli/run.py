@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 
 from kernelsvc.cli.cell_source import cells_of, limits_of
-from kernelsvc.cli.record import write_notebook
 from kernelsvc.cli.run_cell import run_cell, stdin_prompt
 from kernelsvc.cli.server_locator import client_or_own_server
+from kernelsvc.cli.sessions.record import write_notebook
 from kernelsvc.cli.terminal import CellView, Terminal
 from kernelsvc.client import AsyncClient, AsyncSession, Image
 from kernelsvc.client.values import UnknownEvent

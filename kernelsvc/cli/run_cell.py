@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.cli.terminal_filter import safe
+from kernelsvc.cli.terminal.filter import safe
 from kernelsvc.client import AsyncSession
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model import events as ev

@@ -28,7 +28,7 @@ from kernelsvc import logs
 from kernelsvc import settings as conf
 from kernelsvc.cli import memory_tuning
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.cli.terminal_filter import seconds
+from kernelsvc.cli.terminal.filter import seconds
 from kernelsvc.client.address import INFO_FILE, ServerInfo, write_info
 from kernelsvc.errors import BadRequest, Conflict
 from kernelsvc.linux.acceptor import raise_descriptor_limit

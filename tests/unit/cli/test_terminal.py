@@ -6,8 +6,8 @@ import io
 import pytest
 from PIL import Image as Pillow
 
-from kernelsvc.cli import terminal_image
 from kernelsvc.cli.terminal import CellView, Terminal
+from kernelsvc.cli.terminal import image as terminal_image
 from kernelsvc.client import Image
 from kernelsvc.model import events as ev
 

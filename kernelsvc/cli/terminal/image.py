@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from typing import Literal
 
-from kernelsvc.cli.terminal_filter import size
+from kernelsvc.cli.terminal.filter import size
 from kernelsvc.client import Image
 
 ImageProtocol = Literal["kitty", "iterm", "words"]

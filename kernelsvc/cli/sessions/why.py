@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from kernelsvc.cli.server_locator import client_of
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.cli.terminal_filter import safe
+from kernelsvc.cli.terminal.filter import safe
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 

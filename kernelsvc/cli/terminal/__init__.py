@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from kernelsvc.cli import terminal_image
-from kernelsvc.cli.terminal_filter import EscapeFilter, safe
+from kernelsvc.cli.terminal import image as terminal_image
+from kernelsvc.cli.terminal.filter import EscapeFilter, safe
 from kernelsvc.client.values import Image, images_of
 from kernelsvc.model import events as ev
 

@@ -10,7 +10,7 @@ import msgspec
 
 from kernelsvc.cli.server_locator import client_of
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.cli.terminal_filter import json_text, one_line, safe, seconds, size, still, table
+from kernelsvc.cli.terminal.filter import json_text, one_line, safe, seconds, size, still, table
 from kernelsvc.client import AsyncSession, Cell
 from kernelsvc.client.values import UnknownEvent
 from kernelsvc.model import events as ev

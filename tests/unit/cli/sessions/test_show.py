@@ -8,7 +8,7 @@ import re
 import pytest
 from faulty_server import ME, TOKEN, FaultyServer
 
-from kernelsvc.cli import show
+from kernelsvc.cli.sessions import show
 from kernelsvc.cli.terminal import Terminal
 
 

@@ -1,8 +1,8 @@
-"""``kernelsvc why``: the end of a session and its causes. tests/unit/cli/test_session_actions.py runs commands."""
+"""``kernelsvc why``: the end of a session and its causes. test_actions.py runs commands."""
 
 import pytest
 
-from kernelsvc.cli.why import MAX_CAUSES, explain
+from kernelsvc.cli.sessions.why import MAX_CAUSES, explain
 from kernelsvc.model import events as ev
 
 

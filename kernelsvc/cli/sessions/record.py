@@ -14,7 +14,7 @@ from kernelsvc.cli.output_diff import difference
 from kernelsvc.cli.run_cell import interrupt_on_sigint
 from kernelsvc.cli.server_locator import client_of, client_or_own_server
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.cli.terminal_filter import json_text, one_line, safe, seconds, size, still
+from kernelsvc.cli.terminal.filter import json_text, one_line, safe, seconds, size, still
 from kernelsvc.client import AsyncSession
 from kernelsvc.errors import BadRequest
 from kernelsvc.linux import atomic_file

@@ -8,7 +8,7 @@ import msgspec
 
 from kernelsvc.cli.server_locator import client_of
 from kernelsvc.cli.terminal import Terminal
-from kernelsvc.cli.terminal_filter import safe
+from kernelsvc.cli.terminal.filter import safe
 from kernelsvc.errors import BadRequest
 
 

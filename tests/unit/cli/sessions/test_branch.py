@@ -2,7 +2,7 @@
 
 import pytest
 
-from kernelsvc.cli.branch import labels_of
+from kernelsvc.cli.sessions.branch import labels_of
 from kernelsvc.errors import BadRequest
 
 

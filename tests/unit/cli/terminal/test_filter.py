@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelsvc.cli.show import ago
-from kernelsvc.cli.terminal_filter import EscapeFilter, json_text, one_line, safe, seconds, size, still, table
+from kernelsvc.cli.sessions.show import ago
+from kernelsvc.cli.terminal.filter import EscapeFilter, json_text, one_line, safe, seconds, size, still, table
 from kernelsvc.model.outputs import strip_ansi
 
 

@@ -1,0 +1,1 @@
+"""Commands on sessions: list, show, explain, act, branch, export and verify."""
