@@ -114,16 +114,9 @@ class FileHandler(ApiHandler):
         return self.context.service.get(self.who, session).limits.disk_bytes or UNBOUNDED
 
     def _path(self) -> bytes:
-        """Return the path below ``files/`` from the raw URL. Names may be any bytes.
-
-        Raises:
-            BadRequest: There is none. No file is the session's directory.
-        """
+        """Return the path below ``files/`` from the raw URL. Names may be any bytes."""
         raw = self.request.path.partition("/files/")[2]
-        path = unquote_to_bytes(raw).removesuffix(b"/")
-        if not path:
-            raise BadRequest("The path has an empty part. Give a plain path such as 'data/a.csv'.")
-        return path
+        return unquote_to_bytes(raw).removesuffix(b"/")
 
     # --- down -----------------------------------------------------------------------------
 
