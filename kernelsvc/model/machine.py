@@ -274,7 +274,8 @@ class Machine(MachineState):
         run = self.running
         assert run is not None
         events: list[Event] = [*reply.outputs]
-        hit = limit_causes.of_reply(reply, self.policy.limits) if run.stop is None else None
+        failed = reply.status == "error" and run.stop is None
+        hit = limit_causes.of_reply(reply, self.policy.limits) if failed else None
         if hit is not None and hit.limit not in run.limits_reached:
             hit.cell = run.id
             events.append(hit)

@@ -1,14 +1,34 @@
-"""Requests to a kernel, as the session gives them to a kernel's adapter: values only."""
+"""Messages of a kernel: requests to it as values, and the conversion of its messages into events. Input is untrusted.
+
+A kernel's JSON is well formed when it arrives here, but any field may be
+missing or have any type. Fields that do not conform to the protocol are coerced
+or dropped. Nothing raises. Source: the Jupyter messaging protocol 5.4.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+import base64
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import msgspec
 
+from kernelsvc.model import events as ev
+from kernelsvc.model import limit_causes
+from kernelsvc.model.events import Event
+from kernelsvc.model.objects import MAX_EXPRESSIONS
+from kernelsvc.model.stimuli import KernelReplied
+
+#: Most lines of a logged traceback. Deep recursion makes thousands.
+MAX_TRACEBACK_LINES = 500
+#: Most bytes of JSON for the results of all expressions of a cell.
+MAX_EXPRESSION_BYTES = 256 * 1024
+_encode = msgspec.json.Encoder().encode
+
 #: The channels of Jupyter's messaging protocol that requests go by.
 RequestChannel = Literal["shell", "control", "stdin"]
+Content = Mapping[str, Any]
 
 
 class ExecuteRequest(msgspec.Struct, frozen=True):
@@ -57,3 +77,163 @@ class KernelRequest(msgspec.Struct, frozen=True):
     metadata: dict[str, Any] | None = None
     buffers: Sequence[bytes] = ()
     session: str = ""
+
+
+def text(value: object, limit: int = 1 << 20) -> str:
+    """Return ``value`` as text of at most ``limit`` characters."""
+    if value is None:
+        return ""
+    return value[:limit] if isinstance(value, str) else str(value)[:limit]
+
+
+def number(value: object) -> int | None:
+    """Return ``value`` if it is an integer from 0 to 2**53, else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53 else None
+
+
+def figure(value: object) -> float | None:
+    """Return ``value`` if it is a finite number of 0 or more, else None."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15
+    return float(cast("float", value)) if good else None
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """Return ``value`` if it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def lines(value: object) -> list[str]:
+    """Return a traceback as a list of strings. A long one is cut in the middle."""
+    if not value:
+        return []
+    found = [text(v) for v in value] if isinstance(value, list) else []
+    if len(found) > MAX_TRACEBACK_LINES:
+        half = MAX_TRACEBACK_LINES // 2
+        found = [*found[:half], f"... {len(found) - 2 * half} lines ...", *found[-half:]]
+    return found
+
+
+def bundle(value: object) -> dict[str, Any]:
+    """Return a MIME bundle. Lists of strings (nbformat's multiline form) are joined."""
+    out = {}
+    for key, item in mapping(value).items():
+        if isinstance(item, list) and not key.endswith("json") and all(isinstance(v, str) for v in item):
+            item = "".join(item)
+        out[key] = item
+    return out
+
+
+def _stream(content: Content) -> Event | None:
+    name: Literal["stdout", "stderr"] = "stderr" if content.get("name") == "stderr" else "stdout"
+    said = content.get("text")
+    return ev.Stream(name=name, text=said) if isinstance(said, str) and said else None
+
+
+def _display(content: Content) -> Event:
+    shown = mapping(content.get("transient")).get("display_id")
+    return ev.Display(
+        data=bundle(content.get("data")),
+        metadata=mapping(content.get("metadata")),
+        display_id=text(shown, 256) if shown is not None else None,
+    )
+
+
+def _display_update(content: Content) -> Event:
+    shown = mapping(content.get("transient")).get("display_id")
+    return ev.DisplayUpdated(
+        data=bundle(content.get("data")),
+        metadata=mapping(content.get("metadata")),
+        display_id=text(shown, 256) if shown is not None else None,
+    )
+
+
+def _result(content: Content) -> Event:
+    return ev.Result(
+        data=bundle(content.get("data")),
+        metadata=mapping(content.get("metadata")),
+        execution_count=number(content.get("execution_count")),
+    )
+
+
+def _error(content: Content) -> Event:
+    return ev.Error(
+        ename=text(content.get("ename"), 1024),
+        evalue=text(content.get("evalue")),
+        traceback=lines(content.get("traceback")),
+    )
+
+
+def _clear(content: Content) -> Event:
+    return ev.OutputCleared(wait=content.get("wait") is True)
+
+
+def _input(content: Content) -> Event:
+    return ev.InputRequested(prompt=text(content.get("prompt"), 65536), password=content.get("password") is True)
+
+
+_EVENTS: dict[str, Callable[[Content], Event | None]] = {
+    "stream": _stream,
+    "display_data": _display,
+    "update_display_data": _display_update,
+    "execute_result": _result,
+    "error": _error,
+    "clear_output": _clear,
+    "input_request": _input,
+}
+
+
+def event_of(
+    msg_type: str, content: Content, metadata: Content | None = None, buffers: Sequence[bytes] = ()
+) -> Event | None:
+    """Convert a message into an event without envelope. None if the message is not an event."""
+    if msg_type in ("comm_open", "comm_msg", "comm_close"):
+        return ev.Comm(
+            msg_type=cast("Any", msg_type),
+            content=dict(content),
+            metadata=dict(metadata or {}),
+            buffers=[base64.b64encode(b).decode() for b in buffers],
+        )
+    make = _EVENTS.get(msg_type)
+    return make(content) if make else None
+
+
+def is_idle(msg_type: str, content: Content) -> bool:
+    """Return whether a message reports that its request is done."""
+    return msg_type == "status" and content.get("execution_state") == "idle"
+
+
+def expressions(value: object) -> dict[str, Any]:
+    """Return the results of ``user_expressions``, limited in number and in total size."""
+    if not value:
+        return {}
+    room, found = MAX_EXPRESSION_BYTES, {}
+    for name, outcome in itertools.islice(mapping(value).items(), MAX_EXPRESSIONS):
+        size = len(_encode(outcome))
+        if isinstance(outcome, dict) and size <= room:
+            room -= size
+            found[name] = outcome
+        else:
+            why = f"{size} bytes; all expressions of a cell may give {MAX_EXPRESSION_BYTES} together"
+            found[name] = {"status": "error", "ename": "TooLarge", "evalue": why, "traceback": []}
+    return found
+
+
+def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) -> KernelReplied:
+    """Convert an ``execute_reply`` into a stimulus. Usage is the kernel's claim and only displayed."""
+    usage = mapping(metadata.get("kernelsvc"))
+    strike = mapping(usage.get("struck"))
+    status = content.get("status")
+    return KernelReplied(
+        cell,
+        status=status if status in ("ok", "error") else "aborted",
+        execution_count=number(content.get("execution_count")),
+        ename=text(content.get("ename"), 1024),
+        evalue=text(content.get("evalue")),
+        traceback=tuple(lines(content.get("traceback"))),
+        cpu_ms=figure(usage.get("cpu_ms")),
+        peak_rss_bytes=number(usage.get("peak_rss_bytes")),
+        frame=frame,
+        expressions=expressions(content.get("user_expressions")),
+        struck=strike["limit"] if strike.get("limit") in limit_causes.GUEST_LIMITS else "",
+        room=number(strike.get("bytes")),
+    )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from kernelsvc.errors import BadRequest, NotSupported
 from kernelsvc.model.objects import CellRequest, Principal
-from kernelsvc.protocol import kernel_events
+from kernelsvc.protocol import kernel_messages
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.session import Session
 
@@ -57,8 +57,8 @@ class SessionEnvironment:
         content = {"environ": dict(environ), "directory": directory}
         reply = await found.request(REQUEST, content, timeout=WAIT_SECONDS)
         if reply.get("status") != "ok":
-            raise BadRequest(f"The kernel refused: {kernel_events.text(reply.get('evalue'), 500)}.")
-        before = kernel_events.mapping(reply.get("before"))
+            raise BadRequest(f"The kernel refused: {kernel_messages.text(reply.get('evalue'), 500)}.")
+        before = kernel_messages.mapping(reply.get("before"))
         return {name: before[name] if isinstance(before.get(name), str) else None for name in environ}
 
     async def resume(self, session: Session) -> None:

@@ -19,7 +19,7 @@ from kernelsvc.model.objects import Checkpoint, SessionState
 from kernelsvc.model.state import MachineState
 from kernelsvc.model.stimuli import AbortSwitch, BeginSwitch, DeliveryKnown, Resume, StartFailed, StateSaved
 from kernelsvc.session.checkpoints import Checkpoints
-from kernelsvc.session.operation_queue import OperationQueue
+from kernelsvc.session.kernel_requests import OperationQueue
 from kernelsvc.session.ports import SessionPort
 from kernelsvc.session.spec import SessionSpec, start_request_of
 

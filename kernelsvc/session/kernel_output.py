@@ -28,7 +28,7 @@ from kernelsvc.model.stimuli import (
     RecordEvents,
     Stimulus,
 )
-from kernelsvc.protocol import kernel_events
+from kernelsvc.protocol import kernel_messages
 from kernelsvc.session.kernel_requests import KernelRequests
 from kernelsvc.session.ports import SessionPort
 
@@ -131,9 +131,9 @@ class KernelOutput:
             return None
         kind = message.msg_type
         if kind == "execute_input":
-            return CellBegan(run.id, kernel_events.number(message.content.get("execution_count")), message.frame)
+            return CellBegan(run.id, kernel_messages.number(message.content.get("execution_count")), message.frame)
         if kind == "execute_reply" and message.channel == "shell":
-            return kernel_events.reply_of(run.id, message.content, message.metadata, message.frame)
+            return kernel_messages.reply_of(run.id, message.content, message.metadata, message.frame)
         if kind == "status":
             status = message.content.get("execution_state")
             if status == "idle":
@@ -149,7 +149,7 @@ class KernelOutput:
         elif self._requests.on_message(item):
             return
         else:
-            event = kernel_events.event_of(item.msg_type, item.content, item.metadata, item.buffers)
+            event = kernel_messages.event_of(item.msg_type, item.content, item.metadata, item.buffers)
         if event is None:
             return
         cell = self._cell_of(item.parent)

@@ -1,23 +1,93 @@
-"""Requests to the kernel other than cells (completion, inspection, comms), and the futures of their replies."""
+"""Requests to the kernel: their order, and the futures of the replies to those that are no cells.
+
+The kernel carries out requests in the order in which it reads them. A plain call writes a cell or a message. A fork, or
+another request whose answer the server awaits, is a coroutine, and it writes its request when it first runs, some
+iterations of the event loop later. Operations behind it wait until its request is written, so that a fork has the state
+before them. They don't wait for its answer.
+
+Signals (interrupt, kill) have no place in this order. They strike the operation that runs.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from kernelsvc.errors import Conflict, KernelsvcError, QuotaExceeded, Timeout
 from kernelsvc.kernels.port import Kernel, KernelMessage
-from kernelsvc.protocol import kernel_events
+from kernelsvc.protocol import kernel_messages
 from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.session.ids import new_id
-from kernelsvc.session.operation_queue import OperationQueue
+
+Result = TypeVar("Result")
 
 #: Messages without a reply (comms) that may wait for one kernel to handle them.
 MAX_UNHANDLED = 1000
 
 
+class OperationQueue:
+    """A queue that begins the operations of one session in their order. Called from the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._unwritten = 0
+        self._beginning = False
+
+    @property
+    def request_waits(self) -> bool:
+        """Whether the queue has a request that is not written yet."""
+        return self._unwritten > 0
+
+    def put(self, operation: Callable[..., object], *args: Any) -> None:
+        """Call ``operation(*args)`` after all earlier operations, or now if none waits."""
+        if self._beginning or self._waiting:
+            self._waiting.append((operation, args))
+        else:
+            operation(*args)
+
+    def request(self, begin: Callable[[], Coroutine[Any, Any, Result]]) -> Coroutine[Any, Any, Result]:
+        """Take the next place in the order, now, for a request whose answer is awaited.
+
+        Args:
+            begin: makes the coroutine that writes the request before its first ``await`` that waits.
+
+        Returns:
+            A coroutine with the result of ``begin()``. Await it, or make it a task, in this iteration of the event
+            loop. If it is cancelled before its turn, nothing is written.
+        """
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._unwritten += 1
+        self.put(self._begin, turn)
+
+        async def run() -> Result:
+            await turn
+            return await begin()
+
+        return run()
+
+    def _begin(self, turn: asyncio.Future[None]) -> None:
+        self._beginning = True
+        self._loop.call_soon(self._grant, turn)
+
+    def _grant(self, turn: asyncio.Future[None]) -> None:
+        if not turn.done():
+            turn.set_result(None)
+        # The event loop runs callbacks in order: first the step of the coroutine that awaits its turn, then this.
+        self._loop.call_soon(self._begun)
+
+    def _begun(self) -> None:
+        self._beginning = False
+        self._unwritten -= 1
+        while self._waiting and not self._beginning:
+            operation, args = self._waiting.popleft()
+            operation(*args)
+
+
 class KernelRequests:
-    """The open requests of one session.
+    """The open requests of one session, other than cells: completion, inspection, comms.
 
     Attributes:
         unhandled: messages without a reply that the kernel has not handled yet, by ``msg_id``.
@@ -77,7 +147,7 @@ class KernelRequests:
     def on_message(self, message: KernelMessage) -> bool:
         """Match a message to the open requests. Return True if it answers a request, so that it is not journaled."""
         if handled := self.unhandled.get(message.parent):
-            if kernel_events.is_idle(message.msg_type, message.content) and not handled.done():
+            if kernel_messages.is_idle(message.msg_type, message.content) and not handled.done():
                 handled.set_result(None)
             return False
         asked = self._unanswered.get(message.parent)

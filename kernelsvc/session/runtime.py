@@ -64,9 +64,8 @@ from kernelsvc.session.ids import new_id, new_kernel_id
 from kernelsvc.session.journal_writer import JournalWriter
 from kernelsvc.session.kernel_lifecycle import KernelLifecycle
 from kernelsvc.session.kernel_output import KernelOutput
-from kernelsvc.session.kernel_requests import KernelRequests
+from kernelsvc.session.kernel_requests import KernelRequests, OperationQueue
 from kernelsvc.session.limit_enforcer import LimitEnforcer
-from kernelsvc.session.operation_queue import OperationQueue
 from kernelsvc.session.ports import Log, launcher_or_closed
 from kernelsvc.session.spec import SessionSpec, start_request_of
 

@@ -368,7 +368,6 @@ class ApiSocket(BaseHandler, WebSocketHandler):
 
         self._pending_replies[session_id] += 1
         try:
-            auth.require_scope(self.who, request.method.scope)
             (session, cell), _ = request.method.arguments(request.params)
             self.context.service.execute_then(self.who, session, cell, on_finished, client=self)
         except Recovering:

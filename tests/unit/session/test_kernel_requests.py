@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from kernelsvc.session.operation_queue import OperationQueue
+from kernelsvc.session.kernel_requests import OperationQueue
 
 
 class Kernel:

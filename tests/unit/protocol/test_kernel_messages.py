@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernelsvc.model import events as ev
-from kernelsvc.protocol import kernel_events
+from kernelsvc.protocol import kernel_messages
 
 JSON = st.recursive(
     st.none()
@@ -47,7 +47,7 @@ KINDS = [
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6))
 def test_any_content_gives_an_event_that_survives_the_journal(kind, content):
-    event = kernel_events.event_of(kind, content, {}, [b"\x00\xff"])
+    event = kernel_messages.event_of(kind, content, {}, [b"\x00\xff"])
     if event is not None:
         assert type(ev.decode(ev.encode(event))) is type(event)
 
@@ -55,7 +55,7 @@ def test_any_content_gives_an_event_that_survives_the_journal(kind, content):
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6), st.dictionaries(st.just("kernelsvc"), JSON))
 def test_any_reply_can_be_read(content, metadata):
-    assert kernel_events.reply_of("c", content, metadata, 3).status in ("ok", "error", "aborted")
+    assert kernel_messages.reply_of("c", content, metadata, 3).status in ("ok", "error", "aborted")
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_any_reply_can_be_read(content, metadata):
     ],
 )
 def test_known_messages(kind, content, expected):
-    assert kernel_events.event_of(kind, content) == expected
+    assert kernel_messages.event_of(kind, content) == expected
 
 
 def test_a_traceback_without_end_is_cut_in_the_middle():
-    cut = kernel_events.lines([str(n) for n in range(10_000)])
-    assert len(cut) == kernel_events.MAX_TRACEBACK_LINES + 1
+    cut = kernel_messages.lines([str(n) for n in range(10_000)])
+    assert len(cut) == kernel_messages.MAX_TRACEBACK_LINES + 1
     assert cut[0] == "0"
     assert cut[-1] == "9999"
