@@ -191,6 +191,7 @@ class WireServer:
         watcher: Polls while the kernel is idle.
         seen: Ids of the last requests.
         cell: Id of the last request that runs a cell.
+        answer: Id of the last answer to a cell that asked.
         hello: Body of the last HELLO, for a checkpoint that waits for one.
         divert: Called with each request. Returns True for those that it handles, which stay out of the inbox.
     """
@@ -208,7 +209,7 @@ class WireServer:
         """
         self.inbox: deque[WireRequest | ControlRequest] = deque()
         self.seen: deque[str] = deque(maxlen=MAX_SEEN)
-        self.cell = ""
+        self.cell = self.answer = ""
         self.foreign = False
         self.watcher: FdWatcher | None = None
         self.divert: Callable[[WireRequest], bool] | None = None
@@ -292,7 +293,7 @@ class WireServer:
                 item.close()
         self.inbox.clear()
         self.seen.clear()
-        self.cell = ""
+        self.cell = self.answer = ""
         self.hello = None
         self._new_lock()
         self.outbox = wire_frames.Outbox(self.outbox.limit)
@@ -400,9 +401,8 @@ class WireServer:
         described = self._describe(body)
         self.hello = body
         first = self.outbox.rewind(hello.number)
-        payload = json.dumps(
-            {"version": wire_frames.VERSION, **described, "seen": list(self.seen), "cell": self.cell}
-        ).encode()
+        received = {"seen": list(self.seen), "cell": self.cell, "answer": self.answer}
+        payload = json.dumps({"version": wire_frames.VERSION, **described, **received}).encode()
         welcome = wire_frames.HEADER.pack(len(payload), HELLO, first) + payload
         # Blocking: WELCOME and its descriptors must go out in one sendmsg(2).
         connection.sock.setblocking(True)
@@ -442,6 +442,8 @@ class WireServer:
                 self.seen.append(request.msg_id)
                 if request.msg_type == "execute_request":
                     self.cell = request.msg_id
+                elif request.channel == "stdin":
+                    self.answer = request.msg_id
                 if self.divert is None or not self.divert(request):
                     self.inbox.append(request)
             elif frame.kind == CONTROL:

@@ -404,6 +404,7 @@ class FakeKernel:
         """See ``port.Kernel``."""
         msg_type, content = request.msg_type, request.content
         if msg_type == "input_reply":
+            self.process.seen.append(request.msg_id)
             self.process.answer(str(content.get("value", "")))
         elif msg_type == "execute_request":
             self.process.request(request.msg_id, {"silent": False, "allow_stdin": False} | content)

@@ -32,6 +32,8 @@ from kernelsvc.model.state import FLOOD, MachineState, Running, digest, output_s
 from kernelsvc.model.stimuli import (
     AbortSwitch,
     Answer,
+    AnswerLost,
+    AskAgain,
     AttachKernel,
     BeginProgram,
     BeginSwitch,
@@ -164,6 +166,8 @@ class Machine(MachineState):
                 return self._start_failed(stimulus)
             case Answer():
                 return self._answer(stimulus)
+            case AnswerLost():
+                return self._answer_lost()
             case BeginProgram():
                 return Decision([], [MarkProgram(stimulus.number, over=False)])
             case ProgramBegun():
@@ -433,7 +437,16 @@ class Machine(MachineState):
         if waiting is None or waiting.cell != stimulus.cell:
             raise Conflict(f"Cell {stimulus.cell!r} does not wait for input. Wait for its input_requested event.")
         given = ev.InputGiven(cell=stimulus.cell, text=None if waiting.secret else stimulus.text)
-        return Decision([given], [SendAnswer(stimulus.cell, stimulus.text)])
+        return Decision([given], [SendAnswer(stimulus.cell, stimulus.text, waiting.answer_id)])
+
+    def _answer_lost(self) -> Decision:
+        """Send an answer from the journal, or ask the client again for one that the journal must not contain."""
+        answered, run = self.answered, self.running
+        if answered is None or run is None or answered.question.cell != run.id:
+            return Decision()
+        if answered.text is None:
+            return Decision([], [AskAgain()])
+        return Decision([], [SendAnswer(run.id, answered.text, answered.question.answer_id)])
 
     def _state_saved(self, stimulus: StateSaved) -> Decision:
         if self.state is not S.RESTORING:
@@ -633,6 +646,8 @@ class Machine(MachineState):
             case MarkUnsent():
                 self.running = self.waiting_for = None
                 self._move(S.IDLE)
+            case AskAgain() if self.answered is not None:
+                self.waiting_for, self.answered = self.answered.question, None
             case MarkProgram():
                 (self.programs.discard if effect.over else self.programs.add)(effect.number)
             case ResetClocks():

@@ -107,6 +107,24 @@ class Waiting:
     cell: str
     secret: bool = False
 
+    @property
+    def answer_id(self) -> str:
+        """The id of the message that carries the answer to the kernel. It is the same after a restart of the server."""
+        return f"i_{self.id}"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The running cell's last question whose answer is in the journal. The kernel may not have received it.
+
+    Attributes:
+        question: the question.
+        text: the answer. None if it was secret, and then nobody has it after a restart of the server.
+    """
+
+    question: Waiting
+    text: str | None
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -138,6 +156,7 @@ class MachineState:
         self.queue: OrderedDict[str, ev.CellQueued] = OrderedDict()
         self.running: Running | None = None
         self.waiting_for: Waiting | None = None
+        self.answered: Answered | None = None
         self.checkpoints: OrderedDict[str, Checkpoint] = OrderedDict()
         self.execution_count = 0
         self.checkpoint_kernels: dict[str, str] = {}  # checkpoint -> kernel id of the parked process
@@ -221,6 +240,7 @@ class MachineState:
             case ev.InputRequested():
                 self._evolve_input_requested(event)
             case ev.InputGiven() if self.waiting_for is not None and event.cell == self.waiting_for.cell:
+                self.answered = Answered(self.waiting_for, event.text)
                 self.waiting_for = None
             case ev.SessionClosed():
                 self.close_reason = event.reason
@@ -317,6 +337,7 @@ class MachineState:
         # Ignore the request of a cell that has no CellStarted in the log: a replay would not know that it runs.
         if run is not None and run.id == event.cell and self.cells[run.id].state is CellState.RUNNING:
             self.waiting_for = Waiting("input", str(event.seq), run.id, secret=event.password)
+            self.answered = None  # the kernel has it, because it has asked again
 
     def _evolve_output(self, event: Event) -> None:
         size = output_size(event)

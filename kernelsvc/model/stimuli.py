@@ -141,6 +141,11 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class AnswerLost:
+    """The kernel has not received the last answer in the journal: the earlier server ended before it sent it."""
+
+
+@dataclass(frozen=True)
 class BeginProgram:
     """A program is about to start in the session's container. The session does not hibernate before it has ended.
 
@@ -215,6 +220,7 @@ Stimulus = (
     | DeliveryKnown
     | StartFailed
     | Answer
+    | AnswerLost
     | BeginProgram
     | ProgramBegun
     | Resume
@@ -276,10 +282,20 @@ class MarkProgram:
 
 @dataclass(frozen=True)
 class SendAnswer:
-    """Send a client's answer to the cell that waits for it."""
+    """Send a client's answer to the cell that waits for it.
+
+    Attributes:
+        msg_id: the message's id, by which an adopted kernel says that it has received it.
+    """
 
     cell: str
     text: str
+    msg_id: str
+
+
+@dataclass(frozen=True)
+class AskAgain:
+    """Wait for another answer to the last question that was answered."""
 
 
 @dataclass(frozen=True)
@@ -347,6 +363,7 @@ class EndKernel:
 Effect = (
     SendCell
     | SendAnswer
+    | AskAgain
     | AttachKernel
     | MarkSent
     | MarkUnsent

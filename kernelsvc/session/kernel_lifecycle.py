@@ -17,7 +17,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.objects import Checkpoint, SessionState
 from kernelsvc.model.state import MachineState
-from kernelsvc.model.stimuli import AbortSwitch, BeginSwitch, DeliveryKnown, Resume, StartFailed, StateSaved
+from kernelsvc.model.stimuli import AbortSwitch, AnswerLost, BeginSwitch, DeliveryKnown, Resume, StartFailed, StateSaved
 from kernelsvc.session.checkpoints import Checkpoints
 from kernelsvc.session.kernel_requests import OperationQueue
 from kernelsvc.session.ports import SessionPort
@@ -107,6 +107,10 @@ class KernelLifecycle:
         try:
             self._session.handle(DeliveryKnown(received, ordered=kernel.ordered))
             self._session.attach_kernel(kernel, ev.SessionAdopted(kernel=kernel.info))
+            answered = self._machine.answered
+            # Only an ordered kernel reports which answers it has received.
+            if answered is not None and kernel.ordered and not kernel.has_received(answered.question.answer_id):
+                self._session.handle(AnswerLost())
         except OSError:
             self._session.release_kernel(KernelDead())
             kernel.detach()

@@ -60,7 +60,7 @@ from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest
 from kernelsvc.session.cell_views import CellViews
 from kernelsvc.session.checkpoints import Checkpoints
 from kernelsvc.session.deadline_timer import DeadlineTimer
-from kernelsvc.session.ids import new_id, new_kernel_id
+from kernelsvc.session.ids import new_kernel_id
 from kernelsvc.session.journal_writer import JournalWriter
 from kernelsvc.session.kernel_lifecycle import KernelLifecycle
 from kernelsvc.session.kernel_output import KernelOutput
@@ -250,7 +250,7 @@ class SessionRuntime:
             case SendCell():
                 self.operations.put(self._send, effect.cell)
             case SendAnswer():
-                self.operations.put(self._send_answer, effect.text)
+                self.operations.put(self._send_answer, effect)
             case InterruptKernel() if self.kernel and self.machine.running:
                 self._interrupt_until_dead(self.machine.running.id)
             case KillKernel() if self.kernel:
@@ -294,9 +294,10 @@ class SessionRuntime:
             )
             self.kernel.execute(request)
 
-    def _send_answer(self, text: str) -> None:
+    def _send_answer(self, answer: SendAnswer) -> None:
         if self.kernel:
-            self.kernel.send(KernelRequest("input_reply", {"value": text, "status": "ok"}, new_id("i"), "stdin"))
+            content = {"value": answer.text, "status": "ok"}
+            self.kernel.send(KernelRequest("input_reply", content, answer.msg_id, "stdin"))
 
     async def _finish(self) -> None:
         kernel = self.release_kernel(SessionClosed())

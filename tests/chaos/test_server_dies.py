@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+import sys
 
 import pytest
 from waiting import wait_until
@@ -137,6 +138,42 @@ async def test_a_cell_that_waits_for_input_is_answered_by_the_next_server(arena,
         assert [line for line in cell.text.splitlines() if line.startswith("hello")] == ["hello Ada", "hello Grace"]
         with pytest.raises(Conflict):
             await session.input("asks", "late")
+
+
+#: A server that dies between the entry of an answer in the journal and its way to the kernel.
+DIES_BEFORE_IT_ANSWERS = """
+import os, runpy, signal
+from kernelsvc.session.runtime import SessionRuntime
+SessionRuntime._send_answer = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+runpy.run_module("kernelsvc", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("ask", ["input('name? ')", "__import__('getpass').getpass('name? ')"])
+async def test_an_answer_that_is_recorded_and_not_sent_is_sent_by_the_next_server(short_tmp, ask):
+    arena = Arena(short_tmp)
+    command = arena.served.command
+    arena.served.command = lambda: [sys.executable, "-c", DIES_BEFORE_IT_ANSWERS, *command()[3:]]
+    async with arena, arena.client() as client, await client.create_session() as session:
+        witness = Witness(session)
+        code = f"names = [{ask}, {ask}]\nprint(names)"
+        running = asyncio.ensure_future(session.batch([{"code": code, "cell": "asks", "allow_stdin": True}]))
+        await witness.saw(ev.InputRequested, "asks")
+        given = asyncio.ensure_future(session.input("asks", "Ada"))
+        await wait_until(lambda: arena.served.process.poll() is not None, what="the server's death")
+        arena.served.command = command
+        await arena.start()
+        await asyncio.gather(given, return_exceptions=True)
+
+        def asked() -> int:
+            return sum(isinstance(event, ev.InputRequested) for event in witness.seen)
+
+        if "getpass" in ask and asked() == 1 and given.exception() is not None:
+            await session.input("asks", "Ada")  # the journal has no passwords
+        await wait_until(lambda: asked() == 2, what="the second question")
+        await session.input("asks", "Grace")
+        (cell,) = await running
+        assert cell.text.splitlines()[-1] == "['Ada', 'Grace']"
 
 
 async def test_the_time_a_cell_may_take_goes_on_without_a_server(arena):

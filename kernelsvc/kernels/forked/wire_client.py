@@ -556,7 +556,7 @@ class WireClient:
     def seen(self, msg_id: str) -> bool:
         """Return whether the kernel listed this request as received when it was connected."""
         welcome = self._welcome
-        return msg_id in welcome.seen or msg_id in (welcome.busy, welcome.cell)
+        return msg_id in welcome.seen or msg_id in (welcome.busy, welcome.cell, welcome.answer)
 
     # -- ends -------------------------------------------------------------------------------
 

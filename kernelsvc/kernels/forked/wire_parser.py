@@ -80,6 +80,7 @@ class Welcome(msgspec.Struct):
     workdir: str = ""
     seen: list[str] = []
     cell: str = ""
+    answer: str = ""
     busy: str | None = None
 
 

@@ -15,6 +15,7 @@ from kernelsvc.model.state import MOVES, Policy, Waiting
 from kernelsvc.model.stimuli import (
     AbortSwitch,
     Answer,
+    AnswerLost,
     AttachKernel,
     BeginProgram,
     BeginSwitch,
@@ -345,15 +346,32 @@ def test_a_cell_that_waits_is_answered_once():
     machine = asking()
     assert machine.waiting_for == Waiting("input", "5", "a")
     events, effects = drive(machine, Answer("a", "ada"))
-    assert (types(events), events[0].text, effects) == (["InputGiven"], "ada", [SendAnswer("a", "ada")])
+    assert (types(events), events[0].text, effects) == (["InputGiven"], "ada", [SendAnswer("a", "ada", "i_5")])
     assert machine.waiting_for is None
     with pytest.raises(Conflict):
         machine.decide(Answer("a", "again"), 0.0)
 
 
+def test_an_answer_that_the_kernel_did_not_get_is_sent_again_while_its_cell_waits():
+    machine = asking()
+    assert drive(machine, AnswerLost()) == ([], []), "nothing was answered"
+    drive(machine, Answer("a", "ada"))
+    assert drive(machine, AnswerLost()) == ([], [SendAnswer("a", "ada", "i_5")])
+    drive(machine, RecordEvents((ev.InputRequested(cell="a", seq=9, prompt="? "),)))
+    assert drive(machine, AnswerLost()) == ([], []), "it asks again, so it has the answer"
+
+
+def test_a_secret_answer_that_the_kernel_did_not_get_is_asked_for_again():
+    machine = asking(secret=True)
+    drive(machine, Answer("a", "hunter2"))
+    drive(machine, AnswerLost())
+    assert machine.waiting_for == Waiting("input", "5", "a", secret=True)
+    assert drive(machine, Answer("a", "hunter2"))[1] == [SendAnswer("a", "hunter2", "i_5")]
+
+
 def test_a_secret_answer_is_sent_and_not_recorded():
     events, effects = drive(asking(secret=True), Answer("a", "hunter2"))
-    assert (events[0].text, effects) == (None, [SendAnswer("a", "hunter2")])
+    assert (events[0].text, effects) == (None, [SendAnswer("a", "hunter2", "i_5")])
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,63 @@ async def test_a_cell_that_waits_for_input_is_answered_by_the_next_server(bench,
         again.give_input(cell, "late")
 
 
+def answers(session, monkeypatch, *, lost):
+    """Count the answers that the kernel gets, and lose those that this server sends if ``lost``."""
+    kernel, sent = type(session.kernel), []
+    send = kernel.send
+
+    def counting(self, request):
+        if request.msg_type == "input_reply":
+            sent.append(request.msg_id)
+            if lost and self is session_kernel:
+                return
+        send(self, request)
+
+    session_kernel = session.kernel
+    monkeypatch.setattr(kernel, "send", counting)
+    return sent
+
+
+@pytest.mark.parametrize("word", ["input", "password"])
+async def test_an_answer_that_the_earlier_server_did_not_send_is_sent_by_the_next(bench, word, monkeypatch):
+    session = await bench.start()
+    sent = answers(session, monkeypatch, lost=True)
+    (cell,) = session.submit([CellRequest(code=f"{word} name?", allow_stdin=True)])
+    await until(lambda: "input_requested" in types(session))
+    session.give_input(cell, "ada")
+    assert "input_given" in types(session)
+    session.detach()
+    again = bench.again()
+    await again.adopt()
+    if word == "password":  # it is in no journal, so the client must give it again
+        assert again.machine.waiting_for is not None
+        again.give_input(cell, "ada")
+    async with asyncio.timeout(DEADLINE):
+        await again.wait(cell)
+    assert "ada" in again.cell(cell).text
+    assert len(sent) == 2
+    assert len(set(sent)) == 1, "the kernel can recognise the repeated answer"
+
+
+async def test_an_answer_that_the_kernel_has_is_not_sent_again(bench, monkeypatch):
+    session = await bench.start()
+    sent = answers(session, monkeypatch, lost=False)
+    (cell,) = session.submit([CellRequest(code="input name?\nwait gate\ninput more?", allow_stdin=True)])
+    await until(lambda: "input_requested" in types(session))
+    session.give_input(cell, "ada")
+    await until(lambda: "ada" in session.cell(cell).text)
+    session.detach()
+    again = bench.again()
+    await again.adopt()
+    bench.launcher.release("gate")
+    await until(lambda: again.machine.waiting_for is not None)
+    again.give_input(cell, "bob")
+    async with asyncio.timeout(DEADLINE):
+        await again.wait(cell)
+    assert "bob" in again.cell(cell).text
+    assert len(sent) == len(set(sent)) == 2
+
+
 async def test_a_password_is_not_recorded(bench):
     session = await bench.start()
     (cell,) = session.submit([CellRequest(code="password pin?", allow_stdin=True)])
