@@ -18,7 +18,7 @@ from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import Principal, SessionRequest
 from kernelsvc.service.leases import Leases
-from kernelsvc.service.registry import SessionRegistry
+from kernelsvc.service.registry import SessionRegistry, request_digest
 from kernelsvc.service.session_factory import PreparedSession, SessionFactory
 from kernelsvc.service.warm_pool import WarmPool, WarmSession
 from kernelsvc.session import Session, SessionSpec, new_id, new_kernel_id
@@ -66,16 +66,17 @@ class SessionCreator:
         Cancelling it leaves nothing behind, unless the request has an idempotency key: then creation continues.
 
         Raises:
-            Conflict: the server stops.
+            Conflict: the server stops, or the idempotency key belongs to a request with other parameters.
             NotFound: there is no such template.
             LimitTooHigh, QuotaExceeded, AtCapacity, SandboxUnavailable, Timeout: nothing was created.
         """
         if request.idempotency_key is None:
             return await self._create(who, request)
-        known = self._keys.get(who.name, request.idempotency_key)
+        digest = request_digest(request)
+        known = self._keys.get(who.name, request.idempotency_key, digest)
         if known is None:
             known = asyncio.ensure_future(self._create(who, request))
-            self._keys.put_future(who.name, request.idempotency_key, known)
+            self._keys.put_future(who.name, request.idempotency_key, known, digest)
         return known if isinstance(known, str) else await asyncio.shield(known)
 
     def admit(self, who: Principal, limits: Limits, count: int = 1) -> None:
@@ -118,6 +119,7 @@ class SessionCreator:
             labels=request.labels,
             env=env,
             idempotency_key=request.idempotency_key,
+            request_digest=request_digest(request) if request.idempotency_key else "",
             beside=request.sidecar_of,
             family=main.spec.family if main else "",
         )

@@ -126,10 +126,18 @@ class Projections:
         journal = self.open_journal(directory)
         try:
             if closed:
+                directory.forget_secrets()
                 journal.append([self.signer(directory.id, journal)()])
                 journal.sync()
         finally:
             journal.close()
+
+    def forget_secrets(self, session: str) -> None:
+        """Remove the environment variables of a session that has ended from its directory. Never raises."""
+        try:
+            self._store.directory(session).forget_secrets()
+        except (OSError, KernelsvcError) as error:
+            log.error("session %s: its environment variables stay in session.json: %s", session, error)
 
     def open_journal(self, directory: SessionDirectory) -> Journal:
         """Open a session's journal for writing. Put entries that the server can't vouch for on record, in the journal.

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from kernelsvc.errors import Forbidden, NotFound, Recovering, SessionClosed
+import msgspec
+
+from kernelsvc.errors import Conflict, Forbidden, NotFound, Recovering, SessionClosed
 from kernelsvc.model.admission import Ceilings, Reservation, admit
 from kernelsvc.model.limits import Limits, Usage
-from kernelsvc.model.objects import Principal, Scope, SessionInfo, SessionState
+from kernelsvc.model.objects import Principal, Scope, SessionInfo, SessionRequest, SessionState
 from kernelsvc.service.loading.background_loading import BackgroundLoads, ids_in
 from kernelsvc.service.loading.closed_sessions import ClosedSessions
 from kernelsvc.session import Session, SessionSpec
@@ -32,18 +35,30 @@ class IdempotencyKeys:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], asyncio.Future[str] | str] = {}
+        self._known: dict[tuple[str, str], tuple[asyncio.Future[str] | str, str]] = {}
 
-    def get(self, principal: str, key: str) -> asyncio.Future[str] | str | None:
-        """Return the session's id, a future of it while the session is in creation, or None."""
-        return self._known.get((principal, key))
+    def get(self, principal: str, key: str, digest: str = "") -> asyncio.Future[str] | str | None:
+        """Return the session's id, a future of it while the session is in creation, or None.
 
-    def put(self, principal: str, key: str, session: str) -> None:
-        """Remember the id of a session that exists."""
-        self._known[principal, key] = session
+        Args:
+            principal: the owner.
+            key: the key.
+            digest: digest of the request (``request_digest``). Empty: not compared.
+
+        Raises:
+            Conflict: the key belongs to another request.
+        """
+        known, before = self._known.get((principal, key), (None, ""))
+        if known is not None and digest and before and digest != before:
+            raise Conflict("This idempotency key created a session with other parameters. Use a new key.")
+        return known
+
+    def put(self, principal: str, key: str, session: str, digest: str = "") -> None:
+        """Remember the id of a session that exists, and the digest of the request for it."""
+        self._known[principal, key] = session, digest
         self._trim()
 
-    def put_future(self, principal: str, key: str, creation: asyncio.Future[str]) -> None:
+    def put_future(self, principal: str, key: str, creation: asyncio.Future[str], digest: str = "") -> None:
         """Remember a session that is in creation. If creation fails, the key is forgotten."""
 
         def settle(done: asyncio.Future[str]) -> None:
@@ -51,9 +66,9 @@ class IdempotencyKeys:
                 self.forget(principal, key)
             elif (principal, key) in self._known:
                 # The finished task would keep its arguments and its result in memory.
-                self._known[principal, key] = done.result()
+                self._known[principal, key] = done.result(), digest
 
-        self._known[principal, key] = creation
+        self._known[principal, key] = creation, digest
         creation.add_done_callback(settle)
         self._trim()
 
@@ -64,6 +79,11 @@ class IdempotencyKeys:
     def _trim(self) -> None:
         while len(self._known) > MAX_KEYS:
             self._known.pop(next(iter(self._known)))
+
+
+def request_digest(request: SessionRequest) -> str:
+    """Return the SHA-256 (hex) of a request for a session: the same for requests with the same parameters."""
+    return hashlib.sha256(msgspec.json.encode(request, order="deterministic")).hexdigest()
 
 
 class SessionRegistry:
@@ -133,6 +153,22 @@ class SessionRegistry:
             Forbidden: the caller's token lacks the scope.
             NotFound: the caller has no such session, and its token has no scope for the sessions of others.
             Recovering: its journal is being read in the background.
+            Conflict: its journal can't be read back.
+        """
+        found = self.find_record(who, session, scope)
+        if found.unreadable:
+            raise Conflict(
+                f"The log of session {session} does not describe a session ({found.unreadable}). Download the log "
+                "itself (GET /v1/sessions/ID/journal) and check it with 'kernelsvc verify'.",
+                session=session,
+            )
+        return found
+
+    def find_record(self, who: Principal, session: str, scope: Scope = "read") -> Session:
+        """Return a session of the caller, of which perhaps only the log's bytes can be read.
+
+        Raises:
+            Forbidden, NotFound, Recovering: as ``find``.
         """
         self.require_scope(who, scope)
         of_others = _SCOPE_OF_OTHERS.get(scope) in who.scopes

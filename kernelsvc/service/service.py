@@ -455,7 +455,7 @@ class Service:
         Raises:
             NotFound: there is no such session, or retention has removed the journal.
         """
-        return JournalStream(self._store.directory(self._registry.find(who, session).id).journal)
+        return JournalStream(self._store.directory(self._registry.find_record(who, session).id).journal)
 
     # -- after an entry in the journal ---------------------------------------------------
 
@@ -465,6 +465,8 @@ class Service:
         last = events[-1]
         if isinstance(last, ev.SessionClosed):
             self._registry.close(session)
+            session.spec.forget_secrets()
+            self._projections.forget_secrets(session.id)
             self.programs.end(session.id)
             self.leases.ended(session.id)
         elif isinstance(last, ev.JournalSigned | ev.NotAsWritten):

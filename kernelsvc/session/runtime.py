@@ -149,6 +149,8 @@ class SessionRuntime:
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
         self._program_numbers = itertools.count(-1, -1)  # below 0: differ from pids
         self.closed = asyncio.Event()
+        #: Why the journal of a session that was read back could not be replayed. Empty if it could.
+        self.unreadable = ""
 
     @property
     def id(self) -> str:

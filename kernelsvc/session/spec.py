@@ -25,6 +25,7 @@ class SessionSpec(msgspec.Struct, kw_only=True):
     env: dict[str, str] = {}
     parent: dict[str, Any] | None = None
     idempotency_key: str | None = None
+    request_digest: str = ""
     family: str = ""
     home: str = ""
     copy_from: str = ""
@@ -48,6 +49,10 @@ class SessionSpec(msgspec.Struct, kw_only=True):
         self.family = family or self.family
         self.home = home or self.home
         self.copy_from = copy_from or self.copy_from
+
+    def forget_secrets(self) -> None:
+        """Drop the environment variables: the session has ended and starts no kernel."""
+        self.env, self.request_digest = {}, ""
 
     def add_warnings(self, warnings: list[str]) -> None:
         """Add a fork's warnings to ``parent``, which the ``session_started`` event records."""

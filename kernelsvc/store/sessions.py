@@ -44,6 +44,10 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 Action = Literal["archived", "removed"]
 
 
+#: Fields of ``session.json`` that may hold secrets, and digests over them. They are removed when the session ends.
+_SECRET = ("env", "request_digest")
+
+
 class RetentionRecord(msgspec.Struct, kw_only=True):
     """A line of ``retention.jsonl``: an archived or removed session.
 
@@ -95,6 +99,16 @@ class SessionDirectory:
         except (FileNotFoundError, ValueError):
             return {}
         return value if isinstance(value, dict) else {}
+
+    def forget_secrets(self) -> None:
+        """Remove environment variables from ``session.json``: an ended session needs them no more.
+
+        Raises:
+            OSError: The file is unchanged.
+        """
+        about = self.read_about()
+        if any(about.get(name) for name in _SECRET):
+            self.write_about(_without_secrets(about))
 
     def write_about(self, about: dict[str, Any], *, durable: bool = False) -> None:
         """Replace ``session.json`` atomically.
@@ -238,7 +252,9 @@ class SessionDirectories:
         for path in (found.journal, found.notebook):
             if path.is_file():
                 replace(target / f"{path.name}.gz", partial(_compress, path), durable=True)
-        replace_bytes(target / found.about.name, json.dumps(found.read_about()).encode(), durable=True)
+        replace_bytes(
+            target / found.about.name, json.dumps(_without_secrets(found.read_about())).encode(), durable=True
+        )
         self._append_record(found, "archived", why)
         self._remove(found)
         return target
@@ -280,7 +296,7 @@ class SessionDirectories:
                 why=why,
                 seq=head.seq,
                 head=head.digest,
-                about=found.read_about(),
+                about=_without_secrets(found.read_about()),
                 prev=hash_chain.digest(whole) if whole else "",
             )
             write_all(fd, msgspec.json.encode(entry) + b"\n")
@@ -289,6 +305,10 @@ class SessionDirectories:
         finally:
             os.close(fd)
         sync_directory(self.data)
+
+
+def _without_secrets(about: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in about.items() if name not in _SECRET}
 
 
 def _make_files(

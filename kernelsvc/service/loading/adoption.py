@@ -93,7 +93,7 @@ class Adoption:
         if spec is not None and not closed:
             self._registry.reserve([spec])
             if spec.idempotency_key is not None:
-                self._keys.put(spec.principal, spec.idempotency_key, spec.id)
+                self._keys.put(spec.principal, spec.idempotency_key, spec.id, spec.request_digest)
         if spec is not None and directory.id not in self._index.seqs():
             self._index.feed(directory.id, [first_event(spec)])
         owner = spec.principal if spec else None
@@ -136,7 +136,7 @@ class Adoption:
         self._registry.add(session)
         about = session.spec
         if about.idempotency_key is not None:
-            self._keys.put(about.principal, about.idempotency_key, session.id)
+            self._keys.put(about.principal, about.idempotency_key, session.id, about.request_digest)
         if not await self._adopted(session):
             session.spawn(self._adopt_later(session))
 

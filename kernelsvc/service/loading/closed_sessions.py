@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from typing import NoReturn
 
@@ -15,6 +16,8 @@ from kernelsvc.service.session_factory import SessionFactory
 from kernelsvc.session import Session, SessionSpec
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
+
+log = logging.getLogger(__name__)
 
 #: Closed sessions that stay in memory. The one that was read first goes first.
 MAX_KEPT = 64
@@ -69,7 +72,7 @@ class ClosedSessions:
                     self._read_in_background(directory)
                 journal = Journal.open(directory.journal, directory.id, read_only=True)
                 found = self._factory.read_only(read_spec(directory, journal), directory, journal)
-                found.rebuild(machine_events(journal))
+                _rebuild(found, journal)
             except (NotFound, OSError, msgspec.ValidationError):
                 return None
             self.keep(found)
@@ -81,8 +84,19 @@ class ClosedSessions:
         async def read() -> None:
             journal = await asyncio.to_thread(Journal.open, directory.journal, directory.id, read_only=True)
             found = self._factory.read_only(spec, directory, journal)
-            await asyncio.to_thread(found.rebuild, machine_events(journal))
+            await asyncio.to_thread(_rebuild, found, journal)
             self.keep(found)
 
         self._loads.begin(directory.id, spec.principal, read)
         raise Recovering(session=directory.id)
+
+
+def _rebuild(found: Session, journal: Journal) -> None:
+    """Replay a journal. The chain may be in order and the events senseless: a log that was edited can hold anything."""
+    try:
+        found.rebuild(machine_events(journal))
+    except OSError:
+        raise
+    except Exception as error:
+        log.error("session %s: its journal can't be replayed: %r", found.id, error)
+        found.unreadable = f"{type(error).__name__} after a replay of its entries"

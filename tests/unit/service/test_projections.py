@@ -5,6 +5,7 @@ import re
 import subprocess
 
 import pytest
+from tornado.httpclient import AsyncHTTPClient
 
 from kernelsvc import AsyncClient
 from kernelsvc.errors import BadRequest
@@ -174,3 +175,71 @@ async def test_signed_heads_go_to_syslog(record, monkeypatch):
         await session.close()
     [text] = sent
     assert re.search(rf"session={session.id} head=[0-9a-f]{{64}} key=\S+ signature=\S+", text)
+
+
+async def test_an_ended_sessions_environment_is_nowhere_on_disk(record, tmp_path):
+    """Also in the archive and its record, and a key over a restart still names one request."""
+    async with Serving(record) as client:
+        body = {"env": {"K": "SECRET-77"}, "idempotency_key": "k"}
+        session = await client.create_session(env={"K": "SECRET-77"}, keep=True)
+        kept = await http(record, client, body)
+    async with Serving(record) as client:
+        assert await http(record, client, body) == kept
+        assert await http(record, client, {**body, "env": {"K": "SECRET-78"}}) == "conflict"
+        assert "SECRET-77" in (record.data_dir / "sessions" / session.id / "session.json").read_text()
+        for id in (session.id, kept):
+            await (await client.session(id)).close()
+    for path in (record.data_dir / "sessions").glob("*/session.json"):
+        assert "SECRET-77" not in path.read_text()
+        assert '"request_digest": ""' not in path.read_text()
+
+
+async def http(record, client, body):
+    """Create a session with parameters that the client does not offer. Return its id, or the error's code."""
+    from kernelsvc.errors import KernelsvcError
+
+    try:
+        found = await client._rpc.call("session.create", {"attach": False, **body}, repeat=True)
+    except KernelsvcError as error:
+        return error.code
+    return found["id"]
+
+
+def unknown_cell(events):
+    for event in events:
+        if isinstance(event, ev.CellStarted | ev.CellFinished | ev.Stream):
+            event.cell = "nothing"
+
+
+def closed_twice(events):
+    events.insert(2, ev.SessionClosed())
+
+
+def begins_in_the_middle(events):
+    del events[0]
+
+
+def another_type(events):
+    events[:] = [ev.Woken(), ev.CellFinished(cell="x"), ev.RolledBack(), *events]
+
+
+@pytest.mark.parametrize("change", [unknown_cell, closed_twice, begins_in_the_middle, another_type])
+async def test_a_senseless_log_is_a_clear_error_or_read(record, change):
+    await record.begin(close=True)
+    record.rewrite(change)
+    serving = Serving(record)
+    async with serving:
+        address = serving.server.url
+
+        async def fetch(path):
+            request = f"{address}/v1/sessions/{record.id}{path}"
+            answer = await AsyncHTTPClient().fetch(
+                request, headers={"Authorization": "Bearer test-token"}, raise_error=False
+            )
+            return answer.code, answer.body
+
+        for path in ("", "/cells", "/notebook", "/events?follow=false"):
+            status, data = await fetch(path)
+            assert status == 200 or (status, json.loads(data)["code"]) == (409, "conflict"), (path, data)
+        status, data = await fetch("/journal")
+        assert (status, data) == (200, record.journal.read_bytes())

@@ -35,7 +35,9 @@ def spec(id: str, principal: str = "alice", sidecar_of: str | None = None) -> Se
 
 def session(id: str, principal: str = "alice", sidecar_of: str | None = None) -> Any:
     made = spec(id, principal, sidecar_of)
-    return SimpleNamespace(id=id, spec=made, principal=principal, limits=made.limits, state=SessionState.IDLE)
+    return SimpleNamespace(
+        id=id, spec=made, principal=principal, limits=made.limits, state=SessionState.IDLE, unreadable=""
+    )
 
 
 def registry(path: Path, **changes: Any) -> SessionRegistry:

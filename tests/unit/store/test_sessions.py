@@ -81,7 +81,9 @@ def test_removal_is_on_record(data):
 def test_an_archive_can_be_verified(data):
     found = made(data, "s", ev.Stream(text="x" * 10_000))
     (found.files / "a").write_text("gone")
+    found.write_about({**found.read_about(), "env": {"K": "SECRET-77"}, "request_digest": "d"})
     target = data.archive("s", "retention")
+    assert "SECRET-77" not in (target / "session.json").read_text() + (data.data / "retention.jsonl").read_text()
     assert sorted(os.listdir(target)) == ["journal.jsonl.gz", "notebook.ipynb.gz", "session.json"]
     assert not found.path.exists()
     verdict = verify_journal(target / "journal.jsonl.gz")

@@ -82,6 +82,9 @@ async def test_idempotency_keys(http_server):
     key = {"Idempotency-Key": "k-1"}
     first = await http_server.json("POST", "/v1/sessions", {}, headers=key)
     assert (await http_server.json("POST", "/v1/sessions", {}, headers=key))["id"] == first["id"]
+    # The key names one request: an answer to another one would hide that its session does not exist.
+    for body in ({"name": "other"}, {"env": {"A": "1"}}, {"limits": {"cpu_cores": 0.5}}):
+        assert await http_server.refused("POST", "/v1/sessions", body, headers=key) == (409, "conflict")
     assert await http_server.refused("POST", "/v1/sessions", {"idempotency_key": "z"}, headers=key) == (
         400,
         "bad_request",
