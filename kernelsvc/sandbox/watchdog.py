@@ -14,6 +14,8 @@ divides shared pages fairly, and that figure decides. Directories are walked onl
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,10 +25,16 @@ import msgspec
 import psutil
 
 from kernelsvc.linux import procfs
-from kernelsvc.model.limits import Limits
+from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.sandbox.branch_dirs import branches_root
 from kernelsvc.sandbox.disk_use import DiskUse, measure_deleted, measure_directory
 from kernelsvc.sandbox.plan import SPARE_TASKS
+
+#: Sockets that are not charged: a web server or a kernelspec kernel has a few dozen.
+_FREE_SOCKETS = 64
+#: Memory of the machine below which a session is ended, and the least that its end must return.
+_LEAST_AVAILABLE, _LEAST_RELIEF = 512 * MiB, 64 * MiB
+_RELIEF_SECONDS = 3.0
 
 
 class ProcessStat(msgspec.Struct, frozen=True):
@@ -45,7 +53,8 @@ class SessionUse(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         pids: its processes, the kernel first.
         resident_bytes: sum of resident memory, with shared pages counted repeatedly.
-        memory_bytes: proportional set size, where it was read.
+        socket_bytes: what the buffers of its sockets may hold, see ``socket_charge``.
+        memory_bytes: proportional set size and ``socket_bytes``, where they were read.
         cpu_seconds: of the running processes.
         tasks: threads of all processes.
         disk: size of its directories and of its deleted files, where they were measured.
@@ -54,6 +63,7 @@ class SessionUse(msgspec.Struct, frozen=True, kw_only=True):
 
     pids: tuple[int, ...] = ()
     resident_bytes: int = 0
+    socket_bytes: int = 0
     memory_bytes: int | None = None
     cpu_seconds: float = 0.0
     tasks: int = 0
@@ -120,7 +130,26 @@ def _unseen(limits: Limits, use: SessionUse, hard: frozenset[str]) -> list[Limit
 
 def may_exceed_memory(limits: Limits, use: SessionUse) -> bool:
     """Return whether a session's resident sum is high enough to read its proportional set size."""
-    return limits.memory_bytes is not None and use.resident_bytes > limits.memory_bytes
+    return limits.memory_bytes is not None and use.resident_bytes + use.socket_bytes > limits.memory_bytes
+
+
+def socket_charge(sockets: int, buffer_bytes: int) -> int:
+    """Return the memory that a session's sockets are charged with.
+
+    Linux does not say how full they are, only how many there are. Memory cgroups count them. Without one, a session
+    could keep gigabytes in the buffers of Unix sockets.
+
+    Args:
+        sockets: in its network namespace.
+        buffer_bytes: the largest buffer that setsockopt(2) allows. Linux doubles it (socket(7), SO_SNDBUF).
+    """
+    return max(0, sockets - _FREE_SOCKETS) * min(2 * buffer_bytes, MiB)
+
+
+def largest(uses: Mapping[str, SessionUse]) -> str | None:
+    """Return the session that uses the most memory, or None if none uses enough to make a difference."""
+    name = max(uses, key=lambda name: uses[name].memory_bytes or 0, default=None)
+    return name if name is not None and (uses[name].memory_bytes or 0) >= _LEAST_RELIEF else None
 
 
 _NAMES = {
@@ -229,15 +258,37 @@ def _walk_psutil() -> list[ProcessStat]:
 
 
 def proportional_memory(pids: Iterable[int]) -> int:
-    """Return the proportional set size of these processes, in bytes. One that ended or refuses counts 0."""
+    """Return the proportional set size of these processes, in bytes.
+
+    A process that does not let itself be read counts with its resident set size, which every user may read
+    (proc_pid_stat(5)). One that ended counts 0.
+    """
     total = 0
     for pid in pids:
         try:
             memory = psutil.Process(pid).memory_full_info()
+        except (psutil.AccessDenied, PermissionError):
+            found = procfs.stat(pid)
+            total += found.resident_bytes if found is not None else 0
+            continue
         except (psutil.Error, OSError):
             continue
         total += getattr(memory, "pss", memory.uss)
     return total
+
+
+def open_sockets(pid: int) -> int:
+    """Return the number of sockets in a process's network namespace, 0 if it has ended."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/net/sockstat", "rb") as file:
+        return int(file.readline().split()[2])
+    return 0
+
+
+def largest_socket_buffer() -> int:
+    """Return the largest socket buffer that a process may ask for, in bytes (socket(7))."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/sys/net/core/wmem_max", "rb") as file:
+        return int(file.read())
+    return MiB
 
 
 class Watched(msgspec.Struct, frozen=True, kw_only=True):
@@ -249,6 +300,7 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
         limits: its limits.
         workdir: its directory.
         home: the same directory as the session sees it.
+        own_network: whether it has a network namespace of its own.
         hard: limits that Linux enforces.
     """
 
@@ -256,6 +308,7 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     workdir: str
     home: str = ""
+    own_network: bool = False
     hard: frozenset[str] = frozenset()
 
 
@@ -269,6 +322,9 @@ class Watchdog:
         disks_per_pass: how many directories of idle sessions one poll walks.
         disk_seconds: for the directories of the others. The rest comes first in the next poll.
         is_workdir: whether a path is the directory of some session. Such directories are not counted for another one.
+        available_bytes: returns the memory that the machine has left.
+        least_available: if the machine has less, the session that uses the most is ended before Linux ends a process
+            of its own choice. By default 5 % of the memory, at most 512 MiB.
     """
 
     def __init__(
@@ -277,6 +333,8 @@ class Watchdog:
         disks_per_pass: int = 4,
         disk_seconds: float = 0.05,
         is_workdir: Callable[[str], bool] = lambda path: False,
+        available_bytes: Callable[[], int] = lambda: psutil.virtual_memory().available,
+        least_available: int | None = None,
     ) -> None:
         self._disks_per_pass = disks_per_pass
         self._disk_seconds = disk_seconds
@@ -284,6 +342,13 @@ class Watchdog:
         self._disks: dict[str, DiskUse] = {}
         self._walked: dict[str, float] = {}
         self._spent: dict[str, float] = {}
+        self._sockets: dict[str, int] = {}
+        self._buffer_bytes = largest_socket_buffer()
+        self._available_bytes = available_bytes
+        self._least_available = (
+            min(_LEAST_AVAILABLE, psutil.virtual_memory().total // 20) if least_available is None else least_available
+        )
+        self._relieved_at = -math.inf
 
     def poll(self, sessions: Mapping[str, Watched]) -> tuple[dict[str, SessionUse], dict[str, list[LimitExceeded]]]:
         """Poll all sessions once. Blocks for about 10 ms for 200 sessions.
@@ -291,28 +356,59 @@ class Watchdog:
         Returns:
             The usage of each, and the exceeded limits of those that have any.
         """
-        uses = group(walk(), [watched.root for watched in sessions.values()], own=os.getpid())
-        busy = self._walk_disks(sessions, {name: uses[watched.root] for name, watched in sessions.items()})
+        found = group(walk(), [watched.root for watched in sessions.values()], own=os.getpid())
+        uses = {name: found[watched.root] for name, watched in sessions.items()}
+        busy = {name for name, use in uses.items() if self._spent.get(name, use.cpu_seconds) != use.cpu_seconds}
+        self._spent = {name: use.cpu_seconds for name, use in uses.items()}
+        self._count_sockets(sessions, busy)
+        self._walk_disks(sessions, uses, busy)
         seen: dict[str, SessionUse] = {}
         breaches: dict[str, list[LimitExceeded]] = {}
         for name, watched in sessions.items():
-            use = uses[watched.root]
+            sockets = socket_charge(self._sockets.get(name, 0), self._buffer_bytes)
+            use = msgspec.structs.replace(
+                uses[name], socket_bytes=sockets, disk=self._disks.get(name), busy=name in busy
+            )
             if "memory_bytes" not in watched.hard and may_exceed_memory(watched.limits, use):
-                use = msgspec.structs.replace(use, memory_bytes=proportional_memory(use.pids))
-            seen[name] = msgspec.structs.replace(use, disk=self._disks.get(name), busy=name in busy)
-            found = check_limits(watched.limits, seen[name], hard=watched.hard)
-            if found:
-                breaches[name] = found
-        return seen, breaches
+                use = _with_memory(use)
+            seen[name] = use
+            exceeded = check_limits(watched.limits, use, hard=watched.hard)
+            if exceeded:
+                breaches[name] = exceeded
+        return seen, breaches | self._relieve(sessions, seen, breaches)
 
-    def _walk_disks(self, sessions: Mapping[str, Watched], uses: Mapping[str, SessionUse]) -> set[str]:
-        """Measure some directories. Return the sessions that used the processor since the last call."""
+    def _relieve(
+        self, sessions: Mapping[str, Watched], seen: Mapping[str, SessionUse], breaches: Mapping[str, object]
+    ) -> dict[str, list[LimitExceeded]]:
+        """Choose a session to end if the machine is about to run out of memory. The others get time to benefit."""
+        available = self._available_bytes()
+        if available >= self._least_available or time.monotonic() < self._relieved_at + _RELIEF_SECONDS or breaches:
+            return {}
+        supervised = {
+            name: _with_memory(use) for name, use in seen.items() if "memory_bytes" not in sessions[name].hard
+        }
+        name = largest(supervised)
+        if name is None:
+            return {}
+        self._relieved_at = time.monotonic()
+        used = supervised[name].memory_bytes or 0
+        message = f"memory: the machine has {_mebibytes(available)} left; the session used the most, {_mebibytes(used)}"
+        return {name: [LimitExceeded(limit="memory_bytes", value=used, maximum=used, message=message)]}
+
+    def _count_sockets(self, sessions: Mapping[str, Watched], busy: set[str]) -> None:
+        supervised = [name for name, one in sessions.items() if one.own_network and "memory_bytes" not in one.hard]
+        known = self._sockets
+        self._sockets = {
+            name: known[name] if name in known and name not in busy else open_sockets(sessions[name].root)
+            for name in supervised
+        }
+
+    def _walk_disks(self, sessions: Mapping[str, Watched], uses: Mapping[str, SessionUse], active: set[str]) -> None:
         self._disks = {name: size for name, size in self._disks.items() if name in sessions}
         self._walked = {name: when for name, when in self._walked.items() if name in sessions}
         wanted = [name for name, watched in sessions.items() if _supervised(watched)]
         wanted.sort(key=lambda name: self._walked.get(name, 0.0))
-        busy = [name for name in wanted if name in self._spent and uses[name].cpu_seconds != self._spent[name]]
-        self._spent = {name: use.cpu_seconds for name, use in uses.items()}
+        busy = [name for name in wanted if name in active]
         until = time.monotonic() + self._disk_seconds
         for name in busy:
             self._walk(name, sessions[name], uses[name])
@@ -320,7 +416,6 @@ class Watchdog:
                 break
         for name in [name for name in wanted if name not in busy][: self._disks_per_pass]:
             self._walk(name, sessions[name], uses[name])
-        return set(busy)
 
     def _walk(self, name: str, watched: Watched, use: SessionUse) -> None:
         # One more than the limit is enough to see that it is exceeded.
@@ -333,6 +428,10 @@ class Watchdog:
             .plus(measure_deleted(use.pids, workdir=watched.workdir, home=watched.home))
         )
         self._walked[name] = time.monotonic()
+
+
+def _with_memory(use: SessionUse) -> SessionUse:
+    return msgspec.structs.replace(use, memory_bytes=proportional_memory(use.pids) + use.socket_bytes)
 
 
 def _supervised(watched: Watched) -> bool:

@@ -150,7 +150,14 @@ def _watched(session: Session) -> Watched | None:
         return None
     hard = hard_limits(session.sandbox.limits)
     home = session.kernel.home if session.kernel is not None else ""
-    return Watched(root=session.info.pid, limits=session.limits, workdir=session.spec.workdir, home=home, hard=hard)
+    return Watched(
+        root=session.info.pid,
+        limits=session.limits,
+        workdir=session.spec.workdir,
+        home=home,
+        own_network="net namespace" in session.sandbox.enforced,
+        hard=hard,
+    )
 
 
 def _usage(use: SessionUse) -> Usage:

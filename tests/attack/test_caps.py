@@ -281,6 +281,40 @@ def test_what_a_cell_does_not_notice_is_told_all_the_same(server: Served, limit:
         session.close()
 
 
+OUT_OF_SIGHT = {
+    "a process that can't be read": (
+        "import os, shutil, subprocess, sys\n"
+        "shutil.copy(os.path.realpath(sys.executable), 'hidden'); os.chmod('hidden', 0o111)\n"
+        "code = 'import time; b = bytearray(300 << 20); time.sleep(20)'\n"
+        "home = {**os.environ, 'PYTHONHOME': sys.base_prefix, 'LD_LIBRARY_PATH': sys.base_prefix + '/lib'}\n"
+        "made = [subprocess.Popen(['./hidden', '-S', '-c', code], env=home) for _ in range(2)]\n"
+        "print([one.wait() for one in made])",
+        ("memory: 512 MiB reached", "a process hides its open files"),
+    ),
+    "buffers of sockets": (
+        "import os, socket, time\n"
+        "for _ in range(8):\n"
+        "    if os.fork() == 0:\n"
+        "        made = [socket.socketpair() for _ in range(80)]; time.sleep(20); os._exit(0)\n"
+        "time.sleep(20)",
+        ("memory: 512 MiB reached",),
+    ),
+}
+
+
+@pytest.mark.parametrize("place", OUT_OF_SIGHT)
+def test_memory_out_of_sight_counts(server: Served, place: str) -> None:
+    code, says = OUT_OF_SIGHT[place]
+    with Client(server.url, token=server.token) as client:
+        session = client.create_session(limits=LIMITS)
+        if server.call("GET", f"/v1/sessions/{session.id}")["sandbox"]["limits"]["memory_bytes"] == "hard":
+            pytest.skip("a cgroup counts it")
+        cell = session.run(code)
+        assert cell.reason in ("memory", "interrupted"), (cell.reason, cell.text)
+        assert any(cause in cell.text for cause in says)
+        session.close()
+
+
 def test_files_over_the_limit_do_not_end_what_does_not_add_to_them(server: Served, tmp_path: Path) -> None:
     with Client(server.url, token=server.token) as client:
         session = client.create_session(limits=LIMITS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from kernelsvc.sandbox.watchdog import (
     check_limits,
     group,
     may_exceed_memory,
+    socket_charge,
     walk,
 )
 
@@ -102,6 +104,56 @@ def test_daemons_and_branches_are_charged_to_whom_they_belong() -> None:
         201: {201},
     }
     assert 103 not in group(processes, [kernel], own=init)[kernel].pids, "our other children are none of a kernel's"
+
+
+def test_sockets_above_a_few_are_charged() -> None:
+    assert socket_charge(64, MiB) == 0
+    assert socket_charge(164, 200_000) == 100 * 400_000
+    assert socket_charge(164, 4 * MiB) == 100 * MiB, "nobody fills all of them"
+    assert may_exceed_memory(Limits(memory_bytes=100), SessionUse(resident_bytes=60, socket_bytes=60))
+
+
+def test_sockets_of_a_process_are_counted() -> None:
+    before = watchdog.open_sockets(os.getpid())
+    made = [socket.socketpair() for _ in range(50)]
+    assert watchdog.open_sockets(os.getpid()) >= before + 100 - 50  # other tests close some of theirs
+    for pair in made:
+        for one in pair:
+            one.close()
+    assert watchdog.open_sockets(-1) == 0
+
+
+def test_a_process_that_refuses_is_counted_by_its_resident_memory(
+    family: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(process: psutil.Process) -> None:
+        raise psutil.AccessDenied(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "memory_full_info", refuse)
+    child = psutil.Process(family.pid).children()[0]
+    assert watchdog.proportional_memory([child.pid]) > 60 * MiB
+    child.kill()
+    wait_for(lambda: watchdog.proportional_memory([child.pid]) < MiB, what="its end")
+
+
+def test_the_largest_session_is_ended_before_the_machine_has_no_memory_left(
+    family: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    large = Watched(root=family.pid, limits=Limits(), workdir=str(tmp_path))
+    held = msgspec.structs.replace(large, hard=frozenset({"memory_bytes"}))
+    with subprocess.Popen(["sleep", "100"]) as sleeper:
+        small = Watched(root=sleeper.pid, limits=Limits(), workdir=str(tmp_path))
+        sessions = {"small": small, "large": large}
+        dog = Watchdog(available_bytes=lambda: 100 * MiB, least_available=200 * MiB)
+        breaches = dog.poll(sessions)[1]
+        assert list(breaches) == ["large"]
+        assert breaches["large"][0].limit == "memory_bytes"
+        assert breaches["large"][0].message.startswith("memory: the machine has 100 MiB left; ")
+        assert dog.poll(sessions)[1] == {}, "its end takes a moment"
+        assert Watchdog(available_bytes=lambda: 300 * MiB, least_available=200 * MiB).poll(sessions)[1] == {}
+        dog = Watchdog(available_bytes=lambda: 100 * MiB, least_available=200 * MiB)
+        assert dog.poll({"small": small, "held": held})[1] == {}, "its end would win nothing"
+        sleeper.kill()
 
 
 def test_a_root_that_is_gone_uses_nothing() -> None:

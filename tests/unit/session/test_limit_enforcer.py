@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import msgspec
+
 from kernelsvc.model import events as ev
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits, MiB
@@ -95,6 +97,29 @@ def test_what_writes_without_a_cell_is_ended_when_it_goes_on() -> None:
     guard.on_watchdog(disk(150))
     guard.on_watchdog(disk(300))
     assert session.kills == 1
+
+
+def test_files_that_cannot_be_measured_interrupt_every_cell() -> None:
+    session, guard = made()
+    (hidden,) = (msgspec.structs.replace(one, value=0.0, unseen=True) for one in disk(150))
+    for number, cell in enumerate("abc", 1):
+        session.machine.running = Running(cell, 0.0)
+        guard.on_watchdog([hidden])
+        assert len(session.interrupts) == number
+    session.machine.running = None
+    guard.on_watchdog([hidden])
+    assert session.kills == 1
+
+
+def test_bytes_and_files_grow_apart() -> None:
+    session, guard = made()
+    session.machine.running = Running("a", 0.0)
+    files = LimitExceeded(limit="files", value=2000.0, maximum=1000.0, message="files: 1000 reached")
+    guard.on_watchdog([*disk(150), files])
+    guard.on_watchdog([*disk(150), files])
+    assert len(session.recorded) == 1
+    guard.on_watchdog([*disk(150), msgspec.structs.replace(files, value=2500.0)])
+    assert [event.limit for event in session.recorded] == ["disk_bytes", "files"]
 
 
 def test_memory_ends_the_kernel_and_the_end_is_explained_once() -> None:
