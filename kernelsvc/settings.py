@@ -63,7 +63,7 @@ def _meta(help: str, unit: str | None = None, **bounds: Any) -> Meta:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The settings of the server. ``sources`` names the origin of each value."""
+    """The settings of the server. ``sources`` names the origin of each value, ``config_file`` the file or is empty."""
 
     host: Annotated[str, _meta("Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, _meta("TCP port. 0 picks a free one.", ge=0, le=65535)] = 8888
@@ -178,6 +178,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["archive", "remove"], _meta("What to do with a closed session after retention_seconds.")
     ] = "archive"
     sources: dict[str, str] = {}
+    config_file: str = ""
 
     def data_path(self) -> Path:
         """Return the data directory, absolute."""
@@ -293,7 +294,7 @@ def rows() -> Iterator[SettingRow]:
         yield SettingRow(name=name, type=kind, default=[], help=help)
     blank = Settings()
     for field in msgspec.structs.fields(Settings):
-        if field.name == "sources":
+        if field.name in ("sources", "config_file"):
             continue
         kind, meta = _split(hints[field.name])
         if field.name == "limits":
@@ -381,7 +382,8 @@ def load(
             if row.name in layer:
                 value, source, text = layer[row.name]
                 found[row.name] = (_convert(row, value, source, text=text), source)
-    return _assemble(found, env)
+    # Its tokens must not be readable in a session, where the file lies in a directory that sessions see.
+    return msgspec.structs.replace(_assemble(found, env), config_file=os.path.abspath(chosen) if chosen else "")
 
 
 def _from_file(path: Path) -> dict[str, tuple[Any, str, bool]]:

@@ -53,6 +53,8 @@ def doctor(args: argparse.Namespace, terminal: Terminal) -> int:
     terminal.line()
     _show_limits(result.report, terminal)
     terminal.line()
+    for warning in result.warnings:
+        terminal.line(f"{terminal.style('warning ', 'yellow')}  {warning}")
     isolation = result.report.isolation
     terminal.line(f"isolation: {isolation} ({ISOLATION_HELP[isolation]}); {_consequence(result.report)}")
     return 1 if missing else 0

@@ -77,7 +77,11 @@ class HostDaemon:
         self.settings = settings
         self.descriptors = descriptors
         self.runtime = Path(settings.runtime_dir)
-        self.sandbox = SandboxManager(policy=settings.sandbox, runtime_dir=settings.runtime_dir, hidden=settings.hidden)
+        self.sandbox = SandboxManager(
+            policy=settings.sandbox,
+            runtime_dir=settings.runtime_dir,
+            hidden=[*settings.hidden, *settings.hidden_files],
+        )
         guest = install_guest(self.runtime)
         self.fork_servers = {
             name: ForkServer(name, one, guest, self._fork_server_changed) for name, one in settings.templates.items()

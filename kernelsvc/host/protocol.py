@@ -47,6 +47,7 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
         templates: fork servers by template name.
         sandbox: whether a session may start without confinement.
         hidden: directories that no session may see.
+        hidden_files: files that no session may see: the configuration.
         adoption_seconds: how long kernels run without a server.
         limits: the server's limits, for the report of the layers that would be enforced.
         persistent: keep running without servers and kernels, as under systemd.
@@ -56,13 +57,17 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
     templates: dict[str, ForkServerSettings]
     sandbox: Literal["required", "best-effort", "off"] = "best-effort"
     hidden: list[str] = []
+    hidden_files: list[str] = []
     adoption_seconds: float = 600.0
     limits: Limits = Limits()
     persistent: bool = False
 
     def digest(self) -> str:
-        """Return a hash that is equal for hosts of one version and equal settings, apart from ``persistent``."""
-        text = msgspec.json.encode(msgspec.structs.replace(self, persistent=False), order="sorted")
+        """Return a hash that is equal for hosts of one version and equal settings.
+
+        Apart from ``persistent``, and from ``hidden_files``: the host's unit may have a file of its own.
+        """
+        text = msgspec.json.encode(msgspec.structs.replace(self, persistent=False, hidden_files=[]), order="sorted")
         return hashlib.sha256(__version__.encode() + text).hexdigest()
 
 

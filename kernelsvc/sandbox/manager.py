@@ -7,6 +7,7 @@ writes it to disk with the container's record, and the next host passes it to ``
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ from kernelsvc.sandbox.idmap import can_map, make_map, make_owned
 from kernelsvc.sandbox.plan import SPARE_TASKS, ConfinementRequest, Policy, confine
 from kernelsvc.sandbox.probe import probe
 from kernelsvc.sandbox.probe_result import Layer, Probe
-from kernelsvc.sandbox.rootfs_paths import RootfsPaths, find_paths, is_reachable
+from kernelsvc.sandbox.rootfs_paths import RootfsPaths, find_paths, is_reachable, private_files
 from kernelsvc.sandbox.uid_pool import UIDS, UidPool, give, users_of_processes
 
 
@@ -58,7 +59,7 @@ class SandboxManager:
     Args:
         policy: whether a session may start without confinement.
         runtime_dir: an existing directory of this host. Its path identifies this host's cgroups.
-        hidden: directories that no session may see: the data directory, the runtime directory, keys.
+        hidden: directories and files that no session may see: data, sockets, keys, the configuration.
         found: the result of an earlier probe, or None to probe now (0.1 s).
     """
 
@@ -325,10 +326,12 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         report: the report that a session would get here.
         layers: every layer with verdict, reason and fix.
+        warnings: properties of this machine that weaken confinement and that no layer can change.
     """
 
     report: SandboxReport
     layers: list[Layer]
+    warnings: list[str] = []
 
 
 def examine(limits: Limits, *, policy: Policy = "best-effort") -> Examination:
@@ -350,4 +353,36 @@ def examine(limits: Limits, *, policy: Policy = "best-effort") -> Examination:
         controllers=frozenset(layer.name.split()[0] for layer in groups.layers if layer.ok),
     )
     report = msgspec.structs.replace(confine(request, found).report, policy=policy)
-    return Examination(report=report, layers=list(found.layers.values()))
+    # As root, sessions have users of their own, who can't read private files of this one.
+    private = [] if found.root else private_files(source for source, _ in find_paths().readonly)
+    warnings = machine_warnings(_core_pattern(), private)
+    return Examination(report=report, layers=list(found.layers.values()), warnings=warnings)
+
+
+def _core_pattern() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/core_pattern").read_text(encoding="utf-8").strip()
+    return ""
+
+
+def machine_warnings(core_pattern: str, private: Sequence[str]) -> list[str]:
+    """Return what weakens confinement on this machine and no layer can change, in words.
+
+    Args:
+        core_pattern: how Linux saves the memory of a crashed process.
+        private: files for this user alone that lie in directories that sessions see.
+    """
+    warnings = []
+    if core_pattern.startswith("|"):
+        # core(5): RLIMIT_CORE does not apply to a pattern that begins with a pipe, except for the value 1.
+        warnings.append(
+            f"core_pattern is {core_pattern.split()[0]}: that program of the machine runs as root on the memory of each "
+            "process of a session that crashes. Run 'sudo sysctl -w kernel.core_pattern=core'."
+        )
+    if private:
+        more = f" and {len(private) - 1} more" if len(private) > 1 else ""
+        warnings.append(
+            f"{private[0]}{more} can be read by sessions, because sessions see that directory and have the rights of "
+            "this user to files. Move it elsewhere if it is a secret."
+        )
+    return warnings

@@ -72,7 +72,7 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
         branch_depth: how many times this session was branched before. It may not write to those branches' directories.
         share: directories visible and writable at their own path (a kernelspec kernel's sockets).
         identity: device and inode of the directory that is mounted. A replacement is refused.
-        hidden: directories that stay invisible although a read-only path holds them.
+        hidden: directories and files that stay invisible although a read-only path holds them.
         uid: user and group of the host for this session, if the host runs as root.
         reachable: whether any user may walk to ``workdir`` and to the read-only paths.
         idmap: path of a user namespace that maps the directory's owner to ``uid``.

@@ -6,6 +6,7 @@ the Python environment. The functions that read the disk are here. ``outermost``
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 import sys
@@ -14,20 +15,40 @@ from pathlib import PurePosixPath
 
 import msgspec
 
-#: Roots of programs and libraries. On most systems all but ``/usr`` are links into it.
-_SYSTEM_ROOTS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/gnu", "/nix/store")
-#: Files that programs read in /etc. None of accounts, keys or services.
+#: Roots of programs and libraries. On most systems they are links into ``/usr``.
+_SYSTEM_ROOTS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/gnu", "/nix/store")
+#: Directories of ``/usr`` and of ``/usr/local`` (hier(7)). Not ``etc``, which may hold an administrator's secrets, nor
+#: ``src``, ``games`` and directories that a program of the administrator's was unpacked into.
+_USR = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "libexec", "share", "include")
+_USR_LOCAL = (*_USR, "man")
+#: Files that programs read in /etc. None of accounts, keys or services, and none that may hold a password or a token
+#: for a registry (pip.conf, npmrc, gitconfig, maven, odbc.ini).
 _ETC = (
+    "/etc/ImageMagick-*",
+    "/etc/OpenCL",
     "/etc/alternatives",
     "/etc/ca-certificates",
+    "/etc/crypto-policies",
+    "/etc/dictionaries-common",
     "/etc/fonts",
+    "/etc/ghostscript",
+    "/etc/glvnd",
+    "/etc/inputrc",
+    "/etc/java*",
     "/etc/ld.so.cache",
     "/etc/ld.so.conf",
     "/etc/ld.so.conf.d",
+    "/etc/libpaper.d",
     "/etc/localtime",
+    "/etc/lsb-release",
     "/etc/mime.types",
+    "/etc/openmpi",
+    "/etc/os-release",
+    "/etc/papersize",
     "/etc/pki/ca-trust/extracted",
+    "/etc/pki/java",
     "/etc/pki/tls/certs",
+    "/etc/pki/tls/openssl.cnf",
     "/etc/protocols",
     "/etc/services",
     "/etc/ssl/certs",
@@ -35,6 +56,8 @@ _ETC = (
     "/etc/timezone",
     "/etc/R",
     "/etc/terminfo",
+    "/etc/texmf",
+    "/etc/vulkan",
 )
 #: joblib and lscpu count cores there.
 _SYS = ("/sys/devices/system/cpu",)
@@ -91,14 +114,16 @@ def find_paths(python: str = sys.executable, *, prefixes: Sequence[str] = ()) ->
     Raises:
         ValueError: the interpreter's own prefix is such a directory.
     """
-    links, binds = {}, []
+    links, binds = _system_links(), []
     for root in _SYSTEM_ROOTS:
         if os.path.islink(root):
             links[root] = os.readlink(root)
         elif os.path.isdir(root):
             binds.append(root)
-    binds += [path for path in (*_ETC, *_SYS) if os.path.exists(path)]
-    own_prefixes = python_prefixes(python)
+    binds += _system_directories()
+    binds += [path for pattern in (*_ETC, *_SYS) for path in glob.glob(pattern) if os.path.exists(path)]
+    # With a prefix of /usr or /usr/local, Python's files lie in the directories that are shown already.
+    own_prefixes = [prefix for prefix in python_prefixes(python) if prefix not in ("/usr", "/usr/local")]
     for prefix in own_prefixes:
         if prefix in _TOO_BROAD:
             raise ValueError(f"{prefix} can't be a Python prefix of a confined session. Use a virtual environment.")
@@ -108,6 +133,20 @@ def find_paths(python: str = sys.executable, *, prefixes: Sequence[str] = ()) ->
         binds += [path for path in {prefix, os.path.realpath(prefix)} if os.path.exists(path)]
     shown = [path for path in outermost(binds) if not any(is_beneath(path, link) for link in links)]
     return RootfsPaths(links=links, readonly=[(path, path) for path in shown], path=_search_path(python))
+
+
+def _system_directories() -> list[str]:
+    """Return the directories of ``/usr`` and ``/usr/local`` that hold programs, their libraries and data."""
+    paths = [f"/usr/{name}" for name in _USR] + [f"/usr/local/{name}" for name in _USR_LOCAL]
+    paths += glob.glob("/usr/local/cuda*")
+    return [path for path in paths if os.path.isdir(path) and not os.path.islink(path) and os.listdir(path)]
+
+
+def _system_links() -> dict[str, str]:
+    """Return those that are links, for example ``/usr/lib64`` or ``/usr/local/man``, by their path."""
+    paths = [f"/usr/{name}" for name in _USR] + [f"/usr/local/{name}" for name in _USR_LOCAL]
+    paths += glob.glob("/usr/local/cuda*")
+    return {path: os.readlink(path) for path in paths if os.path.islink(path)}
 
 
 def python_prefixes(python: str) -> list[str]:
@@ -126,6 +165,29 @@ def python_prefixes(python: str) -> list[str]:
         found.append(os.path.dirname(home.strip()))
     found.append(os.path.dirname(os.path.dirname(os.path.realpath(python))))
     return [path for path in dict.fromkeys(found) if path not in ("/", "")]
+
+
+def private_files(paths: Iterable[str], *, maximum: int = 100_000) -> list[str]:
+    """Return files below these paths that only the current user may read: a session of this user can read them, too.
+
+    Args:
+        paths: directories and files that sessions see.
+        maximum: of the entries to look at.
+    """
+    found, remaining, todo = [], maximum, list(paths)
+    while todo and remaining > 0:
+        try:
+            with os.scandir(todo.pop()) as entries:
+                for entry in entries:
+                    remaining -= 1
+                    status = entry.stat(follow_symlinks=False)
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(entry.path)
+                    elif stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077:
+                        found.append(entry.path)
+        except OSError:
+            continue
+    return sorted(found)
 
 
 def _package() -> str:

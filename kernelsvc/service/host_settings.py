@@ -18,6 +18,7 @@ def host_settings(settings: Settings) -> HostSettings:
         },
         sandbox=settings.sandbox,
         hidden=[str(settings.data_path())],
+        hidden_files=[settings.config_file] if settings.config_file else [],
         adoption_seconds=settings.adoption_seconds,
         limits=settings.limits,
     )

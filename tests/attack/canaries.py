@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,9 @@ def _machine() -> dict[str, Any]:
         "disk": next((path for path in sorted(glob.glob("/dev/[svn][dv]*")) if _opens(path)), None),
         "sysrq": os.path.exists("/proc/sysrq-trigger"),
         "resource": bool(capabilities >> 24 & 1),
+        "usr_local_etc": os.path.isdir("/usr/local/etc"),
+        # In place of a configuration: a file beside Python that nobody needs.
+        "concealed": glob.glob(os.path.join(sysconfig.get_path("purelib"), "pytest-*.dist-info", "RECORD"))[0],
         "dnotify": os.path.exists("/proc/sys/fs/dir-notify-enable"),
         "udplite": _makes_socket(socket.AF_INET, socket.SOCK_DGRAM, 136),
         "unix_oob": _sends_out_of_band(),

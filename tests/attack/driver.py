@@ -137,7 +137,8 @@ def run_plain(given: argparse.Namespace, cells: list[Cell], base: str, canaries:
     """Each cell in a plain Python under the hooks."""
     run, results = os.path.join(base, "run"), {}
     found = _without(probe(directory=run), given.without)
-    sandbox = SandboxManager(policy=given.policy, runtime_dir=run, hidden=[os.path.join(base, "data")], found=found)
+    hidden = [os.path.join(base, "data"), canaries.facts["concealed"]]
+    sandbox = SandboxManager(policy=given.policy, runtime_dir=run, hidden=hidden, found=found)
     with contextlib.closing(sandbox):
         for number, cell in enumerate(cells):
             workdir = os.path.join(base, "work", str(number))

@@ -6,6 +6,17 @@ from attack.cell import ROOT, UNSAFE, attack
 
 FILES = [
     attack(
+        "private root",
+        "list the administrator's files beside the programs",
+        "need(os.listdir('/usr/local/etc') is not None, '?')",
+        needs="usr_local_etc",
+    ),
+    attack(
+        "private root",
+        "read the service's configuration where it lies beside Python",
+        "need(open(C['concealed']).read(), 'empty')",
+    ),
+    attack(
         "filesystem",
         "read the server's secret",
         "open(C['secret']).read()",

@@ -142,7 +142,12 @@ async def run(
     """All cells, one session each, on one kernel host."""
     template = ForkServerSettings(python=sys.executable, preload=["numpy", "pandas", "matplotlib.pyplot"])
     settings = HostSettings(
-        runtime_dir=run, templates={"t": template}, sandbox="required", hidden=[hidden], limits=limits
+        runtime_dir=run,
+        templates={"t": template},
+        sandbox="required",
+        hidden=[hidden],
+        hidden_files=[facts["concealed"]],
+        limits=limits,
     )
     launchers = Launchers(settings)
     room = asyncio.Semaphore(AT_ONCE)

@@ -49,6 +49,8 @@ def build_view(view: dict[str, Any]) -> None:
     for path in view["hidden"]:
         if os.path.isdir(root + path):
             lx.mount("tmpfs", root + path, "tmpfs", lx.MS_RDONLY | _OWN, "size=4k,nr_inodes=2,mode=755")
+        elif os.path.exists(root + path):
+            lx.bind("/dev/null", root + path, _DEVICE)
     if view["proc"]:
         _mount_proc(root, view["proc_masks"])
     for path, text in view["files"].items():

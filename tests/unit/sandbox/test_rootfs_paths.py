@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from kernelsvc.sandbox.rootfs_paths import find_paths, is_beneath, is_reachable, outermost, python_prefixes
+from kernelsvc.sandbox.rootfs_paths import (
+    find_paths,
+    is_beneath,
+    is_reachable,
+    outermost,
+    private_files,
+    python_prefixes,
+)
 
 
 def test_only_outermost_paths_are_bound() -> None:
@@ -26,9 +33,46 @@ def test_places_hold_python_and_no_secrets() -> None:
     shown = [source for source, _ in places.readonly]
     for needed in (sys.prefix, sys.base_prefix, os.__file__):
         assert any(is_beneath(os.path.realpath(needed), root) for root in shown), needed
-    for secret in ("/etc/shadow", "/root/.ssh", "/home/someone", "/var/lib", "/run", "/proc", "/tmp/x"):
+    for secret in (
+        "/etc/shadow",
+        "/etc/pip.conf",
+        "/root/.ssh",
+        "/usr/src/x",
+        "/usr/local/etc/x",
+        "/usr/etc/x",
+        "/home/someone",
+        "/var/lib",
+        "/run",
+        "/proc",
+        "/tmp/x",
+    ):
         assert not any(is_beneath(secret, root) for root in shown)
     assert places.path.split(":")[0] == os.path.dirname(os.path.abspath(sys.executable))
+
+
+@pytest.mark.parametrize("prefix", ["/usr", "/usr/local"])
+def test_a_python_of_the_system_shows_no_more(prefix: str) -> None:
+    shown = [source for source, _ in find_paths(f"{prefix}/bin/python3").readonly]
+    assert not {"/usr", "/usr/local"} & set(shown)
+    assert "/usr/lib" in shown
+
+
+def test_settings_of_programs_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "kernelsvc.sandbox.rootfs_paths.glob.glob",
+        lambda pattern: {"/etc/java*": ["/etc/hostname"]}.get(pattern, []),  # a file that exists everywhere
+    )
+    assert "/etc/hostname" in [source for source, _ in find_paths().readonly]
+
+
+def test_files_of_the_user_alone_are_found(tmp_path: Path) -> None:
+    for name, mode in (("secret", 0o600), ("shared", 0o640), ("d/secret", 0o400)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    found = [str(tmp_path / name) for name in ("d/secret", "secret")]
+    assert private_files([str(tmp_path), str(tmp_path / "absent")]) == found
+    assert private_files([str(tmp_path)], maximum=0) == []
 
 
 def test_a_module_path_that_would_show_everything_is_left_out() -> None:
