@@ -28,7 +28,7 @@ from kernelsvc.sandbox.plan import SPARE_TASKS, ConfinementRequest, Policy, conf
 from kernelsvc.sandbox.probe import probe
 from kernelsvc.sandbox.probe_result import Layer, Probe
 from kernelsvc.sandbox.rootfs_paths import RootfsPaths, find_paths, is_reachable, private_files
-from kernelsvc.sandbox.uid_pool import UIDS, UidPool, give, users_of_processes
+from kernelsvc.sandbox.uid_pool import UIDS, BlockLocks, UidPool, give
 
 
 class SandboxAllocation(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +73,8 @@ class SandboxManager:
         hidden = list(hidden)
         self._quota_dirs = [path for path in hidden if os.path.isdir(path)]
         self._hidden = sorted({os.path.realpath(path) for path in (*hidden, runtime_dir)})
-        self._identities = UidPool(taken=users_of_processes() if self.probe.root else ())
+        self._uid_locks = BlockLocks()
+        self._identities = UidPool(locks=self._uid_locks)
         self._root = os.path.join(runtime_dir, "view")
         os.makedirs(self._root, mode=0o755, exist_ok=True)
         self._paths: dict[tuple[str, ...], RootfsPaths] = {}
@@ -292,8 +293,9 @@ class SandboxManager:
         return found
 
     def close(self) -> None:
-        """Remove this host's cgroup directories, if they have no session."""
+        """Remove this host's cgroup directories, if they have no session, and release its user ids for other hosts."""
         self._cgroups.close()
+        self._uid_locks.close()
 
     def _find_paths(self, python: str, prefixes: tuple[str, ...]) -> RootfsPaths:
         key = (python, *prefixes)
@@ -376,8 +378,8 @@ def machine_warnings(core_pattern: str, private: Sequence[str]) -> list[str]:
     if core_pattern.startswith("|"):
         # core(5): RLIMIT_CORE does not apply to a pattern that begins with a pipe, except for the value 1.
         warnings.append(
-            f"core_pattern is {core_pattern.split()[0]}: that program of the machine runs as root on the memory of each "
-            "process of a session that crashes. Run 'sudo sysctl -w kernel.core_pattern=core'."
+            f"core_pattern is {core_pattern.split()[0]}: that program of the machine runs as root on the memory of "
+            "each process of a session that crashes. Run 'sudo sysctl -w kernel.core_pattern=core'."
         )
     if private:
         more = f" and {len(private) - 1} more" if len(private) > 1 else ""

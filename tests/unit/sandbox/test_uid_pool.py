@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kernelsvc.errors import AtCapacity
-from kernelsvc.sandbox.uid_pool import UidPool, give, users_of_processes
+from kernelsvc.sandbox.uid_pool import BLOCK, BlockLocks, UidPool, give, users_of_processes
 
 
 def test_an_id_is_held_by_one_session_at_a_time() -> None:
@@ -53,6 +53,37 @@ def test_a_family_is_one_user_wherever_in_it_one_begins() -> None:
     assert ids.acquire("/t/home/user") == 11
     assert ids.acquire("/t/home/user", "/t/home") == 11
     assert ids.acquire("/t/home/user.d/branch") == 11
+
+
+def test_hosts_of_one_machine_divide_the_ids(tmp_path: Path) -> None:
+    span = range(3_000_000, 3_000_000 + 2 * BLOCK)
+    first, second = (BlockLocks(str(tmp_path), span) for _ in range(2))
+    one, other = UidPool(locks=first), UidPool(locks=second)
+    ids = [one.acquire() for _ in range(BLOCK)]
+    theirs = [other.acquire() for _ in range(BLOCK)]
+    assert not set(ids) & set(theirs)
+    with pytest.raises(AtCapacity):
+        one.acquire()
+    second.close()  # as Linux does when the host ends
+    assert one.acquire() in theirs, "a block that nobody holds any more"
+    first.close()
+
+
+def test_ids_of_sessions_that_a_host_found_again_stay_its_own(tmp_path: Path) -> None:
+    span = range(3_000_000, 3_000_000 + 2 * BLOCK)
+    first, second = (BlockLocks(str(tmp_path), span) for _ in range(2))
+    one, other = UidPool(locks=first), UidPool(locks=second)
+    one.claim(span[0])
+    assert other.acquire() == span[BLOCK]
+    assert one.acquire() == span[1]
+    first.close()
+    second.close()
+
+
+def test_an_id_of_a_running_process_is_not_taken(tmp_path: Path) -> None:
+    locks = BlockLocks(str(tmp_path), range(os.getuid(), os.getuid() + 2))
+    assert UidPool(locks=locks).acquire() == os.getuid() + 1
+    locks.close()
 
 
 def test_running_users_are_seen() -> None:
