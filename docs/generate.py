@@ -481,7 +481,14 @@ them. `network` is the same for all.
   later directories.
 * **Memory**: these sessions can't read each other's memory or signal each other, with one exception. A parent that
   has started programs can still signal its branches, because it could not end those programs otherwise.
-* **Programs from before the branch** (a subprocess, a thread that `force` left running) keep their rights.
+* **Permissions and times of files**: Landlock does not restrict chmod(2), utime(2), and the extended attributes of
+  files. All of the group have one user id, so a branch can change these on its parent's files, and a parent on its
+  branches'. It can't change contents or names.
+* **Programs from before the branch** (a subprocess, a daemon, a thread that `force` left running) keep their rights:
+  they can read a branch's memory and write into its directory. They can't write its memory. Warnings name the child
+  processes, and the daemons that the sandbox still runs.
+* **`/proc`**: a process may write only below its own directory there. So it can't change another's memory, OOM score
+  or other settings.
 * **Accounting**: Linux charges memory to the process that touched it first. A branch reads its parent's pages for
   nothing and pays, in its own cgroup, for the pages that it writes. The pages of a closed parent stay charged to its
   cgroup while a branch still maps them. Memory that runs out in one ends none of the others. Without cgroups, limits

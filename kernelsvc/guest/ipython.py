@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kernelsvc.guest import environment, limit_errors, tracebacks, variables
-from kernelsvc.guest.private_modules import os, signal, threading
+from kernelsvc.guest.private_modules import open_file, os, signal, threading
 from kernelsvc.guest.wire_frames import WireRequest, join, size_error, stream_prefix
 from kernelsvc.guest.wire_server import WireServer
 
@@ -356,12 +356,26 @@ class InterruptGate:
         loop.call_soon_threadsafe(cell.cancel)
 
 
+def _peak_rss() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _resident_bytes() -> int:
+    try:
+        with open_file("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return _peak_rss()
+
+
 class CellMeter:
     """Measures the resources of one cell, from inside the kernel: for information, not for enforcement."""
 
     def __init__(self) -> None:
         self._cpu = 0.0
         self._reset: int | None = None
+        self._peak_before = 0
+        self._resident_before = 0
 
     def reopen(self) -> None:
         """In a new process, open the file that resets the peak memory (proc(5), ``/proc/pid/clear_refs``)."""
@@ -384,14 +398,26 @@ class CellMeter:
                 os.write(self._reset, b"5")  # 5 resets the peak resident set size (proc(5), since Linux 4.0)
             except OSError:
                 self._reset = None
+        if self._reset is None:
+            self._peak_before, self._resident_before = _peak_rss(), _resident_bytes()
 
     def end(self) -> dict[str, Any]:
         """Return the processor time of the cell and its ended children, and the peak memory of the process."""
         own = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "cpu_ms": round((self._spent(own) - self._cpu) * 1000, 3),
-            "peak_rss_bytes": own.ru_maxrss * 1024,
+            "peak_rss_bytes": self._peak(own.ru_maxrss * 1024),
         }
+
+    def _peak(self, peak: int) -> int:
+        """Return the cell's peak memory.
+
+        Landlock forbids a fork to reset the peak, which then counts from the fork. If the cell did not raise it, the
+        larger of the memory before and after is the best lower bound.
+        """
+        if self._reset is not None or peak > self._peak_before:
+            return peak
+        return max(self._resident_before, _resident_bytes())
 
     @staticmethod
     def _spent(own: resource.struct_rusage) -> float:

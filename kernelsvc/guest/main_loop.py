@@ -270,7 +270,7 @@ class MainLoop:
         self.wire.watch_all(self)
         # A crash in C code (SIGSEGV) writes the Python traceback to the cell's stderr.
         faulthandler.enable(2)
-        fork.set_oom_score(fork.OOM_LIVE)
+        fork.set_oom_score(confine.OOM_LIVE)
         self._unbuffer_c()
         # Also runs in children of multiprocessing and of C code that calls PyOS_AfterFork_Child.
         os.register_at_fork(after_in_child=self._after_fork_in_child)

@@ -325,7 +325,7 @@ class HostClient:
         """
         return _handle(*await self._request_idempotent("find", kernel=kernel))
 
-    async def register_copy(self, request: RegisterCopyRequest, pidfd: int) -> int | None:
+    async def register_copy(self, request: RegisterCopyRequest, pidfd: int) -> tuple[int | None, list[str]]:
         """Register a checkpoint or branch that a kernel has forked.
 
         Args:
@@ -333,12 +333,14 @@ class HostClient:
             pidfd: of its process. The caller closes it.
 
         Returns:
-            Bytes of its private memory, computed from its page faults, or None if unknown.
+            Bytes of its private memory, computed from its page faults, or None if unknown. For a branch: pid and name
+            of each program that was left running in the sandbox.
         """
         answer, answer_fds = await self.request("enlist", [pidfd], **msgspec.to_builtins(request))
         seqpacket.close_all(answer_fds)
-        private = answer.get("private_bytes")
-        return private if isinstance(private, int) else None
+        private, left = answer.get("private_bytes"), answer.get("left")
+        names = [str(name) for name in left] if isinstance(left, list) else []
+        return private if isinstance(private, int) else None, names
 
     async def exec(self, request: ExecRequest, fds: Sequence[int]) -> None:
         """Have the host fork the exec shim of a program.

@@ -42,6 +42,8 @@ END_SECONDS = 3.0
 RELEASE_PAUSE, RELEASE_SECONDS = 0.005, 5.0
 #: Seconds for the init to report how a kernel ended, when its pidfd has become readable (pidfd_open(2)).
 STATUS_SECONDS = 0.5
+#: Programs in the sandbox that a report of a branch names.
+MAX_LEFT = 10
 
 
 class KernelExitedEarly(Internal):
@@ -323,6 +325,15 @@ class Container:
             self._update_record()
         elif branch_cgroup.group is not None:  # the branch was discarded meanwhile
             await destroy(branch_cgroup.group)
+
+    def left_processes(self) -> list[str]:
+        """Return pid and name of programs that were left running in the sandbox: children of the init, and no kernels.
+
+        A daemon is no child of the kernel that started it, so the kernel does not find it.
+        """
+        kernels = {process.pid for process in self.processes.values()}
+        left = [pid for pid in procfs.children(self.init_pid) if pid not in kernels]
+        return [f"{procfs.inner_pid(pid)} ({procfs.name(pid)})" for pid in left[:MAX_LEFT]]
 
     def _add_copy(self, process: ContainerProcess) -> None:
         self._add_process(process)

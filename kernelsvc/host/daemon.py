@@ -349,6 +349,9 @@ class HostDaemon:
             await asyncio.shield(process.attached)
         if process.exit is not None:
             raise NotFound(f"The kernel {process.kernel!r} has ended.", exit=msgspec.to_builtins(process.exit))
+        if process.kernel in container.record.copies:
+            # A server asks for a checkpoint in order to resume it. Landlock forbids the copy to set its own score.
+            procfs.set_oom_score(process.pidfd, confine.OOM_LIVE)
         return self._hold(server, container, process.kernel)
 
     async def _register_copy(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
@@ -357,11 +360,14 @@ class HostDaemon:
         request = msgspec.convert(body, RegisterCopyRequest)
         process = self.manager.register_copy(request, fds[0])
         fds.clear()
-        result, result_fds = self._hold(server, self.manager.containers[request.kernel], request.kernel)
+        container = self.manager.containers[request.kernel]
+        procfs.set_oom_score(process.pidfd, confine.OOM_PARKED)
+        result, result_fds = self._hold(server, container, request.kernel)
         # The pages that a copy has written are private. To walk its page tables is exact and costs more than the fork.
         stat = procfs.stat(process.pid)
         return result | {
-            "private_bytes": stat.faults * os.sysconf("SC_PAGE_SIZE") if stat is not None else None
+            "private_bytes": stat.faults * os.sysconf("SC_PAGE_SIZE") if stat is not None else None,
+            "left": container.left_processes() if request.limits is not None else [],
         }, result_fds
 
     async def _exec(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:

@@ -150,6 +150,22 @@ def descends(pid: int, ancestor: int) -> bool:
     return False
 
 
+def name(pid: int) -> str:
+    """Return the name of a process (proc_pid_comm(5)), without characters that can't be printed. "?" if it ended."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+        return "".join(c if c.isprintable() else "?" for c in file.read(64).rstrip("\n")) or "?"
+    return "?"
+
+
+def set_oom_score(pidfd: int, value: int) -> None:
+    """Set the OOM score of a process (proc_pid_oom_score_adj(5)). Do nothing if it has ended or Linux refuses."""
+    pid = pid_of(pidfd)
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w") as file:
+        # The open file belongs to one process. If the pidfd's process lives now, it is that one.
+        if pid and pid_of(pidfd) == pid:
+            file.write(str(value))
+
+
 def children(pid: int) -> list[int]:
     """Return the children of a process, or none if it has ended."""
     found: list[int] = []

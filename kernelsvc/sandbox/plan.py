@@ -299,7 +299,8 @@ def _landlock(request: ConfinementRequest, wanted: _Wanted, home: str) -> dict[s
         # Of the group's directory only its own and that for its branches, so that it can't replace others by links.
         own = [home] if request.group_dir is None else [home, str(later_branches_dir(Path(home), request.branch_depth))]
         grants = [["/", "read"], *([path, "write"] for path in [*own, *SCRATCH]), ["/dev", "device"]]
-        grants += [["/proc", "device"]] if wanted.proc else []
+        # Only its own directory: files of another process there would change its memory or its OOM score.
+        grants += [["/proc/self", "device"]] if wanted.proc else []
         grants += [[path, "write"] for path in request.share]
         return {"grants": grants, "scope": True}
     # Without a private root the rules grant the host's own paths one by one.

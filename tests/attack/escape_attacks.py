@@ -298,6 +298,19 @@ FAMILY = [
     attack("landlock", "write into the parent's directory", "open('/home/user/planted', 'w')"),
     attack("landlock", "put a link into the parent's directory", "os.symlink('/etc/passwd', '/home/user/planted')"),
     attack("landlock", "replace the parent's directory", "os.rename('/home/user', '/home/elsewhere')"),
+    *(
+        attack(
+            "landlock", f"write the parent's {name}", f"open(f'/proc/{{os.getppid()}}/{name}', 'w').write({value!r})"
+        )
+        for name, value in {
+            "oom_score_adj": "1000",
+            "clear_refs": "1",
+            "coredump_filter": "0",
+            "autogroup": "19",
+            "sched": "0",
+            "timerslack_ns": "1000000000",
+        }.items()
+    ),
 ]
 
 PROCESSES = [

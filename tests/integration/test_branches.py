@@ -26,7 +26,7 @@ def attempt(act, *given):
     except OSError:
         return 'no'
 def into(pid):
-    os.close(os.open(f'/proc/{pid}/mem', os.O_RDWR))
+    os.close(os.open(f'/proc/{pid}/mem', os.O_RDONLY))
 def put(path):
     with open(path + '/put', 'w') as file:
         file.write('x')

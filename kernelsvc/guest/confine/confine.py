@@ -36,6 +36,8 @@ from kernelsvc.guest.private_modules import open_file, os, random
 
 #: Version of the plan's format. A plan of another version is refused.
 PLAN_VERSION = 1
+#: The OOM killer chooses the live kernel before its checkpoints (proc(5), ``oom_score_adj``).
+OOM_LIVE, OOM_PARKED = 300, 0
 
 
 class StepFailed(Exception):
@@ -206,7 +208,7 @@ def restrict_writes(write: list[str], *, scope: bool) -> None:
         StepFailed: Landlock refused.
     """
     with _step("landlock"):
-        grants = [("/", "read"), *((path, "device") for path in ("/dev", "/proc") if os.path.isdir(path))]
+        grants = [("/", "read"), *((path, "device") for path in ("/dev", "/proc/self") if os.path.isdir(path))]
         lx.landlock(grants + [(path, "write") for path in write], scope=scope)
 
 

@@ -7,6 +7,11 @@ file that is not bound has no path, so this is an allow-list of files.
 
 Order: binds while the old root is reachable, masks after the mounts that they cover, and the root becomes read-only
 last.
+
+A Python environment may be below ``/tmp``, which the session may write. The directories above such a bind then belong
+to the session's user in a user namespace. One of a group of sessions could rename them and put an environment of its
+own there, which the others would import. So these directories are in a small tmpfs of their own, which becomes
+read-only. It is a mount point, and rename(2) and rmdir(2) refuse those with ``EBUSY``.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ _SYSTEM = lx.ATTR_RDONLY | lx.ATTR_NOSUID | lx.ATTR_NODEV
 _OWN = lx.ATTR_NOSUID | lx.ATTR_NODEV
 # Read-only: a device can still be written to, but the times and the mode of the host's file can't be changed.
 _DEVICE = lx.ATTR_NOSUID | lx.ATTR_NOEXEC | lx.ATTR_RDONLY
+#: Writable mounts that may hold binds.
+_SCRATCH = ("/tmp", "/dev/shm")
 _SEALED = lx.MS_REMOUNT | lx.MS_BIND | lx.MS_RDONLY | lx.MS_NOSUID
 
 
@@ -44,6 +51,10 @@ def build_view(view: dict[str, Any]) -> None:
     # Whole filesystems come first: a Python environment may be below /tmp.
     _mount_devices(root, view)
     _mount_scratch(root, "/tmp", view["tmp_bytes"], lx.MS_NOSUID | lx.MS_NODEV)
+    sealed = directories_to_seal([target for _, target in view["readonly"]])
+    for path in sealed:
+        os.makedirs(root + path, exist_ok=True)
+        lx.mount("tmpfs", root + path, "tmpfs", lx.MS_NOSUID | lx.MS_NODEV, "size=64k,nr_inodes=128,mode=755")
     for source, target in view["readonly"]:
         _bind(root, source, target, _SYSTEM)
     for path in view["hidden"]:
@@ -60,6 +71,23 @@ def build_view(view: dict[str, Any]) -> None:
     lx.pivot_into(root)
     lx.mount(None, "/", None, _SEALED | lx.MS_NODEV)
     lx.mount(None, "/dev", None, _SEALED | lx.MS_NOEXEC)
+    for path in sealed:
+        lx.mount(None, path, None, _SEALED | lx.MS_NODEV)
+
+
+def directories_to_seal(targets: list[str]) -> list[str]:
+    """Return the top directories in writable mounts that lead to a read-only bind and are not one themselves.
+
+    >>> directories_to_seal(["/usr", "/tmp/work/env", "/tmp/work/lib", "/tmp/env"])
+    ['/tmp/work']
+    """
+    tops = set()
+    for target in targets:
+        for scratch in _SCRATCH:
+            below = target.removeprefix(f"{scratch}/")
+            if below != target and "/" in below:
+                tops.add(f"{scratch}/{below.partition('/')[0]}")
+    return sorted(tops - set(targets))
 
 
 def _create(path: str, text: str = "") -> None:

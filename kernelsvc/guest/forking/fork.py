@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from kernelsvc.guest.main_loop import MainLoop
     from kernelsvc.guest.wire_server import ControlRequest
 
-#: The OOM killer chooses the live kernel before its checkpoints (proc(5), ``oom_score_adj``).
-OOM_LIVE, OOM_PARKED = 300, 0
 #: Landlock's limit of stacked layers (landlock(7)), and how many of them a parent may use, so that some are left for
 #: branches.
 MAX_LAYERS, MAX_PARENT_LAYERS = 16, 10
@@ -117,7 +115,7 @@ def reap(main_loop: MainLoop) -> None:
 
 
 def set_oom_score(value: int) -> None:
-    """Set the OOM score of this process (proc(5)). Errors are ignored."""
+    """Set the OOM score of this process (proc(5)), unless Landlock forbids it to a fork. Then the host does."""
     with contextlib.suppress(OSError), open_file("/proc/self/oom_score_adj", "w") as file:
         file.write(str(value))
 
@@ -208,14 +206,14 @@ def _start_fork(main_loop: MainLoop, control: ControlRequest, *, files: bool) ->
     if files:  # Now, since a branch may lose the right to open them.
         reopen_files(own)
     main_loop.pending_identity = control.body.get("identity") or {}
-    set_oom_score(OOM_PARKED)
+    set_oom_score(confine.OOM_PARKED)
     _await_claim(listener, float(control.body.get("claim_seconds") or CLAIM_SECONDS))
     main_loop.wire.wait_for(lambda: main_loop.wire.hello is not None)
     # Only after HELLO: each page that is written here is copied, and a checkpoint may wait for hours.
     renew_loop(main_loop.loop, polled)
     main_loop.kernel.session.new_ids()
     main_loop.kernel.usage.reopen()
-    set_oom_score(OOM_LIVE)
+    set_oom_score(confine.OOM_LIVE)
     main_loop.wire.watch_all(main_loop)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if collecting:

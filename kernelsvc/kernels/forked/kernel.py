@@ -60,8 +60,8 @@ class ForkedKernelOwner(Protocol):
     def make_endpoints(self, kernel: str) -> list[int]:
         """Make the descriptors that a new kernel needs. The caller closes them."""
 
-    async def register_copy(self, copy: StartRequest, *, of: str, home: str) -> int | None:
-        """Register a checkpoint or branch of the kernel ``of`` with the host. Return its private bytes."""
+    async def register_copy(self, copy: StartRequest, *, of: str, home: str) -> tuple[int | None, list[str]]:
+        """Register a checkpoint or branch of the kernel ``of`` with the host. See ``HostClient.register_copy``."""
 
     async def end(self, kernel: str) -> None:
         """End a kernel and free its resources."""
@@ -258,7 +258,7 @@ class ForkedKernel:
             if not answer.get("ok"):
                 reasons = _reasons(answer)
                 raise CannotFork(f"The session can't be forked now: {'; '.join(reasons)}", reasons=reasons)
-            private = await self._owner.register_copy(copy, of=self.info.id, home=copy.home or self.home)
+            private, left = await self._owner.register_copy(copy, of=self.info.id, home=copy.home or self.home)
         except BaseException:
             self._owner.path(copy.kernel).unlink(missing_ok=True)
             raise
@@ -266,6 +266,11 @@ class ForkedKernel:
             for fd in ends:
                 os.close(fd)
         warnings = _texts(answer.get("warnings"))
+        warnings += [
+            f"Process {name} was left running in the sandbox. It can read the branch's memory and change its files. "
+            "End it and branch again if it must not."
+            for name in left
+        ]
         return ForkResult(cost_ms=_milliseconds(answer.get("cost_ms")), private_bytes=private, warnings=warnings)
 
     async def restrict_writes(self, write: Sequence[str]) -> str:

@@ -248,13 +248,13 @@ class ForkedLauncher:
         except TimeoutError:
             raise KernelDead("The checkpoint is stopped (SIGSTOP) and can't be continued.") from None
 
-    async def register_copy(self, copy: StartRequest, *, of: str, home: str) -> int | None:
+    async def register_copy(self, copy: StartRequest, *, of: str, home: str) -> tuple[int | None, list[str]]:
         """Register a checkpoint or branch with the host.
 
         Linux identifies the process that listens on the copy's socket, so the kernel need not be trusted.
 
         Returns:
-            Bytes of its private memory, or None if unknown.
+            See ``HostClient.register_copy``.
         """
         pidfd = await _listener(self.path(copy.kernel))
         # A branch has a directory of its own, and so limits of its own.
