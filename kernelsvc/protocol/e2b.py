@@ -86,8 +86,12 @@ class SignedAddress(msgspec.Struct, frozen=True):
     expires: int | None
 
     def is_signed_with(self, secret: str) -> bool:
-        """Return whether this secret made the signature. The comparison takes constant time."""
-        if len(self.given) != _SIGNATURE:
+        """Return whether this secret made the signature. The comparison takes constant time.
+
+        E2B's clients join the fields by colons, and a path may hold colons. As no user does, only one choice of the
+        fields gives a signed text: operation, user, secret and expiry are the last ones.
+        """
+        if len(self.given) != _SIGNATURE or ":" in self.user:
             return False
         made = signature(self.path, self.operation, self.user, secret, self.expires)
         return hmac.compare_digest(made.encode(), self.given.encode("utf-8", "surrogatepass"))

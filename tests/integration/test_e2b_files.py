@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import os
+import random
 import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -117,11 +120,39 @@ def test_a_form_that_is_cut_off_leaves_nothing(box: Box, keep: int) -> None:
 def test_packed_bodies_and_what_is_none(box: Box) -> None:
     packer = zlib.compressobj(wbits=31)
     packed = packer.compress(b"0" * 100_000) + packer.flush()
-    gzip = {"Content-Encoding": "gzip"}
-    assert box.put("packed", packed, **gzip)[0] == 200
+    packing = {"Content-Encoding": "gzip"}
+    assert box.put("packed", packed, **packing)[0] == 200
     assert box.get("packed") == (200, b"0" * 100_000)
-    assert box.put("broken", b"not gzip", **gzip)[0] == 400
+    assert box.put("broken", b"not gzip", **packing)[0] == 400
     assert box.put("x", b"", **{"Content-Encoding": "br"})[0] == 400
+
+
+@pytest.mark.parametrize("cut", [0, 1, 8, 1000])
+def test_packed_bodies_that_are_cut_off_leave_nothing(box: Box, cut: int) -> None:
+    packed = gzip.compress(random.Random(1).randbytes(100_000))
+    whole, part = {"Content-Encoding": "gzip"}, packed[: len(packed) - cut] if cut else b""
+    status, said = box.put("cut.gz.txt", part, **whole)
+    assert (status, "cut off" in said.decode()) == (400, True)
+    assert box.get("cut.gz.txt")[0] == 404
+    assert box.put("two.txt", packed + gzip.compress(b"and more"), **whole)[0] == 200
+    assert box.get("two.txt")[1].endswith(b"and more")
+    box.run("os.remove('two.txt')")
+
+
+def test_others_are_served_while_a_body_is_unpacked(box: Box) -> None:
+    """Each byte becomes a thousand. Decompressing, hashing and writing all of one read took seconds."""
+    packer = zlib.compressobj(wbits=31)
+    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(192)) + packer.flush()
+    answered = 0
+    with ThreadPoolExecutor(1) as pool:
+        upload = pool.submit(box.put, "zeros", packed, **{"Content-Encoding": "gzip"})
+        while not upload.done():
+            assert box.raw("GET", "/healthz", None, {})[0] == 200
+            answered += 1
+        assert upload.result()[0] == 200
+    assert box.call("Stat", path="zeros")[1]["entry"]["size"] == str(192 << 20)
+    assert answered > 20
+    box.run("os.remove('zeros')")
 
 
 def test_metadata_stay_with_a_file(box: Box) -> None:

@@ -7,9 +7,10 @@ disk as it arrives, and the file gets its name when it is complete.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,10 @@ from kernelsvc.server.native.files import FileHandler
 if TYPE_CHECKING:
     from kernelsvc.service.api import FileWriter
 
-#: Most bytes of decompressed data at a time.
+#: Most bytes of decompressed data at a time. A byte of gzip may become 1,032 (RFC 1951).
 _UNPACKED = 1 << 20
+#: zlib's window bits for gzip: 15, and 16 for the gzip format.
+_GZIP = 31
 
 
 class FilesHandler(SandboxHandler, FileHandler):
@@ -64,7 +67,7 @@ class FilesHandler(SandboxHandler, FileHandler):
         packing = headers.get("Content-Encoding", "identity").strip().lower()
         if packing not in ("identity", "gzip"):
             raise BadRequest("The body's Content-Encoding must be gzip or none.")
-        self._unpack = zlib.decompressobj(31) if packing == "gzip" else None
+        self._unpack = zlib.decompressobj(_GZIP) if packing == "gzip" else None
         boundary = boundary_of(headers.get("Content-Type", ""))
         if boundary is not None:
             self._form = Form(boundary)
@@ -134,28 +137,44 @@ class FilesHandler(SandboxHandler, FileHandler):
         )
 
     async def data_received(self, chunk: bytes) -> None:
-        """Tornado's hook: write a piece of the body to the disk."""
+        """Tornado's hook: write a piece of the body to the disk. No more is read before it is written."""
         if self.request.method != "POST" or self._failure is not None:
             return
+        if self._unpack is not None:
+            await self._take_packed(chunk)
+        else:
+            await self._take_data(chunk)
+
+    async def _take_packed(self, chunk: bytes) -> None:
+        """Decompress in a thread, a MiB at a time. Other clients are served between two of them."""
+        size = 0
+        while chunk or size == _UNPACKED:
+            try:
+                data, chunk = await asyncio.to_thread(self._decompress, chunk)
+            except zlib.error:
+                self._fail(BadRequest("The body is not valid gzip data."))
+                return
+            if self._failure is not None:  # the disk is full, or the client disconnected meanwhile
+                return
+            size = len(data)
+            await self._take_data(data)
+
+    def _decompress(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return at most a MiB of decompressed data, and the rest of ``data``."""
+        if self._unpack.eof:  # RFC 1952: a file may consist of several members
+            self._unpack = zlib.decompressobj(_GZIP)
+        found = self._unpack.decompress(data, _UNPACKED)
+        return found, self._unpack.unused_data if self._unpack.eof else self._unpack.unconsumed_tail
+
+    async def _take_data(self, data: bytes) -> None:
         try:
-            for data in self._unpacked(chunk):
-                self._received += len(data)
-                if self._received > self._bound:
-                    raise jsonrpc.too_large("The file", self._received, self._bound)
-                for piece in self._form.feed(data) if self._form is not None else [data]:
-                    await self._take(piece)
+            self._received += len(data)
+            if self._received > self._bound:
+                raise jsonrpc.too_large("The file", self._received, self._bound)
+            for piece in self._form.feed(data) if self._form is not None else [data]:
+                await self._take(piece)
         except KernelsvcError as error:
             self._fail(error)
-        except zlib.error:
-            self._fail(BadRequest("The body is not valid gzip data."))
-
-    def _unpacked(self, chunk: bytes) -> Iterator[bytes]:
-        if self._unpack is None:
-            yield chunk
-            return
-        while chunk:
-            yield self._unpack.decompress(chunk, _UNPACKED)
-            chunk = self._unpack.unconsumed_tail
 
     async def _take(self, piece: Piece) -> None:
         if isinstance(piece, Part):
@@ -184,6 +203,11 @@ class FilesHandler(SandboxHandler, FileHandler):
         written: dict[str, Any] = {"name": path.rpartition("/")[2], "type": "file", "path": path}
         self._written.append(written | ({"metadata": self._metadata} if self._metadata else {}))
 
+    def on_connection_close(self) -> None:
+        """Tornado's hook: the client disconnected. A piece that a thread decompresses is not written any more."""
+        self._failure = self._failure or BadRequest("The client disconnected.")
+        super().on_connection_close()
+
     def on_finish(self) -> None:
         """Tornado's hook: remove copies that were not moved to their path."""
         for copy, _ in getattr(self, "_carried", ()):
@@ -194,6 +218,8 @@ class FilesHandler(SandboxHandler, FileHandler):
         """Rename the uploaded files to their final names."""
         if self._failure is not None:
             raise self._failure
+        if self._unpack is not None and not self._unpack.eof:
+            raise BadRequest("The gzip data is cut off. Send it again.")
         if self._form is None and self._upload is not None:
             await self._commit(self._upload)
         elif self._form is None or not self._form.complete:

@@ -57,3 +57,21 @@ def test_an_address_ends_when_it_says() -> None:
 def test_what_is_not_there_is_said_in_e2bs_words() -> None:
     assert "was not found" in e2b.gone("s_1")["message"]
     assert "port 80 is not open" in e2b.closed_port("s_1", 80)["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "operation", "user", "expires"),
+    [
+        ("/home/user/a", "write", "b:read:", None),
+        ("/home/user/a:write:b", "read", "", 1),
+        ("/home/user/a:write:b:read", "read", "", None),
+        ("/home/user/a:write", "read", "b", None),
+    ],
+)
+def test_a_signature_fits_one_choice_of_fields(
+    path: str, operation: e2b.Operation, user: str, expires: int | None
+) -> None:
+    """The clients join the fields by colons."""
+    made = e2b.signature("/home/user/a:write:b", "read", "", "s" * 64)
+    assert e2b.SignedAddress(made, "/home/user/a:write:b", "read", "", None).is_signed_with("s" * 64)
+    assert not e2b.SignedAddress(made, path, operation, user, expires).is_signed_with("s" * 64)
