@@ -11,6 +11,7 @@ A plain ``token`` never becomes a field: ``load()`` hashes it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import os
@@ -20,7 +21,7 @@ import tempfile
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,8 +30,9 @@ import platformdirs
 from msgspec import Meta
 
 from kernelsvc.errors import BadRequest
+from kernelsvc.linux import atomic_file
 from kernelsvc.model.limits import Limits
-from kernelsvc.model.tokens import TokenRecord, hash_token, record_for
+from kernelsvc.model.tokens import TokenRecord, hash_token, record_for, weakness
 
 MiB = 1024 * 1024
 ENV_PREFIX = "KERNELSVC_"
@@ -100,6 +102,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_format: Annotated[
         Literal["text", "json"], _meta("Format of the server's log on standard error: text, or one JSON object a line.")
     ] = "text"
+    hosts: Annotated[
+        list[str],
+        _meta(
+            "Names under which clients reach a server on loopback, for example through a proxy. *.example.org allows "
+            "all names below. Others get no answer on routes without a token."
+        ),
+    ] = []
     journal_sync: Annotated[
         Literal["ack", "run", "off"],
         _meta("Sync the log before a client gets a cell's end (ack), also before the cell runs (run), or never (off)."),
@@ -383,7 +392,33 @@ def load(
                 value, source, text = layer[row.name]
                 found[row.name] = (_convert(row, value, source, text=text), source)
     # Its tokens must not be readable in a session, where the file lies in a directory that sessions see.
-    return msgspec.structs.replace(_assemble(found, env), config_file=os.path.abspath(chosen) if chosen else "")
+    settings = msgspec.structs.replace(_assemble(found, env), config_file=os.path.abspath(chosen) if chosen else "")
+    _check_tokens(_plain_tokens(layers), public=not settings.uds and settings.host not in LOOPBACK)
+    return settings
+
+
+#: Values of ``host`` that only this machine's own clients can reach.
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def _plain_tokens(layers: Iterable[Mapping[str, tuple[Any, str, bool]]]) -> Iterator[tuple[str, str]]:
+    """Yield the tokens that are given in clear, with their sources."""
+    by_name = {row.name: row for row in TABLE}
+    for layer in layers:
+        if "token" in layer:
+            value, source, text = layer["token"]
+            found = _from_text(by_name["token"], value) if text else value
+            yield from ((str(token), source) for token in found)
+        if "tokens" in layer:
+            value, source, text = layer["tokens"]
+            found = _from_text(by_name["tokens"], value) if text else value
+            yield from ((str(each["token"]), source) for each in found if "token" in each)
+
+
+def _check_tokens(tokens: Iterable[tuple[str, str]], *, public: bool) -> None:
+    for token, source in tokens:
+        if (why := weakness(token, public=public)) is not None:
+            raise BadRequest(f"Setting token ({source}) {why}. Make one with 'openssl rand -hex 32'.", setting="token")
 
 
 def _from_file(path: Path) -> dict[str, tuple[Any, str, bool]]:
@@ -563,15 +598,39 @@ def _make_private(path: Path) -> None:
             part.chmod(0o700)
 
 
-def with_fresh_token(settings: Settings) -> tuple[Settings, str | None]:
-    """Return the settings and, if they have no token, a new token for the principal ``local``.
+#: The file below the data directory with the token of a server without configured tokens.
+TOKEN_FILE = Path("keys", "token")
 
-    The principal's name is the same at each start, so that it still owns the sessions of earlier runs.
+
+def with_kept_token(settings: Settings) -> tuple[Settings, str | None]:
+    """Return the settings and, if they have no token, a token for the principal ``local``.
+
+    The first call makes the token, and the data directory keeps it: clients that have it, and sessions of earlier
+    runs, continue after a restart. Remove the file for a new one. ``prepare_directories`` must have been called.
+
+    Raises:
+        BadRequest: the file can't be read or made.
     """
     if settings.tokens:
         return settings, None
-    token = secrets.token_urlsafe(24)
-    return msgspec.structs.replace(settings, tokens=[record_for(token)]), token
+    path = settings.data_path() / TOKEN_FILE
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            with os.fdopen(fd, "rb") as file:
+                kept = file.read(1024).decode("ascii", "replace").strip()
+                if not os.fstat(fd).st_mode & 0o077 and weakness(kept, public=True) is None:
+                    return _with_local(settings, kept), kept
+        token = secrets.token_urlsafe(24)
+        atomic_file.replace_bytes(path, token.encode())
+    except OSError as error:
+        raise BadRequest(f"Can't keep a token in {path}: {error.strerror}. Set one with --token.") from None
+    return _with_local(settings, token), token
+
+
+def _with_local(settings: Settings, token: str) -> Settings:
+    return msgspec.structs.replace(settings, tokens=[record_for(token)])
 
 
 def describe(settings: Settings) -> list[dict[str, Any]]:

@@ -53,8 +53,8 @@ def main(args: argparse.Namespace, terminal: Terminal) -> int:
     # A person at a terminal sees warnings. A log that is kept has each session.
     logs.configure(level, operator_level=logging.WARNING if terminal.tty else logging.INFO, form=settings.log_format)
     raise_descriptor_limit()
-    settings, generated_token = conf.with_fresh_token(settings)
     conf.prepare_directories(settings)
+    settings, generated_token = conf.with_kept_token(settings)
     token = generated_token or next(iter(getattr(args, "token", None) or []), None) or os.environ.get("KERNELSVC_TOKEN")
     with _data_dir_lock(settings):
         return asyncio.run(

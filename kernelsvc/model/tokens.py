@@ -19,6 +19,11 @@ _NAMED_AFTER_HASH = re.compile(r"token-[0-9a-f]{12}\Z")
 #: Longest token, in characters. A longer one is refused before it is hashed.
 MAX_TOKEN_LENGTH = 1024
 
+#: Shortest token of a server that other machines can reach, and of one on loopback, in characters.
+MIN_LENGTH, MIN_LOOPBACK_LENGTH = 16, 8
+#: Fewest different characters of a token.
+MIN_DIFFERENT = 4
+
 _IMPLIED: dict[Scope, frozenset[Scope]] = {
     "read": frozenset({"read"}),
     "run": frozenset({"read", "run"}),
@@ -52,6 +57,22 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return Principal(
             name=self.name, scopes=frozenset(granted), max_sessions=self.max_sessions, token_sha256=self.sha256
         )
+
+
+def weakness(token: str, *, public: bool) -> str | None:
+    """Return why a token can be guessed, or None.
+
+    Args:
+        token: The token in clear.
+        public: Whether other machines can reach the server.
+    """
+    least = MIN_LENGTH if public else MIN_LOOPBACK_LENGTH
+    if len(token) < least:
+        where = "that other machines can reach" if public else "on loopback"
+        return f"has {len(token)} characters. On a server {where} a token needs at least {least}"
+    if len(set(token)) < MIN_DIFFERENT:
+        return f"has fewer than {MIN_DIFFERENT} different characters"
+    return None
 
 
 def hash_token(token: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import grp
+import ipaddress
 import logging
 import os
 import socket
@@ -164,6 +165,7 @@ class Server:
                 else self._bind_tcp()
             )
         self.addresses = [address_of(each) for each in self._sockets]
+        self._context.on_loopback = all(_is_loopback(each) for each in self._sockets)
         return self.addresses
 
     def start(self) -> list[str]:
@@ -308,6 +310,13 @@ def _remove_dead(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
     raise OSError(errno.EADDRINUSE, "a server listens there")
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    """Return whether only this machine's own clients reach a listener by a name. No name leads to a Unix socket."""
+    if listener.family == socket.AF_UNIX:
+        return False
+    return ipaddress.ip_address(str(listener.getsockname()[0]).partition("%")[0]).is_loopback
 
 
 def address_of(listener: socket.socket) -> str:

@@ -1,12 +1,13 @@
 """Authentication and authorisation of requests: decisions on header values.
 
-A token is read from ``Authorization: Bearer`` and, for WebSockets alone
-(a browser can't set their headers), from ``?token=``. It is never logged: the
-server logs paths without their query.
+A token is read from ``Authorization: Bearer``. WebSockets and the routes of the Jupyter
+API also take it from ``?token=``: a browser can't set the headers of a WebSocket, and
+Jupyter's clients send it so. It is never logged: the server logs paths without their query.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -33,6 +34,31 @@ def origin_allowed(origin: str | None, host: str | None, allowed: Sequence[str])
     if wanted in {entry.rstrip("/").lower() for entry in allowed}:
         return True
     return bool(host) and urlsplit(wanted).netloc == str(host).lower()
+
+
+def host_allowed(host: str | None, names: Sequence[str]) -> bool:
+    """Return whether a request with this ``Host`` comes from a client that meant a server on loopback.
+
+    The owner of a name decides its address. A page of ``evil.example`` may therefore reach a server on loopback after
+    the name was given the address 127.0.0.1 (DNS rebinding), and the browser sends the page's name as ``Host``. An
+    address instead of a name can't be rebound.
+
+    Args:
+        host: The header's value.
+        names: Allowed names besides ``localhost``. ``*.example.org`` allows all names below it, ``*`` any.
+    """
+    try:
+        name = (urlsplit(f"//{host or ''}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    try:
+        ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        pass
+    else:
+        return True
+    allowed = ["localhost", "*.localhost", *(each.lower().rstrip(".") for each in names)]
+    return any(each in ("*", name) or (each.startswith("*.") and name.endswith(each[1:])) for each in allowed)
 
 
 def require_scope(who: Principal, scope: Scope) -> None:

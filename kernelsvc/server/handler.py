@@ -17,18 +17,29 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
-from kernelsvc.errors import AtCapacity, BadRequest, Forbidden, Internal, KernelsvcError, NotFound, TooLarge
+from kernelsvc.errors import (
+    AtCapacity,
+    BadRequest,
+    Forbidden,
+    Internal,
+    KernelsvcError,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+)
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.objects import Principal, Scope
 from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server import auth
 from kernelsvc.server.connections import connection_of
+from kernelsvc.server.wrong_tokens import WrongTokens
 from kernelsvc.settings import Settings
 from kernelsvc.telemetry.metrics import Metrics
 
@@ -43,6 +54,8 @@ DISCARD_BYTES = 256 * 1024 * 1024
 
 #: Seconds that a stopping server waits for the tasks that clean up.
 CLEANUP_SECONDS = 5.0
+#: Headers in which a request carries a token or a secret.
+_SECRET_HEADERS = ("Authorization", "X-API-KEY", "X-Access-Token", "E2B-Traffic-Access-Token")
 
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -65,6 +78,8 @@ class ServerContext:
         background: Tasks that clean up after a request.
         closers: Awaited at a stop, when all requests have a response.
         stopping: Whether new requests are refused.
+        on_loopback: Whether the server listens on loopback addresses only.
+        wrong_tokens: Recent wrong tokens.
     """
 
     def __init__(self, service: ServiceApi, settings: Settings, metrics: Metrics) -> None:
@@ -80,6 +95,8 @@ class ServerContext:
         self.background = OwnedTasks()
         self.closers: list[Callable[[], Awaitable[None]]] = [partial(self.background.wait, CLEANUP_SECONDS)]
         self.stopping = False
+        self.on_loopback = False
+        self.wrong_tokens = WrongTokens()
 
 
 async def invoke(
@@ -139,6 +156,8 @@ class BaseHandler(RequestHandler):
     scope: Scope | None = "read"
     #: Whether ``?token=`` is accepted (browsers can't set headers of a WebSocket).
     query_token = False
+    #: Whether the handler checks a secret itself, after ``authenticate_request`` of this class.
+    own_authentication = False
     transport = "http"
     kept_headers: dict[str, str] = {}
     _began = 0.0
@@ -166,11 +185,50 @@ class BaseHandler(RequestHandler):
 
     # --- the way in ------------------------------------------------------------------
 
-    def authenticate_request(self) -> None:
-        """Check the origin, then the token.
+    async def admit_request(self) -> None:
+        """Authenticate the request, and refuse wrong tokens more and more slowly.
 
         Raises:
-            Forbidden: The origin is not allowed.
+            Forbidden, Unauthenticated: See ``authenticate_request``.
+        """
+        try:
+            self.authenticate_request()
+        except Unauthenticated:
+            if self._shows_secret():
+                peer = connection_of(getattr(self.request.connection, "stream", None))
+                address = peer.peer if peer is not None else str(self.request.remote_ip)
+                seconds, count = self.context.wrong_tokens.note(address, time.monotonic())
+                log.warning("Refused a wrong token from %s (%d recently)", address, count)
+                if seconds:
+                    await asyncio.sleep(seconds)
+            raise
+
+    def _shows_secret(self) -> bool:
+        request = self.request
+        return (
+            any(name in request.headers for name in _SECRET_HEADERS)
+            or any(name in request.query_arguments for name in ("token", "signature"))
+            or request.path.startswith("/t/")
+        )
+
+    def check_host(self) -> None:
+        """Check ``Host`` where no token is needed. A page in a browser that guessed one would not need this server.
+
+        Raises:
+            Forbidden: The server listens on loopback, and the client asks for another name.
+        """
+        context, host = self.context, self.request.headers.get("Host")
+        if not context.on_loopback or auth.host_allowed(host, context.settings.hosts):
+            return
+        if host and host.lower() in {urlsplit(origin).netloc.lower() for origin in context.settings.origins}:
+            return
+        raise Forbidden("This server does not answer to the name in 'Host'. Add the name to the setting 'hosts'.")
+
+    def authenticate_request(self) -> None:
+        """Check the origin, then the token, or the host where no token is needed.
+
+        Raises:
+            Forbidden: The origin or the host is not allowed.
             Unauthenticated: The token is missing or unknown.
         """
         headers = self.request.headers
@@ -182,6 +240,8 @@ class BaseHandler(RequestHandler):
             self.keep_headers(Access_Control_Allow_Origin=origin, Vary="Origin", Access_Control_Expose_Headers=exposed)
         if self.scope is not None:
             self.set_principal(self.context.service.authenticate(self.token()))
+        elif not self.own_authentication:
+            self.check_host()
 
     def set_principal(self, who: Principal) -> None:
         """Serve this request for a caller whose token or secret was checked.
@@ -274,12 +334,11 @@ class ApiHandler(BaseHandler):
         connection = self.request.connection
         if isinstance(connection, HTTP1Connection):
             connection.set_max_body_size(DISCARD_BYTES)
-        if self.request.method != "OPTIONS":
-            self.authenticate_request()
-        else:
+        if self.request.method == "OPTIONS":
             self.scope = None
-            self.authenticate_request()
-        await self.context.service.ensure_loaded(f"{self.request.host} {self.request.path}")
+        await self.admit_request()
+        if getattr(self, "who", None) is not None:  # a caller without a token must not have journals read
+            await self.context.service.ensure_loaded(f"{self.request.host} {self.request.path}")
         bound = self.max_body()
         length = self.request.headers.get("Content-Length", "0")
         if isinstance(connection, HTTP1Connection):

@@ -97,7 +97,7 @@ class SandboxAiHandler(ApiHandler):
 
     def token(self) -> str | None:
         """Return the token that the request carries."""
-        return token_of(self)
+        return token_of(self, query=False)
 
     def find(self, space: str, name: str) -> SessionInfo:
         """Return the open session of a sandbox.

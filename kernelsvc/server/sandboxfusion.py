@@ -139,7 +139,7 @@ class SandboxFusionHandler(ApiHandler):
 
     def token(self) -> str | None:
         """Return the token that the request carries."""
-        return token_of(self)
+        return token_of(self, query=False)
 
     async def post(self) -> None:
         """Serve the request. A refusal has SandboxFusion's format, which its client raises as an error."""

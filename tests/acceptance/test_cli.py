@@ -370,9 +370,9 @@ def test_a_kernel_host_of_its_own_outlives_the_server(short_tmp):
     where = ("--data-dir", str(home / "d"), "--runtime-dir", str(home / "r"))
     with ended(start("kernel-host", *where, env=dict(os.environ), stdin=subprocess.DEVNULL)) as host:
         assert "templates: python3" in read_until(host.stdout, "templates", 60)
-        with Bare(home, "--token", "t") as server:
+        with Bare(home, "--token", "of-the-test") as server:
             url = json.loads((server.runtime / "server.json").read_text())["url"]
-            with Client(url, "t") as client:
+            with Client(url, "of-the-test") as client:
                 assert client.execute_once("6 * 7").text.strip() == "42"
             assert server.stop(signal.SIGHUP) == 0
         assert host.poll() is None
@@ -381,15 +381,15 @@ def test_a_kernel_host_of_its_own_outlives_the_server(short_tmp):
 
 def test_hangup_ends_no_session_and_the_next_server_finds_it(short_tmp):
     home = short_tmp / "again"
-    with Bare(home, "--token", "same") as server:
+    with Bare(home, "--token", "the-same") as server:
         url = json.loads((server.runtime / "server.json").read_text())["url"]
-        with Client(url, "same") as client:
+        with Client(url, "the-same") as client:
             session = client.create_session()
             session.run("kept = 41")
         assert server.stop(signal.SIGHUP) == 0
-    with Bare(home, "--token", "same") as server:
+    with Bare(home, "--token", "the-same") as server:
         url = json.loads((server.runtime / "server.json").read_text())["url"]
-        with Client(url, "same") as client:
+        with Client(url, "the-same") as client:
             again = client.session(session.id)
             assert again.run("kept + 1").text.strip() == "42"
 
@@ -397,18 +397,29 @@ def test_hangup_ends_no_session_and_the_next_server_finds_it(short_tmp):
 def test_a_stop_by_systemd_ends_no_session(short_tmp, tmp_path):
     where = ("--data-dir", str(short_tmp / "unit" / "d"), "--runtime-dir", str(short_tmp / "unit" / "r"))
     # There is no unit for the kernel host here, so the server starts one, which a unit does not do by itself.
-    words = ["serve", "--port", "0", *where, "--sandbox", "best-effort", "--token", "unit", "--start-host", "true"]
+    words = [
+        "serve",
+        "--port",
+        "0",
+        *where,
+        "--sandbox",
+        "best-effort",
+        "--token",
+        "unit-token",
+        "--start-host",
+        "true",
+    ]
     # The unit's own process carries its own number in this variable (systemd.exec(5)).
     shell = 'SYSTEMD_EXEC_PID=$$ exec "$0" -m kernelsvc "$@"'
     with ended(
         subprocess.Popen(["sh", "-c", shell, sys.executable, *words], stdout=subprocess.PIPE, text=True)
     ) as unit:
         said = read_until(unit.stdout, "ready after", 60)
-        with Client(re.search(r"http://\S+", said)[0], "unit") as client:
+        with Client(re.search(r"http://\S+", said)[0], "unit-token") as client:
             pid = client.create_session().details.kernel.pid
     assert unit.returncode == 0
     assert _alive(pid)
-    with Bare(short_tmp / "unit", "--token", "unit") as server:
+    with Bare(short_tmp / "unit", "--token", "unit-token") as server:
         assert server.stop(signal.SIGTERM) == 0
     wait_for(lambda: not _alive(pid), what="the kernel's end")
 

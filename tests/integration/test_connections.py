@@ -22,9 +22,9 @@ from websockets.sync.client import connect
 ATTACKERS, DESCRIPTORS = 300, 256
 HEAD_SECONDS = 2
 HALF_HEADS = {
-    "half a head": b"GET / HTTP/1.1\r\nHost: x\r\nX-",
+    "half a head": b"GET / HTTP/1.1\r\nHost: localhost\r\nX-",
     "nothing": b"",
-    "half an upgrade": b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-",
+    "half an upgrade": b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-",
 }
 
 
@@ -132,7 +132,7 @@ def test_authenticated_connections_are_not_closed_for_it(small: Small, session: 
 
 
 def test_one_principal_does_not_take_all_connections(small: Small, session: str) -> None:
-    request = f"GET /v1/info HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {small.token}\r\n\r\n".encode()
+    request = f"GET /v1/info HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {small.token}\r\n\r\n".encode()
     statuses = []
     with contextlib.ExitStack() as stack:
         for _ in range(DESCRIPTORS // 4 + 1):
@@ -154,21 +154,24 @@ def http_status(served: Served, path: str, token: str | None = None) -> int:
 
 
 def test_connections_of_one_address_that_show_no_token_are_limited(small: Small) -> None:
-    with attack(small, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 60) as clients:
+    with attack(small, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 60) as clients:
         for client in clients:
             client.recv(65536)
         time.sleep(1.1)  # younger ones are left alone: their request may still be on the way
-        with attack(small, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 20):
+        with attack(small, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 20):
             wait_for(lambda: sum(map(is_closed, clients)) >= 20, what="the oldest are closed", deadline=30)
 
 
 SLOW = {
-    "a head byte by byte": (b"", b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-A: b\r\n" * 1000),
-    "the second head": (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /healthz HTTP/1.1\r\n" + b"X: y\r\n" * 1000),
-    "a head behind a request": (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HT", b""),
-    "a body": (b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n", b"x" * 9000),
+    "a head byte by byte": (b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: b\r\n" * 1000),
+    "the second head": (
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n" + b"X: y\r\n" * 1000,
+    ),
+    "a head behind a request": (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HT", b""),
+    "a body": (b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n", b"x" * 9000),
     "a body in chunks": (
-        b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /v1/sessions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"1\r\nx\r\n" * 1000,
     ),
 }
@@ -205,7 +208,7 @@ def test_an_idle_connection_and_a_body_that_pauses_are_not_cut(small: Small, ses
     idle.getresponse().read()
     local = idle.sock.getsockname()
     head = (
-        f"POST /v1/sessions/{session}/cells HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {small.token}\r\n"
+        f"POST /v1/sessions/{session}/cells HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {small.token}\r\n"
         f"Content-Length: 17\r\n\r\n"
     )
     with dial(small) as client, dial(small) as late:
@@ -232,7 +235,7 @@ def exhaust(served: Served) -> None:
 
 def test_without_descriptors_the_server_waits_and_then_goes_on(small: Small, session: str) -> None:
     before = small.output().count("accepts no connections")
-    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with contextlib.ExitStack() as stack, bounded(small):
         stack.callback(limit_descriptors, small, DESCRIPTORS)
 

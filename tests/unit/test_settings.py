@@ -89,13 +89,43 @@ def test_a_bad_token_is_not_echoed():
     assert "s3cret" not in caught.value.message
 
 
-def test_fresh_token_only_when_none_is_configured():
-    bare = s.load()
-    first, token = s.with_fresh_token(bare)
+def test_a_token_is_made_once_when_none_is_configured(tmp_path):
+    bare = s.load({"data_dir": str(tmp_path)})
+    first, token = s.with_kept_token(bare)
     assert token is not None
     assert first.tokens[0].name == "local"
     assert first.tokens[0].sha256 == hash_token(token)
-    assert s.with_fresh_token(first) == (first, None)
+    assert s.with_kept_token(first) == (first, None)
+    assert (tmp_path / s.TOKEN_FILE).stat().st_mode & 0o777 == 0o600
+    assert s.with_kept_token(bare)[1] == token
+    (tmp_path / s.TOKEN_FILE).chmod(0o644)  # others have read it
+    assert s.with_kept_token(bare)[1] != token
+    (tmp_path / s.TOKEN_FILE).write_text("weak")
+    assert len(s.with_kept_token(bare)[1] or "") > 20
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"token": ["a"]}, "has 1 characters. On a server on loopback a token needs at least 8"),
+        ({"token": ["good enough here", "aaaaaaaa"]}, "fewer than 4 different"),
+        ({"tokens": '[{"name": "a", "token": "short"}]'}, "has 5 characters"),
+        ({"token": ["only-loopback"], "host": "0.0.0.0"}, "other machines can reach a token needs at least 16"),
+        ({"token": ["only-loopback"], "host": "example.org"}, "at least 16"),
+    ],
+)
+def test_a_token_that_can_be_guessed_is_refused(given, why):
+    with pytest.raises(BadRequest) as caught:
+        s.load(given)
+    assert why in caught.value.message
+    assert "openssl" in caught.value.message
+    assert "only-loopback" not in caught.value.message
+
+
+def test_a_token_may_be_shorter_where_nobody_else_can_connect():
+    assert s.load({"token": ["test-token"]}).tokens
+    assert s.load({"token": ["test-token"], "host": "0.0.0.0", "uds": "/run/k.sock"}).tokens
+    assert s.load({"token": ["0123456789abcdef"], "host": "0.0.0.0"}).tokens
 
 
 def test_none_clears_an_optional_limit_but_network_none_is_a_value():
@@ -161,7 +191,7 @@ def test_every_setting_has_an_option_an_environment_name_and_a_help_line():
     assert {r.name.partition(".")[2] for r in s.TABLE if r.name.startswith("limits.")} == set(Limits.__struct_fields__)
     parser.format_help()
     assert vars(parser.parse_args([])) == {}
-    got = s.load(vars(parser.parse_args(["--token", "aaaaaaaa", "--token", "bbbbbbbb", "--limits-cpu-cores", "1.5"])))
+    got = s.load(vars(parser.parse_args(["--token", "aaaabcde", "--token", "bbbbcdef", "--limits-cpu-cores", "1.5"])))
     assert len(got.tokens) == 2
     assert got.limits.cpu_cores == 1.5
 

@@ -246,7 +246,7 @@ def a_quota_is_a_hard_cap_where_there_are_quotas() -> str:
     sh(f"modprobe loop; modprobe quota_v2; mount -o loop,prjquota /srv/quota.img {place}")
     serve = (
         "systemd-run --unit=quota-test -p Restart=always -p RestartSec=1 -p StartLimitIntervalSec=0 "
-        "-E KERNELSVC_TOKEN=q -E KERNELSVC_START_HOST=true "
+        "-E KERNELSVC_TOKEN=quick-token -E KERNELSVC_START_HOST=true "
         f"/opt/kernelsvc/bin/kernelsvc serve --port 8899 --data-dir {place}/data --runtime-dir /run/quota-test"
     )
     sh(serve)
@@ -256,7 +256,7 @@ def a_quota_is_a_hard_cap_where_there_are_quotas() -> str:
             f"http://127.0.0.1:8899{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": "Bearer q", "Content-Type": "application/json"},
+            headers={"Authorization": "Bearer quick-token", "Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return json.loads(answer.read() or b"null")

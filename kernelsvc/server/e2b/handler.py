@@ -143,6 +143,7 @@ class SandboxHandler(E2bHandler):
     """
 
     route = "/sandbox"
+    own_authentication = True
     scope: Scope | None = "run"
     port: ClassVar[int] = e2b.FILES_PORT
     purposes: ClassVar[Iterable[str]] = (e2b.ENVD,)

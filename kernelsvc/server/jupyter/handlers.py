@@ -22,13 +22,20 @@ _PAGE = 100
 _OPEN = [state for state in SessionState if state is not SessionState.CLOSED]
 
 
-def token_of(handler: RequestHandler) -> str | None:
-    """Return a Jupyter client's token: from the path's prefix, else a header of either scheme, else ``?token=``."""
+def token_of(handler: RequestHandler, *, query: bool = True) -> str | None:
+    """Return a client's token: from the path's prefix, else from a header of either scheme, else from ``?token=``.
+
+    Args:
+        handler: The request's.
+        query: Whether ``?token=`` is accepted, as Jupyter Server does. Addresses end up in logs of proxies.
+    """
     if found := re.match(r"/t/([^/]+)/", handler.request.path):
         return unquote(found.group(1))
     scheme, _, token = (handler.request.headers.get("Authorization") or "").strip().partition(" ")
     if scheme.lower() in ("token", "bearer") and token.strip():
         return token.strip()
+    if not query:
+        return None
     given = handler.request.query_arguments.get("token")
     return given[-1].decode("utf-8", "replace") if given else None
 

@@ -220,11 +220,10 @@ class FileHandler(ApiHandler):
     async def data_received(self, chunk: bytes) -> None:
         """Tornado's hook: write a piece of the body to the disk."""
         if self._upload is None:
-            super().data_received(chunk)
-            return
+            return super().data_received(chunk)
         self._received += len(chunk)
         if self._failure is not None:
-            return
+            return None
         try:
             if self._received > self._bound:
                 raise jsonrpc.too_large("The file", self._received, self._bound)

@@ -170,7 +170,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
 
     async def prepare(self) -> None:
         """Tornado's hook: check origin and token before the upgrade."""
-        self.authenticate_request()
+        await self.admit_request()
         if "upgrade" not in self.request.headers.get("Connection", "").lower():
             raise BadRequest("This route accepts only WebSocket connections. Connect with a WebSocket client.")
 

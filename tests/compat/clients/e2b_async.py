@@ -70,7 +70,7 @@ async def recovered(box):
     code = "try:\n    print('before')\n    __import__('time').sleep(30)\nfinally:\n    print('after')"
     body = json.dumps({"code": code})
     head = (
-        f"POST /execute HTTP/1.1\r\nHost: x\r\nE2b-Sandbox-Id: {box.sandbox_id}\r\nE2b-Sandbox-Port: 49999\r\n"
+        f"POST /execute HTTP/1.1\r\nHost: localhost\r\nE2b-Sandbox-Id: {box.sandbox_id}\r\nE2b-Sandbox-Port: 49999\r\n"
         f"E2B-Traffic-Access-Token: {box.traffic_access_token}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     writer.write((head + body).encode())

@@ -32,7 +32,7 @@ async def serving(tmp_path, **changes):
         await inner.stop()
 
 
-async def ask(path, request=b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"):
+async def ask(path, request=b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"):
     reader, writer = await asyncio.open_unix_connection(str(path))
     writer.write(request)
     answer = await asyncio.wait_for(reader.read(), 5)
@@ -159,7 +159,7 @@ async def test_socket_activation(tmp_path):
         address = await asyncio.to_thread(process.stdout.readline)
         assert address.decode().strip() == f"http://127.0.0.1:{port}"
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert b"200 OK" in await asyncio.wait_for(reader.read(), 5)
         writer.close()
     finally:
@@ -186,3 +186,66 @@ async def test_errors_have_one_shape_on_every_transport(http_server):
         rpc = json.loads(await ws.recv())["error"]["data"]
     assert set(rest) == shape
     assert rest == rpc
+
+
+# --- who may ask -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/api", "/v1/openapi.json", "/healthz", "/readyz", "/no/such/route"])
+async def test_a_foreign_name_gets_no_answer_without_a_token(http_server, path):
+    """The name of a page in a browser was given the address of this server (DNS rebinding)."""
+    for host, status in (("evil.example", 403), ("localhost:80", 200), ("127.0.0.1", 200)):
+        response = await http_server.fetch("GET", path, token=None, headers={"Host": host})
+        assert response.code == status or (status == 200 and response.code == 404 and path == "/no/such/route")
+        if status == 403:
+            assert b"'hosts'" in response.body
+    response = await http_server.fetch("OPTIONS", path, token=None, headers={"Host": "evil.example"})
+    assert response.code == 403
+
+
+async def test_a_proxy_may_pass_its_own_name_with_a_token(http_server):
+    assert (await http_server.fetch("GET", "/v1/sessions", headers={"Host": "proxy.example"})).code == 200
+    assert (await http_server.fetch("GET", "/v1/sessions", token=None, headers={"Host": "proxy.example"})).code == 401
+
+
+async def test_a_request_without_a_token_reads_no_journal(http_server, monkeypatch):
+    """An id in the path or the Host had the closed session's journal read, before the token was checked."""
+    session = (await http_server.json("POST", "/v1/sessions", {}))["id"]
+    await http_server.fetch("DELETE", f"/v1/sessions/{session}")
+    asked = []
+    real = http_server.service.ensure_loaded
+
+    async def watched(text):
+        asked.append(text)
+        await real(text)
+
+    monkeypatch.setattr(http_server.service, "ensure_loaded", watched)
+    host = {"Host": f"49999-{session}.localhost"}
+    for path in ("/healthz", "/metrics", "/api", f"/v1/sessions/{session}", f"/no/such/{session}", "/files?path=x"):
+        await http_server.fetch("GET", path, token=None, headers=host)
+        await http_server.fetch("GET", path, token="wrong-token", headers=host)
+    assert asked == []
+    assert (await http_server.fetch("GET", f"/v1/sessions/{session}")).code == 200
+    assert len(asked) == 1
+
+
+async def test_wrong_tokens_are_logged_and_refused_more_and_more_slowly(http_server, monkeypatch, caplog):
+    wrong, waits = http_server.app.settings["context"].wrong_tokens, []
+    note = wrong.note
+    monkeypatch.setattr(wrong, "note", lambda *args: waits.append(note(*args)) or waits[-1])
+    monkeypatch.setattr("kernelsvc.server.wrong_tokens.FREE", 3)
+    with caplog.at_level("WARNING", logger="kernelsvc.server.handler"):
+        for how in ({"token": "wrong-1"}, {"token": None, "headers": {"X-API-KEY": "wrong-2"}}) * 3:
+            assert (await http_server.fetch("GET", "/v1/sessions", **how)).code == 401
+    assert [seconds > 0 for seconds, _ in waits] == [False] * 3 + [True] * 3
+    assert "Refused a wrong token from 127.0.0.1 (6 recently)" in caplog.text
+    assert "wrong-1" not in caplog.text
+    assert (await http_server.fetch("GET", "/v1/sessions")).code == 200  # a right token never waits
+    assert (await http_server.fetch("GET", "/v1/sessions", token=None)).code == 401  # no token is no guess
+    assert len(waits) == 6
+
+
+@pytest.mark.parametrize("path", ["/run_code", "/boxes"])
+async def test_a_token_in_the_query_counts_only_for_jupyter(http_server, path):
+    assert (await http_server.fetch("POST", f"{path}?token=alice-token", {}, token=None)).code in (401, 404)
+    assert (await http_server.fetch("GET", "/api/kernels?token=alice-token", token=None)).code == 200

@@ -6,7 +6,7 @@ import pytest
 
 from kernelsvc.errors import Forbidden
 from kernelsvc.model.objects import Principal
-from kernelsvc.server.auth import bearer, origin_allowed, require_scope
+from kernelsvc.server.auth import bearer, host_allowed, origin_allowed, require_scope
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,25 @@ def test_scopes():
     require_scope(Principal(name="a", scopes=frozenset({"read"})), "read")
     with pytest.raises(Forbidden, match="'run'"):
         require_scope(Principal(name="a", scopes=frozenset({"read"})), "run")
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.1:8888", "[::1]:8888", "localhost", "LOCALHOST:1", "x.localhost", "192.0.2.7:80"]
+)
+def test_addresses_and_localhost_are_hosts_of_a_server_on_loopback(host):
+    assert host_allowed(host, [])
+
+
+@pytest.mark.parametrize(
+    "host", [None, "", "evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "[::1", "a b"]
+)
+def test_other_names_are_not(host):
+    assert not host_allowed(host, [])
+    assert not host_allowed(host, ["good.example", "*.good.example"])
+
+
+@pytest.mark.parametrize("host", ["good.example", "GOOD.example.:80", "49999-s_1.good.example"])
+def test_configured_names_are(host):
+    assert host_allowed(host, ["Good.Example", "*.good.example"])
+    assert host_allowed(host, ["*"])
+    assert not host_allowed(host, ["ood.example", "*.d.example"])

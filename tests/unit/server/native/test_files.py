@@ -135,7 +135,7 @@ async def test_paths_that_lead_nowhere(http_server, home, path, status):
             continue
         # By hand: a client would tidy the path up.
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        head = f"{verb} {url}{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-token\r\n"
+        head = f"{verb} {url}{path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice-token\r\n"
         writer.write(f"{head}Content-Length: 1\r\nConnection: close\r\n\r\nx".encode())
         answer = await asyncio.wait_for(reader.read(), 10)
         writer.close()
@@ -246,7 +246,7 @@ async def test_a_file_that_shrinks_while_it_is_sent_cuts_the_answer_off(http_ser
     url, files = home
     (files / "f").write_bytes(b"x" * 50_000_000)
     reader, writer = await asyncio.open_connection("127.0.0.1", urllib.parse.urlsplit(http_server.url).port)
-    writer.write(f"GET {url}f HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-token\r\n\r\n".encode())
+    writer.write(f"GET {url}f HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice-token\r\n\r\n".encode())
     await reader.readuntil(b"\r\n\r\n")
     os.truncate(files / "f", 1000)
     rest = await asyncio.wait_for(reader.read(), 10)

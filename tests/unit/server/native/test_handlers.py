@@ -204,7 +204,7 @@ async def test_a_client_that_leaves_while_its_cell_runs(http_server, then, state
     body = json.dumps({"code": SLEEP, "on_disconnect": then}).encode()
     port = urllib.parse.urlsplit(http_server.url).port
     _, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST /v1/sessions/{session}/cells HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-token\r\n"
+    head = f"POST /v1/sessions/{session}/cells HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice-token\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     await wait_until(lambda: http_server.state(session) == "busy")
     gone = http_server.losses()
@@ -359,7 +359,7 @@ async def test_garbage_on_the_wire_does_not_stop_the_server_and_is_not_logged(ht
     for garbage in (
         b"\x00\xff\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice-token\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice-token\x01\r\n\r\n",
         b"POST /v1/sessions HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
     ):
         port = urllib.parse.urlsplit(http_server.url).port
@@ -505,7 +505,7 @@ async def test_headers_of_a_streamed_download_and_keepalive_connections(http_ser
     sock = writer.get_extra_info("socket")
     assert sock.family == socket.AF_INET
     for _ in range(3):
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
         assert b"200 OK" in head
         assert b"Server:" not in head
