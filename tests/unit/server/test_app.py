@@ -234,6 +234,7 @@ async def test_wrong_tokens_are_logged_and_refused_more_and_more_slowly(http_ser
     note = wrong.note
     monkeypatch.setattr(wrong, "note", lambda *args: waits.append(note(*args)) or waits[-1])
     monkeypatch.setattr("kernelsvc.server.wrong_tokens.FREE", 3)
+    monkeypatch.setattr("kernelsvc.server.wrong_tokens.STEP_SECONDS", 0.2)
     with caplog.at_level("WARNING", logger="kernelsvc.server.handler"):
         for how in ({"token": "wrong-1"}, {"token": None, "headers": {"X-API-KEY": "wrong-2"}}) * 3:
             assert (await http_server.fetch("GET", "/v1/sessions", **how)).code == 401
