@@ -220,10 +220,11 @@ class FileHandler(ApiHandler):
     async def data_received(self, chunk: bytes) -> None:
         """Tornado's hook: write a piece of the body to the disk."""
         if self._upload is None:
-            return super().data_received(chunk)
+            super().data_received(chunk)
+            return
         self._received += len(chunk)
         if self._failure is not None:
-            return None
+            return
         try:
             if self._received > self._bound:
                 raise jsonrpc.too_large("The file", self._received, self._bound)
