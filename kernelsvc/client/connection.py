@@ -39,6 +39,7 @@ from kernelsvc.client.event_feed import EventFeed, FeedReader, SequenceGap
 from kernelsvc.client.http import UnixResolver, error_of
 from kernelsvc.client.values import ConnectionLost, Unreachable, event_of
 from kernelsvc.errors import KernelsvcError
+from kernelsvc.linux.tasks import OwnedTasks
 
 #: The server's limit for a frame is 64 MiB, and a response may have several cells.
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
@@ -120,7 +121,7 @@ class RpcConnection:
         self._updating: set[str] = set()
         self._readable: dict[FeedReader, asyncio.Event] = {}
         self._connection_task: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = OwnedTasks()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop
 
@@ -221,7 +222,7 @@ class RpcConnection:
         if feed is None or feed.step() is None:
             return
         self._updating.add(session)
-        self._spawn(self._update_attachment(feed), f"attach {session}")
+        self._tasks.start(self._update_attachment(feed), name=f"kernelsvc client: attach {session}")
 
     async def _update_attachment(self, feed: EventFeed) -> None:
         try:
@@ -259,11 +260,6 @@ class RpcConnection:
             readable.set()
 
     # --- the socket's life ----------------------------------------------------------
-
-    def _spawn(self, work: Any, name: str) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=f"kernelsvc client: {name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _ensure_connection_task(self) -> None:
         if self._closed:
@@ -403,11 +399,12 @@ class RpcConnection:
         if self._closed:
             return
         self._closed = True
-        tasks = [*self._tasks, *([self._connection_task] if self._connection_task else [])]
         socket = self._socket
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.cancel()
+        if self._connection_task is not None:
+            self._connection_task.cancel()
+            await asyncio.wait([self._connection_task])
+        await self._tasks.wait()
         self._give_up(Unreachable("The client was closed before the call finished."))
         if socket is not None:
             await _close_gracefully(socket)

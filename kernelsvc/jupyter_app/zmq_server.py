@@ -31,6 +31,7 @@ import zmq.asyncio
 from kernelsvc.jupyter_app.usage import UsageMeter
 from kernelsvc.kernels.port import Kernel, KernelMessage, Output, StreamText
 from kernelsvc.kernels.zmq.messages import HmacKey, InvalidMessage, Packet, encode, unpack
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.protocol.kernel_messages import KernelRequest
 
@@ -85,7 +86,7 @@ class ZmqServer:
         self._flush_timer: asyncio.TimerHandle | None = None
         self._stalled_since: float | None = None
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = OwnedTasks(self._loop)
         self._context = zmq.asyncio.Context()
         self._sockets: dict[str, zmq.asyncio.Socket] = {}
 
@@ -130,19 +131,11 @@ class ZmqServer:
         self._create_task(self._welcome(), "iopub")
 
     def _create_task(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = self._loop.create_task(work, name=f"ZMQ server: {name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("%s failed", task.get_name(), exc_info=error)
+        self._tasks.start(work, name=f"ZMQ server: {name}").add_done_callback(_task_ended)
 
     def close(self) -> None:
         """Close the sockets after ``LINGER_MS`` for the last messages. Idempotent."""
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         if self._flush_timer is not None:
             self._flush_timer.cancel()
         for socket in self._sockets.values():
@@ -356,3 +349,8 @@ class ZmqServer:
 
 def _bytes(key: bytes | str) -> bytes:
     return key if isinstance(key, bytes) else str(key).encode()
+
+
+def _task_ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.error("%s failed", task.get_name(), exc_info=error)

@@ -14,6 +14,7 @@ import contextlib
 from typing import Literal
 
 from kernelsvc.errors import KernelsvcError, LimitTooHigh
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.machine import PAUSED_SECONDS
@@ -32,7 +33,7 @@ class Leases:
 
     def __init__(self, registry: SessionRegistry, limits: Limits) -> None:
         self._registry, self._limits = registry, limits
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending = OwnedTasks()
 
     def grant(
         self,
@@ -114,9 +115,7 @@ class Leases:
     def ended(self, session: str) -> None:
         """End the sidecars of a session that has ended."""
         for sidecar in self._registry.sidecars(session):
-            task = asyncio.ensure_future(_close(sidecar, f"{session}, whose directory it shared, has ended"))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            self._ending.start(_close(sidecar, f"{session}, whose directory it shared, has ended"))
 
     def _put(self, session: Session, lease: ev.Leased) -> SessionInfo:
         session.record(lease)

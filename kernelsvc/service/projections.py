@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kernelsvc.errors import AtCapacity, KernelsvcError
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.audit import head_statement
 from kernelsvc.model.events import Event, JournalSigned, NotAsWritten, SessionClosed
 from kernelsvc.model.hash_chain import Head
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two writes of the index.
 FLUSH_SECONDS = 0.5
+#: Seconds in which the last notebooks of closed sessions must be written when the server stops.
+CLOSE_SECONDS = 5.0
 #: Seconds between an event and the rendering of the notebook, so that the client gets its answer first.
 LINGER = 0.003
 
@@ -74,7 +77,7 @@ class Projections:
         store.use_heads(self._heads)
         self._notebooks: dict[str, NotebookFile] = {}
         self._limiter = WriteLimiter(time.monotonic())
-        self._finishing: set[asyncio.Task[None]] = set()
+        self._finishing = OwnedTasks()
         self._unfinished: list[SessionDirectory] = []
         self._flusher: asyncio.TimerHandle | None = None
 
@@ -220,16 +223,12 @@ class Projections:
         """Write the last notebook of a session whose journal is complete."""
         notebook = self._notebooks.pop(session, None)
         if notebook is not None:
-            task = asyncio.ensure_future(notebook.finish(self._audit_signer(notebook.journal)))
-            self._finishing.add(task)
-            task.add_done_callback(self._finishing.discard)
+            self._finishing.start(notebook.finish(self._audit_signer(notebook.journal)))
 
     def finish_others(self) -> None:
         """Write, in the background, the last notebooks of sessions that closed just before the server died."""
         while self._unfinished and not self.index.stale:
-            task = asyncio.ensure_future(self._finish_other(self._unfinished.pop()))
-            self._finishing.add(task)
-            task.add_done_callback(self._finishing.discard)
+            self._finishing.start(self._finish_other(self._unfinished.pop()))
         self._unfinished.clear()
 
     async def _finish_other(self, directory: SessionDirectory) -> None:
@@ -287,9 +286,7 @@ class Projections:
             if notebook is not None:
                 notebook.inherit(branch.inherited)
 
-        task = asyncio.ensure_future(work())
-        self._finishing.add(task)
-        task.add_done_callback(self._finishing.discard)
+        self._finishing.start(work())
 
     def forget(self, session: str) -> None:
         """Drop the notebook of a session whose start failed."""
@@ -299,8 +296,7 @@ class Projections:
 
     async def close(self) -> None:
         """Write pending changes and close all files."""
-        if self._finishing:
-            await asyncio.wait(self._finishing, timeout=5.0)
+        await self._finishing.wait(CLOSE_SECONDS)
         for notebook in self._notebooks.values():
             notebook.close()
         if self._flusher is not None:

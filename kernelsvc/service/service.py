@@ -21,6 +21,7 @@ import msgspec
 from kernelsvc import __version__
 from kernelsvc.errors import BadRequest, NotFound, NotSupported, TooLarge
 from kernelsvc.kernels.launchers import KernelLaunchers, Launchers
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import SCHEMA, Event
 from kernelsvc.model.limits import LimitsRequest
@@ -136,7 +137,7 @@ class Service:
         self._creator = SessionCreator(settings, registry, factory, self._warm_pool, self.leases, self.metrics)
         self._branches = BranchCreator(store, registry, self._creator, projections)
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
-        self._tasks: list[asyncio.Future[None]] = []
+        self._tasks = OwnedTasks()
         self._stopping = False
 
     # -- start and stop ------------------------------------------------------------------
@@ -151,11 +152,11 @@ class Service:
         self._store.sweep()
         update_principal_names(self._store, self._index, self._present_name)
         await self._adoption.run(self._store.scan())
-        self._tasks.append(asyncio.ensure_future(self.usage.run()))
+        self._tasks.start(self.usage.run())
         self._warm_pool.start(self.settings.default_template)
         if self.settings.retention_seconds is not None:
             retention = Retention(self.settings, self._store, self._projections, self._closed)
-            self._tasks.append(asyncio.ensure_future(retention.run()))
+            self._tasks.start(retention.run())
 
     async def stop(self, *, end_sessions: bool) -> None:
         """Stop. Sessions end, or wait for the next server with their kernels alive. Nothing is accepted any more."""
@@ -168,9 +169,8 @@ class Service:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_SECONDS):
                     await asyncio.gather(*ending, return_exceptions=True)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.cancel()
+        await self._tasks.wait()
         self._loads.close()
         await self._warm_pool.close()
         for session in self._registry.open_sessions():

@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.kernels.launchers import KernelLaunchers
 from kernelsvc.kernels.port import Output
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Limits
@@ -97,7 +98,7 @@ class WarmPool:
         self._demand: dict[str, PoolDemand] = {}
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._endings: set[asyncio.Task[None]] = set()
+        self._endings = OwnedTasks()
 
     def start(self, template: str) -> None:
         """Begin to keep members, of this template first."""
@@ -128,7 +129,7 @@ class WarmPool:
         members = [member for ready in self._members.values() for member in ready]
         self._members.clear()
         for member in members:
-            self._end_soon(member)
+            self._endings.start(self._end(member))
         return bool(members)
 
     def _demand_of(self, template: str) -> PoolDemand:
@@ -152,7 +153,7 @@ class WarmPool:
         """Create or end one member if the demand requires it. Return the seconds until the next step."""
         ready = self._members.setdefault(template, [])
         if len(ready) > target:
-            self._end_soon(ready.pop())
+            self._endings.start(self._end(ready.pop()))
             return PAUSE
         if len(ready) == target or not self._launchers.forks(template) or not self._registry.has_room(len(self)):
             return CHECK_SECONDS
@@ -189,12 +190,7 @@ class WarmPool:
         ready = self._members.get(member.spec.template, [])
         if member in ready:
             ready.remove(member)
-            self._end_soon(member)
-
-    def _end_soon(self, member: WarmSession) -> None:
-        task = asyncio.get_running_loop().create_task(self._end(member))
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+            self._endings.start(self._end(member))
 
     async def _end(self, member: WarmSession) -> None:
         await self.end_kernel(member)
@@ -216,5 +212,4 @@ class WarmPool:
             self._task.cancel()
             await asyncio.wait([self._task])
         self.evict_all()
-        if self._endings:
-            await asyncio.wait(self._endings)
+        await self._endings.wait()

@@ -217,7 +217,7 @@ class ExecuteHandler(InterpreterHandler):
             await self._stream(session, wanted, sorted(environ))
         finally:
             if before:
-                _run_detached(self._undo(self.who, session, before))
+                self.context.background.start(self._undo(self.who, session, before))
 
     async def _choose_context(self, wanted: InterpreterRequest) -> str:
         if wanted.context_id:
@@ -279,16 +279,6 @@ class ExecuteHandler(InterpreterHandler):
                 size = 0
         if lines:
             await self.flush()
-
-
-_undoing: set[asyncio.Task[None]] = set()
-
-
-def _run_detached(work: Any) -> None:
-    """Run a coroutine that outlives the request."""
-    task = asyncio.ensure_future(work)
-    _undoing.add(task)
-    task.add_done_callback(_undoing.discard)
 
 
 _CONTEXT = r"(?P<context>[^/]+)"

@@ -253,9 +253,7 @@ class ChannelsSocket(ApiSocket):
             await self._send_message("iopub", "error", failure(error.code, error.message), {})
             return
         self._remember_client_id(jupyter.text_field(decoded.header, "session"))
-        task = asyncio.create_task(self._handle(decoded), name=decoded.msg_type)
-        self._requests.add(task)
-        task.add_done_callback(self._requests.discard)
+        self._requests.start(self._handle(decoded), name=decoded.msg_type)
         if self._unsent > CHUNK_BYTES:
             await self._may_read.wait()
 

@@ -29,6 +29,7 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from kernelsvc.errors import BadRequest, Internal, KernelsvcError, QuotaExceeded, Recovering
+from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.objects import CellInfo
 from kernelsvc.protocol import jsonrpc, methods
 from kernelsvc.server import auth
@@ -156,7 +157,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         """Tornado's hook."""
         super().initialize(context, **more)
         self._attachments: dict[str, Attachment] = {}
-        self._requests: set[asyncio.Task[None]] = set()
+        self._requests = OwnedTasks()
         self._not_started = 0
         self._pending_replies: Counter[str] = Counter()
         self._unsent = 0
@@ -205,8 +206,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
         for attachment in list(self._attachments.values()):
             attachment.stop()
         self._attachments.clear()
-        for task in self._requests:
-            task.cancel()
+        self._requests.cancel()
         self._may_read.set()
         self.context.service.client_gone(self)
 
@@ -328,9 +328,7 @@ class ApiSocket(BaseHandler, WebSocketHandler):
 
     def _start_task(self, request: jsonrpc.Request) -> None:
         self._not_started += 1
-        task = asyncio.create_task(self._serve(request), name=request.method.name)
-        self._requests.add(task)
-        task.add_done_callback(self._requests.discard)
+        self._requests.start(self._serve(request), name=request.method.name)
 
     async def _wait_until_sent(self) -> None:
         """Delay the next request of a client that does not read its replies, so that they don't fill memory."""
