@@ -242,8 +242,6 @@ ROUTES: tuple[Route, ...] = (
     ),
 )  # fmt: skip
 
-BY_ID: dict[str, Route] = {route.id: route for route in ROUTES}
-
 
 def pattern(path: str) -> str:
     """Convert a path with ``{names}`` into a regular expression. A file's path may contain slashes."""
