@@ -119,7 +119,7 @@ class Answered:
 
     Attributes:
         question: the question.
-        text: the answer. None if it was secret, and then nobody has it after a restart of the server.
+        text: the answer. None if it was secret: no journal has it, and a restarted server must ask again.
     """
 
     question: Waiting

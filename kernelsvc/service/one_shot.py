@@ -36,11 +36,12 @@ async def run_once(service: ServiceApi, who: Principal, call: Call) -> dict[str,
         source = function_call.function_cell(call.function or "", call.args, call.kwargs)
     request = SessionRequest(template=call.template, limits=call.limits, name="execute")
     session = (await service.create(who, request)).id
+    files = service.files
     try:
         for name, text in call.files.items():
             if "/" in name:
                 raise BadRequest(f"The file name {name!r} has a path in it. Give a plain name.")
-            await service.files.put(who, session, os.fsencode(name), text.encode())
+            await files.put(who, session, os.fsencode(name), text.encode())
         cell = await service.execute(who, session, CellRequest(code=source, timeout_seconds=call.timeout_seconds))
     finally:
         await asyncio.shield(service.close(who, session, reason="executed"))
