@@ -68,6 +68,11 @@ clock_nanosleep nanosleep gettimeofday time poll ppoll select pselect6 epoll_cre
 epoll_pwait2 eventfd2 accept accept4 getsockname getpeername sendto recvfrom sendmsg recvmsg setsockopt getsockopt
 shutdown
 """
+#: Calls of a converter besides those of an init that do not reach another process.
+_CONVERTER = "pread64 gettid fadvise64"
+_REACHING = """
+kill pidfd_open pidfd_send_signal accept accept4 sendto recvfrom sendmsg recvmsg setsockopt getsockopt shutdown
+"""
 #: Known calls that fail with ENOSYS: their callers have a fallback for that.
 _ABSENT = "clone3 openat2 io_uring_setup io_uring_enter io_uring_register userfaultfd"
 
@@ -99,6 +104,13 @@ def init_policy() -> dict[str, Verdict]:
     policy: dict[str, Verdict] = dict.fromkeys(_INIT.split(), ALLOW)
     policy |= dict.fromkeys(_ABSENT.split(), ENOSYS)
     return policy | {"open": _reading(1), "openat": _reading(2)}
+
+
+def converter_policy() -> dict[str, Verdict]:
+    """Return the policy of a process that converts a notebook: it reads files and writes to its pipes, no more."""
+    reaching = _REACHING.split()
+    kept = {name: verdict for name, verdict in init_policy().items() if name not in reaching}
+    return kept | dict.fromkeys(_CONVERTER.split(), ALLOW)
 
 
 # --- the assembler -------------------------------------------------------------
@@ -144,6 +156,11 @@ def kernel_program(arch: str, *, inet: bool, memfd: bool, connect: bool = True) 
 def init_program(arch: str) -> bytes:
     """Return ``init_policy`` assembled, from a cache."""
     return assemble(init_policy(), arch)
+
+
+def converter_program(arch: str) -> bytes:
+    """Return ``converter_policy`` assembled."""
+    return assemble(converter_policy(), arch)
 
 
 def _runs(policy: Mapping[str, Verdict], numbers: Mapping[str, int]) -> list[tuple[int, Verdict]]:

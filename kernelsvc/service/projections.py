@@ -19,7 +19,7 @@ from kernelsvc.model.audit import head_statement
 from kernelsvc.model.events import Event, JournalSigned, NotAsWritten, SessionClosed
 from kernelsvc.model.hash_chain import Head
 from kernelsvc.service.api import NotebookFormat
-from kernelsvc.store.convert import convert
+from kernelsvc.store.convert import ConverterQueue, convert
 from kernelsvc.store.heads import HeadFile, judge
 from kernelsvc.store.index import Index
 from kernelsvc.store.journal import METER, Journal
@@ -76,6 +76,7 @@ class Projections:
         self._heads = HeadFile(store.data / "heads", key.secret("heads"))
         store.use_heads(self._heads)
         self._notebooks: dict[str, NotebookFile] = {}
+        self._converters = ConverterQueue()
         self._limiter = WriteLimiter(time.monotonic())
         self._finishing = OwnedTasks()
         self._unfinished: list[SessionDirectory] = []
@@ -247,26 +248,34 @@ class Projections:
         inherited = directory.inherited if directory.inherited.exists() else None
         await NotebookFile(directory.notebook, journal, parent=inherited).finish(self._audit_signer(journal))
 
-    async def export(self, directory: SessionDirectory, journal: Journal, format: NotebookFormat) -> bytes:
+    async def export(
+        self, directory: SessionDirectory, journal: Journal, format: NotebookFormat, principal: str
+    ) -> bytes:
         """Return the notebook as it is now, signed.
 
         Raises:
-            Internal, Timeout: it could not be converted.
-            AtCapacity: there is no space on the disk.
+            Internal, Timeout, TooLarge: it could not be converted.
+            AtCapacity: there is no space on the disk, or too many notebooks are being converted.
         """
+        if format == "ipynb":
+            return await self._export(directory, journal)
+        # The turn comes first: a notebook that waits would take memory.
+        async with self._converters.turn(principal):
+            return await convert(await self._export(directory, journal), format)
+
+    async def _export(self, directory: SessionDirectory, journal: Journal) -> bytes:
         notebook = self._notebooks.get(directory.id)
         passing = notebook is None
         if notebook is None:
             inherited = directory.inherited if directory.inherited.exists() else None
             notebook = NotebookFile(directory.notebook, journal, parent=inherited)
         try:
-            data = await notebook.export(self._audit_signer(journal))
+            return await notebook.export(self._audit_signer(journal))
         except OSError as error:
             raise AtCapacity(f"Writing the notebook failed ({error.strerror}). Try again.") from error
         finally:
             if passing:
                 notebook.close()
-        return data if format == "ipynb" else await convert(data, format)
 
     def inherit(self, branch: SessionDirectory, parent: SessionDirectory, at: dict[str, Any] | None) -> None:
         """Give a branch's notebook its parent's cells up to the fork, in the background."""

@@ -447,7 +447,8 @@ class Service:
     async def notebook(self, who: Principal, session: str, format: NotebookFormat = "ipynb") -> bytes:
         """Return the session as a notebook, also while a cell runs."""
         found = self._registry.find(who, session)
-        return await self._projections.export(self._store.directory(session), cast("Journal", found.log), format)
+        directory, journal = self._store.directory(session), cast("Journal", found.log)
+        return await self._projections.export(directory, journal, format, who.name)
 
     def journal(self, who: Principal, session: str) -> JournalStream:
         """Return the journal's whole lines as they are now. The caller closes the stream.

@@ -4,15 +4,20 @@ import ast
 import asyncio
 import html.parser
 import json
+import os
+import platform
 import re
+import subprocess
+import sys
 
 import pytest
 
-from kernelsvc.errors import Internal
+from kernelsvc.errors import AtCapacity, Internal, TooLarge
+from kernelsvc.guest.confine.linux import landlock_abi
 from kernelsvc.model import events as ev
 from kernelsvc.model import hash_chain
 from kernelsvc.model.notebook import fold
-from kernelsvc.store.convert import convert
+from kernelsvc.store.convert import ConverterQueue, convert
 
 EVIL = "<script>alert('EVIL')</script><img src=x onerror=\"alert('EVIL')\"><a href=\"javascript:alert('EVIL')\">x</a>"
 FRAMES = "<iframe srcdoc=\"<script>alert('EVIL')</script>\"></iframe><meta http-equiv=refresh content='0;url=//evil'>"
@@ -236,3 +241,118 @@ async def test_another_language_as_a_script():
     ]
     script = (await convert(json.dumps(fold(events)).encode(), "py")).decode()
     assert "echo hello" in script
+
+
+#: What a converter under an attacker's control would try, and prints "done" for each that works.
+ACTS = """
+import ctypes, os, resource, signal, socket, sys
+from kernelsvc.store import convert
+import encodings.idna, subprocess
+secret, place, pid = sys.argv[1:]
+confined = sys.stdin.readline().strip() == "confined"
+if confined:
+    convert._confine()
+acts = {
+    "read": lambda: open(secret).read(),
+    "passwd": lambda: open("/etc/passwd").read(),
+    "memory": lambda: open(f"/proc/{pid}/environ").read(),
+    "write": lambda: open(place, "w"),
+    "mkdir": lambda: os.mkdir(place + ".d"),
+    "socket": lambda: socket.socket(),
+    "unix": lambda: socket.socket(socket.AF_UNIX),
+    "fork": lambda: os._exit(0) if (child := os.fork()) == 0 else os.waitpid(child, 0),
+    "exec": lambda: subprocess.run(["/usr/bin/true"]),
+    "kill": lambda: os.kill(int(pid), 0),
+    "allocate": lambda: bytearray(convert.MEMORY_BYTES),
+    "limit": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (65, 65)),
+}
+for name, act in acts.items():
+    if name == "allocate" and not confined:
+        print(name, "done")
+        continue
+    try:
+        act()
+    except (OSError, MemoryError, ValueError, subprocess.SubprocessError) as error:
+        print(name, type(error).__name__)
+    else:
+        print(name, "done")
+"""
+
+
+@pytest.mark.parametrize("confined", [True, False])
+def test_a_converter_reaches_nothing_but_its_pipes(tmp_path, confined):
+    """Without confinement the same acts work: otherwise the test would prove nothing."""
+    if not (landlock_abi() and platform.machine() in ("x86_64", "aarch64")):
+        pytest.skip("this Linux has no Landlock, or the filter has no table for this machine")
+    secret, place = tmp_path / "ed25519.pem", tmp_path / "written"
+    secret.write_text("key")
+    # Below the Python prefix, a temporary directory would be readable on purpose.
+    assert not str(tmp_path).startswith(sys.prefix)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ACTS, secret, place, str(os.getpid())],
+        input="confined\n" if confined else "free\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    verdicts = dict(line.split() for line in done.stdout.splitlines())
+    assert len(verdicts) == 12, done.stderr
+    works = {name for name, verdict in verdicts.items() if verdict == "done"}
+    assert works == (set() if confined else set(verdicts) - {"limit"} | works)
+    assert confined or {"read", "passwd", "write", "mkdir", "socket", "unix", "fork", "exec", "kill"} <= works
+
+
+async def test_a_notebook_that_takes_too_much_memory_is_refused(monkeypatch):
+    """The limit is the child's own, so the child gets a small one through its source."""
+    small = "from kernelsvc.store import convert as c; import sys; c.MEMORY_BYTES = 400 << 20; sys.argv = ['', 'py']"
+    code = f"{small}; c._main()"
+    monkeypatch.setattr("kernelsvc.store.convert._command", lambda format: [sys.executable, "-I", "-c", code])
+    large = notebook(code="x = 1\n" * (10 << 20))
+    with pytest.raises(TooLarge, match="MiB"):
+        await convert(large, "py")
+
+
+async def test_a_converter_that_writes_without_end_is_ended(monkeypatch):
+    monkeypatch.setattr("kernelsvc.store.convert.OUTPUT_BYTES", 1 << 20)
+    endless = "import os\nwhile True: os.write(1, bytes(65536))"
+    monkeypatch.setattr("kernelsvc.store.convert._command", lambda format: [sys.executable, "-I", "-c", endless])
+    with pytest.raises(TooLarge, match="larger"):
+        await convert(b"{}", "py")
+
+
+async def test_one_principal_has_one_conversion_that_waits():
+    queue = ConverterQueue(running=1)
+    entered: list[str] = []
+    leave = asyncio.Event()
+
+    async def one(name):
+        async with queue.turn(name):
+            entered.append(name)
+            await leave.wait()
+
+    tasks = [asyncio.ensure_future(one(name)) for name in ("a", "a", "b")]
+    while entered != ["a"] or len(queue._waiting) < 2:
+        await asyncio.sleep(0)
+    for name in ("a", "b"):
+        with pytest.raises(AtCapacity):
+            await one(name)
+    tasks[1].cancel()  # Its place is free again.
+    await asyncio.gather(tasks[1], return_exceptions=True)
+    tasks.append(asyncio.ensure_future(one("a")))
+    leave.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert sorted(entered) == ["a", "a", "b"]
+    assert not queue._waiting
+    await one("a")
+
+
+async def test_the_queue_of_conversions_is_bounded(monkeypatch):
+    monkeypatch.setattr("kernelsvc.store.convert.MAX_WAITING", 2)
+    queue = ConverterQueue(running=1)
+    async with queue.turn("a"):
+        waiting = [asyncio.ensure_future(queue.turn(name).__aenter__()) for name in "bc"]
+        await asyncio.sleep(0)
+        with pytest.raises(AtCapacity):
+            await queue.turn("d").__aenter__()
+        for task in waiting:
+            task.cancel()

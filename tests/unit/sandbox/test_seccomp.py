@@ -19,6 +19,7 @@ POLICIES = {
     "kernel without network or memory files": seccomp.kernel_policy(inet=False, memfd=False),
     "kernel without a private root": seccomp.kernel_policy(inet=False, memfd=False, connect=False),
     "init": seccomp.init_policy(),
+    "converter": seccomp.converter_policy(),
 }
 
 
