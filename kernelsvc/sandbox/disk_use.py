@@ -3,7 +3,7 @@
 Theory of operation. A walk goes from directory to directory by descriptor, so a path may be longer than PATH_MAX and no
 rename leads it elsewhere. A directory that a session made unreadable is readable while the walk is in it: the server
 owns the files of its sessions or is root. Files that were deleted while open or mapped are found at
-the processes that hold them. What can't be measured is reported as ``unseen``, never counted as zero.
+the processes that hold them. A part that can't be measured is reported as ``unseen``, never counted as zero.
 
 Not found: a deleted file whose only reference is a descriptor in flight over a Unix socket (unix(7), SCM_RIGHTS).
 """
@@ -33,7 +33,7 @@ _Inode = tuple[int, int]
 
 
 class DiskUse(msgspec.Struct, frozen=True, kw_only=True):
-    """What a session keeps on disk.
+    """The files that a session keeps on disk.
 
     Attributes:
         bytes: allocated blocks.

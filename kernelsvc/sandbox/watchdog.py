@@ -53,7 +53,7 @@ class SessionUse(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         pids: its processes, the kernel first.
         resident_bytes: sum of resident memory, with shared pages counted repeatedly.
-        socket_bytes: what the buffers of its sockets may hold, see ``socket_charge``.
+        socket_bytes: capacity of the buffers of its sockets, see ``socket_charge``.
         memory_bytes: proportional set size and ``socket_bytes``, where they were read.
         cpu_seconds: of the running processes.
         tasks: threads of all processes.
