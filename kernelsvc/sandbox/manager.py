@@ -77,7 +77,7 @@ class SandboxManager:
         self._identities = UidPool(locks=self._uid_locks)
         self._root = os.path.join(runtime_dir, "view")
         os.makedirs(self._root, mode=0o755, exist_ok=True)
-        self._paths: dict[tuple[str, ...], RootfsPaths] = {}
+        self._paths: dict[tuple[str, ...], tuple[RootfsPaths, bool]] = {}
         self._maps: dict[str, int] = {}
 
     def report(self, limits: Limits) -> SandboxReport:
@@ -138,7 +138,7 @@ class SandboxManager:
             stat_directory(workdir)
             own = stat_directory(group_dir or workdir)
             group = self._cgroups.make(kernel, cpu=limits.cpu_cores is not None)
-            paths = self._find_paths(python, tuple(prefixes))
+            paths, reachable = self._find_paths(python, tuple(prefixes))
             request = ConfinementRequest(
                 policy=self.policy,
                 limits=limits,
@@ -151,7 +151,7 @@ class SandboxManager:
                 identity=(own.st_dev, own.st_ino),
                 hidden=self._hidden,
                 uid=uid,
-                reachable=uid is None or is_reachable([workdir, *(source for source, _ in paths.readonly)]),
+                reachable=uid is None or (reachable and is_reachable([workdir])),
                 cgroup=group.join_files if group else [],
                 controllers=group.controllers if group else frozenset(),
                 env=env or {},
@@ -297,10 +297,12 @@ class SandboxManager:
         self._cgroups.close()
         self._uid_locks.close()
 
-    def _find_paths(self, python: str, prefixes: tuple[str, ...]) -> RootfsPaths:
+    def _find_paths(self, python: str, prefixes: tuple[str, ...]) -> tuple[RootfsPaths, bool]:
+        """Return the paths of an environment, and whether every user may walk to all of them. Looks only once."""
         key = (python, *prefixes)
         if key not in self._paths:
-            self._paths[key] = find_paths(python, prefixes=prefixes)
+            found = find_paths(python, prefixes=prefixes)
+            self._paths[key] = found, is_reachable(source for source, _ in found.readonly)
         return self._paths[key]
 
 
