@@ -256,6 +256,9 @@ def _branch_commands(commands: _Commands) -> None:
     )
     rollback.add_argument("id", metavar="ID", help="the session")
     rollback.add_argument("to", metavar="TO", nargs="?", help="a checkpoint's name or id, or a cell's id")
+    rollback.add_argument(
+        "--no-replay", action="store_true", help="run no cell again: fail if the state has no checkpoint"
+    )
     _json_option(rollback)
     _server_options(rollback)
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from kernelsvc.client.address import Address, find, without_none
 from kernelsvc.client.connection import RpcConnection
@@ -129,6 +129,7 @@ class AsyncClient:
         env: Mapping[str, str] | None = None,
         sidecar_of: str | None = None,
         beside: str | None = None,
+        checkpoint: Literal["auto", "every"] | None = None,
         keep: bool = False,
     ) -> AsyncSession:
         """Create a session, ready for its first cell.
@@ -141,6 +142,7 @@ class AsyncClient:
             env: environment variables of the kernel.
             sidecar_of: id of another session. The new session uses the same working directory, and ends with it.
             beside: the old name of ``sidecar_of``, accepted for one release.
+            checkpoint: ``every`` makes a checkpoint after each cell, before the next one. Default: when it is cheap.
             keep: leave the session open at the end of its ``with`` block.
 
         Raises:
@@ -148,6 +150,7 @@ class AsyncClient:
         """
         params = without_none(
             template=template,
+            checkpoint=checkpoint,
             name=name,
             labels=dict(labels or {}) or None,
             limits=dict(limits or {}) or None,

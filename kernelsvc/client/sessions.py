@@ -70,6 +70,7 @@ class AsyncSession:
         on_error: Literal["stop", "continue"] = "stop",
         on_disconnect: Literal["keep", "interrupt"] = "keep",
         metadata: Mapping[str, Any] | None = None,
+        checkpoint: Literal["auto", "every"] | None = None,
         wait: Literal["finished", "queued"] = "finished",
     ) -> Cell:
         """Run a cell and wait for its end.
@@ -85,12 +86,13 @@ class AsyncSession:
             on_error: ``stop`` cancels the queued cells if this one fails.
             on_disconnect: ``interrupt`` interrupts the cell when its last client disconnects.
             metadata: stored with the cell in the log and the notebook.
+            checkpoint: ``every`` makes a checkpoint after this cell, before any later one. Default: the session's mode.
             wait: ``queued`` returns when the server has accepted the cell.
 
         Raises:
             KernelsvcError: the server refused the cell. A failed cell does not raise: see ``Cell.raise_for_error``.
         """
-        request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata)
+        request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata, checkpoint)
         return self._rpc.cell(await self._call("execute", repeat=True, wait=wait, **request))
 
     def stream(
@@ -104,6 +106,7 @@ class AsyncSession:
         on_error: Literal["stop", "continue"] = "stop",
         on_disconnect: Literal["keep", "interrupt"] = "keep",
         metadata: Mapping[str, Any] | None = None,
+        checkpoint: Literal["auto", "every"] | None = None,
     ) -> AsyncStream:
         """Run a cell and iterate over its events as they happen. The last one is ``cell_finished``.
 
@@ -112,7 +115,7 @@ class AsyncSession:
         The arguments are those of ``run``. With ``allow_stdin`` the cell's ``input()`` sends an ``input_requested``
         event, which the method ``input`` answers. Without it ``input()`` fails.
         """
-        request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata)
+        request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata, checkpoint)
         return AsyncStream(self._rpc, {**request, "allow_stdin": allow_stdin})
 
     async def batch(
@@ -207,13 +210,15 @@ class AsyncSession:
         """Remove a checkpoint and free its memory."""
         await self._call("drop_checkpoint", checkpoint=checkpoint)
 
-    async def rollback(self, to: str | None = None) -> SessionInfo:
+    async def rollback(self, to: str | None = None, *, replay: bool = True) -> SessionInfo:
         """Restore the variables to an earlier state. The log and the notebook keep the undone cells, and mark them.
 
         Args:
             to: a checkpoint's name or id, or a cell's id for the state before it. Default: before the last cell.
+            replay: if the state has no checkpoint, return to the newest one before it and run the cells in between
+                again, with their effects outside of the kernel. Otherwise such a state is ``not_found``.
         """
-        return await self._described("rollback", to=to)
+        return await self._described("rollback", to=to, **({} if replay else {"replay": False}))
 
     async def branch(
         self,
@@ -313,8 +318,9 @@ def _cell_params(
     on_error: str,
     on_disconnect: str,
     metadata: Mapping[str, Any] | None,
+    checkpoint: str | None,
 ) -> dict[str, Any]:
-    optional = without_none(timeout_seconds=timeout, metadata=dict(metadata or {}) or None)
+    optional = without_none(timeout_seconds=timeout, metadata=dict(metadata or {}) or None, checkpoint=checkpoint)
     return {
         "code": code,
         "cell": cell or new_id("cell"),

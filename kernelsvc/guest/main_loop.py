@@ -281,7 +281,7 @@ class MainLoop:
     def apply_identity(self, identity: Mapping[str, Any]) -> None:
         """Take a session's identity: working directory, environment, limits."""
         if identity.get("execution_count"):
-            self._continue_history(int(identity["execution_count"]), identity.get("ran") or {})
+            self.continue_history(int(identity["execution_count"]), identity.get("ran") or {})
         self.identity.update({k: v for k, v in identity.items() if v is not None and k not in _HISTORY_FIELDS})
         os.environ.update({str(k): str(v) for k, v in (identity.get("env") or {}).items()})
         self._home_paths.move(os.path.expanduser("~"))
@@ -298,7 +298,7 @@ class MainLoop:
             confine.restrict_writes([path for path in identity["write"] if os.path.isdir(path)], scope=True)
             self.landlock_layers += 1
 
-    def _continue_history(self, count: int, ran: Mapping[str, str]) -> None:
+    def continue_history(self, count: int, ran: Mapping[str, str]) -> None:
         """Continue the execution count and the history of the kernel that this one replaces."""
         shell = self.kernel.shell
         history = shell.history_manager

@@ -42,7 +42,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import CodeType
 from typing import Any, Literal
 
@@ -463,6 +463,10 @@ class FakeKernel:
         kept = {name: value for name, value in self.process.variables.items() if _is_json(value)}
         os.write(fd, json.dumps(kept).encode())
         return SaveResult(count=len(kept))
+
+    async def continue_history(self, execution_count: int, ran: Mapping[int, str]) -> None:
+        """See ``port.Kernel``."""
+        self.process._count = execution_count
 
     async def load(self, fd: int, *, execution_count: int) -> SaveResult:
         """See ``port.Kernel``."""

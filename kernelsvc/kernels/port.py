@@ -11,7 +11,7 @@ sink may be called at any time between ``start`` and ``exited``, and never after
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -193,6 +193,14 @@ class Kernel(Protocol):
         Raises:
             NotSupported: this kernel or its environment can't save variables.
             KernelDead, Timeout: the kernel did not answer. Discard the incomplete data.
+        """
+
+    async def continue_history(self, execution_count: int, ran: Mapping[int, str]) -> None:
+        """Continue from this execution count. ``ran`` has the code of cells that the kernel did not run, by count.
+
+        Raises:
+            NotSupported: the kernel can't.
+            KernelDead, Timeout: the kernel did not answer.
         """
 
     async def load(self, fd: int, *, execution_count: int) -> SaveResult:

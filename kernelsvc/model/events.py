@@ -221,6 +221,7 @@ class CellQueued(Event):
     user_expressions: dict[str, str] = {}
     metadata: dict[str, Any] = {}
     principal: str = ""
+    checkpoint: Literal["auto", "every"] | None = None
 
 
 class CellStarted(Event):
@@ -380,6 +381,8 @@ class RolledBack(Event):
         after_cell: The last cell whose effects remain.
         undone: Cells whose effects are gone.
         redone: Cells that were undone before and whose effects are in the checkpoint.
+        replayed: Cells that ran again, because the state had no checkpoint. Their effects outside of the kernel
+            happened again.
         kernel: The kernel that continues.
     """
 
@@ -387,6 +390,7 @@ class RolledBack(Event):
     after_cell: str | None = None
     undone: list[str] = []
     redone: list[str] = []
+    replayed: list[str] = []
     kernel: KernelInfo = KernelInfo()
 
 

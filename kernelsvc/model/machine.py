@@ -248,6 +248,7 @@ class Machine(MachineState):
             user_expressions=request.user_expressions,
             metadata=request.metadata,
             principal=principal,
+            checkpoint=request.checkpoint,
         )
 
     def _began(self, stimulus: CellBegan) -> Decision:

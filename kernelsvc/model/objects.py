@@ -63,6 +63,10 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     token_sha256: str = ""
 
 
+#: When the kernel is forked after a cell: "auto" when the policy finds it worth its cost, "every" always.
+CheckpointMode = Literal["auto", "every"]
+
+
 class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``session.create``."""
 
@@ -76,6 +80,9 @@ class SessionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         Annotated[str, msgspec.Meta(max_length=128, description="A session whose directory it shares.")] | None
     ) = None
     beside: Annotated[str, msgspec.Meta(max_length=128, description="The old name of `sidecar_of`.")] | None = None
+    checkpoint: Annotated[
+        CheckpointMode, msgspec.Meta(description="`every`: a checkpoint after each cell, before the next one.")
+    ] = "auto"
 
     def __post_init__(self) -> None:
         if self.beside is not None:
@@ -97,6 +104,13 @@ class CellRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     user_expressions: Expressions = {}
     on_disconnect: Literal["keep", "interrupt"] = "keep"
     metadata: dict[str, Any] = {}
+    checkpoint: (
+        Annotated[
+            CheckpointMode,
+            msgspec.Meta(description="`every`: a checkpoint after this cell. Default: the session's mode."),
+        ]
+        | None
+    ) = None
 
 
 class CellError(msgspec.Struct, kw_only=True):

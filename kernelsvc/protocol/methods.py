@@ -152,6 +152,9 @@ class RollbackParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
     """``session.rollback``: to a checkpoint, or to before a cell. By default before the last cell."""
 
     to: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    replay: Annotated[
+        bool, Meta(description="If the state has no checkpoint, run the cells since the one before it again.")
+    ] = True
 
 
 class BranchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):

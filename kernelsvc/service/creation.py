@@ -121,6 +121,7 @@ class SessionCreator:
             idempotency_key=request.idempotency_key,
             request_digest=request_digest(request) if request.idempotency_key else "",
             beside=request.sidecar_of,
+            checkpoint=request.checkpoint,
             family=main.spec.family if main else "",
         )
         if member is not None:

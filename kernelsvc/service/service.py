@@ -488,10 +488,10 @@ class Service:
         """End a checkpoint."""
         await self._registry.find_open(who, session).drop_checkpoint(checkpoint)
 
-    async def rollback(self, who: Principal, session: str, to: str | None = None) -> SessionInfo:
+    async def rollback(self, who: Principal, session: str, to: str | None = None, replay: bool = True) -> SessionInfo:
         """Set the variables back to a checkpoint. The journal keeps everything."""
         found = self._registry.find_open(who, session)
-        await found.rollback(to)
+        await found.rollback(to, replay=replay)
         return self._registry.describe(found)
 
     async def branch(

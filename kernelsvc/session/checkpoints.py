@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,13 +41,14 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.checkpoint_policy import CheckpointBudget, CheckpointSchedule
 from kernelsvc.model.exit_status import Exit
 from kernelsvc.model.limits import CellUsage
-from kernelsvc.model.objects import Checkpoint, SessionState
+from kernelsvc.model.objects import Checkpoint, CheckpointMode, SessionState
 from kernelsvc.model.state import MachineState
 from kernelsvc.sandbox import branch_dirs
 from kernelsvc.session.cell_views import CellViews
 from kernelsvc.session.ids import new_id, new_kernel_id
 from kernelsvc.session.kernel_requests import OperationQueue
 from kernelsvc.session.ports import SessionPort
+from kernelsvc.session.replay import PastCell, longest
 from kernelsvc.session.spec import SessionSpec, start_request_of
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,25 @@ log = logging.getLogger(__name__)
 
 #: Characters of code that a resumed kernel gets for its history.
 MAX_HISTORY = 100_000
+
+
+@dataclass(frozen=True)
+class RollbackPlan:
+    """How a rollback reaches its state.
+
+    Attributes:
+        target: the checkpoint to resume, or None for a fresh kernel.
+        after: the last cell whose effects remain.
+        undone: cells whose effects are gone afterwards.
+        redone: undone cells whose effects are back afterwards.
+        replay: cells to run again in the resumed kernel.
+    """
+
+    target: Checkpoint | None
+    after: str | None
+    undone: list[str]
+    redone: list[str]
+    replay: list[str]
 
 
 class NullSink:
@@ -121,18 +142,36 @@ class Checkpoints:
         self._schedule.sent(now, self._budget.load(now))
         self._cancel()
 
-    def cell_ended(self, now: float, usage: CellUsage) -> None:
+    def make_after_cell(self, mode: CheckpointMode | None, now: float) -> bool:
+        """Fork the kernel now if a checkpoint is wanted after each cell. Call it before the next cell is sent.
+
+        Args:
+            mode: the cell's mode, or None for the session's.
+            now: monotonic seconds.
+
+        Returns:
+            Whether it does.
+        """
+        kernel = self._session.kernel
+        if (mode or self._spec.checkpoint) != "every" or kernel is None or not kernel.forkable:
+            return False
+        self._budget.reserve(now, self._schedule.cost)
+        self._begin()
+        return True
+
+    def cell_ended(self, now: float, usage: CellUsage, *, copied: bool = False) -> None:
         """Decide about a checkpoint after a cell: fork now, schedule a fork, or skip it.
 
         Args:
             now: monotonic seconds.
             usage: resources that the cell used.
+            copied: whether ``make_after_cell`` has forked the kernel.
         """
         budget, schedule = self._budget, self._schedule
         cpu = None if usage.cpu_ms is None else usage.cpu_ms / 1000
         schedule.ended(now, usage.wall_ms / 1000, cpu, budget.load(now))
         kernel, rss = self._session.kernel, usage.peak_rss_bytes
-        if self._keep <= 0 or kernel is None or not kernel.forkable:
+        if copied or self._keep <= 0 or kernel is None or not kernel.forkable:
             return
         if self._max_bytes is not None and rss is not None and rss > self._max_bytes:
             self._skip([f"the kernel has {rss} bytes and copies are made up to {self._max_bytes}"])
@@ -163,6 +202,12 @@ class Checkpoints:
         """Wait until the forks of this moment exist or have failed. Safe to cancel."""
         if self._forks:
             await asyncio.wait(self._forks)
+
+    async def wait_idle(self) -> None:
+        """Wait until no fork is requested or in progress. Safe to cancel."""
+        while self.busy:
+            await self.wait_made()
+            await asyncio.sleep(0)
 
     @property
     def busy(self) -> bool:
@@ -312,49 +357,61 @@ class Checkpoints:
             raise NotFound(f"There is no checkpoint {which!r}. List the session's checkpoints.")
         return found
 
-    def target_of(self, to: str | None) -> Checkpoint | None:
-        """Return the checkpoint that a rollback resumes, or None for a fresh kernel.
+    def plan_rollback(self, to: str | None) -> RollbackPlan:
+        """Return how a rollback reaches a state.
 
         Args:
             to: a checkpoint's id or name, or a cell's id for the state before that cell. None for the last cell.
 
         Raises:
-            NotFound: no such checkpoint or cell, or the state before the cell has no checkpoint.
+            NotFound: no such checkpoint or cell, or neither a checkpoint nor a fresh kernel leads to the state.
         """
-        if to is not None and (to in self._machine.checkpoints or self.named(to)):
-            return self.find(to)
-        return self.before(to)
+        machine = self._machine
+        if to is not None and (to in machine.checkpoints or self.named(to)):
+            target = self.find(to)
+            undone, redone = machine.rollback_effect(target.id, target.after_cell)
+            return RollbackPlan(target, target.after_cell, undone, redone, [])
+        standing = machine.effective_since(None)
+        wanted = to or machine.variables_after
+        if wanted not in standing:
+            raise NotFound(f"There is no finished cell {wanted!r} to roll back. List the session's cells.")
+        position = standing.index(wanted)
+        after = standing[position - 1] if position else None
+        for kept in range(position, -1, -1):
+            found, start = self._leading_to(standing, kept)
+            if found:
+                return RollbackPlan(start, after, standing[position:], [], standing[kept:position])
+        raise NotFound(
+            f"The state before cell {wanted} has no checkpoint any more, and none before it. "
+            f"Existing checkpoints: {self._described()}."
+        )
+
+    def _leading_to(self, standing: list[str], kept: int) -> tuple[bool, Checkpoint | None]:
+        """Return whether a checkpoint or a fresh kernel (None) has the effects of exactly the first ``kept`` cells."""
+        machine, after = self._machine, standing[kept - 1] if kept else None
+        for found in sorted(machine.checkpoints.values(), key=lambda c: c.seq, reverse=True):
+            if found.after_cell == after and machine.rollback_effect(found.id, after) == (standing[kept:], []):
+                return True, found
+        return kept == 0 and machine.started_empty, None
+
+    def _described(self) -> str:
+        kept = self._machine.checkpoints.values()
+        return ", ".join(f"{c.name or c.id} (after {c.after_cell})" for c in kept) or "none"
+
+    def past_cells(self, ids: Sequence[str]) -> list[PastCell]:
+        """Return these cells for a replay."""
+        limit = self._spec.limits.cell_seconds
+        found = []
+        for view in map(self._views.cell, ids):
+            seconds = longest(limit, view.usage.wall_ms)
+            silent = view.execution_count is None
+            found.append(PastCell(view.id, view.code, view.reason is ev.Reason.OK, silent, seconds))
+        return found
 
     def newest(self, besides: Collection[str] = ()) -> Checkpoint | None:
         """Return the newest checkpoint whose id is not in ``besides``, or None."""
         kept = [c for c in self._machine.checkpoints.values() if c.id not in besides]
         return max(kept, key=lambda c: c.seq, default=None)
-
-    def before(self, cell: str | None) -> Checkpoint | None:
-        """Return the checkpoint of the state before a cell, by default before the last finished cell.
-
-        Returns:
-            None for the state before the first cell if it has no checkpoint. Any fresh kernel has that state.
-
-        Raises:
-            NotFound: no such cell, or the state has no checkpoint.
-        """
-        machine = self._machine
-        standing = machine.effective_since(None)
-        wanted = cell or machine.variables_after
-        if wanted not in standing:
-            raise NotFound(f"There is no finished cell {wanted!r} to roll back. List the session's cells.")
-        position = standing.index(wanted)
-        previous = standing[position - 1] if position else None
-        kept = [c for c in machine.checkpoints.values() if c.after_cell == previous]
-        if not kept and previous is None and machine.started_empty:
-            return None
-        if not kept:
-            names = (
-                ", ".join(f"{c.name or c.id} (after {c.after_cell})" for c in machine.checkpoints.values()) or "none"
-            )
-            raise NotFound(f"The state before cell {wanted} has no checkpoint any more. Existing checkpoints: {names}.")
-        return kept[-1]
 
     async def fork_branches(
         self, copies: Sequence[StartRequest], spares: Sequence[StartRequest], *, at: str | None, force: bool
@@ -460,8 +517,27 @@ class Checkpoints:
             raise NotSupported()
         if at is None:
             return kernel
-        checkpoint = self.find(at)
-        woken = await self.resume(checkpoint, NullSink())
+        return await self.resume_again(self.find(at), NullSink())
+
+    async def resume_again(self, checkpoint: Checkpoint, sink: Sink) -> Kernel:
+        """Resume a checkpoint, and fork the kernel at once to replace the checkpoint.
+
+        Args:
+            checkpoint: the one to resume.
+            sink: receives the kernel's output. The caller ends the kernel, or attaches it.
+
+        Raises:
+            KernelsvcError: the process could not be resumed or forked.
+        """
+        woken = await self.resume(checkpoint, sink)
+        try:
+            await self._fork_again(checkpoint, woken)
+        except BaseException:
+            await woken.end()
+            raise
+        return woken
+
+    async def _fork_again(self, checkpoint: Checkpoint, woken: Kernel) -> None:
         again = msgspec.structs.replace(start_request_of(self._spec), kernel=new_kernel_id(), home="")
         forked = await woken.fork(again, mode="checkpoint", force=True)
         self._session.record(
@@ -475,7 +551,6 @@ class Checkpoints:
                 private_bytes=forked.private_bytes,
             )
         )
-        return woken
 
     # -- resuming -------------------------------------------------------------------------------
 
@@ -503,6 +578,19 @@ class Checkpoints:
         except BaseException:
             self._resumed.discard(kernel)
             raise
+
+    async def start_empty(self, sink: Sink) -> Kernel:
+        """Start a kernel with an empty history, whose output goes to ``sink``.
+
+        Raises:
+            KernelsvcError: the kernel could not be started.
+        """
+        request = msgspec.structs.replace(start_request_of(self._spec), kernel=new_kernel_id())
+        return await self._launcher.start(request, sink)
+
+    async def continue_history(self, kernel: Kernel, after: str | None) -> None:
+        """Give a kernel the session's execution count, and the code of the cells after ``after``."""
+        await kernel.continue_history(self._machine.execution_count, self._ran_since(after))
 
     async def start_fresh(self) -> Kernel:
         """Start a kernel for the state before the first cell, with the session's execution count. Keep the checkpoints.
@@ -535,14 +623,15 @@ class Checkpoints:
                 ran[record.execution_count] = code
         return ran
 
-    def put_recreate(self, checkpoint: Checkpoint | None) -> asyncio.Future[None]:
+    def put_recreate(self, checkpoint: Checkpoint | None, after: str | None = None) -> asyncio.Future[None]:
         """Fork the resumed kernel to replace the checkpoint that resuming has used up, before its next cell.
 
         Call this before ``attach_kernel``, which sends the cells that wait.
 
         Args:
-            checkpoint: the one that was used up. None for a fresh kernel, which gets an automatic checkpoint instead,
+            checkpoint: the one that was used up. None for another kernel, which gets an automatic checkpoint instead,
                 so that a crash does not return to a later state.
+            after: without ``checkpoint``: the last cell whose effects the kernel has.
 
         Returns:
             A future that ends when the fork exists or has failed.
@@ -552,7 +641,7 @@ class Checkpoints:
 
         async def recreate() -> None:
             try:
-                await self._recreate(checkpoint)
+                await self._recreate(checkpoint, after)
             finally:
                 if not done.done():
                     done.set_result(None)
@@ -560,10 +649,10 @@ class Checkpoints:
         self._session.spawn(self._operations.request(recreate))
         return done
 
-    async def _recreate(self, checkpoint: Checkpoint | None) -> None:
+    async def _recreate(self, checkpoint: Checkpoint | None, after: str | None) -> None:
         if checkpoint is None:
             if self.wanted:
-                await self._automatic(None)
+                await self._automatic(after)
             return
         if checkpoint.id not in self._machine.checkpoints:
             return  # dropped while it was being resumed

@@ -11,16 +11,26 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from kernelsvc.errors import AtCapacity, Conflict, KernelDead, KernelsvcError, NotSupported, Timeout
+from kernelsvc.errors import (
+    AtCapacity,
+    Conflict,
+    KernelDead,
+    KernelsvcError,
+    NotFound,
+    NotSupported,
+    SessionClosed,
+    Timeout,
+)
 from kernelsvc.kernels.port import Kernel, Launcher, SaveResult
 from kernelsvc.model import events as ev
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.objects import Checkpoint, SessionState
 from kernelsvc.model.state import MachineState
 from kernelsvc.model.stimuli import AbortSwitch, AnswerLost, BeginSwitch, DeliveryKnown, Resume, StartFailed, StateSaved
-from kernelsvc.session.checkpoints import Checkpoints
+from kernelsvc.session.checkpoints import Checkpoints, RollbackPlan
 from kernelsvc.session.kernel_requests import OperationQueue
 from kernelsvc.session.ports import SessionPort
+from kernelsvc.session.replay import ReplaySink
 from kernelsvc.session.spec import SessionSpec, start_request_of
 
 log = logging.getLogger(__name__)
@@ -201,16 +211,17 @@ class KernelLifecycle:
         self._session.attach_kernel(kernel, event)
         await recreated
 
-    async def rollback(self, to: str | None = None) -> None:
+    async def rollback(self, to: str | None = None, *, replay: bool = True) -> None:
         """Return to an earlier state of the variables.
 
         Args:
             to: a checkpoint's id or name, or a cell's id for the state before that cell. None for the state before
                 the last cell. The state before the first cell is a fresh kernel.
+            replay: if the state has no checkpoint, resume the newest one before it and run the cells in between again.
 
         Raises:
-            NotFound: no such checkpoint or cell, or the state before the cell has no checkpoint.
-            Conflict: a cell runs or waits.
+            NotFound: no such checkpoint or cell, or no checkpoint leads to the state, or only a replay would.
+            Conflict: a cell runs or waits, or a cell failed when it ran again. The session is unchanged.
             KernelsvcError: the checkpoint could not be resumed, or no fresh kernel started. Nothing has changed.
         """
         self._session.require_writable()
@@ -218,10 +229,19 @@ class KernelLifecycle:
         checkpoints, kernel = self._checkpoints, self._session.kernel
         if kernel is not None and not kernel.forkable:
             raise NotSupported()
-        target = checkpoints.target_of(to)
+        await checkpoints.wait_idle()  # the checkpoint of the last cell may be in progress
+        plan = checkpoints.plan_rollback(to)
+        if plan.replay and not replay:
+            raise NotFound(
+                f"The state has no checkpoint. With replay=true, {len(plan.replay)} cells run again to reach it."
+            )
         self._session.handle(BeginSwitch())
+        sink = ReplaySink(self._session)
         try:
-            kernel = await (checkpoints.resume(target) if target else checkpoints.start_fresh())
+            if plan.replay:
+                kernel = await self._replayed(plan, sink)
+            else:
+                kernel = await (checkpoints.resume(plan.target) if plan.target else checkpoints.start_fresh())
         except BaseException:
             self._session.handle(AbortSwitch())
             raise
@@ -229,20 +249,35 @@ class KernelLifecycle:
         old = self._session.release_kernel(
             KernelDead("The session was rolled back before its kernel answered. Send the request again.")
         )
-        after = target.after_cell if target else None
-        undone, redone = self._machine.rollback_effect(target.id if target else None, after)
         event = ev.RolledBack(
-            to=target.id if target else "",
-            after_cell=after,
-            undone=undone,
-            redone=redone,
+            to=plan.target.id if plan.target else "",
+            after_cell=plan.after,
+            undone=plan.undone,
+            redone=plan.redone,
+            replayed=plan.replay,
             kernel=kernel.info,
         )
-        recreated = checkpoints.put_recreate(target)
+        recreated = checkpoints.put_recreate(None if plan.replay else plan.target, plan.after)
         self._session.attach_kernel(kernel, event)
+        sink.attach()
         await recreated
         if old is not None:
             await old.end()
+
+    async def _replayed(self, plan: RollbackPlan, sink: ReplaySink) -> Kernel:
+        """Return a kernel in which the cells of the plan ran again."""
+        checkpoints = self._checkpoints
+        kernel = await (checkpoints.resume_again(plan.target, sink) if plan.target else checkpoints.start_empty(sink))
+        try:
+            await checkpoints.restrict_writes(kernel)
+            await sink.run(kernel, checkpoints.past_cells(plan.replay))
+            await checkpoints.continue_history(kernel, plan.after)
+            if self._machine.state is SessionState.CLOSED:
+                raise SessionClosed()
+        except BaseException:
+            await kernel.end()
+            raise
+        return kernel
 
     # -- hibernate and resume -----------------------------------------------------------
 

@@ -215,7 +215,9 @@ class SessionRuntime:
         events = decision.events
         if events:
             self.journal.append(events)
+        ended = self._ended_cell(events)
         self.machine.commit(decision, now)
+        copied = ended is not None and self.checkpoints.make_after_cell(ended.checkpoint, now)
         story = self.machine.story
         if story is not None and log.isEnabledFor(logging.DEBUG):
             log.debug("session %s: transition %s", self.id, story.last())
@@ -225,7 +227,7 @@ class SessionRuntime:
                 self._perform(send)
         finally:
             if events:
-                self._project(events)
+                self._project(events, copied=copied)
         for effect in decision.effects:
             if not isinstance(effect, SendCell):
                 self._perform(effect)
@@ -237,7 +239,13 @@ class SessionRuntime:
             self._observer(self, events)
         self._timer.schedule()
 
-    def _project(self, events: Sequence[Event]) -> None:
+    def _ended_cell(self, events: Sequence[Event]) -> ev.CellQueued | None:
+        """Return the request of the running cell, if one of the events ends it."""
+        run = self.machine.running
+        ended = run is not None and any(isinstance(e, ev.CellFinished) and e.cell == run.id for e in events)
+        return self.machine.queue.get(run.id) if run is not None and ended else None
+
+    def _project(self, events: Sequence[Event], *, copied: bool = False) -> None:
         ends = self.journal.sync_ends(events)
         for event in events:
             self.views.feed(event)
@@ -245,7 +253,7 @@ class SessionRuntime:
         self._unobserved += events
         last = events[-1]
         if isinstance(last, ev.CellFinished) and self.state is SessionState.IDLE:
-            self.checkpoints.cell_ended(self._loop.time(), last.usage)
+            self.checkpoints.cell_ended(self._loop.time(), last.usage, copied=copied)
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -361,9 +369,7 @@ class SessionRuntime:
             self.spawn(self.lifecycle.end_resumed())
 
     async def _exited_later(self, exit: Exit) -> None:
-        while self.checkpoints.busy:
-            await self.checkpoints.wait_made()
-            await asyncio.sleep(0)
+        await self.checkpoints.wait_idle()
         self.exited(exit)
 
     def require_writable(self) -> None:

@@ -301,9 +301,9 @@ class Session(SessionRuntime):
         """Drop a checkpoint by id or name. See ``Checkpoints.drop``."""
         await self.checkpoints.drop(which)
 
-    async def rollback(self, to: str | None = None) -> None:
+    async def rollback(self, to: str | None = None, *, replay: bool = True) -> None:
         """Return to an earlier state of the variables. See ``KernelLifecycle.rollback``."""
-        await self.lifecycle.rollback(to)
+        await self.lifecycle.rollback(to, replay=replay)
 
     async def hibernate(self) -> None:
         """Save the variables to disk and end the kernel. See ``KernelLifecycle.hibernate``."""

@@ -8,6 +8,7 @@ import msgspec
 
 from kernelsvc.kernels.port import StartRequest
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.objects import CheckpointMode
 
 
 class SessionSpec(msgspec.Struct, kw_only=True):
@@ -31,6 +32,7 @@ class SessionSpec(msgspec.Struct, kw_only=True):
     copy_from: str = ""
     spare: str = ""
     beside: str | None = None
+    checkpoint: CheckpointMode = "auto"
 
     def use_kernel(self, kernel: str) -> None:
         """Set the id of the kernel that runs the session from now on."""

@@ -102,6 +102,9 @@ class Rollback(InSession, kw_only=True):
         ]
         | None
     ) = None
+    replay: Annotated[
+        bool, Meta(description="If the state was not saved, run the cells since the last saved state again.")
+    ] = True
 
 
 class MakeCheckpoint(InSession, kw_only=True):
@@ -330,7 +333,8 @@ _TOOLS = (
     Tool(
         name="rollback", title="Undo", arguments=Rollback, result=SessionResult, destroys=True,
         about="Restore the variables to an earlier state: before the last cell, before a given cell, or at a "
-        "checkpoint. Files are not restored. The notebook keeps the undone cells, and marks them.",
+        "checkpoint. If that state was not saved, the cells since the last saved state run again, with all their "
+        "effects. Files are not restored. The notebook keeps the undone cells, and marks them.",
     ),
     Tool(
         name="branch", title="Branch", arguments=Branch, result=SessionsResult,

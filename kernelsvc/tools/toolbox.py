@@ -198,7 +198,8 @@ class Toolbox:
 
     async def _rollback(self, args: definitions.Rollback, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
-        after = await self._backend.call("session.rollback", {"session": session.id, "to": args.to}, SessionInfo)
+        params = {"session": session.id, "to": args.to, "replay": args.replay}
+        after = await self._backend.call("session.rollback", params, SessionInfo)
         moment = f"of {args.to!r}" if args.to else "from before the last cell"
         return _session_result(after, f"Restored the variables {moment}. The files are unchanged.")
 

@@ -38,7 +38,7 @@ async def checkpoint(args: argparse.Namespace, terminal: Terminal) -> int:
 async def rollback(args: argparse.Namespace, terminal: Terminal) -> int:
     """Restore a session's variables to an earlier state."""
     async with client_of(args) as client:
-        info = await (await client.session(args.id)).rollback(args.to)
+        info = await (await client.session(args.id)).rollback(args.to, replay=not args.no_replay)
     terminal.line(_json(info) if args.json else f"{info.id} {info.state}")
     return 0
 

@@ -65,6 +65,9 @@ def handle_control(main_loop: MainLoop, control: ControlRequest) -> None:
         main_loop.wire.reply(
             control.number, restrict_writes(main_loop, [str(path) for path in control.body.get("write") or []])
         )
+    elif control.op == "continue":
+        main_loop.continue_history(int(control.body["execution_count"]), control.body.get("ran") or {})
+        main_loop.wire.reply(control.number, {"ok": True})
     elif control.op in ("save", "load") and len(control.fds) == 1:
         main_loop.wire.reply(
             control.number, state_pickle.answer(main_loop.kernel.shell, control.body, control.fds.pop())

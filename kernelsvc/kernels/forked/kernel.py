@@ -287,6 +287,17 @@ class ForkedKernel:
         """See ``port.Kernel``."""
         return _save_result(await self._wire.control("save", [fd], timeout=SAVE_SECONDS))
 
+    async def continue_history(self, execution_count: int, ran: Mapping[int, str]) -> None:
+        """See ``port.Kernel``."""
+        answer = await self._wire.control(
+            "continue",
+            timeout=RESTRICT_SECONDS,
+            execution_count=execution_count,
+            ran={str(number): code for number, code in ran.items()},
+        )
+        if not answer.get("ok"):
+            raise NotSupported(f"The kernel can't continue the history: {'; '.join(_reasons(answer))}.")
+
     async def load(self, fd: int, *, execution_count: int) -> SaveResult:
         """See ``port.Kernel``."""
         return _save_result(await self._wire.control("load", [fd], timeout=SAVE_SECONDS, count=execution_count))

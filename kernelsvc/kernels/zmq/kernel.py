@@ -29,7 +29,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import zmq
@@ -469,6 +469,10 @@ class ZmqKernel:
     async def save(self, fd: int) -> SaveResult:
         """Raise ``NotSupported``: the variables of a kernelspec kernel can't be saved."""
         raise NotSupported("A kernelspec kernel's variables can't be saved. Use a forked template to hibernate.")
+
+    async def continue_history(self, execution_count: int, ran: Mapping[int, str]) -> None:
+        """Raise ``NotSupported``: a kernelspec kernel replaces no other."""
+        raise NotSupported("A kernelspec kernel can't continue another's history.")
 
     async def load(self, fd: int, *, execution_count: int) -> SaveResult:
         """Raise ``NotSupported``: the variables of a kernelspec kernel can't be loaded."""
