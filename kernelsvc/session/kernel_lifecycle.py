@@ -229,8 +229,10 @@ class KernelLifecycle:
         checkpoints, kernel = self._checkpoints, self._session.kernel
         if kernel is not None and not kernel.forkable:
             raise NotSupported()
-        await checkpoints.wait_idle()  # the checkpoint of the last cell may be in progress
         plan = checkpoints.plan_rollback(to)
+        if plan.replay and checkpoints.busy:  # perhaps the checkpoint that makes the replay unnecessary
+            await checkpoints.wait_idle()
+            plan = checkpoints.plan_rollback(to)
         if plan.replay and not replay:
             raise NotFound(
                 f"The state has no checkpoint. With replay=true, {len(plan.replay)} cells run again to reach it."

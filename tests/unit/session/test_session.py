@@ -467,9 +467,11 @@ async def test_rollback_to_a_moment_that_is_gone_changes_nothing(bench):
     for value in range(4):
         await run(session, f"set x {value}")
         await copied(session, value + 3)
-    with pytest.raises(NotFound):
-        await session.lifecycle.rollback(first.id)
+    with pytest.raises(NotFound, match="replay"):
+        await session.lifecycle.rollback(first.id, replay=False)
     assert session.state is SessionState.IDLE
+    await session.lifecycle.rollback(first.id)
+    assert "7" in (await run(session, "get x")).text
 
 
 def waking_meanwhile(bench, session, meanwhile):
