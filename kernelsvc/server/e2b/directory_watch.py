@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 #: Most pending events of one watcher.
 MAX_EVENTS = 4096
-#: Most watchers of one sandbox and of this server. By default, Linux allows a user 128 inotify instances.
-MAX_PER_SANDBOX, MAX_WATCHERS = 16, 100
+#: Most watchers of one sandbox, of one principal and of this server. By default, Linux allows a user 128 inotify
+#: instances.
+MAX_PER_SANDBOX, MAX_PER_PRINCIPAL, MAX_WATCHERS = 16, 32, 100
+#: Seconds without a poll after which a watcher gives way to another one of the same principal.
+IDLE_SECONDS = 60.0
 #: Seconds without a poll after which a watcher is closed.
 FORGET_SECONDS = 600.0
 
@@ -122,21 +125,29 @@ class WatcherRegistry:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str], PendingEvents] = {}
+        self._owners: dict[tuple[str, str], str] = {}
 
-    def keep(self, sandbox: str, watcher: PendingEvents) -> str:
-        """Store a watcher and return its id.
+    def keep(self, principal: str, sandbox: str, watcher: PendingEvents) -> str:
+        """Store a watcher and return its id. The principal's oldest idle one gives way if it has too many.
 
         Raises:
-            QuotaExceeded: The sandbox has too many.
+            QuotaExceeded: The sandbox or the principal has too many.
             AtCapacity: The server has too many.
         """
         self._forget_old()
+        own = [key for key in self._kept if self._owners[key] == principal]
+        if len(own) >= MAX_PER_PRINCIPAL:
+            oldest = min(own, key=lambda key: self._kept[key].asked)
+            if time.monotonic() - self._kept[oldest].asked < IDLE_SECONDS:
+                raise QuotaExceeded(f"Your sandboxes have {MAX_PER_PRINCIPAL} watchers. Remove one of them.")
+            self._close(oldest)
         if sum(1 for of, _ in self._kept if of == sandbox) >= MAX_PER_SANDBOX:
             raise QuotaExceeded(f"This sandbox has {MAX_PER_SANDBOX} watchers. Remove one of them.")
         if len(self._kept) >= MAX_WATCHERS:
             raise AtCapacity("This server has reached its limit of watchers. Try again later.")
         name = secrets.token_hex(8)
         self._kept[sandbox, name] = watcher
+        self._owners[sandbox, name] = principal
         asyncio.get_running_loop().call_later(FORGET_SECONDS + 1, self._forget_old)
         return name
 
@@ -156,23 +167,27 @@ class WatcherRegistry:
         Raises:
             NotFound: The sandbox has no watcher of this id.
         """
-        self.find(sandbox, name).close()
-        del self._kept[sandbox, name]
+        self.find(sandbox, name)
+        self._close((sandbox, name))
 
     def drop(self, sandbox: str, name: str | None = None) -> None:
         """Close and remove a watcher if it exists. Without a name, all of the sandbox."""
         for key in [key for key in self._kept if key[0] == sandbox and name in (None, key[1])]:
-            self._kept.pop(key).close()
+            self._close(key)
 
     def _forget_old(self) -> None:
         oldest = time.monotonic() - FORGET_SECONDS
         for key, watcher in [*self._kept.items()]:
             if watcher.asked < oldest:
-                watcher.close()
-                del self._kept[key]
+                self._close(key)
+
+    def _close(self, key: tuple[str, str]) -> None:
+        del self._owners[key]
+        self._kept.pop(key).close()
 
     async def stop(self) -> None:
         """Close all watchers."""
         for watcher in self._kept.values():
             watcher.close()
         self._kept.clear()
+        self._owners.clear()

@@ -192,7 +192,7 @@ class WatchingHandler(FilesystemHandler):
         """
         watcher = await self._watch_path(wanted)
         try:
-            return self.watchers.keep(self.sandbox, watcher)
+            return self.watchers.keep(self.who.name, self.sandbox, watcher)
         except KernelsvcError:
             watcher.close()
             raise

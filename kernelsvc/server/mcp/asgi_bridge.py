@@ -35,6 +35,8 @@ Message = MutableMapping[str, Any]
 SESSION_HEADER = "mcp-session-id"
 #: Most connected clients, and most callers whose state is stored.
 MAX_CLIENTS, MAX_CALLERS = 1000, 10_000
+#: Most connected clients of one principal. Over it, the one that was quiet for longest gives way.
+MAX_CLIENTS_OF_ONE = 250
 IDLE_SECONDS = 3600.0
 _WHO = "kernelsvc.principal"
 
@@ -48,7 +50,7 @@ class McpService:
         self._sessions: OrderedDict[str, McpSession] = OrderedDict()
         self._event_store = MemoryEventStore()
         self._manager = StreamableHTTPSessionManager(
-            server.make_server(self._find),
+            server.make_server(self._find, _owner),
             event_store=self._event_store,
             session_idle_timeout=IDLE_SECONDS,
             max_sessions=MAX_CLIENTS,
@@ -73,13 +75,31 @@ class McpService:
         """Serve one request."""
         await asyncio.shield(self._ready)
         given = exchange.handler.request.headers.get(SESSION_HEADER)
-        session = (self._sessions.get(given) if given is not None else None) or McpSession()
+        who = exchange.handler.who.name
+        session = (self._sessions.get(given) if given is not None else None) or McpSession(who)
+        if given is None:
+            await self._make_room(exchange)
+        elif given in self._sessions and session.principal == who:
+            self._sessions.move_to_end(given)
         current_session.set(session)
         # Stored before the response's first byte is sent: the client may send its next request immediately.
         exchange.on_opened = lambda opened: self._remember(opened, session)
-        await self._manager.handle_request(exchange.scope(), exchange.receive, exchange.send)
+        session.requests += 1
+        try:
+            await self._manager.handle_request(exchange.scope(), exchange.receive, exchange.send)
+        finally:
+            session.requests -= 1
         if exchange.handler.request.method == "DELETE" and self._sessions.pop(given or "", None) is not None:
             self._event_store.forget(session)
+
+    async def _make_room(self, exchange: Exchange) -> None:
+        """End MCP sessions of the caller that are over its share: first those without a request, the oldest first."""
+        own = [(name, each) for name, each in self._sessions.items() if each.principal == exchange.handler.who.name]
+        own.sort(key=lambda pair: pair[1].requests > 0)  # stable: the last used is last
+        for name, session in own[: max(0, len(own) - MAX_CLIENTS_OF_ONE + 1)]:
+            self._sessions.pop(name, None)
+            self._event_store.forget(session)
+            await self._manager.handle_request(exchange.end_scope(name), _no_body, _ignore)
 
     def _remember(self, opened: str, session: McpSession) -> None:
         self._sessions.setdefault(opened, session)
@@ -107,6 +127,19 @@ class McpService:
         while len(self._callers) > MAX_CALLERS:
             self._callers.popitem(last=False)
         return state
+
+
+def _owner(ctx: server.Context) -> str:
+    request = ctx.request
+    return str(request.scope[_WHO].name) if request is not None else ""
+
+
+async def _no_body() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _ignore(message: Message) -> None:
+    """Discard the response to a request that no client sent."""
 
 
 class Exchange:
@@ -143,6 +176,11 @@ class Exchange:
             "user": user,
             _WHO: who,
         }
+
+    def end_scope(self, session: str) -> dict[str, Any]:
+        """Return the ASGI scope of this caller's request to end an MCP session."""
+        headers = [(SESSION_HEADER.encode(), session.encode()), (b"host", self.handler.request.host.encode("latin-1"))]
+        return {**self.scope(), "method": "DELETE", "headers": headers}
 
     async def receive(self) -> Message:
         """Return the whole body. The second call waits until the client disconnects. Safe to cancel."""

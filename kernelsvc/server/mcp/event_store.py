@@ -20,7 +20,16 @@ MAX_BYTES, MAX_EVENTS = 64 * 1024 * 1024, 100_000
 
 
 class McpSession:
-    """One MCP session, as an owner of events."""
+    """One MCP session, as an owner of events.
+
+    Attributes:
+        principal: Name of the principal that opened it.
+        requests: Number of its requests that are being answered.
+    """
+
+    def __init__(self, principal: str = "") -> None:
+        self.principal = principal
+        self.requests = 0
 
 
 class _StoredEvent(Struct, frozen=True):

@@ -45,10 +45,15 @@ _ANY_TEMPLATES = (
 )
 
 
-def make_server(find: Find) -> Server[Any]:
-    """Make an MCP server that answers each request over the backend that ``find`` returns."""
+def make_server(find: Find, owner: Callable[[Context], str] = lambda ctx: "") -> Server[Any]:
+    """Make an MCP server that answers each request over the backend that ``find`` returns.
+
+    Args:
+        find: Returns toolbox and backend.
+        owner: Returns the name of the request's principal. One server for one person needs none.
+    """
     handlers = _Handlers(find)
-    subscriptions = Subscriptions(lambda ctx: find(ctx)[1], parse_uri)
+    subscriptions = Subscriptions(lambda ctx: find(ctx)[1], parse_uri, owner)
     return Server(
         "kernelsvc",
         version=__version__,

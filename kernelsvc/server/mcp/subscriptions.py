@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -29,8 +30,8 @@ Notify = Callable[[], Awaitable[None]]
 
 #: Seconds between two polls.
 POLL_SECONDS = 1.0
-#: Most resources of one client, and most streams of one server.
-MAX_RESOURCES, MAX_STREAMS = 64, 256
+#: Most resources of one client, most streams of one principal, and most streams of one server.
+MAX_RESOURCES, MAX_STREAMS_OF_ONE, MAX_STREAMS = 64, 64, 256
 #: Bytes of a file that are hashed. The rest counts only by the file's size.
 MAX_HASHED = 1 << 20
 _STATE = "kernelsvc.subscriptions"
@@ -120,11 +121,17 @@ class Subscriptions:
     Args:
         backend: Returns the backend of the client that sent a request.
         parse_uri: Splits a resource's URI into session and name.
+        owner: Returns the principal of the client that sent a request.
     """
 
-    def __init__(self, backend: Callable[[Context], ToolBackend], parse_uri: Callable[[str], tuple[str, str]]) -> None:
-        self._backend, self._parse_uri = backend, parse_uri
-        self._streams = 0
+    def __init__(
+        self,
+        backend: Callable[[Context], ToolBackend],
+        parse_uri: Callable[[str], tuple[str, str]],
+        owner: Callable[[Context], str],
+    ) -> None:
+        self._backend, self._parse_uri, self._owner = backend, parse_uri, owner
+        self._streams: Counter[str] = Counter()
 
     async def subscribe(self, ctx: Context, params: types.SubscribeRequestParams) -> types.EmptyResult:
         """Handle ``resources/subscribe``."""
@@ -153,13 +160,15 @@ class Subscriptions:
         """Handle ``subscriptions/listen``: respond with a stream for as long as the client reads it."""
         wanted = params.notifications
         uris = [str(uri) for uri in wanted.resource_subscriptions or ()]
-        if len(uris) > MAX_RESOURCES or self._streams >= MAX_STREAMS:
+        owner = self._owner(ctx)
+        full = self._streams[owner] >= MAX_STREAMS_OF_ONE or self._streams.total() >= MAX_STREAMS
+        if len(uris) > MAX_RESOURCES or full:
             raise MCPError(
                 types.INVALID_REQUEST,
-                f"At most {MAX_RESOURCES} resources and {MAX_STREAMS} streams are possible at the same time.",
+                f"At most {MAX_RESOURCES} resources and {MAX_STREAMS_OF_ONE} streams are possible at the same time.",
             )
         bus = InMemorySubscriptionBus()
-        self._streams += 1
+        self._streams[owner] += 1
         tasks: list[asyncio.Future[None]] = []
         try:
             for uri in uris:
@@ -170,7 +179,9 @@ class Subscriptions:
                 tasks.append(asyncio.ensure_future(follow_list(self._backend(ctx), notify)))
             return await ListenHandler(bus)(ctx, params)
         finally:
-            self._streams -= 1
+            self._streams[owner] -= 1
+            if not self._streams[owner]:
+                del self._streams[owner]
             for task in tasks:
                 task.cancel()
 

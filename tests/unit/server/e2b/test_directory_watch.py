@@ -52,16 +52,34 @@ async def test_watchers_are_counted_found_and_forgotten(monkeypatch: pytest.Monk
     kept = WatcherRegistry()
 
     made = [HomeWatcher(b"") for _ in range(directory_watch.MAX_PER_SANDBOX)]
-    names = [kept.keep("one", each) for each in made]
+    names = [kept.keep("me", "one", each) for each in made]
     with pytest.raises(QuotaExceeded):
-        kept.keep("one", HomeWatcher(b""))
+        kept.keep("me", "one", HomeWatcher(b""))
     with pytest.raises(NotFound):
         kept.find("two", names[0])
     kept.remove("one", names[0])
     with pytest.raises(NotFound):
         kept.remove("one", names[0])
     monkeypatch.setattr(directory_watch, "FORGET_SECONDS", -1.0)
-    kept.keep("one", HomeWatcher(b""))
+    kept.keep("me", "one", HomeWatcher(b""))
     with pytest.raises(NotFound):
         kept.find("one", names[1])
+    await kept.stop()
+
+
+async def test_one_principal_does_not_take_all_watchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = WatcherRegistry()
+    most = directory_watch.MAX_PER_PRINCIPAL
+    names = [kept.keep("me", f"s{n}", HomeWatcher(b"")) for n in range(most)]
+    with pytest.raises(QuotaExceeded, match="Your sandboxes"):
+        kept.keep("me", "another", HomeWatcher(b""))
+    for n in range(most):  # others find room
+        kept.keep("other", f"o{n}", HomeWatcher(b""))
+    monkeypatch.setattr(directory_watch, "IDLE_SECONDS", 0.0)
+    kept.find("s0", names[0]).take()
+    kept.keep("me", "another", HomeWatcher(b""))
+    assert kept.find("s0", names[0])
+    with pytest.raises(NotFound):  # it was quiet for longest
+        kept.find("s1", names[1])
+    assert kept.find("o0", next(name for of, name in kept._kept if of == "o0"))
     await kept.stop()

@@ -1,0 +1,41 @@
+"""The places of MCP sessions, over a real server with fake kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from http_server import HttpServer
+
+from kernelsvc.server.mcp import asgi_bridge
+
+ACCEPT = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+
+
+async def opened(http_server: HttpServer, token: str) -> str:
+    """The id of a new MCP session."""
+    about = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": about}
+    response = await http_server.fetch("POST", "/mcp", message, token=token, headers=ACCEPT)
+    assert response.code == 200, response.body
+    return str(response.headers["mcp-session-id"])
+
+
+async def status(http_server: HttpServer, session: str, token: str) -> int:
+    """The status of a request of a session. 404: the session has ended."""
+    headers: dict[str, Any] = {**ACCEPT, "mcp-session-id": session}
+    message = {"jsonrpc": "2.0", "id": 2, "method": "ping"}
+    return int((await http_server.fetch("POST", "/mcp", message, token=token, headers=headers)).code)
+
+
+async def test_one_principal_does_not_take_all_places(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its session that was quiet for longest gives way. Others keep theirs."""
+    monkeypatch.setattr(asgi_bridge, "MAX_CLIENTS_OF_ONE", 3)
+    other = await opened(http_server, "bob-token")
+    first, second, third = [await opened(http_server, "alice-token") for _ in range(3)]
+    assert await status(http_server, first, "alice-token") == 200  # used: the second is the oldest now
+    fourth = await opened(http_server, "alice-token")
+    assert await status(http_server, second, "alice-token") == 404
+    for session in (first, third, fourth):
+        assert await status(http_server, session, "alice-token") == 200
+    assert await status(http_server, other, "bob-token") == 200
