@@ -265,6 +265,7 @@ class Result(Event):
     data: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
     execution_count: int | None = None
+    display_id: str | None = None
 
 
 class Error(Event):
@@ -282,6 +283,16 @@ class Comm(Event):
     content: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
     buffers: list[str] = []
+
+
+class DebugEvent(Event):
+    """An event of the debugger, for example that a cell is stopped at a breakpoint.
+
+    Attributes:
+        content: An event of the Debug Adapter Protocol.
+    """
+
+    content: dict[str, Any] = {}
 
 
 class OutputTruncated(Event):
@@ -323,6 +334,8 @@ class CellFinished(Event):
         variables_kept: False if the kernel was lost with its variables. None if they were not affected.
         user_expressions: Results of the request's expressions, as in Jupyter's ``execute_reply``: a MIME bundle each,
             or the error.
+        payload: Requests to the client, as in Jupyter's ``execute_reply``: text for a pager (``zip?``), or the next
+            cell (``%load``).
     """
 
     reason: Reason = Reason.OK
@@ -331,6 +344,7 @@ class CellFinished(Event):
     message: str | None = None
     variables_kept: bool | None = None
     user_expressions: dict[str, Any] = {}
+    payload: list[dict[str, Any]] = []
 
 
 # --- checkpoints and branches ---------------------------------------------------------
@@ -469,6 +483,7 @@ AnyEvent = (
     | Result
     | Error
     | Comm
+    | DebugEvent
     | OutputTruncated
     | InputRequested
     | InputGiven

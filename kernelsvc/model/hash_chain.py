@@ -39,7 +39,17 @@ LONG = 16 * 1024
 
 _TOO_DEEP = "… (nested more than 64 levels; left out by kernelsvc)"
 _FREE_FORM = frozenset(
-    (ev.Display, ev.DisplayUpdated, ev.Result, ev.Comm, ev.CellQueued, ev.FilesChanged, ev.SessionStarted)
+    (
+        ev.Display,
+        ev.DisplayUpdated,
+        ev.Result,
+        ev.Comm,
+        ev.DebugEvent,
+        ev.CellQueued,
+        ev.CellFinished,
+        ev.FilesChanged,
+        ev.SessionStarted,
+    )
 )
 
 

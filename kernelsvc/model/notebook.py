@@ -431,6 +431,7 @@ RULES: dict[type[Event], Rule | None] = {
     ev.Result: NotebookFold._on_output,
     ev.Error: NotebookFold._on_output,
     ev.Comm: None,
+    ev.DebugEvent: None,
     ev.OutputTruncated: NotebookFold._on_cell_event,
     ev.InputRequested: NotebookFold._on_cell_event,
     ev.InputGiven: NotebookFold._on_cell_event,

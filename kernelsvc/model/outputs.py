@@ -215,7 +215,8 @@ class Outputs:
 
     def _feed_result(self, event: ev.Event) -> None:
         assert isinstance(event, ev.Result)
-        self._show({**_bundle("execute_result", event), "execution_count": clean_count(event.execution_count)})
+        result = {**_bundle("execute_result", event), "execution_count": clean_count(event.execution_count)}
+        self._show(result, clean_id(event.display_id))
 
     def _feed_update(self, event: ev.Event) -> None:
         assert isinstance(event, ev.DisplayUpdated)

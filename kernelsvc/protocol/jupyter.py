@@ -179,6 +179,11 @@ def _object(data: bytes, what: str) -> dict[str, Any]:
 # --- v1 ------------------------------------------------------------------------------
 
 
+def encode_part(value: dict[str, Any]) -> bytes:
+    """Return a part of a message as JSON."""
+    return _encode(value)
+
+
 def join_v1(channel: str, parts: Sequence[bytes]) -> bytes:
     """Frame encoded parts as v1: header, parent header, metadata, content, buffers."""
     pieces = [channel.encode(), *parts]

@@ -24,11 +24,15 @@ from kernelsvc.model.stimuli import KernelReplied
 MAX_TRACEBACK_LINES = 500
 #: Most bytes of JSON for the results of all expressions of a cell.
 MAX_EXPRESSION_BYTES = 256 * 1024
+#: Most entries and bytes of JSON for the payload of a cell: pages of documentation, code for the next cell.
+MAX_PAYLOADS, MAX_PAYLOAD_BYTES = 16, 256 * 1024
 _encode = msgspec.json.Encoder().encode
 
 #: The channels of Jupyter's messaging protocol that requests go by.
 RequestChannel = Literal["shell", "control", "stdin"]
 Content = Mapping[str, Any]
+#: Key of a cell's metadata for what the Jupyter API keeps of the client's request: header, metadata.
+KEPT = "jupyter"
 
 
 class ExecuteRequest(msgspec.Struct, frozen=True):
@@ -36,6 +40,7 @@ class ExecuteRequest(msgspec.Struct, frozen=True):
 
     Attributes:
         msg_id: the cell's id.
+        metadata: of the client's own ``execute_request``, for example JupyterLab's ``cellId``.
     """
 
     msg_id: str
@@ -44,6 +49,7 @@ class ExecuteRequest(msgspec.Struct, frozen=True):
     allow_stdin: bool = False
     store_history: bool = True
     user_expressions: Mapping[str, str] = {}
+    metadata: dict[str, Any] = {}
 
     def content(self, *, stop_on_error: bool) -> dict[str, Any]:
         """Return the message's content.
@@ -59,6 +65,13 @@ class ExecuteRequest(msgspec.Struct, frozen=True):
             "allow_stdin": self.allow_stdin,
             "stop_on_error": stop_on_error,
         }
+
+
+def request_metadata(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of the client's ``execute_request``, which the Jupyter API keeps in its cell's metadata."""
+    kept = cell.get(KEPT)
+    found = kept.get("metadata") if isinstance(kept, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 class KernelRequest(msgspec.Struct, frozen=True):
@@ -129,21 +142,24 @@ def _stream(content: Content) -> Event | None:
     return ev.Stream(name=name, text=said) if isinstance(said, str) and said else None
 
 
-def _display(content: Content) -> Event:
+def _display_id(content: Content) -> str | None:
     shown = mapping(content.get("transient")).get("display_id")
+    return text(shown, 256) if shown is not None else None
+
+
+def _display(content: Content) -> Event:
     return ev.Display(
         data=bundle(content.get("data")),
         metadata=mapping(content.get("metadata")),
-        display_id=text(shown, 256) if shown is not None else None,
+        display_id=_display_id(content),
     )
 
 
 def _display_update(content: Content) -> Event:
-    shown = mapping(content.get("transient")).get("display_id")
     return ev.DisplayUpdated(
         data=bundle(content.get("data")),
         metadata=mapping(content.get("metadata")),
-        display_id=text(shown, 256) if shown is not None else None,
+        display_id=_display_id(content),
     )
 
 
@@ -152,6 +168,7 @@ def _result(content: Content) -> Event:
         data=bundle(content.get("data")),
         metadata=mapping(content.get("metadata")),
         execution_count=number(content.get("execution_count")),
+        display_id=_display_id(content),
     )
 
 
@@ -193,6 +210,8 @@ def event_of(
             metadata=dict(metadata or {}),
             buffers=[base64.b64encode(b).decode() for b in buffers],
         )
+    if msg_type == "debug_event":
+        return ev.DebugEvent(content=dict(content))
     make = _EVENTS.get(msg_type)
     return make(content) if make else None
 
@@ -218,6 +237,19 @@ def expressions(value: object) -> dict[str, Any]:
     return found
 
 
+def payload(value: object) -> tuple[dict[str, Any], ...]:
+    """Return the payload of an ``execute_reply``, limited in number and in total size. What is over is left out."""
+    if not value or not isinstance(value, list):
+        return ()
+    room, found = MAX_PAYLOAD_BYTES, []
+    for each in value[:MAX_PAYLOADS]:
+        size = len(_encode(each))
+        if isinstance(each, dict) and size <= room:
+            room -= size
+            found.append(each)
+    return tuple(found)
+
+
 def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) -> KernelReplied:
     """Convert an ``execute_reply`` into a stimulus. Usage is the kernel's claim and only displayed."""
     usage = mapping(metadata.get("kernelsvc"))
@@ -234,6 +266,7 @@ def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) 
         peak_rss_bytes=number(usage.get("peak_rss_bytes")),
         frame=frame,
         expressions=expressions(content.get("user_expressions")),
+        payload=payload(content.get("payload")),
         struck=strike["limit"] if strike.get("limit") in limit_causes.GUEST_LIMITS else "",
         room=number(strike.get("bytes")),
     )

@@ -270,7 +270,7 @@ class BaseHandler(RequestHandler):
         """
         auth.require_scope(self.who, scope)
 
-    def options(self, *args: str) -> None:
+    def options(self, *args: str, **named: str) -> None:
         """Respond to a browser's preflight. The origin was checked."""
         self.set_header("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE, OPTIONS")
         self.set_header(

@@ -78,7 +78,7 @@ from kernelsvc.telemetry.metrics import Metrics
 
 #: The Jupyter requests that a client may send to a kernel besides cells.
 REQUESTS = frozenset(
-    f"{name}_request" for name in ("kernel_info", "complete", "inspect", "is_complete", "history", "comm_info")
+    f"{name}_request" for name in ("kernel_info", "complete", "inspect", "is_complete", "history", "comm_info", "debug")
 )
 COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
 #: Seconds in which sessions must end when the server stops.

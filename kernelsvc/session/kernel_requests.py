@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from kernelsvc.errors import Conflict, KernelsvcError, QuotaExceeded, Timeout
 from kernelsvc.kernels.port import Kernel, KernelMessage
 from kernelsvc.protocol import kernel_messages
-from kernelsvc.protocol.kernel_messages import KernelRequest
+from kernelsvc.protocol.kernel_messages import KernelRequest, RequestChannel
 from kernelsvc.session.ids import new_id
 
 Result = TypeVar("Result")
@@ -115,7 +115,8 @@ class KernelRequests:
         waiting: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._unanswered[msg_id] = waiting
         try:
-            self._operations.put(kernel.send, KernelRequest(msg_type, content, msg_id))
+            channel: RequestChannel = "control" if msg_type == "debug_request" else "shell"
+            self._operations.put(kernel.send, KernelRequest(msg_type, content, msg_id, channel))
             async with asyncio.timeout(timeout):
                 return await waiting
         except TimeoutError:
@@ -151,9 +152,9 @@ class KernelRequests:
                 handled.set_result(None)
             return False
         asked = self._unanswered.get(message.parent)
-        if asked is None:
+        if asked is None or message.msg_type == "debug_event":  # Events of the debugger name any request.
             return False
-        if message.channel == "shell" and message.msg_type.endswith("_reply") and not asked.done():
+        if message.channel in ("shell", "control") and message.msg_type.endswith("_reply") and not asked.done():
             asked.set_result(message.content)
         return True
 

@@ -56,7 +56,7 @@ from kernelsvc.model.stimuli import (
     Tick,
     WakeCheckpoint,
 )
-from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest
+from kernelsvc.protocol.kernel_messages import ExecuteRequest, KernelRequest, request_metadata
 from kernelsvc.session.cell_views import CellViews
 from kernelsvc.session.checkpoints import Checkpoints
 from kernelsvc.session.deadline_timer import DeadlineTimer
@@ -301,6 +301,7 @@ class SessionRuntime:
                 allow_stdin=queued.allow_stdin,
                 store_history=queued.store_history and not queued.silent,
                 user_expressions=queued.user_expressions,
+                metadata=request_metadata(queued.metadata) if queued.metadata else {},
             )
             self.kernel.execute(request)
 

@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from kernelsvc.protocol import jupyter
 from kernelsvc.protocol.jupyter import JupyterMessage
+from kernelsvc.server.jupyter import models
 
 SECONDS = 30
 ME = "client-1"
@@ -195,6 +196,85 @@ async def test_questions(served: Served, kernel: str) -> None:
         assert (await socket.ask("history_request", tail))["history"][-1][2] == "alpha = [1]"
         assert (await socket.ask("comm_info_request", {}))["comms"] == {}
         assert (await socket.ask("nonsense_request", {}))["ename"] == "bad_request"
+
+
+@pytest.mark.parametrize(
+    ("code", "source"), [("zip?", "page"), ("get_ipython().set_next_input('1')", "set_next_input")]
+)
+async def test_the_payload_of_a_cell_reaches_the_client(served: Served, kernel: str, code: str, source: str) -> None:
+    async with channels(served, kernel) as ws:
+        found = await Socket(ws).run(code)
+    assert [each["source"] for each in found[-2].content["payload"]] == [source]
+
+
+async def test_what_is_printed_together_is_one_message(served: Served, kernel: str) -> None:
+    async with channels(served, kernel) as ws:
+        socket = Socket(ws)
+        code = "import time\nfor n in range(5): print(n); time.sleep(0.001)"
+        counts = [types(await socket.run(code)).count("stream") for _ in range(20)]
+    assert counts.count(1) >= 15  # ipykernel's own buffer is not exact either
+
+
+async def test_metadata_goes_to_the_kernel_and_the_start_comes_back(served: Served, kernel: str) -> None:
+    async with channels(served, kernel) as ws:
+        socket = Socket(ws)
+        code = "print(get_ipython().kernel.get_parent('shell')['metadata'].get('cellId'))"
+        sent = await socket.send("execute_request", {"code": code}, metadata={"cellId": "abc"})
+        found = await socket.until_idle(sent)
+        assert text(found) == "abc\n"
+        started, ended = found[-2].metadata["started"], found[-2].header["date"]
+        assert started <= ended
+        assert text(await socket.run(code)) == "None\n"
+
+
+async def test_a_display_id_of_a_result_stays(served: Served, kernel: str) -> None:
+    code = (
+        "k = get_ipython().kernel\nk.session.send(k.iopub_socket, 'execute_result', {'data': {'text/plain': '9'}, "
+        "'metadata': {}, 'transient': {'display_id': 'r'}, 'execution_count': 1}, parent=k.get_parent('shell'));"
+    )
+    async with channels(served, kernel) as ws:
+        (result,) = (m for m in await Socket(ws).run(code) if m.msg_type == "execute_result")
+    assert result.content["transient"] == {"display_id": "r"}
+
+
+async def test_the_debugger_stops_a_cell_and_the_session_has_no_checkpoint_meanwhile(
+    served: Served, kernel: str
+) -> None:
+    code = "def f(a):\n    return a + 1\n\nprint(f(41))"
+
+    async def debug(socket: Socket, command: str, **arguments: Any) -> dict[str, Any]:
+        content = {"type": "request", "seq": 1, "command": command, "arguments": arguments}
+        return await socket.ask("debug_request", content, channel="control")
+
+    async with channels(served, kernel) as ws, channels(served, kernel, client="other") as other_ws:
+        socket, other = Socket(ws), Socket(other_ws)
+        assert not (await debug(socket, "debugInfo"))["body"]["isStarted"]
+        assert (await debug(socket, "initialize", clientID="test", adapterID=""))["success"]
+        assert (await debug(socket, "attach"))["success"]
+        path = (await debug(socket, "dumpCell", code=code))["body"]["sourcePath"]
+        await debug(socket, "setBreakpoints", source={"path": path}, breakpoints=[{"line": 2}])
+        cell = await socket.send("execute_request", {"code": code})
+        while (event := await other.next()).content.get("event") != "stopped":  # all clients see it
+            pass
+        assert (event.channel, event.msg_type) == ("iopub", "debug_event")
+        stack = await debug(other, "stackTrace", threadId=1)
+        assert stack["body"]["stackFrames"][0]["name"] == "f"
+        await debug(other, "continue", threadId=1)
+        assert text(await socket.until_idle(cell)) == "42\n"
+        session = f"/v1/sessions/{models.session_id(kernel)}"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            served.call("POST", f"{session}/branches", {})
+        assert "Turn the debugger off" in refused.value.read().decode()
+        await debug(socket, "disconnect")
+        assert served.call("POST", f"{session}/branches", {})
+
+
+def test_a_preflight_and_the_kernelspec_python(served: Served) -> None:
+    assert served.call("OPTIONS", "/api/kernels") is None
+    made = served.call("POST", "/api/kernels", {"name": "python"})
+    assert made["name"] == "python3"
+    served.call("DELETE", f"/api/kernels/{made['id']}")
+    assert served.call("GET", "/api/kernelspecs/python3")["spec"]["metadata"]["debugger"] is True
 
 
 async def test_stdin(served: Served, kernel: str) -> None:

@@ -154,7 +154,7 @@ class ZmqKernel:
         """See ``port.Kernel``."""
         # The server owns the queue. With True, ipykernel also aborts requests that come shortly after an error.
         content = request.content(stop_on_error=False)
-        self.send(KernelRequest("execute_request", content, request.msg_id))
+        self.send(KernelRequest("execute_request", content, request.msg_id, metadata=request.metadata))
 
     def send(self, request: KernelRequest) -> None:
         """See ``port.Kernel``."""

@@ -13,6 +13,7 @@ under the client's ``session_id``. A socket that reconnects with this id continu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -24,14 +25,14 @@ from msgspec import ValidationError, convert
 from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, QuotaExceeded
+from kernelsvc.model import events
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.objects import MAX_EXPRESSIONS, CellRequest, Expressions, SessionState
 from kernelsvc.protocol import jsonrpc, jupyter
 from kernelsvc.protocol.jupyter import JupyterMessage
-from kernelsvc.protocol.kernel_messages import KernelRequest
+from kernelsvc.protocol.kernel_messages import KEPT, KernelRequest
 from kernelsvc.server.handler import as_error
 from kernelsvc.server.jupyter.event_translator import (
-    KEPT,
     EventTranslator,
     failure,
     joined,
@@ -41,6 +42,7 @@ from kernelsvc.server.jupyter.event_translator import (
 )
 from kernelsvc.server.jupyter.handlers import find, token_of
 from kernelsvc.server.native.websocket import CHUNK_BYTES, ApiSocket, ConnectionGone
+from kernelsvc.service.api import Subscription
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,10 @@ MAX_UNANSWERED = 256
 ASK_SECONDS = 600.0
 #: Most client session ids of one socket (jupyter_server has one socket per browser).
 MAX_CLIENT_IDS = 64
+#: Most bytes of a request's metadata that are kept with its cell and reach the kernel.
+MAX_METADATA_BYTES = 4096
+#: Seconds for which text waits for more text, as in ipykernel's buffer: clients show an output for each message.
+GATHER_SECONDS = 0.02
 _CELL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _SEQ_BYTES = 8
 
@@ -193,11 +199,12 @@ class ChannelsSocket(ApiSocket):
 
     # --- what the log says -----------------------------------------------------------------
 
-    async def _pump(self, subscription: Any) -> None:
+    async def _pump(self, subscription: Subscription) -> None:
         service = self.context.service
         translator = EventTranslator(self.session, lambda cell: service.cell(self.who, self.session, cell))
         try:
             while lines := await subscription.next():
+                await self._gather(subscription, lines)
                 await self._send_events(translator, lines)
                 async with self._sent_changed:
                     self._sent_seq = subscription.last_seq
@@ -216,6 +223,17 @@ class ChannelsSocket(ApiSocket):
             self.close(1011, as_error(error).message[:100])
         finally:
             subscription.close()
+
+    async def _gather(self, subscription: Subscription, lines: list[bytes]) -> None:
+        """Add events to ``lines`` for a short time if they end with text: a ``print`` may be several events."""
+        end = asyncio.get_running_loop().time() + GATHER_SECONDS
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(end):
+                while sum(map(len, lines)) < CHUNK_BYTES and type(events.decode(lines[-1])) is events.Stream:
+                    more = await subscription.next()
+                    if not more:
+                        return  # the log is closed, and the next call says so again
+                    lines += more
 
     async def _send_events(self, translator: EventTranslator, lines: Iterable[bytes]) -> None:
         for portion in portions(lines, CHUNK_BYTES, self._breaks):
@@ -338,6 +356,8 @@ class ChannelsSocket(ApiSocket):
             raise BadRequest("An execute_request needs 'code', a string.")
         self.auth_scope("run")
         kept: dict[str, Any] = {"header": kept_header(message.header)}
+        if message.metadata and len(jupyter.encode_part(message.metadata)) <= MAX_METADATA_BYTES:
+            kept["metadata"] = message.metadata
         silent = content.get("silent") is True
         if silent:
             kept["silent"] = True

@@ -25,10 +25,9 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.objects import CellInfo
 from kernelsvc.protocol.jupyter import JupyterMessage
+from kernelsvc.protocol.kernel_messages import KEPT
 
 VERSION = "5.4"
-#: Key of a cell's metadata for the request's header.
-KEPT = "jupyter"
 _FIELDS = ("msg_id", "msg_type", "username", "session", "date", "version")
 _FIELD_LENGTH = 256
 #: Headers in one socket's cache. Older cells are read from the service.
@@ -78,6 +77,8 @@ def output_of(event: Event) -> tuple[str, str, Content] | None:
             return "iopub", kind, shown
         case ev.Result():
             result = {"data": event.data, "metadata": event.metadata, "execution_count": event.execution_count}
+            if event.display_id is not None:
+                result["transient"] = _transient(event.display_id)
             return "iopub", "execute_result", result
         case ev.Error():
             return "iopub", "error", {"ename": event.ename, "evalue": event.evalue, "traceback": event.traceback}
@@ -85,6 +86,8 @@ def output_of(event: Event) -> tuple[str, str, Content] | None:
             return "iopub", "clear_output", {"wait": event.wait}
         case ev.Comm():
             return "iopub", event.msg_type, event.content
+        case ev.DebugEvent():
+            return "iopub", "debug_event", event.content
         case ev.InputRequested():
             return "stdin", "input_request", {"prompt": event.prompt, "password": event.password}
         case _:
@@ -155,17 +158,22 @@ class EventTranslator:
         self._look_up = look_up
         self._cells: OrderedDict[str, tuple[Header, bool, str]] = OrderedDict()
         self._errors: dict[str, ev.Error] = {}
-        self._started: set[str] = set()
+        #: When cells started, as text.
+        self._started: dict[str, str] = {}
 
     def messages(self, event: Event) -> list[JupyterMessage]:
         """Return the Jupyter messages for this event. Empty for most events that are not output."""
+        ends = isinstance(event, ev.CellFinished) and isinstance(event.cell, str)
+        started = self._started.get(str(event.cell)) if ends else None
         parts = self._parts(event)
         parent = self._parent(event)
         out = [
             make(self._session, f"{self._session}_{event.seq}_{i}", event.at, channel, kind, content, parent)
             for i, (channel, kind, content) in enumerate(parts)
         ]
-        return [_with(message, event) for message in out] if isinstance(event, ev.Comm) else out
+        if isinstance(event, ev.Comm):
+            return [_with(message, event) for message in out]
+        return [_with_start(message, started) for message in out] if started else out
 
     def _parent(self, event: Event) -> Header:
         if isinstance(event.cell, str):
@@ -203,7 +211,7 @@ class EventTranslator:
                     self._keep(event.cell, event.metadata, event.silent, event.code)
                 return []
             case ev.CellStarted() if isinstance(event.cell, str):
-                return self._started_parts(event.cell, event.execution_count)
+                return self._started_parts(event.cell, event)
             case ev.CellFinished() if isinstance(event.cell, str):
                 return self._finished(event.cell, event)
             # Nothing for KernelDied: at "restarting" JupyterLab drops queued cells, and a checkpoint may restore all.
@@ -216,8 +224,8 @@ class EventTranslator:
             case _:
                 return []
 
-    def _started_parts(self, cell: str, count: int | None) -> list[tuple[str, str, Content]]:
-        self._started.add(cell)
+    def _started_parts(self, cell: str, event: ev.CellStarted) -> list[tuple[str, str, Content]]:
+        self._started[cell], count = event.at, event.execution_count
         _, silent, code = self._cell(cell)
         busy = ("iopub", "status", {"execution_state": "busy"})
         return [busy] if silent else [busy, ("iopub", "execute_input", {"code": code, "execution_count": count})]
@@ -225,7 +233,7 @@ class EventTranslator:
     def _finished(self, cell: str, event: ev.CellFinished) -> list[tuple[str, str, Content]]:
         error = self._errors.pop(cell, None) or self._earlier_error(cell, event)
         began = cell in self._started or event.execution_count is not None
-        self._started.discard(cell)
+        self._started.pop(cell, None)
         parts: list[tuple[str, str, Content]] = []
         if not began:
             parts.append(("iopub", "status", {"execution_state": "busy"}))
@@ -257,6 +265,13 @@ def _with(message: JupyterMessage, event: ev.Comm) -> JupyterMessage:
     )
 
 
+def _with_start(message: JupyterMessage, started: str) -> JupyterMessage:
+    """Add the time of the start to an ``execute_reply``, as ipykernel does. JupyterLab shows it."""
+    if message.channel != "shell":
+        return message
+    return replace(message, metadata={"started": started, "status": message.content["status"]})
+
+
 #: Exception names for ends of a cell that are not exceptions. Jupyter clients know only exceptions.
 _NAMES = {
     Reason.INTERRUPTED: "KeyboardInterrupt",
@@ -273,11 +288,11 @@ def reply_of(event: ev.CellFinished, error: ev.Error | None, began: bool) -> Con
     """Return the ``execute_reply`` of a cell that has ended."""
     count = {"execution_count": event.execution_count}
     if event.reason is Reason.OK:
-        return {"status": "ok", **count, "user_expressions": event.user_expressions, "payload": []}
+        return {"status": "ok", **count, "user_expressions": event.user_expressions, "payload": event.payload}
     if not began and event.reason is Reason.CANCELLED:
         return failure("Cancelled", event.message or "an earlier cell failed") | {"status": "aborted", **count}
     if error is not None:
         failed = failure(error.ename, error.evalue, error.traceback)
     else:
         failed = failure(_NAMES[event.reason], event.message or f"the cell ended: {event.reason}")
-    return failed | count | {"user_expressions": {}, "payload": []}
+    return failed | count | {"user_expressions": {}, "payload": event.payload}

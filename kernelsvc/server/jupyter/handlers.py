@@ -103,6 +103,8 @@ class JupyterHandler(ApiHandler):
         Raises:
             BadRequest: The name or the environment is invalid.
         """
+        if template == "python" and template not in {each["name"] for each in self.context.service.templates()}:
+            template = "python3"  # As jupyter_client does for notebooks of old (``KernelSpecManager.get_kernel_spec``).
         wanted = {"template": template or None, "env": env or {}, **more}
         try:
             request = msgspec.convert(wanted, SessionRequest)

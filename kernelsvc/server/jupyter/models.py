@@ -101,7 +101,7 @@ def spec_model(template: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             "display_name": f"Python 3 (kernelsvc, {name})" if forked else name,
             "language": "python" if forked else str(template.get("language") or name),
             "interrupt_mode": "signal",
-            "metadata": {"debugger": False, "kernelsvc": {"kind": template.get("kind")}},
+            "metadata": {"debugger": forked, "kernelsvc": {"kind": template.get("kind")}},
         },
         "resources": {"logo-svg": f"{prefix}/kernelspecs/{quote(name, safe='')}/logo-svg.svg"},
     }

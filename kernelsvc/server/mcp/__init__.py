@@ -74,7 +74,7 @@ class McpHandler(ApiHandler):
             raise Forbidden(f"The origin {origin} is not allowed here. Add it to the setting 'origins'.")
         super().authenticate_request()
 
-    def options(self, *args: str) -> None:
+    def options(self, *args: str, **named: str) -> None:
         """Respond to a browser's preflight. The origin was checked."""
         super().options(*args)
         more = "Authorization, Content-Type, Accept, Last-Event-ID, Mcp-Session-Id, Mcp-Protocol-Version, Mcp-Method"

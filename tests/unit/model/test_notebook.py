@@ -69,6 +69,7 @@ SPECIAL = {
     "data": bundles,
     "metadata": st.dictionaries(st.text(max_size=5), json_values, max_size=2),
     "user_expressions": st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),
+    "payload": st.lists(st.dictionaries(st.text(max_size=5), json_values, max_size=2), max_size=2),
     "display_id": st.none() | st.sampled_from(["d1", "d2"]),
     "content": bundles,
     "sandbox": st.just(ev.SandboxReport(enforced=["seccomp"])),

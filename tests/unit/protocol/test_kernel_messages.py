@@ -87,3 +87,14 @@ def test_a_traceback_without_end_is_cut_in_the_middle():
     assert len(cut) == kernel_messages.MAX_TRACEBACK_LINES + 1
     assert cut[0] == "0"
     assert cut[-1] == "9999"
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", {"source": "page"}, [1, None, "x"], [["page"]]])
+def test_a_payload_of_another_form_is_left_out(value: object) -> None:
+    assert kernel_messages.payload(value) == ()
+
+
+def test_a_payload_is_limited_in_number_and_size() -> None:
+    small, large = {"source": "page", "data": "x"}, {"data": "x" * kernel_messages.MAX_PAYLOAD_BYTES}
+    assert kernel_messages.payload([small, large, small]) == (small, small)
+    assert len(kernel_messages.payload([small] * 100)) == kernel_messages.MAX_PAYLOADS
