@@ -207,14 +207,6 @@ async def test_the_payload_of_a_cell_reaches_the_client(served: Served, kernel: 
     assert [each["source"] for each in found[-2].content["payload"]] == [source]
 
 
-async def test_what_is_printed_together_is_one_message(served: Served, kernel: str) -> None:
-    async with channels(served, kernel) as ws:
-        socket = Socket(ws)
-        code = "import time\nfor n in range(5): print(n); time.sleep(0.001)"
-        counts = [types(await socket.run(code)).count("stream") for _ in range(20)]
-    assert counts.count(1) >= 15  # ipykernel's own buffer is not exact either
-
-
 async def test_metadata_goes_to_the_kernel_and_the_start_comes_back(served: Served, kernel: str) -> None:
     async with channels(served, kernel) as ws:
         socket = Socket(ws)

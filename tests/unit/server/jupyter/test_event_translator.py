@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from kernelsvc.model import events as ev
@@ -155,3 +157,48 @@ def test_a_portion_ends_when_it_is_large() -> None:
     found = list(portions(lines, 500, ()))
     assert len(found) > 1
     assert [e.seq for portion in found for e in portion] == list(range(1, 10))
+
+
+class Pieces:
+    """A subscription that has these batches, and then nothing more."""
+
+    def __init__(self, *batches: list[ev.Event]) -> None:
+        self.batches = [[msgspec.json.encode(event) for event in batch] for batch in batches]
+
+    async def next(self) -> list[bytes]:
+        if not self.batches:
+            await asyncio.Event().wait()
+        return self.batches.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("batches", "gathered"),
+    [
+        ([[ev.Stream(text="a")], [ev.Stream(text="b")], [ev.CellFinished()], [ev.Stream(text="c")]], 3),
+        ([[ev.CellFinished()], [ev.Stream(text="c")]], 1),
+        ([[ev.Stream(text="a")]], 1),
+        ([[ev.Stream(text="a")], []], 1),
+    ],
+)
+async def test_text_waits_a_short_time_for_more_text(batches: list[list[ev.Event]], gathered: int) -> None:
+    source: Any = Pieces(*batches)
+    socket = channels.ChannelsSocket.__new__(channels.ChannelsSocket)
+    lines = await source.next()
+    await socket._gather(source, lines)
+    assert len(lines) == gathered
+    assert len(source.batches) == len(batches) - gathered - (0 if batches[-1] else 1)
+
+
+def test_the_end_of_a_cell_has_its_payload_and_its_start() -> None:
+    payload = [{"source": "page", "data": {"text/plain": "x"}}]
+    events = stamped(queued(), ev.CellStarted(execution_count=1), ev.CellFinished(payload=payload))
+    translator = EventTranslator("s_1", none)
+    reply = next(m for event in events for m in translator.messages(event) if m.channel == "shell")
+    assert (reply.content["payload"], reply.metadata) == (payload, {"started": events[1].at, "status": "ok"})
+
+
+def test_an_event_of_the_debugger_is_a_message() -> None:
+    translator = EventTranslator("s_1", none)
+    events = stamped(queued(), ev.DebugEvent(content={"event": "stopped"}))
+    (message,) = (m for event in events for m in translator.messages(event))
+    assert (message.channel, message.msg_type, message.content) == ("iopub", "debug_event", {"event": "stopped"})
