@@ -327,3 +327,21 @@ def test_files_over_the_limit_do_not_end_what_does_not_add_to_them(server: Serve
         assert (clean.reason, clean.text) == ("ok", "0\n")
         assert len(events(server, session.id, "limit_reached")) == struck
         session.close()
+
+
+def test_files_of_a_branch_are_not_counted_for_its_parent(server: Served) -> None:
+    def used(session: str) -> int:
+        return server.call("GET", f"/v1/sessions/{session}")["usage"]["disk_bytes"] or 0
+
+    with Client(server.url, token=server.token) as client:
+        session = client.create_session(limits=LIMITS)
+        session.run("open('f', 'wb').write(bytes(8 << 20))")
+        (branch,) = session.branch()
+        branch.run("open('g', 'wb').write(bytes(8 << 20))")
+        wait_for(lambda: used(branch.id) >= 16 * MiB, what="the branch's files")
+        assert used(session.id) < 12 * MiB
+        branch.close()
+        session.run("open('h', 'wb').write(bytes(1 << 20))")
+        wait_for(lambda: used(session.id) >= 9 * MiB, what="the parent's files")
+        assert used(session.id) < 12 * MiB
+        session.close()
