@@ -37,7 +37,7 @@ MAX_BUFFERS = 1024
 #: Deepest JSON. Vega and plotly figures stay below 20.
 MAX_DEPTH = 100
 #: Most values in one JSON text, most arrays and objects of them, and most texts and keys in one with many brackets.
-#: They limit the decoded objects to about 200 MB, and check and decoding to about 0.3 s. No other client is served then.
+#: They limit the decoded objects to about 200 MB, and check and decoding to about 0.3 s. Other clients wait meanwhile.
 MAX_VALUES = 2_000_000
 MAX_CONTAINERS, MAX_STRINGS = 250_000, 300_000
 #: Number of commas up to which find() is used, which is ten times as fast as count().
