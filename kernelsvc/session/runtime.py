@@ -413,6 +413,10 @@ class SessionRuntime:
                 self.sandbox = event.sandbox
         self.machine.commit(self.machine.decide(JournalReplayed(), now), now)
 
+    def mark_unreadable(self, why: str) -> None:
+        """Record why the journal could not be replayed."""
+        self.unreadable = why
+
     def detach(self) -> None:
         """Disconnect from the kernel without ending it: the server stops, and the next server continues the session."""
         self._timer.cancel()

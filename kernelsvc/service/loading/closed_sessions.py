@@ -99,4 +99,4 @@ def _rebuild(found: Session, journal: Journal) -> None:
         raise
     except Exception as error:
         log.error("session %s: its journal can't be replayed: %r", found.id, error)
-        found.unreadable = f"{type(error).__name__} after a replay of its entries"
+        found.mark_unreadable(f"{type(error).__name__} after a replay of its entries")
