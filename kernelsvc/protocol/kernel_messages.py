@@ -238,7 +238,7 @@ def expressions(value: object) -> dict[str, Any]:
 
 
 def payload(value: object) -> tuple[dict[str, Any], ...]:
-    """Return the payload of an ``execute_reply``, limited in number and in total size. What is over is left out."""
+    """Return the payload of an ``execute_reply``, limited in number and in total size. The rest is left out."""
     if not value or not isinstance(value, list):
         return ()
     room, found = MAX_PAYLOAD_BYTES, []

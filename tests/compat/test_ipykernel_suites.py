@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from environments import INSTALL_SECONDS, clean_env, python_with
-from test_jupyterlab import end, hosts
+from user_hosts import end, hosts
 
 ROOT = Path(__file__).parents[2]
 RUN_SECONDS = 400

@@ -7,16 +7,15 @@ template with a Python of its own, the others are forks of JupyterLab's own Pyth
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from environments import INSTALL_SECONDS, clean_env, python_with
 from served import Served, serving
+from user_hosts import end, hosts
 
 SCRIPT = Path(__file__).parent / "clients" / "jupyterlab_browser.py"
 RUN_SECONDS = 240
@@ -77,25 +76,3 @@ def test_jupyterlab_with_forked_kernels_and_no_server(browser: str, tmp_path: Pa
         assert hosts(runtime), "the kernel was no fork of a kernel host"
     finally:
         end(hosts(runtime))
-
-
-def hosts(runtime: Path) -> list[psutil.Process]:
-    """The kernel hosts that keep their sockets there; they wait some minutes for the next application."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.uids().real == os.getuid() and any(str(runtime) in word for word in process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def end(processes: list[psutil.Process]) -> None:
-    everybody = [below for each in processes for below in (each, *each.children(recursive=True))]
-    for process in everybody:
-        try:
-            process.terminate()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(everybody, timeout=10)
