@@ -13,7 +13,11 @@ def hosts(runtime: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.uids().real == os.getuid() and any(str(runtime) in word for word in process.cmdline()):
+            words = process.cmdline()
+            if process.uids().real != os.getuid():
+                continue
+            host = "kernelsvc.host.daemon" in words and process.environ().get("XDG_RUNTIME_DIR") == str(runtime)
+            if host or any(str(runtime) in word for word in words):
                 found.append(process)
         except psutil.Error:
             continue
