@@ -399,6 +399,11 @@ class _Box:
         self.minimum, self.maximum = self.low, self.high
         self.outliers: list[float] = []
 
+    @property
+    def sides(self) -> tuple[float, float]:
+        """The box's extent across the values."""
+        return self.side, self.far
+
     def contains(self, across: Sequence[float]) -> bool:
         """Whether a line is above, below or in the box."""
         room = _NEAR * max(1.0, abs(self.far))
@@ -423,6 +428,7 @@ def _boxes(ax: Any, errors: _ErrorBars) -> Json:
     outlines = _outlines(ax)
     horizontal = _is_horizontal(ax, outlines)
     boxes = [_Box(y, x) if horizontal else _Box(x, y) for x, y in outlines]
+    parts: dict[tuple[float, float], list[tuple[list[float], list[float], bool]]] = {}
     for line in ax.get_lines():
         x, y = _floats(line.get_xdata(orig=False)), _floats(line.get_ydata(orig=False))
         if not x or _is_outline(line):
@@ -431,7 +437,12 @@ def _boxes(ax: Any, errors: _ErrorBars) -> Json:
         is_marker = line.get_linestyle() in ("None", "none", "", " ")
         owner = next((box for box in boxes if box.contains(across)), None)
         if owner is not None:
-            owner.add(across, along, is_marker)
+            parts.setdefault(owner.sides, []).append((across, along, is_marker))
+    for sides, drawn in parts.items():
+        # Boxes over each other have equal numbers of lines, drawn box after box.
+        owners = [box for box in boxes if box.sides == sides]
+        for at, part in enumerate(drawn):
+            owners[at * len(owners) // len(drawn)].add(*part)
     labels = [label.get_text() for label in (ax.get_yticklabels() if horizontal else ax.get_xticklabels())]
     names = [*labels, *(str(at + 1) for at in range(len(labels), len(boxes)))]
     elements = [_box_shown(name, box) for name, box in zip(names, boxes, strict=False)]
@@ -451,11 +462,16 @@ def _box_shown(name: str, box: _Box) -> Json:
 
 
 def _outlines(ax: Any) -> list[tuple[list[float], list[float]]]:
-    """Return the corners of each box. Filled boxes are patches, others are lines."""
-    filled = [patch.get_path().vertices for patch in ax.patches]
-    found = [(_floats(corners[:, 0]), _floats(corners[:, 1])) for corners in filled]
-    lines = [line for line in ax.get_lines() if _is_outline(line)]
-    return found + [(_floats(line.get_xdata(orig=False)), _floats(line.get_ydata(orig=False))) for line in lines]
+    """Return the corners of each box, in the order of drawing. Filled boxes are patches, others are lines."""
+    patches, lines = set(ax.patches), set(ax.get_lines())
+    found = []
+    for artist in ax.get_children():
+        if artist in patches:
+            corners = artist.get_path().vertices
+            found.append((_floats(corners[:, 0]), _floats(corners[:, 1])))
+        elif artist in lines and _is_outline(artist):
+            found.append((_floats(artist.get_xdata(orig=False)), _floats(artist.get_ydata(orig=False))))
+    return found
 
 
 def _is_horizontal(ax: Any, outlines: Sequence[tuple[list[float], list[float]]]) -> bool:

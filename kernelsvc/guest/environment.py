@@ -10,7 +10,7 @@ from typing import Any
 
 from IPython.core.getipython import get_ipython
 
-from kernelsvc.guest import e2b_charts
+from kernelsvc.guest import e2b_charts, e2b_images
 from kernelsvc.guest.private_modules import current_directory, os
 
 
@@ -19,6 +19,7 @@ def _install_formatters() -> None:
     shell = get_ipython()
     if shell is not None and e2b_charts.wanted() and e2b_charts.CHART not in shell.display_formatter.formatters:
         e2b_charts.install(shell)
+        e2b_images.install()
 
 
 def change(environ: Mapping[str, Any], directory: str | None = None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A template imports libraries with a home directory of its own, which no session can open. Many libraries compute paths
 below it at import (``site.USER_BASE``, parso's cache, matplotlib's style directories). The template finds these paths
-once, and each session replaces them. No directory is made: a library makes its own when it first needs it.
+once, and each session replaces them. A library makes its directory when it first needs it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, NoReturn
 
-from kernelsvc.guest import e2b_charts
+from kernelsvc.guest import e2b_charts, e2b_images
 from kernelsvc.guest.confine import confine
 from kernelsvc.guest.forking import copy_tree, fork, immortal
 from kernelsvc.guest.forking.prefault import PagePrefault
@@ -265,6 +265,7 @@ class MainLoop:
             sys.path.insert(0, "")
         if e2b_charts.wanted():
             e2b_charts.install(kernel.shell)
+            e2b_images.install()
         self.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self.loop)
         self.wire.watch_all(self)

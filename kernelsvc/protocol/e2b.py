@@ -108,7 +108,7 @@ def expiry_of(text: str | None, now: float) -> int | None:
     if not text.isdecimal() or len(text) > 12:
         raise Unauthenticated("The URL's signature_expiration is not a Unix time. Ask for a new URL.")
     if now > int(text):
-        raise Unauthenticated("The URL has expired. Ask for a new one.")
+        raise Unauthenticated("signature is already expired")  # E2B's words, which its clients compare
     return int(text)
 
 
@@ -118,6 +118,7 @@ def gone(sandbox: str) -> dict[str, Any]:
 
 
 def closed_port(sandbox: str, port: int) -> dict[str, Any]:
-    """Return the body of a 502 for a port on which nothing listens."""
-    message = f"The sandbox is running but port {port} is not open"
+    """Return the body of a 502 for a port that is neither of this API's two."""
+    # E2B's clients look for "port is not open".
+    message = "The port is not open: requests to a sandbox's own servers are not forwarded here."
     return {"sandboxId": sandbox, "message": message, "port": port, "code": 502}

@@ -20,7 +20,8 @@ from tornado.web import Application, RequestHandler
 from kernelsvc.errors import BadRequest, Conflict
 from kernelsvc.server import e2b, jupyter, mcp, sandboxai, sandboxfusion
 from kernelsvc.server.connections import ConnectionLimiter, LimitedServer
-from kernelsvc.server.handler import ApiHandler, ServerContext, UnknownRoute, without_token
+from kernelsvc.server.e2b.unsupported import StrayHandler
+from kernelsvc.server.handler import ApiHandler, ServerContext, without_token
 from kernelsvc.server.native import handlers
 from kernelsvc.server.native import routes as rest
 from kernelsvc.server.native.files import FileHandler
@@ -57,7 +58,7 @@ def make_app(service: ServiceApi, settings: Settings, metrics: Metrics | None = 
     shared = {"context": context}
     app = Application(
         [(r"/v1/ws", ApiSocket, shared), *_rest_routes(shared), *_compatibility_routes(shared)],
-        default_handler_class=UnknownRoute,
+        default_handler_class=StrayHandler,
         default_handler_args=shared,
         log_function=_log_request,
         websocket_max_message_size=settings.max_frame_bytes,

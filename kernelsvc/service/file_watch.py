@@ -29,10 +29,10 @@ _EVENT = struct.Struct("iIII")
 _CHANGES: dict[int, FileChange] = {
     _CREATE: "create",
     _MOVED_TO: "create",
+    _ATTRIB: "chmod",
     _MODIFY: "write",
     _DELETE: "remove",
     _MOVED_FROM: "rename",
-    _ATTRIB: "chmod",
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -152,7 +152,8 @@ class DirectoryWatcher:
             if name.startswith(TEMPORARY):
                 uploads.add(cookie)
             elif not mask & _OVERFLOW and parts is not None and name:
-                bits = mask | _MODIFY if mask & _MOVED_TO and cookie in uploads else mask
+                # An upload gets its owner and its content under a temporary name. E2B's writes happen in place.
+                bits = mask | _ATTRIB | _MODIFY if mask & _MOVED_TO and cookie in uploads else mask
                 for change in (change for bit, change in _CHANGES.items() if bits & bit):
                     self._happened(change, (*parts, name), is_directory=bool(mask & _ISDIR))
 

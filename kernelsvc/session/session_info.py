@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Callable
 
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.hash_chain import timestamp
@@ -11,6 +11,32 @@ from kernelsvc.model.limits import Usage
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import SessionInfo, SessionState
 from kernelsvc.session.spec import SessionSpec
+
+#: Seconds by which the wall clock must be set for shown times to follow it.
+_STEP = 1.0
+
+
+class WallClock:
+    """Converts monotonic times to wall-clock times, the same one each time although both clocks are read apart.
+
+    Args:
+        wall: reads the wall clock.
+        monotonic: reads the monotonic clock, which is also the event loop's.
+    """
+
+    def __init__(self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._wall, self._monotonic = wall, monotonic
+        self._offset = wall() - monotonic()
+
+    def wall_time(self, at: float) -> float:
+        """Return the wall-clock time of a monotonic time. It changes only if the wall clock is set."""
+        offset = self._wall() - self._monotonic()
+        if abs(offset - self._offset) > _STEP:
+            self._offset = offset
+        return self._offset + at
+
+
+_clock = WallClock()
 
 
 def describe(
@@ -22,7 +48,6 @@ def describe(
     sandbox: SandboxReport,
 ) -> SessionInfo:
     """Return the public description of a session, with the machine's monotonic times as wall-clock times."""
-    now, wall = asyncio.get_running_loop().time(), time.time()
     expires = machine.expires_at()
     closed = machine.state is SessionState.CLOSED
     return SessionInfo(
@@ -31,8 +56,8 @@ def describe(
         template=spec.template,
         state=machine.state,
         created_at=spec.created_at,
-        last_activity_at=timestamp(wall - (now - machine.last_activity)),
-        expires_at=None if closed or expires is None else timestamp(wall + expires - now),
+        last_activity_at=timestamp(_clock.wall_time(machine.last_activity)),
+        expires_at=None if closed or expires is None else timestamp(_clock.wall_time(expires)),
         principal=spec.principal,
         labels=spec.labels,
         limits=spec.limits,

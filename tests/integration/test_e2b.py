@@ -16,6 +16,7 @@ import pytest
 from served import Served, serving
 from waiting import wait_for
 
+from kernelsvc.protocol import connect
 from kernelsvc.server import e2b as api
 
 Answer = tuple[int, Any]
@@ -489,3 +490,90 @@ def test_relatives_stay_apart_whoever_comes_later(e2b: E2bApi) -> None:
     assert [fork.text(trying), fork.text(trying, context_id=contexts[1])] == [f"['-', '{fork.id}']"] * 2
     for each in (box, fork):
         e2b.ask("DELETE", f"/sandboxes/{each.id}")
+
+
+# --- what E2B's clients compare or wait for -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("port", "path", "body"),
+    [
+        (49999, "/execute", b'{"code": "import time; print(1, flush=True); time.sleep(300)"}'),
+        (49983, "/process.Process/Start", connect.envelope({"process": {"cmd": "/bin/sleep", "args": ["300"]}})),
+    ],
+)
+def test_a_kill_breaks_off_the_streams_of_the_sandbox(e2b: E2bApi, box: Box, port: int, path: str, body: bytes) -> None:
+    """Clients take a stream without its end and a 502 of /health as "the sandbox was killed"."""
+    connection = http.client.HTTPConnection(e2b.served.url.removeprefix("http://"), timeout=60)
+    kind = "application/json" if port == 49999 else connect.STREAM
+    connection.request("POST", path, body, box.headers(port, **{"Content-Type": kind}))
+    response = connection.getresponse()
+    assert response.read(8)
+    assert e2b.ask("DELETE", f"/sandboxes/{box.id}")[0] == 204
+    with pytest.raises(http.client.IncompleteRead):
+        response.read()
+    connection.close()
+    assert box.ask("GET", "/health", port=port)[0] == 502
+
+
+def test_the_end_of_a_sandbox_is_one_moment(e2b: E2bApi, box: Box) -> None:
+    ends = {e2b.ask("GET", f"/sandboxes/{box.id}")[1]["endAt"] for _ in range(50)}
+    assert len(ends) == 1
+
+
+def test_a_template_can_be_asked_for(e2b: E2bApi) -> None:
+    assert e2b.ask("GET", "/templates/aliases/base")[0] == 200
+    assert e2b.ask("GET", "/templates/aliases/python3")[1]["templateID"] == "python3"
+    assert e2b.ask("GET", "/templates/aliases/nothing")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "step"),
+    [
+        ("POST", "/v3/templates", "templates"),
+        ("GET", "/templates/t/files/0a", "templates"),
+        ("POST", "/v2/templates/t/builds/b", "templates"),
+        ("POST", "/volumes", "files.write"),
+        ("DELETE", "/volumes/v", "files.write"),
+        ("POST", "/secrets", "envs"),
+        ("GET", "/v2/sandboxes/s_1/logs", "/v1/sessions"),
+    ],
+)
+def test_a_feature_that_is_not_here_says_what_is(e2b: E2bApi, method: str, path: str, step: str) -> None:
+    status, said = e2b.ask(method, path, {} if method == "POST" else None)
+    assert status == 501
+    assert step in said["message"]
+
+
+def test_public_traffic_may_be_refused(e2b: E2bApi) -> None:
+    made = e2b.create(network={"allowPublicTraffic": False})
+    assert made.text("1") == "1"
+    assert e2b.ask("DELETE", f"/sandboxes/{made.id}")[0] == 204
+    for network in ({"allowPublicTraffic": True}, {"allowPublicTraffic": False, "denyOut": ["0.0.0.0/0"]}):
+        assert e2b.ask("POST", "/v2/sandboxes", {"templateID": "base", "network": network})[0] == 501
+
+
+@pytest.mark.parametrize("id", ["s_0123456789abcdef", None])
+def test_a_port_of_a_sandbox_s_own_server_gets_e2bs_502(e2b: E2bApi, box: Box, id: str | None) -> None:
+    status, said = e2b.ask("GET", "/index.html", None, {"Host": f"8080-{id or box.id}.sandboxes.example.org"})
+    assert status == 502
+    assert (said["sandboxId"], said["port"]) == (id or box.id, 8080)
+    assert "port is not open" in said["message"]
+
+
+def test_a_host_name_alone_names_the_sandbox(e2b: E2bApi, box: Box) -> None:
+    """With E2B_DOMAIN clients send no headers that name the sandbox."""
+    host = f"49999-{box.id}.sandboxes.example.org"
+    status, text = e2b.raw("POST", "/execute", {"code": "6 * 7"}, {"Host": host, "X-Access-Token": box.envd})
+    assert status == 200
+    assert '"42"' in text
+
+
+def test_pillow_displays_an_image_that_it_saves_or_shows(box: Box) -> None:
+    made = "from PIL import Image\nimage = Image.new('RGB', (2, 2))\n"
+    for code, results in (("image.save('x.png')", 1), ("image.show()", 1), ("image.save(open('y.png', 'wb'))", 0)):
+        lines = box.run(made + code)
+        assert [line["type"] for line in lines if line["type"] == "error"] == [], lines
+        assert [bool(line.get("png")) for line in lines if line["type"] == "result"] == [True] * results, code
+    saved = box.run("import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.savefig('z.png'); plt.show()")
+    assert len([line for line in saved if line["type"] == "result" and line.get("png")]) == 1

@@ -305,6 +305,11 @@ def test_links_pipes_and_second_names_harm_nobody(box: Box) -> None:
     assert os.path.exists("/etc")
 
 
+@pytest.mark.parametrize("path", ["never", "never/there", "/tmp/never"])
+def test_a_missing_file_is_removed_without_an_error(box: Box, path: str) -> None:
+    assert box.call("Remove", path=path) == (200, {})
+
+
 # --- watching --------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ carried by a copy in the home directory, which the server can open.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import signal
 from datetime import UTC, datetime
@@ -29,10 +30,10 @@ _MISSING, _EXISTS = 44, 45
 
 _IF_EXISTS = '[ -e "$1" ] || [ -L "$1" ] || exit 44; '
 _PARENT = 'mkdir -p -- "$(dirname -- "$2")" && '
-_STAT = _IF_EXISTS + 'exec find "$1" -mindepth "$2" -maxdepth "$3" -printf \'%y\\t%m\\t%M\\t%s\\t%T@\\t%l\\t%p\\0\''
+_STAT = _IF_EXISTS + 'exec find "$1" -mindepth "$2" -maxdepth "$3" -printf \'%y%Y\\t%m\\t%M\\t%s\\t%T@\\t%l\\t%p\\0\''
 _MAKE = '[ -d "$1" ] && exit 45; exec mkdir -p -- "$1"'
 _MOVE = _IF_EXISTS + _PARENT + 'exec mv -T -- "$1" "$2"'
-_REMOVE = _IF_EXISTS + 'exec rm -rf -- "$1"'
+_REMOVE = 'exec rm -rf -- "$1"'
 _FETCH = _IF_EXISTS + '[ -f "$1" ] || { echo "it is not a regular file" >&2; exit 1; }; exec cp -- "$1" "$2"'
 _PUT = _PARENT + 'cp -- "$1" "$2"; status=$?; rm -f -- "$1"; exit $status'
 
@@ -77,7 +78,7 @@ class ExecFiles:
         await self._run(_MOVE, path_in_sandbox(source), path_in_sandbox(target))
 
     async def remove(self, path: str) -> None:
-        """Remove a file, or a directory with its content."""
+        """Remove a file, or a directory with its content. Do nothing if it does not exist, as E2B does."""
         await self._run(_REMOVE, path)
 
     async def fetch(self, path: str) -> bytes:
@@ -150,7 +151,7 @@ def _entry(line: str) -> dict[str, Any]:
     kind, mode, permissions, size, modified, target, path = line.split("\t", 6)
     found = {
         "name": path.rstrip("/").rpartition("/")[2],
-        "type": _KINDS.get(kind, "FILE_TYPE_UNSPECIFIED"),
+        "type": _KINDS.get(kind[1:], _KINDS.get(kind[:1], "FILE_TYPE_UNSPECIFIED")),
         "path": path,
         "size": size if size.isdecimal() else "0",
         "mode": int(mode, 8) if mode.isascii() and mode.isdecimal() and not set(mode) & {"8", "9"} else 0,
@@ -159,7 +160,9 @@ def _entry(line: str) -> dict[str, Any]:
         "group": "user",
         "modifiedTime": _time_of(modified),
     }
-    return found | ({"symlinkTarget": target, "isSymlink": True} if kind == "l" else {})
+    if kind.startswith("l"):
+        found |= {"symlinkTarget": os.path.normpath(os.path.join(os.path.dirname(path), target)), "isSymlink": True}
+    return found
 
 
 def _time_of(text: str) -> str:

@@ -6,6 +6,7 @@ the sandbox (``exec_files``).
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgspec
@@ -163,7 +164,7 @@ class RemoveHandler(FilesystemHandler):
     """Handler of ``Remove``."""
 
     async def post(self) -> None:
-        """Remove a file, or a directory with its content."""
+        """Remove a file, or a directory with its content. Do nothing if it does not exist, as E2B does."""
         path = self.message(PathRequest).path
         if paths.is_outside_home(path):
             await self.while_connected(self.elsewhere().remove(paths.absolute(path)))
@@ -173,7 +174,8 @@ class RemoveHandler(FilesystemHandler):
         if not home_path:
             raise BadRequest("The home directory itself can't be removed. Kill the sandbox instead.")
         removal = self.context.service.files.remove(self.who, self.sandbox, home_path, recursive=True)
-        await self.while_connected(removal)
+        with contextlib.suppress(NotFound):
+            await self.while_connected(removal)
         self.answer({})
 
 

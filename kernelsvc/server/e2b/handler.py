@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import msgspec
 from tornado.web import HTTPError
@@ -21,7 +21,7 @@ from kernelsvc.model.objects import Scope, SessionInfo, SessionState
 from kernelsvc.protocol import e2b
 from kernelsvc.server import auth
 from kernelsvc.server.e2b import models
-from kernelsvc.server.handler import ApiHandler, as_error
+from kernelsvc.server.handler import ApiHandler, ClientGone, as_error
 
 #: Headers that a page in a browser may send.
 ALLOWED_HEADERS = (
@@ -229,6 +229,24 @@ class SandboxHandler(E2bHandler):
         if port is not None and port != self.port:
             raise SandboxNotFound(e2b.closed_port(self.sandbox, port))
         return session
+
+    def break_off(self) -> NoReturn:
+        """Close the connection in the middle of a response, because the sandbox has ended.
+
+        E2B's clients take the missing end as a sign to ask ``/health``, and raise their ``TimeoutException``.
+
+        Raises:
+            ClientGone: Always.
+        """
+        self.request.connection.stream.close()  # type: ignore[union-attr]
+        raise ClientGone
+
+    def is_ended(self, session: str) -> bool:
+        """Return whether a session of the owner is closed."""
+        try:
+            return self.context.service.get(self.who, session).state is SessionState.CLOSED
+        except NotFound:
+            return True
 
     def _resumed(self, session: SessionInfo) -> SessionInfo:
         """Resume a paused sandbox if it was created with ``autoResume``."""

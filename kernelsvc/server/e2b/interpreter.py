@@ -264,9 +264,14 @@ class ExecuteHandler(InterpreterHandler):
             if not batch:  # the session is closed
                 break
             said = [line for entry in batch for line in lines.of(ev.decode(entry))]
+            self._check_end(lines)
             if said:
                 await self._send_lines(said)
                 quiet = loop.time()
+
+    def _check_end(self, lines: results.ResultLines) -> None:
+        if lines.ended and self.is_ended(self.sandbox):
+            self.break_off()
 
     async def _send_lines(self, lines: list[results.Line]) -> None:
         size = 0

@@ -43,11 +43,13 @@ ENVD_VERSION = "0.6.4"
 DEFAULT_SECONDS = 300
 #: Fields that ask for features which this server lacks. An empty field is accepted.
 _UNSUPPORTED = {
-    "network": "There are no rules for one sandbox's network here.",
+    "network": "There are no rules for one sandbox's network here, apart from allow_public_traffic=False.",
     "iam": "There is no workload identity here.",
     "volumeMounts": "There are no volumes here.",
     "mcp": "There is no MCP gateway in a sandbox; MCP clients speak to this server at /mcp.",
 }
+#: The one value of ``network`` that is accepted: requests to the sandbox always need its traffic secret here.
+_CLOSED = {"allowPublicTraffic": False}
 #: Environment variable that makes a session's kernel produce E2B's extra results.
 ENVIRONMENT = {"E2B_SANDBOX": "true"}
 
@@ -80,7 +82,8 @@ def decode(asked: Mapping[str, Any]) -> NewSandbox:
     except msgspec.ValidationError as error:
         raise BadRequest(f"The sandbox can't be created: {error}.") from None
     for name, what in _UNSUPPORTED.items():
-        if getattr(wanted, name):
+        asked_for = getattr(wanted, name)
+        if asked_for and not (name == "network" and asked_for == _CLOSED):
             raise NotSupported(f"{what} Leave {name!r} out.")
     return wanted
 

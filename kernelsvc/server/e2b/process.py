@@ -180,6 +180,8 @@ class StreamHandler(ProcessHandler):
                 await self._send_event(piece)
         finally:
             output.close()
+        if self.is_ended(self.sandbox):
+            self.break_off()
         await self._send_event({"end": _end(output.status)})
 
     async def _next(self, output: ProgramOutput) -> dict[str, Any] | None:

@@ -210,3 +210,12 @@ def test_it_is_installed_where_it_is_wanted_and_raises_nothing(monkeypatch: pyte
     monkeypatch.setattr(ax, "get_title", lambda: 1 / 0)
     assert e2b_charts.CHART not in show(ax.figure)[0]
     assert e2b_charts.DATA not in show(1)[0]
+
+
+@pytest.mark.parametrize(("first", "second"), [(True, True), (False, True), (True, False), (False, False)])
+def test_boxes_over_each_other_keep_their_own_lines(ax: Any, first: bool, second: bool) -> None:
+    one, two = [1, 2, 3, 4, 20], [11, 12, 13, 14, 50]
+    ax.boxplot([one], patch_artist=first)
+    ax.boxplot([two], patch_artist=second)
+    shown = [(box["min"], box["median"], box["max"], box["outliers"]) for box in chart(ax)["elements"]]
+    assert shown == [(1, 3, 4, [20]), (11, 13, 14, [50])]

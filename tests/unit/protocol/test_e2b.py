@@ -56,7 +56,7 @@ def test_an_address_ends_when_it_says() -> None:
 
 def test_what_is_not_there_is_said_in_e2bs_words() -> None:
     assert "was not found" in e2b.gone("s_1")["message"]
-    assert "port 80 is not open" in e2b.closed_port("s_1", 80)["message"]
+    assert "port is not open" in e2b.closed_port("s_1", 80)["message"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""E2B's routes for templates, volumes, secrets and logs: 501 with the way to the same here.
+
+Only the question whether a template exists has an answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import unquote
+
+from kernelsvc.errors import NotFound, NotSupported
+from kernelsvc.protocol import e2b
+from kernelsvc.server.e2b import models
+from kernelsvc.server.e2b.control_plane import ControlPlaneHandler
+from kernelsvc.server.handler import UnknownRoute
+
+
+class UnsupportedHandler(ControlPlaneHandler):
+    """Base of the routes of a feature that this server lacks.
+
+    Attributes:
+        message: The feature, and the next step.
+    """
+
+    message = ""
+
+    def _refuse(self, *_: str, **__: str) -> None:
+        raise NotSupported(self.message)
+
+    get = post = put = patch = delete = _refuse
+
+
+class TemplatesHandler(UnsupportedHandler):
+    """Handler of the routes that build, list, tag and change templates."""
+
+    message = (
+        "Templates can't be built over the API here. The server's operator makes one with the setting 'templates': "
+        "a Python environment and the modules to preload. Jupyter kernelspecs are templates too."
+    )
+
+
+class VolumesHandler(UnsupportedHandler):
+    """Handler of ``/volumes``."""
+
+    message = "There are no volumes here. Use files.write, or a snapshot to keep a sandbox's files."
+
+
+class SecretsHandler(UnsupportedHandler):
+    """Handler of ``/secrets``."""
+
+    message = "There is no store for secrets here. Pass them to create() or run_code() as envs."
+
+
+class LogsHandler(UnsupportedHandler):
+    """Handler of ``/sandboxes/{id}/logs``."""
+
+    message = "The log of a sandbox is at GET /v1/sessions/ID/events, or 'kernelsvc show ID'."
+
+
+class TemplateAliasHandler(ControlPlaneHandler):
+    """Handler of ``/templates/aliases/{alias}``, by which E2B's clients ask whether a template exists."""
+
+    async def get(self, alias: str) -> None:
+        """Return the template of this name, or 404."""
+        name = unquote(alias)
+        try:
+            found = models.template_of(name, [str(each["name"]) for each in self.context.service.templates()])
+        except NotFound:
+            if self.find_snapshot(name) is None:
+                raise
+            found = name
+        self.answer({"templateID": found or name, "public": True})
+
+
+class StrayHandler(UnknownRoute):
+    """Handler of paths without a route. A host name with the port of a sandbox's own server gets E2B's 502."""
+
+    async def prepare(self) -> None:
+        """Respond without authentication, and the same whether or not the sandbox exists."""
+        sandbox, port = e2b.address(self.request.headers)
+        if sandbox is None or port in (None, e2b.FILES_PORT, e2b.INTERPRETER_PORT):
+            await super().prepare()
+            return
+        self.set_status(502)
+        self.finish(e2b.closed_port(sandbox, port or 0))
+
+
+_ID, _REST = r"(?P<name>[^/]+)", r"(?P<rest>.+)"
+ROUTES: list[tuple[str, Any]] = [
+    (r"/templates/aliases/(?P<alias>[^/]+)", TemplateAliasHandler),
+    (r"/(?:v2/)?templates", TemplatesHandler),
+    (r"/v3/templates", TemplatesHandler),
+    (r"/templates/tags", TemplatesHandler),
+    (rf"/templates/{_ID}/{_REST}", TemplatesHandler),
+    (rf"/v2/templates/{_REST}", TemplatesHandler),
+    (r"/volumes", VolumesHandler),
+    (rf"/volumes/{_REST}", VolumesHandler),
+    (r"/secrets", SecretsHandler),
+    (rf"/secrets/{_REST}", SecretsHandler),
+    (rf"/(?:v2/)?sandboxes/{_ID}/logs", LogsHandler),
+]
