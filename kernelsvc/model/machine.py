@@ -532,10 +532,10 @@ class Machine(MachineState):
         """Return the time when the idle session hibernates, in monotonic seconds. None for never."""
         rest = self.policy.hibernate_seconds
         awake = self.state is S.IDLE and not self.cannot_hibernate and not self.queue
-        if self.paused:
+        if self.programs:
+            rest = None  # they would end with the kernel
+        elif self.paused:
             rest = 0.0
-        elif self.programs:
-            rest = None
         return self.last_activity + rest if rest is not None and awake else None
 
     def next_deadline(self) -> float | None:

@@ -3,8 +3,8 @@
 Without a lease a session ends at its lifetime limit, or when it is idle for too
 long. With a lease it ends when the lease does. A lease can be renewed any number
 of times within the server's lifetime limit. A pause is a long lease, during which
-the variables are on disk and the server that paused the session runs no cells in
-it. A lease is an event in the journal, so it outlives the server.
+the variables are on disk, or its programs are stopped in memory, and the server that
+paused the session runs no cells in it. A lease is an event in the journal, so it outlives the server.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Leases:
         return self._put(found, ev.Leased(seconds=round(seconds, 6), then=action))
 
     def pause(self, who: Principal, session: str) -> SessionInfo:
-        """Pause a session and its sidecars. Their variables are saved to disk as soon as no cell runs.
+        """Pause a session and its sidecars. Their variables are saved to disk as soon as no cell and no program runs.
 
         Raises:
             SessionClosed: the session has ended.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import signal
 from collections.abc import Mapping, Sequence
 
 from kernelsvc.errors import KernelDead, NotFound, QuotaExceeded
@@ -196,6 +197,8 @@ class Programs:
             self._running.setdefault(session, {})[number] = program
             logged = [argument[:MAX_LOGGED_TEXT] for argument in argv[:MAX_LOGGED]]
             found.try_record(ev.ProgramStarted(program=info.pid, argv=logged, cwd=cwd))
+            if found.lease is not None and found.lease.paused:  # since the program was asked for
+                self.pause(session, paused=True)
         task = asyncio.get_running_loop().create_task(self._attend(found, program))
         self._tasks[task] = session
         task.add_done_callback(lambda done: self._tasks.pop(done, None))
@@ -274,6 +277,15 @@ class Programs:
         if found is None:
             raise NotFound("The program has ended. List those that run.")
         return found
+
+    def pause(self, session: str, *, paused: bool) -> None:
+        """Stop the programs of a session that is paused, and continue those of one that is not any more.
+
+        A program's process group gets SIGSTOP or SIGCONT, which it can't block (signal(7)). A process that left the
+        group keeps running. A session with programs does not hibernate, because they would end with its kernel.
+        """
+        for program in self._running.get(session, {}).values():
+            program.process.signal(signal.SIGSTOP if paused else signal.SIGCONT)
 
     def end(self, session: str) -> None:
         """End the programs of a session that has ended."""

@@ -463,6 +463,9 @@ class Service:
     def _observe(self, session: Session, events: Sequence[Event]) -> None:
         self._projections.feed(session.id, events)
         self._index.set_state(session.id, session.state)
+        for event in events:
+            if isinstance(event, ev.Leased):
+                self.programs.pause(session.id, paused=event.paused)
         last = events[-1]
         if isinstance(last, ev.SessionClosed):
             self._registry.close(session)

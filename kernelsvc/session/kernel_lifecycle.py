@@ -298,8 +298,7 @@ class KernelLifecycle:
         If this raises, the session keeps its kernel.
 
         Args:
-            unless_programs: refuse if a program runs in the sandbox, because it would end with the kernel. A paused
-                session hibernates all the same.
+            unless_programs: refuse if a program runs in the sandbox, because it would end with the kernel.
 
         Raises:
             Conflict: a cell runs or waits, or a program runs.
@@ -315,7 +314,7 @@ class KernelLifecycle:
         except BaseException:
             self._session.handle(AbortSwitch())
             raise
-        if unless_programs and self._machine.programs and not self._machine.paused:
+        if unless_programs and self._machine.programs:
             self._session.handle(AbortSwitch())
             self._remove_saved()
             raise Conflict("A program has started in the session's sandbox.")

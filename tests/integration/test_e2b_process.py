@@ -19,9 +19,18 @@ from kernelsvc.protocol import connect
 class Box:
     """A session as a sandbox, spoken to as E2B's clients do."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, id: str | None = None) -> None:
         self.served = served
-        self.id = served.call("POST", "/v1/sessions", {})["id"]
+        self.id = id or served.call("POST", "/v1/sessions", {})["id"]
+
+    def control(self, action: str, **asked: Any) -> int:
+        """Call the control plane; return the status."""
+        connection = self._connection()
+        try:
+            connection.request("POST", f"/sandboxes/{self.id}/{action}", json.dumps(asked), self.headers())
+            return connection.getresponse().status
+        finally:
+            connection.close()
 
     def _connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(self.served.url.removeprefix("http://"), timeout=30)
@@ -206,6 +215,48 @@ def test_it_is_closed_without_a_secret(box: Box) -> None:
         assert response.status == 401, name
         assert json.loads(response.read())["code"] == "unauthenticated"
     connection.close()
+
+
+def test_a_pause_stops_programs_and_a_resume_continues_them(served: Served) -> None:
+    """A session with programs stays in memory through a pause, also through one at the end of its lease."""
+    box = Box(served)
+    events = box.start("while read line; do echo got $line; done; exit 3", stdin=True)
+    pid = next(each["event"]["start"]["pid"] for each in events if "start" in each.get("event", {}))
+
+    def state() -> str:
+        code = f"print(open('/proc/{pid}/stat').read().rpartition(')')[2].split()[0])"
+        return str(served.call("POST", f"/v1/sessions/{box.id}/cells", {"code": code})["outputs"][0]["text"].strip())
+
+    box.control("timeout", timeout=600)
+    assert box.control("pause") == 204
+    wait_for(lambda: state() == "T", what="the stop of the program")
+    assert box.control("connect", timeout=600) == 201
+    wait_for(lambda: state() == "S", what="the program to continue")
+    box.ask("SendInput", {"process": {"pid": pid}, "input": {"stdin": connect.as_text(b"on\n")}})
+    assert next(each["event"]["data"]["stdout"] for each in events if "data" in each["event"])
+    assert box.control("pause") == 204
+    assert "hibernated" not in kinds(box)
+    box.ask("SendSignal", {"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"})  # 502: the sandbox is paused
+    assert box.control("connect", timeout=600) == 201
+    box.ask("SendSignal", {"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"})
+    assert [event for event in events if "end" in event.get("event", {})]
+    assert box.control("pause") == 204
+    wait_for(lambda: "hibernated" in kinds(box), what="the variables to go to disk")
+
+
+def test_a_program_keeps_running_after_a_pause_by_the_lease(served: Served) -> None:
+    connection = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=30)
+    body = json.dumps({"templateID": "base", "timeout": 600, "autoPause": True})
+    connection.request("POST", "/v2/sandboxes", body, {"X-API-KEY": served.token})
+    box = Box(served, json.loads(connection.getresponse().read())["sandboxID"])
+    connection.close()
+    events = box.start("echo $$; exec sleep 100")
+    pid = next(each["event"]["start"]["pid"] for each in events if "start" in each.get("event", {}))
+    assert box.control("timeout", timeout=0) == 204
+    wait_for(lambda: served.call("GET", f"/v1/sessions/{box.id}")["paused"], what="the pause")
+    assert box.control("connect", timeout=600) == 201
+    assert [each["pid"] for each in box.ask("List")[1]["processes"]] == [pid]
+    assert "hibernated" not in kinds(box)
 
 
 def test_a_session_does_not_fall_asleep_beside_its_program(short_tmp: Path) -> None:

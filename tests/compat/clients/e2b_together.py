@@ -52,18 +52,20 @@ def cold_kernel():
 
 
 def paused(box):
-    """A pause waits for the programs; contexts sleep with their sandbox, and come back with it."""
+    """A pause stops the programs; contexts sleep with their sandbox, and come back with it."""
     box.run_code("x = [1]")
     context = box.create_code_context(cwd="/home/user")
     box.run_code("y = 2", context=context)
-    runs = box.commands.run("sleep 2; echo done > done.txt", background=True)
+    runs = box.commands.run("read line; echo done > done.txt", background=True, stdin=True)
     assert box.pause()
     assert not box.is_running()
+    time.sleep(3)  # long enough for a session without programs to go to disk
     again = Sandbox.connect(box.sandbox_id, timeout=120)
     assert again.run_code("x").text == "[1]"
     assert again.run_code("y", context=context).text == "2"
     assert [each.id for each in again.list_code_contexts()] == [box.sandbox_id, context.id]
-    eventually(lambda: again.files.exists("done.txt"), "the program goes on through a short pause")
+    again.commands.send_stdin(runs.pid, "go on\n")
+    eventually(lambda: again.files.exists("done.txt"), "the program continues after the pause")
     assert runs.pid not in [each.pid for each in again.commands.list()]
     return again, context
 

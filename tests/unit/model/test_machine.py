@@ -24,6 +24,7 @@ from kernelsvc.model.stimuli import (
     Close,
     DeliveryKnown,
     EndKernel,
+    Hibernate,
     Interrupt,
     InterruptKernel,
     JournalReplayed,
@@ -434,6 +435,14 @@ def test_a_lease_decides_whether_a_hibernated_session_is_paused():
     assert machine.state is SessionState.IDLE, "its variables are in memory still"
     drive(machine, BeginSwitch(), StateSaved(ev.Hibernated()))
     assert machine.state is SessionState.PAUSED
+
+
+def test_a_paused_session_hibernates_only_without_programs():
+    machine = ready()
+    drive(machine, RecordEvents((ev.ProgramStarted(program=7), ev.Leased(seconds=9, paused=True))))
+    assert drive(machine, Tick(), now=1.0)[1] == []
+    drive(machine, RecordEvents((ev.ProgramEnded(program=7),)), now=2.0)
+    assert drive(machine, Tick(), now=2.0)[1] == [Hibernate()]
 
 
 @pytest.mark.parametrize(
