@@ -27,9 +27,9 @@ def test_a_session_whose_program_runs_neither_sleeps_nor_ends_for_idleness() -> 
     assert made.decide(Tick(), 705).effects == [Hibernate()]
 
 
-def test_a_pause_waits_for_no_program() -> None:
+def test_a_pause_leaves_a_session_with_programs_in_memory() -> None:
     made = machine(ev.ProgramStarted(program=3), ev.Leased(seconds=900, paused=True))
-    assert made.decide(Tick(), 1).effects == [Hibernate()]
+    assert made.decide(Tick(), 1).effects == []
 
 
 def test_what_is_logged_of_a_program_is_bounded() -> None:
