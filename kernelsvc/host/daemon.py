@@ -50,6 +50,7 @@ from kernelsvc.linux.acceptor import Acceptor, raise_descriptor_limit
 from kernelsvc.linux.stopped_process import ResumeIfStopped
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.sandbox.manager import SandboxAllocation, SandboxManager
+from kernelsvc.sandbox.rootfs_paths import python_prefixes
 from kernelsvc.sandbox.uid_pool import UIDS
 
 log = logging.getLogger(__name__)
@@ -311,7 +312,8 @@ class HostDaemon:
                 request.kernel,
                 workdir=request.cwd,
                 limits=request.limits,
-                python=request.argv[0],
+                python=request.program or request.argv[0],
+                prefixes=python_prefixes(request.argv[0]) if request.program else [],
                 env=request.env,
                 share=[request.share],
             )

@@ -104,6 +104,7 @@ class StartProcessRequest(msgspec.Struct, frozen=True, kw_only=True):
         cwd: the session's directory, where the process starts.
         limits: the session's limits.
         share: directory of the kernel's connection file and sockets, which the kernel may write.
+        program: the kernel's program if another one starts it. The environments of both are visible.
     """
 
     kernel: str
@@ -113,6 +114,7 @@ class StartProcessRequest(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str
     limits: Limits
     share: str
+    program: str = ""
 
 
 class RegisterCopyRequest(msgspec.Struct, frozen=True, kw_only=True, rename={"original": "of", "sidecar_of": "beside"}):

@@ -6,8 +6,10 @@ What a client does is a script in ``clients/`` that runs in that environment and
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ PYTHON = ("e2b-code-interpreter==2.11.5", "e2b==2.63.0", "pytest")
 JAVASCRIPT = ("@e2b/code-interpreter@2.8.0", "e2b@2.51.0")
 SMOLAGENTS = ("smolagents==1.26.0", "e2b-code-interpreter==2.11.5", "python-dotenv", "pytest")
 CLI = ("@e2b/cli@2.19.0",)
+DENO = ("deno@2.9.6",)
 CHARTS = ("e2b-charts==1.0.0",)
 
 
@@ -55,6 +58,26 @@ def test_cold_kernels_contexts_and_programs_together(short_tmp: Path) -> None:
     spec.joinpath("kernel.json").write_text(json.dumps({"argv": command, "display_name": "C", "language": "python"}))
     with serving(short_tmp / "together", env={"JUPYTER_PATH": str(short_tmp / "jupyter")}) as served:
         run(python_with(*PYTHON), CLIENTS / "e2b_together.py", served.url, served.token)
+
+
+def test_javascript_and_typescript_run_in_deno(short_tmp: Path) -> None:
+    deno = node_with(*DENO) / "node_modules" / "@deno" / "linux-x64-glibc" / "deno"
+    if not deno.exists():
+        pytest.skip("npm has no deno for this machine")
+    place = Path(tempfile.mkdtemp(prefix="deno-", dir=sys.prefix))  # where sessions see it
+    spec = short_tmp / "deno" / "kernels" / "deno"
+    spec.mkdir(parents=True)
+    command = [str(place / "deno"), "jupyter", "--kernel", "--conn", "{connection_file}"]
+    spec.joinpath("kernel.json").write_text(
+        json.dumps({"argv": command, "display_name": "Deno", "language": "typescript", "env": {"NO_COLOR": "1"}})
+    )
+    try:
+        shutil.copy2(deno, place)
+        place.chmod(0o755)
+        with serving(short_tmp / "languages", env={"JUPYTER_PATH": str(short_tmp / "deno")}) as served:
+            run(python_with(*PYTHON), CLIENTS / "e2b_languages.py", served.url, served.token)
+    finally:
+        shutil.rmtree(place)
 
 
 def test_the_javascript_client(served: Served, tmp_path: Path) -> None:

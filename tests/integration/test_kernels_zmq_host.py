@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from jupyter_client.kernelspec import KernelSpec
 from waiting import wait_until
 
 from kernelsvc.errors import TooLarge
@@ -21,7 +24,7 @@ from kernelsvc.host.protocol import HostSettings
 from kernelsvc.kernels.port import KernelMessage, Output, StartRequest, StreamText
 from kernelsvc.kernels.zmq.host_processes import MAX_ENV_BYTES, HostProcesses
 from kernelsvc.kernels.zmq.kernel import ZmqKernel
-from kernelsvc.kernels.zmq.launcher import KernelspecLauncher
+from kernelsvc.kernels.zmq.launcher import KernelspecLauncher, needs_tcp
 from kernelsvc.model.exit_status import Cause, Exit
 from kernelsvc.model.limits import Limits
 from kernelsvc.protocol.kernel_messages import ExecuteRequest
@@ -136,3 +139,43 @@ async def test_a_kernel_does_not_notice_that_the_host_dies(place: Place) -> None
     pid = kernel.info.pid
     await kernel.end()
     await wait_until(lambda: not psutil.pid_exists(pid), what="its end")
+
+
+@pytest.mark.parametrize("network", ["none", "host"])
+async def test_a_kernel_that_listens_on_tcp_is_reached_through_a_relay(place: Place, network: str) -> None:
+    """Kernels for JavaScript can't listen on Unix sockets. In its own network a kernel's ports can't be reached."""
+    spec = place.runtime / "specs" / "python3"
+    spec.mkdir(parents=True)
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    own = {"kernelsvc": {"transport": "tcp"}}
+    spec.joinpath("kernel.json").write_text(
+        json.dumps({"argv": command, "display_name": "P", "language": "python", "metadata": own})
+    )
+    launcher = KernelspecLauncher(place.host, place.runtime, kernel_dirs=[str(spec.parent)])
+    request = place.request(limits=Limits(network=network))
+    kernel = await launcher.start(request, place.sink)
+    ask = "import json, sys; print(json.load(open(sys.argv[2]))['transport'])"
+    assert await place.run(kernel, ask) == "tcp"
+    size = 3 << 20
+    assert len(await place.run(kernel, f"print('x' * {size})")) == size
+    children = "import psutil; print([p.name() for p in psutil.Process().children()])"
+    assert await place.run(kernel, children) == "[]", "the relay is no child of the kernel"
+    kernel.detach()
+    again = await launcher.adopt(request, place.sink, last_frame=0)
+    assert again is not None
+    assert await place.run(again, "print(1 + 1)") == "2"
+    await again.end()
+
+
+@pytest.mark.parametrize(
+    ("language", "metadata", "expected"),
+    [
+        ("python", {}, False),
+        ("TypeScript", {}, True),
+        ("javascript", {"kernelsvc": {"transport": "ipc"}}, False),
+        ("ruby", {"kernelsvc": {"transport": "tcp"}}, True),
+        ("ruby", {"kernelsvc": "tcp"}, False),
+    ],
+)
+def test_a_kernelspec_says_how_its_kernel_listens(language: str, metadata: dict[str, Any], expected: bool) -> None:
+    assert needs_tcp(KernelSpec(language=language, metadata=metadata)) is expected

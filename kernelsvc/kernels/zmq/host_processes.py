@@ -51,6 +51,7 @@ class HostProcesses:
                 cwd=request.cwd,
                 limits=request.limits,
                 share=request.share,
+                program=request.program,
             )
             return await self._host.start_process(start, fds)
         finally:

@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 #: Maximum bytes of a message. A larger one ends the kernel's connection, and the kernel.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+#: Lines of a failed kernel's output in the error, and most characters of them.
+MAX_QUOTED_LINES, MAX_QUOTED = 10, 600
 #: Seconds after the end of a process for its connections to end. A child that
 #: inherited them keeps them open. Then the output so far is all.
 DRAIN_SECONDS = 1.0
@@ -335,11 +337,11 @@ class ZmqKernel:
         self._ready = True
         self._loop.add_reader(self._pidfd, self._on_death)
 
-    def last_line(self) -> str:
-        """Return the last line that it wrote before it was ready, for an error message."""
+    def last_lines(self) -> str:
+        """Return the end of its output before it was ready. The last line alone may hold a version and no cause."""
         self._startup_output += "".join(text for _name, text in self._raw.read_rest())
         lines = self._startup_output.strip().splitlines()
-        return lines[-1][:300] if lines else ""
+        return " / ".join(line.strip() for line in lines[-MAX_QUOTED_LINES:] if line.strip())[-MAX_QUOTED:]
 
     # -- adoption ----------------------------------------------------------------------------
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,25 @@ from kernelsvc.model.exit_status import Exit
 
 #: Seconds for a kernel's first answer. R and Julia need several.
 START_SECONDS = 60.0
+#: Languages whose kernels (deno, tslab, ijavascript) can't listen on Unix sockets.
+_TCP_LANGUAGES = frozenset({"javascript", "typescript"})
 #: The provisioner of local processes. Any other starts its kernel in a way that can't be confined.
 LOCAL = "local-provisioner"
+
+
+def needs_tcp(spec: KernelSpec) -> bool:
+    """Return whether a kernel must listen on TCP ports, because it can't listen on Unix sockets.
+
+    A kernelspec says so by ``"metadata": {"kernelsvc": {"transport": "tcp"}}``, or the opposite by ``"ipc"``.
+    """
+    own = spec.metadata.get("kernelsvc")
+    wanted = own.get("transport") if isinstance(own, dict) else None
+    return str(spec.language).lower() in _TCP_LANGUAGES if wanted not in ("tcp", "ipc") else wanted == "tcp"
+
+
+def _relay_command(runtime_dir: KernelRuntimeDir) -> list[str]:
+    source = resources.files("kernelsvc.guest").joinpath("tcp_relay.py").read_text()
+    return [sys.executable, "-I", "-S", "-c", source, runtime_dir.connection_file]
 
 
 def list_kernelspecs() -> list[str]:
@@ -142,7 +161,7 @@ class KernelspecLauncher:
         prototype = ProcessRequest(
             kernel=request.kernel,
             session=request.session,
-            argv=[],
+            argv=_relay_command(runtime_dir) if needs_tcp(self._spec(request.template)) else [],
             env={"IPYTHONDIR": runtime_dir.ipython} | request.env,
             cwd=request.workdir,
             limits=request.limits,
@@ -178,8 +197,8 @@ class KernelspecLauncher:
             await asyncio.wait({ready, died}, timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
                 return ready.result()
-            output = kernel.last_line()
-            output = f" Its last line of output: {output}" if output else ""
+            output = kernel.last_lines()
+            output = f" The end of its output: {output}" if output else ""
             if died.done():
                 raise Internal(f"The kernel ended before it was ready. {died.result().message}{output}")
             raise Timeout(f"The kernel was not ready after {self._seconds:g} s. Try again.{output}")

@@ -38,6 +38,7 @@ class ProcessRequest:
         stdin: descriptor, which the caller closes.
         stdout: descriptor, which the caller closes.
         stderr: descriptor, which the caller closes.
+        program: the kernel's program if another one starts it.
     """
 
     kernel: str
@@ -50,6 +51,7 @@ class ProcessRequest:
     stdin: int
     stdout: int
     stderr: int
+    program: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,10 @@ def inherited() -> dict[str, str]:
 
 
 class HostProvisioner(KernelProvisionerBase):  # type: ignore[misc]
-    """Has ``Processes`` start the kernel that an ``AsyncKernelManager`` prepares."""
+    """Has ``Processes`` start the kernel that an ``AsyncKernelManager`` prepares.
+
+    The prototype's ``argv`` is a program in front of the kernel's command, or empty.
+    """
 
     def __init__(self, *, processes: Processes, prototype: ProcessRequest, **traits: Any) -> None:
         super().__init__(**traits)
@@ -132,8 +137,9 @@ class HostProvisioner(KernelProvisionerBase):  # type: ignore[misc]
             raise NotSupported(
                 f"The kernelspec's program {cmd[0]!r} is not installed. Install it or remove the kernelspec."
             )
-        values = self.prototype.__dict__ | {"argv": [program, *cmd[1:]], "env": env}
-        self.started = await self.processes.start(ProcessRequest(**values))
+        first = self.prototype.argv
+        values = {"argv": [*first, program, *cmd[1:]], "env": env, "program": program if first else ""}
+        self.started = await self.processes.start(ProcessRequest(**self.prototype.__dict__ | values))
         return dict(self.connection_info)
 
     async def poll(self) -> int | None:

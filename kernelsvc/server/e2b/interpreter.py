@@ -34,6 +34,8 @@ LINE_SECONDS = 0.02
 MAX_REASON = 200
 #: Names of Python in requests.
 _PYTHON = frozenset({"", "python", "python3", "ipython"})
+#: E2B's short names of languages.
+_ALIASES = {"js": "javascript", "ts": "typescript"}
 
 
 class InterpreterRequest(msgspec.Struct, kw_only=True):
@@ -107,9 +109,11 @@ class InterpreterHandler(SandboxHandler):
         if language.lower() in _PYTHON:
             return None
         templates = self.context.service.templates()
-        for each in templates:
-            if language.lower() in (str(each.get("language", "")).lower(), str(each["name"]).lower()):
-                return str(each["name"])
+        wanted = _ALIASES.get(language.lower(), language.lower())
+        for name in (wanted, "typescript" if wanted == "javascript" else wanted):  # TypeScript includes JavaScript
+            for each in templates:
+                if name in (str(each.get("language", "")).lower(), str(each["name"]).lower()):
+                    return str(each["name"])
         known = sorted({str(each.get("language") or "python") for each in templates})
         raise NotSupported(
             f"This server does not run {language[:64]!r}. It runs {', '.join(known)}. "
