@@ -88,7 +88,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def _leave_behind(routes: list[Route]) -> None:
-    """Run the relay in a grandchild, whose parent is the sandbox's init: the kernel has no child of ours to reap."""
+    """Run the relay in a grandchild, whose parent is the sandbox's init: the kernel must not have to reap it."""
     if os.fork():
         os.wait()
         return

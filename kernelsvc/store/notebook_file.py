@@ -353,7 +353,7 @@ class NotebookFile:
         """Fold the rest, write the last version durably, and close. Never raises ``OSError``. Safe to cancel."""
         try:
             await self.catch_up()
-            if self._writing is not None:
+            while self._writing is not None:  # the end of one write may begin the next
                 await asyncio.shield(self._writing)
             self._store_settled()
             document = self._document(sign)
