@@ -91,6 +91,7 @@ def kinds(lines: list[dict[str, Any]]) -> list[str]:
 # --- who may ------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(180)  # some 200 requests, and the server slows down wrong tokens
 @pytest.mark.parametrize("headers", [{}, {"X-API-KEY": "wrong"}, {"Authorization": "Bearer wrong"}])
 def test_every_route_is_closed_without_a_key(e2b: E2bApi, box: Box, headers: dict[str, str]) -> None:
     where = {"E2b-Sandbox-Id": box.id, "E2b-Sandbox-Port": "49999"} | headers
