@@ -93,7 +93,8 @@ class DisplayHook(ZMQShellDisplayHook):  # type: ignore[misc]
         session = self.session
         session.hold_next = self._is_last(sys._getframe(2))
         try:
-            super().finish_displayhook()
+            with self.shell.kernel.streams.in_place():
+                super().finish_displayhook()
         finally:
             session.hold_next = False
 

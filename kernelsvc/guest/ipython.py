@@ -22,11 +22,13 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from subprocess import CalledProcessError
 from typing import Any
 
 from kernelsvc.guest import environment, limit_errors, tracebacks, variables
 from kernelsvc.guest.cell_meter import CellMeter
 from kernelsvc.guest.private_modules import os, signal, threading
+from kernelsvc.guest.streams import StandardStreams
 from kernelsvc.guest.wire_frames import WireRequest, join, size_error, stream_prefix
 from kernelsvc.guest.wire_server import WireServer
 
@@ -46,15 +48,16 @@ import ipykernel  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.zmqshell import ZMQInteractiveShell  # noqa: E402
 from IPython.core import debugger  # noqa: E402
-from IPython.core.error import UsageError  # noqa: E402
+from IPython.core.error import StdinNotImplementedError, UsageError  # noqa: E402
 from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
+from IPython.utils.text import LSString, SList  # noqa: E402
 from jupyter_client.jsonutil import json_clean, json_default  # noqa: E402
 from jupyter_client.session import Session, protocol_version, utcnow  # noqa: E402
 from traitlets import Any as AnyTrait  # noqa: E402
 from traitlets import Bool, Type, default  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
-from kernelsvc.guest import exit_calls  # noqa: E402
+from kernelsvc.guest import exit_calls, shell_commands  # noqa: E402
 from kernelsvc.guest.debugger import KernelDebugger, available  # noqa: E402
 from kernelsvc.guest.display import DisplayHook, SelectiveFormatter  # noqa: E402
 from kernelsvc.guest.plain_cells import PlainCellDetector  # noqa: E402
@@ -118,6 +121,8 @@ class WireSession(Session):  # type: ignore[misc]
     """Builds Jupyter messages and sends them as MESSAGE frames."""
 
     wire: WireServer | None = None
+    #: Their incomplete lines go out before the next message.
+    streams: StandardStreams | None = None
     #: Whether a message that is sent now may be sent together with the next one.
     hold_next = False
 
@@ -154,6 +159,8 @@ class WireSession(Session):  # type: ignore[misc]
         metadata: dict[str, Any] | None = None,
     ) -> None:
         """Send a message of the kernel's own like ``send``, without building the message dictionaries."""
+        if self.streams is not None:
+            self.streams.flush_lines()
         wire, data = self.wire, encode(content)
         if len(data) > _SHORT_BYTES or size_error(data):
             self.send(channel, msg_type, content, parent, metadata=metadata)
@@ -191,6 +198,8 @@ class WireSession(Session):  # type: ignore[misc]
         else:
             msg = self.msg(msg_or_type, content=content, parent=parent, header=header, metadata=metadata)
         wire = self.wire
+        if self.streams is not None:
+            self.streams.flush_lines()
         if wire is not None and not wire.foreign:
             self._send(wire, getattr(stream, "name", b"iopub"), msg, [bytes(b) for b in buffers or ()])
         return msg
@@ -219,6 +228,14 @@ class WireSession(Session):  # type: ignore[misc]
         count = msg["content"].get("execution_count")
         content = {"status": "error", "ename": "TooLarge", "evalue": text, "traceback": [], "execution_count": count}
         wire.message(join(channel, *head, b"{}", encode(content)))
+
+
+class NobodyToAsk(StdinNotImplementedError, EOFError):  # type: ignore[misc]
+    """``input()`` without a client that answers: ipykernel's error, and for other code the end of the input."""
+
+
+# As ipykernel names it.
+NobodyToAsk.__name__ = NobodyToAsk.__qualname__ = StdinNotImplementedError.__name__
 
 
 class Shell(ZMQInteractiveShell):  # type: ignore[misc]
@@ -261,6 +278,13 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         self.display_formatter = SelectiveFormatter(parent=self)
         self.configurables.append(self.display_formatter)
 
+    def set_parent(self, parent: dict[str, Any]) -> None:
+        """Set the request that outputs name as their parent. ipykernel would look for streams in ``sys``."""
+        self.parent_header = parent
+        self.displayhook.set_parent(parent)
+        self.display_pub.set_parent(parent)
+        self.kernel.streams.set_parent(parent)
+
     @contextlib.contextmanager
     def _tee(self, channel: str) -> Iterator[None]:
         """Do nothing. IPython 9 stores printed text for ``%notebook``, and the session's journal has it already."""
@@ -280,6 +304,7 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         return transformed
 
     _transformed: tuple[str, str] | None = None
+    _frames_left_out = 0
     #: Set when the shell is complete.
     plain: PlainCellDetector | None = None
 
@@ -294,6 +319,7 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
 
     def _get_exc_info(self, exc_tuple: Any = None) -> tuple[Any, Any, Any]:
         etype, evalue, traceback = super()._get_exc_info(exc_tuple)
+        self._frames_left_out = max(0, tracebacks.length(traceback) - tracebacks.MAX_FRAMES - 1)
         if isinstance(evalue, BaseException):
             tracebacks.clean(evalue)
         return etype, evalue, tracebacks.without_own_frames(traceback)
@@ -302,13 +328,55 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
         if etype is asyncio.CancelledError and self.kernel.gate.cancelled:
             etype, evalue = KeyboardInterrupt, "Interrupted"
             stb = [*stb[:-1], "KeyboardInterrupt: the cell was interrupted while it waited"]
+        if self._frames_left_out:
+            stb = [
+                *stb[:-1],
+                f"[{self._frames_left_out:,} frames between the first and the last are left out]",
+                *stb[-1:],
+            ]
         exited = isinstance(evalue, SystemExit)
         if self.kernel.foreign:
             text = exit_calls.status_of(evalue)[1] if exited else "\n".join(stb) + "\n"
             os.write(2, text.encode("utf-8", "replace"))
         else:
             stb = exit_calls.in_session(evalue, stb) if exited else stb
-            super()._showtraceback(etype, evalue, stb)
+            # ipykernel flushes what stands in ``sys``, whatever it is.
+            with self.kernel.streams.in_place():
+                super()._showtraceback(etype, evalue, stb)
+
+    def system_piped(self, cmd: str) -> None:
+        """Run ``!cmd``. See IPython: the exit status is in the variable ``_exit_code``.
+
+        Raises:
+            OSError: The command ends in ``&``, which IPython does not run either.
+            CalledProcessError: It failed, and ``system_raise_on_error`` is set.
+            KeyboardInterrupt: It was interrupted.
+        """
+        _refuse_background(cmd)
+        expanded = self.var_expand(cmd, depth=1)
+        self.user_ns["_exit_code"] = -_SIGINT  # in case of an interrupt
+        status = self.user_ns["_exit_code"] = shell_commands.system(expanded)
+        if status and getattr(self, "system_raise_on_error", False):
+            raise CalledProcessError(status, cmd)
+
+    system = system_piped
+
+    def getoutput(self, cmd: str, split: bool = True, depth: int = 0) -> Any:
+        """Return the output of ``x = !cmd``. See IPython.
+
+        Raises:
+            OSError: The command ends in ``&``.
+            CalledProcessError: It failed, and ``system_raise_on_error`` is set.
+            KeyboardInterrupt: It was interrupted.
+        """
+        _refuse_background(cmd)
+        checked = getattr(self, "system_raise_on_error", False)
+        out, err, status = shell_commands.output_of(self.var_expand(cmd, depth=depth + 1), separate=checked)
+        if checked:
+            self.user_ns["_exit_code"] = status
+            if status:
+                raise CalledProcessError(status, cmd)
+        return SList((out + err).splitlines()) if split else LSString(out + err)
 
     def enable_gui(self, gui: Any = None) -> None:
         """Refuse GUI event loops: a session has no screen, and figures are inline."""
@@ -318,6 +386,11 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
 
     def _update_exit_now(self, change: Any) -> None:
         """Do nothing. ipykernel would stop the loop, but only ``shutdown_request`` ends the kernel."""
+
+
+def _refuse_background(cmd: str) -> None:
+    if cmd.rstrip().endswith("&"):
+        raise OSError("Background processes not supported.")
 
 
 def _wants_reply_only(request: WireRequest) -> bool:
@@ -378,6 +451,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         self._aborted: set[str] = set()
         self.flush_c: Callable[[], None] = lambda: None
         self.debugging = KernelDebugger(self)
+        self.streams: StandardStreams
         super().__init__(**kwargs)
         self.shell_channel_thread = types.SimpleNamespace(parent_thread=threading.main_thread())
         self.shell_handlers[VARIABLES_REQUEST] = self.variables_request
@@ -422,6 +496,8 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
                 result = handler(channel, ident, message)
                 if result is not None:
                     await result
+                if request.msg_type.startswith("comm_"):
+                    self.streams.end_cell()
         except BaseException as error:  # Also a SystemExit, such as one from an object that is only inspected.
             self.log.debug("a request failed", exc_info=True)
             why = f"{type(error).__name__}: {error}"
@@ -482,9 +558,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
             cell_meta=meta,
             cell_id=meta.get("cellId"),
         )
-        for stream_ in (sys.stdout, sys.stderr):
-            if stream_ is not None:
-                stream_.flush()
+        self.streams.end_cell()
         self.flush_c()
         if terse:
             self._unanswered.pop(parent["header"]["msg_id"], None)
@@ -583,8 +657,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         code = 1 if reply["status"] == "error" else 0
         if isinstance(error, SystemExit):
             code = exit_calls.status_of(error)[0]
-        with contextlib.suppress(Exception):
-            sys.__stdout__.flush()  # type: ignore[union-attr]
+        self.streams.flush()
         os._exit(code)
 
     def interrupted(self, signum: int, frame: Any) -> None:
@@ -629,6 +702,25 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
             )
 
     # -- input -----------------------------------------------------------------------------
+
+    def raw_input(self, prompt: str = "") -> str:
+        """``input()`` of cells: asks the client, or reads what user code has put in the place of ``sys.stdin``.
+
+        Raises:
+            EOFError: There is no more input, or nobody to ask.
+        """
+        if sys.stdin is not None and sys.stdin is not sys.__stdin__:
+            print(prompt, end="", flush=True)  # noqa: T201  as Python's own does (input, "Built-in Functions")
+            line: str = sys.stdin.readline()
+            if not line:
+                raise EOFError("EOF when reading a line")
+            return line.removesuffix("\n")
+        if not self._allow_stdin:
+            raise NobodyToAsk(
+                "input() was called, but this client answers no input requests. Put the value in the code."
+            )
+        answer: str = super().raw_input(prompt)
+        return answer
 
     def _input_request(self, prompt: str, ident: Any, parent: Any, password: bool = False) -> str:
         if self.foreign or self.session.wire is None:
@@ -738,6 +830,7 @@ def make_kernel() -> ForkableKernel:
     config.HistoryManager.enabled = False
     # ``do_execute`` reads the signature for each cell, which costs more than all frames of the cell.
     ZMQInteractiveShell.run_cell_async.__signature__ = inspect.signature(ZMQInteractiveShell.run_cell_async)
+    shell_commands.install()
     session = WireSession(key=b"", username="kernel")
     kernel: ForkableKernel = ForkableKernel.instance(
         session=session, config=config, log=logging.getLogger("kernelsvc.guest"), user_ns=None

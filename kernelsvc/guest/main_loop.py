@@ -29,7 +29,7 @@ from kernelsvc.guest.forking import copy_tree, fork, immortal
 from kernelsvc.guest.forking.prefault import PagePrefault
 from kernelsvc.guest.home_paths import HomePaths
 from kernelsvc.guest.private_modules import ctypes, current_directory, gc, open_file, os, random, signal, socket
-from kernelsvc.guest.streams import OutputStream
+from kernelsvc.guest.streams import StandardStreams
 from kernelsvc.guest.wire_frames import WireRequest
 from kernelsvc.guest.wire_server import ControlRequest, WireServer, exit_unreachable
 
@@ -37,6 +37,17 @@ BACKEND = "module://matplotlib_inline.backend_inline"
 #: Seconds for which an ending kernel waits for the server to acknowledge its last frames.
 DRAIN_SECONDS = 5.0
 
+#: Variables that a session has unless its own environment sets them. Pagers would wait for a key: these print. less
+#: ends by itself if the screen has room for all (less(1), ``-F``).
+_ENVIRONMENT = {
+    "PAGER": "cat",
+    "GIT_PAGER": "cat",
+    "MANPAGER": "cat",
+    "SYSTEMD_PAGER": "cat",
+    "LESS": "-FRX",
+    # Otherwise Python programs keep what they print until they end, since no terminal reads it.
+    "PYTHONUNBUFFERED": "1",
+}
 #: Fields of HELLO about earlier cells. They are not part of the kernel's identity.
 _HISTORY_FIELDS = ("execution_count", "ran")
 
@@ -127,7 +138,8 @@ def _warm(kernel: Any, preload: Sequence[str]) -> None:
     streams = sys.stdout, sys.stderr
     null_wire: Any = _NullWire()
     kernel.session.wire = null_wire
-    sys.stdout, sys.stderr = OutputStream("stdout", null_wire), OutputStream("stderr", null_wire)
+    warming = kernel.streams = StandardStreams(null_wire)
+    sys.stdout, sys.stderr = warming.out, warming.err
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     handler = signal.getsignal(signal.SIGINT)
@@ -251,12 +263,15 @@ class MainLoop:
         self.apply_identity(identity)
         # Confinement replaces the environment that ``prepare`` set.
         os.environ.setdefault("MPLBACKEND", BACKEND)
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         reads = self.install_stdio(raw)
         self._reseed()
         kernel = self.kernel
         self.wire = kernel.session.wire = WireServer(listener, reads, self._describe)
-        sys.stdout, sys.stderr = OutputStream("stdout", self.wire), OutputStream("stderr", self.wire)
-        kernel._stdout, kernel._stderr = sys.stdout, sys.stderr
+        kernel.streams = kernel.session.streams = StandardStreams(self.wire)
+        kernel.streams.install()
+        kernel._stdout, kernel._stderr = kernel.streams.out, kernel.streams.err
         kernel.session.new_ids()
         kernel.usage.reopen()
         kernel.flush_c = self.flush_c
@@ -350,6 +365,7 @@ class MainLoop:
         if not self.forking_itself:
             self.wire.close_in_child()
             self.kernel.debugging.close_in_child()
+            self.kernel.streams.after_fork()
             if self.busy is None:  # Forked by a background task: the process ends when that task yields.
                 self.loop.call_soon(os._exit, 0)
 

@@ -1,20 +1,34 @@
 """``sys.stdout`` and ``sys.stderr`` of a session.
 
-Every write is sent immediately: no thread could send it later, and a cell may compute in C code for an hour after its
-last print. A write belongs to the cell whose code runs it, also in tasks that outlive their cell. Threads inherit no
-context (contextvars) and write for the cell that runs.
+While a process has one thread, every write is sent immediately: no thread could send it later, and a cell may compute
+in C code for an hour after its last print. ``print`` writes each argument by itself, so with several threads the text
+of a thread is kept until its line is complete, and lines of threads do not mix. A thread that exists only meanwhile
+sends lines that stay incomplete.
+
+A write belongs to the cell whose code runs it, also in tasks that outlive their cell. Threads inherit no context
+(contextvars) and write for the cell that runs. The cell is known here and not in ``sys.stdout``, where user code may
+put anything: its writes arrive here all the same.
 """
 
 from __future__ import annotations
 
+import _thread
 import codecs
+import contextlib
 import io
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar, Token
 from typing import Any, Protocol
 
-from kernelsvc.guest.private_modules import os
+from kernelsvc.guest.private_modules import os, threading
 from kernelsvc.guest.wire_frames import stream_prefix
+
+#: Number of Python threads besides the main thread. The C function: it is called for each write.
+_other_threads = _thread._count
+_ident = _thread.get_ident
+#: Seconds for which an incomplete line waits for its end, and most characters of it.
+_LINE_SECONDS, _LINE_LENGTH = 0.05, 8192
 
 
 class TextSink(Protocol):
@@ -49,7 +63,12 @@ class _Bytes(io.RawIOBase):
 
 
 class OutputStream(io.TextIOBase):
-    """A text stream whose writes are STREAM frames."""
+    """A text stream whose writes are STREAM frames.
+
+    Attributes:
+        outlet: The destination of the text.
+        unfinished: Incomplete lines by thread, each with the prefix that it is sent with.
+    """
 
     encoding = "utf-8"
     errors = "replace"
@@ -70,11 +89,18 @@ class OutputStream(io.TextIOBase):
         self._context_prefix: ContextVar[bytes] = ContextVar(name)
         self.outlet = outlet
         self.buffer = _Bytes(self)
+        self.unfinished: dict[int, tuple[bytes, str]] = {}
+        self._new_lock()
+
+    def _new_lock(self) -> None:
+        # Reentrant: a signal handler may print in the middle of a write.
+        self._lock = threading.RLock()
+        self._settled = threading.Event()
+        self._sender: threading.Thread | None = None
 
     def set_parent(self, parent: dict[str, Any]) -> None:
         """Assign all further text of this context to this request."""
-        header = parent.get("header") or parent
-        self._prefix = stream_prefix(self._name, str(header.get("msg_id", "")))
+        self._prefix = self._prefix_of(parent)
         self._context_prefix.set(self._prefix)
 
     def set_thread_parent(self, parent: dict[str, Any]) -> Token[bytes]:
@@ -83,8 +109,7 @@ class OutputStream(io.TextIOBase):
         Returns:
             The argument for ``reset_thread_parent``.
         """
-        header = parent.get("header") or parent
-        return self._context_prefix.set(stream_prefix(self._name, str(header.get("msg_id", ""))))
+        return self._context_prefix.set(self._prefix_of(parent))
 
     def reset_thread_parent(self, token: Token[bytes]) -> None:
         """Undo the ``set_thread_parent`` that returned this token."""
@@ -94,23 +119,94 @@ class OutputStream(io.TextIOBase):
         """Whether this is not a process that user code forked. ``OutStream`` has this method, and code calls it."""
         return not self.outlet.foreign
 
+    def _prefix_of(self, parent: dict[str, Any]) -> bytes:
+        header = parent.get("header") or parent
+        return stream_prefix(self._name, str(header.get("msg_id", "")))
+
     def write(self, text: str, /) -> int:
-        """Send ``text`` now."""
+        """Send ``text`` now, or with the rest of its line if there are other threads."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if text:
             outlet = self.outlet
-            if outlet.foreign:
-                self._write_raw(text)
+            if self.unfinished or _other_threads() or outlet.foreign:
+                self._write_lines(text)
             else:
                 outlet.text(self._context_prefix.get(self._prefix), text)
         return len(text)
 
-    def _write_raw(self, text: str) -> None:
-        """In a process that user code forked, write to the pipe, like any subprocess."""
-        data = memoryview(text.encode("utf-8", "replace"))
-        while data:
-            data = data[os.write(self._fd, data) :]
+    def _write_lines(self, text: str) -> None:
+        """Send the complete lines of this thread, and keep the rest."""
+        prefix = self._context_prefix.get(self._prefix)
+        with self._lock:
+            before, kept = self.unfinished.pop(_ident(), (prefix, ""))
+            if before != prefix:  # The beginning of the line is another cell's.
+                self._send(before, kept)
+                kept = ""
+            text = kept + text
+            end = len(text) if len(text) > _LINE_LENGTH else text.rfind("\n") + 1
+            if end < len(text):
+                self.unfinished[_ident()] = (prefix, text[end:])
+            if end:
+                self._send(prefix, text[:end])
+            if self.unfinished and not self._start_sender():
+                self._send_all()
+
+    def _send(self, prefix: bytes, text: str) -> None:
+        if text and self.outlet.foreign:
+            # In a process that user code forked, write to the pipe, like any subprocess.
+            data = memoryview(text.encode("utf-8", "replace"))
+            while data:
+                data = data[os.write(self._fd, data) :]
+        elif text:
+            self.outlet.text(prefix, text)
+
+    def _send_all(self) -> None:
+        with self._lock:
+            while self.unfinished:
+                self._send(*self.unfinished.popitem()[1])
+
+    def _start_sender(self) -> bool:
+        """Have a thread send incomplete lines. Return False if there can be none.
+
+        A process that user code forked has none: its lines wait for their end or for ``flush``, as in any program.
+        """
+        if self._sender is None and not self.outlet.foreign:
+            self._settled.clear()
+            sender = threading.Thread(target=self._send_later, name="incomplete lines", daemon=True)
+            try:
+                sender.start()
+            except RuntimeError:  # The session's limit of processes.
+                return False
+            self._sender = sender
+        return True
+
+    def _send_later(self) -> None:
+        seen: dict[int, tuple[bytes, str]] = {}
+        while not self._settled.wait(_LINE_SECONDS):
+            with self._lock:
+                for thread, line in seen.items():
+                    if self.unfinished.get(thread) is line:
+                        self._send(*self.unfinished.pop(thread))
+                seen = dict(self.unfinished)
+                if not seen:
+                    break
+        with self._lock:
+            self._sender = None
+
+    def settle(self) -> None:
+        """At the end of a cell: send incomplete lines, and end the thread for them, which a fork would not have."""
+        if self.unfinished or self._sender is not None:
+            self._send_all()
+            self._settled.set()
+            sender = self._sender
+            if sender is not None:
+                sender.join(_LINE_SECONDS)
+
+    def after_fork(self) -> None:
+        """In a process that user code forked: forget the lines of threads that do not exist here (fork(2))."""
+        self.unfinished = {}
+        self._new_lock()
 
     def writelines(self, lines: Iterable[Any], /) -> None:
         """Send all lines as one text."""
@@ -129,10 +225,78 @@ class OutputStream(io.TextIOBase):
         return self._fd
 
     def flush(self) -> None:
-        """Do nothing: no text is buffered."""
+        """Send this thread's incomplete line."""
+        if self.unfinished:
+            with self._lock:
+                self._send(*self.unfinished.pop(_ident(), (b"", "")))
 
     def close(self) -> None:
         """Do nothing: a library that closes its output must not silence the session."""
 
     def reconfigure(self, **_: Any) -> None:
         """Do nothing, for programs that reconfigure a text stream."""
+
+
+class StandardStreams:
+    """The two streams of a session, and what user code puts in their place.
+
+    Attributes:
+        out: standard output.
+        err: standard error.
+    """
+
+    def __init__(self, outlet: TextSink) -> None:
+        self.out, self.err = OutputStream("stdout", outlet), OutputStream("stderr", outlet)
+        # Those of the process write to descriptors 1 and 2 and keep text back.
+        self._replaced = [one for one in (sys.__stdout__, sys.__stderr__) if isinstance(one, io.TextIOWrapper)]
+
+    def install(self) -> None:
+        """Make them ``sys.stdout`` and ``sys.stderr``, also under the names that a program restores them from."""
+        streams: Any = sys  # typeshed has TextIOWrapper for two of these.
+        streams.stdout = streams.__stdout__ = self.out
+        streams.stderr = streams.__stderr__ = self.err
+
+    def set_parent(self, parent: dict[str, Any]) -> None:
+        """Assign all further text to this request, whatever it is written through."""
+        self.out.set_parent(parent)
+        self.err.set_parent(parent)
+
+    def flush(self) -> None:
+        """Flush everything that stands in ``sys`` or stood there at the start. Ignore its errors."""
+        self.flush_lines()
+        for stream in (sys.stdout, sys.stderr, *self._replaced):
+            if not (stream is self.out or stream is self.err or stream is None):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+
+    def flush_lines(self) -> None:
+        """Send the incomplete lines of this thread, before something else is shown."""
+        if self.out.unfinished or self.err.unfinished:
+            self.out.flush()
+            self.err.flush()
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Flush, and put them into ``sys`` for a moment: not everything that user code puts there can be flushed."""
+        self.flush()
+        replaced = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = self.out, self.err
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = replaced
+
+    def end_cell(self) -> None:
+        """Send everything that the cell has written. ``sys.stdout = None`` (no output) ends with its cell."""
+        self.flush()
+        self.out.settle()
+        self.err.settle()
+        if sys.stdout is None:
+            sys.stdout = self.out
+        if sys.stderr is None:
+            sys.stderr = self.err
+
+    def after_fork(self) -> None:
+        """See ``OutputStream.after_fork``."""
+        self.out.after_fork()
+        self.err.after_fork()

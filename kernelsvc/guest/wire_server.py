@@ -30,6 +30,7 @@ from typing import Any, NoReturn, Protocol
 
 from kernelsvc.guest import wire_frames
 from kernelsvc.guest.private_modules import fcntl, os, select, signal, socket, threading, time
+from kernelsvc.guest.stdio_reads import StdioReads
 from kernelsvc.guest.wire_frames import (
     ACK,
     CONTROL,
@@ -41,6 +42,7 @@ from kernelsvc.guest.wire_frames import (
     STREAM,
     Frame,
     WireRequest,
+    stream_prefix,
 )
 
 #: Bytes that are put between two checks for acknowledgements.
@@ -216,12 +218,13 @@ class WireServer:
         self.corked = False
         self.hello: dict[str, Any] | None = None
         self.outbox = wire_frames.Outbox()
-        self._stdio_reads = list(raw)
+        self._stdio = StdioReads(raw)
         self._describe = describe
         self._lock = threading.RLock()
         self._guard = _Guard(self._lock, self._run_deferred)
         self._waiting = 0  # Active calls of ``wait_for``. They poll the listener, so SIGURG is not needed.
         self._deferred: list[Callable[[], None]] = []
+        self._mid_line = False
         self._conn: _Connection | None = None
         self._pending: list[_Connection] = []
         self._ack_check_at = 0  # Value of ``Outbox.total`` at which to check for acknowledgements.
@@ -264,6 +267,7 @@ class WireServer:
             connection.close()
         self._conn, self._pending = None, []
         self._listener.close()
+        self._stdio = StdioReads(())
 
     # -- connections ------------------------------------------------------------------------
 
@@ -299,7 +303,7 @@ class WireServer:
         self.outbox = wire_frames.Outbox(self.outbox.limit)
         self._ack_check_at = 0
         self._send_now = None
-        old, self._stdio_reads = self._stdio_reads, list(raw)
+        old, self._stdio = self._stdio.fds, StdioReads(raw)
         self._listen(listener)
         return old
 
@@ -319,7 +323,7 @@ class WireServer:
 
     def fds(self) -> set[int]:
         """Return all descriptors that belong to the wire."""
-        own = {self._listener.fileno(), *self._stdio_reads}
+        own = {self._listener.fileno(), *self._stdio.fds}
         for connection in self._all_connections():
             own |= {connection.sock.fileno(), *connection.fds}
         for item in self.inbox:
@@ -406,7 +410,7 @@ class WireServer:
         welcome = wire_frames.HEADER.pack(len(payload), HELLO, first) + payload
         # Blocking: WELCOME and its descriptors must go out in one sendmsg(2).
         connection.sock.setblocking(True)
-        socket.send_fds(connection.sock, [welcome], self._stdio_reads)
+        socket.send_fds(connection.sock, [welcome], self._stdio.fds)
         connection.sock.setblocking(False)
         _stop_signal(connection.sock.fileno())
         self._pending.remove(connection)
@@ -607,12 +611,30 @@ class WireServer:
 
     def text(self, prefix: bytes, text: str) -> None:
         """Send text as STREAM frames, split if it is long. ``prefix`` comes from ``wire_frames.stream_prefix``."""
+        if not self._mid_line and self._stdio.readable():  # A print writes each of its arguments by itself.
+            self._forward_stdio()
+        self._mid_line = not text.endswith("\n")
+        self._text(prefix, text)
+
+    def _text(self, prefix: bytes, text: str) -> None:
         if len(text) <= MAX_TEXT // 4:
             self.send(STREAM, prefix + text.encode("utf-8", "replace"))
             return
         step = MAX_TEXT if text.isascii() else MAX_TEXT // 4
         for at in range(0, len(text), step):
             self.send(STREAM, prefix + text[at : at + step].encode("utf-8", "replace"))
+
+    def _forward_stdio(self) -> None:
+        """Send what ended subprocesses and C code have written before, which the server would read later."""
+        with self._guard:  # A handler that raises must not lose what was read.
+            self._stdio.take()
+        while (taken := self._stdio.taken) and not self.foreign:
+            name, text = taken.popleft()
+            try:
+                self._text(stream_prefix(name, self.cell), text)
+            except BaseException:
+                taken.appendleft((name, text))
+                raise
 
     def message(self, payload: bytes, *, hold: bool = False) -> None:
         """Send a Jupyter message (``wire_frames.join``).
@@ -624,6 +646,8 @@ class WireServer:
         Raises:
             ValueError: It is larger than a frame may be.
         """
+        if self._stdio.readable():
+            self._forward_stdio()
         if len(payload) > MAX_FRAME:
             raise ValueError(f"a message of {len(payload)} bytes is too large (at most {MAX_FRAME})")
         self.send(MESSAGE, payload, hold=hold)

@@ -58,9 +58,14 @@ class CoalescingReader:
         now = self._loop.time()
         self._quick_reads = self._quick_reads + 1 if now - self._last < QUICK_SECONDS else 0
         self._last = now
-        if self._quick_reads >= QUICK_READS and size < LARGE and self._watched:
+        if self._quick_reads >= QUICK_READS and size < LARGE:
+            self.pause()
+
+    def pause(self) -> None:
+        """Call ``read`` again after a short pause."""
+        if self._watched:
             self.unwatch()
-            self._timer = self._loop.call_at(now + PAUSE, self._continue)
+            self._timer = self._loop.call_at(self._loop.time() + PAUSE, self._continue)
 
     def _continue(self) -> None:
         self._timer = None

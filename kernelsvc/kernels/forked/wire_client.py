@@ -28,7 +28,7 @@ import msgspec
 
 from kernelsvc.errors import AtCapacity, KernelDead, Timeout
 from kernelsvc.kernels.forked import wire_parser
-from kernelsvc.kernels.forked.coalescing_reader import CoalescingReader
+from kernelsvc.kernels.forked.coalescing_reader import LARGE, CoalescingReader
 from kernelsvc.kernels.forked.reassembly import reassembly
 from kernelsvc.kernels.forked.stdio_pipe import StdioPipe
 from kernelsvc.kernels.forked.wire_connection import WireConnection, connect
@@ -47,6 +47,8 @@ Lost = Callable[["WireLost"], None]
 
 #: A read below this size returned everything that was written.
 SMALL = 4096
+#: Pauses of a millisecond in which the rest of a print may arrive, before another process's text follows its start.
+MAX_LINE_WAITS = 50
 #: Maximum bytes that wait for a kernel that does not read its requests.
 MAX_OUTGOING = 64 * 1024 * 1024
 #: Bytes or seconds after which delivered frames are acknowledged, unless a request is sent before.
@@ -128,6 +130,8 @@ class WireClient:
         self._acked = last_frame
         self._unacknowledged_bytes = 0  # bytes received since the last acknowledgement
         self._only_text = False  # in the last batch
+        self._mid_line = False  # the last batch ends within a line
+        self._line_waits = 0  # pauses of a pipe's reader for the rest of that line
         self._ack_timer: asyncio.TimerHandle | None = None
         self._controls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._control_number = 0
@@ -365,9 +369,17 @@ class WireClient:
         return end
 
     def _read_raw(self, number: int) -> None:
-        if self._undelivered:
-            return
+        """Read a pipe, but only what was written after everything in the socket, and not in the middle of a print."""
         pipe, reader = self._raw[number], self._raw_readers[number]
+        self._read()
+        if self._undelivered or self._lost is None:
+            return
+        # The kernel itself sends what is in the pipe before what it prints, and so in the right order.
+        if self._line_waits < (MAX_LINE_WAITS if self._mid_line else 1) and pipe.available() < LARGE:
+            self._line_waits += 1
+            reader.pause()
+            return
+        self._line_waits = 0
         started = self._loop.time()
         text = pipe.read(self._budget.read_size)
         if text is not None:
@@ -382,6 +394,7 @@ class WireClient:
         if self._deliver is None:
             return
         if batch:
+            self._mid_line = _mid_line(batch[-1])
             try:
                 self._deliver(batch)
             except OSError:

@@ -17,6 +17,7 @@ INHERITED = {
         ("IPython.core.interactiveshell.InteractiveShell", "_tee"),
     },
     "ipykernel": {
+        ("ipykernel.ipkernel.IPythonKernel", "_allow_stdin"),
         ("ipykernel.ipkernel.IPythonKernel", "_cancel_on_sigint"),
         ("ipykernel.ipkernel.IPythonKernel", "_forward_input"),
         ("ipykernel.ipkernel.IPythonKernel", "_restore_input"),

@@ -1,0 +1,66 @@
+"""The read ends of the pipes behind descriptors 1 and 2, in the kernel that also has the write ends.
+
+The server reads these pipes, which works while the kernel is busy in C code. But text that a subprocess wrote before
+its end would then arrive after a print that followed, or in the middle of it. So the kernel looks before each frame
+that it sends, and sends what is there as a frame of its own. Text that the server has read already precedes the frame
+anyway: it reads its socket first, and a pipe only when the socket is empty.
+"""
+
+from __future__ import annotations
+
+import codecs
+import fcntl
+import os
+import select
+import sys
+import termios
+from collections import deque
+from collections.abc import Sequence
+
+#: Most bytes of each pipe that are taken at once: a process that still writes must not hold up the kernel.
+_MOST = 1 << 20
+_INT = bytes(4)
+
+
+class StdioReads:
+    """Both pipes.
+
+    Args:
+        fds: read ends for standard output and standard error, or nothing in a process that must not read them.
+
+    Attributes:
+        fds: the descriptors.
+        taken: names and texts that were read and not sent yet.
+    """
+
+    def __init__(self, fds: Sequence[int]) -> None:
+        self.fds = list(fds)
+        self.taken: deque[tuple[str, str]] = deque()
+        self._decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in self.fds]
+        self._inodes = [os.fstat(fd).st_ino for fd in self.fds]
+        self._poll = select.poll()
+        for fd in self.fds:
+            self._poll.register(fd, select.POLLIN)
+
+    def readable(self) -> bool:
+        """Whether there is anything to take."""
+        return bool(self._poll.poll(0))
+
+    def take(self) -> None:
+        """Read what is in the pipes at this moment. Never blocks."""
+        for number, fd in enumerate(self.fds):
+            try:
+                if os.fstat(fd).st_ino != self._inodes[number]:
+                    raise OSError("user code has closed the descriptor, and the number is another file's now")
+                # The server shares the pipe but not the flags, which are this process's to set (fcntl(2)).
+                os.set_blocking(fd, False)
+                left = min(_MOST, int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, _INT), sys.byteorder))
+                data = os.read(fd, left) if left else b""
+            except BlockingIOError:
+                continue
+            except OSError:  # The server still has descriptors of its own.
+                self._poll = select.poll()
+                return
+            text = self._decoders[number].decode(data)
+            if text:
+                self.taken.append(("stdout" if number == 0 else "stderr", text))
