@@ -334,8 +334,6 @@ class CellFinished(Event):
         variables_kept: False if the kernel was lost with its variables. None if they were not affected.
         user_expressions: Results of the request's expressions, as in Jupyter's ``execute_reply``: a MIME bundle each,
             or the error.
-        payload: Requests to the client, as in Jupyter's ``execute_reply``: text for a pager (``zip?``), or the next
-            cell (``%load``).
     """
 
     reason: Reason = Reason.OK
@@ -344,7 +342,6 @@ class CellFinished(Event):
     message: str | None = None
     variables_kept: bool | None = None
     user_expressions: dict[str, Any] = {}
-    payload: list[dict[str, Any]] = []
 
 
 # --- checkpoints and branches ---------------------------------------------------------

@@ -298,7 +298,6 @@ class Machine(MachineState):
             message=message,
             variables_kept=kept,
             user_expressions=self._user_expressions(run.id, reply),
-            payload=list(reply.payload),
         )
         if frame is not None:
             finished.frame = frame

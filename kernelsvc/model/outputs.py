@@ -27,6 +27,9 @@ MAX_PARTS = 5000
 
 _JSON_TYPE = re.compile(r"application/(.*\+)?json")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+#: Code in HTML, and a tag.
+_CODE = re.compile(r"<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<[^<>]*>")
 #: Number of small pieces of text that are joined into one.
 _JOIN = 256
 #: Most outputs with one display id that an update changes, the latest ones.
@@ -91,20 +94,47 @@ def clean_id(display_id: str | None) -> str | None:
 
 
 def slim(output: Output, room: int) -> Output:
-    """Drop the largest forms of an output until it fits, and add a note about each."""
+    """Reduce an output until it fits: its largest forms are dropped, and its text keeps head and tail.
+
+    A note names the dropped forms, unless another form than text is left.
+    """
     if size_of(output) <= room:
         return output
     if output["output_type"] == "error":
         return {**output, **_slim_error(output)}
     data, dropped = dict(output["data"]), []
+    plain = data.pop("text/plain", None)
+    text = _cut_middle(plain, room // 2) if isinstance(plain, str) else ""
     for mime, value in sorted(data.items(), key=lambda item: -len(str(item[1]))):
-        if sum(len(str(v)) for v in data.values()) <= room:
+        if sum(len(str(v)) for v in data.values()) <= room - len(text):
             break
         dropped.append(f"{mime} ({len(str(value)):,} characters)")
         del data[mime]
-    note = f"[left out, over the output budget: {', '.join(dropped)[:500]}]"
-    data["text/plain"] = f"{data['text/plain']}\n{note}" if isinstance(data.get("text/plain"), str) else note
-    return {**output, "data": data}
+    if dropped and not data:
+        note = f"[left out, over the output budget: {', '.join(dropped)[:500]}]"
+        text = f"{text}\n{note}" if text else note
+    return {**output, "data": {**data, "text/plain": text} if text else data}
+
+
+def _cut_middle(text: str, length: int) -> str:
+    half = length // 2
+    if len(text) <= length:
+        return text
+    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters of the value left out …]\n{text[len(text) - half :]}"
+
+
+def _characters_lost(before: Output, after: Output) -> int:
+    """Return the characters that a reduced output lacks, or 0 if a form other than text still shows all of it."""
+    if after["output_type"] != "error" and set(after["data"]) - {"text/plain"}:
+        return 0
+    return max(0, size_of(before) - size_of(after))
+
+
+def _shows_nothing(output: Output) -> bool:
+    """Whether an output has only scripts and styles, as a plotting library loads itself before its first figure."""
+    if output["output_type"] != "display_data" or set(output["data"]) != {"text/html"}:
+        return False
+    return not _TAG.sub("", _CODE.sub("", str(output["data"]["text/html"]))).strip()
 
 
 def _slim_error(output: Output) -> Output:
@@ -263,9 +293,11 @@ class Outputs:
     def _put(self, part: _Rich) -> None:
         self._begin()
         if self._budget is not None and part.size > self._budget // 2:
-            before = part.size
-            part.replace(slim(part.output(), self._budget // 2))
-            self.cut += max(0, before - part.size)
+            before = part.output()
+            if _shows_nothing(before):
+                return
+            part.replace(slim(before, self._budget // 2))
+            self.cut += _characters_lost(before, part.output())
         if part.display_id is not None:
             self._by_id.setdefault(part.display_id, deque(maxlen=SAME_ID)).append(part)
         room = self._head_room()

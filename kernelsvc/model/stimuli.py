@@ -52,7 +52,6 @@ class KernelReplied:
     frame: int | None = None
     struck: str = ""  # limit that its exception names (``limit_causes``)
     expressions: Mapping[str, Any] = field(default_factory=dict)  # name -> MIME bundle or error
-    payload: tuple[dict[str, Any], ...] = ()
     room: int | None = None  # size of the scratch space that was full, bytes
     outputs: tuple[Event, ...] = ()
 

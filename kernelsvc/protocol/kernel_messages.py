@@ -24,8 +24,10 @@ from kernelsvc.model.stimuli import KernelReplied
 MAX_TRACEBACK_LINES = 500
 #: Most bytes of JSON for the results of all expressions of a cell.
 MAX_EXPRESSION_BYTES = 256 * 1024
-#: Most entries and bytes of JSON for the payload of a cell: pages of documentation, code for the next cell.
-MAX_PAYLOADS, MAX_PAYLOAD_BYTES = 16, 256 * 1024
+#: Most payloads of a reply that are shown, and most characters of each.
+MAX_PAYLOADS, MAX_PAYLOAD_LENGTH = 32, 4 << 20
+#: Key of a display's metadata that says which payload it was (Jupyter messaging, "Payloads").
+PAYLOAD = "payload"
 _encode = msgspec.json.Encoder().encode
 
 #: The channels of Jupyter's messaging protocol that requests go by.
@@ -237,17 +239,43 @@ def expressions(value: object) -> dict[str, Any]:
     return found
 
 
-def payload(value: object) -> tuple[dict[str, Any], ...]:
-    """Return the payload of an ``execute_reply``, limited in number and in total size. The rest is left out."""
-    if not value or not isinstance(value, list):
-        return ()
-    room, found = MAX_PAYLOAD_BYTES, []
-    for each in value[:MAX_PAYLOADS]:
-        size = len(_encode(each))
-        if isinstance(each, dict) and size <= room:
-            room -= size
-            found.append(each)
-    return tuple(found)
+def shown_payloads(value: object) -> list[Event]:
+    """Return the payloads of a reply that are meant to be read, as displays.
+
+    ``page`` is text for a pager (``name?``, ``%prun``), ``set_next_input`` is code for the next cell (``%load``). Most
+    clients have neither pager nor cell. ``payload_of`` reverts this for those that do.
+    """
+    events: list[Event] = []
+    for item in itertools.islice(value if isinstance(value, list) else (), MAX_PAYLOADS):
+        fields = mapping(item)
+        kind = fields.get("source")
+        if kind == "page":
+            data, about = bundle(fields.get("data")), {"source": kind, "start": number(fields.get("start")) or 0}
+        elif kind == "set_next_input":
+            data = {"text/plain": text(fields.get("text"), MAX_PAYLOAD_LENGTH)}
+            about = {"source": kind, "replace": fields.get("replace") is True}
+        else:
+            continue
+        data = {mime: part for mime, part in data.items() if len(str(part)) <= MAX_PAYLOAD_LENGTH}
+        if any(data.values()):
+            events.append(ev.Display(data=data, metadata={"kernelsvc": {PAYLOAD: about}}))
+    return events
+
+
+def payload_of(shown: ev.Display) -> dict[str, Any] | None:
+    """Return the payload that a display was made from, or None."""
+    about = mapping(mapping(shown.metadata.get("kernelsvc")).get(PAYLOAD))
+    match about.get("source"):
+        case "page":
+            return {"source": "page", "data": shown.data, "start": number(about.get("start")) or 0}
+        case "set_next_input":
+            return {
+                "source": "set_next_input",
+                "text": text(shown.data.get("text/plain"), MAX_PAYLOAD_LENGTH),
+                "replace": about.get("replace") is True,
+            }
+        case _:
+            return None
 
 
 def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) -> KernelReplied:
@@ -266,7 +294,12 @@ def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) 
         peak_rss_bytes=number(usage.get("peak_rss_bytes")),
         frame=frame,
         expressions=expressions(content.get("user_expressions")),
-        payload=payload(content.get("payload")),
         struck=strike["limit"] if strike.get("limit") in limit_causes.GUEST_LIMITS else "",
         room=number(strike.get("bytes")),
+        outputs=tuple(_in_cell(cell, shown) for shown in shown_payloads(content.get("payload"))),
     )
+
+
+def _in_cell(cell: str, event: Event) -> Event:
+    event.cell = cell
+    return event

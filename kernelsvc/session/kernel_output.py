@@ -86,10 +86,11 @@ class KernelOutput:
             if isinstance(stimulus, CellBegan) and not pending:  # one write for the start and the output that follows
                 pending.extend(self._machine.decide(stimulus, self._loop.time()).events)
                 continue
-            if isinstance(stimulus, KernelReplied) and self._fits_limits(
-                pending
-            ):  # one write for the cell's last output and its end
-                stimulus, pending = replace(stimulus, outputs=tuple(pending)), []
+            if isinstance(stimulus, KernelReplied):
+                pending += stimulus.outputs
+                stimulus = replace(stimulus, outputs=())
+                if self._fits_limits(pending):  # one write for the cell's last output and its end
+                    stimulus, pending = replace(stimulus, outputs=tuple(pending)), []
             if pending:
                 self._record(pending, index)
                 pending = []

@@ -25,7 +25,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.objects import CellInfo
 from kernelsvc.protocol.jupyter import JupyterMessage
-from kernelsvc.protocol.kernel_messages import KEPT
+from kernelsvc.protocol.kernel_messages import KEPT, payload_of
 
 VERSION = "5.4"
 _FIELDS = ("msg_id", "msg_type", "username", "session", "date", "version")
@@ -160,6 +160,7 @@ class EventTranslator:
         self._errors: dict[str, ev.Error] = {}
         #: When cells started, as text.
         self._started: dict[str, str] = {}
+        self._payloads: dict[str, list[Content]] = {}
 
     def messages(self, event: Event) -> list[JupyterMessage]:
         """Return the Jupyter messages for this event. Empty for most events that are not output."""
@@ -200,6 +201,10 @@ class EventTranslator:
             self._cells.popitem(last=False)
 
     def _parts(self, event: Event) -> list[tuple[str, str, Content]]:
+        payload = payload_of(event) if isinstance(event, ev.Display) else None
+        if payload is not None and isinstance(event.cell, str):
+            self._payloads.setdefault(event.cell, []).append(payload)
+            return []
         output = output_of(event)
         if output is not None:
             if isinstance(event, ev.Error) and isinstance(event.cell, str):
@@ -240,6 +245,8 @@ class EventTranslator:
         if event.message and event.reason not in (Reason.OK, Reason.ERROR) and began:
             parts.append(("iopub", "stream", {"name": "stderr", "text": f"{event.message}\n"}))
         reply = reply_of(event, error, began)
+        if payloads := self._payloads.pop(cell, None):
+            reply["payload"] = payloads
         if error is None and reply["status"] == "error":
             shown = {name: reply[name] for name in ("ename", "evalue", "traceback")}
             parts.append(("iopub", "error", shown))
@@ -288,11 +295,11 @@ def reply_of(event: ev.CellFinished, error: ev.Error | None, began: bool) -> Con
     """Return the ``execute_reply`` of a cell that has ended."""
     count = {"execution_count": event.execution_count}
     if event.reason is Reason.OK:
-        return {"status": "ok", **count, "user_expressions": event.user_expressions, "payload": event.payload}
+        return {"status": "ok", **count, "user_expressions": event.user_expressions, "payload": []}
     if not began and event.reason is Reason.CANCELLED:
         return failure("Cancelled", event.message or "an earlier cell failed") | {"status": "aborted", **count}
     if error is not None:
         failed = failure(error.ename, error.evalue, error.traceback)
     else:
         failed = failure(_NAMES[event.reason], event.message or f"the cell ended: {event.reason}")
-    return failed | count | {"user_expressions": {}, "payload": event.payload}
+    return failed | count | {"user_expressions": {}, "payload": []}

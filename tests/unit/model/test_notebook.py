@@ -69,7 +69,6 @@ SPECIAL = {
     "data": bundles,
     "metadata": st.dictionaries(st.text(max_size=5), json_values, max_size=2),
     "user_expressions": st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),
-    "payload": st.lists(st.dictionaries(st.text(max_size=5), json_values, max_size=2), max_size=2),
     "display_id": st.none() | st.sampled_from(["d1", "d2"]),
     "content": bundles,
     "sandbox": st.just(ev.SandboxReport(enforced=["seccomp"])),
@@ -243,6 +242,26 @@ def test_a_large_table_keeps_its_text():
     big = ev.Result(data={"text/html": "<td>" * 10_000, "text/plain": "a b\n1 2"}, execution_count=1)
     text = folded(big, budget=2000).text()
     assert text.startswith("a b\n1 2\n[left out, over the output budget: text/html (40,000 characters)]")
+
+
+def test_a_long_value_keeps_head_and_tail():
+    text = folded(ev.Result(data={"text/plain": "a" * 5000 + "z" * 5000}, execution_count=1), budget=2000).text()
+    assert text.startswith("a" * 250 + "\n[… 9,500 characters of the value left out …]\n" + "z" * 250 + "\n")
+
+
+def test_an_output_that_keeps_a_form_that_shows_all_of_it_has_no_note():
+    figure = {"application/vnd.plotly.v1+json": {"data": []}, "text/html": "<script>x</script>" * 1000}
+    cell = folded(ev.Result(data=figure, execution_count=1), budget=2000)
+    assert set(cell.render()[0]["data"]) == {"application/vnd.plotly.v1+json"}
+    assert "left out" not in cell.text()
+
+
+@pytest.mark.parametrize(("shown", "text"), [("", ""), ("<b>seen</b>", "left out")])
+def test_a_library_that_a_page_loads_is_no_output(shown, text):
+    library = f"<script type='x'>{'x' * 5000}</script>{shown}<style>y</style>"
+    cell = folded(ev.Display(data={"text/html": library}), ev.Stream(text="after"), budget=2000)
+    assert text in cell.text()
+    assert (len(cell.render()) == 1) == (not shown)
 
 
 def test_a_hostile_cell_stays_bounded():

@@ -30,6 +30,7 @@ FIELDS = [
     "password",
     "execution_count",
     "status",
+    "payload",
 ]
 KINDS = [
     "stream",
@@ -89,12 +90,30 @@ def test_a_traceback_without_end_is_cut_in_the_middle():
     assert cut[-1] == "9999"
 
 
-@pytest.mark.parametrize("value", [None, 1, "x", {"source": "page"}, [1, None, "x"], [["page"]]])
-def test_a_payload_of_another_form_is_left_out(value: object) -> None:
-    assert kernel_messages.payload(value) == ()
+PAYLOADS = [
+    {"source": "page", "data": {"text/plain": "help", "text/html": "<b>help</b>"}, "start": 3},
+    {"source": "set_next_input", "text": "x = 1", "replace": True},
+]
 
 
-def test_a_payload_is_limited_in_number_and_size() -> None:
-    small, large = {"source": "page", "data": "x"}, {"data": "x" * kernel_messages.MAX_PAYLOAD_BYTES}
-    assert kernel_messages.payload([small, large, small]) == (small, small)
-    assert len(kernel_messages.payload([small] * 100)) == kernel_messages.MAX_PAYLOADS
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_a_payload_is_shown_and_can_be_made_again(payload):
+    reply = kernel_messages.reply_of("c", {"status": "ok", "payload": [payload]}, {}, 3)
+    (shown,) = reply.outputs
+    assert (shown.cell, shown.data["text/plain"]) == ("c", "help" if payload["source"] == "page" else "x = 1")
+    assert kernel_messages.payload_of(ev.decode(ev.encode(shown))) == payload
+
+
+@pytest.mark.parametrize(
+    "payload", [None, 1, [1], [{}], [{"source": "page"}], [{"source": "ask_exit"}], [{"source": "page", "data": []}]]
+)
+def test_other_payloads_show_nothing(payload):
+    assert kernel_messages.reply_of("c", {"status": "ok", "payload": payload}, {}, 3).outputs == ()
+
+
+def test_payloads_are_bounded_and_displays_are_no_payloads():
+    many = [{"source": "page", "data": {"text/plain": "x" * (5 << 20), "text/html": "x"}}] * 100
+    outputs = kernel_messages.reply_of("c", {"status": "ok", "payload": many}, {}, 3).outputs
+    assert len(outputs) == kernel_messages.MAX_PAYLOADS
+    assert set(outputs[0].data) == {"text/html"}
+    assert kernel_messages.payload_of(ev.Display(data={"text/plain": "x"}, metadata={"kernelsvc": 1})) is None

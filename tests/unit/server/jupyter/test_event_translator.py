@@ -60,6 +60,16 @@ def test_a_cell_is_what_a_kernel_would_have_sent() -> None:
     assert [once.messages(e) for e in events] == [again.messages(e) for e in events]
 
 
+def test_a_pager_s_text_is_a_payload_of_the_reply() -> None:
+    (page,) = kernel_messages.shown_payloads([{"source": "page", "data": {"text/plain": "help"}, "start": 0}])
+    events = stamped(queued(), ev.CellStarted(execution_count=1), page, ev.CellFinished())
+    translator = EventTranslator("s_1", none)
+    found = [message for event in events for message in translator.messages(event)]
+    assert "display_data" not in [message.msg_type for message in found]
+    (reply,) = [message for message in found if message.msg_type == "execute_reply"]
+    assert reply.content["payload"] == [{"source": "page", "data": {"text/plain": "help"}, "start": 0}]
+
+
 def test_a_silent_cell_says_no_input() -> None:
     assert ("iopub", "execute_input", None) not in said(stamped(queued(silent=True), ev.CellStarted()))
 
@@ -189,12 +199,11 @@ async def test_text_waits_a_short_time_for_more_text(batches: list[list[ev.Event
     assert len(source.batches) == len(batches) - gathered - (0 if batches[-1] else 1)
 
 
-def test_the_end_of_a_cell_has_its_payload_and_its_start() -> None:
-    payload = [{"source": "page", "data": {"text/plain": "x"}}]
-    events = stamped(queued(), ev.CellStarted(execution_count=1), ev.CellFinished(payload=payload))
+def test_the_end_of_a_cell_has_its_start() -> None:
+    events = stamped(queued(), ev.CellStarted(execution_count=1), ev.CellFinished())
     translator = EventTranslator("s_1", none)
     reply = next(m for event in events for m in translator.messages(event) if m.channel == "shell")
-    assert (reply.content["payload"], reply.metadata) == (payload, {"started": events[1].at, "status": "ok"})
+    assert (reply.content["payload"], reply.metadata) == ([], {"started": events[1].at, "status": "ok"})
 
 
 def test_an_event_of_the_debugger_is_a_message() -> None:
