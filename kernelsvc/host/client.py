@@ -378,6 +378,16 @@ class HostClient:
         if self._channel is not None:
             self._channel.send({"id": None, "op": "signal", "kernel": kernel, "signum": signum, "all": everyone})
 
+    def interrupt_children(self, kernel: str, seconds: float) -> None:
+        """Have the host interrupt the processes that a kernel has started, and kill those that go on. Does not wait.
+
+        Args:
+            kernel: id of the kernel.
+            seconds: how long ago the first of them started, at most.
+        """
+        if self._channel is not None:
+            self._channel.send({"id": None, "op": "interrupt", "kernel": kernel, "seconds": seconds})
+
     async def end(self, kernel: str) -> None:
         """End a kernel and the processes it started, and free its resources."""
         self._on_exit.pop(kernel, None)

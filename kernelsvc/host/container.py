@@ -44,6 +44,8 @@ RELEASE_PAUSE, RELEASE_SECONDS = 0.005, 5.0
 STATUS_SECONDS = 0.5
 #: Programs in the sandbox that a report of a branch names.
 MAX_LEFT = 10
+#: Seconds for the processes of an interrupted cell to end. The kernel itself is killed a little later.
+INTERRUPTED_SECONDS = 0.8
 
 
 class KernelExitedEarly(Internal):
@@ -458,6 +460,25 @@ class Container:
             return
         with contextlib.suppress(ProcessLookupError, KeyError):
             signal.pidfd_send_signal(self.processes[kernel].pidfd, number)
+
+    def interrupt_children(self, kernel: str, seconds: float) -> None:
+        """Send SIGINT to the processes that a kernel's cell has started, and SIGKILL to those that do not end.
+
+        Its copies are no such processes, and neither are those that have made themselves daemons, nor those of earlier
+        cells.
+
+        Args:
+            kernel: id of the kernel.
+            seconds: how long ago the cell began.
+        """
+        process = self.processes.get(kernel)
+        if process is None or process.exit is not None:
+            return
+        others = {one.pid for one in self.processes.values()} - {process.pid}
+        found = procfs.started_since(process.pid, seconds, but_not=others)
+        if found:
+            procfs.send_signal(found, signal.SIGINT)
+            asyncio.get_running_loop().call_later(INTERRUPTED_SECONDS, procfs.send_signal, found, signal.SIGKILL)
 
     async def end_process(self, kernel: str) -> Exit:
         """End one kernel and the processes it started. With its last kernel the container ends.

@@ -396,6 +396,11 @@ class HostDaemon:
         container.signal(process.kernel, int(body["signum"]), everyone=bool(body.get("all")))
         return {}, []
 
+    async def _interrupt(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
+        container, process = self.manager.find(str(body["kernel"]))
+        container.interrupt_children(process.kernel, float(body["seconds"]))
+        return {}, []
+
     async def _end(self, server: seqpacket.SeqpacketChannel, body: dict[str, Any], fds: list[int]) -> Answer:
         kernel = str(body["kernel"])
         for kernels in self._servers.values():
@@ -432,6 +437,7 @@ class HostDaemon:
         "exec": _exec,
         "expect": _announce_branch,
         "signal": _signal,
+        "interrupt": _interrupt,
         "end": _end,
         "list": _list,
         "shutdown": _shutdown,

@@ -422,7 +422,7 @@ class FakeKernel:
             }
             self.process.reply(msg_type.removesuffix("request") + "reply", about, request.msg_id)
 
-    def interrupt(self) -> None:
+    def interrupt(self, seconds: float = 0.0) -> None:
         """See ``port.Kernel``."""
         self.process.interrupt()
 

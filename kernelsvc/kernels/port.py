@@ -140,8 +140,13 @@ class Kernel(Protocol):
     def send(self, request: KernelRequest) -> None:
         """Send any other Jupyter message. Its replies arrive at the sink."""
 
-    def interrupt(self) -> None:
-        """Send SIGINT to the kernel, or an interrupt message if its kernelspec asks for one."""
+    def interrupt(self, seconds: float = 0.0) -> None:
+        """Send SIGINT to the kernel, or an interrupt message if its kernelspec asks for one.
+
+        Args:
+            seconds: how long ago the cell was sent. A forked kernel's processes that started since then are interrupted
+                too, and killed if they do not end.
+        """
 
     def kill(self) -> None:
         """Send SIGKILL to the kernel and its subprocesses, but not to its copies. ``exited`` follows."""

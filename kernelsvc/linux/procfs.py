@@ -12,7 +12,8 @@ import os
 import re
 import signal
 import struct
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -185,10 +186,42 @@ def below(pid: int) -> Iterator[int]:
         waiting += children(one)
 
 
-def kill_those(pids: Iterable[int], condition: Callable[[Stat], bool]) -> int:
+def started_since(root: int, seconds: float, *, but_not: Container[int]) -> dict[int, int]:
+    """Return the descendants of a process that started in the last seconds, as pids and start times.
+
+    Args:
+        root: pid of their ancestor.
+        seconds: how long ago at most. Start times are exact to a clock tick.
+        but_not: pids that are left out, with their descendants.
+    """
+    earliest = (time.clock_gettime(time.CLOCK_BOOTTIME) - seconds) * _TICKS - 1
+    found: dict[int, int] = {}
+    waiting = children(root)
+    while waiting:
+        pid = waiting.pop()
+        info = None if pid in but_not else stat(pid)
+        if info is not None:
+            waiting += children(pid)
+            if info.started >= earliest and info.state != "Z":
+                found[pid] = info.started
+    return found
+
+
+def send_signal(found: Mapping[int, int], number: int) -> None:
+    """Send a signal to processes, named by pids and start times. Those that have ended are left out."""
+    for pid, started in found.items():
+        kill_those([pid], lambda info, started=started: info.started == started, number)  # type: ignore[misc]
+
+
+def kill_those(pids: Iterable[int], condition: Callable[[Stat], bool], number: int = signal.SIGKILL) -> int:
     """Kill every process for which the condition holds.
 
     The condition is checked while a pidfd is open, so the pid can't be another process's by then.
+
+    Args:
+        pids: the processes.
+        condition: gets the status of each.
+        number: the signal.
 
     Returns:
         How many were still running.
@@ -202,7 +235,7 @@ def kill_those(pids: Iterable[int], condition: Callable[[Stat], bool]) -> int:
         try:
             info = stat(pid)
             if info is not None and info.state != "Z" and condition(info):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(pidfd, number)
                 killed += 1
         except ProcessLookupError:
             continue

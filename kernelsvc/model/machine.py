@@ -313,6 +313,9 @@ class Machine(MachineState):
         self, reply: KernelReplied, run: Running, hit: ev.LimitReached | None
     ) -> tuple[Reason, str | None, bool | None]:
         noticed = next(reversed(run.limits_reached.values()), None)
+        if reply.status == "ok" and run.stop is not None and (cause := self._cause(run)):
+            # A limit has ended the code, whatever has caught its exception.
+            return run.stop, f"{cause}; the code caught the interrupt and ended, variables kept.", True
         if reply.status == "ok":
             return Reason.OK, noticed, None
         if reply.status != "error":

@@ -284,7 +284,7 @@ class SessionRuntime:
         """Repeat the interrupt in the grace time: a signal just before a blocking C call takes effect after it."""
         run = self.machine.running
         if run is not None and run.id == cell and run.kill_at is not None and self.kernel is not None:
-            self.kernel.interrupt()
+            self.kernel.interrupt(max(0.0, self._loop.time() - run.sent_at))
             self._loop.call_later(INTERRUPT_SECONDS, self._interrupt_until_dead, cell)
 
     def _send(self, cell: str) -> None:

@@ -211,9 +211,11 @@ class ForkedKernel:
         except PermissionError:  # the kernel has a user of its own: its host may send the signal
             self._owner.host.signal(self.info.id, number)
 
-    def interrupt(self) -> None:
+    def interrupt(self, seconds: float = 0.0) -> None:
         """See ``port.Kernel``."""
         self._signal(signal.SIGINT)
+        if seconds and self._pidfd >= 0:
+            self._owner.host.interrupt_children(self.info.id, seconds)
 
     def kill(self) -> None:
         """See ``port.Kernel``."""

@@ -180,7 +180,7 @@ class ZmqKernel:
         """See ``port.Kernel``. Here: whether the request was passed to its socket."""
         return msg_id in self._seen
 
-    def interrupt(self) -> None:
+    def interrupt(self, seconds: float = 0.0) -> None:
         """See ``port.Kernel``."""
         if self._record.interrupt_mode == "message":
             self._request("control", "interrupt_request", f"{INTERNAL_PREFIX}interrupt")

@@ -96,6 +96,24 @@ def test_families() -> None:
     assert procfs.inner_pid(shell.pid) == -1
 
 
+def test_descendants_that_started_since_then_get_a_signal() -> None:
+    with subprocess.Popen(["sleep", "100"]) as earlier:
+        wait_for(lambda: time.clock_gettime(time.CLOCK_BOOTTIME) > procfs.stat(earlier.pid).started / 100 + 0.2)
+        script = "sleep 100 & sleep 100 & echo; wait"
+        with subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE) as shell:
+            assert shell.stdout is not None
+            shell.stdout.readline()
+            found = procfs.started_since(os.getpid(), 0.1, but_not=())
+            assert set(found) == {shell.pid, *procfs.children(shell.pid)}
+            assert not procfs.started_since(os.getpid(), 0.1, but_not={shell.pid})
+            assert earlier.pid in procfs.started_since(os.getpid(), 60, but_not={shell.pid})
+            procfs.send_signal({pid: started + 1 for pid, started in found.items()}, signal.SIGKILL)
+            assert shell.poll() is None
+            procfs.send_signal(found, signal.SIGTERM)
+            assert shell.wait(DEADLINE) == -signal.SIGTERM
+        earlier.kill()
+
+
 def test_stat_counts_processor_time_threads_and_memory() -> None:
     before = procfs.stat(os.getpid())
     ballast = bytearray(64 << 20)

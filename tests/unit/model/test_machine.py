@@ -247,6 +247,24 @@ def test_the_time_limit_interrupts_then_kills():
     assert isinstance(effects[-1], StartKernel)
 
 
+def test_a_limit_is_the_reason_also_when_the_code_has_caught_it():
+    machine = ready(Policy(cell_seconds=2.0, grace_seconds=1.5))
+    drive(machine, submit("a"), CellBegan("a", 1), now=100.0)
+    drive(machine, Tick(), now=102.0)
+    events, _ = drive(machine, KernelReplied("a", "ok", 1), KernelIdle("a"), now=102.1)
+    (finished,) = (e for e in events if isinstance(e, ev.CellFinished))
+    assert (finished.reason, finished.variables_kept) == (Reason.TIMEOUT, True)
+    assert finished.message.startswith("cell_seconds: 2 s reached; the code caught the interrupt")
+
+
+def test_an_interrupt_that_the_code_has_caught_is_no_failure():
+    machine = ready()
+    events, _ = drive(
+        machine, submit("a"), CellBegan("a", 1), Interrupt(), KernelReplied("a", "ok", 1), KernelIdle("a")
+    )
+    assert [e.reason for e in events if isinstance(e, ev.CellFinished)] == [Reason.OK]
+
+
 def test_an_interrupted_cell_keeps_its_variables():
     machine = ready()
     events, _ = drive(
