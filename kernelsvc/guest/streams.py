@@ -29,6 +29,7 @@ _other_threads = _thread._count
 _ident = _thread.get_ident
 #: Seconds for which an incomplete line waits for its end, and most characters of it.
 _LINE_SECONDS, _LINE_LENGTH = 0.05, 8192
+_IN_PLACE = contextlib.nullcontext()
 
 
 class TextSink(Protocol):
@@ -266,8 +267,10 @@ class StandardStreams:
         self.flush_lines()
         for stream in (sys.stdout, sys.stderr, *self._replaced):
             if not (stream is self.out or stream is self.err or stream is None):
-                with contextlib.suppress(Exception):
+                try:  # Not ``contextlib.suppress``, which costs more than the flush. This runs for every cell.
                     stream.flush()
+                except Exception:
+                    continue
 
     def flush_lines(self) -> None:
         """Send the incomplete lines of this thread, before something else is shown."""
@@ -275,9 +278,14 @@ class StandardStreams:
             self.out.flush()
             self.err.flush()
 
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self) -> contextlib.AbstractContextManager[None]:
         """Flush, and put them into ``sys`` for a moment: not everything that user code puts there can be flushed."""
+        self.flush_lines()
+        ours = sys.stdout is self.out and sys.stderr is self.err
+        return _IN_PLACE if ours else self._put_in_place()
+
+    @contextlib.contextmanager
+    def _put_in_place(self) -> Iterator[None]:
         self.flush()
         replaced = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = self.out, self.err
