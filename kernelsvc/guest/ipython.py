@@ -22,7 +22,6 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from subprocess import CalledProcessError
 from typing import Any
 
 from kernelsvc.guest import environment, limit_errors, tracebacks, variables
@@ -48,16 +47,15 @@ import ipykernel  # noqa: E402
 from ipykernel.ipkernel import IPythonKernel  # noqa: E402
 from ipykernel.zmqshell import ZMQInteractiveShell  # noqa: E402
 from IPython.core import debugger  # noqa: E402
-from IPython.core.error import StdinNotImplementedError, UsageError  # noqa: E402
+from IPython.core.error import UsageError  # noqa: E402
 from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
-from IPython.utils.text import LSString, SList  # noqa: E402
 from jupyter_client.jsonutil import json_clean, json_default  # noqa: E402
 from jupyter_client.session import Session, protocol_version, utcnow  # noqa: E402
 from traitlets import Any as AnyTrait  # noqa: E402
 from traitlets import Bool, Type, default  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
-from kernelsvc.guest import exit_calls, shell_commands  # noqa: E402
+from kernelsvc.guest import cell_input, exit_calls, shell_commands  # noqa: E402
 from kernelsvc.guest.debugger import KernelDebugger, available  # noqa: E402
 from kernelsvc.guest.display import DisplayHook, SelectiveFormatter  # noqa: E402
 from kernelsvc.guest.plain_cells import PlainCellDetector  # noqa: E402
@@ -230,15 +228,7 @@ class WireSession(Session):  # type: ignore[misc]
         wire.message(join(channel, *head, b"{}", encode(content)))
 
 
-class NobodyToAsk(StdinNotImplementedError, EOFError):  # type: ignore[misc]
-    """``input()`` without a client that answers: ipykernel's error, and for other code the end of the input."""
-
-
-# As ipykernel names it.
-NobodyToAsk.__name__ = NobodyToAsk.__qualname__ = StdinNotImplementedError.__name__
-
-
-class Shell(ZMQInteractiveShell):  # type: ignore[misc]
+class Shell(shell_commands.ShellCommands, ZMQInteractiveShell):  # type: ignore[misc]
     """The shell of a session."""
 
     displayhook_class = Type(DisplayHook)
@@ -344,40 +334,6 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
             with self.kernel.streams.in_place():
                 super()._showtraceback(etype, evalue, stb)
 
-    def system_piped(self, cmd: str) -> None:
-        """Run ``!cmd``. See IPython: the exit status is in the variable ``_exit_code``.
-
-        Raises:
-            OSError: The command ends in ``&``, which IPython does not run either.
-            CalledProcessError: It failed, and ``system_raise_on_error`` is set.
-            KeyboardInterrupt: It was interrupted.
-        """
-        _refuse_background(cmd)
-        expanded = self.var_expand(cmd, depth=1)
-        self.user_ns["_exit_code"] = -_SIGINT  # in case of an interrupt
-        status = self.user_ns["_exit_code"] = shell_commands.system(expanded)
-        if status and getattr(self, "system_raise_on_error", False):
-            raise CalledProcessError(status, cmd)
-
-    system = system_piped
-
-    def getoutput(self, cmd: str, split: bool = True, depth: int = 0) -> Any:
-        """Return the output of ``x = !cmd``. See IPython.
-
-        Raises:
-            OSError: The command ends in ``&``.
-            CalledProcessError: It failed, and ``system_raise_on_error`` is set.
-            KeyboardInterrupt: It was interrupted.
-        """
-        _refuse_background(cmd)
-        checked = getattr(self, "system_raise_on_error", False)
-        out, err, status = shell_commands.output_of(self.var_expand(cmd, depth=depth + 1), separate=checked)
-        if checked:
-            self.user_ns["_exit_code"] = status
-            if status:
-                raise CalledProcessError(status, cmd)
-        return SList((out + err).splitlines()) if split else LSString(out + err)
-
     def enable_gui(self, gui: Any = None) -> None:
         """Refuse GUI event loops: a session has no screen, and figures are inline."""
         if gui not in (None, "inline", "asyncio"):
@@ -386,11 +342,6 @@ class Shell(ZMQInteractiveShell):  # type: ignore[misc]
 
     def _update_exit_now(self, change: Any) -> None:
         """Do nothing. ipykernel would stop the loop, but only ``shutdown_request`` ends the kernel."""
-
-
-def _refuse_background(cmd: str) -> None:
-    if cmd.rstrip().endswith("&"):
-        raise OSError("Background processes not supported.")
 
 
 def _wants_reply_only(request: WireRequest) -> bool:
@@ -710,15 +661,9 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
             EOFError: There is no more input, or nobody to ask.
         """
         if sys.stdin is not None and sys.stdin is not sys.__stdin__:
-            print(prompt, end="", flush=True)  # noqa: T201  as Python's own does (input, "Built-in Functions")
-            line: str = sys.stdin.readline()
-            if not line:
-                raise EOFError("EOF when reading a line")
-            return line.removesuffix("\n")
+            return cell_input.read_line(sys.stdin, prompt)
         if not self._allow_stdin:
-            raise NobodyToAsk(
-                "input() was called, but this client answers no input requests. Put the value in the code."
-            )
+            raise cell_input.NobodyToAsk(cell_input.NOTE)
         answer: str = super().raw_input(prompt)
         return answer
 

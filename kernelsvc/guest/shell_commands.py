@@ -36,6 +36,7 @@ from typing import Any
 
 from IPython.core.magics.script import ScriptMagics
 from IPython.utils.process import arg_split
+from IPython.utils.text import LSString, SList
 
 Write = Callable[[str], None]
 
@@ -362,6 +363,52 @@ def _interruptible_system(command: str | bytes | os.PathLike[str] | os.PathLike[
     with _Command([b"/bin/sh", b"-c", os.fsencode(command)], None, None, None, terminal=False) as running:
         status = running.wait()
     return -status if status < 0 else status << 8
+
+
+class ShellCommands:
+    """The methods of IPython's shell that run commands."""
+
+    user_ns: dict[str, Any]
+    var_expand: Callable[..., str]
+
+    def system_piped(self, cmd: str) -> None:
+        """Run ``!cmd``. See IPython: the exit status is in the variable ``_exit_code``.
+
+        Raises:
+            OSError: The command ends in ``&``, which IPython does not run either.
+            CalledProcessError: It failed, and ``system_raise_on_error`` is set.
+            KeyboardInterrupt: It was interrupted.
+        """
+        _refuse_background(cmd)
+        expanded = self.var_expand(cmd, depth=1)
+        self.user_ns["_exit_code"] = -int(signal.SIGINT)  # in case of an interrupt
+        status = self.user_ns["_exit_code"] = system(expanded)
+        if status and getattr(self, "system_raise_on_error", False):
+            raise CalledProcessError(status, cmd)
+
+    system = system_piped
+
+    def getoutput(self, cmd: str, split: bool = True, depth: int = 0) -> Any:
+        """Return the output of ``x = !cmd``. See IPython.
+
+        Raises:
+            OSError: The command ends in ``&``.
+            CalledProcessError: It failed, and ``system_raise_on_error`` is set.
+            KeyboardInterrupt: It was interrupted.
+        """
+        _refuse_background(cmd)
+        checked = getattr(self, "system_raise_on_error", False)
+        out, err, status = output_of(self.var_expand(cmd, depth=depth + 1), separate=checked)
+        if checked:
+            self.user_ns["_exit_code"] = status
+            if status:
+                raise CalledProcessError(status, cmd)
+        return SList((out + err).splitlines()) if split else LSString(out + err)
+
+
+def _refuse_background(cmd: str) -> None:
+    if cmd.rstrip().endswith("&"):
+        raise OSError("Background processes not supported.")
 
 
 def install() -> None:
