@@ -1,7 +1,7 @@
-"""What a shell command in a cell costs: ``python -m benchmarks.shell_commands``.
+"""The cost of a shell command in a cell: ``python -m benchmarks.shell_commands``.
 
 The same cells run in a forked kernel and in stock ipykernel, in turns, and each result is the median of one cell with
-ten commands, divided by ten. ``subprocess.run`` in the same kernel is what the command itself costs.
+ten commands, divided by ten. ``subprocess.run`` in the same kernel shows the cost of the command itself.
 """
 
 from __future__ import annotations

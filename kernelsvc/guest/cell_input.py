@@ -1,4 +1,4 @@
-"""``input()`` of cells where no client is asked: a replaced ``sys.stdin``, and nobody who answers."""
+"""``input()`` of cells where no client is asked: a replaced ``sys.stdin``, and clients that do not answer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from IPython.core.error import StdinNotImplementedError
 NOTE = "input() was called, but the client answers no input requests. Put the value in the code."
 
 
-class NobodyToAsk(StdinNotImplementedError, EOFError):  # type: ignore[misc]
+class NoInputRequests(StdinNotImplementedError, EOFError):  # type: ignore[misc]
     """``input()`` without a client that answers: ipykernel's error, and for other code the end of the input."""
 
 
 # As ipykernel names it.
-NobodyToAsk.__name__ = NobodyToAsk.__qualname__ = StdinNotImplementedError.__name__
+NoInputRequests.__name__ = NoInputRequests.__qualname__ = StdinNotImplementedError.__name__
 
 
 def read_line(stream: TextIO, prompt: object) -> str:

@@ -658,12 +658,12 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         """``input()`` of cells: asks the client, or reads what user code has put in the place of ``sys.stdin``.
 
         Raises:
-            EOFError: There is no more input, or nobody to ask.
+            EOFError: There is no more input, or the client answers no requests.
         """
         if sys.stdin is not None and sys.stdin is not sys.__stdin__:
             return cell_input.read_line(sys.stdin, prompt)
         if not self._allow_stdin:
-            raise cell_input.NobodyToAsk(cell_input.NOTE)
+            raise cell_input.NoInputRequests(cell_input.NOTE)
         answer: str = super().raw_input(prompt)
         return answer
 

@@ -5,7 +5,7 @@ IPython runs ``!cmd`` with pexpect, which sleeps and polls: 130 ms and more for 
 loop in the calling thread does both.
 
 ``!cmd`` writes to a pseudo-terminal (pty(7)), as with IPython, so programs show colours and columns and send each line
-at once. It reads from ``/dev/null``, and the terminal is open for writing only and is nobody's controlling terminal: a
+at once. It reads from ``/dev/null``, and the terminal is open for writing only and controls no process: a
 program that would wait for a key gets end of file or an error instead. The terminal has so many rows that a pager has
 no reason to wait. One that opens the terminal by its name (ttyname(3)) and waits all the same gets the key ``q``.
 

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from kernelsvc.guest.cell_input import NobodyToAsk, read_line
+from kernelsvc.guest.cell_input import NoInputRequests, read_line
 
 
 def test_lines_until_the_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,5 +18,5 @@ def test_lines_until_the_end(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nobody_to_ask_is_the_end_of_the_input_too() -> None:
-    assert issubclass(NobodyToAsk, EOFError)
-    assert NobodyToAsk.__name__ == "StdinNotImplementedError"
+    assert issubclass(NoInputRequests, EOFError)
+    assert NoInputRequests.__name__ == "StdinNotImplementedError"
