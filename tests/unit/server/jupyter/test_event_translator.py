@@ -11,7 +11,7 @@ import pytest
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Reason
 from kernelsvc.model.objects import CellInfo
-from kernelsvc.protocol import jupyter
+from kernelsvc.protocol import jupyter, kernel_messages
 from kernelsvc.server.jupyter import channels, models
 from kernelsvc.server.jupyter.event_translator import KEPT, EventTranslator, joined, kept_header, portions
 
