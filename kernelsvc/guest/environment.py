@@ -10,7 +10,8 @@ from typing import Any
 
 from IPython.core.getipython import get_ipython
 
-from kernelsvc.guest import e2b_charts, e2b_images
+from kernelsvc.guest.e2b import charts as e2b_charts
+from kernelsvc.guest.e2b import images as e2b_images
 from kernelsvc.guest.private_modules import current_directory, os
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from kernelsvc.guest import environment, limit_errors, tracebacks, variables
 from kernelsvc.guest.cell_meter import CellMeter
 from kernelsvc.guest.private_modules import os, signal, threading
-from kernelsvc.guest.streams import StandardStreams
+from kernelsvc.guest.stdio.streams import StandardStreams
 from kernelsvc.guest.wire_frames import WireRequest, join, size_error, stream_prefix
 from kernelsvc.guest.wire_server import WireServer
 
@@ -55,10 +55,11 @@ from traitlets import Any as AnyTrait  # noqa: E402
 from traitlets import Bool, Type, default  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
-from kernelsvc.guest import cell_input, exit_calls, shell_commands  # noqa: E402
+from kernelsvc.guest import exit_calls, shell_commands  # noqa: E402
 from kernelsvc.guest.debugger import KernelDebugger, available  # noqa: E402
 from kernelsvc.guest.display import DisplayHook, SelectiveFormatter  # noqa: E402
 from kernelsvc.guest.plain_cells import PlainCellDetector  # noqa: E402
+from kernelsvc.guest.stdio import cell_input  # noqa: E402
 
 IPYKERNEL_VERSION: str = ipykernel.__version__
 VARIABLES_REQUEST = "kernelsvc_variables_request"

@@ -23,13 +23,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import Any, NoReturn
 
-from kernelsvc.guest import e2b_charts, e2b_images
 from kernelsvc.guest.confine import confine
+from kernelsvc.guest.e2b import charts as e2b_charts
+from kernelsvc.guest.e2b import images as e2b_images
 from kernelsvc.guest.forking import copy_tree, fork, immortal
 from kernelsvc.guest.forking.prefault import PagePrefault
 from kernelsvc.guest.home_paths import HomePaths
 from kernelsvc.guest.private_modules import ctypes, current_directory, gc, open_file, os, random, signal, socket
-from kernelsvc.guest.streams import StandardStreams
+from kernelsvc.guest.stdio.streams import StandardStreams
 from kernelsvc.guest.wire_frames import WireRequest
 from kernelsvc.guest.wire_server import ControlRequest, WireServer, exit_unreachable
 

@@ -30,7 +30,7 @@ from typing import Any, NoReturn, Protocol
 
 from kernelsvc.guest import wire_frames
 from kernelsvc.guest.private_modules import fcntl, os, select, signal, socket, threading, time
-from kernelsvc.guest.stdio_reads import StdioReads
+from kernelsvc.guest.stdio.stdio_reads import StdioReads
 from kernelsvc.guest.wire_frames import (
     ACK,
     CONTROL,

@@ -20,7 +20,7 @@ from kernelsvc.model.events import Event, Reason
 
 Line = dict[str, Any]
 
-#: E2B's name for each MIME type. ``guest.e2b_charts`` makes the two last ones.
+#: E2B's name for each MIME type. ``guest.e2b.charts`` makes the two last ones.
 FORMATS = {
     "text/plain": "text",
     "text/html": "html",

@@ -17,7 +17,7 @@ import pytest
 from environments import INSTALL_SECONDS, clean_env, node_with, python_with
 from served import Served, serving
 
-from kernelsvc.guest import e2b_charts
+from kernelsvc.guest.e2b import charts as e2b_charts
 
 CLIENTS = Path(__file__).parent / "clients"
 RUN_SECONDS = 180

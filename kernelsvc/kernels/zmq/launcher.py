@@ -48,7 +48,7 @@ def needs_tcp(spec: KernelSpec) -> bool:
 
 
 def _relay_command(runtime_dir: KernelRuntimeDir) -> list[str]:
-    source = resources.files("kernelsvc.guest").joinpath("tcp_relay.py").read_text()
+    source = resources.files("kernelsvc.guest.agents").joinpath("tcp_relay.py").read_text()
     return [sys.executable, "-I", "-S", "-c", source, runtime_dir.connection_file]
 
 

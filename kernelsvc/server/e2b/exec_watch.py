@@ -1,6 +1,6 @@
 """Watches of directories outside the home directory, for example ``/tmp``.
 
-A program in the sandbox watches (``guest.inotify_agent``), with the rights of a cell.
+A program in the sandbox watches (``guest.agents.inotify_agent``), with the rights of a cell.
 Its output is untrusted.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kernelsvc.errors import AtCapacity, BadRequest, Conflict, KernelsvcError, NotFound, Timeout
-from kernelsvc.guest.inotify_agent import MISSING, NO_DIRECTORY, NO_WATCHES
+from kernelsvc.guest.agents.inotify_agent import MISSING, NO_DIRECTORY, NO_WATCHES
 from kernelsvc.model.objects import Principal
 from kernelsvc.server.e2b import paths
 from kernelsvc.server.e2b.directory_watch import KINDS, PendingEvents
@@ -133,7 +133,7 @@ async def watch_elsewhere(
     kill = partial(service.programs.signal, who, sandbox, program.id, signal.SIGKILL)
     watcher = ExecWatcher(output, kill, path)
     try:
-        agent = resources.files("kernelsvc.guest").joinpath("inotify_agent.py").read_bytes()
+        agent = resources.files("kernelsvc.guest.agents").joinpath("inotify_agent.py").read_bytes()
         service.programs.write(who, sandbox, program.id, agent)
         service.programs.close_input(who, sandbox, program.id)
         async with asyncio.timeout(BEGIN_SECONDS):

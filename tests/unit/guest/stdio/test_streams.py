@@ -9,8 +9,8 @@ import threading
 import pytest
 from waiting import wait_for
 
-from kernelsvc.guest import streams
-from kernelsvc.guest.streams import OutputStream
+from kernelsvc.guest.stdio import streams
+from kernelsvc.guest.stdio.streams import OutputStream
 from kernelsvc.guest.wire_frames import stream_prefix
 
 

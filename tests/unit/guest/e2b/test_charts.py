@@ -16,7 +16,7 @@ mpl.use("agg")
 
 import matplotlib.pyplot as plt
 
-from kernelsvc.guest import e2b_charts
+from kernelsvc.guest.e2b import charts as e2b_charts
 
 
 @pytest.fixture

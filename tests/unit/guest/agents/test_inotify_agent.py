@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kernelsvc.guest import inotify_agent
+from kernelsvc.guest.agents import inotify_agent
 
 SOURCE = Path(inotify_agent.__file__).read_text()
 

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from kernelsvc.guest.cell_input import NoInputRequests, read_line
+from kernelsvc.guest.stdio.cell_input import NoInputRequests, read_line
 
 
 def test_lines_until_the_end(capsys: pytest.CaptureFixture[str]) -> None:

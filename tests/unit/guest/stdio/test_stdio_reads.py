@@ -8,7 +8,7 @@ from itertools import chain
 
 import pytest
 
-from kernelsvc.guest.stdio_reads import StdioReads
+from kernelsvc.guest.stdio.stdio_reads import StdioReads
 
 Pipes = list[tuple[int, int]]
 

@@ -1,0 +1,1 @@
+"""Programs that the server runs in a sandbox: a watcher of directories and a relay of ports."""

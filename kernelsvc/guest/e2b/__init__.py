@@ -1,0 +1,1 @@
+"""Results in the formats of E2B: charts and pictures."""

@@ -1,0 +1,1 @@
+"""Text of cells: standard streams, what children and C code write, and input()."""
