@@ -109,9 +109,11 @@ class Cell(objects.CellInfo, kw_only=True):
 
     Attributes:
         value: return value of the function, for ``execute_once(function=...)``.
+        calls: its calls of clients' functions. Iterate over the first 100, or read ``counts``.
     """
 
     value: Any = None
+    calls: objects.CellCalls = msgspec.field(default_factory=objects.CellCalls)
 
     @property
     def ok(self) -> bool:

@@ -8,12 +8,14 @@ from hashlib import sha256
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import CellUsage
 from kernelsvc.model.objects import CellError, CellInfo, CellState, SeqRange
 from kernelsvc.model.outputs import Outputs, clean_count, error_output, slim, text_of
+from kernelsvc.model.tool_calls.fold import CallsFold
 
 NbCell = dict[str, Any]
 
@@ -53,6 +55,7 @@ class CellFold:
         self.error: CellError | None = None
         self.undone: dict[str, Any] | None = None
         self.outputs = Outputs(budget)
+        self.calls: CallsFold | None = None
         self._session = ""
 
     def feed(self, event: Event) -> None:
@@ -98,6 +101,10 @@ class CellFold:
         count = clean_count(event.execution_count)
         self.execution_count = self.execution_count if count is None else count
 
+    def _call(self, event: Event) -> None:
+        self.calls = self.calls or CallsFold()
+        self.calls.feed(event)
+
     def render(self) -> list[dict[str, Any]]:
         """Return the outputs in nbformat's form."""
         return self.outputs.render(f"; all of it: GET /v1/sessions/{self._session}/cells/{self.id}/output")
@@ -113,6 +120,13 @@ class CellFold:
     def cell(self, session: str) -> CellInfo:
         """Return the cell in the API's form."""
         end, outputs = self.finished, self.render()
+        info = self._info(session, outputs, end)
+        if self.calls is not None:
+            info.calls = self.calls.summary()
+            info.waits_for = self.calls.waits_for or UNSET
+        return info
+
+    def _info(self, session: str, outputs: list[dict[str, Any]], end: ev.CellFinished | None) -> CellInfo:
         return CellInfo(
             id=self.id,
             session=session,
@@ -167,6 +181,8 @@ class CellFold:
             own |= {"reason": str(end.reason), "usage": msgspec.to_builtins(end.usage)}
             own |= {"message": end.message} if end.message else {}
             own |= {"variables_kept": end.variables_kept} if end.variables_kept is not None else {}
+        if self.calls is not None:
+            own["calls"] = self.calls.metadata()
         return {**own, "undone": self.undone} if self.undone else own
 
 
@@ -178,4 +194,7 @@ _RULES: dict[type[Event], Callable[[CellFold, Event], None]] = {
     ev.InputRequested: CellFold._input_requested,
     ev.InputGiven: CellFold._input_given,
     ev.Error: CellFold._fail,
+    ev.ToolCalled: CellFold._call,
+    ev.ToolDecided: CellFold._call,
+    ev.ToolReturned: CellFold._call,
 }

@@ -344,6 +344,134 @@ class CellFinished(Event):
     user_expressions: dict[str, Any] = {}
 
 
+# --- calls of a client's functions ------------------------------------------------------
+
+
+CallStatus = Literal[
+    "ok",
+    "error",
+    "denied",
+    "expired",
+    "timeout",
+    "cancelled",
+    "unavailable",
+    "lost",
+    "too_large",
+    "limit",
+    "refused",
+]
+
+
+class OfferedTool(msgspec.Struct, frozen=True, kw_only=True):
+    """An offer in the log. The digest names its whole definition."""
+
+    name: str = ""
+    digest: str = ""
+    approval: str = "never"
+    effects: str = "unknown"
+
+
+class ToolsOffered(Event):
+    """The functions that code may call have changed.
+
+    Attributes:
+        provider: The client that carries them out.
+        by: The name of its principal.
+        tools: New or changed offers.
+        withdrawn: Names of functions that can't be called any more.
+    """
+
+    provider: str = ""
+    by: str = ""
+    tools: list[OfferedTool] = []
+    withdrawn: list[str] = []
+
+
+class ToolCalled(Event):
+    """Code called a function of a client. Written before the provider gets the call.
+
+    Attributes:
+        call: Its id, which is unique in the session.
+        arguments: Without the redacted parts.
+        arguments_ref: Reserved for a file that holds the arguments. Always null.
+        redacted: JSON pointers of the parts that are left out.
+        bytes: Size of all arguments as JSON.
+        provider: The client that carries it out. Empty if none is connected.
+        approval: Whether a person must decide (``pending``), or has decided for this tool before (``remembered``).
+        deadline_seconds: Time for the provider, from the approval on.
+        parent_call: The call whose function runs this cell.
+        effects: Those of the offer. Rolled-back calls that are not ``read`` stay in effect.
+        idempotent: Whether it may be carried out twice.
+        approval_seconds: Time to decide. Null if nobody has to.
+        redact_result: Whether the result stays out of the log.
+    """
+
+    call: str = ""
+    tool: str = ""
+    arguments: Any = None
+    arguments_ref: str | None = None
+    redacted: list[str] = []
+    bytes: int = 0
+    provider: str = ""
+    approval: Literal["none", "pending", "remembered"] = "none"
+    deadline_seconds: float = 60.0
+    parent_call: str | None = None
+    effects: str = "unknown"
+    idempotent: bool = False
+    approval_seconds: float | None = None
+    redact_result: bool = False
+
+
+class ToolDecided(Event):
+    """A person decided whether a call is carried out.
+
+    Attributes:
+        by: The name of the principal who decided.
+        remembered: Further calls of this tool that the decision holds for.
+    """
+
+    call: str = ""
+    decision: Literal["approved", "denied"] = "denied"
+    by: str = ""
+    reason: str | None = None
+    remembered: Literal["cell", "session"] | None = None
+
+
+class ToolReturned(Event):
+    """The only end of a call. In the log before any code gets the result.
+
+    Attributes:
+        value: The result, or its size (``$redacted``) if the offer keeps it out of the log.
+        value_ref: Reserved for a file that holds the value. Always null.
+        bytes: Size of the value as JSON.
+        error: ``{type, message}``, and perhaps ``data`` and ``traceback``.
+        ms: Time since the call went to the provider, in milliseconds.
+        waited_ms: Time until a person had decided, in milliseconds.
+        delivered: Whether code waited for the result.
+        form: ``content`` if the value is a list of content blocks, ``rows`` if it is a list of objects.
+    """
+
+    call: str = ""
+    status: CallStatus = "ok"
+    value: Any = None
+    value_ref: str | None = None
+    bytes: int = 0
+    error: dict[str, Any] | None = None
+    ms: float = 0.0
+    waited_ms: float = 0.0
+    delivered: bool = True
+    form: Literal["", "content", "rows"] = ""
+
+
+class ToolProgress(Event):
+    """The provider reports how far a call is. At most one a second for each call."""
+
+    call: str = ""
+    progress: float = 0.0
+    total: float | None = None
+    message: str | None = None
+
+
 # --- checkpoints and branches ---------------------------------------------------------
 
 
@@ -495,6 +623,11 @@ AnyEvent = (
     | Hibernated
     | Woken
     | Leased
+    | ToolsOffered
+    | ToolCalled
+    | ToolDecided
+    | ToolReturned
+    | ToolProgress
 )
 
 encode = msgspec.json.Encoder().encode

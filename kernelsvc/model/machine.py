@@ -37,6 +37,10 @@ from kernelsvc.model.stimuli import (
     AttachKernel,
     BeginProgram,
     BeginSwitch,
+    CallAbandoned,
+    CallAnswered,
+    CallFailed,
+    CallsDecided,
     CellBegan,
     CheckOutputLimit,
     Close,
@@ -74,6 +78,7 @@ from kernelsvc.model.stimuli import (
     Stimulus,
     Submit,
     Tick,
+    ToolRequested,
     WakeCheckpoint,
 )
 from kernelsvc.model.story import Story, Transition, check_invariants
@@ -112,6 +117,8 @@ class Machine(MachineState):
             SessionClosed, KernelDead, Conflict, CellExists, QuotaExceeded: an illegal move.
         """
         out = self._decide(stimulus, now)
+        if self.calls.open:
+            self.calls.follow(out, now)
         ordered = stimulus.ordered if isinstance(stimulus, KernelReady) else self.ordered
         if ordered and out.effects:
             self._begin(out)
@@ -193,6 +200,10 @@ class Machine(MachineState):
                 return self._check_output_limit(now)
             case RecordEvents():
                 return Decision(list(stimulus.events))
+            case ToolRequested() | CallsDecided() | CallAnswered() | CallFailed() | CallAbandoned():
+                if self.state is S.CLOSED:
+                    raise SessionClosed()
+                return self.calls.decide(stimulus, now)
 
     def _require_kernel(self) -> None:
         if self.state is S.CLOSED:
@@ -511,9 +522,10 @@ class Machine(MachineState):
         if run is None or run.stop is not None:
             return None
         spec = self.queue.get(run.id)
-        if spec is None or spec.timeout_seconds is None:
+        approvals = self.calls.approval_seconds(run.id)  # time of people does not count
+        if spec is None or spec.timeout_seconds is None or approvals is None:
             return None
-        return (run.began_at if run.began else run.sent_at) + spec.timeout_seconds
+        return (run.began_at if run.began else run.sent_at) + spec.timeout_seconds + approvals
 
     def _expiry(self) -> list[tuple[float, str]]:
         if self.lease is not None:
@@ -533,7 +545,7 @@ class Machine(MachineState):
     def _hibernates_at(self) -> float | None:
         """Return the time when the idle session hibernates, in monotonic seconds. None for never."""
         rest = self.policy.hibernate_seconds
-        awake = self.state is S.IDLE and not self.cannot_hibernate and not self.queue
+        awake = self.state is S.IDLE and not self.cannot_hibernate and not self.queue and not self.calls.open
         if self.programs:
             rest = None  # they would end with the kernel
         elif self.paused:
@@ -545,8 +557,8 @@ class Machine(MachineState):
         if self.state is S.CLOSED:
             return None
         kill = self.running.kill_at if self.running else None
-        times = [t for t in (self._cell_deadline(), kill, self.expires_at(), self._hibernates_at()) if t is not None]
-        return min(times, default=None)
+        found = (self._cell_deadline(), kill, self.expires_at(), self._hibernates_at(), self.calls.next_deadline())
+        return min((at for at in found if at is not None), default=None)
 
     def _tick(self, now: float) -> Decision:
         if self.state is S.CLOSED:
@@ -554,6 +566,8 @@ class Machine(MachineState):
         run = self.running
         if run is not None and run.kill_at is not None and now >= run.kill_at:
             return Decision([], [KillKernel()])
+        if (late := self.calls.next_deadline()) is not None and now >= late:
+            return self.calls.tick(now)
         deadline = self._cell_deadline()
         if run is not None and deadline is not None and now >= deadline:
             spec = self.queue[run.id]

@@ -234,8 +234,13 @@ class NotebookFold:
         if self._last_finished is not None:
             self._open.pop(self._last_finished, None)
         self._last_finished = fold.id
-        if not fold.queued.silent and event.reason not in (Reason.OK, Reason.ERROR):
-            self._note(event, f"the cell above ended: {event.reason}. {_plain(event.message or '')}")
+        texts = []
+        if event.reason not in (Reason.OK, Reason.ERROR):
+            texts.append(f"the cell above ended: {event.reason}. {_plain(event.message or '')}")
+        if fold.calls is not None and (calls := fold.calls.note()):
+            texts.append(f"{_plain(calls)}.")
+        if texts and not fold.queued.silent:
+            self._note(event, " ".join(texts))
 
     def _note(self, event: Event, text: str) -> None:
         self._entries.append(Note(text.strip(), event, self.last_seq))
@@ -446,6 +451,11 @@ RULES: dict[type[Event], Rule | None] = {
     ev.Hibernated: NotebookFold._on_hibernated,
     ev.Woken: NotebookFold._on_woken,
     ev.Leased: None,
+    ev.ToolsOffered: None,
+    ev.ToolCalled: NotebookFold._on_cell_event,
+    ev.ToolDecided: NotebookFold._on_cell_event,
+    ev.ToolReturned: NotebookFold._on_cell_event,
+    ev.ToolProgress: None,
 }
 
 

@@ -5,15 +5,19 @@ Every server decodes and encodes these. OpenAPI and OpenRPC documents are genera
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from kernelsvc.model.events import KernelInfo, Reason, SandboxReport
+from kernelsvc.model.events import CallStatus, KernelInfo, Reason, SandboxReport
 from kernelsvc.model.limits import CellUsage, Limits, LimitsRequest, Usage
 
-Scope = Literal["run", "read", "audit", "operate", "admin"]
+Scope = Literal["run", "read", "approve", "audit", "operate", "admin"]
+#: Scopes of a token that names none. An agent that must not approve its own calls gets a token with ``run`` alone.
+DEFAULT_SCOPES: frozenset[Scope] = frozenset({"run", "read", "approve"})
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
 Label = Annotated[str, msgspec.Meta(max_length=256)]
 #: Most expressions of one cell. Jupyter's clients use a handful.
@@ -128,8 +132,80 @@ class SeqRange(msgspec.Struct, kw_only=True):
     last: int
 
 
+#: Statuses of a call: it waits for a person, the provider has it, or it has ended.
+CallState = Literal["pending", "running", "ended"]
+
+
+class CallSummary(msgspec.Struct, kw_only=True):
+    """A call of a cell to a client's function, as the cell and the notebook show it.
+
+    Attributes:
+        arguments: Those that the log has, if they are short.
+        status: How it ended. None while it is open.
+        ms: Time of the provider, in milliseconds.
+        decided_by: Who approved or denied it.
+        bytes: Size of the result as JSON.
+    """
+
+    call: str
+    tool: str
+    arguments: Any = None
+    status: CallStatus | None = None
+    ms: float | None = None
+    decided_by: str | None = None
+    bytes: int = 0
+
+
+class ToolCallInfo(CallSummary, kw_only=True):
+    """A call with everything that the log has about it.
+
+    Attributes:
+        state: Whether it waits for a person, runs, or has ended.
+        value: The result, or what the log has in its place.
+    """
+
+    session: str
+    cell: str | None = None
+    state: CallState = "running"
+    provider: str = ""
+    redacted: list[str] = []
+    approval: str = "none"
+    deadline_seconds: float = 0.0
+    parent_call: str | None = None
+    called_at: str = ""
+    ended_at: str | None = None
+    reason: str | None = None
+    value: Any = None
+    error: dict[str, Any] | None = None
+    delivered: bool | None = None
+    waited_ms: float = 0.0
+    form: str = ""
+
+
+class CellCalls(msgspec.Struct, kw_only=True):
+    """The calls of a cell: how many by tool and status, and the first 100.
+
+    Attributes:
+        counts: By ``tool``, then by status. ``open`` counts those without an end.
+    """
+
+    counts: dict[str, dict[str, int]] = {}
+    first: list[CallSummary] = []
+
+    def __iter__(self) -> Iterator[CallSummary]:
+        return iter(self.first)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+
 class CellInfo(msgspec.Struct, kw_only=True):
-    """A cell as the API shows it."""
+    """A cell as the API shows it.
+
+    Attributes:
+        calls: Its calls of clients' functions. Left out if it made none.
+        waits_for: Whether it has a call that waits for a person or a provider. Left out if it has none.
+    """
 
     id: str
     session: str
@@ -145,6 +221,8 @@ class CellInfo(msgspec.Struct, kw_only=True):
     metadata: dict[str, Any] = {}
     message: str | None = None
     variables_kept: bool | None = None
+    calls: CellCalls | UnsetType = UNSET
+    waits_for: Literal["approval", "tool"] | UnsetType = UNSET
 
 
 class Checkpoint(msgspec.Struct, kw_only=True):
@@ -197,6 +275,8 @@ class SessionInfo(msgspec.Struct, kw_only=True):
     sidecar_of: str | None = None
     beside: str | None = None
     paused: bool = False
+    calls_open: int | UnsetType = UNSET
+    approvals_pending: int | UnsetType = UNSET
 
 
 class Variable(msgspec.Struct, kw_only=True):

@@ -20,6 +20,7 @@ from kernelsvc.model.events import Event, Reason
 from kernelsvc.model.limits import Limits
 from kernelsvc.model.objects import CellState, Checkpoint, SessionState
 from kernelsvc.model.stimuli import KernelReplied
+from kernelsvc.model.tool_calls.ledger import CallLedger
 
 S = SessionState
 
@@ -40,6 +41,8 @@ MOVES: dict[SessionState, frozenset[SessionState]] = {
 SAVED_STATES = frozenset({S.HIBERNATED, S.PAUSED})
 #: Name of the limit on one cell's output in the log.
 FLOOD = "max_cell_output_bytes"
+#: What a call counts against that limit besides its values, in bytes: about the size of its entry.
+CALL_BYTES = 500
 #: ``why`` of an interrupt -> the cell's ``reason``. For all others the reason is ``interrupted``.
 STOPS: dict[str, Reason] = {"timeout": Reason.TIMEOUT, **limit_causes.REASONS}
 
@@ -177,6 +180,7 @@ class MachineState:
         self.leased_until = now
         self.ordered = False  # whether the kernel is ordered (kernels.port), known when it is attached
         self.unpaused_at: float | None = None  # the end of the last pause
+        self.calls = CallLedger()
 
     def find_cell(self, cell: str) -> CellRecord | None:
         """Return the record of a cell, or None if the session has no such cell."""
@@ -236,6 +240,7 @@ class MachineState:
             case ev.SessionAdopted():
                 self._move(S.BUSY if self.running else S.IDLE)
             case ev.KernelDied():
+                self.calls.evolve(event, now)
                 self._evolve_died(event)
             case ev.InputRequested():
                 self._evolve_input_requested(event)
@@ -259,6 +264,7 @@ class MachineState:
                 self.programs.discard(event.program)
                 self.last_activity, self.cannot_hibernate = now, False
             case ev.Hibernated():
+                self.calls.evolve(event, now)
                 self._forget_checkpoints()
                 if self.state is S.IDLE:  # in a replay: the start of saving has no event
                     self._move(S.RESTORING)
@@ -280,6 +286,12 @@ class MachineState:
                 self.checkpoints.pop(event.checkpoint, None)
                 self.checkpoint_kernels.pop(event.checkpoint, None)
                 self._made_at.pop(event.checkpoint, None)
+            case ev.ToolCalled() | ev.ToolDecided() | ev.ToolReturned():
+                self.calls.evolve(event, now)
+                if not isinstance(event, ev.ToolDecided):  # a flood of calls fills the log as output does
+                    self.output_bytes += event.bytes + CALL_BYTES
+                if isinstance(event.cell, str) and event.cell in self.cells:
+                    self.cells[event.cell].last_seq = event.seq
             case _:
                 pass
 
@@ -356,6 +368,7 @@ class MachineState:
             run.dropped = run.output_bytes - budget
 
     def _evolve_kernel(self, event: Event, now: float) -> None:
+        self.calls.evolve(event, now)
         self.frame = 0
         self.output_bytes, self.output_limit_reached = 0, False
         self.running = self.waiting_for = None

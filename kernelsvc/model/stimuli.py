@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from kernelsvc.model.events import Event, Reason
+from kernelsvc.model.events import CallStatus, Event, Reason, ToolReturned
 from kernelsvc.model.objects import CellRequest
+from kernelsvc.model.tool_calls.offers import Approval, Offer
 
 # --- stimuli --------------------------------------------------------------------
 
@@ -209,6 +210,83 @@ class RecordEvents:
     events: tuple[Event, ...]
 
 
+@dataclass(frozen=True)
+class ToolRequested:
+    """Code in the session calls a client's function.
+
+    Attributes:
+        call: its id.
+        tool: the function's full name.
+        arguments: what the log may contain of the arguments.
+        redacted: JSON pointers of the parts that are left out.
+        size: bytes of all arguments.
+        cell: the cell that calls.
+        offer: the function's offer. None if there is none, or if it may not be called.
+        provider: id of the client that carries it out. Empty if none is connected.
+        refusal: why it may not be called.
+        approval: when a person must approve it. The server's settings may ask for more than the offer.
+        parent_call: the call whose function runs this cell.
+        frame: number of the kernel's frame.
+    """
+
+    call: str
+    tool: str
+    arguments: Any
+    redacted: tuple[str, ...]
+    size: int
+    cell: str | None
+    offer: Offer | None
+    provider: str = ""
+    refusal: str = ""
+    approval: Approval = "never"
+    parent_call: str | None = None
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
+class CallsDecided:
+    """A person approves or denies calls that wait for a decision.
+
+    Attributes:
+        remember: for which further calls of the same tools the approval holds.
+    """
+
+    calls: tuple[str, ...]
+    approve: bool
+    by: str
+    reason: str | None = None
+    remember: Literal["cell", "session"] | None = None
+
+
+@dataclass(frozen=True)
+class CallAnswered:
+    """The provider has carried out a call, or failed to."""
+
+    call: str
+    status: Literal["ok", "error"]
+    value: Any = None
+    size: int = 0
+    error: dict[str, Any] | None = None
+    form: Literal["", "content", "rows"] = ""
+
+
+@dataclass(frozen=True)
+class CallFailed:
+    """The server ends a call: its provider is gone, or its result is too large."""
+
+    call: str
+    status: CallStatus
+    message: str
+
+
+@dataclass(frozen=True)
+class CallAbandoned:
+    """The code that waited for a call does not wait any more: it was interrupted, or its task was cancelled."""
+
+    call: str
+    frame: int | None = None
+
+
 Stimulus = (
     Submit
     | CellBegan
@@ -233,6 +311,11 @@ Stimulus = (
     | Tick
     | CheckOutputLimit
     | RecordEvents
+    | ToolRequested
+    | CallsDecided
+    | CallAnswered
+    | CallFailed
+    | CallAbandoned
 )
 
 
@@ -360,6 +443,34 @@ class EndKernel:
     """End the kernel and close the session's log."""
 
 
+@dataclass(frozen=True)
+class DispatchCall:
+    """Give a call to its provider."""
+
+    call: str
+
+
+@dataclass(frozen=True)
+class DeliverResult:
+    """Send a call's result to the kernel.
+
+    Attributes:
+        returned: the end of the call, as in the log.
+        value: the result, which the log may not contain.
+    """
+
+    returned: ToolReturned
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class CancelCall:
+    """Tell the provider that nobody waits for a call any more."""
+
+    call: str
+    why: str
+
+
 Effect = (
     SendCell
     | SendAnswer
@@ -380,6 +491,9 @@ Effect = (
     | Hibernate
     | ResumeSaved
     | EndKernel
+    | DispatchCall
+    | DeliverResult
+    | CancelCall
 )
 
 

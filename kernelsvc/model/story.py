@@ -96,6 +96,7 @@ def _invariants(machine: MachineState) -> list[tuple[bool, str]]:
             "only the running cell waits for an answer",
         ),
         (state is not SessionState.CLOSED or not machine.queue, "a closed session has no unfinished cells"),
+        (state is not SessionState.CLOSED or not machine.calls.open, "a closed session has no open calls"),
         (not machine.hibernated or not machine.checkpoints, "a session without a kernel has no checkpoints"),
         (
             not machine.hibernated or machine.paused == (state is SessionState.PAUSED),

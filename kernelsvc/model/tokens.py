@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from kernelsvc.errors import Unauthenticated
-from kernelsvc.model.objects import Principal, Scope
+from kernelsvc.model.objects import DEFAULT_SCOPES, Principal, Scope
 
 #: The principal of a token that has no name: of ``--token``, ``KERNELSVC_TOKEN``, and of a generated token.
 LOCAL = "local"
@@ -27,9 +27,10 @@ MIN_DIFFERENT = 4
 _IMPLIED: dict[Scope, frozenset[Scope]] = {
     "read": frozenset({"read"}),
     "run": frozenset({"read", "run"}),
+    "approve": frozenset({"read", "approve"}),
     "audit": frozenset({"read", "audit"}),
-    "operate": frozenset({"read", "run", "audit", "operate"}),
-    "admin": frozenset({"read", "run", "audit", "operate", "admin"}),
+    "operate": frozenset({"read", "run", "approve", "audit", "operate"}),
+    "admin": frozenset({"read", "run", "approve", "audit", "operate", "admin"}),
 }
 
 
@@ -39,14 +40,15 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         name: The principal's name. Sessions belong to it, so keep it when the token changes.
         sha256: Hex digest of the token.
-        scopes: Operations that it allows. ``run`` includes ``read``. ``audit`` reads the sessions of every principal,
+        scopes: Operations that it allows. ``run`` and ``approve`` include ``read``. ``approve``
+            decides about calls that wait for a person. ``audit`` reads the sessions of every principal,
             ``operate`` also uses and ends them, and ``admin`` includes all.
         max_sessions: Open sessions at the same time. None takes the server's setting.
     """
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
-    scopes: frozenset[Scope] = frozenset({"run", "read"})
+    scopes: frozenset[Scope] = DEFAULT_SCOPES
     max_sessions: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
     def principal(self) -> Principal:

@@ -23,7 +23,7 @@ from kernelsvc.session import Session, SessionSpec
 from kernelsvc.settings import Settings
 
 #: The scope that allows the same with the sessions of other principals.
-_SCOPE_OF_OTHERS: dict[Scope, Scope] = {"read": "audit", "run": "operate"}
+_SCOPE_OF_OTHERS: dict[Scope, Scope] = {"read": "audit", "run": "operate", "approve": "operate"}
 #: Idempotency keys that are remembered. The oldest is forgotten first.
 MAX_KEYS = 10_000
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from msgspec import UNSET
+
 from kernelsvc.model.events import KernelInfo, SandboxReport
 from kernelsvc.model.hash_chain import timestamp
 from kernelsvc.model.limits import Usage
@@ -50,6 +52,7 @@ def describe(
     """Return the public description of a session, with the machine's monotonic times as wall-clock times."""
     expires = machine.expires_at()
     closed = machine.state is SessionState.CLOSED
+    calls = machine.calls
     return SessionInfo(
         id=spec.id,
         name=spec.name,
@@ -73,4 +76,6 @@ def describe(
         sidecar_of=spec.beside,
         beside=spec.beside,
         paused=machine.paused,
+        calls_open=len(calls.open) if calls.open else UNSET,
+        approvals_pending=len(calls.pending()) if calls.open else UNSET,
     )

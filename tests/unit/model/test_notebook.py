@@ -66,6 +66,9 @@ mimes = st.sampled_from(["text/plain", "text/html", "image/png", "application/js
 bundles = st.dictionaries(mimes | st.text(max_size=5), json_values, max_size=3)
 cell_ids = st.sampled_from(["a", "b", "c:1", "x" * 100, "kernelsvc-note-2", nb_id("c:1"), "d.e"])
 SPECIAL = {
+    "arguments": json_values,
+    "value": json_values,
+    "error": st.none() | st.dictionaries(st.text(max_size=5), json_values, max_size=2),
     "data": bundles,
     "metadata": st.dictionaries(st.text(max_size=5), json_values, max_size=2),
     "user_expressions": st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),

@@ -1,0 +1,132 @@
+"""Names, filters, redaction and texts of offers."""
+
+from __future__ import annotations
+
+import pytest
+
+from kernelsvc.errors import BadRequest
+from kernelsvc.model.tool_calls import offers
+from kernelsvc.model.tool_calls.offers import Offer, ToolFilter
+
+ORDERS = Offer(
+    name="search_orders",
+    description="Orders of a customer, newest first.",
+    parameters={
+        "type": "object",
+        "properties": {
+            "limit": {"type": "integer", "default": 50},
+            "customer": {"type": "integer", "description": "Its number."},
+            "password": {"type": "string", "format": "password"},
+            "inner": {"type": "object", "properties": {"key": {"type": "string", "writeOnly": True}}},
+        },
+        "required": ["customer"],
+    },
+    returns={"type": "array", "items": {"type": "object"}},
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("search_orders", "search_orders"),
+        ("fetch-page", "fetch_page"),
+        ("github.create-issue", "github.create_issue"),
+        ("3d", "_3d"),
+        ("class", "class_"),
+        ("a.class", "a.class_"),
+        ("search", "search_"),
+        ("a.search", "a.search"),
+        ("a/b", "a_b"),
+    ],
+)
+def test_identifier(name: str, expected: str) -> None:
+    assert offers.identifier(name) == expected
+
+
+def test_two_names_with_one_identifier_are_refused_by_name() -> None:
+    with pytest.raises(BadRequest, match=r"'a_b' and 'a-b' are both tools\.a_b"):
+        offers.check([Offer(name="a_b"), Offer(name="a-b")])
+    with pytest.raises(BadRequest, match=r"tools\.a_b"):
+        offers.check([Offer(name="a-b")], others=["a_b"])
+    offers.check([Offer(name="a_b")], others=["a_b"])
+
+
+def test_the_size_and_the_number_of_offers_are_bounded() -> None:
+    with pytest.raises(BadRequest, match="may have 65536"):
+        offers.check([Offer(name="a", parameters={"x": "y" * 70_000})])
+    with pytest.raises(BadRequest, match="1000 offers"):
+        offers.check([Offer(name=f"a{n}") for n in range(1001)])
+
+
+def test_a_filter_denies_before_it_allows() -> None:
+    chosen = ToolFilter(allow=["github.*"], deny=["*.delete_*"])
+    assert chosen.allows("github.create_issue")
+    assert not chosen.allows("github.delete_repo")
+    assert not chosen.allows("mail.send")
+    assert ToolFilter().allows("anything")
+
+
+def test_redaction_follows_names_pointers_and_the_schema() -> None:
+    offer = Offer(name="a", parameters=ORDERS.parameters, redact=["token", "/list/*/secret"])
+    value = {"token": "T", "password": "P", "inner": {"key": "K", "x": 1}, "list": [{"secret": "S"}, {"b": 2}]}
+    clean, found = offers.redact(value, offers.redactions(offer))
+    assert clean == {
+        "token": {"$redacted": 3},
+        "password": {"$redacted": 3},
+        "inner": {"key": {"$redacted": 3}, "x": 1},
+        "list": [{"secret": {"$redacted": 3}}, {"b": 2}],
+    }
+    assert found == ["/token", "/list/*/secret", "/password", "/inner/key"]
+    assert value["password"] == "P", "the original stays"
+
+
+@pytest.mark.parametrize("value", [None, 5, "text", [], {"inner": 3}, {"list": {}}])
+def test_redaction_of_other_shapes_changes_nothing(value: object) -> None:
+    assert offers.redact(value, ["/inner/key", "/list/0/x"]) == (value, [])
+
+
+def test_the_signature_has_required_arguments_first() -> None:
+    text = offers.signature(ORDERS)
+    assert text == "search_orders(customer: int, limit: int = 50, password: str = ..., inner: dict = ...) -> list[dict]"
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ({"type": "string"}, "str"),
+        ({"type": ["string", "null"]}, "str | None"),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "int | None"),
+        ({"enum": ["a", 1]}, "Literal['a', 1]"),
+        ({"type": "object", "additionalProperties": {"type": "number"}}, "dict[str, float]"),
+        ({"type": "string", "contentEncoding": "base64"}, "bytes"),
+        ({"$ref": "#/$defs/Order"}, "Order"),
+        ({"type": 7}, "Any"),
+        ("nonsense", "Any"),
+    ],
+)
+def test_type_text(schema: object, expected: str) -> None:
+    assert offers.type_text(schema) == expected
+
+
+def test_a_schema_that_is_nested_without_end_is_read_to_a_depth() -> None:
+    schema: dict[str, object] = {}
+    schema["items"] = schema
+    schema["type"] = "array"
+    assert offers.type_text(schema).count("list") == offers.MAX_SCHEMA_DEPTH + 1
+
+
+def test_the_documentation_names_arguments_and_approval() -> None:
+    text = offers.docstring(Offer(name="a", parameters=ORDERS.parameters, approval="always", effects="write"))
+    assert "customer: Its number." in text
+    assert "A person approves" in text
+    assert "changes something" in text
+
+
+def test_only_built_in_exceptions_have_a_name_for_code() -> None:
+    assert offers.exception_name("KeyError") == "KeyError"
+    for name in ("print", "BaseException", "SystemExit", "no such", "__import__"):
+        assert offers.exception_name(name) == ""
+
+
+def test_nearest_names() -> None:
+    assert offers.nearest("serch_orders", ["search_orders", "send_mail"])[0] == "search_orders"
