@@ -269,11 +269,16 @@ class Result(Event):
 
 
 class Error(Event):
-    """The cell raised an exception."""
+    """The cell raised an exception.
+
+    Attributes:
+        model: The traceback in the short form for language models, a line each. None if the kernel made none.
+    """
 
     ename: str = ""
     evalue: str = ""
     traceback: list[str] = []
+    model: list[str] | None = None
 
 
 class Comm(Event):
@@ -334,6 +339,8 @@ class CellFinished(Event):
         variables_kept: False if the kernel was lost with its variables. None if they were not affected.
         user_expressions: Results of the request's expressions, as in Jupyter's ``execute_reply``: a MIME bundle each,
             or the error.
+        changes: Names of variables and files by the kind of change: ``new``, ``changed``, ``gone`` and ``files``, a
+            list of descriptions each. None if the kernel did not compare.
     """
 
     reason: Reason = Reason.OK
@@ -342,6 +349,7 @@ class CellFinished(Event):
     message: str | None = None
     variables_kept: bool | None = None
     user_expressions: dict[str, Any] = {}
+    changes: dict[str, list[str]] | None = None
 
 
 # --- calls of a client's functions ------------------------------------------------------

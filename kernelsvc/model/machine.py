@@ -298,7 +298,13 @@ class Machine(MachineState):
         reason, message, kept = self._reason(reply, run, hit)
         if reply.status == "error" and run.cancels is None:
             events.append(
-                ev.Error(cell=run.id, ename=reply.ename, evalue=reply.evalue, traceback=list(reply.traceback))
+                ev.Error(
+                    cell=run.id,
+                    ename=reply.ename,
+                    evalue=reply.evalue,
+                    traceback=list(reply.traceback),
+                    model=[*reply.model] or None,
+                )
             )
         usage = self._usage(run, now, reply)
         finished = ev.CellFinished(
@@ -309,6 +315,7 @@ class Machine(MachineState):
             message=message,
             variables_kept=kept,
             user_expressions=self._user_expressions(run.id, reply),
+            changes=None if reply.changes is None else dict(reply.changes),
         )
         if frame is not None:
             finished.frame = frame

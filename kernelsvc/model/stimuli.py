@@ -53,6 +53,8 @@ class KernelReplied:
     frame: int | None = None
     struck: str = ""  # limit that its exception names (``limit_causes``)
     expressions: Mapping[str, Any] = field(default_factory=dict)  # name -> MIME bundle or error
+    model: tuple[str, ...] = ()  # traceback for language models
+    changes: Mapping[str, list[str]] | None = None  # kind of change -> descriptions
     room: int | None = None  # size of the scratch space that was full, bytes
     outputs: tuple[Event, ...] = ()
 

@@ -28,6 +28,11 @@ MAX_EXPRESSION_BYTES = 256 * 1024
 MAX_PAYLOADS, MAX_PAYLOAD_LENGTH = 32, 4 << 20
 #: Key of a display's metadata that says which payload it was (Jupyter messaging, "Payloads").
 PAYLOAD = "payload"
+#: Most lines of a traceback for language models, and most characters of all of them.
+MAX_MODEL_LINES, MAX_MODEL_CHARACTERS = 200, 64 * 1024
+#: Most descriptions of changes of one kind, and most characters of one.
+MAX_CHANGES, MAX_CHANGE_CHARACTERS = 64, 400
+_CHANGES = ("new", "changed", "gone", "files")
 _encode = msgspec.json.Encoder().encode
 
 #: The channels of Jupyter's messaging protocol that requests go by.
@@ -128,6 +133,30 @@ def lines(value: object) -> list[str]:
     return found
 
 
+def model_lines(value: object) -> tuple[str, ...]:
+    """Return a traceback in the form for language models, limited in lines and characters. Other values give none."""
+    if not isinstance(value, list):
+        return ()
+    room, found = MAX_MODEL_CHARACTERS, []
+    for line in value[:MAX_MODEL_LINES]:
+        if not isinstance(line, str) or room <= 0:
+            break
+        found.append(line[:room])
+        room -= len(line)
+    return tuple(found)
+
+
+def changes(value: object) -> dict[str, list[str]] | None:
+    """Return a cell's changes of variables and files, limited in number and length. None if the kernel sent none."""
+    if not isinstance(value, dict):
+        return None
+    kinds = {kind: value[kind] for kind in _CHANGES if isinstance(value.get(kind), list)}
+    return {
+        kind: [text(each, MAX_CHANGE_CHARACTERS) for each in found[:MAX_CHANGES] if isinstance(each, str)]
+        for kind, found in kinds.items()
+    }
+
+
 def bundle(value: object) -> dict[str, Any]:
     """Return a MIME bundle. Lists of strings (nbformat's multiline form) are joined."""
     out = {}
@@ -179,6 +208,7 @@ def _error(content: Content) -> Event:
         ename=text(content.get("ename"), 1024),
         evalue=text(content.get("evalue")),
         traceback=lines(content.get("traceback")),
+        model=[*model_lines(content.get("model"))] or None,
     )
 
 
@@ -294,6 +324,8 @@ def reply_of(cell: str, content: Content, metadata: Content, frame: int | None) 
         peak_rss_bytes=number(usage.get("peak_rss_bytes")),
         frame=frame,
         expressions=expressions(content.get("user_expressions")),
+        model=model_lines(content.get("model")),
+        changes=changes(usage.get("changes")),
         struck=strike["limit"] if strike.get("limit") in limit_causes.GUEST_LIMITS else "",
         room=number(strike.get("bytes")),
         outputs=tuple(_in_cell(cell, shown) for shown in shown_payloads(content.get("payload"))),

@@ -110,6 +110,13 @@ def test_with_an_ordered_kernel_a_cell_begins_when_it_is_sent_and_ends_on_its_re
     assert (machine.state, machine.running, machine.execution_count) == (SessionState.IDLE, None, 2)
 
 
+def test_the_events_carry_the_traceback_for_models_and_the_changes():
+    machine = ordered()
+    reply = KernelReplied("a", "error", 1, "E", "x", ("tb",), model=("short",), changes={"new": ["v"]})
+    events, _ = drive(machine, submit("a"), reply)
+    assert (events[-2].traceback, events[-2].model, events[-1].changes) == (["tb"], ["short"], {"new": ["v"]})
+
+
 def test_an_ordered_kernel_says_nothing_new_when_it_says_that_a_cell_began():
     machine = ordered()
     drive(machine, submit("a"))

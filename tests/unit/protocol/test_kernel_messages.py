@@ -117,3 +117,21 @@ def test_payloads_are_bounded_and_displays_are_no_payloads():
     assert len(outputs) == kernel_messages.MAX_PAYLOADS
     assert set(outputs[0].data) == {"text/html"}
     assert kernel_messages.payload_of(ev.Display(data={"text/plain": "x"}, metadata={"kernelsvc": 1})) is None
+
+
+def test_a_reply_carries_the_traceback_for_models_and_the_changes() -> None:
+    kinds = {"new": ["a: int = 1", 5], "files": "x", "other": ["y"]}
+    reply = kernel_messages.reply_of("c", {"status": "error", "model": ["E: x"]}, {"kernelsvc": {"changes": kinds}}, 1)
+    assert reply.model == ("E: x",)
+    assert reply.changes == {"new": ["a: int = 1"]}
+    assert kernel_messages.reply_of("c", {"status": "ok"}, {}, 1).changes is None
+
+
+def test_both_are_limited_in_number_and_length() -> None:
+    lines = kernel_messages.model_lines(["x" * 60_000, "y" * 60_000, "z"])
+    assert [len(line) for line in lines] == [60_000, kernel_messages.MAX_MODEL_CHARACTERS - 60_000]
+    assert len(kernel_messages.model_lines(["x"] * 10_000)) == kernel_messages.MAX_MODEL_LINES
+    found = kernel_messages.changes({"gone": ["v" * 10_000] * 1000})
+    assert found is not None
+    assert len(found["gone"]) == kernel_messages.MAX_CHANGES
+    assert {len(each) for each in found["gone"]} == {kernel_messages.MAX_CHANGE_CHARACTERS}
