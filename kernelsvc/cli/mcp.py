@@ -39,12 +39,13 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
     # Imported late: these imports take a second, and other commands do not need them.
     from mcp.server.stdio import stdio_server
 
-    from kernelsvc.server.mcp.server import make_server
+    from kernelsvc.server.mcp.server import McpOptions, make_server
 
     async with _client(args, terminal) as client:
         backend = ClientToolBackend(client)
         toolbox = Toolbox(backend, CallerState(args.session or new_id("mcp"), "MCP"))
-        server = make_server(lambda ctx: (toolbox, backend))
+        options = McpOptions(facts=args.facts)
+        server = make_server(lambda ctx: (toolbox, backend), options=lambda ctx: options)
         async with stdio_server() as (reading, writing):
             await server.run(reading, writing, server.create_initialization_options())
     return 0

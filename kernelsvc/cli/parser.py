@@ -327,6 +327,12 @@ def _model_commands(commands: _Commands) -> None:
         "--session", metavar="NAME|ID", help="session of calls that do not name one (default: a new session)"
     )
     mcp.add_argument(
+        "--facts",
+        action="store_true",
+        help="add the facts for programs to results, as structured content. Hosts may "
+        "then hide text and pictures from the model",
+    )
+    mcp.add_argument(
         "--data-dir", metavar="DIR", help="data directory of a server that the command starts (default: the first "
         "unused one of mcp/1, mcp/2, ... in the user's data directory)",
     )  # fmt: skip

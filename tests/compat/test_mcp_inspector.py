@@ -32,10 +32,16 @@ def inspect(request: pytest.FixtureRequest, served: Served, tmp_path: Path) -> I
         modules / "@modelcontextprotocol/inspector/clients/launcher/build/index.js",
     ]
     ways = {
-        "http": [served.url + "/mcp", "--transport", "http", "--header", f"Authorization: Bearer {served.token}"],
+        "http": [
+            served.url + "/mcp?facts=1",
+            "--transport",
+            "http",
+            "--header",
+            f"Authorization: Bearer {served.token}",
+        ],
         "stdio": [
             *("-e", f"KERNELSVC_URL={served.url}", "-e", f"KERNELSVC_TOKEN={served.token}"),
-            *(sys.executable, "-m", "kernelsvc", "mcp"),
+            *(sys.executable, "-m", "kernelsvc", "mcp", "--facts"),
         ],
     }
 

@@ -30,7 +30,7 @@ async def connected(served: Served, era: str, token: str | None = None) -> Async
     headers = {"Authorization": f"Bearer {token or served.token}"}
     async with (
         httpx2.AsyncClient(headers=headers, timeout=60) as http,
-        Client(streamable_http_client(served.url + "/mcp", http_client=http), mode=era) as client,
+        Client(streamable_http_client(served.url + "/mcp?facts=1", http_client=http), mode=era) as client,
     ):
         yield client
 
@@ -78,6 +78,17 @@ async def test_state_lives_across_calls_and_pictures_come_as_pictures(mcp):
     assert "x: int = 41" in await mcp.text("variables")
 
 
+async def test_a_model_gets_text_and_pictures_and_no_second_form(served: Served):
+    """Hosts show a model the structured content alone where there is some, so that it would lose text and pictures."""
+    code = "import matplotlib.pyplot as plt\nprint('shown')\nplt.plot([1, 2])\nplt.show()"
+    async with Client(streamable_http_client(f"{served.url}/t/{served.token}/mcp"), mode="legacy") as client:
+        assert all(tool.output_schema is None for tool in (await client.list_tools()).tools)
+        result = await client.call_tool("run_code", {"code": code, "session": "plain"})
+        assert result.structured_content is None
+        assert {part.type for part in result.content} == {"text", "image"}
+        await client.call_tool("close_session", {"session": "plain"})
+
+
 @pytest.mark.filterwarnings("ignore:resources/:mcp.shared.exceptions.MCPDeprecationWarning")
 async def test_a_client_is_told_when_a_notebook_or_a_file_is_another_one(served: Served):
     told: asyncio.Queue[Any] = asyncio.Queue()
@@ -85,7 +96,9 @@ async def test_a_client_is_told_when_a_notebook_or_a_file_is_another_one(served:
     async with (
         httpx2.AsyncClient(headers=headers, timeout=60) as http,
         Client(
-            streamable_http_client(served.url + "/mcp", http_client=http), mode="legacy", message_handler=told.put
+            streamable_http_client(served.url + "/mcp?facts=1", http_client=http),
+            mode="legacy",
+            message_handler=told.put,
         ) as client,
     ):
         assert client.server_capabilities.resources.subscribe
@@ -139,7 +152,7 @@ async def test_a_client_of_the_later_era_listens(served: Served):
 
 
 async def test_a_host_that_can_send_no_header_has_the_token_in_the_address(served: Served):
-    async with Client(streamable_http_client(f"{served.url}/t/{served.token}/mcp"), mode="legacy") as client:
+    async with Client(streamable_http_client(f"{served.url}/t/{served.token}/mcp?facts=1"), mode="legacy") as client:
         run = await client.call_tool("run_code", {"code": "6 * 7"})
         assert run.structured_content["text"] == "42\n"
         await client.call_tool("close_session", {"session": run.structured_content["session"]})

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 @contextlib.asynccontextmanager
 async def started(log: Path, *words: str, env: dict[str, str], era: str = "legacy") -> AsyncIterator[Client]:
     """A client of a ``kernelsvc mcp`` of its own."""
-    how = StdioServerParameters(command=sys.executable, args=["-m", "kernelsvc", "mcp", *words], env=env)
+    how = StdioServerParameters(command=sys.executable, args=["-m", "kernelsvc", "mcp", "--facts", *words], env=env)
     with log.open("w") as said:
         async with Client(stdio_client(how, errlog=said), mode=era) as client:
             yield client

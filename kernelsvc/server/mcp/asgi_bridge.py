@@ -50,7 +50,7 @@ class McpService:
         self._sessions: OrderedDict[str, McpSession] = OrderedDict()
         self._event_store = MemoryEventStore()
         self._manager = StreamableHTTPSessionManager(
-            server.make_server(self._find, _owner),
+            server.make_server(self._find, _owner, _options),
             event_store=self._event_store,
             session_idle_timeout=IDLE_SECONDS,
             max_sessions=MAX_CLIENTS,
@@ -134,6 +134,13 @@ def _owner(ctx: server.Context) -> str:
     return str(request.scope[_WHO].name) if request is not None else ""
 
 
+def _options(ctx: server.Context) -> server.McpOptions:
+    """Return the options in the query of the request's address."""
+    request = ctx.request
+    asked = request.query_params if request is not None else {}
+    return server.McpOptions(facts=asked.get("facts") == "1")
+
+
 async def _no_body() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
@@ -164,7 +171,7 @@ class Exchange:
             "scheme": request.protocol,
             "path": "/mcp",  # without the prefix with the token
             "raw_path": b"/mcp",
-            "query_string": b"",
+            "query_string": request.query.encode("latin-1", "replace"),
             "root_path": "",
             "headers": [
                 (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))

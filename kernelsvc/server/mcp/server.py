@@ -16,6 +16,7 @@ import mcp_types as types
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
+from msgspec import Struct
 
 from kernelsvc import __version__
 from kernelsvc.errors import KernelsvcError
@@ -32,6 +33,20 @@ Context = ServerRequestContext[Any, Any]
 #: Returns the toolbox and the backend for a request's sender.
 Find = Callable[[Context], tuple[Toolbox, ToolBackend]]
 
+
+class McpOptions(Struct, frozen=True, kw_only=True):
+    """What a client asks for in the address of the endpoint.
+
+    Attributes:
+        facts: Whether results have the facts for programs too, as structured content.
+    """
+
+    facts: bool = False
+
+
+OptionsOf = Callable[[Context], McpOptions]
+_DEFAULT = McpOptions()
+
 #: Most bytes of a resource in one response.
 MAX_RESOURCE = 16 * 1024 * 1024
 MAX_SUGGESTED = 100
@@ -45,14 +60,17 @@ _ANY_TEMPLATES = (
 )
 
 
-def make_server(find: Find, owner: Callable[[Context], str] = lambda ctx: "") -> Server[Any]:
+def make_server(
+    find: Find, owner: Callable[[Context], str] = lambda ctx: "", options: OptionsOf = lambda ctx: _DEFAULT
+) -> Server[Any]:
     """Make an MCP server that answers each request over the backend that ``find`` returns.
 
     Args:
         find: Returns toolbox and backend.
         owner: Returns the name of the request's principal. One server for one person needs none.
+        options: Returns the request's options.
     """
-    handlers = _Handlers(find)
+    handlers = _Handlers(find, options)
     subscriptions = Subscriptions(lambda ctx: find(ctx)[1], parse_uri, owner)
     return Server(
         "kernelsvc",
@@ -77,18 +95,21 @@ def make_server(find: Find, owner: Callable[[Context], str] = lambda ctx: "") ->
 class _Handlers:
     """One method for each request of the protocol."""
 
-    def __init__(self, find: Find) -> None:
+    def __init__(self, find: Find, options: OptionsOf) -> None:
         self._find = find
+        self._options = options
 
     # --- tools ------------------------------------------------------------------------------
 
     async def list_tools(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
-        return types.ListToolsResult(tools=[_tool(tool) for tool in TOOLS.values()])
+        facts = self._options(ctx).facts
+        return types.ListToolsResult(tools=[_tool(tool, facts=facts) for tool in TOOLS.values()])
 
     async def call_tool(self, ctx: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
         toolbox, _ = self._find(ctx)
         try:
-            return call_result(await toolbox.call(params.name, params.arguments, _reporter(ctx)))
+            result = await toolbox.call(params.name, params.arguments, _reporter(ctx))
+            return call_result(result, facts=self._options(ctx).facts)
         except KernelsvcError as error:
             _refuse(error)
 
@@ -189,13 +210,13 @@ def _refuse(error: KernelsvcError) -> NoReturn:
     raise MCPError(number, error.message, {"code": error.code, "retryable": error.retryable}) from None
 
 
-def _tool(tool: Tool) -> types.Tool:
+def _tool(tool: Tool, *, facts: bool) -> types.Tool:
     return types.Tool(
         name=tool.name,
         title=tool.title,
         description=tool.about,
         input_schema=input_schema(tool),
-        output_schema=output_schema(tool),
+        output_schema=output_schema(tool) if facts else None,
         annotations=types.ToolAnnotations(
             title=tool.title,
             read_only_hint=tool.reads,
@@ -217,8 +238,12 @@ def _reporter(ctx: Context) -> Callable[[float, str], Awaitable[None]] | None:
     return report
 
 
-def call_result(outcome: ToolResult) -> types.CallToolResult:
-    """Convert a tool's result into the protocol's."""
+def call_result(outcome: ToolResult, *, facts: bool = False) -> types.CallToolResult:
+    """Convert a tool's result into the protocol's.
+
+    Without ``facts`` there is no structured content: hosts that find some show the model nothing else, so that it
+    would see neither the pictures nor the text.
+    """
     content: list[types.ContentBlock] = []
     for part in outcome.parts:
         match part:
@@ -228,7 +253,9 @@ def call_result(outcome: ToolResult) -> types.CallToolResult:
                 content.append(types.ImageContent(data=base64.b64encode(data).decode(), mime_type=mime))
             case ResourceLink():
                 content.append(types.ResourceLink(uri=part.uri, name=part.name, mime_type=part.mime, size=part.size))
-    return types.CallToolResult(content=content, structured_content=outcome.facts, is_error=outcome.failed)
+    return types.CallToolResult(
+        content=content, structured_content=outcome.facts if facts else None, is_error=outcome.failed
+    )
 
 
 async def _resource(backend: ToolBackend, session: str, rest: str, uri: str) -> tuple[bytes, str | None]:

@@ -50,12 +50,12 @@ async def work(session: ClientSession, name: str) -> None:
 async def main() -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with (
-        streamablehttp_client(URL + "/mcp", headers=headers) as (reading, writing, _),
+        streamablehttp_client(URL + "/mcp?facts=1", headers=headers) as (reading, writing, _),
         ClientSession(reading, writing) as session,
     ):
         await work(session, "old-http")
     env = {**os.environ, "KERNELSVC_URL": URL, "KERNELSVC_TOKEN": TOKEN, "PYTHONPATH": SOURCE}
-    how = StdioServerParameters(command=PYTHON, args=["-m", "kernelsvc", "mcp"], env=env)
+    how = StdioServerParameters(command=PYTHON, args=["-m", "kernelsvc", "mcp", "--facts"], env=env)
     async with stdio_client(how) as (reading, writing), ClientSession(reading, writing) as session:
         await work(session, "old-stdio")
 
