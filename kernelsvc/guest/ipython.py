@@ -24,7 +24,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kernelsvc.guest import environment, limit_errors, tracebacks, variables
+from kernelsvc.guest import environment, limit_errors, variables
 from kernelsvc.guest.cell_meter import CellMeter
 from kernelsvc.guest.private_modules import os, signal, threading
 from kernelsvc.guest.stdio.streams import StandardStreams
@@ -58,6 +58,7 @@ from traitlets.config import Config  # noqa: E402
 from kernelsvc.guest import exit_calls, shell_commands  # noqa: E402
 from kernelsvc.guest.debugger import KernelDebugger, available  # noqa: E402
 from kernelsvc.guest.display import DisplayHook, SelectiveFormatter  # noqa: E402
+from kernelsvc.guest.model_view.shell_errors import ErrorReports  # noqa: E402
 from kernelsvc.guest.plain_cells import PlainCellDetector  # noqa: E402
 from kernelsvc.guest.stdio import cell_input  # noqa: E402
 
@@ -229,7 +230,7 @@ class WireSession(Session):  # type: ignore[misc]
         wire.message(join(channel, *head, b"{}", encode(content)))
 
 
-class Shell(shell_commands.ShellCommands, ZMQInteractiveShell):  # type: ignore[misc]
+class Shell(ErrorReports, shell_commands.ShellCommands, ZMQInteractiveShell):  # type: ignore[misc]
     """The shell of a session."""
 
     displayhook_class = Type(DisplayHook)
@@ -307,33 +308,6 @@ class Shell(shell_commands.ShellCommands, ZMQInteractiveShell):  # type: ignore[
         if transformed_cell is not None and not _may_await(transformed_cell):
             return False
         return bool(super().should_run_async(raw_cell, transformed_cell=transformed_cell, **more))
-
-    def _get_exc_info(self, exc_tuple: Any = None) -> tuple[Any, Any, Any]:
-        etype, evalue, traceback = super()._get_exc_info(exc_tuple)
-        self._frames_left_out = max(0, tracebacks.length(traceback) - tracebacks.MAX_FRAMES - 1)
-        if isinstance(evalue, BaseException):
-            tracebacks.clean(evalue)
-        return etype, evalue, tracebacks.without_own_frames(traceback)
-
-    def _showtraceback(self, etype: Any, evalue: Any, stb: Any) -> None:
-        if etype is asyncio.CancelledError and self.kernel.gate.cancelled:
-            etype, evalue = KeyboardInterrupt, "Interrupted"
-            stb = [*stb[:-1], "KeyboardInterrupt: the cell was interrupted while it waited"]
-        if self._frames_left_out:
-            stb = [
-                *stb[:-1],
-                f"[{self._frames_left_out:,} frames between the first and the last are left out]",
-                *stb[-1:],
-            ]
-        exited = isinstance(evalue, SystemExit)
-        if self.kernel.foreign:
-            text = exit_calls.status_of(evalue)[1] if exited else "\n".join(stb) + "\n"
-            os.write(2, text.encode("utf-8", "replace"))
-        else:
-            stb = exit_calls.in_session(evalue, stb) if exited else stb
-            # ipykernel flushes what stands in ``sys``, whatever it is.
-            with self.kernel.streams.in_place():
-                super()._showtraceback(etype, evalue, stb)
 
     def enable_gui(self, gui: Any = None) -> None:
         """Refuse GUI event loops: a session has no screen, and figures are inline."""
@@ -495,6 +469,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         Like ipykernel's, without its support for older IPython releases, subshells and a queue.
         """
         self.usage.begin()
+        self.shell.for_model = parent["content"].get("changes") is True
         content, meta = parent["content"], parent["metadata"]
         code, silent, terse = content["code"], bool(content.get("silent", False)), content.get("terse") is True
         metadata = self.init_metadata(parent)
@@ -524,7 +499,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         _set_handler(_SIGINT, self.interrupted)
         if wire is not None:
             wire.uncork()
-        self.shell._transformed = None
+        self.shell._transformed = self.shell._last_traceback = None
         gate.cancelled = False
         gate.open = True
         try:

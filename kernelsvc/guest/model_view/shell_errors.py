@@ -1,0 +1,111 @@
+"""How the shell reports an exception: IPython's traceback for people, and the lines for a model beside it.
+
+IPython prints an exception group to stderr and reports the traceback of an earlier error in its place. A deep recursion
+takes it seconds to format. Both are formatted here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+from IPython.core.error import UsageError
+from jupyter_client.jsonutil import json_clean
+
+from kernelsvc.guest import exit_calls, tracebacks
+from kernelsvc.guest.model_view import errors
+from kernelsvc.guest.private_modules import current_directory, os
+
+
+class ErrorReports:
+    """The part of IPython's shell that shows exceptions. Mix it into a ``ZMQInteractiveShell``."""
+
+    #: Whether the running cell belongs to a model, so that nobody needs IPython's slow and coloured form.
+    for_model = False
+    kernel: Any
+
+    def showtraceback(
+        self,
+        exc_tuple: Any = None,
+        filename: str | None = None,
+        tb_offset: int | None = None,
+        exception_only: bool = False,
+        running_compiled_code: bool = False,
+    ) -> None:
+        """See ``InteractiveShell.showtraceback``."""
+        shell: Any = self
+        base: Any = super()
+        try:
+            etype, value, traceback = self._get_exc_info(exc_tuple)
+        except ValueError:
+            etype = value = traceback = None
+        if exception_only or traceback is None or issubclass(etype, SyntaxError | UsageError):
+            base.showtraceback(exc_tuple, filename, tb_offset, exception_only, running_compiled_code)
+        elif tracebacks.contains_group(value) and not hasattr(value, "_render_traceback_"):
+            self._showtraceback(etype, value, tracebacks.group_lines(value, shell.compile._filename_map))
+            self._debug()
+        elif self.for_model and not hasattr(value, "_render_traceback_"):
+            self._showtraceback(etype, value, self._model_lines(value))
+            self._debug()
+        else:
+            tracebacks.skip_module_search(value, shell.compile._filename_map)
+            base.showtraceback((etype, value, traceback), filename, tb_offset, False, running_compiled_code)
+
+    #: The exception that was cleaned last, and the number of frames that it lost.
+    _counted: BaseException | None = None
+    _frames_left_out = 0
+
+    def _debug(self) -> None:
+        shell: Any = self
+        if shell.call_pdb:
+            shell.debugger(force=True)
+
+    def _get_exc_info(self, exc_tuple: Any = None) -> tuple[Any, Any, Any]:
+        base: Any = super()
+        etype, evalue, traceback = base._get_exc_info(exc_tuple)
+        if isinstance(evalue, BaseException):
+            if evalue is not self._counted:
+                self._counted = evalue
+                self._frames_left_out = max(0, tracebacks.length(traceback) - tracebacks.MAX_FRAMES - 1)
+            tracebacks.clean(evalue)
+        return etype, evalue, tracebacks.without_own_frames(traceback)
+
+    def _showtraceback(self, etype: Any, evalue: Any, stb: list[str]) -> None:
+        model: list[str] | None = None
+        if self._frames_left_out and not self.for_model:
+            note = f"[{self._frames_left_out:,} frames between the first and the last are left out]"
+            stb = [*stb[:-1], note, *stb[-1:]]
+        if etype is asyncio.CancelledError and self.kernel.gate.cancelled:
+            etype, evalue = KeyboardInterrupt, "Interrupted"
+            model = ["KeyboardInterrupt: the cell was interrupted while it waited"]
+            stb = [*stb[:-1], *model]
+        exited = isinstance(evalue, SystemExit)
+        if self.kernel.foreign:
+            text = exit_calls.status_of(evalue)[1] if exited else "\n".join(stb) + "\n"
+            os.write(2, text.encode("utf-8", "replace"))
+            return
+        stb = exit_calls.in_session(evalue, stb) if exited else stb
+        if model is None and isinstance(evalue, BaseException):
+            model = stb if self.for_model and not exited else self._model_lines(evalue)
+        # The streams of ``sys`` are flushed, whatever they are.
+        with self.kernel.streams.in_place():
+            self._send(etype, evalue, stb, model)
+
+    def _send(self, etype: Any, evalue: Any, stb: list[str], model: list[str] | None) -> None:
+        """Send the error as ``ZMQInteractiveShell._showtraceback`` does, with one more field."""
+        shell: Any = self
+        sys.stdout.flush()
+        sys.stderr.flush()
+        hook = shell.displayhook
+        if getattr(hook, "msg", None) is not None:
+            shell._last_traceback_during_displayhook = True
+        content = {"traceback": stb, "ename": str(etype.__name__), "evalue": str(evalue)}
+        if model:
+            content["model"] = model
+        topic = hook.topic.replace(b"execute_result", b"error") if hook.topic else None
+        hook.session.send(hook.pub_socket, "error", json_clean(content), hook.parent_header, ident=topic)
+        shell._last_traceback = stb
+
+    def _model_lines(self, error: BaseException) -> list[str]:
+        return errors.lines_of(error, errors.shell_places(self, current_directory()), self._frames_left_out)
