@@ -11,8 +11,12 @@ from types import FrameType
 from typing import Any
 
 from ipykernel.displayhook import ZMQShellDisplayHook
+from ipykernel.zmqshell import ZMQDisplayPublisher
 from IPython.core.formatters import DisplayFormatter
 from IPython.lib import pretty
+
+from kernelsvc.guest.model_view import values
+from kernelsvc.guest.model_view.collections import SHORT as _LONG
 
 #: Values that have only a plain-text form, unless user code registered another one for their type.
 _PLAIN_TYPES = frozenset((int, float, str, bool, complex, type(None)))
@@ -31,6 +35,13 @@ _ONLY_THE_LAST = frozenset(("last_expr", "last_expr_or_assign"))
 _QUICK = ("IPython.", "matplotlib")
 
 
+def _add_form(value: Any, data: dict[str, Any]) -> None:
+    """Add a value's form for a model to its MIME bundle, if it has one."""
+    form = values.form(value, data)
+    if form is not None:
+        data[values.MIME] = form
+
+
 class SelectiveFormatter(DisplayFormatter):  # type: ignore[misc]
     """Calls the other ten formatters for a number only if one of them has a form for it."""
 
@@ -39,9 +50,14 @@ class SelectiveFormatter(DisplayFormatter):  # type: ignore[misc]
         if type(obj) in _PLAIN_TYPES and not include and not exclude and not self._knows_plain():
             plain = self.formatters["text/plain"]
             text = repr(obj) if _is_its_repr(obj, plain) else plain(obj)
-            return ({} if text is None else {"text/plain": text}), {}
-        found: tuple[dict[str, Any], dict[str, Any]] = super().format(obj, include, exclude)
-        return found
+            found = {} if text is None else {"text/plain": text}
+            if type(obj) is str and len(obj) > _LONG:
+                _add_form(obj, found)
+            return found, {}
+        data, metadata = super().format(obj, include, exclude)
+        if data and not include and not exclude:
+            _add_form(obj, data)
+        return data, metadata
 
     def _knows_plain(self) -> bool:
         """Whether user code registered a form for a plain type: by type, by name or for one value."""
@@ -67,6 +83,18 @@ def _is_its_repr(obj: Any, plain: Any) -> bool:
     if any(types.get(each, _repr) is not _repr for each in type(obj).__mro__):
         return False
     return singles.get(id(obj), _repr) is _repr and not any(module == "builtins" for module, _ in later)
+
+
+class DisplayPublisher(ZMQDisplayPublisher):  # type: ignore[misc]
+    """Publishes displayed values, also those that a library made into a MIME bundle itself."""
+
+    def publish(self, data: dict[str, Any], metadata: dict[str, Any] | None = None, **options: Any) -> None:
+        """See ``ZMQDisplayPublisher.publish``."""
+        if type(data) is dict and values.MIME not in data:
+            form = values.form_of_bundle(data)
+            if form is not None:
+                data = {**data, values.MIME: form}
+        super().publish(data, metadata, **options)
 
 
 class DisplayHook(ZMQShellDisplayHook):  # type: ignore[misc]

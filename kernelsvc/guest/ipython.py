@@ -57,7 +57,7 @@ from traitlets.config import Config  # noqa: E402
 
 from kernelsvc.guest import exit_calls, shell_commands  # noqa: E402
 from kernelsvc.guest.debugger import KernelDebugger, available  # noqa: E402
-from kernelsvc.guest.display import DisplayHook, SelectiveFormatter  # noqa: E402
+from kernelsvc.guest.display import DisplayHook, DisplayPublisher, SelectiveFormatter  # noqa: E402
 from kernelsvc.guest.model_view.shell_errors import ErrorReports  # noqa: E402
 from kernelsvc.guest.plain_cells import PlainCellDetector  # noqa: E402
 from kernelsvc.guest.stdio import cell_input  # noqa: E402
@@ -234,6 +234,7 @@ class Shell(ErrorReports, shell_commands.ShellCommands, ZMQInteractiveShell):  #
     """The shell of a session."""
 
     displayhook_class = Type(DisplayHook)
+    display_pub_class = Type(DisplayPublisher)
 
     @default("exiter")  # type: ignore[untyped-decorator]
     def _default_exiter(self) -> Any:

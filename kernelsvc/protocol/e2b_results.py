@@ -38,6 +38,8 @@ FORMATS = {
     "e2b/chart": "chart",
 }
 #: Formats that are text. A value of another type under these names would break clients.
+#: The form of a value for models, which E2B's clients do not know.
+_FOR_MODELS = "text/vnd.kernelsvc.model"
 _TEXTS = frozenset({"text", "html", "markdown", "svg", "png", "jpeg", "pdf", "latex", "javascript"})
 #: Most characters of an incomplete line that is delayed.
 MAX_HELD = 4096
@@ -66,6 +68,8 @@ def result(data: Mapping[str, Any], *, main: bool) -> Line:
     extra: dict[str, Any] = {}
     for mime, value in data.items():
         name = FORMATS.get(mime)
+        if mime == _FOR_MODELS:
+            continue
         if name is None:
             extra[mime] = value
         elif name not in _TEXTS or isinstance(value, str):
