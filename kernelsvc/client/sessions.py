@@ -71,6 +71,7 @@ class AsyncSession:
         on_disconnect: Literal["keep", "interrupt"] = "keep",
         metadata: Mapping[str, Any] | None = None,
         checkpoint: Literal["auto", "every"] | None = None,
+        changes: bool = False,
         wait: Literal["finished", "queued"] = "finished",
     ) -> Cell:
         """Run a cell and wait for its end.
@@ -87,12 +88,16 @@ class AsyncSession:
             on_disconnect: ``interrupt`` interrupts the cell when its last client disconnects.
             metadata: stored with the cell in the log and the notebook.
             checkpoint: ``every`` makes a checkpoint after this cell, before any later one. Default: the session's mode.
+            changes: the cell is a model's: ``cell_finished`` has the names of variables and files that the cell made,
+                changed or removed, and a traceback has the short form only.
             wait: ``queued`` returns when the server has accepted the cell.
 
         Raises:
             KernelsvcError: the server refused the cell. A failed cell does not raise: see ``Cell.raise_for_error``.
         """
         request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata, checkpoint)
+        if changes:
+            request["changes"] = True
         return self._rpc.cell(await self._call("execute", repeat=True, wait=wait, **request))
 
     def stream(

@@ -58,6 +58,7 @@ from traitlets.config import Config  # noqa: E402
 from kernelsvc.guest import exit_calls, shell_commands  # noqa: E402
 from kernelsvc.guest.debugger import KernelDebugger, available  # noqa: E402
 from kernelsvc.guest.display import DisplayHook, DisplayPublisher, SelectiveFormatter  # noqa: E402
+from kernelsvc.guest.model_view.changes import Changes  # noqa: E402
 from kernelsvc.guest.model_view.shell_errors import ErrorReports  # noqa: E402
 from kernelsvc.guest.plain_cells import PlainCellDetector  # noqa: E402
 from kernelsvc.guest.stdio import cell_input  # noqa: E402
@@ -371,6 +372,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         self.gate = InterruptGate()
         self.usage = CellMeter()
+        self.changes = Changes()
         #: Set by a ``shutdown_request``. The main loop then ends.
         self.ending = False
         self._unanswered: dict[str, WireRequest] = {}
@@ -470,8 +472,10 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         Like ipykernel's, without its support for older IPython releases, subshells and a queue.
         """
         self.usage.begin()
-        self.shell.for_model = parent["content"].get("changes") is True
         content, meta = parent["content"], parent["metadata"]
+        self.shell.for_model = asked = content.get("changes") is True
+        if asked:
+            self.changes.begin(self.shell.user_ns, self.shell.user_ns_hidden)
         code, silent, terse = content["code"], bool(content.get("silent", False)), content.get("terse") is True
         metadata = self.init_metadata(parent)
         if not (silent or terse):
@@ -500,7 +504,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         _set_handler(_SIGINT, self.interrupted)
         if wire is not None:
             wire.uncork()
-        self.shell._transformed = self.shell._last_traceback = None
+        self.shell._transformed = self.shell._last_traceback = self.shell.model_lines = None
         gate.cancelled = False
         gate.open = True
         try:
@@ -612,7 +616,10 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         """Add the resources that the cell used."""
         metadata["status"] = reply_content["status"]
         used = metadata["kernelsvc"] = self.usage.end()
+        if self.shell.for_model:
+            used["changes"] = self.changes.end(self.shell.user_ns, self.shell.user_ns_hidden)
         if reply_content["status"] == "error":
+            reply_content["model"] = self.shell.model_lines
             limit = limit_errors.limit_of(getattr(self.shell.last_execution_result, "error_in_exec", None))
             if limit is not None:
                 used["struck"] = limit

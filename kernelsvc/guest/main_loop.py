@@ -104,11 +104,12 @@ def prepare(preload: Sequence[str]) -> PreparedKernel:
         RuntimeError: A module started a thread, which a fork would not have (fork(2)).
     """
     os.environ["MPLBACKEND"] = BACKEND
-    for name in preload:
-        importlib.import_module(name)
     from kernelsvc.guest.ipython import make_kernel
 
     kernel = make_kernel()
+    with kernel.shell.builtin_trap:  # Libraries look for ``get_ipython`` when they are imported, as pandas' options do.
+        for name in preload:
+            importlib.import_module(name)
     _warm(kernel, preload)
     _end_openblas_threads()
     names = [_read(f"/proc/self/task/{task}/comm") for task in os.listdir("/proc/self/task")]

@@ -222,6 +222,7 @@ class CellQueued(Event):
     metadata: dict[str, Any] = {}
     principal: str = ""
     checkpoint: Literal["auto", "every"] | None = None
+    changes: bool = False
 
 
 class CellStarted(Event):

@@ -260,6 +260,7 @@ class Machine(MachineState):
             metadata=request.metadata,
             principal=principal,
             checkpoint=request.checkpoint,
+            changes=request.changes,
         )
 
     def _began(self, stimulus: CellBegan) -> Decision:

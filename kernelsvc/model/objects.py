@@ -115,6 +115,13 @@ class CellRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         ]
         | None
     ) = None
+    changes: Annotated[
+        bool,
+        msgspec.Meta(
+            description="The cell is a model's: `cell_finished` has the changes of variables and files, and the "
+            "traceback has the short form only. Forked kernels."
+        ),
+    ] = False
 
 
 class CellError(msgspec.Struct, kw_only=True):

@@ -48,6 +48,7 @@ class ExecuteRequest(msgspec.Struct, frozen=True):
     Attributes:
         msg_id: the cell's id.
         metadata: of the client's own ``execute_request``, for example JupyterLab's ``cellId``.
+        changes: whether a forked kernel reports the changes of variables and files, and short tracebacks only.
     """
 
     msg_id: str
@@ -57,6 +58,7 @@ class ExecuteRequest(msgspec.Struct, frozen=True):
     store_history: bool = True
     user_expressions: Mapping[str, str] = {}
     metadata: dict[str, Any] = {}
+    changes: bool = False
 
     def content(self, *, stop_on_error: bool) -> dict[str, Any]:
         """Return the message's content.

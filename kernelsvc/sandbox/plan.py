@@ -311,6 +311,10 @@ def _landlock(request: ConfinementRequest, wanted: _Wanted, home: str) -> dict[s
     return {"grants": grants, "scope": True}
 
 
+#: pip fails at the first look-up. With its defaults it tries for eight seconds.
+_PIP_WITHOUT_NETWORK = {"PIP_RETRIES": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_PROGRESS_BAR": "off"}
+
+
 def _environment(request: ConfinementRequest, home: str, *, confined: bool) -> dict[str, str]:
     scratch = "/tmp" if confined else home
     user = {"USER": "user", "LOGNAME": "user"} if confined else {}
@@ -320,6 +324,7 @@ def _environment(request: ConfinementRequest, home: str, *, confined: bool) -> d
         "SHELL": "/bin/sh",
         "TERM": "xterm-256color",
         **user,
+        **(_PIP_WITHOUT_NETWORK if request.limits.network == "none" else {}),
         **request.env,
         "HOME": home,
         "PWD": home,

@@ -302,6 +302,7 @@ class SessionRuntime:
                 store_history=queued.store_history and not queued.silent,
                 user_expressions=queued.user_expressions,
                 metadata=request_metadata(queued.metadata) if queued.metadata else {},
+                changes=queued.changes,
             )
             self.kernel.execute(request)
 

@@ -23,6 +23,8 @@ class ErrorReports:
 
     #: Whether the running cell belongs to a model, so that nobody needs IPython's slow and coloured form.
     for_model = False
+    #: The lines for a model about the exception that the cell showed last.
+    model_lines: list[str] | None = None
     kernel: Any
 
     def showtraceback(
@@ -101,6 +103,7 @@ class ErrorReports:
         if getattr(hook, "msg", None) is not None:
             shell._last_traceback_during_displayhook = True
         content = {"traceback": stb, "ename": str(etype.__name__), "evalue": str(evalue)}
+        self.model_lines = model
         if model:
             content["model"] = model
         topic = hook.topic.replace(b"execute_result", b"error") if hook.topic else None

@@ -126,6 +126,8 @@ class ForkedKernel:
     def execute(self, request: ExecuteRequest) -> None:
         """See ``port.Kernel``."""
         content = request.content(stop_on_error=True) | {"terse": True}
+        if request.changes:
+            content["changes"] = True
         self.send(KernelRequest("execute_request", content, request.msg_id, metadata=request.metadata))
 
     def send(self, request: KernelRequest) -> None:
