@@ -41,7 +41,7 @@ def need(ok, what):
     if not ok:
         raise AssertionError(what)
 """
-#: A branch is its parent's child, and a woken checkpoint an orphan; their init is that of the pid namespace.
+#: A branch is its parent's child, and a resumed checkpoint an orphan; their init is that of the pid namespace.
 _INIT = "INIT = 1 if C.get('copy') else os.getppid()\n"
 
 

@@ -2,9 +2,9 @@
 
 A program of its own, so that the tests can run it as root and as an ordinary user::
 
-    python -m attack.driver required|off|session|branch|woken [--without LAYER ...] [NAME ...]
+    python -m attack.driver required|off|session|branch|resumed [--without LAYER ...] [NAME ...]
 
-Each cell gets a fresh kernel: forked, confined by the real hooks, and thrown away.
+Each cell gets a fresh kernel: forked, confined by the real hooks, and thrown away. In copies several cells share one.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def run_sessions(as_: str, cells: list[Cell], base: str, canaries: Canaries) -> 
 def main() -> None:
     """Run the cells that are named, or all; print the verdicts."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("policy", choices=["required", "best-effort", "off", "session", "branch", "woken"])
+    parser.add_argument("policy", choices=["required", "best-effort", "off", "session", "branch", "resumed"])
     parser.add_argument("--without", action="append", default=[])
     parser.add_argument("--names", help="JSON list; all when left out")
     given = parser.parse_args()
@@ -180,7 +180,7 @@ def main() -> None:
         for name in ("run", "work"):
             os.mkdir(os.path.join(base, name), 0o700)
         with Canaries(base) as canaries:
-            if given.policy in ("session", "branch", "woken"):
+            if given.policy in ("session", "branch", "resumed"):
                 answer = run_sessions(given.policy, cells, base, canaries)
             else:
                 answer = run_plain(given, cells, base, canaries)

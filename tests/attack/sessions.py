@@ -1,8 +1,12 @@
 """The same cells as real cells: through the kernel host, a template, a confined fork and IPython.
 
 Also in the copies that such a session can become: a branch, and a checkpoint that was
-woken when the kernel it was made of had died. No copy may have a right that its
+resumed when the kernel it was made of had died. No copy may have a right that its
 original had lost.
+
+In an original, each cell has a session of its own. A copy costs two kernels, so copies run several cells, one after
+the other. Between two, the kernel must still have its working directory and hold few descriptors, so that no cell is
+blocked only by what an earlier one left.
 """
 
 from __future__ import annotations
@@ -11,7 +15,6 @@ import asyncio
 import os
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +22,7 @@ from typing import Any, Literal
 import msgspec
 
 from attack.cell import Cell
+from attack.cells import SHARED_ATTACKS, SHARED_HARMLESS
 from kernelsvc.host.protocol import ForkServerSettings
 from kernelsvc.kernels.forked.launcher import ForkedLauncher
 from kernelsvc.kernels.launchers import HostSettings, Launchers
@@ -29,9 +33,14 @@ from kernelsvc.protocol.kernel_messages import ExecuteRequest
 
 CELL_SECONDS = 40.0
 #: What a cell runs in: a fresh session, a branch of one, a checkpoint that replaced its dead original.
-As = Literal["session", "branch", "woken"]
+As = Literal["session", "branch", "resumed"]
 #: Sessions side by side; each must not notice the others' attacks.
 AT_ONCE = 2
+#: Cells that one copy runs. Cells that use up a limit, or end their kernel, have a copy of their own.
+CELLS_OF_A_COPY = 16
+#: Runs after a cell, and after each of several.
+ALIVE = "assert 1 + 1 == 2"
+UNCHANGED = "import os; assert os.getcwd() == C['inside'] and len(os.listdir('/proc/self/fd')) < 100"
 
 
 @dataclass
@@ -72,7 +81,7 @@ async def begin(launcher: ForkedLauncher, request: StartRequest, as_: As) -> tup
     kernel.execute(ExecuteRequest("before", "kept = 41"))
     assert await listener.wait("before") == "ok"
     copied = Listener()
-    if as_ == "woken":
+    if as_ == "resumed":
         copy = msgspec.structs.replace(request, kernel=f"{request.kernel}p")
         await kernel.fork(copy, mode="checkpoint")
         kernel.kill()
@@ -102,44 +111,63 @@ async def _branch(kernel: Kernel, request: StartRequest) -> StartRequest:
     return copy
 
 
-async def run_cell(
-    launcher: ForkedLauncher, request: StartRequest, cell: Cell, facts: dict[str, Any], as_: As
-) -> dict[str, Any]:
-    """One cell in a session of its own."""
+def batches(cells: Sequence[Cell], as_: As) -> list[list[Cell]]:
+    """The cells that share a session."""
+    if as_ == "session":
+        return [[cell] for cell in cells]
+    shared = [[cell for cell in cells if cell in group] for group in (SHARED_ATTACKS, SHARED_HARMLESS)]
+    together = [group[n : n + CELLS_OF_A_COPY] for group in shared for n in range(0, len(group), CELLS_OF_A_COPY)]
+    return together + [[cell] for cell in cells if not any(cell in group for group in shared)]
+
+
+async def run_batch(
+    launcher: ForkedLauncher, request: StartRequest, cells: Sequence[Cell], facts: dict[str, Any], as_: As
+) -> list[dict[str, Any]]:
+    """The cells in a session of their own, one after the other."""
     kernel, listener, parent = await begin(launcher, request, as_)
-    code = cell.source({**facts, "inside": kernel.home, "copy": as_ != "session"})
-    if as_ != "session":
-        code = f"assert kept == 41\n{code}"
     try:
-        async with asyncio.timeout(CELL_SECONDS):
-            kernel.execute(ExecuteRequest("cell", code))
-            status = await listener.wait("cell")
-            text = "".join(listener.text) + str(listener.replies.get("cell", listener.exit))
-            survived = await _survives(kernel, listener)
-    except TimeoutError:
-        status, text, survived = "timeout", "".join(listener.text), False
+        facts = {**facts, "inside": kernel.home, "copy": as_ != "session"}
+        after = UNCHANGED if len(cells) > 1 else ALIVE
+        return [await _run_cell(kernel, listener, cell, facts, after) for cell in cells]
     finally:
         await kernel.end()
         if parent is not None:
             await parent.end()
+
+
+async def _run_cell(
+    kernel: Kernel, listener: Listener, cell: Cell, facts: dict[str, Any], after: str
+) -> dict[str, Any]:
+    code, id = cell.source(facts), cell.name
+    if facts["copy"]:
+        code = f"assert kept == 41\n{code}"
+    listener.text.clear()
+    try:
+        async with asyncio.timeout(CELL_SECONDS):
+            kernel.execute(ExecuteRequest(id, code))
+            status = await listener.wait(id)
+            text = "".join(listener.text) + str(listener.replies.get(id, listener.exit))
+            survived = await _survives(kernel, listener, f"after {id}", after)
+    except TimeoutError:
+        status, text, survived = "timeout", "".join(listener.text), False
     verdict = {"ok": "reached", "error": "blocked"}.get(status, status)
     if cell.survives and not survived:
         verdict = f"{verdict}, then the kernel was gone"
     isolation = kernel.sandbox.isolation
-    return {"verdict": verdict, "text": text[-2000:], "isolation": isolation, "exit": str(listener.exit), "clean": True}
+    return {"verdict": verdict, "text": text[-2000:], "isolation": isolation, "clean": True}
 
 
-async def _survives(kernel: Kernel, listener: Listener) -> bool:
+async def _survives(kernel: Kernel, listener: Listener, id: str, code: str) -> bool:
     if listener.exit is not None:
         return False
-    kernel.execute(ExecuteRequest("after", "assert 1 + 1 == 2"))
-    return await listener.wait("after") == "ok"
+    kernel.execute(ExecuteRequest(id, code))
+    return await listener.wait(id) == "ok"
 
 
 async def run(
     cells: Sequence[Cell], facts: dict[str, Any], limits: Limits, run: str, work: str, hidden: str, as_: As
 ) -> dict[str, Any]:
-    """All cells, one session each, on one kernel host."""
+    """All cells on one kernel host."""
     template = ForkServerSettings(python=sys.executable, preload=["numpy", "pandas", "matplotlib.pyplot"])
     settings = HostSettings(
         runtime_dir=run,
@@ -156,7 +184,7 @@ async def run(
         launcher = launchers.launcher("t")
         assert isinstance(launcher, ForkedLauncher)
 
-        async def one(number: int, cell: Cell) -> dict[str, Any]:
+        async def one(number: int, batch: list[Cell]) -> list[dict[str, Any]]:
             async with room:
                 family = os.path.join(work, str(number))
                 workdir = os.path.join(family, "user")
@@ -166,12 +194,16 @@ async def run(
                 request = StartRequest(
                     session=name, kernel=name, template="t", workdir=workdir, limits=limits, family=family
                 )
-                started = time.monotonic()
-                result = await run_cell(launcher, request, cell, facts, as_)
+                results = await run_batch(launcher, request, batch, facts, as_)
                 shutil.rmtree(family, ignore_errors=True)
-                return {**result, "seconds": round(time.monotonic() - started, 3)}
+                return results
 
-        results = await asyncio.gather(*(one(number, cell) for number, cell in enumerate(cells)))
+        groups = batches(cells, as_)
+        found = await asyncio.gather(*(one(number, group) for number, group in enumerate(groups)))
     finally:
         await launchers.stop(end_kernels=True)
-    return {cell.name: result for cell, result in zip(cells, results, strict=True)}
+    return {
+        cell.name: result
+        for group, results in zip(groups, found, strict=True)
+        for cell, result in zip(group, results, strict=True)
+    }

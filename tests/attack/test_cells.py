@@ -1,28 +1,17 @@
-"""Every hostile cell against its wall, as a real session's cell, and, where that is safe, without the wall.
+"""Every hostile cell in a real session, and, where that is safe, without confinement.
 
-Run as root and as an ordinary user: the cells run in a program of their own
-(``driver``), under whichever user a test asks for. Without a wall each attack
-must come through, or its being blocked would prove nothing.
+Run as root and as an ordinary user. Without confinement each attack must succeed: otherwise its failure in a session
+would prove nothing. ``test_cells_in_copies`` runs the cells in branches and resumed checkpoints.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from attack.cell import Cell, Who
-from attack.cells import ALL, FAMILY
-from attack.unprivileged import as_ordinary_user
+from attack.cell_runs import CONFINED, WHO, check, check_confined, ids, run, skip_without
+from attack.cells import ALL
 
-HERE = Path(__file__).parent
-WHO: tuple[Who, ...] = ("root", "user") if os.getuid() == 0 else ("user",)
 #: What Landlock, seccomp and rlimits still hold where no namespace can be had.
 WITHOUT_NAMESPACES = [
     *("read the server's secret", "list the server's data directory", "read it through a symlink"),
@@ -38,68 +27,17 @@ WITHOUT_NAMESPACES = [
 pytestmark = pytest.mark.timeout(300)
 
 
-@functools.cache
-def run(who: Who, policy: str, names: tuple[str, ...], without: tuple[str, ...] = ()) -> dict[str, Any]:
-    command = [sys.executable, "-m", "attack.driver", policy, "--names", json.dumps(names)]
-    command += [f"--without={layer}" for layer in without]
-    if who == "user" and os.getuid() == 0:
-        command = as_ordinary_user(command)
-    paths = os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=280, env={**os.environ, "PYTHONPATH": paths}
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
-def check(cell: Cell, result: dict[str, Any], wanted: str) -> None:
-    assert result["verdict"] == wanted, f"{cell.layer}: {result['text'][-1500:]}"
-    assert result["victim"], "a process outside was ended"
-    assert result["clean"], "the cgroup could not be removed"
-
-
-def skip_without(cell: Cell, answer: dict[str, Any]) -> None:
-    if cell.needs and not answer["facts"][cell.needs]:
-        pytest.skip(f"this machine has no {cell.needs}")
-
-
-CONFINED = [(who, cell) for who in WHO for cell in ALL if who in cell.only]
 BARE = [(who, cell) for who in WHO for cell in ALL if who in cell.bare]
 DEGRADED = [(who, cell) for who in WHO for cell in ALL if cell.name in WITHOUT_NAMESPACES]
 
 
-def ids(pairs: list[tuple[Who, Cell]]) -> list[str]:
-    return [f"{who}: {cell.name}" for who, cell in pairs]
-
-
 @pytest.mark.parametrize(("who", "cell"), CONFINED, ids=ids(CONFINED))
-def test_behind_the_wall(who: Who, cell: Cell) -> None:
-    answer = run(who, "required", tuple(c.name for w, c in CONFINED if w == who))
-    if cell.needs == "joblib":
-        skip_without(cell, answer)
-    assert answer["report"]["isolation"] == "full"
-    wanted = "reached" if cell.confined == "works" else cell.confined
-    check(cell, answer["cells"][cell.name], wanted)
-
-
-REAL = [(who, cell, kind) for kind in ("session", "branch", "woken") for who, cell in CONFINED]
-REAL += [(who, cell, "branch") for who in WHO for cell in FAMILY]
-
-
-@pytest.mark.parametrize(("who", "cell", "kind"), REAL, ids=[f"{who}: {kind}: {cell.name}" for who, cell, kind in REAL])
-def test_as_a_real_cell_of_a_real_session(who: Who, cell: Cell, kind: str) -> None:
-    """Also in a branch of one, and in a checkpoint that took the place of its dead kernel."""
-    answer = run(who, kind, tuple(c.name for w, c, k in REAL if (w, k) == (who, kind)))
-    if cell.needs == "joblib":
-        skip_without(cell, answer)
-    result = answer["cells"][cell.name]
-    assert result["isolation"] == "full"
-    check(cell, result, "reached" if cell.confined == "works" else cell.confined)
+def test_a_session_blocks_an_attack_and_runs_a_harmless_cell(who: Who, cell: Cell) -> None:
+    check_confined(cell, run(who, "session", tuple(c.name for w, c in CONFINED if w == who)))
 
 
 @pytest.mark.parametrize(("who", "cell"), BARE, ids=ids(BARE))
-def test_without_the_wall_it_works(who: Who, cell: Cell) -> None:
+def test_an_attack_succeeds_without_confinement(who: Who, cell: Cell) -> None:
     answer = run(who, "off", tuple(c.name for w, c in BARE if w == who))
     skip_without(cell, answer)
     assert answer["report"]["isolation"] == "none"
@@ -107,7 +45,7 @@ def test_without_the_wall_it_works(who: Who, cell: Cell) -> None:
 
 
 @pytest.mark.parametrize(("who", "cell"), DEGRADED, ids=ids(DEGRADED))
-def test_without_namespaces(who: Who, cell: Cell) -> None:
+def test_landlock_and_seccomp_block_without_namespaces(who: Who, cell: Cell) -> None:
     answer = run(who, "best-effort", tuple(WITHOUT_NAMESPACES), ("mount namespace",))
     assert answer["report"]["isolation"] == "files"
     assert {lack["layer"] for lack in answer["report"]["not_enforced"]} >= {"filesystem", "pid namespace"}
@@ -121,7 +59,7 @@ def test_required_refuses_without_namespaces(who: Who) -> None:
         run(who, "required", ("gain by exec",), ("mount namespace",))
 
 
-def test_the_suite_is_large_enough() -> None:
+def test_the_suite_has_60_attacks_with_unique_names() -> None:
     assert sum(cell.confined in ("blocked", "died") for cell in ALL) >= 60
     assert len({cell.name for cell in ALL}) == len(ALL)
     assert set(WITHOUT_NAMESPACES) <= {cell.name for cell in ALL}
