@@ -166,6 +166,7 @@ TESTED_THROUGH = {
     "kernelsvc.client.sessions": "tests/unit/client/test_async_client.py",
     "kernelsvc.client.streams": "tests/unit/client/test_async_client.py",
     "kernelsvc.client.transfer": "tests/unit/client/test_http.py",
+    "kernelsvc.guest.debugger": "tests/integration/test_kernel_debugger.py",
     "kernelsvc.guest.display": "tests/integration/test_kernel.py",
     "kernelsvc.store.notebook_document": "tests/unit/store/test_notebook_file.py",
     "kernelsvc.guest.forking.copy_tree": "tests/integration/test_kernel_fork.py",
