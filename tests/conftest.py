@@ -57,8 +57,13 @@ def short_tmp() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def served(short_tmp: Path) -> Iterator[Served]:
     """A server that the tests of one run share; make sessions of your own in it and leave its settings alone."""
-    with serving(short_tmp / "shared") as instance:
+    with serving(short_tmp / "shared", preload=True) as instance:
         yield instance
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first. Otherwise the order of the command line is kept."""
+    items.sort(key=lambda item: durations.order(item.nodeid.partition("::")[0]))
 
 
 @pytest.hookimpl(trylast=True)

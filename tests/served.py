@@ -28,6 +28,8 @@ QUICK = {"KERNELSVC_TEMPLATES": '{"python3": {"preload": []}}'}
 class Served:
     """One ``kernelsvc serve`` on a free port, with directories and a token of its own.
 
+    Its kernels import pandas and matplotlib in advance only with ``preload``.
+
     Attributes:
         url: where it listens, ``http://127.0.0.1:PORT``.
         token: its only token, with every scope.
@@ -35,12 +37,19 @@ class Served:
         process: the server itself.
     """
 
-    def __init__(self, root: Path, *args: str, env: dict[str, str] | None = None, token: str = "test-token") -> None:
+    def __init__(
+        self,
+        root: Path,
+        *args: str,
+        env: dict[str, str] | None = None,
+        token: str = "test-token",
+        preload: bool = False,
+    ) -> None:
         self.root, self.args, self.token = root, args, token
         self.data_dir = root / "data"
         self.runtime_dir = root / "run"
         self.log = root / "serve.log"
-        self.env = {**os.environ, **(env or {})}
+        self.env = {**os.environ, **({} if preload else QUICK), **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
         self.ready_after = 0.0
@@ -143,9 +152,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(root: Path, *args: str, env: dict[str, str] | None = None) -> Iterator[Served]:
+def serving(root: Path, *args: str, env: dict[str, str] | None = None, preload: bool = False) -> Iterator[Served]:
     """A server for the length of a ``with``; nothing of it is left after."""
-    served = Served(root, *args, env=env)
+    served = Served(root, *args, env=env, preload=preload)
     try:
         yield served.start()
     finally:

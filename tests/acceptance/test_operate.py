@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from served import QUICK, Served
+from served import Served
 
 from kernelsvc import Client
 from kernelsvc.errors import KernelsvcError
@@ -68,7 +68,7 @@ def test_a_token_is_rotated_and_the_session_keeps_its_variables(short_tmp: Path)
 
 def test_a_copy_of_the_live_data_directory_can_be_served_elsewhere(short_tmp: Path) -> None:
     root = short_tmp / "backup"
-    server = Served(root, env=QUICK).start()
+    server = Served(root).start()
     try:
         with Client(server.url, server.token) as client:
             session = client.create_session(name="analysis")
@@ -78,7 +78,7 @@ def test_a_copy_of_the_live_data_directory_can_be_served_elsewhere(short_tmp: Pa
         subprocess.run(["tar", "-C", server.data_dir, "-czf", root / "backup.tar.gz", "."], check=True)
     finally:
         server.stop()
-    restored = Served(short_tmp / "restored", env=QUICK)
+    restored = Served(short_tmp / "restored")
     restored.data_dir.mkdir(parents=True, mode=0o700)
     subprocess.run(["tar", "-C", restored.data_dir, "-xzf", root / "backup.tar.gz"], check=True)
     restored.start()

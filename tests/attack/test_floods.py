@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import QUICK, Served
+from served import Served
 from waiting import wait_for
 
 from attack.test_caps import events
@@ -75,7 +75,7 @@ threading.Thread(target=go, daemon=True).start()
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     with tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True) as root:
-        served = Guarded(Path(root), env={"HOME": root, **QUICK})
+        served = Guarded(Path(root), env={"HOME": root})
         try:
             yield served.start()
         finally:

@@ -23,7 +23,7 @@ import leaks
 import nbformat
 import psutil
 from faulty_proxy import FaultyProxy
-from served import QUICK, Served
+from served import Served
 from waiting import wait_until
 
 from kernelsvc import AsyncClient
@@ -44,7 +44,7 @@ class Arena:
     def __init__(self, root: Path, *args: str, env: dict[str, str] | None = None) -> None:
         self.temporary = root / "tmp"
         self.temporary.mkdir(exist_ok=True)
-        self.served = Served(root, *args, env={**QUICK, "TMPDIR": str(self.temporary), **(env or {})})
+        self.served = Served(root, *args, env={"TMPDIR": str(self.temporary), **(env or {})})
         self.proxy = FaultyProxy(0)
 
     async def __aenter__(self) -> Arena:

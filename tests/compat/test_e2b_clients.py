@@ -56,7 +56,7 @@ def test_cold_kernels_contexts_and_programs_together(short_tmp: Path) -> None:
     spec.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec.joinpath("kernel.json").write_text(json.dumps({"argv": command, "display_name": "C", "language": "python"}))
-    with serving(short_tmp / "together", env={"JUPYTER_PATH": str(short_tmp / "jupyter")}) as served:
+    with serving(short_tmp / "together", env={"JUPYTER_PATH": str(short_tmp / "jupyter")}, preload=True) as served:
         run(python_with(*PYTHON), CLIENTS / "e2b_together.py", served.url, served.token)
 
 

@@ -44,7 +44,7 @@ def with_widgets(short_tmp: Path) -> Iterator[Served]:
     config = root / "settings.toml"
     preload = '["matplotlib.pyplot", "ipywidgets"]'
     config.write_text(f"[templates.widgets]\npython = {json.dumps(str(python))}\npreload = {preload}\n")
-    with serving(root, "--config", str(config)) as instance:
+    with serving(root, "--config", str(config), preload=True) as instance:
         yield instance
 
 

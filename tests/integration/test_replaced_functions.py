@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from served import QUICK, Served, serving
+from served import Served, serving
 from waiting import wait_until
 
 from kernelsvc import AsyncClient
@@ -104,7 +104,7 @@ async def test_variables_are_lost_if_the_checkpoint_died_with_the_kernel(client:
 
 async def test_a_restarted_server_adopts_a_session_whose_directory_is_gone() -> None:
     directory = tempfile.TemporaryDirectory(prefix="k", dir="/tmp", ignore_cleanup_errors=True)
-    with directory as root, serving(Path(root), env=QUICK) as served:
+    with directory as root, serving(Path(root)) as served:
         async with AsyncClient(served.url, served.token) as client:
             session = await client.create_session()
             (await session.run(f"x = 41\n{TAKEN['the directory']}")).raise_for_error()

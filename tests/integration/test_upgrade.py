@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import QUICK, Served, serving
+from served import Served, serving
 from waiting import wait_for
 
 from kernelsvc import AsyncClient
@@ -88,7 +88,7 @@ def before() -> Iterator[WrittenBefore]:
             file.write_text(re.sub(r"/tmp/k\w+/data", f"{root}/data", file.read_text()))
         # Today's server has to write this one again from the log.
         (root / "data" / "sessions" / told["crashed"]["id"] / "notebook.ipynb").write_text("{")
-        with serving(root, env=QUICK) as served:
+        with serving(root) as served:
             yield WrittenBefore(served, told)
 
 
@@ -173,7 +173,7 @@ async def test_sessions_that_run_survive_an_upgrade(how):
         code.mkdir()
         old_code(code)
         os.chmod(root, 0o711)
-        served = Served(root, env={**QUICK, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"})
+        served = Served(root, env={"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1"})
         served.start()
         try:
             async with AsyncClient(served.url, served.token) as client:

@@ -4,6 +4,7 @@ import io
 import os
 
 import pytest
+from served import QUICK
 
 from kernelsvc import AsyncClient
 from kernelsvc.cli.server_locator import private_server
@@ -16,7 +17,9 @@ def terminal():
     return Terminal(io.StringIO(), io.StringIO(), {})
 
 
-async def test_it_works_and_nothing_remains(terminal):
+async def test_it_works_and_nothing_remains(terminal, monkeypatch):
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
     async with private_server(terminal, "--sandbox", "off") as address:
         assert address.uds
         home = os.path.dirname(address.uds)
