@@ -1,6 +1,11 @@
-"""The command line as a user meets it: real processes, a real server."""
+"""The command line with a real server.
+
+Commands run in processes of their own where a test is about processes: signals, pipes, and servers. Others call
+``main`` in this process, because the imports of a new Python take most of the time of a command.
+"""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -10,13 +15,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import pytest
-from served import Served
+from served import QUICK, Served
 from waiting import wait_for
 
 from kernelsvc import Client
+from kernelsvc.cli import main
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -28,7 +35,7 @@ def start(*words, env, **options):
     return subprocess.Popen([sys.executable, "-m", "kernelsvc", *words], env=env, text=True, **pipes)
 
 
-def kernelsvc(*words, env, input="", code=0, **options):
+def run_process(*words, env, input="", code=0, **options):
     process = start(*words, env=env, **options)
     try:
         out, err = process.communicate(input, timeout=100)
@@ -39,7 +46,23 @@ def kernelsvc(*words, env, input="", code=0, **options):
     return out, err
 
 
-def read_until(stream, wanted, deadline=20.0):
+def kernelsvc(*words, env, input="", code=0):
+    """Run a command in this process. Return its output and errors."""
+    stdin, stdout, stderr = (io.TextIOWrapper(io.BytesIO(text), "utf-8") for text in (input.encode(), b"", b""))
+    streams = mock.patch.multiple(sys, stdin=stdin, stdout=stdout, stderr=stderr)
+    with mock.patch.dict(os.environ, env, clear=True), streams:
+        try:
+            status = main(words)
+        except SystemExit as error:
+            status = error.code
+    stdout.flush()
+    stderr.flush()
+    out, err = stdout.buffer.getvalue().decode(), stderr.buffer.getvalue().decode()
+    assert status == code, f"{words}: {status}\n{out}\n{err}"
+    return out, err
+
+
+def read_until(stream, wanted, deadline=60.0):
     """Read a pipe until it has said something."""
     end, text = time.monotonic() + deadline, ""
     while wanted not in text:
@@ -66,7 +89,7 @@ def client(served: Served):
 
 
 def test_run_standard_input(env):
-    out, err = kernelsvc("run", "-", env=env, input="print(6 * 7)")
+    out, err = run_process("run", "-", env=env, input="print(6 * 7)")
     assert (out, err) == ("42\n", "")
 
 
@@ -142,8 +165,8 @@ def test_run_finds_your_own_running_server(served, tmp_path):
 
 def test_run_without_any_server_starts_one_for_itself(short_tmp, tmp_path):
     (short_tmp / "nobody").mkdir()
-    env = {**os.environ, "KERNELSVC_RUNTIME_DIR": str(short_tmp / "nobody"), "HOME": str(tmp_path)}
-    out, _ = kernelsvc("run", "-", "--save", str(tmp_path / "x.py"), env=env, input="print('alone')")
+    env = {**os.environ, **QUICK, "KERNELSVC_RUNTIME_DIR": str(short_tmp / "nobody"), "HOME": str(tmp_path)}
+    out, _ = run_process("run", "-", "--save", str(tmp_path / "x.py"), env=env, input="print('alone')")
     assert out == "alone\n"
     assert "print('alone')" in (tmp_path / "x.py").read_text()
 
@@ -206,9 +229,9 @@ def test_branches_checkpoints_and_the_tree_of_them(env, client):
 
 
 def test_what_does_not_exist(env):
-    _, err = kernelsvc("show", "nothing", env=env, code=3)
+    _, err = run_process("show", "nothing", env=env, code=3)
     assert "nothing" in err
-    _, err = kernelsvc("sessions", env={**env, "KERNELSVC_TOKEN": "wrong"}, code=3)
+    _, err = run_process("sessions", env={**env, "KERNELSVC_TOKEN": "wrong"}, code=3)
     assert "token" in err
 
 
@@ -266,7 +289,7 @@ def test_replay_says_what_came_out_different(env, recorded, tmp_path):
 @pytest.mark.slow
 def test_demo(tmp_path):
     env = {k: v for k, v in os.environ.items() if k not in ("KERNELSVC_URL", "KERNELSVC_TOKEN")}
-    out, err = kernelsvc("demo", "--out", str(tmp_path / "out"), env={**env, "FORCE_COLOR": "1"})
+    out, err = run_process("demo", "--out", str(tmp_path / "out"), env={**env, "FORCE_COLOR": "1"})
     assert "Simpson" in out
     assert "unexpected" not in err
     notebook = nbformat.read(tmp_path / "out" / "penguins.ipynb", as_version=4)
@@ -279,7 +302,7 @@ def test_demo(tmp_path):
     assert "<script" not in page
     journal = str(tmp_path / "out" / "penguins.jsonl")
     [key] = re.findall(r"--key (\S+)", out)
-    kernelsvc("verify", str(tmp_path / "out" / "penguins.ipynb"), "--journal", journal, "--key", key, env=env)
+    run_process("verify", str(tmp_path / "out" / "penguins.ipynb"), "--journal", journal, "--key", key, env=env)
 
 
 # --- serve ------------------------------------------------------------------------------------
@@ -289,13 +312,13 @@ class Bare:
     """``kernelsvc serve`` without a configured token."""
 
     def __init__(self, home: Path, *options: str, **more) -> None:
-        self.env = {k: v for k, v in os.environ.items() if k not in ("KERNELSVC_URL", "KERNELSVC_TOKEN")}
+        self.env = {k: v for k, v in os.environ.items() if k not in ("KERNELSVC_URL", "KERNELSVC_TOKEN")} | QUICK
         where = ("--data-dir", str(home / "d"), "--runtime-dir", str(home / "r"))
         self.process = start("serve", "--port", "0", *where, *options, env=self.env, stdin=subprocess.DEVNULL, **more)
         self.runtime = home / "r"
 
     def __enter__(self):
-        self.said = read_until(self.process.stdout, "ready after", 60)
+        self.said = read_until(self.process.stdout, "ready after")
         return self
 
     def __exit__(self, *exc):
@@ -345,13 +368,13 @@ def test_serve_says_that_a_template_cannot_start_and_why(short_tmp):
 def test_a_second_server_on_the_same_data_is_refused(short_tmp):
     with Bare(short_tmp / "twice") as server:
         where = ("--data-dir", str(short_tmp / "twice" / "d"), "--runtime-dir", str(short_tmp / "twice" / "r2"))
-        _, err = kernelsvc("serve", "--port", "0", *where, env=server.env, code=3)
+        _, err = run_process("serve", "--port", "0", *where, env=server.env, code=3)
         assert "--data-dir" in err
 
 
 def test_a_port_that_is_taken(served, short_tmp):
     where = ("--data-dir", str(short_tmp / "taken" / "d"), "--runtime-dir", str(short_tmp / "taken" / "r"))
-    _, err = kernelsvc("serve", "--port", served.url.rpartition(":")[2], *where, env=served.env, code=3)
+    _, err = run_process("serve", "--port", served.url.rpartition(":")[2], *where, env=served.env, code=3)
     assert "--port" in err
 
 
@@ -368,8 +391,8 @@ def ended(process):
 def test_a_kernel_host_of_its_own_outlives_the_server(short_tmp):
     home = short_tmp / "host"
     where = ("--data-dir", str(home / "d"), "--runtime-dir", str(home / "r"))
-    with ended(start("kernel-host", *where, env=dict(os.environ), stdin=subprocess.DEVNULL)) as host:
-        assert "templates: python3" in read_until(host.stdout, "templates", 60)
+    with ended(start("kernel-host", *where, env=os.environ | QUICK, stdin=subprocess.DEVNULL)) as host:
+        assert "templates: python3" in read_until(host.stdout, "templates")
         with Bare(home, "--token", "of-the-test") as server:
             url = json.loads((server.runtime / "server.json").read_text())["url"]
             with Client(url, "of-the-test") as client:
@@ -412,9 +435,11 @@ def test_a_stop_by_systemd_ends_no_session(short_tmp, tmp_path):
     # The unit's own process carries its own number in this variable (systemd.exec(5)).
     shell = 'SYSTEMD_EXEC_PID=$$ exec "$0" -m kernelsvc "$@"'
     with ended(
-        subprocess.Popen(["sh", "-c", shell, sys.executable, *words], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            ["sh", "-c", shell, sys.executable, *words], stdout=subprocess.PIPE, text=True, env=os.environ | QUICK
+        )
     ) as unit:
-        said = read_until(unit.stdout, "ready after", 60)
+        said = read_until(unit.stdout, "ready after")
         with Client(re.search(r"http://\S+", said)[0], "unit-token") as client:
             pid = client.create_session().details.kernel.pid
     assert unit.returncode == 0
