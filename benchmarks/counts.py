@@ -46,14 +46,14 @@ class Counts:
 #: Few samples, to test the harness.
 SMOKE = Counts(
     rounds=1,
-    creates=2,
+    creates=1,
     slow_creates=1,
     cells=5,
     thoughts=1,
     warmup=1,
     delays=3,
-    burst=3,
-    busy=(10,),
+    burst=2,
+    busy=(2,),
     slow_busy=0,
     busy_seconds=1,
     lines=2000,
@@ -64,6 +64,6 @@ SMOKE = Counts(
     far_rounds=1,
     copies=1,
     long=50,
-    idle=2,
-    dense=10,
+    idle=1,
+    dense=2,
 )
