@@ -11,7 +11,9 @@ from tornado.httpclient import AsyncHTTPClient
 from waiting import wait_until
 
 from chaos.arena import Arena, Witness, check, counting, descriptors, journal_of, resident
+from kernelsvc import AsyncClient
 from kernelsvc.model import events as ev
+from kernelsvc.testing import InProcessServer
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -58,6 +60,20 @@ async def test_a_reader_that_does_not_read_costs_no_memory(arena):
             if any(e.get("type") == "cell_finished" for e in events):
                 break
         assert seqs == list(range(1, len(seqs) + 1)), "who reads late reads all of it"
+
+
+async def test_100000_events_arrive_in_order():
+    """Of fake kernels: they send an event for each line, where a real kernel joins lines."""
+    async with (
+        InProcessServer() as server,
+        AsyncClient(server.url, server.token) as client,
+        await client.create_session() as session,
+    ):
+        witness = Witness(session)
+        await session.run("for n in range(100_000): print(n)", cell="many")
+        await witness.saw(ev.CellFinished, "many", deadline=120)
+        assert [int(e.text) for e in witness.seen if isinstance(e, ev.Stream)] == list(range(100_000))
+        witness.stop()
 
 
 async def test_attach_after_every_position(arena):
