@@ -15,14 +15,16 @@ ARGS ?=
 NEWEST ?=
 JOBS ?= 2
 BIN := $(VENV)/bin
-# Files with few long tests first, so that the workers end together.
+# tests/conftest.py starts the longest files first, so that the workers end together.
 TESTS := tests/acceptance tests/integration $(wildcard tests/attack) tests/unit
+# Tests of properties, of which test-properties tries more examples.
+PROPERTIES = $(shell grep -rlE '^(from|import) (hypothesis|rest_fuzz)' tests/unit tests/integration)
 # The tests of a file share servers, so they run in one worker.
 WORKERS := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test test-chaos test-compat test-matrix test-vm check bench bench-smoke fix serve docs lock clean
+.PHONY: help demo test test-chaos test-properties test-compat test-matrix test-vm check bench bench-smoke fix serve docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | \
@@ -45,6 +47,9 @@ test: $(VENV)/.dev ## every test but those of foreign clients: unit, integration
 
 test-chaos: $(VENV)/.dev ## faults, caused for real: kills, restarts, full disks, soaks; takes minutes
 	@$(BIN)/python -m pytest tests/chaos $(ARGS)
+
+test-properties: $(VENV)/.dev ## the tests of properties with 20 times as many examples as make test; takes minutes
+	@KERNELSVC_EXAMPLES=20 $(BIN)/python -m pytest $(WORKERS) --timeout 1200 $(PROPERTIES) $(ARGS)
 
 test-compat: $(VENV)/.dev ## other people's clients, each from its registry in an environment of its own; NEWEST=1 for their newest
 	@scripts/bootstrap compat $(VENV)

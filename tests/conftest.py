@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import durations
+import examples
 import leaks
 import pytest
 from served import Served, serving
@@ -23,6 +24,7 @@ MAX_SKIPS = 20
 os.environ.pop("VIRTUAL_ENV", None)  # whoever runs the tests may work in another environment; IPython would warn of it
 os.environ["KERNELSVC_VALIDATE"] = "1"  # in the servers that tests start, and by the next line in tests themselves
 Machine.validate = True
+examples.load_profile()
 _RUN = leaks.mark(os.environ)
 _CGROUPS_BEFORE = leaks.empty_cgroups()
 _OUTERMOST = _RUN.startswith(f"{os.getpid()}-")

@@ -10,8 +10,29 @@ import pytest
 #: A run of fewer tests gets no table.
 MIN_TESTS = 50
 SLOWEST = 10
+#: Files that take most of the time, the longest first. They start first, so that the workers end together.
+LONGEST = (
+    "integration/test_host.py",
+    "attack/test_cells.py",
+    "attack/test_cells_in_copies.py",
+    "attack/test_caps.py",
+    "attack/test_descriptors.py",
+    "acceptance/test_cli.py",
+    "integration/test_scopes.py",
+    "attack/test_floods.py",
+    "integration/test_e2b.py",
+    "acceptance/test_benchmarks_run.py",
+    "acceptance/test_reconnect.py",
+    "acceptance/test_docs.py",
+)
 #: Tests that are faster than this, in seconds, are not among the slowest.
 MIN_SECONDS = 1.0
+
+
+def order(path: str) -> int:
+    """Return the place of a file in the run: 0 for the longest, the same number for all that are not listed."""
+    name = path.removeprefix("tests/")
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 def of(reporter: pytest.TerminalReporter) -> Counter[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis
 import requests
 import schemathesis
+from examples import MORE, examples
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
@@ -26,6 +27,8 @@ CHECKS = [status_code_conformance, content_type_conformance, response_schema_con
 #: Operations that would end what the others need, or go on for ever.
 LEFT_OUT = {"session.close"}
 SECONDS = 30
+#: Requests for each operation. Each costs some 10 ms of CPU time, most of it in schemathesis.
+EXAMPLES = examples(10)
 
 
 def operations(document: dict[str, Any]) -> list[str]:
@@ -48,7 +51,7 @@ def drive(url: str, token: str, document: dict[str, Any], operation_id: str, ses
     )
 
     @hypothesis.settings(
-        max_examples=examples, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
+        max_examples=examples, deadline=None, database=None, derandomize=not MORE, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(cases, st.integers(0, 9))

@@ -1,7 +1,7 @@
 """Cells, drops, kills and restarts in any order, and the four accounts agree in the end.
 
-Small by default and the same each time. ``KERNELSVC_CHAOS_EXAMPLES=200
-KERNELSVC_CHAOS_SEED=7`` looks further; a failure prints the steps that lead to it.
+Small by default and the same each time. ``KERNELSVC_EXAMPLES=20 KERNELSVC_CHAOS_SEED=7`` tries more.
+A failure prints the steps that lead to it.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import websockets
+from examples import MORE, examples
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -21,7 +22,7 @@ from chaos.arena import Arena, Witness, check, counting
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model import events as ev
 
-EXAMPLES = int(os.environ.get("KERNELSVC_CHAOS_EXAMPLES", "4"))
+EXAMPLES = examples(4)
 SEED = os.environ.get("KERNELSVC_CHAOS_SEED")
 
 CRASHES = [
@@ -203,7 +204,7 @@ TestAnyOrder.settings = settings(
     database=None,
     print_blob=True,
     suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate, Phase.shrink] if EXAMPLES > 4 else [Phase.generate],
+    phases=[Phase.generate, Phase.shrink] if MORE else [Phase.generate],
 )
 TestAnyOrder = pytest.mark.timeout(60 * EXAMPLES + 60)(TestAnyOrder)
 if SEED is not None:

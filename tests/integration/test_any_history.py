@@ -2,16 +2,16 @@
 
 For each session of a family a list is kept of the cells whose effects stand. In the
 end those cells are run straight in a fresh session, and both must show the same.
-``KERNELSVC_HISTORIES=200`` looks further.
+``KERNELSVC_EXAMPLES=20`` tries more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import Any
 
 import pytest
+from examples import MORE, examples
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from served import Served
@@ -21,7 +21,7 @@ from kernelsvc import AsyncClient
 from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.errors import NotFound
 
-EXAMPLES = int(os.environ.get("KERNELSVC_HISTORIES", "8"))
+EXAMPLES = examples(8)
 #: At most so many sessions in one family.
 MOST_SESSIONS = 5
 
@@ -178,9 +178,9 @@ async def history(served: Served, operations: list[tuple[Any, ...]]) -> None:
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize="KERNELSVC_HISTORIES" not in os.environ,
+    derandomize=not MORE,
     database=None,
-    phases=[Phase.generate, Phase.shrink] if EXAMPLES > 8 else [Phase.generate],
+    phases=[Phase.generate, Phase.shrink] if MORE else [Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
 def test_any_history_gives_what_its_cells_give(served: Served, operations: list[tuple[Any, ...]]) -> None:

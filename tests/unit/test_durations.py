@@ -1,6 +1,7 @@
 """The table of durations adds up what the reports of a test's phases say."""
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import durations
@@ -23,3 +24,10 @@ def test_folders_are_listed_with_the_longest_first():
         {"tests/unit/a/test_a.py::x": 1.0, "tests/unit/test_b.py::y": 1.0, "tests/attack/test_c.py::z": 3}
     )
     assert list(durations.by_folder(seconds).items()) == [("tests/attack", (1, 3.0)), ("tests/unit", (2, 2.0))]
+
+
+def test_the_longest_files_exist_and_come_first():
+    tests = Path(__file__).parents[1]
+    assert [name for name in durations.LONGEST if not (tests / name).exists()] == []
+    paths = ["tests/unit/test_durations.py", f"tests/{durations.LONGEST[1]}", f"tests/{durations.LONGEST[0]}"]
+    assert sorted(paths, key=durations.order) == paths[::-1]

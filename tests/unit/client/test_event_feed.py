@@ -1,7 +1,7 @@
 """Readers and cursors as values. Hypothesis plays the server, the network and the readers."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelsvc.client import event_feed as feeds
@@ -55,7 +55,6 @@ def test_a_big_event_alone_pauses_but_is_taken():
     assert feed.step() == ("attach", 1)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_every_reader_gets_each_event_once_whatever_happens(data):
     """Random order of: events on the wire, cuts, stale events, drains, new readers. Nothing is lost or repeated."""

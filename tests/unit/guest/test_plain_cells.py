@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from IPython.core.interactiveshell import InteractiveShell
@@ -85,7 +86,7 @@ def shell() -> Iterator[Any]:
     InteractiveShell.clear_instance()
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(500))
 @given(cell=st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=8).map("".join))
 def test_what_is_plain_stays_as_it_is(shell: Any, cell: str) -> None:
     if not PlainCellDetector(shell).is_plain(cell):

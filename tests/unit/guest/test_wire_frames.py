@@ -6,6 +6,7 @@ import contextlib
 import struct
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -168,7 +169,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
 
 TestOutbox = OutboxMachine.TestCase
-TestOutbox.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+TestOutbox.settings = settings(max_examples=examples(20), stateful_step_count=40)
 
 
 # --- what comes in --------------------------------------------------------------------------

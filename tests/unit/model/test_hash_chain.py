@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -194,7 +195,7 @@ def test_garbage_never_raises(lines):
     assert found.fault is not None if lines else found.fault is None
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(100))
 @given(st.data())
 def test_any_mix_of_acts_is_found(data):
     lines, head = chain(8)

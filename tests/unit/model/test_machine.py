@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -533,7 +534,7 @@ STIMULI = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100))
 @given(st.lists(st.tuples(STIMULI, st.floats(0, 500)), max_size=40))
 def test_whatever_happens_each_cell_ends_at_most_once_and_replay_agrees(steps):
     policy = Policy(max_queued=4, cell_seconds=20, idle_seconds=300, lifetime_seconds=2000)

@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import nbformat
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -107,13 +108,17 @@ likely = st.lists(
 )
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+@settings(
+    max_examples=examples(40), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None
+)
 @given(sequences | likely)
 def test_any_sequence_of_events_gives_a_valid_notebook(events):
     valid(fold(stamped(*events)))
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+@settings(
+    max_examples=examples(40), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None
+)
 @given(likely, st.randoms(use_true_random=False))
 def test_taking_settled_cells_on_the_way_changes_nothing(events, random):
     whole = fold(stamped(*events))
@@ -221,7 +226,7 @@ def test_an_update_reaches_displays_of_other_cells():
 # --- the budget ------------------------------------------------------------------
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(100))
 @given(st.text(alphabet="abc", max_size=400), st.integers(2, 100), st.lists(st.integers(0, 400), max_size=10))
 def test_head_and_tail_do_not_depend_on_how_text_is_split(text, budget, cuts):
     places = sorted({0, len(text), *(min(c, len(text)) for c in cuts)})
@@ -269,10 +274,10 @@ def test_a_library_that_a_page_loads_is_no_output(shown, text):
 
 def test_a_hostile_cell_stays_bounded():
     cell = CellFold(10_000)
-    for n in range(30_000):
+    for n in range(12_000):
         cell.feed(ev.Stream(name=("stdout", "stderr")[n % 2], text="x"))
         cell.feed(ev.Display(data={"text/plain": ""}, display_id="d"))
-    for _ in range(10_000):
+    for _ in range(2_000):
         cell.feed(ev.DisplayUpdated(data={"text/plain": "y" * 9000}, display_id="d"))
     for _ in range(100):
         cell.feed(ev.Display(data={}, metadata={"m": "z" * 10**6}, display_id="i" * 10**6))

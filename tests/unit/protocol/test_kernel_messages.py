@@ -45,7 +45,7 @@ KINDS = [
 ]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6))
 def test_any_content_gives_an_event_that_survives_the_journal(kind, content):
     event = kernel_messages.event_of(kind, content, {}, [b"\x00\xff"])
@@ -53,7 +53,7 @@ def test_any_content_gives_an_event_that_survives_the_journal(kind, content):
         assert type(ev.decode(ev.encode(event))) is type(event)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6), st.dictionaries(st.just("kernelsvc"), JSON))
 def test_any_reply_can_be_read(content, metadata):
     assert kernel_messages.reply_of("c", content, metadata, 3).status in ("ok", "error", "aborted")

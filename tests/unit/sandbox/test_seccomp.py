@@ -140,7 +140,9 @@ def test_a_far_jump_is_assembled_over_the_limit_of_conditional_ones() -> None:
     check = ArgumentCheck(0, values[:120], EPERM, ArgumentCheck(0, values[120:240], EPERM, ALLOW))
     policy = {name: check for i, name in enumerate(sorted(NUMBERS["x86_64"])) if i % 2}
     program = seccomp.assemble(policy, "x86_64")
-    for name, number in NUMBERS["x86_64"].items():
+    tested = sorted(NUMBERS["x86_64"])
+    for name in (*tested[:6], *tested[6:-6:9], *tested[-6:]):  # the simulation of all takes seconds
+        number = NUMBERS["x86_64"][name]
         assert simulate(program, number, (5,)) == EPERM
         assert simulate(program, number, (250,)) == (ALLOW if name in policy else EPERM)
 

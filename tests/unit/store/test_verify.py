@@ -5,6 +5,7 @@ import json
 
 import nbformat
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -168,7 +169,7 @@ def test_a_signature_that_was_swapped(lines, session, tmp_path):
     assert verify_journal(again, public_key=other.public).ok
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_changed_byte_is_found(lines, session, data):
     k = data.draw(st.integers(0, len(lines) - 1))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelsvc.cli.sessions.show import ago
@@ -61,7 +61,6 @@ def test_nested_sequences_leave_only_colours(text, colour):
     assert "\x1b" not in still(text)
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="\x1b[]AJHm29;?x\x07\x9b\n", max_size=60))
 def test_no_text_moves_the_cursor(text):
     assert not re.search(r"\x1b(?!\[[0-9;:]*m)|\x9b", safe(strip_ansi(text), colour=True))
@@ -82,7 +81,6 @@ def test_without_colour_nothing_escapes():
     assert safe("\x1b[1;31mred\x1b[0m") == "red"
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="\x1b[]31m;?x\x07\x9b\n", max_size=60), st.lists(st.integers(0, 60), max_size=5), st.booleans())
 def test_pieces_come_out_as_the_whole_does(text, cuts, colour):
     sieve = EscapeFilter(colour=colour)
@@ -91,7 +89,6 @@ def test_pieces_come_out_as_the_whole_does(text, cuts, colour):
     assert pieces == safe(text, colour=colour)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_no_escape_is_left_without_colour(text):
     shown = safe(text)

@@ -41,4 +41,4 @@ def served_fake():
 @pytest.mark.parametrize("operation", rest_fuzz.operations(DOCUMENT))
 def test_answers_are_what_the_document_promises(served_fake, operation):
     url, session = served_fake
-    rest_fuzz.drive(url, "alice-token", DOCUMENT, operation, session, examples=25)
+    rest_fuzz.drive(url, "alice-token", DOCUMENT, operation, session, examples=rest_fuzz.EXAMPLES)
