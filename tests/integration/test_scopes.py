@@ -204,14 +204,14 @@ class Lab(NamedTuple):
         """What an operation with the scope ``run`` would change."""
         found = json.loads(self.ask(Row("GET", f"/v1/sessions/{S}", "read"), bearer("alice-read"))[1])
         files = json.loads(self.ask(Row("GET", f"/v1/sessions/{S}/files/", "read"), bearer("alice-read"))[1])
-        several = [json.loads(self.ask(Row("GET", "/v1/sessions", "read"), bearer(t))[1]) for t in sorted(TOKENS)]
+        everyone = self.ask(Row("GET", "/v1/sessions?principal=*", "read"), bearer("carol-audit"))[1]
         return {
             "state": found["state"],
             "cells": found["execution_count"],
             "kernel": found["kernel"]["pid"],
             "ends": found["expires_at"][:19],  # computed from a monotonic clock: the microseconds vary
             "files": files,
-            "sessions": [sorted(each["id"] for each in page.get("sessions", [])) for page in several],
+            "sessions": sorted(each["id"] for each in json.loads(everyone)["sessions"]),
         }
 
 
