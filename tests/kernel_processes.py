@@ -18,8 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from waiting import wait_until
+
 from kernelsvc.kernels.forked.wire_client import WireClient, WireLost
 from kernelsvc.kernels.port import KernelMessage, Output, StreamText
+from kernelsvc.linux import procfs
 
 DEADLINE = 30.0
 
@@ -282,6 +285,21 @@ async def kernel(template: Template, **identity: Any) -> AsyncIterator[Client]:
         for pid in template.pids[pids:]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+async def wait_blocked(pid: int) -> None:
+    """Wait until a process sleeps and has used no processor over twenty looks."""
+    seen: list[float] = []
+
+    def blocked() -> bool:
+        found = procfs.stat(pid)
+        assert found is not None, f"process {pid} has ended"
+        seen.append(found.cpu_seconds)
+        if found.state != "S":  # also one that waits for a processor
+            seen.clear()
+        return len(seen) >= 20 and len(set(seen[-20:])) == 1
+
+    await wait_until(blocked, what=f"process {pid} to block", deadline=30)
 
 
 def rss(pid: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from kernel_processes import Client, Template, kernel, now, rss
+from kernel_processes import Client, Template, kernel, now, rss, wait_blocked
 from waiting import wait_until
 
 from kernelsvc.errors import AtCapacity, KernelDead, Timeout
@@ -115,7 +115,7 @@ async def test_a_cell_goes_on_without_a_server_and_nothing_is_lost_or_doubled(k:
 async def test_frames_that_were_not_acknowledged_come_again(k: Client) -> None:
     k.refusing = True
     msg_id = k.execute("print('once')")
-    await asyncio.sleep(0.1)
+    await wait_blocked(k.pid)
     k.wire.close()
     again = await Client.open(k.template, path_of(k), last_frame=0)
     assert (await again.finish(msg_id)).stdout == "once\n"
@@ -196,7 +196,7 @@ async def test_a_writer_blocks_when_nobody_acknowledges_and_goes_on_when_someone
     k.refusing = True
     before = rss(k.pid)
     msg_id = k.execute("for i in range(40):\n    print(str(i) * 500_000)")
-    await asyncio.sleep(0.5)
+    await wait_blocked(k.pid)
     assert not k.idle(msg_id)
     assert rss(k.pid) - before < 24 * MiB
     k.refusing = False
@@ -208,7 +208,7 @@ async def test_a_writer_blocks_when_nobody_acknowledges_and_goes_on_when_someone
 async def test_a_blocked_writer_can_be_interrupted(k: Client) -> None:
     k.refusing = True
     msg_id = k.execute("while True: print('x' * 100_000)")
-    await asyncio.sleep(0.3)
+    await wait_blocked(k.pid)
     k.interrupt()
     k.refusing = False
     k.wire.resume()
@@ -219,7 +219,7 @@ async def test_a_blocked_writer_can_be_interrupted(k: Client) -> None:
 async def test_a_blocked_writer_lets_another_server_in(k: Client) -> None:
     msg_id = k.execute("for i in range(200): print(str(i % 10) * 99_999)")
     k.wire.close()
-    await asyncio.sleep(0.3)
+    await wait_blocked(k.pid)
     again = await Client.open(k.template, path_of(k))
     answer = await again.finish(msg_id)
     assert len(answer.stdout) == 200 * 100_000

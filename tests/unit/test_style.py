@@ -301,7 +301,7 @@ SLEEPS_LEFT = {
     "integration/test_host.py": 2,
     "integration/test_kernel.py": 2,
     "integration/test_kernel_contract.py": 1,
-    "integration/test_kernel_wire.py": 6,
+    "integration/test_kernel_wire.py": 2,
     "integration/test_kernels_zmq.py": 1,
     "integration/test_store_convert.py": 1,
     "unit/guest/forking/test_fork_safety.py": 1,
