@@ -158,7 +158,7 @@ def test_a_daemon_of_the_parent_is_named_and_can_not_write_a_branchs_memory(serv
     served.call("DELETE", f"/v1/sessions/{branch['id']}")
 
 
-def test_a_session_without_daemons_branches_without_a_word(served: ServedAs, parent: str) -> None:
+def test_a_session_without_daemons_branches_without_a_warning(served: ServedAs, parent: str) -> None:
     run(served, parent, "import subprocess; subprocess.run(['true'])")
     branch = branch_of(served, parent)
     below = branch_of(served, branch["id"])

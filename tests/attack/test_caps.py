@@ -232,7 +232,7 @@ def events(server: Served, session: str, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("strike", GUEST_LIMITS, ids=lambda strike: strike.name)
-def test_the_cause_is_told_and_the_session_goes_on(server: Served, strike: Strike) -> None:
+def test_a_limit_ends_the_cell_with_its_cause_and_the_session_continues(server: Served, strike: Strike) -> None:
     with Client(server.url, token=server.token) as client:
         session = client.create_session(limits=LIMITS | strike.limits)
         assert session.run("kept = 41").reason == "ok"
@@ -266,7 +266,7 @@ UNNOTICED = {
 
 
 @pytest.mark.parametrize("limit", UNNOTICED)
-def test_what_a_cell_does_not_notice_is_told_all_the_same(server: Served, limit: str) -> None:
+def test_a_limit_that_the_cell_does_not_notice_is_reported(server: Served, limit: str) -> None:
     code, says = UNNOTICED[limit]
     with Client(server.url, token=server.token) as client:
         session = client.create_session(limits=LIMITS)
@@ -303,7 +303,7 @@ OUT_OF_SIGHT = {
 
 
 @pytest.mark.parametrize("place", OUT_OF_SIGHT)
-def test_memory_out_of_sight_counts(server: Served, place: str) -> None:
+def test_hidden_memory_is_counted(server: Served, place: str) -> None:
     code, says = OUT_OF_SIGHT[place]
     with Client(server.url, token=server.token) as client:
         session = client.create_session(limits=LIMITS)
@@ -315,7 +315,7 @@ def test_memory_out_of_sight_counts(server: Served, place: str) -> None:
         session.close()
 
 
-def test_files_over_the_limit_do_not_end_what_does_not_add_to_them(server: Served, tmp_path: Path) -> None:
+def test_cells_that_add_no_files_run_while_files_are_over_the_limit(server: Served, tmp_path: Path) -> None:
     with Client(server.url, token=server.token) as client:
         session = client.create_session(limits=LIMITS)
         session.run("for n in range(40): open(f'f{n}', 'wb').write(bytes(8 << 20))")

@@ -257,7 +257,7 @@ def test_a_welcome_without_end_brings_no_descriptors(server: Served) -> None:
         assert descriptors(server) < before + SOME_DESCRIPTORS
 
 
-def test_half_a_welcome_is_given_up(server: Served) -> None:
+def test_an_incomplete_welcome_ends_the_kernel(server: Served) -> None:
     code = f"""
     def evil(self, guest, found):
         self._pending.remove(guest); self._unwatch(guest)
@@ -272,7 +272,7 @@ def test_half_a_welcome_is_given_up(server: Served) -> None:
         assert "WELCOME was incomplete" in death["message"]
 
 
-def test_a_kernel_that_ends_its_connection_all_the_time_is_ended(server: Served) -> None:
+def test_a_kernel_that_disconnects_repeatedly_is_ended(server: Served) -> None:
     code = f"""
     original = type(w)._welcome
     def evil(self, guest, found): original(self, guest, found); self._disconnect()
@@ -284,7 +284,7 @@ def test_a_kernel_that_ends_its_connection_all_the_time_is_ended(server: Served)
         assert "connection ended more than" in death["message"]
 
 
-def test_half_a_frame_is_not_kept_after_its_session(server: Served) -> None:
+def test_an_incomplete_frame_is_freed_with_its_session(server: Served) -> None:
     """Three times 60 MiB; some 64 MiB of large results the server keeps on purpose."""
     code = f"""
     def go():
@@ -304,7 +304,7 @@ def test_half_a_frame_is_not_kept_after_its_session(server: Served) -> None:
     wait_for(lambda: memory(server) < before + 64 * MiB + SOME_BYTES, deadline=20, what="its memory")
 
 
-def test_a_hostile_kernel_does_not_outlive_the_restart(server: Served) -> None:
+def test_a_restarted_server_ends_a_hostile_kernel(server: Served) -> None:
     """What it hands over is no pipe, and nothing that can be polled."""
     with Client(server.url, token=server.token) as client:
         session = client.create_session()

@@ -90,7 +90,7 @@ def metric(server: Served, name: str) -> float:
 
 
 @pytest.mark.parametrize("code", FLOODS.values(), ids=FLOODS)
-def test_a_flood_waits_and_the_others_are_served(server: Served, code: str) -> None:
+def test_a_flood_is_paused_and_other_sessions_are_served(server: Served, code: str) -> None:
     pauses, busy, started = (
         metric(server, "kernel_read_pauses"),
         metric(server, "kernel_read_seconds"),
@@ -104,7 +104,7 @@ def test_a_flood_waits_and_the_others_are_served(server: Served, code: str) -> N
     assert share < TOTAL_SHARE
 
 
-def test_a_long_flood_is_on_record_in_its_session(server: Served) -> None:
+def test_a_long_flood_is_journaled_in_its_session(server: Served) -> None:
     code = FLOODS["messages of an unknown type"].replace("SECONDS", "15")
     with attacking(server, code) as (session, bystander):
         (found,) = bystander.wait(
@@ -116,7 +116,7 @@ def test_a_long_flood_is_on_record_in_its_session(server: Served) -> None:
     assert found.get("cell") is None
 
 
-def test_a_child_that_floods_does_not_outlast_its_kernel(server: Served) -> None:
+def test_a_flooding_child_ends_with_its_kernel(server: Served) -> None:
     """The kernel's process has ended, and its child writes to the same socket faster than it can be read."""
     code = (
         frames(2, "message(b'{}')", 500)

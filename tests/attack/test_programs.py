@@ -35,7 +35,7 @@ def box() -> Iterator[Box]:
         served.stop()
 
 
-def test_the_same_walls_as_the_kernel_s(box: Box) -> None:
+def test_programs_have_the_confinement_of_the_kernel(box: Box) -> None:
     said, end = box.run(FACTS)
     assert end["exitCode"] == 0
     code = f"import subprocess\nprint(subprocess.run(['sh', '-c', {FACTS!r}], capture_output=True, text=True).stdout)"
@@ -45,6 +45,6 @@ def test_the_same_walls_as_the_kernel_s(box: Box) -> None:
     assert "CapEff:\t0000000000000000" in said
 
 
-def test_none_of_them_can_be_left(box: Box) -> None:
+def test_a_program_can_not_leave_its_confinement(box: Box) -> None:
     said, _ = box.run("unshare -U true; nsenter -t 1 -m true; ls /proc/1/root; cat /proc/1/environ; echo end 2>&1")
     assert said == "end\n"

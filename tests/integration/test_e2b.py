@@ -116,7 +116,7 @@ def _example(pattern: str, id: str) -> str:
     return path
 
 
-def test_one_principals_sandbox_is_not_there_for_another(short_tmp: Any) -> None:
+def test_a_principal_can_not_find_the_sandbox_of_another(short_tmp: Any) -> None:
     with serving(short_tmp / "two", "--token", "other-token") as served:
         mine = E2bApi(served).create()
         theirs = {"X-API-KEY": "other-token"}
@@ -210,7 +210,7 @@ def test_at_its_time_a_sandbox_may_be_paused(e2b: E2bApi) -> None:
     e2b.ask("DELETE", f"/sandboxes/{box.id}")
 
 
-def test_a_paused_sandbox_that_wakes_itself(e2b: E2bApi) -> None:
+def test_a_request_resumes_a_paused_sandbox(e2b: E2bApi) -> None:
     box = e2b.create(autoResume={"enabled": True}, autoPause=True)
     box.run("kept = 8")
     assert e2b.ask("POST", f"/sandboxes/{box.id}/pause")[0] == 204
@@ -231,14 +231,14 @@ def test_a_fork_has_the_live_state_and_is_its_own(e2b: E2bApi, box: Box) -> None
     assert e2b.ask("POST", f"/sandboxes/{box.id}/fork", {"count": 21})[0] == 400
 
 
-def test_what_cannot_be_forked_says_why(e2b: E2bApi, box: Box) -> None:
+def test_a_refused_fork_reports_the_reason(e2b: E2bApi, box: Box) -> None:
     box.run("import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()")
     _, (found,) = e2b.ask("POST", f"/sandboxes/{box.id}/fork", {})
     assert found["error"]["code"] == 409
     assert "thread" in found["error"]["message"].lower()
 
 
-def test_a_snapshot_outlives_its_sandbox(e2b: E2bApi) -> None:
+def test_a_snapshot_survives_its_sandbox(e2b: E2bApi) -> None:
     box = e2b.create()
     box.run("x = 1; open('f', 'w').write('then')")
     status, taken = e2b.ask("POST", f"/sandboxes/{box.id}/snapshots", {"name": "checked"})
@@ -259,7 +259,7 @@ def test_a_snapshot_outlives_its_sandbox(e2b: E2bApi) -> None:
         e2b.ask("DELETE", f"/sandboxes/{each.id}")
 
 
-def test_what_is_not_here_is_said(e2b: E2bApi, box: Box) -> None:
+def test_unsupported_operations_get_an_error(e2b: E2bApi, box: Box) -> None:
     assert e2b.ask("POST", "/v2/sandboxes", {"templateID": "nothing-of-mine"})[0] == 404
     assert e2b.ask("POST", "/v2/sandboxes", {"mcp": {"x": {}}})[0] == 501
     assert e2b.ask("PUT", f"/sandboxes/{box.id}/network", {})[0] == 501
@@ -276,7 +276,7 @@ def test_the_same_key_makes_one_sandbox(e2b: E2bApi) -> None:
 # --- the interpreter --------------------------------------------------------------------------
 
 
-def test_what_a_cell_says_comes_line_by_line(box: Box) -> None:
+def test_output_of_a_cell_is_streamed_by_line(box: Box) -> None:
     lines = box.run("import sys\nprint('a')\nprint('b', file=sys.stderr)\n'text'")
     assert kinds(lines) == ["cell", "number_of_executions", "stdout", "stderr", "result", "end_of_execution"]
     assert [line.get("text") for line in lines[2:5]] == ["a\n", "b\n", "text"]
@@ -285,9 +285,7 @@ def test_what_a_cell_says_comes_line_by_line(box: Box) -> None:
     assert (lines[2]["name"], "ZeroDivisionError" in lines[2]["traceback"]) == ("ZeroDivisionError", True)
 
 
-def test_what_is_produced_is_sent_at_once_and_silence_is_not_taken_for_death(
-    box: Box, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_output_is_sent_immediately_and_keepalives_follow(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = http.client.HTTPConnection(box.api.served.url.removeprefix("http://"), timeout=30)
     code = "print('now'); import time; time.sleep(5.6)"
     connection.request("POST", "/execute", json.dumps({"code": code}), box.headers())
@@ -300,7 +298,7 @@ def test_what_is_produced_is_sent_at_once_and_silence_is_not_taken_for_death(
     assert when["stdout"] < 4 < when["keepalive"] < when["end_of_execution"]
 
 
-def test_leaving_interrupts_the_code(box: Box) -> None:
+def test_a_disconnect_interrupts_the_code(box: Box) -> None:
     connection = http.client.HTTPConnection(box.api.served.url.removeprefix("http://"), timeout=30)
     code = "n = 0\nwhile True:\n    n += 1\n    if n == 1: print('on')\n    __import__('time').sleep(0.01)"
     connection.request("POST", "/execute", json.dumps({"code": code}), box.headers())
@@ -327,7 +325,7 @@ def test_cells_wait_for_each_other(box: Box) -> None:
     assert order == ["first", "second"] or order == ["second", "first"]
 
 
-def test_variables_of_one_run_are_of_that_run_and_on_no_record(box: Box) -> None:
+def test_environment_variables_of_a_run_are_neither_kept_nor_journaled(box: Box) -> None:
     value = "sec'ret\"\n$(x)"
     assert box.text("import os; os.environ['ONE'] == " + repr(value), env_vars={"ONE": value}) == "True"
     wait_for(lambda: box.text("'ONE' in os.environ") == "False", what="their end")
@@ -336,7 +334,7 @@ def test_variables_of_one_run_are_of_that_run_and_on_no_record(box: Box) -> None
     assert box.ask("POST", "/execute", {"code": "1", "env_vars": {"a=b": "x"}})[0] == 400
 
 
-def test_a_crash_says_its_cause_and_keeps_the_variables(box: Box) -> None:
+def test_a_crash_reports_its_cause_and_keeps_the_variables(box: Box) -> None:
     box.run("kept = 1")
     lines = box.run("import os; os._exit(3)")
     error = next(line for line in lines if line["type"] == "error")
@@ -366,7 +364,7 @@ def test_results_in_every_format(box: Box, code: str, name: str) -> None:
     assert found[name]
 
 
-def test_other_doors_pay_nothing_for_this_one(served: Served) -> None:
+def test_results_for_other_apis_have_no_e2b_data(served: Served) -> None:
     session = served.call("POST", "/v1/sessions", {})["id"]
     cell = served.call("POST", f"/v1/sessions/{session}/cells", {"code": "import pandas; pandas.DataFrame({'a': [1]})"})
     assert set(cell["outputs"][0]["data"]) == {"text/plain", "text/html"}
@@ -429,7 +427,7 @@ def test_what_a_context_cannot_be(box: Box) -> None:
         assert box.ask("POST", "/execute", body)[0] == 400
 
 
-def test_a_sandbox_is_a_session_of_every_other_door(box: Box) -> None:
+def test_a_sandbox_is_a_session_in_the_other_apis(box: Box) -> None:
     box.run("x = 41")
     cell = box.api.served.call("POST", f"/v1/sessions/{box.id}/cells", {"code": "x + 1"})
     assert cell["text"].strip() == "42"
@@ -438,7 +436,7 @@ def test_a_sandbox_is_a_session_of_every_other_door(box: Box) -> None:
     assert again["text"] == "again\n"
 
 
-def test_a_sandbox_outlives_its_server(short_tmp: Any) -> None:
+def test_a_sandbox_survives_its_server(short_tmp: Any) -> None:
     with serving(short_tmp / "restarted") as served:
         box = E2bApi(served).create(timeout=500, metadata={"k": "v"})
         box.run("x = 1; open('f', 'w').write('y')")
@@ -475,7 +473,7 @@ def test_another_language_is_a_kernel_that_is_installed(short_tmp: Any) -> None:
         assert box.ask("POST", "/execute", {"code": "1", "language": "snake", "env_vars": {"A": "1"}})[0] == 501
 
 
-def test_relatives_stay_apart_whoever_comes_later(e2b: E2bApi) -> None:
+def test_sandboxes_of_one_family_are_isolated(e2b: E2bApi) -> None:
     box = e2b.create()
     box.run("open('f', 'w').write('main')")
     fork = Box(e2b, e2b.ask("POST", f"/sandboxes/{box.id}/fork", {})[1][0]["sandbox"])

@@ -138,7 +138,7 @@ async def test_no_secret_of_a_session_reaches_the_next(host: Bench) -> None:
         ("import os; os.kill(os.getpid(), 9)", Cause.SIGNALLED, signal.SIGKILL, None),
     ],
 )
-async def test_how_a_kernel_ended_is_told_once(
+async def test_the_exit_of_a_kernel_is_reported_once(
     host: Bench, code: str, cause: Cause, number: int | None, status: int | None
 ) -> None:
     one = await host.start()
@@ -153,7 +153,7 @@ async def test_how_a_kernel_ended_is_told_once(
     assert len(one.sink.exits) == 1
 
 
-async def test_one_that_closes_all_its_descriptors_is_given_up(host: Bench) -> None:
+async def test_a_kernel_that_closes_all_its_descriptors_is_ended(host: Bench) -> None:
     for _ in range(5):  # what is closed before the server is back differs from time to time
         one = await host.start()
         one.send("print('on')\nimport os, time\nos.closerange(3, 100)\ntime.sleep(30)")
@@ -169,7 +169,7 @@ async def test_one_that_closes_all_its_descriptors_is_given_up(host: Bench) -> N
         await two.kernel.end()
 
 
-async def test_whichever_descriptor_it_closes_nobody_waits_for_it(host: Bench) -> None:
+async def test_a_kernel_that_closes_a_descriptor_ends_or_answers(host: Bench) -> None:
     one = await host.start()
     numbers = (await one.run("import os\nfor fd in os.listdir('/proc/self/fd'): print(fd)")).split()
     await one.kernel.end()
@@ -184,7 +184,7 @@ async def test_whichever_descriptor_it_closes_nobody_waits_for_it(host: Bench) -
         await one.kernel.end()
 
 
-async def test_memory_that_ran_out_is_named(host: Bench) -> None:
+async def test_an_exit_by_the_oom_killer_has_its_cause(host: Bench) -> None:
     one = await host.start(limits=Limits(memory_bytes=256 << 20))
     if one.kernel.sandbox.limits["memory_bytes"] != "hard":
         await one.kernel.end()
@@ -244,7 +244,7 @@ def outer(init: int) -> dict[int, int]:
     return {procfs.inner_pid(pid): pid for pid in procfs.below(init)}
 
 
-async def test_with_a_session_all_ends_that_it_started(host: Bench) -> None:
+async def test_ending_a_session_ends_all_its_processes(host: Bench) -> None:
     one, other = await host.start(), await host.start()
     init = procfs.stat(one.pid).parent  # type: ignore[union-attr]
     inside = [int(pid) for pid in (await one.run(_DAEMON)).split()]
@@ -257,7 +257,7 @@ async def test_with_a_session_all_ends_that_it_started(host: Bench) -> None:
     await other.kernel.end()
 
 
-async def test_with_a_kernel_that_dies_ends_what_it_started_but_not_what_left_its_session(host: Bench) -> None:
+async def test_a_dead_kernel_ends_its_processes_except_daemons(host: Bench) -> None:
     one = await host.start()
     init = procfs.stat(one.pid).parent  # type: ignore[union-attr]
     found_in = await one.run(_DAEMON)
@@ -358,7 +358,7 @@ async def test_a_burst_of_starts(host: Bench) -> None:
     assert host.left() == set()
 
 
-async def test_a_kernel_ends_also_while_there_is_no_host(own: Bench) -> None:
+async def test_a_kernel_can_be_ended_without_a_host(own: Bench) -> None:
     one = await own.start()
     own.client._may_start = False
     kill((await own.host()).pid)
@@ -409,7 +409,7 @@ async def test_an_environment_has_a_bound_in_bytes_as_they_travel(host: Bench) -
     await one.kernel.end()
 
 
-async def test_what_makes_no_sense_is_refused_and_changes_nothing(host: Bench) -> None:
+async def test_invalid_requests_are_refused_and_change_nothing(host: Bench) -> None:
     for op, fields in (
         ("nonsense", {}),
         ("spawn", {"kernel": "x"}),
@@ -444,7 +444,7 @@ async def test_a_foreign_process_is_not_taken_for_a_copy(host: Bench) -> None:
 # --- templates ---------------------------------------------------------------------------------------------
 
 
-async def test_a_template_that_dies_comes_back_and_its_sessions_live(own: Bench) -> None:
+async def test_a_dead_template_is_restarted_and_its_sessions_continue(own: Bench) -> None:
     one = await own.start()
     before = await own.template()
     kill(before.pid)
@@ -468,7 +468,7 @@ async def test_spawns_while_the_template_dies_again_and_again(own: Bench) -> Non
     assert own.left() == set()
 
 
-async def test_a_template_that_can_t_start_says_why(short_tmp: Path) -> None:
+async def test_a_template_that_can_not_start_reports_the_reason(short_tmp: Path) -> None:
     async with bench("off", template={"preload": ["no_such_module"]}) as broken:
         with pytest.raises(TemplateFailed, match="no_such_module"):
             await broken.start()
@@ -539,7 +539,7 @@ async def test_a_host_dies_and_the_next_finds_its_sessions(policy: str, number: 
         assert made.left() == set()
 
 
-async def test_a_death_while_no_host_was_there_is_told_with_its_cause() -> None:
+async def test_a_death_without_a_host_is_reported_with_its_cause() -> None:
     async with bench("off") as made:
         one = await made.start()
         kill((await made.host()).pid)
@@ -563,7 +563,7 @@ async def test_only_one_host_to_a_directory(host: Bench) -> None:
     assert (await host.hello())["pid"]
 
 
-async def test_what_an_earlier_host_left_and_can_t_be_taken_over_is_ended(own: Bench) -> None:
+async def test_kernels_of_an_earlier_host_that_can_not_be_adopted_are_ended(own: Bench) -> None:
     one, two = await own.start(), await own.start()
     before = await own.host()
     kill(before.pid, signal.SIGSTOP)  # so that none is started before the records are harmed
@@ -579,7 +579,7 @@ async def test_what_an_earlier_host_left_and_can_t_be_taken_over_is_ended(own: B
         await running.kernel.end()
 
 
-async def test_a_host_with_other_settings_is_replaced_and_its_kernels_live(own: Bench) -> None:
+async def test_a_host_with_other_settings_is_replaced_and_its_kernels_continue(own: Bench) -> None:
     one = await own.start()
     await one.run("x = 7")
     before = await own.host()
@@ -659,7 +659,7 @@ async def test_a_kernel_that_hands_over_no_pipes_is_not_adopted(host: Bench, wha
     await gone(one.pid)
 
 
-async def test_adoption_goes_on_where_the_log_was(host: Bench) -> None:
+async def test_adoption_continues_at_the_last_journaled_frame(host: Bench) -> None:
     one = await host.start()
     await one.run("print('one')")
     cell = one.send("import time\nfor i in range(5):\n    print(i, flush=True); time.sleep(0.05)")
@@ -727,7 +727,7 @@ async def test_a_branch_that_cannot_copy_its_directory_is_reported_and_ended(hos
     shutil.rmtree(group)
 
 
-async def test_a_server_that_leaves_in_the_middle_of_a_start(host: Bench) -> None:
+async def test_a_start_whose_server_disconnects_leaves_nothing(host: Bench) -> None:
     server = type(host.client)(host.settings)
     await server.start()
     fds, request = host.launcher.make_endpoints("leaving"), host.request()
@@ -744,7 +744,7 @@ async def test_a_server_that_leaves_in_the_middle_of_a_start(host: Bench) -> Non
     await wait_until(alone, what="no trace")
 
 
-async def test_what_nobody_adopts_ends_after_the_grace_time() -> None:
+async def test_kernels_that_no_server_adopts_end_after_the_grace_time() -> None:
     async with bench("off", adoption_seconds=1.0) as made:
         held, left = await made.start(), await made.start()
         kernels = held.request.kernel, left.request.kernel
@@ -780,9 +780,7 @@ async def test_a_session_without_host_and_server_ends_itself() -> None:
         await made.client.start()
 
 
-async def test_an_end_is_told_after_all_was_taken_however_long_that_takes(
-    host: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_end_is_reported_after_all_output_was_accepted(host: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kernelsvc.kernels.forked.kernel.EXIT_REPORT_SECONDS", 0.05)
     one = await host.start()
     one.sink.refusing = True

@@ -63,7 +63,7 @@ async def test_a_terse_cell_brings_its_outputs_and_its_reply_in_one_piece(k: Cli
         "class C:\n    def __repr__(self): raise SystemExit\nC()",
     ],
 )
-async def test_a_terse_cell_has_one_reply_whatever_becomes_of_it(k: Client, code: str) -> None:
+async def test_a_terse_cell_has_one_reply_however_it_ends(k: Client, code: str) -> None:
     first = await k.run(code)
     assert len(first.messages("execute_reply")) == 1
     second = await k.run("1")  # whatever that gives: nothing of the first comes late
@@ -71,7 +71,7 @@ async def test_a_terse_cell_has_one_reply_whatever_becomes_of_it(k: Client, code
     assert len(second.messages("execute_reply")) == 1
 
 
-async def test_what_c_code_printed_comes_before_the_end_of_a_terse_cell(k: Client) -> None:
+async def test_output_of_c_code_comes_before_the_end_of_a_terse_cell(k: Client) -> None:
     code = "import ctypes; libc = ctypes.CDLL(None); n = libc.printf(b'from C, no newline')"
     answer = await k.run(code)
     assert answer.stdout == "from C, no newline"
@@ -87,7 +87,7 @@ async def test_frames_are_numbered_without_gap(k: Client) -> None:
     assert k.wire.last_frame == frames[-1]
 
 
-async def test_variables_live_from_cell_to_cell(k: Client) -> None:
+async def test_variables_persist_between_cells(k: Client) -> None:
     await k.run("x = 41")
     assert (await k.run("x + 1")).result == "42"
 
@@ -97,7 +97,7 @@ async def test_a_new_session_is_empty(k: Client) -> None:
     assert answer.result == "(['In', 'Out', 'exit', 'get_ipython', 'open', 'quit'], 2, {})"
 
 
-async def test_usage_is_told_with_the_reply(k: Client) -> None:
+async def test_the_reply_reports_usage(k: Client) -> None:
     answer = await k.run("import time; end = time.process_time() + 0.05\nwhile time.process_time() < end: pass")
     usage = answer.reply.metadata["kernelsvc"]
     assert usage["cpu_ms"] >= 50
@@ -137,7 +137,7 @@ async def test_usage_counts_children(k: Client) -> None:
         ),
     ],
 )
-async def test_a_result_arrives_at_once_when_something_follows_it(k: Client, before: str, code: str) -> None:
+async def test_a_result_that_is_followed_by_output_is_sent_immediately(k: Client, before: str, code: str) -> None:
     await k.run(before)
     msg_id = k.execute(code)
     await k.until(lambda: k.answer(msg_id).messages("execute_result"), deadline=20)
@@ -159,7 +159,7 @@ async def test_a_result_comes_with_its_reply(k: Client) -> None:
     assert ["execute_result", "execute_reply", "status"] in batches or len(batches) == 1
 
 
-async def test_prints_arrive_at_once_though_the_cell_sleeps_on(k: Client) -> None:
+async def test_prints_are_sent_while_the_cell_sleeps(k: Client) -> None:
     began = now()
     msg_id = k.execute("print('here', end=''); import time; time.sleep(1)")
     await k.until(lambda: k.answer(msg_id).stdout == "here")
@@ -175,7 +175,7 @@ async def test_prints_keep_their_order_with_displays_and_errors(k: Client) -> No
     assert "".join(seen[:-1]) == "1\n<display_data>3\n4\n<error>"
 
 
-async def test_c_code_and_subprocesses_are_heard_before_the_cell_ends(k: Client) -> None:
+async def test_output_of_c_code_and_subprocesses_arrives_before_the_cell_ends(k: Client) -> None:
     code = """
 import ctypes, os, subprocess
 libc = ctypes.CDLL(None)
@@ -303,7 +303,7 @@ async def test_a_text_that_the_user_registers_for_a_plain_type_is_used(k: Client
     assert (await k.run(value)).result == theirs
 
 
-async def test_a_number_too_long_to_write_is_told_as_ipython_tells_it(k: Client) -> None:
+async def test_a_number_too_long_to_print_gives_the_error_of_ipython(k: Client) -> None:
     answer = await k.run("10 ** 5000")
     assert answer.result is None
     assert [m.content["ename"] for m in answer.messages("error")] == ["ValueError"]
@@ -339,7 +339,7 @@ async def test_a_data_frame_has_a_table(k: Client) -> None:
     assert "<table" in answer.messages("execute_result")[0].content["data"]["text/html"]
 
 
-async def test_what_json_has_no_word_for_is_sent_all_the_same(k: Client) -> None:
+async def test_values_that_json_lacks_are_sent_as_text(k: Client) -> None:
     answer = await k.run("display({'application/json': {'nan': float('nan'), 'b': b'x'}}, raw=True)")
     assert set(answer.displays[0]["application/json"]) == {"nan", "b"}
 
@@ -352,7 +352,7 @@ async def test_what_json_has_no_word_for_is_sent_all_the_same(k: Client) -> None
         ("display({'application/json': [0] * 2_100_000}, raw=True)", "values"),
     ],
 )
-async def test_an_output_too_large_for_the_wire_becomes_a_text_that_says_so(k: Client, code: str, why: str) -> None:
+async def test_an_output_too_large_for_the_wire_is_replaced_by_a_notice(k: Client, code: str, why: str) -> None:
     answer = await k.run(code)
     assert answer.reply.content["status"] == "ok"
     assert "was not sent" in answer.stderr
@@ -406,7 +406,7 @@ async def test_the_debugger_asks_as_input_does(k: Client) -> None:
     assert "41" in (await k.finish(msg_id)).stdout
 
 
-async def test_a_nested_loop_lets_nothing_be_lost(k: Client) -> None:
+async def test_a_nested_event_loop_loses_no_output(k: Client) -> None:
     """Code that runs the loop again from inside a cell, as nest_asyncio lets it."""
     code = """
 import asyncio
@@ -535,7 +535,7 @@ async def test_a_sync_cell_may_use_the_running_loop(k: Client) -> None:
     assert (await k.run("await f")).result == "3"
 
 
-async def test_context_variables_live_from_cell_to_cell(k: Client) -> None:
+async def test_context_variables_persist_between_cells(k: Client) -> None:
     await k.run("import contextvars\nv = contextvars.ContextVar('v')\nv.set(3)")
     assert (await k.run("v.get()")).result == "3"
     assert (await k.run("import asyncio\nawait asyncio.sleep(0)\nv.get()")).result == "3"
@@ -674,7 +674,7 @@ async def test_a_request_that_does_not_exist_or_lacks_fields_is_refused(k: Clien
     assert (await k.run("1 + 1")).result == "2"
 
 
-async def test_variables_are_told_without_running_their_code(k: Client) -> None:
+async def test_variables_are_listed_without_running_their_code(k: Client) -> None:
     code = """
 import numpy as np, pandas as pd
 class Evil:
@@ -736,7 +736,7 @@ async def test_an_interrupt_ends_a_cell_and_nothing_else(k: Client, code: str) -
     assert (await k.run("kept")).result == "1"
 
 
-async def test_an_interrupt_between_cells_is_nothing(k: Client) -> None:
+async def test_an_interrupt_between_cells_has_no_effect(k: Client) -> None:
     for _ in range(5):
         k.interrupt()
     assert (await k.run("1 + 1")).result == "2"
@@ -796,7 +796,7 @@ async def test_shutdown_by_message(k: Client) -> None:
         await k.until(lambda: False)
 
 
-async def test_a_forked_child_that_falls_out_of_its_cell_ends(k: Client) -> None:
+async def test_a_forked_child_ends_after_its_cell(k: Client) -> None:
     code = """
 import os
 pid = os.fork()
@@ -812,7 +812,7 @@ else:
     assert (await k.run("r")).result == "0"
 
 
-async def test_a_forked_child_that_fails_says_so_and_ends(k: Client) -> None:
+async def test_a_forked_child_that_raises_prints_its_traceback_and_ends(k: Client) -> None:
     code = "import os\npid = os.fork()\nif pid == 0:\n    1/0\nr = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\nr"
     answer = await k.run(code)
     assert answer.result == "1"
@@ -835,7 +835,7 @@ t = asyncio.create_task(forks())"""
     assert (answer.result, answer.stdout) == ("0", "")
 
 
-async def test_a_crash_tells_where(k: Client) -> None:
+async def test_a_crash_prints_the_stack(k: Client) -> None:
     k.execute("import ctypes; ctypes.string_at(0)")
     with pytest.raises(Exception, match="can't be reached"):
         await k.until(lambda: False)

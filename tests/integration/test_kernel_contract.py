@@ -456,7 +456,7 @@ async def bench(stage: Stage, tmp_path: Path) -> AsyncIterator[Bench]:
 # --- cells ---------------------------------------------------------------------------------------
 
 
-async def test_a_kernel_starts_and_says_what_it_is(bench: Bench) -> None:
+async def test_a_kernel_starts_and_reports_its_language(bench: Bench) -> None:
     kernel = await bench.start()
     assert kernel.info.pid > 0
     assert kernel.info.language
@@ -473,7 +473,7 @@ async def test_the_messages_of_a_cell_come_in_order(bench: Bench) -> None:
     assert bench.sink.reply(cell)["status"] == "ok"
 
 
-async def test_frames_go_up(bench: Bench) -> None:
+async def test_frame_numbers_increase(bench: Bench) -> None:
     kernel = await bench.shared()
     for text in ("a", "b"):
         await bench.run(kernel, bench.dialect.say(text))
@@ -481,7 +481,7 @@ async def test_frames_go_up(bench: Bench) -> None:
     assert frames == sorted(frames)
 
 
-async def test_execution_counts_go_up_and_silent_cells_are_not_counted(bench: Bench) -> None:
+async def test_execution_counts_increase_except_for_silent_cells(bench: Bench) -> None:
     kernel = await bench.shared()
     first = await bench.run(kernel, bench.dialect.say("a"))
     silent = await bench.run(kernel, bench.dialect.keep(), silent=True, store_history=False)
@@ -511,7 +511,7 @@ async def test_text_on_stderr(bench: Bench) -> None:
 
 
 @can("raw")
-async def test_text_past_the_language_is_there_before_the_cell_ends(bench: Bench) -> None:
+async def test_text_of_c_code_arrives_before_the_cell_ends(bench: Bench) -> None:
     kernel = await bench.shared()
     cell = await bench.run(kernel, bench.dialect.raw("from-below"))
     assert bench.sink.text(parent=cell) == "from-below\n"
@@ -606,7 +606,7 @@ async def test_an_interrupt_between_cells_does_nothing(bench: Bench) -> None:
     assert bench.sink.text(parent=cell) == "still here\n"
 
 
-async def test_kill_is_told_once_after_all_was_delivered(bench: Bench) -> None:
+async def test_kill_is_reported_once_after_the_last_output(bench: Bench) -> None:
     kernel = await bench.start()
     bench.send(kernel, bench.dialect.wait())
     await bench.heard("waiting")
@@ -637,7 +637,7 @@ async def test_an_exit_in_a_cell_has_its_code(bench: Bench) -> None:
     assert (ended.cause, ended.exit_code) == (Cause.EXITED, 7)
 
 
-async def test_end_leaves_no_process_and_says_nothing(bench: Bench) -> None:
+async def test_end_leaves_no_process_and_reports_no_death(bench: Bench) -> None:
     kernel = await bench.start()
     bench.send(kernel, bench.dialect.wait())
     await bench.heard("waiting")
@@ -649,7 +649,7 @@ async def test_end_leaves_no_process_and_says_nothing(bench: Bench) -> None:
 
 
 @can("more")
-async def test_end_goes_on_when_it_is_cancelled(bench: Bench) -> None:
+async def test_end_completes_although_its_caller_is_cancelled(bench: Bench) -> None:
     kernel = await bench.start()
     task = asyncio.ensure_future(kernel.end())
     await asyncio.sleep(0)
@@ -662,7 +662,7 @@ async def test_end_goes_on_when_it_is_cancelled(bench: Bench) -> None:
 # --- a sink that refuses -------------------------------------------------------------------------------
 
 
-async def test_what_is_refused_comes_again_exactly_once(bench: Bench) -> None:
+async def test_refused_output_is_delivered_again_exactly_once(bench: Bench) -> None:
     kernel = await bench.start()
     bench.sink.refusing = True
     cell = bench.send(kernel, bench.dialect.lines(300))
@@ -687,7 +687,7 @@ async def test_resume_without_a_refusal_does_nothing(bench: Bench) -> None:
 
 
 @can("more")
-async def test_an_end_while_the_sink_refuses_is_told_after_it_accepts(bench: Bench) -> None:
+async def test_a_death_while_the_sink_refuses_is_reported_after_it_accepts(bench: Bench) -> None:
     kernel = await bench.start()
     bench.sink.refusing = True
     bench.send(kernel, bench.dialect.say("held"))
@@ -742,7 +742,7 @@ async def test_a_cell_that_runs_over_a_restart_ends_once(bench: Bench) -> None:
 
 
 @can("more")
-async def test_a_cell_that_ended_while_nobody_was_there_has_an_end(bench: Bench, tmp_path: Path) -> None:
+async def test_a_cell_that_ended_without_a_server_has_an_end(bench: Bench, tmp_path: Path) -> None:
     kernel = await bench.start()
     cell = bench.send(kernel, bench.dialect.say("unheard"))
     kernel.detach()
@@ -759,7 +759,7 @@ async def test_a_cell_that_ended_while_nobody_was_there_has_an_end(bench: Bench,
 
 
 @can("more")
-async def test_a_kernel_that_is_gone_is_not_adopted(bench: Bench) -> None:
+async def test_an_ended_kernel_is_not_adopted(bench: Bench) -> None:
     kernel = await bench.start()
     kernel.detach()
     other = await bench.adopt(kernel.info.id, Recorder(), 0)
@@ -770,7 +770,7 @@ async def test_a_kernel_that_is_gone_is_not_adopted(bench: Bench) -> None:
 
 
 @can("more")
-async def test_the_death_of_an_adopted_kernel_is_told(bench: Bench) -> None:
+async def test_the_death_of_an_adopted_kernel_is_reported(bench: Bench) -> None:
     kernel = await bench.start()
     kernel.detach()
     sink = Recorder()
@@ -794,7 +794,7 @@ async def values(bench: Bench, kernel: Kernel, sink: Recorder) -> str:
 
 
 @can("fork")
-async def test_a_copy_has_the_variables_and_its_own_life(bench: Bench) -> None:
+async def test_a_copy_has_the_variables_and_runs_independently(bench: Bench) -> None:
     kernel = await bench.start()
     assert kernel.forkable
     await bench.run(kernel, bench.dialect.keep())
@@ -814,7 +814,7 @@ async def test_a_copy_has_the_variables_and_its_own_life(bench: Bench) -> None:
 
 
 @can("fork")
-async def test_a_copy_outlives_its_original(bench: Bench) -> None:
+async def test_a_copy_survives_its_original(bench: Bench) -> None:
     kernel = await bench.start()
     await bench.run(kernel, bench.dialect.keep())
     request = bench.request()
@@ -828,7 +828,7 @@ async def test_a_copy_outlives_its_original(bench: Bench) -> None:
 
 
 @can("fork")
-async def test_a_copy_nobody_wants_is_discarded(bench: Bench) -> None:
+async def test_an_unused_copy_is_discarded(bench: Bench) -> None:
     kernel = await bench.start()
     request = bench.request()
     await kernel.fork(request, mode="checkpoint")
@@ -839,7 +839,7 @@ async def test_a_copy_nobody_wants_is_discarded(bench: Bench) -> None:
         await launcher.resume_copy(request, Recorder())
 
 
-async def test_a_kernel_that_can_t_fork_says_so(bench: Bench) -> None:
+async def test_a_kernel_that_can_not_fork_refuses_with_a_reason(bench: Bench) -> None:
     kernel = await bench.shared()
     if not kernel.forkable:
         with pytest.raises(NotSupported):

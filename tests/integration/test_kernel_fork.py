@@ -42,7 +42,7 @@ def private_bytes(pid: int) -> int:
 # --- branches and checkpoints -----------------------------------------------------------------
 
 
-async def test_a_branch_has_the_variables_and_goes_its_own_way(k: Client) -> None:
+async def test_a_branch_copies_the_variables_and_changes_independently(k: Client) -> None:
     await k.run("import numpy as np\nx = [1, 2]; a = np.ones(1000); y = x")
     b = await k.branch()
     assert await value(b, "x, y is x, a.sum().item()") == "([1, 2], True, 1000.0)"
@@ -57,7 +57,7 @@ def path_stem(client: Client) -> str:
     return Path(client.wire._path).stem
 
 
-async def test_a_branch_goes_on_with_history_and_count(k: Client) -> None:
+async def test_a_branch_continues_history_and_execution_count(k: Client) -> None:
     await k.run("10")
     await k.run("20")
     b = await k.branch()
@@ -76,7 +76,7 @@ async def test_a_branch_has_frames_and_message_ids_of_its_own(k: Client) -> None
     assert not mine & {m.msg_id for m in answer.messages("execute_reply")}
 
 
-async def test_a_checkpoint_waits_and_wakes_after_its_original_is_gone(k: Client) -> None:
+async def test_a_checkpoint_resumes_after_its_original_has_ended(k: Client) -> None:
     await k.run("x = 5")
     path, reply = await k.fork("checkpoint")
     assert reply["ok"]
@@ -89,7 +89,7 @@ async def test_a_checkpoint_waits_and_wakes_after_its_original_is_gone(k: Client
     assert await value(woken, "x") == "5"
 
 
-async def test_a_copy_that_nobody_comes_for_ends_and_one_that_was_visited_waits(k: Client) -> None:
+async def test_a_copy_ends_after_the_grace_time_unless_a_server_connected(k: Client) -> None:
     visited, there = await k.fork("checkpoint", claim_seconds=0.5)
     await WireClient.peer(str(visited))
     _, forgotten = await k.fork("checkpoint", claim_seconds=0.5)
@@ -128,7 +128,7 @@ async def test_a_checkpoint_can_be_forked_from_a_branch_of_a_branch(k: Client) -
     assert await value(k, "path") == "['root']"
 
 
-async def test_a_parked_copy_runs_nothing(k: Client) -> None:
+async def test_a_checkpoint_runs_no_code(k: Client) -> None:
     await k.run("import asyncio, time\nn = 0\nasync def count():\n    global n\n    while True:\n"
                 "        await asyncio.sleep(0.01); n += 1\nt = asyncio.create_task(count())")  # fmt: skip
     path, reply = await k.fork("checkpoint")
@@ -148,7 +148,7 @@ def _cpu(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-async def test_a_look_at_a_parked_copy_does_not_wake_it(k: Client) -> None:
+async def test_a_status_request_does_not_resume_a_checkpoint(k: Client) -> None:
     await k.run("x = 1")
     path, reply = await k.fork("checkpoint")
     for _ in range(3):
@@ -157,7 +157,7 @@ async def test_a_look_at_a_parked_copy_does_not_wake_it(k: Client) -> None:
     assert await value(woken, "x") == "1"
 
 
-async def test_a_branch_outlives_its_original_and_the_original_does_not_wait(k: Client) -> None:
+async def test_a_branch_survives_its_original_which_does_not_wait_for_it(k: Client) -> None:
     b = await k.branch()
     k.kill()
     assert await value(b, "1 + 1") == "2"
@@ -191,7 +191,7 @@ async def test_identity_moves_directory_and_environment(k: Client, tmp_path: Pat
     assert str(home) not in str(await value(k, "os.getcwd()"))
 
 
-async def test_a_directory_that_is_not_there_is_told_and_harms_nothing(k: Client, tmp_path: Path) -> None:
+async def test_a_fork_into_a_missing_directory_fails_and_keeps_the_session(k: Client, tmp_path: Path) -> None:
     path, _ = await k.fork("branch", identity={"workdir": str(tmp_path / "none")})
     b = await Client.open(k.template, path)
     assert b.wire.welcome["workdir"] == k.wire.welcome["workdir"]
@@ -201,7 +201,7 @@ async def test_a_directory_that_is_not_there_is_told_and_harms_nothing(k: Client
 # --- what goes with it ------------------------------------------------------------------------------
 
 
-async def test_random_numbers_go_on_the_same_until_someone_reseeds(k: Client) -> None:
+async def test_both_copies_draw_the_same_random_numbers_until_reseeded(k: Client) -> None:
     await k.run("import random, numpy as np\nrandom.seed(1); np.random.seed(1); g = np.random.default_rng(1)")
     b = await k.branch()
     code = "[random.random(), float(np.random.rand()), float(g.random())]"
@@ -226,7 +226,7 @@ async def test_files_keep_what_was_written_and_get_an_offset_of_their_own(k: Cli
     assert await value(k, "open('f.txt').read()") == "'before;branch!!'"
 
 
-async def test_tasks_run_on_in_both_copies_and_it_is_told(k: Client) -> None:
+async def test_tasks_continue_in_both_copies_and_the_reply_names_them(k: Client) -> None:
     await k.run("import asyncio\nn = 0\nasync def count():\n    global n\n    while True:\n"
                 "        await asyncio.sleep(0.01); n += 1\nt = asyncio.create_task(count())")  # fmt: skip
     path, reply = await k.fork()
@@ -249,7 +249,7 @@ async def test_both_copies_keep_a_loop_that_works(k: Client) -> None:
     assert await value(k, "os.write(w, b'x'), await asyncio.wait_for(got.wait(), 5)") == "(1, True)"
 
 
-async def test_an_idle_executor_of_the_loop_is_no_obstacle(k: Client) -> None:
+async def test_an_idle_executor_of_the_loop_does_not_prevent_a_fork(k: Client) -> None:
     await k.run("import asyncio\nawait asyncio.to_thread(lambda: 1)")
     b = await k.branch()
     for client in (k, b):
@@ -272,7 +272,7 @@ async def test_comms_and_input_work_in_a_branch(k: Client) -> None:
     assert (await b.finish(msg_id)).result == "'yes'"
 
 
-async def test_an_interrupt_strikes_one_copy(k: Client) -> None:
+async def test_an_interrupt_reaches_one_copy(k: Client) -> None:
     b = await k.branch()
     msg_id = b.execute("print('on'); import time; time.sleep(30)")
     await b.until(lambda: b.answer(msg_id).stdout)
@@ -388,7 +388,7 @@ async def test_libraries_work_in_both_copies_after_use(k: Client, setup: str, us
     ],
     ids=["thread", "thread_pool", "process_pool", "sqlite", "transaction", "connection"],
 )  # fmt: skip
-async def test_what_would_break_is_refused_in_words(k: Client, code: str, reason: str) -> None:
+async def test_a_fork_that_would_break_the_session_is_refused_with_a_reason(k: Client, code: str, reason: str) -> None:
     assert (await k.run(code)).reply.content["status"] == "ok"
     _, reply = await k.fork()
     assert reply["ok"] is False
@@ -399,7 +399,7 @@ async def test_what_would_break_is_refused_in_words(k: Client, code: str, reason
     await k.run("e.shutdown()" if "Executor" in code else "")
 
 
-async def test_force_goes_on_and_says_what_is_lost(k: Client) -> None:
+async def test_a_forced_fork_lists_the_lost_resources(k: Client) -> None:
     await k.run(
         "import threading\nt = threading.Thread(target=threading.Event().wait, name='w', daemon=True); t.start()"
     )
@@ -425,7 +425,7 @@ async def test_force_goes_on_and_says_what_is_lost(k: Client) -> None:
     ],
     ids=["child", "pipe", "socket", "file", "memmap"],
 )
-async def test_what_is_shared_is_told(k: Client, code: str, warning: str) -> None:
+async def test_the_reply_to_a_fork_lists_shared_resources(k: Client, code: str, warning: str) -> None:
     await k.run(code)
     path, reply = await k.fork()
     assert reply["ok"]
@@ -435,14 +435,14 @@ async def test_what_is_shared_is_told(k: Client, code: str, warning: str) -> Non
     await k.run("p.kill()" if "Popen" in code else "")
 
 
-async def test_a_plain_session_forks_without_a_word(k: Client) -> None:
+async def test_a_session_without_shared_resources_forks_without_a_warning(k: Client) -> None:
     await k.run("import numpy, pandas, matplotlib.pyplot as plt\nplt.plot([1]); x = 1")
     assert await k.wire.control("survey") == {"ok": True, "obstacles": [], "warnings": []}
     _, reply = await k.fork()
     assert reply["warnings"] == []
 
 
-async def test_a_cell_that_runs_is_an_obstacle(k: Client) -> None:
+async def test_a_running_cell_prevents_a_fork(k: Client) -> None:
     msg_id = k.execute("print('on'); import asyncio; await asyncio.sleep(1)")
     await k.until(lambda: k.answer(msg_id).stdout)
     _, reply = await k.fork()
@@ -450,7 +450,7 @@ async def test_a_cell_that_runs_is_an_obstacle(k: Client) -> None:
     await k.finish(msg_id)
 
 
-async def test_a_fork_request_that_is_none_is_refused(k: Client) -> None:
+async def test_an_invalid_fork_request_is_refused(k: Client) -> None:
     assert (await k.fork("sideways"))[1]["ok"] is False
     assert (await k.wire.control("fork", mode="branch"))["ok"] is False
     assert (await k.wire.control("fly"))["ok"] is False

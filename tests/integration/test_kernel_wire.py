@@ -48,13 +48,13 @@ def path_of(k: Client) -> Path:
 # --- who connects ------------------------------------------------------------------------------
 
 
-async def test_the_peer_is_vouched_for_by_linux(k: Client) -> None:
+async def test_peer_credentials_come_from_linux(k: Client) -> None:
     assert k.wire.peer_pid == k.pid
     assert k.wire.welcome["python"].startswith("3.")
     assert k.wire.welcome["kernel"] == path_of(k).stem
 
 
-async def test_a_listener_that_is_not_there_yet_is_waited_for(template: Template, tmp_path: Path) -> None:
+async def test_connect_waits_for_a_listener_that_does_not_exist_yet(template: Template, tmp_path: Path) -> None:
     connecting = asyncio.create_task(WireClient.connect(str(template.folder / f"{template._count + 1}.k")))
     await asyncio.sleep(0)  # it begins, and finds no socket
     template.spawn()
@@ -75,7 +75,7 @@ async def test_a_newer_server_replaces_the_older(k: Client) -> None:
     newer.wire.close()
 
 
-async def test_garbage_at_the_door_disturbs_nobody(k: Client) -> None:
+async def test_invalid_data_at_the_listener_does_not_disturb_the_connection(k: Client) -> None:
     for data in (b"", b"\xff" * 100, struct.pack("<IBQ", 3, 2, 0) + b"abc", struct.pack("<IBQ", 1 << 31, 1, 0)):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(path_of(k)))
@@ -93,7 +93,7 @@ async def _numbers(k: Client, msg_id: str, wires: list[Client]) -> list[int]:
     return [int(n) for n in text.split()]
 
 
-async def test_a_cell_goes_on_without_a_server_and_nothing_is_lost_or_doubled(k: Client) -> None:
+async def test_a_cell_continues_without_a_server_and_its_output_arrives_once(k: Client) -> None:
     code = "import time\nfor i in range(3000):\n    print(i)\n    if i % 100 == 0: time.sleep(0.005)"
     msg_id = k.execute(code)
     clients = [k]
@@ -112,7 +112,7 @@ async def test_a_cell_goes_on_without_a_server_and_nothing_is_lost_or_doubled(k:
     last.wire.close()
 
 
-async def test_frames_that_were_not_acknowledged_come_again(k: Client) -> None:
+async def test_unacknowledged_frames_are_sent_again(k: Client) -> None:
     k.refusing = True
     msg_id = k.execute("print('once')")
     await wait_blocked(k.pid)
@@ -122,7 +122,7 @@ async def test_frames_that_were_not_acknowledged_come_again(k: Client) -> None:
     again.wire.close()
 
 
-async def test_a_sleeping_cell_lets_a_server_in_at_once(k: Client) -> None:
+async def test_a_sleeping_cell_does_not_delay_a_connection(k: Client) -> None:
     msg_id = k.execute("print('on'); import time; time.sleep(2)")
     await k.until(lambda: k.answer(msg_id).stdout)
     k.wire.close()
@@ -160,7 +160,7 @@ async def test_a_kernel_that_sits_in_c_code_is_adopted_and_nothing_runs_twice(k:
     assert again.wire.seen(msg_id)
 
 
-async def test_the_kernel_says_which_requests_it_saw(k: Client) -> None:
+async def test_the_kernel_reports_the_requests_that_it_received(k: Client) -> None:
     msg_id = k.execute("import time; time.sleep(0.3)", terse=False)
     await k.until(lambda: k.answer(msg_id).messages("execute_input"))
     queued = k.execute("'queued'")
@@ -183,7 +183,7 @@ async def test_a_connection_that_breaks_is_made_again(k: Client) -> None:
     assert k.wire._connection is not link
 
 
-async def test_a_server_that_claims_more_than_was_sent_is_told(k: Client) -> None:
+async def test_a_server_that_claims_unsent_frames_gets_an_error(k: Client) -> None:
     k.wire.close()
     with pytest.raises(WireLost, match="never sent"):
         await WireClient.connect(str(path_of(k)), last_frame=10_000)
@@ -192,7 +192,7 @@ async def test_a_server_that_claims_more_than_was_sent_is_told(k: Client) -> Non
 # --- back-pressure ----------------------------------------------------------------------------------
 
 
-async def test_a_writer_blocks_when_nobody_acknowledges_and_goes_on_when_someone_does(k: Client) -> None:
+async def test_a_writer_blocks_until_its_frames_are_acknowledged(k: Client) -> None:
     k.refusing = True
     before = rss(k.pid)
     msg_id = k.execute("for i in range(40):\n    print(str(i) * 500_000)")
@@ -216,7 +216,7 @@ async def test_a_blocked_writer_can_be_interrupted(k: Client) -> None:
     assert (await k.run("1 + 1")).result == "2"
 
 
-async def test_a_blocked_writer_lets_another_server_in(k: Client) -> None:
+async def test_a_blocked_writer_accepts_another_server(k: Client) -> None:
     msg_id = k.execute("for i in range(200): print(str(i % 10) * 99_999)")
     k.wire.close()
     await wait_blocked(k.pid)
@@ -290,7 +290,7 @@ async def test_100_000_prints_are_whole_and_quick(k: Client) -> None:
 # --- what refuses, what ends --------------------------------------------------------------------------
 
 
-async def test_a_refused_batch_comes_again_whole_and_in_order(k: Client) -> None:
+async def test_a_refused_batch_is_delivered_again_complete_and_in_order(k: Client) -> None:
     await k.run("1")
     seen: list[Any] = []
 
@@ -317,7 +317,7 @@ async def test_a_refused_batch_comes_again_whole_and_in_order(k: Client) -> None
     assert all(a is b for a, b in itertools.batched(seen, 2)) if hasattr(itertools, "batched") else True
 
 
-async def test_the_end_is_told_once_after_the_last_words(k: Client) -> None:
+async def test_the_end_is_reported_once_after_the_last_output(k: Client) -> None:
     await k.run("1")
     k.execute("import os\nprint('last words')\nos.write(2, b'and raw ones')\nos._exit(3)")
     with pytest.raises(WireLost) as loss:
@@ -457,7 +457,7 @@ def message(number: int, **parts: bytes) -> bytes:
     ],
     ids=range(22),
 )
-async def test_what_the_wire_does_not_allow_ends_it(tmp_path: Path, said: bytes) -> None:
+async def test_a_violation_of_the_wire_protocol_ends_the_connection(tmp_path: Path, said: bytes) -> None:
     async with Impostor(tmp_path / "k") as impostor:
         impostor.says = frame(1, 1, WELCOME) + said
         wire = await WireClient.connect(str(impostor.path))
@@ -481,7 +481,7 @@ async def test_what_the_wire_does_not_allow_ends_it(tmp_path: Path, said: bytes)
     ],
     ids=range(7),
 )
-async def test_a_welcome_that_is_none_is_refused(tmp_path: Path, said: bytes) -> None:
+async def test_an_invalid_welcome_is_refused(tmp_path: Path, said: bytes) -> None:
     async with Impostor(tmp_path / "k") as impostor:
         impostor.says = said
         with pytest.raises(WireLost) as loss:
@@ -569,7 +569,7 @@ async def test_half_frames_of_many_kernels_share_one_limit(tmp_path: Path, monke
         assert (sum(wire._parser.pending for wire in wires_), reassembly.total) == (0, 0)
 
 
-async def test_a_kernel_that_hangs_up_now_and_then_goes_on(k: Client) -> None:
+async def test_a_kernel_that_disconnects_rarely_continues(k: Client) -> None:
     for n in range(5):
         k.wire._connection_ended()
         assert (await k.run(str(n))).result == str(n)

@@ -56,7 +56,7 @@ def test_a_big_event_alone_pauses_but_is_taken():
 
 
 @given(st.data())
-def test_every_reader_gets_each_event_once_whatever_happens(data):
+def test_every_reader_gets_each_event_once(data):
     """Random order of: events on the wire, cuts, stale events, drains, new readers. Nothing is lost or repeated."""
     last = data.draw(st.integers(1, 30))
     feed = EventFeed("s")

@@ -88,7 +88,7 @@ def shell() -> Iterator[Any]:
 
 @settings(max_examples=examples(500))
 @given(cell=st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=8).map("".join))
-def test_what_is_plain_stays_as_it_is(shell: Any, cell: str) -> None:
+def test_a_plain_cell_is_not_transformed(shell: Any, cell: str) -> None:
     if not PlainCellDetector(shell).is_plain(cell):
         return
     try:

@@ -102,7 +102,7 @@ async def test_a_cell_from_end_to_end(bench):
     assert (view.execution_count, view.last_seq, view.queued, view.running) == (1, 6, 0, None)
 
 
-async def test_the_code_is_on_record_before_it_runs_and_the_end_before_it_is_told(bench):
+async def test_code_is_journaled_before_it_runs_and_an_end_before_its_report(bench):
     session = await bench.start()
     (cell,) = session.submit([CellRequest(code="wait gate")])
     assert types(session)[-2:] == ["cell_queued", "cell_started"]
@@ -124,7 +124,7 @@ async def test_the_same_cell_id_runs_once(bench):
         session.submit([CellRequest(code="set x 2", cell="c1")])
 
 
-async def test_an_error_stops_what_waits_and_the_next_submission_runs(bench):
+async def test_an_error_cancels_queued_cells_and_the_next_submission_runs(bench):
     session = await bench.start()
     ids = session.submit([CellRequest(code="error ValueError no"), CellRequest(code="print never")])
     async with asyncio.timeout(DEADLINE):
@@ -164,7 +164,7 @@ async def test_death_in_a_cell(bench, code, reason):
     assert (await run(session, "print after")).reason is Reason.OK
 
 
-async def test_output_past_its_budget_is_told_and_can_be_paged(bench):
+async def test_output_over_the_limit_is_reported_and_can_be_read_in_pages(bench):
     session = await bench.start()
     cell = await run(session, "big 5000")
     assert "output_truncated" in types(session)
@@ -273,7 +273,7 @@ async def test_a_password_is_not_recorded(bench):
     assert given[0]["text"] is None
 
 
-async def test_close_ends_everything_and_says_so(bench):
+async def test_close_ends_kernel_and_cells_and_journals_it(bench):
     session = await bench.start()
     (cell,) = session.submit([CellRequest(code="hang")])
     await session.close("done")
@@ -296,7 +296,7 @@ class Client:
     """A connection."""
 
 
-async def test_a_client_that_leaves_takes_its_cell_with_it_if_it_wished(bench):
+async def test_a_disconnect_interrupts_the_cells_that_requested_it(bench):
     session = await bench.start()
     client = Client()
     (cell,) = session.submit([CellRequest(code="wait x", on_disconnect="interrupt")], client=client)
@@ -307,7 +307,7 @@ async def test_a_client_that_leaves_takes_its_cell_with_it_if_it_wished(bench):
     assert session.cell(cell).reason is Reason.INTERRUPTED
 
 
-async def test_what_a_client_left_before_it_began_never_begins(bench):
+async def test_a_disconnect_cancels_queued_cells(bench):
     session, client = await bench.start(), Client()
     (first,) = session.submit([CellRequest(code="wait gate")])
     (left,) = session.submit([CellRequest(code="print no", on_disconnect="interrupt")], client=client)
@@ -324,7 +324,7 @@ async def test_what_a_client_left_before_it_began_never_begins(bench):
     assert "yes" in session.cell(after).text
 
 
-async def test_a_cell_on_record_that_never_reached_the_kernel_is_sent_by_the_next_server(bench):
+async def test_the_next_server_sends_a_journaled_cell_that_the_kernel_never_received(bench):
     session = await bench.start()
     process = session.kernel.process
     process.request, deliver = lambda *_: None, process.request  # the server dies between its log and the socket
@@ -340,14 +340,14 @@ async def test_a_cell_on_record_that_never_reached_the_kernel_is_sent_by_the_nex
     assert [types(again).count(kind) for kind in ("cell_started", "cell_finished")] == [1, 1]
 
 
-async def test_output_and_end_that_reach_a_bound_together_are_told_apart(bench):
+async def test_output_and_end_in_one_batch_at_the_limit_are_separate_events(bench):
     session = await bench.start()
     view = await run(session, "big 600\nbig 600")
     assert types(session)[-2:] == ["output_truncated", "cell_finished"]
     assert view.usage.output_bytes == 1200
 
 
-async def test_a_restarted_server_goes_on_where_it_was(bench):
+async def test_a_restarted_server_continues_the_session(bench):
     session = await bench.start()
     await run(session, "set x 7")
     running, queued = session.submit([CellRequest(code="print one\nwait gate\nprint two"), CellRequest(code="get x")])
@@ -365,7 +365,7 @@ async def test_a_restarted_server_goes_on_where_it_was(bench):
     assert kinds.count("session_adopted") == 1
 
 
-async def test_a_kernel_that_died_unwatched_is_replaced(bench):
+async def test_a_kernel_that_died_without_a_server_is_replaced(bench):
     session = await bench.start()
     (cell,) = session.submit([CellRequest(code="hang")])
     await until(lambda: "cell_started" in types(session))
@@ -380,7 +380,7 @@ async def test_a_kernel_that_died_unwatched_is_replaced(bench):
     assert (await run(again, "print ok")).reason is Reason.OK
 
 
-async def test_a_full_disk_stops_the_session_and_it_goes_on_when_there_is_room(bench, monkeypatch):
+async def test_a_full_disk_pauses_the_session_until_there_is_space(bench, monkeypatch):
     """RLIMIT_FSIZE makes the write fail for real (EFBIG), as a full disk does (ENOSPC)."""
     monkeypatch.setattr("kernelsvc.session.journal_writer.RECOVER_SECONDS", 0.02)
     session = await bench.start()
@@ -435,7 +435,7 @@ async def test_crash_after_crash(bench):
     assert "1" in (await run(session, "get x")).text
 
 
-async def test_rollback_goes_back_one_cell_and_marks_what_it_undid(bench):
+async def test_rollback_undoes_one_cell_and_marks_it(bench):
     session = await bench.start(checkpoints=1)
     await run(session, "set x 1")
     await copied(session)
@@ -460,7 +460,7 @@ async def test_rollback_to_a_name_again_and_again(bench):
         await session.lifecycle.rollback("start")
 
 
-async def test_rollback_to_a_moment_that_is_gone_changes_nothing(bench):
+async def test_rollback_to_a_dropped_checkpoint_changes_nothing(bench):
     session = await bench.start(checkpoints=1)
     await run(session, "set x 7")
     first = await run(session, "set x 1")
@@ -486,7 +486,7 @@ def waking_meanwhile(bench, session, meanwhile):
     bench.launcher.resume_copy = slowly
 
 
-async def test_a_copy_that_is_being_woken_is_not_dropped_for_a_newer_one(bench):
+async def test_a_checkpoint_that_resumes_is_not_dropped_for_a_newer_one(bench):
     session = await bench.start(checkpoints=1)
     await run(session, "set x 1")
     await copied(session)
@@ -513,7 +513,7 @@ async def test_a_copy_that_is_being_woken_is_not_dropped_for_a_newer_one(bench):
     assert "1" in (await run(session, "get x")).text
 
 
-async def test_a_copy_that_is_dropped_while_it_wakes_is_the_kernel_all_the_same(bench):
+async def test_a_checkpoint_dropped_during_its_resume_becomes_the_kernel(bench):
     session = await bench.start(checkpoints=1)
     await run(session, "set x 1")
     await session.checkpoints.make("start")
@@ -534,7 +534,7 @@ async def test_rollback_while_a_cell_runs_is_refused(bench):
     bench.launcher.release("gate")
 
 
-async def test_a_copy_that_can_not_be_made_is_skipped_and_said_once(bench):
+async def test_a_failed_checkpoint_is_skipped_and_reported_once(bench):
     session = await bench.start(checkpoints=1)
     await run(session, "set thread 1")
     await until(lambda: "checkpoint_skipped" in types(session))
@@ -543,7 +543,7 @@ async def test_a_copy_that_can_not_be_made_is_skipped_and_said_once(bench):
     assert types(session).count("checkpoint_skipped") == 1
 
 
-async def test_copies_do_not_outlive_their_session(bench):
+async def test_checkpoints_end_with_their_session(bench):
     session = await bench.start(checkpoints=2)
     for value in range(4):
         await run(session, f"set x {value}")
@@ -553,7 +553,7 @@ async def test_copies_do_not_outlive_their_session(bench):
     assert bench.launcher.alive() == []
 
 
-async def test_a_restart_drops_the_copies(bench):
+async def test_a_restart_drops_the_checkpoints(bench):
     session = await bench.start(checkpoints=1)
     await run(session, "set x 1")
     await copied(session)
@@ -563,7 +563,7 @@ async def test_a_restart_drops_the_copies(bench):
     assert (await run(session, "print ok")).reason is Reason.OK
 
 
-async def test_a_stream_of_cells_is_not_held_up_by_copies(bench):
+async def test_checkpoints_do_not_delay_a_stream_of_cells(bench):
     session = await bench.start(checkpoints=1)
     for value in range(60):
         await run(session, f"set x {value}")
@@ -571,7 +571,7 @@ async def test_a_stream_of_cells_is_not_held_up_by_copies(bench):
     assert types(session).count("checkpoint_made") < 60
 
 
-async def test_copies_wait_for_their_turn_when_the_server_has_spent_its_share(bench):
+async def test_checkpoints_wait_when_the_server_has_used_its_share(bench):
     now = asyncio.get_running_loop().time()
     account = CheckpointBudget(2, now)
     account.reserve(now, account.credit(now) + 0.1)  # others have taken the next 0.2 seconds
@@ -588,7 +588,7 @@ async def test_copies_wait_for_their_turn_when_the_server_has_spent_its_share(be
 # --- sleep --------------------------------------------------------------------------------
 
 
-async def test_a_session_sleeps_and_the_next_cell_wakes_it(bench):
+async def test_a_session_hibernates_and_the_next_cell_resumes_it(bench):
     session = await bench.start(checkpoints=1)
     await run(session, "set x 41")
     await copied(session)
@@ -601,14 +601,14 @@ async def test_a_session_sleeps_and_the_next_cell_wakes_it(bench):
     assert [t for t in types(session) if t in ("hibernated", "woken")] == ["hibernated", "woken"]
 
 
-async def test_a_session_that_rests_is_put_to_sleep(bench):
+async def test_an_idle_session_hibernates(bench):
     session = await bench.start(hibernate_seconds=0.05)
     await run(session, "set x 1")
     await until(lambda: "hibernated" in types(session))
     assert "1" in (await run(session, "get x")).text
 
 
-async def test_a_busy_session_is_not_put_to_sleep(bench):
+async def test_a_busy_session_does_not_hibernate(bench):
     session = await bench.start()
     session.submit([CellRequest(code="wait gate")])
     with pytest.raises(Conflict):
@@ -616,7 +616,7 @@ async def test_a_busy_session_is_not_put_to_sleep(bench):
     bench.launcher.release("gate")
 
 
-async def test_a_sleeping_session_survives_a_restart_of_the_server(bench):
+async def test_a_hibernated_session_survives_a_restart_of_the_server(bench):
     session = await bench.start()
     await run(session, "set x 7")
     await session.lifecycle.hibernate()
@@ -642,7 +642,7 @@ async def test_a_cell_that_a_hibernated_session_took_just_before_the_server_died
     assert "7" in again.cell(cell).text
 
 
-async def test_saved_variables_that_are_gone_give_an_empty_kernel_that_says_so(bench):
+async def test_missing_saved_variables_start_an_empty_kernel_and_an_event(bench):
     session = await bench.start()
     await run(session, "set x 7")
     await session.lifecycle.hibernate()
@@ -652,7 +652,7 @@ async def test_saved_variables_that_are_gone_give_an_empty_kernel_that_says_so(b
     assert "could not be loaded" in restarted[0]["why"]
 
 
-async def test_a_sleeping_session_can_be_closed_and_restarted(bench):
+async def test_a_hibernated_session_can_be_closed_and_restarted(bench):
     session = await bench.start()
     await run(session, "set x 7")
     await session.lifecycle.hibernate()

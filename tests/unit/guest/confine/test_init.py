@@ -146,7 +146,7 @@ def _brood() -> None:
     signal.pause()
 
 
-def test_what_is_no_kernel_is_reaped_and_not_spoken_of(make: Make) -> None:
+def test_orphans_are_reaped_and_not_reported(make: Make) -> None:
     guarded = make(_brood)
     kernel, _ = guarded.introduce()
     guarded.grown()
@@ -162,7 +162,7 @@ def test_what_is_no_kernel_is_reaped_and_not_spoken_of(make: Make) -> None:
     assert not any(alive(pid) for pid in left)
 
 
-def test_a_member_s_end_is_told(make: Make) -> None:
+def test_the_exit_of_a_member_is_reported(make: Make) -> None:
     guarded = make(_brood)
     guarded.introduce()
     daemon = guarded.grown()

@@ -53,7 +53,7 @@ def test_what_cannot_be_read_is_refused(asked: dict[str, Any]) -> None:
         request(**asked)
 
 
-def test_what_is_not_here_is_said() -> None:
+def test_unsupported_operations_get_an_error() -> None:
     for asked in ({"network": {"allowOut": []}}, {"iam": {"x": 1}}, {"volumeMounts": [1]}, {"mcp": {"x": {}}}):
         with pytest.raises(NotSupported):
             request(**asked)

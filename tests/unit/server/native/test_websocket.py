@@ -23,7 +23,7 @@ async def make(rpc, **params):
     return (await rpc.call("session.create", **params))["id"]
 
 
-async def test_a_cell_goes_there_and_back(rpc):
+async def test_a_cell_runs_and_its_result_is_returned(rpc):
     session = await make(rpc)
     cell = await rpc.call("session.execute", session=session, code="print('hi')\n1+1")
     assert (cell["state"], cell["reason"], cell["text"]) == ("finished", "ok", "hi\n2\n")
@@ -81,7 +81,7 @@ async def test_requests_run_beside_each_other_and_cells_in_the_order_of_submissi
     assert queued[1:] == [f"{n}" for n in range(50)]
 
 
-async def test_a_cell_is_begun_at_once_but_not_before_what_was_asked_earlier(rpc):
+async def test_a_cell_starts_immediately_after_earlier_requests(rpc):
     session = await make(rpc)
     for _ in range(10):
         await rpc.call("session.execute", session=session, code="x = 1")
@@ -166,7 +166,7 @@ async def test_every_other_method_answers(rpc):
         ("[" * 100_000, "bad_request"),
     ],
 )  # fmt: skip
-async def test_bad_frames_get_the_one_shape_and_the_connection_lives(rpc, frame, code):
+async def test_invalid_frames_get_an_error_and_the_connection_continues(rpc, frame, code):
     await rpc.socket.send(frame)
     message = await rpc.hear()
     assert set(message["error"]["data"]) == CONTRACT_ERRORS
@@ -193,7 +193,7 @@ async def test_text_that_is_not_utf8_is_answered_then_closed(http_server):
     ],
     ids=["close reason", "continuation", "reserved bit", "opcode"],  # masks are random, so workers would differ
 )
-async def test_what_is_not_the_protocol_cuts_this_connection_and_nothing_else(http_server, rpc, data, caplog):
+async def test_a_violation_of_the_protocol_closes_only_its_connection(http_server, rpc, data, caplog):
     async with http_server.socket() as socket:
         socket.transport.write(data)
         await asyncio.wait_for(socket.wait_closed(), 5)
@@ -202,7 +202,7 @@ async def test_what_is_not_the_protocol_cuts_this_connection_and_nothing_else(ht
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_code_over_its_bound_is_refused_and_nothing_is_queued(open_http_server):
+async def test_code_over_the_limit_is_refused_and_not_queued(open_http_server):
     http_server = await open_http_server(max_code_bytes=2048)
     async with http_server.socket() as socket:
         rpc = Rpc(socket)
@@ -211,7 +211,7 @@ async def test_code_over_its_bound_is_refused_and_nothing_is_queued(open_http_se
         assert (await rpc.call("session.get", session=session))["last_seq"] == 1
 
 
-async def test_a_frame_over_its_bound_is_told_then_closed(open_http_server):
+async def test_a_frame_over_the_limit_gets_an_error_and_closes_the_connection(open_http_server):
     http_server = await open_http_server(max_frame_bytes=4096)
     async with http_server.socket() as socket:
         await socket.send("x" * 5000)
@@ -299,7 +299,7 @@ async def test_a_reader_reads_and_does_not_run(http_server, rpc):
         assert (await reader.refused("session.create"))["code"] == "forbidden"
 
 
-async def test_plain_http_on_the_route_is_told(http_server):
+async def test_plain_http_on_the_route_gets_an_error(http_server):
     assert await http_server.refused("GET", "/v1/ws") == (400, "bad_request")
 
 
@@ -350,7 +350,7 @@ async def until_still(value):
     return seen[-1]
 
 
-async def test_a_reader_that_does_not_read_holds_up_nobody_and_fills_no_memory(open_http_server):
+async def test_a_client_that_does_not_read_delays_no_other_and_uses_bounded_memory(open_http_server):
     http_server = await open_http_server(ping_seconds=0.2)
     async with http_server.socket(max_queue=1, ping_interval=None) as slow_socket, http_server.socket() as quick_socket:
         slow, quick = Rpc(slow_socket), Rpc(quick_socket)
@@ -368,7 +368,7 @@ async def test_a_reader_that_does_not_read_holds_up_nobody_and_fills_no_memory(o
         assert seqs == list(range(1, len(seqs) + 1))
 
 
-async def test_a_connection_that_drops_is_told_to_the_service_and_its_cells_go_on_or_not(http_server, rpc):
+async def test_a_lost_connection_interrupts_the_cells_that_requested_it(http_server, rpc):
     kept, cut = await make(rpc), await make(rpc)
     for session, then in ((kept, "keep"), (cut, "interrupt")):
         cell = {"session": session, "code": SLEEP, "on_disconnect": then, "cell": "c"}
@@ -386,7 +386,7 @@ async def test_a_connection_that_drops_is_told_to_the_service_and_its_cells_go_o
     assert lost
 
 
-async def test_silence_is_pinged_and_a_dead_peer_is_dropped(open_http_server):
+async def test_an_idle_connection_is_pinged_and_a_dead_peer_is_disconnected(open_http_server):
     http_server = await open_http_server(ping_seconds=0.05, ping_timeout_seconds=0.2)
     async with http_server.socket(ping_interval=None) as alive:
         await asyncio.wait_for(wait_until(lambda: alive.protocol.state == 1), 1)
@@ -431,7 +431,7 @@ class Broken:
 
 
 @pytest.mark.parametrize(("error", "code"), [(CursorExpired(), "cursor_expired"), (OSError(5, "EIO"), "internal")])
-async def test_an_attachment_that_fails_says_so_and_the_answer_of_a_cell_still_comes(http_server, rpc, error, code):
+async def test_a_failed_attachment_is_reported_and_the_reply_of_a_cell_still_comes(http_server, rpc, error, code):
     session = await make(rpc, attach=False)
     http_server.service.attach = lambda *args, **more: Broken(error)
     await rpc.call("session.attach", session=session)
@@ -442,7 +442,7 @@ async def test_an_attachment_that_fails_says_so_and_the_answer_of_a_cell_still_c
     assert (await rpc.call("session.execute", session=session, code="1"))["reason"] == "ok"
 
 
-async def test_a_bug_of_ours_is_an_internal_error_and_the_connection_lives(http_server, rpc, caplog):
+async def test_an_exception_gives_an_internal_error_and_the_connection_continues(http_server, rpc, caplog):
     http_server.service.info = lambda: 1 / 0
     error = await rpc.refused("info")
     assert (error["code"], error["details"]) == ("internal", {})
@@ -464,7 +464,7 @@ async def test_attachments_are_bounded(rpc, monkeypatch):
     await rpc.call("session.attach", session=sessions[0])
 
 
-async def test_a_client_that_asks_and_does_not_read_waits_for_itself(open_http_server):
+async def test_a_client_that_sends_and_does_not_read_is_not_read(open_http_server):
     http_server = await open_http_server()
     async with http_server.socket(max_queue=1, ping_interval=None) as socket, http_server.socket() as other:
         http_server.service.info = lambda: {"text": "x" * 1_000_000}
