@@ -47,6 +47,8 @@ def replace(path: Path, fill: Callable[[int], None], *, durable: bool = False, m
         try:
             fill(fd)
             if durable:
+                # Before the rename. A filesystem with delayed allocation may otherwise write the new name first, and a
+                # power cut in between would leave an empty file.
                 os.fsync(fd)
         finally:
             os.close(fd)

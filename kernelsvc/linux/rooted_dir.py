@@ -102,6 +102,7 @@ def walk_open(dirfd: int, parts: tuple[bytes, ...], flags: int) -> int:
             info = os.fstat(current)
             if info.st_dev != device:
                 raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            # open(2): with O_PATH and O_NOFOLLOW a link is not refused. The descriptor is then that of the link.
             if stat.S_ISLNK(info.st_mode):
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     except BaseException:
@@ -121,7 +122,8 @@ def _works() -> bool:
     return False
 
 
-#: Whether this machine has openat2; tests turn it off.
+#: Whether this machine has openat2; tests turn it off. The version of Linux does not tell: the seccomp filter of a
+#: container may refuse the call.
 HAS_OPENAT2 = _works()
 
 
@@ -203,6 +205,7 @@ class RootedDirectory:
             KernelsvcError: it does not exist, is no regular file, or has a second link, which may lie outside.
         """
         with explained():
+            # open(2): without O_NOCTTY a terminal may become the controlling terminal of a server that has none.
             fd = open_beneath(self._fd, parts, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         info = os.fstat(fd)
         if stat.S_ISREG(info.st_mode) and info.st_nlink == 1:
@@ -324,6 +327,7 @@ class RootedDirectory:
         with contextlib.ExitStack() as stack, explained():
             old = open_beneath(self._fd, source[:-1], os.O_RDONLY | os.O_DIRECTORY)
             stack.callback(os.close, old)
+            # Before the parents of the new name are made: a move of a missing entry must change nothing.
             os.stat(source[-1], dir_fd=old, follow_symlinks=False)
             new = self._make_parents(target[:-1])
             stack.callback(os.close, new)
@@ -417,6 +421,7 @@ class Upload:
         self._temporary = TEMPORARY + secrets.token_hex(8).encode()
         self._digest = hashlib.sha256()
         self.size = 0
+        # open(2): O_CREAT with O_EXCL fails if the name exists, also if it is a link to nowhere.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open(self._temporary, flags, 0o644, dir_fd=parent)
         own(self._fd, owner)
@@ -430,6 +435,7 @@ class Upload:
         with explained():
             view = memoryview(data)
             while view:
+                # write(2): "The number of bytes written may be less than count", as on a disk that is almost full.
                 view = view[os.write(self._fd, view) :]
         self._digest.update(data)
         self.size += len(data)
@@ -468,7 +474,7 @@ class Upload:
         """
         with explained():
             os.rename(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
-        info = os.fstat(self._fd)
+        info = os.fstat(self._fd)  # by the descriptor: a cell may have replaced the name already
         self._temporary = b""
         self._release()
         return self._digest.hexdigest(), info

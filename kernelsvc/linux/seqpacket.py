@@ -35,6 +35,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     """Return two connected sockets."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in ends:
+        # unix(7): SO_SNDBUF "imposes an upper limit on the size of outgoing datagrams". SO_RCVBUF has no effect.
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
     return ends
 
@@ -61,15 +62,19 @@ def receive(sock: socket.socket, max_fds: int) -> tuple[dict[str, Any], list[int
         ValueError: it is not a JSON object, too long, or with too many descriptors. All descriptors are closed.
     """
     try:
+        # recvmsg(2): MSG_CMSG_CLOEXEC sets the flag with the receipt. Later would be too late if another thread forks.
         data, fds, flags, _ = socket.recv_fds(sock, DATAGRAM, max_fds, socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:
         raise
     except OSError:
         return None
     if not data:
-        close_all(fds)  # an empty datagram may have descriptors
+        # recv(2): an empty datagram and the end of the connection look alike, so no writer sends one. An empty datagram
+        # may have descriptors.
+        close_all(fds)
         return None
     try:
+        # recvmsg(2): the datagram was longer than the buffer, or Linux discarded some of its descriptors.
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ValueError("a datagram was cut off")
         return decode(data), list(fds)

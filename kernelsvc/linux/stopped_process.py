@@ -40,6 +40,7 @@ class ResumeIfStopped:
         self._timer = self._loop.call_later(POLL_SECONDS, self._poll)
         now = self._pid()
         info = procfs.stat(now) if now else None
+        # proc_pid_stat(5): "T" is a process that a signal stopped. One that a debugger stopped has "t".
         stopped = now if info is not None and info.state == "T" else 0
         if stopped and stopped == self._before:
             self._go_on(stopped)

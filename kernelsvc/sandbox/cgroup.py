@@ -125,10 +125,13 @@ class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
     def _limit_memory(self, value: str) -> None:
         if self.version == 2:
             self._write("memory", "memory.max", value)
+            # cgroup v2: memory.max does not count swap, so without this a session would grow there.
             self._write_if_there("memory", "memory.swap.max", "0")
             # cgroup v2, memory.oom.group: with 0 the OOM killer ends one process, and the init survives to report it.
             self._write_if_there("memory", "memory.oom.group", "0")
         else:
+            # cgroup v1: memsw counts memory and swap together, so the same value leaves no swap. It may not be smaller
+            # than the limit of the memory alone, and is written second.
             self._write("memory", "memory.limit_in_bytes", value)
             self._write_if_there("memory", "memory.memsw.limit_in_bytes", value)
 
@@ -167,12 +170,16 @@ class Cgroup(msgspec.Struct, frozen=True, kw_only=True):
         pids: set[int] = set()
         for directory in self.directories.values():
             pids.update(_pids(f"{directory}/cgroup.procs"))
+        # Linux lists a process as 0 that this process's PID namespace does not contain. kill(2) of 0 would signal the
+        # caller's own process group.
         return sorted(pids - {0})
 
     def kill(self) -> None:
         """Send SIGKILL to every member. No new member can be forked meanwhile."""
+        # cgroup v2: "Killing a cgroup tree will deal with concurrent forks appropriately". Linux has it since 5.14.
         if self.version == 2 and self._write_if_there("memory", "cgroup.kill", "1", any_directory=True):
             return
+        # fork(2) then fails with EAGAIN, so that the rounds reach an end. Members above the limit are not ended by it.
         self._write_if_there("pids", "pids.max", "0")
         for _ in range(_KILL_ROUNDS):
             members = self.members()
@@ -369,6 +376,8 @@ def _obstacle_v2(base: str) -> str:
 
 
 def _prepare_v2(base: str, controllers: list[str], tag: str) -> str:
+    # cgroup v2, "No Internal Process Constraint": only a cgroup without processes of its own can enable controllers for
+    # its children. So those of this cgroup move into a leaf.
     leaf = f"{base}/supervisor"
     os.makedirs(leaf, exist_ok=True)
     for pid in _pids(f"{base}/cgroup.procs"):
@@ -416,7 +425,7 @@ def parse_own(text: str) -> dict[str, str]:
     """Parse ``/proc/self/cgroup``: paths by controller, version 2 under "" (cgroups(7))."""
     paths: dict[str, str] = {}
     for line in text.splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = line.split(":", 2)  # the path may contain colons
         for controller in controllers.split(","):
             paths[controller] = path
     return paths
@@ -426,6 +435,7 @@ def parse_mounts(text: str) -> dict[str, tuple[str, str]]:
     """Parse ``/proc/self/mountinfo``: (mount point, root within the hierarchy) by controller (proc(5))."""
     mounts: dict[str, tuple[str, str]] = {}
     for line in text.splitlines():
+        # proc_pid_mountinfo(5): the number of fields before the separator varies.
         before, _, after = line.partition(" - ")
         fields, (kind, _, options) = before.split(), after.split(" ", 2)
         if kind == "cgroup2":
@@ -467,6 +477,8 @@ def _read_v2(directories: dict[str, str]) -> CgroupUsage:
     current = _number(f"{directory}/memory.current")
     cpu = parse_pairs(_text(f"{directory}/cpu.stat")).get("usage_usec")
     return CgroupUsage(
+        # Without the page cache, which Linux frees before it refuses memory. Files of a tmpfs (shmem) are part of the
+        # cache and can't be freed without swap.
         memory_bytes=None if current is None else max(0, current - stat.get("file", 0) + stat.get("shmem", 0)),
         peak_bytes=_number(f"{directory}/memory.peak"),
         cpu_seconds=None if cpu is None else cpu / 1e6,
