@@ -65,11 +65,13 @@ def fork_shim(spec: exec_shim.ExecSpec, fds: Sequence[int], descriptors: int) ->
 
 def _run_shim(spec: exec_shim.ExecSpec, fds: Sequence[int], descriptors: int) -> NoReturn:
     try:
+        # The host's event loop reads the other end of this descriptor: a signal here would wake the host.
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         server = socket.socket(fileno=os.dup(fds[3]))
         spec.kernel = os.dup(spec.kernel)
+        # All are duplicated before the first dup2(2), which closes its target: that may be one of the others.
         for target, fd in enumerate([os.dup(fd) for fd in fds[:3]]):
             os.dup2(fd, target)
         linux.close_others({0, 1, 2, server.fileno(), spec.kernel})
@@ -77,4 +79,5 @@ def _run_shim(spec: exec_shim.ExecSpec, fds: Sequence[int], descriptors: int) ->
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
         exec_shim.run_shim(spec, server)
     finally:
+        # Without the exit handlers and buffers, which are copies of the host's. sysexits.h: 70 is EX_SOFTWARE.
         os._exit(70)

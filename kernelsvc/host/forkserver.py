@@ -102,7 +102,9 @@ class ForkServer:
                 env={"LANG": "C.UTF-8"} | env | _VARIABLES | {"HOME": home},
                 pass_fds=[server_end.fileno()],
                 stdin=subprocess.DEVNULL,
+                # The Ctrl-C of a terminal signals the foreground process group (credentials(7)), and must not end this.
                 start_new_session=True,
+                # daemon(7): in another directory it would keep a filesystem from being unmounted.
                 cwd="/",
             )
         except OSError as error:
@@ -110,6 +112,7 @@ class ForkServer:
             self._fail(f"{self.python} can't be started: {error.strerror}")
             return
         finally:
+            # Otherwise the host never reads the end of the connection, which comes with the last copy of this descriptor.
             server_end.close()
         self._channel = seqpacket.SeqpacketChannel(host_end, self._received, self._exited, fds=0)
         self._channel.send({"preload": self.settings.preload, "path": str(self._guest)})
