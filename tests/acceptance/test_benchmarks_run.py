@@ -11,10 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_the_harness_measures_us_and_a_plain_kernel_and_loses_nothing() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "smoke"], cwd=ROOT, capture_output=True, text=True, timeout=220
+        [sys.executable, "-m", "benchmarks", "smoke"], cwd=ROOT, capture_output=True, text=True, timeout=460
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if "`1+1` there and back" in line]
