@@ -1,0 +1,1 @@
+"""Answers of a model that runs code: values, and the decisions about what follows."""
