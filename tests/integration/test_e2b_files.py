@@ -290,19 +290,47 @@ def test_links_pipes_and_second_names_harm_nobody(box: Box) -> None:
         "os.symlink('/', 'root'); os.link('packed', 'second')\n"
         "os.mkdir('bad'); open(b'bad/\\xff\\n', 'w').close()"
     )
-    for path in ("etc/passwd", "passwd", "pipe", "root/etc/passwd", "second"):
+    for path in ("pipe", "second"):
         assert box.get(path)[0] == 400, path
-    assert box.call("ListDir", path="etc")[0] in (400, 404)
+    inside = box.get("/etc/passwd")
+    assert inside[1] != Path("/etc/passwd").read_bytes()
+    for path in ("etc/passwd", "passwd", "root/etc/passwd"):  # links lead to the sandbox's own files
+        assert box.get(path) == inside, path
+    assert box.call("ListDir", path="etc") == box.call("ListDir", path="/etc")
     assert box.call("Stat", path="passwd")[1]["entry"]["symlinkTarget"] == "/etc/passwd"
     assert box.call("ListDir", path="bad")[1]["entries"][0]["name"] == "\ufffd\n"
-    assert box.put("root/tmp/x", b"x")[0] == 400
-    assert box.put("passwd", b"replaced")[0] == 200
-    assert box.get("passwd") == (200, b"replaced")
+    assert box.put("root/tmp/x", b"x")[0] == 200
+    assert box.get("/tmp/x") == (200, b"x")
+    assert not os.path.exists("/tmp/x")
+    assert box.put("passwd", b"replaced")[0] == 400
     assert "root:" in Path("/etc/passwd").read_text()
-    assert box.call("Move", source="second", destination="root/tmp/escaped")[0] == 400
+    assert box.call("Move", source="second", destination="root/tmp/escaped")[0] == 200
     assert not os.path.exists("/tmp/escaped")
     assert box.call("Remove", path="root")[0] == 200
     assert os.path.exists("/etc")
+
+
+def test_links_are_followed_as_e2b_follows_them(box: Box) -> None:
+    box.run(
+        "import os\nos.makedirs('real/deep'); open('real/deep/t.txt', 'w').write('old')\n"
+        "os.symlink('real/deep', 'way'); os.symlink('deep/../deep/t.txt', 'real/name'); os.symlink('gone', 'broken')\n"
+        "os.symlink('loop', 'loop'); os.symlink('/home/user/real/name', 'absolute'); os.symlink('../user/way', 'above')"
+    )
+    for path in ("way/t.txt", "real/name", "absolute", "above/t.txt"):
+        assert box.get(path) == (200, b"old"), path
+    entry = box.call("Stat", path="absolute")[1]["entry"]
+    assert (entry["type"], entry["symlinkTarget"]) == ("FILE_TYPE_FILE", "/home/user/real/deep/t.txt")
+    types = {each["name"]: each["type"] for each in box.call("ListDir", path=".")[1]["entries"]}
+    assert (types["way"], types["loop"]) == ("FILE_TYPE_DIRECTORY", "FILE_TYPE_SYMLINK")
+    assert box.put("absolute", b"new")[0] == 200
+    assert box.get("real/deep/t.txt") == (200, b"new")
+    assert box.call("Stat", path="absolute")[1]["entry"]["isSymlink"]
+    assert box.get("broken")[0] == 404
+    assert box.put("broken", b"made")[0] == 200
+    assert box.get("gone") == (200, b"made")
+    assert box.get("loop")[0] == 400
+    assert box.call("Remove", path="way")[0] == 200
+    assert box.get("real/deep/t.txt") == (200, b"new")
 
 
 @pytest.mark.parametrize("path", ["never", "never/there", "/tmp/never"])

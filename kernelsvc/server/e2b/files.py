@@ -20,6 +20,7 @@ from kernelsvc.protocol.multipart import Form, Part, PartEnd, Piece, boundary_of
 from kernelsvc.server.e2b import metadata, paths
 from kernelsvc.server.e2b.exec_files import ExecFiles, temporary_name
 from kernelsvc.server.e2b.handler import SandboxHandler
+from kernelsvc.server.e2b.links import HomeLinks
 from kernelsvc.server.native.files import FileHandler
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class FilesHandler(SandboxHandler, FileHandler):
     signed = {"GET": "read", "HEAD": "read", "POST": "write"}
     _form: Form | None = None
     _unpack: Any = None
+    _named = ""
     _target = b""
     _place: str | None = None
     _metadata: Mapping[str, str] = MappingProxyType({})
@@ -78,20 +80,21 @@ class FilesHandler(SandboxHandler, FileHandler):
         return self.sandbox
 
     def _path(self) -> bytes:
-        return self._named(self.argument("path"))
+        return paths.below_home(self._named)
 
-    def _named(self, path: str | None) -> bytes:
+    async def _resolve(self, path: str | None) -> str:
+        """Return an absolute path without links below the home directory."""
         if not path:
             raise BadRequest("Name the file: /files?path=NAME.")
-        return paths.below_home(path)
+        return await HomeLinks(self.context.service.files, self.who, self.sandbox).resolve(path)
 
     # -- down ---------------------------------------------------------------------------------
 
     async def get(self, session: str = "", path: str = "") -> None:
         """Send a file."""
-        named = self.argument("path") or ""
-        if paths.is_outside_home(named):
-            await self._get_elsewhere(paths.absolute(named))
+        self._named = await self._resolve(self.argument("path"))
+        if paths.is_outside_home(self._named):
+            await self._get_elsewhere(self._named)
             return
         home_path = self._path()
         if (await self.context.service.files.stat(self.who, self.sandbox, home_path)).kind == "directory":
@@ -114,18 +117,20 @@ class FilesHandler(SandboxHandler, FileHandler):
 
     async def head(self, session: str = "", path: str = "") -> None:
         """Send the headers of GET without the body."""
+        self._named = await self._resolve(self.argument("path"))
         await super().head(self.sandbox, "file")
 
     # -- up -----------------------------------------------------------------------------------
 
     async def _open(self, path: str | None) -> None:
         # A file outside the home directory is uploaded into it, and moved when it is complete.
-        self._place = paths.absolute(path) if path and paths.is_outside_home(path) else None
+        named = await self._resolve(path)
+        self._place = named if paths.is_outside_home(named) else None
         if self._place is not None and self._metadata:
             raise NotSupported(
                 f"Only files below {paths.HOME} can have metadata. Leave it out, or write the file there."
             )
-        self._target = temporary_name() if self._place is not None else self._named(path)
+        self._target = temporary_name() if self._place is not None else paths.below_home(named)
         if not self._target:
             raise Conflict("The home directory can't be a file. Name a file in it.")
         self._upload = await self.context.service.files.write(

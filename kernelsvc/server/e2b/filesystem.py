@@ -18,6 +18,7 @@ from kernelsvc.server.e2b.connect_rpc import AlreadyExists, RpcHandler
 from kernelsvc.server.e2b.directory_watch import HomeWatcher, PendingEvents, WatcherRegistry
 from kernelsvc.server.e2b.exec_files import ExecFiles
 from kernelsvc.server.e2b.exec_watch import watch_elsewhere
+from kernelsvc.server.e2b.links import HomeLinks
 
 #: Most entries of one listing.
 MAX_ENTRIES = 10_000
@@ -65,7 +66,11 @@ class FilesystemHandler(RpcHandler):
             KernelsvcError: It does not exist.
         """
         files = self.context.service.files
-        return paths.entry(await files.stat(self.who, self.sandbox, path, attributes=True))
+        return await self.links().entry(await files.stat(self.who, self.sandbox, path, attributes=True))
+
+    def links(self) -> HomeLinks:
+        """Return the links in the home directory."""
+        return HomeLinks(self.context.service.files, self.who, self.sandbox)
 
     def elsewhere(self) -> ExecFiles:
         """Return the files outside the home directory."""
@@ -77,9 +82,9 @@ class StatHandler(FilesystemHandler):
 
     async def post(self) -> None:
         """Describe a file."""
-        path = self.message(PathRequest).path
+        path = await self.links().resolve(self.message(PathRequest).path, last=False)
         if paths.is_outside_home(path):
-            self.answer({"entry": await self.while_connected(self.elsewhere().stat(paths.absolute(path)))})
+            self.answer({"entry": await self.while_connected(self.elsewhere().stat(path))})
             return
         self.answer({"entry": await self.entry(paths.below_home(path))})
 
@@ -92,20 +97,21 @@ class ListDirHandler(FilesystemHandler):
         wanted = self.message(PathRequest)
         if wanted.depth < 0:
             raise BadRequest("depth must be 1 or more.")
-        if paths.is_outside_home(wanted.path):
-            outside = self.elsewhere().list(paths.absolute(wanted.path), max(1, wanted.depth))
+        path = await self.links().resolve(wanted.path)
+        if paths.is_outside_home(path):
+            outside = self.elsewhere().list(path, max(1, wanted.depth))
             self.answer({"entries": await self.while_connected(outside)})
             return
         listing = self.context.service.files.list(
             self.who,
             self.sandbox,
-            paths.below_home(wanted.path),
+            paths.below_home(path),
             depth=max(1, wanted.depth),
             limit=MAX_ENTRIES,
             attributes=True,
         )
         found, _ = await self.while_connected(listing)
-        entries = [paths.entry(status) for status in found]
+        entries = await self.while_connected(self.links().entries(found))
         self.answer({"entries": sorted(entries, key=lambda entry: str(entry["path"]))})
 
 
@@ -114,9 +120,9 @@ class MakeDirHandler(FilesystemHandler):
 
     async def post(self) -> None:
         """Make a directory and its parents."""
-        path = self.message(PathRequest).path
+        path = await self.links().resolve(self.message(PathRequest).path)
         if paths.is_outside_home(path):
-            await self._make_elsewhere(paths.absolute(path))
+            await self._make_elsewhere(path)
             return
         home_path = paths.below_home(path)
         await self._require_free(home_path)
@@ -144,10 +150,12 @@ class MoveHandler(FilesystemHandler):
     async def post(self) -> None:
         """Rename a file or a directory."""
         wanted = self.message(MoveRequest)
-        if paths.is_outside_home(wanted.source) or paths.is_outside_home(wanted.destination):
-            await self._move_elsewhere(paths.absolute(wanted.source), paths.absolute(wanted.destination))
+        old = await self.links().resolve(wanted.source, last=False)
+        new = await self.links().resolve(wanted.destination, last=False)
+        if paths.is_outside_home(old) or paths.is_outside_home(new):
+            await self._move_elsewhere(old, new)
             return
-        source, target = paths.below_home(wanted.source), paths.below_home(wanted.destination)
+        source, target = paths.below_home(old), paths.below_home(new)
         if not source or not target:
             raise BadRequest("The home directory itself can't be moved or replaced.")
         await self.context.service.files.move(self.who, self.sandbox, source, target)
@@ -165,9 +173,9 @@ class RemoveHandler(FilesystemHandler):
 
     async def post(self) -> None:
         """Remove a file, or a directory with its content. Do nothing if it does not exist, as E2B does."""
-        path = self.message(PathRequest).path
+        path = await self.links().resolve(self.message(PathRequest).path, last=False)
         if paths.is_outside_home(path):
-            await self.while_connected(self.elsewhere().remove(paths.absolute(path)))
+            await self.while_connected(self.elsewhere().remove(path))
             self.answer({})
             return
         home_path = paths.below_home(path)
@@ -201,9 +209,10 @@ class WatchingHandler(FilesystemHandler):
 
     async def _watch_path(self, wanted: WatchRequest) -> PendingEvents:
         service, how = self.context.service, {"recursive": wanted.recursive, "include_entry": wanted.include_entry}
-        if paths.is_outside_home(wanted.path):
-            return await watch_elsewhere(service, self.who, self.sandbox, paths.absolute(wanted.path), **how)
-        watcher = HomeWatcher(paths.below_home(wanted.path))
+        path = await self.links().resolve(wanted.path)
+        if paths.is_outside_home(path):
+            return await watch_elsewhere(service, self.who, self.sandbox, path, **how)
+        watcher = HomeWatcher(paths.below_home(path))
         await watcher.start(service.files, self.who, self.sandbox, **how)
         return watcher
 

@@ -89,7 +89,7 @@ def entry_of(path: str, mode: int, size: int, modified: int, target: str | None)
     """
     found: dict[str, Any] = {
         "name": path.rpartition("/")[2],
-        "type": _KINDS.get(stat.S_IFMT(mode & 0xFFFF), "FILE_TYPE_UNSPECIFIED"),
+        "type": type_of(mode),
         "path": path,
         "size": str(size),
         "mode": stat.S_IMODE(mode & 0xFFFF),
@@ -99,6 +99,11 @@ def entry_of(path: str, mode: int, size: int, modified: int, target: str | None)
         "modifiedTime": _time_of(modified),
     }
     return found | ({"symlinkTarget": target, "isSymlink": True} if target is not None else {})
+
+
+def type_of(mode: int) -> str:
+    """Return E2B's name for the kind of a file with this mode (stat(2))."""
+    return _KINDS.get(stat.S_IFMT(mode & 0xFFFF), "FILE_TYPE_UNSPECIFIED")
 
 
 def _time_of(nanoseconds: int) -> str:
