@@ -29,6 +29,7 @@ from kernelsvc.guest.e2b import images as e2b_images
 from kernelsvc.guest.forking import copy_tree, fork, immortal
 from kernelsvc.guest.forking.prefault import PagePrefault
 from kernelsvc.guest.home_paths import HomePaths
+from kernelsvc.guest.installed_packages import InstalledPackages, move_variables
 from kernelsvc.guest.private_modules import ctypes, current_directory, gc, open_file, os, random, signal, socket
 from kernelsvc.guest.stdio.streams import StandardStreams
 from kernelsvc.guest.wire_frames import WireRequest
@@ -243,6 +244,7 @@ class MainLoop:
     def __init__(self, kernel: Any, home_paths: HomePaths) -> None:
         self.kernel = kernel
         self._home_paths = home_paths
+        self._installed = InstalledPackages()
         self.identity: dict[str, Any] = {}
         self.wire: WireServer
         self.loop: asyncio.AbstractEventLoop
@@ -301,8 +303,11 @@ class MainLoop:
         if identity.get("execution_count"):
             self.continue_history(int(identity["execution_count"]), identity.get("ran") or {})
         self.identity.update({k: v for k, v in identity.items() if v is not None and k not in _HISTORY_FIELDS})
+        before = os.environ.get("HOME", "")
         os.environ.update({str(k): str(v) for k, v in (identity.get("env") or {}).items()})
+        move_variables(before, os.environ.get("HOME", ""))
         self._home_paths.move(os.path.expanduser("~"))
+        self._installed.use()
         workdir = identity.get("workdir")
         if workdir and identity.get("copy_from"):
             copy_tree.copy(identity["copy_from"], workdir, identity.get("copy_bytes"))

@@ -10,14 +10,14 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from kernelsvc.errors import KernelDead, NotSupported
 from kernelsvc.guest.confine import exec_shim, linux
 from kernelsvc.host.container import Container, ContainerProcess
 from kernelsvc.host.protocol import ExecRequest
-from kernelsvc.sandbox.plan import SCRATCH
+from kernelsvc.sandbox.plan import PACKAGES_DIR, SCRATCH
 
 
 def exec_spec(request: ExecRequest, container: Container, process: ContainerProcess) -> exec_shim.ExecSpec:
@@ -39,11 +39,21 @@ def exec_spec(request: ExecRequest, container: Container, process: ContainerProc
         cgroup=[] if cgroup is None else cgroup.join_files,
         kernel=process.pidfd,
         argv=request.argv,
-        env={"HOME": home, **request.env},
+        env={"HOME": home, **_moved_variables(plan["env"], plan["home"], home), **request.env},
         cwd=request.cwd or home,
         write=[home, f"{home}.d", *SCRATCH] if "mount" in plan["namespaces"] else None,
         terminal=request.terminal,
     )
+
+
+def _moved_variables(env: Mapping[str, str], before: str, home: str) -> dict[str, str]:
+    """Return the variables for installed packages with the directory of a branch, where it is another one."""
+    if before == home:
+        return {}
+    old, new = f"{before}/{PACKAGES_DIR}", f"{home}/{PACKAGES_DIR}"
+    return {
+        name: env[name].replace(old, new) for name in ("PIP_PREFIX", "PYTHONPATH", "PATH") if old in env.get(name, "")
+    }
 
 
 def fork_shim(spec: exec_shim.ExecSpec, fds: Sequence[int], descriptors: int) -> int:

@@ -27,7 +27,7 @@ from kernelsvc.sandbox.idmap import can_map, make_map, make_owned
 from kernelsvc.sandbox.plan import SPARE_TASKS, ConfinementRequest, Policy, confine
 from kernelsvc.sandbox.probe import probe
 from kernelsvc.sandbox.probe_result import Layer, Probe
-from kernelsvc.sandbox.rootfs_paths import RootfsPaths, find_paths, is_reachable, private_files
+from kernelsvc.sandbox.rootfs_paths import RootfsPaths, find_paths, is_reachable, private_files, read_network_files
 from kernelsvc.sandbox.uid_pool import UIDS, BlockLocks, UidPool, give
 
 
@@ -155,6 +155,7 @@ class SandboxManager:
                 cgroup=group.join_files if group else [],
                 controllers=group.controllers if group else frozenset(),
                 env=env or {},
+                network_files=read_network_files() if limits.network == "host" else {},
             )
             request = msgspec.structs.replace(request, quota=_limit_disk(request))
             idmap = self._make_idmap(request)

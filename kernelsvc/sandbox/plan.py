@@ -51,6 +51,8 @@ _LIVE_OOM_SCORE = 500
 SCRATCH = ("/tmp", "/dev/shm")
 _SCRATCH_SHARE = 4  # /tmp and /dev/shm may each hold a quarter of the session's memory
 _MIN_SCRATCH, _MAX_SCRATCH = 16 * MiB, 4096 * MiB
+#: Where pip installs, below the session's directory: the prefix of Python's user scheme (sysconfig, ``posix_user``).
+PACKAGES_DIR = ".local"
 #: Tasks in addition to the session's: the init, and parked checkpoints.
 SPARE_TASKS = 8
 #: CPU seconds between SIGXCPU and SIGKILL (setrlimit(2)).
@@ -80,6 +82,7 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
         cgroup: files of cgroups to join, by writing "0".
         controllers: the limits that those cgroups enforce: memory, pids, cpu.
         env: environment variables, in addition to a small default environment.
+        network_files: text of the host's files that name resolution reads, by path. Shown if the session has a network.
         hostname: the name that uname(2) returns.
     """
 
@@ -101,6 +104,7 @@ class ConfinementRequest(msgspec.Struct, frozen=True, kw_only=True):
     cgroup: list[str] = []
     controllers: frozenset[str] = frozenset()
     env: dict[str, str] = {}
+    network_files: dict[str, str] = {}
     hostname: str = "session"
 
 
@@ -237,7 +241,7 @@ def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) 
         "identity": request.identity,
         "hidden": request.hidden,
         "idmap": request.idmap,
-        "files": _etc_files(inside, networked=request.limits.network == "host", hostname=request.hostname),
+        "files": _etc_files(inside, request),
         "devices": _DEVICES,
         "proc": wanted.proc,
         "proc_masks": _PROC_MASKS,
@@ -246,13 +250,19 @@ def _view(request: ConfinementRequest, wanted: _Wanted, inside: dict[str, int]) 
     }
 
 
-def _etc_files(inside: dict[str, int], *, networked: bool, hostname: str) -> dict[str, str]:
+def _etc_files(inside: dict[str, int], request: ConfinementRequest) -> dict[str, str]:
     uid, gid = inside["uid"], inside["gid"]
+    networked, hostname = request.limits.network == "host", request.hostname
+    # A copy of resolv.conf's text: it is often a link into /run, which sessions don't see.
+    shown = dict(request.network_files) if networked else {}
+    known = shown.pop("/etc/hosts", "")
     return {
+        **shown,
         "/etc/passwd": f"user:x:{uid}:{gid}:user:/home/user:/bin/sh\nnobody:x:65534:65534::/nonexistent:/bin/false\n",
         "/etc/group": f"user:x:{gid}:\nnogroup:x:65534:\n",
-        "/etc/hosts": f"127.0.0.1 localhost {hostname}\n::1 localhost\n",
+        "/etc/hosts": f"127.0.0.1 localhost {hostname}\n::1 localhost\n{known}",
         "/etc/hostname": hostname + "\n",
+        # nsswitch.conf(5): other services than these need sockets of the host that sessions don't see.
         "/etc/nsswitch.conf": f"passwd: files\ngroup: files\nhosts: files{' dns' if networked else ''}\n",
     }
 
@@ -305,6 +315,7 @@ def _landlock(request: ConfinementRequest, wanted: _Wanted, home: str) -> dict[s
         return {"grants": grants, "scope": True}
     # Without a private root the rules grant the host's own paths one by one.
     readable = [source for source, _ in request.paths.readonly]
+    readable += request.network_files if request.limits.network == "host" else {}
     grants = [[path, "read"] for path in [*readable, *request.paths.links, "/proc"]]
     grants += [[f"/dev/{name}", "device"] for name in _DEVICES]
     grants += [[path, "write"] for path in [request.group_dir or request.workdir, *request.share]]
@@ -325,10 +336,27 @@ def _environment(request: ConfinementRequest, home: str, *, confined: bool) -> d
         "TERM": "xterm-256color",
         **user,
         **(_PIP_WITHOUT_NETWORK if request.limits.network == "none" else {}),
+        **_package_variables(request, home),
         **request.env,
         "HOME": home,
         "PWD": home,
         "TMPDIR": scratch,
+    }
+
+
+def _package_variables(request: ConfinementRequest, home: str) -> dict[str, str]:
+    """Return the variables that make pip install into the session's directory, and Python programs import from there.
+
+    Only for a session that can reach an index. The environment itself is read-only, and pip refuses --user in a virtual
+    environment. With a prefix pip counts the environment's packages as installed. With a target it would not.
+    """
+    if request.limits.network == "none" or not request.paths.site:
+        return {}
+    prefix = f"{home}/{PACKAGES_DIR}"
+    return {
+        "PIP_PREFIX": prefix,
+        "PYTHONPATH": f"{prefix}/{request.paths.site}",
+        "PATH": f"{request.paths.path}:{prefix}/bin",
     }
 
 

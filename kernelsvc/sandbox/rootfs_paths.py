@@ -6,8 +6,10 @@ the Python environment. The functions that read the disk are here. ``outermost``
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable, Sequence
@@ -59,6 +61,9 @@ _ETC = (
     "/etc/texmf",
     "/etc/vulkan",
 )
+#: Files for name resolution, which a session with a network sees. Their text is a part of a datagram of 192 KiB.
+_NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/gai.conf")
+_MAX_NETWORK_FILE = 16 * 1024
 #: joblib and lscpu count cores there.
 _SYS = ("/sys/devices/system/cpu",)
 #: Directories that are never bound, even if an interpreter names one as its prefix.
@@ -72,11 +77,13 @@ class RootfsPaths(msgspec.Struct, frozen=True, kw_only=True):
         links: target by path inside, for roots that are links on this machine.
         readonly: (source, path inside).
         path: the value of ``PATH``.
+        site: the directory of installed packages below a prefix, or "" if the Python's version is not known.
     """
 
     links: dict[str, str]
     readonly: list[tuple[str, str]]
     path: str
+    site: str = ""
 
 
 def outermost(paths: Iterable[str]) -> list[str]:
@@ -132,7 +139,30 @@ def find_paths(python: str = sys.executable, *, prefixes: Sequence[str] = ()) ->
         # Both names: that of the environment, and the real one that its links point to.
         binds += [path for path in {prefix, os.path.realpath(prefix)} if os.path.exists(path)]
     shown = [path for path in outermost(binds) if not any(is_beneath(path, link) for link in links)]
-    return RootfsPaths(links=links, readonly=[(path, path) for path in shown], path=_search_path(python))
+    return RootfsPaths(
+        links=links, readonly=[(path, path) for path in shown], path=_search_path(python), site=site_of(prefixes)
+    )
+
+
+def site_of(prefixes: Iterable[str]) -> str:
+    """Return the directory of installed packages below a prefix, by the version that ``sys.path`` names.
+
+    >>> site_of(["/opt/env", "/usr/lib/python3.13/lib-dynload"])
+    'lib/python3.13/site-packages'
+    """
+    versions = (re.search(r"/lib/(python3\.\d+)(?:/|$)", prefix) for prefix in prefixes)
+    return next((f"lib/{found[1]}/site-packages" for found in versions if found), "")
+
+
+def read_network_files() -> dict[str, str]:
+    """Return the text of the host's files that name resolution reads (resolv.conf(5), hosts(5)), by path."""
+    found = {}
+    for path in _NETWORK_FILES:
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+            # Whole lines: half a line would be another name.
+            text = file.read(_MAX_NETWORK_FILE)
+            found[path] = text if len(text) < _MAX_NETWORK_FILE else text.rpartition("\n")[0] + "\n"
+    return found
 
 
 def _system_directories() -> list[str]:

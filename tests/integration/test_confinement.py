@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -185,6 +186,57 @@ def test_the_hosts_network_for_those_who_ask(sandbox: SandboxManager, tmp_path: 
         assert ticket.report.isolation == "networked"
         assert said_by(ticket.plan, kernel) == "connected\n"
     eventually(lambda: sandbox.release(ticket))
+
+
+#: Not 127.0.0.1: a resolver of the machine may listen there.
+RESOLVER = "127.9.53.1"
+
+
+def _answer_names(server: socket.socket) -> None:
+    """Answer each query for an IPv4 address with 127.0.0.9 (RFC 1035, section 4), and any other without a record."""
+    while query := server.recvfrom(512):
+        data, sender = query
+        if data == b"end":
+            return
+        question = data[12 : data.index(b"\0", 12) + 5]
+        wanted = question[-4:-2] == b"\0\1"
+        record = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4\x7f\0\0\x09" if wanted else b""
+        server.sendto(data[:2] + b"\x81\x80\0\1\0" + bytes([wanted]) + b"\0\0\0\0" + question + record, sender)
+
+
+@pytest.fixture
+def resolver() -> Iterator[None]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        try:
+            server.bind((RESOLVER, 53))
+        except OSError as error:
+            pytest.skip(f"port 53 of {RESOLVER} can't be bound: {error}")
+        thread = threading.Thread(target=_answer_names, args=(server,))
+        thread.start()
+        yield
+        server.sendto(b"end", (RESOLVER, 53))
+        thread.join()
+
+
+@pytest.mark.parametrize("network", ["host", "none"])
+def test_names_resolve_on_the_hosts_network_only(
+    sandbox: SandboxManager, resolver: None, network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"/etc/resolv.conf": f"nameserver {RESOLVER}\n", "/etc/hosts": "127.0.0.8 printer.test\n"}
+    monkeypatch.setattr("kernelsvc.sandbox.manager.read_network_files", lambda: files)
+
+    def kernel() -> None:
+        for name in ("printer.test", "other.test", socket.gethostname()):
+            try:
+                say(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
+            except OSError as error:
+                say(type(error).__name__)
+
+    limits = Limits(network=network)  # type: ignore[arg-type]
+    allocation = prepare(sandbox, tmp_path / "work", limits=limits)
+    found = said_by(allocation.plan, kernel).split()
+    assert found == (["127.0.0.8", "127.0.0.9", "127.0.0.1"] if network == "host" else ["gaierror"] * 2 + ["127.0.0.1"])
+    eventually(lambda: sandbox.release(allocation))
 
 
 def test_abstract_sockets_stay_out_of_reach_on_the_hosts_network(sandbox: SandboxManager, tmp_path: Path) -> None:
