@@ -465,6 +465,22 @@ def _cgroup_dir(controller: str, mounts: dict[str, tuple[str, str]], own: dict[s
     return directory if os.path.isdir(directory) else None
 
 
+def charged_memory(pid: int) -> int | None:
+    """Return the memory that is charged to the cgroup of a process, without the page cache of files, in bytes.
+
+    Args:
+        pid: a process in a cgroup of its own session.
+
+    Returns:
+        None if the process has ended or its cgroup can't be read.
+    """
+    own = parse_own(_text(f"/proc/{pid}/cgroup"))
+    found = next(((name, path) for name in ("memory", "") if (path := _cgroup_dir(name, _mounts(), own))), None)
+    if found is None:
+        return None
+    return (_read_v1({"memory": found[1]}) if found[0] else _read_v2({"": found[1]})).memory_bytes
+
+
 def parse_pairs(text: str) -> dict[str, int]:
     """Parse a file of "name number" lines."""
     pairs = (line.split() for line in text.splitlines())

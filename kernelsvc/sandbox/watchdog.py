@@ -27,6 +27,7 @@ import psutil
 from kernelsvc.linux import procfs
 from kernelsvc.model.limits import Limits, MiB
 from kernelsvc.sandbox.branch_dirs import branches_root
+from kernelsvc.sandbox.cgroup import charged_memory
 from kernelsvc.sandbox.disk_use import DiskUse, measure_deleted, measure_directory
 from kernelsvc.sandbox.plan import SPARE_TASKS
 
@@ -55,6 +56,7 @@ class SessionUse(msgspec.Struct, frozen=True, kw_only=True):
         resident_bytes: sum of resident memory, with shared pages counted repeatedly.
         socket_bytes: capacity of the buffers of its sockets, see ``socket_charge``.
         memory_bytes: proportional set size and ``socket_bytes``, where they were read.
+        shown_bytes: memory as the limit counts it, at the last time that it was read, which may be some polls ago.
         cpu_seconds: of the running processes.
         tasks: threads of all processes.
         disk: size of its directories and of its deleted files, where they were measured.
@@ -65,6 +67,7 @@ class SessionUse(msgspec.Struct, frozen=True, kw_only=True):
     resident_bytes: int = 0
     socket_bytes: int = 0
     memory_bytes: int | None = None
+    shown_bytes: int | None = None
     cpu_seconds: float = 0.0
     tasks: int = 0
     disk: DiskUse | None = None
@@ -321,6 +324,7 @@ class Watchdog:
     Args:
         disks_per_pass: how many directories of idle sessions one poll walks.
         disk_seconds: for the directories of the others. The rest comes first in the next poll.
+        memory_seconds: for reading the memory of sessions for ``SessionUse.shown_bytes``, likewise.
         is_workdir: whether a path is the directory of some session. Such directories are not counted for another one.
         available_bytes: returns the memory that the machine has left.
         least_available: if the machine has less, the session that uses the most is ended before Linux ends a process
@@ -332,12 +336,17 @@ class Watchdog:
         *,
         disks_per_pass: int = 4,
         disk_seconds: float = 0.05,
+        memory_seconds: float = 0.02,
         is_workdir: Callable[[str], bool] = lambda path: False,
         available_bytes: Callable[[], int] = lambda: psutil.virtual_memory().available,
         least_available: int | None = None,
     ) -> None:
         self._disks_per_pass = disks_per_pass
         self._disk_seconds = disk_seconds
+        self._memory_seconds = memory_seconds
+        self._shown: dict[str, int] = {}
+        self._read_at: dict[str, float] = {}
+        self._due: set[str] = set()
         self._is_workdir = is_workdir
         self._disks: dict[str, DiskUse] = {}
         self._walked: dict[str, float] = {}
@@ -375,7 +384,27 @@ class Watchdog:
             exceeded = check_limits(watched.limits, use, hard=watched.hard)
             if exceeded:
                 breaches[name] = exceeded
-        return seen, breaches | self._relieve(sessions, seen, breaches)
+        self._read_memory(sessions, seen, busy)
+        shown = {name: msgspec.structs.replace(use, shown_bytes=self._shown.get(name)) for name, use in seen.items()}
+        return shown, breaches | self._relieve(sessions, seen, breaches)
+
+    def _read_memory(self, sessions: Mapping[str, Watched], uses: Mapping[str, SessionUse], busy: set[str]) -> None:
+        """Read the memory of new sessions and of those that have computed, the longest unread first.
+
+        A proportional set size takes Linux about a millisecond a process, so there is a limit of time. A session that
+        has computed is read once more after it: what it shares changes when its checkpoints end.
+        """
+        self._shown = {name: value for name, value in self._shown.items() if name in sessions}
+        self._read_at = {name: at for name, at in self._read_at.items() if name in sessions}
+        self._due = {name for name in self._due if name in sessions} | busy | (sessions.keys() - self._shown.keys())
+        until = time.monotonic() + self._memory_seconds
+        for name in sorted(self._due, key=lambda name: self._read_at.get(name, 0.0)):
+            self._shown[name] = _shown_memory(sessions[name], uses[name])
+            self._read_at[name] = time.monotonic()
+            if name not in busy:
+                self._due.discard(name)
+            if self._read_at[name] > until:
+                break
 
     def _relieve(
         self, sessions: Mapping[str, Watched], seen: Mapping[str, SessionUse], breaches: Mapping[str, object]
@@ -432,6 +461,16 @@ class Watchdog:
 
 def _with_memory(use: SessionUse) -> SessionUse:
     return msgspec.structs.replace(use, memory_bytes=proportional_memory(use.pids) + use.socket_bytes)
+
+
+def _shown_memory(watched: Watched, use: SessionUse) -> int:
+    """Return a session's memory as its limit counts it: the charge of its cgroup, or its proportional set size."""
+    if "memory_bytes" in watched.hard:
+        charged = charged_memory(watched.root)
+        if charged is not None:
+            return charged
+    read = use if use.memory_bytes is not None else _with_memory(use)
+    return read.memory_bytes or 0
 
 
 def _supervised(watched: Watched) -> bool:

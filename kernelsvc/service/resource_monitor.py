@@ -162,7 +162,7 @@ def _watched(session: Session) -> Watched | None:
 
 def _usage(use: SessionUse) -> Usage:
     return Usage(
-        memory_bytes=use.memory_bytes or use.resident_bytes,
+        memory_bytes=use.shown_bytes,
         cpu_seconds=use.cpu_seconds,
         processes=len(use.pids),
         disk_bytes=use.disk.bytes if use.disk else None,

@@ -211,6 +211,51 @@ def test_a_pass_strikes_who_took_too_much_and_nobody_else(family: subprocess.Pop
     assert uses["modest"].memory_bytes is None, "nobody's fair share is read without suspicion"
 
 
+def test_shared_pages_are_shown_once(tmp_path: Path) -> None:
+    """A kernel and its checkpoints share their pages. The sum of their resident memory is a multiple of them."""
+    code = (
+        "import os, sys\n"
+        "b = bytearray(64 << 20)\n"
+        "r, w = os.pipe()\n"
+        "for _ in range(3):\n"
+        "    if os.fork() == 0:\n"
+        "        os.write(w, b'x'); sys.stdin.read(); os._exit(0)\n"
+        "for _ in range(3): os.read(r, 1)\n"
+        "print('ready', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        one = Watched(root=process.pid, limits=NONE, workdir=str(tmp_path))
+        uses, _ = Watchdog().poll({"one": one})
+        process.communicate("")
+    assert uses["one"].resident_bytes > 250 * MiB
+    assert 60 * MiB < (uses["one"].shown_bytes or 0) < 120 * MiB
+
+
+def test_memory_is_read_in_turn_and_once_more_after_a_cell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(watchdog, "_shown_memory", lambda watched, use: read.append(watched.root) or len(read))
+    spent = dict.fromkeys((1, 2), 0.0)
+    monkeypatch.setattr(watchdog, "walk", lambda: [ProcessStat(pid, 0, 0, cpu, 1) for pid, cpu in spent.items()])
+    sessions = {str(pid): Watched(root=pid, limits=NONE, workdir=str(tmp_path)) for pid in spent}
+    patient, hurried = Watchdog(), Watchdog(memory_seconds=0.0)
+    patient.poll(sessions)
+    assert sorted(read) == [1, 2]
+    uses, _ = patient.poll(sessions)
+    assert (len(read), uses["1"].shown_bytes) == (2, 1), "the last figure is shown"
+    spent[2] += 1.0
+    for _ in range(3):
+        patient.poll(sessions)
+    assert read[2:] == [2, 2]
+    read.clear()
+    hurried.poll(sessions)
+    hurried.poll(sessions)
+    assert read == [1, 2]
+
+
 def test_disks_are_walked_in_turn(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / name).mkdir()
