@@ -13,7 +13,7 @@ from kernelsvc.client.http import Rest, query
 from kernelsvc.client.streams import AsyncEvents, AsyncPages, AsyncStream, SessionRpc
 from kernelsvc.client.transfer import save, target_of, upload_body
 from kernelsvc.client.values import Cell, FileInfo, new_id, read
-from kernelsvc.model.objects import Checkpoint, SessionInfo, Variable
+from kernelsvc.model.objects import CellView, Checkpoint, SessionInfo, Variable
 
 Format = Literal["ipynb", "html", "py"]
 #: Maximum page size of the server.
@@ -142,6 +142,32 @@ class AsyncSession:
     async def cell(self, id: str) -> Cell:
         """Return the present state of a cell."""
         return self._rpc.cell(await self._call("cell", repeat=True, cell=id))
+
+    async def view(
+        self,
+        cell: Cell | str | int | None = None,
+        *,
+        budget: int | None = None,
+        from_line: int | None = None,
+        lines: int | None = None,
+        find: str | None = None,
+        picture: int | None = None,
+        after_line: int | None = None,
+    ) -> CellView:
+        """Read a cell as a language model does: text within a budget of tokens, and pictures.
+
+        Args:
+            cell: a cell, its id, or its number from 1. None is the last one.
+            budget: about how many tokens the text may have, 200 to 20,000. None is 3,000.
+            from_line: read the whole output from this line on, instead of the view.
+            lines: most lines to read.
+            find: read the lines that match this pattern.
+            picture: read the picture with this number.
+            after_line: only what comes after this line, ``next_line`` of an earlier view.
+        """
+        chosen = cell.id if isinstance(cell, Cell) else None if cell is None else str(cell)
+        part = {"from_line": from_line, "lines": lines, "find": find, "picture": picture, "after_line": after_line}
+        return read(await self._call("view", repeat=True, cell=chosen, budget=budget, **part), CellView)
 
     async def cells(self) -> list[Cell]:
         """Return all cells of the session, in order."""

@@ -184,6 +184,7 @@ class Session:
     batch = _blocking(AsyncSession.batch)
     cell = _blocking(AsyncSession.cell)
     cells = _blocking(AsyncSession.cells)
+    view = _blocking(AsyncSession.view)
     events = _iterating(AsyncSession.events, _events)
     input = _blocking(AsyncSession.input)
     interrupt = _blocking(AsyncSession.interrupt)

@@ -53,15 +53,13 @@ class CellFold:
         self.finished: ev.CellFinished | None = None
         self.execution_count: int | None = None
         self.error: CellError | None = None
+        self.error_lines: list[str] | None = None
         self.undone: dict[str, Any] | None = None
         self.outputs = Outputs(budget)
         self.calls: CallsFold | None = None
-        self._session = ""
 
     def feed(self, event: Event) -> None:
         """Add the cell's next event. Other events are ignored."""
-        if event.session:
-            self._session = event.session
         if event.seq:
             self.last = event.seq
             self.first = self.first or event.seq
@@ -92,6 +90,7 @@ class CellFold:
     def _fail(self, event: Event) -> None:
         assert isinstance(event, ev.Error)
         self.outputs.feed(event)
+        self.error_lines = event.model
         small = slim(error_output(event), 64 * 1024)
         self.error = CellError(ename=small["ename"], evalue=small["evalue"], traceback=small["traceback"])
 
@@ -107,7 +106,7 @@ class CellFold:
 
     def render(self) -> list[dict[str, Any]]:
         """Return the outputs in nbformat's form."""
-        return self.outputs.render(f"; all of it: GET /v1/sessions/{self._session}/cells/{self.id}/output")
+        return self.outputs.render("; the log has all of it")
 
     def text(self, outputs: list[dict[str, Any]] | None = None) -> str:
         """Return output, results and error as text in order, then the reason of the end if they don't show it."""

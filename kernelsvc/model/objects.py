@@ -306,3 +306,38 @@ class Call(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     files: dict[str, str] = {}
     limits: LimitsRequest = LimitsRequest()
     timeout_seconds: Seconds | None = None
+
+
+class ViewPicture(msgspec.Struct, kw_only=True):
+    """A picture of a cell.
+
+    Attributes:
+        number: its place among the cell's pictures, from 1.
+        data: base64.
+    """
+
+    number: int
+    mime: str
+    data: str
+
+
+class CellView(msgspec.Struct, kw_only=True):
+    """What a language model reads of a cell.
+
+    Attributes:
+        number: the cell's place among the session's cells, from 1.
+        text: the part of the output that was asked for, and a last line with the cell's number and its end.
+        lines: how many lines the whole output has.
+        next_line: ``after_line`` of a later request that wants only what is new.
+        pictures: the first ones, or the one that was asked for.
+    """
+
+    session: str
+    cell: str
+    number: int
+    state: CellState
+    reason: Reason | None = None
+    text: str = ""
+    lines: int = 0
+    next_line: int = 0
+    pictures: list[ViewPicture] = []

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from kernelsvc.model import events as ev
+from kernelsvc.model.view.plain_form import text_form
 
 #: Most separate outputs of one cell, each in head and tail.
 MAX_PARTS = 5000
@@ -433,8 +434,4 @@ def _text_of_one(output: Output) -> str:
         return str(output["text"])
     if kind == "error":
         return "\n".join(output["traceback"]) or f"{output['ename']}: {output['evalue']}"
-    data = output["data"]
-    plain = data.get("text/plain")
-    if plain is None:
-        plain = data.get("text/markdown") or data.get("text/latex")
-    return str(plain) if plain is not None else f"[{', '.join(sorted(data))}]" if data else ""
+    return text_form(output["data"])

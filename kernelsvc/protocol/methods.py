@@ -17,6 +17,7 @@ from kernelsvc.model.objects import (
     Call,
     CellInfo,
     CellRequest,
+    CellView,
     Checkpoint,
     Id,
     Label,
@@ -26,6 +27,7 @@ from kernelsvc.model.objects import (
     SessionState,
     Variable,
 )
+from kernelsvc.model.view.request import ViewRequest
 
 #: Most cells of one batch, and most branches of one call.
 MAX_BATCH = 1000
@@ -114,6 +116,23 @@ class OutputParams(CellParams, kw_only=True, forbid_unknown_fields=True):
     name: Literal["stdout", "stderr"] = "stdout"
     offset: Position = 0
     limit: Annotated[int, Meta(ge=1, le=4 * 1024 * 1024)] = 65536
+
+
+class ViewParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.view``: a cell as a language model reads it. ``cell`` is an id, or a number from 1. Default: the last.
+
+    Without ``from_line``, ``find`` and ``picture`` it is the whole cell within the budget.
+    """
+
+    cell: Id | None = None
+    budget: Annotated[int, Meta(ge=200, le=20_000, description="About how many tokens the text may have.")] = 3000
+    from_line: Annotated[int, Meta(ge=1, le=2**53, description="Read the whole output from this line on.")] | None = (
+        None
+    )
+    lines: Annotated[int, Meta(ge=1, le=2**53, description="Most lines to read.")] | None = None
+    find: Annotated[str, Meta(max_length=200, description="Read the lines that match this pattern.")] | None = None
+    picture: Annotated[int, Meta(ge=1, le=2**53, description="Read this picture.")] | None = None
+    after_line: Annotated[int, Meta(ge=0, le=2**53, description="Only what comes after this line.")] = 0
 
 
 class InputParams(CellParams, kw_only=True, forbid_unknown_fields=True):
@@ -235,6 +254,11 @@ def _output(params: OutputParams) -> Arguments:
     return (params.session, params.cell), {"name": params.name, "offset": params.offset, "limit": params.limit}
 
 
+def _view(params: ViewParams) -> Arguments:
+    request = ViewRequest(**{name: getattr(params, name) for name in ViewRequest.__struct_fields__})
+    return (params.session, params.cell, request), {}
+
+
 def _call(params: Call) -> Arguments:
     return (params,), {}
 
@@ -300,6 +324,7 @@ _ROWS = (
     _row("session.cell", CellParams, CellInfo, "read", "One cell.", arguments=_in_order("session", "cell")),
     _row("session.cells", CellsParams, CellPage, "read", "The cells of a session.", arguments=_in_order("session")),
     _row("session.output", OutputParams, Output, "read", "A cell's whole text, a piece at a time.", arguments=_output),
+    _row("session.view", ViewParams, CellView, "read", "A cell as a language model reads it.", arguments=_view),
     _row(
         "session.input", InputParams, None, "run", "Answer a cell that waits for input.",
         arguments=_in_order("session", "cell", "text"),

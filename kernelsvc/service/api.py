@@ -19,6 +19,7 @@ from kernelsvc.model.objects import (
     Call,
     CellInfo,
     CellRequest,
+    CellView,
     Checkpoint,
     Principal,
     SessionInfo,
@@ -26,6 +27,7 @@ from kernelsvc.model.objects import (
     Variable,
 )
 from kernelsvc.model.usage_history import UsageSample
+from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
 
 NotebookFormat = Literal["ipynb", "html", "py"]
@@ -369,6 +371,9 @@ class ServiceApi(Protocol):
         self, who: Principal, session: str, cell: str, *, name: str = "stdout", offset: int = 0, limit: int = 65536
     ) -> dict[str, Any]:
         """Return ``{name, offset, text, next_offset, total}`` in characters, from the journal."""
+
+    def view(self, who: Principal, session: str, cell: str | None, request: ViewRequest) -> CellView:
+        """Return a cell as a language model reads it. ``cell`` is an id or a number. None is the last one."""
 
     def attach(self, who: Principal, session: str, *, after: int = 0) -> Subscription: ...
     def events(self, who: Principal, session: str, *, after: int = 0, limit: int = 1000) -> Lines: ...

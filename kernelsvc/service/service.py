@@ -29,6 +29,7 @@ from kernelsvc.model.objects import (
     Call,
     CellInfo,
     CellRequest,
+    CellView,
     Checkpoint,
     Principal,
     SessionInfo,
@@ -36,6 +37,7 @@ from kernelsvc.model.objects import (
     SessionState,
 )
 from kernelsvc.model.tokens import authenticate, present_name
+from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.service.api import (
     Cells,
@@ -381,6 +383,10 @@ class Service:
     ) -> dict[str, Any]:
         """Return a page of a cell's output from the journal, which also has the text that the cell omits."""
         return self._registry.find(who, session).output(cell, name, offset, limit)
+
+    def view(self, who: Principal, session: str, cell: str | None, request: ViewRequest) -> CellView:
+        """Return a cell as a language model reads it. ``cell`` is an id or a number. None is the last one."""
+        return self._registry.find(who, session).view_cell(cell, request)
 
     # -- the journal --------------------------------------------------------------------------
 

@@ -10,12 +10,15 @@ from kernelsvc.errors import NotFound
 from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 from kernelsvc.model.notebook import CellFold
-from kernelsvc.model.objects import CellInfo, CellState
+from kernelsvc.model.objects import CellInfo, CellState, CellView
 from kernelsvc.model.state import CellRecord, MachineState
+from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.session.ports import Log
 
 #: Folded cells kept in memory per session. Older ones are folded again from the journal.
 FOLDS_KEPT = 8
+#: Most characters of a cell's output that a view reads from the journal. Of more it has the start and the end.
+VIEWED = 64 * 1024 * 1024
 
 
 class CellViews:
@@ -70,6 +73,9 @@ class CellViews:
         Raises:
             NotFound: no such cell.
         """
+        return self._fold(cell).cell(self._session)
+
+    def _fold(self, cell: str) -> CellFold:
         record = self._record(cell)
         fold = self._folds.get(cell)
         if fold is None:
@@ -78,7 +84,7 @@ class CellViews:
                 fold.feed(event)
             if record.state is CellState.FINISHED:
                 self._keep(cell, fold)
-        return fold.cell(self._session)
+        return fold
 
     def output(self, cell: str, name: str, offset: int, limit: int) -> dict[str, Any]:
         """Return a page of a cell's text on one stream, read from the journal.
@@ -102,6 +108,41 @@ class CellViews:
         text = "".join(page)
         following = offset + len(text) if offset + len(text) < position else None
         return {"name": name, "offset": offset, "text": text, "next_offset": following, "total": position}
+
+    def view(self, cell: str | None, request: ViewRequest) -> CellView:
+        """Return a cell as a language model reads it.
+
+        Args:
+            cell: its id, or its number from 1 in the order of the cells. None is the last one.
+            request: which part of it.
+
+        Raises:
+            NotFound: no such cell.
+            BadRequest: a pattern that can't be searched.
+        """
+        # Imported late: sessions without such readers do without it.
+        from kernelsvc.model.view.cell_view import view_cell
+
+        number, found = self._numbered(cell)
+        fold = self._fold(found)
+        if fold.outputs.cut:
+            # The fold for programs left out a part.
+            fold = CellFold(VIEWED)
+            for event in self._events(self._record(found), found):
+                fold.feed(event)
+        return view_cell(fold, number, self._session, request)
+
+    def _numbered(self, cell: str | None) -> tuple[int, str]:
+        ids = [*self._machine.cells]
+        if cell is None:
+            if not ids:
+                raise NotFound("No cell has run in this session yet. Run one.")
+            return len(ids), ids[-1]
+        if cell in self._machine.cells:
+            return ids.index(cell) + 1, cell
+        if cell.isdecimal() and 0 < int(cell[:9]) <= len(ids):
+            return int(cell), ids[int(cell) - 1]
+        raise NotFound(f"There is no cell {cell!r} in this session. It has {len(ids)} cells, with numbers from 1.")
 
     def _events(self, record: CellRecord, cell: str) -> Iterable[Event]:
         mark = cell.encode()  # skips most lines of other cells without decoding them

@@ -16,8 +16,9 @@ from kernelsvc.kernels.port import ForkResult, Kernel, StartRequest
 from kernelsvc.kernels.read_budget import ReadPauses
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits, Usage
-from kernelsvc.model.objects import CellInfo, CellRequest, Checkpoint, SessionInfo, SessionState
+from kernelsvc.model.objects import CellInfo, CellRequest, CellView, Checkpoint, SessionInfo, SessionState
 from kernelsvc.model.stimuli import Answer, BeginProgram, Close, Interrupt, ProgramBegun, Restart, Submit
+from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.sandbox.watchdog import LimitExceeded
 from kernelsvc.session.ids import new_cell_id
@@ -255,6 +256,10 @@ class Session(SessionRuntime):
     def output(self, cell: str, name: str, offset: int, limit: int) -> dict[str, Any]:
         """Return a page of a cell's output. See ``CellViews.output``."""
         return self.views.output(cell, name, offset, limit)
+
+    def view_cell(self, cell: str | None, request: ViewRequest) -> CellView:
+        """Return a cell as a language model reads it. See ``CellViews.view``."""
+        return self.views.view(cell, request)
 
     def reader(self, after: int) -> LogReader:
         """Return a cursor that starts after entry ``after`` of the log.

@@ -13,6 +13,8 @@ import websockets
 from http_server import Rpc
 from served import Served, serving
 
+from kernelsvc.client import AsyncClient
+
 HEADERS = {"Authorization": "Bearer test-token"}
 
 
@@ -54,6 +56,29 @@ async def test_stream_journal_and_pages_are_the_same_bytes(served, rpc, session)
     )
     data = [json.loads(line[6:]) for line in stream.text.splitlines() if line.startswith("data: ")]
     assert live == [json.loads(line) for line in journal][:last] == page[:last] == data[:last]
+
+
+@pytest.mark.timeout(180)
+async def test_a_view_is_the_same_by_each_way_and_reads_what_is_cut(served, rpc, session):
+    code = "print('\\n'.join(f'{k} ' + 'x' * (k % 200) for k in range(30_000)))\n'the value'"
+    cell = await rpc.call("session.execute", session=session, code=code)
+    assert "characters of output left out" in cell["text"]
+    view = await rpc.call("session.view", session=session, budget=500)
+    assert (view["number"], view["lines"], view["cell"]) == (1, 30_001, cell["id"])
+    assert view["text"].startswith("0 \n1 x\n2 xx\n")
+    assert view["text"].endswith("\n[1]")
+    for name in (cell["id"], "1"):
+        path = f"/v1/sessions/{session}/cells/{name}/view"
+        assert (await rest(served, "GET", f"{path}?budget=500")).json() == view
+    async with AsyncClient(served.url, served.token) as client:
+        same = await client.session(session)
+        assert (await same.view(1, budget=500)).text == view["text"]
+        page = (await same.view(cell["id"], from_line=15_000, lines=2)).text
+        assert page.startswith(f"14999 {'x' * 199}\n15000 \n[1 lines 15000–15001 of 30001; the next")
+        assert (await same.view(find="^25000 ")).text.startswith("25001: 25000 \n")
+    for wrong in ({"cell": "2"}, {"cell": "0"}, {"budget": 5}, {"find": "(a+)+"}):
+        answer = await rpc.refused("session.view", session=session, **wrong)
+        assert answer["code"] in ("not_found", "bad_request"), answer
 
 
 async def test_a_reader_that_comes_back_misses_nothing_and_sees_nothing_twice(served, rpc, session):

@@ -197,6 +197,7 @@ ROUTES: tuple[Route, ...] = (
     _native("GET", f"{_S}/cells", "session.cells"),
     _native("GET", f"{_S}/cells/{{cell}}", "session.cell"),
     _native("GET", f"{_S}/cells/{{cell}}/output", "session.output"),
+    _native("GET", f"{_S}/cells/{{cell}}/view", "session.view"),
     _native("POST", f"{_S}/cells/{{cell}}/input", "session.input", 204),
     Route(
         verb="GET", path=f"{_S}/events", id="session.events", scope="read", query=EventsQuery, result=EventPage,

@@ -1,0 +1,70 @@
+"""Find lines by a pattern, in a time that a hostile pattern or text can't extend."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from kernelsvc.errors import BadRequest
+
+#: Longest pattern, in characters, and most repetitions without an upper limit in it.
+MAX_PATTERN, MAX_REPEATS = 200, 3
+#: Seconds of one search.
+SECONDS = 1.0
+#: Characters of a line that are searched, by the number of repetitions. The time is a power of it.
+_SEARCHED = (4000, 2000, 400, 150)
+_TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[^:)]?|[()*+{}?|]|\{\d*,?\d*\}|[^\\()*+?{}|\[]+|.", re.DOTALL)
+
+
+def compile_pattern(pattern: str) -> tuple[re.Pattern[str], int]:
+    """Compile a regular expression, without regard to case. Text that is none is searched as it is.
+
+    Returns:
+        the expression, and how many characters of a line it may search.
+
+    Raises:
+        BadRequest: it has nested or many repetitions, a reference or a look-around.
+    """
+    if len(pattern) > MAX_PATTERN:
+        raise BadRequest(f"'find' has more than {MAX_PATTERN} characters. Search for a shorter text.")
+    try:
+        found = re.compile(pattern, re.IGNORECASE)
+    except (re.error, OverflowError, RecursionError):
+        return re.compile(re.escape(pattern), re.IGNORECASE), _SEARCHED[0]
+    repeats, before = 0, ""
+    for token in _TOKEN.findall(pattern):
+        if (token.startswith("(?") and token != "(?:") or re.fullmatch(r"\\[1-9]", token):
+            raise _refused("has a reference or a look-around")
+        if token in ("*", "+") or (token == "{" and before != "\\"):
+            if before == ")":
+                raise _refused("repeats a group")
+            repeats += 1
+        before = token
+    if repeats > MAX_REPEATS:
+        raise _refused(f"has more than {MAX_REPEATS} repetitions")
+    return found, _SEARCHED[repeats]
+
+
+def _refused(why: str) -> BadRequest:
+    return BadRequest(
+        f"The pattern in 'find' {why}, which could take too long. Use a simpler one, such as 'error|warn'."
+    )
+
+
+def matching_lines(
+    lines: Iterable[str], pattern: str, *, clock: Callable[[], float] = time.monotonic
+) -> Iterator[tuple[int, str] | None]:
+    """Yield the number and text of each line with a match. None at the end if the time was over before it.
+
+    Raises:
+        BadRequest: see ``compile_pattern``.
+    """
+    found, length = compile_pattern(pattern)
+    until = clock() + SECONDS
+    for number, line in enumerate(lines, 1):
+        if found.search(line, 0, length) is not None:
+            yield number, line
+        if clock() > until:
+            yield None
+            return
