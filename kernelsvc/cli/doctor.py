@@ -12,6 +12,7 @@ from kernelsvc import logs
 from kernelsvc import settings as conf
 from kernelsvc.cli.terminal import Terminal
 from kernelsvc.cli.terminal.filter import table
+from kernelsvc.guest.model_view import fonts
 from kernelsvc.linux.systemd import Systemd, ready_fd
 from kernelsvc.model.events import SandboxReport
 from kernelsvc.sandbox.manager import Examination, examine
@@ -55,6 +56,9 @@ def doctor(args: argparse.Namespace, terminal: Terminal) -> int:
     terminal.line()
     for warning in result.warnings:
         terminal.line(f"{terminal.style('warning ', 'yellow')}  {warning}")
+    if fonts.find() is None:
+        terminal.line(f"{terminal.style('optional', 'dim')}  no font for Chinese, Japanese and Korean text in figures")
+        terminal.line("          apt-get install fonts-wqy-microhei, or build and install packages/fonts", "dim")
     isolation = result.report.isolation
     terminal.line(f"isolation: {isolation} ({ISOLATION_HELP[isolation]}); {_consequence(result.report)}")
     return 1 if missing else 0

@@ -30,6 +30,7 @@ from kernelsvc.guest.forking import copy_tree, fork, immortal
 from kernelsvc.guest.forking.prefault import PagePrefault
 from kernelsvc.guest.home_paths import HomePaths
 from kernelsvc.guest.installed_packages import InstalledPackages, move_variables
+from kernelsvc.guest.model_view import fonts
 from kernelsvc.guest.private_modules import ctypes, current_directory, gc, open_file, os, random, signal, socket
 from kernelsvc.guest.stdio.streams import StandardStreams
 from kernelsvc.guest.wire_frames import WireRequest
@@ -111,6 +112,7 @@ def prepare(preload: Sequence[str]) -> PreparedKernel:
     with kernel.shell.builtin_trap:  # Libraries look for ``get_ipython`` when they are imported, as pandas' options do.
         for name in preload:
             importlib.import_module(name)
+    fonts.register()
     _warm(kernel, preload)
     _end_openblas_threads()
     names = [_read(f"/proc/self/task/{task}/comm") for task in os.listdir("/proc/self/task")]
