@@ -23,7 +23,7 @@ def below_run(short_tmp: Path) -> Iterator[Served]:
         pytest.skip("no writable directory below /run")
     runtime = Path(tempfile.mkdtemp(prefix="k", dir=base))
     # The later one of two arguments counts.
-    instance = Served(short_tmp / "below-run", "--runtime-dir", str(runtime)).start()
+    instance = Served(short_tmp / "below-run", "--runtime-dir", str(runtime), preload=True).start()
     try:
         yield instance
     finally:

@@ -20,7 +20,7 @@ KEPT = 3
 @pytest.fixture
 def served(short_tmp: Path):
     """A server that keeps a few kernels ready."""
-    server = Served(Path(tempfile.mkdtemp(dir=short_tmp)), f"--warm-pool={KEPT}")
+    server = Served(Path(tempfile.mkdtemp(dir=short_tmp)), f"--warm-pool={KEPT}", preload=True)
     server.start()
     yield server
     server.stop()
