@@ -57,6 +57,53 @@ class Template(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     deny_modules: list[str] = []
 
 
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model behind an OpenAI-compatible server, which answers with a code interpreter of this server.
+
+    Attributes:
+        url: base address of the model's server, such as http://gpu1:8000/v1. Only these addresses are ever called.
+        model: the model's name there. Empty means the name in the request.
+        key_env: environment variable with the key for that server.
+        key_file: file with the key. Its last newline does not count.
+        tools: native sends the tool's definition. fence has a model without tool calls write a block of code.
+        vision: whether the model reads pictures.
+        reasoning: which earlier reasoning the model gets again: all (keep), this answer's (turn) or none (drop).
+        reasoning_as: how clients see reasoning: as its text, as a summary, or not at all (none).
+        max_turns: most calls of the model for one answer.
+        max_seconds: most seconds of one answer.
+        max_tool_text: most characters of one result that the model reads.
+        context_tokens: size of the model's context. Old results are left out when it is nearly full.
+        extra: more fields of each request to the model's server.
+        principals: names of the principals that may use it, with * as a wildcard.
+    """
+
+    url: Annotated[str, Meta(pattern=r"^https?://[^/@\s?#]+(/[^@\s?#]*)?$")]
+    model: str = ""
+    key_env: Annotated[str, Meta(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] = ""
+    key_file: str = ""
+    tools: Literal["native", "fence"] = "native"
+    vision: bool = False
+    reasoning: Literal["keep", "turn", "drop"] = "turn"
+    reasoning_as: Literal["text", "summary", "none"] = "text"
+    max_turns: Annotated[int, Meta(ge=1, le=1000)] = 30
+    max_seconds: Annotated[float, Meta(gt=0)] = 900.0
+    max_tool_text: Annotated[int, Meta(ge=200, le=1_000_000)] = 20_000
+    context_tokens: Annotated[int, Meta(ge=1000)] = 131_072
+    extra: dict[str, Any] = {}
+    principals: list[str] = msgspec.field(default_factory=lambda: ["*"])
+
+
+class AnswerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rules for the answers of models. They have an effect only if ``models`` names a model."""
+
+    expired: Literal["new", "error"] = "new"
+    store_days: float = 30.0
+    idle_seconds: float = 1200.0
+    max_running: int = 100
+    max_running_per_principal: int = 20
+    output_events: bool = False
+
+
 DEFAULT_TEMPLATES = {"python3": Template(preload=["numpy", "pandas", "matplotlib.pyplot"])}
 
 
@@ -186,6 +233,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     retention_action: Annotated[
         Literal["archive", "remove"], _meta("What to do with a closed session after retention_seconds.")
     ] = "archive"
+    models: Annotated[
+        dict[str, ModelSettings],
+        _meta("Models that answer with a code interpreter, by name: url, model, key_env and so on. * is any name."),
+    ] = {}
+    answers: Annotated[AnswerSettings, _meta("Rules for the answers of models.")] = AnswerSettings()
     sources: dict[str, str] = {}
     config_file: str = ""
 
@@ -220,6 +272,19 @@ _LIMIT_HELP: dict[str, tuple[str, str | None]] = {
     "idle_seconds": ("Idle time after which the session is closed.", "seconds"),
     "lifetime_seconds": ("Age at which the session is closed.", "seconds"),
     "network": ("Network that the session can reach.", None),
+}
+
+_ANSWER_HELP: dict[str, tuple[str, str | None]] = {
+    "expired": (
+        "What follows if the container of an earlier answer has ended: a new one (new), and the model reads that the "
+        "variables are gone, or an error (error).",
+        None,
+    ),
+    "store_days": ("Time for which answers and uploaded files are kept.", "days"),
+    "idle_seconds": ("Idle time after which a container without expires_after ends.", "seconds"),
+    "max_running": ("Answers at the same time.", None),
+    "max_running_per_principal": ("Answers at the same time of one principal.", None),
+    "output_events": ("Send the output of a running cell as events of the stream, which is an extension.", None),
 }
 
 
@@ -263,7 +328,7 @@ class SettingRow(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def structured(self) -> bool:
         """Whether its text form is JSON."""
-        return self.name in {"tokens", "templates"}
+        return self.name in {"tokens", "templates", "models"}
 
     @property
     def optional(self) -> bool:
@@ -309,6 +374,9 @@ def rows() -> Iterator[SettingRow]:
         if field.name == "limits":
             yield from _limit_rows()
             continue
+        if field.name == "answers":
+            yield from _answer_rows()
+            continue
         unit = (meta.extra or {}).get("unit")
         checked = Annotated[kind, meta] if not _nullable(kind) else _inner(kind, meta)
         yield SettingRow(
@@ -339,6 +407,14 @@ def _limit_rows() -> Iterator[SettingRow]:
         if _nullable(kind):
             kind = _inner(kind, Meta(gt=0))
         yield SettingRow(name=f"limits.{name}", type=kind, default=getattr(blank, name), help=help, unit=unit)
+
+
+def _answer_rows() -> Iterator[SettingRow]:
+    hints = typing.get_type_hints(AnswerSettings)
+    blank = AnswerSettings()
+    for name, (help, unit) in _ANSWER_HELP.items():
+        kind = Annotated[hints[name], Meta(gt=0)] if hints[name] in (int, float) else hints[name]
+        yield SettingRow(name=f"answers.{name}", type=kind, default=getattr(blank, name), help=help, unit=unit)
 
 
 TABLE: tuple[SettingRow, ...] = tuple(rows())
@@ -430,8 +506,8 @@ def _from_file(path: Path) -> dict[str, tuple[Any, str, bool]]:
         raise BadRequest(f"The settings file {path} is not valid TOML: {error}.") from None
     flat: dict[str, Any] = {}
     for key, value in data.items():
-        if key == "limits" and isinstance(value, dict):
-            flat |= {f"limits.{name}": inner for name, inner in value.items()}
+        if key in ("limits", "answers") and isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
         else:
             flat[key] = value
     names = [row.name for row in TABLE]
@@ -453,7 +529,7 @@ def _convert(row: SettingRow, value: Any, source: str, *, text: bool) -> Any:
             value = _hash_plain(value)
         return msgspec.convert(value, row.type, strict=not text, dec_hook=_to_path)
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
-        shown = "" if row.name in {"token", "tokens"} else f" = {value!r}"
+        shown = "" if row.name in {"token", "tokens", "models"} else f" = {value!r}"
         raise BadRequest(f"Setting {row.name}{shown} ({source}) is not valid: {error}.", setting=row.name) from None
 
 
@@ -490,6 +566,7 @@ def _assemble(found: dict[str, tuple[Any, str]], env: Mapping[str, str]) -> Sett
     sources = {row.name: found[row.name][1] if row.name in found else "default" for row in TABLE}
     limits = {name.partition(".")[2]: values.pop(name) for name in list(values) if name.startswith("limits.")}
     plain = [record_for(token) for token in values.pop("token", [])]
+    answers = {name.partition(".")[2]: values.pop(name) for name in list(values) if name.startswith("answers.")}
     tokens = _distinct([*values.pop("tokens", []), *plain])
     templates = DEFAULT_TEMPLATES | values.pop("templates", {})
     if values.get("data_dir") is None:
@@ -508,7 +585,14 @@ def _assemble(found: dict[str, tuple[Any, str]], env: Mapping[str, str]) -> Sett
         values["signing_key"], sources["signing_key"] = credential, "platform"
     if plain and sources["tokens"] == "default":
         sources["tokens"] = sources["token"]
-    settings = Settings(limits=Limits(**limits), tokens=tokens, templates=templates, sources=sources, **values)
+    settings = Settings(
+        limits=Limits(**limits),
+        answers=AnswerSettings(**answers),
+        tokens=tokens,
+        templates=templates,
+        sources=sources,
+        **values,
+    )
     _check(settings)
     return settings
 

@@ -141,6 +141,7 @@ class InProcessServer:
             Without tokens, ``TOKEN`` is accepted.
         kernels: launcher of the kernels. None makes one whose cells are Python.
         data_dir: the data directory. None takes ``settings.data_dir``, or a temporary directory, removed by ``stop``.
+        keys: the keys of the models' servers, by the name of the model.
 
     Attributes:
         url: the server's address after the start, "" before.
@@ -151,7 +152,12 @@ class InProcessServer:
     """
 
     def __init__(
-        self, settings: Settings | None = None, *, kernels: FakeLauncher | None = None, data_dir: Path | None = None
+        self,
+        settings: Settings | None = None,
+        *,
+        kernels: FakeLauncher | None = None,
+        data_dir: Path | None = None,
+        keys: Mapping[str, str] | None = None,
     ) -> None:
         given = settings or Settings(port=0, journal_sync="off", shutdown_seconds=1.0)
         data_dir = data_dir or given.data_dir
@@ -164,7 +170,7 @@ class InProcessServer:
         )
         self.kernels = kernels or FakeLauncher(python=True)
         self.service = Service(self.settings, launchers=FakeLaunchers(self.kernels))
-        self.app = make_app(self.service, self.settings, self.service.metrics)
+        self.app = make_app(self.service, self.settings, self.service.metrics, keys)
         self.server = Server(self.app, self.settings)
         self.url = ""
 

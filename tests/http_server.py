@@ -74,9 +74,11 @@ class Rpc:
 class HttpServer:
     """A server, its service and clients for it."""
 
-    def __init__(self, settings: Settings, kernels: FakeLauncher | None = None) -> None:
+    def __init__(
+        self, settings: Settings, kernels: FakeLauncher | None = None, keys: dict[str, str] | None = None
+    ) -> None:
         settings = msgspec.structs.replace(settings, tokens=TOKENS, journal_sync="off")
-        self.inner = InProcessServer(settings, kernels=kernels)
+        self.inner = InProcessServer(settings, kernels=kernels, keys=keys)
         self.service, self.settings, self.app = self.inner.service, self.inner.settings, self.inner.app
         self.server, self.kernels = self.inner.server, self.inner.kernels
         self.url = ""

@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import importlib
 import logging
 import os
 import signal
@@ -113,7 +114,9 @@ class _ServerRun:
         """Start, serve, stop."""
         self._catch_signals()
         service = Service(self.settings)
-        server = Server(make_app(service, self.settings, service.metrics), self.settings, os.environ)
+        # Before the kernel host starts, because it inherits the environment.
+        keys = read_model_keys(self.settings)
+        server = Server(make_app(service, self.settings, service.metrics, keys), self.settings, os.environ)
         # Before anything else starts, so that an address in use costs nothing. Clients that connect now wait.
         server.bind()
         await service.start()
@@ -197,6 +200,19 @@ class _ServerRun:
         asyncio.get_running_loop().remove_reader(self.args.while_fd)
         if not self.stopping.is_set():
             self._on_stop_signal(True)
+
+
+def read_model_keys(settings: conf.Settings) -> dict[str, str]:
+    """Return the keys of the models' servers, and remove them from the environment.
+
+    Raises:
+        BadRequest: a variable is not set, or a file can't be read.
+    """
+    if not settings.models:
+        return {}
+    module = importlib.import_module("kernelsvc.answers.answers")
+    keys: dict[str, str] = module.read_keys(settings.models, os.environ)
+    return keys
 
 
 def missing_layers(report: SandboxReport) -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import grp
+import importlib
 import ipaddress
 import logging
 import os
@@ -46,18 +47,26 @@ IDLE_SECONDS = 600.0
 MAX_STRAY_BODY = 64 * 1024
 
 
-def make_app(service: ServiceApi, settings: Settings, metrics: Metrics | None = None) -> Application:
+def make_app(
+    service: ServiceApi, settings: Settings, metrics: Metrics | None = None, keys: Mapping[str, str] | None = None
+) -> Application:
     """Make the Tornado application with all routes over this service.
 
     Args:
         service: The service that the routes call.
         settings: Limits, origins and times.
         metrics: The counters of ``/metrics``. None: new ones.
+        keys: The keys of the models' servers, by the name of the model.
     """
     context = ServerContext(service, settings, metrics or Metrics())
     shared = {"context": context}
     app = Application(
-        [(r"/v1/ws", ApiSocket, shared), *_rest_routes(shared), *_compatibility_routes(shared)],
+        [
+            (r"/v1/ws", ApiSocket, shared),
+            *_model_routes(context, keys or {}),
+            *_rest_routes(shared),
+            *_compatibility_routes(shared),
+        ],
         default_handler_class=StrayHandler,
         default_handler_args=shared,
         log_function=_log_request,
@@ -86,6 +95,13 @@ _SPECIAL: dict[str, tuple[type[ApiHandler], dict[str, Any]]] = {
 def _compatibility_routes(shared: dict[str, Any]) -> list[Any]:
     """Return the routes of the APIs of other products."""
     return [route for api in (jupyter, mcp, sandboxai, sandboxfusion, e2b) for route in api.routes(shared)]
+
+
+def _model_routes(context: ServerContext, keys: Mapping[str, str]) -> list[Any]:
+    """Return the routes of OpenAI's API. A server without models imports nothing for them."""
+    if not context.settings.models:
+        return []
+    return list(importlib.import_module("kernelsvc.server.openai").routes(context, keys))
 
 
 def _rest_routes(shared: dict[str, Any]) -> list[Any]:

@@ -28,6 +28,7 @@ from websockets.sync.client import connect
 from kernelsvc.protocol import e2b, methods
 from kernelsvc.server.e2b.handler import SandboxHandler
 from kernelsvc.server.native import routes
+from kernelsvc.settings import ModelSettings, Settings
 from kernelsvc.testing import InProcessServer
 from kernelsvc.tools import TOOLS
 
@@ -40,6 +41,8 @@ TOKENS = {
     "bob-read": ("bob", "read"),
     "carol-audit": ("carol", "audit"),
 }
+#: A model whose server does not exist.
+MODELS = '{"m": {"url": "http://127.0.0.1:9/v1"}}'
 REFUSED = {401, 403, 404, 502}
 S, CELL = "{session}", "nothing"
 
@@ -161,6 +164,28 @@ ROWS = [
     Row("POST", "/v1/spaces/a/sandboxes/b/tools:run_shell_command", "run", {"command": "true"}),
     Row("POST", "/run_code", "run", {"code": "1", "language": "python"}),
     Row("POST", "/run_jupyter", "run", {"cells": ["1"]}),
+    # OpenAI's API over models, which exists only with a model
+    Row("POST", "/v1/responses", "run", {"model": "m", "input": "x"}),
+    Row("GET", f"/v1/responses/{S}", "read"),
+    Row("DELETE", f"/v1/responses/{S}", "run"),
+    Row("POST", f"/v1/responses/{S}/cancel", "run", {}),
+    Row("GET", f"/v1/responses/{S}/input_items", "read"),
+    Row("GET", "/v1/containers", "read"),
+    Row("POST", "/v1/containers", "run", {"name": "harm"}),
+    Row("GET", f"/v1/containers/{S}", "read"),
+    Row("DELETE", f"/v1/containers/{S}", "run"),
+    Row("GET", f"/v1/containers/{S}/files", "read"),
+    Row("POST", f"/v1/containers/{S}/files", "run", {"file_id": "harm"}),
+    Row("GET", f"/v1/containers/{S}/files/cfile_pYQ", "read"),
+    Row("DELETE", f"/v1/containers/{S}/files/cfile_pYQ", "run"),
+    Row("GET", f"/v1/containers/{S}/files/cfile_pYQ/content", "read"),
+    Row("GET", "/v1/files", "read"),
+    Row("POST", "/v1/files", "run", {}),
+    Row("GET", "/v1/files/file-1", "read"),
+    Row("DELETE", "/v1/files/file-1", "run"),
+    Row("GET", "/v1/files/file-1/content", "read"),
+    Row("GET", "/v1/models", "read"),
+    Row("GET", "/v1/models/m", "read"),
     # MCP and WebSockets are tried message by message below
     Row("GET", "/mcp", "read"),
     Row("POST", "/mcp", "read", {}),
@@ -229,7 +254,7 @@ def env(tokens: dict[str, tuple[str, str]]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def lab(short_tmp: Path) -> Iterator[Lab]:
-    served = Served(short_tmp / "scopes", env=env(TOKENS))
+    served = Served(short_tmp / "scopes", env={**env(TOKENS), "KERNELSVC_MODELS": MODELS})
     served.start()
     try:
         made = json.loads(Lab(served, "", {}, {}).ask(Row("POST", "/sandboxes", "run", {}), bearer("alice-run"))[1])
@@ -241,7 +266,8 @@ def lab(short_tmp: Path) -> Iterator[Lab]:
 
 
 async def test_the_table_names_every_route_and_method(tmp_path: Path) -> None:
-    async with InProcessServer(data_dir=tmp_path) as server:
+    settings = Settings(port=0, models={"m": ModelSettings(url="http://127.0.0.1:9/v1")})
+    async with InProcessServer(settings, data_dir=tmp_path) as server:
         app: Application = server.app
     lacking = []
     unset = RequestHandler._unimplemented_method

@@ -212,3 +212,32 @@ def test_under_systemd_the_kernel_host_is_a_unit_of_its_own():
     assert s.load({}, env).sandbox == "required"
     assert s.load({"start_host": "true"}, env).start_host is True
     assert s.load({}, {"SYSTEMD_EXEC_PID": "1"}).start_host is True
+
+
+def test_models_and_answers_are_tables_of_a_file(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text(
+        '[models.qwen]\nurl = "http://gpu1:8000/v1"\nkey_env = "QWEN_KEY"\n'
+        '[answers]\nexpired = "error"\nmax_running = 3\n'
+    )
+    got = s.load({"answers_max_running": "4"}, {"QWEN_KEY": "canary-key"}, file)
+    assert (got.models["qwen"].url, got.models["qwen"].max_turns) == ("http://gpu1:8000/v1", 30)
+    assert (got.answers.expired, got.answers.max_running, got.answers.store_days) == ("error", 4, 30.0)
+    assert "canary-key" not in str(s.describe(got)) + repr(got)
+    assert s.load().models == {}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        '{"m": {"url": "http://user:canary@gpu1"}}',
+        '{"m": {"url": "http://gpu1/v1?key=canary"}}',
+        '{"m": {"url": "file:///canary"}}',
+        '{"m": {"url": "http://gpu1", "key": "canary"}}',
+    ],
+)
+def test_a_wrong_model_is_refused_without_its_values(model):
+    with pytest.raises(BadRequest) as caught:
+        s.load({"models": model})
+    assert "canary" not in caught.value.message
+    assert "models" in caught.value.message

@@ -26,10 +26,10 @@ from kernelsvc.model.answers.values import (
     MessageItem,
     ModelFault,
     ModelPiece,
-    Note,
     OutputItem,
     ReasoningItem,
     ReasoningPiece,
+    ServerNote,
     TextPiece,
     TokenUsage,
 )
@@ -358,7 +358,7 @@ class AnswerMachine:
         if self.turn >= self._limits.max_turns:
             return self._end("incomplete", "max_messages")
         if self._final:
-            self.transcript.append(Note(text=NO_MORE))
+            self.transcript.append(ServerNote(text=NO_MORE))
         # A forced call is forced once. Otherwise the model could never answer.
         return self._ask(None)
 

@@ -193,14 +193,14 @@ class FunctionResult(msgspec.Struct, frozen=True, kw_only=True, tag="function_re
     id: str = ""
 
 
-class Note(msgspec.Struct, frozen=True, kw_only=True, tag="note"):
+class ServerNote(msgspec.Struct, frozen=True, kw_only=True, tag="note"):
     """A message of this server to the model. Clients do not see it."""
 
     text: str
 
 
 OutputItem = ReasoningItem | MessageItem | CodeItem | FunctionItem
-Entry = InputMessage | ReasoningItem | MessageItem | CodeItem | FunctionItem | FunctionResult | Note
+Entry = InputMessage | ReasoningItem | MessageItem | CodeItem | FunctionItem | FunctionResult | ServerNote
 
 
 def is_shown(entry: Entry) -> bool:

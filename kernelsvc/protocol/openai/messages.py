@@ -19,8 +19,8 @@ from kernelsvc.model.answers.values import (
     FunctionResult,
     InputMessage,
     MessageItem,
-    Note,
     ReasoningItem,
+    ServerNote,
 )
 from kernelsvc.protocol.openai.chat_stream import TOOL_NAME
 
@@ -152,9 +152,14 @@ class _MessageWriter:
             case InputMessage():
                 self.finish()
                 self._messages.append({"role": entry.role, "content": self._content(entry)})
-            case Note():
+            case ServerNote():
                 self.finish()
-                self._messages.append({"role": "user", "content": entry.text})
+                last = self._messages[-1] if self._messages else {}
+                if last.get("role") == "user" and isinstance(last["content"], str):
+                    # Templates refuse two messages of the user in a row.
+                    last["content"] += f"\n\n[{entry.text}]"
+                else:
+                    self._messages.append({"role": "user", "content": entry.text})
             case _:
                 self._add_output(entry)
 

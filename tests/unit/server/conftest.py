@@ -16,9 +16,9 @@ async def open_http_server():
     """Make servers with settings of the test's choice."""
     made = []
 
-    async def make(**changes: Any) -> HttpServer:
+    async def make(keys: dict[str, str] | None = None, **changes: Any) -> HttpServer:
         settings = msgspec.structs.replace(Settings(port=0, shutdown_seconds=2.0, checkpoints=0), **changes)
-        http_server = HttpServer(settings)
+        http_server = HttpServer(settings, keys=keys)
         made.append(http_server)
         return await http_server.start()
 

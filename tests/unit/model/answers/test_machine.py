@@ -18,8 +18,8 @@ from kernelsvc.model.answers.values import (
     CodeItem,
     FunctionItem,
     ModelFault,
-    Note,
     ReasoningPiece,
+    ServerNote,
     TextPiece,
     TokenUsage,
 )
@@ -99,7 +99,7 @@ def test_attempts_above_the_limit_are_answered_and_are_no_items() -> None:
     assert len(machine.items) == 1
     hidden = [each for each in machine.transcript if isinstance(each, CodeItem) and not each.shown]
     assert [each.result for each in hidden] == [m.OVER_LIMIT]
-    assert Note(text=m.NO_MORE) in machine.transcript
+    assert ServerNote(text=m.NO_MORE) in machine.transcript
     run_call(machine, "3")
     assert ends(machine.on_turn_ended(USAGE, cut=False)) == [("incomplete", "max_messages")]
 

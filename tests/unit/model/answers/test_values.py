@@ -7,7 +7,7 @@ from kernelsvc.model.answers.values import (
     FunctionResult,
     InputMessage,
     MessageItem,
-    Note,
+    ServerNote,
     TokenUsage,
     is_shown,
 )
@@ -16,7 +16,7 @@ from kernelsvc.model.answers.values import (
 def test_the_output_holds_no_notes_inputs_or_refused_attempts() -> None:
     assert is_shown(MessageItem(id="m"))
     assert is_shown(CodeItem(id="c"))
-    hidden = [CodeItem(id="c", shown=False), Note(text="x"), InputMessage(role="user", text="x")]
+    hidden = [CodeItem(id="c", shown=False), ServerNote(text="x"), InputMessage(role="user", text="x")]
     assert not any(map(is_shown, [*hidden, FunctionResult(call_id="a", output="b")]))
 
 

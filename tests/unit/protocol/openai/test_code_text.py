@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelsvc.protocol.openai.code_text import CodeText
@@ -18,6 +18,7 @@ def read(pieces: list[str]) -> tuple[str, str | None, str]:
     return streamed, *reader.end()
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.text(), st.booleans(), st.data())
 def test_any_code_cut_anywhere_is_streamed_as_it_is(code: str, plain: bool, data: st.DataObject) -> None:
     raw = json.dumps({"code": code}, ensure_ascii=plain)

@@ -11,9 +11,9 @@ from kernelsvc.model.answers.values import (
     FunctionResult,
     InputMessage,
     MessageItem,
-    Note,
     Picture,
     ReasoningItem,
+    ServerNote,
 )
 from kernelsvc.protocol.openai.messages import ELIDED, Dialect, to_messages
 
@@ -48,7 +48,7 @@ def test_a_turn_is_one_message_with_its_results_behind_it() -> None:
 
 def test_turns_are_messages_of_their_own_and_the_prefix_stays() -> None:
     first = messages([USER], [code(1)])
-    second = messages([USER], [code(1), code(2, turn=2), Note(text="now")])
+    second = messages([USER], [code(1), code(2, turn=2), ServerNote(text="now")])
     assert [each["role"] for each in second[1:]] == ["user", "assistant", "tool", "assistant", "tool", "user"]
     assert second[: len(first)] == first
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelsvc.errors import TooLarge
@@ -13,6 +13,7 @@ from kernelsvc.protocol.openai.sse_decoder import SseDecoder
 STREAM = 'event: x\ndata: {"a":1}\n\n: comment\r\n\r\ndata:two\r\ndata: lines é\r\n\r\nid: 1\rdata: [DONE]\r\r'.encode()
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, len(STREAM)), max_size=10))
 def test_events_do_not_depend_on_the_cuts(cuts: list[int]) -> None:
     decoder, cuts = SseDecoder(), sorted(cuts)

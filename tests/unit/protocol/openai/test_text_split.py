@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelsvc.protocol.openai.text_split import TextSplitter
@@ -49,6 +49,7 @@ def test_a_text_is_split_the_same_at_each_cut(text: str) -> None:
     assert split(text, list(range(len(text)))) == CASES[text]
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.text(alphabet="<think>/`py\n x"), st.data())
 def test_cuts_never_change_the_parts(text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))

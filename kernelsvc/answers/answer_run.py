@@ -1,0 +1,363 @@
+"""One answer: the effects of the state machine's steps, and the events for readers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from kernelsvc.answers.containers import Container
+from kernelsvc.answers.upstream import ChatUpstream, UpstreamError
+from kernelsvc.errors import KernelsvcError
+from kernelsvc.linux.tasks import OwnedTasks
+from kernelsvc.model.answers.machine import (
+    AnswerEnded,
+    AnswerMachine,
+    AskModel,
+    CloseModel,
+    InterruptCells,
+    ItemAdded,
+    ItemDone,
+    RunCell,
+    Step,
+)
+from kernelsvc.model.answers.values import (
+    CellOutcome,
+    CodeItem,
+    Entry,
+    MessageItem,
+    ModelFault,
+    ServerNote,
+)
+from kernelsvc.model.events import Reason
+from kernelsvc.model.objects import CellInfo, CellRequest, Principal
+from kernelsvc.protocol.openai.chat_stream import ChatTurn, as_fault
+from kernelsvc.protocol.openai.messages import TOOL, Dialect, to_messages
+from kernelsvc.protocol.openai.requests import AnswerRequest
+from kernelsvc.service.api import ServiceApi
+from kernelsvc.settings import ModelSettings
+from kernelsvc.tools.result import pictures_of, shortened
+
+log = logging.getLogger(__name__)
+
+#: Most characters of a cell's text in its item.
+MAX_LOGS = 1024 * 1024
+_ADVICE = "print less, or write it to a file"
+_CAUSES = {
+    Reason.KERNEL_DIED: "The Python process ended.",
+    Reason.INTERRUPTED: "The cell was interrupted.",
+    Reason.TIMEOUT: "The cell exceeded its time limit.",
+    Reason.MEMORY: "The cell reached the memory limit.",
+}
+
+
+class AnswerReader(Protocol):
+    """Receives the steps of an answer and writes them in a format. Its methods must not raise."""
+
+    def begin(self) -> None:
+        """The answer starts."""
+
+    def step(self, step: Step, run: AnswerRun) -> None:
+        """A step was taken. Its effect has been done or has been started."""
+
+    async def flush(self) -> None:
+        """Wait while the client has too much to read. The steps of one read are complete. Safe to cancel."""
+
+
+class AnswerRun:
+    """One answer from its start to its end.
+
+    Args:
+        service: The sessions.
+        who: The principal.
+        answer: Id of the answer.
+        request: The request.
+        earlier: The conversation before the answer, its input included.
+        model: The settings of the model.
+        upstream: The model's server.
+        container: The container, or None if the model may not run code.
+        machine: The state machine.
+
+    Attributes:
+        outputs: The outputs of each cell, by the id of its item.
+        pictures: Data URIs of each cell's pictures, by the id of its item.
+        ended: How the answer ended, or None.
+        elided: Number of results that were left out of the model's context.
+    """
+
+    def __init__(
+        self,
+        service: ServiceApi,
+        who: Principal,
+        answer: str,
+        request: AnswerRequest,
+        earlier: Sequence[Entry],
+        model: ModelSettings,
+        upstream: ChatUpstream,
+        container: Container | None,
+        machine: AnswerMachine,
+        pictures: Mapping[str, list[str]],
+    ) -> None:
+        self.id, self.request, self.machine = answer, request, machine
+        self.outputs: dict[str, list[dict[str, Any]]] = {}
+        self.pictures: dict[str, list[str]] = dict(pictures)
+        self.ended: AnswerEnded | None = None
+        self.elided = 0
+        self._service, self._who, self._earlier = service, who, list(earlier)
+        self._model, self._upstream, self._container = model, upstream, container
+        self._inbox: asyncio.Queue[Any] = asyncio.Queue(64)
+        self._tasks = OwnedTasks()
+        self._asking: asyncio.Task[None] | None = None
+        self._made: list[str] = []
+        self._began = time.monotonic()
+
+    @property
+    def container(self) -> str:
+        """Id of the container, or "" if it is not open."""
+        return self._container.id if self._container is not None else ""
+
+    async def run(self, reader: AnswerReader, note: str) -> None:
+        """Answer. Cancelling it closes the model's connection and interrupts the cells.
+
+        Args:
+            reader: Gets the steps.
+            note: For the model, or "".
+        """
+        if note:
+            self.machine.transcript.append(ServerNote(text=note))
+        reader.begin()
+        try:
+            await self._take(self.machine.begin(), reader)
+            async with asyncio.timeout(self._model.max_seconds):
+                while not self.machine.ended:
+                    await self._take(self._decide(await self._inbox.get()), reader)
+        except TimeoutError:
+            await self._take(self.machine.on_timeout(), reader)
+        except asyncio.CancelledError:
+            await self._take(self.machine.on_cancel(), reader)
+            raise
+        finally:
+            self._close_model()
+            if not self.machine.ended:
+                self._service.client_gone(self)
+
+    def cancel(self) -> None:
+        """End the answer. Its status becomes ``cancelled``."""
+        self._inbox_put("cancel")
+
+    def _inbox_put(self, what: Any) -> None:
+        # Beyond the limit for pieces: an order must not wait for a reader that is slow.
+        self._tasks.start(self._inbox.put(what))
+
+    def _decide(self, what: Any) -> list[Step]:
+        match what:
+            case list():
+                return [step for piece in what for step in self.machine.on_piece(piece)]
+            case ChatTurn():
+                steps = [step for piece in what.end() for step in self.machine.on_piece(piece)]
+                return steps + self.machine.on_turn_ended(what.usage, cut=what.cut)
+            case ModelFault():
+                return self.machine.on_fault(what)
+            case (int() as index, CellOutcome() as outcome):
+                return self.machine.on_cell_ended(index, outcome)
+            case _:
+                return self.machine.on_cancel()
+
+    async def _take(self, steps: list[Step], reader: AnswerReader) -> None:
+        """Do the effects of steps, and pass the steps on."""
+        waiting = list(steps)
+        while waiting:
+            step = waiting.pop(0)
+            try:
+                await self._effect(step)
+            except KernelsvcError as error:
+                waiting = self.machine.on_fault(as_fault(error))
+                continue
+            reader.step(step, self)
+        await reader.flush()
+
+    async def _effect(self, step: Step) -> None:
+        match step:
+            case ItemAdded():
+                item = self.machine.items[step.index]
+                if isinstance(item, CodeItem) and self._container is not None:
+                    # The code arrives meanwhile: the connection's buffer holds it.
+                    item.container = await self._container.open()
+            case ItemDone():
+                item = self.machine.items[step.index]
+                if isinstance(item, MessageItem) and self._container is not None and self.container:
+                    self._cite(item)
+            case AskModel():
+                self._asking = self._tasks.start(self._ask(step))
+            case RunCell():
+                self._tasks.start(self._run_cell(step.index))
+            case CloseModel():
+                self._close_model()
+            case InterruptCells():
+                self._service.client_gone(self)
+            case AnswerEnded():
+                self.ended = step
+                self._log(step)
+            case _:
+                pass
+
+    def _cite(self, item: MessageItem) -> None:
+        assert self._container is not None
+        item.citations = self._container.cite(item, self._made)
+        self._made = []
+
+    def _close_model(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+
+    # --- the model -----------------------------------------------------------------------
+
+    async def _ask(self, ask: AskModel) -> None:
+        """One turn: read the model's server, and pass its pieces to the machine."""
+        turn = ChatTurn(
+            ask.turn,
+            [each["function"]["name"] for each in self.request.functions],
+            code=self._container is not None,
+            fences=self._model.tools == "fence",
+        )
+        end: Any = turn
+        try:
+            async with contextlib.aclosing(self._upstream.events(self._body(ask))) as events:
+                async for data in events:
+                    if pieces := turn.feed(data):
+                        await self._inbox.put(pieces)
+                    if turn.fault is not None:
+                        end = turn.fault
+                    if turn.fenced or turn.fault is not None:
+                        break
+        except UpstreamError as error:
+            end = error.fault
+        except KernelsvcError as error:
+            end = as_fault(error)
+        except Exception:
+            log.exception("answer %s: turn %d failed", self.id, ask.turn)
+            end = ModelFault(code="server_error", message="The answer failed. The server's log has the reason.")
+        await self._inbox.put(end)
+
+    def _body(self, ask: AskModel) -> dict[str, Any]:
+        model, request = self._model, self.request
+        dialect = Dialect(
+            fences=model.tools == "fence",
+            vision=model.vision,
+            reasoning=model.reasoning,
+            context_tokens=model.context_tokens if request.elide else 1_000_000_000,
+            code=self._container is not None,
+        )
+        messages, self.elided = to_messages(
+            self._earlier, self.machine.transcript, request.instructions, dialect, self.pictures
+        )
+        body: dict[str, Any] = {"model": model.model or request.model, "messages": messages, **request.passed}
+        if ask.max_tokens is not None:
+            body["max_tokens"] = ask.max_tokens
+        tools = self._tools(ask.force)
+        if tools:
+            body["tools"] = tools
+            if not ask.tools:
+                # The definitions stay, because a template writes them first: the prefix cache of the server holds.
+                body["tool_choice"] = "none"
+            elif ask.force is not None:
+                body["tool_choice"] = "required"
+            if not request.parallel:
+                body["parallel_tool_calls"] = False
+        return body
+
+    def _tools(self, force: str | None) -> list[dict[str, Any]]:
+        native = self._container is not None and self._model.tools == "native"
+        tools = ([TOOL] if native else []) + self.request.functions
+        allowed = self.request.allowed
+        if allowed is not None:
+            tools = [each for each in tools if each["function"]["name"] in allowed]
+        if force not in (None, "required"):
+            # Servers ignore the object form of tool_choice. With only one tool, "required" says the same.
+            tools = [each for each in tools if each["function"]["name"] == force]
+        return tools
+
+    # --- cells ---------------------------------------------------------------------------
+
+    async def _run_cell(self, index: int) -> None:
+        item = self.machine.items[index]
+        assert isinstance(item, CodeItem)
+        assert self._container is not None
+        try:
+            outcome = await self._execute(item, self._container)
+        except KernelsvcError as error:
+            outcome = CellOutcome(status="failed", text=f"Not run: {error.message}", ran=False)
+        except Exception:
+            log.exception("answer %s: cell %s failed", self.id, item.id)
+            outcome = CellOutcome(status="failed", text="The cell's result can't be read.", ran=False)
+        await self._inbox.put((index, outcome))
+
+    async def _execute(self, item: CodeItem, container: Container) -> CellOutcome:
+        about = {"id": self.id, "item": item.id, "turn": item.turn, "model": self.request.model}
+        # The cell has the item's id. The same id again gives the same cell, so that its code runs at most once.
+        request = CellRequest(
+            code=item.code, cell=item.id, on_error="continue", on_disconnect="interrupt", metadata={"response": about}
+        )
+        cell = await self._service.execute(self._who, container.session, request, client=self)
+        made = await container.changes()
+        container.renew()
+        self._made += [path for path in made if path not in self._made]
+        self.outputs[item.id] = outputs_of(cell)
+        self.pictures[item.id] = picture_urls(cell)
+        text = result_text(cell, self._model.max_tool_text, made, vision=self._model.vision)
+        died = cell.reason in (Reason.KERNEL_DIED, Reason.MEMORY)
+        return CellOutcome(status="failed" if died else "completed", text=text, pictures=len(self.pictures[item.id]))
+
+    def _log(self, ended: AnswerEnded) -> None:
+        cells = sum(isinstance(each, CodeItem) for each in self.machine.items)
+        usage = self.machine.usage
+        log.info(
+            "answer %s ended: %s after %d turns, %d cells, %d and %d tokens",
+            self.id,
+            ended.status,
+            self.machine.turn,
+            cells,
+            usage.input,
+            usage.output,
+            extra={"action": "answer_ended", "status": ended.status, "seconds": time.monotonic() - self._began},
+        )
+
+
+def picture_urls(cell: CellInfo) -> list[str]:
+    """Return the pictures of a cell as data URIs, within the limits of ``tools.result``."""
+    return [f"data:{each.mime};base64,{base64.b64encode(each.data).decode()}" for each in pictures_of(cell)[0]]
+
+
+def outputs_of(cell: CellInfo) -> list[dict[str, Any]]:
+    """Return a cell's outputs for clients: what was printed, the value and the traceback, then the pictures."""
+    text = shortened(cell.text, MAX_LOGS, "the notebook has all of it")[0]
+    if cell.message and cell.message not in text:
+        text += f"{cell.message}\n"
+    logs = [{"type": "logs", "logs": text}] if text else []
+    return [*logs, *({"type": "image", "url": url} for url in picture_urls(cell))]
+
+
+def result_text(cell: CellInfo, limit: int, made: Sequence[str], *, vision: bool) -> str:
+    """Return a cell's result for the model.
+
+    Args:
+        cell: The cell, which has ended.
+        limit: Most characters of its text.
+        made: Files that are new or changed.
+        vision: Whether the model gets the pictures themselves.
+    """
+    lines = [shortened(cell.text.rstrip("\n"), limit, _ADVICE)[0]]
+    if cell.reason in _CAUSES:
+        kept = {True: " The variables from before it are kept.", False: " The variables are lost.", None: ""}
+        lines.append(f"[{_CAUSES[cell.reason]}{kept[cell.variables_kept]} {cell.message or ''}".rstrip() + "]")
+    pictures, more = pictures_of(cell)
+    if pictures and not vision:
+        lines.append(f"[{len(pictures) + more} pictures, which the user sees]")
+    if made:
+        lines.append(f"[new files: {', '.join(made)}]")
+    return "\n".join(line for line in lines if line) or "[no output]"

@@ -1,0 +1,499 @@
+"""All answers of the server: who may ask which model, how many run, what came before, and what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fnmatch
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kernelsvc.answers.answer_run import AnswerReader, AnswerRun, outputs_of, picture_urls
+from kernelsvc.answers.containers import Container, Containers
+from kernelsvc.answers.event_log import EventLog
+from kernelsvc.answers.kept import AnswerStore, KeptResponse
+from kernelsvc.answers.upstream import ChatUpstream
+from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, QuotaExceeded
+from kernelsvc.linux.tasks import OwnedTasks
+from kernelsvc.model.answers.machine import AnswerEnded, AnswerLimits, AnswerMachine, ItemDone, Step
+from kernelsvc.model.answers.values import (
+    CodeItem,
+    Entry,
+    FunctionItem,
+    FunctionResult,
+    InputMessage,
+    ModelFault,
+    ReasoningItem,
+    is_shown,
+)
+from kernelsvc.model.objects import Principal
+from kernelsvc.protocol.openai.requests import AnswerRequest, refused
+from kernelsvc.protocol.openai.responses import ResponseEvents, ResponseHead, item_json, response_json, session_id
+from kernelsvc.service.api import ServiceApi
+from kernelsvc.settings import ModelSettings, Settings
+
+log = logging.getLogger(__name__)
+
+#: Most answers that one conversation goes back.
+MAX_CHAIN = 1000
+#: The model's name with this suffix runs code without the tool in the request.
+VIRTUAL = "+python"
+_LOST = ModelFault(code="server_error", message="The server stopped before the end of the answer. Ask again.")
+
+
+def new_id(prefix: str) -> str:
+    """Return a random id in the form of OpenAI's: 32 hexadecimal digits."""
+    return f"{prefix}_{os.urandom(16).hex()}"
+
+
+def read_keys(models: Mapping[str, ModelSettings], env: dict[str, str] | os._Environ[str]) -> dict[str, str]:
+    """Return the keys of models' servers by the name of the model.
+
+    Each variable with a key is removed, so that no process that the server starts inherits it.
+
+    Args:
+        models: The settings of the models.
+        env: The environment.
+
+    Raises:
+        BadRequest: A variable is not set, or a file can't be read.
+    """
+    found: dict[str, str] = {}
+    for name, model in models.items():
+        if model.key_file:
+            try:
+                found[name] = Path(model.key_file).read_text("utf-8").strip()
+            except (OSError, ValueError) as error:
+                raise BadRequest(f"Setting models.{name}.key_file: can't read {model.key_file}: {error}.") from None
+        elif model.key_env:
+            if not env.get(model.key_env):
+                raise BadRequest(f"Setting models.{name}.key_env: the variable {model.key_env} is not set.")
+            found[name] = env[model.key_env]
+    for name in {model.key_env for model in models.values() if model.key_env}:
+        env.pop(name, None)
+    for name, key in found.items():
+        if not key.isascii() or not key.isprintable():
+            raise BadRequest(f"The key of the model {name} has characters that an HTTP header can't have.")
+    return found
+
+
+class RunningAnswer:
+    """An answer that runs, or whose client still reads it.
+
+    Attributes:
+        id: Its id.
+        who: Its principal.
+        run: The answer.
+        log: Its events.
+        task: Its task.
+    """
+
+    def __init__(self, who: Principal, head: ResponseHead, run: AnswerRun, log: EventLog) -> None:
+        self.id, self.who, self.head, self.run, self.log = head.id, who, head, run, log
+        self.task: asyncio.Task[None] | None = None
+
+    def cancel(self) -> None:
+        """End it, because its client has gone."""
+        if self.task is not None:
+            self.task.cancel()
+
+
+class ResponseReader:
+    """Writes the steps of an answer as the Responses API's events."""
+
+    def __init__(self, events: ResponseEvents, log: EventLog, answers: Answers) -> None:
+        self._events, self._log, self._answers = events, log, answers
+
+    def begin(self) -> None:
+        """Write the first events."""
+        self._log.add(self._events.begin())
+
+    def step(self, step: Step, run: AnswerRun) -> None:
+        """Write the events of a step."""
+        outputs: list[dict[str, Any]] | None = None
+        if isinstance(step, ItemDone) and run.request.outputs:
+            outputs = run.outputs.get(run.machine.items[step.index].id, [])
+        self._log.add(self._events.of(step, run.machine.items, outputs, run.container))
+        if isinstance(step, AnswerEnded):
+            self._log.add(self._events.end(self._answers.describe(run), step))
+            # Kept before the client reads the last event: its next request may name this response.
+            self._answers.settle(run)
+            self._log.close()
+
+    async def flush(self) -> None:
+        """Wait for a slow client."""
+        await self._log.flush()
+
+
+class Answers:
+    """All answers.
+
+    Args:
+        service: The sessions.
+        settings: The models and the rules.
+        keys: The keys of the models' servers, by the name of the model.
+    """
+
+    def __init__(self, service: ServiceApi, settings: Settings, keys: Mapping[str, str]) -> None:
+        self._service, self._settings = service, settings
+        self._models, self._rules = settings.models, settings.answers
+        self.containers = Containers(service, self._rules.idle_seconds, pauses=settings.hibernate_seconds is not None)
+        self.store = AnswerStore(settings.data_path() / "responses", self._rules.store_days)
+        self._upstreams = {name: ChatUpstream(model, keys.get(name, "")) for name, model in self._models.items()}
+        self._running: dict[str, RunningAnswer] = {}
+        self._reserved: Counter[str] = Counter()
+        self._tasks = OwnedTasks()
+
+    async def stop(self) -> None:
+        """End all answers, and wait until they are kept."""
+        for running in list(self._running.values()):
+            running.cancel()
+        await self._tasks.wait(5.0)
+
+    # --- models --------------------------------------------------------------------------
+
+    def models(self, who: Principal) -> list[str]:
+        """Return the names of the models that a principal may use."""
+        names = [name for name, each in self._models.items() if name != "*" and _may_use(who, each)]
+        return [variant for name in sorted(names) for variant in (name, name + VIRTUAL)]
+
+    def model(self, who: Principal, name: str) -> tuple[str, ModelSettings]:
+        """Return the name and the settings of a model.
+
+        Raises:
+            NotFound: There is none, or the principal may not use it.
+        """
+        base = name.removesuffix(VIRTUAL)
+        key = base if base in self._models and base != "*" else "*"
+        found = self._models.get(key)
+        if found is None or not _may_use(who, found):
+            raise NotFound(
+                f"There is no model {name[:100]!r}. GET /v1/models lists them.", openai_code="model_not_found",
+                param="model",
+            )  # fmt: skip
+        return key, found
+
+    # --- answers -------------------------------------------------------------------------
+
+    async def start(self, who: Principal, request: AnswerRequest) -> RunningAnswer:
+        """Start an answer in the form of the Responses API.
+
+        Raises:
+            KernelsvcError: The request names an object that does not exist, or a limit is reached.
+        """
+        head = ResponseHead(id=new_id("resp"), created=int(time.time()), request=request)
+        earlier = self._history(who, request.previous)
+        log = EventLog(keep=request.background)
+        _, model = self.model(who, request.model)
+        reader = ResponseReader(ResponseEvents(head, model.reasoning_as), log, self)
+        running = await self.launch(who, head, earlier, reader, log)
+        if request.store:
+            self._keep(running)
+        return running
+
+    async def launch(
+        self,
+        who: Principal,
+        head: ResponseHead,
+        earlier: list[Entry],
+        reader: AnswerReader,
+        log: EventLog,
+        *,
+        key: str | None = None,
+    ) -> RunningAnswer:
+        """Start an answer, whose steps a reader gets.
+
+        Args:
+            who: The principal.
+            head: Id and request.
+            earlier: The conversation before the request.
+            reader: Gets the steps.
+            log: The events that the reader writes.
+            key: Names a container that later requests find again, or None.
+
+        Raises:
+            KernelsvcError: The request names an object that does not exist, or a limit is reached.
+        """
+        request = head.request
+        name, model = self.model(who, request.model)
+        self._admit(who)
+        entries = [*earlier, *request.input]
+        _check_results(entries)
+        if model.vision is False and any(isinstance(e, InputMessage) and e.pictures for e in request.input):
+            raise refused(f"The model {request.model!r} does not read pictures.", "input")
+        # Reserved before the first wait, so that two requests can't both take the last place.
+        self._reserved[who.name] += 1
+        try:
+            container, note = await self._container(who, request, entries, key)
+            pictures = await self._complete(who, entries, vision=model.vision)
+        finally:
+            self._reserved[who.name] -= 1
+        machine = AnswerMachine(_limits(request, model), new_id)
+        run = AnswerRun(
+            self._service, who, head.id, request, entries, model, self._upstreams[name], container, machine, pictures
+        )
+        running = self._running[head.id] = RunningAnswer(who, head, run, log)
+        running.task = self._tasks.start(self._watch(running, run, reader, note), name=f"answer {head.id}")
+        return running
+
+    async def _watch(self, running: RunningAnswer, run: AnswerRun, reader: AnswerReader, note: str) -> None:
+        try:
+            await run.run(reader, note)
+        except asyncio.CancelledError:
+            pass  # it has become a cancelled answer
+        except Exception:
+            log.exception("answer %s failed", run.id)
+            if run.ended is None:
+                run.ended = AnswerEnded("failed", fault=_LOST)
+        finally:
+            self.settle(run)
+            running.log.close()
+
+    def _admit(self, who: Principal) -> None:
+        rules = self._rules
+        own = sum(each.who.name == who.name for each in self._running.values()) + self._reserved[who.name]
+        if len(self._running) + self._reserved.total() >= rules.max_running or own >= rules.max_running_per_principal:
+            raise QuotaExceeded("Too many answers are running. Wait until one has ended.")
+
+    async def _container(
+        self, who: Principal, request: AnswerRequest, entries: list[Entry], key: str | None
+    ) -> tuple[Container | None, str]:
+        tool = request.code
+        if tool is None or not request.may_call:
+            return None, ""
+        uploads = {}
+        for each in tool.file_ids:
+            described = self.store.file(who.name, each)
+            uploads[described.filename] = self.store.content(who.name, each)
+        earlier = next(
+            (each.container for each in reversed(entries) if isinstance(each, CodeItem) and each.container), ""
+        )
+        container = Container(self.containers, who, tool, earlier, uploads, key)
+        return container, await container.check(new=self._rules.expired == "new")
+
+    async def _complete(self, who: Principal, entries: list[Entry], *, vision: bool) -> dict[str, list[str]]:
+        """Read from the log what a client left out of its items: results of cells, and pictures."""
+        pictures: dict[str, list[str]] = {}
+        for each in entries:
+            if isinstance(each, CodeItem) and (not each.result or (vision and each.pictures)):
+                with contextlib.suppress(KernelsvcError):
+                    session = session_id(each.container)
+                    await self._service.ensure_loaded(session)
+                    cell = self._service.cell(who, session, each.id)
+                    each.result = each.result or cell.text or "[no output]"
+                    pictures[each.id] = picture_urls(cell)
+        return pictures
+
+    def _history(self, who: Principal, previous: str | None) -> list[Entry]:
+        chain: list[KeptResponse] = []
+        while previous is not None and len(chain) < MAX_CHAIN:
+            try:
+                found = self.store.response(who.name, previous)
+            except NotFound:
+                raise NotFound(
+                    f"Previous response with id '{previous[:100]}' not found.", param="previous_response_id",
+                    openai_code="previous_response_not_found",
+                ) from None  # fmt: skip
+            if previous in self._running:
+                raise BadRequest("The previous response has not ended yet.", param="previous_response_id")
+            chain.append(found)
+            previous = found.request.previous
+        entries: list[Entry] = []
+        base = 0
+        for kept in reversed(chain):
+            # Numbers of turns are unique in the whole conversation: two answers are never one message.
+            base += 1000
+            for each in kept.transcript:
+                if hasattr(each, "turn"):
+                    each.turn += base
+            entries += [*kept.request.input, *kept.transcript]
+        return entries
+
+    # --- kept responses --------------------------------------------------------------------
+
+    def describe(self, run: AnswerRun) -> dict[str, Any]:
+        """Return the response object of an answer that runs or has just ended."""
+        shown = self._as(run.request)
+        items = []
+        for each in run.machine.items:
+            if not self._hides(run.request, each):
+                outputs = run.outputs.get(each.id, []) if run.request.outputs else None
+                items.append(item_json(each, outputs, run.container, shown))
+        return self._object(_kept(self._running[run.id]), items)
+
+    def settle(self, run: AnswerRun) -> None:
+        """Keep an answer that has ended. Only the first call has an effect."""
+        running = self._running.pop(run.id, None)
+        if running is not None and run.request.store:
+            self._keep(running)
+
+    def _object(self, kept: KeptResponse, items: list[dict[str, Any]]) -> dict[str, Any]:
+        head = ResponseHead(id=kept.id, created=kept.created, request=kept.request)
+        if kept.ended is None:
+            return response_json(head, "in_progress", items)
+        found = response_json(head, kept.ended.status, items, kept.usage, kept.ended, kept.completed)
+        if kept.elided:
+            found["metadata"] = {**found["metadata"], "x-kernelsvc-elided": str(kept.elided)}
+        return found
+
+    def _as(self, request: AnswerRequest) -> Any:
+        name = request.model.removesuffix(VIRTUAL)
+        model = self._models.get(name) or self._models.get("*")
+        return model.reasoning_as if model is not None else "none"
+
+    def _hides(self, request: AnswerRequest, entry: Entry) -> bool:
+        return not is_shown(entry) or (isinstance(entry, ReasoningItem) and self._as(request) == "none")
+
+    def _keep(self, running: RunningAnswer) -> None:
+        try:
+            self.store.put_response(running.who.name, _kept(running))
+        except OSError as error:
+            log.error("Can't store the response %s: %s", running.id, error.strerror)
+
+    def _find(self, who: Principal, response: str) -> KeptResponse:
+        running = self._running.get(response)
+        if running is not None and running.who.name == who.name and running.head.request.store:
+            return _kept(running)
+        kept = self.store.response(who.name, response)
+        if kept.ended is None:
+            # It ran when the server was killed.
+            kept.ended = AnswerEnded("failed", fault=_LOST)
+        return kept
+
+    async def response(self, who: Principal, response: str, *, outputs: bool) -> dict[str, Any]:
+        """Return a response that was kept or runs.
+
+        Args:
+            who: The principal.
+            response: Its id.
+            outputs: Whether items have the outputs of cells, also if the request did not ask for them.
+
+        Raises:
+            NotFound: The principal has no such response.
+        """
+        kept = self._find(who, response)
+        items = []
+        for each in kept.transcript:
+            if self._hides(kept.request, each):
+                continue
+            found = await self._outputs(who, each) if outputs or kept.request.outputs else None
+            items.append(item_json(each, found, kept.container, self._as(kept.request)))
+        return self._object(kept, items)
+
+    async def _outputs(self, who: Principal, entry: Entry) -> list[dict[str, Any]] | None:
+        """Read the outputs of an item's cell from the session's log."""
+        if not isinstance(entry, CodeItem):
+            return None
+        if not entry.ran:
+            return []
+        try:
+            session = session_id(entry.container)
+            await self._service.ensure_loaded(session)
+            return outputs_of(self._service.cell(who, session, entry.id))
+        except KernelsvcError:
+            return None
+
+    def input_items(self, who: Principal, response: str) -> list[dict[str, Any]]:
+        """Return the input of a response.
+
+        Raises:
+            NotFound: The principal has no such response.
+        """
+        kept = self._find(who, response)
+        return [item_json(each, None, "", "text") for each in kept.request.input]
+
+    def remove(self, who: Principal, response: str) -> None:
+        """Erase a response. One that runs is cancelled.
+
+        Raises:
+            NotFound: The principal has no such response.
+        """
+        self.store.response(who.name, response)
+        running = self._running.get(response)
+        if running is not None and running.who.name == who.name:
+            running.head = msgspec.structs.replace(
+                running.head, request=msgspec.structs.replace(running.head.request, store=False)
+            )
+            running.run.request = running.head.request
+            running.cancel()
+        self.store.remove(who.name, response)
+
+    async def cancel(self, who: Principal, response: str) -> None:
+        """Cancel a background response, and wait for its end. Cancelling an ended one does nothing.
+
+        Raises:
+            NotFound: The principal has no such response.
+            BadRequest: It was not made with ``background``.
+        """
+        kept = self._find(who, response)
+        if not kept.request.background:
+            raise BadRequest("Only a response with 'background' can be cancelled. Close the connection of another one.")
+        running = self._running.get(response)
+        if running is not None and running.task is not None:
+            running.run.cancel()
+            await asyncio.wait([running.task])
+
+    def events(self, who: Principal, response: str) -> EventLog:
+        """Return the events of a background response, from the first one.
+
+        Raises:
+            NotFound: The principal has no such response.
+            BadRequest: It was not made with ``background``.
+        """
+        running = self._running.get(response)
+        kept = self._find(who, response)
+        if not kept.request.background:
+            raise BadRequest("Only the events of a response with 'background' can be read again.", param="stream")
+        if running is not None:
+            return running.log
+        found = EventLog(keep=True)
+        found.add(kept.events)
+        found.close()
+        return found
+
+
+def _may_use(who: Principal, model: ModelSettings) -> bool:
+    return any(fnmatch.fnmatchcase(who.name, pattern) for pattern in model.principals)
+
+
+def _limits(request: AnswerRequest, model: ModelSettings) -> AnswerLimits:
+    return AnswerLimits(
+        max_turns=model.max_turns,
+        max_tool_calls=request.max_tool_calls,
+        max_output_tokens=request.max_output_tokens,
+        parallel=request.parallel,
+        force=request.force,
+        tools=request.may_call,
+    )
+
+
+def _check_results(entries: list[Entry]) -> None:
+    calls = {each.call_id for each in entries if isinstance(each, FunctionItem)}
+    for each in entries:
+        if isinstance(each, FunctionResult) and each.call_id not in calls:
+            shown = each.call_id[:100]
+            raise refused(f"No tool call found for function call output with call_id {shown}.", "input")
+
+
+def _kept(running: RunningAnswer) -> KeptResponse:
+    run = running.run
+    ended = run.ended
+    return KeptResponse(
+        id=running.id,
+        created=running.head.created,
+        request=run.request,
+        transcript=list(run.machine.transcript),
+        container=run.container,
+        usage=run.machine.usage,
+        ended=ended,
+        completed=int(time.time()) if ended is not None and ended.status == "completed" else None,
+        elided=run.elided,
+        events=running.log.all() if run.request.background and ended is not None else [],
+    )

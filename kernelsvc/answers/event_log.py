@@ -1,0 +1,59 @@
+"""The events of one answer, between the answer and its readers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+#: Most events that wait for a slow client before the answer waits too, and most that a background answer keeps.
+MAX_WAITING, MAX_KEPT = 2000, 200_000
+
+
+class EventLog:
+    """Events in order, numbered from 0.
+
+    Args:
+        keep: Whether events stay after they were read, for readers that come later.
+    """
+
+    def __init__(self, *, keep: bool) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._first = 0
+        self._keep = keep
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._closed = False
+
+    def add(self, events: list[dict[str, Any]]) -> None:
+        """Add events."""
+        if events and len(self._events) < MAX_KEPT:
+            self._events += events
+            self._news.set()
+
+    def close(self) -> None:
+        """Mark the end."""
+        self._closed = True
+        self._news.set()
+
+    async def flush(self) -> None:
+        """Wait while too much waits for the only reader. Safe to cancel."""
+        while not self._keep and len(self._events) > MAX_WAITING and not self._closed:
+            self._room.clear()
+            await self._room.wait()
+
+    async def after(self, number: int) -> list[dict[str, Any]]:
+        """Wait for events behind the first ``number`` ones. An empty list is the end. Safe to cancel."""
+        while True:
+            found = self._events[max(0, number - self._first) :]
+            if found or self._closed:
+                if not self._keep:
+                    self._first += len(self._events)
+                    self._events = []
+                    self._room.set()
+                return found
+            self._news.clear()
+            await self._news.wait()
+
+    def all(self) -> list[dict[str, Any]]:
+        """Return the events that were kept."""
+        return list(self._events)

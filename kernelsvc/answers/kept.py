@@ -1,0 +1,178 @@
+"""Responses and uploaded files on disk, a directory for each principal. They are never in a session's log.
+
+A log is signed and can't lose a line. The texts of users and models must be erasable, so they are files of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kernelsvc.errors import NotFound
+from kernelsvc.linux import atomic_file
+from kernelsvc.model.answers.machine import AnswerEnded
+from kernelsvc.model.answers.values import Entry, TokenUsage
+from kernelsvc.protocol.openai.requests import AnswerRequest
+
+_ID = re.compile(r"(resp|file)[_-][0-9a-f]{32}\Z")
+#: Seconds between two searches for files that are too old, and of a day.
+SWEEP_SECONDS, DAY = 3600.0, 86400.0
+
+
+class KeptResponse(msgspec.Struct, kw_only=True):
+    """A response on disk.
+
+    Attributes:
+        id: Its id.
+        created: Seconds of Unix time.
+        request: The request, with the new input.
+        transcript: The items of the answer and the server's notes.
+        container: Id of its container, or "".
+        usage: Tokens.
+        ended: How it ended. None while it runs, and after a crash of the server.
+        completed: Seconds of Unix time.
+        elided: Number of results that were left out of the model's context.
+        events: Events of a background response, each as JSON.
+    """
+
+    id: str
+    created: int
+    request: AnswerRequest
+    transcript: list[Entry] = []
+    container: str = ""
+    usage: TokenUsage = TokenUsage()
+    ended: AnswerEnded | None = None
+    completed: int | None = None
+    elided: int = 0
+    events: list[dict[str, Any]] = []
+
+
+class KeptFile(msgspec.Struct, frozen=True, kw_only=True):
+    """An uploaded file. ``created`` is in seconds of Unix time, ``size`` in bytes."""
+
+    id: str
+    created: int
+    filename: str
+    purpose: str
+    size: int
+
+
+class AnswerStore:
+    """The directory of all responses and files.
+
+    Args:
+        directory: Made when it is first needed, mode 0700.
+        days: Age at which a response or file is removed.
+    """
+
+    def __init__(self, directory: Path, days: float) -> None:
+        self._directory, self._days = directory, days
+        self._swept = 0.0
+
+    def put_response(self, principal: str, response: KeptResponse) -> None:
+        """Write a response.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        atomic_file.replace_bytes(self._path(principal, response.id, make=True), msgspec.json.encode(response))
+        self._sweep()
+
+    def response(self, principal: str, response: str) -> KeptResponse:
+        """Return a response.
+
+        Raises:
+            NotFound: The principal has no such response.
+        """
+        return msgspec.json.decode(self._read(principal, response, "response"), type=KeptResponse)
+
+    def put_file(self, principal: str, file: KeptFile, data: bytes) -> None:
+        """Write a file.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        path = self._path(principal, file.id, make=True)
+        atomic_file.replace_bytes(path.with_suffix(".data"), data)
+        atomic_file.replace_bytes(path, msgspec.json.encode(file))
+        self._sweep()
+
+    def file(self, principal: str, file: str) -> KeptFile:
+        """Return the description of a file.
+
+        Raises:
+            NotFound: The principal has no such file.
+        """
+        return msgspec.json.decode(self._read(principal, file, "file"), type=KeptFile)
+
+    def files(self, principal: str) -> list[KeptFile]:
+        """Return the descriptions of all files, the newest first."""
+        found = []
+        for path in self._of(principal).glob("file-*.json"):
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                found.append(msgspec.json.decode(path.read_bytes(), type=KeptFile))
+        return sorted(found, key=lambda each: (-each.created, each.id))
+
+    def content(self, principal: str, file: str) -> bytes:
+        """Return the bytes of a file.
+
+        Raises:
+            NotFound: The principal has no such file.
+        """
+        self.file(principal, file)
+        try:
+            return self._path(principal, file).with_suffix(".data").read_bytes()
+        except OSError:
+            raise NotFound(f"There is no file {file!r}.") from None
+
+    def remove(self, principal: str, named: str) -> None:
+        """Erase a response or a file.
+
+        Raises:
+            NotFound: The principal has none with this id.
+        """
+        path = self._path(principal, named)
+        path.with_suffix(".data").unlink(missing_ok=True)
+        try:
+            path.unlink()
+        except OSError:
+            raise NotFound(f"There is no response or file {named[:100]!r}.") from None
+
+    def _read(self, principal: str, named: str, kind: str) -> bytes:
+        path = self._path(principal, named)
+        if not named.startswith({"response": "resp_", "file": "file-"}[kind]):
+            raise NotFound(f"There is no {kind} {named[:100]!r}.")
+        try:
+            return path.read_bytes()
+        except OSError:
+            raise NotFound(f"There is no {kind} {named[:100]!r}. It may have been removed.") from None
+
+    def _of(self, principal: str) -> Path:
+        # A principal's name is not the name of a file: it may have any characters.
+        return self._directory / hashlib.sha256(principal.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    def _path(self, principal: str, named: str, *, make: bool = False) -> Path:
+        if _ID.fullmatch(named) is None:
+            raise NotFound(f"There is no response or file {named[:100]!r}.")
+        directory = self._of(principal)
+        if make:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return directory / f"{named}.json"
+
+    def _sweep(self) -> None:
+        """Remove what is too old. A look at each file costs microseconds, so that this is done once an hour."""
+        now = time.monotonic()
+        if self._swept and now < self._swept + SWEEP_SECONDS:
+            return
+        self._swept = now
+        oldest = time.time() - self._days * DAY
+        for path in self._directory.glob("*/*"):
+            with contextlib.suppress(OSError):
+                if path.lstat().st_mtime < oldest:
+                    path.unlink()

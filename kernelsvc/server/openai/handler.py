@@ -1,0 +1,165 @@
+"""Base of the handlers of OpenAI's API: its errors, its lists, and forms with one file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from kernelsvc.answers.answers import Answers
+from kernelsvc.answers.event_log import EventLog
+from kernelsvc.errors import BadRequest, KernelsvcError
+from kernelsvc.model.answers.values import ModelFault
+from kernelsvc.protocol.multipart import Form, Part, PartEnd, boundary_of
+from kernelsvc.server.handler import ApiHandler, as_error
+from kernelsvc.server.native.sse import start_stream
+
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+#: OpenAI's codes for errors of this server.
+_CODES = {"unauthenticated": "invalid_api_key", "quota_exceeded": "rate_limit_exceeded"}
+KEEPALIVE = b": keepalive\n\n"
+
+
+class FaultError(KernelsvcError):
+    """The model's server did not answer."""
+
+    def __init__(self, fault: ModelFault) -> None:
+        super().__init__(fault.message, openai_code=fault.code)
+        self.model_fault = fault
+
+
+class OpenAiHandler(ApiHandler):
+    """Base of the handlers of OpenAI's API."""
+
+    transport = "openai"
+    route = "/v1/responses"
+    answers: Answers
+
+    def json_body(self) -> Any:
+        """Decode the body.
+
+        Raises:
+            BadRequest: It is not JSON.
+        """
+        try:
+            return msgspec.json.decode(self.body())
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise BadRequest("The body is not JSON.") from None
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Tornado's hook: write an error in OpenAI's format, which its clients raise."""
+        info = kwargs.get("exc_info")
+        raised = info[1] if info else BadRequest()
+        error = as_error(raised)
+        self._code = error.code
+        status = raised.model_fault.http_status if isinstance(raised, FaultError) else error.http_status
+        if not isinstance(raised, KernelsvcError):
+            status = status_code
+        self.set_status(status)
+        if status == 401:
+            self.set_header("WWW-Authenticate", "Bearer")
+        if isinstance(raised, FaultError) and raised.model_fault.retry_after:
+            self.set_header("Retry-After", raised.model_fault.retry_after)
+        elif status in (429, 503):
+            self.set_header("Retry-After", "1")
+        about = {
+            "message": error.message,
+            "type": _KINDS.get(status, "server_error"),
+            "param": error.details.get("param"),
+            "code": error.details.get("openai_code") or _CODES.get(error.code),
+        }
+        self.set_header("Content-Type", "application/json")
+        self.finish(msgspec.json.encode({"error": about}))
+
+    def flag(self, name: str) -> bool:
+        """Return a boolean of the query."""
+        return self.get_query_argument(name, "").lower() in ("true", "1")
+
+    def list_of(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return a page of a list by ``limit``, ``order`` and ``after``. The items have the newest first.
+
+        Raises:
+            BadRequest: A value of the query is not valid.
+        """
+        limit, order = self.get_query_argument("limit", "20"), self.get_query_argument("order", "desc")
+        if not limit.isdecimal() or not 1 <= int(limit) <= 10_000 or order not in ("asc", "desc"):
+            raise BadRequest("'limit' is a number from 1 to 10000, and 'order' is 'asc' or 'desc'.", param="limit")
+        items = items if order == "desc" else items[::-1]
+        after = self.get_query_argument("after", "")
+        if after:
+            at = next((number for number, each in enumerate(items) if each["id"] == after), None)
+            if at is None:
+                raise BadRequest("'after' is not the id of an element of the list.", param="after")
+            items = items[at + 1 :]
+        page = items[: int(limit)]
+        return {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": len(items) > len(page),
+        }
+
+    def form(self) -> tuple[dict[str, str], str | None, bytes]:
+        """Return the fields of a form, and the name and content of its file.
+
+        Raises:
+            BadRequest: The body is not a form.
+        """
+        boundary = boundary_of(self.request.headers.get("Content-Type", ""))
+        if boundary is None:
+            raise BadRequest("Send a form (multipart/form-data) with the field 'file'.", param="file")
+        fields: dict[str, str] = {}
+        filename: str | None = None
+        part: Part | None = None
+        pieces: list[bytes] = []
+        content = b""
+        for piece in Form(boundary).feed(self.body()):
+            if isinstance(piece, Part):
+                part, pieces = piece, []
+            elif isinstance(piece, PartEnd) and part is not None:
+                if part.name == "file":
+                    filename, content = part.filename or "file", b"".join(pieces)
+                else:
+                    fields[part.name] = b"".join(pieces).decode("utf-8", "replace")
+            elif isinstance(piece, bytes):
+                pieces.append(piece)
+        return fields, filename, content
+
+    def send_bytes(self, data: bytes) -> None:
+        """Send a file's content, which no browser shows as a page."""
+        self.set_header("Content-Type", "application/octet-stream")
+        self.set_header("Content-Disposition", "attachment")
+        self.write(data)
+
+    async def batches(self, log: EventLog, after: int) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yield events as they come. During a silence, yield an empty list. Safe to cancel."""
+        silence = self.context.settings.keepalive_seconds
+        number = after
+        while True:
+            try:
+                async with asyncio.timeout(silence):
+                    found = await log.after(number)
+            except TimeoutError:
+                yield []
+                continue
+            if not found:
+                return
+            number += len(found)
+            yield found
+
+    async def send_events(self, frames: bytes) -> None:
+        """Send bytes of an event stream."""
+        if not self._headers_written:
+            start_stream(self)
+        self.write(frames)
+        await self.flush()
