@@ -203,6 +203,20 @@ def _action_commands(commands: _Commands) -> None:
         action.add_argument("id", metavar="ID", nargs="+", help="a session")
         _json_option(action)
         _server_options(action)
+    purge = commands.add(
+        "purge",
+        "sessions.actions:purge",
+        "delete sessions for good: logs, notebooks and files",
+        "Delete everything of closed sessions from the server's data directory, also from its archive. A signed\n"
+        "record without content stays: which session, when, by whom, and the digest of its log. Prints the records as\n"
+        "JSON, one a line. Branches are deleted before their parents. Backups are not touched.",
+    )
+    purge.add_argument("id", metavar="ID", nargs="*", help="a session, also an archived one")
+    purge.add_argument(
+        "--principal", metavar="NAME", help="every session of this principal. Needs a token with the scope operate"
+    )
+    purge.add_argument("--force", action="store_true", help="end open sessions first")
+    _server_options(purge)
     upload = commands.add(
         "upload",
         "sessions.actions:upload",

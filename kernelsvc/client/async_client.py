@@ -13,7 +13,7 @@ from kernelsvc.client.connection import RpcConnection
 from kernelsvc.client.http import Rest
 from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.client.values import Cell, new_id, read
-from kernelsvc.model.objects import SessionInfo
+from kernelsvc.model.objects import Deletion, SessionInfo
 
 #: Maximum page size of the server.
 _PAGE = 1000
@@ -204,3 +204,19 @@ class AsyncClient:
             page = answer["next_page"]
             if page is None or (limit is not None and len(found) >= limit):
                 return found
+
+    async def purge(self, id: str, *, force: bool = False) -> Deletion:
+        """Delete a session for good: its log, notebook and files, also from the archive.
+
+        Args:
+            id: the session's id.
+            force: end the session first if it is open.
+
+        Returns:
+            the signed record that the server keeps, without content.
+
+        Raises:
+            NotFound: there is no such session, or another principal owns it and the token lacks the scope ``operate``.
+            Conflict: it is open, or it has branches or sidecars. Nothing was deleted.
+        """
+        return read(await self._rpc.call("session.purge", {"session": id, "force": force}, repeat=False), Deletion)

@@ -253,3 +253,4 @@ class Client:
     create_session = _blocking_as(AsyncClient.create_session, _session)
     session = _blocking_as(AsyncClient.session, _session)
     sessions = _blocking(AsyncClient.sessions)
+    purge = _blocking(AsyncClient.purge)

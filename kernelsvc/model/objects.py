@@ -295,6 +295,34 @@ class Variable(msgspec.Struct, kw_only=True):
     size_bytes: int | None = None
 
 
+class Deletion(msgspec.Struct, kw_only=True):
+    """The signed record of a session that was deleted for good. It holds nothing of the session's content.
+
+    Attributes:
+        session: The session's id.
+        at: When.
+        by: The principal that deleted it.
+        principal: The principal that owned it.
+        seq: Position of its log's last entry. 0 if the log was missing.
+        head: SHA-256 of that entry, with which a copy of the log can be recognized.
+        key, signature: Public key and signature (Ed25519, base64) of ``statement``.
+    """
+
+    session: str
+    at: str
+    by: str
+    principal: str
+    seq: int
+    head: str
+    key: str = ""
+    signature: str = ""
+
+    def statement(self) -> bytes:
+        """Return the signed bytes: the record as JSON without key and signature, with sorted names."""
+        unsigned = msgspec.structs.replace(self, key="", signature="")
+        return b"kernelsvc deletion v1\n" + msgspec.json.encode(unsigned, order="sorted")
+
+
 class Call(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``POST /v1/execute``: code, or a function with arguments."""
 

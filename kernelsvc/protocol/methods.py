@@ -19,6 +19,7 @@ from kernelsvc.model.objects import (
     CellRequest,
     CellView,
     Checkpoint,
+    Deletion,
     Id,
     Label,
     Scope,
@@ -80,6 +81,12 @@ class CloseParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
     """``session.close``."""
 
     reason: Annotated[str, Meta(min_length=1, max_length=256)] = "closed"
+
+
+class PurgeParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.purge``. ``force`` ends an open session first."""
+
+    force: bool = False
 
 
 class ExecuteParams(CellRequest, kw_only=True, forbid_unknown_fields=True):
@@ -311,6 +318,10 @@ _ROWS = (
     _row("session.get", SessionParams, SessionInfo, "read", "A session as it is now."),
     _row("session.list", ListParams, SessionPage, "read", "The principal's sessions, newest first."),
     _row("session.close", CloseParams, SessionInfo, "run", "End a session; its record stays."),
+    _row(
+        "session.purge", PurgeParams, Deletion, "run",
+        "Delete a closed session for good: log, notebook, files; a signed record without content stays.",
+    ),
     _row("session.interrupt", SessionParams, SessionInfo, "run", "Interrupt the running cell."),
     _row("session.restart", SessionParams, SessionInfo, "run", "A new kernel with empty variables; the log goes on."),
     _row(

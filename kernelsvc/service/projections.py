@@ -18,12 +18,13 @@ from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model.audit import head_statement
 from kernelsvc.model.events import Event, JournalSigned, NotAsWritten, SessionClosed
 from kernelsvc.model.hash_chain import Head
+from kernelsvc.model.objects import Deletion
 from kernelsvc.service.api import NotebookFormat
 from kernelsvc.store.convert import ConverterQueue, convert
 from kernelsvc.store.heads import HeadFile, judge
 from kernelsvc.store.index import Index
 from kernelsvc.store.journal import METER, Journal
-from kernelsvc.store.keys import SigningKey, is_good
+from kernelsvc.store.keys import SigningKey, is_good, signed_deletion
 from kernelsvc.store.notebook_document import Signer
 from kernelsvc.store.notebook_file import NotebookFile, cells_of, unsigned, write_inherited
 from kernelsvc.store.recovery import end_of
@@ -296,6 +297,14 @@ class Projections:
                 notebook.inherit(branch.inherited)
 
         self._finishing.start(work())
+
+    async def settle(self) -> None:
+        """Wait until the last notebooks of closed sessions are written, ``CLOSE_SECONDS`` at most."""
+        await self._finishing.wait(CLOSE_SECONDS)
+
+    def sign(self, deletion: Deletion) -> Deletion:
+        """Return the record of a deletion, signed by this server."""
+        return signed_deletion(self._key, deletion)
 
     def forget(self, session: str) -> None:
         """Drop the notebook of a session whose start failed."""

@@ -31,6 +31,7 @@ from kernelsvc.model.objects import (
     CellRequest,
     CellView,
     Checkpoint,
+    Deletion,
     Principal,
     SessionInfo,
     SessionRequest,
@@ -52,6 +53,7 @@ from kernelsvc.service.api import (
 )
 from kernelsvc.service.branching import BranchCreator
 from kernelsvc.service.creation import SessionCreator
+from kernelsvc.service.deletion import SessionDeleter
 from kernelsvc.service.environment import SessionEnvironment
 from kernelsvc.service.files import SessionFiles
 from kernelsvc.service.host_settings import host_settings
@@ -138,6 +140,7 @@ class Service:
         self.access = SessionTokens(projections.secret("access"), settings.tokens, registry)
         self._creator = SessionCreator(settings, registry, factory, self._warm_pool, self.leases, self.metrics)
         self._branches = BranchCreator(store, registry, self._creator, projections)
+        self._deleter = SessionDeleter(store, registry, projections, self._closed)
         self._clients: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
         self._tasks = OwnedTasks()
         self._stopping = False
@@ -280,6 +283,10 @@ class Service:
         if found.state is not SessionState.CLOSED:
             await found.close(reason)
         return self._registry.describe(found)
+
+    async def purge(self, who: Principal, session: str, *, force: bool = False) -> Deletion:
+        """Delete a session for good. See ``SessionDeleter.delete``."""
+        return await self._deleter.delete(who, session, force=force)
 
     async def interrupt(self, who: Principal, session: str) -> SessionInfo:
         """Interrupt the running cell."""

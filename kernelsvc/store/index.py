@@ -146,6 +146,8 @@ class Index:
             # No durability is needed: the journals have all data (SQLite, PRAGMA synchronous).
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = OFF")
+            # Deleted rows are overwritten with zeros: a session can be deleted for good.
+            db.execute("PRAGMA secure_delete = ON")
             db.executescript(_SCHEMA)
             db.execute(f"PRAGMA user_version = {VERSION}")
         except BaseException:
@@ -210,6 +212,20 @@ class Index:
         """Remove a session that was archived or removed. Never raises."""
         self._remove_rows(session)
         self.flush()
+
+    def erase(self, session: str) -> None:
+        """Remove a session so that no file of the database holds its code any more. Never raises.
+
+        Takes time in proportion to the index.
+        """
+        self.remove(session)
+        try:
+            # FTS5 keeps the words of a deleted row until its segments are merged, and the write-ahead log old pages.
+            self._db.execute("INSERT INTO code (code) VALUES ('optimize')")
+            self._db.execute("PRAGMA wal_checkpoint (TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            log.warning("session %s: the index may hold words of its code until it is rebuilt: %s", session, error)
+            self.stale = True
 
     def _remove_rows(self, session: str) -> None:
         self.flush()  # Earlier changes of the session must be written first.

@@ -31,6 +31,7 @@ from kernelsvc.linux.atomic_file import sync_directory, write_all
 from kernelsvc.model.audit import Audit, head_statement
 from kernelsvc.model.events import JournalSigned
 from kernelsvc.model.hash_chain import Head
+from kernelsvc.model.objects import Deletion
 
 NAME = "ed25519.pem"
 
@@ -94,6 +95,11 @@ class SigningKey:
     def sign_audit(self, audit: Audit) -> Audit:
         """Return the audit with key and signature. A ``notebook_document.Signer``."""
         return msgspec.structs.replace(audit, key=self.public, signature=self.sign(audit.statement()))
+
+
+def signed_deletion(key: SigningKey, deletion: Deletion) -> Deletion:
+    """Return the record with key and signature."""
+    return msgspec.structs.replace(deletion, key=key.public, signature=key.sign(deletion.statement()))
 
 
 def is_good(statement: bytes, key: str, signature: str) -> bool:

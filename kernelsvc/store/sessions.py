@@ -35,13 +35,14 @@ from kernelsvc.linux.nofollow import make_directory, stat_directory
 from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model import hash_chain
 from kernelsvc.model.hash_chain import Head
+from kernelsvc.model.objects import Deletion
 from kernelsvc.sandbox.branch_dirs import make_branches_dir
 from kernelsvc.store.heads import HeadFile
 from kernelsvc.store.journal import Journal
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
-Action = Literal["archived", "removed"]
+Action = Literal["archived", "removed", "deleted"]
 
 
 #: Fields of ``session.json`` that may hold secrets, and digests over them. They are removed when the session ends.
@@ -49,9 +50,12 @@ _SECRET = ("env", "request_digest")
 
 
 class RetentionRecord(msgspec.Struct, kw_only=True):
-    """A line of ``retention.jsonl``: an archived or removed session.
+    """A line of ``retention.jsonl``: an archived, removed or deleted session.
 
     Attributes:
+        why: The reason. Of a deleted session: empty.
+        about: ``session.json`` without secrets. Of a deleted session: empty.
+        deletion: The signed record of a deletion.
         seq, head: The journal's last entry and the digest of its line, so that a copy can be verified later.
         prev: SHA-256 of the previous line.
     """
@@ -63,6 +67,7 @@ class RetentionRecord(msgspec.Struct, kw_only=True):
     seq: int
     head: str
     about: dict[str, Any] = {}
+    deletion: Deletion | None = None
     prev: str = ""
 
 
@@ -259,6 +264,55 @@ class SessionDirectories:
         self._remove(found)
         return target
 
+    def delete(self, session: str, record: Callable[[Head], Deletion]) -> Deletion:
+        """Delete everything of a closed session for good, also its archive. Call it in a thread.
+
+        The record is durable before any file is deleted.
+
+        Args:
+            session: The id.
+            record: Makes the record from the head of the log.
+
+        Raises:
+            NotFound: There is no such session, also not in the archive.
+            OSError: Some files may be deleted. Call it again to continue.
+        """
+        found, archived = self._paths(session), self.archive_path / session
+        if not found.path.is_dir() and not archived.is_dir():
+            raise NotFound(f"There is no session {session!r}. List your sessions.")
+        head = Head()
+        if found.journal.is_file():
+            head = Journal.open(found.journal, found.id, read_only=True).head
+        deletion = record(head)
+        self._append(
+            RetentionRecord(
+                at=deletion.at, action="deleted", session=session, why="", seq=head.seq, head=head.digest,
+                deletion=deletion,
+            )
+        )  # fmt: skip
+        self._delete_branch_files(found)
+        self._remove(found)
+        remove_tree(archived)
+        return deletion
+
+    def _delete_branch_files(self, found: SessionDirectory) -> None:
+        """Delete the directory of a branch, which lies in its first ancestor's. A sidecar has none of its own."""
+        working, about = found.working(), found.read_about()
+        below = self.sessions.resolve()
+        if about.get("beside") or working.name != found.id or not working.is_relative_to(below):
+            return
+        for path in (working, working.with_name(f"{found.id}.d")):
+            # The ancestor's kernel controls the directories on the way, and may have put a link there.
+            if path.resolve() == path:
+                remove_tree(path)
+
+    def archived_owner(self, session: str) -> str | None:
+        """Return the principal of an archived session, or None if there is none in the archive."""
+        if not _ID.fullmatch(session):
+            return None
+        principal = SessionDirectory(self.archive_path / session).read_about().get("principal")
+        return principal if isinstance(principal, str) else None
+
     def _remove(self, found: SessionDirectory) -> None:
         # The journal first: a directory without a journal is no session, and ``sweep`` removes it after a crash.
         found.journal.unlink(missing_ok=True)
@@ -286,10 +340,8 @@ class SessionDirectories:
         head = Head()
         if found.journal.is_file():
             head = Journal.open(found.journal, found.id, read_only=True).head
-        fd = os.open(self._record_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            whole = _cut_torn(fd)
-            entry = RetentionRecord(
+        self._append(
+            RetentionRecord(
                 at=hash_chain.timestamp(self.clock()),
                 action=action,
                 session=found.id,
@@ -297,8 +349,14 @@ class SessionDirectories:
                 seq=head.seq,
                 head=head.digest,
                 about=_without_secrets(found.read_about()),
-                prev=hash_chain.digest(whole) if whole else "",
             )
+        )
+
+    def _append(self, record: RetentionRecord) -> None:
+        fd = os.open(self._record_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            whole = _cut_torn(fd)
+            entry = msgspec.structs.replace(record, prev=hash_chain.digest(whole) if whole else "")
             write_all(fd, msgspec.json.encode(entry) + b"\n")
             # The record must be durable before any file is removed.
             os.fsync(fd)

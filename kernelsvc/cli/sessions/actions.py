@@ -1,4 +1,4 @@
-"""``kernelsvc close``, ``interrupt``, ``hibernate``, ``upload`` and ``download``."""
+"""``kernelsvc close``, ``interrupt``, ``hibernate``, ``purge``, ``upload`` and ``download``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,25 @@ async def interrupt(args: argparse.Namespace, terminal: Terminal) -> int:
 async def hibernate(args: argparse.Namespace, terminal: Terminal) -> int:
     """Save the variables of idle sessions to disk, and end their kernels."""
     return await _act_on_all("hibernate", args, terminal)
+
+
+async def purge(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Delete sessions for good."""
+    if bool(args.id) == bool(args.principal):
+        raise BadRequest("Give the ids of sessions, or --principal NAME.")
+    refused: KernelsvcError | None = None
+    async with client_of(args) as client:
+        # The newest first, so a branch comes before its parent.
+        ids = args.id or [each.id for each in await client.sessions(principal=args.principal)]
+        for id in ids:
+            try:
+                terminal.line(msgspec.json.encode(await client.purge(id, force=args.force)).decode())
+            except KernelsvcError as error:
+                terminal.message(f"{id}: {error.message}", "red")
+                refused = refused or error
+    if refused is not None:
+        raise refused
+    return 0
 
 
 async def upload(args: argparse.Namespace, terminal: Terminal) -> int:

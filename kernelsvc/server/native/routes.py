@@ -186,6 +186,7 @@ ROUTES: tuple[Route, ...] = (
     _native("GET", "/v1/sessions", "session.list"),
     _native("GET", _S, "session.get"),
     _native("DELETE", _S, "session.close"),
+    _native("POST", f"{_S}/purge", "session.purge"),
     _native("POST", f"{_S}/interrupt", "session.interrupt"),
     _native("POST", f"{_S}/restart", "session.restart"),
     _native("POST", f"{_S}/hibernate", "session.hibernate"),

@@ -64,6 +64,7 @@ async def test_a_session_from_birth_to_end(http_server):
     assert (await http_server.json("DELETE", base, status=200))["state"] == "closed"
     assert (await http_server.json("GET", base, status=200))["state"] == "closed"
     assert await http_server.refused("POST", f"{base}/cells", {"code": "1"}) == (409, "session_closed")
+    assert await http_server.refused("POST", f"{base}/purge", {}) == (409, "conflict"), "it has branches"
 
 
 async def test_sessions_are_listed_in_pages_by_label_and_state(http_server):
