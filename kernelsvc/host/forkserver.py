@@ -112,7 +112,7 @@ class ForkServer:
             self._fail(f"{self.python} can't be started: {error.strerror}")
             return
         finally:
-            # Otherwise the host never reads the end of the connection, which comes with the last copy of this descriptor.
+            # Otherwise the host never reads the end of the connection: it comes with the last copy of this descriptor.
             server_end.close()
         self._channel = seqpacket.SeqpacketChannel(host_end, self._received, self._exited, fds=0)
         self._channel.send({"preload": self.settings.preload, "path": str(self._guest)})
