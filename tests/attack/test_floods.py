@@ -101,7 +101,7 @@ def test_a_flood_is_paused_and_other_sessions_are_served(server: Served, code: s
         wait_for(lambda: metric(server, "kernel_read_pauses") > pauses, deadline=30, what="a pause of the flood")
         bystander.wait(lambda: bystander.answered >= before + CELLS, what="the other session's answers")
         share = (metric(server, "kernel_read_seconds") - busy) / (time.monotonic() - started)
-    # A read that has begun is completed, which takes longer on a machine that does much else. Without pauses it is near 1.
+    # A read that has begun is completed, which takes longer on a busy machine. Without pauses it is near 1.
     assert share < (1 + TOTAL_SHARE) / 2
 
 
