@@ -224,6 +224,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     checkpoint_max_bytes: Annotated[
         int | None, _meta("A kernel with more private memory gets no automatic checkpoint.", "bytes", ge=0)
     ] = None
+    tools_approval: Annotated[
+        Literal["offered", "writes", "always"],
+        _meta(
+            "When a person must approve a call of a client's function: as its offer says, also if the function is not "
+            "marked as reading only, or always."
+        ),
+    ] = "offered"
+    tools_absent_seconds: Annotated[
+        float, _meta("Time that a call waits for a client that offers its function to connect.", "seconds", ge=0)
+    ] = 5.0
+    tools_grace_seconds: Annotated[
+        float, _meta("Time for a client that offers functions to connect again.", "seconds", ge=0)
+    ] = 15.0
+    tools_max_result_bytes: Annotated[
+        int, _meta("Maximum size of the result of one call of a client's function.", "bytes", ge=1024)
+    ] = 16 * MiB
     hibernate_seconds: Annotated[
         float | None, _meta("Idle time after which a session hibernates.", "seconds", gt=0)
     ] = None

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
 from kernelsvc.client.address import Address, find, without_none
 from kernelsvc.client.connection import RpcConnection
 from kernelsvc.client.http import Rest
+from kernelsvc.client.offered import OfferedFunction, offered
 from kernelsvc.client.sessions import AsyncSession
+from kernelsvc.client.tools import provider_of
 from kernelsvc.client.values import Cell, new_id, read
 from kernelsvc.model.objects import Deletion, SessionInfo
 
@@ -116,6 +119,18 @@ class AsyncClient:
             limits=dict(limits or {}) or None,
         )
         return read(await self._rpc.call("call", body, repeat=False), Cell)
+
+    async def offer(self, /, *functions: Callable[..., Any] | OfferedFunction, **options: Any) -> None:
+        """Let the code of all sessions of this token call functions of this program. See ``AsyncSession.offer``."""
+        made = [each if isinstance(each, OfferedFunction) else offered(each, **options) for each in functions]
+        await provider_of(self._rpc, self._rest).offer(made, None)
+
+    def tool(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        """Offer the decorated function to all sessions of this token. See ``AsyncSession.tool``."""
+        if function is None:
+            return partial(self.tool, **options)
+        provider_of(self._rpc, self._rest).start_offer([offered(function, **options)], None)
+        return function
 
     # --- sessions -------------------------------------------------------------------
 

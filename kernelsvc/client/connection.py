@@ -37,6 +37,7 @@ from kernelsvc import errors
 from kernelsvc.client.address import Address
 from kernelsvc.client.event_feed import EventFeed, FeedReader, SequenceGap
 from kernelsvc.client.http import UnixResolver, error_of
+from kernelsvc.client.tool_provider import ToolProvider
 from kernelsvc.client.values import ConnectionLost, Unreachable, event_of
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.linux.tasks import OwnedTasks
@@ -124,6 +125,8 @@ class RpcConnection:
         self._tasks = OwnedTasks()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop
+        #: Carries out calls of functions that this client offers. None if it offers none.
+        self.provider: ToolProvider | None = None
 
     # --- calls ------------------------------------------------------------------
 
@@ -271,7 +274,7 @@ class RpcConnection:
 
     async def _stay_connected(self) -> None:
         try:
-            while not self._closed and (self._calls or self._feeds):
+            while not self._closed and (self._calls or self._feeds or (self.provider and self.provider.active)):
                 socket = await self._connect(self._give_up_seconds)
                 self._give_up_seconds = self._retry_seconds
                 try:
@@ -341,6 +344,8 @@ class RpcConnection:
                 await self._send(socket, number, request)
         for session in list(self._feeds):
             self._start_update(session)
+        if self.provider is not None and self.reconnects:
+            self.provider.connected()
         while (message := await socket.read_message()) is not None:
             try:
                 self._handle(message.encode() if isinstance(message, str) else message)
@@ -351,6 +356,9 @@ class RpcConnection:
         incoming = _decode(message)
         if incoming.method == "event":
             self._dispatch(bytes(incoming.params))
+        elif incoming.method.startswith("tool."):
+            if self.provider is not None:
+                self.provider.notified(incoming.method, bytes(incoming.params))
         elif incoming.method == "detached":
             self._detached(msgspec.json.decode(incoming.params, type=_Detached))
         # The call of an unknown id was cancelled, or timed out.
@@ -399,6 +407,8 @@ class RpcConnection:
         if self._closed:
             return
         self._closed = True
+        if self.provider is not None:
+            await self.provider.close()
         socket = self._socket
         self._tasks.cancel()
         if self._connection_task is not None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from kernelsvc.client.address import quoted, without_none
 from kernelsvc.client.connection import RpcConnection
 from kernelsvc.client.http import Rest, query
+from kernelsvc.client.offered import OfferedFunction, offered
 from kernelsvc.client.streams import AsyncEvents, AsyncPages, AsyncStream, SessionRpc
+from kernelsvc.client.tools import AsyncCall, OnApproval, provider_of
 from kernelsvc.client.transfer import save, target_of, upload_body
 from kernelsvc.client.values import Cell, FileInfo, new_id, read
-from kernelsvc.model.objects import CellView, Checkpoint, SessionInfo, Variable
+from kernelsvc.model.events import ToolCalled
+from kernelsvc.model.objects import CellView, Checkpoint, SessionInfo, ToolCallInfo, Variable
 
 Format = Literal["ipynb", "html", "py"]
 #: Maximum page size of the server.
@@ -73,6 +78,7 @@ class AsyncSession:
         checkpoint: Literal["auto", "every"] | None = None,
         changes: bool = False,
         wait: Literal["finished", "queued"] = "finished",
+        on_approval: OnApproval | None = None,
     ) -> Cell:
         """Run a cell and wait for its end.
 
@@ -91,6 +97,8 @@ class AsyncSession:
             changes: the cell is a model's: ``cell_finished`` has the names of variables and files that the cell made,
                 changed or removed, and a traceback has the short form only.
             wait: ``queued`` returns when the server has accepted the cell.
+            on_approval: called with each call of the cell that waits for approval. It returns True to approve it,
+                False or a reason to deny it, and None to leave it to somebody else.
 
         Raises:
             KernelsvcError: the server refused the cell. A failed cell does not raise: see ``Cell.raise_for_error``.
@@ -98,7 +106,18 @@ class AsyncSession:
         request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata, checkpoint)
         if changes:
             request["changes"] = True
+        if on_approval is not None:
+            return await self._run_with_approvals(request, on_approval)
         return self._rpc.cell(await self._call("execute", repeat=True, wait=wait, **request))
+
+    async def _run_with_approvals(self, request: dict[str, Any], on_approval: OnApproval) -> Cell:
+        deciding: list[asyncio.Task[None]] = []
+        async with AsyncStream(self._rpc, request) as stream:
+            async for event in stream:
+                if isinstance(event, ToolCalled) and event.approval == "pending":
+                    deciding.append(asyncio.create_task((await self.call(event.call)).ask(on_approval)))
+            await asyncio.gather(*deciding)
+            return await stream.cell()
 
     def stream(
         self,
@@ -226,6 +245,65 @@ class AsyncSession:
     async def variables(self) -> list[Variable]:
         """Return the variables that the session's cells have defined."""
         return read(await self._call("variables", repeat=True), list[Variable])
+
+    # --- functions that code may call -------------------------------------------------
+
+    async def offer(self, /, *functions: Callable[..., Any] | OfferedFunction, **options: Any) -> None:
+        """Let the session's code call functions of this program, as ``tools.NAME(...)``.
+
+        Args:
+            functions: plain or async functions. Their annotations are the schema of the arguments.
+            options: see ``kernelsvc.client.offered.offered``: ``name``, ``parameters`` (a JSON schema), ``model`` (a
+                pydantic model), ``approval``, ``timeout``, ``redact``, ``effects``, ``max_calls_per_cell``, …
+
+        Raises:
+            BadRequest: an offer is not valid, or two names are the same in code.
+        """
+        made = [each if isinstance(each, OfferedFunction) else offered(each, **options) for each in functions]
+        await provider_of(self._rpc.connection, self._rest).offer(made, self.id)
+
+    def tool(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        """Offer the decorated function: ``@session.tool`` or ``@session.tool(approval="always")``. See ``offer``.
+
+        The offer is sent in the background. The next request of this session waits until the server has accepted it.
+        """
+        if function is None:
+            return partial(self.tool, **options)
+        provider_of(self._rpc.connection, self._rest).start_offer([offered(function, **options)], self.id)
+        return function
+
+    async def withdraw(self, *names: str) -> None:
+        """Withdraw functions that this program offers to the session. Without names: all."""
+        await provider_of(self._rpc.connection, self._rest).withdraw(names or None, self.id)
+
+    async def tools(self, search: str | None = None, *, full: bool = False) -> list[dict[str, Any]]:
+        """Return the functions that the session's code may call."""
+        detail = "full" if full else "brief"
+        answer = await self._call("tools", repeat=True, search=search, detail=detail, limit=_PAGE)
+        return read(answer["tools"], list[dict[str, Any]])
+
+    async def calls(
+        self, *, state: Literal["pending", "running", "ended"] | None = None, cell: str | None = None
+    ) -> list[AsyncCall]:
+        """Return calls of the session's code, oldest first, without their results.
+
+        Args:
+            state: ``pending`` calls wait for ``approve`` or ``deny``.
+            cell: only calls of this cell.
+        """
+        found: list[AsyncCall] = []
+        offset: int | None = 0
+        while offset is not None:
+            answer = await self._call("calls", repeat=True, state=state, cell=cell, limit=_PAGE, offset=offset)
+            infos = read(answer["calls"], list[ToolCallInfo])
+            found += [AsyncCall(self._rpc.connection, info) for info in infos]
+            offset = answer["next_offset"]
+        return found
+
+    async def call(self, id: str) -> AsyncCall:
+        """Return a call with its result."""
+        answer = await self._call("call", repeat=True, call=id)
+        return AsyncCall(self._rpc.connection, read(answer, ToolCallInfo))
 
     # --- time travel --------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from kernelsvc.client.address import Address
 from kernelsvc.client.async_client import AsyncClient
 from kernelsvc.client.sessions import AsyncSession
 from kernelsvc.client.streams import AsyncEvents, AsyncStream
+from kernelsvc.client.tools import AsyncCall
 from kernelsvc.model.events import Event
 from kernelsvc.model.objects import SessionInfo
 
@@ -144,6 +145,39 @@ def _stream(session: Session, inner: AsyncStream) -> Stream:
     return Stream(session._loop, inner)
 
 
+class SessionCall:
+    """``AsyncCall`` for code without an event loop."""
+
+    def __init__(self, loop: EventLoopThread, inner: AsyncCall) -> None:
+        self._loop = loop
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __repr__(self) -> str:
+        return repr(self._inner).replace("AsyncCall", "SessionCall")
+
+    approve = _blocking(AsyncCall.approve)
+    deny = _blocking(AsyncCall.deny)
+
+
+def _call(outer: Session, inner: AsyncCall) -> SessionCall:
+    return SessionCall(outer._loop, inner)
+
+
+def _calls(outer: Session, inner: list[AsyncCall]) -> list[SessionCall]:
+    return [_call(outer, one) for one in inner]
+
+
+def _offering(self: Any, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Offer the decorated function: ``@session.tool`` or ``@session.tool(approval="always")``. See ``offer``."""
+    if function is None:
+        return functools.partial(_offering, self, **options)
+    self.offer(function, **options)
+    return function
+
+
 def _session(outer: Client | Session, inner: AsyncSession) -> Session:
     return Session(outer._loop, inner)
 
@@ -192,6 +226,12 @@ class Session:
     complete = _blocking(AsyncSession.complete)
     inspect = _blocking(AsyncSession.inspect)
     variables = _blocking(AsyncSession.variables)
+    offer = _blocking(AsyncSession.offer)
+    tool = _offering
+    withdraw = _blocking(AsyncSession.withdraw)
+    tools = _blocking(AsyncSession.tools)
+    calls = _blocking_as(AsyncSession.calls, _calls)
+    call = _blocking_as(AsyncSession.call, _call)
     checkpoint = _blocking(AsyncSession.checkpoint)
     checkpoints = _blocking(AsyncSession.checkpoints)
     drop_checkpoint = _blocking(AsyncSession.drop_checkpoint)
@@ -250,6 +290,8 @@ class Client:
     info = _blocking(AsyncClient.info)
     templates = _blocking(AsyncClient.templates)
     execute_once = _blocking(AsyncClient.execute_once)
+    offer = _blocking(AsyncClient.offer)
+    tool = _offering
     create_session = _blocking_as(AsyncClient.create_session, _session)
     session = _blocking_as(AsyncClient.session, _session)
     sessions = _blocking(AsyncClient.sessions)

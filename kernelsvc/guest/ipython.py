@@ -62,6 +62,8 @@ from kernelsvc.guest.model_view.changes import Changes  # noqa: E402
 from kernelsvc.guest.model_view.shell_errors import ErrorReports  # noqa: E402
 from kernelsvc.guest.plain_cells import PlainCellDetector  # noqa: E402
 from kernelsvc.guest.stdio import cell_input  # noqa: E402
+from kernelsvc.guest.tools.calls import KernelCalls  # noqa: E402
+from kernelsvc.guest.tools.namespace import Tools  # noqa: E402
 
 IPYKERNEL_VERSION: str = ipykernel.__version__
 VARIABLES_REQUEST = "kernelsvc_variables_request"
@@ -170,6 +172,18 @@ class WireSession(Session):  # type: ignore[misc]
             head = _HEAD % (self._name, self.message_count, msg_type, self._name, utcnow().isoformat())
             wire.message(join(channel.name, head.encode(), self._parent(parent["header"]), encode(metadata), data))
 
+    def send_tool(self, msg_type: str, data: bytes, parent: dict[str, Any]) -> None:
+        """Send a message about calls of clients' functions, at once. ``data`` is JSON within the wire's limits."""
+        if self.streams is not None:
+            self.streams.flush_lines()
+        wire = self.wire
+        if wire is not None and not wire.foreign:
+            self.message_count += 1
+            head = _HEAD % (self._name, self.message_count, msg_type, self._name, utcnow().isoformat())
+            wire.message(join(b"tools", head.encode(), self._parent(parent.get("header") or {}), b"{}", data))
+            if wire.corked:  # code that runs outside of a cell, for example for a completion, waits for an answer
+                wire.uncork()
+
     def remember_header(self, request: WireRequest) -> None:
         """Quote this request's header in its replies byte for byte."""
         self._parents[request.msg_id] = request.raw_header
@@ -231,6 +245,10 @@ class WireSession(Session):  # type: ignore[misc]
         wire.message(join(channel, *head, b"{}", encode(content)))
 
 
+#: ``tools`` of every session. It has no state.
+_TOOLS = Tools()
+
+
 class Shell(ErrorReports, shell_commands.ShellCommands, ZMQInteractiveShell):  # type: ignore[misc]
     """The shell of a session."""
 
@@ -251,6 +269,8 @@ class Shell(ErrorReports, shell_commands.ShellCommands, ZMQInteractiveShell):  #
         super().init_user_ns()
         for name in ("__doc__", "__loader__", "__package__", "__spec__"):
             self.user_ns.setdefault(name, None)
+        self.user_ns.setdefault("tools", _TOOLS)
+        self.user_ns_hidden["tools"] = _TOOLS
 
     def init_events(self) -> None:
         """See IPython. A hook that exits does not end the cell."""
@@ -380,6 +400,7 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         self._aborted: set[str] = set()
         self.flush_c: Callable[[], None] = lambda: None
         self.debugging = KernelDebugger(self)
+        self.tool_calls = KernelCalls(self)
         self.streams: StandardStreams
         super().__init__(**kwargs)
         self.shell_channel_thread = types.SimpleNamespace(parent_thread=threading.main_thread())
@@ -387,6 +408,15 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
         self.shell_handlers[ENVIRONMENT_REQUEST] = self.environment_request
         for action in ("create", "delete", "list"):  # Subshells are threads: see docs/adr/0015. They are refused.
             del self.control_handlers[f"{action}_subshell_request"]
+
+    @property
+    def wire(self) -> WireServer | None:
+        """The wire, or None in the template."""
+        return self.session.wire  # type: ignore[no-any-return]
+
+    def send_tool(self, msg_type: str, data: bytes) -> None:
+        """Send a message on the channel ``tools``. See ``WireSession.send_tool``."""
+        self.session.send_tool(msg_type, data, self.get_parent("shell") or {})
 
     @property
     def foreign(self) -> bool:
@@ -521,6 +551,8 @@ class ForkableKernel(IPythonKernel):  # type: ignore[misc]
             gate.open = False
         if self.foreign:
             self._exit_user_fork(reply)
+        if self.tool_calls.unused and (warning := self.tool_calls.end_of_cell()):
+            sys.stderr.write(warning)
         if wire is not None:
             wire.cork()
         if gate.cancelled and reply.get("ename") == "CancelledError":

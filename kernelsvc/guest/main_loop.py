@@ -281,6 +281,7 @@ class MainLoop:
         kernel.session.new_ids()
         kernel.usage.reopen()
         kernel.flush_c = self.flush_c
+        kernel.tool_calls.identify = lambda: str(self.identity.get("kernel", ""))
         if "" not in sys.path[:1]:
             # As for an interactive interpreter: modules in the working directory can be imported.
             sys.path.insert(0, "")
@@ -398,6 +399,7 @@ class MainLoop:
             "execution_count": self.kernel.shell.execution_count,
             "workdir": current_directory(),
             "busy": self.busy.msg_id if self.busy else None,
+            **self.kernel.tool_calls.welcome(),
         }
 
     # -- the main loop ------------------------------------------------------------------------

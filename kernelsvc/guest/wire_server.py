@@ -195,6 +195,7 @@ class WireServer:
         cell: Id of the last request that runs a cell.
         answer: Id of the last answer to a cell that asked.
         hello: Body of the last HELLO, for a checkpoint that waits for one.
+        on_tools: Called with each message on the channel ``tools``, while the wire is locked.
         divert: Called with each request. Returns True for those that it handles, which stay out of the inbox.
     """
 
@@ -215,6 +216,7 @@ class WireServer:
         self.foreign = False
         self.watcher: FdWatcher | None = None
         self.divert: Callable[[WireRequest], bool] | None = None
+        self.on_tools: Callable[[WireRequest], None] | None = None
         self.corked = False
         self.hello: dict[str, Any] | None = None
         self.outbox = wire_frames.Outbox()
@@ -443,6 +445,11 @@ class WireServer:
                 self.outbox.ack(frame.number)
             elif frame.kind == MESSAGE:
                 request = wire_frames.parse_request(frame.payload)
+                if request.channel == "tools":
+                    # Results settle calls at once. Fifty of them must not push the cell's id out of ``seen``.
+                    if self.on_tools is not None:
+                        self.on_tools(request)
+                    continue
                 self.seen.append(request.msg_id)
                 if request.msg_type == "execute_request":
                     self.cell = request.msg_id

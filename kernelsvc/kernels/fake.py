@@ -430,6 +430,11 @@ class FakeKernel:
         """See ``port.Kernel``."""
         self.process.end(killed(signal.SIGKILL))
 
+    @property
+    def unsent_bytes(self) -> int:
+        """See ``port.Kernel``."""
+        return 0
+
     def resume(self) -> None:
         """See ``port.Kernel``."""
         self.process.resume()

@@ -140,6 +140,10 @@ class Kernel(Protocol):
     def send(self, request: KernelRequest) -> None:
         """Send any other Jupyter message. Its replies arrive at the sink."""
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that were sent and that the kernel has not read, as far as this is known."""
+
     def interrupt(self, seconds: float = 0.0) -> None:
         """Send SIGINT to the kernel, or an interrupt message if its kernelspec asks for one.
 

@@ -239,6 +239,8 @@ class MachineState:
                 self._evolve_kernel(event, now)
             case ev.SessionAdopted():
                 self._move(S.BUSY if self.running else S.IDLE)
+            case ev.ToolsOffered():
+                self.calls.evolve(event, now)
             case ev.KernelDied():
                 self.calls.evolve(event, now)
                 self._evolve_died(event)

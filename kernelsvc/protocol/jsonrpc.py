@@ -300,7 +300,11 @@ def event_pieces(line: bytes) -> tuple[bytes, bytes, bytes]:
     return frame_head(len(line) + _EVENT_SIZE) + _EVENT, line, b"}"
 
 
+def encode_notification(method: str, params: dict[str, Any]) -> bytes:
+    """Encode a notification to a client."""
+    return _encoder.encode({"jsonrpc": "2.0", "method": method, "params": params})
+
+
 def encode_detached(session: str, error: KernelsvcError) -> bytes:
     """Encode the notification that ends a session's events, with the cause."""
-    params = {"session": session, "error": error_json(error)}
-    return _encoder.encode({"jsonrpc": "2.0", "method": "detached", "params": params})
+    return encode_notification("detached", {"session": session, "error": error_json(error)})

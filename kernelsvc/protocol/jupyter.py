@@ -29,6 +29,8 @@ from kernelsvc.model.hash_chain import LONG, count_at_most, max_depth_ok
 
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 CHANNELS = frozenset({"shell", "control", "stdin", "iopub"})
+#: On the kernel wire: calls of clients' functions. Jupyter's clients have no such channel.
+TOOLS = "tools"
 
 #: Most bytes of one message, as on the kernel wire.
 MAX_BYTES = 64 * 1024 * 1024
@@ -47,7 +49,7 @@ COPIED = 64 * 1024
 
 _FIXED_PARTS = 5  # channel, header, parent header, metadata, content
 _PLAIN = struct.Struct(f"<{_FIXED_PARTS + 2}Q")
-_BY_BYTES = {name.encode(): name for name in CHANNELS}
+_BY_BYTES = {name.encode(): name for name in (*CHANNELS, TOOLS)}
 #: Possessive quantifiers (re, since 3.11) keep no positions to go back to: 0.6 s for 60 MiB of escapes, not 7 s.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NOT_BRACKETS = bytes(b for b in range(256) if b not in b"[]{}")
@@ -225,7 +227,7 @@ def spans_v1(data: bytes | bytearray, start: int = 0, end: int | None = None) ->
     if sorted(offsets) != list(offsets):
         raise BadRequest("A message's offsets do not ascend.")
     channel = data[start + offsets[0] : start + offsets[1]].decode("ascii", "replace")
-    if channel not in CHANNELS:
+    if channel not in CHANNELS and channel != TOOLS:
         raise BadRequest(f"There is no channel {channel[:20]!r}. Use one of {', '.join(sorted(CHANNELS))}.")
     return channel, [start + offset for offset in offsets[1:]]
 

@@ -36,7 +36,7 @@ _CHANGES = ("new", "changed", "gone", "files")
 _encode = msgspec.json.Encoder().encode
 
 #: The channels of Jupyter's messaging protocol that requests go by.
-RequestChannel = Literal["shell", "control", "stdin"]
+RequestChannel = Literal["shell", "control", "stdin", "tools"]
 Content = Mapping[str, Any]
 #: Key of a cell's metadata for what the Jupyter API keeps of the client's request: header, metadata.
 KEPT = "jupyter"

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, to_builtins
 
 from kernelsvc.errors import BadRequest
 from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import (
     Call,
+    CallState,
     CellInfo,
     CellRequest,
     CellView,
@@ -26,14 +27,18 @@ from kernelsvc.model.objects import (
     SessionInfo,
     SessionRequest,
     SessionState,
+    ToolCallInfo,
     Variable,
 )
+from kernelsvc.model.tool_calls.offers import MAX_OFFERS, Offer, ProviderId, ToolName
 from kernelsvc.model.view.request import ViewRequest
 
 #: Most cells of one batch, and most branches of one call.
 MAX_BATCH = 1000
 MAX_BRANCHES = 256
 
+#: The id of a call: the kernel's id, and a number.
+CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 Position = Annotated[int, Meta(ge=0, le=2**53)]
 Text = Annotated[str, Meta(max_length=1024 * 1024)]
 PageSize = Annotated[int, Meta(ge=1, le=1000)]
@@ -193,6 +198,129 @@ class BranchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
     force: bool = False
 
 
+class OfferParams(Struct, kw_only=True, forbid_unknown_fields=True):
+    """``tools.offer``: functions that code may call, in one session or in all of the principal's.
+
+    ``holding`` names the calls that the provider has begun or answered, after a lost connection.
+    """
+
+    offers: Annotated[list[Offer], Meta(max_length=MAX_OFFERS)]
+    provider: ProviderId
+    session: Id | None = None
+    holding: Annotated[list[CallId], Meta(max_length=10_000)] = []
+    replace: bool = True
+
+
+class WithdrawParams(Struct, kw_only=True, forbid_unknown_fields=True):
+    """``tools.withdraw``: some functions, or all, of this connection's provider."""
+
+    names: Annotated[list[ToolName], Meta(max_length=MAX_OFFERS)] | None = None
+    session: Id | None = None
+
+
+class ToolsParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.tools``: the functions that code may call, or those that match some words."""
+
+    search: Annotated[str, Meta(max_length=400)] | None = None
+    detail: Literal["brief", "full"] = "brief"
+    limit: PageSize = 50
+
+
+class ReportedError(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The exception of a function. Code gets the traceback only if there is one here."""
+
+    type: Annotated[str, Meta(max_length=200)] = ""
+    message: Annotated[str, Meta(max_length=64 * 1024)] = ""
+    data: Any = None
+    traceback: Annotated[str, Meta(max_length=256 * 1024)] | None = None
+
+
+class CallParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of a method on one call of a function."""
+
+    call: CallId
+
+
+class ReturnParams(CallParams, kw_only=True, forbid_unknown_fields=True):
+    """``tool.return``: a value, or blocks as in MCP's results, or an error. The same again changes nothing."""
+
+    status: Literal["ok", "error"]
+    value: Any = None
+    content: Annotated[list[dict[str, Any]], Meta(max_length=1000)] | None = None
+    error: ReportedError | None = None
+
+
+class ProgressParams(CallParams, kw_only=True, forbid_unknown_fields=True):
+    """``tool.progress``: how far a call is. At most one a second is recorded."""
+
+    progress: float
+    total: float | None = None
+    message: Annotated[str, Meta(max_length=1000)] | None = None
+
+
+class DecideParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.decide``: approve or deny calls that wait for a person.
+
+    With ``remember``, the approval holds for all calls of the same functions in this cell or session.
+    """
+
+    calls: Annotated[list[CallId], Meta(min_length=1, max_length=1000)]
+    decision: Literal["approve", "deny"]
+    reason: Annotated[str, Meta(max_length=1000)] | None = None
+    remember: Literal["cell", "session"] | None = None
+
+
+class CallsParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
+    """``session.calls``: a page of them, the oldest first, without results."""
+
+    cell: Id | None = None
+    state: CallState | None = None
+    limit: PageSize = 100
+    offset: Position = 0
+
+
+class ToolView(Struct, kw_only=True):
+    """A function that code may call. The fields after ``summary`` are only in full detail."""
+
+    name: str
+    identifier: str
+    signature: str
+    summary: str
+    documentation: str = ""
+    parameters: dict[str, Any] = {}
+    returns: dict[str, Any] | None = None
+    effects: str = ""
+    approval: str = ""
+    timeout_seconds: float = 0.0
+    idempotent: bool = False
+
+
+class ToolList(Struct, kw_only=True):
+    """Functions that code may call, and how many there are."""
+
+    tools: list[ToolView]
+    total: int
+
+
+class Offered(Struct, kw_only=True):
+    """``tools.offer`` is accepted.
+
+    Attributes:
+        offered: Name, identifier in code and digest of each function.
+        cancelled: Calls of ``holding`` that have ended.
+    """
+
+    offered: list[dict[str, str]]
+    cancelled: list[str]
+
+
+class CallPage(Struct, kw_only=True):
+    """A page of calls, the oldest first, and the offset of the next page."""
+
+    calls: list[ToolCallInfo]
+    next_offset: int | None = None
+
+
 class SessionPage(Struct, kw_only=True):
     """A page of sessions, and the name of the next page (None: this is the last)."""
 
@@ -277,6 +405,38 @@ def _drop(params: DropCheckpointParams) -> Arguments:
     return (params.session, chosen), {}
 
 
+def _offers(params: OfferParams) -> Arguments:
+    named = {name: getattr(params, name) for name in ("session", "provider", "holding", "replace")}
+    return (params.offers,), named
+
+
+def _withdraw(params: WithdrawParams) -> Arguments:
+    return (), {"names": params.names, "session": params.session}
+
+
+def _on_call(params: Any) -> Arguments:
+    """Pass session and call by position, and all other fields by name."""
+    named = {name: getattr(params, name) for name in params.__struct_fields__ if name not in ("session", "call")}
+    return (params.session, params.call), named
+
+
+def _return(params: ReturnParams) -> Arguments:
+    error = None if params.error is None else {k: v for k, v in to_builtins(params.error).items() if v is not None}
+    if params.status == "error" and error is None:
+        raise BadRequest("An answer with the status 'error' needs an 'error' with type and message.")
+    named = {"status": params.status, "value": params.value, "content": params.content, "error": error}
+    return (params.session, params.call), {**named, "error": error if params.status == "error" else None}
+
+
+def _decide(params: DecideParams) -> Arguments:
+    named = {"approve": params.decision == "approve", "reason": params.reason, "remember": params.remember}
+    return (params.session, params.calls), named
+
+
+def _calls(params: CallsParams) -> Arguments:
+    return (params.session,), {"cell": params.cell, "state": params.state}
+
+
 class Method(Struct, frozen=True, kw_only=True):
     """One row of the API.
 
@@ -354,6 +514,31 @@ _ROWS = (
     _row("session.drop_checkpoint", DropCheckpointParams, None, "run", "Let a parked copy go.", arguments=_drop),
     _row("session.rollback", RollbackParams, SessionInfo, "run", "Back to an earlier state; the record keeps both."),
     _row("session.branch", BranchParams, list[SessionInfo], "run", "New sessions from this one's live state."),
+    _row(
+        "tools.offer", OfferParams, Offered, "run", "Let code call functions of this client.",
+        arguments=_offers, calls="offers.offer", client=True,
+    ),
+    _row(
+        "tools.withdraw", WithdrawParams, None, "run", "End offers of this connection.", arguments=_withdraw,
+        calls="offers.withdraw", client=True,
+    ),
+    _row("session.tools", ToolsParams, ToolList, "read", "Functions that code may call.", calls="offers.list"),
+    _row(
+        "tool.return", ReturnParams, None, "run", "The result of a call; the same again changes nothing.",
+        arguments=_return, calls="offers.answer",
+    ),
+    _row(
+        "tool.progress", ProgressParams, None, "run", "How far a call is.", arguments=_on_call,
+        calls="offers.progress",
+    ),
+    _row(
+        "session.decide", DecideParams, list[ToolCallInfo], "approve", "Approve or deny calls that wait for a person.",
+        arguments=_decide, calls="offers.decide",
+    ),
+    _row("session.calls", CallsParams, CallPage, "read", "Calls of clients' functions.", arguments=_calls,
+         calls="offers.calls"),
+    _row("session.call", CallParams, ToolCallInfo, "read", "One call with its result.", arguments=_on_call,
+         calls="offers.find_call"),
     _row("session.hibernate", SessionParams, SessionInfo, "run", "Give the memory back; the next cell wakes it."),
 )  # fmt: skip
 
@@ -368,6 +553,9 @@ def shape(method: Method, params: Any, value: Any) -> Any:
         return SessionPage(sessions=sessions, next_page=page)
     if method.name == "session.cells":
         return page_of_cells(value, params.offset, params.limit)
+    if method.name == "session.calls":
+        end = params.offset + params.limit
+        return CallPage(calls=value[params.offset : end], next_offset=end if end < len(value) else None)
     return None if method.result is None else value
 
 

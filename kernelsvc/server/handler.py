@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from http import HTTPStatus
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -111,7 +112,7 @@ async def invoke(
     args, kwargs = method.arguments(params)
     if method.client:
         kwargs = {**kwargs, "client": client}
-    value = getattr(context.service, method.calls)(*((who,) if method.who else ()), *args, **kwargs)
+    value = attrgetter(method.calls)(context.service)(*((who,) if method.who else ()), *args, **kwargs)
     if inspect.isawaitable(value):
         value = await value
     return methods.shape(method, params, value)

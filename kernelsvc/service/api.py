@@ -17,6 +17,7 @@ from kernelsvc.model.files import FileEvent, FileStatus, StoredFile
 from kernelsvc.model.limits import LimitsRequest
 from kernelsvc.model.objects import (
     Call,
+    CallState,
     CellInfo,
     CellRequest,
     CellView,
@@ -25,8 +26,10 @@ from kernelsvc.model.objects import (
     Principal,
     SessionInfo,
     SessionRequest,
+    ToolCallInfo,
     Variable,
 )
+from kernelsvc.model.tool_calls.offers import Offer, ProviderId
 from kernelsvc.model.usage_history import UsageSample
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
@@ -39,6 +42,8 @@ Files = list[FileStatus]
 Lines = list[bytes]
 Sessions = list[SessionInfo]
 Variables = list[Variable]
+ToolCallInfos = list[ToolCallInfo]
+Blocks = list[dict[str, Any]]
 Page = tuple[Sessions, str | None]
 #: Called in the event loop when a cell has ended, with a function that reads the cell. It must not raise.
 OnFinished = Callable[[Callable[[], CellInfo]], None]
@@ -283,6 +288,52 @@ class FilesApi(Protocol):
     ) -> FileWatch: ...
 
 
+class OffersApi(Protocol):
+    """Functions of clients that code in sessions may call, and the calls."""
+
+    def offer(
+        self,
+        who: Principal,
+        offers: Sequence[Offer],
+        *,
+        session: str | None,
+        provider: ProviderId,
+        holding: Sequence[str],
+        replace: bool,
+        client: object,
+    ) -> dict[str, Any]: ...
+    def withdraw(self, who: Principal, *, names: Sequence[str] | None, session: str | None, client: object) -> None: ...
+    def list(
+        self, who: Principal, session: str, *, search: str | None, detail: Literal["brief", "full"], limit: int
+    ) -> dict[str, Any]: ...
+    def answer(
+        self,
+        who: Principal,
+        session: str,
+        call: str,
+        *,
+        status: Literal["ok", "error"],
+        value: Any,
+        content: Blocks | None,
+        error: dict[str, Any] | None,
+    ) -> None: ...
+    def progress(
+        self, who: Principal, session: str, call: str, *, progress: float, total: float | None, message: str | None
+    ) -> None: ...
+    def decide(
+        self,
+        who: Principal,
+        session: str,
+        calls: Sequence[str],
+        *,
+        approve: bool,
+        reason: str | None,
+        remember: Literal["cell", "session"] | None,
+    ) -> ToolCallInfos: ...
+    def calls(self, who: Principal, session: str, *, cell: str | None, state: CallState | None) -> ToolCallInfos: ...
+    def find_call(self, who: Principal, session: str, call: str) -> ToolCallInfo: ...
+
+
 class ServiceApi(Protocol):
     """The methods that the public APIs call. Each raises ``KernelsvcError`` for an error that the caller must know.
 
@@ -301,6 +352,10 @@ class ServiceApi(Protocol):
     @property
     def files(self) -> FilesApi:
         """Files of sessions' working directories."""
+
+    @property
+    def offers(self) -> OffersApi:
+        """Functions of clients."""
 
     @property
     def programs(self) -> ProgramApi:

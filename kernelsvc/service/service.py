@@ -63,6 +63,7 @@ from kernelsvc.service.loading.adoption import Adoption
 from kernelsvc.service.loading.background_loading import BackgroundLoads, brief
 from kernelsvc.service.loading.closed_sessions import ClosedSessions
 from kernelsvc.service.loading.principal_names import update_principal_names
+from kernelsvc.service.offers import Offers
 from kernelsvc.service.one_shot import run_once
 from kernelsvc.service.programs import Programs
 from kernelsvc.service.projections import Projections, head_syslog
@@ -104,7 +105,7 @@ class Service:
         launchers: start kernels. None takes those of this machine. ``kernelsvc.testing`` has fake ones.
 
     Attributes:
-        environment, files, programs, leases, usage, access: the parts of ``ServiceApi``.
+        environment, files, offers, programs, leases, usage, access: the parts of ``ServiceApi``.
     """
 
     def __init__(
@@ -127,6 +128,8 @@ class Service:
         factory = SessionFactory(settings, store, self._launchers, projections, self.versions, self._observe)
         self._closed = ClosedSessions(store, factory, loads)
         self._registry = registry = SessionRegistry(settings, self._closed, loads)
+        self.offers = offers = Offers(registry, settings)
+        factory.use_offers(offers)
         self._warm_pool = WarmPool(settings, registry, factory, self._launchers)
         self._adoption = Adoption(registry, self._closed, factory, projections, self._launchers, loads)
         self.usage = ResourceMonitor(registry, settings.watch_seconds)
@@ -364,6 +367,7 @@ class Service:
 
     def client_gone(self, client: object) -> None:
         """Interrupt the cells with ``on_disconnect="interrupt"`` that a lost connection had submitted."""
+        self.offers.client_gone(client)
         for session in self._clients.pop(client, ()):
             if (found := self._registry.get(session)) is not None:
                 found.client_disconnected(client)
@@ -477,7 +481,9 @@ class Service:
         self._projections.feed(session.id, events)
         self._index.set_state(session.id, session.state)
         for event in events:
-            if isinstance(event, ev.Leased):
+            if isinstance(event, ev.ToolReturned):
+                self.offers.ended(event.call)
+            elif isinstance(event, ev.Leased):
                 self.programs.pause(session.id, paused=event.paused)
         last = events[-1]
         if isinstance(last, ev.SessionClosed):

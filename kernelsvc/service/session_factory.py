@@ -20,6 +20,7 @@ from kernelsvc.model.events import Event
 from kernelsvc.model.state import Policy
 from kernelsvc.service.projections import Projections
 from kernelsvc.session import Session, SessionSpec
+from kernelsvc.session.tool_calls import OfferPort
 from kernelsvc.settings import Settings
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.sessions import SessionDirectories, SessionDirectory
@@ -70,7 +71,12 @@ class SessionFactory:
         self._projections = projections
         self._versions = versions
         self._observer = observer
+        self.offers: OfferPort | None = None
         self._budget = CheckpointBudget(len(os.sched_getaffinity(0)), asyncio.get_running_loop().time())
+
+    def use_offers(self, offers: OfferPort) -> None:
+        """Let the sessions that are made from now on call these functions of clients."""
+        self.offers = offers
 
     def now(self) -> float:
         """Return the present, in seconds since the epoch, by the clock that stamps journals."""
@@ -156,4 +162,5 @@ class SessionFactory:
             account=self._budget,
             sign=self._projections.signer(spec.id, journal),
             saved=directory.saved,
+            offers=self.offers,
         )

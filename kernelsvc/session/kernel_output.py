@@ -27,10 +27,13 @@ from kernelsvc.model.stimuli import (
     KernelReplied,
     RecordEvents,
     Stimulus,
+    ToolRequested,
 )
 from kernelsvc.protocol import kernel_messages
+from kernelsvc.protocol.jupyter import TOOLS
 from kernelsvc.session.kernel_requests import KernelRequests
 from kernelsvc.session.ports import SessionPort
+from kernelsvc.session.tool_calls import ToolCalls
 
 #: Output that changes only byte counts in the machine.
 _PLAIN = (ev.Stream, ev.Display, ev.Result)
@@ -43,11 +46,13 @@ class KernelOutput:
         session: applies the decisions.
         machine: decides, and is only read here.
         requests: open requests, which wait for messages other than output.
+        calls: calls of clients' functions.
     """
 
-    def __init__(self, session: SessionPort, machine: Machine, requests: KernelRequests) -> None:
+    def __init__(self, session: SessionPort, machine: Machine, requests: KernelRequests, calls: ToolCalls) -> None:
         self._session = session
         self._requests = requests
+        self._calls = calls
         self._machine = machine
         self._loop = asyncio.get_running_loop()
         self._early: list[Output] = []
@@ -81,6 +86,8 @@ class KernelOutput:
             item = batch[index]
             stimulus = None if isinstance(item, StreamText) else self._stimulus(item)
             if stimulus is None:
+                if not isinstance(item, StreamText) and item.channel == TOOLS:
+                    continue  # handled
                 self._collect(item, pending)
                 continue
             if isinstance(stimulus, CellBegan) and not pending:  # one write for the start and the output that follows
@@ -96,6 +103,8 @@ class KernelOutput:
                 pending = []
             self._handle(stimulus)
             self._handled = index + 1
+            if isinstance(stimulus, ToolRequested):
+                self._check_limit()
         if pending:
             self._record(pending, len(batch))
         self._handled = 0
@@ -121,12 +130,18 @@ class KernelOutput:
         if run is not None and run.dropped and not run.truncation_recorded:
             kept = run.output_bytes - run.dropped
             self._handle(RecordEvents((ev.OutputTruncated(cell=run.id, kept=kept, dropped=run.dropped),)))
+        self._check_limit()
+
+    def _check_limit(self) -> None:
         bound = self._machine.policy.max_cell_output_bytes
         if bound is not None and self._machine.output_bytes > bound:
             self._handle(CheckOutputLimit())
 
     def _stimulus(self, message: KernelMessage) -> Stimulus | None:
         """Return the stimulus for a message about the start or the end of the running cell, or None."""
+        if message.channel == TOOLS:
+            kernel = self._session.kernel
+            return self._calls.stimulus(message, kernel.info.id) if kernel is not None else None
         run = self._machine.running
         if run is None or message.parent != run.id:
             return None

@@ -38,7 +38,10 @@ from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import CellState, SessionState
 from kernelsvc.model.state import Policy
 from kernelsvc.model.stimuli import (
+    CancelCall,
     Decision,
+    DeliverResult,
+    DispatchCall,
     Effect,
     EndKernel,
     Hibernate,
@@ -68,11 +71,12 @@ from kernelsvc.session.kernel_requests import KernelRequests, OperationQueue
 from kernelsvc.session.limit_enforcer import LimitEnforcer
 from kernelsvc.session.ports import Log, launcher_or_closed
 from kernelsvc.session.spec import SessionSpec, start_request_of
+from kernelsvc.session.tool_calls import NoOffers, OfferPort, ToolCalls
 
 log = logging.getLogger(__name__)
 
 #: Events that start a clock of the machine. A replay needs their times.
-_TIMED = (ev.SessionStarted, ev.CellStarted, ev.Interrupted, ev.Leased)
+_TIMED = (ev.SessionStarted, ev.CellStarted, ev.Interrupted, ev.Leased, ev.ToolCalled, ev.ToolDecided)
 
 #: Seconds between the interrupts of a cell that ignores them.
 INTERRUPT_SECONDS = 1.0
@@ -97,6 +101,7 @@ class SessionRuntime:
         account: the server's budget for checkpoints.
         sign: makes the event that signs the complete journal.
         saved: path of the file for the variables of a hibernated session. None if the session can't hibernate.
+        offers: functions of clients that code may call. None for none.
     """
 
     def __init__(
@@ -114,6 +119,7 @@ class SessionRuntime:
         account: CheckpointBudget | None = None,
         sign: Callable[[], Event] | None = None,
         saved: Path | None = None,
+        offers: OfferPort | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.spec = spec
@@ -138,7 +144,8 @@ class SessionRuntime:
             self, machine, spec, self.launcher, self.checkpoints, self.operations, saved, versions or {}
         )
         self.kernel_requests = KernelRequests(self.operations)
-        self.kernel_output = KernelOutput(self, machine, self.kernel_requests)
+        self.tool_calls = ToolCalls(self, spec.id, machine, journal, offers or NoOffers())
+        self.kernel_output = KernelOutput(self, machine, self.kernel_requests, self.tool_calls)
         self._observer = observer
         self._unobserved: list[Event] = []
         self._sign = sign
@@ -277,6 +284,11 @@ class SessionRuntime:
                 self.spawn(self.lifecycle.resume())
             case EndKernel():
                 self.spawn(self._finish())
+            case DispatchCall():
+                self.journal.sync_before_cell()  # as for code: on disk before anybody acts on it
+                self.tool_calls.perform(effect)
+            case DeliverResult() | CancelCall():
+                self.tool_calls.perform(effect)
             case _:
                 pass
 

@@ -105,6 +105,7 @@ class Session(SessionRuntime):
             return
         try:
             await self.lifecycle.adopt()
+            self.tool_calls.adopted()
         finally:
             self._timer.schedule()  # also if the kernel can't be reached, because its cell has a deadline
 
@@ -312,6 +313,8 @@ class Session(SessionRuntime):
 
     async def hibernate(self) -> None:
         """Save the variables to disk and end the kernel. See ``KernelLifecycle.hibernate``."""
+        if self.machine.calls.open:
+            raise Conflict("Calls of clients' functions are open. Wait for them, or interrupt the code that made them.")
         await self.lifecycle.hibernate()
 
     async def ensure_running(self) -> None:

@@ -73,11 +73,14 @@ BODIES: dict[str, Any] = {
     "session.complete": {"code": "x"},
     "session.inspect": {"code": "x"},
     "files.put": "x",
+    "session.decide": {"calls": ["k.1"], "decision": "approve"},
+    "tool.return": {"status": "ok"},
+    "tool.progress": {"progress": 1},
 }
 
 
 def _native_rows() -> list[Row]:
-    values = {"cell": CELL, "checkpoint": "c_none", "path": "harm"}
+    values = {"cell": CELL, "call": "k.1", "checkpoint": "c_none", "path": "harm"}
     found = [
         Row(
             route.verb,

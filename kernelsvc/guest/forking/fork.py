@@ -215,6 +215,7 @@ def _start_fork(main_loop: MainLoop, control: ControlRequest, *, files: bool) ->
     # Only after HELLO: each page that is written here is copied, and a checkpoint may wait for hours.
     renew_loop(main_loop.loop, polled)
     main_loop.kernel.session.new_ids()
+    main_loop.kernel.tool_calls.lose()
     main_loop.kernel.usage.reopen()
     set_oom_score(confine.OOM_LIVE)
     main_loop.wire.watch_all(main_loop)

@@ -143,6 +143,11 @@ class ForkedKernel:
                 session=request.session,
             )
 
+    @property
+    def unsent_bytes(self) -> int:
+        """See ``port.Kernel``."""
+        return self._wire.unsent_bytes
+
     def resume(self) -> None:
         """See ``port.Kernel``."""
         self._wire.resume()

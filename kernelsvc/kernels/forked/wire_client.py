@@ -45,6 +45,8 @@ T = TypeVar("T")
 Deliver = Callable[[Sequence[Output]], None]
 Lost = Callable[["WireLost"], None]
 
+#: Type of the message about the calls that the kernel waits for, after each connection. Only this module makes it.
+WAITING = "tools_waiting"
 #: A read below this size returned everything that was written.
 SMALL = 4096
 #: Pauses of a millisecond in which the rest of a print may arrive, before another process's text follows its start.
@@ -461,7 +463,7 @@ class WireClient:
 
     def send_message(
         self,
-        channel: Literal["shell", "control", "stdin"],
+        channel: Literal["shell", "control", "stdin", "tools"],
         msg_type: str,
         content: dict[str, Any],
         *,
@@ -481,9 +483,10 @@ class WireClient:
         frame = HEADER.pack(len(payload), MESSAGE, 0) + payload
         if self._outgoing_bytes + len(frame) > MAX_OUTGOING:
             raise AtCapacity("The kernel does not take more requests. Wait for the running cell, or interrupt it.")
-        self._requests[msg_id] = frame
-        if len(self._requests) > MAX_REQUESTS:
-            del self._requests[next(iter(self._requests))]
+        if channel != jupyter.TOOLS:  # the kernel's WELCOME says for which results it waits
+            self._requests[msg_id] = frame
+            if len(self._requests) > MAX_REQUESTS:
+                del self._requests[next(iter(self._requests))]
         self._send(self._acknowledgement() + frame)
 
     async def control(
@@ -648,8 +651,16 @@ class WireClient:
             self._watch()
             self._feed_rest()
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that wait because the kernel does not read."""
+        return self._outgoing_bytes
+
     def _feed_rest(self) -> None:
-        """Parse the bytes that came together with WELCOME."""
+        """Deliver what WELCOME says about calls, and parse the bytes that came together with it."""
+        if self._welcome.calls:
+            content = {"calls": self._welcome.calls}
+            self._deliver_batch([KernelMessage(channel=jupyter.TOOLS, msg_type=WAITING, parent="", content=content)])
         if self._connection is not None and self._connection.rest:
             rest, self._connection.rest = bytes(self._connection.rest), bytearray()
             self._feed(rest)

@@ -82,6 +82,7 @@ class Welcome(msgspec.Struct):
     cell: str = ""
     answer: str = ""
     busy: str | None = None
+    calls: list[str] = []
 
 
 _header = msgspec.json.Decoder(_Header).decode

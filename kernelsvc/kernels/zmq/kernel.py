@@ -160,6 +160,8 @@ class ZmqKernel:
 
     def send(self, request: KernelRequest) -> None:
         """See ``port.Kernel``."""
+        if request.channel == "tools":
+            return  # a kernelspec kernel has no such channel, and so makes no calls
         if request.msg_type == "execute_request":
             self._order.track(request.msg_id)
             self._seen.add(request.msg_id)
@@ -272,6 +274,11 @@ class ZmqKernel:
         self._channels.pause()
         self._raw.pause()
         self._stop("sink", True)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """See ``port.Kernel``."""
+        return 0
 
     def resume(self) -> None:
         """See ``port.Kernel``."""

@@ -96,11 +96,13 @@ class CallLedger:
     Attributes:
         open: calls without an end, by id, in the order in which code made them.
         ended: status and log position of the last ends, by call.
+        offered: what the log says about the functions that may be called, by name.
     """
 
     def __init__(self) -> None:
         self.open: dict[str, OpenCall] = {}
         self.ended: OrderedDict[str, tuple[CallStatus, int]] = OrderedDict()
+        self.offered: dict[str, ev.OfferedTool] = {}
         self._number = 0  # of the kernel's last call
         self._of_cell: Counter[tuple[str | None, str]] = Counter()
         self._of_session: Counter[str] = Counter()
@@ -145,6 +147,10 @@ class CallLedger:
         match event:
             case ev.ToolCalled():
                 self._evolve_called(event, now)
+            case ev.ToolsOffered():
+                self.offered.update((tool.name, tool) for tool in event.tools)
+                for name in event.withdrawn:
+                    self.offered.pop(name, None)
             case ev.ToolDecided() if event.call in self.open:
                 call = self.open[event.call]
                 self._decided(call, now)

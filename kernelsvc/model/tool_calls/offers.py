@@ -93,6 +93,18 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()[:16]
 
 
+class ProviderId(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The identity of a provider.
+
+    Attributes:
+        id: Chosen by the client.
+        instance: Another one for each start of the client's process.
+    """
+
+    id: ToolName
+    instance: ToolName
+
+
 def identifier(tool: str) -> str:
     """Return the Python expression below ``tools`` that names a tool: identifiers, joined by ``.``."""
     return ".".join(_identifier(part, first=number == 0) for number, part in enumerate(tool.split(".")))

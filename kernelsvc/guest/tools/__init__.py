@@ -1,0 +1,1 @@
+"""``tools``: code in a session calls functions of its clients."""

@@ -1,0 +1,640 @@
+"""Functions that clients offer to sessions: who offers which, and the way of a call to its provider and back.
+
+A *provider* is one client process. It has an id and an ``instance`` that changes when the process starts anew, so a
+client that connects again is recognized. Offers are for one session, or for all sessions of the provider's principal.
+If two providers offer one name, the newest offer counts.
+
+When a provider's connection ends, its offers and calls stay for ``tools_grace_seconds``. If the same instance comes
+back, it names the calls that it holds: those are waited for, and those that it does not hold never reached it and are
+sent. After the grace its calls are ``lost``, or go to another provider if they are idempotent.
+
+The log is the record. This module keeps what only the running server knows: connections, queues, and timers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from kernelsvc.errors import BadRequest, Conflict, QuotaExceeded
+from kernelsvc.model import events as ev
+from kernelsvc.model.objects import CallState, Principal, SessionState, ToolCallInfo
+from kernelsvc.model.stimuli import CallAnswered, CallFailed, CallsDecided
+from kernelsvc.model.tool_calls import offers as model
+from kernelsvc.model.tool_calls.ledger import OpenCall
+from kernelsvc.model.tool_calls.offers import Approval, Offer, ProviderId
+from kernelsvc.service.api import Blocks, ToolCallInfos
+from kernelsvc.service.registry import SessionRegistry
+from kernelsvc.session import Session
+from kernelsvc.session.tool_calls import ResolvedTool
+from kernelsvc.settings import Settings
+
+# Named, because ``list`` means a method inside the class below.
+Names = list[str]
+Views = list[dict[str, Any]]
+#: Most providers of one principal.
+MAX_PROVIDERS = 1000
+#: Most functions in one description, and its largest size as JSON, in bytes.
+MAX_DESCRIBED, MAX_DESCRIPTION_BYTES = 200, 4 * 1024 * 1024
+#: Sessions through which a branch inherits offers. Branches can be nested 16 deep.
+MAX_ANCESTORS = 16
+#: Seconds between two progress events of one call.
+PROGRESS_SECONDS = 1.0
+
+
+class ProviderConnection(Protocol):
+    """The connection of a provider."""
+
+    def notify(self, method: str, params: dict[str, Any]) -> None:
+        """Send a notification at once. Does nothing on a closed connection."""
+
+
+@dataclass(eq=False)
+class _Dispatched:
+    """A call that was given to a provider, or waits for it. The session's machine has everything else about it."""
+
+    session: str
+    call: str
+    tool: str
+    arguments: Any
+    provider: Provider | None = None
+    holder: str = ""  # key of the provider that got it last, perhaps from an earlier server
+    attempt: int = 0
+    sent: bool = False
+    timer: asyncio.TimerHandle | None = None
+    progress_at: float = float("-inf")
+
+
+@dataclass(eq=False)
+class Provider:
+    """One client process that carries out calls.
+
+    Attributes:
+        offers: by session (None: all sessions of the principal) and full name, with the order in which they were made.
+        connection: None while it is lost.
+        sent: calls that it has.
+        queues: calls that wait for room, by function.
+    """
+
+    id: str
+    instance: str
+    principal: str
+    offers: dict[str | None, dict[str, tuple[int, Offer]]] = field(default_factory=dict)
+    connection: ProviderConnection | None = None
+    sent: dict[str, _Dispatched] = field(default_factory=dict)
+    queues: dict[str, deque[_Dispatched]] = field(default_factory=dict)
+    next_at: dict[str, float] = field(default_factory=dict)  # per_second: when the next call may be sent
+    grace: asyncio.TimerHandle | None = None
+
+    @property
+    def key(self) -> str:
+        """The name of this process in the log."""
+        return f"{self.id}/{self.instance}"
+
+
+class Offers:
+    """The offers of all clients. Called from the event loop. Implements ``session.tool_calls.OfferPort``.
+
+    Args:
+        registry: finds sessions.
+        settings: times and sizes.
+    """
+
+    def __init__(self, registry: SessionRegistry, settings: Settings) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._providers: dict[tuple[str, str], Provider] = {}
+        self._calls: dict[str, _Dispatched] = {}
+        self._order = 0
+
+    # -- offering ------------------------------------------------------------------------
+
+    def offer(
+        self,
+        who: Principal,
+        offers: Sequence[Offer],
+        *,
+        session: str | None,
+        provider: ProviderId,
+        holding: Sequence[str],
+        replace: bool,
+        client: object,
+    ) -> dict[str, Any]:
+        """Offer functions. Repeating it changes nothing. See ``tool.offer``.
+
+        Raises:
+            BadRequest: names collide, an offer is too large, or the connection can't receive calls.
+            Forbidden, NotFound, SessionClosed: there is no such open session of the caller.
+        """
+        notify = getattr(client, "notify", None)
+        if notify is None:
+            raise BadRequest(
+                "Functions are offered over the WebSocket, on which their calls arrive. Connect to /v1/ws."
+            )
+        self._registry.require_scope(who, "run")
+        if session is not None:
+            self._registry.find_open(who, session)
+        known = self._providers.get((who.name, provider.id))
+        if known is not None and known.instance != provider.instance:
+            self._end(known)  # the process was started anew, and has none of its calls
+            known = None
+        before = dict(known.offers.get(session, {})) if known is not None else {}
+        kept = {} if replace else before
+        together = {**{name: offer for name, (_, offer) in kept.items()}, **{each.tool: each for each in offers}}
+        model.check([*together.values()], self._names_of_others(who.name, provider.id, session))
+        if known is None:
+            if sum(each.principal == who.name for each in self._providers.values()) >= MAX_PROVIDERS:
+                raise QuotaExceeded(f"{MAX_PROVIDERS} clients offer functions already. Close one of them.")
+            known = self._providers[who.name, provider.id] = Provider(provider.id, provider.instance, who.name)
+        known.offers[session] = {
+            name: before[name] if before.get(name, (0, None))[1] == offer else (self._next(), offer)
+            for name, offer in together.items()
+        }
+        cancelled = self._connect(known, client, holding)  # type: ignore[arg-type]
+        gone = [name for name in before if name not in together]
+        self._announce(known, session, [*together.values()], gone)
+        self._retry(who.name, session)
+        shown = [{"name": o.tool, "identifier": model.identifier(o.tool), "digest": o.digest} for o in offers]
+        return {"offered": shown, "cancelled": cancelled}
+
+    def _next(self) -> int:
+        self._order += 1
+        return self._order
+
+    def _names_of_others(self, principal: str, provider: str, session: str | None) -> set[str]:
+        return {
+            name
+            for each in self._providers.values()
+            if each.principal == principal and each.id != provider
+            for name in each.offers.get(session, ())
+        }
+
+    def _connect(self, provider: Provider, connection: ProviderConnection, holding: Sequence[str]) -> Names:
+        """Take a connection of a provider. Return the calls that it holds and that have ended."""
+        if provider.grace is not None:
+            provider.grace.cancel()
+            provider.grace = None
+        again = provider.connection is not connection
+        provider.connection = connection
+        held = set(holding)
+        for call in [*self._calls.values()]:
+            if call.holder != provider.key or not again:
+                continue
+            if call.call in held:  # it is at work, or has the answer
+                self._stop_timer(call)
+                call.provider, call.sent = provider, True
+                provider.sent[call.call] = call
+            elif call.sent:  # it never got it
+                self._stop_timer(call)
+                provider.sent.pop(call.call, None)
+                call.sent = False
+                self._redispatch(call)
+        return [call for call in holding if call not in self._calls]
+
+    def _redispatch(self, call: _Dispatched) -> None:
+        session = self._registry.get(call.session)
+        if session is not None:
+            session.tool_calls.redispatch(call.call)
+
+    def _announce(self, provider: Provider, session: str | None, offers: Sequence[Offer], gone: Sequence[str]) -> None:
+        """Record what is callable in the logs of the sessions that it is for, if that has changed."""
+        if session is not None:
+            found = self._registry.get(session)
+            chosen = [found] if found is not None else []
+        else:
+            chosen = [each for each in self._registry.open_sessions() if each.principal == provider.principal]
+        for each in chosen:
+            self._record(each, provider, offers, gone)
+            each.tool_calls.changed()
+
+    @staticmethod
+    def _record(session: Session, provider: Provider, offers: Sequence[Offer], gone: Sequence[str]) -> None:
+        offered = session.machine.calls.offered
+        new = [
+            ev.OfferedTool(name=o.tool, digest=o.digest, approval=o.approval, effects=o.effects)
+            for o in offers
+            if (known := offered.get(o.tool)) is None or known.digest != o.digest
+        ]
+        withdrawn = [name for name in gone if name in offered]
+        if new or withdrawn:
+            session.try_record(
+                ev.ToolsOffered(provider=provider.id, by=provider.principal, tools=new, withdrawn=withdrawn)
+            )
+
+    def withdraw(self, who: Principal, *, names: Sequence[str] | None, session: str | None, client: object) -> None:
+        """Withdraw functions of this connection's providers. Their open calls go on."""
+        self._registry.require_scope(who, "run")
+        for provider in self._providers.values():
+            if provider.principal != who.name or (provider.connection is not client and client is not None):
+                continue
+            offers = provider.offers.get(session, {})
+            gone = [name for name in offers if names is None or name in names]
+            for name in gone:
+                del offers[name]
+            self._announce(provider, session, [], [n for n in gone if not self._offered(who.name, session, n)])
+
+    def _offered(self, principal: str, session: str | None, name: str) -> bool:
+        return any(
+            name in each.offers.get(session, ()) for each in self._providers.values() if each.principal == principal
+        )
+
+    def client_gone(self, client: object) -> None:
+        """Keep the offers and calls of a lost connection for the grace time."""
+        for provider in self._providers.values():
+            if provider.connection is client:
+                provider.connection = None
+                loop = asyncio.get_running_loop()
+                provider.grace = loop.call_later(self._settings.tools_grace_seconds, self._end, provider)
+
+    def _end(self, provider: Provider) -> None:
+        """End a provider: its calls are lost, or go to another one."""
+        if self._providers.get((provider.principal, provider.id)) is provider:
+            del self._providers[provider.principal, provider.id]
+        if provider.grace is not None:
+            provider.grace.cancel()
+        for session, offers in provider.offers.items():
+            gone = [name for name in offers if not self._offered(provider.principal, session, name)]
+            if gone:
+                self._announce(provider, session, [], gone)
+        for call in [*provider.sent.values(), *(each for queue in provider.queues.values() for each in queue)]:
+            call.provider = None
+            if not call.sent:
+                self._redispatch(call)
+            else:
+                self._lose(call)
+
+    def _lose(self, call: _Dispatched) -> None:
+        session = self._registry.get(call.session)
+        open_call = session.machine.calls.open.get(call.call) if session is not None else None
+        if session is None or open_call is None:
+            self._calls.pop(call.call, None)
+            return
+        if open_call.idempotent and self._best(session, call.tool) is not None:
+            call.sent = False
+            self._redispatch(call)
+            return
+        text = f"The client that carried out {call.tool} is gone. The call may have been carried out."
+        self._fail(call, "lost", text)
+
+    def _fail(self, call: _Dispatched, status: Literal["lost", "unavailable"], text: str) -> None:
+        session = self._registry.get(call.session)
+        if session is not None and session.state is not SessionState.CLOSED:
+            session.handle(CallFailed(call.call, status, text))
+        self.ended(call.call)
+
+    # -- what a name means (OfferPort) -----------------------------------------------------
+
+    def _visible(self, session: Session) -> dict[str, tuple[int, Offer, Provider]]:
+        """Return the offers for a session by name, the newest one of each."""
+        found: dict[str, tuple[int, Offer, Provider]] = {}
+        scopes = [None, session.id, *self._ancestors(session)] if self._providers else []
+        for provider in self._providers.values():
+            if provider.principal != session.principal:
+                continue
+            for at, scope in enumerate(scopes):
+                for name, (order, offer) in provider.offers.get(scope, {}).items():
+                    if at > 1 and not offer.inherit:
+                        continue
+                    if name not in found or self._rank(order, provider) > self._rank(found[name][0], found[name][2]):
+                        found[name] = order, offer, provider
+        return found
+
+    def _ancestors(self, session: Session) -> Names:
+        """Return the open sessions that a branch was forked from: it inherits their offers."""
+        found: Names = []
+        at: Session | None = session
+        while at is not None and len(found) < MAX_ANCESTORS:
+            parent = (at.spec.parent or {}).get("session")
+            if not isinstance(parent, str):
+                break
+            found.append(parent)
+            at = self._registry.get(parent)
+        return found
+
+    @staticmethod
+    def _rank(order: int, provider: Provider) -> tuple[bool, int]:
+        return provider.connection is not None, order
+
+    def _best(self, session: Session, name: str) -> tuple[int, Offer, Provider] | None:
+        visible = self._visible(session)
+        found = visible.get(name)
+        if found is None:
+            found = next((each for tool, each in visible.items() if model.identifier(tool) == name), None)
+        return found
+
+    def resolve(self, session: str, name: str, cell: str | None) -> ResolvedTool:
+        """See ``OfferPort``."""
+        found = self._registry.get(session)
+        if found is None:
+            return ResolvedTool(None, refusal="The session is not open.")
+        best = self._best(found, name)
+        if best is not None:
+            _, offer, provider = best
+            self._record(found, provider, [offer], [])
+            approval = self._tightened(offer.approval, offer.effects)
+            connected = provider.key if provider.connection is not None else ""
+            return ResolvedTool(offer, connected, approval=approval, redact=tuple(model.redactions(offer)))
+        offered = found.machine.calls.offered
+        tool = next((each for each in offered if name in (each, model.identifier(each))), None)
+        if tool is not None:
+            # An earlier server had the offer, and its provider has not come back yet. Its redactions are not known.
+            facts = msgspec.convert(msgspec.to_builtins(offered[tool]), _KnownOffer)
+            offer = Offer(name=tool, approval=facts.approval, effects=facts.effects)
+            return ResolvedTool(offer, approval=self._tightened(offer.approval, offer.effects), redact=("",))
+        near = model.nearest(name, self._visible(found))
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else " tools.search('') lists what there is."
+        return ResolvedTool(None, refusal=f"There is no tool {name!r} in this session.{hint}")
+
+    def _tightened(self, approval: Approval, effects: str) -> Approval:
+        setting = self._settings.tools_approval
+        ask = setting == "always" or (setting == "writes" and effects != "read")
+        return "always" if ask and approval == "never" else approval
+
+    def describe(self, session: str, question: dict[str, Any]) -> dict[str, Any]:
+        """See ``OfferPort``."""
+        found = self._registry.get(session)
+        visible = self._visible(found) if found is not None else {}
+        names, query, limit = question.get("names"), question.get("query"), question.get("limit")
+        chosen = [offer for _, offer, _ in visible.values()]
+        if isinstance(names, list):
+            wanted = {each for each in names if isinstance(each, str)}
+            chosen = [each for each in chosen if each.tool in wanted or model.identifier(each.tool) in wanted]
+        else:
+            chosen = _search(chosen, query if isinstance(query, str) else "")
+        most = limit if isinstance(limit, int) and 0 < limit <= MAX_DESCRIBED else MAX_DESCRIBED
+        tools: Views = []
+        size = 0
+        for offer in chosen[:most]:
+            tool = tool_view(offer, full=question.get("detail") == "full")
+            size += len(msgspec.json.encode(tool))
+            if size > MAX_DESCRIPTION_BYTES:
+                break
+            tools.append(tool)
+        return {"tools": tools, "total": len(chosen)}
+
+    def list(
+        self, who: Principal, session: str, *, search: str | None, detail: Literal["brief", "full"], limit: int
+    ) -> dict[str, Any]:
+        """Return the functions that a session may call."""
+        found = self._registry.find(who, session)
+        chosen = _search([offer for _, offer, _ in self._visible(found).values()], search or "")
+        return {"tools": [tool_view(each, full=detail == "full") for each in chosen[:limit]], "total": len(chosen)}
+
+    # -- the way of a call (OfferPort) ------------------------------------------------------
+
+    def dispatch(self, session: str, call: OpenCall, arguments: Any) -> None:
+        """See ``OfferPort``."""
+        known = self._calls.get(call.id)
+        if known is None:
+            known = self._calls[call.id] = _Dispatched(session, call.id, call.tool, arguments)
+        known.arguments = arguments
+        self._stop_timer(known)
+        self._place(known)
+
+    def _place(self, call: _Dispatched) -> None:
+        session = self._registry.get(call.session)
+        best = self._best(session, call.tool) if session is not None else None
+        if best is None or best[2].connection is None:
+            call.provider = best[2] if best is not None else None
+            if call.timer is None:
+                loop = asyncio.get_running_loop()
+                text = f"No client that offers {call.tool} is connected. The call was not carried out."
+                call.timer = loop.call_later(self._settings.tools_absent_seconds, self._fail, call, "unavailable", text)
+            return
+        call.provider = provider = best[2]
+        provider.queues.setdefault(call.tool, deque()).append(call)
+        self._pump(provider, call.tool)
+
+    def _pump(self, provider: Provider, tool: str) -> None:
+        """Send the calls of one function that its limits allow now."""
+        queue = provider.queues.get(tool)
+        loop = asyncio.get_running_loop()
+        while queue and provider.connection is not None:
+            call = queue[0]
+            session = self._registry.get(call.session)
+            open_call = session.machine.calls.open.get(call.call) if session is not None else None
+            found = self._best(session, tool) if session is not None else None
+            if session is None or open_call is None or found is None:
+                queue.popleft()
+                if open_call is None:
+                    self._calls.pop(call.call, None)
+                continue
+            offer, now = found[1], loop.time()
+            if sum(each.tool == tool for each in provider.sent.values()) >= offer.max_in_flight:
+                return  # the end of one of them calls this again
+            if offer.per_second is not None and now < (next_at := provider.next_at.get(tool, 0.0)):
+                loop.call_at(next_at, self._pump, provider, tool)
+                return
+            queue.popleft()
+            if offer.per_second is not None:
+                provider.next_at[tool] = now + 1 / offer.per_second
+            self._send(provider, call, session, open_call)
+        if not queue:
+            provider.queues.pop(tool, None)
+
+    def _send(self, provider: Provider, call: _Dispatched, session: Session, open_call: OpenCall) -> None:
+        call.attempt += 1
+        call.sent = True
+        call.holder = provider.key
+        provider.sent[call.call] = call
+        assert provider.connection is not None
+        provider.connection.notify(
+            "tool.call",
+            {
+                "call": call.call,
+                "session": session.id,
+                "cell": open_call.cell,
+                "tool": call.tool,
+                "arguments": call.arguments,
+                "deadline_seconds": round(max(0.0, open_call.deadline - asyncio.get_running_loop().time()), 3),
+                "attempt": call.attempt,
+                "key": f"{session.id}/{call.call}",
+                "parent_call": open_call.parent_call,
+            },
+        )
+        call.arguments = None  # the log has them, or the session
+
+    def _retry(self, principal: str, session: str | None) -> None:
+        """Place the calls that wait for a provider."""
+        for call in [*self._calls.values()]:
+            found = self._registry.get(call.session)
+            if call.timer is not None and not call.sent and found is not None and found.principal == principal:
+                best = self._best(found, call.tool)
+                if best is not None and best[2].connection is not None:
+                    self._stop_timer(call)
+                    self._redispatch(call)
+
+    @staticmethod
+    def _stop_timer(call: _Dispatched) -> None:
+        if call.timer is not None:
+            call.timer.cancel()
+            call.timer = None
+
+    def cancel(self, session: str, call: str, why: str) -> None:
+        """See ``OfferPort``."""
+        known = self._calls.get(call)
+        if known is not None and known.sent and known.provider is not None and known.provider.connection is not None:
+            known.provider.connection.notify("tool.cancel", {"call": call, "session": session, "why": why})
+
+    def resume(self, session: str, calls: Iterable[OpenCall]) -> None:
+        """See ``OfferPort``: an earlier server gave these calls to providers that will come back, or not."""
+        loop = asyncio.get_running_loop()
+        for call in calls:
+            if call.id in self._calls:
+                continue
+            known = self._calls[call.id] = _Dispatched(
+                session, call.id, call.tool, None, sent=bool(call.provider), holder=call.provider
+            )
+            known.timer = loop.call_later(self._settings.tools_grace_seconds, self._not_resumed, known)
+
+    def _not_resumed(self, call: _Dispatched) -> None:
+        call.timer = None
+        if call.sent:
+            self._lose(call)
+        else:
+            self._fail(call, "unavailable", f"No client that offers {call.tool} has connected again.")
+
+    def ended(self, call: str) -> None:
+        """Forget a call that has ended, and send the next one."""
+        known = self._calls.pop(call, None)
+        if known is None:
+            return
+        self._stop_timer(known)
+        provider = known.provider
+        if provider is not None:
+            provider.sent.pop(call, None)
+            self._pump(provider, known.tool)
+
+    # -- answers -----------------------------------------------------------------------------
+
+    def answer(
+        self,
+        who: Principal,
+        session: str,
+        call: str,
+        *,
+        status: Literal["ok", "error"],
+        value: Any,
+        content: Blocks | None,
+        error: dict[str, Any] | None,
+    ) -> None:
+        """Take the answer of a provider. See ``tool.return``.
+
+        Raises:
+            Conflict: the call has ended otherwise.
+            NotFound, Forbidden: there is no such call.
+        """
+        found = self._registry.find(who, session, "run")
+        found.require_writable()
+        form: Literal["", "content", "rows"] = "content" if content is not None else _form(value)
+        result = content if content is not None else value
+        size = len(msgspec.json.encode(result)) if result is not None else 0
+        bound = self._settings.tools_max_result_bytes
+        if status == "ok" and size > bound:
+            text = (
+                f"The result has {size} bytes and may have {bound}. The function can write a file with "
+                "call.upload(name, data), and return its name."
+            )
+            found.handle(CallFailed(call, "too_large", text))
+            return
+        found.handle(CallAnswered(call, status, result if status == "ok" else None, size, error, form))
+
+    def progress(
+        self, who: Principal, session: str, call: str, *, progress: float, total: float | None, message: str | None
+    ) -> None:
+        """Record how far a call is, at most once a second."""
+        found = self._registry.find(who, session, "run")
+        known, now = self._calls.get(call), asyncio.get_running_loop().time()
+        if known is None or known.session != session or now < known.progress_at + PROGRESS_SECONDS:
+            return
+        known.progress_at = now
+        open_call = found.machine.calls.open.get(call)
+        event = ev.ToolProgress(call=call, progress=progress, total=total, message=message)
+        if open_call is not None and open_call.cell is not None:
+            event.cell = open_call.cell
+        found.record(event)
+
+    def decide(
+        self,
+        who: Principal,
+        session: str,
+        calls: Sequence[str],
+        *,
+        approve: bool,
+        reason: str | None,
+        remember: Literal["cell", "session"] | None,
+    ) -> ToolCallInfos:
+        """Approve or deny calls that wait for a person. See ``session.decide``."""
+        found = self._registry.find(who, session, "approve")
+        if found.state is SessionState.CLOSED:
+            raise Conflict("The session is closed, and its calls have ended.")
+        found.require_writable()
+        if remember is None and approve:
+            remember = self._remembered(found, calls)
+        found.handle(CallsDecided(tuple(calls), approve, who.name, reason, remember))
+        return [found.tool_calls.find_call(call) for call in calls]
+
+    def _remembered(self, session: Session, calls: Sequence[str]) -> Literal["cell", "session"] | None:
+        """Return for how long an approval holds, if all calls are of functions that ask once."""
+        ledger, held = session.machine.calls, set()
+        for call in calls:
+            open_call = ledger.open.get(call)
+            known = ledger.offered.get(open_call.tool) if open_call is not None else None
+            held.add(known.approval if known is not None else "always")
+        if held == {"once_per_session"}:
+            return "session"
+        return "cell" if held == {"once_per_cell"} else None
+
+    def calls(self, who: Principal, session: str, *, cell: str | None, state: CallState | None) -> ToolCallInfos:
+        """Return a session's calls without their results."""
+        return self._registry.find(who, session).tool_calls.list_calls(cell=cell, state=state)
+
+    def find_call(self, who: Principal, session: str, call: str) -> ToolCallInfo:
+        """Return a call with its result."""
+        return self._registry.find(who, session).tool_calls.find_call(call)
+
+
+class _KnownOffer(msgspec.Struct):
+    approval: Approval = "always"
+    effects: model.Effects = "unknown"
+
+
+def _search(offers: Sequence[Offer], query: str) -> list[Offer]:
+    words = query.lower()[:400].split()
+    listed = [offer for offer in offers if offer.listed]
+    if not words:
+        return sorted(listed, key=lambda each: each.tool)
+    rank: Callable[[Offer], int] = lambda each: model.rank(each, words)  # noqa: E731
+    return sorted((each for each in offers if rank(each)), key=lambda each: (-rank(each), each.tool))
+
+
+def _form(value: Any) -> Literal["", "rows"]:
+    return "rows" if isinstance(value, list) and value and all(isinstance(each, dict) for each in value) else ""
+
+
+def tool_view(offer: Offer, *, full: bool) -> dict[str, Any]:
+    """Return an offer as code and clients see it."""
+    brief = {
+        "name": offer.tool,
+        "identifier": model.identifier(offer.tool),
+        "signature": model.signature(offer),
+        "summary": offer.description.strip().partition("\n")[0][:200],
+    }
+    if not full:
+        return brief
+    return {
+        **brief,
+        "documentation": model.docstring(offer),
+        "names": model.parameter_names(offer),
+        "parameters": offer.parameters,
+        "returns": offer.returns,
+        "effects": offer.effects,
+        "approval": offer.approval,
+        "timeout_seconds": offer.timeout_seconds,
+        "idempotent": offer.idempotent,
+    }

@@ -1,0 +1,353 @@
+"""The calls of one session's code to functions of clients: messages of the kernel in, results out.
+
+The machine decides (``model.tool_calls.ledger``). This part reads what the kernel sends, which is not trusted, carries
+out the machine's effects, and asks an ``OfferPort`` which functions there are and who carries them out.
+
+Arguments and results stay in the log, and are read from it when they are needed again. Only what the log must not
+contain is kept in memory, until the call has ended. After a restart the kernel is asked for it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from kernelsvc.errors import NotFound
+from kernelsvc.kernels.port import KernelMessage
+from kernelsvc.model import events as ev
+from kernelsvc.model.machine import Machine
+from kernelsvc.model.objects import CallState, ToolCallInfo
+from kernelsvc.model.stimuli import CallAbandoned, CancelCall, DeliverResult, DispatchCall, Stimulus, ToolRequested
+from kernelsvc.model.tool_calls import offers
+from kernelsvc.model.tool_calls.ledger import OpenCall, waiting_calls
+from kernelsvc.model.tool_calls.offers import Approval, Offer
+from kernelsvc.protocol.kernel_messages import KernelRequest
+from kernelsvc.session.ports import Log, SessionPort
+
+#: Largest arguments of a call as JSON, in bytes. The kernel has the same limit.
+MAX_ARGUMENT_BYTES = 1024 * 1024
+#: Bytes that may wait for a kernel that does not read, before results wait in the log, and seconds between attempts.
+MAX_UNSENT, LATE_SECONDS = 8 * 1024 * 1024, 0.05
+MAX_NAME = 256
+
+
+@dataclass(frozen=True)
+class ResolvedTool:
+    """What a name means for a session at this moment.
+
+    Attributes:
+        offer: the function. None if the call is refused.
+        provider: the client that carries it out. Empty if none is connected.
+        refusal: why the call is refused.
+        approval: when a person must decide.
+        redact: JSON pointers of the arguments that no log may contain.
+    """
+
+    offer: Offer | None
+    provider: str = ""
+    refusal: str = ""
+    approval: Approval = "never"
+    redact: tuple[str, ...] = ()
+
+
+class OfferPort(Protocol):
+    """The functions of all clients. The service implements it."""
+
+    def resolve(self, session: str, name: str, cell: str | None) -> ResolvedTool:
+        """Return what a name, or an identifier in code, means now."""
+
+    def describe(self, session: str, question: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to code that looks at functions. The question is not trusted."""
+
+    def dispatch(self, session: str, call: OpenCall, arguments: Any) -> None:
+        """Give a call to its provider, now or when there is room."""
+
+    def cancel(self, session: str, call: str, why: str) -> None:
+        """Tell the provider that nobody waits for a call any more."""
+
+    def resume(self, session: str, calls: Iterable[OpenCall]) -> None:
+        """Wait for the providers of calls that an earlier server dispatched."""
+
+
+class NoOffers:
+    """An ``OfferPort`` without functions."""
+
+    def resolve(self, session: str, name: str, cell: str | None) -> ResolvedTool:
+        """See ``OfferPort``."""
+        return ResolvedTool(None, refusal="No client offers functions to this session.")
+
+    def describe(self, session: str, question: dict[str, Any]) -> dict[str, Any]:
+        """See ``OfferPort``."""
+        return {"tools": [], "total": 0}
+
+    def dispatch(self, session: str, call: OpenCall, arguments: Any) -> None:
+        """Do nothing: every call was refused."""
+
+    def cancel(self, session: str, call: str, why: str) -> None:
+        """Do nothing: no call was dispatched."""
+
+    def resume(self, session: str, calls: Iterable[OpenCall]) -> None:
+        """Do nothing: no call was dispatched."""
+
+
+class ToolCalls:
+    """The calls of one session. Called from the server's event loop.
+
+    Args:
+        session: applies decisions, and has the kernel.
+        machine: decides, and is only read here.
+        log: has the arguments and results.
+        port: the functions of all clients.
+    """
+
+    def __init__(self, session: SessionPort, id: str, machine: Machine, log: Log, port: OfferPort) -> None:
+        self._session = session
+        self._id = id
+        self._machine = machine
+        self._log = log
+        self._port = port
+        self._arrived: tuple[str, Any] = ("", None)  # the arguments of the call that is being decided about
+        self._secrets: dict[str, Any] = {}  # arguments that the log does not have, by call
+        self._asked: set[str] = set()  # calls whose arguments the kernel was asked for again
+        self._late: OrderedDict[str, DeliverResult | None] = OrderedDict()  # results that wait for the kernel
+        self._described = False
+
+    # -- from the kernel ---------------------------------------------------------------
+
+    def stimulus(self, message: KernelMessage, kernel: str) -> Stimulus | None:
+        """Return the stimulus that a message of the kernel is, or handle it and return None.
+
+        Args:
+            message: on the channel ``tools``.
+            kernel: the id of the kernel that sent it.
+        """
+        content, kind = message.content, message.msg_type
+        call = content.get("call")
+        if kind == "tools_waiting":
+            # The wire's own message has no number. A kernel's must not make the server read its log again and again.
+            if message.frame is None:
+                self._redeliver(waiting_calls(content.get("calls")))
+        elif not isinstance(call, str) or len(call) > MAX_NAME:
+            return None
+        elif kind == "tool_call":
+            return self._requested(message, call, kernel)
+        elif kind == "tool_cancel":
+            return CallAbandoned(call, message.frame)
+        elif kind == "tool_describe":
+            self._described = True
+            self._send("tool_described", {**self._port.describe(self._id, content), "call": call}, f"d_{call}")
+        elif kind == "tool_arguments":
+            self._take_arguments(call, content.get("arguments"))
+        return None
+
+    def _requested(self, message: KernelMessage, call: str, kernel: str) -> Stimulus | None:
+        name, arguments = message.content.get("name"), message.content.get("arguments")
+        if not (isinstance(name, str) and 0 < len(name) <= MAX_NAME and isinstance(arguments, dict)):
+            return None
+        size = len(msgspec.json.encode(arguments))
+        if size > MAX_ARGUMENT_BYTES or not self._machine.calls.is_next(call, kernel):
+            return None
+        running = self._machine.running
+        cell = message.parent if message.parent in self._machine.cells else running.id if running else None
+        found = self._port.resolve(self._id, name, cell)
+        shown, redacted = offers.redact(arguments, found.redact)
+        if redacted:
+            self._secrets[call] = arguments
+        self._arrived = call, arguments
+        return ToolRequested(
+            call,
+            found.offer.tool if found.offer is not None else name,
+            shown,
+            tuple(redacted),
+            size,
+            cell,
+            found.offer,
+            found.provider,
+            found.refusal,
+            found.approval,
+            frame=message.frame,
+        )
+
+    def _take_arguments(self, call: str, arguments: Any) -> None:
+        """Take arguments again. They must be those that the log has, apart from the parts that it leaves out."""
+        open_call = self._machine.calls.open.get(call)
+        if call not in self._asked or open_call is None or not isinstance(arguments, dict):
+            return
+        called = self._entry(open_call.seq)
+        if not isinstance(called, ev.ToolCalled) or len(msgspec.json.encode(arguments)) > MAX_ARGUMENT_BYTES:
+            return
+        if offers.redact(arguments, called.redacted)[0] == called.arguments:
+            self._asked.discard(call)
+            self._secrets[call] = arguments
+            self._dispatch(open_call)
+
+    # -- effects -----------------------------------------------------------------------
+
+    def perform(self, effect: DispatchCall | DeliverResult | CancelCall) -> None:
+        """Carry out an effect of the machine."""
+        match effect:
+            case DispatchCall():
+                call = self._machine.calls.open.get(effect.call)
+                if call is not None:
+                    self._dispatch(call)
+            case DeliverResult():
+                self._forget(effect.returned.call)
+                self._deliver(effect)
+            case CancelCall():
+                self._forget(effect.call)
+                self._port.cancel(self._id, effect.call, effect.why)
+
+    def _forget(self, call: str) -> None:
+        self._secrets.pop(call, None)
+        self._asked.discard(call)
+
+    def _dispatch(self, call: OpenCall) -> None:
+        arrived, self._arrived = self._arrived, ("", None)
+        if arrived[0] == call.id:
+            arguments = arrived[1]
+        elif call.id in self._secrets:
+            arguments = self._secrets[call.id]
+        elif call.redacted:
+            self._asked.add(call.id)
+            self._send("tool_again", {"call": call.id}, f"a_{call.id}")
+            return
+        else:
+            called = self._entry(call.seq)
+            arguments = called.arguments if isinstance(called, ev.ToolCalled) else {}
+        self._port.dispatch(self._id, call, arguments)
+
+    def redispatch(self, call: str) -> None:
+        """Give a call to a provider again that never got it."""
+        open_call = self._machine.calls.open.get(call)
+        if open_call is not None and not open_call.pending:
+            self._dispatch(open_call)
+
+    def _deliver(self, effect: DeliverResult) -> None:
+        kernel = self._session.kernel
+        if kernel is None or kernel.unsent_bytes > MAX_UNSENT or self._late:
+            self._wait(effect)
+            return
+        end = effect.returned
+        content = {"call": end.call, "status": end.status, "value": effect.value, "error": end.error, "form": end.form}
+        self._send("tool_result", content, f"t_{end.call}")
+
+    def _wait(self, effect: DeliverResult) -> None:
+        if not self._late:
+            asyncio.get_running_loop().call_later(LATE_SECONDS, self._deliver_late)
+        secret = effect.returned.value != effect.value
+        self._late[effect.returned.call] = effect if secret else None
+
+    def _deliver_late(self) -> None:
+        """Deliver results that waited until the kernel had read the earlier ones."""
+        waiting, self._late = self._late, OrderedDict()
+        if self._session.kernel is None:
+            return  # the next kernel says for which calls it waits
+        for call, effect in waiting.items():
+            if (found := effect or self._recorded(call)) is not None:
+                self._deliver(found)
+
+    def _recorded(self, call: str) -> DeliverResult | None:
+        known = self._machine.calls.ended.get(call)
+        end = self._entry(known[1]) if known is not None else None
+        if not isinstance(end, ev.ToolReturned):
+            return None
+        if isinstance(end.value, dict) and end.value.keys() == {"$redacted"}:
+            lost = {"type": "lost", "message": "The server restarted, and no log may contain the result."}
+            end = msgspec.structs.replace(end, status="lost", value=None, error=lost)
+        return DeliverResult(end, end.value)
+
+    def _redeliver(self, waiting: list[str]) -> None:
+        """Send the results that the kernel waits for and that are in the log already."""
+        for call in waiting:
+            if call not in self._machine.calls.open and (found := self._recorded(call)) is not None:
+                self._deliver(found)
+
+    def _send(self, kind: str, content: dict[str, Any], msg_id: str) -> None:
+        kernel = self._session.kernel
+        if kernel is not None:
+            kernel.send(KernelRequest(kind, content, msg_id, "tools"))
+
+    # -- from the service -----------------------------------------------------------------
+
+    def adopted(self) -> None:
+        """Continue the calls that an earlier server dispatched."""
+        calls = [call for call in self._machine.calls.open.values() if not call.pending]
+        if calls:
+            self._port.resume(self._id, calls)
+
+    def changed(self) -> None:
+        """Tell a kernel that has looked at functions that others may be called now."""
+        if self._described:
+            self._described = False
+            self._send("tools_changed", {}, "tools_changed")
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def _entry(self, seq: int) -> ev.Event | None:
+        return next((ev.decode(line) for line in self._log.lines(seq, seq)), None)
+
+    def list_calls(self, *, cell: str | None = None, state: CallState | None = None) -> list[ToolCallInfo]:
+        """Return calls in the order in which code made them, without their results."""
+        ledger = self._machine.calls
+        if state in ("pending", "running"):
+            wanted = [call for call in ledger.open.values() if call.pending == (state == "pending")]
+            entries = [self._entry(call.seq) for call in wanted if cell is None or call.cell == cell]
+            found = self._fold(entry for entry in entries if entry is not None)
+        else:
+            found = self._fold(self._call_events())
+            found = [each for each in found if (cell is None or each.cell == cell) and state in (None, each.state)]
+        for each in found:
+            each.value = None
+        return found
+
+    def find_call(self, call: str) -> ToolCallInfo:
+        """Return a call with its result.
+
+        Raises:
+            NotFound: there is no such call.
+        """
+        found = self._fold(event for event in self._call_events() if getattr(event, "call", None) == call)
+        if not found:
+            raise NotFound(f"There is no call {call[:200]!r} in this session. List its calls.")
+        return found[0]
+
+    def _call_events(self) -> Iterable[ev.Event]:
+        for line in self._log.lines(1, self._log.last_seq):
+            if line.startswith((b'{"type":"tool_called"', b'{"type":"tool_decided"', b'{"type":"tool_returned"')):
+                yield ev.decode(line)
+
+    def _fold(self, events: Iterable[ev.Event]) -> list[ToolCallInfo]:
+        found: dict[str, ToolCallInfo] = {}
+        for event in events:
+            match event:
+                case ev.ToolCalled():
+                    open_call = self._machine.calls.open.get(event.call)
+                    found[event.call] = ToolCallInfo(
+                        call=event.call,
+                        tool=event.tool,
+                        arguments=event.arguments,
+                        session=self._id,
+                        cell=event.cell if isinstance(event.cell, str) else None,
+                        state="pending" if open_call is not None and open_call.pending else "running",
+                        provider=event.provider,
+                        redacted=event.redacted,
+                        approval=event.approval,
+                        deadline_seconds=event.deadline_seconds,
+                        parent_call=event.parent_call,
+                        called_at=event.at,
+                        decided_by=open_call.decided_by if open_call is not None else None,
+                    )
+                case ev.ToolDecided() if (info := found.get(event.call)) is not None:
+                    info.decided_by, info.reason = event.by, event.reason
+                case ev.ToolReturned() if (info := found.get(event.call)) is not None:
+                    info.state, info.status, info.ms, info.waited_ms = "ended", event.status, event.ms, event.waited_ms
+                    info.value, info.error, info.bytes, info.form = event.value, event.error, event.bytes, event.form
+                    info.ended_at, info.delivered = event.at, event.delivered
+                case _:
+                    pass
+        return [*found.values()]
