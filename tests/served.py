@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -23,6 +24,14 @@ READY_SECONDS = 60.0
 STOP_SECONDS = 30.0
 #: A template that imports nothing in advance: importing pandas and matplotlib costs seconds at each start of a server.
 QUICK = {"KERNELSVC_TEMPLATES": '{"python3": {"preload": []}}'}
+
+#: The environment of a server that also knows ``other-token``, of another principal than its own token's. All values
+#: of ``--token`` are one principal's.
+OTHER_PRINCIPAL = {
+    "KERNELSVC_TOKENS": json.dumps(
+        [{"name": "other", "sha256": hashlib.sha256(b"other-token").hexdigest(), "scopes": ["run"]}]
+    )
+}
 
 
 class Served:

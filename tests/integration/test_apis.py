@@ -11,7 +11,7 @@ import pytest
 import requests
 import websockets
 from http_server import Rpc
-from served import Served, serving
+from served import OTHER_PRINCIPAL, Served, serving
 
 from kernelsvc.client import AsyncClient
 
@@ -181,7 +181,7 @@ async def test_metrics_count_cells_and_name_nobody(served, rpc, session):
 
 
 def test_what_one_principal_makes_the_other_does_not_see(short_tmp):
-    with serving(short_tmp / "two", "--token", "other-token") as served:
+    with serving(short_tmp / "two", env=OTHER_PRINCIPAL) as served:
         session = served.call("POST", "/v1/sessions", {})["id"]
         other = {"Authorization": "Bearer other-token"}
         assert served.call("GET", "/v1/sessions", headers=other)["sessions"] == []

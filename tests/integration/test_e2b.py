@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from served import Served, serving
+from served import OTHER_PRINCIPAL, Served, serving
 from waiting import wait_for
 
 from kernelsvc.protocol import connect
@@ -117,7 +117,7 @@ def _example(pattern: str, id: str) -> str:
 
 
 def test_a_principal_can_not_find_the_sandbox_of_another(short_tmp: Any) -> None:
-    with serving(short_tmp / "two", "--token", "other-token") as served:
+    with serving(short_tmp / "two", env=OTHER_PRINCIPAL) as served:
         mine = E2bApi(served).create()
         theirs = {"X-API-KEY": "other-token"}
         for method, path in (

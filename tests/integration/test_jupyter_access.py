@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Served, serving
+from served import OTHER_PRINCIPAL, Served, serving
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -37,7 +37,7 @@ OTHER = {"Authorization": "token other-token"}
 @pytest.fixture(scope="module")
 def two(short_tmp: Path) -> Iterator[Served]:
     """A server with two principals; ``call`` speaks for the first."""
-    with serving(short_tmp / "closed", "--token", "other-token") as instance:
+    with serving(short_tmp / "closed", env=OTHER_PRINCIPAL) as instance:
         yield instance
 
 

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
-from served import Served, serving
+from served import OTHER_PRINCIPAL, Served, serving
 
 from kernelsvc.tools import TOOLS
 
@@ -357,8 +357,8 @@ async def test_another_principals_connection_and_sessions_do_not_exist(tmp_path:
     config = tmp_path / "kernelsvc.toml"
     digest = hashlib.sha256(b"eves-token").hexdigest()
     config.write_text(f'[[tokens]]\nname = "eve"\nsha256 = "{digest}"\nscopes = ["read"]\n')
-    with serving(short_tmp / "mcp", "--token", "bobs-token", "--config", str(config)) as served:
-        async with connected(served, "legacy") as mine, connected(served, "legacy", "bobs-token") as bob:
+    with serving(short_tmp / "mcp", "--config", str(config), env=OTHER_PRINCIPAL) as served:
+        async with connected(served, "legacy") as mine, connected(served, "legacy", "other-token") as bob:
             made = (await mine.call_tool("run_code", {"code": "1", "session": "mine"})).structured_content["session"]
             refused = await bob.call_tool("run_code", {"code": "1", "session": made})
             assert refused.is_error
@@ -371,7 +371,7 @@ async def test_another_principals_connection_and_sessions_do_not_exist(tmp_path:
             assert "forbidden" in refused.content[0].text
             assert not (await eve.call_tool("list_sessions", {})).is_error
         opened = await send(served, {"Authorization": f"Bearer {served.token}"})
-        stolen = {"Authorization": "Bearer bobs-token", "Mcp-Session-Id": opened.headers["Mcp-Session-Id"]}
+        stolen = {"Authorization": "Bearer other-token", "Mcp-Session-Id": opened.headers["Mcp-Session-Id"]}
         body = {"jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {}}
         assert (await send(served, stolen, body=body)).status_code == 404
 
