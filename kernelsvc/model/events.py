@@ -411,7 +411,7 @@ class ToolCalled(Event):
         parent_call: The call whose function runs this cell.
         effects: Those of the offer. Rolled-back calls that are not ``read`` stay in effect.
         idempotent: Whether it may be carried out twice.
-        approval_seconds: Time to decide. Null if nobody has to.
+        approval_seconds: Time to decide. Null if no approval is needed.
         redact_result: Whether the result stays out of the log.
     """
 

@@ -467,7 +467,7 @@ class DeliverResult:
 
 @dataclass(frozen=True)
 class CancelCall:
-    """Tell the provider that nobody waits for a call any more."""
+    """Tell the provider that no cell waits for a call any more."""
 
     call: str
     why: str

@@ -386,7 +386,7 @@ class CallLedger:
     def follow(self, out: Decision, now: float) -> None:
         """Add to a decision the ends of calls that it causes: those of a cell that failed, and of a closed session.
 
-        If the kernel has ended, its calls stay open for their answers, which are recorded and delivered to nobody. A
+        If the kernel has ended, its calls stay open for their answers, which are recorded and not delivered. A
         call that still waits for a person is not carried out any more.
         """
         ended: set[str] = set()
