@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+from kernelsvc.model import crash_dump
 from kernelsvc.model import events as ev
 from kernelsvc.model.view.plain_form import text_form
 
@@ -431,7 +432,7 @@ def text_of(outputs: list[Output]) -> str:
 def _text_of_one(output: Output) -> str:
     kind = output["output_type"]
     if kind == "stream":
-        return str(output["text"])
+        return crash_dump.shortened(str(output["text"]))
     if kind == "error":
         return "\n".join(output["traceback"]) or f"{output['ename']}: {output['evalue']}"
     return text_form(output["data"])

@@ -14,7 +14,7 @@ from IPython.core.error import UsageError
 from jupyter_client.jsonutil import json_clean
 
 from kernelsvc.guest import exit_calls, tracebacks
-from kernelsvc.guest.model_view import errors
+from kernelsvc.guest.model_view import errors, hints
 from kernelsvc.guest.private_modules import current_directory, os
 
 
@@ -25,6 +25,8 @@ class ErrorReports:
     for_model = False
     #: The lines for a model about the exception that the cell showed last.
     model_lines: list[str] | None = None
+    #: Whether an error has already named the missing network.
+    _named_network = False
     kernel: Any
 
     def showtraceback(
@@ -90,6 +92,9 @@ class ErrorReports:
         stb = exit_calls.in_session(evalue, stb) if exited else stb
         if model is None and isinstance(evalue, BaseException):
             model = stb if self.for_model and not exited else self._model_lines(evalue)
+        if not self._named_network and isinstance(evalue, BaseException) and (fact := hints.no_network(evalue)):
+            self._named_network = True
+            stb = stb if self.for_model else [*stb, fact]
         # The streams of ``sys`` are flushed, whatever they are.
         with self.kernel.streams.in_place():
             self._send(etype, evalue, stb, model)
@@ -111,4 +116,6 @@ class ErrorReports:
         shell._last_traceback = stb
 
     def _model_lines(self, error: BaseException) -> list[str]:
-        return errors.lines_of(error, errors.shell_places(self, current_directory()), self._frames_left_out)
+        lines = errors.lines_of(error, errors.shell_places(self, current_directory()), self._frames_left_out)
+        fact = hints.hint(error)
+        return lines if fact is None else [*lines, f"[hint] {fact}"]
