@@ -31,6 +31,8 @@ _repr = pretty._repr_pprint
 _LAST_BYTES = 10
 #: Settings of ``ast_node_interactivity`` with which only the last value of a cell is displayed.
 _ONLY_THE_LAST = frozenset(("last_expr", "last_expr_or_assign"))
+#: Shortest text that can be a copy of plotly.js, which has 4.8 million characters.
+_LIBRARY_LENGTH = 1_000_000
 #: Modules whose callbacks after a cell take no time when there is no figure to draw.
 _QUICK = ("IPython.", "matplotlib")
 
@@ -85,11 +87,18 @@ def _is_its_repr(obj: Any, plain: Any) -> bool:
     return singles.get(id(obj), _repr) is _repr and not any(module == "builtins" for module, _ in later)
 
 
+def _is_plotly_library(html: object) -> bool:
+    """Whether HTML is the copy of plotly.js that Plotly displays before its first chart."""
+    return type(html) is str and len(html) > _LIBRARY_LENGTH and "plotly.js v" in html[:_LIBRARY_LENGTH]
+
+
 class DisplayPublisher(ZMQDisplayPublisher):  # type: ignore[misc]
     """Publishes displayed values, also those that a library made into a MIME bundle itself."""
 
     def publish(self, data: dict[str, Any], metadata: dict[str, Any] | None = None, **options: Any) -> None:
-        """See ``ZMQDisplayPublisher.publish``."""
+        """See ``ZMQDisplayPublisher.publish``. For a model, Plotly's library is left out: a chart has its data."""
+        if self.shell.for_model and type(data) is dict and _is_plotly_library(data.get("text/html")):
+            return
         if type(data) is dict and values.MIME not in data:
             form = values.form_of_bundle(data)
             if form is not None:

@@ -101,7 +101,7 @@ class Toolbox:
         session, note = await self._sessions.open(args.session)
         # An id of its own, so that the wait can send the same request again.
         cell = f"c_{secrets.token_hex(8)}"
-        params: dict[str, Any] = {"session": session.id, "cell": cell, "code": args.code}
+        params: dict[str, Any] = {"session": session.id, "cell": cell, "code": args.code, "changes": True}
         if args.timeout_seconds is not None:
             params["timeout_seconds"] = args.timeout_seconds
         await self._backend.call("session.execute", {**params, "wait": "queued"}, CellInfo)

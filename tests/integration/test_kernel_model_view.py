@@ -57,6 +57,12 @@ async def test_what_a_plot_returns_is_not_shown_beside_its_picture(k: Client) ->
     assert result[MIME] == ""
 
 
+async def test_for_models_the_library_of_plotly_is_left_out(k: Client) -> None:
+    code = "display({'text/html': '<script>/** plotly.js v3.1.0 */' + ' ' * 2_000_000}, raw=True)"
+    assert shown(await k.run(code, changes=True)) == []
+    assert len(shown(await k.run(code))) == 1
+
+
 async def test_changes_are_reported_to_who_asks(k: Client) -> None:
     code = "import pathlib\nn = 3\npathlib.Path('data.csv').write_text('1,2')\nNone"
     assert "changes" not in (await k.run(code)).reply.metadata["kernelsvc"]

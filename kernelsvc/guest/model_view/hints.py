@@ -152,7 +152,7 @@ def _loop(error: BaseException) -> str | None:
 
 
 def _input(error: BaseException) -> str | None:
-    return "Nobody answers input() in this cell." if type(error).__name__ == "StdinNotImplementedError" else None
+    return "No client answers input() in this cell." if type(error).__name__ == "StdinNotImplementedError" else None
 
 
 def _gpu(error: BaseException) -> str | None:

@@ -80,7 +80,7 @@ def _attribute(library: str, path: str) -> Any:
 
 
 def _is_plot_result(plain: Any) -> bool:
-    """Whether a text shows what a plotting function returned, and a figure is about to be shown."""
+    """Whether a text shows the value of a plotting function whose figure is about to be shown."""
     if type(plain) is not str or len(plain) > 20_000 or not _PLOT_RESULT.search(plain):
         return False
     pylab = sys.modules.get("matplotlib._pylab_helpers")
@@ -98,7 +98,7 @@ def of_bundle(data: Mapping[str, Any]) -> str | None:
     if type(plain) is not str:
         plain = ""
     if _WIDGET in data:
-        return f"{texts.mask_addresses(plain)}\n[a widget, which nobody can operate here]"
+        return f"{texts.mask_addresses(plain)}\n[a widget, which can't be operated here]"
     latex = data.get("text/latex")
     if type(latex) is str and "image/png" in data:
         return latex

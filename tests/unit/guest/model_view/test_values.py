@@ -166,7 +166,7 @@ PLACE = {"text/plain": "<IPython.core.display.X object>"}
         ({"text/plain": "good", "text/html": "<b>x</b>"}, None),
         (
             {"text/plain": "IntSlider(value=7)", "application/vnd.jupyter.widget-view+json": {}},
-            "IntSlider(value=7)\n[a widget, which nobody can operate here]",
+            "IntSlider(value=7)\n[a widget, which can't be operated here]",
         ),
         (
             {
