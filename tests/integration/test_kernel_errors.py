@@ -54,6 +54,7 @@ async def test_an_exception_group_has_its_own_traceback(k: Client, code: str, op
         assert "payload 1" in text
         assert "ipykernel" not in text
     assert "kernelsvc" not in traceback
+    assert model.startswith("Traceback (most recent call last):\n  Cell [")
 
 
 async def test_a_recursion_is_folded_in_both_forms(k: Client) -> None:

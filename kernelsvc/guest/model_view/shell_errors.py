@@ -46,11 +46,11 @@ class ErrorReports:
             etype = value = traceback = None
         if exception_only or traceback is None or issubclass(etype, SyntaxError | UsageError):
             base.showtraceback(exc_tuple, filename, tb_offset, exception_only, running_compiled_code)
-        elif tracebacks.contains_group(value) and not hasattr(value, "_render_traceback_"):
-            self._showtraceback(etype, value, tracebacks.group_lines(value, shell.compile._filename_map))
-            self._debug()
         elif self.for_model and not hasattr(value, "_render_traceback_"):
             self._showtraceback(etype, value, self._model_lines(value))
+            self._debug()
+        elif tracebacks.contains_group(value) and not hasattr(value, "_render_traceback_"):
+            self._showtraceback(etype, value, tracebacks.group_lines(value, shell.compile._filename_map))
             self._debug()
         else:
             tracebacks.skip_module_search(value, shell.compile._filename_map)

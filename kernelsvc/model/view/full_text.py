@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from kernelsvc.model import crash_dump
 from kernelsvc.model.view.plain_form import is_placeholder, text_form
 from kernelsvc.model.view.terminal import screen_text
 
@@ -90,14 +91,14 @@ def full_text(outputs: Sequence[Output], error_lines: Sequence[str] | None = Non
             # One terminal shows both streams.
             stream.append(_text(output["text"]))
             continue
-        _add(blocks, "stream", screen_text("".join(stream)))
+        _add(blocks, "stream", crash_dump.shortened(screen_text("".join(stream))))
         stream.clear()
         if output["output_type"] == "error":
             given = error_lines if index == last_error else None
             _add(blocks, "error", screen_text("\n".join(given or _traceback(output))))
         else:
             _add(blocks, "value", _value(output, pictures, drawn=drawn))
-    _add(blocks, "stream", screen_text("".join(stream)))
+    _add(blocks, "stream", crash_dump.shortened(screen_text("".join(stream))))
     return FullText(blocks, pictures)
 
 

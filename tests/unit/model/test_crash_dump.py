@@ -8,6 +8,7 @@ import sys
 from kernelsvc.model import events as ev
 from kernelsvc.model.crash_dump import shortened
 from kernelsvc.model.outputs import Outputs, text_of
+from kernelsvc.model.view.full_text import full_text
 
 
 def crash() -> str:
@@ -36,6 +37,9 @@ def test_the_text_of_a_cell_has_the_short_form() -> None:
     assert "Cell, line 3" in text
     assert "Extension modules" not in text
     assert sys.prefix not in text
+    lines = list(full_text(outputs.render()).lines())
+    assert "  Cell, line 3 in <module>" in lines
+    assert len(lines) < 8
 
 
 def test_other_text_stays_as_it_is() -> None:
