@@ -1,0 +1,42 @@
+"""OpenAI's package as it is, against a real server over a scripted model: each event through the package's types."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from environments import INSTALL_SECONDS, clean_env, python_with
+from served import QUICK, Served, serving
+
+CLIENTS = Path(__file__).parent / "clients"
+RUN_SECONDS = 120
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(INSTALL_SECONDS + RUN_SECONDS + 60)]
+
+
+@pytest.fixture(scope="module")
+def served_with_model(short_tmp: Path) -> Iterator[Served]:
+    """A server whose model runs the lines of the prompt that begin with ``python:``."""
+    command = [sys.executable, "-m", "kernelsvc.answers.scripted_model", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as model:
+        assert model.stdout is not None
+        url = model.stdout.readline().rpartition(" ")[2].strip()
+        models = json.dumps({"qwen": {"url": url, "key_env": "QWEN_KEY"}})
+        env = {**QUICK, "KERNELSVC_MODELS": models, "QWEN_KEY": "canary-key"}
+        try:
+            with serving(short_tmp / "openai", env=env) as served:
+                yield served
+        finally:
+            model.terminate()
+
+
+def test_openais_package_answers_streams_and_reads_files(served_with_model: Served) -> None:
+    python = python_with("openai==3.57.0")
+    command = [python, str(CLIENTS / "openai_responses.py"), served_with_model.url, served_with_model.token]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS, env=clean_env())
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.strip().endswith("ok")
