@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from kernelsvc.answers.containers import Container
+from kernelsvc.answers.containers import AnswerContainer
 from kernelsvc.answers.upstream import ChatUpstream, UpstreamError
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.linux.tasks import OwnedTasks
@@ -44,6 +44,8 @@ from kernelsvc.tools.result import pictures_of, shortened
 
 log = logging.getLogger(__name__)
 
+#: The model's name with this suffix runs code without the tool in the request.
+VIRTUAL = "+python"
 #: Most characters of a cell's text in its item.
 MAX_LOGS = 1024 * 1024
 _ADVICE = "print less, or write it to a file"
@@ -98,7 +100,7 @@ class AnswerRun:
         earlier: Sequence[Entry],
         model: ModelSettings,
         upstream: ChatUpstream,
-        container: Container | None,
+        container: AnswerContainer | None,
         machine: AnswerMachine,
         pictures: Mapping[str, list[str]],
     ) -> None:
@@ -256,7 +258,11 @@ class AnswerRun:
         messages, self.elided = to_messages(
             self._earlier, self.machine.transcript, request.instructions, dialect, self.pictures
         )
-        body: dict[str, Any] = {"model": model.model or request.model, "messages": messages, **request.passed}
+        body: dict[str, Any] = {
+            "model": model.model or request.model.removesuffix(VIRTUAL),
+            "messages": messages,
+            **request.passed,
+        }
         if ask.max_tokens is not None:
             body["max_tokens"] = ask.max_tokens
         tools = self._tools(ask.force)
@@ -297,7 +303,7 @@ class AnswerRun:
             outcome = CellOutcome(status="failed", text="The cell's result can't be read.", ran=False)
         await self._inbox.put((index, outcome))
 
-    async def _execute(self, item: CodeItem, container: Container) -> CellOutcome:
+    async def _execute(self, item: CodeItem, container: AnswerContainer) -> CellOutcome:
         about = {"id": self.id, "item": item.id, "turn": item.turn, "model": self.request.model}
         # The cell has the item's id. The same id again gives the same cell, so that its code runs at most once.
         request = CellRequest(

@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from kernelsvc.answers.answer_run import AnswerReader, AnswerRun, outputs_of, picture_urls
-from kernelsvc.answers.containers import Container, Containers
+from kernelsvc.answers.answer_run import VIRTUAL, AnswerReader, AnswerRun, outputs_of, picture_urls
+from kernelsvc.answers.containers import AnswerContainer, Containers
 from kernelsvc.answers.event_log import EventLog
 from kernelsvc.answers.kept import AnswerStore, KeptResponse
 from kernelsvc.answers.upstream import ChatUpstream
@@ -43,8 +43,6 @@ log = logging.getLogger(__name__)
 
 #: Most answers that one conversation goes back.
 MAX_CHAIN = 1000
-#: The model's name with this suffix runs code without the tool in the request.
-VIRTUAL = "+python"
 _LOST = ModelFault(code="server_error", message="The server stopped before the end of the answer. Ask again.")
 
 
@@ -264,7 +262,7 @@ class Answers:
 
     async def _container(
         self, who: Principal, request: AnswerRequest, entries: list[Entry], key: str | None
-    ) -> tuple[Container | None, str]:
+    ) -> tuple[AnswerContainer | None, str]:
         tool = request.code
         if tool is None or not request.may_call:
             return None, ""
@@ -275,7 +273,7 @@ class Answers:
         earlier = next(
             (each.container for each in reversed(entries) if isinstance(each, CodeItem) and each.container), ""
         )
-        container = Container(self.containers, who, tool, earlier, uploads, key)
+        container = AnswerContainer(self.containers, who, tool, earlier, uploads, key)
         return container, await container.check(new=self._rules.expired == "new")
 
     async def _complete(self, who: Principal, entries: list[Entry], *, vision: bool) -> dict[str, list[str]]:

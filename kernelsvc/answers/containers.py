@@ -233,7 +233,7 @@ def cite(message: MessageItem, made: list[str], known: Mapping[bytes, FileStatus
     return found + [Citation(path=path) for path in made if path not in named and os.fsencode(path) in known]
 
 
-class Container:
+class AnswerContainer:
     """The container of one answer, opened when it is first needed.
 
     Args:

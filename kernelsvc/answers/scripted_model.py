@@ -55,8 +55,8 @@ def from_prompt(body: dict[str, Any]) -> list[Chunk | bytes]:
     results = [each["content"] for each in messages[last:] if each["role"] == "tool"]
     if len(results) < len(codes) and body.get("tools") and body.get("tool_choice") != "none":
         return [*call(codes[len(results)]), delta("tool_calls"), usage()]
-    answer = results[-1] if results else "I have no code to run."
-    return [*text(*[word + " " for word in f"The result is: {answer}".split(" ")]), usage()]
+    answer = f"The result is: {results[-1]}" if results else "I have no code to run."
+    return [*text(*[word + " " for word in answer.split(" ")]), usage()]
 
 
 class ScriptedModel:

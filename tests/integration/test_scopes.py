@@ -173,6 +173,7 @@ ROWS = [
     Row("DELETE", f"/v1/responses/{S}", "run"),
     Row("POST", f"/v1/responses/{S}/cancel", "run", {}),
     Row("GET", f"/v1/responses/{S}/input_items", "read"),
+    Row("POST", "/v1/chat/completions", "run", {"model": "m", "messages": []}),
     Row("GET", "/v1/containers", "read"),
     Row("POST", "/v1/containers", "run", {"name": "harm"}),
     Row("GET", f"/v1/containers/{S}", "read"),

@@ -225,6 +225,8 @@ TESTED_THROUGH = {
     "kernelsvc.sandbox.quota": "tests/vm/guest_main.py",
     "kernelsvc.server.sandboxai": "tests/integration/test_sandboxai_sandboxfusion.py",
     "kernelsvc.server.sandboxfusion": "tests/integration/test_sandboxai_sandboxfusion.py",
+    "kernelsvc.server.openai.containers": "tests/unit/server/openai/test_files.py",
+    "kernelsvc.server.openai.handler": "tests/unit/server/openai/test_responses.py",
     "kernelsvc.server.handler": "tests/unit/server/native/test_handlers.py",
 }
 

@@ -1,7 +1,7 @@
 """OpenAI's API over models that an operator names: ``/v1/responses``, containers, files and models.
 
 The routes exist only if the setting ``models`` names a model. ``handler`` has what all handlers share, ``responses``
-the answers, ``containers`` sessions as containers, ``files`` uploaded files and models.
+the answers, ``chat`` chat completions, ``containers`` sessions as containers, ``files`` uploaded files and models.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from kernelsvc.answers.answers import Answers
 from kernelsvc.server.handler import ServerContext
-from kernelsvc.server.openai import containers, files, responses
+from kernelsvc.server.openai import chat, containers, files, responses
 
 _ID = r"([A-Za-z0-9_-]{1,128})"
 
@@ -32,12 +32,13 @@ def routes(context: ServerContext, keys: Mapping[str, str]) -> list[Any]:
         (rf"/v1/responses/{_ID}", responses.ResponseHandler, shared),
         (rf"/v1/responses/{_ID}/cancel", responses.CancelResponseHandler, shared),
         (rf"/v1/responses/{_ID}/input_items", responses.InputItemsHandler, shared),
+        (r"/v1/chat/completions", chat.ChatCompletionsHandler, shared),
         (r"/v1/containers", containers.ContainersHandler, shared),
         (rf"/v1/containers/{_ID}", containers.ContainerHandler, shared),
         (rf"/v1/containers/{_ID}/files", containers.ContainerFilesHandler, shared),
         (rf"/v1/containers/{_ID}/files/{_ID}", containers.ContainerFileHandler, shared),
         (rf"/v1/containers/{_ID}/files/{_ID}/content", containers.ContainerContentHandler, shared),
-        (r"/v1/files", files.FilesHandler, shared),
+        (r"/v1/files", files.UploadsHandler, shared),
         (rf"/v1/files/{_ID}", files.UploadedFileHandler, shared),
         (rf"/v1/files/{_ID}/content", files.UploadedContentHandler, shared),
         (r"/v1/models", files.ModelsHandler, shared),

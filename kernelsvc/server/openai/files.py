@@ -28,7 +28,7 @@ def uploaded_json(file: KeptFile) -> dict[str, Any]:
     }
 
 
-class FilesHandler(OpenAiHandler):
+class UploadsHandler(OpenAiHandler):
     """Handler of ``/v1/files``."""
 
     route = "/v1/files"

@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 
+from kernelsvc.answers.answer_run import VIRTUAL
 from kernelsvc.answers.answers import RunningAnswer, new_id
 from kernelsvc.answers.event_log import EventLog
 from kernelsvc.errors import BadRequest
-from kernelsvc.protocol.openai.requests import OUTPUTS, read_request
+from kernelsvc.protocol.openai.requests import OUTPUTS, CodeTool, read_request
 from kernelsvc.server.openai.handler import KEEPALIVE, FaultError, OpenAiHandler
 
 #: Events that say nothing yet: the status of the response is not sent before the next one.
@@ -31,6 +32,8 @@ class CreateResponseHandler(OpenAiHandler):
         """Answer."""
         self.auth_scope("run")
         request = read_request(self.json_body(), new_id)
+        if request.code is None and request.model.endswith(VIRTUAL):
+            request = msgspec.structs.replace(request, code=CodeTool())
         running = await self.while_connected(self.answers.start(self.who, request))
         if request.stream:
             await self._foreground(running, self._stream(running))

@@ -1,0 +1,32 @@
+"""Events between an answer and its readers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kernelsvc.answers import event_log
+from kernelsvc.answers.event_log import EventLog
+
+
+async def test_kept_events_are_read_from_any_position_by_any_number_of_readers() -> None:
+    log = EventLog(keep=True)
+    waiting = asyncio.ensure_future(log.after(0))
+    await asyncio.sleep(0)
+    log.add([{"n": 0}, {"n": 1}])
+    assert await waiting == [{"n": 0}, {"n": 1}]
+    assert await log.after(1) == [{"n": 1}]
+    log.close()
+    assert await log.after(2) == []
+    assert len(log.all()) == 2
+
+
+async def test_an_answer_waits_for_its_slow_reader() -> None:
+    log = EventLog(keep=False)
+    log.add([{"n": number} for number in range(event_log.MAX_WAITING + 1)])
+    flushing = asyncio.ensure_future(log.flush())
+    await asyncio.sleep(0)
+    assert not flushing.done()
+    assert len(await log.after(0)) == event_log.MAX_WAITING + 1
+    await flushing
+    log.add([{"n": "next"}])
+    assert await log.after(event_log.MAX_WAITING + 1) == [{"n": "next"}]

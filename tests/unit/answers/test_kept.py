@@ -1,0 +1,51 @@
+"""Responses and files on disk."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from kernelsvc.answers.kept import AnswerStore, KeptFile, KeptResponse
+from kernelsvc.errors import NotFound
+from kernelsvc.model.answers.values import CodeItem, InputMessage, MessageItem, ServerNote
+from kernelsvc.protocol.openai.requests import AnswerRequest
+
+RESPONSE, FILE = "resp_" + "0" * 32, "file-" + "0" * 32
+
+
+def kept() -> KeptResponse:
+    request = AnswerRequest(model="m", input=[InputMessage(role="user", text="hi")])
+    transcript = [
+        ServerNote(text="n"),
+        CodeItem(id="ci_1"),
+        MessageItem(id="msg_1", text="é"),
+    ]
+    return KeptResponse(id=RESPONSE, created=1, request=request, transcript=transcript)
+
+
+def test_a_response_is_read_back_by_its_principal_only(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path / "responses", 1)
+    store.put_response("alice", kept())
+    assert store.response("alice", RESPONSE) == kept()
+    for principal, named in (("bob", RESPONSE), ("alice", "resp_" + "1" * 32), ("alice", FILE), ("alice", "../x")):
+        with pytest.raises(NotFound):
+            store.response(principal, named)
+    [directory] = (tmp_path / "responses").iterdir()
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    store.remove("alice", RESPONSE)
+    assert list(directory.iterdir()) == []
+
+
+def test_old_ones_are_removed(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path, 1)
+    store.put_file("alice", KeptFile(id=FILE, created=1, filename="a", purpose="p", size=1), b"x")
+    assert store.content("alice", FILE) == b"x"
+    for each in tmp_path.glob("*/*"):
+        os.utime(each, (1, 1))
+    AnswerStore(tmp_path, 1).put_response("bob", kept())
+    with pytest.raises(NotFound):
+        store.file("alice", FILE)
+    assert store.files("alice") == []

@@ -1,0 +1,76 @@
+"""A model's server over a real connection."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from waiting import wait_until
+
+from kernelsvc.answers.scripted_model import ScriptedModel, delta, refusal, text
+from kernelsvc.answers.upstream import ChatUpstream, UpstreamError
+from kernelsvc.settings import ModelSettings
+
+BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[ScriptedModel]:
+    server = ScriptedModel()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+def scripted(*turns: Any) -> Callable[[dict[str, Any]], Any]:
+    waiting = iter(turns)
+    return lambda body: next(waiting)
+
+
+async def read(upstream: ChatUpstream) -> list[str]:
+    return [data async for data in upstream.events(BODY)]
+
+
+async def test_a_stream_cut_into_single_bytes_is_the_same(model: ScriptedModel) -> None:
+    raw = b'data: {"a": "\xc3\xa9"}\r\n\r\ndata: [DONE]\n\n'
+    model.script = lambda body: [raw[at : at + 1] for at in range(len(raw))]
+    assert await read(ChatUpstream(ModelSettings(url=model.url), "")) == ['{"a": "é"}', "[DONE]"]
+
+
+async def test_a_server_without_streams_sends_one_object(model: ScriptedModel) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+    model.script = lambda body: [head + b'{"a":"b"}']
+    assert await read(ChatUpstream(ModelSettings(url=model.url), "")) == ['{"a":"b"}']
+
+
+async def test_a_server_that_does_not_know_stream_options_is_asked_without(model: ScriptedModel) -> None:
+    model.script = scripted(refusal(400, "unknown field stream_options"), text("a"), text("b"))
+    upstream = ChatUpstream(ModelSettings(url=model.url, extra={"seed": 1}), "")
+    await read(upstream)
+    await read(upstream)
+    assert ["stream_options" in each for each in model.requests] == [True, False, False]
+    assert model.requests[0]["seed"] == 1
+
+
+async def test_closing_the_generator_closes_the_connection(model: ScriptedModel) -> None:
+    model.script = lambda body: [delta(content="word ")] * 1_000_000
+    async with aclosing(ChatUpstream(ModelSettings(url=model.url), "").events(BODY)) as events:
+        async for _ in events:
+            break
+    await wait_until(lambda: bool(model.requests))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "http://nowhere.invalid/v1"])
+async def test_an_address_that_does_not_answer_is_not_named(url: str) -> None:
+    with pytest.raises(UpstreamError) as caught:
+        await read(ChatUpstream(ModelSettings(url=url), ""))
+    assert caught.value.fault.message == "The model's server can't be reached."
+
+
+async def test_a_stream_without_its_end_is_a_fault(model: ScriptedModel) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 1000\r\n\r\n"
+    model.script = lambda body: [head + b"data: {}\n\n"]
+    with pytest.raises(UpstreamError):
+        await read(ChatUpstream(ModelSettings(url=model.url), ""))
