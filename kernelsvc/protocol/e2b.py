@@ -27,6 +27,8 @@ ENVD, TRAFFIC = "envd", "traffic"
 DEFAULT_USER = "user"
 
 _HOST = re.compile(r"(?P<port>\d{1,5})-(?P<sandbox>[A-Za-z0-9_-]{1,64})\.")
+#: A sandbox's id, made from a session's (``s_`` and 16 hexadecimal digits). Host names may come in capitals.
+_SHOWN = re.compile(r"s-[0-9a-f]{16}")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 #: Characters of a signature: "v1_" and a SHA-256 in base64 without padding.
@@ -35,8 +37,18 @@ _SIGNATURE = 46
 Operation = Literal["read", "write"]
 
 
+def shown_id(session: str) -> str:
+    """Return a session's id as a sandbox's, which works in host names: RFC 952 has no underscore in them."""
+    return session.replace("_", "-", 1)
+
+
+def session_id(sandbox: str) -> str:
+    """Return the session's id for a sandbox's, in either form."""
+    return sandbox.replace("-", "_", 1) if _SHOWN.fullmatch(sandbox) else sandbox
+
+
 def address(headers: Mapping[str, str]) -> tuple[str | None, int | None]:
-    """Read from a request which sandbox and which of its ports it is for. None where it does not say.
+    """Read from a request the session of its sandbox, and the sandbox's port. None where it does not say.
 
     Args:
         headers: The request's, by name in any case (as Tornado's are).
@@ -44,10 +56,10 @@ def address(headers: Mapping[str, str]) -> tuple[str | None, int | None]:
     sandbox, port = headers.get("E2b-Sandbox-Id"), headers.get("E2b-Sandbox-Port")
     host = _HOST.match(headers.get("Host") or "")
     if sandbox is None and host is not None:
-        sandbox, port = host["sandbox"], host["port"]
+        sandbox, port = host["sandbox"].lower(), host["port"]
     if sandbox is not None and not _ID.fullmatch(sandbox):
         sandbox = None
-    return sandbox, int(port) if port and port.isdecimal() and len(port) <= 5 else None
+    return sandbox and session_id(sandbox), int(port) if port and port.isdecimal() and len(port) <= 5 else None
 
 
 def user_of(authorization: str | None) -> str:
@@ -114,11 +126,11 @@ def expiry_of(text: str | None, now: float) -> int | None:
 
 def gone(sandbox: str) -> dict[str, Any]:
     """Return the body of a 502 for a sandbox that does not exist or has ended."""
-    return {"sandboxId": sandbox, "message": "The sandbox was not found", "code": 502}
+    return {"sandboxId": shown_id(sandbox), "message": "The sandbox was not found", "code": 502}
 
 
 def closed_port(sandbox: str, port: int) -> dict[str, Any]:
     """Return the body of a 502 for a port that is neither of this API's two."""
     # E2B's clients look for "port is not open".
     message = "The port is not open: requests to a sandbox's own servers are not forwarded here."
-    return {"sandboxId": sandbox, "message": message, "port": port, "code": 502}
+    return {"sandboxId": shown_id(sandbox), "message": message, "port": port, "code": 502}

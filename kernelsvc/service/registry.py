@@ -171,6 +171,8 @@ class SessionRegistry:
             Forbidden, NotFound, Recovering: as ``find``.
         """
         self.require_scope(who, scope)
+        if session.startswith("s-"):  # as E2B's clients show it, because host names have no underscore
+            session = session.replace("-", "_", 1)
         of_others = _SCOPE_OF_OTHERS.get(scope) in who.scopes
         self._loads.check(session, None if of_others else who.name)
         found = self._open.get(session) or self._closed.get(session)

@@ -464,7 +464,7 @@ class Service:
     async def notebook(self, who: Principal, session: str, format: NotebookFormat = "ipynb") -> bytes:
         """Return the session as a notebook, also while a cell runs."""
         found = self._registry.find(who, session)
-        directory, journal = self._store.directory(session), cast("Journal", found.log)
+        directory, journal = self._store.directory(found.id), cast("Journal", found.log)
         return await self._projections.export(directory, journal, format, who.name)
 
     def journal(self, who: Principal, session: str) -> JournalStream:

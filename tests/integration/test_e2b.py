@@ -329,7 +329,7 @@ def test_environment_variables_of_a_run_are_neither_kept_nor_journaled(box: Box)
     value = "sec'ret\"\n$(x)"
     assert box.text("import os; os.environ['ONE'] == " + repr(value), env_vars={"ONE": value}) == "True"
     wait_for(lambda: box.text("'ONE' in os.environ") == "False", what="their end")
-    journal = box.api.served.data_dir / "sessions" / box.id / "journal.jsonl"
+    journal = box.api.served.data_dir / "sessions" / box.id.replace("-", "_") / "journal.jsonl"
     assert 'ret\\"\\n$(x)"}' not in journal.read_text()
     assert box.ask("POST", "/execute", {"code": "1", "env_vars": {"a=b": "x"}})[0] == 400
 
@@ -486,7 +486,9 @@ def test_sandboxes_of_one_family_are_isolated(e2b: E2bApi) -> None:
         "[wrote(path) for path in ['/home/user/f', *glob.glob('/home/user.d/*/f')]]"
     )
     assert [box.text(trying), box.text(trying, context_id=contexts[0])] == ["['user', '-']"] * 2
-    assert [fork.text(trying), fork.text(trying, context_id=contexts[1])] == [f"['-', '{fork.id}']"] * 2
+    assert [fork.text(trying), fork.text(trying, context_id=contexts[1])] == [
+        f"['-', '{fork.id.replace('-', '_')}']"
+    ] * 2
     for each in (box, fork):
         e2b.ask("DELETE", f"/sandboxes/{each.id}")
 
@@ -552,7 +554,7 @@ def test_public_traffic_may_be_refused(e2b: E2bApi) -> None:
         assert e2b.ask("POST", "/v2/sandboxes", {"templateID": "base", "network": network})[0] == 501
 
 
-@pytest.mark.parametrize("id", ["s_0123456789abcdef", None])
+@pytest.mark.parametrize("id", ["s-0123456789abcdef", None])
 def test_a_port_of_a_sandbox_s_own_server_gets_e2bs_502(e2b: E2bApi, box: Box, id: str | None) -> None:
     status, said = e2b.ask("GET", "/index.html", None, {"Host": f"8080-{id or box.id}.sandboxes.example.org"})
     assert status == 502
@@ -566,6 +568,18 @@ def test_a_host_name_alone_names_the_sandbox(e2b: E2bApi, box: Box) -> None:
     status, text = e2b.raw("POST", "/execute", {"code": "6 * 7"}, {"Host": host, "X-Access-Token": box.envd})
     assert status == 200
     assert '"42"' in text
+
+
+def test_both_forms_of_an_id_name_the_sandbox(e2b: E2bApi, box: Box) -> None:
+    assert re.fullmatch("s-[0-9a-f]{16}", box.id)  # a host name (RFC 952) has no underscore
+    session = box.id.replace("-", "_")
+    for id in (box.id, session):
+        host = {"Host": f"49999-{id.upper()}.sandboxes.example.org", "X-Access-Token": box.envd}
+        header = {"E2b-Sandbox-Id": id, "E2b-Sandbox-Port": "49999", "X-Access-Token": box.envd}
+        for headers in (host, header):
+            assert '"42"' in e2b.raw("POST", "/execute", {"code": "6 * 7"}, headers)[1]
+        assert e2b.ask("GET", f"/sandboxes/{id}")[1]["sandboxID"] == box.id
+        assert e2b.served.call("GET", f"/v1/sessions/{id}")["id"] == session
 
 
 def test_pillow_displays_an_image_that_it_saves_or_shows(box: Box) -> None:

@@ -57,7 +57,7 @@ class ControlPlaneHandler(E2bHandler):
             NotFound: The caller has no sandbox of that name.
         """
         with contextlib.suppress(NotFound):
-            found = self.context.service.get(self.who, unquote(sandbox))
+            found = self.context.service.get(self.who, e2b.session_id(unquote(sandbox)))
             if found.state is not SessionState.CLOSED and models.is_sandbox(found):
                 return found
         raise NotFound(f"sandbox {sandbox!r} was not found. It may have ended. Create another.")
@@ -65,7 +65,7 @@ class ControlPlaneHandler(E2bHandler):
     def find_snapshot(self, name: str) -> SessionInfo | None:
         """Return a snapshot by its id, or the newest one by its name."""
         with contextlib.suppress(NotFound):
-            found = self.context.service.get(self.who, name)
+            found = self.context.service.get(self.who, e2b.session_id(name))
             return found if found.state is not SessionState.CLOSED and models.is_snapshot(found) else None
         plain = name.partition(":")[0]
         named = [

@@ -95,8 +95,9 @@ class InterpreterHandler(SandboxHandler):
         Raises:
             NotFound: The sandbox has no such context.
         """
+        session = e2b.session_id(context)
         for each in self.contexts():
-            if each.id == context:
+            if each.id == session:
                 return each
         raise NotFound(f"Context {context} not found")
 
@@ -152,7 +153,7 @@ def context_model(session: SessionInfo) -> dict[str, str]:
     """Return a context in E2B's format."""
     labels = session.labels if session.sidecar_of else {}
     return {
-        "id": session.id,
+        "id": e2b.shown_id(session.id),
         "language": labels.get(models.LANGUAGE, "python"),
         "cwd": labels.get(models.CWD) or models.HOME,
     }

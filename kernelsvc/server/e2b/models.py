@@ -182,8 +182,12 @@ def no_snapshot() -> dict[str, str]:
 
 def matches_snapshot(session: SessionInfo, asked: Mapping[str, str]) -> bool:
     """Return whether a snapshot matches a listing's query."""
-    source, name = asked.get("sandboxID"), asked.get("name", "").partition(":")[0]
-    return source in (None, "", session.labels.get(SOURCE)) and name in ("", session.id, snapshot_name(session))
+    source, name = e2b.session_id(asked.get("sandboxID", "")), asked.get("name", "").partition(":")[0]
+    return source in ("", session.labels.get(SOURCE)) and e2b.session_id(name) in (
+        "",
+        session.id,
+        snapshot_name(session),
+    )
 
 
 # --- what is shown ----------------------------------------------------------------------
@@ -204,7 +208,7 @@ def access_model(session: SessionInfo, envd: str, traffic: str) -> dict[str, Any
     """
     return {
         "templateID": template_shown(session),
-        "sandboxID": session.id,
+        "sandboxID": e2b.shown_id(session.id),
         "clientID": "kernelsvc",
         "envdVersion": ENVD_VERSION,
         "envdAccessToken": envd,
@@ -219,7 +223,7 @@ def model(session: SessionInfo) -> dict[str, Any]:
     return {
         "templateID": template_shown(session),
         "alias": session.template,
-        "sandboxID": session.id,
+        "sandboxID": e2b.shown_id(session.id),
         "clientID": "kernelsvc",
         "startedAt": session.created_at,
         "endAt": session.expires_at or session.created_at,
@@ -309,7 +313,7 @@ def _machine_memory() -> int:
 def snapshot_model(session: SessionInfo) -> dict[str, Any]:
     """Return a snapshot in E2B's format."""
     name = snapshot_name(session)
-    return {"snapshotID": session.id, "names": [name] if name else []}
+    return {"snapshotID": e2b.shown_id(session.id), "names": [name] if name else []}
 
 
 # --- listings ------------------------------------------------------------------------------

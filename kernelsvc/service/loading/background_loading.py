@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 
 
 def ids_in(text: str) -> list[str]:
-    """Return the parts of a text that have the form of a session's id."""
-    return _ID.findall(text)
+    """Return the sessions' ids in a text. E2B's clients send ids with a hyphen."""
+    return [f"s_{digits}" for digits in _ID.findall(text)]
 
 
-_ID = re.compile(r"s_[0-9a-f]{16}")
+_ID = re.compile(r"s[-_]([0-9a-f]{16})")
 
 
 class BackgroundLoads:

@@ -61,7 +61,10 @@ async def test_a_sandbox_that_has_ended_is_not_found(http_server: HttpServer, sa
     await http_server.fetch("DELETE", f"/v1/sessions/{sandbox}")
     secret = {"X-Access-Token": http_server.service.access.secret(alice(http_server), sandbox, e2b.ENVD)}
     status, said = await health(http_server, {"E2b-Sandbox-Id": sandbox, **ENVD, **secret})
-    assert (status, said) == (502, {"sandboxId": sandbox, "message": "The sandbox was not found", "code": 502})
+    assert (status, said) == (
+        502,
+        {"sandboxId": e2b.shown_id(sandbox), "message": "The sandbox was not found", "code": 502},
+    )
 
 
 async def test_a_port_that_nobody_listens_on_is_not_open(http_server: HttpServer, sandbox: str) -> None:

@@ -69,7 +69,7 @@ def test_e2bs_templates_are_ours_or_none() -> None:
 
 def test_a_sandbox_is_shown_as_e2b_shows_it() -> None:
     shown = models.detail_model(session(labels={"user": "x", models.PAUSES: "yes"}, paused=True), "secret")
-    assert (shown["sandboxID"], shown["state"], shown["metadata"]) == ("s_1", "paused", {"user": "x"})
+    assert (shown["sandboxID"], shown["state"], shown["metadata"]) == ("s-1", "paused", {"user": "x"})
     assert (shown["cpuCount"], shown["memoryMB"], shown["envdAccessToken"]) == (2, 2048, "secret")
     assert shown["lifecycle"] == {"onTimeout": "pause", "autoResume": False}
     assert models.access_model(session(), "a", "b")["trafficAccessToken"] == "b"
@@ -101,7 +101,7 @@ def test_contexts_and_snapshots_are_no_sandboxes() -> None:
     assert not models.is_sandbox(session(sidecar_of="s_2"))
     assert not models.is_sandbox(snapshot)
     assert models.is_sandbox(session(labels=snapshot.labels | models.no_snapshot()))
-    assert models.snapshot_model(snapshot) == {"snapshotID": "s_1", "names": []}
+    assert models.snapshot_model(snapshot) == {"snapshotID": "s-1", "names": []}
     named = session(labels=models.snapshot_labels("n", "s_9"))
     assert models.snapshot_model(named)["names"] == ["n"]
     fitting: list[dict[str, str]] = [{}, {"sandboxID": "s_9"}, {"name": "n:latest"}, {"name": "s_1"}]
