@@ -254,6 +254,9 @@ def _branch_commands(commands: _Commands) -> None:
         "--label", metavar="NAME=VALUE", action="append", default=[], help="a label of the new sessions"
     )
     branch.add_argument("--force", action="store_true", help="branch even if some objects will be lost")
+    branch.add_argument(
+        "--isolate", action="store_true", help="in sandboxes of their own, with the variables that pickle can copy"
+    )
     _json_option(branch)
     _server_options(branch)
     checkpoint = commands.add("checkpoint", "sessions.branch:checkpoint", "save a session's present state in memory")

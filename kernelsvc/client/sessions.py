@@ -337,6 +337,7 @@ class AsyncSession:
         labels: Mapping[str, str] | None = None,
         limits: Mapping[str, Any] | None = None,
         force: bool = False,
+        isolate: bool = False,
     ) -> list[AsyncSession]:
         """Create sessions that start with this one's live state, and are independent from then on.
 
@@ -346,6 +347,8 @@ class AsyncSession:
             labels: labels of the new sessions.
             limits: limits of each new session, at most those of this session.
             force: branch even if some objects will be lost.
+            isolate: give each new session a sandbox of its own. It gets the variables that pickle can copy, and
+                ``details.parent["warnings"]`` names the others.
 
         Raises:
             CannotFork: the session has objects that a fork would break. ``details["reasons"]`` lists them.
@@ -357,6 +360,7 @@ class AsyncSession:
             labels=dict(labels or {}) or None,
             limits=dict(limits or {}) or None,
             force=True if force else None,
+            isolate=True if isolate else None,
         )
         found = read(answer, list[SessionInfo])
         return [AsyncSession(self._rpc.connection, self._rest, info, keep=False) for info in found]

@@ -196,6 +196,9 @@ class BranchParams(SessionParams, kw_only=True, forbid_unknown_fields=True):
     labels: dict[Label, Label] | None = None
     limits: LimitsRequest | None = None
     force: bool = False
+    isolate: Annotated[
+        bool, Meta(description="Give each branch a sandbox of its own. It gets the variables that pickle can copy.")
+    ] = False
 
 
 class OfferParams(Struct, kw_only=True, forbid_unknown_fields=True):

@@ -461,6 +461,7 @@ class ServiceApi(Protocol):
         labels: dict[str, str] | None = None,
         limits: LimitsRequest | None = None,
         force: bool = False,
+        isolate: bool = False,
     ) -> Sessions: ...
     async def hibernate(self, who: Principal, session: str) -> SessionInfo: ...
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from kernelsvc.errors import AtCapacity, Conflict, TooLarge
+from kernelsvc.errors import AtCapacity, BadRequest, Conflict, TooLarge
 from kernelsvc.kernels.port import ForkResult
 from kernelsvc.model import events as ev
 from kernelsvc.model.hash_chain import timestamp
@@ -24,6 +24,7 @@ from kernelsvc.sandbox import branch_dirs
 from kernelsvc.sandbox.disk_use import measure_directory
 from kernelsvc.sandbox.watchdog import free_bytes
 from kernelsvc.service.creation import SessionCreator
+from kernelsvc.service.isolated_branch import begin_isolated
 from kernelsvc.service.projections import Projections
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.session import Session, SessionSpec, new_id, new_kernel_id, start_request_of
@@ -70,22 +71,37 @@ class BranchCreator:
         labels: dict[str, str] | None,
         limits: LimitsRequest | None,
         force: bool,
+        isolate: bool,
     ) -> list[Session]:
         """Create branches of a session. For the arguments see ``Service.branch``.
 
         Raises:
             KernelsvcError: nothing was created.
         """
+        if isolate and at is not None:
+            raise BadRequest("An isolated branch starts from the present state. Leave out 'at', or roll back first.")
         now = self._store.clock()
         # One microsecond apart, so that lists show the branches in the order of the answer.
         specs = [branch_spec(parent, now + n / 1e6, at=at, labels=labels, limits=limits) for n in range(count)]
         self._creator.admit(who, specs[0].limits, count)
         await parent.ensure_running()
-        made, warnings = await self._branch(parent, specs, at=at, force=force)
+        if isolate:
+            made, warnings = await self._isolated(parent, specs)
+        else:
+            made, warnings = await self._branch(parent, specs, at=at, force=force)
         parent.record(ev.Branched(sessions=[one.id for one in made], checkpoint=at, warnings=warnings))
         for one in made:
             self._projections.inherit(self._store.directory(one.id), self._store.directory(parent.id), one.spec.parent)
         return made
+
+    async def _isolated(self, parent: Session, specs: list[SessionSpec]) -> tuple[list[Session], list[str]]:
+        files = self._store.directory(parent.id).working()
+        for spec in specs:
+            spec.leave_family()
+        with self._registry.reserved(specs):
+            await asyncio.to_thread(_must_fit, files, specs)
+            made = await begin_isolated(self._store, self._creator, parent, specs)
+        return made, list((made[0].spec.parent or {}).get("warnings", []))
 
     async def _branch(
         self, parent: Session, specs: list[SessionSpec], *, at: str | None, force: bool

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from kernelsvc.service.session_factory import PreparedSession, SessionFactory
 from kernelsvc.service.warm_pool import WarmPool, WarmSession
 from kernelsvc.session import Session, SessionSpec, new_id, new_kernel_id
 from kernelsvc.settings import Settings
+from kernelsvc.store.sessions import SessionDirectory
 from kernelsvc.telemetry.metrics import Metrics
 
 
@@ -147,6 +149,16 @@ class SessionCreator:
         prepared = self._factory.prepare(spec, parent=parent, place=place)
         return await self._begin(prepared, started, forked=forked)
 
+    async def begin_isolated(self, spec: SessionSpec, fill: Callable[[SessionDirectory], None]) -> Session:
+        """Begin a session on a fresh kernel that loads saved variables. The caller has reserved it.
+
+        Args:
+            spec: the session's specification.
+            fill: called in a thread, puts the variables and files into the session's directory.
+        """
+        started = time.perf_counter()
+        return await self._begin(self._factory.prepare(spec), started, fill=fill)
+
     async def _begin(
         self,
         prepared: PreparedSession,
@@ -154,15 +166,20 @@ class SessionCreator:
         *,
         forked: asyncio.Future[Any] | None = None,
         member: WarmSession | None = None,
+        fill: Callable[[SessionDirectory], None] | None = None,
     ) -> Session:
         spec = prepared.spec
         session = self._factory.open(prepared)
         try:
             if forked is not None:
                 await asyncio.shield(forked)
+            if fill is not None:
+                await asyncio.to_thread(fill, prepared.directory)
             prepared.directory.write_about(msgspec.to_builtins(spec))
             async with asyncio.timeout(self._settings.start_seconds):
-                await session.start(copy=forked is not None)
+                await session.start(copy=forked is not None, load=fill is not None)
+            if fill is not None:  # the warnings of the load
+                prepared.directory.write_about(msgspec.to_builtins(spec))
         except BaseException as error:
             session.detach()
             if member is not None:

@@ -526,6 +526,7 @@ class Service:
         labels: dict[str, str] | None = None,
         limits: LimitsRequest | None = None,
         force: bool = False,
+        isolate: bool = False,
     ) -> Sessions:
         """Create sessions from this one's present state or a checkpoint. They are independent from then on.
 
@@ -537,8 +538,11 @@ class Service:
             labels: labels of each branch, added to the parent's.
             limits: limits of each branch that are lower than the parent's.
             force: create them although something in the session can't be copied, for example a thread.
+            isolate: give each branch a sandbox of its own, and a copy of the variables that pickle can copy. The
+                others are named in the branch's ``parent.warnings``.
 
         Raises:
+            BadRequest: both ``at`` and ``isolate`` are given.
             CannotFork: the session has something that can't be copied. Nothing was created.
             NotSupported: the session's kernel is not a forked one.
             LimitTooHigh: a limit is above the parent's.
@@ -546,7 +550,9 @@ class Service:
             QuotaExceeded, AtCapacity: the branches do not fit.
         """
         found = self._registry.find_open(who, session)
-        made = await self._branches.branch(who, found, at=at, count=count, labels=labels, limits=limits, force=force)
+        made = await self._branches.branch(
+            who, found, at=at, count=count, labels=labels, limits=limits, force=force, isolate=isolate
+        )
         return [self._registry.describe(one) for one in made]
 
     async def hibernate(self, who: Principal, session: str) -> SessionInfo:

@@ -6,6 +6,7 @@ machine sends no cells, so no cell goes to a kernel that is about to end.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ from kernelsvc.session.checkpoints import Checkpoints, RollbackPlan
 from kernelsvc.session.kernel_requests import OperationQueue
 from kernelsvc.session.ports import SessionPort
 from kernelsvc.session.replay import ReplaySink
-from kernelsvc.session.spec import SessionSpec, start_request_of
+from kernelsvc.session.spec import SessionSpec, lost_warnings, start_request_of
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +75,13 @@ class KernelLifecycle:
 
     # -- the first kernel of a session, and of a server ---------------------------------
 
-    async def start(self, *, copy: bool) -> None:
+    async def start(self, *, copy: bool, load: bool = False) -> None:
         """Start the first kernel and write the first event. See ``Session.start``."""
         begin = self._launcher.resume_copy if copy else self._launcher.start
         spec = self._spec
         kernel = await begin(start_request_of(spec), self._session)
+        if load:
+            await self._load_first(kernel)
         first = ev.SessionStarted(
             principal=spec.principal,
             template=spec.template,
@@ -96,6 +99,22 @@ class KernelLifecycle:
         except OSError as error:
             await kernel.end()
             raise AtCapacity("The session's log is not writable. Free disk space and try again.") from error
+
+    async def _load_first(self, kernel: Kernel) -> None:
+        """Load the variables of an isolated branch's parent into its new kernel, before any cell."""
+        try:
+            loaded = await self._load(kernel)
+        except BaseException:
+            await asyncio.shield(kernel.end())
+            raise
+        finally:
+            self._remove_saved()
+        known = (self._spec.parent or {}).get("warnings", [])
+        # A variable that was not saved is missing here, too.
+        missing = {
+            name: why for name, why in loaded.lost.items() if not any(f" {name} was not" in one for one in known)
+        }
+        self._spec.add_warnings([*known, *lost_warnings(missing)])
 
     async def adopt(self) -> None:
         """Connect to the kernel of an earlier server, or replace it if it has ended. See ``Session.adopt``."""
@@ -350,6 +369,21 @@ class KernelLifecycle:
             return saved, os.fstat(fd).st_size
         finally:
             os.close(fd)
+
+    async def save_variables(self, fd: int) -> SaveResult:
+        """Have the kernel write its variables to ``fd`` between two cells, for another session.
+
+        Raises:
+            KernelDead: there is no kernel now.
+            NotSupported: this kernel can't, or its environment has no cloudpickle.
+            Timeout: the kernel did not answer.
+        """
+        kernel = self._session.kernel
+        if kernel is None:
+            raise KernelDead()
+        if not kernel.forkable:
+            raise NotSupported("Only forked kernels can be branched.")
+        return await self._operations.request(lambda: kernel.save(fd))
 
     def _remove_saved(self) -> None:
         if self._saved is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kernelsvc.errors import Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed
-from kernelsvc.kernels.port import ForkResult, Kernel, StartRequest
+from kernelsvc.kernels.port import ForkResult, Kernel, SaveResult, StartRequest
 from kernelsvc.kernels.read_budget import ReadPauses
 from kernelsvc.model import events as ev
 from kernelsvc.model.limits import Limits, Usage
@@ -83,16 +83,17 @@ class Session(SessionRuntime):
 
     # -- life ------------------------------------------------------------------------
 
-    async def start(self, *, copy: bool = False) -> None:
+    async def start(self, *, copy: bool = False, load: bool = False) -> None:
         """Start the first kernel and write the first event. Cancelling it ends the kernel.
 
         Args:
             copy: resume the fork of another session's kernel that was made for this session.
+            load: load the saved variables into the new kernel, for an isolated branch.
 
         Raises:
             KernelsvcError: no kernel could be started. The log has no entry.
         """
-        await self.lifecycle.start(copy=copy)
+        await self.lifecycle.start(copy=copy, load=load)
 
     async def adopt(self) -> None:
         """Connect to the kernel that an earlier server started, or replace it if it has ended. Safe to cancel.
@@ -339,6 +340,10 @@ class Session(SessionRuntime):
     ) -> tuple[list[str], list[asyncio.Task[ForkResult]]]:
         """Fork kernels for other sessions. See ``Checkpoints.fork_branches``."""
         return await self.checkpoints.fork_branches(copies, spares, at=at, force=force)
+
+    async def save_variables(self, fd: int) -> SaveResult:
+        """Write the variables into a file between two cells. See ``KernelLifecycle.save_variables``."""
+        return await self.lifecycle.save_variables(fd)
 
     def adopt_first_checkpoint(self, spare: asyncio.Future[ForkResult]) -> None:
         """Use a fork made together with this branch as its first checkpoint."""

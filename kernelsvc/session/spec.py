@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -52,6 +53,10 @@ class SessionSpec(msgspec.Struct, kw_only=True):
         self.home = home or self.home
         self.copy_from = copy_from or self.copy_from
 
+    def leave_family(self) -> None:
+        """Make this the specification of a session with a sandbox of its own."""
+        self.workdir = self.family = self.home = self.copy_from = self.spare = ""
+
     def forget_secrets(self) -> None:
         """Drop the environment variables: the session has ended and starts no kernel."""
         self.env, self.request_digest = {}, ""
@@ -60,6 +65,11 @@ class SessionSpec(msgspec.Struct, kw_only=True):
         """Add a fork's warnings to ``parent``, which the ``session_started`` event records."""
         if warnings:
             self.parent = {**(self.parent or {}), "warnings": warnings}
+
+
+def lost_warnings(lost: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable that an isolated branch does not have."""
+    return [f"the variable {name} was not copied: {why}" for name, why in lost.items()]
 
 
 def start_request_of(spec: SessionSpec) -> StartRequest:

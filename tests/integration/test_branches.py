@@ -11,7 +11,7 @@ from waiting import wait_until
 
 from kernelsvc import AsyncClient
 from kernelsvc.client.sessions import AsyncSession
-from kernelsvc.errors import CannotFork, LimitTooHigh, NotFound, TooLarge
+from kernelsvc.errors import BadRequest, CannotFork, LimitTooHigh, NotFound, TooLarge
 from kernelsvc.model import events as ev
 
 pytestmark = pytest.mark.timeout(120)
@@ -53,6 +53,44 @@ async def close(*sessions: AsyncSession) -> None:
 async def events_of(session: AsyncSession, kind: type[ev.Event]) -> list[ev.Event]:
     async with session.events(0, follow=False) as events:
         return [event async for event in events if isinstance(event, kind)]
+
+
+# --- isolated branches -----------------------------------------------------------------
+
+
+async def test_an_isolated_branch_has_variables_and_files_and_no_view_of_its_parent(client: AsyncClient) -> None:
+    async with await client.create_session() as parent:
+        await value(
+            parent,
+            "import os, threading\nlock = threading.Lock()\ndef double(x):\n    return 2 * x\nbig = [1] * 1000\n"
+            "os.makedirs('d/e'); open('d/e/f', 'w').write('text'); os.symlink('d/e/f', 'l'); os.mkfifo('p')\n"
+            "open('/tmp/mark', 'w').close(); os.chmod('d/e/f', 0o750); pid = os.getpid(); import subprocess\n"
+            "child = subprocess.Popen(['sleep', '1000'])",
+        )
+        (branch,) = await parent.branch(isolate=True)
+        async with branch:
+            look = "print(double(len(big)), open('l').read(), oct(os.stat('d/e/f').st_mode & 0o777))"
+            assert await value(branch, look) == "2000 text 0o750"
+            assert await value(branch, "print(os.path.exists('p'), os.path.exists('/tmp/mark'))") == "False False"
+            names = "print([open(f'/proc/{p}/comm').read().strip() for p in os.listdir('/proc') if p.isdigit()])"
+            assert "sleep" in await value(parent, names)
+            assert "sleep" not in await value(branch, names)
+            await value(branch, "open('d/e/f', 'w').write('branch')")
+            assert await value(parent, "print(open('d/e/f').read())") == "text"
+            spaces = "print(*(os.readlink(f'/proc/self/ns/{n}') for n in ('pid', 'mnt', 'ipc')))"
+            assert not set((await value(branch, spaces)).split()) & set((await value(parent, spaces)).split())
+            warnings = (branch.details.parent or {})["warnings"]
+            assert sorted(one.split(" was not copied")[0] for one in warnings) == [
+                "the file p",
+                "the variable child",
+            ]
+            (event,) = await events_of(parent, ev.Branched)
+            assert isinstance(event, ev.Branched)
+            assert (event.sessions, event.warnings) == ([branch.id], warnings)
+            assert (branch.details.parent or {})["session"] == parent.id
+        await parent.checkpoint("now")
+        with pytest.raises(BadRequest, match="at"):
+            await parent.branch(isolate=True, at="now")
 
 
 # --- what a branch has -------------------------------------------------------------------

@@ -16,7 +16,10 @@ async def branch(args: argparse.Namespace, terminal: Terminal) -> int:
     """Make new sessions from a session's live state, and print their ids, one a line."""
     async with client_of(args) as client:
         session = await client.session(args.id)
-        branches = await session.branch(at=args.at, count=args.count, labels=labels_of(args.label), force=args.force)
+        labels = labels_of(args.label)
+        branches = await session.branch(
+            at=args.at, count=args.count, labels=labels, force=args.force, isolate=args.isolate
+        )
     if args.json:
         terminal.line(_json([one.details for one in branches]))
         return 0

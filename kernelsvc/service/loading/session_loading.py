@@ -44,7 +44,7 @@ def read_spec(directory: SessionDirectory, journal: Journal) -> SessionSpec:
             principal=started.principal,
             template=started.template,
             workdir=str(directory.working()),
-            family="" if started.parent else str(directory.home.resolve()),
+            family="" if started.parent and not started.parent.get("isolated") else str(directory.home.resolve()),
             kernel=started.kernel.id if started.kernel else "",
             created_at=started.at,
             limits=started.limits,
