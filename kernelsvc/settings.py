@@ -216,8 +216,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 1.5
     start_seconds: Annotated[float, _meta("Time for a new session to become ready.", "seconds", gt=0)] = 60.0
     shutdown_seconds: Annotated[
-        float, _meta("Time for pending requests to finish when the server stops.", "seconds", ge=0)
+        float,
+        _meta(
+            "Time for pending requests to finish when the server stops, and for running cells before they hibernate.",
+            "seconds",
+            ge=0,
+        ),
     ] = 5.0
+    on_stop: Annotated[
+        Literal["end", "hibernate", "keep"],
+        _meta(
+            "What SIGTERM does with sessions: end them, save their variables to disk (hibernate), or keep their "
+            "kernels for the next server. Under systemd the default is keep."
+        ),
+    ] = "end"
     adoption_seconds: Annotated[float, _meta("Time that sessions survive without a server.", "seconds", ge=0)] = 600.0
     watch_seconds: Annotated[float, _meta("Interval of the resource watchdog.", "seconds", gt=0)] = 1.0
     checkpoints: Annotated[int, _meta("Automatic checkpoints kept for each session. 0 disables them.", ge=0, le=64)] = 1
@@ -593,7 +605,7 @@ def _assemble(found: dict[str, tuple[Any, str]], env: Mapping[str, str]) -> Sett
     # systemd.exec(5): $SYSTEMD_EXEC_PID is the PID of the unit's process. $INVOCATION_ID would not do: every process
     # below the unit inherits it, also a shell in which a user starts a server.
     if env.get("SYSTEMD_EXEC_PID") == str(os.getpid()):
-        for name, value in (("sandbox", "required"), ("start_host", False)):
+        for name, value in (("sandbox", "required"), ("start_host", False), ("on_stop", "keep")):
             if name not in values:
                 values[name], sources[name] = value, "platform"
     credential = Path(env.get("CREDENTIALS_DIRECTORY", "")) / "signing-key"

@@ -99,8 +99,8 @@ def _server_commands(commands: _Commands) -> None:
         "start the server",
         "Start the server in the foreground. It prints its address and, if none is configured, a new token. It prints\n"
         "another line when sessions can start without a wait.\n\n"
-        "Ctrl-C and SIGTERM end the server and every session. SIGHUP, a restart under systemd and a crash keep the\n"
-        "sessions: the next server on the same data directory adopts them. A second Ctrl-C stops immediately.",
+        "Ctrl-C ends the server and every session, SIGTERM does with sessions as --on-stop says. SIGHUP and a crash\n"
+        "keep sessions: the next server on the same data directory adopts them. A second Ctrl-C stops immediately.",
     )
     serve.add_argument("--while-fd", type=int, metavar="N", help="stop when the other end of this pipe closes")
     _serve_options(serve)

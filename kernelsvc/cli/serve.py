@@ -1,12 +1,10 @@
 """``kernelsvc serve``: run the server in the foreground, until a signal stops it.
 
-=================  ========================  ========================
-signal             started by a user         started by systemd
-=================  ========================  ========================
-SIGINT (Ctrl-C)    stop, end every session   stop, end every session
-SIGTERM            stop, end every session   stop, keep sessions
-SIGHUP             stop, keep sessions       stop, keep sessions
-=================  ========================  ========================
+=================  =================================================================
+SIGINT (Ctrl-C)    stop, end every session
+SIGTERM            stop, and do with sessions as the setting ``on_stop`` says
+SIGHUP             stop, keep sessions
+=================  =================================================================
 
 The next server on the same data directory adopts kept sessions, also after a crash. A second SIGINT or SIGTERM exits
 immediately. Sessions without a server end after ``adoption_seconds``: the kernel host ends them.
@@ -24,6 +22,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 from kernelsvc import logs
 from kernelsvc import settings as conf
@@ -41,6 +40,12 @@ from kernelsvc.service import Service
 #: Interval of the check whether the first template is ready.
 POLL_SECONDS = 0.02
 FORCED_EXIT_CODE = 130
+OnStop = Literal["end", "hibernate", "keep"]
+_CONSEQUENCES: dict[OnStop, str] = {
+    "end": "ending every session",
+    "hibernate": "saving the variables of every session to disk",
+    "keep": "sessions wait for the next server",
+}
 #: A second signal within this time is the same Ctrl-C: the terminal signals the whole process group, and a wrapper
 #: such as timeout(1) or npm forwards its own signal.
 DUPLICATE_SIGNAL_SECONDS = 0.5
@@ -107,7 +112,7 @@ class _ServerRun:
         self.started, self.generated_token, self.token = started, generated_token, token
         self.systemd = Systemd(os.environ)
         self.stopping = asyncio.Event()
-        self.end_sessions = True
+        self.on_stop: OnStop = "end"
         self.stop_requested_at = 0.0
 
     async def run(self) -> int:
@@ -134,7 +139,7 @@ class _ServerRun:
             await self.stopping.wait()
         except BaseException:
             # A failed start, for example a port in use, must not end sessions that an earlier server kept.
-            self.end_sessions = False
+            self.on_stop = "keep"
             raise
         finally:
             for task in tasks:
@@ -171,35 +176,36 @@ class _ServerRun:
     async def _stop(self, server: Server, service: Service) -> None:
         self.systemd.tell("STOPPING=1")
         await server.stop()
-        await service.stop(end_sessions=self.end_sessions)
+        if self.on_stop == "hibernate":
+            await service.hibernate_all(self.settings.shutdown_seconds)
+        await service.stop(end_sessions=self.on_stop == "end")
 
     # --- signals --------------------------------------------------------------------
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._on_stop_signal, True)
+        loop.add_signal_handler(signal.SIGINT, self._on_stop_signal, "end")
         # systemd stops and restarts a unit with SIGTERM (systemd.kill(5)). Sessions must survive an upgrade.
-        loop.add_signal_handler(signal.SIGTERM, self._on_stop_signal, not self.systemd.manages_us)
-        loop.add_signal_handler(signal.SIGHUP, self._on_stop_signal, False)
+        loop.add_signal_handler(signal.SIGTERM, self._on_stop_signal, self.settings.on_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._on_stop_signal, "keep")
         if self.args.while_fd is not None:
             loop.add_reader(self.args.while_fd, self._on_while_fd_closed)
 
-    def _on_stop_signal(self, end_sessions: bool) -> None:
+    def _on_stop_signal(self, on_stop: OnStop) -> None:
         now = asyncio.get_running_loop().time()
         if self.stopping.is_set() and now < self.stop_requested_at + DUPLICATE_SIGNAL_SECONDS:
             return
         if self.stopping.is_set():
             self.terminal.message("exiting immediately. The kernel host ends the remaining sessions", "yellow")
             os._exit(FORCED_EXIT_CODE)
-        self.stop_requested_at, self.end_sessions = now, end_sessions
-        consequence = "ending every session" if end_sessions else "sessions wait for the next server"
-        self.terminal.message(f"stopping: {consequence} …")
+        self.stop_requested_at, self.on_stop = now, on_stop
+        self.terminal.message(f"stopping: {_CONSEQUENCES[on_stop]} …")
         self.stopping.set()
 
     def _on_while_fd_closed(self) -> None:
         asyncio.get_running_loop().remove_reader(self.args.while_fd)
         if not self.stopping.is_set():
-            self._on_stop_signal(True)
+            self._on_stop_signal("end")
 
 
 def read_model_keys(settings: conf.Settings) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from kernelsvc import __version__
-from kernelsvc.errors import BadRequest, NotFound, NotSupported, TooLarge
+from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, NotSupported, TooLarge
 from kernelsvc.kernels.launchers import KernelLaunchers, Launchers
 from kernelsvc.linux.tasks import OwnedTasks
 from kernelsvc.model import events as ev
@@ -88,6 +89,10 @@ REQUESTS = frozenset(
 COMMS = frozenset({"comm_open", "comm_msg", "comm_close"})
 #: Seconds in which sessions must end when the server stops.
 STOP_SECONDS = 10.0
+#: Sessions that save their variables at the same time.
+HIBERNATING = 8
+
+log = logging.getLogger(__name__)
 
 
 def versions() -> dict[str, str]:
@@ -185,6 +190,30 @@ class Service:
             session.detach()
         await self._projections.close()
         await self._launchers.stop(end_kernels=end_sessions)
+
+    async def hibernate_all(self, seconds: float) -> None:
+        """Accept no more sessions, and hibernate those that are open. One that can't be saved keeps its kernel.
+
+        Args:
+            seconds: for the cells that run or wait, before their sessions are left as they are.
+        """
+        self._stopping = True
+        self._creator.stop()
+        await self._loads.all(STOP_SECONDS)
+        at_once = asyncio.Semaphore(HIBERNATING)
+
+        async def save(session: Session) -> None:
+            try:
+                async with asyncio.timeout(seconds):
+                    while session.running is not None:
+                        await session.wait(session.running)
+                async with at_once:
+                    await session.hibernate()
+            except (KernelsvcError, TimeoutError) as error:
+                why = "a cell runs" if isinstance(error, TimeoutError) else error
+                log.warning("session %s is not saved and keeps its kernel: %s", session.id, why)
+
+        await asyncio.gather(*map(save, self._registry.open_sessions()))
 
     def ready(self) -> bool:
         """Whether a session that is created now would not wait for its template."""

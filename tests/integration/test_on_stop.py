@@ -1,0 +1,59 @@
+"""SIGTERM ends, saves or keeps the sessions, as the setting ``on_stop`` says."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from served import QUICK, STOP_SECONDS, Served
+
+from kernelsvc import Client
+
+
+def _terminate(served: Served) -> None:
+    assert served.process is not None
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(STOP_SECONDS) == 0, served.output()
+
+
+@pytest.mark.parametrize("on_stop", ["hibernate", "keep"])
+def test_the_next_server_has_the_variables(on_stop: str, short_tmp: Path) -> None:
+    served = Served(short_tmp / on_stop, "--on-stop", on_stop, env=QUICK).start()
+    try:
+        with Client(served.url, served.token) as client:
+            idle, busy = client.create_session(keep=True), client.create_session(keep=True)
+            idle.run("x = 41")
+            assert idle.details.kernel is not None
+            pid = idle.details.kernel.pid
+            busy.run("import time; time.sleep(0.5); y = 6", wait="queued")
+        _terminate(served)
+        assert psutil.pid_exists(pid) == (on_stop == "keep")
+        served.start()
+        with Client(served.url, served.token) as client:
+            assert client.session(idle.id).run("x + 1").text == "42\n"
+            assert client.session(busy.id).run("y + 1").text == "7\n"
+            with client.session(idle.id).events(follow=False) as events:
+                kinds = [type(event).__name__ for event in events]
+            assert ("Hibernated" in kinds) == (on_stop == "hibernate")
+    finally:
+        served.stop()
+
+
+def test_a_session_that_cannot_be_saved_keeps_its_kernel(short_tmp: Path) -> None:
+    settings = ("--on-stop", "hibernate", "--shutdown-seconds", "0.2")
+    served = Served(short_tmp / "busy", *settings, env=QUICK).start()
+    try:
+        with Client(served.url, served.token) as client:
+            session = client.create_session(keep=True)
+            session.run("import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)\nz = 3", wait="queued")
+        _terminate(served)
+        assert f"{session.id} is not saved and keeps its kernel: a cell runs" in served.output()
+        served.start()
+        with Client(served.url, served.token) as client:
+            again = client.session(session.id)
+            again.upload(b"", "go")
+            assert again.run("z").text == "3\n"
+    finally:
+        served.stop()
