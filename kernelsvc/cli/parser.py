@@ -217,6 +217,19 @@ def _action_commands(commands: _Commands) -> None:
     )
     purge.add_argument("--force", action="store_true", help="end open sessions first")
     _server_options(purge)
+    for name, title in (
+        ("approvals", "list the calls of a session's code that wait for approval"),
+        ("approve", "let calls be carried out that wait for approval"),
+        ("deny", "refuse calls that wait for approval"),
+    ):
+        decision = commands.add(name, f"sessions.approvals:{name}", title)
+        decision.add_argument("id", metavar="ID", help="the session")
+        if name != "approvals":
+            decision.add_argument("call", metavar="CALL", nargs="*", help="a call (default: all that wait)")
+        if name == "deny":
+            decision.add_argument("--reason", metavar="TEXT", help="shown to the code")
+        _json_option(decision)
+        _server_options(decision)
     upload = commands.add(
         "upload",
         "sessions.actions:upload",

@@ -530,7 +530,8 @@ class Machine(MachineState):
         if run is None or run.stop is not None:
             return None
         spec = self.queue.get(run.id)
-        approvals = self.calls.approval_seconds(run.id)  # time of people does not count
+        # Time of people does not count.
+        approvals = self.calls.approval_seconds(run.id) if self.calls.asked_people else 0.0
         if spec is None or spec.timeout_seconds is None or approvals is None:
             return None
         return (run.began_at if run.began else run.sent_at) + spec.timeout_seconds + approvals
@@ -565,7 +566,8 @@ class Machine(MachineState):
         if self.state is S.CLOSED:
             return None
         kill = self.running.kill_at if self.running else None
-        found = (self._cell_deadline(), kill, self.expires_at(), self._hibernates_at(), self.calls.next_deadline())
+        calls = self.calls.next_deadline() if self.calls.open else None
+        found = (self._cell_deadline(), kill, self.expires_at(), self._hibernates_at(), calls)
         return min((at for at in found if at is not None), default=None)
 
     def _tick(self, now: float) -> Decision:
@@ -574,7 +576,7 @@ class Machine(MachineState):
         run = self.running
         if run is not None and run.kill_at is not None and now >= run.kill_at:
             return Decision([], [KillKernel()])
-        if (late := self.calls.next_deadline()) is not None and now >= late:
+        if self.calls.open and (late := self.calls.next_deadline()) is not None and now >= late:
             return self.calls.tick(now)
         deadline = self._cell_deadline()
         if run is not None and deadline is not None and now >= deadline:

@@ -20,6 +20,8 @@ from prometheus_client.registry import Collector
 
 from kernelsvc.model import events as ev
 
+#: Functions that are counted by name. All others are counted together.
+MAX_TOOLS = 1000
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONG = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0)
@@ -99,6 +101,9 @@ class Metrics:
         self.events = counter("events", "Events appended to logs, by type.", "type")
         self.kernel_deaths = counter("kernel_deaths", "Kernels that ended without a request, by cause.", "cause")
         self.limits = counter("limits_reached", "Limits that were reached, by limit.", "limit")
+        self.tool_calls = counter("tool_calls", "Calls of clients' functions that ended.", "tool", "status")
+        self._called: dict[str, str] = {}  # open calls, by id
+        self._tools: set[str] = set()
         self.create_seconds = histogram("session_create_seconds", "From request to a ready session.", _FAST)
         self.journal_bytes = counter("journal_bytes", "Bytes appended to journals.")
         self.append_seconds = counter("journal_append_seconds", "Time of making and writing entries of journals.")
@@ -129,12 +134,25 @@ class Metrics:
             self.cell_seconds.observe(event.usage.wall_ms / 1000)
         elif kind is ev.KernelDied or kind is ev.LimitReached:
             self._record_rare(event)
+        elif kind is ev.ToolCalled or kind is ev.ToolReturned:
+            self._record_call(event)
 
     def _record_rare(self, event: ev.Event) -> None:
         if isinstance(event, ev.KernelDied):
             self.kernel_deaths.labels(event.cause or "lost").inc()
         elif isinstance(event, ev.LimitReached):
             self.limits.labels(event.limit).inc()
+
+    def _record_call(self, event: ev.Event) -> None:
+        if isinstance(event, ev.ToolCalled):
+            self._called[event.call] = event.tool
+        elif isinstance(event, ev.ToolReturned):
+            tool = self._called.pop(event.call, "")
+            # Code chooses the names of refused calls, and a label for each would fill the memory.
+            known = event.status != "refused" and (tool in self._tools or len(self._tools) < MAX_TOOLS)
+            if known:
+                self._tools.add(tool)
+            self.tool_calls.labels(tool if known else "", event.status).inc()
 
     def request(self, transport: str, method: str, code: str, seconds: float) -> None:
         """Count one request. ``code`` is ``ok`` or an error's code."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -286,6 +289,27 @@ def test_an_approval_is_remembered_for_the_cell(client: Client) -> None:
         assert asked == ["delete"]
         denied = session.run("tools.delete(n=1)", on_approval=lambda call: "no")
         assert "denied the call: no" in denied.text
+
+
+def test_the_command_line_lists_and_decides(client: Client, served: Served) -> None:
+    def run(*args: str) -> str:
+        command = [sys.executable, "-m", "kernelsvc", *args]
+        return subprocess.run(command, env=served.client_env, check=True, capture_output=True, text=True).stdout
+
+    with client.create_session() as session:
+        session.offer(lambda n: n, name="ask", parameters={"type": "object"}, approval="always")
+        cell = session.run("import asyncio\nawait asyncio.gather(*(tools.ask(n=i) for i in (7, 8)), "
+                           "return_exceptions=True)", wait="queued")  # fmt: skip
+        first = wait_for(lambda: len(c := session.calls(state="pending")) == 2 and c, what="the calls")[0]
+        assert f'{first.info.call} pending ask {{"n":7}}' in run("approvals", session.id)
+        run("approve", session.id, first.info.call)
+        run("deny", session.id, "--reason", "no mail today")
+        wait_for(lambda: session.cell(cell.id).reason, what="the end")
+        text = session.cell(cell.id).text
+        assert text.startswith("[7,")
+        assert "ToolDenied('local denied the call: no mail today')" in text
+        with urllib.request.urlopen(f"{served.url}/metrics") as metrics:
+            assert b'kernelsvc_tool_calls_total{status="denied",tool="ask"} 1.0' in metrics.read()
 
 
 # --- nothing is lost ---------------------------------------------------------------------------

@@ -150,6 +150,20 @@ def importers() -> dict[str, set[Path]]:
 #: Modules that have no test file of their name and are imported by none, and the test that runs them all the same: in a
 #: process of their own, through the package that re-exports them, or as part of one that is named.
 TESTED_THROUGH = {
+    **dict.fromkeys(
+        (
+            "kernelsvc.client.offered",
+            "kernelsvc.client.tools",
+            "kernelsvc.guest.tools.calls",
+            "kernelsvc.guest.tools.conversion",
+            "kernelsvc.guest.tools.namespace",
+            "kernelsvc.guest.tools.tool_errors",
+            "kernelsvc.service.offers",
+            "kernelsvc.session.tool_calls",
+        ),
+        "tests/integration/test_tool_calls.py",
+    ),
+    "kernelsvc.cli.sessions.approvals": "tests/integration/test_tool_calls.py",
     "kernelsvc.session.session_info": "tests/unit/session/test_session.py",
     "kernelsvc.session.runtime": "tests/unit/session/test_session.py",
     "kernelsvc.session.ports": "tests/unit/session/test_session.py",

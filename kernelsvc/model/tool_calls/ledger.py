@@ -96,6 +96,7 @@ class CallLedger:
     Attributes:
         open: calls without an end, by id, in the order in which code made them.
         ended: status and log position of the last ends, by call.
+        asked_people: whether a call ever waited for a person.
         offered: what the log says about the functions that may be called, by name.
     """
 
@@ -103,6 +104,7 @@ class CallLedger:
         self.open: dict[str, OpenCall] = {}
         self.ended: OrderedDict[str, tuple[CallStatus, int]] = OrderedDict()
         self.offered: dict[str, ev.OfferedTool] = {}
+        self.asked_people = False
         self._number = 0  # of the kernel's last call
         self._of_cell: Counter[tuple[str | None, str]] = Counter()
         self._of_session: Counter[str] = Counter()
@@ -194,6 +196,7 @@ class CallLedger:
             approval=event.approval,
             parent_call=event.parent_call,
         )
+        self.asked_people = self.asked_people or call.pending
         if call.pending and cell is not None:
             self._approval_began.setdefault(cell, now)
 
