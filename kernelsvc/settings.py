@@ -187,6 +187,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int | None,
         _meta("Maximum output of one cell in the log. Above it the cell is interrupted, then killed.", "bytes", ge=MiB),
     ] = 1024 * MiB
+    # Room for 64 cells of the largest output. A kernel that writes 300 MB/s reaches it in under four minutes.
+    max_log_bytes: Annotated[
+        int | None,
+        _meta("Maximum size of a session's log. Above it output is dropped and cells are refused.", "bytes", ge=MiB),
+    ] = 65536 * MiB
     max_queued_cells: Annotated[int, _meta("Maximum number of queued cells in one session.", ge=1)] = 1000
     max_body_bytes: Annotated[
         int, _meta("Maximum size of a request body, except of file uploads.", "bytes", ge=1024)

@@ -312,6 +312,13 @@ class OutputTruncated(Event):
     dropped: int = 0
 
 
+class ReplyRepeated(Event):
+    """The kernel replied again to a cell that had ended. Code in the kernel forged one of the two replies.
+
+    The cell's end in the log may be too early, and output after it may be the cell's.
+    """
+
+
 class InputRequested(Event):
     """The cell waits in ``input()`` or ``getpass``, until a client answers or the cell ends."""
 
@@ -619,6 +626,7 @@ AnyEvent = (
     | Comm
     | DebugEvent
     | OutputTruncated
+    | ReplyRepeated
     | InputRequested
     | InputGiven
     | Interrupted

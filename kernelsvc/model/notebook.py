@@ -438,6 +438,7 @@ RULES: dict[type[Event], Rule | None] = {
     ev.Comm: None,
     ev.DebugEvent: None,
     ev.OutputTruncated: NotebookFold._on_cell_event,
+    ev.ReplyRepeated: None,
     ev.InputRequested: NotebookFold._on_cell_event,
     ev.InputGiven: NotebookFold._on_cell_event,
     ev.Interrupted: None,

@@ -43,6 +43,8 @@ SAVED_STATES = frozenset({S.HIBERNATED, S.PAUSED})
 FLOOD = "max_cell_output_bytes"
 #: What a call counts against that limit besides its values, in bytes: about the size of its entry.
 CALL_BYTES = 500
+#: Name of the limit on a session's log.
+LOG_SIZE = "max_log_bytes"
 #: ``why`` of an interrupt -> the cell's ``reason``. For all others the reason is ``interrupted``.
 STOPS: dict[str, Reason] = {"timeout": Reason.TIMEOUT, **limit_causes.REASONS}
 
@@ -140,6 +142,7 @@ class Policy:
     max_queued: int = 1000
     output_bytes: int | None = 1024 * 1024
     max_cell_output_bytes: int | None = None
+    max_log_bytes: int | None = None
     hibernate_seconds: float | None = None
     limits: Limits = field(default_factory=Limits)
 

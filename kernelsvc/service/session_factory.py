@@ -146,6 +146,7 @@ class SessionFactory:
             max_queued=settings.max_queued_cells,
             output_bytes=limits.output_bytes,
             max_cell_output_bytes=settings.max_cell_output_bytes,
+            max_log_bytes=settings.max_log_bytes,
             hibernate_seconds=settings.hibernate_seconds,
             limits=limits,
         )

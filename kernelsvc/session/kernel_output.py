@@ -18,11 +18,12 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.events import Event
 from kernelsvc.model.machine import Machine
 from kernelsvc.model.objects import SessionState
-from kernelsvc.model.state import output_size
+from kernelsvc.model.state import LOG_SIZE, output_size
 from kernelsvc.model.stimuli import (
     CellBegan,
     CheckOutputLimit,
     Decision,
+    Interrupt,
     KernelIdle,
     KernelReplied,
     RecordEvents,
@@ -57,6 +58,8 @@ class KernelOutput:
         self._loop = asyncio.get_running_loop()
         self._early: list[Output] = []
         self._handled = 0
+        self._dropping = ""  # the cell that was interrupted because the log is full
+        self._repeated: set[str] = set()  # cells that got a second reply
 
     def new_kernel(self) -> None:
         """Prepare for another kernel's output: no message of its first batch is in the journal."""
@@ -82,19 +85,23 @@ class KernelOutput:
 
     def _journal(self, batch: Sequence[Output]) -> None:
         pending: list[Event] = []
+        full = self._session.log_full
         for index in range(self._handled, len(batch)):
             item = batch[index]
             stimulus = None if isinstance(item, StreamText) else self._stimulus(item)
             if stimulus is None:
                 if not isinstance(item, StreamText) and item.channel == TOOLS:
                     continue  # handled
-                self._collect(item, pending)
+                if not full:
+                    self._collect(item, pending)
+                elif isinstance(item, StreamText) or not self._requests.on_message(item):
+                    self._drop()
                 continue
             if isinstance(stimulus, CellBegan) and not pending:  # one write for the start and the output that follows
                 pending.extend(self._machine.decide(stimulus, self._loop.time()).events)
                 continue
             if isinstance(stimulus, KernelReplied):
-                pending += stimulus.outputs
+                pending += () if full else stimulus.outputs
                 stimulus = replace(stimulus, outputs=())
                 if self._fits_limits(pending):  # one write for the cell's last output and its end
                     stimulus, pending = replace(stimulus, outputs=tuple(pending)), []
@@ -108,6 +115,21 @@ class KernelOutput:
         if pending:
             self._record(pending, len(batch))
         self._handled = 0
+
+    def _drop(self) -> None:
+        """Drop output because the log is full. Record that and interrupt the running cell, once for each cell."""
+        run, bound = self._machine.running, self._machine.policy.max_log_bytes
+        cell = run.id if run is not None else "-"
+        if cell == self._dropping:
+            return
+        self._dropping = cell
+        text = f"{LOG_SIZE}: {bound} bytes of log reached; further output is dropped"
+        reached = ev.LimitReached(limit=LOG_SIZE, bound=bound, enforced_by="server", message=text)
+        if run is not None:
+            reached.cell = run.id
+        self._handle(RecordEvents((reached,)))
+        if run is not None:
+            self._handle(Interrupt(why=LOG_SIZE))
 
     def _handle(self, stimulus: Stimulus) -> None:
         now = self._loop.time()
@@ -167,6 +189,8 @@ class KernelOutput:
         else:
             event = kernel_messages.event_of(item.msg_type, item.content, item.metadata, item.buffers)
         if event is None:
+            if not isinstance(item, StreamText) and item.msg_type == "execute_reply":
+                self._mark_repeated(item.parent, pending)
             return
         cell = self._cell_of(item.parent)
         if item.parent in self._requests.unhandled:
@@ -176,6 +200,13 @@ class KernelOutput:
         if item.frame is not None:
             event.frame = item.frame
         pending.append(event)
+
+    def _mark_repeated(self, cell: str, pending: list[Event]) -> None:
+        """Record a reply to a cell that has ended, once. Code in the kernel has forged this reply, or the first one."""
+        record = self._machine.find_cell(cell)
+        if record is not None and record.ran and cell not in self._repeated:
+            self._repeated.add(cell)
+            pending.append(ev.ReplyRepeated(cell=cell))
 
     def _cell_of(self, parent: str) -> str | None:
         """Return the cell that output belongs to: the one that it names if that is known, else the running cell."""

@@ -45,6 +45,10 @@ class Log(Protocol):
     def last_seq(self) -> int:
         """The last entry's position."""
 
+    @property
+    def size(self) -> int:
+        """Bytes of the journal."""
+
     def append(self, events: Sequence[Event]) -> None:
         """Set the envelope of all events and write them, or raise OSError and write none."""
 
@@ -70,6 +74,10 @@ class SessionPort(Sink, Protocol):
     @property
     def kernel(self) -> Kernel | None:
         """The kernel that cells are sent to, or None."""
+
+    @property
+    def log_full(self) -> bool:
+        """Whether the log has reached its limit."""
 
     def handle(self, stimulus: Stimulus) -> Decision:
         """Decide on a stimulus, then journal, commit and carry out the decision.

@@ -174,6 +174,12 @@ class SessionRuntime:
         """The kernel's process, or None without a kernel."""
         return self.kernel.info if self.kernel else None
 
+    @property
+    def log_full(self) -> bool:
+        """Whether the log has reached its limit. See ``ports``."""
+        bound = self.machine.policy.max_log_bytes
+        return bound is not None and self.log.size >= bound
+
     # -- the kernel in use (ports.SessionPort) -------------------------------------------
 
     def attach_kernel(self, kernel: Kernel, event: Event) -> None:

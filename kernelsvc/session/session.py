@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kernelsvc.errors import Conflict, KernelDead, KernelsvcError, NotFound, SessionClosed
+from kernelsvc.errors import Conflict, KernelDead, KernelsvcError, NotFound, QuotaExceeded, SessionClosed
 from kernelsvc.kernels.port import ForkResult, Kernel, SaveResult, StartRequest
 from kernelsvc.kernels.read_budget import ReadPauses
 from kernelsvc.model import events as ev
@@ -134,6 +134,12 @@ class Session(SessionRuntime):
             SessionClosed, KernelDead, CellExists, QuotaExceeded, AtCapacity: no cell was accepted.
         """
         self.require_writable()
+        if self.log_full and any(r.cell not in self.machine.cells for r in requests):
+            raise QuotaExceeded(
+                f"The log has {self.log.size} bytes and may have {self.machine.policy.max_log_bytes} (max_log_bytes). "
+                "Branch the session, or create another one. This one's log stays readable.",
+                limit="max_log_bytes",
+            )
         ids = tuple(r.cell or new_cell_id() for r in requests)
         try:
             self.handle(Submit(tuple(requests), ids, principal))

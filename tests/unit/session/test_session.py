@@ -9,8 +9,9 @@ import signal
 import msgspec
 import pytest
 
-from kernelsvc.errors import AtCapacity, CellExists, Conflict, NotFound, SessionClosed
+from kernelsvc.errors import AtCapacity, CellExists, Conflict, NotFound, QuotaExceeded, SessionClosed
 from kernelsvc.kernels.fake import FakeLauncher
+from kernelsvc.kernels.port import KernelMessage, StreamText
 from kernelsvc.model import events as ev
 from kernelsvc.model.checkpoint_policy import COST, CheckpointBudget
 from kernelsvc.model.events import Reason
@@ -88,6 +89,40 @@ async def until(condition):
     async with asyncio.timeout(DEADLINE):
         while not condition():
             await asyncio.sleep(0.002)
+
+
+async def test_a_full_log_drops_output_and_refuses_cells(bench):
+    session = await bench.start(max_log_bytes=20_000)
+    first = await run(session, "print " + "x" * 15_000)
+    lines = [json.loads(line) for line in session.log.lines(1, session.log.last_seq)]
+    printed = "".join(line["text"] for line in lines if line["type"] == "stream")
+    assert printed.strip() == "x" * 15_000  # nothing that was accepted is lost
+    with pytest.raises(QuotaExceeded, match="max_log_bytes"):
+        session.submit([CellRequest(code="result 1")])
+    assert session.submit([CellRequest(code=first.code, cell=first.id)]) == [first.id]  # a retry, not a new cell
+
+
+async def test_a_full_log_interrupts_the_running_cell(bench):
+    session = await bench.start(max_log_bytes=20_000)
+    (cell,) = session.submit([CellRequest(code="wait")])
+    await until(lambda: session.machine.running and session.machine.running.began)
+    for text in ("x" * 30_000, "dropped", "dropped"):
+        session.deliver([StreamText(parent=cell, name="stdout", text=text)])
+    async with asyncio.timeout(DEADLINE):
+        await session.wait(cell)
+    end = session.cell(cell)
+    assert (end.reason, "dropped\n" in end.text) == (Reason.INTERRUPTED, False)
+    assert "max_log_bytes: 20000 bytes of log reached" in end.message
+    assert types(session).count("limit_reached") == 1
+
+
+async def test_a_second_reply_to_a_cell_is_marked_once(bench):
+    session = await bench.start()
+    cell = await run(session, "result 42")
+    for parent in (cell.id, cell.id, "c_none"):
+        reply = KernelMessage(channel="shell", msg_type="execute_reply", parent=parent, content={"status": "ok"})
+        session.deliver([reply])
+    assert types(session).count("reply_repeated") == 1
 
 
 async def test_a_cell_from_end_to_end(bench):
