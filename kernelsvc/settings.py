@@ -23,7 +23,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 import platformdirs
@@ -32,6 +32,7 @@ from msgspec import Meta
 from kernelsvc.errors import BadRequest
 from kernelsvc.linux import atomic_file
 from kernelsvc.model.limits import Limits
+from kernelsvc.model.objects import Scope
 from kernelsvc.model.tokens import TokenRecord, hash_token, record_for, weakness
 
 MiB = 1024 * 1024
@@ -562,6 +563,8 @@ def _convert(row: SettingRow, value: Any, source: str, *, text: bool) -> Any:
             value = _hash_plain(value)
         return msgspec.convert(value, row.type, strict=not text, dec_hook=_to_path)
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
+        if ".scopes" in str(error):
+            error = ValueError(f"{error}. The scopes are {', '.join(get_args(Scope))}")
         shown = "" if row.name in {"token", "tokens", "models"} else f" = {value!r}"
         raise BadRequest(f"Setting {row.name}{shown} ({source}) is not valid: {error}.", setting=row.name) from None
 

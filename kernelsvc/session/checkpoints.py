@@ -374,7 +374,12 @@ class Checkpoints:
         standing = machine.effective_since(None)
         wanted = to or machine.variables_after
         if wanted not in standing:
-            raise NotFound(f"There is no finished cell {wanted!r} to roll back. List the session's cells.")
+            if to is None:
+                raise NotFound("No cell has finished since the kernel started, so there is nothing to roll back.")
+            raise NotFound(
+                f"There is no checkpoint {to!r} and no finished cell of this id. "
+                f"Existing checkpoints: {self._described()}."
+            )
         position = standing.index(wanted)
         after = standing[position - 1] if position else None
         for kept in range(position, -1, -1):

@@ -89,6 +89,11 @@ def test_a_bad_token_is_not_echoed():
     assert "s3cret" not in caught.value.message
 
 
+def test_an_unknown_scope_names_the_valid_ones():
+    with pytest.raises(BadRequest, match="run, read, audit, operate, admin"):
+        s.load({"tokens": '[{"name": "a", "token": "s3cret-one", "scopes": ["all"]}]'})
+
+
 def test_a_token_is_made_once_when_none_is_configured(tmp_path):
     bare = s.load({"data_dir": str(tmp_path)})
     first, token = s.with_kept_token(bare)

@@ -162,7 +162,10 @@ class CellView:
         self._start_line()
         if event.reason not in (ev.Reason.OK, ev.Reason.ERROR):
             kept = {True: " Variables were kept.", False: " Variables were lost.", None: ""}[event.variables_kept]
-            self._note(f"{event.reason}: {event.message or 'the cell ended early'}.{kept}".replace("..", "."))
+            said = (event.message or "The cell ended early.").rstrip(".")
+            if "variables" in said:  # most messages end with it
+                kept = ""
+            self._note(f"{event.reason}: {said}.{kept}")
 
     def _note(self, text: str) -> None:
         self._start_line()

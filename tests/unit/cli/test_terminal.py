@@ -54,6 +54,10 @@ def test_errors_go_to_stderr_without_colour_where_there_is_none():
 def test_an_unusual_end_has_a_message():
     _, err, _ = played(ev.CellFinished(reason=ev.Reason.MEMORY, message="512 MiB reached", variables_kept=True))
     assert err == "memory: 512 MiB reached. Variables were kept.\n"
+    _, err, _ = played(
+        ev.CellFinished(reason=ev.Reason.INTERRUPTED, message="Interrupted; variables kept.", variables_kept=True)
+    )
+    assert err == "interrupted: Interrupted; variables kept.\n"
     assert played(ev.CellFinished())[:2] == ("", "")
 
 

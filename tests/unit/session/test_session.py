@@ -490,8 +490,9 @@ async def test_rollback_to_a_name_again_and_again(bench):
         await run(session, f"set x {value}")
         await session.lifecycle.rollback("start")
         assert "1" in (await run(session, "get x")).text
+    await session.checkpoints.make("other")
     await session.checkpoints.drop("start")
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match=r"'start'.*other"):
         await session.lifecycle.rollback("start")
 
 
