@@ -32,7 +32,7 @@ from kernelsvc.model.state import MOVES
 from kernelsvc.protocol import methods
 from kernelsvc.server.native import openapi
 from kernelsvc.tools import TOOLS
-from kernelsvc.tools.schema import input_schema, output_schema
+from kernelsvc.tools.schema import described, input_schema, output_schema
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -524,11 +524,19 @@ def tools_page() -> str:
     for tool in TOOLS.values():
         hints = {"changes nothing": tool.reads, "may lose something": tool.destroys, "safe to repeat": tool.repeats}
         said = ", ".join(word for word, holds in hints.items() if holds)
-        lines += ["", f"## `{tool.name}`", "", tool.about, "", *([f"*{said}*", ""] if said else [])]
+        lines += [
+            "",
+            f"## `{tool.name}`",
+            "",
+            described(tool, " Then what the server has: installed packages, no network.").about,
+            "",
+            *([f"*{said}*", ""] if said else []),
+        ]
         given = input_schema(tool)
         if given["properties"]:
             lines += ["| argument | type | default | |", "|---|---|---|---|"]
-            lines += [_argument(name, each, name in given["required"]) for name, each in given["properties"].items()]
+            required = given.get("required", [])
+            lines += [_argument(name, each, name in required) for name, each in given["properties"].items()]
             lines.append("")
         lines.append("Facts: " + ", ".join(f"`{name}`" for name in output_schema(tool)["properties"]) + ".")
     return "\n".join(lines)
@@ -537,7 +545,7 @@ def tools_page() -> str:
 def _argument(name: str, schema: dict[str, Any], required: bool) -> str:
     default = "required" if required else f"`{schema['default']!r}`" if "default" in schema else ""
     kind = " or ".join(f"`{each}`" for each in schema["enum"]) if "enum" in schema else schema["type"]
-    return f"| `{name}` | {kind} | {default} | {schema['description']} |"
+    return f"| `{name}` | {kind} | {default} | {schema.get('description', '')} |"
 
 
 PAGES: dict[str, Callable[[], str]] = {

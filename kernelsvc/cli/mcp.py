@@ -21,6 +21,7 @@ from kernelsvc.client.tool_backend import ClientToolBackend
 from kernelsvc.client.values import new_id
 from kernelsvc.errors import Conflict
 from kernelsvc.tools import Toolbox, tool_definitions
+from kernelsvc.tools.definitions import selected
 from kernelsvc.tools.session_resolver import CallerState
 
 #: Data directories for servers that ``kernelsvc mcp`` starts. One server at a time can use a directory.
@@ -41,10 +42,11 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
 
     from kernelsvc.server.mcp.server import McpOptions, make_server
 
+    selected(args.tools)
     async with _client(args, terminal) as client:
         backend = ClientToolBackend(client)
         toolbox = Toolbox(backend, CallerState(args.session or new_id("mcp"), "MCP"))
-        options = McpOptions(facts=args.facts)
+        options = McpOptions(facts=args.facts, tools=args.tools)
         server = make_server(lambda ctx: (toolbox, backend), options=lambda ctx: options)
         async with stdio_server() as (reading, writing):
             await server.run(reading, writing, server.create_initialization_options())

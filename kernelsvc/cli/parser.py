@@ -357,6 +357,13 @@ def _model_commands(commands: _Commands) -> None:
         "--session", metavar="NAME|ID", help="session of calls that do not name one (default: a new session)"
     )
     mcp.add_argument(
+        "--tools",
+        metavar="core|all|NAME,...",
+        default="all",
+        help="tools to list (default: all). core is run_code, "
+        "wait, read_output, interrupt, undo, write_file and read_file",
+    )
+    mcp.add_argument(
         "--facts",
         action="store_true",
         help="add the facts for programs to results, as structured content. Hosts may "

@@ -8,7 +8,7 @@ from typing import Any
 
 from kernelsvc.integrations.tool_calls import AsyncTools, Tools
 from kernelsvc.tools import TOOLS, Tool, ToolResult
-from kernelsvc.tools.schema import input_schema
+from kernelsvc.tools.schema import described, input_schema
 
 _Answer = tuple[list[dict[str, Any]], dict[str, Any] | None]
 
@@ -24,7 +24,8 @@ def tools(over: Tools | AsyncTools, names: list[str] | None = None) -> list[Any]
         names: names of tools. None means all.
     """
     kind = importlib.import_module("langchain_core.tools").StructuredTool
-    return [_tool(kind, TOOLS[name], over) for name in names or TOOLS]
+    where = over.place() if isinstance(over, Tools) else ""
+    return [_tool(kind, described(TOOLS[name], where), over) for name in names or TOOLS]
 
 
 def _tool(kind: Any, tool: Tool, over: Tools | AsyncTools) -> Any:

@@ -15,6 +15,7 @@ from kernelsvc.client.values import new_id
 from kernelsvc.errors import BadRequest, KernelsvcError
 from kernelsvc.tools import Toolbox, ToolResult, tool_definitions
 from kernelsvc.tools.result import error_result
+from kernelsvc.tools.schema import place
 from kernelsvc.tools.session_resolver import CallerState
 
 
@@ -57,6 +58,10 @@ class AsyncTools:
     async def close(self) -> None:
         """Close the connection. Sessions stay open until they are closed or expire."""
         await self._client.close()
+
+    async def place(self) -> str:
+        """Return a sentence for models about the server's environment: packages and network. See ``Vendor.tools``."""
+        return place(await self._client.templates(), await self._client.info())
 
     async def call(self, name: str, arguments: Mapping[str, Any] | str | None = None) -> ToolResult:
         """Run one call. Safe to cancel: an accepted cell continues.
@@ -113,6 +118,10 @@ class Tools:
             self._loop.run(self._inner.close())
             self._loop.stop()
 
+    def place(self) -> str:
+        """Return a sentence for models about the server's environment: see ``AsyncTools.place``."""
+        return self._loop.run(self._inner.place())
+
     def call(self, name: str, arguments: Mapping[str, Any] | str | None = None) -> ToolResult:
         """Run one call: see ``AsyncTools.call``."""
         return self._loop.run(self._inner.call(name, arguments))
@@ -134,9 +143,14 @@ class Vendor(Struct, frozen=True):
     calls: Callable[[Any], list[ToolCall]]
     answers: Callable[[Answered], list[dict[str, Any]]]
 
-    def tools(self, names: list[str] | None = None) -> list[dict[str, Any]]:
-        """Return the value of a request's ``tools``. ``names`` selects some tools."""
-        return tool_definitions(self.format, names)
+    def tools(self, names: list[str] | None = None, where: str = "") -> list[dict[str, Any]]:
+        """Return the value of a request's ``tools``.
+
+        Args:
+            names: names of tools, for example ``kernelsvc.tools.CORE``. None means all.
+            where: a sentence about the server's environment, from ``Tools.place``.
+        """
+        return tool_definitions(self.format, [*names] if names else None, where)
 
     def run(self, tools: Tools, reply: Any) -> list[dict[str, Any]]:
         """Run the calls in a reply, in order.

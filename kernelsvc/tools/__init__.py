@@ -10,12 +10,13 @@ MCP (``server.mcp``) and function calling (``integrations``) are adapters over t
 """
 
 from kernelsvc.tools.backend import FilePart, ToolBackend
-from kernelsvc.tools.definitions import TOOLS, Tool
+from kernelsvc.tools.definitions import CORE, TOOLS, Tool
 from kernelsvc.tools.result import ImageContent, ResourceLink, TextContent, ToolResult
 from kernelsvc.tools.schema import FORMATS, tool_definitions
 from kernelsvc.tools.toolbox import Toolbox
 
 __all__ = [
+    "CORE",
     "FORMATS",
     "TOOLS",
     "FilePart",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from kernelsvc.errors import BadRequest
 from kernelsvc.model.objects import Seconds
 
 #: Seconds. Most MCP clients time out a call after 60 seconds. A model waits for a longer cell with wait_for_cell.
@@ -17,16 +18,17 @@ MAX_TEXT = 200_000
 DEFAULT_PIECE = 64 * 1024
 MAX_PIECE = 1024 * 1024
 
-SessionName = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=64,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="The session: an id from an earlier result, or a name of your choice, such as 'analysis'. "
-        "Default: your default session. run_code and upload_file create a session that does not exist yet.",
-    ),
-]
+SessionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+#: Of a parameter that is accepted and not listed.
+HIDDEN = "x-hidden"
+_HIDDEN = Meta(extra_json_schema={HIDDEN: True})
+Budget = Annotated[int, Meta(ge=200, le=20_000, description="Tokens of the answer, about.")]
+DEFAULT_BUDGET = 3000
+#: A cell's number, or its id.
+CellNumber = Annotated[int | str, Meta(description="A number. Default: the last.")]
+FromLine = Annotated[int, Meta(ge=1, description="First line.")]
+Lines = Annotated[int, Meta(ge=1)]
+Find = Annotated[str, Meta(max_length=200, description="Only lines that match this regex.")]
 CellId = Annotated[str, Meta(min_length=1, max_length=128, description="A cell's id, from an earlier result.")]
 Path = Annotated[str, Meta(max_length=4096, description="Path relative to the session's working directory, with /.")]
 Wait = Annotated[
@@ -56,36 +58,80 @@ class InSession(Arguments, kw_only=True):
 class RunCode(InSession, kw_only=True):
     """``run_code``."""
 
+    session: Annotated[SessionName, Meta(description="A name. Default: yours.")] | None = None
+
     code: Annotated[
         str,
         Meta(
             min_length=1,
-            description="Python code, as in a Jupyter cell. The value of the last expression is shown. %magics, "
-            "top-level await and plots work.",
+            description="A cell: %magics, !shell and top-level await work.",
         ),
     ]
-    wait_seconds: Wait = DEFAULT_WAIT
-    timeout_seconds: (
-        Annotated[Seconds, Meta(description="Interrupt the cell after this many seconds of wall time.")] | None
-    ) = None
-    max_text: MaxText = DEFAULT_TEXT
+    seconds: Annotated[Seconds, Meta(description="Interrupt the code after so long.")] | None = None
+    budget: Budget = DEFAULT_BUDGET
+    wait_seconds: Annotated[Wait, _HIDDEN] = DEFAULT_WAIT
+    timeout_seconds: Annotated[Seconds, _HIDDEN] | None = None
+    max_text: Annotated[MaxText, _HIDDEN] | None = None
+
+
+class WaitArguments(InSession, kw_only=True):
+    """``wait``."""
+
+    cell: CellNumber | None = None
+    seconds: Annotated[float, Meta(ge=0, le=3600, description="At most. Default: 50.")] = DEFAULT_WAIT
+    budget: Annotated[Budget, _HIDDEN] = DEFAULT_BUDGET
 
 
 class WaitForCell(InSession, kw_only=True):
-    """``wait_for_cell``."""
+    """``wait_for_cell``, the former ``wait``."""
 
-    cell: Annotated[CellId, Meta(description="The cell. Default: the session's last one.")] | None = None
+    cell: CellNumber | None = None
     wait_seconds: Wait = DEFAULT_WAIT
-    max_text: MaxText = DEFAULT_TEXT
+    max_text: MaxText | None = None
 
 
 class ReadOutput(InSession, kw_only=True):
-    """``read_output``."""
+    """``read_output``. ``name``, ``offset`` and ``limit`` read one stream in characters, as earlier versions did."""
 
-    cell: CellId
-    name: Annotated[Literal["stdout", "stderr"], Meta(description="The stream.")] = "stdout"
-    offset: Offset = 0
-    limit: Annotated[int, Meta(ge=1, le=MAX_TEXT, description="Maximum number of characters to read.")] = DEFAULT_TEXT
+    cell: CellNumber | None = None
+    from_line: FromLine | None = None
+    lines: Lines | None = None
+    find: Find | None = None
+    picture: Annotated[int, Meta(ge=1, description="Show this picture.")] | None = None
+    budget: Annotated[Budget, _HIDDEN] = DEFAULT_BUDGET
+    name: Annotated[Literal["stdout", "stderr"], _HIDDEN] | None = None
+    offset: Annotated[Offset, _HIDDEN] | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_TEXT, extra_json_schema={HIDDEN: True})] = DEFAULT_TEXT
+
+
+class Undo(InSession, kw_only=True):
+    """``undo``."""
+
+    cell: Annotated[int | str, Meta(description="Undo this cell and all after it. Default: the last.")] | None = None
+    to: Annotated[str, Meta(max_length=128, description="A name of keep.")] | None = None
+
+
+class Fork(InSession, kw_only=True):
+    """``fork``."""
+
+    count: Annotated[int, Meta(ge=1, le=64)] = 1
+    from_kept: Annotated[str, Meta(max_length=128, description="A name of keep. Default: now.")] | None = None
+
+
+class ReadFile(InSession, kw_only=True):
+    """``read_file``."""
+
+    path: Annotated[str, Meta(max_length=4096)] = ""
+    from_line: FromLine | None = None
+    lines: Lines | None = None
+    find: Find | None = None
+
+
+class Sessions(Arguments, kw_only=True):
+    """``sessions``."""
+
+    restart: Annotated[SessionName, Meta(description="Restart this one: no variables, same files.")] | None = None
+    close: Annotated[SessionName, Meta(description="End this one.")] | None = None
 
 
 class Rollback(InSession, kw_only=True):
@@ -112,9 +158,7 @@ class MakeCheckpoint(InSession, kw_only=True):
 
     name: Annotated[
         str,
-        Meta(
-            min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="For rollback and branch."
-        ),
+        Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
     ]
 
 
@@ -128,9 +172,9 @@ class Branch(InSession, kw_only=True):
 class UploadFile(InSession, kw_only=True):
     """``upload_file``."""
 
-    path: Path
-    text: Annotated[str, Meta(description="Content of a text file.")] | None = None
-    base64: Annotated[str, Meta(description="Content of any other file, in base64.")] | None = None
+    path: Annotated[str, Meta(max_length=4096)]
+    text: str | None = None
+    base64: str | None = None
 
 
 class DownloadFile(InSession, kw_only=True):
@@ -151,10 +195,9 @@ class ListFiles(InSession, kw_only=True):
 class ExportNotebook(InSession, kw_only=True):
     """``export_notebook``."""
 
-    format: Annotated[Literal["ipynb", "html", "py"], Meta(description="Format of the notebook.")] = "ipynb"
-    save_as: (
-        Annotated[str, Meta(max_length=4096, description="Also write it to this path in the working directory.")] | None
-    ) = None
+    format: Literal["ipynb", "html", "py"] = "ipynb"
+    path: Annotated[str, Meta(max_length=4096, description="Also write it there.")] | None = None
+    save_as: Annotated[str, Meta(max_length=4096, extra_json_schema={HIDDEN: True})] | None = None
 
 
 class ListSessions(Arguments, kw_only=True):
@@ -192,6 +235,7 @@ class CellResult(Struct, kw_only=True, omit_defaults=True):
     cell: str
     state: str
     text: str
+    number: int = 0
     reason: str | None = None
     execution_count: int | None = None
     error: ErrorShown | None = None
@@ -300,84 +344,101 @@ class Tool(Struct, frozen=True, kw_only=True):
 _TOOLS = (
     Tool(
         name="run_code", title="Run Python", arguments=RunCode, result=CellResult, destroys=True,
-        about="Run Python code in a session that keeps its variables, imports and files from call to call. Returns the "
-        "printed text, the last value, the error and the plots. A cell that takes longer than wait_seconds continues: "
-        "get its result with wait_for_cell. If it crashes Python, the variables from before it are restored.",
+        about="Run Python in a session that keeps variables and files. Answers with output, last value, error and "
+        "plots, and [n], the cell's number. After 50 seconds it answers while the code runs on: call wait.{PLACE}",
     ),
     Tool(
-        name="wait_for_cell", title="Wait for a cell", arguments=WaitForCell, result=CellResult, reads=True,
-        about="Wait for a cell that is still running, or get the result of an ended one again. Use it after run_code "
-        "returned before the cell's end, or after a call timed out. It runs nothing.",
+        name="wait", title="Wait for a cell", arguments=WaitArguments, result=CellResult, reads=True,
+        about="Wait for a running cell. Answers with what is new.",
     ),
     Tool(
         name="read_output", title="Read a cell's output", arguments=ReadOutput, result=OutputResult, reads=True,
-        about="Read a cell's output in parts, if run_code's result had to leave out some of it.",
+        about="Read any lines or picture of a cell's whole output, where an answer has a gap.",
     ),
     Tool(
         name="interrupt", title="Interrupt", arguments=InSession, result=SessionResult, repeats=True,
-        about="Interrupt the running cell, like Ctrl-C. The variables stay.",
+        about="Stop the running cell. Variables stay.",
     ),
     Tool(
-        name="restart", title="Restart", arguments=InSession, result=SessionResult, destroys=True,
-        about="Start a new Python process without variables. The files and the notebook stay. "
-        "To undo one step, use rollback.",
+        name="undo", title="Undo", arguments=Undo, result=SessionResult, destroys=True,
+        about="Set the variables back to before a cell. Files stay as they are.",
+    ),
+    Tool(
+        name="write_file", title="Write a file", arguments=UploadFile, result=FileResult, destroys=True, repeats=True,
+        about="Write a file, as text or base64.",
+    ),
+    Tool(
+        name="read_file", title="Read a file", arguments=ReadFile, result=FileResult, reads=True,
+        about="Read a text or picture, or list a directory.",
+    ),
+    Tool(
+        name="keep", title="Keep a state", arguments=MakeCheckpoint, result=SessionResult,
+        about="Keep the present variables under a name, for undo and fork.",
+    ),
+    Tool(
+        name="fork", title="Fork", arguments=Fork, result=SessionsResult,
+        about="Copy the session with its variables and files, to try several ways. Answers with the copies' names.",
     ),
     Tool(
         name="variables", title="Variables", arguments=InSession, result=VariablesResult, reads=True,
-        about="List the variables that cells have defined, each with type, size and a summary.",
+        about="List the variables, with types and sizes.",
     ),
     Tool(
-        name="checkpoint", title="Checkpoint", arguments=MakeCheckpoint, result=SessionResult,
-        about="Save the present variables under a name, for rollback or branch.",
-    ),
-    Tool(
-        name="rollback", title="Undo", arguments=Rollback, result=SessionResult, destroys=True,
-        about="Restore the variables to an earlier state: before the last cell, before a given cell, or at a "
-        "checkpoint. If that state was not saved, the cells since the last saved state run again, with all their "
-        "effects. Files are not restored. The notebook keeps the undone cells, and marks them.",
-    ),
-    Tool(
-        name="branch", title="Branch", arguments=Branch, result=SessionsResult,
-        about="Fork the session into new sessions with copies of its variables and files, independent from then on. "
-        "Try a different approach in each (run_code with its id), compare, continue in the best, close the others.",
-    ),
-    Tool(
-        name="upload_file", title="Write a file", arguments=UploadFile, result=FileResult, destroys=True, repeats=True,
-        about="Write a file to the session's working directory, where code can open it by its relative path.",
-    ),
-    Tool(
-        name="download_file", title="Read a file", arguments=DownloadFile, result=FileResult, reads=True,
-        about="Read a file of the session's working directory: a text, an image, or any other file in base64.",
-    ),
-    Tool(
-        name="list_files", title="List files", arguments=ListFiles, result=FilesResult, reads=True,
-        about="List the session's working directory.",
+        name="sessions", title="Sessions", arguments=Sessions, result=SessionsResult, destroys=True,
+        about="List the sessions, or restart or close one.",
     ),
     Tool(
         name="export_notebook", title="Export the notebook", arguments=ExportNotebook, result=FileResult, repeats=True,
-        about="Export the session as a Jupyter notebook, a web page or a script. Works for a closed session too.",
-    ),
-    Tool(
-        name="list_sessions", title="Sessions", arguments=ListSessions, result=SessionsResult, reads=True,
-        about="List your sessions, newest first.",
-    ),
-    Tool(
-        name="close_session", title="Close a session", arguments=CloseSession, result=SessionResult, destroys=True,
-        repeats=True,
-        about="Close a session and free its memory. Its variables are lost. Its notebook and files stay readable.",
+        about="Make a Jupyter notebook, page or script of the session for the user.",
     ),
 )  # fmt: skip
 
-#: The tools by name, in the order for models.
+#: The tools by name, in the order for models. The order is fixed, for caches of prompts.
 TOOLS: dict[str, Tool] = {tool.name: tool for tool in _TOOLS}
+
+#: Names of the tools that most work needs.
+CORE = ("run_code", "wait", "read_output", "interrupt", "undo", "write_file", "read_file")
+
+
+def _old(name: str, arguments: type[Struct], result: Any, **hints: bool) -> Tool:
+    return Tool(name=name, title=name, about="", arguments=arguments, result=result, **hints)
+
+
+#: Tools of earlier versions, which are accepted until December 2027 and not listed.
+OLD_TOOLS: dict[str, Tool] = {
+    tool.name: tool
+    for tool in (
+        _old("wait_for_cell", WaitForCell, CellResult, reads=True),
+        _old("restart", InSession, SessionResult, destroys=True),
+        _old("checkpoint", MakeCheckpoint, SessionResult),
+        _old("rollback", Rollback, SessionResult, destroys=True),
+        _old("branch", Branch, SessionsResult),
+        _old("upload_file", UploadFile, FileResult, destroys=True, repeats=True),
+        _old("download_file", DownloadFile, FileResult, reads=True),
+        _old("list_files", ListFiles, FilesResult, reads=True),
+        _old("list_sessions", ListSessions, SessionsResult, reads=True),
+        _old("close_session", CloseSession, SessionResult, destroys=True, repeats=True),
+    )
+}
+
+
+def selected(chosen: str | None) -> list[str]:
+    """Return the names that ``core``, ``all``, or names with commas select. None is all.
+
+    Raises:
+        BadRequest: there is no such tool.
+    """
+    if chosen in (None, "", "all"):
+        return [*TOOLS]
+    names = [*CORE] if chosen == "core" else [name.strip() for name in (chosen or "").split(",")]
+    if unknown := [name for name in names if name not in TOOLS]:
+        raise BadRequest(f"There is no tool {unknown[0][:64]!r}. Choose core, all, or names of {', '.join(TOOLS)}.")
+    return [name for name in TOOLS if name in names]
+
 
 #: Instructions for models, for protocols that have a field for them.
 INSTRUCTIONS = (
-    "A stateful Python interpreter. run_code runs a cell in a session. Variables, imports and files stay from call to "
-    "call. Without 'session' a call uses your default session. Give a name to separate tasks, and if several "
-    "conversations may share this server, choose a name for yours. Work in small steps, as in a notebook. numpy, "
-    "pandas and matplotlib are installed. Show a plot with plt.show() to see it. There is no network unless you were "
-    "told otherwise. If a cell takes long, get its result with wait_for_cell. If a step was wrong, undo it with "
-    "rollback. To try several approaches, use branch. Each step is recorded: export_notebook makes a notebook for the "
-    "user."
+    "A stateful Python interpreter. Work in small steps, as in a notebook. If several conversations may share this "
+    "server, name your session. If a step was wrong, undo it. To try several ways, fork. Each step is recorded: "
+    "export_notebook makes a notebook for the user."
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 from typing import Any
 
 import msgspec
@@ -11,12 +12,13 @@ from msgspec import Struct
 
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.model.events import Reason
-from kernelsvc.model.objects import CellInfo, CellState
-from kernelsvc.tools.definitions import CellResult, ErrorShown
+from kernelsvc.model.objects import CellInfo, CellState, CellView
+from kernelsvc.tools.definitions import DEFAULT_TEXT, CellResult, ErrorShown
 
 #: Maximum number of images in one result, and of their bytes. MCP hosts refuse results of many megabytes.
-MAX_PICTURES, MAX_PICTURE_BYTES = 8, 4 * 1024 * 1024
-_PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+MAX_PICTURES, MAX_PICTURE_BYTES = 4, 4 * 1024 * 1024
+#: Most pixels on a side of a picture, and most of a picture that is made smaller.
+MAX_SIDE, MAX_PIXELS = 1000, 40_000_000
 
 
 class TextContent(Struct, frozen=True):
@@ -86,22 +88,20 @@ def shortened(text: str, limit: int, advice: str) -> tuple[str, bool]:
     return f"{text[:head]}\n[… {len(text) - limit} characters left out; {advice} …]\n{text[-tail:]}", True
 
 
-def cell_result(cell: CellInfo, limit: int, note: str | None = None) -> ToolResult:
+def cell_result(cell: CellInfo, view: CellView, note: str | None = None) -> ToolResult:
     """Return the result for a cell.
 
     Args:
-        cell: state of the cell.
-        limit: maximum number of characters of its text.
+        cell: state of the cell, for the facts.
+        view: text and pictures for the model.
         note: a notice about the session, shown first.
     """
-    advice = f"read_output with cell={cell.id!r} returns all of it"
-    text, cut = shortened(cell.text, limit, advice)
-    pictures, dropped = pictures_of(cell)
-    done = cell.state is CellState.FINISHED
-    following = _advice(cell)
+    text, cut = shortened(cell.text, DEFAULT_TEXT, "read_output reads any of it")
+    pictures, _ = view_pictures(view)
     result = CellResult(
         session=cell.session,
         cell=cell.id,
+        number=view.number,
         state=str(cell.state),
         reason=str(cell.reason) if cell.reason is not None else None,
         execution_count=cell.execution_count,
@@ -110,29 +110,54 @@ def cell_result(cell: CellInfo, limit: int, note: str | None = None) -> ToolResu
         variables_kept=cell.variables_kept,
         images=len(pictures),
         truncated=cut,
-        next=following,
+        next=_advice(cell),
         note=note,
     )
-    lines = [note, text.rstrip("\n"), _omitted_images(cell, dropped), _status_line(cell), following]
-    shown = "\n".join(part for part in lines if part)
-    return tool_result(result, shown, *pictures, failed=done and cell.reason is not Reason.OK)
+    shown = f"[{note}]\n{view.text}" if note else view.text
+    failed = cell.state is CellState.FINISHED and cell.reason is not Reason.OK
+    return tool_result(result, shown, *pictures, failed=failed)
 
 
-def _status_line(cell: CellInfo) -> str:
-    ended = f"ended: {cell.reason}" if cell.reason is not None else str(cell.state)
-    cause = f" ({cell.message})" if cell.message and cell.message not in cell.text else ""
-    return f"[cell {cell.id} {ended}{cause}, session {cell.session}]"
+def view_pictures(view: CellView) -> tuple[list[ImageContent], int]:
+    """Return the pictures of a view, within the limit of bytes, and how many of them are missing."""
+    kept: list[ImageContent] = []
+    room = MAX_PICTURE_BYTES
+    for each in view.pictures[:MAX_PICTURES]:
+        try:
+            data = base64.b64decode(each.data)
+        except (binascii.Error, ValueError):
+            continue
+        picture = smaller(each.mime, data)
+        if len(picture.data) <= room:
+            kept.append(picture)
+            room -= len(picture.data)
+    return kept, len(view.pictures) - len(kept)
 
 
-def _omitted_images(cell: CellInfo, dropped: int) -> str | None:
-    if not dropped:
-        return None
-    return f"[{dropped} more pictures are in the notebook: call export_notebook, or show fewer or smaller ones]"
+def smaller(mime: str, data: bytes) -> ImageContent:
+    """Return a picture with at most ``MAX_SIDE`` pixels on a side. One that can't be read is returned as it is."""
+    if mime not in ("image/png", "image/jpeg"):
+        return ImageContent(mime, data)
+    # Imported late: most cells have no pictures.
+    from PIL import Image
+
+    try:
+        # Only the two decoders that are needed: the kernel's data are not trusted.
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
+            width, height = picture.size
+            if max(width, height) <= MAX_SIDE or width * height > MAX_PIXELS:
+                return ImageContent(mime, data)
+            picture.thumbnail((MAX_SIDE, MAX_SIDE))
+            out = io.BytesIO()
+            picture.save(out, "PNG" if mime == "image/png" else "JPEG")
+            return ImageContent(mime, out.getvalue())
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ImageContent(mime, data)
 
 
 _KEPT = "The variables from before this cell are kept."
 _ADVICE = {
-    Reason.TIMEOUT: "The cell exceeded its time limit. Split the work, or give a larger timeout_seconds. ",
+    Reason.TIMEOUT: "The cell exceeded its time limit. Split the work, or give a larger seconds. ",
     Reason.MEMORY: "The cell reached the memory limit. Use less at a time: chunks, smaller dtypes, del. ",
     Reason.KERNEL_DIED: "The Python process ended. ",
     Reason.INTERRUPTED: "The cell was interrupted. ",
@@ -144,35 +169,9 @@ _ADVICE = {
 def _advice(cell: CellInfo) -> str | None:
     if cell.state is not CellState.FINISHED:
         verb = "waits for another cell" if cell.state is CellState.QUEUED else "still runs"
-        return f"The cell {verb}: call wait_for_cell with cell={cell.id!r} to get its result, or interrupt to stop it."
+        return f"The cell {verb}: call wait to get its result, or interrupt to stop it."
     if cell.reason not in _ADVICE:
         return None
     lost = "The variables are lost. Run again the cells that define the ones you need."
     kept = {True: _KEPT, False: lost, None: ""}[cell.variables_kept]
     return (_ADVICE[cell.reason] + kept).strip()
-
-
-def pictures_of(cell: CellInfo) -> tuple[list[ImageContent], int]:
-    """Return the images of a cell, one for each output, within the limits. Also return how many exceed the limits."""
-    bundles = (output.get("data") for output in cell.outputs)
-    found = [picture for bundle in bundles if isinstance(bundle, dict) and (picture := _picture(bundle))]
-    kept: list[ImageContent] = []
-    room = MAX_PICTURE_BYTES
-    for picture in found:
-        if len(kept) < MAX_PICTURES and len(picture.data) <= room:
-            kept.append(picture)
-            room -= len(picture.data)
-    return kept, len(found) - len(kept)
-
-
-def _picture(bundle: dict[str, Any]) -> ImageContent | None:
-    for mime in _PICTURES:
-        value = bundle.get(mime)
-        if isinstance(value, list):
-            value = "".join(map(str, value))
-        if isinstance(value, str):
-            try:
-                return ImageContent(mime, base64.b64decode(value))
-            except (binascii.Error, ValueError):
-                continue
-    return None

@@ -9,14 +9,22 @@ import msgspec
 from msgspec import Struct
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.tools.definitions import TOOLS, Tool
+from kernelsvc.tools.definitions import HIDDEN, TOOLS, Tool
 
+#: Limits that the tools check themselves. An error names them, and models pay for each definition with each request.
+_CHECKED = ("minLength", "maxLength", "pattern", "minimum", "maximum", "exclusiveMinimum", "default")
 _REF = "#/$defs/{name}"
 
 
 def input_schema(tool: Tool) -> dict[str, Any]:
     """Return the schema of a tool's arguments, without references and null. Optional arguments are not required."""
-    return _closed(_plain(tool.arguments))
+    found = _closed(_plain(tool.arguments))
+    found["properties"] = {
+        name: {field: value for field, value in each.items() if field not in _CHECKED}
+        for name, each in found["properties"].items()
+        if not each.get(HIDDEN)
+    }
+    return found
 
 
 def output_schema(tool: Tool) -> dict[str, Any]:
@@ -41,6 +49,9 @@ def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
     if "$ref" in schema:
         return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
     choices = [each for each in schema.get("anyOf", []) if each != {"type": "null"}]
+    # Some vendors have no alternatives: the first one is what models should send.
+    if len(choices) > 1 and "anyOf" in schema:
+        choices = choices[:1]
     if len(choices) == 1:
         rest = {name: value for name, value in schema.items() if name != "anyOf"}
         return _inlined(choices[0] | rest, parts)
@@ -56,7 +67,8 @@ def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
 
 def _closed(schema: dict[str, Any]) -> dict[str, Any]:
     # OpenAI refuses an object schema without "properties".
-    return {"type": "object", "properties": {}, "required": [], **schema, "additionalProperties": False}
+    found = {"type": "object", "properties": {}, **schema, "additionalProperties": False}
+    return {name: value for name, value in found.items() if name != "required" or value}
 
 
 def _openai(tool: Tool) -> dict[str, Any]:
@@ -117,12 +129,28 @@ FORMATS: dict[str, Callable[[list[Tool]], list[dict[str, Any]]]] = {
 }
 
 
-def tool_definitions(format: str, names: list[str] | None = None) -> list[dict[str, Any]]:
+def place(templates: list[dict[str, Any]], info: dict[str, Any]) -> str:
+    """Return a sentence about the packages of a server's default environment, and what its code can reach."""
+    chosen = [each for each in templates if each.get("name") == info.get("default_template")] or templates[:1]
+    loaded = [name.partition(".")[0] for each in chosen for name in each.get("preload") or []]
+    packages = f" Installed: {', '.join(dict.fromkeys(loaded))} and what they need." if loaded else ""
+    # In the server it is a struct, over HTTP an object.
+    network = msgspec.to_builtins(info.get("limits", {})).get("network")
+    return packages + (" No network: pip and downloads fail." if network == "none" else "")
+
+
+def described(tool: Tool, where: str = "") -> Tool:
+    """Return a tool whose description has a sentence about the place that it runs in."""
+    return msgspec.structs.replace(tool, about=tool.about.replace("{PLACE}", where))
+
+
+def tool_definitions(format: str, names: list[str] | None = None, where: str = "") -> list[dict[str, Any]]:
     """Return the tools in a vendor's format, for the field ``tools`` of a request.
 
     Args:
         format: ``openai``, ``openai-responses``, ``anthropic`` or ``gemini``.
         names: names of tools, in this order. None means all.
+        where: a sentence about the server's environment: ``Tools.place()``, or ``place``.
 
     Raises:
         BadRequest: the format or a tool is unknown.
@@ -132,4 +160,4 @@ def tool_definitions(format: str, names: list[str] | None = None) -> list[dict[s
     unknown = [name for name in names or [] if name not in TOOLS]
     if unknown:
         raise BadRequest(f"There is no tool {unknown[0]!r}. Choose from {', '.join(TOOLS)}.")
-    return FORMATS[format]([TOOLS[name] for name in names] if names else list(TOOLS.values()))
+    return FORMATS[format]([described(TOOLS[name], where) for name in names or TOOLS])

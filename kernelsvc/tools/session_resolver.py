@@ -17,6 +17,8 @@ LABEL = "tool-session"
 #: Form of a session's id. A name of this form counts as an id.
 _ID = re.compile(r"^s_[0-9a-f]{16}$")
 _PAGE = 20
+#: Most cells of a caller whose last line is known.
+MAX_READ = 256
 
 RECREATED = "Your session of that name has ended. This is a new one, without its variables and files."
 
@@ -28,6 +30,7 @@ class CallerState:
         default: name or id of the session of calls that do not name one.
         title: display name of new sessions.
         ids: ids by name.
+        read: by cell that still ran, the last line of its output that the caller has.
         lock: held while a session is created, so that concurrent calls create one.
     """
 
@@ -35,6 +38,7 @@ class CallerState:
         self.default = default
         self.title = title
         self.ids: dict[str, str] = {}
+        self.read: dict[str, int] = {}
         self.lock = asyncio.Lock()
 
 
@@ -43,6 +47,18 @@ class SessionResolver:
 
     def __init__(self, backend: ToolBackend, caller: CallerState) -> None:
         self._backend, self._caller = backend, caller
+
+    def lines_read(self, cell: str) -> int:
+        """Return the last line of a cell's output that the caller has read, or 0."""
+        return self._caller.read.get(cell, 0)
+
+    def note_read(self, cell: str, line: int | None) -> None:
+        """Note the last line that the caller has read. None if the cell has ended, and is read whole again later."""
+        self._caller.read.pop(cell, None)
+        if line is not None:
+            self._caller.read[cell] = line
+            while len(self._caller.read) > MAX_READ:
+                self._caller.read.pop(next(iter(self._caller.read)))
 
     async def find(self, wanted: str | None) -> SessionInfo:
         """Find an existing session. A closed session is only found by its id.

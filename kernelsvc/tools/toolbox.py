@@ -13,12 +13,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from kernelsvc.errors import BadRequest, KernelsvcError, NotFound, TooLarge
-from kernelsvc.model.objects import CellInfo, CellState, Checkpoint, SessionInfo, SessionState, Variable
-from kernelsvc.protocol.methods import CellPage, Output, SessionPage
+from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, TooLarge
+from kernelsvc.model.objects import CellInfo, CellState, CellView, Checkpoint, SessionInfo, SessionState, Variable
+from kernelsvc.model.view.line_search import matching_lines
+from kernelsvc.protocol.methods import Output, SessionPage
 from kernelsvc.tools import definitions
 from kernelsvc.tools.backend import ToolBackend
-from kernelsvc.tools.definitions import TOOLS
+from kernelsvc.tools.definitions import OLD_TOOLS, TOOLS
 from kernelsvc.tools.result import (
     ImageContent,
     ResourceLink,
@@ -27,6 +28,7 @@ from kernelsvc.tools.result import (
     error_result,
     shortened,
     tool_result,
+    view_pictures,
 )
 from kernelsvc.tools.session_resolver import CallerState, SessionResolver
 
@@ -39,7 +41,6 @@ MAX_NOTEBOOK = 100_000
 #: Maximum bytes of a file in one call.
 MAX_UPLOAD = 16 * 1024 * 1024
 MAX_PROGRESS_TEXT = 160
-_PAGE = 1000
 
 
 class Toolbox:
@@ -55,6 +56,13 @@ class Toolbox:
         self._sessions = SessionResolver(backend, caller or CallerState("default"))
         self._handlers: dict[str, Callable[[Any, Report | None], Awaitable[ToolResult]]] = {
             "run_code": self._run_code,
+            "wait": self._wait,
+            "undo": self._undo,
+            "write_file": self._upload_file,
+            "read_file": self._read_file,
+            "keep": self._checkpoint,
+            "fork": self._fork,
+            "sessions": self._manage_sessions,
             "wait_for_cell": self._wait_for_cell,
             "read_output": self._read_output,
             "interrupt": self._interrupt,
@@ -74,7 +82,7 @@ class Toolbox:
     async def call(
         self, name: str, arguments: Mapping[str, Any] | None = None, report: Report | None = None
     ) -> ToolResult:
-        """Run one call. Safe to cancel: an accepted cell continues, and wait_for_cell returns its result.
+        """Run one call. Safe to cancel: an accepted cell continues, and wait returns its result.
 
         Args:
             name: name of the tool.
@@ -87,7 +95,7 @@ class Toolbox:
         Raises:
             NotFound: there is no such tool.
         """
-        tool = TOOLS.get(name)
+        tool = TOOLS.get(name) or OLD_TOOLS.get(name)
         if tool is None:
             raise NotFound(f"There is no tool {name!r}. The tools are {', '.join(TOOLS)}.")
         try:
@@ -102,19 +110,42 @@ class Toolbox:
         # An id of its own, so that the wait can send the same request again.
         cell = f"c_{secrets.token_hex(8)}"
         params: dict[str, Any] = {"session": session.id, "cell": cell, "code": args.code, "changes": True}
-        if args.timeout_seconds is not None:
-            params["timeout_seconds"] = args.timeout_seconds
+        if (seconds := args.seconds or args.timeout_seconds) is not None:
+            params["timeout_seconds"] = seconds
         await self._backend.call("session.execute", {**params, "wait": "queued"}, CellInfo)
         found = await self._wait_until_finished(params, args.wait_seconds, report)
-        return cell_result(found, args.max_text, note)
+        budget = args.budget if args.max_text is None else _tokens(args.max_text)
+        return await self._cell_result(found, budget, note)
 
-    async def _wait_for_cell(self, args: definitions.WaitForCell, report: Report | None) -> ToolResult:
+    async def _cell_result(self, cell: CellInfo, budget: int, note: str | None = None) -> ToolResult:
+        """Return what the caller has not read of a cell."""
+        params = {"session": cell.session, "cell": cell.id, "budget": budget}
+        view = await self._backend.call(
+            "session.view", {**params, "after_line": self._sessions.lines_read(cell.id)}, CellView
+        )
+        self._sessions.note_read(cell.id, None if view.reason is not None else view.next_line)
+        return cell_result(cell, view, note)
+
+    async def _wait(self, args: definitions.WaitArguments, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
-        cell = await self._cell(session.id, args.cell) if args.cell else await self._last_cell(session.id)
+        chosen = str(args.cell) if args.cell is not None else None
+        cell = await self._cell(session.id, await self._id_of(session.id, chosen))
         if cell.state is not CellState.FINISHED:
             params = {"session": session.id, "cell": cell.id, "code": cell.code}
-            cell = await self._wait_until_finished(params, args.wait_seconds, report)
-        return cell_result(cell, args.max_text)
+            cell = await self._wait_until_finished(params, args.seconds, report)
+        return await self._cell_result(cell, args.budget)
+
+    async def _wait_for_cell(self, args: definitions.WaitForCell, report: Report | None) -> ToolResult:
+        budget = definitions.DEFAULT_BUDGET if args.max_text is None else _tokens(args.max_text)
+        new = definitions.WaitArguments(session=args.session, cell=args.cell, seconds=args.wait_seconds, budget=budget)
+        return await self._wait(new, report)
+
+    async def _id_of(self, session: str, cell: str | None) -> str:
+        """Return the id of a cell that is named by number or id. None is the last one."""
+        params: dict[str, Any] = {"session": session, "budget": 200, "after_line": 2**53}
+        if cell is not None:
+            params["cell"] = cell
+        return (await self._backend.call("session.view", params, CellView)).cell
 
     async def _wait_until_finished(self, params: dict[str, Any], seconds: float, report: Report | None) -> CellInfo:
         """Wait for the end of a cell, at most ``seconds``, and return its state.
@@ -140,37 +171,86 @@ class Toolbox:
     async def _cell(self, session: str, cell: str) -> CellInfo:
         return await self._backend.call("session.cell", {"session": session, "cell": cell}, CellInfo)
 
-    async def _last_cell(self, session: str) -> CellInfo:
-        offset: int | None = 0
-        last: CellInfo | None = None
-        while offset is not None:
-            params = {"session": session, "limit": _PAGE, "offset": offset}
-            page = await self._backend.call("session.cells", params, CellPage)
-            last = page.cells[-1] if page.cells else last
-            offset = page.next_offset
-        if last is None:
-            raise NotFound("No cell has run in this session yet. Use run_code.")
-        return last
-
     async def _read_output(self, args: definitions.ReadOutput, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
-        params = {
-            "session": session.id, "cell": args.cell, "name": args.name, "offset": args.offset, "limit": args.limit,
-        }  # fmt: skip
+        chosen = None if args.cell is None else str(args.cell)
+        if args.name is not None or args.offset is not None:
+            cell = await self._id_of(session.id, chosen)
+            return await self._read_stream(session.id, cell, args.name or "stdout", args.offset or 0, args.limit)
+        asked = {"from_line": args.from_line, "lines": args.lines, "find": args.find, "picture": args.picture}
+        params = {name: value for name, value in asked.items() if value is not None}
+        if args.lines is not None:
+            params.setdefault("from_line", 1)
+        if chosen is not None:
+            params["cell"] = chosen
+        view = await self._backend.call(
+            "session.view", {"session": session.id, "budget": args.budget, **params}, CellView
+        )
+        result = definitions.OutputResult(session=session.id, cell=view.cell, text=view.text, total=view.lines)
+        return tool_result(result, view.text, *view_pictures(view)[0])
+
+    async def _read_stream(self, session: str, cell: str, name: str, offset: int, limit: int) -> ToolResult:
+        """Read one stream in characters, as earlier versions did."""
+        params = {"session": session, "cell": cell, "name": name, "offset": offset, "limit": limit}
         piece = await self._backend.call("session.output", params, Output)
         result = definitions.OutputResult(
-            session=session.id, cell=args.cell, text=piece.text, total=piece.total, next_offset=piece.next_offset
+            session=session, cell=cell, text=piece.text, total=piece.total, next_offset=piece.next_offset
         )
         more = f"\n[{piece.total} characters in total. Continue with offset={piece.next_offset}]"
         shown = piece.text + more if piece.next_offset is not None else piece.text
         return tool_result(result, shown or "[no output]")
+
+    async def _undo(self, args: definitions.Undo, report: Report | None) -> ToolResult:
+        to = args.to
+        if to is None and args.cell is not None:
+            session = await self._sessions.find(args.session)
+            to = await self._id_of(session.id, str(args.cell))
+        return await self._rollback(definitions.Rollback(session=args.session, to=to), report)
+
+    async def _fork(self, args: definitions.Fork, report: Report | None) -> ToolResult:
+        return await self._branch(definitions.Branch(session=args.session, count=args.count, at=args.from_kept), report)
+
+    async def _manage_sessions(self, args: definitions.Sessions, report: Report | None) -> ToolResult:
+        if args.restart is not None:
+            found = await self._restart(definitions.InSession(session=args.restart), report)
+            return msgspec.structs.replace(found, facts={"sessions": [found.facts]})
+        if args.close is not None:
+            found = await self._close_session(definitions.CloseSession(session=args.close), report)
+            return msgspec.structs.replace(found, facts={"sessions": [found.facts]})
+        return await self._list_sessions(definitions.ListSessions(), report)
+
+    async def _directory(self, args: definitions.ReadFile) -> ToolResult:
+        found = await self._list_files(definitions.ListFiles(session=args.session, path=args.path), None)
+        return msgspec.structs.replace(found, facts={**(found.facts or {}), "path": args.path, "size": 0})
+
+    async def _read_file(self, args: definitions.ReadFile, report: Report | None) -> ToolResult:
+        if not args.path.strip("./"):
+            return await self._directory(args)
+        old = definitions.DownloadFile(session=args.session, path=args.path)
+        if args.from_line is None and args.lines is None and args.find is None:
+            try:
+                return await self._download_file(old, report)
+            except (BadRequest, Conflict):
+                # It may be a directory.
+                return await self._directory(args)
+        session = await self._sessions.find(args.session)
+        piece = await self._backend.read_file(session.id, args.path, 0, MAX_UPLOAD)
+        lines = piece.data.decode("utf-8", "replace").split("\n")
+        result = definitions.FileResult(session=session.id, path=args.path, size=piece.size)
+        if args.find is not None:
+            found = [f"{each[0]}: {each[1]}" for each in matching_lines(lines, args.find) if each is not None]
+        else:
+            start = (args.from_line or 1) - 1
+            found = lines[start : start + (args.lines or len(lines))]
+        text, _ = shortened("\n".join(found), definitions.DEFAULT_TEXT, "from_line and lines read the rest")
+        return tool_result(result, f"{text}\n[{len(found)} of {len(lines)} lines]")
 
     # --- sessions ----------------------------------------------------------------------------
 
     async def _interrupt(self, args: definitions.InSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
         after = await self._backend.call("session.interrupt", {"session": session.id}, SessionInfo)
-        return _session_result(after, "Interrupted. wait_for_cell returns the cell's result.")
+        return _session_result(after, "Interrupted. wait returns the cell's result.")
 
     async def _restart(self, args: definitions.InSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
@@ -194,7 +274,7 @@ class Toolbox:
         session = await self._sessions.find(args.session)
         await self._backend.call("session.checkpoint", {"session": session.id, "name": args.name}, Checkpoint)
         after = await self._backend.call("session.get", {"session": session.id}, SessionInfo)
-        return _session_result(after, f"Saved as {args.name!r}. rollback with to={args.name!r} restores it.")
+        return _session_result(after, f"Saved as {args.name!r}. undo with to={args.name!r} restores it.")
 
     async def _rollback(self, args: definitions.Rollback, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
@@ -225,7 +305,7 @@ class Toolbox:
     async def _close_session(self, args: definitions.CloseSession, report: Report | None) -> ToolResult:
         session = await self._sessions.find(args.session)
         after = await self._backend.call("session.close", {"session": session.id}, SessionInfo)
-        return _session_result(after, "Closed. export_notebook and download_file still work.")
+        return _session_result(after, "Closed. export_notebook and read_file still work.")
 
     # --- files and records ---------------------------------------------------------------------
 
@@ -263,12 +343,13 @@ class Toolbox:
         session = await self._sessions.find(args.session)
         data = await self._backend.notebook(session.id, args.format)
         uri = notebook_uri(session.id, args.format)
-        if args.save_as:
-            await self._backend.put_file(session.id, args.save_as, data)
-        path = args.save_as or f"notebook.{args.format}"
+        saved_as = args.path or args.save_as
+        if saved_as:
+            await self._backend.put_file(session.id, saved_as, data)
+        path = saved_as or f"notebook.{args.format}"
         result = definitions.FileResult(session=session.id, path=path, size=len(data), uri=uri)
         link = ResourceLink(uri=uri, name=path, mime=MIME[args.format], size=len(data))
-        saved = f" and written to {args.save_as}" if args.save_as else ""
+        saved = f" and written to {saved_as}" if saved_as else ""
         where = f"The notebook of session {session.id} ({len(data)} bytes) is the resource {uri}{saved}. The user gets "
         how = f"it with 'kernelsvc export {session.id} -o notebook.{args.format}'."
         body = data.decode("utf-8", "replace") if len(data) <= MAX_NOTEBOOK and args.format == "py" else ""
@@ -309,6 +390,11 @@ def _content(args: definitions.UploadFile) -> bytes:
     if len(data) > MAX_UPLOAD:
         raise TooLarge(f"One call can upload at most {MAX_UPLOAD} bytes. Upload the file over HTTP, or in parts.")
     return data
+
+
+def _tokens(characters: int) -> int:
+    """Return a budget of tokens for a limit in characters, as earlier versions had it."""
+    return min(20_000, max(200, characters // 4))
 
 
 def _is_picture(path: str) -> bool:

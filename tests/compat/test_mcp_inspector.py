@@ -70,7 +70,7 @@ def test_its_tools_are_portable_and_work(inspect: Inspect, request: pytest.Fixtu
     name = f"inspected-{request.node.callspec.id}"
     code, listed, said = inspect("tools/list", "--strict")
     assert code == 0, said
-    assert {tool["name"] for tool in listed["tools"]} >= {"run_code", "rollback", "branch", "export_notebook"}
+    assert {tool["name"] for tool in listed["tools"]} >= {"run_code", "undo", "fork", "export_notebook"}
     code, first = called(inspect, "run_code", session=name, code="x = 41")
     assert (code, first["isError"]) == (0, False)
     plot = "import matplotlib.pyplot as plt; plt.plot([x]); plt.show(); print(x + 1)"

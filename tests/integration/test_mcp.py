@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from served import OTHER_PRINCIPAL, Served, serving
 
-from kernelsvc.tools import TOOLS
+from kernelsvc.tools import CORE, TOOLS
 
 ERAS = ("legacy", "2026-07-28")
 JSON = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
@@ -238,15 +239,63 @@ async def test_interrupt_restart_rollback_and_branch(mcp):
     assert (await mcp("run_code", code="x")).structured_content["error"]["ename"] == "NameError"
 
 
-async def test_output_is_bounded_and_can_be_paged(mcp):
-    shown = await mcp("run_code", code="for i in range(20_000): print(i)", max_text=1000)
-    assert shown.structured_content["truncated"]
-    assert len(shown.structured_content["text"]) < 1200
-    cell, offset, text = shown.structured_content["cell"], 0, ""
-    while offset is not None:
-        page = (await mcp("read_output", cell=cell, offset=offset, limit=50_000)).structured_content
-        text, offset = text + page["text"], page.get("next_offset")
-    assert text == "".join(f"{i}\n" for i in range(20_000))
+async def test_output_is_bounded_and_each_gap_can_be_read(mcp):
+    code = "print('start')\nprint('late', file=__import__('sys').stderr)\n' '.join(f'n{k}' for k in range(30_000))"
+    shown = await mcp.text("run_code", code=code, budget=500)
+    assert len(shown) < 3000
+    first, last = map(int, re.findall(r"\[… lines (\d+)–(\d+) …\]", shown)[0])
+    number = int(re.findall(r"\[(\d+)\]$", shown)[0])
+    page = await mcp.text("read_output", cell=number, from_line=first, lines=1)
+    assert re.fullmatch(rf"[n\d ]{{2000}}\n\[{number} lines {first}–{first} of {last + 1}; the next .*\]", page)
+    assert f"{last + 1}: " in await mcp.text("read_output", find="n29999")
+    # As earlier versions read it.
+    assert await mcp.text("read_output", cell=number, name="stderr") == "late\n"
+    assert (await mcp("read_output", cell=number, offset=2, limit=2)).structured_content["next_offset"] == 4
+
+
+async def test_waiting_returns_what_is_new(mcp):
+    wait = "while not __import__('os').path.exists('go'): time.sleep(0.05)"
+    code = f"import time\nprint('first')\nprint('second')\n{wait}\n'end'"
+    half = await mcp.text("run_code", code=code, wait_seconds=1.5)
+    assert "first" in half
+    assert "first" not in await mcp.text("wait", seconds=0)
+    await mcp("write_file", path="go", text="")
+    whole = await mcp.text("wait")
+    assert "first" not in whole
+    assert "'end'" in whole
+    assert "first" in await mcp.text("wait")
+
+
+async def test_the_tools_by_their_new_names(mcp):
+    await mcp("run_code", code="x = 1")
+    await mcp("keep", name="one")
+    await mcp("run_code", code="x = 2")
+    await mcp("undo", cell=2)
+    assert (await mcp.text("run_code", code="x")).startswith("1\n")
+    await mcp("undo", to="one")
+    (copy,) = (await mcp("fork", from_kept="one")).structured_content["sessions"]
+    assert (await mcp.text("run_code", session=copy["session"], code="x")).startswith("1\n")
+    assert not (await mcp.client.call_tool("sessions", {"close": copy["session"]})).is_error
+    await mcp("write_file", path="d/a.txt", text="one\ntwo\nthree\n")
+    assert "a.txt" in await mcp.text("read_file", path="d")
+    assert await mcp.text("read_file", path="d/a.txt") == "one\ntwo\nthree\n"
+    assert (await mcp.text("read_file", path="d/a.txt", find="t[wh]")).startswith("2: two\n3: three\n")
+    assert (await mcp.text("read_file", path="d/a.txt", from_line=2, lines=1)).startswith("two\n")
+    assert (await mcp("export_notebook", path="n.ipynb")).structured_content["path"] == "n.ipynb"
+    assert not (await mcp.client.call_tool("sessions", {"restart": mcp.session})).is_error
+    assert (await mcp("run_code", code="x")).structured_content["error"]["ename"] == "NameError"
+
+
+async def test_the_listed_tools_can_be_chosen_and_name_the_packages(served: Served):
+    async with Client(streamable_http_client(f"{served.url}/t/{served.token}/mcp?tools=core"), mode="legacy") as client:
+        tools = (await client.list_tools()).tools
+        assert [tool.name for tool in tools] == [*CORE]
+        assert "Installed: numpy, pandas, matplotlib" in tools[0].description
+    async with Client(
+        streamable_http_client(f"{served.url}/t/{served.token}/mcp?tools=nothing"), mode="legacy"
+    ) as client:
+        with pytest.raises(MCPError, match="Choose core, all"):
+            await client.list_tools()
 
 
 async def test_files_and_records_as_tools_and_as_resources(mcp):

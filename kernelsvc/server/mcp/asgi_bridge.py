@@ -138,7 +138,7 @@ def _options(ctx: server.Context) -> server.McpOptions:
     """Return the options in the query of the request's address."""
     request = ctx.request
     asked = request.query_params if request is not None else {}
-    return server.McpOptions(facts=asked.get("facts") == "1")
+    return server.McpOptions(facts=asked.get("facts") == "1", tools=asked.get("tools"))
 
 
 async def _no_body() -> Message:

@@ -40,30 +40,30 @@ _PROMPTS = (
         text="Analyse the file {path} with run_code.\n"
         "The question: {question}\n"
         "First look at its size, columns, types and missing values; then go in small steps, one idea a cell. Show a "
-        "plot where it says more than a number. If a step turns out wrong, undo it with rollback. At the end, say what "
+        "plot where it says more than a number. If a step turns out wrong, undo it. At the end, say what "
         "you found, how sure it is, and give the user the notebook by export_notebook.",
     ),
     Prompt(
         name="compare",
         title="Try several ways",
-        about="Prepare once, try alternatives in branches of the session, and go on with the best.",
+        about="Prepare once, try alternatives in copies of the session, and go on with the best.",
         arguments={"task": "What is to be solved.", "ways": "How many alternatives, such as 4."},
         required=("task",),
         text="Solve this by trying alternatives: {task}\n"
         "How many: {ways}\n"
-        "Load and prepare what all of them need in one session with run_code. Then call branch, try a different way in "
-        "each branch, and print one comparable figure in each. Compare, say which is best and why, go on in that "
-        "branch, and close_session the others.",
+        "Load and prepare what all of them need in one session with run_code. Then call fork, try a different way in "
+        "each copy, and print one comparable figure in each. Compare, say which is best and why, go on in that "
+        "copy, and close the others with sessions.",
     ),
     Prompt(
         name="resume",
         title="Go on where we were",
         about="Look at a session's state and go on with it.",
-        arguments={"session": "Its id or name; list_sessions shows them."},
+        arguments={"session": "Its id or name; the tool sessions shows them."},
         required=("session",),
-        text="Go on in the session {session}. Look at its variables and list_files first, and at the resource "
-        "kernelsvc://sessions/{session}/notebook.py for what was done. Then say in two sentences where things stand, "
-        "and ask what is next.",
+        text="Go on in the session {session}. Look at its variables and files (read_file without a path) first, and at "
+        "the resource kernelsvc://sessions/{session}/notebook.py for what was done. Then say in two sentences where "
+        "things stand, and ask what is next.",
     ),
 )
 

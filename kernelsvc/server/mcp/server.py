@@ -25,8 +25,8 @@ from kernelsvc.protocol.methods import SessionPage
 from kernelsvc.server.mcp.prompts import PROMPTS, render_prompt
 from kernelsvc.server.mcp.subscriptions import Subscriptions
 from kernelsvc.tools import TOOLS, ImageContent, ResourceLink, TextContent, Tool, ToolBackend, Toolbox, ToolResult
-from kernelsvc.tools.definitions import INSTRUCTIONS
-from kernelsvc.tools.schema import input_schema, output_schema
+from kernelsvc.tools.definitions import INSTRUCTIONS, selected
+from kernelsvc.tools.schema import described, input_schema, output_schema, place
 from kernelsvc.tools.toolbox import MIME, notebook_uri
 
 Context = ServerRequestContext[Any, Any]
@@ -39,9 +39,11 @@ class McpOptions(Struct, frozen=True, kw_only=True):
 
     Attributes:
         facts: Whether results have the facts for programs too, as structured content.
+        tools: Which tools are listed: ``core``, ``all``, or names with commas.
     """
 
     facts: bool = False
+    tools: str | None = None
 
 
 OptionsOf = Callable[[Context], McpOptions]
@@ -102,8 +104,17 @@ class _Handlers:
     # --- tools ------------------------------------------------------------------------------
 
     async def list_tools(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
-        facts = self._options(ctx).facts
-        return types.ListToolsResult(tools=[_tool(tool, facts=facts) for tool in TOOLS.values()])
+        options = self._options(ctx)
+        try:
+            names = selected(options.tools)
+        except KernelsvcError as error:
+            _refuse(error)
+        templates = await self._call_backend(ctx, lambda backend: backend.call("templates", {}, list[dict[str, Any]]))
+        info = await self._call_backend(ctx, lambda backend: backend.call("info", {}, dict[str, Any]))
+        where = place(templates, info)
+        return types.ListToolsResult(
+            tools=[_tool(described(TOOLS[name], where), facts=options.facts) for name in names]
+        )
 
     async def call_tool(self, ctx: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
         toolbox, _ = self._find(ctx)
@@ -267,7 +278,7 @@ async def _resource(backend: ToolBackend, session: str, rest: str, uri: str) -> 
         raise MCPError(types.INVALID_PARAMS, f"There is no resource {uri!r}. Call resources/templates/list.")
     piece = await backend.read_file(session, path, 0, MAX_RESOURCE)
     if piece.size > MAX_RESOURCE:
-        advice = f"{path} has {piece.size} bytes and a resource {MAX_RESOURCE} at most; use download_file with offset."
+        advice = f"{path} has {piece.size} bytes and a resource {MAX_RESOURCE} at most; use read_file with from_line."
         raise MCPError(types.INVALID_PARAMS, advice)
     return piece.data, None
 

@@ -90,7 +90,7 @@ def gemini(tools: Tools) -> None:
     declared = types.Tool.model_validate(ours.tools()[0]).function_declarations
     assert declared
     assert config.tools
-    assert {each.name for each in declared} >= {"run_code", "rollback"}
+    assert {each.name for each in declared} >= {"run_code", "undo"}
     assert declared[0].parameters.properties["code"].type == types.Type.STRING
     call = types.FunctionCall(id="g1", name="run_code", args={"code": CODE})
     content = types.Content(role="model", parts=[types.Part(text="…"), types.Part(function_call=call)])

@@ -8,8 +8,10 @@ import jsonschema
 import pytest
 
 from kernelsvc.errors import BadRequest
-from kernelsvc.tools import FORMATS, TOOLS, tool_definitions
-from kernelsvc.tools.schema import input_schema, output_schema
+from kernelsvc.model.view.estimate import estimate
+from kernelsvc.tools import CORE, FORMATS, TOOLS, tool_definitions
+from kernelsvc.tools.definitions import HIDDEN, OLD_TOOLS, selected
+from kernelsvc.tools.schema import described, input_schema, output_schema, place
 
 
 @pytest.mark.parametrize("name", TOOLS)
@@ -22,14 +24,14 @@ def test_a_schema_is_whole_and_valid(name):
         assert '"null"' not in text
     given = input_schema(TOOLS[name])
     assert given["additionalProperties"] is False
-    assert all(each.get("description") for each in given["properties"].values())
+    assert HIDDEN not in json.dumps(given)
 
 
 def test_what_is_required_is_little():
-    required = {name: input_schema(tool)["required"] for name, tool in TOOLS.items()}
+    required = {name: input_schema(tool).get("required", []) for name, tool in TOOLS.items()}
     assert required["run_code"] == ["code"]
     assert required["variables"] == []
-    assert required["read_output"] == ["cell"]
+    assert required["read_output"] == []
 
 
 def test_openai_and_anthropic():
@@ -46,10 +48,9 @@ def test_gemini_has_one_tool_with_its_own_types():
     (tool,) = tool_definitions("gemini")
     functions = {each["name"]: each for each in tool["functionDeclarations"]}
     assert set(functions) == set(TOOLS)
-    listed = functions["read_output"]["parameters"]["properties"]
-    assert listed["name"] == {
-        "type": "STRING", "description": "The stream.", "enum": ["stderr", "stdout"], "default": "stdout",
-    }  # fmt: skip
+    listed = functions["export_notebook"]["parameters"]["properties"]
+    assert listed["format"] == {"type": "STRING", "enum": ["html", "ipynb", "py"]}
+    assert functions["read_output"]["parameters"]["properties"]["cell"]["type"] == "INTEGER"
     assert "additionalProperties" not in json.dumps(tool)
 
 
@@ -63,3 +64,27 @@ def test_an_unknown_format_or_tool_says_what_there_is():
         tool_definitions("cobol")
     with pytest.raises(BadRequest, match="run_code"):
         tool_definitions("openai", ["run_cobol"])
+
+
+def test_the_definitions_are_short():
+    where = place(
+        [{"name": "a", "preload": ["numpy", "matplotlib.pyplot"]}],
+        {"default_template": "a", "limits": {"network": "none"}},
+    )
+    assert where == " Installed: numpy, matplotlib and what they need. No network: pip and downloads fail."
+    assert "No network" in described(TOOLS["run_code"], where).about
+    compact = {"separators": (",", ":")}
+    assert estimate(json.dumps(tool_definitions("anthropic", [*CORE], where), **compact)) <= 800
+    assert estimate(json.dumps(tool_definitions("anthropic", None, where), **compact)) <= 1100
+
+
+def test_a_selection_of_tools():
+    assert selected("core") == [*CORE]
+    assert selected(None) == selected("all") == [*TOOLS]
+    assert selected("wait, run_code") == ["run_code", "wait"]
+    with pytest.raises(BadRequest, match="rollback"):
+        selected("rollback")
+
+
+def test_tools_of_earlier_versions_are_not_listed():
+    assert not set(OLD_TOOLS) & set(TOOLS)
