@@ -104,6 +104,11 @@ class CellFold:
         self.calls = self.calls or CallsFold()
         self.calls.feed(event)
 
+    @property
+    def cut(self) -> int:
+        """Characters of output that are left out, as the budget needs it."""
+        return self.outputs.cut
+
     def render(self) -> list[dict[str, Any]]:
         """Return the outputs in nbformat's form."""
         return self.outputs.render("; the log has all of it")

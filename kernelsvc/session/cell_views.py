@@ -125,7 +125,7 @@ class CellViews:
 
         number, found = self._numbered(cell)
         fold = self._fold(found)
-        if fold.outputs.cut:
+        if fold.cut:
             # The fold for programs left out a part.
             fold = CellFold(VIEWED)
             for event in self._events(self._record(found), found):
