@@ -20,8 +20,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from kernelsvc.model import crash_dump
 from kernelsvc.model import events as ev
+from kernelsvc.model.view import crash_dump
 from kernelsvc.model.view.plain_form import text_form
 
 #: Most separate outputs of one cell, each in head and tail.

@@ -231,6 +231,8 @@ TESTED_THROUGH = {
     "kernelsvc.tools.session_resolver": "tests/integration/test_mcp.py",
     "kernelsvc.tools.backend": "tests/integration/test_mcp.py",
     "kernelsvc.tools.definitions": "tests/unit/tools/test_schema.py",
+    "kernelsvc.guest.model_view.collections": "tests/unit/guest/model_view/test_values.py",
+    "kernelsvc.guest.model_view.shell_errors": "tests/integration/test_kernel_errors.py",
     "kernelsvc.tools.toolbox": "tests/integration/test_mcp.py",
     "kernelsvc.server.mcp.tool_backend": "tests/integration/test_mcp.py",
     "kernelsvc.server.mcp.server": "tests/integration/test_mcp.py",

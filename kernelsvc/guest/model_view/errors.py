@@ -68,7 +68,7 @@ class Places:
         return None
 
 
-class Frame(NamedTuple):
+class TracebackEntry(NamedTuple):
     """One entry of a traceback. ``place`` is None for a frame of a library."""
 
     place: str | None
@@ -148,13 +148,15 @@ def _links(error: BaseException) -> list[tuple[BaseException, str]]:
     return found[::-1]
 
 
-def _has_more(frames: Sequence[Frame], others: Sequence[Frame]) -> bool:
+def _has_more(frames: Sequence[TracebackEntry], others: Sequence[TracebackEntry]) -> bool:
     """Whether there is a frame of the user's that the others lack."""
     known = {each.key for each in others}
     return any(each.place is not None and each.key not in known for each in frames)
 
 
-def _one(error: BaseException, frames: Sequence[Frame], places: Places, depth: int, left_out: int) -> list[str]:
+def _one(
+    error: BaseException, frames: Sequence[TracebackEntry], places: Places, depth: int, left_out: int
+) -> list[str]:
     shown = list(_frame_lines(frames, left_out))
     if isinstance(error, SyntaxError):
         shown += _syntax_lines(error, places)
@@ -238,9 +240,9 @@ def _syntax_lines(error: SyntaxError, places: Places) -> Iterator[str]:
 # --- frames -----------------------------------------------------------------------------
 
 
-def _frames(step: types.TracebackType | None, places: Places, *, outermost: bool) -> list[Frame]:
+def _frames(step: types.TracebackType | None, places: Places, *, outermost: bool) -> list[TracebackEntry]:
     """Return the entries of a traceback, without those of the kernel itself."""
-    found: list[Frame] = []
+    found: list[TracebackEntry] = []
     for _ in range(MAX_WALK):
         if step is None:
             break
@@ -249,7 +251,7 @@ def _frames(step: types.TracebackType | None, places: Places, *, outermost: bool
             place = places.name_of(code.co_filename)
             if place is None and code.co_filename.startswith("<") and _module(step.tb_frame) == "__main__":
                 place = code.co_filename
-            found.append(Frame(place, code, step.tb_lineno, step.tb_lasti, step.tb_frame))
+            found.append(TracebackEntry(place, code, step.tb_lineno, step.tb_lasti, step.tb_frame))
         step = step.tb_next
     if outermost:  # It starts in IPython, which called the cell.
         first = next((at for at, each in enumerate(found) if each.place is not None), 0)
@@ -264,7 +266,7 @@ def _module(frame: types.FrameType) -> str:
     return name if type(name) is str else ""
 
 
-def _frame_lines(frames: Sequence[Frame], left_out: int) -> Iterator[str]:
+def _frame_lines(frames: Sequence[TracebackEntry], left_out: int) -> Iterator[str]:
     blocks = list(_folded(frames))
     if left_out:
         repeated = next((at for at, (part, count) in enumerate(blocks) if count > 2), None)
@@ -293,7 +295,7 @@ def _frame_lines(frames: Sequence[Frame], left_out: int) -> Iterator[str]:
             yield f"  [the {what} {count - 1} more times]"
 
 
-def _folded(frames: Sequence[Frame]) -> Iterator[tuple[list[Frame], int]]:
+def _folded(frames: Sequence[TracebackEntry]) -> Iterator[tuple[list[TracebackEntry], int]]:
     """Yield sequences of frames and how often each repeats. Frames that do not repeat are joined by kind."""
     keys = [each.key for each in frames]
     at = 0
@@ -315,7 +317,7 @@ def _folded(frames: Sequence[Frame]) -> Iterator[tuple[list[Frame], int]]:
             at = end
 
 
-def _library_line(frames: Sequence[Frame], *, ends: bool) -> str:
+def _library_line(frames: Sequence[TracebackEntry], *, ends: bool) -> str:
     packages = list(dict.fromkeys(_module(each.frame).split(".")[0] or "a library" for each in frames))
     names = ", ".join(packages[:3]) + (", …" if len(packages) > 3 else "")
     line = f"  … {len(frames)} frame{'s' * (len(frames) > 1)} in {names}"
@@ -330,7 +332,7 @@ def _library_path(frame: Frame) -> str:
     return "/".join(file.split("/")[-3:]) if file.startswith("/") else file
 
 
-def _user_lines(each: Frame, *, explain: bool) -> Iterator[str]:
+def _user_lines(each: TracebackEntry, *, explain: bool) -> Iterator[str]:
     name = each.code.co_name
     yield f"  {each.place}, line {each.line}" + ("" if name.startswith("<module") else f", in {name}")
     source = linecache.getline(each.code.co_filename, each.line)
@@ -347,7 +349,7 @@ def _user_lines(each: Frame, *, explain: bool) -> Iterator[str]:
             yield f"    where {values}"
 
 
-def _failing_part(each: Frame, source: str) -> str:
+def _failing_part(each: TracebackEntry, source: str) -> str:
     """Return the part of the line that was being evaluated (PEP 657), or "" if it goes over several lines."""
     positions = next(itertools.islice(each.code.co_positions(), max(0, each.last) // 2, None), None)
     if positions is None:

@@ -1,8 +1,9 @@
 """One font for Chinese, Japanese and Korean text in matplotlib's figures, registered in the template.
 
-matplotlib's own font has no such glyphs: a figure draws boxes, with a warning for each character. Code
-also asks for fonts by the names that other systems have. Both get *WenQuanYi Micro Hei*, if it is installed: as the
-fallback for single glyphs, and under these names. A font that has such a name itself wins.
+matplotlib's own font has no such glyphs: each figure with them draws boxes and writes a warning for each character.
+Code also asks for fonts by the names that other systems have. Both get *WenQuanYi Micro Hei*, if it is installed, as
+the
+fallback for single glyphs and under these names. A font that has such a name itself wins.
 """
 
 from __future__ import annotations

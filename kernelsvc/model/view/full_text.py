@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from kernelsvc.model import crash_dump
+from kernelsvc.model.view import crash_dump
 from kernelsvc.model.view.plain_form import is_placeholder, text_form
 from kernelsvc.model.view.terminal import screen_text
 

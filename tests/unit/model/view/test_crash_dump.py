@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 from kernelsvc.model import events as ev
-from kernelsvc.model.crash_dump import shortened
 from kernelsvc.model.outputs import Outputs, text_of
+from kernelsvc.model.view.crash_dump import shortened
 from kernelsvc.model.view.full_text import full_text
 
 
