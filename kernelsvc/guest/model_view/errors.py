@@ -327,7 +327,7 @@ def _library_line(frames: Sequence[TracebackEntry], *, ends: bool) -> str:
     return f"{line}, the last one {_library_path(last)}:{last.line} in {last.code.co_name}"
 
 
-def _library_path(frame: Frame) -> str:
+def _library_path(frame: TracebackEntry) -> str:
     file = texts.without_prefixes(frame.code.co_filename)
     return "/".join(file.split("/")[-3:]) if file.startswith("/") else file
 
