@@ -49,7 +49,6 @@ async def begin_isolated(
             made: list[Session] = []
             try:
                 for spec in specs:
-                    spec.parent = {**(spec.parent or {}), "isolated": True, **_warnings(saved.lost, [])}
                     made.append(await creator.begin_isolated(spec, _filler(source, own.working(), spec, saved.lost)))
             except BaseException:
                 await asyncio.gather(*(one.close("a sibling could not be made") for one in made))
@@ -81,7 +80,7 @@ def _filler(source: int, files: Path, spec: SessionSpec, lost: Mapping[str, str]
                 os.close(new)
         except OSError as error:
             raise _explained(error) from error
-        spec.parent = {**(spec.parent or {}), **_warnings(lost, tree.skipped)}
+        spec.add_warnings(_warnings(lost, tree.skipped))
 
     return fill
 
@@ -92,7 +91,6 @@ def _explained(error: OSError) -> AtCapacity | TooLarge:
     return AtCapacity(f"The branch's files can't be written ({error.strerror}). Free disk space, then try again.")
 
 
-def _warnings(lost: Mapping[str, str], skipped: list[str]) -> dict[str, list[str]]:
+def _warnings(lost: Mapping[str, str], skipped: list[str]) -> list[str]:
     files = [f"the file {path} was not copied: it is not readable, or has a second name" for path in skipped]
-    found = [*lost_warnings(lost), *files]
-    return {"warnings": found} if found else {}
+    return [*lost_warnings(lost), *files]

@@ -56,6 +56,7 @@ class SessionSpec(msgspec.Struct, kw_only=True):
     def leave_family(self) -> None:
         """Make this the specification of a session with a sandbox of its own."""
         self.workdir = self.family = self.home = self.copy_from = self.spare = ""
+        self.parent = {**(self.parent or {}), "isolated": True}
 
     def forget_secrets(self) -> None:
         """Drop the environment variables: the session has ended and starts no kernel."""
