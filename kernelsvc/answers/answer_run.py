@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from kernelsvc.answers.containers import AnswerContainer
+from kernelsvc.answers.pictures import pictures_of
 from kernelsvc.answers.upstream import ChatUpstream, UpstreamError
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.linux.tasks import OwnedTasks
@@ -40,7 +41,7 @@ from kernelsvc.protocol.openai.messages import TOOL, Dialect, to_messages
 from kernelsvc.protocol.openai.requests import AnswerRequest
 from kernelsvc.service.api import ServiceApi
 from kernelsvc.settings import ModelSettings
-from kernelsvc.tools.result import pictures_of, shortened
+from kernelsvc.tools.result import shortened
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,9 @@ from collections.abc import Container, Mapping
 MAX_FRAMES = 40
 #: Most exceptions of a chain whose frames are read.
 _MAX_CHAIN = 20
+#: A name in the code of the cell that calls a function for ``POST /v1/execute`` (``protocol.function_call``). It is not
+#: the caller's code.
+_WRAPPER = "_kernelsvc_call"
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _FILE = re.compile(r'File "([^"\n]+)"')
 
@@ -34,7 +37,8 @@ def without_own_frames(traceback: types.TracebackType | None) -> types.Traceback
     last: deque[types.TracebackType] = deque(maxlen=MAX_FRAMES // 2)
     step = traceback.tb_next
     while step is not None:
-        if not step.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        code = step.tb_frame.f_code
+        if not code.co_filename.startswith(_PACKAGE) and _WRAPPER not in code.co_names:
             if len(first) < MAX_FRAMES // 2:
                 first.append(step)
             else:

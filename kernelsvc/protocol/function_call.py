@@ -15,10 +15,12 @@ from kernelsvc.model.objects import CellInfo
 VALUE_MIME = "application/vnd.kernelsvc.value+json"
 
 _CELL = """\
-import ast as _ast, json as _json
+import ast as _ast, json as _json, linecache as _lines
 from IPython.display import publish_display_data as _publish
-_call = _json.loads({payload!r})
-_tree = _ast.parse(_call["function"].strip())
+_kernelsvc_call = _json.loads({payload!r})
+_source = _kernelsvc_call["function"].strip()
+_lines.cache["<function>"] = (len(_source), None, _source.splitlines(keepends=True), "<function>")
+_tree = _ast.parse(_source, "<function>")
 _last = _tree.body.pop() if _tree.body else None
 if isinstance(_last, _ast.Expr):
     exec(compile(_tree, "<function>", "exec"), globals())
@@ -29,7 +31,7 @@ elif isinstance(_last, (_ast.FunctionDef, _ast.AsyncFunctionDef)):
     _function = globals()[_last.name]
 else:
     raise TypeError("give a lambda, a def, or an expression that is callable")
-_value = _function(*_call["args"], **_call["kwargs"])
+_value = _function(*_kernelsvc_call["args"], **_kernelsvc_call["kwargs"])
 if hasattr(_value, "__await__"):
     _value = await _value
 def _plain(v):

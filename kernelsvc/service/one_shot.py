@@ -47,5 +47,6 @@ async def run_once(service: ServiceApi, who: Principal, call: Call) -> dict[str,
         await asyncio.shield(service.close(who, session, reason="executed"))
     result: dict[str, Any] = msgspec.to_builtins(cell)
     if call.function is not None:
+        result["code"] = call.function  # the cell around it is kernelsvc's
         result["value"] = function_call.value_of(cell)
     return result
