@@ -52,7 +52,7 @@ class ToolCall:
         key: unique for the call, also if it is repeated: pass it on as an idempotency key.
         attempt: how often the server has sent the call. Above 1 only for an idempotent function.
         deadline: when the server ends the call, on the event loop's clock (monotonic seconds).
-        cancelled: set when nobody waits for the result any more. A function in a thread should look at it.
+        cancelled: set when the result is not awaited any more. A function in a thread should look at it.
     """
 
     def __init__(self, params: dict[str, Any], provider: ToolProvider, loop: asyncio.AbstractEventLoop) -> None:
@@ -68,7 +68,7 @@ class ToolCall:
         self._loop = loop
 
     def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Report how far the call is. Returns at once, and may be called in any thread."""
+        """Report how far the call is. Returns immediately, and may be called in any thread."""
         params = {"session": self.session, "call": self.id, "progress": progress, "total": total, "message": message}
         self._loop.call_soon_threadsafe(self._provider.report, params)
 

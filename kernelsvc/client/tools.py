@@ -22,7 +22,7 @@ class AsyncCall:
     """A call of a session's code to a client's function.
 
     Attributes:
-        info: what the log has about it.
+        info: the entries of the log about it.
     """
 
     def __init__(self, connection: RpcConnection, info: ToolCallInfo) -> None:

@@ -1,6 +1,6 @@
 """Functions that clients offer to sessions: who offers which, and the way of a call to its provider and back.
 
-A *provider* is one client process. It has an id and an ``instance`` that changes when the process starts anew, so a
+A *provider* is one client process. It has an id and an ``instance`` that changes with each start of the process, so a
 client that connects again is recognized. Offers are for one session, or for all sessions of the provider's principal.
 If two providers offer one name, the newest offer counts.
 
@@ -51,12 +51,12 @@ class ProviderConnection(Protocol):
     """The connection of a provider."""
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
-        """Send a notification at once. Does nothing on a closed connection."""
+        """Send a notification without a delay. Does nothing on a closed connection."""
 
 
 @dataclass(eq=False)
 class _Dispatched:
-    """A call that was given to a provider, or waits for it. The session's machine has everything else about it."""
+    """A call that a provider has, or that waits for one. The session's machine has everything else about it."""
 
     session: str
     call: str
@@ -75,7 +75,7 @@ class Provider:
     """One client process that carries out calls.
 
     Attributes:
-        offers: by session (None: all sessions of the principal) and full name, with the order in which they were made.
+        offers: by session (None: all sessions of the principal) and full name, with the order of their creation.
         connection: None while it is lost.
         sent: calls that it has.
         queues: calls that wait for room, by function.
@@ -202,7 +202,7 @@ class Offers:
             session.tool_calls.redispatch(call.call)
 
     def _announce(self, provider: Provider, session: str | None, offers: Sequence[Offer], gone: Sequence[str]) -> None:
-        """Record what is callable in the logs of the sessions that it is for, if that has changed."""
+        """Record the callable functions in the logs of the sessions that it is for, if that has changed."""
         if session is not None:
             found = self._registry.get(session)
             chosen = [found] if found is not None else []

@@ -1,10 +1,10 @@
 """The calls of one session's code to functions of clients: messages of the kernel in, results out.
 
-The machine decides (``model.tool_calls.ledger``). This part reads what the kernel sends, which is not trusted, carries
+The machine decides (``model.tool_calls.ledger``). This part reads the kernel's messages, which are not trusted, carries
 out the machine's effects, and asks an ``OfferPort`` which functions there are and who carries them out.
 
-Arguments and results stay in the log, and are read from it when they are needed again. Only what the log must not
-contain is kept in memory, until the call has ended. After a restart the kernel is asked for it again.
+Arguments and results stay in the log, and are read from it when they are needed again. Values that the log must not
+contain stay in memory, until the call has ended. After a restart the kernel sends them again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_NAME = 256
 
 @dataclass(frozen=True)
 class ResolvedTool:
-    """What a name means for a session at this moment.
+    """The meaning of a name for a session at this moment.
 
     Attributes:
         offer: the function. None if the call is refused.
@@ -59,7 +59,7 @@ class OfferPort(Protocol):
     """The functions of all clients. The service implements it."""
 
     def resolve(self, session: str, name: str, cell: str | None) -> ResolvedTool:
-        """Return what a name, or an identifier in code, means now."""
+        """Return the meaning of a name, or of an identifier in code."""
 
     def describe(self, session: str, question: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to code that looks at functions. The question is not trusted."""
@@ -68,7 +68,7 @@ class OfferPort(Protocol):
         """Give a call to its provider, now or when there is room."""
 
     def cancel(self, session: str, call: str, why: str) -> None:
-        """Tell the provider that nobody waits for a call any more."""
+        """Inform the provider that a call's result is not awaited any more."""
 
     def resume(self, session: str, calls: Iterable[OpenCall]) -> None:
         """Wait for the providers of calls that an earlier server dispatched."""

@@ -1,6 +1,6 @@
 """The kernel's end of calls: frames out, results in, and how code waits.
 
-A call is sent when it is made, and settled when its result is read from the wire, by whichever code reads: the event
+A call is sent immediately, and settled when its result is read from the wire, by whichever code reads: the event
 loop, a thread that waits, or a print that waits for the socket. So results arrive in any order, and need no task.
 
 Threads. The main thread may wait in ``join`` for threads that wait for results, so each waiting thread must be able to
@@ -79,7 +79,7 @@ class Call:
         return self._end is not None
 
     def cancel(self) -> None:
-        """End the call. Its function is told, and may have been carried out."""
+        """End the call. The client is informed. The function may have run already."""
         self._taken = True
         self._calls.abandon(self)
 
@@ -232,7 +232,7 @@ class KernelCalls:
         return wire
 
     def abandon(self, call: Call) -> None:
-        """End a call that nobody waits for any more."""
+        """End a call whose result is not awaited any more."""
         if self._open.pop(call.id, None) is None:
             return
         error = {"type": "cancelled", "message": f"The call of {call.tool} was cancelled."}
@@ -285,7 +285,7 @@ class KernelCalls:
     # -- definitions -----------------------------------------------------------------
 
     def definition(self, tool: str) -> dict[str, Any]:
-        """Return what the server knows about a function: signature, documentation, schemas. Empty if there is none."""
+        """Return the server's description of a function: signature, documentation, schemas. Empty if there is none."""
         if tool not in self._known:
             found = self.ask(names=[tool], detail="full")
             if len(self._known) >= MAX_KNOWN:

@@ -4,7 +4,7 @@
 A comprehension, a generator or a lambda counts as the code that made it. ``tools.call`` always blocks, and
 ``tools.start`` never does.
 
-The object has no state. Names are not checked before the call: definitions are asked for when code looks at them
+The object has no state. Names are not checked before the call: the server sends definitions when code looks at them
 (``dir``, ``help``, ``tools.search``) or passes arguments by position.
 """
 
@@ -160,7 +160,7 @@ class Tools:
         return self.start(name, arguments).result()
 
     def start(self, name: str, arguments: dict[str, Any] | None = None) -> Call:
-        """Send a call, and return it at once. Await it, or take its ``result()``."""
+        """Send a call, and return it without waiting. Await it, or take its ``result()``."""
         return _calls().begin(name, dict(arguments or {}))
 
     def search(self, words: str = "", limit: int = 20) -> list[str]:

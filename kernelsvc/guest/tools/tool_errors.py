@@ -1,6 +1,6 @@
 """The exceptions that a call of a client's function raises in code.
 
-Each has a built-in base class, so that code that was written for ordinary functions catches it: a denied call is a
+Each has a built-in base class, so that ``except`` clauses for ordinary functions catch it: a denied call is a
 ``PermissionError``, a late one a ``TimeoutError``.
 """
 
@@ -47,7 +47,7 @@ class ToolArgumentError(ToolError, TypeError):
 
 
 class ToolDenied(ToolError, PermissionError):
-    """A person denied the call, or nobody decided in time."""
+    """A person denied the call, or the time to decide is over."""
 
 
 class ToolTimeout(ToolError, TimeoutError):

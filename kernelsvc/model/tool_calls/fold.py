@@ -63,7 +63,7 @@ class CallsFold:
 
     @property
     def waits_for(self) -> Literal["approval", "tool"] | None:
-        """For what the cell waits: ``approval``, ``tool`` or None."""
+        """Cause of the cell's wait: ``approval``, ``tool`` or None."""
         return None if not self._tools else "approval" if self._pending else "tool"
 
     def summary(self) -> CellCalls:

@@ -61,7 +61,7 @@ class OpenCall:
     Attributes:
         seq: position of its event in the log, which has its arguments.
         pending: whether a person must still decide.
-        sent_at: when it was given to the provider, in monotonic seconds. Not known while it is pending.
+        sent_at: when the provider could have it, in monotonic seconds. Not known while it is pending.
         awaited: whether the kernel still waits for it.
     """
 
@@ -97,7 +97,7 @@ class CallLedger:
         open: calls without an end, by id, in the order in which code made them.
         ended: status and log position of the last ends, by call.
         asked_people: whether a call ever waited for a person.
-        offered: what the log says about the functions that may be called, by name.
+        offered: the log's entries about the functions that may be called, by name.
     """
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class CallLedger:
         return [call for call in self.open.values() if call.pending]
 
     def waits_for(self, cell: str) -> Literal["approval", "tool"] | None:
-        """Return for what a cell waits, or None if it has no open call."""
+        """Return the cause of a cell's wait, or None if it has no open call."""
         calls = [call.pending for call in self.open.values() if call.cell == cell]
         return None if not calls else "approval" if any(calls) else "tool"
 
@@ -213,7 +213,7 @@ class CallLedger:
     # -- decisions -----------------------------------------------------------------
 
     def decide(self, stimulus: CallStimulus, now: float) -> Decision:
-        """Return what follows from a stimulus about calls. Change nothing.
+        """Return the decision about a stimulus about calls. Change nothing.
 
         Raises:
             NotFound: there is no such call.
@@ -364,7 +364,7 @@ class CallLedger:
     def _end(
         self, call: OpenCall, status: CallStatus, now: float, message: str = "", *, delivered: bool = True
     ) -> Decision:
-        """End a call without an answer. Its provider is told if it may be at work."""
+        """End a call without an answer. Its provider is informed if it may be at work."""
         seconds = call.approval_seconds if call.pending else call.timeout_seconds
         text = message or _MESSAGES[status].format(seconds=seconds)
         returned = self._returned(call, status, now, delivered=delivered and call.awaited)

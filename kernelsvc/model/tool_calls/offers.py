@@ -41,7 +41,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Attributes:
         name: The name by which it is called. ``.`` separates namespaces.
         namespace: Put before the name, with ``.``.
-        description: What it does, for the reader of its documentation.
+        description: Its purpose, for the reader of its documentation.
         parameters: JSON schema of the arguments, an object.
         returns: JSON schema of the result.
         effects: Whether it changes something outside of the session. ``unknown`` counts as ``write``.
@@ -210,7 +210,7 @@ def redact(value: Any, pointers: Sequence[str]) -> tuple[Any, list[str]]:
 
 
 def hidden(value: Any) -> dict[str, int]:
-    """Return what the log has in place of a value."""
+    """Return the log's substitute for a value."""
     return {"$redacted": len(msgspec.json.encode(value))}
 
 
