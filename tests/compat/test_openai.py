@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from environments import INSTALL_SECONDS, clean_env, python_with
 from served import QUICK, Served, serving
@@ -40,3 +41,16 @@ def test_openais_package_answers_streams_and_reads_files(served_with_model: Serv
     done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS, env=clean_env())
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.strip().endswith("ok")
+
+
+def test_no_process_that_the_server_starts_has_the_key(served_with_model: Served) -> None:
+    body = {"model": "qwen+python", "input": "python: 6 * 7", "include": ["code_interpreter_call.outputs"]}
+    answer = served_with_model.call("POST", "/v1/responses", body)
+    assert answer["output"][0]["outputs"] == [{"type": "logs", "logs": "42\n"}]
+    started = psutil.Process(served_with_model.pid).children(recursive=True)
+    environments = [Path(f"/proc/{each.pid}/environ") for each in started if each.is_running()]
+    read = [path.read_bytes() for path in environments if path.exists()]
+    assert read
+    assert not any(b"canary-key" in each for each in read)
+    files = [each for each in served_with_model.data_dir.rglob("*") if each.is_file()]
+    assert not any(b"canary-key" in each.read_bytes() for each in files)
