@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +319,13 @@ async def test_keys_and_prompts_are_nowhere_but_where_they_belong(lab: Any, capl
     for shown in (caplog.text, metrics.decode(), json.dumps(lab.server.service.info(), default=str)):
         assert "canary-key" not in shown
         assert "canary-prompt" not in shown
+
+
+def test_a_server_without_models_imports_nothing_for_them() -> None:
+    loaded = "[m for m in sys.modules if '.answers' in m or 'openai' in m]"
+    code = f"import sys, kernelsvc.cli.serve, kernelsvc.testing; print({loaded})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 async def test_without_models_there_are_no_routes(http_server: Any) -> None:
