@@ -69,6 +69,11 @@ class _Dispatched:
     timer: asyncio.TimerHandle | None = None
     progress_at: float = float("-inf")
 
+    def set(self, **changes: Any) -> None:
+        """Change fields. Only ``Offers`` does."""
+        for name, value in changes.items():
+            setattr(self, name, value)
+
 
 @dataclass(eq=False)
 class Provider:
@@ -90,6 +95,12 @@ class Provider:
     queues: dict[str, deque[_Dispatched]] = field(default_factory=dict)
     next_at: dict[str, float] = field(default_factory=dict)  # per_second: when the next call may be sent
     grace: asyncio.TimerHandle | None = None
+
+    def set_connection(self, connection: ProviderConnection | None, grace: asyncio.TimerHandle | None = None) -> None:
+        """Take a connection, or wait for another one until ``grace`` fires."""
+        if self.grace is not None:
+            self.grace.cancel()
+        self.connection, self.grace = connection, grace
 
     @property
     def key(self) -> str:
@@ -176,23 +187,20 @@ class Offers:
 
     def _connect(self, provider: Provider, connection: ProviderConnection, holding: Sequence[str]) -> Names:
         """Take a connection of a provider. Return the calls that it holds and that have ended."""
-        if provider.grace is not None:
-            provider.grace.cancel()
-            provider.grace = None
         again = provider.connection is not connection
-        provider.connection = connection
+        provider.set_connection(connection)
         held = set(holding)
         for call in [*self._calls.values()]:
             if call.holder != provider.key or not again:
                 continue
             if call.call in held:  # it is at work, or has the answer
                 self._stop_timer(call)
-                call.provider, call.sent = provider, True
+                call.set(provider=provider, sent=True)
                 provider.sent[call.call] = call
             elif call.sent:  # it never got it
                 self._stop_timer(call)
                 provider.sent.pop(call.call, None)
-                call.sent = False
+                call.set(sent=False)
                 self._redispatch(call)
         return [call for call in holding if call not in self._calls]
 
@@ -247,9 +255,9 @@ class Offers:
         """Keep the offers and calls of a lost connection for the grace time."""
         for provider in self._providers.values():
             if provider.connection is client:
-                provider.connection = None
                 loop = asyncio.get_running_loop()
-                provider.grace = loop.call_later(self._settings.tools_grace_seconds, self._end, provider)
+                grace = loop.call_later(self._settings.tools_grace_seconds, self._end, provider)
+                provider.set_connection(None, grace)
 
     def _end(self, provider: Provider) -> None:
         """End a provider: its calls are lost, or go to another one."""
@@ -262,7 +270,7 @@ class Offers:
             if gone:
                 self._announce(provider, session, [], gone)
         for call in [*provider.sent.values(), *(each for queue in provider.queues.values() for each in queue)]:
-            call.provider = None
+            call.set(provider=None)
             if not call.sent:
                 self._redispatch(call)
             else:
@@ -275,7 +283,7 @@ class Offers:
             self._calls.pop(call.call, None)
             return
         if open_call.idempotent and self._best(session, call.tool) is not None:
-            call.sent = False
+            call.set(sent=False)
             self._redispatch(call)
             return
         text = f"The client that carried out {call.tool} is gone. The call may have been carried out."
@@ -392,7 +400,7 @@ class Offers:
         known = self._calls.get(call.id)
         if known is None:
             known = self._calls[call.id] = _Dispatched(session, call.id, call.tool, arguments)
-        known.arguments = arguments
+        known.set(arguments=arguments)
         self._stop_timer(known)
         self._place(known)
 
@@ -400,13 +408,16 @@ class Offers:
         session = self._registry.get(call.session)
         best = self._best(session, call.tool) if session is not None else None
         if best is None or best[2].connection is None:
-            call.provider = best[2] if best is not None else None
+            call.set(provider=best[2] if best is not None else None)
             if call.timer is None:
                 loop = asyncio.get_running_loop()
                 text = f"No client that offers {call.tool} is connected. The call was not carried out."
-                call.timer = loop.call_later(self._settings.tools_absent_seconds, self._fail, call, "unavailable", text)
+                call.set(
+                    timer=loop.call_later(self._settings.tools_absent_seconds, self._fail, call, "unavailable", text)
+                )
             return
-        call.provider = provider = best[2]
+        provider = best[2]
+        call.set(provider=provider)
         provider.queues.setdefault(call.tool, deque()).append(call)
         self._pump(provider, call.tool)
 
@@ -438,9 +449,9 @@ class Offers:
             provider.queues.pop(tool, None)
 
     def _send(self, provider: Provider, call: _Dispatched, session: Session, open_call: OpenCall) -> None:
-        call.attempt += 1
-        call.sent = True
-        call.holder = provider.key
+        call.set(attempt=call.attempt + 1)
+        call.set(sent=True)
+        call.set(holder=provider.key)
         provider.sent[call.call] = call
         assert provider.connection is not None
         provider.connection.notify(
@@ -457,7 +468,7 @@ class Offers:
                 "parent_call": open_call.parent_call,
             },
         )
-        call.arguments = None  # the log has them, or the session
+        call.set(arguments=None)  # the log has them, or the session
 
     def _retry(self, principal: str, session: str | None) -> None:
         """Place the calls that wait for a provider."""
@@ -473,7 +484,7 @@ class Offers:
     def _stop_timer(call: _Dispatched) -> None:
         if call.timer is not None:
             call.timer.cancel()
-            call.timer = None
+            call.set(timer=None)
 
     def cancel(self, session: str, call: str, why: str) -> None:
         """See ``OfferPort``."""
@@ -490,10 +501,10 @@ class Offers:
             known = self._calls[call.id] = _Dispatched(
                 session, call.id, call.tool, None, sent=bool(call.provider), holder=call.provider
             )
-            known.timer = loop.call_later(self._settings.tools_grace_seconds, self._not_resumed, known)
+            known.set(timer=loop.call_later(self._settings.tools_grace_seconds, self._not_resumed, known))
 
     def _not_resumed(self, call: _Dispatched) -> None:
-        call.timer = None
+        call.set(timer=None)
         if call.sent:
             self._lose(call)
         else:
@@ -552,7 +563,7 @@ class Offers:
         known, now = self._calls.get(call), asyncio.get_running_loop().time()
         if known is None or known.session != session or now < known.progress_at + PROGRESS_SECONDS:
             return
-        known.progress_at = now
+        known.set(progress_at=now)
         open_call = found.machine.calls.open.get(call)
         event = ev.ToolProgress(call=call, progress=progress, total=total, message=message)
         if open_call is not None and open_call.cell is not None:

@@ -301,9 +301,7 @@ class ToolCalls:
         else:
             found = self._fold(self._call_events())
             found = [each for each in found if (cell is None or each.cell == cell) and state in (None, each.state)]
-        for each in found:
-            each.value = None
-        return found
+        return [msgspec.structs.replace(each, value=None) for each in found]
 
     def find_call(self, call: str) -> ToolCallInfo:
         """Return a call with its result.
@@ -343,11 +341,21 @@ class ToolCalls:
                         decided_by=open_call.decided_by if open_call is not None else None,
                     )
                 case ev.ToolDecided() if (info := found.get(event.call)) is not None:
-                    info.decided_by, info.reason = event.by, event.reason
+                    found[event.call] = msgspec.structs.replace(info, decided_by=event.by, reason=event.reason)
                 case ev.ToolReturned() if (info := found.get(event.call)) is not None:
-                    info.state, info.status, info.ms, info.waited_ms = "ended", event.status, event.ms, event.waited_ms
-                    info.value, info.error, info.bytes, info.form = event.value, event.error, event.bytes, event.form
-                    info.ended_at, info.delivered = event.at, event.delivered
+                    found[event.call] = msgspec.structs.replace(
+                        info,
+                        state="ended",
+                        status=event.status,
+                        ms=event.ms,
+                        waited_ms=event.waited_ms,
+                        value=event.value,
+                        error=event.error,
+                        bytes=event.bytes,
+                        form=event.form,
+                        ended_at=event.at,
+                        delivered=event.delivered,
+                    )
                 case _:
                     pass
         return [*found.values()]
