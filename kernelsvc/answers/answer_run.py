@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -49,6 +49,11 @@ log = logging.getLogger(__name__)
 VIRTUAL = "+python"
 #: Most characters of a cell's text in its item.
 MAX_LOGS = 1024 * 1024
+#: Most pictures of one cell, and characters of them together as data URIs.
+MAX_PICTURES, MAX_PICTURE_BYTES = 8, 4 * 1024 * 1024
+PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+#: RFC 4648, section 4. The kernel may send anything as a picture.
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _ADVICE = "print less, or write it to a file"
 _CAUSES = {
     Reason.KERNEL_DIED: "The Python process ended.",
@@ -336,8 +341,21 @@ class AnswerRun:
 
 
 def picture_urls(cell: CellInfo) -> list[str]:
-    """Return the pictures of a cell as data URIs, within the limits of ``tools.result``."""
-    return [f"data:{each.mime};base64,{base64.b64encode(each.data).decode()}" for each in pictures_of(cell)[0]]
+    """Return the pictures of a cell as data URIs, one for each output, at most 8 and 4 MiB together."""
+    found: list[str] = []
+    room = MAX_PICTURE_BYTES
+    for output in cell.outputs:
+        data = output.get("data")
+        for mime in PICTURES if isinstance(data, dict) else ():
+            value = data.get(mime)
+            text = "".join(map(str, value)) if isinstance(value, list) else value
+            url = f"data:{mime};base64,{''.join(text.split())}" if isinstance(text, str) else ""
+            if _BASE64.fullmatch(url.rpartition(",")[2]):
+                if len(found) < MAX_PICTURES and len(url) <= room:
+                    found.append(url)
+                    room -= len(url)
+                break
+    return found
 
 
 def outputs_of(cell: CellInfo) -> list[dict[str, Any]]:
@@ -362,9 +380,9 @@ def result_text(cell: CellInfo, limit: int, made: Sequence[str], *, vision: bool
     if cell.reason in _CAUSES:
         kept = {True: " The variables from before it are kept.", False: " The variables are lost.", None: ""}
         lines.append(f"[{_CAUSES[cell.reason]}{kept[cell.variables_kept]} {cell.message or ''}".rstrip() + "]")
-    pictures, more = pictures_of(cell)
+    pictures = picture_urls(cell)
     if pictures and not vision:
-        lines.append(f"[{len(pictures) + more} pictures, which the user sees]")
+        lines.append(f"[{len(pictures)} pictures, which the user sees]")
     if made:
         lines.append(f"[new files: {', '.join(made)}]")
     return "\n".join(line for line in lines if line) or "[no output]"
