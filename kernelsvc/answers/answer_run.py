@@ -345,8 +345,9 @@ def picture_urls(cell: CellInfo) -> list[str]:
     found: list[str] = []
     room = MAX_PICTURE_BYTES
     for output in cell.outputs:
-        data = output.get("data")
-        for mime in PICTURES if isinstance(data, dict) else ():
+        bundle = output.get("data")
+        data = bundle if isinstance(bundle, dict) else {}
+        for mime in PICTURES:
             value = data.get(mime)
             text = "".join(map(str, value)) if isinstance(value, list) else value
             url = f"data:{mime};base64,{''.join(text.split())}" if isinstance(text, str) else ""
