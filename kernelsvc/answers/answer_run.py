@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from kernelsvc.answers.containers import AnswerContainer
-from kernelsvc.answers.pictures import pictures_of
 from kernelsvc.answers.upstream import ChatUpstream, UpstreamError
 from kernelsvc.errors import KernelsvcError
 from kernelsvc.linux.tasks import OwnedTasks

@@ -17,7 +17,7 @@ from kernelsvc.cli.demo_cells import BRANCH_CELLS, CELLS, LAST_CELL, DemoCell
 from kernelsvc.cli.run_cell import run_cell
 from kernelsvc.cli.server_locator import private_server
 from kernelsvc.cli.sessions.record import write_notebook
-from kernelsvc.cli.terminal import CellView, Terminal
+from kernelsvc.cli.terminal import CellPrinter, Terminal
 from kernelsvc.cli.terminal.filter import seconds
 from kernelsvc.client import AsyncClient, AsyncSession, Image
 from kernelsvc.errors import CannotFork, NotSupported
@@ -84,7 +84,7 @@ class Demo:
         terminal.line()
         terminal.line(f"{self.cells:>2}  {cell.thought}" + (f"  [{where}]" if where else ""), "bold")
         terminal.line(self._code(cell.code))
-        view = CellView(terminal, short_errors=True)
+        view = CellPrinter(terminal, short_errors=True)
 
         def show(event: ev.Event) -> None:
             self.events += 1

@@ -27,7 +27,7 @@ from kernelsvc.cli.run import session_of
 from kernelsvc.cli.run_cell import run_cell, stdin_prompt
 from kernelsvc.cli.server_locator import client_or_own_server
 from kernelsvc.cli.sessions.record import write_notebook
-from kernelsvc.cli.terminal import CellView, Terminal
+from kernelsvc.cli.terminal import CellPrinter, Terminal
 from kernelsvc.cli.terminal.filter import one_line, safe, seconds, size, table
 from kernelsvc.client import AsyncClient, AsyncSession
 from kernelsvc.errors import BadRequest, KernelsvcError
@@ -158,7 +158,7 @@ class Repl:
             await self._run(code)
 
     async def _run(self, code: str) -> None:
-        view = CellView(self.terminal, prompts=True)
+        view = CellPrinter(self.terminal, prompts=True)
         end = await run_cell(self.session, code, view.show, self.terminal, ask=self._ask)
         self.count = end.execution_count if end.execution_count is not None else self.count
         took = end.usage.wall_ms / 1000

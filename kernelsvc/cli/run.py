@@ -17,7 +17,7 @@ from kernelsvc.cli.cell_source import cells_of, limits_of
 from kernelsvc.cli.run_cell import run_cell, stdin_prompt
 from kernelsvc.cli.server_locator import client_or_own_server
 from kernelsvc.cli.sessions.record import write_notebook
-from kernelsvc.cli.terminal import CellView, Terminal
+from kernelsvc.cli.terminal import CellPrinter, Terminal
 from kernelsvc.client import AsyncClient, AsyncSession, Image
 from kernelsvc.client.values import UnknownEvent
 from kernelsvc.errors import BadRequest
@@ -41,7 +41,7 @@ async def main(args: argparse.Namespace, terminal: Terminal) -> int:
 async def _run(args: argparse.Namespace, terminal: Terminal, session: AsyncSession, cells: list[str]) -> int:
     # Code that came by standard input has consumed it: there is no terminal to answer input().
     ask = stdin_prompt() if sys.stdin.isatty() and args.file != "-" and not args.json else None
-    view = CellView(terminal)
+    view = CellPrinter(terminal)
     show = functools.partial(_print_json, terminal) if args.json else view.show
     for code in cells:
         end = await run_cell(session, code, show, terminal, ask=ask, timeout=args.timeout)

@@ -49,7 +49,7 @@ async def run_cell(
     Args:
         session: runs the cell.
         code: source text of the cell.
-        show: called with each event, such as ``CellView.show``.
+        show: called with each event, such as ``CellPrinter.show``.
         terminal: shows an error of the interrupt.
         ask: answers ``input()``. Without it ``input()`` fails.
         options: other options of ``AsyncSession.stream``.

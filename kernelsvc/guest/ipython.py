@@ -15,7 +15,6 @@ import contextlib
 import fnmatch
 import importlib
 import inspect
-import json
 import logging
 import pdb
 import sys
@@ -49,13 +48,13 @@ from ipykernel.zmqshell import ZMQInteractiveShell  # noqa: E402
 from IPython.core import debugger  # noqa: E402
 from IPython.core.error import UsageError  # noqa: E402
 from IPython.core.interactiveshell import InteractiveShell  # noqa: E402
-from jupyter_client.jsonutil import json_clean, json_default  # noqa: E402
 from jupyter_client.session import Session, protocol_version, utcnow  # noqa: E402
 from traitlets import Any as AnyTrait  # noqa: E402
 from traitlets import Bool, Type, default  # noqa: E402
 from traitlets.config import Config  # noqa: E402
 
 from kernelsvc.guest import exit_calls, shell_commands  # noqa: E402
+from kernelsvc.guest.content_json import encode  # noqa: E402
 from kernelsvc.guest.debugger import KernelDebugger, available  # noqa: E402
 from kernelsvc.guest.display import DisplayHook, DisplayPublisher, SelectiveFormatter  # noqa: E402
 from kernelsvc.guest.model_view.changes import Changes  # noqa: E402
@@ -63,7 +62,7 @@ from kernelsvc.guest.model_view.shell_errors import ErrorReports  # noqa: E402
 from kernelsvc.guest.plain_cells import PlainCellDetector  # noqa: E402
 from kernelsvc.guest.stdio import cell_input  # noqa: E402
 from kernelsvc.guest.tools.calls import KernelCalls  # noqa: E402
-from kernelsvc.guest.tools.namespace import Tools  # noqa: E402
+from kernelsvc.guest.tools.namespace import ToolNamespace  # noqa: E402
 
 IPYKERNEL_VERSION: str = ipykernel.__version__
 VARIABLES_REQUEST = "kernelsvc_variables_request"
@@ -84,25 +83,6 @@ _MAX_PARENTS = 32
 #: The C function, without the conversions to enums, which cost more than the call.
 _set_handler: Callable[..., Any] = importlib.import_module("_signal").signal
 _SIGINT = int(signal.SIGINT)
-
-_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=json_default).encode
-#: The C encoder, created once: ``JSONEncoder.encode`` creates one for each of the fifteen texts of a cell. It does not
-#: detect circular references, which end in a RecursionError instead.
-_make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)
-_encode_fast = _make_encoder and _make_encoder(
-    None, json_default, json.encoder.encode_basestring, None, ":", ",", False, False, False
-)
-
-
-def encode(value: Any) -> bytes:
-    """Return ``value`` as JSON. Values that JSON lacks (NaN, bytes, dates) are converted as Jupyter does."""
-    if not value:
-        return b"{}"
-    try:
-        text = "".join(_encode_fast(value, 0)) if _encode_fast else _dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        text = _dumps(json_clean(value))
-    return text.encode("utf-8", "replace")
 
 
 class ChannelName:
@@ -246,7 +226,7 @@ class WireSession(Session):  # type: ignore[misc]
 
 
 #: ``tools`` of every session. It has no state.
-_TOOLS = Tools()
+_TOOLS = ToolNamespace()
 
 
 class Shell(ErrorReports, shell_commands.ShellCommands, ZMQInteractiveShell):  # type: ignore[misc]

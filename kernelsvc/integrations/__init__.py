@@ -12,6 +12,6 @@ over ``AsyncTools``. ``langchain`` makes LangChain tools. No module imports a ve
 or JSON, because its fields are read by name. The returned messages are JSON that the packages' types accept.
 """
 
-from kernelsvc.integrations.tool_calls import AsyncTools, ToolCall, Tools, Vendor
+from kernelsvc.integrations.tool_calls import AsyncTools, RequestedCall, Tools, Vendor
 
-__all__ = ["AsyncTools", "ToolCall", "Tools", "Vendor"]
+__all__ = ["AsyncTools", "RequestedCall", "Tools", "Vendor"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from kernelsvc.integrations.tool_calls import Answered, ToolCall, Vendor, field
+from kernelsvc.integrations.tool_calls import Answered, RequestedCall, Vendor, field
 from kernelsvc.tools import ToolResult
 
 
-def _calls(reply: Any) -> list[ToolCall]:
+def _calls(reply: Any) -> list[RequestedCall]:
     return [
-        ToolCall(id=field(block, "id"), name=field(block, "name"), arguments=field(block, "input"))
+        RequestedCall(id=field(block, "id"), name=field(block, "name"), arguments=field(block, "input"))
         for block in field(reply, "content", [])
         if field(block, "type") == "tool_use"
     ]

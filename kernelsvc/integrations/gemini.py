@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from kernelsvc.integrations.tool_calls import Answered, ToolCall, Vendor, field
+from kernelsvc.integrations.tool_calls import Answered, RequestedCall, Vendor, field
 
 
-def _calls(reply: Any) -> list[ToolCall]:
+def _calls(reply: Any) -> list[RequestedCall]:
     """Return the calls in a response, or in its content."""
     candidates = field(reply, "candidates", [])
     content = field(candidates[0], "content") if candidates else reply
     found = [_first_field(part, "function_call", "functionCall") for part in field(content, "parts", [])]
     return [
-        ToolCall(id=field(call, "id", ""), name=field(call, "name"), arguments=field(call, "args"))
+        RequestedCall(id=field(call, "id", ""), name=field(call, "name"), arguments=field(call, "args"))
         for call in found
         if call is not None
     ]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from kernelsvc.integrations.tool_calls import Answered, ToolCall, Vendor, field
+from kernelsvc.integrations.tool_calls import Answered, RequestedCall, Vendor, field
 from kernelsvc.tools import ImageContent
 
 
-def _calls(reply: Any) -> list[ToolCall]:
+def _calls(reply: Any) -> list[RequestedCall]:
     """Return the calls in a completion, or in its message."""
     choices = field(reply, "choices", [])
     message = field(choices[0], "message") if choices else reply
     return [
-        ToolCall(id=field(call, "id"), name=field(field(call, "function"), "name"),
+        RequestedCall(id=field(call, "id"), name=field(field(call, "function"), "name"),
              arguments=field(field(call, "function"), "arguments"))
         for call in field(message, "tool_calls", [])
         if field(call, "type", "function") == "function"
@@ -41,9 +41,9 @@ def _url(picture: ImageContent) -> str:
     return f"data:{picture.mime};base64,{base64.b64encode(picture.data).decode()}"
 
 
-def _response_calls(reply: Any) -> list[ToolCall]:
+def _response_calls(reply: Any) -> list[RequestedCall]:
     return [
-        ToolCall(id=field(item, "call_id"), name=field(item, "name"), arguments=field(item, "arguments"))
+        RequestedCall(id=field(item, "call_id"), name=field(item, "name"), arguments=field(item, "arguments"))
         for item in field(reply, "output", [])
         if field(item, "type") == "function_call"
     ]

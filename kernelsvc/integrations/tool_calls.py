@@ -19,7 +19,7 @@ from kernelsvc.tools.schema import place
 from kernelsvc.tools.session_resolver import CallerState
 
 
-class ToolCall(Struct, frozen=True, kw_only=True):
+class RequestedCall(Struct, frozen=True, kw_only=True):
     """One tool call of a model.
 
     Attributes:
@@ -127,7 +127,7 @@ class Tools:
         return self._loop.run(self._inner.call(name, arguments))
 
 
-Answered = list[tuple[ToolCall, ToolResult]]
+Answered = list[tuple[RequestedCall, ToolResult]]
 
 
 class Vendor(Struct, frozen=True):
@@ -140,7 +140,7 @@ class Vendor(Struct, frozen=True):
     """
 
     format: str
-    calls: Callable[[Any], list[ToolCall]]
+    calls: Callable[[Any], list[RequestedCall]]
     answers: Callable[[Answered], list[dict[str, Any]]]
 
     def tools(self, names: list[str] | None = None, where: str = "") -> list[dict[str, Any]]:

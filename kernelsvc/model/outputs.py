@@ -435,4 +435,6 @@ def _text_of_one(output: Output) -> str:
         return crash_dump.shortened(str(output["text"]))
     if kind == "error":
         return "\n".join(output["traceback"]) or f"{output['ename']}: {output['evalue']}"
-    return text_form(output["data"])
+    plain = output["data"].get("text/plain")
+    # A placeholder begins with this. Other text needs no second look.
+    return plain if isinstance(plain, str) and not plain.lstrip().startswith("<") else text_form(output["data"])

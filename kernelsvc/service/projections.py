@@ -205,7 +205,8 @@ class Projections:
         self.index.feed(session, events)
         for event in events:
             self.metrics.record(event)
-            operator_log.record(event)
+            if type(event) in operator_log.LINES:
+                operator_log.record(event)
         notebook = self._notebooks.get(session)
         if notebook is not None:
             notebook.feed(events)

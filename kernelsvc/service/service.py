@@ -54,9 +54,10 @@ from kernelsvc.service.api import (
 )
 from kernelsvc.service.branching import BranchCreator
 from kernelsvc.service.creation import SessionCreator
-from kernelsvc.service.deletion import SessionDeleter
+from kernelsvc.service.disposal.deletion import SessionDeleter
+from kernelsvc.service.disposal.retention import Retention
 from kernelsvc.service.environment import SessionEnvironment
-from kernelsvc.service.files import SessionFiles
+from kernelsvc.service.file_access.files import SessionFiles
 from kernelsvc.service.host_settings import host_settings
 from kernelsvc.service.journal_stream import JournalStream
 from kernelsvc.service.leases import Leases
@@ -70,7 +71,6 @@ from kernelsvc.service.programs import Programs
 from kernelsvc.service.projections import Projections, head_syslog
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.service.resource_monitor import ResourceMonitor
-from kernelsvc.service.retention import Retention
 from kernelsvc.service.session_factory import SessionFactory
 from kernelsvc.service.session_tokens import SessionTokens
 from kernelsvc.service.warm_pool import WarmPool

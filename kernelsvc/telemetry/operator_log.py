@@ -22,11 +22,8 @@ _WITHOUT_LIMIT = (ev.SessionStarted, ev.SessionClosed)
 
 
 def record(event: Event) -> None:
-    """Write the line of an event that was appended to a journal. Most events have none."""
-    line_of = _LINES.get(type(event))
-    if line_of is None:
-        return
-    level, message, fields = line_of(event)
+    """Write the line of an event that was appended to a journal. Its type is in ``LINES``."""
+    level, message, fields = LINES[type(event)](event)
     if log.isEnabledFor(level):
         fields |= {"session": event.session, "action": event.__struct_config__.tag}
         fields["without_limit"] = isinstance(event, _WITHOUT_LIMIT)
@@ -70,7 +67,8 @@ def _hibernated(event: Any) -> Line:
     return logging.INFO, f"hibernated, {event.bytes} bytes saved", {"bytes": event.bytes}
 
 
-_LINES: dict[type[Event], Callable[[Any], Line]] = {
+#: How the line of an event is written, by its type. Other events have none.
+LINES: dict[type[Event], Callable[[Any], Line]] = {
     ev.SessionStarted: _started,
     ev.SessionClosed: _closed,
     ev.SessionAdopted: _adopted,

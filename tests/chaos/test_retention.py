@@ -9,7 +9,7 @@ from waiting import wait_until
 from chaos.arena import Arena, counting
 from chaos.test_resume import kernelsvc
 from kernelsvc.errors import NotFound
-from kernelsvc.service.retention import due
+from kernelsvc.service.disposal.retention import due
 from kernelsvc.store.verify import verify
 
 pytestmark = pytest.mark.timeout(120)

@@ -74,7 +74,7 @@ class Terminal:
             self.err.flush()
 
 
-class CellView:
+class CellPrinter:
     """A live view of one cell's events.
 
     Args:

@@ -50,7 +50,7 @@ class SendingKernel(Protocol):
         """Send a message on the channel ``tools``. ``data`` is its content as JSON."""
 
 
-class Call:
+class CallFuture:
     """A call that was sent: its result is awaited, or taken by ``result()``.
 
     Attributes:
@@ -69,7 +69,7 @@ class Call:
 
     def __repr__(self) -> str:
         state = "open" if self._end is None else self._end.get("status")
-        return f"<Call {self.tool} {self.id}: {state}>"
+        return f"<CallFuture {self.tool} {self.id}: {state}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A call can't be saved: its result belongs to this kernel.")
@@ -171,10 +171,10 @@ class KernelCalls:
     """
 
     def __init__(self, kernel: SendingKernel) -> None:
-        self.unused: list[Call] = []
+        self.unused: list[CallFuture] = []
         self.identify: Callable[[], str] = str
         self._kernel = kernel
-        self._open: dict[str, Call] = {}
+        self._open: dict[str, CallFuture] = {}
         self._number = 0
         self._questions: dict[str, dict[str, Any] | None] = {}
         self._known: dict[str, dict[str, Any]] = {}
@@ -187,7 +187,7 @@ class KernelCalls:
 
     # -- out -------------------------------------------------------------------------
 
-    def begin(self, tool: str, arguments: dict[str, Any]) -> Call:
+    def begin(self, tool: str, arguments: dict[str, Any]) -> CallFuture:
         """Send a call.
 
         Raises:
@@ -207,7 +207,7 @@ class KernelCalls:
         try:
             self._number += 1
             id = f"{self.identify()}.{self._number}"
-            call = self._open[id] = Call(self, id, tool, data)
+            call = self._open[id] = CallFuture(self, id, tool, data)
             try:
                 head = json.dumps({"call": id, "name": tool}).encode()
                 self._kernel.send_tool("tool_call", head[:-1] + b',"arguments":' + data + b"}")
@@ -224,14 +224,14 @@ class KernelCalls:
         wire = self._kernel.wire
         if wire is None or wire.foreign:
             raise ToolUnavailable(
-                "A forked process has no functions of clients. Call them in the cell itself.",
+                "A forked process has no functions of clients. CallFuture them in the cell itself.",
                 tool=tool,
                 status="unavailable",
             )
         wire.on_tools = self.receive
         return wire
 
-    def abandon(self, call: Call) -> None:
+    def abandon(self, call: CallFuture) -> None:
         """End a call whose result is not awaited any more."""
         if self._open.pop(call.id, None) is None:
             return
@@ -343,4 +343,4 @@ class KernelCalls:
         return f"Calls were never awaited: {names}. Write 'await' before them.\n" if left else ""
 
 
-__all__ = ["Call", "KernelCalls", "ToolCancelled", "ToolError", "ToolLost"]
+__all__ = ["CallFuture", "KernelCalls", "ToolCancelled", "ToolError", "ToolLost"]

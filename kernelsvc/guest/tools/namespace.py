@@ -17,7 +17,7 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 
 from kernelsvc.guest.tools import tool_errors
-from kernelsvc.guest.tools.calls import Call, KernelCalls
+from kernelsvc.guest.tools.calls import CallFuture, KernelCalls
 from kernelsvc.guest.tools.tool_errors import ToolArgumentError
 
 #: Code objects that have no form of their own: they run for the code that made them.
@@ -60,7 +60,7 @@ def _arguments(tool: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
     return {**found, **kwargs}
 
 
-class Tool:
+class ToolFunction:
     """One function of a client, or a namespace of functions."""
 
     def __init__(self, name: str) -> None:
@@ -68,18 +68,18 @@ class Tool:
         self.__module__ = "tools"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function. Awaited in code that awaits."""
+        """CallFuture the function. Awaited in code that awaits."""
         name = self.__name__
         call = _calls().begin(name, _arguments(name, args, kwargs))
         return call if _awaits(sys._getframe(1)) else call.result()
 
-    def __getattr__(self, name: str) -> Tool:
+    def __getattr__(self, name: str) -> ToolFunction:
         if name.startswith("_"):
             raise AttributeError(name)
-        return Tool(f"{self.__name__}.{name}")
+        return ToolFunction(f"{self.__name__}.{name}")
 
     # With this method, inspect takes the object for a routine, and help() shows its documentation.
-    def __get__(self, instance: object, owner: type | None = None) -> Tool:
+    def __get__(self, instance: object, owner: type | None = None) -> ToolFunction:
         return self
 
     def __dir__(self) -> list[str]:
@@ -89,13 +89,13 @@ class Tool:
         return f"<tools.{self.__name__}>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tool) and other.__name__ == self.__name__
+        return isinstance(other, ToolFunction) and other.__name__ == self.__name__
 
     def __hash__(self) -> int:
         return hash(self.__name__)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tool, (self.__name__,)
+        return ToolFunction, (self.__name__,)
 
     def _described(self) -> str:
         found = _calls().definition(self.__name__)
@@ -105,7 +105,7 @@ class Tool:
 
 
 # Set here, because the class statement takes a docstring of its own.
-Tool.__doc__ = property(Tool._described)  # type: ignore[assignment]
+ToolFunction.__doc__ = property(ToolFunction._described)  # type: ignore[assignment]
 
 
 def _names(prefix: str) -> list[str]:
@@ -113,7 +113,7 @@ def _names(prefix: str) -> list[str]:
     return sorted({name[len(prefix) :].partition(".")[0] for name in found if name.startswith(prefix)})
 
 
-class Tools:
+class ToolNamespace:
     """Functions of the clients of this session.
 
     ``tools.name(...)`` calls one, ``help(tools.name)`` shows its documentation, ``tools.search("words")`` finds some.
@@ -130,13 +130,13 @@ class Tools:
     ToolTooLarge = tool_errors.ToolTooLarge
     ToolRefused = tool_errors.ToolRefused
 
-    def __getattr__(self, name: str) -> Tool:
+    def __getattr__(self, name: str) -> ToolFunction:
         if name.startswith("_"):
             raise AttributeError(name)
-        return Tool(name)
+        return ToolFunction(name)
 
-    def __getitem__(self, name: str) -> Tool:
-        return Tool(str(name))
+    def __getitem__(self, name: str) -> ToolFunction:
+        return ToolFunction(str(name))
 
     def __dir__(self) -> list[str]:
         return ["call", "search", "start", "stubs", *_names("")]
@@ -145,10 +145,10 @@ class Tools:
         return "<tools: functions of the session's clients. tools.search('') lists them.>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tools, ()
+        return ToolNamespace, ()
 
     def call(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
-        """Call a function and wait for its result, also in code that awaits.
+        """CallFuture a function and wait for its result, also in code that awaits.
 
         Args:
             name: The function's name.
@@ -159,7 +159,7 @@ class Tools:
         """
         return self.start(name, arguments).result()
 
-    def start(self, name: str, arguments: dict[str, Any] | None = None) -> Call:
+    def start(self, name: str, arguments: dict[str, Any] | None = None) -> CallFuture:
         """Send a call, and return it without waiting. Await it, or take its ``result()``."""
         return _calls().begin(name, dict(arguments or {}))
 

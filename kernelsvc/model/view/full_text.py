@@ -44,7 +44,7 @@ class Block(Struct, frozen=True):
         return self.first + len(self.lines) - 1
 
 
-class Picture(Struct, frozen=True):
+class NumberedPicture(Struct, frozen=True):
     """One picture of a cell.
 
     Attributes:
@@ -61,7 +61,7 @@ class FullText(Struct, frozen=True):
     """All lines of a cell, and its pictures."""
 
     blocks: list[Block]
-    pictures: list[Picture]
+    pictures: list[NumberedPicture]
 
     @property
     def count(self) -> int:
@@ -82,7 +82,7 @@ def full_text(outputs: Sequence[Output], error_lines: Sequence[str] | None = Non
         error_lines: the last error's form for language models, if the kernel made one.
     """
     blocks: list[Block] = []
-    pictures: list[Picture] = []
+    pictures: list[NumberedPicture] = []
     stream: list[str] = []
     last_error = max((i for i, each in enumerate(outputs) if each["output_type"] == "error"), default=-1)
     drawn = any(_picture(each.get("data") or {}) for each in outputs)
@@ -111,12 +111,12 @@ def _traceback(output: Output) -> Sequence[str]:
     return output["traceback"] or [f"{output['ename']}: {output['evalue']}"]
 
 
-def _value(output: Output, pictures: list[Picture], *, drawn: bool) -> str:
+def _value(output: Output, pictures: list[NumberedPicture], *, drawn: bool) -> str:
     data = output["data"]
     model = data.get(MODEL_MIME)
     found = _picture(data)
     if found is not None:
-        picture = Picture(len(pictures) + 1, *found)
+        picture = NumberedPicture(len(pictures) + 1, *found)
         pictures.append(picture)
         return _picture_line(picture.number, data)
     if isinstance(model, str):

@@ -11,7 +11,7 @@ from waiting import wait_until
 
 from kernelsvc import AsyncClient
 from kernelsvc.cli.run_cell import run_cell
-from kernelsvc.cli.terminal import CellView, Terminal
+from kernelsvc.cli.terminal import CellPrinter, Terminal
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def terminal():
 
 
 async def test_it_is_shown(session, terminal):
-    end = await run_cell(session, "lines 3", CellView(terminal).show, terminal)
+    end = await run_cell(session, "lines 3", CellPrinter(terminal).show, terminal)
     assert terminal.out.getvalue() == "0\n1\n2\n"
     assert end.reason == "ok"
 
@@ -46,7 +46,7 @@ async def test_it_asks(session, terminal, server):
         asked.append((prompt, secret))
         return "Ada"
 
-    await run_cell(session, "input name? ", CellView(terminal).show, terminal, ask=ask)
+    await run_cell(session, "input name? ", CellPrinter(terminal).show, terminal, ask=ask)
     assert asked == [("name?", False)]
     assert server.cells(session.id)[0].text == "name?Ada\nAda\n"
 
@@ -55,7 +55,7 @@ async def test_ctrl_c_interrupts_the_cell_and_the_second_lets_go(session, termin
     async def run():
         # Within the task: a KeyboardInterrupt that leaves a task ends the loop too.
         with pytest.raises(KeyboardInterrupt):
-            await run_cell(session, "hang", CellView(terminal).show, terminal)
+            await run_cell(session, "hang", CellPrinter(terminal).show, terminal)
         return asyncio.current_task().cancelling()
 
     running = asyncio.create_task(run())

@@ -6,7 +6,7 @@ import io
 import pytest
 from PIL import Image as Pillow
 
-from kernelsvc.cli.terminal import CellView, Terminal
+from kernelsvc.cli.terminal import CellPrinter, Terminal
 from kernelsvc.cli.terminal import image as terminal_image
 from kernelsvc.client import Image
 from kernelsvc.model import events as ev
@@ -25,7 +25,7 @@ def png(width=8, height=4, colour=(255, 0, 0)):
 
 def played(*events, tty=False, env=None, **options):
     terminal = Terminal(Tty() if tty else io.StringIO(), io.StringIO(), env or {})
-    view = CellView(terminal, **options)
+    view = CellPrinter(terminal, **options)
     for event in events:
         view.show(event)
     return terminal.out.getvalue(), terminal.err.getvalue(), view

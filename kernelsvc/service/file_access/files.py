@@ -15,7 +15,7 @@ from kernelsvc.model import events as ev
 from kernelsvc.model.files import FileStatus, StoredFile, etag_of, status_of
 from kernelsvc.model.objects import Principal
 from kernelsvc.service.api import Files, OnFileEvent
-from kernelsvc.service.file_watch import DirectoryWatcher, read_status
+from kernelsvc.service.file_access.file_watch import DirectoryWatcher, read_status
 from kernelsvc.service.registry import SessionRegistry
 from kernelsvc.store.sessions import SessionDirectories
 

@@ -12,8 +12,8 @@ from waiting import wait_until
 from kernelsvc.errors import KernelsvcError, NotFound
 from kernelsvc.linux.rooted_dir import RootedDirectory
 from kernelsvc.model.files import FileChange, FileEvent
-from kernelsvc.service import file_watch
-from kernelsvc.service.file_watch import DirectoryWatcher
+from kernelsvc.service.file_access import file_watch
+from kernelsvc.service.file_access.file_watch import DirectoryWatcher
 
 
 class Watched:

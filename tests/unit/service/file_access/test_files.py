@@ -15,7 +15,7 @@ from waiting import wait_until
 from kernelsvc.errors import BadRequest, Conflict, KernelsvcError, NotFound, SessionClosed
 from kernelsvc.linux.rooted_dir import RootedDirectory
 from kernelsvc.model.objects import Principal
-from kernelsvc.service.files import SHORT_READ, SessionFiles
+from kernelsvc.service.file_access.files import SHORT_READ, SessionFiles
 
 ME = Principal(name="p")
 

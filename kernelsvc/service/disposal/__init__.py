@@ -1,0 +1,1 @@
+"""The end of records: retention by age, and deletion by request."""

@@ -1,0 +1,1 @@
+"""Files of sessions: reads, writes and watches. Implements ``FilesApi``."""
