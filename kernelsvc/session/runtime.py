@@ -149,7 +149,7 @@ class SessionRuntime:
         self._observer = observer
         self._unobserved: list[Event] = []
         self._sign = sign
-        self._timer = DeadlineTimer(machine.next_deadline, lambda: self.handle(Tick()))
+        self._timer = DeadlineTimer(self._next_deadline, lambda: self.handle(Tick()))
         self._tasks: set[asyncio.Task[None]] = set()
         self._resuming = False  # the kernel died in a cell, and a checkpoint is being resumed
         # By client: ids of the cells to interrupt or cancel when it disconnects.
@@ -366,12 +366,18 @@ class SessionRuntime:
         exit = self.limit_enforcer.explain(exit)
         restorable = bool(self.machine.checkpoint_kernels)
         if restorable and self.machine.running is not None:
+            self._resuming = True
             self.spawn(self._exited_in_cell(exit))  # the end of the cell says whether its variables are kept
         else:
             self._kernel_exited(exit, restorable)
 
+    def _next_deadline(self) -> float | None:
+        # A cell whose kernel has died ends for this reason, also if its time is over meanwhile. A server that adopts
+        # the session learns it a moment after it has read the log.
+        unknown = self.kernel is None and self.machine.running is not None
+        return None if self._resuming or unknown else self.machine.next_deadline()
+
     async def _exited_in_cell(self, exit: Exit) -> None:
-        self._resuming = True
         try:
             restorable = await self.lifecycle.resume_newest()
         finally:
