@@ -173,7 +173,7 @@ HANG_UP = "threading.Thread(target=lambda: (time.sleep(.2), w._disconnect()), da
 def test_a_read_of_the_server_can_not_be_made_to_block(server: Served) -> None:
     """The description's O_NONBLOCK is cleared, and a byte is taken back between the server's poll and its read."""
     code = f"""
-    r, e = w._stdio_reads
+    r, e = w._stdio.fds
     if os.fork() == 0:
         fcntl.fcntl(r, fcntl.F_SETFL, fcntl.fcntl(r, fcntl.F_GETFL) & ~os.O_NONBLOCK)
         b, d, end = bytearray(1), 1e-4, time.time() + {HOLD}
@@ -226,7 +226,7 @@ def test_a_file_in_place_of_a_pipe_ends_its_kernel(server: Served) -> None:
     """48 MiB that take no disk: the server believed their size, and read them in one go."""
     code = f"""
     f = os.open("sparse", os.O_RDWR | os.O_CREAT); os.ftruncate(f, {48 * MiB})
-    w._stdio_reads = [f, f]
+    w._stdio.fds = [f, f]
     {HANG_UP}
     """
     before = memory(server)
@@ -262,7 +262,7 @@ def test_an_incomplete_welcome_ends_the_kernel(server: Served) -> None:
     def evil(self, guest, found):
         self._pending.remove(guest); self._unwatch(guest)
         guest.sock.setblocking(True)
-        socket.send_fds(guest.sock, [struct.pack("<IBQ", 1000000, 1, 1)], self._stdio_reads)
+        socket.send_fds(guest.sock, [struct.pack("<IBQ", 1000000, 1, 1)], self._stdio.fds)
         globals()["kept"] = guest
     type(w)._welcome = evil
     {HANG_UP}
@@ -308,7 +308,7 @@ def test_a_restarted_server_ends_a_hostile_kernel(server: Served) -> None:
     """What it hands over is no pipe, and nothing that can be polled."""
     with Client(server.url, token=server.token) as client:
         session = client.create_session()
-        run(session, "f = os.open('sparse', os.O_RDWR | os.O_CREAT); w._stdio_reads = [f, f]")
+        run(session, "f = os.open('sparse', os.O_RDWR | os.O_CREAT); w._stdio.fds = [f, f]")
         server.kill()
         server.start()
     with Client(server.url, token=server.token) as client, Bystander(server) as bystander:

@@ -648,7 +648,7 @@ async def test_a_kernel_that_accepts_no_connection_is_not_tried_without_end(
 @pytest.mark.parametrize("what", ["os.open('/dev/zero', os.O_RDONLY)", "socket.socketpair()[0].detach()"])
 async def test_a_kernel_that_hands_over_no_pipes_is_not_adopted(host: Bench, what: str) -> None:
     one = await host.start()
-    await one.run(f"import os, socket\nw = get_ipython().kernel.session.wire\nw._stdio_reads = [{what}, {what}]")
+    await one.run(f"import os, socket\nw = get_ipython().kernel.session.wire\nw._stdio.fds = [{what}, {what}]")
     one.kernel.detach()
     before = len(os.listdir("/proc/self/fd"))
     assert await host.adopt(one) is None
