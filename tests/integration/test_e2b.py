@@ -367,7 +367,7 @@ def test_results_in_every_format(box: Box, code: str, name: str) -> None:
 def test_results_for_other_apis_have_no_e2b_data(served: Served) -> None:
     session = served.call("POST", "/v1/sessions", {})["id"]
     cell = served.call("POST", f"/v1/sessions/{session}/cells", {"code": "import pandas; pandas.DataFrame({'a': [1]})"})
-    assert set(cell["outputs"][0]["data"]) == {"text/plain", "text/html"}
+    assert set(cell["outputs"][0]["data"]) == {"text/plain", "text/html", "text/vnd.kernelsvc.model"}
     served.call("DELETE", f"/v1/sessions/{session}")
 
 

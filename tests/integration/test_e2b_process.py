@@ -198,13 +198,20 @@ def test_a_session_s_end_is_its_programs_end(served: Served) -> None:
     box = Box(served)
     events = box.start("sleep 60")
     pid_of(events)
-    ended: list[tuple[str, dict[str, Any]]] = []
-    reader = threading.Thread(target=lambda: ended.append(told(events)))
+    ended: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            told(events)
+        except http.client.IncompleteRead as error:
+            ended.append(error)
+
+    reader = threading.Thread(target=read)
     reader.start()
     served.call("DELETE", f"/v1/sessions/{box.id}")
     reader.join(20)
+    # The stream breaks off. E2B's clients take that as the end of the sandbox and raise their own exception.
     assert ended
-    assert ended[0][1]["exitCode"] == -1
 
 
 def test_it_is_closed_without_a_secret(box: Box) -> None:

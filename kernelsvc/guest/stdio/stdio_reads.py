@@ -9,13 +9,12 @@ anyway: it reads its socket first, and a pipe only when the socket is empty.
 from __future__ import annotations
 
 import codecs
-import fcntl
-import os
-import select
 import sys
 import termios
 from collections import deque
 from collections.abc import Sequence
+
+from kernelsvc.guest.private_modules import fcntl, os, select
 
 #: Most bytes of each pipe that are taken at once: a process that still writes must not hold up the kernel.
 _MOST = 1 << 20
