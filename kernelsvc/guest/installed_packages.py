@@ -32,7 +32,7 @@ class InstalledPackages:
         before, prefix = self._directory, os.environ.get("PIP_PREFIX", "")
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         self._directory = os.path.join(prefix, "lib", version, "site-packages") if prefix else ""
-        if before in sys.path:
+        if before and before in sys.path:  # "" is the working directory
             sys.path.remove(before)
         if self._directory:
             # Last: what the kernel has imported from its environment stays.

@@ -22,7 +22,7 @@ from kernelsvc.model.tokens import MAX_TOKEN_LENGTH, TokenRecord
 from kernelsvc.service.api import Signed
 
 #: Scopes that no secret grants, even if its token has them.
-_WITHHELD = frozenset({"admin", "operate", "audit"})
+_WITHHELD = frozenset({"admin", "operate", "audit", "approve"})
 #: The scope that a caller needs to get a secret. A secret opens routes that run code.
 _NEEDED = "run"
 

@@ -423,6 +423,9 @@ async def test_anothers_session_does_not_exist(http_server):
                 "session.execute": {"code": "1"},
                 "session.complete": {"code": ""},
                 "session.inspect": {"code": ""},
+                "session.decide": {"calls": ["k.1"], "decision": "deny"},
+                "tool.return": {"status": "ok"},
+                "tool.progress": {"progress": 1.0},
             }
             body = bodies.get(route.id, {"text": ""} if route.id == "session.input" else {})
             data = None if route.verb in ("GET", "DELETE", "HEAD") else b"x" if route.verb == "PUT" else body
