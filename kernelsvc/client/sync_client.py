@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -170,12 +171,18 @@ def _calls(outer: Session, inner: list[AsyncCall]) -> list[SessionCall]:
     return [_call(outer, one) for one in inner]
 
 
-def _offering(self: Any, function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Offer the decorated function: ``@session.tool`` or ``@session.tool(approval="always")``. See ``offer``."""
-    if function is None:
-        return functools.partial(_offering, self, **options)
-    self.offer(function, **options)
-    return function
+def _offering(asynchronous: Callable[..., Any]) -> Any:
+    """Return the blocking form of ``tool``: a decorator that offers the function."""
+
+    def tool(self: Any, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        if function is None:
+            return functools.partial(tool, self, **options)
+        self.offer(function, **options)
+        return function
+
+    tool.__doc__ = asynchronous.__doc__
+    tool.__signature__ = inspect.signature(asynchronous)  # type: ignore[attr-defined]
+    return tool
 
 
 def _session(outer: Client | Session, inner: AsyncSession) -> Session:
@@ -227,7 +234,7 @@ class Session:
     inspect = _blocking(AsyncSession.inspect)
     variables = _blocking(AsyncSession.variables)
     offer = _blocking(AsyncSession.offer)
-    tool = _offering
+    tool = _offering(AsyncSession.tool)
     withdraw = _blocking(AsyncSession.withdraw)
     tools = _blocking(AsyncSession.tools)
     calls = _blocking_as(AsyncSession.calls, _calls)
@@ -291,7 +298,7 @@ class Client:
     templates = _blocking(AsyncClient.templates)
     execute_once = _blocking(AsyncClient.execute_once)
     offer = _blocking(AsyncClient.offer)
-    tool = _offering
+    tool = _offering(AsyncClient.tool)
     create_session = _blocking_as(AsyncClient.create_session, _session)
     session = _blocking_as(AsyncClient.session, _session)
     sessions = _blocking(AsyncClient.sessions)

@@ -361,7 +361,8 @@ def test_an_own_run_token_and_its_secret_reach_the_sandbox(lab: Lab) -> None:
 def test_an_auditor_reads_the_sessions_of_others_and_uses_none(lab: Lab) -> None:
     """What the table above refuses to an auditor is not all that there is."""
     listed = lab.ask(Row("GET", "/v1/sessions?principal=*", "read"), bearer("carol-audit"))
-    assert lab.session in [each["id"] for each in json.loads(listed[1])["sessions"]]
+    native = lab.session.replace("-", "_")  # E2B's clients see ids that work in host names
+    assert native in [each["id"] for each in json.loads(listed[1])["sessions"]]
     assert (
         json.loads(lab.ask(Row("GET", f"/v1/sessions/{S}", "read"), bearer("carol-audit"))[1])["principal"] == "alice"
     )

@@ -50,10 +50,12 @@ class ErrorReports:
             self._showtraceback(etype, value, self._model_lines(value))
             self._debug()
         elif tracebacks.contains_group(value) and not hasattr(value, "_render_traceback_"):
-            self._showtraceback(etype, value, tracebacks.group_lines(value, shell.compile._filename_map))
+            self._showtraceback(
+                etype, value, tracebacks.group_lines(value, getattr(shell.compile, "_filename_map", {}))
+            )
             self._debug()
         else:
-            tracebacks.skip_module_search(value, shell.compile._filename_map)
+            tracebacks.skip_module_search(value, getattr(shell.compile, "_filename_map", {}))
             base.showtraceback((etype, value, traceback), filename, tb_offset, False, running_compiled_code)
 
     #: The exception that was cleaned last, and the number of frames that it lost.
