@@ -158,7 +158,7 @@ class ReadBudget:
         """
         budgets = self._budgets
         budgets.busy_seconds += seconds
-        alone = budgets.alone(self, now - seconds)  # during the read itself, nobody else could be read
+        alone = budgets.alone(self, now - seconds)  # during the read itself, no other kernel could be read
         elapsed = now - self._at
         self._balance = min(BURST_SECONDS, self._balance + elapsed * self._share) - seconds
         self._recent = self._recent * max(0.0, 1.0 - elapsed) + seconds

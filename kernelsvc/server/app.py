@@ -305,7 +305,7 @@ def bind_private(path: Path, *, group: int | None = None) -> socket.socket:
     try:
         listener.bind(str(path))
         if group is not None:
-            # Before listen(2), so that nobody connects in between.
+            # Before listen(2), so that no client connects in between.
             os.chown(path, -1, group)
             path.chmod(0o660)
         listener.listen(BACKLOG)

@@ -94,7 +94,7 @@ async def test_variables_persist_between_cells(k: Client) -> None:
 
 async def test_a_new_session_is_empty(k: Client) -> None:
     answer = await k.run("sorted(n for n in globals() if not n.startswith('_')), len(In), Out")
-    assert answer.result == "(['In', 'Out', 'exit', 'get_ipython', 'open', 'quit'], 2, {})"
+    assert answer.result == "(['In', 'Out', 'exit', 'get_ipython', 'open', 'quit', 'tools'], 2, {})"
 
 
 async def test_the_reply_reports_usage(k: Client) -> None:

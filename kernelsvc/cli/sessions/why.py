@@ -13,7 +13,7 @@ from kernelsvc.model.events import Event
 
 #: The reasons of the server itself, in a sentence.
 _REASONS = {
-    "idle": "Nobody used it for longer than its limit idle_seconds.",
+    "idle": "It was not used for longer than its limit idle_seconds.",
     "lifetime": "It reached its limit lifetime_seconds.",
     "lease": "The time that its owner had set was over.",
     "closed": "Its owner closed it.",

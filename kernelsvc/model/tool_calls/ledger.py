@@ -48,7 +48,7 @@ _OTHER_KERNEL = (
 )
 #: What a call ends with if the provider's answer was not awaited -> the message in the log and in code.
 _MESSAGES: dict[CallStatus, str] = {
-    "expired": "Nobody decided about the call in {seconds:g} s. It was not carried out.",
+    "expired": "No decision about the call came in {seconds:g} s. It was not carried out.",
     "timeout": "The call took longer than its {seconds:g} s. It may have been carried out.",
     "cancelled": "The call was cancelled.",
 }
