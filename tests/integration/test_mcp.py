@@ -240,7 +240,9 @@ async def test_interrupt_restart_rollback_and_branch(mcp):
 
 
 async def test_output_is_bounded_and_each_gap_can_be_read(mcp):
-    code = "print('start')\nprint('late', file=__import__('sys').stderr)\n' '.join(f'n{k}' for k in range(30_000))"
+    code = (
+        "print('start')\nprint('late', file=__import__('sys').stderr)\nprint(' '.join(f'n{k}' for k in range(30_000)))"
+    )
     shown = await mcp.text("run_code", code=code, budget=500)
     assert len(shown) < 3000
     first, last = map(int, re.findall(r"\[… lines (\d+)–(\d+) …\]", shown)[0])
@@ -408,7 +410,8 @@ async def test_another_principals_connection_and_sessions_do_not_exist(tmp_path:
     config.write_text(f'[[tokens]]\nname = "eve"\nsha256 = "{digest}"\nscopes = ["read"]\n')
     with serving(short_tmp / "mcp", "--config", str(config), env=OTHER_PRINCIPAL) as served:
         async with connected(served, "legacy") as mine, connected(served, "legacy", "other-token") as bob:
-            made = (await mine.call_tool("run_code", {"code": "1", "session": "mine"})).structured_content["session"]
+            assert not (await mine.call_tool("run_code", {"code": "1", "session": "mine"})).is_error
+            (made,) = [each["id"] for each in served.call("GET", "/v1/sessions")["sessions"]]
             refused = await bob.call_tool("run_code", {"code": "1", "session": made})
             assert refused.is_error
             assert "not_found" in refused.content[0].text
