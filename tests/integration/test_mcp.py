@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
-from served import OTHER_PRINCIPAL, Served, serving
+from served import Served, serving
 
 from kernelsvc.tools import CORE, TOOLS
 
@@ -407,8 +407,12 @@ async def test_a_foreign_page_is_refused_also_when_it_has_our_host_name(served: 
 async def test_another_principals_connection_and_sessions_do_not_exist(tmp_path: Path, short_tmp: Path):
     config = tmp_path / "kernelsvc.toml"
     digest = hashlib.sha256(b"eves-token").hexdigest()
-    config.write_text(f'[[tokens]]\nname = "eve"\nsha256 = "{digest}"\nscopes = ["read"]\n')
-    with serving(short_tmp / "mcp", "--config", str(config), env=OTHER_PRINCIPAL) as served:
+    other = hashlib.sha256(b"other-token").hexdigest()
+    config.write_text(
+        f'[[tokens]]\nname = "eve"\nsha256 = "{digest}"\nscopes = ["read"]\n'
+        f'[[tokens]]\nname = "bob"\nsha256 = "{other}"\n'
+    )
+    with serving(short_tmp / "mcp", "--config", str(config)) as served:
         async with connected(served, "legacy") as mine, connected(served, "legacy", "other-token") as bob:
             assert not (await mine.call_tool("run_code", {"code": "1", "session": "mine"})).is_error
             (made,) = [each["id"] for each in served.call("GET", "/v1/sessions")["sessions"]]
