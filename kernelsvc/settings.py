@@ -102,7 +102,6 @@ class AnswerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     idle_seconds: float = 1200.0
     max_running: int = 100
     max_running_per_principal: int = 20
-    output_events: bool = False
 
 
 DEFAULT_TEMPLATES = {"python3": Template(preload=["numpy", "pandas", "matplotlib.pyplot"])}
@@ -318,7 +317,6 @@ _ANSWER_HELP: dict[str, tuple[str, str | None]] = {
     "idle_seconds": ("Idle time after which a container without expires_after ends.", "seconds"),
     "max_running": ("Answers at the same time.", None),
     "max_running_per_principal": ("Answers at the same time of one principal.", None),
-    "output_events": ("Send the output of a running cell as events of the stream, which is an extension.", None),
 }
 
 

@@ -286,7 +286,7 @@ class RpcConnection:
                 self._on_state("lost")
         except KernelsvcError as error:
             self._give_up(error)
-        except Exception as error:  # Without this, a caller would wait for ever for a task that has ended.
+        except Exception as error:  # Without this, a caller would wait without end for a task that has ended.
             failure = Unreachable(f"The client can't connect to {self.address.shown}: {error}")
             failure.__cause__ = error
             self._give_up(failure)

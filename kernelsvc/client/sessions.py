@@ -98,7 +98,7 @@ class AsyncSession:
                 changed or removed, and a traceback has the short form only.
             wait: ``queued`` returns when the server has accepted the cell.
             on_approval: called with each call of the cell that waits for approval. It returns True to approve it,
-                False or a reason to deny it, and None to leave it to somebody else.
+                False or a reason to deny it, and None to leave the decision to another client.
 
         Raises:
             KernelsvcError: the server refused the cell. A failed cell does not raise: see ``Cell.raise_for_error``.

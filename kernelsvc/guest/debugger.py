@@ -453,6 +453,7 @@ class KernelDebugger:
         """In a process that user code forked: stop tracing, since pydevd's threads do not exist there (fork(2))."""
         if self._thread is not None:
             self._thread = None
+            # pydevd's state in the child may be that of another thread. The child must run on untraced in any case.
             with contextlib.suppress(Exception):
                 sys.modules["pydevd"].settrace_forked(setup_tracing=False)
             if sys.version_info >= (3, 12):

@@ -10,7 +10,7 @@ The file has one slot of ``SLOT`` bytes for each session, with a keyed BLAKE2b (
 the signing key, so a process that can write to the data directory but can't read the key can't forge a slot. It can
 restore an old copy of both files. Only heads that were sent elsewhere show that (setting ``head_log``).
 
-A slot is written with pwrite(2) and not synced: about 4 us for each append. The page cache survives the death of the
+A slot is written with pwrite(2) and not synced. The page cache survives the death of the
 server, so after a crash of the process the slot is exact, but for the entries of the last append, which may be missing.
 After a crash of the machine, both files may have lost their ends independently. Then the journal must have the last
 durable head, and later entries are accepted and named on the record. The boot id (random(4)) tells the two apart.

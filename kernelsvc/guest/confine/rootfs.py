@@ -78,8 +78,8 @@ def build_view(view: dict[str, Any]) -> None:
 def directories_to_seal(targets: list[str]) -> list[str]:
     """Return the top directories in writable mounts that lead to a read-only bind and are not one themselves.
 
-    >>> directories_to_seal(["/usr", "/tmp/work/env", "/tmp/work/lib", "/tmp/env"])
-    ['/tmp/work']
+    >>> directories_to_seal(["/usr", "/tmp/a/env", "/tmp/a/lib", "/tmp/env"])
+    ['/tmp/a']
     """
     tops = set()
     for target in targets:

@@ -51,7 +51,7 @@ def hint(error: BaseException) -> str | None:
     try:
         chain = list(islice(_chain(error), _DEPTH))
         return next(filter(None, (find(one) for find in _HINTS for one in chain)), None)
-    except Exception:
+    except Exception:  # An exception's own attributes can raise. The report of it is worth more than a hint.
         return None
 
 

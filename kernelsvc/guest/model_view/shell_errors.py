@@ -21,7 +21,7 @@ from kernelsvc.guest.private_modules import current_directory, os
 class ErrorReports:
     """The part of IPython's shell that shows exceptions. Mix it into a ``ZMQInteractiveShell``."""
 
-    #: Whether the running cell belongs to a model, so that nobody needs IPython's slow and coloured form.
+    #: Whether the running cell belongs to a model, which makes IPython's slow and coloured form unnecessary.
     for_model = False
     #: The lines for a model about the exception that the cell showed last.
     model_lines: list[str] | None = None

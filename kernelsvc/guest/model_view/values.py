@@ -45,7 +45,7 @@ def form_of_bundle(data: Mapping[str, Any]) -> str | None:
     """Return the form of a MIME bundle that a library has made, or None if its plain text is the best one."""
     try:
         found = of_bundle(data)
-    except Exception:
+    except Exception:  # A library's JSON may have any form. Then its plain text is shown.
         return None
     return None if found is None else texts.cut(found, MAX_FORM)
 

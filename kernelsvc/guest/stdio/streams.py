@@ -269,7 +269,7 @@ class StandardStreams:
             if not (stream is self.out or stream is self.err or stream is None):
                 try:  # Not ``contextlib.suppress``, which costs more than the flush. This runs for every cell.
                     stream.flush()
-                except Exception:
+                except Exception:  # The object is the user's own, and its failure must not end the cell's reply.
                     continue
 
     def flush_lines(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import builtins
 import difflib
-import fnmatch
 import hashlib
 import keyword
 import re
@@ -144,19 +143,6 @@ def check(offers: Sequence[Offer], others: Iterable[str] = ()) -> None:
                 f"The tools {names[name]!r} and {offer.tool!r} are both tools.{name} in code. Rename one of them.",
                 identifier=name,
             )
-
-
-class ToolFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which tools may be called, by patterns with ``*``. ``deny`` wins."""
-
-    allow: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=1000)] | None = None
-    deny: Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=1000)] = []
-
-    def allows(self, tool: str) -> bool:
-        """Return whether a tool may be called."""
-        if any(fnmatch.fnmatchcase(tool, pattern) for pattern in self.deny):
-            return False
-        return self.allow is None or any(fnmatch.fnmatchcase(tool, pattern) for pattern in self.allow)
 
 
 def nearest(tool: str, names: Iterable[str]) -> list[str]:

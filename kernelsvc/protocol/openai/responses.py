@@ -343,13 +343,6 @@ class ResponseEvents:
         shown = item_json(item, outputs, container, self._reasoning_as)
         yield self._event("output_item.done", output_index=place, item=shown)
 
-    def output_delta(self, item: str, name: str, text: str) -> Json:
-        """Return the extension event with live output of a cell."""
-        number, self._number = self._number, self._number + 1
-        return {
-            "type": "kernelsvc.output.delta", "sequence_number": number, "item_id": item, "name": name, "delta": text
-        }  # fmt: skip
-
     def end(self, response: Json, ended: AnswerEnded) -> list[Json]:
         """Return the last events."""
         found = []
