@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-
 import pytest
-from kernel_processes import Answer, Client, Template, kernel
+from kernel_processes import Answer, Client
 
 from kernelsvc.guest.exit_calls import NOTE
 from kernelsvc.kernels.forked.wire_client import WireLost
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Template]:
-    made = Template(preload=())
-    yield made
-    made.close()
-
-
-@pytest.fixture
-async def k(template: Template) -> AsyncIterator[Client]:
-    async with kernel(template) as client:
-        yield client
 
 
 def shown(answer: Answer) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 from kernel_processes import Client, Template, kernel, now
@@ -19,12 +19,6 @@ def template() -> Iterator[Template]:
     made = Template()
     yield made
     made.close()
-
-
-@pytest.fixture
-async def k(template: Template) -> AsyncIterator[Client]:
-    async with kernel(template) as client:
-        yield client
 
 
 # --- a cell ---------------------------------------------------------------------------------

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import pytest
-from kernel_processes import Client, Template, kernel
+from kernel_processes import Client
 
 from kernelsvc.kernels.port import KernelMessage
 
 CODE = "def f(a):\n    b = a + 1\n    return b\n\nprint(f(41))"
 _numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Template]:
-    made = Template(preload=())
-    yield made
-    made.close()
-
-
-@pytest.fixture
-async def k(template: Template) -> AsyncIterator[Client]:
-    async with kernel(template) as client:
-        yield client
 
 
 async def debug(k: Client, command: str, **arguments: Any) -> dict[str, Any]:

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from kernel_processes import Client, Template, kernel
+from kernel_processes import Client
 
 GROUP = (
     "import asyncio\nasync def bad(n):\n    raise ValueError(f'payload {n}')\n"
     "async def main():\n    async with asyncio.TaskGroup() as tasks:\n        tasks.create_task(bad(1))\n"
 )
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Template]:
-    made = Template(preload=())
-    yield made
-    made.close()
-
-
-@pytest.fixture
-async def k(template: Template) -> AsyncIterator[Client]:
-    async with kernel(template) as client:
-        yield client
 
 
 async def fail(k: Client, code: str, **options: Any) -> tuple[str, str]:

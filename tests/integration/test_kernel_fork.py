@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel_processes import Client, Template, kernel, now
+from kernel_processes import Client, Template, now
 from waiting import wait_until
 
 from kernelsvc.kernels.forked.wire_client import WireClient, WireLost
@@ -20,12 +20,6 @@ def template() -> Iterator[Template]:
     made = Template()
     yield made
     made.close()
-
-
-@pytest.fixture
-async def k(template: Template) -> AsyncIterator[Client]:
-    async with kernel(template) as client:
-        yield client
 
 
 async def value(client: Client, expression: str) -> str | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kernel_processes import Answer, Client, Template, kernel
+from kernel_processes import Answer, Client, Template
 
 MIME = "text/vnd.kernelsvc.model"
 OPTIONS = (
@@ -24,12 +24,6 @@ def template() -> Iterator[Template]:
     made = Template()
     yield made
     made.close()
-
-
-@pytest.fixture
-async def k(template: Template) -> AsyncIterator[Client]:
-    async with kernel(template) as client:
-        yield client
 
 
 def shown(answer: Answer) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,6 @@ def template() -> Iterator[Template]:
     made = Template(preload=[])
     yield made
     made.close()
-
-
-@pytest.fixture
-async def k(template: Template) -> AsyncIterator[Client]:
-    async with kernel(template) as client:
-        yield client
 
 
 def path_of(k: Client) -> Path:

@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-
 import pytest
-from kernel_processes import Client, Template, kernel
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Template]:
-    made = Template(preload=())
-    yield made
-    made.close()
-
-
-@pytest.fixture
-async def k(template: Template) -> AsyncIterator[Client]:
-    async with kernel(template) as client:
-        yield client
-
+from kernel_processes import Client
 
 #: What programs put in the place of ``sys.stdout``, once, in an early cell.
 REPLACED = {

@@ -6,14 +6,14 @@ import contextlib
 import os
 import queue
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
-from kernel_processes import Client, Template, kernel
+from kernel_processes import Client
 from waiting import wait_until
 
 from kernelsvc.linux import procfs
@@ -91,19 +91,6 @@ BEFORE = "import os; os.environ['SHELL'] = '/bin/sh'; name, number, names = 'Ada
 SECONDS = 30.0
 
 Shown = tuple[str, str, str | None, str | None]
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Template]:
-    made = Template(preload=())
-    yield made
-    made.close()
-
-
-@pytest.fixture
-async def k(template: Template) -> AsyncIterator[Client]:
-    async with kernel(template) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
