@@ -137,6 +137,30 @@ def test_errors_are_those_that_ordinary_functions_raise(session: Session, code: 
     assert text, "no error was raised"
 
 
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        ("tools.add(1, c=3)", "has no argument c: add(a: int, b: int = 2)"),
+        ("tools.add(b=3)", "lacks the argument a"),
+        ("tools.add({'a': 1, 'x': 2})", "has no argument x"),
+        ("tools.add(1, 2, 3)", "takes 2 arguments by position, not 3"),
+        ("tools.add(1, a=2)", "got a twice"),
+    ],
+)
+def test_wrong_names_of_arguments_are_refused_before_anything_is_sent(session: Session, call: str, why: str) -> None:
+    before = session.info().last_seq
+    cell = session.run(f"try: {call}\nexcept TypeError as e: print(e)")
+    assert why in cell.text
+    assert not [e for e in session.events(before, follow=False) if isinstance(e, ev.ToolCalled)]
+
+
+@pytest.mark.parametrize("call", ["tools.ad(1, 2)", "tools.ad(a=1)", "tools.ad({'a': 1})", "tools.call('ad', {})"])
+def test_an_unknown_function_is_refused_with_the_nearest_names(session: Session, call: str) -> None:
+    cell = session.run(f"try: {call}\nexcept NameError as e: print(type(e).__name__, e)")
+    assert "ToolRefused" in cell.text
+    assert "add" in cell.text
+
+
 def test_the_message_of_an_error_and_the_nearest_names(session: Session) -> None:
     assert "'fetch-page'" in session.run("tools.call('fetch_pag', {})").text
     assert ok(session, "try:\n    tools.fail(kind='key')\nexcept KeyError as e:\n    print(e)") == "the cause\n"

@@ -69,7 +69,7 @@ class CallFuture:
 
     def __repr__(self) -> str:
         state = "open" if self._end is None else self._end.get("status")
-        return f"<CallFuture {self.tool} {self.id}: {state}>"
+        return f"<Call {self.tool} {self.id}: {state}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A call can't be saved: its result belongs to this kernel.")
@@ -224,7 +224,7 @@ class KernelCalls:
         wire = self._kernel.wire
         if wire is None or wire.foreign:
             raise ToolUnavailable(
-                "A forked process has no functions of clients. CallFuture them in the cell itself.",
+                "A forked process has no functions of clients. Call them in the cell itself.",
                 tool=tool,
                 status="unavailable",
             )

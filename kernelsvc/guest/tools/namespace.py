@@ -4,8 +4,8 @@
 A comprehension, a generator or a lambda counts as the code that made it. ``tools.call`` always blocks, and
 ``tools.start`` never does.
 
-The object has no state. Names are not checked before the call: the server sends definitions when code looks at them
-(``dir``, ``help``, ``tools.search``) or passes arguments by position.
+The object has no state. The server sends a definition when code first uses it. The names of arguments are checked
+against it before anything is sent. Their types are checked by the client that carries out the call.
 """
 
 from __future__ import annotations
@@ -37,27 +37,38 @@ def _awaits(frame: Any) -> bool:
 
 
 def _arguments(tool: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments by name. One dictionary stands for all of them, unless the function's only argument is one."""
-    if not args:
-        return kwargs
-    definition: dict[str, Any] | None = None
-    if len(args) == 1 and isinstance(args[0], dict) and not kwargs:
-        definition = _calls().definition(tool)
-        names = definition.get("names") or []
-        if len(names) != 1 or names[0] in args[0]:
-            return dict(args[0])
-    definition = _calls().definition(tool) if definition is None else definition
+    """Return arguments by name. One dictionary stands for all of them, unless the function's only argument is one.
+
+    Raises:
+        ToolArgumentError: An argument is too much, twice, unknown or missing.
+    """
+    definition = _calls().definition(tool)
+    if not definition:
+        return kwargs  # The server refuses the call, and names functions with similar names.
     names = definition.get("names") or []
+    only = args[0] if len(args) == 1 and not kwargs else None
+    if isinstance(only, dict) and (len(names) != 1 or names[0] in only):
+        args, kwargs = (), only
+    if why := _mismatch(definition, names, args, kwargs):
+        raise ToolArgumentError(f"tools.{tool} {why}: {definition.get('signature', '')}.", tool=tool)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _mismatch(
+    definition: dict[str, Any], names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str | None:
     if len(args) > len(names):
-        raise ToolArgumentError(
-            f"tools.{tool} takes {len(names)} arguments by position, not {len(args)}: "
-            f"{definition.get('signature') or 'it is not offered now'}.",
-            tool=tool,
-        )
-    found = dict(zip(names, args, strict=False))
-    if doubled := found.keys() & kwargs.keys():
-        raise ToolArgumentError(f"tools.{tool} got {', '.join(sorted(doubled))} twice.", tool=tool)
-    return {**found, **kwargs}
+        return f"takes {len(names)} arguments by position, not {len(args)}"
+    given = {*names[: len(args)], *kwargs}
+    if len(given) < len(args) + len(kwargs):
+        return f"got {', '.join(name for name in names[: len(args)] if name in kwargs)} twice"
+    schema = definition.get("parameters") or {}
+    # JSON Schema: other properties are allowed unless this is false. A function of Python takes no others.
+    unknown = sorted(given - set(names)) if schema.get("additionalProperties") is False else []
+    if unknown:
+        return f"has no argument {', '.join(unknown)}"
+    missing = [name for name in schema.get("required") or [] if name not in given]
+    return f"lacks the argument {', '.join(missing)}" if missing else None
 
 
 class ToolFunction:
@@ -68,7 +79,7 @@ class ToolFunction:
         self.__module__ = "tools"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """CallFuture the function. Awaited in code that awaits."""
+        """Call the function. Awaited in code that awaits."""
         name = self.__name__
         call = _calls().begin(name, _arguments(name, args, kwargs))
         return call if _awaits(sys._getframe(1)) else call.result()
@@ -148,7 +159,7 @@ class ToolNamespace:
         return ToolNamespace, ()
 
     def call(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
-        """CallFuture a function and wait for its result, also in code that awaits.
+        """Call a function and wait for its result, also in code that awaits.
 
         Args:
             name: The function's name.
