@@ -31,7 +31,7 @@ import msgspec
 
 from kernelsvc.errors import Conflict, NotFound
 from kernelsvc.linux.atomic_file import replace, replace_bytes, sync_directory, write_all
-from kernelsvc.linux.nofollow import make_directory, stat_directory
+from kernelsvc.linux.nofollow import make_directory, open_directory, stat_directory
 from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model import hash_chain
 from kernelsvc.model.hash_chain import Head
@@ -275,7 +275,7 @@ class SessionDirectories:
 
         Raises:
             NotFound: There is no such session, also not in the archive.
-            OSError: Some files may be deleted. Call it again to continue.
+            OSError: Some files may be deleted, or a link lies on the way to them. Call it again to continue.
         """
         found, archived = self._paths(session), self.archive_path / session
         if not found.path.is_dir() and not archived.is_dir():
@@ -301,10 +301,17 @@ class SessionDirectories:
         below = self.sessions.resolve()
         if about.get("beside") or working.name != found.id or not working.is_relative_to(below):
             return
-        for path in (working, working.with_name(f"{found.id}.d")):
-            # The ancestor's kernel controls the directories on the way, and may have put a link there.
-            if path.resolve() == path:
-                remove_tree(path)
+        try:
+            # The ancestor's kernel controls the directories on the way, and may put a link there at any moment.
+            parent = open_directory(working.parent)
+        except FileNotFoundError:
+            return
+        try:
+            for name in (found.id, f"{found.id}.d"):
+                # proc(5): the link leads to the opened directory, whatever its path names by now.
+                remove_tree(Path(f"/proc/self/fd/{parent}/{name}"))
+        finally:
+            os.close(parent)
 
     def archived_owner(self, session: str) -> str | None:
         """Return the principal of an archived session, or None if there is none in the archive."""

@@ -9,6 +9,8 @@ from kernelsvc.errors import Conflict, NotFound
 from kernelsvc.linux.remove_tree import remove_tree
 from kernelsvc.model import events as ev
 from kernelsvc.model import hash_chain
+from kernelsvc.model.objects import Deletion
+from kernelsvc.store import sessions
 from kernelsvc.store.sessions import RetentionRecord, SessionDirectories
 from kernelsvc.store.verify import verify_journal
 
@@ -164,3 +166,30 @@ def test_directories_without_permissions_and_names_of_ours(tmp_path):
         (top / name).chmod(0o500)
     remove_tree(top)
     assert not top.exists()
+
+
+def test_deletion_of_a_branch_follows_no_link_that_appears_in_between(data, monkeypatch):
+    """The ancestor's kernel swaps a directory on the way for a link to another session, at the worst moment."""
+    parent, victim = made(data, "s-1"), made(data, "s-2")
+    below, bystander = parent.home / "user.d", victim.home / "user.d"
+    below.mkdir()
+    branch, journal = data.create("s-3", {}, parent=parent.working(), place=below)
+    journal.append([ev.SessionStarted()])
+    journal.close()
+    (branch.working() / "mine").write_text("x")
+    (bystander / "s-3").mkdir(parents=True)
+    (bystander / "s-3" / "kept").write_text("x")
+    unswapped = sessions.open_directory
+
+    def swapped(path):
+        fd = unswapped(path)
+        below.rename(parent.home / "moved")
+        below.symlink_to(bystander)
+        return fd
+
+    monkeypatch.setattr(sessions, "open_directory", swapped)
+    data.delete(
+        "s-3", lambda head: Deletion(session="s-3", at="", by="a", principal="a", seq=head.seq, head=head.digest)
+    )
+    assert (bystander / "s-3" / "kept").exists()
+    assert not (parent.home / "moved" / "s-3").exists()
