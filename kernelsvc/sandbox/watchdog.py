@@ -398,7 +398,7 @@ class Watchdog:
         self._read_at = {name: at for name, at in self._read_at.items() if name in sessions}
         self._due = {name for name in self._due if name in sessions} | busy | (sessions.keys() - self._shown.keys())
         until = time.monotonic() + self._memory_seconds
-        for name in sorted(self._due, key=lambda name: self._read_at.get(name, 0.0)):
+        for name in sorted(self._due, key=lambda name: (self._read_at.get(name, 0.0), name)):
             self._shown[name] = _shown_memory(sessions[name], uses[name])
             self._read_at[name] = time.monotonic()
             if name not in busy:

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,9 +98,11 @@ def told(block: Block, expected: str | None, output: str) -> str:
 
 
 @pytest.fixture
-def reader(served: Served, tmp_path: Path) -> Iterator[Reader]:
+def reader(served: Served, short_tmp: Path) -> Iterator[Reader]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{served.env.get('PATH', '')}"
-    reader = Reader(tmp_path, {**served.client_env, "PATH": path})
+    # A short path: pages start servers whose sockets are below the directory that they are followed in.
+    place = Path(tempfile.mkdtemp(prefix="p", dir=short_tmp))
+    reader = Reader(place, {**served.client_env, "PATH": path})
     yield reader
     reader.leave()
 

@@ -50,7 +50,8 @@ def test_a_context_keeps_its_parent_and_a_thread_takes_the_last() -> None:
     first = contextvars.copy_context()
     first.run(stream.set_parent, {"msg_id": "one"})
     contextvars.copy_context().run(stream.set_parent, {"msg_id": "two"})
-    first.run(stream.write, "a")
+    # A whole line: other tests of this process may have left a thread, and then the rest of a line waits for its end.
+    first.run(stream.write, "a\n")
     thread = threading.Thread(target=stream.write, args=("b\n",))
     thread.start()
     thread.join()
