@@ -174,6 +174,7 @@ def _command_line(served: Served) -> list[str]:
     assert [done.returncode for done in ran] == [1, 0]
     return [done.stdout + done.stderr for done in ran]
 
+
 #: The same in the short form for models.
 MODEL_NOTE = "the session and its variables go on"
 
