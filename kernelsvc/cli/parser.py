@@ -400,6 +400,27 @@ def _machine_commands(commands: _Commands) -> None:
     settings = commands.add("settings", "doctor:settings", "print each setting, its value and the origin of the value")
     _json_option(settings)
     _settings_options(settings, "as for 'serve'")
+    token = commands.add(
+        "token",
+        "tokens:token",
+        "create, list, revoke or rotate tokens, also while the server runs",
+        "Manage the tokens of a data directory. A running server accepts a new token immediately. It refuses\n"
+        "a revoked one within a second and closes its connections. Sessions belong to the name and outlive tokens.\n\n"
+        "  kernelsvc token create NAME     print a new token of the principal NAME\n"
+        "  kernelsvc token list            show ids, names, scopes and the last use (written once a minute)\n"
+        "  kernelsvc token revoke ID       refuse this token, or every token of a NAME\n"
+        "  kernelsvc token rotate ID       print a new token with the same rights; the old one expires",
+    )
+    token.add_argument("action", choices=["create", "list", "revoke", "rotate"])
+    token.add_argument("name", nargs="?", metavar="NAME|ID", help="name of a principal, or the id of a token")
+    token.add_argument("--scopes", help="separated by commas (default: run,approve)")
+    token.add_argument("--max-sessions", type=int, metavar="N", dest="sessions_of_token", help="most open sessions")
+    token.add_argument("--days", type=float, metavar="N", help="days until it expires (default: never)")
+    token.add_argument("--keep-hours", type=float, metavar="N", default=24, help="rotate: hours for the old token (24)")
+    token.add_argument("--e2b", action="store_true", help="a token in the form that E2B's clients insist on")
+    _json_option(token)
+    for option, help in (("--data-dir", "data directory of the server"), ("--config", "settings file of the server")):
+        token.add_argument(option, metavar="PATH", help=help)
     kernelspec = commands.add(
         "install-kernelspec",
         "install_kernelspec:install",

@@ -196,7 +196,9 @@ class Server:
         """
         if not self._sockets:
             self.bind()
-        self._http.listen_within(ConnectionLimiter.of(self._settings), self._sockets)
+        limiter = ConnectionLimiter.of(self._settings)
+        self._http.listen_within(limiter, self._sockets)
+        self._context.service.on_void_tokens(limiter.close_tokens)
         return self.addresses
 
     def _bind_tcp(self) -> list[socket.socket]:

@@ -16,7 +16,7 @@ import ipaddress
 import logging
 import resource
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from enum import Enum
 from typing import Any
 
@@ -26,6 +26,7 @@ from tornado.iostream import IOStream
 
 from kernelsvc.errors import AtCapacity
 from kernelsvc.linux.acceptor import Acceptor
+from kernelsvc.server.ws.socket_stream import SocketStream
 from kernelsvc.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class LimitedConnection:
     Attributes:
         peer: The address that it is counted for.
         principal: Name of the principal that a request on it authenticated last. None before.
+        token_sha256: Hash of that request's token.
         phase: The input or output that it waits for.
         since: Start of the phase, on the event loop's clock.
     """
@@ -64,9 +66,10 @@ class LimitedConnection:
         self._owner = owner
         self.peer = peer
         self.principal: str | None = None
+        self.token_sha256: str | None = None
         self.opened = self.since = owner.now()
         self.phase = Phase.HEAD
-        self.stream: IOStream | None = None
+        self.stream: IOStream | SocketStream | None = None
         # Time of the head's first byte. The first head counts from accept(2).
         self._head_since: float | None = self.opened
         self._credit = 0.0
@@ -104,17 +107,19 @@ class LimitedConnection:
         elif self.phase is Phase.BODY:
             self._credit = min(self._body_pause(), self._credit + size / MIN_BODY_RATE)
 
-    def claim(self, principal: str) -> None:
+    def claim(self, principal: str, token_sha256: str) -> None:
         """Count this connection for a principal, after a request on it showed a good token or secret.
 
         Raises:
             AtCapacity: The principal has as many connections as are allowed.
         """
         self._owner.claim(self, principal)
+        self.token_sha256 = token_sha256
         self._credit = self._body_pause()  # an authenticated client may pause for longer
 
-    def restore(self) -> None:
-        """Count it again. Its descriptor was duplicated before it was closed."""
+    def restore(self, stream: SocketStream) -> None:
+        """Count it again. Its descriptor was duplicated before it was closed, and this stream has the duplicate."""
+        self.stream = stream
         self._owner.add(self)
 
     def release(self) -> None:
@@ -144,7 +149,7 @@ class LimitedConnection:
         if self.phase is Phase.HEAD and self._head_since is not None and now - self._head_since > head:
             return f"the head of a request was not complete after {head:g} s"
         # While the server itself does not read, the client is not late.
-        if self.phase is Phase.BODY and self.stream is not None and self.stream.reading():
+        if self.phase is Phase.BODY and isinstance(self.stream, IOStream) and self.stream.reading():
             self._credit -= elapsed
             if self._credit <= 0:
                 return f"the body of a request came with less than {MIN_BODY_RATE} bytes/s"
@@ -257,6 +262,12 @@ class ConnectionLimiter:
         self.remove(connection)
         connection.principal = principal
         self.add(connection)
+
+    def close_tokens(self, hashes: Set[str]) -> None:
+        """Close the connections of tokens that are not valid any more. The sessions go on."""
+        for connection in [each for group in self._owned.values() for each in group]:
+            if connection.token_sha256 in hashes:
+                connection.close("its token is not valid any more")
 
     # -- the sweep -------------------------------------------------------------------------
 

@@ -252,7 +252,7 @@ class BaseHandler(RequestHandler):
         """
         connection = connection_of(getattr(self.request.connection, "stream", None))
         if connection is not None:
-            connection.claim(who.name)
+            connection.claim(who.name, who.token_sha256)
         self.who = who
 
     def token(self) -> str | None:

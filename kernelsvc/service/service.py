@@ -12,7 +12,7 @@ import contextlib
 import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
@@ -38,7 +38,7 @@ from kernelsvc.model.objects import (
     SessionRequest,
     SessionState,
 )
-from kernelsvc.model.tokens import authenticate, present_name
+from kernelsvc.model.tokens import present_name
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
 from kernelsvc.service.api import (
@@ -67,6 +67,7 @@ from kernelsvc.service.loading.closed_sessions import ClosedSessions
 from kernelsvc.service.loading.principal_names import update_principal_names
 from kernelsvc.service.offers import Offers
 from kernelsvc.service.one_shot import run_once
+from kernelsvc.service.principals import Principals
 from kernelsvc.service.programs import Programs
 from kernelsvc.service.projections import Projections, head_syslog
 from kernelsvc.service.registry import SessionRegistry
@@ -80,6 +81,7 @@ from kernelsvc.store.index import SessionRow
 from kernelsvc.store.journal import Journal
 from kernelsvc.store.keys import SigningKey
 from kernelsvc.store.sessions import SessionDirectories
+from kernelsvc.store.token_file import TokenFile
 from kernelsvc.telemetry.metrics import Metrics
 
 #: The Jupyter requests that a client may send to a kernel besides cells.
@@ -145,7 +147,8 @@ class Service:
         self.files = SessionFiles(registry, store)
         self.programs = Programs(registry, self.environment, self._launchers)
         self.leases = Leases(registry, settings.limits)
-        self.access = SessionTokens(projections.secret("access"), settings.tokens, registry)
+        self._principals = Principals(settings.tokens, TokenFile(store.data / "keys"))
+        self.access = SessionTokens(projections.secret("access"), self._principals.callers, registry)
         self._creator = SessionCreator(settings, registry, factory, self._warm_pool, self.leases, self.metrics)
         self._branches = BranchCreator(store, registry, self._creator, projections)
         self._deleter = SessionDeleter(store, registry, projections, self._closed)
@@ -166,6 +169,7 @@ class Service:
         update_principal_names(self._store, self._index, self._present_name)
         await self._adoption.run(self._store.scan())
         self._tasks.start(self.usage.run())
+        self._tasks.start(self._principals.run())
         self._warm_pool.start(self.settings.default_template)
         if self.settings.retention_seconds is not None:
             retention = Retention(self.settings, self._store, self._projections, self._closed)
@@ -188,6 +192,7 @@ class Service:
         await self._warm_pool.close()
         for session in self._registry.open_sessions():
             session.detach()
+        self._principals.write_uses()
         await self._projections.close()
         await self._launchers.stop(end_kernels=end_sessions)
 
@@ -227,7 +232,11 @@ class Service:
         Raises:
             Unauthenticated: no principal has this token.
         """
-        return authenticate(self.settings.tokens, token)
+        return self._principals.authenticate(token)
+
+    def on_void_tokens(self, callback: Callable[[frozenset[str]], None]) -> None:
+        """Call ``callback`` with the hashes of tokens that are not valid any more."""
+        self._principals.on_void(callback)
 
     def info(self) -> dict[str, Any]:
         """Return the server's versions, limits and sandbox."""

@@ -11,14 +11,14 @@ server can't derive the secret any more, and the secret is void.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from kernelsvc.errors import Forbidden, NotFound, Unauthenticated
 from kernelsvc.model.objects import Principal
-from kernelsvc.model.tokens import MAX_TOKEN_LENGTH, TokenRecord
+from kernelsvc.model.tokens import MAX_TOKEN_LENGTH
 from kernelsvc.service.api import Signed
 
 #: Scopes that no secret grants, even if its token has them.
@@ -42,18 +42,22 @@ class SessionTokens:
 
     Args:
         key: the HMAC key, which never leaves the server.
-        tokens: the configured tokens.
+        callers: returns the principals of all valid tokens.
         owners: knows the owner of each session, and the ids of the open ones.
     """
 
     def __init__(
         self,
         key: bytes,
-        tokens: Sequence[TokenRecord],
+        callers: Callable[[], Sequence[Principal]],
         owners: SessionOwners,
     ) -> None:
         self._key, self._owners = key, owners
-        self._callers = [each for each in (record.principal() for record in tokens) if _NEEDED in each.scopes]
+        self._all_callers = callers
+
+    @property
+    def _callers(self) -> list[Principal]:
+        return [each for each in self._all_callers() if _NEEDED in each.scopes]
 
     def secret(self, who: Principal, session: str, purpose: str) -> str:
         """Return this caller's secret of a session for a purpose (``[a-z]+``): 64 hexadecimal digits.

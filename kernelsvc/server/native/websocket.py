@@ -66,11 +66,11 @@ class FastWebSocketProtocol(WebSocketProtocol13):
         try:
             connection = connection_of(self.stream)
             taken, early = await take_over(self.stream)
-            if connection is not None:
-                connection.restore()
             self._frame_parser = FrameParser(self.max_message_size)
             released = connection.release if connection is not None else lambda: None
             self._socket_stream = SocketStream(taken, self._on_data, self._on_closed, released)
+            if connection is not None:
+                connection.restore(self._socket_stream)
             self.stream = cast("IOStream", self._socket_stream)
             self._on_data(early)
             if not self._socket_stream.closed():

@@ -40,7 +40,7 @@ class Owners:
 
 
 def over(tokens: Sequence[TokenRecord], key: bytes = b"k" * 32) -> SessionTokens:
-    return SessionTokens(key, tokens, Owners())
+    return SessionTokens(key, lambda: [record.principal() for record in tokens], Owners())
 
 
 @pytest.fixture

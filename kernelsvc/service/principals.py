@@ -1,0 +1,115 @@
+"""The callers of one server: tokens of its settings, and those of ``kernelsvc token``, which change while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from kernelsvc.errors import BadRequest
+from kernelsvc.model.objects import Principal
+from kernelsvc.model.tokens import TokenRecord, authenticate
+from kernelsvc.store.token_file import KeptToken, TokenFile
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at the file, and between two writes of the times of last use.
+LOOK_SECONDS, WRITE_SECONDS = 1.0, 60.0
+
+
+class Principals:
+    """Authenticates callers.
+
+    Args:
+        configured: The tokens of the settings.
+        file: The kept tokens. It is read again when it has changed.
+
+    Raises:
+        BadRequest: The file is damaged, or other users may read or write it.
+    """
+
+    def __init__(self, configured: Sequence[TokenRecord], file: TokenFile) -> None:
+        self._configured = tuple(configured)
+        self._file = file
+        self._stamp = file.stamp()
+        self._kept = file.read()
+        self._valid: dict[str, KeptToken] = {}
+        self._records: tuple[TokenRecord, ...] = self._configured
+        self._callers: tuple[Principal, ...] = ()
+        self._uses = file.last_uses()
+        self._used = False
+        self._on_void: list[Callable[[frozenset[str]], None]] = []
+        self._apply()
+
+    def authenticate(self, token: str | None) -> Principal:
+        """Return the principal of a token.
+
+        Raises:
+            Unauthenticated: It is missing, unknown, revoked or expired.
+        """
+        self.refresh()
+        who = authenticate(self._records, token)
+        if (kept := self._valid.get(who.token_sha256)) is not None:
+            self._uses[kept.id] = datetime.now(UTC).replace(microsecond=0)
+            self._used = True
+        return who
+
+    def callers(self) -> Sequence[Principal]:
+        """Return the principals of all tokens that are valid now."""
+        self.refresh()
+        return self._callers
+
+    def on_void(self, callback: Callable[[frozenset[str]], None]) -> None:
+        """Call ``callback`` with the hashes of tokens that were valid and are not any more."""
+        self._on_void.append(callback)
+
+    def refresh(self) -> None:
+        """Read the file again if it has changed, and drop tokens that have expired meanwhile."""
+        stamp = self._file.stamp()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._kept = self._file.read()
+            except BadRequest as error:
+                # The tokens that were read last stay valid: a damaged file must not lock every client out.
+                log.error("The tokens of 'kernelsvc token' stay as they were: %s", error)
+            self._apply()
+        elif self._valid and any(each.expired(datetime.now(UTC)) for each in self._valid.values()):
+            self._apply()
+
+    def _apply(self) -> None:
+        now = datetime.now(UTC)
+        before = self._valid
+        self._valid = {each.record.sha256: each for each in self._kept if not each.expired(now)}
+        self._records = (*self._configured, *(each.record for each in self._valid.values()))
+        self._callers = tuple(record.principal() for record in self._records)
+        void = frozenset(before.keys() - {record.sha256 for record in self._records})
+        for digest in void:
+            kept = before[digest]
+            log.info("The token %s of %s is not valid any more.", kept.id, kept.record.name)
+        if void:
+            for callback in self._on_void:
+                callback(void)
+
+    async def run(self) -> None:
+        """Look at the file once a second, so that connections of a revoked token end. Ends when it is cancelled."""
+        loop = asyncio.get_running_loop()
+        written = loop.time()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.refresh()
+            if loop.time() - written >= WRITE_SECONDS:
+                written = loop.time()
+                self.write_uses()
+
+    def write_uses(self) -> None:
+        """Write the times of last use, if a kept token was used since the last time."""
+        if not self._used:
+            return
+        self._used = False
+        known = {each.id for each in self._kept}
+        try:
+            self._file.write_last_uses({name: at for name, at in self._uses.items() if name in known})
+        except OSError as error:
+            log.warning("Can't write when tokens were used last: %s", error.strerror)

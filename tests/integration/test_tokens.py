@@ -1,0 +1,72 @@
+"""``kernelsvc token`` beside a running server: clients come and go while sessions and cells continue."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from urllib.error import HTTPError
+
+import pytest
+from served import Served
+from waiting import wait_for
+
+from kernelsvc import Client
+from kernelsvc.errors import QuotaExceeded, Unauthenticated
+
+
+def tokens(served: Served, *words: str) -> str:
+    command = [sys.executable, "-m", "kernelsvc", "token", *words, "--data-dir", str(served.data_dir)]
+    return subprocess.run(command, env=served.env, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_two_users_one_rotated_while_a_cell_runs(served: Served) -> None:
+    alice = tokens(served, "create", "token-alice", "--max-sessions", "1")
+    bob = tokens(served, "create", "token-bob", "--scopes", "read")
+    with Client(served.url, alice) as first:
+        session = first.create_session()
+        cell = session.run(
+            "import os, time\nx = 1\nwhile not os.path.exists('go'): time.sleep(0.02)\nx + 1", wait="queued"
+        )
+        with pytest.raises(QuotaExceeded, match="live sessions"):
+            first.create_session()
+        new = tokens(served, "rotate", "token-alice", "--keep-hours", "0")
+        # The connection ends with its token. The session and its cell do not.
+        with pytest.raises(Unauthenticated):
+            wait_for(lambda: first.session(session.id) and None, what="the refusal of the old token")
+        with Client(served.url, new) as second:
+            again = second.session(session.id)
+            again.upload(b"", "go")
+            ended = wait_for(
+                lambda: (found := again.cell(cell.id)).state == "finished" and found, what="the cell's end"
+            )
+            assert ended.text == "2\n"
+            with pytest.raises(HTTPError) as refused:
+                served.call("POST", "/v1/sessions", {}, headers={"Authorization": f"Bearer {bob}"})
+            assert refused.value.code == 403
+            again.close()
+    tokens(served, "revoke", "token-alice")
+    tokens(served, "revoke", "token-bob")
+    with pytest.raises(HTTPError) as unknown:
+        served.call("GET", "/v1/sessions", headers={"Authorization": f"Bearer {new}"})
+    assert unknown.value.code == 401
+    listed = {each["name"] for each in json.loads(tokens(served, "list", "--json"))}
+    assert not listed & {"token-alice", "token-bob"}
+
+
+def test_a_damaged_file_locks_out_no_client(served: Served) -> None:
+    token = tokens(served, "create", "token-carol")
+    path: Path = served.data_dir / "keys" / "tokens.json"
+    content = path.read_bytes()
+    headers = {"Authorization": f"Bearer {token}"}
+    served.call("GET", "/v1/sessions", headers=headers)
+    try:
+        path.write_bytes(b"{")
+        assert served.call("GET", "/v1/sessions", headers=headers)["sessions"] == []
+        wait_for(lambda: "damaged" in served.output(), what="the cause in the server's log")
+    finally:
+        path.write_bytes(content)
+    tokens(served, "revoke", "token-carol")
+    with pytest.raises(HTTPError):
+        served.call("GET", "/v1/sessions", headers=headers)
