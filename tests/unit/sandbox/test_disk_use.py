@@ -103,11 +103,11 @@ def test_a_directory_without_permissions_is_counted_by_its_owner(open_tmp: Path)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("kept", ["open", "mapped"])
-def test_a_deleted_file_counts_as_long_as_it_is_kept(tmp_path: Path, kept: str) -> None:
+@pytest.mark.parametrize(("kept", "name"), [("open", "f"), ("mapped", "f"), ("mapped", "f\r (deleted)\ng")])
+def test_a_deleted_file_counts_as_long_as_it_is_kept(tmp_path: Path, kept: str, name: str) -> None:
     here = {"workdir": str(tmp_path), "home": str(tmp_path)}
     before = measure_deleted([os.getpid()], **here)  # pytest keeps some
-    f = (tmp_path / "f").open("w+b")
+    f = (tmp_path / name).open("w+b")
     f.write(bytes(SIZE))
     f.flush()
     mapped = mmap.mmap(f.fileno(), 0)
@@ -115,7 +115,7 @@ def test_a_deleted_file_counts_as_long_as_it_is_kept(tmp_path: Path, kept: str) 
         f.close()
     else:
         mapped.close()
-    (tmp_path / "f").unlink()
+    (tmp_path / name).unlink()
     found = measure_deleted([os.getpid(), os.getpid()], **here)
     assert found.bytes >= before.bytes + SIZE
     assert (found.files, found.unseen) == (before.files + 1, "")
