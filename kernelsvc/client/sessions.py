@@ -77,6 +77,7 @@ class AsyncSession:
         metadata: Mapping[str, Any] | None = None,
         checkpoint: Literal["auto", "every"] | None = None,
         changes: bool = False,
+        max_text: int | None = None,
         wait: Literal["finished", "queued"] = "finished",
         on_approval: OnApproval | None = None,
     ) -> Cell:
@@ -96,6 +97,8 @@ class AsyncSession:
             checkpoint: ``every`` makes a checkpoint after this cell, before any later one. Default: the session's mode.
             changes: the cell is a model's: ``cell_finished`` has the names of variables and files that the cell made,
                 changed or removed, and a traceback has the short form only.
+            max_text: most characters of ``text``, which keeps its head and its tail. The log has all of it
+                (``output``).
             wait: ``queued`` returns when the server has accepted the cell.
             on_approval: called with each call of the cell that waits for approval. It returns True to approve it,
                 False or a reason to deny it, and None to leave the decision to another client.
@@ -104,8 +107,7 @@ class AsyncSession:
             KernelsvcError: the server refused the cell. A failed cell does not raise: see ``Cell.raise_for_error``.
         """
         request = _cell_params(code, cell, timeout, silent, on_error, on_disconnect, metadata, checkpoint)
-        if changes:
-            request["changes"] = True
+        request |= without_none(changes=changes or None, max_text=max_text)
         if on_approval is not None:
             return await self._run_with_approvals(request, on_approval)
         return self._rpc.cell(await self._call("execute", repeat=True, wait=wait, **request))

@@ -122,6 +122,13 @@ class CellRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             "traceback has the short form only. Forked kernels."
         ),
     ] = False
+    max_text: (
+        Annotated[
+            int,
+            msgspec.Meta(ge=0, le=2**53, description="Most characters of the answer's `text`: its head and its tail."),
+        ]
+        | None
+    ) = None
 
 
 class CellError(msgspec.Struct, kw_only=True):

@@ -106,7 +106,7 @@ def slim(output: Output, room: int) -> Output:
         return {**output, **_slim_error(output)}
     data, dropped = dict(output["data"]), []
     plain = data.pop("text/plain", None)
-    text = _cut_middle(plain, room // 2) if isinstance(plain, str) else ""
+    text = cut_middle(plain, room // 2) if isinstance(plain, str) else ""
     for mime, value in sorted(data.items(), key=lambda item: -len(str(item[1]))):
         if sum(len(str(v)) for v in data.values()) <= room - len(text):
             break
@@ -118,11 +118,12 @@ def slim(output: Output, room: int) -> Output:
     return {**output, "data": {**data, "text/plain": text} if text else data}
 
 
-def _cut_middle(text: str, length: int) -> str:
+def cut_middle(text: str, length: int) -> str:
+    """Return a text with at most this many characters of its head and tail, and a note on the rest between them."""
     half = length // 2
     if len(text) <= length:
         return text
-    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters of the value left out …]\n{text[len(text) - half :]}"
+    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[len(text) - half :]}"
 
 
 def _characters_lost(before: Output, after: Output) -> int:

@@ -38,6 +38,7 @@ from kernelsvc.model.objects import (
     SessionRequest,
     SessionState,
 )
+from kernelsvc.model.outputs import cut_middle
 from kernelsvc.model.tokens import present_name
 from kernelsvc.model.view.request import ViewRequest
 from kernelsvc.protocol.kernel_messages import KernelRequest
@@ -101,6 +102,14 @@ def versions() -> dict[str, str]:
     """Return names and versions of the software that runs here, for the journal."""
     names = ("ipykernel", "ipython", "jupyter_client", "tornado", "nbformat")
     return {"kernelsvc": __version__, "python": sys.version.split()[0], **{n: version(n) for n in names}}
+
+
+def _answer(session: Session, cell: str, request: CellRequest) -> CellInfo:
+    """Return the answer to a request that ran a cell."""
+    info = session.cell(cell)
+    if request.max_text is not None:
+        info.text = cut_middle(info.text, request.max_text)
+    return info
 
 
 class Service:
@@ -384,7 +393,7 @@ class Service:
         if wait == "finished":
             for cell in ids:
                 await found.wait(cell)
-        return [found.cell(cell) for cell in ids]
+        return [_answer(found, cell, request) for cell, request in zip(ids, cells, strict=True)]
 
     def execute_then(
         self, who: Principal, session: str, request: CellRequest, on_finished: OnFinished, *, client: object
@@ -392,7 +401,7 @@ class Service:
         """Run one cell without a task. ``on_finished`` must not raise. It gets a function that reads the cell."""
         found = self._registry.find(who, session, "run")
         (cell,) = self._submit(found, who, [request], client)
-        found.when_finished(cell, lambda: on_finished(lambda: found.cell(cell)))
+        found.when_finished(cell, lambda: on_finished(lambda: _answer(found, cell, request)))
 
     def _submit(self, found: Session, who: Principal, cells: Sequence[CellRequest], client: object) -> Sequence[str]:
         if not cells:

@@ -81,6 +81,21 @@ async def test_a_view_is_the_same_by_each_way_and_reads_what_is_cut(served, rpc,
         assert answer["code"] in ("not_found", "bad_request"), answer
 
 
+async def test_the_text_of_an_answer_is_as_short_as_the_request_says_by_each_way(served, rpc, session):
+    cell = {"code": "print('ab' * 5000)", "max_text": 100}
+    short = "ab" * 25 + "\n[… 9,901 characters left out …]\n" + "b" + "ab" * 24 + "\n"
+    assert (await rpc.call("session.execute", session=session, **cell))["text"] == short
+    answers = await rpc.call("session.batch", session=session, cells=[cell, {"code": "print('cd' * 100)"}])
+    assert [one["text"] for one in answers] == [short, "cd" * 100 + "\n"]
+    path = f"/v1/sessions/{session}/cells"
+    assert (await rest(served, "POST", path, json=cell)).json()["text"] == short
+    async with AsyncClient(served.url, served.token) as client:
+        run = (await client.session(session)).run
+        assert (await run(cell["code"], max_text=100)).text == short
+        assert (await run("print('short')", max_text=100)).text == "short\n"
+    assert (await rpc.refused("session.execute", session=session, code="1", max_text=-1))["code"] == "bad_request"
+
+
 async def test_a_reader_that_comes_back_misses_nothing_and_sees_nothing_twice(served, rpc, session):
     running = await rpc.send("session.execute", {"session": session, "code": "for n in range(5000): print(n)"})
     seen: list[dict] = []

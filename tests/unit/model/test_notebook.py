@@ -254,7 +254,7 @@ def test_a_large_table_keeps_its_text():
 
 def test_a_long_value_keeps_head_and_tail():
     text = folded(ev.Result(data={"text/plain": "a" * 5000 + "z" * 5000}, execution_count=1), budget=2000).text()
-    assert text.startswith("a" * 250 + "\n[… 9,500 characters of the value left out …]\n" + "z" * 250 + "\n")
+    assert text.startswith("a" * 250 + "\n[… 9,500 characters left out …]\n" + "z" * 250 + "\n")
 
 
 def test_an_output_that_keeps_a_form_that_shows_all_of_it_has_no_note():
