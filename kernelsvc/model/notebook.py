@@ -52,7 +52,7 @@ class Note:
 
     def __init__(self, text: str, event: Event, seq: int) -> None:
         self.first = self.last = seq
-        self._text = text
+        self.text = text
         self._at = event.at
         self._type = type(event).__name__
 
@@ -63,7 +63,7 @@ class Note:
             "cell_type": "markdown",
             "id": f"kernelsvc-note-{self.first}",
             "metadata": {"kernelsvc": own},
-            "source": f"> **kernelsvc:** {self._text}",
+            "source": f"> **kernelsvc:** {self.text}",
         }
 
 
@@ -140,6 +140,8 @@ class NotebookFold:
         self._last_finished: str | None = None
         self._seen: set[str] = set()
         self._silent: set[str] = set()
+        #: The note on a kernel's death, until its successor is there: one note says all of it.
+        self._death: Note | None = None
         self._displays: OrderedDict[str, list[tuple[str, int]]] = OrderedDict()
         self._patches: dict[tuple[str, int | None], Patch] = {}
         self._patch_size = 0
@@ -164,7 +166,7 @@ class NotebookFold:
 
     def _on_session_closed(self, event: Event) -> None:
         assert isinstance(event, ev.SessionClosed)
-        self.closed = event.reason or "closed"
+        self.closed, self._death = event.reason or "closed", None
 
     def _on_queued(self, event: Event) -> None:
         assert isinstance(event, ev.CellQueued)
@@ -239,25 +241,42 @@ class NotebookFold:
             texts.append(f"the cell above ended: {event.reason}. {_plain(event.message or '')}")
         if fold.calls is not None and (calls := fold.calls.note()):
             texts.append(f"{_plain(calls)}.")
-        if texts and not fold.queued.silent:
+        if not texts or fold.queued.silent:
+            return
+        if self._death is not None and event.reason is not Reason.CANCELLED:
+            # The reason of the cell's end names the cause of the death.
+            self._death.text, self._death.last = " ".join(texts), self.last_seq
+        else:
             self._note(event, " ".join(texts))
 
-    def _note(self, event: Event, text: str) -> None:
-        self._entries.append(Note(text.strip(), event, self.last_seq))
+    def _note(self, event: Event, text: str) -> Note:
+        note = Note(text.strip(), event, self.last_seq)
+        self._entries.append(note)
+        return note
 
     def _on_kernel_died(self, event: Event) -> None:
         assert isinstance(event, ev.KernelDied)
-        self._note(event, f"the kernel died ({_plain(event.cause)}). {_plain(event.message)}")
+        self._death = self._note(event, f"the kernel died ({_plain(event.cause)}). {_plain(event.message)}")
+
+    def _on_successor(self, event: Event, text: str) -> None:
+        """Say which kernel came next, in the note on the death if there is one."""
+        death, self._death = self._death, None
+        if death is None:
+            self._note(event, text)
+        else:
+            end = "" if death.text.endswith(".") else "."
+            death.text, death.last = f"{death.text}{end} {text[0].upper()}{text[1:]}", self.last_seq
 
     def _on_kernel_restored(self, event: Event) -> None:
         assert isinstance(event, ev.KernelRestored)
         after = f" as they were after cell {_plain(event.after_cell)}" if event.after_cell else ""
-        self._note(event, f"a checkpoint was woken: the variables are back{after}.")
+        self._on_successor(event, f"a checkpoint was woken: the variables are back{after}.")
 
     def _on_kernel_restarted(self, event: Event) -> None:
         assert isinstance(event, ev.KernelRestarted)
         self._kernel = event.kernel
-        self._note(event, f"the kernel was restarted; its variables are empty. {_plain(event.why)}")
+        why = "" if self._death is not None else f" {_plain(event.why)}"
+        self._on_successor(event, f"the kernel was restarted; its variables are empty.{why}")
 
     def _on_rolled_back(self, event: Event) -> None:
         assert isinstance(event, ev.RolledBack)
@@ -325,7 +344,9 @@ class NotebookFold:
         entry = self._entries[index]
         if isinstance(entry, CellFold):
             return entry.id not in self._open
-        return isinstance(entry, Note) or index + 1 < len(self._entries)
+        if isinstance(entry, Note):
+            return entry is not self._death
+        return index + 1 < len(self._entries)
 
     def _remember_displays(self, entry: Entry) -> None:
         if isinstance(entry, Note):

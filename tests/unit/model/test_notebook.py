@@ -364,7 +364,32 @@ def test_a_death_stands_after_the_cell_that_ran_and_before_those_that_waited():
         ev.CellStarted(cell="b"),
     ]
     cells = fold(stamped(*events))["cells"]
-    assert [c["id"] for c in cells] == ["a", "kernelsvc-note-4", "kernelsvc-note-5", "b"]
+    assert [c["id"] for c in cells] == ["a", "kernelsvc-note-4", "b"]
+    assert cells[1]["source"] == "> **kernelsvc:** the cell above ended: kernel_died. gone"
+
+
+SUCCESSORS = [
+    (ev.KernelRestored(after_cell="a"), "A checkpoint was woken: the variables are back as they were after cell a."),
+    (ev.KernelRestarted(why="died: SIGSEGV"), "The kernel was restarted; its variables are empty."),
+]
+
+
+@pytest.mark.parametrize(("successor", "words"), SUCCESSORS)
+@pytest.mark.parametrize("running", [True, False])
+def test_a_crash_has_one_note_which_says_what_followed(successor, words, running):
+    died = ev.KernelDied(cause="signalled", message="SIGSEGV.")
+    started = [ev.CellQueued(cell="b"), ev.CellQueued(cell="c"), ev.CellStarted(cell="b")]
+    end = ev.CellFinished(cell="b", reason=Reason.KERNEL_DIED, message="SIGSEGV; variables are gone.")
+    waited = ev.CellFinished(cell="c", reason=Reason.CANCELLED, message="b failed.")
+    events = [*started, died, end, waited, successor] if running else [died, successor]
+    cells = valid(fold(stamped(*run("a"), *events, *run("d"))))["cells"]
+    notes = [c["source"].removeprefix("> **kernelsvc:** ") for c in cells if c["cell_type"] == "markdown"]
+    assert notes == (
+        [f"the cell above ended: kernel_died. SIGSEGV; variables are gone. {words}"]
+        + ["the cell above ended: cancelled. b failed."]
+        if running
+        else [f"the kernel died (signalled). SIGSEGV. {words}"]
+    )
 
 
 def test_undone_cells_are_marked_and_stay():
