@@ -88,6 +88,9 @@ S = SessionState
 #: Lifetime of a paused session in seconds. E2B keeps a paused sandbox for the same time.
 PAUSED_SECONDS = 30 * 24 * 3600.0
 
+#: What a cell says that fails by an unknown name after its kernel was restarted.
+VARIABLES_LOST = "The kernel was restarted after earlier cells, and their variables are gone. Run those cells again."
+
 
 class Machine(MachineState):
     """One session's state and decisions. See the module's docstring.
@@ -346,6 +349,9 @@ class Machine(MachineState):
         text = f"{hit.message}; variables kept." if hit is not None else noticed
         if memory:
             return Reason.MEMORY, f"{text or 'An allocation was refused; variables kept.'} Use less at once.", True
+        if reply.ename == "NameError" and any(cell.lost for cell in self.cells.values()):
+            # A model can't guess why a name that it has defined is unknown.
+            text = f"{text} {VARIABLES_LOST}" if text else VARIABLES_LOST
         return Reason.ERROR, text, None
 
     def _cause(self, run: Running) -> str | None:

@@ -76,6 +76,27 @@ def types(events):
     return [type(e).__name__ for e in events]
 
 
+NAME_ERROR = KernelReplied("c", "error", ename="NameError", evalue="name 'x' is not defined")
+
+
+@pytest.mark.parametrize(
+    ("between", "message"),
+    [
+        ([], None),
+        ([Restart(), KernelReady(ev.KernelRestarted(why="asked"))], "The kernel was restarted after earlier cells"),
+        ([KernelExited("signalled", "SIGSEGV"), KernelReady(ev.KernelRestarted(why="died"))], "The kernel was rest"),
+    ],
+)
+def test_an_unknown_name_after_a_restart_says_that_the_variables_are_gone(between, message):
+    machine = ready()
+    drive(machine, submit("a"), CellBegan("a", 1), KernelReplied("a", "ok"), KernelIdle("a"), *between)
+    drive(machine, submit("c"), CellBegan("c", 2))
+    events, _ = drive(machine, NAME_ERROR, KernelIdle("c"))
+    end = next(event for event in events if isinstance(event, ev.CellFinished))
+    assert end.reason is Reason.ERROR
+    assert (end.message or "").startswith(message or "") and bool(end.message) is bool(message)
+
+
 def test_a_cell_goes_from_queued_to_finished():
     machine = ready()
     events, effects = drive(
