@@ -177,7 +177,12 @@ def _session_commands(commands: _Commands) -> None:
     show = commands.add("show", "sessions.show:show", "show a session: its cells, their output and their duration")
     show.add_argument("id", metavar="ID", help="the session")
     show.add_argument("--events", action="store_true", help="show its log instead, one event a line")
-    show.add_argument("--follow", "-f", action="store_true", help="show its log, and new events as they happen")
+    show.add_argument(
+        "--follow",
+        "-f",
+        action="store_true",
+        help="show its cells, and new ones as they run. With --events or --json: its log",
+    )
     _json_option(show)
     _server_options(show)
     why = commands.add(

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from kernelsvc.cli.server_locator import client_of
-from kernelsvc.cli.terminal import Terminal
+from kernelsvc.cli.terminal import CellPrinter, Terminal
 from kernelsvc.cli.terminal.filter import json_text, one_line, safe, seconds, size, still, table
 from kernelsvc.client import AsyncSession, Cell
 from kernelsvc.client.values import UnknownEvent
@@ -67,8 +67,11 @@ async def show(args: argparse.Namespace, terminal: Terminal) -> int:
     """Show the cells of a session, or its log."""
     async with client_of(args) as client:
         session = await client.session(args.id)
-        if args.events or args.follow:
+        if args.events or (args.follow and args.json):
             return await _show_events(args, terminal, session)
+        if args.follow:
+            _head(session.details, terminal)
+            return await _follow_cells(terminal, session)
         cells = await session.cells()
     if args.json:
         terminal.line(_json({"session": session.details, "cells": cells}))
@@ -101,11 +104,15 @@ def _head(one: SessionInfo, terminal: Terminal) -> None:
         terminal.line(still(f"checkpoint {name} after {place}"), "dim")
 
 
-def _show_cell(cell: Cell, terminal: Terminal) -> None:
+def _show_code(code: str, count: int | None, terminal: Terminal) -> None:
     terminal.line()
-    prompt = f"In [{cell.execution_count if cell.execution_count is not None else ' '}]: "
-    code = still(cell.code.rstrip()).replace("\n", "\n" + "...: ".rjust(len(prompt)))
+    prompt = f"In [{count if count is not None else ' '}]: "
+    code = still(code.rstrip()).replace("\n", "\n" + "...: ".rjust(len(prompt)))
     terminal.line(terminal.style(prompt, "prompt") + code)
+
+
+def _show_cell(cell: Cell, terminal: Terminal) -> None:
+    _show_code(cell.code, cell.execution_count, terminal)
     if cell.text:
         terminal.line(safe(cell.text.rstrip("\n"), colour=terminal.colour))
     for image in cell.images:
@@ -113,6 +120,29 @@ def _show_cell(cell: Cell, terminal: Terminal) -> None:
     state = str(cell.reason or cell.state)
     message = f": {still(cell.message)}" if cell.message else ""
     terminal.line(f"{state} in {seconds(cell.usage.wall_ms / 1000)}{message}", "dim" if cell.ok else "red")
+
+
+async def _follow_cells(terminal: Terminal, session: AsyncSession) -> int:
+    """Show the cells so far, and new ones while they run, until the session is closed. Safe to cancel."""
+    waiting: dict[object, str] = {}
+    printer = CellPrinter(terminal, movement=False)
+    async with session.events(follow=True) as events:
+        async for event in events:
+            match event:
+                case ev.CellQueued(code=code):
+                    waiting[event.cell] = code
+                case ev.CellStarted(execution_count=count):
+                    _show_code(waiting.pop(event.cell, ""), count, terminal)
+                case ev.CellFinished(reason=reason, usage=usage):
+                    waiting.pop(event.cell, None)
+                    printer.show(event)
+                    ok = reason is ev.Reason.OK
+                    terminal.line(f"{reason} in {seconds(usage.wall_ms / 1000)}", "dim" if ok else "red")
+                case ev.SessionClosed(reason=reason):
+                    terminal.message(f"closed: {still(reason or 'closed')}")
+                case _:
+                    printer.show(event)
+    return 0
 
 
 async def _show_events(args: argparse.Namespace, terminal: Terminal, session: AsyncSession) -> int:

@@ -81,17 +81,20 @@ class CellPrinter:
         terminal: shows the events.
         prompts: mark results with ``Out[n]:``, like IPython.
         short_errors: show only the message of an error, on ``out``, without its traceback.
+        movement: let output move the cursor in its line, as progress bars do.
 
     Attributes:
         images: images that the cell displayed.
     """
 
-    def __init__(self, terminal: Terminal, *, prompts: bool = False, short_errors: bool = False) -> None:
+    def __init__(
+        self, terminal: Terminal, *, prompts: bool = False, short_errors: bool = False, movement: bool = True
+    ) -> None:
         self.images: list[Image] = []
         self._terminal = terminal
         self._prompts = prompts
         self._short_errors = short_errors
-        self._filters = {name: EscapeFilter(colour=terminal.colour, movement=True) for name in ("stdout", "stderr")}
+        self._filters = {name: EscapeFilter(colour=terminal.colour, movement=movement) for name in ("stdout", "stderr")}
         self._at_start = True
         self._clear = False
 

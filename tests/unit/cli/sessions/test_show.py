@@ -1,6 +1,7 @@
 """Lists and trees of sessions, with a scripted server."""
 
 import argparse
+import asyncio
 import io
 import json
 import re
@@ -68,6 +69,25 @@ async def test_what_others_wrote_into_a_name_does_not_reach_the_terminal(server)
         out = await said(command, server)
         assert "\x1b" not in out
         assert "evil" in out
+
+
+async def test_a_session_is_followed_cell_by_cell_until_it_is_closed(server):
+    from kernelsvc import AsyncClient
+
+    async with AsyncClient(server.url, TOKEN) as client:
+        session = await client.create_session()
+        await session.run("print before\x1b[2A")
+        following = asyncio.create_task(said(show.show, server, id=session.id, follow=True))
+        await session.run("get nothing\n# a second line")
+        await session.run("print last")
+        await session.close()
+        lines = [re.sub(r"in [\d.]+ m?s", "in T", line) for line in (await following).splitlines()]
+    assert lines[0].startswith(f"{session.id} ")
+    assert lines[lines.index("") :] == [
+        *("", "In [1]: print before", "before", "ok in T"),
+        *("", "In [2]: get nothing", "   ...: # a second line", "error in T"),
+        *("", "In [3]: print last", "last", "ok in T"),
+    ]
 
 
 async def test_no_output_or_name_repaints_what_show_printed(server):
