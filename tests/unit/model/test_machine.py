@@ -94,7 +94,8 @@ def test_an_unknown_name_after_a_restart_says_that_the_variables_are_gone(betwee
     events, _ = drive(machine, NAME_ERROR, KernelIdle("c"))
     end = next(event for event in events if isinstance(event, ev.CellFinished))
     assert end.reason is Reason.ERROR
-    assert (end.message or "").startswith(message or "") and bool(end.message) is bool(message)
+    assert (end.message or "").startswith(message or "")
+    assert bool(end.message) is bool(message)
 
 
 def test_a_cell_goes_from_queued_to_finished():
